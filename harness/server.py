@@ -26,7 +26,7 @@ ROOT: Final = Path(__file__).parents[1]
 START_S: Final = 120.0
 STOP_S: Final = 25.0
 _BOX_LANE_BYTES: Final = 256
-"""Of a lane in a worker's black box (``serve.black_box``): first what it is at, then what it did last."""
+"""Of one lane in a worker's crash report (``serve.worker.crash_report``): first its action, then the last."""
 LOAD_LANE, EXEC_LANE = 0, 1
 _MODULE: Final = "clockwork_serve.serve."
 

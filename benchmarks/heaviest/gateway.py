@@ -39,8 +39,8 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.child import configure
 from clockwork_serve.serve.gateway.settings import GatewayConfig
-from clockwork_serve.serve.os_scheduling import run_patiently
-from clockwork_serve.serve.processes.gateway import GatewayServers, settle_memory
+from clockwork_serve.serve.os_scheduling import use_batch_policy
+from clockwork_serve.serve.processes.gateway import GatewayServers, freeze_live_objects
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import MIB, ms
 from harness.machine import anonymous_bytes, children
@@ -148,7 +148,7 @@ class LockProbe(threading.Thread):
 
 
 async def _gateway(run_dir: str, selector: TimedSelector) -> None:
-    run_patiently()
+    use_batch_policy()
     config = GatewayConfig(
         settings=Settings(
             http_port=0, grpc_port=0, metrics_port=None, slo_ms=60_000, gateway_memory=512 * MIB
@@ -157,7 +157,7 @@ async def _gateway(run_dir: str, selector: TimedSelector) -> None:
         name="g0",
     )
     servers = GatewayServers(config)
-    await servers.start(settle_memory)
+    await servers.start(freeze_live_objects)
     servers.http.codec.start_soon()
     while not servers.gateway.link.ready:  # noqa: ASYNC110 - once, for a moment
         await asyncio.sleep(0.01)

@@ -134,7 +134,7 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
     # Links of the controller's process.
     (f"{S}/controller/hub", "            self.driver.post(GatewayLost(gateway=name))", "            pass",
      "nobody hears that a gateway died"),
-    (f"{S}/controller/hub", "                self.driver.post(self._autopsy(name, link.peer.pid))", "                pass",
+    (f"{S}/controller/hub", "                self.driver.post(self._read_crash_report(name, link.peer.pid))", "                pass",
      "nobody hears that a worker died"),
     (f"{S}/controller/hub", "                del self._worker_by_device[device]", "                pass",
      "a worker that comes back may not have its devices"),

@@ -44,7 +44,7 @@ def server(place: Path) -> Iterator[RunningServer]:
 @pytest.fixture(autouse=True)
 def _well(server: RunningServer) -> None:
     """Each test finds a server that is whole, has all weights and has forgotten earlier deaths."""
-    server.server.supervisor.forgive("")
+    server.server.supervisor.reset_backoff("")
     server.wait_ready(60)
     for name in MODELS:
         infer_zero(server, name)
@@ -90,14 +90,14 @@ def test_no_request_that_can_wait_fails_when_the_controller_dies_again_and_again
         for _ in range(3):
             time.sleep(0.7)
             back(server, kill(server, "controller"))
-            server.server.supervisor.forgive("controller")
+            server.server.supervisor.reset_backoff("controller")
         time.sleep(0.5)
         ends = load.stop()
     waited = [end for end in ends if not end.good]
     # What comes while there is no controller is told so at once; nothing else is refused, nothing lost.
     assert {end.how for end in waited} <= {"503", "UNAVAILABLE"}, how(ends)
-    whys = ("not_serving: not ready: ", "not_serving: no worker is up")
-    assert all(end.why.startswith(whys) for end in waited), how(ends)
+    reasons = ("not_serving: not ready: ", "not_serving: no worker is up")
+    assert all(end.why.startswith(reasons) for end in waited), how(ends)
     assert all(end.retry_after for end in waited), how(ends)
     with timing.judged():
         assert max(end.took_ms for end in waited) < SLACK_MS

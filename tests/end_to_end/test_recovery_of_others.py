@@ -72,7 +72,7 @@ def test_twenty_killed_gateways_leave_nothing_behind(server: RunningServer) -> N
     def killed() -> None:
         pid = server.pid("gateway-1")
         assert pid is not None
-        server.server.supervisor.forgive("gateway")
+        server.server.supervisor.reset_backoff("gateway")
         os.kill(pid, signal.SIGKILL)
         until(lambda: server.pid("gateway-1") not in (None, pid))
         until(lambda: server.state()["gateways"] == ["gateway-0", "gateway-1"])
@@ -210,7 +210,7 @@ def test_a_load_that_races_with_a_dying_worker_ends_and_the_model_is_served(
         put(root, "raced", affine(300 + turn))
         pid = server.pid("worker-cpu:0")
         assert pid is not None
-        server.server.supervisor.forgive("worker")
+        server.server.supervisor.reset_backoff("worker")
         killer = subprocess.Popen(["sh", "-c", f"sleep {0.3 * turn}; kill -9 {pid}"])
         try:
             call(server, "repository/models/raced/load", {})

@@ -81,7 +81,7 @@ def stop_and_see_another(server: RunningServer, name: str) -> None:
     server.wait_ready()
     infer(server, "m0", ZERO)
     assert {each: server.pid(each) for each in before} == before, "the others were left alone"
-    assert server.server.supervisor.unanswering[name] == 1
+    assert server.server.supervisor.unresponsive[name] == 1
 
 
 def test_a_stopped_controller_is_said_to_be_and_another_one_serves(

@@ -59,7 +59,7 @@ GROUPS: Final = {
         "http_connection", "http_infer", "http_routes", "grpc_infer", "grpc_rpcs", "compression",
         "api_keys", "shared_memory",
     ),
-    "tests.fuzz.targets.links": ("frames", "tensor_calls", "region_names", "black_box"),
+    "tests.fuzz.targets.links": ("frames", "tensor_calls", "region_names", "crash_report"),
     "tests.fuzz.targets.machines": ("far_requests", "far_answers"),
     "tests.fuzz.targets.files": (
         "clockwork_toml", "config_pbtxt", "settings", "repository", "scenario", "azure_trace", "csv_trace",

@@ -21,7 +21,7 @@ CONTROLLER = hello(Role.CONTROLLER, "controller")
 
 
 class Side:
-    """Records what one side of a link sees."""
+    """Records what one side of a link receives."""
 
     def __init__(self) -> None:
         self.links: list[Link] = []

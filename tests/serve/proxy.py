@@ -1,4 +1,4 @@
-"""A network between two TCP programs that does what a test says: delays, cuts, heals, resets.
+"""A network between two TCP programs, controlled by a test: it delays, cuts, heals and resets.
 
 What is cut is not lost: TCP sends it again, so it comes after the cut has healed. A cut tells nobody.
 """
@@ -48,22 +48,22 @@ class Proxy:
         self._loop.close()
 
     def cut(self, *, there: bool = True, back: bool = True) -> None:
-        """Nothing gets through, to the target or back, and nobody is told."""
+        """Hold all data to the target (``there``) and from it (``back``), without closing a connection."""
         self._do(self._open(there=not there, back=not back))
 
     def heal(self) -> None:
-        """All gets through again, and first what was held."""
+        """Forward data again, and first what was held."""
         self._do(self._open(there=True, back=True))
 
     def delay(self, seconds: float, *, there: bool = True, back: bool = True) -> None:
-        """What comes from now on takes so long."""
+        """Delay all data from now on by so long."""
         if there:
             self.there.delay_s = seconds
         if back:
             self.back.delay_s = seconds
 
     def reset(self) -> None:
-        """Break all connections, and tell both sides."""
+        """Reset all connections, at both sides."""
         self._do(self._reset())
 
     async def _start(self) -> None:

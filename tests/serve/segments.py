@@ -12,7 +12,7 @@ PREFIX = "/clockwork-test-"
 
 
 class Segment:
-    """One object of shared memory; ``key`` is what the server is told."""
+    """One object of shared memory; ``key`` is its name for the server."""
 
     def __init__(self, key: str, nbytes: int) -> None:
         self.key = key
@@ -36,7 +36,7 @@ class Segment:
 
 @contextmanager
 def segment(nbytes: int, content: bytes = b"") -> Iterator[Segment]:
-    """An object that is gone afterwards."""
+    """An object that is removed afterwards."""
     found = Segment(f"{PREFIX}{uuid.uuid4().hex}", nbytes)
     try:
         found.write(content)

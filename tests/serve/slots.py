@@ -54,7 +54,7 @@ def slot(region: Region, inputs: Mapping[str, np.ndarray[Any, Any]], room: int =
 
 
 def wire(array: np.ndarray[Any, Any]) -> bytes:
-    """A tensor as it lies in a slot."""
+    """A tensor in a slot."""
     if array.dtype != object:
         return array.tobytes()
     return b"".join(len(element).to_bytes(4, "little") + element for element in array.ravel())

@@ -1,4 +1,4 @@
-"""Calls are opened without a copy, and whatever does not fit its region is refused by name."""
+"""Calls are opened without a copy, and references that do not fit their region are refused by name."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_inputs_can_not_be_written(region: Region) -> None:
     ],
     ids=["int64", "bool", "scalar", "empty", "strings", "strings in two axes", "no strings"],
 )
-def test_every_kind_of_tensor_comes_as_it_was_sent(region: Region, array: np.ndarray[Any, Any]) -> None:
+def test_every_kind_of_tensor_is_read_as_it_was_written(region: Region, array: np.ndarray[Any, Any]) -> None:
     found = opened(slot(region, {"pad": np.zeros(3, np.uint8), "x": array})).buffers.inputs["x"]
     assert found.shape == array.shape
     assert found.dtype == array.dtype
@@ -109,12 +109,12 @@ def test_a_device_that_writes_outside_the_room_is_at_fault(region: Region, offse
         encode_outputs([call])
 
 
-def test_a_slot_that_was_taken_back_is_gone_before_and_after(region: Region) -> None:
+def test_a_slot_that_was_reused_is_refused_before_and_after(region: Region) -> None:
     made = slot(region, {"x": IMAGE})
     call = opened(made)
     check_epochs([call])
     made.take_back()
-    with pytest.raises(RegionGone, match=r"r1: its tensors were taken back.*has epoch 8, expected 7"):
+    with pytest.raises(RegionGone, match=r"r1: its tensors were withdrawn.*has epoch 8, expected 7"):
         check_epochs([call])
     with pytest.raises(RegionGone, match="epoch 8"):
         opened(made)

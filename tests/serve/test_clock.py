@@ -1,4 +1,4 @@
-"""Clock alignment finds the offset from delays alone, and windows are narrowed by what it cannot know."""
+"""Clock alignment finds the offset from delays alone, and windows are narrowed by its error."""
 
 from __future__ import annotations
 

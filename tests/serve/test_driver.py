@@ -1,4 +1,4 @@
-"""The driver's promises: one now per turn, observe all, decide once, perform in order, wake on time."""
+"""The driver: one ``now`` per turn, observe all, decide once, perform in order, wake on time."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_events_posted_while_performing_belong_to_the_next_turn() -> None:
 
 def test_the_machine_is_woken_when_it_asked_and_not_before() -> None:
     async def woken_after(ms: int) -> bool:
-        """False if this machine was so late that nothing had to be woken."""
+        """False if this host was so late that no wake-up was necessary."""
         machine = Echo()
         driver = Driver(machine, lambda effect: None)
         at_ns = machine.wakeup_ns = time.monotonic_ns() + ms * NS_PER_MS
@@ -106,7 +106,7 @@ def test_the_machine_is_woken_when_it_asked_and_not_before() -> None:
     uvloop.run(main())
 
 
-def test_a_wakeup_that_is_not_later_is_a_bug_that_shows() -> None:
+def test_a_wakeup_that_is_not_later_raises() -> None:
     async def main() -> None:
         reported: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
@@ -125,7 +125,7 @@ def test_a_wakeup_that_is_not_later_is_a_bug_that_shows() -> None:
     uvloop.run(main())
 
 
-def test_the_journal_gets_each_turn_as_it_was() -> None:
+def test_the_journal_gets_each_turn_unchanged() -> None:
     async def main() -> None:
         journal: list[tuple[int, list[str], list[str]]] = []
         ticks = itertools.count(7)
@@ -145,7 +145,7 @@ def test_the_journal_gets_each_turn_as_it_was() -> None:
     uvloop.run(main())
 
 
-def test_a_closed_driver_leaves_the_machine_alone() -> None:
+def test_a_closed_driver_does_not_call_the_machine() -> None:
     async def main() -> None:
         machine = Echo()
         driver = Driver(machine, lambda effect: None)
@@ -158,7 +158,7 @@ def test_a_closed_driver_leaves_the_machine_alone() -> None:
     uvloop.run(main())
 
 
-def test_each_instant_that_was_asked_for_tells_how_late_it_was() -> None:
+def test_the_lateness_of_each_wakeup_is_reported() -> None:
     async def main() -> None:
         machine, late = Echo(), list[int]()
         far_ns = time.monotonic_ns() + 3600 * NS_PER_S  # the timer itself never rings

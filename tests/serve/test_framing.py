@@ -78,7 +78,7 @@ def test_malformed_frames_are_refused(payload: bytes) -> None:
         feed(FrameReader(), struct.pack("<I", len(payload)) + payload, 10**6)
 
 
-def test_a_huge_length_is_refused_before_its_bytes_come() -> None:
+def test_a_huge_length_is_refused_before_its_bytes_arrive() -> None:
     with pytest.raises(TransportError, match=str(FRAME_BYTES_MAX)):
         feed(FrameReader(), struct.pack("<I", FRAME_BYTES_MAX + 1), 4)
 
@@ -95,7 +95,7 @@ def test_a_frame_too_large_to_send_is_refused_and_leaves_the_others_whole() -> N
     ]
 
 
-def test_memory_of_a_large_frame_is_given_back() -> None:
+def test_memory_of_a_large_frame_is_freed() -> None:
     reader = FrameReader()
     small = len(reader.room())
     feed(reader, bytes_of([Ask(ask_id=1, what="index", body=b"x" * 4_000_000)]), 100_000)
@@ -109,7 +109,7 @@ def test_decoded_frames_do_not_alias_the_buffer() -> None:
     assert feed(reader, bytes_of([first]), 10**6) + feed(reader, bytes_of([second]), 10**6) == [first, second]
 
 
-def test_text_that_is_no_unicode_is_sent_with_escapes_and_its_neighbours_as_they_are() -> None:
+def test_text_that_is_no_unicode_is_escaped_and_other_text_is_not() -> None:
     result = Result(
         action_id=1, device="cpu:0", status=Status.MODEL_RAISED, started_ns=1, ended_ns=2,
         message="unknown op \ud800", outputs=(b"\xff",),

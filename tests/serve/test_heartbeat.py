@@ -1,4 +1,4 @@
-"""Beats find a process that is stopped, and no process while the one that counts them is stopped itself."""
+"""Heartbeats find a stalled process, and none if it was the counting process that was stopped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from typing import Any, cast
 import uvloop
 
 from clockwork_serve.messages import Beat, Hello, Role, WorkerHeard, WorkerHung, WorkerSilent
-from clockwork_serve.serve.flow_control import MISSED, PULSES_MISSED, Heartbeat, Pulse
+from clockwork_serve.serve.flow_control import (
+    BEATS_MISSED,
+    PEER_BEATS_MISSED,
+    PeerHeartbeat,
+    WorkerHeartbeats,
+)
 from clockwork_serve.serve.transport import Link
 from tests.serve.links import until
 
@@ -27,127 +32,129 @@ class FakeLink:
         self.sent.append(frame)
 
 
-class Listening:
-    """A heartbeat, one worker, and what is told of it."""
+class WorkerProbe:
+    """A heartbeat, one worker, and the events posted about it."""
 
     def __init__(self) -> None:
-        self.told: list[WorkerSilent | WorkerHeard] = []
-        self.heartbeat = Heartbeat(self.told.append, BEAT_S)
+        self.posted: list[WorkerSilent | WorkerHeard] = []
+        self.heartbeat = WorkerHeartbeats(self.posted.append, BEAT_S)
         self.fake = FakeLink("w0")
         self.link = cast("Link", self.fake)
         self.heartbeat.watch(self.link)
 
 
-def test_who_returns_beats_is_not_silent() -> None:
+def test_a_worker_that_returns_beats_is_not_stalled() -> None:
     async def main() -> None:
-        one = Listening()
-        for _ in range(3 * MISSED):
+        one = WorkerProbe()
+        for _ in range(3 * BEATS_MISSED):
             await asyncio.sleep(BEAT_S)
             if one.fake.sent:
-                one.heartbeat.heard(one.link)
+                one.heartbeat.beat_received(one.link)
         assert len(one.fake.sent) > 1
         assert set(map(type, one.fake.sent)) == {Beat}
-        assert one.told == []
+        assert one.posted == []
 
     uvloop.run(main())
 
 
-def test_who_returns_none_is_silent_again_and_again_until_heard() -> None:
+def test_a_stall_is_posted_at_each_tick_until_a_beat_is_returned() -> None:
     async def main() -> None:
-        one = Listening()
-        await until(lambda: len(one.told) > 1)
+        one = WorkerProbe()
+        await until(lambda: len(one.posted) > 1)
         assert one.fake.sent == [Beat()], "a stopped process is not sent more and more"
-        silent = [each for each in one.told if isinstance(each, WorkerSilent)]
-        assert silent == one.told
+        silent = [each for each in one.posted if isinstance(each, WorkerSilent)]
+        assert silent == one.posted
         assert silent[0].for_ns < silent[-1].for_ns
-        one.heartbeat.heard(one.link)
-        assert one.told[-1] == WorkerHeard(worker="w0")
-        one.heartbeat.forget(one.link)
-        one.told.clear()
-        await asyncio.sleep((MISSED + 6) * BEAT_S)
-        assert one.told == []
+        one.heartbeat.beat_received(one.link)
+        assert one.posted[-1] == WorkerHeard(worker="w0")
+        one.heartbeat.unwatch(one.link)
+        one.posted.clear()
+        await asyncio.sleep((BEATS_MISSED + 6) * BEAT_S)
+        assert one.posted == []
 
     uvloop.run(main())
 
 
-def test_a_controller_that_was_stopped_itself_finds_nobody_silent() -> None:
+def test_a_controller_that_was_stopped_itself_finds_no_worker_stalled() -> None:
     async def main() -> None:
-        one = Listening()
+        one = WorkerProbe()
         await asyncio.sleep(1.5 * BEAT_S)
-        time.sleep(3 * MISSED * BEAT_S)  # noqa: ASYNC251 - that is what it is about
+        time.sleep(3 * BEATS_MISSED * BEAT_S)  # noqa: ASYNC251 - that is what it is about
         await asyncio.sleep(1.5 * BEAT_S)
-        one.heartbeat.heard(one.link)
-        assert one.told == []
+        one.heartbeat.beat_received(one.link)
+        assert one.posted == []
 
     uvloop.run(main())
 
 
-def test_only_a_worker_that_is_to_be_ended_is_told_to_the_keeper() -> None:
+def test_only_a_worker_that_is_to_be_ended_is_reported_to_the_keeper() -> None:
     async def main() -> None:
-        one, keeper = Listening(), FakeLink("keeper")
+        one, keeper = WorkerProbe(), FakeLink("keeper")
         end = WorkerHung(worker="w0", why="late", end=True)
         for hung in (WorkerHung(worker="w0", why="late"), end, WorkerHung(worker="w0")):
-            one.heartbeat.told(hung, cast("Link", keeper))
-            one.heartbeat.told(hung, None)
+            one.heartbeat.report_hung(hung, cast("Link", keeper))
+            one.heartbeat.report_hung(hung, None)
         assert keeper.sent == [end]
 
     uvloop.run(main())
 
 
-class Pulsing:
-    """A pulse, what was sent, and how often it changed."""
+class PeerProbe:
+    """A peer's heartbeat, the beats sent, and the changes of ``stalled``."""
 
     def __init__(self) -> None:
         self.sent: list[Beat] = []
         self.changes: list[bool] = []
-        self.pulse = Pulse(self.sent.append, lambda: self.changes.append(self.pulse.silent), BEAT_S)
-        self.pulse.begin()
+        self.heartbeat = PeerHeartbeat(
+            self.sent.append, lambda: self.changes.append(self.heartbeat.stalled), BEAT_S
+        )
+        self.heartbeat.start()
 
 
-def test_who_returns_pulses_is_not_silent_and_who_does_not_is_until_it_does() -> None:
+def test_a_peer_is_stalled_while_it_returns_no_beats() -> None:
     async def main() -> None:
-        one = Pulsing()
-        for _ in range(3 * PULSES_MISSED):
+        one = PeerProbe()
+        for _ in range(3 * PEER_BEATS_MISSED):
             await asyncio.sleep(BEAT_S)
-            one.pulse.heard()
+            one.heartbeat.beat_received()
         assert len(one.sent) > 1
         assert one.changes == []
         sent = len(one.sent)
         await until(lambda: one.changes)
-        await asyncio.sleep((PULSES_MISSED + 6) * BEAT_S)
+        await asyncio.sleep((PEER_BEATS_MISSED + 6) * BEAT_S)
         assert len(one.sent) <= sent + 1
         assert one.changes == [True]
-        assert one.pulse.silent_s >= PULSES_MISSED * BEAT_S
-        one.pulse.heard()
+        assert one.heartbeat.stalled_s >= PEER_BEATS_MISSED * BEAT_S
+        one.heartbeat.beat_received()
         assert one.changes == [True, False]
-        one.pulse.end()
+        one.heartbeat.stop()
 
     uvloop.run(main())
 
 
-def test_nobody_who_is_gone_is_silent() -> None:
+def test_a_disconnected_peer_is_not_stalled() -> None:
     async def main() -> None:
-        one = Pulsing()
+        one = PeerProbe()
         await until(lambda: one.changes)
-        one.pulse.end()
-        assert not one.pulse.silent
+        one.heartbeat.stop()
+        assert not one.heartbeat.stalled
         sent = len(one.sent)
-        await asyncio.sleep((PULSES_MISSED + 6) * BEAT_S)
+        await asyncio.sleep((PEER_BEATS_MISSED + 6) * BEAT_S)
         assert len(one.sent) == sent
         assert one.changes == [True]
 
     uvloop.run(main())
 
 
-def test_who_was_stopped_itself_finds_nobody_silent() -> None:
+def test_a_process_that_was_stopped_itself_finds_no_peer_stalled() -> None:
     async def main() -> None:
-        one = Pulsing()
+        one = PeerProbe()
         for _ in range(5):
             await asyncio.sleep(1.5 * BEAT_S)
-            time.sleep(3 * PULSES_MISSED * BEAT_S)  # noqa: ASYNC251 - that is what it is about
+            time.sleep(3 * PEER_BEATS_MISSED * BEAT_S)  # noqa: ASYNC251 - that is what it is about
             await asyncio.sleep(1.5 * BEAT_S)
-            one.pulse.heard()
+            one.heartbeat.beat_received()
         assert one.changes == []
-        one.pulse.end()
+        one.heartbeat.stop()
 
     uvloop.run(main())

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from clockwork_serve.errors import ConfigError, encodable
-from clockwork_serve.serve.child import LINE_MAX, UnblockedHandler, configure
+from clockwork_serve.serve.child import LINE_MAX, NonBlockingHandler, configure
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +70,10 @@ def test_wrong_settings_are_named(level: str, log_format: str, named: str) -> No
         configure("controller", level, log_format)
 
 
-def test_nobody_waits_for_a_reader_that_has_stopped_and_what_was_left_out_is_counted() -> None:
+def test_a_stopped_reader_blocks_no_writer_and_dropped_lines_are_counted() -> None:
     reader, writer = os.pipe()
     try:
-        configure("worker", "info", "text", UnblockedHandler(writer))
+        configure("worker", "info", "text", NonBlockingHandler(writer))
         log = logging.getLogger("a")
         began = time.monotonic()
         for number in range(2000):
@@ -99,10 +99,10 @@ def test_nobody_waits_for_a_reader_that_has_stopped_and_what_was_left_out_is_cou
         os.close(writer)
 
 
-def test_a_line_longer_than_a_pipe_takes_at_once_comes_whole() -> None:
+def test_a_line_longer_than_the_pipe_arrives_whole() -> None:
     reader, writer = os.pipe()
     try:
-        configure("worker", "info", "text", UnblockedHandler(writer))
+        configure("worker", "info", "text", NonBlockingHandler(writer))
         logging.getLogger("a").info("y" * 20_000)
         assert os.read(reader, 1 << 16).count(b"y") == 20_000
     finally:
@@ -118,7 +118,7 @@ def test_a_line_longer_than_a_pipe_takes_at_once_comes_whole() -> None:
         ("x\n12:00:00.000 critical controller: broken", "x\n  12:00:00.000 critical controller: broken"),
     ],
 )
-def test_what_others_wrote_looks_like_no_record_and_moves_no_cursor(
+def test_a_message_can_neither_forge_a_record_nor_move_the_cursor(
     capsys: pytest.CaptureFixture[str], text: str, shown: str
 ) -> None:
     configure("worker", "info", "text")
@@ -149,9 +149,9 @@ class Mute:
         raise SystemExit
 
 
-def test_who_logs_goes_on_whatever_it_logs_and_wherever_to() -> None:
+def test_a_failure_to_log_is_ignored() -> None:
     reader, writer = os.pipe()
-    configure("worker", "info", "text", UnblockedHandler(writer))
+    configure("worker", "info", "text", NonBlockingHandler(writer))
     log = logging.getLogger("a")
     log.info("%s", Mute())
     log.info("next")

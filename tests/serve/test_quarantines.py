@@ -1,4 +1,4 @@
-"""Quarantine on its way from the controller's brain to who must know: workers, gateways, the keeper."""
+"""Quarantine: from the controller's brain to workers, gateways and the supervisor."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ WITH_CODE = Quarantined(model="m/1", why="it kills", since_ns=5, code_id="c1")
 OVER = Quarantined(model="m/1")
 
 
-def test_a_reason_tells_since_when_on_the_clock_on_the_wall() -> None:
+def test_a_reason_has_the_wall_clock_time() -> None:
     quarantines = Quarantines(clock=lambda: 60_000_000_005)
-    quarantines.take(ALONE)
+    quarantines.update(ALONE)
     since = time.strftime("%Y-%m-%d %H:%M", time.gmtime(time.time() - 60))
     assert quarantines.why("m/1").startswith(since)
     assert quarantines.why("m/1").endswith("Z: it kills")
     assert quarantines.why("m/2") == ""
-    assert quarantines.whys().keys() == {"m/1"}
-    quarantines.take(OVER)
-    assert (quarantines.whys(), quarantines.frames()) == ({}, [])
+    assert quarantines.reasons().keys() == {"m/1"}
+    quarantines.update(OVER)
+    assert (quarantines.reasons(), quarantines.frames()) == ({}, [])
 
 
-def test_gateways_and_the_keeper_are_told_and_so_are_those_that_come_later(tmp_path: Path) -> None:
+def test_gateways_and_the_keeper_are_notified_also_if_they_connect_later(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         keeper = await world.keeper(code(), model())
         gateway = await world.peer(Role.GATEWAY, "g")
@@ -62,7 +62,7 @@ def test_gateways_and_the_keeper_are_told_and_so_are_those_that_come_later(tmp_p
     play(tmp_path, story)
 
 
-def test_a_code_in_quarantine_is_taken_from_workers_and_given_back_after(tmp_path: Path) -> None:
+def test_a_code_in_quarantine_is_removed_from_workers_and_sent_again_after(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         keeper = await world.keeper(code(), code("c2"), model())
         worker = await world.worker("w", "d")
@@ -79,7 +79,7 @@ def test_a_code_in_quarantine_is_taken_from_workers_and_given_back_after(tmp_pat
     play(tmp_path, story)
 
 
-def test_the_brain_hears_what_a_worker_died_of(tmp_path: Path) -> None:
+def test_the_brain_observes_a_worker_s_crash_report(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.keeper()
         worker = await world.worker("w", "d")
@@ -93,13 +93,13 @@ def test_the_brain_hears_what_a_worker_died_of(tmp_path: Path) -> None:
             self.exchange = Hub(
                 self.brain,
                 self.recorder,
-                autopsy=lambda name, pid: WorkerLost(worker=name, running=(pid,)),
+                read_crash_report=lambda name, pid: WorkerLost(worker=name, running=(pid,)),
             )
 
     play(tmp_path, story, Informed)
 
 
-def test_the_keeper_hears_of_it_once_each_and_forgets_it_with_the_controller(tmp_path: Path) -> None:
+def test_the_keeper_is_notified_once_each_and_forgets_it_with_the_controller(tmp_path: Path) -> None:
     async def main() -> None:
         path, told = tmp_path / "c.sock", []
         link = KeeperLink(path, list, lambda ask: None, lambda: told.append(1))
@@ -107,13 +107,13 @@ def test_the_keeper_hears_of_it_once_each_and_forgets_it_with_the_controller(tmp
         listener = await controller.listen(path)
         await asyncio.wait_for(link.connected.wait(), 20)
         controller.links[0].send(ALONE)
-        await until(lambda: bool(link.quarantines.whys()))
+        await until(lambda: bool(link.quarantines.reasons()))
         controller.links[0].send(OVER)
-        await until(lambda: not link.quarantines.whys())
+        await until(lambda: not link.quarantines.reasons())
         controller.links[0].send(ALONE)
-        await until(lambda: bool(link.quarantines.whys()))
+        await until(lambda: bool(link.quarantines.reasons()))
         listener.close()
-        await until(lambda: not link.quarantines.whys())
+        await until(lambda: not link.quarantines.reasons())
         assert len(told) == 2
         link.close()
 

@@ -1,4 +1,4 @@
-"""Regions: room is handed out and given back without a gap, and only true regions are mapped."""
+"""Regions: memory is allocated and freed without a gap, and only valid regions are mapped."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_even_nothing_gets_an_offset_of_its_own(region: Region) -> None:
     assert region.allocate(0) == 64
 
 
-def test_a_full_region_says_none_and_takes_freed_room_again(region: Region) -> None:
+def test_a_full_region_returns_none_until_a_piece_is_freed(region: Region) -> None:
     whole = region.allocate(64 * KIB)
     assert whole == 0
     assert region.allocate(1) is None
@@ -66,7 +66,7 @@ def test_freed_neighbours_become_one_piece(region: Region) -> None:
     assert region.allocate(64 * KIB) == 0
 
 
-def test_the_smallest_hole_that_fits_is_used_so_that_memory_stays_warm(region: Region) -> None:
+def test_the_smallest_hole_that_fits_is_used(region: Region) -> None:
     small, wall, large = region.allocate(64), region.allocate(64), region.allocate(256)
     assert small is not None and wall is not None and large is not None
     region.allocate(64)
@@ -86,7 +86,7 @@ def test_freeing_twice_is_a_bug(region: Region) -> None:
 
 @given(st.lists(st.one_of(st.integers(0, 9000), st.integers(-20, -1)), max_size=60))
 @settings(max_examples=60, deadline=None)
-def test_pieces_never_overlap_and_all_room_comes_back(steps: list[int]) -> None:
+def test_pieces_never_overlap_and_all_memory_is_freed(steps: list[int]) -> None:
     region = Region.create(32 * KIB)
     live: list[tuple[int, int]] = []
     for step in steps:
@@ -137,7 +137,7 @@ def test_a_closed_region_is_gone(region: Region) -> None:
     assert len(regions) == 0
 
 
-def test_a_new_region_with_the_same_name_is_not_taken_for_the_old() -> None:
+def test_a_new_region_with_the_same_name_is_mapped_anew() -> None:
     regions = RegionMap()
     old = Region.create(PAGE)
     regions.view(old.name)[0] = 1
@@ -228,7 +228,7 @@ def test_a_region_can_not_be_resized() -> None:
     region.close()
 
 
-def test_small_pieces_that_are_kept_for_the_next_are_joined_before_memory_runs_out() -> None:
+def test_cached_pieces_are_joined_before_memory_runs_out() -> None:
     region = Region.create(64 * KIB)
     pieces = [region.allocate(KIB) for _ in range(64)]
     assert region.allocate(1) is None
@@ -244,7 +244,7 @@ def test_small_pieces_that_are_kept_for_the_next_are_joined_before_memory_runs_o
     region.close()
 
 
-def test_a_small_piece_is_given_out_again_at_once_and_never_twice() -> None:
+def test_a_freed_small_piece_is_allocated_again_and_never_twice() -> None:
     region = Region.create(64 * KIB)
     first, second = region.allocate(KIB), region.allocate(KIB)
     assert first is not None

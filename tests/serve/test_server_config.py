@@ -1,4 +1,4 @@
-"""Settings become the records of the parts, and no default is said twice in two ways."""
+"""Settings become the configurations of the parts, and no default is defined twice in two ways."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_an_emulated_device_has_its_profile_s_memory_unless_a_size_was_set() -> 
     assert device_configs(sized)[0].page_bytes == device_configs(bare)[0].page_bytes
 
 
-def test_a_gpu_has_most_of_its_memory_and_large_pages_unless_told_otherwise() -> None:
+def test_a_gpu_has_most_of_its_memory_and_large_pages_by_default() -> None:
     cpu, gpu = device_configs(read_settings({"device": ["cpu", "cuda:1"], "host_memory": "2GiB"}, {}, None))
     assert (gpu.device, gpu.kind, gpu.memory_share, gpu.page_bytes) == ("cuda:1", "cuda", 0.8, 16 << 20)
     assert (gpu.pool_bytes, gpu.graphs) == (2 << 30, 256)
@@ -94,7 +94,7 @@ def test_a_gpu_has_most_of_its_memory_and_large_pages_unless_told_otherwise() ->
     assert (cpu.device, cpu.kind, cpu.memory_bytes) == ("torch-cpu:0", "torch-cpu", 3 << 30)
 
 
-def test_a_share_says_nothing_of_emulated_memory() -> None:
+def test_a_share_does_not_apply_to_emulated_memory() -> None:
     settings = read_settings({"device": ["emulated:v100"], "device_memory": "50%"}, {}, None)
     assert device_configs(settings) == (emulated_config("emulated:0", "v100"),)
 
@@ -119,7 +119,7 @@ def test_a_share_of_memory_is_at_most_the_machine_s() -> None:
     assert 0 < share_of_memory(0.5) <= share_of_memory(1.0)
 
 
-def test_what_gateways_are_told_is_the_settings_themselves() -> None:
+def test_gateways_get_the_settings_themselves() -> None:
     flags = {"slo_ms": "2.5", "grpc_port": "off", "triton_codes": True, "max_body": "1MiB"}
     settings = read_settings(flags, {"CLOCKWORK_SHARED_MEMORY": "/clockwork-"}, None)
     config = server_config(settings)

@@ -1,4 +1,4 @@
-"""Sockets between our processes are of one user: another one is refused by their modes, and by who it is."""
+"""Sockets between our processes are for one user: others are refused by their mode, and by credentials."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as 
 
 
 def as_nobody(path: Path) -> int:
-    """A process of another user that connects; it ends with an errno, or 100 and the bytes it was told."""
+    """A process of another user that connects; it exits with an errno, or 100 plus the bytes received."""
     pid = os.fork()
     if not pid:
         try:
@@ -56,7 +56,7 @@ def open_folder(tmp_path: Path) -> Path:
 
 
 def refused(tmp_path: Path, mode: int) -> tuple[int, list[list[Frame]]]:
-    """What a stranger gets from a socket of that mode in an open folder, and what our side took in of it."""
+    """What another user gets from a socket of that mode in an open folder, and what our side received."""
     folder = open_folder(tmp_path)
     path, side = folder / "c.sock", Side()
     found: list[int] = []
@@ -88,12 +88,12 @@ def test_another_user_cannot_connect(tmp_path: Path) -> None:
     assert refused(tmp_path, 0o600) == (13, [])
 
 
-def test_one_that_could_is_turned_away_unheard(tmp_path: Path) -> None:
-    """Its mode was changed by somebody: who connects is asked all the same, and told nothing."""
+def test_another_user_that_connects_is_refused_unread(tmp_path: Path) -> None:
+    """Its mode was changed: the peer's credentials are checked all the same, and nothing is sent to it."""
     assert refused(tmp_path, 0o666) == (100, [])
 
 
-def test_nor_do_our_processes_talk_to_a_socket_of_another_user(tmp_path: Path) -> None:
+def test_our_processes_refuse_a_socket_of_another_user(tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     folder.chmod(0o777)
     path = folder / "c.sock"

@@ -1,4 +1,4 @@
-"""The timer rings once, not before its time."""
+"""The timer fires once, not before its time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Rings:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
-def test_it_rings_once_and_never_early(run: Callable[..., None]) -> None:
+def test_it_fires_once_and_never_early(run: Callable[..., None]) -> None:
     async def main() -> None:
         for delay_ns in (1, 300_000, 1_500_000, 7 * NS_PER_MS):
             rings = Rings()
@@ -41,7 +41,7 @@ def test_it_rings_once_and_never_early(run: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("past_ns", [0, -5, 1, 1000])
-def test_a_past_time_rings_at_once(past_ns: int) -> None:
+def test_a_past_time_fires_at_once(past_ns: int) -> None:
     async def main() -> None:
         rings = Rings()
         timer = LoopTimer(rings)

@@ -100,7 +100,7 @@ def test_the_socket_is_private_and_a_stale_one_is_replaced(tmp_path: Path) -> No
     uvloop.run(main())
 
 
-def test_connecting_where_nobody_listens_says_so(tmp_path: Path) -> None:
+def test_connecting_where_no_process_listens_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TransportError, match=r"cannot connect to .*nobody\.sock.*is its process up"):
         uvloop.run(Side().connect(tmp_path / "nobody.sock"))
 
@@ -204,7 +204,7 @@ def test_a_frame_too_large_is_refused_at_the_sender_and_the_link_lives(
     uvloop.run(main())
 
 
-def test_close_sends_what_was_queued_and_tells_only_the_other_side(
+def test_close_sends_queued_frames_and_notifies_the_peer_only(
     tmp_path: Path,
 ) -> None:
     async def main() -> None:

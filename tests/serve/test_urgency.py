@@ -1,4 +1,4 @@
-"""Who waits for a time takes the core from others; who takes in crowds of messages waits for them."""
+"""The timer's thread preempts others when its time is near, and uses the batch policy in bursts."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import pytest
 import uvloop
 
 from clockwork_serve.serve.os_scheduling import (
-    CROWD,
+    BATCH_MESSAGES,
     MARGIN_NS,
     TURNS,
     UrgentTimer,
     own_slice_ns,
-    run_briefly,
+    use_short_slices,
 )
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
-MANY = int(CROWD) * TURNS
+MANY = int(BATCH_MESSAGES) * TURNS
 FAR_NS = 1000 * NS_PER_S
 
 pytestmark = pytest.mark.skipif(
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.skipif(
 
 
 class Rings:
-    """What a timer calls; when, and under which class."""
+    """The callback of a timer: records when it was called, and under which policy."""
 
     def __init__(self) -> None:
         self.times: list[int] = []
@@ -49,7 +49,7 @@ class Rings:
 
 
 def in_a_thread(test: Callable[[], Awaitable[None]], before: Callable[[], object] = lambda: None) -> None:
-    """Run it on a loop in a thread that ends with it, for its class and slice stay as they were left."""
+    """Run a test on a loop in a thread of its own, for policy and slice stay as they were left."""
 
     async def main() -> None:
         await test()
@@ -67,7 +67,7 @@ def soon_ns(ms: int) -> int:
     return time.monotonic_ns() + ms * NS_PER_MS
 
 
-def test_in_a_crowd_it_waits_for_others_until_shortly_before_its_time() -> None:
+def test_in_a_burst_the_batch_policy_is_used_until_shortly_before_the_time() -> None:
     async def test() -> None:
         rings = Rings()
         rings.timer.count(MANY)
@@ -85,7 +85,7 @@ def test_in_a_crowd_it_waits_for_others_until_shortly_before_its_time() -> None:
     in_a_thread(test)
 
 
-def test_it_is_urgent_before_a_time_that_is_near_or_past() -> None:
+def test_the_batch_policy_is_left_for_a_time_that_is_near_or_past() -> None:
     async def test() -> None:
         rings = Rings()
         rings.timer.count(MANY)
@@ -120,7 +120,7 @@ def test_the_last_arming_wins_while_it_waits_and_none_disarms() -> None:
     in_a_thread(test)
 
 
-def test_messages_that_come_one_by_one_wait_for_nobody() -> None:
+def test_the_batch_policy_is_not_used_for_single_messages() -> None:
     async def test() -> None:
         rings = Rings()
         rings.timer.count(MANY)
@@ -140,7 +140,7 @@ def test_messages_that_come_one_by_one_wait_for_nobody() -> None:
 
 
 @pytest.mark.skipif(not own_slice_ns(), reason="this kernel knows no slices")
-def test_a_slice_outlives_the_change_of_class() -> None:
+def test_a_slice_survives_the_change_of_policy() -> None:
     async def test() -> None:
         slice_ns = own_slice_ns()
         rings = Rings()
@@ -150,10 +150,10 @@ def test_a_slice_outlives_the_change_of_class() -> None:
             assert own_slice_ns() == slice_ns
         rings.timer.close()
 
-    in_a_thread(test, before=run_briefly)
+    in_a_thread(test, before=use_short_slices)
 
 
-def test_whom_the_operator_gave_another_policy_keeps_it() -> None:
+def test_a_policy_set_by_the_operator_is_kept() -> None:
     async def test() -> None:
         rings = Rings()
         rings.timer.count(MANY)

@@ -8,7 +8,7 @@ from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Call, Extent, Frame, Infer, Window
 from clockwork_serve.serve.shm import Calls, RegionMap
 from clockwork_serve.serve.transport import FrameReader, FrameWriter
-from clockwork_serve.serve.worker.black_box import autopsy
+from clockwork_serve.serve.worker.crash_report import read_crash_report
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target, scratch
 
@@ -69,14 +69,14 @@ def _region_names(data: bytes) -> None:
     regions.view(data.decode(errors="replace"))
 
 
-def _black_box(data: bytes) -> None:
+def _crash_report(data: bytes) -> None:
     (_FOLDER / f"w.{_NOBODY}.box").write_bytes(data)
-    msgspec.msgpack.encode(autopsy(_FOLDER, "w", _NOBODY))
+    msgspec.msgpack.encode(read_crash_report(_FOLDER, "w", _NOBODY))
 
 
 TARGETS = (
     Target("frames", _frames, (TransportError,), mutators.headed(1, mutators.framed(mutators.as_msgpack))),
     Target("tensor_calls", _tensor_calls, (TransportError,), mutators.as_msgpack),
     Target("region_names", _region_names, (TransportError,), mutators.text),
-    Target("black_box", _black_box, (), mutators.raw),
+    Target("crash_report", _crash_report, (), mutators.raw),
 )

@@ -1,4 +1,4 @@
-"""The controller's process in memory: its links, models and workers."""
+"""The controller's links in the test's own process, with models and workers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.serve.links import until
 
 
 class Brain:
-    """Remembers what it observes and decides what the test puts into ``effects``."""
+    """Records the events that it observes, and decides on the ``effects`` that the test sets."""
 
     def __init__(self) -> None:
         self.seen: list[ControllerEvent] = []
@@ -56,7 +56,7 @@ class Brain:
 
 
 class Peer:
-    """A process at the other end, as a test plays it."""
+    """A process at the other end, played by the test."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -73,7 +73,7 @@ class Peer:
 
 
 class World:
-    """An exchange that listens, and its brain."""
+    """A hub that listens, and its brain."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -98,7 +98,7 @@ class World:
         return peer
 
     async def keeper(self, *frames: Frame) -> Peer:
-        """A keeper that has told its catalogue."""
+        """A supervisor that has sent its catalogue."""
         keeper = await self.peer(Role.KEEPER, "keeper")
         keeper.send(*frames, Ask(ask_id=1, what=Question.STATE))
         await until(lambda: keeper.of(Reply))

@@ -1,4 +1,4 @@
-"""The controller's links: catalogue, routing, questions, and processes that come, go and misbehave."""
+"""The controller's links: catalogue, routing, questions, and processes that connect, die and misbehave."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def result(device: str) -> Result:
     return Result(action_id=7, device=device, status=Status.OK, started_ns=1, ended_ns=2)
 
 
-def test_newcomers_are_told_the_catalogue(tmp_path: Path) -> None:
+def test_new_processes_are_sent_the_catalogue(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.keeper(code(), model("m/1"), model("m/2"), ModelRemoved(model="m/2"))
         gateway = await world.peer(Role.GATEWAY, "g")
@@ -86,7 +86,7 @@ def test_newcomers_are_told_the_catalogue(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_changes_reach_everyone_who_is_there(tmp_path: Path) -> None:
+def test_changes_are_sent_to_all_connected_processes(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         keeper = await world.keeper()
         gateway = await world.peer(Role.GATEWAY, "g")
@@ -121,7 +121,7 @@ def test_workers_wait_until_the_catalogue_is_complete(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_what_a_worker_finds_damaged_is_the_keeper_s_and_a_code_made_again_everyone_s(tmp_path: Path) -> None:
+def test_damage_is_reported_to_the_keeper_and_a_rebuilt_code_to_all(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         keeper = await world.keeper(code(), model())
         worker = await world.worker("w", "d")
@@ -139,7 +139,7 @@ def test_what_a_worker_finds_damaged_is_the_keeper_s_and_a_code_made_again_every
     play(tmp_path, story)
 
 
-def test_a_keeper_that_tells_the_same_again_changes_nothing(tmp_path: Path) -> None:
+def test_a_keeper_that_repeats_its_catalogue_changes_nothing(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.keeper(code(), model())
         await world.keeper(code(), model())
@@ -150,7 +150,7 @@ def test_a_keeper_that_tells_the_same_again_changes_nothing(tmp_path: Path) -> N
     play(tmp_path, story)
 
 
-def test_effects_go_where_they_belong(tmp_path: Path) -> None:
+def test_effects_are_sent_to_the_right_process(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         keeper = await world.keeper()
         one, two = await world.peer(Role.GATEWAY, "one"), await world.peer(Role.GATEWAY, "two")
@@ -194,7 +194,7 @@ def test_an_action_that_cannot_be_sent_in_time_is_answered_instead(tmp_path: Pat
     play(tmp_path, story)
 
 
-def test_what_clients_and_workers_say_reaches_the_brain(tmp_path: Path) -> None:
+def test_frames_of_gateways_and_workers_reach_the_brain(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         keeper = await world.keeper()
         gateway = await world.peer(Role.GATEWAY, "g")
@@ -213,7 +213,7 @@ def test_what_clients_and_workers_say_reaches_the_brain(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_the_brain_hears_of_lost_workers_and_gateways(tmp_path: Path) -> None:
+def test_the_brain_observes_lost_workers_and_gateways(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.keeper()
         gateway = await world.peer(Role.GATEWAY, "g")
@@ -233,7 +233,7 @@ def test_the_brain_hears_of_lost_workers_and_gateways(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_a_process_that_connects_again_replaces_its_old_self(tmp_path: Path) -> None:
+def test_a_process_that_connects_again_replaces_its_old_link(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.keeper()
         old = await world.worker("w", "d")
@@ -270,7 +270,7 @@ def test_a_process_that_connects_again_replaces_its_old_self(tmp_path: Path) -> 
         (Role.CONTROLLER, Drain()),
     ],
 )
-def test_a_process_that_says_what_it_may_not_is_cut_off(tmp_path: Path, role: Role, frame: Frame) -> None:
+def test_a_process_that_sends_what_it_may_not_is_cut_off(tmp_path: Path, role: Role, frame: Frame) -> None:
     async def story(world: World) -> None:
         await world.keeper()
         worker = await world.worker("w", "d")
@@ -332,7 +332,7 @@ def test_questions_about_the_repository_go_to_the_keeper_and_back(tmp_path: Path
     play(tmp_path, story)
 
 
-def test_questions_to_a_keeper_that_is_not_there_are_refused(tmp_path: Path) -> None:
+def test_questions_to_a_keeper_that_is_not_connected_are_refused(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         gateway = await world.peer(Role.GATEWAY, "g")
         gateway.send(Ask(ask_id=1, what=Question.INDEX))

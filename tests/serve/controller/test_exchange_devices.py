@@ -1,4 +1,4 @@
-"""The controller's links and devices that differ: which codes a worker hears of, and what devices count."""
+"""The controller's links and different devices: which codes a worker is sent, and devices' counters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.serve.controller.exchanges import World, code, joined, play
 from tests.serve.links import until
 
 
-def test_a_worker_hears_only_of_codes_that_one_of_its_devices_runs(tmp_path: Path) -> None:
+def test_a_worker_is_sent_only_codes_that_one_of_its_devices_runs(tmp_path: Path) -> None:
     def on(worker: str, *backends: str) -> WorkerJoined:
         spec = msgspec.structs.replace(joined(worker, worker).devices[0], backends=backends)
         return WorkerJoined(worker=worker, devices=(spec,))
@@ -31,7 +31,7 @@ def test_a_worker_hears_only_of_codes_that_one_of_its_devices_runs(tmp_path: Pat
     play(tmp_path, story)
 
 
-def test_what_devices_count_is_kept_for_metrics(tmp_path: Path) -> None:
+def test_counters_of_devices_are_kept_for_metrics(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await world.keeper()
         worker = await world.worker("w", "d")

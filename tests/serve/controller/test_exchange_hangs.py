@@ -1,4 +1,4 @@
-"""The controller's links and workers that hang: beats go out and back, and the keeper hears whom to end."""
+"""The controller's links and workers that hang: heartbeats, and reports to the supervisor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_worker_is_sent_beats_and_may_return_them(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_the_keeper_alone_hears_of_a_worker_to_end_and_the_log_of_all(
+def test_only_workers_to_be_ended_are_reported_to_the_keeper_and_all_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     end = WorkerHung(worker="w", why="it is late", end=True)
@@ -57,7 +57,7 @@ def test_a_gateway_gets_its_beats_back(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_who_asks_a_keeper_that_does_not_answer_hears_which_process_it_is(tmp_path: Path) -> None:
+def test_a_question_to_a_stalled_keeper_is_refused_with_its_process_id(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         keeper = await world.keeper()
         gateway = await world.peer(Role.GATEWAY, "g")
@@ -83,7 +83,7 @@ def test_who_asks_a_keeper_that_does_not_answer_hears_which_process_it_is(tmp_pa
     play(tmp_path, story)
 
 
-def test_the_keeper_tells_whom_it_ended_since_the_start(tmp_path: Path) -> None:
+def test_the_keeper_reports_processes_that_it_ended_since_the_start(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         keeper = await world.keeper(ProcessesEnded(unanswering={"controller": 1}))
         keeper.send(ProcessesEnded(unanswering={"controller": 1, "gateway-0": 2}))

@@ -1,4 +1,4 @@
-"""Questions: each gets one reply, from here or from the keeper, whoever goes away meanwhile."""
+"""Questions: each gets one reply, from the controller or the supervisor, whichever links are lost."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from clockwork_serve.serve.controller.hub import Questions
 
 
 def link() -> Any:
-    """A link that remembers what was sent."""
+    """A link that records the frames sent."""
     sent: list[Any] = []
     return SimpleNamespace(sent=sent, send=sent.append)
 
 
 def answer(ask: Ask) -> bytes:
-    """What this process would say of itself."""
+    """The Hello of the test's process."""
     if ask.body == b"bad":
         raise ValueError("expected something good")
     return b"state"
 
 
 def index(ask_id: int) -> Ask:
-    """A question for the keeper."""
+    """A question for the supervisor."""
     return Ask(ask_id=ask_id, what=Question.INDEX, body=b"")
 
 
-def test_what_is_known_here_is_answered_at_once() -> None:
+def test_questions_to_the_controller_are_answered_at_once() -> None:
     asker, questions = link(), Questions(answer)
     questions.ask(asker, Ask(ask_id=7, what=Question.STATE, body=b""), None)
     questions.ask(asker, Ask(ask_id=8, what=Question.STATE, body=b"bad"), None)
@@ -39,7 +39,7 @@ def test_what_is_known_here_is_answered_at_once() -> None:
     assert msgspec.json.decode(bad.body) == {"error": "state: expected something good"}
 
 
-def test_two_who_ask_the_keeper_under_one_id_get_each_their_reply() -> None:
+def test_two_questions_of_one_id_get_their_own_replies() -> None:
     first, second, keeper, questions = link(), link(), link(), Questions(answer)
     questions.ask(first, index(5), keeper)
     questions.ask(second, index(5), keeper)
@@ -51,7 +51,7 @@ def test_two_who_ask_the_keeper_under_one_id_get_each_their_reply() -> None:
     assert second.sent == [Reply(ask_id=5, ok=True, body=b"2")]
 
 
-def test_without_a_keeper_and_when_it_goes_away_the_reply_is_503() -> None:
+def test_without_a_keeper_and_when_its_link_is_lost_the_reply_is_503() -> None:
     asker, questions = link(), Questions(answer)
     questions.ask(asker, index(1), None)
     questions.ask(asker, index(2), link())
@@ -60,23 +60,23 @@ def test_without_a_keeper_and_when_it_goes_away_the_reply_is_503() -> None:
     assert [(reply.ask_id, reply.code) for reply in asker.sent] == [(1, 503), (2, 503)]
 
 
-def test_who_went_away_is_sent_nothing() -> None:
+def test_a_lost_link_is_sent_no_reply() -> None:
     gone, stays, keeper, questions = link(), link(), link(), Questions(answer)
     questions.ask(gone, index(1), keeper)
     questions.ask(stays, index(2), keeper)
-    questions.asker_lost(gone)
+    questions.requester_lost(gone)
     for passed in keeper.sent:
         questions.reply(Reply(ask_id=passed.ask_id, ok=True, body=b""))
     assert (gone.sent, len(stays.sent)) == ([], 1)
 
 
-def test_a_keeper_that_does_not_answer_is_said_at_once_and_its_late_reply_is_dropped() -> None:
+def test_a_stalled_keeper_is_reported_at_once_and_its_late_reply_is_dropped() -> None:
     stuck = ""
     asker, keeper = link(), link()
     questions = Questions(answer, lambda: stuck)
     questions.ask(asker, index(1), keeper)
     stuck = "the keeper has not answered for 1.2 s"
-    questions.keeper_silent(stuck)
+    questions.keeper_stalled(stuck)
     questions.ask(asker, index(2), keeper)
     questions.reply(Reply(ask_id=keeper.sent[0].ask_id, ok=True, body=b"late"))
     assert len(keeper.sent) == 1

@@ -26,8 +26,8 @@ class Gate:
         self.now_ns = ms(1000)
         self.sent: list[str] = []
         self.refused: list[tuple[str, int]] = []
-        self.turnstile = CreditGate(self._send, self._refuse, lambda: self.now_ns)
-        self.turnstile.take(RequestCredit(heard=0, most=most, held=held))
+        self.credit_gate = CreditGate(self._send, self._refuse, lambda: self.now_ns)
+        self.credit_gate.on_credit(RequestCredit(heard=0, most=most, held=held))
 
     def _send(self, frame: Frame) -> None:
         assert isinstance(frame, Request)
@@ -36,100 +36,100 @@ class Gate:
     def _refuse(self, request: Request, waited_ns: int) -> None:
         self.refused.append((request.request_id, waited_ns))
 
-    def enter(self, *names: str, slo_ms: float = 100) -> None:
+    def submit(self, *names: str, slo_ms: float = 100) -> None:
         for name in names:
-            self.turnstile.enter(request(name, self.now_ns, slo_ms))
+            self.credit_gate.submit(request(name, self.now_ns, slo_ms))
 
-    def heard(self, heard: int, most: int = 2) -> None:
-        self.turnstile.take(RequestCredit(heard=heard, most=most))
+    def grant(self, received: int, most: int = 2) -> None:
+        self.credit_gate.on_credit(RequestCredit(heard=received, most=most))
 
 
 def test_without_a_limit_all_are_sent() -> None:
     gate = Gate(most=0)
-    gate.enter(*"abcdef")
+    gate.submit(*"abcdef")
     assert gate.sent == list("abcdef")
 
 
 def test_requests_beyond_the_credit_wait_and_the_newest_is_sent_first() -> None:
     gate = Gate()
-    gate.enter(*"abcde")
+    gate.submit(*"abcde")
     assert gate.sent == ["a", "b"]
-    gate.heard(1)
-    gate.heard(2)
+    gate.grant(1)
+    gate.grant(2)
     assert gate.sent == ["a", "b", "e", "d", "c"]
-    assert not gate.turnstile.holds
+    assert not gate.credit_gate.holds
 
 
 def test_a_request_that_waited_for_a_quarter_of_its_slo_is_rejected() -> None:
     gate = Gate()
-    gate.enter("a", "b", "short", slo_ms=100)
-    gate.enter("long", slo_ms=1000)
+    gate.submit("a", "b", "short", slo_ms=100)
+    gate.submit("long", slo_ms=1000)
     gate.now_ns += ms(26)
-    gate.turnstile.sweep()
+    gate.credit_gate.sweep()
     assert gate.refused == [("short", ms(26))]
-    gate.heard(2)
+    gate.grant(2)
     assert gate.sent[2:] == ["long"]
 
 
 def test_waiting_requests_are_limited_and_the_oldest_is_rejected() -> None:
     gate = Gate(held=3)
-    gate.enter(*"abcdefg")
+    gate.submit(*"abcdefg")
     assert [name for name, _ in gate.refused] == ["c", "d"]
-    gate.heard(2)
+    gate.grant(2)
     assert gate.sent[2:] == ["g", "f"]
 
 
 def test_an_overdue_request_is_not_sent_when_there_is_credit() -> None:
     gate = Gate()
-    gate.enter(*"abc")
+    gate.submit(*"abc")
     gate.now_ns += ms(30)
-    gate.heard(2)
+    gate.grant(2)
     assert (gate.sent, [name for name, _ in gate.refused]) == (["a", "b"], ["c"])
 
 
 def test_only_a_waiting_request_can_be_withdrawn() -> None:
     gate = Gate()
-    gate.enter(*"abc")
-    assert gate.turnstile.withdraw("c")
-    assert not gate.turnstile.withdraw("a"), "the controller has it"
-    gate.heard(2)
+    gate.submit(*"abc")
+    assert gate.credit_gate.withdraw("c")
+    assert not gate.credit_gate.withdraw("a"), "the controller has it"
+    gate.grant(2)
     assert gate.sent == ["a", "b"]
 
 
 def test_a_lost_link_resets_the_queue_and_the_limit() -> None:
     gate = Gate()
-    gate.enter(*"abc")
-    gate.turnstile.reset()
-    gate.enter(*"def")
+    gate.submit(*"abc")
+    gate.credit_gate.reset()
+    gate.submit(*"def")
     assert gate.sent == ["a", "b", "d", "e", "f"]
     assert not gate.refused
 
 
 def test_an_undelivered_request_returns_its_credit() -> None:
     gate = Gate(most=1)
-    gate.enter(*"ab")
+    gate.submit(*"ab")
     assert gate.sent == ["a"]
-    gate.turnstile.take_back()
+    gate.credit_gate.return_credit()
     assert gate.sent == ["a", "b"]
-    gate.enter("c")
-    assert gate.sent == ["a", "b"], "as many are on their way as may be"
-    gate.heard(1, most=1)
+    gate.submit("c")
+    assert gate.sent == ["a", "b"], "all credit is used"
+    gate.grant(1, most=1)
     assert gate.sent == ["a", "b", "c"]
 
 
 def test_returned_credit_is_limited() -> None:
     gate = Gate(most=1)
-    gate.turnstile.take_back()
-    gate.turnstile.take_back()
-    gate.enter(*"abc")
+    gate.credit_gate.return_credit()
+    gate.credit_gate.return_credit()
+    gate.submit(*"abc")
     assert gate.sent == ["a"]
 
 
 def test_without_a_limit_no_credit_is_returned() -> None:
     gate = Gate(most=0)
-    gate.enter(*"ab")
-    gate.turnstile.take_back()
-    gate.enter("c")
+    gate.submit(*"ab")
+    gate.credit_gate.return_credit()
+    gate.submit("c")
     assert gate.sent == ["a", "b", "c"]
 
 

@@ -136,8 +136,8 @@ def test_a_waiting_connection_holds_no_large_body(gateway: RunningGateway) -> No
         assert kept._complete == []
 
 
-class Asked:
-    """A C library that gives all but ``used`` back."""
+class Trimmed:
+    """A C library whose trim frees all but ``used`` bytes."""
 
     def __init__(self) -> None:
         self.held = self.used = 100 << 20
@@ -148,14 +148,14 @@ class Asked:
         self.held = self.used
 
 
-def test_memory_is_trimmed_once_it_is_much_and_not_while_in_use() -> None:
-    library = Asked()
+def test_memory_is_trimmed_once_it_has_grown_and_not_again_while_it_is_in_use() -> None:
+    library = Trimmed()
     trimmer = Trimmer(library.trim, lambda: library.held)
 
     def look(more_bytes: int, *, in_use: bool) -> int:
         library.held += more_bytes
         library.used += more_bytes * in_use
-        asyncio.run(trimmer.look())
+        asyncio.run(trimmer.check())
         return library.times
 
     assert look(MUCH_BYTES, in_use=False) == 0

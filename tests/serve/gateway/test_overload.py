@@ -20,7 +20,7 @@ def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
     with running_gateway(tmp_path, max_requests=6) as found:
         found.controller.on_request = lambda request: None
         found.do(lambda: found.controller.send(RequestCredit(heard=0, most=2)))
-        found.until(lambda: found.servers.gateway.link._credit_gate._rule.most == 2)
+        found.until(lambda: found.servers.gateway.link._credit_gate._credit.most == 2)
         yield found
 
 

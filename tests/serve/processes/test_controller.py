@@ -1,4 +1,4 @@
-"""The controller as a real process, with the real brain; the test plays keeper, worker and gateway."""
+"""The controller as a real process, with the real brain; the test plays supervisor, worker and gateway."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ MODEL = ModelAdded(model=A.model)
 
 
 class Peer:
-    """A link and all that came over it."""
+    """A link, and all frames received over it."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -100,7 +100,7 @@ async def peer(run_dir: Path, role: Role, name: str) -> Peer:
 
 
 async def warm(run_dir: Path) -> tuple[Peer, Peer, Peer]:
-    """Keeper, worker and gateway of a controller that is ready."""
+    """Supervisor, worker and gateway of a controller that is ready."""
     keeper = await peer(run_dir, Role.KEEPER, "keeper")
     for frame in (CODE, MODEL, Ask(ask_id=1, what=Question.STATE)):
         keeper.link.send(frame)
@@ -187,7 +187,7 @@ def test_a_lost_worker_makes_it_not_ready_and_every_request_is_answered(tmp_path
 
 
 @pytest.mark.skipif(os.sched_getscheduler(0) != os.SCHED_OTHER, reason="given another scheduling class")
-def test_it_waits_for_others_while_messages_come_in_crowds_only(tmp_path: Path) -> None:
+def test_it_uses_the_batch_policy_while_messages_arrive_in_bursts_only(tmp_path: Path) -> None:
     async def main() -> None:
         async with controller(tmp_path) as child:
             _, _, gateway = await warm(tmp_path)

@@ -1,4 +1,4 @@
-"""Gateways for a server elsewhere: which settings they get, how they are called, who holds their ports."""
+"""Gateways for a server on another machine: their settings, their names, and their ports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def config(**fields: Any) -> Settings:
 
 
 class Children:
-    """Stands for the processes: keeps which there would be, and whether they could have their ports."""
+    """Stands for the processes: keeps their launches, and whether their ports were held."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.launches: list[Launch] = []
@@ -65,7 +65,7 @@ class Children:
 
 
 def taken(port: int) -> bool:
-    """Whether somebody holds it, be it without listening."""
+    """Whether a port is held by a socket, listening or not."""
     with socket.socket() as other:
         try:
             other.bind(("127.0.0.1", port))
@@ -90,20 +90,20 @@ def test_ports_are_held_for_gateways_for_as_long_as_they_run(children: Children)
     }  # fmt: skip
 
 
-def test_ports_that_are_off_are_none(children: Children) -> None:
+def test_ports_that_are_off_are_not_held(children: Children) -> None:
     children.run(config(grpc_port=None, metrics_port=None))
     (found,) = children.configs
     assert (found.settings.grpc_port, found.settings.metrics_port) == (None, None)
     assert (children.at["grpc"], children.at["metrics"]) == ("", "")
 
 
-def test_each_is_called_after_its_machine_and_knows_the_server(children: Children) -> None:
+def test_each_is_named_after_its_machine_and_knows_the_server(children: Children) -> None:
     given = config(gateways=12, model_control=False, slo_ms=5.0)
     children.run(given)
     found = children.configs
     names = [f"alpha.gateway-{number}" for number in range(12)]
     assert [launch.name for launch in children.launches] == [each.name for each in found] == names
-    assert {launch.silence_s for launch in children.launches} == {3.0}
+    assert {launch.stuck_s for launch in children.launches} == {3.0}
     assert all(FAR_GATEWAY.fullmatch(name) and not FAR_NAME.fullmatch(name) for name in names)
     assert {launch.module for launch in children.launches} == {"clockwork_serve.serve.processes.gateway"}
     assert all(each.elsewhere for each in found)
@@ -128,12 +128,12 @@ def test_a_server_s_own_gateway_has_no_name_that_a_far_one_may_have() -> None:
 
 
 @pytest.mark.parametrize("machine", ["a b", ".a", "-a", "a/b", "x" * 65, "a\n"])
-def test_a_machine_after_which_no_gateway_can_be_called_is_named(children: Children, machine: str) -> None:
+def test_a_machine_name_that_is_invalid_for_gateways_is_named(children: Children, machine: str) -> None:
     with pytest.raises(ConfigError, match=r"machine_name: expected a name such that .*; give --machine-name"):
         children.run(config(machine_name=machine))
 
 
-def test_what_no_server_takes_no_gateway_elsewhere_takes(children: Children) -> None:
+def test_settings_that_a_server_refuses_are_refused_here_too(children: Children) -> None:
     with pytest.raises(ConfigError, match="gateways: expected 1 to 64; found 65"):
         children.run(config(gateways=65))
 
@@ -147,7 +147,7 @@ def test_a_port_that_is_taken_is_named_before_anything_runs(children: Children) 
     assert (children.at, children.launches) == ({}, [])
 
 
-def test_files_of_the_door_are_looked_at_before_anything_runs(children: Children, tmp_path: Path) -> None:
+def test_files_for_access_are_checked_before_anything_runs(children: Children, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tls_certificate"):
         children.run(config(tls_certificate=str(tmp_path / "none"), tls_key=str(tmp_path / "none")))
     assert (children.at, children.launches) == ({}, [])
@@ -164,7 +164,7 @@ def flags(folder: Path, **more: object) -> dict[str, object]:
     }  # fmt: skip
 
 
-def test_a_machine_without_a_name_is_called_as_its_host_is(
+def test_a_machine_without_a_name_has_that_of_its_host(
     children: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "gethostname", lambda: "box.example.org")
@@ -172,7 +172,7 @@ def test_a_machine_without_a_name_is_called_as_its_host_is(
     assert [each.name for each in children.configs] == ["box.gateway-0"]
 
 
-def test_it_says_which_setting_lacks(tmp_path: Path) -> None:
+def test_a_missing_setting_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"controller: expected HOST:PORT .* give it with --controller"):
         far_gateways.run_gateways(read_settings({}, {}, None))
     with pytest.raises(ConfigError, match="cluster_ca: expected a PEM file, as a gateway on another machine"):

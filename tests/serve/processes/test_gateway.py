@@ -1,4 +1,4 @@
-"""A gateway as a process of its own: starts, stops when told, and says why it cannot start."""
+"""A gateway as a process of its own: it starts, stops on SIGTERM, and logs why it cannot start."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def status(port: int, path: str) -> int:
         return int(client.makefile("rb").read().split()[1])
 
 
-def test_it_listens_waits_for_its_controller_and_ends_when_told(tmp_path: Path) -> None:
+def test_it_listens_waits_for_its_controller_and_ends_on_sigterm(tmp_path: Path) -> None:
     with running(run_dir=str(tmp_path)) as (process, listening):
         assert listening["grpc_port"] > 0
         assert status(listening["http_port"], "/v2/health/live") == 200
@@ -101,8 +101,8 @@ def test_two_gateways_may_share_ports(tmp_path: Path) -> None:
         assert (second["http_port"], second["grpc_port"]) == (first["http_port"], first["grpc_port"])
 
 
-def test_http_is_listened_on_when_all_that_takes_long_is_done(tmp_path: Path) -> None:
-    """A request that came before would wait unread, and be answered late as if it were in time."""
+def test_http_is_listened_on_last(tmp_path: Path) -> None:
+    """A request that arrived before would wait unread, and be answered late as if it were in time."""
 
     async def main() -> None:
         config = GatewayConfig(

@@ -1,4 +1,4 @@
-"""A worker as a process of its own, on an emulated device: starts, serves, outlives its controller, ends."""
+"""A worker as a process of its own, on an emulated device: start, service, loss of its controller, end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 async def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
-    """Its exit status and what it said."""
+    """The exit status of a worker, and its log."""
     _, said = await asyncio.to_thread(process.communicate, timeout=PATIENCE_S)
     return process.returncode, said.decode()
 
@@ -65,7 +65,7 @@ async def ready(at: Orders, run_dir: Path, *, infer_ms: float = 1) -> None:
     assert told.ok, told.message
 
 
-def test_it_serves_survives_its_controller_and_ends_when_told(tmp_path: Path) -> None:
+def test_it_serves_survives_its_controller_and_ends_on_sigterm(tmp_path: Path) -> None:
     async def test() -> None:
         region = Region.create(4096)
         async with worker(tmp_path) as process:
@@ -90,7 +90,7 @@ def test_it_serves_survives_its_controller_and_ends_when_told(tmp_path: Path) ->
     run(test())
 
 
-def test_sigterm_lets_what_runs_finish(tmp_path: Path) -> None:
+def test_running_actions_finish_after_sigterm(tmp_path: Path) -> None:
     async def test() -> None:
         region = Region.create(4096)
         async with worker(tmp_path) as process, orders(tmp_path) as at:
@@ -121,7 +121,7 @@ def test_its_threads_stay_on_the_cpus_it_was_given(tmp_path: Path) -> None:
     run(test())
 
 
-def test_real_time_is_had_or_refused_with_what_it_needs(tmp_path: Path) -> None:
+def test_real_time_is_granted_or_refused_with_what_it_needs(tmp_path: Path) -> None:
     async def test() -> None:
         async with worker(tmp_path, settings=Settings(realtime=True)) as process, orders(tmp_path) as at:
             joined = asyncio.create_task(ready(at, tmp_path))

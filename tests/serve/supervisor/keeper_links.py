@@ -16,7 +16,7 @@ from clockwork_serve.serve.transport import Link, Listener, hello, listen
 
 
 class FakeController:
-    """Answers STATE, and keeps what it was told."""
+    """Answers STATE, and keeps the frames that it received."""
 
     def __init__(self) -> None:
         self.told: list[Frame] = []

@@ -1,4 +1,4 @@
-"""The catalogue tells the controller what changed, the new before the old goes."""
+"""The catalogue sends the controller what changed, new versions before old ones are removed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_codes_come_before_models_and_each_once() -> None:
     assert catalogue.put(["a", "b"], [a, b], [profile()], []) == []
 
 
-def test_a_new_version_is_added_before_the_old_one_goes() -> None:
+def test_a_new_version_is_added_before_the_old_one_is_removed() -> None:
     catalogue = Catalogue()
     old, new = served("a/1"), served("a/2", "c2")
     catalogue.put(["a", "b"], [old, served("b/1", "c3")], [profile()], [])
@@ -44,14 +44,14 @@ def test_a_new_version_is_added_before_the_old_one_goes() -> None:
     assert [model.key for model in catalogue.models] == ["a/2", "b/1"]
 
 
-def test_a_model_changed_in_place_is_told_again() -> None:
+def test_a_model_changed_in_place_is_sent_again() -> None:
     catalogue = Catalogue()
     catalogue.put(["a"], [served("a/1")], [profile()], [])
     changed = served("a/1", priority=3)
     assert catalogue.put(["a"], [changed], [], []) == [ModelAdded(model=changed.model)]
 
 
-def test_new_profiles_are_told_and_old_ones_kept_if_there_are_none() -> None:
+def test_new_profiles_are_sent_and_old_ones_kept_if_there_are_none() -> None:
     catalogue = Catalogue()
     a = served("a/1")
     catalogue.put(["a"], [a], [profile()], [])
@@ -68,7 +68,7 @@ def test_a_code_stays_while_any_model_uses_it() -> None:
     assert catalogue.frames() == []
 
 
-def test_the_index_tells_what_is_served_what_is_not_and_why() -> None:
+def test_the_index_lists_what_is_served_what_is_not_and_why() -> None:
     catalogue = Catalogue()
     catalogue.put(
         ["a", "b", "c"],
@@ -96,7 +96,7 @@ def test_a_model_loaded_again_has_no_old_problem() -> None:
     assert [(each.state, each.reason) for each in catalogue.index([])] == [("READY", "")]
 
 
-def test_codes_are_told_before_anything_changes_and_taken_back_if_no_model_came() -> None:
+def test_codes_are_sent_first_and_removed_if_no_model_uses_them() -> None:
     catalogue = Catalogue()
     old, new = served("a/1"), served("a/2", "c2")
     catalogue.put(["a"], [old], [profile()], [])
@@ -107,12 +107,12 @@ def test_codes_are_told_before_anything_changes_and_taken_back_if_no_model_came(
     assert catalogue.unused([*codes, added(old, profile())]) == [CodeRemoved(code_id="c2")]
 
 
-def test_of_removals_that_were_put_off_those_of_what_came_back_are_none() -> None:
+def test_deferred_removals_of_what_was_added_again_are_dropped() -> None:
     catalogue = Catalogue()
     catalogue.put(["a", "b"], [served("a/1"), served("b/1", "c2")], [], [])
     gone = [frame for frame in catalogue.remove("a") if isinstance(frame, ModelRemoved | CodeRemoved)]
-    assert catalogue.still(gone) == gone == [ModelRemoved(model="a/1"), CodeRemoved(code_id="c1")]
+    assert catalogue.still_removed(gone) == gone == [ModelRemoved(model="a/1"), CodeRemoved(code_id="c1")]
     catalogue.put(["d"], [served("d/1")], [], [])
-    assert catalogue.still(gone) == [ModelRemoved(model="a/1")]
+    assert catalogue.still_removed(gone) == [ModelRemoved(model="a/1")]
     catalogue.put(["a"], [served("a/1")], [], [])
-    assert catalogue.still(gone) == []
+    assert catalogue.still_removed(gone) == []

@@ -1,4 +1,4 @@
-"""What is read between two runs of a profile, and of which models."""
+"""The caches are evicted between two runs of a profile, for models with large weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.serve.supervisor.profile_process import (
-    LEAST_WEIGHTS,
-    USUAL_BYTES,
+    DEFAULT_CACHE_BYTES,
+    EVICT_FROM_BYTES,
     cache_bytes,
-    others_turn,
+    cache_evictor,
 )
 from clockwork_serve.units import KIB, MIB
 
@@ -27,21 +27,21 @@ def test_the_largest_cache_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("said", [(), ("",), ("big",), ("-1K",)])
-def test_one_of_usual_size_is_assumed_where_nothing_is_said(tmp_path: Path, said: tuple[str, ...]) -> None:
+def test_a_default_size_is_assumed_where_none_is_given(tmp_path: Path, said: tuple[str, ...]) -> None:
     write(tmp_path, *said)
-    assert cache_bytes(tmp_path) == USUAL_BYTES
+    assert cache_bytes(tmp_path) == DEFAULT_CACHE_BYTES
 
 
-def test_a_system_that_hides_its_caches_has_usual_ones(tmp_path: Path) -> None:
+def test_a_default_size_is_assumed_where_the_system_hides_its_caches(tmp_path: Path) -> None:
     (tmp_path / "index0" / "size").mkdir(parents=True)
-    assert cache_bytes(tmp_path) == USUAL_BYTES
+    assert cache_bytes(tmp_path) == DEFAULT_CACHE_BYTES
 
 
-def test_large_weights_find_the_caches_full_of_other_things() -> None:
-    read = others_turn("cpu", LEAST_WEIGHTS, most_bytes=64 * KIB)
+def test_large_weights_are_evicted_from_the_caches() -> None:
+    read = cache_evictor("cpu", EVICT_FROM_BYTES, most_bytes=64 * KIB)
     assert read() == 64 * KIB // 8, "a sum of ones"
 
 
-@pytest.mark.parametrize(("kind", "weights"), [("cpu", LEAST_WEIGHTS - 1), ("cuda:sm_90", 100 * MIB)])
+@pytest.mark.parametrize(("kind", "weights"), [("cpu", EVICT_FROM_BYTES - 1), ("cuda:sm_90", 100 * MIB)])
 def test_nothing_is_read_for_small_weights_and_gpus(kind: str, weights: int) -> None:
-    assert others_turn(kind, weights)() is None
+    assert cache_evictor(kind, weights)() is None

@@ -1,4 +1,4 @@
-"""What is checked before a server starts, and what it says about who can reach it."""
+"""Settings of access are checked before a server starts, and it warns about what is open to others."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.serve.gateway.keys import entry, written
         ({"tls_client_ca": "a", "tls_certificate": "c"}, "tls_key"),
     ],
 )
-def test_what_belongs_together_must_be_there(fields: dict[str, str], named: str) -> None:
+def test_files_that_belong_together_must_be_given(fields: dict[str, str], named: str) -> None:
     with pytest.raises(ConfigError, match=f"^{named}: expected a PEM file.*found none; name both"):
         check_gateways(Settings(**fields))
 
@@ -51,13 +51,13 @@ def test_a_bad_file_ends_a_start_before_anything_is_started(tmp_path: Path, fiel
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_door_that_nothing_was_said_about_is_open() -> None:
+def test_without_settings_access_is_open() -> None:
     access = AccessControl(GatewayConfig(run_dir="", name="g0"))
     assert (access.keys, access.tls) == (None, None)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])
-def test_a_server_that_others_reach_says_what_is_open(
+def test_a_server_reachable_from_other_hosts_warns_of_what_is_open(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, host: str
 ) -> None:
     keys = written(tmp_path, entry("a", "k", "infer"))
@@ -77,7 +77,9 @@ def test_a_server_that_others_reach_says_what_is_open(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
-def test_one_that_only_its_own_host_reaches_says_nothing(caplog: pytest.LogCaptureFixture, host: str) -> None:
+def test_a_server_reachable_from_its_own_host_only_warns_of_nothing(
+    caplog: pytest.LogCaptureFixture, host: str
+) -> None:
 
     check_access_files(Settings(host=host))
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""The keeper's link comes back by itself and tells each new controller everything."""
+"""The supervisor's link is connected again when it is lost, and sends each controller the whole catalogue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.serve.links import until
 from tests.serve.supervisor.keeper_links import FakeController
 
 
-def test_each_controller_is_told_the_catalogue_then_asked(tmp_path: Path) -> None:
+def test_each_controller_is_sent_the_catalogue_then_a_question(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "c.sock"
         catalogue: list[Frame] = [ModelRemoved(model="one")]
@@ -39,7 +39,7 @@ def test_each_controller_is_told_the_catalogue_then_asked(tmp_path: Path) -> Non
         await until(lambda: first.told[-1] == Drain())
         listener.close()
         await until(lambda: not link.readiness.ready)
-        assert link.readiness.why == "the controller is gone"
+        assert link.readiness.why == "no controller is connected"
         catalogue.append(ModelRemoved(model="two"))
         second = FakeController()
         listener = await second.listen(path)
@@ -69,7 +69,7 @@ def test_questions_go_both_ways(tmp_path: Path) -> None:
     uvloop.run(main())
 
 
-def test_a_question_is_refused_when_the_controller_goes_away(tmp_path: Path) -> None:
+def test_a_question_fails_when_the_link_is_lost(tmp_path: Path) -> None:
     async def main() -> None:
         controller = FakeController()
         listener = await controller.listen(tmp_path / "c.sock")

@@ -1,4 +1,4 @@
-"""Workers that never connect are ended at last; those that do, and all others, are left alone."""
+"""Workers that never connect are ended; connected workers and other processes are not."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import uvloop
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.serve.supervisor.keeper import MISSED, end_missing
+from clockwork_serve.serve.supervisor.keeper import CHECKS_MISSED, end_unconnected_workers
 from clockwork_serve.serve.supervisor.processes import Launch, Supervisor
 
-LOOK_S = 0.02
+CHECK_INTERVAL_S = 0.02
 
 
-def test_who_runs_and_does_not_connect_is_started_again_and_nobody_else(
+def test_only_a_worker_that_does_not_connect_is_restarted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "waits.py").write_text("import time\ntime.sleep(60)\n")
@@ -36,13 +36,15 @@ def test_who_runs_and_does_not_connect_is_started_again_and_nobody_else(
                 raise TransportError("no controller")
             return {"workers": ["worker-here"]}
 
-        task = asyncio.get_running_loop().create_task(end_missing(supervisor, state, LOOK_S))
-        while asked < MISSED:
-            await asyncio.sleep(LOOK_S)
+        task = asyncio.get_running_loop().create_task(
+            end_unconnected_workers(supervisor, state, CHECK_INTERVAL_S)
+        )
+        while asked < CHECKS_MISSED:
+            await asyncio.sleep(CHECK_INTERVAL_S)
             assert {name: supervisor.pid(name) for name in supervisor.names} == before
         async with asyncio.timeout(20):
             while supervisor.pid("worker-missing") in {None, before["worker-missing"]}:
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(CHECK_INTERVAL_S)
         assert supervisor.pid("worker-here") == before["worker-here"]
         assert supervisor.pid("gateway-0") == before["gateway-0"]
         task.cancel()

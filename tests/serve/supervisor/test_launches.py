@@ -1,4 +1,4 @@
-"""The processes of a server, and that each one's configuration is what its module reads."""
+"""The processes of a server; each one's configuration is what its module reads."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_each_real_device_has_a_process_and_emulated_ones_share_one() -> None:
 def test_all_but_workers_are_watched_unless_that_is_off() -> None:
     for stuck_s in (3.0, 7.0, 0.0):
         made = launches(config(**MACHINES, stuck_s=stuck_s), Path("/run"), {"http_port": 1})
-        assert {launch.name: launch.silence_s for launch in made} == {
+        assert {launch.name: launch.stuck_s for launch in made} == {
             "controller": stuck_s, "worker-cpu:0": 0.0, "gateway-0": stuck_s, "bridge": stuck_s,
         }  # fmt: skip
     with pytest.raises(ConfigError, match="stuck_s: expected 1 to 3600, or 0 for ever"):
@@ -82,7 +82,7 @@ def test_gateways_share_ports_but_not_metrics() -> None:
     assert not any(each.elsewhere for each in made), "their server is here"
 
 
-def test_other_machines_may_join_only_where_a_server_says_so() -> None:
+def test_other_machines_may_join_only_where_it_is_configured() -> None:
     ports = {"http_port": 1}
     assert "bridge" not in {launch.name for launch in launches(config(), Path("/run"), ports)}
     (made,) = (
@@ -92,7 +92,7 @@ def test_other_machines_may_join_only_where_a_server_says_so() -> None:
     assert (found.run_dir, found.settings.listen_machines, found.kinds) == ("/run", "[::1]:7", ("cpu",))
 
 
-def test_every_module_takes_exactly_the_configuration_that_it_is_given() -> None:
+def test_every_module_reads_exactly_the_configuration_that_it_is_given() -> None:
     ports = {"http_port": 1, "grpc_port": 2, "metrics_port": 3}
     records = {
         "gateway": GatewayConfig, "controller": ControllerProcessConfig, "worker": WorkerConfig,

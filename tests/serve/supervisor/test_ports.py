@@ -1,4 +1,4 @@
-"""Ports are held for our own processes, and taken ones are named with a remedy."""
+"""Ports are held for our own processes, and ports in use are named with a remedy."""
 
 from __future__ import annotations
 

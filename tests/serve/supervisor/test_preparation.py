@@ -1,4 +1,4 @@
-"""A child prepares a repository, tells how far it is, and what went wrong; the keeper only listens."""
+"""A child process prepares a repository, and reports its progress and its errors to the supervisor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clockwork_serve.serve.supervisor.preparation import (
     StartProgress,
     prepare,
 )
-from clockwork_serve.serve.supervisor.preparation_process import fitting
+from clockwork_serve.serve.supervisor.preparation_process import runnable
 from clockwork_serve.store import Entry, Problem, StoreConfig
 from tests.serve.onnx_models import affine, put
 
@@ -47,7 +47,7 @@ def run(preparation: Preparation) -> tuple[PreparedRepository, list[StartProgres
     return uvloop.run(prepare(preparation, told.append, lines.append)), told, lines
 
 
-def test_all_models_are_prepared_and_progress_is_told(preparation: Preparation) -> None:
+def test_all_models_are_prepared_and_progress_is_reported(preparation: Preparation) -> None:
     prepared, told, _ = run(preparation)
     assert prepared.names == ("a", "b", "c")
     assert [each.model.key for each in prepared.served] == ["a/1", "b/1"]
@@ -59,7 +59,7 @@ def test_all_models_are_prepared_and_progress_is_told(preparation: Preparation) 
     assert not Path(preparation.result).exists()
 
 
-def test_only_the_models_named_are_looked_at(preparation: Preparation) -> None:
+def test_only_the_named_models_are_prepared(preparation: Preparation) -> None:
     prepared, _, _ = run(msgspec.structs.replace(preparation, names=("b",), nice=5))
     assert prepared.names == ("b",)
     assert [each.model.key for each in prepared.served] == ["b/1"]
@@ -77,13 +77,13 @@ def test_a_repository_that_is_not_there_is_named(preparation: Preparation, tmp_p
         run(msgspec.structs.replace(preparation, settings=Settings(repository=str(tmp_path / "nowhere"))))
 
 
-def test_a_wrong_setting_is_told_from_a_wrong_repository(preparation: Preparation) -> None:
+def test_a_wrong_setting_is_distinguished_from_a_wrong_repository(preparation: Preparation) -> None:
     unknown = msgspec.structs.replace(EMULATED, profile="no_such_device")
     with pytest.raises(ConfigError, match=r"profile: expected .* found 'no_such_device'"):
         run(msgspec.structs.replace(preparation, devices=(unknown,)))
 
 
-def test_a_child_that_ends_without_a_word_is_an_error_with_its_last_lines(preparation: Preparation) -> None:
+def test_a_child_that_ends_without_a_result_is_an_error_with_its_last_lines(preparation: Preparation) -> None:
     beyond = msgspec.structs.replace(preparation, settings=Settings(log_level="no such level"))
     with pytest.raises(RepositoryError, match=r"exit status 1; it said:[^$]*log_level"):
         run(beyond)
@@ -114,7 +114,7 @@ def compile(self, entry, *rest):
 
 Compiler.compile = compile
 """
-"""Runs in each child as it starts: what a runtime does that crashes on some graphs."""
+"""Runs in each child as it starts; stands for a runtime that crashes on some graphs."""
 
 
 def test_models_that_crash_the_compiler_are_named_and_all_others_are_served(
@@ -151,17 +151,17 @@ def test_models_that_no_device_runs_are_problems_and_never_compiled() -> None:
     ]
     broken = Entry(name="b", path="", root="", problems=(fitting_problem(),))
     torch = DeviceConfig(device="torch-cpu:0", kind="torch-cpu")
-    able, unfit = fitting([*entries, broken], (torch,))
+    able, unfit = runnable([*entries, broken], (torch,))
     assert [entry.name for entry in able] == ["t", "b"]
     assert [str(found) for found in unfit] == [
         f"model '{name}': backend: expected one that devices of kind torch-cpu run, found a {backend} model;"
         " give --device cpu as well"
         for name, backend in (("o", "onnx"), ("p", "python"))
     ]
-    able, unfit = fitting(entries, (DeviceConfig(device="cpu:0"),))
+    able, unfit = runnable(entries, (DeviceConfig(device="cpu:0"),))
     assert [entry.name for entry in able] == ["o", "p"]
     assert unfit[0].advice == "give --device torch-cpu or cuda:0 as well"
-    assert fitting(entries, (EMULATED,)) == (entries, [])
+    assert runnable(entries, (EMULATED,)) == (entries, [])
 
 
 def fitting_problem() -> Problem:

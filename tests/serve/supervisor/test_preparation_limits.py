@@ -1,4 +1,4 @@
-"""A model that takes all memory, or for ever, keeps no other from being prepared; what it did is told."""
+"""A model that needs too much memory or time to compile is reported, and the others are prepared."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def prepared(root: Path, bad: onnx.ModelProto, **more: Any) -> PreparedRepositor
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_model_that_never_ends_is_left_out(tmp_path: Path) -> None:
-    """Found stuck twice, with others and alone; a silence that a busy machine does not keep."""
+    """It is found stuck twice, with others and alone; the limit is long enough for a busy machine."""
     found = prepared(tmp_path, endless(), compile_s=15.0)
 
     assert [each.model.name for each in found.served] == ["good"]
@@ -82,8 +82,8 @@ def test_a_model_that_never_ends_is_left_out(tmp_path: Path) -> None:
     assert "raise compile_s" in str(found.problems[0])
 
 
-def test_a_model_that_takes_all_memory_takes_it_from_nobody(tmp_path: Path) -> None:
-    """It is not tried out then, and its weights stay in its code."""
+def test_a_model_that_needs_too_much_memory_is_left_out(tmp_path: Path) -> None:
+    """It is not probed then, and its weights are not lifted out of its code."""
     found = prepared(tmp_path, greedy(), compile_memory=2 * GIB)
 
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 < 3 * GIB
@@ -111,7 +111,7 @@ class Model:
 """
 
 
-def test_a_model_that_has_the_last_word_is_served_all_the_same(tmp_path: Path) -> None:
+def test_output_of_a_model_at_exit_does_not_hide_its_profile(tmp_path: Path) -> None:
     folder = tmp_path / "repository" / "chatty"
     (folder / "1").mkdir(parents=True)
     (folder / "1" / "model.py").write_text(CHATTY)

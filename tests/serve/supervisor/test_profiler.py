@@ -1,4 +1,4 @@
-"""A profile follows the device's durations, stops in time, and says so when it could only guess."""
+"""A profile has the device's durations, takes limited time, and has a warning if it is a guess."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from harness import records
 
 
 class TimedDevice:
-    """Takes ``infer_ns(batch)`` and ``load_ns`` on a clock of its own, and checks what it is told."""
+    """A device that takes ``infer_ns(batch)`` and ``load_ns`` on a clock of its own, and checks its calls."""
 
     def __init__(self, infer_ns: Callable[[int], int], load_ns: int = 4 * NS_PER_MS) -> None:
         self.spec = DeviceSpec(
@@ -106,23 +106,23 @@ def test_durations_are_those_of_the_device() -> None:
     assert not device.loaded, "the device is left as it was"
 
 
-def test_each_run_finds_the_caches_cold() -> None:
-    """Else a batch, whose requests share what they fetch, seems to save nothing."""
+def test_each_run_starts_with_cold_caches() -> None:
+    """Else a batch, whose requests share the fetched weights, would seem to save nothing."""
     device, cold = TimedDevice(lambda batch: 0), [False]
 
     def infer_ns(batch: int) -> int:
         was_cold, cold[0] = cold[0], False
         return (batch + 1 if was_cold else batch) * NS_PER_MS
 
-    def others_turn() -> None:
+    def cache_evictor() -> None:
         cold[0] = True
 
     device._infer_ns = infer_ns
-    found = profile(device, code(1, 2), model(), device.clock, others_turn).profile
+    found = profile(device, code(1, 2), model(), device.clock, cache_evictor).profile
     assert found.infer_ns == {1: 2 * NS_PER_MS, 2: 3 * NS_PER_MS}
 
 
-def test_sizes_between_powers_of_two_of_a_python_model_are_not_run_but_on_the_line() -> None:
+def test_sizes_between_powers_of_two_of_a_python_model_are_interpolated() -> None:
     device = TimedDevice(lambda batch: (16 + 4 * batch) * NS_PER_MS)
     made = msgspec.structs.replace(code(1, 2, 3, 4, 5, 6, 7, 8), backend="python")
     found = profile(device, made, model(), device.clock).profile

@@ -126,7 +126,7 @@ def python_model(tmp_path: Path, name: str, source: str) -> list[ServedVersion]:
     return models
 
 
-def test_a_model_that_crashes_who_measures_it_is_a_problem_of_its_own(tmp_path: Path) -> None:
+def test_a_model_that_crashes_the_measuring_process_is_a_problem(tmp_path: Path) -> None:
     models, shelf = python_model(tmp_path, "crash", CRASHES), Shelf()
     found = profile_all(models, [CPU], shelf)
     (problem,) = found.problems
@@ -168,7 +168,7 @@ def test_a_class_that_cannot_be_imported_is_a_problem(tmp_path: Path, first: str
     assert (profiled.profiles, profiled.without_problems(models), shelf.profiles) == ((), (), {})
 
 
-def test_an_import_without_an_end_is_a_problem_however_much_it_writes(tmp_path: Path) -> None:
+def test_an_endless_import_is_a_problem_however_much_it_writes(tmp_path: Path) -> None:
     endless = "import os\nwhile True: os.write(2, b'x' * 65536)\n"
     profiled = profile_all(python_model(tmp_path, "bad", endless + ECHO), [CPU], Shelf(), limit_s=5.0)
     (problem,) = profiled.problems
@@ -181,7 +181,7 @@ def test_a_class_that_ends_its_process_with_nothing_to_read_is_named(tmp_path: P
     assert "bad/1: profiling failed (exit status 1)" in profiled.warnings[0]
 
 
-def test_what_a_class_prints_is_not_taken_for_its_profile(tmp_path: Path) -> None:
+def test_output_of_a_class_is_not_mistaken_for_its_profile(tmp_path: Path) -> None:
     noisy = (
         "import atexit, sys\nprint('\\n{}')\natexit.register(sys.exit, 3)\nsys.stderr = 1\nsys.stdout = 2\n"
     )
@@ -190,7 +190,7 @@ def test_what_a_class_prints_is_not_taken_for_its_profile(tmp_path: Path) -> Non
     assert len(profiled.profiles) == 1
 
 
-def test_if_two_models_of_one_code_crash_so_would_the_others(served: list[ServedVersion]) -> None:
+def test_if_two_models_of_one_code_crash_the_others_are_not_tried(served: list[ServedVersion]) -> None:
     models = [
         msgspec.structs.replace(
             served[0], model=msgspec.structs.replace(served[0].model, key=f"m{at}/1", name=f"m{at}")
@@ -200,7 +200,7 @@ def test_if_two_models_of_one_code_crash_so_would_the_others(served: list[Served
     crashed: list[str] = []
 
     class Doomed(Shelf):
-        """Stands for a child that dies of each model: ends the measuring where it would begin."""
+        """Stands for a child that crashes with each model."""
 
         def profile(self, code_id: str, device_kind: str) -> Profile | None:
             crashed.append(code_id)

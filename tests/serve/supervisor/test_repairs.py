@@ -1,4 +1,4 @@
-"""What workers report is read anew and made again, once for all who report it; what cannot is a problem."""
+"""Artefacts that workers report as damaged are verified and rebuilt, once for all reports."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FOUND = (Damage("code", A.code.code_id, "other content"),)
 
 
 class Keeper:
-    """Prepares what it is told to, and remembers what for."""
+    """Stands for the supervisor: prepares models, and remembers the arguments."""
 
     def __init__(self) -> None:
         self.catalogue = Catalogue()
@@ -62,7 +62,7 @@ def play(story: Coroutine[Any, Any, None]) -> None:
     asyncio.run(asyncio.wait_for(story, 30))
 
 
-def test_a_code_is_made_again_once_and_offered_again() -> None:
+def test_a_code_is_rebuilt_once_and_sent_again() -> None:
     async def story() -> None:
         keeper = Keeper()
         keeper.answers.append(
@@ -79,7 +79,7 @@ def test_a_code_is_made_again_once_and_offered_again() -> None:
     play(story())
 
 
-def test_what_cannot_be_made_again_is_served_no_more_and_named() -> None:
+def test_a_model_that_cannot_be_rebuilt_is_served_no_more_and_named() -> None:
     async def story() -> None:
         keeper = Keeper()
         gone = Problem(model="a", field="name", expected="a folder", found="none", advice="see")
@@ -110,7 +110,7 @@ def test_a_model_that_was_unloaded_meanwhile_stays_unloaded() -> None:
     play(story())
 
 
-def test_a_repair_that_fails_ends_nothing_and_the_next_report_is_heard_after_a_rest() -> None:
+def test_a_failed_repair_is_retried_after_a_delay_at_the_next_report() -> None:
     async def story() -> None:
         keeper = Keeper()
         keeper.answers += [
@@ -122,7 +122,7 @@ def test_a_repair_that_fails_ends_nothing_and_the_next_report_is_heard_after_a_r
         assert keeper.sent == []
         keeper.repairs.on_damaged(DAMAGED)
         suspect = SuspectArtefact("code", A.code.code_id)
-        assert 0 < keeper.repairs._rest_s(suspect, keeper.repairs._repaired_s[suspect][1]) <= 1
+        assert 0 < keeper.repairs._backoff_s(suspect, keeper.repairs._repaired_s[suspect][1]) <= 1
         await keeper.done()
         assert len(keeper.asked) == 2
         assert keeper.catalogue.names() == {"a"}

@@ -1,4 +1,4 @@
-"""The folder of a server: private, its owner's, and gone after it, however that ended."""
+"""The folder of a server: private, locked by its owner, and removed after it, however that ended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ time.sleep(60)
 """
 
 
-def test_it_is_private_and_goes_with_its_owner(tmp_path: Path) -> None:
+def test_it_is_private_and_removed_with_its_owner(tmp_path: Path) -> None:
     folder = RunDir(str(tmp_path))
     assert folder.path.stat().st_mode & 0o777 == 0o700
     (folder.path / "controller.sock").touch()
@@ -30,7 +30,7 @@ def test_it_is_private_and_goes_with_its_owner(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_owner_left_is_removed_by_the_next_and_a_living_ones_stays(tmp_path: Path) -> None:
+def test_the_folder_of_a_killed_owner_is_removed_and_that_of_a_living_one_stays(tmp_path: Path) -> None:
     command = [sys.executable, "-c", OWNER, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None

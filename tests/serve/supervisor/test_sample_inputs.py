@@ -1,4 +1,4 @@
-"""Inputs for measuring: what worked before, open dimensions at realistic sizes, and something for all."""
+"""Inputs for profiling: those that worked before, dynamic dimensions at realistic sizes, all datatypes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_ids_are_small_and_rates_are_rates() -> None:
     assert np.ptp(arrays["x"]) > 0
 
 
-def test_open_dimensions_are_realistic_first_and_small_last() -> None:
+def test_dynamic_dimensions_are_realistic_first_and_small_last() -> None:
     image = code(spec("x", "FP32", 3, -1, -1))
     assert shapes(image)[0] == {"x": (1, 3, 320, 320)}
     assert shapes(image)[-1] == {"x": (1, 3, 1, 1)}
@@ -68,7 +68,7 @@ def test_no_input_is_absurdly_large() -> None:
     assert np.prod(first[0].shape) <= ELEMENTS_MAX
 
 
-def test_what_worked_when_it_was_compiled_comes_with_the_code(tmp_path: Path) -> None:
+def test_inputs_that_worked_when_it_was_compiled_are_used(tmp_path: Path) -> None:
     known = (
         Fill(name="x", datatype="FP32", shape=(1, 32)),
         Fill(name="state", datatype="INT64", shape=(1, 1), low=8000, high=8000),
@@ -92,6 +92,6 @@ def test_optional_inputs_are_left_out() -> None:
     assert shapes(code(spec("x", "FP32", 7), spec("y", "FP32", 7, optional=True))) == [{"x": (1, 7)}]
 
 
-def test_elements_of_bytes_are_bytes_as_devices_take_them() -> None:
+def test_elements_of_bytes_are_bytes_as_devices_expect_them() -> None:
     fill = Fill(name="t", datatype="BYTES", shape=(1, 2))
     assert all(isinstance(each, bytes) for each in inputs_of([fill])["t"].ravel())

@@ -44,13 +44,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(place: Path) -> Iterator[RunningServer]:
-    """One server for the tests that leave it well."""
+    """One server for the tests that leave it running."""
     with running_server(config(place)) as running:
         yield running
 
 
 def start(settings: ServerConfig, on_line: Callable[[str], None] | None = None) -> None:
-    """Start a server that is expected not to."""
+    """Start a server that is expected to fail."""
     with running_server(settings, on_line=on_line):
         pass
 
@@ -76,7 +76,7 @@ def test_answers_equal_a_plain_session(server: RunningServer, place: Path) -> No
         )
 
 
-def test_the_index_tells_what_is_wrong(server: RunningServer) -> None:
+def test_the_index_says_what_is_wrong(server: RunningServer) -> None:
     index = {entry["name"]: entry for entry in call(server, "repository/index", {})}
     assert (index["a"]["state"], index["b"]["state"]) == ("READY", "READY")
     assert index["bad"]["state"] == "UNAVAILABLE"
@@ -118,7 +118,7 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(server: Running
 
 
 @pytest.mark.parametrize("name", ["worker-cpu:0", "gateway-0", "controller"])
-def test_every_process_may_be_killed_and_comes_back(server: RunningServer, name: str) -> None:
+def test_every_process_that_is_killed_is_restarted(server: RunningServer, name: str) -> None:
     assert served(server, "a")
     pid = server.pid(name)
     assert pid is not None
@@ -134,7 +134,7 @@ def test_gateways_have_as_many_connections_each_and_one_that_died_gets_the_next(
     with running_server(config(place, gateways=2)) as running, ExitStack() as stack:
 
         def answered_by(count: int) -> Counter[str]:
-            """Who answers on so many new connections, which stay."""
+            """Which gateways answer on this many new connections, which stay open."""
             names: Counter[str] = Counter()
             for _ in range(count):
                 client = stack.enter_context(closing(HTTPConnection("127.0.0.1", running.http_port)))
@@ -156,7 +156,7 @@ def test_gateways_have_as_many_connections_each_and_one_that_died_gets_the_next(
         assert between + answered_by(6) == {"gateway-0": 2, "gateway-1": 6}
 
 
-def test_it_stops_without_leaving_anything_behind(place: Path) -> None:
+def test_it_stops_and_leaves_nothing_behind(place: Path) -> None:
     with running_server(config(place, gateways=2)) as running:
         pids = [running.pid(name) for name in running.names]
         run_dir = running.server.run_dir
@@ -186,7 +186,7 @@ def test_a_repository_with_nothing_to_serve_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("clockwork-*"))
 
 
-def test_a_process_that_cannot_run_is_reported_with_its_words(place: Path) -> None:
+def test_a_process_that_cannot_run_is_reported_with_its_last_lines(place: Path) -> None:
     huge = DeviceConfig(device="cpu:0", memory_bytes=1 << 50)
     lines: list[str] = []
     with pytest.raises(StartError, match=r"worker-cpu:0 cannot run"):

@@ -1,4 +1,4 @@
-"""The first signal asks, the second insists, and what is under way is cancelled by either."""
+"""The first signal requests a stop, the second forces it; either cancels what is under way."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import signal
 
 import pytest
 
-from clockwork_serve.serve.supervisor.server import Stopping, unless
+from clockwork_serve.serve.supervisor.server import Stopping, run_unless
 
 
-async def send(number: signal.Signals, heard: asyncio.Event) -> None:
+async def send(number: signal.Signals, received: asyncio.Event) -> None:
     os.kill(os.getpid(), number)
-    await asyncio.wait_for(heard.wait(), 10)
+    await asyncio.wait_for(received.wait(), 10)
 
 
-def test_the_first_signal_asks_and_the_second_insists() -> None:
+def test_the_first_signal_requests_and_the_second_forces() -> None:
     async def run() -> None:
         stopping = Stopping()
-        await send(signal.SIGINT, stopping.asked)
+        await send(signal.SIGINT, stopping.requested)
         assert (stopping.signal, stopping.status) == (signal.SIGINT, 130)
-        assert not stopping.insisted.is_set()
-        await send(signal.SIGTERM, stopping.insisted)
+        assert not stopping.forced.is_set()
+        await send(signal.SIGTERM, stopping.forced)
         assert stopping.status == 143
 
     asyncio.run(run())
@@ -38,20 +38,20 @@ def test_work_ends_or_is_cancelled() -> None:
             finally:
                 ended.append(seconds)
 
-        assert await unless(event, work(0))
+        assert await run_unless(event, work(0))
         asyncio.get_running_loop().call_later(0.01, event.set)
-        assert not await unless(event, work(3600))
+        assert not await run_unless(event, work(3600))
         assert ended == [0, 3600]
 
     asyncio.run(run())
 
 
-def test_work_that_fails_says_so() -> None:
+def test_an_error_of_the_work_is_raised() -> None:
     async def run() -> None:
         async def work() -> None:
             raise ValueError("broken")
 
         with pytest.raises(ValueError, match="broken"):
-            await unless(asyncio.Event(), work())
+            await run_unless(asyncio.Event(), work())
 
     asyncio.run(run())

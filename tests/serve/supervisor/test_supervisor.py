@@ -1,4 +1,4 @@
-"""Real child processes: kept running, stopped when asked, gone when their keeper is gone."""
+"""Real child processes: restarted when they die, stopped on request, ended with their supervisor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from clockwork_serve.serve.supervisor.processes import (
     Supervisor,
     crashed,
     describe_exit,
-    look_at,
+    read_thread_state,
 )
 
 WAITER = """
@@ -81,7 +81,7 @@ sys.exit(child.run_until_stopped(serve))
 
 @pytest.fixture
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Launch]:
-    """Makes a module of a program, where children find it."""
+    """Makes a module of a program, on the path of the children."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
     def make(program: str) -> Launch:
@@ -99,7 +99,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def stopped(pid: int) -> bool:
-    seen = look_at(pid)
+    seen = read_thread_state(pid)
     return seen is not None and seen.stopped
 
 
@@ -107,7 +107,7 @@ def runs(pid: int | None) -> bool:
     return pid is not None and Path(f"/proc/{pid}").exists()
 
 
-def test_a_child_gets_its_config_and_is_heard(launch: Callable[[str], Launch]) -> None:
+def test_a_child_gets_its_config_and_its_output_is_read(launch: Callable[[str], Launch]) -> None:
     async def main() -> None:
         lines: list[str] = []
         child = Child(launch(WAITER), lines.append)
@@ -128,7 +128,7 @@ def test_a_child_that_does_not_stop_is_killed(launch: Callable[[str], Launch]) -
     uvloop.run(main())
 
 
-def test_last_words_are_kept_even_without_a_newline(launch: Callable[[str], Launch]) -> None:
+def test_the_last_line_is_kept_even_without_a_newline(launch: Callable[[str], Launch]) -> None:
     async def main() -> None:
         lines: list[str] = []
         child = Child(launch(DIES), lines.append)
@@ -138,7 +138,7 @@ def test_last_words_are_kept_even_without_a_newline(launch: Callable[[str], Laun
     uvloop.run(main())
 
 
-def test_a_line_without_an_end_comes_in_pieces(launch: Callable[[str], Launch]) -> None:
+def test_an_endless_line_is_delivered_in_pieces(launch: Callable[[str], Launch]) -> None:
     async def main() -> None:
         lines: list[str] = []
         child = Child(launch("import sys; sys.stderr.write('x' * 10**6)"), lines.append)
@@ -149,7 +149,7 @@ def test_a_line_without_an_end_comes_in_pieces(launch: Callable[[str], Launch]) 
     uvloop.run(main())
 
 
-def test_output_is_read_apart(launch: Callable[[str], Launch]) -> None:
+def test_stdout_is_read_separately(launch: Callable[[str], Launch]) -> None:
     async def main() -> None:
         lines: list[str] = []
         output: list[str] = []
@@ -176,7 +176,7 @@ def test_a_killed_child_is_restarted_until_it_is_stopped(launch: Callable[[str],
         await until(lambda: len(lines) == 2)
         second = supervisor.pid(waiter.name)
         assert second not in (None, first)
-        assert supervisor.hopeless() is None
+        assert supervisor.why_failing() is None
         await supervisor.stop(waiter.name, grace_s=20)
         assert supervisor.pid(waiter.name) is None
         assert supervisor.names == []
@@ -185,7 +185,7 @@ def test_a_killed_child_is_restarted_until_it_is_stopped(launch: Callable[[str],
     uvloop.run(main())
 
 
-def test_a_child_that_is_ended_is_started_again_and_whether_it_was_stopped_is_known(
+def test_a_child_that_is_killed_is_restarted_and_whether_it_was_stopped_is_known(
     launch: Callable[[str], Launch],
 ) -> None:
     async def main() -> None:
@@ -207,12 +207,12 @@ def test_a_child_that_is_ended_is_started_again_and_whether_it_was_stopped_is_kn
     uvloop.run(main())
 
 
-def test_a_child_that_keeps_dying_is_reported_with_its_words(launch: Callable[[str], Launch]) -> None:
+def test_a_child_that_keeps_failing_is_reported_with_its_last_lines(launch: Callable[[str], Launch]) -> None:
     async def main() -> None:
         supervisor = Supervisor(lambda line: None)
         supervisor.start(launch(DIES))
-        await until(supervisor.hopeless)
-        why = supervisor.hopeless()
+        await until(supervisor.why_failing)
+        why = supervisor.why_failing()
         assert why is not None
         assert "no luck\ntoday" in why
         await supervisor.kill()
@@ -238,14 +238,14 @@ def test_kill_ends_all_at_once(launch: Callable[[str], Launch]) -> None:
 @pytest.mark.parametrize(
     ("does", "ended"), [("serves", 0), ("sticks", 1), ("is stopped", 1), ("unwatched", 0)]
 )
-def test_a_child_that_does_not_answer_is_ended_and_started_again(
+def test_an_unresponsive_child_is_killed_and_restarted(
     launch: Callable[[str], Launch], does: str, ended: int
 ) -> None:
     async def main() -> None:
         lines: list[str] = []
         supervisor = Supervisor(lines.append)
-        silence_s = 0.0 if does == "unwatched" else 1.0
-        watched = structs.replace(launch(ANSWERS), config=does, silence_s=silence_s)
+        stuck_s = 0.0 if does == "unwatched" else 1.0
+        watched = structs.replace(launch(ANSWERS), config=does, stuck_s=stuck_s)
         supervisor.start(watched)
         await until(lambda: lines)
         first = supervisor.pid(watched.name)
@@ -255,21 +255,21 @@ def test_a_child_that_does_not_answer_is_ended_and_started_again(
         if ended:
             await until(lambda: supervisor.pid(watched.name) not in {None, first})
             await until(lambda: len(lines) == 2)
-            assert supervisor.unanswering[watched.name] >= 1
+            assert supervisor.unresponsive[watched.name] >= 1
         else:
             await asyncio.sleep(3)
             assert supervisor.pid(watched.name) == first
-            assert not supervisor.unanswering
+            assert not supervisor.unresponsive
         await supervisor.kill()
 
     uvloop.run(main())
 
 
-def test_a_pause_of_all_ends_nobody(launch: Callable[[str], Launch]) -> None:
+def test_a_pause_of_the_whole_machine_kills_no_child(launch: Callable[[str], Launch]) -> None:
     async def main() -> None:
         lines: list[str] = []
         supervisor = Supervisor(lines.append)
-        watched = structs.replace(launch(ANSWERS), config="serves", silence_s=1.0)
+        watched = structs.replace(launch(ANSWERS), config="serves", stuck_s=1.0)
         supervisor.start(watched)
         await until(lambda: lines)
         first = supervisor.pid(watched.name)
@@ -281,7 +281,7 @@ def test_a_pause_of_all_ends_nobody(launch: Callable[[str], Launch]) -> None:
             os.kill(first, signal.SIGCONT)
             await asyncio.sleep(0.3)
         assert supervisor.pid(watched.name) == first
-        assert not supervisor.unanswering
+        assert not supervisor.unresponsive
         await supervisor.kill()
 
     uvloop.run(main())
@@ -326,7 +326,7 @@ def test_children_do_not_outlive_their_keeper(tmp_path: Path) -> None:
         keeper.stdout.close()
 
 
-def test_a_child_whose_keeper_is_gone_already_does_not_start(launch: Callable[[str], Launch]) -> None:
+def test_a_child_whose_keeper_has_died_already_does_not_start(launch: Callable[[str], Launch]) -> None:
     tame = launch(TAME)
     ended = subprocess.run(
         [sys.executable, "-m", tame.module, "{}"],
@@ -336,10 +336,10 @@ def test_a_child_whose_keeper_is_gone_already_does_not_start(launch: Callable[[s
         check=False,
         timeout=60,
     )
-    assert (ended.returncode, ended.stderr) == (1, "the keeper is gone\n")
+    assert (ended.returncode, ended.stderr) == (1, "the keeper has died\n")
 
 
-def test_a_child_stops_cleanly_when_asked_and_leaves_ctrl_c_to_the_keeper(
+def test_a_child_stops_cleanly_on_sigterm_and_leaves_ctrl_c_to_the_keeper(
     launch: Callable[[str], Launch],
 ) -> None:
     async def main() -> None:
@@ -355,7 +355,7 @@ def test_a_child_stops_cleanly_when_asked_and_leaves_ctrl_c_to_the_keeper(
     uvloop.run(main())
 
 
-def test_an_error_that_nobody_caught_ends_the_process(launch: Callable[[str], Launch]) -> None:
+def test_an_uncaught_error_ends_the_process(launch: Callable[[str], Launch]) -> None:
     async def main() -> None:
         lines: list[str] = []
         assert await Child(launch(BROKEN), lines.append).ended == EXIT_BROKEN
@@ -364,7 +364,7 @@ def test_an_error_that_nobody_caught_ends_the_process(launch: Callable[[str], La
     uvloop.run(main())
 
 
-def test_the_first_restart_is_at_once_and_fast_deaths_slow_the_next() -> None:
+def test_the_first_restart_is_at_once_and_fast_deaths_delay_the_next() -> None:
     backoff = Backoff()
     delays = [backoff.died(0.1) for _ in range(20)]
     assert delays[0] == 0
@@ -374,40 +374,40 @@ def test_the_first_restart_is_at_once_and_fast_deaths_slow_the_next() -> None:
     assert backoff.died(0.1) == 0
 
 
-def test_a_child_that_cannot_start_here_is_hopeless_at_once() -> None:
+def test_a_child_with_a_configuration_error_keeps_failing_at_once() -> None:
     backoff = Backoff()
     assert backoff.died(0.1, EXIT_CONFIG) > 0
-    assert backoff.hopeless
+    assert backoff.keeps_failing
 
 
-def test_five_fast_deaths_in_a_row_are_hopeless() -> None:
+def test_a_child_keeps_failing_after_five_fast_deaths_in_a_row() -> None:
     backoff = Backoff()
     for count in range(1, FAST_DEATHS + 1):
         backoff.died(0.1)
-        assert backoff.hopeless == (count >= FAST_DEATHS)
+        assert backoff.keeps_failing == (count >= FAST_DEATHS)
     backoff.died(FAST_S + 1)
-    assert backoff.hopeless is False
+    assert backoff.keeps_failing is False
 
 
 @pytest.mark.parametrize(
     ("status", "words"),
     [(0, "exit status 0"), (3, "exit status 3"), (-9, "killed by SIGKILL"), (-200, "killed by signal 200")],
 )
-def test_exit_statuses_have_words(status: int, words: str) -> None:
+def test_exit_statuses_are_described(status: int, words: str) -> None:
     assert describe_exit(status) == words
 
 
-def test_what_is_forgiven_counts_no_more() -> None:
+def test_deaths_before_a_reset_do_not_count() -> None:
     async def main() -> None:
         supervisor = Supervisor(lambda line: None)
         for name in ("worker-a", "gateway"):
             supervisor._backoffs[name] = Backoff()
             for _ in range(FAST_DEATHS):
                 supervisor._backoffs[name].died(0.1)
-        supervisor.forgive("worker")
-        assert supervisor.hopeless() is not None, "the gateway is"
-        supervisor.forgive("gateway")
-        assert supervisor.hopeless() is None
+        supervisor.reset_backoff("worker")
+        assert supervisor.why_failing() is not None, "the gateway is"
+        supervisor.reset_backoff("gateway")
+        assert supervisor.why_failing() is None
 
     asyncio.run(main())
 
@@ -419,5 +419,5 @@ def test_what_is_forgiven_counts_no_more() -> None:
         (-signal.SIGTERM, False), (EXIT_BROKEN, False), (EXIT_CONFIG, False),
     ],
 )  # fmt: skip
-def test_who_is_killed_did_not_crash(status: int, *, is_crash: bool) -> None:
+def test_a_killed_process_did_not_crash(status: int, *, is_crash: bool) -> None:
     assert crashed(status) is is_crash

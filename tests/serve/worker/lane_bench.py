@@ -1,4 +1,4 @@
-"""Lanes of a worker on a device that does as it is told."""
+"""Lanes of a worker on a scripted device."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from tests.worker.actions import CODE, GPU, SPEC, load
 Timed = TypeVar("Timed", Load, Unload, Infer)
 
 
-PATIENCE_S = 30.0
+TIMEOUT_S = 30.0
 FAR = 1 << 62
 
 
 class Toy:
-    """A device that notes what it is asked, doubles ``x`` into ``y``, and does as ``act`` says first."""
+    """A device that logs its calls, calls ``act`` first, and computes ``y`` as twice ``x``."""
 
     def __init__(self, spec: DeviceSpec = SPEC) -> None:
         self.spec = spec
@@ -84,34 +84,34 @@ class Toy:
 
 
 class Bench:
-    """Hands around a brain and toys, and a mailbox for what they answer."""
+    """Lane executors around a brain and toy devices, and a queue of their answers."""
 
-    def __init__(self, *devices: Toy, tidy: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, *devices: Toy, on_codes_changed: Callable[[], None] = lambda: None) -> None:
         self.devices = devices
-        self.told = threading.Semaphore(0)
+        self.notified = threading.Semaphore(0)
         self.broken: list[BaseException] = []
         self.answers: queue.Queue[Answer] = queue.Queue()
-        self.hands = LaneExecutors(
+        self.executors = LaneExecutors(
             Worker(tuple(device.spec for device in devices)),
             {device.spec.device: device for device in devices},
-            self.told.release,
-            tidy=tidy,
-            broken=self.broken.append,
+            self.notified.release,
+            on_codes_changed=on_codes_changed,
+            on_broken=self.broken.append,
         )
 
     def post(self, *events: WorkerEvent) -> None:
-        self.hands.post(*events)
-        self._take()
+        self.executors.post(*events)
+        self._collect()
 
-    def _take(self) -> None:
-        for each in self.hands.take():
+    def _collect(self) -> None:
+        for each in self.executors.take_answers():
             self.answers.put(each)
 
     def next(self) -> Answer:
         """The next answer, waited for."""
         while self.answers.empty():
-            assert self.told.acquire(timeout=PATIENCE_S), f"nothing was told; broken: {self.broken}"
-            self._take()
+            assert self.notified.acquire(timeout=TIMEOUT_S), f"not notified; broken: {self.broken}"
+            self._collect()
         return self.answers.get()
 
     def result(self) -> Result:
@@ -129,21 +129,21 @@ class Bench:
 
 
 @contextmanager
-def bench(*devices: Toy, tidy: Callable[[], None] = lambda: None) -> Iterator[Bench]:
-    made = Bench(*devices, tidy=tidy)
-    made.hands.start()
+def bench(*devices: Toy, on_codes_changed: Callable[[], None] = lambda: None) -> Iterator[Bench]:
+    made = Bench(*devices, on_codes_changed=on_codes_changed)
+    made.executors.start()
     made.post(CodeAdded(code=CODE))
     for _ in devices:
         assert isinstance(made.next(), CodeReady)
     try:
         yield made
     finally:
-        assert made.hands.close(PATIENCE_S)
+        assert made.executors.close(TIMEOUT_S)
         assert not made.broken
 
 
 def timely(action: Timed, after_ms: float = 0) -> Timed:
-    """The action with a window that is open, or opens so much from now, and never closes."""
+    """The action with a window that opens ``after_ms`` from now (0: is open), and never closes."""
     opens = time.monotonic_ns() + ms(after_ms) if after_ms else 0
     return structs.replace(action, window=Window(opens, FAR))
 

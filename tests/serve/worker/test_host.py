@@ -1,4 +1,4 @@
-"""A worker's link: it joins whenever a controller is there, and starts afresh with the next one."""
+"""A worker's link: it joins a controller as soon as there is one, and the next one after a failover."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def test_it_joins_prepares_loads_and_answers(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_device_that_counts_tells_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_host, "NUMBERS_S", 0.02)
+def test_counters_of_a_device_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_host, "REPORT_INTERVAL_S", 0.02)
 
     class Counting(Toy):
         def counters(self) -> dict[str, int]:
@@ -98,10 +98,10 @@ def test_a_device_that_counts_tells_what(tmp_path: Path, monkeypatch: pytest.Mon
     run(test())
 
 
-def test_the_memory_of_a_gateway_that_died_is_let_go_of_without_a_request_from_another(
+def test_memory_of_a_dead_gateway_is_unmapped_without_another_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_host, "PRUNE_S", 0.02)
+    monkeypatch.setattr(worker_host, "PRUNE_INTERVAL_S", 0.02)
 
     async def test() -> None:
         region = Region.create(4096)
@@ -113,16 +113,16 @@ def test_the_memory_of_a_gateway_that_died_is_let_go_of_without_a_request_from_a
             result = await at.ask(over(infer(2, "a", 0), slot(region, {"x": X})), Result)
             assert result.status is Status.OK
             await asyncio.sleep(0.1)
-            assert len(worker.host.hands.regions) == 1
+            assert len(worker.host.executors.regions) == 1
             region.close()
-            while len(worker.host.hands.regions):  # `run` ends in time if this does not
+            while len(worker.host.executors.regions):  # `run` ends in time if this does not
                 await asyncio.sleep(0.01)
             await worker.end()
 
     run(test())
 
 
-def test_it_waits_for_a_controller_that_is_not_up_yet(tmp_path: Path) -> None:
+def test_it_waits_until_a_controller_is_up(tmp_path: Path) -> None:
     async def test() -> None:
         worker = Running(tmp_path, Toy())
         await asyncio.sleep(0.12)
@@ -142,7 +142,7 @@ def test_it_can_be_stopped_while_it_waits(tmp_path: Path) -> None:
     run(test())
 
 
-def test_the_next_controller_finds_weights_and_prepared_codes_and_what_it_does_not_keep_goes(
+def test_the_next_controller_finds_weights_and_codes_and_may_drop_weights(
     tmp_path: Path,
 ) -> None:
     async def test() -> None:
@@ -175,7 +175,7 @@ def test_the_next_controller_finds_weights_and_prepared_codes_and_what_it_does_n
     run(test())
 
 
-def test_what_a_dead_controller_had_running_is_told_to_the_next_and_ends_there(tmp_path: Path) -> None:
+def test_a_running_action_of_a_dead_controller_is_adopted_by_the_next(tmp_path: Path) -> None:
     async def test() -> None:
         toy, running, release = Toy(), threading.Event(), threading.Event()
         at = Orders(tmp_path)
@@ -211,7 +211,7 @@ def test_what_a_dead_controller_had_running_is_told_to_the_next_and_ends_there(t
     run(test())
 
 
-def test_stop_refuses_what_waits(tmp_path: Path) -> None:
+def test_stop_refuses_queued_actions(tmp_path: Path) -> None:
     async def test() -> None:
         async with orders(tmp_path) as at:
             worker = Running(tmp_path, Toy())
@@ -237,9 +237,7 @@ def test_it_returns_beats_at_once(tmp_path: Path) -> None:
     run(test())
 
 
-def test_a_frame_that_no_worker_takes_is_logged_and_ignored(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unexpected_frame_is_logged_and_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         async with orders(tmp_path) as at:
             worker = Running(tmp_path, Toy())
@@ -249,7 +247,7 @@ def test_a_frame_that_no_worker_takes_is_logged_and_ignored(
             await worker.end()
 
     run(test())
-    assert "the controller sent a Drain, which no worker takes" in caplog.text
+    assert "the controller sent a Drain, which no worker expects" in caplog.text
 
 
 def test_another_process_where_the_controller_should_be_is_an_error(tmp_path: Path) -> None:
@@ -259,7 +257,7 @@ def test_another_process_where_the_controller_should_be_is_an_error(tmp_path: Pa
         worker = Running(tmp_path, Toy())
         with pytest.raises(TransportError, match="expected a controller there, found gateway"):
             await worker.task
-        worker.host.hands.close()
+        worker.host.executors.close()
         at.close()
 
     run(test())

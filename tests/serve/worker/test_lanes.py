@@ -1,4 +1,4 @@
-"""Lanes: threads that do what the brain starts, tell how it went, and survive whatever a device does."""
+"""Lanes: threads that execute what the brain starts, report results, and survive any failure of a device."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from clockwork_serve.serve.child import EXIT_BROKEN
 from clockwork_serve.serve.shm import Region
 from clockwork_serve.worker import ControllerLost, Stop
 from tests.serve.slots import Slot, answer, slot
-from tests.serve.worker.lane_bench import PATIENCE_S, Bench, Toy, X, bench, over, timely
+from tests.serve.worker.lane_bench import TIMEOUT_S, Bench, Toy, X, bench, over, timely
 from tests.worker.actions import CODE, GPU, SPEC, infer, load, start, unload
 
 
@@ -42,7 +42,7 @@ def region() -> Iterator[Region]:
     made.close()
 
 
-def test_a_request_goes_in_and_its_answer_comes_out(toy: Toy, region: Region) -> None:
+def test_a_request_is_computed(toy: Toy, region: Region) -> None:
     with bench(toy) as at:
         at.loaded()
         result = at.ask(over(infer(2, "a", 0), slot(region, {"x": X})))
@@ -54,10 +54,10 @@ def test_a_request_goes_in_and_its_answer_comes_out(toy: Toy, region: Region) ->
     assert toy.log == ["prepare net", "load a", "infer a 1"]
 
 
-def test_a_lane_notes_what_it_is_at_until_it_is_done(toy: Toy, region: Region) -> None:
+def test_a_lane_records_its_action_until_it_is_done(toy: Toy, region: Region) -> None:
     noted: list[tuple[int, ...]] = []
     with bench(toy) as at:
-        words = [lane._note._words for lane in at.hands._all()]
+        words = [lane._record._words for lane in at.executors._all()]
         toy.act = lambda what: noted.append(tuple([word for note in words for word in note[:3]]))
         at.loaded()
         at.ask(over(infer(2, "a", 0), slot(region, {"x": X})))
@@ -87,7 +87,7 @@ def test_each_lane_is_a_thread(toy: Toy, region: Region) -> None:
     }
 
 
-def test_lanes_work_side_by_side(toy: Toy, region: Region) -> None:
+def test_lanes_run_concurrently(toy: Toy, region: Region) -> None:
     copying = threading.Event()
     with bench(toy) as at:
         at.loaded()
@@ -98,7 +98,7 @@ def test_lanes_work_side_by_side(toy: Toy, region: Region) -> None:
         assert {at.result().action_id, at.result().action_id} == {2, 3}
 
 
-def test_nothing_starts_before_its_window_however_long_it_is_asked_before(toy: Toy) -> None:
+def test_nothing_starts_before_its_window(toy: Toy) -> None:
     with bench(toy) as at:
         soon = timely(load(1, "a", 0), after_ms=30)
         result = at.ask(soon)
@@ -106,7 +106,7 @@ def test_nothing_starts_before_its_window_however_long_it_is_asked_before(toy: T
     assert toy.started_ns[1] >= soon.window.earliest_ns
 
 
-def test_a_sleeping_lane_hears_of_an_earlier_action(toy: Toy) -> None:
+def test_an_earlier_action_wakes_a_sleeping_lane(toy: Toy) -> None:
     with bench(toy) as at:
         at.post(timely(load(1, "a", 0), after_ms=9000))
         assert at.ask(timely(load(2, "b", 2), after_ms=20)).action_id == 2
@@ -114,31 +114,31 @@ def test_a_sleeping_lane_hears_of_an_earlier_action(toy: Toy) -> None:
         assert at.result().status is Status.SHUTTING_DOWN
 
 
-def test_a_lane_takes_its_next_action_by_itself(toy: Toy, region: Region) -> None:
+def test_a_lane_starts_its_next_action_by_itself(toy: Toy, region: Region) -> None:
     with bench(toy) as at:
         at.loaded()
         for action_id in range(10, 30):
-            at.hands.post(over(infer(action_id, "a", 0), slot(region, {"x": X})))
+            at.executors.post(over(infer(action_id, "a", 0), slot(region, {"x": X})))
         assert [at.result().action_id for _ in range(20)] == list(range(10, 30))
 
 
-def test_what_is_told_once_is_told_again_only_after_it_was_taken(toy: Toy) -> None:
+def test_a_notification_is_repeated_only_after_answers_were_taken(toy: Toy) -> None:
     with bench(toy) as at:
         for action_id in range(5):
-            at.hands.post(timely(load(action_id, "a", 2 * action_id)))
-        while len(at.hands._answers) < 5:
+            at.executors.post(timely(load(action_id, "a", 2 * action_id)))
+        while len(at.executors._answers) < 5:
             time.sleep(0.001)
         told = 0
-        while at.told.acquire(timeout=0.05):
+        while at.notified.acquire(timeout=0.05):
             told += 1
         assert told == 1
-        assert len(at.hands.take()) == 5
+        assert len(at.executors.take_answers()) == 5
 
 
 def test_a_window_that_closes_while_the_thread_wakes_is_too_late(toy: Toy) -> None:
     with bench(toy) as at:
         work = structs.replace(load(1, "a", 0), window=Window(0, 1))
-        done = at.hands._lanes[GPU][Lane.LOAD]._start(start(work))
+        done = at.executors._lanes[GPU][Lane.LOAD]._start(start(work))
     assert done.status is Status.TOO_LATE
     assert "after its window closed" in done.message
     assert "load a" not in toy.log
@@ -157,7 +157,7 @@ def test_a_window_that_closes_while_the_thread_wakes_is_too_late(toy: Toy) -> No
         (SystemExit(3), Status.DEVICE_FAULT, "SystemExit: 3"),
     ],
 )
-def test_an_error_ends_its_action_and_nothing_else(
+def test_an_error_fails_its_action_and_nothing_else(
     toy: Toy,
     region: Region,
     caplog: pytest.LogCaptureFixture,
@@ -197,7 +197,7 @@ def test_a_code_that_can_not_be_prepared_says_why_and_the_others_go_on(toy: Toy)
         at.loaded()
 
 
-def test_a_code_that_raises_what_ends_programs_ends_no_lane(toy: Toy) -> None:
+def test_a_code_that_raises_system_exit_ends_no_lane(toy: Toy) -> None:
     with bench(toy) as at:
         toy.act = _raiser(KeyboardInterrupt("\ud800"))
         at.post(CodeAdded(code=structs.replace(CODE, code_id="bad")))
@@ -207,19 +207,19 @@ def test_a_code_that_raises_what_ends_programs_ends_no_lane(toy: Toy) -> None:
         at.loaded()
 
 
-def test_memory_is_tidied_once_all_codes_have_come(toy: Toy) -> None:
-    tidied = threading.Event()
-    with bench(toy, tidy=tidied.set) as at:
-        assert tidied.wait(PATIENCE_S)
-        tidied.clear()
+def test_code_changes_are_reported_once_all_codes_are_prepared(toy: Toy) -> None:
+    called = threading.Event()
+    with bench(toy, on_codes_changed=called.set) as at:
+        assert called.wait(TIMEOUT_S)
+        called.clear()
         at.loaded()
-        assert not tidied.is_set()
+        assert not called.is_set()
         at.post(CodeAdded(code=structs.replace(CODE, code_id="more")))
         at.next()
-        assert tidied.wait(PATIENCE_S)
+        assert called.wait(TIMEOUT_S)
 
 
-def test_a_code_that_comes_while_its_lane_rests_is_prepared_all_the_same(toy: Toy) -> None:
+def test_a_code_that_is_added_between_loads_is_prepared(toy: Toy) -> None:
     toy.act = lambda what: time.sleep(0.02 * what.startswith("load"))  # so long that the lane rests for 2 ms
     with bench(toy) as at:
         for count in range(5):
@@ -231,11 +231,11 @@ def test_a_code_that_comes_while_its_lane_rests_is_prepared_all_the_same(toy: To
 
 def test_a_broken_brain_ends_the_process() -> None:
     source = (
-        "from clockwork_serve.serve.worker.lanes import end_process; "
-        "end_process(AssertionError('two at once'))"
+        "from clockwork_serve.serve.worker.lanes import end_broken_process; "
+        "end_broken_process(AssertionError('two at once'))"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        [sys.executable, "-c", source], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
     )
     assert ended.returncode == EXIT_BROKEN
     assert "two at once" in ended.stderr
@@ -244,7 +244,7 @@ def test_a_broken_brain_ends_the_process() -> None:
 def test_a_removed_code_is_retired(toy: Toy) -> None:
     with bench(toy) as at:
         at.post(CodeRemoved(code_id="net"))
-        end_s = time.monotonic() + PATIENCE_S
+        end_s = time.monotonic() + TIMEOUT_S
         while toy.log[-1] != "retire net" and time.monotonic() < end_s:
             time.sleep(0.001)  # in one turn with what follows nothing would change
         at.post(CodeAdded(code=CODE))
@@ -252,7 +252,7 @@ def test_a_removed_code_is_retired(toy: Toy) -> None:
     assert toy.log == ["prepare net", "retire net", "prepare net"]
 
 
-def test_inputs_taken_back_before_the_run_are_gone(toy: Toy, region: Region) -> None:
+def test_inputs_withdrawn_before_the_run_are_gone(toy: Toy, region: Region) -> None:
     with bench(toy) as at:
         at.loaded()
         made = slot(region, {"x": X})
@@ -262,7 +262,7 @@ def test_inputs_taken_back_before_the_run_are_gone(toy: Toy, region: Region) -> 
     assert "infer a 1" not in toy.log
 
 
-def test_inputs_taken_back_while_it_waits_are_gone(toy: Toy, region: Region) -> None:
+def test_inputs_withdrawn_while_the_action_waits_are_gone(toy: Toy, region: Region) -> None:
     with bench(toy) as at:
         at.loaded()
         made = slot(region, {"x": X})
@@ -274,7 +274,7 @@ def test_inputs_taken_back_while_it_waits_are_gone(toy: Toy, region: Region) -> 
     assert "infer a 1" not in toy.log
 
 
-def test_answers_into_a_slot_that_was_taken_back_are_thrown_away(toy: Toy, region: Region) -> None:
+def test_outputs_into_a_slot_that_was_reused_are_dropped(toy: Toy, region: Region) -> None:
     with bench(toy) as at:
         at.loaded()
         made = slot(region, {"x": X})
@@ -300,10 +300,10 @@ def test_nothing_is_kept_of_an_infer_that_ended(toy: Toy, region: Region) -> Non
         at.ask(over(infer(2, "a", 0), slot(region, {"x": X})))
         at.ask(over(infer(3, "nobody", 4), slot(region, {"x": X})))
         at.post(timely(infer(4, "a", 0), after_ms=9000))
-        assert list(at.hands._opened) == [4]
+        assert list(at.executors._opened) == [4]
         at.post(ControllerLost())
         assert at.result().status is Status.SHUTTING_DOWN
-        assert not at.hands._opened
+        assert not at.executors._opened
 
 
 def test_stop_finishes_what_runs(toy: Toy, region: Region) -> None:
@@ -321,10 +321,10 @@ def test_stop_finishes_what_runs(toy: Toy, region: Region) -> None:
         )
         _wait(running)
         assert at.ask(Stop()).action_id == 3
-        assert not at.hands.idle
+        assert not at.executors.idle
         release.set()
         assert at.result().status is Status.OK
-        assert at.hands.idle
+        assert at.executors.idle
 
 
 def test_every_device_has_lanes_of_its_own(region: Region) -> None:
@@ -341,17 +341,17 @@ def test_every_device_has_lanes_of_its_own(region: Region) -> None:
         assert {at.result().device, at.result().device} == {GPU, "gpu:1"}
 
 
-def test_a_brain_that_breaks_is_heard_of(toy: Toy) -> None:
+def test_an_error_of_the_brain_is_reported(toy: Toy) -> None:
     made = Bench(toy)
-    made.hands.start()
-    made.hands.worker._devices[GPU].lanes.clear()
-    deadline = time.monotonic() + PATIENCE_S
+    made.executors.start()
+    made.executors.worker._devices[GPU].lanes.clear()
+    deadline = time.monotonic() + TIMEOUT_S
     while not made.broken and time.monotonic() < deadline:
-        with made.hands.lock:
-            made.hands._lanes[GPU][Lane.LOAD].ring()
+        with made.executors.lock:
+            made.executors._lanes[GPU][Lane.LOAD].wake()
         time.sleep(0.001)
     assert isinstance(made.broken[0], (KeyError, AssertionError))
-    made.hands.close(0.1)
+    made.executors.close(0.1)
 
 
 def _raiser(error: BaseException) -> Callable[[str], None]:
@@ -362,8 +362,8 @@ def _raiser(error: BaseException) -> Callable[[str], None]:
 
 
 def _wait(event: threading.Event) -> None:
-    assert event.wait(PATIENCE_S)
+    assert event.wait(TIMEOUT_S)
 
 
 def _meet(barrier: threading.Barrier) -> None:
-    barrier.wait(PATIENCE_S)
+    barrier.wait(TIMEOUT_S)

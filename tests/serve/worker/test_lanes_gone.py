@@ -1,4 +1,4 @@
-"""A device that is lost to its process: the process ends, says why, and its requests are planned again."""
+"""A device that its process has lost: the process logs why and ends."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def test_whichever_call_a_device_is_lost_in_ends_the_process(what: str) -> None:
 
     toy.act = act
     at = Bench(toy)
-    at.hands.gone = gone.append
-    at.hands.start()
+    at.executors.on_device_gone = gone.append
+    at.executors.start()
     at.post(CodeAdded(code=CODE))
     ready = at.next()
     assert isinstance(ready, CodeReady)
@@ -41,14 +41,14 @@ def test_whichever_call_a_device_is_lost_in_ends_the_process(what: str) -> None:
     assert [str(error) for error in gone] == [
         "gpu:0 is lost after model a: CUDA error: unspecified launch failure"
     ]
-    assert at.hands.close(30)
+    assert at.executors.close(30)
 
 
 def test_the_process_ends_with_a_line_that_says_why_and_what_comes() -> None:
     source = (
         "from clockwork_serve.errors import DeviceGone; "
-        "from clockwork_serve.serve.worker.lanes import leave_device; "
-        "leave_device(DeviceGone('cuda:0 is lost after model a/1: CUDA error'))"
+        "from clockwork_serve.serve.worker.lanes import end_process_without_device; "
+        "end_process_without_device(DeviceGone('cuda:0 is lost after model a/1: CUDA error'))"
     )
     ended = subprocess.run(
         [sys.executable, "-c", source], capture_output=True, text=True, timeout=60, check=False
@@ -58,9 +58,9 @@ def test_the_process_ends_with_a_line_that_says_why_and_what_comes() -> None:
     assert said in ended.stderr
 
 
-def test_unless_told_otherwise_it_ends_the_process() -> None:
-    hands = LaneExecutors(Worker((SPEC,)), {GPU: Toy()}, lambda: None)
-    assert hands.gone.__name__ == "leave_device"
+def test_by_default_it_ends_the_process() -> None:
+    executors = LaneExecutors(Worker((SPEC,)), {GPU: Toy()}, lambda: None)
+    assert executors.on_device_gone.__name__ == "end_process_without_device"
 
 
 def test_the_memory_of_a_gateway_that_died_is_let_go_without_the_collector() -> None:
@@ -68,7 +68,7 @@ def test_the_memory_of_a_gateway_that_died_is_let_go_without_the_collector() -> 
     with bench(Toy()) as at:
         at.loaded()
         made = slot(region, {"x": X})
-        view = weakref.ref(at.hands.regions.view(made.tensors.region))
+        view = weakref.ref(at.executors.regions.view(made.tensors.region))
         gc.disable()
         try:
             assert at.ask(over(infer(2, "a", 0), made)).status is Status.OK

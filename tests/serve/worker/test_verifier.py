@@ -1,4 +1,4 @@
-"""Weights are looked at beside the lanes, each once, and what is damaged is reported."""
+"""Weights are verified in the background, each once, and damage is reported."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from clockwork_serve.messages import Weights
 from clockwork_serve.serve.worker.verifier import Verifier
 
 
-class Looking:
-    """A device that can verify; what is ``bad`` it finds damaged, what is ``odd`` it cannot read."""
+class VerifyingDevice:
+    """A device that can verify: it finds ``bad`` weights damaged, and cannot read ``odd`` ones."""
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -28,8 +28,8 @@ def blob(name: str) -> Weights:
     return Weights(weights_id=name, path=f"/cache/{name}.bin", size=1)
 
 
-def test_each_is_looked_at_and_damage_is_reported() -> None:
-    device, found = Looking(), list[DamageError]()
+def test_all_are_verified_and_damage_is_reported() -> None:
+    device, found = VerifyingDevice(), list[DamageError]()
     verifier = Verifier([device], found.append)  # type: ignore[list-item]
     for name in ("good", "odd", "bad", "last"):
         verifier.add(blob(name))
@@ -39,16 +39,16 @@ def test_each_is_looked_at_and_damage_is_reported() -> None:
 
 
 @pytest.mark.parametrize("path", ["/a/folder", ""])
-def test_what_is_no_file_of_its_own_is_not_looked_at(path: str) -> None:
-    device = Looking()
+def test_weights_that_are_no_file_of_their_own_are_not_verified(path: str) -> None:
+    device = VerifyingDevice()
     verifier = Verifier([device], lambda error: None)  # type: ignore[list-item]
     verifier.add(Weights(weights_id="w", path=path, size=1))
     verifier.join()
     assert device.seen == []
 
 
-def test_after_its_end_it_looks_at_nothing() -> None:
-    device = Looking()
+def test_after_close_nothing_is_verified() -> None:
+    device = VerifyingDevice()
     verifier = Verifier([device], lambda error: None)  # type: ignore[list-item]
     verifier.close()
     verifier.add(blob("late"))

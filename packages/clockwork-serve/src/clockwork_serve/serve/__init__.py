@@ -1,1 +1,1 @@
-"""Brains in real time: driver, processes and the links between them. Nothing here decides."""
+"""The server: brains driven in real time, their processes, and the links between them."""

@@ -1,4 +1,4 @@
-"""What every process does first and how it ends: signals, logs to stderr, memory given back to the system."""
+"""What all child processes share: logging to stderr, signals, heartbeats, exit, and trimming of memory."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from clockwork_serve.errors import ConfigError, encodable, printable
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
-# Structured logs of one process, to stderr: a line of JSON or of text per record. Nothing else is printed.
+# Structured logs of one process, to stderr: a line of JSON or of text per record.
 #
 # Fields beside the message come from ``extra``: ``log.warning("slow", extra={"request_id": "r1"})``.
 
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 FORMATS: Final = ("text", "json")
-PATIENCE_MS: Final = 10
-"""How long a line may wait for its reader, unless lines before it did so in vain."""
+WRITE_TIMEOUT_MS: Final = 10
+"""How long to wait until the pipe has room for a line; not at all once a line had to be dropped."""
 
 LINE_MAX: Final = 64 * KIB
-"""Characters of one record, its traceback included: a message of a gigabyte may not stop who logs it."""
+"""Characters of one record, its traceback included: a message of a gigabyte may not block the process."""
 
 _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -44,9 +44,9 @@ _STANDARD: Final = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "
 def configure(
     process: str, level: str = "info", log_format: str = "text", handler: logging.Handler | None = None
 ) -> None:
-    """Send this process's logs to stderr, each with the name of the ``process``. Replaces what was set.
+    """Configure logging of this process to stderr, or by ``handler``; replaces what was configured before.
 
-    ``handler`` writes them, if it is given.
+    Each record has the name of the ``process``.
     """
     if level not in LEVELS:
         raise ConfigError(f"log_level: expected one of {', '.join(LEVELS)}; found {level!r}")
@@ -57,10 +57,10 @@ def configure(
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-class UnblockedHandler(logging.Handler):
-    """Writes to a pipe, and never waits for long: while nobody reads it, lines are left out, and counted.
+class NonBlockingHandler(logging.Handler):
+    """Writes to a pipe without blocking: while the reader does not read, lines are dropped, and counted.
 
-    Whoever reads may be stopped; that must not stop who writes.
+    The reader may be stopped; that must not stop this process.
     """
 
     def __init__(self, fd: int) -> None:
@@ -68,24 +68,24 @@ class UnblockedHandler(logging.Handler):
         self._fd = fd
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
-        self._left_out = 0
+        self._dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line, or leave it out."""
+        """Write one line, or drop it."""
         try:
             line = self.format(record)
-            if self._left_out:
-                line += f" (lines left out before: {self._left_out})"
+            if self._dropped:
+                line += f" (lines left out before: {self._dropped})"
             data = memoryview(f"{line}\n".encode(errors="backslashreplace"))
             while data:
-                # A pipe that is ready has room for so much at least.
-                if not self._poll.poll(0 if self._left_out else PATIENCE_MS):
-                    self._left_out += 1
+                # A pipe that is ready for writing has room for PIPE_BUF bytes at least.
+                if not self._poll.poll(0 if self._dropped else WRITE_TIMEOUT_MS):
+                    self._dropped += 1
                     return
                 data = data[os.write(self._fd, data[: select.PIPE_BUF]) :]
-            self._left_out = 0
-        except BaseException:  # noqa: BLE001 - to log may end nobody, whatever is logged and wherever to
-            self._left_out += 1
+            self._dropped = 0
+        except BaseException:  # noqa: BLE001 - a failure to log may not end the process
+            self._dropped += 1
 
 
 class JsonFormatter(logging.Formatter):
@@ -103,7 +103,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "process": self._process,
             "logger": record.name,
-            "message": _cut(record.getMessage()),
+            "message": _truncated(record.getMessage()),
             **fields_of(record),
         }
         if record.exc_info:
@@ -123,41 +123,41 @@ class TextFormatter(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and below it, indented, the rest of its message and the traceback, where there are any.
+        """One line; further lines of the message and the traceback follow, indented.
 
-        So who chose a part of a message cannot make it look like another record, or move a cursor.
+        Control characters are escaped: text of a client in it can neither forge a record nor move the cursor.
         """
         clock = f"{time.strftime('%H:%M:%S', time.localtime(record.created))}.{int(record.msecs):03d}"
-        line = f"{clock} {record.levelname.lower():7} {self._process}: {_cut(record.getMessage())}"
+        line = f"{clock} {record.levelname.lower():7} {self._process}: {_truncated(record.getMessage())}"
         for name, value in fields_of(record).items():
             line += f" {name}={value}"
         if record.exc_info:
             line += f"\n{_traceback(record)}"
-        return "\n  ".join(printable(part, LINE_MAX) for part in _cut(line).split("\n"))
+        return "\n  ".join(printable(part, LINE_MAX) for part in _truncated(line).split("\n"))
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """What ``extra`` gave."""
+    """The fields given by ``extra``."""
     return {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
 
 
 def _traceback(record: logging.LogRecord) -> str:
     assert record.exc_info
-    return _cut("".join(traceback.format_exception(*record.exc_info)).rstrip())
+    return _truncated("".join(traceback.format_exception(*record.exc_info)).rstrip())
 
 
-def _cut(text: str) -> str:
+def _truncated(text: str) -> str:
     return text if len(text) <= LINE_MAX else text[: LINE_MAX - 3] + "..."
 
 
 # ------------------------------------------------------------
-# What every child process does first and how it ends; what it is for is not known here.
+# Start and end of every child process.
 
 
 KEEPER_PID_VARIABLE: Final = "CLOCKWORK_KEEPER_PID"
-"""Set by the keeper for its children: who must be their parent."""
+"""Set by the supervisor for its children: the process that must be their parent."""
 BEATS_FD_VARIABLE: Final = "CLOCKWORK_BEATS_FD"
-"""Set by the keeper for a child that it watches: the socket on which beats come, to be returned."""
+"""Set by the supervisor for a child that it watches: the socket on which it sends heartbeats."""
 BEAT: Final = b"."
 EXIT_BROKEN: Final = 70
 """Exit status of a process whose invariant broke (sysexits' EX_SOFTWARE)."""
@@ -169,19 +169,22 @@ _log = logging.getLogger(__name__)
 
 
 def prepare(process: str, settings: Settings) -> None:
-    """Log under this name, die with the keeper, and leave Ctrl-C to it."""
-    # The keeper reads what is logged; it may be stopped, and that is to stop nobody else.
-    configure(process, settings.log_level, settings.log_format, UnblockedHandler(sys.stderr.fileno()))
+    """Configure logging under this name, die with the supervisor, and ignore SIGINT.
+
+    To be called first; Ctrl-C is for the supervisor to handle.
+    """
+    # The supervisor reads the logs; if it is stopped, that must not block this process.
+    configure(process, settings.log_level, settings.log_format, NonBlockingHandler(sys.stderr.fileno()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     keeper_pid = os.environ.get(KEEPER_PID_VARIABLE)
-    # The keeper may have died before prctl took effect.
+    # The supervisor may have died before prctl took effect.
     if keeper_pid is not None and os.getppid() != int(keeper_pid):
-        sys.exit("the keeper is gone")
+        sys.exit("the keeper has died")
 
 
 def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
-    """Run ``main(stop)`` on uvloop; SIGTERM sets ``stop``. An error that nobody caught ends the process.
+    """Run ``main(stop)`` on uvloop; SIGTERM sets ``stop``. An uncaught error ends the process.
 
     Returns the exit status: 0, ``EXIT_CONFIG`` for a :class:`ConfigError`, or ``EXIT_BROKEN``.
     """
@@ -198,16 +201,17 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
     except ConfigError as error:
         _log.critical("%s", error)
         return EXIT_CONFIG
-    except Exception:  # noqa: BLE001 - nobody above could log it
+    except Exception:  # noqa: BLE001 - no caller could log it
         _log.critical("ended by an error", exc_info=True)
         return EXIT_BROKEN
     return 0
 
 
 def answer_beats() -> None:
-    """From now on the running loop returns the keeper's beats, if there are any: start-up is over.
+    """Have the running loop return the supervisor's heartbeats from now on, if it sends any.
 
-    Who does not return them for long is ended: nothing else may answer for the loop.
+    To be called at the end of start-up. The supervisor kills a process that does not return them, so only the
+    loop itself may answer.
     """
     number = os.environ.pop(BEATS_FD_VARIABLE, None)
     if number is None:
@@ -226,7 +230,7 @@ def answer_beats() -> None:
             return
         except OSError:
             data = b""
-        if not data:  # the keeper is gone, and this process soon
+        if not data:  # the supervisor has died, so this process is about to be killed
             loop.remove_reader(beats.fileno())
             beats.close()
 
@@ -236,45 +240,45 @@ def answer_beats() -> None:
 def _end_if_broken(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
     if error is None or isinstance(error, OSError):
-        # A connection broke; its protocol hears of it.
+        # A connection broke; its protocol handles that.
         _log.warning("%s: %s", context.get("message"), error)
         return
     _log.critical("%s", context.get("message"), exc_info=error)
     logging.shutdown()
-    # Not sys.exit: belief is wrong, so nothing of it may be acted on any more, not even in clean-up.
+    # Not sys.exit: the process's state is wrong, and must not be acted on any more, not even in clean-up.
     os._exit(EXIT_BROKEN)
 
 
 # ------------------------------------------------------------
-# Gives memory back to the system that the C library keeps for later, once it is much. It frees nothing.
+# Returns freed memory to the system that the C library keeps for reuse (``malloc_trim``).
 #
 # gRPC's core allocates in threads of its own, and what hostile clients make it free stays with those threads'
 # arenas. Two gateways that had 33 MiB were sent 1,400 connections whose 200 calls were reset at once, twice
-# (h2_rapid_reset of qa.hostile.frames): 22 s later the one that asks had 47 MiB, the other 151. It
-# takes a thread 3 to 9 ms, and what allocates meanwhile waits; so it is not done for little.
+# (h2_rapid_reset of qa.hostile.frames): 22 s later the one that trims had 47 MiB, the other 151. Trimming
+# takes a thread 3 to 9 ms, and allocations wait meanwhile; so it is not done for a small gain.
 
 
-LOOK_S: Final = 10.0
+CHECK_INTERVAL_S: Final = 10.0
 MUCH_BYTES: Final = 16 * MIB
-"""More than it was at its least, or after the last time: then it is asked for."""
+"""Memory is trimmed once the process has grown by this much since its least, or since the last trim."""
 
 
 class Trimmer:
-    """``trim`` asks the C library, in a thread; ``held`` tells what the process has for itself."""
+    """Calls ``trim`` in a thread when the process has grown; ``held`` returns its private memory in bytes."""
 
     def __init__(self, trim: Callable[[], object], held: Callable[[], int]) -> None:
         self._trim = trim
         self._held = held
         self._least_bytes = held()
 
-    async def run(self, look_s: float = LOOK_S) -> None:
-        """Look again and again, until cancelled."""
+    async def run(self, interval_s: float = CHECK_INTERVAL_S) -> None:
+        """Check periodically, until cancelled."""
         while True:
-            await asyncio.sleep(look_s)
-            await self.look()
+            await asyncio.sleep(interval_s)
+            await self.check()
 
-    async def look(self) -> None:
-        """Ask for memory, if it is much. What is in use stays, and is the new least."""
+    async def check(self) -> None:
+        """Trim, if the process has grown much since its least. What then remains is the new least."""
         held_bytes = self._held()
         if held_bytes - self._least_bytes > MUCH_BYTES:
             await asyncio.to_thread(self._trim)
@@ -283,14 +287,14 @@ class Trimmer:
             self._least_bytes = min(self._least_bytes, held_bytes)
 
 
-async def keep_small() -> None:
-    """Do it for this process, until cancelled; at once done where the C library cannot be asked."""
+async def trim_memory() -> None:
+    """Trim this process's memory until cancelled; return at once if the C library has no ``malloc_trim``."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         await Trimmer(lambda: trim(0), own_bytes).run()
 
 
 def own_bytes() -> int:
-    """Resident memory of this process that it shares with no other."""
+    """Resident memory of this process that it does not share with others."""
     _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     return (resident - shared) * resource.getpagesize()

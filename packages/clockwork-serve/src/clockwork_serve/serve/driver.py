@@ -1,4 +1,4 @@
-"""The real-time driver of a machine: feeds it, performs what it decides, wakes it in time."""
+"""The driver of a brain in real time: it feeds it events, performs its effects, and wakes it in time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from clockwork_serve.machine import Machine
 from clockwork_serve.units import NS_PER_S
 
 # ------------------------------------------------------------
-# One alarm on the loop, at nanoseconds: a timerfd, because loops round their own timers to milliseconds.
+# A timer of nanosecond resolution on the loop: a timerfd, because loops round their timers to milliseconds.
 #
-# Measured under uvloop: 30 us late at the median, never early, where ``call_at`` is 370 us early or 630 late.
+# Measured under uvloop: 30 us late in the median, never early; ``call_at`` is 370 us early or 630 us late.
 
 
 _ABSOLUTE: Final = 1  # TFD_TIMER_ABSTIME
@@ -31,7 +31,7 @@ class _Itimerspec(ctypes.Structure):
 
 
 class LoopTimer:
-    """Calls ``on_time`` on the running loop when CLOCK_MONOTONIC reaches the armed time; one shot."""
+    """Calls ``on_time`` on the running loop, once, when CLOCK_MONOTONIC reaches the armed time."""
 
     def __init__(self, on_time: Callable[[], None]) -> None:
         self._on_time = on_time
@@ -44,21 +44,21 @@ class LoopTimer:
         self._loop.add_reader(self._fd, self._fired)
 
     def arm(self, at_ns: int | None) -> None:
-        """Ring at that time, at once if it is past; None disarms. Replaces the time armed before."""
+        """Fire at that time, at once if it is past; None disarms. Replaces the time armed before."""
         if at_ns == self._armed_ns:
             return
         self._armed_ns = at_ns
         value = self._setting.value
-        # A value of zero would disarm; every time before now rings at once.
+        # A value of zero would disarm; any time in the past fires at once.
         value.seconds, value.nanoseconds = (0, 0) if at_ns is None else divmod(max(1, at_ns), NS_PER_S)
         if _libc.timerfd_settime(self._fd, _ABSOLUTE, ctypes.byref(self._setting), None) != 0:
             raise OSError(ctypes.get_errno(), f"timerfd_settime to {at_ns} ns")
 
     def count(self, messages: int) -> None:
-        """So many messages were taken in since the last count; here that is of no account."""
+        """Note how many messages were received since the last call; ignored here, for subclasses."""
 
     def close(self) -> None:
-        """Never ring again."""
+        """Never fire again."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
@@ -68,19 +68,17 @@ class LoopTimer:
         try:
             os.read(self._fd, 8)
         except BlockingIOError:
-            return  # re-armed since the loop saw it ring
+            return  # re-armed after the loop found it readable
         self._armed_ns = None
-        self._rang()
+        self._expired()
 
-    def _rang(self) -> None:
+    def _expired(self) -> None:
         self._on_time()
 
 
 # ------------------------------------------------------------
-# The real-time driver of a machine: feeds it, performs what it decides, wakes it. It decides nothing.
-#
-# All events posted in one turn of the loop share one ``now``: they are observed, then the machine decides
-# once. The journal is told that grouping, which is all that a replay needs.
+# The driver: all events posted in one turn of the loop share one ``now``; they are observed, and the machine
+# decides once. The journal records that grouping, which is all that a replay needs.
 
 
 Event = TypeVar("Event")
@@ -91,10 +89,10 @@ class Driver(Generic[Event, Effect]):
     """Runs ``machine`` on the running loop. Methods are for the loop's own thread.
 
     ``perform`` is called with each effect in order; it may post events. ``journal``, called soon after each
-    turn and in order, gets (now_ns, events, effects). ``woke`` gets how much later than the machine had asked
-    it came to decide, in ns, for each such instant that came, whether the timer or an event was first.
-    ``timer`` makes what wakes it. An exception of any of them is the loop's to report: a broken invariant
-    should end the process.
+    turn and in order, gets (now_ns, events, effects). ``woke`` gets the lateness of each wake-up in ns: how
+    long after the instant that it had asked for the machine decided, whether the timer or an event caused it.
+    ``timer`` creates the timer. Exceptions of any of them are left to the loop's exception handler: a broken
+    invariant should end the process.
     """
 
     def __init__(
@@ -144,8 +142,8 @@ class Driver(Generic[Event, Effect]):
         try:
             self._step(now_ns, events, effects)
         finally:
-            # After the writes that the effects queued, for these matter and the journal can wait; and even if
-            # the machine broke, for then the story matters most.
+            # After the writes that the effects queued, which are urgent and the journal is not; and even if
+            # the machine raised an error, for then the journal matters most.
             if self._journal is not None:
                 self._loop.call_soon(self._journal, now_ns, events, effects)
 

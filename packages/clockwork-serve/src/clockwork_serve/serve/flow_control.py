@@ -1,4 +1,4 @@
-"""Backpressure between gateways and the controller: credit for requests, and beats that show who is alive."""
+"""Flow control between processes: credit for gateways' requests, and heartbeats."""
 
 from __future__ import annotations
 
@@ -23,66 +23,67 @@ from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import NS_PER_S, ms
 
 # ------------------------------------------------------------
-# How many requests each gateway may have on their way here: what is heard within a few milliseconds.
+# The controller's side of credit-based flow control: how many requests each gateway may have in transit.
 #
-# It computes what :class:`messages.Intake` announces, from how fast requests were heard of late, and nothing
-# else: which requests wait, and which are refused, is for others.
+# A gateway is granted as many requests as the controller receives from it within a few milliseconds, measured
+# by the rate at which it received them lately. Which requests then wait, and which are refused, the gateway
+# chooses (:class:`CreditGate`).
 
 
 DELAY_NS: Final = ms(2)
-"""Requests on their way are heard within about so long, even when more come than can be heard."""
+"""How long a request is in transit at most, roughly, even when gateways offer more than can be received."""
 LEAST: Final = 32
-"""So many may always be on their way, by all gateways together: a turn of a controller that is not busy."""
+"""The least credit of all gateways together: what a controller that is not busy receives in one turn."""
 LEAST_EACH: Final = 16
 MOST: Final = 4096
 FIRST: Final = 256
 WEIGHT: Final = 8
-"""The mean is over about so many announcements."""
+"""The mean is over about this many grants."""
 
 
-class _Pace:
-    """Of one gateway: requests heard and not announced yet, and the mean time from one to the next."""
+class _GatewayRate:
+    """Of one gateway: requests received since the last grant, and the mean time between two requests."""
 
-    __slots__ = ("gap_ns", "heard", "last_ns", "most")
+    __slots__ = ("gap_ns", "incoming", "last_ns", "most")
 
     def __init__(self, now_ns: int) -> None:
-        self.heard = 0
+        self.incoming = 0
         self.most = FIRST
         self.gap_ns = DELAY_NS // FIRST
         self.last_ns = now_ns
 
 
 class CreditIssuer:
-    """Methods are for the loop's own thread."""
+    """Grants each gateway its credit (:class:`messages.RequestCredit`). For the loop's own thread."""
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
-        self._paces: dict[Link, _Pace] = {}
+        self._rates: dict[Link, _GatewayRate] = {}
 
-    def welcome(self, link: Link) -> None:
-        """A gateway is there."""
-        self._paces[link] = _Pace(self._clock())
+    def add_gateway(self, link: Link) -> None:
+        """Grant a gateway that connected its first credit."""
+        self._rates[link] = _GatewayRate(self._clock())
         link.send(RequestCredit(heard=0, most=FIRST))
 
-    def forget(self, link: Link) -> None:
-        """It is gone."""
-        self._paces.pop(link, None)
+    def remove_gateway(self, link: Link) -> None:
+        """Forget a gateway whose link was lost."""
+        self._rates.pop(link, None)
 
-    def heard(self, link: Link, frames: Collection[Frame]) -> None:
-        """Frames came; now and then the gateway is told, after the turn that they cause."""
-        pace = self._paces.get(link)
-        if pace is None:
+    def received(self, link: Link, frames: Collection[Frame]) -> None:
+        """Count the requests among received frames; grant new credit once a quarter of it was used."""
+        rate = self._rates.get(link)
+        if rate is None:
             return
-        pace.heard += _requests(frames)
-        if 4 * pace.heard < pace.most:
+        rate.incoming += _requests(frames)
+        if 4 * rate.incoming < rate.most:
             return
         now_ns = self._clock()
-        gap_ns = (now_ns - pace.last_ns) // pace.heard
-        pace.gap_ns += (gap_ns - pace.gap_ns) // WEIGHT
-        least = max(LEAST_EACH, LEAST // len(self._paces))
-        pace.most = min(MOST, max(least, DELAY_NS // max(1, pace.gap_ns)))
-        link.send(RequestCredit(heard=pace.heard, most=pace.most))
-        pace.heard, pace.last_ns = 0, now_ns
+        gap_ns = (now_ns - rate.last_ns) // rate.incoming
+        rate.gap_ns += (gap_ns - rate.gap_ns) // WEIGHT
+        least = max(LEAST_EACH, LEAST // len(self._rates))
+        rate.most = min(MOST, max(least, DELAY_NS // max(1, rate.gap_ns)))
+        link.send(RequestCredit(heard=rate.incoming, most=rate.most))
+        rate.incoming, rate.last_ns = 0, now_ns
 
 
 def _requests(frames: Collection[Frame]) -> int:
@@ -90,60 +91,64 @@ def _requests(frames: Collection[Frame]) -> int:
 
 
 # ------------------------------------------------------------
-# Beats that the process at the other end of a link returns at once while its loop runs.
+# Heartbeats: beats that the process at the other end of a link returns at once while its loop runs.
 #
-# Silence is counted in ticks, not by a clock: who itself was stopped has heard nobody. What silence means is
-# for others to decide. A worker without work would otherwise be found hung by a request that misses its
-# deadline, and the server be ready until then.
+# Missed beats are counted in ticks of this process's loop, not by a clock: a process that was itself stopped
+# received nothing meanwhile, and its peers are not to blame. What follows from a stall is for the caller to
+# decide. Without heartbeats an idle worker would be found hung only by a request that misses its deadline,
+# and the server would report ready until then.
 
 
 BEAT_S: Final = 0.35
-MISSED: Final = 4
-"""Who has not returned a beat by so many ticks is silent: 1.4 to 1.75 s after it stopped."""
+BEATS_MISSED: Final = 4
+"""A worker that returns no beat for this many ticks is stalled: 1.4 to 1.75 s after it stopped."""
 
-PULSE_S: Final = 0.25
-PULSES_MISSED: Final = 5
-"""A process that serves others is missed sooner: 1.25 to 1.5 s after it stopped."""
+PEER_BEAT_S: Final = 0.25
+PEER_BEATS_MISSED: Final = 5
+"""The same for the controller and the supervisor, on which others depend: 1.25 to 1.5 s after it stopped."""
 
 _log = logging.getLogger(__name__)
 
 
-class Pulse:
-    """Whether one process answers. ``send`` sends it a beat; ``changed`` is called when that changed."""
+class PeerHeartbeat:
+    """Whether one peer returns beats.
+
+    ``send`` sends it one; ``changed`` is called when ``stalled`` changes.
+    """
 
     def __init__(
-        self, send: Callable[[Beat], None], changed: Callable[[], None], beat_s: float = PULSE_S
+        self, send: Callable[[Beat], None], changed: Callable[[], None], beat_s: float = PEER_BEAT_S
     ) -> None:
-        self.silent = False
+        self.stalled = False
         self._send = send
         self._changed = changed
         self._beat_s = beat_s
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None  # None while nobody is there
-        self._missed = -1  # ticks since a beat was sent and not returned; -1 if it was
+        self._timer: asyncio.TimerHandle | None = None  # None while there is no peer
+        self._missed = -1  # ticks since a beat that was not returned; -1 if it was
 
     @property
-    def silent_s(self) -> float:
-        """For so long it has not answered, in ticks of ours."""
+    def stalled_s(self) -> float:
+        """How long the peer has returned no beat, counted in ticks."""
         return max(0, self._missed) * self._beat_s
 
-    def begin(self) -> None:
-        """It is there."""
-        self.end()
+    def start(self) -> None:
+        """Send beats from now on: the peer connected."""
+        self.stop()
         self._timer = self._loop.call_later(self._beat_s, self._tick)
 
-    def end(self) -> None:
-        """It is gone; nobody is silent then."""
+    def stop(self) -> None:
+        """Send no more beats: the peer disconnected. It is not stalled then."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._missed, self.silent = -1, False
+        self._missed, self.stalled = -1, False
 
-    def heard(self) -> None:
-        """It returned a beat."""
+    def beat_received(self) -> None:
+        """Note that the peer returned a beat."""
         self._missed = -1
-        if self.silent:
-            self.silent = False
+        if self.stalled:
+            self.stalled = False
             self._changed()
 
     def _tick(self) -> None:
@@ -151,13 +156,16 @@ class Pulse:
         if self._missed < 0:
             self._send(Beat())
         self._missed += 1
-        if self._missed >= PULSES_MISSED and not self.silent:
-            self.silent = True
+        if self._missed >= PEER_BEATS_MISSED and not self.stalled:
+            self.stalled = True
             self._changed()
 
 
-class Heartbeat:
-    """Asks all workers now and then, and tells ``post`` who is silent and who is heard again."""
+class WorkerHeartbeats:
+    """Sends beats to all workers, and posts events about them to the brain.
+
+    ``WorkerSilent`` is posted at each tick while a worker is stalled, ``WorkerHeard`` once it returns a beat.
+    """
 
     def __init__(self, post: Callable[[WorkerSilent | WorkerHeard], None], beat_s: float = BEAT_S) -> None:
         self._post = post
@@ -165,27 +173,27 @@ class Heartbeat:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None  # None while there is no worker
         self._missed: dict[Link, int] = {}
-        """By worker's link: ticks since it was sent a beat that it has not returned; -1 if it has."""
+        """By worker's link: ticks since a beat that it has not returned; -1 if it has."""
 
     def watch(self, link: Link) -> None:
-        """A worker connected."""
+        """Send beats to a worker that connected."""
         self._missed[link] = -1
         if self._timer is None:
             self._timer = self._loop.call_later(self._beat_s, self._tick)
 
-    def forget(self, link: Link) -> None:
-        """It is gone."""
+    def unwatch(self, link: Link) -> None:
+        """Send no more beats to a worker that disconnected."""
         self._missed.pop(link, None)
 
-    def heard(self, link: Link) -> None:
-        """It returned a beat."""
-        if self._missed.get(link, -1) >= MISSED:
+    def beat_received(self, link: Link) -> None:
+        """Note that a worker returned a beat."""
+        if self._missed.get(link, -1) >= BEATS_MISSED:
             self._post(WorkerHeard(worker=link.peer.name))
         if link in self._missed:
             self._missed[link] = -1
 
-    def told(self, hung: WorkerHung, keeper: Link | None) -> None:
-        """The brain says which worker hung, is to be ended, or is back."""
+    def report_hung(self, hung: WorkerHung, keeper: Link | None) -> None:
+        """Log the brain's verdict on a worker, and pass it to the supervisor if the worker is to be ended."""
         if not hung.why:
             _log.warning("%s answers again", hung.worker)
         elif not hung.end:
@@ -201,26 +209,29 @@ class Heartbeat:
             if missed < 0:
                 link.send(Beat())
             self._missed[link] = missed + 1
-            if missed + 1 >= MISSED:
+            if missed + 1 >= BEATS_MISSED:
                 for_ns = round((missed + 1) * self._beat_s * NS_PER_S)
                 self._post(WorkerSilent(worker=link.peer.name, for_ns=for_ns))
 
 
 # ------------------------------------------------------------
-# Lets as many requests be on their way to the controller as that has announced; it chooses nothing.
+# The gateway's side of credit-based flow control: no more requests are in transit than were granted.
 #
-# Whatever else waits on the way would be heard late, and all that follows it too: past what the controller
-# can hear, it would hear of nothing but requests whose time is up. So the rest waits here, where refusing it
-# costs the controller nothing, and the newest goes first: where not all can be heard, those are that have
-# time left.
+# Requests queued in the socket would reach the controller late, and delay all that follow: under overload the
+# controller would receive nothing but requests whose deadlines have passed. So the excess waits here, where
+# refusing it costs the controller nothing, and the newest is sent first: where not all can be received, the
+# controller should receive those that have time left.
 
 
 SWEEP_NS: Final = 2_000_000
-"""Who has waited for too long is looked for as often as that."""
+"""How often a gateway checks for requests that have waited too long."""
 
 
 class CreditGate:
-    """For one thread. ``refuse`` gets a request that is not passed on, and for how long it waited, in ns."""
+    """Sends requests within the credit, and holds back the rest. For one thread.
+
+    ``refuse`` gets each request that is not sent, and how long it waited, in ns.
+    """
 
     def __init__(
         self,
@@ -231,51 +242,54 @@ class CreditGate:
         self._send = send
         self._refuse = refuse
         self._clock = clock
-        self._rule = RequestCredit(heard=0, most=0)
-        self._unheard = 0  # sent and not heard, since there is a rule
-        self._held: dict[str, tuple[Request, int]] = {}  # who waits, and since when; the oldest first
+        self._credit = RequestCredit(heard=0, most=0)
+        self._in_transit = 0  # sent and not yet acknowledged by a grant
+        self._held: dict[str, tuple[Request, int]] = {}  # held back, and since when; the oldest first
 
     @property
     def holds(self) -> bool:
-        """Whether any request waits here."""
+        """Whether any request is held back."""
         return bool(self._held)
 
-    def enter(self, request: Request) -> bool:
-        """Send a request, now or when it is its turn, or refuse it later; whether any waits here then."""
-        rule = self._rule
-        if self._unheard < rule.most:
-            self._unheard += 1
+    def submit(self, request: Request) -> bool:
+        """Send a request, now or once there is credit, or refuse it later; whether any is held back now.
+
+        Where more than ``RequestCredit.held`` wait, the oldest is refused.
+        """
+        credit = self._credit
+        if self._in_transit < credit.most:
+            self._in_transit += 1
             self._send(request)
-        elif not rule.most:
+        elif not credit.most:
             self._send(request)
         else:
             held = self._held
             now_ns = self._clock()
             held[request.request_id] = (request, now_ns)
-            if len(held) > rule.held:
+            if len(held) > credit.held:
                 oldest, since_ns = held.pop(next(iter(held)))
                 self._refuse(oldest, now_ns - since_ns)
         return bool(self._held)
 
-    def take(self, rule: RequestCredit) -> None:
-        """What the controller says."""
-        self._rule = rule
-        self._unheard = max(0, self._unheard - rule.heard)
+    def on_credit(self, credit: RequestCredit) -> None:
+        """Apply a grant of the controller, and send what it allows, the newest first."""
+        self._credit = credit
+        self._in_transit = max(0, self._in_transit - credit.heard)
         held = self._held
         if not held:
             return
         self.sweep()
-        while held and (self._unheard < rule.most or not rule.most):
-            self._unheard += bool(rule.most)
+        while held and (self._in_transit < credit.most or not credit.most):
+            self._in_transit += bool(credit.most)
             self._send(held.popitem()[1][0])
 
-    def take_back(self) -> None:
-        """One of those that were sent will not be heard."""
-        self.take(structs.replace(self._rule, heard=1))
+    def return_credit(self) -> None:
+        """Return the credit of a sent request that was dropped before the controller received it."""
+        self.on_credit(structs.replace(self._credit, heard=1))
 
     def sweep(self) -> None:
-        """Refuse who has waited for too long."""
-        now_ns, patience = self._clock(), self._rule.patience
+        """Refuse each request that has waited for more than the ``patience``-th part of its SLO."""
+        now_ns, patience = self._clock(), self._credit.patience
         overdue = [
             (request, now_ns - since_ns)
             for request, since_ns in self._held.values()
@@ -287,11 +301,11 @@ class CreditGate:
             self._refuse(request, waited_ns)
 
     def withdraw(self, request_id: str) -> bool:
-        """Nobody waits for a request any more; whether it was here still, and is gone without a trace."""
+        """Drop a request whose client has gone; whether it was held back here, and so never sent."""
         return self._held.pop(request_id, None) is not None
 
     def reset(self) -> None:
-        """The link is gone, and all that was sent."""
+        """Forget all requests and the credit: the link was lost."""
         self._held.clear()
-        self._unheard = 0
-        self._rule = RequestCredit(heard=0, most=0)
+        self._in_transit = 0
+        self._credit = RequestCredit(heard=0, most=0)

@@ -1,22 +1,23 @@
-"""What is asked of the kernel's scheduler: a timer thread that wakes in time, time slices per thread.
+"""Scheduling policies and time slices that processes ask of the kernel, so that decisions are made in time.
 
-Measured together: servers with all of it and servers without one part each took turns of 400 to 500 requests,
-40 each, from 16 HTTP connections in a closed loop to an emulated device (0.5 ms, 0.8 ms a batch of 16); all
-processes of a server on one core, the client on another. Linux 6.18, two cores of an AMD EPYC that other
-programs wanted too (load average 9 to 15). Ratios are of neighbours in time, without over with:
+Measured together: servers with all of it and servers without one part were loaded in turns of 400 to 500
+requests, 40 turns each, from 16 HTTP connections in a closed loop to an emulated device (0.5 ms, 0.8 ms for a
+batch of 16); all processes of a server on one core, the client on another. Linux 6.18, two cores of an AMD
+EPYC that other programs used as well (load average 9 to 15). Ratios compare turns that follow one another,
+without the part over with it:
 
 =====================  ===================  ================  ================  ===================
 without                late, median         late, p99         CPU a request     requests/s
 =====================  ===================  ================  ================  ===================
 short slices           4.65 (37 of 40 > 1)  1.77 (31 of 40)   0.99 (17 of 40)   0.98 (13 of 40)
-waiting in a crowd     1.54 (28 of 40)      1.27 (23 of 40)   1.06 (28 of 40)   0.99 (19 of 40)
-patient data movers    1.47 (25 of 40)      1.00 (19 of 40)   1.04 (23 of 40)   1.00 (20 of 40)
+batch policy (bursts)  1.54 (28 of 40)      1.27 (23 of 40)   1.06 (28 of 40)   0.99 (19 of 40)
+batch policy (I/O)     1.47 (25 of 40)      1.00 (19 of 40)   1.04 (23 of 40)   1.00 (20 of 40)
 =====================  ===================  ================  ================  ===================
 
-Short slices are worth it: in the median decisions came 0.09 ms late and not 0.51, in the p99 2.1 ms and not
-3.7. Of the other two such a machine tells little. Beside a busy loop on the same core a server that does not
-wait in a crowd answered 1.28 times the requests (0.93 to 1.71 in nine turns of 600); what is gained where
-nothing else wants the core is said below, and stands as it was measured there.
+Short slices are worth it: decisions were 0.09 ms late instead of 0.51 in the median, 2.1 ms instead of 3.7 in
+the p99. About the other two such a busy machine shows little. Beside a busy loop on the same core a server
+without the batch policy in bursts answered 1.28 times the requests (0.93 to 1.71 in nine turns of 600); what
+both gain where nothing else uses the core is given below, as it was measured there.
 """
 
 from __future__ import annotations
@@ -32,91 +33,92 @@ from clockwork_serve.serve.driver import LoopTimer
 from clockwork_serve.units import ms
 
 # ------------------------------------------------------------
-# A timer whose thread takes the core from others to be in time, but waits for them in a crowd of messages.
+# A timer whose thread runs under SCHED_BATCH while messages arrive in bursts, and under SCHED_OTHER, so that
+# it preempts other threads, when a decision is due.
 #
-# Where processes share a core, each message wakes one of them, which takes the core from the sender and finds
-# one message. Under SCHED_BATCH a thread takes the core from nobody when it wakes, and finds many. But where
-# other programs want the core too it may wait for a tick of theirs; so it does not while a decision is near,
-# nor while messages come one by one, for then nothing is gained.
+# Where processes share a core, each message wakes the receiver, which preempts the sender and finds one
+# message. A thread under SCHED_BATCH preempts no other when it wakes, and then finds many messages. But where
+# other programs use the core too, it may wait for a tick of the scheduler; so the policy is left while a
+# decision is near, and while messages arrive one by one, when nothing is gained.
 #
-# Measured on one core: a controller that waited until 1.5 ms before each decision used 82 % (16
-# connections) and 91 % (32) of the CPU a request over HTTP, 98 to 102 % over gRPC, of one that never waits.
-# As it is here, beside programs that took 1.75 of two cores, decisions came as late as without it (p99 5.7
-# and 6.6 ms, 6.4 and 5.9 ms); but who waits for others gets less of a core that they want: 17 % fewer
-# requests over HTTP, as many over gRPC.
+# Measured on one core: a controller under SCHED_BATCH until 1.5 ms before each decision used 82 % (16
+# connections) and 91 % (32) of the CPU per request over HTTP, 98 to 102 % over gRPC, of one that never uses
+# it. As implemented here, beside programs that used 1.75 of two cores, decisions were as late as without it
+# (p99 5.7 and 6.6 ms, 6.4 and 5.9 ms); but a thread under SCHED_BATCH gets less of a contended core: 17 %
+# fewer requests over HTTP, as many over gRPC.
 
 
 MARGIN_NS: Final = ms(4)
-"""From so long before its time on, the thread waits for nobody. Who has the core may keep it for a tick: on
-most kernels, so long."""
-CROWD: Final = 2.0
-"""From so many messages a turn on, they may wait."""
+"""How long before the armed time SCHED_BATCH is left. A running thread may keep the core for a tick of the
+scheduler, which is this long on most kernels."""
+BATCH_MESSAGES: Final = 2.0
+"""SCHED_BATCH is used from this many messages per turn on."""
 TURNS: Final = 4
-"""The mean is over about so many."""
+"""Messages per turn are averaged over about this many turns."""
 
 _PARAMETERS: Final = os.sched_param(0)
 
 
 class UrgentTimer(LoopTimer):
-    """As :class:`LoopTimer`; it sets the scheduling class of the thread that makes it and arms it.
+    """A :class:`LoopTimer` that sets the scheduling policy of the thread that creates and arms it.
 
-    Whom the operator gave another policy than the ordinary one keeps that.
+    A policy other than SCHED_OTHER, set by the operator, is kept.
     """
 
     def __init__(self, on_time: Callable[[], None]) -> None:
         super().__init__(on_time)
         self._due_ns: int | None = None
-        self._may_wait = os.sched_getscheduler(0) == os.SCHED_OTHER
-        self._waits = False  # under SCHED_BATCH
-        self._crowd = 0.0  # messages a turn, of late
+        self._may_change = os.sched_getscheduler(0) == os.SCHED_OTHER
+        self._batched = False  # now under SCHED_BATCH
+        self._messages_per_turn = 0.0  # a moving average
 
     def count(self, messages: int) -> None:
-        """A turn took in so many messages."""
+        """Note how many messages a turn of the loop received."""
         if messages:
-            self._crowd += (messages - self._crowd) / TURNS
+            self._messages_per_turn += (messages - self._messages_per_turn) / TURNS
 
     def arm(self, at_ns: int | None) -> None:
-        """Ring at that time, at once if it is past; None disarms. Replaces the time armed before."""
+        """Fire at that time, at once if it is past; None disarms. Replaces the time armed before."""
         self._due_ns = at_ns
-        waits = self._may_wait and self._crowd >= CROWD
+        waits = self._may_change and self._messages_per_turn >= BATCH_MESSAGES
         if waits and at_ns is not None:
             early_ns = at_ns - MARGIN_NS
             waits = early_ns > time.monotonic_ns()
             at_ns = early_ns if waits else at_ns
-        if waits is not self._waits:
-            self._waits = waits
+        if waits is not self._batched:
+            self._batched = waits
             os.sched_setscheduler(0, os.SCHED_BATCH if waits else os.SCHED_OTHER, _PARAMETERS)
         super().arm(at_ns)
 
-    def _rang(self) -> None:
-        if self._waits:
+    def _expired(self) -> None:
+        if self._batched:
             self.arm(self._due_ns)
         else:
-            super()._rang()
+            super()._expired()
 
 
 # ------------------------------------------------------------
-# Asks the kernel to run a thread at another time than others; no priority, and no privilege needed.
+# Time slices and the batch policy of threads; neither is a priority, and no privilege is needed.
 #
-# Linux 6.12 and later look at a thread's slice when it wakes: who wants little gets it before who wants much.
-# Measured on two cores while other programs took more than one of them: a controller with a slice of 0.1 ms
-# decided more than 0.5 ms late in 4 to 8 % of its wake-ups, without in 12 to 15 %.
+# Linux 6.12 and later consider a thread's slice when it wakes: a thread with a short slice runs before one
+# with a long slice. Measured on two cores while other programs used more than one of them: a controller with
+# a slice of 0.1 ms decided more than 0.5 ms late in 4 to 8 % of its wake-ups, without it in 12 to 15 %.
 #
-# Where processes share a core, each message wakes another one, which takes the core from the sender. Who
-# moves data need not: with gateways and the threads of workers' links in no hurry, one core did 8 to 11 %
-# more requests, and the controller, which they no longer hold up, decided earlier (p99 of 0.33 to 0.35 ms
-# instead of 0.43 to 0.51 at 1,000 requests/s of 600 kB beside a program that took one of two cores).
+# Where processes share a core, each message wakes the receiver, which preempts the sender. Threads that only
+# move data need not: with gateways and the threads of workers' links under SCHED_BATCH, one core served 8 to
+# 11 % more requests, and the controller, which they no longer delay, decided earlier (p99 of 0.33 to 0.35 ms
+# instead of 0.43 to 0.51 at 1,000 requests/s of 600 kB beside a program that used one of two cores).
 
 
 SHORT_NS: Final = 100_000
-"""The shortest that the kernel knows."""
+"""The shortest slice that the kernel allows."""
 _SETATTR: Final = {"x86_64": 314, "aarch64": 274}
-"""The number of sched_setattr(2), for which not every C library has a function."""
+"""System call numbers of sched_setattr(2), for which not every C library has a function."""
 _GETATTR: Final = {"x86_64": 315, "aarch64": 275}
 
 
 class _Attributes(ctypes.Structure):
-    """struct sched_attr, as it was at first."""
+    """struct sched_attr in its first version."""
 
     _fields_ = (
         ("size", ctypes.c_uint32), ("policy", ctypes.c_uint32), ("flags", ctypes.c_uint64),
@@ -125,8 +127,11 @@ class _Attributes(ctypes.Structure):
     )  # fmt: skip
 
 
-def run_briefly(slice_ns: int = SHORT_NS) -> bool:
-    """Whether the kernel took it. Whom the operator gave another policy than the ordinary one keeps that."""
+def use_short_slices(slice_ns: int = SHORT_NS) -> bool:
+    """Give this thread a time slice of ``slice_ns``; returns whether the kernel accepted it.
+
+    A policy other than SCHED_OTHER, set by the operator, is kept.
+    """
     machine = platform.machine()
     if machine not in _SETATTR or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return False
@@ -136,10 +141,10 @@ def run_briefly(slice_ns: int = SHORT_NS) -> bool:
     return libc.syscall(_SETATTR[machine], 0, ctypes.byref(wanted), 0) == 0 and own_slice_ns() == slice_ns
 
 
-def run_patiently() -> bool:
-    """Have this thread, and those it starts, take the core from nobody when they wake. Whether it is so now.
+def use_batch_policy() -> bool:
+    """Put this thread, and those it starts, under SCHED_BATCH: they preempt no thread when they wake.
 
-    Whom the operator gave another policy than the ordinary one keeps that.
+    Returns whether it is so now. A policy other than SCHED_OTHER, set by the operator, is kept.
     """
     if os.sched_getscheduler(0) != os.SCHED_OTHER:
         return False
@@ -148,7 +153,7 @@ def run_patiently() -> bool:
 
 
 def own_slice_ns() -> int | None:
-    """This thread's slice; 0 where the kernel knows none, None where it cannot be asked."""
+    """This thread's time slice in ns; 0 where the kernel has none, None where it cannot be read."""
     machine = platform.machine()
     if machine not in _GETATTR:
         return None

@@ -1,4 +1,4 @@
-"""Models in quarantine, as the controller told; it puts none there."""
+"""The models in quarantine, as other processes know them from the controller."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ from clockwork_serve.units import NS_PER_S
 
 
 class Quarantines:
-    """By a model's key."""
+    """The models in quarantine, by key."""
 
     def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock = clock
         self._by_key: dict[str, Quarantined] = {}
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
+        """Whether any model is in quarantine."""
         return bool(self._by_key)
 
     def __contains__(self, key: str) -> bool:
-        """Whether that model is one."""
+        """Whether the model of that key is in quarantine."""
         return key in self._by_key
 
-    def take(self, frame: Quarantined) -> None:
-        """A model comes into quarantine, or out of it."""
+    def update(self, frame: Quarantined) -> None:
+        """Apply a frame of the controller: a model is in quarantine, or, without a ``why``, was released."""
         if frame.why:
             self._by_key[frame.model] = frame
         else:
             self._by_key.pop(frame.model, None)
 
     def frames(self) -> list[Quarantined]:
-        """All of it, for somebody who knows nothing."""
+        """Frames for all models in quarantine, for a process that has just connected."""
         return list(self._by_key.values())
 
     @property
     def codes(self) -> set[str]:
-        """Codes that are not to be prepared."""
+        """The ids of codes that are not to be prepared."""
         return {frame.code_id for frame in self._by_key.values() if frame.code_id}
 
     def why(self, key: str) -> str:
-        """Since when a model is in quarantine (on this host's clock), and why; "" if it is not."""
+        """When a model was put into quarantine (UTC, by this host's clock), and why; "" if it is not."""
         frame = self._by_key.get(key)
         if frame is None:
             return ""
         since_s = time.time() - (self._clock() - frame.since_ns) / NS_PER_S
         return f"{time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime(since_s))}: {frame.why}"
 
-    def whys(self) -> dict[str, str]:
-        """The same of all."""
+    def reasons(self) -> dict[str, str]:
+        """:meth:`why` for each model in quarantine, by key."""
         return {key: self.why(key) for key in self._by_key}

@@ -1,4 +1,4 @@
-"""Shared memory for tensors: a gateway owns a region, workers map it; references made arrays and back."""
+"""Shared memory for tensors: regions that gateways own and workers map, and the arrays in them."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ from clockwork_serve.messages import Call, Infer, TensorRef, Tensors
 from clockwork_serve.units import KIB, MIB, TENSOR_ALIGN, align
 
 # ------------------------------------------------------------
-# Shared memory for tensors: a gateway owns a region, workers map it. It never waits and never copies.
+# A region of shared memory: a gateway owns it and allocates from it, workers map it.
 #
-# A region is a memfd whose size is sealed, so that no mapping of it can ever fault. It is named
+# A region is a memfd whose size is sealed, so that access to a mapping of it can never fault. It is named
 # ``PID:FD:BYTES``; a process of the same user maps it through ``/proc/PID/fd/FD`` and needs no connection.
-# The memory lives as long as somebody maps it: a worker that writes for a gateway that just died harms
-# nobody.
+# The memory exists as long as any process maps it: a worker may safely finish writing after its gateway died.
 
 
 HEADER_BYTES: Final = 8
-"""A slot's epoch: one little-endian unsigned integer, written and read in one piece."""
+"""Size of a slot's header: its epoch, a little-endian unsigned integer, written and read in one piece."""
 
 SPARE_PIECE_MAX: Final = 16 * KIB
 SPARE_BYTES_MAX: Final = 4 * MIB
-"""Pieces of small requests come and go by the ten thousand a second, in a few sizes: such are not joined
-with their neighbours before memory runs out."""
+"""Small requests allocate and free ten thousands of pieces a second, in a few sizes. Up to these limits freed
+pieces are kept as they are for the next allocation of that size, and joined only when memory runs out."""
 
 _EPOCH: Final = struct.Struct("<Q")
 _SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -63,7 +62,7 @@ def write_epoch(buffer: memoryview, header_offset: int, epoch: int) -> None:
 
 
 class Region:
-    """Memory that this process owns and hands out in pieces. For one thread."""
+    """Memory that this process owns, and allocates in pieces. For one thread."""
 
     def __init__(self, fd: int, mapping: mmap.mmap) -> None:
         self.size = len(mapping)
@@ -73,7 +72,7 @@ class Region:
         self._mapping = mapping
         self._sizes: dict[int, int] = {}  # all and only the allocated pieces: offset -> bytes
         self._free = _FreeList(self.size)
-        self._spare: dict[int, list[int]] = {}  # free too, kept whole for the next of that size
+        self._spare: dict[int, list[int]] = {}  # free pieces by size, kept for the next of that size
         self._spare_bytes = 0
 
     @classmethod
@@ -96,7 +95,7 @@ class Region:
         return self._free.total + self._spare_bytes
 
     def allocate(self, nbytes: int) -> int | None:
-        """The offset of ``nbytes`` of room, aligned to 64; None if no piece is so large. Not cleared."""
+        """Allocate ``nbytes``, not cleared; returns the offset, a multiple of 64, or None without room."""
         assert nbytes >= 0, f"cannot allocate {nbytes} bytes"
         size = -(-nbytes // TENSOR_ALIGN) * TENSOR_ALIGN or TENSOR_ALIGN
         if spare := self._spare.get(size):
@@ -104,42 +103,42 @@ class Region:
             self._spare_bytes -= size
             self._sizes[found] = size
             return found
-        offset = self._free.take(size)
+        offset = self._free.allocate(size)
         if offset is None and self._spare_bytes:
             self._join_spare()
-            offset = self._free.take(size)
+            offset = self._free.allocate(size)
         if offset is not None:
             self._sizes[offset] = size
         return offset
 
     def free(self, offset: int) -> None:
-        """Give back what ``allocate`` returned. Exactly once."""
+        """Free a piece by the offset that ``allocate`` returned; exactly once."""
         size = self._sizes.pop(offset, None)
         assert size is not None, f"offset {offset} is not allocated: freed twice, or never allocated"
         if size <= SPARE_PIECE_MAX and self._spare_bytes < SPARE_BYTES_MAX:
             self._spare.setdefault(size, []).append(offset)
             self._spare_bytes += size
         else:
-            self._free.give(offset, size)
+            self._free.release(offset, size)
 
     def _join_spare(self) -> None:
         for size, offsets in self._spare.items():
             for offset in offsets:
-                self._free.give(offset, size)
+                self._free.release(offset, size)
         self._spare.clear()
         self._spare_bytes = 0
 
     def close(self) -> None:
-        """Give the memory up: workers find the region gone. Views of ``buffer`` that are left keep it."""
+        """Close the region: workers cannot map it any more. Remaining views of ``buffer`` keep the memory."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
             self.buffer.release()
-            with suppress(BufferError):  # Somebody still holds a view; the memory goes with it.
+            with suppress(BufferError):  # A view remains; the memory is freed with it.
                 self._mapping.close()
 
     def check(self) -> None:
-        """Assert that free and allocated pieces tile the region."""
+        """Assert that free and allocated pieces together cover the region without gap or overlap."""
         spare = [(offset, size) for size, offsets in self._spare.items() for offset in offsets]
         assert sum(size for _, size in spare) == self._spare_bytes
         pieces = sorted([*self._sizes.items(), *self._free.pieces(), *spare])
@@ -152,7 +151,7 @@ class Region:
 
 
 class _FreeList:
-    """Free pieces by size. The smallest that fits, then the lowest, is taken: used memory stays warm."""
+    """Free pieces by size. Best fit, at the lowest offset, so that the same memory is reused, and cached."""
 
     def __init__(self, size: int) -> None:
         self.total = size
@@ -162,7 +161,7 @@ class _FreeList:
         self._size_at: dict[int, int] = {0: size}  # the same, by start
         self._start_at: dict[int, int] = {size: 0}  # the same, by end
 
-    def take(self, size: int) -> int | None:
+    def allocate(self, size: int) -> int | None:
         at = bisect_left(self._by_size, (size, 0))
         if at == len(self._by_size):
             return None
@@ -172,7 +171,7 @@ class _FreeList:
             self._add(offset + size, found - size)
         return offset
 
-    def give(self, offset: int, size: int) -> None:
+    def release(self, offset: int, size: int) -> None:
         before = self._start_at.get(offset)
         if before is not None:
             self._remove(before, offset - before)
@@ -207,7 +206,7 @@ class _FreeList:
 
 @dataclass(slots=True, frozen=True)
 class _Mapped:
-    """A mapping and what it is a mapping of (``st_dev`` and ``st_ino`` of the memfd)."""
+    """A mapping, with ``st_dev`` and ``st_ino`` of the memfd that it maps."""
 
     dev: int
     ino: int
@@ -215,7 +214,7 @@ class _Mapped:
 
 
 class RegionMap:
-    """Regions of other processes, mapped when first named. For one thread."""
+    """Regions of other processes, mapped when first used. For one thread."""
 
     def __init__(self) -> None:
         self._mapped: dict[str, _Mapped] = {}
@@ -223,8 +222,8 @@ class RegionMap:
     def view(self, name: str) -> memoryview:
         """All bytes of the region, writable. Raises :class:`RegionGone`.
 
-        Costs one ``stat`` when mapped before: it tells a living owner from a dead one, and from a new region
-        that was given the same numbers.
+        A region that is mapped already costs one ``stat``: it shows whether the owner still lives, and that
+        the name does not mean another region by now.
         """
         path, size = _parse(name)
         known = self._mapped.get(name)
@@ -246,7 +245,7 @@ class RegionMap:
         self._mapped.pop(name, None)
 
     def prune(self) -> None:
-        """Drop the mappings whose owner is gone."""
+        """Drop the mappings of regions that were closed, or whose owner has died."""
         for name, mapped in list(self._mapped.items()):
             try:
                 there = os.stat(_parse(name)[0])
@@ -268,7 +267,7 @@ def _parse(name: str) -> tuple[str, int]:
 
 
 def _map(name: str, path: str, size: int, there: os.stat_result) -> _Mapped:
-    # Looked at before it is opened: to open a pipe or a device that has that number could block or act.
+    # Checked before it is opened: opening a pipe or a device of that number could block, or do more.
     if not stat.S_ISREG(there.st_mode) or there.st_uid != os.geteuid() or there.st_size != size:
         mode = stat.filemode(there.st_mode)
         raise RegionGone(
@@ -296,10 +295,11 @@ def _map(name: str, path: str, size: int, there: os.stat_result) -> _Mapped:
 
 
 # ------------------------------------------------------------
-# The tensors of an INFER's calls: references into shared memory, made arrays and back. It copies none.
+# The tensors of an INFER's calls: references into shared memory become arrays without a copy, and outputs
+# become references.
 #
-# What a reference says is not believed: every byte it names must lie inside the region, and every region is
-# checked to be the gateway's still.
+# References are not trusted: every byte that they name must lie inside the region, and every slot is checked
+# to belong to the request still.
 
 
 _LENGTH: Final = struct.Struct("<I")
@@ -312,7 +312,7 @@ class BadTensors(TransportError):
 
 @dataclass(slots=True)
 class OpenCall:
-    """One call's tensors, mapped. ``memory`` is the whole region."""
+    """The mapped tensors of one call. ``memory`` is the whole region."""
 
     request_id: str
     tensors: Tensors
@@ -321,7 +321,7 @@ class OpenCall:
 
 
 class Calls:
-    """Opens calls, and describes their outputs. Opening is for one thread, the rest for any."""
+    """Opens the calls of INFERs. For one thread."""
 
     def __init__(self, regions: RegionMap) -> None:
         self._regions = regions
@@ -329,7 +329,7 @@ class Calls:
 
     def open(self, action: Infer) -> list[OpenCall]:
         """Map the tensors of all calls. Raises :class:`RegionGone` or :class:`BadTensors`."""
-        memories: dict[str, memoryview] = {}  # asking a region whether it is still there costs a system call
+        memories: dict[str, memoryview] = {}  # one system call per region
         return [self._open(call, memories) for call in action.calls]
 
     def _open(self, call: Call, memories: dict[str, memoryview]) -> OpenCall:
@@ -355,13 +355,16 @@ class Calls:
 
 
 def check_epochs(calls: Sequence[OpenCall]) -> None:
-    """Raise :class:`RegionGone` if a slot was given to another request."""
+    """Raise :class:`RegionGone` if a slot was reused for another request."""
     for call in calls:
         _check_epoch(call.request_id, call.tensors, call.memory)
 
 
 def encode_outputs(calls: Sequence[OpenCall]) -> tuple[bytes, ...]:
-    """One encoded :class:`Tensors` per call, its references absolute; DeviceError if one is out of bounds."""
+    """One encoded :class:`Tensors` per call, with offsets from the region's start.
+
+    Raises :class:`DeviceError` if an output is out of bounds.
+    """
     return tuple(msgspec.msgpack.encode(_outputs(call)) for call in calls)
 
 
@@ -389,7 +392,7 @@ def _check_epoch(request_id: str, tensors: Tensors, memory: memoryview) -> None:
     found = read_epoch(memory, tensors.header_offset)
     if found != tensors.epoch:
         raise RegionGone(
-            f"request {request_id}: its tensors were taken back: the slot at {tensors.header_offset} of "
+            f"request {request_id}: its tensors were withdrawn: the slot at {tensors.header_offset} of "
             f"region {tensors.region} has epoch {found}, expected {tensors.epoch}"
         )
 

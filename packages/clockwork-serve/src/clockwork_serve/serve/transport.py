@@ -1,4 +1,4 @@
-"""Links between our processes: unix sockets, frames of msgpack, clocks of two hosts aligned."""
+"""Links between the server's processes: frames of msgpack over unix sockets, and alignment of clocks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
-# Frames to bytes and back: a 4-byte little-endian length, then msgpack. It knows no socket.
+# Encoding and decoding of frames: a 4-byte little-endian length, then msgpack.
 
 
 FRAME_BYTES_MAX: Final = 64 * MIB
@@ -57,7 +57,8 @@ class FrameWriter:
     def add(self, frame: Frame) -> None:
         """Append one frame; raises :class:`TransportError`, and appends nothing, if it is too large.
 
-        Text that is no Unicode is sent with escapes: no string may end the process that passes it on.
+        Text that cannot be encoded as UTF-8 is sent with escapes, so that no string can raise in a process
+        that forwards it.
         """
         pending = self._pending
         start = len(pending)
@@ -74,13 +75,13 @@ class FrameWriter:
         _LENGTH.pack_into(pending, start, length)
 
     def take(self) -> bytearray:
-        """All bytes so far, which belong to the caller from now on."""
+        """Return all bytes so far, and start a new buffer."""
         pending, self._pending = self._pending, bytearray()
         return pending
 
 
 class FrameReader:
-    """Turns bytes, however they were cut, into frames. One buffer is reused; it grows for large frames."""
+    """Decodes frames from bytes that arrive in any pieces. Its buffer is reused; it grows if necessary."""
 
     def __init__(self) -> None:
         self._view = memoryview(bytearray(_READ_BYTES))
@@ -89,11 +90,11 @@ class FrameReader:
         self._end = 0
 
     def room(self) -> memoryview:
-        """Where to put what is read next; never empty."""
+        """The buffer for the next read; never empty."""
         return self._view[self._end :]
 
     def received(self, nbytes: int, frames: list[Frame]) -> None:
-        """Append to ``frames`` all that ``nbytes`` more bytes complete.
+        """Append to ``frames`` all that are complete after ``nbytes`` more bytes in :meth:`room`.
 
         Raises :class:`TransportError` at the first malformed frame; those before it were appended.
         """
@@ -129,7 +130,7 @@ class FrameReader:
 
 
 def escaped(record: object) -> bytes:
-    """A record as msgpack, escapes in its text where it is no Unicode."""
+    """A record as msgpack; text that cannot be encoded as UTF-8 is escaped."""
     return _encoder.encode(_escaped(msgspec.to_builtins(record, builtin_types=(bytes,))))
 
 
@@ -158,7 +159,7 @@ def _too_large(what: str, length: int) -> str:
 
 
 # ------------------------------------------------------------
-# Clock alignment between two hosts, from one-way delays; it reads no clock itself.
+# Alignment of the monotonic clocks of two hosts, from one-way delays.
 #
 # Each side keeps the least of (received - sent) over the last messages, in both directions. Half of their
 # difference is the offset between the clocks, and half of their sum (the shortest round trip) bounds its
@@ -166,8 +167,8 @@ def _too_large(what: str, length: int) -> str:
 
 
 SAMPLES_MAX: Final = 1024
-"""How many one-way delays the minimum is taken over: long enough to catch a quiet moment, short enough to
-follow a drifting clock."""
+"""The minimum is over this many one-way delays: enough to include a moment without queueing, and few enough
+to follow a drifting clock."""
 
 
 class SlidingMinimum:
@@ -177,11 +178,11 @@ class SlidingMinimum:
         assert size > 0
         self._size = size
         self._count = 0
-        # (index, number), both ascending: all and only those that may yet become the least.
+        # (index, number), both ascending: all and only those that may become the minimum later.
         self._rising: deque[tuple[int, int]] = deque()
 
     def add(self, number: int) -> None:
-        """Take in one number, and forget the one ``size`` before it."""
+        """Add one number; the one ``size`` before it drops out."""
         while self._rising and self._rising[-1][1] >= number:
             self._rising.pop()
         self._rising.append((self._count, number))
@@ -196,7 +197,7 @@ class SlidingMinimum:
 
 
 class ClockAlignment:
-    """What is known of a peer's clock."""
+    """The estimated offset of a peer's clock."""
 
     def __init__(self, *, same_clock: bool, samples: int = SAMPLES_MAX) -> None:
         self.same_clock = same_clock
@@ -204,14 +205,14 @@ class ClockAlignment:
         self._outbound_delta_ns: int | None = None
 
     def observe(self, sent_ns: int, received_ns: int, peer_delta_ns: int | None) -> None:
-        """Take in a ping: the peer's clock when sent, ours when received, and the least delta it has seen."""
+        """Add a ping: the peer's clock when sent, ours when received, the least delta seen by the peer."""
         self._inbound.add(received_ns - sent_ns)
         if peer_delta_ns is not None:
             self._outbound_delta_ns = peer_delta_ns
 
     @property
     def least_delta_ns(self) -> int | None:
-        """The least (received here - sent there), to be told to the peer."""
+        """The least (received here - sent there), to be sent to the peer."""
         return self._inbound.least
 
     @property
@@ -238,7 +239,7 @@ class ClockAlignment:
 
 
 def to_local(frame: Frame, offset_ns: int, error_ns: int) -> Frame:
-    """A frame from the controller with its times on our clock; windows lose the error of the offset."""
+    """A frame from the controller with its instants on our clock; windows shrink by the offset's error."""
     match frame:
         case Load() | Unload() | Infer():
             return msgspec.structs.replace(frame, window=_local_window(frame.window, offset_ns, error_ns))
@@ -249,7 +250,7 @@ def to_local(frame: Frame, offset_ns: int, error_ns: int) -> Frame:
 
 
 def to_controller(frame: Frame, offset_ns: int) -> Frame:
-    """A frame for the controller with its times on the controller's clock."""
+    """A frame for the controller with its instants on the controller's clock."""
     match frame:
         case Result():
             return msgspec.structs.replace(
@@ -271,21 +272,21 @@ def _local_window(window: Window, offset_ns: int, error_ns: int) -> Window:
 
 
 # ------------------------------------------------------------
-# Links between our processes, over unix sockets. It looks into a frame only to convert its times.
+# Links over unix sockets.
 #
-# The first frame of each side is its Hello. Frames sent in one turn of the loop leave in one write; frames of
-# one read arrive as one list. A peer that breaks the protocol, or does not read, loses this link and nothing
-# else.
+# The first frame of each side is its Hello. Frames sent in one turn of the loop are written together; frames
+# of one read are delivered as one list. A peer that breaks the protocol, or does not read, loses its link
+# only.
 
 
 SOCKET_NAME: Final = "controller.sock"
 """The file in the run directory on which the controller listens; every other process connects to it."""
 PROTOCOL: Final = 1
 UNSENT_BYTES_MAX: Final = 256 * MIB
-"""A peer that is this far behind has stopped reading; waiting for it would only eat memory."""
+"""A peer that is this far behind has stopped reading, and its link is closed before it costs more memory."""
 HANDSHAKE_S: Final = 10.0
 ALIGN_EXCHANGES: Final = 16
-"""Pings that each side answers at once on a new link between hosts: enough to meet a quiet moment."""
+"""Pings that each side answers at once on a new link between hosts: enough that one meets no queue."""
 PING_EVERY_S: Final = 1.0
 
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
@@ -298,26 +299,26 @@ OnLost = Callable[["Link"], None]
 
 
 def hello(role: Role, name: str) -> Hello:
-    """What this process says of itself on a new link."""
+    """The Hello of this process, its first frame on a new link."""
     return Hello(role=role, name=name, pid=os.getpid(), boot_id=boot_id(), protocol=PROTOCOL)
 
 
 @lru_cache(maxsize=1)
 def boot_id() -> str:
-    """Equal on two processes exactly if both read the same monotonic clock."""
+    """An id that is equal in two processes exactly if both read the same monotonic clock."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     try:
         # A container may have a clock of its own.
         return f"{boot} {os.readlink('/proc/self/ns/time')}"
-    except OSError:  # a kernel that knows no other clocks
+    except OSError:  # a kernel without time namespaces
         return boot
 
 
 async def connect(path: Path, hello: Hello, on_frames: OnFrames, on_lost: OnLost) -> Link:
-    """A link to the process that listens on ``path``, once both have said Hello.
+    """Connect to the process that listens on ``path``; returns the link once both have sent their Hello.
 
     ``on_lost`` is called at most once, and never after :meth:`Link.close`. Raises :class:`TransportError` if
-    nobody listens there, or the peer is not one of ours.
+    no process listens there, or the peer is refused.
     """
     check_path(path)
     loop = asyncio.get_running_loop()
@@ -359,7 +360,7 @@ async def listen(path: Path, hello: Hello, on_link: OnLink, on_frames: OnFrames,
 
     def refused(link: Link, error: TransportError) -> None:
         links.discard(link)
-        _log.warning("turned a peer away: %s", error)
+        _log.warning("refused a peer: %s", error)
 
     def accept() -> Link:
         link = Link(hello, Handlers(on_link, on_frames, lost, refused, links.discard))
@@ -379,7 +380,7 @@ class Listener:
         self._links = links
 
     def close(self) -> None:
-        """Stop listening and close every link that was accepted."""
+        """Stop listening, and close all accepted links."""
         self._server.close()
         for link in tuple(self._links):
             link.close()
@@ -388,7 +389,11 @@ class Listener:
 
 @dataclass(slots=True, frozen=True)
 class Handlers:
-    """Whom a link tells; ``on_refused`` hears of one that never was handed out."""
+    """The callbacks of a link.
+
+    ``on_ready`` is called after the handshake, or ``on_refused`` if it failed; then ``on_frames`` for frames
+    received, and ``on_lost`` or, after :meth:`Link.close`, ``on_closed`` at the end.
+    """
 
     on_ready: OnLink
     on_frames: OnFrames
@@ -401,7 +406,7 @@ class Link(asyncio.BufferedProtocol):
     """One side of a link. All methods are for the loop's own thread."""
 
     samples = SAMPLES_MAX
-    """Of the other side's clock, that count."""
+    """How many samples of the peer's clock are used."""
 
     def __init__(self, own: Hello, handlers: Handlers) -> None:
         self.own = own
@@ -420,7 +425,7 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def peer(self) -> Hello:
-        """Who is at the other end."""
+        """The peer's Hello."""
         assert self._peer is not None, "the peer is known once the link was handed out"
         return self._peer
 
@@ -435,9 +440,9 @@ class Link(asyncio.BufferedProtocol):
         return self._open
 
     def send(self, frame: Frame) -> None:
-        """Queue one frame; it leaves at the end of this turn of the loop. Dropped if the link is gone.
+        """Queue one frame; it is written at the end of this turn of the loop. Dropped if the link is closed.
 
-        Raises :class:`TransportError` if the frame is too large to be sent at all.
+        Raises :class:`TransportError` if the frame is larger than the protocol allows.
         """
         if self._transport is None:
             return
@@ -449,7 +454,7 @@ class Link(asyncio.BufferedProtocol):
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write now what was queued."""
+        """Write the queued frames now."""
         self._flush_due = False
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -460,7 +465,7 @@ class Link(asyncio.BufferedProtocol):
                 self._break(f"it does not read: {unsent} bytes wait for it")
 
     def close(self) -> None:
-        """Close after what was sent; ``on_lost`` is not called."""
+        """Close after the queued frames were written; ``on_lost`` is not called."""
         self.flush()
         transport = self._transport
         self._end()
@@ -469,26 +474,26 @@ class Link(asyncio.BufferedProtocol):
             transport.close()
 
     def abort(self, why: str) -> None:
-        """Cut it off, as what came over it makes no sense; ``on_lost`` is called."""
+        """Close at once, because the peer broke the protocol; ``on_lost`` is called."""
         self._break(why)
 
-    # What the loop calls.
+    # Called by the loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Check who connected, and say Hello."""
+        """Check the peer's user, and send our Hello."""
         self._transport = cast("asyncio.Transport", transport)
         self._timer = self._loop.call_later(HANDSHAKE_S, self._break, f"no Hello within {HANDSHAKE_S:.0f} s")
-        if stranger := self._stranger(transport):
-            self._break(stranger)
+        if why := self._why_refused(transport):
+            self._break(why)
             return
         self.send(self.own)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
+        """The buffer for the next read."""
         return self._reader.room()
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Decode what arrived and deliver it."""
+        """Decode what was received, and deliver its frames."""
         frames: list[Frame] = []
         broken = ""
         try:
@@ -501,30 +506,30 @@ class Link(asyncio.BufferedProtocol):
             self._break(broken)
 
     def eof_received(self) -> bool:
-        """The peer closed: so do we."""
+        """Have the loop close the connection: the peer has closed its side."""
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Report the lost connection."""
         if self._transport is not None:
             self._lose(f"connection lost: {exc}" if exc else "it closed the connection")
 
-    # Inside.
+    # Private.
 
-    def _stranger(self, transport: asyncio.BaseTransport) -> str:
-        """Why whoever connected is none of ours; empty if it is."""
+    def _why_refused(self, transport: asyncio.BaseTransport) -> str:
+        """Why the peer is refused: it runs as another user; empty if it is accepted."""
         uid = _peer_uid(transport)
         return "" if uid == os.geteuid() else f"it runs as user id {uid}, expected {os.geteuid()}"
 
     def _deliver(self, frames: list[Frame]) -> None:
         if self._peer is None:
-            self._greet(frames.pop(0))
+            self._on_hello(frames.pop(0))
         if not self._alignment.same_clock:
             frames = self._inbound(frames)
         if frames and self._open:
             self._handlers.on_frames(self, frames)
 
-    def _greet(self, frame: Frame) -> None:
+    def _on_hello(self, frame: Frame) -> None:
         if not isinstance(frame, Hello):
             self._break(f"its first frame is {type(frame).__name__}, expected Hello")
         elif frame.protocol != self.own.protocol:
@@ -551,7 +556,7 @@ class Link(asyncio.BufferedProtocol):
             self._timer = self._loop.call_later(PING_EVERY_S, self._ping_again)
 
     def _inbound(self, frames: list[Frame]) -> list[Frame]:
-        """Take the pings out and put the other frames on our clock."""
+        """Handle pings, and return the other frames with their instants on our clock."""
         received_ns = time.monotonic_ns()
         alignment = self._alignment
         rest: list[Frame] = []
@@ -561,7 +566,7 @@ class Link(asyncio.BufferedProtocol):
                 self._exchanges += 1
                 if self._exchanges <= ALIGN_EXCHANGES:
                     self._ping()
-                # A peer's frames follow its ping that aligned us, so none comes before this.
+                # A peer sends frames only after the ping by which we are aligned, so none arrives before.
                 if alignment.aligned and not self._open:
                     self._opened()
             elif self.own.role is Role.CONTROLLER:
@@ -616,7 +621,7 @@ def _peer_uid(transport: asyncio.BaseTransport) -> int:
 
 
 def check_path(path: Path) -> None:
-    """Raises :class:`TransportError` for a path that no socket can have."""
+    """Raise :class:`TransportError` if a path is too long for a socket."""
     length = len(os.fsencode(path))
     if length > _PATH_BYTES_MAX:
         raise TransportError(
@@ -634,7 +639,7 @@ def _bind(path: Path) -> socket.socket:
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         bound.bind(os.fspath(path))
-        # Nobody can connect before listen(), so there is no moment with a wider mode.
+        # No process can connect before listen(), so the wider mode until here does no harm.
         path.chmod(0o600)
     except OSError as error:
         bound.close()

@@ -1,1 +1,1 @@
-"""The controller's process around its brain: its links, questions from outside."""
+"""The controller process around its brain: its links, and questions of other processes."""

@@ -1,4 +1,4 @@
-"""The controller process's links: who is connected, what each is told, where effects and questions go."""
+"""The controller process's links to gateways, workers and the supervisor, around its brain."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.serve.driver import Driver, LoopTimer
-from clockwork_serve.serve.flow_control import CreditIssuer, Heartbeat, Pulse
+from clockwork_serve.serve.flow_control import CreditIssuer, PeerHeartbeat, WorkerHeartbeats
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import Link
-from clockwork_serve.serve.worker.black_box import Autopsy, no_autopsy
+from clockwork_serve.serve.worker.crash_report import ReadCrashReport, no_crash_report
 from clockwork_serve.telemetry import Journal, Recorder
 
 # ------------------------------------------------------------
-# Questions to the controller's process: answered at once, or passed on to the keeper under an id of ours.
+# Questions to the controller process: answered at once, or forwarded to the supervisor under an id of ours.
 
 
 _KEEPER_QUESTIONS: Final = frozenset({Question.INDEX, Question.LOAD, Question.UNLOAD})
 
 
 @dataclass(slots=True, frozen=True)
-class _Asked:
+class _PendingQuestion:
     link: Link
     ask_id: int
 
@@ -80,62 +80,63 @@ class _Asked:
 
 
 class Questions:
-    """Each gets one reply; ``answer`` answers those that are not the keeper's, or raises.
+    """Sends one reply to each question.
 
-    ``keeper_stuck`` tells why the keeper will not answer; "" if it may.
+    ``answer`` returns the body of a reply to those that are not the supervisor's, or raises.
+    ``keeper_stuck`` returns why the supervisor will not answer; "" if it may.
     """
 
     def __init__(self, answer: Callable[[Ask], bytes], keeper_stuck: Callable[[], str] = lambda: "") -> None:
         self._answer = answer
         self._keeper_stuck = keeper_stuck
-        self._waiting: dict[int, _Asked] = {}  # for the keeper, by our id
+        self._waiting: dict[int, _PendingQuestion] = {}  # for the keeper, by our id
         self._count = 0
 
     def ask(self, link: Link, ask: Ask, keeper: Link | None) -> None:
-        """Somebody asks."""
-        asked = _Asked(link, ask.ask_id)
+        """Answer a question, or forward it to the supervisor (``keeper``); without one it is refused."""
+        pending = _PendingQuestion(link, ask.ask_id)
         if ask.what in _KEEPER_QUESTIONS:
             if keeper is None:
-                asked.refuse(503, "the keeper is not connected; try again")
+                pending.refuse(503, "the keeper is not connected; try again")
                 return
             if why := self._keeper_stuck():
-                asked.refuse(503, why)
+                pending.refuse(503, why)
                 return
             self._count += 1
-            self._waiting[self._count] = asked
+            self._waiting[self._count] = pending
             keeper.send(msgspec.structs.replace(ask, ask_id=self._count))
             return
         try:
             link.send(Reply(ask_id=ask.ask_id, ok=True, body=self._answer(ask)))
         except (msgspec.MsgspecError, ValueError, RecursionError, TransportError) as error:
-            asked.refuse(400, f"{ask.what}: {error}")
+            pending.refuse(400, f"{ask.what}: {error}")
 
     def reply(self, reply: Reply) -> None:
-        """The keeper replied."""
-        asked = self._waiting.pop(reply.ask_id, None)
-        if asked is not None:
-            asked.link.send(msgspec.structs.replace(reply, ask_id=asked.ask_id))
+        """Forward the supervisor's reply to the link that asked; dropped if nobody waits for it."""
+        pending = self._waiting.pop(reply.ask_id, None)
+        if pending is not None:
+            pending.link.send(msgspec.structs.replace(reply, ask_id=pending.ask_id))
 
-    def asker_lost(self, link: Link) -> None:
-        """Nobody there waits any more."""
-        self._waiting = {ours: asked for ours, asked in self._waiting.items() if asked.link is not link}
+    def requester_lost(self, link: Link) -> None:
+        """Drop the questions of a link that was lost."""
+        self._waiting = {ours: pending for ours, pending in self._waiting.items() if pending.link is not link}
 
     def keeper_lost(self) -> None:
-        """What was passed on gets no other reply."""
+        """Refuse all forwarded questions: the supervisor's link was lost."""
         self._refuse_waiting("the keeper went away; try again")
 
-    def keeper_silent(self, why: str) -> None:
-        """What was passed on gets no reply soon; one that comes later is dropped."""
+    def keeper_stalled(self, why: str) -> None:
+        """Refuse all forwarded questions: the supervisor is stalled. Its later replies are dropped."""
         self._refuse_waiting(f"{why}; what was asked of it may still be done then")
 
     def _refuse_waiting(self, why: str) -> None:
         waiting, self._waiting = self._waiting, {}
-        for asked in waiting.values():
-            asked.refuse(503, why)
+        for pending in waiting.values():
+            pending.refuse(503, why)
 
 
 # ------------------------------------------------------------
-# The controller process's links: who is there, what they are told, where effects go. It decides nothing.
+# The links: frames become events of the brain, and its effects are sent to the process that they concern.
 
 
 _log = logging.getLogger(__name__)
@@ -145,14 +146,18 @@ class Brain(Machine[ControllerEvent, ControllerEffect], Protocol):
     """The controller, as this process uses it."""
 
     def snapshot(self) -> dict[str, object]:
-        """What it believes, for screens; plain data that encodes as JSON."""
+        """Its state, for screens: plain data that encodes as JSON."""
 
     def accounts(self) -> dict[str, dict[str, int]]:
-        """What tenants with a quota may use and were charged, by name."""
+        """Quota and charges of each tenant that has a quota, by name."""
 
 
 class Hub:
-    """Runs a brain under a driver and carries frames between it and the links."""
+    """Runs a brain under a driver, and carries frames between it and the links.
+
+    It keeps the catalogue of codes and models, and replays it to each process that connects.
+    ``read_crash_report`` is called when a worker's link is lost.
+    """
 
     def __init__(
         self,
@@ -160,7 +165,7 @@ class Hub:
         recorder: Recorder,
         journal: Journal | None = None,
         *,
-        autopsy: Autopsy = no_autopsy,
+        read_crash_report: ReadCrashReport = no_crash_report,
         timer: Callable[[Callable[[], None]], LoopTimer] = LoopTimer,
     ) -> None:
         self.driver: Driver[ControllerEvent, ControllerEffect] = Driver(
@@ -169,7 +174,7 @@ class Hub:
         self._brain = brain
         self._recorder = recorder
         self._journal = journal
-        self._autopsy = autopsy
+        self._read_crash_report = read_crash_report
         self._gateways: dict[str, Link] = {}  # open links by the peer's name
         self._workers: dict[str, Link] = {}
         self._keeper: Link | None = None
@@ -178,15 +183,16 @@ class Hub:
         self._codes: dict[str, CodeAdded] = {}  # the catalogue, replayed to newcomers
         self._models: dict[str, ModelAdded] = {}
         self._quarantines = Quarantines()
-        # Until the keeper has sent all (its first question tells), workers wait here: a device that has
-        # nothing to prepare would count as warm, and the server as ready while it knows no model.
-        self._early: dict[Link, WorkerJoined] | None = {}
+        # Workers that joined before the supervisor had sent the whole catalogue (its first question marks the
+        # end) wait here: a device without codes to prepare would count as warm, and the server as ready
+        # although it knows no model. None from then on.
+        self._unadmitted: dict[Link, WorkerJoined] | None = {}
         self._readiness = Readiness(ready=False, why="starting")
         self._questions = Questions(self._answer_to, self._keeper_stuck)
-        self._keeper_pulse = Pulse(self._to_keeper, self._on_keeper_pulse)
-        self._hearing = CreditIssuer()
-        self._heartbeat = Heartbeat(self.driver.post)
-        self._lost_level = logging.WARNING  # a lost link is news, unless we are stopping
+        self._keeper_heartbeat = PeerHeartbeat(self._to_keeper, self._on_keeper_heartbeat)
+        self._credit = CreditIssuer()
+        self._heartbeats = WorkerHeartbeats(self.driver.post)
+        self._lost_level = logging.WARNING  # of lost links; INFO while the server drains
         self._receivers: dict[Role, Callable[[Link, Frame], bool]] = {
             Role.GATEWAY: self._from_gateway,
             Role.WORKER: self._from_worker,
@@ -196,22 +202,22 @@ class Hub:
     # Links
 
     def on_link(self, link: Link) -> None:
-        """A process connected; it replaces an earlier link of the same name."""
+        """Register a process that connected; its link replaces an earlier one of the same name."""
         name = link.peer.name
         _log.info("%s %s connected", link.peer.role, name, extra={"pid": link.peer.pid})
         match link.peer.role:
             case Role.WORKER:
                 self._replace(self._workers.get(name))
                 self._workers[name] = link
-                self._heartbeat.watch(link)
+                self._heartbeats.watch(link)
             case Role.GATEWAY:
                 self._replace(self._gateways.get(name))
                 self._gateways[name] = link
-                self._welcome_gateway(link)
+                self._start_gateway(link)
             case Role.KEEPER:
                 self._replace(self._keeper)
                 self._keeper = link
-                self._keeper_pulse.begin()
+                self._keeper_heartbeat.start()
                 self._recorder.counters.keeper_up = True
                 link.send(self._readiness)
                 for frame in self._quarantines.frames():
@@ -221,32 +227,32 @@ class Hub:
                 link.close()
 
     def on_lost(self, link: Link) -> None:
-        """A link is gone, and with it whatever its process had in flight."""
+        """Unregister a link, and post an event about what its process had in flight."""
         role, name = link.peer.role, link.peer.name
         _log.log(self._lost_level, "link lost: %s", link.lost_because)
         if role is Role.WORKER and self._workers.get(name) is link:
             del self._workers[name]
-            self._heartbeat.forget(link)
+            self._heartbeats.unwatch(link)
             devices = [device for device, owner in self._worker_by_device.items() if owner is link]
             for device in devices:
                 del self._worker_by_device[device]
             self._specs.pop(link, None)
-            early = self._early is not None and self._early.pop(link, None) is not None
-            if devices and not early:
-                self.driver.post(self._autopsy(name, link.peer.pid))
+            unadmitted = self._unadmitted is not None and self._unadmitted.pop(link, None) is not None
+            if devices and not unadmitted:
+                self.driver.post(self._read_crash_report(name, link.peer.pid))
         elif role is Role.GATEWAY and self._gateways.get(name) is link:
             del self._gateways[name]
-            self._hearing.forget(link)
-            self._questions.asker_lost(link)
+            self._credit.remove_gateway(link)
+            self._questions.requester_lost(link)
             self.driver.post(GatewayLost(gateway=name))
         elif role is Role.KEEPER and self._keeper is link:
             self._keeper = None
-            self._keeper_pulse.end()
+            self._keeper_heartbeat.stop()
             self._recorder.counters.keeper_up = False
             self._questions.keeper_lost()
 
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
-        """Take in what a process sent; one that sends what its role may not is cut off."""
+        """Handle frames of one process; if it sends a frame that its role may not, its link is closed."""
         receive = self._receivers.get(link.peer.role)
         for frame in frames:
             if receive is None or not receive(link, frame):
@@ -255,7 +261,7 @@ class Hub:
                 link.close()
                 return
         if link.peer.role is Role.GATEWAY:
-            self._hearing.heard(link, frames)
+            self._credit.received(link, frames)
 
     def _replace(self, old: Link | None) -> None:
         if old is not None:
@@ -263,7 +269,7 @@ class Hub:
             self.on_lost(old)
             old.close()
 
-    def _welcome_gateway(self, link: Link) -> None:
+    def _start_gateway(self, link: Link) -> None:
         for code in self._codes.values():
             link.send(code)
         for model in self._models.values():
@@ -271,7 +277,7 @@ class Hub:
         for quarantined in self._quarantines.frames():
             link.send(quarantined)
         link.send(self._readiness)
-        self._hearing.welcome(link)
+        self._credit.add_gateway(link)
 
     # Frames, by role: False for what that role may not send
 
@@ -306,9 +312,9 @@ class Hub:
                 if counted is not None:
                     counted.numbers = frame.numbers
             case Beat():
-                self._heartbeat.heard(link)
+                self._heartbeats.beat_received(link)
             case ArtefactDamaged():
-                if self._keeper is not None:  # else whoever finds it is to find it again
+                if self._keeper is not None:  # else the worker reports it again
                     self._keeper.send(frame)
             case WorkerJoined():
                 return self._on_worker_joined(link, frame)
@@ -326,8 +332,8 @@ class Hub:
         for device in names:
             self._worker_by_device[device] = link
         self._specs[link] = frame.devices
-        if self._early is not None:
-            self._early[link] = frame
+        if self._unadmitted is not None:
+            self._unadmitted[link] = frame
         else:
             self._join(link, frame)
         return True
@@ -372,7 +378,7 @@ class Hub:
             case Reply():
                 self._questions.reply(frame)
             case Beat():
-                self._keeper_pulse.heard()
+                self._keeper_heartbeat.beat_received()
             case ProcessesEnded():
                 self._recorder.counters.processes_ended = frame.unanswering
             case _:
@@ -380,8 +386,8 @@ class Hub:
         return True
 
     def _on_catalogue_complete(self) -> None:
-        early, self._early = self._early, None
-        for link, frame in (early or {}).items():
+        unadmitted, self._unadmitted = self._unadmitted, None
+        for link, frame in (unadmitted or {}).items():
             self._join(link, frame)
 
     def _on_model_added(self, frame: ModelAdded) -> bool:
@@ -398,7 +404,7 @@ class Hub:
         return True
 
     def _on_code_remade(self, frame: CodeRemade) -> None:
-        """Have all try again to prepare a code; who has it says so at once."""
+        """Have all workers prepare a code again; one that has prepared it already reports so at once."""
         code = self._codes.get(frame.code_id)
         if code is None:
             return
@@ -408,12 +414,12 @@ class Hub:
                 link.send(code)
 
     def _joined(self) -> list[Link]:
-        """Links of workers that were given the codes so far."""
-        early = self._early or {}
-        return [link for link in dict.fromkeys(self._worker_by_device.values()) if link not in early]
+        """Links of workers to which the catalogue was sent."""
+        unadmitted = self._unadmitted or {}
+        return [link for link in dict.fromkeys(self._worker_by_device.values()) if link not in unadmitted]
 
     def _prepares(self, link: Link, added: CodeAdded) -> bool:
-        """Whether a worker has a device for a code, which is not in quarantine."""
+        """Whether a worker has a device that runs this code, and the code is not in quarantine."""
         code = added.code
         runs = any(spec.runs(code.backend) for spec in self._specs[link])
         return runs and code.code_id not in self._quarantines.codes
@@ -432,21 +438,21 @@ class Hub:
         if self._keeper is not None:
             self._keeper.send(frame)
 
-    def _on_keeper_pulse(self) -> None:
-        self._recorder.counters.keeper_up = not self._keeper_pulse.silent
+    def _on_keeper_heartbeat(self) -> None:
+        self._recorder.counters.keeper_up = not self._keeper_heartbeat.stalled
         if why := self._keeper_stuck():
             _log.error("%s", why)
-            self._questions.keeper_silent(why)
+            self._questions.keeper_stalled(why)
         else:
             _log.warning("the keeper answers again")
 
     def _keeper_stuck(self) -> str:
-        if self._keeper is None or not self._keeper_pulse.silent:
+        if self._keeper is None or not self._keeper_heartbeat.stalled:
             return ""
         return (
             f"the keeper (process {self._keeper.peer.pid}) has not answered for "
-            f"{self._keeper_pulse.silent_s:.1f} s, so nothing is loaded, unloaded or restarted: let it go on "
-            "if it was stopped (kill -CONT), else restart the server"
+            f"{self._keeper_heartbeat.stalled_s:.1f} s, so nothing is loaded, unloaded or restarted: let it "
+            "go on if it was stopped (kill -CONT), else restart the server"
         )
 
     def _answer_to(self, ask: Ask) -> bytes:
@@ -477,7 +483,7 @@ class Hub:
     # Effects
 
     def perform(self, effect: ControllerEffect) -> None:
-        """Send one effect where it belongs; what belongs to a process that is gone is dropped."""
+        """Send one effect to the process that it concerns; dropped if that is not connected."""
         match effect:
             case Answer() | Release() | AdmissionReply():
                 if (gateway := self._gateways.get(effect.gateway)) is not None:
@@ -487,20 +493,20 @@ class Hub:
             case Quarantined():
                 self._on_quarantined(effect)
             case WorkerHung():
-                self._heartbeat.told(effect, self._keeper)
+                self._heartbeats.report_hung(effect, self._keeper)
             case Readiness():
                 self._readiness = effect
                 _log.info("ready" if effect.ready else f"not ready: {effect.why}")
-                self._tell(effect)
+                self._broadcast(effect)
 
-    def _tell(self, effect: Readiness | Quarantined) -> None:
+    def _broadcast(self, effect: Readiness | Quarantined) -> None:
         for link in (*self._gateways.values(), *([self._keeper] if self._keeper else [])):
             link.send(effect)
 
     def _on_quarantined(self, effect: Quarantined) -> None:
         _log.error("model %s: %s", effect.model, effect.why or "in quarantine no more")
         before = self._quarantines.codes
-        self._quarantines.take(effect)
+        self._quarantines.update(effect)
         after = self._quarantines.codes
         released = [self._codes[code_id] for code_id in before - after if code_id in self._codes]
         for link in self._joined():
@@ -509,10 +515,11 @@ class Hub:
             for code in released:
                 if self._prepares(link, code):
                     link.send(code)
-        self._tell(effect)
+        self._broadcast(effect)
 
     def _send_action(self, action: Load | Infer | Unload | RetainWeights) -> None:
-        # A worker that is gone answers nothing: WorkerLost, posted when its link went, ends its actions.
+        # Dropped without a result if the worker is not connected: WorkerLost, posted when its link was lost,
+        # ended its actions.
         worker = self._worker_by_device.get(action.device)
         if worker is None:
             return

@@ -37,7 +37,7 @@ from clockwork_serve.messages import (
     Undelivered,
 )
 from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
-from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, Pulse
+from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, PeerHeartbeat
 from clockwork_serve.serve.gateway.requests import Pending, Slots
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import connect, hello
@@ -222,7 +222,7 @@ class GatewayLink:
         self._lost = asyncio.Event()
         self._credit_gate = CreditGate(self.send, listener.on_refused)
         self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for credit
-        self._pulse = Pulse(self.send, self._on_pulse)
+        self._pulse = PeerHeartbeat(self.send, self._on_pulse)
         # Ids of requests whose answers were delivered, or are not to be; reported soon. For any thread.
         self.in_time: deque[str] = deque()
         self.late: deque[str] = deque()
@@ -235,15 +235,15 @@ class GatewayLink:
     @property
     def stuck(self) -> bool:
         """Whether the controller is connected, but returns no heartbeats: it would answer no request."""
-        return self._pulse.silent
+        return self._pulse.stalled
 
     @property
     def why_not_ready(self) -> str:
         """Why the server is not ready, for clients and the log."""
         if not self.is_open:
             return "no link to the controller"
-        if self._pulse.silent:
-            return f"the controller has not answered for {self._pulse.silent_s:.1f} s"
+        if self._pulse.stalled:
+            return f"the controller has not answered for {self._pulse.stalled_s:.1f} s"
         if self._readiness.ready and self.models.all_quarantined:
             return "all models are in quarantine"
         return self._readiness.why
@@ -261,7 +261,7 @@ class GatewayLink:
                 # It may have been lost again already.
                 if link.is_open:
                     self._link = link
-                    self._pulse.begin()
+                    self._pulse.start()
                     self.in_time.clear()
                     self.late.clear()
                     link.send(Delivered())
@@ -277,7 +277,7 @@ class GatewayLink:
 
     def submit(self, request: Request) -> None:
         """Send a request as soon as there is credit for it; else ``on_refused`` is called later."""
-        if self._credit_gate.enter(request) and self._sweep is None:
+        if self._credit_gate.submit(request) and self._sweep is None:
             self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._sweep_waiting)
 
     def report_delivered(self) -> None:
@@ -299,7 +299,7 @@ class GatewayLink:
         """Send what was queued and close; open questions get the code 503."""
         self.report_delivered()
         link, self._link = self._link, None
-        self._pulse.end()
+        self._pulse.stop()
         self.ready = False
         if link is not None:
             link.close()
@@ -347,12 +347,12 @@ class GatewayLink:
                 if waiter is not None and not waiter.done():
                     waiter.set_result(frame)
             case RequestCredit():
-                self._credit_gate.take(frame)
+                self._credit_gate.on_credit(frame)
             case Beat():
-                self._pulse.heard()
+                self._pulse.beat_received()
             case Undelivered():
                 listener.on_undelivered(frame)
-                self._credit_gate.take_back()
+                self._credit_gate.return_credit()
             case Readiness():
                 self._on_readiness(frame)
             case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved() | Quarantined():
@@ -372,7 +372,7 @@ class GatewayLink:
             case ModelRemoved():
                 models.remove(frame.model)
             case Quarantined():
-                models.quarantines.take(frame)
+                models.quarantines.update(frame)
         if models is self.models and (models.quarantines or isinstance(frame, Quarantined)):
             self._update_readiness()
 
@@ -386,7 +386,7 @@ class GatewayLink:
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
         self._link = None
-        self._pulse.end()
+        self._pulse.stop()
         self._credit_gate.reset()
         self._incoming = GatewayModels(self._server_slo_ns)
         self._fail_questions("the link to the controller was lost")
@@ -396,7 +396,7 @@ class GatewayLink:
         self._lost.set()
 
     def _on_pulse(self) -> None:
-        if self._pulse.silent:
+        if self._pulse.stalled:
             why = self.why_not_ready
             _log.error("%s: requests are refused", why)
             self.ready = False
@@ -408,7 +408,7 @@ class GatewayLink:
 
     def _update_readiness(self) -> None:
         """Something that readiness depends on has changed."""
-        serves = self.is_open and self._readiness.ready and not self._pulse.silent
+        serves = self.is_open and self._readiness.ready and not self._pulse.stalled
         self.ready = serves and not self.models.all_quarantined
         self._listener.on_readiness()
 

@@ -1,1 +1,1 @@
-"""What gateways, the controller, workers and the bridge run: one module each, started by ``python -m``."""
+"""The main modules of gateways, the controller, workers and the bridge, each started by ``python -m``."""

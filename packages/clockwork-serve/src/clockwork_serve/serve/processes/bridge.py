@@ -1,4 +1,4 @@
-"""The process that workers and gateways elsewhere connect to. It serves no client, and decides nothing."""
+"""The bridge process, to which workers and gateways on other machines connect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clockwork_serve.config.table import split_address
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
-from clockwork_serve.serve.os_scheduling import run_patiently
+from clockwork_serve.serve.os_scheduling import use_batch_policy
 from clockwork_serve.serve.remote.bridge import NAME, Bridge, judge_of
 from clockwork_serve.serve.remote.config import BridgeConfig, bound, cluster_files
 from clockwork_serve.serve.remote.link import MachineListener
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
-    """Accept machines until ``stop``. Raises :class:`ConfigError` for files or a port that will not do."""
+    """Accept other machines until ``stop``. Raises :class:`ConfigError` if a file or port cannot be used."""
     settings = config.settings
     host, port = split_address(settings.listen_machines)
     bridge = Bridge(
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=BridgeConfig)
     child.prepare(NAME, config.settings)
-    run_patiently()
+    use_batch_policy()
     return child.run_until_stopped(lambda stop: serve(config, stop))
 
 

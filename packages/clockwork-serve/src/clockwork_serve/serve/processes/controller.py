@@ -1,4 +1,4 @@
-"""The controller process: one brain, one socket, one loop; it serves no client directly."""
+"""The controller process: one brain, one socket, one loop."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
 from clockwork_serve.serve.controller.hub import Brain, Hub
-from clockwork_serve.serve.os_scheduling import UrgentTimer, run_briefly
+from clockwork_serve.serve.os_scheduling import UrgentTimer, use_short_slices
 from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
-from clockwork_serve.serve.worker.black_box import autopsy
+from clockwork_serve.serve.worker.crash_report import read_crash_report
 from clockwork_serve.telemetry import Journal, Recorder, head_of
 
 __all__ = ["SOCKET_NAME", "ControllerProcessConfig", "freeze", "main", "serve"]
@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 class ControllerProcessConfig(Struct, frozen=True, kw_only=True):
-    """All that the process is told. ``devices`` are those expected: ready means that all are warm."""
+    """The process's configuration. The server is ready once all of ``devices`` have prepared their codes."""
 
     run_dir: str
     controller: ControllerConfig = ControllerConfig()
@@ -48,17 +48,21 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
     journal = None
     if config.settings.journal:
         journal = Journal(Path(config.settings.journal), head_of(config.controller, datetime.now(UTC)))
-    exchange = Hub(
-        brain, Recorder(), journal, autopsy=partial(autopsy, Path(config.run_dir)), timer=UrgentTimer
+    hub = Hub(
+        brain,
+        Recorder(),
+        journal,
+        read_crash_report=partial(read_crash_report, Path(config.run_dir)),
+        timer=UrgentTimer,
     )
     listener = await listen(
         Path(config.run_dir) / SOCKET_NAME,
         hello(Role.CONTROLLER, "controller"),
-        exchange.on_link,
-        exchange.on_frames,
-        exchange.on_lost,
+        hub.on_link,
+        hub.on_frames,
+        hub.on_lost,
     )
-    exchange.driver.wake()
+    hub.driver.wake()
     asyncio.get_running_loop().call_later(_FREEZE_AFTER_S, freeze)
     freeze()
     child.answer_beats()
@@ -66,15 +70,15 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
         await _flush_until(stop, journal)
     finally:
         listener.close()
-        exchange.driver.close()
+        hub.driver.close()
         if journal is not None:
             journal.close()
 
 
 def freeze() -> None:
-    """Keep the collector away from what lives as long as the process: a full pass takes 0.2 us an object.
+    """Exempt all present objects from garbage collection: a full pass takes 0.2 us per object.
 
-    The brain makes no cycles; a rare pass over the young objects stays for what libraries may leave behind.
+    The brain creates no reference cycles; rare passes over young objects remain for those of libraries.
     """
     gc.collect()
     gc.freeze()
@@ -94,12 +98,12 @@ def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=ControllerProcessConfig)
     child.prepare("controller", config.settings)
-    if not run_briefly():
-        _log.debug("the kernel gives no short slices: on a busy host decisions will be later")
+    if not use_short_slices():
+        _log.debug("the kernel gives no short time slices: on a busy host decisions will be later")
     brain = structs.replace(
         config.controller,
         expected_devices=max(1, len(config.devices)),
-        # Less than one id is used per ns, so those of an earlier life are all below.
+        # Less than one id is used per ns, so all ids of an earlier controller are smaller.
         first_id=time.time_ns(),
     )
     config = structs.replace(config, controller=brain)

@@ -1,4 +1,4 @@
-"""A gateway process: HTTP, gRPC and metrics on one loop, one link to the controller. It runs no model."""
+"""A gateway process: HTTP, gRPC and metrics on one loop, and one link to the controller."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ import msgspec
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.child import keep_small
+from clockwork_serve.serve.child import trim_memory
 from clockwork_serve.serve.gateway.access import AccessControl, Caps
 from clockwork_serve.serve.gateway.client_shm import Regions
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
-from clockwork_serve.serve.os_scheduling import run_patiently
+from clockwork_serve.serve.os_scheduling import use_batch_policy
 from clockwork_serve.serve.remote.gateway import FarReach
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 EXIT_CONFIG: Final = 78
 """Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
 DRAIN_S: Final = 2.0
-"""For requests in flight to end after SIGTERM, where a keeper drained the whole server before."""
+"""How long requests in flight may take after SIGTERM, where the supervisor has drained the server before."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class GatewayServers:
     """A running gateway with its servers. ``port_by_name`` are the ports that it listens on."""
 
     def __init__(self, config: GatewayConfig) -> None:
-        """Raises :class:`ConfigError` for a file of TLS or keys that will not do."""
+        """Raises :class:`ConfigError` if a file of TLS or of keys cannot be used."""
         self.config = config
         settings = config.settings
         self.access = AccessControl(config)
@@ -58,14 +58,14 @@ class GatewayServers:
         self.grpc: GatewayGrpc | None = None
         self.port_by_name: dict[str, int] = {}
         loop = asyncio.get_running_loop()
-        works = (self.gateway.link.run(), self.access.keep_fresh(), keep_small())
+        works = (self.gateway.link.run(), self.access.keep_fresh(), trim_memory())
         self._tasks = [loop.create_task(work) for work in works]
 
-    async def start(self, settle: Callable[[], None] = lambda: None) -> None:
-        """Listen on all ports, after ``settle()``. Raises :class:`ConfigError` if one is not to be had.
+    async def start(self, before_listening: Callable[[], None] = lambda: None) -> None:
+        """Listen on all ports, after ``before_listening()``.
 
-        HTTP comes last, when everything that takes long is done: nobody knows how long a request has waited
-        that came before we could read it.
+        HTTP is last, after everything that takes long: how long a request waited that arrived before it could
+        be read is not known. Raises :class:`ConfigError` if a port cannot be had.
         """
         config, settings = self.config, self.config.settings
         if settings.grpc_port is not None:
@@ -74,7 +74,7 @@ class GatewayServers:
             self.grpc = GatewayGrpc(
                 self.gateway, self.endpoints, self.access, self.http.codec, reuse_port=config.reuse_port
             )
-        settle()
+        before_listening()
         if self.grpc is not None and settings.grpc_port is not None:
             self.port_by_name["grpc_port"] = await self.grpc.listen(settings.host, settings.grpc_port)
         if settings.metrics_port is not None:
@@ -85,9 +85,9 @@ class GatewayServers:
         await self._listen(self.http, "http_port", settings.http_port, share)
 
     async def close(self, grace_s: float | None = None) -> None:
-        """Accept no more, let requests in flight end for a while, then end everything."""
+        """Stop accepting, wait up to ``grace_s`` for requests in flight, then close everything."""
         if grace_s is None:
-            # At home the keeper drains the whole server before it ends one.
+            # On the server's own machine the supervisor has drained the server before.
             grace_s = self.config.settings.drain_s if self.config.elsewhere else DRAIN_S
         closing = [self.http.close(grace_s), self.metrics.close(grace_s)]
         if self.grpc is not None:
@@ -118,7 +118,7 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
     """Run a gateway until ``stop``; its exit status."""
     try:
         servers = GatewayServers(config)
-        await servers.start(settle_memory)
+        await servers.start(freeze_live_objects)
     except ConfigError as error:
         _log.critical("%s", error)
         return EXIT_CONFIG
@@ -135,7 +135,7 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
 
 
 async def _unless_refused(far: FarReach, stop: asyncio.Event) -> int:
-    """Return at ``stop``, or once the server will not have this gateway; the exit status."""
+    """Return at ``stop``, or once the server has refused this gateway; returns the exit status."""
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait((stopped, far.refused), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
@@ -145,8 +145,8 @@ async def _unless_refused(far: FarReach, stop: asyncio.Event) -> int:
     return 0
 
 
-def settle_memory() -> None:
-    """What was imported lives as long as the process; requests make few cycles."""
+def freeze_live_objects() -> None:
+    """Exempt imported objects from garbage collection; requests create few reference cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -156,8 +156,8 @@ def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=GatewayConfig)
     child.prepare(config.name, config.settings)
-    run_patiently()
-    # gRPC's core logs each client's nonsense by itself, from its own threads, as often as clients like.
+    use_batch_policy()
+    # gRPC's core logs each malformed request by itself, from its own threads: clients could flood the log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     _allow_connections(config.settings.max_connections)
     status = 0
@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _allow_connections(wanted: int) -> None:
-    """As many open files as the system allows: a connection is one."""
+    """Allow as many open files as the system does: each connection is one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if hard != resource.RLIM_INFINITY and hard < wanted:

@@ -1,4 +1,4 @@
-"""A worker process: its devices, a thread per lane, and one thread for the link. It chooses nothing."""
+"""A worker process: its devices, a thread per lane, and one thread for the link."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import sys
 
 if __name__ == "__main__":
-    # Before numpy is imported, for its thread pools are sized then. A lane is one thread.
+    # Before numpy is imported, which sizes its thread pools then: a lane computes in one thread.
     for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(_variable, "1")
 
@@ -22,14 +22,14 @@ from clockwork_serve.devices import build
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.os_scheduling import run_patiently
+from clockwork_serve.serve.os_scheduling import use_batch_policy
 from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
 from clockwork_serve.serve.worker.lanes import FIFO_PRIORITY, set_realtime
 
 EXIT_CONFIG: Final = 78
 """Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
 SWITCH_INTERVAL_S: Final = 1e-4
-"""How long a thread may wait for another one's Python: lanes come back from native code often."""
+"""The interpreter's switch interval: lanes often return from native code, and wait for the lock then."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,18 +55,18 @@ def main(argv: Sequence[str]) -> int:
 
 async def _serve(config: WorkerConfig, devices: dict[str, Device], stop: asyncio.Event) -> None:
     host = _host(config, devices)
-    # Once the lanes have their threads: they keep their times, and the link's thread can wait.
-    asyncio.get_running_loop().call_soon(run_patiently)
+    # Called once the lanes' threads exist, so that they do not inherit it: only the link's thread may wait.
+    asyncio.get_running_loop().call_soon(use_batch_policy)
     child.answer_beats()
     await host.run(stop)
 
 
 def _host(config: WorkerConfig, devices: dict[str, Device]) -> WorkerHost:
     if not config.elsewhere:
-        return WorkerHost(config, devices, settle_memory)
+        return WorkerHost(config, devices, freeze_live_objects)
     from clockwork_serve.serve.remote.worker import MachineHost
 
-    return MachineHost(config, devices, settle_memory)
+    return MachineHost(config, devices, freeze_live_objects)
 
 
 def _set_priorities(config: WorkerConfig) -> None:
@@ -81,7 +81,7 @@ def _set_priorities(config: WorkerConfig) -> None:
             ) from None
     if config.settings.realtime:
         try:
-            # Its wakes are short, and a lane's computation is not.
+            # Above the lanes' priority: this thread runs briefly, a lane's computation does not.
             set_realtime(FIFO_PRIORITY + 1)
         except OSError as error:
             raise ConfigError(
@@ -90,10 +90,10 @@ def _set_priorities(config: WorkerConfig) -> None:
             ) from None
 
 
-def settle_memory() -> None:
-    """Keep the collector away from what lives as long as the process: a pass over it would stop every lane.
+def freeze_live_objects() -> None:
+    """Exempt all present objects from garbage collection: a pass over them would stop every lane.
 
-    Lanes make no cycles, but a user's model may: a rare pass over young objects stays.
+    Lanes create no reference cycles, but a user's model may: rare passes over young objects remain.
     """
     gc.collect()
     gc.freeze()

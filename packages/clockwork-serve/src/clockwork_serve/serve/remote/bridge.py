@@ -1,6 +1,7 @@
-"""Lets workers and gateways on other machines join: to the controller each is one here.
+"""The bridge: workers and gateways on other machines join the server through it.
 
-Requests of gateways elsewhere have their tensors in memory here that workers map.
+To the controller each of them is one of this machine. The tensors of remote gateways' requests are kept in
+shared memory here, which workers map.
 """
 
 from __future__ import annotations
@@ -58,22 +59,22 @@ from clockwork_serve.serve.transport import Link, connect, hello
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
-# Requests of one gateway on another machine: their tensors, in memory here that workers map.
+# Requests of one gateway on another machine, with their tensors in shared memory here.
 #
-# A request is passed on once its inputs are here. It decides nothing.
+# A request is forwarded to the controller once its inputs are complete.
 
 
 NO_EPOCH: Final = 0
-"""What the header of memory that was given back says; no request has it."""
+"""The epoch in the header of freed memory; no request has it."""
 _HEADER: Final = align(HEADER_BYTES)
 
 
 @dataclass(slots=True)
 class _Open:
-    """One request. Inputs have come as far as ``here`` of ``inputs_end``, from where they start.
+    """One request. ``here`` of its ``inputs_end`` bytes of inputs have been received.
 
-    ``request`` waits for its inputs; it is None once it was passed on. Its memory is given back once its
-    answer was ``sent`` with all outputs, and workers have ``released`` it.
+    ``request`` waits for its inputs; it is None once it was forwarded. Its memory is freed once its answer
+    was ``sent`` with all outputs, and workers have ``released`` it.
     """
 
     place: int
@@ -87,7 +88,7 @@ class _Open:
 
 
 class FarRequests:
-    """For one thread."""
+    """The open requests of one remote gateway, and the memory of their tensors. For one thread."""
 
     def __init__(self, region_bytes: int) -> None:
         self.region = Region.create(region_bytes)
@@ -98,9 +99,10 @@ class FarRequests:
         return len(self._open)
 
     def take(self, request: Request) -> Request | Undelivered | None:
-        """A request came: what to pass on, or to say if there is no room; None while inputs are to come.
+        """Accept a request and allocate its memory.
 
-        Raises :class:`TransportError` for one that no gateway sends.
+        Returns the request to forward, None while its inputs are incomplete, or an ``Undelivered`` to send
+        back if there is no room. Raises :class:`TransportError` for a request that no gateway of ours sends.
         """
         request_id = request.request_id
         if request_id in self._open:
@@ -126,9 +128,9 @@ class FarRequests:
         return self._complete(opened)
 
     def write(self, piece: RequestPiece) -> Request | None:
-        """Inputs came; the request to pass on, if they were the last.
+        """Write a piece of inputs; returns the request to forward if it was the last one.
 
-        Raises :class:`TransportError` unless they are the next. Those of a request that ended are of no use.
+        Pieces of requests that have ended are ignored. Raises :class:`TransportError` if it is not the next.
         """
         opened = self._open.get(piece.request_id)
         if opened is None:
@@ -144,7 +146,7 @@ class FarRequests:
         return self._complete(opened)
 
     def cancel(self, request_id: str) -> Undelivered | None:
-        """The client went away: what to say if the request was not passed on, and is gone now."""
+        """Cancel a request; returns what to send back if it was not forwarded yet, and is dropped now."""
         opened = self._open.get(request_id)
         if opened is None or opened.request is None:
             return None
@@ -152,7 +154,7 @@ class FarRequests:
         return Undelivered(request_id=request_id)
 
     def answer(self, answer: Answer) -> Iterator[Frame]:
-        """What to send for an answer: its outputs, then itself."""
+        """The frames to send for an answer: its outputs, then the answer."""
         opened = self._open.get(answer.request_id)
         if opened is None:
             yield answer
@@ -170,18 +172,18 @@ class FarRequests:
                 yield from request_pieces(answer.request_id, refs, targets, memory, lambda: True)
         opened.sent = True
         self._settle(answer.request_id, opened)
-        # Whatever workers still touch is here: the gateway's own memory is free.
+        # Workers access memory of this machine only, so the gateway may free its own at once.
         yield structs.replace(answer, release=True, outputs=outputs)
 
     def release(self, request_id: str) -> None:
-        """No worker touches its tensors any more."""
+        """Note that no worker accesses the request's tensors any more."""
         opened = self._open.get(request_id)
         if opened is not None:
             opened.released = True
             self._settle(request_id, opened)
 
     def close(self) -> None:
-        """Give the memory up; workers that still use it keep it."""
+        """Close the region; workers that still map it keep its memory."""
         self._open.clear()
         self.region.close()
 
@@ -202,7 +204,7 @@ class FarRequests:
 
 
 def _described(request: Request) -> Tensors:
-    """What a request says of its tensors. Raises :class:`TransportError` if it cannot be."""
+    """The description of a request's tensors. Raises :class:`TransportError` if it is invalid."""
     tensors = decode(request.tensors)
     if tensors.output_bytes < 0 or any(ref.nbytes < 0 for ref in tensors.refs):
         raise TransportError(f"tensors of {request.request_id} take less than no bytes")
@@ -210,7 +212,7 @@ def _described(request: Request) -> Tensors:
 
 
 def _outputs(room: Tensors, answer: Answer) -> tuple[TensorRef, ...] | None:
-    """Where an answer's outputs are; None if that is outside of the room for them."""
+    """References to an answer's outputs; None if one is outside of the request's output memory."""
     first, end = room.output_offset, room.output_offset + room.output_bytes
     try:
         refs = decode(answer.outputs).refs
@@ -221,11 +223,11 @@ def _outputs(room: Tensors, answer: Answer) -> tuple[TensorRef, ...] | None:
 
 
 # ------------------------------------------------------------
-# One gateway on another machine, as the bridge has it. It decides nothing.
+# A gateway on another machine, as the bridge represents it.
 
 
 class GatewayPeer(Peer):
-    """See :class:`Peer`. ``region_bytes`` hold the tensors of all its requests in flight."""
+    """A remote gateway (see :class:`Peer`). ``region_bytes``: shared memory for its requests in flight."""
 
     role: ClassVar[Role] = Role.GATEWAY
 
@@ -235,12 +237,12 @@ class GatewayPeer(Peer):
     ) -> None:  # fmt: skip
         super().__init__(link, controller, models, judge, on_gone)
         self._region_bytes = region_bytes
-        # As its own ids are: with another gateway's it could cancel, or be answered, for that one.
+        # Only ids of its own: with those of another gateway it could cancel that one's requests.
         self._own_id = re.compile(re.escape(self.name) + r"-[0-9a-f]+-a?\d+(?:-2)?", re.ASCII).fullmatch
-        self._requests: FarRequests | None = None  # from when it may join to the end
+        self._requests: FarRequests | None = None  # None before it was admitted, and at the end
 
     def close(self, why: str) -> None:
-        """End both links, and give its memory up."""
+        """Close both links and the region."""
         super().close(why)
         requests, self._requests = self._requests, None
         if requests is not None:
@@ -249,15 +251,15 @@ class GatewayPeer(Peer):
     # From there
 
     def introduction(self, frame: Frame) -> FarGateway | None:
-        """What it runs."""
+        """The frame, if it introduces this gateway."""
         return frame if isinstance(frame, FarGateway) and frame.gateway == self.name else None
 
     def welcomed(self) -> None:
-        """Room for its requests."""
+        """Allocate the region for its requests."""
         self._requests = FarRequests(self._region_bytes)
 
     def from_there(self, frame: Frame) -> bool:
-        """Requests, their inputs, questions."""
+        """Handle requests, their inputs, and questions."""
         assert self._requests is not None, "it joined"
         match frame:
             case Request():
@@ -275,7 +277,7 @@ class GatewayPeer(Peer):
                 for request_id in (*frame.in_time, *frame.late):
                     self._check(request_id, self.name)
                 self.inward(frame)
-            case Ask() | Beat():  # the controller's to answer: we may well be there, and it not
+            case Ask() | Beat():  # the controller must answer, for the beats check it, not the bridge
                 self.inward(frame)
             case _:
                 return False
@@ -294,7 +296,7 @@ class GatewayPeer(Peer):
     # From the controller
 
     def from_controller(self, link: Link, frames: list[Frame]) -> None:
-        """Answers, the catalogue, what is foretold."""
+        """Forward answers, the catalogue, and replies to admission queries."""
         for frame in frames:
             if self._requests is None:
                 return
@@ -308,10 +310,8 @@ class GatewayPeer(Peer):
 
 
 # ------------------------------------------------------------
-# Lets workers and gateways on other machines join: to the controller each is one here. It decides nothing.
-#
-# The controller, and the server's own gateways and workers, know nothing of it: what a network costs, costs
-# this process.
+# The bridge itself. The controller and the server's own gateways and workers need no code for other machines:
+# the work of the network is done in this process.
 
 
 RECONNECT_S: Final = 0.05
@@ -322,9 +322,9 @@ _log = logging.getLogger(__name__)
 
 
 class Bridge:
-    """All processes on other machines. ``judge`` tells why one may not join.
+    """Admits processes of other machines, and represents each by a :class:`Peer`.
 
-    ``region_bytes`` hold the tensors of each gateway's requests in flight.
+    ``judge`` returns why one may not join. ``region_bytes``: shared memory for each gateway's requests.
     """
 
     def __init__(self, controller: Path, judge: Judge, region_bytes: int) -> None:
@@ -333,11 +333,11 @@ class Bridge:
         self._judge = judge
         self._region_bytes = region_bytes
         self._peers: dict[Link, Peer] = {}
-        self._complete = False  # the catalogue has been told
+        self._complete = False  # the whole catalogue was received
         self._lost = asyncio.Event()
 
     async def run(self) -> None:
-        """Keep the catalogue, until cancelled. Who wants to know what is served connects as gateways do."""
+        """Keep the catalogue up to date, until cancelled: it is received over a link like a gateway's."""
         while True:
             self._lost.clear()
             try:
@@ -351,7 +351,7 @@ class Bridge:
             await asyncio.sleep(RECONNECT_S)
 
     def close(self) -> None:
-        """Let go of all."""
+        """Close all peers."""
         for peer in list(self._peers.values()):
             peer.close("the server stops")
 
@@ -367,7 +367,7 @@ class Bridge:
                 case Readiness():
                     self._complete = True
                 case _:
-                    pass  # what else gateways are told
+                    pass  # other frames for gateways
 
     def _on_catalogue_lost(self, link: Link) -> None:
         _log.warning("link lost: %s", link.lost_because)
@@ -382,7 +382,7 @@ class Bridge:
     # Machines
 
     def on_link(self, link: Link) -> None:
-        """A machine connected."""
+        """Admit or refuse a process of another machine that connected."""
         assert isinstance(link, MachineLink)
         peer = self._peer_of(link)
         form = _FORMS.get(link.peer.role)
@@ -410,19 +410,19 @@ class Bridge:
         return WorkerPeer(*given)
 
     def _replaced(self, other: Peer, new: Hello) -> bool:
-        """Whether a link is one that its own process has given up already."""
+        """Whether the new link is of the same process, so that the other one was given up, and is closed."""
         if other.same_process != (new.pid, new.boot_id):
             return False
         other.close("it connected again")
         return True
 
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
-        """A machine sent something."""
+        """Handle frames of another machine."""
         if (peer := self._peers.get(link)) is not None:
             peer.on_frames(frames)
 
     def on_lost(self, link: Link) -> None:
-        """A machine is gone."""
+        """Close the peer of a link that was lost."""
         if (peer := self._peers.get(link)) is not None:
             peer.close(link.lost_because)
 
@@ -431,10 +431,10 @@ class Bridge:
 
 
 def judge_of(version: str, runtime: Mapping[str, str], kinds: Sequence[str]) -> Judge:
-    """Who may join a server of this ``version``, whose artefacts are for this ``runtime``.
+    """Returns the check of who may join a server of this ``version`` whose artefacts need this ``runtime``.
 
-    ``kinds`` are those of the server's devices, for which it knows how long models take. A gateway runs no
-    model: it need not have them.
+    ``kinds`` are the kinds of the server's devices, for which it has profiles. A gateway runs no model, so
+    only its version is checked.
     """
 
     def judge(machine: MachineHello | FarGateway) -> Refused | None:

@@ -1,4 +1,4 @@
-"""A worker on another machine as the bridge has it: two links, actions in flight, what the way costs."""
+"""A worker on another machine as the bridge represents it: two links, actions in flight, network time."""
 
 from __future__ import annotations
 
@@ -54,9 +54,8 @@ from clockwork_serve.serve.shm import (
 from clockwork_serve.serve.transport import Link, connect, hello
 
 # ------------------------------------------------------------
-# A process on another machine as the bridge has it: two links, and what passes between them.
-#
-# To the controller it is like any of its kind here. It decides nothing.
+# A process on another machine as the bridge represents it: a link to the process, and one to the controller,
+# over which it looks like a process of this machine.
 
 
 _log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ Judge = Callable[[MachineHello | FarGateway], Refused | None]
 
 
 class Peer(ABC):
-    """See the module. ``judge`` tells why it may not join; ``on_gone`` is told once it is over."""
+    """A remote process. ``judge`` returns why it may not join; ``on_gone`` is called once it is closed."""
 
     role: ClassVar[Role]
 
@@ -80,23 +79,23 @@ class Peer(ABC):
         self._judge = judge
         self._on_gone = on_gone
         self._inside: Link | None = None
-        self._welcome = False  # it may join
-        self._early: list[Frame] = []  # what it said before the controller was reached
+        self._welcome = False  # it was admitted
+        self._early: list[Frame] = []  # frames for the controller until that is connected
         self._reaching: asyncio.Task[None] | None = None
         self._over = False
 
     @property
     def same_process(self) -> tuple[int, str]:
-        """What a new link of the same process would say, too."""
+        """What identifies the process, so that a new link of the same one is recognized."""
         return self.link.peer.pid, self.link.peer.boot_id
 
     @property
     def inside_name(self) -> str:
-        """What the controller knows it by."""
+        """Its name at the controller."""
         return self.name
 
     def close(self, why: str) -> None:
-        """End both links."""
+        """Close both links."""
         if self._over:
             return
         self._over = True
@@ -109,18 +108,18 @@ class Peer(ABC):
         self._on_gone(self)
 
     def refuse(self, refused: Refused) -> None:
-        """Tell it why it may not join, and end."""
+        """Send why it may not join, and close the link."""
         _log.error("%s %s at %s may not join: %s", self.role, self.name, self.link.at, refused.why)
         self.link.send(refused)
         self.close("refused")
 
-    def on_catalogue(self, frame: ModelAdded | ModelRemoved) -> None:  # noqa: B027 - only some care
-        """What is served changes."""
+    def on_catalogue(self, frame: ModelAdded | ModelRemoved) -> None:  # noqa: B027 - optional
+        """Handle a change of the served models."""
 
     # From there
 
     def on_frames(self, frames: list[Frame]) -> None:
-        """Take in what it sent; one that sends what it may not is cut off."""
+        """Handle frames of the process; its links are closed at the first that it may not send."""
         for frame in frames:
             if self._over:
                 return
@@ -137,25 +136,28 @@ class Peer(ABC):
 
     @abstractmethod
     def introduction(self, frame: Frame) -> MachineHello | FarGateway | None:
-        """Its first frame, if that is one."""
+        """The process's first frame, if it is a valid introduction."""
 
     @abstractmethod
     def from_there(self, frame: Frame) -> bool:
-        """It sent something; False for what it may not send. Raises :class:`TransportError` for nonsense."""
+        """Handle a frame of the process; False if it may not send that.
+
+        Raises :class:`TransportError` if the frame is invalid.
+        """
 
     @abstractmethod
     def from_controller(self, link: Link, frames: list[Frame]) -> None:
-        """The controller sent something."""
+        """Handle frames of the controller for the process."""
 
     def inward(self, frame: Frame) -> None:
-        """Have the controller told."""
+        """Send a frame to the controller, or keep it until that is connected."""
         if self._inside is None:
             self._early.append(frame)
         else:
             self._inside.send(frame)
 
-    def welcomed(self) -> None:  # noqa: B027 - only some have something to say
-        """It may join, and the controller does not know of it yet."""
+    def welcomed(self) -> None:  # noqa: B027 - optional
+        """Called once the process was admitted, before the controller is connected."""
 
     def _first(self, frame: Frame) -> bool:
         shown = self.introduction(frame)
@@ -171,7 +173,7 @@ class Peer(ABC):
         return True
 
     async def _reach(self) -> None:
-        """Connect to the controller as that process."""
+        """Connect to the controller in the name of the process."""
         own = hello(self.role, self.inside_name)
         try:
             inside = await connect(self._controller, own, self.from_controller, self._controller_lost)
@@ -189,29 +191,28 @@ class Peer(ABC):
 
 
 # ------------------------------------------------------------
-# What an INFER on another machine takes, seen from here: the lane there, and the way to it and back.
-#
-# The controller plans with these durations, so the way is part of its estimates. It reads no clock.
+# The duration of an INFER on another machine as the controller should see it: with the time that its inputs
+# and outputs take on the network, so that this becomes part of the estimates.
 
 
 KEYS_MAX: Final = 1024
-"""Kinds of INFERs whose way there is remembered."""
+"""For how many kinds of INFERs the network time is remembered."""
 _FADE: Final = 8
-"""The longest way fades by this part with each that was shorter."""
+"""The longest network time decays by this part with each sample that is shorter."""
 
 Key = tuple[str, int, int]
-"""Code, batch size, bytes of inputs."""
+"""The kind of an INFER: code, batch size, bytes of inputs."""
 
 
 class LaneTiming:
-    """Of one device."""
+    """The timing of the INFERs of one device."""
 
     def __init__(self) -> None:
-        self._ended_ns = 0  # when the last result came
-        self._way_ns: dict[Key, int] = {}  # how long inputs took, lately
+        self._ended_ns = 0  # when the last result was received
+        self._way_ns: dict[Key, int] = {}  # how long inputs took lately
 
     def ordered(self, action: Infer, key: Key) -> Infer:
-        """An INFER with the window in which it may start there: the way to it is not held against it."""
+        """An INFER with its window extended by the time that its inputs take on the network."""
         way_ns = self._way_ns.get(key, 0)
         if not way_ns:
             return action
@@ -219,11 +220,11 @@ class LaneTiming:
         return structs.replace(action, window=window)
 
     def ended(self, result: Result, key: Key, sent_ns: int, now_ns: int, output_bytes: int) -> Result:
-        """A result, complete since ``now_ns``, of what was sent at ``sent_ns``; on our clock."""
+        """The result, complete at ``now_ns``, of an INFER sent at ``sent_ns``, with instants of our clock."""
         if result.status is not Status.OK:
             return structs.replace(result, started_ns=now_ns, ended_ns=now_ns)
         lane_ns = max(0, result.lane_ns)
-        # It had the lane, or the way to it, for itself since the one before it came back.
+        # Since the result before this one it had the lane, or the network, for itself.
         started_ns = min(max(sent_ns, self._ended_ns), now_ns - lane_ns)
         self._ended_ns = now_ns
         over_ns = now_ns - started_ns - lane_ns
@@ -242,7 +243,7 @@ class LaneTiming:
 
 
 def not_after(result: Result, now_ns: int) -> Result:
-    """The result of a LOAD or UNLOAD: clocks are known to some error, and nothing ends in the future."""
+    """The result of a LOAD or UNLOAD, moved so that it does not end in the future: clocks have an error."""
     ahead_ns = result.ended_ns - now_ns
     if ahead_ns <= 0:
         return result
@@ -250,9 +251,9 @@ def not_after(result: Result, now_ns: int) -> Result:
 
 
 # ------------------------------------------------------------
-# What is in flight on one machine's worker: INFERs with their tensors, in regions of gateways here.
+# The actions in flight on one remote worker, and the tensors of INFERs, in regions of gateways here.
 #
-# It decides nothing. Nothing is written for an action that has ended.
+# Outputs of an action that has ended are not written.
 
 
 @dataclass(slots=True)
@@ -267,7 +268,7 @@ class _Sent:
 
 
 class Actions:
-    """Of one worker. For one thread."""
+    """The actions in flight on one worker. For one thread."""
 
     def __init__(self) -> None:
         self.regions = RegionMap()
@@ -279,11 +280,11 @@ class Actions:
         return len(self._sent)
 
     def send(self, action: Load | Unload, now_ns: int) -> None:
-        """It is passed on as it is."""
+        """Register a LOAD or UNLOAD, which the caller forwards unchanged."""
         self._sent[action.action_id] = _Sent(action, now_ns)
 
     def send_infer(self, action: Infer, now_ns: int) -> Infer | Result:
-        """What to send there, before the :meth:`inputs`; or, if its tensors are gone, its result."""
+        """The INFER to send, followed by its :meth:`inputs`; or its result, if its tensors are gone."""
         try:
             calls = self._calls.open(action)
         except (RegionGone, BadTensors) as error:
@@ -301,7 +302,7 @@ class Actions:
         return self._of(action.device).ordered(structs.replace(action, calls=bare), key)
 
     def inputs(self, action_id: int) -> Iterator[Frame]:
-        """The inputs of an INFER, as long as it is in flight."""
+        """The inputs of an INFER in pieces; ends early once it is no longer in flight."""
         sent = self._sent.get(action_id)
         for at, call in enumerate(sent.calls if sent is not None else ()):
             assert sent is not None
@@ -309,7 +310,7 @@ class Actions:
             yield from pieces(action_id, at, refs, run, call.memory, lambda: action_id in self._sent)
 
     def write(self, piece: Piece) -> None:
-        """Outputs came. Raises :class:`TransportError` if they lie outside of their room."""
+        """Write a piece of outputs. Raises :class:`TransportError` if it is outside of the output memory."""
         sent = self._sent.get(piece.action_id)
         if sent is None or not 0 <= piece.call < len(sent.calls):
             raise TransportError(f"it sent outputs of action {piece.action_id}, which it was not given")
@@ -322,7 +323,7 @@ class Actions:
         room[piece.at : end] = piece.data
 
     def end(self, result: Result, now_ns: int) -> Result:
-        """The result as the controller gets it. Raises :class:`TransportError` if none was due."""
+        """The result for the controller. Raises :class:`TransportError` if no such action is in flight."""
         sent = self._sent.pop(result.action_id, None)
         if sent is None or sent.action.device != result.device:
             raise TransportError(f"it sent a result of action {result.action_id}, which it was not given")
@@ -362,11 +363,11 @@ def _refusal(action: Infer, status: Status, message: str, now_ns: int) -> Result
 
 
 # ------------------------------------------------------------
-# One worker on another machine, as the bridge has it. It decides nothing.
+# A worker on another machine, as the bridge represents it.
 
 
 class WorkerPeer(Peer):
-    """See :class:`Peer`."""
+    """A remote worker (see :class:`Peer`)."""
 
     role: ClassVar[Role] = Role.WORKER
 
@@ -376,30 +377,30 @@ class WorkerPeer(Peer):
     ) -> None:  # fmt: skip
         super().__init__(link, controller, models, judge, on_gone)
         self._actions = Actions()
-        self._codes: dict[str, CodeAdded] = {}  # that the controller wants there
+        self._codes: dict[str, CodeAdded] = {}  # that the controller sent for it
 
     @property
     def inside_name(self) -> str:
-        """As a worker of the server's own would be called."""
+        """Its name at the controller, of the same form as those of the server's own workers."""
         return f"worker-{self.name}"
 
     def on_catalogue(self, frame: ModelAdded | ModelRemoved) -> None:
-        """It wants the weights of all that is served."""
+        """Forward it: the worker fetches the weights of all served models."""
         self.link.send(frame)
 
     # From there
 
     def introduction(self, frame: Frame) -> MachineHello | None:
-        """What it runs."""
+        """The frame, if it introduces this worker."""
         return frame if isinstance(frame, MachineHello) and frame.worker == self.name else None
 
     def welcomed(self) -> None:
-        """Before any code: what is asked of it first is fetched before it is ready."""
+        """Send the models before any code, so that the worker fetches their weights before it is ready."""
         for model in self.models.values():
             self.link.send(ModelAdded(model=model))
 
     def from_there(self, frame: Frame) -> bool:
-        """Outputs, results, what it lacks."""
+        """Handle outputs, results, and requests for artefacts."""
         match frame:
             case Piece():
                 self._actions.write(frame)
@@ -420,12 +421,12 @@ class WorkerPeer(Peer):
     # From the controller
 
     def from_controller(self, link: Link, frames: list[Frame]) -> None:
-        """Actions and codes."""
+        """Handle actions and codes."""
         now_ns = time.monotonic_ns()
         for frame in frames:
             match frame:
                 case Beat():
-                    link.send(frame)  # the silence of the other link is watched there
+                    link.send(frame)  # answered here: the link to the worker has heartbeats of its own
                 case Infer():
                     self._infer(frame, now_ns)
                 case Load() | Unload():
@@ -453,7 +454,7 @@ class WorkerPeer(Peer):
     # Artefacts
 
     def _fetch(self, asked: Fetch) -> None:
-        """Send what it lacks, if it is among what the controller wants there or serves."""
+        """Send an artefact, if it is a code that the controller sent for it, or weights of a served model."""
         parts = no_parts(asked, f"{asked.what} {asked.name} is not served here")
         if asked.what == "code" and (added := self._codes.get(asked.name)) is not None:
             parts = code_parts(asked, added.code)

@@ -1,4 +1,4 @@
-"""What links between machines are told, on either side, and what they are checked for. It starts nothing."""
+"""Configuration of links between machines, for both sides, and its checks."""
 
 from __future__ import annotations
 
@@ -14,19 +14,16 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.remote.tls import ClusterFiles
 
 FAR_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\.[a-z-]+:\d{1,4}")
-"""What a worker on another machine and its device are called, alike: no worker of the server's own has a dot
-in its name, so none can be taken for another."""
+"""The form of the name of a worker on another machine, which is also its device's. The names of the server's
+own workers have no dot, so the two cannot collide."""
 
 
 FAR_GATEWAY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\.gateway-\d{1,2}")
-"""What a gateway on another machine is called, for the same reason."""
+"""The form of the name of a gateway on another machine, which does not collide for the same reason."""
 
 
 class BridgeConfig(Struct, frozen=True, kw_only=True):
-    """All that the process is told where workers and gateways on other machines join.
-
-    ``kinds`` are those of the server's devices, as profiles name them.
-    """
+    """The configuration of the bridge process. ``kinds``: those of the server's devices, as in profiles."""
 
     run_dir: str
     settings: Settings
@@ -34,14 +31,14 @@ class BridgeConfig(Struct, frozen=True, kw_only=True):
 
 
 def cluster_files(settings: Settings) -> ClusterFiles:
-    """What this machine shows to others, and wants of them."""
+    """The certificate and key of this machine, and the authority of all machines."""
     return ClusterFiles(
         certificate=settings.cluster_certificate, key=settings.cluster_key, ca=settings.cluster_ca
     )
 
 
 def check_listening(settings: Settings) -> None:
-    """Raise :class:`ConfigError` unless others may join, their files fit and the port is to be had."""
+    """Raise :class:`ConfigError` if a file or the port for other machines cannot be used."""
     cluster_files(settings).check("listen_machines")
     host, port = split_address(settings.listen_machines)
     try:
@@ -54,7 +51,7 @@ def check_listening(settings: Settings) -> None:
 
 
 def check_joining(settings: Settings, joining: str) -> None:
-    """Raise :class:`ConfigError` unless ``joining``, such as a worker, has all to join a server elsewhere."""
+    """Raise :class:`ConfigError` if a setting is missing that ``joining``, such as "a worker", needs."""
     if not settings.controller:
         raise ConfigError(
             "controller: expected HOST:PORT of a server that was started with --listen-machines; found none; "
@@ -64,6 +61,6 @@ def check_joining(settings: Settings, joining: str) -> None:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises OSError."""
+    """A listening socket. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=128)

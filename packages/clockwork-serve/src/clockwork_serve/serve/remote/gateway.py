@@ -1,7 +1,7 @@
-"""The controller as a gateway on another machine has it: a link to the bridge, and tensors that travel.
+"""A remote gateway's link to the controller, by way of the bridge.
 
-A request goes without its memory, and its inputs follow in pieces; its outputs are in its slot before its
-answer is told. What becomes of a request is for others.
+A request is sent without its tensors, and its inputs follow in pieces; its outputs are written to its slot
+before its answer is delivered.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from clockwork_serve.serve.shm import RegionMap
 from clockwork_serve.serve.transport import Link, hello
 
 RETRY_S_MAX: Final = 1.0
-"""A network that heals is used again so soon; a link that lasted for so long was well."""
+"""The longest pause between attempts to connect; a link that lasted this long resets the pause."""
 
 _log = logging.getLogger(__name__)
 
@@ -57,20 +57,20 @@ OnLost = Callable[[str], None]
 
 
 class FarReach:
-    """Reaches the controller of the server elsewhere, less and less often where that lets go at once.
+    """Connects to the controller on another machine, with a growing pause while links are lost at once.
 
-    ``refused`` ends with a :class:`ConfigError` if the server will not have this gateway, as it is.
+    ``refused`` ends with a :class:`ConfigError` if the server refuses this gateway for good.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
-        """Raises :class:`ConfigError` naming the setting of a file that will not do."""
+        """Raises :class:`ConfigError` naming the setting of a file that cannot be used."""
         self._name = name
         self._settings = settings
         self._context = ClusterContext(cluster_files(settings), server=False)
         self._loop = asyncio.get_running_loop()
         self.refused: asyncio.Future[None] = self._loop.create_future()
         self._dice = Random()
-        self._linked_s = -math.inf  # when the last link began; if there was none, never
+        self._linked_s = -math.inf  # when the last link was opened
         self._pause_s = 0.0
         self._told = ""
 
@@ -120,7 +120,7 @@ class _Sent:
 
 
 class FarController:
-    """Stands for a link to the controller. All methods are for the loop's own thread."""
+    """A link to the controller over the network. All methods are for the loop's own thread."""
 
     def __init__(self, on_frames: OnFrames, on_lost: OnLost) -> None:
         self._on_frames = on_frames
@@ -131,7 +131,7 @@ class FarController:
         self._verdict: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
 
     async def begin(self, link: MachineLink) -> Refused | None:
-        """Use this link, once the server has said whether it takes this gateway; what it said if it does not.
+        """Use this link, and wait until the server has admitted this gateway; returns its refusal, or None.
 
         Raises :class:`TransportError` if the link is lost before.
         """
@@ -146,7 +146,7 @@ class FarController:
         return self._link is not None and self._link.is_open
 
     def send(self, frame: Frame) -> None:
-        """Send one; a request's inputs follow it as the network takes them."""
+        """Send a frame; a request's inputs follow it as fast as the network accepts them."""
         link = self._link
         if link is None:
             return
@@ -163,15 +163,15 @@ class FarController:
         )
 
     def close(self) -> None:
-        """Close after what was sent."""
+        """Close after the queued frames were sent."""
         self._sent.clear()
         if self._link is not None:
             self._link.close()
 
-    # What comes
+    # Received frames
 
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
-        """Take in what the server sent; the link ends if that makes no sense."""
+        """Handle frames of the server; the link is closed at the first that is invalid."""
         told: list[Frame] = []
         for frame in frames:
             try:
@@ -186,7 +186,7 @@ class FarController:
             self._on_frames(told)
 
     def on_link_lost(self, link: Link) -> None:
-        """The link is gone, and all that was sent."""
+        """Forget all requests: the link was lost."""
         self._sent.clear()
         if not self._verdict.done():
             self._verdict.set_exception(TransportError(link.lost_because))
@@ -218,7 +218,7 @@ class FarController:
         sent.memory[first : first + len(piece.data)] = piece.data
 
     def _answered(self, answer: Answer) -> Answer:
-        """The answer as one of this host: its outputs are where the request's slot has room for them."""
+        """The answer with references into the request's slot, where its outputs were written."""
         sent = self._sent.pop(answer.request_id, None)
         if sent is None or not answer.outputs:
             return answer

@@ -37,25 +37,25 @@ from clockwork_serve.serve.transport import Handlers, Link, OnFrames, OnLink, On
 from clockwork_serve.units import KIB, NS_PER_S, align
 
 # ------------------------------------------------------------
-# Links between machines: TCP and TLS, both sides with certificates of one authority. It knows no message.
+# Links between machines: TCP and TLS, both sides with certificates of one authority.
 #
-# What holds for links on one host holds here too, and more: a link that says nothing for a while is lost, and
-# what is large waits for what is small.
+# They work as links on one host do, and more: a link over which nothing is received for a while is lost, and
+# tensors and artefacts wait for small frames.
 
 
 SILENCE_S: Final = 2.0
-"""Unless a setting says otherwise."""
+"""After how long without a byte a link is lost, by default."""
 BEATS: Final = 4
-"""So many pings come in the time after which silence means that the link is lost."""
+"""How many pings are sent within that time."""
 PIECE_BYTES: Final = 128 * KIB
-"""Of tensors and artefacts in one frame: a millisecond of a fast network."""
+"""The most bytes of tensors and artefacts in one frame: a millisecond of a fast network."""
 CONNECT_S: Final = 5.0
-"""For TCP and TLS together."""
+"""The time limit for connecting: TCP and TLS together."""
 SHAKING_MAX: Final = 64
 SHAKING_EACH: Final = 8
-"""Handshakes at once, of all and of one address: nobody has shown a certificate yet."""
+"""The most concurrent handshakes, of all addresses and of one: these peers are not authenticated yet."""
 SAID_AGAIN_S: Final = 600.0
-"""How long the same complaint of the same address is not repeated."""
+"""The same warning about the same address is not logged again for this long."""
 _TCP_USER_TIMEOUT: Final = 18
 _TCP_NOTSENT_LOWAT: Final = 25
 
@@ -63,10 +63,10 @@ _log = logging.getLogger(__name__)
 
 
 class MachineLink(Link):
-    """A link to another machine. ``at`` is where that is, for logs."""
+    """A link to another machine. ``at`` is the peer's address, for logs."""
 
     samples = 32
-    """The last ten seconds: clocks that nobody disciplines drift apart by up to 50 us in each of them."""
+    """Those of the last ten seconds: undisciplined clocks drift apart by up to 50 us in each second."""
 
     def __init__(self, own: Hello, handlers: Handlers, silence_s: float) -> None:
         super().__init__(own, handlers)
@@ -75,11 +75,11 @@ class MachineLink(Link):
         self._heard_s = self._loop.time()
         self._beat: asyncio.TimerHandle | None = None
         self._full = False  # more was written than the loop likes to hold
-        # Frames that may wait: tensors before artefacts. A queue's first one is being sent.
+        # Frames that may wait: tensors before artefacts. The first of each queue is being sent.
         self._paced: tuple[deque[Iterator[Frame]], deque[Iterator[Frame]]] = (deque(), deque())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to listen for silence, and go on as on one host."""
+        """Start the timeout, set options of the socket, and go on as on one host."""
         self._heard_s = self._loop.time()
         address = transport.get_extra_info("peername") or ("?", 0)
         self.at = f"{address[0]}:{address[1]}"
@@ -87,26 +87,26 @@ class MachineLink(Link):
         super().connection_made(transport)
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Whatever comes shows that the other side lives."""
+        """Restart the timeout: any byte shows that the peer lives."""
         self._heard_s = self._loop.time()
         super().buffer_updated(nbytes)
 
     def queue(self, frames: Iterator[Frame], *, bulk: bool = False) -> None:
-        """Send these one after the other as the network takes them; ``bulk`` after all that is not."""
+        """Queue frames, to be sent as fast as the network accepts them; ``bulk`` ones after all others."""
         self._paced[bulk].append(frames)
         self._pump()
 
     @property
     def all_sent(self) -> bool:
-        """Whether nothing queued waits any more."""
+        """Whether no queued frame waits."""
         return not any(self._paced)
 
     def pause_writing(self) -> None:
-        """The network is slower than we are."""
+        """Pause the queues: the write buffer is full."""
         self._full = True
 
     def resume_writing(self) -> None:
-        """It took what it had."""
+        """Resume the queues: the write buffer has drained."""
         self._full = False
         self._pump()
 
@@ -120,7 +120,7 @@ class MachineLink(Link):
                 self.send(frame)
                 self.flush()
 
-    def _stranger(self, transport: asyncio.BaseTransport) -> str:
+    def _why_refused(self, transport: asyncio.BaseTransport) -> str:
         shown: Any = transport.get_extra_info("ssl_object")
         if shown is None or not shown.getpeercert():
             return "it showed no certificate"
@@ -143,9 +143,9 @@ class MachineLink(Link):
 
     def _deliver(self, frames: list[Frame]) -> None:
         if self._peer is None:
-            self._greet(frames.pop(0))
+            self._on_hello(frames.pop(0))
         if self._alignment.same_clock:
-            # They only show that the other side lives.
+            # Between processes with one clock, pings only restart the timeout.
             frames = [frame for frame in frames if type(frame) is not Ping]
         if frames and self._transport is not None:
             super()._deliver(frames)
@@ -163,7 +163,7 @@ async def connect_machine(
     address: tuple[str, int], context: ssl.SSLContext, own: Hello, on_frames: OnFrames, on_lost: OnLost,
     silence_s: float = SILENCE_S,
 ) -> MachineLink:  # fmt: skip
-    """A link to the bridge at ``address``; as :func:`~clockwork_serve.serve.transport.connect`."""
+    """Connect to the bridge at ``address``; as :func:`~clockwork_serve.serve.transport.connect`."""
     host, port = address
     loop = asyncio.get_running_loop()
     opened: asyncio.Future[MachineLink] = loop.create_future()
@@ -183,7 +183,7 @@ async def connect_machine(
             await loop.create_connection(lambda: link, host, port, ssl=context, server_hostname=host)
     except (TimeoutError, OSError) as error:
         if opened.done():
-            opened.exception()  # nobody else will ask for it
+            opened.exception()  # marked as retrieved, so that asyncio does not log it
         why = f"nothing within {CONNECT_S:.0f} s" if isinstance(error, TimeoutError) else reason_of(error)
         raise TransportError(f"cannot connect to {host}:{port}: {why}") from None
     try:
@@ -208,19 +208,19 @@ class MachineListener:
         self._silence_s = silence_s
         self._loop = asyncio.get_running_loop()
         self._links: set[Link] = set()
-        self._shaking: dict[asyncio.Task[None], str] = {}  # all and only handshakes, and of which address
-        self._said: dict[str, float] = {}  # complaints, and when each was logged
+        self._shaking: dict[asyncio.Task[None], str] = {}  # handshakes in progress, and their addresses
+        self._said: dict[str, float] = {}  # warnings, and when each was logged
         self._socket: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
 
     def listen(self, listening: socket.socket) -> None:
-        """Begin to accept; the socket is ours from now on."""
+        """Accept links on this socket, which is closed with the listener."""
         listening.setblocking(False)  # noqa: FBT003 - its only name
         self._socket = listening
         self._accepting = self._loop.create_task(self._accept(listening))
 
     def close(self) -> None:
-        """Stop listening and close every link that was accepted."""
+        """Stop listening, and close all accepted links."""
         if self._accepting is not None:
             self._accepting.cancel()
         for shaking in self._shaking:
@@ -274,7 +274,7 @@ class MachineListener:
         self._complain(link.at.rpartition(":")[0], str(error))
 
     def _complain(self, host: str, why: str) -> None:
-        """Log it, unless that was said lately: whoever knocks again and again fills no disk."""
+        """Log a warning, unless it was logged lately: repeated attempts may not fill the disk."""
         now_s, said = time.monotonic(), f"{host}: {why}"
         if now_s - self._said.get(said, -SAID_AGAIN_S) < SAID_AGAIN_S:
             return
@@ -285,7 +285,7 @@ class MachineListener:
 
 
 def _tune(connected: Any, silence_s: float) -> None:
-    """Send at once, keep little unsent in the kernel, and give up what nobody acknowledges."""
+    """Send without delay, keep little unsent data in the kernel, and time out without acknowledgements."""
     with suppress(OSError, AttributeError):
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, PIECE_BYTES)
@@ -293,9 +293,10 @@ def _tune(connected: Any, silence_s: float) -> None:
 
 
 # ------------------------------------------------------------
-# How the tensors of a call travel between machines: as one run of bytes, cut into pieces. It does no I/O.
+# The form of a call's tensors between machines: one run of bytes, cut into pieces.
 #
-# References count from the start of that run on the way, and from the start of a region at either end.
+# Offsets of references count from the start of that run on the network, and from the start of a region at
+# either end.
 
 
 encode: Final = msgspec.msgpack.Encoder().encode
@@ -303,7 +304,7 @@ _decode: Final = msgspec.msgpack.Decoder(Tensors).decode
 
 
 def decode(encoded: bytes) -> Tensors:
-    """What :data:`encode` made. Raises :class:`TransportError` for anything else."""
+    """The inverse of :data:`encode`. Raises :class:`TransportError` if ``encoded`` is malformed."""
     try:
         return _decode(encoded)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: a text that is no UTF-8
@@ -311,7 +312,7 @@ def decode(encoded: bytes) -> Tensors:
 
 
 def packed(refs: Sequence[TensorRef]) -> tuple[TensorRef, ...]:
-    """The same tensors, one after the other from 0, each aligned."""
+    """References to the same tensors, laid out one after the other from offset 0, each aligned."""
     at, found = 0, []
     for ref in refs:
         found.append(moved(ref, at))
@@ -320,17 +321,17 @@ def packed(refs: Sequence[TensorRef]) -> tuple[TensorRef, ...]:
 
 
 def moved(ref: TensorRef, offset: int) -> TensorRef:
-    """The same tensor elsewhere."""
+    """A reference to the same tensor at another offset."""
     return TensorRef(name=ref.name, datatype=ref.datatype, shape=ref.shape, offset=offset, nbytes=ref.nbytes)
 
 
 def run_bytes(refs: Sequence[TensorRef]) -> int:
-    """How long a packed run is."""
+    """The length of a packed run."""
     return max([align(ref.offset + ref.nbytes) for ref in refs], default=0)
 
 
 def on_the_way(refs: tuple[TensorRef, ...], output_bytes: int = 0) -> bytes:
-    """A description that names no region."""
+    """An encoded description of tensors in a run: it names no region."""
     return encode(
         Tensors(region="", epoch=0, header_offset=0, refs=refs, output_offset=0, output_bytes=output_bytes)
     )
@@ -340,7 +341,7 @@ def pieces(
     action_id: int, call: int, refs: Sequence[TensorRef], targets: Sequence[TensorRef], memory: memoryview,
     wanted: Callable[[], bool],
 ) -> Iterator[Piece]:  # fmt: skip
-    """What ``refs`` name in ``memory``, for where ``targets`` say; ends early once nobody wants it."""
+    """The tensors ``refs`` in ``memory``, in pieces for ``targets``; ends once not ``wanted``."""
     for at, data in cut(refs, targets, memory, wanted):
         yield Piece(action_id=action_id, call=call, at=at, data=data)
 
@@ -349,7 +350,7 @@ def request_pieces(
     request_id: str, refs: Sequence[TensorRef], targets: Sequence[TensorRef], memory: memoryview,
     wanted: Callable[[], bool],
 ) -> Iterator[RequestPiece]:  # fmt: skip
-    """The same for the tensors of a request."""
+    """As :func:`pieces`, for the tensors of a request."""
     for at, data in cut(refs, targets, memory, wanted):
         yield RequestPiece(request_id=request_id, at=at, data=data)
 
@@ -357,7 +358,7 @@ def request_pieces(
 def cut(
     refs: Sequence[TensorRef], targets: Sequence[TensorRef], memory: memoryview, wanted: Callable[[], bool]
 ) -> Iterator[tuple[int, bytes]]:
-    """Where each piece goes, and its bytes, in order. All but the last of a tensor are whole."""
+    """The offset and bytes of each piece, in order. All but the last of a tensor have ``PIECE_BYTES``."""
     for ref, target in zip(refs, targets, strict=True):
         for start in range(0, ref.nbytes, PIECE_BYTES):
             if not wanted():
@@ -367,9 +368,10 @@ def cut(
 
 
 # ------------------------------------------------------------
-# Tensors of INFERs on a worker far from their gateway: in memory of its own, until the result is away.
+# The tensors of INFERs on a remote worker: in memory of its own, until the result was sent.
 #
-# An INFER is passed on once its inputs are there, or when its window has closed; its lane then refuses it.
+# An INFER is posted to its lane once its inputs are complete, or when its window has closed; the lane then
+# rejects it as too late.
 
 
 _HEADER = align(HEADER_BYTES)
@@ -377,13 +379,13 @@ _HEADER = align(HEADER_BYTES)
 
 @dataclass(slots=True)
 class _Slot:
-    """One INFER's memory: a place for each call. ``inputs`` are where each one's are, and how long."""
+    """The memory of one INFER: a place for each call. ``inputs``: offset and length of each call's inputs."""
 
     region: Region
     places: list[int] = field(default_factory=list)
     inputs: list[tuple[int, int]] = field(default_factory=list)
-    action: Infer | None = None  # until it is passed on
-    missing: int = 0  # bytes of inputs that are not there yet
+    action: Infer | None = None  # None once it was posted
+    missing: int = 0  # bytes of inputs that were not received yet
     timer: asyncio.TimerHandle | None = None
 
     def free(self) -> None:
@@ -393,22 +395,22 @@ class _Slot:
 
 
 class MachineTensors:
-    """For one loop's thread. ``post`` passes an INFER on."""
+    """The tensors of all INFERs of a remote worker. ``post`` hands an INFER to the lanes. For one thread."""
 
     def __init__(self, region_bytes: int, post: Callable[[Infer], None]) -> None:
         self._region = Region.create(region_bytes)
         self._post = post
         self._loop = asyncio.get_running_loop()
         self._epoch = 0
-        self._slots: dict[int, _Slot] = {}  # of all and only INFERs whose result is not away
+        self._slots: dict[int, _Slot] = {}  # of INFERs whose result was not sent yet
 
     @property
     def used_bytes(self) -> int:
-        """Memory that INFERs take now."""
+        """Memory in use by INFERs."""
         return self._region.size - self._region.free_bytes
 
     def take(self, action: Infer) -> Result | None:
-        """An INFER came, and its inputs will; its result if there is no room for them."""
+        """Allocate memory for an INFER, whose inputs follow; returns its result if there is no room."""
         slot = _Slot(self._region)
         calls = [self._place(call, slot) for call in action.calls]
         if not all(calls):
@@ -427,7 +429,7 @@ class MachineTensors:
         return None
 
     def write(self, piece: Piece) -> None:
-        """Inputs came; of an INFER that has ended they are of no use."""
+        """Write a piece of inputs; ignored if its INFER has ended."""
         slot = self._slots.get(piece.action_id)
         if slot is None or not slot.places or not 0 <= piece.call < len(slot.inputs):
             return
@@ -441,7 +443,7 @@ class MachineTensors:
             self._pass_on(slot)
 
     def answer(self, result: Result) -> Iterator[Frame]:
-        """What to send for a result: outputs, then itself; the memory is free afterwards."""
+        """The frames to send for a result: outputs, then the result; the memory is freed afterwards."""
         slot = self._slots.pop(result.action_id, None)
         if slot is None:
             yield result
@@ -459,7 +461,7 @@ class MachineTensors:
         yield structs.replace(result, outputs=tuple(outputs))
 
     def renew(self) -> None:
-        """The link is gone: leave the memory to what still runs, and take other."""
+        """Forget all INFERs, because the link was lost; those that still run keep the old region."""
         for slot in self._slots.values():
             if slot.timer is not None:
                 slot.timer.cancel()
@@ -468,7 +470,7 @@ class MachineTensors:
         old.close()
 
     def close(self) -> None:
-        """Give the memory up."""
+        """Close the region."""
         self._region.close()
 
     def _place(self, call: Call, slot: _Slot) -> Call | None:
@@ -508,5 +510,5 @@ class MachineTensors:
 
 
 def waiting_s(left_ns: int) -> float:
-    """How long to wait for the end of a window, in a loop whose timers may ring half a millisecond early."""
+    """How long to wait for the end of a window, in a loop whose timers may fire half a millisecond early."""
     return min(3600.0, max(0.0, left_ns / NS_PER_S)) + 0.001

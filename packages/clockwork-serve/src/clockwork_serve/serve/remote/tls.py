@@ -1,7 +1,4 @@
-"""TLS between our own machines: each side shows a certificate of one authority, or hears nothing.
-
-It opens no socket. TLS 1.3, and no other.
-"""
+"""TLS 1.3 between the server's machines: both sides must have a certificate of the same authority."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from clockwork_serve.serve.gateway import tls as pem
 from clockwork_serve.serve.gateway.tls import Watched
 
 PROTOCOL_NAME: Final = "clockwork-1"
-"""What both sides must want to speak: a TLS client that came by accident does not."""
+"""The ALPN protocol that both sides must offer, so that other TLS clients are refused."""
 
 
 _log = logging.getLogger(__name__)
@@ -48,26 +45,26 @@ class ClusterFiles(Struct, frozen=True, kw_only=True):
 
 
 def context_of(files: ClusterFiles, *, server: bool) -> ssl.SSLContext:
-    """What one side of a connection wants of the other. Raises :class:`ConfigError` naming the setting."""
+    """The TLS context of one side. Raises :class:`ConfigError` naming the setting of a file that is wrong."""
     for setting, path in files.named().items():
         pem.read(setting, path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([PROTOCOL_NAME])
     pem.load_chain(context, "cluster", files.certificate, files.key)
-    # A client's name is checked by default (check_hostname), and nobody without a certificate gets further.
+    # Clients check the server's name by default (check_hostname); a peer without a certificate is refused.
     pem.load_authorities(context, "cluster_ca", files.ca)
     return context
 
 
 class ClusterContext:
-    """The context as new connections get it: renewed files count from the next handshake on."""
+    """The context for new connections: renewed files apply from the next handshake on."""
 
     def __init__(self, files: ClusterFiles, *, server: bool) -> None:
         """Raises :class:`ConfigError` naming the setting."""
         self._watched = Watched(list(files.named().values()), lambda: context_of(files, server=server))
 
     def now(self) -> ssl.SSLContext:
-        """What holds now."""
+        """The context for a connection made now."""
         self._watched.refresh()
         return self._watched.content

@@ -1,4 +1,4 @@
-"""Artefacts for machines that lack them: sent part by part, put together, kept in their own cache."""
+"""Transfer of artefacts to other machines, which keep them in caches of their own."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from clockwork_serve.store import Cache, opened_code
 from clockwork_serve.units import GIB
 
 # ------------------------------------------------------------
-# Artefacts as they travel to machines that lack them: files read part by part, and put together again.
+# Sending and receiving an artefact in parts.
 #
 # Weights are named by the hash of their content, and a code's record has the hash of each of its files: all
-# are checked when they arrive. Python models stay where they are: they are a user's program.
+# are verified when they arrive. Python models are not transferred: they are a user's program.
 
 
 CODE_BYTES_MAX: Final = GIB
-"""Of a code's files, which are held in memory until all of them are there."""
+"""The most bytes of a code's files, which are held in memory until they are complete."""
 
 
 class ArrivedDamaged(RepositoryError):
-    """What came is not what was asked for: it is damaged where it came from."""
+    """A received artefact does not match its name: the sender's is damaged."""
 
 
 def no_parts(asked: Fetch, why: str) -> Iterator[Frame]:
-    """It does not come."""
+    """The reply for an artefact that cannot be sent."""
     yield Part(what=asked.what, name=asked.name, last=True, error=why)
 
 
 def weights_parts(asked: Fetch, weights: Weights) -> Iterator[Frame]:
-    """A blob."""
+    """The parts of weights, which are one file."""
     if not is_blob(weights):
         yield from no_parts(asked, "they are no file of their own")
         return
@@ -57,7 +57,7 @@ def weights_parts(asked: Fetch, weights: Weights) -> Iterator[Frame]:
 
 
 def code_parts(asked: Fetch, code: Code) -> Iterator[Frame]:
-    """A code's folder."""
+    """The parts of a code, which is a folder of files."""
     if code.backend == "python":
         yield from no_parts(asked, "a Python model is a program, and is not sent to other machines")
         return
@@ -83,7 +83,7 @@ def _parts(asked: Fetch, files: list[Path]) -> Iterator[Frame]:
 
 
 class IncomingArtefact:
-    """An artefact that comes part by part, and is in the cache once the last one came."""
+    """An artefact that is received in parts, and stored in the cache after the last one."""
 
     def __init__(self, asked: Fetch, cache: Cache) -> None:
         self._asked = asked
@@ -94,13 +94,13 @@ class IncomingArtefact:
         self._draft = None if asked.what == "code" else (cache.scratch() / "blob").open("wb")
 
     def close(self) -> None:
-        """It comes no further."""
+        """Discard the draft."""
         if self._draft is not None:
             self._draft.close()
             Path(self._draft.name).unlink(missing_ok=True)
 
     def take(self, part: Part) -> None:
-        """One more. Raises :class:`RepositoryError`, and OSError where the disk is full."""
+        """Add one part. Raises :class:`RepositoryError`, and OSError where the disk is full."""
         self._bytes += len(part.data)
         if self._draft is not None:
             self._draft.write(part.data)
@@ -136,23 +136,23 @@ class IncomingArtefact:
 
 
 # ------------------------------------------------------------
-# Artefacts of a worker far from the server's cache: looked for in its own, fetched once if not there.
+# Artefacts of a remote worker: taken from its own cache, or fetched from the server once.
 
 
 AT_ONCE: Final = 2
-"""Artefacts asked for at a time: the next one is on its way when one ends."""
+"""Artefacts fetched at a time, so that the network is not idle between two."""
 
 _log = logging.getLogger(__name__)
 
 Then = Callable[[str], None]
-"""Told once an artefact is there, or why it is not."""
+"""Called with "" once an artefact is in the cache, or with the reason why it cannot be had."""
 
 
 class MachineArtefacts:
-    """For one thread.
+    """The artefacts of a remote worker. For one thread.
 
-    ``ask`` sends a question to the server, ``tell`` what arrived damaged from there; ``verify`` has files
-    looked at some time that are here.
+    ``ask`` sends a :class:`Fetch` to the server, ``tell`` reports artefacts that arrived damaged; ``verify``
+    queues weights in the cache for verification.
     """
 
     def __init__(
@@ -167,17 +167,17 @@ class MachineArtefacts:
         self._tell = tell
         self._verify = verify
         self._models: dict[str, Model] = {}
-        self._waiting: dict[Fetch, list[Then]] = {}  # all and only artefacts that are to come, in order
-        self._arriving: dict[Fetch, IncomingArtefact] = {}  # those of them that were asked for
-        self._failed: dict[str, str] = {}  # ids of what the server will not give, and why
+        self._waiting: dict[Fetch, list[Then]] = {}  # artefacts to be fetched, in order
+        self._arriving: dict[Fetch, IncomingArtefact] = {}  # those of them that are being fetched
+        self._failed: dict[str, str] = {}  # ids of artefacts that could not be fetched, and why
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Stop fetching, and close the cache."""
         self.forget()
         self._cache.close()
 
     def forget(self) -> None:
-        """The server is gone: nothing comes, and the next one tells anew what it serves."""
+        """Forget models and fetches: the link was lost, and the next one starts with the catalogue."""
         for arriving in self._arriving.values():
             arriving.close()
         self._arriving.clear()
@@ -186,7 +186,7 @@ class MachineArtefacts:
         self._models.clear()
 
     def add_model(self, model: Model) -> None:
-        """The server serves it: its weights may be wanted."""
+        """Add a served model, and fetch its weights."""
         self._models[model.key] = model
         if is_blob(model.weights):
             here = structs.replace(
@@ -195,15 +195,15 @@ class MachineArtefacts:
             self._need("weights", here.weights_id, lambda error: None if error else self._verify(here))
 
     def damaged(self, damaged: ArtefactDamaged) -> None:
-        """An artefact here is not what its name says: it goes out of the way, and is fetched when wanted."""
+        """Set a damaged artefact of this cache aside; it is fetched again when it is needed."""
         self._cache.inspect(damaged.what, damaged.name)
 
     def remove_model(self, key: str) -> None:
-        """It serves it no more."""
+        """Remove a model that is served no more."""
         self._models.pop(key, None)
 
     def code(self, added: CodeAdded, then: Callable[[CodeAdded, str], None]) -> None:
-        """Call ``then`` once a code, and the weights of all its models, are here; or with a reason."""
+        """Call ``then`` once a code and the weights of all its models are in the cache, or with a reason."""
         code_id = added.code.code_id
         if added.code.backend == "python":
             then(added, "Python models run on the server's own machine only; they are not sent to others")
@@ -234,7 +234,7 @@ class MachineArtefacts:
             then(structs.replace(added, code=code), "")
 
     def load(self, action: Load, then: Callable[[Load], None]) -> bool:
-        """A LOAD with its weights from here; False, and ``then`` is called later, if they have to come."""
+        """Call ``then`` with the LOAD of cached weights; returns False if they must be fetched first."""
         if not is_blob(action.weights):
             then(action)
             return True
@@ -248,7 +248,7 @@ class MachineArtefacts:
         return False
 
     def take(self, part: Part) -> None:
-        """Part of an artefact came."""
+        """Handle a received part of an artefact."""
         asked = Fetch(what=part.what, name=part.name)
         arriving = self._arriving.get(asked)
         if arriving is None:

@@ -1,6 +1,6 @@
 """A worker on another machine than its controller: the same lanes, behind a link over the network.
 
-What it holds in memory is told to nobody: after a lost link it joins with empty memory.
+After a lost link it joins with empty memory, whatever weights it holds.
 """
 
 from __future__ import annotations
@@ -50,19 +50,22 @@ from clockwork_serve.store import Cache, runtime_fingerprint
 from clockwork_serve.worker import WorkerEvent
 
 RETRY_S_MAX: Final = 1.0
-"""A network that heals is used again so soon."""
+"""The longest pause between attempts to connect."""
 LAST_WORDS_S: Final = 2.0
 
 _log = logging.getLogger(__name__)
 
 
 class MachineHost(WorkerHost):
-    """See :class:`WorkerHost`. Its server is the one at ``settings.controller``."""
+    """A :class:`WorkerHost` whose server is at ``settings.controller``, on another machine."""
 
     def __init__(
-        self, config: WorkerConfig, devices: Mapping[str, Device], tidy: Callable[[], None] = lambda: None
+        self,
+        config: WorkerConfig,
+        devices: Mapping[str, Device],
+        on_codes_changed: Callable[[], None] = lambda: None,
     ) -> None:
-        super().__init__(config, devices, tidy)
+        super().__init__(config, devices, on_codes_changed)
         settings = self._settings = config.settings
         self._kinds = tuple(profile_kind(device) for device in config.devices)
         self._context = ClusterContext(cluster_files(settings), server=False)
@@ -70,16 +73,16 @@ class MachineHost(WorkerHost):
         self._artefacts = MachineArtefacts(
             Cache(settings.cache, reads_weights=False), self._ask, self._tell_damage, self.verifier.add
         )
-        # Inputs and outputs of what runs, and of what comes next.
+        # Room for inputs and outputs of the actions that run, and of those that follow.
         region_bytes = 2 * max(settings.io_memory, settings.gateway_memory)
         self._tensors = MachineTensors(region_bytes, self._post)
-        self._removed: set[str] = set()  # codes that the controller no longer wants, though they may come
+        self._removed: set[str] = set()  # codes that were removed while they were fetched
         self._refused: asyncio.Future[None] = self._loop.create_future()
-        self._linked_s = 0.0  # when the last link began
+        self._linked_s = 0.0  # when the last link was opened
         self._pause_s = 0.0  # before the next one
 
     async def run(self, stop: asyncio.Event) -> None:
-        """As at home. Raises :class:`ConfigError` if the server will not have this worker."""
+        """As :meth:`WorkerHost.run`. Raises :class:`ConfigError` if the server refuses it for good."""
         serving = self._loop.create_task(super().run(stop))
         await asyncio.wait((serving, self._refused), return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
@@ -109,11 +112,11 @@ class MachineHost(WorkerHost):
             worker=self._name, version=__version__, runtime=runtime_fingerprint(), kinds=self._kinds
         )
         link.send(machine)
-        # With empty memory, whatever is there: where a server is new, its weights have other versions.
-        for answer in self._found():
+        # It joins with empty memory, for versions of weights are not comparable between two servers.
+        for answer in self._joined_answers():
             empty = isinstance(answer, WorkerJoined)
             link.send(msgspec.structs.replace(answer, states=()) if empty else answer)
-        self.hands.post(*(RetainWeights(device=spec.device) for spec in self._specs))
+        self.executors.post(*(RetainWeights(device=spec.device) for spec in self._specs))
         _log.info("offered %s to %s", self._name, self._settings.controller)
 
     def _on_refused(self, link: Link, refused: Refused) -> None:
@@ -126,22 +129,22 @@ class MachineHost(WorkerHost):
         _log.warning("the server does not take this worker yet: %s", refused.why)
 
     def _on_lost(self, link: Link) -> None:
-        # A server that lets go at once is asked less and less often.
+        # While links are lost soon after they were opened, the pause before the next attempt grows.
         short = self._loop.time() - self._linked_s < RETRY_S_MAX
         self._pause_s = min(RETRY_S_MAX, 2 * self._pause_s or RETRY_S) if short else 0.0
         super()._on_lost(link)
         self._artefacts.forget()
         self._tensors.renew()
-        self.hands.regions.prune()
+        self.executors.regions.prune()
 
-    async def _last_words(self) -> None:
+    async def _before_close(self) -> None:
         end_s = self._loop.time() + LAST_WORDS_S
         while isinstance(self._link, MachineLink) and not self._link.all_sent:
             if self._loop.time() > end_s:
                 return
             await asyncio.sleep(0.01)
 
-    # What comes
+    # Received frames
 
     def _on_frames(self, link: Link, frames: list[Frame]) -> None:
         for frame in frames:
@@ -173,11 +176,11 @@ class MachineHost(WorkerHost):
                     _log.error("the server sent a %s, which no worker takes", type(frame).__name__)
 
     def _post(self, event: WorkerEvent) -> None:
-        self.hands.post(event)
+        self.executors.post(event)
         self._deliver()
 
     def _load(self, link: Link, action: Load) -> None:
-        """A LOAD waits for its weights within its window; then its lane refuses it."""
+        """Post a LOAD once its weights are cached, or when its window closes, so that its lane rejects it."""
         waits = True
 
         def go(there: Load) -> None:
@@ -208,10 +211,10 @@ class MachineHost(WorkerHost):
         if self._link is not None:
             self._link.send(asked)
 
-    # What goes
+    # Sent frames
 
     def _deliver(self) -> None:
-        answers = self.hands.take()
+        answers = self.executors.take_answers()
         link = self._link
         if link is None:
             return

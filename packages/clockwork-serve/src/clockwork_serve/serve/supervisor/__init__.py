@@ -1,1 +1,1 @@
-"""The process that starts, watches and restarts all others, and prepares models for them."""
+"""The supervisor process, which starts, watches and restarts all others, and prepares models for them."""

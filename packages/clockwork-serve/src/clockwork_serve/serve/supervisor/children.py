@@ -1,4 +1,4 @@
-"""``clockwork worker`` and ``clockwork gateway``: processes of this machine that join a server elsewhere."""
+"""``clockwork worker`` and ``clockwork gateway``: processes of this machine that join a server on another."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, check_joi
 from clockwork_serve.serve.supervisor.config import device_configs
 from clockwork_serve.serve.supervisor.processes import Launch, Supervisor, gateway_launches, pinned_cores
 from clockwork_serve.serve.supervisor.run_dir import Ports, addresses
-from clockwork_serve.serve.supervisor.server import Stopping, unless
+from clockwork_serve.serve.supervisor.server import Stopping, run_unless
 from clockwork_serve.serve.worker.host import WorkerConfig
 
 # ------------------------------------------------------------
-# Keeps processes running that join a server elsewhere; what they are for it does not know.
+# Runs processes that join a server on another machine, and restarts them when they die.
 
 
-LOOK_S: Final = 0.1
+CHECK_INTERVAL_S: Final = 0.1
 
 
 class ChildrenEnded(ClockworkError):
-    """One cannot run, or the server does not take it; the message holds its last words."""
+    """A process keeps failing, or the server refuses it; the message has its last lines."""
 
 
 def run_until_stopped(launches: Callable[[Path], Sequence[Launch]], drain_s: float) -> int:
-    """Run these, given a private folder, until SIGTERM or SIGINT; the exit status. For the main thread.
+    """Run processes until SIGTERM or SIGINT; returns the exit status. For the main thread.
 
-    A second signal ends them at once. Raises :class:`ChildrenEnded` if one cannot run or is not let in.
+    ``launches`` is called with a private folder. ``drain_s`` is how long each process has to stop; a second
+    signal kills all at once. Raises :class:`ChildrenEnded` if one keeps failing, or the server refuses it.
     """
     run_dir = Path(tempfile.mkdtemp(prefix="clockwork-", dir=os.environ.get("XDG_RUNTIME_DIR")))
     try:
@@ -56,12 +57,12 @@ async def _run(launches: Sequence[Launch], drain_s: float) -> int:
     try:
         for launch in launches:
             supervisor.start(launch)
-        while not stopping.asked.is_set():
-            if (why := supervisor.hopeless()) is not None:
+        while not stopping.requested.is_set():
+            if (why := supervisor.why_failing()) is not None:
                 raise ChildrenEnded(why)
             with suppress(TimeoutError):
-                await asyncio.wait_for(stopping.asked.wait(), LOOK_S)
-        stopped = await unless(stopping.insisted, _stop(supervisor, drain_s))
+                await asyncio.wait_for(stopping.requested.wait(), CHECK_INTERVAL_S)
+        stopped = await run_unless(stopping.forced, _stop(supervisor, drain_s))
         return 0 if stopped else stopping.status
     finally:
         await supervisor.kill()
@@ -76,18 +77,20 @@ def _to_stderr(line: str) -> None:
 
 
 # ------------------------------------------------------------
-# ``clockwork worker``: a worker process for each device of this machine, which join a server elsewhere.
-#
-# It keeps them running, and serves nothing itself.
+# ``clockwork worker``: a worker process for each device of this machine, which joins a server on another.
 
 
-SILENCE_S: Final = 40.0
-"""Who does not answer for so long is ended. The server, which knows what it is at, cannot reach a process
-here; at home it gives one that has work 30 s and a grace of 10, unless told otherwise."""
+UNRESPONSIVE_S: Final = 40.0
+"""A worker that returns no heartbeat for this long is killed. The server knows how long its actions may take,
+but cannot kill a process here; on its own machine the default for one that has work is 30 s and 10 s of
+grace."""
 
 
 def worker_launches(settings: Settings, run_dir: Path) -> list[Launch]:
-    """A process for each device, which the server will call as its process. Raises :class:`ConfigError`."""
+    """A process for each device; device and process are named after the machine.
+
+    Raises :class:`ConfigError`.
+    """
     machine = machine_of(settings)
     devices = [
         msgspec.structs.replace(device, device=f"{machine}.{device.device}")
@@ -106,35 +109,35 @@ def worker_launches(settings: Settings, run_dir: Path) -> list[Launch]:
             run_dir=str(run_dir), name=device.device, devices=(device,), settings=settings, elsewhere=True,
             pin_cpus=pins.get(number, ()),
         )  # fmt: skip
-        found.append(Launch.of(f"worker-{device.device}", "worker", worker, SILENCE_S))
+        found.append(Launch.of(f"worker-{device.device}", "worker", worker, UNRESPONSIVE_S))
     return found
 
 
 def run_workers(settings: Settings) -> int:
-    """As :func:`run_until_stopped`. Raises :class:`ConfigError` for what is missing."""
+    """Run workers as :func:`run_until_stopped`. Raises :class:`ConfigError` if a setting is missing."""
     check_joining(settings, "a worker")
     return run_until_stopped(lambda run_dir: worker_launches(settings, run_dir), settings.drain_s)
 
 
 def machine_of(settings: Settings) -> str:
-    """What the server will call this machine."""
+    """The name of this machine at the server."""
     return settings.machine_name or socket.gethostname().partition(".")[0]
 
 
 # ------------------------------------------------------------
-# ``clockwork gateway``: gateways of this machine for a server elsewhere.
-#
-# It holds their ports and keeps them running, and serves nothing itself.
+# ``clockwork gateway``: gateways of this machine for a server on another. Their ports are held here, so that
+# they stay reserved while a gateway restarts.
 
 
 ENDING_S: Final = 1.0
-"""For a gateway to end in, once it has drained."""
+"""How long a gateway may take to end once it has drained."""
 
 
 def run_gateways(settings: Settings, on_listening: Callable[[dict[str, str]], None] = lambda at: None) -> int:
-    """As :func:`run_until_stopped`. ``on_listening`` is told the addresses once their ports are held.
+    """Run gateways as :func:`run_until_stopped`.
 
-    Raises :class:`ConfigError` for what is missing, a port that is not to be had, or a file that will not do.
+    ``on_listening`` gets the addresses (``http``, ``grpc``, ``metrics``) once their ports are held. Raises
+    :class:`ConfigError` if a setting is missing, a port cannot be had, or a file cannot be used.
     """
     check_joining(settings, "a gateway")
     check_gateways(settings)

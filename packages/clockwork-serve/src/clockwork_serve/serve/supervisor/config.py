@@ -1,4 +1,4 @@
-"""What a server is made of: settings, and the records of parts that are made from them. It starts nothing."""
+"""The configuration of a server: its settings, and the records of its parts that are derived from them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from clockwork_serve.units import MIB, ms
 
 
 class ServerConfig(Struct, frozen=True, kw_only=True):
-    """All that the keeper of a server is told.
+    """The configuration of a server, for its supervisor.
 
-    ``store``, ``devices`` and ``controller`` are the records of parts that know no settings.
+    ``store``, ``devices`` and ``controller`` configure parts that do not read settings.
     ``run_dir``: where the private folder of sockets is made (empty: XDG_RUNTIME_DIR or the temporary folder).
     """
 
@@ -33,7 +33,7 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     run_dir: str = ""
 
     def __post_init__(self) -> None:
-        """Check what no part checks for itself. Raises :class:`ConfigError`."""
+        """Check what the parts do not check themselves. Raises :class:`ConfigError`."""
         names = [config.device for config in self.devices]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"devices: expected at least one, each once; found {names}; correct --device")
@@ -41,7 +41,10 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
 
 
 def server_config(settings: Settings) -> ServerConfig:
-    """A whole server. Raises :class:`ConfigError` also where torch or a GPU is asked for and not there."""
+    """The configuration derived from settings.
+
+    Raises :class:`ConfigError`, also where torch or a GPU is wanted and not installed.
+    """
     devices, store = device_configs(settings), store_config(settings)
     target = torch_target(devices)
     return ServerConfig(
@@ -64,7 +67,7 @@ _SIZES = {
 
 
 def store_config(settings: Settings) -> StoreConfig:
-    """What the store compiles for."""
+    """The store's configuration."""
     return StoreConfig(
         cache_dir=settings.cache,
         max_batch_size=settings.max_batch,
@@ -74,7 +77,7 @@ def store_config(settings: Settings) -> StoreConfig:
 
 
 def device_configs(settings: Settings) -> tuple[DeviceConfig, ...]:
-    """The devices to build. An emulated one has the memory of its profile, unless a size was set."""
+    """The devices' configurations. An emulated device has the memory of its profile, unless one was set."""
     return tuple(_device(settings, choice, number) for number, choice in enumerate(settings.device))
 
 
@@ -93,7 +96,7 @@ def _device(settings: Settings, choice: DeviceChoice, number: int) -> DeviceConf
         device=choice.device,
         kind=choice.kind,
         threads=settings.threads,
-        # A share is for the GPUs; what is not one keeps its default beside them.
+        # A share of the memory applies to GPUs only; other devices beside them keep the default size.
         memory_bytes=memory if isinstance(memory, int) else setting("device_memory").default,
         page_bytes=settings.page_size,
         workspace_bytes=settings.workspace,
@@ -103,7 +106,7 @@ def _device(settings: Settings, choice: DeviceChoice, number: int) -> DeviceConf
 
 
 def _gpu(settings: Settings, config: DeviceConfig) -> DeviceConfig:
-    """What is different of a GPU: most of its memory, large pages, weights kept ready in host memory."""
+    """The configuration of a GPU: most of its memory, large pages, and weights cached in host memory."""
     memory = settings.device_memory
     default = 0.0 if settings.said("device_memory") else GPU_SHARE
     return msgspec.structs.replace(
@@ -116,9 +119,9 @@ def _gpu(settings: Settings, config: DeviceConfig) -> DeviceConfig:
 
 
 def controller_config(settings: Settings) -> ControllerConfig:
-    """How requests are scheduled.
+    """The brain's configuration.
 
-    A field of the brain's record is the setting of that name; one in ns, the setting in ms or s.
+    Each field is the setting of the same name; a field in ns is the setting in ms or s.
     """
     given: dict[str, Any] = {"reject_infeasible": settings.reject, "expected_devices": len(settings.device)}
     for name in ControllerConfig.__struct_fields__:
@@ -133,7 +136,10 @@ def controller_config(settings: Settings) -> ControllerConfig:
 
 
 def share_of_memory(wanted: float) -> int:
-    """So many bytes, or that share of the machine's memory (of the container's, where it has less)."""
+    """A size in bytes: ``wanted`` itself if it is an int, else that share of the machine's memory.
+
+    In a container with less memory than the machine it is the share of that.
+    """
     if isinstance(wanted, int):
         return wanted
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,6 +1,7 @@
-"""The keeper: prepares a repository, supervises processes, loads and unloads, and tells the controller.
+"""The supervisor of a server, named ``keeper`` in logs and metrics.
 
-It serves no request.
+It prepares a repository, runs the server's processes, loads and unloads models, and sends the catalogue to
+the controller. No request passes through it.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ from clockwork_serve.store.settings import shown
 from clockwork_serve.telemetry import Counters
 
 # ------------------------------------------------------------
-# The keeper's link to the controller: held, re-made, and told everything each time. It decides nothing.
+# The supervisor's link to the controller: connected again whenever it is lost, with the whole catalogue sent
+# first.
 
 
 RETRY_S: Final = 0.02
@@ -79,9 +81,9 @@ _log = logging.getLogger(__name__)
 class KeeperLink:
     """A link that is connected again whenever it is lost.
 
-    ``catalogue`` gives the frames that each new controller is told first; ``on_ask`` gets its questions,
-    ``on_quarantined`` word of each model that comes into quarantine, ``on_hung`` of workers to end,
-    ``on_damaged`` of artefacts that a worker cannot use.
+    ``catalogue`` returns the frames that each new controller is sent first. Callbacks: ``on_ask`` for each
+    question of the controller, ``on_quarantined`` for each model put into quarantine, ``on_hung`` for a
+    worker to be ended, ``on_damaged`` for an artefact that a worker found damaged.
     """
 
     def __init__(
@@ -106,12 +108,12 @@ class KeeperLink:
         self._link: Link | None = None
         self._replies: dict[int, asyncio.Future[Reply]] = {}  # all and only asks without a reply
         self._asks = 0
-        self._drain: Drain | None = None  # once it was sent: every controller from then on is to drain
-        self._lost_level = logging.WARNING  # a lost link is news, unless we are stopping
+        self._drain: Drain | None = None  # once it was sent: repeated to each controller from then on
+        self._lost_level = logging.WARNING  # of lost links; INFO while the server drains
         self._task = asyncio.get_running_loop().create_task(self._hold())
 
     def send(self, *frames: Frame) -> None:
-        """Send, if there is a controller; one that comes later is told the catalogue instead."""
+        """Send frames if a controller is connected; a later one is sent the whole catalogue instead."""
         for frame in frames:
             if isinstance(frame, Drain):
                 self._drain = frame
@@ -120,7 +122,10 @@ class KeeperLink:
                 self._link.send(frame)
 
     async def ask(self, what: Question, body: bytes = b"{}") -> dict[str, Any]:
-        """The answer of the controller itself. Raises :class:`TransportError` if none comes."""
+        """Ask the controller a question; returns its decoded reply.
+
+        Raises :class:`TransportError` if no controller is connected, or it does not reply within 5 s.
+        """
         if self._link is None:
             raise TransportError("the controller is not connected")
         self._asks = ask_id = self._asks + 1
@@ -137,9 +142,9 @@ class KeeperLink:
         return found
 
     def close(self) -> None:
-        """Let go of the controller."""
+        """Close the link, and connect no more."""
         self._task.cancel()
-        self._forget()
+        self._reset()
 
     async def _hold(self) -> None:
         own = hello(Role.KEEPER, "keeper")
@@ -156,13 +161,13 @@ class KeeperLink:
             if self._drain is not None:
                 self.send(self._drain)
             try:
-                # A question tells the controller that the catalogue is complete.
+                # For the controller the first question marks the end of the catalogue.
                 await self.ask(Question.STATE)
             except TransportError as error:
                 _log.warning("%s", error)
                 if not self._lost.is_set():
                     link.close()
-                    self._forget()
+                    self._reset()
                     continue
             else:
                 self.connected.set()
@@ -174,7 +179,7 @@ class KeeperLink:
                 case Readiness():
                     self.readiness = frame
                 case Quarantined():
-                    self.quarantines.take(frame)
+                    self.quarantines.update(frame)
                     if frame.why:
                         self._on_quarantined()
                 case Reply():
@@ -196,16 +201,16 @@ class KeeperLink:
 
     def _on_lost(self, link: Link) -> None:
         _log.log(self._lost_level, "link lost: %s", link.lost_because)
-        self._forget()
+        self._reset()
         self._lost.set()
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         link, self._link = self._link, None
         if link is not None:
             link.close()
         self.connected.clear()
-        self.quarantines = Quarantines()  # whoever comes next knows of none
-        self.readiness = Readiness(ready=False, why="the controller is gone")
+        self.quarantines = Quarantines()  # the next controller sends its own
+        self.readiness = Readiness(ready=False, why="no controller is connected")
         for reply in self._replies.values():
             if not reply.done():
                 reply.set_exception(TransportError("the controller went away"))
@@ -214,53 +219,56 @@ class KeeperLink:
 # ------------------------------------------------------------
 # Workers that run and never connect: stopped while the controller was replaced, or stuck before they joined.
 #
-# The controller cannot miss whom it never met; who started them can. It ends them, and nothing else.
+# The controller watches only workers that have connected to it, so the supervisor must find the others.
 
 
-LOOK_S: Final = 5.0
-MISSED: Final = 24
-"""Who is missing so often in a row, for two minutes, will not come: torch and a GPU take less to start."""
+CHECK_INTERVAL_S: Final = 5.0
+CHECKS_MISSED: Final = 24
+"""A worker that is not connected at this many checks in a row, for two minutes, is killed: even with torch
+and a GPU a start takes less."""
 
 
-async def end_missing(
-    supervisor: Supervisor, ask_state: Callable[[], Awaitable[dict[str, Any]]], look_s: float = LOOK_S
+async def end_unconnected_workers(
+    supervisor: Supervisor,
+    ask_state: Callable[[], Awaitable[dict[str, Any]]],
+    interval_s: float = CHECK_INTERVAL_S,
 ) -> None:
-    """For ever: ask the controller who is connected, and end workers that are not, for long."""
+    """Check periodically which workers are connected, and kill those that are not for long; never returns."""
     missed: Counter[tuple[str, int]] = Counter()
     while True:
-        await asyncio.sleep(look_s)
+        await asyncio.sleep(interval_s)
         try:
             connected = set((await ask_state())["workers"])
         except TransportError:
-            continue  # there is no controller that they could connect to
+            continue  # there is no controller to connect to
         before, missed = missed, Counter()
         for name in supervisor.names:
             pid = supervisor.pid(name)
             if not name.startswith("worker") or name in connected or pid is None:
                 continue
             missed[name, pid] = before[name, pid] + 1
-            if missed[name, pid] >= MISSED:
+            if missed[name, pid] >= CHECKS_MISSED:
                 _log.error("%s runs and does not connect: it is ended", name, extra={"pid": pid})
                 supervisor.end(name)
 
 
 # ------------------------------------------------------------
-# What the controller is told of quotas: those of the file of keys, again when it changes.
+# The quotas of tenants, read from the file of keys, and sent to the controller again when it changes.
 
 
 class Quotas:
-    """Quotas of one file; without one, nobody has any."""
+    """The quotas in the file of keys at ``path``; none if that is empty."""
 
     def __init__(self, path: str) -> None:
         """Raises :class:`ConfigError`."""
         self._file = Watched((path,), lambda: _quotas(path)) if path else None
 
     def frames(self) -> list[Frame]:
-        """For a controller that knows nothing."""
+        """The frames for a controller that has just connected."""
         return [self._file.content] if self._file is not None and self._file.content.quotas else []
 
     async def keep_fresh(self, send: Callable[[Frame], None]) -> None:
-        """Tell the controller whenever they change, for ever."""
+        """Reload the file when it changes, and send the quotas to the controller; never returns."""
         while self._file is not None:
             await asyncio.sleep(REFRESH_S)
             before = self._file.content
@@ -275,32 +283,32 @@ def _quotas(path: str) -> QuotasSet:
 
 
 # ------------------------------------------------------------
-# The keeper: prepares a repository, supervises processes, loads and unloads. It serves no request.
+# The supervisor itself.
 
 
 POLL_S: Final = 0.02
 STOP_GRACE_S: Final = 5.0
 PREPARE_S: Final = 60.0
-LEAVE_S: Final = 5.0
-"""How long a version that is replaced stays for those who wait for it."""
+REPLACED_GRACE_S: Final = 5.0
+"""How long a version that was replaced is kept for requests that wait for it."""
 LOAD_NICE: Final = 10
-"""Priority at which models are compiled while others serve."""
+"""Niceness at which models are compiled while others are served."""
 
 
 class StartError(ClockworkError):
-    """The server did not become ready; the message holds the last words of the process to blame."""
+    """The server did not become ready; the message has the last lines of the process to blame."""
 
 
 class Keeper:
-    """One server, from its repository to its end. All methods are for one loop."""
+    """The supervisor of one server, from its start to its stop. All methods are for one loop."""
 
     def __init__(
         self, config: ServerConfig, on_progress: OnProgress = lambda progress: None,
         on_line: Callable[[str], None] | None = None,
     ) -> None:  # fmt: skip
-        """``on_line`` gets what the other processes log; by default it goes to stderr.
+        """``on_line`` gets each line that the other processes log; by default it is written to stderr.
 
-        Raises :class:`ConfigError` for a port or a file that will not do.
+        Raises :class:`ConfigError` for a port or a file that cannot be used.
         """
         settings = self.settings = config.settings
         check_access_files(settings)
@@ -317,9 +325,9 @@ class Keeper:
         self._on_line = on_line or _to_stderr
         self.supervisor = Supervisor(self._on_line, self._on_end)
         self._link: KeeperLink | None = None
-        self._hung: set[str] = set()  # workers that hung by themselves and were told to end
+        self._hung: set[str] = set()  # workers that were killed because they hung, and have not ended yet
         self._refreshing: asyncio.Task[None] | None = None
-        self._missing: asyncio.Task[None] | None = None
+        self._ending_unconnected: asyncio.Task[None] | None = None
         self._preparing = asyncio.Lock()
         self.repairs = Repairs(self.catalogue, self._prepare_again, self._send, self._report)
         self._answers: set[asyncio.Task[None]] = set()  # tasks that answer questions now
@@ -337,19 +345,22 @@ class Keeper:
             self.repairs.on_damaged,
         )  # fmt: skip
         self._refreshing = asyncio.get_running_loop().create_task(self.quotas.keep_fresh(self._link.send))
-        self._missing = asyncio.get_running_loop().create_task(
-            end_missing(self.supervisor, partial(self._link.ask, Question.STATE))
+        self._ending_unconnected = asyncio.get_running_loop().create_task(
+            end_unconnected_workers(self.supervisor, partial(self._link.ask, Question.STATE))
         )
         for launch in launches(self.config, self.run_dir, self.ports.number_by_name):
             self.supervisor.start(launch)
 
     async def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Return once a client would be served. Raises :class:`StartError` if that does not happen."""
+        """Return once clients are served.
+
+        Raises :class:`StartError` after ``timeout_s``, or if a process keeps failing.
+        """
         link = self._link
         assert link is not None, "start it first"
         deadline_s = time.monotonic() + timeout_s
         while not (link.readiness.ready and await self._gateways_ready(link)):
-            why = self.supervisor.hopeless()
+            why = self.supervisor.why_failing()
             if why is not None:
                 raise StartError(why)
             if time.monotonic() > deadline_s:
@@ -360,7 +371,7 @@ class Keeper:
         self._on_progress(StartProgress(stage="start", done=1, total=1, text="ready"))
 
     async def stop(self) -> None:
-        """Take no new request, finish those in flight within ``drain_s``, and end all processes."""
+        """Refuse new requests, finish those in flight within ``drain_s``, and stop all processes."""
         if self._link is not None:
             await self._drain(self._link)
         names = self.supervisor.names
@@ -370,11 +381,11 @@ class Keeper:
         await self.close()
 
     async def close(self) -> None:
-        """End everything at once."""
+        """Kill all processes, and release ports and the private folder."""
         await self.repairs.close()
         for task in self._answers:
             task.cancel()
-        for running in (self._refreshing, self._missing):
+        for running in (self._refreshing, self._ending_unconnected):
             if running is not None:
                 running.cancel()
         if self._link is not None:
@@ -385,13 +396,13 @@ class Keeper:
         self._run_dir.close()
 
     async def state(self) -> dict[str, Any]:
-        """What the controller believes now. Raises :class:`TransportError` if it does not answer."""
+        """The controller's state. Raises :class:`TransportError` if it does not answer."""
         if self._link is None:
             raise TransportError("the server is not running")
         return await self._link.ask(Question.STATE)
 
     async def counters(self) -> Counters:
-        """What the controller counted. Raises :class:`TransportError` if it does not answer."""
+        """The controller's counters. Raises :class:`TransportError` if it does not answer."""
         if self._link is None:
             raise TransportError("the server is not running")
         return msgspec.convert(await self._link.ask(Question.METRICS), Counters, strict=False)
@@ -399,10 +410,10 @@ class Keeper:
     async def _gateways_ready(self, link: KeeperLink) -> bool:
         ports = self.ports.number_by_name
         host, port = self.settings.host, ports["http_port"]
-        # The keeper has no certificate that a server could ask for.
+        # Under TLS a client may need a certificate, which the supervisor has not: then connecting must do.
         if not await (listens(host, port) if self.settings.tls_certificate else healthy(host, port)):
             return False
-        # They share a port, where only one of them answered.
+        # Gateways share a port, and only one of them has answered.
         try:
             there = (await link.ask(Question.STATE))["gateways"]
             if sum(name.startswith("gateway") for name in there) < self.settings.gateways:
@@ -445,11 +456,14 @@ class Keeper:
                 _log.warning("model %s: %s", each.model.key, warning)
 
     def _catalogue(self) -> list[Frame]:
-        return [*self.quotas.frames(), *self.catalogue.frames(), *self._unanswering(), self.repairs.counted]
+        return [*self.quotas.frames(), *self.catalogue.frames(), *self._ended_counts(), self.repairs.counted]
 
-    def _unanswering(self) -> list[Frame]:
-        """Who was ended because it did not answer: the controller may be one, and cannot count that."""
-        counts = self.supervisor.unanswering
+    def _ended_counts(self) -> list[Frame]:
+        """How often each process was killed because it did not answer.
+
+        Counted here, for a controller that was killed loses its own counters.
+        """
+        counts = self.supervisor.unresponsive
         return [ProcessesEnded(unanswering=dict(counts))] if counts else []
 
     def _send(self, *frames: Frame) -> None:
@@ -458,14 +472,14 @@ class Keeper:
 
     def _on_end(self, name: str, status: int) -> None:
         if self._link is not None:
-            self._link.send(*self._unanswering())
+            self._link.send(*self._ended_counts())
         by_itself = name in self._hung
         self._hung.discard(name)
         if name.startswith("worker") and (crashed(status) or by_itself) and self._link is not None:
             self._link.send(WorkerCrashed(worker=name))
 
     def _on_hung(self, hung: WorkerHung) -> None:
-        """End a worker that does not answer; unless somebody stopped it, it hung by itself."""
+        """Kill a worker that hung. Unless a signal had stopped it, count that as a crash of its own."""
         ran = self.supervisor.end(hung.worker)
         if ran is None:
             _log.error("%s hung, and is no process of this keeper", hung.worker)
@@ -475,8 +489,8 @@ class Keeper:
             _log.warning("%s was stopped by a signal; no model is to blame for that", hung.worker)
 
     def _on_quarantined(self) -> None:
-        """What kills workers as soon as they start is not served to them any more."""
-        self.supervisor.forgive("worker")
+        """Restart workers without delay: the model that crashed them is not served any more."""
+        self.supervisor.reset_backoff("worker")
 
     # Questions
 
@@ -507,7 +521,7 @@ class Keeper:
 
     async def _index(self, *, ready: bool) -> bytes:
         known = await asyncio.to_thread(_names, self.settings.repository)
-        entries = self.catalogue.index(known, {} if self._link is None else self._link.quarantines.whys())
+        entries = self.catalogue.index(known, {} if self._link is None else self._link.quarantines.reasons())
         return msgspec.json.encode([entry for entry in entries if entry.state == "READY" or not ready])
 
     async def _load(self, name: str) -> bytes:
@@ -518,11 +532,11 @@ class Keeper:
         self._report(prepared)
         if not prepared.served:
             if name not in self.catalogue.names():
-                self.catalogue.note((name,), prepared.problems)
+                self.catalogue.set_problems((name,), prepared.problems)
             raise RepositoryError("; ".join(str(problem) for problem in prepared.problems))
         assert self._link is not None
-        # Whoever loads a model wants it served, whatever it did before. Its code comes first: what is served
-        # now goes on until devices are ready for what comes in its place.
+        # An explicit load releases the model from quarantine. The new code is sent first: the version that is
+        # served now stays until devices have prepared the code of the one that replaces it.
         codes = self.catalogue.codes(prepared.served, prepared.profiles)
         wanted = {each.model.key: each.code.code_id for each in prepared.served}
         again = [CodeRemade(code_id=code_id) for code_id in dict.fromkeys(wanted.values())]
@@ -533,24 +547,27 @@ class Keeper:
             self._link.send(*self.catalogue.unused(codes))
             raise
         frames = self.catalogue.put(prepared.names, prepared.served, prepared.profiles, prepared.problems)
-        gone = [frame for frame in frames if isinstance(frame, ModelRemoved | CodeRemoved)]
-        self._link.send(*[frame for frame in frames if frame not in gone])
-        # By then all gateways have heard of it, and send nothing to versions that leave.
+        removed = [frame for frame in frames if isinstance(frame, ModelRemoved | CodeRemoved)]
+        self._link.send(*[frame for frame in frames if frame not in removed])
+        # By then all gateways know the new version, and send no requests to the replaced one.
         await self._until_prepared(wanted)
-        await self._until_unwanted([frame.model for frame in gone if isinstance(frame, ModelRemoved)])
+        await self._until_unused([frame.model for frame in removed if isinstance(frame, ModelRemoved)])
         if self._link is not None:
-            self._link.send(*self.catalogue.still(gone))
+            self._link.send(*self.catalogue.still_removed(removed))
         return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
 
     async def _until_prepared(self, codes: dict[str, str]) -> None:
-        """Return once every device has prepared what it was told; raise if a model's code failed on all."""
+        """Return once every device has prepared its codes, given as code ids by model key.
+
+        Raises :class:`RepositoryError` if a code failed on all devices, or a model is in quarantine.
+        """
         deadline_s = time.monotonic() + PREPARE_S
         while time.monotonic() < deadline_s:
             await asyncio.sleep(POLL_S)
             try:
                 state = (await self.state())["controller"]
             except TransportError:
-                continue  # another controller will be there
+                continue  # until the next controller is connected
             devices, quarantined = state["devices"], state["quarantined"]
             if found := [key for key in codes if key in quarantined]:
                 raise RepositoryError(f"model {found[0]} is in quarantine: {quarantined[found[0]]}")
@@ -563,21 +580,21 @@ class Keeper:
             return
         raise RepositoryError(f"no device was ready to run it within {PREPARE_S:.0f} s")
 
-    async def _until_unwanted(self, keys: list[str]) -> None:
-        """Return once nobody waits for these any more, or has waited too long."""
-        deadline_s = time.monotonic() + LEAVE_S
+    async def _until_unused(self, keys: list[str]) -> None:
+        """Return once no request waits for these models any more, or after ``REPLACED_GRACE_S``."""
+        deadline_s = time.monotonic() + REPLACED_GRACE_S
         while keys and time.monotonic() < deadline_s:
             try:
                 if not (await self.state())["controller"]["waiting"].keys() & set(keys):
                     return
             except TransportError:
-                return  # nobody waits for what is gone
+                return  # no controller, so no request waits
             await asyncio.sleep(POLL_S)
 
     async def _unload(self, name: str) -> bytes:
         frames = self.catalogue.remove(name)
         if not frames:
-            # One that is there and not served is as wished already.
+            # A model of the repository that is not served is unloaded already.
             await self._check_known(name)
         assert self._link is not None
         self._link.send(*frames)
@@ -619,5 +636,5 @@ def _nothing_to_serve(repository: str, prepared: PreparedRepository) -> str:
 
 
 def _to_stderr(line: str) -> None:
-    """A line that another process wrote; a model in it may have written anything."""
+    """Write a line of another process, made printable: a model may have written anything."""
     sys.stderr.write("\t".join(printable(part, LINE_MAX) for part in line.split("\t")) + "\n")

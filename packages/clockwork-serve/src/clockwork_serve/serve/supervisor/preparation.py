@@ -1,7 +1,4 @@
-"""Compiles and profiles a repository in a child process, and keeps the catalogue of what is served.
-
-Artefacts that were found damaged are made again here.
-"""
+"""Preparation of a repository in a child process, the catalogue of served models, and repair of artefacts."""
 
 from __future__ import annotations
 
@@ -38,19 +35,20 @@ from clockwork_serve.serve.supervisor.processes import Child, Launch, describe_e
 from clockwork_serve.store import Damage, Problem, ServedVersion, StoreConfig
 
 # ------------------------------------------------------------
-# Compiles and profiles what a repository holds, in a child process; the keeper stays light and cannot crash.
+# Compiles and profiles the models of a repository in a child process, so that the supervisor stays small and
+# a crash of the compiler does not end it.
 #
-# The child tells its progress, one JSON record a line, on stdout, and leaves what it made in a file.
+# The child writes its progress to stdout, one JSON record a line, and its result to a file.
 
 
 RESULT: Final = "prepared"
-"""Where its seal says that the result belongs."""
+"""The name under which the result file is sealed."""
 
 _log = logging.getLogger(__name__)
 
 
 class SuspectArtefact(Struct, frozen=True):
-    """An artefact that someone found damaged: ``code`` or ``weights``, and its id."""
+    """An artefact that was reported as damaged: ``what`` is ``code`` or ``weights``, ``name`` its id."""
 
     what: str
     name: str
@@ -59,12 +57,13 @@ class SuspectArtefact(Struct, frozen=True):
 class Preparation(Struct, frozen=True, kw_only=True):
     """What to prepare: all models of a repository, or only ``names``. ``result`` is the file to write.
 
-    Weights are read and hashed where ``names`` are given; at a start, their sizes are compared, and each
-    worker verifies what it copies. ``suspects`` are read in any case. What is damaged is set aside, and made.
+    With ``names``, the checksums of weights are verified; at a start only their sizes are compared, for each
+    worker verifies weights itself. ``suspects`` are verified in any case. Damaged artefacts are set aside,
+    and compiled again.
 
-    ``nice`` lowers the child's priority, for when others serve. ``crashed`` versions are left out.
-    ``threads`` compile (None: as many as there are cores). The child and each that it starts may take
-    ``settings.compile_memory``; so long as ``compile_s`` after its last word it is stuck, and is killed.
+    ``nice`` lowers the child's priority, for when models are served. ``crashed`` versions are left out.
+    ``threads`` compile (None: as many as there are cores). The child and each that it starts may use
+    ``settings.compile_memory``. If it writes no progress for ``settings.compile_s``, it is stuck, and killed.
     """
 
     settings: Settings
@@ -79,9 +78,9 @@ class Preparation(Struct, frozen=True, kw_only=True):
 
 
 class PreparedRepository(Struct, frozen=True, kw_only=True):
-    """What can be served and what cannot; ``names`` are the models that were looked at.
+    """What can be served and what cannot. ``names`` are the models that were examined.
 
-    ``damage`` is what was found in the cache, and set aside.
+    ``damage`` lists the damaged artefacts that were found in the cache, and set aside.
     """
 
     names: tuple[str, ...]
@@ -93,7 +92,7 @@ class PreparedRepository(Struct, frozen=True, kw_only=True):
 
 
 class StartProgress(Struct, frozen=True, kw_only=True, tag="progress"):
-    """How far a start is; ``stage`` is ``compile``, ``profile`` or ``start``."""
+    """Progress of a start; ``stage`` is ``compile``, ``profile`` or ``start``."""
 
     stage: str
     done: int
@@ -102,14 +101,14 @@ class StartProgress(Struct, frozen=True, kw_only=True, tag="progress"):
 
 
 class Failure(Struct, frozen=True, kw_only=True, tag="failure"):
-    """Nothing could be prepared; ``setting`` tells a wrong setting from a wrong repository."""
+    """Nothing could be prepared; ``setting``: because of a setting, not because of the repository."""
 
     text: str
     setting: bool = False
 
 
 class Begun(Struct, frozen=True, kw_only=True, tag="begun", omit_defaults=True):
-    """A version that is being compiled from now on; of no name: all are compiled."""
+    """The child has begun to compile this version; without a name: it has compiled all."""
 
     model: str = ""
     version: str = ""
@@ -123,10 +122,10 @@ async def prepare(
 ) -> PreparedRepository:
     """Run a child that prepares; cancelling stops it.
 
-    If it is killed while it compiles, another one does the same in one thread, so that it is known of which
-    model; and another one all but that model, which becomes a problem.
+    If the child is killed while it compiles, another one compiles in a single thread, so that the model at
+    fault is known. That model is reported as a problem, and a further child compiles the others.
 
-    Raises :class:`RepositoryError` or :class:`ConfigError` if it could do nothing at all.
+    Raises :class:`RepositoryError` or :class:`ConfigError` if nothing could be prepared.
     """
     while True:
         ended = await _run(preparation, on_progress, on_line)
@@ -143,7 +142,7 @@ async def prepare(
 
 
 class _Ended(Struct, frozen=True):
-    """How a child ended, what it had begun last, and the last lines that it wrote."""
+    """How a child ended, which version it had begun last, and the last lines that it wrote."""
 
     status: int
     begun: Begun
@@ -152,7 +151,7 @@ class _Ended(Struct, frozen=True):
     stuck: bool = False
 
     def prepared(self, preparation: Preparation) -> PreparedRepository:
-        """What it prepared; raises what it failed of."""
+        """What it prepared; raises the error that it reported or ended with."""
         if self.failure is not None:
             raise (ConfigError if self.failure.setting else RepositoryError)(self.failure.text)
         if self.status != 0:
@@ -160,7 +159,7 @@ class _Ended(Struct, frozen=True):
             raise RepositoryError(
                 f"compiling ended unexpectedly: {describe_exit(self.status)}; it said:\n{said}"
             )
-        return _taken(Path(preparation.result))
+        return _read_result(Path(preparation.result))
 
 
 def _crash(ended: _Ended, preparation: Preparation) -> Problem:
@@ -186,7 +185,7 @@ def _crash(ended: _Ended, preparation: Preparation) -> Problem:
 async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None]) -> _Ended:
     failures: list[Failure] = []
     begun = [Begun()]
-    heard = [time.monotonic()]
+    last_output = [time.monotonic()]
 
     def on_output(line: str) -> None:
         try:
@@ -194,9 +193,9 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
                 line, type=StartProgress | Failure | Begun
             )
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            on_line(line)  # something a model printed
+            on_line(line)  # printed by a model
             return
-        heard[0] = time.monotonic()
+        last_output[0] = time.monotonic()
         match said:
             case StartProgress():
                 on_progress(said)
@@ -207,7 +206,7 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
 
     child = Child(Launch.of("prepare", "supervisor.preparation_process", preparation), on_line, on_output)
     try:
-        stuck = not await _outlived(child, heard, begun, preparation.settings.compile_s)
+        stuck = not await _ended_by_itself(child, last_output, begun, preparation.settings.compile_s)
         status = await asyncio.shield(child.ended)
     except asyncio.CancelledError:
         await child.stop(grace_s=1.0)
@@ -215,12 +214,14 @@ async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Calla
     return _Ended(status, begun[0], failures[0] if failures else None, tuple(child.tail), stuck)
 
 
-async def _outlived(child: Child, heard: list[float], begun: list[Begun], silence_s: float) -> bool:
-    """Whether a child ends by itself; one that says nothing for too long while it compiles is killed."""
+async def _ended_by_itself(
+    child: Child, last_output: list[float], begun: list[Begun], limit_s: float
+) -> bool:
+    """Wait for a child; False if it wrote no progress for ``limit_s`` while it compiled, and was killed."""
     while True:
-        left_s = heard[0] + silence_s - time.monotonic()
+        left_s = last_output[0] + limit_s - time.monotonic()
         if not begun[0].model:
-            left_s = silence_s  # it measures, with limits of its own
+            left_s = limit_s  # it profiles, which has a limit of its own
         if left_s <= 0:
             await child.stop(grace_s=0.0)
             return False
@@ -231,7 +232,7 @@ async def _outlived(child: Child, heard: list[float], begun: list[Begun], silenc
         return True
 
 
-def _taken(result: Path) -> PreparedRepository:
+def _read_result(result: Path) -> PreparedRepository:
     try:
         prepared = msgspec.msgpack.decode(unsealed(RESULT, result.read_bytes()), type=PreparedRepository)
     except (OSError, ValueError, msgspec.MsgspecError) as error:
@@ -243,7 +244,7 @@ def _taken(result: Path) -> PreparedRepository:
 
 
 # ------------------------------------------------------------
-# What the keeper says is served: models, codes, profiles, and why others are not. It does no I/O.
+# The catalogue: the models, codes and profiles that are served, and why other models are not.
 
 
 READY: Final = "READY"
@@ -251,7 +252,7 @@ UNAVAILABLE: Final = "UNAVAILABLE"
 
 
 class IndexEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of the repository index; of a model that was never asked for, its name and no more."""
+    """An entry of the repository index; only the name for a model that was never loaded."""
 
     name: str
     version: str = ""
@@ -260,7 +261,7 @@ class IndexEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Catalogue:
-    """Models by key and codes by id, as the controller was told; problems of models by name."""
+    """Models by key and codes by id, as sent to the controller; problems of models by name."""
 
     def __init__(self) -> None:
         self._models: dict[str, Model] = {}
@@ -282,7 +283,7 @@ class Catalogue:
         return {model.name for model in self._models.values()}
 
     def frames(self) -> list[Frame]:
-        """All of it, for a controller that knows nothing."""
+        """The whole catalogue, for a controller that has just connected."""
         return [*self._codes.values(), *(ModelAdded(model=model) for model in self._models.values())]
 
     def put(
@@ -292,9 +293,9 @@ class Catalogue:
         profiles: Sequence[Profile],
         problems: Sequence[Problem],
     ) -> list[Frame]:
-        """Serve exactly ``served`` of the models ``names``; what the controller must be told, in order.
+        """Serve exactly ``served`` of the models ``names``; returns the frames for the controller, in order.
 
-        The new comes before the old goes, so that a model is served throughout.
+        New versions are added before old ones are removed, so that a model is served throughout.
         """
         names = set(names)
         codes = self.codes(served, profiles)
@@ -305,13 +306,13 @@ class Catalogue:
             if self._models.get(each.model.key) != each.model:
                 self._models[each.model.key] = each.model
                 frames.append(ModelAdded(model=each.model))
-        self.note(names, problems)
+        self.set_problems(names, problems)
         kept = {each.model.key for each in served}
-        gone = [key for key, model in self._models.items() if model.name in names and key not in kept]
-        return frames + self._drop(gone)
+        removed = [key for key, model in self._models.items() if model.name in names and key not in kept]
+        return frames + self._drop(removed)
 
     def users(self, suspects: Iterable[SuspectArtefact]) -> tuple[str, ...]:
-        """Names of the models that need any of these artefacts, ascending."""
+        """The names of the models that use any of these artefacts, ascending."""
         ids = {(suspect.what, suspect.name) for suspect in suspects}
         return tuple(
             sorted(
@@ -324,7 +325,7 @@ class Catalogue:
         )
 
     def codes(self, served: Sequence[ServedVersion], profiles: Sequence[Profile]) -> list[CodeAdded]:
-        """What is new about the codes of ``served``; nothing changes by asking."""
+        """The codes of ``served`` that are new or have other profiles; the catalogue does not change."""
         found = []
         for code in {each.code.code_id: each.code for each in served}.values():
             own = tuple(profile for profile in profiles if profile.code_id == code.code_id)
@@ -335,15 +336,15 @@ class Catalogue:
         return found
 
     def unused(self, codes: Iterable[CodeAdded]) -> list[CodeRemoved]:
-        """Of codes that the controller was told, those that no model has."""
+        """Removals of those codes, sent to the controller before, that no model uses."""
         return [
             CodeRemoved(code_id=added.code.code_id)
             for added in codes
             if added.code.code_id not in self._codes
         ]
 
-    def still(self, removed: Iterable[ModelRemoved | CodeRemoved]) -> list[Frame]:
-        """Of removals that were put off, those that are as wished still: others may have come back."""
+    def still_removed(self, removed: Iterable[ModelRemoved | CodeRemoved]) -> list[Frame]:
+        """Of deferred removals, those that still apply: a model may have been loaded again since."""
         return [
             frame
             for frame in removed
@@ -355,16 +356,16 @@ class Catalogue:
         ]
 
     def remove(self, name: str) -> list[Frame]:
-        """Serve no version of ``name`` any more; what the controller must be told."""
-        gone = [model for model in self.models if model.name == name]
-        if gone:
-            self._unloaded[name] = [model.version for model in gone]
-        return self._drop(model.key for model in gone)
+        """Serve no version of ``name`` any more; returns the frames for the controller."""
+        removed = [model for model in self.models if model.name == name]
+        if removed:
+            self._unloaded[name] = [model.version for model in removed]
+        return self._drop(model.key for model in removed)
 
     def index(self, folders: Iterable[str], quarantined: Mapping[str, str] = {}) -> list[IndexEntry]:
-        """All that is known, and the ``folders`` of models that nothing is known of, ascending by name.
+        """Entries of all known models, and of ``folders`` that were never loaded, ascending by name.
 
-        ``quarantined`` tells, by key, why models are served to nobody.
+        ``quarantined`` holds, by key, why models are in quarantine.
         """
         entries = [
             IndexEntry(
@@ -389,8 +390,8 @@ class Catalogue:
         entries.extend(IndexEntry(name=name) for name in folders if name not in known)
         return sorted(entries, key=lambda entry: (entry.name, entry.version.zfill(20)))
 
-    def note(self, names: Iterable[str], problems: Sequence[Problem]) -> None:
-        """Tell in the index why of ``names`` not all that was asked for is served."""
+    def set_problems(self, names: Iterable[str], problems: Sequence[Problem]) -> None:
+        """Replace what the index says of why versions of ``names`` are not served."""
         for name in names:
             self._unloaded.pop(name, None)
             self._problems.pop(name, None)
@@ -410,22 +411,23 @@ class Catalogue:
 
 
 # ------------------------------------------------------------
-# Artefacts that workers found damaged, made again from the repository; one batch at a time.
+# Repair of artefacts that workers found damaged: they are compiled again from the repository, in batches.
 #
-# What is suspected is read anew, and set aside if it is damaged; then the models that need it are compiled,
-# as far as they are not there. What cannot be made again is a problem of its model, which is served no more.
-# What a record says of the artefact is never trusted.
+# A suspect artefact is verified, and set aside if it is damaged; then the models that use it are compiled, as
+# far as their artefacts are missing. A model whose artefact cannot be compiled again is served no more.
+# A suspect is always read: what the cache's records say of it is not trusted.
 
 
-REST_MAX_S: Final = 60.0
-"""What is damaged again and again is made again after 1, 2, 4 ... s, at most so long."""
+BACKOFF_MAX_S: Final = 60.0
+"""An artefact that is damaged again is repaired after 1, 2, 4 ... s, at most this long."""
 FORGET_S: Final = 3600.0
 
 
 class Repairs:
-    """For one loop. ``prepare`` compiles models of these names, after it looked at suspects.
+    """Repairs damaged artefacts, on one loop.
 
-    ``send`` tells the controller, ``report`` logs what was prepared.
+    ``prepare`` verifies suspects, and compiles the models of the given names. ``send`` sends frames to the
+    controller, ``report`` logs what was prepared.
     """
 
     def __init__(
@@ -447,22 +449,22 @@ class Repairs:
         self._running: asyncio.Task[None] | None = None
 
     def on_damaged(self, damaged: ArtefactDamaged) -> None:
-        """A worker cannot use an artefact; told again and again until it is whole."""
+        """Queue an artefact for repair. Workers report it repeatedly until it is repaired."""
         self._suspects[SuspectArtefact(damaged.what, damaged.name)] = None
         if self._running is None:
             self._running = asyncio.get_running_loop().create_task(self._run())
 
     def count(self, damage: Iterable[Damage]) -> None:
-        """Count what was set aside while models were prepared."""
+        """Count damaged artefacts that were set aside while models were prepared."""
         self._found.update(one.what for one in damage)
 
     @property
     def counted(self) -> DamageCounted:
-        """All that was found since this began."""
+        """The counts since the start."""
         return DamageCounted(found=dict(self._found), remade=self._remade, lost=self._lost)
 
     async def close(self) -> None:
-        """Repair no more; the compiler that runs for it is ended first."""
+        """Stop repairing, and wait until a running compiler has ended."""
         if self._running is not None:
             self._running.cancel()
             await asyncio.wait((self._running,))
@@ -471,25 +473,25 @@ class Repairs:
         try:
             while self._suspects:
                 now_s = time.monotonic()
-                rest_s = min(self._rest_s(suspect, now_s) for suspect in self._suspects)
-                if rest_s > 0:
-                    await asyncio.sleep(rest_s)
+                backoff_s = min(self._backoff_s(suspect, now_s) for suspect in self._suspects)
+                if backoff_s > 0:
+                    await asyncio.sleep(backoff_s)
                     continue
-                batch = tuple([one for one in self._suspects if self._rest_s(one, now_s) <= 0])
+                batch = tuple([one for one in self._suspects if self._backoff_s(one, now_s) <= 0])
                 try:
                     await self._repair(batch)
                 except ClockworkError as error:
                     _log.error("damaged artefacts could not be made again: %s", error)
                 for suspect in batch:
-                    # What was reported meanwhile was read before it was whole, or is reported again.
+                    # A report that arrived meanwhile was about the damaged file, or will be repeated.
                     self._suspects.pop(suspect, None)
         finally:
             self._running = None
 
-    def _rest_s(self, suspect: SuspectArtefact, now_s: float) -> float:
-        """How long to wait before an artefact is made once more."""
+    def _backoff_s(self, suspect: SuspectArtefact, now_s: float) -> float:
+        """How long to wait before an artefact is repaired once more."""
         times, last_s = self._repaired_s.get(suspect, (0, 0.0))
-        return last_s + min(REST_MAX_S, 2.0 ** (times - 1)) - now_s if times else 0.0
+        return last_s + min(BACKOFF_MAX_S, 2.0 ** (times - 1)) - now_s if times else 0.0
 
     async def _repair(self, batch: tuple[SuspectArtefact, ...]) -> None:
         names = self._catalogue.users(batch)
@@ -497,21 +499,21 @@ class Repairs:
         try:
             prepared = await self._prepare(names, batch)
         finally:
-            self._note(batch)
+            self._record_attempt(batch)
         self._report(prepared)
         names = tuple(sorted(set(names) & self._catalogue.names()))  # unless it was unloaded meanwhile
         served = [each for each in prepared.served if each.model.name in names]
-        gone = sorted(set(names) - {each.model.name for each in served})
-        for name in gone:
+        removed = sorted(set(names) - {each.model.name for each in served})
+        for name in removed:
             _log.error("model %s is served no more: it could not be made again", name)
         self._remade += len({(one.what, one.name) for one in prepared.damage if one.what != "record"})
-        self._lost += len(gone)
+        self._lost += len(removed)
         problems = [problem for problem in prepared.problems if problem.model in names]
         frames: list[Frame] = self._catalogue.put(names, served, prepared.profiles, problems)
         frames += [CodeRemade(code_id=one.name) for one in batch if one.what == "code"]
         self._send(*frames, self.counted)
 
-    def _note(self, batch: tuple[SuspectArtefact, ...]) -> None:
+    def _record_attempt(self, batch: tuple[SuspectArtefact, ...]) -> None:
         now_s = time.monotonic()
         for suspect in batch:
             times, last_s = self._repaired_s.get(suspect, (0, now_s))

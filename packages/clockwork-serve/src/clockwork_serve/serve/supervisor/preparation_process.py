@@ -1,4 +1,4 @@
-"""The child that compiles and profiles, tells how far it is, and ends. It serves nothing."""
+"""The child process that compiles and profiles models, reports its progress, and ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from clockwork_serve.store import Cache, Entry, Problem, ProblemError, Repositor
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prepare what the JSON in ``argv[1]`` says; returns the exit status."""
+    """Run the :class:`Preparation` given as JSON in ``argv[1]``; returns the exit status."""
     preparation = msgspec.json.decode(argv[1], type=Preparation)
     child.prepare("prepare", preparation.settings)
     os.nice(preparation.nice)
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         prepared = _prepare(preparation)
     except ClockworkError as error:
-        _say(Failure(text=str(error), setting=isinstance(error, ConfigError)))
+        _write(Failure(text=str(error), setting=isinstance(error, ConfigError)))
         return 1
     Path(preparation.result).write_bytes(sealed(RESULT, escaped(prepared)))
     return 0
@@ -53,13 +53,14 @@ def _prepare(preparation: Preparation) -> PreparedRepository:
         for suspect in preparation.suspects:
             cache.inspect(suspect.what, suspect.name)
         entries = _found(repository, preparation, missing) if asked else repository.scan()
-        able, unfit = fitting(entries, preparation.devices)
+        able, unfit = runnable(entries, preparation.devices)
         served, problems = compile_all(
-            repository, cache, _teller("compile"), entries=_without(preparation.crashed, able),
-            threads=preparation.threads, begin=lambda name, version: _say(Begun(model=name, version=version)),
+            repository, cache, _progress_reporter("compile"), entries=_without(preparation.crashed, able),
+            threads=preparation.threads,
+            begin=lambda name, version: _write(Begun(model=name, version=version)),
         )  # fmt: skip
-        _say(Begun())
-        profiled = profile_all(served, preparation.devices, cache, _teller("profile"))
+        _write(Begun())
+        profiled = profile_all(served, preparation.devices, cache, _progress_reporter("profile"))
     finally:
         cache.close()
     return PreparedRepository(
@@ -73,7 +74,7 @@ def _prepare(preparation: Preparation) -> PreparedRepository:
 
 
 def _found(repository: Repository, preparation: Preparation, missing: list[Problem]) -> list[Entry]:
-    """The models asked for; those that are not there any more are problems, if others are to be repaired."""
+    """The entries of the wanted models. In a repair, models that are no longer there become problems."""
     entries = []
     for name in preparation.names:
         try:
@@ -86,17 +87,17 @@ def _found(repository: Repository, preparation: Preparation, missing: list[Probl
 
 
 def limit_memory(nbytes: int) -> None:
-    """Let this process, and each that it starts, take no more memory of its own than that.
+    """Limit the private memory of this process, and of each that it starts.
 
-    Not its address space: a GPU's driver reserves far more of it than it uses.
+    The address space is not limited: a GPU's driver reserves far more of it than it uses.
     """
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     least = nbytes if most == resource.RLIM_INFINITY else min(nbytes, most)
     resource.setrlimit(resource.RLIMIT_DATA, (least, most))
 
 
-def fitting(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[list[Entry], list[Problem]]:
-    """The models that some device can run, and what is to be said of the others."""
+def runnable(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[list[Entry], list[Problem]]:
+    """The models that some device can run, and problems of the others."""
     able: list[Entry] = []
     unfit: list[Problem] = []
     for entry in entries:
@@ -116,22 +117,25 @@ def fitting(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[
 
 
 def _without(crashed: Sequence[Problem], entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, but for versions that ended such a child as this one."""
-    gone = {(problem.model, problem.version) for problem in crashed}
+    """The entries without the versions that crashed an earlier child."""
+    crashed_versions = {(problem.model, problem.version) for problem in crashed}
     return [
-        replace(entry, versions=tuple([one for one in entry.versions if (entry.name, str(one)) not in gone]))
+        replace(
+            entry,
+            versions=tuple([one for one in entry.versions if (entry.name, str(one)) not in crashed_versions]),
+        )
         for entry in entries
     ]
 
 
-def _teller(stage: str) -> Callable[[int, int, str], None]:
-    def tell(done: int, total: int, text: str) -> None:
-        _say(StartProgress(stage=stage, done=done, total=total, text=text))
+def _progress_reporter(stage: str) -> Callable[[int, int, str], None]:
+    def report(done: int, total: int, text: str) -> None:
+        _write(StartProgress(stage=stage, done=done, total=total, text=text))
 
-    return tell
+    return report
 
 
-def _say(record: StartProgress | Failure | Begun) -> None:
+def _write(record: StartProgress | Failure | Begun) -> None:
     sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
     sys.stdout.flush()
 

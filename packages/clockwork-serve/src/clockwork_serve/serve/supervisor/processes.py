@@ -1,4 +1,4 @@
-"""Child processes: which a server consists of, started, watched, restarted when they die or hang."""
+"""The child processes that make up a server: started, watched, and restarted when they die or hang."""
 
 from __future__ import annotations
 
@@ -31,38 +31,38 @@ from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.units import KIB
 
 # ------------------------------------------------------------
-# Whether a child process still answers: judged by beats that its loop returns. It ends nobody.
+# A watchdog for child processes: a child is stuck if its loop no longer returns heartbeats.
 #
-# Silence is counted in the watcher's own ticks, never by a clock alone: who was paused with all others has
-# missed nobody. A tick counts only as far as the child could have answered in it: one that wants a core and
-# gets none, or waits for a disk, is not stuck.
+# Missed time is counted in the watchdog's own ticks, not by a clock alone: if the whole machine was paused,
+# no child is to blame. A tick counts only as far as the child could have answered in it: a child that gets no
+# core, or waits for a disk, is not stuck.
 
 
 TICK_S: Final = 0.25
 GAP_S: Final = 1.0
-"""A tick that comes so much later than it should: the watcher was paused itself, others perhaps longer."""
+"""If a tick is this much too late, the watchdog was paused itself, and other processes perhaps longer."""
 STOPPED_SHARE: Final = 0.4
-"""Of the limit, for a child that is stopped by a signal: it is at nothing that might end by itself."""
-START_TIMES: Final = 40
-"""So many limits for the first beat: a start imports, and collects garbage."""
+"""Share of the limit that applies to a child stopped by a signal: it will not continue by itself."""
+START_LIMIT_FACTOR: Final = 40
+"""The first beat may take this many times the limit: a start imports modules, and collects garbage."""
 
 _CLOCK_TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 class ThreadState(Struct, frozen=True):
-    """The main thread of a process: its state as in /proc, and the seconds that it has run."""
+    """The main thread of a process: its state as in /proc, and its CPU time in seconds."""
 
     state: str
     ran_s: float
 
     @property
     def stopped(self) -> bool:
-        """By a signal or a debugger."""
+        """Whether a signal or a debugger has stopped it."""
         return self.state in {"T", "t"}
 
 
-def look_at(pid: int) -> ThreadState | None:
-    """None if there is no such process."""
+def read_thread_state(pid: int) -> ThreadState | None:
+    """The state of a process's main thread; None if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/task/{pid}/stat").read_bytes()
     except OSError:
@@ -75,34 +75,36 @@ def look_at(pid: int) -> ThreadState | None:
 
 
 class ProcessWatch:
-    """One child. ``limit_s``: so long it may be silent; ``send`` sends it a beat."""
+    """The watchdog of one child: it may return no beat for ``limit_s``; ``send`` sends it one."""
 
     def __init__(
         self, pid: int, limit_s: float, send: Callable[[], None],
-        look: Callable[[int], ThreadState | None] = look_at,
+        read_state: Callable[[int], ThreadState | None] = read_thread_state,
     ) -> None:  # fmt: skip
         self._pid = pid
         self._limit_s = limit_s
         self._send = send
-        self._look = look
+        self._read_state = read_state
         self._started = False  # it has returned a beat
-        self._asked: ThreadState | None = (
-            None  # as it was seen last, since it was sent a beat that it has not returned
-        )
+        # Its state at the last tick while a beat is not returned; None while none is out.
+        self._last_state: ThreadState | None = None
         self._silent_s = 0.0
         self._stopped_s = 0.0
 
-    def heard(self) -> None:
-        """It returned a beat."""
+    def beat_received(self) -> None:
+        """Note that the child returned a beat."""
         self._started = True
-        self._asked = None
+        self._last_state = None
 
     def tick(self, *, paused: bool = False) -> str:
-        """Look at it; why it is to be ended, or "". ``paused``: the watcher was, so silence begins anew."""
-        before, now = self._asked, self._look(self._pid)
+        """Check the child; returns why it is to be ended, or "".
+
+        ``paused``: the watchdog was paused itself, so missed time is counted anew.
+        """
+        before, now = self._last_state, self._read_state(self._pid)
         if now is None:
             return ""
-        self._asked = now
+        self._last_state = now
         if before is None:
             self._silent_s = self._stopped_s = 0.0
             self._send()
@@ -110,41 +112,41 @@ class ProcessWatch:
         if paused:
             self._silent_s = self._stopped_s = 0.0
         self._stopped_s = self._stopped_s + TICK_S if now.stopped else 0.0
-        self._silent_s += _could_answer_s(before, now)
+        self._silent_s += _responsive_s(before, now)
         if self._stopped_s >= STOPPED_SHARE * self._limit_s:
             return f"it has been stopped by a signal for {self._stopped_s:.1f} s"
-        if self._silent_s >= (self._limit_s if self._started else START_TIMES * self._limit_s):
+        if self._silent_s >= (self._limit_s if self._started else START_LIMIT_FACTOR * self._limit_s):
             return f"it has not answered for {self._silent_s:.1f} s in which it could have"
         return ""
 
 
-def _could_answer_s(before: ThreadState, now: ThreadState) -> float:
-    """Of a tick, how long the process had what it needs to answer."""
+def _responsive_s(before: ThreadState, now: ThreadState) -> float:
+    """For how much of a tick the process could have answered."""
     match now.state:
-        case "R":  # it runs, or wants to
+        case "R":  # it runs, or waits for a core
             return min(TICK_S, now.ran_s - before.ran_s)
-        case "D":  # the kernel waits for a device on its behalf, and could not end it either
+        case "D":  # it is in the kernel, waiting for I/O; SIGKILL would have no effect
             return 0.0
         case _:
             return TICK_S
 
 
 # ------------------------------------------------------------
-# Child processes, restarted when they die; it does not know what they are for.
+# Child processes, restarted with a growing delay when they die. Nothing here depends on what they run.
 #
 # All methods are for one loop's own thread, which must live as long as the children: the kernel ends them
 # when the thread that started them ends.
 
 
 FAST_S: Final = 5.0
-"""A child that lived for less was never well."""
+"""A child that lived for less died fast: it probably never worked."""
 FAST_DEATHS: Final = 5
-"""So many in a row, and restarting it again soon will not help."""
+"""After this many fast deaths in a row the child keeps failing: another restart will not help."""
 RETRY_S: Final = 0.1
 RETRY_S_MAX: Final = 30.0
 TAIL_LINES: Final = 40
 LINE_MAX: Final = 64 * KIB
-"""A longer line of a child comes in pieces: a model may write without an end."""
+"""A longer line of a child is delivered in pieces: a model may write an endless one."""
 FAULTS: Final = frozenset(
     {
         signal.SIGSEGV,
@@ -156,7 +158,7 @@ FAULTS: Final = frozenset(
         signal.SIGSYS,
     }
 )
-"""Signals that a process gets for what it did."""
+"""Signals that a process receives for a fault of its own."""
 
 _log = logging.getLogger(__name__)
 
@@ -166,52 +168,52 @@ OnLine = Callable[[str], None]
 class Launch(Struct, frozen=True, kw_only=True):
     """What to run: ``python -m module config``, under a ``name`` for logs.
 
-    One that does not answer for ``silence_s`` is ended, to be started again; 0: it is not watched.
+    A process that returns no heartbeat for ``stuck_s`` is killed and restarted; 0: it is not watched.
     """
 
     name: str
     module: str
     config: str
-    silence_s: float = 0.0
+    stuck_s: float = 0.0
 
     @classmethod
-    def of(cls, name: str, kind: str, config: object, silence_s: float = 0.0) -> Launch:
-        """One of ours: a module of ``processes``, or ``supervisor.preparation_process``.
+    def of(cls, name: str, kind: str, config: object, stuck_s: float = 0.0) -> Launch:
+        """A launch of ``kind``: a module of ``processes``, or ``supervisor.preparation_process``.
 
-        Its configuration is sent as JSON.
+        ``config`` is passed as JSON.
         """
         return cls(
             name=name,
             module="clockwork_serve.serve." + (kind if "." in kind else f"processes.{kind}"),
             config=msgspec.json.encode(config).decode(),
-            silence_s=silence_s,
+            stuck_s=stuck_s,
         )
 
 
 class Backoff:
-    """How long to wait before a restart: not at all at first, then longer with each fast death in a row."""
+    """The delay before a restart: zero at first, then growing with each fast death in a row."""
 
     def __init__(self) -> None:
         self.fast_deaths = 0
 
     def died(self, lived_s: float, status: int = 0) -> float:
-        """Seconds to wait, given how long the child lived and its exit status."""
+        """Count a death; returns how many seconds to wait before the restart."""
         self.fast_deaths = self.fast_deaths + 1 if lived_s < FAST_S else 0
         if status == EXIT_CONFIG:
-            # It said itself that trying again is of no use.
+            # By this status the child reports that a restart will not help.
             self.fast_deaths = max(self.fast_deaths, FAST_DEATHS)
         if self.fast_deaths <= 1:
             return 0.0
         return float(min(RETRY_S_MAX, RETRY_S * 2 ** (self.fast_deaths - 2)))
 
     @property
-    def hopeless(self) -> bool:
-        """Whether it died so often so fast that a person should look."""
+    def keeps_failing(self) -> bool:
+        """Whether it died fast so often in a row that the operator must find out why."""
         return self.fast_deaths >= FAST_DEATHS
 
 
 class Child:
-    """One run of one program: its process, the last lines it wrote, and word of its end."""
+    """One run of a program: its process, the last lines of its stderr, and its exit status (``ended``)."""
 
     def __init__(self, launch: Launch, on_line: OnLine, on_output: OnLine | None = None) -> None:
         """Start it. ``on_line`` gets each line of its stderr, ``on_output`` of its stdout."""
@@ -220,7 +222,7 @@ class Child:
         self.started_s = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self._loop.create_future()
-        beats, theirs = socket.socketpair() if launch.silence_s else (None, None)
+        beats, theirs = socket.socketpair() if launch.stuck_s else (None, None)
         environment = {**os.environ, KEEPER_PID_VARIABLE: str(os.getpid())}
         if theirs is not None:
             environment[BEATS_FD_VARIABLE] = str(theirs.fileno())
@@ -229,35 +231,35 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL if on_output is None else subprocess.PIPE,
             stderr=subprocess.PIPE,
-            # Its own session: Ctrl-C in the terminal is the keeper's to handle.
+            # Its own session: Ctrl-C in the terminal is for the supervisor to handle.
             start_new_session=True,
             env=environment,
             pass_fds=() if theirs is None else (theirs.fileno(),),
         )
         if theirs is not None:
             theirs.close()
-        self.pulse = None if beats is None else _Pulse(beats, self._process.pid, launch.silence_s)
+        self.beats = None if beats is None else _BeatSocket(beats, self._process.pid, launch.stuck_s)
         self._on_line = on_line
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._exited)
         assert self._process.stderr is not None
-        self._readers = [_LineReader(self._process.stderr.fileno(), self._heard)]
+        self._readers = [_LineReader(self._process.stderr.fileno(), self._on_stderr_line)]
         if on_output is not None:
             assert self._process.stdout is not None
             self._readers.append(_LineReader(self._process.stdout.fileno(), on_output))
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     def signal(self, number: int) -> None:
-        """Send it a signal, if it still runs."""
+        """Send the process a signal, if it still runs."""
         if not self.ended.done():
             self._process.send_signal(number)
 
     async def stop(self, grace_s: float) -> int:
-        """Ask it to end, insist after ``grace_s``; its exit status."""
+        """Send SIGTERM, and SIGKILL after ``grace_s``; returns the exit status."""
         self.signal(signal.SIGTERM)
         try:
             return await asyncio.wait_for(asyncio.shield(self.ended), grace_s)
@@ -266,7 +268,7 @@ class Child:
             self.signal(signal.SIGKILL)
             return await self.ended
 
-    def _heard(self, line: str) -> None:
+    def _on_stderr_line(self, line: str) -> None:
         self.tail.append(line)
         self._on_line(line)
 
@@ -276,16 +278,16 @@ class Child:
         status = self._process.wait()
         for reader in self._readers:
             reader.close()
-        if self.pulse is not None:
-            self.pulse.close()
+        if self.beats is not None:
+            self.beats.close()
         for stream in (self._process.stderr, self._process.stdout):
             if stream is not None:
                 stream.close()
         self.ended.set_result(status)
 
 
-class _Pulse:
-    """Beats to a child, and those that it returns."""
+class _BeatSocket:
+    """The socket over which a child is sent beats and returns them, with the child's watchdog."""
 
     def __init__(self, beats: socket.socket, pid: int, limit_s: float) -> None:
         self._beats = beats
@@ -295,12 +297,12 @@ class _Pulse:
         self._loop.add_reader(beats.fileno(), self._read)
 
     def close(self) -> None:
-        """The child is gone."""
+        """Close the socket: the child has ended."""
         self._loop.remove_reader(self._beats.fileno())
         self._beats.close()
 
     def _send(self) -> None:
-        with suppress(OSError):  # it ends, which is noticed elsewhere
+        with suppress(OSError):  # the child is ending, which its pidfd reports
             self._beats.send(BEAT)
 
     def _read(self) -> None:
@@ -311,13 +313,13 @@ class _Pulse:
         except OSError:
             data = b""
         if data:
-            self.watch.heard()
+            self.watch.beat_received()
         else:
             self._loop.remove_reader(self._beats.fileno())
 
 
 class _LineReader:
-    """Lines of a pipe, as they come; bytes that are not text are shown as escapes."""
+    """Reads a pipe line by line; bytes that are not UTF-8 become escapes."""
 
     def __init__(self, fd: int, on_line: OnLine) -> None:
         self._fd = fd
@@ -328,7 +330,7 @@ class _LineReader:
         self._loop.add_reader(fd, self._read)
 
     def close(self) -> None:
-        """Deliver what is left and stop; the pipe is the caller's to close."""
+        """Deliver what is left, and stop. The caller closes the pipe."""
         while self._read():
             pass
         self._loop.remove_reader(self._fd)
@@ -353,16 +355,16 @@ class _LineReader:
 
 
 class Supervisor:
-    """Keeps children running until they are stopped, and answering if they are watched.
+    """Starts children, and restarts each that dies or, if it is watched, returns no heartbeats.
 
-    ``unanswering`` counts, by name, how often one was ended because it did not answer.
+    ``unresponsive`` counts, by name, how often a child was killed because it returned no heartbeats.
     """
 
     def __init__(
         self, on_line: OnLine, on_end: Callable[[str, int], None] = lambda name, status: None
     ) -> None:
         """``on_end`` gets the name and exit status of each child that ended by itself."""
-        self.unanswering: Counter[str] = Counter()
+        self.unresponsive: Counter[str] = Counter()
         self._on_line = on_line
         self._on_end = on_end
         self._ticks: asyncio.TimerHandle | None = None  # while any child is watched
@@ -370,29 +372,29 @@ class Supervisor:
         self._children: dict[str, Child] = {}  # all and only those that run, by name
         self._backoffs: dict[str, Backoff] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
-        self._tails: dict[str, list[str]] = {}  # last words of each child that died
+        self._tails: dict[str, list[str]] = {}  # the last lines of each child that died
 
     def start(self, launch: Launch) -> None:
-        """Run it, and again whenever it ends, until :meth:`stop`."""
+        """Start a child, and restart it whenever it ends, until :meth:`stop`."""
         assert launch.name not in self._watches, launch.name
         self._backoffs[launch.name] = Backoff()
         self._run(launch)
         self._watches[launch.name] = asyncio.get_running_loop().create_task(self._keep(launch))
 
     def pid(self, name: str) -> int | None:
-        """Of a child that runs now."""
+        """The process id of a child; None while it does not run."""
         child = self._children.get(name)
         return None if child is None else child.pid
 
     def end(self, name: str) -> bool | None:
-        """Have the kernel end a child, which is started again; None if it does not run.
+        """Kill a child, which is then restarted; None if it does not run.
 
-        Whether it was running until then: false of one that somebody had stopped, as by SIGSTOP.
+        Returns whether it was running: false if it had been stopped by a signal, such as SIGSTOP.
         """
         child = self._children.get(name)
         if child is None:
             return None
-        seen = look_at(child.pid)
+        seen = read_thread_state(child.pid)
         ran = seen is None or not seen.stopped
         child.signal(signal.SIGKILL)
         return ran
@@ -402,22 +404,22 @@ class Supervisor:
         """All children that are kept running, in order of their start."""
         return list(self._watches)
 
-    def hopeless(self) -> str | None:
-        """What a person should know about a child that keeps dying at once; None if there is none."""
+    def why_failing(self) -> str | None:
+        """A message about a child that keeps failing, with its last lines; None if there is none."""
         for name, backoff in self._backoffs.items():
-            if backoff.hopeless:
+            if backoff.keeps_failing:
                 said = "\n".join(self._tails.get(name, []))
                 return f"{name} cannot run: it ends as soon as it starts; it said:\n{said}"
         return None
 
-    def forgive(self, prefix: str) -> None:
-        """What children whose names begin so died of is over: the next death is their first."""
+    def reset_backoff(self, prefix: str) -> None:
+        """Reset the restart delay of children whose names have this prefix: why they died was resolved."""
         for name, backoff in self._backoffs.items():
             if name.startswith(prefix):
                 backoff.fast_deaths = 0
 
     async def stop(self, name: str, grace_s: float) -> None:
-        """End one child for good."""
+        """Stop one child, and do not restart it."""
         watch = self._watches.pop(name, None)
         if watch is not None:
             watch.cancel()
@@ -426,7 +428,7 @@ class Supervisor:
             await child.stop(grace_s)
 
     async def kill(self) -> None:
-        """End all at once, and return when they are gone."""
+        """Kill all children, and return when they have ended."""
         if self._ticks is not None:
             self._ticks.cancel()
             self._ticks = None
@@ -442,7 +444,7 @@ class Supervisor:
     def _run(self, launch: Launch) -> Child:
         child = Child(launch, self._on_line)
         self._children[launch.name] = child
-        if child.pulse is not None and self._ticks is None:
+        if child.beats is not None and self._ticks is None:
             self._ticked_s = time.monotonic()
             self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         _log.debug("%s started", launch.name, extra={"pid": child.pid})
@@ -454,12 +456,12 @@ class Supervisor:
         paused = now_s - self._ticked_s > TICK_S + GAP_S
         self._ticked_s = now_s
         for name, child in self._children.items():
-            if child.pulse is None or not (why := child.pulse.watch.tick(paused=paused)):
+            if child.beats is None or not (why := child.beats.watch.tick(paused=paused)):
                 continue
-            self.unanswering[name] += 1
+            self.unresponsive[name] += 1
             _log.error("%s does not answer: %s; it is ended", name, why, extra={"pid": child.pid})
             child.signal(signal.SIGKILL)
-            child.pulse.watch.heard()  # it ends once
+            child.beats.watch.beat_received()  # so that it is not reported again while it ends
 
     async def _keep(self, launch: Launch) -> None:
         backoff = self._backoffs[launch.name]
@@ -485,7 +487,10 @@ class Supervisor:
 
 
 def crashed(status: int) -> bool:
-    """Whether what a process ran ended it: nobody else did, and not its own code for a reason of its own."""
+    """Whether a process crashed by a fault of what it ran.
+
+    False if another process killed it, or if it ended itself with ``EXIT_BROKEN`` or ``EXIT_CONFIG``.
+    """
     return -status in FAULTS if status < 0 else status not in (EXIT_BROKEN, EXIT_CONFIG)
 
 
@@ -500,13 +505,13 @@ def describe_exit(status: int) -> str:
 
 
 # ------------------------------------------------------------
-# Which processes a server is made of, and how each is configured; nothing is started here.
+# The processes of a server, and the configuration of each.
 
 
 def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int]) -> list[Launch]:
-    """All child processes that stay: the controller, workers, gateways, and a bridge to other machines.
+    """The long-running child processes: controller, workers, gateways, and a bridge to other machines.
 
-    Workers are the controller's to watch, which knows what they are at.
+    Workers have no watchdog here: the controller watches them, for it knows how long their actions may take.
     Raises :class:`ConfigError`.
     """
     settings, place = config.settings, str(run_dir)
@@ -532,7 +537,10 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
 
 
 def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, tuple[DeviceConfig, ...]]]:
-    """Names of workers and their devices: a process each, but one for all emulated ones not set apart."""
+    """Names of workers and their devices: one process per device, but one for all emulated devices.
+
+    An emulated device with ``apart`` set has a process of its own.
+    """
     emulated = tuple(device for device in devices if device.kind == "emulated" and not device.apart)
     workers: list[tuple[str, tuple[DeviceConfig, ...]]]
     workers = [(f"worker-{each.device}", (each,)) for each in devices if each not in emulated]
@@ -540,7 +548,7 @@ def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, tuple[Devic
 
 
 def pinned_cores(workers: int, cores: set[int]) -> dict[int, tuple[int, ...]]:
-    """Cores for each worker, from the last one down; the first stays for everybody else."""
+    """Cores for each worker, by its number, from the last core down; the first is left to other processes."""
     if len(cores) <= workers:
         raise ConfigError(
             f"pin: expected more than {workers} cores for {workers} devices; found {len(cores)}; leave it out"
@@ -552,15 +560,15 @@ def pinned_cores(workers: int, cores: set[int]) -> dict[int, tuple[int, ...]]:
 def gateway_launches(
     settings: Settings, run_dir: Path, port_by_name: Mapping[str, int], machine: str = ""
 ) -> list[Launch]:
-    """The gateways of one machine, called ``gateway-0`` and so on, and after the ``machine``.
+    """The gateways of one machine, named ``gateway-0`` and so on.
 
-    That is the one whose server is elsewhere; "" where they are the server's own.
+    ``machine`` is the prefix of their names, and is given where they join a server on another machine.
     """
     prefix = f"{machine}." if machine else ""
     ports = {name: port_by_name.get(name) for name in settings.ports}
     launches = []
     for number in range(settings.gateways):
-        # Gateways count apart, so they cannot share one page of metrics.
+        # Each gateway has its own counters, so only the first one serves the page of metrics.
         own = ports if number == 0 else ports | {"metrics_port": None}
         config = GatewayConfig(
             run_dir=str(run_dir), name=f"{prefix}gateway-{number}", number=number, reuse_port=True,
@@ -571,17 +579,17 @@ def gateway_launches(
 
 
 # ------------------------------------------------------------
-# Whether our own gateways answer, asked as a client would.
+# Health probes of our own gateways, as a client would send them.
 
 
-_PATIENCE_S: Final = 2.0
+_PROBE_TIMEOUT_S: Final = 2.0
 _REQUEST: Final = b"GET /v2/health/ready HTTP/1.1\r\nHost: keeper\r\nConnection: close\r\n\r\n"
 
 
 async def healthy(host: str, port: int) -> bool:
-    """Whether a gateway there says that it is ready."""
+    """Whether a gateway at that address answers that it is ready."""
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(reachable(host), port)
             try:
                 writer.write(_REQUEST)
@@ -594,9 +602,9 @@ async def healthy(host: str, port: int) -> bool:
 
 
 async def listens(host: str, port: int) -> bool:
-    """Whether anybody accepts connections there."""
+    """Whether connections are accepted at that address."""
     try:
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_PROBE_TIMEOUT_S):
             _, writer = await asyncio.open_connection(reachable(host), port)
             writer.close()
     except (OSError, TimeoutError):
@@ -605,5 +613,5 @@ async def listens(host: str, port: int) -> bool:
 
 
 def reachable(host: str) -> str:
-    """An address to reach a listener at: a wildcard is none."""
+    """The address at which to reach a listener: the loopback address for a wildcard."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

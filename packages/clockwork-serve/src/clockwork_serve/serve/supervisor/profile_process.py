@@ -1,4 +1,4 @@
-"""A child that measures how long one code takes on a device of its own, then is gone: ``python -m``."""
+"""A child process that measures how long one code takes on a device of its own; run by ``python -m``."""
 
 from __future__ import annotations
 
@@ -41,23 +41,24 @@ from clockwork_serve.store.cache import batch_sizes
 from clockwork_serve.units import KIB, MIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
 
 # ------------------------------------------------------------
-# What a processor's caches hold when a model's turn comes among many: the others' weights, not its own.
+# Cold-cache profiling: where many models share a core, its caches hold the weights of others when one runs.
 #
-# A MobileNet (10 MB) takes 1.9 ms run after run, and 2.5 ms where fifteen are served on one core; of two
-# requests in one INFER, the second finds warm what the first fetched. Run after run, such a batch seems to
-# save nothing: 3.7 ms. With this between two runs it takes 4.0 ms, and a request alone 2.3 (AMD EPYC).
+# A MobileNet (10 MB) takes 1.9 ms run after run, and 2.5 ms where fifteen are served on one core. Of two
+# requests in one INFER, the second finds in the caches what the first fetched; run after run, such a batch
+# seems to save nothing: 3.7 ms. With the caches evicted between runs it takes 4.0 ms, and a single request
+# 2.3 ms (AMD EPYC).
 
 
-LEAST_WEIGHTS: Final = MIB
+EVICT_FROM_BYTES: Final = MIB
 """Smaller weights are fetched within 0.1 ms."""
-USUAL_BYTES: Final = 32 * MIB
+DEFAULT_CACHE_BYTES: Final = 32 * MIB
 """Where the system does not say how large the caches are."""
-MOST_BYTES: Final = 128 * MIB
+EVICT_BYTES_MAX: Final = 128 * MIB
 _CACHES: Final = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def cache_bytes(folder: Path = _CACHES) -> int:
-    """The largest cache of a core, whoever shares it."""
+    """The size of the largest cache of a core, shared with other cores or not."""
     found = []
     for file in folder.glob("index*/size"):
         text = ""
@@ -65,15 +66,18 @@ def cache_bytes(folder: Path = _CACHES) -> int:
             text = file.read_text(encoding="ascii").strip()
         if text.endswith("K") and text[:-1].isdigit():
             found.append(int(text[:-1]) * KIB)
-    return max(found, default=USUAL_BYTES)
+    return max(found, default=DEFAULT_CACHE_BYTES)
 
 
-def others_turn(device_kind: str, weights_bytes: int, most_bytes: int = MOST_BYTES) -> Callable[[], object]:
-    """To be called between two runs of one model: reads as much memory as other models would.
+def cache_evictor(
+    device_kind: str, weights_bytes: int, most_bytes: int = EVICT_BYTES_MAX
+) -> Callable[[], object]:
+    """Returns a function that evicts a model's weights from the caches, to be called between two runs.
 
-    It does nothing for small weights, and for a GPU, whose caches this does not reach.
+    It reads twice the cache's size, ``most_bytes`` at most. It does nothing for small weights, and for a GPU,
+    whose caches it cannot reach.
     """
-    if weights_bytes < LEAST_WEIGHTS or device_kind.startswith("cuda"):
+    if weights_bytes < EVICT_FROM_BYTES or device_kind.startswith("cuda"):
         return _nothing
     return np.ones(min(2 * cache_bytes(), most_bytes) // 8, np.int64).sum
 
@@ -83,13 +87,13 @@ def _nothing() -> None:
 
 
 # ------------------------------------------------------------
-# Inputs to measure a code with; it cannot know what a model means by them.
+# Inputs to profile a code with, guessed from its tensors' names, datatypes and shapes.
 
 
 SAMPLE_RATE: Final = 16_000
-"""What audio models are most often made for; many refuse any other number."""
+"""The sample rate that most audio models expect; many refuse any other."""
 ELEMENTS_MAX: Final = 1 << 24
-"""No input is made larger, whatever its shape leaves open."""
+"""The most elements of an input with dynamic dimensions."""
 
 _FLOATS: Final = ("FP16", "FP32", "FP64", "BF16")
 
@@ -97,8 +101,8 @@ _FLOATS: Final = ("FP16", "FP32", "FP64", "BF16")
 def fills_to_try(code: Code) -> Iterator[tuple[Fill, ...]]:
     """Ways to fill one row of the inputs, the most realistic first; a model may refuse any of them.
 
-    What worked when the code was compiled comes with it (``probe.json``), but there the dimensions that a
-    request chooses are as small as the model allows, and would be measured too fast.
+    A code has the inputs that worked when it was compiled (``probe.json``), but their dynamic dimensions are
+    as small as the model allows: measured durations would be too short.
     """
     known = _known_fills(code)
     dynamic = any(dim < 0 for spec in code.inputs for dim in spec.shape)
@@ -112,7 +116,7 @@ def fills_to_try(code: Code) -> Iterator[tuple[Fill, ...]]:
 
 
 def inputs_of(fills: Sequence[Fill]) -> dict[str, Array]:
-    """One row of inputs by name, the same every time; elements of BYTES are ``bytes``, as devices want."""
+    """One row of inputs by name, the same every time; elements of BYTES are ``bytes``, as devices expect."""
     made = made_up(fills)
     return {name: _as_bytes(array) if array.dtype == object else array for name, array in made.items()}
 
@@ -141,7 +145,7 @@ def _fill(spec: TensorSpec, code: Code) -> Fill:
 
 
 def _sized(fills: Sequence[Fill], code: Code, size: int | None) -> tuple[Fill, ...]:
-    """The fills with every open dimension set to ``size``, or to a guess by the tensor's rank."""
+    """The fills with every dynamic dimension set to ``size``, or to a guess by the tensor's rank."""
     specs = {spec.name: spec for spec in code.inputs}
     return tuple(_with_shape(fill, _shape(specs[fill.name], code, size)) for fill in fills)
 
@@ -157,10 +161,10 @@ def _shape(spec: TensorSpec, code: Code, size: int | None) -> tuple[int, ...]:
 
 def _guess(spec: TensorSpec) -> int:
     if len(spec.shape) >= 3 and sum(dim < 0 for dim in spec.shape) >= 2:
-        return 320  # sides of an image: a multiple of 32, as strided networks want
+        return 320  # sides of an image: a multiple of 32, as strided networks expect
     if spec.datatype in _FLOATS and len(spec.shape) <= 2:
         return SAMPLE_RATE  # a second of sound
-    return 64  # tokens, or the open side of an image
+    return 64  # tokens, or the dynamic side of an image
 
 
 def _with_shape(fill: Fill, shape: tuple[int, ...]) -> Fill:
@@ -168,31 +172,31 @@ def _with_shape(fill: Fill, shape: tuple[int, ...]) -> Fill:
 
 
 # ------------------------------------------------------------
-# Measures how long a code takes on a device, before it serves; it never measures while requests run on it.
+# Measures how long a code takes on an idle device, before the server starts.
 #
-# A profile only seeds the controller's estimates, which follow what is measured while serving; so it is made
-# quickly, and a median is enough. Runs begin with cold caches, as they do among other models.
+# A profile only seeds the controller's estimates, which follow what is measured while serving; so a quick
+# median is enough. Each run starts with cold caches, as it does when many models are served.
 
 
 RUNS_MIN: Final = 5
 RUNS_MAX: Final = 50
 BATCH_TIME_NS: Final = 300 * NS_PER_MS
-"""Enough runs of one batch size; a batch that takes longer is run once."""
+"""How long one batch size is measured; a batch that takes longer is run once."""
 EXTRAPOLATE_NS: Final = 2 * NS_PER_S
-"""A batch expected to take longer is not run: no scheduler would choose it."""
+"""A batch expected to take longer is not run, but extrapolated: no scheduler would choose it."""
 LOADS: Final = 3
 REFUSED_NS: Final = 50 * NS_PER_MS
-"""What a row is said to take if the model refuses every input that was tried: estimates learn the truth."""
+"""The assumed duration of a row if the model refuses all inputs tried; estimates correct it while serving."""
 LOAD_BASE_NS: Final = 100_000
-"""The most of a LOAD's duration that is taken for overhead, when one size of weights was measured."""
+"""The most of a LOAD's duration that counts as constant overhead, where one size of weights is measured."""
 WORKSPACE_MIN: Final = MIB
 
-_WHENEVER: Final = Window(0, 1 << 62)
+_ANY_TIME: Final = Window(0, 1 << 62)
 _log = logging.getLogger(__name__)
 
 
 class MeasuredProfile(Struct, frozen=True, kw_only=True, tag=True):
-    """A profile, and what is doubtful about it."""
+    """A profile, with warnings about guesses in it."""
 
     profile: Profile
     warnings: tuple[str, ...] = ()
@@ -208,13 +212,13 @@ def profile(
 ) -> MeasuredProfile:
     """Measure ``code`` on ``device`` with the weights of ``model``. Takes seconds; the device must be idle.
 
-    ``between`` is called before each run, to leave it no warm caches (default: :func:`others_turn`), and
+    ``between`` is called before each run, to evict the caches (default: :func:`cache_evictor`), and
     ``on_prepared`` once the device has prepared the code.
 
     Raises :class:`DeviceError` if the code cannot be prepared or the weights cannot be loaded there.
     """
     if between is None:
-        between = others_turn(device.spec.kind, model.weights.size)
+        between = cache_evictor(device.spec.kind, model.weights.size)
     return _Measurement(device, code, model, clock, between).run(on_prepared)
 
 
@@ -233,14 +237,14 @@ class _Measurement:
         self._model = model
         self._clock = clock
         self._actions = 0
-        # A GPU's batches take memory that is not this process's own.
+        # A GPU's batches use device memory, which does not count as memory of this process.
         self._used: Callable[[], int] = getattr(device, "used_bytes", resident_bytes)
         self._resident = self._used()
         self._extent = Extent(0, device.spec.pages_of(model.weights.size))
 
     def run(self, on_prepared: Callable[[], object]) -> MeasuredProfile:
         """Prepare, load, run each batch size, and leave the device as it was."""
-        # Weights that are not lifted live outside the device's arena, and are accounted for as weights.
+        # Weights that are not lifted out of the code are outside the device's arena; they are no workspace.
         held = 0 if self._code.lifted else self._model.weights.size
         self._device.prepare(self._code)
         on_prepared()
@@ -269,7 +273,7 @@ class _Measurement:
         )  # fmt: skip
 
     def _loads(self) -> int:
-        """The median LOAD; the weights stay."""
+        """The median duration of a LOAD; the weights stay loaded."""
         durations = []
         for count in range(LOADS):
             if count:
@@ -307,7 +311,7 @@ class _Measurement:
         batches.add(batch, round(statistics.median(durations)) if durations else expected_ns)
 
     def _infer(self, batch: int, fills: tuple[Fill, ...]) -> int:
-        """One run of ``batch`` requests of one row each, as they come while serving; its duration."""
+        """Run ``batch`` requests of one row each, as while serving; returns the duration."""
         count = batch if self._code.batched else 1
         inputs, room = inputs_of(fills), self._output_bytes()
         calls = [CallBuffers(inputs=inputs, output=memoryview(bytearray(room))) for _ in range(count)]
@@ -315,7 +319,7 @@ class _Measurement:
             action_id=self._next(), device=self._device.spec.device, model=self._model.key,
             code_id=self._code.code_id, extent=self._extent, version=1, batch=batch,
             calls=tuple(Call(request_id=str(row), rows=1, tensors=b"") for row in range(count)),
-            window=_WHENEVER, expected_ns=0,
+            window=_ANY_TIME, expected_ns=0,
         )  # fmt: skip
         self._between()
         started_ns = self._clock()
@@ -329,14 +333,14 @@ class _Measurement:
         return Load(
             action_id=self._next(), device=self._device.spec.device, model=self._model.key,
             code_id=self._code.code_id, weights=self._model.weights, extent=self._extent, version=1,
-            window=_WHENEVER, expected_ns=0,
+            window=_ANY_TIME, expected_ns=0,
         )  # fmt: skip
 
     def _unload(self) -> None:
         self._device.unload(
             Unload(
                 action_id=self._next(), device=self._device.spec.device, model=self._model.key,
-                extent=self._extent, version=1, window=_WHENEVER,
+                extent=self._extent, version=1, window=_ANY_TIME,
             )
         )  # fmt: skip
 
@@ -346,7 +350,7 @@ class _Measurement:
 
 
 class _Batches:
-    """What was measured of each batch size, ascending."""
+    """The measurements of each batch size, ascending."""
 
     def __init__(self, code: Code, used: Callable[[], int], before: int) -> None:
         self._code = code
@@ -358,14 +362,15 @@ class _Batches:
         self.io_bytes: dict[int, int] = {}
 
     def add(self, batch: int, infer_ns: int) -> None:
-        """Take in one batch size."""
+        """Record one batch size."""
         self.infer_ns[batch] = max(1, infer_ns)
         self.io_bytes[batch] = io_bytes(self._code, batch)
-        # All that the process grew by since before it knew the code: an upper bound, as the first code in it.
+        # All memory that the process gained since before it prepared the code: an upper bound, because this
+        # is the first code in it.
         self.workspace_bytes[batch] = max(WORKSPACE_MIN, self._used() - self._before)
 
     def add_between(self) -> None:
-        """What was not run takes as long as the line between its neighbours says, and the larger's memory."""
+        """Fill in sizes that were not run: interpolated durations, and the memory of the next larger size."""
         found = sorted(self.infer_ns)
         for batch in self._code.batch_sizes:
             if batch not in self.infer_ns:
@@ -381,7 +386,7 @@ class _Batches:
             table.update(ascending)
 
     def expected_ns(self, batch: int) -> int:
-        """In proportion to the largest batch so far: what no batch should exceed by much."""
+        """The duration in proportion to the largest batch so far: an estimate that few batches exceed."""
         if not self.infer_ns:
             return self.row_ns * batch
         largest = max(self.infer_ns)
@@ -389,12 +394,12 @@ class _Batches:
 
 
 def measured_sizes(code: Code) -> tuple[int, ...]:
-    """Those that are run; what lies between them is on the line between their times (a Python model's)."""
+    """The batch sizes that are run; the others, of a Python model, are interpolated."""
     return batch_sizes(code.batch_sizes[-1]) if code.backend == "python" else code.batch_sizes
 
 
 def enough(durations: list[int]) -> bool:
-    """Whether to stop: many runs, or enough time and at least a few runs, or runs that agree."""
+    """Whether to stop: after many runs, after enough time and a few runs, or once the runs agree."""
     count, spent_ns = len(durations), sum(durations)
     if count < RUNS_MIN:
         return spent_ns >= BATCH_TIME_NS
@@ -406,7 +411,7 @@ def enough(durations: list[int]) -> bool:
 
 
 def load_line(load_ns: int, size: int) -> tuple[int, int]:
-    """(base, ns per MiB) of a LOAD from one measurement: weights of one code are all of one size."""
+    """(base ns, ns per MiB) of a LOAD from one measurement: all weights of one code have the same size."""
     base_ns = min(load_ns // 2, LOAD_BASE_NS)
     return (load_ns, 0) if size == 0 else (base_ns, ((load_ns - base_ns) << 20) // size)
 
@@ -417,24 +422,24 @@ def resident_bytes() -> int:
 
 
 # ------------------------------------------------------------
-# A child that measures one code on a device of its own and prints what it found; then it is gone.
+# The child process: it measures one code on a device of its own, and prints the result.
 #
-# One process per code, because only so is its memory known, and because a model may crash whoever runs it.
-# Its stdout is for what it found alone: what a model prints goes to stderr.
+# There is one process per code, because only so can its memory be measured, and because a model may crash the
+# process that runs it. Stdout is for the result alone: what a model prints goes to stderr.
 
 
 PREPARED: Final = b"prepared"
-"""The first line of a child whose device has prepared the code."""
+"""The first line of output, once the device has prepared the code."""
 
 
 class ImportFailed(Struct, frozen=True, tag=True):
-    """Said instead of a ``MeasuredProfile``: the code's own Python raised where it was imported."""
+    """The result instead of a ``MeasuredProfile``: the import of the model's own Python code raised."""
 
     why: str
 
 
 class ProfileConfig(Struct, frozen=True, kw_only=True):
-    """What to measure, with whose weights."""
+    """The code to measure, on which device, with the weights of which model."""
 
     device: DeviceConfig
     code: Code
@@ -442,7 +447,7 @@ class ProfileConfig(Struct, frozen=True, kw_only=True):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure what the JSON in ``argv[1]`` says.
+    """Run the :class:`ProfileConfig` given as JSON in ``argv[1]``; returns the exit status.
 
     Stdout ends with a ``MeasuredProfile`` or an ``ImportFailed``.
     """
@@ -461,7 +466,7 @@ def main(argv: Sequence[str]) -> int:
 
     def on_prepared() -> None:
         prepared.append(True)
-        _say(stdout, PREPARED)
+        _write_line(stdout, PREPARED)
 
     try:
         found: MeasuredProfile | ImportFailed = profile(
@@ -473,16 +478,17 @@ def main(argv: Sequence[str]) -> int:
         found = ImportFailed(str(error))
     finally:
         device.close()
-    _say(stdout, msgspec.json.encode(found))
+    _write_line(stdout, msgspec.json.encode(found))
     return 0
 
 
-def _say(stdout: int, line: bytes) -> None:
+def _write_line(stdout: int, line: bytes) -> None:
     with open(stdout, "wb", closefd=False) as file:
         file.write(line + b"\n")
 
 
 if __name__ == "__main__":
     _status = main(sys.argv)
-    # Not sys.exit: all is said, and threads of the model, or a stderr that it made, may not take that back.
+    # Not sys.exit: the result is written, and a thread of the model, or a stderr that it replaced, may not
+    # make the process hang or fail now.
     os._exit(_status)

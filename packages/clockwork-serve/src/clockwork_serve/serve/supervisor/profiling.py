@@ -1,4 +1,4 @@
-"""Profiles of all codes on all kinds of device: those in the cache, and the others measured now."""
+"""Profiles of all codes on all kinds of device: read from the cache, or measured now."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from clockwork_serve.store.settings import shown
 from clockwork_serve.units import KIB, MIB, NS_PER_MS
 
 TIME_LIMIT_S: Final = 120.0
-"""For one code; one that takes longer is served with guessed durations, if it was prepared by then."""
+"""For profiling one code; if it takes longer, but was prepared, it is served with guessed durations."""
 
 TRIES: Final = 2
-"""If so many models of one code crash who measures them, so will the others."""
+"""If this many models of one code crash the process that measures them, the others are not tried."""
 
 _Found = MeasuredProfile | ImportFailed
 Progress = Callable[[int, int, str], None]
-"""Told (done, total, text) after each code."""
+"""Called with (done, total, text) after each code."""
 
 
 class ProfileCache(Protocol):
@@ -51,9 +51,9 @@ class ProfileCache(Protocol):
 
 
 class Profiled(Struct, frozen=True, kw_only=True):
-    """Profiles of every (code, kind of device) that can run, and what is doubtful about them.
+    """The profile of every code on every kind of device that can run it, with warnings about guesses.
 
-    ``problems`` are models that crash who runs them, or cannot be prepared.
+    ``problems`` are models that crash the process that runs them, or cannot be prepared.
     """
 
     profiles: tuple[Profile, ...] = ()
@@ -61,17 +61,17 @@ class Profiled(Struct, frozen=True, kw_only=True):
     problems: tuple[Problem, ...] = ()
 
     def without_problems(self, served: Sequence[ServedVersion]) -> tuple[ServedVersion, ...]:
-        """Those of ``served`` that can be."""
-        gone = {f"{problem.model}/{problem.version}" for problem in self.problems}
-        return tuple([each for each in served if each.model.key not in gone])
+        """``served`` without the models that have a problem."""
+        failed = {f"{problem.model}/{problem.version}" for problem in self.problems}
+        return tuple([each for each in served if each.model.key not in failed])
 
 
 class Crashed(Exception):
-    """The process that measured a model crashed: one that runs it would, too."""
+    """The process that measured a model crashed; so would a worker."""
 
 
 class Unprepared(Exception):
-    """The model's own code raised where it was imported, or never ended; the message says which."""
+    """The import of the model's own code raised, or did not end; the message says which."""
 
 
 def profile_all(
@@ -83,11 +83,11 @@ def profile_all(
     again: bool = False,
     limit_s: float = TIME_LIMIT_S,
 ) -> Profiled:
-    """Profile each distinct code on each kind of device; ``again`` measures what is in the cache, too.
+    """Profile each distinct code on each kind of device.
 
-    ``limit_s`` is for one code.
+    ``again`` measures codes whose profiles are in the cache, too. ``limit_s`` applies to each code.
 
-    Raises :class:`ConfigError` if a device is described wrongly.
+    Raises :class:`ConfigError` if a device's configuration is wrong.
     """
     sharing: dict[str, list[ServedVersion]] = {}
     for each in served:
@@ -162,11 +162,11 @@ def _profile_one(
 def measure_apart(
     code: Code, model: Model, config: DeviceConfig, limit_s: float = TIME_LIMIT_S
 ) -> MeasuredProfile:
-    """Measure in a process of its own; if that fails, a guess and a warning that says why.
+    """Measure in a process of its own; if that fails, return a guess and a warning that says why.
 
-    Raises :class:`Crashed` if the process ends by a signal, or without a word, and :class:`Unprepared`.
+    Raises :class:`Crashed` if the process ends by a signal, or without any output, and :class:`Unprepared`.
     """
-    # Only what is needed: the system limits the length of an argument.
+    # Without fields that are not needed, for the system limits the length of an argument.
     bare = msgspec.structs.replace(model, labels={}, config=b"{}", warnings=())
     argument = msgspec.json.encode(ProfileConfig(device=config, code=code, model=bare)).decode()
     command = [sys.executable, "-m", "clockwork_serve.serve.supervisor.profile_process", argument]
@@ -193,7 +193,7 @@ def measure_apart(
 
 
 class _Ended(NamedTuple):
-    """How a child ended; None: it did not in time. And the last of what it wrote."""
+    """How a child ended (``returncode`` is None if it did not in time), and the last bytes that it wrote."""
 
     returncode: int | None
     stdout: bytes
@@ -218,7 +218,7 @@ def _run(command: Sequence[str], limit_s: float) -> _Ended:
 
 
 class _Tail(threading.Thread):
-    """Reads a pipe, and keeps its last bytes alone: a model may write without an end."""
+    """Reads a pipe in a thread, and keeps the last MiB: a model may write without end."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         super().__init__(daemon=True)
@@ -233,7 +233,7 @@ class _Tail(threading.Thread):
                 del self._bytes[:-MIB]
 
     def end(self) -> bytes:
-        """What is there, once the pipe's writers are gone. A child of the child may live on: not for ever."""
+        """The last bytes, once all writers have closed the pipe, or after 1 s: a grandchild may hold it."""
         self.join(1.0)
         return bytes(self._bytes)
 

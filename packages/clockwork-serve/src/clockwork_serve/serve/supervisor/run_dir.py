@@ -18,9 +18,9 @@ from clockwork_serve.serve.supervisor.processes import reachable
 from clockwork_serve.serve.transport import SOCKET_NAME, check_path
 
 # ------------------------------------------------------------
-# The private folder of one server's sockets. Those of servers that were killed are found and removed.
+# The private folder of one server's sockets. Folders that killed servers left behind are removed.
 #
-# A folder's owner holds a lock on a file in it, which the kernel lets go when that process dies.
+# A folder's owner holds a lock on a file in it, which the kernel releases when that process dies.
 
 
 PREFIX: Final = "clockwork-"
@@ -62,7 +62,7 @@ def remove_orphans(base: Path) -> None:
     try:
         found = [entry for entry in os.scandir(base) if entry.name.startswith(PREFIX)]
     except OSError:
-        return  # whoever makes a folder there will say so
+        return  # making a folder there will raise the error
     for entry in found:
         try:
             if entry.is_dir(follow_symlinks=False) and _is_orphan(Path(entry.path)):
@@ -73,7 +73,7 @@ def remove_orphans(base: Path) -> None:
 
 
 def _locked(folder: Path) -> int:
-    """A lock on a new folder; it has its name only once it is held, so nobody takes it for an orphan's."""
+    """Lock a new folder. The file is renamed once it is locked, so that the folder never looks orphaned."""
     path = folder / f"{LOCK}.new"
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -86,7 +86,7 @@ def _locked(folder: Path) -> int:
 
 
 def _is_orphan(folder: Path) -> bool:
-    """Whether a folder is ours and nobody holds its lock."""
+    """Whether a folder belongs to this user and no process holds its lock."""
     if folder.lstat().st_uid != os.geteuid():
         return False
     try:
@@ -103,13 +103,13 @@ def _is_orphan(folder: Path) -> bool:
 
 
 # ------------------------------------------------------------
-# TCP ports for the gateways: chosen or checked, and held for them. Nothing is ever accepted here.
+# TCP ports for the gateways: chosen or checked, and held by sockets that are bound but do not listen.
 
 
 def addresses(host: str, number_by_name: Mapping[str, int], *, tls: bool) -> dict[str, str]:
-    """Where clients of this host find ``http``, ``grpc`` and ``metrics``; empty where one is off.
+    """The addresses of ``http``, ``grpc`` and ``metrics`` for clients on this host; empty where one is off.
 
-    As ``host:port``, with a scheme where it is HTTP.
+    Each is ``host:port``, with a scheme where it is HTTP.
     """
     reached = reachable(host)
     reached = f"[{reached}]" if ":" in reached else reached
@@ -130,7 +130,7 @@ class Ports:
     """
 
     def __init__(self, host: str, wanted: dict[str, int | None]) -> None:
-        """Raises :class:`ConfigError` naming the setting if a port is taken or may not be used."""
+        """Raises :class:`ConfigError` naming the setting if a port is in use or not allowed."""
         self.host = host
         self.number_by_name: dict[str, int] = {}
         self._held: list[socket.socket] = []
@@ -143,14 +143,15 @@ class Ports:
             raise
 
     def close(self) -> None:
-        """Let go of all of them."""
+        """Release all ports."""
         for held in self._held:
             held.close()
         self._held.clear()
 
     def _hold(self, name: str, port: int) -> int:
         try:
-            # Without SO_REUSEPORT first: else another server's port would be shared without a word.
+            # First without SO_REUSEPORT, which fails if another server has the port: else both would share
+            # it unnoticed.
             if port:
                 self._bind(port, shared=False).close()
             held = self._bind(port, shared=True)
@@ -166,7 +167,7 @@ class Ports:
         )[0]
         bound = socket.socket(family, kind, protocol)
         try:
-            # Connections of a server that just ended may still linger.
+            # Connections of a server that has just ended may still be in TIME_WAIT.
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if shared:
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

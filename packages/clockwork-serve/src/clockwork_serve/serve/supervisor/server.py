@@ -19,33 +19,34 @@ from clockwork_serve.serve.supervisor.run_dir import addresses
 from clockwork_serve.telemetry import Counters
 
 # ------------------------------------------------------------
-# How a process in the foreground is told to stop: the first SIGTERM or SIGINT asks, the next one insists.
+# Stopping a process in the foreground: the first SIGTERM or SIGINT requests a graceful stop, the second one
+# forces it.
 
 
 class Stopping:
-    """Listens from when it is made, in the running loop, which is the main thread's."""
+    """Handles both signals from its creation on. For the running loop, which must be the main thread's."""
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.insisted = asyncio.Event()
+        self.requested = asyncio.Event()
+        self.forced = asyncio.Event()
         self.signal = signal.SIGTERM
-        """The last one."""
+        """The last signal."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._heard, number)
+            loop.add_signal_handler(number, self._on_signal, number)
 
     @property
     def status(self) -> int:
-        """The exit status of who ends by it."""
+        """The exit status of a process that ends by the signal."""
         return 128 + self.signal
 
-    def _heard(self, number: signal.Signals) -> None:
+    def _on_signal(self, number: signal.Signals) -> None:
         self.signal = number
-        (self.insisted if self.asked.is_set() else self.asked).set()
+        (self.forced if self.requested.is_set() else self.requested).set()
 
 
-async def unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, object]) -> bool:
-    """Run ``coroutine`` to its end, unless ``event`` comes first: then it is cancelled, and False."""
+async def run_unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, object]) -> bool:
+    """Run ``coroutine`` to its end; if ``event`` is set first, cancel it and return False."""
     work = asyncio.ensure_future(coroutine)
     waiting = asyncio.ensure_future(event.wait())
     try:
@@ -109,7 +110,7 @@ class RunningServer:
 
     @property
     def names(self) -> list[str]:
-        """Names of its processes: ``controller``, ``worker-cpu:0``, ``gateway-0``."""
+        """The names of its processes, such as ``controller``, ``worker-cpu:0``, ``gateway-0``."""
         return self.server.supervisor.names
 
     def pid(self, name: str) -> int | None:
@@ -117,15 +118,18 @@ class RunningServer:
         return self.server.supervisor.pid(name)
 
     def state(self) -> dict[str, Any]:
-        """What the controller believes now. Raises :class:`TransportError` if it does not answer."""
+        """The controller's state. Raises :class:`TransportError` if it does not answer."""
         return self._call(self.server.state())
 
     def counters(self) -> Counters:
-        """What the controller counted. Raises :class:`TransportError` if it does not answer."""
+        """The controller's counters. Raises :class:`TransportError` if it does not answer."""
         return self._call(self.server.counters())
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
-        """Return once a client would be served. Raises :class:`StartError` if that does not happen."""
+        """Return once clients are served.
+
+        Raises :class:`StartError` after ``timeout_s``, or if a process keeps failing.
+        """
         self._call(self.server.wait_ready(timeout_s))
 
     def _call(self, coroutine: Coroutine[Any, Any, Result]) -> Result:
@@ -145,7 +149,7 @@ def running_server(
     Raises what :meth:`Keeper.start` and :meth:`Keeper.wait_ready` raise.
     """
     loop = uvloop.new_event_loop()
-    # The children end with the thread that starts them, so it lives as long as they shall.
+    # The kernel kills the children when the thread that started them ends, so this one stays until the end.
     thread = threading.Thread(target=loop.run_forever, name="keeper", daemon=True)
     thread.start()
 
@@ -169,7 +173,7 @@ def running_server(
 
 
 async def _cancel_others() -> None:
-    """End what an interrupted start left behind, so that nothing is destroyed while it is pending."""
+    """Cancel the tasks that an interrupted start left behind, so that none is destroyed while pending."""
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
@@ -184,10 +188,10 @@ def run(
     on_line: Callable[[str], None] | None = None,
     timeout_s: float = 600.0,
 ) -> int:
-    """Serve until SIGTERM or SIGINT; the exit status. For the main thread.
+    """Serve until SIGTERM or SIGINT; returns the exit status. For the main thread.
 
-    The first signal drains and stops, a second one stops at once. Raises :class:`ClockworkError` if it cannot
-    start.
+    The first signal drains and stops, a second one stops at once. Raises :class:`ClockworkError` if the
+    server cannot start.
     """
     return uvloop.run(_run(config, on_progress, on_ready, on_line, timeout_s))
 
@@ -202,17 +206,17 @@ async def _run(
     stopping = Stopping()
     server = Server(config, on_progress, on_line)
     try:
-        if not await unless(stopping.asked, _up(server, timeout_s)):
+        if not await run_unless(stopping.requested, _start_and_wait(server, timeout_s)):
             return stopping.status
         on_ready(server)
-        await stopping.asked.wait()
+        await stopping.requested.wait()
         _log.info("%s: draining", stopping.signal.name)
-        return 0 if await unless(stopping.insisted, server.stop()) else stopping.status
+        return 0 if await run_unless(stopping.forced, server.stop()) else stopping.status
     finally:
         await server.close()
 
 
-async def _up(server: Server, timeout_s: float) -> None:
+async def _start_and_wait(server: Server, timeout_s: float) -> None:
     await server.start()
     await server.wait_ready(timeout_s)
 

@@ -1,1 +1,1 @@
-"""The worker's process around its brain: links, lanes, what it leaves when it crashes."""
+"""The worker process around its brain: its link, its lanes, verification of weights, crash reports."""

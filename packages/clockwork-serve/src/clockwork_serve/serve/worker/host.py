@@ -1,4 +1,4 @@
-"""The I/O side of a worker process: its link to the controller, and what if it breaks. It never decides."""
+"""The I/O side of a worker process: its link to the controller, and connecting again when it is lost."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
-from clockwork_serve.serve.worker.black_box import create
+from clockwork_serve.serve.worker.crash_report import create_recorder
 from clockwork_serve.serve.worker.lanes import Answer, LaneExecutors
 from clockwork_serve.serve.worker.verifier import Verifier
 from clockwork_serve.worker import ControllerFound, ControllerLost, Stop, Worker, WorkerEvent
 
 RETRY_S: Final = 0.05
-NUMBERS_S: Final = 5.0
-"""How often devices that count tell what."""
-PRUNE_S: Final = 2.0
-"""How often the memory of gateways that died is let go of, for a worker that hears of no other."""
+REPORT_INTERVAL_S: Final = 5.0
+"""How often the counters of devices are sent to the controller."""
+PRUNE_INTERVAL_S: Final = 2.0
+"""How often shared memory of dead gateways is unmapped; a worker without new requests would keep it."""
 _IDLE_POLL_S: Final = 0.005
 
 _log = logging.getLogger(__name__)
 
 
 class WorkerConfig(Struct, frozen=True, kw_only=True):
-    """All that a worker's process is told. ``pin_cpus`` are the CPUs of all its threads (empty: any).
+    """The configuration of a worker process. ``pin_cpus`` are the CPUs of all its threads (empty: any).
 
     ``settings.realtime`` runs its threads under SCHED_FIFO, which needs CAP_SYS_NICE or an rtprio limit of 11
-    or more, and two CPUs at least: a lane that computes leaves none to the others. ``elsewhere``: the server
-    is the one at ``settings.controller``, on another machine.
+    or more, and two CPUs at least: a lane that computes leaves no CPU to other threads. ``elsewhere``: the
+    worker joins the server at ``settings.controller``, on another machine.
     """
 
     run_dir: str
@@ -63,13 +63,13 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
 
 
 class WorkerHost:
-    """One worker on the running loop."""
+    """One worker on the running loop. ``on_codes_changed``: see :class:`LaneExecutors`."""
 
     def __init__(
         self,
         config: WorkerConfig,
         devices: Mapping[str, Device],
-        tidy: Callable[[], None] = lambda: None,
+        on_codes_changed: Callable[[], None] = lambda: None,
     ) -> None:
         name = self._name = config.name
         run_dir = Path(config.run_dir)
@@ -81,25 +81,25 @@ class WorkerHost:
         self._loop = asyncio.get_running_loop()
         self._link: Link | None = None  # None while there is no controller
         self._unlinked = asyncio.Event()
-        self.hands = LaneExecutors(
+        self.executors = LaneExecutors(
             Worker(self._specs),
             devices,
             self._wake,
             realtime=config.settings.realtime,
-            tidy=tidy,
-            box=create(run_dir, name, len(devices) * len(Lane)),
+            on_codes_changed=on_codes_changed,
+            recorder=create_recorder(run_dir, name, len(devices) * len(Lane)),
         )
-        self.verifier = Verifier(devices.values(), self.hands.damaged)
+        self.verifier = Verifier(devices.values(), self.executors.report_damage)
 
     def _wake(self) -> None:
-        """Have the loop deliver what the lanes left to take; for any thread."""
+        """Have the loop deliver the lanes' answers; for any thread."""
         self._loop.call_soon_threadsafe(self._deliver)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until ``stop``; then refuse what waits, finish what runs, and return."""
-        self.hands.start()
+        """Serve until ``stop``; then refuse queued actions, finish running ones, and return."""
+        self.executors.start()
         stopped = self._loop.create_task(stop.wait())
-        telling = self._loop.create_task(self._tell_numbers())
+        reporting = self._loop.create_task(self._report_numbers())
         pruning = self._loop.create_task(self._prune())
         while not stop.is_set():
             joined = self._loop.create_task(self._join())
@@ -112,39 +112,39 @@ class WorkerHost:
             await asyncio.wait((stopped, lost), return_when=asyncio.FIRST_COMPLETED)
             lost.cancel()
         stopped.cancel()
-        telling.cancel()
+        reporting.cancel()
         pruning.cancel()
         await self._finish()
 
-    async def _tell_numbers(self) -> None:
-        """What devices count, as long as there are any that do."""
+    async def _report_numbers(self) -> None:
+        """Send the counters of devices that have any, periodically."""
         while self._counting:
             for name, count in list(self._counting.items()):
                 try:
                     numbers = count()
-                except Exception as error:  # noqa: BLE001 - its lanes find out what is wrong with it
-                    _log.warning("%s counts no more: %s", name, error)
+                except Exception as error:  # noqa: BLE001 - the device's lanes report what is wrong with it
+                    _log.warning("the counters of %s cannot be read any more: %s", name, error)
                     del self._counting[name]
                     continue
                 if self._link is not None:
                     self._link.send(DeviceNumbers(device=name, numbers=numbers))
-            await asyncio.sleep(NUMBERS_S)
+            await asyncio.sleep(REPORT_INTERVAL_S)
 
     async def _prune(self) -> None:
         while True:
-            await asyncio.sleep(PRUNE_S)
-            self.hands.regions.prune()
+            await asyncio.sleep(PRUNE_INTERVAL_S)
+            self.executors.regions.prune()
 
     async def _join(self) -> None:
-        """Connect, however often it takes, and offer the devices with what is on them."""
-        own, told, tries = hello(Role.WORKER, self._name), "", 0
+        """Connect, with as many attempts as it takes, and announce the devices with what they hold."""
+        own, logged, tries = hello(Role.WORKER, self._name), "", 0
         while True:
             try:
                 link = await self._connect(own)
             except TransportError as error:
-                if str(error) != told:
-                    told = str(error)
-                    _log.info("no controller yet: %s", told)
+                if str(error) != logged:
+                    logged = str(error)
+                    _log.info("no controller yet: %s", logged)
                 tries += 1
                 await asyncio.sleep(self._retry_s(tries))
                 continue
@@ -162,14 +162,15 @@ class WorkerHost:
         return RETRY_S
 
     def _offer(self, link: Link) -> None:
-        """Begin a link: what the lanes said before belongs to an earlier one, and what follows to this."""
-        for answer in self._found():
+        """Announce the devices on a new link."""
+        for answer in self._joined_answers():
             link.send(answer)
         link.flush()
 
-    def _found(self) -> list[Answer]:
-        self.hands.post(ControllerFound(worker=self._name))
-        answers = self.hands.take()
+    def _joined_answers(self) -> list[Answer]:
+        self.executors.post(ControllerFound(worker=self._name))
+        answers = self.executors.take_answers()
+        # Answers before WorkerJoined belong to the link before.
         while not isinstance(answers[0], WorkerJoined):
             answers.pop(0)
         return answers
@@ -191,21 +192,21 @@ class WorkerHost:
                 case Beat():
                     link.send(frame)
                 case _:
-                    _log.error("the controller sent a %s, which no worker takes", type(frame).__name__)
+                    _log.error("the controller sent a %s, which no worker expects", type(frame).__name__)
         if events:
-            self.hands.post(*events)
+            self.executors.post(*events)
         self._deliver()
 
     def _on_lost(self, link: Link) -> None:
         _log.warning("lost the controller: %s", link.lost_because)
         self._link = None
         self._unlinked.set()
-        self.hands.post(ControllerLost())
+        self.executors.post(ControllerLost())
         self._deliver()
-        self.hands.regions.prune()
+        self.executors.regions.prune()
 
     def _deliver(self) -> None:
-        answers = self.hands.take()
+        answers = self.executors.take_answers()
         if self._link is None or not answers:
             return
         for answer in answers:
@@ -214,16 +215,16 @@ class WorkerHost:
 
     async def _finish(self) -> None:
         self.verifier.close()
-        self.hands.post(Stop())
+        self.executors.post(Stop())
         self._deliver()
-        while not self.hands.idle:
+        while not self.executors.idle:
             await asyncio.sleep(_IDLE_POLL_S)
             self._deliver()
-        await self._last_words()
+        await self._before_close()
         if self._link is not None:
             self._link.close()
-        if not self.hands.close():
+        if not self.executors.close():
             _log.error("a lane did not end")
 
-    async def _last_words(self) -> None:
-        """Wait for what the link's end must not cut off; here it cuts off nothing."""
+    async def _before_close(self) -> None:
+        """Wait for what must be sent before the link is closed; nothing here."""

@@ -1,7 +1,7 @@
-"""A thread per lane, which performs what the worker's brain starts and tells how it went. It never decides.
+"""A thread per lane, which executes the actions that the worker's brain starts, and reports their results.
 
-The brain is stepped under one lock by whichever thread has news. So the lane that finishes an action tells
-the brain itself and takes its next one at once; no other thread has to run in between.
+The brain is stepped under one lock by whichever thread has an event. So a lane that finishes an action steps
+the brain itself and starts its next action at once; no other thread has to run in between.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from clockwork_serve.serve.shm import (
     check_epochs,
     encode_outputs,
 )
-from clockwork_serve.serve.worker.black_box import BlackBox, Note
+from clockwork_serve.serve.worker.crash_report import FlightRecorder, LaneRecord
 from clockwork_serve.units import NS_PER_S, us
 from clockwork_serve.worker import (
     LaneDone,
@@ -60,10 +60,10 @@ from clockwork_serve.worker import (
 SPIN_NS: Final = us(150)
 """A lane sleeps until this long before a start and spins the rest: 0.3 us late, not 30."""
 FIFO_PRIORITY: Final = 10
-"""Of lanes that run in real time."""
+"""Priority of lane threads under SCHED_FIFO (``settings.realtime``)."""
 REPORT_AGAIN_NS: Final = NS_PER_S
-REPORTED_MAX: Final = 1000
-"""How often an artefact is reported that stays damaged, and how many are remembered for that."""
+REPORTS_REMEMBERED: Final = 1000
+"""How often an artefact that stays damaged is reported, and for how many artefacts that is remembered."""
 _PR_SET_TIMERSLACK: Final = 29
 
 _log = logging.getLogger(__name__)
@@ -72,15 +72,15 @@ Answer = Result | CodeReady | WorkerJoined | ArtefactDamaged
 Work = Start | Prepare | Retire
 
 
-def end_process(error: BaseException) -> None:
-    """What a broken invariant deserves: belief is wrong, so nothing of it may be acted on any more."""
+def end_broken_process(error: BaseException) -> None:
+    """End the process after an error in the brain: its state is wrong, and must not be acted on any more."""
     _log.critical("the worker's brain broke", exc_info=error)
     logging.shutdown()
     os._exit(EXIT_BROKEN)
 
 
-def leave_device(error: DeviceGone) -> None:
-    """End the process: nothing can be done on this device here any more; its supervisor starts it anew."""
+def end_process_without_device(error: DeviceGone) -> None:
+    """End the process after it has lost its device for good; the supervisor starts a new one."""
     _log.critical("%s; this worker ends, to be started again", error)
     logging.shutdown()
     os._exit(EXIT_BROKEN)
@@ -89,67 +89,72 @@ def leave_device(error: DeviceGone) -> None:
 class LaneExecutors:
     """The lanes of all devices of a worker, around its brain.
 
-    ``tell`` is called by lane threads when there is something to :meth:`take`, once until it is taken;
-    ``tidy`` by a load lane that has nothing to do after codes came or went. ``box`` has a note for each lane.
+    All callbacks are called by lane threads: ``notify`` when there are answers to take, once until
+    :meth:`take_answers` is called; ``on_codes_changed`` by an idle lane that has prepared or retired codes;
+    ``on_broken`` for an error of the brain; ``on_device_gone`` once a device is lost. The last two end the
+    process by default. ``recorder`` has a record for each lane.
     """
 
     def __init__(
         self,
         worker: Worker,
         devices: Mapping[str, Device],
-        tell: Callable[[], None],
+        notify: Callable[[], None],
         *,
         realtime: bool = False,
-        tidy: Callable[[], None] = lambda: None,
-        broken: Callable[[BaseException], None] = end_process,
-        box: BlackBox | None = None,
-        gone: Callable[[DeviceGone], None] = leave_device,
+        on_codes_changed: Callable[[], None] = lambda: None,
+        on_broken: Callable[[BaseException], None] = end_broken_process,
+        recorder: FlightRecorder | None = None,
+        on_device_gone: Callable[[DeviceGone], None] = end_process_without_device,
     ) -> None:
         self.lock = threading.Lock()
         self.worker = worker
         self.regions = RegionMap()
         self.realtime = realtime
-        self.tidy = tidy
-        self.broken = broken
-        self.gone = gone
+        self.on_codes_changed = on_codes_changed
+        self.on_broken = on_broken
+        self.on_device_gone = on_device_gone
         self.closing = False
-        self._tell = tell
-        self._told = False
+        self._on_answers = notify
+        self._notified = False
         self._answers: list[Answer] = []
-        self._reported: dict[ArtefactDamaged, int] = {}  # what was damaged lately, and when that was said
+        self._reported: dict[ArtefactDamaged, int] = {}  # damage reported lately, and when
         self._calls = Calls(self.regions)
         self._opened: dict[int, list[OpenCall] | ClockworkError] = {}
-        """By action id: what INFERs that wait will read, opened before their lane needs it."""
-        notes = iter((box or BlackBox(len(devices) * len(Lane))).notes)
+        """By action id: the tensors of queued INFERs, opened before their lane needs them."""
+        records = iter((recorder or FlightRecorder(len(devices) * len(Lane))).lanes)
         self._lanes = {
-            name: {lane: LaneThread(self, device, name, lane, next(notes)) for lane in Lane}
+            name: {lane: LaneThread(self, device, name, lane, next(records)) for lane in Lane}
             for name, device in devices.items()
         }
 
     def start(self) -> None:
-        """Let the lanes work."""
+        """Start the lanes' threads."""
         for lane in self._all():
             lane.thread.start()
 
     def post(self, *events: WorkerEvent) -> None:
-        """Have the brain observe these and decide. For one thread, which then must :meth:`take`."""
+        """Have the brain observe these and decide.
+
+        For one thread, which must call :meth:`take_answers` afterwards.
+        """
         for event in events:
             if isinstance(event, Infer):
                 self._opened.setdefault(event.action_id, self._open(event))
         with self.lock:
             self.step(*events)
 
-    def take(self) -> list[Answer]:
-        """What nobody took yet, in order."""
+    def take_answers(self) -> list[Answer]:
+        """All answers since the last call, in order."""
         with self.lock:
-            self._told = False
+            self._notified = False
             answers, self._answers = self._answers, []
         return answers
 
-    def damaged(self, error: DamageError) -> None:
-        """Report an artefact that is not what its name says, so that it is made again; for any thread.
+    def report_damage(self, error: DamageError) -> None:
+        """Report an artefact whose content does not match its name, so that it is rebuilt; for any thread.
 
-        Requests may ask for it again and again before it is whole: that is no news.
+        Until then further requests find the same damage; it is reported once a second at most.
         """
         report = ArtefactDamaged(what=error.what, name=error.name, message=_message(error))
         now_ns = time.monotonic_ns()
@@ -157,17 +162,17 @@ class LaneExecutors:
             since_ns = self._reported.pop(report, 0)
             news = not since_ns or now_ns - since_ns > REPORT_AGAIN_NS
             self._reported[report] = now_ns if news else since_ns
-            if len(self._reported) > REPORTED_MAX:
+            if len(self._reported) > REPORTS_REMEMBERED:
                 del self._reported[next(iter(self._reported))]
             if news:
                 self._answers.append(report)
         if news:
             _log.error("%s", error)
-            self.tell()
+            self.notify()
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs or waits, and nothing is left to take."""
+        """Whether nothing runs or waits, and no answer is left to take."""
         with self.lock:
             return self.worker.idle and not self._answers
 
@@ -176,7 +181,7 @@ class LaneExecutors:
         with self.lock:
             self.closing = True
             for lane in self._all():
-                lane.ring()
+                lane.wake()
         for lane in self._all():
             if lane.thread.is_alive():
                 lane.thread.join(timeout_s)
@@ -192,26 +197,26 @@ class LaneExecutors:
         for effect in self.worker.decide(now_ns):
             match effect:
                 case Start():
-                    self._lanes[effect.device][effect.lane].give(effect)
+                    self._lanes[effect.device][effect.lane].assign(effect)
                 case Prepare() | Retire():
-                    self._lanes[effect.device][Lane.LOAD].give(effect)
+                    self._lanes[effect.device][Lane.LOAD].assign(effect)
                 case _:
                     if isinstance(effect, Result):
                         self._opened.pop(effect.action_id, None)
                     self._answers.append(effect)
-        # What names no device (a code that came) may concern the lanes of all.
+        # An event without a device (a code that was added) may concern the lanes of all devices.
         named = getattr(events[0], "device", "") if len(events) == 1 else ""
         for name in self._lanes if named not in self._lanes else (named,):
             for lane in self._lanes[name].values():
                 lane.rearm()
 
-    def tell(self) -> None:
-        """Tell the other side that there is something to take, unless it knows."""
+    def notify(self) -> None:
+        """Call ``notify`` if there are answers, unless it was called since they were last taken."""
         with self.lock:
-            due = bool(self._answers) and not self._told
-            self._told = self._told or due
+            due = bool(self._answers) and not self._notified
+            self._notified = self._notified or due
         if due:
-            self._tell()
+            self._on_answers()
 
     def opened(self, action: Infer) -> list[OpenCall]:
         """The tensors of an INFER's calls; raises what opening them raised."""
@@ -222,54 +227,57 @@ class LaneExecutors:
             try:
                 raise found
             finally:
-                del found  # or this frame and the error's traceback would keep one another
+                del found  # else this frame and the error's traceback would form a cycle
         return found
 
     def _open(self, action: Infer) -> list[OpenCall] | ClockworkError:
         try:
             return self._calls.open(action)
         except (RegionGone, BadTensors) as error:
-            return error.with_traceback(None)  # whose frames hold the memory of regions
+            return error.with_traceback(None)  # its frames hold views of regions, and would keep their memory
 
     def _all(self) -> list[LaneThread]:
         return [lane for lanes in self._lanes.values() for lane in lanes.values()]
 
 
 class LaneThread:
-    """One lane of one device. Fields are guarded by the lock of the hands."""
+    """One lane of one device. Its fields are guarded by the lock of ``executors``."""
 
-    def __init__(self, hands: LaneExecutors, device: Device, name: str, lane: Lane, note: Note) -> None:
+    def __init__(
+        self, executors: LaneExecutors, device: Device, name: str, lane: Lane, record: LaneRecord
+    ) -> None:
         self.thread = threading.Thread(target=self._run, name=f"{name} {lane}", daemon=True)
-        self._hands = hands
+        self._executors = executors
         self._device = device
         self._name = name
         self._lane = lane
-        self._note = note
+        self._record = record
         self._work: Work | None = None
-        self._bell = threading.Lock()  # held, but for the moment between a ring and the waking of this thread
-        self._bell.acquire()
-        self._parked = False  # this thread sleeps, or is about to, and wants to be rung
+        # Held, but for the moment between a call of :meth:`wake` and the waking of this thread.
+        self._wake_lock = threading.Lock()
+        self._wake_lock.acquire()
+        self._parked = False  # this thread sleeps, or is about to, and is to be woken
         self._armed_ns: int | None = None  # when it wakes by itself
-        self._untidy = False  # a code came or went since the hands last tidied
+        self._codes_changed = False  # a code was prepared or retired since ``on_codes_changed`` was called
 
-    # For whoever holds the lock
+    # For threads that hold the lock
 
-    def give(self, work: Work) -> None:
-        """Have this lane do it now; it is free."""
+    def assign(self, work: Work) -> None:
+        """Have this lane, which is free, do this now."""
         assert self._work is None, f"{self._name} {self._lane} has {self._work} to do already"
         self._work = work
-        self.ring()
+        self.wake()
 
-    def ring(self) -> None:
+    def wake(self) -> None:
         """Wake the thread if it sleeps."""
         if self._parked:
             self._parked = False
-            self._bell.release()
+            self._wake_lock.release()
 
     def rearm(self) -> None:
-        """Wake the thread if it would wake at the wrong time."""
-        if self._parked and self._hands.worker.lane_wakeup_ns(self._name, self._lane) != self._armed_ns:
-            self.ring()
+        """Wake the thread if the brain's wake-up time is no longer the one that it sleeps until."""
+        if self._parked and self._executors.worker.lane_wakeup_ns(self._name, self._lane) != self._armed_ns:
+            self.wake()
 
     # The thread
 
@@ -279,81 +287,83 @@ class LaneThread:
             done: WorkerEvent | None = None
             while (work := self._next(done)) is not None:
                 done = self._perform(work)
-                self._note.clear()
-        except BaseException as error:  # noqa: BLE001 - no thread may die unheard
-            self._hands.broken(error)
+                self._record.clear()
+        except BaseException as error:  # noqa: BLE001 - no thread may die without a report
+            self._executors.on_broken(error)
 
     def _prepare_thread(self) -> None:
-        # Sleeps may end 50 us late by default, to save wake-ups.
+        # By default the kernel ends sleeps up to 50 us late, to save wake-ups.
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
-        if self._hands.realtime:
+        if self._executors.realtime:
             set_realtime(FIFO_PRIORITY)
 
     def _next(self, done: WorkerEvent | None) -> Work | None:
-        """Report what was done, and wait for more to do; None to end."""
-        hands = self._hands
+        """Report what was done and wait for the next work; None once the lanes close."""
+        executors = self._executors
         while True:
-            with hands.lock:
-                hands.step(*(() if done is None else (done,)))
+            with executors.lock:
+                executors.step(*(() if done is None else (done,)))
                 done = None
                 work, self._work = self._work, None
                 if work is None:
-                    if hands.closing:
+                    if executors.closing:
                         return None
-                    self._armed_ns = hands.worker.lane_wakeup_ns(self._name, self._lane)
+                    self._armed_ns = executors.worker.lane_wakeup_ns(self._name, self._lane)
                     self._parked = True
-            hands.tell()
+            executors.notify()
             if work is not None:
                 return work
-            if self._untidy and self._armed_ns is None:
-                self._untidy = False
-                hands.tidy()
+            if self._codes_changed and self._armed_ns is None:
+                self._codes_changed = False
+                executors.on_codes_changed()
             self._sleep()
 
     def _sleep(self) -> None:
-        """Until rung, or until the time armed."""
+        """Sleep until woken, or until the armed time; the last 150 us of that are spun."""
         armed_ns = self._armed_ns
         if armed_ns is None:
-            self._bell.acquire()
+            self._wake_lock.acquire()
             return
         left_ns = armed_ns - SPIN_NS - time.monotonic_ns()
-        if left_ns > 0 and self._bell.acquire(timeout=left_ns / NS_PER_S):
+        if left_ns > 0 and self._wake_lock.acquire(timeout=left_ns / NS_PER_S):
             return
         while self._parked and time.monotonic_ns() < armed_ns:
             pass
-        with self._hands.lock:
+        with self._executors.lock:
             if self._parked:
                 self._parked = False
             else:
-                self._bell.acquire()  # it was rung while it spun
+                self._wake_lock.acquire()  # it was woken while it spun
 
-    # What it does
+    # Execution
 
     def _perform(self, work: Work) -> WorkerEvent:
         match work:
             case Prepare():
-                self._note.code(work.code.code_id)
-                self._untidy = True
-                message = self._chore(lambda: self._device.prepare(work.code), f"prepare {work.code.code_id}")
+                self._record.code(work.code.code_id)
+                self._codes_changed = True
+                message = self._run_code_task(
+                    lambda: self._device.prepare(work.code), f"prepare {work.code.code_id}"
+                )
                 return Prepared(device=self._name, code_id=work.code.code_id, ok=not message, message=message)
             case Retire():
-                self._untidy = True
-                self._chore(lambda: self._device.retire(work.code_id), f"retire {work.code_id}")
+                self._codes_changed = True
+                self._run_code_task(lambda: self._device.retire(work.code_id), f"retire {work.code_id}")
                 return Retired(device=self._name, code_id=work.code_id)
             case Start():
-                self._note.action(work.action.action_id)
+                self._record.action(work.action.action_id)
                 return self._start(work)
 
-    def _chore(self, call: Callable[[], None], what: str) -> str:
+    def _run_code_task(self, call: Callable[[], None], what: str) -> str:
         try:
             call()
         except DeviceGone as error:
-            self._hands.gone(error)
+            self._executors.on_device_gone(error)
             return _message(error)
         except DamageError as error:
-            self._hands.damaged(error)
+            self._executors.report_damage(error)
             return _message(error)
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the other codes go on
+        except BaseException as error:  # noqa: BLE001 - other codes are not affected
             message = _message(error)
             foreseen = isinstance(error, ClockworkError)
             _log.error("%s can not %s: %s", self._name, what, message, exc_info=None if foreseen else error)
@@ -377,16 +387,16 @@ class LaneThread:
                 self._device.unload(action)
             return self._done(work, Status.OK, began_ns, time.monotonic_ns(), once_ns=once_ns)
         except DeviceGone as error:
-            self._hands.gone(error)
+            self._executors.on_device_gone(error)
             return self._failed(work, error, began_ns)
         except DamageError as error:
-            self._hands.damaged(error)
+            self._executors.report_damage(error)
             return self._failed(work, error, began_ns)
-        except BaseException as error:  # noqa: BLE001 - a result is owed whatever happens
+        except BaseException as error:  # noqa: BLE001 - every action gets a result
             return self._failed(work, error, began_ns)
 
     def _infer(self, work: Start, action: Infer) -> LaneDone:
-        calls = self._hands.opened(action)
+        calls = self._executors.opened(action)
         check_epochs(calls)
         started_ns = time.monotonic_ns()
         phases = self._device.infer(action, [call.buffers for call in calls])
@@ -444,5 +454,5 @@ def _message(error: BaseException) -> str:
 
 
 def set_realtime(priority: int) -> None:
-    """Put the calling thread under SCHED_FIFO; PermissionError if it may not."""
+    """Put the calling thread under SCHED_FIFO. Raises PermissionError if it may not be."""
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))

@@ -1,9 +1,8 @@
-"""Weights verified before their first LOAD, beside the lanes: one thread, a quarter of a core at most.
+"""Verifies the checksums of weights in the background, before their first LOAD; a quarter of a core at most.
 
-A worker knows every model. Reading and hashing a file takes about six times as long as a LOAD of it, and a
-lane must do that by itself at a first LOAD that comes before this thread did. The thread is not niced: if it
-waited for a core while it held the interpreter's lock, lanes would wait, too. It sleeps three times as long
-as it works.
+A worker knows every model. Reading and hashing a file takes about six times as long as its LOAD, and at a
+first LOAD of weights that are not verified yet the lane must do it. The thread is not niced: if it waited for
+a core while it held the interpreter's lock, lanes would wait, too. It sleeps three times as long as it works.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import DamageError
 from clockwork_serve.messages import Weights
 
-REST: Final = 3
-"""How much longer it sleeps than it worked."""
-REST_MIN_S: Final = 0.001
+SLEEP_FACTOR: Final = 3
+"""The thread sleeps this many times as long as it worked."""
+SLEEP_MIN_S: Final = 0.001
 
 _log = logging.getLogger(__name__)
 
@@ -33,21 +32,24 @@ def is_blob(weights: Weights) -> bool:
 
 
 class Verifier:
-    """``damaged`` is called, by its thread, for each file that is not what its name says."""
+    """Verifies weights on the given devices.
+
+    ``damaged`` is called, by the verifier's thread, for each file whose content does not match its name.
+    """
 
     def __init__(self, devices: Iterable[Device], damaged: Callable[[DamageError], None]) -> None:
-        self._verify: list[Callable[[Weights], None]] = [
+        self._verifiers: list[Callable[[Weights], None]] = [
             verify for device in devices if (verify := getattr(device, "verify", None))
         ]
         self._damaged = damaged
-        self._waiting: dict[str, Weights] = {}  # by id, in the order they came
+        self._waiting: dict[str, Weights] = {}  # by id, in the order they were added
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closing = threading.Event()
 
     def add(self, weights: Weights) -> None:
-        """Look at these some time, unless they are no file."""
-        if not self._verify or not is_blob(weights):
+        """Queue weights for verification; ignored if they are no file of their own."""
+        if not self._verifiers or not is_blob(weights):
             return
         with self._lock:
             self._waiting[weights.weights_id] = weights
@@ -56,23 +58,23 @@ class Verifier:
                 self._thread.start()
 
     def close(self) -> None:
-        """Look at no more."""
+        """Verify no more."""
         self._closing.set()
 
     def join(self) -> None:
-        """Wait until all that was added was looked at: for tests."""
+        """Wait until all added weights are verified: for tests."""
         thread = self._thread
         if thread is not None:
             thread.join()
 
     def _run(self) -> None:
-        # Whoever started this thread may run in real time, and would have it do so, too.
+        # The scheduling policy is inherited: a real-time thread may have started this one.
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         while (weights := self._next()) is not None:
             began_s = time.monotonic()
-            self._look(weights)
-            rest_s = max(REST_MIN_S, REST * (time.monotonic() - began_s))
-            if self._closing.wait(rest_s):
+            self._verify_one(weights)
+            sleep_s = max(SLEEP_MIN_S, SLEEP_FACTOR * (time.monotonic() - began_s))
+            if self._closing.wait(sleep_s):
                 return
 
     def _next(self) -> Any:
@@ -82,12 +84,12 @@ class Verifier:
             self._thread = None
             return None
 
-    def _look(self, weights: Weights) -> None:
-        for verify in self._verify:
+    def _verify_one(self, weights: Weights) -> None:
+        for verify in self._verifiers:
             try:
                 verify(weights)
             except DamageError as error:
                 self._damaged(error)
                 return
-            except Exception as error:  # noqa: BLE001 - a LOAD finds out what is wrong
+            except Exception as error:  # noqa: BLE001 - the LOAD will report what is wrong
                 _log.warning("weights %s could not be verified: %s", weights.weights_id, error)

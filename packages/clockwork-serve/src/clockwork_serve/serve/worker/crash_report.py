@@ -1,7 +1,7 @@
-"""What the lanes of a worker are at, in a file that outlives it: whoever finds it dead knows what it died of.
+"""A flight recorder in a worker process, and the crash report that is read from it once the worker has died.
 
-A lane notes what it is going to do, and that it has done it before anybody hears of that. Nothing is decided
-by it while the worker lives.
+Each lane records in a memory-mapped file what it is about to do, and clears that before it reports a result.
+The file outlives the process, so the controller learns which actions and codes were running when it died.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Final
 from clockwork_serve.messages import WorkerLost
 
 _WORDS: Final = 32
-"""Of 8 bytes for each lane: the action that it is at, the one before, a code's length, and that code's id."""
+"""8-byte words per lane: the current action's id, the previous one's, a code id's length, and the code id."""
 _WORD: Final = 8
 _TEXT: Final = 3
 _TEXT_MAX: Final = (_WORDS - _TEXT) * _WORD
 
-Autopsy = Callable[[str, int], WorkerLost]
-"""What a worker's link ended of, given its name and its process."""
+ReadCrashReport = Callable[[str, int], WorkerLost]
+"""Returns the event for a worker whose link was lost, given its name and process id."""
 
 _log = logging.getLogger(__name__)
 
 
-class Note:
-    """One lane's; for its own thread."""
+class LaneRecord:
+    """The record of one lane, written by the lane's own thread."""
 
     __slots__ = ("_bytes", "_words")
 
@@ -37,57 +37,60 @@ class Note:
         self._words = memory.cast("q")
 
     def action(self, action_id: int) -> None:
-        """It is going to do this action."""
+        """Record that the lane is about to do this action."""
         self._words[0] = action_id
 
     def code(self, code_id: str) -> None:
-        """It is going to prepare this code."""
+        """Record that the lane is about to prepare this code."""
         text = code_id.encode()[:_TEXT_MAX]
         self._bytes[_TEXT * _WORD : _TEXT * _WORD + len(text)] = text
         self._words[2] = len(text)
 
     def clear(self) -> None:
-        """It is done."""
+        """Record that it is done; the action becomes the previous one."""
         words = self._words
         words[1] = words[0]
         words[0] = words[2] = 0
 
 
-class BlackBox:
-    """Notes for ``lanes`` lanes, in ``memory``; without it, they are of use to nobody."""
+class FlightRecorder:
+    """Records of ``lanes`` lanes in ``memory``; by default in memory that no other process can read."""
 
     def __init__(self, lanes: int, memory: mmap.mmap | None = None) -> None:
         size = _WORDS * _WORD
         whole = memoryview(bytearray(lanes * size) if memory is None else memory)
-        self.notes = [Note(whole[at * size : (at + 1) * size]) for at in range(lanes)]
+        self.lanes = [LaneRecord(whole[at * size : (at + 1) * size]) for at in range(lanes)]
 
 
-def create(run_dir: Path, worker: str, lanes: int) -> BlackBox:
-    """The black box of this process, which is that worker."""
+def create_recorder(run_dir: Path, worker: str, lanes: int) -> FlightRecorder:
+    """The flight recorder of this process, which runs that worker, in a new file in ``run_dir``."""
     size = lanes * _WORDS * _WORD
     fd = os.open(_path(run_dir, worker, os.getpid()), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         os.ftruncate(fd, size)
-        return BlackBox(lanes, mmap.mmap(fd, size))
+        return FlightRecorder(lanes, mmap.mmap(fd, size))
     finally:
         os.close(fd)
 
 
-def no_autopsy(worker: str, pid: int) -> WorkerLost:
-    """Nothing is known of it."""
+def no_crash_report(worker: str, pid: int) -> WorkerLost:
+    """The event for a worker of which there is no crash report."""
     return WorkerLost(worker=worker)
 
 
-def autopsy(run_dir: Path, worker: str, pid: int) -> WorkerLost:
-    """What is to be said of a worker whose link ended; if it is dead, its black box is read, and goes."""
+def read_crash_report(run_dir: Path, worker: str, pid: int) -> WorkerLost:
+    """The event for a worker whose link was lost. If the process is dead, its file is read and removed.
+
+    A process that lives, or left no file, yields an event without actions.
+    """
     path = _path(run_dir, worker, pid)
     try:
-        if _lives(pid):
+        if _has_memory(pid):
             return WorkerLost(worker=worker)
         found = path.read_bytes()
         path.unlink()
     except OSError as error:
-        _log.warning("what %s died of is not known: %s", worker, error)
+        _log.warning("no crash report of %s: %s", worker, error)
         return WorkerLost(worker=worker)
     running: list[int] = []
     before: list[int] = []
@@ -102,14 +105,15 @@ def autopsy(run_dir: Path, worker: str, pid: int) -> WorkerLost:
         if length:
             text = bytes(lane[_TEXT * _WORD : _TEXT * _WORD + length])
             preparing.append(text.decode(errors="replace"))
-    # A signal or a fault may take its time: then it is what was done last, if nobody heard of its result.
+    # A signal or a fault may take effect late, after the action that caused it: if nothing was running, the
+    # previous actions are suspect, unless the controller received their results.
     ran = running if running or preparing else before
     idle = not (running or preparing)
     return WorkerLost(worker=worker, running=tuple(ran), preparing=tuple(preparing), idle=idle)
 
 
-def _lives(pid: int) -> bool:
-    """Whether that process has memory still: one that dies gives it up before its links end."""
+def _has_memory(pid: int) -> bool:
+    """Whether a process still has its memory: a dying process gives it up before its sockets are closed."""
     try:
         return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
     except (FileNotFoundError, ProcessLookupError):
