@@ -27,11 +27,11 @@ print(getattr(build_meta, f"build_{what}")(folder))
 def source(name: str, folder: Path) -> Path:
     """A copy of a distribution's folder as git knows it, so that building leaves nothing in the checkout.
 
-    The workspace's settings lie above it as they do there: mypyc looks for some.
+    The workspace's settings and pages lie above it as they do there: mypyc and the server's wheel want some.
     """
     shutil.copy2(ROOT / "pyproject.toml", folder)
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", f"packages/{name}"],
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", f"packages/{name}", "docs"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for path in filter(None, listed.stdout.split("\0")):
