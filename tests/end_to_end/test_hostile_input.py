@@ -1,4 +1,4 @@
-"""Half a minute of hostile traffic on a whole server: nothing ends, nothing grows, honest clients are answered.
+"""Half a minute of hostile traffic on a server: nothing ends, nothing grows, honest clients are answered.
 
 How much slower they are is for ``qa.hostile`` to say, on a quiet machine.
 """

@@ -110,7 +110,7 @@ def test_the_server_starts_warns_and_serves(tmp_path: Path, change: str) -> None
 
 
 def test_the_versions_that_the_warning_asks_for_are_those_of_the_distribution() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "packages" / "clockwork-serve" / "pyproject.toml").read_text())["project"]
     assert f"grpcio{DRIVEN}" in project["dependencies"]
 
 
