@@ -45,7 +45,8 @@ def build(what: str, tree: Path, into: Path, **variables: str) -> Path:
     """The ``wheel`` or ``sdist`` of a source tree, by the setuptools that is here; nothing is fetched."""
     into.mkdir(parents=True, exist_ok=True)
     environment = {
-        **os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        **os.environ, "CLOCKWORK_MYPYC": "", **variables,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", _BUILD, what, str(into)], cwd=tree, env=environment, capture_output=True,
