@@ -1,15 +1,23 @@
 """Builds the package; with ``CLOCKWORK_MYPYC=1`` the brains and the simulator's loop are compiled by mypyc.
 
-Decides nothing. Records (``msgspec.Struct``) cannot be compiled, so a module that defines one stays as it is;
-so does the protocol of policies, of which other packages' interpreted classes must be instances.
+Decides nothing. A wheel has the documentation as ``clockwork_serve/docs``, which ``clockwork docs`` prints,
+an sdist as ``docs``; an editable install reads the checkout's.
+
+Records (``msgspec.Struct``) cannot be compiled, so a module that defines one stays as it is; so does the
+protocol of policies, of which other packages' interpreted classes must be instances.
 """
 
 from __future__ import annotations
 
 import os
+import posixpath
+import re
+import shutil
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 SOURCE = Path("src/clockwork_serve")
 
@@ -17,6 +25,65 @@ PROTOCOL = SOURCE / "controller" / "policies" / "base.py"
 
 LOOP = ("checks", "faults", "host", "simulation", "tally")
 """Modules of the simulator that every simulated request passes through."""
+
+DOCS = (Path("docs"), Path("../../docs"))
+"""Where the pages are: in an sdist, and in a checkout."""
+
+FOLDERS = ("use", "operate", "develop")
+"""Of them, which are packed beside the index: figures and measurements are large."""
+
+LINK = re.compile(r"!?\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)\s]+)\)")
+
+
+def pages() -> dict[str, Path]:
+    """Every page, by its path below ``docs``."""
+    for folder in DOCS:
+        if (folder / "index.md").is_file():
+            found = [folder / "index.md", *(path for name in FOLDERS for path in folder.glob(f"{name}/*.md"))]
+            return {path.relative_to(folder).as_posix(): path for path in found}
+    raise FileNotFoundError(
+        f"expected index.md in {' or '.join(map(str, DOCS))}, found none; build in a checkout or an sdist"
+    )
+
+
+def with_links_to(there: set[str], page: str, text: str) -> str:
+    """The text of a page whose links to files that a wheel has not are plain text."""
+
+    def kept(link: re.Match[str]) -> str:
+        target = link[2].partition("#")[0]
+        where = posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
+        return link[0] if not target or ":" in target or where in there else link[1]
+
+    return LINK.sub(kept, text)
+
+
+class BuildWithPages(build_py):
+    """Adds the pages to what a wheel is made of."""
+
+    def run(self) -> None:
+        """Build, then write the pages."""
+        super().run()
+        if self.editable_mode:
+            return
+        packed = Path(self.build_lib, "clockwork_serve", "docs")
+        shutil.rmtree(packed, ignore_errors=True)  # an earlier build may have left a page that is gone
+        found = pages()
+        for name, path in found.items():
+            to = packed / name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_text(with_links_to({*found}, name, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+class SdistWithPages(sdist):
+    """Adds the pages, as they are, to an sdist, so that it gives the same wheel as the checkout."""
+
+    def make_release_tree(self, base_dir: str, files: list[str]) -> None:
+        """Fill the folder that becomes the sdist."""
+        super().make_release_tree(base_dir, files)
+        for name, path in pages().items():
+            to = Path(base_dir, "docs", name)
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, to)
 
 
 def hot() -> list[str]:
@@ -32,12 +99,12 @@ def hot() -> list[str]:
 
 def main() -> None:
     """Run setuptools."""
-    if os.environ.get("CLOCKWORK_MYPYC") != "1":
-        setup()
-        return
-    from mypyc.build import mypycify
+    compiled = []
+    if os.environ.get("CLOCKWORK_MYPYC") == "1":
+        from mypyc.build import mypycify
 
-    setup(ext_modules=mypycify(["--strict", *hot()], opt_level="3", group_name="clockwork_brains"))
+        compiled = mypycify(["--strict", *hot()], opt_level="3", group_name="clockwork_brains")
+    setup(ext_modules=compiled, cmdclass={"build_py": BuildWithPages, "sdist": SdistWithPages})
 
 
 if __name__ == "__main__":  # as setuptools runs it

@@ -27,11 +27,11 @@ print(getattr(build_meta, f"build_{what}")(folder))
 def source(name: str, folder: Path) -> Path:
     """A copy of a distribution's folder as git knows it, so that building leaves nothing in the checkout.
 
-    The workspace's settings lie above it as they do there: mypyc looks for some.
+    The workspace's settings and pages lie above it as they do there: mypyc and the server's wheel want some.
     """
     shutil.copy2(ROOT / "pyproject.toml", folder)
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", f"packages/{name}"],
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", f"packages/{name}", "docs"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for path in filter(None, listed.stdout.split("\0")):
@@ -45,7 +45,8 @@ def build(what: str, tree: Path, into: Path, **variables: str) -> Path:
     """The ``wheel`` or ``sdist`` of a source tree, by the setuptools that is here; nothing is fetched."""
     into.mkdir(parents=True, exist_ok=True)
     environment = {
-        **os.environ, **variables, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        **os.environ, "CLOCKWORK_MYPYC": "", **variables,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", _BUILD, what, str(into)], cwd=tree, env=environment, capture_output=True,

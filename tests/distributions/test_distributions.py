@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
+import re
 import shutil
 import subprocess
 import tarfile
@@ -68,10 +70,6 @@ def test_a_wheel_says_what_it_is(name: str, wheels: dict[str, Path]) -> None:
 
     assert said.metadata["Name"] == name
     assert "# " + name in (said.metadata.get_payload() or said.metadata["Description"])
-    assert {one.partition(",")[0] for one in said.metadata.get_all("Project-URL")} >= {
-        "Documentation",
-        "Homepage",
-    }
     assert f"{package}/py.typed" in contents(wheels[name])
     assert {path.split("/")[0].split("-")[0] for path in contents(wheels[name])} == {package}
 
@@ -89,6 +87,39 @@ def test_the_client_needs_no_runtime(wheels: dict[str, Path], tmp_path: Path) ->
     assert needed(wheel) == {"httptools", "msgspec", "numpy"}
     assert found[0] == repr(("FP32", bytes(8)))
     assert not RUNTIMES & {*json.loads(found[1].replace("'", '"'))}
+
+
+def pages(wheels: dict[str, Path]) -> dict[str, str]:
+    """The documentation that the server's wheel carries, by path."""
+    held = contents(wheels["clockwork-serve"])
+    start = "clockwork_serve/docs/"
+    return {name.removeprefix(start): held[name].decode() for name in held if name.startswith(start)}
+
+
+def test_the_server_carries_every_page_and_no_link_of_theirs_leads_out_of_it(wheels: dict[str, Path]) -> None:
+    found = pages(wheels)
+    links = {
+        posixpath.normpath(posixpath.join(posixpath.dirname(page), target))
+        for page, text in found.items()
+        for target in re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", text)
+    }
+
+    folders = ("use", "operate", "develop")
+    there = [
+        ROOT / "docs" / "index.md",
+        *(page for one in folders for page in (ROOT / "docs" / one).glob("*.md")),
+    ]
+    assert {*found} == {page.relative_to(ROOT / "docs").as_posix() for page in there}
+    assert "operate/machines.md" in links <= {*found}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_page_that_a_text_names_is_in_the_servers_wheel(name: str, wheels: dict[str, Path]) -> None:
+    texts = b" ".join(contents(wheels[name]).values()).decode(errors="replace")
+
+    named = {*re.findall(r"clockwork docs ([a-z][\w-]*)", texts)}
+    assert named
+    assert named <= {Path(page).stem for page in pages(wheels)}
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +142,10 @@ def test_the_server_alone(server: Path, tmp_path: Path) -> None:
     models = shutil.copytree(ROOT / "examples" / "models", tmp_path / "models")
     clockwork(server, "validate", str(models))
     assert simulated(server)["loads"]
+    assert "operate/machines" not in clockwork(server, "docs").stdout
+    assert clockwork(server, "docs", "machines").stdout.startswith("# Several machines\n")
+    assert clockwork(server, "docs", "../use/client.md#errors").stdout.startswith("# The Python client\n")
+    assert "did you mean 'machines'?" in clockwork(server, "docs", "machine", code=2).stderr
     ran(
         server, "-c",
         "import clockwork_client as c, clockwork_serve as s, clockwork_serve.client as o;"

@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-DOCS: Final = "https://clockwork-serve.example/docs"
-"""Where the pages are that help and messages name: ``Documentation`` of all three distributions."""
-
 __all__ = [
     "AsyncClient", "Client", "Denied", "Disconnected", "Expired", "Failed", "Invalid", "ModelMetadata",
     "ModelState", "ModelStatistics", "NotServing", "Rejected", "Result", "ServerMetadata", "ServingError",

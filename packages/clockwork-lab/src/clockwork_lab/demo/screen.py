@@ -16,7 +16,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from clockwork_client import DOCS
 from clockwork_lab.demo.report import DemoReport, ModelRow
 from clockwork_lab.demo.zoo import EXACT
 from clockwork_serve.units import MIB
@@ -111,7 +110,7 @@ def _lines(report: DemoReport) -> list[str]:
         ("answers", f"{checked} compared with plain sessions, worst relative error {errors}"),
         ("client", f"sent its requests up to {report.client_lag_p99_ms:.1f} ms late (p99)"),
         ("took", f"{report.duration_s:.0f} s without downloads"),
-        ("next", f"clockwork serve examples/models; {DOCS}/use/demo.md; {DOCS}/operate/metrics.md"),
+        ("next", "clockwork serve REPO; clockwork docs demo; clockwork docs metrics"),
     )
     lines = ["", *(f"[dim]{name:<11}[/]{text}" for name, text in facts)]
     if report.busy > BUSY:

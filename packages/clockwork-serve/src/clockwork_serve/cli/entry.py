@@ -17,6 +17,7 @@ import click
 
 from clockwork_serve import __version__
 from clockwork_serve.cli.compile import compile_, validate
+from clockwork_serve.cli.docs import docs
 from clockwork_serve.cli.gateway import gateway
 from clockwork_serve.cli.key import key
 from clockwork_serve.cli.models import models
@@ -110,12 +111,13 @@ def _failing(name: str, message: str, short_help: str = "Cannot be loaded.") -> 
 def clockwork() -> None:
     """Serve thousands of models on a few devices: every request in time, or refused at once.
 
-    Start with `clockwork demo`, or `clockwork serve REPO` for models of your own.
+    Start with `clockwork demo`, or `clockwork serve REPO` for models of your own; `clockwork docs` lists what
+    there is to read.
     """
 
 
 for _command in (
-    serve, worker, gateway, validate, compile_, profile, models, key, simulate,
+    serve, worker, gateway, validate, compile_, profile, models, key, simulate, docs,
 ):  # fmt: skip
     clockwork.add_command(_command)
 

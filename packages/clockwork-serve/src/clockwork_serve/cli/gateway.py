@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from clockwork_client import DOCS
 from clockwork_serve.cli.options import json_flag, setting_options, settings_from, taken_by
 from clockwork_serve.cli.screen import say, show_json_line
 from clockwork_serve.config.table import GATEWAY
@@ -18,7 +17,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
-@click.command(epilog=f"How to set up several machines: {DOCS}/operate/machines.md")
+@click.command(epilog="How to set up several machines: clockwork docs machines")
 @setting_options(*_SHOWN, hidden=taken_by(GATEWAY, *_SHOWN))
 @json_flag
 def gateway(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001

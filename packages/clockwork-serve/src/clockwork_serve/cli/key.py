@@ -7,14 +7,13 @@ import secrets
 
 import click
 
-from clockwork_client import DOCS
 from clockwork_serve.cli.screen import show_json
 
 _BYTES = 32
 _RIGHTS = ("infer", "metrics", "admin")
 
 
-@click.command(epilog=f"Who may do what: {DOCS}/operate/operations.md")
+@click.command(epilog="Who may do what: clockwork docs security")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--may", multiple=True, default=("infer",), show_default=True, type=click.Choice(_RIGHTS),

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from clockwork_client import DOCS
 from clockwork_serve.config import SETTINGS, Setting, Settings, read_settings, setting
 from clockwork_serve.config.table import JoiningProcess, switch
 
@@ -93,7 +92,7 @@ def settings_from(
     if needs_repository and not settings.repository:
         raise click.UsageError(
             "REPO: expected the folder of a model repository, found none; what is in it: "
-            f"{DOCS}/use/model-repository.md.",
+            "clockwork docs model-repository.",
             click.get_current_context(silent=True),
         )
     return settings

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from clockwork_client import DOCS
 from clockwork_serve.cli.options import (
     all_but,
     json_flag,
@@ -40,7 +39,7 @@ _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
 
 
 @click.command(
-    epilog=f"More settings, and their names in a file and in the environment: {DOCS}/operate/configuration.md"
+    epilog="More settings, and their names in a file and in the environment: clockwork docs configuration"
 )
 @repository_argument
 @setting_options(*_SHOWN, hidden=all_but(*_SHOWN, "controller", "machine_name"))

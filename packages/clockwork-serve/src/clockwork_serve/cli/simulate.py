@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clockwork_client import DOCS
 from clockwork_serve.cli.interrupt import interruptible
 from clockwork_serve.cli.options import setting_options, settings_from
 from clockwork_serve.cli.replay import refuse_others, replay_journal
@@ -78,7 +77,7 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
         return replay_journal(replay, json_file, checks=checks)
     if scenario is None:
         raise click.UsageError(
-            f"SCENARIO: expected a file, found none; how to write one: {DOCS}/use/workloads.md."
+            "SCENARIO: expected a file, found none; how to write one: clockwork docs workloads."
         )
     from clockwork_serve.apps.simulate.question import ask
     from clockwork_serve.apps.simulate.report import report

@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from clockwork_client import DOCS
 from clockwork_serve.cli.options import setting_options, settings_from, taken_by
 from clockwork_serve.config.table import WORKER
 
@@ -16,7 +15,7 @@ _SHOWN = (
 )  # fmt: skip
 
 
-@click.command(epilog=f"How to set up several machines: {DOCS}/operate/machines.md")
+@click.command(epilog="How to set up several machines: clockwork docs machines")
 @setting_options(*_SHOWN, hidden=taken_by(WORKER, *_SHOWN))
 def worker(config: str | None, **flags: Any) -> int:
     """Join the server at --controller with this machine's devices, and serve until told to stop.

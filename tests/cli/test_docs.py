@@ -1,0 +1,92 @@
+"""``clockwork docs``: the pages, as a list and one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve.cli.docs import pages_there
+from clockwork_serve.cli.entry import run
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_every_page_is_listed_by_its_first_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["docs"]) == 0
+    shown = capsys.readouterr().out
+    assert run(["docs", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+
+    paths = [
+        page for folder in ("", "use", "operate", "develop") for page in sorted((DOCS / folder).glob("*.md"))
+    ]
+    assert [one["path"] for one in listed] == [str(path) for path in paths]
+    assert {"page": "machines", "section": "operate", "title": "Several machines"}.items() <= {
+        one["page"]: one for one in listed
+    }["machines"].items()
+    assert ["machines", "operate", "Several", "machines"] in [line.split() for line in shown.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["machines", "operate/machines", "../operate/machines.md#certificates", "docs/operate/machines.md"],
+)
+def test_a_page_is_found_by_its_name_and_by_a_link_to_it(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["docs", name]) == 0
+    assert capsys.readouterr().out == (DOCS / "operate" / "machines.md").read_text()
+
+
+def test_a_page_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["docs", "soak", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == (DOCS / "develop" / "soak.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("machine", "found 'machine'; did you mean 'machines'? See clockwork docs --help"),
+        ("zzz", "found 'zzz'; for the list: clockwork docs. See clockwork docs --help"),
+        ("\x1b[31m", r"found '\x1b[31m'; for the list: clockwork docs."),
+    ],
+)
+def test_a_page_that_is_none(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["docs", name]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_on_a_terminal_every_page_is_laid_out() -> None:
+    script = (
+        "from clockwork_serve.cli.entry import run;"
+        "from clockwork_serve.cli.docs import pages_there;"
+        "assert [run(['docs', name]) for name in pages_there()].count(0) == len(pages_there())"
+    )
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    shown = b""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=theirs, env=environment) as child:
+        os.close(theirs)
+        while part := _read(ours):
+            shown += part
+        assert child.wait(timeout=120) == 0
+    os.close(ours)
+
+    text = shown.decode()
+    assert "\x1b[" in text
+    assert "# Several machines" not in text
+    assert text.count("Several machines") >= 1
+    assert len(pages_there()) > 30
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # as a terminal ends
+        return b""
