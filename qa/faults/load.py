@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clockwork_lab.bench.crew import Crew
-from clockwork_lab.bench.job import Said
+from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.plan import Options, make_plan
 from clockwork_lab.bench.records import Records
 from qa.faults.setups import Setup
@@ -24,7 +24,7 @@ class Played:
     """All requests, and what the generator says of itself. ``start_ns``: of CLOCK_MONOTONIC."""
 
     records: Records
-    said: list[Said]
+    said: list[SenderMessage]
     start_ns: int
 
 

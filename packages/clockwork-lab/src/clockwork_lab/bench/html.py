@@ -1,4 +1,4 @@
-"""A load test's report as one page that needs nothing else, and the SVG plots in it."""
+"""A load test's report as a self-contained HTML page, and the SVG plots in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clockwork_lab.bench.report import Curve as Distribution
 from clockwork_lab.bench.report import Report
 
 # ------------------------------------------------------------
-# Plots as SVG, drawn by a few lines: curves and areas over an axis of numbers. It knows no load test.
+# Plots as SVG: curves and areas over a numeric axis.
 
 
 WIDE, HIGH = 480, 230
@@ -49,7 +49,7 @@ class Axis:
     log: bool = False
 
     def scale(self, start: float, end: float) -> Scale:
-        """Where a value is between two places."""
+        """The position of a value on the axis."""
         place: Callable[[float], float] = math.log if self.log else float
         least, most = place(self.least), place(self.most)
         span = most - least or 1.0
@@ -190,7 +190,7 @@ def _runs(points: Sequence[tuple[float, float | None]]) -> list[list[Point]]:
 
 
 # ------------------------------------------------------------
-# A report as one page that needs nothing else: no script, no network. It computes nothing.
+# A report as one page without scripts or external resources.
 
 
 _GREEN, _RED, _AMBER, _GREY, _BLUE, _BLACK = (
@@ -317,7 +317,7 @@ def _plots(report: Report) -> list[str]:
 
 
 def _counts(report: Report, end_s: float) -> tuple[list[PlottedCurve], Axis]:
-    """Requests per second by what became of them; a last stretch may be short."""
+    """Requests per second by outcome; the last interval may be short."""
     whole = report.stretch_s
     spans = [(one.from_s, min(whole, end_s - one.from_s), one) for one in report.stretches]
     if len(spans) > 1 and spans[-1][1] < whole * _LEAST_PART:

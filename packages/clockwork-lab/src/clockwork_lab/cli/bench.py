@@ -1,4 +1,4 @@
-"""``clockwork bench``: a scenario's requests to a running server. The work is in ``bench``."""
+"""``clockwork bench``: sends a scenario's requests to a running server. Implemented by ``bench``."""
 
 from __future__ import annotations
 
@@ -116,10 +116,10 @@ def bench(
     quiet: bool,
     **given: Any,
 ) -> int:
-    """Send the requests of SCENARIO to a server, and tell what was answered in time.
+    """Send the requests of SCENARIO to a server and report which responses came in time.
 
-    Each request counts from when it was due, whatever the server or this program was doing then. Exit codes:
-    0; 1 if the run is INVALID, because the requests were sent late; 130 after Ctrl-C, with what was measured.
+    Latency counts from when a request was due, even if the server or this program was busy then. Exit codes:
+    0; 1 if the run is INVALID because requests were sent late; 130 after Ctrl-C, with what was measured.
     """
     from clockwork_lab.bench.html import page
     from clockwork_lab.bench.plan import make_plan
@@ -155,7 +155,7 @@ def bench(
 
 
 def _options(given: dict[str, Any]) -> Options:
-    """The command line as the generator's options. Raises :class:`ConfigError`."""
+    """The command line as options of the load generator. Raises :class:`ConfigError`."""
     from clockwork_lab.bench.plan import Options
 
     traces = given["traces"]
@@ -185,7 +185,7 @@ def _options(given: dict[str, Any]) -> Options:
 
 
 def _check_protocol(given: dict[str, Any]) -> None:
-    """Options that mean nothing for the protocol are refused."""
+    """Refuse options that have no meaning for the protocol."""
     protocol, deadline = given["protocol"], given["deadline"]
     if protocol == "raw":
         if not given["path"].startswith("/"):

@@ -1,4 +1,4 @@
-"""``clockwork demo``: real models, real inputs, one screen of results. ``clockwork_lab.demo`` does it."""
+"""``clockwork demo``: real models and inputs, one screen of results, by ``clockwork_lab.demo``."""
 
 from __future__ import annotations
 
