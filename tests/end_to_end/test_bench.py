@@ -199,4 +199,4 @@ def test_without_one_it_is_asked_for_before_any_load(
     said = capfd.readouterr().err
     assert (code, said.count("\n")) == (1, 1)
     assert said.startswith("error: url: expected a connection over TLS to https://127.0.0.1:")
-    assert said.endswith("if it requires a client certificate, give one that it trusts: --cert FILE --key FILE\n")
+    assert said.endswith("if it requires a client certificate, give one: --cert FILE --key FILE\n")

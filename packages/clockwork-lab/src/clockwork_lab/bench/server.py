@@ -100,7 +100,7 @@ def _check_accepted(secure: ssl.SSLSocket, address: Address) -> None:
         reason = f" ({error.reason})"
     raise Unreachable(
         f"url: expected a connection over TLS to {address}, found that the server closes it at once{reason}; "
-        "if it requires a client certificate, give one that it trusts: --cert FILE --key FILE"
+        "if it requires a client certificate, give one: --cert FILE --key FILE"
     )
 
 
