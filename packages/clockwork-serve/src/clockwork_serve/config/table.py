@@ -22,8 +22,8 @@ from clockwork_serve.units import GIB, KIB, MIB, ms
 # ------------------------------------------------------------
 # Readers convert written values, independent of any setting.
 #
-# A reader accepts both typed values (from TOML) and text (from the environment or the command line). It raises
-# :class:`Unfit`, to which the caller adds the field and the source.
+# A reader accepts both typed values (from TOML) and text (from the environment or the command line). It
+# raises :class:`Unfit`, to which the caller adds the field and the source.
 
 
 Value = TypeVar("Value")
@@ -429,7 +429,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         "deadline of requests that name none; none: 100 ms, or 5 times what the model takes if that is more",
         GATEWAY, "none",
     )] = None
-    policy: Annotated[str, Setting(one_of("default", "paper"), "scheduling policy: ours, or that of the paper")] = "default"
+    policy: Annotated[str, Setting(one_of("default", "paper"), "ours, or that of the paper")] = "default"
     reject: Annotated[bool, Setting(switch, "refuse a request once no schedule can meet its deadline")] = True
     max_batch: Annotated[int, Setting(integer(1, 1024), "most requests in one batch")] = 16
     largest_batch: Annotated[int, Setting(
@@ -572,7 +572,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def _wrong(self, name: str, expected: str, found: object, remedy: str) -> ConfigError:
         return wrong(name, self.sources.get(name, "default"), expected, found, remedy)
 
-    def said(self, name: str) -> bool:
+    def is_set(self, name: str) -> bool:
         """Whether the setting is set anywhere, even to its default."""
         return name in self.sources
 
@@ -592,9 +592,9 @@ def _declared() -> tuple[Setting, ...]:
     hints = get_type_hints(Settings, include_extras=True)
     found = []
     for field in structs.fields(Settings):
-        for said in getattr(hints[field.name], "__metadata__", ()):
-            shown = _plain(field.default) if said.shown is None else said.shown
-            found.append(structs.replace(said, name=field.name, default=field.default, shown=shown))
+        for declared in getattr(hints[field.name], "__metadata__", ()):
+            shown = _plain(field.default) if declared.shown is None else declared.shown
+            found.append(structs.replace(declared, name=field.name, default=field.default, shown=shown))
     return tuple(found)
 
 
