@@ -1,4 +1,4 @@
-"""Writes three known architectures out as ONNX from their published weights; trains and tunes nothing."""
+"""Builds three known architectures as ONNX graphs from their published weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Graph:
         return name
 
     def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """A node; ``output`` names its result where that matters."""
+        """A node; ``output`` names its result if the name matters."""
         result = output or self._fresh("t")
         self._nodes.append(helper.make_node(operator, list(inputs), [result], **attributes))
         return result

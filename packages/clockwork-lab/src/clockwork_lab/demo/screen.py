@@ -1,4 +1,4 @@
-"""Shows the demo to a person: progress while it runs, and one screen at the end. It measures nothing."""
+"""The demo's output: progress while it runs, and one screen of results."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from clockwork_lab.demo.zoo import EXACT
 from clockwork_serve.units import MIB
 
 WIDE = 140
-"""Columns from which on answers stand beside their numbers."""
+"""Terminal width from which results are shown beside their numbers."""
 
 
 BUSY = 0.3
-"""Other runnable tasks per core from which on they are mentioned."""
+"""Load per core by other programs from which it is mentioned."""
 
 
 def progress_bar(console: Console) -> Progress:
-    """Bars for the steps, gone when they are done."""
+    """Progress bars for the steps, removed when they are done."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -44,7 +44,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 def show(report: DemoReport, console: Console) -> None:
-    """The one screen."""
+    """Show the screen of results."""
     wide = console.width >= WIDE
     console.print(_table(report, wide=wide))
     if not wide:

@@ -21,7 +21,7 @@ _SHOWN_CHARS = 400
 
 
 def refuse_others(context: click.Context, taken: set[str]) -> None:
-    """Raise :class:`ConfigError` for options that a journal, which has the controller's settings, replaces."""
+    """Raise :class:`ConfigError` for options that a replay takes from its journal instead."""
     given = [
         option.opts[-1] if option.param_type_name == "option" else "SCENARIO"
         for option in context.command.params
