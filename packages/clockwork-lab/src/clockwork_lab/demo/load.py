@@ -91,7 +91,7 @@ class DemoPlan:
 def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0) -> DemoPlan:
     """Poisson arrivals that use ``utilisation`` of the device, or as many as the client can send.
 
-    A model's share of the requests is inverse to its duration, so that all models use similar device time;
+    A model's share of the requests decreases with its duration, so that long ones do not dominate the device;
     instances are drawn by Zipf's law. The floor of all SLOs is three times the longest batch-1 duration: a
     request may have to wait for that run, which cannot be interrupted.
     """

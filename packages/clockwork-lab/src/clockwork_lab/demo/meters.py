@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 @dataclass(slots=True)
 class Meters:
-    """Counters of the metrics page. ``cold_starts`` and ``rejected`` are by model, the latter also by reason."""
+    """Counters of the metrics page: ``cold_starts`` by model, ``rejected`` by model and reason."""
 
     loads: int = 0
     unloads: int = 0
