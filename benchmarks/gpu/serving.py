@@ -211,7 +211,8 @@ def _judge_late(outcome: Outcome, question: str, found: list[Told]) -> None:
 def _told(told: Told) -> dict[str, Any]:
     accounting = told.accounting
     return {
-        "good_rps": told.good_rps, "offered": accounting.offered, "good": accounting.good, "late": accounting.late,
+        "good_rps": told.good_rps, "offered": accounting.offered, "good": accounting.good,
+        "late": accounting.late,
         "rejected": accounting.rejected, "failed": accounting.failed, "unanswered": accounting.unanswered,
         "twice": accounting.twice, "seconds": told.seconds,
         "latency_ms": {

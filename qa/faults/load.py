@@ -24,7 +24,7 @@ class Played:
     """All requests, and what the generator says of itself. ``start_ns``: of CLOCK_MONOTONIC."""
 
     records: Records
-    said: list[SenderMessage]
+    messages: list[SenderMessage]
     start_ns: int
 
 
@@ -56,16 +56,16 @@ def play(
     with Crew(plan) as crew:
         crew.begin()
         began(crew.start_ns)
-        told = False
+        stopping = False
         while not crew.over:
-            for hand in crew.hands:
-                hand.hear()
-            if stopped() and not told:
-                told = True
+            for process in crew.processes:
+                process.poll()
+            if stopped() and not stopping:
+                stopping = True
                 crew.stop()
             time.sleep(0.02)
-        said = [hand.said for hand in crew.hands if hand.said is not None]
-        return Played(crew.records(), said, crew.start_ns)
+        messages = [process.final for process in crew.processes if process.final is not None]
+        return Played(crew.records(), messages, crew.start_ns)
 
 
 def lateness_ms(played: Played) -> float:

@@ -94,9 +94,9 @@ def plot(
     """The picture; ``marks`` are lines across it at some y, ``shaded`` is grey from the left up to some x."""
     across = x.scale(_LEFT, WIDE - _RIGHT)
     down = y.scale(HIGH - _BOTTOM, _TOP)
-    said = escape(f"{y.title} over {x.title}")
+    title = escape(f"{y.title} over {x.title}")
     looks = f'font-size="{_TEXT_HIGH}" font-family="inherit"'
-    parts = [f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{said}" {looks}>']
+    parts = [f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{title}" {looks}>']
     if shaded is not None:
         parts.append(
             f'<rect x="{_LEFT}" y="{_TOP}" width="{across(shaded[0]) - _LEFT:.1f}" '
@@ -202,7 +202,7 @@ _LAST_SHARE: Final = 0.99995
 _MARKS_MAX: Final = 6
 _TICKS: Final = 8
 _LEAST_PART: Final = 0.2
-"""A last stretch that is shorter than such a part of the others tells no rate."""
+"""A last interval shorter than this share of the others is too short for a rate."""
 _COLUMNS: Final = (*words.COLUMNS[1:-3], ">p99 ms", ">p99.9 ms", ">max ms")
 _READING: Final = (
     ("answered in time", "within the request's SLO, counted from when the request was due"),

@@ -95,7 +95,7 @@ def decode(block: bytes) -> dict[str, str]:
             elif first & 0xE0 == 0x20:
                 size, at = _integer(block, at, 5)
                 if size:
-                    raise Undecodable("the peer keeps a table of headers although it was told not to")
+                    raise Undecodable("the peer uses a dynamic header table although its size was set to 0")
                 continue
             else:
                 index, at = _integer(block, at, 6 if first & 0x40 else 4)

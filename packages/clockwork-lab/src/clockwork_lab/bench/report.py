@@ -30,7 +30,7 @@ GENERATOR_LATE: Final = (
     "are allowed (--max-lateness-ms). {why}"
 )
 NO_CONNECTION: Final = (
-    "{waited:,} requests found no free connection: raise --connections, if the server can have so many"
+    "{waited:,} requests found no free connection: raise --connections, if the server allows as many"
 )
 NO_CORE: Final = (
     "It did not get a core when it needed one: give it its own (--cores, --realtime), use --processes, or "
@@ -191,9 +191,9 @@ def make_report(plan: Plan, records: Records, messages: list[SenderMessage], *, 
 def lateness_of(table: Table, end_ns: int) -> Table:
     """How late each request was sent; for one that was not, until the end."""
     sent = np.where(table["sent_ns"] > 0, table["sent_ns"], np.maximum(end_ns, table["scheduled_ns"]))
-    never: Table = sent - table["scheduled_ns"]
-    # A request that failed for lack of a connection was never sent: that is the server's fault, not lateness.
-    found: Table = never[(table["sent_ns"] > 0) | (table["end"] == OPEN)]
+    late: Table = sent - table["scheduled_ns"]
+    # A request that failed for lack of a connection was not sent: that is the server's fault, not lateness.
+    found: Table = late[(table["sent_ns"] > 0) | (table["end"] == OPEN)]
     return found
 
 

@@ -30,9 +30,7 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
     "--protocol", type=click.Choice(["http", "grpc", "raw"]), default="http",
     help="Open Inference Protocol over http or grpc; raw: POST to --path. [default: http]",
 )  # fmt: skip
-@click.option(
-    "--models", metavar="A,B,...", help="Models of the server that stand for the scenario's, in turn."
-)
+@click.option("--models", metavar="A,B,...", help="Models of the server for those of the scenario, in turn.")
 @click.option(
     "--map", "renamed", multiple=True, metavar="MODEL=NAME",
     help="The server's name of a model or of a set of copies; {i} in it is a copy's number.",
@@ -54,15 +52,19 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
 @click.option("--header", "headers", multiple=True, metavar="K:V", help="A header of every request.")
 @click.option("--api-key-file", metavar="FILE", help="File that holds the API key, sent as a bearer token.")
 @click.option("--ca", metavar="FILE", help="Certificates to trust for TLS. [default: the system's]")
-@click.option("--cert", metavar="FILE", help="Certificate to show to a server that asks for one.")
+@click.option("--cert", metavar="FILE", help="Client certificate, for a server that requires one.")
 @click.option("--key", metavar="FILE", help="Its key, if it is in another file.")
 @click.option(
     "--deadline", type=click.Choice(["header", "timeout", "grpc", "none"]),
-    help="How deadlines are told: x-slo-ms, Triton's parameter, gRPC's. [default: header; grpc; raw: none]",
+    help="How deadlines are sent: x-slo-ms, Triton's parameter, gRPC's. [default: header; grpc; raw: none]",
 )  # fmt: skip
-@click.option("--abandon", is_flag=True, help="Give up a request at its deadline.")
+@click.option("--abandon", is_flag=True, help="Cancel a request at its deadline.")
 @click.option(
-    "--seed", type=click.IntRange(0, 1 << 31), default=1, metavar="N", help="Decides all chance. [default: 1]"
+    "--seed",
+    type=click.IntRange(0, 1 << 31),
+    default=1,
+    metavar="N",
+    help="Seed of all random choices. [default: 1]",
 )
 @click.option(
     "--duration",
@@ -87,11 +89,11 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
 )  # fmt: skip
 @click.option("--cores", metavar="N,N,...", help="Cores of the sending processes, in turn.")
 @click.option(
-    "--realtime", is_flag=True, help="Sending processes go before all ordinary ones; needs privileges."
+    "--realtime", is_flag=True, help="Run sending processes at real-time priority; needs privileges."
 )
 @click.option(
     "--drain", "drain_s", type=click.FloatRange(0, 1e5), default=10.0, metavar="SECONDS",
-    help="How long to wait for answers after the last request. [default: 10]",
+    help="How long to wait for responses after the last request. [default: 10]",
 )  # fmt: skip
 @click.option(
     "--max-lateness-ms", type=click.FloatRange(0.001, 1e6), default=1.0, metavar="MS",
@@ -105,7 +107,7 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
     "--json", "json_file", metavar="FILE", help="Write the numbers as JSON to FILE; - is standard output."
 )
 @click.option("--html", "html_file", metavar="FILE", help="Write a page with plots to FILE.")
-@click.option("--record", "record_file", metavar="FILE", help="Write what became of every request to FILE.")
+@click.option("--record", "record_file", metavar="FILE", help="Write the outcome of every request to FILE.")
 @click.option("--quiet", is_flag=True, help="Show nothing while it runs.")
 def bench(
     *,

@@ -30,10 +30,14 @@ _FOLDER = "figures"
     help=f"Folder for FIGURE.json, .svg and .md. [default: {_FOLDER}, or nothing with --json]",
 )  # fmt: skip
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=1, metavar="N", help="Decides all chance. [default: 1]"
+    "--seed",
+    type=click.IntRange(min=0),
+    default=1,
+    metavar="N",
+    help="Seed of all random choices. [default: 1]",
 )
 @click.option(
-    "--short", is_flag=True, help="Seconds instead of minutes: to see that it works, not for numbers."
+    "--short", is_flag=True, help="Seconds instead of minutes: a test that it works, without valid numbers."
 )
 def reproduce(figure: str, json_file: str | None, out: str | None, seed: int, short: bool) -> int:  # noqa: FBT001
     """Reproduce a figure of the Clockwork paper: fig2, fig5, ..., fig11, or all.

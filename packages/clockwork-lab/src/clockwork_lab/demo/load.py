@@ -160,7 +160,7 @@ class Load:
                 outcome, reason = "late", "late"
             self.answers.hits.append(Hit(shot, outcome, reason, latency_ms))
         if result is not None:
-            told = parameters_of(result, http=shot.http)
-            self.answers.lanes.append((told["exec_ms"], told["expected_ms"]))
+            parameters = parameters_of(result, http=shot.http)
+            self.answers.lanes.append((parameters["exec_ms"], parameters["expected_ms"]))
             if shot.instance not in self.answers.first:
                 self.answers.first[shot.instance] = (shot.case, outputs_of(result, http=shot.http))

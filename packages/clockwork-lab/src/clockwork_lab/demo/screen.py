@@ -92,13 +92,13 @@ def _lines(report: DemoReport) -> list[str]:
     reasons: Counter[str] = Counter()
     for row in rows:
         reasons.update(row.reasons)
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
     checked = sum(row.checked for row in rows)
     exact = max((row.worst_error for row in rows if row.tolerance == EXACT), default=0.0)
     recurrent = [row.worst_error for row in rows if row.tolerance != EXACT]
     errors = f"{exact:.1e}" + (f"; recurrent models {max(recurrent):.1e}" if recurrent else "")
     facts = (
-        ("requests", f"{good} of {total} in time ([bold]{_share(good, total)}[/]); not in time: {told}"),
+        ("requests", f"{good} of {total} in time ([bold]{_share(good, total)}[/]); not in time: {counts}"),
         (
             "load",
             f"{report.rate:.0f} requests/s for {report.load_s:.0f} s, {report.utilisation:.0%} of the device",

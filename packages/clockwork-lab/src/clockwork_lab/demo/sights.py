@@ -34,14 +34,14 @@ ANGLE_SIZE = (48, 192)
 
 def classify(files: Files, send: Send) -> Judgement:
     """Classify three photographs."""
-    said = []
+    results = []
     for member in (wheels.CHELSEA, wheels.COFFEE, wheels.ROCKET):
         picture = (square(files.read(member)) - np.float32(127 / 255)) / np.float32(128 / 255)
         logits = send({"image": picture[None]})["logits"][0].astype(np.float64)
         best = int(logits.argmax())
         share = np.exp(logits[best] - logits.max()) / np.exp(logits - logits.max()).sum()
-        said.append((best, f"{LABELS.get(best, f'class {best}')} {share:.0%}"))
-    return Judgement(", ".join(text for _, text in said), [best for best, _ in said] == [285, 967, 657])
+        results.append((best, f"{LABELS.get(best, f'class {best}')} {share:.0%}"))
+    return Judgement(", ".join(text for _, text in results), [best for best, _ in results] == [285, 967, 657])
 
 
 def compare(files: Files, send: Send) -> Judgement:
@@ -71,11 +71,11 @@ def read_text(files: Files, send: Send) -> Judgement:
     """Read three pieces of text of the page."""
     characters = _characters(files)
     content = files.read(wheels.PAGE)
-    said = []
+    results = []
     for box in LINES:
         scores = send({"x": text_line(content, box, *LINE_SIZE)[None]})["fetch_name_0"][0]
-        said.append(_decode(scores, characters))
-    answer = " | ".join(said)
+        results.append(_decode(scores, characters))
+    answer = " | ".join(results)
     return Judgement(answer, answer == "Region-based | segmentation | histogram of grey values:")
 
 

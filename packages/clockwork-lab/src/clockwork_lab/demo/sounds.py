@@ -75,12 +75,12 @@ def notes(_: Files, send: Send) -> Judgement:
         tone(440.0, NOTES_SAMPLES, NOTES_RATE),
         sum((tone(f, NOTES_SAMPLES, NOTES_RATE, 0.3) for f in CHORD), np.zeros(NOTES_SAMPLES, np.float32)),
     )
-    said = []
+    results = []
     for sound, count in zip(tones, (1, 3), strict=True):
         outputs = send({"serving_default_input_2:0": sound[None, :, None]})
         loudness = outputs["StatefulPartitionedCall:1"][0].mean(axis=0)
-        said.append(" ".join(_note(index) for index in sorted(np.argsort(-loudness)[:count])))
-    return Judgement(f"440 Hz: {said[0]}; a chord: {said[1]}", said == ["A4", "C4 E4 G4"])
+        results.append(" ".join(_note(index) for index in sorted(np.argsort(-loudness)[:count])))
+    return Judgement(f"440 Hz: {results[0]}; a chord: {results[1]}", results == ["A4", "C4 E4 G4"])
 
 
 def _note(index: int) -> str:
@@ -113,7 +113,7 @@ def lost_packets(files: Files, send: Send) -> Judgement:
 
 def pitch(_: Files, send: Send) -> Judgement:
     """The pitch of two tones."""
-    said = []
+    results = []
     for hertz in (220.0, 440.0):
         outputs = send(
             {
@@ -122,6 +122,6 @@ def pitch(_: Files, send: Send) -> Judgement:
                 "fmax": np.array(2093.75, np.float32),
             }
         )
-        said.append(float(np.median(outputs["pitch"])))
-    good = abs(said[0] - 220) < 2 and abs(said[1] - 440) < 2
-    return Judgement(f"220 Hz: {said[0]:.1f} Hz; 440 Hz: {said[1]:.1f} Hz", good)
+        results.append(float(np.median(outputs["pitch"])))
+    good = abs(results[0] - 220) < 2 and abs(results[1] - 440) < 2
+    return Judgement(f"220 Hz: {results[0]:.1f} Hz; 440 Hz: {results[1]:.1f} Hz", good)

@@ -38,8 +38,8 @@ def file_type(files: Files, send: Send) -> Judgement:
         ("python", Path(inspect.getfile(argparse)).read_bytes()),
         ("json", files.read(wheels.MINILM_TOKENS)),
     )
-    said = [labels[int(send(magika_input(c))["target_label"][0].argmax())] for _, c in contents]
-    return Judgement(", ".join(said), said == [name for name, _ in contents])
+    results = [labels[int(send(magika_input(c))["target_label"][0].argmax())] for _, c in contents]
+    return Judgement(", ".join(results), results == [name for name, _ in contents])
 
 
 def magika_input(content: bytes) -> Tensors:

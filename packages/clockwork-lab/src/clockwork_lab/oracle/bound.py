@@ -5,8 +5,8 @@ profile's duration at its batch size, and serves requests of one model that have
 responses reach the client in time, while the model's weights are resident; a LOAD occupies the device's load
 lane and, until the weights are evicted, their pages. The rest is relaxed, as follows.
 
-**Why it is a bound** (weak duality). Take any schedule, and any nonnegative prices: l(t) for exec lane time, n
-for load lane time, m for a page in use. No schedule uses more than the available resources, so
+**Why it is a bound** (weak duality). Take any schedule, and any nonnegative prices: l(t) for exec lane time,
+n for load lane time, m for a page in use. No schedule uses more than the available resources, so
 
     served <= served + sum of l(t) (D - exec lanes busy at t) + n (D T - load lane time)
                      + m (D P T - page time)

@@ -190,11 +190,11 @@ MOST_PAIRS = 400_000
 EXACT_UP_TO = 512
 """Up to this many requests, slots begin and end exactly where requests can."""
 TURNS = 2000
-PATIENCE = 10
+CHECKS_WITHOUT_GAIN = 10
 """The search ends after this many checks, every ``LOOK`` iterations, without an improvement by 1e-5."""
 LOOK = 20
 QUANTUM = 1e-3
-"""If there are many requests, those whose costs differ by less than this share are merged, at the lesser cost."""
+"""Of many requests, those whose costs differ by less than this share are merged, at the lesser cost."""
 
 
 class Groups(Struct, frozen=True):
@@ -288,7 +288,7 @@ class LanePrices:
                 waited = 0 if bound < best * (1 - 1e-5) else waited + 1
                 if bound < best:
                     best, self.prices = bound, price * usual
-                if waited == PATIENCE:
+                if waited == CHECKS_WITHOUT_GAIN:
                     break
         return best
 

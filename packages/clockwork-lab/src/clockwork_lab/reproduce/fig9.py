@@ -29,7 +29,7 @@ Read = Callable[[Count], float | None]
 
 
 def fig9(run: Run, requests: int | None = None) -> Figure:
-    """The trace under every policy; ``requests`` says how long (None: what the run's length stands for)."""
+    """The trace under every policy; ``requests`` is the length of the run (None: by its own setting)."""
     everyone = soloists() if run.short else players()
     rates = SWEEP[::8] if run.short else SWEEP
     found = [each for each in sources(run) if each.trace is None or not run.short]

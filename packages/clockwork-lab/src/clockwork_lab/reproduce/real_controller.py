@@ -153,8 +153,8 @@ async def _until_ready(link: KeeperLink, children: list[Child]) -> None:
 def _check(children: list[Child]) -> None:
     for child in children:
         if child.ended.done():
-            said, how = "\n".join(child.tail), describe_exit(child.ended.result())
-            raise ClockworkError(f"{child.launch.name} ended before its time, {how}; it said:\n{said}")
+            output, how = "\n".join(child.tail), describe_exit(child.ended.result())
+            raise ClockworkError(f"{child.launch.name} ended before its time, {how}; it printed:\n{output}")
 
 
 def _ignore(ask: Ask) -> None:

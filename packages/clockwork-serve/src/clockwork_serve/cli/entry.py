@@ -138,9 +138,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.ctx.get_help())
         return MISUSED
     except click.UsageError as error:
-        said = error.format_message()
+        message = error.format_message()
         command = error.ctx.command_path if error.ctx else "clockwork"
-        return _failed(f"{said}{'' if said[-1:] in '.?' else '.'} See {command} --help", MISUSED)
+        return _failed(f"{message}{'' if message[-1:] in '.?' else '.'} See {command} --help", MISUSED)
     except click.ClickException as error:
         return _failed(error.format_message(), FAILED)
     except (click.Abort, KeyboardInterrupt):

@@ -133,8 +133,8 @@ def ask(target: Target, path: str, body: dict[str, object]) -> Any:
     except (msgspec.DecodeError, ValueError, RecursionError):
         answer = None
     if response.status != 200:
-        said = answer.get("error") if isinstance(answer, dict) else None
-        raise ClockworkError(f"the server answered {response.status}: {said or response.reason}")
+        message = answer.get("error") if isinstance(answer, dict) else None
+        raise ClockworkError(f"the server answered {response.status}: {message or response.reason}")
     return answer
 
 

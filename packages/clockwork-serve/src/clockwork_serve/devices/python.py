@@ -254,5 +254,5 @@ def _call_user_code(who: str, call: Callable[[], _Found]) -> _Found:
     try:
         return call()
     except BaseException as error:  # noqa: BLE001 - sys.exit() in a model is no reason to end a lane
-        said = described(error)
-    raise ModelError(f"{who}: {said}")
+        message = described(error)
+    raise ModelError(f"{who}: {message}")

@@ -657,7 +657,7 @@ class TorchDevice:
         except DeviceError:
             raise
         except Exception as error:
-            said = one_line(error)
+            message = one_line(error)
             if self._accelerator.lost(error):
-                raise DeviceGone(f"{self._config.device} is lost after {what}: {said}") from error
-            raise kind(f"{what}: {said}") from error
+                raise DeviceGone(f"{self._config.device} is lost after {what}: {message}") from error
+            raise kind(f"{what}: {message}") from error

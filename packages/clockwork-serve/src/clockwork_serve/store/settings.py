@@ -181,11 +181,11 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
 
     def compile_key(self, config: StoreConfig) -> bytes:
         """All that compilation depends on beside the model's file; equal bytes give equal results."""
-        said = (
+        fields = (
             self.backend, self.max_batch_size, self.output_bytes, self.memory_bytes, self.inputs,
             self.outputs, self.emulated, config.max_batch_size, config.largest_batch, config.output_bytes,
         )  # fmt: skip
-        return msgspec.json.encode(said)
+        return msgspec.json.encode(fields)
 
 
 def merged(over: ModelSettings, under: ModelSettings) -> ModelSettings:

@@ -240,38 +240,43 @@ def declared(interface: Interface, settings: ModelSettings, *, batched: bool) ->
 
 
 def _declared(
-    tensors: Sequence[GraphTensor], said: Sequence[TensorSettings], role: str, *, batched: bool, lenient: bool
+    tensors: Sequence[GraphTensor],
+    stated: Sequence[TensorSettings],
+    role: str,
+    *,
+    batched: bool,
+    lenient: bool,
 ) -> tuple[GraphTensor, ...]:
     by_name = {tensor.name: tensor for tensor in tensors}
-    for each in said:
+    for each in stated:
         if each.name not in by_name:
             raise problem(
                 f"{role} '{each.name}'", expected="a tensor of the model", found=each.name,
                 advice=did_you_mean(each.name, by_name),
             )  # fmt: skip
-    said_of = {each.name: each for each in said}
+    stated_by_name = {each.name: each for each in stated}
     return tuple(
-        _fitted(tensor, said_of[tensor.name], role, batched=batched, lenient=lenient)
-        if tensor.name in said_of
+        _fitted(tensor, stated_by_name[tensor.name], role, batched=batched, lenient=lenient)
+        if tensor.name in stated_by_name
         else tensor
         for tensor in tensors
     )
 
 
 def _fitted(
-    tensor: GraphTensor, said: TensorSettings, role: str, *, batched: bool, lenient: bool
+    tensor: GraphTensor, stated: TensorSettings, role: str, *, batched: bool, lenient: bool
 ) -> GraphTensor:
     where = f"{role} '{tensor.name}'"
-    if said.datatype is not None and said.datatype != tensor.datatype:
+    if stated.datatype is not None and stated.datatype != tensor.datatype:
         raise problem(
             f"{where} datatype",
             expected=tensor.datatype,
-            found=said.datatype,
+            found=stated.datatype,
             advice="declare what the model has",
         )
-    if said.dims is None:
+    if stated.dims is None:
         return tensor
-    full: tuple[Dim, ...] = tuple("" if dim == -1 else dim for dim in said.dims)
+    full: tuple[Dim, ...] = tuple("" if dim == -1 else dim for dim in stated.dims)
     if batched:
         full = ("" if not tensor.dims else tensor.dims[0], *full)
     elif lenient and tensor.dims and len(full) == len(tensor.dims) - 1:
@@ -285,7 +290,7 @@ def _fitted(
     if not fits:
         note = " (without the batch axis, since max_batch_size > 0)" if batched else " (the full shape)"
         raise problem(
-            f"{where} dims", expected=f"{shown}{note}", found=list(said.dims),
+            f"{where} dims", expected=f"{shown}{note}", found=list(stated.dims),
             advice="declare the dims that the model has; only those that are -1 in it may be chosen",
         )  # fmt: skip
     dims = tuple(own if new == "" else new for own, new in zip(tensor.dims, full, strict=True))

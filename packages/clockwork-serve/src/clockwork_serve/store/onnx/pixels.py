@@ -95,15 +95,17 @@ def _product(
         return None
     if readers[tensor.name] != 1:
         return None
-    said = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    turned = any(said.get(name, 0) for name in ("transA", "transBatchA", "transBatchB"))
-    if turned or said.get("beta", 1) != 1:
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    turned = any(attributes.get(name, 0) for name in ("transA", "transBatchA", "transBatchB"))
+    if turned or attributes.get("beta", 1) != 1:
         return None
     bias = node.input[2] if len(node.input) > 2 else ""
-    activation = said.get("activation", b"").decode()
+    activation = attributes.get("activation", b"").decode()
     if activation and activation not in ACTIVATIONS:
         return None
-    product = Product(node, tensor, bool(said.get("transB", 0)), said.get("alpha", 1.0), bias, activation)
+    product = Product(
+        node, tensor, bool(attributes.get("transB", 0)), attributes.get("alpha", 1.0), bias, activation
+    )
     rows, columns = product.shape
     if rows % CHANNELS:
         return None

@@ -123,8 +123,8 @@ class Operation:
         for number in numbers:
             value = self.given(number)
             if value is not None and (value.rows is not None or value.is_sized):
-                said = "depends on requests" if value.rows else "depends on the number of rows"
-                raise Mixes(f"has a setting (input {number}) that {said}")
+                dependency = "depends on requests" if value.rows else "depends on the number of rows"
+                raise Mixes(f"has a setting (input {number}) that {dependency}")
 
     def known(self, number: int) -> list[Any] | None:
         """The elements of an input, None if it is omitted. Raises ``Mixes`` if they are not known."""

@@ -225,31 +225,31 @@ def _run(job: Path, target: str, inductor: Path, on_step: OnStep) -> CompileRepo
         reader = threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True)
         reader.start()
         try:
-            report = _heard(process.stdout, tail, on_step)
+            report = _read_report(process.stdout, tail, on_step)
             status = 0 if report is not None else process.wait()
         finally:
             process.kill()
         reader.join(1.0)
     if report is None:
-        said = next((line for line in reversed(tail) if line.strip()), "nothing")
+        last_line = next((line for line in reversed(tail) if line.strip()), "nothing")
         raise problem(
             "model.pt2", expected="a program that AOTInductor compiles",
-            found=f"the compiler ended with status {status} and said: {said}",
+            found=f"the compiler ended with status {status} and printed: {last_line}",
             advice="export it again, or serve it as ONNX",
         )  # fmt: skip
     return report
 
 
-def _heard(stdout: object, tail: collections.deque[str], on_step: OnStep) -> CompileReport | None:
+def _read_report(stdout: object, tail: collections.deque[str], on_step: OnStep) -> CompileReport | None:
     for line in stdout:  # type: ignore[attr-defined]
         try:
-            said = msgspec.json.decode(line, type=CompileStep | CompileReport)
+            message = msgspec.json.decode(line, type=CompileStep | CompileReport)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             tail.append(line.decode(errors="replace"))  # something torch printed
             continue
-        if isinstance(said, CompileReport):
-            return said
-        on_step(said.text)
+        if isinstance(message, CompileReport):
+            return message
+        on_step(message.text)
     return None
 
 

@@ -105,13 +105,15 @@ def _one_row_as_batch(found: Interface) -> Interface:
 
 
 def _settled(
-    found: Interface, said: Interface, symbol: str, ranges: dict[str, tuple[int, int]], *, batched: bool
+    found: Interface, stated: Interface, symbol: str, ranges: dict[str, tuple[int, int]], *, batched: bool
 ) -> Interface:
     """Every free dimension replaced by the size declared for it, wherever it occurs."""
     sizes: dict[str, Dim] = {}
     if symbol:
         sizes[symbol] = BATCH if batched else 1
-    for own, declared_ in zip((*found.inputs, *found.outputs), (*said.inputs, *said.outputs), strict=True):
+    for own, declared_ in zip(
+        (*found.inputs, *found.outputs), (*stated.inputs, *stated.outputs), strict=True
+    ):
         for old, new in zip(own.dims or (), declared_.dims or (), strict=True):
             if not isinstance(old, str) or not isinstance(new, int):
                 continue

@@ -68,10 +68,10 @@ def _say(record: CompileStep | CompileReport) -> None:
 
 
 def _unexpected(error: Exception) -> Problem:
-    said = str(error).strip()
+    text = str(error).strip()
     return problem(
         FILE, expected="a program that torch opens and AOTInductor compiles",
-        found=f"{type(error).__name__}: {' '.join(said.split())[:250]}",
+        found=f"{type(error).__name__}: {' '.join(text.split())[:250]}",
         advice="try torch._inductor.aoti_compile_and_package(torch.export.load('model.pt2')) on it",
     ).problem  # fmt: skip
 

@@ -331,12 +331,12 @@ def _plain(value: Any, names: dict[str, str]) -> Any:
     return [_plain(each, names) for each in value] if isinstance(value, list) else value
 
 
-def renamed(found: Iterable[GraphTensor], said: Iterable[str], role: str) -> tuple[GraphTensor, ...]:
+def renamed(found: Iterable[GraphTensor], stated: Iterable[str], role: str) -> tuple[GraphTensor, ...]:
     """Tensors with their declared names: ``NAME__2`` is the third one, as in Triton.
 
     Outputs have no names in a program, so declared names without numbers are assigned in order.
     """
-    tensors, names = list(found), list(said)
+    tensors, names = list(found), list(stated)
     known = {tensor.name for tensor in tensors}
     if not names or set(names) <= known:
         return tuple(tensors)
