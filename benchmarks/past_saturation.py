@@ -1,8 +1,8 @@
-"""More requests than the controller can hear, by a gateway's link: what goodput is left at 1.5 and 3 times.
+"""More requests than the controller can process, over a gateway's link: the goodput left at 1.5 and 3 times.
 
-Real processes of a controller and emulated devices; HTTP and gRPC are left out, so that the controller is
-what limits. The rate is raised until less than 97 % is answered well; the best goodput is the maximum. Then
-that rate, 1.5 and 3 times it are offered in turns; medians count.
+Real processes of a controller and emulated devices; HTTP and gRPC are left out, so that the controller is the
+bottleneck. The rate is raised until less than 97 % is good; the best goodput is the maximum. Then that rate,
+1.5 and 3 times it are offered in turn; medians count.
 """
 
 from __future__ import annotations
