@@ -1,4 +1,4 @@
-"""Which source wins, and what is said about a setting that is wrong."""
+"""Which source has precedence, and the errors of invalid settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole runs against a server that does what a script says: every count must be the script's."""
+"""Whole runs against a server that follows a script: every count must be the script's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More requests than the controller can hear: those that it hears still have time left."""
+"""More requests than the controller can process: those that it gets can still be served in time."""
 
 from __future__ import annotations
 
