@@ -28,7 +28,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.messages import Call, Extent, Infer, Load, TensorRef, Window
-from clockwork_serve.store import Compiler, Fill, Repository, ServedVersion, StoreConfig, made_up
+from clockwork_serve.store import Compiler, Fill, Repository, ServedVersion, StoreConfig, generate_inputs
 from clockwork_serve.store.cache import Cache
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
 from harness import repositories
@@ -209,7 +209,7 @@ def infer_row(device: Device, served: ServedVersion, plain: Any, batch: int, sec
     """One model at one batch size."""
     code = served.code
     fills = msgspec.json.decode((Path(code.path) / "probe.json").read_bytes(), type=tuple[Fill, ...])
-    inputs = made_up(fills, rows=batch)
+    inputs = generate_inputs(fills, rows=batch)
     parts = [inputs]
     if code.batched:
         parts = [{name: array[i : i + 1] for name, array in inputs.items()} for i in range(batch)]

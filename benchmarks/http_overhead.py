@@ -1,7 +1,7 @@
-"""One HTTP request alone: what it costs over the bare model run.
+"""The latency of one isolated HTTP request above the bare model run.
 
-Requests and runs of a plain ONNX Runtime session, on the same graph and input, take turns, so both see the
-same machine. Three clients ask: a raw socket, the public ``tritonclient``, and our own.
+Requests and runs of a plain ONNX Runtime session, on the same graph and input, alternate, so that both see
+the same machine. There are three clients: a raw socket, the public ``tritonclient``, and our own.
 """
 
 from __future__ import annotations

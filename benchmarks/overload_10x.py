@@ -1,9 +1,9 @@
-"""Ten times as many clients as can be served: goodput, memory and CPU of each process, and what follows.
+"""Ten times as many clients as can be served: goodput, memory and CPU of each process, and the recovery.
 
-An emulated model takes 10 ms, one request at a time, so the profile says what capacity is. Clients in a
-closed loop, ten times as many as it can answer within their SLO, come again as they are told, or 1 ms later
-in any case. Then they go, and an open load at half the capacity stays, which must be served as if nothing
-had been. ``benchmarks.overload`` asks another question: whether those who are refused hear at once.
+An emulated model takes 10 ms, one request at a time, so its profile determines the capacity. Clients in a
+closed loop, ten times as many as it can serve within their SLO, retry as advised, or after 1 ms regardless.
+Then they stop, and an open load at half the capacity remains, which must be served as if nothing had
+happened. Whether rejected clients are answered at once is the subject of ``benchmarks.overload``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""More requests than the controller can hear, by a gateway's link: what goodput is left at 1.5 and 3 times.
+"""More requests than the controller can process, over a gateway's link: the goodput left at 1.5 and 3 times.
 
-Real processes of a controller and emulated devices; HTTP and gRPC are left out, so that the controller is
-what limits. The rate is raised until less than 97 % is answered well; the best goodput is the maximum. Then
-that rate, 1.5 and 3 times it are offered in turns; medians count.
+Real processes of a controller and emulated devices; HTTP and gRPC are left out, so that the controller is the
+bottleneck. The rate is raised until less than 97 % is good; the best goodput is the maximum. Then that rate,
+1.5 and 3 times it are offered in turn; medians count.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import uvloop
 
 from clockwork_lab.reproduce.real_controller import Processes, processes
-from clockwork_lab.reproduce.real_requests import Books, Requests
+from clockwork_lab.reproduce.real_requests import Accounting, Requests
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import ms
 from harness.report import Outcome, finish, parser, percent, table
@@ -37,7 +37,7 @@ class Offered:
 
     rate_rps: float
     good_rps: float
-    books: Books
+    accounting: Accounting
     cores: tuple[float, float, float]
     """Used by the controller, the workers and the generator."""
 
@@ -47,11 +47,11 @@ async def offer(
 ) -> Offered:
     """Offer it, and wait for the answers."""
     before, began = real.cpu_s(), time.monotonic()
-    books = await requests.offer(rng, rate, seconds)
+    accounting = await requests.offer(rng, rate, seconds)
     took_s = time.monotonic() - began
     used = [(after - earlier) / took_s for earlier, after in zip(before, real.cpu_s(), strict=True)]
     await asyncio.sleep(REST_S)
-    return Offered(rate, books.good / seconds, books, (used[0], used[1], used[2]))
+    return Offered(rate, accounting.good / seconds, accounting, (used[0], used[1], used[2]))
 
 
 async def measure(devices: int, seconds: float, rounds: int, seed: int) -> list[Offered]:
@@ -67,7 +67,7 @@ async def measure(devices: int, seconds: float, rounds: int, seed: int) -> list[
             rate = FIRST_RPS
             while rate < RATE_MAX:
                 found.append(await offer(requests, real, rng, rate, seconds))
-                if found[-1].books.good < KEPT * found[-1].books.offered:
+                if found[-1].accounting.good < KEPT * found[-1].accounting.offered:
                     break
                 rate *= STEP
             top = max(found, key=lambda one: one.good_rps).rate_rps
@@ -106,7 +106,7 @@ def main() -> int:
     given = options.parse_args()
     found = uvloop.run(measure(given.devices, given.seconds, given.rounds, given.seed))
     rows = [
-        (f"{one.rate_rps:,.0f}", f"{one.good_rps:,.0f}", one.books.late, one.books.rejected,
+        (f"{one.rate_rps:,.0f}", f"{one.good_rps:,.0f}", one.accounting.late, one.accounting.rejected,
          *(f"{share:.2f}" for share in one.cores))
         for one in found
     ]  # fmt: skip

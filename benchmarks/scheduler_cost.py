@@ -1,11 +1,11 @@
-"""What the controller's core costs per request: only its calls are timed, its workers live in memory.
+"""The CPU time of the controller's brain per request; its workers are simulated in memory and not timed.
 
 Poisson arrivals, 1000 requests a second for each device, uniform over the models, SLO 100 ms; INFER takes
 1.2 ms (batch 1) to 8.2 ms (batch 16), LOAD 4 ms; a device has room for 200 models. Each run has three parts:
-the *cold* one begins with nothing on any device; then every model still missing is asked for until the
-weights of all are placed (not timed); then the *warm* part is measured, and judged by the mean of its tenths'
-better half: on a shared machine others spoil caches, which CPU time cannot tell. A *call* is what one instant
-costs: observe its events, decide, ask for the next wake-up.
+the *cold* one begins with nothing on any device; then every model still missing is requested until the
+weights of all are resident (not timed); then the *warm* part is measured, and judged by the mean of its
+tenths' better half: on a shared machine other programs evict caches, which CPU time does not show. A *call*
+is the work of one instant: observe its events, decide, get the next wake-up.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How fast a simulation goes on one core: the paper's Fig 9 load, checks off, and who takes the time.
+"""The speed of a simulation on one core: the paper's Fig 9 load, checks off, and a breakdown by component.
 
     python -m benchmarks.simulator_speed [--minutes 3] [--rate 10000] [--policy paper] [--json FILE]
 
 12 devices, 66 copies of each of the paper's 61 models, a generated trace of 46,000 functions, SLO 100 ms,
-noise on; the rate keeps the devices about 80 % busy. A run is measured by its CPU time. In shorter ones each
-machine is timed in its place (not where the loop is compiled: nothing can be put into its place there); the
-arrivals are drawn once more alone; the world is what is left. Memory is the process's largest size after each
-simulated stretch.
+noise on; the rate keeps the devices about 80 % busy. A run is measured by its CPU time. In shorter runs each
+brain is replaced by a timed one (not if the loop is compiled, where that is impossible); the arrivals are
+drawn once more alone; the simulated world is the remainder. Memory is the process's largest size after each
+simulated interval.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether anything became slower: one of our benchmarks on two revisions in turns, and on one of them twice.
+"""Regression test of speed: one of our benchmarks on two revisions in turn, and on one of them twice.
 
     python -m benchmarks.versus [--rounds 5] [--figure PATTERN]... REVISION BENCHMARK [its arguments]
 

@@ -1,7 +1,7 @@
-"""Starts a server on its core, finds all of its processes, and ends them and no others.
+"""Starts a server on its core, finds all of its processes, and ends exactly those.
 
-Processes of a tree whose parent ended become children of the server's first process (it is made a subreaper),
-and of this program once that is gone too: so descendants are all that a server ever started.
+Processes whose parent ended become children of the server's first process (a subreaper), and of this program
+once that has ended too: so its descendants are all processes that a server ever started.
 """
 
 from __future__ import annotations

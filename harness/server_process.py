@@ -1,7 +1,7 @@
 """The server of one row: ``serve.server.run`` in a process of its own, which may be killed like any other.
 
-It says one line of JSON when it is ready, and stops when its standard input ends: whoever started it is gone
-then. Small file systems are mounted where it alone sees them.
+It prints one line of JSON when it is ready, and stops at the end of its standard input, when its parent has
+ended. Small file systems are mounted in a namespace of its own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Searches the simulator for overloads that do not end when what caused them does; a seed makes each case.
+"""Searches the simulator for metastable failures: overloads that outlast their cause. Each case has a seed.
 
-Each case has a steady load that a cluster can serve (55 to 70 % of what it could), and something that passes:
-a crowd that comes again whatever it is told, deadlines that get tighter, models that push each other out of
-memory, a worker that starts again with empty memory. Once it has passed, the steady load must soon be served
-as before. How soon is physics: two seconds, and as long as it takes to load again what had to go.
+Each case has a steady load that a cluster can serve (55 to 70 % of its capacity), and a temporary
+disturbance: a crowd of clients that retry whatever they are advised, tighter deadlines, models that evict
+each other, a worker that restarts with empty memory. After it, the steady load must soon be served as before:
+within two seconds plus the time to reload what had to be evicted.
 """
 
 from __future__ import annotations

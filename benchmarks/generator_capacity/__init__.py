@@ -1,1 +1,1 @@
-"""How much load `clockwork bench` can send, and a server that takes any load."""
+"""The maximum load that `clockwork bench` can send, and a minimal server to send it to."""

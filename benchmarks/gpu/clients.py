@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.gpu.rig import Floats
-from clockwork_lab.reproduce.real_requests import Books
+from clockwork_lab.reproduce.real_requests import Accounting
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Answer, Outcome, Question, Release, Request
 from clockwork_serve.oip import InputTensor
@@ -43,17 +43,17 @@ Check = Callable[[str, Floats], float]
 
 @dataclass(slots=True)
 class Told:
-    """What became of a stretch: books of requests that began in it, latencies of good answers, errors."""
+    """The result of an interval: accounting of requests that began in it, latencies of good ones, errors."""
 
     seconds: float
-    books: Books = field(default_factory=Books)
+    accounting: Accounting = field(default_factory=Accounting)
     latencies_ns: list[int] = field(default_factory=list)
     errors: list[float] = field(default_factory=list)
 
     @property
     def good_rps(self) -> float:
         """Good answers a second."""
-        return self.books.good / self.seconds
+        return self.accounting.good / self.seconds
 
 
 @dataclass(slots=True)
@@ -130,7 +130,7 @@ class Clients:
             await asyncio.wait_for(self._quiet.wait(), ANSWER_S)
         if self._lost:
             raise ClockworkError(f"the controller: {self._lost}")
-        told.books.unanswered += len(self._open)
+        told.accounting.unanswered += len(self._open)
         return told
 
     async def numbers(self, device: str) -> dict[str, int]:
@@ -160,7 +160,7 @@ class Clients:
         request_id = f"{NAME}-{self._sent}"
         self._open[request_id] = client
         if now_ns >= self._counts_ns:
-            self._told.books.offered += 1
+            self._told.accounting.offered += 1
         self._link.send(
             Request(
                 request_id=request_id, gateway=NAME, model=client.model, arrival_ns=now_ns,
@@ -171,7 +171,7 @@ class Clients:
     def _on_answer(self, answer: Answer) -> None:
         client = self._open.pop(answer.request_id, None)
         if client is None:
-            self._told.books.twice += 1
+            self._told.accounting.twice += 1
             return
         took_ns = time.monotonic_ns() - client.arrival_ns
         if client.arrival_ns >= self._counts_ns:
@@ -182,18 +182,18 @@ class Clients:
             self._held[answer.request_id] = client
 
     def _enter(self, answer: Answer, client: Client, took_ns: int) -> None:
-        books = self._told.books
+        accounting = self._told.accounting
         match answer.outcome:
             case Outcome.OK if took_ns <= client.slo_ns:
-                books.good += 1
+                accounting.good += 1
                 self._told.latencies_ns.append(took_ns)
                 self._compare(answer, client)
             case Outcome.OK | Outcome.EXPIRED:
-                books.late += 1
+                accounting.late += 1
             case Outcome.REJECTED:
-                books.rejected += 1
+                accounting.rejected += 1
             case _:
-                books.failed += 1
+                accounting.failed += 1
 
     def _compare(self, answer: Answer, client: Client) -> None:
         self._compared += 1

@@ -124,7 +124,7 @@ def thousand(rig: Rig, outcome: Outcome, writer: Writer, seconds: float) -> None
     _judge_late(outcome, "late answers", [told])
     outcome.judge(
         "goodput; refused at once of those asked", asked="", good=True,
-        found=f"{told.good_rps:,.0f} r/s; {percent(told.books.rejected, told.books.offered)}",
+        found=f"{told.good_rps:,.0f} r/s; {percent(told.accounting.rejected, told.accounting.offered)}",
     )  # fmt: skip
     outcome.figures["thousand"] = _told(told) | {
         "models": copies.count, "places": places, "files": len(copies.files), "grown": more,
@@ -199,9 +199,9 @@ async def _memory(rig: Rig, real: Processes, clients: Clients) -> dict[str, int]
 
 
 def _judge_late(outcome: Outcome, question: str, found: list[Told]) -> None:
-    late = sum(told.books.late for told in found)
-    good = sum(told.books.good for told in found)
-    wrong = sum(told.books.unanswered + told.books.twice + told.books.failed for told in found)
+    late = sum(told.accounting.late for told in found)
+    good = sum(told.accounting.good for told in found)
+    wrong = sum(told.accounting.unanswered + told.accounting.twice + told.accounting.failed for told in found)
     outcome.judge(
         f"{question}; failed, unanswered or answered twice", asked=f"<= {LATE_SHARE:.1%}; 0",
         found=f"{percent(late, late + good)}; {wrong}", good=late <= LATE_SHARE * (late + good) and not wrong,
@@ -209,11 +209,12 @@ def _judge_late(outcome: Outcome, question: str, found: list[Told]) -> None:
 
 
 def _told(told: Told) -> dict[str, Any]:
-    books = told.books
+    accounting = told.accounting
     return {
-        "good_rps": told.good_rps, "offered": books.offered, "good": books.good, "late": books.late,
-        "rejected": books.rejected, "failed": books.failed, "unanswered": books.unanswered,
-        "twice": books.twice, "seconds": told.seconds,
+        "good_rps": told.good_rps, "offered": accounting.offered, "good": accounting.good,
+        "late": accounting.late,
+        "rejected": accounting.rejected, "failed": accounting.failed, "unanswered": accounting.unanswered,
+        "twice": accounting.twice, "seconds": told.seconds,
         "latency_ms": {
             f"p{100 * share:g}": quantile(told.latencies_ns, share) / 1e6 for share in (0.5, 0.99, 0.9999)
         },

@@ -1,6 +1,6 @@
-"""The worst messages beside honest clients of a real server: who waits, who is lost, what memory it takes.
+"""The worst messages beside honest clients of a real server: latency, losses and memory.
 
-As a program, it is those who send them: each a message a second.
+Run as a program, it is the senders of these messages: each sends one a second.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A slow model at three times its capacity: whether hopeless requests hear at once, and the lane is used.
+"""A slow model at three times its capacity: infeasible requests are rejected at once, and the lane is used.
 
 An emulated (or Python) model takes 500 ms; requests with SLOs of 100, 600 and 1200 ms arrive in an open
-loop. From the journal come the lane's executions, and from the client's clock when each request was sent and
-answered. What was hopeless when, and what could have been served at best, is calculated by
+loop. The journal has the lane's executions, and the client's clock tells when each request was sent and
+answered. Which requests were infeasible, and what could have been served at best, is calculated by
 ``benchmarks.overload.oracle`` alone.
 """
 

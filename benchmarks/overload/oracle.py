@@ -1,7 +1,7 @@
-"""What could have been served: exact answers about equal jobs on one lane; it knows nothing of the server.
+"""The exact number of requests that could have been served: equal jobs on one lane.
 
-A job may start at its arrival or later, runs ``service_ns`` without a break, alone, and must end by its
-deadline. This is an independent calculation: the server's own code takes no part in it.
+A job may start at its arrival or later, runs ``service_ns`` without interruption, alone, and must end by its
+deadline. This calculation is independent of the server's code.
 """
 
 from __future__ import annotations

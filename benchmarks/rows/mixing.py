@@ -1,6 +1,6 @@
-"""Operators that mix rows: a row reads another, or its place, or how many there are; some only now and then.
+"""Operators that mix rows: a row depends on another, on its position, or on the number of rows; some rarely.
 
-Each takes floats with rows and gives floats with rows, or None where it does not apply.
+Each receives floats with rows and returns floats with rows, or None if it is not applicable.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The same load on a real server and on virtual time: whether ``clockwork simulate`` tells the truth.
+"""The same load on a real server and on virtual time: the accuracy of ``clockwork simulate``.
 
 Two convolutional models on the CPU device, Poisson arrivals at shares of its capacity, one SLO. Each share
-runs several times for real, in turns, and as often on virtual time. Both get the same arrivals, to the
+runs several times for real, in turn, and as often on virtual time. Both get the same arrivals, to the
 nanosecond, from the same scenario file. Durations, their noise and the delays of messages are measured in
 runs of their own at 0.65 of the capacity, one in each turn; the simulator is given these and nothing of the
 runs that it is compared with.

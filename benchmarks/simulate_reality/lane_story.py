@@ -1,4 +1,4 @@
-"""What a server's journal tells of one device: profiles, executions, delays; it judges nothing."""
+"""Reads profiles, executions and delays of one device from a server's journal."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Processes that stall: what becomes of requests, and who notices."""
+"""Stalled processes: what happens to requests, and how stalls are detected."""

@@ -1,7 +1,7 @@
-"""Is what comes late ever counted as good? Stopped processes, heavy messages, hasty clients; with clocks.
+"""Is a late response ever counted as good? Stopped processes, heavy messages, impatient clients; with clocks.
 
-A client with its own clock takes the time of each answer. Whatever was late by that clock must not have been
-called good: not to the client (200), nor in the server's metrics. ``--part`` plays one part alone.
+A client with its own clock measures each response. Whatever was late by that clock must not have been
+reported as good: not to the client (200), nor in the server's metrics. ``--part`` runs one part alone.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Clients with clocks of their own, in a process of their own; they know what they owe to themselves.
+"""Clients with their own clocks, in a process of their own; their own delays are subtracted.
 
-``python -m benchmarks.stalls.clients PLAN``: HTTP and gRPC by plain sockets and one epoll, beside
-``harness.lean_load`` because what they measure is time that nobody else may own. An answer's
-time is from when its request was begun to be sent until the kernel had the end of its answer (``TCP_INFO``),
-less what the client itself was late: a socket that is ready now was so at the last poll at the earliest.
+``python -m benchmarks.stalls.clients PLAN``: HTTP and gRPC by plain sockets and one epoll. It is separate
+from ``harness.lean_load`` because its time measurements must not be disturbed. A response's time is from when
+its request began to be sent until the kernel had the end of the response (``TCP_INFO``), less the client's
+own delay: a socket that is ready now became so at the last poll at the earliest.
 """
 
 from __future__ import annotations

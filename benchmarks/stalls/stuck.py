@@ -1,8 +1,8 @@
-"""Processes of a server that are stopped (SIGSTOP) under load: whether it is said, and what is lost.
+"""Processes of a server that are stopped (SIGSTOP) under load: reports of it, and losses.
 
-Clients with a clock of their own ask all the time, some over connections that stay and some over new ones,
-and somebody asks every 50 ms whether the server is ready. What is stopped is never told to go on, but where
-the whole server is: then nobody may be ended.
+Clients with their own clocks send all the time, some over persistent connections and some over new ones, and
+readiness is queried every 50 ms. Stopped processes are never resumed, except where the whole server is
+stopped: then no process may be ended.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The controller's wake-ups under the load of a front end: how much later than it asked it decides.
+"""How late the controller wakes up under the load of a front end, relative to the time that it requested.
 
-One gateway, one emulated device (it sleeps), default priorities. Small and large requests come at a rate,
-from a process of their own. The same load again, with a process beside it that only wakes, tells how much of
-it is the machine's doing.
+One gateway, one emulated device (it sleeps), default priorities. Small and large requests are sent at a fixed
+rate by another process. The same load again, with a process beside it that only wakes up, shows how much of
+the lateness is the machine's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""A process that only wakes: how late this machine, under this load, calls anybody who sleeps.
+"""A process that only sleeps and wakes up: how late this machine, under this load, wakes a sleeping process.
 
-It sleeps and wakes as the controller does (uvloop, timerfd), every millisecond or so, and has nothing to do.
+It sleeps and wakes as the controller does (uvloop, timerfd), every millisecond or so, without any work.
 
     python -m benchmarks.wakeup_lateness.probe SECONDS
 

@@ -1,4 +1,4 @@
-"""Plays a load with ``clockwork bench`` and reads its record; it says nothing of a server."""
+"""Sends a load with ``clockwork bench`` and reads its record."""
 
 from __future__ import annotations
 

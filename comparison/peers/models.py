@@ -1,4 +1,4 @@
-"""The models of a load: their files, one input for all, the right outputs, and how long they take here."""
+"""The models of a load: their files, one input for all, the right outputs, and their durations here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Goes through servers, loads and repeats: servers take turns on the same schedule; what is done is kept."""
+"""Runs all servers, loads and repeats, alternating servers on the same schedule; finished parts are kept."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The models as every server of the comparison runs them, in that server's own Python: one thread.
 
-It needs nothing but numpy, and onnxruntime for networks. What is served is told by the JSON file that the
-environment variable ``PEER_MODELS`` names.
+It needs only numpy, and onnxruntime for networks. The models are listed in the JSON file that the environment
+variable ``PEER_MODELS`` names.
 """
 
 from __future__ import annotations

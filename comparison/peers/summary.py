@@ -1,4 +1,4 @@
-"""What the record of a run says, and the median of several runs; it measures nothing."""
+"""The figures of a run's record, and the median of several runs."""
 
 from __future__ import annotations
 

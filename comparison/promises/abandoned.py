@@ -1,4 +1,4 @@
-"""Clients that hang up: whether the device still runs what nobody waits for."""
+"""Clients that disconnect: whether the device still runs their requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the emulated device wrote of its executions, and inputs that tell it their numbers."""
+"""The emulated device's record of its executions, and inputs that carry their request's number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that lose patience: each asks once, and hangs up if it has no answer in time; over HTTP or gRPC."""
+"""Clients with a timeout: each sends one request, and disconnects at the timeout; over HTTP or gRPC."""
 
 from __future__ import annotations
 

@@ -1,15 +1,14 @@
-"""Which requests no schedule could have answered: an oracle that looks at a run afterwards.
+"""Which requests were infeasible: an oracle that evaluates a run afterwards.
 
-One device runs one batch at a time; a batch of n requests of one model takes ``batch_ns(n)``. Of a request
+One device runs one batch at a time; a batch of n requests of one model takes ``batch_ns(n)``. For a request
 that was sent at ``t`` it knows what had been admitted: all requests that were sent at least ``ahead_ns``
-before it, were answered in time in the end, and whose execution had not begun at ``t``. Requests that were
-refused in the end, or answered too late, count as if they had never been there.
+before it, were served in time in the end, and had not begun to run at ``t``. Requests that were rejected in
+the end, or served too late, are ignored.
 
-It is called infeasible if the device, from when it is done with what it runs at ``t``, cannot execute this
-one and those of the admitted that are due no later within ``grace_ns`` after this one's deadline, even in
-full batches: for each model as few as hold its requests. What is left out makes fewer infeasible: that each
-of the admitted has a deadline of its own, those due later, who else came meanwhile, handling, and the ways
-there and back.
+A request is infeasible if the device, after the batch that it runs at ``t``, cannot execute this one and
+those of the admitted that are due at most ``grace_ns`` after this one's deadline, even in full batches: for
+each model as few as hold its requests. These simplifications make fewer requests infeasible: that each of the
+admitted has its own deadline, those due later, other arrivals meanwhile, overhead, and network delays.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a question is, and what is said of its figures; it measures nothing."""
+"""What a question of the comparison is, and how its figures are worded."""
 
 from __future__ import annotations
 

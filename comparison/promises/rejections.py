@@ -1,4 +1,4 @@
-"""How soon clients hear a no at three times the load: all, and those that were hopeless when they came."""
+"""How soon rejections reach clients at three times the load: all, and those of infeasible requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One known graph: what plain ONNX Runtime says of its rows, what the store says, and how it is answered."""
+"""One known graph: what plain ONNX Runtime shows of its rows, the store's verdict, and how it is served."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faults done to the real processes of a server under load: what was lost, and how long it took.
+"""Faults injected into the real processes of a server under load: losses and recovery times.
 
 ``rows`` is the table of faults, as data; ``acts_*`` do them; ``run`` plays one row and ``judge`` says what is
 wrong with it; ``kills`` are two longer scenarios; ``table`` writes the page,

@@ -1,4 +1,4 @@
-"""Acts that kill and stop processes of the server, or take from the machine, made for each row."""
+"""Acts that kill or stop processes of the server, or exhaust the machine's resources, made for each row."""
 
 from __future__ import annotations
 

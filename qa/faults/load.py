@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clockwork_lab.bench.crew import Crew
-from clockwork_lab.bench.job import Said
+from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.plan import Options, make_plan
 from clockwork_lab.bench.records import Records
 from qa.faults.setups import Setup
@@ -24,7 +24,7 @@ class Played:
     """All requests, and what the generator says of itself. ``start_ns``: of CLOCK_MONOTONIC."""
 
     records: Records
-    said: list[Said]
+    messages: list[SenderMessage]
     start_ns: int
 
 
@@ -56,16 +56,16 @@ def play(
     with Crew(plan) as crew:
         crew.begin()
         began(crew.start_ns)
-        told = False
+        stopping = False
         while not crew.over:
-            for hand in crew.hands:
-                hand.hear()
-            if stopped() and not told:
-                told = True
+            for process in crew.processes:
+                process.poll()
+            if stopped() and not stopping:
+                stopping = True
                 crew.stop()
             time.sleep(0.02)
-        said = [hand.said for hand in crew.hands if hand.said is not None]
-        return Played(crew.records(), said, crew.start_ns)
+        messages = [process.final for process in crew.processes if process.final is not None]
+        return Played(crew.records(), messages, crew.start_ns)
 
 
 def lateness_ms(played: Played) -> float:

@@ -131,7 +131,7 @@ def fill(result: Result, seen: Seen, played: Played) -> None:
     told = (kinds == Kind.REJECTED) | (kinds == Kind.EXPIRED) | (kinds == Kind.FAILED)
     result.overdue = count(told & over)
     result.reasons = seen.reasons()
-    result.twice = sum(one.unexpected for one in played.said)
+    result.twice = sum(one.unexpected for one in played.messages)
     result.sent_late_ms = lateness_ms(played)
     result.first_good_ms, result.whole_ms = seen.first_good_ms(), seen.whole_ms()
     result.back_ms = [seen.first_good_ms(mark) for mark in seen.marks]

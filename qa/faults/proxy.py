@@ -1,4 +1,4 @@
-"""A link that can be cut: it passes bytes between clients and a server, or is told to reset them all."""
+"""A link that can be cut: it forwards bytes between clients and a server, and can reset all connections."""
 
 from __future__ import annotations
 

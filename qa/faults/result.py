@@ -1,4 +1,4 @@
-"""What one row showed: a record for the table, for a file, and for who judges it."""
+"""The result of one row: a record for the table, for a file, and for the judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a fault is done: what an act may touch, and where it says what it did and when."""
+"""The environment of a fault: what an act may use, and where it records what it did and when."""
 
 from __future__ import annotations
 

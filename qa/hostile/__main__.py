@@ -1,10 +1,10 @@
-"""Hostile clients at the front door: what honest ones notice, and whether the server grows.
+"""Hostile clients: the effect on honest ones, and whether the server's memory grows.
 
-Quiet and hostile windows take turns. In each, honest clients over HTTP and gRPC send at a fixed rate, their
-latency counts from the scheduled instant, and every answer is checked. Between windows everything is let go,
-and each process's memory, files and threads are counted. The attacker is a process of its own, on the last
-core, that runs only where nothing else wants that core (SCHED_IDLE): what is measured is what it makes the
-server do.
+Quiet and hostile windows alternate. In each, honest clients over HTTP and gRPC send at a fixed rate, their
+latency counts from the scheduled instant, and every response is checked. Between windows all connections are
+closed, and each process's memory, files and threads are counted. The attacker is a process of its own, on the
+last core, that runs only when nothing else wants that core (SCHED_IDLE): only the work that it causes in the
+server is measured.
 """
 
 from __future__ import annotations

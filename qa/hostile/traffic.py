@@ -1,7 +1,7 @@
-"""Sends hostile traffic to a server's ports: so many attacks a second, and so many slow connections held.
+"""Sends hostile traffic to a server's ports: a rate of attacks, and a number of slow connections.
 
-A process of its own: it runs only where nothing else wants a core, and says at its end what it sent and what
-that cost. A seed decides what is sent; when, the machine does.
+It is a process of its own, which runs only when nothing else wants a core, and reports at its end what it
+sent and the cost of that. A seed determines what is sent, the machine when.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clients of a soak that know what each answer must be, and who changes the models under them."""
+"""Clients of a soak that know each right result, and the client that changes models under them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """The server of a soak, in processes of its own, so that each of them can be watched and killed.
 
-``python -m qa.soak.serving CONFIG`` is its keeper; the rest of this module is for who starts that.
+``python -m qa.soak.serving CONFIG`` is its supervisor; the rest of this module is for the code that starts
+it.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def test_an_interrupted_run_leaves_what_it_has(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_of_it_runs_on_a_cpu_in_short_form(tmp_path: Path) -> None:
-    """Durations of a busy CPU may miss any goal; answers, books and allocations may not."""
+    """Durations of a busy CPU may miss any goal; answers, accounting and allocations may not."""
     with start(tmp_path, "--budget-s", "800") as process:
         said = process.communicate()[0]
     assert process.returncode in {0, 1}, said

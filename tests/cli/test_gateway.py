@@ -1,4 +1,4 @@
-"""``clockwork gateway``: what it says when something lacks."""
+"""``clockwork gateway``: its errors when a setting is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SERVER = ("--controller", "127.0.0.1:7000")
 
 
 def clockwork(*words: str) -> tuple[int, str, str]:
-    """Exit code, and what it said: what was asked for, and errors."""
+    """The exit code, and what it printed on standard output and standard error."""
     command = [sys.executable, "-m", "clockwork_serve", *words]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert "Traceback" not in ended.stderr

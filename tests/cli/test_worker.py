@@ -1,4 +1,4 @@
-"""``clockwork worker``, and what ``clockwork serve`` says of its port for workers, when something lacks."""
+"""``clockwork worker``, and ``clockwork serve`` with a port for workers: errors when a setting is missing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.system
 
 
 def clockwork(*words: str) -> tuple[int, str]:
-    """Exit code, and what it said."""
+    """The exit code, and what it printed."""
     command = [sys.executable, "-m", "clockwork_serve", *words]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert "Traceback" not in ended.stderr

@@ -1,4 +1,4 @@
-"""An HTTP server that does what a script says, connection by connection, for ends that a good one has not."""
+"""An HTTP server that follows a script, connection by connection, for failures of all kinds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Script = Callable[[socket.socket], None]
 
 
 def request(connection: socket.socket) -> bytes:
-    """One request without a body; empty once the client is gone."""
+    """One request without a body; empty once the client has disconnected."""
     found = b""
     while b"\r\n\r\n" not in found:
         part = connection.recv(65536)

@@ -1,4 +1,4 @@
-"""Which source wins, and what is said about a setting that is wrong."""
+"""Which source has precedence, and the errors of invalid settings."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_command_line_over_environment_over_file_over_default(tmp_path: Path) ->
     assert settings.sources["host"] == file
     assert settings.sources["http_port"] == "CLOCKWORK_HTTP_PORT"
     assert settings.sources["grpc_port"] == "--grpc-port"
-    assert not settings.said("metrics_port")
+    assert not settings.is_set("metrics_port")
 
 
 def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:

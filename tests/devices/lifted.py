@@ -119,7 +119,7 @@ def lift(proto: onnx.ModelProto, folder: Path, *, optimise: bool = True) -> byte
 def code_of(
     folder: Path, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], **settings: Any
 ) -> Code:
-    """A code record of what is in a folder now; batched and lifted unless told otherwise."""
+    """A code record of the folder's current content; batched and lifted by default."""
     defaults = {"backend": "onnx", "batched": True, "batch_sizes": (1, 2, 4), "lifted": True}
     fields = {**defaults, **settings}
     code = Code(

@@ -91,7 +91,7 @@ def test_a_large_arena_is_populated_beside_the_work_and_can_be_closed_meanwhile(
     monkeypatch.setattr(arenas, "STEP", 1 << 20)
     arena = Arena(16 << 20, PAGE)
     arena.view(Extent(2040, 1), PAGE)[:] = 9
-    arena.settle()
+    arena.wait_resident()
     assert resident(arena.view(Extent(0, 2048), 16 << 20)) >= 16 << 20
     assert (arena.view(Extent(2040, 1), PAGE) == 9).all()
     arena.close()

@@ -1,4 +1,4 @@
-"""Weights files are copied whole and as their name says, or refused."""
+"""Weights files are copied completely and match their id, or are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many cores there are for this process, by what the system says."""
+"""The number of cores for this process, as reported by the system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An emulated device takes the time its profile says and answers zeros."""
+"""An emulated device takes the durations of its profile and returns zeros."""
 
 from __future__ import annotations
 

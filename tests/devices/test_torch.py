@@ -192,7 +192,7 @@ def test_a_model_that_raises_says_why_in_one_line_and_answers_the_next(device, t
 
 
 def changed(code, folder, **fields):
-    """A copy of the artefact whose index says something else."""
+    """A copy of the artefact with a changed index."""
     shutil.copytree(code.path, folder)
     path = folder / "index.json"
     index = msgspec.json.decode(path.read_bytes(), type=TorchIndex)

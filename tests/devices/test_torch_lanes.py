@@ -27,7 +27,7 @@ GPU = msgspec.structs.replace(CONFIG, device="cuda:0", kind="cuda", pool_bytes=9
 
 
 class Stand(HostAccelerator):
-    """A GPU whose memory is this host's, but not the same; it notes what it is told and can break."""
+    """A stand-in for a GPU, with memory apart from the host's; it records calls and can fail."""
 
     kind = "cuda:sm_90"
     shares_memory = False

@@ -63,7 +63,7 @@ def contents(wheel: Path) -> dict[str, bytes]:
 
 
 def metadata(wheel: Path) -> Distribution:
-    """What a wheel says of itself."""
+    """A wheel's metadata."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     return next(iter(distributions(path=[str(wheel)], name=name.split("-")[0].replace("_", "-"))))

@@ -170,8 +170,8 @@ def test_a_certificate_that_is_not_trusted_is_one_clear_line(
     code = run(["bench", written(tmp_path), "--url", url, "--protocol", protocol, *more])
     said = capfd.readouterr().err
     assert (code, said.count("\n")) == (1, 1)
-    assert said.startswith("error: url: expected a certificate to trust from https://127.0.0.1:")
-    assert said.endswith("name who signed it: --ca FILE\n")
+    assert said.startswith("error: url: expected a trusted certificate from https://127.0.0.1:")
+    assert said.endswith("name its authority: --ca FILE\n")
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -199,4 +199,4 @@ def test_without_one_it_is_asked_for_before_any_load(
     said = capfd.readouterr().err
     assert (code, said.count("\n")) == (1, 1)
     assert said.startswith("error: url: expected a connection over TLS to https://127.0.0.1:")
-    assert said.endswith("if it asks for a certificate, show one that it knows: --cert FILE --key FILE\n")
+    assert said.endswith("if it requires a client certificate, give one: --cert FILE --key FILE\n")

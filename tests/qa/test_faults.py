@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clockwork_lab.bench.job import Said
+from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.records import FIRST_ENDS, ROW, End, Kind, Records
 from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.workload.scenario import read_scenario
@@ -39,7 +39,7 @@ def played(*requests: tuple[float, float | None, int], unexpected: int = 0) -> P
         rows[at]["last_ns"] = 0 if took is None else (due + took) * NS_PER_MS
         rows[at]["slo_ns"] = 100 * NS_PER_MS
         rows[at]["end"] = end
-    return Played(Records(rows, ENDS), [Said(unexpected=unexpected)], START_NS)
+    return Played(Records(rows, ENDS), [SenderMessage(unexpected=unexpected)], START_NS)
 
 
 def found(

@@ -1,4 +1,4 @@
-"""Small ONNX models of every kind that the store must tell apart, with weights from a seed."""
+"""Small ONNX models of every kind that the store must distinguish, with weights from a seed."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def scalar_input() -> onnx.ModelProto:
 
 
 def squeezed() -> onnx.ModelProto:
-    """An output that loses its batch axis at batch 1, and says it never had one."""
+    """An output that loses its batch axis at batch 1, and is declared without one."""
     weights = {"w": floats(np.random.default_rng(0), 8, 1)}
     nodes = [h.make_node("MatMul", ["x", "w"], ["m"]), h.make_node("Squeeze", ["m"], ["y"])]
     return model(nodes, [("x", T.FLOAT, ["N", 8])], [("y", T.FLOAT, [])], weights)
@@ -232,7 +232,7 @@ def sharp_rounding() -> onnx.ModelProto:
 
 
 def unknown_output_shape() -> onnx.ModelProto:
-    """The output's rank is not declared; only running tells it."""
+    """The output's rank is not declared; only a run shows it."""
     made = mlp()
     made.graph.output[0].type.tensor_type.ClearField("shape")
     return made

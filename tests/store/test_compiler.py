@@ -1,4 +1,4 @@
-"""Compiling a repository: what is found again, what is compiled anew, what a served model says."""
+"""Compiling a repository: what is reused, what is compiled again, and the records of served models."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Shop:
         return folder
 
     def problem(self, *, seconds: float = 20.0, mib: int = 600) -> Problem:
-        """What is said of the bad model; the good one is served. Time and memory are bounded."""
+        """The problem of the bad model; the good one is served. Time and memory are bounded."""
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
         config = StoreConfig(cache_dir=str(self.cache))
         with Cache(str(self.cache)) as cache:

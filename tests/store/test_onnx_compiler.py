@@ -236,7 +236,7 @@ def test_rows_that_read_each_other_are_not_batched(shop):
     assert "depends on the rows beside it (output 'y': row 0 of 2" in served.model.warnings[0]
 
 
-def test_no_setting_insists_on_a_batch_where_a_trial_showed_that_rows_mix(shop):
+def test_no_setting_enforces_a_batch_where_a_trial_showed_that_rows_mix(shop):
     served = shop.served("m", graphs.quantised(dynamic=True), toml="max_batch_size = 4")
     assert served.model.max_batch_size == 0
     (warning, *_) = served.model.warnings
@@ -273,7 +273,7 @@ def test_what_an_analysis_cannot_clear_is_served_one_by_one_and_the_operator_is_
     assert served.model.max_batch_size == 0
     warning = served.model.warnings[0]
     assert "may depend on the rows beside it: ReduceMax 'largest' computes along axis 0" in warning
-    assert "max_batch_size > 0 insists" in warning
+    assert "set max_batch_size > 0 to batch them" in warning
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_what_an_analysis_cannot_clear_is_served_one_by_one_and_the_operator_is_
         {"pbtxt": "max_batch_size: 4"},
     ],
 )
-def test_a_setting_insists_where_only_the_analysis_vetoed(shop, settings):
+def test_a_setting_enforces_a_batch_where_only_the_analysis_vetoed(shop, settings):
     served = shop.served("m", vetoed(), **settings)
     assert served.model.max_batch_size == 4
     (warning,) = served.model.warnings
@@ -293,7 +293,7 @@ def test_a_setting_insists_where_only_the_analysis_vetoed(shop, settings):
     assert difference(shop.run(served, {"x": x}), [x]) == 0
 
 
-def test_an_axis_named_as_a_sequence_is_a_batch_only_if_a_setting_insists(shop):
+def test_an_axis_named_as_a_sequence_is_a_batch_only_if_a_setting_says_so(shop):
     h, t = onnx.helper, onnx.TensorProto
     weights = {"table": graphs.floats(np.random.default_rng(0), 9, 4)}
     node = h.make_node("Gather", ["table", "ids"], ["y"])
@@ -382,7 +382,7 @@ def test_a_batch_size_beyond_what_is_compiled_is_lowered_and_said_so(shop):
     assert "max_batch_size 200 was asked for" in served.model.warnings[0]
 
 
-def test_a_graph_that_cannot_be_tried_out_is_served_unlifted(shop):
+def test_a_graph_that_does_not_run_on_generated_inputs_is_served_unlifted(shop):
     h, t = onnx.helper, onnx.TensorProto
     # No size of the free dimension fits the reshape but 7.
     nodes = [h.make_node("Reshape", ["x", "shape"], ["r"]), h.make_node("MatMul", ["r", "w"], ["y"])]
@@ -390,7 +390,7 @@ def test_a_graph_that_cannot_be_tried_out_is_served_unlifted(shop):
     model = graphs.model(nodes, [("x", t.FLOAT, ["T"])], [("y", t.FLOAT, [1, 4])], weights)
     served = shop.served("m", model, toml="max_batch_size = 0")
     assert not served.code.lifted
-    assert "weights are not lifted: it could not be tried out" in served.model.warnings[0]
+    assert "weights are not lifted: it could not be run on generated inputs" in served.model.warnings[0]
     assert served.model.weights.size > 7 * 4 * 4
     x = rows(1, 7)[0]
     assert difference(shop.run(served, {"x": x}), graphs.answers(model, {"x": x})) <= 1e-6
@@ -404,7 +404,7 @@ class TamperingOptimiser(Optimiser):
         return session, super().optimise(graphs.mlp(seed=99).SerializeToString())[1]
 
 
-def test_a_lifted_graph_that_answers_otherwise_is_not_used(shop):
+def test_a_lifted_graph_with_different_results_is_not_used(shop):
     shop.compiler = Compiler(shop.cache, shop.config, TamperingOptimiser())
     served = shop.served("m", graphs.mlp())
     assert not served.code.lifted
@@ -426,9 +426,9 @@ def test_overridable_defaults_of_old_models_are_constants(shop):
 
 
 def test_the_probe_file_holds_inputs_that_work(shop):
-    from clockwork_serve.store import Fill, made_up
+    from clockwork_serve.store import Fill, generate_inputs
 
     served = shop.served("m", graphs.image_to_image())
     fills = msgspec.json.decode(Path(served.code.path, "probe.json").read_bytes(), type=list[Fill])
-    assert shop.run(served, made_up(fills))[0].shape == (1, 2, 32, 32)
-    assert shop.run(served, made_up(fills, rows=4))[0].shape == (4, 2, 32, 32)
+    assert shop.run(served, generate_inputs(fills))[0].shape == (1, 2, 32, 32)
+    assert shop.run(served, generate_inputs(fills, rows=4))[0].shape == (4, 2, 32, 32)

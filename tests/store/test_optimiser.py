@@ -1,4 +1,4 @@
-"""Sessions are opened in one place, and what does not open is said in one line."""
+"""Sessions, and one-line errors for models that do not open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What config.pbtxt says is used, named as ignored, or refused; it is never silently dropped."""
+"""Fields of config.pbtxt are used, named as ignored, or refused, but not silently dropped."""
 
 from __future__ import annotations
 

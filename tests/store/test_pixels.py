@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from clockwork_serve.store.onnx.pixels import rows_as_pixels
+from clockwork_serve.store.onnx.pixels import matmuls_to_convolutions
 
 RANDOM = np.random.default_rng(7)
 
@@ -80,7 +80,7 @@ def test_answers_stay_the_same(case, lead):
     )
     x = matrix(*lead, rows)
     wanted = run(model, x)
-    assert rows_as_pixels(model, block_of_this_cpu()) == 1
+    assert matmuls_to_convolutions(model, block_of_this_cpu()) == 1
     assert {node.op_type for node in model.graph.node} >= {"Conv", "ReorderInput", "ReorderOutput"}
     got = run(model, x)
     assert got.shape == wanted.shape
@@ -103,7 +103,7 @@ def test_what_does_not_qualify_is_left_alone(case):
     op, shape, bias, attributes = LEFT_ALONE[case]
     model, _ = product(op, matrix(*shape), 2, None if bias is None else matrix(bias), **attributes)
     before = model.SerializeToString(deterministic=True)
-    assert rows_as_pixels(model, 16) == 0
+    assert matmuls_to_convolutions(model, 16) == 0
     assert model.SerializeToString(deterministic=True) == before
 
 
@@ -122,7 +122,7 @@ def test_products_of_the_same_rows_share_their_picture():
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     x = matrix(3, 192)
     wanted = run(model, x)
-    assert rows_as_pixels(model, block_of_this_cpu()) == 2
+    assert matmuls_to_convolutions(model, block_of_this_cpu()) == 2
     assert [node.op_type for node in model.graph.node].count("ReorderInput") == 1
     assert np.abs(run(model, x) - wanted).max() / np.abs(wanted).max() <= 1e-5
 
@@ -164,7 +164,7 @@ def test_a_chain_of_products_stays_a_picture_as_long_as_nothing_else_reads_it(ca
     model = chain(middle, also=also)
     x = matrix(5, 192) / 30
     wanted = run_all(model, x)
-    assert rows_as_pixels(model, block_of_this_cpu()) == 2
+    assert matmuls_to_convolutions(model, block_of_this_cpu()) == 2
     assert [each.op_type for each in model.graph.node].count("ReorderInput") == pictures
     for got, right in zip(run_all(model, x), wanted, strict=True):
         assert got.shape == right.shape
@@ -179,7 +179,7 @@ def test_an_activation_after_one_that_the_product_has_already_is_kept():
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     x = matrix(5, 192) / 30
     wanted = run(model, x)
-    assert rows_as_pixels(model, block_of_this_cpu()) == 2
+    assert matmuls_to_convolutions(model, block_of_this_cpu()) == 2
     assert np.abs(run(model, x) - wanted).max() / np.abs(wanted).max() <= 1e-5
 
 
@@ -196,7 +196,7 @@ def test_products_of_the_same_rows_with_other_factors_have_pictures_of_their_own
     model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     x = matrix(5, 192)
     wanted = run(model, x)
-    assert rows_as_pixels(model, block_of_this_cpu()) == 2
+    assert matmuls_to_convolutions(model, block_of_this_cpu()) == 2
     assert np.abs(run(model, x) - wanted).max() / np.abs(wanted).max() <= 1e-5
 
 
@@ -208,7 +208,7 @@ def test_weights_that_a_branch_reads_too_are_left_alone():
     model.graph.node.append(
         helper.make_node("If", ["c"], ["z"], then_branch=branches[0], else_branch=branches[1])
     )
-    assert rows_as_pixels(model, 16) == 0
+    assert matmuls_to_convolutions(model, 16) == 0
 
 
 def test_weights_read_twice_are_left_alone():
@@ -219,4 +219,4 @@ def test_weights_read_twice_are_left_alone():
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["a", 192])],
         [numpy_helper.from_array(matrix(192, 192), "w")],
     )
-    assert rows_as_pixels(helper.make_model(graph), 16) == 0
+    assert matmuls_to_convolutions(helper.make_model(graph), 16) == 0

@@ -1,4 +1,4 @@
-"""A repository tells what is in it, and one bad model never hides another."""
+"""The content of a repository; a bad model does not affect the others."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def model_of(text: str, *, opset: int = 17) -> onnx.ModelProto:
 
 
 def verdict(text: str, *, opset: int = 17, free: int = 4) -> str:
-    """What the analysis says; dimensions that requests choose are ``free`` in its trial."""
+    """The analysis of a model; dimensions that requests choose are ``free`` in its trial."""
     model = model_of(text, opset=opset)
     interface = interface_of(model)
     fills = [

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_serve.store.onnx.row_trial import compared
-from clockwork_serve.store.trial import GraphTensor, Interface, RunError, Trial, try_out
+from clockwork_serve.store.onnx.row_trial import compare_rows
+from clockwork_serve.store.trial import GraphTensor, Interface, RunError, Trial, find_trial
 
 
 class Model:
@@ -29,9 +29,9 @@ def tried(function, *, gently: bool = False, **inputs) -> Trial:
         (GraphTensor("y", "FP32", ("n", 4)),),
     )
     model = Model(function)
-    trial = try_out(model, interface, batched=True)
+    trial = find_trial(model, interface, batched=True)
     assert isinstance(trial, Trial)
-    return compared(model, interface, trial, gently=gently)
+    return compare_rows(model, interface, trial, gently=gently)
 
 
 def first_of_ties(x):
@@ -123,7 +123,7 @@ def test_rounding_that_moves_with_the_place_is_no_mixing():
 
 def test_answers_that_differ_when_asked_again_are_random():
     dice = np.random.default_rng(0)
-    assert "asked again" in tried(lambda x: x + dice.random(x.shape, np.float32), x="FP32").mixed
+    assert "repeated runs" in tried(lambda x: x + dice.random(x.shape, np.float32), x="FP32").mixed
 
 
 def test_a_number_of_rows_that_does_not_run_is_said():

@@ -43,7 +43,7 @@ class Works:
     cache: Cache
 
     def compile(self, name, models, *, sizes=(1, 4), threads=1, **config):
-        """Models by name from a repository of their own, the problems, the steps told, and the compiler."""
+        """Models by name from a new repository, the problems, the reported steps, and the compiler."""
         root = self.folder / name
         root.mkdir()
         for each, (program, toml) in models.items():
@@ -83,7 +83,7 @@ def works(tmp_path_factory):
 
 
 def answers(served: ServedVersion, size: int, *inputs):
-    """What a package gives, its constants read from the model's blob where the index says that they are."""
+    """The results of a package, with its constants read from the model's blob as the index describes."""
     folder = Path(served.code.path)
     index = msgspec.json.decode((folder / "index.json").read_bytes(), type=TorchIndex)
     blob = torch.from_numpy(np.fromfile(served.model.weights.path, np.uint8))

@@ -24,7 +24,7 @@ class Calls(torch.nn.Module):
 
 
 def verdict(model, *rows) -> str:
-    """What the analysis says of a model that takes rows like these two."""
+    """The analysis of a model with inputs for rows like these two."""
     program = torch.export.export(model.eval(), rows, dynamic_shapes=tuple({0: ROWS} for _ in rows))
     return veto(program.module(), lambda count: [torch.cat([row] * 3)[:count] for row in rows], 8)
 

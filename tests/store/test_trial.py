@@ -12,8 +12,8 @@ from clockwork_serve.store.trial import (
     RunError,
     Trial,
     difference,
-    made_up,
-    try_out,
+    find_trial,
+    generate_inputs,
     variants,
 )
 
@@ -59,7 +59,7 @@ def interface(*dims) -> Interface:
 
 
 def test_sizes_are_tried_until_one_runs():
-    trial = try_out(Picky(512), interface("N", "T"), batched=True)
+    trial = find_trial(Picky(512), interface("N", "T"), batched=True)
     assert isinstance(trial, Trial)
     assert trial.fills == (Fill(name="x", datatype="FP32", shape=(1, 512)),)
     assert trial.outputs_of_two[0].shape == (2, 1)
@@ -68,11 +68,11 @@ def test_sizes_are_tried_until_one_runs():
 
 
 def test_a_model_that_refuses_everything_says_why_in_one_line():
-    assert try_out(Picky(7), interface("N", "T"), batched=True) == "expected 7"
+    assert find_trial(Picky(7), interface("N", "T"), batched=True) == "expected 7"
 
 
 def test_a_model_that_refuses_two_rows_says_why():
-    trial = try_out(Picky(32, most_rows=1), interface("N", 32), batched=True)
+    trial = find_trial(Picky(32, most_rows=1), interface("N", 32), batched=True)
     assert isinstance(trial, Trial)
     assert trial.two_failed == "expected 32"
 
@@ -86,7 +86,7 @@ def test_a_model_that_refuses_two_rows_says_why():
 )  # fmt: skip
 def test_every_element_type_can_be_made_up(datatype, kind):
     fill = Fill(name="x", datatype=datatype, shape=(1, 5), high=300)
-    array = made_up([fill], rows=3)["x"]
+    array = generate_inputs([fill], rows=3)["x"]
     assert array.dtype == np.dtype(kind)
     assert array.shape == (3, 5)
-    np.testing.assert_array_equal(array, made_up([fill], rows=3)["x"])
+    np.testing.assert_array_equal(array, generate_inputs([fill], rows=3)["x"])

@@ -1,4 +1,4 @@
-"""MLServer with a runtime of ours, over gRPC: its REST takes JSON alone."""
+"""MLServer with a runtime of ours, over gRPC, as its REST API accepts JSON only."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class _NoSocket(Connection):
     def __init__(self, run: Any) -> None:
         self.run = run
         self.dead = False
-        self.standing = True
+        self.is_established = True
         self.rest = None
         self.fd = -1
         self.sock: Any = SimpleNamespace(sendmsg=lambda parts: sum(map(len, parts)), send=len)
@@ -96,13 +96,13 @@ class _Run:
     def refused(self, why: str) -> None:
         pass
 
-    def may_go_again(self, row: int) -> bool:
+    def may_retry(self, row: int) -> bool:
         return row == 3
 
-    def put_back(self, row: int) -> None:
+    def requeue(self, row: int) -> None:
         pass
 
-    def nobody_asked(self, nbytes: int) -> None:
+    def unexpected_response(self, nbytes: int) -> None:
         assert nbytes > 0
 
     def ended(self, row: int, code: int, now_ns: int, nbytes: int, wait_ns: int | None) -> None:
@@ -114,12 +114,12 @@ _MESSAGE = Message(head=b"POST / HTTP/1.1\r\n\r\n", lead=b"12345", body=0)
 _BODIES = [bytes(100_000)]
 
 
-def _took(connection: Any, data: bytes) -> None:
+def _feed(connection: Any, data: bytes) -> None:
     step, stream = 1 + (data[0] if data else 0), data[1:]
     for at in range(0, len(stream), step):
         if connection.dead:
             return
-        connection.took(stream[at : at + step])
+        connection.data_received(stream[at : at + step])
         connection.flush()
 
 
@@ -127,7 +127,7 @@ def _bench_http(data: bytes) -> None:
     run = _Run(Prepared([_MESSAGE], _BODIES))
     connection = _Http(run)
     connection.send(0, 0)
-    _took(connection, data)
+    _feed(connection, data)
     if not connection.dead:
         connection.lost("closed")
     assert 0 in run.over
@@ -138,7 +138,7 @@ def _bench_http2(data: bytes) -> None:
     connection = _Grpc(run)
     for row in range(1, 5):
         connection.send(row, 0)
-    _took(connection, data)
+    _feed(connection, data)
     if not connection.dead:
         connection.lost("closed")
 

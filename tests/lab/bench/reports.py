@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clockwork_lab.bench.address import Address
-from clockwork_lab.bench.job import Said
+from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.plan import Options, Plan, make_schedule
 from clockwork_lab.bench.records import (
     FIRST_ENDS,
@@ -44,7 +44,9 @@ def records(*rows: tuple[float, float, float, int]) -> Records:
 
 def report(tmp_path: Path, found: Records, cut_ms: float | None = None, **options) -> Report:
     cut_ns = None if cut_ms is None else round(cut_ms * NS_PER_MS)
-    return make_report(plan(tmp_path, **options), found, [Said(over=True, connections=3)], cut_ns=cut_ns)
+    return make_report(
+        plan(tmp_path, **options), found, [SenderMessage(over=True, connections=3)], cut_ns=cut_ns
+    )
 
 
 ALL = records(

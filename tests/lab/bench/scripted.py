@@ -163,7 +163,7 @@ def scripted(
     tls: ssl.SSLContext | None = None,
     pause: tuple[float, float] | None = None,
 ) -> Iterator[Played]:
-    """A server while the block lasts. ``early``: refuses bodies above so many bytes before it reads them."""
+    """A server for the duration of the block. ``early``: it refuses larger bodies before it reads them."""
     played = Played(pause=pause)
     server = _Server(script, {"m": INPUTS} if models is None else models, played, early)
     ready = threading.Event()

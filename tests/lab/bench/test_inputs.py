@@ -1,4 +1,4 @@
-"""Tensors that fit a model, and what is said of those that do not."""
+"""Tensors that match a model, and the errors of those that do not."""
 
 from __future__ import annotations
 

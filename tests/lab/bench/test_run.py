@@ -1,4 +1,4 @@
-"""Whole runs against a server that does what a script says: every count must be the script's."""
+"""Whole runs against a server that follows a script: every count must be the script's."""
 
 from __future__ import annotations
 
@@ -237,7 +237,10 @@ def test_over_tls_it_is_the_same(tmp_path: Path) -> None:
             ran(tmp_path, played.url)
         with pytest.raises(Unreachable, match="if it speaks TLS, write https://"):
             ran(tmp_path, played.url.replace("https", "http"))
-    with scripted(mixed) as plain, pytest.raises(Unreachable, match=r"TLS at https://.*is it spoken"):
+    with (
+        scripted(mixed) as plain,
+        pytest.raises(Unreachable, match=r"TLS at https://.*does the server use TLS"),
+    ):
         ran(tmp_path, plain.url.replace("http", "https"))
 
 

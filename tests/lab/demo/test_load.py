@@ -1,4 +1,4 @@
-"""The plan of a load: as much as asked for, spread as said, the same for the same seed."""
+"""The plan of a load: the requested rate and distribution, reproducible by its seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Without a network the demo says what it would have fetched and takes the tiny models."""
+"""Without a network the demo names what it would have downloaded and uses the tiny models."""
 
 from __future__ import annotations
 

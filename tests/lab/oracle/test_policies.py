@@ -27,7 +27,7 @@ NAMES = ("times_ns", "models", "slos_ns", "loads")
 
 
 def load(models: str, rate_rps: float, slo_ms: float, **more: object) -> LoadTable:
-    """Poisson arrivals unless told otherwise."""
+    """A load, by default of Poisson arrivals."""
     fields = {"arrivals": "poisson", **more}
     return LoadTable(name=models, models=(models,), rate_rps=rate_rps, slo_ms=slo_ms, **fields)  # type: ignore[arg-type]
 

@@ -23,7 +23,7 @@ from clockwork_lab.reproduce.fig11_real import (
 from clockwork_lab.reproduce.figure import Role
 from clockwork_lab.reproduce.players import players
 from clockwork_lab.reproduce.real_controller import processes
-from clockwork_lab.reproduce.real_requests import Books
+from clockwork_lab.reproduce.real_requests import Accounting
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ClockworkError
@@ -35,8 +35,8 @@ def measured() -> dict[int, list[Step]]:
 
 
 def step(devices: int, good: int, offered: int = 1000, controller_s: float = 0.05) -> Step:
-    books = Books(offered=offered, good=good, rejected=offered - good)
-    return Step(devices, 2.0, books, controller_s, workers_s=0.1, generator_s=0.02)
+    accounting = Accounting(offered=offered, good=good, rejected=offered - good)
+    return Step(devices, 2.0, accounting, controller_s, workers_s=0.1, generator_s=0.02)
 
 
 def alive(pid: int) -> bool:
@@ -52,11 +52,11 @@ def test_each_request_has_exactly_one_answer():
     found = measured()
 
     assert tuple(found) == SHORT_DEVICES
-    for books in (each.books for steps in found.values() for each in steps):
-        assert books.offered > 0
-        assert books.good + books.late + books.rejected == books.offered
-        assert (books.failed, books.unanswered, books.twice) == (0, 0, 0)
-        assert books.balanced
+    for accounting in (each.accounting for steps in found.values() for each in steps):
+        assert accounting.offered > 0
+        assert accounting.good + accounting.late + accounting.rejected == accounting.offered
+        assert (accounting.failed, accounting.unanswered, accounting.twice) == (0, 0, 0)
+        assert accounting.balanced
 
 
 @pytest.mark.system
@@ -108,17 +108,17 @@ def test_a_process_that_ends_by_itself_is_named():
 
 
 def test_books_balance_only_if_each_request_has_one_answer():
-    assert Books(offered=4, good=1, late=1, rejected=1, failed=1).balanced
-    assert not Books(offered=4, good=1, late=1, rejected=1).balanced
-    assert not Books(offered=1, good=1, twice=1).balanced
-    assert not Books(offered=1, unanswered=1).balanced
+    assert Accounting(offered=4, good=1, late=1, rejected=1, failed=1).balanced
+    assert not Accounting(offered=4, good=1, late=1, rejected=1).balanced
+    assert not Accounting(offered=1, good=1, twice=1).balanced
+    assert not Accounting(offered=1, unanswered=1).balanced
 
 
 def test_the_best_step_is_shown_and_claimed():
     found = {1: [step(1, 400), step(1, 900)], 8: [step(8, 980, controller_s=0.04), step(8, 100)]}
 
     goodput, cpu = panels(found)
-    assert best(found[8]).books.good == 980
+    assert best(found[8]).accounting.good == 980
     good = next(each for each in goodput.series if each.name == "real time, good answers")
     assert [(point.x, point.y) for point in good.points] == [(1, 450), (8, 490)]
     beyond = next(each for each in goodput.series if each.name == "real time, good answers, more offered")

@@ -1,4 +1,4 @@
-"""What a figure says about where it came from."""
+"""The provenance of a figure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More requests than the controller can hear: those that it hears still have time left."""
+"""More requests than the controller can process: those that it gets can still be served in time."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 import uvloop
 
 from clockwork_lab.reproduce.real_controller import processes
-from clockwork_lab.reproduce.real_requests import Books, Requests
+from clockwork_lab.reproduce.real_requests import Accounting, Requests
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import ms
 
 
-async def flooded() -> tuple[Books, Books]:
+async def flooded() -> tuple[Accounting, Accounting]:
     """Six thousand requests in a second, and sixty thousand."""
     rng = np.random.default_rng(1)
     async with processes(ControllerConfig(max_batch=8), devices=16, models=32, workers=1) as real:
@@ -27,8 +27,8 @@ async def flooded() -> tuple[Books, Books]:
 
 @pytest.mark.system
 def test_goodput_does_not_collapse_and_hardly_any_answer_is_late():
-    few, books = uvloop.run(flooded())
+    few, accounting = uvloop.run(flooded())
 
-    assert books.balanced
-    assert books.good > few.good / 3, "a few hundred, where all that is heard is stale"
-    assert books.late < books.offered / 5
+    assert accounting.balanced
+    assert accounting.good > few.good / 3, "a few hundred, where all that is heard is stale"
+    assert accounting.late < accounting.offered / 5

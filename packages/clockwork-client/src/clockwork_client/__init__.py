@@ -1,10 +1,10 @@
-"""A small client of the Open Inference Protocol over HTTP, which knows deadlines and outcomes.
+"""A small HTTP client of the Open Inference Protocol with deadlines and typed outcomes.
 
-:class:`Client` blocks, :class:`AsyncClient` awaits. Both are thin: what is sent, what an answer means and how
-long to wait is decided by parts that open no socket and read no clock.
+:class:`Client` blocks, :class:`AsyncClient` awaits. Both are thin: building requests, reading responses and
+computing timeouts is done by modules without sockets and clocks.
 
-Names are imported when they are used: the server's processes import :mod:`clockwork_client.datatypes` and
-:mod:`clockwork_client.errors`, and need nothing else that is here.
+Names are imported on first use: the server's processes import :mod:`clockwork_client.datatypes` and
+:mod:`clockwork_client.errors`, and need nothing else of this package.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``AsyncClient``: the calls of the protocol with await, any number at once on one event loop."""
+"""``AsyncClient``: the calls of the protocol with await, any number concurrently on one event loop."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from clockwork_client.base import LOAD_TIMEOUT_S, ClientBase
 from clockwork_client.blocking import is_stale
 from clockwork_client.calls import (
     Call,
+    CallTimeout,
     Inputs,
     ModelMetadata,
     ModelState,
     ModelStatistics,
-    Patience,
     Result,
     ServerMetadata,
     T,
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
 
 
 # ------------------------------------------------------------
-# One connection of the asynchronous client: a request, then its response. It knows no deadline.
+# One connection of the asynchronous client: a request, then its response. Its user applies the time limit.
 
 
 class AsyncConnection(asyncio.BufferedProtocol):
-    """Use :meth:`open`. ``exchange`` raises OSError; whoever cancels it must :meth:`abort`."""
+    """Use :meth:`open`. ``exchange`` raises OSError; if it is cancelled, the caller must :meth:`abort`."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._reader = ResponseReader()
-        self._waiting: asyncio.Future[Response] | None = None
+        self._pending: asyncio.Future[Response] | None = None
         self.idle_since = 0.0
 
     @classmethod
@@ -61,41 +61,41 @@ class AsyncConnection(asyncio.BufferedProtocol):
         return is_stale(transport.get_extra_info("socket").fileno())
 
     async def exchange(self, message: tuple[Buffer, ...]) -> Response:
-        """Send a request; its response."""
+        """Send a request; return its response."""
         transport = self._transport
         if transport is None:
             raise ConnectionResetError("the server closed it")
         self._reader.expect()
-        self._waiting = self._loop.create_future()
+        self._pending = self._loop.create_future()
         try:
             if len(message) == 1:
                 transport.write(message[0])
             else:
                 transport.writelines(message)
-            return await self._waiting
+            return await self._pending
         finally:
-            self._waiting = None
+            self._pending = None
 
     def abort(self) -> None:
-        """Give it up at once; the server takes a request in flight for cancelled."""
+        """Close the connection at once; the server cancels a request in flight."""
         if self._transport is not None:
             self._transport.abort()
 
-    # What the loop calls
+    # Callbacks of the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is open."""
+        """The connection is open."""
         self._transport = cast("asyncio.Transport", transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
+        """The buffer to receive the next bytes into."""
         return self._reader.get_buffer()
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Some of the response came."""
-        waiting = self._waiting
+        """A part of the response was received."""
+        waiting = self._pending
         if waiting is None or waiting.done():
-            self.abort()  # nobody asked
+            self.abort()  # bytes that were not requested
             return
         try:
             response = self._reader.received(nbytes)
@@ -110,11 +110,11 @@ class AsyncConnection(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """The connection is closed."""
         self._transport = None
-        if self._waiting is not None and not self._waiting.done():
+        if self._pending is not None and not self._pending.done():
             error = exc if isinstance(exc, OSError) else ConnectionResetError("the server closed it")
-            self._waiting.set_exception(error)
+            self._pending.set_exception(error)
 
 
 # ------------------------------------------------------------
@@ -124,11 +124,11 @@ class AsyncConnection(asyncio.BufferedProtocol):
 class AsyncClient(ClientBase):
     """A client for one event loop; settings as of :class:`Client`.
 
-    Whoever cancels a call closes its connection: the server cancels the request and frees its place.
+    Cancelling a call closes its connection: the server cancels the request and frees its resources.
     """
 
     def _set_up(self, connections: int) -> None:
-        self._places = asyncio.Semaphore(connections)
+        self._permits = asyncio.Semaphore(connections)
         self._pool: Pool[AsyncConnection] = Pool()
 
     async def __aenter__(self) -> Self:
@@ -161,103 +161,103 @@ class AsyncClient(ClientBase):
         retries: int = 0,
         timeout_s: float | None = None,
     ) -> Result:
-        """Ask a model, as :meth:`Client.infer`. Raises :class:`ServingError`."""
+        """Run a model, as :meth:`Client.infer`. Raises :class:`ServingError`."""
         call = calls.infer(
             model, inputs, version=version, outputs=outputs, parameters=parameters, request_id=request_id,
             datatypes=datatypes,
         )  # fmt: skip
-        self._fits(model, version, inputs, outputs)
-        return await self._do(call, self._patience(time.monotonic(), timeout_s, slo_ms, retries))
+        self._check_fits(model, version, inputs, outputs)
+        return await self._run(call, self._new_timeout(time.monotonic(), timeout_s, slo_ms, retries))
 
     async def live(self) -> bool:
-        """Whether the server answers at all."""
-        return await self._is(calls.health("live"))
+        """Whether the server responds at all."""
+        return await self._holds(calls.health("live"))
 
     async def ready(self) -> bool:
-        """Whether the server serves."""
-        return await self._is(calls.health("ready"))
+        """Whether the server accepts inference requests."""
+        return await self._holds(calls.health("ready"))
 
     async def model_ready(self, model: str, version: str = "") -> bool:
-        """Whether a model can be asked now."""
-        return await self._is(calls.model_ready(model, version))
+        """Whether a model accepts requests."""
+        return await self._holds(calls.model_ready(model, version))
 
     async def metadata(self) -> ServerMetadata:
-        """Who serves."""
-        return await self._ask(calls.metadata())
+        """The server's name, version and extensions."""
+        return await self._call(calls.metadata())
 
     async def model_metadata(self, model: str, version: str = "") -> ModelMetadata:
-        """A model's inputs and outputs. They are remembered, and :meth:`infer` checks by them."""
-        return self._learn(model, version, await self._ask(calls.model_metadata(model, version)))
+        """A model's inputs and outputs. They are cached, and :meth:`infer` checks requests against them."""
+        return self._remember(model, version, await self._call(calls.model_metadata(model, version)))
 
     async def models(self) -> list[ModelState]:
         """Every version of every model in the server's repository."""
-        return await self._ask(calls.models())
+        return await self._call(calls.models())
 
     async def statistics(self, model: str = "", version: str = "") -> list[ModelStatistics]:
-        """What a model did so far; all models if none is named."""
-        return await self._ask(calls.statistics(model, version))
+        """A model's counters; those of all models if none is named."""
+        return await self._call(calls.statistics(model, version))
 
     async def load(self, model: str, *, timeout_s: float = LOAD_TIMEOUT_S) -> None:
-        """Serve a model of the repository, or serve it anew. It may have to be compiled first."""
+        """Load a model of the repository, or reload it. It may have to be compiled first."""
         self._forget(model)
-        await self._ask(calls.control(model, "load"), timeout_s)
+        await self._call(calls.control(model, "load"), timeout_s)
 
     async def unload(self, model: str, *, timeout_s: float = LOAD_TIMEOUT_S) -> None:
-        """Serve a model no more."""
+        """Stop serving a model."""
         self._forget(model)
-        await self._ask(calls.control(model, "unload"), timeout_s)
+        await self._call(calls.control(model, "unload"), timeout_s)
 
-    # Inside
+    # Internals
 
-    async def _is(self, call: Call[bool]) -> bool:
+    async def _holds(self, call: Call[bool]) -> bool:
         try:
-            return await self._ask(call)
+            return await self._call(call)
         except (NotServing, Expired, Disconnected):
             return False
 
-    async def _ask(self, call: Call[T], timeout_s: float | None = None) -> T:
-        return await self._do(call, self._patience(time.monotonic(), timeout_s))
+    async def _call(self, call: Call[T], timeout_s: float | None = None) -> T:
+        return await self._run(call, self._new_timeout(time.monotonic(), timeout_s))
 
-    async def _do(self, call: Call[T], patience: Patience) -> T:
+    async def _run(self, call: Call[T], call_timeout: CallTimeout) -> T:
         while True:
             try:
-                return call.read(await self._attempt(call, patience))
+                return call.read(await self._attempt(call, call_timeout))
             except ServingError as error:
                 error.request_id = error.request_id or call.id
-                wait_s = patience.wait_s(error, time.monotonic())
+                wait_s = call_timeout.wait_s(error, time.monotonic())
                 if wait_s is None:
                     raise
             await _sleep(wait_s)
 
-    async def _attempt(self, call: Call[T], patience: Patience) -> Response:
+    async def _attempt(self, call: Call[T], call_timeout: CallTimeout) -> Response:
         now = time.monotonic()
-        until = patience.start(now)
+        until = call_timeout.start(now)
         try:
-            async with asyncio.timeout(until - now), self._places:
-                return await self._exchange(call, patience)
+            async with asyncio.timeout(until - now), self._permits:
+                return await self._exchange(call, call_timeout)
         except TimeoutError:
-            raise self._no_answer() from None
+            raise self._timed_out() from None
 
-    async def _exchange(self, call: Call[T], patience: Patience) -> Response:
+    async def _exchange(self, call: Call[T], call_timeout: CallTimeout) -> Response:
         try:
-            connection = await self._take()
+            connection = await self._acquire()
         except OSError as error:
             raise self._unreachable(error) from None
         keep = False
         try:
-            message = self._message(call, patience, time.monotonic())
+            message = self._message(call, call_timeout, time.monotonic())
             response = await connection.exchange(message)
             keep = response.keep_alive
         except OSError as error:
             raise self._broken(error) from None
         finally:
-            # However it ends, a call that is cancelled too.
-            if not self._pool.give_back(connection, time.monotonic(), keep=keep):
+            # Also if the call was cancelled.
+            if not self._pool.release(connection, time.monotonic(), keep=keep):
                 connection.abort()
         return response
 
-    async def _take(self) -> AsyncConnection:
-        connection, dropped = self._pool.take(time.monotonic())
+    async def _acquire(self) -> AsyncConnection:
+        connection, dropped = self._pool.acquire(time.monotonic())
         for each in dropped:
             each.abort()
         if connection is None:
@@ -269,7 +269,7 @@ class AsyncClient(ClientBase):
 
 
 async def _sleep(seconds: float) -> None:
-    """Not a moment less: uvloop's timers may be a millisecond early."""
+    """Sleep for at least ``seconds``: timers of uvloop may fire up to a millisecond early."""
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:  # noqa: ASYNC110 - it waits for nothing but time
+    while (left := end - time.monotonic()) > 0:  # noqa: ASYNC110 - it waits for a point in time
         await asyncio.sleep(left)

@@ -1,4 +1,4 @@
-"""What the blocking and the asynchronous client have in common; it neither sends nor waits."""
+"""What both clients share: settings, cached metadata, building of requests and of errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from clockwork_client import __version__, calls
-from clockwork_client.calls import Call, Inputs, ModelMetadata, Patience, T, check_seconds
+from clockwork_client.calls import Call, CallTimeout, Inputs, ModelMetadata, T, check_seconds
 from clockwork_client.datatypes import Buffer
 from clockwork_client.errors import Disconnected, Expired, Invalid, NotServing, ServingError
 from clockwork_client.wire import Address, Malformed
@@ -18,14 +18,14 @@ TIMEOUT_S: Final = 60.0
 LOAD_TIMEOUT_S: Final = 600.0
 """A model may have to be compiled first."""
 GRACE_S: Final = 0.1
-"""Twice what a gateway itself waits for its controller after a deadline."""
+"""Twice as long as a gateway waits for its controller after a deadline."""
 CONNECTIONS: Final = 100
 
 
 class ClientBase:
-    """Settings, and what is remembered of models. :class:`Client` says what the settings mean.
+    """Settings and cached model metadata. :class:`Client` documents the settings.
 
-    ``_set_up`` of each client makes what its connections need.
+    Each client's ``_set_up`` creates what its connections need.
     """
 
     def __init__(
@@ -62,18 +62,18 @@ class ClientBase:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._address)!r})"
 
-    def _fits(self, model: str, version: str, inputs: Inputs, outputs: Sequence[str] | None) -> None:
-        """Raise :class:`Invalid` where a request does not fit what is known of its model, if anything is."""
+    def _check_fits(self, model: str, version: str, inputs: Inputs, outputs: Sequence[str] | None) -> None:
+        """Raise :class:`Invalid` if a request does not match its model's cached metadata, if there is any."""
         known = self._known.get((model, version))
         if known is not None:
             try:
                 calls.check(known, inputs, outputs)
             except Invalid:
-                # The model may have been replaced; if the caller insists, the server is asked.
+                # The model may have been replaced: a repeated call is checked by the server instead.
                 self._forget(model)
                 raise
 
-    def _learn(self, model: str, version: str, found: ModelMetadata) -> ModelMetadata:
+    def _remember(self, model: str, version: str, found: ModelMetadata) -> ModelMetadata:
         self._known[model, version] = found
         return found
 
@@ -81,33 +81,35 @@ class ClientBase:
         for key in [key for key in tuple(self._known) if key[0] == model]:
             self._known.pop(key, None)
 
-    def _patience(
+    def _new_timeout(
         self, now: float, timeout_s: float | None, slo_ms: float | None = None, retries: int = 0
-    ) -> Patience:
+    ) -> CallTimeout:
         if self._closed:
             raise RuntimeError("this client is closed")
-        return Patience(
+        return CallTimeout(
             now, self._timeout_s if timeout_s is None else timeout_s, slo_ms, self._grace_s, retries
         )
 
-    def _message(self, call: Call[T], patience: Patience, now: float) -> tuple[Buffer, ...]:
-        left_ms = patience.left_ms(now)
-        headers = call.headers if left_ms is None else b"%sx-slo-ms: %.3f\r\n" % (call.headers, left_ms)
+    def _message(self, call: Call[T], call_timeout: CallTimeout, now: float) -> tuple[Buffer, ...]:
+        remaining_ms = call_timeout.remaining_ms(now)
+        headers = (
+            call.headers if remaining_ms is None else b"%sx-slo-ms: %.3f\r\n" % (call.headers, remaining_ms)
+        )
         return self._address.message(call.method, call.path, headers, call.parts)
 
     def _unreachable(self, error: OSError) -> ServingError:
-        said = str(error) or type(error).__name__
+        reason = str(error) or type(error).__name__
         return NotServing(
-            f"parameter 'url': expected a server at {self._address}, found {said}", reason="unreachable"
+            f"parameter 'url': expected a server at {self._address}, found {reason}", reason="unreachable"
         )
 
     def _broken(self, error: OSError) -> ServingError:
         if isinstance(error, TimeoutError):
-            return self._no_answer()
+            return self._timed_out()
         if isinstance(error, Malformed):
             return Disconnected(f"{self._address}: {error}")
-        said = str(error) or type(error).__name__
-        return Disconnected(f"the connection to {self._address} broke before the answer came: {said}")
+        reason = str(error) or type(error).__name__
+        return Disconnected(f"the connection to {self._address} broke before the answer came: {reason}")
 
-    def _no_answer(self) -> ServingError:
+    def _timed_out(self) -> ServingError:
         return Expired(f"no answer from {self._address} in the time given; the connection is closed")

@@ -15,11 +15,11 @@ from clockwork_client import calls
 from clockwork_client.base import LOAD_TIMEOUT_S, ClientBase
 from clockwork_client.calls import (
     Call,
+    CallTimeout,
     Inputs,
     ModelMetadata,
     ModelState,
     ModelStatistics,
-    Patience,
     Result,
     ServerMetadata,
     T,
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 
 # ------------------------------------------------------------
-# One connection of the blocking client: a request, then its response, in time. It retries nothing.
+# One connection of the blocking client: a request, then its response, within a time limit. No retries.
 
 
 def is_stale(fd: int) -> bool:
-    """Whether an idle connection has something to read: its end, or what nobody asked for."""
+    """Whether an idle connection is readable: it was closed, or holds bytes that were not requested."""
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     return bool(poll.poll(0))
 
 
 class Connection:
-    """All instants are of ``time.monotonic``. Raises OSError; TimeoutError where it was not in time."""
+    """One connection. Instants are of ``time.monotonic``. Raises OSError, and TimeoutError at ``until``."""
 
     def __init__(self, address: Address, tls: ssl.SSLContext | None, until: float) -> None:
         self._socket = socket.create_connection((address.host, address.port), _left(until))
@@ -65,7 +65,7 @@ class Connection:
         return is_stale(self._socket.fileno())
 
     def exchange(self, message: tuple[Buffer, ...], until: float) -> Response:
-        """Send a request; its response."""
+        """Send a request; return its response."""
         broken: OSError | None = None
         self._reader.expect()
         try:
@@ -75,7 +75,7 @@ class Connection:
         except TimeoutError:
             raise
         except OSError as error:
-            # A server that refuses a large body answers before it has read all of it.
+            # A server that rejects a large body responds before it has read all of it.
             broken = error
         try:
             response = self._receive(until)
@@ -94,12 +94,12 @@ class Connection:
                 return response
 
     def shut(self) -> None:
-        """End it from another thread: whoever waits for it is told."""
-        with contextlib.suppress(OSError):  # it is ended already
+        """Shut the connection down from another thread; a thread that is receiving on it gets an error."""
+        with contextlib.suppress(OSError):  # already closed
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give it up; the server takes a request in flight for cancelled."""
+        """Close the connection; the server cancels a request in flight."""
         self._socket.close()
 
 
@@ -115,18 +115,18 @@ def _left(until: float) -> float:
 
 
 class Client(ClientBase):
-    """A blocking client. Threads may share it; after a fork, make a new one.
+    """A blocking client. Threads may share it; after a fork, create a new one.
 
     ``url`` is ``http://HOST:PORT``, ``https://...`` or ``HOST:PORT``. ``timeout_s`` limits each call over all
-    its attempts; ``grace_s`` is how long after an SLO it waits for the server to say how the request ended;
-    ``connections`` are open at most, each for one request at a time. ``api_key`` is sent as
-    ``Authorization: Bearer``; ``tls`` is for certificates that the system does not know.
+    its attempts; ``grace_s`` is how long after an SLO it waits for the server to report the outcome;
+    ``connections`` is the most connections open at once, each for one request at a time. ``api_key`` is sent
+    as ``Authorization: Bearer``; ``tls`` is for certificates that the system does not trust.
 
-    Calls raise :class:`ServingError`, by what happened. Close it, or use it as a context manager.
+    Calls raise a subclass of :class:`ServingError`. Close the client, or use it as a context manager.
     """
 
     def _set_up(self, connections: int) -> None:
-        self._places = threading.Semaphore(connections)
+        self._permits = threading.Semaphore(connections)
         self._pool: Pool[Connection] = Pool()
 
     def __enter__(self) -> Self:
@@ -160,112 +160,112 @@ class Client(ClientBase):
         retries: int = 0,
         timeout_s: float | None = None,
     ) -> Result:
-        """Ask a model. ``inputs`` are arrays by name, strings as ``bytes`` or ``str`` in an object array.
+        """Run a model. ``inputs`` are arrays by name, strings as ``bytes`` or ``str`` in an object array.
 
-        ``slo_ms`` is each attempt's deadline on the server, and with ``grace_s`` how long the client waits
-        for it; without it, the model's own counts. ``outputs`` are the names wanted, all if None.
-        ``request_id`` is the caller's own and comes back. ``datatypes={"x": "BF16"}`` sends ``uint16`` as the
-        bits of BF16. Where the server says when to come back, up to ``retries`` more attempts are made then,
-        all within ``timeout_s``. Raises :class:`ServingError`.
+        ``slo_ms`` is the SLO of each attempt, and with ``grace_s`` how long the client waits for a response;
+        without it, the model's own SLO applies. ``outputs`` are the names of the outputs to return, all if
+        None. ``request_id`` is the caller's own and is returned. ``datatypes={"x": "BF16"}`` sends ``uint16``
+        as the bits of BF16. If the server advises when to retry, up to ``retries`` more attempts are made at
+        that time, all within ``timeout_s``. Raises :class:`ServingError`.
         """
         call = calls.infer(
             model, inputs, version=version, outputs=outputs, parameters=parameters, request_id=request_id,
             datatypes=datatypes,
         )  # fmt: skip
-        self._fits(model, version, inputs, outputs)
-        return self._do(call, self._patience(time.monotonic(), timeout_s, slo_ms, retries))
+        self._check_fits(model, version, inputs, outputs)
+        return self._run(call, self._new_timeout(time.monotonic(), timeout_s, slo_ms, retries))
 
     def live(self) -> bool:
-        """Whether the server answers at all."""
-        return self._is(calls.health("live"))
+        """Whether the server responds at all."""
+        return self._holds(calls.health("live"))
 
     def ready(self) -> bool:
-        """Whether the server serves."""
-        return self._is(calls.health("ready"))
+        """Whether the server accepts inference requests."""
+        return self._holds(calls.health("ready"))
 
     def model_ready(self, model: str, version: str = "") -> bool:
-        """Whether a model can be asked now."""
-        return self._is(calls.model_ready(model, version))
+        """Whether a model accepts requests."""
+        return self._holds(calls.model_ready(model, version))
 
     def metadata(self) -> ServerMetadata:
-        """Who serves."""
-        return self._ask(calls.metadata())
+        """The server's name, version and extensions."""
+        return self._call(calls.metadata())
 
     def model_metadata(self, model: str, version: str = "") -> ModelMetadata:
-        """A model's inputs and outputs. They are remembered, and :meth:`infer` checks by them."""
-        return self._learn(model, version, self._ask(calls.model_metadata(model, version)))
+        """A model's inputs and outputs. They are cached, and :meth:`infer` checks requests against them."""
+        return self._remember(model, version, self._call(calls.model_metadata(model, version)))
 
     def models(self) -> list[ModelState]:
         """Every version of every model in the server's repository."""
-        return self._ask(calls.models())
+        return self._call(calls.models())
 
     def statistics(self, model: str = "", version: str = "") -> list[ModelStatistics]:
-        """What a model did so far; all models if none is named."""
-        return self._ask(calls.statistics(model, version))
+        """A model's counters; those of all models if none is named."""
+        return self._call(calls.statistics(model, version))
 
     def load(self, model: str, *, timeout_s: float = LOAD_TIMEOUT_S) -> None:
-        """Serve a model of the repository, or serve it anew. It may have to be compiled first."""
+        """Load a model of the repository, or reload it. It may have to be compiled first."""
         self._forget(model)
-        self._ask(calls.control(model, "load"), timeout_s)
+        self._call(calls.control(model, "load"), timeout_s)
 
     def unload(self, model: str, *, timeout_s: float = LOAD_TIMEOUT_S) -> None:
-        """Serve a model no more."""
+        """Stop serving a model."""
         self._forget(model)
-        self._ask(calls.control(model, "unload"), timeout_s)
+        self._call(calls.control(model, "unload"), timeout_s)
 
-    # Inside
+    # Internals
 
-    def _is(self, call: Call[bool]) -> bool:
+    def _holds(self, call: Call[bool]) -> bool:
         try:
-            return self._ask(call)
+            return self._call(call)
         except (NotServing, Expired, Disconnected):
             return False
 
-    def _ask(self, call: Call[T], timeout_s: float | None = None) -> T:
-        return self._do(call, self._patience(time.monotonic(), timeout_s))
+    def _call(self, call: Call[T], timeout_s: float | None = None) -> T:
+        return self._run(call, self._new_timeout(time.monotonic(), timeout_s))
 
-    def _do(self, call: Call[T], patience: Patience) -> T:
+    def _run(self, call: Call[T], call_timeout: CallTimeout) -> T:
         while True:
             try:
-                return call.read(self._attempt(call, patience))
+                return call.read(self._attempt(call, call_timeout))
             except ServingError as error:
                 error.request_id = error.request_id or call.id
-                wait_s = patience.wait_s(error, time.monotonic())
+                wait_s = call_timeout.wait_s(error, time.monotonic())
                 if wait_s is None:
                     raise
             time.sleep(wait_s)
 
-    def _attempt(self, call: Call[T], patience: Patience) -> Response:
+    def _attempt(self, call: Call[T], call_timeout: CallTimeout) -> Response:
         now = time.monotonic()
-        until = patience.start(now)
-        if not self._places.acquire(timeout=max(0.0, until - now)):
+        until = call_timeout.start(now)
+        if not self._permits.acquire(timeout=max(0.0, until - now)):
             raise Expired(f"none of {self._connections} connections was free in time; nothing was sent")
         try:
-            return self._exchange(call, patience, until)
+            return self._exchange(call, call_timeout, until)
         finally:
-            self._places.release()
+            self._permits.release()
 
-    def _exchange(self, call: Call[T], patience: Patience, until: float) -> Response:
+    def _exchange(self, call: Call[T], call_timeout: CallTimeout, until: float) -> Response:
         try:
-            connection = self._take(until)
+            connection = self._acquire(until)
         except TimeoutError:
-            raise self._no_answer() from None
+            raise self._timed_out() from None
         except OSError as error:
             raise self._unreachable(error) from None
         keep = False
         try:
-            message = self._message(call, patience, time.monotonic())
+            message = self._message(call, call_timeout, time.monotonic())
             response = connection.exchange(message, until)
             keep = response.keep_alive
         except OSError as error:
             raise self._broken(error) from None
         finally:
-            if not self._pool.give_back(connection, time.monotonic(), keep=keep):
+            if not self._pool.release(connection, time.monotonic(), keep=keep):
                 connection.close()
         return response
 
-    def _take(self, until: float) -> Connection:
-        connection, dropped = self._pool.take(time.monotonic())
+    def _acquire(self, until: float) -> Connection:
+        connection, dropped = self._pool.acquire(time.monotonic())
         for each in dropped:
             each.close()
         if connection is None:

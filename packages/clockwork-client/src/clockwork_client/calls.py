@@ -1,4 +1,4 @@
-"""Each call of the protocol as data: what to send, how to read what comes back, how long it may take."""
+"""Each call of the protocol as data: the request to send, the parser of its response, and its timeout."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from clockwork_client.tensors import decode, encode
 from clockwork_client.wire import Response
 
 # ------------------------------------------------------------
-# What calls bring back: plain records. Fields that a server adds later are left out, not refused.
+# Results of calls: plain records. Unknown fields, which a newer server may send, are ignored.
 
 
 @dataclass(slots=True, frozen=True)
 class Result:
-    """The answer to an inference request. ``outputs`` are the caller's own arrays.
+    """The response to an inference request. ``outputs`` are arrays that the caller owns.
 
-    ``id`` is the caller's own, ``request_id`` the server's, in its logs and journal. The times are what the
-    server says of itself, None where it says nothing: ``expected_ms`` was predicted before it ran.
+    ``id`` is the caller's request id; ``request_id`` is the server's, used in its logs and journal. The times
+    are reported by the server, None where it does not report them; ``expected_ms`` is its prediction.
     """
 
     outputs: dict[str, npt.NDArray[Any]]
@@ -43,7 +43,7 @@ class Result:
 
     @property
     def queue_ms(self) -> float | None:
-        """How long it waited for its turn."""
+        """How long the request was queued."""
         return self.parameters.get("queue_ms")
 
     @property
@@ -53,7 +53,7 @@ class Result:
 
     @property
     def expected_ms(self) -> float | None:
-        """How long it was expected to run."""
+        """How long the server predicted that the model would run."""
         return self.parameters.get("expected_ms")
 
     @property
@@ -68,7 +68,7 @@ class Result:
 
 
 class ServerMetadata(Struct, frozen=True):
-    """Who serves, and which extensions of the protocol it has."""
+    """The server's name and version, and the extensions of the protocol that it implements."""
 
     name: str
     version: str = ""
@@ -76,7 +76,7 @@ class ServerMetadata(Struct, frozen=True):
 
 
 class TensorMetadata(Struct, frozen=True):
-    """An input or output of a model; -1 in its shape is for a request to choose."""
+    """An input or output of a model; a -1 in its shape is a size that each request chooses."""
 
     name: str
     datatype: str
@@ -94,7 +94,7 @@ class ModelMetadata(Struct, frozen=True):
 
 
 class ModelState(Struct, frozen=True):
-    """A version of a model in the server's repository; ``state`` is READY where it can be asked."""
+    """A version of a model in the server's repository; ``state`` is READY if it accepts requests."""
 
     name: str
     version: str = ""
@@ -103,14 +103,14 @@ class ModelState(Struct, frozen=True):
 
 
 class Tally(Struct, frozen=True):
-    """How often, and how long in all."""
+    """A count of events and their total duration."""
 
     count: int = 0
     ns: int = 0
 
 
 class ModelStatistics(Struct, frozen=True):
-    """What a model did so far. ``inference_stats`` has success, fail, queue, compute_infer and others."""
+    """A model's counters. ``inference_stats`` has success, fail, queue, compute_infer and others."""
 
     name: str
     version: str = ""
@@ -122,7 +122,7 @@ class ModelStatistics(Struct, frozen=True):
 
 
 # ------------------------------------------------------------
-# Each call of the protocol as data: what to send, and how to read what comes back. It sends nothing.
+# Each call of the protocol as data: the request to send and the parser of its response.
 
 
 T = TypeVar("T")
@@ -137,7 +137,7 @@ _encoder = msgspec.json.Encoder()
 
 @dataclass(slots=True, frozen=True)
 class Call(Generic[T]):
-    """A request, ready to be sent as often as it takes; ``read`` makes the answer of its response."""
+    """A request, which may be sent several times; ``read`` parses its response."""
 
     method: str
     path: str
@@ -154,7 +154,7 @@ class _OutputHead(Struct):
     parameters: dict[str, Any] = {}
 
 
-class _AnswerHead(Struct):
+class _ResponseHead(Struct):
     model_name: str
     outputs: list[_OutputHead]
     model_version: str = ""
@@ -162,7 +162,7 @@ class _AnswerHead(Struct):
     parameters: dict[str, Any] = {}
 
 
-class _Refusal(Struct):
+class _ErrorBody(Struct):
     error: str
     outcome: str = ""
     reason: str = ""
@@ -174,8 +174,8 @@ class _Statistics(Struct):
     model_stats: list[ModelStatistics]
 
 
-_answers = msgspec.json.Decoder(_AnswerHead)
-_refusals = msgspec.json.Decoder(_Refusal)
+_response_heads = msgspec.json.Decoder(_ResponseHead)
+_error_bodies = msgspec.json.Decoder(_ErrorBody)
 
 
 def infer(
@@ -188,7 +188,7 @@ def infer(
     request_id: str = "",
     datatypes: Mapping[str, str] | None = None,
 ) -> Call[Result]:
-    """One inference. Raises :class:`Invalid`."""
+    """An inference request. Raises :class:`Invalid`."""
     if not isinstance(inputs, Mapping) or not inputs:
         raise Invalid(f"parameter 'inputs': expected arrays by name, found {inputs!r}")
     heads: list[dict[str, Any]] = []
@@ -211,7 +211,7 @@ def infer(
     if outputs is None:
         given["binary_data_output"] = True
     else:
-        request["outputs"] = [_wish(name) for name in outputs]
+        request["outputs"] = [_requested_output(name) for name in outputs]
     if given:
         request["parameters"] = given
     parts[0] = _json(request)
@@ -223,9 +223,9 @@ def infer(
 
 
 def check(metadata: ModelMetadata, inputs: Inputs, outputs: Sequence[str] | None) -> None:
-    """Raise :class:`Invalid` where a request does not fit what is known of its model.
+    """Raise :class:`Invalid` if a request does not match the model's known metadata.
 
-    An input that is missing may be optional, and is left to the server.
+    A missing input may be optional, so that check is left to the server.
     """
     datatypes = {tensor.name: tensor.datatype for tensor in metadata.inputs}
     for name, array in inputs.items():
@@ -234,7 +234,7 @@ def check(metadata: ModelMetadata, inputs: Inputs, outputs: Sequence[str] | None
                 f"unexpected input '{name}' for model '{metadata.name}': expected {list(datatypes)}"
             )
         wanted = datatypes[name]
-        # Sixteen bits may stand for BF16; the caller says so by datatypes.
+        # A uint16 array may hold the bits of BF16, as the caller declares by `datatypes`.
         if isinstance(array, np.ndarray) and not (wanted == "BF16" and array.dtype == np.uint16):
             encode(name, array[:0] if array.ndim else array, wanted)
     known = [tensor.name for tensor in metadata.outputs]
@@ -244,17 +244,17 @@ def check(metadata: ModelMetadata, inputs: Inputs, outputs: Sequence[str] | None
 
 
 def health(what: str) -> Call[bool]:
-    """``live`` or ``ready``."""
-    return Call("GET", f"/v2/health/{what}", _read_yes)
+    """The health query ``live`` or ``ready``."""
+    return Call("GET", f"/v2/health/{what}", _read_success)
 
 
 def model_ready(model: str, version: str) -> Call[bool]:
     """Whether a model is served now."""
-    return Call("GET", f"{_model(model, version)}/ready", _read_yes)
+    return Call("GET", f"{_model(model, version)}/ready", _read_success)
 
 
 def metadata() -> Call[ServerMetadata]:
-    """Who serves."""
+    """The server's metadata."""
     return Call("GET", "/v2", lambda response: _read(response, ServerMetadata))
 
 
@@ -264,41 +264,41 @@ def model_metadata(model: str, version: str) -> Call[ModelMetadata]:
 
 
 def models() -> Call[list[ModelState]]:
-    """All that the repository holds."""
+    """All models in the repository."""
     return Call("POST", "/v2/repository/index", lambda response: _read(response, list[ModelState]), (b"{}",))
 
 
 def statistics(model: str, version: str) -> Call[list[ModelStatistics]]:
-    """Of one model, or of all."""
+    """Statistics of one model, or of all if ``model`` is empty."""
     path = f"{_model(model, version)}/stats" if model else "/v2/models/stats"
     return Call("GET", path, lambda response: _read(response, _Statistics).model_stats)
 
 
 def control(model: str, verb: str) -> Call[None]:
-    """``load`` or ``unload``."""
+    """Load or unload a model; ``verb`` is ``load`` or ``unload``."""
     path = f"/v2/repository/models/{_quoted(model)}/{verb}"
-    return Call("POST", path, _read_nothing, (b"{}",))
+    return Call("POST", path, _read_empty, (b"{}",))
 
 
 def error_of(response: Response) -> ServingError:
-    """What a response that is no success means, as an error to raise."""
+    """The error to raise for a response that is not a success."""
     try:
-        said = _refusals.decode(response.body)
+        body = _error_bodies.decode(response.body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         text = bytes(response.body[:200]).decode(errors="replace").strip()
-        said = _Refusal(f"HTTP status {response.status}{': ' + text if text else ''}")
-    retry_after_s = None if said.retry_after_ms is None else said.retry_after_ms / 1000
+        body = _ErrorBody(f"HTTP status {response.status}{': ' + text if text else ''}")
+    retry_after_s = None if body.retry_after_ms is None else body.retry_after_ms / 1000
     if retry_after_s is None:
-        # A date is possible too; nobody who serves models sends one.
+        # HTTP also allows a date here, which inference servers do not send.
         whole = response.headers.get("retry-after", "")
         retry_after_s = float(whole) if whole.isdecimal() else None
-    return error_class(response.status, said.outcome, said.reason)(
-        said.error or f"HTTP status {response.status}",
+    return error_class(response.status, body.outcome, body.reason)(
+        body.error or f"HTTP status {response.status}",
         status=response.status,
-        reason=said.reason,
+        reason=body.reason,
         request_id=response.headers.get("clockwork-request-id", ""),
         retry_after_s=retry_after_s,
-        parameters=said.parameters,
+        parameters=body.parameters,
     )
 
 
@@ -331,7 +331,7 @@ def _name(model: str) -> str:
     return model
 
 
-def _wish(name: str) -> dict[str, Any]:
+def _requested_output(name: str) -> dict[str, Any]:
     return {"name": name, "parameters": {"binary_data": True}}
 
 
@@ -358,13 +358,13 @@ def _read(response: Response, kind: type[T]) -> T:
         raise Failed(f"the answer is not what the protocol says: {error}", status=response.status) from None
 
 
-def _read_yes(response: Response) -> bool:
+def _read_success(response: Response) -> bool:
     if response.status in (401, 403):
         raise error_of(response)
     return response.status == 200
 
 
-def _read_nothing(response: Response) -> None:
+def _read_empty(response: Response) -> None:
     if response.status != 200:
         raise error_of(response)
 
@@ -375,7 +375,7 @@ def _read_result(response: Response) -> Result:
     body, length = memoryview(response.body), response.headers.get("inference-header-content-length", "")
     at = int(length) if length.isdecimal() and len(length) < 19 else len(body)
     try:
-        head = _answers.decode(body[:at])
+        head = _response_heads.decode(body[:at])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Failed(f"the answer is not what the protocol says: {error}", status=200) from None
     outputs: dict[str, npt.NDArray[Any]] = {}
@@ -395,15 +395,14 @@ def _read_result(response: Response) -> Result:
 
 
 # ------------------------------------------------------------
-# How long one call may take, over all its attempts, and when it tries again. It reads no clock.
+# The timeout of one call over all its attempts, and its retries. The caller passes the current time.
 #
-# An attempt's deadline is the caller's SLO from its start; what is left of it when the request is sent is
-# what the server is told. The client itself waits a little longer, so that the server can still say how it
-# ended.
+# An attempt's deadline is its start plus the caller's SLO. The request carries what remains of it when it is
+# sent. The client itself waits `grace_s` longer, so that the server can still report the outcome.
 
 
-class Patience:
-    """One call: all its attempts within ``timeout_s``, each within ``slo_ms`` if that is given."""
+class CallTimeout:
+    """The time limits of one call: ``timeout_s`` for all its attempts, and ``slo_ms`` for each if given."""
 
     def __init__(
         self, now: float, timeout_s: float, slo_ms: float | None, grace_s: float, retries: int
@@ -423,28 +422,28 @@ class Patience:
         self._deadline = self._end
 
     def start(self, now: float) -> float:
-        """An attempt starts; until when its answer is waited for."""
+        """Start an attempt; the instant until which its response is awaited."""
         if self._slo_ms is None:
             return self._end
         self._deadline = min(self._end, now + self._slo_ms / 1000)
         return min(self._end, self._deadline + self._grace_s)
 
-    def left_ms(self, now: float) -> float | None:
-        """What the server is told: what is left for this attempt; None if the caller gave no SLO.
+    def remaining_ms(self, now: float) -> float | None:
+        """What remains of this attempt's SLO, to send to the server; None if the caller gave no SLO.
 
-        Raises :class:`Expired` if it is nothing.
+        Raises :class:`Expired` if nothing remains.
         """
         if self._slo_ms is None:
             return None
-        left_ms = (self._deadline - now) * 1000
-        if left_ms < 0.001:
+        remaining_ms = (self._deadline - now) * 1000
+        if remaining_ms < 0.001:
             raise Expired(
                 "the deadline passed before there was a connection to send the request; nothing was sent"
             )
-        return left_ms
+        return remaining_ms
 
     def wait_s(self, error: ServingError, now: float) -> float | None:
-        """How long to wait before the next attempt; None if there is none: the error is the caller's."""
+        """How long to wait before the next attempt; None if ``error`` is final and to be raised."""
         wait_s = error.retry_after_s
         if not self._retries or wait_s is None or now + wait_s >= self._end:
             return None
@@ -453,6 +452,6 @@ class Patience:
 
 
 def check_seconds(field: str, value: float) -> None:
-    """Raise :class:`Invalid` unless it is a time to wait."""
+    """Raise :class:`Invalid` unless ``value`` is a positive finite number of seconds."""
     if not isinstance(value, int | float) or not 0 < value < math.inf:
         raise Invalid(f"parameter '{field}': expected seconds above 0, found {value!r}")

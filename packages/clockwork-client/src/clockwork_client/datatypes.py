@@ -1,8 +1,8 @@
-"""Element types of the Open Inference Protocol and their wire form, as both ends speak them.
+"""Element types of the Open Inference Protocol and their wire form, shared by client and server.
 
 Tensor data is in *wire form*: little-endian, row-major, no padding; BOOL is one byte of 0 or 1; BYTES is,
-for each element, a 4-byte little-endian length and that many bytes. The server imports this module too, in
-every process: it loads neither numpy nor anything of the client.
+for each element, a 4-byte little-endian length and that many bytes. Every process of the server imports this
+module too, so it imports neither numpy nor the rest of the client.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ DATATYPES: Final[dict[str, int]] = {
     "INT8": 1, "INT16": 2, "INT32": 4, "INT64": 8,
     "FP16": 2, "BF16": 2, "FP32": 4, "FP64": 8, "BYTES": 0,
 }  # fmt: skip
-"""Open Inference Protocol element types and their size in bytes (0: elements differ in size)."""
+"""Open Inference Protocol element types and their size in bytes (0: of variable size)."""
 
 SLO_MAX_MS: Final = 24 * 3600 * 1000
-"""Beyond a day a limit is a slip of units."""
+"""The largest SLO, one day: a larger one is a mistaken unit."""
 
 _LENGTH: Final = struct.Struct("<I")
 
@@ -35,7 +35,7 @@ def encode_strings(elements: Iterable[bytes]) -> bytes:
 
 
 def decode_strings(data: Buffer) -> Iterator[bytes]:
-    """The elements of a BYTES tensor in wire form that was checked."""
+    """The elements of a BYTES tensor in wire form, which must be valid."""
     view, at = memoryview(data), 0
     while at < len(view):
         start = at + _LENGTH.size

@@ -1,13 +1,13 @@
-"""How a call can end without an answer: one class for each outcome of the project. Nothing is caught here.
+"""Errors that end a call without a result: one class for each outcome.
 
     ServingError
-    ├── Rejected       the server said no at once: it would be late, or there is no room (429)
-    ├── Expired        no answer by the deadline, or none in the time that the caller gave (504)
-    ├── Failed         the model or its device failed, or what came is no answer (500)
-    ├── Invalid        the request does not fit; found here (status 0) or by the server (400, 404, 413, 501)
-    ├── Denied         the key is missing or is not good for this (401, 403)
-    ├── NotServing     nobody serves there: draining, starting, or not reachable (503)
-    └── Disconnected   the connection broke before the answer; the request may have run
+    ├── Rejected       the server rejected the request: it would be late, or a limit is reached (429)
+    ├── Expired        no response by the deadline, or within the caller's timeout (504)
+    ├── Failed         the model or its device failed, or the response cannot be understood (500)
+    ├── Invalid        the request is invalid; found here (status 0) or by the server (400, 404, 413, 501)
+    ├── Denied         the API key is missing or does not permit this (401, 403)
+    ├── NotServing     the server is draining, starting, or not reachable (503)
+    └── Disconnected   the connection broke before the response; the request may have run
 
 A call that its caller cancels ends with the caller's own ``asyncio.CancelledError``.
 """
@@ -22,11 +22,11 @@ _NAMED: Final = (
     re.compile(r"\bmissing required (input)\(s\) \['([^']*)'"),
     re.compile(r"\b(model):? '([^']*)'"),
 )
-"""How the server's messages name what is wrong; the most telling first."""
+"""How the server's messages name the invalid field; the most specific first."""
 
 
 def encodable(text: str) -> str:
-    """The same text, lone surrogates as escapes: it can be written as UTF-8, whatever it was made of."""
+    """The text with lone surrogates escaped, so that it can be encoded as UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -39,12 +39,12 @@ class ClockworkError(Exception):
 
 
 class ServingError(ClockworkError):
-    """A call that brought no answer. The text says why, in the server's words if it said any.
+    """A call that ended without a result. The text says why, in the server's words if there are any.
 
-    ``status`` is HTTP's, 0 where none came. ``reason`` is a word of the page on outcomes or "".
-    ``request_id`` is the server's name for the request, in its logs and journal, else the caller's own.
-    ``retry_after_s`` is when it may be worth trying again, None if the server did not say.
-    ``parameters`` is what the server measured before it ended.
+    ``status`` is HTTP's, 0 if there was no response. ``reason`` is one of the reasons in the documentation of
+    outcomes, or "". ``request_id`` is the server's id of the request, in its logs and journal, else the
+    caller's own. ``retry_after_s`` is when to retry, None if the server gave no advice. ``parameters`` is
+    what the server measured before the request ended.
     """
 
     def __init__(
@@ -66,23 +66,23 @@ class ServingError(ClockworkError):
 
 
 class Rejected(ServingError):
-    """The server said no at once; the reason says why, ``retry_after_s`` when to come back."""
+    """The server rejected the request; ``reason`` says why, ``retry_after_s`` when to retry."""
 
 
 class Expired(ServingError):
-    """No answer in time; status 0 if it was the client that stopped waiting."""
+    """No response in time; status 0 if the client's own timeout ended the call."""
 
 
 class Failed(ServingError):
-    """The model raised or is in quarantine, its device failed, or what came back cannot be understood."""
+    """The model raised or is in quarantine, its device failed, or the response cannot be understood."""
 
 
 class Denied(ServingError):
-    """The server wants a key, or another one."""
+    """The server requires an API key, or this one does not permit the call."""
 
 
 class NotServing(ServingError):
-    """This server does not serve now; reason ``unreachable`` if there was no connection at all."""
+    """The server accepts no requests now; reason ``unreachable`` if no connection could be made."""
 
 
 class Disconnected(ServingError):
@@ -90,11 +90,11 @@ class Disconnected(ServingError):
 
 
 class Invalid(ServingError):
-    """The request does not fit; status 0 if that was found before anything was sent."""
+    """The request is invalid; status 0 if that was found before anything was sent."""
 
     @property
     def field(self) -> str:
-        """What is wrong, as ``input 'x'``, ``parameter 'slo_ms'`` or ``model 'm'``; "" if nobody said."""
+        """The invalid field, as ``input 'x'``, ``parameter 'slo_ms'`` or ``model 'm'``; "" if not named."""
         found = next(filter(None, (pattern.search(str(self)) for pattern in _NAMED)), None)
         return f"{found[1]} '{found[2]}'" if found else ""
 
@@ -109,9 +109,9 @@ _NOT_SERVING: Final = frozenset({"draining", "not_serving"})
 
 
 def error_class(status: int, outcome: str = "", reason: str = "") -> type[ServingError]:
-    """The class for a status that is no success, and for what the server called it.
+    """The error class for an HTTP status, and for the server's outcome and reason if it gave them.
 
-    A server with ``triton_codes`` says 503 of all that it refuses; its words tell which is which.
+    A server with ``triton_codes`` sends 503 for all that it refuses; outcome and reason tell the cases apart.
     """
     if status == 503 and outcome in _BY_OUTCOME and reason not in _NOT_SERVING:
         return _BY_OUTCOME[outcome]

@@ -1,4 +1,4 @@
-"""Connections that are open, and which of them to use next; it opens and closes none."""
+"""A pool of open connections: which one to use next. Its clients open and close them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 from typing import Final, Generic, Protocol, TypeVar
 
 IDLE_S: Final = 50.0
-"""Many proxies close a connection that is silent for a minute; one that may be closed soon is not used."""
+"""Many proxies close a connection that is idle for a minute; older connections are not reused."""
 
 
 class Pooled(Protocol):
@@ -15,14 +15,14 @@ class Pooled(Protocol):
     idle_since: float
 
     @property
-    def stale(self) -> bool: ...  # noqa: D102 - told above
+    def stale(self) -> bool: ...  # noqa: D102 - documented above
 
 
 C = TypeVar("C", bound=Pooled)
 
 
 class Pool(Generic[C]):
-    """All methods may be called from any thread."""
+    """All methods are thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -30,8 +30,8 @@ class Pool(Generic[C]):
         self._idle: list[C] = []  # of those open; the one used last is used next
         self._closed = False
 
-    def take(self, now: float) -> tuple[C | None, list[C]]:
-        """A connection to use, if there is one, and those to close: too old, or closed by the server."""
+    def acquire(self, now: float) -> tuple[C | None, list[C]]:
+        """A connection to use, or None, and those to close: idle for too long, or closed by the server."""
         dropped: list[C] = []
         while True:
             with self._lock:
@@ -45,14 +45,14 @@ class Pool(Generic[C]):
             dropped.append(connection)
 
     def add(self, connection: C) -> bool:
-        """A new one, in use from now on; False if the pool is closed."""
+        """Register a new connection, which is in use; False if the pool is closed."""
         with self._lock:
             if not self._closed:
                 self._open.add(connection)
             return not self._closed
 
-    def give_back(self, connection: C, now: float, *, keep: bool) -> bool:
-        """Used; whether it is kept for later."""
+    def release(self, connection: C, now: float, *, keep: bool) -> bool:
+        """Release a connection after use; whether the pool keeps it."""
         with self._lock:
             kept = keep and not self._closed
             if kept:
@@ -63,7 +63,7 @@ class Pool(Generic[C]):
             return kept
 
     def close(self) -> tuple[list[C], list[C]]:
-        """Keep none any more; those idle, and those in use."""
+        """Close the pool; the idle connections and those in use."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

@@ -1,7 +1,7 @@
-"""numpy arrays to tensors in wire form and back; it knows no model.
+"""Conversion between numpy arrays and tensors in wire form.
 
 BF16 is ``ml_dtypes.bfloat16``, recognised by its name. Without ``ml_dtypes``, an output is the 16 bits as
-``uint16``, and an input of ``uint16`` becomes BF16 where the caller says so by ``datatypes``.
+``uint16``, and an input of ``uint16`` becomes BF16 if the caller declares that by ``datatypes``.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
         "FP16": "<f2", "BF16": "<u2", "FP32": "<f4", "FP64": "<f8",
     }.items()
 }  # fmt: skip
-"""All element types of one size; BF16 as its 16 bits."""
+"""All element types of fixed size; BF16 as its 16 bits."""
 
 COPIED_BYTES: Final = 64 * 1024
-"""Up to this much, a copy is cheaper than a view."""
+"""Up to this many bytes, a copy is cheaper than a view."""
 
 _BY_DTYPE: Final = {
     **{dtype.name: datatype for datatype, dtype in DTYPES.items() if datatype != "BF16"},
@@ -40,7 +40,7 @@ _AXES_MAX: Final = 32
 
 
 def encode(name: str, array: npt.NDArray[Any], wanted: str = "") -> tuple[str, Buffer]:
-    """The datatype of an array and its content in wire form. ``wanted`` is a datatype that it must be.
+    """The datatype of an array and its content in wire form. ``wanted``, if given, is the required datatype.
 
     The content of a large array is a view of it. Raises :class:`Invalid`.
     """
@@ -69,7 +69,7 @@ def encode(name: str, array: npt.NDArray[Any], wanted: str = "") -> tuple[str, B
 
 
 def decode(name: str, datatype: str, shape: tuple[int, ...], data: Buffer) -> npt.NDArray[Any]:
-    """An array of its own, from wire form. Raises :class:`Failed` where the two do not fit."""
+    """A new array from wire form. Raises :class:`Failed` if shape, datatype and length do not match."""
     if len(shape) > _AXES_MAX or not all(0 <= size < 1 << 63 for size in shape):
         raise Failed(f"output '{name}': shape: expected up to {_AXES_MAX} sizes, found {str(shape)[:80]}")
     count = math.prod(shape)

@@ -1,4 +1,4 @@
-"""HTTP/1.1 of a client as bytes: where to, what to send, responses from what arrives. It opens no socket."""
+"""The client's HTTP/1.1 as bytes: addresses, request encoding and response parsing, without sockets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from clockwork_client.errors import Invalid
 
 READ_BYTES: Final = 64 * 1024
 DIRECT_BYTES: Final = READ_BYTES
-"""Bodies above this are received where they stay."""
+"""Larger bodies are received directly into their final buffer."""
 JOIN_BYTES: Final = 64 * 1024
-"""Requests up to this are copied together, which is cheaper than several buffers in one write."""
+"""Smaller requests are copied into one buffer, which is cheaper than writing several."""
 
 _PORTS: Final = {"http": 80, "https": 443}
 _DEFAULT_PORT: Final = 8000
@@ -25,12 +25,12 @@ _LENGTH: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
 class Malformed(ConnectionError):
-    """What came is not HTTP as this client speaks it."""
+    """The bytes received are not HTTP as this client implements it."""
 
 
 @dataclass(slots=True, frozen=True)
 class Address:
-    """Where a server is, and the headers that each request to it carries."""
+    """A server's address, and the headers that every request to it carries."""
 
     host: str
     port: int
@@ -65,7 +65,7 @@ class Address:
     def message(
         self, method: str, path: str, headers: bytes, parts: tuple[Buffer, ...]
     ) -> tuple[Buffer, ...]:
-        """A whole request, as buffers to send in order; one if it is small."""
+        """A whole request, as buffers to send in order; a single one if it is small."""
         size = sum(map(len, parts))
         head = b"%s %s HTTP/1.1\r\n%sContent-Length: %d\r\n%s\r\n" % (
             method.encode(), (self.base + path).encode(), self.headers, size, headers,
@@ -74,7 +74,7 @@ class Address:
 
 
 class Response(NamedTuple):
-    """A whole response; names of ``headers`` are in lower case."""
+    """A complete response; names in ``headers`` are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -83,29 +83,29 @@ class Response(NamedTuple):
 
 
 class ResponseReader:
-    """Takes in what arrives on one connection: read into :meth:`get_buffer`, then say how much."""
+    """Parses the responses on one connection: read into :meth:`get_buffer`, then call :meth:`received`."""
 
     def __init__(self) -> None:
         self._buffer = memoryview(bytearray(READ_BYTES))
         self.expect()
 
     def expect(self) -> None:
-        """The next response is to come."""
+        """Reset for the next response."""
         self._parser: Any = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
         self._chunks: list[bytes] = []
-        self._direct: memoryview | None = None  # where a large body goes; _direct_bytes of it have arrived
+        self._direct: memoryview | None = None  # buffer of a large body, filled up to _direct_bytes
         self._direct_bytes = 0
         self._status = 0
         self._keep_alive = False
         self._whole: Response | None = None
 
     def get_buffer(self) -> memoryview:
-        """Where the next bytes go."""
+        """The buffer to receive the next bytes into."""
         return self._buffer if self._direct is None else self._direct[self._direct_bytes :]
 
     def received(self, nbytes: int) -> Response | None:
-        """So many bytes came; the response once it is whole. Raises :class:`Malformed`."""
+        """Parse ``nbytes`` received bytes; the response once it is complete. Raises :class:`Malformed`."""
         if self._direct is not None:
             self._direct_bytes += nbytes
         else:
@@ -121,10 +121,10 @@ class ResponseReader:
             return Response(self._status, self._headers, self._direct, self._keep_alive)
         return self._whole
 
-    # What the parser calls
+    # Callbacks of the parser
 
     def on_message_begin(self) -> None:
-        """A response starts; if it is one that nobody asked for, this connection is of no more use."""
+        """A response begins. If it was not requested, the connection must not be reused."""
         if self._whole is not None:
             self._whole = self._whole._replace(keep_alive=False)
 
@@ -133,18 +133,18 @@ class ResponseReader:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
-        """Now it is known how long the body is."""
+        """All headers were parsed: the length of the body is known."""
         if self._whole is not None:
             return
         self._status = self._parser.get_status_code()
         self._keep_alive = self._parser.should_keep_alive()
         length = self._headers.get("content-length", "")
         if _LENGTH.fullmatch(length) and int(length) > DIRECT_BYTES:
-            # Unlike a bytearray, it takes no memory before something arrives: a server may say anything.
+            # Unlike a bytearray, np.empty commits no memory until it is written: the length is untrusted.
             self._direct = np.empty(int(length), np.uint8).data
 
     def on_body(self, content: bytes) -> None:
-        """A piece of it."""
+        """A part of the body."""
         if self._direct is None:
             self._chunks.append(content)
             return
@@ -153,7 +153,7 @@ class ResponseReader:
         self._direct[start : self._direct_bytes] = content
 
     def on_message_complete(self) -> None:
-        """All of it is there; unless it is but an interim one."""
+        """The end of a response; interim responses (1xx) are skipped."""
         if self._whole is None and self._status >= 200:
             self._whole = Response(self._status, self._headers, b"".join(self._chunks), self._keep_alive)
         self._headers = {}

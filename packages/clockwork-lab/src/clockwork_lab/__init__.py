@@ -1,4 +1,4 @@
-"""Beside the server: the demo, the paper's figures made again, and a load generator."""
+"""Tools beside the server: the demo, the reproduction of the paper's figures, and a load generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a server is, as a user writes it; it opens no connection."""
+"""A server's address as a user writes it, and the TLS context to connect with."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PORTS: Final = {"http": 80, "https": 443}
 
 
 class Unreachable(ClockworkError):
-    """No server is there, or it does not speak the protocol."""
+    """No server responds at the address, or it does not implement the protocol."""
 
 
 @dataclass(slots=True, frozen=True)
 class Address:
-    """Host and port, whether it is spoken to by TLS, and what stands in front of every path."""
+    """Host and port, whether to use TLS, and the prefix of every path."""
 
     host: str
     port: int
@@ -61,7 +61,7 @@ class Address:
 
 
 class TlsFiles(Struct, frozen=True):
-    """PEM files: whom to trust (None: whom the system does), and what to show a server that asks for it.
+    """PEM files: the authorities to trust (None: the system's), and the client certificate.
 
     ``key`` may be in the file of ``cert``; it has no passphrase.
     """
@@ -72,7 +72,7 @@ class TlsFiles(Struct, frozen=True):
 
 
 def tls_context(files: TlsFiles, *, http2: bool) -> ssl.SSLContext:
-    """What TLS connections are made with. Raises :class:`ConfigError`."""
+    """The context for TLS connections. Raises :class:`ConfigError`."""
     try:
         context = ssl.create_default_context(cafile=files.ca)
     except (OSError, ssl.SSLError) as error:

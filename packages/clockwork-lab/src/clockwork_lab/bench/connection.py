@@ -1,4 +1,4 @@
-"""A socket that connects, reads and writes without ever waiting; what bytes mean is its wire's business."""
+"""A non-blocking socket of a sender; subclasses, called wires, implement the protocols."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _LATER: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class Connection:
-    """One connection of a sender's. Wires say what to do when it stands, when bytes came, when it ended.
+    """One connection of a sender. A wire handles connecting, received bytes and the connection's end.
 
-    ``dead``: it may not be used any more. ``rest``: what is still to be written before anything else.
+    ``dead``: it may not be used any more. ``rest``: bytes to be written before any others.
     """
 
-    __slots__ = ("dead", "fd", "rest", "run", "sock", "standing")
+    __slots__ = ("dead", "fd", "is_established", "rest", "run", "sock")
     http2: ClassVar[bool] = False
 
     def __init__(self, run: Sender) -> None:
         self.run = run
-        self.dead = self.standing = False
+        self.dead = self.is_established = False
         self.rest: memoryview | None = None
         kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         self.sock: Any = socket.socket(run.family, kind)
@@ -41,39 +41,39 @@ class Connection:
         run.epoll.register(self.fd, OUT)
         run.handlers[self.fd] = self._connected
 
-    # What a wire does
+    # Implemented by wires
 
-    def stands(self) -> None:
-        """There is a connection; a wire that must hear something first calls :meth:`stood` later."""
-        self.stood()
+    def connected(self) -> None:
+        """The socket is connected; a wire that waits for the peer first calls :meth:`established` later."""
+        self.established()
 
     def send(self, row: int, message: int) -> None:
         """Send one request."""
-        raise AssertionError("a wire says how")
+        raise AssertionError("to be implemented by a wire")
 
-    def took(self, data: bytes) -> None:
-        """Bytes came."""
-        raise AssertionError("a wire says what they mean")
+    def data_received(self, data: bytes) -> None:
+        """Parse received bytes."""
+        raise AssertionError("to be implemented by a wire")
 
     def lost(self, why: str) -> None:
-        """The other side ended it."""
-        raise AssertionError("a wire says for whom that is bad")
+        """The peer closed the connection."""
+        raise AssertionError("to be implemented by a wire")
 
     def abandon(self, row: int) -> None:
-        """Give up a request that is out."""
-        raise AssertionError("a wire says how")
+        """Cancel a request in flight."""
+        raise AssertionError("to be implemented by a wire")
 
     def written(self) -> None:
-        """All of ``rest`` is out."""
+        """All of ``rest`` was written."""
 
     def flush(self) -> None:
-        """Write what was put together in this turn."""
+        """Write the frames collected in this iteration."""
 
     # The socket
 
-    def stood(self) -> None:
-        """It can be used from now on."""
-        self.standing = True
+    def established(self) -> None:
+        """The connection can be used from now on."""
+        self.is_established = True
         self.run.opening -= 1
         self.run.free(self)
 
@@ -89,10 +89,10 @@ class Connection:
         self.sock = context.wrap_socket(
             self.sock, server_hostname=self.run.host, do_handshake_on_connect=False
         )
-        self.run.handlers[self.fd] = self._shake_hands
-        self._shake_hands(0)
+        self.run.handlers[self.fd] = self._handshake
+        self._handshake(0)
 
-    def _shake_hands(self, events: int) -> None:
+    def _handshake(self, events: int) -> None:
         try:
             self.sock.do_handshake()
         except ssl.SSLWantReadError:
@@ -114,11 +114,11 @@ class Connection:
     def _ready(self) -> None:
         self.run.epoll.modify(self.fd, IN)
         self.run.handlers[self.fd] = self._event if self.run.tls is None else self._tls_event
-        self.stands()
+        self.connected()
 
     def _event(self, events: int) -> None:
         if events & OUT:
-            self._go_on()
+            self._write_rest()
         if events & ~OUT and not self.dead:
             try:
                 data = self.sock.recv(READ_BYTES)
@@ -128,13 +128,13 @@ class Connection:
                 self.lost(errno.errorcode.get(error.errno or 0, "error"))
                 return
             if data:
-                self.took(data)
+                self.data_received(data)
             else:
                 self.lost("closed")
 
     def _tls_event(self, events: int) -> None:
         if events & OUT:
-            self._go_on()
+            self._write_rest()
         while not self.dead:
             try:
                 data = self.sock.recv(READ_BYTES)
@@ -146,10 +146,10 @@ class Connection:
             if not data:
                 self.lost("closed")
                 return
-            self.took(data)
+            self.data_received(data)
 
     def write(self, data: bytes) -> None:
-        """Write, or keep what does not go out at once. Nothing may be kept already."""
+        """Write data, and keep what the socket does not accept at once. ``rest`` must be None."""
         try:
             sent = self.sock.send(data)
         except _LATER:
@@ -161,11 +161,11 @@ class Connection:
             self.keep(memoryview(data)[sent:])
 
     def keep(self, rest: memoryview) -> None:
-        """Go on with that when there is room."""
+        """Keep ``rest`` to be written when the socket is writable."""
         self.rest = rest
         self.run.epoll.modify(self.fd, IN | OUT)
 
-    def _go_on(self) -> None:
+    def _write_rest(self) -> None:
         rest = self.rest
         if rest is None:
             return
@@ -182,7 +182,7 @@ class Connection:
             self.written()
 
     def close(self) -> None:
-        """End it. Who still waits for something of it has been told."""
+        """Close the connection. The caller has ended its requests."""
         if self.dead:
             return
         self.dead = True
@@ -191,5 +191,5 @@ class Connection:
         self.run.epoll.unregister(self.fd)
         self.sock.close()
         self.run.total -= 1
-        if not self.standing:
+        if not self.is_established:
             self.run.opening -= 1

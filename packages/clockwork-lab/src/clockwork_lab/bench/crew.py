@@ -1,4 +1,4 @@
-"""The sending processes as their parent sees them: started, told when to begin, read without being asked."""
+"""The sending processes as their parent sees them: it starts, synchronises, monitors and ends them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 
 from clockwork_lab.bench.address import Unreachable
 from clockwork_lab.bench.child import OPEN_S
-from clockwork_lab.bench.job import Job, Said, write_job
+from clockwork_lab.bench.job import Job, SenderMessage, write_job
 from clockwork_lab.bench.plan import Plan
 from clockwork_lab.bench.records import FIRST_ENDS, ROW, End, Kind, Records, Rows, Table
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.units import NS_PER_MS
 
 AHEAD_NS: Final = 200 * NS_PER_MS
-"""The run begins so long after the senders were told when."""
+"""How far ahead of the start of the run its instant is sent to the senders."""
 _READY_S: Final = OPEN_S + 50.0
 _POLL_S: Final = 0.005
 
@@ -31,49 +31,49 @@ class SenderFailed(ClockworkError):
     """A sending process ended on its own."""
 
 
-class Hand:
-    """One sending process and its rows."""
+class SenderProcess:
+    """One sending process and its rows. ``final`` is its last message, once it has ended."""
 
     def __init__(self, job: Job, rows: Rows) -> None:
         self.job, self.rows = job, rows
         self.ends: list[End] = list(FIRST_ENDS)
-        self.said: Said | None = None
+        self.final: SenderMessage | None = None
         self.ready = False
         self._text = b""
         self._seen = 0
         self._log, self._counts = rows.array("ended"), rows.counts
-        self.process = subprocess.Popen(
+        self.child = subprocess.Popen(
             [sys.executable, "-m", "clockwork_lab.bench.child"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(rows.fd,),
-            start_new_session=True,  # Ctrl-C is for us, who tells it what to do
+            start_new_session=True,  # Ctrl-C reaches the parent only, which stops its senders
         )  # fmt: skip
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._in, self._out = self.process.stdin, self.process.stdout
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        self._in, self._out = self.child.stdin, self.child.stdout
         os.set_blocking(self._out.fileno(), False)
 
-    def give(self) -> None:
-        """Hand it its job."""
+    def send_job(self) -> None:
+        """Send it its job."""
         with contextlib.suppress(BrokenPipeError):
             write_job(self._in, self.job)
 
     def begin(self, start_ns: int) -> None:
-        """Tell it when the run begins."""
+        """Send it the instant at which the run begins."""
         self._in.write(b"%d\n" % start_ns)
         self._in.flush()
 
     def stop(self) -> None:
-        """Tell it to send no more."""
+        """Have it stop sending: it sees the end of its standard input."""
         with contextlib.suppress(OSError):
             self._in.close()
 
     def close(self) -> None:
-        """Let go of it; its rows can still be read."""
+        """Close its descriptors; its rows can still be read."""
         self._out.close()
         os.close(self.rows.fd)
 
-    def hear(self) -> None:
-        """Read what it said. Raises :class:`SenderFailed` or :class:`Unreachable`."""
+    def poll(self) -> None:
+        """Read its messages. Raises :class:`SenderFailed` or :class:`Unreachable`."""
         ended = False
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._out.fileno(), 1 << 16):
@@ -81,27 +81,27 @@ class Hand:
             ended = True
         *lines, self._text = self._text.split(b"\n")
         for line in lines:
-            said = msgspec.json.decode(line, type=Said)
-            if said.error:
-                raise Unreachable(f"url: expected connections to {self.job.host}, found: {said.error}")
-            self.ready |= said.ready
-            if said.code:
-                assert said.code == len(self.ends)
-                self.ends.append(End(Kind(said.kind), said.reason))
-            if said.over:
-                self.said = said
-        if ended and self.said is None:
-            raise SenderFailed(f"a sending process ended with status {self.process.wait()}")
+            message = msgspec.json.decode(line, type=SenderMessage)
+            if message.error:
+                raise Unreachable(f"url: expected connections to {self.job.host}, found: {message.error}")
+            self.ready |= message.ready
+            if message.code:
+                assert message.code == len(self.ends)
+                self.ends.append(End(Kind(message.kind), message.reason))
+            if message.over:
+                self.final = message
+        if ended and self.final is None:
+            raise SenderFailed(f"a sending process ended with status {self.child.wait()}")
 
-    def news(self) -> np.ndarray:
-        """The rows that ended since the last time."""
+    def new_rows(self) -> np.ndarray:
+        """The rows that ended since the last call."""
         until = self._counts[0]
-        self.hear()  # what their ends mean
+        self.poll()  # receives the meaning of new codes first
         seen, self._seen = self._seen, until
         return self._log[seen:until]
 
     @property
-    def asked(self) -> int:
+    def due(self) -> int:
         """Requests that were due so far."""
         return int(self._counts[1] + self._counts[2])
 
@@ -124,10 +124,10 @@ class Hand:
 
 
 class Crew:
-    """All of them. Leaving the block ends them, whatever they do."""
+    """All sending processes. Leaving the block ends them, if necessary by SIGKILL."""
 
     def __init__(self, plan: Plan) -> None:
-        self.hands = [Hand(job, rows) for job, rows in zip(plan.jobs, plan.rows, strict=True)]
+        self.processes = [SenderProcess(job, rows) for job, rows in zip(plan.jobs, plan.rows, strict=True)]
         self.start_ns = 0
 
     def __enter__(self) -> Self:
@@ -136,44 +136,44 @@ class Crew:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for hand in self.hands:
-            hand.stop()
-            if hand.said is None:
-                hand.process.kill()
-            hand.process.wait()
-            hand.close()
+        for process in self.processes:
+            process.stop()
+            if process.final is None:
+                process.child.kill()
+            process.child.wait()
+            process.close()
 
     def begin(self) -> None:
-        """Have them make their connections, then tell them all the same instant."""
-        for hand in self.hands:
-            hand.give()
-        give_up = time.monotonic() + _READY_S
-        while not all(hand.ready for hand in self.hands):
-            for hand in self.hands:
-                hand.hear()
-            if time.monotonic() > give_up:
+        """Have them open their connections, then send all of them the instant of the start."""
+        for process in self.processes:
+            process.send_job()
+        give_up_at = time.monotonic() + _READY_S
+        while not all(process.ready for process in self.processes):
+            for process in self.processes:
+                process.poll()
+            if time.monotonic() > give_up_at:
                 raise SenderFailed(f"a sending process did not begin within {_READY_S:g} s")
             time.sleep(_POLL_S)
         self.start_ns = time.monotonic_ns() + AHEAD_NS
-        for hand in self.hands:
-            hand.begin(self.start_ns)
+        for process in self.processes:
+            process.begin(self.start_ns)
 
     def stop(self) -> None:
-        """Send no more; what is out is waited for."""
-        for hand in self.hands:
-            hand.stop()
+        """Have all stop sending; requests in flight are awaited."""
+        for process in self.processes:
+            process.stop()
 
     @property
     def over(self) -> bool:
         """Whether all have ended."""
-        return all(hand.said is not None for hand in self.hands)
+        return all(process.final is not None for process in self.processes)
 
     def records(self) -> Records:
-        """What became of all requests, in order of their schedule."""
+        """The records of all requests, in order of their schedule."""
         ends: dict[End, int] = {end: code for code, end in enumerate(FIRST_ENDS)}
-        for hand in self.hands:
-            for end in hand.ends:
+        for process in self.processes:
+            for end in process.ends:
                 ends.setdefault(end, len(ends))
-        table = np.concatenate([hand.table(number, ends) for number, hand in enumerate(self.hands)])
+        table = np.concatenate([process.table(number, ends) for number, process in enumerate(self.processes)])
         order = np.argsort(table["scheduled_ns"], kind="stable")
         return Records(table[order], tuple(ends))

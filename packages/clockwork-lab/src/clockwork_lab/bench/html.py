@@ -1,4 +1,4 @@
-"""A load test's report as one page that needs nothing else, and the SVG plots in it."""
+"""A load test's report as a self-contained HTML page, and the SVG plots in it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clockwork_lab.bench.report import Curve as Distribution
 from clockwork_lab.bench.report import Report
 
 # ------------------------------------------------------------
-# Plots as SVG, drawn by a few lines: curves and areas over an axis of numbers. It knows no load test.
+# Plots as SVG: curves and areas over a numeric axis.
 
 
 WIDE, HIGH = 480, 230
@@ -49,7 +49,7 @@ class Axis:
     log: bool = False
 
     def scale(self, start: float, end: float) -> Scale:
-        """Where a value is between two places."""
+        """The position of a value on the axis."""
         place: Callable[[float], float] = math.log if self.log else float
         least, most = place(self.least), place(self.most)
         span = most - least or 1.0
@@ -94,9 +94,9 @@ def plot(
     """The picture; ``marks`` are lines across it at some y, ``shaded`` is grey from the left up to some x."""
     across = x.scale(_LEFT, WIDE - _RIGHT)
     down = y.scale(HIGH - _BOTTOM, _TOP)
-    said = escape(f"{y.title} over {x.title}")
+    title = escape(f"{y.title} over {x.title}")
     looks = f'font-size="{_TEXT_HIGH}" font-family="inherit"'
-    parts = [f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{said}" {looks}>']
+    parts = [f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{title}" {looks}>']
     if shaded is not None:
         parts.append(
             f'<rect x="{_LEFT}" y="{_TOP}" width="{across(shaded[0]) - _LEFT:.1f}" '
@@ -190,7 +190,7 @@ def _runs(points: Sequence[tuple[float, float | None]]) -> list[list[Point]]:
 
 
 # ------------------------------------------------------------
-# A report as one page that needs nothing else: no script, no network. It computes nothing.
+# A report as one page without scripts or external resources.
 
 
 _GREEN, _RED, _AMBER, _GREY, _BLUE, _BLACK = (
@@ -202,7 +202,7 @@ _LAST_SHARE: Final = 0.99995
 _MARKS_MAX: Final = 6
 _TICKS: Final = 8
 _LEAST_PART: Final = 0.2
-"""A last stretch that is shorter than such a part of the others tells no rate."""
+"""A last interval shorter than this share of the others is too short for a rate."""
 _COLUMNS: Final = (*words.COLUMNS[1:-3], ">p99 ms", ">p99.9 ms", ">max ms")
 _READING: Final = (
     ("answered in time", "within the request's SLO, counted from when the request was due"),
@@ -317,7 +317,7 @@ def _plots(report: Report) -> list[str]:
 
 
 def _counts(report: Report, end_s: float) -> tuple[list[PlottedCurve], Axis]:
-    """Requests per second by what became of them; a last stretch may be short."""
+    """Requests per second by outcome; the last interval may be short."""
     whole = report.stretch_s
     spans = [(one.from_s, min(whole, end_s - one.from_s), one) for one in report.stretches]
     if len(spans) > 1 and spans[-1][1] < whole * _LEAST_PART:

@@ -1,4 +1,4 @@
-"""What is put into requests: tensors that fit what a server says of its model. It asks no server."""
+"""The tensors of requests, generated to match a model's metadata."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from clockwork_serve.errors import ConfigError
 
 Shape = tuple[int, ...]
 WORD_BYTES: Final = 8
-"""Of each random element of BYTES."""
+"""Length of each random element of BYTES."""
 _SHAPE: Final = re.compile(r"(?:(?P<model>[^:]+):)?(?P<name>[^:]+):(?P<dims>\d+(?:,\d+)*)")
 
 
 class TensorInfo(Struct, frozen=True):
-    """An input as a server describes it; -1 stands for any size."""
+    """An input as a server describes it; -1 is any size."""
 
     name: str
     datatype: str
@@ -50,7 +50,7 @@ def read_shapes(given: Sequence[str]) -> dict[tuple[str, str], Shape]:
 
 
 class Data:
-    """Where values come from: ``random``, ``zeros``, or a file of numpy (.npy: the one input; .npz: by name).
+    """The source of values: ``random``, ``zeros``, or a numpy file (.npy: the only input; .npz: by name).
 
     Raises :class:`ConfigError`.
     """
@@ -131,7 +131,7 @@ class Data:
 
 
 def _closed(model: str, info: TensorInfo) -> Shape:
-    """The described shape; a first dimension that is open is a batch of one."""
+    """The described shape; an open first dimension is a batch of one."""
     shape = (1, *info.shape[1:]) if info.shape[:1] == (-1,) else info.shape
     if -1 in shape:
         example = ",".join(str(size) if size > 0 else "N" for size in shape)

@@ -1,4 +1,4 @@
-"""What a parent tells a sending process, and what it hears from it: records, one message each."""
+"""The messages between the parent and a sending process, as records."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _LENGTH_BYTES = 8
 
 
 class Clients(Struct, frozen=True, kw_only=True):
-    """Clients of one closed load that ask one model, alike but for when they start.
+    """Clients of one closed load that send to one model, alike except for their start.
 
-    ``steps``: from when on which SLO and message hold: (ns of the run, SLO in ns, message). After anything
-    but an answer they wait ``retry_ns``, or what the refusal says if ``retry_after``.
+    ``steps``: changes of SLO and message over the run: (from ns, SLO in ns, message). After anything but a
+    successful response they wait ``retry_ns``, or the server's retry advice if ``retry_after``.
     """
 
     load: int
@@ -54,8 +54,8 @@ class Job(Struct, frozen=True, kw_only=True):
     realtime: bool = False
 
 
-class Said(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A line of a sender: it is ready, an end has a code from now on, it is over, or it cannot."""
+class SenderMessage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A line of a sender: ``ready``, a new ``code`` of an end, ``over`` with totals, or an ``error``."""
 
     ready: bool = False
     code: int = 0
@@ -72,7 +72,7 @@ class Said(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def write_job(file: IO[bytes], job: Job) -> None:
-    """To a sender's standard input."""
+    """Write a job to a sender's standard input."""
     content = msgspec.msgpack.encode(job)
     file.write(len(content).to_bytes(_LENGTH_BYTES, "big"))
     file.write(content)
@@ -80,7 +80,7 @@ def write_job(file: IO[bytes], job: Job) -> None:
 
 
 def read_job(file: IO[bytes]) -> Job:
-    """From standard input. Raises :class:`EOFError`."""
+    """Read the job from standard input. Raises :class:`EOFError`."""
     head = file.read(_LENGTH_BYTES)
     content = file.read(int.from_bytes(head, "big"))
     if not content:

@@ -1,4 +1,4 @@
-"""What is shown while a run goes on: counts since its start, rates and quantiles of the last moment."""
+"""Live figures during a run: counts since its start, rates and quantiles of the last interval."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ EVERY_S: Final = 0.25
 
 
 class Moment(Struct, frozen=True, kw_only=True):
-    """How it goes. Quantiles are in ms, None where there was nothing.
+    """A sample of the run. Quantiles are in ms, None if there were no requests.
 
-    ``asked``: requests due so far; ``out``: of these, not over. Rates are of the last moment.
+    ``asked``: requests due so far; ``out``: those of them that are in flight. Rates are over the last
+    interval.
     """
 
     at_s: float
@@ -40,7 +41,7 @@ class Moment(Struct, frozen=True, kw_only=True):
     p99_ms: float | None
     lateness_p99_ms: float | None
     bars: tuple[float, ...]
-    """Shares of good ends of the last moments, the newest last."""
+    """Satisfaction in each of the last intervals, the newest last."""
 
 
 class Live:
@@ -53,31 +54,31 @@ class Live:
         self._asked, self._then_s = 0, 0.0
         self._bars: list[float] = []
 
-    def look(self, *, stopping: bool) -> Moment:
-        """What there is now."""
+    def sample(self, *, stopping: bool) -> Moment:
+        """The state now, with rates since the previous call."""
         latencies, lateness = [], []
         good_before, over_before = self._good, self._over
         asked = 0
-        for hand in self._crew.hands:
-            new = hand.news()
-            asked += hand.asked
+        for process in self._crew.processes:
+            new = process.new_rows()
+            asked += process.due
             if not new.size:
                 continue
             due, sent, last, slo, status = (
-                hand.rows.array(name)[new]
+                process.rows.array(name)[new]
                 for name in ("scheduled_ns", "sent_ns", "last_ns", "slo_ns", "status")
             )
             self._over += new.size
             answered = status == ANSWERED
-            took = (last - due)[answered]
-            good = int(np.count_nonzero(took <= slo[answered]))
+            latency = (last - due)[answered]
+            good = int(np.count_nonzero(latency <= slo[answered]))
             self._good += good
-            self._late += took.size - good
-            latencies.append(took)
+            self._late += latency.size - good
+            latencies.append(latency)
             lateness.append((sent - due)[sent > 0])
             for code, count in enumerate(np.bincount(status, minlength=2).tolist()):
                 if code != ANSWERED and count:
-                    self._ends[hand.ends[code]] += count
+                    self._ends[process.ends[code]] += count
         at_s = (time.monotonic_ns() - self._crew.start_ns) / NS_PER_S
         span_s = max(1e-3, at_s - self._then_s)
         asked_rps, self._asked, self._then_s = (asked - self._asked) / span_s, asked, at_s
@@ -107,13 +108,13 @@ def _quantiles(parts: list[np.ndarray]) -> tuple[float | None, float | None]:
 
 
 def watch(plan: Plan, crew: Crew, show: Callable[[Moment], None], stopped: Callable[[], bool]) -> bool:
-    """Show how it goes until it is over; whether it was stopped before its end."""
+    """Show samples until the run is over; whether it was stopped early."""
     live, stopping = Live(plan, crew), False
     while not crew.over:
         if stopped() and not stopping:
             stopping = True
             crew.stop()
-        show(live.look(stopping=stopping))
+        show(live.sample(stopping=stopping))
         time.sleep(EVERY_S)
-    show(live.look(stopping=stopping))
+    show(live.sample(stopping=stopping))
     return stopping

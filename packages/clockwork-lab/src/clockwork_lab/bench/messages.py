@@ -1,4 +1,4 @@
-"""Requests as the bytes that are sent, made before the run; HTTP/2 headers without a table (RFC 7541)."""
+"""Requests as bytes, built before the run; HTTP/2 headers without a dynamic table (RFC 7541)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_US
 from clockwork_serve.workload.tables import NO_SLO_MS
 
 # ------------------------------------------------------------
-# Headers of HTTP/2 as bytes and back, for a peer that was told to keep no table (RFC 7541). It has no state.
+# Encoding and decoding of HTTP/2 headers with a dynamic table of size 0 (RFC 7541): stateless.
 #
-# With a table of size 0 a header is an entry of the standard's fixed table or written out, so blocks can be
-# passed over unread and equal blocks mean equal headers.
+# Without that table a header is an entry of the standard's static table or a literal. So blocks can be
+# skipped, and equal blocks mean equal headers.
 
 
 _STATIC: Final[tuple[tuple[str, str], ...]] = (
@@ -46,7 +46,7 @@ bits than these (a backslash, what is not ASCII) is in no header of gRPC."""
 
 
 class Undecodable(ValueError):
-    """Not a header block, or one that counts on a table."""
+    """Not a header block, or one that refers to a dynamic table."""
 
 
 def _codes() -> dict[tuple[int, int], str]:
@@ -65,7 +65,7 @@ _BITS_MAX: Final = max(_BY_LENGTH)
 
 
 def literal(name: str, value: str) -> bytes:
-    """A header, written out."""
+    """A header as a literal."""
     return b"\0" + _text(name.encode()) + _text(value.encode())
 
 
@@ -83,7 +83,7 @@ def _text(content: bytes) -> bytes:
 
 
 def decode(block: bytes) -> dict[str, str]:
-    """The headers of a block; of those that are given twice, the last. Raises :class:`Undecodable`."""
+    """The headers of a block; the last one of equal names. Raises :class:`Undecodable`."""
     found: dict[str, str] = {}
     at = 0
     try:
@@ -95,7 +95,7 @@ def decode(block: bytes) -> dict[str, str]:
             elif first & 0xE0 == 0x20:
                 size, at = _integer(block, at, 5)
                 if size:
-                    raise Undecodable("the peer keeps a table of headers although it was told not to")
+                    raise Undecodable("the peer uses a dynamic header table although its size was set to 0")
                 continue
             else:
                 index, at = _integer(block, at, 6 if first & 0x40 else 4)
@@ -144,7 +144,7 @@ def _string(block: bytes, at: int) -> tuple[str, int]:
 
 
 def _unpacked(content: bytes) -> str:
-    """From Huffman's code. What is not in our part of it ends the text with a question mark."""
+    """Decode Huffman's code. A character outside our table ends the text with a question mark."""
     found, code, bits = [], 0, 0
     for byte in content:
         for shift in range(7, -1, -1):
@@ -159,7 +159,7 @@ def _unpacked(content: bytes) -> str:
 
 
 # ------------------------------------------------------------
-# Requests as the bytes that are sent, made before the run. It opens no connection.
+# Requests as bytes, built before the run.
 #
 # A message is its head, which differs by model and SLO, and its body, which models of equal inputs share.
 
@@ -277,7 +277,7 @@ class Maker:
 
 
 def _grpc_timeout(slo_ns: int) -> str:
-    """As finely as eight digits allow."""
+    """The timeout as precisely as eight digits allow."""
     unit_ns, unit = next(pair for pair in _GRPC_UNITS if slo_ns // pair[0] <= _GRPC_DIGITS_MAX)
     return f"{slo_ns // unit_ns}{unit}"
 

@@ -34,17 +34,16 @@ from clockwork_serve.workload.stream import ClosedLoad, Workload, build
 from clockwork_serve.workload.tables import FieldError, LoadTable, Ramp
 
 # ------------------------------------------------------------
-# A scenario as what is sent when: rows of open loads, clients of closed ones. It sends nothing.
+# A scenario as a schedule: rows of open loads, clients of closed ones.
 #
-# A scenario is taken as it is; a caller may only play it at another rate or end it early. Everything is drawn
-# before the run, so that no dice are rolled while it runs.
+# A caller may scale a scenario's rates or end it early. All random choices are made before the run.
 
 
 REQUESTS_MAX: Final = 50_000_000
-"""Of one run: 64 bytes each."""
+"""The most requests of one run: 64 bytes each."""
 STEPS_MAX: Final = 10_000
 CLIENTS: Final = 16
-"""The purpose of the dice that say when a closed load's clients start; the workload's own are below it."""
+"""Number of the random stream for the start of a closed load's clients; the workload's own are below it."""
 _TRACES: Final = ("azure", "timestamps", "generated")
 
 Column = npt.NDArray[Any]
@@ -52,9 +51,9 @@ Column = npt.NDArray[Any]
 
 @dataclass(slots=True)
 class Schedule:
-    """Requests of open loads in order of time, as columns, and the workload that they are of.
+    """Requests of open loads in order of time, as columns, and the workload that they belong to.
 
-    ``end_ns``: when the last request may be sent; ``warmup_ns``: from when on they are counted.
+    ``end_ns``: when the last request may be sent; ``warmup_ns``: requests are counted from then on.
     """
 
     workload: Workload
@@ -66,7 +65,7 @@ class Schedule:
     warmup_ns: int
 
     def part(self, number: int, parts: int) -> Schedule:
-        """Every ``parts``-th request from ``number`` on: what one of several processes sends."""
+        """Every ``parts``-th request from ``number`` on, for one of several processes."""
         cut = slice(number, None, parts)
         return Schedule(
             self.workload, self.times_ns[cut], self.models[cut], self.slos_ns[cut], self.loads[cut],
@@ -81,7 +80,7 @@ class Schedule:
         return sorted(asked)
 
     def most_at_once(self, within_ns: int) -> int:
-        """The most requests that are due within such a time."""
+        """The most requests that are due within any interval of that length."""
         if not self.times_ns.size:
             return 0
         first = np.searchsorted(self.times_ns, self.times_ns - within_ns, side="right")
@@ -97,7 +96,7 @@ def make_schedule(
     seconds: float | None = None,
     most: int = REQUESTS_MAX,
 ) -> Schedule:
-    """Draw everything, ``most`` requests in all. Raises :class:`ConfigError`."""
+    """Draw all requests, at most ``most``. Raises :class:`ConfigError`."""
     if seconds is not None and scenario.warmup_s >= seconds:
         raise ConfigError(
             f"duration: expected more than the scenario's warmup_s = {scenario.warmup_s:g}, found "
@@ -132,7 +131,7 @@ def make_schedule(
 
 
 def slo_steps(load: ClosedLoad, end_ns: int) -> list[tuple[int, int]]:
-    """From when on which SLO holds for a closed load, both in ns."""
+    """The SLOs of a closed load over the run: (from ns, SLO in ns)."""
     steps = [(0, load.slo_at(load.start_ns))]
     if load.slo.ramp is not None:
         every_ns = load.slo.ramp.every_ns
@@ -188,24 +187,24 @@ def _scaled_ramp(ramp: Ramp, factor: float) -> Ramp:
 
 
 # ------------------------------------------------------------
-# From a scenario and what a caller wants of it to the jobs of all senders; it starts none of them.
+# From a scenario and options to the jobs of all senders.
 
 
 CLOSED_RPS_MAX: Final = 50_000
-"""Requests a second of a process's closed loads for which there are rows; they take memory when used."""
+"""Rows reserved for closed loads, per process and second; unused ones take no memory."""
 CLOSED_ROWS_MAX: Final = 50_000_000
 RETRY_NS: Final = NS_PER_MS
-"""What clients of closed loads wait after a refusal, if neither it nor the scenario says."""
+"""How long clients of closed loads wait after a rejection without advice, if the scenario sets nothing."""
 RESERVE: Final = 4
-"""HTTP connections that are opened ahead of the requests that will need them."""
+"""HTTP connections opened in reserve."""
 SOON_NS: Final = 20 * NS_PER_MS
-"""There are connections for what comes within such a time before the run begins."""
+"""Before the run, connections are opened for the most requests due within this time."""
 GRPC_CONNECTIONS: Final = 8
 HTTP_CONNECTIONS: Final = 1024
 
 
 class Options(Struct, frozen=True, kw_only=True):
-    """All that a caller says beside the scenario. docs/use/bench.md explains each."""
+    """All options beside the scenario. docs/use/bench.md explains each."""
 
     url: str
     protocol: Protocol = "http"
@@ -234,12 +233,12 @@ class Options(Struct, frozen=True, kw_only=True):
 
     @property
     def tls_files(self) -> TlsFiles:
-        """What TLS needs."""
+        """The files for TLS."""
         return TlsFiles(self.ca, self.cert, self.key)
 
     @property
-    def deadline_told(self) -> Deadline:
-        """How the server hears of deadlines."""
+    def deadline_field(self) -> Deadline:
+        """How deadlines are sent to the server."""
         if self.deadline is not None:
             return self.deadline
         return {"http": "header", "grpc": "grpc", "raw": "none"}[self.protocol]  # type: ignore[return-value]
@@ -247,20 +246,20 @@ class Options(Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Plan:
-    """A run made ready: jobs, and their rows, which the caller keeps."""
+    """A prepared run: jobs and their rows, which the caller keeps."""
 
     scenario: Scenario
     schedule: Schedule
     options: Options
     address: Address
     names: dict[int, str]
-    """The server's names of the models that are asked."""
+    """The server's names of the models that get requests, by the scenario's number."""
     jobs: list[Job]
     rows: list[Rows]
 
 
 def make_plan(path: str | Path, options: Options) -> Plan:
-    """Read, draw, ask the server about its models, make all messages.
+    """Read the scenario, draw the schedule, query the server's models, and build all messages.
 
     Raises :class:`ConfigError` and :class:`Unreachable`.
     """
@@ -276,13 +275,13 @@ def make_plan(path: str | Path, options: Options) -> Plan:
     names = {index: renamed[name] for index, name in zip(indices, given, strict=True)}
     tls = tls_context(options.tls_files, http2=options.protocol == "grpc") if address.tls else None
     ip = reached(address, tls)
-    maker = Maker(address, options.headers, options.deadline_told)
+    maker = Maker(address, options.headers, options.deadline_field)
     make = _messages(maker, options, renamed, address, tls)
     messages: list[Message] = []
     known: dict[tuple[int, int, int], int] = {}
 
     def message(model: int, slo_ns: int, load: int) -> int:
-        """The place of such a request's message."""
+        """The index of the message for a model, SLO and priority."""
         key = (model, slo_ns, workload.priorities[load])
         if key not in known:
             known[key] = len(messages)
@@ -335,7 +334,7 @@ def _messages(
     address: Address,
     tls: ssl.SSLContext | None,
 ) -> Callable[[str, int, int], Message]:
-    """What makes the message for a model of the server, an SLO and a priority."""
+    """A function that builds the message for a model, an SLO and a priority."""
     if options.protocol == "raw":
         body = _raw_body(options)
         return lambda model, slo_ns, priority: maker.raw(options.path, model, body, slo_ns)
@@ -390,7 +389,7 @@ def _of_rows(schedule: Schedule, message: Callable[[int, int, int], int]) -> np.
 def _clients(
     schedule: Schedule, options: Options, message: Callable[[int, int, int], int]
 ) -> list[tuple[Clients, ...]]:
-    """The clients of each process: they are dealt out in turn."""
+    """The clients of each process, assigned round-robin."""
     workload = schedule.workload
     starts: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(options.processes)]
     for number, (index, model, start_ns) in enumerate(clients(workload, options.seed)):
@@ -415,7 +414,7 @@ def _clients(
 
 
 def _filled(part: Schedule, messages: np.ndarray, closed: bool) -> Rows:  # noqa: FBT001
-    """Rows with what is due, and room for what closed loads will ask."""
+    """Rows with the open requests, and room for those of closed loads."""
     most = min(CLOSED_ROWS_MAX, max(1, round(part.end_ns / NS_PER_S * CLOSED_RPS_MAX)))
     rows = Rows.make(part.times_ns.size + (most if closed else 0))
     columns = {

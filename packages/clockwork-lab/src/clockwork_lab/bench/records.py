@@ -1,4 +1,4 @@
-"""What became of every request: its row in shared memory, how it ended, and the columns of the file.
+"""The outcome of every request: its row in shared memory, how it ended, and the format of the record file.
 
 docs/use/bench.md describes the file byte by byte.
 """
@@ -25,31 +25,31 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 # ------------------------------------------------------------
-# How a request ended, in few words that are the same for every server; it never counts.
+# How a request ended, in few categories that are the same for every server.
 
 
 class Kind(IntEnum):
-    """What a client has of it. Whether an answer was in time is not told here."""
+    """How a request ended, as its client sees it. Whether a response was in time is not part of it."""
 
     OPEN = 0
-    """Nothing came until the run was over."""
+    """No response until the run was over."""
     ANSWERED = 1
     REJECTED = 2
-    """The server said no."""
+    """The server rejected it."""
     EXPIRED = 3
-    """The server said that time is up."""
+    """The server reported that its deadline passed."""
     FAILED = 4
-    """The server said that something is wrong, with itself or with the request."""
+    """The server reported an error, of its own or of the request."""
     RESET = 5
-    """The connection ended under it."""
+    """The connection was closed before the response."""
     BROKEN = 6
-    """No connection, or what came is not the protocol."""
+    """No connection could be made, or the response is not of the protocol."""
     ABANDONED = 7
-    """We gave up at its deadline, as we were told to."""
+    """The generator cancelled it at its deadline (``--abandon``)."""
 
 
 class End(NamedTuple):
-    """A kind, and the server's words."""
+    """How a request ended: its kind, and the server's reason."""
 
     kind: Kind
     reason: str
@@ -59,9 +59,9 @@ OPEN: Final = 0
 ANSWERED: Final = 1
 ABANDONED: Final = 2
 FIRST_ENDS: Final = (End(Kind.OPEN, ""), End(Kind.ANSWERED, ""), End(Kind.ABANDONED, "at its deadline"))
-"""The ends whose codes are known beforehand."""
+"""The ends with fixed codes."""
 REASONS_MAX: Final = 200
-"""Different words; all others count as one."""
+"""The most different reasons; all others count as one."""
 _REASON_CHARS: Final = 80
 _BY_OUTCOME: Final = {
     "rejected": Kind.REJECTED, "expired": Kind.EXPIRED, "failed": Kind.FAILED, "invalid": Kind.FAILED,
@@ -81,14 +81,14 @@ _RETRY_AFTER: Final = re.compile(rb"\r\nretry-after[ \t]*:[ \t]*(\d{1,15})[ \t]*
 
 
 class Ends:
-    """Codes for ends, in the order in which they are met; ``tell`` hears of each before it is used."""
+    """Codes of ends, in order of first occurrence; ``announce`` gets each new code before it is used."""
 
-    def __init__(self, tell: Callable[[int, End], None]) -> None:
-        self._tell = tell
+    def __init__(self, announce: Callable[[int, End], None]) -> None:
+        self._announce = announce
         self._codes = {end: code for code, end in enumerate(FIRST_ENDS)}
 
     def code(self, kind: Kind, reason: str) -> int:
-        """The code of an end."""
+        """The code of an end; a new one if it is the first of its kind and reason."""
         end = End(kind, reason)
         code = self._codes.get(end)
         if code is None:
@@ -97,22 +97,22 @@ class Ends:
             code = self._codes.get(end)
             if code is None:
                 code = self._codes[end] = len(self._codes)
-                self._tell(code, end)
+                self._announce(code, end)
         return code
 
     def http(self, status: int, head: bytes, body: bytes) -> tuple[int, int | None]:
-        """The code of a response that is no answer, and how long to wait by what it says, in ns."""
-        said = _json(body)
-        kind = _BY_OUTCOME.get(str(said.get("outcome")), _BY_HTTP.get(status, Kind.FAILED))
-        words = said.get("reason") or said.get("error") or said.get("detail") or ""
-        wait = said.get("retry_after_ms")
+        """The code of an HTTP response that is not a success, and its retry-after in ns."""
+        fields = _json(body)
+        kind = _BY_OUTCOME.get(str(fields.get("outcome")), _BY_HTTP.get(status, Kind.FAILED))
+        words = fields.get("reason") or fields.get("error") or fields.get("detail") or ""
+        wait = fields.get("retry_after_ms")
         wait_ns = round(wait * NS_PER_MS) if isinstance(wait, int | float) and 0 <= wait < 1e8 else None
         if wait_ns is None and (found := _RETRY_AFTER.search(head)):
             wait_ns = min(int(found[1]), 100_000) * NS_PER_S
-        return self.code(kind, f"{status} {_plain(str(words))}".strip()), wait_ns
+        return self.code(kind, f"{status} {_normalised(str(words))}".strip()), wait_ns
 
     def grpc(self, trailers: Mapping[str, str]) -> tuple[int, int | None]:
-        """The same of the trailing metadata of a call."""
+        """The code of a call with these trailers, and its retry-after in ns."""
         text = trailers.get("grpc-status", "")
         number = int(text) if text.isdecimal() and len(text) < 4 else -1
         if number == 0:
@@ -124,26 +124,26 @@ class Ends:
             wait_ns: int | None = round(float(trailers["clockwork-retry-after-ms"]) * NS_PER_MS)
         except (KeyError, ValueError, OverflowError):
             wait_ns = None
-        return self.code(kind, f"{name} {_plain(words)}".strip()), wait_ns
+        return self.code(kind, f"{name} {_normalised(words)}".strip()), wait_ns
 
 
 def _json(body: bytes) -> dict[str, Any]:
     try:
-        said = msgspec.json.decode(body)
+        fields = msgspec.json.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
-        said = None
-    if isinstance(said, dict):
-        return said
+        fields = None
+    if isinstance(fields, dict):
+        return fields
     return {"error": bytes(body[:_REASON_CHARS]).decode(errors="replace")}
 
 
-def _plain(words: str) -> str:
-    """Words without what differs from one request to the next."""
+def _normalised(words: str) -> str:
+    """The words with numbers masked, so that equal reasons of different requests are equal."""
     return " ".join(_NUMBER.sub("#", words).split())[:_REASON_CHARS]
 
 
 # ------------------------------------------------------------
-# What became of every request, as columns and as a file; docs/use/bench.md describes the file byte by byte.
+# The records of all requests, as columns and as a file; docs/use/bench.md describes the file byte by byte.
 
 
 MAGIC: Final = b"CWBENCH1"
@@ -154,13 +154,13 @@ ROW: Final = np.dtype(
         ("process", "<i2"),
     ]
 )  # fmt: skip
-"""One request. Instants from the start of the run; 0: it was not sent, nothing came."""
+"""One request. Instants are relative to the start of the run; 0: it was not sent, or nothing was received."""
 
 Table = npt.NDArray[Any]
 
 
 class Head(Struct, frozen=True, kw_only=True):
-    """What the file says before its rows: the names that rows point to by number."""
+    """The head of the file: the run, and the names that rows refer to by number."""
 
     version: str
     scenario: str
@@ -177,7 +177,7 @@ class Head(Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Records:
-    """All requests in order of their schedule, and the ends that they point to."""
+    """All requests in order of their schedule, and the ends that they refer to."""
 
     table: Table
     ends: tuple[End, ...]
@@ -190,7 +190,7 @@ class Records:
 
 
 def head_of(records: Records, **about: Any) -> Head:
-    """The head of a file of these records; ``about`` are its fields that they do not tell."""
+    """The head of a file of these records; ``about`` are the fields that do not follow from them."""
     return Head(
         version=__version__, rows=records.table.size,
         ends=tuple((end.kind.name.lower(), end.reason) for end in records.ends),
@@ -199,7 +199,7 @@ def head_of(records: Records, **about: Any) -> Head:
 
 
 def write_records(path: Path, head: Head, records: Records) -> None:
-    """The file: magic, length of the head in four bytes, the head as JSON, blanks up to 64, the rows."""
+    """Write the file: magic, length of the head in four bytes, the head as JSON, blanks to 64, the rows."""
     text = msgspec.json.encode(head)
     text += b" " * (-(len(MAGIC) + 4 + len(text)) % 64)
     with path.open("wb") as file:
@@ -208,7 +208,7 @@ def write_records(path: Path, head: Head, records: Records) -> None:
 
 
 def read_records(path: Path) -> tuple[Head, Records]:
-    """What :func:`write_records` wrote. Raises :class:`ConfigError` for anything else."""
+    """Read a file of :func:`write_records`. Raises :class:`ConfigError` for anything else."""
     content = path.read_bytes()
     length = int.from_bytes(content[8:12], "little")
     if content[:8] != MAGIC:
@@ -223,15 +223,15 @@ def read_records(path: Path) -> tuple[Head, Records]:
 
 
 # ------------------------------------------------------------
-# What is asked and what became of it, one row a request, in memory that a sender and its parent share.
+# Requests and their outcomes, one row a request, in memory that a sender and its parent share.
 #
-# The parent writes what is due before the run; the sender writes the rest while it runs, and logs each row
-# that has ended. So the parent can count at any time without a word from the sender.
+# The parent writes what is due before the run; the sender writes the other columns during it, and logs each
+# row that has ended. So the parent can count at any time without messages from the sender.
 
 
 WIDE: Final = ("scheduled_ns", "slo_ns", "sent_ns", "first_ns", "last_ns")
 NARROW: Final = ("model", "load", "message", "status", "nbytes", "ended")
-"""``message``: which of the prepared requests; ``ended`` is no column but the log of rows that have ended."""
+"""``message``: index of the prepared request; ``ended``: not a column but the log of rows that have ended."""
 _HEAD_BYTES: Final = 64
 _WIDE_BYTES: Final = 8
 _ROW_BYTES: Final = 8 * len(WIDE) + 4 * len(NARROW)
@@ -240,7 +240,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class Rows:
-    """So many rows. Instants are of CLOCK_MONOTONIC less the start of the run; 0 is "not yet"."""
+    """``size`` rows. Instants are of CLOCK_MONOTONIC less the start of the run; 0 is "not yet"."""
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
@@ -249,19 +249,19 @@ class Rows:
 
     @classmethod
     def make(cls, size: int) -> Rows:
-        """New ones, all zero; memory is taken as they are written."""
+        """New rows, all zero; memory is committed as they are written."""
         fd = os.memfd_create("clockwork-bench", os.MFD_CLOEXEC)
         os.ftruncate(fd, _HEAD_BYTES + max(1, size) * _ROW_BYTES)
         return cls(fd, size)
 
     def view(self, name: str) -> memoryview[int]:
-        """A column, for one value at a time."""
+        """A column, for access to single values."""
         at, _, width = self._place(name)
         column = memoryview(self._map)[at : at + width * self.size]
         return column.cast("q") if width == _WIDE_BYTES else column.cast("i")
 
     def array(self, name: str) -> npt.NDArray[Any]:
-        """A column, for all values at once; it lives as long as these rows."""
+        """A column as an array; it shares the memory of these rows."""
         at, code, _ = self._place(name)
         return np.frombuffer(self._map, dtype=np.dtype(code), count=self.size, offset=at)
 

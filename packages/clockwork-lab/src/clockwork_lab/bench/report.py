@@ -1,7 +1,7 @@
-"""How a run went, as records: what ``--json`` writes; docs/use/bench.md explains each number.
+"""A run's figures as records, which ``--json`` writes; docs/use/bench.md explains each number.
 
-Everything is computed from the records of single requests, of those that were due after the warm-up. Latency
-counts from when a request was due.
+All are computed from the records of the requests that were due after the warm-up. Latency counts from when a
+request was due.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from clockwork_lab.bench.job import Said
+from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.plan import Plan
 from clockwork_lab.bench.records import ANSWERED, OPEN, Kind, Records, Table
 from clockwork_serve import __version__
@@ -21,7 +21,7 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.tables import NO_SLO_MS, LoadTable
 
 SLO_CLASSES_MAX: Final = 12
-"""More different SLOs than these (a ramp) are put together by steps of a third of a decade."""
+"""If there are more different SLOs (as in a ramp), they are grouped by a third of a decade."""
 CURVE: Final = (0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, 1)
 STRETCHES_MAX: Final = 600
 
@@ -30,7 +30,7 @@ GENERATOR_LATE: Final = (
     "are allowed (--max-lateness-ms). {why}"
 )
 NO_CONNECTION: Final = (
-    "{waited:,} requests found no free connection: raise --connections, if the server can have so many"
+    "{waited:,} requests found no free connection: raise --connections, if the server allows as many"
 )
 NO_CORE: Final = (
     "It did not get a core when it needed one: give it its own (--cores, --realtime), use --processes, or "
@@ -39,7 +39,7 @@ NO_CORE: Final = (
 
 
 class Quantiles(Struct, frozen=True, kw_only=True):
-    """In ms; None where there is nothing to measure."""
+    """In ms; None if there are no values."""
 
     count: int
     p50_ms: float | None = None
@@ -49,10 +49,10 @@ class Quantiles(Struct, frozen=True, kw_only=True):
 
 
 class Group(Struct, frozen=True, kw_only=True):
-    """What became of some requests. ``offered`` is the sum of the counts from ``good`` to ``unsent``.
+    """The outcomes of a set of requests. ``offered`` is the sum of the counts from ``good`` to ``unsent``.
 
-    ``good``: answered within the SLO. ``late``: answered after it. ``unanswered``: nothing came until the
-    end. ``unsent``: no connection was free until the end.
+    ``good``: answered within the SLO. ``late``: answered after it. ``unanswered``: no response until the end
+    of the run. ``unsent``: no connection was free until the end.
     """
 
     name: str
@@ -71,14 +71,14 @@ class Group(Struct, frozen=True, kw_only=True):
     unanswered: int
     unsent: int
     answers: Quantiles
-    """All answers, late ones too."""
+    """Latency of all responses, late ones too."""
     refusals: Quantiles
-    """How long a client waited to hear no: rejected and expired requests."""
+    """Latency of rejected and expired requests."""
     bytes_per_s: float
 
 
 class Reason(Struct, frozen=True, kw_only=True):
-    """An end that is no answer, in the server's words, and how long it took to hear of it."""
+    """An end other than a successful response, in the server's words, and its latency."""
 
     kind: str
     reason: str
@@ -87,7 +87,7 @@ class Reason(Struct, frozen=True, kw_only=True):
 
 
 class Stretch(Struct, frozen=True, kw_only=True):
-    """A stretch of the run, by when requests were due; the warm-up too."""
+    """An interval of the run, by when requests were due; the warm-up too."""
 
     from_s: float
     offered: int
@@ -101,16 +101,16 @@ class Stretch(Struct, frozen=True, kw_only=True):
 
 
 class Curve(Struct, frozen=True, kw_only=True):
-    """A distribution: ms by share of all."""
+    """A distribution: ms by share of all requests."""
 
     shares: tuple[float, ...]
     ms: tuple[float, ...]
 
 
 class Sending(Struct, frozen=True, kw_only=True):
-    """The generator about itself. ``cpu_share``: of a core, for each process.
+    """The generator's own figures. ``cpu_share``: of a core, for each process.
 
-    ``unexpected``: how often bytes came on a connection that had its one response.
+    ``unexpected``: how often bytes were received on a connection after its response.
     """
 
     processes: int
@@ -122,7 +122,7 @@ class Sending(Struct, frozen=True, kw_only=True):
 
 
 class Report(Struct, frozen=True, kw_only=True):
-    """All of it. A report that is not ``valid`` says why, and proves nothing about the server."""
+    """All figures. If it is not ``valid``, ``invalid`` says why, and it proves nothing about the server."""
 
     version: str
     scenario: str
@@ -152,8 +152,8 @@ class Report(Struct, frozen=True, kw_only=True):
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
 
 
-def make_report(plan: Plan, records: Records, said: list[Said], *, cut_ns: int | None) -> Report:
-    """Compute it; ``cut_ns``: when it was stopped, if it was."""
+def make_report(plan: Plan, records: Records, messages: list[SenderMessage], *, cut_ns: int | None) -> Report:
+    """Compute the report; ``cut_ns``: when the run was stopped early, if it was."""
     schedule, options = plan.schedule, plan.options
     end_ns = schedule.end_ns if cut_ns is None else max(1, min(cut_ns, schedule.end_ns))
     from_ns = min(schedule.warmup_ns, end_ns)
@@ -161,7 +161,7 @@ def make_report(plan: Plan, records: Records, said: list[Said], *, cut_ns: int |
     part = Records(records.table[counted], records.ends)
     measured_s = (end_ns - from_ns) / NS_PER_S
     lateness_ns = lateness_of(part.table, end_ns + round(options.drain_s * NS_PER_S))
-    sending = _sending(said, end_ns)
+    sending = _sending(messages, end_ns)
     late_ms = _quantile(lateness_ns, 0.99)
     invalid = ""
     if late_ms is not None and late_ms > options.max_lateness_ms:
@@ -169,7 +169,7 @@ def make_report(plan: Plan, records: Records, said: list[Said], *, cut_ns: int |
         if sending.waited_for_connection * 100 > part.table.size:
             why = NO_CONNECTION.format(waited=sending.waited_for_connection)
         invalid = GENERATOR_LATE.format(p99=late_ms, most=options.max_lateness_ms, why=why)
-    elif any(each.full for each in said):
+    elif any(each.full for each in messages):
         invalid = "clients of closed loads stopped early: there is no room for more requests in one run"
     groups = _Groups(part)
     stretch_s, stretches = _stretches(records, end_ns)
@@ -183,33 +183,33 @@ def make_report(plan: Plan, records: Records, said: list[Said], *, cut_ns: int |
         models=tuple(_models(plan, groups, part.table, measured_s)),
         slos=tuple(_slos(groups, part.table, measured_s)),
         reasons=tuple(_reasons(part)), stretch_s=stretch_s, stretches=stretches,
-        answers_curve=_curve(groups.took_ns[groups.answered]),
-        refusals_curve=_curve(groups.took_ns[groups.told_no]),
+        answers_curve=_curve(groups.latency_ns[groups.answered]),
+        refusals_curve=_curve(groups.latency_ns[groups.refused]),
     )  # fmt: skip
 
 
 def lateness_of(table: Table, end_ns: int) -> Table:
-    """How late each was sent; one that never was, until the end."""
+    """How late each request was sent; for one that was not, until the end."""
     sent = np.where(table["sent_ns"] > 0, table["sent_ns"], np.maximum(end_ns, table["scheduled_ns"]))
-    never: Table = sent - table["scheduled_ns"]
-    # Without a connection a request ends before it is sent: that is the server's doing.
-    found: Table = never[(table["sent_ns"] > 0) | (table["end"] == OPEN)]
+    late: Table = sent - table["scheduled_ns"]
+    # A request that failed for lack of a connection was not sent: that is the server's fault, not lateness.
+    found: Table = late[(table["sent_ns"] > 0) | (table["end"] == OPEN)]
     return found
 
 
 class _Groups:
-    """Counts of any part of the records."""
+    """Counts over any subset of the records."""
 
     def __init__(self, records: Records) -> None:
         table = records.table
         self._table, self._kinds = table, records.kinds
-        self.took_ns: Table = table["last_ns"] - table["scheduled_ns"]
+        self.latency_ns: Table = table["last_ns"] - table["scheduled_ns"]
         self.answered: Table = table["end"] == ANSWERED
-        self.told_no: Table = (self._kinds == Kind.REJECTED) | (self._kinds == Kind.EXPIRED)
-        self._good = self.answered & (self.took_ns <= table["slo_ns"])
+        self.refused: Table = (self._kinds == Kind.REJECTED) | (self._kinds == Kind.EXPIRED)
+        self._good = self.answered & (self.latency_ns <= table["slo_ns"])
 
     def of(self, name: str, chosen: Table, seconds: float) -> Group:
-        """Those that are chosen, as if they alone had been asked for so long."""
+        """The group of the chosen requests, offered over ``seconds``."""
         kinds = np.bincount(self._kinds[chosen], minlength=len(Kind))
         offered = int(np.count_nonzero(chosen))
         good = int(np.count_nonzero(self._good & chosen))
@@ -222,14 +222,14 @@ class _Groups:
             expired=int(kinds[Kind.EXPIRED]), failed=int(kinds[Kind.FAILED]), reset=int(kinds[Kind.RESET]),
             broken=int(kinds[Kind.BROKEN]), abandoned=int(kinds[Kind.ABANDONED]),
             unanswered=int(kinds[Kind.OPEN]) - unsent, unsent=unsent,
-            answers=_quantiles(self.took_ns[self.answered & chosen]),
-            refusals=_quantiles(self.took_ns[self.told_no & chosen]),
+            answers=_quantiles(self.latency_ns[self.answered & chosen]),
+            refusals=_quantiles(self.latency_ns[self.refused & chosen]),
             bytes_per_s=nbytes / seconds if seconds else 0.0,
         )  # fmt: skip
 
 
 def _loads(plan: Plan, groups: _Groups, table: Table, from_ns: int, end_ns: int) -> Iterable[Group]:
-    """By load; its rates are over the time in which it was on."""
+    """Groups by load; rates are over the time in which it was active."""
     for index, load in enumerate(plan.scenario.loads):
         yield groups.of(load.name, table["load"] == index, _on_s(load, from_ns, end_ns))
 
@@ -263,7 +263,7 @@ def _slos(groups: _Groups, table: Table, seconds: float) -> Iterable[Group]:
 
 def _reasons(records: Records) -> list[Reason]:
     table, found = records.table, []
-    took_ns = table["last_ns"] - table["scheduled_ns"]
+    latency_ns = table["last_ns"] - table["scheduled_ns"]
     for code, end in enumerate(records.ends):
         chosen = table["end"] == code
         count = int(np.count_nonzero(chosen))
@@ -273,7 +273,7 @@ def _reasons(records: Records) -> list[Reason]:
                     kind=end.kind.name.lower(),
                     reason=end.reason,
                     count=count,
-                    age=_quantiles(took_ns[chosen]),
+                    age=_quantiles(latency_ns[chosen]),
                 )
             )
     return sorted(found, key=lambda reason: -reason.count)
@@ -288,40 +288,40 @@ def _stretches(records: Records, end_ns: int) -> tuple[float, tuple[Stretch, ...
     found = []
     for at in range(edges.size - 1):
         here = slice(int(edges[at]), int(edges[at + 1]))
-        rows, took = table[here], groups.took_ns[here]
+        rows, latency = table[here], groups.latency_ns[here]
         answered = groups.answered[here]
-        good = int(np.count_nonzero(answered & (took <= rows["slo_ns"])))
-        refused = int(np.count_nonzero(groups.told_no[here]))
+        good = int(np.count_nonzero(answered & (latency <= rows["slo_ns"])))
+        refused = int(np.count_nonzero(groups.refused[here]))
         late = int(np.count_nonzero(answered)) - good
         found.append(
             Stretch(
                 from_s=at * stretch_s, offered=rows.size, good=good, late=late, refused=refused,
                 failed=int(np.count_nonzero(kinds[here] >= Kind.FAILED))
                 + int(np.count_nonzero(kinds[here] == Kind.OPEN)),
-                p50_ms=_quantile(took[answered], 0.5), p99_ms=_quantile(took[answered], 0.99),
+                p50_ms=_quantile(latency[answered], 0.5), p99_ms=_quantile(latency[answered], 0.99),
                 lateness_p99_ms=_quantile(lateness_of(rows, end_ns), 0.99),
             )
         )  # fmt: skip
     return stretch_s, tuple(found)
 
 
-def _sending(said: list[Said], end_ns: int) -> Sending:
-    total: Callable[[str], int] = lambda name: sum(getattr(each, name) for each in said)  # noqa: E731
+def _sending(messages: list[SenderMessage], end_ns: int) -> Sending:
+    total: Callable[[str], int] = lambda name: sum(getattr(each, name) for each in messages)  # noqa: E731
     return Sending(
-        processes=len(said), connections=total("connections"), waited_for_connection=total("waited"),
-        cpu_share=sum(each.cpu_s for each in said) / max(1, len(said)) / (end_ns / NS_PER_S),
+        processes=len(messages), connections=total("connections"), waited_for_connection=total("waited"),
+        cpu_share=sum(each.cpu_s for each in messages) / max(1, len(messages)) / (end_ns / NS_PER_S),
         unexpected=total("unexpected"), unexpected_bytes=total("unexpected_bytes"),
     )  # fmt: skip
 
 
 def _setup(plan: Plan) -> dict[str, Any]:
-    """What was asked for, for whoever wants to do it again."""
+    """The options of the run, to repeat it."""
     options = msgspec.to_builtins(plan.options)
     hidden = [(name, "...") for name, _ in plan.options.headers]
     source = plan.scenario.source
     return {
         **options, "file": source.file if source else None, "headers": hidden,
-        "deadline": plan.options.deadline_told, "models_asked": len(plan.names),
+        "deadline": plan.options.deadline_field, "models_asked": len(plan.names),
         "notes": list(plan.schedule.workload.notes),
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A whole run: senders started, watched and ended, and what they measured made into a report."""
+"""A whole run: starts, watches and ends the senders, and reports what they measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clockwork_lab.bench.report import Report, make_report
 
 @dataclass(slots=True)
 class Ran:
-    """What came of it."""
+    """The result of a run."""
 
     report: Report
     records: Records
@@ -28,28 +28,28 @@ def run(
     show: Callable[[Moment], None] = lambda moment: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Ran:
-    """Run it to its end, or until ``stopped()``, which is asked now and then: what is out is waited for.
+    """Run the plan to its end, or until ``stopped()``, which is polled; requests in flight are awaited.
 
-    Raises :class:`Unreachable`, or :class:`SenderFailed` if a sending process ends on its own.
+    Raises :class:`Unreachable`, or :class:`SenderFailed` if a sending process ends by itself.
     """
     cut_ns: list[int] = []
 
-    def asked_to_stop() -> bool:
+    def stop_requested() -> bool:
         if not cut_ns and stopped():
             cut_ns.append(time.monotonic_ns() - crew.start_ns)
         return bool(cut_ns)
 
     with Crew(plan) as crew:
         crew.begin()
-        watch(plan, crew, show, asked_to_stop)
+        watch(plan, crew, show, stop_requested)
         records = crew.records()
-        said = [hand.said for hand in crew.hands if hand.said is not None]
-    report = make_report(plan, records, said, cut_ns=cut_ns[0] if cut_ns else None)
+        messages = [process.final for process in crew.processes if process.final is not None]
+    report = make_report(plan, records, messages, cut_ns=cut_ns[0] if cut_ns else None)
     return Ran(report, records)
 
 
 def write(plan: Plan, ran: Ran, path: Path) -> None:
-    """Write the record of single requests."""
+    """Write the records of all requests."""
     workload = plan.schedule.workload
     models = tuple(
         f"{name}={plan.names[at]}" if plan.names.get(at, name) != name else name

@@ -1,7 +1,8 @@
-"""A process that only sends: each request at its instant, on a free connection; it computes no statistics.
+"""A process that only sends: each request at its scheduled instant, on an idle connection.
 
-One loop over epoll. Everything is prepared, so that a request costs a system call to send, one to receive,
-and little beside them. What is due is sent before what came is looked at; so much of either in a turn.
+One event loop over epoll. Everything is prepared before the run, so that a request costs a system call to
+send, one to receive, and little beside them. In each iteration, due requests are sent before sockets are
+read; both are bounded by ``TURN``.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from clockwork_lab.bench.records import ANSWERED, Ends, Kind, Rows
 from clockwork_serve.units import NS_PER_S
 
 TURN: Final = 16
-"""Requests sent, and sockets read, before the other kind has its turn."""
+"""The most requests sent, and the most sockets read, in one iteration."""
 OPENED_PER_TURN: Final = 4
 SPIN_NS: Final = 20_000
-"""Instants closer than this are not slept for: waking takes longer."""
+"""Waits shorter than this are spun, for waking from a sleep takes longer."""
 SLEEP_NS: Final = 200_000_000
-SENT_AGAIN_MAX: Final = 3
+RETRIES_MAX: Final = 3
 LINGER_NS: Final = 50_000_000
-"""Once nothing is out: how long a second response may still come and be seen."""
+"""How long sockets are read after the last response, to detect unexpected further ones."""
 
 
 class Sender:
-    """The loop. Wires use its public fields; instants in the columns count from ``start_ns``."""
+    """The event loop. Wires use its public fields; instants in the columns are relative to ``start_ns``."""
 
     def __init__(
         self,
@@ -72,31 +73,31 @@ class Sender:
         self._logged = self._out = 0
         self._stopping = False
         self._refusals: list[str] = []
-        # Closed loads: when which client sends next; which client has which row out.
+        # Closed loads: when each client sends next; which client each row in flight belongs to.
         self._next: list[tuple[int, int, Clients]] = []
         self._of: dict[int, tuple[int, Clients]] = {}
         for group in job.clients:
             for due_ns in group.starts_ns:
                 heappush(self._next, (due_ns, len(self._next), group))
         self._deadlines: list[tuple[int, int, Connection]] = []
-        self._put_back: dict[int, int] = {}
+        self._requeued: dict[int, int] = {}
         self._stop_fd = stop_fd
         self.epoll.register(stop_fd, select.EPOLLIN)
-        self.handlers[stop_fd] = self._told_to_stop
+        self.handlers[stop_fd] = self._on_stop
 
     def open(self, wait_s: float) -> str:
-        """Open the first connections; the reason why there are none, empty if there are."""
+        """Open the first connections; the reason if none could be opened, else empty."""
         give_up_ns = monotonic_ns() + round(wait_s * NS_PER_S)
         self._open(self._job.first_connections)
         while self.opening and monotonic_ns() < give_up_ns and not self._stopping:
-            self._listen(give_up_ns)
+            self._poll(give_up_ns)
             self._flush()
         if self.idle:
             return ""
         return self._refusals[-1] if self._refusals else f"no connection within {wait_s:g} s"
 
     def run(self, start_ns: int) -> None:
-        """Send everything, and wait for what is out; ``start_ns`` is an instant of CLOCK_MONOTONIC."""
+        """Send everything, and await what is in flight; ``start_ns`` is an instant of CLOCK_MONOTONIC."""
         self.start_ns = start_ns
         stop_ns = self._job.end_ns
         while True:
@@ -121,13 +122,13 @@ class Sender:
                 not self._out or now_ns >= stop_ns + self._job.drain_ns
             ):
                 break
-            self._listen(start_ns + min(wake_ns, now_ns + SLEEP_NS))
+            self._poll(start_ns + min(wake_ns, now_ns + SLEEP_NS))
         end_ns = monotonic_ns() + LINGER_NS
         while monotonic_ns() < end_ns - SPIN_NS:
-            self._listen(end_ns)
+            self._poll(end_ns)
 
-    def nobody_asked(self, nbytes: int) -> None:
-        """A response, or a part of one, came on a connection that had its answer."""
+    def unexpected_response(self, nbytes: int) -> None:
+        """Count bytes that were received on a connection after its response."""
         self.unexpected += 1
         self.unexpected_bytes += nbytes
 
@@ -156,7 +157,7 @@ class Sender:
             self._grow()
 
     def _send_next(self, now_ns: int) -> None:
-        """Clients whose turn it is."""
+        """Send for the clients of closed loads that are due."""
         for _ in range(TURN):
             if not self._next or self._next[0][0] > now_ns:
                 break
@@ -209,7 +210,7 @@ class Sender:
                 connection.abandon(row)
 
     def _grow(self) -> None:
-        """Open connections for what waits, and some ahead."""
+        """Open connections for waiting requests, and a reserve."""
         wanted = len(self._waiting) + self._job.reserve - len(self.idle) - self.opening
         self._open(min(OPENED_PER_TURN, wanted, self._job.connections - self.total))
 
@@ -224,35 +225,35 @@ class Sender:
             self.opening += 1
             self.most_connections = max(self.most_connections, self.total)
 
-    # What wires tell
+    # Called by wires
 
     def free(self, connection: Connection) -> None:
-        """It can take a request."""
+        """A connection can accept a request."""
         self.idle.append(connection)
         if self._waiting:
             self._serve_waiting()
 
     def refused(self, why: str) -> None:
-        """A connection could not be made: the request that waited longest has none."""
+        """A connection could not be opened: the request that waited longest ends as BROKEN."""
         self._refusals.append(why)
         if self._waiting:
             now_ns = monotonic_ns() - self.start_ns
             row = self._waiting.popleft()
             self.ended(row, self.ends.code(Kind.BROKEN, f"no connection: {why}"), now_ns, 0, None)
 
-    def may_go_again(self, row: int) -> bool:
-        """Whether a request that the server says it has not looked at is to be sent again."""
-        times = self._put_back[row] = self._put_back.get(row, 0) + 1
-        return times <= SENT_AGAIN_MAX
+    def may_retry(self, row: int) -> bool:
+        """Whether a request that the server refused unprocessed is to be sent again."""
+        times = self._requeued[row] = self._requeued.get(row, 0) + 1
+        return times <= RETRIES_MAX
 
-    def put_back(self, row: int) -> None:
-        """It waits again, before all others."""
+    def requeue(self, row: int) -> None:
+        """Queue a request again, before all others."""
         self.sent[row] = self.first[row] = self.nbytes[row] = 0
         self._waiting.appendleft(row)
         self._serve_waiting()
 
     def ended(self, row: int, code: int, now_ns: int, nbytes: int, wait_ns: int | None) -> None:
-        """A request is over; ``wait_ns`` is how long its client was told to stay away."""
+        """A request ended; ``wait_ns`` is the server's advice on when its client may retry."""
         self._last[row] = now_ns
         self.nbytes[row] = nbytes
         self._status[row] = code
@@ -264,15 +265,15 @@ class Sender:
             number, group = self._of.pop(row)
             due_ns = now_ns
             if code != ANSWERED:
-                told = group.retry_after and wait_ns is not None
-                due_ns += wait_ns if told and wait_ns is not None else group.retry_ns
+                obey = group.retry_after and wait_ns is not None
+                due_ns += wait_ns if obey and wait_ns is not None else group.retry_ns
             if due_ns < group.stop_ns:
                 heappush(self._next, (due_ns, number, group))
 
-    # Listening
+    # Polling
 
-    def _listen(self, until_ns: int) -> None:
-        """Take in what came; if nothing did, wait for it until an instant of CLOCK_MONOTONIC."""
+    def _poll(self, until_ns: int) -> None:
+        """Handle events; if there are none, wait for some until an instant of CLOCK_MONOTONIC."""
         events = self.epoll.poll(0, TURN)
         if not events:
             left_ns = until_ns - monotonic_ns()
@@ -283,11 +284,11 @@ class Sender:
         handlers = self.handlers
         for fd, event in events:
             handler = handlers.get(fd)
-            if handler is not None:  # else it was closed in this very turn
+            if handler is not None:  # else it was closed in this iteration
                 handler(event)
 
-    def _told_to_stop(self, events: int) -> None:
-        """Our parent wants no more of it, or is gone."""
+    def _on_stop(self, events: int) -> None:
+        """The parent requested the end, or ended itself."""
         self._stopping = True
         self.epoll.unregister(self._stop_fd)
         del self.handlers[self._stop_fd]

@@ -1,4 +1,4 @@
-"""What is asked of a server before any load: whether it is there, which models it has, what they take."""
+"""Queries to a server before the load: whether it is reachable, which models it has, and their inputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from clockwork_serve.workload.tables import did_you_mean
 from clockwork_serve.workload.traces import counted
 
 WAIT_S: Final = 10.0
-OBJECTIONS_S: Final = 0.25
+REJECTION_S: Final = 0.25
 NO_FILES: Final = TlsFiles()
 _SHOWN: Final = 8
 _NUMBERED: Final = re.compile(r"(?P<set>.*)-(?P<number>\d+)")
@@ -31,76 +31,76 @@ _METADATA: Final = "/inference.GRPCInferenceService/ModelMetadata"
 
 
 class Metadata(msgspec.Struct):
-    """Of a model, as far as it matters here."""
+    """The part of a model's metadata that is needed here."""
 
     inputs: list[TensorInfo]
 
 
 class Server(Protocol):
-    """A server that can be asked about its models."""
+    """A server that can be queried for its models' inputs."""
 
     def inputs(self, model: str) -> list[TensorInfo] | None:
-        """What a model takes; None if the server does not know it. Raises :class:`Unreachable`."""
+        """A model's inputs; None if the server does not have it. Raises :class:`Unreachable`."""
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
 
 
 def reached(address: Address, tls: ssl.SSLContext | None) -> str:
-    """The IP address of the server, which takes connections there. Raises :class:`Unreachable`.
+    """The IP address at which the server accepts connections. Raises :class:`Unreachable`.
 
-    With ``tls`` it shows a certificate that is trusted.
+    With ``tls`` its certificate is verified.
     """
     try:
         places = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     except OSError as error:
         raise Unreachable(f"url: expected a server at {address}, found none: {error.strerror}") from None
-    said = ""
+    reason = ""
     for family, kind, _, _, place in places:
         with socket.socket(family, kind) as probe:
             probe.settimeout(WAIT_S)
             try:
                 probe.connect(place)
             except OSError as error:
-                said = error.strerror or str(error)
+                reason = error.strerror or str(error)
             else:
                 if tls is not None:
-                    _shake_hands(probe, address, tls)
+                    _handshake(probe, address, tls)
                 return str(place[0])
-    raise Unreachable(f"url: expected a server at {address}, found none: {said}; is it running?")
+    raise Unreachable(f"url: expected a server at {address}, found none: {reason}; is it running?")
 
 
-def _shake_hands(probe: socket.socket, address: Address, tls: ssl.SSLContext) -> None:
+def _handshake(probe: socket.socket, address: Address, tls: ssl.SSLContext) -> None:
     try:
         with tls.wrap_socket(probe, server_hostname=address.host) as secure:
-            _hear_objections(secure, address)
+            _check_accepted(secure, address)
     except ssl.SSLCertVerificationError as error:
-        hint = "; name who signed it: --ca FILE" if error.verify_code in _UNKNOWN_SIGNERS else ""
-        said = f"{error.verify_message}{hint}"
+        hint = "; name its authority: --ca FILE" if error.verify_code in _UNKNOWN_SIGNERS else ""
+        reason = f"{error.verify_message}{hint}"
         raise Unreachable(
-            f"url: expected a certificate to trust from {address}, found another: {said}"
+            f"url: expected a trusted certificate from {address}, found another: {reason}"
         ) from None
     except OSError as error:
-        said = getattr(error, "reason", None) or error.strerror or str(error)
+        reason = getattr(error, "reason", None) or error.strerror or str(error)
         raise Unreachable(
-            f"url: expected TLS at {address}, found other bytes or none ({said}); is it spoken there?"
+            f"url: expected TLS at {address}, found other bytes or none ({reason}); does the server use TLS?"
         ) from None
 
 
-def _hear_objections(secure: ssl.SSLSocket, address: Address) -> None:
-    """A server says after its part of the handshake what it thinks of ours."""
-    secure.settimeout(OBJECTIONS_S)
-    said = ""
+def _check_accepted(secure: ssl.SSLSocket, address: Address) -> None:
+    """Raise :class:`Unreachable` if the server rejects the TLS handshake after its own part of it."""
+    secure.settimeout(REJECTION_S)
+    reason = ""
     try:
         if secure.recv(1):
-            return  # HTTP/2 begins with the server's settings
+            return  # an HTTP/2 server sends its settings first
     except TimeoutError:
         return
     except ssl.SSLError as error:
-        said = f" ({error.reason})"
+        reason = f" ({error.reason})"
     raise Unreachable(
-        f"url: expected a connection over TLS to {address}, found that it ends it at once{said}; "
-        "if it asks for a certificate, show one that it knows: --cert FILE --key FILE"
+        f"url: expected a connection over TLS to {address}, found that the server closes it at once{reason}; "
+        "if it requires a client certificate, give one: --cert FILE --key FILE"
     )
 
 
@@ -111,14 +111,14 @@ def _credentials(grpc: Any, tls: ssl.SSLContext, files: TlsFiles) -> Any:
 
 
 def _roots(tls: ssl.SSLContext, ca: str | None) -> bytes:
-    """Certificates that were trusted when hands were shaken, as gRPC wants them: it has others of its own."""
+    """The certificates that verified the handshake, for gRPC, which has its own defaults."""
     if ca is not None:
         return Path(ca).read_bytes()
     return "".join(map(ssl.DER_cert_to_PEM_cert, tls.get_ca_certs(binary_form=True))).encode()
 
 
 class HttpServer:
-    """Over HTTP."""
+    """A server queried over HTTP."""
 
     def __init__(
         self, address: Address, headers: Sequence[tuple[str, str]], tls: ssl.SSLContext | None
@@ -132,7 +132,7 @@ class HttpServer:
             )
 
     def inputs(self, model: str) -> list[TensorInfo] | None:
-        """From its metadata."""
+        """A model's inputs, from its metadata."""
         path = f"{self._address.base}/v2/models/{quote(model, safe='')}"
         try:
             self._connection.request("GET", path, headers=self._headers)
@@ -140,27 +140,27 @@ class HttpServer:
             status, content = response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            said = (str(error) if isinstance(error, OSError) else "") or "other bytes"
+            reason = (str(error) if isinstance(error, OSError) else "") or "other bytes"
             hint = "" if self._address.tls else "; if it speaks TLS, write https://"
-            raise Unreachable(f"url: expected HTTP at {self._address}, found {said}{hint}") from None
+            raise Unreachable(f"url: expected HTTP at {self._address}, found {reason}{hint}") from None
         if status == 200:
             return _read(self._address, model, content)
-        said = content[:200].decode(errors="replace").strip()
+        reason = content[:200].decode(errors="replace").strip()
         if status in (401, 403):
-            raise Unreachable(f"url: {self._address} answers {status}: {said}; give --api-key-file")
+            raise Unreachable(f"url: {self._address} answers {status}: {reason}; give --api-key-file")
         if status in (400, 404):
             return None
         raise Unreachable(
-            f"url: expected metadata of model {model!r} at {self._address}{path}, found {status}: {said}"
+            f"url: expected metadata of model {model!r} at {self._address}{path}, found {status}: {reason}"
         )
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._connection.close()
 
 
 class GrpcServer:
-    """Over gRPC."""
+    """A server queried over gRPC."""
 
     def __init__(
         self,
@@ -178,7 +178,7 @@ class GrpcServer:
             self._channel = grpc.insecure_channel(address.name)
         else:
             self._channel = grpc.secure_channel(address.name, _credentials(grpc, tls, files))
-        self._ask = self._channel.unary_unary(
+        self._call = self._channel.unary_unary(
             _METADATA,
             request_serializer=lambda request: request.SerializeToString(),
             response_deserializer=message("inference.ModelMetadataResponse").FromString,
@@ -186,10 +186,10 @@ class GrpcServer:
         self._request = message("inference.ModelMetadataRequest")
 
     def inputs(self, model: str) -> list[TensorInfo] | None:
-        """From its metadata."""
+        """A model's inputs, from its metadata."""
         code = self._grpc.StatusCode
         try:
-            found = self._ask(self._request(name=model), timeout=WAIT_S, metadata=self._metadata)
+            found = self._call(self._request(name=model), timeout=WAIT_S, metadata=self._metadata)
         except self._grpc.RpcError as error:
             if error.code() in (code.NOT_FOUND, code.INVALID_ARGUMENT):
                 return None
@@ -203,7 +203,7 @@ class GrpcServer:
         return [TensorInfo(each.name, each.datatype, tuple(each.shape)) for each in found.inputs]
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._channel.close()
 
 
@@ -212,8 +212,8 @@ def names_at_server(
 ) -> dict[str, str]:
     """The server's name of each of the scenario's models.
 
-    ``instead`` are the server's models, in turn. ``renamed``: a model's name, or a set's, by the server's, in
-    which ``{i}`` stands for the number of a copy. Raises :class:`ConfigError` for a name that is none.
+    ``instead`` are the server's models, assigned in turn. ``renamed`` maps a model's or a set's name to the
+    server's, in which ``{i}`` stands for the number of a copy. Raises :class:`ConfigError` for unknown names.
     """
     if instead:
         return {model: instead[at % len(instead)] for at, model in enumerate(models)}

@@ -1,7 +1,7 @@
-"""gRPC of a sender: many calls per connection, as frames of HTTP/2 that are mostly made beforehand.
+"""A sender's gRPC: many calls per connection, as HTTP/2 frames that are mostly prepared before the run.
 
-grpcio's own clients cost several times the CPU of what is measured with this. Heads of responses are passed
-over unread, trailers are decoded once for each that differs.
+grpcio's own clients cost several times the CPU of what is measured with this. Headers of responses are
+skipped, trailers are decoded once for each distinct block.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ERRORS: Final = (
 )  # fmt: skip
 _BLOCK_BYTES_MAX: Final = 1 << 16
 FIRST_STREAMS: Final = 100
-"""Calls on one connection before its peer has said how many it takes."""
+"""Concurrent streams on one connection before the server's settings arrive."""
 STREAMS_MAX: Final = 1000
 ENDS_KNOWN_MAX: Final = 1000
 
@@ -42,10 +42,10 @@ def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
 
 
 class NotHttp2(ValueError):
-    """What the other side sent is not HTTP/2."""
+    """The peer's bytes are not HTTP/2."""
 
 
-_HELLO: Final = (
+_PREFACE: Final = (
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     + _frame(
         _SETTINGS, 0, 0, struct.pack(">HIHIHI", _TABLE_SIZE, 0, _PUSHES, 0, _INITIAL_WINDOW, _LARGEST_WINDOW)
@@ -55,7 +55,7 @@ _HELLO: Final = (
 
 
 class PreparedCalls:
-    """All messages: the frame of their headers without the stream's number, and their data."""
+    """All messages: the HEADERS frame without its stream id, and the data."""
 
     def __init__(self, messages: list[Message], bodies: list[bytes]) -> None:
         self.heads: list[bytes] = []
@@ -73,37 +73,51 @@ class PreparedCalls:
 
 
 class GrpcConnection(Connection):
-    """One connection with many calls open."""
+    """One connection with many concurrent calls."""
 
     __slots__ = (
-        "_at_most", "_block", "_block_ends", "_frame_bytes", "_held", "_initial_window", "_leaving",
-        "_listed", "_next", "_out", "_received", "_rows", "_streams", "_unread", "_window", "_windows",
+        "_at_most",
+        "_block",
+        "_block_ends",
+        "_frame_bytes",
+        "_goaway",
+        "_held",
+        "_initial_window",
+        "_listed",
+        "_next",
+        "_out",
+        "_received",
+        "_rows",
+        "_streams",
+        "_unread",
+        "_window",
+        "_windows",
     )  # fmt: skip
     http2: ClassVar[bool] = True
 
     def __init__(self, run: Sender) -> None:
         self._next = 1
         self._rows: dict[int, int] = {}  # by stream
-        self._streams: dict[int, int] = {}  # the other way round
+        self._streams: dict[int, int] = {}  # stream by row
         self._received = b""
-        self._out: list[bytes] = []  # frames of this turn
-        self._held: deque[tuple[int, memoryview]] = deque()  # data that waits for a window
-        self._windows: dict[int, int] = {}  # of streams whose data waits
+        self._out: list[bytes] = []  # frames to write in this iteration
+        self._held: deque[tuple[int, memoryview]] = deque()  # data that waits for flow control
+        self._windows: dict[int, int] = {}  # windows of streams in _held
         self._window = self._initial_window = _FIRST_WINDOW
         self._frame_bytes = _FIRST_FRAME
         self._at_most = FIRST_STREAMS
         self._unread = 0
-        self._leaving = self._listed = False
+        self._goaway = self._listed = False
         self._block = b""
         self._block_ends = False
         super().__init__(run)
 
-    def stands(self) -> None:
-        """Say hello. How many calls may be made is known when the other side has said hello too."""
-        self.write(_HELLO)
+    def connected(self) -> None:
+        """Send the preface. The number of streams is known only from the server's settings."""
+        self.write(_PREFACE)
 
     def send(self, row: int, message: int) -> None:
-        """Make a call, as frames of this turn."""
+        """Start a call, as frames of this iteration."""
         run = self.run
         prepared: PreparedCalls = run.prepared
         stream = self._next
@@ -126,42 +140,42 @@ class GrpcConnection(Connection):
             self._out += (prepared.heads[message], number, prepared.blocks[message])
             self._windows[stream] = self._initial_window
             self._held.append((stream, memoryview(lead + body)))
-            self._let_go()
-        self._list()
+            self._send_held()
+        self._list_idle()
 
-    def _list(self) -> None:
-        """Stand in the row of those that can take a call, if it can."""
+    def _list_idle(self) -> None:
+        """Join the connections that can accept a call, if this one can."""
         self._listed = self._has_room()
         if self._listed:
             self.run.idle.append(self)
 
     def _has_room(self) -> bool:
-        """Whether a call would go out at once: what the other side does not take yet is not sent."""
-        return len(self._rows) < self._at_most and self.rest is None and not self._held and not self._leaving
+        """Whether a call could be sent at once, within the peer's flow control."""
+        return len(self._rows) < self._at_most and self.rest is None and not self._held and not self._goaway
 
-    def _list_again(self) -> None:
-        if not self._listed and self.standing and self._has_room():
+    def _list_if_room(self) -> None:
+        if not self._listed and self.is_established and self._has_room():
             self._listed = True
             self.run.free(self)
 
     def flush(self) -> None:
-        """Write the frames of this turn together."""
+        """Write the frames of this iteration together."""
         if self._out and self.rest is None and not self.dead:
             frames, self._out = self._out, []
             self.write(b"".join(frames))
 
     def written(self) -> None:
-        """There is room again."""
+        """All of ``rest`` was written."""
         self.flush()
-        self._list_again()
+        self._list_if_room()
 
-    def _say(self, frame: bytes) -> None:
+    def _queue_frame(self, frame: bytes) -> None:
         if not self._out:
             self.run.dirty.append(self)
         self._out.append(frame)
 
-    def _let_go(self) -> None:
-        """Send data that waited, as far as the windows allow."""
+    def _send_held(self) -> None:
+        """Send held data as far as the windows allow."""
         held = self._held
         for _ in range(len(held)):
             stream, data = held.popleft()
@@ -171,7 +185,7 @@ class GrpcConnection(Connection):
             while data and self._window > 0 and self._windows[stream] > 0:
                 size = min(len(data), self._frame_bytes, self._window, self._windows[stream])
                 last = _END_STREAM if size == len(data) else 0
-                self._say(_frame(_DATA, last, stream, bytes(data[:size])))
+                self._queue_frame(_frame(_DATA, last, stream, bytes(data[:size])))
                 data = data[size:]
                 self._window -= size
                 self._windows[stream] -= size
@@ -180,8 +194,8 @@ class GrpcConnection(Connection):
             else:
                 del self._windows[stream]
 
-    def took(self, data: bytes) -> None:
-        """Read whole frames."""
+    def data_received(self, data: bytes) -> None:
+        """Parse complete frames."""
         received = self._received + data if self._received else data
         now_ns = monotonic_ns() - self.run.start_ns
         at, size = 0, len(received)
@@ -202,32 +216,32 @@ class GrpcConnection(Connection):
 
     def _frame(self, kind: int, flags: int, stream: int, content: bytes, now_ns: int) -> None:
         if kind == _DATA:
-            self._took_data(flags, stream, len(content), now_ns)
+            self._on_data(flags, stream, len(content), now_ns)
         elif kind == _HEADERS:
             if flags & _PADDED:
                 content = content[1 : len(content) - content[0]]
             if flags & _WITH_PRIORITY:
                 content = content[5:]
-            self._took_block(flags, stream, content, ended=bool(flags & _END_STREAM), now_ns=now_ns)
+            self._on_headers(flags, stream, content, ended=bool(flags & _END_STREAM), now_ns=now_ns)
         elif kind == _CONTINUATION:
             block, self._block = self._block + content, b""
             if len(block) > _BLOCK_BYTES_MAX:
                 raise NotHttp2("headers of HTTP/2 without an end")
-            self._took_block(flags, stream, block, ended=self._block_ends, now_ns=now_ns)
+            self._on_headers(flags, stream, block, ended=self._block_ends, now_ns=now_ns)
         elif kind == _RESET:
-            self._took_reset(stream, int.from_bytes(content, "big"), now_ns)
+            self._on_reset(stream, int.from_bytes(content, "big"), now_ns)
         elif kind == _SETTINGS:
             if not flags & _ACK:
-                self._took_settings(content)
+                self._on_settings(content)
         elif kind == _PING:
             if not flags & _ACK:
-                self._say(_frame(_PING, _ACK, 0, content))
+                self._queue_frame(_frame(_PING, _ACK, 0, content))
         elif kind == _WINDOW:
-            self._took_window(stream, int.from_bytes(content, "big") & _LARGEST_WINDOW)
+            self._on_window_update(stream, int.from_bytes(content, "big") & _LARGEST_WINDOW)
         elif kind == _GO_AWAY:
-            self._took_leave(content, now_ns)
+            self._on_goaway(content, now_ns)
 
-    def _took_data(self, flags: int, stream: int, size: int, now_ns: int) -> None:
+    def _on_data(self, flags: int, stream: int, size: int, now_ns: int) -> None:
         row = self._rows.get(stream)
         if row is not None:
             if not self.run.first[row]:
@@ -237,10 +251,10 @@ class GrpcConnection(Connection):
                 self._over(stream, self.run.ends.grpc({})[0], now_ns)
         self._unread += size
         if self._unread > _LARGEST_WINDOW // 2:
-            self._say(_frame(_WINDOW, 0, 0, struct.pack(">I", self._unread)))
+            self._queue_frame(_frame(_WINDOW, 0, 0, struct.pack(">I", self._unread)))
             self._unread = 0
 
-    def _took_block(self, flags: int, stream: int, block: bytes, *, ended: bool, now_ns: int) -> None:
+    def _on_headers(self, flags: int, stream: int, block: bytes, *, ended: bool, now_ns: int) -> None:
         if not flags & _END_HEADERS:
             self._block, self._block_ends = block, ended
             return
@@ -262,18 +276,18 @@ class GrpcConnection(Connection):
             self.run.trailers[block] = known
         self._over(stream, known[0], now_ns, known[1])
 
-    def _took_reset(self, stream: int, code: int, now_ns: int) -> None:
-        """A call is over; one that was too many, by the server's count, waits until another ends."""
+    def _on_reset(self, stream: int, code: int, now_ns: int) -> None:
+        """A call ended; one that exceeded the server's stream limit is queued again."""
         row = self._rows.get(stream)
-        if code == _REFUSED and row is not None and self.run.may_go_again(row):
+        if code == _REFUSED and row is not None and self.run.may_retry(row):
             del self._rows[stream], self._streams[row]
             if not self._rows:
-                self._list_again()
-            self.run.put_back(row)
+                self._list_if_room()
+            self.run.requeue(row)
             return
         self._over(stream, self.run.ends.code(Kind.RESET, f"RST_STREAM {_error(code)}"), now_ns)
 
-    def _took_settings(self, content: bytes) -> None:
+    def _on_settings(self, content: bytes) -> None:
         for at in range(0, len(content) - 5, 6):
             name, value = struct.unpack_from(">HI", content, at)
             if name == _STREAMS:
@@ -288,34 +302,34 @@ class GrpcConnection(Connection):
                 if value < _FIRST_FRAME:
                     raise NotHttp2("a frame size of HTTP/2 that cannot be")
                 self._frame_bytes = value
-        self._say(_frame(_SETTINGS, _ACK, 0, b""))
-        self._let_go()
-        if not self.standing:
+        self._queue_frame(_frame(_SETTINGS, _ACK, 0, b""))
+        self._send_held()
+        if not self.is_established:
             self._listed = True
-            self.stood()
+            self.established()
         else:
-            self._list_again()
+            self._list_if_room()
 
-    def _took_window(self, stream: int, more: int) -> None:
+    def _on_window_update(self, stream: int, more: int) -> None:
         if not stream:
             self._window += more
         elif stream in self._windows:
             self._windows[stream] += more
         if self._held:
-            self._let_go()
-            self._list_again()
+            self._send_held()
+            self._list_if_room()
 
-    def _took_leave(self, content: bytes, now_ns: int) -> None:
-        """No new calls; those that it will not answer end now."""
+    def _on_goaway(self, content: bytes, now_ns: int) -> None:
+        """No new calls; those that the server will not process end now."""
         last, code = struct.unpack_from(">II", content)
-        self._leaving = True
+        self._goaway = True
         end = self.run.ends.code(Kind.RESET, f"GOAWAY {_error(code)}")
         for stream in [each for each in self._rows if each > last & _LARGEST_WINDOW]:
             self._over(stream, end, now_ns)
-        self._leave_if_done()
+        self._close_if_done()
 
-    def _leave_if_done(self) -> None:
-        if self._leaving and not self._rows:
+    def _close_if_done(self) -> None:
+        if self._goaway and not self._rows:
             self.close()
 
     def _over(self, stream: int, code: int, now_ns: int, wait_ns: int | None = None) -> None:
@@ -324,16 +338,16 @@ class GrpcConnection(Connection):
             return
         del self._streams[row]
         self.run.ended(row, code, now_ns, self.run.nbytes[row], wait_ns)
-        self._list_again()
-        self._leave_if_done()
+        self._list_if_room()
+        self._close_if_done()
 
     def lost(self, why: str) -> None:
-        """No call that is open will be answered."""
+        """All open calls end without a response."""
         rows, self._rows = list(self._rows.values()), {}
         now_ns = monotonic_ns() - self.run.start_ns
         self.close()
-        if not self.standing:
-            self.run.refused(f"{why} before it said a word of HTTP/2")
+        if not self.is_established:
+            self.run.refused(f"{why} before any HTTP/2 was received")
         code = self.run.ends.code(Kind.RESET, why)
         for row in rows:
             self.run.ended(row, code, now_ns, 0, None)
@@ -342,14 +356,14 @@ class GrpcConnection(Connection):
         """Cancel a call."""
         stream = self._streams.get(row)
         if stream is not None:
-            self._say(_frame(_RESET, 0, stream, _CANCEL.to_bytes(4, "big")))
+            self._queue_frame(_frame(_RESET, 0, stream, _CANCEL.to_bytes(4, "big")))
             self._over(stream, ABANDONED, monotonic_ns() - self.run.start_ns)
 
 
 def _check(kind: int, flags: int, length: int, content: bytes) -> None:
-    """Raise :class:`NotHttp2` for a frame that is larger, or shorter, than one may be."""
+    """Raise :class:`NotHttp2` for a frame that is larger or shorter than the protocol allows."""
     if length > _FIRST_FRAME:
-        raise NotHttp2("a frame of HTTP/2 larger than this side takes")
+        raise NotHttp2("a frame of HTTP/2 larger than this side accepts")
     if (kind in (_RESET, _WINDOW) and length != 4) or (kind == _GO_AWAY and length < 8):
         raise NotHttp2("a frame of HTTP/2 that is cut")
     if kind == _HEADERS and flags & _PADDED and (not content or content[0] >= length):

@@ -1,7 +1,7 @@
-"""HTTP/1.1 of a sender: one request out per connection, responses read no further than they must be.
+"""A sender's HTTP/1.1: one request in flight per connection, responses parsed no further than needed.
 
-Of a good response the head's length of the body is all that is looked at; what httptools would cost for each
-is spent only on bodies in chunks, or that end with their connection.
+Of a successful response only the status and Content-Length are read. httptools, which costs more, parses only
+bodies in chunks and those that end with their connection.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from clockwork_lab.bench.records import ABANDONED, ANSWERED, Kind
 from clockwork_lab.bench.sender import Sender
 
 JOINED_BYTES: Final = 16 << 10
-"""Requests up to this are kept whole; of longer ones models of equal inputs share the body."""
+"""Requests up to this are prepared whole; for longer ones, models of equal inputs share the body."""
 HEAD_BYTES_MAX: Final = 1 << 16
-SAID_BYTES_MAX: Final = 1 << 16
-"""Of a refusal, so much is kept to be understood."""
+ERROR_BYTES_MAX: Final = 1 << 16
+"""How much of an error response's body is kept, to read its reason."""
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
 _SPECIAL: Final = re.compile(rb"\r\n(connection:[ \t]*close|transfer-encoding:)", re.IGNORECASE)
 _LATER: Final = (BlockingIOError,)
 
 
 class Prepared:
-    """All messages, as they are written."""
+    """All messages as bytes to send."""
 
     def __init__(self, messages: list[Message], bodies: list[bytes]) -> None:
         self.whole: list[bytes | None] = []
@@ -42,9 +42,19 @@ class Prepared:
 
 
 class HttpConnection(Connection):
-    """``row``: the request that is out, -1 if none."""
+    """One HTTP connection. ``row`` is the request in flight, -1 if none."""
 
-    __slots__ = ("_head", "_keep", "_left", "_nbytes", "_parser", "_received", "_said", "_status", "row")
+    __slots__ = (
+        "_error",
+        "_head",
+        "_keep",
+        "_left",
+        "_nbytes",
+        "_parser",
+        "_received",
+        "_status",
+        "row",
+    )
 
     def __init__(self, run: Sender) -> None:
         self.row = -1
@@ -53,7 +63,7 @@ class HttpConnection(Connection):
         self._nbytes = 0
         self._status = 0
         self._head = b""
-        self._said: bytes | None = None
+        self._error: bytes | None = None
         self._parser: _Chunks | None = None
         self._keep = True
         super().__init__(run)
@@ -85,26 +95,26 @@ class HttpConnection(Connection):
             self.keep(memoryview(body)[sent - len(head) :])
 
     def written(self) -> None:
-        """Its request is out."""
-        if self.row < 0:  # it was answered before it was sent
+        """The request was written completely."""
+        if self.row < 0:  # its response was complete before it was fully sent
             self.run.free(self)
 
-    def took(self, data: bytes) -> None:
-        """Read on in the response."""
+    def data_received(self, data: bytes) -> None:
+        """Parse more of the response."""
         row = self.row
         run = self.run
         if row < 0:
-            run.nobody_asked(len(data))
+            run.unexpected_response(len(data))
             self.close()
             return
         now_ns = monotonic_ns() - run.start_ns
         if self._left:
             self._nbytes += len(data)
-            if self._said is not None and len(self._said) < SAID_BYTES_MAX:
-                self._said += data
+            if self._error is not None and len(self._error) < ERROR_BYTES_MAX:
+                self._error += data
             self._left -= len(data)
             if self._left <= 0:
-                self._whole(now_ns, -self._left)
+                self._on_complete(now_ns, -self._left)
             return
         if self._parser is not None:
             self._nbytes += len(data)
@@ -117,20 +127,20 @@ class HttpConnection(Connection):
         end = data.find(b"\r\n\r\n")
         if end >= 0:
             self._received = b""
-            self._headed(data, end, now_ns)
+            self._on_head(data, end, now_ns)
         elif len(data) > HEAD_BYTES_MAX or data[:5] != b"HTTP/"[: len(data)]:
             self._broken("not HTTP", now_ns)
         else:
             self._received = data
 
-    def _headed(self, data: bytes, end: int, now_ns: int) -> None:
-        """The head is whole."""
+    def _on_head(self, data: bytes, end: int, now_ns: int) -> None:
+        """The head is complete."""
         status = int(data[9:12]) if data[:7] == b"HTTP/1." and data[9:12].isdigit() else 0
         if status < 200:
             if status < 100:
                 self._broken("not HTTP", now_ns)
             elif len(data) > end + 4:
-                self.took(data[end + 4 :])
+                self.data_received(data[end + 4 :])
             return
         body_at = end + 4
         self._status, self._nbytes = status, len(data)
@@ -141,17 +151,17 @@ class HttpConnection(Connection):
             self._keep = special is None and data[7:8] != b"0"
             if found is None or (special is not None and special[1][:1] in b"tT"):
                 self._head = b"" if good else data[:body_at]
-                self._parser = _Chunks(keep_said=not good)
+                self._parser = _Chunks(keep_body=not good)
                 self._feed(data, now_ns)
                 return
         length = int(found[1])
         if not good:
-            self._head, self._said = data[:body_at], data[body_at:]
+            self._head, self._error = data[:body_at], data[body_at:]
         left = length - (len(data) - body_at)
         if left > 0:
             self._left = left
         else:
-            self._whole(now_ns, -left)
+            self._on_complete(now_ns, -left)
 
     def _feed(self, data: bytes, now_ns: int) -> None:
         parser = self._parser
@@ -162,24 +172,24 @@ class HttpConnection(Connection):
             self._broken("not HTTP", now_ns)
             return
         if parser.whole:
-            self._said = parser.said
+            self._error = parser.body
             self._keep = parser.keep_alive()
-            self._whole(now_ns, 0)
+            self._on_complete(now_ns, 0)
 
-    def _whole(self, now_ns: int, beyond: int) -> None:
-        """The response is complete; ``beyond`` bytes came that nobody asked for."""
+    def _on_complete(self, now_ns: int, beyond: int) -> None:
+        """The response is complete; ``beyond`` further bytes were received that were not requested."""
         run, row = self.run, self.row
         self.row, self._left, self._parser = -1, 0, None
         keep = self._keep and not beyond
         self._keep = True
         if beyond:
-            run.nobody_asked(beyond)
+            run.unexpected_response(beyond)
         if self._status < 300:
-            self._said = None
+            self._error = None
             run.ended(row, ANSWERED, now_ns, self._nbytes, None)
         else:
-            code, wait_ns = run.ends.http(self._status, self._head, self._said or b"")
-            self._said, self._head = None, b""
+            code, wait_ns = run.ends.http(self._status, self._head, self._error or b"")
+            self._error, self._head = None, b""
             run.ended(row, code, now_ns, self._nbytes, wait_ns)
         if not keep:
             self.close()
@@ -192,7 +202,7 @@ class HttpConnection(Connection):
         self.run.ended(row, self.run.ends.code(Kind.BROKEN, why), now_ns, 0, None)
 
     def lost(self, why: str) -> None:
-        """No response will come."""
+        """The connection was closed: there will be no response."""
         row, self.row = self.row, -1
         parser, run = self._parser, self.run
         now_ns = monotonic_ns() - run.start_ns
@@ -203,32 +213,32 @@ class HttpConnection(Connection):
             if self._status < 300:
                 run.ended(row, ANSWERED, now_ns, self._nbytes, None)
             else:
-                code, wait_ns = run.ends.http(self._status, self._head, parser.said)
+                code, wait_ns = run.ends.http(self._status, self._head, parser.body)
                 run.ended(row, code, now_ns, self._nbytes, wait_ns)
             return
         run.ended(row, run.ends.code(Kind.RESET, why), now_ns, 0, None)
 
     def abandon(self, row: int) -> None:
-        """Close the connection: HTTP/1.1 knows no other way."""
+        """Close the connection, the only way of HTTP/1.1 to cancel a request."""
         self.row = -1
         self.close()
         self.run.ended(row, ABANDONED, monotonic_ns() - self.run.start_ns, 0, None)
 
 
 class _Chunks:
-    """What httptools finds in a response whose length is not told beforehand."""
+    """httptools' parser for responses that do not begin with their length."""
 
-    def __init__(self, *, keep_said: bool) -> None:
+    def __init__(self, *, keep_body: bool) -> None:
         self._parser: Any = httptools.HttpResponseParser(self)
-        self._keep_said = keep_said
-        self._told = False
-        self.said = b""
+        self._keep_body = keep_body
+        self._has_length = False
+        self.body = b""
         self.whole = False
 
     @property
     def until_end(self) -> bool:
-        """Whether the end of the connection ends it."""
-        return not self._told
+        """Whether the response ends with its connection."""
+        return not self._has_length
 
     def feed(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -239,13 +249,13 @@ class _Chunks:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
-        self._told |= name.lower() in (b"transfer-encoding", b"content-length")
+        self._has_length |= name.lower() in (b"transfer-encoding", b"content-length")
 
     def on_body(self, content: bytes) -> None:
-        """A piece of it."""
-        if self._keep_said and len(self.said) < SAID_BYTES_MAX:
-            self.said += content
+        """A part of the body."""
+        if self._keep_body and len(self.body) < ERROR_BYTES_MAX:
+            self.body += content
 
     def on_message_complete(self) -> None:
-        """The end."""
+        """The end of the response."""
         self.whole = True

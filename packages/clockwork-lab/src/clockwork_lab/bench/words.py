@@ -1,4 +1,4 @@
-"""A report for people: lines and rows of text. It computes nothing that is not in the report."""
+"""A report as lines and table rows of text."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ REASON_COLUMNS: Final = (
     ">max ms",
 )
 MODELS_MAX: Final = 20
-"""Models that are shown; the worst ones if there are more."""
+"""The most models shown; the worst ones if there are more."""
 
 
 def setup_lines(report: Report) -> list[str]:
-    """What was asked of whom."""
+    """The run's scenario, server and options."""
     setup = report.setup
-    told = {
+    sent_as = {
         "header": "x-slo-ms",
         "timeout": "parameter timeout",
         "grpc": "gRPC's deadline",
@@ -39,7 +39,7 @@ def setup_lines(report: Report) -> list[str]:
     long = f"{seconds(report.seconds)} s, of which {seconds(report.warmup_s)} s of warm-up are not counted"
     return [
         f"{report.scenario}: {long}",
-        f"  server     {report.url} over {report.protocol}; deadlines told by {told[setup['deadline']]}",
+        f"  server     {report.url} over {report.protocol}; deadlines sent as {sent_as[setup['deadline']]}",
         f"  requests   of {counted(setup['models_asked'], 'model')}; seed {setup['seed']}"
         + ("" if scale == 1 else f"; rates times {scale:g}"),
         *(f"  {'workload' if not at else '':<10} {note}" for at, note in enumerate(setup["notes"])),
@@ -47,7 +47,7 @@ def setup_lines(report: Report) -> list[str]:
 
 
 def group_rows(groups: Sequence[Group]) -> list[Row]:
-    """A row for each under ``COLUMNS``: latencies are of all answers, late ones too."""
+    """A row for each group, under ``COLUMNS``: latencies are of all responses, late ones too."""
     return [
         [
             group.name, f"{group.offered:,}", rate(group.offered_rps), rate(group.goodput_rps),
@@ -59,7 +59,7 @@ def group_rows(groups: Sequence[Group]) -> list[Row]:
 
 
 def reason_rows(report: Report) -> list[Row]:
-    """A row for each under ``REASON_COLUMNS``."""
+    """A row for each reason, under ``REASON_COLUMNS``."""
     return [
         [
             reason.kind, reason.reason, f"{reason.count:,}", _ms(reason.age.p50_ms), _ms(reason.age.p99_ms),
@@ -70,14 +70,14 @@ def reason_rows(report: Report) -> list[Row]:
 
 
 def worst_models(report: Report) -> tuple[Group, ...]:
-    """Of few models all, of many the ones with the least satisfaction."""
+    """The models to show: all, or if they are many those with the least satisfaction."""
     if len(report.models) <= MODELS_MAX:
         return report.models
     return tuple(sorted(report.models, key=lambda model: model.satisfaction)[:MODELS_MAX])
 
 
 def closing_lines(report: Report) -> list[str]:
-    """What else there is to know, and what a reader must know."""
+    """Totals, the generator's own figures, and warnings."""
     total, sending, late = report.total, report.sending, report.lateness
     rates = f"{rate(total.goodput_rps)} r/s of {rate(total.offered_rps)} offered"
     who = f"{counted(sending.connections, 'connection')}, {counted(sending.processes, 'process')}"
@@ -89,11 +89,10 @@ def closing_lines(report: Report) -> list[str]:
     if sending.waited_for_connection:
         lines.append(f"           {sending.waited_for_connection:,} requests waited for a connection")
     if total.unanswered:
-        lines.append(f"           {total.unanswered:,} requests had no answer when the run was over")
+        lines.append(f"           {total.unanswered:,} requests had no response when the run ended")
     if sending.unexpected:
         lines.append(
-            f"           {sending.unexpected:,} times came what nobody had asked for: "
-            f"{sending.unexpected_bytes:,} bytes"
+            f"           {sending.unexpected:,} unexpected responses: {sending.unexpected_bytes:,} bytes"
         )
     if report.cut:
         lines.append(f"CUT after {report.warmup_s + report.measured_s:.1f} s of {report.seconds:g} s")
@@ -103,7 +102,7 @@ def closing_lines(report: Report) -> list[str]:
 
 
 def moment_line(moment: Moment) -> str:
-    """How it goes, in one line."""
+    """A sample in one line."""
     others = ", ".join(f"{count:,} {reason}" for reason, count in moment.reasons.items())
     state = " stopping" if moment.stopping else " warm-up" if moment.warming else ""
     return (
@@ -115,7 +114,7 @@ def moment_line(moment: Moment) -> str:
 
 
 def lost(group: Group) -> int:
-    """Requests about which the server said nothing."""
+    """Requests without any response from the server."""
     return group.reset + group.broken + group.abandoned + group.unanswered + group.unsent
 
 
@@ -130,12 +129,12 @@ def seconds(value: float) -> str:
 
 
 def in_time(group: Group) -> str:
-    """The share that was good; of nothing there is none."""
+    """The satisfaction as text; "-" if there were no requests."""
     return share(group.satisfaction) if group.offered else "-"
 
 
 def share(part: float) -> str:
-    """A share in percent, cut and not rounded: 100 % means all."""
+    """A share in percent, truncated rather than rounded: 100 % means all."""
     return "100 %" if part >= 1 else f"{math.floor(part * 100_000) / 1000:.3f}\N{NO-BREAK SPACE}%"
 
 

@@ -1,4 +1,4 @@
-"""``clockwork bench``: a scenario's requests to a running server. The work is in ``bench``."""
+"""``clockwork bench``: sends a scenario's requests to a running server. Implemented by ``bench``."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
     "--protocol", type=click.Choice(["http", "grpc", "raw"]), default="http",
     help="Open Inference Protocol over http or grpc; raw: POST to --path. [default: http]",
 )  # fmt: skip
-@click.option(
-    "--models", metavar="A,B,...", help="Models of the server that stand for the scenario's, in turn."
-)
+@click.option("--models", metavar="A,B,...", help="Models of the server for those of the scenario, in turn.")
 @click.option(
     "--map", "renamed", multiple=True, metavar="MODEL=NAME",
     help="The server's name of a model or of a set of copies; {i} in it is a copy's number.",
@@ -54,15 +52,19 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
 @click.option("--header", "headers", multiple=True, metavar="K:V", help="A header of every request.")
 @click.option("--api-key-file", metavar="FILE", help="File that holds the API key, sent as a bearer token.")
 @click.option("--ca", metavar="FILE", help="Certificates to trust for TLS. [default: the system's]")
-@click.option("--cert", metavar="FILE", help="Certificate to show to a server that asks for one.")
+@click.option("--cert", metavar="FILE", help="Client certificate, for a server that requires one.")
 @click.option("--key", metavar="FILE", help="Its key, if it is in another file.")
 @click.option(
     "--deadline", type=click.Choice(["header", "timeout", "grpc", "none"]),
-    help="How deadlines are told: x-slo-ms, Triton's parameter, gRPC's. [default: header; grpc; raw: none]",
+    help="How deadlines are sent: x-slo-ms, Triton's parameter, gRPC's. [default: header; grpc; raw: none]",
 )  # fmt: skip
-@click.option("--abandon", is_flag=True, help="Give up a request at its deadline.")
+@click.option("--abandon", is_flag=True, help="Cancel a request at its deadline.")
 @click.option(
-    "--seed", type=click.IntRange(0, 1 << 31), default=1, metavar="N", help="Decides all chance. [default: 1]"
+    "--seed",
+    type=click.IntRange(0, 1 << 31),
+    default=1,
+    metavar="N",
+    help="Seed of all random choices. [default: 1]",
 )
 @click.option(
     "--duration",
@@ -87,11 +89,11 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
 )  # fmt: skip
 @click.option("--cores", metavar="N,N,...", help="Cores of the sending processes, in turn.")
 @click.option(
-    "--realtime", is_flag=True, help="Sending processes go before all ordinary ones; needs privileges."
+    "--realtime", is_flag=True, help="Run sending processes at real-time priority; needs privileges."
 )
 @click.option(
     "--drain", "drain_s", type=click.FloatRange(0, 1e5), default=10.0, metavar="SECONDS",
-    help="How long to wait for answers after the last request. [default: 10]",
+    help="How long to wait for responses after the last request. [default: 10]",
 )  # fmt: skip
 @click.option(
     "--max-lateness-ms", type=click.FloatRange(0.001, 1e6), default=1.0, metavar="MS",
@@ -105,7 +107,7 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
     "--json", "json_file", metavar="FILE", help="Write the numbers as JSON to FILE; - is standard output."
 )
 @click.option("--html", "html_file", metavar="FILE", help="Write a page with plots to FILE.")
-@click.option("--record", "record_file", metavar="FILE", help="Write what became of every request to FILE.")
+@click.option("--record", "record_file", metavar="FILE", help="Write the outcome of every request to FILE.")
 @click.option("--quiet", is_flag=True, help="Show nothing while it runs.")
 def bench(
     *,
@@ -116,10 +118,10 @@ def bench(
     quiet: bool,
     **given: Any,
 ) -> int:
-    """Send the requests of SCENARIO to a server, and tell what was answered in time.
+    """Send the requests of SCENARIO to a server and report which responses came in time.
 
-    Each request counts from when it was due, whatever the server or this program was doing then. Exit codes:
-    0; 1 if the run is INVALID, because the requests were sent late; 130 after Ctrl-C, with what was measured.
+    Latency counts from when a request was due, even if the server or this program was busy then. Exit codes:
+    0; 1 if the run is INVALID because requests were sent late; 130 after Ctrl-C, with what was measured.
     """
     from clockwork_lab.bench.html import page
     from clockwork_lab.bench.plan import make_plan
@@ -155,7 +157,7 @@ def bench(
 
 
 def _options(given: dict[str, Any]) -> Options:
-    """The command line as the generator's options. Raises :class:`ConfigError`."""
+    """The command line as options of the load generator. Raises :class:`ConfigError`."""
     from clockwork_lab.bench.plan import Options
 
     traces = given["traces"]
@@ -185,7 +187,7 @@ def _options(given: dict[str, Any]) -> Options:
 
 
 def _check_protocol(given: dict[str, Any]) -> None:
-    """Options that mean nothing for the protocol are refused."""
+    """Refuse options that have no meaning for the protocol."""
     protocol, deadline = given["protocol"], given["deadline"]
     if protocol == "raw":
         if not given["path"].startswith("/"):

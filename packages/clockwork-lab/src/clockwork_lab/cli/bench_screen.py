@@ -1,4 +1,4 @@
-"""What a person sees of a load test while it runs: one panel on a terminal, a line now and then elsewhere."""
+"""The live view of a load test: a panel on a terminal, periodic lines elsewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ECHO_WIDE = 4
 
 
 class BenchScreen:
-    """Shows a moment after the other on standard error, and leaves the terminal as it was."""
+    """Shows samples on standard error, and restores the terminal at the end."""
 
     def __init__(self, title: str, *, quiet: bool) -> None:
         self._title = title
@@ -51,7 +51,7 @@ class BenchScreen:
             self._live.stop()
 
     def show(self, moment: Moment) -> None:
-        """Show it."""
+        """Show a sample."""
         if self._live is not None and self._console is not None:
             width = min(_PANEL_WIDE, self._console.width - _ECHO_WIDE)
             self._live.update(panel(self._title, moment, width), refresh=True)
@@ -61,7 +61,7 @@ class BenchScreen:
 
 
 def panel(title: str, moment: Moment, width: int = _PANEL_WIDE) -> Any:
-    """The screen as something that rich can print; what is wider is cut."""
+    """The screen as a rich renderable, cut to the terminal's width."""
     from rich.panel import Panel
     from rich.text import Text
 

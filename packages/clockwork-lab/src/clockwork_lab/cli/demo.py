@@ -1,4 +1,4 @@
-"""``clockwork demo``: real models, real inputs, one screen of results. ``clockwork_lab.demo`` does it."""
+"""``clockwork demo``: real models and inputs, one screen of results, by ``clockwork_lab.demo``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from clockwork_serve.cli.options import setting_options, settings_from
 @click.option(
     "--seconds", type=float, default=35.0, metavar="SECONDS", help="Length of the load. [default: 35]"
 )
-@click.option("--seed", type=int, default=0, metavar="N", help="Decides who is asked when. [default: 0]")
-@click.option("--offline", is_flag=True, help="Fetch nothing; use what is cached, or the example models.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Seed of the load. [default: 0]")
+@click.option("--offline", is_flag=True, help="Download nothing; use cached files, or the example models.")
 @setting_options("cache")
 def demo(json_file: str | None, config: str | None, cache: str | None, **choices: Any) -> int:
     """Serve real pretrained models under load and show what came of it (about 4 minutes, once fetched)."""

@@ -1,4 +1,4 @@
-"""``clockwork reproduce``: the paper's figures, made again. It is done in ``clockwork_lab.reproduce``."""
+"""``clockwork reproduce``: reproduces the paper's figures. Implemented by ``clockwork_lab.reproduce``."""
 
 from __future__ import annotations
 
@@ -30,13 +30,17 @@ _FOLDER = "figures"
     help=f"Folder for FIGURE.json, .svg and .md. [default: {_FOLDER}, or nothing with --json]",
 )  # fmt: skip
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=1, metavar="N", help="Decides all chance. [default: 1]"
+    "--seed",
+    type=click.IntRange(min=0),
+    default=1,
+    metavar="N",
+    help="Seed of all random choices. [default: 1]",
 )
 @click.option(
-    "--short", is_flag=True, help="Seconds instead of minutes: to see that it works, not for numbers."
+    "--short", is_flag=True, help="Seconds instead of minutes: a test that it works, without valid numbers."
 )
 def reproduce(figure: str, json_file: str | None, out: str | None, seed: int, short: bool) -> int:  # noqa: FBT001
-    """Make a figure of the Clockwork paper again: fig2, fig5, ..., fig11, or all.
+    """Reproduce a figure of the Clockwork paper: fig2, fig5, ..., fig11, or all.
 
     The published curve, our policies and the limit, from one run: as JSON, as a picture and as a table.
     """
@@ -58,7 +62,7 @@ def reproduce(figure: str, json_file: str | None, out: str | None, seed: int, sh
 
 
 def _check_files(json_file: str | None, folder: Path | None) -> None:
-    """Complain before the work, not after it."""
+    """Check output files before the work, not after it."""
     from clockwork_lab.reproduce.write import check_folder
 
     if folder is not None:

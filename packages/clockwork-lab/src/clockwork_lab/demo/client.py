@@ -1,4 +1,4 @@
-"""Talks to the server as any user would: through tritonclient as published. It knows no internals."""
+"""The demo's client, which uses the published tritonclient only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from clockwork_lab.demo.judgement import Tensors
 
 UNHURRIED_MS = 60_000
-"""The SLO of questions that are asked for their answers, not for their speed."""
+"""The SLO of requests that test results rather than latency."""
 
 CONNECTIONS = 256
 
@@ -32,14 +32,14 @@ def inputs_of(tensors: Tensors, module: Any) -> list[Any]:
 
 
 def outputs_of(result: Any, *, http: bool) -> Tensors:
-    """All outputs of an answer by name."""
+    """All outputs of a response by name."""
     response = result.get_response()
     names = [o["name"] for o in response["outputs"]] if http else [o.name for o in response.outputs]
     return {name: np.asarray(result.as_numpy(name)) for name in names}
 
 
 class Client:
-    """One request at a time, by HTTP and gRPC in turn."""
+    """One request at a time, alternating between HTTP and gRPC."""
 
     def __init__(self, http_url: str, grpc_url: str) -> None:
         self._http = triton_http.InferenceServerClient(
@@ -49,7 +49,7 @@ class Client:
         self._asked = 0
 
     def ask(self, model: str, tensors: Tensors) -> Tensors:
-        """The answer of ``model``. Raises ``InferenceServerException`` if there is none."""
+        """Run ``model``; its outputs. Raises ``InferenceServerException`` on failure."""
         self._asked += 1
         parameters = {"slo_ms": UNHURRIED_MS}
         if self._asked % 2:
@@ -79,7 +79,7 @@ class PreparedRequest:
 
 
 class AsyncClient:
-    """Any number of requests at a time, on the running loop; for that loop alone."""
+    """Any number of concurrent requests, on the running loop only."""
 
     def __init__(self, http_url: str, grpc_url: str) -> None:
         self._http = triton_http_aio.InferenceServerClient(
@@ -88,7 +88,7 @@ class AsyncClient:
         self._grpc = triton_grpc_aio.InferenceServerClient(grpc_url)
 
     async def ask(self, model: str, request: PreparedRequest, slo_ms: int, *, http: bool) -> Any:
-        """The raw answer. Raises ``InferenceServerException`` if there is none."""
+        """The raw response. Raises ``InferenceServerException`` on failure."""
         parameters = {"slo_ms": slo_ms}
         if http:
             return await self._http.infer(model, request.http, parameters=parameters)
@@ -105,9 +105,9 @@ _REFUSED = ("429", "503", "StatusCode.RESOURCE_EXHAUSTED", "StatusCode.UNAVAILAB
 
 
 def refusal(error: InferenceServerException) -> tuple[str, str]:
-    """(``late``, ``rejected`` or ``failed``; the reason) of an answer that is none.
+    """The outcome (``late``, ``rejected`` or ``failed``) and reason of a request without a result.
 
-    The reason of a rejection is empty: tritonclient does not pass it on, the server's metrics tell it.
+    The reason of a rejection is empty: tritonclient does not pass it on; the server's metrics have it.
     """
     status = str(error.status())
     if status in _LATE:
@@ -116,7 +116,7 @@ def refusal(error: InferenceServerException) -> tuple[str, str]:
 
 
 def parameters_of(result: Any, *, http: bool) -> Mapping[str, Any]:
-    """What the server says beside the outputs."""
+    """The response's parameters."""
     response = result.get_response()
     if http:
         return dict(response.get("parameters", {}))

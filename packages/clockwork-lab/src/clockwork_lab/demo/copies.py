@@ -1,4 +1,4 @@
-"""Writes the demo's model repository: every real model, and copies of it with weights of their own."""
+"""Writes the demo's model repository: every real model, and copies of it with different weights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from clockwork_lab.demo.fetch import Files
 from clockwork_lab.demo.zoo import DemoModel
 
 FORMAT = 1
-"""Changes when the same zoo would be written in another way."""
+"""Incremented when the format of the repository changes."""
 
 SPREAD = 0.005
-"""Standard deviation of the factors near 1 that scale rows of weights: answers change, sense stays."""
+"""Standard deviation of the factors near 1 that scale rows of weights: results change but stay plausible."""
 
 LEAST_ELEMENTS = 16
 LAYERS = frozenset(
@@ -32,7 +32,7 @@ LAYERS = frozenset(
 """Operators whose float constants of at least ``LEAST_ELEMENTS`` are taken for weights."""
 
 Progress = Callable[[int, int, str], None]
-"""Told (models written, models in all, the name of the last)."""
+"""Called with (models written, models in all, name of the last)."""
 
 
 class Instance(Struct, frozen=True, kw_only=True):
@@ -43,7 +43,7 @@ class Instance(Struct, frozen=True, kw_only=True):
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """What is in a demo repository; written last, so that its presence means that all is there."""
+    """The content of a demo repository; written last, so that its presence means that it is complete."""
 
     instances: tuple[Instance, ...]
 
@@ -53,7 +53,7 @@ def build(
 ) -> tuple[Path, Manifest]:
     """The repository of ``models`` with all their instances, from the cache if it was written before.
 
-    Older repositories of other contents are removed: they are large.
+    Older repositories with other contents are deleted, as they are large.
     """
     root = files.root / f"repository-{_key(models)}"
     listing = root.with_suffix(".json")
@@ -130,5 +130,5 @@ def _weights(graph: onnx.GraphProto) -> Iterator[TensorProto]:
 
 
 def _key(models: Sequence[DemoModel]) -> str:
-    said = [(m.name, m.needs, m.instances, settings(m)) for m in models]
-    return hashlib.sha256(json.dumps([FORMAT, SPREAD, said]).encode()).hexdigest()[:12]
+    parts = [(m.name, m.needs, m.instances, settings(m)) for m in models]
+    return hashlib.sha256(json.dumps([FORMAT, SPREAD, parts]).encode()).hexdigest()[:12]

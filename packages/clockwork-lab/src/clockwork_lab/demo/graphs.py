@@ -1,4 +1,4 @@
-"""Writes three known architectures out as ONNX from their published weights; trains and tunes nothing."""
+"""Builds three known architectures as ONNX graphs from their published weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Graph:
         return name
 
     def node(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:
-        """A node; ``output`` names its result where that matters."""
+        """A node; ``output`` names its result if the name matters."""
         result = output or self._fresh("t")
         self._nodes.append(helper.make_node(operator, list(inputs), [result], **attributes))
         return result
@@ -220,8 +220,8 @@ def minilm_l6(state: Arrays) -> onnx.ModelProto:
     x = _embedded(graph, state)
     for layer in range(LAYERS):
         name = f"encoder.layer.{layer}"
-        heard = graph.node("Add", x, _attention(graph, x, mask, state, f"{name}.attention"))
-        x = _layer_norm(graph, heard, state, f"{name}.attention.output.LayerNorm")
+        attended = graph.node("Add", x, _attention(graph, x, mask, state, f"{name}.attention"))
+        x = _layer_norm(graph, attended, state, f"{name}.attention.output.LayerNorm")
         wide = _gelu(graph, _linear(graph, x, state, f"{name}.intermediate.dense"))
         narrow = _linear(graph, wide, state, f"{name}.output.dense")
         x = _layer_norm(graph, graph.node("Add", x, narrow), state, f"{name}.output.LayerNorm")

@@ -1,4 +1,4 @@
-"""What a model is asked and what a person may think of its answers; opens no model, file or server."""
+"""How the demo evaluates a model: a request function, a result in words, and error measures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Send = Callable[[Tensors], Tensors]
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """An answer in words, and whether it is what is known to be right."""
+    """A model's result in words, and whether it is the known right one."""
 
     answer: str
     ok: bool

@@ -1,4 +1,4 @@
-"""An open-loop load: requests leave at times drawn beforehand, however the server fares."""
+"""An open-loop load: requests are sent at times drawn beforehand, independent of responses."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ ZIPF = 0.9
 """Exponent of the popularity of a model's instances."""
 
 SLO_FACTORS = (5, 10, 20)
-"""A request may take so many times what its model takes alone, but never less than the load's floor."""
+"""A request's SLO as a multiple of its model's duration, if that is above the load's floor."""
 
 FLOOR_MS = 100.0
-"""The least SLO, whatever the models: the server's own default for those who ask for none."""
+"""The least SLO of any model: the server's own default."""
 
 GRPC_SHARE = 0.25
 RATE_MAX = 150.0
-"""Requests a second that the client can send beside the server on two cores."""
+"""Requests per second that the client can send beside the server on two cores."""
 
 GRACE_S = 15.0
-"""How long to wait for answers after the last request has left."""
+"""How long to wait for responses after the last request was sent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """One model in the load: its instances, its requests, and what batch 1 takes on the device."""
+    """One model in the load: its instances, its requests, and its duration at batch 1."""
 
     name: str
     instances: tuple[str, ...]
@@ -44,7 +44,7 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Shot:
-    """One request: when it leaves (s from the start), what it asks whom, and how long the answer may take."""
+    """One request: when it is sent (s from the start), its instance and inputs, and its SLO."""
 
     at_s: float
     model: str
@@ -56,7 +56,7 @@ class Shot:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """How a request ended: ``ok``, ``late``, ``rejected`` or ``failed``; latency counts from its plan."""
+    """How a request ended: ``ok``, ``late``, ``rejected`` or ``failed``; latency is from its planned time."""
 
     shot: Shot
     outcome: str
@@ -66,9 +66,10 @@ class Hit:
 
 @dataclass(slots=True)
 class Answers:
-    """All hits, the first good answer of each instance, and how late the client itself was, in ms.
+    """All hits, the first good result of each instance, and how late the client itself was, in ms.
 
-    ``lanes`` are (measured, expected) times on the execution lane of good answers, in ms, by the server.
+    ``lanes`` are (measured, expected) times on the execution lane of good results, in ms, as the server
+    reports.
     """
 
     hits: list[Hit] = field(default_factory=list)
@@ -79,7 +80,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class DemoPlan:
-    """A load: ``rate`` requests a second are ``utilisation`` of the device if nothing is batched."""
+    """A load of ``rate`` requests per second, which use ``utilisation`` of the device without batching."""
 
     shots: tuple[Shot, ...]
     rate: float
@@ -88,11 +89,11 @@ class DemoPlan:
 
 
 def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0) -> DemoPlan:
-    """Poisson arrivals that take ``utilisation`` of the device, or as much as the client can send.
+    """Poisson arrivals that use ``utilisation`` of the device, or as many as the client can send.
 
-    A model's share of the requests falls with its duration, so that short and long ones are heard alike; its
-    instances are drawn by Zipf's law. The floor under all SLOs is three times the longest batch-1 duration: a
-    request may find the device taken by that one, which nothing can interrupt.
+    A model's share of the requests decreases with its duration, so that long ones do not dominate the device;
+    instances are drawn by Zipf's law. The floor of all SLOs is three times the longest batch-1 duration: a
+    request may have to wait for that run, which cannot be interrupted.
     """
     dice = np.random.default_rng(seed)
     durations = np.array([mix.batch_1_ms for mix in mixes])
@@ -114,7 +115,7 @@ def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0
 
 
 class Load:
-    """Sends a plan and gathers what comes back."""
+    """Sends a plan and collects the responses."""
 
     def __init__(self, mixes: Sequence[Mix], on_progress: Callable[[Answers], None]) -> None:
         self._requests = {mix.name: [PreparedRequest(case) for case in mix.cases] for mix in mixes}
@@ -122,7 +123,7 @@ class Load:
         self.answers = Answers()
 
     async def send(self, shots: Sequence[Shot], http_url: str, grpc_url: str) -> Answers:
-        """Send all shots at their times; returns when every one has ended or the grace is over."""
+        """Send all requests at their times; returns when every one has ended or the grace period is over."""
         client = AsyncClient(http_url, grpc_url)
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -159,7 +160,7 @@ class Load:
                 outcome, reason = "late", "late"
             self.answers.hits.append(Hit(shot, outcome, reason, latency_ms))
         if result is not None:
-            told = parameters_of(result, http=shot.http)
-            self.answers.lanes.append((told["exec_ms"], told["expected_ms"]))
+            parameters = parameters_of(result, http=shot.http)
+            self.answers.lanes.append((parameters["exec_ms"], parameters["expected_ms"]))
             if shot.instance not in self.answers.first:
                 self.answers.first[shot.instance] = (shot.case, outputs_of(result, http=shot.http))

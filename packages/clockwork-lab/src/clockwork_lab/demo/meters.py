@@ -1,4 +1,4 @@
-"""Reads the server's own counts from its metrics page, as monitoring would; adds nothing of its own."""
+"""Reads the server's counters from its metrics page, as monitoring would."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 @dataclass(slots=True)
 class Meters:
-    """What the metrics page says. ``cold_starts`` and ``rejected`` are by model, the latter by reason too."""
+    """Counters of the metrics page: ``cold_starts`` by model, ``rejected`` by model and reason."""
 
     loads: int = 0
     unloads: int = 0
@@ -19,13 +19,13 @@ class Meters:
 
 
 def scrape(url: str) -> Meters:
-    """The counts at ``url`` (an http address). OSError if there is no answer."""
+    """The counters at ``url`` (an http address). OSError if there is no response."""
     with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own server
         return read(answer.read().decode())
 
 
 def read(text: str) -> Meters:
-    """The counts in a metrics page."""
+    """The counters in a metrics page."""
     meters = Meters()
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

@@ -1,4 +1,4 @@
-"""What the demo may be told; it starts nothing."""
+"""The options of the demo."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from clockwork_serve.errors import ConfigError
 
 
 class DemoOptions(Struct, frozen=True, kw_only=True):
-    """``json``: also write the results there. ``cache``: where files are kept (None: the default cache).
+    """``json``: a file for the results. ``cache``: where files are kept (None: the default cache).
 
-    ``seconds``: how long the load lasts. ``utilisation``: which share of the device it asks for. ``offline``:
-    fetch nothing, use what is cached. ``seed`` decides who asks whom and when.
+    ``seconds``: the duration of the load. ``utilisation``: the share of the device that it uses. ``offline``:
+    download nothing, use what is cached. ``seed`` is that of the load.
     """
 
     json: Path | None = None

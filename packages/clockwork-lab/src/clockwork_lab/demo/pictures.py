@@ -1,4 +1,4 @@
-"""Pictures as the demo's models want them; opens files with Pillow and shows nothing."""
+"""Converts pictures to inputs of the demo's models, with Pillow."""
 
 from __future__ import annotations
 

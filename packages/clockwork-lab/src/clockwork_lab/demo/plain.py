@@ -1,4 +1,4 @@
-"""Models run the plain way, as answers to compare with: one ordinary session, one thread, no server."""
+"""Runs models without a server, in ordinary sessions on one thread, for results to compare with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clockwork_lab.demo.judgement import Send, Tensors
 from clockwork_serve.units import NS_PER_MS
 
 RUNS = 7
-"""Runs of which a duration is the median."""
+"""Number of runs for the median of a duration."""
 
 
 def open_plain(folder: Path) -> Send:
@@ -28,9 +28,7 @@ def open_plain(folder: Path) -> Send:
 def _session(path: Path) -> Send:
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = (
-        3  # what the files of others make it warn of is no concern of the demo's user
-    )
+    options.log_severity_level = 3  # warnings about third-party files are not for the demo's user
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
@@ -56,7 +54,7 @@ def _python(path: Path) -> Send:
 
 @dataclass(slots=True)
 class Recorder:
-    """Passes requests on and keeps them: ``calls[i]`` is the i-th request and its answer."""
+    """Forwards requests and records them: ``calls[i]`` is the i-th request and its outputs."""
 
     send: Send
     calls: list[tuple[Tensors, Tensors]] = field(default_factory=list)
@@ -68,7 +66,7 @@ class Recorder:
         return outputs
 
     def typical_ms(self) -> float:
-        """The median duration of the first request, sent again a few times."""
+        """The median duration of the first request, repeated a few times."""
         inputs, _ = self.calls[0]
         durations = []
         for _ in range(RUNS):

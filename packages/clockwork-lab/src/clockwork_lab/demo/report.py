@@ -1,4 +1,4 @@
-"""What a demo found, as records that are also its JSON; counts and adds up, judges and prints nothing."""
+"""The results of a demo, as records that are also its JSON."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from clockwork_lab.demo.zoo import DemoModel
 
 
 class ModelRow(Struct, frozen=True, kw_only=True):
-    """One model and all its instances. ``requests`` = ``ok`` + ``rejected`` + ``late`` + ``failed``.
+    """One model with all its instances. ``requests`` = ``ok`` + ``rejected`` + ``late`` + ``failed``.
 
-    ``ok`` answers came within their SLO by the client's clock; ``late`` ones did not, or were given up by the
-    server at the deadline. ``p50_ms`` and ``p99_ms`` are of the ``ok`` ones (None without any).
-    ``worst_error`` is the largest relative error against plain sessions, of all ``checked`` answers.
+    ``ok`` results came within their SLO by the client's clock; ``late`` ones did not, or the server dropped
+    them at the deadline. ``p50_ms`` and ``p99_ms`` are of the ``ok`` ones (None without any). ``worst_error``
+    is the largest relative error against plain sessions, of all ``checked`` results.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ModelRow(Struct, frozen=True, kw_only=True):
 
 
 class PredictionError(Struct, frozen=True, kw_only=True):
-    """|measured - predicted| lane time over good answers, in ms; and the measured lane time beside it."""
+    """|measured - predicted| lane time over good results, in ms, and the measured lane time."""
 
     p50: float | None
     p99: float | None
@@ -54,9 +54,9 @@ class PredictionError(Struct, frozen=True, kw_only=True):
 
 
 class DemoReport(Struct, frozen=True, kw_only=True):
-    """The whole demo. ``client_lag_p99_ms`` is how late the client itself sent requests.
+    """All results. ``client_lag_p99_ms`` is how late the client itself sent requests.
 
-    ``busy`` is the load average per core when the demo began: the machine's other work.
+    ``busy`` is the load average per core when the demo began, caused by other programs.
     """
 
     models: tuple[ModelRow, ...]
@@ -77,7 +77,7 @@ class DemoReport(Struct, frozen=True, kw_only=True):
 
     @property
     def good(self) -> bool:
-        """Whether every model answered right, every checked answer agreed, and no request failed."""
+        """Whether every model was right, every checked result agreed, and no request failed."""
         return all(
             row.answer_ok and row.worst_error <= row.tolerance and row.failed == 0 for row in self.models
         )
@@ -123,14 +123,14 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 
 @dataclass(slots=True)
 class Counted:
-    """What the server counted of one model and its copies."""
+    """The server's counters of one model and its copies."""
 
     cold_starts: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
 
 
 def counted_by_base(base_of: Mapping[str, str], meters: Meters) -> dict[str, Counted]:
-    """The server's counts by base model; ``base_of`` names the base of every instance."""
+    """The server's counters by base model; ``base_of`` names the base of every instance."""
     counted = {base: Counted() for base in base_of.values()}
     for instance, count in meters.cold_starts.items():
         counted[base_of[instance]].cold_starts += count

@@ -1,4 +1,4 @@
-"""Shows the demo to a person: progress while it runs, and one screen at the end. It measures nothing."""
+"""The demo's output: progress while it runs, and one screen of results."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from clockwork_lab.demo.zoo import EXACT
 from clockwork_serve.units import MIB
 
 WIDE = 140
-"""Columns from which on answers stand beside their numbers."""
+"""Terminal width from which results are shown beside their numbers."""
 
 
 BUSY = 0.3
-"""Other runnable tasks per core from which on they are mentioned."""
+"""Load per core by other programs from which it is mentioned."""
 
 
 def progress_bar(console: Console) -> Progress:
-    """Bars for the steps, gone when they are done."""
+    """Progress bars for the steps, removed when they are done."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -43,7 +43,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 def show(report: DemoReport, console: Console) -> None:
-    """The one screen."""
+    """Show the screen of results."""
     wide = console.width >= WIDE
     console.print(_table(report, wide=wide))
     if not wide:
@@ -91,13 +91,13 @@ def _lines(report: DemoReport) -> list[str]:
     reasons: Counter[str] = Counter()
     for row in rows:
         reasons.update(row.reasons)
-    told = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "none"
     checked = sum(row.checked for row in rows)
     exact = max((row.worst_error for row in rows if row.tolerance == EXACT), default=0.0)
     recurrent = [row.worst_error for row in rows if row.tolerance != EXACT]
     errors = f"{exact:.1e}" + (f"; recurrent models {max(recurrent):.1e}" if recurrent else "")
     facts = (
-        ("requests", f"{good} of {total} in time ([bold]{_share(good, total)}[/]); not in time: {told}"),
+        ("requests", f"{good} of {total} in time ([bold]{_share(good, total)}[/]); not in time: {counts}"),
         (
             "load",
             f"{report.rate:.0f} requests/s for {report.load_s:.0f} s, {report.utilisation:.0%} of the device",

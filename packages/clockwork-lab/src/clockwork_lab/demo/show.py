@@ -1,4 +1,4 @@
-"""The demo from beginning to end: set up, serve, ask, load, compare, show; steps are elsewhere."""
+"""The demo from beginning to end: set-up, serving, functional requests, load, comparison, results."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Demo:
         self._errors: defaultdict[str, list[float]] = defaultdict(list)
 
     def run(self) -> int:
-        """Everything; the exit status."""
+        """Run everything; the exit status."""
         started = time.monotonic()
         self._busy = os.getloadavg()[0] / (os.cpu_count() or 1)
         with _quiet(self._log), progress_bar(self._console) as bars:
@@ -90,7 +90,7 @@ class Demo:
         return 0 if report.good else 1
 
     def _ask_plain(self, stage: Stage, bars: Bars) -> None:
-        """Ask plain sessions first: for answers to compare with, and durations to size the load by."""
+        """Run plain sessions first, for results to compare with and durations to size the load by."""
         task = bars.add_task("asking plain ONNX Runtime", total=len(stage.models), note="")
         for model in stage.models:
             bars.update(task, note=model.name)
@@ -102,7 +102,7 @@ class Demo:
         bars.remove_task(task)
 
     def _ask_served(self, stage: Stage, server: RunningServer, bars: Bars) -> None:
-        """Ask the server the same questions, by HTTP and gRPC in turn."""
+        """Send the same requests to the server, alternating between HTTP and gRPC."""
         task = bars.add_task("asking the server", total=len(stage.models), note="")
         with Client(server.http_url, server.grpc_url) as client:
             for model in stage.models:
@@ -144,7 +144,7 @@ class Demo:
         return answers
 
     def _compare(self, stage: Stage, answers: Answers, bars: Bars) -> None:
-        """Ask a plain session of every instance's own file what the server answered under load."""
+        """Compare the results under load with a plain session of every instance's own file."""
         base_of = {each.name: each.base for each in stage.instances}
         task = bars.add_task("comparing every instance", total=len(answers.first), note="")
         cases = {mix.name: mix.cases for mix in self._mixes(stage)}
@@ -196,7 +196,7 @@ class Demo:
 
 @contextmanager
 def _quiet(lines: deque[str]) -> Iterator[None]:
-    """Keep what our own process logs off the screen; if the demo fails, the last lines are shown."""
+    """Keep our own process's log off the screen; if the demo fails, the last lines are shown."""
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -220,7 +220,7 @@ def _quiet(lines: deque[str]) -> Iterator[None]:
 
 
 def _device(stage: Stage) -> DeviceConfig:
-    """One CPU device whose memory holds a fifth of the weights, and the largest in any case."""
+    """One CPU device whose memory holds a fifth of the weights, and at least the largest model."""
     largest = max(served.model.weights.size for served in stage.served)
     wanted = max(round(MEMORY_SHARE * stage.weights_bytes), largest, PAGES_MIN * PAGE_BYTES)
     return DeviceConfig(device="cpu:0", page_bytes=PAGE_BYTES, memory_bytes=align(wanted, PAGE_BYTES))

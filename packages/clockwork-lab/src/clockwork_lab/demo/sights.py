@@ -1,4 +1,4 @@
-"""Asks the models that look at pictures; knows their pictures and what is in them."""
+"""Requests to the vision models, with their pictures and the known content."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LABELS = {
     282: "tiger cat",
     504: "coffee mug",
 }
-"""Those of the 1000 classes of ImageNet that the demo's pictures may be given."""
+"""Classes of ImageNet that may be the result for the demo's pictures."""
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 DEVIATION = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
-"""Of ImageNet's pictures, by colour."""
+"""Mean and deviation of ImageNet's pictures, by colour."""
 
 LINES = ((8, 12, 142, 34), (145, 10, 290, 34), (0, 114, 180, 132))
 """Where text is on the page: left, top, right, bottom in pixels."""
@@ -33,19 +33,19 @@ ANGLE_SIZE = (48, 192)
 
 
 def classify(files: Files, send: Send) -> Judgement:
-    """What is on three photographs."""
-    said = []
+    """Classify three photographs."""
+    results = []
     for member in (wheels.CHELSEA, wheels.COFFEE, wheels.ROCKET):
         picture = (square(files.read(member)) - np.float32(127 / 255)) / np.float32(128 / 255)
         logits = send({"image": picture[None]})["logits"][0].astype(np.float64)
         best = int(logits.argmax())
         share = np.exp(logits[best] - logits.max()) / np.exp(logits - logits.max()).sum()
-        said.append((best, f"{LABELS.get(best, f'class {best}')} {share:.0%}"))
-    return Judgement(", ".join(text for _, text in said), [best for best, _ in said] == [285, 967, 657])
+        results.append((best, f"{LABELS.get(best, f'class {best}')} {share:.0%}"))
+    return Judgement(", ".join(text for _, text in results), [best for best, _ in results] == [285, 967, 657])
 
 
 def compare(files: Files, send: Send) -> Judgement:
-    """Whether two views of one motorcycle are more alike than a motorcycle and a cat."""
+    """Whether two views of one motorcycle are more similar than a motorcycle and a cat."""
 
     def feature(member: str) -> Floats:
         picture = (square(files.read(member)) - MEAN) / DEVIATION
@@ -59,7 +59,7 @@ def compare(files: Files, send: Send) -> Judgement:
 
 
 def find_text(files: Files, send: Send) -> Judgement:
-    """How many lines of text are on a photographed page (seven are)."""
+    """Count the lines of text on a photographed page (there are seven)."""
     height, width = PAGE_SIZE
     found = send({"x": page(files.read(wheels.PAGE), height, width)[None]})["fetch_name_0"][0, 0] > 0.3
     rows = found.mean(axis=1) > 0.02
@@ -68,14 +68,14 @@ def find_text(files: Files, send: Send) -> Judgement:
 
 
 def read_text(files: Files, send: Send) -> Judgement:
-    """What three pieces of the page say."""
+    """Read three pieces of text of the page."""
     characters = _characters(files)
     content = files.read(wheels.PAGE)
-    said = []
+    results = []
     for box in LINES:
         scores = send({"x": text_line(content, box, *LINE_SIZE)[None]})["fetch_name_0"][0]
-        said.append(_decode(scores, characters))
-    answer = " | ".join(said)
+        results.append(_decode(scores, characters))
+    answer = " | ".join(results)
     return Judgement(answer, answer == "Region-based | segmentation | histogram of grey values:")
 
 
@@ -87,14 +87,14 @@ def _characters(files: Files) -> list[str]:
 
 
 def _decode(scores: Floats, characters: list[str]) -> str:
-    """The best class of each column, repetitions and blanks left out."""
+    """The best class of each column, without repetitions and blanks."""
     best = scores.argmax(axis=1)
     fresh = best[np.diff(best, prepend=-1) != 0]
     return "".join(characters[index] if index < len(characters) else "?" for index in fresh)
 
 
 def text_angle(files: Files, send: Send) -> Judgement:
-    """Which of a line and the same line upside down is upside down."""
+    """Tell which of a line and the same line rotated by 180 degrees is upside down."""
     content = files.read(wheels.PAGE)
     angles = []
     for turned in (False, True):

@@ -1,4 +1,4 @@
-"""Sound as the demo's models want it, in numpy alone; nothing here plays, records or guesses."""
+"""Audio processing for the demo's models, in numpy."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def silence(seconds: float) -> Floats:
 
 
 def repeated(sound: Floats, samples: int) -> Floats:
-    """``sound`` again and again, cut to ``samples``."""
+    """``sound`` repeated to the length of ``samples``."""
     return np.tile(sound, -(-samples // len(sound)))[:samples]
 
 
 def with_noise(sound: Floats, level: float, seed: int = 0) -> Floats:
-    """``sound`` under white noise of standard deviation ``level``, kept within -1..1."""
+    """``sound`` with white noise of standard deviation ``level``, clipped to -1..1."""
     noise = np.random.default_rng(seed).normal(0.0, level, len(sound))
     return np.clip(sound + noise, -1.0, 1.0).astype(np.float32)
 

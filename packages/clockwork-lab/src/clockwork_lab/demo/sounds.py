@@ -1,4 +1,4 @@
-"""Asks the models that listen. The only speech is one recorded word, "ready"; the music is made of sines."""
+"""Requests to the audio models. The only speech is one recorded word, "ready"; the music is made of sines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _word(files: Files) -> Floats:
 
 
 def voice_activity(files: Files, send: Send) -> Judgement:
-    """When somebody speaks: silence, the word, silence; the state goes back in with every frame."""
+    """When somebody speaks: silence, the word, silence; the state is fed back with every frame."""
     sound = np.concatenate([silence(0.5), _word(files), silence(0.5)])
     state, before = np.zeros((2, 1, 128), np.float32), np.zeros(CONTEXT, np.float32)
     speech = []
@@ -59,7 +59,7 @@ def voice_activity(files: Files, send: Send) -> Judgement:
 
 
 def end_of_turn(files: Files, send: Send) -> Judgement:
-    """Whether the speaker has finished: after the word, and while its vowel is still held."""
+    """Whether the speaker has finished: after the word, and in the middle of its vowel."""
     word = _word(files)
     held = np.concatenate([word[:4800], np.tile(word[4000:4400], 40)])
     done, going = (
@@ -70,17 +70,17 @@ def end_of_turn(files: Files, send: Send) -> Judgement:
 
 
 def notes(_: Files, send: Send) -> Judgement:
-    """Which notes are in a tone of 440 Hz and in a chord."""
+    """The notes in a tone of 440 Hz and in a chord."""
     tones = (
         tone(440.0, NOTES_SAMPLES, NOTES_RATE),
         sum((tone(f, NOTES_SAMPLES, NOTES_RATE, 0.3) for f in CHORD), np.zeros(NOTES_SAMPLES, np.float32)),
     )
-    said = []
+    results = []
     for sound, count in zip(tones, (1, 3), strict=True):
         outputs = send({"serving_default_input_2:0": sound[None, :, None]})
         loudness = outputs["StatefulPartitionedCall:1"][0].mean(axis=0)
-        said.append(" ".join(_note(index) for index in sorted(np.argsort(-loudness)[:count])))
-    return Judgement(f"440 Hz: {said[0]}; a chord: {said[1]}", said == ["A4", "C4 E4 G4"])
+        results.append(" ".join(_note(index) for index in sorted(np.argsort(-loudness)[:count])))
+    return Judgement(f"440 Hz: {results[0]}; a chord: {results[1]}", results == ["A4", "C4 E4 G4"])
 
 
 def _note(index: int) -> str:
@@ -89,7 +89,7 @@ def _note(index: int) -> str:
 
 
 def quality(files: Files, send: Send) -> Judgement:
-    """Marks out of five for the word, repeated for 9 s, clean and under noise."""
+    """Quality scores (1 to 5) of the word, repeated for 9 s, clean and with noise."""
     clean = repeated(_word(files), MOS_SAMPLES)
     good, bad = (
         float(send({"input_1": mos_features(sound)[None]})["Identity:0"].reshape(-1)[0])
@@ -99,7 +99,7 @@ def quality(files: Files, send: Send) -> Judgement:
 
 
 def lost_packets(files: Files, send: Send) -> Judgement:
-    """Marks out of five for the word, repeated for 5 s, whole and with every second 100 ms lost."""
+    """Quality scores (1 to 5) of the word, repeated for 5 s, complete and with every second 100 ms lost."""
     whole = repeated(_word(files), LOSS_SAMPLES)
     holes = np.where((np.arange(LOSS_SAMPLES) // 1600) % 2 == 1, whole, np.float32(0))
     rater = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
@@ -112,8 +112,8 @@ def lost_packets(files: Files, send: Send) -> Judgement:
 
 
 def pitch(_: Files, send: Send) -> Judgement:
-    """How high two tones are."""
-    said = []
+    """The pitch of two tones."""
+    results = []
     for hertz in (220.0, 440.0):
         outputs = send(
             {
@@ -122,6 +122,6 @@ def pitch(_: Files, send: Send) -> Judgement:
                 "fmax": np.array(2093.75, np.float32),
             }
         )
-        said.append(float(np.median(outputs["pitch"])))
-    good = abs(said[0] - 220) < 2 and abs(said[1] - 440) < 2
-    return Judgement(f"220 Hz: {said[0]:.1f} Hz; 440 Hz: {said[1]:.1f} Hz", good)
+        results.append(float(np.median(outputs["pitch"])))
+    good = abs(results[0] - 220) < 2 and abs(results[1] - 440) < 2
+    return Judgement(f"220 Hz: {results[0]:.1f} Hz; 440 Hz: {results[1]:.1f} Hz", good)

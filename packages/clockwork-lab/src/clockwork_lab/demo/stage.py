@@ -1,4 +1,4 @@
-"""Sets the stage: files fetched, a repository written and compiled. Serves and asks nothing."""
+"""The demo's set-up: downloads files, writes a repository and compiles it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig,
 class Stage:
     """All that is needed to start a server: ``served`` are the compiled models of ``root``.
 
-    ``offline`` tells that these are the tiny models. ``cache`` is where artefacts and profiles are kept;
-    ``fetched_s`` is how long downloads took.
+    ``offline``: these are the tiny models. ``cache`` is where artefacts and profiles are kept; ``fetched_s``
+    is the duration of downloads.
     """
 
     root: Path
@@ -51,7 +51,7 @@ class Stage:
 
 
 def set_up(options: DemoOptions, console: Console, bars: Bars) -> Stage:
-    """Fetch, write and compile. Raises :class:`RepositoryError` if a model cannot be compiled."""
+    """Download, write and compile. Raises :class:`RepositoryError` if a model cannot be compiled."""
     cache = options.cache or default_cache()
     files = Files(cache / "demo")
     files.root.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def _set_up(cache: Path, files: Files, options: DemoOptions, console: Console, b
 
 @contextmanager
 def _alone(folder: Path, bars: Bars) -> Iterator[None]:
-    """Wait until no other demo is setting up there; the lock ends with the process in any case."""
+    """Wait until no other demo is being set up there; the lock is released when the process ends."""
     with (folder / "lock").open("w") as lock:
         task = bars.add_task("waiting for another demo to set up", total=None, note="")
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -133,7 +133,7 @@ def _bar(bars: Bars, description: str) -> Callable[[int, int, str], None]:
 
 
 def _tiny_repository(files: Files) -> tuple[Path, Manifest]:
-    """``examples/models`` of a clone, or the same written into the cache."""
+    """``examples/models`` of a clone, or the same models written into the cache."""
     root = Path(__file__).parents[5] / "examples" / "models"
     if not root.is_dir():
         root = files.root / "examples"

@@ -1,4 +1,4 @@
-"""Where the demo starts: says in words what is missing; imports nothing heavy before."""
+"""The entry point of the demo: reports missing dependencies before it imports any."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEEDED = ("tritonclient.http", "tritonclient.grpc", "aiohttp", "PIL", "tokenizer
 def run(options: DemoOptions) -> int:
     """Run the demo and return an exit status.
 
-    0: all good; 1: an answer was wrong or failed; 2: it could not run; 130: interrupted.
+    0: all good; 1: a result was wrong or a request failed; 2: it could not run; 130: interrupted.
     """
     lacking = [name for name in NEEDED if not _found(name)]
     if lacking:

@@ -1,4 +1,4 @@
-"""Asks the models that read bytes and sentences; knows what they should say."""
+"""Requests to the models that read bytes and sentences, with the known results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOKENS = 32
 """Length to which sentences are padded."""
 
 HEAD, BLOCK, PADDING = 1024, 4096, 256
-"""What Magika looks at: so many bytes of the first and last block, and the number for 'no byte'."""
+"""Magika's input: the number of bytes of the first and last block, and the value for 'no byte'."""
 
 SENTENCES = (
     "A man is eating food.",
@@ -29,7 +29,7 @@ SENTENCES = (
 
 
 def file_type(files: Files, send: Send) -> Judgement:
-    """What five real files are, from their bytes alone."""
+    """The types of five real files, from their bytes alone."""
     labels = json.loads(files.read(wheels.MAGIKA_LABELS))["target_labels_space"]
     contents = (
         ("png", files.read(wheels.CHELSEA)),
@@ -38,12 +38,12 @@ def file_type(files: Files, send: Send) -> Judgement:
         ("python", Path(inspect.getfile(argparse)).read_bytes()),
         ("json", files.read(wheels.MINILM_TOKENS)),
     )
-    said = [labels[int(send(magika_input(c))["target_label"][0].argmax())] for _, c in contents]
-    return Judgement(", ".join(said), said == [name for name, _ in contents])
+    results = [labels[int(send(magika_input(c))["target_label"][0].argmax())] for _, c in contents]
+    return Judgement(", ".join(results), results == [name for name, _ in contents])
 
 
 def magika_input(content: bytes) -> Tensors:
-    """The beginning and the end of a file as Magika wants them: ``bytes`` i32 [1, 2048]."""
+    """The beginning and the end of a file as Magika's input: ``bytes`` i32 [1, 2048]."""
     head = content[:BLOCK].lstrip()[:HEAD]
     tail = content[-BLOCK:].rstrip()[-HEAD:]
     values = np.full(2 * HEAD, PADDING, np.int32)
@@ -53,7 +53,7 @@ def magika_input(content: bytes) -> Tensors:
 
 
 def sentences(files: Files, send: Send) -> Judgement:
-    """Whether two sentences on eating are closer to each other than to one on a cheetah."""
+    """Whether two sentences about eating are closer to each other than to one about a cheetah."""
     first, near, far = (send(sentence_input(files, text))["sentence_embedding"][0] for text in SENTENCES)
     alike, unlike = cosine(first, near), cosine(first, far)
     good = abs(alike - 0.755) < 0.005 and abs(unlike - 0.129) < 0.005

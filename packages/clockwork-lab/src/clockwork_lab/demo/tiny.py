@@ -1,4 +1,4 @@
-"""Three tiny models that need no download: the repository in ``examples/models``, and what to ask them."""
+"""Three tiny models that need no download: the repository in ``examples/models``, and their requests."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def mlp() -> bytes:
 
 
 def write(root: Path) -> None:
-    """Write the repository; files that are there already are replaced."""
+    """Write the repository; existing files are replaced."""
     contents = {
         "add_sub/1/model.onnx": add_sub(),
         "mlp/1/model.onnx": mlp(),
@@ -100,7 +100,7 @@ def write(root: Path) -> None:
 
 
 def ask_add_sub(_: Files, send: Send) -> Judgement:
-    """Whether 40 + 2 and 40 - 2 come out right."""
+    """Whether 40 + 2 and 40 - 2 are right."""
     first, second = np.full((1, 16), 40, np.int32), np.full((1, 16), 2, np.int32)
     outputs = send({"INPUT0": first, "INPUT1": second})
     total, gap = int(outputs["OUTPUT0"][0, 0]), int(outputs["OUTPUT1"][0, 0])
@@ -116,7 +116,7 @@ def ask_mlp(_: Files, send: Send) -> Judgement:
 
 
 def ask_words(_: Files, send: Send) -> Judgement:
-    """How many words a sentence has, and how it reads backwards."""
+    """The number of words in a sentence, and the sentence backwards."""
     outputs = send({"text": np.array([[b"never odd or even"]], object)})
     count, text = int(outputs["words"][0, 0]), bytes(outputs["reversed"][0, 0]).decode()
     return Judgement(f'{count} words, "{text}"', (count, text) == (4, "neve ro ddo reven"))
@@ -135,4 +135,4 @@ MODELS = (
     _model("mlp", "a network of two layers", ask_mlp),
     _model("words", "a Python class", ask_words),
 )
-"""What the demo falls back to without a network."""
+"""The models of the demo without a network."""

@@ -1,4 +1,4 @@
-"""Reads weights out of .safetensors and old .pt/.pth files; never runs anything that a file contains."""
+"""Reads weights from .safetensors and old .pt/.pth files without running code that a file contains."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_safetensors(content: bytes) -> Arrays:
 
 
 class _Storage:
-    """A storage that the pickle mentions before its bytes come."""
+    """A storage that the pickle refers to before its bytes follow."""
 
     def __init__(self, dtype: str, elements: int) -> None:
         self.dtype, self.elements = np.dtype(dtype), elements

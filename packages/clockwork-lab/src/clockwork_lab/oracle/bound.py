@@ -1,16 +1,16 @@
-"""How many requests of an open-loop workload anybody could answer in time. It schedules nothing.
+"""An upper bound on how many requests of an open-loop workload any scheduler can serve in time.
 
-The rules it keeps: an INFER runs in one piece, alone on its device's exec lane, for as long as the profile
-says for its batch size, and serves requests of one model that have reached the worker and whose answers
-reach the client in time, while the model's weights are on the device; a LOAD occupies the device's load
-lane and, until the weights are given up, their pages. The rest is relaxed, as follows.
+The constraints that it keeps: an INFER runs uninterrupted and alone on its device's exec lane, for the
+profile's duration at its batch size, and serves requests of one model that have reached the worker and whose
+responses reach the client in time, while the model's weights are resident; a LOAD occupies the device's load
+lane and, until the weights are evicted, their pages. The rest is relaxed, as follows.
 
-**Why it is a bound** (weak duality). Take any schedule, and any prices that are not negative: l(t) for exec
-lane time, n for load lane time, m for a page in use. No schedule uses more than all there is, so
+**Why it is a bound** (weak duality). Take any schedule, and any nonnegative prices: l(t) for exec lane time,
+n for load lane time, m for a page in use. No schedule uses more than the available resources, so
 
     served <= served + sum of l(t) (D - exec lanes busy at t) + n (D T - load lane time)
                      + m (D P T - page time)
-            = D sum of l + n D T + m D P T                                     (what all there is would bring)
+            = D sum of l + n D T + m D P T                                     (the value of all resources)
               + sum over models of (requests served - what they, their LOADs and their pages cost).
 
 The last sum is bounded model by model:
@@ -27,10 +27,10 @@ The last sum is bounded model by model:
   request by request: each pays for a LOAD or for keeping the weights since the request before, whichever is
   less.
 
-Every price gives a bound; the least that was found is returned. Of up to eight requests (each counting 1,
-from an empty start) the exact number is found by search (see ``oracle_exact``). Where ``rates_rps`` are
-given, arrivals are taken to be Poisson, and policies that do not know them before they come are bounded too,
-in expectation (see ``oracle_online``): with thousands of cold models they can do far less than who knows.
+Every price gives a bound; the least one found is returned. For up to eight requests (each counting 1, from an
+empty start) the exact number is found by search (see ``oracle.exact``). If ``rates_rps`` are given, arrivals
+are taken to be Poisson, and policies without foresight are bounded too, in expectation (see
+``oracle.online``): with thousands of cold models they can serve far fewer requests than with foresight.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ __all__ = [
 
 
 class OracleBound(Struct, frozen=True, kw_only=True):
-    """At most ``goodput`` requests (or weight) can be answered in time; ``count`` is it without fractions.
+    """At most ``goodput`` requests (or weight) can be served in time; ``count`` is it rounded down.
 
     ``prices``: requests per second of an exec lane (on average), of a load lane, and of a page. ``limits``:
-    by resource, its share of the bound: what is scarce has a large one; ``requests`` is what is left:
-    requests that come too cheap to be limited by anything but their number. ``foresight``: it bounds even
-    those who know the future.
+    each resource's share of the bound: scarce ones have a large share; ``requests`` is the rest: requests so
+    cheap that only their number limits them. ``foresight``: the bound holds even for schedulers that know all
+    arrivals in advance.
     """
 
     offered: int
@@ -85,7 +85,7 @@ class OracleBound(Struct, frozen=True, kw_only=True):
 
 
 def model_costs(row: ZooModel, page_bytes: int, max_batch: int | None = None) -> ModelCosts:
-    """A row of a zoo as the oracle sees it."""
+    """A row of a zoo as the oracle's input."""
     sizes = row.batch_sizes(max_batch)
     return ModelCosts(
         infer_ns={size: row.infer_ns[size] for size in sizes},
@@ -105,14 +105,14 @@ def upper_bound(
     weights: Sequence[float] | None = None,
     rates_rps: Sequence[float] | None = None,
 ) -> OracleBound:
-    """The most of ``requests`` that can be answered in time on ``cluster`` from an empty start at time 0.
+    """The most of ``requests`` that can be served in time on ``cluster`` from an empty start at time 0.
 
     ``noise``: durations may be as short as it allows (else they are the profile's); policies that do not know
     arrivals do not know the noise either, so their LOADs take lane time by their mean. ``warm_start``: any
-    weights that fit may be there at no cost when the first request is sent; use it for a stretch of a
+    weights that fit may be resident at no cost when the first request is sent; use it for an interval of a
     longer run. ``weights``: what each request counts (by default 1). To bound one class while another is
-    served in full, let the other weigh so much that it always wins (10, say), and take its weight off the
-    result. ``rates_rps``: by model; see the module.
+    served in full, give the other a weight with which it always has priority (10, say), and subtract its
+    weight from the result. ``rates_rps``: by model; see the module.
     """
     network = network or read_constants().network
     offered = len(requests.times_ns)
@@ -157,12 +157,12 @@ def _exact(
 
 
 def _whole(goodput: float) -> int:
-    """The most requests that a bound allows; what rounding may have taken is given back."""
+    """The most requests that a bound allows, with a tolerance for rounding errors."""
     return math.floor(goodput * (1 + 1e-9) + 1e-6)
 
 
 def _frequent(costs: Costs, rates_rps: Sequence[float]) -> list[float]:
-    """Rates from which models may be taken as frequent: so many requests per usual window."""
+    """Rates from which models count as frequent, by requests per usual window."""
     window_s = float(np.median(costs.end - costs.release)) / NS_PER_S
     rates = np.asarray(rates_rps)[np.unique(costs.model)]
     limits = {
@@ -174,7 +174,7 @@ def _frequent(costs: Costs, rates_rps: Sequence[float]) -> list[float]:
 def closed_loop_limit_rps(
     infer_ns: Mapping[int, int], slo_ns: int, max_batch: int, devices: int = 1, network: Network | None = None
 ) -> float:
-    """The most answers in time per second that closed-loop clients can get, however many they are.
+    """The most responses in time per second that any number of closed-loop clients can get.
 
     D / min of infer(b) / b over the batch sizes whose run fits into the SLO with the least delays; 0 if
     none does.

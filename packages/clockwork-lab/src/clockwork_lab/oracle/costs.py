@@ -1,4 +1,4 @@
-"""Lower bounds for the oracle: what each request costs at the least, and prices of exec lane time."""
+"""Lower bounds for the oracle: the least cost of each request, and prices of exec lane time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clockwork_serve.sim.constants import Network, Noise
 from clockwork_serve.units import NS_PER_US
 
 # ------------------------------------------------------------
-# What each request must cost at the least, whoever schedules it; it assumes no policy.
+# The least cost of each request under any policy.
 #
 # All times are ns as float64 (exact up to 2**53). Requests are kept sorted by model, then by the first
 # instant at which they can run.
@@ -36,14 +36,14 @@ class OracleRequests(Protocol):
 
 
 class ModelCosts(Struct, frozen=True, kw_only=True):
-    """One model: how long a batch of each size and a LOAD take, in ns, and its weights in pages."""
+    """One model: durations of a batch of each size and of a LOAD, in ns, and the pages of its weights."""
 
     infer_ns: dict[int, int]
     load_ns: int
     pages: int
 
     def at_least(self, noise: Noise) -> ModelCosts:
-        """The same with every duration as short as noise can make it."""
+        """The same with the shortest durations that noise allows."""
         infer_less = -round(min(0.0, noise.infer_us[0][1]) * NS_PER_US)
         load_less = -round(min(0.0, noise.load_us[0][1]) * NS_PER_US)
         return ModelCosts(
@@ -54,13 +54,12 @@ class ModelCosts(Struct, frozen=True, kw_only=True):
 
 
 class Costs:
-    """Requests that somebody could serve, sorted by (model, release), and what they must take.
+    """Requests that can be served at all, sorted by (model, release), and their least costs.
 
     ``release``: the first instant at which a request can run. ``end``: the last at which its run may end.
     ``lane_ns``: its least share of an exec lane, in the largest batch that it could be part of. ``group``:
     the most requests that one LOAD could serve together with it, all of them waiting when it starts; 0 if
-    it cannot wait. ``shortest_ns``: a run of its model at the least. ``load_ns`` and ``pages``: of its
-    model.
+    it cannot wait. ``shortest_ns``: the shortest run of its model. ``load_ns`` and ``pages``: of its model.
     """
 
     __slots__ = (
@@ -78,9 +77,9 @@ class Costs:
         most_pages: int,
         weights: Sequence[float] | None,
     ) -> None:
-        """``first_load_ns``: no LOAD starts earlier; None: weights may be there from the start.
+        """``first_load_ns``: no LOAD starts earlier; None: weights may be resident from the start.
 
-        ``most_pages``: no device holds more.
+        ``most_pages``: the most pages that a device has.
         """
         infer = _Durations(models)
         model = np.asarray(requests.models, dtype=np.int64)
@@ -111,14 +110,14 @@ class Costs:
         self.group[fits] = self._companions(fits, sent[at][fits], latest_load[fits])
 
     def only(self, chosen: NDArray[np.bool_]) -> Costs:
-        """These requests alone, each with what it costs among all."""
+        """A subset of the requests, each with its cost among all."""
         costs = copy(self)
         for name in Costs.__slots__:
             setattr(costs, name, getattr(self, name)[chosen])
         return costs
 
     def longer_loads(self, by_ns: float) -> Costs:
-        """The same, with every LOAD to be paid so much longer than what was held to fit."""
+        """The same with longer LOADs in the costs, without changing which requests can be served."""
         costs = copy(self)
         costs.load_ns = self.load_ns + by_ns
         return costs
@@ -182,20 +181,20 @@ def range_best(
 
 
 # ------------------------------------------------------------
-# Prices of exec lane time, slot by slot, that make the bound small; none makes it wrong.
+# Prices of exec lane time, slot by slot, that minimise the bound; any prices give a valid one.
 
 
 MOST_SLOTS = 4096
 MOST_PAIRS = 400_000
-"""Slots are made longer until there are no more pairs of a request and a slot that it can use."""
+"""The most pairs of a request and a slot that it can use; slots are made longer to stay below it."""
 EXACT_UP_TO = 512
-"""So few requests get slots that begin and end exactly where requests can."""
+"""Up to this many requests, slots begin and end exactly where requests can."""
 TURNS = 2000
-PATIENCE = 10
-"""Looks, each after ``LOOK`` turns, without an improvement by 1e-5 that end the search."""
+CHECKS_WITHOUT_GAIN = 10
+"""The search ends after this many checks, every ``LOOK`` iterations, without an improvement by 1e-5."""
 LOOK = 20
 QUANTUM = 1e-3
-"""Requests whose cost differs by this share are merged, at the lesser cost, where there are many."""
+"""Of many requests, those whose costs differ by less than this share are merged, at the lesser cost."""
 
 
 class Groups(Struct, frozen=True):
@@ -248,15 +247,15 @@ class LanePrices:
 
     @property
     def lasts_ns(self) -> float:
-        """From the first instant at which a request can run to the last."""
+        """The time from the first instant at which a request can run to the last."""
         return float(self.edges[-1] - self.edges[0])
 
     def at_least(self) -> Floats:
-        """The least price in each request's window: no share of a lane that it may use is cheaper."""
+        """The least price in each request's window."""
         return range_best(self.prices, self._first, self._last, np.minimum)
 
     def rent(self, devices: int) -> float:
-        """What all lanes are worth together."""
+        """The total price of all lanes."""
         return devices * float(self.prices @ self._slots_ns)
 
     def improve(self, devices: int) -> float:
@@ -289,7 +288,7 @@ class LanePrices:
                 waited = 0 if bound < best * (1 - 1e-5) else waited + 1
                 if bound < best:
                     best, self.prices = bound, price * usual
-                if waited == PATIENCE:
+                if waited == CHECKS_WITHOUT_GAIN:
                     break
         return best
 

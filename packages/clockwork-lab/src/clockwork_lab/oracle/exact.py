@@ -1,7 +1,7 @@
-"""The most of a few requests that can be answered in time, exactly; it gives up rather than guess.
+"""The exact number of requests that can be served in time, for few requests; gives up on too many states.
 
-Depth-first search over what each device does next: a batch of any requests that are left, or a LOAD in place
-of any weights. Everything starts as soon as it can: starting something earlier, in the same order, never
+Depth-first search over what each device does next: a batch of any remaining requests, or a LOAD that replaces
+any weights. Everything starts as soon as it can: starting something earlier, in the same order, never
 makes anything else later, so some best schedule is among these. ``requests`` are (release, end, model) in ns.
 """
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from clockwork_lab.oracle.costs import ModelCosts
 
 FEW = 8
-"""Requests that are searched for exactly."""
+"""The most requests of an exact search."""
 MOST_STATES = 100_000
 
 Request = tuple[float, float, int]
@@ -29,7 +29,7 @@ class Stay(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """One device: its lanes are free from these instants on, and these weights are there."""
+    """One device: the instants from which its lanes are free, and its resident weights."""
 
     exec_ns: float
     load_ns: float
@@ -37,12 +37,12 @@ class Lanes(NamedTuple):
 
 
 class Search:
-    """``best`` after ``run()``; None if there were too many states to be sure."""
+    """``best`` after ``run()``; None if there were too many states."""
 
     def __init__(
         self, requests: Sequence[Request], models: Sequence[ModelCosts], pages: int, enough: int
     ) -> None:
-        """``enough``: a bound that is known; when reached, the search ends."""
+        """``enough``: a known bound; the search ends when it is reached."""
         self.requests = requests
         self.models = models
         self.pages = pages
@@ -102,6 +102,6 @@ class Search:
                         yield (), Lanes(device.exec_ns, ready_ns, stays)
 
     def _in_time(self, left: frozenset[int], model: int, start_ns: float) -> bool:
-        """Whether some request of this model that is left can end in time if it starts no sooner."""
+        """Whether a remaining request of this model can end in time if it does not start earlier."""
         end_ns = start_ns + min(self.models[model].infer_ns.values())
         return any(self.requests[one][1] >= end_ns for one in left if self.requests[one][2] == model)

@@ -1,7 +1,7 @@
-"""What can be had without knowing arrivals before they come, where they are Poisson at known rates.
+"""A bound for policies without foresight, if arrivals are Poisson with known rates.
 
-Who knows the future keeps just the weights that are needed again soon; nobody else can. **Why it is a
-bound** (in expectation, for any policy, even one that knows the rates). Requests that are served came
+A policy with foresight keeps exactly the weights that are needed again soon; others cannot. **Why it is a
+bound** (in expectation, for any policy, even one that knows the rates). Requests that are served arrived
 
 * while their weights occupied pages. Whether they do is decided before the arrival, which is independent of
   it; so these requests come at the model's rate times the time that its weights are there, and that time is
@@ -12,8 +12,8 @@ bound** (in expectation, for any policy, even one that knows the rates). Request
 * or before the LOAD that serves them started. Each then pays for that LOAD as if the most requests that can
   wait for one LOAD together with it shared it.
 
-Nobody knows how long a LOAD will take before it has begun, so LOADs take load lane time by their mean;
-whether one fits before a deadline is judged by the shortest.
+The duration of a LOAD is not known before it begins, so LOADs take load lane time by their mean; whether one
+fits before a deadline is decided by the shortest.
 
 Served requests scatter about the bound by at most about the square root of their number.
 """
@@ -30,16 +30,16 @@ from clockwork_lab.oracle.weights import Stays
 from clockwork_serve.units import NS_PER_S
 
 MOST = 24
-"""Arrivals in a window are told apart up to this number; more are taken as enough for any batch."""
+"""The largest number of arrivals in a window that is distinguished; more suffice for any batch."""
 
 
 class Chances:
-    """What models with Poisson arrivals earn, by arrivals in the window before an instant."""
+    """What models with Poisson arrivals gain, by the number of arrivals in the window before an instant."""
 
     def __init__(
         self, costs: Costs, models: Sequence[ModelCosts], rates_rps: Sequence[float], lasts_ns: float
     ) -> None:
-        """``lasts_ns``: how long requests arrive."""
+        """``lasts_ns``: the time over which requests arrive."""
         present, first = np.unique(costs.model, return_index=True)
         rate = np.array([rates_rps[one] for one in present]) / NS_PER_S
         can_wait = np.minimum.reduceat(costs.group, first) > 0
@@ -56,13 +56,13 @@ class Chances:
         self._lane_ns = np.array(
             [_lane_ns(models[present[at]], wide) for at, wide in zip(one, room, strict=True)]
         )
-        # a model without requests does not show: those that do stand for it too
+        # a model without requests is not in the sample: the others represent it
         self._times_ns = lasts_ns * count / -np.expm1(-self._rate * lasts_ns)
 
     def worth(self, lane_price: float, load_price: float, page_price: float) -> float:
-        """At most what requests earn whose weights are there when they come, less what pages cost.
+        """An upper bound on the gain of requests whose weights are resident on arrival, less pages' prices.
 
-        That is beyond what the least of them is counted to earn anyway, waiting alone for a LOAD.
+        It is beyond the gain that the least of them is counted with anyway, waiting alone for a LOAD.
         """
         gain = np.maximum(self._weight[:, None] - lane_price * self._lane_ns, 0.0)
         before = np.stack(
@@ -75,13 +75,13 @@ class Chances:
 
 
 class Online:
-    """The bound at given prices, where models of at least ``frequent_rps`` are taken as frequent."""
+    """The bound at given prices, where models of at least ``frequent_rps`` count as frequent."""
 
     def __init__(
         self, costs: Costs, models: Sequence[ModelCosts], rates_rps: Sequence[float], frequent_rps: float,
         start_ns: float, lasts_ns: float, *, warm: bool, longer_ns: float = 0.0,
     ) -> None:  # fmt: skip
-        """``longer_ns``: LOADs last so much longer on average than at the least."""
+        """``longer_ns``: by how much the mean of a LOAD exceeds its least duration."""
         frequent = np.asarray(rates_rps, dtype=np.float64)[costs.model] >= frequent_rps
         self._often = costs.only(frequent)
         self._seldom = costs.only(~frequent).longer_loads(longer_ns)
@@ -89,7 +89,7 @@ class Online:
         self._chances = Chances(self._seldom, models, rates_rps, lasts_ns) if not frequent.all() else None
 
     def worth(self, lane_price: float, load_price: float, page_price: float) -> float:
-        """At most what requests earn, less what lanes, LOADs and pages cost."""
+        """An upper bound on the gain of all requests, less the prices of lanes, LOADs and pages."""
         often, seldom = self._often, self._seldom
         known = np.maximum(often.weight - often.lane_ns * lane_price, 0.0)
         total = self._stays.worth(known, load_price, page_price)
@@ -101,7 +101,7 @@ class Online:
 
 
 def _poisson(mean: Floats) -> Floats:
-    """By model, the chances of 0..MOST arrivals; the last is that of MOST or more."""
+    """By model, the probabilities of 0..MOST arrivals; the last is that of MOST or more."""
     count = np.arange(MOST)
     logs = np.array([math.lgamma(one + 1.0) for one in count])
     with np.errstate(divide="ignore"):
@@ -110,7 +110,7 @@ def _poisson(mean: Floats) -> Floats:
 
 
 def _lane_ns(model: ModelCosts, room_ns: float) -> Floats:
-    """The least lane time of a request in company, by how many others are near: 0..2 MOST."""
+    """The least lane time of a request by how many others are near: 0..2 MOST."""
     company = np.arange(1.0, 2 * MOST + 2)
     company[MOST:] = np.inf
     least = np.full(len(company), np.inf)

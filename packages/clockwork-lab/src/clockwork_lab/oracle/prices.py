@@ -1,4 +1,4 @@
-"""Looks for the prices under which the bound is least; whatever it finds is a valid bound."""
+"""Searches for the prices with the least bound; any prices give a valid bound."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from clockwork_lab.oracle.online import Online
 from clockwork_lab.oracle.weights import Stays
 
 TURNS = 80
-"""Cuts of an ellipsoid: more improve the bound by less than 0.1 %."""
+"""Iterations of the ellipsoid method: more improve the bound by less than 0.1 %."""
 SCALES = (3.0, 40.0)
-"""How many times the usual prices are looked at."""
+"""Upper ends of the ranges searched, as multiples of the usual prices."""
 
 
 class Found(Struct, frozen=True, kw_only=True):
@@ -27,7 +27,7 @@ class Found(Struct, frozen=True, kw_only=True):
 
 
 class Market:
-    """What is for rent: ``lanes`` for exec, and load lanes and pages of ``devices`` from ``start_ns`` on."""
+    """The resources: ``lanes`` for exec, and load lanes and pages of ``devices`` from ``start_ns`` on."""
 
     def __init__(self, costs: Costs, lanes: LanePrices, devices: int, pages: int, start_ns: float) -> None:
         self.costs = costs
@@ -46,7 +46,7 @@ class Market:
             self._rent = devices * flat * lanes.lasts_ns
 
     def rents(self, prices: Floats) -> dict[str, float]:
-        """What all there is costs at these prices."""
+        """The total price of all resources."""
         time_ns = self.devices * self.lasts_ns
         return {
             "exec": self._rent * float(prices[0]), "load": time_ns * float(prices[1]),
@@ -58,7 +58,7 @@ class Market:
         return self.found(np.array([self._alone_factor, 0.0, 0.0]), self._alone, foresight=True)
 
     def value(self, factor: float) -> Floats:
-        """What each request earns less what its lane costs."""
+        """What each request gains less the price of its lane time."""
         return np.maximum(self.costs.weight - self.costs.lane_ns * self._floor * factor, 0.0)
 
     def found(self, prices: Floats, bound: float, *, foresight: bool) -> Found:
@@ -69,7 +69,7 @@ class Market:
         return Found(bound=bound, prices=each, rents=rents, foresight=foresight)
 
     def scale(self) -> Floats:
-        """Prices at which an ordinary run, LOAD or wait for the next request costs as much as one earns."""
+        """Prices at which a usual run, LOAD or wait for the next request costs what one request gains."""
         costs = self.costs
         usual, paid = float(np.median(costs.weight)), costs.lane_ns * self._floor
         models = 1 + int(np.count_nonzero(np.diff(costs.model)))
@@ -81,7 +81,7 @@ class Market:
 
 
 def with_foresight(market: Market, *, warm: bool) -> Found:
-    """The least bound for those who know all arrivals: exec lanes alone, or with LOADs and pages."""
+    """The least bound for policies that know all arrivals: by exec lanes alone, or with LOADs and pages."""
     costs = market.costs
     if costs.pages[np.flatnonzero(np.diff(costs.model, prepend=-1))].sum() <= market.pages:
         return market.lanes_alone()  # all weights fit on every device
@@ -96,7 +96,7 @@ def with_foresight(market: Market, *, warm: bool) -> Found:
 
 
 def without_foresight(market: Market, online: Online) -> Found:
-    """The least bound for those who know only rates, at one price of exec lanes for all time."""
+    """The least bound for policies that know only rates, with a constant price of exec lanes."""
     lane_ns = market.devices * market.lanes.lasts_ns
     time_ns = market.devices * market.lasts_ns
     scale = market.scale()
@@ -114,16 +114,16 @@ def without_foresight(market: Market, online: Online) -> Found:
 
 
 def _least(bound_at: Callable[[Floats], float], scale: Floats) -> tuple[Floats, float]:
-    """The least that is found among prices of the usual scale, and of a larger one for unusual requests."""
+    """The minimum over prices of the usual scale, and of a larger one for unusual requests."""
     for factor in SCALES:
         prices, bound = _ellipsoid(bound_at, factor * scale)
         if (prices < 0.9 * factor * scale).all():
-            break  # the function is convex: none is less elsewhere
+            break  # the function is convex: this is the global minimum
     return prices, bound
 
 
 def _ellipsoid(bound_at: Callable[[Floats], float], top: Floats) -> tuple[Floats, float]:
-    """The least of a convex function on prices from 0 to ``top``, with slopes by differences."""
+    """The minimum of a convex function over prices from 0 to ``top``, with gradients by differences."""
     axes = len(top)
     point, shape = top / 2, np.diag(axes * (top / 2) ** 2)
     best, best_point = np.inf, point

@@ -1,6 +1,6 @@
-"""What requests are worth once their weights must be loaded and kept, at given prices of LOADs and pages.
+"""The gain of requests whose weights must be loaded and kept, at given prices of LOADs and pages.
 
-The price of LOAD lanes is per ns; the price of pages is per page and ns. It looks for no prices itself.
+The price of LOAD lanes is per ns; the price of pages is per page and ns.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numpy as np
 from clockwork_lab.oracle.costs import Costs, Floats, Ints
 
 DEEP = 512
-"""Models with more requests than this are bounded request by request instead of by their best stays."""
+"""Models with more requests are bounded request by request instead of by their best stays."""
 
 
 class Stays:
@@ -53,14 +53,14 @@ class Stays:
         return splits
 
     def worth(self, value: Floats, load_price: float, page_price: float) -> float:
-        """At most what all requests earn, each ``value`` less what LOADs and pages cost."""
+        """An upper bound on what all requests gain, each ``value`` less the prices of LOADs and pages."""
         costs = self._costs
         load = costs.load_ns * load_price + costs.load_ns * costs.pages * page_price
         hold = costs.pages * page_price
         return self._shallow(value, load, hold) + self._deeper(value, load, hold)
 
     def _shallow(self, value: Floats, load: Floats, hold: Floats) -> float:
-        """Row by row: ``best`` is the most that the requests of a model so far can earn."""
+        """Row by row: ``best`` is the most that the requests of a model so far can gain."""
         if not self._rows:
             return 0.0
         models = len(self._first)
@@ -100,9 +100,9 @@ class Stays:
 
 
 def _latest_opening(costs: Costs) -> Floats:
-    """The last instant at which a stay that serves this request may begin, made to ascend within each model.
+    """The last instant at which a stay that serves this request may begin, made ascending within each model.
 
-    Where a request with a late deadline comes before one with an early deadline, the later request is given
+    If a request with a late deadline arrives before one with an early deadline, the later request is given
     the other's deadline: a relaxation, and the only one that mixed SLOs within one model need.
     """
     latest = costs.end - costs.shortest_ns

@@ -1,1 +1,1 @@
-"""The paper's figures, made again: published curves, policies, limits, from one run. It serves nothing."""
+"""Reproduction of the paper's figures: published curves, policies and limits, from one run."""

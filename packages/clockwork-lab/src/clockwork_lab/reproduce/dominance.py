@@ -1,4 +1,4 @@
-"""Whether our policy is anywhere below the paper's at the same largest batch; it only compares."""
+"""Checks whether our policy is anywhere below the paper's at the same largest batch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clockwork_lab.reproduce.figure import Claim, Panel, Role
 from clockwork_lab.reproduce.players import CAPS, Player
 
 NOISE = 0.005
-"""Of the value: less than this says nothing."""
+"""Relative noise: smaller differences are not significant."""
 
 
 def dominance_claims(panels: Sequence[Panel], everyone: Sequence[Player]) -> list[Claim]:
@@ -32,7 +32,7 @@ def dominance_claims(panels: Sequence[Panel], everyone: Sequence[Player]) -> lis
 
 
 def points_below(panel: Panel, ours: str, theirs: Iterable[str]) -> list[float]:
-    """Where on the x axis our curve is below any of theirs, by more than noise."""
+    """The x values at which our curve is below any of theirs, by more than noise."""
     curves = {series.name: series for series in panel.series}
     rivals = [curves[name] for name in theirs]
     below = []

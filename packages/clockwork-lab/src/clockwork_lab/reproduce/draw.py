@@ -1,4 +1,4 @@
-"""Draws a figure with matplotlib, the same bytes each time. It computes nothing."""
+"""Draws a figure with matplotlib, reproducible to the byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures by name. It runs none of them."""
+"""The experiments by figure name."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ EXPERIMENTS: dict[str, Callable[[Run], Figure]] = {
     "fig2": fig2, "fig5": fig5, "fig6": fig6, "fig7": fig7, "fig8": fig8, "fig9": fig9, "fig10": fig10,
     "fig11": fig11,
 }  # fmt: skip
-"""What makes each figure, in the paper's order."""
+"""The function that makes each figure, in the paper's order."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points
 from clockwork_lab.reproduce.paper_curves import curve
 from clockwork_lab.reproduce.prediction import Errors, errors_of, tail
-from clockwork_lab.reproduce.real_load import Asking, Told, ask
+from clockwork_lab.reproduce.real_load import Asking, RequestCounts, ask
 from clockwork_lab.reproduce.real_model import write_model
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.config import Settings
@@ -26,7 +26,7 @@ CLIENTS, THINK_S, SLO_MS = 6, 0.02, 250.0
 SECONDS, SHORT_SECONDS = 120.0, 1.5
 KINDS = ("INFER", "LOAD")
 PUBLISHED_MS = {"INFER": 2.9, "LOAD": 8.32}
-"""What ResNet50 takes on the paper's GPU."""
+"""The duration of ResNet50 on the paper's GPU."""
 SHARE_MOST = 10.0
 NINES = {99.0: 2.0, 99.9: 3.0, 99.99: 4.0, 99.999: 5.0, 100.0: 6.0}
 NINES_LABEL = "nines of the percentile (2: p99; 6: the largest)"
@@ -40,12 +40,12 @@ SIDES = (("over", True), ("under", False))
 
 
 def fig10(run: Run) -> Figure:
-    """Serve, ask, and read from the journal what was predicted and what came."""
+    """Serve, send requests, and compare predictions and measurements in the journal."""
     run.plan(1)
     policy = "default" if "default" in POLICIES else "paper"
     config = ControllerConfig(policy=policy)
     with tempfile.TemporaryDirectory() as folder:
-        told = serve_and_ask(run, Path(folder), config)
+        counts = serve_and_ask(run, Path(folder), config)
         errors = errors_of(read_journal(Path(folder) / "journal"), config.network_ns)
     return Figure(
         figure="fig10",
@@ -55,7 +55,7 @@ def fig10(run: Run) -> Figure:
             experiment=f"{MODELS} copies of a network of 8 convolutions on one CPU device with room for "
             f"{MEMORY_BYTES // MIB} MiB of weights, policy {policy}; {CLIENTS} clients by HTTP for "
             f"{SHORT_SECONDS if run.short else SECONDS:g} s, {THINK_S * 1e3:g} ms between an answer and the "
-            f"next request, SLO {SLO_MS:g} ms: {told.asked:,} requests, {told.good:,} answered in time; "
+            f"next request, SLO {SLO_MS:g} ms: {counts.asked:,} requests, {counts.good:,} answered in time; "
             + ", ".join(f"{len(errors[kind].took_ns):,} {kind}s" for kind in KINDS),
         ),
         panels=(
@@ -67,8 +67,8 @@ def fig10(run: Run) -> Figure:
     )  # fmt: skip
 
 
-def serve_and_ask(run: Run, folder: Path, config: ControllerConfig) -> Told:
-    """Start a server that keeps a journal, ask it, stop it."""
+def serve_and_ask(run: Run, folder: Path, config: ControllerConfig) -> RequestCounts:
+    """Start a server with a journal, send requests, stop it."""
     names = [f"convolutions_{number:02d}" for number in range(MODELS)]
     for number, name in enumerate(names):
         write_model(folder / "models", name, run.seed + number)
@@ -84,11 +84,11 @@ def serve_and_ask(run: Run, folder: Path, config: ControllerConfig) -> Told:
         models=names, clients=CLIENTS, think_s=THINK_S, seconds=SHORT_SECONDS if run.short else SECONDS,
         slo_ms=SLO_MS, seed=run.seed,
     )  # fmt: skip
-    run.tell(0.0, "starting a server")
+    run.report(0.0, "starting a server")
     with running_server(server_config, on_line=logging.getLogger(__name__).debug) as server:
-        told = ask(server.http_url, asking, lambda part: run.tell(part, "asking a real server"))
+        counts = ask(server.http_url, asking, lambda part: run.report(part, "asking a real server"))
     run.finished("asked a real server")
-    return told
+    return counts
 
 
 def _panel(kind: str, what: str, errors: dict[str, Errors]) -> Panel:

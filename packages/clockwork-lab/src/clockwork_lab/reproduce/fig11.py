@@ -1,6 +1,6 @@
 """Fig 11: goodput through one controller as emulated workers are added, on virtual time and in real time.
 
-It only measures. What runs in real time is in ``fig11_real``.
+The real-time part is in ``fig11_real``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Reached(Struct, frozen=True):
 
 
 def fig11(run: Run) -> Figure:
-    """On virtual time every policy; in real time the last one, which is ours."""
+    """Every policy on virtual time; the last one, which is ours, in real time."""
     virtual = fig11_virtual(run)
     ours = _as_published(players((CAP,))[-1])
     real = fig11_real.measure(run, ours)

@@ -1,7 +1,7 @@
-"""Fig 11 in real time: real processes and sockets, emulated devices, more load until goodput falls behind.
+"""Fig 11 in real time: real processes, emulated devices; the load rises until goodput falls behind it.
 
-It only measures. The paper has a machine for each worker and 18 cores for its controller; here the processes
-share what cores there are.
+The paper has a machine for each worker and 18 cores for its controller; here the processes share the
+available cores.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from clockwork_lab.reproduce.figure import Claim, Panel, Role, Series, points
 from clockwork_lab.reproduce.paper_curves import curve, value
 from clockwork_lab.reproduce.players import Player
 from clockwork_lab.reproduce.real_controller import Processes, processes
-from clockwork_lab.reproduce.real_requests import Books, Requests
+from clockwork_lab.reproduce.real_requests import Accounting, Requests
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.units import ms
 
 DEVICES, SHORT_DEVICES = (1, 2, 4, 8, 16, 24, 32, 48), (1, 2)
 DEVICE_RPS: Final = 801.0
-"""What one device answers in batches of 8 back to back (9.99 ms)."""
+"""The capacity of one device in consecutive batches of 8 (9.99 ms)."""
 SHARES, SHORT_SHARES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0), (0.4,)
-"""Of what the devices can answer: offered one after the other, until less than ``KEPT`` is answered well."""
+"""Offered loads as shares of the devices' capacity, in order, until less than ``KEPT`` of one is good."""
 STEP_S, SHORT_STEP_S, WARM_S, SHORT_WARM_S = 2.0, 1.0, 1.5, 0.5
 WARM_SHARE, KEPT = 0.2, 0.95
 MODELS, WORKERS = 4, 2
-"""Models for each device, and the worker processes that the devices are dealt out to."""
+"""Models for each device, and the number of worker processes that the devices are distributed over."""
 GOAL_RPS: Final = 60_000.0
 US_PER_S: Final = 1e6
 NOTES = (
@@ -44,24 +44,24 @@ NOTES = (
 
 @dataclass(slots=True, frozen=True)
 class Step:
-    """One rate, offered to so many devices: the books, and seconds of CPU that each kind of process used."""
+    """One offered rate on that many devices: the accounting, and CPU seconds of each kind of process."""
 
     devices: int
     seconds: float
-    books: Books
+    accounting: Accounting
     controller_s: float
     workers_s: float
     generator_s: float
 
     @property
     def good_rps(self) -> float:
-        """Good answers per second."""
-        return self.books.good / self.seconds
+        """Goodput in requests per second."""
+        return self.accounting.good / self.seconds
 
     @property
     def kept(self) -> bool:
-        """Whether what was offered was answered well, but for a few."""
-        return self.books.good >= KEPT * self.books.offered
+        """Whether nearly all of what was offered was good."""
+        return self.accounting.good >= KEPT * self.accounting.offered
 
 
 def measure(run: Run, player: Player) -> dict[int, list[Step]]:
@@ -77,7 +77,7 @@ def best(steps: list[Step]) -> Step:
 
 
 def experiment(run: Run, player: Player) -> str:
-    """What was done, in words."""
+    """A description of the experiment."""
     return (
         f"one controller process, policy {player.name}, up to {WORKERS} worker processes of emulated devices "
         f"that take ResNet50's time on a V100, {MODELS} models for each device, SLO {SLO_MS:g} ms; requests "
@@ -101,7 +101,9 @@ def panels(found: dict[int, list[Step]]) -> tuple[Panel, ...]:
             series=(
                 *((shown,) if shown.points else ()),
                 _series("good answers", 0, [(top.devices, top.good_rps) for top in tops]),
-                _series("offered then", 1, [(top.devices, top.books.offered / top.seconds) for top in tops]),
+                _series(
+                    "offered then", 1, [(top.devices, top.accounting.offered / top.seconds) for top in tops]
+                ),
                 _series("good answers, more offered", 2, [(each, _beyond(found[each])) for each in found]),
             ),
         ),
@@ -119,11 +121,11 @@ def panels(found: dict[int, list[Step]]) -> tuple[Panel, ...]:
 
 
 def claims(found: dict[int, list[Step]]) -> list[Claim]:
-    """The goal for a whole machine, and what the controller alone would carry."""
+    """The goal for a whole machine, and what the controller alone could serve."""
     top = best([step for steps in found.values() for step in steps])
     paper = value("fig11", "Clockwork", "goodput_rps", 110.0)
     cores = len(os.sched_getaffinity(0))
-    carried = top.books.offered / top.controller_s if top.controller_s else None
+    carried = top.accounting.offered / top.controller_s if top.controller_s else None
     return [
         Claim(name=f"goodput in real time through sockets, at {top.devices} devices, {cores} cores for all",
               paper=paper, ours=top.good_rps, sense=">=", target=GOAL_RPS),
@@ -133,7 +135,7 @@ def claims(found: dict[int, list[Step]]) -> list[Claim]:
 
 
 def _beyond(steps: list[Step]) -> float | None:
-    """Goodput at the highest rate, if that is past the best one."""
+    """Goodput at the highest rate, if that is beyond the best one."""
     return None if steps[-1] is best(steps) else steps[-1].good_rps
 
 
@@ -143,7 +145,7 @@ def _series(name: str, variant: int, pairs: Sequence[tuple[int, float | None]]) 
 
 def _cpu(name: str, variant: int, used: list[tuple[Step, float]]) -> Series:
     return _series(
-        name, variant, [(step.devices, US_PER_S * used_s / step.books.offered) for step, used_s in used]
+        name, variant, [(step.devices, US_PER_S * used_s / step.accounting.offered) for step, used_s in used]
     )
 
 
@@ -157,7 +159,7 @@ def _step_s(run: Run) -> float:
 
 async def _measure(run: Run, player: Player, devices: int) -> list[Step]:
     text = f"real time, {devices} devices"
-    run.tell(0.0, text)
+    run.report(0.0, text)
     steps: list[Step] = []
     rng = np.random.default_rng([run.seed, devices])
     async with processes(player.config, devices=devices, models=MODELS * devices, workers=WORKERS) as real:
@@ -168,7 +170,7 @@ async def _measure(run: Run, player: Player, devices: int) -> list[Step]:
             await requests.offer(rng, WARM_SHARE * capacity, SHORT_WARM_S if run.short else WARM_S)
             shares = _shares(run)
             for number, share in enumerate(shares):
-                run.tell((number + 1) / (len(shares) + 1), text)
+                run.report((number + 1) / (len(shares) + 1), text)
                 steps.append(await _step(requests, rng, real, devices, share * capacity, _step_s(run)))
                 if not steps[-1].kept:
                     break
@@ -182,6 +184,6 @@ async def _step(
     requests: Requests, rng: np.random.Generator, real: Processes, devices: int, rps: float, seconds: float
 ) -> Step:
     before = real.cpu_s()
-    books = await requests.offer(rng, rps, seconds)
+    accounting = await requests.offer(rng, rps, seconds)
     used = [after - earlier for earlier, after in zip(before, real.cpu_s(), strict=True)]
-    return Step(devices, seconds, books, *used)
+    return Step(devices, seconds, accounting, *used)

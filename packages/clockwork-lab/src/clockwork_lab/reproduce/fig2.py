@@ -1,4 +1,4 @@
-"""Fig 2: an inference alone takes the same time each time, several at once do not; on the real CPU device."""
+"""Fig 2: isolated inferences have constant durations, concurrent ones do not; on the real CPU device."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ STEADY, UNSTEADY = 1.10, 4.0
 
 
 class Alone(Struct, frozen=True):
-    """Runs one at a time: how long each took, and the CPU time that its thread had meanwhile, in ms."""
+    """Isolated runs: the duration of each, and its thread's CPU time, in ms."""
 
     wall_ms: list[float]
     cpu_ms: list[float]
 
 
 class Crowd(Struct, frozen=True):
-    """So many threads at once: requests per second, and latencies in ms."""
+    """Runs by that many concurrent threads: requests per second, and latencies in ms."""
 
     rate_rps: float
     median_ms: float
@@ -95,7 +95,7 @@ def fig2(run: Run) -> Figure:
 
 @contextmanager
 def one_core() -> Iterator[str]:
-    """Have this thread, and those it starts, on one core."""
+    """Pin this thread, and those it starts, to one core."""
     if not hasattr(os, "sched_setaffinity"):
         yield "(any)"
         return
@@ -110,7 +110,7 @@ def one_core() -> Iterator[str]:
 
 @contextmanager
 def collector_off() -> Iterator[None]:
-    """As the worker runs: nothing collects garbage meanwhile."""
+    """Disable garbage collection, as the worker does."""
     gc.collect()
     gc.disable()
     try:
@@ -141,7 +141,7 @@ def isolated(run: Run, folder: Path) -> Alone:
             alone.wall_ms.append(to_ms(time.perf_counter_ns() - started_ns))
             alone.cpu_ms.append(to_ms(time.thread_time_ns() - used_ns))
             if not at & 0xFF:
-                run.tell(at / count, "isolated runs")
+                run.report(at / count, "isolated runs")
     finally:
         device.close()
     run.finished("isolated runs")
@@ -149,7 +149,7 @@ def isolated(run: Run, folder: Path) -> Alone:
 
 
 def crowded(run: Run, path: Path) -> dict[int, Crowd]:
-    """What threads get that call one plain session at will."""
+    """Concurrent threads that all run one plain session without scheduling."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Fig 5: goodput against the SLO on one GPU, 15 ResNet50 with 16 clients each. It only measures."""
+"""Fig 5: goodput against the SLO on one GPU, 15 ResNet50 with 16 clients each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AGREEMENT = 0.10
 PUBLISHED = "published: Clockwork"
 MODELS, CLIENTS = 15, 16
 WARM_S, WARM_RPS, WARM_SLO_MS = 1.0, 150.0, 250.0
-"""Every model is asked at leisure first: policies that refuse what is too late never load at a tight SLO."""
+"""Models are warmed up at a loose SLO first: policies that reject late requests never load at a tight one."""
 WARMUP_S, SECONDS, SHORT_S = 2.0, 12.0, 2.5
 
 Tallies = dict[tuple[str, float], Tally]
@@ -124,7 +124,7 @@ def _limits(run: Run, slos: tuple[float, ...]) -> list[Series]:
 
 
 def _quantile_ms(tally: Tally, share: float) -> float:
-    """A quantile of the latencies of all answers, good and refused."""
+    """A quantile of the latencies of all responses, good and rejected."""
     both = DurationHistogram()
     for part in (tally.loads[0].answered, tally.loads[0].refused):
         both.count += part.count

@@ -1,4 +1,4 @@
-"""Fig 6: 3600 models come to share one GPU, one a second, beside one busy model. It only measures."""
+"""Fig 6: 3600 models are added to one GPU, one a second, beside one busy model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KIND = "resnet50_v2"
 MODELS, MINOR_RPS, MAJOR_RPS, SLO_MS = 3600, 200.0, 1000.0, 100.0
 LEAD_S, HOUR_S, BUCKET_S = 60.0, 3600.0, 30.0
 SHORT_HOUR_S = 18.0
-"""The short form lets the hour's models come in 18 s."""
+"""The short form adds the hour's models within 18 s."""
 LIMIT_S = 20.0
 AGREEMENT = 0.15
 MINOR, MAJOR = 0, 1
@@ -95,7 +95,7 @@ def _scenario(lead_s: float, hour_s: float) -> Scenario:
 
 
 def _along(tally: Tally, read: Value, lead_s: float, shrink: float, bucket_s: float) -> Pairs:
-    """A value for each stretch but the last, at its middle, in minutes of the paper's hour."""
+    """A value for each interval but the last, at its middle, in minutes of the paper's hour."""
     found: Pairs = []
     for at, (row, busy) in enumerate(zip(tally.rows, tally.busy_rows, strict=False)):
         middle_s = (at + 0.5) * bucket_s - lead_s
@@ -121,7 +121,7 @@ def _cold(row: Sequence[Count], busy: Busy) -> float | None:
 
 
 def _limit(run: Run, lead_s: float, hour_s: float) -> Series:
-    """The oracle's for Major beside a Minor that is served in full, at the minutes of the published curve."""
+    """The oracle's limit for Major if Minor is served in full, at the minutes of the published curve."""
     shrink = hour_s / HOUR_S
     seconds = LIMIT_S * shrink
     minutes = [point.x for point in curve("fig6", "Major goodput", "goodput_rps").points]

@@ -1,4 +1,4 @@
-"""Fig 7: how tight an SLO six GPUs can meet, for few and many models and three rates. It only measures."""
+"""Fig 7: how tight an SLO six GPUs can meet, for few and many models and three rates."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _scenario(models: int, rate: int, step_s: float) -> Scenario:
 
 
 def _limit(run: Run, scenario: Scenario, step_s: float) -> Series:
-    """The oracle's, from the first seconds of each step."""
+    """The oracle's limit, from the first seconds of each step."""
     seconds = min(LIMIT_S, step_s)
     wanted = [LimitStretch(step_s * (1 + step), seconds) for step in range(len(STEPS_MS))]
     values = satisfactions(run, KIND, stretches(run, scenario, wanted), devices=DEVICES)

@@ -1,4 +1,4 @@
-"""Fig 8: latency-sensitive clients on six GPUs, alone and beside batch clients. It only measures."""
+"""Fig 8: latency-sensitive clients on six GPUs, alone and beside batch clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES = {
     "12 batch clients of 16": (12, 16, "LS + 12 big-batch", "12 big-batch clients"),
     "48 batch clients of 4": (48, 4, "LS + 48 small-batch", "48 small-batch clients"),
 }
-"""Batch models, requests that each keeps out, and the names of the published curves."""
+"""Batch models, concurrent requests of each, and the names of the published curves."""
 FLOORS = {6.53: (0.90, 1700.0), 9.79: (0.98, 2100.0), 14.68: (0.995, 2300.0)}
 """By SLO: satisfaction and batch goodput to reach beside 12 batch clients."""
 STEP_S, SHORT_STEP_S = 30.0, 0.3
@@ -76,12 +76,12 @@ def _scenario(case: str, step_s: float) -> Scenario:
 
 
 def satisfactions(tally: Tally) -> list[float]:
-    """Of the latency-sensitive clients, for each step."""
+    """Satisfaction of the latency-sensitive clients, for each step."""
     return [row[SENSITIVE_LOAD].satisfaction for row in tally.rows[1 : 1 + len(STEPS_MS)]]
 
 
 def batch_rates(tally: Tally, step_s: float) -> list[float]:
-    """Good answers per second of the batch clients, for each step."""
+    """Goodput per second of the batch clients, for each step."""
     return [row[BATCH_LOAD].ok / step_s for row in tally.rows[1 : 1 + len(STEPS_MS)]]
 
 

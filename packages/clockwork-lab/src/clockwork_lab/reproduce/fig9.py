@@ -1,4 +1,4 @@
-"""Fig 9: a trace of 46,000 functions on 4,026 models and twelve GPUs, then more of it. It only measures."""
+"""Fig 9: a trace of 46,000 functions on 4,026 models and twelve GPUs, then with more load."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REQUESTS, BASELINE_REQUESTS, SHORT_REQUESTS = 21_600_000, 1_000_000, 15_000
 SWEEP_REQUESTS, SHORT_SWEEP_REQUESTS = 200_000, 4_000
 SWEEP = (0.8, 1.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.4)
 SWEEP_WARMUP_S, LIMIT_S = 20.0, 10.0
-"""The limit of the sweep is that of a stretch so long."""
+"""Length of the interval for which the sweep's limit is computed."""
 
 LOST_MOST, BUSY_LEAST, COLD_LEAST = 5, 0.8, 0.013
 BUCKET_S, SHORT_BUCKET_S = 60.0, 0.5
@@ -29,7 +29,7 @@ Read = Callable[[Count], float | None]
 
 
 def fig9(run: Run, requests: int | None = None) -> Figure:
-    """The trace under every policy; ``requests`` says how long (None: what the run's length stands for)."""
+    """The trace under every policy; ``requests`` is the length of the run (None: by its own setting)."""
     everyone = soloists() if run.short else players()
     rates = SWEEP[::8] if run.short else SWEEP
     found = [each for each in sources(run) if each.trace is None or not run.short]
@@ -73,7 +73,7 @@ def _requests(run: Run, player: Player, requests: int | None) -> int:
 
 
 def _warmup_s(run: Run) -> float:
-    """The first calls of thousands of models, all cold at once, are not the question."""
+    """Excludes the first calls of thousands of models, which are all cold at once."""
     return SHORT_WARMUP_S if run.short else WARMUP_S
 
 
@@ -179,7 +179,7 @@ def _sweep(run: Run, source: Source, everyone: tuple[Player, ...], factors: tupl
 
 
 def _unavoidable(run: Run, source: Source, rates: list[float]) -> Series:
-    """What nobody could save, by the oracle, who knows every request beforehand."""
+    """Requests that no policy could serve, by the oracle, which knows all requests in advance."""
     kinds = [each.kind for each in source.models for _ in range(each.copies)]
     stretch = LimitStretch(SHORT_WARMUP_S, 1.0) if run.short else LimitStretch(SWEEP_WARMUP_S, LIMIT_S)
     pairs = []

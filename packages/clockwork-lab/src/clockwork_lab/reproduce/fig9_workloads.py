@@ -28,7 +28,7 @@ class Source(Struct, frozen=True, kw_only=True):
     folder: Path | None = None
 
     def scenario(self, seconds: float, warmup_s: float, rate_rps: float | None = None) -> Scenario:
-        """So many seconds of it, after a warm-up that does not count."""
+        """This many seconds of it, after a warm-up that is not counted."""
         rate = rate_rps or self.rate_rps
         names = tuple(each.name for each in self.models)
         load = (

@@ -1,4 +1,4 @@
-"""A reproduced figure as data: series in panels, claims, how it came about. It neither runs nor draws."""
+"""A reproduced figure as data: series in panels, claims, and provenance."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from msgspec import Struct
 
 
 class Role(enum.StrEnum):
-    """Whose curve it is; the picture's colours follow it."""
+    """What a curve stands for; its colour follows from it."""
 
     PAPER = "paper"
     """As published."""
     RELEASED = "released"
     """Policy ``paper`` with the constants of the authors' code."""
     MENDED = "mended"
-    """Policy ``paper`` with honest constants: the fair baseline."""
+    """Policy ``paper`` with corrected constants: the fair baseline."""
     DEFAULT = "default"
     """Our policy."""
     LIMIT = "limit"
@@ -27,7 +27,7 @@ class Role(enum.StrEnum):
 
 
 class Point(Struct, frozen=True):
-    """One point. ``y`` is None where there is nothing to say (no request ended in time, say)."""
+    """One point. ``y`` is None if there is no value (no request ended in time, say)."""
 
     x: float
     y: float | None
@@ -59,7 +59,7 @@ class Panel(Struct, frozen=True, kw_only=True):
 
 
 class Claim(Struct, frozen=True, kw_only=True):
-    """What was published, what came out here, and what should: ``ours`` is to be ``sense`` ``target``.
+    """A published value, our measured value, and the goal: ``ours`` is to be ``sense`` ``target``.
 
     ``sense`` is ``>=``, ``<=`` or ``+-`` (within ``tolerance`` of it).
     """
@@ -73,7 +73,7 @@ class Claim(Struct, frozen=True, kw_only=True):
 
     @property
     def met(self) -> bool:
-        """Whether it is so; never where nothing was measured."""
+        """Whether the goal is met; False if nothing was measured."""
         if self.ours is None:
             return False
         if self.sense == ">=":
@@ -91,7 +91,7 @@ class Claim(Struct, frozen=True, kw_only=True):
 
 
 class Figure(Struct, frozen=True, kw_only=True):
-    """One figure of the paper. ``setup`` says how it was made, ``notes`` what a reader should know."""
+    """One figure of the paper. ``setup`` says how it was made, ``notes`` are remarks for the reader."""
 
     figure: str
     title: str
@@ -128,7 +128,7 @@ def points(pairs: Any) -> tuple[Point, ...]:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to 6 significant digits: more would say nothing, and would differ between machines."""
+    """Floats to 6 significant digits: more are not significant, and would differ between machines."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What no policy can exceed, by the oracle, for stretches of a figure's workload. It simulates nothing."""
+"""Limits that no policy can exceed, by the oracle, for intervals of a figure's workload."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from clockwork_serve.workload.scenario import Scenario
 from clockwork_serve.workload.stream import Arrivals, build
 
 OTHERS_WEIGH = 10.0
-"""A class of requests that is to be served in full counts so much that it always wins."""
+"""The weight of a class of requests that is to be served in full, so that it always has priority."""
 
 
 class LimitStretch(Struct, frozen=True):
-    """A stretch of a workload: from ``start_s``, so many seconds."""
+    """An interval of a workload: from ``start_s``, of this length."""
 
     start_s: float
     seconds: float

@@ -1,4 +1,4 @@
-"""Which figures there are; kept apart from what makes them, which is slow to import."""
+"""The names of the figures, apart from the experiments, which are slow to import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published numbers, from package data; it computes nothing from them."""
+"""The published numbers, from package data."""
 
 from __future__ import annotations
 

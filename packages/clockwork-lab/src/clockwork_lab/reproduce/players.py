@@ -1,4 +1,4 @@
-"""The policies that a figure compares, at which largest batch. It knows no experiment."""
+"""The policies that a figure compares, and their largest batches."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Player(Struct, frozen=True, kw_only=True):
 
     @property
     def agrees(self) -> bool:
-        """Whether it should do what was published."""
+        """Whether it is expected to reproduce the published values."""
         return self.role is Role.RELEASED and self.cap == RELEASED_CAP
 
     @property
     def ours(self) -> bool:
-        """Whether it should reach our goals."""
+        """Whether it is expected to reach our goals."""
         return self.role is Role.DEFAULT and self.cap == GOAL_CAP
 
 
 def players(caps: tuple[int, ...] = CAPS) -> tuple[Player, ...]:
-    """Policy ``paper`` as released and mended, and ``default``, at each cap."""
+    """Policy ``paper``, as released and corrected, and ``default``, at each cap."""
     return tuple(
         Player(
             name=f"{name}, batch ≤ {cap}", role=role, cap=cap, config=structs.replace(config, max_batch=cap)
@@ -51,7 +51,7 @@ def players(caps: tuple[int, ...] = CAPS) -> tuple[Player, ...]:
 
 
 def soloists() -> tuple[Player, ...]:
-    """Those alone that claims are about: as released at its cap, and ours (or its baseline) at the goals'."""
+    """Only those with claims: as released at its cap, and ours (or its baseline) at that of the goals."""
     last = _policies()[-1][1]
     return tuple(
         player for player in players() if player.agrees or (player.role is last and player.cap == GOAL_CAP)

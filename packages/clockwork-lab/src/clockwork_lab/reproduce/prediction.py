@@ -1,4 +1,4 @@
-"""How well actions were predicted, from a journal of the controller; it believes what the journal says."""
+"""How well actions were predicted, from a journal of the controller."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Errors(Struct):
 
 
 class Pending(Struct, frozen=True):
-    """An action that is out."""
+    """An action in flight."""
 
     action: Infer | Load
     ends_ns: int
@@ -38,8 +38,8 @@ class Pending(Struct, frozen=True):
 def errors_of(steps: Iterable[Step], network_ns: int) -> dict[str, Errors]:
     """Errors by kind, ``INFER`` and ``LOAD``, of all actions that were done.
 
-    When an action should end is told by the controller's own belief about its lane, built again from the
-    journal; ``network_ns`` is what it was configured to assume.
+    The predicted end of an action is that of the controller's own belief about its lane, reconstructed from
+    the journal; ``network_ns`` is the network delay that it was configured with.
     """
     found = {"INFER": Errors(), "LOAD": Errors()}
     lanes: dict[tuple[str, str], LaneBelief] = {}
@@ -73,7 +73,7 @@ def _add(errors: Errors, sent: Pending, result: Result) -> None:
 def tail(errors: Iterable[float], *, over: bool, unit: float = NS_PER_MS) -> list[tuple[float, float]]:
     """(percentile, error) of over- or under-prediction, over all actions; those of the other sign count as 0.
 
-    ``over``: predicted longer than it was. A percentile that so few actions cannot tell is left out.
+    ``over``: predicted longer than measured. Percentiles for which there are too few actions are left out.
     """
     values = np.array(list(errors), dtype=float)
     if not values.size:

@@ -1,4 +1,4 @@
-"""Where a figure came from: commit, machine, versions. It reads, and changes nothing."""
+"""The provenance of a figure: commit, machine, versions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clockwork_serve.controller import controller
 
 
 def provenance() -> dict[str, str]:
-    """What goes with every figure, by name."""
+    """The provenance of every figure, by name."""
     return {
         "version": f"clockwork-serve {clockwork_serve.__version__}",
         "commit": commit(Path(__file__).parent),

@@ -1,7 +1,7 @@
-"""A real controller and real workers of emulated devices, a process each. It neither asks nor measures.
+"""A real controller and real workers of emulated devices, each in a process of its own.
 
-This process is their keeper, and whoever uses it is their gateway, by the links that those have: so all but
-HTTP and gRPC is what serves.
+This process is their supervisor, and its caller is their gateway, over the usual links: everything except
+HTTP and gRPC is as in the server.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from clockwork_serve.units import MIB
 
 PROFILE: Final = "v100"
 WEIGHTS_BYTES: Final = 98 * MIB
-"""ResNet50's, as the profile's durations are."""
+"""Weights of ResNet50, whose durations the profile has."""
 ROW: Final = 4
 """Numbers in an input, and in an output: tensors do not pass through the controller, so they need no size."""
 READY_S, GRACE_S, POLL_S = 60.0, 2.0, 0.02
 
 
 class Processes(Struct, frozen=True):
-    """What runs: the controller's socket, the keys of the models it serves, and process ids."""
+    """The running processes: the controller's socket, the keys of the served models, and process ids."""
 
     socket: Path
     models: tuple[str, ...]
@@ -55,7 +55,7 @@ class Processes(Struct, frozen=True):
 async def processes(
     config: ControllerConfig, *, devices: int, models: int, workers: int
 ) -> AsyncIterator[Processes]:
-    """A controller that is ready, with so many emulated devices dealt out to so many worker processes.
+    """A ready controller, with emulated devices distributed over worker processes.
 
     All are ended with the block. Raises :class:`ClockworkError` if one of them ends before.
     """
@@ -69,7 +69,7 @@ async def processes(
 async def started(
     config: ControllerConfig, configs: list[DeviceConfig], frames: list[Frame], workers: int
 ) -> AsyncIterator[Processes]:
-    """The same with any devices and any models: ``frames`` are what the controller is told of those."""
+    """The same with any devices and models, which ``frames`` announce to the controller."""
     children: list[Child] = []
     link: KeeperLink | None = None
     with tempfile.TemporaryDirectory(prefix="clockwork-") as folder:
@@ -88,7 +88,7 @@ async def started(
         finally:
             if link is not None:
                 link.close()
-            # Workers first: they would try for as long as they live to find a controller again.
+            # Workers first: without a controller they would try to reconnect forever.
             for child in reversed(children):
                 await child.stop(GRACE_S)
 
@@ -112,7 +112,7 @@ def _launches(
 
 
 def _catalogue(device: DeviceConfig, max_batch: int, models: int) -> list[Frame]:
-    """So many models with weights of their own and one code, which takes what the profile says."""
+    """Models with individual weights and one code, which takes the durations of the profile."""
     sizes = tuple(size for size in (1, 2, 4, 8, 16) if size <= max_batch)
     code = Code(
         code_id="emulated", backend="onnx", path="",
@@ -153,9 +153,9 @@ async def _until_ready(link: KeeperLink, children: list[Child]) -> None:
 def _check(children: list[Child]) -> None:
     for child in children:
         if child.ended.done():
-            said, how = "\n".join(child.tail), describe_exit(child.ended.result())
-            raise ClockworkError(f"{child.launch.name} ended before its time, {how}; it said:\n{said}")
+            output, how = "\n".join(child.tail), describe_exit(child.ended.result())
+            raise ClockworkError(f"{child.launch.name} ended before its time, {how}; it printed:\n{output}")
 
 
 def _ignore(ask: Ask) -> None:
-    """Nobody asks this keeper for anything."""
+    """This supervisor receives no requests."""

@@ -1,4 +1,4 @@
-"""A few clients of a real server, by HTTP, each asking again when it has its answer; it judges nothing."""
+"""Closed-loop clients of a real server, over HTTP."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ ZIPF = 0.9
 TELL_S = 0.5
 
 
-class Told(Struct, frozen=True):
-    """How many were asked, and how many of those were answered well."""
+class RequestCounts(Struct, frozen=True):
+    """How many requests were sent, and how many of them were good."""
 
     asked: int
     good: int
 
 
 class Asking(Struct, frozen=True, kw_only=True):
-    """What to ask: ``clients`` at a time, each waiting ``think_s`` on average between two requests."""
+    """The load: ``clients`` concurrently, each waiting ``think_s`` on average between two requests."""
 
     models: Sequence[str]
     clients: int
@@ -38,9 +38,9 @@ class Asking(Struct, frozen=True, kw_only=True):
     seed: int
 
 
-def ask(url: str, asking: Asking, tell: Callable[[float], None]) -> Told:
-    """Ask until the time is over; ``tell`` hears the share of it that has passed."""
-    counts: list[Told] = []
+def ask(url: str, asking: Asking, report: Callable[[float], None]) -> RequestCounts:
+    """Send requests until the time is over; ``report`` is called with the share of it that has passed."""
+    counts: list[RequestCounts] = []
     end_s = time.monotonic() + asking.seconds
 
     def client(number: int) -> None:
@@ -50,14 +50,14 @@ def ask(url: str, asking: Asking, tell: Callable[[float], None]) -> Told:
     for thread in threads:
         thread.start()
     while (left_s := end_s - time.monotonic()) > 0:
-        tell(1 - left_s / asking.seconds)
+        report(1 - left_s / asking.seconds)
         time.sleep(min(TELL_S, left_s))
     for thread in threads:
         thread.join()
-    return Told(sum(each.asked for each in counts), sum(each.good for each in counts))
+    return RequestCounts(sum(each.asked for each in counts), sum(each.good for each in counts))
 
 
-def _client(url: str, asking: Asking, number: int, end_s: float) -> Told:
+def _client(url: str, asking: Asking, number: int, end_s: float) -> RequestCounts:
     rng = np.random.default_rng([asking.seed, number])
     popularity = np.arange(1, len(asking.models) + 1) ** -ZIPF
     popularity /= popularity.sum()
@@ -75,7 +75,7 @@ def _client(url: str, asking: Asking, number: int, end_s: float) -> Told:
             time.sleep(rng.exponential(asking.think_s))
     finally:
         connection.close()
-    return Told(asked, good)
+    return RequestCounts(asked, good)
 
 
 def _request(rng: np.random.Generator, slo_ms: float) -> tuple[bytes, dict[str, str]]:

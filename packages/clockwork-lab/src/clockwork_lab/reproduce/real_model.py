@@ -1,4 +1,4 @@
-"""A convolutional network made on the spot, compiled as any user's model is: what runs on the real device."""
+"""A generated convolutional network, compiled like any user's model: what runs on the real device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SETTINGS: Final = "max_batch_size = 8\n"
 
 
 def write_model(root: Path, name: str, seed: int) -> Path:
-    """A model of eight convolutions and one wide layer (about 4 MB); the graph's path.
+    """Write a model of eight convolutions and one wide layer (about 4 MB); the graph's path.
 
     All seeds give one architecture, so one code, with weights of their own.
     """
@@ -66,7 +66,7 @@ def compile_models(root: Path, cache_dir: Path) -> list[ServedVersion]:
 
 
 class Lane:
-    """One model on a device of this process, run by whoever calls: alone if one thread does."""
+    """One model on a device of this process, run by the caller: isolated if there is one thread."""
 
     def __init__(self, device: Device, served: ServedVersion) -> None:
         self._device = device

@@ -1,4 +1,4 @@
-"""Requests in open loop by a gateway's own link to the controller, and their books. It starts no process."""
+"""An open-loop load over a gateway's link to the controller, and its accounting."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from clockwork_serve.units import MIB, NS_PER_S
 NAME: Final = "gateway-0"
 READY_S, TICK_S = 10.0, 0.001
 AT_ONCE: Final = 256
-"""Requests that are sent before answers are read again, however late they are."""
+"""The most requests sent before responses are read again, even if requests are late."""
 ANSWER_S: Final = 5.0
-"""How long answers are waited for once the last request was sent."""
+"""How long responses are awaited after the last request was sent."""
 
 
 @dataclass(slots=True)
-class Books:
-    """What became of the requests of one step. An answer is ``good`` if it is OK and here by the deadline.
+class Accounting:
+    """The outcomes of the requests of one step. One is ``good`` if it is OK and received by the deadline.
 
-    ``late``: OK after the deadline, or expired. ``unanswered`` and ``twice`` are never to be.
+    ``late``: OK after the deadline, or expired. ``unanswered`` and ``twice`` must be 0.
     """
 
     offered: int = 0
@@ -44,50 +44,50 @@ class Books:
     unanswered: int = 0
     twice: int = 0
     behind_s: float = 0.0
-    """How late a request was sent at most: this process is behind then."""
+    """How late a request was sent at most, if this process could not keep up."""
 
     @property
     def balanced(self) -> bool:
-        """Whether each request had exactly one answer."""
+        """Whether each request had exactly one response."""
         answered = self.good + self.late + self.rejected + self.failed
         return answered == self.offered and not self.unanswered and not self.twice
 
 
 class Requests:
-    """A gateway without clients. All methods are for the running loop's own thread."""
+    """A gateway without clients. All methods are called on the running loop's thread."""
 
     def __init__(self, socket: Path, models: Sequence[str], slo_ns: int) -> None:
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, lambda: None, on_refused=self._on_refused
         )
-        self.books = Books()
+        self.accounting = Accounting()
         self._link = GatewayLink(local_reach(socket, NAME), None, listener)
         self._models = models
         self._slo_ns = slo_ns
         self._slots = Slots(64 * MIB)
         self._inputs = [InputTensor("x", "FP32", (1, ROW), bytes(4 * ROW))]
-        self._free: list[bytes] = []  # references to slots that nobody uses, as they travel
-        self._open: dict[str, tuple[int, bytes]] = {}  # deadline and slot of all and only those unanswered
+        self._free: list[bytes] = []  # encoded references to free slots
+        self._open: dict[str, tuple[int, bytes]] = {}  # deadline and slot of the requests without a response
         self._held: dict[str, bytes] = {}  # slots of answered requests that a worker may still touch
         self._count = 0
         self._lost = ""
-        self._quiet = asyncio.Event()  # set when there is nothing more to wait for
+        self._quiet = asyncio.Event()  # set when all requests have ended
         self._running = asyncio.get_running_loop().create_task(self._link.run())
 
     async def ready(self) -> None:
-        """Return once the controller takes requests of this gateway. Raises :class:`ClockworkError`."""
+        """Return once the controller accepts requests of this gateway. Raises :class:`ClockworkError`."""
         end_s = time.monotonic() + READY_S
         while not self._link.ready:
             if time.monotonic() > end_s:
                 raise ClockworkError(f"no link to the controller: {self._link.why_not_ready}")
             await asyncio.sleep(TICK_S)
 
-    async def offer(self, rng: np.random.Generator, rate_rps: float, seconds: float) -> Books:
-        """Send at this rate, at random times and to random models; the books, once all are answered.
+    async def offer(self, rng: np.random.Generator, rate_rps: float, seconds: float) -> Accounting:
+        """Send at this rate, at random times and to random models; the accounting, once all have ended.
 
-        Raises :class:`ClockworkError` if the controller goes away.
+        Raises :class:`ClockworkError` if the controller ends.
         """
-        self.books = books = Books()
+        self.accounting = accounting = Accounting()
         due_ns = _arrivals(rng, rate_rps, seconds)
         models = rng.integers(len(self._models), size=len(due_ns)).tolist()
         start_ns = time.monotonic_ns()
@@ -98,18 +98,18 @@ class Requests:
             for number in range(sent, end):
                 self._send(self._models[models[number]], start_ns + int(due_ns[number]))
             if end > sent:
-                books.behind_s = max(books.behind_s, (now_ns - int(due_ns[sent])) / NS_PER_S)
+                accounting.behind_s = max(accounting.behind_s, (now_ns - int(due_ns[sent])) / NS_PER_S)
             await asyncio.sleep(0 if end == sent + AT_ONCE else TICK_S)
             sent = end
         await self._answered()
         if self._lost:
             raise ClockworkError(f"the real controller: {self._lost}")
-        books.unanswered += len(self._open)
+        accounting.unanswered += len(self._open)
         self._open.clear()
-        return books
+        return accounting
 
     async def close(self) -> None:
-        """Let go of the controller and of the tensors' memory."""
+        """Close the link and free the tensors' memory."""
         self._running.cancel()
         await asyncio.wait({self._running})
         self._link.close()
@@ -127,7 +127,7 @@ class Requests:
         request_id = f"{NAME}-{self._count}"
         deadline_ns = arrival_ns + self._slo_ns
         self._open[request_id] = (deadline_ns, slot)
-        self.books.offered += 1
+        self.accounting.offered += 1
         self._link.submit(
             Request(
                 request_id=request_id, gateway=NAME, model=model, arrival_ns=arrival_ns,
@@ -142,21 +142,21 @@ class Requests:
         return slot.encoded
 
     def _on_answer(self, answer: Answer) -> None:
-        books = self.books
+        accounting = self.accounting
         found = self._open.pop(answer.request_id, None)
         if found is None:
-            books.twice += 1
+            accounting.twice += 1
             return
         deadline_ns, slot = found
         match answer.outcome:
             case Outcome.OK if time.monotonic_ns() <= deadline_ns:
-                books.good += 1
+                accounting.good += 1
             case Outcome.OK | Outcome.EXPIRED:
-                books.late += 1
+                accounting.late += 1
             case Outcome.REJECTED:
-                books.rejected += 1
+                accounting.rejected += 1
             case _:
-                books.failed += 1
+                accounting.failed += 1
         self._ended()
         if answer.release:
             self._free.append(slot)
@@ -165,7 +165,7 @@ class Requests:
 
     def _on_refused(self, request: Request, waited_ns: int) -> None:
         self._free.append(self._open.pop(request.request_id)[1])
-        self.books.rejected += 1
+        self.accounting.rejected += 1
         self._ended()
 
     def _ended(self) -> None:

@@ -1,4 +1,4 @@
-"""What an experiment works with: seed, length, simulations that report progress. It decides nothing."""
+"""The context of an experiment: seed, length, and simulations that report progress."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.zoo import Zoo
 
 Progress = Callable[[int, int, str], None]
-"""Told (done, total, text)."""
+"""Called with (done, total, text)."""
 
 _PARTS: Final = 100
-"""Progress of one run is told in so many parts."""
+"""Progress of one run is reported in this many parts."""
 
 
 class Run:
@@ -51,15 +51,15 @@ class Run:
 
     @cached_property
     def constants(self) -> Constants:
-        """The simulated world."""
+        """The constants of the simulation."""
         return read_constants()
 
     def plan(self, runs: int) -> None:
-        """So many more runs will follow."""
+        """Announce further runs, for the progress."""
         self._planned += runs
 
-    def tell(self, part: float, text: str) -> None:
-        """A part (0 to 1) of the current run is done."""
+    def report(self, part: float, text: str) -> None:
+        """Report that a part (0 to 1) of the current run is done."""
         if self._progress is not None:
             done = self._done * _PARTS + int(part * _PARTS)
             self._progress(done, max(self._planned, self._done + 1) * _PARTS, text)
@@ -81,9 +81,9 @@ class Run:
         zoo: Zoo | None = None,
         base: Path | None = None,
     ) -> Tally:
-        """The scenario under one policy on so many of the paper's GPUs, cold; traces are in ``base``.
+        """Run the scenario under one policy on the paper's GPUs, cold; traces are in ``base``.
 
-        ``cluster`` is other devices instead.
+        ``cluster`` replaces the paper's GPUs.
         """
         workload = build(scenario, self.seed, base)
         self._notes.update(dict.fromkeys(workload.notes))
@@ -98,12 +98,12 @@ class Run:
             bucket_ns=round(bucket_s * NS_PER_S),
         )
         length_ns = workload.duration_ns
-        tally = simulation.run(pulse=lambda now_ns: self.tell(min(1.0, now_ns / length_ns), text))
+        tally = simulation.run(pulse=lambda now_ns: self.report(min(1.0, now_ns / length_ns), text))
         self.finished(text)
         return tally
 
     def setup(self, *, simulated: bool = True, **more: Any) -> dict[str, Any]:
-        """How the figure came about: what it says of itself, then what goes with every one."""
+        """The provenance of the figure: its own entries, then those of every figure."""
         return {
             **more,
             **({"workload": list(self._notes)} if self._notes else {}),

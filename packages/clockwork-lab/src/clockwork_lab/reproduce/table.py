@@ -1,4 +1,4 @@
-"""A figure as Markdown: set-up, claims, and one table for each panel. It rounds, and changes nothing else."""
+"""A figure as Markdown: set-up, claims, and one table for each panel, with rounded numbers."""
 
 from __future__ import annotations
 

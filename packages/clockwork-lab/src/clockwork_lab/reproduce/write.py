@@ -1,4 +1,4 @@
-"""Files of a figure: NAME.json, NAME.svg and NAME.md in one folder. It makes no figure."""
+"""Writes the files of a figure: NAME.json, NAME.svg and NAME.md in one folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from clockwork_serve.errors import ConfigError
 
 
 def check_folder(folder: Path) -> None:
-    """Before an hour's work: pictures can be drawn and the folder can be written. ConfigError if not."""
+    """Check beforehand that pictures can be drawn and the folder is writable. ConfigError if not."""
     if find_spec("matplotlib") is None:
         raise ConfigError(
             "matplotlib: expected it to be installed, to draw the picture; "

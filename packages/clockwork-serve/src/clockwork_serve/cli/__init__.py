@@ -1,6 +1,6 @@
-"""The command line: reads settings, has a part do the work, shows what came of it.
+"""The command line: reads settings, runs a command, shows its result.
 
-It decides nothing. Modules of this package import what is heavy only when a command runs.
+Modules of this package import heavy dependencies only when a command runs.
 """
 
 from __future__ import annotations

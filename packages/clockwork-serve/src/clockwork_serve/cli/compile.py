@@ -1,6 +1,6 @@
-"""``clockwork compile`` and ``validate``: what serving does before it starts; they measure and start nothing.
+"""``clockwork compile`` and ``validate``: compile every model into the cache, as serving does at its start.
 
-Both compile every model into the cache, so that a later start is quick. They differ in what they show.
+They differ in what they show.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _compiling(command: Command) -> Command:
 def _compiled(
     repository: str | None, config: str | None, flags: dict[str, Any], *, quiet: bool
 ) -> tuple[Settings, str, list[ServedVersion], list[Problem]]:
-    """What both commands do; the second is the folder of what was compiled."""
+    """The work of both commands; the second value is the folder of the results."""
     target = flags.pop("torch_target")
     settings = settings_from(repository, config, flags)
     cache, served, problems = compile_repository(settings, quiet=quiet, torch_target=target)

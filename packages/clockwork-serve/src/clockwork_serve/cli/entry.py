@@ -1,7 +1,7 @@
-"""``clockwork`` itself: its commands, and how every one of them ends. It does none of their work.
+"""``clockwork`` itself: its commands and their exit codes.
 
-Exit codes: 0 done; 1 it did not work, or models have problems; 2 the command line or a setting is wrong;
-130 interrupted. An error is one line on standard error, with what to do; a traceback is a bug of ours.
+Exit codes: 0 done; 1 failed, or models have problems; 2 the command line or a setting is invalid; 130
+interrupted. An error is one line on standard error, with advice; a traceback is a bug of ours.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ COMMAND_GROUP: Final = "clockwork_serve.commands"
 LABORATORY: Final = {
     "demo": "clockwork-serve[demo]", "bench": "clockwork-serve[lab]", "reproduce": "clockwork-serve[figures]",
 }  # fmt: skip
-"""The commands of clockwork-lab, and what to install to have each with all that it needs."""
+"""The commands of clockwork-lab, and the extra to install for each."""
 
 
 class Commands(click.Group):
-    """Our commands, and those of other packages: entry points, which are looked for when one is asked for.
+    """Our commands, and those of other packages: entry points, which are looked up when a command is given.
 
-    Where ``clockwork-lab`` is not installed, its commands say so.
+    If ``clockwork-lab`` is not installed, its commands print how to install it.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Ours and those of other packages, by name."""
+        """The names of all commands, sorted."""
         return sorted({*self.commands, *LABORATORY, *_installed()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -68,7 +68,7 @@ def _installed() -> dict[str, EntryPoint]:
 
 
 def _loaded(entry: EntryPoint) -> click.Command:
-    """A command of another package; one that cannot be imported says so when it is given, not before."""
+    """A command of another package; if its import fails, the error is shown when the command is run."""
     try:
         found = entry.load()
     except Exception as error:  # noqa: BLE001 - other packages fail as they like, and help must be shown
@@ -95,7 +95,7 @@ def _missing(name: str, what: str) -> click.Command:
 
 
 def _failing(name: str, message: str, short_help: str = "Cannot be loaded.") -> click.Command:
-    """A command that takes anything and ends with a message."""
+    """A command that accepts any arguments and fails with a message."""
 
     def complain(words: tuple[str, ...]) -> None:
         raise ConfigError(message)
@@ -109,7 +109,7 @@ def _failing(name: str, message: str, short_help: str = "Cannot be loaded.") -> 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="clockwork", message="%(prog)s %(version)s")
 def clockwork() -> None:
-    """Serve thousands of models on a few devices: every request in time, or refused at once.
+    """Serve thousands of models on a few devices: every request in time, or rejected at once.
 
     Start with `clockwork demo`, or `clockwork serve REPO` for models of your own; `clockwork docs` lists what
     there is to read.
@@ -123,10 +123,10 @@ for _command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit. The end of the process is here and nowhere else."""
+    """Run the command line and exit."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that lacks a letter gets another; that may not cost the figures of a long run.
+            # Characters that the terminal cannot encode are replaced: an error would lose a run's figures.
             stream.reconfigure(errors="replace")
     sys.exit(run(arguments))
 
@@ -140,9 +140,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.ctx.get_help())
         return MISUSED
     except click.UsageError as error:
-        said = error.format_message()
+        message = error.format_message()
         command = error.ctx.command_path if error.ctx else "clockwork"
-        return _failed(f"{said}{'' if said[-1:] in '.?' else '.'} See {command} --help", MISUSED)
+        return _failed(f"{message}{'' if message[-1:] in '.?' else '.'} See {command} --help", MISUSED)
     except click.ClickException as error:
         return _failed(error.format_message(), FAILED)
     except (click.Abort, KeyboardInterrupt):
@@ -153,7 +153,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except ClockworkError as error:
         return _failed(str(error), FAILED)
     except BrokenPipeError:
-        # Who read our output has gone, as `head` does; nothing may be flushed into the pipe at exit.
+        # The reader of our output closed the pipe, as `head` does; nothing may be flushed into it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     return code if isinstance(code, int) else 0

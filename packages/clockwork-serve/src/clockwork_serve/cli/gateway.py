@@ -1,4 +1,4 @@
-"""``clockwork gateway``: serves clients here for a server on another machine. It has no device."""
+"""``clockwork gateway``: serves clients on this machine for a server on another machine."""
 
 from __future__ import annotations
 

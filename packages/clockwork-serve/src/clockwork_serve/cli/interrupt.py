@@ -1,4 +1,4 @@
-"""Ctrl-C of long commands: the first asks for an end at a good moment, the second ends at once."""
+"""Ctrl-C of long commands: the first requests an orderly end, the second ends at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Whether somebody asked for an end, to be asked now and then."""
+    """Yields a function that says whether an end was requested, to be polled."""
     asked: list[int] = []
     before = signal.getsignal(signal.SIGINT)
 

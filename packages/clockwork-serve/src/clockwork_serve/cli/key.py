@@ -1,4 +1,4 @@
-"""``clockwork key``: makes an API key and its entry for the file of keys. It keeps neither."""
+"""``clockwork key``: makes an API key and its entry for the file of keys. It stores neither."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _RIGHTS = ("infer", "metrics", "admin")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--may", multiple=True, default=("infer",), show_default=True, type=click.Choice(_RIGHTS),
-    help="What the key is good for; may be given several times.",
+    help="What the key permits; may be given several times.",
 )  # fmt: skip
 @click.option("--tenant", metavar="TENANT", help="Whose quota it uses; by default NAME's own.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 def key(name: str, may: tuple[str, ...], tenant: str | None, as_json: bool) -> None:  # noqa: FBT001
     """Make an API key for NAME.
 
-    The key goes to standard error, to be handed to NAME and seen never again. Its entry, with nothing but the
-    key's SHA-256, goes to standard output: clockwork key team-a >> keys.toml
+    The key is printed once, on standard error, to be handed to NAME. Its entry, with only the key's SHA-256,
+    goes to standard output: clockwork key team-a >> keys.toml
     """
     from clockwork_serve.errors import ConfigError
     from clockwork_serve.serve.gateway.access import NAME

@@ -1,7 +1,4 @@
-"""``clockwork models``: the models of a running server, listed, loaded, unloaded through its public protocol.
-
-It touches no file of theirs.
-"""
+"""``clockwork models``: lists, loads and unloads the models of a running server, by its public protocol."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ _TIMEOUT_S = 600.0
 
 
 class Target(NamedTuple):
-    """A running server, and what it wants to see. ``ca`` is a file, None for what the system trusts."""
+    """A running server's address and credentials. ``ca`` is a file, None for the system's authorities."""
 
     url: str
     ca: str | None = None
@@ -38,23 +35,23 @@ class Target(NamedTuple):
 )  # fmt: skip
 @click.option(
     "--ca", envvar="CLOCKWORK_CA", metavar="FILE",
-    help="PEM file of who vouches for an https server; else those that the system trusts.",
+    help="PEM file of authorities for an https server; else those that the system trusts.",
 )  # fmt: skip
 @click.pass_context
 def models(context: click.Context, url: str, ca: str | None) -> None:
     """List, load or unload the models of a running server.
 
-    The API key, where the server wants one, is taken from the variable CLOCKWORK_API_KEY.
+    If the server requires an API key, it is read from the environment variable CLOCKWORK_API_KEY.
     """
     context.obj = Target(url, ca, os.environ.get("CLOCKWORK_API_KEY", ""))
 
 
 @models.command("list")
-@click.option("--ready", is_flag=True, help="Only models that can serve now.")
+@click.option("--ready", is_flag=True, help="Only models that are ready.")
 @json_flag
 @click.pass_obj
 def list_(target: Target, ready: bool, as_json: bool) -> None:  # noqa: FBT001
-    """Every model and version the server knows, and its state."""
+    """List every model and version that the server has, and its state."""
     found = ask(target, "/v2/repository/index", {"ready": True} if ready else {})
     index = found if isinstance(found, list) else []
     if as_json:
@@ -95,7 +92,7 @@ def _done(name: str, what: str, *, as_json: bool) -> None:
 
 
 def ask(target: Target, path: str, body: dict[str, object]) -> Any:
-    """POST to a server; its JSON answer. Raises ``ClockworkError`` with the server's words if it refuses."""
+    """POST to a server; its JSON response. Raises ``ClockworkError`` with the server's error message."""
     import http.client
     import json
 
@@ -136,8 +133,8 @@ def ask(target: Target, path: str, body: dict[str, object]) -> Any:
     except (msgspec.DecodeError, ValueError, RecursionError):
         answer = None
     if response.status != 200:
-        said = answer.get("error") if isinstance(answer, dict) else None
-        raise ClockworkError(f"the server answered {response.status}: {said or response.reason}")
+        message = answer.get("error") if isinstance(answer, dict) else None
+        raise ClockworkError(f"the server answered {response.status}: {message or response.reason}")
     return answer
 
 

@@ -1,4 +1,4 @@
-"""Options made from the table of settings, so that no setting has two names. It reads no setting itself."""
+"""Command-line options generated from the table of settings."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _METAVARS = {
 
 
 def repository_argument(command: Command) -> Command:
-    """The model repository, as an argument that a setting may stand in for."""
+    """The model repository, as an argument that may be replaced by a setting."""
     return click.argument("repository", metavar="REPO", required=False)(command)
 
 
 def json_flag(command: Command) -> Command:
-    """``--json``: the same for machines, on standard output."""
+    """``--json``: the output as JSON, on standard output."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(command)
 
 
 def torch_target_option(command: Command) -> Command:
-    """``--torch-target``: what torch programs are compiled for."""
+    """``--torch-target``: the target of torch programs."""
     shown = "What to compile model.pt2 for. [default: cuda where torch sees a GPU, else cpu]"
     return click.option("--torch-target", type=click.Choice(["cpu", "cuda"]), help=shown)(command)
 
@@ -51,12 +51,12 @@ def setting_options(*shown: str, hidden: tuple[str, ...] = ()) -> Callable[[Comm
 
 
 def all_but(*names: str) -> tuple[str, ...]:
-    """The names of all settings that are options, without some."""
+    """The names of all settings that are options, except some."""
     return tuple(entry.name for entry in SETTINGS if entry.name not in {*names, "repository"})
 
 
 def taken_by(process: JoiningProcess, *but: str) -> tuple[str, ...]:
-    """The names of all settings that such a process takes, without some."""
+    """The names of all settings that such a process uses, except some."""
     return tuple(entry.name for entry in SETTINGS if process in entry.elsewhere and entry.name not in but)
 
 

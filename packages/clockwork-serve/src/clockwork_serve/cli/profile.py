@@ -1,4 +1,4 @@
-"""``clockwork profile``: measures how long every code takes on the devices; it serves nothing meanwhile."""
+"""``clockwork profile``: measures how long every code takes on the devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @repository_argument
 @setting_options("device", "cache", "max_batch", "largest_batch", "threads")
-@click.option("--again", is_flag=True, help="Measure also what was measured before.")
+@click.option("--again", is_flag=True, help="Measure again what was measured before.")
 @json_flag
 def profile(
     repository: str | None, config: str | None, again: bool, as_json: bool, **flags: Any  # noqa: FBT001
@@ -85,12 +85,12 @@ def _rows(served: Sequence[ServedVersion], profiles: Sequence[Profile]) -> list[
 
 
 def shared_by(keys: Sequence[str]) -> str:
-    """The first of the models, and how many more there are."""
+    """The first of the models, and the number of others."""
     return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
 
 
 def _durations(profile: Profile) -> str:
-    """Of the powers of two and the largest: what lies between them is on the line, and takes no room here."""
+    """Durations at powers of two and at the largest size: others are interpolated, and omitted for space."""
     from clockwork_serve.store.cache import batch_sizes
 
     sizes = [size for size in batch_sizes(max(profile.infer_ns)) if size in profile.infer_ns]

@@ -1,4 +1,4 @@
-"""``clockwork simulate --replay``: decides again what a journal says; ``sim.replay`` does the work."""
+"""``clockwork simulate --replay``: repeats and compares the decisions of a journal, by ``sim.replay``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN_CHARS = 400
 
 
 def refuse_others(context: click.Context, taken: set[str]) -> None:
-    """A replay is decided by its journal alone. Raises :class:`ConfigError` for options that would differ."""
+    """Raise :class:`ConfigError` for options that a replay takes from its journal instead."""
     given = [
         option.opts[-1] if option.param_type_name == "option" else "SCENARIO"
         for option in context.command.params
@@ -30,13 +30,13 @@ def refuse_others(context: click.Context, taken: set[str]) -> None:
     ]
     if given:
         raise ConfigError(
-            f"replay: expected a journal alone, for that says how the controller was set; found "
+            f"replay: expected a journal alone, which contains the controller's settings; found "
             f"{', '.join(given)} too; leave it out"
         )
 
 
 def replay_journal(path: str, json_file: str | None, *, checks: bool) -> int:
-    """Replay it, show what came of it; the exit status."""
+    """Replay a journal and show the result; the exit status."""
     from clockwork_serve.sim.replay import journal_bytes, replay
 
     total = max(1, journal_bytes(Path(path)) >> 20)
@@ -63,7 +63,7 @@ def replay_journal(path: str, json_file: str | None, *, checks: bool) -> int:
 
 
 def as_json(path: str, replayed: Replayed) -> dict[str, Any]:
-    """For machines."""
+    """The result for machines."""
     import msgspec
 
     found: dict[str, Any] = msgspec.to_builtins(replayed)
@@ -71,7 +71,7 @@ def as_json(path: str, replayed: Replayed) -> dict[str, Any]:
 
 
 def lines(replayed: Replayed) -> list[str]:
-    """For people."""
+    """The result for people."""
     shown: list[str] = []
     for number, run in enumerate(replayed.runs, start=1):
         shown += _run_lines(run, f"run {number} of {len(replayed.runs)}: " if len(replayed.runs) > 1 else "")

@@ -1,4 +1,4 @@
-"""Compiles a repository for the commands that need it, with progress; what is wrong is shown, not raised."""
+"""Compiles a repository for commands that need it, with progress; problems are shown, not raised."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def compile_repository(
 ) -> tuple[Cache, list[ServedVersion], list[Problem]]:
     """Every model of the repository, compiled into the cache (which the caller closes), and the problems.
 
-    ``torch_target``: ``cpu`` or ``cuda``; None: what there is here; "": nothing runs torch models.
+    ``torch_target``: ``cpu`` or ``cuda``; None: this machine's; "": no device runs torch models.
     Raises :class:`~clockwork_serve.errors.RepositoryError` if repository or cache cannot be used.
     """
     from clockwork_serve.serve.supervisor.config import store_config

@@ -1,4 +1,4 @@
-"""What a person sees: progress on standard error, tables on standard output. It computes nothing."""
+"""Output for people: progress on standard error, tables on standard output."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 _PLAIN_EVERY_S = 1.0
 _PLAIN_WIDTH = 160
 _TEXT_LEAST = 20
-"""Text of a table is folded when it is longer; a number never is."""
+"""Longer text in a table is wrapped; numbers are not."""
 _LINE_MAX = 64 * KIB
 _OURS = re.compile("[^\n\u00a0]+")
-"""What lies between line ends and spaces that keep numbers and units together."""
+"""Characters between line ends and no-break spaces, which keep numbers and units together."""
 _GAP = 3
 _EDGES = 2
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere a line now and then. Call :meth:`step` as work is done."""
+    """A progress bar on a terminal; periodic lines elsewhere. Call :meth:`step` as work is done."""
 
     def __init__(self, what: str, *, quiet: bool = False) -> None:
         self._what = what
@@ -55,7 +55,7 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -74,7 +74,7 @@ class Progress:
 
 
 def drawing() -> Console | None:
-    """The terminal that standard error is, if one can draw on it and go back; a dumb one cannot."""
+    """Standard error as a terminal on which a display can be redrawn, or None; dumb ones cannot."""
     if not sys.stderr.isatty():
         return None
     from rich.console import Console
@@ -99,9 +99,9 @@ def _rich_bar(console: Console) -> RichProgress:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table on standard output; a column whose name starts with ``>`` is of numbers, set to the right.
+    """A table on standard output; columns whose names start with ``>`` are aligned to the right.
 
-    On a terminal that is too narrow it comes in parts below each other, each with the first column.
+    On a narrow terminal it is split into parts below each other, each with the first column.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -122,7 +122,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str
 
 
 def _parts(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[int]]:
-    """The columns of each part of a table that fits."""
+    """The columns of each part of a table that fits the width."""
     needs = [
         max(len(cell) for cell in (name.removeprefix(">"), *(row[at] for row in rows)))
         for at, name in enumerate(columns)
@@ -147,12 +147,12 @@ def say(line: str) -> None:
 
 
 def note(line: str) -> None:
-    """One line on standard error: what a person should know and a machine should not read."""
+    """One line on standard error, for people rather than machines."""
     click.echo(_shown(line), err=True)
 
 
 def _shown(text: str) -> str:
-    """What a terminal may be sent: names, and words of servers and models, may be meant to harm one."""
+    """Text made safe for a terminal: names and messages of servers and models may contain control codes."""
     return _OURS.sub(lambda line: printable(line[0], _LINE_MAX), text)
 
 

@@ -1,4 +1,4 @@
-"""``clockwork serve``: starts a server and tells where it listens. It serves no request itself."""
+"""``clockwork serve``: starts a server and prints its addresses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SHOWN = (
     "log_format", "log_level",
 )  # fmt: skip
 FEW_ELEMENTS: Final = 32
-"""So many are written down in the request that is shown."""
+"""The most elements that the sample request spells out."""
 _ONLY_BINARY: Final = frozenset({"FP16", "BF16"})
 _ZEROS: Final[dict[str, object]] = {"BOOL": False, "BYTES": ""}
 _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
@@ -66,7 +66,7 @@ def serve(repository: str | None, config: str | None, as_json: bool, **flags: An
 
 
 class Stages:
-    """The stages of a start, each with its own progress."""
+    """The stages of the start, each with its own progress bar."""
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
@@ -83,16 +83,16 @@ class Stages:
             self._progress.step(progress.done, progress.total, progress.text)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._progress is not None:
             self._progress.close()
             self._progress = None
 
 
 def sample_request(url: str, model: Model, code: Code, *, key: bool) -> str:
-    """A command that asks a model, with zeros for its inputs: any shell and curl will do.
+    """A shell command that sends a request with zeros as inputs, by curl.
 
-    ``key``: the server wants an API key, which is left to be filled in.
+    ``key``: the server requires an API key, for which there is a placeholder.
     """
     inputs: list[dict[str, Any]] = []
     for spec in code.inputs:
@@ -109,9 +109,9 @@ def sample_request(url: str, model: Model, code: Code, *, key: bool) -> str:
         for each, count in zip(inputs, counts, strict=True):
             each["data"] = [_ZEROS.get(each["datatype"], 0)] * count
         return f"{asking} -d {shlex.quote(json.dumps(body))}"
-    # Too many to be written down: a head that says how many, and as many bytes of nothing.
+    # Too many to spell out: a head with the size, and as many zero bytes from /dev/zero.
     for each, count in zip(inputs, counts, strict=True):
-        # A string has its length before it, in four bytes.
+        # Each string is preceded by its length in four bytes.
         each["parameters"] = {"binary_data_size": count * (DATATYPES[each["datatype"]] or 4)}
     nbytes = sum(each["parameters"]["binary_data_size"] for each in inputs)
     head = json.dumps(body)

@@ -1,4 +1,4 @@
-"""``clockwork simulate``: a scenario on virtual time. The work is in ``apps.simulate`` and ``sim``."""
+"""``clockwork simulate``: a scenario on virtual time. Implemented by ``apps.simulate`` and ``sim``."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ _TRACES = "CLOCKWORK_TRACES"
 
 @click.command()
 @click.argument("scenario", metavar="SCENARIO", required=False)
+@click.option("--replay", metavar="JOURNAL", help="Replay the --journal of a server or a simulation.")
 @click.option(
-    "--replay", metavar="JOURNAL", help="Decide again what a server's or a simulation's --journal says."
-)
-@click.option(
-    "--seed", type=click.IntRange(0, 1 << 31), default=1, metavar="N", help="Decides all chance. [default: 1]"
+    "--seed",
+    type=click.IntRange(0, 1 << 31),
+    default=1,
+    metavar="N",
+    help="Seed of all random choices. [default: 1]",
 )
 @click.option(
     "--devices", type=click.IntRange(1, 1_000_000), metavar="N", help="Devices, instead of the scenario's."
@@ -64,12 +66,12 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
     checks: bool,
     **flags: Any,
 ) -> int:
-    """Run SCENARIO on virtual time, to see whether some devices would carry some load.
+    """Run SCENARIO on virtual time, to see whether given devices can serve a given load.
 
-    The controller and the workers are those that serve; devices take as long as a table says. A seed gives
-    one run, whatever the machine. Ctrl-C ends it early and shows what was reached.
+    The controller and the workers are those of the server; devices take the durations of a table. Equal seeds
+    give equal runs on any machine. Ctrl-C ends a run early and shows what was reached.
 
-    With --replay: does this version decide what the journal says? Exits with 1 at the first difference.
+    With --replay: does this version decide as the journal says? Exits with 1 at the first difference.
     """
     if replay is not None:
         refuse_others(context, {"replay", "json_file", "checks"})
@@ -101,7 +103,7 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
 
 
 def _check_files(json_file: str | None, journal: str | None, traces: str | None) -> None:
-    """Complain before the work, not after it."""
+    """Check output files before the run, not after it."""
     for name, file in (("json", json_file), ("journal", journal)):
         if file not in {None, _STDOUT} and not Path(str(file)).absolute().parent.is_dir():
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""``clockwork worker``: joins a server on another machine. It serves no client itself."""
+"""``clockwork worker``: joins a server on another machine with this machine's devices."""
 
 from __future__ import annotations
 

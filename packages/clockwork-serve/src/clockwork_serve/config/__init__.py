@@ -1,4 +1,4 @@
-"""The settings of all processes, and their one reader, from the command line down to the defaults."""
+"""The settings of all processes, and their reader."""
 
 from __future__ import annotations
 

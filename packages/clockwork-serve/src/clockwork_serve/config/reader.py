@@ -1,6 +1,6 @@
-"""Puts the sources of settings over one another: command line, environment, file, defaults.
+"""Merges the sources of settings in order of precedence: command line, environment, file, defaults.
 
-It starts nothing. A message names the field, the source, what was expected and found, and what to do.
+Error messages name the field, the source, what was expected and found, and what to do.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from clockwork_serve.config.table import (
 
 _OTHER_VARIABLES = {f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "CA", "GRPC_AIO")}
 _SERVICE_LINK = re.compile(rf"{PREFIX}(?:SERVE_)?(?:SERVICE_(?:HOST|PORT.*)|PORT(?:_\d+_TCP.*)?)")
-"""What container platforms put into the environment for a service called clockwork or clockwork-serve."""
+"""Variables that container platforms set for a service called clockwork or clockwork-serve."""
 _LARGEST_FILE = 1 << 20
 
 
 def read_settings(given: Mapping[str, object], environment: Mapping[str, str], file: str | None) -> Settings:
     """Read all settings.
 
-    ``given`` is the command line: values by name, None where it was silent. ``file`` is a TOML file; None:
-    the one that ``CLOCKWORK_CONFIG`` names, else ``clockwork.toml`` of the model repository, if it is there.
-    Raises :class:`ConfigError`.
+    ``given`` is the command line: values by name, None if an option was not given. ``file`` is a TOML file;
+    None: the one that ``CLOCKWORK_CONFIG`` names, else ``clockwork.toml`` of the model repository, if it
+    exists. Raises :class:`ConfigError`.
     """
     flags = {name: value for name, value in given.items() if value is not None}
     values: dict[str, Any] = {}
@@ -57,7 +57,7 @@ def _find(
     from_file: Mapping[str, object],
     file: str,
 ) -> tuple[object, str]:
-    """What was written for a setting, and where; "" for nowhere."""
+    """What was written for a setting, and where; "" if nowhere."""
     if entry.name in flags:
         return flags[entry.name], entry.flag if entry.name != "repository" else "command line"
     if environment.get(entry.variable):
@@ -75,7 +75,7 @@ def _read(entry: Setting, found: object, source: str) -> object:
 
 
 def _beside(flags: Mapping[str, object], environment: Mapping[str, str]) -> str | None:
-    """The file of settings that lies in the model repository, if there is one."""
+    """The settings file in the model repository, if there is one."""
     repository = flags.get("repository") or environment.get(f"{PREFIX}REPOSITORY")
     if not isinstance(repository, str):
         return None
@@ -102,7 +102,7 @@ def _read_file(file: Path) -> dict[str, object]:
 
 
 def _unknown_variables(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Warnings, not errors: the environment is not ours alone."""
+    """Warnings rather than errors: other programs set variables too."""
     known = {entry.variable for entry in SETTINGS} | _OTHER_VARIABLES
     warnings = []
     for name in sorted(environment):

@@ -1,4 +1,4 @@
-"""Every setting, declared once: its name, type and default, how it is read, what it is for, and who takes it.
+"""Every setting, declared once: name, type, default, reader, help, and the processes that use it.
 
 :class:`Settings` is the declaration and the record at once. Each process of a server gets the whole record,
 and each part of a process reads from it what it needs.
@@ -20,9 +20,9 @@ from clockwork_serve.errors import ConfigError, encodable
 from clockwork_serve.units import GIB, KIB, MIB, ms
 
 # ------------------------------------------------------------
-# Turns what was written into values, or says what was expected; it knows no setting by name.
+# Readers convert written values, independent of any setting.
 #
-# A reader takes what TOML gives (typed) and what the environment or the command line gives (text) alike. It
+# A reader accepts both typed values (from TOML) and text (from the environment or the command line). It
 # raises :class:`Unfit`, to which the caller adds the field and the source.
 
 
@@ -40,7 +40,7 @@ _UNITS = {
 
 
 class Unfit(Exception):
-    """A value does not fit; ``expected`` completes "expected ...", ``remedy`` says what to write instead."""
+    """A value is invalid; ``expected`` completes "expected ...", ``remedy`` says what to write instead."""
 
     def __init__(self, expected: str, remedy: str) -> None:
         super().__init__(expected)
@@ -49,7 +49,7 @@ class Unfit(Exception):
 
 
 def text(value: object) -> str:
-    """A string that is not empty. Other bytes than UTF-8 can be a file's name, but not be told."""
+    """A non-empty string. It must be UTF-8: other bytes are valid in file names, but not in messages."""
     if not isinstance(value, str) or not value.strip():
         raise Unfit("text that is not empty", "write it in quotes")
     if "\0" in value or encodable(value) != value:
@@ -84,7 +84,7 @@ def one_of(*choices: str) -> Read[str]:
 
 
 def read_policy(value: object) -> str:
-    """The name of a scheduling policy, of this package's or of an installed one's."""
+    """The name of a scheduling policy, of this package or of an installed one."""
     from clockwork_serve.controller.policies import is_policy, known_policies
 
     if isinstance(value, str) and is_policy(value):
@@ -168,7 +168,7 @@ def machine_name(value: object) -> str:
 
 
 def prefix_or_off(value: object) -> str | None:
-    """What keys of shared memory begin with, or None for ``off``."""
+    """The prefix of shared-memory keys, or None for ``off``."""
     if value is False or (isinstance(value, str) and value.strip().lower() in {"off", "none"}):
         return None
     found = value.strip() if isinstance(value, str) else ""
@@ -199,7 +199,7 @@ def size(least: int) -> Read[int]:
 
 
 def size_or_share(least: int) -> Read[int | float]:
-    """A reader of memory sizes (an int, of bytes) or shares of what is free: ``80%`` (a float, 0.8)."""
+    """A reader of memory sizes (an int, in bytes) or shares of free memory: ``80%`` (a float, 0.8)."""
     read_size = size(least)
 
     def read(value: object) -> int | float:
@@ -217,14 +217,14 @@ def size_or_share(least: int) -> Read[int | float]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Advice for a word that is not known: the nearest one, or all of them."""
+    """Advice for an unknown word: the nearest known one, or all of them."""
     names = sorted(known)
     near = get_close_matches(word.lower().replace("-", "_"), names, n=1)
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
 
 
 # ------------------------------------------------------------
-# What ``--device`` may say. It names devices and builds none.
+# Values of ``--device``.
 #
 # ``cpu`` (the next free number), ``cpu:1`` (that number); ``torch-cpu`` and ``cuda`` likewise (``cuda:1``
 # is the GPU of that number); ``emulated:PROFILE`` (a built-in profile or a file).
@@ -235,7 +235,7 @@ _NUMBERED = ("cpu", "torch-cpu", "cuda")
 
 
 class DeviceChoice(Struct, frozen=True):
-    """A device asked for: its unique name (``cpu:0``), its kind, and for ``emulated`` its profile."""
+    """A configured device: its unique name (``cpu:0``), its kind, and for ``emulated`` its profile."""
 
     device: str
     kind: str
@@ -287,7 +287,7 @@ PREFIX = "CLOCKWORK_"
 
 
 class JoiningProcess(Flag):
-    """A process that joins a server on another machine, by a command of its own."""
+    """A process that joins a server on another machine, started by a command of its own."""
 
     NONE = 0
     GATEWAY = auto()
@@ -299,11 +299,11 @@ WORKER: Final = JoiningProcess.WORKER
 
 
 class Setting(Struct, frozen=True):
-    """What is said about the field that it annotates.
+    """The declaration of a setting, which annotates its field.
 
-    ``read`` checks what was written; ``help`` completes "NAME: ..."; ``elsewhere`` are the processes on other
-    machines that take it too; ``shown`` is the default as a person writes it, where that is not plain. The
-    field gives ``name`` and ``default``.
+    ``read`` converts what was written; ``help`` completes "NAME: ..."; ``elsewhere`` are the processes on
+    other machines that use it too; ``shown`` is the default as a person writes it, if that differs from its
+    value. ``name`` and ``default`` come from the field.
     """
 
     read: Callable[[object], Any]
@@ -325,22 +325,22 @@ class Setting(Struct, frozen=True):
 
 
 def default_cache(environment: Mapping[str, str]) -> str:
-    """Where artefacts are kept unless told otherwise."""
+    """The default folder of artefacts."""
     base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return str(Path(base) / "clockwork-serve")
 
 
 def wrong(name: str, source: str, expected: str, found: object, remedy: str) -> ConfigError:
-    """The one form of our messages about settings."""
+    """An error about a setting; all of them have this form."""
     shown = repr(found) if len(repr(found)) <= 80 else f"{repr(found)[:77]}..."
     return ConfigError(f"{name} (from {source}): expected {expected}, found {shown}; {remedy}")
 
 
 class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """All settings, each read and checked.
+    """All settings, read and checked.
 
-    ``sources`` tells where each one that was said was read; ``warnings`` name variables of the environment
-    that look like ours and are not. What is default is not encoded, as every process knows it.
+    ``sources`` says where each setting that is set was read; ``warnings`` name environment variables with our
+    prefix that are no settings. Defaults are not encoded, as every process knows them.
     """
 
     # fmt: off
@@ -380,7 +380,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         switch, "answer refusals and missed deadlines as Triton does, with 503 and UNAVAILABLE", GATEWAY,
     )] = False
 
-    # The door
+    # Access and limits
     tls_certificate: Annotated[str, Setting(
         path, "PEM file of the server's certificate chain; turns TLS on", GATEWAY,
     )] = ""
@@ -388,10 +388,10 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         path, "PEM file of that certificate's key, without a passphrase", GATEWAY,
     )] = ""
     tls_client_ca: Annotated[str, Setting(
-        path, "PEM file of authorities, whose certificates clients must show", GATEWAY,
+        path, "PEM file of authorities; clients must show a certificate of one", GATEWAY,
     )] = ""
     api_keys: Annotated[str, Setting(
-        path, "TOML file of API keys and tenants; none: everybody may do everything", GATEWAY,
+        path, "TOML file of API keys and tenants; none: every client may do everything", GATEWAY,
     )] = ""
     max_connections: Annotated[int, Setting(
         integer(1, 1_000_000), "connections at once, per gateway and port", GATEWAY,
@@ -420,7 +420,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         number(1, 86_400), "seconds that a connection may be idle", GATEWAY,
     )] = 600.0
     stream_s: Annotated[float, Setting(
-        number(1, 86_400), "seconds that a gRPC call may say nothing", GATEWAY,
+        number(1, 86_400), "seconds that a gRPC call may be idle", GATEWAY,
     )] = 600.0
 
     # Deadlines and scheduling
@@ -435,7 +435,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     reject: Annotated[bool, Setting(switch, "refuse a request once no schedule can meet its deadline")] = True
     max_batch: Annotated[int, Setting(integer(1, 1024), "most requests in one batch")] = 16
     largest_batch: Annotated[int, Setting(
-        integer(1, 1024), "most that a model's max_batch_size may say",
+        integer(1, 1024), "largest max_batch_size of a model",
     )] = 64
     look_ahead_ms: Annotated[float, Setting(
         number(0, 1000, above=True), "how far ahead lanes are filled",
@@ -444,21 +444,21 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         number(0, 1000), "how long before its deadline a request should end",
     )] = 2.0
     queue_limit: Annotated[int, Setting(integer(1, 1_000_000), "waiting requests per model")] = 1000
-    retries: Annotated[int, Setting(integer(0, 100), "times a request on a lost worker is planned again")] = 1
+    retries: Annotated[int, Setting(integer(0, 100), "times that a request on a lost worker is retried")] = 1
     quarantine_after: Annotated[int, Setting(
         integer(0, 1000),
-        "workers that a model may take down before it is not served any more; 0: any number",
+        "workers that a model may crash before it is quarantined; 0: any number",
     )] = 3
     hang_s: Annotated[float, Setting(
-        number(0, 3600), "seconds that an action may be late before its worker counts as hung; 0: for ever",
+        number(0, 3600), "seconds that an action may be late before its worker counts as hung; 0: never",
     )] = 2.0
     hang_grace_s: Annotated[float, Setting(
         number(0, 3600, above=True),
-        "seconds that a hung worker has to answer before it is ended and started again",
+        "seconds that a hung worker has to respond before it is restarted",
     )] = 10.0
     stuck_s: Annotated[float, Setting(
         number(0, 3600),
-        "seconds that any other process may not answer before it is ended and started again; 0: for ever",
+        "seconds that any other process may not respond before it is restarted; 0: for ever",
         GATEWAY,
     )] = 3.0
 
@@ -470,12 +470,12 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     )] = (DeviceChoice("cpu:0", "cpu"),)
     device_memory: Annotated[int | float, Setting(
         size_or_share(MIB),
-        "memory for weights, per device; of GPUs also a share of what is free, 80% if nothing is said",
+        "memory for weights, per device; for GPUs also a share of free memory, by default 80%",
         WORKER, "1GB",
     )] = 10**9
     page_size: Annotated[int, Setting(
         size(4 * KIB),
-        "page of that memory: a multiple of 4KiB; of GPUs 16MiB if nothing is said",
+        "page size of that memory: a multiple of 4KiB; for GPUs by default 16MiB",
         WORKER, "256KiB",
     )] = 256 * KIB
     host_memory: Annotated[int, Setting(
@@ -508,7 +508,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         address, "HOST:PORT of the server that `clockwork worker` or `gateway` joins", GATEWAY | WORKER,
     )] = ""
     machine_name: Annotated[str, Setting(
-        machine_name, "what this machine is called there; none: its host name", GATEWAY | WORKER,
+        machine_name, "name of this machine there; none: its host name", GATEWAY | WORKER,
     )] = ""
     cluster_certificate: Annotated[str, Setting(
         path, "PEM file of this machine's certificate, for the others", GATEWAY | WORKER,
@@ -520,7 +520,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         path, "PEM file of the authority of all machines' certificates", GATEWAY | WORKER,
     )] = ""
     silence_s: Annotated[float, Setting(
-        number(0.2, 60), "seconds of silence after which the link to a machine is lost", GATEWAY | WORKER,
+        number(0.2, 60), "seconds without data after which the link to a machine is lost", GATEWAY | WORKER,
     )] = 2.0
 
     # Running
@@ -533,10 +533,10 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         shown="75%",
     )] = 0.75
     compile_s: Annotated[float, Setting(
-        number(10, 86_400), "seconds after which compiling that says nothing is stuck, and ended",
+        number(10, 86_400), "seconds without progress after which a compilation is ended as stuck",
     )] = 900.0
     drain_s: Annotated[float, Setting(
-        number(0, 3600), "seconds given to waiting requests when it stops", GATEWAY | WORKER,
+        number(0, 3600), "seconds for waiting requests to finish when the server stops", GATEWAY | WORKER,
     )] = 10.0
     log_format: Annotated[str, Setting(
         one_of("text", "json"), "text for people, json for collectors", GATEWAY | WORKER,
@@ -574,18 +574,18 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def _wrong(self, name: str, expected: str, found: object, remedy: str) -> ConfigError:
         return wrong(name, self.sources.get(name, "default"), expected, found, remedy)
 
-    def said(self, name: str) -> bool:
-        """Whether somebody set it, even to its default."""
+    def is_set(self, name: str) -> bool:
+        """Whether the setting is set anywhere, even to its default."""
         return name in self.sources
 
     @property
     def ports(self) -> dict[str, int | None]:
-        """The ports wanted, by setting; None for off."""
+        """The configured ports, by setting; None for off."""
         return {"http_port": self.http_port, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
 
     @property
     def default_slo_ns(self) -> int | None:
-        """The deadline of requests and models that name none; None: from the model's profile."""
+        """The SLO of requests and models that set none; None: derived from the model's profile."""
         return None if self.slo_ms is None else ms(self.slo_ms)
 
 
@@ -594,14 +594,14 @@ def _declared() -> tuple[Setting, ...]:
     hints = get_type_hints(Settings, include_extras=True)
     found = []
     for field in structs.fields(Settings):
-        for said in getattr(hints[field.name], "__metadata__", ()):
-            shown = _plain(field.default) if said.shown is None else said.shown
-            found.append(structs.replace(said, name=field.name, default=field.default, shown=shown))
+        for declared in getattr(hints[field.name], "__metadata__", ()):
+            shown = _plain(field.default) if declared.shown is None else declared.shown
+            found.append(structs.replace(declared, name=field.name, default=field.default, shown=shown))
     return tuple(found)
 
 
 def _plain(default: object) -> str:
-    """A default as a person writes it, where there is but one way."""
+    """A default as a person writes it, if there is only one way."""
     if isinstance(default, bool):
         return str(default).lower()
     return f"{default:g}" if isinstance(default, int | float) else str(default)

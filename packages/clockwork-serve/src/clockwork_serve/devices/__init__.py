@@ -1,4 +1,4 @@
-"""Devices: the hands that execute actions and decide nothing."""
+"""Devices, which execute actions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = [
 
 
 def build(config: DeviceConfig) -> Device:
-    """The device that ``config`` describes, ready to prepare codes; ConfigError if there is no such kind.
+    """Build the device that ``config`` describes; ConfigError for an unknown kind.
 
     ONNX Runtime and torch are imported only for a device that runs them.
     """

@@ -1,4 +1,4 @@
-"""The only place that calls CUDA: memory, streams, clocks; and weights files in pinned host memory."""
+"""All use of CUDA (memory, streams, clocks), and the pool of weights files in pinned host memory."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ from clockwork_serve.messages import Extent, Weights
 from clockwork_serve.units import GIB, MIB, NS_PER_MS
 
 # ------------------------------------------------------------
-# Where the tensors of a torch device live, and how work on them is ordered: every call of CUDA's is here.
+# Memory of a torch device, and the order of work on it: all calls of CUDA are here.
 #
-# Two of a kind: ``HostAccelerator`` (the CPU: all is done when a call returns, so streams and marks are
-# nothing) and
-# ``Cuda``. The device runs the same code on either.
+# There are two implementations: ``HostAccelerator`` (the CPU, where all calls are synchronous, so streams and
+# marks are no-ops) and ``Cuda``. The device runs the same code on either.
 
 
 Tensor = Any
@@ -36,76 +35,76 @@ Mark = Any
 Run = Callable[[], list[Tensor]]
 
 CLOCKS_NS: Final = 100 * NS_PER_MS
-"""A GPU's clock rates are read at most so often, and by a thread of their own."""
+"""How often a GPU's clock rates are read at most, by a thread of their own."""
 SYNC_LANES: Final = ("input", "exec", "output")
-"""Lanes whose end is waited for by spinning: it costs a core for the time, and no wake-up."""
+"""Lanes whose end is awaited by spinning, which occupies a core but saves the wake-up."""
 
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_ARENA_MAX = -3, -1, -2, -8
 
 
 class Accelerator(Protocol):
-    """What a device's memory, streams and clocks are to the device."""
+    """A device's memory, streams and clocks."""
 
     kind: str
     """Selects profiles: ``torch-cpu``, ``cuda:sm_90``."""
     target: str
-    """What packages must be compiled for: ``cpu``, ``cuda:sm_90``."""
+    """The target that packages must be compiled for: ``cpu``, ``cuda:sm_90``."""
     index: int
-    """As packages are told; -1 for the CPU."""
+    """The device index for packages; -1 for the CPU."""
     shares_memory: bool
-    """The host's memory is the device's: nothing has to be copied across."""
+    """The device uses host memory, so that nothing has to be copied between them."""
 
     @property
     def rates(self) -> dict[str, int]:
-        """Clock rates in MHz, as last read; empty where nothing tells."""
+        """Clock rates in MHz, as last read; empty if unknown."""
 
     def memory_bytes(self) -> int:
-        """How much memory for weights the configuration asks for."""
+        """The memory for weights that is configured."""
 
     def arena(self, nbytes: int) -> Tensor:
-        """All memory for weights, once; DeviceError that says what to set if it cannot be had."""
+        """Allocate all memory for weights, once; a DeviceError says which setting to change if it fails."""
 
     def zeros(self, nbytes: int) -> Tensor | None:
-        """Weights to try a package with; None if there is no room for them."""
+        """Weights for a trial run of a package; None if there is no memory for them."""
 
     def pinned(self, nbytes: int, setting: str) -> Tensor:
         """Host memory that the device copies from and to at full speed."""
 
     def area(self, nbytes: int) -> tuple[Tensor, Tensor]:
-        """Inputs and outputs of one batch: on the host and on the device; one and the same if shared."""
+        """Inputs and outputs of one batch, on the host and on the device; the same memory if shared."""
 
     def claim(self, nbytes: int) -> bool:
         """Make the first ``nbytes`` of the area ready for use; False if it is smaller."""
 
     def lane(self, name: str) -> contextlib.AbstractContextManager[Any]:
-        """Within it, copies and kernels go to the stream of that name."""
+        """A context in which copies and kernels are queued on the stream of that name."""
 
     def mark(self, lane: str) -> Mark:
-        """The point that the lane has reached; to be called within it."""
+        """Record an event on the lane's stream; called within its context."""
 
     def follow(self, mark: Mark) -> None:
-        """What comes next in this lane waits for another lane's mark."""
+        """Have this lane's later work wait for another lane's mark."""
 
     def wait(self, mark: Mark) -> None:
-        """Return once a mark is reached."""
+        """Block until a mark is reached."""
 
     def between_ns(self, first: Mark, second: Mark) -> int:
         """The device's own time between two marks that were reached."""
 
     def capture(self, first: Run, run: Run) -> tuple[Callable[[], None], list[Tensor]] | None:
-        """Do ``first``, then record ``run``: how to replay it, and where that leaves outputs; or None."""
+        """Run ``first``, then capture ``run``: a function to replay it and its outputs, or None."""
 
     def lost(self, error: BaseException) -> bool:
-        """Whether after this error nothing works any more in this process."""
+        """Whether this error makes the device unusable for the rest of this process."""
 
     def used_bytes(self) -> int:
-        """Memory in use beside arena and area: what batches need as workspace."""
+        """Memory in use beside arena and area: the workspace of batches."""
 
     def counters(self) -> dict[str, int]:
-        """Numbers that must not change while it serves, and clock rates."""
+        """Numbers that must not change during serving, and clock rates."""
 
     def close(self) -> None:
-        """Give memory back."""
+        """Free all memory."""
 
 
 class HostAccelerator:
@@ -154,10 +153,10 @@ class HostAccelerator:
         return time.monotonic_ns()
 
     def follow(self, mark: Mark) -> None:
-        """It was reached."""
+        """No-op: marks are reached when they are made."""
 
     def wait(self, mark: Mark) -> None:
-        """It was reached."""
+        """No-op: marks are reached when they are made."""
 
     def between_ns(self, first: Mark, second: Mark) -> int:
         return int(second - first)
@@ -183,7 +182,7 @@ class HostAccelerator:
 class Cuda:
     """One GPU. The streams ``load``, ``input``, ``exec`` and ``output`` order its work.
 
-    None of this was run on a GPU yet; tests run the device on a stand-in for it.
+    This was not yet run on a GPU; tests run the device on a stand-in.
     """
 
     shares_memory = False
@@ -200,7 +199,7 @@ class Cuda:
         major, minor = torch.cuda.get_device_capability(self.index)
         self.target = self.kind = f"cuda:sm_{major}{minor}"
         self._device = torch.device("cuda", self.index)
-        # Copies of weights yield to what a request waits for.
+        # Copies of weights have lower priority than the work of requests.
         self._streams = {
             name: torch.cuda.Stream(self._device, priority=0 if name == "load" else -1)
             for name in ("load", *SYNC_LANES)
@@ -284,7 +283,7 @@ class Cuda:
     def capture(self, first: Run, run: Run) -> tuple[Callable[[], None], list[Tensor]] | None:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._streams["load"]):
-            first()  # what a first run allocates or tunes must not be captured
+            first()  # allocations and tuning of a first run must not be captured
             # Not torch.cuda.graph(): that stops the device and collects garbage.
             graph.capture_begin(pool=self._graphs, capture_error_mode="thread_local")
             try:
@@ -356,10 +355,10 @@ def read_clocks(index: int) -> dict[str, int]:
 
 @functools.cache
 def keep_memory() -> bool:
-    """Have the C library keep what a batch frees for the next one; false where it is another library.
+    """Have the C library keep freed memory for the next batch; False if it is not glibc.
 
-    Otherwise each inference of torch's returns its workspace to the system and takes thousands of page
-    faults. For the whole process, and for good.
+    Otherwise each of torch's inferences returns its workspace to the system and incurs thousands of page
+    faults. This applies to the whole process and cannot be undone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -370,22 +369,21 @@ def keep_memory() -> bool:
 
 
 # ------------------------------------------------------------
-# Weights files in host memory from which a device copies at full speed; the files are behind it.
+# A cache of weights files in pinned host memory, from which a device copies at full speed.
 #
-# Bounded, taken once, cut into chunks: a file takes any of them, and the least recently loaded files make
-# room. A file that is not in it is read (from the system's page cache, if it is there) chunk by chunk while
-# the chunk before is copied. Files are read, not mapped: one that was cut short is an error, not the end of
-# the process.
+# It is allocated once and divided into chunks: a file occupies any of them, and the least recently loaded
+# files are evicted. A file that is not cached is read chunk by chunk while the previous chunk is copied.
+# Files are read, not mapped, so that a truncated file is an error and does not kill the process.
 
 
 CHUNK: Final = 2 * MIB
-"""Copied at once: about 0.1 ms on PCIe, which is how long a request's own copy may have to wait for it."""
+"""Bytes of one copy: about 0.1 ms on PCIe, the longest that a request's own copy has to wait for it."""
 STAGING: Final = 2
-"""Chunks that are always there, to be filled and copied by turns."""
+"""Chunks reserved for files that are not cached, filled and copied alternately."""
 
 
 class HostPool:
-    """Used by the load lane only, within it (``Accelerator.lane``), and each load is waited for."""
+    """Used by the load lane only, within its context (``Accelerator.lane``); each load is awaited."""
 
     def __init__(self, accelerator: Accelerator, nbytes: int) -> None:
         self._accelerator = accelerator
@@ -397,14 +395,14 @@ class HostPool:
         self._free = list(range(STAGING, count))
         self._chunks_by_path: OrderedDict[str, list[int]] = OrderedDict()
         self.chunks = len(self._free)
-        """How many may keep files."""
+        """How many chunks can hold files."""
         self.hits = 0
         self.misses = 0
 
     def copy(self, weights: Weights, target: Tensor) -> int:
-        """Fill ``target`` with a file of its very length, or DeviceError; it is there at the next mark.
+        """Fill ``target`` with a file of exactly its length, or raise DeviceError; complete at the next mark.
 
-        How long it took to verify what was read (ns); what is kept was verified when it came.
+        Returns the time spent on verification (ns); cached files were verified when they were read.
         """
         if self._direct:
             return self._blobs.read_into(weights, target.numpy())
@@ -432,17 +430,17 @@ class HostPool:
         return reading.once_ns
 
     def verify(self, weights: Weights) -> None:
-        """Look whether a file is what its name says, before it is wanted; for any thread."""
+        """Verify a weights file before it is needed; thread-safe."""
         self._blobs.verify(weights)
 
     def close(self) -> None:
-        """Forget all."""
+        """Free everything."""
         self._blobs.close()
         self._chunks_by_path.clear()
         self._memory = None
 
     def _room(self, count: int) -> list[int] | None:
-        """Chunks for a file, whoever must go for it; None if it is larger than the pool."""
+        """Chunks for a file, after evicting others; None if it is larger than the pool."""
         if count > self.chunks:
             return None
         while len(self._free) < count:
@@ -451,7 +449,7 @@ class HostPool:
         return taken
 
     def _stream(self, weights: Weights, target: Tensor) -> int:
-        """Through the staging chunks, each read anew once its last copy is over."""
+        """Copy through the staging chunks, each refilled once its last copy is complete."""
         marks: list[Mark] = [None] * len(self._staging)
         with self._blobs.reading(weights, len(target)) as reading:
             for at in range(-(-len(target) // CHUNK)):
@@ -472,5 +470,5 @@ class HostPool:
         target[start : start + CHUNK].copy_(self._chunk(chunk, at, target), non_blocking=True)
 
     def _chunk(self, chunk: int, at: int, target: Tensor) -> Tensor:
-        """As much of a chunk as the file's part takes."""
+        """As much of a chunk as this part of the file fills."""
         return self._memory[chunk * CHUNK : chunk * CHUNK + min(CHUNK, len(target) - at * CHUNK)]

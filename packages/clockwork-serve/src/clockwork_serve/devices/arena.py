@@ -1,4 +1,4 @@
-"""Memory of a device: anonymous mappings, touched before they are used; they never grow and never move."""
+"""Memory of a device: anonymous mappings of fixed size, touched before use."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Bytes = npt.NDArray[np.uint8]
 POPULATE_WRITE: Final = 23
 """MADV_POPULATE_WRITE (Linux 5.14): the kernel touches the pages, 1 GiB in 0.25-0.35 s (filling: 0.9 s)."""
 AT_ONCE: Final = 128 * MIB
-"""Touched before the arena is given out; the rest follows beside the work, in steps.
+"""Bytes touched before the arena is used; the rest is touched in the background, in steps.
 
 A virtual machine that gets memory from its host for the first time took up to 3 s for 1 GiB, which a
-restarted worker must not wait for. A LOAD into pages that are not touched yet is right, but slower.
+restarted worker must not wait for. A LOAD into pages that are not touched yet is correct, but slower.
 """
 STEP: Final = 16 * MIB
 
 
 class Arena:
-    """``pages`` pages of ``page_bytes``, soon all resident; an extent of them is a numpy view."""
+    """``pages`` pages of ``page_bytes``, all resident soon; an extent of them is a numpy view."""
 
     def __init__(self, memory_bytes: int, page_bytes: int) -> None:
-        """Map and touch; DeviceError where the sizes make no sense or the host lacks the memory."""
+        """Map and touch the memory; DeviceError if the sizes are invalid or the host lacks memory."""
         if page_bytes < mmap.PAGESIZE or page_bytes % mmap.PAGESIZE:
             raise DeviceError(
                 f"page_bytes: expected a multiple of {mmap.PAGESIZE}, found {page_bytes};"
@@ -76,16 +76,16 @@ class Arena:
         """``nbytes`` from the start of a page; DeviceError if the arena ends before."""
         return self.view(Extent(page, max(1, -(-nbytes // self.page_bytes))), nbytes)
 
-    def settle(self) -> None:
+    def wait_resident(self) -> None:
         """Wait until every page is resident: for measurements."""
         if self._populating is not None:
             self._populating.join()
             self._populating = None
 
     def close(self) -> None:
-        """Give the memory back, now or as soon as the last view of it is gone."""
+        """Free the memory, now or when its last view is deleted."""
         self._closing.set()
-        self.settle()
+        self.wait_resident()
         self._bytes = np.empty(0, dtype=np.uint8)
         with contextlib.suppress(BufferError):
             self._mapping.close()
@@ -100,7 +100,8 @@ class Arena:
 class Scratch:
     """The I/O area of a device's exec lane: one mapping that every (code, batch) uses in turn.
 
-    Its pages are touched as codes claim them, without a change to what an INFER may have there.
+    Its pages are touched as codes claim them; that does not change their content, which an INFER may be
+    using.
     """
 
     def __init__(self, nbytes: int) -> None:
@@ -123,7 +124,7 @@ class Scratch:
         return True
 
     def bytes(self) -> Bytes:
-        """All of it; of that, only what was claimed is sure to be resident."""
+        """The whole area; only what was claimed is sure to be resident."""
         return self._bytes
 
     def array(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> npt.NDArray[Any]:
@@ -131,7 +132,7 @@ class Scratch:
         return np.ndarray(shape, dtype, buffer=self._mapping, offset=offset)
 
     def close(self) -> None:
-        """Give the memory back, now or as soon as the last view of it is gone."""
+        """Free the memory, now or when its last view is deleted."""
         self._bytes = np.empty(0, dtype=np.uint8)
         with contextlib.suppress(BufferError):
             self._mapping.close()
@@ -174,7 +175,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def _available_bytes() -> int | None:
-    """Memory that can be had without swapping; None where the system does not tell."""
+    """Memory available without swapping; None if the system does not report it."""
     with contextlib.suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as lines:
         for line in lines:
             if line.startswith("MemAvailable:"):

@@ -1,4 +1,4 @@
-"""What a device is to a worker: blocking calls, each made by one lane's thread; their tensors."""
+"""The interface of a device to its worker: blocking calls, one thread per lane; tensors of calls."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, TensorRef, T
 from clockwork_serve.units import KIB, MIB, NS_PER_MS, align
 
 # ------------------------------------------------------------
-# How many cores this process may use at once.
+# The number of cores that this process may use.
 
 
 QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
-"""Of a container: microseconds of CPU time that all its processes may use, in so many of real time."""
+"""A container's quota: microseconds of CPU time for all its processes, per period of real time."""
 QUOTA_BEFORE: Final = tuple(Path("/sys/fs/cgroup/cpu") / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
 """The same of control groups, version 1; a quota of -1 is none."""
 
 
 def cores() -> float:
-    """Those it may run on, or what its container's quota comes to, if that is less."""
+    """The cores that the process may run on, or its container's quota if that is less."""
     allowed = float(len(os.sched_getaffinity(0)))
     quota = _quota()
     return allowed if quota is None else min(allowed, quota)
 
 
 def _quota() -> float | None:
-    """None where there is none, or none can be read."""
+    """The container's quota in cores; None if there is none, or it cannot be read."""
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
         quota, period = QUOTA.read_text().split()
         return None if quota == "max" else int(quota) / int(period)
@@ -47,7 +47,7 @@ def _quota() -> float | None:
 
 
 # ------------------------------------------------------------
-# What a device is to a worker: blocking calls, each made by the thread of one lane.
+# The interface of a device to its worker: blocking calls, each made by the thread of one lane.
 
 
 class DeviceConfig(Struct, frozen=True, kw_only=True):
@@ -80,7 +80,7 @@ class DeviceConfig(Struct, frozen=True, kw_only=True):
 
     @property
     def lanes_share(self) -> bool:
-        """Whether LOADs take their time from INFERs, where the CPU does both: no core is left for them."""
+        """Whether LOADs slow INFERs down, as the CPU does both and has no core left for LOADs."""
         return cores() < self.threads + 1
 
 
@@ -100,7 +100,7 @@ class CallBuffers:
 
 @dataclass(slots=True)
 class Phases:
-    """Where the lane time of an INFER went, in ns."""
+    """How the lane time of an INFER was spent, in ns."""
 
     input_ns: int
     run_ns: int
@@ -111,7 +111,7 @@ class Device(Protocol):
     """One device. ``load``, ``unload`` and ``prepare`` run on the load lane, ``infer`` on the exec lane.
 
     Errors: :class:`~clockwork_serve.errors.ModelError` if the model raised,
-    :class:`~clockwork_serve.errors.DeviceError` for anything else that was foreseen.
+    :class:`~clockwork_serve.errors.DeviceError` for any other expected error.
     """
 
     spec: DeviceSpec
@@ -120,13 +120,13 @@ class Device(Protocol):
         """Make a code ready to run (session, buffers, one warm-up per batch size). Idempotent."""
 
     def retire(self, code_id: str) -> None:
-        """Free what ``prepare`` took; unknown codes are ignored."""
+        """Free the resources of ``prepare``; unknown codes are ignored."""
 
     def load(self, action: Load) -> int:
-        """Copy the weights into the extent and return when they are there, verified.
+        """Copy the weights into the extent and verify them; blocks until that is done.
 
-        How many ns of that a further LOAD of the same weights will not take: they were verified for the
-        first time. :class:`~clockwork_serve.errors.DamageError` if they are not what their name says.
+        Returns the share of its time (ns) that a further LOAD of the same weights will not need: their first
+        verification. :class:`~clockwork_serve.errors.DamageError` if they do not match their id.
         """
 
     def unload(self, action: Unload) -> None:
@@ -153,7 +153,7 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 
 
 # ------------------------------------------------------------
-# Tensors of calls: shapes, rows of a batch, the room for outputs; never touches memory beyond that room.
+# Tensors of calls: shapes, rows of a batch, and the room for outputs, whose bounds are checked.
 
 
 def full_shape(code: Code, spec: TensorSpec, rows: int) -> tuple[int, ...]:
@@ -162,7 +162,7 @@ def full_shape(code: Code, spec: TensorSpec, rows: int) -> tuple[int, ...]:
 
 
 def is_static(spec: TensorSpec) -> bool:
-    """Whether a tensor's size is known before it is seen."""
+    """Whether a tensor's size is the same in every request."""
     return spec.datatype != "BYTES" and all(dim >= 0 for dim in spec.shape)
 
 
@@ -175,7 +175,7 @@ def nbytes_of(shape: Iterable[int], dtype: np.dtype[np.generic]) -> int:
 
 
 def io_bytes(code: Code, batch: int) -> int:
-    """What one INFER of that batch size needs for inputs and outputs, static tensors only, in bytes."""
+    """Bytes of inputs and outputs of one INFER at that batch size, static tensors only."""
     rows = batch if code.batched else 1
     return sum(
         align((spec.row_bytes or 0) * rows) for spec in (*code.inputs, *code.outputs) if is_static(spec)
@@ -183,7 +183,7 @@ def io_bytes(code: Code, batch: int) -> int:
 
 
 def rows_of(code: Code, action: Infer, calls: Sequence[CallBuffers]) -> list[int]:
-    """Rows of each call; DeviceError if the action contradicts itself, the code or the buffers."""
+    """Rows of each call; DeviceError if the action is inconsistent with itself, the code or the buffers."""
     if len(calls) != len(action.calls) or not calls:
         raise DeviceError(f"calls: expected buffers for {len(action.calls)} calls, found {len(calls)}")
     if not code.batched:
@@ -219,7 +219,7 @@ def fits(expected: tuple[int, ...], found: tuple[int, ...]) -> bool:
 
 
 def gather(code: Code, spec: TensorSpec, calls: Sequence[CallBuffers], rows: Sequence[int]) -> list[Array]:
-    """One input of every call, checked: of equal shape but for the rows."""
+    """One input of every call, checked: shapes must be equal except for the rows."""
     arrays = []
     for call, count in zip(calls, rows, strict=True):
         array = call.inputs.get(spec.name)
@@ -235,7 +235,7 @@ def gather(code: Code, spec: TensorSpec, calls: Sequence[CallBuffers], rows: Seq
 
 
 def stack(arrays: Sequence[Array], target: Array) -> None:
-    """Copy the rows of several calls into a batch; rows left over repeat the last, a valid one."""
+    """Copy the rows of several calls into a batch; the last row is repeated to fill it."""
     start = 0
     for array in arrays:
         end = start + array.shape[0]
@@ -246,7 +246,7 @@ def stack(arrays: Sequence[Array], target: Array) -> None:
 
 
 class OutputRoom:
-    """The room for one call's outputs, filled from its start; references count from there."""
+    """The room for one call's outputs, filled from its start; references are relative to it."""
 
     __slots__ = ("_end", "_memory", "refs")
 
@@ -309,7 +309,7 @@ def encode_bytes(array: Array) -> bytes:
 def split(
     code: Code, spec: TensorSpec, array: Array, batch: int, rows: Sequence[int], rooms: Sequence[OutputRoom]
 ) -> None:
-    """Copy the rows of an output into their calls' rooms; ModelError if it is not shaped as declared."""
+    """Copy the rows of an output into their calls' rooms; ModelError if its shape is not as declared."""
     expected = full_shape(code, spec, batch)
     if not fits(expected, array.shape):
         raise ModelError(f"output {spec.name}: expected shape {expected}, found {tuple(array.shape)}")

@@ -1,4 +1,4 @@
-"""The ``cpu`` device: one arena, and a backend for each kind of code it can run. Decides nothing."""
+"""The ``cpu`` device: one arena, and a backend for each kind of code that it runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class CpuDevice:
         )
 
     def prepare(self, code: Code) -> None:
-        """Hand the code to its backend; DeviceError if there is none for it here."""
+        """Prepare the code with its backend; DeviceError if there is none for it here."""
         backend = self._backends.get(code.backend)
         if backend is None:
             raise DeviceError(
@@ -48,26 +48,26 @@ class CpuDevice:
         self._backend_by_code[code.code_id] = backend
 
     def retire(self, code_id: str) -> None:
-        """Free what ``prepare`` took."""
+        """Free the resources of ``prepare``."""
         backend = self._backend_by_code.pop(code_id, None)
         if backend is not None:
             backend.retire(code_id)
 
     def load(self, action: Load) -> int:
-        """Load by the code's backend."""
+        """Load with the code's backend."""
         return self._backend(action.code_id).load(action)
 
     def verify(self, weights: Weights) -> None:
-        """Look whether a weights file is what its name says, before it is wanted; for any thread."""
+        """Verify a weights file before it is needed; thread-safe."""
         self._onnx.verify(weights)
 
     def unload(self, action: Unload) -> None:
-        """Forget the extent in every backend: the action does not say whose it was."""
+        """Release the extent in every backend: the action does not name its code."""
         for backend in self._backends.values():
             backend.unload(action)
 
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
-        """Run by the code's backend."""
+        """Run with the code's backend."""
         return self._backend(action.code_id).infer(action, calls)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""A device that takes the time a profile says and computes nothing; it sleeps, so it uses no core either.
+"""A device that computes nothing and sleeps for the durations of a profile.
 
 Durations come from ``profile.json`` in the code's folder for codes of backend ``emulated``::
 
@@ -97,11 +97,13 @@ class ProfileFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 # Built before there are threads: the lanes of many devices prepare at once, and msgspec ends the process with
 # a segmentation fault where two threads are the first to need what it knows of a type.
 _code_profiles: Final = msgspec.json.Decoder(CodeProfile, strict=False)
-msgspec.json.Decoder(ProfileFile)  # TOML has no decoder to keep; what it knows of the type stays
+msgspec.json.Decoder(
+    ProfileFile
+)  # TOML has no decoder object to keep; msgspec caches what it knows of the type
 
 
 class EmulatedDevice:
-    """Occupies a lane for as long as the profile says; answers zeros of the right shape."""
+    """Occupies a lane for the durations of a profile; outputs are zeros of the right shape."""
 
     def __init__(
         self,
@@ -125,16 +127,16 @@ class EmulatedDevice:
         )
 
     def prepare(self, code: Code) -> None:
-        """Look its durations up."""
+        """Read the code's durations."""
         if code.code_id not in self._ready_by_code:
             self._ready_by_code[code.code_id] = (code, emulated_profile(self._config, code))
 
     def retire(self, code_id: str) -> None:
-        """Forget its durations."""
+        """Delete the code's durations."""
         self._ready_by_code.pop(code_id, None)
 
     def load(self, action: Load) -> int:
-        """Take the time of copying ``action.weights.size`` bytes."""
+        """Sleep as long as copying ``action.weights.size`` bytes takes."""
         end = self._clock() + self._vary(self._get(action.code_id)[1].load_ns(action.weights.size))
         extent = action.extent
         if extent.first < 0 or extent.first + extent.count > self.spec.pages:
@@ -143,10 +145,10 @@ class EmulatedDevice:
         return 0
 
     def unload(self, action: Unload) -> None:
-        """Nothing to forget."""
+        """No-op."""
 
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
-        """Write zeros, then wait until the duration is over."""
+        """Write zeros, then sleep until the duration has passed."""
         started = self._clock()
         code, profile = self._get(action.code_id)
         rows = rows_of(code, action, calls)
@@ -160,7 +162,7 @@ class EmulatedDevice:
         return Phases(0, self._clock() - written, written - started)
 
     def close(self) -> None:
-        """Nothing to free."""
+        """No-op."""
 
     def _get(self, code_id: str) -> tuple[Code, Profile]:
         ready = self._ready_by_code.get(code_id)
@@ -182,19 +184,19 @@ class EmulatedDevice:
 
 
 def emulated_config(device: str, profile: str, **settings: Any) -> DeviceConfig:
-    """The config of an emulated device: sizes from the profile's ``[device]``, ``settings`` over them."""
+    """The config of an emulated device: sizes of the profile's ``[device]``, overridden by ``settings``."""
     table = msgspec.structs.asdict(read_profile(profile).device)
     sizes = {name: value for name, value in table.items() if value is not None}
     return DeviceConfig(device=device, kind="emulated", profile=profile, **{**sizes, **settings})
 
 
 def device_kind(config: DeviceConfig) -> str:
-    """What selects profiles of this device: ``emulated:NAME``."""
+    """The kind that selects profiles of this device: ``emulated:NAME``."""
     return f"emulated:{Path(config.profile or DEFAULT_PROFILE).stem}"
 
 
 def emulated_profile(config: DeviceConfig, code: Code) -> Profile:
-    """What an emulated device will take for a code, without jitter; ConfigError or DeviceError if unknown."""
+    """The durations of a code on an emulated device, no jitter; ConfigError or DeviceError if invalid."""
     if code.backend == "emulated":
         own = _read_code_profile(code)
         curve, base, per_mib = own.infer_ns, own.load_ns, 0
@@ -275,7 +277,7 @@ def _write_zeros(room: OutputRoom, spec: TensorSpec, shape: tuple[int, ...]) -> 
 
 
 def _sleep_precisely() -> None:
-    """Ask the kernel to end this thread's sleeps on time, not up to 50 us late (Linux; else nothing)."""
+    """Set this thread's timer slack so that sleeps end on time, not up to 50 us late (Linux only)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)

@@ -1,4 +1,4 @@
-"""Weights files and files of codes: opened once, hashed as they are copied, verified against their record."""
+"""Weights files and files of codes: kept open, hashed while they are copied, checked against their record."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from clockwork_serve.integrity import Facts, Verified, damage, file_digest, hash
 from clockwork_serve.messages import Code, Weights
 
 # ------------------------------------------------------------
-# Weights files on the host: opened once, read straight into device memory; never mapped, never written.
+# Weights files on the host: kept open, and read directly into device memory, without mapping.
 #
-# What is copied was verified: at the first LOAD of a file its bytes are hashed where they were copied to, and
-# afterwards it is enough that the file looks as it did. One that is damaged is refused, and, as long as it
-# looks the same, at once.
+# All that is copied is verified: the first LOAD of a file hashes the copied bytes; later ones only compare
+# the file's size and times. A damaged file is refused, without reading it again if its size and times are
+# unchanged.
 
 
 OPEN_MAX: Final = 256
 """Files kept open: opening costs about 10 us, and the usual limit of a process is 1024 files."""
 
 
-_Warm = tuple[int, tuple[int, int, int], str]
-"""A file that is open, what it looked like when it was verified, and the hash of what is in it."""
+_OpenFile = tuple[int, tuple[int, int, int], str]
+"""The descriptor of an open file, its size and times when it was verified, and the hash of its content."""
 
 
 class Reading:
-    """A file that is being copied, part by part in order, and hashed if nobody knows it yet."""
+    """A file that is being copied, part by part in order, and hashed unless its hash is known."""
 
     def __init__(self, weights: Weights, fd: int, size: int, *, known: bool) -> None:
         self._path = weights.path
@@ -44,7 +44,7 @@ class Reading:
         """How long hashing took."""
 
     def part(self, target: Bytes, start: int) -> None:
-        """Fill ``target`` with what begins at ``start``. Releases the GIL."""
+        """Fill ``target`` from offset ``start`` of the file. Releases the GIL."""
         try:
             done = _fill(self._fd, target, start)
         except OSError as error:
@@ -67,28 +67,28 @@ class Reading:
 class Blobs:
     """Open weights files, least recently used first.
 
-    ``verify`` may be called by any thread, beside the load lane's, which alone calls the others.
+    ``verify`` is thread-safe; all other methods are called by the load lane only.
     """
 
     def __init__(self, open_max: int = OPEN_MAX, verified: Verified | None = None) -> None:
         self._open_max = open_max
         self._fd_by_path: OrderedDict[str, int] = OrderedDict()
-        self._warm_by_path: dict[str, _Warm] = {}  # of open files only
+        self._open_by_path: dict[str, _OpenFile] = {}  # of open files only
         self._verified = Verified() if verified is None else verified
 
     def read_into(self, weights: Weights, target: Bytes) -> int:
-        """Fill ``target`` with the file; DeviceError unless it is just that. How long verifying took (ns)."""
-        warm = self._warm_by_path.get(weights.path)
-        if warm is not None and self._read_warm(warm, weights, target):
+        """Fill ``target`` with the file, or raise DeviceError; the time spent on verification (ns)."""
+        known = self._open_by_path.get(weights.path)
+        if known is not None and self._read_open(known, weights, target):
             return 0
         with self.reading(weights, len(target)) as reading:
             reading.part(target, 0)
         return reading.once_ns
 
-    def _read_warm(self, warm: _Warm, weights: Weights, target: Bytes) -> bool:
-        """Fill ``target`` with an open file that was verified, if it looks the same before and after."""
-        fd, looks, weights_id = warm
-        if weights_id != weights.weights_id or looks[0] != len(target) or _looks(fd) != looks:
+    def _read_open(self, known: _OpenFile, weights: Weights, target: Bytes) -> bool:
+        """Fill ``target`` from an open, verified file if its size and times do not change meanwhile."""
+        fd, stamp, weights_id = known
+        if weights_id != weights.weights_id or stamp[0] != len(target) or _stamp_of(fd) != stamp:
             return False
         self._fd_by_path.move_to_end(weights.path)
         try:
@@ -96,28 +96,28 @@ class Blobs:
             if done != len(target) and _fill(fd, target, 0) != len(target):
                 return False
         except OSError:
-            return False  # it is read once more, and said
-        return _looks(fd) == looks
+            return False  # the caller reads it again and reports the error
+        return _stamp_of(fd) == stamp
 
     @contextlib.contextmanager
     def reading(self, weights: Weights, size: int) -> Iterator[Reading]:
-        """Read a file of that size; at the end, DamageError unless what was read is what its name says."""
+        """Read a file of that size; DamageError at the end if its content does not match its id."""
         fd = self._open(weights)
         try:
             facts = Facts.of(fd)
             known = self._fitting(weights, facts, size)
             reading = Reading(weights, fd, size, known=known)
             yield reading
-            self._settle(weights, fd, facts, reading.digest)
+            self._check_read(weights, fd, facts, reading.digest)
             if self._verified.digest(weights.path, facts) == weights.weights_id:
-                looks = facts.size, facts.mtime_ns, facts.ctime_ns
-                self._warm_by_path[weights.path] = fd, looks, weights.weights_id
+                stamp = facts.size, facts.mtime_ns, facts.ctime_ns
+                self._open_by_path[weights.path] = fd, stamp, weights.weights_id
         except BaseException:
-            self._drop(weights.path)  # another file may have its name by now
+            self._drop(weights.path)  # the path may refer to another file by now
             raise
 
     def verify(self, weights: Weights) -> None:
-        """Hash a file that is not copied, unless it is known to be what it should be. DamageError if not."""
+        """Hash a file without copying it, unless it is already verified. DamageError if it does not match."""
         try:
             found = file_digest(weights.path, self._verified)
         except OSError as error:
@@ -131,7 +131,7 @@ class Blobs:
             self._drop(path)
 
     def _fitting(self, weights: Weights, facts: Facts, size: int) -> bool:
-        """Whether a file that looks so is known to be right; DamageError if it is known to be wrong."""
+        """Whether a file of these facts is known to be valid; DamageError if it is known to be damaged."""
         if facts.size != size:
             raise damage("weights", weights.weights_id, weights.path, f"{facts.size} bytes, not {size}")
         known = self._verified.digest(weights.path, facts)
@@ -139,8 +139,8 @@ class Blobs:
             raise damage("weights", weights.weights_id, weights.path, "other content")
         return known is not None
 
-    def _settle(self, weights: Weights, fd: int, facts: Facts, digest: str | None) -> None:
-        """Look at what was read, of that hash if it was not known before."""
+    def _check_read(self, weights: Weights, fd: int, facts: Facts, digest: str | None) -> None:
+        """Verify what was read; ``digest`` is its hash if it was not known before."""
         if Facts.of(fd) != facts:
             raise damage("weights", weights.weights_id, weights.path, "a file that changed while it was read")
         if digest is None:
@@ -164,20 +164,20 @@ class Blobs:
         return fd
 
     def _drop(self, path: str) -> None:
-        self._warm_by_path.pop(path, None)
+        self._open_by_path.pop(path, None)
         fd = self._fd_by_path.pop(path, None)
         if fd is not None:
             os.close(fd)
 
 
-def _looks(fd: int) -> tuple[int, int, int]:
-    """What of an open file's facts may change."""
+def _stamp_of(fd: int) -> tuple[int, int, int]:
+    """The facts of an open file that change when it is written."""
     found = os.fstat(fd)
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _fill(fd: int, target: Bytes, start: int) -> int:
-    """Read from ``start`` of the file until the target is full or the file ends; how far it came."""
+    """Read from ``start`` of the file until the target is full or the file ends; the number of bytes read."""
     view, done = target.data, 0
     while done < len(target):
         count = os.preadv(fd, [view[done:]], start + done)
@@ -188,11 +188,11 @@ def _fill(fd: int, target: Bytes, start: int) -> int:
 
 
 # ------------------------------------------------------------
-# The files of a code, verified against its record when they are opened; no other in its folder is read.
+# The files of a code, verified against its record when they are opened; other files are not read.
 
 
 def read_file(code: Code, name: str) -> bytes:
-    """What is in a file of a code, which is what was stored; DamageError otherwise."""
+    """The content of a file of a code; DamageError if it is not what was stored."""
     path, wanted = Path(code.path) / name, _sha256(code, name)
     try:
         data = path.read_bytes()
@@ -209,7 +209,7 @@ def has_file(code: Code, name: str) -> bool:
 
 
 def check_file(code: Code, name: str) -> Path:
-    """The path of a file of a code, for who opens it by itself; DamageError unless it is what was stored."""
+    """The path of a file of a code, for libraries that open it themselves; DamageError if it is damaged."""
     path, wanted = Path(code.path) / name, _sha256(code, name)
     try:
         found = file_digest(path)

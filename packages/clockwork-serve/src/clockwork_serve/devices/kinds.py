@@ -1,6 +1,6 @@
-"""Kinds of devices as names say them: what they run, what profiles and compiled torch models are for them.
+"""Kinds of devices: the backends that they run, and how profiles and compiled torch models are selected.
 
-It imports no runtime: whoever only plans for a device need not be able to drive it.
+It imports no runtime, for use in processes that only plan for a device.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MAJOR: Final = 75  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR; MINOR is the
 
 
 class Gpu(Struct, frozen=True, kw_only=True):
-    """A GPU as the driver tells: ``capability`` is ``sm_90``."""
+    """A GPU as reported by the driver: ``capability`` is ``sm_90``."""
 
     name: str
     capability: str
@@ -47,14 +47,14 @@ def ordinal_of(device: str) -> int:
 
 
 def profile_kind(config: DeviceConfig) -> str:
-    """What selects profiles of a device: ``cpu``, ``torch-cpu``, ``cuda:sm_90``, ``emulated:NAME``."""
+    """What selects a device's profiles: ``cpu``, ``torch-cpu``, ``cuda:sm_90`` or ``emulated:NAME``."""
     if config.kind == "emulated":
         return device_kind(config)
     return f"cuda:{_gpu(config).capability}" if config.kind == "cuda" else config.kind
 
 
 def torch_target(configs: Iterable[DeviceConfig]) -> str | None:
-    """What torch models must be compiled for (``cpu``, ``cuda:sm_90``); None where no device runs them.
+    """The target to compile torch models for (``cpu``, ``cuda:sm_90``); None if no device runs them.
 
     Raises :class:`ConfigError` if there is no torch, no such GPU, or more than one target.
     """
@@ -94,7 +94,7 @@ def _gpu(config: DeviceConfig) -> Gpu:
 
 @functools.cache
 def gpus() -> tuple[Gpu, ...]:
-    """All GPUs that this process may use, in CUDA's order; none where there is no driver."""
+    """All GPUs visible to this process, in CUDA's order; none without a driver."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:

@@ -1,6 +1,6 @@
-"""ONNX models on the CPU: weights are copied into arena pages and bound where they lie.
+"""ONNX models on the CPU: weights are copied into arena pages and bound in place.
 
-The path of tensors of known sizes is made short; each batch size has a first run before it is needed.
+Codes whose tensors all have known sizes use a fast path; each batch size is warmed up before it is needed.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from clockwork_serve.messages import Code, Infer, Load, OnnxIndex, TensorRef, Te
 from clockwork_serve.units import KIB, align
 
 # ------------------------------------------------------------
-# One (code, batch size) whose tensors all have known sizes: the path that is made short. Decides nothing.
+# One (code, batch size) whose tensors all have known sizes: the fast path.
 #
-# Its inputs and outputs have a place in the device's I/O area and stay bound to it. A tensor of a request
-# that fills the batch alone is bound where it is instead, if it is large, and given back after the run.
+# Its inputs and outputs have a place in the device's I/O area and stay bound to it. If one request fills the
+# batch, its large tensors are bound in place instead, and unbound after the run.
 
 
 COPIED_MAX: Final = 32 * KIB
@@ -74,7 +74,7 @@ class OnnxSlot:
 
 
 @dataclass(slots=True)
-class Lent:
+class BorrowedMemory:
     """Memory of a request that is bound for one run."""
 
     arrays: list[Array] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Lent:
 
 @dataclass(slots=True)
 class Layout:
-    """Where the outputs of a call with so many rows go in its room."""
+    """Offsets of the outputs of a call with that many rows in its room."""
 
     shapes: list[tuple[int, ...]]
     refs: list[TensorRef]
@@ -92,7 +92,7 @@ class Layout:
 
 
 def fits_area(code: Code, batch: int, scratch: Scratch) -> bool:
-    """Whether a code can be run this way: every size known, nothing optional, and room in the I/O area."""
+    """Whether a code can use the fast path: every size known, nothing optional, and room in the I/O area."""
     specs = (*code.inputs, *code.outputs)
     if not all(is_static(spec) and not spec.optional for spec in specs):
         return False
@@ -100,7 +100,7 @@ def fits_area(code: Code, batch: int, scratch: Scratch) -> bool:
 
 
 class StaticBatch:
-    """How a code is run at one batch size. Used by the exec lane only, like the I/O area."""
+    """A code at one batch size. Used by the exec lane only, like the I/O area."""
 
     def __init__(self, code: Code, batch: int, scratch: Scratch) -> None:
         self._code = code
@@ -125,25 +125,25 @@ class StaticBatch:
             self._bind(bound)
         alone = len(calls) == 1 and rows[0] == self._batch
         layouts = [self._layout(call, count) for call, count in zip(calls, rows, strict=True)]
-        lent = Lent()
+        borrowed = BorrowedMemory()
         try:
             if alone:
-                self._enter_alone(binding, calls[0], layouts[0], lent)
+                self._bind_inputs(binding, calls[0], layouts[0], borrowed)
             else:
-                self._enter(calls, rows)
+                self._write_inputs(calls, rows)
             entered_ns = time.monotonic_ns()
             bound.session.run_with_iobinding(binding)
             ran_ns = time.monotonic_ns()
-            self._leave(calls, rows, layouts, lent)
+            self._copy_outputs(calls, rows, layouts, borrowed)
         finally:
-            for slot in lent.inputs:
+            for slot in borrowed.inputs:
                 binding.bind_ortvalue_input(slot.name, slot.value)
-            for slot in lent.outputs:
+            for slot in borrowed.outputs:
                 binding.bind_ortvalue_output(slot.name, slot.value)
         return Phases(entered_ns - started_ns, ran_ns - entered_ns, time.monotonic_ns() - ran_ns)
 
     def _bind(self, bound: BoundWeights) -> None:
-        """Bind every tensor to its place, after another batch size had the binding."""
+        """Bind every tensor to its place, after another batch size used the binding."""
         bound.bound_by = None
         for slot in self._inputs:
             bound.binding.bind_ortvalue_input(slot.name, slot.value)
@@ -151,8 +151,8 @@ class StaticBatch:
             bound.binding.bind_ortvalue_output(slot.name, slot.value)
         bound.bound_by = self
 
-    def _enter_alone(self, binding: Any, call: CallBuffers, layout: Layout, lent: Lent) -> None:
-        """Bring in the inputs of a call that fills the batch: large ones stay where they are."""
+    def _bind_inputs(self, binding: Any, call: CallBuffers, layout: Layout, borrowed: BorrowedMemory) -> None:
+        """Read the inputs of a call that fills the batch; large ones are bound in place."""
         for slot in self._inputs:
             array = call.inputs.get(slot.name)
             if array is None or array.shape != slot.shape or array.dtype != slot.dtype:
@@ -163,18 +163,18 @@ class StaticBatch:
                 continue
             if not (array.flags.c_contiguous and array.flags.aligned):
                 array = np.array(array)
-            lent.arrays.append(array)
-            lent.inputs.append(slot)
+            borrowed.arrays.append(array)
+            borrowed.inputs.append(slot)
             binding.bind_ortvalue_input(slot.name, value_of(array, slot.spec.datatype))
         for slot, ref in zip(self._outputs, layout.refs, strict=True):
             if slot.large:
                 array = np.ndarray(slot.shape, slot.dtype, buffer=call.output, offset=ref.offset)
-                lent.arrays.append(array)
-                lent.outputs.append(slot)
+                borrowed.arrays.append(array)
+                borrowed.outputs.append(slot)
                 binding.bind_ortvalue_output(slot.name, value_of(array, slot.spec.datatype))
 
-    def _enter(self, calls: Sequence[CallBuffers], rows: Sequence[int]) -> None:
-        """Copy the rows of the calls into the batch; rows left over repeat the last: a valid one."""
+    def _write_inputs(self, calls: Sequence[CallBuffers], rows: Sequence[int]) -> None:
+        """Copy the rows of the calls into the batch; the last row, a valid one, is repeated to fill it."""
         for slot in self._inputs:
             start = 0
             target = slot.array
@@ -189,15 +189,19 @@ class StaticBatch:
             if start < self._batch:
                 target[start:] = target[start - 1]
 
-    def _leave(
-        self, calls: Sequence[CallBuffers], rows: Sequence[int], layouts: Sequence[Layout], lent: Lent
+    def _copy_outputs(
+        self,
+        calls: Sequence[CallBuffers],
+        rows: Sequence[int],
+        layouts: Sequence[Layout],
+        borrowed: BorrowedMemory,
     ) -> None:
-        """Copy out what the run did not write in place."""
+        """Copy out the outputs that the run did not write in place."""
         start = 0
         for call, count, layout in zip(calls, rows, layouts, strict=True):
             end = start + count
             for slot, ref, shape in zip(self._outputs, layout.refs, layout.shapes, strict=True):
-                if ref.nbytes and slot not in lent.outputs:
+                if ref.nbytes and slot not in borrowed.outputs:
                     target: Array = np.ndarray(shape, slot.dtype, buffer=call.output, offset=ref.offset)
                     target[...] = slot.array[start:end] if self._code.batched else slot.array
             call.outputs[:] = layout.refs
@@ -227,7 +231,7 @@ def _lay_out(code: Code, rows: int) -> Layout:
 
 
 # ------------------------------------------------------------
-# A first run of each batch size, so that its workspace is there when a request needs it; decides nothing.
+# A first run of each batch size, so that its workspace is allocated before a request needs it.
 
 
 class ProbeInput(Struct, frozen=True, kw_only=True):
@@ -239,9 +243,9 @@ class ProbeInput(Struct, frozen=True, kw_only=True):
 
 
 def warm_up(code: Code, bound: BoundWeights, sizes: Sequence[int], limit_ns: int) -> None:
-    """Run batch sizes in order, the first in any case, the others while the time allows.
+    """Run batch sizes in order, the first always, the others while time allows.
 
-    A graph may refuse made-up inputs (and weights that are all zero); that says nothing about real ones.
+    A graph may refuse generated inputs (and weights that are all zero); real ones may still work.
     """
     names = [spec.name for spec in code.outputs]
     fills = _fills(code)
@@ -276,7 +280,7 @@ def _made_up(code: Code, size: int, fills: dict[str, ProbeInput]) -> dict[str, A
 
 
 def _fills(code: Code) -> dict[str, ProbeInput]:
-    """What compilation found out, if it left a note."""
+    """The fills of the compilation's trial, if they were stored."""
     if not has_file(code, "probe.json"):
         return {}
     try:
@@ -287,24 +291,24 @@ def _fills(code: Code) -> dict[str, ProbeInput]:
 
 
 # ------------------------------------------------------------
-# ONNX models on the CPU: weights are copied into arena pages and bound where they lie. Decides nothing.
+# ONNX models on the CPU: weights are copied into arena pages and bound in place.
 
 
 NO_WEIGHTS = OnnxIndex(tensors=(), blob_bytes=0)
 
 
 class OnnxBatch(Protocol):
-    """How a code is run at one batch size."""
+    """A code at one batch size."""
 
     def run(
         self, bound: BoundWeights, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int
     ) -> Phases:
-        """Run the calls as one batch, which fills their outputs; raises what ONNX Runtime raises."""
+        """Run the calls as one batch and fill their outputs; raises ONNX Runtime's errors."""
 
 
 @dataclass(slots=True)
 class PreparedOnnx:
-    """A code that is ready. ``session`` is None where each model has a session of its own (not lifted)."""
+    """A prepared code. ``session`` is None if each model has a session of its own (not lifted)."""
 
     code: Code
     session: Session | None
@@ -313,7 +317,7 @@ class PreparedOnnx:
 
 
 class OnnxBackend:
-    """Runs codes of backend ``onnx``. Blobs go to the arena, which it shares with nobody."""
+    """Runs codes of backend ``onnx``. Blobs are in the arena, which no other backend uses."""
 
     def __init__(self, config: DeviceConfig, arena: Arena) -> None:
         self._config = config
@@ -328,7 +332,7 @@ class OnnxBackend:
         self._placeholder = value_of(np.zeros(1, np.float32), "FP32")
 
     def prepare(self, code: Code) -> None:
-        """Open the code's session and warm it; DeviceError if the artefact is unusable."""
+        """Open the code's session and warm it up; DeviceError if the artefact is unusable."""
         if code.code_id in self._prepared_by_code:
             return
         index, session = NO_WEIGHTS, None
@@ -340,13 +344,13 @@ class OnnxBackend:
         sizes = code.batch_sizes if code.batched else (1,)
         batches = {size: self._batch(code, size) for size in sizes}
         if session is not None:
-            # Zeros of its own: the arena's pages may hold the weights of others.
+            # A separate buffer of zeros: the arena's pages may hold weights of other models.
             memory = np.zeros(index.blob_bytes, np.uint8)
             warm_up(code, bind(session, index, memory), sizes, self._config.warm_up_ns)
         self._prepared_by_code[code.code_id] = PreparedOnnx(code, session, index, batches)
 
     def retire(self, code_id: str) -> None:
-        """Drop the code's session, bindings and models."""
+        """Delete the code's session, bindings and models."""
         if self._prepared_by_code.pop(code_id, None) is None:
             return
         self._bindings.retire(code_id)
@@ -359,7 +363,7 @@ class OnnxBackend:
         prepared = self._get(action.code_id)
         page, weights = action.extent.first, action.weights
         if not prepared.code.lifted:
-            return self._open_apart(prepared, action)
+            return self._open_own_session(prepared, action)
         if weights.size != prepared.index.blob_bytes:
             raise DeviceError(
                 f"weights {weights.weights_id}: expected {prepared.index.blob_bytes} bytes for code"
@@ -371,11 +375,11 @@ class OnnxBackend:
         return once_ns
 
     def verify(self, weights: Weights) -> None:
-        """Look whether a weights file is what its name says; for any thread. DamageError if it is not."""
+        """Verify a weights file; thread-safe. DamageError if it does not match its id."""
         self._blobs.verify(weights)
 
-    def _open_apart(self, prepared: PreparedOnnx, action: Load) -> int:
-        """Open the session of a model that is not lifted; it is read by its path, so looked at twice."""
+    def _open_own_session(self, prepared: PreparedOnnx, action: Load) -> int:
+        """Open the session of a model that is not lifted. It is opened by path, so it is verified twice."""
         self._arena.view(action.extent, 0)
         began_ns = time.monotonic_ns()
         self._blobs.verify(action.weights)
@@ -389,7 +393,7 @@ class OnnxBackend:
         return once_ns
 
     def unload(self, action: Unload) -> None:
-        """Forget; bindings stay, for whoever comes to these pages next."""
+        """Forget the model. Bindings stay, for the next weights in these pages."""
         if self._opened_by_page.pop(action.extent.first, None) is not None:
             trim()
 
@@ -422,7 +426,7 @@ class OnnxBackend:
         return prepared
 
     def _bound(self, prepared: PreparedOnnx, action: Infer) -> BoundWeights:
-        """The session to run, with the weights in the extent bound."""
+        """The session, with the weights in the extent bound."""
         page, code_id = action.extent.first, action.code_id
         if prepared.session is not None:
             return self._bindings.get(code_id, page) or self._bind(prepared, code_id, page)
@@ -446,7 +450,7 @@ class OnnxBackend:
 
 
 def _check_names(code: Code, index: OnnxIndex, session: Session) -> None:
-    """DeviceError unless code, index and graph speak of the same tensors."""
+    """DeviceError unless code, index and graph name the same tensors."""
     given = {spec.name for spec in code.inputs} | {tensor.name for tensor in index.tensors}
     wanted = {node.name for node in session.get_inputs()}
     made = {node.name for node in session.get_outputs()}

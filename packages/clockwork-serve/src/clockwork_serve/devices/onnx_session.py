@@ -1,4 +1,4 @@
-"""ONNX Runtime as the devices use it: sessions, tensors whose sizes a request chooses, bound weights."""
+"""ONNX Runtime for devices: sessions, tensors of variable size, and bound weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from clockwork_serve.messages import Code, OnnxIndex, TensorSpec
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
-# ONNX Runtime as the devices use it: one shared allocator, one thread, no spinning, plain error texts.
+# Sessions: one shared allocator, one thread, no spinning, plain error texts.
 
 
 BFLOAT16: Final = 16
@@ -52,7 +52,7 @@ Value = Any
 
 @functools.cache
 def share_allocator() -> None:
-    """Register the process-wide arena that all sessions draw their workspace from; before any session exists.
+    """Register the process-wide arena from which all sessions allocate workspace; before any session exists.
 
     One arena for six codes needs a third of the memory of an arena each, at the same speed.
     """
@@ -61,20 +61,20 @@ def share_allocator() -> None:
 
 
 def open_session(path: Path, threads: int, graph: bytes | None = None) -> Session:
-    """A session on a model file whose graph is optimised already; DeviceError in one line if it cannot be.
+    """A session on a model file whose graph is already optimised; DeviceError, in one line, if it fails.
 
-    ``graph`` is what is in the file, where that was read already.
+    ``graph`` is the content of the file, if it was already read.
     """
     share_allocator()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # errors are raised and reported by us, once
+    options.log_severity_level = 4  # we report errors, once
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # Weights that are not lifted go back to the system on UNLOAD, which the shared arena would not do.
+    # Weights that are not lifted must be freed on UNLOAD, which the shared arena would not do.
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     try:
         source = str(path) if graph is None else graph
@@ -86,7 +86,7 @@ def open_session(path: Path, threads: int, graph: bytes | None = None) -> Sessio
 
 
 def one_line(error: Exception) -> str:
-    """What ONNX Runtime complains about, without its own file names and codes."""
+    """ONNX Runtime's error message without its own file names and codes."""
     text = " ".join(str(error).split())
     node = _NODE.search(text)
     text = text.rpartition("Status Message: ")[2]
@@ -108,14 +108,14 @@ def _malloc_trim() -> Any:
 
 
 def trim() -> None:
-    """Give the memory of dropped sessions back to the system, which the C library keeps otherwise."""
+    """Return the memory of deleted sessions to the system, which the C library otherwise keeps."""
     malloc_trim = _malloc_trim()
     if malloc_trim is not None:
         malloc_trim(0)
 
 
 # ------------------------------------------------------------
-# Weights of lifted codes, bound to device memory: where each tensor lies, and the bindings that say so.
+# Weights of lifted codes, bound to device memory.
 
 
 BOUND_TENSORS_MAX: Final = 100_000
@@ -123,7 +123,7 @@ BOUND_TENSORS_MAX: Final = 100_000
 
 
 def read_index(code: Code) -> OnnxIndex:
-    """The code's ``index.json``; DeviceError if it is not there or contradicts itself."""
+    """The code's ``index.json``; DeviceError if it is missing or inconsistent."""
     path = Path(code.path) / "index.json"
     try:
         index = msgspec.json.decode(read_file(code, "index.json"), type=OnnxIndex)
@@ -157,16 +157,16 @@ def element_type(name: str) -> tuple[str, np.dtype[Any]]:
 
 @dataclass(slots=True)
 class BoundWeights:
-    """A session with one set of weights bound. ``bound_by`` is who bound the inputs and outputs, to keep."""
+    """A session with one set of weights bound. ``bound_by`` is what bound inputs and outputs, kept alive."""
 
     session: Session
     binding: Any
     weights: dict[str, Value]
-    arrays: list[Array]  # what the values point to
+    arrays: list[Array]  # the memory of the values
     bound_by: object = None
 
-    def anew(self) -> BoundWeights:
-        """The same weights in a binding of its own, with no input bound."""
+    def rebound(self) -> BoundWeights:
+        """The same weights in a new binding, with no input bound."""
         binding = self.session.io_binding()
         for name, value in self.weights.items():
             binding.bind_ortvalue_input(name, value)
@@ -196,7 +196,7 @@ class Bindings:
         self._lock = threading.Lock()
 
     def get(self, code_id: str, page: int) -> BoundWeights | None:
-        """The binding of a code at a page, if it is held."""
+        """The binding of a code at a page, if present."""
         with self._lock:
             bound = self._bound_by_place.get((code_id, page))
             if bound is not None:
@@ -204,7 +204,7 @@ class Bindings:
             return bound
 
     def put(self, code_id: str, page: int, bound: BoundWeights) -> None:
-        """Hold a binding."""
+        """Add a binding."""
         with self._lock:
             self._forget((code_id, page))
             self._bound_by_place[code_id, page] = bound
@@ -213,7 +213,7 @@ class Bindings:
                 self._forget(next(iter(self._bound_by_place)))
 
     def retire(self, code_id: str) -> None:
-        """Forget every binding of a code."""
+        """Delete every binding of a code."""
         with self._lock:
             for place in [place for place in self._bound_by_place if place[0] == code_id]:
                 self._forget(place)
@@ -228,13 +228,13 @@ class Bindings:
 
 
 # ------------------------------------------------------------
-# One (code, batch size) with tensors whose sizes a request chooses, or that a request may leave out.
+# One (code, batch size) with tensors of variable size, or optional ones.
 #
-# Everything is bound anew for each run and let go after it: the memory of a request may be unmapped then.
+# Everything is bound for each run and unbound after it, as a request's memory may be unmapped then.
 
 
 class OpenBatch:
-    """How a code is run at one batch size. Used by the exec lane only, like the I/O area."""
+    """A code at one batch size. Used by the exec lane only, like the I/O area."""
 
     def __init__(self, code: Code, batch: int, scratch: Scratch, placeholder: Value) -> None:
         self._code = code
@@ -246,9 +246,9 @@ class OpenBatch:
         self, bound: BoundWeights, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int
     ) -> Phases:
         """Run the calls as one batch."""
-        specs = _given(self._code, calls)
+        specs = _inputs_given(self._code, calls)
         if len(specs) < len(self._code.inputs):
-            bound = bound.anew()  # what an earlier call gave must not linger
+            bound = bound.rebound()  # unbind the inputs of an earlier call
         binding, bound.bound_by = bound.binding, None
         arrays = self._inputs(specs, calls, rows)
         try:
@@ -291,7 +291,7 @@ class OpenBatch:
 
 
 class TextBatch:
-    """A code with BYTES inputs, which the runtime cannot bind: it copies them."""
+    """A code with BYTES inputs, which the runtime cannot bind and copies."""
 
     def __init__(self, code: Code, batch: int) -> None:
         self._code = code
@@ -303,7 +303,7 @@ class TextBatch:
     ) -> Phases:
         """Run the calls as one batch."""
         feed: dict[str, Any] = dict(bound.weights)
-        for spec in _given(self._code, calls):
+        for spec in _inputs_given(self._code, calls):
             parts = gather(self._code, spec, calls, rows)
             array = parts[0]
             if self._code.batched:
@@ -330,8 +330,8 @@ def write(
         split(code, spec, array, batch, rows, rooms)
 
 
-def _given(code: Code, calls: Sequence[CallBuffers]) -> list[TensorSpec]:
-    """The inputs that the first call has, which are then expected of every call."""
+def _inputs_given(code: Code, calls: Sequence[CallBuffers]) -> list[TensorSpec]:
+    """The inputs of the first call; every call must have the same."""
     specs = [spec for spec in code.inputs if not spec.optional or spec.name in calls[0].inputs]
     for spec in specs:
         if spec.name not in calls[0].inputs:
@@ -340,7 +340,7 @@ def _given(code: Code, calls: Sequence[CallBuffers]) -> list[TensorSpec]:
 
 
 def _array_of(spec: TensorSpec, value: Value) -> Array:
-    """An output that the run allocated, without a copy; valid while the value is."""
+    """An output that the run allocated, without a copy; valid as long as the value exists."""
     if spec.datatype != "BF16":
         array: Array = value.numpy()
         return array
@@ -350,7 +350,7 @@ def _array_of(spec: TensorSpec, value: Value) -> Array:
 
 
 def _as_text(spec: TensorSpec, array: Array) -> Array:
-    """ONNX strings are text."""
+    """Strings as text, as ONNX requires."""
     text = np.empty(array.size, dtype=object)
     try:
         for place, item in enumerate(array.ravel().tolist()):

@@ -1,14 +1,14 @@
-"""Models that are a user's class, ``Model`` in ``model.py``; nothing that they return is trusted.
+"""Models that are a user's class, ``Model`` in ``model.py``; whatever they return is validated.
 
     class Model:
         def load(self, path: str) -> None: ...
         def infer(self, inputs: dict[str, numpy.ndarray]) -> dict[str, numpy.ndarray]: ...
         def unload(self) -> None: ...
 
-Arrays have the batch on axis 0 where the code is batched (the rows of the calls, not padded). Inputs may not
-be written to. Code of this kind holds the GIL while it runs Python, so durations vary with other threads.
+Arrays have the batch on axis 0 if the code is batched (the rows of the calls, not padded). Inputs are
+read-only. Code of this kind holds the GIL while it runs Python, so durations vary with other threads.
 
-A user's code is called by :func:`_asked` alone: whatever it raises becomes text, and is its own failure.
+A user's code is called by :func:`_call_user_code` only, which turns any exception into a :class:`ModelError`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class PreparedPython:
 
 
 class PythonBackend:
-    """Runs codes of backend ``python``; their memory is accounted for in pages, which stay unused."""
+    """Runs codes of backend ``python``; their memory is accounted for in pages, which remain unused."""
 
     def __init__(
         self, config: DeviceConfig, arena: Arena, clock: Callable[[], int] = time.monotonic_ns
@@ -67,20 +67,20 @@ class PythonBackend:
         self._model_by_page: dict[int, tuple[str, Any]] = {}
 
     def prepare(self, code: Code) -> None:
-        """Import ``model.py``; DeviceError if it cannot be, or has no usable ``Model``."""
+        """Import ``model.py``; DeviceError if that fails, or it has no usable ``Model``."""
         if code.code_id in self._prepared_by_code:
             return
         path = Path(code.path) / "model.py"
         module = _import(path, _module_name(code.code_id))
         try:
-            _asked(str(path), lambda: _check_class(module))
+            _call_user_code(str(path), lambda: _check_class(module))
         except ModelError:
             sys.modules.pop(_module_name(code.code_id), None)
             raise
         self._prepared_by_code[code.code_id] = PreparedPython(code, module)
 
     def retire(self, code_id: str) -> None:
-        """Drop the module and its models."""
+        """Delete the module and its models."""
         if self._prepared_by_code.pop(code_id, None) is None:
             return
         for page in [page for page, (owner, _) in self._model_by_page.items() if owner == code_id]:
@@ -88,7 +88,7 @@ class PythonBackend:
         sys.modules.pop(_module_name(code_id), None)
 
     def load(self, action: Load) -> int:
-        """Make a model and let it load its files, which nobody verifies: they are its own."""
+        """Create a model and have it load its files, which are not verified."""
         prepared = self._get(action.code_id)
         self._arena.view(action.extent, 0)
         _, before = self._model_by_page.pop(action.extent.first, ("", None))
@@ -100,12 +100,12 @@ class PythonBackend:
             model.load(action.weights.path)
             return model
 
-        model = _asked(f"model {action.model}: load", made)
+        model = _call_user_code(f"model {action.model}: load", made)
         self._model_by_page[action.extent.first] = (action.code_id, model)
         return 0
 
     def unload(self, action: Unload) -> None:
-        """Let the model go."""
+        """Unload and delete the model."""
         _, model = self._model_by_page.pop(action.extent.first, ("", None))
         if model is not None:
             _unload(model)
@@ -122,7 +122,7 @@ class PythonBackend:
             )
         inputs = _inputs(code, calls, rows)
         gathered = self._clock()
-        found = _asked(f"model {action.model}", lambda: model.infer(inputs))
+        found = _call_user_code(f"model {action.model}", lambda: model.infer(inputs))
         ran = self._clock()
         _write(action.model, code, found, calls, rows)
         return Phases(gathered - started, ran - gathered, self._clock() - ran)
@@ -154,7 +154,7 @@ def _inputs(code: Code, calls: Sequence[CallBuffers], rows: Sequence[int]) -> di
 def _write(model: str, code: Code, found: object, calls: Sequence[CallBuffers], rows: Sequence[int]) -> None:
     """Check what the model returned and copy it into the calls' rooms."""
     names = [spec.name for spec in code.outputs]
-    returned, what = _asked(f"model {model}", lambda: _returned(found, code.outputs))
+    returned, what = _call_user_code(f"model {model}", lambda: _returned(found, code.outputs))
     if returned is None:
         raise ModelError(f"model {model}: expected a dict with outputs {names}, found {what}")
     total = sum(rows)
@@ -170,9 +170,9 @@ def _write(model: str, code: Code, found: object, calls: Sequence[CallBuffers], 
 
 
 def _returned(found: object, specs: Sequence[TensorSpec]) -> tuple[dict[str, Array] | None, str]:
-    """What a model returned as plain arrays, of strings in bytes; None, and what it is, if it is no answer.
+    """A model's results as plain arrays, strings as bytes; None and a description if they are invalid.
 
-    To make an array of something is to call its methods.
+    Converting an object to an array calls its methods, so this may run user code.
     """
     if not isinstance(found, dict):
         return None, type(found).__name__
@@ -223,7 +223,7 @@ def _import(path: Path, name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        _asked(str(path), partial(spec.loader.exec_module, module))
+        _call_user_code(str(path), partial(spec.loader.exec_module, module))
     except ModelError:
         sys.modules.pop(name, None)
         raise
@@ -242,17 +242,17 @@ def _check_class(module: ModuleType) -> None:
 
 
 def _unload(model: Any) -> None:
-    """Let a model clean up. What it raises changes nothing: it is gone either way."""
+    """Call a model's ``unload``; errors are ignored, as the model is deleted anyway."""
     try:
-        _asked("unload raised", lambda: model.unload())  # noqa: PLW0108 - to look it up is foreign code, too
+        _call_user_code("unload raised", lambda: model.unload())  # noqa: PLW0108 - to look it up is foreign code, too
     except ModelError as error:
         logging.getLogger(__name__).warning("%s", error)
 
 
-def _asked(who: str, call: Callable[[], _Found]) -> _Found:
-    """What a user's code gives. Raises :class:`ModelError` alone, with nothing in it of what was raised."""
+def _call_user_code(who: str, call: Callable[[], _Found]) -> _Found:
+    """Call a user's code. Raises only :class:`ModelError`, with the text of what was raised."""
     try:
         return call()
     except BaseException as error:  # noqa: BLE001 - sys.exit() in a model is no reason to end a lane
-        said = described(error)
-    raise ModelError(f"{who}: {said}")
+        message = described(error)
+    raise ModelError(f"{who}: {message}")

@@ -53,7 +53,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
-# How a compiled torch model lies on disk: ``index.json`` beside its packages. It imports no torch.
+# A compiled torch model on disk: ``index.json`` beside its packages.
 #
 # CODE/code.json, CODE/index.json, CODE/B.pt2    one package without constants per batch size B
 # one blob of weights per model, laid out by the index
@@ -61,7 +61,7 @@ from clockwork_serve.units import align
 
 INDEX_FILE: Final = "index.json"
 TENSOR_START: Final = 256
-"""Each tensor starts at a multiple of so many bytes in the blob, as CUDA's allocators have it."""
+"""Alignment of tensors in the blob, in bytes, as of CUDA's allocators."""
 
 ITEM_BYTES: dict[str, int] = {
     "bool": 1, "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "int8": 1, "int16": 2, "int32": 4,
@@ -80,7 +80,7 @@ def package_name(batch: int) -> str:
 
 
 def read_index(code: Code) -> TorchIndex:
-    """The code's index; DeviceError if it is not there or contradicts itself."""
+    """The code's index; DeviceError if it is missing or inconsistent."""
     path = Path(code.path) / INDEX_FILE
     try:
         index = _decoder.decode(read_file(code, INDEX_FILE))
@@ -114,13 +114,13 @@ def _fault(tensor: TorchTensor, blob_bytes: int) -> str:
 # ------------------------------------------------------------
 # One (code, batch size) of a torch model: its package, its place in the I/O area, the weights it reads.
 #
-# What must hold, for it was measured to go wrong otherwise: constants are given ``user_managed=True`` (else
-# they are copied over the end of their memory); a package is loaded once per process and not let go (its code
-# stays mapped when it is); no constants are folded at run time.
+# Required, as measurements showed: constants are loaded with ``user_managed=True`` (else they are copied
+# beyond the end of their memory); a package is loaded once per process and kept (its code stays mapped
+# anyway); no constants are folded at run time.
 
 
 VIEWS_MAX: Final = 100_000
-"""Weights seen in extents, over all places: each takes about 0.5 kB; to see it anew takes 3 us."""
+"""The most tensor views kept, over all extents: each takes about 0.5 kB; making it again takes 3 us."""
 
 DTYPES: Final[dict[str, Any]] = {
     "BOOL": torch.bool, "UINT8": torch.uint8, "UINT16": torch.uint16, "UINT32": torch.uint32,
@@ -147,8 +147,8 @@ class TorchSlot:
 class LoadedPackage:
     """A compiled batch size, loaded for good.
 
-    ``page`` is where the constants lie that it has now (-1: nowhere that counts). ``lock`` is held while it
-    runs or gets constants, for both lanes have it do that. ``captures``: a CUDA graph may be made of it.
+    ``page`` is the first page of the constants that are loaded (-1: none that are valid). ``lock`` is held
+    while it runs or loads constants, which both lanes do. ``captures``: a CUDA graph may be captured of it.
     """
 
     batch: int
@@ -161,21 +161,21 @@ class LoadedPackage:
     captures: bool = True
 
     def run(self, views: Views, page: int, inputs: Sequence[Tensor] | None = None) -> list[Tensor]:
-        """Run with these constants, on ``inputs`` or those in the area; the lock is held."""
+        """Run with these constants, on ``inputs`` or those in the area. The caller holds the lock."""
         if page < 0 or self.page != page:
             self.page = -1
             self.loader.load_constants(views, use_inactive=False, check_full_update=True, user_managed=True)
-            self.page, self.views = page, views  # which keeps what it points to
+            self.page, self.views = page, views  # keeps their memory alive
         taken = [slot.device for slot in self.inputs] if inputs is None else list(inputs)
         outputs: list[Tensor] = self.loader.boxed_run(taken)
         return outputs
 
     def zeros(self) -> list[Tensor]:
-        """Inputs that no request gave: the area may be in use."""
+        """Zero inputs outside the area, which may be in use."""
         return [torch.zeros_like(slot.device) for slot in self.inputs]
 
     def misfit(self, outputs: Sequence[Tensor]) -> str:
-        """What of a run's outputs is not as the code declares; empty if all is."""
+        """How a run's outputs differ from the code's declaration; empty if they do not."""
         if len(outputs) != len(self.outputs):
             return f"expected {len(self.outputs)} outputs, found {len(outputs)}"
         for slot, tensor in zip(self.outputs, outputs, strict=True):
@@ -190,7 +190,7 @@ class LoadedPackage:
 def open_package(
     code: Code, index: TorchIndex, batch: int, accelerator: Accelerator, area: tuple[Tensor, Tensor]
 ) -> LoadedPackage:
-    """Load one package; DeviceError if it is not what the index says."""
+    """Load one package; DeviceError if it does not match the index."""
     path = check_file(code, package_name(batch))
     try:
         loader = AOTIModelPackageLoader(str(path), "model", True, 1, accelerator.index)  # noqa: FBT003
@@ -199,7 +199,9 @@ def open_package(
         raise DeviceError(
             f"code {path}: cannot be loaded: {one_line(error)}; compile the model again"
         ) from error
-    check_file(code, package_name(batch))  # it was read by its path: that it is still the same
+    check_file(
+        code, package_name(batch)
+    )  # torch read it by its path: verify that it did not change meanwhile
     wanted = {tensor.name for tensor in index.tensors}
     if found != wanted:
         raise DeviceError(
@@ -211,7 +213,7 @@ def open_package(
 
 
 def check_code(code: Code, index: TorchIndex, accelerator: Accelerator, device: str) -> None:
-    """DeviceError unless the code can run here: for this torch, this target, with tensors of known sizes."""
+    """DeviceError unless the code can run here: the same torch and target, tensors of known sizes."""
     ours, theirs = torch.__version__.partition("+")[0], index.torch_version.partition("+")[0]
     if theirs != ours:
         raise DeviceError(
@@ -240,7 +242,7 @@ def check_code(code: Code, index: TorchIndex, accelerator: Accelerator, device: 
 
 
 def area_bytes(code: Code, batch: int) -> int:
-    """What a batch takes of the I/O area."""
+    """Bytes of a batch in the I/O area."""
     rows = batch if code.batched else 1
     return sum(align((spec.row_bytes or 0) * rows) for spec in (*code.inputs, *code.outputs))
 
@@ -258,7 +260,7 @@ def _slots(code: Code, batch: int, area: tuple[Tensor, Tensor]) -> list[TorchSlo
 
 
 def fill(code: Code, slot: TorchSlot, calls: Sequence[CallBuffers], rows: Sequence[int]) -> None:
-    """Bring the rows of calls into their place in the area."""
+    """Copy the rows of calls to their place in the area."""
     if code.batched:
         stack(gather(code, slot.spec, calls, rows), slot.array)
         return
@@ -267,8 +269,8 @@ def fill(code: Code, slot: TorchSlot, calls: Sequence[CallBuffers], rows: Sequen
     slot.array[...] = array
 
 
-def leave(package: LoadedPackage, outputs: Sequence[Tensor], accelerator: Accelerator) -> list[Array]:
-    """Have outputs come to the host; the arrays hold them once the lane's mark is reached."""
+def copy_out(package: LoadedPackage, outputs: Sequence[Tensor], accelerator: Accelerator) -> list[Array]:
+    """Copy outputs to the host; the arrays are valid once the lane's mark is reached."""
     fault = package.misfit(outputs)
     if fault:
         raise ModelError(f"{fault}; compile the model again")
@@ -283,7 +285,7 @@ def leave(package: LoadedPackage, outputs: Sequence[Tensor], accelerator: Accele
 
 
 class WeightViews:
-    """The weights of codes as they lie in extents, by (code, first page): views, made once. Thread-safe."""
+    """Views of the weights of codes in extents, by (code, first page). Thread-safe."""
 
     def __init__(self, tensors_max: int = VIEWS_MAX) -> None:
         self._tensors_max = tensors_max
@@ -292,7 +294,7 @@ class WeightViews:
         self._lock = threading.Lock()
 
     def get(self, code_id: str, page: int, make: Callable[[], Views]) -> Views:
-        """The views of a code at a page; the least recently used others go if there are too many."""
+        """The views of a code at a page; the least recently used others are deleted if there are too many."""
         place = (code_id, page)
         with self._lock:
             views = self._views_by_place.get(place)
@@ -309,7 +311,7 @@ class WeightViews:
         return views
 
     def retire(self, code_id: str) -> None:
-        """Forget all of a code."""
+        """Delete all views of a code."""
         with self._lock:
             for place in [place for place in self._views_by_place if place[0] == code_id]:
                 self._tensors -= len(self._views_by_place.pop(place))
@@ -319,7 +321,7 @@ class WeightViews:
 
 
 def views_of(index: TorchIndex, memory: Tensor) -> Views:
-    """Every weight of a blob that lies in ``memory``; nothing is copied."""
+    """Views of every weight of a blob in ``memory``; nothing is copied."""
     return {
         tensor.name: memory[tensor.offset : tensor.offset + tensor.size]
         .view(getattr(torch, tensor.dtype))
@@ -329,7 +331,7 @@ def views_of(index: TorchIndex, memory: Tensor) -> Views:
 
 
 def one_line(error: BaseException) -> str:
-    """What torch complains about, without its own stack."""
+    """Torch's error message without its stack trace."""
     text = str(error).partition("Exception raised from")[0]
     return " ".join(text.split()) or type(error).__name__
 
@@ -337,24 +339,24 @@ def one_line(error: BaseException) -> str:
 # ------------------------------------------------------------
 # Torch models on ``torch-cpu`` and ``cuda:N``: compiled packages without constants, run on weights in pages.
 #
-# One arena is taken at start and never grows; an extent of it holds a model's blob, and a package's constants
-# are views of it (zero-copy). LOAD copies in chunks on a stream of its own; INFER copies inputs in, runs
-# alone, copies outputs out. Decides nothing.
+# The arena is allocated at start and never grows. An extent of it holds a model's blob, and a package's
+# constants are views of it (zero-copy). LOAD copies in chunks on a stream of its own; INFER copies inputs in,
+# runs alone, and copies outputs out.
 
 
 KEPT_MAX: Final = 256
-"""Retired codes whose packages are kept for their return; each package takes about 0.5 MB."""
+"""Retired codes whose packages are kept for reuse; each package takes about 0.5 MB."""
 SAMPLES_MAX: Final = 1024
 
 Graph = tuple[Callable[[], None], list[Tensor]]
-"""How to run it again, and where it leaves its outputs."""
+"""A function that replays the graph, and its outputs."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class PreparedTorch:
-    """A code that is ready."""
+    """A prepared code."""
 
     code: Code
     index: TorchIndex
@@ -363,7 +365,7 @@ class PreparedTorch:
 
 @dataclass(slots=True)
 class Sample:
-    """How long a run took by the device's own clock, and its clock rates then (MHz)."""
+    """The duration of a run by the device's own clock, and its clock rates then (MHz)."""
 
     code_id: str
     batch: int
@@ -372,7 +374,7 @@ class Sample:
 
 
 class TorchDevice:
-    """See the module. ``load`` and ``prepare`` run on the load lane, ``infer`` on the exec lane."""
+    """``load`` and ``prepare`` run on the load lane, ``infer`` on the exec lane."""
 
     def __init__(self, config: DeviceConfig, accelerator: Accelerator | None = None) -> None:
         page_bytes = config.page_bytes
@@ -395,7 +397,7 @@ class TorchDevice:
         self._kept: OrderedDict[str, PreparedTorch] = OrderedDict()  # retired, ready to return
         self._seen = WeightViews()
         self._graphs: OrderedDict[tuple[str, int, int], Graph] = OrderedDict()  # by code, page and batch
-        self._running: Graph | None = None  # whose memory must stay while it runs
+        self._running: Graph | None = None  # kept alive while it runs
         self._swaps = 0
         self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         self.spec = DeviceSpec(
@@ -407,7 +409,7 @@ class TorchDevice:
     # The load lane
 
     def prepare(self, code: Code) -> None:
-        """Load the code's packages and run each once; DeviceError if they are not for this device."""
+        """Load the code's packages and run each once; DeviceError if they do not match this device."""
         if code.code_id in self._prepared:
             return
         prepared = self._kept.pop(code.code_id, None)
@@ -418,7 +420,7 @@ class TorchDevice:
         self._prepared[code.code_id] = prepared
 
     def retire(self, code_id: str) -> None:
-        """Forget all but the packages: what a package maps stays mapped, so it is kept for its return."""
+        """Free all but the packages: what a package maps stays mapped, so it is kept for reuse."""
         prepared = self._prepared.pop(code_id, None)
         if prepared is None:
             return
@@ -429,12 +431,12 @@ class TorchDevice:
         if len(self._kept) > KEPT_MAX:
             dropped, _ = self._kept.popitem(last=False)
             _log.warning(
-                "%s: code %s was let go after %d others; what it mapped stays until the worker restarts",
+                "%s: code %s was dropped after %d others; its mappings stay until the worker restarts",
                 self._config.device, dropped, KEPT_MAX,
             )  # fmt: skip
 
     def load(self, action: Load) -> int:
-        """Copy the blob into its extent, and wait until it is there."""
+        """Copy the blob into its extent, and wait until it is complete."""
         prepared = self._get(action.code_id)
         weights, blob_bytes = action.weights, prepared.index.blob_bytes
         if weights.size != blob_bytes:
@@ -454,7 +456,7 @@ class TorchDevice:
         return once_ns
 
     def verify(self, weights: Weights) -> None:
-        """Look whether a weights file is what its name says, before it is wanted; for any thread."""
+        """Verify a weights file before it is needed; thread-safe."""
         self._pool.verify(weights)
 
     def _open(self, code: Code) -> PreparedTorch:
@@ -475,10 +477,10 @@ class TorchDevice:
         return PreparedTorch(code, index, packages)
 
     def _warm_up(self, prepared: PreparedTorch) -> None:
-        """Run batch sizes on zeros, so that their workspace is there: on a GPU all, else while time allows.
+        """Run batch sizes on zeros to allocate their workspace: on a GPU all, else while time allows.
 
-        Weights are zeros of their own, for the arena's pages hold those of others. A model may refuse made-up
-        inputs; that says nothing about real ones.
+        Weights are a separate buffer of zeros, as the arena's pages hold those of other models. A model may
+        refuse zeros as inputs; real ones may still work.
         """
         zeros = self._accelerator.zeros(prepared.index.blob_bytes)
         if zeros is None:
@@ -505,7 +507,7 @@ class TorchDevice:
                 return
 
     def _capture(self, prepared: PreparedTorch, package: LoadedPackage, page: int, views: Views) -> None:
-        """Make a CUDA graph for this place, unless there is one: here, so that no INFER has to."""
+        """Capture a CUDA graph for this place, unless there is one, so that no INFER has to."""
         key = (prepared.code.code_id, page, package.batch)
         if key in self._graphs or not package.captures or not self._config.graphs:
             return
@@ -529,7 +531,7 @@ class TorchDevice:
             self._graphs.popitem(last=False)
 
     def unload(self, action: Unload) -> None:
-        """Nothing to do: views and graphs are of a place, and serve whoever comes there next."""
+        """No-op: views and graphs belong to a place, and serve the next weights there."""
 
     # The exec lane
 
@@ -559,35 +561,35 @@ class TorchDevice:
             fill(code, slot, calls, rows)
         filled_ns = time.monotonic_ns()
         with accelerator.lane("input"):
-            came = accelerator.mark("input")
+            copy_start = accelerator.mark("input")
             if not accelerator.shares_memory:
                 for slot in package.inputs:
                     slot.device.copy_(slot.host, non_blocking=True)
-            entered = accelerator.mark("input")
+            copied_in = accelerator.mark("input")
         with accelerator.lane("exec"):
-            accelerator.follow(entered)
-            begun = accelerator.mark("exec")
+            accelerator.follow(copied_in)
+            run_start = accelerator.mark("exec")
             outputs = self._outputs(prepared, package, action.extent.first)
-            ran = accelerator.mark("exec")
+            run_end = accelerator.mark("exec")
         with accelerator.lane("output"):
-            accelerator.follow(ran)
-            arrays = leave(package, outputs, accelerator)
-            left = accelerator.mark("output")
-        accelerator.wait(left)
+            accelerator.follow(run_end)
+            arrays = copy_out(package, outputs, accelerator)
+            copied_out = accelerator.mark("output")
+        accelerator.wait(copied_out)
         rooms = [OutputRoom(call) for call in calls]
         for slot, array in zip(package.outputs, arrays, strict=True):
             split(code, slot.spec, array, package.batch, rows, rooms)
-        input_ns = filled_ns - started_ns + accelerator.between_ns(came, begun)
-        run_ns = accelerator.between_ns(begun, ran)
+        input_ns = filled_ns - started_ns + accelerator.between_ns(copy_start, run_start)
+        run_ns = accelerator.between_ns(run_start, run_end)
         self.samples.append(Sample(code.code_id, package.batch, run_ns, accelerator.rates))
         return Phases(input_ns, run_ns, max(0, time.monotonic_ns() - started_ns - input_ns - run_ns))
 
     def _outputs(self, prepared: PreparedTorch, package: LoadedPackage, page: int) -> list[Tensor]:
-        """By the graph of this place if there is one, else by the package itself."""
+        """Run by the CUDA graph of this place if there is one, else by the package."""
         key = (prepared.code.code_id, page, package.batch)
         self._running = graph = self._graphs.get(key)
         if graph is not None:
-            with contextlib.suppress(KeyError):  # the load lane just made room for another
+            with contextlib.suppress(KeyError):  # the load lane has just evicted it
                 self._graphs.move_to_end(key)
             graph[0]()
             return graph[1]
@@ -596,10 +598,10 @@ class TorchDevice:
             self._swaps += package.page != page
             return package.run(views, page)
 
-    # What both use
+    # Both lanes
 
     def counters(self) -> dict[str, int]:
-        """Numbers for tests and benchmarks: those of the allocator must not change while it serves."""
+        """Numbers for tests and benchmarks: those of the allocator must not change during serving."""
         return {
             "swaps": self._swaps, "graphs": len(self._graphs), "pool_hits": self._pool.hits,
             "pool_misses": self._pool.misses, "kept_codes": len(self._kept), **self._accelerator.counters(),
@@ -649,13 +651,13 @@ class TorchDevice:
 
     @contextlib.contextmanager
     def _safe(self, what: str, kind: type[DeviceError] = DeviceError) -> Iterator[None]:
-        """What torch raises as an error of ours: of a model, of the device, or of a device that is lost."""
+        """Convert torch's errors to ours: of the model, of the device, or of a device that is lost."""
         try:
             yield
         except DeviceError:
             raise
         except Exception as error:
-            said = one_line(error)
+            message = one_line(error)
             if self._accelerator.lost(error):
-                raise DeviceGone(f"{self._config.device} is lost after {what}: {said}") from error
-            raise kind(f"{what}: {said}") from error
+                raise DeviceGone(f"{self._config.device} is lost after {what}: {message}") from error
+            raise kind(f"{what}: {message}") from error

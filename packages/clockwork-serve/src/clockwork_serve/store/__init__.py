@@ -1,7 +1,7 @@
-"""The model repository, its compilation into code and weights, and the cache of what was compiled.
+"""The model repository, its compilation into code and weights, and the cache of artefacts.
 
-It knows nothing of schedulers, devices or processes. What needs ONNX or its runtime is imported when it is
-first used: most processes only want the records.
+It depends on no scheduler, device or process. Modules that need ONNX or its runtime are imported on first
+use: most processes only need the records.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from clockwork_serve.store.settings import (
     ServedVersion,
     StoreConfig,
 )
-from clockwork_serve.store.trial import Fill, made_up
+from clockwork_serve.store.trial import Fill, generate_inputs
 
 if TYPE_CHECKING:
     from clockwork_serve.store.cache import Cache, opened_code
@@ -32,7 +32,7 @@ _MODULE_OF = {
 
 __all__ = [
     "Cache", "Compiler", "Damage", "Entry", "Fill", "ModelSettings", "Problem", "ProblemError",
-    "Repository", "ServedVersion", "StoreConfig", "compile_all", "made_up", "opened_code",
+    "Repository", "ServedVersion", "StoreConfig", "compile_all", "generate_inputs", "opened_code",
     "runtime_fingerprint",
 ]  # fmt: skip
 

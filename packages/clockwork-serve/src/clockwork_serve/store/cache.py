@@ -1,12 +1,12 @@
-"""Artefacts on disk, shared by processes; whatever is found in it is whole, or it is not there.
+"""Artefacts on disk, shared by processes; an artefact is either complete or absent.
 
-Everything is written beside its place, synced and renamed into it, and the folder is synced then, so that a
-process killed half-way leaves only a folder under ``tmp`` that the next one sweeps away, and a power failure
-nothing that is torn.
+Everything is written to a temporary place, synced and renamed, and then the folder is synced. So a process
+killed half-way leaves only a folder under ``tmp``, which the next process removes, and a power failure leaves
+no partial artefact.
 
 Everything is verified when it is read back: weights are named by the hash of their file, a code's record has
-the hash of each of its files, and records carry a seal (see ``integrity``). What does not fit is set aside,
-in ``damaged``, and counts as absent, so that it is made again.
+the hash of each of its files, and records are sealed (see ``integrity``). What does not match is moved to
+``damaged`` and counts as absent, so that it is made again.
 
     CACHE_DIR/v5-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
                                        {1.pt2,2.pt2,...,recipe.json,report.json} of a torch program
@@ -16,7 +16,7 @@ in ``damaged``, and counts as absent, so that it is made again.
                          architectures/KEY/         what copies of one architecture have in common
                          profiles/CODE_ID.KIND.json
                          inductor/                  torch's own cache: precompiled headers
-                         damaged/                   what was set aside: the last few, for who looks into it
+                         damaged/                   damaged artefacts, the last few, for inspection
                          locks/NN tmp/OWNER/
 """
 
@@ -50,10 +50,10 @@ from clockwork_serve.store.settings import Damage, ProblemError, problem
 from clockwork_serve.units import MIB
 
 LAYOUT = 5
-"""Raised whenever what is stored changes its meaning; older folders are left alone."""
+"""Incremented whenever the format of what is stored changes; older folders are not touched."""
 KEPT_DAMAGED = 16
 KEPT_DAMAGED_BYTES = 256 * MIB
-"""How much of what was set aside is kept; the oldest goes first."""
+"""How many damaged artefacts, and how many bytes of them, are kept; the oldest are deleted first."""
 _FOLDERS = (
     "codes", "weights", "compiled", "seen", "architectures", "profiles", "damaged", "locks", "tmp",
 )  # fmt: skip
@@ -66,7 +66,7 @@ _log = logging.getLogger(__name__)
 
 
 def digest_of(*parts: bytes | str) -> str:
-    """One hash of several parts, each delimited by its length. Names of files need not be text."""
+    """One hash of several parts, each delimited by its length. File names may be any bytes."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode(errors="surrogatepass") if isinstance(part, str) else part
@@ -78,8 +78,8 @@ def digest_of(*parts: bytes | str) -> str:
 class Cache:
     """Artefacts for this runtime on this CPU. Raises ``RepositoryError`` if the folder cannot be written.
 
-    ``reads_weights``: a blob counts as there once it was read and hashed, not if its size alone is right.
-    Without it, whoever copies the blob verifies it. ``damage`` has what was set aside.
+    ``reads_weights``: a blob counts as present only once it was read and hashed, not if its size alone
+    matches. Without it, the process that copies the blob verifies it. ``damage`` lists what was set aside.
     """
 
     def __init__(
@@ -118,29 +118,29 @@ class Cache:
         self.close()
 
     def close(self) -> None:
-        """Remove what belongs to this process only."""
+        """Remove the temporary files of this process."""
         os.close(self._alive)
         shutil.rmtree(self._own, ignore_errors=True)
 
     # Records
 
     def record(self, kind: str, key: str, type_: type[_Record]) -> _Record | None:
-        """A stored record, or None if there is none that is whole."""
-        said = self.read(kind, f"{key}.json")
-        if said is None:
+        """A stored record, or None if there is no valid one."""
+        content = self.read(kind, f"{key}.json")
+        if content is None:
             return None
         try:
-            return msgspec.json.decode(said, type=type_)
+            return msgspec.json.decode(content, type=type_)
         except (ValueError, RecursionError, msgspec.MsgspecError) as error:
             self.set_aside("record", f"{kind}/{key}.json", str(error))
             return None
 
     def save_record(self, kind: str, key: str, value: object) -> None:
-        """Store a record, replacing the one that was there."""
+        """Store a record, replacing an earlier one."""
         self.save(kind, f"{key}.json", msgspec.json.encode(value))
 
     def read(self, kind: str, name: str) -> bytes | None:
-        """What a sealed file says, or None if there is none that is whole."""
+        """The content of a sealed file, or None if there is no valid one."""
         place = f"{kind}/{name}"
         try:
             return unsealed(place, (self.root / place).read_bytes())
@@ -150,24 +150,24 @@ class Cache:
             self.set_aside("record", place, str(error))
             return None
 
-    def save(self, kind: str, name: str, said: bytes) -> None:
-        """Store what a sealed file is to say, replacing the one that was there."""
-        self.write(self.root / kind / name, sealed(f"{kind}/{name}", said))
+    def save(self, kind: str, name: str, content: bytes) -> None:
+        """Store the content of a sealed file, replacing an earlier one."""
+        self.write(self.root / kind / name, sealed(f"{kind}/{name}", content))
 
     def profile(self, code_id: str, device_kind: str) -> Profile | None:
-        """The profile measured before, or None."""
+        """The stored profile, or None."""
         return self.record("profiles", _profile_key(code_id, device_kind), Profile)
 
     def save_profile(self, profile: Profile) -> None:
-        """Keep a profile for the next start."""
+        """Store a profile."""
         self.save_record("profiles", _profile_key(profile.code_id, profile.device_kind), profile)
 
     # Codes and weights
 
     def code(self, code_id: str) -> Code | None:
-        """A stored code, with its path in this cache; None unless it is there with all its files, whole.
+        """A stored code, with its path in this cache; None unless all its files are present and valid.
 
-        They are hashed once, and again when they look changed: a lifted graph is small.
+        Files are hashed once, and again when they appear changed: a lifted graph is small.
         """
         folder = self.root / "codes" / code_id
         try:
@@ -193,7 +193,7 @@ class Cache:
         return msgspec.structs.replace(code, path=str(folder))
 
     def code_file(self, code_id: str, name: str) -> bytes | None:
-        """What is in a file of a code; None, and the code is set aside, unless that is what was stored."""
+        """The content of a file of a code; if it is not what was stored, None, and the code is set aside."""
         code = self.code(code_id)
         wanted = {file.name: file.sha256 for file in code.files} if code is not None else {}
         if name not in wanted:
@@ -239,11 +239,11 @@ class Cache:
         return stored
 
     def weights_path(self, weights_id: str) -> Path:
-        """Where the blob of that id is, or would be."""
+        """The path of the blob of that id, whether it exists or not."""
         return self.root / "weights" / weights_id[:2] / f"{weights_id}.bin"
 
     def save_weights(self, blob: npt.NDArray[np.uint8] | bytes) -> str:
-        """Store a blob unless an equal one is there; its id."""
+        """Store a blob unless an equal one exists; its id."""
         data = memoryview(blob if isinstance(blob, bytes) else blob.tobytes() if not len(blob) else blob.data)
         weights_id = hash_of(data)
         path = self.weights_path(weights_id)
@@ -255,7 +255,7 @@ class Cache:
         return weights_id
 
     def take_weights(self, draft: Path, weights_id: str) -> None:
-        """Have a file of this cache's scratch, whose content has that id, as the blob of it."""
+        """Move a scratch file, whose content has that id, into the cache as its blob."""
         path = self.weights_path(weights_id)
         self._weights_folder(path)
         with open(draft, "rb") as file:
@@ -264,9 +264,9 @@ class Cache:
         sync_folder(path.parent)
 
     def has_weights(self, weights_id: str, file_bytes: int | None = None) -> bool:
-        """Whether the blob is there in full; it is set aside if it is something else.
+        """Whether the blob is present; it is set aside if it does not match.
 
-        Of ``file_bytes``, if they are known. It is read only where this cache ``reads_weights``.
+        ``file_bytes``, if known, is its expected size. It is read only if this cache ``reads_weights``.
         """
         path = self.weights_path(weights_id)
         try:
@@ -280,7 +280,7 @@ class Cache:
         return False
 
     def inspect(self, what: str, name: str) -> bool:
-        """Whether an artefact that someone suspects is there, and whole; read anew, and set aside if not."""
+        """Verify a suspected artefact by reading it anew; whether it is valid. It is set aside if not."""
         self._verified = Verified()
         if what == "code":
             return self.code(name) is not None
@@ -291,7 +291,7 @@ class Cache:
             self.reads_weights = reads
 
     def set_aside(self, what: str, name: str, found: str) -> None:
-        """Move what is damaged out of the way, for its maker to make it again; the last few are kept."""
+        """Move a damaged artefact to ``damaged``, so that it is made again; the last few are kept."""
         place = {"code": self.root / "codes" / name, "weights": self.weights_path(name)}.get(
             what, self.root / name
         )
@@ -300,7 +300,7 @@ class Cache:
             try:
                 place.rename(kept)
             except OSError:
-                return  # another process was first, or made it again meanwhile
+                return  # another process moved it, or has made it again
             self.damage.append(Damage(what, name, found))
             _log.error("cache: %s %s is damaged (%s) and was set aside: %s", what, name, found, kept)
             self._drop_oldest_damaged()
@@ -321,7 +321,7 @@ class Cache:
     # Files
 
     def write(self, path: Path, data: bytes | memoryview) -> None:
-        """Put a whole file at ``path`` or nothing. Raises ``ProblemError`` if the disk is full."""
+        """Write a file atomically. Raises ``ProblemError`` if the disk is full."""
         draft = self._draft()
         try:
             self._write_draft(draft, data, path)
@@ -333,7 +333,7 @@ class Cache:
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """Keep other processes from making the same artefact at the same time."""
+        """Hold a lock between processes while making an artefact."""
         number = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % _LOCKS
         descriptor = os.open(
             self.root / "locks" / f"{number:02d}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
@@ -345,7 +345,7 @@ class Cache:
             os.close(descriptor)
 
     def scratch(self) -> Path:
-        """A new folder for what is made on the way; it goes with this process at the latest."""
+        """A new temporary folder, removed at the latest when this process ends."""
         folder = self._draft()
         folder.mkdir()
         return folder
@@ -372,7 +372,7 @@ class Cache:
             raise
 
     def _sweep(self) -> None:
-        """Remove drafts of processes that are gone. Called with the lock, so that no folder is half made."""
+        """Remove drafts of processes that have ended. Called with the lock, so no folder is half made."""
         for folder in (self.root / "tmp").iterdir():
             try:
                 descriptor = _locked(folder / "alive")
@@ -407,7 +407,7 @@ def _full(place: Path, needed: int, error: OSError) -> ProblemError:
 
 
 def opened_code(code_id: str, record: bytes) -> Code:
-    """The code whose ``code.json`` that is. Raises ValueError if it is another's, or damaged."""
+    """The code of a ``code.json``. Raises ValueError if it belongs to another code or is damaged."""
     try:
         code = msgspec.json.decode(unsealed(_code_place(code_id), record), type=Code)
     except (RecursionError, msgspec.MsgspecError) as error:
@@ -420,7 +420,7 @@ def opened_code(code_id: str, record: bytes) -> Code:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power failure."""
+    """Make the entries of a folder survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -433,7 +433,7 @@ def _code_place(code_id: str) -> str:
 
 
 def _holds(path: Path, data: memoryview) -> bool:
-    """Whether a file is there that has this content, byte for byte."""
+    """Whether a file with this exact content exists."""
     try:
         with open(path, "rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size != len(data):
@@ -452,11 +452,11 @@ def _profile_key(code_id: str, device_kind: str) -> str:
 
 
 # ------------------------------------------------------------
-# What a version of a model compiled to, as it is kept between runs; no logic beyond its own fields.
+# What a version of a model compiled to, as stored between runs.
 
 
 _UNLIFTED_FACTOR = 2
-"""Memory that an ordinary session takes, as a multiple of its file (measured: 1.6, more while it opens)."""
+"""Memory of an ordinary session, as a multiple of its file (measured: 1.6, more while it opens)."""
 
 
 class Compiled(Struct, frozen=True, kw_only=True):
@@ -480,13 +480,13 @@ class Compiled(Struct, frozen=True, kw_only=True):
         )
 
     def present(self, cache: Cache) -> bool:
-        """Whether code and weights are both still there, and whole."""
+        """Whether code and weights are both present and valid."""
         whole = cache.has_weights(self.weights_id, self.weights_bytes)
         return whole and cache.code(self.code_id) is not None
 
 
 def batch_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """The powers of two below ``max_batch_size``, and that itself; 1 alone if there is no batch."""
+    """The powers of two below ``max_batch_size``, and that itself; only 1 if there is no batch."""
     sizes = []
     size = 1
     while size < max_batch_size:
@@ -496,7 +496,7 @@ def batch_sizes(max_batch_size: int) -> tuple[int, ...]:
 
 
 def fine_batch_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """For codes that run what there is, unpadded: every size up to 8, then four between powers of two."""
+    """Sizes for codes that run without padding: every size up to 8, then four between powers of two."""
     sizes = []
     size = 1
     while size < max_batch_size:

@@ -1,4 +1,4 @@
-"""From repository entries to served models; a model that cannot be compiled is a problem, never a stop."""
+"""Compiles repository entries into served models; a model that fails is reported, and the others go on."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from clockwork_serve.store.torch.compiler import TorchCompiler
 from clockwork_serve.units import MIB, ms
 
 # ------------------------------------------------------------
-# Compiles models that have no graph: emulated ones and a user's Python class, which it never imports.
+# Compiles models without a graph: emulated ones, and a user's Python class, which is not imported here.
 
 
 _PYTHON_MEMORY_BYTES = 16 * MIB
-"""What a Python model is taken to occupy if its configuration does not say."""
+"""Memory accounted for a Python model whose configuration sets none."""
 _LARGEST_SOURCE = 16 * MIB
 _METHODS = ("load", "infer", "unload")
 
@@ -72,7 +72,7 @@ def compile_emulated(entry: Entry, cache: Cache, config: StoreConfig) -> tuple[C
 
 
 def compile_python(entry: Entry, version: int, cache: Cache, config: StoreConfig) -> tuple[Compiled, Code]:
-    """The code of a user's class ``Model``: its version folder, left where it is."""
+    """The code of a user's class ``Model``: its version folder, used in place."""
     path = model_file(entry, version)
     if (size := path.stat().st_size) > _LARGEST_SOURCE:
         raise problem(
@@ -145,7 +145,7 @@ def _compiled(
 
 
 def _check_class(source: bytes, name: str) -> None:
-    """That there is a class ``Model`` with its methods, without running anything."""
+    """Check that there is a class ``Model`` with its methods, without running anything."""
     try:
         tree = ast.parse(source, name)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -166,7 +166,7 @@ def _check_class(source: bytes, name: str) -> None:
 
 
 def _folder_facts(folder: Path) -> list[tuple[str, str]]:
-    """What a user's class may read beside itself: names, sizes and times of the files in its folder."""
+    """Names, sizes and times of the files in a Python model's folder, which it may read."""
     facts = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
@@ -176,12 +176,12 @@ def _folder_facts(folder: Path) -> list[tuple[str, str]]:
 
 
 def weights_id_of(code_id: str, key: str) -> str:
-    """The id of weights that have no file: of this model alone."""
+    """The id of weights without a file: unique to this model."""
     return hashlib.sha256(f"{code_id} {key}".encode()).hexdigest()
 
 
 # ------------------------------------------------------------
-# From repository entries to served models; a model that cannot be compiled is a problem, never a stop.
+# From repository entries to served models; one that cannot be compiled is reported, and the others go on.
 
 
 _MOST_THREADS = 4
@@ -189,26 +189,26 @@ _LARGE_MODEL = 64 * MIB
 """Models from this size on are compiled one at a time: each takes several times its size of memory."""
 
 Progress = Callable[[int, int, str], None]
-"""Told (done, total, text) after each version; text names it and what was done."""
+"""Called with (done, total, text) after each version; the text names it and what was done."""
 
 
 OnStep = Callable[[str], None]
-"""Told what is being done with a model that takes its time."""
+"""Called with the current step of a compilation that takes long."""
 
 
-def _untold(text: str) -> None:
-    """Nobody listens."""
+def _ignore_step(text: str) -> None:
+    """The default for ``on_step``."""
 
 
 class SeenFile(Struct, frozen=True):
-    """What a model compiled to, valid as long as all its files (external data too) are the same."""
+    """What a model compiled to; valid as long as all its files (external data too) are unchanged."""
 
     files: tuple[FileFacts, ...]
     compiled: Compiled
 
 
 class Compiler:
-    """Compiles models into ``cache``, and finds again what was compiled before.
+    """Compiles models into ``cache``, reusing what was compiled before.
 
     ``optimiser.runs`` counts the graphs that had to be optimised.
     """
@@ -221,8 +221,8 @@ class Compiler:
         self.torch = TorchCompiler(cache, config)
         self._one_large = threading.Lock()
 
-    def compile(self, entry: Entry, version: int, on_step: OnStep = _untold) -> ServedVersion:
-        """One version. Raises ``ProblemError`` (a ``RepositoryError``) that names the model."""
+    def compile(self, entry: Entry, version: int, on_step: OnStep = _ignore_step) -> ServedVersion:
+        """Compile one version. Raises ``ProblemError`` (a ``RepositoryError``) that names the model."""
         try:
             return self._compile(entry, version, on_step)
         except ProblemError as error:
@@ -306,16 +306,16 @@ class Compiler:
 
 
 def _without_meaning(entry: Entry) -> list[str]:
-    """Warnings for settings that the model's backend has no use for."""
+    """Warnings for settings that have no meaning for the model's backend."""
     settings = entry.settings
-    said = {
+    given = {
         "memory_bytes": settings.memory_bytes is not None and entry.backend != "python",
         "[emulated]": settings.emulated is not None and entry.backend != "emulated",
         "optional inputs": any(t.optional for t in settings.inputs) and entry.backend in ("onnx", "torch"),
     }
     return [
         f"{name} has no meaning for backend '{entry.backend}' and is ignored"
-        for name, found in said.items()
+        for name, found in given.items()
         if found
     ]
 
@@ -330,24 +330,23 @@ def compile_all(
     threads: int | None = None,
     begin: Callable[[str, str], None] = lambda name, version: None,
 ) -> tuple[list[ServedVersion], list[Problem]]:
-    """Scan and compile every version to be served; what cannot be served is in the second list.
+    """Scan and compile every version to be served; the second list has the problems of those that failed.
 
-    ``progress`` hears of each version, and between them of the steps of those that take long.
-
-    ``entries`` limits it to some (already scanned). Interrupted, it finishes the models at hand; called
-    again, it goes on where it was. ``threads``: as many as there are cores, up to 4. ``begin`` is told the
-    name and version of each before it is compiled.
+    ``progress`` is called after each version, and for the steps of those that take long. ``entries`` limits
+    the work to some (already scanned). If it is interrupted, it finishes the models in progress; called
+    again, it resumes. ``threads``: by default as many as there are cores, up to 4. ``begin`` is called with
+    the name and version of each before it is compiled.
     """
     compiler = compiler or Compiler(cache, repository.config)
     chosen = repository.scan() if entries is None else list(entries)
     problems = [found for entry in chosen for found in entry.problems]
     work = [(entry, version) for entry in chosen for version in entry.versions]
     served = []
-    told = _Told(progress, len(work))
+    reporter = _ProgressReporter(progress, len(work))
     pool = ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1), "compile")
     try:
         results = pool.map(
-            lambda each: _result(compiler, begin, each[0], each[1], told.steps_of(*each)), work
+            lambda each: _result(compiler, begin, each[0], each[1], reporter.step_reporter(*each)), work
         )
         for (entry, version), result in zip(work, results, strict=True):
             text = f"{entry.name}/{version}"
@@ -356,14 +355,14 @@ def compile_all(
             else:
                 problems.append(result)
                 text += " cannot be served"
-            told.done(text)
+            reporter.done(text)
     finally:
         pool.shutdown(cancel_futures=True)
     return served, problems
 
 
-class _Told:
-    """Progress from several threads, one word at a time."""
+class _ProgressReporter:
+    """Serialises progress from several threads."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress = progress
@@ -372,21 +371,21 @@ class _Told:
         self._lock = threading.Lock()
 
     def done(self, text: str) -> None:
-        """One more version is done."""
+        """Count and report a finished version."""
         with self._lock:
             self._done += 1
-            self._tell(text)
+            self._report(text)
 
-    def steps_of(self, entry: Entry, version: int) -> OnStep:
-        """Who hears of the steps of one version."""
+    def step_reporter(self, entry: Entry, version: int) -> OnStep:
+        """A callback for the steps of one version."""
 
         def step(text: str) -> None:
             with self._lock:
-                self._tell(f"{entry.name}/{version}: {text}")
+                self._report(f"{entry.name}/{version}: {text}")
 
         return step
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         if self._progress is not None:
             self._progress(self._done, self._total, text)
 
@@ -408,7 +407,7 @@ def _result(
             found=shown(f"one that takes more ({described(error)})"),
             advice="raise compile_memory, or serve a smaller model",
         )
-    except Exception as error:  # noqa: BLE001 - whatever a strange file sets off here, the others are served
+    except Exception as error:  # noqa: BLE001 - whatever a strange file raises, the others are served
         return Problem(
             model=entry.name,
             version=str(version),

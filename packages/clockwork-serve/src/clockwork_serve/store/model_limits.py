@@ -1,6 +1,6 @@
-"""How much a graph may be, functions written out: more is refused before anything works on it.
+"""Limits on the size of a graph with functions expanded; larger ones are refused before any work on them.
 
-A small file can stand for a graph without end: functions that call functions, or themselves.
+A small file can describe an endless graph: functions that call functions, or themselves.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import onnx
 from clockwork_serve.store.settings import problem
 
 NODES_MAX: Final = 100_000
-"""The largest language models are exported with some 50,000."""
+"""The largest language models have about 50,000."""
 NAMES_MAX: Final = 1_000_000
-"""Inputs of nodes, and what else a graph names."""
+"""Inputs of nodes and other names in a graph."""
 NESTING_MAX: Final = 32
 AXES_MAX: Final = 64
 
@@ -40,8 +40,8 @@ def check_size(model: onnx.ModelProto) -> None:
 
 
 def _written_out(first: _Key, functions: dict[_Key, list[onnx.NodeProto]], sizes: dict[_Key, int]) -> int:
-    """Nodes of a function and of all that it calls, as often as it calls them; at most a little too many."""
-    opened: dict[_Key, None] = {}  # those that call each other down to the one at hand, in order
+    """Nodes of a function with all calls expanded; at most a little too many."""
+    opened: dict[_Key, None] = {}  # the chain of calls down to the current one, in order
     stack = [first]
     while stack:
         key = stack[-1]
@@ -74,7 +74,7 @@ def _key(function: onnx.FunctionProto) -> _Key:
 
 
 def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes, and those of the graphs in their attributes."""
+    """Nodes, including those of the graphs in their attributes."""
     stack = [iter(nodes)]
     while stack:
         node = next(stack[-1], None)
@@ -89,7 +89,7 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
 
 
 def every_tensor(message: Any) -> Iterator[onnx.TensorProto]:
-    """Every tensor in a message, wherever there is room for one: bodies of functions, sparse ones too."""
+    """Every tensor in a message, wherever it may be: in bodies of functions and sparse tensors too."""
     stack = [message]
     while stack:
         each = stack.pop()

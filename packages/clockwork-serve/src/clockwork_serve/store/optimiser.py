@@ -1,4 +1,4 @@
-"""The one place that opens ONNX Runtime sessions; it never decides what is done with the results."""
+"""Opens ONNX Runtime sessions and optimises graphs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LARGEST_MODEL = (1 << 31) - 1
 """Bytes that one protobuf message may have."""
 
 _SLOWER = ["SkipLayerNormFusion"]
-"""Fusions whose operator is slower on the CPU than those it replaces (231 us, not 53, for 128 x 384)."""
+"""Fusions that are slower on the CPU than the operators they replace (231 us, not 53, for 128 x 384)."""
 _SILENT = 4  # only fatal messages: what fails is reported by us, in words an operator can use
 
 
@@ -43,14 +43,14 @@ class Session:
             raise RunError(str(error)) from error
 
     def output_shapes(self) -> list[list[int | str | None]]:
-        """What shape inference knows of the outputs."""
+        """The output shapes as far as shape inference knows them."""
         return [list(output.shape) for output in self._session.get_outputs()]
 
 
 class Optimiser:
-    """Optimises graphs for this very CPU. ``runs`` counts how often it had to.
+    """Optimises graphs for this CPU. ``runs`` counts the optimisations.
 
-    ``block``: channels in a block of the runtime's own layout for convolutions, 0 if that is not known.
+    ``block``: channels in a block of the runtime's layout for convolutions, 0 if unknown.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def readable_names() -> Iterator[None]:
-    """What reads a model's names: protobuf reads some as text only where they are looked at."""
+    """Around code that reads a model's names: names that are not UTF-8 become a problem."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -120,7 +120,7 @@ def readable_names() -> Iterator[None]:
 
 
 def parse_model(data: bytes | memoryview) -> onnx.ModelProto:
-    """A model from its bytes. Raises ``ProblemError`` if they are something else."""
+    """A model from its bytes. Raises ``ProblemError`` if they are not a model."""
     model = onnx.ModelProto()
     try:
         model.ParseFromString(bytes(data))
@@ -149,7 +149,7 @@ def runtime_fingerprint() -> dict[str, str]:
 
 
 def channel_block(cpuinfo: Path = Path("/proc/cpuinfo")) -> int:
-    """Channels in a block of the runtime's own layout for convolutions; 0 on CPUs where that is not known."""
+    """Channels in a block of the runtime's layout for convolutions; 0 on CPUs where it is unknown."""
     words = set(_cpu_flags(cpuinfo).replace("'", " ").split())
     return 16 if "avx512f" in words else 8 if "avx2" in words else 0
 

@@ -1,4 +1,4 @@
-"""Reads Triton's ``config.pbtxt``: what has no meaning here is named in a warning."""
+"""Reads Triton's ``config.pbtxt``; fields without meaning here are named in a warning."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from clockwork_serve.store.settings import (
 )
 
 # ------------------------------------------------------------
-# Protobuf's text format without a schema: protobuf's own tokens, kept with the line that each field is on.
+# Protobuf's text format without a schema: protobuf's own tokens, with the line of each field.
 #
-# protobuf's own parser wants a descriptor of all that Triton ever put into its configuration. What is not in
-# that it refuses, or drops without a word; here fields that have no meaning are to be named.
+# protobuf's own parser needs a descriptor of every field of Triton's configuration. It refuses unknown
+# fields, or drops them silently; here, fields without meaning must be named.
 
 
 _INTEGER: Final = re.compile(r"[-+]?(?:0[xX][0-9a-fA-F]+|\d+)")
@@ -45,28 +45,28 @@ class PbtxtMessage:
     lines: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, values: list[object], line: int) -> None:
-        """Append values of a field; it is there even if they are none."""
+        """Append values of a field, which may be none."""
         self.fields.setdefault(name, []).extend(values)
         self.lines.setdefault(name, line)
 
 
 def parse_prototext(text: str, where: str) -> PbtxtMessage:
-    """The top-level message in ``text``. Raises ``ProblemError`` with the line that makes no sense."""
+    """The top-level message in ``text``. Raises ``ProblemError`` with the line of a syntax error."""
     return _Reader(text, where).block(closing="", depth=0)
 
 
 class _Reader:
     def __init__(self, text: str, where: str) -> None:
-        # Any: the published types of its errors are wrong.
+        # Any: the type stubs of its errors are wrong.
         self._tokens: Any = Tokenizer(text.split("\n"))
         self._where = where
 
     def block(self, closing: str, depth: int) -> PbtxtMessage:
-        """The fields up to ``closing``, which is taken too; those of the whole text if it is empty."""
+        """The fields up to ``closing``, which is consumed too; if it is empty, those of the whole text."""
         block = PbtxtMessage()
         if depth > _MOST_NESTED:
             raise self._wrong(f"at most {_MOST_NESTED} nested blocks")
-        # The token at the end of the text is empty, as is what closes the text as a whole.
+        # The token at the end of the text is empty, and so is ``closing`` at the top level.
         while not self._tokens.LookingAt(closing):
             if self._tokens.AtEnd():
                 raise self._wrong(f"'{closing}'")
@@ -132,9 +132,9 @@ class _Reader:
 
 
 # ------------------------------------------------------------
-# Reads Triton's ``config.pbtxt``: what has no meaning here is named in a warning.
+# Reads Triton's ``config.pbtxt``: fields without meaning here are named in a warning.
 #
-# What would change answers is refused, never ignored.
+# Fields that would change results are refused, not ignored.
 
 
 FILE_NAME = "config.pbtxt"
@@ -161,7 +161,7 @@ _PLATFORMS = {
 
 
 def read_pbtxt(text: str, folder_name: str) -> tuple[ModelSettings, tuple[str, ...]]:
-    """Settings and warnings from the ``config.pbtxt`` of a folder's model. Raises ``ProblemError``."""
+    """Settings and warnings from a model's ``config.pbtxt``. Raises ``ProblemError``."""
     config = parse_prototext(text, FILE_NAME)
     _known(config, _TOP, "")
     _refuse(config)
@@ -208,7 +208,7 @@ def _known(block: PbtxtMessage, known: tuple[str, ...], prefix: str) -> None:
 
 
 def _leaves(block: PbtxtMessage, key: str, prefix: str = "") -> Iterator[str]:
-    """The paths of all that is said below a field: ``optimization.cuda.graphs``."""
+    """The paths of all values below a field: ``optimization.cuda.graphs``."""
     for value in block.fields[key] or [None]:
         path = prefix + key
         if isinstance(value, PbtxtMessage) and key == "parameters":
@@ -260,7 +260,7 @@ def _backend(config: PbtxtMessage) -> str | None:
 def _max_batch_size(config: PbtxtMessage) -> int | None:
     values = config.fields.get("max_batch_size")
     if not values:
-        # Triton reads an absent max_batch_size as 0, except that it completes it for models whose inputs are
+        # Triton reads an absent max_batch_size as 0, except that it derives it for models whose inputs are
         # not declared either.
         return 0 if "input" in config.fields else None
     value = values[-1]

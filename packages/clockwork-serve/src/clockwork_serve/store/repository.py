@@ -1,4 +1,4 @@
-"""A model repository on disk in Triton's layout, and its configuration as Triton's clients read it."""
+"""A model repository on disk in Triton's layout, and model configurations as Triton's clients read them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from clockwork_serve.store.settings import (
 )
 
 # ------------------------------------------------------------
-# A model repository on disk in Triton's layout: what is there and what was said about it. One model file by
-# itself is a repository too, of one model that is called after it.
+# A model repository on disk in Triton's layout: its models and their settings. A single model file is a
+# repository too, of one model of the same name.
 #
-# It never opens a file outside its root, symbolic links resolved, and one bad model never hides another.
+# No file outside the root is opened, after resolving symbolic links. A bad model does not affect the others.
 
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -39,7 +39,7 @@ _LARGEST_TEXT = 4 << 20
 """Bytes of the largest configuration or label file that is read."""
 FILE_OF_BACKEND = {"onnx": "model.onnx", "torch": "model.pt2", "python": "model.py"}
 _BACKEND_OF_ENDING = {".onnx": "onnx", ".pt2": "torch"}
-"""Of a model file that is served by itself."""
+"""The version of a model file that is served by itself."""
 _FOREIGN_FILES = {
     "model.pt": "TorchScript", "model.plan": "TensorRT", "model.savedmodel": "TensorFlow",
     "model.graphdef": "TensorFlow", "model.xml": "OpenVINO",
@@ -50,8 +50,8 @@ class Entry(Struct, frozen=True, kw_only=True):
     """One model of a repository.
 
     ``versions`` are those to serve, ascending; ``present`` all those on disk. An entry with ``problems`` has
-    no versions. ``settings`` is what its files say, merged (``clockwork.toml`` over ``config.pbtxt``).
-    ``alone``: it is one file, named by ``settings``, and ``path`` is the folder that this lies in.
+    no versions. ``settings`` are its files' settings, merged (``clockwork.toml`` over ``config.pbtxt``).
+    ``alone``: it is one file, named by ``settings``, and ``path`` is the folder that contains it.
     """
 
     name: str
@@ -71,9 +71,9 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 class Repository:
-    """The models below ``root``, or the one in the file that it is.
+    """The models below ``root``, or the one in the file ``root``.
 
-    Raises ``RepositoryError`` if the root is not a readable folder, nor a readable model file.
+    Raises ``RepositoryError`` if the root is neither a readable folder nor a readable model file.
     """
 
     def __init__(self, root: str | os.PathLike[str], config: StoreConfig) -> None:
@@ -96,11 +96,11 @@ class Repository:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What the last scan found wrong."""
+        """The problems found by the last scan."""
         return tuple(found for entry in self.entries for found in entry.problems)
 
     def scan(self) -> list[Entry]:
-        """Look at every model, ascending by name. A model that cannot be read has ``problems``."""
+        """Read every model, ascending by name. A model that cannot be read has ``problems``."""
         if self._alone is not None:
             self.entries = (self._alone,)
         else:
@@ -108,7 +108,7 @@ class Repository:
         return list(self.entries)
 
     def find(self, name: str) -> Entry:
-        """Look at one model again. Raises ``ProblemError`` if there is none of that name."""
+        """Read one model again. Raises ``ProblemError`` if there is none of that name."""
         if self._alone is not None and name == self._alone.name:
             return self.scan()[0]
         if self._alone is not None or not _NAME.fullmatch(name) or not (self.root / name).is_dir():
@@ -187,7 +187,7 @@ class Repository:
 
 
 def inside(root: Path, path: Path, field: str = "path") -> Path:
-    """``path`` with all symbolic links resolved. Raises ``ProblemError`` if that leaves ``root``."""
+    """``path`` with all symbolic links resolved. Raises ``ProblemError`` if that is outside ``root``."""
     try:
         real = path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError) as error:
@@ -228,12 +228,12 @@ def model_file(entry: Entry, version: int) -> Path:
 
 
 def is_model_file(root: str | os.PathLike[str]) -> bool:
-    """Whether that is, by its name, one model file and no repository."""
+    """Whether this is, by its name, a model file rather than a repository."""
     return Path(root).suffix in _BACKEND_OF_ENDING and not Path(root).is_dir()
 
 
 def _file_alone(given: Path) -> Entry:
-    """The only model of a repository that is a file. Raises ``RepositoryError`` if that cannot be read."""
+    """The model of a repository that is a single file. Raises ``RepositoryError`` if it cannot be read."""
     try:
         file = given.resolve(strict=True)
         readable = file.is_file() and os.access(file, os.R_OK)
@@ -260,9 +260,9 @@ def _file_alone(given: Path) -> Entry:
 
 
 def model_names(root: str | os.PathLike[str]) -> list[str]:
-    """What may be models: the folders below ``root``, as the system names them (that need not be text).
+    """Candidates for models: the names of folders below ``root``, which need not be valid text.
 
-    Of a model file it is the name without its ending.
+    For a model file it is its name without the suffix.
     """
     if is_model_file(root):
         return [Path(root).stem]
@@ -271,7 +271,7 @@ def model_names(root: str | os.PathLike[str]) -> list[str]:
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:
-    """Whether it may be a model: one that leads nowhere (a circle of links) is, and has a problem."""
+    """Whether it may be a model; a symbolic link that does not resolve counts, and gets a problem."""
     try:
         return item.is_dir()
     except OSError:
@@ -336,7 +336,7 @@ def _with_labels(folder: Path, settings: ModelSettings) -> ModelSettings:
 
 
 def _guess_backend(folder: Path, present: tuple[int, ...], settings: ModelSettings) -> str:
-    """The backend of a model that names none: by its newest version's file."""
+    """The backend of a model that sets none: by its newest version's file."""
     if settings.emulated is not None:
         return "emulated"
     if present and not settings.file_name:
@@ -355,7 +355,7 @@ def _guess_backend(folder: Path, present: tuple[int, ...], settings: ModelSettin
 PLATFORMS = {
     "onnx": "onnxruntime_onnx", "torch": "pytorch_libtorch", "python": "python", "emulated": "emulated",
 }  # fmt: skip
-"""What Triton's clients know our backends as."""
+"""Our backends by Triton's names."""
 _BACKENDS = {"onnx": "onnxruntime", "torch": "pytorch", "python": "python", "emulated": "emulated"}
 
 

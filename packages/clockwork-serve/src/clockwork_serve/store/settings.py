@@ -1,4 +1,4 @@
-"""What an operator may say about one model, and ``clockwork.toml``; problems as records."""
+"""Settings of one model, the reader of ``clockwork.toml``, and problems as records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from clockwork_serve.messages import DATATYPES, LEAST_PRIORITY, Code, Model
 from clockwork_serve.units import MIB, ms
 
 # ------------------------------------------------------------
-# What is wrong with a model or a setting, as a record; never a reason to stop serving the others.
+# A problem of a model or a setting, as a record; it does not stop other models from being served.
 
 
 _SHOWN = 300
@@ -24,7 +24,7 @@ _SHOWN = 300
 class Problem(Struct, frozen=True, kw_only=True):
     """Why one model (or one version of it) is not served, and what to do about it.
 
-    ``model`` is empty where the repository as a whole is meant; ``version`` is empty where the model is.
+    ``model`` is empty if the problem is the repository's; ``version`` is empty if it is the model's.
     """
 
     model: str
@@ -50,7 +50,7 @@ class Damage(Struct, frozen=True):
 
 
 class ProblemError(RepositoryError):
-    """A :class:`Problem` on its way to whoever collects it."""
+    """Raises a :class:`Problem`."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(str(problem))
@@ -60,7 +60,7 @@ class ProblemError(RepositoryError):
 def problem(
     field: str, *, expected: str, found: object, advice: str, model: str = "", version: str = ""
 ) -> ProblemError:
-    """A :class:`ProblemError`; all is shown shortened, and as text that can be printed and sent."""
+    """A :class:`ProblemError`; values are shortened, and made printable."""
     text = found if isinstance(found, str) else repr(found)
     return ProblemError(
         Problem(
@@ -75,12 +75,12 @@ def problem(
 
 
 def shown(text: str) -> str:
-    """Text of a stranger's, as short as a problem wants it."""
+    """Untrusted text, shortened for a problem."""
     return printable(text, _SHOWN)
 
 
 def placed(error: ProblemError, *, model: str, version: str = "") -> ProblemError:
-    """The same problem with the model (and version) it belongs to, where they were not known yet."""
+    """The same problem with the model (and version) filled in where they are empty."""
     old = error.problem
     return ProblemError(
         Problem(
@@ -95,7 +95,7 @@ def placed(error: ProblemError, *, model: str, version: str = "") -> ProblemErro
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Advice for a word that is not known: the nearest one, or all of them."""
+    """Advice for an unknown word: the nearest known one, or all of them."""
     names = sorted(known)
     by_lower = {name.lower(): name for name in names}
     near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
@@ -105,7 +105,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 # ------------------------------------------------------------
-# What an operator may say about one model, whichever file it was said in; nothing here reads a file.
+# The settings of one model, from any file.
 
 
 BACKENDS = ("onnx", "torch", "python", "emulated")
@@ -113,13 +113,13 @@ BACKENDS = ("onnx", "torch", "python", "emulated")
 
 
 class StoreConfig(Struct, frozen=True, kw_only=True):
-    """How models are compiled and what holds where a model's own configuration says nothing.
+    """How models are compiled, and defaults for what a model's own configuration leaves out.
 
-    ``cache_dir`` is where artefacts are kept. ``max_batch_size`` is what a model that can be batched gets.
-    ``output_bytes`` is the least room per request row for outputs whose size depends on the request.
+    ``cache_dir`` is where artefacts are kept. ``max_batch_size`` is the default of a model that can be
+    batched. ``output_bytes`` is the least room per request row for outputs whose size depends on the request.
     ``largest_batch`` is the most that a model may ask for. ``torch_target`` is what torch programs are
-    compiled for: ``cpu``, ``cuda:sm_90``, ``cuda`` (the GPU that is here), ``auto`` (that, or else the CPU),
-    or empty: nothing here runs them.
+    compiled for: ``cpu``, ``cuda:sm_90``, ``cuda`` (this machine's GPU), ``auto`` (that, or else the CPU), or
+    empty: no device here runs them.
     """
 
     cache_dir: str
@@ -131,7 +131,7 @@ class StoreConfig(Struct, frozen=True, kw_only=True):
 
 
 class VersionPolicy(Struct, frozen=True, kw_only=True):
-    """Which versions are served: the ``latest`` n, those in ``specific``, or all if neither is said."""
+    """Which versions are served: the ``latest`` n, those in ``specific``, or all if neither is set."""
 
     latest: int | None = 1
     specific: tuple[int, ...] = ()
@@ -145,7 +145,7 @@ class VersionPolicy(Struct, frozen=True, kw_only=True):
 
 
 class TensorSettings(Struct, frozen=True, kw_only=True):
-    """What is declared about one input or output; ``dims`` mean what they mean in Triton."""
+    """Settings of one input or output; ``dims`` are as in Triton."""
 
     name: str
     dims: tuple[int, ...] | None = None
@@ -154,7 +154,7 @@ class TensorSettings(Struct, frozen=True, kw_only=True):
 
 
 class EmulatedSettings(Struct, frozen=True, kw_only=True):
-    """The durations an emulated model takes, and the room it claims."""
+    """The durations and the memory of an emulated model."""
 
     weights_bytes: int
     infer_ns: dict[int, int]
@@ -162,7 +162,7 @@ class EmulatedSettings(Struct, frozen=True, kw_only=True):
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True):
-    """Everything that was said about one model; None and empty mean that nothing was."""
+    """All settings of one model; None and empty mean not set."""
 
     backend: str | None = None
     max_batch_size: int | None = None
@@ -180,16 +180,16 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     emulated: EmulatedSettings | None = None
 
     def compile_key(self, config: StoreConfig) -> bytes:
-        """All that compiling depends on beside the model's file; equal bytes, equal result."""
-        said = (
+        """All that compilation depends on beside the model's file; equal bytes give equal results."""
+        fields = (
             self.backend, self.max_batch_size, self.output_bytes, self.memory_bytes, self.inputs,
             self.outputs, self.emulated, config.max_batch_size, config.largest_batch, config.output_bytes,
         )  # fmt: skip
-        return msgspec.json.encode(said)
+        return msgspec.json.encode(fields)
 
 
 def merged(over: ModelSettings, under: ModelSettings) -> ModelSettings:
-    """``over`` where it says something, ``under`` elsewhere."""
+    """``over`` where it is set, ``under`` elsewhere."""
     values = {}
     for name in ModelSettings.__struct_fields__:
         above = getattr(over, name)
@@ -207,19 +207,19 @@ def datatype_of(text: str, where: str) -> str:
 
 
 # ------------------------------------------------------------
-# Reads ``clockwork.toml`` of one model, strictly: an unknown key is an error, never a silence.
+# Reads ``clockwork.toml`` of one model, strictly: an unknown key is an error.
 
 
 FILE_NAME = "clockwork.toml"
 _LARGEST = 1e12
-"""Of milliseconds and of megabytes: what comes of them fits into 64 bits."""
+"""The largest number of milliseconds or megabytes, so that nanoseconds and bytes fit into 64 bits."""
 
 DIGITS_MAX = 9
-"""Of a batch size; Python turns no number of thousands of digits into an int."""
+"""Digits of a batch size; Python refuses to convert thousands of digits to an int."""
 
 
 class Table:
-    """One TOML table while it is read: typed look-ups, and in the end nothing may be left over."""
+    """A TOML table with typed look-ups; unknown keys are errors."""
 
     def __init__(self, values: object, where: str, known: tuple[str, ...]) -> None:
         if not isinstance(values, dict):
@@ -233,11 +233,11 @@ class Table:
                 )
 
     def path(self, key: str) -> str:
-        """The name of a key as shown in messages."""
+        """The full name of a key, for messages."""
         return f"{self._where} {key}" if self._where == FILE_NAME else f"{self._where}.{key}"
 
     def raw(self, key: str) -> Any:
-        """The value as it stands, or None."""
+        """The value unchecked, or None."""
         return self._values.get(key)
 
     def integer(self, key: str, least: int, most: int = 1 << 62) -> int | None:
@@ -376,7 +376,7 @@ def _version_policy(value: object) -> VersionPolicy | None:
 
 
 def _labels(value: object) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
-    """Labels given in place, and files that hold them, by output name."""
+    """Labels given inline, and files that contain them, by output name."""
     lists: dict[str, tuple[str, ...]] = {}
     files: dict[str, str] = {}
     if value is None:
@@ -421,7 +421,7 @@ def _emulated(value: object) -> EmulatedSettings:
 
 
 # ------------------------------------------------------------
-# What compiling gives: a model and its code, ready to be served; nothing but the record.
+# The result of compilation: a model and its code, ready to be served.
 
 
 class ServedVersion(Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Runs a graph on made-up inputs to learn what it does not declare; never trusts one that it did not run."""
+"""Trial runs: runs a graph on generated inputs to learn what it does not declare."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 # ------------------------------------------------------------
-# Inputs and outputs of a graph, as records; nothing here knows ONNX.
+# Inputs and outputs of a graph, as records independent of ONNX.
 
 
 Dim = int | str
@@ -20,7 +20,7 @@ Dim = int | str
 
 
 class GraphTensor(Struct, frozen=True):
-    """One input or output of a graph with its full shape; ``dims`` is None where the rank is not known."""
+    """One input or output of a graph with its full shape; ``dims`` is None if the rank is not known."""
 
     name: str
     datatype: str
@@ -35,7 +35,7 @@ class Interface(Struct, frozen=True):
 
 
 # ------------------------------------------------------------
-# Runs a graph on made-up inputs to learn what it does not declare; never trusts one that it did not run.
+# Runs a graph on generated inputs to learn what it does not declare.
 
 
 Array = npt.NDArray[Any]
@@ -47,7 +47,7 @@ _SCALARS = (16000, 8000, 1, 0, 2)
 _LARGEST_INPUT = 64 << 20
 SEED = 20201104
 SAME_ROW = 1e-5
-"""Relative difference up to which two answers are the same but for rounding."""
+"""Relative difference up to which two results count as equal up to rounding."""
 
 
 class RunError(Exception):
@@ -55,14 +55,14 @@ class RunError(Exception):
 
 
 class Runs(Protocol):
-    """What can be run."""
+    """A graph that can be run."""
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """All outputs in order. Raises ``RunError``."""
 
 
 class Fill(Struct, frozen=True, kw_only=True):
-    """How an input was made up, for others that need inputs that work (``probe.json`` of a code).
+    """How an input was generated, so that others can generate valid inputs (``probe.json`` of a code).
 
     ``shape`` is the full shape for one row. Integers lie in ``low..high``, both included; floats are uniform
     in 0..1; ``high == low`` is that one number.
@@ -76,11 +76,11 @@ class Fill(Struct, frozen=True, kw_only=True):
 
 
 class Trial(Struct, frozen=True):
-    """Inputs that work, and what came out: for one row, and for two where the graph is to be batched.
+    """Valid inputs and their outputs: for one row, and for two if the graph is to be batched.
 
-    ``mixed`` says which output's rows were seen to depend on each other. ``noise`` is how much a row's
-    answer changes with the batch size alone, for which kernels sum in another order: what the model makes of
-    rounding.
+    ``mixed`` says which output's rows were found to depend on each other. ``noise`` is how much a row's
+    result changes with the batch size alone, for which kernels sum in another order: the model's sensitivity
+    to rounding.
     """
 
     fills: tuple[Fill, ...]
@@ -93,11 +93,11 @@ class Trial(Struct, frozen=True):
     noise: float = 0.0
 
 
-def try_out(session: Runs, interface: Interface, *, batched: bool) -> Trial | str:
-    """The first made-up inputs that run, or why the last ones did not."""
+def find_trial(session: Runs, interface: Interface, *, batched: bool) -> Trial | str:
+    """The first generated inputs that run, or why the last ones did not."""
     why = "no inputs of a reasonable size"
     for fills in _candidates(interface, batched=batched):
-        inputs = made_up(fills, rows=2 if batched else 1)
+        inputs = generate_inputs(fills, rows=2 if batched else 1)
         one = {name: array[:1] for name, array in inputs.items()} if batched else inputs
         try:
             outputs = session.run(one)
@@ -115,7 +115,7 @@ def try_out(session: Runs, interface: Interface, *, batched: bool) -> Trial | st
 
 
 def _noise(session: Runs, trial: Trial) -> float:
-    """How much the answers of two rows differ from those of each alone."""
+    """How much the results of two rows differ from those of each alone."""
     assert trial.two is not None and trial.outputs_of_two is not None
     second = session.run({name: array[1:] for name, array in trial.two.items()})
     noise = 0.0
@@ -142,8 +142,8 @@ def variants(trial: Trial) -> list[dict[str, Array]]:
     return found
 
 
-def made_up(fills: Sequence[Fill], rows: int = 1, seed: int = SEED) -> dict[str, Array]:
-    """Arrays for the fills; with ``rows`` > 1 axis 0 is that long. The same for the same seed."""
+def generate_inputs(fills: Sequence[Fill], rows: int = 1, seed: int = SEED) -> dict[str, Array]:
+    """Arrays for the fills; with ``rows`` > 1 axis 0 is that long. Deterministic for a seed."""
     random = np.random.default_rng(seed)
     arrays = {}
     for fill in fills:
@@ -153,7 +153,7 @@ def made_up(fills: Sequence[Fill], rows: int = 1, seed: int = SEED) -> dict[str,
 
 
 def difference(got: Sequence[Array], wanted: Sequence[Array]) -> float:
-    """The largest relative difference, ``max|a-b| / max|b|`` of an output; infinite if they cannot be."""
+    """The largest relative difference, ``max|a-b| / max|b|`` of an output; infinite if they do not match."""
     worst = 0.0
     for a, b in zip(got, wanted, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
@@ -189,7 +189,7 @@ def _candidates(interface: Interface, *, batched: bool) -> Iterator[tuple[Fill, 
 
 
 def _fill(tensor: GraphTensor, interface: Interface, size: int, scalar: int, one_row: str) -> Fill:
-    """One input; ``one_row`` tells which free dimensions are a batch of one.
+    """One input; ``one_row`` says which free dimensions are a batch of one.
 
     ``batch``: those on axis 0, and others of their names; ``states``: also those of a tensor whose axis 0 is
     fixed, as recurrent states are; ``none``.

@@ -86,7 +86,7 @@ def _device(settings: Settings, choice: DeviceChoice, number: int) -> DeviceConf
         chosen = {
             field: getattr(settings, name)
             for name, field in _SIZES.items()
-            if settings.said(name) and isinstance(getattr(settings, name), int)
+            if settings.is_set(name) and isinstance(getattr(settings, name), int)
         }
         return emulated_config(
             choice.device, choice.profile, **chosen, jitter=settings.jitter, seed=settings.seed + number
@@ -108,11 +108,11 @@ def _device(settings: Settings, choice: DeviceChoice, number: int) -> DeviceConf
 def _gpu(settings: Settings, config: DeviceConfig) -> DeviceConfig:
     """The configuration of a GPU: most of its memory, large pages, and weights cached in host memory."""
     memory = settings.device_memory
-    default = 0.0 if settings.said("device_memory") else GPU_SHARE
+    default = 0.0 if settings.is_set("device_memory") else GPU_SHARE
     return msgspec.structs.replace(
         config,
         memory_share=default if isinstance(memory, int) else memory,
-        page_bytes=config.page_bytes if settings.said("page_size") else GPU_PAGE,
+        page_bytes=config.page_bytes if settings.is_set("page_size") else GPU_PAGE,
         pool_bytes=settings.host_memory,
         graphs=settings.cuda_graphs,
     )

@@ -36,7 +36,7 @@ from clockwork_serve.messages import (
     Window,
 )
 from clockwork_serve.serve import child
-from clockwork_serve.store import Fill, made_up
+from clockwork_serve.store import Fill, generate_inputs
 from clockwork_serve.store.cache import batch_sizes
 from clockwork_serve.units import KIB, MIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
 
@@ -117,7 +117,7 @@ def fills_to_try(code: Code) -> Iterator[tuple[Fill, ...]]:
 
 def inputs_of(fills: Sequence[Fill]) -> dict[str, Array]:
     """One row of inputs by name, the same every time; elements of BYTES are ``bytes``, as devices expect."""
-    made = made_up(fills)
+    made = generate_inputs(fills)
     return {name: _as_bytes(array) if array.dtype == object else array for name, array in made.items()}
 
 

@@ -1,4 +1,4 @@
-"""Compiles ONNX models into code and weights, with the proof that no answer changes."""
+"""Compiles ONNX models into code and weights, and verifies that results do not change."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ from clockwork_serve.store.onnx.graph import (
     prepared,
     specs,
 )
-from clockwork_serve.store.onnx.pixels import rows_as_pixels
+from clockwork_serve.store.onnx.pixels import matmuls_to_convolutions
 from clockwork_serve.store.onnx.recipe import PROBES, Recipe, learnt, probe_elements
 from clockwork_serve.store.onnx.row_analysis import veto
 from clockwork_serve.store.onnx.row_trial import (
     DATA_DEPENDENT_OPS,
     Verdict,
-    compared,
-    judged,
+    batching_verdict,
+    compare_rows,
     output_room,
-    settled_outputs,
+    resolved_outputs,
 )
 from clockwork_serve.store.onnx.source import ModelSource
 from clockwork_serve.store.onnx.weights import RECURRENT_OPS, Lifted, lift, views
 from clockwork_serve.store.onnx.wire import elements, filled
 from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
 from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig
-from clockwork_serve.store.trial import Interface, RunError, Trial, difference, likely, try_out, variants
+from clockwork_serve.store.trial import Interface, RunError, Trial, difference, find_trial, likely, variants
 from clockwork_serve.units import MIB
 
 # ------------------------------------------------------------
-# A model optimised and lifted, with the proof that this changes no answer; never without the proof.
+# A model optimised and lifted, verified to give the same results.
 
 
 TOLERANCE = 1e-5
-"""Largest relative difference between a lifted graph's answers and an ordinary session's."""
+"""Largest relative difference between a lifted graph's results and an ordinary session's."""
 RECURRENT_TOLERANCE = 5e-4
-"""The same for recurrent graphs: with weights that are inputs their kernels sum in another order."""
+"""The same for recurrent graphs: with weights as inputs their kernels sum in another order."""
 _NOISE_FACTOR = 2
-"""A model that turns rounding itself into larger differences, between batch sizes, is allowed as much."""
+"""A model whose results differ more between batch sizes, by rounding, is allowed this multiple of it."""
 _BRANCHES = frozenset({"If", "Loop", "Scan"})
 
 
@@ -75,14 +75,14 @@ def lower(data: memoryview | bytes, plan: GraphPlan, optimiser: Optimiser) -> Lo
 def _lifted(session: Session, optimised: bytes, plan: GraphPlan) -> Lowered:
     model = parse_model(optimised)
     if plan.block:
-        rows_as_pixels(model, plan.block)
+        matmuls_to_convolutions(model, plan.block)
     return Lowered(session, optimised, lift(model, branches=plan.branches))
 
 
 def prove(lowered: Lowered, plan: GraphPlan, trial: Trial | str) -> Proved:
-    """Compare the lifted graph with the ordinary session; by a lesser plan if need be, told by the result."""
+    """Compare the lifted graph with the ordinary session; with reduced plans until one agrees."""
     if not isinstance(trial, Trial):
-        return Proved(lowered, plan, f"it could not be tried out ({trial})")
+        return Proved(lowered, plan, f"it could not be run on generated inputs ({trial})")
     proved = Proved(lowered, plan, _obstacle(lowered, trial))
     for lesser in _lesser(lowered, plan):
         if not proved.obstacle:
@@ -93,7 +93,7 @@ def prove(lowered: Lowered, plan: GraphPlan, trial: Trial | str) -> Proved:
 
 
 def _lesser(lowered: Lowered, plan: GraphPlan) -> list[GraphPlan]:
-    """Plans that leave out what may be the obstacle: rewritten products, the weights of branches, both."""
+    """Plans without what may be the obstacle: rewritten products, weights of branches, both."""
     change = msgspec.structs.replace
     rewritten = bool(plan.block) and "ReorderInput" in lowered.lifted.operators
     branches = plan.branches and bool(lowered.lifted.operators & _BRANCHES)
@@ -127,7 +127,7 @@ def _obstacle(lowered: Lowered, trial: Trial) -> str:
 
 
 # ------------------------------------------------------------
-# Compiles ONNX models into code and weights; never lifts what would change an answer.
+# Compiles ONNX models into code and weights; lifts nothing that would change a result.
 
 
 _BAKED_WORTH_A_WARNING = 1 * MIB
@@ -135,7 +135,7 @@ _RECIPES_KEPT_BYTES = 512 * MIB
 
 
 class OnnxArchitecture(Struct, frozen=True, kw_only=True):
-    """What copies share: how they are prepared, what the first compiled to, and how the others are made.
+    """What copies share: their plan, what the first compiled to, and how further copies are made.
 
     ``copies``: ``once`` after the first, then ``gather`` (there is a recipe) or ``each`` (there is none).
     ``digest`` is that of the lifted graph.
@@ -148,7 +148,7 @@ class OnnxArchitecture(Struct, frozen=True, kw_only=True):
 
 
 class OnnxCompiler:
-    """Compiles one source after another; remembers recipes of architectures seen lately."""
+    """Compiles sources one by one; keeps recipes of recent architectures in memory."""
 
     def __init__(self, cache: Cache, config: StoreConfig, optimiser: Optimiser) -> None:
         self._cache = cache
@@ -157,7 +157,7 @@ class OnnxCompiler:
         self._recipes: dict[str, Recipe] = {}
 
     def compile(self, source: ModelSource, settings: ModelSettings) -> Compiled:
-        """Code and weights of a model, stored unless they are already. Raises ``ProblemError``."""
+        """Code and weights of a model, stored unless present. Raises ``ProblemError``."""
         key = digest_of(source.frame.digest, settings.compile_key(self._config))
         gathered = self._gathered(source, key)
         if gathered is not None:
@@ -165,8 +165,8 @@ class OnnxCompiler:
         content = digest_of(source.content, settings.compile_key(self._config))
         compiled = self._found(content)
         if compiled is None:
-            # Copies wait for the first of their architecture, in this process and in others; where no recipe
-            # comes of it, only equal files wait for each other.
+            # Copies wait for the first of their architecture, in this process and in others. If the
+            # architecture has no recipe, only equal files wait for each other.
             known = self._known(key)
             alone = known is not None and known.copies == "each"
             with self._cache.lock(content if alone else key):
@@ -189,7 +189,7 @@ class OnnxCompiler:
             self._learn(source, key, known, lowered.lifted)
         if known.first.lifted and lowered.lifted.digest == known.digest:
             return self._copy(known, lowered.lifted.blob)
-        trial = try_out(lowered.session, known.plan.interface, batched=known.plan.max_batch_size > 0)
+        trial = find_trial(lowered.session, known.plan.interface, batched=known.plan.max_batch_size > 0)
         return self._stored(prove(lowered, known.plan, trial), settings, trial)
 
     # The first of an architecture
@@ -199,15 +199,15 @@ class OnnxCompiler:
         batching = batching_of(found, settings, self._config)
         plan = _planned(found, batching, settings, self._optimiser.block)
         lowered = self._lower(source.data, plan)
-        trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
+        trial = find_trial(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
         verdict = self._verdict(source.data, lowered, plan, trial, asked=bool(settings.max_batch_size))
         if verdict.lost or verdict.squeezed:
             batching = Batching(0, verdict.lost) if verdict.lost else batching
             plan = _planned(found, batching, settings, self._optimiser.block)
             plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed)
             lowered = self._lower(source.data, plan)
-            trial = try_out(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
-        plan = msgspec.structs.replace(plan, lost=verdict.doubt or plan.lost)
+            trial = find_trial(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
+        plan = msgspec.structs.replace(plan, lost=verdict.warning or plan.lost)
         proved = prove(lowered, plan, trial)
         compiled = self._stored(proved, settings, trial)
         architecture = OnnxArchitecture(
@@ -222,25 +222,25 @@ class OnnxCompiler:
     def _verdict(
         self, data: memoryview, lowered: Lowered, plan: GraphPlan, trial: Trial | str, *, asked: bool
     ) -> Verdict:
-        """Whether the rows of a batch are apart, by analysis of the graph and by trial."""
+        """Whether the model is row-independent, by analysis of the graph and by trial."""
         if not plan.max_batch_size:
             return Verdict()
         sizes = batch_sizes(plan.max_batch_size)
         fills = trial.fills if isinstance(trial, Trial) else likely(plan.interface, batched=True)
         why = veto(parse_model(data), plan.interface, fills, sizes)
         if isinstance(trial, Trial):
-            trial = compared(lowered.session, plan.interface, trial, gently=bool(why))
-        return judged(trial, plan.interface, batched=True, asked=asked, veto=why)
+            trial = compare_rows(lowered.session, plan.interface, trial, gently=bool(why))
+        return batching_verdict(trial, plan.interface, batched=True, asked=asked, veto=why)
 
     def _lower(self, data: memoryview | bytes, plan: GraphPlan) -> Lowered:
         return lower(data, plan, self._optimiser)
 
     def _stored(self, proved: Proved, settings: ModelSettings, trial: Trial | str) -> Compiled:
-        """Store code and weights; lifted if that gives the same answers."""
+        """Store code and weights; lifted if that gives the same results."""
         plan, obstacle, lifted = proved.plan, proved.obstacle, proved.lowered.lifted
         batched = plan.max_batch_size > 0
         tried = trial if isinstance(trial, Trial) else None
-        outputs = settled_outputs(
+        outputs = resolved_outputs(
             plan.interface,
             proved.lowered.session.output_shapes(),
             tried,
@@ -288,7 +288,7 @@ class OnnxCompiler:
         return known if known is not None and self._cache.code(known.first.code_id) is not None else None
 
     def _gathered(self, source: ModelSource, key: str) -> Compiled | None:
-        """The model by the recipe of its architecture, if there is one."""
+        """The model by its architecture's recipe, if there is one."""
         known = self._known(key)
         if known is None or known.copies != "gather":
             return None
@@ -299,7 +299,7 @@ class OnnxCompiler:
         return msgspec.structs.replace(known.first, weights_id=self._cache.save_weights(blob))
 
     def _learn(self, source: ModelSource, key: str, known: OnnxArchitecture, true: Lifted) -> None:
-        """Find the recipe on the second copy, and prove it there: same graph, same blob, byte for byte."""
+        """Derive the recipe on the second copy, and verify it there: same graph, same blob, byte for byte."""
         recipe = self._probed(source, known) if true.digest == known.digest else None
         if recipe is not None:
             same = np.array_equal(recipe.blob(_flat(source)), true.blob)

@@ -1,4 +1,4 @@
-"""A model's graph before it is optimised: what it takes and gives, its batch axis, shapes declared."""
+"""A model's graph before optimisation: its inputs and outputs, its batch axis, and declared shapes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from clockwork_serve.store.settings import ModelSettings, StoreConfig, TensorSet
 from clockwork_serve.store.trial import Dim, GraphTensor, Interface
 
 # ------------------------------------------------------------
-# Rewrites a model's graph before it is optimised: shapes declared, batches restored; never its weights.
+# Rewrites a model's graph before optimisation: declared shapes and batch axes; its weights are not changed.
 
 
 class GraphPlan(Struct, frozen=True, kw_only=True):
-    """How copies of one architecture are prepared, found out on the first of them.
+    """How copies of one architecture are prepared, determined on the first of them.
 
     ``squeezed`` are outputs that lose their batch axis at batch 1, with the shape of a row. ``lost`` says why
-    there is no batch, if that loses something. ``branches``: weights inside If, Loop and Scan are lifted too.
-    Products with weights are rewritten as convolutions with ``block`` channels in a block; 0: they are not.
+    there is no batch, if that is a disadvantage. ``branches``: weights inside If, Loop and Scan are lifted
+    too. Products with weights are rewritten as convolutions with ``block`` channels in a block; 0: they are
+    not.
     """
 
     interface: Interface
@@ -34,12 +35,12 @@ class GraphPlan(Struct, frozen=True, kw_only=True):
 
 
 def prepared(model: onnx.ModelProto, plan: GraphPlan) -> bytes:
-    """The model as it is handed to the optimiser. Changes ``model``."""
+    """The serialised model for the optimiser. Changes ``model``."""
     graph = model.graph
     given = {tensor.name for tensor in graph.initializer}
     taken = [value for value in graph.input if value.name in given]
     if taken:
-        # A default that a request could override is no constant to the optimiser.
+        # The optimiser does not treat an initialiser as constant if it is also an input, hence overridable.
         for value in taken:
             graph.input.remove(value)
         model.ir_version = max(model.ir_version, 4)
@@ -55,7 +56,7 @@ def prepared(model: onnx.ModelProto, plan: GraphPlan) -> bytes:
 
 
 def _unnamed(tensor: GraphTensor) -> GraphTensor:
-    """Without the names of free dimensions behind axis 0: an input that had the name may be fixed now."""
+    """Without names of free dimensions after axis 0: an input of that name may be fixed now."""
     dims = tensor.dims and (tensor.dims[0], *(d if isinstance(d, int) else "" for d in tensor.dims[1:]))
     return GraphTensor(tensor.name, tensor.datatype, dims)
 
@@ -75,7 +76,7 @@ def _set_shape(value: onnx.ValueInfoProto, tensor: GraphTensor) -> None:
 
 
 def _restore_batch(graph: onnx.GraphProto, name: str, row: tuple[int, ...]) -> None:
-    """Reshape an output to [rows, *row], which costs nothing and holds at every batch size."""
+    """Reshape an output to [rows, *row], which costs nothing and is valid for every batch size."""
     inner, shape = f"{name}/squeezed", f"{name}/rows"
     for node in graph.node:
         node.output[:] = [inner if output == name else output for output in node.output]
@@ -93,7 +94,7 @@ def _restore_batch(graph: onnx.GraphProto, name: str, row: tuple[int, ...]) -> N
 
 
 # ------------------------------------------------------------
-# What a graph takes and gives, and whether axis 0 is a batch; never runs the graph.
+# Inputs and outputs of a graph, and whether axis 0 is a batch, without running it.
 
 
 _T = onnx.TensorProto
@@ -102,15 +103,15 @@ OIP_TYPES: dict[int, str] = {
     _T.INT8: "INT8", _T.INT16: "INT16", _T.INT32: "INT32", _T.INT64: "INT64",
     _T.FLOAT16: "FP16", _T.BFLOAT16: "BF16", _T.FLOAT: "FP32", _T.DOUBLE: "FP64", _T.STRING: "BYTES",
 }  # fmt: skip
-"""ONNX element types by what the Open Inference Protocol calls them."""
+"""The Open Inference Protocol's names of ONNX element types."""
 
 
 _SEQUENCE = re.compile("seq|time|token|frame|length|steps", re.IGNORECASE)
-"""Names of axes along which one request goes."""
+"""Names of axes that are part of one request."""
 
 
 class Batching(Struct, frozen=True):
-    """``max_batch_size`` as in Triton, and why it is 0 where that loses something."""
+    """``max_batch_size`` as in Triton, and why it is 0 if that is a disadvantage."""
 
     max_batch_size: int
     lost: str = ""
@@ -189,9 +190,9 @@ def _obstacle(interface: Interface) -> str:
     for role, tensors in (("input", interface.inputs), ("output", interface.outputs)):
         for tensor in tensors:
             if tensor.dims is None and role == "output":
-                continue  # a trial run tells
+                continue  # a trial run shows it
             if not tensor.dims and role == "output":
-                continue  # it may be squeezed at batch 1, which a trial run tells and mends
+                continue  # it may be squeezed at batch 1, which a trial run shows and a Reshape corrects
             if not tensor.dims:
                 return f"{role} '{tensor.name}' has no axis 0"
             first = tensor.dims[0]
@@ -205,13 +206,13 @@ def _obstacle(interface: Interface) -> str:
 
 
 def _sequence(interface: Interface) -> str:
-    """Why axis 0 is no batch by its name: a sequence of 40 tokens is one request, not 40."""
+    """Why axis 0 is not a batch, judging by its name: a sequence of 40 tokens is one request, not 40."""
     for tensor in interface.inputs:
         first = tensor.dims[0] if tensor.dims else ""
         if isinstance(first, str) and _SEQUENCE.search(first) and "batch" not in first.lower():
             return (
                 f"axis 0 of input '{tensor.name}' is '{first}', by its name a sequence and no batch"
-                " (max_batch_size > 0 insists)"
+                " (set max_batch_size > 0 to batch it)"
             )
     return ""
 
@@ -226,9 +227,10 @@ def _elsewhere(interface: Interface, tensor: GraphTensor) -> str:
 
 
 def declared(interface: Interface, settings: ModelSettings, *, batched: bool) -> Interface:
-    """The interface with the dims that were declared put in. Raises ``ProblemError`` where they cannot be.
+    """The interface with declared dims applied. Raises ``ProblemError`` if they contradict the graph.
 
-    Where a batch was hoped for in vain, dims that were declared without it are still understood.
+    If the model cannot be batched although it was configured to, dims declared without the batch axis are
+    still accepted.
     """
     lenient = settings.max_batch_size != 0
     return Interface(
@@ -238,38 +240,43 @@ def declared(interface: Interface, settings: ModelSettings, *, batched: bool) ->
 
 
 def _declared(
-    tensors: Sequence[GraphTensor], said: Sequence[TensorSettings], role: str, *, batched: bool, lenient: bool
+    tensors: Sequence[GraphTensor],
+    stated: Sequence[TensorSettings],
+    role: str,
+    *,
+    batched: bool,
+    lenient: bool,
 ) -> tuple[GraphTensor, ...]:
     by_name = {tensor.name: tensor for tensor in tensors}
-    for each in said:
+    for each in stated:
         if each.name not in by_name:
             raise problem(
                 f"{role} '{each.name}'", expected="a tensor of the model", found=each.name,
                 advice=did_you_mean(each.name, by_name),
             )  # fmt: skip
-    said_of = {each.name: each for each in said}
+    stated_by_name = {each.name: each for each in stated}
     return tuple(
-        _fitted(tensor, said_of[tensor.name], role, batched=batched, lenient=lenient)
-        if tensor.name in said_of
+        _fitted(tensor, stated_by_name[tensor.name], role, batched=batched, lenient=lenient)
+        if tensor.name in stated_by_name
         else tensor
         for tensor in tensors
     )
 
 
 def _fitted(
-    tensor: GraphTensor, said: TensorSettings, role: str, *, batched: bool, lenient: bool
+    tensor: GraphTensor, stated: TensorSettings, role: str, *, batched: bool, lenient: bool
 ) -> GraphTensor:
     where = f"{role} '{tensor.name}'"
-    if said.datatype is not None and said.datatype != tensor.datatype:
+    if stated.datatype is not None and stated.datatype != tensor.datatype:
         raise problem(
             f"{where} datatype",
             expected=tensor.datatype,
-            found=said.datatype,
+            found=stated.datatype,
             advice="declare what the model has",
         )
-    if said.dims is None:
+    if stated.dims is None:
         return tensor
-    full: tuple[Dim, ...] = tuple("" if dim == -1 else dim for dim in said.dims)
+    full: tuple[Dim, ...] = tuple("" if dim == -1 else dim for dim in stated.dims)
     if batched:
         full = ("" if not tensor.dims else tensor.dims[0], *full)
     elif lenient and tensor.dims and len(full) == len(tensor.dims) - 1:
@@ -283,7 +290,7 @@ def _fitted(
     if not fits:
         note = " (without the batch axis, since max_batch_size > 0)" if batched else " (the full shape)"
         raise problem(
-            f"{where} dims", expected=f"{shown}{note}", found=list(said.dims),
+            f"{where} dims", expected=f"{shown}{note}", found=list(stated.dims),
             advice="declare the dims that the model has; only those that are -1 in it may be chosen",
         )  # fmt: skip
     dims = tuple(own if new == "" else new for own, new in zip(tensor.dims, full, strict=True))

@@ -1,8 +1,9 @@
-"""Rewrites matrix products with weights as 1x1 convolutions, whose weights the runtime takes as they lie.
+"""Rewrites MatMul and Gemm with constant weights as 1x1 convolutions, which do not pack their weights.
 
-ONNX Runtime packs a constant right-hand side of MatMul or Gemm once, when it opens a session. A lifted one is
-packed again in every run, which makes products of few rows up to twice as slow. Its blocked convolution reads
-weights in a fixed layout and packs nothing: a product of M rows is one picture of M pixels with K channels.
+ONNX Runtime packs a constant right-hand side of MatMul or Gemm once, when it opens a session. Weights that
+are an input are packed again in every run, which makes products of few rows up to twice as slow. The
+runtime's blocked convolution reads weights in a fixed layout and packs nothing: a product of M rows is an
+image of M pixels with K channels.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from clockwork_serve.units import align
 
 NCHWC = "com.microsoft.nchwc"
 CHANNELS = 4
-"""The runtime reorders rows into blocks of channels only if their length is a multiple of this."""
+"""The runtime reorders into blocks of channels only if the number of channels is a multiple of this."""
 LEAST_ELEMENTS = 1 << 15
-"""Weights smaller than this are packed faster (8 us) than the nodes around a convolution run."""
+"""Smaller weights are packed faster (8 us) than the additional nodes around a convolution run."""
 LEAST_SIDE = 96
-"""Narrower ones are multiplied faster than their rows are reordered."""
+"""Narrower matrices are multiplied faster than their rows are reordered."""
 ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh"})
-"""What a convolution applies to its result by itself, if it has no parameters."""
+"""Activations without parameters that a convolution applies itself."""
 
 TO_RANK_2 = frozenset({"Flatten", "FusedGemm", "Gemm"})
 PRODUCTS = {("", "MatMul"), ("", "Gemm"), ("com.microsoft", "FusedGemm"), ("com.microsoft", "FusedMatMul")}
@@ -36,7 +37,7 @@ Matrix = npt.NDArray[np.float32]
 
 @dataclass(slots=True)
 class Product:
-    """A product that qualifies: ``activation(alpha * rows @ matrix (+ bias))``."""
+    """A product that can be rewritten: ``activation(alpha * rows @ matrix (+ bias))``."""
 
     node: onnx.NodeProto
     weights: onnx.TensorProto
@@ -52,12 +53,12 @@ class Product:
         return (second, first) if self.transposed else (first, second)
 
 
-def rows_as_pixels(model: onnx.ModelProto, block: int) -> int:
-    """Rewrite every product that qualifies, in place; how many there were.
+def matmuls_to_convolutions(model: onnx.ModelProto, block: int) -> int:
+    """Rewrite every product that qualifies, in place; return their number.
 
-    ``model`` is optimised already. ``block`` is the channels in a block of the runtime's layout on this CPU
+    ``model`` is already optimised. ``block`` is the channels in a block of the runtime's layout on this CPU
     (16 with AVX-512, 8 with AVX2). A product qualifies if its right-hand side is a float32 initialiser of
-    rank 2 that nothing else reads, and its left-hand side is neither transposed nor of odd length.
+    rank 2 that nothing else reads, and its left-hand side is not transposed and of suitable length.
     """
     graph = model.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
@@ -94,15 +95,17 @@ def _product(
         return None
     if readers[tensor.name] != 1:
         return None
-    said = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    turned = any(said.get(name, 0) for name in ("transA", "transBatchA", "transBatchB"))
-    if turned or said.get("beta", 1) != 1:
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    turned = any(attributes.get(name, 0) for name in ("transA", "transBatchA", "transBatchB"))
+    if turned or attributes.get("beta", 1) != 1:
         return None
     bias = node.input[2] if len(node.input) > 2 else ""
-    activation = said.get("activation", b"").decode()
+    activation = attributes.get("activation", b"").decode()
     if activation and activation not in ACTIVATIONS:
         return None
-    product = Product(node, tensor, bool(said.get("transB", 0)), said.get("alpha", 1.0), bias, activation)
+    product = Product(
+        node, tensor, bool(attributes.get("transB", 0)), attributes.get("alpha", 1.0), bias, activation
+    )
     rows, columns = product.shape
     if rows % CHANNELS:
         return None
@@ -111,7 +114,7 @@ def _product(
 
 
 class Rewriter:
-    """Makes the nodes that take a product's place; products of the same rows share the picture of them."""
+    """Creates the nodes that replace a product; products with the same left-hand side share its image."""
 
     def __init__(self, graph: onnx.GraphProto, block: int) -> None:
         self.made: set[str] = set()
@@ -121,13 +124,13 @@ class Rewriter:
         self._of_rank_2 = {value.name for value in graph.input if len(value.type.tensor_type.shape.dim) == 2}
 
     def note(self, node: onnx.NodeProto) -> None:
-        """Take note of a node that makes values of rank 2; told about all of them in their order."""
+        """Record which values have rank 2; called for all nodes in order."""
         same = node.op_type in ACTIVATIONS or (node.domain, node.op_type) in PRODUCTS
         if node.op_type in TO_RANK_2 or (same and node.input[0] in self._of_rank_2):
             self._of_rank_2.update(node.output)
 
     def convolution(self, product: Product) -> list[onnx.NodeProto]:
-        """The nodes; the weights are replaced by their blocked form."""
+        """The replacing nodes; the weights are converted to the blocked layout."""
         node, out, columns = product.node, product.node.output[0], product.shape[1]
         nodes: list[onnx.NodeProto] = []
         key = (node.input[0], product.alpha)
@@ -159,7 +162,7 @@ class Rewriter:
         return nodes
 
     def _picture(self, product: Product, nodes: list[onnx.NodeProto]) -> tuple[str, str]:
-        """The names of the rows as a picture, and of all their dimensions but the last ("" if it is one)."""
+        """The names of the rows as an image, and of their leading dimensions ("" if there is only one)."""
         source, out, rows = product.node.input[0], product.node.output[0], product.shape[0]
         flat, picture, leading = f"{out}/rows", f"{out}/picture", f"{out}/leading"
         scaled = source
@@ -187,7 +190,7 @@ class Rewriter:
 
 
 def _joined(nodes: list[onnx.NodeProto], graph: onnx.GraphProto, made: set[str]) -> list[onnx.NodeProto]:
-    """Without the nodes that make rows of a picture only for the next product to make a picture of them.
+    """Remove the nodes that convert an image to rows only for the next product to convert it back.
 
     An activation between the two becomes the convolution's own. ``made`` are the rewriter's values.
     """
@@ -222,7 +225,7 @@ def _joined(nodes: list[onnx.NodeProto], graph: onnx.GraphProto, made: set[str])
 
 
 def _readers(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> Counter[str]:
-    """How often each value is read, by inner graphs and as an output too."""
+    """How often each value is read, including by subgraphs and as a graph output."""
     readers = Counter(name for node in nodes for name in node.input)
     readers.update(name for node in nodes for inner in subgraphs(node) for name in reads(inner))
     readers.update(value.name for value in graph.output)
@@ -230,7 +233,7 @@ def _readers(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> Counter
 
 
 def _blocked(matrix: Matrix, block: int) -> Matrix:
-    """[K, N] as the runtime's OIHWBiBo, both padded with zeros to whole blocks; its shape is [N, K, 1, 1]."""
+    """[K, N] in the runtime's layout OIHWBiBo, zero-padded to whole blocks; its shape is [N, K, 1, 1]."""
     rows, columns = (align(size, block) for size in matrix.shape)
     whole = np.zeros((rows, columns), np.float32)
     whole[: matrix.shape[0], : matrix.shape[1]] = matrix

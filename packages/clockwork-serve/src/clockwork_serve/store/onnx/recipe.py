@@ -1,10 +1,10 @@
-"""How the weights of a model's file become its blob, learnt once per architecture; never guessed.
+"""Recipes that gather a model's blob from its file, derived once per architecture.
 
-Optimising a graph moves weights about (blocked layouts, padding, transposes) or computes with them (folding a
-normalisation into a convolution). Two probes, whose weights are numbers that name their own place, show
-which. If every element of the blob is a copy of one element of the file, or the same whatever the weights
-are, all further copies of the architecture are a gather. If not, there is no recipe and each copy is
-optimised on its own.
+Optimising a graph moves weights (blocked layouts, padding, transposes) or computes with them (folding a
+normalisation into a convolution). Two probes, whose weights are numbers that encode their own position, show
+which. If every element of the blob is a copy of one element of the file, or the same for all weights, further
+copies of the architecture are made by a gather. If not, there is no recipe and each copy is optimised
+separately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from clockwork_serve.units import TENSOR_ALIGN
 
 Bits = npt.NDArray[np.uint32]
 
-# From 1/32: of the size that weights have, so that nothing computed with them is absorbed and looks constant.
+# From 1/32: of the magnitude of weights, so that no sum absorbs them and then appears constant.
 _LEAST = 0x3D000000
 _MOST = 0x7F000000
 _SIGN = np.uint32(0x80000000)
@@ -37,7 +37,7 @@ def probe_elements(count: int, probe: int) -> Bits | None:
     if count > _MOST - _LEAST:
         return None
     places = np.arange(count, dtype=np.uint32)
-    # An odd multiplier and a high bit: signs in no pattern that a layout could follow.
+    # An odd multiplier and a high bit: a pattern of signs that no layout follows.
     signs = (places * np.uint32(2654435769) >> np.uint32(31)).astype(np.uint32)
     flat = np.zeros(count + 1, np.uint32)
     if probe == 0:
@@ -48,7 +48,7 @@ def probe_elements(count: int, probe: int) -> Bits | None:
 
 
 def learnt(blobs: Sequence[npt.NDArray[np.uint8]], count: int) -> Recipe | None:
-    """The recipe that the blobs of both probes show; None if an element is neither moved nor constant."""
+    """The recipe derived from the blobs of both probes; None if an element is neither moved nor constant."""
     first, second = (blob.view(np.uint32) for blob in blobs)
     if len(first) != len(second):
         return None
@@ -63,7 +63,7 @@ def learnt(blobs: Sequence[npt.NDArray[np.uint8]], count: int) -> Recipe | None:
 
 
 def _places(bits: Bits, count: int, probe: int) -> Bits:
-    """Where in the file each element of a probe's blob is from; ``count``: padding."""
+    """The position in the file of each element of a probe's blob; ``count``: padding."""
     numbers = bits & ~_SIGN
     first = np.uint32(_LEAST if probe == 0 else _LEAST + count - 1)
     places = numbers - first if probe == 0 else first - numbers
@@ -79,7 +79,7 @@ def _places(bits: Bits, count: int, probe: int) -> Bits:
 class Recipe:
     """A gather: element i of the blob is element ``places[i]`` of the file's weights.
 
-    After them and the zero that ends them come ``constants``, which no weight has a part in.
+    ``constants``, which do not depend on weights, follow after the weights and their final zero.
     """
 
     def __init__(self, places: Bits, constants: Bits) -> None:
@@ -105,7 +105,7 @@ class Recipe:
         return out.view(np.uint8)
 
     def to_bytes(self) -> bytes:
-        """The recipe as a file: what runs on is a few numbers, the rest is compressed."""
+        """The recipe as a file: runs of consecutive elements are encoded as such, the rest is compressed."""
         steps = np.diff(self._places.astype(np.int64), prepend=0).astype(np.int32)
         file = io.BytesIO()
         np.savez_compressed(file, steps=steps, constants=self._constants)
@@ -118,7 +118,7 @@ class Recipe:
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 steps, constants = _row(file["steps"], np.int32), _row(file["constants"], np.uint32)
             return cls(np.cumsum(steps.astype(np.int64)).astype(np.uint32), constants)
-        except Exception as error:  # numpy's reader of archives raises whatever it stumbles over
+        except Exception as error:  # numpy's reader of archives raises many kinds of errors
             raise ValueError(f"expected a recipe, found {error}") from error
 
 
@@ -130,7 +130,7 @@ def _row(found: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
 
 
 def _runs(places: Bits) -> list[tuple[int, int, int | None]]:
-    """Stretches of the blob: (start, stop, place of the first) if consecutive in the file, else None."""
+    """Stretches of the blob: (start, stop, position of the first) if consecutive in the file, else None."""
     breaks = np.flatnonzero(np.diff(places.astype(np.int64)) != 1) + 1
     edges = np.concatenate(([0], breaks, [len(places)])).astype(np.int64)
     lengths = np.diff(edges)

@@ -1,8 +1,8 @@
-"""Proves from a model's graph that the rows of a batch are apart, or names the operator that may mix them.
+"""Proves from a graph that a model is row-independent, or names the operator that may mix rows.
 
-The original graph is walked once for each number of rows that will be served, with the shapes that a trial
-ran on: each value is known by where its rows are. It never runs a kernel, and no float that copies of a model
-differ in has a say, so that what holds for one copy holds for all.
+The original graph is walked once for each number of rows that will be served, with the shapes of the trial:
+for each value, the analysis tracks which axis holds the rows. It runs no kernel, and uses no float values
+that differ between copies of a model, so that its result holds for all copies.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from clockwork_serve.store.onnx.weights import all_graphs, all_nodes, is_weight
 from clockwork_serve.store.trial import Fill, Interface
 
 _MOST_STEPS = 64
-"""Passes of a loop that are walked; after so many it has to have come to rest."""
+"""Iterations of a loop that are walked; by then it must have reached a fixed point."""
 _OTHER_SIZE = 2
-"""Added to dimensions that requests choose, to see that nothing held by chance of the trial's size."""
+"""Added to dimensions that requests choose, so that nothing holds only for the trial's size."""
 _MANY_NODES = 5000
-"""Of larger graphs (walking one takes a second and more) fewer numbers of rows are looked at."""
-_MOST_PASSES = 10_000
-"""Operators that are walked in passes of loops (4 s here): a small file can stand for loops without end."""
+"""Larger graphs (walking one takes a second and more) are analysed at fewer numbers of rows."""
+_MOST_STEPS_WALKED = 10_000
+"""The most operators walked in loops (4 s here): a small file can contain loops without end."""
 _WALKS = 10
-"""More than there are numbers of rows to walk a graph at."""
-_NOT_UNDERSTOOD = (
+"""More walks of a graph than there are numbers of rows."""
+_ANALYSIS_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError,
     ValueError, onnx.defs.SchemaError, shape_inference.InferenceError,
 )  # fmt: skip
@@ -53,21 +53,22 @@ _SAME_SHAPE = frozenset(
     }
 )  # fmt: skip
 
-_TORN_STRINGS = ("Gather", "Split")
-"""Of a block of strings behind their axis ONNX Runtime 1.32 copies the first and leaves the others empty."""
+_FIRST_STRING_ONLY = ("Gather", "Split")
+"""Of a block of strings after their axis ONNX Runtime 1.32 copies the first and leaves the others empty."""
 
 Scope = dict[str, Value]
 
 
 def veto(model: onnx.ModelProto, interface: Interface, fills: Sequence[Fill], sizes: Iterable[int]) -> str:
-    """Why the rows of this model may not be apart, at one of these numbers of rows; empty if they are.
+    """Why this model may not be row-independent, at one of these numbers of rows; empty if it is.
 
-    ``fills`` say which sizes ran. Where ``interface`` leaves dimensions to requests, others are looked at.
+    ``fills`` are the inputs that ran. Dimensions that ``interface`` leaves to requests are analysed at a
+    second size too.
     """
     try:
         graph = _Graph(model)
-    except _NOT_UNDERSTOOD as error:
-        return f"the graph is not understood ({type(error).__name__})"
+    except _ANALYSIS_ERRORS as error:
+        return f"the graph cannot be analysed ({type(error).__name__})"
     counts = sorted({size for size in sizes if size > 1} | {3})
     if graph.nodes > _MANY_NODES:
         counts = [3, counts[-1]]
@@ -89,11 +90,11 @@ def veto(model: onnx.ModelProto, interface: Interface, fills: Sequence[Fill], si
         )
         for fill in fills
     }
-    return graph.veto(shapes, counts[-1], doubtful=False)
+    return graph.veto(shapes, counts[-1], misfit_counts=False)
 
 
 class _Graph:
-    """A model, prepared to be walked."""
+    """A model, prepared for walking."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         if model.functions:
@@ -107,29 +108,29 @@ class _Graph:
             for name in node.input:
                 self._readers.setdefault(name, []).append(node.op_type)
         self._attributes: dict[int, dict[str, Any]] = {}
-        # Messages are known by their identity, which is theirs for as long as they are held.
-        self._held = (list(all_graphs(model.graph)), list(all_nodes(model.graph)))
-        self._constants = {id(graph): self._initialisers(graph) for graph in self._held[0]}
-        self.nodes = len(self._held[1])
+        # Caches are keyed by id(), which is unique only as long as the messages are kept.
+        self._kept = (list(all_graphs(model.graph)), list(all_nodes(model.graph)))
+        self._constants = {id(graph): self._initialisers(graph) for graph in self._kept[0]}
+        self.nodes = len(self._kept[1])
         self.count = 0
-        self._doubtful = True
+        self._misfit_counts = True
         self._walked = 0
 
-    def veto(self, shapes: Mapping[str, Shape], count: int, *, doubtful: bool = True) -> str:
-        """Why rows may not be apart with ``count`` of them. ``doubtful`` tells whether what fails counts."""
+    def veto(self, shapes: Mapping[str, Shape], count: int, *, misfit_counts: bool = True) -> str:
+        """Why ``count`` rows may interact. ``misfit_counts``: whether shapes that do not fit are a reason."""
         self.count = count
         scope: Scope = {}
         for value in self._model.graph.input:
             if value.name in shapes:
                 dtype = value.type.tensor_type.elem_type
                 scope[value.name] = Value(dtype, shapes[value.name], RowAxis(0))
-        self._doubtful = doubtful
+        self._misfit_counts = misfit_counts
         try:
             outputs = self._walk(self._model.graph, scope)
-        except _Unknown:
+        except _SizesDoNotFit:
             return ""
-        except _Endless:
-            return f"its loops make more than {_MOST_PASSES} steps"
+        except _TooManySteps:
+            return f"its loops take more than {_MOST_STEPS_WALKED} steps"
         for declared, found in zip(self._model.graph.output, outputs, strict=True):
             if found.mixed:
                 return found.mixed
@@ -144,7 +145,7 @@ class _Graph:
         return found
 
     def _constant(self, tensor: onnx.TensorProto, name: str) -> Value:
-        """A constant; its elements where they are few, and no weight that differs between copies."""
+        """A constant; with its elements if they are few and are not weights that differ between copies."""
         shape = tuple(tensor.dims)
         size = math.prod(shape)
         floats = tensor.data_type == onnx.TensorProto.FLOAT
@@ -161,7 +162,7 @@ class _Graph:
     def _walk(
         self, graph: onnx.GraphProto, outer: Mapping[str, Value], given: Sequence[Value] = ()
     ) -> list[Value]:
-        """The outputs of a graph that sees ``outer`` and takes ``given``."""
+        """The outputs of a graph with the inputs ``given``, in the scope ``outer``."""
         scope = dict(outer) | self._constants[id(graph)]
         scope.update(zip((value.name for value in graph.input), given, strict=False))
         for node in graph.node:
@@ -173,12 +174,12 @@ class _Graph:
 
     def _outputs(self, node: onnx.NodeProto, scope: Scope) -> list[Value]:
         self._walked += 1
-        if self._walked > _MOST_PASSES + _WALKS * self.nodes:
-            raise _Endless
+        if self._walked > _MOST_STEPS_WALKED + _WALKS * self.nodes:
+            raise _TooManySteps
         try:
             inputs = [scope[name] if name else None for name in node.input]
         except KeyError as error:
-            return self._mixed(node, f"reads {error}, which nothing makes")
+            return self._mixed(node, f"reads {error}, which no node produces")
         domain = "" if node.domain in ("ai.onnx", "ai.onnx.ml") else node.domain
         op = node.op_type
         try:
@@ -190,15 +191,15 @@ class _Graph:
             return self._plain(node, domain, inputs)
         except Mixes as error:
             return self._mixed(node, str(error))
-        except _NOT_UNDERSTOOD as error:
-            return self._mixed(node, f"is not understood ({type(error).__name__})")
+        except _ANALYSIS_ERRORS as error:
+            return self._mixed(node, f"cannot be analysed ({type(error).__name__})")
 
     def _mixed(self, node: onnx.NodeProto, why: str) -> list[Value]:
         name = f" '{node.name}'" if node.name else f" (output '{next(iter(node.output), '')}')"
         return [Value(0, None, mixed=f"{node.op_type}{name} {why}")] * len(node.output)
 
     def _plain(self, node: onnx.NodeProto, domain: str, inputs: list[Value | None]) -> list[Value]:
-        """An operator without graphs of its own."""
+        """An operator without subgraphs."""
         op = node.op_type
         if op in RANDOM:
             raise Mixes("is random")
@@ -208,7 +209,7 @@ class _Graph:
         if rule is None and domain:
             raise Mixes(f"is an operator of {domain} that is not known to keep rows apart")
         attributes = self.attributes(node)
-        if op in _TORN_STRINGS:
+        if op in _FIRST_STRING_ONLY:
             _check_strings(attributes.get("axis", 0), inputs[0])
         version = self._versions.get(node.domain, 1) if domain else self._versions[""]
         types = self._types(node, domain, version, inputs)
@@ -235,11 +236,11 @@ class _Graph:
         return values
 
     def _checked(self, shape: Shape | None, rows: RowAxis | None) -> Shape | None:
-        """The shape, if the rows can be in it."""
+        """The shape, if it can hold the rows."""
         if shape is not None and rows is not None:
             fits = rows.axis < len(shape) and shape[rows.axis] == rows.outer * self.count * rows.inner
             if not fits:
-                raise Mixes("has an output of another number of rows")
+                raise Mixes("has an output with a different number of rows")
         return shape
 
     def _fixed(
@@ -250,7 +251,7 @@ class _Graph:
         inputs: Sequence[Value | None],
         types: Sequence[tuple[int, Shape | None]],
     ) -> list[Value]:
-        """Outputs no request has a say in."""
+        """Outputs that do not depend on any request."""
         sized = any(value is not None and value.is_sized for value in inputs)
         found = computed(op, version, attributes, inputs)
         if found is None:
@@ -290,12 +291,12 @@ class _Graph:
         try:
             found = shape_inference.infer_node_outputs(schema, node, types, data, None, self._imports)
         except shape_inference.InferenceError as error:
-            if not self._doubtful:
-                raise _Unknown from error
+            if not self._misfit_counts:
+                raise _SizesDoNotFit from error
             raise Mixes("has shapes that do not fit") from error
         return _completed(node, inputs, [_type_of(found.get(name)) for name in node.output])
 
-    # Operators of their own kind
+    # Operators with rules of their own
 
     def constant(self, node: onnx.NodeProto, _: list[Value | None], __: Scope) -> list[Value]:
         attribute = node.attribute[0]
@@ -313,7 +314,7 @@ class _Graph:
         value = inputs[0]
         assert value is not None
         if value.shape is None:
-            raise Mixes(value.mixed or "works on a size that depends on values")
+            raise Mixes(value.mixed or "has a shape that depends on values")
         known, sized = np.array(value.shape, np.int64), self._sized_axes(value)
         if node.op_type == "Size":
             known, sized = np.array(known.prod()), np.array(sized.any())
@@ -324,7 +325,7 @@ class _Graph:
         return [Value(onnx.TensorProto.INT64, known.shape, known=known, sized=sized)]
 
     def _sized_axes(self, value: Value) -> Array:
-        """Which sizes follow from the number of rows."""
+        """Which sizes depend on the number of rows."""
         assert value.shape is not None
         axes = np.full(len(value.shape), value.is_sized or bool(value.mixed))
         if value.rows is not None:
@@ -337,32 +338,32 @@ class _Graph:
         if condition.mixed:
             return [Value(0, None, mixed=condition.mixed)] * len(node.output)
         if condition.rows is not None:
-            raise Mixes("takes the branch that values of requests say")
+            raise Mixes("selects its branch by values of requests")
         if condition.is_sized:
-            raise Mixes("takes the branch that the number of rows says")
+            raise Mixes("selects its branch by the number of rows")
         graphs = {attribute.name: attribute.g for attribute in node.attribute}
         yes, no = graphs["then_branch"], graphs["else_branch"]
         if condition.known is not None:
             return self._walk(yes if condition.known.reshape(-1)[0] else no, scope)
-        return [_either(a, b) for a, b in zip(self._walk(yes, scope), self._walk(no, scope), strict=True)]
+        return [_merged(a, b) for a, b in zip(self._walk(yes, scope), self._walk(no, scope), strict=True)]
 
     def loop(self, node: onnx.NodeProto, inputs: list[Value | None], scope: Scope) -> list[Value]:
         count, going = inputs[0], inputs[1] if len(inputs) > 1 else None
         body = self._body(node)
         for each in (count, going):
-            self._steady(each, "runs as often as")
+            self._check_constant(each, "has a trip count that depends on")
         if count is None or count.known is None:
-            raise Mixes("runs until a condition holds")
+            raise Mixes("has a trip count or a condition that is not constant")
         times = int(count.known.reshape(-1)[0])
         carried = [value for value in inputs[2:] if value is not None]
         scanned: list[list[Value]] = [[] for _ in range(len(body.output) - 1 - len(carried))]
         true = Value(onnx.TensorProto.BOOL, (), known=np.array(True))  # noqa: FBT003 - numpy's own
         going = going or true
         step = 0
-        rests = False
-        while step < times and not rests:
+        converged = False
+        while step < times and not converged:
             if going.known is None:
-                raise Mixes("runs until a condition holds")
+                raise Mixes("has a trip count or a condition that is not constant")
             if not going.known.reshape(-1)[0]:
                 times = step
                 break
@@ -371,12 +372,12 @@ class _Graph:
             before = [each.unknown() for each in carried] if walked_long else carried
             outputs = self._walk(body, scope, [counter.unknown() if walked_long else counter, going, *before])
             going, carried = outputs[0], outputs[1 : 1 + len(carried)]
-            self._steady(going, "runs as long as")
+            self._check_constant(going, "has a condition that depends on")
             for values, value in zip(scanned, outputs[1 + len(carried) :], strict=True):
                 values.append(value)
-            rests = walked_long and [each.unknown() for each in carried] == before
-            if walked_long and not rests:
-                raise Mixes(f"does not come to rest within {_MOST_STEPS} passes")
+            converged = walked_long and [each.unknown() for each in carried] == before
+            if walked_long and not converged:
+                raise Mixes(f"reaches no fixed point within {_MOST_STEPS} iterations")
             step += 1
         return [*carried, *(_stacked(values, times, 0) for values in scanned)]
 
@@ -412,7 +413,7 @@ class _Graph:
             if carried == before:
                 break
         else:
-            raise Mixes(f"does not come to rest within {_MOST_STEPS} passes")
+            raise Mixes(f"reaches no fixed point within {_MOST_STEPS} iterations")
         places = attributes.get("scan_output_axes", [0] * (len(outputs) - len(carried)))
         scanned = [
             _stacked([value.unknown()], times, axis_of(place, len(value.shape or ()) + 1))
@@ -421,7 +422,7 @@ class _Graph:
         return [*carried, *scanned]
 
     def sequence(self, node: onnx.NodeProto, inputs: list[Value | None], _: Scope) -> list[Value]:
-        """Tensors in a row that the graph itself makes and takes apart again."""
+        """Sequences of tensors that the graph itself builds and takes apart."""
         values = [value for value in inputs if value is not None]
         mixed = next(
             (each.mixed for value in values for each in (value, *(value.items or ())) if each.mixed), ""
@@ -439,44 +440,44 @@ class _Graph:
         if node.op_type == "SequenceAt":
             place = values[1]
             if place.known is None or place.is_sized:
-                raise Mixes("takes the part that values say")
+                raise Mixes("selects a part by values that are not constant")
             return [items[int(place.known.reshape(-1)[0])]]
-        return [_put_together(items, attributes)]
+        return [_concatenated(items, attributes)]
 
     def _body(self, node: onnx.NodeProto) -> onnx.GraphProto:
         return next(attribute.g for attribute in node.attribute if attribute.name == "body")
 
-    def _steady(self, value: Value | None, what: str) -> None:
+    def _check_constant(self, value: Value | None, what: str) -> None:
         if value is not None and value.mixed:
-            raise Mixes(f"{what} a value says that {value.mixed}")
+            raise Mixes(f"{what} mixed rows: {value.mixed}")
         if value is not None and value.rows is not None:
-            raise Mixes(f"{what} values of requests say")
+            raise Mixes(f"{what} values of requests")
         if value is not None and value.is_sized:
-            raise Mixes(f"{what} the number of rows says")
+            raise Mixes(f"{what} the number of rows")
 
 
-class _Unknown(Exception):
-    """The graph does not take these sizes: nothing is learnt from them."""
+class _SizesDoNotFit(Exception):
+    """The graph does not accept these sizes, which proves nothing."""
 
 
-class _Endless(Exception):
-    """Loops in loops: more than anybody waits for."""
+class _TooManySteps(Exception):
+    """Nested loops with more steps than are walked."""
 
 
-def _either(a: Value, b: Value) -> Value:
-    """What is known whichever of two branches was taken."""
+def _merged(a: Value, b: Value) -> Value:
+    """What is known whichever of two branches runs."""
     if a.mixed or b.mixed:
         return a if a.mixed else b
     if a.items is not None or b.items is not None:
-        return a.with_mixed("If has branches that give sequences")
+        return a.with_mixed("If has branches that return sequences")
     if a.rows != b.rows:
-        return a.with_mixed("If has branches that leave the rows in two places")
+        return a.with_mixed("If has branches with the rows on different axes")
     shape = a.shape if a.shape == b.shape else None
     return Value(a.dtype, shape, a.rows, sized=a.is_sized or b.is_sized)
 
 
 def _pieces(value: Value, given: Sequence[Value], attributes: Mapping[str, Any]) -> tuple[Value, ...]:
-    """What a tensor is split into along an axis that is not the rows."""
+    """The parts of a tensor that is split along an axis other than the rows."""
     axis = axis_of(attributes.get("axis", 0), len(value.sizes))
     if value.is_sized or (value.rows is not None and value.rows.axis == axis):
         raise Mixes("splits the rows")
@@ -484,17 +485,17 @@ def _pieces(value: Value, given: Sequence[Value], attributes: Mapping[str, Any])
     parts = [1] * size
     if given:
         if given[0].known is None or given[0].is_sized:
-            raise Mixes("splits as values say")
-        said = given[0].known
-        step = int(said.reshape(-1)[0])
-        parts = said.tolist() if said.ndim else [min(step, size - start) for start in range(0, size, step)]
+            raise Mixes("splits by values that are not constant")
+        sizes = given[0].known
+        step = int(sizes.reshape(-1)[0])
+        parts = sizes.tolist() if sizes.ndim else [min(step, size - start) for start in range(0, size, step)]
     rows = value.rows and value.rows.at(value.rows.axis - (drop and value.rows.axis > axis))
     before, behind = value.sizes[:axis], value.sizes[axis + 1 :]
     return tuple(Value(value.dtype, (*before, *(() if drop else (part,)), *behind), rows) for part in parts)
 
 
-def _put_together(items: Sequence[Value], attributes: Mapping[str, Any]) -> Value:
-    """Tensors one behind the other along an axis, which may be a new one."""
+def _concatenated(items: Sequence[Value], attributes: Mapping[str, Any]) -> Value:
+    """Tensors concatenated along an axis, which may be a new one."""
     fresh = bool(attributes.get("new_axis", 0))
     shapes = [item.sizes for item in items]
     axis = axis_of(attributes["axis"], len(shapes[0]) + fresh)
@@ -508,9 +509,9 @@ def _put_together(items: Sequence[Value], attributes: Mapping[str, Any]) -> Valu
 
 
 def _stacked(values: Sequence[Value], times: int, axis: int) -> Value:
-    """One value for each pass of a loop, one after the other along a new axis."""
+    """One value for each iteration of a loop, stacked along a new axis."""
     if not values:
-        return Value(0, None, mixed="a loop that makes no pass")
+        return Value(0, None, mixed="a loop without iterations")
     first = values[0]
     if first.mixed:
         return first
@@ -518,9 +519,9 @@ def _stacked(values: Sequence[Value], times: int, axis: int) -> Value:
     if found is not None:
         return found
     if any(value.items is not None for value in values):
-        return first.with_mixed("a loop that gives sequences")
+        return first.with_mixed("a loop that returns sequences")
     if any(value.rows != first.rows for value in values):
-        return first.with_mixed("a loop leaves the rows in several places")
+        return first.with_mixed("a loop with the rows on different axes")
     sized = any(value.is_sized for value in values)
     rows = first.rows and first.rows.at(first.rows.axis + (first.rows.axis >= axis))
     even = all(value.shape == first.shape for value in values)
@@ -531,7 +532,7 @@ def _stacked(values: Sequence[Value], times: int, axis: int) -> Value:
 def _completed(
     node: onnx.NodeProto, inputs: Sequence[Value | None], types: list[tuple[int, Shape | None]]
 ) -> list[tuple[int, Shape | None]]:
-    """Shapes that onnx itself does not infer, of operators that it writes out as functions, or at all."""
+    """Shapes that onnx does not infer, of operators that it expands into functions, or not at all."""
     shapes = [value.shape for value in inputs if value is not None]
     if len(types) != 1 or types[0][1] is not None or None in shapes:
         return types
@@ -563,7 +564,7 @@ def _type_of(found: onnx.TypeProto | None) -> tuple[int, Shape | None]:
 def _foreign_types(
     node: onnx.NodeProto, inputs: Sequence[Value | None], attributes: Mapping[str, Any]
 ) -> list[tuple[int, Shape | None]]:
-    """Element types and shapes of the operators of com.microsoft that have rules."""
+    """Element types and shapes of the com.microsoft operators that have rules."""
     values = [value for value in inputs if value is not None]
     first, op = values[0], node.op_type
     shape: Shape
@@ -572,7 +573,7 @@ def _foreign_types(
     if op in ("FusedMatMul", "FusedGemm", "MatMulIntegerToFloat"):
         a, b = list(first.sizes), list(values[1].sizes)
         if len(a) < 2 or len(b) < 2:
-            raise Mixes("takes vectors")
+            raise Mixes("multiplies vectors")
         a = [*a[:-2], a[-1], a[-2]] if attributes.get("transA") else a
         b = [*b[:-2], b[-1], b[-2]] if attributes.get("transB") else b
         shape = (*np.broadcast_shapes(tuple(a[:-2]), tuple(b[:-2])), a[-2], b[-1])
@@ -600,8 +601,8 @@ _SPECIAL: dict[str, _Special] = {
 
 
 def _check_strings(axis: int, value: Value | None) -> None:
-    """A kernel that copies the first string of each block: it must not have the rows in one."""
+    """A kernel that copies only the first string of each block: blocks must not contain the rows."""
     if value is None or value.dtype != onnx.TensorProto.STRING or value.rows is None or value.shape is None:
         return
     if value.rows.axis > axis % max(len(value.shape), 1):
-        raise Mixes("copies only the first of several strings behind its axis, where the rows are")
+        raise Mixes("copies only the first of several strings after its axis, where the rows are")

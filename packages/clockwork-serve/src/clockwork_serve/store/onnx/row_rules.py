@@ -1,7 +1,7 @@
-"""Where each operator leaves the rows of a batch; what is not listed here is not known to keep them apart.
+"""Where each operator leaves the rows of a batch; without a rule it is not known to be row-independent.
 
-A rule returns for every output where its rows are, or raises ``Mixes``. It is asked only where an input has
-rows, those of ``MAKERS`` always. Nothing here looks at a weight.
+A rule returns for every output which axis holds its rows, or raises ``Mixes``. It is called only if an input
+has rows; for ``MAKERS`` always. No rule reads a weight.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ REDUCTIONS = (
 RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
-"""Never the same twice: what a request is answered depends on what was asked before."""
+"""Random operators: a result depends on the requests before."""
 MAKERS = frozenset({"ConstantOfShape", "Expand", "Tile"})
-"""Operators that may make rows out of the number of them."""
+"""Operators that may create rows from the number of rows."""
 SIZES_AT: dict[str, frozenset[int]] = {
     "AffineGrid": frozenset({1}), "CenterCropPad": frozenset({1}), "ConstantOfShape": frozenset({0}),
     "Expand": frozenset({1}), "Reshape": frozenset({1}), "Slice": frozenset({1, 2, 3, 4}),
     "Tile": frozenset({1}), "Resize": frozenset({1, 2, 3}),
 }  # fmt: skip
-"""Inputs that may follow from the number of rows: they are shapes, and their rules look at them."""
+"""Inputs that may depend on the number of rows: they are shapes, and the rules check them."""
 
 
 def elementwise(call: Operation) -> Found:
-    """One element out for one element of each input, broadcast."""
+    """One element out for one element of each input, with broadcasting."""
     if call.version < 7 and "axis" in call.attributes:
-        raise Mixes("broadcasts as old versions do")
+        raise Mixes("uses the broadcasting of old opsets")
     rank = len(call.output())
     pairs = [(v, aligned(len(v.sizes), rank)) for v in call.inputs if v is not None]
     return labelled(pairs, [aligned(rank, rank)] * len(call.outputs))
@@ -74,7 +74,7 @@ def _cast_like(call: Operation) -> Found:
 
 
 def _batch_first(*others: int) -> Rule:
-    """Rows on axis 0 of input 0, of the inputs in ``others`` and of all outputs; the rest is settings."""
+    """Rows on axis 0 of input 0, of the inputs in ``others`` and of all outputs; the rest are settings."""
 
     def rule(call: Operation) -> Found:
         pairs: list[tuple[Value | None, list[Label]]] = []
@@ -84,7 +84,7 @@ def _batch_first(*others: int) -> Rule:
             elif value is not None:
                 pairs.append((value, _leading(value, "n")))
         if len(call.value(0).sizes) < 2:
-            raise Mixes("takes a single row")
+            raise Mixes("operates on a single row")
         for shape in call.outputs:
             if shape is not None and (not shape or shape[0] != call.count):
                 raise Mixes("has an output without rows")
@@ -98,7 +98,7 @@ def _leading(value: Value, *labels: Label) -> list[Label]:
 
 
 def matmul(call: Operation) -> Found:
-    """Numpy's product of matrices."""
+    """Numpy's matrix product."""
     return _product(call, call.value(0), call.value(1))
 
 
@@ -175,7 +175,7 @@ def _pool(call: Operation) -> Found:
     labels: list[Label] = ["n", "c", *[None] * (rank - 2)]
     call.fixed(*range(1, len(call.inputs)))
     if call.op == "MaxPool" and len(call.outputs) > 1:
-        call.drop.append((1, "gives places in the whole tensor"))
+        call.drop.append((1, "returns indices into the whole tensor"))
     return labelled([(call.value(0), labels)], [labels] * len(call.outputs))
 
 
@@ -290,7 +290,7 @@ def _transpose(call: Operation) -> Found:
 def _reshape(call: Operation) -> Found:
     call_shape = call.given(1)
     if call_shape is not None and call_shape.rows is not None:
-        raise Mixes("reshapes as requests say")
+        raise Mixes("reshapes by values of requests")
     found = regrouped(call.value(0), call.output(), call.count)
     if call_shape is not None and call_shape.is_sized:
         _only_sized(call_shape, found.axis, len(call.output()))
@@ -303,7 +303,7 @@ def _only_sized(shape: Value, axis: int, rank: int) -> None:
         raise Mixes("has a shape that is not constant")
     flags = [False] * (rank - shape.known.size) + list(_flags(shape))
     if any(flag and each != axis for each, flag in enumerate(flags)):
-        raise Mixes("makes rows as long as there are rows")
+        raise Mixes("makes the size of a row depend on the number of rows")
 
 
 def _flags(value: Value) -> list[bool]:
@@ -317,7 +317,7 @@ def _expand(call: Operation) -> Found:
     value, shape = call.value(0), call.value(1)
     out = call.output()
     if shape.rows is not None:
-        raise Mixes("expands as requests say")
+        raise Mixes("expands by values of requests")
     if value.rows is not None:
         found = value.rows.at(value.rows.axis + len(out) - len(value.sizes))
         if shape.is_sized:
@@ -326,26 +326,26 @@ def _expand(call: Operation) -> Found:
     if not shape.is_sized:
         return [None]
     if value.is_sized:
-        raise Mixes("spreads the number of rows over them")
+        raise Mixes("broadcasts the number of rows to all rows")
     sizes = [1] * (len(out) - len(value.sizes)) + list(value.sizes)
     return [_made(shape, out, call.count, len(out), [size == 1 for size in sizes])]
 
 
 def _made(shape: Value, out: Shape, count: int, rank: int, free: list[bool]) -> RowAxis:
-    """Rows out of a shape one of whose sizes is the number of rows: all of them are alike."""
+    """Rows created by a shape, one of whose sizes is the number of rows: all rows are equal."""
     if shape.known is None:
         raise Mixes("has a shape that is not constant")
     flags = [False] * (rank - shape.known.size) + _flags(shape)
     sized = [axis for axis, flag in enumerate(flags) if flag]
     if len(sized) != 1 or out[sized[0]] % count or not free[sized[0]]:
-        raise Mixes("has a shape in which the number of rows is not one size alone")
+        raise Mixes("has a shape in which the number of rows is not exactly one size")
     return RowAxis(sized[0], 1, out[sized[0]] // count)
 
 
 def _constant_of_shape(call: Operation) -> Found:
     shape = call.value(0)
     if shape.rows is not None:
-        raise Mixes("makes a tensor as large as requests say")
+        raise Mixes("makes a tensor whose size depends on values of requests")
     if not shape.is_sized:
         return [None]
     out = call.output()
@@ -358,7 +358,7 @@ def _tile(call: Operation) -> Found:
         raise Mixes("is of an old version")
     repeats = call.value(1)
     if repeats.rows is not None:
-        raise Mixes("repeats as often as requests say")
+        raise Mixes("repeats by values of requests")
     times = call.known(1)
     assert times is not None
     if value.rows is not None:
@@ -369,7 +369,7 @@ def _tile(call: Operation) -> Found:
         return [None]
     sized = [axis for axis, flag in enumerate(_flags(repeats)) if flag]
     if len(sized) != 1 or times[sized[0]] != call.count or value.is_sized:
-        raise Mixes("repeats as often as there are rows")
+        raise Mixes("repeats by the number of rows")
     return [RowAxis(sized[0], 1, value.sizes[sized[0]])]
 
 
@@ -379,17 +379,17 @@ def _concat(call: Operation) -> Found:
 
 
 def joined(values: list[Value], axis: int) -> RowAxis | None:
-    """Where rows are once values stand one behind the other along ``axis``."""
+    """Where the rows are after concatenating values along ``axis``."""
     if any(value.is_sized for value in values):
         raise Mixes("computes with the number of rows")
     rows = [value.rows for value in values]
     first = next(each for each in rows if each is not None)
     if any(each is None or (each.axis, each.inner) != (first.axis, first.inner) for each in rows):
-        raise Mixes("puts rows beside what is no rows")
+        raise Mixes("joins rows with values that are not rows")
     if first.axis == axis:
         return RowAxis(axis, sum(each.outer for each in rows if each is not None), first.inner)
     if any(each != first for each in rows):
-        raise Mixes("brings rows together with other rows")
+        raise Mixes("combines different rows")
     return first
 
 
@@ -409,11 +409,11 @@ def _split(call: Operation) -> Found:
 def _slice(call: Operation) -> Found:
     value = call.value(0)
     if value.rows is None:
-        raise Mixes("slices as requests say")
+        raise Mixes("slices by values of requests")
     for number in range(1, len(call.inputs)):
         each = call.given(number)
         if each is not None and each.rows is not None:
-            raise Mixes("slices as requests say")
+            raise Mixes("slices by values of requests")
     rank = len(value.sizes)
     starts = call.setting("starts", 1)
     given = call.setting("axes", 3)
@@ -424,13 +424,13 @@ def _slice(call: Operation) -> Found:
         begin = (starts or [])[place]
         whole = call.output()[value.rows.axis] == value.sizes[value.rows.axis]
         if not whole or begin > 0 or (steps is not None and steps[place] != 1):
-            raise Mixes("takes some of the rows")
+            raise Mixes("selects some of the rows")
     for number in (1, 2):
         each = call.given(number)
         if each is not None and each.is_sized:
             flags = _flags(each) if each.known is not None else [True] * len(axes)
             if any(flag and axis != value.rows.axis for axis, flag in zip(axes, flags, strict=True)):
-                raise Mixes("slices as the number of rows says")
+                raise Mixes("slices by the number of rows")
     return [value.rows]
 
 
@@ -438,20 +438,20 @@ def _gather(call: Operation) -> Found:
     data, indices = call.value(0), call.value(1)
     axis = axis_of(int(call.attributes.get("axis", 0)), len(data.sizes))
     if data.is_sized or indices.is_sized:
-        raise Mixes("looks up by the number of rows")
+        raise Mixes("indexes by the number of rows")
     if data.rows is not None and indices.rows is not None:
-        raise Mixes("looks up rows by what requests say")
+        raise Mixes("indexes rows by values of requests")
     if indices.rows is not None:
         return [indices.rows.at(axis + indices.rows.axis)]
     assert data.rows is not None
     if data.rows.axis == axis:
-        raise Mixes("picks rows by their place in the batch")
+        raise Mixes("selects rows by their position in the batch")
     behind = data.rows.axis > axis
     return [data.rows.at(data.rows.axis + len(indices.sizes) - 1) if behind else data.rows]
 
 
 def _all_rows(*numbers: int) -> Rule:
-    """Along attribute ``axis`` by indices: all of these inputs have the rows on one other axis."""
+    """Indexing along attribute ``axis``: all of these inputs have the rows on the same other axis."""
 
     def rule(call: Operation) -> Found:
         values = [call.value(number) for number in numbers]
@@ -459,9 +459,9 @@ def _all_rows(*numbers: int) -> Rule:
         axis = axis_of(int(call.attributes.get("axis", 0)), rank)
         rows = values[0].rows
         if rows is None or any(value.rows != rows for value in values):
-            raise Mixes("looks up by the place in the batch")
+            raise Mixes("indexes by the position in the batch")
         if rows.axis == axis:
-            raise Mixes("picks rows as indices say")
+            raise Mixes("selects rows by indices")
         return [rows]
 
     return rule
@@ -472,18 +472,18 @@ def _gather_nd(call: Operation) -> Found:
     shared = int(call.attributes.get("batch_dims", 0))
     depth = indices.sizes[-1]
     if data.is_sized or indices.is_sized:
-        raise Mixes("looks up by the number of rows")
+        raise Mixes("indexes by the number of rows")
     if data.rows is None:
         assert indices.rows is not None
         if indices.rows.axis == len(indices.sizes) - 1 or shared > indices.rows.axis:
-            raise Mixes("looks up by the place in the batch")
+            raise Mixes("indexes by the position in the batch")
         return [indices.rows]
     if data.rows.axis < shared:
         if indices.rows != data.rows:
-            raise Mixes("looks up by the place in the batch")
+            raise Mixes("indexes by the position in the batch")
         return [data.rows]
     if indices.rows is not None or data.rows.axis < shared + depth:
-        raise Mixes("picks rows as indices say")
+        raise Mixes("selects rows by indices")
     return [data.rows.at(len(indices.sizes) - 1 + data.rows.axis - shared - depth)]
 
 
@@ -491,9 +491,9 @@ def _scatter_nd(call: Operation) -> Found:
     data, indices, updates = call.value(0), call.value(1), call.value(2)
     depth = indices.sizes[-1]
     if data.rows is None or indices.rows is not None or indices.is_sized or data.rows.axis < depth:
-        raise Mixes("writes into rows as indices say")
+        raise Mixes("writes to rows by indices")
     if updates.rows != data.rows.at(data.rows.axis - depth + len(indices.sizes) - 1):
-        raise Mixes("writes into rows what is of no row")
+        raise Mixes("writes to rows values that belong to none")
     return [data.rows]
 
 
@@ -536,7 +536,7 @@ def _loss(call: Operation) -> Found:
 def _tensor_scatter(call: Operation) -> Found:
     rank = len(call.value(0).sizes)
     if axis_of(int(call.attributes.get("axis", -2)), rank) == 0:
-        raise Mixes("writes into rows as indices say")
+        raise Mixes("writes to rows by indices")
     return _batch_first(1, 2)(call)
 
 
@@ -545,13 +545,13 @@ def _one_hot_encoder(call: Operation) -> Found:
 
 
 def _eye_like(call: Operation) -> Found:
-    raise Mixes("depends on the place in the batch")
+    raise Mixes("depends on the position in the batch")
 
 
 def _resize(call: Operation) -> Found:
     value = call.value(0)
     if value.rows is None:
-        raise Mixes("resizes as requests say")
+        raise Mixes("resizes by values of requests")
     axis = value.rows.axis
     if call.attributes.get("coordinate_transformation_mode") == "tf_crop_and_resize":
         raise Mixes("crops the rows")
@@ -560,7 +560,7 @@ def _resize(call: Operation) -> Found:
     for number in range(1, len(call.inputs)):
         each = call.given(number)
         if each is not None and each.rows is not None:
-            raise Mixes("resizes as requests say")
+            raise Mixes("resizes by values of requests")
         if each is not None and each.is_sized:
             _only_sized(each, axis, len(value.sizes))
     scales = call.given(1 if call.op == "Upsample" or call.version < 11 else 2)
@@ -589,7 +589,7 @@ def _recurrent(call: Operation) -> Found:
 
 
 def _attention(call: Operation) -> Found:
-    """ai.onnx Attention: everything has the batch first, and a mask may leave it out."""
+    """ai.onnx Attention: all inputs have the batch first; a mask may omit it."""
     pairs: list[tuple[Value | None, list[Label]]] = []
     for number, value in enumerate(call.inputs):
         if value is not None and number == 3:
@@ -605,7 +605,7 @@ def _attention(call: Operation) -> Found:
 
 
 def _rotary(call: Operation) -> Found:
-    """ai.onnx RotaryEmbedding: tables are looked up by positions, or are there for every row."""
+    """ai.onnx RotaryEmbedding: tables are indexed by positions, or given for every row."""
     positions = call.given(3)
     pairs: list[tuple[Value | None, list[Label]]] = [(call.value(0), _leading(call.value(0), "n"))]
     if positions is not None:
@@ -665,7 +665,7 @@ def _dropout(call: Operation) -> Found:
         raise Mixes("is random")
     training = call.given(2) if call.version >= 12 else None
     if training is not None and (training.known is None or bool(training.known.any())):
-        raise Mixes("is random where it trains")
+        raise Mixes("is random in training mode")
     call.fixed(1)
     return [call.value(0).rows] * len(call.outputs)
 
@@ -677,9 +677,9 @@ def _reverse_sequence(call: Operation) -> Found:
     if value.rows is None or value.rows.axis == steps:
         raise Mixes("reverses the rows")
     if value.rows.axis == batch and lengths.rows != value.rows.at(0):
-        raise Mixes("treats rows otherwise by their place in the batch")
+        raise Mixes("treats rows differently by position in the batch")
     if value.rows.axis != batch and (lengths.rows is not None or lengths.is_sized):
-        raise Mixes("brings rows together with other rows")
+        raise Mixes("combines different rows")
     return [value.rows]
 
 
@@ -699,7 +699,7 @@ def _dft(call: Operation) -> Found:
 def _crop(call: Operation) -> Found:
     value = call.value(0)
     if value.rows is None:
-        raise Mixes("crops as requests say")
+        raise Mixes("crops by values of requests")
     rank = len(value.sizes)
     axes = [axis_of(int(axis), rank) for axis in call.attributes.get("axes", range(rank))]
     if call.value(1).rows is not None or call.value(1).is_sized or value.rows.axis in axes:
@@ -710,7 +710,7 @@ def _crop(call: Operation) -> Found:
 def _grid(call: Operation) -> Found:
     size = call.value(1)
     if size.rows is not None or (size.is_sized and any(_flags(size)[1:])):
-        raise Mixes("makes a grid as large as requests say")
+        raise Mixes("makes a grid whose size depends on values of requests")
     return labelled([(call.value(0), ["n", None, None])], [["n"]])
 
 

@@ -1,4 +1,4 @@
-"""Shows by running whether the rows of a batch are apart, and which shapes outputs have.
+"""Tests by runs whether a model is row-independent, and which shapes its outputs have.
 
 What no run shows, ``row_analysis`` must rule out.
 """
@@ -26,48 +26,48 @@ from clockwork_serve.store.trial import (
     Runs,
     Trial,
     difference,
-    made_up,
+    generate_inputs,
 )
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
-# Shows by running whether the rows of a batch are apart; what no run shows, ``row_analysis`` must rule out.
+# Tests by runs whether a model is row-independent; what no run shows, ``row_analysis`` must rule out.
 #
 # Runs of one batch size are compared bit for bit, for the same kernels sum in the same order: each row must
-# stay what it was, whatever the rows beside it become. Only where a row moves (to another place, or to a
-# batch of its own) other ends of vector loops may round otherwise, so that this alone has a tolerance. A run
-# that the values of a neighbour make fail shows nothing: a device runs the others of such a batch again.
+# stay the same, whatever the other rows become. Only where a row moves (to another position, or to a batch of
+# its own) may the ends of vector loops round differently, so only then is there a tolerance. A run that fails
+# because of a neighbour's values proves nothing: a device runs the other rows of such a batch again.
 
 
 _KINDS = ("nan", "zero", "thousandfold", "other", "twin", "flipped", "extreme", "long")
-"""What a neighbour is replaced by. ``twin``: a copy of the row that is watched, as padding may be."""
+"""What a neighbour is replaced by. ``twin``: a copy of the watched row, as padding may be."""
 _SIZES = (3, 4, 5, 8)
 _SIZES_SLOW = (3,)
 _SLOW_S = 0.05
-"""A model that takes longer for two rows is compared at fewer sizes: 140 rows would take it 7 s and more."""
+"""A model that takes longer for two rows is run at fewer sizes: 140 rows would take it 7 s and more."""
 _ANY_ORDER = 1e-2
-"""What equal runs may differ by on a device that sums in any order."""
+"""Tolerance for equal runs on a device that sums in any order."""
 _LIVELY = (100, 9, 3)
-"""Largest integers tried for rows that differ: small ones say little, large ones are refused by lookups."""
+"""Largest integers tried for rows that differ: small ones test little, large ones exceed lookup tables."""
 _COARSE = {"FP16": 1e-2, "BF16": 5e-2}
-"""What two answers that are the same but for rounding may differ by, for element types of few bits."""
+"""Tolerance for results that are equal up to rounding, for element types of few bits."""
 _SPREAD_FACTOR = 16
 _INTEGERS_ROUND = 1e-2
-"""The same for models whose inputs have no last bits: what a quantised one makes of them inside."""
+"""The same for models with integer inputs only, such as quantised ones."""
 
 _FLOATS = ("FP16", "FP32", "FP64", "BF16")
 
 Inputs = Mapping[str, Array]
 
 
-class _Mixed(Exception):
-    """A run that showed rows that read each other; its text says which."""
+class _RowsInteract(Exception):
+    """A run showed that rows depend on each other; its text says which."""
 
 
-def compared(session: Runs, interface: Interface, trial: Trial, *, gently: bool = False) -> Trial:
-    """The trial with what further runs showed about rows: ``mixed`` names the output and the circumstances.
+def compare_rows(session: Runs, interface: Interface, trial: Trial, *, gently: bool = False) -> Trial:
+    """Run the model on changed rows; ``mixed`` of the result says in which case rows were found to interact.
 
-    ``gently``: no extreme integers, for a graph whose loops or sizes may depend on them would run for ever.
+    ``gently``: no extreme integers, for a graph whose loops or sizes may depend on them could run forever.
     """
     if trial.two is None or trial.outputs_of_two is None:
         return trial
@@ -75,7 +75,7 @@ def compared(session: Runs, interface: Interface, trial: Trial, *, gently: bool 
         return trial
     try:
         _Rows(session, interface, trial, gently=gently).compare()
-    except _Mixed as seen:
+    except _RowsInteract as seen:
         return msgspec.structs.replace(trial, mixed=str(seen))
     except RunError as error:
         return msgspec.structs.replace(trial, two_failed=str(error).strip().splitlines()[0])
@@ -83,84 +83,84 @@ def compared(session: Runs, interface: Interface, trial: Trial, *, gently: bool 
 
 
 class _Rows:
-    """The runs of one model."""
+    """The test runs of one model."""
 
     def __init__(self, session: Runs, interface: Interface, trial: Trial, *, gently: bool) -> None:
         self._session = session
         self._names = [tensor.name for tensor in interface.outputs]
         self._types = [tensor.datatype for tensor in interface.outputs]
         self._exact = True
-        self._manners = (True,) if gently else (False, True)
+        self._gentle_options = (True,) if gently else (False, True)
         self._fills = self._least = trial.fills
         for high in _LIVELY:
             lively = tuple(_with_high(fill, high) for fill in trial.fills)
             most = [_with_high(fill, high, low=high) for fill in trial.fills]
-            if lively != trial.fills and all(self._run(made_up(f, rows=5)) for f in (most, lively)):
+            if lively != trial.fills and all(self._run(generate_inputs(f, rows=5)) for f in (most, lively)):
                 self._fills = lively
                 break
         self._kinds = [kind for kind in _KINDS if any(_has(kind, fill.datatype) for fill in trial.fills)]
 
     def compare(self) -> None:
-        """Every run there is. Raises ``_Mixed``, and ``RunError`` if a number of rows does not run at all."""
-        self._repeats()
-        slow = all(self._takes_long() for _ in range(3))  # not only because the machine does something else
-        self._each_kind()
+        """Run all tests. Raises ``_RowsInteract``, and ``RunError`` if some number of rows does not run."""
+        self._check_repeatable()
+        slow = all(self._is_slow() for _ in range(3))  # three times, for the machine may have been busy once
+        self._check_each_kind()
         for size in _SIZES_SLOW if slow else _SIZES:
-            self._one_clean(size)
-        self._padded(3 if slow else 4)
+            self._check_each_row(size)
+        self._check_padded(3 if slow else 4)
         for size in (2, 3) if slow else (2, 3, 5):
-            self._permuted(size)
-        self._alone(3)
+            self._check_permuted(size)
+        self._check_alone(3)
 
-    def _takes_long(self) -> bool:
+    def _is_slow(self) -> bool:
         started = time.monotonic()
         self._must_run(2)
         return time.monotonic() - started > _SLOW_S
 
-    def _repeats(self) -> None:
-        """See that equal runs give equal answers; where a device sums in any order, that they nearly do."""
+    def _check_repeatable(self) -> None:
+        """Check that equal runs give equal results; nearly equal ones on a device that sums in any order."""
         before, rows = self._must_run(2)
         after = self._session.run(rows)
         if all(_equal(a, b) for a, b in zip(before, after, strict=True)):
             return
         for number, name in enumerate(self._names):
             if _gap(after[number], before[number], self._types[number]) > _ANY_ORDER:
-                raise _Mixed(f"output '{name}': the same rows are answered otherwise when asked again")
+                raise _RowsInteract(f"output '{name}': repeated runs on the same rows differ")
         self._exact = False
 
     # Kinds of runs
 
-    def _each_kind(self) -> None:
-        """Two rows: the other one replaced by each kind, all inputs at once, and one input alone."""
+    def _check_each_kind(self) -> None:
+        """Two rows: replace the other one by each kind, in all inputs at once, and in one input alone."""
         before, rows = self._must_run(2)
         singles = [fill.name for fill in self._fills] if 1 < len(self._fills) <= 8 else []
         for watched in (0, 1):
             for kind in self._kinds:
-                self._watch(before, rows, (watched,), {1 - watched: kind})
+                self._check_unchanged(before, rows, (watched,), {1 - watched: kind})
             for name in singles:
                 for kind in ("other", "extreme"):
-                    self._watch(before, rows, (watched,), {1 - watched: kind}, only=name)
+                    self._check_unchanged(before, rows, (watched,), {1 - watched: kind}, only=name)
 
-    def _one_clean(self, size: int) -> None:
-        """Each row in turn beside others of several kinds; with many rows, every second one."""
+    def _check_each_row(self, size: int) -> None:
+        """Watch each row in turn beside others of several kinds; with many rows, every second one."""
         before, rows = self._must_run(size)
         groups = [tuple(range(part, size, 2)) for part in (0, 1)] if size > 5 else [(i,) for i in range(size)]
         for turn, watched in enumerate(groups):
             kinds = {
                 row: self._kinds[(row + turn) % len(self._kinds)] for row in range(size) if row not in watched
             }
-            self._watch(before, rows, watched, kinds)
+            self._check_unchanged(before, rows, watched, kinds)
 
-    def _padded(self, size: int) -> None:
-        """Fewer rows than the batch has: the last repeated, as devices pad."""
+    def _check_padded(self, size: int) -> None:
+        """Fewer rows than the batch has: the last is repeated, as devices pad."""
         before, rows = self._must_run(size)
         for taken in range(1, size):
             order = [min(row, taken - 1) for row in range(size)]
             after = self._run({name: array[order] for name, array in rows.items()})
             if after is not None:
-                self._same(before, after, range(taken), f"{size - taken} of {size} rows are padding")
+                self._check_same(before, after, range(taken), f"{size - taken} of {size} rows are padding")
 
-    def _permuted(self, size: int) -> None:
+    def _check_permuted(self, size: int) -> None:
         before, rows = self._must_run(size)
         for order in ([*range(1, size), 0], list(reversed(range(size)))):
             after = self._run({name: array[order] for name, array in rows.items()})
@@ -171,10 +171,10 @@ class _Rows:
                 if _equal(moved, after[number]):
                     continue
                 if not self._rounds(after[number], moved, rows, before, number):
-                    raise _Mixed(f"output '{name}': {size} rows in another order are answered otherwise")
+                    raise _RowsInteract(f"output '{name}': results change if {size} rows are permuted")
 
-    def _alone(self, size: int) -> None:
-        """Every row alone."""
+    def _check_alone(self, size: int) -> None:
+        """Run every row alone."""
         together, rows = self._must_run(size)
         for row in range(size):
             alone = self._run({name: array[row : row + 1] for name, array in rows.items()})
@@ -185,10 +185,10 @@ class _Rows:
                 if one.size != many.size:
                     continue
                 if not self._rounds(one.reshape(many.shape), many, rows, together, number):
-                    raise _Mixed(f"output '{name}': row {row} of {size} is answered otherwise alone")
+                    raise _RowsInteract(f"output '{name}': row {row} of {size} differs when it runs alone")
 
     def _rounds(self, got: Array, wanted: Array, rows: Inputs, before: Sequence[Array], number: int) -> bool:
-        """Whether a difference may be rounding: the model makes as much of the last bits of its inputs."""
+        """Whether a difference may be rounding: changing inputs' last bits changes the results as much."""
         datatype = self._types[number]
         gap = _gap(got, wanted, datatype)
         if gap <= _COARSE.get(datatype, SAME_ROW):
@@ -198,7 +198,7 @@ class _Rows:
         return gap <= _INTEGERS_ROUND
 
     def _spread(self, rows: Inputs, before: Sequence[Array], number: int) -> float:
-        """How far an answer moves if its inputs do by their last bit."""
+        """How far a result changes if its inputs change by their last bit."""
         worst = 0.0
         for up in (True, False):
             nudged = {
@@ -212,9 +212,9 @@ class _Rows:
                 worst = max(worst, _gap(after[number], before[number], self._types[number]))
         return worst
 
-    # One run and what it says
+    # One run and its check
 
-    def _watch(
+    def _check_unchanged(
         self,
         before: Sequence[Array],
         rows: Inputs,
@@ -222,49 +222,49 @@ class _Rows:
         kinds: Mapping[int, str],
         only: str = "",
     ) -> None:
-        for gently in self._manners:
+        for gently in self._gentle_options:
             changed = {name: array.copy() for name, array in rows.items()}
             for fill in self._fills:
                 if only in ("", fill.name):
                     for row, kind in kinds.items():
-                        changed[fill.name][row : row + 1] = _poison(
+                        changed[fill.name][row : row + 1] = _replacement(
                             fill, kind, rows[fill.name], row, watched[0], gently=gently
                         )
             after = self._run(changed)
             if after is not None:
-                said = ", ".join(f"row {row} is {kind}" for row, kind in kinds.items())
-                self._same(before, after, watched, said)
+                circumstances = ", ".join(f"row {row} is {kind}" for row, kind in kinds.items())
+                self._check_same(before, after, watched, circumstances)
                 return
 
-    def _same(
-        self, before: Sequence[Array], after: Sequence[Array], watched: Sequence[int], said: str
+    def _check_same(
+        self, before: Sequence[Array], after: Sequence[Array], watched: Sequence[int], circumstances: str
     ) -> None:
         for number, (a, b) in enumerate(zip(before, after, strict=True)):
             name = self._names[number]
             if a.shape != b.shape or a.dtype != b.dtype:
-                raise _Mixed(f"output '{name}': its shape is another if {said}")
+                raise _RowsInteract(f"output '{name}': its shape changes if {circumstances}")
             for row in watched:
                 one, other = a[row : row + 1], b[row : row + 1]
                 close = not self._exact and _gap(other, one, self._types[number]) <= SAME_ROW
                 if not close and not _equal(one, other):
-                    raise _Mixed(f"output '{name}': row {row} of {len(a)} is answered otherwise if {said}")
+                    raise _RowsInteract(f"output '{name}': row {row} of {len(a)} changes if {circumstances}")
 
     def _must_run(self, size: int) -> tuple[list[Array], Inputs]:
-        rows = made_up(self._fills, rows=size, seed=SEED + size)
+        rows = generate_inputs(self._fills, rows=size, seed=SEED + size)
         try:
             outputs = self._session.run(rows)
         except RunError:
             if self._fills == self._least:
                 raise
-            self._fills = self._least  # larger integers ran by luck
+            self._fills = self._least  # the larger integers do not work for all values
             return self._must_run(size)
         for name, output in zip(self._names, outputs, strict=True):
             if not output.ndim or output.shape[0] != size:
-                raise _Mixed(f"output '{name}' has shape {list(output.shape)} for {size} rows")
+                raise _RowsInteract(f"output '{name}' has shape {list(output.shape)} for {size} rows")
         return outputs, rows
 
     def _run(self, inputs: Inputs) -> list[Array] | None:
-        """The answers; None where the values are refused, which says nothing: a device runs others again."""
+        """The results; None if the values are refused, which proves nothing: a device retries the others."""
         try:
             return self._session.run(inputs)
         except RunError:
@@ -278,7 +278,7 @@ def _gap(got: Array, wanted: Array, datatype: str) -> float:
 
 
 def _nudged(array: Array, datatype: str, *, up: bool) -> Array:
-    """Every number moved by its last bit."""
+    """Every number changed by its last bit."""
     if datatype == "BF16":
         return np.bitwise_xor(array, np.uint16(1 if up else 2))
     moved: Array = np.nextafter(array, array.dtype.type(np.inf if up else -np.inf))
@@ -307,17 +307,17 @@ def _has(kind: str, datatype: str) -> bool:
     return True
 
 
-def _poison(fill: Fill, kind: str, rows: Array, row: int, watched: int, *, gently: bool) -> Array:
-    """What a row is replaced by; ``gently``: integers and strings stay what lookups know."""
+def _replacement(fill: Fill, kind: str, rows: Array, row: int, watched: int, *, gently: bool) -> Array:
+    """What a row is replaced by; ``gently``: integers and strings stay within what tables hold."""
     own: Array = rows[row : row + 1]
-    other: Array = made_up([fill], rows=len(rows), seed=SEED + 1000 + row)[fill.name][row : row + 1]
+    other: Array = generate_inputs([fill], rows=len(rows), seed=SEED + 1000 + row)[fill.name][row : row + 1]
     twin: Array = rows[watched : watched + 1]
     if kind == "twin":
         return twin
     if kind == "other":
         return other
     if rows.dtype.kind == "f":
-        return _poisoned_floats(own, kind)
+        return _replaced_floats(own, kind)
     if fill.datatype == "BF16":
         bits = {"nan": 0x7FC0, "zero": 0, "thousandfold": 0x4480, "extreme": 0xFF80}
         return np.full_like(own, bits[kind]) if kind in bits else np.bitwise_xor(own, np.uint16(0x8000))
@@ -328,10 +328,10 @@ def _poison(fill: Fill, kind: str, rows: Array, row: int, watched: int, *, gentl
     if rows.dtype.kind == "O":
         text = {"zero": "", "long": "z" * 300, "extreme": "\u00e9\u4e2d " * 9, "thousandfold": "a" * 40}
         return np.full_like(own, text.get(kind, "q"))
-    return _poisoned_integers(own, kind)
+    return _replaced_integers(own, kind)
 
 
-def _poisoned_floats(own: Array, kind: str) -> Array:
+def _replaced_floats(own: Array, kind: str) -> Array:
     if kind in ("nan", "zero", "extreme"):
         filled = {"nan": np.nan, "zero": 0.0, "extreme": -float(np.finfo(own.dtype).max) / 2}
         return np.full_like(own, filled[kind])
@@ -340,7 +340,7 @@ def _poisoned_floats(own: Array, kind: str) -> Array:
         return np.asarray(np.multiply(own, own.dtype.type(factor)))
 
 
-def _poisoned_integers(own: Array, kind: str) -> Array:
+def _replaced_integers(own: Array, kind: str) -> Array:
     limits = np.iinfo(own.dtype)
     if kind == "zero":
         return np.zeros_like(own)
@@ -353,37 +353,37 @@ def _poisoned_integers(own: Array, kind: str) -> Array:
 
 
 # ------------------------------------------------------------
-# Reads a trial: is axis 0 truly a batch, which shapes do outputs have, how much room do they take.
+# Evaluates a trial: whether axis 0 is a batch, the shapes of outputs, and the room they need.
 
 
 DATA_DEPENDENT_OPS = frozenset(
     {"NonZero", "Unique", "NonMaxSuppression", "Compress", "Loop", "If", "Range", "SequenceAt", "StringSplit"}
 )
-"""Operators whose output shape depends on values, so that one run does not tell it."""
+"""Operators whose output shape depends on values, so that one run does not determine it."""
 _ROOM_FACTOR = 16
-"""How much larger than the trial's, which is small, a request's outputs may be where it chooses its shape."""
+"""How much larger than in the (small) trial outputs may be where a request chooses its shape."""
 
 
 class Verdict(Struct, frozen=True):
-    """Of a batch: why there is none, what is doubtful about it, which outputs are squeezed at batch 1."""
+    """Why there is no batch (``lost``), a ``warning``, and which outputs are squeezed at batch 1."""
 
     lost: str = ""
-    doubt: str = ""
+    warning: str = ""
     squeezed: dict[str, tuple[int, ...]] = {}
 
 
-def judged(
+def batching_verdict(
     trial: Trial | str, interface: Interface, *, batched: bool, asked: bool, veto: str = ""
 ) -> Verdict:
-    """Whether rows are apart: no trial showed otherwise, and an analysis has no ``veto``.
+    """Whether the model is row-independent: no trial showed otherwise, and the analysis has no ``veto``.
 
-    ``asked``: the operator said that there is a batch, which overrules a veto, but nothing that was seen.
-    Of a model that could not be tried out (``trial`` says why) the analysis alone can say it.
+    ``asked``: the operator set ``max_batch_size``, which overrules a veto, but not a trial. For a model that
+    could not be run (``trial`` says why) the analysis alone decides.
     """
     if not batched:
         return Verdict()
     if isinstance(trial, str):
-        return _analysed(veto, asked=asked)
+        return _verdict_of_analysis(veto, asked=asked)
     if trial.outputs_of_two is None or trial.two_failed:
         return Verdict(_unbatched(f"it does not run on several rows ({trial.two_failed})"))
     static = all(isinstance(dim, int) for tensor in interface.inputs for dim in (tensor.dims or ())[1:])
@@ -401,20 +401,20 @@ def judged(
         wish = "max_batch_size was asked for, but " if asked else ""
         seen = f"{trial.mixed}; {veto}" if veto else trial.mixed
         return Verdict(_unbatched(f"{wish}an answer depends on the rows beside it ({seen})"))
-    verdict = _analysed(veto, asked=asked)
+    verdict = _verdict_of_analysis(veto, asked=asked)
     return verdict if verdict.lost else msgspec.structs.replace(verdict, squeezed=squeezed)
 
 
-def _analysed(veto: str, *, asked: bool) -> Verdict:
+def _verdict_of_analysis(veto: str, *, asked: bool) -> Verdict:
     if not veto:
         return Verdict()
     reason = f"an answer may depend on the rows beside it: {veto}"
     if asked:
-        return Verdict(doubt=f"{reason}; batched as max_batch_size asks for")
-    return Verdict(_unbatched(reason) + _INSIST)
+        return Verdict(warning=f"{reason}; batched as max_batch_size asks for")
+    return Verdict(_unbatched(reason) + _OVERRULE)
 
 
-_INSIST = "; where you know that no row reads another, max_batch_size > 0 insists"
+_OVERRULE = "; if you know that rows are independent, set max_batch_size > 0 to batch them"
 
 
 def _unbatched(reason: str) -> str:
@@ -424,7 +424,7 @@ def _unbatched(reason: str) -> str:
     )
 
 
-def settled_outputs(
+def resolved_outputs(
     interface: Interface,
     inferred: list[list[int | str | None]],
     trial: Trial | None,
@@ -432,7 +432,7 @@ def settled_outputs(
     batched: bool,
     by_values: bool,
 ) -> tuple[GraphTensor, ...]:
-    """The outputs with every dimension fixed that can be: by inference, or by the trial if inputs are."""
+    """The outputs with dimensions fixed where possible: by inference, or by the trial if inputs are fixed."""
     skipped = 1 if batched else 0
     static = all(isinstance(dim, int) for tensor in interface.inputs for dim in (tensor.dims or ())[skipped:])
     outputs = []
@@ -441,13 +441,13 @@ def settled_outputs(
         known: list[Dim] = [dim if isinstance(dim, int) else "" for dim in inferred[order]]
         if seen is not None and len(known) != len(seen):
             known = [""] * len(seen)
-        said = tensor.dims if tensor.dims is not None and len(tensor.dims) == len(known) else known
+        declared = tensor.dims if tensor.dims is not None and len(tensor.dims) == len(known) else known
         dims: list[Dim] = []
-        for axis, (own, dim) in enumerate(zip(said, known, strict=True)):
+        for axis, (own, dim) in enumerate(zip(declared, known, strict=True)):
             if seen is not None and isinstance(own, int) and axis >= skipped and own != seen[axis]:
                 raise problem(
                     f"output '{tensor.name}' dims", expected=f"{list(seen[skipped:])} as it was in a trial",
-                    found=[size if isinstance(size, int) else -1 for size in said[skipped:]],
+                    found=[size if isinstance(size, int) else -1 for size in declared[skipped:]],
                     advice="declare the dims that the model has, or none",
                 )  # fmt: skip
             fixed = own if isinstance(own, int) else dim
@@ -461,7 +461,7 @@ def settled_outputs(
 def output_room(
     outputs: tuple[TensorSpec, ...], trial: Trial | None, *, least: int, asked: int | None
 ) -> int:
-    """Bytes of room per request row: exact if all sizes are known, else what was asked for or a guess."""
+    """Bytes of room per request row: exact if all sizes are known, else as configured or estimated."""
     exact = 0
     open_ended = False
     for spec in outputs:

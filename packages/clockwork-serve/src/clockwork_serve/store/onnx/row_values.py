@@ -1,4 +1,4 @@
-"""What the analysis of rows knows of one value: where its rows are; small values that follow from shapes."""
+"""Abstract values of the row analysis: which axis holds the rows, and small constants from shapes."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import numpy.typing as npt
 import onnx
 
 # ------------------------------------------------------------
-# What the analysis of rows knows of one value: where its rows are, or that none has a say in it.
+# What the analysis knows of one value: where its rows are, or that it does not depend on them.
 #
-# ``RowAxis`` says that an axis is, in row-major order, ``outer`` x the rows of the batch x ``inner``: so it
-# stays known where exporters merge the batch with heads or steps, and take it out again. A value without rows
-# is *fixed*: the same whatever the requests are. Its elements are *sized* where they follow from how many
-# rows there are.
+# ``RowAxis`` says that an axis is, in row-major order, ``outer`` x the rows of the batch x ``inner``. So the
+# rows are tracked where exporters merge the batch axis with heads or steps and split it again. A value
+# without rows is *fixed*: the same for all requests. Its elements are *sized* if they depend on the number of
+# rows.
 
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 Label = Hashable | None
-"""An axis by what it stands for; None: elements along it are computed with each other."""
+"""A name for an axis, as in einsum; None: elements along it are combined."""
 
 
 class Mixes(Exception):
-    """An operator whose answers for one row may depend on others; its text says why."""
+    """An operator whose result for one row may depend on others; its text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +39,21 @@ class RowAxis:
     inner: int = 1
 
     def at(self, axis: int) -> RowAxis:
-        """The same on another axis."""
+        """The same rows on another axis."""
         return replace(self, axis=axis)
 
     @property
     def plain(self) -> bool:
-        """Whether the axis is the rows and nothing else."""
+        """Whether the axis consists of the rows alone."""
         return self.outer == 1 and self.inner == 1
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value at one number of rows. ``mixed`` says why it is not known to keep rows apart.
+    """A value at one number of rows. ``mixed`` says why it is not known to be row-independent.
 
-    ``shape`` is None where it depends on values. ``known`` are the elements, of small fixed values only, and
-    ``sized`` which of them follow from the number of rows. ``items``: it is a sequence of these.
+    ``shape`` is None if it depends on values. ``known`` are the elements, of small fixed values only, and
+    ``sized`` which of them depend on the number of rows. ``items``: it is a sequence of these.
     """
 
     dtype: int
@@ -66,28 +66,28 @@ class Value:
 
     @property
     def is_sized(self) -> bool:
-        """Whether any element follows from the number of rows."""
+        """Whether any element depends on the number of rows."""
         return bool(np.any(self.sized))
 
     @property
     def sizes(self) -> Shape:
-        """The shape. Raises ``Mixes`` where it depends on values."""
+        """The shape. Raises ``Mixes`` if it depends on values."""
         if self.shape is None:
-            raise Mixes("works on a size that depends on values")
+            raise Mixes("has a shape that depends on values")
         return self.shape
 
     def unknown(self) -> Value:
-        """The same without its elements."""
+        """The value without its elements."""
         return self if self.known is None else replace(self, known=None, sized=self.is_sized)
 
     def with_mixed(self, reason: str) -> Value:
-        """The same, not known to keep rows apart."""
+        """The value, not known to be row-independent."""
         return replace(self, rows=None, known=None, sized=False, mixed=reason, items=None)
 
 
 @dataclass(slots=True)
 class Operation:
-    """One operator with what goes in, and the shapes of what comes out."""
+    """One operator with its inputs, and the shapes of its outputs."""
 
     op: str
     version: int
@@ -96,38 +96,38 @@ class Operation:
     names: Sequence[str]
     outputs: Sequence[Shape | None]
     count: int
-    """How many rows there are."""
+    """The number of rows."""
     drop: list[tuple[int, str]] = field(default_factory=list)
-    """Outputs that a rule has a veto for, although the others are good."""
+    """Outputs that a rule rejects, although the others are row-independent."""
 
     def given(self, number: int) -> Value | None:
-        """An input, or None if it is left out."""
+        """An input, or None if it is omitted."""
         return self.inputs[number] if number < len(self.inputs) else None
 
     def value(self, number: int) -> Value:
-        """An input that has to be there."""
+        """A required input."""
         value = self.given(number)
         if value is None:
             raise Mixes(f"has no input {number}")
         return value
 
     def output(self, number: int = 0) -> Shape:
-        """The shape of an output. Raises ``Mixes`` where it depends on values."""
+        """The shape of an output. Raises ``Mixes`` if it depends on values."""
         shape = self.outputs[number]
         if shape is None:
             raise Mixes("has an output whose size depends on values")
         return shape
 
     def fixed(self, *numbers: int) -> None:
-        """Raise ``Mixes`` if one of these inputs depends on rows, or on how many there are."""
+        """Raise ``Mixes`` if one of these inputs depends on rows, or on their number."""
         for number in numbers:
             value = self.given(number)
             if value is not None and (value.rows is not None or value.is_sized):
-                said = "depends on requests" if value.rows else "depends on the number of rows"
-                raise Mixes(f"has a setting (input {number}) that {said}")
+                dependency = "depends on requests" if value.rows else "depends on the number of rows"
+                raise Mixes(f"has a setting (input {number}) that {dependency}")
 
     def known(self, number: int) -> list[Any] | None:
-        """The elements of an input, None if it is left out. Raises ``Mixes`` where they are not known."""
+        """The elements of an input, None if it is omitted. Raises ``Mixes`` if they are not known."""
         value = self.given(number)
         if value is None:
             return None
@@ -145,25 +145,25 @@ class Operation:
 
 
 def axis_of(axis: int, rank: int) -> int:
-    """An axis from 0, which may have been counted from behind."""
+    """An axis counted from 0; a negative one counts from the end."""
     return axis + rank if axis < 0 else axis
 
 
 def labelled(
     pairs: Sequence[tuple[Value | None, Sequence[Label]]], outputs: Sequence[Sequence[Label]]
 ) -> list[RowAxis | None]:
-    """Where rows are in the outputs, by what each axis of each input and output stands for."""
+    """Where rows are in the outputs, given a label for each axis of each input and output."""
     found: tuple[Label, RowAxis] | None = None
     for value, labels in pairs:
         if value is None or value.rows is None:
             continue
         if value.rows.axis >= len(labels):
-            raise Mixes("takes inputs of another rank")
+            raise Mixes("has inputs of an unexpected rank")
         label = labels[value.rows.axis]
         if label is None or labels.count(label) > 1:
             raise Mixes(f"computes along axis {value.rows.axis}, which is the rows")
         if found is not None and found != (label, value.rows.at(0)):
-            raise Mixes("brings rows together with other rows")
+            raise Mixes("combines different rows")
         found = label, value.rows.at(0)
     if found is None:
         return [None] * len(outputs)
@@ -174,7 +174,7 @@ def labelled(
         if value.is_sized:
             raise Mixes("computes with the number of rows")
         if label in labels and value.sizes[labels.index(label)] != 1:
-            raise Mixes("treats rows otherwise by their place in the batch")
+            raise Mixes("treats rows differently by position in the batch")
     for labels in outputs:
         if label not in labels:
             raise Mixes("computes along the rows")
@@ -182,12 +182,12 @@ def labelled(
 
 
 def aligned(rank: int, to: int) -> list[Label]:
-    """Labels of a value that is broadcast to rank ``to``: axes are counted from behind."""
+    """Labels of a value that is broadcast to rank ``to``: axes are aligned at the end."""
     return [axis + to - rank for axis in range(rank)]
 
 
 def regrouped(value: Value, shape: Shape, count: int) -> RowAxis:
-    """Where rows are once the elements, in their order, have another shape."""
+    """Where rows are after a reshape, which keeps the order of elements."""
     assert value.rows is not None
     rows, sizes = value.rows, value.sizes
     inner = rows.inner * math.prod(sizes[rows.axis + 1 :])
@@ -202,11 +202,11 @@ def regrouped(value: Value, shape: Shape, count: int) -> RowAxis:
 
 
 # ------------------------------------------------------------
-# Small values that follow from shapes, computed as the graph would: sizes, axes, indices; never weights.
+# Constant folding of small values that follow from shapes: sizes, axes, indices; never weights.
 
 
 MOST_ELEMENTS = 1024
-"""Of values that are known: shapes have a few, tables of indices are no settings."""
+"""The largest value that is known: shapes are small, and tables of indices are not settings."""
 
 _Compute = Callable[[Sequence[Array | None], Mapping[str, Any], int], list[Array]]
 
@@ -347,7 +347,7 @@ _MOVES: dict[str, _Compute] = {
     "Identity": _one(np.asarray), "Reshape": _reshape, "Slice": _slice, "Split": _split,
     "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze,
 }  # fmt: skip
-"""What moves elements and changes none of them."""
+"""Operators that move elements without changing them."""
 _COMPUTES: dict[str, _Compute] = {
     "Abs": _one(np.abs), "Add": _one(np.add), "And": _one(np.logical_and), "Ceil": _one(np.ceil),
     "ConstantOfShape": _filled, "Div": _one(_divided), "Equal": _one(np.equal), "Floor": _one(np.floor),
@@ -366,8 +366,8 @@ _COMPUTES: dict[str, _Compute] = {
 def computed(
     op: str, version: int, attributes: Mapping[str, Any], inputs: Sequence[Value | None]
 ) -> tuple[list[Array], list[Array]] | None:
-    """The elements of the outputs, and which follow from the number of rows; None if they are not known."""
-    inputs = inputs[:1] if op == "CastLike" else inputs  # the other one only has a type
+    """The elements of the outputs, and which depend on the number of rows; None if they are not known."""
+    inputs = inputs[:1] if op == "CastLike" else inputs  # only the type of the other one matters
     compute = _MOVES.get(op) or _COMPUTES.get(op)
     if compute is None or any(each is not None and each.known is None for each in inputs):
         return None

@@ -1,4 +1,4 @@
-"""A model file as one buffer of bytes; never a file outside the repository."""
+"""A model file, with external data, as one buffer of bytes; files outside the repository are refused."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from clockwork_serve.store.settings import problem
 
 _NUMBER = re.compile(r"[0-9]{1,18}", re.ASCII)
 _SETTLED_NS = 100_000_000
-"""A file changed less than this ago may change again within one tick of its time stamps."""
+"""A file changed less than this ago may change again without a change of its time stamp."""
 
 
 class FileFacts(Struct, frozen=True, array_like=True):
-    """What tells, without reading it, that a file is still the one that was read."""
+    """Facts that identify the state of a file without reading it."""
 
     path: str
     size: int
@@ -42,12 +42,12 @@ class FileFacts(Struct, frozen=True, array_like=True):
 
     @property
     def settled(self) -> bool:
-        """Whether equal facts will mean equal content from now on."""
+        """Whether equal facts imply equal content from now on."""
         return time.time_ns() - max(self.mtime_ns, self.ctime_ns) > _SETTLED_NS
 
 
 def current(files: tuple[FileFacts, ...]) -> bool:
-    """Whether every file is still as it was."""
+    """Whether every file is unchanged."""
     try:
         return all(FileFacts.of(Path(facts.path)) == facts for facts in files)
     except OSError:
@@ -56,7 +56,7 @@ def current(files: tuple[FileFacts, ...]) -> bool:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A self-contained model: its bytes, where its weights are in them, and the files it came from."""
+    """A self-contained model: its bytes, the places of its weights in them, and the files it came from."""
 
     data: memoryview
     frame: Skeleton
@@ -64,12 +64,12 @@ class ModelSource:
 
     @functools.cached_property
     def content(self) -> str:
-        """A hash of all bytes. It costs as much as gathering the weights, so it is made when it is needed."""
+        """A hash of all bytes. It costs as much as gathering the weights, so it is computed on demand."""
         return hashlib.sha256(self.data).hexdigest()
 
 
 def read_source(path: Path, folder: Path) -> ModelSource:
-    """The model at ``path``, external data (of the same ``folder``) put in. Raises ``ProblemError``."""
+    """The model at ``path``, external data (of the same ``folder``) embedded. Raises ``ProblemError``."""
     facts = FileFacts.of(path)
     if not facts.size:
         raise problem(
@@ -77,7 +77,7 @@ def read_source(path: Path, folder: Path) -> ModelSource:
         )
     if facts.size > LARGEST_MODEL:
         raise _too_large(facts.size)
-    # Read, not mapped: a mapped file that someone truncates meanwhile would kill the process.
+    # Read, not mapped: truncating a mapped file would kill the process.
     whole = path.read_bytes()
     frame = _frame(whole)
     others: tuple[FileFacts, ...] = ()
@@ -103,7 +103,7 @@ def _frame(whole: bytes) -> Skeleton:
 
 def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFacts, ...]]:
     model = parse_model(whole)
-    # All of them: what is left to the runtime it looks for in the folder where the server was started.
+    # All of them: the runtime would look for the others in the server's working directory.
     outside = [tensor for tensor in every_tensor(model) if _is_outside(tensor)]
     if not outside:
         return whole, ()
@@ -132,14 +132,14 @@ def _is_outside(tensor: onnx.TensorProto) -> bool:
 
 
 def _read_piece(path: Path, where: dict[str, str], name: str, room: int) -> bytes:
-    """A tensor's bytes; never more than ``room``, and nothing that is not in a file."""
+    """A tensor's bytes; at most ``room``, and only from a regular file."""
     given = {key: where[key] for key in ("offset", "length") if where.get(key)}
     if not all(_NUMBER.fullmatch(value) for value in given.values()):
         raise problem(
             f"external data of '{name}'", expected="whole numbers for offset and length", found=given,
             advice="export the model again",
         )  # fmt: skip
-    # Not to wait for the other end of a pipe.
+    # Do not block on a pipe without a writer.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     facts = os.fstat(descriptor)
     if not stat.S_ISREG(facts.st_mode):

@@ -1,4 +1,4 @@
-"""Which tensors of a graph are weights, lifted into one blob; equal graphs get one form and one hash."""
+"""Finds the weights of a graph and lifts them into one blob; brings graphs into canonical form."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from clockwork_serve.messages import OnnxIndex, OnnxTensor
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
-# Which float tensors of a graph are weights, by size and by who reads them; never by their values.
+# Which float tensors of a graph are weights, by size and by the operators that read them, not by values.
 #
 # Lifted are float32 tensors of at least 16 elements, and smaller ones that only layers read as their weights:
 # the bias of a classifier with ten classes is a weight too, and copies could not share a code without lifting
 # it. Everything else stays in the code: integers (shapes, axes, quantised weights), other float types, and
-# the small constants (Clip bounds, epsilons, factors) whose values optimisations look at.
+# the small constants (Clip bounds, epsilons, factors) whose values optimisations depend on.
 
 
 MIN_LIFTED_ELEMENTS = 16
@@ -36,7 +36,7 @@ _LAYERS = frozenset(
         "SimplifiedLayerNormalization", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
     }
 )  # fmt: skip
-"""Operators all of whose float inputs are data or weights, never a setting."""
+"""Operators all of whose float inputs are data or weights, not settings."""
 _ELEMENTWISE = frozenset({"Add", "Div", "Mul", "Sub"})
 """Operators that add a bias or apply a scale; a single number may be a constant of a formula instead."""
 
@@ -51,14 +51,14 @@ def is_weight(elements: int, rank: int, readers: Sequence[str]) -> bool:
 
 
 # ------------------------------------------------------------
-# One form for equal graphs, so that they hash alike; never changes what is computed.
+# A canonical form, so that equal graphs have equal hashes; results are unchanged.
 #
-# ONNX Runtime saves the nodes of an optimised graph in an order that differs from run to run where the graph
-# leaves it open, and names depend on who exported the model.
+# ONNX Runtime saves the nodes of an optimised graph in an order that differs between runs where the graph
+# leaves it open, and names depend on how the model was exported.
 
 
 def make_canonical(model: onnx.ModelProto) -> None:
-    """Order nodes, rename what has no meaning outside, and take out what does not compute."""
+    """Order nodes, rename internal values, and remove what does not affect results."""
     for field in ("producer_name", "producer_version", "domain", "doc_string", "model_version"):
         model.ClearField(field)
     del model.metadata_props[:]
@@ -91,7 +91,7 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def reads(graph: onnx.GraphProto) -> Iterator[str]:
-    """Every name that a graph or one inside it reads, its own ones too."""
+    """Every name that a graph or one inside it reads, including its own values."""
     for each in all_graphs(graph):
         for node in each.node:
             yield from node.input
@@ -99,7 +99,7 @@ def reads(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 def _order(graph: onnx.GraphProto) -> None:
-    """Put nodes into the order in which the outputs, one after the other, need them."""
+    """Order nodes as the outputs need them, one output after the other."""
     for node in graph.node:
         for inner in subgraphs(node):
             _order(inner)
@@ -108,7 +108,7 @@ def _order(graph: onnx.GraphProto) -> None:
     ]
     maker = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
     wanted = [maker[output.name] for output in graph.output if output.name in maker]
-    # What no output needs is kept, in the order it had.
+    # Nodes that no output needs are kept, in their original order.
     order = _needed_first([*wanted, *range(len(needs))], needs, maker)
     if order != sorted(order):
         nodes = [onnx.NodeProto.FromString(graph.node[number].SerializeToString()) for number in order]
@@ -158,7 +158,7 @@ def _strip(graph: onnx.GraphProto) -> None:
 
 
 def _rename_values(graph: onnx.GraphProto) -> None:
-    """Number values by first use. A name means the same in all graphs, so one table does for all."""
+    """Number values by first use. A name means the same in all graphs, so one table suffices."""
     outside = {value.name for value in (*graph.input, *graph.output)}
     prefix = "v"
     while any(name.startswith(prefix) for name in outside):
@@ -190,13 +190,13 @@ def _rename_dims(graph: onnx.GraphProto) -> None:
 
 
 # ------------------------------------------------------------
-# Turns the weights of an optimised graph into graph inputs and one aligned blob; never changes a value.
+# Turns the weights of an optimised graph into graph inputs and one aligned blob; values are unchanged.
 #
-# What is a weight is said in ``liftable``; all others stay in the code.
+# ``is_weight`` decides what is a weight; all other constants stay in the code.
 
 
 RECURRENT_OPS = frozenset({"LSTM", "GRU", "RNN", "Scan", "Loop", "DynamicQuantizeLSTM", "AttnLSTM"})
-"""Operators that feed their own results back, so that rounding differences grow."""
+"""Recurrent operators, in which rounding differences grow."""
 
 
 def views(index: OnnxIndex, blob: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
@@ -225,9 +225,9 @@ class Lifted(Struct, frozen=True):
 
 
 def lift(model: onnx.ModelProto, *, branches: bool = True) -> Lifted:
-    """Lift the weights out of an optimised model, which is taken apart on the way.
+    """Lift the weights out of an optimised model, which is modified.
 
-    ``branches`` tells whether those that If, Loop and Scan bodies hold or read are lifted too.
+    ``branches``: also lift those that If, Loop and Scan bodies hold or read.
     """
     graph = model.graph
     if branches:
@@ -271,9 +271,9 @@ def _is_weight(tensor: onnx.TensorProto, readers: dict[str, list[str]]) -> bool:
 
 
 def _hoist(graph: onnx.GraphProto) -> None:
-    """Move the weights of branches and loop bodies out to the graph, whose values they may read.
+    """Move the weights of branches and loop bodies to the outer graph, whose values they may read.
 
-    Only those whose name nothing else has, so that it means the same outside.
+    Only those with a unique name, so that it means the same outside.
     """
     inner = [each for each in all_graphs(graph) if each is not graph]
     made = Counter(name for each in all_graphs(graph) for name in _makes(each))
@@ -324,6 +324,6 @@ def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
     copy.CopyFrom(tensor)
     copy.doc_string = ""
     if not copy.HasField("raw_data") and copy.data_type != onnx.TensorProto.STRING:
-        # The same values can be written in two ways; equal graphs must be equal bytes.
+        # The same values have two encodings; equal graphs must have equal bytes.
         copy.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
     return copy

@@ -1,6 +1,6 @@
-"""Finds the float weights inside a serialised ONNX model without parsing it; never changes a byte.
+"""Finds the float weights inside a serialised ONNX model without parsing it completely.
 
-A *hole* is where the elements of one liftable tensor are. Everything else is the *skeleton*: two models of
+A *hole* is the byte range of one liftable tensor's elements. Everything else is the *skeleton*: two models of
 equal skeleton are copies of one architecture. Field numbers are those of the public onnx.proto.
 """
 
@@ -26,15 +26,15 @@ _HOLDERS = frozenset({b"Constant", b"If", b"Loop", b"Scan"})
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _FLOAT = 1  # TensorProto.DataType.FLOAT
 _EXTERNAL = (b"location", b"p\x01")
-"""What a tensor in another file has: the key of its place, or TensorProto.data_location = EXTERNAL."""
+"""Marks of a tensor in another file: the key of its location, or TensorProto.data_location = EXTERNAL."""
 
 
 class WireError(ValueError):
-    """The bytes are not a serialised protobuf message: truncated or something else altogether."""
+    """The bytes are not a serialised protobuf message: truncated, or something else."""
 
 
 class TooMuch(WireError):
-    """More than a model may be; ``expected`` says how much that is."""
+    """More than a model may contain; ``expected`` names the limit."""
 
     def __init__(self, expected: str) -> None:
         super().__init__(f"expected {expected}")
@@ -51,7 +51,7 @@ class Hole(Struct, frozen=True, array_like=True):
 class Skeleton(Struct, frozen=True):
     """The holes of a model in file order, and a hash of all other bytes and of the holes' sizes.
 
-    ``external`` tells that some tensors may be in other files.
+    ``external``: some tensors may be in other files.
     """
 
     digest: str
@@ -60,7 +60,7 @@ class Skeleton(Struct, frozen=True):
 
     @property
     def elements(self) -> int:
-        """Float elements in all holes."""
+        """The number of float elements in all holes."""
         return sum(hole.count for hole in self.holes)
 
 
@@ -83,7 +83,7 @@ def skeleton(data: Buffer) -> Skeleton:
 
 
 def elements(data: Buffer, holes: tuple[Hole, ...]) -> npt.NDArray[np.uint32]:
-    """All elements of the holes in order, as bit patterns, and one zero more at the end (for padding)."""
+    """All elements of the holes in order, as bit patterns, and a final zero (for padding)."""
     flat = np.zeros(sum(hole.count for hole in holes) + 1, np.uint32)
     position = 0
     for hole in holes:
@@ -121,7 +121,7 @@ def _holes(data: Buffer) -> Iterator[Hole]:
 
 
 class _Walk:
-    """What was found so far, and how much there was."""
+    """What was found so far, and counts to limit it."""
 
     def __init__(self) -> None:
         self.found: list[_Found] = []
@@ -129,7 +129,7 @@ class _Walk:
         self.nodes = self.names = 0
 
     def count(self, *, nodes: int = 0, names: int = 0) -> None:
-        """Raise :class:`TooMuch` where that is more than a model may have."""
+        """Raise :class:`TooMuch` if that exceeds what a model may contain."""
         self.nodes += nodes
         self.names += names
         if self.nodes > NODES_MAX:
@@ -152,7 +152,7 @@ def _graph(data: Buffer, start: int, end: int, walk: _Walk, depth: int) -> None:
 
 
 def _node(data: Buffer, start: int, end: int, walk: _Walk, depth: int) -> None:
-    """Notes what a node reads; and what it holds: exporters write weights into Constant nodes too."""
+    """Record what a node reads, and its tensors: exporters write weights into Constant nodes too."""
     inputs, attributes = [], []
     operator = output = b""
     for number, kind, first, last in _fields(data, start, end):
@@ -182,7 +182,7 @@ def _node(data: Buffer, start: int, end: int, walk: _Walk, depth: int) -> None:
 
 
 def _tensor(data: Buffer, start: int, end: int) -> Iterator[_Found]:
-    """The float tensor in a message, if its elements are in one piece."""
+    """The float tensor in a message, if its elements are contiguous."""
     count, rank, data_type = 1, 0, 0
     name = b""
     pieces = []

@@ -1,8 +1,8 @@
-"""Reads a torch.export program without torch; what would run code when it is opened never gets further.
+"""Reads a torch.export program without torch, and refuses any file that would run code when it is opened.
 
-A ``model.pt2`` is a zip of stored files: the graph as JSON, each weight as its plain bytes. But torch opens
+A ``model.pt2`` is a zip of stored files: the graph as JSON, each weight as its raw bytes. But torch opens
 whatever the JSON asks for: pickles, attributes of any module, expressions that are evaluated. Here each of
-these is on a list of what programs need, or the file is refused.
+these must be on a list of what programs need, or the file is refused.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _TARGET = re.compile(
     r"|math\.(ceil|floor|trunc|sqrt|pow)"
 )
 _FILE_OPERATORS = ("from_file", "save", "load")
-"""Operators of aten that would read or write files, if there are any of that name."""
+"""Names of aten operators that would read or write files, if they exist."""
 _ARGUMENTS = frozenset(
     f"as_{kind}"
     for kind in (
@@ -86,13 +86,13 @@ class Archive:
     tensors: dict[str, Payload]
 
     def read(self, entries: list[str]) -> dict[str, bytes]:
-        """The bytes of entries, checked against their sums. Raises ``ProblemError``."""
+        """The bytes of entries, verified against their checksums. Raises ``ProblemError``."""
         with _opened(self.path) as file:
             return {entry: _entry(file, entry) for entry in entries}
 
 
 def read_archive(path: Path) -> Archive:
-    """The program at ``path``. Raises ``ProblemError`` for all else, and for what would run code."""
+    """The program at ``path``. Raises ``ProblemError`` for anything else, and for what would run code."""
     with _opened(path) as file, known_layout():
         prefix = _prefix(file, path)
         program = _json(file, prefix + _GRAPH)
@@ -112,7 +112,7 @@ def read_archive(path: Path) -> Archive:
 
 @contextlib.contextmanager
 def known_layout() -> Iterator[None]:
-    """What reads a record; a record that is made otherwise is refused, and no stumble."""
+    """Around code that reads a record: turns errors from an unexpected structure into a problem."""
     try:
         yield
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
@@ -221,7 +221,7 @@ def walk(value: object) -> Iterator[Json]:
 
 
 def _check(program: Json) -> None:
-    """Take out what is not needed, and refuse what could run code. Changes ``program``."""
+    """Remove what is not needed, and refuse what could run code. Changes ``program``."""
     module = program["graph_module"]
     module["metadata"] = {}
     module["treespec_namedtuple_fields"] = {}
@@ -296,7 +296,7 @@ def _is_arithmetic(node: ast.AST) -> bool:
 
 
 def _is_power(node: ast.AST) -> bool:
-    """Whether it raises to a power, which torch works out where both are numbers: 9**9**9 takes for ever."""
+    """Whether it raises to a power, which torch evaluates for two numbers: 9**9**9 never ends."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
         power: ast.AST | None = node.right
     elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.startswith("Pow"):
@@ -314,7 +314,7 @@ def _is_power(node: ast.AST) -> bool:
 
 
 def write_archive(archive: Archive, path: Path) -> None:
-    """The checked program alone, as torch opens it: no sample inputs, which are a pickle, nothing else."""
+    """The checked program alone, as torch opens it: without sample inputs, which are a pickle."""
     with known_layout():
         _write(archive, path)
 

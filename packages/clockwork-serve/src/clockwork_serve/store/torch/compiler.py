@@ -1,7 +1,7 @@
-"""Compiles torch programs into code and weights; never imports torch, which a process of its own does.
+"""Compiles torch programs into code and weights; torch itself is imported in a separate process only.
 
-What one architecture compiles to is kept by the text of its graph. Each further copy of it is a blob, made
-from the file by the recipe that was proved on the first.
+What an architecture compiles to is stored by the text of its graph. For each further copy only a blob is made
+from the file, by the recipe that was verified on the first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from clockwork_serve.store.torch.target import resolved, torch_version
 from clockwork_serve.units import KIB
 
 OnStep = Callable[[str], None]
-"""Told what is being done, while a model takes its time."""
+"""Called with the current step of a compilation."""
 
 _LINE_MAX = 64 * KIB
 _LINES_KEPT = 20
@@ -49,9 +49,9 @@ class TorchArchitecture(Struct, frozen=True, kw_only=True):
 
 
 class TorchCompiler:
-    """Compiles one file after another. ``runs`` counts the programs that had to be compiled.
+    """Compiles files one by one. ``runs`` counts the programs that had to be compiled.
 
-    ``sizes_of`` tells which batch sizes are tried for a ``max_batch_size``.
+    ``sizes_of`` gives the batch sizes to try for a ``max_batch_size``.
     """
 
     def __init__(self, cache: Cache, config: StoreConfig) -> None:
@@ -68,7 +68,7 @@ class TorchCompiler:
 
     @property
     def target(self) -> str:
-        """What is compiled for. Raises ``ProblemError`` if that is not here."""
+        """The target to compile for. Raises ``ProblemError`` if this machine has none."""
         with self._lock:
             self._target = self._target or resolved(self._config.torch_target)
         if not self._target:
@@ -79,7 +79,7 @@ class TorchCompiler:
         return self._target
 
     def compile(self, path: Path, settings: ModelSettings, on_step: OnStep) -> Compiled:
-        """Code and weights of a program, stored unless they are already. Raises ``ProblemError``."""
+        """Code and weights of a program, stored unless present. Raises ``ProblemError``."""
         place = self.place()
         archive = read_archive(path)
         program = read_program(archive)
@@ -95,7 +95,7 @@ class TorchCompiler:
                 if known is None:
                     return self._first(archive, program, plan, settings, key, on_step)
         recipe = self._recipe(known.first.code_id)
-        if recipe is None:  # damaged this very moment
+        if recipe is None:  # damaged since it was found
             with self._cache.lock(key):
                 return self._first(archive, program, plan, settings, key, on_step)
         return msgspec.structs.replace(
@@ -206,7 +206,7 @@ def _blob(archive: Archive, program: Program, recipe: BlobRecipe) -> Bytes:
 
 
 def _run(job: Path, target: str, inductor: Path, on_step: OnStep) -> CompileReport:
-    """The process that compiles, from its start to its answer. It ends if this one does."""
+    """Run the compiling process and return its report. The process ends when this one does."""
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         raise problem(
             "C++ compiler", expected="g++ (or the one that CXX names), which AOTInductor needs",
@@ -225,31 +225,31 @@ def _run(job: Path, target: str, inductor: Path, on_step: OnStep) -> CompileRepo
         reader = threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True)
         reader.start()
         try:
-            report = _heard(process.stdout, tail, on_step)
+            report = _read_report(process.stdout, tail, on_step)
             status = 0 if report is not None else process.wait()
         finally:
             process.kill()
         reader.join(1.0)
     if report is None:
-        said = next((line for line in reversed(tail) if line.strip()), "nothing")
+        last_line = next((line for line in reversed(tail) if line.strip()), "nothing")
         raise problem(
             "model.pt2", expected="a program that AOTInductor compiles",
-            found=f"the compiler ended with status {status} and said: {said}",
+            found=f"the compiler ended with status {status} and printed: {last_line}",
             advice="export it again, or serve it as ONNX",
         )  # fmt: skip
     return report
 
 
-def _heard(stdout: object, tail: collections.deque[str], on_step: OnStep) -> CompileReport | None:
+def _read_report(stdout: object, tail: collections.deque[str], on_step: OnStep) -> CompileReport | None:
     for line in stdout:  # type: ignore[attr-defined]
         try:
-            said = msgspec.json.decode(line, type=CompileStep | CompileReport)
+            message = msgspec.json.decode(line, type=CompileStep | CompileReport)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             tail.append(line.decode(errors="replace"))  # something torch printed
             continue
-        if isinstance(said, CompileReport):
-            return said
-        on_step(said.text)
+        if isinstance(message, CompileReport):
+            return message
+        on_step(message.text)
     return None
 
 

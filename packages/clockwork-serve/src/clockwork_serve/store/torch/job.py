@@ -1,4 +1,4 @@
-"""What the store asks of the process that compiles torch programs, and what that answers; records only."""
+"""The job and the messages of the process that compiles torch programs, as records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clockwork_serve.store.settings import Problem
 from clockwork_serve.store.trial import Fill, GraphTensor, Interface
 
 LEAST_GAIN = 0.03
-"""Share of the time per row that a batch size has to save over the next smaller one that is kept."""
+"""Share of the time per row that a batch size must save over the next smaller one kept."""
 
 OPTIONS: dict[str, bool | str] = {
     "aot_inductor.package_constants_in_so": False,
@@ -35,16 +35,17 @@ class CompileJob(Struct, frozen=True, kw_only=True):
 
 
 class CompileStep(Struct, frozen=True, kw_only=True, tag="step"):
-    """A line on the way: what is being done."""
+    """A progress message: the current step."""
 
     text: str
 
 
 class CompileReport(Struct, frozen=True, kw_only=True, tag="report"):
-    """What came of a job: packages in its folder, or a ``problem``.
+    """The result of a job: packages in its folder, or a ``problem``.
 
-    ``lost`` says why there is no batch after all, ``doubt`` what is strange about it. ``row_ns`` is the time
-    per row at each size that was tried; ``difference`` the largest found between package and program.
+    ``lost`` says why there is no batch although one was wanted, ``doubt`` is a warning about the batch.
+    ``row_ns`` is the time per row at each size that was tried; ``difference`` the largest found between
+    package and program.
     """
 
     problem: Problem | None = None

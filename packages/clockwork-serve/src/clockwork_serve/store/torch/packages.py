@@ -1,4 +1,4 @@
-"""Compiles a program's flat graph into packages without constants, and proves that they do what it does."""
+"""Compiles a program's flat graph into packages without constants, and verifies their results."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from clockwork_serve.store.torch.program import BlobPiece, BlobRecipe, Norm, Pro
 from clockwork_serve.store.trial import Array, GraphTensor, RunError, difference
 
 # ------------------------------------------------------------
-# Rewrites a program as one flat graph whose constants are tensors of a blob; torch is needed from here on.
+# Rewrites a program as one flat graph whose constants are tensors of a blob; this needs torch.
 #
-# Numbers: constants of the program are numbered as its record has them; those of the flat graph are called
-# ``w0``, ``w1`` in the order of their first use, so that names say nothing about who exported the model.
+# Numbers: constants of the program are numbered as in its record; those of the flat graph are called ``w0``,
+# ``w1`` in the order of their first use, so that names do not depend on how the model was exported.
 
 
 _ATEN = torch.ops.aten
@@ -47,8 +47,8 @@ class Flat:
     folded: int = 0
     recipe: BlobRecipe = field(init=False)
 
-    def settle(self) -> None:
-        """Name the constants that are used, and lay them out."""
+    def lay_out(self) -> None:
+        """Name the constants that are used, and assign their places in the blob."""
         used = [node for node in self.graph.nodes if node.op == "get_attr"]
         for node in [node for node in used if not node.users]:
             self.graph.erase_node(node)
@@ -62,7 +62,7 @@ class Flat:
         self._lay_out(named)
 
     def keep(self, names: set[str]) -> None:
-        """Only these constants in the blob: the compiler found that no answer depends on the others."""
+        """Keep only these constants in the blob: the compiler found that no result depends on the others."""
         named = {t.name: piece for t, piece in zip(self.recipe.tensors, self.recipe.pieces, strict=True)}
         self._lay_out({name: piece for name, piece in named.items() if name in names})
 
@@ -71,7 +71,7 @@ class Flat:
         self.recipe = BlobRecipe(tensors=tensors, pieces=tuple(named.values()), blob_bytes=blob_bytes)
 
     def module(self, values: Values, device: str = "cpu") -> Any:
-        """The graph with the constants that ``values`` make."""
+        """The graph with the constants that ``values`` returns."""
         root = torch.nn.Module()
         for name, tensor in self.tensors(values, device).items():
             root.register_buffer(name, tensor)
@@ -97,7 +97,7 @@ class Flat:
 
 
 def lowered(exported: Any, program: Program, device: str, *, fold: bool) -> Flat:
-    """The program's graph, flat; ``fold``: normalisations that follow a convolution become part of it."""
+    """The program's graph, flattened; ``fold``: fold normalisations into the convolutions before them."""
     if any(node.op == "get_attr" for node in exported.graph.nodes):
         exported = exported.run_decompositions({})
     flat = Flat(torch.fx.Graph(), {}, program.sources)
@@ -126,12 +126,12 @@ def lowered(exported: Any, program: Program, device: str, *, fold: bool) -> Flat
     if fold:
         _fold(flat)
     flat.graph.eliminate_dead_code()
-    flat.settle()
+    flat.lay_out()
     return flat
 
 
 def _move(node: Any, device: str) -> None:
-    """Let tensors that the graph itself makes be made on ``device``."""
+    """Have the graph create its own tensors on ``device``."""
 
     def moved(value: Any) -> Any:
         return torch.device(device) if isinstance(value, torch.device) else value
@@ -180,7 +180,7 @@ def _fold_one(flat: Flat, node: Any) -> None:
 
 
 def _number(flat: Flat, node: Any) -> int | None:
-    """The number of a constant that is as the program has it; None for none, -1 for all else."""
+    """The number of a constant that is used unchanged; None for no constant, -1 for anything else."""
     if node is None:
         return None
     piece = flat.pieces.get(node.target) if getattr(node, "op", "") == "get_attr" else None
@@ -188,14 +188,14 @@ def _number(flat: Flat, node: Any) -> int | None:
 
 
 # ------------------------------------------------------------
-# Compiles flat graphs into packages without constants, and proves that a package does what the graph does.
+# Compiles flat graphs into packages without constants, and verifies that a package computes the same.
 #
-# A package that gives the same answers as the program, with the model's weights and with others, has no value
-# of a weight in it.
+# A package that gives the same results as the program, with the model's weights and with others, contains no
+# value of a weight.
 
 
 SAME = {"float32": 1e-5, "float64": 1e-5}
-"""Relative difference up to which answers are the same on a CPU, by element type of the weights."""
+"""Relative difference up to which results count as equal on a CPU, by element type of the weights."""
 SAME_COARSE = 2e-2
 """The same for other element types, and for float32 on a GPU, which may multiply in TF32."""
 _TIMED_S = 0.5
@@ -203,7 +203,7 @@ _TIMED_RUNS = (3, 30)
 
 
 class Eager:
-    """A graph run operator by operator: what the program says."""
+    """A graph run operator by operator: the reference."""
 
     def __init__(self, module: Any, inputs: Sequence[GraphTensor], device: str) -> None:
         self._module = module
@@ -215,13 +215,13 @@ class Eager:
         try:
             with torch.no_grad():
                 outputs = self._module(*tensors_of(inputs, self._inputs, self._device))
-        except Exception as error:  # operators raise whatever they like on inputs that do not fit
+        except Exception as error:  # operators raise arbitrary errors on inputs that do not fit
             raise RunError(f"{type(error).__name__}: {error}") from error
         return [array_of(output) for output in outputs]
 
 
 class FilledPackage:
-    """A compiled package with constants put in, as a device does it."""
+    """A compiled package with constants set, as on a device."""
 
     def __init__(self, path: Path, inputs: Sequence[GraphTensor], device: str) -> None:
         self._runner: Any = torch._inductor.aoti_load_package(str(path))  # noqa: SLF001 - torch's own interface
@@ -234,7 +234,7 @@ class FilledPackage:
         return set(self._runner.get_constant_fqns())
 
     def load(self, tensors: Mapping[str, Any]) -> None:
-        """Read these constants from now on; they are not copied."""
+        """Use these constants from now on, without copying them."""
         self._kept = tensors
         self._runner.load_constants(dict(tensors), check_full_update=True, user_managed=True)
 
@@ -254,7 +254,7 @@ class FilledPackage:
 
 
 def compile_package(module: Any, inputs: Sequence[Any], path: Path) -> None:
-    """Compile a graph for inputs of exactly these shapes. Raises whatever the compiler raises."""
+    """Compile a graph for inputs of exactly these shapes. Raises any error of the compiler."""
     with torch.no_grad():
         exported = torch.export.export(module, tuple(inputs))
         torch._inductor.aoti_compile_and_package(  # noqa: SLF001 - torch's own interface
@@ -272,7 +272,7 @@ def tensors_of(arrays: Mapping[str, Array], inputs: Sequence[GraphTensor], devic
 
 
 def array_of(output: Any) -> Array:
-    """A tensor as an array; BF16, which numpy has not, as float32."""
+    """A tensor as an array; BF16, which numpy lacks, as float32."""
     if not isinstance(output, torch.Tensor):
         raise TypeError(f"expected a tensor as output, found {type(output).__name__}")
     plain = output.detach().cpu()
@@ -281,9 +281,9 @@ def array_of(output: Any) -> Array:
 
 
 def scrambled(values: Values, dtypes: Sequence[str], seed: int = 1) -> Values:
-    """Other weights of the same scale and signs: the elements of each constant in another order, stretched.
+    """Other weights of the same scale and signs: the elements of each constant permuted and scaled.
 
-    Integers stay, for they are positions and the like.
+    Integers are kept, for they are positions and the like.
     """
     random = np.random.default_rng(seed)
     made: dict[int, npt.NDArray[np.void]] = {}
@@ -325,7 +325,7 @@ def allowed(program: Flat, device: str) -> float:
 
 
 def timed_ns(package: FilledPackage, inputs: Sequence[Any], device: str) -> int:
-    """The median time of a run: of this process's CPU where that computes, so that others do not matter."""
+    """The median time of a run: CPU time of this process on a CPU, so that other processes do not matter."""
     package.call(inputs)
     clock = time.process_time_ns if device == "cpu" else time.perf_counter_ns
     taken: list[int] = []

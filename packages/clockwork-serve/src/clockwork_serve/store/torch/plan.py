@@ -1,4 +1,4 @@
-"""Which shapes a torch program is compiled for: the batch, and every other dimension fixed."""
+"""The shapes that a torch program is compiled for: the batch sizes, and every other dimension fixed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from clockwork_serve.store.torch.program import Program, renamed
 from clockwork_serve.store.trial import Dim, GraphTensor, Interface
 
 BATCH = "batch"
-"""What the batch dimension of a plan is called, whatever the program calls it."""
+"""The name of the batch dimension in a plan, whatever the program calls it."""
 
 
 class TorchPlan(Struct, frozen=True, kw_only=True):
-    """``interface`` has every dimension fixed but axis 0, if ``batched``. ``asked``: the operator said so.
+    """``interface`` has all dimensions fixed but axis 0, if ``batched``. ``asked``: a batch was configured.
 
     ``sizes`` are the batch sizes to try. ``lost`` says why there is no batch, or a smaller one.
     """
@@ -31,7 +31,7 @@ class TorchPlan(Struct, frozen=True, kw_only=True):
     lost: str = ""
 
     def inputs_of(self, *, batched: bool) -> tuple[GraphTensor, ...]:
-        """The inputs; of one row each where there is no batch after all."""
+        """The inputs; of one row each if there is no batch."""
         if batched or not self.batched:
             return self.interface.inputs
         return tuple(_fixed(tensor, {BATCH: 1}) for tensor in self.interface.inputs)
@@ -43,7 +43,7 @@ def planned(
     config: StoreConfig,
     sizes_of: Callable[[int], tuple[int, ...]] = batch_sizes,
 ) -> TorchPlan:
-    """What to compile a program for. Raises ``ProblemError`` where dimensions beside the batch are open."""
+    """The plan for a program. Raises ``ProblemError`` if dimensions beside the batch are open."""
     found = Interface(
         renamed(program.interface.inputs, [each.name for each in settings.inputs], "inputs"),
         renamed(program.interface.outputs, [each.name for each in settings.outputs], "outputs"),
@@ -105,13 +105,15 @@ def _one_row_as_batch(found: Interface) -> Interface:
 
 
 def _settled(
-    found: Interface, said: Interface, symbol: str, ranges: dict[str, tuple[int, int]], *, batched: bool
+    found: Interface, stated: Interface, symbol: str, ranges: dict[str, tuple[int, int]], *, batched: bool
 ) -> Interface:
-    """Every free dimension with the size that was declared for it, wherever it occurs."""
+    """Every free dimension replaced by the size declared for it, wherever it occurs."""
     sizes: dict[str, Dim] = {}
     if symbol:
         sizes[symbol] = BATCH if batched else 1
-    for own, declared_ in zip((*found.inputs, *found.outputs), (*said.inputs, *said.outputs), strict=True):
+    for own, declared_ in zip(
+        (*found.inputs, *found.outputs), (*stated.inputs, *stated.outputs), strict=True
+    ):
         for old, new in zip(own.dims or (), declared_.dims or (), strict=True):
             if not isinstance(old, str) or not isinstance(new, int):
                 continue

@@ -1,6 +1,6 @@
-"""The process that compiles one torch program: says each step on stdout, and ends. It serves nothing.
+"""The process that compiles one torch program: reports each step on stdout, then ends.
 
-Compilers leak memory and mappings, and may crash, so that each program has a process of its own.
+Compilers leak memory and mappings, and may crash, so each program has a process of its own.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import torch
 
-from clockwork_serve.store.onnx.row_trial import compared, judged
+from clockwork_serve.store.onnx.row_trial import batching_verdict, compare_rows
 from clockwork_serve.store.settings import Problem, ProblemError, problem
 from clockwork_serve.store.torch.archive import FILE, read_archive
 from clockwork_serve.store.torch.job import LEAST_GAIN, CompileJob, CompileReport, CompileStep
@@ -36,14 +36,14 @@ from clockwork_serve.store.torch.packages import (
 from clockwork_serve.store.torch.program import Program, read_program
 from clockwork_serve.store.torch.rows import veto
 from clockwork_serve.store.torch.target import target_here
-from clockwork_serve.store.trial import GraphTensor, Interface, Trial, made_up, try_out
+from clockwork_serve.store.trial import GraphTensor, Interface, Trial, find_trial, generate_inputs
 
 _MOST_WITHOUT_GAIN = 2
-"""Batch sizes in a row that bring nothing, after which only the largest is tried."""
+"""After so many batch sizes without a gain, only the largest is tried."""
 
 
 def main() -> int:
-    """Do the job in the file that is named; the end of stdin ends the process."""
+    """Run the job in the file that is named; the end of stdin ends the process."""
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=CompileJob)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
@@ -68,16 +68,16 @@ def _say(record: CompileStep | CompileReport) -> None:
 
 
 def _unexpected(error: Exception) -> Problem:
-    said = str(error).strip()
+    text = str(error).strip()
     return problem(
         FILE, expected="a program that torch opens and AOTInductor compiles",
-        found=f"{type(error).__name__}: {' '.join(said.split())[:250]}",
+        found=f"{type(error).__name__}: {' '.join(text.split())[:250]}",
         advice="try torch._inductor.aoti_compile_and_package(torch.export.load('model.pt2')) on it",
     ).problem  # fmt: skip
 
 
 class _Work:
-    """A job while it is done."""
+    """A job in progress."""
 
     def __init__(self, job: CompileJob) -> None:
         self.job = job
@@ -109,16 +109,18 @@ class _Work:
         return lowered(self.exported, self.program, self.device, fold=fold)
 
     def done(self) -> CompileReport:
-        """Compile, prove and measure every size."""
+        """Compile, verify and measure every size."""
         batched = self.job.batched
         eager = Eager(self.plain.module(self.values, self.device), self.inputs, self.device)
         trial = self._tried(eager, batched=batched)
-        lost = doubt = ""
+        lost = warning = ""
         if batched and self.job.sizes[-1] > 1:
-            why = self._veto(trial)
-            trial = compared(eager, self.job.interface, trial, gently=bool(why))
-            verdict = judged(trial, self.job.interface, batched=True, asked=self.job.asked, veto=why)
-            lost, doubt = verdict.lost, verdict.doubt
+            why = self._row_objection(trial)
+            trial = compare_rows(eager, self.job.interface, trial, gently=bool(why))
+            verdict = batching_verdict(
+                trial, self.job.interface, batched=True, asked=self.job.asked, veto=why
+            )
+            lost, warning = verdict.lost, verdict.warning
             if verdict.squeezed and not lost:
                 lost = f"output '{next(iter(verdict.squeezed))}' has no batch axis for one row"
         if lost:
@@ -131,7 +133,7 @@ class _Work:
             kept = self._compiled(packed, trial, batched=batched)
         if kept is None:
             raise problem(
-                FILE, expected="a package that gives the program's answers",
+                FILE, expected="a package that gives the program's results",
                 found=f"a relative difference of {self.difference:.2g}",
                 advice="please report it with the model",
             )  # fmt: skip
@@ -139,14 +141,14 @@ class _Work:
         (Path(self.job.folder) / "recipe.json").write_bytes(recipe)
         return CompileReport(
             batch_sizes=tuple(kept), outputs=self._outputs(trial, batched=batched), fills=trial.fills,
-            lost=lost, doubt=doubt, folded=packed.folded, row_ns=self.row_ns, difference=self.difference,
+            lost=lost, doubt=warning, folded=packed.folded, row_ns=self.row_ns, difference=self.difference,
         )  # fmt: skip
 
-    def _veto(self, trial: Trial) -> str:
-        """Why an analysis of the graph does not find the rows of a batch apart; empty if it does."""
+    def _row_objection(self, trial: Trial) -> str:
+        """Why an analysis does not find the graph row-independent; empty if it does."""
 
         def inputs_of(count: int) -> Sequence[Any]:
-            return tensors_of(made_up(trial.fills, rows=count), self.inputs, self.device)
+            return tensors_of(generate_inputs(trial.fills, rows=count), self.inputs, self.device)
 
         try:
             return veto(self.plain.module(self.values, self.device), inputs_of, self.job.sizes[-1])
@@ -154,20 +156,20 @@ class _Work:
             return f"the graph does not run on several rows ({type(error).__name__}: {str(error)[:100]})"
 
     def _tried(self, eager: Eager, *, batched: bool) -> Trial:
-        """Inputs that the program takes. Raises ``ProblemError`` if there are none."""
+        """Inputs that the program accepts. Raises ``ProblemError`` if there are none."""
         interface = self.job.interface
         if not batched:
             interface = Interface(tuple(_of_one_row(each) for each in interface.inputs), interface.outputs)
-        trial = try_out(eager, interface, batched=batched)
+        trial = find_trial(eager, interface, batched=batched)
         if isinstance(trial, str):
             raise problem(
-                FILE, expected="a program that runs on made-up inputs", found=trial,
+                FILE, expected="a program that runs on generated inputs", found=trial,
                 advice="check the inputs that it was exported with",
             )  # fmt: skip
         return trial
 
     def _compiled(self, packed: Flat, trial: Trial, *, batched: bool) -> list[int] | None:
-        """The sizes that pay; None where a package does not give the program's answers."""
+        """The sizes worth keeping; None if a package does not give the program's results."""
         self.row_ns, self.difference = {}, 0.0
         sizes = self.job.sizes if batched else (1,)
         module = packed.module(self.values, self.device)
@@ -181,7 +183,7 @@ class _Work:
                 continue
             _say(CompileStep(text=f"batch size {size} of {sizes[-1]}" if batched else "compiling"))
             path = Path(self.job.folder) / f"{size}.pt2"
-            arrays = made_up(trial.fills, rows=size)
+            arrays = generate_inputs(trial.fills, rows=size)
             inputs = tensors_of(arrays, self.inputs, self.device)
             compile_package(module, inputs, path)
             package = FilledPackage(path, self.inputs, self.device)
@@ -200,7 +202,7 @@ class _Work:
         return kept
 
     def _agree(self, package: FilledPackage, packed: Flat, *, first: bool) -> None:
-        """Let the blob hold what the packages read, all of them the same."""
+        """Lay out in the blob what the packages read; all must read the same constants."""
         reads = package.constants()
         if first:
             packed.keep(reads)

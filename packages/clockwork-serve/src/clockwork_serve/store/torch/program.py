@@ -1,4 +1,4 @@
-"""What a torch.export program takes, gives and holds, read without torch; its blob of weights."""
+"""Inputs, outputs and constants of a torch.export program, read without torch; its blob of weights."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from clockwork_serve.store.trial import Dim, GraphTensor, Interface
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
-# How the constants of a program become the blob that its code reads; arithmetic on arrays, no torch.
+# How the constants of a program become the blob that its code reads; arithmetic on arrays, without torch.
 #
-# Found once per architecture, when the graph is rewritten, and the same for every copy of it: most constants
-# are copied, and those of a convolution take in the normalisation that follows it.
+# Determined once per architecture, when the graph is rewritten, and the same for every copy: most constants
+# are copied, and the normalisation that follows a convolution is folded into its constants.
 
 
 BLOB_ALIGN = 256
-"""Where tensors start in a blob: what loads of a GPU want."""
+"""Alignment of tensors in a blob, as loads of a GPU require."""
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
 
 class StoredConstant(Struct, frozen=True, kw_only=True):
-    """One constant in the file: which entry, and how the tensor lies in it; strides in elements."""
+    """One constant in the file: its entry, and how the tensor lies in it; strides in elements."""
 
     entry: str
     dtype: str
@@ -42,7 +42,7 @@ class StoredConstant(Struct, frozen=True, kw_only=True):
     offset: int
 
     def values(self, data: bytes) -> npt.NDArray[np.void]:
-        """The elements, without a meaning, in order. Raises ``ValueError`` if the entry is too short."""
+        """The raw elements in order. Raises ``ValueError`` if the entry is too short."""
         last = self.offset + sum((n - 1) * step for n, step in zip(self.shape, self.stride, strict=True))
         count = len(data) // self.item_bytes
         if not math.prod(self.shape):
@@ -67,8 +67,7 @@ class Norm(Struct, frozen=True, kw_only=True):
 class BlobPiece(Struct, frozen=True, kw_only=True):
     """How one tensor of the blob is made: copied from ``source``, or with ``norm`` folded in.
 
-    ``bias`` tells that it is the bias of a convolution (whose own is ``source``, if it has one), not its
-    weight.
+    ``bias``: it is the bias of a convolution (whose own is ``source``, if it has one), not its weight.
     """
 
     source: int | None
@@ -84,7 +83,7 @@ class BlobRecipe(Struct, frozen=True, kw_only=True):
     blob_bytes: int
 
     def blob(self, values: Callable[[int], npt.NDArray[np.void]]) -> Bytes:
-        """The blob for constants by number. ``ValueError`` if a constant is not what it was."""
+        """The blob for constants by number. ``ValueError`` if a constant does not match the recipe."""
         blob = np.zeros(self.blob_bytes, np.uint8)
         for tensor, piece in zip(self.tensors, self.pieces, strict=True):
             made = _made(piece, values)
@@ -102,7 +101,7 @@ class BlobRecipe(Struct, frozen=True, kw_only=True):
 def laid_out(
     named: Sequence[tuple[str, str, tuple[int, ...], int]],
 ) -> tuple[tuple[TorchTensor, ...], int]:
-    """Tensors (name, dtype, shape, bytes of an element) one after the other, and the length of the blob."""
+    """Tensors (name, dtype, shape, bytes of an element) laid out in order, and the length of the blob."""
     tensors = []
     offset = 0
     for name, dtype, shape, item_bytes in named:
@@ -149,17 +148,17 @@ def _made(piece: BlobPiece, values: Callable[[int], npt.NDArray[np.void]]) -> np
 
 
 # ------------------------------------------------------------
-# What a torch.export program takes, gives and holds, read from its record; neither torch nor weights needed.
+# Inputs, outputs and constants of a torch.export program, read from its JSON without torch or weights.
 #
-# ``text`` is one form for equal graphs: names of constants and what only describes are out of it, so that
-# programs of one architecture have equal texts, whatever their weights and whoever exported them.
+# ``text`` is a canonical form: names of constants and descriptions are left out, so that programs of one
+# architecture have equal texts, independent of their weights and of their export.
 
 
 OIP_OF = {
     1: "UINT8", 2: "INT8", 3: "INT16", 4: "INT32", 5: "INT64", 6: "FP16", 7: "FP32", 8: "FP64", 12: "BOOL",
     13: "BF16", 28: "UINT16", 34: "UINT32", 35: "UINT64",
 }  # fmt: skip
-"""torch's element types, as the program's record numbers them, by what the Open Inference Protocol has."""
+"""The Open Inference Protocol's types by torch's numbers of element types in the program's record."""
 _DTYPES = {
     1: ("uint8", 1), 2: ("int8", 1), 3: ("int16", 2), 4: ("int32", 4), 5: ("int64", 8), 6: ("float16", 2),
     7: ("float32", 4), 8: ("float64", 8), 9: ("complex32", 4), 10: ("complex64", 8), 11: ("complex128", 16),
@@ -195,7 +194,7 @@ class Program:
 
 
 def read_program(archive: Archive) -> Program:
-    """The program of an archive. Raises ``ProblemError`` where it takes or gives what cannot be served."""
+    """The program of an archive. Raises ``ProblemError`` if its inputs or outputs cannot be served."""
     with known_layout():
         return _program(archive)
 
@@ -320,7 +319,7 @@ def _source(payload: Payload) -> StoredConstant:
 
 
 def _plain(value: Any, names: dict[str, str]) -> Any:
-    """A JSON value without what does not compute, values renamed."""
+    """A JSON value without what does not affect results, with values renamed."""
     if isinstance(value, dict):
         return {
             names.get(key, key): (
@@ -332,12 +331,12 @@ def _plain(value: Any, names: dict[str, str]) -> Any:
     return [_plain(each, names) for each in value] if isinstance(value, list) else value
 
 
-def renamed(found: Iterable[GraphTensor], said: Iterable[str], role: str) -> tuple[GraphTensor, ...]:
-    """Tensors with the names that were declared: ``NAME__2`` is the third one, as in Triton.
+def renamed(found: Iterable[GraphTensor], stated: Iterable[str], role: str) -> tuple[GraphTensor, ...]:
+    """Tensors with their declared names: ``NAME__2`` is the third one, as in Triton.
 
-    Outputs have no names in a program, so that declared names without numbers mean them in their order.
+    Outputs have no names in a program, so declared names without numbers are assigned in order.
     """
-    tensors, names = list(found), list(said)
+    tensors, names = list(found), list(stated)
     known = {tensor.name for tensor in tensors}
     if not names or set(names) <= known:
         return tuple(tensors)

@@ -1,8 +1,8 @@
-"""Proves from a torch program's graph that the rows of a batch are apart, or names the operator that may not.
+"""Proves from a torch program's graph that it is row-independent, or names the operator that may mix rows.
 
-The graph is run operator by operator at a few numbers of rows, and each value is known by where its rows are:
-as ``row_analysis`` does for ONNX, with shapes that were seen. What is not listed here is not known to keep
-rows apart. torch is needed from here on.
+The graph is run operator by operator at a few numbers of rows, and the analysis tracks which axis of each
+value holds the rows, as ``row_analysis`` does for ONNX, with the shapes of that run. Operators without a rule
+are not known to be row-independent. This module imports torch.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from clockwork_serve.store.onnx.row_values import (
 )
 
 COUNTS = (2, 3, 5)
-"""Numbers of rows that are looked at: programs are specialised for each that is served."""
+"""Numbers of rows that are analysed: programs are specialised for each that is served."""
 
 
 @dataclass(slots=True)
 class _Op:
-    """One call: arguments as they were, and what is known of those that are tensors or numbers."""
+    """One call: its arguments, and the abstract values of those that are tensors or numbers."""
 
     name: str
     node: torch.fx.Node
@@ -45,18 +45,18 @@ class _Op:
     count: int
 
     def tensor(self, number: int) -> Value:
-        """What is known of a tensor."""
+        """The abstract value of a tensor argument."""
         value = self.known[number]
         if not isinstance(value, Value):
             raise Mixes(f"has no tensor as argument {number}")
         return value
 
     def given(self, number: int, name: str, default: Any = None) -> Any:
-        """An argument by place or by name."""
+        """An argument by position or by name."""
         return self.args[number] if len(self.args) > number else self.options.get(name, default)
 
     def tensors(self) -> list[Value]:
-        """What is known of all tensors, those in lists too."""
+        """The abstract values of all tensors, including those in lists."""
         return [each for each in _flat(self.known) if isinstance(each, Value)]
 
 
@@ -65,9 +65,9 @@ _Found = list[RowAxis | None]
 
 
 def veto(module: torch.fx.GraphModule, inputs_of: Callable[[int], Sequence[Any]], most: int) -> str:
-    """Why the rows of this program may not be apart; empty if they are.
+    """Why this program may not be row-independent; empty if it is.
 
-    ``inputs_of`` makes inputs for a number of rows, of which there are ``most``.
+    ``inputs_of`` makes inputs for a number of rows, at most ``most``.
     """
     for count in sorted({min(count, most) for count in COUNTS}):
         walk = _Walk(module, count)
@@ -79,7 +79,7 @@ def veto(module: torch.fx.GraphModule, inputs_of: Callable[[int], Sequence[Any]]
 
 
 class _Walk(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not typed where it is not installed
-    """A run that remembers where rows are; ``reason`` says why they may not be apart in an output."""
+    """A run that tracks where rows are; ``reason`` says why an output may mix rows."""
 
     def __init__(self, module: torch.fx.GraphModule, count: int) -> None:
         super().__init__(module)
@@ -88,7 +88,7 @@ class _Walk(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not typed w
         self.reason = ""
 
     def run_node(self, n: torch.fx.Node) -> Any:
-        """Run one node, and find out where it leaves the rows."""
+        """Run one node, and determine where it leaves the rows."""
         result = super().run_node(n)
         if n.op == "placeholder":
             self._known[n] = Value(0, tuple(result.shape), RowAxis(0))
@@ -102,14 +102,14 @@ class _Walk(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not typed w
         return result
 
     def _written(self, n: torch.fx.Node) -> None:
-        """What is written into a tensor, which others may be views of, must leave it as it was known."""
+        """Check that writing into a tensor, of which there may be views, keeps its rows where they were."""
         schema = getattr(n.target, "_schema", None)
         if schema is None or not schema.is_mutable or not n.args:
             return
         before, after = self._looked_up(n.args)[0], self._known[n]
         same = isinstance(before, Value) and isinstance(after, Value) and before.rows == after.rows
         if not same or after.mixed:
-            self.reason = self.reason or f"{_name(n)} '{n.name}' writes into a tensor what is of other rows"
+            self.reason = self.reason or f"{_name(n)} '{n.name}' writes to a tensor values of other rows"
 
     def _judged(self, n: torch.fx.Node) -> str:
         for number, value in enumerate(_flat(self._looked_up(n.args))):
@@ -120,7 +120,7 @@ class _Walk(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not typed w
         return ""
 
     def _looked_up(self, args: Any) -> Any:
-        """Arguments with what is known in the place of values."""
+        """Arguments with abstract values in place of nodes."""
         return torch.fx.node.map_arg(args, lambda node: self._known[node])
 
     def _called(self, n: torch.fx.Node, result: Any) -> Any:
@@ -145,12 +145,12 @@ class _Walk(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not typed w
         except Mixes as error:
             values = [Value(0, shape, mixed=f"{name} '{n.name}' {error}") for shape in shapes]
         except (LookupError, TypeError, ValueError, AttributeError, AssertionError, StopIteration) as error:
-            why = f"{name} '{n.name}' is not understood ({type(error).__name__})"
+            why = f"{name} '{n.name}' cannot be analysed ({type(error).__name__})"
             values = [Value(0, shape, mixed=why) for shape in shapes]
         return values[0] if isinstance(result, torch.Tensor) else tuple(values)
 
     def _number(self, n: torch.fx.Node, known: Any, result: Any) -> Any:
-        """A number, as a value that is sized if it follows from the number of rows."""
+        """A number, which is sized if it depends on the number of rows."""
         given = list(_flat(known))
         if _name(n) in ("sym_size", "size") and isinstance(given[0], Value):
             value, axis = given[0], axis_of(n.args[1], len(given[0].sizes))
@@ -179,7 +179,7 @@ class _Walk(torch.fx.Interpreter):  # type: ignore[misc]  # torch is not typed w
         found = rule(call)
         for shape, rows in zip(call.outputs, found, strict=True):
             if rows is not None and shape[rows.axis] != rows.outer * call.count * rows.inner:
-                raise Mixes("has an output of another number of rows")
+                raise Mixes("has an output with a different number of rows")
         return [Value(0, shape, rows) for shape, rows in zip(call.outputs, found, strict=True)]
 
 
@@ -207,7 +207,7 @@ def _name(n: torch.fx.Node) -> str:
 
 
 def _made(call: _Op) -> RowAxis | None:
-    """Rows of a tensor one of whose sizes is the number of rows; all of them are alike."""
+    """Rows of a tensor one of whose sizes is the number of rows; all rows are equal."""
     sizes = (
         call.known[1]
         if call.name in ("expand", "repeat", "new_zeros", "new_ones", "new_full")
@@ -221,7 +221,7 @@ def _made(call: _Op) -> RowAxis | None:
     if not sized:
         return None
     if len(sized) != 1 or call.outputs[0][sized[0]] % call.count:
-        raise Mixes("has a shape in which the number of rows is not one size alone")
+        raise Mixes("has a shape in which the number of rows is not exactly one size")
     return RowAxis(sized[0], 1, call.outputs[0][sized[0]] // call.count)
 
 
@@ -258,7 +258,7 @@ def _along(place: int, default: int | None = None, name: str = "dim") -> _Rule:
 
 
 def _first(*others: int) -> _Rule:
-    """Rows on axis 0 of the first argument and of ``others``; what else there is are weights."""
+    """Rows on axis 0 of the first argument and of ``others``; other arguments are weights."""
 
     def rule(call: _Op) -> _Found:
         pairs: list[tuple[Value | None, list[Label]]] = []
@@ -275,7 +275,7 @@ def _first(*others: int) -> _Rule:
 
 def _convolution(call: _Op) -> _Found:
     if len(call.tensor(0).sizes) != len(call.tensor(1).sizes):
-        raise Mixes("takes a single row")
+        raise Mixes("operates on a single row")
     return _first()(call)
 
 
@@ -354,7 +354,7 @@ def _same(call: _Op) -> _Found:
 
 def _dropout(call: _Op) -> _Found:
     if call.given(2, "train", default=False):
-        raise Mixes("is random where it trains")
+        raise Mixes("is random in training mode")
     return _same(call)
 
 
@@ -379,12 +379,12 @@ def _permute(call: _Op) -> _Found:
 def _expand(call: _Op) -> _Found:
     value = call.tensor(0)
     if value.rows is None:
-        raise Mixes("expands as requests say")
+        raise Mixes("expands by values of requests")
     rank = len(call.outputs[0])
     rows = value.rows.at(value.rows.axis + rank - len(value.sizes))
     sizes = call.known[1] if isinstance(call.known[1], (tuple, list)) else ()
     if any(_is_sized(size) and axis != rows.axis for axis, size in enumerate(sizes)):
-        raise Mixes("makes rows as long as there are rows")
+        raise Mixes("makes the size of a row depend on the number of rows")
     return [rows]
 
 
@@ -394,9 +394,9 @@ def _slice(call: _Op) -> _Found:
     axis = axis_of(call.given(1, "dim", default=0), len(value.sizes))
     if axis == value.rows.axis:
         if call.outputs[0] != value.sizes or call.given(4, "step", default=1) != 1:
-            raise Mixes("takes some of the rows")
+            raise Mixes("selects some of the rows")
     elif any(_is_sized(each) for each in call.known):
-        raise Mixes("slices as the number of rows says")
+        raise Mixes("slices by the number of rows")
     return [value.rows]
 
 
@@ -448,9 +448,9 @@ def _embedding(call: _Op) -> _Found:
 def _gather(call: _Op) -> _Found:
     value, indices = call.tensor(0), call.tensor(2)
     if value.rows is None or indices.rows != value.rows:
-        raise Mixes("looks up by the place in the batch")
+        raise Mixes("indexes by the position in the batch")
     if axis_of(call.args[1], len(value.sizes)) == value.rows.axis:
-        raise Mixes("picks rows as indices say")
+        raise Mixes("selects rows by indices")
     return [value.rows]
 
 
@@ -458,24 +458,24 @@ def _index_select(call: _Op) -> _Found:
     value, indices = call.tensor(0), call.tensor(2)
     axis = axis_of(call.args[1], len(value.sizes))
     if value.rows is None or indices.rows is not None or value.rows.axis == axis:
-        raise Mixes("picks rows as indices say")
+        raise Mixes("selects rows by indices")
     return [value.rows]
 
 
 def _index(call: _Op) -> _Found:
-    """One index for one axis: a table looked up, or some places of every row."""
+    """One index for one axis: a table lookup, or some positions of every row."""
     given = [(axis, each) for axis, each in enumerate(call.known[1]) if each is not None]
     if len(given) != 1 or not isinstance(given[0][1], Value):
-        raise Mixes("picks elements as several indices say")
+        raise Mixes("selects elements by several indices")
     axis, indices = given[0]
     value = call.tensor(0)
     if value.rows is not None and indices.rows is not None:
-        raise Mixes("picks rows as indices say")
+        raise Mixes("selects rows by indices")
     if value.rows is None:
         assert indices.rows is not None
         return [indices.rows.at(axis + indices.rows.axis)]
     if value.rows.axis == axis:
-        raise Mixes("picks rows as indices say")
+        raise Mixes("selects rows by indices")
     behind = value.rows.axis > axis
     return [value.rows.at(value.rows.axis + len(indices.sizes) - 1) if behind else value.rows]
 
@@ -487,18 +487,18 @@ def _attention(call: _Op) -> _Found:
     pairs: list[tuple[Value | None, list[Label]]] = [(call.tensor(n), labels) for n in range(3)]
     pairs += [(mask, labels[rank - len(mask.sizes) :]) for mask in call.tensors()[3:]]
     if call.given(4, "dropout_p", default=0.0):
-        raise Mixes("is random where it trains")
+        raise Mixes("is random in training mode")
     return labelled(pairs, [labels] * len(call.outputs))
 
 
 def _recurrent(call: _Op) -> _Found:
     """lstm(x, (h, c), weights, biases, layers, dropout, train, bidirectional, batch_first); gru alike."""
     if call.args[6]:
-        raise Mixes("is random where it trains")
+        raise Mixes("is random in training mode")
     first = bool(call.args[8])
     value = call.tensor(0)
     if len(value.sizes) != 3:
-        raise Mixes("takes a single row")
+        raise Mixes("operates on a single row")
     x: list[Label] = ["n", None, None] if first else [None, "n", None]
     state: list[Label] = [None, "n", None]
     pairs: list[tuple[Value | None, list[Label]]] = [(value, x)]
@@ -541,7 +541,7 @@ _RANDOM = frozenset(
     {"bernoulli", "multinomial", "normal", "rand", "rand_like", "randint", "randn", "randn_like"}
 )
 _SIZES = frozenset({"expand", "reshape", "view", "_unsafe_view", "slice", "unflatten"})
-"""Operators whose numbers may follow from the number of rows: they are shapes."""
+"""Operators whose number arguments may depend on the number of rows: they are shapes."""
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise), **dict.fromkeys(_SAME, _same),
     **dict.fromkeys(_REDUCE, _along(1)), **dict.fromkeys((*_POOLS, *_RESIZES), _pool),

@@ -1,4 +1,4 @@
-"""What torch programs are compiled for: ``cpu``, or the kind of GPU here. Imports torch when asked."""
+"""The target of torch programs: ``cpu``, or the kind of this machine's GPU. torch is imported lazily."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def target_here(device: str) -> str:
 
 
 def resolved(target: str) -> str:
-    """``auto`` and ``cuda`` as what this machine has, asked in a process of its own; others as they are."""
+    """``auto`` and ``cuda`` as what this machine has, determined in a separate process; others unchanged."""
     if target not in ("auto", "cuda"):
         return target
     found = ""
