@@ -1,4 +1,4 @@
-"""Checks of a simulation after every step, against the truth of what is in its devices."""
+"""Whole-system checks of a simulation after every step, against an independent record of its true state."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 
 # ------------------------------------------------------------
-# What is really in a device's pages and on its lanes; no machine's book. It checks, and changes nothing.
+# The true state of a device: what its pages hold and its lanes execute, kept apart from any brain's records.
 
 
 class Lying:
-    """Weights in a device's pages, in truth."""
+    """Weights that a device's pages truly hold; ``ready`` once their LOAD has ended."""
 
     __slots__ = ("extent", "model", "ready", "version")
 
@@ -53,7 +53,7 @@ class Lying:
 
 
 class Truth:
-    """One device: what lies in its pages and what runs on its lanes."""
+    """The true state of one device: the contents of its pages, and what runs on its lanes."""
 
     __slots__ = ("lying", "running", "slowest", "spec", "stalled_ns", "waited_ns")
 
@@ -63,14 +63,14 @@ class Truth:
         """All weights that hold pages, by first page."""
         self.running: dict[Lane, Action] = {}
         self.slowest = 1.0
-        """The most that it was slowed down, ever."""
+        """The largest factor so far by which a fault slowed it."""
         self.stalled_ns = 0
-        """For how long its lanes were stopped, ever."""
+        """For how long its lanes were stopped, in total."""
         self.waited_ns = 0
-        """The most that one lane waited for the other, where they share cores."""
+        """The longest wait so far of one lane for the other, where they share cores."""
 
     def start(self, action: Action, lane: Lane) -> None:
-        """An action starts: it is alone on its lane, and the pages are as it needs them."""
+        """Record an action's start; assert that its lane is free and the pages are as it needs them."""
         assert lane not in self.running, f"{action} starts while {self.running[lane]} runs"
         assert (lane is Lane.EXEC) == isinstance(action, Infer), f"{action} starts on lane {lane}"
         self.running[lane] = action
@@ -99,7 +99,7 @@ class Truth:
         self.lying[extent.first] = Lying(action)
 
     def end(self, lane: Lane, action_id: int) -> None:
-        """What runs on a lane ends."""
+        """Record the end of the action on a lane."""
         action = self.running.pop(lane, None)
         assert action is not None and action.action_id == action_id, f"{action_id} ends, and {action} ran"
         if isinstance(action, Load):
@@ -108,17 +108,17 @@ class Truth:
             del self.lying[action.extent.first]
 
     def versions(self) -> set[int]:
-        """Of all weights that hold pages."""
+        """Versions of all weights that hold pages."""
         return {one.version for one in self.lying.values()}
 
     def has(self, extent: Extent, version: int) -> bool:
-        """Whether that version is ready there."""
+        """Whether that version of weights is ready in that extent."""
         lying = self.lying.get(extent.first)
         return lying is not None and lying.ready and lying.version == version and lying.extent == extent
 
 
 # ------------------------------------------------------------
-# A simulated worker whose every step is held against the truth of its devices.
+# A simulated worker whose every step is checked against the true state of its devices.
 
 
 STRIDE: Final = 64
@@ -127,7 +127,7 @@ fifty steps."""
 
 
 class CheckedHost(SimulatedWorker):
-    """See the module."""
+    """A simulated worker that checks its brain, after every step, against the true state of its devices."""
 
     __slots__ = ("_checks", "_steps", "truth")
 
@@ -138,14 +138,14 @@ class CheckedHost(SimulatedWorker):
         self.truth = {spec.device: Truth(spec) for spec in specs}
 
     def observe(self, event: WorkerEvent, now_ns: int) -> None:
-        """A lane that is done leaves its truth first."""
-        assert not self.gone, f"{self.name} is gone, and hears of {event}"
+        """The true state changes first, then the brain observes it."""
+        assert not self.gone, f"{self.name} has died, and observes {event}"
         if isinstance(event, LaneDone):
             self.truth[event.device].end(event.lane, event.action_id)
         super().observe(event, now_ns)
 
     def decide(self, now_ns: int) -> None:
-        """Every now and then, check all of it."""
+        """Check the wake-up after each decision, and everything every ``STRIDE`` of them."""
         assert self.stopped is None, f"{self.name} is stopped, and decides"
         super().decide(now_ns)
         axis_ns = self.axis_ns(now_ns)
@@ -174,19 +174,19 @@ class CheckedHost(SimulatedWorker):
         super()._tell(message, now_ns)
 
     def wait_ns(self, device: str, now_ns: int) -> int:
-        """Known to the truth."""
+        """Record the longest wait, by which an action may exceed its usual duration."""
         wait_ns = super().wait_ns(device, now_ns)
         truth = self.truth[device]
         truth.waited_ns = max(truth.waited_ns, wait_ns)
         return wait_ns
 
     def stalled(self, by_ns: int) -> None:
-        """What ran took so much longer."""
+        """Record by how much running actions may exceed their usual duration."""
         for truth in self.truth.values():
             truth.stalled_ns += by_ns
 
     def check(self, axis_ns: int) -> None:
-        """The machine against itself and against the truth; it has nothing left to do."""
+        """Check the brain's invariants, that it has no decision left, and its pages against the true ones."""
         machine = self.machine
         machine.check()
         assert not machine.decide(axis_ns), f"{self.name} decides twice at {axis_ns}"
@@ -200,39 +200,39 @@ class CheckedHost(SimulatedWorker):
 
 
 # ------------------------------------------------------------
-# Whole-system checks of a simulation, after every step. They watch, and never change what happens.
+# Whole-system checks of a simulation, after every step. They observe, and change nothing.
 #
-# The world's truth is kept apart from all books of the machines: what runs on each lane, what lies in each
-# page, which actions are out, which requests are open. After every step of the controller and of a worker,
-# what they did is held against it:
+# The true state is kept apart from the brains' records: what runs on each lane, what each page holds, which
+# actions are in flight, which requests are open. After every step of the controller and of a worker, what
+# they did is checked against it:
 #
-# - one answer per request that was asked, as the story allows: none good after its deadline, none expired
-#   before it, cancelled only where somebody went away, ...; tensors are released once, and only when no
-#   worker
-#   reads them;
-# - an action starts inside its window by the worker's clock, alone on its lane, once, for a controller that
-#   still wants it;
-# - a LOAD starts in pages that are free, an INFER with its own weights ready, an UNLOAD of weights that
-# nobody
-#   reads;
-# - weights that the controller believes ready are there, unless the link to that worker is cut, and none stay
-#   that it knows nothing of;
-# - a request costs no more workers than it may; it runs twice at once only if one of the two workers hung;
-# - nothing is sent to a worker that hung, and none comes back that owes a result;
-# - a model is in quarantine only if so many workers died while it ran, and nothing of it is sent then;
-# - an estimate lies within what durations can be;
+# - one response per request, with a legal outcome: no good one after the deadline, EXPIRED not before it,
+#   CANCELLED only if the client or its gateway is gone, ...; tensors are released once, and only when no
+#   worker reads them;
+# - an action starts inside its window by the worker's clock, alone on its lane, once, and only while the
+#   controller waits for its result;
+# - a LOAD starts in free pages, an INFER with its own weights ready, an UNLOAD when no INFER reads the
+#   weights;
+# - weights that the controller believes ready are there, unless the link to that worker is cut, and a device
+#   does not keep weights that the controller does not know of;
+# - a request takes down no more workers than it may; it runs twice at once only if one of the two workers is
+#   hung;
+# - nothing is sent to a hung worker, and a worker is not hung any more only once it owes no result;
+# - a model is in quarantine only after the configured number of workers died while it ran, and no action of
+#   it is sent then;
+# - an estimate lies within the range of possible durations;
 # - wake-ups are later than now.
 #
-# Every ``STRIDE`` steps also: the machines' own ``check()``, all pages against the truth, a second decision
+# Every ``STRIDE`` steps also: the brains' own ``check()``, all pages against the true ones, a second decision
 # that must be empty, and the counters of the telemetry against the tally.
 
 
 FORGET_NS: Final = 2 * NS_PER_S
-"""Weights loaded for a link that is gone are unloaded in this time: an INFER may read them until then."""
+"""Within this time, weights loaded over a lost link are unloaded: an INFER may read them until then."""
 
 
 class Checks:
-    """See the module; the last of a simulation's watchers."""
+    """The whole-system checks; must be the last of a simulation's watchers."""
 
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
@@ -240,38 +240,38 @@ class Checks:
         self._steps = 0
         self.asked = Asked(simulation.controller.config)
         self._held: set[str] = set()
-        """Requests that were answered while a worker had their tensors, until they are released."""
+        """Requests that ended while a worker had their tensors, until these are released."""
         self._reading: dict[str, set[int]] = {}
-        """The actions that read a request's tensors, as far as the controller was told: one, and
-        those of workers that hung."""
+        """The actions that read a request's tensors, as far as the controller knows: one, and those of hung
+        workers."""
         self._hung: dict[str, set[int]] = {}
-        """Workers that the controller said hung, and INFERs that their lanes were believed to be at then."""
+        """Workers that the controller declared hung, and the INFERs it believed to be running there then."""
         self._out: dict[int, Action] = {}
-        """All and only actions sent whose result or loss the controller has not heard of, by id."""
+        """All and only actions in flight: the controller has observed neither result nor loss. By id."""
         self._old: set[int] = set()
-        """Ids of actions that no controller waits for as it sent them: of a dead one, or given up as lost."""
+        """Ids of actions that no controller waits for: sent by a dead one, or given up as lost."""
         self._one_life = True
         """The controller never died."""
         self._unknown: dict[tuple[str, int], int] = {}
-        """Since when weights, by device and version, were seen that the controller knows nothing of."""
+        """By device and version of weights that the controller does not know of: since when."""
         self._losses: Counter[str] = Counter()
         """How often each open request may have run on a worker that was lost."""
         self._deaths: Counter[str] = Counter()
-        """How many workers died while each model was at work there, or its code was prepared."""
+        """How many workers died while each model ran there, or its code was prepared."""
         self._bounds: dict[tuple[str, int], tuple[int, int]] = {}
         noise = simulation.constants.noise
         self._infer_noise = _span(noise.infer_us)
         self._load_noise = _span(noise.load_us)
 
     def host(self, name: str, specs: tuple[DeviceSpec, ...]) -> SimulatedWorker:
-        """A worker that is checked."""
+        """A new worker that is checked after every step."""
         return CheckedHost(name, specs, self._simulation.world, self)
 
     def started(self, host: SimulatedWorker, action: Action) -> None:
-        """A worker starts what the controller waits for, unless that believes the worker lost."""
+        """Assert that the controller waits for an action that starts, unless it believes the worker lost."""
         if action.action_id < 0 or is_cut(host) or self._simulation.hosts.get(host.name) is not host:
             return
-        assert action.action_id in self._out, f"{action} starts, and nobody waits for it"
+        assert action.action_id in self._out, f"{action} starts, and no controller waits for it"
 
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
@@ -291,7 +291,7 @@ class Checks:
             if isinstance(effect, Answer):
                 self._answer(effect, now_ns)
             elif isinstance(effect, Release):
-                assert effect.request_id in self._held, f"{effect} of what nobody holds"
+                assert effect.request_id in self._held, f"{effect} of tensors that are not held"
                 self._held.remove(effect.request_id)
                 assert effect.request_id not in self._reading, f"{effect} while a worker reads it"
             elif isinstance(effect, Infer | Load | Unload):
@@ -307,10 +307,10 @@ class Checks:
         if self._steps % STRIDE == 0:
             self.check(now_ns)
 
-    # Controllers come and go
+    # Failover
 
     def controller_died(self) -> None:
-        """What it knew is gone; what it sent may still run."""
+        """Reset what the controller knew; actions that it sent may still run."""
         self._old.update(self._out)
         self._out.clear()
         self._reading.clear()
@@ -338,7 +338,7 @@ class Checks:
                 assert there, f"{result}, and the weights are not there"
 
     def _read(self, action: Infer) -> None:
-        """Nobody reads for it any more."""
+        """An INFER does not read its requests' tensors any more."""
         for call in action.calls:
             readers = self._reading[call.request_id]
             readers.remove(action.action_id)
@@ -346,9 +346,9 @@ class Checks:
                 del self._reading[call.request_id]
 
     def _told_hung(self, effect: WorkerHung) -> None:
-        """It hangs, is to be ended, or is back."""
+        """A worker is declared hung, is to be ended, or has recovered."""
         if effect.end or not effect.why:
-            assert effect.worker in self._hung, f"{effect}, and it did not hang"
+            assert effect.worker in self._hung, f"{effect}, and it was not hung"
         else:
             assert effect.worker not in self._hung, f"{effect} again"
         if effect.why:
@@ -371,7 +371,7 @@ class Checks:
         return "" if host is None else host.name
 
     def _lost(self, lost: WorkerLost) -> None:
-        """What was out on its devices is lost; the devices it had are those that no host has now."""
+        """All actions in flight on its devices are lost; these are the devices that no host has now."""
         by_device = self._simulation.by_device
         heads = self._hung.pop(lost.worker, None)
         out = [
@@ -431,7 +431,7 @@ class Checks:
         self._estimate(action)
 
     def _estimate(self, action: Load | Infer) -> None:
-        """An estimate is a quantile of durations and the profile, so it lies within what they can be."""
+        """Assert that an estimate, a quantile of durations and the profile, is within their possible range."""
         key = (action.code_id, action.batch if isinstance(action, Infer) else 0)
         if key not in self._bounds:
             self._bounds[key] = self._range(action)
@@ -445,7 +445,7 @@ class Checks:
         )
 
     def _range(self, action: Load | Infer) -> tuple[int, int]:
-        """The least and the most that this takes on a device that is not slow."""
+        """The shortest and longest possible duration on a device that no fault slows."""
         simulation, code_id = self._simulation, action.code_id
         profiles = [simulation.world.truth[code_id]]
         profiles += [code.profiles[0] for code in simulation.codes if code.code.code_id == code_id]
@@ -457,10 +457,10 @@ class Checks:
             low_ns, high_ns = self._load_noise
         return min(usual) + low_ns, max(usual) + high_ns
 
-    # Now and then
+    # Every STRIDE steps
 
     def check(self, now_ns: int) -> None:
-        """Everything of the controller, if there is one, and its belief against the truth."""
+        """Check the controller, if one runs: its invariants, and its belief against the true state."""
         simulation = self._simulation
         if simulation.down is not None:
             return
@@ -493,7 +493,7 @@ class Checks:
         self._check_counters()
 
     def _check_forgotten(self, host: CheckedHost, device: str, known: set[int], now_ns: int) -> None:
-        """Weights that the controller knows nothing of, or of models not served any more, do not stay."""
+        """Assert that weights unknown to the controller, or of removed models, are unloaded in time."""
         moving = {one.version for one in self._out.values() if one.device == device}
         for version in host.truth[device].versions() - known - moving:
             if host.stopped is not None or host.stuck:
@@ -515,27 +515,27 @@ class Checks:
         assert total.ok <= good <= total.ok + total.late, f"{good} good; {total.ok} and {total.late} late"
 
     def check_end(self) -> None:
-        """When a simulation is over: nothing is open, and everything was checked once more."""
+        """Check everything once more at the end of a run; no request may be open."""
         simulation = self._simulation
         self.check(simulation.now_ns)
         for host in simulation.hosts.values():
             if isinstance(host, CheckedHost) and host.stopped is None:
                 host.check(host.axis_ns(simulation.now_ns))
-        assert not self.asked.open, f"never answered: {sorted(self.asked.open)}"
+        assert not self.asked.open, f"without a response: {sorted(self.asked.open)}"
         total = simulation.tally.total()
         assert total.offered == total.ended or simulation.tally.warmup_ns
 
     def check_quiet(self) -> None:
-        """Nothing was asked or went wrong for seconds: nothing is under way, and all books agree."""
+        """Check, seconds after the last request and fault, that nothing is in flight and all records agree."""
         simulation = self._simulation
         self.check_end()
-        assert not self._out and not self._reading and not self._held, "something is under way still"
+        assert not self._out and not self._reading and not self._held, "something is still in flight"
         assert not simulation.controller._belief.waiters  # noqa: SLF001 - a book to be checked
         for name, device in simulation.controller._belief.devices.items():  # noqa: SLF001
             host = simulation.by_device[name]
             assert isinstance(host, CheckedHost) and not is_cut(host) and host.stopped is None, host.name
             if host.stuck:
-                continue  # its link was cut since, and nobody asked anything of that lane that could tell
+                continue  # its link was cut since: nothing was sent to that lane that could show that it hangs
             truth, holders = host.truth[name], device.pages.holders()
             assert not truth.running, f"{name}: {truth.running} runs still"
             assert truth.versions() == {one.version for one in holders}, (
@@ -551,6 +551,6 @@ class Checks:
 
 
 def _span(quantiles_us: tuple[tuple[float, float], ...]) -> tuple[int, int]:
-    """The least and the most that noise adds, in ns."""
+    """The smallest and largest value of noise, in ns."""
     values = [value for _, value in quantiles_us]
     return round(min(values) * NS_PER_US), round(max(values) * NS_PER_US)

@@ -1,4 +1,7 @@
-"""What goes wrong in a simulation, carried out on its world. No fault touches a machine's inside."""
+"""Fault injection for the simulator: carries out the ``faults`` of a scenario, and makes random ones for seeds.
+
+Faults act on workers, links, clients and gateways from outside; none changes the state inside a brain.
+"""
 
 from __future__ import annotations
 
@@ -37,40 +40,41 @@ if TYPE_CHECKING:
 
 
 # ------------------------------------------------------------
-# What goes wrong in a simulation, carried out on its world. No fault touches a machine's inside.
+# Kinds of faults
 #
-# crash         a worker dies; a new one of its name joins after a while, with empty memory
-# kills         whenever a model has run on a worker, that dies of it, before it tells the result
-# hang, stop    a worker is stopped and goes on later, its devices' work going on or stopping, too; one that
-# hangs         never would is ended, as one whose lane never ends: see ``stops``
-# slow          what starts on a device takes longer for a while
-# loss          a share of the messages on a link is lost: the first one lost cuts the link, for links keep
-#               the order; both sides notice after a while of their own, and the worker joins again
-# delay         messages on a link take longer for a while
-# skew          a worker's clock, as converted by the transport, jumps (and, after a while, back)
-# remove_model  a model is taken from service (and, after a while, served again)
-# add_model     a model is served only from then on (and, after a while, no more)
-# gateway       one of the gateways dies, and with it its clients' requests; a new one takes its place
-# cancel        a share of the clients goes away before they are answered
-# drain         the server takes no new requests any more
-# controller    the controller dies, and another one comes (see ``restarts``)
+# crash         a worker process dies; a new one of its name joins after ``restart_ns``, with empty memory
+# kills         every worker that runs this model dies when the INFER ends, before it sends the result
+# hang          a worker process is stopped, its devices go on (see ``restarts.Stops``)
+# stop          a worker process and its devices are stopped
+# hangs         an INFER of this model never ends; the process runs on
+# slow          what starts on a device takes longer by a factor
+# loss          a share of the messages on a link is lost. Links keep the order, so the first loss cuts the
+#               link; each side notices by its own timeout, then the worker joins again
+# delay         messages on a link take longer
+# skew          a worker's clock, as the transport converts it, jumps (and jumps back at the fault's end)
+# remove_model  a model is removed (and added again at the fault's end)
+# add_model     a model is served only from then on (and removed at the fault's end)
+# gateway       one of the gateways dies, and with it its clients' requests; a new one replaces it
+# cancel        a share of the clients cancels before the response
+# drain         the server admits no new requests
+# controller    the controller dies, and a successor is started (see ``restarts``)
 
 
 STREAM = 1 << 16
-"""The stream of chance that faults draw from; those of clients are below."""
+"""The random stream that faults draw from; clients' streams have lower numbers."""
 
-PATIENCE_MAX_NS = 100 * NS_PER_MS
-"""Clients without a deadline that go away do so within this."""
+CANCEL_WITHIN_NS = 100 * NS_PER_MS
+"""Clients without a deadline that cancel do so within this time."""
 
 Events = Sequence[ControllerEvent]
 NOTHING: Events = ()
 
 
 class Faults:
-    """Has the ``tables`` of a scenario go wrong in ``simulation``; the same seed does it alike.
+    """Injects the faults in ``tables`` into ``simulation``; reproducible by ``seed``.
 
-    ``executed`` counts those that really hit something, by kind: a worker that is down cannot hang. Raises
-    :class:`ConfigError` for a model that is not there.
+    ``executed`` counts the faults that had an effect, by kind: a worker that is down cannot hang. Raises
+    :class:`ConfigError` for a model that the scenario does not have.
     """
 
     def __init__(self, simulation: Simulation, tables: Sequence[FaultTable], seed: int) -> None:
@@ -103,16 +107,16 @@ class Faults:
             self.later(at_ns, partial(begin[table.kind], table))
 
     def later(self, after_ns: int, what: Callable[[], Events]) -> None:
-        """Have something happen so long from now; it returns what the controller observes at that."""
+        """Call ``what`` in ``after_ns``; the controller observes the events that it returns."""
         self._world.at(self._simulation.now_ns + after_ns, CALL, None, what)
 
     def after(self, table: FaultTable, what: Callable[[], Events]) -> None:
-        """Have a fault end, if it does."""
+        """Call ``what`` when the fault ends; never, if it has no duration."""
         if table.for_s is not None:
             self.later(round(table.for_s * NS_PER_S), what)
 
     def hit(self, table: FaultTable) -> list[SimulatedWorker]:
-        """The workers up that a fault means."""
+        """The running workers that a fault applies to: of its ``device``, its ``worker``, or all."""
         hosts = [host for host in self._simulation.hosts.values() if not host.gone]
         if table.device is not None:
             return [host for host in hosts if any(s.device == f"gpu{table.device}" for s in host.specs)]
@@ -127,7 +131,10 @@ class Faults:
         return NOTHING
 
     def crash(self, host: SimulatedWorker, for_s: float | None) -> None:
-        """It dies; what it said before still arrives, then the controller learns that its link ended."""
+        """Kill a worker: what it sent before still arrives, then the controller observes WorkerLost.
+
+        A new worker of the same name joins after ``for_s`` (None: the constants' ``restart_ns``).
+        """
         host.die()
         now_ns = self._simulation.now_ns
         if not is_cut(host):
@@ -157,7 +164,7 @@ class Faults:
         return NOTHING
 
     def _lost(self, host: SimulatedWorker) -> Events:
-        """The controller learns that a worker's link is gone, if it does not know."""
+        """WorkerLost for the controller, unless it has observed it already."""
         simulation = self._simulation
         if simulation.hosts.get(host.name) is not host:
             return NOTHING
@@ -173,7 +180,7 @@ class Faults:
         return self._rejoin(host)
 
     def _join(self, host: SimulatedWorker) -> Events:
-        """A worker connects. A link that it had before is over by that; codes are sent to it at once."""
+        """A worker connects. This ends a link that it had before; all codes are sent to it at once."""
         simulation, now_ns = self._simulation, self._simulation.now_ns
         before = simulation.hosts.get(host.name)
         lost = NOTHING if before is None else self._lost(before)
@@ -243,7 +250,7 @@ class Faults:
         return NOTHING
 
     def _cut(self, host: SimulatedWorker) -> None:
-        """A message was lost: each side notices by its own timer, and the worker connects again."""
+        """A message was lost: each side notices by its own timeout, and the worker connects again."""
         self.executed["loss"] += 1
         link = host.trouble
         notice_ns = self._times.notice_ns
@@ -252,11 +259,11 @@ class Faults:
         self.later(int(self._dice.integers(low, high)), partial(self._unlinked, host, link))
 
     def _unheard(self, host: SimulatedWorker, link: object) -> Events:
-        """The controller notices; it did already, if the worker is back."""
+        """The controller's timeout fires; without effect if the worker has connected again."""
         return self._lost(host) if host.trouble is link else NOTHING
 
     def _unlinked(self, host: SimulatedWorker, link: object) -> Events:
-        """The worker notices."""
+        """The worker's timeout fires: it drops the link and connects again."""
         if not host.gone and host.trouble is link:
             self._world.forget(host, (TO_WORKER,))
             host.tell_at_once(ControllerLost(), self._simulation.now_ns)
@@ -292,7 +299,7 @@ class Faults:
         return events
 
     def _remove(self, model: Model) -> Events:
-        """Take a model from service, and its code if no other model has it."""
+        """Remove a model, and its code if no other model uses it."""
         simulation = self._simulation
         if self._served.pop(model.key, None) is None:
             return NOTHING
@@ -306,7 +313,7 @@ class Faults:
         return (removed, gone)
 
     def _add(self, model: Model) -> Events:
-        """Serve a model, and prepare its code where there is none."""
+        """Serve a model, and have workers prepare its code if they have not."""
         simulation = self._simulation
         if model.key in self._served:
             return NOTHING
@@ -323,7 +330,7 @@ class Faults:
     # Clients
 
     def _gateway_dies(self, table: FaultTable) -> Events:
-        """What it sent before arrives first; requests that come later are of the gateway after it."""
+        """Its earlier messages arrive first; later requests come from its successor."""
         self.later(self._simulation.constants.network.gateway_ns, self._gateway_lost)
         return NOTHING
 
@@ -345,12 +352,12 @@ class Faults:
         return NOTHING
 
     def leave(self, request: Request) -> None:
-        """A client will go away, at some moment until its deadline; perhaps it is answered before."""
+        """Cancel a request at a random instant before its deadline; it may have ended by then."""
         patience_ns = min(request.slo_ns, PATIENCE_MAX_NS)
         self.later(int(self._dice.integers(patience_ns + 1)), partial(self._left, request.request_id))
 
     def chance(self, share: float) -> bool:
-        """True for that share of all calls."""
+        """True with probability ``share``."""
         return bool(self._dice.random() < share)
 
     def _left(self, request_id: str) -> Events:
@@ -364,7 +371,7 @@ class Faults:
 
 
 class _Leavers:
-    """A watcher that has a share of the clients go away."""
+    """A watcher that cancels a share of the requests."""
 
     def __init__(self, faults: Faults, share: float) -> None:
         self._faults = faults
@@ -373,7 +380,7 @@ class _Leavers:
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
-        """Choose among the clients whose requests came."""
+        """Choose among the requests that arrived in this step."""
         for event in events:
             if isinstance(event, Request) and self._faults.chance(self._share):
                 self._faults.leave(event)
@@ -387,24 +394,25 @@ def _check_models(tables: Sequence[FaultTable], known: Sequence[str]) -> None:
 
 
 # ------------------------------------------------------------
-# What goes wrong in seeds beside the usual faults, each by dice of its own: they change no other choice.
+# Random faults of seeds. Each function draws from a random stream of its own, so that adding one changes no
+# other choice of a seed.
 
 
 MISHAPS_STREAM: Final = 1 << 17
 
 
 def losses_allowed(seed: int) -> int:
-    """How many workers a model may take down, by dice of its own."""
+    """``quarantine_after`` of a seed: how many workers a model may take down."""
     return int(np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 2])).integers(0, 4))
 
 
 def shared_lanes(seed: int) -> bool:
-    """Whether LOADs are said to take the time of INFERs, by dice of its own."""
+    """Whether the lanes of a seed's devices share cores."""
     return bool(np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 7])).random() < 0.3)
 
 
 def killers(seed: int, workload: Workload) -> list[FaultTable]:
-    """Now and then a model kills who runs it, by dice of its own."""
+    """In 30 % of seeds, a model that kills the workers that run it."""
     rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 3]))
     if rng.random() > 0.3:
         return []
@@ -415,14 +423,14 @@ def killers(seed: int, workload: Workload) -> list[FaultTable]:
 
 
 def patience(seed: int) -> dict[str, int]:
-    """When a worker counts as hung, by dice of its own: often so soon that some do which only are slow."""
+    """``hang_ns`` and ``hang_grace_ns`` of a seed: often so short that slow workers count as hung, too."""
     rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 4]))
     hang_ms, grace_ms = log_uniform(rng, 15, 500), log_uniform(rng, 5, 1000)
     return {"hang_ns": 0 if rng.random() < 0.15 else ms(hang_ms), "hang_grace_ns": ms(grace_ms)}
 
 
 def stops(seed: int, workload: Workload, cluster: Cluster) -> list[FaultTable]:
-    """Now and then a worker stops, or a model never ends, by dice of their own."""
+    """Up to two faults of kind ``stop`` or ``hangs``."""
     rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 5]))
     seconds = workload.duration_ns / NS_PER_S
     names = [name for name, _ in workload.models]
@@ -443,7 +451,7 @@ def stops(seed: int, workload: Workload, cluster: Cluster) -> list[FaultTable]:
 
 
 def with_restarts(seed: int, workload: Workload, faults: tuple[FaultTable, ...]) -> tuple[FaultTable, ...]:
-    """Now and then the controller dies, often together with something else, by dice of its own."""
+    """In 30 % of seeds, one to three deaths of the controller, often close to another fault."""
     rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 6]))
     if rng.random() > 0.3:
         return faults
@@ -459,5 +467,5 @@ def with_restarts(seed: int, workload: Workload, faults: tuple[FaultTable, ...])
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number between two, as likely to be twice as large as half as large."""
+    """A random number between two bounds, uniform on a logarithmic scale."""
     return math.exp(rng.uniform(math.log(low), math.log(high)))

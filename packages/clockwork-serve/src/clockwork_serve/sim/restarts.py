@@ -1,4 +1,4 @@
-"""Controllers that die and are replaced, workers and lanes that stop; what others do meanwhile."""
+"""Faults with a recovery of their own: failover of the controller, and workers or lanes that stop."""
 
 from __future__ import annotations
 
@@ -42,36 +42,37 @@ if TYPE_CHECKING:
 
 
 # ------------------------------------------------------------
-# The controller dies and another one comes, in a simulation; and what gateways do meanwhile.
+# Failover of the controller, and what gateways do meanwhile.
 #
-# What is on its way to the controller is lost, and what it sent arrives, until the links end. Its successor
-# is told the catalogue; workers join it, each with what it holds, once they have noticed. Gateways refuse
-# what comes meanwhile, and ask the successor, once it is ready, for what was open and can wait.
+# Messages on their way to the dead controller are lost; what it sent arrives, until the links end. Its
+# successor observes the catalogue; workers join it with their state once they have noticed. Gateways reject
+# requests that arrive meanwhile, and send open requests that can wait to the successor once it is ready.
 
 
 LEAST_NS: Final = 100 * NS_PER_MS
+"""An open request with less time left is rejected at once."""
 PATIENCE_NS: Final = 3 * NS_PER_S
-"""As in ``serve.gateway_stranded``."""
+"""An open request that has awaited failover for this long is rejected. Both as in the gateway."""
 
 Events = Sequence[ControllerEvent]
 
 
 @runtime_checkable
 class Follower(Protocol):
-    """A watcher that is to know when another controller decides."""
+    """A watcher that is notified when a successor takes over."""
 
     def on_controller(self, config: ControllerConfig) -> None:
-        """It is set like that."""
+        """Called with the successor's configuration."""
 
 
 Later = Callable[[int, Callable[[], Events]], None]
 
 
 class Restarts:
-    """A watcher of the simulation, too.
+    """Failover of the controller; also a watcher of the simulation.
 
-    ``later`` has something happen so long from now; ``served`` are the models served; ``unlinked`` is done
-    when a worker notices that its link is gone.
+    ``later`` schedules a call that returns events for the controller; ``served`` are the models served;
+    ``unlinked`` is called when a worker notices that its link has ended.
     """
 
     def __init__(
@@ -85,15 +86,15 @@ class Restarts:
         self._unlinked = unlinked
         self._executed = executed
         self._requests: dict[str, Request] = {}
-        """All and only those that the controller that is up was asked."""
+        """All and only open requests of the running controller."""
         self._again: set[str] = set()
-        """Those that a second controller was asked."""
+        """Requests that were sent to a second controller; they are not sent to a third."""
         self.stranded: dict[str, Request] = {}
-        """All and only those that wait for a controller."""
+        """All and only requests that await failover."""
         self._draining = False
 
     def dies(self, table: FaultTable) -> Events:
-        """The controller dies, if there is one."""
+        """Kill the controller, if one runs."""
         simulation = self._simulation
         if simulation.down is not None:
             return ()
@@ -132,7 +133,7 @@ class Restarts:
         return ()
 
     def _end(self, request: Request, outcome: Outcome, reason: Reason) -> None:
-        """A request ends by its gateway's own finding."""
+        """End a request without a controller, as its gateway does."""
         simulation = self._simulation
         answer = Answer(
             request_id=request.request_id, gateway=request.gateway, outcome=outcome, reason=reason
@@ -142,7 +143,7 @@ class Restarts:
             simulation.checks.asked.answer(answer, simulation.now_ns)
 
     def while_down(self, events: Events) -> None:
-        """What would be told to the controller, and who does without it."""
+        """Handle the events that the controller would observe, as the gateways do without one."""
         checks = self._simulation.checks
         for event in events:
             if checks is not None:
@@ -153,7 +154,7 @@ class Restarts:
                 self._told(event)
 
     def _told(self, event: ControllerEvent) -> None:
-        """Stranded requests whose clients or gateways leave wait no more."""
+        """Note a drain; end requests awaiting failover whose client cancels or whose gateway is lost."""
         if isinstance(event, Drain):
             self._draining = True
         elif isinstance(event, Cancel):
@@ -165,7 +166,7 @@ class Restarts:
                 self._end(request, Outcome.CANCELLED, Reason.NONE)
 
     def _comes(self) -> Events:
-        """A new controller is up, and told the catalogue by the keeper."""
+        """Start the successor; returns the catalogue that the supervisor sends it."""
         simulation = self._simulation
         config = replace(simulation.controller.config, first_id=simulation.now_ns)
         simulation.controller = Controller(config)
@@ -184,7 +185,7 @@ class Restarts:
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
-        """See what is open, and whether there is a controller to ask."""
+        """Track open requests; when the successor is ready, send it those that await failover."""
         for event in events:
             if isinstance(event, Request):
                 self._requests[event.request_id] = event
@@ -206,36 +207,39 @@ class Restarts:
 
 
 def taken_over(controller: Controller, known: set[int]) -> Counter[tuple[str, int]]:
-    """How many INFERs of others a controller believes to run, by device and version; ``known``: all ids."""
+    """How many adopted INFERs a controller believes running, by device and version of the weights.
+
+    Asserts that their ids are among ``known``, the ids of all actions of dead controllers.
+    """
     found: Counter[tuple[str, int]] = Counter()
     running = controller._takeover.running  # noqa: SLF001 - a book to be checked
     for (device, action_id), one in running.items():
-        assert action_id in known, f"{action_id} is taken over, and nobody sent it"
+        assert action_id in known, f"{action_id} is adopted, and no controller sent it"
         if one.residency is not None and one.lane is Lane.EXEC:
             found[device, one.residency.version] += 1
     return found
 
 
 def _nothing() -> None:
-    """The link is cut already."""
+    """Do nothing: the link is cut already."""
 
 
 # ------------------------------------------------------------
-# Workers that stop, or whose lanes do, carried out on a simulated world; and what their keeper does then.
+# Workers that stop, or whose lanes do; and what the supervisor does then.
 #
-# hang    the process is stopped, its devices' work goes on (as on a GPU); whatever it would have said is late
+# hang    the process is stopped, its devices go on (as on a GPU); its messages are late
 # stop    the process is stopped and its lanes with it (as by SIGSTOP): what runs takes that much longer
-# hangs   whenever a model is run, its lane is never done with it; the process goes on
+# hangs   an INFER of this model never ends; the process goes on
 #
-# What stops for good is ended when the controller wants it. If it never would, somebody does it after a
-# while.
+# A worker that stops for good is killed when the controller asks for it. Where the controller cannot (hang
+# detection is off), it is killed after ``kill_ns``, as by an operator.
 
 
 NOTHING: Events = ()
 
 
 class Stops:
-    """See the module; a part of ``Faults``."""
+    """The faults of kind ``hang``, ``stop`` and ``hangs``; a part of ``Faults``."""
 
     def __init__(self, faults: Faults, simulation: Simulation) -> None:
         self._faults = faults
@@ -243,11 +247,11 @@ class Stops:
         self._world = simulation.world
         self._times = simulation.constants.faults
         self._ends = not simulation.controller.config.hang_ns
-        """Nobody will ask for hung workers to be ended."""
+        """Hang detection is off: the controller will not ask for hung workers to be killed."""
         self._halted: dict[SimulatedWorker, tuple[int, int, list[Entry]]] = {}
-        """Workers whose lanes are stopped: since when, how its clock was off, and what was to be done."""
+        """Workers whose lanes are stopped: since when, their clock's skew then, their lanes' entries."""
         self._silent: set[SimulatedWorker] = set()
-        """Stopped workers that were missed."""
+        """Stopped workers that the controller knows to be stalled."""
 
     def hang(self, table: FaultTable) -> Events:
         """Stop processes."""
@@ -258,7 +262,7 @@ class Stops:
         return self._stop(table, lanes=True)
 
     def hangs(self, table: FaultTable, key: str) -> Events:
-        """Whoever runs that model is never done with it."""
+        """From now on, INFERs of that model never end."""
         self._world.endless[key] = self._stuck
         self._faults.after(table, partial(self._hangs_no_more, key))
         return NOTHING
@@ -289,7 +293,7 @@ class Stops:
         return NOTHING
 
     def _end_unasked(self, host: SimulatedWorker) -> Events:
-        """A worker is stopped for good: its keeper ends it where the controller cannot ask for that."""
+        """Kill a worker that is stopped for good, where the controller cannot ask for it."""
         if self._ends or not self._linked(host):
             return self._end(host)
         self._faults.later(self._times.kill_ns, partial(self._end_unasked, host))
@@ -323,10 +327,10 @@ class Stops:
             self._faults.later(self._world.delay_ns(), partial(self._back, host))
         return NOTHING
 
-    # Beats
+    # Heartbeats
 
     def _missed(self, host: SimulatedWorker, since_ns: int) -> Events:
-        """The controller misses the beats of a stopped worker, if it does not believe it lost already."""
+        """Report a stopped worker as stalled, unless it is linked no more; repeated while that lasts."""
         if host.stopped is None or host.stopped_ns != since_ns or host.gone or not self._linked(host):
             return NOTHING
         self._silent.add(host)
@@ -339,10 +343,10 @@ class Stops:
     def _linked(self, host: SimulatedWorker) -> bool:
         return self._simulation.hosts.get(host.name) is host and not is_cut(host)
 
-    # The keeper
+    # The supervisor
 
     def end(self, worker: str) -> None:
-        """The controller wants a worker ended."""
+        """Kill a worker, as the controller asked."""
         host = self._simulation.hosts.get(worker)
         if host is not None:
             self._faults.later(self._times.end_ns, partial(self._end, host))
