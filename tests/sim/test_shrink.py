@@ -37,7 +37,7 @@ def failing(first: int = 0) -> int:
 
 def lost_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests of a lost worker are forgotten."""
-    monkeypatch.setattr(Settler, "lost", lambda self, sent, *, ran: None)
+    monkeypatch.setattr(Settler, "action_lost", lambda self, sent, *, ran: None)
 
 
 def never_late(monkeypatch: pytest.MonkeyPatch) -> None:

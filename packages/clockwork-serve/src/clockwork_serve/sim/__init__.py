@@ -1,4 +1,4 @@
-"""Discrete-event simulator: drives the controller's and workers' own brains in virtual time, from one seed."""
+"""Discrete-event simulator: drives the brains of controller and workers in virtual time, from one seed."""
 
 from clockwork_serve.sim.constants import Cluster, Constants, read_constants
 from clockwork_serve.sim.simulation import Simulation

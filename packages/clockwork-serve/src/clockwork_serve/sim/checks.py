@@ -26,8 +26,8 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.sim.host import LEAST_NS, Asked, SimulatedWorker, World, is_cut
-from clockwork_serve.sim.restarts import taken_over
+from clockwork_serve.sim.host import LEAST_NS, OpenRequests, SimulatedWorker, World, is_cut
+from clockwork_serve.sim.restarts import adopted_infers
 from clockwork_serve.telemetry import Recorder
 from clockwork_serve.units import NS_PER_S, NS_PER_US
 from clockwork_serve.worker.events import LaneDone, Start, WorkerEffect, WorkerEvent
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 # The true state of a device: what its pages hold and its lanes execute, kept apart from any brain's records.
 
 
-class Lying:
+class StoredWeights:
     """Weights that a device's pages truly hold; ``ready`` once their LOAD has ended."""
 
     __slots__ = ("extent", "model", "ready", "version")
@@ -55,11 +55,11 @@ class Lying:
 class Truth:
     """The true state of one device: the contents of its pages, and what runs on its lanes."""
 
-    __slots__ = ("lying", "running", "slowest", "spec", "stalled_ns", "waited_ns")
+    __slots__ = ("running", "slowest", "spec", "stalled_ns", "stored", "waited_ns")
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
-        self.lying: dict[int, Lying] = {}
+        self.stored: dict[int, StoredWeights] = {}
         """All weights that hold pages, by first page."""
         self.running: dict[Lane, Action] = {}
         self.slowest = 1.0
@@ -77,44 +77,44 @@ class Truth:
         if isinstance(action, Load):
             self._claim(action)
             return
-        lying = self.lying.get(action.extent.first)
+        stored = self.stored.get(action.extent.first)
         assert (
-            lying is not None
-            and lying.ready
-            and lying.version == action.version
-            and lying.extent == action.extent
-            and lying.model == action.model
+            stored is not None
+            and stored.ready
+            and stored.version == action.version
+            and stored.extent == action.extent
+            and stored.model == action.model
         ), f"{action} starts, and its weights are not there"
         if isinstance(action, Unload):
             reader = self.running.get(Lane.EXEC)
             assert reader is None or reader.version != action.version, f"{action} starts while they are read"
-            lying.ready = False
+            stored.ready = False
 
     def _claim(self, action: Load) -> None:
         extent = action.extent
         assert extent.first >= 0 and extent.first + extent.count <= self.spec.pages, f"{action} leaves memory"
         assert action.weights.size <= extent.count * self.spec.page_bytes, f"{action} does not fit its pages"
-        for other in self.lying.values():
+        for other in self.stored.values():
             assert not other.extent.overlaps(extent), f"{action} starts in pages that hold {other.model}"
-        self.lying[extent.first] = Lying(action)
+        self.stored[extent.first] = StoredWeights(action)
 
     def end(self, lane: Lane, action_id: int) -> None:
         """Record the end of the action on a lane."""
         action = self.running.pop(lane, None)
         assert action is not None and action.action_id == action_id, f"{action_id} ends, and {action} ran"
         if isinstance(action, Load):
-            self.lying[action.extent.first].ready = True
+            self.stored[action.extent.first].ready = True
         elif isinstance(action, Unload):
-            del self.lying[action.extent.first]
+            del self.stored[action.extent.first]
 
     def versions(self) -> set[int]:
         """Versions of all weights that hold pages."""
-        return {one.version for one in self.lying.values()}
+        return {one.version for one in self.stored.values()}
 
     def has(self, extent: Extent, version: int) -> bool:
         """Whether that version of weights is ready in that extent."""
-        lying = self.lying.get(extent.first)
-        return lying is not None and lying.ready and lying.version == version and lying.extent == extent
+        stored = self.stored.get(extent.first)
+        return stored is not None and stored.ready and stored.version == version and stored.extent == extent
 
 
 # ------------------------------------------------------------
@@ -165,13 +165,13 @@ class CheckedHost(SimulatedWorker):
         self._checks.started(self, action)
         super()._start(effect, now_ns)
 
-    def _tell(self, message: WorkerEffect, now_ns: int) -> None:
+    def _send_to_controller(self, message: WorkerEffect, now_ns: int) -> None:
         if isinstance(message, Result):
             running = self.truth[message.device].running.values()
             assert message.status is not Status.OK or all(
                 action.action_id != message.action_id for action in running
             ), f"{message}, and it runs"
-        super()._tell(message, now_ns)
+        super()._send_to_controller(message, now_ns)
 
     def wait_ns(self, device: str, now_ns: int) -> int:
         """Record the longest wait, by which an action may exceed its usual duration."""
@@ -180,10 +180,10 @@ class CheckedHost(SimulatedWorker):
         truth.waited_ns = max(truth.waited_ns, wait_ns)
         return wait_ns
 
-    def stalled(self, by_ns: int) -> None:
+    def stalled(self, extra_ns: int) -> None:
         """Record by how much running actions may exceed their usual duration."""
         for truth in self.truth.values():
-            truth.stalled_ns += by_ns
+            truth.stalled_ns += extra_ns
 
     def check(self, axis_ns: int) -> None:
         """Check the brain's invariants, that it has no decision left, and its pages against the true ones."""
@@ -195,8 +195,8 @@ class CheckedHost(SimulatedWorker):
                 one.extent.first: (one.extent, one.version, one.model, one.state == "ready")
                 for one in machine._devices[name].pages.all()  # noqa: SLF001 - a book to be checked
             }
-            lying = {at: (one.extent, one.version, one.model, one.ready) for at, one in truth.lying.items()}
-            assert held == lying, f"{name}: its pages hold {lying}, and its worker believes {held}"
+            stored = {at: (one.extent, one.version, one.model, one.ready) for at, one in truth.stored.items()}
+            assert held == stored, f"{name}: its pages hold {stored}, and its worker believes {held}"
 
 
 # ------------------------------------------------------------
@@ -238,7 +238,7 @@ class Checks:
         self._simulation = simulation
         self._recorder = Recorder()
         self._steps = 0
-        self.asked = Asked(simulation.controller.config)
+        self.open_requests = OpenRequests(simulation.controller.config)
         self._held: set[str] = set()
         """Requests that ended while a worker had their tensors, until these are released."""
         self._reading: dict[str, set[int]] = {}
@@ -248,9 +248,9 @@ class Checks:
         """Workers that the controller declared hung, and the INFERs it believed to be running there then."""
         self._out: dict[int, Action] = {}
         """All and only actions in flight: the controller has observed neither result nor loss. By id."""
-        self._old: set[int] = set()
+        self._orphaned: set[int] = set()
         """Ids of actions that no controller waits for: sent by a dead one, or given up as lost."""
-        self._one_life = True
+        self._no_failover = True
         """The controller never died."""
         self._unknown: dict[tuple[str, int], int] = {}
         """By device and version of weights that the controller does not know of: since when."""
@@ -281,7 +281,7 @@ class Checks:
             if isinstance(event, Result):
                 self._result(event)
                 continue
-            self.asked.observe(event)
+            self.open_requests.observe(event)
             if isinstance(event, WorkerLost):
                 self._lost(event)
             elif isinstance(event, WorkerJoined):
@@ -299,7 +299,7 @@ class Checks:
             elif isinstance(effect, Quarantined):
                 self._quarantined(effect)
             elif isinstance(effect, WorkerHung):
-                self._told_hung(effect)
+                self._check_hung(effect)
         wake_ns = self._simulation.controller.next_wakeup_ns()
         assert wake_ns is None or wake_ns > now_ns, f"the controller asks at {now_ns} to wake at {wake_ns}"
         self._recorder.on_step(now_ns, events, effects)
@@ -311,23 +311,23 @@ class Checks:
 
     def controller_died(self) -> None:
         """Reset what the controller knew; actions that it sent may still run."""
-        self._old.update(self._out)
+        self._orphaned.update(self._out)
         self._out.clear()
         self._reading.clear()
         self._hung.clear()
         self._held.clear()
         self._losses.clear()
         self._recorder = Recorder()
-        self._one_life = False
-        self.asked.controller_died()
+        self._no_failover = False
+        self.open_requests.controller_died()
 
     # One step
 
     def _result(self, result: Result) -> None:
         action = self._out.pop(result.action_id, None)
         if action is None:
-            assert result.action_id in self._old, f"{result} of no action that is out"
-            self._old.remove(result.action_id)
+            assert result.action_id in self._orphaned, f"{result} of no action that is out"
+            self._orphaned.remove(result.action_id)
             return
         if isinstance(action, Infer):
             self._read(action)
@@ -345,21 +345,21 @@ class Checks:
             if not readers:
                 del self._reading[call.request_id]
 
-    def _told_hung(self, effect: WorkerHung) -> None:
+    def _check_hung(self, effect: WorkerHung) -> None:
         """A worker is declared hung, is to be ended, or has recovered."""
         if effect.end or not effect.why:
             assert effect.worker in self._hung, f"{effect}, and it was not hung"
         else:
             assert effect.worker not in self._hung, f"{effect} again"
         if effect.why:
-            self._hung.setdefault(effect.worker, self._heads(effect.worker))
-            self.asked.hung = True
+            self._hung.setdefault(effect.worker, self._running_infers(effect.worker))
+            self.open_requests.hung = True
         else:
             del self._hung[effect.worker]
             owed = [one for one in self._out.values() if self._worker_of(one) == effect.worker]
             assert not owed, f"{effect}, and it owes {owed}"
 
-    def _heads(self, worker: str) -> set[int]:
+    def _running_infers(self, worker: str) -> set[int]:
         first: dict[str, int] = {}
         for action_id, action in sorted(self._out.items()):
             if isinstance(action, Infer) and self._worker_of(action) == worker:
@@ -381,22 +381,24 @@ class Checks:
         ]
         ran = [one for one in out if lost.running is not None and one.action_id in lost.running]
         self._deaths.update({one.model for one in ran} | set(lost.preparing))
-        known = ran or lost.preparing or not self._old.isdisjoint(lost.running or ()) or heads is not None
+        known = (
+            ran or lost.preparing or not self._orphaned.isdisjoint(lost.running or ()) or heads is not None
+        )
         for action in out:
             self._lose(action, ran=action in ran or not known or action.action_id in (heads or ()))
 
     def _quarantined(self, effect: Quarantined) -> None:
         if not effect.why:
-            self.asked.quarantined.remove(effect.model)
+            self.open_requests.quarantined.remove(effect.model)
             return
-        self.asked.quarantined.add(effect.model)
+        self.open_requests.quarantined.add(effect.model)
         after = self._simulation.controller.config.quarantine_after
         deaths = max(self._deaths[effect.model], self._deaths[effect.code_id])
         assert 0 < after <= deaths, f"{effect} after {deaths} deaths"
 
     def _lose(self, action: Action, *, ran: bool) -> None:
         del self._out[action.action_id]
-        self._old.add(action.action_id)
+        self._orphaned.add(action.action_id)
         if isinstance(action, Infer):
             most = self._simulation.controller.config.retries + 1
             self._read(action)
@@ -405,7 +407,7 @@ class Checks:
                 assert self._losses[call.request_id] <= most, f"{call} cost {most + 1} workers"
 
     def _answer(self, answer: Answer, now_ns: int) -> None:
-        self.asked.answer(answer, now_ns)
+        self.open_requests.answer(answer, now_ns)
         if not answer.release:
             self._held.add(answer.request_id)
         else:
@@ -418,11 +420,11 @@ class Checks:
         self._out[action.action_id] = action
         if isinstance(action, Unload):
             return
-        assert action.model in self.asked.served, f"{action} of a model that is not served"
-        assert action.model not in self.asked.quarantined, f"{action} of a model in quarantine"
+        assert action.model in self.open_requests.served, f"{action} of a model that is not served"
+        assert action.model not in self.open_requests.quarantined, f"{action} of a model in quarantine"
         if isinstance(action, Infer):
             for call in action.calls:
-                asked = call.request_id in self.asked.open
+                asked = call.request_id in self.open_requests.open
                 readers = self._reading.setdefault(call.request_id, set())
                 elsewhere = all(self._worker_of(self._out[one]) in self._hung for one in readers)
                 assert asked and elsewhere, f"{action}: {call} is not waiting"
@@ -431,7 +433,7 @@ class Checks:
         self._estimate(action)
 
     def _estimate(self, action: Load | Infer) -> None:
-        """Assert that an estimate, a quantile of durations and the profile, is within their possible range."""
+        """Assert that an estimate, a quantile of durations and the profile, is in their possible range."""
         key = (action.code_id, action.batch if isinstance(action, Infer) else 0)
         if key not in self._bounds:
             self._bounds[key] = self._range(action)
@@ -472,11 +474,11 @@ class Checks:
         owed = {action_id for one in belief.hung.values() for action_id in one.sent}
         assert belief.sent.keys() | owed == self._out.keys(), "the controller waits for others than are out"
         assert belief.hung.keys() == self._hung.keys(), f"{self._hung} hung"
-        assert self.asked.open.keys() == simulation.open.keys()
+        assert self.open_requests.open.keys() == simulation.open.keys()
         away = {device.name for one in belief.hung.values() for device in one.devices}
         assert belief.devices.keys() | away == simulation.by_device.keys()
         readers = Counter((one.device, one.version) for one in self._out.values() if isinstance(one, Infer))
-        readers += taken_over(controller, self._old)
+        readers += adopted_infers(controller, self._orphaned)
         for name, device in belief.devices.items():
             host = simulation.by_device[name]
             assert isinstance(host, CheckedHost)
@@ -487,7 +489,7 @@ class Checks:
                 assert there or one.state != READY, f"{name}: {one.model.model.key} is believed ready"
                 out = readers[name, one.version]
                 assert one.in_flight == out, f"{name}: {one.in_flight} INFERs believed out, not {out}"
-            served, holders = self.asked.served, device.pages.holders()
+            served, holders = self.open_requests.served, device.pages.holders()
             known = {one.version for one in holders if one.in_flight or one.model.model.key in served}
             self._check_forgotten(host, name, known, now_ns)
         self._check_counters()
@@ -505,8 +507,8 @@ class Checks:
         counters, tally = self._recorder.counters, self._simulation.tally
         assert not counters.unmatched
         assert counters.received == sum(counters.outcomes.values()) + counters.open
-        assert counters.open == len(self.asked.open) - len(self.asked.stranded)
-        if tally.warmup_ns or not self._one_life:
+        assert counters.open == len(self.open_requests.open) - len(self.open_requests.awaiting_failover)
+        if tally.warmup_ns or not self._no_failover:
             return
         total = tally.total()
         assert counters.received == total.offered, f"{counters.received} received, {total.offered} offered"
@@ -521,12 +523,12 @@ class Checks:
         for host in simulation.hosts.values():
             if isinstance(host, CheckedHost) and host.stopped is None:
                 host.check(host.axis_ns(simulation.now_ns))
-        assert not self.asked.open, f"without a response: {sorted(self.asked.open)}"
+        assert not self.open_requests.open, f"without a response: {sorted(self.open_requests.open)}"
         total = simulation.tally.total()
         assert total.offered == total.ended or simulation.tally.warmup_ns
 
     def check_quiet(self) -> None:
-        """Check, seconds after the last request and fault, that nothing is in flight and all records agree."""
+        """Check, seconds after all requests and faults, that nothing is in flight and all records agree."""
         simulation = self._simulation
         self.check_end()
         assert not self._out and not self._reading and not self._held, "something is still in flight"
@@ -535,19 +537,19 @@ class Checks:
             host = simulation.by_device[name]
             assert isinstance(host, CheckedHost) and not is_cut(host) and host.stopped is None, host.name
             if host.stuck:
-                continue  # its link was cut since: nothing was sent to that lane that could show that it hangs
+                continue  # its link was cut since: nothing was sent to that lane that could show the hang
             truth, holders = host.truth[name], device.pages.holders()
             assert not truth.running, f"{name}: {truth.running} runs still"
             assert truth.versions() == {one.version for one in holders}, (
                 f"{name}: other weights than believed"
             )
-            assert {one.model.model.key for one in holders} <= self.asked.served, (
+            assert {one.model.model.key for one in holders} <= self.open_requests.served, (
                 f"{name}: weights not served"
             )
             assert not device.pending_codes, f"{name}: {device.pending_codes} are not prepared"
             prepared = device.codes.keys() | device.failed_codes.keys()
             assert prepared == {code.code.code_id for code in simulation.codes}, f"{name}: {prepared}"
-            assert not device.failed_codes or self.asked.quarantined, f"{name}: {device.failed_codes}"
+            assert not device.failed_codes or self.open_requests.quarantined, f"{name}: {device.failed_codes}"
 
 
 def _span(quantiles_us: tuple[tuple[float, float], ...]) -> tuple[int, int]:

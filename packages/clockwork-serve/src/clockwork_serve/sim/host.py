@@ -141,8 +141,24 @@ class SimulatedWorker:
     """
 
     __slots__ = (
-        "answered_ns", "died_at", "floor_ns", "gone", "heard_ns", "joined", "machine", "name", "skew_ns",
-        "slowness", "specs", "stopped", "stopped_ns", "stuck", "taken_ns", "trouble", "wake_ns", "world",
+        "cores_busy_until_ns",
+        "died_at",
+        "from_worker_until_ns",
+        "gone",
+        "joined",
+        "link_fault",
+        "machine",
+        "name",
+        "not_before_ns",
+        "skew_ns",
+        "slowness",
+        "specs",
+        "stopped",
+        "stopped_ns",
+        "stuck",
+        "to_worker_until_ns",
+        "wake_ns",
+        "world",
     )  # fmt: skip
 
     def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World) -> None:
@@ -162,16 +178,16 @@ class SimulatedWorker:
         """When it was last stopped."""
         self.skew_ns = 0
         """By how much its clock, as converted by the transport, is ahead."""
-        self.floor_ns = 0
+        self.not_before_ns = 0
         """Lower bound of its clock, which is monotonic even when ``skew_ns`` shrinks."""
         self.slowness: dict[str, float] = {}
         """By device: the factor by which durations are longer than usual."""
-        self.taken_ns = {spec.device: 0 for spec in specs if spec.lanes_share}
+        self.cores_busy_until_ns = {spec.device: 0 for spec in specs if spec.lanes_share}
         """By device whose lanes share cores: until when these are busy. First come, first served."""
-        self.trouble: FaultInjector | None = None
-        self.heard_ns = 0
+        self.link_fault: FaultInjector | None = None
+        self.to_worker_until_ns = 0
         """When the last message to it arrives; the next one may not arrive earlier (links keep the order)."""
-        self.answered_ns = 0
+        self.from_worker_until_ns = 0
         """The same for messages from it."""
         self.wake_ns = FAR_NS
         self.joined: WorkerJoined | None = None
@@ -180,9 +196,9 @@ class SimulatedWorker:
     def axis_ns(self, now_ns: int) -> int:
         """The instant that its clock shows."""
         axis_ns = now_ns + self.skew_ns
-        return axis_ns if axis_ns > self.floor_ns else self.floor_ns
+        return axis_ns if axis_ns > self.not_before_ns else self.not_before_ns
 
-    def offer(self, now_ns: int) -> WorkerJoined:
+    def connect(self, now_ns: int) -> WorkerJoined:
         """Open a link to a controller; returns the first message on it."""
         self.observe(ControllerFound(worker=self.name), now_ns)
         self.decide(now_ns)
@@ -192,11 +208,11 @@ class SimulatedWorker:
 
     def send(self, message: Action | CodeAdded | CodeRemoved | RetainWeights, now_ns: int) -> None:
         """Send it a message from the controller."""
-        self.heard_ns = self._post(TO_WORKER, message, now_ns, self.heard_ns)
+        self.to_worker_until_ns = self._post(TO_WORKER, message, now_ns, self.to_worker_until_ns)
 
-    def _tell(self, message: WorkerEffect, now_ns: int) -> None:
+    def _send_to_controller(self, message: WorkerEffect, now_ns: int) -> None:
         """Send the controller a message from it."""
-        self.answered_ns = self._post(TO_CONTROLLER, message, now_ns, self.answered_ns)
+        self.from_worker_until_ns = self._post(TO_CONTROLLER, message, now_ns, self.from_worker_until_ns)
 
     def _post(self, kind: int, message: object, now_ns: int, before_ns: int) -> int:
         """Send a message on one direction of its link; it arrives not before ``before_ns``.
@@ -208,11 +224,11 @@ class SimulatedWorker:
         when_ns = now_ns + world.worker_delay_ns
         if jitter is not None:
             when_ns += jitter.next()
-        if self.trouble is not None:
-            troubled_ns = self.trouble.arrival_ns(when_ns)
-            if troubled_ns is None:
+        if self.link_fault is not None:
+            delayed_ns = self.link_fault.arrival_ns(when_ns)
+            if delayed_ns is None:
                 return before_ns
-            when_ns = troubled_ns
+            when_ns = delayed_ns
         if when_ns < before_ns:
             when_ns = before_ns
         world.order = order = world.order + 1
@@ -222,14 +238,14 @@ class SimulatedWorker:
     def observe(self, event: WorkerEvent, now_ns: int) -> None:
         """Pass an event to its brain."""
         axis_ns = now_ns + self.skew_ns
-        self.machine.observe(event, axis_ns if axis_ns > self.floor_ns else self.floor_ns)
+        self.machine.observe(event, axis_ns if axis_ns > self.not_before_ns else self.not_before_ns)
 
     def decide(self, now_ns: int) -> None:
         """Have its brain decide, perform the effects and schedule its next wake-up."""
         machine = self.machine
         axis_ns = now_ns + self.skew_ns
-        if axis_ns < self.floor_ns:
-            axis_ns = self.floor_ns
+        if axis_ns < self.not_before_ns:
+            axis_ns = self.not_before_ns
         for effect in machine.decide(axis_ns):
             kind = type(effect)
             if kind is Start:
@@ -237,9 +253,9 @@ class SimulatedWorker:
             elif kind is Result:
                 if effect.status is not _OK:  # type: ignore[union-attr]
                     self.world.tally.busy.refused += 1
-                self._tell(effect, now_ns)
+                self._send_to_controller(effect, now_ns)
             else:
-                self._chore(effect, now_ns)
+                self._perform_other(effect, now_ns)
         wake_ns = machine.next_wakeup_ns()
         if wake_ns is not None:
             wake_ns -= self.skew_ns
@@ -274,12 +290,12 @@ class SimulatedWorker:
             _add(tally.busy, action, lasts_ns)
         if tally.bucket_ns:
             _add(tally.busy_row(now_ns), action, lasts_ns)
-        if device in self.taken_ns and type(action) is not Unload:
+        if device in self.cores_busy_until_ns and type(action) is not Unload:
             lasts_ns += self.wait_ns(device, now_ns)
-            self.taken_ns[device] = now_ns + lasts_ns
+            self.cores_busy_until_ns[device] = now_ns + lasts_ns
         started_ns = now_ns + self.skew_ns
-        if started_ns < self.floor_ns:
-            started_ns = self.floor_ns
+        if started_ns < self.not_before_ns:
+            started_ns = self.not_before_ns
         done = LaneDone(
             action_id=action.action_id, device=device, lane=effect.lane, status=_OK, started_ns=started_ns,
             ended_ns=started_ns + lasts_ns, run_ns=lasts_ns, outputs=outputs,
@@ -295,10 +311,10 @@ class SimulatedWorker:
 
     def wait_ns(self, device: str, now_ns: int) -> int:
         """How long an action that starts now waits for the other lane, which uses the same cores."""
-        wait_ns = self.taken_ns[device] - now_ns
+        wait_ns = self.cores_busy_until_ns[device] - now_ns
         return wait_ns if wait_ns > 0 else 0
 
-    def _chore(self, effect: WorkerEffect, now_ns: int) -> None:
+    def _perform_other(self, effect: WorkerEffect, now_ns: int) -> None:
         """Perform an effect that is neither a start nor a result: prepare, retire or report a code; join."""
         world = self.world
         if isinstance(effect, Prepare):
@@ -310,11 +326,11 @@ class SimulatedWorker:
         elif isinstance(effect, WorkerJoined):
             self.joined = effect
         else:
-            self._tell(effect, now_ns)
+            self._send_to_controller(effect, now_ns)
 
     # Faults
 
-    def tell_at_once(self, event: WorkerEvent, now_ns: int) -> None:
+    def deliver_now(self, event: WorkerEvent, now_ns: int) -> None:
         """Pass an event to its brain and have it decide; if the process is stopped, when it resumes."""
         if self.stopped is not None:
             self.stopped.append(event)
@@ -328,10 +344,10 @@ class SimulatedWorker:
         self.stopped = []
         self.stopped_ns = now_ns
 
-    def stalled(self, by_ns: int) -> None:
+    def stalled(self, extra_ns: int) -> None:
         """Called after its devices were stopped for that long; a hook for the checks."""
 
-    def go_on(self, now_ns: int) -> None:
+    def resume(self, now_ns: int) -> None:
         """Resume the process, as by SIGCONT: its brain observes all held-back events, in order."""
         assert self.stopped is not None and not self.gone, f"{self.name} cannot resume"
         missed, self.stopped = self.stopped, None
@@ -346,7 +362,7 @@ class SimulatedWorker:
         self.stopped = []
         self.world.forget(self, (TO_WORKER, LANE_DONE, WAKE))
 
-    def autopsy(self) -> WorkerLost:
+    def lost_event(self) -> WorkerLost:
         """The event for the controller when its link has ended; if it died, with what it was executing."""
         if not self.gone:
             return WorkerLost(worker=self.name)
@@ -359,7 +375,7 @@ class SimulatedWorker:
 
         Running actions report instants by the new clock: the transport converts them when they are sent.
         """
-        self.floor_ns = self.axis_ns(now_ns)
+        self.not_before_ns = self.axis_ns(now_ns)
         jump_ns, self.skew_ns = skew_ns - self.skew_ns, skew_ns
         heap = self.world.heap
         for at, (when_ns, order, kind, whom, what) in enumerate(heap):
@@ -385,7 +401,7 @@ def _add(busy: Busy, action: Action, lasts_ns: int) -> None:
 # Which requests are open, and which outcomes are legal for each, by the events that the controller observed.
 
 
-class Asked:
+class OpenRequests:
     """Requests without a response, and what happened that makes each outcome legal; for the checks."""
 
     def __init__(self, config: ControllerConfig) -> None:
@@ -402,7 +418,7 @@ class Asked:
         self._limited: set[str] = set()
         """Tenants that have a quota."""
         self._draining = False
-        self.stranded: set[str] = set()
+        self.awaiting_failover: set[str] = set()
         """Open requests that their gateways may send again, because the controller died."""
         self._controller_lost = False
         self._worker_lost = False
@@ -415,8 +431,10 @@ class Asked:
         """The controller observes an event."""
         match event:
             case Request():
-                assert event.request_id not in self.open.keys() - self.stranded, f"{event} came twice"
-                self.stranded.discard(event.request_id)
+                assert event.request_id not in self.open.keys() - self.awaiting_failover, (
+                    f"{event} came twice"
+                )
+                self.awaiting_failover.discard(event.request_id)
                 self.open[event.request_id] = event
             case Cancel():
                 if event.request_id in self.open:
@@ -439,7 +457,7 @@ class Asked:
 
     def controller_died(self) -> None:
         """Open requests await failover; the successor knows nothing of quarantines."""
-        self.stranded = set(self.open)
+        self.awaiting_failover = set(self.open)
         self.quarantined.clear()
         self._controller_lost = self._worker_lost = True
 
@@ -447,7 +465,7 @@ class Asked:
         """Assert that a response is the request's first and its outcome legal."""
         request = self.open.pop(answer.request_id, None)
         assert request is not None, f"{answer}: unknown request, or its second response"
-        self.stranded.discard(answer.request_id)
+        self.awaiting_failover.discard(answer.request_id)
         cancelled = answer.request_id in self._cancelled
         orphan = answer.request_id in self._orphans or request.model not in self.served
         self._cancelled.discard(answer.request_id)
@@ -493,7 +511,7 @@ class Asked:
 # Faults of the link between the controller and a worker. Messages keep their order.
 
 
-class Trouble:
+class LinkFault:
     """A fault of one link: it delays messages by ``delay_ns``, or loses a share of them."""
 
     __slots__ = ("cut", "cut_link", "delay_ns", "dice", "loss")
@@ -517,4 +535,4 @@ class Trouble:
 
 def is_cut(host: SimulatedWorker) -> bool:
     """Whether its link is cut: messages of neither direction arrive."""
-    return isinstance(host.trouble, Trouble) and host.trouble.cut
+    return isinstance(host.link_fault, LinkFault) and host.link_fault.cut

@@ -21,11 +21,11 @@ from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile
 from clockwork_serve.sim.constants import Cluster
 from clockwork_serve.sim.faults import (
-    MISHAPS_STREAM,
+    FAULT_SCHEDULE_STREAM,
+    hang_settings,
     killers,
     log_uniform,
     losses_allowed,
-    patience,
     shared_lanes,
     stops,
     with_restarts,
@@ -60,8 +60,8 @@ GRACES_MAX: Final = 6
 """A hung worker is detected within ``PATIENCE_MAX * hang_ns``, and killed within ``GRACES_MAX`` graces."""
 
 SKEW_STAYS_MS: Final = 1.0
-"""Clock skews above this end: a worker with such a clock refuses every action, and requests without a deadline
-would be sent to it for ever."""
+"""Clock skews above this end: a worker with such a clock refuses every action, and requests without a
+deadline would be sent to it for ever."""
 
 REPLAY: Final = "python -m qa.simulator_seeds"
 
@@ -118,7 +118,7 @@ def _zoo() -> Zoo:
 
 def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
     """The scenario of a seed, with at least that many requests."""
-    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM]))
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM]))
     kinds = _kinds(rng)
     sets = [
         ModelSet(name=f"m{at}", kind=model.kind, copies=int(rng.integers(1, 9)))
@@ -138,7 +138,7 @@ def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
     scenario, workload = _long_enough(seed, sets, loads, tenants, requests / rate_rps, requests)
     table = ClusterTable(devices=devices, devices_per_worker=cluster.devices_per_worker)
     faults = _faults(rng, workload, cluster)
-    config = replace(_config(rng), quarantine_after=losses_allowed(seed), **patience(seed))
+    config = replace(_config(rng), quarantine_after=losses_allowed(seed), **hang_settings(seed))
     if config.open_window:
         faults = [_delay_ends(fault, workload) for fault in faults]
     return Chance(
@@ -262,7 +262,7 @@ def _with_tenants(
     seed: int, loads: list[LoadTable], devices: int
 ) -> tuple[tuple[TenantTable, ...], list[LoadTable]]:
     """The loads, some with a priority or of a tenant with a quota; from a random stream of its own."""
-    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 1]))
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 1]))
     tenants = tuple(
         TenantTable(
             name=name, burst_s=log_uniform(rng, 0.01, 2),

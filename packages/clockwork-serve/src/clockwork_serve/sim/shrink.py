@@ -41,7 +41,7 @@ BEATS_TRIED: Final = 6
 
 
 class Case(Struct, frozen=True, kw_only=True):
-    """A random scenario with every request listed; ``seed`` decides only the noise and the faults' choices."""
+    """A random scenario with every request listed; ``seed`` decides only noise and choices of faults."""
 
     seed: int
     models: tuple[tuple[str, str], ...]
@@ -115,7 +115,7 @@ def case_of(chance: Chance) -> Case:
     )  # fmt: skip
 
 
-class Heard:
+class ReceivedRequests:
     """A watcher that lists the requests that reach the controller."""
 
     def __init__(self, case: Case) -> None:
@@ -135,7 +135,9 @@ class Heard:
                 self.requests.append((at_ns, model, event.deadline_ns - at_ns, load))
 
 
-def play_case(case: Case, beats_max: int = BEATS_MAX, watcher: Heard | None = None) -> Violation | None:
+def play_case(
+    case: Case, beats_max: int = BEATS_MAX, watcher: ReceivedRequests | None = None
+) -> Violation | None:
     """Run a case with all checks; returns the failed check, if any."""
     workload = _Listed(
         models=case.models, loads=case.loads, priorities=case.priorities, tenants=case.tenants,
@@ -177,7 +179,7 @@ def shrink(
     seconds: float = 60.0,
     tell: Callable[[Case, int], None] = lambda case, attempts: None,
 ) -> Shrunk:
-    """The smallest case that is found in ``seconds``. Raises :class:`ConfigError` if ``case`` does not fail."""
+    """The smallest case found in ``seconds``. Raises :class:`ConfigError` if ``case`` does not fail."""
     violation = play_case(case)
     if violation is None:
         raise ConfigError(
@@ -193,7 +195,7 @@ class _Shrinker:
         self, case: Case, violation: Violation, end_s: float, tell: Callable[[Case, int], None]
     ) -> None:
         self._best, self._violation = case, violation
-        self._end_s, self._tell = end_s, tell
+        self._end_s, self._send_to_controller = end_s, tell
         self._attempts = 0
 
     def run(self) -> Shrunk:
@@ -223,7 +225,7 @@ class _Shrinker:
         good = found is not None and found.kind == self._violation.kind
         if good and found is not None:
             self._best, self._violation = case, found
-        self._tell(self._best, self._attempts)
+        self._send_to_controller(self._best, self._attempts)
         return good
 
     def _fewer(self, items: Sequence[Item], keep: Callable[[tuple[Item, ...]], bool]) -> None:
@@ -264,7 +266,7 @@ class _Shrinker:
     def _no_clients(self) -> None:
         """Replace closed-loop clients by the requests that they sent."""
         if self._best.closed:
-            heard = Heard(self._best)
+            heard = ReceivedRequests(self._best)
             play_case(self._best, BEATS_TRIED, heard)
             self._try(requests=tuple(sorted(heard.requests)), closed=())
 

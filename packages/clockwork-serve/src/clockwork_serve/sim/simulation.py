@@ -170,7 +170,7 @@ class Simulation:
         for host in hosts:
             self.hosts[host.name] = host
             self.by_device.update((spec.device, host) for spec in host.specs)
-            events.append(host.offer(0))
+            events.append(host.connect(0))
             events += self.prepare(host)
         self._step_controller(events, 0)
         self._start_clients()
@@ -291,7 +291,7 @@ class Simulation:
         for effect in effects:
             kind = type(effect)
             if kind is Answer:
-                self.hear(effect, now_ns)  # type: ignore[arg-type]
+                self.deliver(effect, now_ns)  # type: ignore[arg-type]
             elif kind is Infer or kind is Load or kind is Unload or kind is RetainWeights:
                 self.by_device[effect.device].send(effect, now_ns)  # type: ignore[union-attr,arg-type]
             elif kind is WorkerHung and effect.end:  # type: ignore[union-attr]
@@ -355,16 +355,16 @@ class Simulation:
 
             self.world.at(now_ns + self._hop_ns, CALL, None, arrive)
 
-    def hear(self, answer: Answer, now_ns: int) -> None:
+    def deliver(self, answer: Answer, now_ns: int) -> None:
         """Send a response to its client, which it reaches one hop from now."""
         sent = self.open.pop(answer.request_id, None)
         assert sent is not None, f"{answer.request_id}: unknown request, or its second response"
         load, sent_ns, deadline_ns, client = sent
-        heard_ns = now_ns + self._hop_ns
+        delivered_ns = now_ns + self._hop_ns
         good = answer.outcome is _OK
-        self.tally.ended(load, sent_ns, heard_ns, answer, in_time=good and heard_ns <= deadline_ns)
+        self.tally.ended(load, sent_ns, delivered_ns, answer, in_time=good and delivered_ns <= deadline_ns)
         if client is not None:
-            again_ns = heard_ns if good else heard_ns + self._retry_ns(client.load, answer)
+            again_ns = delivered_ns if good else delivered_ns + self._retry_ns(client.load, answer)
             self.world.at(again_ns, CLIENT, client, None)
 
     def _retry_ns(self, load: ClosedLoad, answer: Answer) -> int:

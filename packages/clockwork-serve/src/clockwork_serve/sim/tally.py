@@ -1,4 +1,4 @@
-"""Counts outcomes of requests, and actions, of a simulation, in memory independent of the number of requests."""
+"""Counts the requests (by outcome) and actions of a simulation; memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -137,8 +137,8 @@ class Tally:
             self.busy_rows.append(Busy())
         return self.busy_rows[at]
 
-    def ended(self, load: int, sent_ns: int, heard_ns: int, answer: Answer, *, in_time: bool) -> None:
-        """Count a response that reached its client at ``heard_ns``."""
+    def ended(self, load: int, sent_ns: int, delivered_ns: int, answer: Answer, *, in_time: bool) -> None:
+        """Count a response that reached its client at ``delivered_ns``."""
         if sent_ns >= self.warmup_ns:
             count = self.loads[load]
             if in_time:
@@ -146,11 +146,11 @@ class Tally:
                 count.batch_sum += answer.batch
                 if answer.cold:
                     count.cold += 1
-                count.answered.add(heard_ns - sent_ns)
+                count.answered.add(delivered_ns - sent_ns)
             else:
-                _count(count, heard_ns - sent_ns, answer, in_time=False)
+                _count(count, delivered_ns - sent_ns, answer, in_time=False)
         if self.bucket_ns:
-            _count(self.row(sent_ns)[load], heard_ns - sent_ns, answer, in_time=in_time)
+            _count(self.row(sent_ns)[load], delivered_ns - sent_ns, answer, in_time=in_time)
 
     def total(self) -> Count:
         """All loads together (without histograms of refusals)."""
