@@ -102,8 +102,8 @@ class Tree:
                 f"{self.name}: expected {self.python} to import clockwork_serve from {self.path}, found "
                 f"{found or done.stderr.strip()[-500:]}; run this with the Python of the project's .venv"
             )
-        folders = (folder for folder in ("src", "harness", *FOLDERS) if (self.path / folder).is_dir())
-        self._run("-m", "compileall", "-q", *folders)
+        folders = (folder for folder in ("harness", *FOLDERS) if (self.path / folder).is_dir())
+        self._run("-m", "compileall", "-q", *map(str, sources(self.path)), *folders)
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

@@ -43,7 +43,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         def _split_scope(self, nodeid: str) -> str:
             path, _, name = nodeid.partition("::")
             if path == FUZZERS:
-                return name  # 20 s each: they fill what the others leave
+                return name  # some seconds each: they fill what the others leave
             return "system" if starts_servers(path) else path
 
     return Files(config, log)

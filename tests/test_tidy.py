@@ -284,7 +284,7 @@ def test_every_package_of_tests_has_its_package() -> None:
     tested = {path.split("/")[1] for path in tracked() if re.match(r"tests/\w+/", path)}
 
     assert tested - packages - apart == set()
-    inside = {path.split("/")[3] for path in tracked() if re.match(r"src/clockwork_serve/serve/\w+/", path)}
+    inside = {found[1] for path in tracked() if (found := re.match(SERVER + r"serve/(\w+)/", path))}
     assert {path.split("/")[2] for path in tracked() if re.match(r"tests/serve/\w+/", path)} == inside
 
 

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from clockwork_serve.controller import Controller, state
+from clockwork_serve.controller.cluster import Queue
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import (
     ControllerEffect,
@@ -25,6 +26,8 @@ from clockwork_serve.sim.seeds import Digest, play_seed, random_scenario, run_th
 from clockwork_serve.sim.simulation import Simulation
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model
+
+pytestmark = pytest.mark.skipif(hasattr(Queue, "__mypyc_attrs__"), reason="compiled records are not copied")
 
 SEEDS = (*range(20), 349)
 """In the last one a controller takes over a worker that runs an action."""

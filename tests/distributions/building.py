@@ -25,7 +25,11 @@ print(getattr(build_meta, f"build_{what}")(folder))
 
 
 def source(name: str, folder: Path) -> Path:
-    """A copy of a distribution's folder as git knows it, so that building leaves nothing in the checkout."""
+    """A copy of a distribution's folder as git knows it, so that building leaves nothing in the checkout.
+
+    The workspace's settings lie above it as they do there: mypyc looks for some.
+    """
+    shutil.copy2(ROOT / "pyproject.toml", folder)
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", f"packages/{name}"],
         cwd=ROOT, capture_output=True, text=True, check=True,

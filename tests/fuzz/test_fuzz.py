@@ -17,14 +17,16 @@ from tests.fuzz.engine import NAMES, Target, Wrong, changed, check, everything, 
 from tests.fuzz.targets import files
 
 ROOT = Path(__file__).parents[2]
-SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "20"))
+SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "8"))
+"""Enough to run what `make fuzz` kept, and to notice a parser that breaks at once; `make fuzz` explores."""
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 200)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_parser_does_not_trip_over_what_is_nearly_right(name: str, tmp_path: Path) -> None:
-    row = fuzzed(name, SECONDS, tmp_path, Random().randrange(1, 2**31))
+    seed = 1 if os.environ.get("CI") else Random().randrange(1, 2**31)
+    row = fuzzed(name, SECONDS, tmp_path, seed)
 
     assert not row.failure, row.failure
     assert row.inputs > 0

@@ -112,8 +112,8 @@ def images(rows, side=64):
 
 
 MODELS = {
-    "mobilenet": (lambda: vision("mobilenet_v3_small"), images, (1, 2, 4, 8, 16)),
-    "resnet50": (lambda: vision("resnet50"), images, (1, 16)),
+    "mobilenet": (lambda: vision("mobilenet_v3_small"), images, (1, 4, 16)),
+    "resnet18": (lambda: vision("resnet18"), images, (1, 16)),
     "encoder": (
         lambda: Encoder().eval(),
         lambda rows: (torch.randint(0, 50, (rows, 12)), torch.ones(rows, 12, dtype=torch.int64)),

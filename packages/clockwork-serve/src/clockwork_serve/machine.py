@@ -12,18 +12,7 @@ virtual time) feeds it and performs what it decides:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeVar
-
-if TYPE_CHECKING:
-    from mypy_extensions import mypyc_attr
-else:
-
-    def mypyc_attr(**_: object) -> object:
-        """Do nothing: what it says is for mypyc, which reads it where it compiles a brain's class."""
-        return lambda kind: kind
-
-
-__all__ = ["Machine", "mypyc_attr"]
+from typing import Protocol, TypeVar
 
 Event = TypeVar("Event", contravariant=True)
 Effect = TypeVar("Effect")

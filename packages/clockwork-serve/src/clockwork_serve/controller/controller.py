@@ -464,7 +464,8 @@ class Controller(Record):
 
         It is for whoever asks what this one would do: explanations, plans, autoscaling. It takes a few
         milliseconds for 1,000 models, and costs requests nothing. A fork that nobody needs any more is full
-        of cycles: where the garbage collector is off, call ``gc.collect()`` now and then.
+        of cycles: where the garbage collector is off, call ``gc.collect()`` now and then. Brains that are
+        compiled raise ``StateError``, here, in ``save`` and in ``restore``.
         """
         return state.fork(self)
 

@@ -103,6 +103,15 @@ def classes_of_values() -> dict[str, type]:
     }
 
 
+def check_pure() -> None:
+    """Raise ``StateError`` if the records are compiled: mypyc makes none without its ``__init__``."""
+    if hasattr(Queue, "__mypyc_attrs__"):
+        raise StateError(
+            "state: expected brains in pure Python; found them compiled by mypyc, which can not be forked "
+            "or restored: build without CLOCKWORK_MYPYC"
+        )
+
+
 def fields_of(record: object) -> tuple[str, ...]:
     """The names of a record's fields, in a definite order."""
     kind = type(record)
@@ -123,6 +132,7 @@ def fields_of(record: object) -> tuple[str, ...]:
 
 def fork(root: Root) -> Root:
     """A controller that continues exactly like this one; neither disturbs the other."""
+    check_pure()
     forking = Forking()
     copy: Root = forking.twin(root)
     forking.fill()
@@ -361,6 +371,7 @@ PLAIN: Final = frozenset({bool, float, int, str, type(None)})
 
 def save(root: object) -> bytes:
     """The whole state as bytes, from which ``restore`` makes a controller that continues exactly like it."""
+    check_pure()
     return Saving().save(root)
 
 
@@ -380,7 +391,9 @@ class Saving:
     def save(self, root: object) -> bytes:
         """All that can be reached from there."""
         self._reference(root)
-        objects = [self._object(found) for found in self.found]  # which grows meanwhile
+        objects: list[tuple[int, Any]] = []
+        while len(objects) < len(self.found):  # which grows meanwhile
+            objects.append(self._object(self.found[len(objects)]))
         body = msgpack.encode((list(self._kinds), objects))
         return msgpack.encode((FORMAT, sha256(body).digest(), body))
 
@@ -419,6 +432,7 @@ def restore(saved: bytes, kind: type[Root]) -> Root:
 
     Raises ``StateError`` if another version saved it, if it is damaged, or no saved state at all.
     """
+    check_pure()
     try:
         found, digest, body = msgpack.decode(saved, type=list[Any])
     except (MsgspecError, ValueError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.config import installed_policies
 from clockwork_serve.controller.policies.base import Scheduler, SchedulerFactory
@@ -25,7 +27,7 @@ def scheduler_for(belief: Belief) -> Scheduler:
 def _installed(name: str, belief: Belief) -> Scheduler:
     entry = installed_policies()[name]
     try:
-        factory: SchedulerFactory = entry.load()
+        factory: Callable[[Belief], object] = entry.load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"policy {name}: expected {entry.value!r} to be there to import; found {error}; "
