@@ -1,6 +1,6 @@
-"""The controller's machine: it observes requests, results and workers, and decides through its layers.
+"""The controller's brain: observes requests, results and workers, and decides what to send.
 
-Its snapshot for screens and its invariants are at the end.
+Also here: its snapshot for screens, and the invariants that relate its parts.
 """
 
 from __future__ import annotations
@@ -92,11 +92,11 @@ def _device(device: DeviceBelief) -> dict[str, object]:
 
 
 # ------------------------------------------------------------
-# What must always be true of belief as a whole; it changes nothing.
+# Invariants of belief as a whole.
 
 
 def check_belief(belief: Belief) -> None:
-    """Assert every invariant that relates the parts."""
+    """Assert every invariant that relates parts of belief."""
     for model in belief.models.values():
         waiters = [waiter for queue in model.queues.values() for waiter in queue.waiters]
         assert model.waiting == len(waiters)
@@ -137,17 +137,20 @@ def check_belief(belief: Belief) -> None:
 
 
 # ------------------------------------------------------------
-# The controller's machine: it observes requests, results and workers, and decides through its layers.
+# The brain.
 #
-# ``decide`` reads as what happens at one instant: results are settled, deadlines that passed are answered,
-# the scheduler tops up lanes, infeasible requests are rejected, and readiness is sent when it changed.
+# ``decide`` handles one instant in order: observed results and losses are processed, expired requests are
+# answered, the policy tops up lanes, infeasible requests are rejected, and a change of readiness is sent.
 
 
 GOOD: Final = Status.OK
 
 
 class Controller(Record):
-    """See the module; ``machine.Machine`` of ``ControllerEvent`` and ``ControllerEffect``."""
+    """The controller's brain: a ``machine.Machine`` of ``ControllerEvent`` and ``ControllerEffect``.
+
+    ``observe`` changes belief, ``decide`` returns the effects; the work is in the parts made here.
+    """
 
     def __init__(self, config: ControllerConfig) -> None:
         self.config = config
@@ -160,11 +163,11 @@ class Controller(Record):
         self._settler = Settler(self._belief, self._scheduler, self._quarantine)
         self._takeover = Takeover(self._belief, self._scheduler, self._feasibility)
         self._rejected: list[Refusal] = []
-        """Requests that were never admitted, to be answered."""
+        """Requests that were not admitted, to be answered in the next ``decide``."""
         self._queries: list[AdmissionQuery] = []
-        """Admission queries, to be replied to."""
+        """Admission queries, to be answered in the next ``decide``."""
         self._ending: list[tuple[Waiter, Outcome, Reason, str]] = []
-        """Admitted requests to be answered because of what was observed."""
+        """Admitted requests that end by an observed event (cancelled, model removed), likewise."""
         self._timers = self._belief.timers
         self._tenants = self._belief.tenants
         self._accounts, self._charges = self._tenants.accounts, self._tenants.charges
@@ -234,7 +237,8 @@ class Controller(Record):
             self._reject_at_once(why)
             return
         left_ns = request.deadline_ns - now_ns
-        if model.waiting * model.pace_ns > left_ns >> 1 >= 0:  # whose time is up expires
+        # Only a long queue can make it infeasible. A request past its deadline is not rejected: it expires.
+        if model.waiting * model.pace_ns > left_ns >> 1 >= 0:
             rejection = self._backlog.refusal(request, model, now_ns)
             if rejection is not None:
                 self._reject_at_once(rejection)
@@ -248,7 +252,7 @@ class Controller(Record):
         self._deadlines.expect(waiter)
 
     def _charge(self, request: Request, account: Account, model: ServedModel, now_ns: int) -> bool:
-        """Have a tenant pay for a request; False if it cannot, which is answered."""
+        """Charge a request to its tenant's quota; False if that is used up, and the request rejected."""
         cost_ns = self._belief.cost_ns(model, request.rows)
         shortage = self._tenants.shortage(account, model, cost_ns, now_ns)
         if shortage is None:
@@ -375,7 +379,7 @@ class Controller(Record):
     # Choices
 
     def decide(self, now_ns: int) -> list[ControllerEffect]:
-        """Make every choice that is due; all effects of this instant."""
+        """Make every decision that is due; returns all effects of this instant."""
         belief, scheduler = self._belief, self._scheduler
         if belief.unsettled:
             belief.unsettled = False
@@ -421,7 +425,7 @@ class Controller(Record):
         self._ending.clear()
 
     def _fire(self, timer: Timer, now_ns: int) -> None:
-        """A timer's instant has come: a watched lane, a device to check, or deadlines."""
+        """Handle a timer that fired: a watched lane, a device to check, a hung worker, or deadlines."""
         if isinstance(timer, Watch):
             self._feasibility.look(timer, now_ns)
             return
@@ -438,7 +442,7 @@ class Controller(Record):
         self._deadlines.correct()
 
     def next_wakeup_ns(self) -> int | None:
-        """The earliest of: a lane with room again, a head about to be infeasible, a deadline."""
+        """The earliest timer: a lane with room again, a head about to be infeasible, a check, a deadline."""
         timers, deadlines = self._timers, self._deadlines
         if not timers.heap:
             return None

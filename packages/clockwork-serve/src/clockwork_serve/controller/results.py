@@ -1,4 +1,7 @@
-"""What follows from results: answers, or another attempt; noted in ``observe``, done in ``decide``."""
+"""Handles results and lost actions: responses, retries, unloading of removed models.
+
+Events are recorded in ``observe`` and handled in ``decide``.
+"""
 
 from __future__ import annotations
 
@@ -17,48 +20,48 @@ OK: Final = Outcome.OK
 NONE: Final = Reason.NONE
 
 AGAIN = frozenset({Status.TOO_EARLY, Status.TOO_LATE, Status.SHUTTING_DOWN})
-"""The action is none the worse for having been refused: plan it again."""
+"""Refused for reasons of time: the requests are planned again, any number of times."""
 
 BELIEF_WRONG = frozenset(
     {Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status.IN_USE, Status.NO_ROOM, Status.UNKNOWN_CODE}
 )
-"""The worker holds something else than we believed: forget those weights and plan again, a few times."""
+"""The worker's memory differs from belief: drop the weights from belief and plan again, a few times."""
 
 ATTEMPTS_MAX = 3
 """How often one request is planned again because belief was wrong."""
 
 
 class Settler(Record):
-    """See the module."""
+    """Handles the results, losses and removals that were observed."""
 
     def __init__(self, belief: Belief, scheduler: Scheduler, quarantine: Quarantine) -> None:
         self._belief = belief
         self._scheduler = scheduler
         self._quarantine = quarantine
         self._results: list[tuple[Sent, Result]] = []
-        """Results observed and not settled yet."""
+        """Results observed and not handled yet."""
         self._lost: list[tuple[Sent, bool]] = []
         """Actions that were in flight on a lost worker, and whether they may have run when it died."""
         self._retired: dict[ServedModel, None] = {}
-        """Models that are not served any more and whose weights are on a device."""
+        """Removed or quarantined models whose weights may still be on a device."""
 
     def observe_result(self, sent: Sent, result: Result) -> None:
-        """A result came."""
+        """Record a result of an action in flight."""
         self._results.append((sent, result))
         self._belief.unsettled = True
 
     def action_lost(self, sent: Sent, *, ran: bool) -> None:
-        """A worker was lost with this action in flight; ``ran``: it may have run by then."""
+        """Record an action that was in flight on a lost worker; ``ran``: it may have been running."""
         self._lost.append((sent, ran))
         self._belief.unsettled = True
 
     def retire(self, model: ServedModel) -> None:
-        """A model was removed: its weights go as soon as no INFER reads them."""
+        """Unload a removed model's weights as soon as no INFER reads them."""
         self._retired[model] = None
         self._belief.unsettled = True
 
     def move_waiters(self, model: ServedModel, ending: list[tuple[Waiter, Outcome, Reason, str]]) -> None:
-        """A model came in place of one just removed: who waits for that waits on, if it is asked alike."""
+        """Move waiting requests of a model that was just replaced to its new version, if they fit it."""
         for one in [one for one in ending if one[2] is Reason.NOT_SERVING]:
             waiter = one[0]
             if waiter.state == WAITING and _asked_alike(waiter, model):
@@ -66,7 +69,7 @@ class Settler(Record):
                 self._scheduler.queued(self._belief.move(waiter, model))
 
     def settle(self, now_ns: int) -> None:
-        """Draw the consequences of all that was observed."""
+        """Handle all results, losses and removals that were observed."""
         quarantine = self._quarantine
         if quarantine.watched:
             for sent, result in self._results:
@@ -107,7 +110,7 @@ class Settler(Record):
                 del self._retired[model]
 
     def _quarantined(self, model: ServedModel, now_ns: int) -> None:
-        """A model came into quarantine: nobody waits for it any more, and its weights go."""
+        """Fail all waiting requests of a model that enters quarantine, and have its weights unloaded."""
         message = self._quarantine.reason(model, now_ns)
         for queue in list(model.queues.values()):
             for waiter in list(queue.waiters):
@@ -116,7 +119,7 @@ class Settler(Record):
         self._retired[model] = None
 
     def _answer(self, sent: Sent, result: Result, now_ns: int) -> None:
-        """Answer the requests of an INFER that went well."""
+        """Answer the requests of an INFER that succeeded."""
         started_ns, exec_ns = result.started_ns, result.ended_ns - result.started_ns
         action, outputs = sent.action, result.outputs
         assert isinstance(action, Infer)
@@ -143,7 +146,7 @@ class Settler(Record):
                 )  # fmt: skip
 
     def _settle_bad(self, sent: Sent, result: Result, now_ns: int) -> None:
-        """A worker refused an action, or it failed."""
+        """Handle an action that the worker refused, or that failed."""
         status = result.status
         if not sent.waiters:
             if isinstance(sent.action, Load):
@@ -195,7 +198,7 @@ class Settler(Record):
         )  # fmt: skip
 
     def _forget(self, residency: Residency) -> None:
-        """Weights are not where we believed; once no other INFER is out for them, forget them."""
+        """Drop weights that are not where they were believed, unless another INFER for them is in flight."""
         if residency.state == READY and not residency.in_flight:
             residency.step(UNLOAD)
             self._belief.drop(residency)
@@ -216,7 +219,7 @@ class Settler(Record):
         self._belief.recheck_model(model)
 
     def action_hung(self, sent: Sent, now_ns: int, *, ran: bool) -> None:
-        """A worker hung with this action in flight, which keeps its requests' tensors until it is over."""
+        """Handle an action in flight on a worker that hung; it holds its requests' tensors until it is over."""
         tenants = self._belief.tenants
         if sent.waiters:
             assert isinstance(sent.action, Infer)
@@ -228,7 +231,7 @@ class Settler(Record):
                 self._settle_lost(waiter, now_ns, ran=ran, how="hung")
 
     def _settle_lost(self, waiter: Waiter, now_ns: int, *, ran: bool, how: str = "died") -> None:
-        """A request was in flight on a lost worker: plan it again, unless it ran when others died, too."""
+        """Plan a request again that was in flight on a lost or hung worker, or fail it after ``retries``."""
         if waiter.state == SPENT:
             self._belief.release(waiter)
             return
@@ -251,7 +254,7 @@ class Settler(Record):
 
 
 def _asked_alike(waiter: Waiter, model: ServedModel) -> bool:
-    """Whether a request of a model that was replaced is one of its successor's, too."""
+    """Whether a request of a replaced model is also valid for the model that replaces it."""
     before = waiter.queue.model
     old, new = before.code, model.code
     return (
