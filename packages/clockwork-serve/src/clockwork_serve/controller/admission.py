@@ -53,7 +53,7 @@ def refusal(
 # Load shedding by backlog: whether a new request is infeasible because of those queued before it.
 #
 # ``feasibility`` watches only the head of each queue: a request behind it is rejected once it is the head and
-# infeasible, shortly before its deadline. Under overload most requests would wait for that in vain. So an
+# infeasible, shortly before its deadline. Under overload most requests would only wait to be rejected. So an
 # arriving request is compared with its model's backlog: the requests that are due before it take at least
 # ``pace_ns`` each, with all capable devices running the best batches. Under overload this sheds the requests
 # with the latest deadlines, which have the most time to be sent elsewhere.

@@ -253,7 +253,7 @@ class Feasibility(Record):
         return False
 
     def _mark_slow(self, queue: Queue) -> bool:
-        """Mark the residencies where batch 1 takes longer than the head's whole SLO allows.
+        """Mark the residencies where the least batch takes longer than the head's whole SLO allows.
 
         The head is feasible by a LOAD elsewhere. Marked residencies count as serving no demand; otherwise the
         policy would rate that LOAD as needless. True if one was marked: the policy is to schedule again.

@@ -1,4 +1,4 @@
-"""Workers that join, leave, or are taken over from a controller that died; whether the server is ready."""
+"""Workers that join or are lost, adoption of a worker's state after a failover, and readiness."""
 
 from __future__ import annotations
 
@@ -31,30 +31,31 @@ from clockwork_serve.messages import (
 )
 
 # ------------------------------------------------------------
-# What a controller takes over with a worker that had another before: codes, weights, durations, what runs.
+# Failover: adoption of the state of a worker that had another controller before (codes, weights, measured
+# durations, running actions).
 #
-# Nothing is loaded or prepared again that is there. Actions of the other controller that still run keep their
-# lanes and weights busy until their results come, and answer no request: gateways send those requests again.
-# Weights of models that are not served are not kept; the worker is sent the list of those that are, first.
+# What is loaded or prepared stays so. Actions of the earlier controller that still run keep their lanes and
+# weights busy until their results arrive, and answer no request: gateways send those requests again. Weights
+# of models that are not served are dropped: the worker is first sent the list of those to retain.
 
 
 GOOD: Final = Status.OK
 
 
 class Takeover(Record):
-    """See the module."""
+    """Adopts the state of workers, and tracks the adopted actions until their results arrive."""
 
     def __init__(self, belief: Belief, scheduler: Scheduler, feasibility: Feasibility) -> None:
         self._belief = belief
         self._scheduler = scheduler
         self._feasibility = feasibility
         self.running: dict[tuple[str, int], AdoptedAction] = {}
-        """All and only those of devices that are up, by device and action id."""
+        """All and only adopted actions on devices in ``Belief.devices``, by device and action id."""
         self._retained: list[RetainWeights] = []
         """To be sent in the next decision."""
 
     def adopt(self, states: Iterable[DeviceState], now_ns: int) -> None:
-        """Devices came, with what another controller left on them."""
+        """Adopt the state of devices that have just been added."""
         for state in states:
             device = self._belief.devices[state.device]
             self._adopt_device(device, state, now_ns)
@@ -96,7 +97,7 @@ class Takeover(Record):
     def _adopt_weights(
         self, device: DeviceBelief, found: Resident, loading: dict[int, Running]
     ) -> Residency | None:
-        """Believe in weights that are there, if they are those of a model that is served."""
+        """Adopt weights if they are those of a served model; returns None if they are to be dropped."""
         model, code = self._belief.models.get(found.model), device.codes.get(found.code_id)
         if model is None or model.quarantined or code is None or model.code_id != found.code_id:
             return None
@@ -114,7 +115,7 @@ class Takeover(Record):
         return residency
 
     def _adopt_action(self, running: Running, one: AdoptedAction, now_ns: int) -> None:
-        """A lane is taken until the result of what runs there comes."""
+        """Adopt a running action: its lane is busy until its result arrives."""
         device, residency = one.device, one.residency
         lane = device.load if one.lane is Lane.LOAD else device.exec
         self._belief.guard(device, now_ns)
@@ -127,7 +128,7 @@ class Takeover(Record):
         self.running[device.name, running.action_id] = one
 
     def pop_effects(self) -> list[RetainWeights]:
-        """The lists of weights to retain, which workers are sent before any action."""
+        """Return and clear the lists of weights to retain, which workers are sent before any action."""
         keeps = self._retained
         if keeps:
             self._retained = []
@@ -138,7 +139,7 @@ class Takeover(Record):
         self._scheduler.loaded(residency)
 
     def observe_result(self, result: Result, now_ns: int) -> None:
-        """A result of what this controller never sent, or has given up."""
+        """Handle the result of an adopted action; any other result is ignored."""
         one = self.running.pop((result.device, result.action_id), None)
         if one is None:
             return
@@ -154,7 +155,7 @@ class Takeover(Record):
         device.exec.end(result.action_id, result.ended_ns)
         if residency is not None:
             residency.in_flight -= 1
-            self._belief.unsettled = True  # its model may have left meanwhile, and wait for that
+            self._belief.unsettled = True  # its model may have been removed, and its weights wait for this
         self._scheduler.exec_changed(device)
 
     def _loaded(self, residency: Residency, *, good: bool) -> None:
@@ -167,7 +168,7 @@ class Takeover(Record):
         self._belief.recheck_model(residency.model)
 
     def release_device(self, device: DeviceBelief) -> dict[tuple[str, int], AdoptedAction]:
-        """A device does not answer any more, or is gone: what ran there."""
+        """Forget the adopted actions of a device that is lost or whose worker hung; returns them."""
         found = {key: one for key, one in self.running.items() if one.device is device}
         for key in found:
             del self.running[key]
@@ -175,7 +176,7 @@ class Takeover(Record):
         return found
 
     def at_work(self, event: WorkerLost) -> set[int]:
-        """What a worker that died was at, of another controller. Nobody is blamed for that."""
+        """Ids of the adopted actions that a lost worker was running; their models are not suspects."""
         running = event.running or ()
         return {
             action_id
@@ -192,28 +193,28 @@ class Takeover(Record):
 
 
 # ------------------------------------------------------------
-# Whether the server can serve, sent when that changed.
+# Readiness of the server.
 
 
 class ReadinessTracker(Record):
-    """See the module."""
+    """Sends ``Readiness`` whenever it changed."""
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
         self.may_change = True
-        """Something happened that readiness depends on."""
+        """Something that readiness depends on changed: ``update`` is to be called."""
         self._was_ready = False
         self._last_sent: Readiness | None = None
 
     def take_over(self) -> None:
-        """Another controller was there before: it, too, was ready once."""
+        """After a failover, the server was ready before."""
         self._was_ready = True
 
     def update(self, *, draining: bool) -> None:
-        """Look again; once it was ready, one warm device is enough."""
+        """Send the readiness if it changed; once the server was ready, one warm device is enough."""
         self.may_change = False
         devices = self._belief.devices.values()
-        # Long before it can be said whether its worker hung.
+        # A device stops counting long before its worker can be declared hung.
         still = [device.name for device in devices if device.warm and not device.look.serves]
         warm = sum(device.warm for device in devices) - len(still)
         wanted = 1 if self._was_ready else self._belief.config.expected_devices
@@ -235,11 +236,11 @@ class ReadinessTracker(Record):
 
 
 # ------------------------------------------------------------
-# Workers that come, prepare codes and go: what that changes in belief. It sends nothing.
+# Workers that join, prepare codes, and are lost.
 
 
 class Fleet(Record):
-    """See the module."""
+    """Adds and removes devices and codes in belief."""
 
     def __init__(
         self,
@@ -262,7 +263,7 @@ class Fleet(Record):
         self._reject = belief.config.reject_infeasible
 
     def joined(self, event: WorkerJoined, now_ns: int) -> None:
-        """A worker is up, with what it reports of its devices; one of its name is forgotten already."""
+        """Add a worker's devices, and adopt their state; an earlier worker of that name is removed already."""
         belief = self._belief
         for spec in event.devices:
             assert spec.device not in belief.devices, f"device {spec.device} joined twice"
@@ -277,7 +278,7 @@ class Fleet(Record):
             self._readiness.take_over()
 
     def add_device(self, device: DeviceBelief, now_ns: int) -> None:
-        """Believe a device there."""
+        """Add a device to belief, and arm its checks."""
         belief = self._belief
         self._quarantine.joined(device)
         belief.devices[device.name] = device
@@ -289,7 +290,7 @@ class Fleet(Record):
         self._scheduler.device_changed(device)
 
     def changed(self) -> None:
-        """Devices came: waiting requests may be feasible now."""
+        """Devices were added: have all waiting requests rechecked."""
         for model in self._belief.models.values():
             if model.waiting:
                 self._belief.recheck_model(model)
@@ -297,7 +298,7 @@ class Fleet(Record):
         self._readiness.may_change = True
 
     def expect(self, code: Code, now_ns: int) -> None:
-        """All devices will prepare a code."""
+        """A code was added: all devices will prepare it."""
         for device in self._all():
             device.expect(code)
             if device.up and device.pending_codes:
@@ -305,7 +306,7 @@ class Fleet(Record):
                 self._belief.guard(device, now_ns)
 
     def expect_again(self, code: Code, now_ns: int) -> None:
-        """Devices that could not prepare a code will try again."""
+        """A code was remade: devices that failed to prepare it will try again."""
         for device in self._all():
             if device.failed_codes.pop(code.code_id, None) is not None:
                 device.expect(code)
@@ -314,14 +315,14 @@ class Fleet(Record):
                     self._belief.guard(device, now_ns)
 
     def forget(self, code_id: str) -> None:
-        """No device will hold a code."""
+        """A code was removed: forget it on all devices."""
         for device in self._all():
             device.codes.pop(code_id, None)
             device.failed_codes.pop(code_id, None)
             device.pending_codes.discard(code_id)
 
     def prepared(self, device: DeviceBelief, event: CodeReady, now_ns: int) -> None:
-        """A device prepared a code, or could not."""
+        """Record that a device prepared a code, or failed to."""
         belief = self._belief
         if event.code_id not in belief.codes or self._quarantine.code_prepared(event):
             return
@@ -342,7 +343,7 @@ class Fleet(Record):
                 belief.recheck_model(model)
 
     def remove_device(self, device: DeviceBelief) -> list[Sent]:
-        """Believe a device gone, and its weights with it; what was in flight there."""
+        """Remove a device and its weights from belief; returns the actions in flight there."""
         belief = self._belief
         del belief.devices[device.name]
         device.up = False
@@ -364,7 +365,7 @@ class Fleet(Record):
         return found
 
     def worker_lost(self, worker: str, at_work: set[int]) -> None:
-        """A worker is gone; ``at_work`` are the actions that it was at (empty: that is not known)."""
+        """Remove a lost worker's devices; ``at_work`` are the actions it was running (empty: unknown)."""
         belief = self._belief
         for device in [one for one in belief.devices.values() if one.worker == worker]:
             belief.estimator.forget_device(device.name)
@@ -372,6 +373,6 @@ class Fleet(Record):
                 self._settler.action_lost(sent, ran=not at_work or sent.action.action_id in at_work)
 
     def _all(self) -> list[DeviceBelief]:
-        """Those of workers that hung, too."""
+        """All devices, those of hung workers included."""
         hung = [device for one in self._belief.hung.values() for device in one.devices]
         return [*self._belief.devices.values(), *hung]
