@@ -86,7 +86,7 @@ class Backlog(Record):
                     if not best_ns or each_ns < best_ns:
                         best_ns, model.batch = each_ns, batch.count
         model.pace_at_ns = now_ns
-        model.pace_ns = int(best_ns / max(1, self._belief.able(model.code.backend)))
+        model.pace_ns = int(best_ns / max(1, self._belief.capable_devices(model.code.backend)))
 
     def refusal(self, request: Request, model: ServedModel, now_ns: int) -> Refusal | None:
         """The rejection of an arriving request, with a retry slot; None if it may be feasible."""
@@ -95,12 +95,12 @@ class Backlog(Record):
             return None
         slot_ns = now_ns + shortage_ns
         for residency in model.residencies.values():
-            slot_ns = residency.device.returns.slot_ns(slot_ns, model.pace_ns, now_ns)
+            slot_ns = residency.device.retry_slots.slot_ns(slot_ns, model.pace_ns, now_ns)
             break
         return request, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, why, slot_ns - now_ns
 
     def shortage(self, request: Request, model: ServedModel, priority: int, now_ns: int) -> tuple[int, str]:
-        """By how much, in ns, it would at least end too late, and the message; 0 or less if it may be feasible.
+        """By how much, in ns, it would at least be late, and the message; 0 or less if it may be feasible.
 
         Worth calling where ``model.waiting * model.pace_ns`` is more than half of the remaining time.
         """
@@ -111,7 +111,7 @@ class Backlog(Record):
         due_ns = self._belief.due_ns(request)
         start_ns = now_ns
         sole = model.sole
-        if sole is not None and self._belief.able(model.code.backend) == 1:
+        if sole is not None and self._belief.capable_devices(model.code.backend) == 1:
             lane = sole.device.exec
             start_ns = lane.available_ns(now_ns)
             slo_ns = request.slo_ns

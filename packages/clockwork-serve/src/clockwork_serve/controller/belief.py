@@ -1,4 +1,4 @@
-"""The controller's belief: models, devices, requests and actions in flight, and the operations that change it.
+"""The controller's belief: models, devices, requests and actions in flight, and what changes them.
 
 Decisions are made elsewhere (``policies``, ``feasibility``, ``admission``).
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from clockwork_serve.controller.cluster import (
-    LOOK_NS,
+    STALL_CHECK_NS,
     DeviceBelief,
     LaneBelief,
     Queue,
@@ -19,7 +19,7 @@ from clockwork_serve.controller.cluster import (
 )
 from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.estimates import LASTS_NS, Estimator, Samples
+from clockwork_serve.controller.estimates import VALID_NS, Estimator, Samples
 from clockwork_serve.controller.life import (
     ANSWER,
     ANSWER_EARLY,
@@ -139,15 +139,15 @@ class Measured(Record):
         """Until when the measured slack is valid."""
         self.devices: dict[str, DeviceBelief] = {}
         """Devices of all workers that are connected and not hung."""
-        self._able: dict[str, int] = {}
+        self._capable_devices: dict[str, int] = {}
         """By backend: how many of them run its codes; a cache."""
 
-    def able(self, backend: str) -> int:
+    def capable_devices(self, backend: str) -> int:
         """How many devices run codes of a backend."""
-        count = self._able.get(backend)
+        count = self._capable_devices.get(backend)
         if count is None:
             count = sum([device.spec.runs(backend) for device in self.devices.values()])
-            self._able[backend] = count
+            self._capable_devices[backend] = count
         return count
 
     def cost_ns(self, model: ServedModel, rows: int) -> int:
@@ -178,7 +178,7 @@ class Measured(Record):
         before_ns = delays.slack_ns
         delays.measured(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
         device.exec.network_ns = delays.reach_ns
-        self._slack_until_ns = now_ns + LASTS_NS
+        self._slack_until_ns = now_ns + VALID_NS
         if delays.slack_ns > self.slack_ns:
             self.slack_ns = delays.slack_ns
         elif delays.slack_ns < before_ns >= self.slack_ns:
@@ -202,7 +202,7 @@ class Measured(Record):
 
 
 class HungWorker(Timer):
-    """A worker that is connected and hung. The timer fires at the end of its grace: then it is to be killed."""
+    """A worker that is connected and hung. The timer fires at the end of its grace: it is to be killed."""
 
     __slots__ = ("adopted", "answered", "devices", "ended", "heads", "kept", "name", "sent", "why")
 
@@ -280,11 +280,11 @@ class Belief(Measured):
         """When time alone changes something: lane timers, heads that become infeasible, deadlines."""
         self.load_moves = 0
         """Changes of load lanes so far: actions sent or ended."""
-        self.unsettled = False
+        self.has_pending = False
         """Events were observed that the next ``decide`` has to process first."""
         self._counter = config.first_id
 
-    def fresh(self) -> int:
+    def next_id(self) -> int:
         """A new number, for ids, versions and orders."""
         self._counter += 1
         return self._counter
@@ -301,7 +301,7 @@ class Belief(Measured):
             self.recheck(queue)
 
     def require(self, queue: Queue, batch: int) -> None:
-        """For policies: from now on this queue runs at batch size ``batch`` or larger; feasibility uses it."""
+        """For policies: from now on this queue runs at batch size ``batch`` or above; feasibility uses it."""
         queue.least = batch
         for strategy in queue.strategies:
             strategy.least = strategy.residency.code.timings.infer(batch, queue.signature)
@@ -326,9 +326,9 @@ class Belief(Measured):
         device.codes[code_id] = CodeOnDevice(profile, sizes, timings)
         return True
 
-    def forget_bases(self) -> None:
+    def reset_bases(self) -> None:
         """Drop what was derived from profiles and devices, which changed."""
-        self._able.clear()
+        self._capable_devices.clear()
         for model in self.models.values():
             model.base_ns = 0
         if self.measures:
@@ -358,7 +358,7 @@ class Belief(Measured):
         cold = model.sole is None and not model.residencies
         waiter = Waiter(request, due_ns, slo_ns, demand_ns, queue, cold=cold)
         self.waiters[request.request_id] = waiter
-        self._wait(waiter, queue, model)
+        self._enqueue(waiter, queue, model)
         return waiter
 
     def readmit(self, waiter: Waiter, *, alone: bool) -> None:
@@ -369,15 +369,15 @@ class Belief(Measured):
         waiter.queue = self._queue(model, waiter.request, alone=waiter.alone)
         if self._charges:
             self.tenants.returned(waiter, self.cost_ns(model, waiter.request.rows))
-        self._wait(waiter, waiter.queue, model)
+        self._enqueue(waiter, waiter.queue, model)
 
     def move(self, waiter: Waiter, model: ServedModel) -> Queue:
         """Move a waiting request to a queue of another version of its model."""
         queue = waiter.queue
         queue.remove(waiter)
-        self._gone(queue, queue.model, 1, waiter.demand_ns)
+        self._after_removal(queue, queue.model, 1, waiter.demand_ns)
         waiter.queue = queue = self._queue(model, waiter.request, alone=waiter.alone)
-        self._wait(waiter, queue, model)
+        self._enqueue(waiter, queue, model)
         return queue
 
     def answer(
@@ -387,10 +387,10 @@ class Belief(Measured):
         release = False
         if waiter.state == WAITING:
             waiter.queue.remove(waiter)
-            self._gone(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
+            self._after_removal(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
             release = self._end(waiter)
         else:
-            waiter.held += 1
+            waiter.tensor_refs += 1
             waiter.step(ANSWER_EARLY)
         self.effects.append(
             Answer(
@@ -402,7 +402,7 @@ class Belief(Measured):
 
     def finish(self, waiter: Waiter, answer: Answer) -> None:
         """End a request with a response made from the result of its INFER."""
-        if waiter.held:
+        if waiter.tensor_refs:
             self._end(waiter)
             self.effects.append(replace(answer, release=False))
             return
@@ -414,7 +414,7 @@ class Belief(Measured):
 
     def _end(self, waiter: Waiter) -> bool:
         """Step a request that is answered; returns whether no worker has its tensors."""
-        free = not waiter.held
+        free = not waiter.tensor_refs
         if free:
             waiter.step(ANSWER)
             del self.waiters[waiter.request.request_id]
@@ -426,8 +426,8 @@ class Belief(Measured):
 
     def release(self, waiter: Waiter) -> None:
         """An action of an answered request is over: release its tensors, unless other actions have them."""
-        waiter.held -= 1
-        if waiter.held:
+        waiter.tensor_refs -= 1
+        if waiter.tensor_refs:
             return
         waiter.step(RELEASE)
         del self.waiters[waiter.request.request_id]
@@ -436,18 +436,18 @@ class Belief(Measured):
         self.effects.append(Release(request_id=waiter.request.request_id, gateway=waiter.request.gateway))
 
     def _queue(self, model: ServedModel, request: Request, *, alone: bool) -> Queue:
-        """The queue for a request; created if needed, with a strategy for each device that has the weights."""
+        """The queue for a request; created if needed, with a strategy for each device with the weights."""
         queue = model.find(request, alone=alone)
         if queue is None:
             queue = model.open(
-                request.signature, request.rows, self.fresh(), alone=alone, priority=request.priority
+                request.signature, request.rows, self.next_id(), alone=alone, priority=request.priority
             )
             for residency in model.residencies.values():
                 if residency.state == READY:
                     queue.strategies = (*queue.strategies, Strategy(queue, residency))
         return queue
 
-    def _wait(self, waiter: Waiter, queue: Queue, model: ServedModel) -> None:
+    def _enqueue(self, waiter: Waiter, queue: Queue, model: ServedModel) -> None:
         if (queue.add(waiter) or queue.watch is None) and not queue.to_recheck and self._reject:
             queue.to_recheck = True
             self.rechecks.append(queue)
@@ -455,12 +455,12 @@ class Belief(Measured):
         model.demand_ns += waiter.demand_ns
         if model.sole is not None:
             device = model.sole.device
-            device.load_ns += waiter.demand_ns
-            if device.load_ns <= self.dirty_above_ns and not (model.sole.slow or device.exec.stalled):
+            device.demand_ns += waiter.demand_ns
+            if device.demand_ns <= self.dirty_above_ns and not (model.sole.slow or device.exec.stalled):
                 return
         self.mark_dirty(model)
 
-    def _gone(self, queue: Queue, model: ServedModel, count: int, demand_ns: int) -> None:
+    def _after_removal(self, queue: Queue, model: ServedModel, count: int, demand_ns: int) -> None:
         """Update counts and demand after ``count`` requests were removed from a queue."""
         model.waiting -= count
         model.demand_ns -= demand_ns
@@ -470,7 +470,7 @@ class Belief(Measured):
                 strategy.device.plan.remove(strategy)
         if model.sole is not None:
             device = model.sole.device
-            device.load_ns -= demand_ns
+            device.demand_ns -= demand_ns
             if model.load_key is None and not device.plan.load_blocked:
                 return
         self.mark_dirty(model)
@@ -480,7 +480,7 @@ class Belief(Measured):
     def send_infer(
         self, strategy: Strategy, batch: BatchChoice, first: int, start_ns: int, now_ns: int
     ) -> None:
-        """Send ``batch.count`` waiting requests, from index ``first`` of the strategy's queue, as an INFER."""
+        """Send ``batch.count`` requests, from index ``first`` of the strategy's queue, as an INFER."""
         residency, device, queue = strategy.residency, strategy.device, strategy.queue
         model = queue.model
         waiters = queue.take(first, batch.count)
@@ -504,14 +504,14 @@ class Belief(Measured):
             demand_ns += waiter.demand_ns
         if self._charges:
             self.tenants.sent(waiters, expected_ns)
-        self._gone(queue, model, len(waiters), demand_ns)
+        self._after_removal(queue, model, len(waiters), demand_ns)
         self.sent[action_id] = sent = Sent(action, device, residency, batch.samples, waiters)
         if not device.exec:
             sent.idle_ns = now_ns
-            self.guard(device, now_ns)
+            self.arm_checks(device, now_ns)
         residency.in_flight, residency.slow = residency.in_flight + 1, False
         device.used = residency.used = device.used + 1
-        self._give(device.exec, action_id, expected_ns, now_ns)
+        self._occupy(device.exec, action_id, expected_ns, now_ns)
         self.effects.append(action)
 
     def send_load(
@@ -522,10 +522,10 @@ class Belief(Measured):
         code = device.codes[model.code_id]
         samples = code.timings.load(model.model.weights.size)
         expected_ns = samples.estimate_ns
-        patience_ns = (
+        timeout_ns = (
             config.look_ahead_ns if config.open_window else max(config.look_ahead_ns, config.capacity_ns)
         )
-        action_id = self.fresh()
+        action_id = self.next_id()
         residency = Residency(model, device, code, extent, version=action_id)
         residency.ready_ns = start_ns + expected_ns
         if self._charges:
@@ -536,11 +536,11 @@ class Belief(Measured):
         action = Load(
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             weights=model.model.weights, extent=extent, version=residency.version, expected_ns=expected_ns,
-            window=Window(now_ns, start_ns + patience_ns), send_by_ns=start_ns + patience_ns,
+            window=Window(now_ns, start_ns + timeout_ns), send_by_ns=start_ns + timeout_ns,
         )  # fmt: skip
         self.sent[action_id] = Sent(action, device, residency, samples, [])
-        self.guard(device, now_ns)
-        self._give(device.load, action_id, expected_ns, now_ns)
+        self.arm_checks(device, now_ns)
+        self._occupy(device.load, action_id, expected_ns, now_ns)
         self.load_moves += 1
         self.effects.append(action)
 
@@ -550,25 +550,25 @@ class Belief(Measured):
         device = residency.device
         residency.step(UNLOAD)
         self.drop(residency)
-        action_id = self.fresh()
+        action_id = self.next_id()
         action = Unload(
             action_id=action_id, device=device.name, model=residency.model.key, extent=residency.extent,
             version=residency.version, window=Window(now_ns, NEVER_NS),
         )  # fmt: skip
         self.sent[action_id] = Sent(action, device, None, None, [])
-        self.guard(device, now_ns)
+        self.arm_checks(device, now_ns)
         device.load.send(action_id, 0, now_ns)
         self.load_moves += 1
         self.effects.append(action)
 
-    def guard(self, device: DeviceBelief, now_ns: int) -> None:
+    def arm_checks(self, device: DeviceBelief, now_ns: int) -> None:
         """Set the timers that check whether a device hangs or stalls, unless they are set; it gets work."""
-        if device.guard.at_ns == NEVER_NS:
-            self.timers.set(device.guard, now_ns + self._hang_ns)
-        if device.look.at_ns == NEVER_NS:
-            self.timers.set(device.look, now_ns + LOOK_NS)
+        if device.hang_timer.at_ns == NEVER_NS:
+            self.timers.set(device.hang_timer, now_ns + self._hang_ns)
+        if device.stall_timer.at_ns == NEVER_NS:
+            self.timers.set(device.stall_timer, now_ns + STALL_CHECK_NS)
 
-    def _give(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
+    def _occupy(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
         """Add an action to a lane; if that may make a watched head infeasible, have the lane rechecked."""
         lane.send(action_id, expected_ns, now_ns)
         watch = lane.watch

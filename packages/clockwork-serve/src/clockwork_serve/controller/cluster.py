@@ -47,7 +47,7 @@ STALE_MIN: Final = 64
 IDLE_MIN: Final = 64
 """A device's ``idle`` is rebuilt when it has this many more entries than twice the weights on the device."""
 
-LOOK_NS: Final = 25 * NS_PER_MS
+STALL_CHECK_NS: Final = 25 * NS_PER_MS
 """Interval of the check whether a device with work is stalled."""
 
 PAUSE_NS: Final = NS_PER_MS
@@ -73,7 +73,16 @@ class Waiter(Record):
     """A request that is not over, and its state in the controller (``life``)."""
 
     __slots__ = (
-        "alone", "cold", "demand_ns", "due_ns", "held", "queue", "request", "retries", "slo_ns", "state",
+        "alone",
+        "cold",
+        "demand_ns",
+        "due_ns",
+        "queue",
+        "request",
+        "retries",
+        "slo_ns",
+        "state",
+        "tensor_refs",
     )  # fmt: skip
 
     def __init__(
@@ -94,7 +103,7 @@ class Waiter(Record):
         """It shared a batch that failed, and may not share one again."""
         self.retries = 0
         """How often it was in flight on a worker that was lost."""
-        self.held = 0
+        self.tensor_refs = 0
         """Reference count of its tensors: in-flight actions on hung workers that still have them and, once
         it is SPENT, the action that it was in."""
 
@@ -219,7 +228,6 @@ class ServedModel(Record):
         "code_id",
         "demand_ns",
         "dirty",
-        "heat",
         "key",
         "load_key",
         "main",
@@ -227,6 +235,7 @@ class ServedModel(Record):
         "order",
         "pace_at_ns",
         "pace_ns",
+        "popularity",
         "priority",
         "quarantined",
         "queue_limit",
@@ -259,12 +268,12 @@ class ServedModel(Record):
         """Requests in all queues together."""
         self.demand_ns = 0
         """Lane time that the waiting requests need, weighted by how short their SLOs are."""
-        self.heat = 0
+        self.popularity = 0
         """Decayed request rate on a logarithmic scale, if the policy keeps it; see ``estimates``."""
         self.base_ns = 0
         """The duration of batch 1, from the first profile known; 0 until needed."""
         self.pace_ns = 0
-        """Device time per request in its best batch, over all capable devices; 0: unknown. See ``Backlog``."""
+        """Device time per request in its best batch over all capable devices; 0: unknown. See ``Backlog``."""
         self.batch = 1
         """The size of that batch."""
         self.pace_at_ns = 0
@@ -289,18 +298,18 @@ class ServedModel(Record):
             self.sole = None
         elif not self.residencies:
             self.sole = residency
-            residency.device.load_ns += self.demand_ns
+            residency.device.demand_ns += self.demand_ns
         self.residencies[residency.device.name] = residency
 
     def remove_residency(self, residency: Residency) -> None:
         """Remove weights that have left a device."""
-        residency.device.load_ns -= self.share_ns(residency)
+        residency.device.demand_ns -= self.share_ns(residency)
         residency.share_ns = 0
         del self.residencies[residency.device.name]
         self.sole = None
         if len(self.residencies) == 1:
             self.sole = sole = next(iter(self.residencies.values()))
-            sole.device.load_ns += self.demand_ns - sole.share_ns
+            sole.device.demand_ns += self.demand_ns - sole.share_ns
             sole.share_ns = 0
 
     def band_ns(self) -> int:
@@ -484,7 +493,7 @@ class Watch(Timer):
         return latest_ns < self.first_ns
 
     def surface(self, start_ns: int) -> list[Queue]:
-        """Remove and return all queues whose heads cannot start in time if the lane is free at ``start_ns``."""
+        """Remove and return the queues whose heads cannot start in time on a lane free at ``start_ns``."""
         surfaced: list[Queue] = []
         heap = self.heap
         while heap:
@@ -665,33 +674,33 @@ class Strategy(Record):
         return self.residency.version < other.residency.version
 
 
-class Guard(Timer):
+class HangTimer(Timer):
     """When to check next whether a device's worker hangs; set while the device has work (``hangs.Hangs``)."""
 
-    __slots__ = ("device", "sure")
+    __slots__ = ("confirming", "device")
 
     def __init__(self, device: DeviceBelief, *, off: bool) -> None:
         super().__init__(device.index)
         self.device = device
-        self.sure = False
+        self.confirming = False
         """An action was late at the last check, a moment ago."""
         if off:
             self.at_ns = 0  # looks set, so that it is never put into a heap
 
 
-class Look(Timer):
-    """When to check next whether a device's exec lane is stalled; set while that has work (``hangs.Stalls``)."""
+class StallTimer(Timer):
+    """When to check next whether a device's exec lane is stalled; set while it has work (``hangs.Stalls``)."""
 
-    __slots__ = ("device", "late_id", "silent", "still")
+    __slots__ = ("device", "late_id", "no_heartbeat", "unresponsive")
 
     def __init__(self, device: DeviceBelief, *, off: bool) -> None:
         super().__init__(device.index)
         self.device = device
         self.late_id = 0
         """The action that was too late at the last check."""
-        self.still = False
+        self.unresponsive = False
         """Its running action is so late that the device does not count as warm for readiness."""
-        self.silent = False
+        self.no_heartbeat = False
         """Its worker returns no heartbeats, and no running INFER explains it."""
         if off:
             self.at_ns = 0  # looks set, so that it is never put into a heap
@@ -699,16 +708,36 @@ class Look(Timer):
     @property
     def serves(self) -> bool:
         """Whether the device counts for readiness: it executes actions and returns heartbeats."""
-        return not (self.still or self.silent)
+        return not (self.unresponsive or self.no_heartbeat)
 
 
 class DeviceBelief(Record):
     """One device."""
 
     __slots__ = (
-        "codes", "delays", "exec", "failed_codes", "guard", "idle", "index", "load", "load_key_ns", "load_ns",
-        "look", "name", "pages", "pending_codes", "plan", "returns", "room_bytes", "since_ns", "spec", "up",
-        "used", "warm", "worker",
+        "codes",
+        "delays",
+        "demand_ns",
+        "exec",
+        "failed_codes",
+        "hang_timer",
+        "idle",
+        "index",
+        "load",
+        "load_key_ns",
+        "name",
+        "pages",
+        "pending_codes",
+        "plan",
+        "retry_slots",
+        "room_bytes",
+        "since_ns",
+        "spec",
+        "stall_timer",
+        "up",
+        "used",
+        "warm",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
@@ -737,20 +766,20 @@ class DeviceBelief(Record):
         """A counter of uses, for least-recently-used order."""
         self.idle: list[tuple[int, int, Residency]] = []
         """Heap of (use, version, weights) of all weights here, each ``use`` corrected when it surfaces."""
-        self.load_ns = 0
+        self.demand_ns = 0
         """Demand assigned to this device: the sum of its residencies' shares."""
         self.load_key_ns = NEVER_NS
         """Its key in ``feasibility.Loaders``."""
         self.plan = LanePlan(self)
         """What the policy keeps for it."""
-        self.returns = RetrySlots()
+        self.retry_slots = RetrySlots()
         """When rejected clients were advised to retry."""
-        self.guard = Guard(self, off=not config.hang_ns)
-        self.look = Look(self, off=config.released)
+        self.hang_timer = HangTimer(self, off=not config.hang_ns)
+        self.stall_timer = StallTimer(self, off=config.released)
         self.since_ns = 0
         """When it was last sent a code to prepare, or had prepared one."""
 
-    def expect(self, code: Code) -> None:
+    def add_code(self, code: Code) -> None:
         """Add a code that the worker will prepare here, if the device can run it."""
         if self.spec.runs(code.backend):
             self.pending_codes.add(code.code_id)

@@ -18,7 +18,7 @@ BUCKET_BITS: Final = 22
 
 
 class Deadlines(Timer):
-    """A timer for the deadlines of all requests that are WAITING or SENT; requests that are over leave lazily.
+    """A timer for the deadlines of all requests that are WAITING or SENT; those that are over leave lazily.
 
     It is never set later than the earliest deadline of a request that is not over.
     """
@@ -37,7 +37,7 @@ class Deadlines(Timer):
         self._opened = -1
         """All buckets up to this one are open."""
 
-    def expect(self, waiter: Waiter) -> None:
+    def add(self, waiter: Waiter) -> None:
         """Add a request that was admitted."""
         deadline_ns = waiter.request.deadline_ns
         key = deadline_ns >> BUCKET_BITS
@@ -101,9 +101,9 @@ class InternalDeadlines(Deadlines):
 
     __slots__ = ()
 
-    def expect(self, waiter: Waiter) -> None:
+    def add(self, waiter: Waiter) -> None:
         """Add a request that was admitted."""
-        self._look_again(waiter, waiter.due_ns)
+        self._push(waiter, waiter.due_ns)
 
     def passed(self, now_ns: int) -> list[Waiter]:
         """Remove and return the requests that expire now, by expiry."""
@@ -112,12 +112,12 @@ class InternalDeadlines(Deadlines):
             waiter = heappop(self._near)[2]
             deadline_ns = waiter.request.deadline_ns
             if waiter.state == SENT and deadline_ns > now_ns:
-                self._look_again(waiter, deadline_ns)
+                self._push(waiter, deadline_ns)
             elif waiter.state in {WAITING, SENT}:
                 passed.append(waiter)
         return passed
 
-    def _look_again(self, waiter: Waiter, at_ns: int) -> None:
+    def _push(self, waiter: Waiter, at_ns: int) -> None:
         heappush(self._near, (at_ns, waiter.request.request_id, waiter))
         if at_ns < self.at_ns:
             self._timers.set(self, at_ns)

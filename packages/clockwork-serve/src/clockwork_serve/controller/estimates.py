@@ -240,7 +240,7 @@ BLOCK: Final = 16
 BLOCKS: Final = 8
 """The maximum of the last 113 to 128 values is kept, in eight blocks of sixteen."""
 
-LASTS_NS: Final = NS_PER_S
+VALID_NS: Final = NS_PER_S
 """How long a measurement is valid."""
 
 FIRST_SLACK_NS: Final = 500 * NS_PER_US
@@ -254,7 +254,7 @@ ANSWER_NS: Final = 50 * NS_PER_US
 """Delay from the controller to the gateway, which results do not measure; part of the slack."""
 
 
-class Worst(Record):
+class WindowMax(Record):
     """The maximum of the last values."""
 
     __slots__ = ("_blocks", "_count", "value")
@@ -291,8 +291,8 @@ class Delays(Record):
     def __init__(self, network_ns: int, slack_ns: int) -> None:
         self._usual_ns = network_ns
         self._slack_max_ns = slack_ns
-        self._error = Worst()
-        self._reach = Worst()
+        self._error = WindowMax()
+        self._reach = WindowMax()
         self.measured_ns = 0
         """When the last delay was measured."""
         self.reach_ns = network_ns
@@ -303,7 +303,7 @@ class Delays(Record):
 
         ``reach_ns`` is below 0 if it was not measured.
         """
-        if now_ns > self.measured_ns + LASTS_NS:
+        if now_ns > self.measured_ns + VALID_NS:
             self.forget()
         self.measured_ns = now_ns
         self._error.add(error_ns)
@@ -337,7 +337,7 @@ class Delays(Record):
 
 
 RARELY: Final = 5
-"""After a failed trial, the next one waits for this many times the estimate: a trial costs others lane time."""
+"""After a failed trial, the next one waits for this many times the estimate: trials take others' lane time."""
 
 
 def drop_outliers(samples: Samples, allowed_ns: int, now_ns: int, *, at_once: bool = False) -> bool:
@@ -364,7 +364,7 @@ def reset_stale(samples: Samples, allowed_ns: int, now_ns: int) -> None:
 
 
 def _is_old(samples: Samples, now_ns: int) -> bool:
-    wait_ns = max(LASTS_NS, RARELY * samples.estimate_ns) if samples.trial_failed else LASTS_NS
+    wait_ns = max(VALID_NS, RARELY * samples.estimate_ns) if samples.trial_failed else VALID_NS
     return now_ns >= samples.measured_ns + wait_ns
 
 
@@ -389,9 +389,9 @@ LOST: Final = 40 * ONE
 """A difference beyond which the smaller term of a sum is negligible."""
 
 
-def hotter(heat: int, arrival_ns: int) -> int:
+def popularity_after(popularity: int, arrival_ns: int) -> int:
     """The popularity after one more request."""
     one = BASE + arrival_ns * ONE // HALF_LIFE_NS
-    less = heat - one if heat > one else one - heat
-    more = heat if heat > one else one  # max() costs 100 ns more
+    less = popularity - one if popularity > one else one - popularity
+    more = popularity if popularity > one else one  # max() costs 100 ns more
     return more if less > LOST else more + int(ONE * log2(1.0 + 2.0 ** (-less / ONE)))

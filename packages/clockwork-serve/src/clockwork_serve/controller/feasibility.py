@@ -25,7 +25,7 @@ from clockwork_serve.units import NS_PER_MS
 # Devices by when their load lanes are free, soonest first.
 
 
-LOOK_MIN: Final = 4
+SORTED_MIN: Final = 4
 """At least this many devices are sorted when one is needed."""
 
 
@@ -50,7 +50,7 @@ class Loaders(Record):
         """Add a device."""
         self._count += 1
         self.forget()
-        self.sooner(device, 0)
+        self.lower(device, 0)
 
     def lost(self, device: DeviceBelief) -> None:
         """Remove a device."""
@@ -58,7 +58,7 @@ class Loaders(Record):
         self.forget()
         device.load_key_ns = NEVER_NS
 
-    def sooner(self, device: DeviceBelief, free_ns: int) -> None:
+    def lower(self, device: DeviceBelief, free_ns: int) -> None:
         """Lower the key of a device whose load lane may be free sooner."""
         if free_ns < device.load_key_ns:
             device.load_key_ns = free_ns
@@ -76,10 +76,10 @@ class Loaders(Record):
         if at >= self._count:
             return None
         if at >= len(self._soonest) or now_ns > self._until_ns:
-            self._soonest = self._look(min(self._count, max(at + 1, LOOK_MIN)), now_ns)
+            self._soonest = self._find_soonest(min(self._count, max(at + 1, SORTED_MIN)), now_ns)
         return self._soonest[at]
 
-    def _look(self, count: int, now_ns: int) -> list[DeviceBelief]:
+    def _find_soonest(self, count: int, now_ns: int) -> list[DeviceBelief]:
         heap = self._heap
         found: list[tuple[int, int, DeviceBelief]] = []
         while len(found) < count:
@@ -87,10 +87,10 @@ class Loaders(Record):
             free_ns, index, device = entry
             if device.load_key_ns != free_ns:
                 continue
-            truth_ns = device.load.available_ns(now_ns)
-            if truth_ns > free_ns and device.load.busy(now_ns):
-                device.load_key_ns = truth_ns
-                heappush(heap, (truth_ns, index, device))
+            actual_ns = device.load.available_ns(now_ns)
+            if actual_ns > free_ns and device.load.busy(now_ns):
+                device.load_key_ns = actual_ns
+                heappush(heap, (actual_ns, index, device))
                 continue
             device.load_key_ns = NEVER_NS
             found.append(entry)
@@ -115,7 +115,7 @@ class Loaders(Record):
 LOADERS_MAX: Final = 4
 """At most this many devices that lack the weights are tried, in the order in which load lanes are free."""
 
-PROBED: Final = 7
+PROBED_RANK: Final = 7
 """The rank of the load lane that is tried first, if there are more than ``LOADERS_MAX``: the policy uses it
 late, so a queue that is watched there is rarely rechecked."""
 
@@ -168,7 +168,7 @@ class Feasibility(Record):
 
     def load_ended(self, device: DeviceBelief, now_ns: int) -> None:
         """A LOAD ended: its lane may be free sooner than predicted."""
-        self._loaders.sooner(device, device.load.available_ns(now_ns))
+        self._loaders.lower(device, device.load.available_ns(now_ns))
         self._belief.load_moves += 1
 
     def reject(self, now_ns: int) -> bool:
@@ -181,11 +181,11 @@ class Feasibility(Record):
             for lane in belief.dirty_lanes:
                 lane.dirty = False
                 if lane.watch is not None:
-                    self.look(lane.watch, now_ns)
+                    self.check_watch(lane.watch, now_ns)
             belief.dirty_lanes.clear()
             if not belief.rechecks:
                 return False
-        self._renew_loaders()
+        self._refresh_loaders()
         changed = False
         to_recheck = belief.rechecks
         while to_recheck:
@@ -197,16 +197,16 @@ class Feasibility(Record):
                 if loadable:
                     changed = self._mark_slow(queue) or changed
                     break
-                self._refuse(queue, soonest, now_ns)
+                self._reject_head(queue, soonest, now_ns)
                 changed = True
         return changed
 
-    def _renew_loaders(self) -> None:
+    def _refresh_loaders(self) -> None:
         if self._load_moves != self._belief.load_moves:
             self._load_moves = self._belief.load_moves
             self._loaders.forget()
 
-    def look(self, watch: Watch, now_ns: int) -> None:
+    def check_watch(self, watch: Watch, now_ns: int) -> None:
         """Have the queues of a watch rechecked whose heads can no longer start there in time."""
         if watch.heap:
             for queue in watch.surface(watch.lane.available_ns(now_ns)):
@@ -290,7 +290,7 @@ class Feasibility(Record):
                 return None
             if best is None or finish.end_ns < best.end_ns:
                 best = finish
-        self._renew_loaders()
+        self._refresh_loaders()
         loadable, soonest = self._feasible_after_load(queue, due_ns, now_ns, watch=False)
         if loadable:
             return None
@@ -306,9 +306,9 @@ class Feasibility(Record):
         """
         soonest: DeviceBelief | None = None
         soonest_ns = NEVER_NS
-        probe = min(PROBED, len(self._loaders) - 1)
+        probe = min(PROBED_RANK, len(self._loaders) - 1)
         if probe >= LOADERS_MAX:
-            # See PROBED.
+            # See PROBED_RANK.
             probed = self._loaders.get(probe, now_ns)
             if probed is not None:
                 end_ns, rest_ns = self._end_after_load_ns(queue, probed, now_ns)
@@ -370,7 +370,7 @@ class Feasibility(Record):
         if (queue.watch is not watch or queue.place_ns > latest_ns) and watch.place(queue, latest_ns):
             self._arm(watch, latest_ns, now_ns)
 
-    def _refuse(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> None:
+    def _reject_head(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> None:
         """Reject a queue's head with the reason; ``soonest`` is what ``_feasible_after_load`` returned."""
         head, finish = queue.waiters[0], self._best(queue, soonest, now_ns)
         if finish is None:
@@ -414,7 +414,7 @@ class Feasibility(Record):
         cost_ns = (
             finish.rest_ns if code is None else usual_cost_ns(code.batches(queue.signature, queue.sizes))
         )
-        slot_ns = device.returns.slot_ns(now_ns + shortage_ns, cost_ns, now_ns)
+        slot_ns = device.retry_slots.slot_ns(now_ns + shortage_ns, cost_ns, now_ns)
         return slot_ns - now_ns, _miss_message(shortage_ns, finish, impossible=False)
 
     def _best(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> EarliestFinish | None:

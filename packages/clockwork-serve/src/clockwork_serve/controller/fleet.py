@@ -12,7 +12,7 @@ from clockwork_serve.controller.life import FAILED, READY
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
-from clockwork_serve.controller.results import Settler
+from clockwork_serve.controller.results import ResultHandler
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import (
     Code,
@@ -76,7 +76,7 @@ class Takeover(Record):
             adopted = AdoptedAction(device, running, residency, sizes.get(running.version, 0))
             self._adopt_action(running, adopted, now_ns)
         self._retained.append(RetainWeights(device=device.name, versions=tuple(kept)))
-        self._belief.unsettled = True
+        self._belief.has_pending = True
         for residency in kept.values():
             if residency.version not in loading:
                 self._ready(residency)
@@ -118,7 +118,7 @@ class Takeover(Record):
         """Adopt a running action: its lane is busy until its result arrives."""
         device, residency = one.device, one.residency
         lane = device.load if one.lane is Lane.LOAD else device.exec
-        self._belief.guard(device, now_ns)
+        self._belief.arm_checks(device, now_ns)
         lane.send(running.action_id, running.left_ns, now_ns)
         if residency is not None:
             if one.lane is Lane.LOAD:
@@ -155,13 +155,13 @@ class Takeover(Record):
         device.exec.end(result.action_id, result.ended_ns)
         if residency is not None:
             residency.in_flight -= 1
-            self._belief.unsettled = True  # its model may have been removed, and its weights wait for this
+            self._belief.has_pending = True  # its model may have been removed, and its weights wait for this
         self._scheduler.exec_changed(device)
 
     def _loaded(self, residency: Residency, *, good: bool) -> None:
         if good:
             self._ready(residency)
-            self._belief.unsettled = True
+            self._belief.has_pending = True
             return
         residency.step(FAILED)
         self._belief.drop(residency)
@@ -175,7 +175,7 @@ class Takeover(Record):
         self._retained = [keep for keep in self._retained if keep.device != device.name]
         return found
 
-    def at_work(self, event: WorkerLost) -> set[int]:
+    def running_of(self, event: WorkerLost) -> set[int]:
         """Ids of the adopted actions that a lost worker was running; their models are not suspects."""
         running = event.running or ()
         return {
@@ -215,8 +215,8 @@ class ReadinessTracker(Record):
         self.may_change = False
         devices = self._belief.devices.values()
         # A device stops counting long before its worker can be declared hung.
-        still = [device.name for device in devices if device.warm and not device.look.serves]
-        warm = sum(device.warm for device in devices) - len(still)
+        unresponsive = [device.name for device in devices if device.warm and not device.stall_timer.serves]
+        warm = sum(device.warm for device in devices) - len(unresponsive)
         wanted = 1 if self._was_ready else self._belief.config.expected_devices
         if draining:
             readiness = Readiness(ready=False, why="draining")
@@ -227,7 +227,7 @@ class ReadinessTracker(Record):
             why = f"{warm} of {wanted} devices are warm"
             if pending:
                 why = f"{why}; {pending} codes are being prepared"
-            late = [f"{name} does not answer" for name in still]
+            late = [f"{name} does not answer" for name in unresponsive]
             hung = [f"{one.name} hung: {one.why}" for one in self._belief.hung.values()]
             readiness = Readiness(ready=False, why="; ".join([why, *late, *hung]))
         if self._last_sent is None or readiness.ready != self._last_sent.ready:
@@ -248,7 +248,7 @@ class Fleet(Record):
         scheduler: Scheduler,
         feasibility: Feasibility,
         quarantine: Quarantine,
-        settler: Settler,
+        result_handler: ResultHandler,
         *,
         takeover: Takeover,
         readiness: ReadinessTracker,
@@ -257,19 +257,19 @@ class Fleet(Record):
         self._scheduler = scheduler
         self._feasibility = feasibility
         self._quarantine = quarantine
-        self._settler = settler
+        self._result_handler = result_handler
         self._takeover = takeover
         self._readiness = readiness
         self._reject = belief.config.reject_infeasible
 
     def joined(self, event: WorkerJoined, now_ns: int) -> None:
-        """Add a worker's devices, and adopt their state; an earlier worker of that name is removed already."""
+        """Add a worker's devices and adopt their state; an earlier worker of that name is removed already."""
         belief = self._belief
         for spec in event.devices:
             assert spec.device not in belief.devices, f"device {spec.device} joined twice"
-            device = DeviceBelief(spec, event.worker, belief.fresh(), belief.config)
+            device = DeviceBelief(spec, event.worker, belief.next_id(), belief.config)
             for code in belief.codes.values():
-                device.expect(code)
+                device.add_code(code)
             self.add_device(device, now_ns)
             device.warm = not device.pending_codes
         self.changed()
@@ -284,7 +284,7 @@ class Fleet(Record):
         belief.devices[device.name] = device
         if device.pending_codes:
             device.since_ns = now_ns
-            belief.guard(device, now_ns)
+            belief.arm_checks(device, now_ns)
         if self._reject:
             self._feasibility.device_joined(device)
         self._scheduler.device_changed(device)
@@ -294,25 +294,25 @@ class Fleet(Record):
         for model in self._belief.models.values():
             if model.waiting:
                 self._belief.recheck_model(model)
-        self._belief.forget_bases()
+        self._belief.reset_bases()
         self._readiness.may_change = True
 
-    def expect(self, code: Code, now_ns: int) -> None:
+    def prepare_code(self, code: Code, now_ns: int) -> None:
         """A code was added: all devices will prepare it."""
         for device in self._all():
-            device.expect(code)
+            device.add_code(code)
             if device.up and device.pending_codes:
                 device.since_ns = now_ns
-                self._belief.guard(device, now_ns)
+                self._belief.arm_checks(device, now_ns)
 
-    def expect_again(self, code: Code, now_ns: int) -> None:
+    def retry_code(self, code: Code, now_ns: int) -> None:
         """A code was remade: devices that failed to prepare it will try again."""
         for device in self._all():
             if device.failed_codes.pop(code.code_id, None) is not None:
-                device.expect(code)
+                device.add_code(code)
                 if device.up and device.pending_codes:
                     device.since_ns = now_ns
-                    self._belief.guard(device, now_ns)
+                    self._belief.arm_checks(device, now_ns)
 
     def forget(self, code_id: str) -> None:
         """A code was removed: forget it on all devices."""
@@ -355,22 +355,24 @@ class Fleet(Record):
             belief.drop(residency)
         self._takeover.release_device(device)
         self._scheduler.device_lost(device)
-        if device.guard.entry_ns != NEVER_NS:
-            belief.timers.set(device.guard, NEVER_NS)
-        if device.look.entry_ns != NEVER_NS:
-            belief.timers.set(device.look, NEVER_NS)
+        if device.hang_timer.entry_ns != NEVER_NS:
+            belief.timers.set(device.hang_timer, NEVER_NS)
+        if device.stall_timer.entry_ns != NEVER_NS:
+            belief.timers.set(device.stall_timer, NEVER_NS)
         if self._reject:
             self._feasibility.device_lost(device)
-        belief.forget_bases()
+        belief.reset_bases()
         return found
 
-    def worker_lost(self, worker: str, at_work: set[int]) -> None:
-        """Remove a lost worker's devices; ``at_work`` are the actions it was running (empty: unknown)."""
+    def worker_lost(self, worker: str, running_ids: set[int]) -> None:
+        """Remove a lost worker's devices; ``running_ids`` are the actions it was running (empty: unknown)."""
         belief = self._belief
         for device in [one for one in belief.devices.values() if one.worker == worker]:
             belief.estimator.forget_device(device.name)
             for sent in self.remove_device(device):
-                self._settler.action_lost(sent, ran=not at_work or sent.action.action_id in at_work)
+                self._result_handler.action_lost(
+                    sent, ran=not running_ids or sent.action.action_id in running_ids
+                )
 
     def _all(self) -> list[DeviceBelief]:
         """All devices, those of hung workers included."""

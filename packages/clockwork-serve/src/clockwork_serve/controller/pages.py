@@ -20,11 +20,11 @@ _NONE: Final = 1 << 64
 class ExtentChoice(Generic[Holder]):
     """An extent for weights, and the holders to evict for it."""
 
-    __slots__ = ("displaced", "extent")
+    __slots__ = ("evicted", "extent")
 
-    def __init__(self, extent: Extent, displaced: list[Holder]) -> None:
+    def __init__(self, extent: Extent, evicted: list[Holder]) -> None:
         self.extent = extent
-        self.displaced = displaced
+        self.evicted = evicted
 
 
 class PageMap(Record, Generic[Holder]):
@@ -139,8 +139,8 @@ class PageMap(Record, Generic[Holder]):
                     worst = wanted
         if best_victims == 0:
             return None
-        displaced = [holder for _, holder in held[best_at : best_at + best_victims]]
-        return ExtentChoice(Extent(best_start, count), displaced)
+        evicted = [holder for _, holder in held[best_at : best_at + best_victims]]
+        return ExtentChoice(Extent(best_start, count), evicted)
 
     def check(self) -> None:
         """Assert the invariants."""

@@ -44,7 +44,7 @@ class Candidates(Record):
         self._capacity_ns = belief.config.capacity_ns
         self._negative = belief.config.load_negative
         self._heap: list[tuple[int, int, int, ServedModel]] = []
-        """(class less priority, due time or 0, order, model); stale where the model's ``load_key`` differs."""
+        """(class less priority, due time or 0, order, model); stale where ``model.load_key`` differs."""
         self._full = STALE_MIN
         """The number of entries above which stale ones are dropped."""
 
@@ -55,15 +55,15 @@ class Candidates(Record):
         """Update a model whose demand or residencies changed; true if it is a candidate."""
         if model.sole is None and model.residencies:
             self._share(model)
-        return self.enter(model)
+        return self.enqueue(model)
 
-    def enter(self, model: ServedModel) -> bool:
+    def enqueue(self, model: ServedModel) -> bool:
         """Add a model to the heap, or update its key, if it is a candidate; true if it is."""
         if not model.waiting or model.removed:
             model.load_key = None
             return False
         priority = self.priority(model)
-        able = self._belief.able(model.code.backend)
+        able = self._belief.capable_devices(model.code.backend)
         everywhere = 0 < able <= len(model.residencies)
         if everywhere or (priority <= 0 and not self._negative):
             model.load_key = None
@@ -95,7 +95,7 @@ class Candidates(Record):
             model.load_key = None
             now = model.band_ns() - self.priority(model)
             if (now > key and not self._negative) or due_ns < self._due_ns(model):
-                self.enter(model)
+                self.enqueue(model)
                 continue
             return model
         return None
@@ -115,13 +115,15 @@ class Candidates(Record):
         if model.sole is not None:
             if not model.sole.serves:
                 return model.demand_ns
-            load_ns = model.sole.device.load_ns
-            return model.demand_ns - model.demand_ns * capacity_ns // (load_ns if load_ns > 0 else 1)
+            device_demand_ns = model.sole.device.demand_ns
+            return model.demand_ns - model.demand_ns * capacity_ns // (
+                device_demand_ns if device_demand_ns > 0 else 1
+            )
         for residency in model.residencies.values():
             if not residency.serves:
                 continue
-            load_ns = residency.device.load_ns
-            served_ns += residency.share_ns * capacity_ns // (load_ns if load_ns > 0 else 1)
+            device_demand_ns = residency.device.demand_ns
+            served_ns += residency.share_ns * capacity_ns // (device_demand_ns if device_demand_ns > 0 else 1)
         return model.demand_ns - served_ns
 
     def _share(self, model: ServedModel) -> None:
@@ -129,15 +131,15 @@ class Candidates(Record):
         residencies = list(model.residencies.values())
         demand_ns = model.demand_ns
         for residency in residencies:
-            residency.device.load_ns -= residency.share_ns
+            residency.device.demand_ns -= residency.share_ns
             residency.share_ns = 0
         if not demand_ns:
             return
-        inverses = [1 / (residency.device.load_ns + NS_PER_MS) for residency in residencies]
+        inverses = [1 / (residency.device.demand_ns + NS_PER_MS) for residency in residencies]
         total = sum(inverses)
         for residency, inverse in zip(residencies, inverses, strict=True):
             residency.share_ns = share_ns = int(demand_ns * inverse / total)
-            residency.device.load_ns += share_ns
+            residency.device.demand_ns += share_ns
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -156,7 +158,7 @@ class Candidates(Record):
 # queues do.
 
 
-LOOKED_AT_MAX: Final = 64
+QUEUES_MAX: Final = 64
 """At most this many queues of a device are added up; the others are not counted."""
 
 
@@ -167,7 +169,7 @@ def ahead_ns(plan: LanePlan, urgency: int, due_ns: int, enough_ns: int) -> int:
     """
     total_ns = 0
     cost_by_code: dict[int, int] = {}
-    for key_ns, _, strategy in plan.heap[:LOOKED_AT_MAX]:
+    for key_ns, _, strategy in plan.heap[:QUEUES_MAX]:
         if strategy.key_ns != key_ns:
             continue
         queue, batches = strategy.queue, strategy.batches
@@ -198,7 +200,7 @@ def usual_cost_ns(batches: Sequence[BatchChoice]) -> int:
 
 
 def make_room(
-    device: DeviceBelief, model: ServedModel, wanted_ns: int, *, by_heat: bool = False
+    device: DeviceBelief, model: ServedModel, wanted_ns: int, *, by_popularity: bool = False
 ) -> ExtentChoice[Residency] | None:
     """An extent for a model on a device that lacks it, and the weights to evict; None if there is no room.
 
@@ -213,13 +215,13 @@ def make_room(
     if gap is not None:
         return ExtentChoice(gap, [])
     if pages.all_of(count):
-        victim = _least_missed(device, wanted_ns, by_heat=by_heat)
+        victim = _eviction_victim(device, wanted_ns, by_popularity=by_popularity)
         return None if victim is None else ExtentChoice(pages.instead(victim.extent), [victim])
 
     def rank(other: Residency) -> int | None:
         if other.state != READY or other.in_flight:
             return None
-        worth = other.model.heat if by_heat else other.used
+        worth = other.model.popularity if by_popularity else other.used
         if not other.model.waiting:
             return worth
         return worth + NEVER_NS if other.model.demand_ns - other.model.band_ns() < wanted_ns else None
@@ -227,7 +229,7 @@ def make_room(
     return pages.room(count, rank)
 
 
-def _least_missed(device: DeviceBelief, wanted_ns: int, *, by_heat: bool) -> Residency | None:
+def _eviction_victim(device: DeviceBelief, wanted_ns: int, *, by_popularity: bool) -> Residency | None:
     """The weights to evict where all weights have one size."""
     idle = device.idle
     aside: list[tuple[int, int, Residency]] = []
@@ -237,7 +239,7 @@ def _least_missed(device: DeviceBelief, wanted_ns: int, *, by_heat: bool) -> Res
         if residency.state == GONE:
             heappop(idle)
             continue
-        worth = residency.model.heat if by_heat else residency.used
+        worth = residency.model.popularity if by_popularity else residency.used
         if worth != known:
             heapreplace(idle, (worth, version, residency))
             continue

@@ -51,7 +51,7 @@ class Suspect(Record):
         self.requests = requests
 
 
-class Guilty:
+class Culprit:
     """A guilty name, the number of its losses, and the instant of the first."""
 
     __slots__ = ("count", "first_ns", "name")
@@ -69,17 +69,17 @@ class Suspects(Record):
         self._after = after
         self._window_ns = window_ns
         self.losses: dict[str, list[Loss]] = {}
-        """By name: its losses, oldest first; names without losses have no entry. The dict is never replaced."""
+        """Losses by name, oldest first; names without any have no entry. The dict is never replaced."""
         self._alone: dict[str, dict[str, Loss]] = {}
         """By name and request: the last loss at which that request, or its batch, was all that ran."""
         self._last: dict[str, tuple[str, Loss]] = {}
         """By worker: its last loss and the only suspect of it, until it is known whether it crashed."""
 
-    def lost(self, suspects: list[Suspect], now_ns: int, worker: str = "") -> Guilty | None:
+    def lost(self, suspects: list[Suspect], now_ns: int, worker: str = "") -> Culprit | None:
         """Count the loss of a worker against its suspects; returns a name that is guilty now, if any."""
         if not suspects or not self._after:
             return None
-        self._forget_before(now_ns - self._window_ns)
+        self._drop_before(now_ns - self._window_ns)
         loss = Loss(now_ns)
         names = list(dict.fromkeys([one.name for one in suspects]))
         most = max([len(self.losses.get(name, ())) for name in names])
@@ -93,7 +93,7 @@ class Suspects(Record):
             losses = self.losses[name]
             if len(losses) >= self._after:
                 self._explain(name)
-                return Guilty(name, len(losses), losses[0].at_ns)
+                return Culprit(name, len(losses), losses[0].at_ns)
         return None
 
     def crashed(self, worker: str) -> bool:
@@ -143,17 +143,17 @@ class Suspects(Record):
         for name, losses in list(self.losses.items()):
             self._keep(name, [loss for loss in losses if loss not in explained])
 
-    def _forget_before(self, then_ns: int) -> None:
+    def _drop_before(self, before_ns: int) -> None:
         for name, losses in list(self.losses.items()):
-            self._keep(name, [loss for loss in losses if loss.at_ns > then_ns])
+            self._keep(name, [loss for loss in losses if loss.at_ns > before_ns])
         for name, alone in list(self._alone.items()):
-            recent = {request_id: loss for request_id, loss in alone.items() if loss.at_ns > then_ns}
+            recent = {request_id: loss for request_id, loss in alone.items() if loss.at_ns > before_ns}
             if recent:
                 self._alone[name] = recent
             else:
                 del self._alone[name]
         for worker, (_, last) in list(self._last.items()):
-            if last.at_ns <= then_ns:
+            if last.at_ns <= before_ns:
                 del self._last[worker]
 
     def _keep(self, name: str, losses: list[Loss]) -> None:
@@ -176,7 +176,7 @@ WINDOW_NS: Final = 600 * NS_PER_S
 """Losses further apart are not related."""
 
 
-class Held(Record):
+class QuarantineEntry(Record):
     """Why a model or code is in quarantine, and since when."""
 
     __slots__ = ("since_ns", "why")
@@ -194,9 +194,9 @@ class Quarantine(Record):
         self._suspects = Suspects(belief.config.quarantine_after, WINDOW_NS)
         self.watched = self._suspects.losses
         """Names with losses; while it is empty, ``succeeded`` need not be called."""
-        self.unsettled = False
+        self.has_pending = False
         """Events were observed that the next ``decide`` has to process."""
-        self._held: dict[str, Held] = {}
+        self._held: dict[str, QuarantineEntry] = {}
         """All that are in quarantine, by a model's key or a code's id."""
         self._lost: list[tuple[str, list[Suspect], dict[str, str]]] = []
         """Lost workers: name, suspects, and what each suspect was doing."""
@@ -206,7 +206,7 @@ class Quarantine(Record):
         """Keys of models that were removed while in quarantine."""
         self._changed: list[ServedModel] = []
         """Models that may enter or leave quarantine."""
-        self._pardoned: list[str] = []
+        self._to_release: list[str] = []
         """Names of models that an operator releases."""
 
     # Observe
@@ -235,7 +235,7 @@ class Quarantine(Record):
                 doing[code_id] = "preparing its code" + how
         if suspects:
             self._lost.append((event.worker, suspects, doing))
-            self._unsettle()
+            self._mark_pending()
         return {one.action.action_id for one in ran} | ({0} if event.preparing else set())
 
     def succeeded(self, model: str) -> None:
@@ -262,7 +262,7 @@ class Quarantine(Record):
     def added(self, model: ServedModel) -> None:
         """A model was added; its code may be in quarantine."""
         self._changed.append(model)
-        self._unsettle()
+        self._mark_pending()
 
     def removed(self, model: ServedModel) -> None:
         """A model was removed; its losses and its quarantine are forgotten."""
@@ -270,7 +270,7 @@ class Quarantine(Record):
         if model.quarantined:
             model.quarantined = False
             self._gone.append(model.key)
-            self._unsettle()
+            self._mark_pending()
 
     def forget(self, name: str) -> None:
         """Forget a model or code, its losses and its quarantine."""
@@ -280,28 +280,28 @@ class Quarantine(Record):
     def observe(self, event: ReleaseFromQuarantine | WorkerCrashed) -> None:
         """An operator releases a model, or a worker's loss was a crash (it was not killed)."""
         if isinstance(event, ReleaseFromQuarantine):
-            self._pardoned.append(event.model)
+            self._to_release.append(event.model)
         else:
             self._crashed.append(event.worker)
-        self._unsettle()
+        self._mark_pending()
 
     # Decide
 
-    def settle(self, now_ns: int) -> list[ServedModel]:
+    def process(self, now_ns: int) -> list[ServedModel]:
         """Process all events that were observed; returns the models that enter quarantine."""
-        self.unsettled = False
+        self.has_pending = False
         for key in self._gone:
             self._belief.effects.append(Quarantined(model=key))
         self._gone.clear()
         for worker, suspects, doing in self._lost:
-            self._judge(worker, suspects, doing, now_ns)
+            self._find_culprit(worker, suspects, doing, now_ns)
         self._lost.clear()
         up = {device.worker for device in self._belief.devices.values()}
         # A crash may be reported, over the supervisor's link, before the worker's own link ends: keep it.
         self._crashed = [one for one in self._crashed if not self._suspects.crashed(one) and one in up]
-        for name in self._pardoned:
+        for name in self._to_release:
             self._release(name)
-        self._pardoned.clear()
+        self._to_release.clear()
         changed, self._changed = self._changed, []
         return [model for model in changed if self._move(model)]
 
@@ -328,13 +328,13 @@ class Quarantine(Record):
         for device in self._belief.devices.values():
             assert not self._held.keys() & (device.pending_codes | device.codes.keys())
 
-    def _unsettle(self) -> None:
-        self.unsettled = self._belief.unsettled = True
+    def _mark_pending(self) -> None:
+        self.has_pending = self._belief.has_pending = True
 
-    def _of(self, model: ServedModel) -> Held | None:
+    def _of(self, model: ServedModel) -> QuarantineEntry | None:
         return self._held.get(model.key) or self._held.get(model.code_id)
 
-    def _judge(self, worker: str, suspects: list[Suspect], doing: dict[str, str], now_ns: int) -> None:
+    def _find_culprit(self, worker: str, suspects: list[Suspect], doing: dict[str, str], now_ns: int) -> None:
         if any(name in self._held for name in doing):
             return  # it was sent before the quarantine, and explains this loss, too
         guilty = self._suspects.lost(suspects, now_ns, worker)
@@ -345,7 +345,7 @@ class Quarantine(Record):
             self.forget(name)  # it ran when it had been removed already
             return
         span_s = -(-(now_ns - guilty.first_ns) // NS_PER_S)
-        self._held[name] = Held(
+        self._held[name] = QuarantineEntry(
             f"it took a device down {_times(guilty.count)} within {span_s} s, the last time {doing[name]}",
             now_ns,
         )
@@ -367,7 +367,7 @@ class Quarantine(Record):
                 hung = [device for one in belief.hung.values() for device in one.devices]
                 for device in (*belief.devices.values(), *hung):
                     device.failed_codes.pop(model.code_id, None)
-                    device.expect(belief.codes[model.code_id])
+                    device.add_code(belief.codes[model.code_id])
                 self._changed += [one for one in belief.models.values() if one.code_id == model.code_id]
             self._changed.append(model)
             self.forget(model.key)

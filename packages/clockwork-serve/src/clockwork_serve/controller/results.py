@@ -19,7 +19,7 @@ GOOD: Final = Status.OK
 OK: Final = Outcome.OK
 NONE: Final = Reason.NONE
 
-AGAIN = frozenset({Status.TOO_EARLY, Status.TOO_LATE, Status.SHUTTING_DOWN})
+RETRY_STATUSES = frozenset({Status.TOO_EARLY, Status.TOO_LATE, Status.SHUTTING_DOWN})
 """Refused for reasons of time: the requests are planned again, any number of times."""
 
 BELIEF_WRONG = frozenset(
@@ -31,7 +31,7 @@ ATTEMPTS_MAX = 3
 """How often one request is planned again because belief was wrong."""
 
 
-class Settler(Record):
+class ResultHandler(Record):
     """Handles the results, losses and removals that were observed."""
 
     def __init__(self, belief: Belief, scheduler: Scheduler, quarantine: Quarantine) -> None:
@@ -48,39 +48,39 @@ class Settler(Record):
     def observe_result(self, sent: Sent, result: Result) -> None:
         """Record a result of an action in flight."""
         self._results.append((sent, result))
-        self._belief.unsettled = True
+        self._belief.has_pending = True
 
     def action_lost(self, sent: Sent, *, ran: bool) -> None:
         """Record an action that was in flight on a lost worker; ``ran``: it may have been running."""
         self._lost.append((sent, ran))
-        self._belief.unsettled = True
+        self._belief.has_pending = True
 
     def retire(self, model: ServedModel) -> None:
         """Unload a removed model's weights as soon as no INFER reads them."""
         self._retired[model] = None
-        self._belief.unsettled = True
+        self._belief.has_pending = True
 
     def move_waiters(self, model: ServedModel, ending: list[tuple[Waiter, Outcome, Reason, str]]) -> None:
         """Move waiting requests of a model that was just replaced to its new version, if they fit it."""
         for one in [one for one in ending if one[2] is Reason.NOT_SERVING]:
             waiter = one[0]
-            if waiter.state == WAITING and _asked_alike(waiter, model):
+            if waiter.state == WAITING and _is_valid_for(waiter, model):
                 ending.remove(one)
                 self._scheduler.queued(self._belief.move(waiter, model))
 
-    def settle(self, now_ns: int) -> None:
+    def process(self, now_ns: int) -> None:
         """Handle all results, losses and removals that were observed."""
         quarantine = self._quarantine
         if quarantine.watched:
             for sent, result in self._results:
                 if sent.waiters and result.status is GOOD:
                     quarantine.succeeded(sent.action.model)
-        for model in quarantine.settle(now_ns) if quarantine.unsettled else ():
+        for model in quarantine.process(now_ns) if quarantine.has_pending else ():
             self._quarantined(model, now_ns)
         if self._results:
             for sent, result in self._results:
                 if result.status is not GOOD:
-                    self._settle_bad(sent, result, now_ns)
+                    self._handle_failure(sent, result, now_ns)
                 elif sent.waiters:
                     self._answer(sent, result, now_ns)
             self._results.clear()
@@ -92,11 +92,11 @@ class Settler(Record):
                     tenants.measured(sent.waiters, sent.action.expected_ns if ran else 0, now_ns)
                 tenants.loaded(sent.action.action_id, now_ns, good=False)
                 for waiter in sent.waiters:
-                    self._settle_lost(waiter, now_ns, ran=ran)
+                    self._handle_lost_request(waiter, now_ns, ran=ran)
             self._lost.clear()
         if self._retired:
             self._unload_retired(now_ns)
-            self._belief.unsettled = bool(self._retired)
+            self._belief.has_pending = bool(self._retired)
 
     def _unload_retired(self, now_ns: int) -> None:
         for model in list(self._retired):
@@ -145,28 +145,28 @@ class Settler(Record):
                     ),
                 )  # fmt: skip
 
-    def _settle_bad(self, sent: Sent, result: Result, now_ns: int) -> None:
+    def _handle_failure(self, sent: Sent, result: Result, now_ns: int) -> None:
         """Handle an action that the worker refused, or that failed."""
         status = result.status
         if not sent.waiters:
             if isinstance(sent.action, Load):
-                self._settle_failed_load(sent, result)
+                self._handle_failed_load(sent, result)
             return
         if status in BELIEF_WRONG and sent.residency is not None:
             self._forget(sent.residency)
         for waiter in sent.waiters:
             if waiter.state == SPENT:
                 self._belief.release(waiter)
-            elif self._again(waiter, len(sent.waiters), status):
-                self._return(waiter, alone=status not in AGAIN and status not in BELIEF_WRONG)
+            elif self._may_retry(waiter, len(sent.waiters), status):
+                self._return(waiter, alone=status not in RETRY_STATUSES and status not in BELIEF_WRONG)
             else:
                 self._fail(waiter, result, now_ns)
 
-    def _again(self, waiter: Waiter, companions: int, status: Status) -> bool:
+    def _may_retry(self, waiter: Waiter, companions: int, status: Status) -> bool:
         """Whether a request of a refused or failed INFER may be planned again."""
         if waiter.queue.model.removed or waiter.queue.model.quarantined:
             return False
-        if status in AGAIN:
+        if status in RETRY_STATUSES:
             return True
         if status in BELIEF_WRONG:
             waiter.retries += 1
@@ -183,7 +183,7 @@ class Settler(Record):
         message = result.message or f"the worker refused: {status.value}"
         if status is Status.MODEL_RAISED:
             reason = Reason.MODEL_RAISED
-        elif status in AGAIN or status in BELIEF_WRONG:
+        elif status in RETRY_STATUSES or status in BELIEF_WRONG:
             if waiter.queue.model.removed:
                 outcome, reason, message = Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded"
             elif waiter.queue.model.quarantined:
@@ -203,14 +203,14 @@ class Settler(Record):
             residency.step(UNLOAD)
             self._belief.drop(residency)
 
-    def _settle_failed_load(self, sent: Sent, result: Result) -> None:
+    def _handle_failed_load(self, sent: Sent, result: Result) -> None:
         residency = sent.residency
         assert residency is not None
         model = residency.model
         if self._belief.devices.get(residency.device.name) is residency.device:
             residency.step(FAILED)
             self._belief.drop(residency)
-        if result.status not in AGAIN and not model.residencies:
+        if result.status not in RETRY_STATUSES and not model.residencies:
             reason = Reason.MODEL_RAISED if result.status is Status.MODEL_RAISED else Reason.DEVICE_FAULT
             message = f"its weights could not be loaded: {result.message or result.status.value}"
             for queue in list(model.queues.values()):
@@ -219,7 +219,7 @@ class Settler(Record):
         self._belief.recheck_model(model)
 
     def action_hung(self, sent: Sent, now_ns: int, *, ran: bool) -> None:
-        """Handle an action in flight on a worker that hung; it holds its requests' tensors until it is over."""
+        """Handle an action on a worker that hung; it holds its requests' tensors until it is over."""
         tenants = self._belief.tenants
         if sent.waiters:
             assert isinstance(sent.action, Infer)
@@ -227,10 +227,10 @@ class Settler(Record):
         tenants.loaded(sent.action.action_id, now_ns, good=False)
         for waiter in sent.waiters:
             if waiter.state != SPENT:
-                waiter.held += 1
-                self._settle_lost(waiter, now_ns, ran=ran, how="hung")
+                waiter.tensor_refs += 1
+                self._handle_lost_request(waiter, now_ns, ran=ran, how="hung")
 
-    def _settle_lost(self, waiter: Waiter, now_ns: int, *, ran: bool, how: str = "died") -> None:
+    def _handle_lost_request(self, waiter: Waiter, now_ns: int, *, ran: bool, how: str = "died") -> None:
         """Plan a request again that was in flight on a lost or hung worker, or fail it after ``retries``."""
         if waiter.state == SPENT:
             self._belief.release(waiter)
@@ -253,7 +253,7 @@ class Settler(Record):
         )  # fmt: skip
 
 
-def _asked_alike(waiter: Waiter, model: ServedModel) -> bool:
+def _is_valid_for(waiter: Waiter, model: ServedModel) -> bool:
     """Whether a request of a replaced model is also valid for the model that replaces it."""
     before = waiter.queue.model
     old, new = before.code, model.code

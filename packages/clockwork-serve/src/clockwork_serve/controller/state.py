@@ -257,7 +257,7 @@ class Forking:
         new.code = old.code
         new.code_id = old.code_id
         new.demand_ns = old.demand_ns
-        new.heat = old.heat
+        new.popularity = old.popularity
         new.key = old.key
         new.load_key = old.load_key
         new.model = old.model
@@ -344,7 +344,7 @@ class Forking:
         new.cold = old.cold
         new.demand_ns = old.demand_ns
         new.due_ns = old.due_ns
-        new.held = old.held
+        new.tensor_refs = old.tensor_refs
         new.request = old.request
         new.retries = old.retries
         new.slo_ns = old.slo_ns

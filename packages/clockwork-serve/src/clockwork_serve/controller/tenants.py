@@ -43,13 +43,13 @@ class Bucket(Record):
         """How long it takes until it is full."""
         return self.full_ns - now_ns if self.full_ns > now_ns else 0
 
-    def short_ns(self, amount: int, now_ns: int) -> int:
+    def wait_ns(self, amount: int, now_ns: int) -> int:
         """The least time until ``amount`` more can be held; a full bucket admits any amount."""
         if not self.rate:
             return 0
         needed_ns = min(self._lasts_ns(amount), self.burst_ns)
-        short_ns = self.owed_ns(now_ns) + self._lasts_ns(self.held) + needed_ns - self.burst_ns
-        return max(0, short_ns)
+        wait_ns = self.owed_ns(now_ns) + self._lasts_ns(self.held) + needed_ns - self.burst_ns
+        return max(0, wait_ns)
 
     def take(self, amount: int, now_ns: int) -> None:
         """Take an amount, even if it is more than there is."""
@@ -61,7 +61,7 @@ class Bucket(Record):
         """What is missing from a full bucket, plus what is held."""
         return self.owed_ns(now_ns) * self.rate // NS_PER_S + self.held
 
-    def at_once(self) -> int:
+    def size(self) -> int:
         """Its size."""
         return self.burst_ns * self.rate // NS_PER_S
 
@@ -150,13 +150,13 @@ class Tenants(Record):
     def shortage(self, account: Account, model: ServedModel, cost_ns: int, now_ns: int) -> Shortage | None:
         """Why a request of that expected cost exceeds the quota now; None if it does not."""
         device, loaded = account.device, account.loaded
-        short_ns = device.short_ns(cost_ns, now_ns)
-        if short_ns:
-            return Shortage(short_ns, _device_message(account, cost_ns, now_ns))
+        wait_ns = device.wait_ns(cost_ns, now_ns)
+        if wait_ns:
+            return Shortage(wait_ns, _device_message(account, cost_ns, now_ns))
         if not model.residencies and self._claim(account, model) is None:
-            short_ns = loaded.short_ns(model.model.weights.size, now_ns)
-            if short_ns:
-                return Shortage(short_ns, _loaded_message(account, model, now_ns))
+            wait_ns = loaded.wait_ns(model.model.weights.size, now_ns)
+            if wait_ns:
+                return Shortage(wait_ns, _loaded_message(account, model, now_ns))
         return None
 
     def admit(self, request: Request, account: Account, model: ServedModel, cost_ns: int) -> None:
@@ -293,7 +293,7 @@ def _loaded_message(account: Account, model: ServedModel, now_ns: int) -> str:
 
 
 def _amounts(bucket: Bucket, amount: int, now_ns: int, unit: int) -> list[str]:
-    amounts = (bucket.rate, bucket.at_once(), bucket.in_use(now_ns), amount)
+    amounts = (bucket.rate, bucket.size(), bucket.in_use(now_ns), amount)
     return [f"{one / unit:.4g}" for one in amounts]
 
 

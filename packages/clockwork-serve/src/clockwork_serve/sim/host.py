@@ -358,7 +358,7 @@ class SimulatedWorker:
     def die(self) -> None:
         """End the process: what runs on it or is on the way to it is lost; what it sent still arrives."""
         self.gone = True
-        self.died_at = self.machine.at_work()
+        self.died_at = self.machine.executing()
         self.stopped = []
         self.world.forget(self, (TO_WORKER, LANE_DONE, WAKE))
 

@@ -158,7 +158,7 @@ def _bad(field: str, expected: str, found: str) -> Refusal:
 # Why the next action of a lane cannot start: its window, the pages.
 
 
-def judge_load(action: Load, pages: Pages, now_ns: int) -> Refusal | None:
+def refuse_load(action: Load, pages: Pages, now_ns: int) -> Refusal | None:
     """Why a LOAD cannot start: its pages must be free."""
     late_ns = now_ns - action.window.latest_ns
     if late_ns > 0:
@@ -177,7 +177,7 @@ def holds_only_stale(extent: Extent, pages: Pages) -> bool:
     return all(held.stale for held in pages.overlapping(extent))
 
 
-def judge_unload(action: Unload, held: HeldExtent | None, pages: Pages, now_ns: int) -> Refusal | None:
+def refuse_unload(action: Unload, held: HeldExtent | None, pages: Pages, now_ns: int) -> Refusal | None:
     """Why an UNLOAD cannot start: no INFER may read the weights. ``held`` is what is in the action's extent.
 
     For the controller stale weights do not exist; the worker unloads them itself (with an id below zero).
@@ -276,9 +276,9 @@ def _refused(action: Action, refusal: Refusal, now_ns: int) -> Result:
 # ------------------------------------------------------------
 # One device of a worker.
 #
-# A lane starts its next job when it is free and the job's window is open. Only then the end of the window, the
-# pages and the weights are checked. An INFER whose weights are being loaded waits for them inside its window,
-# and so do the actions behind it.
+# A lane starts its next job when it is free and the job's window is open. Only then the end of the window,
+# the pages and the weights are checked. An INFER whose weights are being loaded waits for them inside its
+# window, and so do the actions behind it.
 
 
 # Names of the module's own: an Enum's attribute takes 40 ns.
@@ -344,15 +344,15 @@ class DeviceWorker:
         """Remove a code: retire it once no action uses it."""
         held = self.codes.get(code_id)
         if held is not None:
-            held.wanted = held.answer_due = False
+            held.wanted = held.ready_due = False
             self._codes_due[code_id] = None
 
     def prepared(self, event: Prepared, now_ns: int) -> None:
         """A Prepare ended."""
         held = self._chore_ended(event.code_id, now_ns)
         held.step(CodeStep.OK if event.ok else CodeStep.FAILED)
-        if not event.ok and held.answer_due:
-            held.answer_due = False
+        if not event.ok and held.ready_due:
+            held.ready_due = False
             self._ledger.effects.append(
                 CodeReady(device=self.spec.device, code_id=event.code_id, ok=False, message=event.message)
             )
@@ -424,7 +424,7 @@ class DeviceWorker:
                 held = None
         job = LaneJob(action, code, action_id, held)
         self._ledger.open(job)
-        # Actions whose window is open are queued by arrival, so that the order in which they were sent is kept.
+        # Actions whose window is open are queued by arrival, so that the order of sending is kept.
         earliest_ns = action.window.earliest_ns
         self.exec_lane.push(job, earliest_ns if earliest_ns > now_ns else now_ns)  # noqa: FURB136 - 60 ns less
 
@@ -463,10 +463,10 @@ class DeviceWorker:
         self._refuse_queued((Status.SHUTTING_DOWN, "the controller went away"), now_ns)
         self._stale = [held for held in self.pages.all() if held.stale]  # their UNLOADs waited
         for code in self.codes.values():
-            code.answer_due = False
+            code.ready_due = False
 
-    def keep(self, event: RetainWeights) -> None:
-        """Mark all weights stale that the controller does not list; they are unloaded once no INFER reads them."""
+    def retain(self, event: RetainWeights) -> None:
+        """Mark all weights stale that the controller does not list; they are unloaded once unused."""
         for held in self.pages.all():
             if held.version not in event.versions and not held.stale:
                 held.stale = True
@@ -489,22 +489,22 @@ class DeviceWorker:
             self._unuse(job.code)
         self._ledger.refuse(job, refusal, now_ns)
 
-    def settle(self, now_ns: int) -> bool:
+    def process(self, now_ns: int) -> bool:
         """Start or refuse all due jobs; true if a lane needs a wake-up."""
         if self._stale:
-            self._forget_stale(now_ns)
+            self._unload_stale(now_ns)
         load_lane, exec_lane = self.load_lane, self.exec_lane
         if load_lane.running is None and (load_lane.actions or load_lane.chores):
             self._advance_load(now_ns)
         if exec_lane.running is None and exec_lane.actions:
             self._advance_exec(now_ns)
-        # A refused action may have been the last user of a code, which the load lane may now be free to retire.
+        # A refused action may have been the last user of a code, which may now be retired.
         if self._codes_due:
-            self._settle_codes(now_ns)
+            self._process_codes(now_ns)
             self._advance_load(now_ns)
         return load_lane.wake_ns is not None or exec_lane.wake_ns is not None
 
-    def _forget_stale(self, now_ns: int) -> None:
+    def _unload_stale(self, now_ns: int) -> None:
         waiting: list[HeldExtent] = []
         for held in self._stale:
             if held.state is WeightsState.READY and not held.readers:
@@ -531,7 +531,7 @@ class DeviceWorker:
                     lane.start(job, now_ns)
                     self._ledger.effects.append(Start(device=self.name, lane=_EXEC, action=action))
                     return
-                if self._is_coming(action, held):
+                if self._is_loading(action, held):
                     lane.wake_ns = latest_ns + 1
                     return
                 refusal = missing(self.pages, action)
@@ -555,7 +555,7 @@ class DeviceWorker:
 
     def _begin_load(self, job: LaneJob, action: Load, now_ns: int) -> bool:
         """Start or refuse a LOAD; False if it has to wait."""
-        refusal = judge_load(action, self.pages, now_ns)
+        refusal = refuse_load(action, self.pages, now_ns)
         if refusal is not None:
             if refusal[0] is Status.IN_USE and holds_only_stale(action.extent, self.pages):
                 self.load_lane.wake_ns = action.window.latest_ns + 1
@@ -579,7 +579,7 @@ class DeviceWorker:
 
     def _begin_unload(self, job: LaneJob, action: Unload, now_ns: int) -> None:
         held = self.pages.at(action.extent, action.version)
-        refusal = judge_unload(action, held, self.pages, now_ns)
+        refusal = refuse_unload(action, held, self.pages, now_ns)
         if refusal is not None:
             self.load_lane.drop(job)
             self._refuse(job, refusal, now_ns)
@@ -593,7 +593,7 @@ class DeviceWorker:
         self.load_lane.start(job, now_ns)
         self._ledger.effects.append(Start(device=self.name, lane=_LOAD, action=action))
 
-    def _is_coming(self, action: Infer, held: HeldExtent | None) -> bool:
+    def _is_loading(self, action: Infer, held: HeldExtent | None) -> bool:
         """Whether a LOAD of its weights (``held``, once they are claimed) runs or waits."""
         if held is not None and held.state is WEIGHTS_LOADING:
             return True
@@ -622,14 +622,14 @@ class DeviceWorker:
         lane.start(job, now_ns)
         self._ledger.effects.append(work)
 
-    def _settle_codes(self, now_ns: int) -> None:
+    def _process_codes(self, now_ns: int) -> None:
         due, self._codes_due = self._codes_due, {}
         for code_id in due:
             code = self.codes.get(code_id)
             if code is None or self._stopping:
                 continue
-            if code.state is CodeState.READY and code.answer_due:
-                code.answer_due = False
+            if code.state is CodeState.READY and code.ready_due:
+                code.ready_due = False
                 self._ledger.effects.append(CodeReady(device=self.spec.device, code_id=code_id))
             elif code.state is CodeState.ABSENT and not code.wanted and not code.chore:
                 del self.codes[code_id]

@@ -69,7 +69,7 @@ class ControllerLost(Struct, frozen=True, kw_only=True):
 
 
 class ControllerFound(Struct, frozen=True, kw_only=True):
-    """There is a link to a controller, perhaps a new one: send WorkerJoined. ``worker`` is this worker's name."""
+    """A link to a controller, perhaps a new one: send WorkerJoined. ``worker`` is this worker's name."""
 
     worker: str
 

@@ -90,7 +90,14 @@ class LaneQueue:
     """One lane: at most one running job, and the queued ones."""
 
     __slots__ = (
-        "_chore_runs", "_chored_ns", "_ended_ns", "actions", "asked_ns", "chores", "running", "started_ns",
+        "_chore_ended_ns",
+        "_chore_runs",
+        "_ended_ns",
+        "actions",
+        "chores",
+        "queued_wake_ns",
+        "running",
+        "started_ns",
         "wake_ns",
     )  # fmt: skip
 
@@ -98,7 +105,7 @@ class LaneQueue:
         self.running: LaneJob | None = None
         self.wake_ns: int | None = None
         """When the lane, if it is free, must be processed again; None: not before the next event."""
-        self.asked_ns: int | None = None
+        self.queued_wake_ns: int | None = None
         """The last ``wake_ns`` in the worker's heap of wake-ups, if it is still there; set by ``Worker``."""
         self.actions: list[LaneJob] = []
         """All and only queued actions, by earliest start, then arrival. They are few, and nearly all arrive
@@ -109,7 +116,7 @@ class LaneQueue:
         """When the last job started."""
         self._ended_ns = 0
         self._chore_runs = False
-        self._chored_ns = 0  # when the last chore ended
+        self._chore_ended_ns = 0  # when the last chore ended
 
     def __len__(self) -> int:
         return len(self.actions) + len(self.chores)
@@ -138,17 +145,17 @@ class LaneQueue:
         self.wake_ns = first.earliest_ns if first is not None and not due else None
         if self.chores:
             since_ns, chore = self.chores[0]
-            rested_ns = self.rested_ns
-            rested = now_ns >= rested_ns and not due
-            if rested or now_ns >= max(since_ns, self._chored_ns) + CHORE_PATIENCE_NS:
+            chore_from_ns = self.chore_from_ns
+            rested = now_ns >= chore_from_ns and not due
+            if rested or now_ns >= max(since_ns, self._chore_ended_ns) + CHORE_PATIENCE_NS:
                 self.wake_ns = None
                 return chore
-            if not due and (self.wake_ns is None or rested_ns < self.wake_ns):
-                self.wake_ns = rested_ns
+            if not due and (self.wake_ns is None or chore_from_ns < self.wake_ns):
+                self.wake_ns = chore_from_ns
         return first if due else None
 
     @property
-    def rested_ns(self) -> int:
+    def chore_from_ns(self) -> int:
         """The instant from which the lane, if it is free, may start a chore."""
         return self._ended_ns + min(REST_MAX_NS, (self._ended_ns - self.started_ns) // REST_SHARE)
 
@@ -159,7 +166,7 @@ class LaneQueue:
             self.actions.pop(0)
             self._chore_runs = False
         else:
-            self._take_chore(job)
+            self._pop_chore(job)
             self._chore_runs = True
         job.step(_START)
         self.running = job
@@ -170,10 +177,10 @@ class LaneQueue:
         if self.actions and self.actions[0] is job:
             self.actions.pop(0)
         else:
-            self._take_chore(job)
+            self._pop_chore(job)
         job.step(JobStep.DROP)
 
-    def _take_chore(self, job: LaneJob) -> None:
+    def _pop_chore(self, job: LaneJob) -> None:
         assert self.chores and self.chores[0][1] is job, f"{job.work} is not next"
         self.chores.popleft()
 
@@ -195,7 +202,7 @@ class LaneQueue:
         self.running = None
         self._ended_ns = now_ns
         if self._chore_runs:
-            self._chored_ns = now_ns
+            self._chore_ended_ns = now_ns
         return job
 
     def queued(self) -> list[LaneJob]:

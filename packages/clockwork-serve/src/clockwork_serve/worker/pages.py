@@ -57,9 +57,9 @@ WEIGHTS_EMPTY: Final = WeightsState.EMPTY
 class HeldExtent:
     """An extent that holds weights.
 
-    ``stale`` weights were loaded for an earlier controller and are not retained by this one: they are unloaded
-    once no INFER reads them. ``readers`` counts the INFERs, running or queued, whose job has these weights in
-    its ``held``.
+    ``stale`` weights were loaded for an earlier controller and are not retained by this one: they are
+    unloaded once no INFER reads them. ``readers`` counts the INFERs, running or queued, whose job has these
+    weights in its ``held``.
     """
 
     __slots__ = (
@@ -211,14 +211,22 @@ CODE_READY: Final = CodeState.READY  # a name of the module's own: an Enum's att
 class HeldCode:
     """A code on one device.
 
-    ``wanted``: it is added and not removed. ``answer_due``: a CodeReady is owed to the controller; only then
+    ``wanted``: it is added and not removed. ``ready_due``: a CodeReady is owed to the controller; only then
     is the code prepared. ``chore``: a Prepare or Retire of it is queued on the load lane. ``users`` counts
     actions, queued or running, that use it, and weights in pages that are laid out by it: a code with users
     is not retired. ``fitting`` are its batch sizes that the device has room for.
     """
 
     __slots__ = (
-        "answer_due", "chore", "code", "fitting", "profile", "recent", "state", "users", "wanted",
+        "chore",
+        "code",
+        "fitting",
+        "profile",
+        "ready_due",
+        "recent",
+        "state",
+        "users",
+        "wanted",
     )  # fmt: skip
 
     def __init__(self, code: Code) -> None:
@@ -226,7 +234,7 @@ class HeldCode:
         self.profile: Profile | None = None
         self.state = CodeState.ABSENT
         self.wanted = True
-        self.answer_due = True
+        self.ready_due = True
         self.chore = False
         self.users = 0
         self.fitting: frozenset[int] = frozenset()
@@ -251,7 +259,7 @@ class HeldCode:
     def add(self, event: CodeAdded, spec: DeviceSpec) -> None:
         """The controller added it (again): a CodeReady is owed."""
         self.code = event.code
-        self.wanted = self.answer_due = True
+        self.wanted = self.ready_due = True
         for profile in event.profiles:
             if profile.device_kind == spec.kind:
                 self.profile = profile
@@ -271,7 +279,7 @@ class HeldCode:
     @property
     def to_prepare(self) -> bool:
         """Whether a Prepare is the next thing it needs."""
-        return self.answer_due and self.state in (CodeState.ABSENT, CodeState.FAILED)
+        return self.ready_due and self.state in (CodeState.ABSENT, CodeState.FAILED)
 
     @property
     def to_retire(self) -> bool:

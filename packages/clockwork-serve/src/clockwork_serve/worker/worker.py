@@ -139,7 +139,7 @@ def _check_codes(device: DeviceWorker) -> None:
         assert users == code.users, f"code {code_id}: {users} users, counted {code.users}"
         chores = sum(job.code is code and isinstance(job.work, (Prepare, Retire)) for job in queued)
         assert chores == code.chore, f"code {code_id}: {chores} chores are queued"
-        assert code.wanted or not code.answer_due, f"code {code_id}: a CodeReady is owed for a removed code"
+        assert code.wanted or not code.ready_due, f"code {code_id}: a CodeReady is owed for a removed code"
         assert not code.users or code.state is CodeState.READY, f"{code_id} is used while {code.state}"
 
 
@@ -226,7 +226,7 @@ class Worker:
         if dirty:
             for device in dirty:
                 device.dirty = False
-                if device.settle(now_ns):
+                if device.process(now_ns):
                     self._note_wakes(device)
             dirty.clear()
         ledger = self._ledger
@@ -251,7 +251,7 @@ class Worker:
         """The wake-up of one lane, for drivers in which each lane has its own thread."""
         return self._devices[device].lanes[lane].wake_ns
 
-    def at_work(self) -> list[Work]:
+    def executing(self) -> list[Work]:
         """What all lanes are executing."""
         lanes = [lane for device in self._all for lane in device.lanes.values()]
         return [lane.running.work for lane in lanes if lane.running is not None]
@@ -263,8 +263,8 @@ class Worker:
             check_device(device, self._ledger.live)
             live += sum(job.owed for job in device.jobs())
             for lane in device.lanes.values():
-                assert lane.wake_ns is None or lane.wake_ns == lane.asked_ns
-                assert lane.asked_ns is None or (lane.asked_ns, device.index) in self._wakes
+                assert lane.wake_ns is None or lane.wake_ns == lane.queued_wake_ns
+                assert lane.queued_wake_ns is None or (lane.queued_wake_ns, device.index) in self._wakes
         assert live == len(self._ledger.live), f"{live} jobs are owed a result, not {len(self._ledger.live)}"
 
     def _admit(self, now_ns: int) -> None:
@@ -288,7 +288,7 @@ class Worker:
             elif isinstance(item, RetainWeights):
                 if (kept := self._devices.get(item.device)) is not None:
                     self._mark(kept)
-                    kept.keep(item)
+                    kept.retain(item)
             elif isinstance(item, ControllerFound):
                 self._join(item, now_ns)
             else:
@@ -314,8 +314,8 @@ class Worker:
         """Add the wake-ups of its lanes to the heap, unless they are there."""
         for lane in (device.load_lane, device.exec_lane):
             wake_ns = lane.wake_ns
-            if wake_ns is not None and wake_ns != lane.asked_ns:
-                lane.asked_ns = wake_ns
+            if wake_ns is not None and wake_ns != lane.queued_wake_ns:
+                lane.queued_wake_ns = wake_ns
                 heappush(self._wakes, (wake_ns, device.index))
 
     def _pop_wake(self) -> DeviceWorker:
@@ -323,8 +323,8 @@ class Worker:
         wake_ns, index = heappop(self._wakes)
         device = self._all[index]
         for lane in (device.load_lane, device.exec_lane):
-            if lane.asked_ns == wake_ns:
-                lane.asked_ns = None
+            if lane.queued_wake_ns == wake_ns:
+                lane.queued_wake_ns = None
         return device
 
     def _mark(self, device: DeviceWorker) -> None:

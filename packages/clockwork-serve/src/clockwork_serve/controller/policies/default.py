@@ -36,7 +36,7 @@ from clockwork_serve.controller.cluster import (
     Strategy,
 )
 from clockwork_serve.controller.codes import BatchChoice
-from clockwork_serve.controller.estimates import Timings, hotter
+from clockwork_serve.controller.estimates import Timings, popularity_after
 from clockwork_serve.controller.placement import Candidates
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.record import Record
@@ -115,7 +115,7 @@ class DefaultScheduler(PaperScheduler):
     def __init__(self, belief: Belief) -> None:
         super().__init__(belief)
         belief.measures = True
-        self._by_heat = True
+        self._by_popularity = True
         self._candidates = Candidates(belief, by_due=True)
         self._spare = False
         """Where time is short, accept a LOAD only for models that could wait for another LOAD before it."""
@@ -128,7 +128,9 @@ class DefaultScheduler(PaperScheduler):
         """As in ``paper``; also updates popularity and the tightest SLO of devices."""
         first = queue.waiters[0]
         slo_ns, arrival_ns = first.slo_ns, first.request.arrival_ns
-        queue.model.heat = hotter(queue.model.heat, queue.waiters[-1].request.arrival_ns)
+        queue.model.popularity = popularity_after(
+            queue.model.popularity, queue.waiters[-1].request.arrival_ns
+        )
         until_ns = arrival_ns + TIGHT_NS
         for strategy in queue.strategies:
             tight = self._tight.get(strategy.device.plan)
@@ -189,7 +191,7 @@ class DefaultScheduler(PaperScheduler):
         strategy = choice.strategy
         self._belief.send_infer(strategy, choice.batch, choice.first, start_ns, now_ns)
         if strategy.queue.dues:
-            self._enter(strategy)
+            self._enqueue(strategy)
 
     def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
         """The largest batch that meets the due time of the first request that is feasible at all."""
@@ -252,7 +254,7 @@ class DefaultScheduler(PaperScheduler):
         return winner
 
     def _better(self, plan: LanePlan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
-        """A more efficient batch of another strategy, the most urgent such, if time is short; else ``choice``.
+        """The most urgent more efficient batch of another strategy, if time is short; else ``choice``.
 
         Only if this batch is smaller than one that its waiting requests could fill. Requests with much longer
         SLOs are not preferred: they can wait until time is not short. All but the returned choice are put
@@ -369,7 +371,7 @@ class DefaultScheduler(PaperScheduler):
         self._spare = False
         return sent or (self._short and super()._load_one(plan, now_ns))
 
-    def _timely(self, plan: LanePlan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
+    def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
         """Whether a LOAD that starts then is useful for a waiting request, or for later ones."""
         timings = plan.device.codes[model.code_id].timings
         needed_ns = timings.load(model.model.weights.size).estimate_ns
@@ -378,15 +380,15 @@ class DefaultScheduler(PaperScheduler):
             busy_ns = now_ns - plan.device.load.busy_since_ns
             if any(busy_ns > SHORT * queue.waiters[-1].slo_ns for queue in queues):
                 self._short = True
-                load_ns += needed_ns
-        return super()._timely(plan, model, load_ns, now_ns) or self._for_others(queues, timings, needed_ns)
+                start_ns += needed_ns
+        return super()._timely(plan, model, start_ns, now_ns) or self._for_others(queues, timings, needed_ns)
 
-    def _for_others(self, queues: list[Queue], timings: Timings, load_ns: int) -> bool:
+    def _for_others(self, queues: list[Queue], timings: Timings, needed_ns: int) -> bool:
         """Whether a LOAD takes longer than the SLO of a waiting request, so that only later ones profit."""
         slack_ns = self._belief.config.slack_ns + NS_PER_MS
         for queue in queues:
             infer_ns = timings.infer(queue.least, queue.signature).estimate_ns
-            if queue.waiters[-1].slo_ns < load_ns + infer_ns + slack_ns:
+            if queue.waiters[-1].slo_ns < needed_ns + infer_ns + slack_ns:
                 return True
         return False
 

@@ -23,7 +23,7 @@ from clockwork_serve.controller.cluster import (
     Strategy,
 )
 from clockwork_serve.controller.codes import BatchChoice
-from clockwork_serve.controller.estimates import LASTS_NS, drop_outliers, reset_stale
+from clockwork_serve.controller.estimates import VALID_NS, drop_outliers, reset_stale
 from clockwork_serve.controller.placement import Candidates, make_room
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
@@ -44,7 +44,7 @@ class PaperScheduler(Record):
         self._look_ahead_ns = config.look_ahead_ns
         self._lag_ns = config.lag_ns
         self._negative = config.load_negative
-        self._by_heat = False
+        self._by_popularity = False
         """Weights of the least popular models are evicted first, not those least recently used."""
         self._candidates = Candidates(belief)
         self._changed: list[LanePlan] = []
@@ -69,7 +69,7 @@ class PaperScheduler(Record):
                 if key_ns < strategy.key_ns:
                     plan.push(strategy, key_ns)
             else:
-                self._enter(strategy)
+                self._enqueue(strategy)
             if not plan.exec_full and not plan.changed:
                 plan.changed = True
                 self._changed.append(plan)
@@ -81,7 +81,7 @@ class PaperScheduler(Record):
         for queue in residency.model.queues.values():
             strategy = queue.strategies[-1]
             if queue.waiters and strategy.residency is residency:
-                self._enter(strategy)
+                self._enqueue(strategy)
         self._mark_exec_dirty(residency.device.plan)
 
     def exec_changed(self, device: DeviceBelief) -> None:
@@ -138,7 +138,7 @@ class PaperScheduler(Record):
             plan.load_dirty = True
             self._dirty_loads.append(plan)
 
-    def _enter(self, strategy: Strategy) -> None:
+    def _enqueue(self, strategy: Strategy) -> None:
         """Add a strategy to the plan, keyed by the latest start of its largest batch that can be filled."""
         dues, batches = strategy.queue.dues, strategy.batches
         waiting = len(dues)
@@ -192,7 +192,7 @@ class PaperScheduler(Record):
                 continue
             self._belief.send_infer(strategy, batch, first, start_ns, now_ns)
             if strategy.queue.dues:
-                self._enter(strategy)
+                self._enqueue(strategy)
 
     def _drop_outliers(self, strategy: Strategy, start_ns: int, now_ns: int) -> None:
         """No waiting request is feasible: on a free lane, drop outliers that may be the cause."""
@@ -200,7 +200,7 @@ class PaperScheduler(Record):
         if dues and not strategy.lane and drop_outliers(
             strategy.batches[0].samples, dues[-1] - start_ns, now_ns
         ):  # fmt: skip
-            self._enter(strategy)
+            self._enqueue(strategy)
 
     def _choose(self, strategy: Strategy, start_ns: int) -> Fit | None:
         """The largest feasible batch: sizes are tried upwards while they can be filled."""
@@ -285,7 +285,7 @@ class PaperScheduler(Record):
                 sent = True
                 break
         for model in passed:
-            self._candidates.enter(model)
+            self._candidates.enqueue(model)
         return sent
 
     def _offer(self, model: ServedModel, now_ns: int) -> None:
@@ -306,11 +306,11 @@ class PaperScheduler(Record):
         ):
             return False
         wanted_ns = NEVER_NS if self._negative else self._candidates.priority(model)
-        room = make_room(device, model, wanted_ns, by_heat=self._by_heat)
+        room = make_room(device, model, wanted_ns, by_popularity=self._by_popularity)
         if room is None:
             plan.load_blocked = True
             return False
-        for residency in room.displaced:
+        for residency in room.evicted:
             self._belief.send_unload(residency, now_ns)
         self._belief.send_load(device, model, room.extent, start_ns, now_ns)
         self._rank_dirty()
@@ -322,20 +322,20 @@ class PaperScheduler(Record):
         timings = device.codes[model.code_id].timings
         samples = timings.load(model.model.weights.size)
         before_ns = samples.estimate_ns
-        if before_ns > samples.seed_ns and now_ns >= samples.measured_ns + LASTS_NS:
+        if before_ns > samples.seed_ns and now_ns >= samples.measured_ns + VALID_NS:
             for queue in model.queues.values():
                 if queue.dues:
                     ready_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
                     reset_stale(samples, ready_ns - start_ns, now_ns)
         return samples.estimate_ns < before_ns
 
-    def _timely(self, plan: LanePlan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
-        """Whether a waiting request can be in time after a LOAD that starts then (not in the released code)."""
+    def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
+        """Whether a waiting request can be in time after a LOAD at ``start_ns`` (not in the released code)."""
         if self._negative:
             return True
         device = plan.device
         timings = device.codes[model.code_id].timings
-        ready_ns = load_ns + timings.load(model.model.weights.size).estimate_ns
+        ready_ns = start_ns + timings.load(model.model.weights.size).estimate_ns
         exec_ns = device.exec.available_ns(now_ns)
         soon = False
         for queue in model.queues.values():

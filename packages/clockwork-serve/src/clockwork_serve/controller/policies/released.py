@@ -46,10 +46,10 @@ class ReleasedScheduler(PaperScheduler):
         if len(queue.dues) == 1:
             queue.floors.clear()
         for strategy in queue.strategies:
-            self._enter(strategy)
+            self._enqueue(strategy)
             self._mark_exec_dirty(strategy.plan)
 
-    def _enter(self, strategy: Strategy) -> None:
+    def _enqueue(self, strategy: Strategy) -> None:
         if strategy.key_ns == NEVER_NS:
             self._add(strategy, ANY)
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from clockwork_serve.controller.estimates import LASTS_NS, Worst
+from clockwork_serve.controller.estimates import VALID_NS, WindowMax
 from clockwork_serve.units import KIB, NS_PER_MS
 
 # ------------------------------------------------------------
@@ -334,7 +334,7 @@ class Way:
     __slots__ = ("_ended_ns", "_heard_ns", "_worst")
 
     def __init__(self) -> None:
-        self._worst = Worst()
+        self._worst = WindowMax()
         self._ended_ns = NEVER_NS  # of what is being answered, the lane that ended first
         self._heard_ns = 0
 
@@ -345,7 +345,7 @@ class Way:
     def left(self, now_ns: int) -> None:
         """All such answers left."""
         if self._ended_ns != NEVER_NS:
-            if now_ns > self._heard_ns + LASTS_NS:
+            if now_ns > self._heard_ns + VALID_NS:
                 self._worst.clear()
             self._heard_ns = now_ns
             self._worst.add(now_ns - self._ended_ns)
@@ -353,6 +353,6 @@ class Way:
 
     def of(self, given_ns: int, now_ns: int) -> int:
         """What to leave of the time that a request was given."""
-        if now_ns > self._heard_ns + LASTS_NS:
+        if now_ns > self._heard_ns + VALID_NS:
             return 0
         return min(int(BOTH * self._worst.value), given_ns // SHARE)
