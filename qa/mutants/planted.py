@@ -89,7 +89,7 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
     # Workers and gateways that go, codes that come.
     (f"{C}/fleet", "            del belief.sent[sent.action.action_id]", "            pass",
      "actions of a lost worker stay in flight"),
-    (f"{C}/fleet", "ran=not running_ids or sent.action.action_id in running_ids)", "ran=not running_ids)",
+    (f"{C}/fleet", "ran=not running or sent.action.action_id in running)", "ran=not running)",
      "what ran on a dying worker does not count as run"),
     (f"{C}/fleet", "        for residency in list(device.pages.holders()):\n            belief.drop(residency)",
      "        pass", "weights of a lost worker are still believed there"),

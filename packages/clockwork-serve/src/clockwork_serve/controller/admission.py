@@ -158,8 +158,8 @@ def admission_reply(
     finish = feasibility.earliest_finish(model.main, due_ns, now_ns)
     if finish is None:
         return _reply(announced)
-    time_ns = due_ns + belief.slack_ns - announced.arrival_ns
-    retry_after_ns, message = feasibility.retry_advice(model.main, finish, due_ns, time_ns, now_ns)
+    given_ns = due_ns + belief.slack_ns - announced.arrival_ns
+    retry_after_ns, message = feasibility.retry_advice(model.main, finish, due_ns, given_ns, now_ns)
     return _reply(announced, Reason.WOULD_MISS_DEADLINE, message, retry_after_ns)
 
 

@@ -112,14 +112,14 @@ def _call(request: Request) -> Call:
     return Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors)
 
 
-def half_slack_ns(waiters: list[Waiter]) -> int:
+def half_slack_end_ns(waiters: list[Waiter]) -> int:
     """The latest end by which every request still has half of the slack that it was admitted with."""
-    least_ns = waiters[0].due_ns + waiters[0].request.deadline_ns
+    least = waiters[0].due_ns + waiters[0].request.deadline_ns
     for waiter in waiters:
-        both_ns = waiter.due_ns + waiter.request.deadline_ns
-        if both_ns < least_ns:
-            least_ns = both_ns
-    return least_ns // 2
+        both = waiter.due_ns + waiter.request.deadline_ns
+        if both < least:
+            least = both
+    return least // 2
 
 
 # ------------------------------------------------------------
@@ -175,13 +175,13 @@ class Measured(Record):
         device = sent.device
         reach_ns = started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
         delays = device.delays
-        before_ns = delays.slack_ns
+        old_slack_ns = delays.slack_ns
         delays.measured(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
         device.exec.network_ns = delays.reach_ns
         self._slack_until_ns = now_ns + VALID_NS
         if delays.slack_ns > self.slack_ns:
             self.slack_ns = delays.slack_ns
-        elif delays.slack_ns < before_ns >= self.slack_ns:
+        elif delays.slack_ns < old_slack_ns >= self.slack_ns:
             self._find_slack()
 
     def _find_slack(self) -> None:
@@ -487,7 +487,7 @@ class Belief(Measured):
         expected_ns = batch.samples.estimate_ns
         latest_ns = start_ns + self._look_ahead_ns
         if not self._open_window:
-            latest_ns = half_slack_ns(waiters) - expected_ns
+            latest_ns = half_slack_end_ns(waiters) - expected_ns
             if latest_ns < start_ns:
                 latest_ns = start_ns
         by_ns = now_ns + self._network_ns

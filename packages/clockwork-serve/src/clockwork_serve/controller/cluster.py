@@ -1,8 +1,7 @@
 """Records of belief: models, queues, requests, devices, lanes and weights, which refer to each other.
 
 A *model* has queues of *waiters* (requests that are not over) and *residencies* (its weights on a device). A
-queue has a *strategy* for each device that has its weights ready. A *device* has two lanes, pages, codes, and
-a *plan* (what a policy keeps for it).
+queue has a *strategy* for each device that has its weights ready. A *device* has lanes, pages, codes, a plan.
 """
 
 from __future__ import annotations
@@ -104,8 +103,7 @@ class Waiter(Record):
         self.retries = 0
         """How often it was in flight on a worker that was lost."""
         self.tensor_refs = 0
-        """Reference count of its tensors: in-flight actions on hung workers that still have them and, once
-        it is SPENT, the action that it was in."""
+        """In-flight actions that still have its tensors: on hung workers and, once SPENT, the one it was in."""
 
     def step(self, step: int) -> None:
         """Change state by the table ``REQUEST_AFTER``; asserts that the step is legal."""
@@ -163,8 +161,7 @@ class Queue(Record):
         self.strategies: tuple[Strategy, ...] = ()
         """One per device that has the weights READY."""
         self.floors: dict[int, int] = {}
-        """For policy ``released``, by batch (requests): requests due before this instant are not run at
-        that size any more."""
+        """For policy ``released``, by batch (requests): those due before this are not run at that size."""
         self.least = self.sizes[0][1]
         """The smallest batch size that the policy runs this queue at; see ``Belief.require``."""
         self.to_recheck = False
@@ -255,9 +252,7 @@ class ServedModel(Record):
         self.order = order
         self.priority = model.priority
         self.main: Queue | None = None
-        """The queue of ordinary requests (no signature, one row, the model's priority); None until the first
-        of them. It is kept when it is empty.
-        """
+        """The queue of ordinary requests (no signature, one row, the model's priority), once it was needed."""
         self.queues: dict[tuple[str, int, bool, int], Queue] = {}
         """Queue by (signature, rows, alone, class): ``main``, and others that are not empty."""
         self.residencies: dict[str, Residency] = {}
@@ -460,10 +455,9 @@ class LaneBelief(Record):
 
 
 class Watch(Timer):
-    """The queues whose heads are feasible on this lane, by the latest start of the head.
+    """The queues whose heads are feasible on this lane; the timer fires before the first becomes infeasible.
 
-    A queue has at most one live entry over all lanes. Its key is a lower bound of the head's latest start and
-    is corrected when it surfaces. The timer fires before the first head becomes infeasible on this lane.
+    A queue has at most one live entry over all lanes. Its key is a lower bound of the head's latest start.
     """
 
     __slots__ = ("behind_ns", "first_ns", "full", "heap", "lane")
@@ -635,8 +629,7 @@ class Residency(Record):
         self.share_ns = 0
         """The share of the model's demand that is assigned to its device; unused for a sole residency."""
         self.slow = False
-        """The model's least batch takes longer on this device than a waiting request had, which is feasible
-        by a LOAD elsewhere; cleared by the next INFER here."""
+        """Its least batch takes longer here than a waiting request's SLO; cleared by the next INFER here."""
 
     @property
     def serves(self) -> bool:
@@ -689,7 +682,7 @@ class HangTimer(Timer):
 
 
 class StallTimer(Timer):
-    """When to check next whether a device's exec lane is stalled; set while it has work (``hangs.Stalls``)."""
+    """When to check next whether a device's exec lane is stalled; set while it has work."""
 
     __slots__ = ("device", "late_id", "no_heartbeat", "unresponsive")
 

@@ -83,12 +83,12 @@ class Samples(Record):
     def add(self, sample_ns: int) -> None:
         """Add a sample and update the estimate."""
         samples = self.samples
-        oldest_ns = -1
+        dropped_ns = -1
         if self.guessed or len(samples) >= self.size:
-            oldest_ns = samples.pop(0)
+            dropped_ns = samples.pop(0)
         self.guessed = False
         samples.append(sample_ns)
-        if sample_ns != oldest_ns and (sample_ns > self._second_ns or not -1 < oldest_ns < self._second_ns):
+        if sample_ns != dropped_ns and (sample_ns > self._second_ns or not -1 < dropped_ns < self._second_ns):
             self._update()
 
     def forget_above(self, most_ns: int) -> None:
@@ -337,7 +337,7 @@ class Delays(Record):
 
 
 RARELY: Final = 5
-"""After a failed trial, the next one waits for this many times the estimate: trials take others' lane time."""
+"""After a failed trial, the next one waits for this many times the estimate: trials cost lane time."""
 
 
 def drop_outliers(samples: Samples, allowed_ns: int, now_ns: int, *, at_once: bool = False) -> bool:

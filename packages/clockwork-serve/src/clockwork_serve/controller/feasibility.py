@@ -260,10 +260,10 @@ class Feasibility(Record):
         """
         found = False
         request = queue.waiters[0].request
-        time_ns = self._belief.due_ns(request) - request.arrival_ns
+        given_ns = self._belief.due_ns(request) - request.arrival_ns
         for strategy in queue.strategies:
             residency = strategy.residency
-            if not residency.slow and strategy.least.estimate_ns + strategy.lane.network_ns > time_ns:
+            if not residency.slow and strategy.least.estimate_ns + strategy.lane.network_ns > given_ns:
                 residency.slow = found = True
                 self._belief.mark_dirty(residency.model)
         return found
@@ -311,7 +311,7 @@ class Feasibility(Record):
             # See PROBED_RANK.
             probed = self._loaders.get(probe, now_ns)
             if probed is not None:
-                end_ns, rest_ns = self._end_after_load_ns(queue, probed, now_ns)
+                end_ns, rest_ns = self._end_after_load(queue, probed, now_ns)
                 if end_ns <= due_ns:
                     if watch:
                         self._watch(queue, self._lane(queue, probed), due_ns - rest_ns, now_ns)
@@ -320,7 +320,7 @@ class Feasibility(Record):
         lane: LaneBelief | None = None
         while looked_at < LOADERS_MAX and (device := self._loaders.get(at, now_ns)) is not None:
             at += 1
-            end_ns, rest_ns = self._end_after_load_ns(queue, device, now_ns)
+            end_ns, rest_ns = self._end_after_load(queue, device, now_ns)
             if end_ns <= due_ns:
                 # Lanes are tried in the order in which they are free, so the last one found is free last.
                 lane, latest_ns = self._lane(queue, device), due_ns - rest_ns
@@ -332,7 +332,7 @@ class Feasibility(Record):
             self._watch(queue, lane, latest_ns, now_ns)
         return lane is not None, soonest
 
-    def _end_after_load_ns(self, queue: Queue, device: DeviceBelief, now_ns: int) -> tuple[int, int]:
+    def _end_after_load(self, queue: Queue, device: DeviceBelief, now_ns: int) -> tuple[int, int]:
         """When the head could end on a device that lacks the weights, and how long that takes on a free lane.
 
         ``NEVER_NS`` if the device cannot serve the model. One that is still preparing the code counts as if
@@ -351,8 +351,8 @@ class Feasibility(Record):
         infer_ns = code.timings.infer(queue.least, queue.signature).estimate_ns
         load_ns = code.timings.load(model.model.weights.size).estimate_ns
         ready_ns = device.load.available_ns(now_ns) + load_ns
-        exec_ns = device.exec.available_ns(now_ns)
-        return max(exec_ns, ready_ns) + infer_ns, load_ns + infer_ns
+        exec_free_ns = device.exec.available_ns(now_ns)
+        return max(exec_free_ns, ready_ns) + infer_ns, load_ns + infer_ns
 
     def _pending_samples(self, queue: Queue, device: DeviceBelief) -> Samples | None:
         estimator, code_id, kind = self._belief.estimator, queue.model.code_id, device.spec.kind
@@ -361,7 +361,7 @@ class Feasibility(Record):
         return estimator.timings(device.name, kind, code_id).infer(queue.least, queue.signature)
 
     def _lane(self, queue: Queue, device: DeviceBelief) -> LaneBelief:
-        """The lane that limits a device that lacks the weights; cf. ``_end_after_load_ns``."""
+        """The lane that limits a device that lacks the weights; cf. ``_end_after_load``."""
         return device.exec if queue.model.code_id in device.pending_codes else device.load
 
     def _watch(self, queue: Queue, lane: LaneBelief, latest_ns: int, now_ns: int) -> None:
@@ -381,33 +381,33 @@ class Feasibility(Record):
         start_ns = now_ns + finish.rest_ns - finish.samples.estimate_ns
         if not finish.lane:
             drop_outliers(finish.samples, head.due_ns - start_ns, now_ns, at_once=True)
-        time_ns = head.slo_ns - head.request.way_ns
-        self._reset_stale(queue, finish, time_ns, now_ns)
-        retry_after_ns, message = self.retry_advice(queue, finish, head.due_ns, time_ns, now_ns)
+        given_ns = head.slo_ns - head.request.way_ns
+        self._reset_stale(queue, finish, given_ns, now_ns)
+        retry_after_ns, message = self.retry_advice(queue, finish, head.due_ns, given_ns, now_ns)
         self._belief.answer(
             head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message, retry_after_ns=retry_after_ns
         )
 
-    def _reset_stale(self, queue: Queue, finish: EarliestFinish, time_ns: int, now_ns: int) -> None:
-        """Reset stale estimates that make every request with ``time_ns`` to its deadline infeasible."""
-        time_ns -= self._belief.slack_ns
+    def _reset_stale(self, queue: Queue, finish: EarliestFinish, given_ns: int, now_ns: int) -> None:
+        """Reset stale estimates that make every request with ``given_ns`` to its deadline infeasible."""
+        given_ns -= self._belief.slack_ns
         for strategy in queue.strategies:
-            allowed_ns = time_ns - strategy.lane.network_ns
+            allowed_ns = given_ns - strategy.lane.network_ns
             for batch in strategy.batches:
                 if batch.samples.estimate_ns > allowed_ns:
                     reset_stale(batch.samples, allowed_ns, now_ns)
-        allowed_ns = time_ns - finish.lane.network_ns - (finish.rest_ns - finish.samples.estimate_ns)
+        allowed_ns = given_ns - finish.lane.network_ns - (finish.rest_ns - finish.samples.estimate_ns)
         reset_stale(finish.samples, allowed_ns, now_ns)
 
     def retry_advice(
-        self, queue: Queue, finish: EarliestFinish, due_ns: int, time_ns: int, now_ns: int
+        self, queue: Queue, finish: EarliestFinish, due_ns: int, given_ns: int, now_ns: int
     ) -> tuple[int, str]:
         """The retry advice, in ns, for an infeasible request, and the message to its client.
 
-        0 if no request with ``time_ns`` to its deadline is ever feasible. Each client has its own retry slot.
+        0 if no request with ``given_ns`` to its deadline is ever feasible. Each client has a retry slot.
         """
         shortage_ns = finish.end_ns - due_ns
-        if finish.rest_ns + self._belief.slack_ns > time_ns:
+        if finish.rest_ns + self._belief.slack_ns > given_ns:
             return 0, _miss_message(shortage_ns, finish, impossible=True)
         device = finish.device
         code = device.codes.get(queue.model.code_id) if finish.lane is device.exec else None
@@ -433,7 +433,7 @@ class Feasibility(Record):
             if best is None or finish.end_ns < best.end_ns:
                 best = finish
         if soonest is not None:
-            end_ns, rest_ns = self._end_after_load_ns(queue, soonest, now_ns)
+            end_ns, rest_ns = self._end_after_load(queue, soonest, now_ns)
             if best is None or end_ns < best.end_ns:
                 best = self._finish_after_load(queue, soonest, end_ns, rest_ns)
         return best
@@ -441,7 +441,7 @@ class Feasibility(Record):
     def _finish_after_load(
         self, queue: Queue, device: DeviceBelief, end_ns: int, rest_ns: int
     ) -> EarliestFinish:
-        """The result of ``_end_after_load_ns`` as an EarliestFinish."""
+        """The result of ``_end_after_load`` as an EarliestFinish."""
         lane = self._lane(queue, device)
         samples = self._pending_samples(queue, device) if lane is device.exec else None
         if samples is None:

@@ -364,15 +364,13 @@ class Fleet(Record):
         belief.reset_bases()
         return found
 
-    def worker_lost(self, worker: str, running_ids: set[int]) -> None:
-        """Remove a lost worker's devices; ``running_ids`` are the actions it was running (empty: unknown)."""
+    def worker_lost(self, worker: str, running: set[int]) -> None:
+        """Remove a lost worker's devices; ``running`` are the actions it was running (empty: unknown)."""
         belief = self._belief
         for device in [one for one in belief.devices.values() if one.worker == worker]:
             belief.estimator.forget_device(device.name)
             for sent in self.remove_device(device):
-                self._result_handler.action_lost(
-                    sent, ran=not running_ids or sent.action.action_id in running_ids
-                )
+                self._result_handler.action_lost(sent, ran=not running or sent.action.action_id in running)
 
     def _all(self) -> list[DeviceBelief]:
         """All devices, those of hung workers included."""

@@ -379,8 +379,7 @@ class RequestPiece(Struct, frozen=True, kw_only=True, tag="request_piece"):
 
 
 class Undelivered(Struct, frozen=True, kw_only=True, tag="unheard"):
-    """A remote gateway's request did not reach the controller: there was no room (``why``), or it was cancelled.
-    """
+    """A remote gateway's request did not reach the controller: no room (``why``), or it was cancelled."""
 
     request_id: str
     why: str = ""

@@ -48,7 +48,7 @@ class FaultTimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     restart_ns: int
     controller_ns: int
     kill_ns: int
-    end_ns: int
+    end_delay_ns: int = msgspec.field(name="end_ns")
     silent_ns: int
     notice_ns: int
     rejoin_ns: int

@@ -311,16 +311,16 @@ class Stops:
             return NOTHING
         now_ns = self._simulation.now_ns
         since_ns, skew_ns, entries = self._halted.pop(host, (now_ns, host.skew_ns, []))
-        lost_ns, jump_ns = now_ns - since_ns, host.skew_ns - skew_ns
-        host.stalled(lost_ns)
+        lost_for_ns, jump_ns = now_ns - since_ns, host.skew_ns - skew_ns
+        host.stalled(lost_for_ns)
         for when_ns, _, kind, whom, what in entries:
             late = what
             if isinstance(what, LaneDone):
                 late = replace(
-                    what, started_ns=what.started_ns + jump_ns, ended_ns=what.ended_ns + jump_ns + lost_ns,
-                    run_ns=what.run_ns + lost_ns,
+                    what, started_ns=what.started_ns + jump_ns, ended_ns=what.ended_ns + jump_ns + lost_for_ns,
+                    run_ns=what.run_ns + lost_for_ns,
                 )  # fmt: skip
-            self._world.at(when_ns + lost_ns, kind, whom, late)
+            self._world.at(when_ns + lost_for_ns, kind, whom, late)
         host.resume(now_ns)
         if host in self._stalled:
             self._stalled.remove(host)
@@ -349,7 +349,7 @@ class Stops:
         """Kill a worker, as the controller asked."""
         host = self._simulation.hosts.get(worker)
         if host is not None:
-            self._faults.later(self._times.end_ns, partial(self._end, host))
+            self._faults.later(self._times.end_delay_ns, partial(self._end, host))
 
     def _end(self, host: SimulatedWorker) -> Events:
         if host.gone:

@@ -207,8 +207,8 @@ def run_through(simulation: Simulation, faults: Sequence[FaultTable], beats_max:
 def _quiet_ns(faults: Sequence[FaultTable], config: ControllerConfig, now_ns: int) -> int:
     """An instant by which all faults and recoveries are over, and some seconds without a request."""
     ends_s = [fault.at_s + (fault.for_s or 0.0) for fault in faults]
-    found_ns = PATIENCE_MAX * config.hang_ns + GRACES_MAX * config.hang_grace_ns
-    return max(now_ns, round(max(ends_s, default=0.0) * NS_PER_S)) + QUIET_NS + found_ns
+    recovery_ns = PATIENCE_MAX * config.hang_ns + GRACES_MAX * config.hang_grace_ns
+    return max(now_ns, round(max(ends_s, default=0.0) * NS_PER_S)) + QUIET_NS + recovery_ns
 
 
 def play_seeds(seeds: Iterable[int], jobs: int, requests: int = REQUESTS) -> Iterator[PlayedSeed]:

@@ -244,7 +244,7 @@ class DefaultScheduler(PaperScheduler):
             late = end_ns > choice.latest_ns
             end_ns += choice.cost_ns
             if late:  # they do not all fit: drop the least efficient
-                worst = min(reversed(kept), key=_requests_per_ns)  # of equals, the one that is due last
+                worst = min(reversed(kept), key=_efficiency)  # of equals, the one that is due last
                 kept.remove(worst)
                 end_ns -= worst.cost_ns
         winner = kept[0] if kept else rivals[0]  # none in time: the most urgent may still be
@@ -276,9 +276,9 @@ class DefaultScheduler(PaperScheduler):
             other = self._best(strategy, start_ns)
             if other is None:
                 continue
-            if strategy.queue.waiters[-1].slo_ns <= RELAXED * slo_ns and _requests_per_ns(
+            if strategy.queue.waiters[-1].slo_ns <= RELAXED * slo_ns and _efficiency(
                 other
-            ) > BETTER * _requests_per_ns(choice):
+            ) > BETTER * _efficiency(choice):
                 winner = other
             else:
                 passed.append(other)
@@ -397,6 +397,6 @@ def _latest(choice: Choice) -> int:
     return choice.latest_ns
 
 
-def _requests_per_ns(choice: Choice) -> float:
+def _efficiency(choice: Choice) -> float:
     """Requests served per ns of lane."""
     return choice.batch.count / choice.lasts_ns

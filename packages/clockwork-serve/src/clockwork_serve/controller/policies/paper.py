@@ -167,14 +167,14 @@ class PaperScheduler(Record):
 
     def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
         lane, heap = plan.device.exec, plan.heap
-        late_ns, limit_ns = now_ns - lane.head_end_ns, now_ns + self._look_ahead_ns
+        late_ns, full_from_ns = now_ns - lane.head_end_ns, now_ns + self._look_ahead_ns
         while True:
             while heap and heap[0][2].key_ns != heap[0][0]:
                 heappop(heap)
             if not heap:
                 return
             start_ns = lane.available_ns(now_ns)
-            if start_ns >= limit_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
+            if start_ns >= full_from_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
                 plan.exec_full = True
                 if late_ns <= 0:  # else its next result says when there is room again
                     self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
@@ -321,28 +321,28 @@ class PaperScheduler(Record):
         """Reset the estimate of a LOAD that would be too late, if it is stale; true if it is shorter now."""
         timings = device.codes[model.code_id].timings
         samples = timings.load(model.model.weights.size)
-        before_ns = samples.estimate_ns
-        if before_ns > samples.seed_ns and now_ns >= samples.measured_ns + VALID_NS:
+        old_estimate_ns = samples.estimate_ns
+        if old_estimate_ns > samples.seed_ns and now_ns >= samples.measured_ns + VALID_NS:
             for queue in model.queues.values():
                 if queue.dues:
                     ready_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
                     reset_stale(samples, ready_ns - start_ns, now_ns)
-        return samples.estimate_ns < before_ns
+        return samples.estimate_ns < old_estimate_ns
 
     def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
-        """Whether a waiting request can be in time after a LOAD at ``start_ns`` (not in the released code)."""
+        """Whether a waiting request can be in time after a LOAD at ``start_ns`` (not in released code)."""
         if self._negative:
             return True
         device = plan.device
         timings = device.codes[model.code_id].timings
         ready_ns = start_ns + timings.load(model.model.weights.size).estimate_ns
-        exec_ns = device.exec.available_ns(now_ns)
+        exec_free_ns = device.exec.available_ns(now_ns)
         soon = False
         for queue in model.queues.values():
             if queue.waiters:
                 latest_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
                 if latest_ns >= ready_ns:
-                    if latest_ns >= exec_ns:
+                    if latest_ns >= exec_free_ns:
                         return True
                     soon = True
         if soon:

@@ -215,13 +215,13 @@ HELD_NS: Final = NS_PER_MS
 
 
 class Sender(Protocol):
-    """``tick_s`` is the loop's time, to a second; ``held_ns`` is since when the first of ``held`` waits."""
+    """``tick_s`` is the loop's time, to a second; since ``held_since_ns`` the first of ``held`` waits."""
 
     tick_s: float
     config: GatewayConfig
     gateway: Gateway
     held: list[Outbox]
-    held_ns: int
+    held_since_ns: int
 
 
 class Outbox:
@@ -263,9 +263,9 @@ class Outbox:
             self._held = message
             now_ns = sender.gateway.looked_ns
             if not sender.held:
-                sender.held_ns = now_ns
+                sender.held_since_ns = now_ns
             sender.held.append(self)
-            if len(sender.held) >= HELD_MAX or now_ns - sender.held_ns > HELD_NS:
+            if len(sender.held) >= HELD_MAX or now_ns - sender.held_since_ns > HELD_NS:
                 send_held(sender.held)
         else:
             self._send(message)
