@@ -26,8 +26,8 @@ def test_the_entry_is_one_that_a_server_reads_and_the_key_opens_it(
     assert len({first, second}) == 2
     assert len(first) >= 43
     ring = KeyRing(str(path))
-    assert ring.admit(Right.INFER, None, first.encode()).rights == {Right.INFER}
-    assert ring.admit(Right.ADMIN, None, second.encode()).rights == {Right.ADMIN, Right.METRICS}
+    assert ring.authorize(Right.INFER, None, first.encode()).rights == {Right.INFER}
+    assert ring.authorize(Right.ADMIN, None, second.encode()).rights == {Right.ADMIN, Right.METRICS}
 
 
 def test_a_key_may_be_of_a_tenant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -37,7 +37,7 @@ def test_a_key_may_be_of_a_tenant(tmp_path: Path, capsys: pytest.CaptureFixture[
     path.write_text(f'[[tenants]]\nname = "shop"\n\n{shown.out}')
     path.chmod(0o600)
     key = shown.err.split()[-1].encode()
-    assert KeyRing(str(path)).admit(Right.INFER, None, key).tenant == "shop"
+    assert KeyRing(str(path)).authorize(Right.INFER, None, key).tenant == "shop"
     assert run(["key", "web", "--tenant", "a shop", "--json"]) == 2
     assert "tenant: expected 1 to 64 letters" in capsys.readouterr().err
     assert run(["key", "web", "--tenant", "shop", "--json"]) == 0

@@ -100,7 +100,8 @@ def test_one_file_is_served_and_the_command_that_is_shown_asks_it(
         pytest.skip("curl is not there")
     file = tmp_path / f"{name}.onnx"
     file.write_bytes(doubling(shape))
-    with serving(file, "--http-port", "0", "--grpc-port", "off", "--metrics-port", "off") as child:
+    quiet = ("--http-port", "0", "--grpc-port", "off", "--metrics-port", "off", "--slo-ms", "20000")
+    with serving(file, *quiet) as child:
         assert child.stdout is not None
         lines = [child.stdout.readline().strip() for _ in range(5)]
         assert lines[0] == "ready: 1 model"

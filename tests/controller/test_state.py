@@ -39,7 +39,7 @@ RARE = (WorkerCrashed, WorkerJoined, WorkerLost, WorkerSilent)
 """After these as well: they leave records that are gone soon."""
 
 ENCODER = msgspec.msgpack.Encoder()
-BASES = {"Measured", "Record", "Scheduler", "Timer"}
+BASES = {"Measured", "Record", "Timer"}
 """Classes that only others are made of."""
 
 

@@ -60,7 +60,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[t
         repositories.emulated(folder / "models", f"net{number}", {1: 10.0, 8: 24.0})
     repositories.emulated(folder / "models", "wide", {1: 10.0, 8: 24.0}, width=1 << 18)
     files = certificates(folder)
-    with start(folder / "models", device="emulated", **files.door()) as serving:
+    with start(folder / "models", device="emulated", **files.tls_settings()) as serving:
         yield serving, files
 
 
@@ -70,7 +70,7 @@ def mutual(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[t
     folder = tmp_path_factory.mktemp("mutual")
     repositories.emulated(folder / "models", "net0", {1: 10.0})
     files = certificates(folder)
-    with start(folder / "models", device="emulated", **files.door(mutual=True)) as serving:
+    with start(folder / "models", device="emulated", **files.tls_settings(mutual=True)) as serving:
         yield serving, files
 
 

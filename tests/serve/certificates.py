@@ -21,7 +21,7 @@ class Certificates:
     client_key: str
     other_key: str
 
-    def door(self, *, mutual: bool = False, **fields: object) -> dict[str, Any]:
+    def tls_settings(self, *, mutual: bool = False, **fields: object) -> dict[str, Any]:
         """Settings of a gateway that has TLS."""
         authority = self.ca if mutual else ""
         files = {"tls_certificate": self.certificate, "tls_key": self.key, "tls_client_ca": authority}

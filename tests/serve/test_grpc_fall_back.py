@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc
 
 import clockwork_serve
-from clockwork_serve.serve.grpc.server import DRIVEN
+from clockwork_serve.serve.grpc.server import SUPPORTED_GRPCIO
 
 ROOT = Path(__file__).parents[2]
 GATEWAY = """
@@ -105,13 +105,13 @@ def test_the_server_starts_warns_and_serves(tmp_path: Path, change: str) -> None
         f"grpcio: expected one whose core this server can drive, found {re.escape(grpc.__version__)},? {said}"
     )
     assert re.search(warning, errors), errors
-    assert f"install grpcio{DRIVEN}" in errors
+    assert f"install grpcio{SUPPORTED_GRPCIO}" in errors
     assert (process.returncode, errors.count("grpcio: "), "Traceback" in errors) == (0, 1, False), errors
 
 
 def test_the_versions_that_the_warning_asks_for_are_those_of_the_distribution() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"grpcio{DRIVEN}" in project["dependencies"]
+    project = tomllib.loads((ROOT / "packages" / "clockwork-serve" / "pyproject.toml").read_text())["project"]
+    assert f"grpcio{SUPPORTED_GRPCIO}" in project["dependencies"]
 
 
 def test_one_module_knows_what_is_private_to_grpcio() -> None:

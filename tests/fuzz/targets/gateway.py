@@ -111,7 +111,7 @@ class _Gateway:
     def invalid_requests(self, key: str) -> int:
         return 0
 
-    async def ask(self, what: str, body: bytes = b"{}", patience_s: float = 1.0) -> Reply:
+    async def ask(self, what: str, body: bytes = b"{}", timeout_s: float = 1.0) -> Reply:
         msgspec.json.decode(body)
         if what == "index":
             return Reply(ask_id=1, ok=True, body=b'[{"name": "m", "version": "1", "state": "READY"}]')
@@ -189,7 +189,7 @@ def _api_keys(data: bytes) -> None:
     ring = KeyRing(str(path))
     ring.tenants()
     line = data.partition(b"\n")[0]
-    ring.admit(Right.INFER, line[2:], None)
+    ring.authorize(Right.INFER, line[2:], None)
 
 
 def _shared_memory(data: bytes) -> None:

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from clockwork_lab.oracle.bound import ModelCosts, OracleBound, model_costs, upper_bound
-from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.config import POLICIES
+from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.sim.constants import Cluster, read_constants
 from clockwork_serve.sim.simulation import Simulation
 from clockwork_serve.units import NS_PER_S

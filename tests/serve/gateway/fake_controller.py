@@ -1,4 +1,4 @@
-"""A controller that speaks frames and decides nothing: models echo their inputs, tests say what else."""
+"""A fake controller that speaks frames: models echo their inputs, and tests decide the rest."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def served(
     batched: bool = True,
     **fields: Any,
 ) -> tuple[CodeAdded, ModelAdded]:
-    """A code and a model of it, as the controller process would tell."""
+    """A code and a model of it, as the controller's process sends them."""
     sizes = (1, 2, 4, 8) if batched else (1,)
     code = records.code(
         f"code-{name}",
@@ -85,7 +85,7 @@ def served(
 
 
 class FakeController:
-    """Listens as the controller would. ``on_request`` says what happens to a request: by default, an echo."""
+    """Listens like the controller. ``on_request`` handles a request; by default, an echo."""
 
     def __init__(self, path: Path, *catalogue: tuple[CodeAdded, ModelAdded]) -> None:
         self.path = path
@@ -93,16 +93,16 @@ class FakeController:
         self.ready = Readiness(ready=True)
         self.requests: list[Request] = []
         self.cancels: list[Cancel] = []
-        self.announced: list[AdmissionQuery] = []
+        self.admission_queries: list[AdmissionQuery] = []
         self.asks: list[Ask] = []
-        self.in_time: list[str] = []  # requests whose answers were given so, as the gateway says
+        self.in_time: list[str] = []  # requests whose answers were delivered in time, as the gateway reports
         self.late: list[str] = []
         self.links: list[Link] = []
         self.released: list[str] = []
-        self.beats = True  # whether it returns them
+        self.beats = True  # whether it returns heartbeats
         self.kept_beats: list[Beat] = []  # those that it did not return
         self.on_request: Callable[[Request], Answer | None] = self.echo
-        self.on_announced: Callable[[AdmissionQuery], AdmissionReply | None] = lambda announced: (
+        self.on_admission_query: Callable[[AdmissionQuery], AdmissionReply | None] = lambda announced: (
             AdmissionReply(announced_id=announced.announced_id, gateway=announced.gateway)
         )
         self.on_ask: Callable[[Ask], Reply | None] = _replied
@@ -191,10 +191,10 @@ class FakeController:
                 case Cancel():
                     self.cancels.append(frame)
                 case AdmissionQuery():
-                    self.announced.append(frame)
-                    foretold = self.on_announced(frame)
-                    if foretold is not None:
-                        link.send(foretold)
+                    self.admission_queries.append(frame)
+                    admission_reply = self.on_admission_query(frame)
+                    if admission_reply is not None:
+                        link.send(admission_reply)
                 case Ask():
                     self.asks.append(frame)
                     reply = self.on_ask(frame)

@@ -75,7 +75,7 @@ class RunningGateway:
         return socket.create_connection(("127.0.0.1", self.http_port), timeout=20)
 
     def exchange(self, sent: bytes) -> bytes:
-        """All that comes back until the server closes."""
+        """All bytes received until the server closes."""
         with self.connect() as client:
             client.sendall(sent)
             found = b""
@@ -85,7 +85,7 @@ class RunningGateway:
 
 
 def gateway_config(**fields: Any) -> GatewayConfig:
-    """Settings and the other fields of a gateway, all in one."""
+    """A gateway's configuration, from settings and other fields."""
     given = {name: fields.pop(name) for name in list(fields) if name in Settings.__struct_fields__}
     return GatewayConfig(settings=Settings(**given), **fields)
 

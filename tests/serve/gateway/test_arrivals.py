@@ -1,4 +1,4 @@
-"""When bytes came, by polls that found nothing and by the kernel: never younger for a loop held up."""
+"""Arrival times, by polls that found nothing and by the kernel: never later because the loop was held up."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ import pytest
 import uvloop
 
 from clockwork_serve.messages import Answer, Request
-from clockwork_serve.serve.gateway.timing import IDLE_AFTER, NEAR_NS, AcceptQueue, Arrival, BodySocket, Turns
+from clockwork_serve.serve.gateway.timing import (
+    IDLE_AFTER,
+    NEAR_NS,
+    AcceptQueue,
+    Arrival,
+    BodySocket,
+    LoopTurns,
+)
 from clockwork_serve.units import ms
 from tests.serve.gateway.running import RunningGateway
 from tests.serve.http.requests import IDENT_JSON, INFER, post
 
 TICK_NS = ms(10)
-"""What the kernel tells is so exact, where it counts a hundred ticks a second."""
+"""The resolution of the kernel's value, at a hundred ticks a second."""
 
 
 class FakeTurns:
-    """``before_ns`` and the time are what the test says."""
+    """``before_ns`` and the clock are set by the test."""
 
     def __init__(self) -> None:
         self.before_ns = self.now_ns = ms(1000)
@@ -43,7 +50,7 @@ class FakeTurns:
 
 
 class FakeSource:
-    """A kernel that says how long nothing came, or does not."""
+    """A kernel that reports when bytes were received last, or does not."""
 
     quiet: int | None = None
 
@@ -55,7 +62,7 @@ class Connection:
     def __init__(self) -> None:
         self.turns, self.source = FakeTurns(), FakeSource()
         self.arrival = Arrival(
-            cast("BodySocket", self.source), cast("Turns", self.turns), self.turns.before_ns
+            cast("BodySocket", self.source), cast("LoopTurns", self.turns), self.turns.before_ns
         )
         self.turns.turn(1001)
         self.turns.turn(1002)
@@ -68,33 +75,33 @@ class Connection:
         self.arrival.read(first=first, kept=kept)
 
 
-def test_what_is_read_came_after_the_last_poll_that_found_nothing() -> None:
+def test_bytes_arrived_after_the_last_poll_that_found_none() -> None:
     connection = Connection()
     connection.turns.turn(2000)  # polled at 1002, and held up since
-    assert connection.arrival.of_one() == ms(1002)
+    assert connection.arrival.of_single_read() == ms(1002)
     connection.read(2000)
     assert connection.arrival.arrived_ns == connection.arrival.oldest_ns == ms(1002)
 
 
-def test_the_kernel_says_more_exactly_but_not_that_it_is_older() -> None:
+def test_the_kernel_s_value_is_used_if_it_is_later() -> None:
     connection = Connection()
     connection.turns.turn(2000)
     connection.source.quiet = ms(400)
-    assert connection.arrival.of_one() == ms(1600)
+    assert connection.arrival.of_single_read() == ms(1600)
     connection.source.quiet = ms(4000)
-    assert connection.arrival.of_one() == ms(1002)
+    assert connection.arrival.of_single_read() == ms(1002)
     connection.read(2000, 300)
     assert (connection.arrival.arrived_ns, connection.arrival.oldest_ns) == (ms(1700), ms(1002))
 
 
-def test_a_poll_that_was_just_now_is_near_enough() -> None:
+def test_a_recent_poll_is_precise_enough() -> None:
     connection = Connection()
     connection.source.quiet = 0
     connection.turns.now_ns = connection.turns.before_ns + NEAR_NS
-    assert connection.arrival.of_one() == connection.turns.before_ns
+    assert connection.arrival.of_single_read() == connection.turns.before_ns
 
 
-def test_what_comes_while_it_is_not_read_from_waits_for_us() -> None:
+def test_bytes_that_arrive_while_reading_is_paused_count_as_waiting() -> None:
     connection = Connection()
     connection.arrival.pause()
     since_ns = connection.turns.before_ns
@@ -104,23 +111,23 @@ def test_what_comes_while_it_is_not_read_from_waits_for_us() -> None:
     assert connection.arrival.bound() == since_ns
     connection.arrival.resume()
     connection.turns.now_ns = ms(1310)
-    assert connection.arrival.of_one() == since_ns, "no poll has looked since"
+    assert connection.arrival.of_single_read() == since_ns, "no poll has looked since"
     connection.turns.turn(1400)
     connection.turns.turn(1500)
     assert connection.arrival.bound() == ms(1400)
 
 
-def test_before_it_was_accepted_it_may_have_waited_since_the_loop_last_looked() -> None:
+def test_a_new_connection_may_have_waited_since_the_last_poll() -> None:
     turns = FakeTurns()
-    arrival = Arrival(cast("BodySocket", FakeSource()), cast("Turns", turns), ms(500))
+    arrival = Arrival(cast("BodySocket", FakeSource()), cast("LoopTurns", turns), ms(500))
     turns.before_ns, turns.now_ns = ms(999), ms(1001)
-    assert arrival.of_one() == ms(500)
+    assert arrival.of_single_read() == ms(500)
 
 
-def test_who_waits_behind_others_to_be_accepted_waits_since_there_were_none() -> None:
+def test_connections_queued_for_acceptance_count_from_when_the_queue_was_empty() -> None:
     """The loop accepts one in a turn."""
     turns = FakeTurns()
-    queue = AcceptQueue(cast("Turns", turns))
+    queue = AcceptQueue(cast("LoopTurns", turns))
     turns.before_ns, turns.now_ns = ms(100), ms(900)  # it was held up
     assert queue.since_ns() == ms(100)
     for now_ms in (910, 920):
@@ -131,7 +138,7 @@ def test_who_waits_behind_others_to_be_accepted_waits_since_there_were_none() ->
     assert queue.since_ns() == ms(930)
 
 
-def test_of_a_long_body_only_the_time_counts_that_it_waited_for_us() -> None:
+def test_of_a_long_body_only_its_waiting_time_counts() -> None:
     connection = Connection()
     connection.turns.turn(1050)
     connection.read(1050, 40)  # it waited from 1010 on
@@ -143,8 +150,8 @@ def test_of_a_long_body_only_the_time_counts_that_it_waited_for_us() -> None:
     assert connection.arrival.arrived_ns == ms(1400 - 40 - 0 - 90)
 
 
-def test_a_body_that_a_busy_loop_reads_piece_by_piece_came_with_its_head() -> None:
-    """A client waits for room in our socket: what it sends next is there as soon as something was read."""
+def test_a_body_read_in_pieces_by_a_busy_loop_arrived_with_its_head() -> None:
+    """A client waits for space in our receive buffer: its next bytes arrive as soon as some were read."""
     connection = Connection()
     connection.turns.turn(1050)
     connection.read(1050, 40)
@@ -154,7 +161,7 @@ def test_a_body_that_a_busy_loop_reads_piece_by_piece_came_with_its_head() -> No
     assert connection.arrival.arrived_ns == ms(1010 + 3)
 
 
-def test_what_was_kept_is_not_what_the_kernel_speaks_of() -> None:
+def test_the_kernel_s_value_is_not_used_for_kept_bytes() -> None:
     connection = Connection()
     connection.arrival.pause()
     since_ns = connection.turns.before_ns
@@ -163,10 +170,10 @@ def test_what_was_kept_is_not_what_the_kernel_speaks_of() -> None:
     assert connection.arrival.arrived_ns == since_ns
 
 
-def test_a_loop_polls_between_two_of_its_instants() -> None:
+def test_the_loop_polls_between_two_instants() -> None:
     async def main() -> None:
         beats: list[int] = []
-        turns = Turns(on_beat=lambda: beats.append(1))
+        turns = LoopTurns(on_beat=lambda: beats.append(1))
         begun_ns = time.monotonic_ns()
         while len(beats) < 5:  # it beats while nothing happens
             await asyncio.sleep(0.001)
@@ -182,10 +189,10 @@ def test_a_loop_polls_between_two_of_its_instants() -> None:
     uvloop.run(main())
 
 
-def test_a_loop_that_does_nothing_beats_less_often() -> None:
+def test_an_idle_loop_beats_less_often() -> None:
     async def main() -> None:
         instants: list[int] = []
-        turns = Turns(on_beat=lambda: instants.append(time.monotonic_ns()))
+        turns = LoopTurns(on_beat=lambda: instants.append(time.monotonic_ns()))
         while len(instants) < IDLE_AFTER + 4:
             await asyncio.sleep(0.2)
         assert instants[-1] - instants[-2] > ms(15)
@@ -210,9 +217,7 @@ def only(gateway: RunningGateway) -> Request:
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="this system does not tell when bytes came")
 @pytest.mark.parametrize("connected", [True, False])
-def test_who_sends_while_the_loop_is_held_up_counts_from_then(
-    gateway: RunningGateway, *, connected: bool
-) -> None:
+def test_arrivals_during_a_gap_of_the_loop_are_measured(gateway: RunningGateway, *, connected: bool) -> None:
     client = gateway.connect() if connected else None
     if client is not None:
         client.sendall(post("/v2/health/live", close=False))
@@ -227,7 +232,7 @@ def test_who_sends_while_the_loop_is_held_up_counts_from_then(
     assert begun_ns - TICK_NS <= only(gateway).arrival_ns <= sent_ns + TICK_NS
 
 
-def test_of_several_in_one_read_none_is_younger_than_it_is(gateway: RunningGateway) -> None:
+def test_of_several_requests_in_one_read_none_counts_as_later(gateway: RunningGateway) -> None:
     with gateway.connect() as client:
         client.sendall(post("/v2/health/live", close=False))
         client.recv(1000)
@@ -241,7 +246,7 @@ def test_of_several_in_one_read_none_is_younger_than_it_is(gateway: RunningGatew
     assert all(request.arrival_ns <= sent_ns for request in gateway.controller.requests)
 
 
-def test_what_waited_longer_than_it_may_has_expired_and_is_counted_so(gateway: RunningGateway) -> None:
+def test_a_request_past_its_deadline_has_expired_and_is_counted(gateway: RunningGateway) -> None:
     before = gateway.do(gateway.servers.gateway.counters)
     hold_up(gateway, 0.3)
     found = gateway.exchange(post(INFER, IDENT_JSON, "x-slo-ms: 20"))
@@ -260,7 +265,7 @@ def held_back(gateway: RunningGateway, request: Request) -> Answer | None:
     return gateway.controller.echo(request) if len(gateway.controller.requests) > 1 else None
 
 
-def test_an_answer_that_waits_for_its_turn_till_it_is_late_is_none(gateway: RunningGateway) -> None:
+def test_a_response_held_up_in_a_pipeline_may_be_late(gateway: RunningGateway) -> None:
     """The second of a pipeline is answered in time, but the first is not."""
     gateway.controller.on_request = partial(held_back, gateway)
     with gateway.connect() as client:
@@ -281,7 +286,7 @@ def test_an_answer_that_waits_for_its_turn_till_it_is_late_is_none(gateway: Runn
     assert second.request_id not in gateway.controller.in_time
 
 
-def test_what_becomes_of_each_answer_is_told(gateway: RunningGateway) -> None:
+def test_the_delivery_of_each_answer_is_reported(gateway: RunningGateway) -> None:
     assert gateway.exchange(post(INFER, IDENT_JSON)).startswith(b"HTTP/1.1 200 ")
     gateway.controller.on_request = lambda request: None
     with gateway.connect() as client:

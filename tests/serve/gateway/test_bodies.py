@@ -1,4 +1,4 @@
-"""What is there of a body is read at once, or dropped where it lies; and nothing behind it."""
+"""Direct reads: what is available of a body is read or discarded at once, and no byte after it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import pytest
 
-from clockwork_serve.serve.gateway.timing import AT_ONCE, SIP_BYTES, BodySocket, Unwanted
+from clockwork_serve.serve.gateway.timing import AT_ONCE, PROBE_BYTES, BodySocket, DiscardedBody
 from clockwork_serve.units import MIB
 
 
 class Stub:
-    """A transport as far as is asked of it."""
+    """The parts of a transport that are used."""
 
     def __init__(self, sock: socket.socket, *, encrypted: bool = False) -> None:
         self._extra: dict[str, Any] = {"socket": sock, "sslcontext": object() if encrypted else None}
@@ -24,12 +24,12 @@ class Stub:
 
 
 class Endless(BodySocket):
-    """There is always more."""
+    """There is always more to read."""
 
     def __init__(self) -> None:
-        self._lent, self._plain = None, True
+        self._socket, self._plain = None, True
 
-    def _take(self, room: memoryview, how: int = 0) -> int:
+    def _receive(self, room: memoryview, how: int = 0) -> int:
         return max(1, len(room) - 7)
 
 
@@ -42,20 +42,20 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-def unwanted(sock: socket.socket, left: int, *, encrypted: bool = False) -> Unwanted:
-    return Unwanted(source(sock, encrypted=encrypted), memoryview(bytearray(MIB)), left)
+def unwanted(sock: socket.socket, left: int, *, encrypted: bool = False) -> DiscardedBody:
+    return DiscardedBody(source(sock, encrypted=encrypted), memoryview(bytearray(MIB)), left)
 
 
 def source(sock: socket.socket, *, encrypted: bool = False) -> BodySocket:
     return BodySocket(cast("asyncio.Transport", Stub(sock, encrypted=encrypted)))
 
 
-def test_all_that_is_there_goes_and_what_follows_stays(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_available_bytes_are_discarded_and_later_ones_kept(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     rest = unwanted(ours, 100_000)
     theirs.sendall(bytes(60_000))
-    assert ours.recv_into(rest.room()) == SIP_BYTES
-    assert not rest.received(SIP_BYTES)
+    assert ours.recv_into(rest.room()) == PROBE_BYTES
+    assert not rest.received(PROBE_BYTES)
     assert rest.left == 40_000
     theirs.sendall(bytes(40_000) + b"next")
     assert rest.received(ours.recv_into(rest.room()))
@@ -71,7 +71,7 @@ def test_the_socket_stays_open(pair: tuple[socket.socket, socket.socket]) -> Non
     assert ours.recv(100) == b"more"
 
 
-def test_what_is_encrypted_is_read_as_ever(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_over_tls_nothing_is_discarded_directly(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     rest = unwanted(ours, 100_000, encrypted=True)
     theirs.sendall(bytes(50_000))
@@ -80,7 +80,7 @@ def test_what_is_encrypted_is_read_as_ever(pair: tuple[socket.socket, socket.soc
     assert rest.left == 80_000
 
 
-def test_a_body_is_read_as_far_as_it_is_there(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_available_bytes_of_a_body_are_read(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     room = bytearray(50_000)
     assert source(ours).read(memoryview(room)) == 0
@@ -92,8 +92,8 @@ def test_a_body_is_read_as_far_as_it_is_there(pair: tuple[socket.socket, socket.
     assert ours.recv(100) == b"next"
 
 
-def test_what_waits_at_the_other_end_comes_too(pair: tuple[socket.socket, socket.socket]) -> None:
-    """The sender has given it all to its system, which sends on while this end reads."""
+def test_bytes_queued_at_the_sender_are_read_too(pair: tuple[socket.socket, socket.socket]) -> None:
+    """The sender's kernel has all of it, and sends on while this end reads."""
     ours, theirs = pair
     body = bytes(range(256)) * 4096
     theirs.setblocking(False)
@@ -106,19 +106,19 @@ def test_what_waits_at_the_other_end_comes_too(pair: tuple[socket.socket, socket
     assert room == body[:sent]
 
 
-def test_a_client_that_sends_and_sends_lets_others_have_their_turn() -> None:
+def test_a_client_that_keeps_sending_does_not_block_others() -> None:
     ends = Endless()
     assert ends.read(memoryview(bytearray(3 * AT_ONCE))) == AT_ONCE
 
 
-def test_nothing_of_what_is_encrypted_is_read_here(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_over_tls_nothing_is_read_directly(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     theirs.sendall(b"secret")
     assert source(ours, encrypted=True).read(memoryview(bytearray(10))) == 0
     assert ours.recv(100) == b"secret"
 
 
-def test_a_client_that_is_gone_is_left_to_the_loop_to_find(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_a_disconnect_is_left_to_the_loop(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
     theirs.close()

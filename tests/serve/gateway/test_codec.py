@@ -1,4 +1,4 @@
-"""Large JSON is read by another process: the same calls and errors, and what happens when it dies."""
+"""The codec process: the same calls and errors as in the loop, and what happens when it dies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import OK, InferCall, OutputTensor, OutputWish, TooLarge, encode_infer, parse_infer
 from clockwork_serve.serve.gateway import codec as gateway_codec
-from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, Crowded, Heavy, is_heavy
+from clockwork_serve.serve.gateway.codec import Codec, CodecBusy, CodecFailed, Heavy, is_heavy
 from clockwork_serve.serve.gateway.requests import Ending
 from clockwork_serve.serve.http.exchange import HttpExchange
 from tests.oip.models import served, spec
@@ -80,12 +80,12 @@ def test_the_call_is_the_same(text: bytes, binary: bytes | None) -> None:
         (body([0] * 6_000_000, [6_000_000], "INT64")[:-40] + b"}", InvalidRequest, "JSON"),
     ],
 )  # fmt: skip
-def test_so_is_what_is_wrong(text: bytes, kind: type[InvalidRequest], words: str) -> None:
+def test_the_error_is_the_same(text: bytes, kind: type[InvalidRequest], words: str) -> None:
     with pytest.raises(kind, match=words):
         read(text, memoryview(text), None)
 
 
-def test_what_takes_too_much_memory_is_refused() -> None:
+def test_json_that_needs_too_much_memory_is_rejected() -> None:
     many = b'{"inputs":[' + b"{}," * 4_000_000 + b"{}]}"
     with pytest.raises((InvalidRequest, CodecFailed)):
         read(many, memoryview(many), None)
@@ -102,7 +102,7 @@ def read(text: bytes, whole: memoryview, length: int | None) -> InferCall:
     return asyncio.run(main())
 
 
-def test_a_process_that_dies_fails_one_request_and_is_started_anew() -> None:
+def test_a_process_that_dies_fails_one_request_and_is_restarted() -> None:
     once = (
         sys.executable, "-c",
         ("import socket, os; from clockwork_serve.serve.gateway import codec_process as c; "
@@ -123,16 +123,16 @@ def test_a_process_that_dies_fails_one_request_and_is_started_anew() -> None:
     asyncio.run(main())
 
 
-def test_what_nobody_waits_for_is_not_read_and_much_that_waits_is_refused() -> None:
+def test_unwanted_json_is_skipped_and_a_long_queue_is_rejected() -> None:
     async def main() -> None:
         codec = Codec()
         text = body([1], [1])
         try:
-            with pytest.raises(CodecFailed, match="nobody waits"):
+            with pytest.raises(CodecFailed, match="the client left"):
                 await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: False)
             assert codec._process is None
             codec._waiting_bytes = gateway_codec.WAITING_BYTES
-            with pytest.raises(Crowded, match="wait to be read already"):
+            with pytest.raises(CodecBusy, match="are queued to be parsed already"):
                 await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)
         finally:
             codec.close()
@@ -157,7 +157,7 @@ def test_large_json_is_answered(gateway: RunningGateway) -> None:
     assert found.json["outputs"][0]["data"] == [0.25] * count
 
 
-def test_more_json_than_a_model_can_need_is_refused_unread(gateway: RunningGateway) -> None:
+def test_more_json_than_a_model_can_need_is_rejected_unread(gateway: RunningGateway) -> None:
     found = ask(gateway, infer("ident")(body([0.25] * 40_000, [40_000])))
     assert (found.status, found.json["outcome"]) == (413, "invalid")
     assert "bytes for the inputs of model 'ident'" in found.json["error"]
@@ -167,7 +167,7 @@ def test_large_json_of_an_unknown_model_is_not_read(gateway: RunningGateway) -> 
     assert ask(gateway, infer("nobody")(body([0.25] * 40_000, [40_000]))).status == 404
 
 
-def test_what_is_wrong_with_large_json_holds_no_body(gateway: RunningGateway) -> None:
+def test_invalid_large_json_holds_no_body(gateway: RunningGateway) -> None:
     def exchanges() -> int:
         return sum(type(each) is HttpExchange for each in gc.get_objects())
 
@@ -183,12 +183,12 @@ def test_what_is_wrong_with_large_json_holds_no_body(gateway: RunningGateway) ->
         gc.enable()
 
 
-def test_other_endpoints_take_little(gateway: RunningGateway) -> None:
+def test_bodies_of_other_endpoints_are_limited(gateway: RunningGateway) -> None:
     found = ask(gateway, post("/v2/repository/index", b"{" + b" " * 70_000 + b"}"))
     assert found.status == 413
 
 
-def test_large_answers_are_written_as_small_ones_are() -> None:
+def test_large_responses_are_encoded_like_small_ones() -> None:
     of = served((spec("X", "FP32", 1),), (spec("A", "FP32", -1), spec("B", "FP32", -1), spec("C", "INT8", 2)))
     count = 20_000
     values = np.random.default_rng(1).standard_normal((2, count), np.float32)

@@ -1,4 +1,4 @@
-"""The core of a gateway against a fake controller: one end a request, and memory as long as it is needed."""
+"""The core of a gateway against a fake controller: each request ends once, and its slot is freed in time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request, Undelivered
-from clockwork_serve.serve.gateway import controller_link as gateway_stranded
+from clockwork_serve.serve.gateway import controller_link
 from clockwork_serve.serve.gateway.access import Tenant
-from clockwork_serve.serve.gateway.gateway import GRACE_NS, LOOK_LEAST_S, Gateway
+from clockwork_serve.serve.gateway.gateway import GRACE_NS, SWEEP_LEAST_S, Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.units import MIB, NS_PER_S, ms
 from tests.serve.gateway.worlds import IDENT, SMALL, Client, World, in_world
@@ -74,7 +74,7 @@ def test_the_tightest_slo_sets_the_deadline(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
-def test_a_tenants_requests_are_capped_and_say_whose_they_are(tmp_path: Path) -> None:
+def test_a_tenant_s_requests_are_capped_and_labelled(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.tenants["t"] = Tenant(name="t", min_slo_ns=ms(40), max_priority=5)
         tight, relaxed, other = (
@@ -125,7 +125,7 @@ def test_every_outcome_of_the_controller_is_passed_on(tmp_path: Path) -> None:
         (Client("any", bytes(2 * MIB)), 400, Reason.BAD_INPUT, "send fewer rows at once"),
     ],
 )
-def test_wrong_requests_end_here_and_are_counted_here(
+def test_invalid_requests_end_here_and_are_counted_here(
     tmp_path: Path, client: Client, status: int, reason: Reason, words: str
 ) -> None:
     async def story(world: World) -> None:
@@ -146,7 +146,7 @@ def test_wrong_requests_end_here_and_are_counted_here(
     in_world(tmp_path, story)
 
 
-def test_a_request_that_our_code_trips_over_fails_alone(tmp_path: Path) -> None:
+def test_a_request_that_triggers_a_bug_fails_alone(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client()
         client.error = ZeroDivisionError("ours")
@@ -160,7 +160,7 @@ def test_a_request_that_our_code_trips_over_fails_alone(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
-def test_a_wrong_request_gives_its_body_back(tmp_path: Path) -> None:
+def test_an_invalid_request_frees_its_body(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client()
         client.error = InvalidRequest("no")
@@ -186,7 +186,7 @@ def test_a_full_region_is_a_full_queue(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
-def test_a_slot_is_kept_until_no_worker_touches_it(tmp_path: Path) -> None:
+def test_a_slot_is_kept_until_no_worker_accesses_it(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.controller.on_request = lambda request: world.controller.echo(request, release=False)
         client = await world.infer(Client())
@@ -202,7 +202,7 @@ def test_a_slot_is_kept_until_no_worker_touches_it(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
-def test_an_answer_that_cannot_be_told_is_a_failure_and_harms_nobody(tmp_path: Path) -> None:
+def test_an_answer_that_cannot_be_delivered_fails_alone(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         def outside(request: Request) -> Answer:
             tensors = world.controller.tensors(request)
@@ -220,7 +220,7 @@ def test_an_answer_that_cannot_be_told_is_a_failure_and_harms_nobody(tmp_path: P
     in_world(tmp_path, story)
 
 
-def test_a_client_that_left_is_cancelled_and_told_nothing(tmp_path: Path) -> None:
+def test_a_client_that_left_is_cancelled_and_gets_no_response(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.controller.on_request = world.keep
         client = Client()
@@ -247,7 +247,7 @@ def test_a_stuck_controller_does_not_keep_clients_waiting(tmp_path: Path) -> Non
         assert client.ended == (Outcome.EXPIRED, Reason.NONE)
         assert client.ends[0].status.http == 504
         assert time.monotonic_ns() >= client.arrival_ns + ms(100) + GRACE_NS
-        assert ms(45) >= GRACE_NS + LOOK_LEAST_S * NS_PER_S, "so that clients hear within 50 ms"
+        assert ms(45) >= GRACE_NS + SWEEP_LEAST_S * NS_PER_S, "so that clients hear within 50 ms"
         # A worker may still write there, and the controller counts it when it wakes up.
         assert world.gateway.slots.used_bytes > 0
         assert world.gateway.counters().outcomes == {}
@@ -271,7 +271,7 @@ def test_a_good_answer_for_a_client_that_left_is_counted(tmp_path: Path) -> None
     in_world(tmp_path, story)
 
 
-def test_a_gateway_that_slept_reads_before_it_ends_anything(tmp_path: Path) -> None:
+def test_a_stopped_gateway_reads_answers_before_it_ends_requests(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         def sleep(request: Request) -> Answer:
             time.sleep(0.1)  # both of them, for they share a process here
@@ -285,7 +285,7 @@ def test_a_gateway_that_slept_reads_before_it_ends_anything(tmp_path: Path) -> N
     in_world(tmp_path, story)
 
 
-def test_what_the_controller_never_heard_of_ends_here(tmp_path: Path) -> None:
+def test_undelivered_requests_end_here(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.controller.on_request = world.keep
         waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=100)
@@ -305,10 +305,10 @@ def test_what_the_controller_never_heard_of_ends_here(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
-def test_a_lost_controller_ends_what_cannot_wait_at_once_and_is_found_again(
+def test_a_lost_controller_ends_urgent_requests_and_is_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_stranded, "LEAST_NS", ms(100_000))
+    monkeypatch.setattr(controller_link, "FAILOVER_LEAST_NS", ms(100_000))
 
     async def story(world: World) -> None:
         world.controller.on_request = world.keep
@@ -345,7 +345,7 @@ def test_a_lost_controller_ends_what_cannot_wait_at_once_and_is_found_again(
     in_world(tmp_path, story)
 
 
-def test_a_new_controller_without_models_is_not_ready_rather_than_ignorant(tmp_path: Path) -> None:
+def test_a_new_controller_without_models_is_not_ready(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         told = []
         world.gateway.readiness_listeners.append(lambda: told.append(world.gateway.link.ready))
@@ -369,14 +369,14 @@ def test_a_new_controller_without_models_is_not_ready_rather_than_ignorant(tmp_p
     in_world(tmp_path, story)
 
 
-def test_questions_get_replies_or_say_why_not(tmp_path: Path) -> None:
+def test_questions_get_replies_or_errors(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         gateway, controller = world.gateway, world.controller
         controller.on_ask = lambda ask: Reply(ask_id=ask.ask_id, ok=True, body=ask.body)
         replies = await asyncio.gather(*(gateway.ask(Question.INDEX, b"%d" % n) for n in range(5)))
         assert [reply.body for reply in replies] == [b"0", b"1", b"2", b"3", b"4"]
         controller.on_ask = lambda ask: Reply(ask_id=-1, ok=True)
-        slow = await gateway.ask(Question.LOAD, patience_s=0.01)
+        slow = await gateway.ask(Question.LOAD, timeout_s=0.01)
         assert (slow.ok, slow.code) == (False, 504)
         asking = asyncio.ensure_future(gateway.ask(Question.LOAD))
         await world.until(lambda: len(controller.asks) == 7)

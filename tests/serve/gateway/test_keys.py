@@ -1,4 +1,4 @@
-"""API keys from a file: what it may hold, who may do what, and what a change of it does."""
+"""API keys from a file: its content, the rights, and changes of the file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def path(tmp_path: Path) -> str:
     return written(tmp_path, entry("team-a", "alpha", "infer"), entry("ops", "omega", "admin", "infer"))
 
 
-def test_a_key_is_taken_from_either_header(path: str) -> None:
+def test_a_key_may_be_in_either_header(path: str) -> None:
     ring = KeyRing(path)
-    assert ring.admit(Right.INFER, b"Bearer alpha", None).name == "team-a"
-    assert ring.admit(Right.INFER, b"bearer  alpha ", None).name == "team-a"
-    assert ring.admit(Right.INFER, None, b"alpha").name == "team-a"
+    assert ring.authorize(Right.INFER, b"Bearer alpha", None).name == "team-a"
+    assert ring.authorize(Right.INFER, b"bearer  alpha ", None).name == "team-a"
+    assert ring.authorize(Right.INFER, None, b"alpha").name == "team-a"
     # A proxy's own credentials are not ours.
-    assert ring.admit(Right.INFER, b"Basic YTpi", b"alpha").name == "team-a"
-    assert ring.admit(Right.ADMIN, b"Bearer omega", None).name == "ops"
+    assert ring.authorize(Right.INFER, b"Basic YTpi", b"alpha").name == "team-a"
+    assert ring.authorize(Right.ADMIN, b"Bearer omega", None).name == "ops"
 
 
 @pytest.mark.parametrize(
@@ -46,21 +46,21 @@ def test_a_missing_or_unknown_key_is_denied(
     path: str, authorization: bytes | None, api_key: bytes | None, found: str
 ) -> None:
     with pytest.raises(Denied, match=found) as caught:
-        KeyRing(path).admit(Right.INFER, authorization, api_key)
+        KeyRing(path).authorize(Right.INFER, authorization, api_key)
     assert not caught.value.known
 
 
-def test_a_known_key_without_the_right_is_told_so(path: str) -> None:
+def test_a_known_key_without_the_right_is_denied(path: str) -> None:
     with pytest.raises(Denied, match="team-a: expected the right 'admin', found only infer") as caught:
-        KeyRing(path).admit(Right.ADMIN, b"Bearer alpha", None)
+        KeyRing(path).authorize(Right.ADMIN, b"Bearer alpha", None)
     assert caught.value.known
     with pytest.raises(Denied, match="'metrics'"):
-        KeyRing(path).admit(Right.METRICS, b"Bearer omega", None)
+        KeyRing(path).authorize(Right.METRICS, b"Bearer omega", None)
 
 
 def test_a_holder_may_have_two_keys_so_that_one_can_replace_the_other(tmp_path: Path) -> None:
     ring = KeyRing(written(tmp_path, entry("a", "old", "infer"), entry("a", "new", "infer")))
-    assert {ring.admit(Right.INFER, None, key).name for key in (b"old", b"new")} == {"a"}
+    assert {ring.authorize(Right.INFER, None, key).name for key in (b"old", b"new")} == {"a"}
 
 
 GOOD = entry("a", "k", "infer")
@@ -83,7 +83,7 @@ GOOD = entry("a", "k", "infer")
         ("\xff", "keys as TOML"),
     ],
 )
-def test_a_file_that_will_not_do_is_told(tmp_path: Path, content: str, words: str) -> None:
+def test_an_invalid_key_file_is_an_error(tmp_path: Path, content: str, words: str) -> None:
     path = written(tmp_path)
     Path(path).write_text(content, encoding="latin-1")
     with pytest.raises(ConfigError) as caught:
@@ -96,19 +96,19 @@ def test_a_file_that_will_not_do_is_told(tmp_path: Path, content: str, words: st
     assert "secret" not in message
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_key_file_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="api_keys: expected a readable file; found No such file"):
         KeyRing(str(tmp_path / "none.toml"))
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
-def test_a_file_that_others_may_write_is_refused(path: str, mode: int) -> None:
+def test_a_key_file_that_others_may_write_is_rejected(path: str, mode: int) -> None:
     Path(path).chmod(mode)
     with pytest.raises(ConfigError, match=f"only its owner may write; found mode {mode:04o} .*chmod 600"):
         KeyRing(path)
 
 
-def test_a_file_that_everybody_may_read_is_warned_of(path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_file_that_everyone_may_read_is_warned_of(path: str, caplog: pytest.LogCaptureFixture) -> None:
     Path(path).chmod(0o640)
     check_keys(path)
     assert not caplog.records
@@ -117,40 +117,38 @@ def test_a_file_that_everybody_may_read_is_warned_of(path: str, caplog: pytest.L
     assert "chmod 600" in caplog.text
 
 
-def test_a_change_is_noticed(path: str) -> None:
+def test_a_changed_key_file_is_loaded(path: str) -> None:
     ring = KeyRing(path)
     replaced(path, entry("team-b", "beta", "infer"))
-    ring.admit(Right.INFER, None, b"alpha")
+    ring.authorize(Right.INFER, None, b"alpha")
     ring.refresh()
-    assert ring.admit(Right.INFER, None, b"beta").name == "team-b"
+    assert ring.authorize(Right.INFER, None, b"beta").name == "team-b"
     with pytest.raises(Denied):
-        ring.admit(Right.INFER, None, b"alpha")
+        ring.authorize(Right.INFER, None, b"alpha")
 
 
-def test_a_change_that_will_not_do_is_logged_once_and_nothing_changes(
-    path: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_invalid_change_is_logged_once_and_ignored(path: str, caplog: pytest.LogCaptureFixture) -> None:
     ring = KeyRing(path)
     good = Path(path).read_text()
     replaced(path, "nonsense")
     for _ in range(3):
         ring.refresh()
-        assert ring.admit(Right.INFER, None, b"alpha").name == "team-a"
+        assert ring.authorize(Right.INFER, None, b"alpha").name == "team-a"
     Path(path).unlink()
     ring.refresh()
-    assert ring.admit(Right.INFER, None, b"alpha").name == "team-a"
+    assert ring.authorize(Right.INFER, None, b"alpha").name == "team-a"
     assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
     replaced(path, good + entry("c", "gamma", "infer"))
     ring.refresh()
-    assert ring.admit(Right.INFER, None, b"gamma").name == "c"
+    assert ring.authorize(Right.INFER, None, b"gamma").name == "c"
 
 
-def test_denials_are_told_in_the_log_without_the_key(path: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_denials_are_logged_without_the_key(path: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     ring = KeyRing(path)
     for right, key in ((Right.INFER, b"guess"), (Right.ADMIN, b"alpha"), (Right.INFER, None)):
         with pytest.raises(Denied):
-            ring.admit(right, None, key)
+            ring.authorize(right, None, key)
     ring.refresh()
     ring.refresh()
     (record,) = caplog.records

@@ -1,6 +1,6 @@
-"""What hostile clients leave behind once they are gone: nothing, and nothing that waits for a collection.
+"""Hostile clients leave nothing behind, nor anything that only garbage collection would free.
 
-Garbage in circles is collected once there is much of it, and holds what its requests brought until then.
+Reference cycles are collected late, and hold their requests' memory until then.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Ite
 
 @pytest.fixture
 def garbage() -> Iterator[Callable[[], Counter[str]]]:
-    """What of ours was found in circles since the test began, by type."""
+    """Our objects found in reference cycles since the test began, by type."""
 
     def found() -> Counter[str]:
         gc.collect()
@@ -96,7 +96,7 @@ def test_no_connection_over_tls_leaves_garbage(
     files = certificates(tmp_path)
     trusting = ssl.create_default_context(cafile=files.ca)
     (tmp_path / "run").mkdir()
-    with running_gateway(tmp_path / "run", **files.door()) as gateway:
+    with running_gateway(tmp_path / "run", **files.tls_settings()) as gateway:
         garbage()  # of its start
         for _ in range(EACH):
             with gateway.connect() as plain:
@@ -110,8 +110,8 @@ def test_no_connection_over_tls_leaves_garbage(
                     )
                     assert ends != "answered" or client.recv(1000)
         gateway.until(lambda: gateway.servers.gateway.connections == 0)
-        # The last end of a handshake is told to nobody.
-        gateway.until(lambda: not gateway.servers.http._servers[0]._greeting)
+        # The end of the last handshake is not reported.
+        gateway.until(lambda: not gateway.servers.http._servers[0]._handshaking)
         found = garbage()
     assert not found
 
@@ -123,11 +123,11 @@ def carry_out(port: int, make: Callable[[random.Random], Plan]) -> None:
 
 
 def calls_of(gateway: RunningGateway) -> list[Any]:
-    """Streams that are open still, as tasks of theirs."""
+    """Open streams, by their tasks."""
     return [task for task in asyncio.all_tasks(gateway.loop) if "_run" in task.get_coro().__qualname__]
 
 
-def test_a_connection_that_waits_holds_no_large_body(gateway: RunningGateway) -> None:
+def test_a_waiting_connection_holds_no_large_body(gateway: RunningGateway) -> None:
     large = b'{"inputs":[]}' + b" " * 200_000
     with gateway.connect() as client:
         client.sendall(post(INFER, large, close=False))
@@ -148,7 +148,7 @@ class Asked:
         self.held = self.used
 
 
-def test_memory_is_asked_for_once_it_is_much_and_not_again_while_it_is_in_use() -> None:
+def test_memory_is_trimmed_once_it_is_much_and_not_while_in_use() -> None:
     library = Asked()
     trimmer = Trimmer(library.trim, lambda: library.held)
 
@@ -166,7 +166,7 @@ def test_memory_is_asked_for_once_it_is_much_and_not_again_while_it_is_in_use() 
     assert look(MUCH_BYTES + 1, in_use=False) == 3
 
 
-def test_what_a_process_has_for_itself_is_told() -> None:
+def test_a_process_s_private_memory_is_measured() -> None:
     before = own_bytes()
     mine = b"\1" * (64 << 20)
     assert own_bytes() - before > len(mine) // 2

@@ -1,4 +1,4 @@
-"""Limits of connections and of slow clients, each on real sockets; and that nobody else suffers."""
+"""Limits on connections and slow clients, on real sockets; other clients are not affected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pytest
 from clockwork_serve.config import setting
 from clockwork_serve.messages import Request
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE
-from clockwork_serve.serve.gateway.settings import _WORDS, excess
+from clockwork_serve.serve.gateway.settings import _LIMIT_TEXTS, excess
 from clockwork_serve.serve.http.routes import _remembered
 from clockwork_serve.units import MIB
 from tests.serve.gateway.running import RunningGateway, running_gateway
@@ -50,13 +50,13 @@ def gateway(shared: RunningGateway) -> Iterator[RunningGateway]:
 
 
 def gone(gateway: RunningGateway) -> None:
-    """All connections of a test end by themselves; so does what they held."""
+    """All connections of a test end by themselves, and their memory is freed."""
     gateway.until(lambda: gateway.servers.gateway.connections == 0)
     gateway.until(lambda: gateway.servers.gateway.slots.used_bytes == 0)
 
 
 def rest(client: socket.socket) -> bytes:
-    """All that still comes, until the server closes or resets."""
+    """All further bytes, until the server closes or resets."""
     found = b""
     try:
         while part := client.recv(65536):
@@ -67,7 +67,7 @@ def rest(client: socket.socket) -> bytes:
 
 
 def trickled(client: socket.socket, content: bytes, pause_s: float = 0.05) -> bytes:
-    """Send byte by byte until the server has enough; what it says."""
+    """Send byte by byte until the server closes; its response."""
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client.settimeout(pause_s)
     for at in range(len(content)):
@@ -83,8 +83,8 @@ def trickled(client: socket.socket, content: bytes, pause_s: float = 0.05) -> by
     raise AssertionError("nothing was limited")
 
 
-def test_every_limit_that_a_client_is_told_is_a_setting() -> None:
-    for name in _WORDS:
+def test_every_limit_in_an_error_text_is_a_setting() -> None:
+    for name in _LIMIT_TEXTS:
         assert excess(name, 1).endswith(f"or raise the server's {setting(name).name}")
 
 
@@ -106,7 +106,7 @@ def test_every_limit_that_a_client_is_told_is_a_setting() -> None:
         (post(INFER, bytes(8 * MIB + 1)), 413, "max_body"),
     ],
 )
-def test_a_head_or_body_that_is_too_large_is_told_the_setting(
+def test_too_large_a_head_or_body_names_the_setting(
     gateway: RunningGateway, sent: bytes, status: int, named: str
 ) -> None:
     found = ask(gateway, sent)
@@ -120,7 +120,7 @@ CHUNKED = f"POST {INFER} HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\
 @pytest.mark.parametrize(
     "endless", [b"0\r\nA: " + b"b" * 9 * MIB, b"0\r\n" + b"A: b\r\n" * MIB, b"5;" + b"e" * 9 * MIB]
 )
-def test_trailers_and_chunk_extensions_are_no_way_around_the_head_s_limit(
+def test_trailers_and_chunk_extensions_count_towards_the_head_s_limit(
     gateway: RunningGateway, endless: bytes
 ) -> None:
     with gateway.connect() as client:
@@ -143,7 +143,7 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-def test_a_zip_bomb_is_refused_and_not_inflated(gateway: RunningGateway, bomb: bytes, layers: int) -> None:
+def test_a_zip_bomb_is_rejected_and_not_inflated(gateway: RunningGateway, bomb: bytes, layers: int) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     sent = bomb if layers == 1 else gzip.compress(bomb)
     found = ask(gateway, post(INFER, sent, "Content-Encoding: gzip"))
@@ -165,7 +165,7 @@ def test_a_zip_bomb_is_refused_and_not_inflated(gateway: RunningGateway, bomb: b
     ],
     ids=["head", "body", "chunks", "trailers", "second"],
 )
-def test_bytes_that_trickle_in_do_not_hold_a_connection(
+def test_trickled_bytes_do_not_keep_a_connection_open(
     gateway: RunningGateway, start: bytes, content: bytes, limit: str
 ) -> None:
     with gateway.connect() as client:
@@ -185,7 +185,7 @@ def test_an_idle_connection_is_closed(gateway: RunningGateway) -> None:
         assert client.recv(100) == b""
 
 
-def test_who_only_connects_is_given_less_time_than_who_asked_before(tmp_path: Path) -> None:
+def test_a_new_connection_times_out_sooner_than_an_idle_one(tmp_path: Path) -> None:
     with running_gateway(tmp_path, head_s=1.0) as found, found.connect() as fresh, found.connect() as used:
         used.sendall(post(INFER, IDENT_JSON, close=False))
         assert b"200 OK" in used.recv(65536)
@@ -208,7 +208,7 @@ def test_a_connection_whose_answer_takes_long_is_not_idle(gateway: RunningGatewa
 
 
 def greedy(gateway: RunningGateway, count: int, mib: int) -> socket.socket:
-    """A client that asks for large answers and reads none."""
+    """A client that requests large responses and reads none."""
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", gateway.http_port))
@@ -223,14 +223,16 @@ def greedy(gateway: RunningGateway, count: int, mib: int) -> socket.socket:
 
 
 @waits
-def test_a_client_that_does_not_read_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_does_not_read_is_disconnected(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with running_gateway(tmp_path, send_s=1.0, bytes_per_s=64 * MIB) as found, greedy(found, 1, 3):
         gone(found)
     assert "send_s 1" in caplog.text
 
 
 @waits
-def test_nor_does_a_client_that_reads_a_little_hold_a_connection(gateway: RunningGateway) -> None:
+def test_a_client_that_reads_a_little_is_disconnected(gateway: RunningGateway) -> None:
     with greedy(gateway, 1, 4) as client:
         end = time.monotonic() + 20
         while gateway.do(lambda: gateway.servers.gateway.connections):
@@ -243,7 +245,7 @@ def test_nor_does_a_client_that_reads_a_little_hold_a_connection(gateway: Runnin
 def test_what_a_client_leaves_unread_is_bounded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     held: list[Request] = []
     with running_gateway(tmp_path, max_unsent=MIB) as found:
-        # Three answers come at once to a client that asked for all of them before it reads.
+        # Three responses at once, to a client that sent all requests before it reads.
         found.controller.on_request = held.append
         with greedy(found, 3, 4):
             found.until(lambda: len(held) == 3)
@@ -253,15 +255,17 @@ def test_what_a_client_leaves_unread_is_bounded(tmp_path: Path, caplog: pytest.L
 
 
 @waits
-def test_a_closed_connection_that_nobody_reads_is_cut_off(tmp_path: Path) -> None:
-    # Who reads slowly has much time; who was told to go has not.
+def test_a_closing_connection_that_is_not_read_is_disconnected(tmp_path: Path) -> None:
+    # A slow reader has much time; a closing connection has not.
     with running_gateway(tmp_path, send_s=1.0, bytes_per_s=1) as found, greedy(found, 1, 3):
         found.until(lambda: all(each._outbox.unread for each in found.servers.http._connections))
         found.do(lambda: [each.stop() for each in found.servers.http._connections])
         gone(found)
 
 
-def test_a_connection_too_many_is_told_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_connection_beyond_the_limit_gets_an_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with running_gateway(tmp_path, max_connections=3) as found, ExitStack() as stack:
         for _ in range(3):
             client = stack.enter_context(found.connect())
@@ -277,7 +281,7 @@ def test_a_connection_too_many_is_told_so(tmp_path: Path, caplog: pytest.LogCapt
         client = stack.enter_context(found.connect())
         client.sendall(get("/v2/health/live").replace(b"close", b"keep-alive"))
         assert b"200 OK" in client.recv(1000)
-        # Many at once are closed without a word, and hold nothing.
+        # Many at once are closed without a response, and hold nothing.
         many = [stack.enter_context(found.connect()) for _ in range(200)]
         endings = [rest(each)[:12] for each in many]
         assert set(endings) == {b"HTTP/1.1 429", b""}
@@ -285,9 +289,7 @@ def test_a_connection_too_many_is_told_so(tmp_path: Path, caplog: pytest.LogCapt
         found.until(lambda: found.servers.gateway.connections == 3)
 
 
-def test_grpc_has_as_many_connections_and_lets_go_who_says_nothing(
-    tmp_path: Path, grpc_transport: str
-) -> None:
+def test_grpc_connections_are_limited_and_silent_ones_closed(tmp_path: Path, grpc_transport: str) -> None:
     with running_gateway(tmp_path, max_connections=3, head_s=1.0, grpc_port=0) as found, ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(("127.0.0.1", grpc_port(found)), timeout=20))
@@ -301,7 +303,7 @@ def test_grpc_has_as_many_connections_and_lets_go_who_says_nothing(
             assert channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")(b"", timeout=20)
 
 
-# Nobody is kept from others
+# Other clients are not affected
 
 _random = random.Random(7)
 NASTY: list[Callable[[socket.socket], None]] = [
@@ -319,7 +321,7 @@ NASTY: list[Callable[[socket.socket], None]] = [
 
 
 @waits
-def test_a_hundred_slow_and_garbage_clients_keep_nobody_from_being_answered(gateway: RunningGateway) -> None:
+def test_a_hundred_slow_and_garbage_clients_do_not_block_others(gateway: RunningGateway) -> None:
     asked = 200
     with ExitStack() as stack:
         for number in range(100):
@@ -335,7 +337,7 @@ def test_a_hundred_slow_and_garbage_clients_keep_nobody_from_being_answered(gate
         assert answered == asked
         with grpc.insecure_channel(gateway.grpc_url) as channel:
             assert channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")(b"", timeout=20)
-        # And all of them are gone in the end, while they still hold their sides open.
+        # In the end all are closed, though the clients keep their sides open.
         gone(gateway)
 
 
@@ -343,7 +345,7 @@ def grpc_port(gateway: RunningGateway) -> int:
     return gateway.servers.port_by_name["grpc_port"]
 
 
-def test_announced_bodies_take_no_memory_before_they_come(gateway: RunningGateway) -> None:
+def test_bodies_take_no_memory_before_they_are_received(gateway: RunningGateway) -> None:
     def resident() -> int:
         fields = Path("/proc/self/statm").read_text().split()
         return int(fields[1]) * resource.getpagesize()
@@ -361,7 +363,7 @@ def test_announced_bodies_take_no_memory_before_they_come(gateway: RunningGatewa
 
 @waits
 @pytest.mark.parametrize("chunked", [False, True])
-def test_large_bodies_on_their_way_are_bounded_together(gateway: RunningGateway, *, chunked: bool) -> None:
+def test_incomplete_large_bodies_are_limited_together(gateway: RunningGateway, *, chunked: bool) -> None:
     head = b"POST /v2 HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"10000\r\n%s\r\n" % bytes(65536)
     part = head + (b"6acfc0\r\n" + bytes(7_000_000))
     if not chunked:
@@ -383,7 +385,7 @@ def test_large_bodies_on_their_way_are_bounded_together(gateway: RunningGateway,
 
 
 @waits
-def test_what_was_cut_off_is_told_in_one_line(
+def test_disconnects_are_logged_in_one_line(
     gateway: RunningGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING)
@@ -396,7 +398,7 @@ def test_what_was_cut_off_is_told_in_one_line(
     assert sum(int(line.rpartition("head_s ")[2]) for line in lines) == 30
 
 
-def test_long_paths_are_not_remembered(gateway: RunningGateway) -> None:
+def test_long_paths_are_not_cached(gateway: RunningGateway) -> None:
     before = _remembered.cache_info().currsize
     assert ask(gateway, get("/v2/health/live?" + "b" * 2000)).status == 200
     assert _remembered.cache_info().currsize == before

@@ -1,4 +1,4 @@
-"""Whether a gateway is ready is whether its requests would be served: it says so whatever the reason."""
+"""Readiness of a gateway: it says whether requests would be served, whatever the reason if not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.serve.gateway.worlds import Client, World, in_world
 from tests.serve.http.requests import IDENT_JSON, INFER, Found, get, post
 
 
-def test_a_controller_that_does_not_answer_is_asked_nothing_more(tmp_path: Path) -> None:
+def test_a_stuck_controller_gets_no_more_questions(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         gateway, controller = world.gateway, world.controller
         changes: list[bool] = []
@@ -32,7 +32,7 @@ def test_a_controller_that_does_not_answer_is_asked_nothing_more(tmp_path: Path)
         reply = await gateway.ask(Question.STATISTICS)
         assert (reply.ok, reply.code) == (False, 503)
         assert not waits.ends, "its controller may be back, or another one be there, in time"
-        # It goes on: beats come back, and the answer.
+        # It continues: heartbeats are returned, and the answer is sent.
         controller.beats = True
         controller.send(*controller.kept_beats)
         await world.until(lambda: gateway.link.ready)
@@ -45,18 +45,18 @@ def test_a_controller_that_does_not_answer_is_asked_nothing_more(tmp_path: Path)
     in_world(tmp_path, story)
 
 
-def test_questions_that_wait_hear_when_the_controller_does_not_answer(tmp_path: Path) -> None:
+def test_open_questions_fail_when_the_controller_is_stuck(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.controller.on_ask = lambda ask: None
         world.controller.beats = False
-        reply = await world.gateway.ask(Question.LOAD, patience_s=600)
+        reply = await world.gateway.ask(Question.LOAD, timeout_s=600)
         assert (reply.ok, reply.code) == (False, 503)
         assert "the controller has not answered" in msgspec.json.decode(reply.body)["error"]
 
     in_world(tmp_path, story)
 
 
-def test_the_next_controller_is_asked_what_a_stuck_one_left(tmp_path: Path) -> None:
+def test_the_next_controller_gets_the_requests_of_a_stuck_one(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.controller.on_request = world.keep
         client = Client(slo_ms=60_000)
@@ -80,7 +80,7 @@ def probe(gateway: RunningGateway, path: str) -> int:
     return Found(gateway.exchange(get(path))).status
 
 
-def test_ready_is_503_whenever_requests_are_not_served_and_live_while_the_loop_turns(tmp_path: Path) -> None:
+def test_ready_is_503_whenever_requests_are_not_served_and_live_is_200(tmp_path: Path) -> None:
     with running_gateway(tmp_path) as gateway:
         controller = gateway.controller
 
@@ -107,7 +107,7 @@ def test_ready_is_503_whenever_requests_are_not_served_and_live_while_the_loop_t
         controller.on_request = on_request
         gateway.do(lambda: controller.send(Quarantined(model="ident/1")))
         turns(to=True)
-        # Nobody is there that could run one, or all is being stopped.
+        # There is no worker that could run one, or the server is stopping.
         for why in ("0 of 1 devices are warm", "draining"):
             controller.on_request = lambda request: controller.answer(
                 request, outcome=Outcome.REJECTED, reason=Reason.NOT_SERVING
@@ -117,7 +117,7 @@ def test_ready_is_503_whenever_requests_are_not_served_and_live_while_the_loop_t
             controller.on_request = on_request
             gateway.do(lambda: controller.send(Readiness(ready=True)))
             turns(to=True)
-        # The controller is there and stuck; then it is gone.
+        # The controller is connected and stuck; then it dies.
         controller.beats = False
         turns(to=False)
         gateway.do(controller.stop)

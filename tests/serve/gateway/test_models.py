@@ -23,7 +23,7 @@ def models(
     return found
 
 
-def test_the_highest_version_is_meant_unless_one_is_named() -> None:
+def test_the_highest_version_is_the_default() -> None:
     found = models("2", "10", "9")
     assert found.find("a").model.version == "10"
     assert found.find("a", "2").model.version == "2"
@@ -32,7 +32,7 @@ def test_the_highest_version_is_meant_unless_one_is_named() -> None:
     assert found.find("a").model.version == "9"
 
 
-def test_what_is_not_served_is_named() -> None:
+def test_an_unknown_model_is_named() -> None:
     found = models("1")
     with pytest.raises(UnknownModel, match="unknown model: 'b' is not found"):
         found.find("b")
@@ -45,7 +45,7 @@ def test_what_is_not_served_is_named() -> None:
     assert found.versions("a") == found.names() == []
 
 
-def test_a_model_told_again_replaces_itself() -> None:
+def test_a_model_added_again_is_replaced() -> None:
     found = models("1")
     code, model = served("a", X, Y, slo_ns=ms(7))
     found.add_code(code)

@@ -1,4 +1,4 @@
-"""Who is left without an answer is ended once, after its grace and not before; others are left alone."""
+"""A request without the controller's answer is ended once, after the grace period; others are not."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
-from clockwork_serve.serve.gateway.gateway import GRACE_NS, Overdue
+from clockwork_serve.serve.gateway.gateway import GRACE_NS, OverdueSweep
 from clockwork_serve.units import ms
 
 
 class World:
-    """Requests by id, as a gateway has them; how long after their deadlines they were ended, in ns."""
+    """Requests by id, as a gateway keeps them; when they were ended, in ns after their deadlines."""
 
     def __init__(self) -> None:
         self.open: dict[str, Any] = {}
         self.ended: dict[str, list[int]] = {}
-        self.stranded = False
+        self.awaiting = False
         self.looks = 0
-        self.overdue = Overdue(time.monotonic_ns, lambda: self.open, self._end, self._look_after_stranded)
+        self.overdue = OverdueSweep(
+            time.monotonic_ns, lambda: self.open, self._end, self._sweep_awaiting_failover
+        )
 
     def ask(self, name: str, slo_ms: float, *, told: bool = False) -> None:
         due_ns = time.monotonic_ns() + ms(slo_ms)
@@ -31,9 +33,9 @@ class World:
         pending.inquiry = None
         self.ended.setdefault(name, []).append(time.monotonic_ns() - pending.deadline_ns)
 
-    def _look_after_stranded(self) -> bool:
+    def _sweep_awaiting_failover(self) -> bool:
         self.looks += 1
-        return self.stranded
+        return self.awaiting
 
 
 def played(story: Callable[[World], Coroutine[Any, Any, None]]) -> World:
@@ -46,7 +48,7 @@ def played(story: Callable[[World], Coroutine[Any, Any, None]]) -> World:
     return asyncio.run(main())
 
 
-def test_each_is_ended_once_after_its_grace() -> None:
+def test_each_request_is_ended_once_after_its_grace_period() -> None:
     async def story(world: World) -> None:
         world.ask("soon", 1)
         world.ask("later", 30)
@@ -61,7 +63,7 @@ def test_each_is_ended_once_after_its_grace() -> None:
     assert all(after[0] >= GRACE_NS for after in ended.values())
 
 
-def test_who_is_answered_meanwhile_is_not_ended() -> None:
+def test_answered_requests_are_not_ended() -> None:
     async def story(world: World) -> None:
         world.ask("a", 1)
         await asyncio.sleep(0.02)
@@ -71,7 +73,7 @@ def test_who_is_answered_meanwhile_is_not_ended() -> None:
     assert played(story).ended == {}
 
 
-def test_nobody_is_looked_at_where_nobody_waits() -> None:
+def test_without_requests_there_is_no_sweep() -> None:
     async def story(world: World) -> None:
         world.ask("a", 60_000)
         del world.open["a"]
@@ -80,13 +82,13 @@ def test_nobody_is_looked_at_where_nobody_waits() -> None:
     assert played(story).looks == 1
 
 
-def test_who_waits_for_the_next_controller_is_looked_after() -> None:
+def test_requests_that_await_failover_are_swept() -> None:
     async def story(world: World) -> None:
-        world.stranded = True
+        world.awaiting = True
         world.overdue.watch()
         while world.looks < 3:
             await asyncio.sleep(0.005)
-        world.stranded = False
+        world.awaiting = False
         await asyncio.sleep(0.05)
         world.looks = 0
         await asyncio.sleep(0.1)

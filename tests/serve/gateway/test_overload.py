@@ -1,4 +1,4 @@
-"""More requests than a gateway may pass on, or keep: who waits, who hears no, and that nothing is left."""
+"""More requests than a gateway may submit or keep: which wait, which are rejected; nothing is left over."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tests.serve.http.requests import IDENT_JSON, INFER, Found, post
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
-    """Its controller answers nothing by itself, and hears two at a time."""
+    """Its controller answers nothing by itself, and grants credit for two requests."""
     with running_gateway(tmp_path, max_requests=6) as found:
         found.controller.on_request = lambda request: None
         found.do(lambda: found.controller.send(RequestCredit(heard=0, most=2)))
-        found.until(lambda: found.servers.gateway.link._turnstile._rule.most == 2)
+        found.until(lambda: found.servers.gateway.link._credit_gate._rule.most == 2)
         yield found
 
 
@@ -45,14 +45,14 @@ def answer(gateway: RunningGateway, *numbers: int) -> None:
     gateway.do(lambda: controller.send(*[controller.echo(controller.requests[number]) for number in numbers]))
 
 
-def test_who_waits_for_its_turn_too_long_hears_no_and_when_to_come_again(gateway: RunningGateway) -> None:
+def test_a_request_without_credit_for_too_long_is_rejected_with_advice(gateway: RunningGateway) -> None:
     with ExitStack() as clients:
         first, second = (begin(gateway, clients, 20_000) for _ in range(2))
         third = end(begin(gateway, clients, 200))
         assert len(gateway.controller.requests) == 2
         assert (third.status, third.json["outcome"], third.json["reason"]) == (429, "rejected", "queue_full")
         assert third.json["retry_after_ms"] > 0
-        assert "more requests come than" in third.json["error"]
+        assert "more requests arrive than" in third.json["error"]
         answer(gateway, 0, 1)
         assert [end(client).status for client in (first, second)] == [200, 200]
     counters = gateway.do(gateway.servers.gateway.counters)
@@ -60,7 +60,7 @@ def test_who_waits_for_its_turn_too_long_hears_no_and_when_to_come_again(gateway
     assert counters.region_used_bytes == 0
 
 
-def test_the_newest_goes_first_when_the_controller_hears_again(gateway: RunningGateway) -> None:
+def test_the_newest_request_is_sent_first_when_there_is_credit(gateway: RunningGateway) -> None:
     with ExitStack() as clients:
         held = [begin(gateway, clients, 20_000) for _ in range(4)]
         gateway.do(lambda: gateway.controller.send(RequestCredit(heard=1, most=2)))
@@ -71,7 +71,7 @@ def test_the_newest_goes_first_when_the_controller_hears_again(gateway: RunningG
         assert [end(client).status for client in held[:3]] == [200] * 3
 
 
-def test_a_client_that_leaves_while_it_waits_is_cancelled_and_not_passed_on(
+def test_a_client_that_leaves_before_submission_is_not_submitted(
     gateway: RunningGateway,
 ) -> None:
     with ExitStack() as clients:
@@ -94,7 +94,7 @@ def test_no_more_requests_are_open_than_may_be(gateway: RunningGateway) -> None:
         assert "max_requests" in refused.json["error"]
 
 
-def test_a_lost_controller_ends_those_who_wait_too(gateway: RunningGateway) -> None:
+def test_a_lost_controller_ends_waiting_requests_too(gateway: RunningGateway) -> None:
     with ExitStack() as clients:
         held = [begin(gateway, clients, 20_000) for _ in range(4)]
         gateway.do(gateway.controller.stop)

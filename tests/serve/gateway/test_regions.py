@@ -1,4 +1,4 @@
-"""Regions on real shared memory: what is opened and what is not, and clients that shrink it at any moment."""
+"""Regions in real shared memory: what is opened and what is not; clients that shrink objects any time."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def read(regions: Regions, slots: Slots, *refs: SharedRef) -> list[bytes]:
     return found
 
 
-def test_what_was_registered_is_there_until_it_is_not(regions: Regions, shared: Segment) -> None:
+def test_regions_are_registered_until_they_are_unregistered(regions: Regions, shared: Segment) -> None:
     one, two = region(shared, "b"), region(shared, "a/ü\0", 16, 32)
     regions.register(one)
     regions.register(two)
@@ -116,7 +116,7 @@ def test_there_is_a_limit_of_regions(regions: Regions, shared: Segment, tmp_path
 
 
 @pytest.mark.parametrize(("offset", "byte_size"), [(0, 4097), (4096, 1), (1, 4096), (1 << 62, 1 << 62)])
-def test_a_region_must_be_inside_its_object(
+def test_a_region_must_fit_into_its_object(
     regions: Regions, shared: Segment, offset: int, byte_size: int
 ) -> None:
     with pytest.raises(
@@ -126,7 +126,7 @@ def test_a_region_must_be_inside_its_object(
     assert regions.registered() == []
 
 
-def test_an_object_that_is_not_there_is_refused(regions: Regions) -> None:
+def test_a_missing_object_is_rejected(regions: Regions) -> None:
     with pytest.raises(InvalidRequest, match=r"Unable to open shared memory region: .*No such file"):
         regions.register(SharedRegion("r", f"{PREFIX}{uuid.uuid4().hex}", 0, 1))
 
@@ -164,7 +164,7 @@ def test_keys_without_the_prefix_are_refused(tmp_path: Path, shared: Segment) ->
         Regions("/mine-", tmp_path / "regions").register(region(shared))
 
 
-def test_a_lease_on_the_object_keeps_nobody_waiting(regions: Regions, slots: Slots, shared: Segment) -> None:
+def test_a_lease_on_the_object_does_not_block(regions: Regions, slots: Slots, shared: Segment) -> None:
     regions.register(region(shared))
     before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # the kernel asks the holder to let go
     try:
@@ -179,7 +179,7 @@ def test_a_lease_on_the_object_keeps_nobody_waiting(regions: Regions, slots: Slo
     assert read(regions, slots, SharedRef("r", 0, 1)) == [b"\0"]
 
 
-def test_tensors_are_read_to_where_they_stay(regions: Regions, slots: Slots, shared: Segment) -> None:
+def test_tensors_are_read_into_the_slots_region(regions: Regions, slots: Slots, shared: Segment) -> None:
     regions.register(region(shared, "r", 256, 1024))
     call = reading(SharedRef("r", 0, 64), SharedRef("r", 100, 64))
     body = regions.read_inputs(call, slots, None)
@@ -195,7 +195,7 @@ def test_tensors_are_read_to_where_they_stay(regions: Regions, slots: Slots, sha
     slots.free(slot)
 
 
-def test_tensors_beside_sent_ones_are_read_too(regions: Regions, slots: Slots, shared: Segment) -> None:
+def test_shared_tensors_can_be_mixed_with_sent_ones(regions: Regions, slots: Slots, shared: Segment) -> None:
     regions.register(region(shared))
     call = reading(SharedRef("r", 7, 3))
     call.inputs.append(InputTensor("Z", "UINT8", (2,), b"ab"))
@@ -228,9 +228,7 @@ def test_an_object_truncated_since_is_an_error(regions: Regions, slots: Slots, s
     assert read(regions, slots, SharedRef("r", 100, 2)) == [b"\0\0"]
 
 
-def test_an_object_without_a_name_any_more_is_an_error(
-    regions: Regions, slots: Slots, shared: Segment
-) -> None:
+def test_an_unlinked_object_is_an_error(regions: Regions, slots: Slots, shared: Segment) -> None:
     regions.register(region(shared))
     Path(shared.path).unlink()
     with pytest.raises(InvalidRequest, match=r"Unable to open shared memory region: .*No such file"):
@@ -258,7 +256,7 @@ def test_an_object_truncated_at_the_worst_moment_is_an_error(
 
 
 @pytest.mark.timeout(60)
-def test_a_client_that_truncates_all_the_time_only_gets_errors(regions: Regions, slots: Slots) -> None:
+def test_a_client_that_keeps_truncating_gets_errors_only(regions: Regions, slots: Slots) -> None:
     nbytes = 256 * 1024
     stop = threading.Event()
     with segment(nbytes, b"\1" * nbytes) as moving:
@@ -292,7 +290,7 @@ def test_a_client_that_truncates_all_the_time_only_gets_errors(regions: Regions,
     assert came["read"] > 0
 
 
-def test_an_output_needs_room_as_far_as_that_is_known(regions: Regions, shared: Segment) -> None:
+def test_an_output_of_known_size_must_fit(regions: Regions, shared: Segment) -> None:
     regions.register(region(shared, byte_size=64))
     fits, short = SharedRef("r", 0, 16), SharedRef("r", 0, 15)
     regions.check_outputs(writing(fits), identity("FP32", 2), 2)
@@ -308,9 +306,7 @@ def test_an_output_needs_room_as_far_as_that_is_known(regions: Regions, shared: 
         regions.write_outputs(writing(short), [OutputTensor("Y", "BYTES", (1, 2), bytes(16))])
 
 
-def test_outputs_are_written_where_they_are_wanted_and_nowhere_else(
-    regions: Regions, shared: Segment
-) -> None:
+def test_outputs_are_written_into_their_regions_only(regions: Regions, shared: Segment) -> None:
     regions.register(region(shared, "r", 1024, 64))
     regions.write_outputs(writing(SharedRef("r", 8, 32)), [OutputTensor("Y", "UINT8", (4,), b"wxyz")])
 

@@ -1,4 +1,4 @@
-"""Shared memory as stock clients use it, over HTTP and gRPC, against one gateway."""
+"""Shared memory with stock clients, over HTTP and gRPC, against one gateway."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_inputs_outside_their_region_never_reach_a_device(
     assert gateway.controller.requests == []
 
 
-def test_outputs_without_room_are_refused_before_the_model_is_run(
+def test_outputs_that_do_not_fit_are_rejected_before_the_model_runs(
     gateway: RunningGateway, client: Any, kind: Any, shared: Segment
 ) -> None:
     client.register_system_shared_memory("r", shared.key, 4096)
@@ -188,7 +188,7 @@ def test_outputs_without_room_are_refused_before_the_model_is_run(
     assert gateway.controller.requests == []
 
 
-def test_an_output_whose_size_only_the_model_tells_is_an_error_if_it_does_not_fit(
+def test_an_output_of_dynamic_size_that_does_not_fit_is_an_error(
     client: Any, kind: Any, shared: Segment
 ) -> None:
     client.register_system_shared_memory("r", shared.key, 4096)
@@ -198,7 +198,7 @@ def test_an_output_whose_size_only_the_model_tells_is_an_error_if_it_does_not_fi
     assert shared.read(40, 64) == bytes(40)
 
 
-def test_what_happens_to_the_region_while_the_model_runs_is_an_error(
+def test_a_region_that_changes_while_the_model_runs_is_an_error(
     gateway: RunningGateway, client: Any, kind: Any, shared: Segment
 ) -> None:
     controller = gateway.controller
@@ -222,7 +222,7 @@ def test_what_happens_to_the_region_while_the_model_runs_is_an_error(
             client.infer("ident", [x_in(kind)], outputs=[y_out(kind)])
 
 
-def test_a_refused_request_writes_nothing(
+def test_a_rejected_request_writes_nothing(
     gateway: RunningGateway, client: Any, kind: Any, shared: Segment
 ) -> None:
     client.register_system_shared_memory("r", shared.key, 4096)
@@ -234,7 +234,7 @@ def test_a_refused_request_writes_nothing(
     assert shared.read(8, 64) == bytes(8)
 
 
-def test_a_whole_number_may_be_written_as_json_likes(gateway: RunningGateway, shared: Segment) -> None:
+def test_integers_may_be_written_as_floats(gateway: RunningGateway, shared: Segment) -> None:
     def registered(size: str) -> int:
         body = b'{"key":"%s","byte_size":%s,"offset":0.0}' % (shared.key.encode(), size.encode())
         return ask(gateway, post("/v2/systemsharedmemory/region/r/register", body)).status
@@ -244,7 +244,7 @@ def test_a_whole_number_may_be_written_as_json_likes(gateway: RunningGateway, sh
     assert found == [{"name": "r", "key": shared.key, "offset": 0, "byte_size": 64}]
 
 
-def test_wrong_registrations_say_what_is_wrong(client: Any, kind: Any, shared: Segment) -> None:
+def test_invalid_registrations_get_an_explanation(client: Any, kind: Any, shared: Segment) -> None:
     client.register_system_shared_memory("r", shared.key, 4096)
     for name, key, byte_size, words in (
         ("r", shared.key, 8, "(409|ALREADY_EXISTS).*shared memory region 'r' already in manager"),
@@ -265,7 +265,7 @@ def test_wrong_registrations_say_what_is_wrong(client: Any, kind: Any, shared: S
         client.get_system_shared_memory_status("s")
 
 
-def test_the_server_says_that_it_has_it(client: Any, kind: Any) -> None:
+def test_the_server_s_metadata_lists_the_extension(client: Any, kind: Any) -> None:
     metadata = client.get_server_metadata()
     extensions = metadata["extensions"] if kind is tritonclient.http else metadata.extensions
     assert "system_shared_memory" in extensions
@@ -284,7 +284,7 @@ def test_there_is_no_cuda_shared_memory_and_none_can_be_registered(client: Any, 
 
 
 @pytest.mark.parametrize("given", ["http", "grpc"])
-def test_it_is_off_unless_it_was_turned_on(tmp_path: Any, given: str, shared: Segment) -> None:
+def test_it_is_off_by_default(tmp_path: Any, given: str, shared: Segment) -> None:
     kind = {"http": tritonclient.http, "grpc": tritonclient.grpc}[given]
     with running_gateway(tmp_path, grpc_port=0) as off:
         with kind.InferenceServerClient(off.http_url if given == "http" else off.grpc_url) as client:
@@ -305,7 +305,7 @@ def test_it_is_off_unless_it_was_turned_on(tmp_path: Any, given: str, shared: Se
 
 
 class Transport:
-    """As much of a connection as tells where it comes from."""
+    """The parts of a connection that tell the peer's address."""
 
     def __init__(self, host: str) -> None:
         self.peername = (host, 40000)

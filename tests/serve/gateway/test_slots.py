@@ -1,4 +1,4 @@
-"""Slots in a region: aligned, filled, used in place, never given out twice."""
+"""Slots in a region: aligned, filled, used in place, never allocated twice."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_header_has_the_requests_epoch_until_the_slot_is_free(slots: Slots) 
     assert read_epoch(buffer, second.tensors.header_offset) == second.tensors.epoch
 
 
-def test_a_full_region_gives_nothing_and_loses_nothing(slots: Slots) -> None:
+def test_a_full_region_allocates_nothing_and_leaks_nothing(slots: Slots) -> None:
     slot = slots.fill([], 60 * KIB)
     assert slot is not None
     used = slots.used_bytes
@@ -79,7 +79,7 @@ def test_a_body_is_used_where_it_was_received(slots: Slots, head: int) -> None:
     assert slots.used_bytes == 0
 
 
-def test_a_body_whose_tensors_are_not_aligned_is_copied_and_given_back(slots: Slots) -> None:
+def test_a_body_with_unaligned_tensors_is_copied_and_freed(slots: Slots) -> None:
     body = slots.body(2 + 70 + 5, 2)
     assert body is not None
     body.view[:] = b"jj" + b"x" * 70 + b"z" * 5
@@ -103,7 +103,7 @@ def test_a_body_with_a_tensor_that_is_not_in_it_is_copied(slots: Slots) -> None:
     assert slots.used_bytes == 0
 
 
-def test_no_room_for_outputs_gives_the_body_back(slots: Slots) -> None:
+def test_no_room_for_outputs_frees_the_body(slots: Slots) -> None:
     body = slots.body(1 * KIB, 0)
     assert body is not None
     assert slots.fill([tensor(body.view)], 64 * KIB, body) is None
@@ -122,7 +122,7 @@ def test_bodies_get_half_of_the_region_at_most(slots: Slots) -> None:
     assert slots.body(16 * KIB, 0) is not None
 
 
-def test_a_new_region_leaves_the_old_one_to_those_who_map_it(slots: Slots) -> None:
+def test_a_new_region_leaves_the_old_one_to_its_workers(slots: Slots) -> None:
     slot, body = slots.fill([tensor(b"old")], 10), slots.body(100, 0)
     assert slot is not None
     assert body is not None
@@ -146,7 +146,7 @@ def test_a_new_region_leaves_the_old_one_to_those_who_map_it(slots: Slots) -> No
     assert bytes(slots.region.buffer[slot.tensors.refs[0].offset :][:3]) == b"abc"
 
 
-def test_much_is_copied_a_piece_in_a_turn() -> None:
+def test_large_inputs_are_copied_a_piece_in_a_turn() -> None:
     data = np.random.default_rng(1).integers(0, 255, 3 * COPIED_AT_ONCE + 5, np.uint8).tobytes()
     inputs = [InputTensor("A", "UINT8", (5,), b"12345"), InputTensor("B", "UINT8", (len(data),), data)]
     filled: list[str] = []
@@ -177,7 +177,7 @@ def test_much_is_copied_a_piece_in_a_turn() -> None:
     assert filled == ["one"]
 
 
-def test_a_copy_that_is_withdrawn_is_not_told() -> None:
+def test_a_withdrawn_copy_is_not_reported() -> None:
     inputs = [InputTensor("B", "UINT8", (COPIED_AT_ONCE * 3,), bytes(COPIED_AT_ONCE * 3))]
     filled: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Tenants in a file of keys: what it may hold, what they may ask for, and what the controller is told."""
+"""Tenants in a key file: content, limits on requests, quotas that the controller receives."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SILVER = '[[tenants]]\nname = "silver"\nmin_slo_ms = 20\nmax_priority = 4\n'
 OF_GOLD = entry("a", "k", "infer") + 'tenant = "gold"\n'
 
 
-def test_several_keys_are_of_one_tenant_and_a_key_without_one_is_its_holders(tmp_path: Path) -> None:
+def test_keys_may_share_a_tenant_and_the_default_is_their_holder(tmp_path: Path) -> None:
     second = OF_GOLD.replace(entry("a", "k", "infer"), entry("b", "l", "infer"))
     ring = KeyRing(written(tmp_path, GOLD, OF_GOLD, second, entry("c", "m", "infer")))
-    holders = [ring.admit(Right.INFER, None, key) for key in (b"k", b"l", b"m")]
+    holders = [ring.authorize(Right.INFER, None, key) for key in (b"k", b"l", b"m")]
     assert [(one.name, one.tenant) for one in holders] == [("a", "gold"), ("b", "gold"), ("c", "c")]
 
 
-def test_a_tenant_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_tenant_s_fields_are_read(tmp_path: Path) -> None:
     ring = KeyRing(written(tmp_path, GOLD, SILVER, OF_GOLD))
     assert ring.tenants() == {
         "gold": Tenant(name="gold", device_ms_per_s=250.5, loaded_bytes_per_s=100, burst_s=0.5),
@@ -61,7 +61,7 @@ def test_a_tenant_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("tenants = 3", "keys as TOML"),
     ],
 )
-def test_a_table_that_will_not_do_is_told(tmp_path: Path, tables: str, words: str) -> None:
+def test_an_invalid_table_is_an_error(tmp_path: Path, tables: str, words: str) -> None:
     path = written(tmp_path, tables, OF_GOLD)
     with pytest.raises(ConfigError) as caught:
         KeyRing(path)
@@ -69,7 +69,7 @@ def test_a_table_that_will_not_do_is_told(tmp_path: Path, tables: str, words: st
     assert str(caught.value).startswith("api_keys: expected ")
 
 
-def test_caps_widen_slos_and_lower_priorities_and_concern_nobody_else() -> None:
+def test_caps_relax_slos_and_priorities_of_their_tenant_only() -> None:
     caps = Caps(lambda: {"t": Tenant(name="t", min_slo_ns=ms(20), max_priority=6)})
     assert [caps.of("t", ms(asked))[0] for asked in (1, 20, 50)] == [ms(20), ms(20), ms(50)]
     assert [caps.of("t", 1, asked)[1] for asked in (0, 1, 6, 7, 99)] == [0, 6, 6, 7, 99]
@@ -78,7 +78,7 @@ def test_caps_widen_slos_and_lower_priorities_and_concern_nobody_else() -> None:
     assert low.of("t", 1, 0) == (1, 9), "the usual class is 8"
 
 
-def test_the_controller_is_told_of_those_that_have_a_quota(tmp_path: Path) -> None:
+def test_the_controller_receives_quotas(tmp_path: Path) -> None:
     gold = Quota(tenant="gold", burst_ns=NS_PER_S // 2, device_ns_per_s=ms(250.5), loaded_bytes_per_s=100)
     assert Quotas(written(tmp_path, GOLD, SILVER, OF_GOLD)).frames() == [QuotasSet(quotas=(gold,))]
     assert Quotas(written(tmp_path, SILVER, entry("a", "k", "infer"))).frames() == []
@@ -102,7 +102,7 @@ async def _told_after(path: str, content: str, monkeypatch: pytest.MonkeyPatch) 
     return told
 
 
-def test_quotas_that_change_are_told_again_even_when_none_is_left(
+def test_changed_quotas_are_sent_again_even_if_none_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import asyncio

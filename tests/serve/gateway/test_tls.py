@@ -1,4 +1,4 @@
-"""TLS on a gateway's ports, with stock clients and with such as are no good; and files that will not do."""
+"""TLS on a gateway's ports, with stock and with misbehaving clients; invalid files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 def gateway(
     tmp_path_factory: pytest.TempPathFactory, files: Certificates, grpc_transport: str
 ) -> Iterator[RunningGateway]:
-    door = files.door(head_s=1.0, max_connections=20)
+    door = files.tls_settings(head_s=1.0, max_connections=20)
     with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0, metrics_port=0, **door) as found:
         yield found
     gc.collect()  # what stock clients left, in their own thread
@@ -52,7 +52,9 @@ def gateway(
 def mutual(
     tmp_path_factory: pytest.TempPathFactory, files: Certificates, grpc_transport: str
 ) -> Iterator[RunningGateway]:
-    with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0, **files.door(mutual=True)) as found:
+    with running_gateway(
+        tmp_path_factory.mktemp("gateway"), grpc_port=0, **files.tls_settings(mutual=True)
+    ) as found:
         yield found
     gc.collect()  # what stock clients left, in their own thread
 
@@ -102,7 +104,7 @@ def test_stock_clients_get_their_answers(gateway: RunningGateway, files: Certifi
                 np.testing.assert_array_equal(client.infer("any", [asked]).as_numpy("Y"), data)
 
 
-def test_the_metrics_port_speaks_it_too(gateway: RunningGateway, files: Certificates) -> None:
+def test_the_metrics_port_has_tls_too(gateway: RunningGateway, files: Certificates) -> None:
     port = gateway.servers.port_by_name["metrics_port"]
     found = over_tls(gateway, trusting(files), get("/v2/health/live"), port)
     assert found.startswith(b"HTTP/1.1 200 OK")
@@ -116,20 +118,20 @@ def test_curl_gets_its_answer(gateway: RunningGateway, files: Certificates) -> N
     assert (found.stdout, found.stderr) == (b'{"live":true}', b"")
 
 
-def test_a_client_that_trusts_another_authority_does_not_get_in(gateway: RunningGateway) -> None:
+def test_a_client_that_trusts_another_authority_cannot_connect(gateway: RunningGateway) -> None:
     with pytest.raises(ssl.SSLCertVerificationError):
         over_tls(gateway, ssl.create_default_context(), get("/v2"))
 
 
-def test_who_has_a_certificate_of_the_authority_comes_in(mutual: RunningGateway, files: Certificates) -> None:
+def test_a_client_with_a_valid_certificate_can_connect(mutual: RunningGateway, files: Certificates) -> None:
     with closing(http_client(mutual, trusting(files, known=True))) as client:
         np.testing.assert_array_equal(client.infer("ident", [tensor("X", X, "FP32")]).as_numpy("Y"), X)
     with closing(grpc_client(mutual, files, known=True)) as client:
         assert client.is_server_live()
 
 
-def test_who_has_none_does_not(mutual: RunningGateway, files: Certificates) -> None:
-    # With TLS 1.3 the server's refusal comes after the client's handshake.
+def test_a_client_without_a_certificate_cannot_connect(mutual: RunningGateway, files: Certificates) -> None:
+    # With TLS 1.3 the server's rejection follows the client's handshake.
     with pytest.raises((ssl.SSLError, ConnectionError)):
         over_tls(mutual, trusting(files), get("/v2/health/live"))
     with closing(grpc_client(mutual, files)) as client, pytest.raises(InferenceServerException):
@@ -139,7 +141,7 @@ def test_who_has_none_does_not(mutual: RunningGateway, files: Certificates) -> N
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
 @pytest.mark.parametrize("port", ["http_port", "grpc_port"])
 @pytest.mark.parametrize(("version", "spoken"), [("TLSv1_1", False), ("TLSv1_2", True), ("TLSv1_3", True)])
-def test_tls_1_2_is_the_oldest_that_is_spoken(
+def test_tls_1_2_is_the_oldest_version(
     gateway: RunningGateway, files: Certificates, port: str, version: str, *, spoken: bool
 ) -> None:
     context = trusting(files)
@@ -158,11 +160,11 @@ def test_tls_1_2_is_the_oldest_that_is_spoken(
 
 
 def test_two_gateways_share_their_ports(gateway: RunningGateway, files: Certificates, tmp_path: Path) -> None:
-    with running_gateway(tmp_path, reuse_port=True, grpc_port=0, **files.door()) as first:
+    with running_gateway(tmp_path, reuse_port=True, grpc_port=0, **files.tls_settings()) as first:
         ports = first.servers.port_by_name
         folder = tmp_path / "second"
         folder.mkdir()
-        with running_gateway(folder, name="g1", reuse_port=True, **files.door(), **ports) as second:
+        with running_gateway(folder, name="g1", reuse_port=True, **files.tls_settings(), **ports) as second:
             assert second.servers.port_by_name == ports
             # The system spreads connections over both.
             until(
@@ -173,23 +175,23 @@ def test_two_gateways_share_their_ports(gateway: RunningGateway, files: Certific
             )  # fmt: skip
 
 
-def test_who_does_not_shake_hands_is_let_go_and_others_come_in(
+def test_a_stalled_handshake_times_out_and_others_can_connect(
     gateway: RunningGateway, files: Certificates
 ) -> None:
     silent = [gateway.connect() for _ in range(40)]
     garbage = [gateway.connect() for _ in range(40)]
     for client in garbage:
         client.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    # More than max_connections and the few that are told: they are closed unread.
+    # More than max_connections and the few that get a response: these are closed unread.
     more = [gateway.connect() for _ in range(60)]
     assert all(ended(client) for client in (*garbage, *silent, *more))
     assert over_tls(gateway, trusting(files), get("/v2/health/live")).startswith(b"HTTP/1.1 200")
     (server,) = gateway.servers.http._servers
-    until(lambda: not server._greeting and not gateway.servers.gateway.connections)
+    until(lambda: not server._handshaking and not gateway.servers.gateway.connections)
 
 
-def test_who_comes_while_too_many_shake_hands_is_turned_away(files: Certificates, tmp_path: Path) -> None:
-    door = files.door(max_connections=1)
+def test_concurrent_handshakes_are_limited(files: Certificates, tmp_path: Path) -> None:
+    door = files.tls_settings(max_connections=1)
     with running_gateway(tmp_path, **door) as found:
         silent = [found.connect() for _ in range(1 + SPARE_CONNECTIONS)]
         more = [found.connect() for _ in range(20)]
@@ -211,18 +213,18 @@ def ended(client: socket.socket) -> bool:
         return True
 
 
-def test_the_last_words_of_a_refusal_arrive(gateway: RunningGateway, files: Certificates) -> None:
+def test_a_rejection_is_received_completely(gateway: RunningGateway, files: Certificates) -> None:
     sent = b"POST /v2 HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n" + bytes(500_000)
     found = over_tls(gateway, trusting(files), sent)
     assert found.startswith(b"HTTP/1.1 413")
     assert found.endswith(b"raise the server's max_body\"}")
 
 
-def test_a_renewed_certificate_serves_from_the_next_handshake_on(tmp_path: Path, grpc_transport: str) -> None:
+def test_a_renewed_certificate_is_used_from_the_next_handshake(tmp_path: Path, grpc_transport: str) -> None:
     (old := tmp_path / "old").mkdir()
     (new := tmp_path / "new").mkdir()
     files, others = certificates(old), renewed_certificates(new)
-    with running_gateway(tmp_path, grpc_port=0, **files.door()) as found:
+    with running_gateway(tmp_path, grpc_port=0, **files.tls_settings()) as found:
         with closing(grpc_client(found, files)) as client:
             assert client.is_server_live()
         # For a moment key and certificate do not fit.
@@ -272,7 +274,7 @@ def encrypted(folder: Path, key: str) -> str:
         ("client_ca", lambda files, folder: files.key, "certificates of authorities in PEM form", ""),
     ],
 )
-def test_a_file_that_will_not_do_is_named(
+def test_an_invalid_file_is_named(
     files: Certificates, tmp_path: Path, setting: str, make: Any, expected: str, found: str
 ) -> None:
     path = make(files, tmp_path)
@@ -286,6 +288,6 @@ def test_a_file_that_will_not_do_is_named(
     assert path in message
 
 
-def test_what_grpc_lets_in_it_encrypts(gateway: RunningGateway) -> None:
+def test_grpc_accepts_encrypted_connections_only(gateway: RunningGateway) -> None:
     with grpc.insecure_channel(gateway.grpc_url) as channel, pytest.raises(grpc.RpcError):
         channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=3)

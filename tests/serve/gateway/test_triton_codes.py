@@ -1,4 +1,4 @@
-"""A gateway for clients that insist on Triton's codes, asked through sockets, over both protocols."""
+"""A gateway with Triton's status codes, over both protocols."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def end_with(gateway: RunningGateway, outcome: Outcome, reason: Reason) -> None:
 
 
 @pytest.mark.parametrize(("outcome", "reason", "status", "raised"), ENDS)
-def test_http_has_triton_s_status_and_our_words(
+def test_http_has_triton_s_status_and_our_fields(
     gateway: RunningGateway, outcome: Outcome, reason: Reason, status: int, raised: type[Exception]
 ) -> None:
     end_with(gateway, outcome, reason)
@@ -82,7 +82,7 @@ def test_our_client_raises_what_it_always_does(
     assert caught.value.retry_after_s == 0.0125
 
 
-def test_a_gateway_s_own_ends_are_told_the_same_way(gateway: RunningGateway) -> None:
+def test_outcomes_of_the_gateway_itself_have_triton_s_status(gateway: RunningGateway) -> None:
     gateway.controller.on_request = lambda request: None
     body = b'{"parameters":{"slo_ms":500},' + IDENT_JSON[1:]
     found = ask(gateway, post(INFER, body))
@@ -92,14 +92,14 @@ def test_a_gateway_s_own_ends_are_told_the_same_way(gateway: RunningGateway) -> 
     gateway.do(lambda: gateway.controller.send(answer))
 
 
-def test_a_large_body_that_is_hopeless_hears_503_before_it_is_there(gateway: RunningGateway) -> None:
-    def hopeless(announced: AdmissionQuery) -> AdmissionReply:
+def test_an_infeasible_large_body_gets_503_before_it_is_received(gateway: RunningGateway) -> None:
+    def infeasible(announced: AdmissionQuery) -> AdmissionReply:
         return AdmissionReply(
             announced_id=announced.announced_id, gateway=announced.gateway, retry_after_ns=ms(7),
             reason=Reason.WOULD_MISS_DEADLINE,
         )  # fmt: skip
 
-    gateway.controller.on_announced = hopeless
+    gateway.controller.on_admission_query = infeasible
     sent = post("/v2/models/any/infer", np.zeros(100 * KIB, np.uint8).tobytes(), "x-slo-ms: 60000")
     with gateway.connect() as client:
         client.sendall(sent[:-1])

@@ -1,4 +1,4 @@
-"""A gateway between scripted clients and a controller that is scripted too."""
+"""A gateway between scripted clients and a scripted controller."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ANY = served("any", (spec("X", "UINT8", -1),), (spec("Y", "UINT8", -1),), output
 
 
 class Client:
-    """A client of no protocol: an inquiry, and how it ended."""
+    """A client without a protocol: an inquiry, and how it ended."""
 
     def __init__(
         self, model: str = "ident", data: bytes = bytes(8), rows: int = 1, **parameters: Parameter

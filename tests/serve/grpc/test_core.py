@@ -1,4 +1,4 @@
-"""When messages of gRPC came, by gaps in what the thread of its core does."""
+"""Arrival times of gRPC messages, by gaps in the thread of its core."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from clockwork_serve.serve.grpc.call import AFTER_NS, GAP_NS, Gaps, GrpcCall, Method, Silence
+from clockwork_serve.serve.grpc.call import AFTER_NS, GAP_NS, Gaps, GrpcCall, Method, SilentCalls
 from clockwork_serve.serve.grpc.core import CoreCall, CoreTransport
 from clockwork_serve.units import NS_PER_S, ms
 
@@ -19,11 +19,11 @@ def gaps(*beats_ms: int) -> Gaps:
     return found
 
 
-def test_while_the_thread_comes_round_a_message_came_when_it_surfaced() -> None:
+def test_without_a_gap_a_message_arrived_when_it_was_read() -> None:
     assert gaps(5, 10, 15).arrival_ns(ms(17)) == ms(17)
 
 
-def test_what_surfaces_after_a_gap_may_have_come_when_that_began() -> None:
+def test_a_message_after_a_gap_counts_from_its_start() -> None:
     found = gaps(5, 10, 1010)
     assert found.arrival_ns(ms(1010)) == ms(10)
     found.beat(ms(1015))
@@ -39,7 +39,7 @@ def test_a_short_gap_counts_for_a_short_time(gap_ms: int, counts_ms: int) -> Non
     assert found.arrival_ns(end_ns) == end_ns
 
 
-def test_what_is_no_longer_than_it_may_take_is_no_gap() -> None:
+def test_an_interval_within_the_limit_is_no_gap() -> None:
     found = Gaps(0)
     found.beat(GAP_NS)
     assert found.arrival_ns(GAP_NS) == GAP_NS
@@ -50,7 +50,7 @@ def test_two_gaps_with_hardly_anything_between_them_are_one() -> None:
 
 
 class Event:
-    """What the core says of a new call."""
+    """The core's event for a new call."""
 
     invocation_metadata = ()
     call = None
@@ -70,30 +70,30 @@ class FakeCore:
 
 def call_of(core: FakeCore) -> GrpcCall:
     method = Method("/t/m", bytes)
-    return CoreCall(cast("CoreTransport", core), Event(), (method, ""), Silence())
+    return CoreCall(cast("CoreTransport", core), Event(), (method, ""), SilentCalls())
 
 
-def test_a_message_of_a_stream_that_was_there_when_it_was_asked_for_waited_for_that() -> None:
+def test_a_message_that_was_there_when_requested_counts_from_the_last_read() -> None:
     core = FakeCore()
     call = call_of(core)
-    call._asked_ns = ms(150)
-    call.came(ms(151), ms(151))
+    call._requested_ns = ms(150)
+    call.note_arrival(ms(151), ms(151))
     assert call.arrival_ns == ms(100), "since the call began"
-    call._asked_ns = ms(160)
-    call.came(ms(190), ms(190))
+    call._requested_ns = ms(160)
+    call.note_arrival(ms(190), ms(190))
     assert call.arrival_ns == ms(190), "this one was waited for"
 
 
-def test_the_only_message_of_a_call_is_asked_for_at_once() -> None:
+def test_the_only_message_of_a_call_is_requested_at_once() -> None:
     call = call_of(FakeCore())
-    call.came(ms(150), ms(151))
+    call.note_arrival(ms(150), ms(151))
     assert call.arrival_ns == ms(150)
 
 
-def test_a_clients_own_deadline_counts_from_when_its_message_came() -> None:
+def test_a_client_s_own_deadline_counts_from_its_message_s_arrival() -> None:
     call = call_of(FakeCore())
     call.deadline_s = time.time() + 10
-    call.came(ms(100), ms(150))
+    call.note_arrival(ms(100), ms(150))
     left_s = call.time_allowed(lambda: ms(150) + 5 * NS_PER_S)
     assert left_s is not None
     assert 14 < left_s <= 15

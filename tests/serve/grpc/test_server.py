@@ -1,4 +1,4 @@
-"""The gRPC server alone, with methods made up here, asked by the stock client of another thread."""
+"""The gRPC server alone, with methods defined here, called by the stock client in another thread."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def parse(message: bytes) -> bytes:
 
 
 class Served:
-    """A server on a loop in its own thread; ``held`` are the calls of /t/hold that nobody has answered."""
+    """A server on a loop in its own thread; ``held`` are the calls of /t/hold that are not answered."""
 
     def __init__(self) -> None:
         self.held: list[GrpcCall] = []
@@ -96,7 +96,7 @@ class Served:
 
     def _unless(self, call: GrpcCall, request: bytes) -> None:
         failure = None if request == b"in time" else (Code.DEADLINE_EXCEEDED, "late", (("why", "slow"),))
-        delivery = SimpleNamespace(failed=lambda: failure, sent=lambda: self.began.append("sent"))
+        delivery = SimpleNamespace(failure=lambda: failure, on_sent=lambda: self.began.append("sent"))
         call.reply_unless(delivery, b"good", (("answer", "first"),))
 
     def _tell(self, call: GrpcCall, request: bytes) -> None:
@@ -158,8 +158,8 @@ class Served:
     def begin(self, method: str, message: bytes = b"x", **more: Any) -> Any:
         return self.channel.unary_unary(f"/t/{method}").future(message, **more)
 
-    def close(self, patience_s: float = 0.1) -> None:
-        self.run(self.server.close(patience_s))
+    def close(self, grace_s: float = 0.1) -> None:
+        self.run(self.server.close(grace_s))
         self.channel.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join(20)
@@ -168,7 +168,7 @@ class Served:
 
 @pytest.fixture
 def fallen_back() -> Iterator[Served]:
-    """A server whose calls are carried by grpc.aio."""
+    """A server on ``grpc.aio``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FALL_BACK_VARIABLE, "1")
         found = Served()
@@ -195,7 +195,7 @@ def threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
-def test_thousands_that_wait_take_no_thread(served: Served) -> None:
+def test_thousands_of_waiting_calls_take_no_thread(served: Served) -> None:
     waiting = [served.begin("hold") for _ in range(50)]
     until(lambda: len(served.held) == 50)
     before = threads()
@@ -208,7 +208,7 @@ def test_thousands_that_wait_take_no_thread(served: Served) -> None:
     assert served.cancelled == []
 
 
-def test_what_came_with_a_call_is_known(served: Served) -> None:
+def test_a_call_knows_its_metadata(served: Served) -> None:
     identity, peer, value, remaining = served.ask("tell", metadata=(("k", "v"), ("name", "me"))).split()
     assert (identity, peer.partition(b":")[0], value) == (b"me", b"ipv4", b"v")
     # gRPC sends it rounded up.
@@ -221,14 +221,14 @@ def test_a_call_ends_once(served: Served) -> None:
     assert (response, call.trailing_metadata()) == (b"x", (("answer", "first"),))
 
 
-def test_a_client_that_goes_away_is_noticed(served: Served) -> None:
+def test_a_cancelled_call_is_noticed(served: Served) -> None:
     call = served.begin("hold")
     until(lambda: served.held)
     assert served.cancelled == []
     call.cancel()
     until(lambda: served.cancelled == served.held)
-    # A message that comes late is not looked at, and what is said goes nowhere.
-    served.do(lambda: served.held[0].take(b"x"))
+    # A late message is not parsed, and replies are ignored.
+    served.do(lambda: served.held[0].handle_message(b"x"))
     assert len(served.held) == 1
     served.answer_all()
     assert served.ask("double") == b"xx"
@@ -246,7 +246,7 @@ def test_a_coroutine_is_cancelled_with_its_call(served: Served) -> None:
     until(lambda: served.ended == ["sleep"])
 
 
-def test_while_nothing_happens_nothing_counts_as_held_up(served: Served, timing: Timing) -> None:
+def test_an_idle_transport_has_no_gaps(served: Served, timing: Timing) -> None:
     for _ in range(3):
         time.sleep(0.5)  # in which its thread comes round less and less often
         sent_ns = time.monotonic_ns()
@@ -255,7 +255,7 @@ def test_while_nothing_happens_nothing_counts_as_held_up(served: Served, timing:
             assert served.arrival_ns > sent_ns - ms(30)
 
 
-def test_a_message_that_is_too_large_is_refused(served: Served) -> None:
+def test_too_large_a_message_is_rejected(served: Served) -> None:
     assert refused(lambda: served.ask("double", bytes(LARGEST + 1))).code() is Code.RESOURCE_EXHAUSTED
     assert served.ask("double", bytes(LARGEST)) == bytes(2 * LARGEST)
     assert served.held == []
@@ -268,7 +268,7 @@ def test_a_compressed_message_is_read_and_its_limit_is_that_of_its_content(serve
 
 
 @pytest.mark.parametrize("asked", [("raise", b"x"), ("double", b"raise")])
-def test_a_method_that_raises_tells_the_log_and_not_the_client(
+def test_an_exception_of_a_method_is_logged_and_hidden_from_the_client(
     served: Served, caplog: pytest.LogCaptureFixture, asked: tuple[str, bytes]
 ) -> None:
     error = refused(lambda: served.ask(*asked))
@@ -278,13 +278,15 @@ def test_a_method_that_raises_tells_the_log_and_not_the_client(
     assert served.ask("double") == b"xx"
 
 
-def test_a_gate_that_raises_lets_nobody_in(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_exception_of_the_access_check_denies_access(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
     error = refused(lambda: served.ask("double", metadata=(("stumble", "1"),)))
     assert (error.code(), "KeyError" in caplog.text) == (Code.INTERNAL, True)
     assert served.ask("double") == b"xx"
 
 
-def test_the_gate_turns_away_before_a_message_is_read(served: Served) -> None:
+def test_access_is_denied_before_a_message_is_read(served: Served) -> None:
     error = refused(lambda: served.ask("hold", metadata=(("name", "nobody"),)))
     assert (error.code(), error.details()) == (Code.UNAUTHENTICATED, "go away")
     assert error.trailing_metadata() == (("why", "nobody"),)
@@ -316,7 +318,7 @@ def test_an_unknown_method_is_unimplemented(served: Served) -> None:
     assert (error.code(), "/t/nothing" in error.details()) == (Code.UNIMPLEMENTED, True)
 
 
-def test_a_message_that_is_none_is_told(served: Served) -> None:
+def test_an_invalid_message_is_an_error(served: Served) -> None:
     error = refused(lambda: served.ask("double", b"garbage"))
     assert (error.code(), "/t/double" in error.details()) == (Code.INTERNAL, True)
     assert refused(lambda: list(served.channel.stream_stream("/t/echo")(iter([b"garbage"])))).code() is (
@@ -324,7 +326,7 @@ def test_a_message_that_is_none_is_told(served: Served) -> None:
     )
 
 
-def test_a_call_without_its_message_is_told(served: Served) -> None:
+def test_a_call_without_its_message_is_an_error(served: Served) -> None:
     call = served.channel.stream_unary("/t/double")
     assert refused(lambda: call(iter([]), timeout=20)).code() is Code.UNIMPLEMENTED
 
@@ -360,7 +362,7 @@ def test_a_stream_that_raises_ends_as_internal(served: Served, caplog: pytest.Lo
     assert "a secret" in caplog.text
 
 
-def test_a_stream_that_is_cancelled_runs_its_last_words(served: Served) -> None:
+def test_a_cancelled_stream_runs_its_finally_blocks(served: Served) -> None:
     nothing = threading.Event()
     responses = served.channel.stream_stream("/t/echo")(iter(lambda: b"x" if nothing.wait(20) else b"", b""))
     assert next(responses) == b"begin"
@@ -369,7 +371,7 @@ def test_a_stream_that_is_cancelled_runs_its_last_words(served: Served) -> None:
     nothing.set()
 
 
-def test_stopping_lets_open_calls_end(served: Served) -> None:
+def test_stopping_lets_open_calls_complete(served: Served) -> None:
     call = served.begin("hold")
     until(lambda: served.held)
     stopping = asyncio.run_coroutine_threadsafe(served.server.close(20), served.loop)
@@ -383,7 +385,7 @@ def test_stopping_lets_open_calls_end(served: Served) -> None:
     assert error.code() in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}
 
 
-def test_stopping_cancels_what_does_not_end(served: Served) -> None:
+def test_stopping_cancels_calls_after_the_grace_period(served: Served) -> None:
     calls = [served.begin("hold") for _ in range(20)] + [served.begin("sleep")]
     responses = served.channel.stream_stream("/t/echo")(iter([]), timeout=20)
     list(responses)
@@ -394,17 +396,17 @@ def test_stopping_cancels_what_does_not_end(served: Served) -> None:
     served.run(served.server.close(0.1))
 
 
-def test_what_is_said_after_the_end_goes_nowhere(served: Served) -> None:
+def test_replies_after_the_end_are_ignored(served: Served) -> None:
     call = served.begin("hold")
     until(lambda: served.held)
     served.run(served.server.close(0))
     refused(call.result)
-    # As if nobody had heard of its end. The core would end the process if it were asked for anything now.
+    # As if its end had not been noticed. The core would abort the process if it were used now.
     served.held[0].is_open = True
     served.answer_all()
 
 
-def test_a_port_that_is_taken_is_an_error_and_leaves_no_thread(served: Served) -> None:
+def test_a_port_in_use_is_an_error_and_leaves_no_thread(served: Served) -> None:
     async def second() -> None:
         await GrpcServer([], [("grpc.so_reuseport", 0)]).listen(f"127.0.0.1:{served.port}")
 
@@ -430,7 +432,7 @@ print("ends")
 """
 
 
-def test_a_process_that_never_closed_it_ends_by_itself() -> None:
+def test_a_process_that_never_closed_the_server_exits() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", UNCLOSED], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -451,7 +453,7 @@ def test_a_grpcio_without_what_is_needed_is_named() -> None:
         asyncio.run(check_grpcio(less))
 
 
-def test_whether_an_answer_is_one_is_looked_at_when_the_core_gets_it(served: Served) -> None:
+def test_a_delivery_is_checked_when_the_core_gets_the_reply(served: Served) -> None:
     answer, call = served.channel.unary_unary("/t/unless").with_call(b"in time", timeout=20)
     assert (answer, dict(call.trailing_metadata())["answer"]) == (b"good", "first")
     until(lambda: served.began == ["sent"])
@@ -462,7 +464,7 @@ def test_whether_an_answer_is_one_is_looked_at_when_the_core_gets_it(served: Ser
     assert served.began == ["sent"]
 
 
-def test_a_path_that_is_no_text_closes_the_port_for_no_longer_than_a_moment(
+def test_a_path_that_is_not_utf_8_closes_the_port_for_a_moment_only(
     served: Served, grpc_transport: str
 ) -> None:
     waits = served.begin("hold")
@@ -484,7 +486,7 @@ def answered(served: Served) -> bool:
             return False  # it began when the port was about to be closed, or while it was
 
 
-def test_what_came_while_the_loop_stood_counts_from_when_that_began(fallen_back: Served) -> None:
+def test_messages_during_a_gap_of_the_loop_count_from_its_start(fallen_back: Served) -> None:
     held = threading.Event()
 
     def hold() -> None:
@@ -499,7 +501,7 @@ def test_what_came_while_the_loop_stood_counts_from_when_that_began(fallen_back:
     assert fallen_back.arrival_ns <= begun_ns + ms(50), "the loop takes messages, and stood for 300 ms"
 
 
-def test_thousands_that_begin_while_the_loop_stands_are_accepted(fallen_back: Served) -> None:
+def test_thousands_of_calls_during_a_gap_of_the_loop_are_accepted(fallen_back: Served) -> None:
     fallen_back.ask("double")
     fallen_back.loop.call_soon_threadsafe(time.sleep, 2.0)
     calls = [fallen_back.begin("double") for _ in range(3000)]

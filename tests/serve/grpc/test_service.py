@@ -1,4 +1,4 @@
-"""gRPC as a stock client speaks it, in one process with the server, under uvloop."""
+"""gRPC with a stock client, in one process with the server, under uvloop."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_slos(gateway: RunningGateway, client: Any) -> None:
         (Outcome.FAILED, Reason.MODEL_RAISED, grpc.StatusCode.INTERNAL),
     ],
 )
-def test_each_end_has_its_status_and_trailers(
+def test_each_outcome_has_its_status_and_trailers(
     gateway: RunningGateway, channel: Any, outcome: Outcome, reason: Reason, status: Any
 ) -> None:
     def answered(request: Request) -> Answer:
@@ -153,7 +153,7 @@ def test_each_end_has_its_status_and_trailers(
         ("ident", "", X, "FP32", {"slo_ms": -1}, "INVALID_ARGUMENT.*'slo_ms'"),
     ],
 )
-def test_wrong_requests_are_told_what_is_wrong(
+def test_invalid_requests_get_an_explanation(
     gateway: RunningGateway,
     client: Any,
     model: str,
@@ -179,13 +179,13 @@ def test_unknown_models_are_not_found_everywhere(client: Any) -> None:
     assert not client.is_model_ready("nope")
 
 
-def test_too_large_a_message_is_refused(client: Any) -> None:
+def test_a_message_above_the_limit_is_rejected(client: Any) -> None:
     with pytest.raises(InferenceServerException, match="RESOURCE_EXHAUSTED"):
         client.infer("any", [tensor("X", np.zeros(3 * MIB, np.float32), "FP32")])
     assert client.is_server_live()
 
 
-def test_a_client_that_goes_away_is_cancelled(gateway: RunningGateway, channel: Any) -> None:
+def test_a_disconnected_client_s_request_is_cancelled(gateway: RunningGateway, channel: Any) -> None:
     gateway.controller.on_request = lambda request: None
     stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
     request = service_pb2.ModelInferRequest(model_name="ident", raw_input_contents=[X.tobytes()])
@@ -305,7 +305,7 @@ def test_health(gateway: RunningGateway, channel: Any) -> None:
         (b"\x42\0" * (9 * MIB // 2), grpc.StatusCode.RESOURCE_EXHAUSTED, "larger than max"),
     ],
 )
-def test_millions_of_strings_are_refused_unread(
+def test_millions_of_strings_are_rejected_unread(
     channel: Any, message: bytes, code: grpc.StatusCode, words: str
 ) -> None:
     request = service_pb2.ModelInferRequest(model_name="text")
@@ -327,7 +327,7 @@ def varint(value: int) -> bytes:
     return bytes([*found, value])
 
 
-def test_a_message_that_asks_for_no_inference_is_small(channel: Any) -> None:
+def test_messages_other_than_inference_are_limited(channel: Any) -> None:
     call = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")
     with pytest.raises(grpc.RpcError, match="at most 16384 bytes, found 20000"):
         call(b"\x1a\0" * 10_000, timeout=20)

@@ -1,4 +1,4 @@
-"""Streams of gRPC as stock clients use them: in order, cancelled with all that waits; and reflection."""
+"""gRPC streams with stock clients: order, cancellation of all open requests, reflection."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def channel(gateway: RunningGateway) -> Iterator[Any]:
 
 @pytest.fixture
 def ends(client: Any) -> Iterator[queue.Queue[Any]]:
-    """What the callback of an open stream was told."""
+    """What the callback of an open stream received."""
     found: queue.Queue[Any] = queue.Queue()
     client.start_stream(callback=lambda result, error: found.put((result, error)))
     yield found
@@ -55,7 +55,7 @@ def send(client: Any, model: str, request_id: str, **more: Any) -> None:
     client.async_stream_infer(model, [tensor], request_id=request_id, **more)
 
 
-def test_answers_and_errors_come_in_the_requests_order(client: Any, ends: queue.Queue[Any]) -> None:
+def test_responses_are_in_the_requests_order(client: Any, ends: queue.Queue[Any]) -> None:
     for request_id in ("0", "1", "2"):
         send(client, "ident", request_id)
     send(client, "nope", "3")
@@ -66,7 +66,7 @@ def test_answers_and_errors_come_in_the_requests_order(client: Any, ends: queue.
     assert "unknown model: 'nope'" in str(told[3][1])
 
 
-def test_requests_of_one_stream_wait_side_by_side(
+def test_requests_of_one_stream_run_concurrently(
     gateway: RunningGateway, client: Any, ends: queue.Queue[Any]
 ) -> None:
     gateway.controller.on_request = lambda request: None
@@ -93,7 +93,7 @@ def cancelled(gateway: RunningGateway, count: int) -> None:
     gateway.do(lambda: controller.send(*answers))
 
 
-def test_a_stream_that_is_cancelled_cancels_all_that_waits(gateway: RunningGateway, client: Any) -> None:
+def test_cancelling_a_stream_cancels_its_requests(gateway: RunningGateway, client: Any) -> None:
     gateway.controller.on_request = lambda request: None
     ends: queue.Queue[Any] = queue.Queue()
     client.start_stream(callback=lambda result, error: ends.put((result, error)))
@@ -108,7 +108,7 @@ def test_a_stream_that_is_cancelled_cancels_all_that_waits(gateway: RunningGatew
     cancelled(gateway, 3)
 
 
-def test_a_stream_whose_time_is_up_cancels_all_that_waits(gateway: RunningGateway, client: Any) -> None:
+def test_a_stream_s_deadline_cancels_its_requests(gateway: RunningGateway, client: Any) -> None:
     gateway.controller.on_request = lambda request: None
     ends: queue.Queue[Any] = queue.Queue()
     client.start_stream(callback=lambda result, error: ends.put((result, error)), stream_timeout=1.5)
@@ -152,7 +152,7 @@ def test_a_client_that_wants_a_status_gets_one_and_the_stream_ends(
     _, error = ends.get(timeout=20)
     assert (error.status(), "unknown model" in error.message()) == ("StatusCode.NOT_FOUND", True)
     client.stop_stream()
-    # What came behind it was not sent, or was given up.
+    # Later messages were not sent, or were dropped.
     gateway.until(lambda: len(gateway.controller.cancels) == len(held))
     answers = [gateway.controller.answer(request, outcome=Outcome.CANCELLED) for request in held]
     gateway.do(lambda: gateway.controller.send(*answers))
@@ -196,7 +196,7 @@ def test_a_stock_reflection_client_can_call_what_it_found(channel: Any) -> None:
     assert call(request(name="ident")).inputs[0].name == "X"
 
 
-def test_a_message_that_is_none_ends_its_stream_and_nothing_else(
+def test_an_invalid_message_ends_its_stream_only(
     gateway: RunningGateway, channel: Any, client: Any, ends: queue.Queue[Any]
 ) -> None:
     call = channel.stream_stream(f"/{INFERENCE_SERVICE}/ModelStreamInfer")
@@ -207,6 +207,6 @@ def test_a_message_that_is_none_ends_its_stream_and_nothing_else(
     assert ends.get(timeout=20)[0].get_response().id == "mine"
 
 
-def test_a_stream_may_end_before_it_began(channel: Any) -> None:
+def test_a_stream_may_end_without_a_message(channel: Any) -> None:
     call = channel.stream_stream(f"/{INFERENCE_SERVICE}/ModelStreamInfer")
     assert list(call(iter([]))) == []

@@ -1,4 +1,4 @@
-"""What a gateway answers to bytes that may be anything."""
+"""The response of an HTTP connection to arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clockwork_serve.units import KIB
 
 
 class Loop:
-    """Runs what is to run soon when it is told to."""
+    """An event loop that runs scheduled callbacks when :meth:`turn` is called."""
 
     def __init__(self) -> None:
         self.soon: list[Any] = []
@@ -28,7 +28,7 @@ class Loop:
         self.soon.append(work)
 
     def call_later(self, delay_s: float, work: Any) -> None:
-        """Nothing here waits."""
+        """Timers never fire here."""
 
     def turn(self) -> None:
         due, self.soon = self.soon, []
@@ -77,7 +77,7 @@ class Transport:
 
 
 class Host:
-    """Answers every request with what it understood of it, at once."""
+    """Answers every request at once with what was parsed of it."""
 
     def __init__(self) -> None:
         self.loop = Loop()
@@ -89,26 +89,30 @@ class Host:
         self.buffer = memoryview(self.received)
         self.small_buffer = self.buffer[:SMALL_READ_BYTES]
         self.readers = RoundRobin(self.loop)  # type: ignore[arg-type] # of a test
-        none = SimpleNamespace(withdraw=lambda name: None, awaited=lambda name: False)
+        none = SimpleNamespace(withdraw=lambda name: None, must_wait=lambda name: False)
         turns = SimpleNamespace(before_ns=0, begin=lambda: None, clock=lambda: 1, noting=True)
         self.gateway: Any = SimpleNamespace(
-            drop_body=lambda exchange: None, announcements=none, batching=False, dice=Random(1), turns=turns
+            drop_body=lambda exchange: None,
+            admission_queries=none,
+            batching=False,
+            rng=Random(1),
+            turns=turns,
         )
         self.held: list[Any] = []
 
     def opened(self, connection: HttpConnection) -> None:
         pass
 
-    def reached(self, limit: str) -> None:
+    def count_disconnect(self, limit: str) -> None:
         pass
 
     def find_route(self, url: bytes) -> Route:
         return Route(b"POST", None, url.decode("latin-1"))
 
-    def room(self, exchange: HttpExchange, length: int) -> memoryview:
+    def body_buffer(self, exchange: HttpExchange, length: int) -> memoryview:
         return np.empty(length, np.uint8).data
 
-    def announce(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
+    def query_admission(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
         pass
 
     def dispatch(self, exchange: HttpExchange) -> None:
@@ -121,7 +125,7 @@ class Host:
 
 
 def answers(pieces: list[bytes]) -> bytes:
-    """What a connection that gets these pieces says; ``|`` where it said that it says no more."""
+    """What a connection writes for these pieces; ``|`` where it closed its side."""
     host, transport = Host(), Transport()
     connection = HttpConnection(host)  # type: ignore[arg-type]
     connection.connection_made(transport)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""HTTP requests written by hand, and what comes back."""
+"""HTTP requests written by hand, and their responses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def get(path: str, *headers: str, method: str = "GET") -> bytes:
 
 
 class Found:
-    """One response, taken apart."""
+    """One response, parsed."""
 
     def __init__(self, raw: bytes) -> None:
         head, _, self.body = raw.partition(b"\r\n\r\n")

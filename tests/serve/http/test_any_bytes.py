@@ -1,4 +1,4 @@
-"""Bytes from outside, however they are cut: connections, files of keys, frames between processes."""
+"""Arbitrary input, split at arbitrary places: HTTP connections, key files, frames between processes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Conversation:
 
 @st.composite
 def conversations(draw: st.DrawFn) -> Conversation:
-    """A few requests in a row, perhaps with a few bytes changed or lost, and where to cut them."""
+    """A few requests in a row, perhaps with a few bytes changed or lost, and where to split them."""
     sent = bytearray(b"".join(draw(st.lists(ONE, min_size=1, max_size=5))))
     heads = min(len(sent), 4000) - 1
     for _ in range(draw(st.integers(0, 3))):
@@ -67,17 +67,17 @@ def conversations(draw: st.DrawFn) -> Conversation:
 
 
 @given(conversations())
-def test_a_connection_says_the_same_however_its_requests_are_cut(conversation: Conversation) -> None:
+def test_responses_do_not_depend_on_how_requests_are_split(conversation: Conversation) -> None:
     assert answers(conversation.pieces) == answers([conversation.sent])
 
 
 @given(st.lists(ONE, min_size=1, max_size=2), st.integers(2, 4))
-def test_a_request_that_repeats_is_understood_as_the_first_was(some: list[bytes], times: int) -> None:
+def test_a_repeated_request_is_parsed_like_the_first(some: list[bytes], times: int) -> None:
     assert answers(some * times) == answers([b"".join(some * times)])
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=5))
-def test_a_connection_outlives_any_bytes(pieces: list[bytes]) -> None:
+def test_a_connection_survives_arbitrary_bytes(pieces: list[bytes]) -> None:
     answers(pieces)
     answers([b"POST /l HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % (DIRECT_BYTES + 1), *pieces])
     answers([CHUNKED, *pieces])
@@ -88,7 +88,7 @@ def test_a_connection_outlives_any_bytes(pieces: list[bytes]) -> None:
         st.binary(max_size=300), st.text(max_size=300).map(lambda text: text.encode("utf-8", "replace"))
     )
 )
-def test_a_file_of_keys_holds_keys_or_is_refused(content: bytes) -> None:
+def test_a_key_file_is_valid_or_rejected(content: bytes) -> None:
     good = b'[[keys]]\nname = "a"\nsha256 = "%s"\nmay = ["infer"]\n' % (b"0" * 64)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "keys.toml"
@@ -103,7 +103,9 @@ def test_a_file_of_keys_holds_keys_or_is_refused(content: bytes) -> None:
 
 
 @given(st.binary(max_size=200), st.booleans(), st.integers(1, 50))
-def test_any_bytes_are_frames_or_refused_however_they_are_cut(data: bytes, framed: bool, piece: int) -> None:
+def test_arbitrary_bytes_are_frames_or_rejected_however_they_are_split(
+    data: bytes, framed: bool, piece: int
+) -> None:
     content = bytes_of([Cancel(request_id="a")]) + (len(data).to_bytes(4, "little") if framed else b"") + data
 
     def read(step: int) -> tuple[list[Frame], str]:

@@ -1,4 +1,4 @@
-"""Requests on one connection whose heads repeat: each is answered as if its head was the first."""
+"""Requests with equal heads on one connection: each is handled as if its head had been parsed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from typing import Any
 import pytest
 
 from clockwork_serve.messages import Request
-from clockwork_serve.serve.http import connection as gateway_heads
+from clockwork_serve.serve.http import connection
 from tests.serve.gateway.running import RunningGateway
 from tests.serve.http.requests import IDENT_JSON, INFER, post
 
 
 @pytest.fixture
 def heads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """All heads that are used again."""
+    """All heads that are reused."""
     used: list[object] = []
-    again = gateway_heads.ParsedHead.again
+    again = connection.ParsedHead.new_exchange
 
-    def counted(self: gateway_heads.ParsedHead, on_response: Any) -> Any:
+    def counted(self: connection.ParsedHead, on_response: Any) -> Any:
         used.append(self)
         return again(self, on_response)
 
-    monkeypatch.setattr(gateway_heads.ParsedHead, "again", counted)
+    monkeypatch.setattr(connection.ParsedHead, "new_exchange", counted)
     return used
 
 
@@ -37,7 +37,7 @@ def binary(values: tuple[float, float], **parameters: Any) -> bytes:
 
 
 def response(client: socket.socket) -> tuple[bytes, bytes]:
-    """Head and body of one response, and nothing of the next."""
+    """Head and body of one response, and no byte after it."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += client.recv(1)
@@ -64,9 +64,7 @@ def test_each_request_with_the_same_head_has_its_own_values(
     assert len(heads) == 4
 
 
-def test_a_head_that_repeats_is_known_with_a_json_body_too(
-    gateway: RunningGateway, heads: list[object]
-) -> None:
+def test_a_repeated_head_is_reused_with_a_json_body_too(gateway: RunningGateway, heads: list[object]) -> None:
     with gateway.connect() as client:
         for n in (1.5, 2.5, 3.5):
             client.sendall(post(INFER, IDENT_JSON.replace(b"1.5", str(n).encode()), close=False))
@@ -88,7 +86,7 @@ def test_a_request_that_arrives_in_pieces_after_one_that_did_not(gateway: Runnin
         assert values(response(client)[1]) == (1, 2)
 
 
-def test_two_requests_in_one_piece_after_one_alone(gateway: RunningGateway) -> None:
+def test_two_requests_in_one_read_after_one_alone(gateway: RunningGateway) -> None:
     with gateway.connect() as client:
         client.sendall(binary((1, 2)))
         response(client)
@@ -98,7 +96,7 @@ def test_two_requests_in_one_piece_after_one_alone(gateway: RunningGateway) -> N
 
 
 @pytest.mark.parametrize("around", [(b"\r\n", b""), (b"", b"\r\n"), (b"\r\n\r\n", b"")])
-def test_empty_lines_between_requests_are_no_part_of_them(
+def test_empty_lines_between_requests_are_not_part_of_them(
     gateway: RunningGateway, around: tuple[bytes, bytes]
 ) -> None:
     before, after = around
@@ -108,7 +106,7 @@ def test_empty_lines_between_requests_are_no_part_of_them(
             assert values(response(client)[1]) == (n, n + 1)
 
 
-def test_a_head_that_asks_to_close_is_not_used_again(gateway: RunningGateway, heads: list[object]) -> None:
+def test_a_head_with_connection_close_is_not_reused(gateway: RunningGateway, heads: list[object]) -> None:
     with gateway.connect() as client:
         client.sendall(binary((1, 2)))
         response(client)
@@ -118,7 +116,7 @@ def test_a_head_that_asks_to_close_is_not_used_again(gateway: RunningGateway, he
     assert not heads
 
 
-def test_an_slo_in_a_head_that_repeats_counts_from_each_request_s_own_arrival(
+def test_an_slo_in_a_repeated_head_counts_from_each_arrival(
     gateway: RunningGateway, heads: list[object]
 ) -> None:
     message = binary((1, 2)).replace(b"Host: here", b"Host: here\r\nx-slo-ms: 250")
@@ -132,7 +130,7 @@ def test_an_slo_in_a_head_that_repeats_counts_from_each_request_s_own_arrival(
     assert len({request.arrival_ns for request in requests}) == 3
 
 
-def test_a_wrong_body_under_a_head_that_was_good_is_refused(gateway: RunningGateway) -> None:
+def test_an_invalid_body_with_a_reused_head_is_rejected(gateway: RunningGateway) -> None:
     good = binary((1, 2))
     wrong = good.replace(b'"FP32"', b'"FP16"')
     with gateway.connect() as client:

@@ -1,4 +1,4 @@
-"""What one connection sends cannot end the gateway, nor hold it from others; each was once a way to do so."""
+"""Input of one connection can neither crash the gateway nor block others; each case once did."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_content_length_of_thousands_of_digits_is_a_number_too(
 
 @pytest.mark.parametrize("body_bytes", [10, 100_000])
 @pytest.mark.parametrize(("value", "status"), [("9" * 5000, 400), ("0" * 5000 + "1", 400), ("²", 400)])
-def test_a_header_length_of_thousands_of_digits_is_told(
+def test_a_header_length_of_thousands_of_digits_is_an_error(
     gateway: RunningGateway, body_bytes: int, value: str, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     body = bytes(body_bytes)
@@ -53,7 +53,7 @@ def test_thousands_of_requests_for_other_protocols_in_a_row(gateway: RunningGate
     assert found.count(b"HTTP/1.1 ") == count + 1
 
 
-def test_who_sends_a_hundred_thousand_requests_at_once_holds_nobody_else(gateway: RunningGateway) -> None:
+def test_a_hundred_thousand_requests_at_once_do_not_block_others(gateway: RunningGateway) -> None:
     http = gateway.servers.http
     find = http.find_route
     greedy: list[bytes] = []
@@ -83,9 +83,7 @@ def test_who_sends_a_hundred_thousand_requests_at_once_holds_nobody_else(gateway
 
 
 @pytest.mark.parametrize("padding", [0, 100], ids=["tiny", "small"])
-def test_of_many_requests_at_once_a_few_are_taken_in_before_others_have_their_turn(
-    gateway: RunningGateway, padding: int
-) -> None:
+def test_many_requests_at_once_are_handled_a_few_in_a_turn(gateway: RunningGateway, padding: int) -> None:
     count = 60
     http, values = gateway.servers.http, [float(n) for n in range(count)]
     dispatch, taken, turn = http.dispatch, Counter(), [0]
@@ -116,9 +114,7 @@ def test_of_many_requests_at_once_a_few_are_taken_in_before_others_have_their_tu
     assert max(taken.values()) <= 2 * (8 + 1024 // len(post(INFER, body(0))))
 
 
-def test_an_answer_that_our_own_code_trips_over_is_one_500(
-    gateway: RunningGateway, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bug_in_answering_is_one_500(gateway: RunningGateway, caplog: pytest.LogCaptureFixture) -> None:
     reply = gateway.controller.on_ask
 
     def nonsense(question: Ask) -> Reply:
@@ -136,7 +132,7 @@ def test_an_answer_that_our_own_code_trips_over_is_one_500(
     assert ask(gateway, get("/v2/health/live")).status == 200
 
 
-def test_so_is_a_request(gateway: RunningGateway, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_in_reading_is_one_500(gateway: RunningGateway, caplog: pytest.LogCaptureFixture) -> None:
     http = gateway.servers.http
     find = http.find_route
 
@@ -153,7 +149,7 @@ def test_so_is_a_request(gateway: RunningGateway, caplog: pytest.LogCaptureFixtu
     assert ask(gateway, get("/v2")).status == 200
 
 
-def test_a_body_that_cannot_be_unpacked_is_a_request_that_came_and_was_wrong(gateway: RunningGateway) -> None:
+def test_a_body_that_cannot_be_decompressed_counts_as_an_invalid_request(gateway: RunningGateway) -> None:
     before = gateway.do(gateway.servers.gateway.counters)
     for size in (100, 10_000):
         assert ask(gateway, post(INFER, bytes(size), "Content-Encoding: gzip")).status == 400
@@ -162,12 +158,12 @@ def test_a_body_that_cannot_be_unpacked_is_a_request_that_came_and_was_wrong(gat
     assert sum(after.outcomes.values()) - sum(before.outcomes.values()) == 2
 
 
-def test_paths_longer_than_any_name_are_not_taken_apart(gateway: RunningGateway) -> None:
+def test_paths_longer_than_any_name_are_not_parsed(gateway: RunningGateway) -> None:
     assert ask(gateway, get("/v2/models/" + "%41" * 1500)).status == 404
     assert ask(gateway, get("/v2?" + "b" * 5000)).status == 200
 
 
-def test_what_a_connection_read_is_gone_with_it(gateway: RunningGateway) -> None:
+def test_a_closed_connection_s_input_is_freed(gateway: RunningGateway) -> None:
     gc.disable()
     try:
         with gateway.connect() as client:
@@ -181,7 +177,7 @@ def test_what_a_connection_read_is_gone_with_it(gateway: RunningGateway) -> None
 
 @pytest.mark.parametrize("body", [get("/v2/health/live"), bytes(100_000)], ids=["small", "large"])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_beside_an_upgrade_is_neither_a_request_nor_what_memory_holds(
+def test_a_body_with_an_upgrade_is_neither_a_request_nor_stale_memory(
     gateway: RunningGateway, body: bytes, chunked: bool
 ) -> None:
     gateway.controller.requests.clear()

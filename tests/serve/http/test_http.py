@@ -1,4 +1,4 @@
-"""HTTP as stock clients speak it: every answer, its status, every wrong request; and nobody harmed."""
+"""HTTP with stock clients: every endpoint, every status, every kind of invalid request."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_stock_client_may_compress(client: Any, algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 15_000, 16_400, 70_000, 1_000_000])
-def test_tensors_of_any_size_come_back_as_they_went(client: Any, count: int) -> None:
+def test_tensors_of_any_size_are_echoed(client: Any, count: int) -> None:
     data = np.random.default_rng(count).random(count).astype(np.float32)
     for _ in range(3):
         found = client.infer("any", [tensor("X", data, "FP32")])
@@ -183,7 +183,7 @@ def test_model_control_may_be_off(tmp_path: Path) -> None:
         (Outcome.FAILED, Reason.MODEL_RAISED, 500),
     ],
 )
-def test_each_end_has_its_status_and_reason(
+def test_each_outcome_has_its_status_and_reason(
     gateway: RunningGateway, outcome: Outcome, reason: Reason, status: int
 ) -> None:
     def answered(request: Request) -> Answer:
@@ -202,7 +202,7 @@ def test_each_end_has_its_status_and_reason(
     assert found.headers["clockwork-request-id"] == gateway.controller.requests[0].request_id
 
 
-def test_who_is_told_to_come_back_in_a_second_does_not_come_back_with_all_others(
+def test_retry_advice_is_randomised(
     gateway: RunningGateway,
 ) -> None:
     def answered(request: Request) -> Answer:
@@ -211,13 +211,13 @@ def test_who_is_told_to_come_back_in_a_second_does_not_come_back_with_all_others
         )
 
     gateway.controller.on_request = answered
-    gateway.servers.gateway.dice.seed(3)
+    gateway.servers.gateway.rng.seed(3)
     told = [ask(gateway, post(INFER, IDENT_JSON)) for _ in range(24)]
     assert {found.headers["retry-after"] for found in told} == {"1", "2"}
     assert {found.json["retry_after_ms"] for found in told} == {7.0}, "exact, whatever the header says"
 
 
-def test_a_client_that_goes_away_is_cancelled(gateway: RunningGateway) -> None:
+def test_a_disconnected_client_s_request_is_cancelled(gateway: RunningGateway) -> None:
     gateway.controller.on_request = lambda request: None
     client = gateway.connect()
     client.sendall(post("/v2/models/ident/infer", IDENT_JSON) * 1)
@@ -229,7 +229,7 @@ def test_a_client_that_goes_away_is_cancelled(gateway: RunningGateway) -> None:
     gateway.do(lambda: gateway.controller.send(gateway.controller.answer(request, outcome=Outcome.CANCELLED)))
 
 
-def test_a_client_that_goes_away_while_it_sends_leaves_nothing(gateway: RunningGateway) -> None:
+def test_a_client_that_disconnects_while_sending_leaves_nothing(gateway: RunningGateway) -> None:
     client = gateway.connect()
     head = post("/v2/models/any/infer", bytes(2_000_000), "Inference-Header-Content-Length: 100")
     client.sendall(head[:1_000_000])
@@ -289,7 +289,7 @@ def test_not_ready_is_503(tmp_path: Path) -> None:
         ("/v2/health/live", b"{}", (), 405, "Method Not Allowed"),
     ],
 )  # fmt: skip
-def test_wrong_requests_are_told_what_is_wrong(
+def test_invalid_requests_get_an_explanation(
     gateway: RunningGateway, path: str, body: bytes, headers: tuple[str, ...], status: int, words: str
 ) -> None:
     found = ask(gateway, post(path, body, *headers))

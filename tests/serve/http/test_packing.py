@@ -1,4 +1,4 @@
-"""Compressed responses: for who asks and nobody else, whole and in their order."""
+"""Compression of responses: only for clients that accept it, complete, and in order."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def any_json(count: int) -> bytes:
 
 
 def message(client: socket.socket, left: bytes) -> tuple[Found, bytes]:
-    """The next response of a connection, and what came behind it."""
+    """The next response of a connection, and the bytes after it."""
     while b"\r\n\r\n" not in left:
         left += client.recv(65536)
     length = Found(left).headers["content-length"]
@@ -48,7 +48,7 @@ def message(client: socket.socket, left: bytes) -> tuple[Found, bytes]:
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 @pytest.mark.parametrize("count", [500, 100_000])
-def test_a_stock_client_that_asks_gets_it_compressed(
+def test_a_stock_client_that_accepts_it_gets_compression(
     gateway: RunningGateway, client: Any, coding: str, count: int
 ) -> None:
     data = numbers(count)
@@ -60,7 +60,7 @@ def test_a_stock_client_that_asks_gets_it_compressed(
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
 @pytest.mark.parametrize("count", [700, 50_000])
 @pytest.mark.parametrize("binary", [True, False])
-def test_the_body_is_the_same_once_it_is_unpacked(
+def test_the_decompressed_body_is_the_same(
     gateway: RunningGateway, coding: str, count: int, *, binary: bool
 ) -> None:
     body = any_json(count)
@@ -76,21 +76,21 @@ def test_the_body_is_the_same_once_it_is_unpacked(
 
 
 @pytest.mark.parametrize("said", ["gzip, deflate, br", "identity", "gzip;q=0", "*", "br"])
-def test_who_did_not_ask_gets_it_as_it_is(gateway: RunningGateway, said: str) -> None:
+def test_without_accept_encoding_nothing_is_compressed(gateway: RunningGateway, said: str) -> None:
     found = ask(gateway, post(ANY, any_json(1000), f"Accept-Encoding: {said}"))
     assert found.status == 200
     assert "content-encoding" not in found.headers
     assert len(found.json["outputs"][0]["data"]) == 1000
 
 
-def test_small_responses_stay_as_they_are_unless_they_cannot_be_read(gateway: RunningGateway) -> None:
+def test_small_responses_are_not_compressed_unless_they_must_be(gateway: RunningGateway) -> None:
     small = ask(gateway, post(INFER, IDENT_JSON, "Accept-Encoding: gzip"))
     assert (small.status, small.headers.get("content-encoding")) == (200, None)
     packed = ask(gateway, post(INFER, IDENT_JSON, "Accept-Encoding: gzip, identity;q=0"))
     assert gzip.decompress(packed.body) == small.body
 
 
-def test_errors_stay_as_they_are(gateway: RunningGateway) -> None:
+def test_errors_are_not_compressed(gateway: RunningGateway) -> None:
     def answered(request: Request) -> Answer:
         return gateway.controller.answer(request, outcome=Outcome.FAILED, message="so it is " * 1000)
 
@@ -130,7 +130,7 @@ def test_responses_keep_their_order_on_one_connection(gateway: RunningGateway) -
     assert left == b""
 
 
-def test_over_tls_a_connection_goes_on_behind_it(tmp_path: Path) -> None:
+def test_over_tls_a_connection_stays_usable(tmp_path: Path) -> None:
     files = certificates(tmp_path)
     context = ssl.create_default_context(cafile=files.ca)
     with (
@@ -146,7 +146,7 @@ def test_over_tls_a_connection_goes_on_behind_it(tmp_path: Path) -> None:
         assert message(client, b"")[0].json == {"live": True}
 
 
-def test_a_client_that_goes_away_meanwhile_harms_nobody(gateway: RunningGateway) -> None:
+def test_a_client_that_disconnects_meanwhile_harms_no_other(gateway: RunningGateway) -> None:
     for _ in range(5):
         with gateway.connect() as client:
             client.sendall(post(ANY, any_json(200_000), "Accept-Encoding: gzip"))
@@ -163,7 +163,7 @@ def response(size: int) -> Response:
     return Response(200, (bytes(size),))
 
 
-def test_who_would_wait_long_gets_it_plain() -> None:
+def test_while_much_is_queued_responses_are_not_compressed() -> None:
     async def story() -> list[str]:
         packer = Packer()
         sizes = (WAITING_BYTES * 2, INLINE_BYTES + 1, INLINE_BYTES, LEAST_BYTES)
@@ -178,7 +178,7 @@ def test_who_would_wait_long_gets_it_plain() -> None:
     assert asyncio.run(story()) == ["gzip", "", "gzip", "gzip", "gzip"]
 
 
-def test_what_does_not_shrink_is_sent_as_it_is() -> None:
+def test_incompressible_responses_are_sent_as_they_are() -> None:
     noise = Response(200, (np.random.default_rng(1).bytes(2000),))
     assert Packer().pack(noise, GZIP) is noise
     packed = Packer().pack(noise, Coding("gzip", must=True))

@@ -1,4 +1,4 @@
-"""A request that a proxy could read otherwise than we do is refused, and its connection is closed."""
+"""A request that a proxy could parse differently is rejected, and its connection is closed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HIDDEN = b"GET /hidden HTTP/1.1\r\nHost: h\r\n\r\n"
         b"X: a\0b\r\nContent-Length: 0",
     ],
 )
-def test_what_has_two_lengths_is_refused(head: bytes) -> None:
+def test_a_request_with_two_lengths_is_rejected(head: bytes) -> None:
     said = answers([b"POST /v2 HTTP/1.1\r\nHost: h\r\n" + head + b"\r\n\r\n" + HIDDEN])
 
     assert said.startswith(b"HTTP/1.1 400"), said

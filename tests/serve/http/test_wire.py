@@ -1,4 +1,4 @@
-"""HTTP itself, by raw sockets: pieces, pipelines, slow and hostile clients; and what metrics tell."""
+"""HTTP over raw sockets: split input, pipelines, slow and hostile clients; and metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*InferenceServerClient.__del__"
 # HTTP itself
 
 
-def test_requests_in_a_row_are_answered_in_their_order(gateway: RunningGateway) -> None:
+def test_pipelined_requests_are_answered_in_order(gateway: RunningGateway) -> None:
     held: list[Request] = []
 
     def first_is_slow(request: Request) -> Answer | None:
@@ -49,7 +49,7 @@ def test_requests_in_a_row_are_answered_in_their_order(gateway: RunningGateway) 
     assert bodies_back[5] == {"live": True}
 
 
-def test_more_requests_in_a_row_than_are_read_at_once(gateway: RunningGateway) -> None:
+def test_more_pipelined_requests_than_are_read_at_once(gateway: RunningGateway) -> None:
     count = 2000
     sent = get("/v2/health/live").replace(b"Connection: close\r\n", b"") * count + get("/v2")
     found = gateway.exchange(sent)
@@ -57,7 +57,7 @@ def test_more_requests_in_a_row_than_are_read_at_once(gateway: RunningGateway) -
 
 
 @pytest.mark.parametrize("step", [1, 7, 100])
-def test_requests_may_come_in_pieces(gateway: RunningGateway, step: int) -> None:
+def test_requests_may_be_split(gateway: RunningGateway, step: int) -> None:
     head = b'{"inputs":[{"name":"X","shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}}]}'
     sent = post("/v2/models/ident/infer", head + X.tobytes(), f"Inference-Header-Content-Length: {len(head)}")
     with gateway.connect() as client:
@@ -76,7 +76,7 @@ def test_chunked_bodies(gateway: RunningGateway) -> None:
     assert ask(gateway, head + endless).status == 413
 
 
-def test_a_client_may_ask_before_it_sends(gateway: RunningGateway) -> None:
+def test_a_client_may_expect_100_continue(gateway: RunningGateway) -> None:
     with gateway.connect() as client:
         sent = post("/v2/models/ident/infer", IDENT_JSON, "Expect: 100-continue")
         client.sendall(sent[: -len(IDENT_JSON)])
@@ -86,7 +86,7 @@ def test_a_client_may_ask_before_it_sends(gateway: RunningGateway) -> None:
     assert ask(gateway, post("/v2", b"x", "Expect: miracles")).status == 417
 
 
-def test_old_clients(gateway: RunningGateway) -> None:
+def test_http_1_0_clients(gateway: RunningGateway) -> None:
     found = gateway.exchange(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
     assert b"Connection: close" in found
     with gateway.connect() as client:
@@ -96,7 +96,7 @@ def test_old_clients(gateway: RunningGateway) -> None:
         assert b"200 OK" in client.recv(1000)
 
 
-def test_upgrades_are_not_made(gateway: RunningGateway) -> None:
+def test_upgrades_are_not_supported(gateway: RunningGateway) -> None:
     asked = b"GET /v2 HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
     found = gateway.exchange(asked + get("/v2/health/live"))
     assert found.count(b"HTTP/1.1 200 OK") == 2
@@ -118,7 +118,7 @@ def test_upgrades_are_not_made(gateway: RunningGateway) -> None:
         (b"GET /" + b"x" * 400_000, 431),
     ],
 )
-def test_what_is_no_http_is_refused_and_its_connection_closed(
+def test_malformed_http_is_rejected_and_the_connection_closed(
     gateway: RunningGateway, sent: bytes, status: int
 ) -> None:
     found = ask(gateway, sent)
@@ -127,13 +127,13 @@ def test_what_is_no_http_is_refused_and_its_connection_closed(
     assert ask(gateway, get("/v2/health/live")).status == 200
 
 
-def test_what_came_before_is_answered_before_the_refusal(gateway: RunningGateway) -> None:
+def test_earlier_requests_are_answered_before_the_rejection(gateway: RunningGateway) -> None:
     found = gateway.exchange(post("/v2/models/ident/infer", IDENT_JSON, close=False) + b"nonsense\r\n\r\n")
     statuses = [part[:3] for part in found.split(b"HTTP/1.1 ")[1:]]
     assert statuses == [b"200", b"400"]
 
 
-def test_too_large_a_body_is_refused_before_it_is_read(gateway: RunningGateway) -> None:
+def test_too_large_a_body_is_rejected_before_it_is_read(gateway: RunningGateway) -> None:
     with gateway.connect() as client:
         client.sendall(
             post("/v2/models/any/infer", b"")[:-4].replace(b"th: 0", b"th: 90000000") + b"\r\n\r\n"
@@ -155,13 +155,13 @@ def test_too_large_a_body_is_refused_before_it_is_read(gateway: RunningGateway) 
         (post("/v2/models/any/infer", bytes(200_000), "Inference-Header-Content-Length: 9")[:-100], "body"),
     ],
 )
-def test_slow_requests_are_cut_off(gateway: RunningGateway, sent: bytes, what: str) -> None:
+def test_slow_clients_are_disconnected(gateway: RunningGateway, sent: bytes, what: str) -> None:
     found = ask(gateway, sent)
     assert found.status == 408
     assert what in found.json["error"]
 
 
-def test_a_client_that_does_not_read_is_not_read(gateway: RunningGateway) -> None:
+def test_no_requests_are_read_while_a_client_reads_no_responses(gateway: RunningGateway) -> None:
     with gateway.connect() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         body = np.zeros(500_000, np.float32).tobytes()
@@ -181,7 +181,7 @@ def test_a_client_that_does_not_read_is_not_read(gateway: RunningGateway) -> Non
 # Metrics
 
 
-def test_metrics_have_the_controllers_counts_and_the_gateways(gateway: RunningGateway) -> None:
+def test_metrics_combine_the_controllers_counters_and_the_gateways(gateway: RunningGateway) -> None:
     ask(gateway, post("/v2/models/nope/infer", IDENT_JSON))
     url = f"127.0.0.1:{gateway.servers.port_by_name['metrics_port']}"
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as client:
@@ -213,7 +213,7 @@ def test_the_port_for_metrics_serves_nothing_else(gateway: RunningGateway) -> No
             assert Found(client.makefile("rb").read()).status == status
 
 
-def test_an_answer_that_cannot_be_told_is_500(gateway: RunningGateway) -> None:
+def test_an_answer_that_cannot_be_encoded_is_500(gateway: RunningGateway) -> None:
     def nameless(request: Request) -> Answer:
         tensors = gateway.controller.tensors(request)
         return gateway.controller.echo(
@@ -232,7 +232,7 @@ def test_deflate_without_its_header(gateway: RunningGateway) -> None:
     assert ask(gateway, post("/v2/models/ident/infer", body, "Content-Encoding: deflate")).status == 200
 
 
-def test_closing_answers_what_is_in_flight(tmp_path: Path) -> None:
+def test_closing_completes_requests_in_flight(tmp_path: Path) -> None:
     with running_gateway(tmp_path) as found:
         found.controller.on_request = lambda request: None
         with found.connect() as client:

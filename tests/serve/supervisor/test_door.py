@@ -8,7 +8,7 @@ import pytest
 
 from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.gateway.access import Door, check_door
+from clockwork_serve.serve.gateway.access import AccessControl, check_access_files
 from clockwork_serve.serve.gateway.settings import GatewayConfig, check_gateways
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.serve.supervisor.server import Server
@@ -52,8 +52,8 @@ def test_a_bad_file_ends_a_start_before_anything_is_started(tmp_path: Path, fiel
 
 
 def test_a_door_that_nothing_was_said_about_is_open() -> None:
-    door = Door(GatewayConfig(run_dir="", name="g0"))
-    assert (door.keys, door.tls) == (None, None)
+    access = AccessControl(GatewayConfig(run_dir="", name="g0"))
+    assert (access.keys, access.tls) == (None, None)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])
@@ -62,29 +62,29 @@ def test_a_server_that_others_reach_says_what_is_open(
 ) -> None:
     keys = written(tmp_path, entry("a", "k", "infer"))
     files = certificates(tmp_path)
-    check_door(Settings(host=host))
-    assert f"listening on {host}, and whoever reaches it may do everything" in caplog.text
+    check_access_files(Settings(host=host))
+    assert f"listening on {host}, and everyone who can connect may do everything" in caplog.text
     caplog.clear()
-    check_door(Settings(host=host, api_keys=keys))
+    check_access_files(Settings(host=host, api_keys=keys))
     assert "without TLS" in caplog.text
     caplog.clear()
-    check_door(Settings(host=host, **files.door()))
+    check_access_files(Settings(host=host, **files.tls_settings()))
     assert "may do everything" in caplog.text
     caplog.clear()
-    check_door(Settings(host=host, **files.door(api_keys=keys)))
-    check_door(Settings(host=host, **files.door(mutual=True)))
+    check_access_files(Settings(host=host, **files.tls_settings(api_keys=keys)))
+    check_access_files(Settings(host=host, **files.tls_settings(mutual=True)))
     assert not caplog.records
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_one_that_only_its_own_host_reaches_says_nothing(caplog: pytest.LogCaptureFixture, host: str) -> None:
 
-    check_door(Settings(host=host))
+    check_access_files(Settings(host=host))
     assert not caplog.records
 
 
 def test_a_key_that_everybody_may_read_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = certificates(tmp_path)
     Path(files.key).chmod(0o644)
-    check_door(Settings(**files.door()))
+    check_access_files(Settings(**files.tls_settings()))
     assert "tls_key: every user of this host may read" in caplog.text

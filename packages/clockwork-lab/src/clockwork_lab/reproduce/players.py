@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from msgspec import Struct, structs
 
 from clockwork_lab.reproduce.figure import Role, Series, points
-from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.config import POLICIES
+from clockwork_serve.controller import POLICIES, ControllerConfig
 
 GOAL_CAP, RELEASED_CAP = 16, 8
 """Largest batches. The paper's text speaks of 16, and our goals are set at it. The authors' code has 8, and

@@ -17,7 +17,7 @@ from clockwork_lab.reproduce.real_controller import ROW
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Answer, Outcome, Release, Request
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, at_home
+from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, local_reach
 from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, NS_PER_S
 
@@ -61,7 +61,7 @@ class Requests:
             self._on_answer, self._on_release, self._on_lost, lambda: None, on_refused=self._on_refused
         )
         self.books = Books()
-        self._link = GatewayLink(at_home(socket, NAME), None, listener)
+        self._link = GatewayLink(local_reach(socket, NAME), None, listener)
         self._models = models
         self._slo_ns = slo_ns
         self._slots = Slots(64 * MIB)

@@ -73,7 +73,9 @@ def _option(entry: Setting, *, hidden: bool) -> Callable[[Command], Command]:
     return click.option(
         entry.flag,
         entry.name,
-        metavar=_METAVARS.get(entry.name.rpartition("_")[2], "N"),
+        metavar=_METAVARS.get(
+            entry.name.rpartition("_")[2], "N" if isinstance(entry.default, int) else "TEXT"
+        ),
         multiple=entry.name == "device",
         help=shown,
         hidden=hidden,

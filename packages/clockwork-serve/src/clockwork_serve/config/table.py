@@ -83,9 +83,9 @@ def one_of(*choices: str) -> Read[str]:
     return read
 
 
-def policy(value: object) -> str:
+def read_policy(value: object) -> str:
     """The name of a scheduling policy, of this package's or of an installed one's."""
-    from clockwork_serve.controller.config import is_policy, known_policies
+    from clockwork_serve.controller.policies import is_policy, known_policies
 
     if isinstance(value, str) and is_policy(value):
         return value
@@ -429,7 +429,9 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         "deadline of requests that name none; none: 100 ms, or 5 times what the model takes if that is more",
         GATEWAY, "none",
     )] = None
-    policy: Annotated[str, Setting(one_of("default", "paper"), "ours, or that of the paper")] = "default"
+    policy: Annotated[str, Setting(
+        read_policy, "ours (default), paper, or one that is installed",
+    )] = "default"
     reject: Annotated[bool, Setting(switch, "refuse a request once no schedule can meet its deadline")] = True
     max_batch: Annotated[int, Setting(integer(1, 1024), "most requests in one batch")] = 16
     largest_batch: Annotated[int, Setting(

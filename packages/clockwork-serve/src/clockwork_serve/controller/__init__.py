@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from clockwork_serve.controller.config import POLICIES, ControllerConfig
+from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.controller import Controller
+from clockwork_serve.controller.policies import POLICIES
 
 __all__ = ["POLICIES", "Controller", "ControllerConfig"]

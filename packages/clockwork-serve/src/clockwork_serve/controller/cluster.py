@@ -103,7 +103,7 @@ class Waiter(Record):
         self.retries = 0
         """How often it was in flight on a worker that was lost."""
         self.tensor_refs = 0
-        """In-flight actions that still have its tensors: on hung workers and, once SPENT, the one it was in."""
+        """In-flight actions that have its tensors: on hung workers and, once SPENT, the one it was in."""
 
     def step(self, step: int) -> None:
         """Change state by the table ``REQUEST_AFTER``; asserts that the step is legal."""
@@ -118,7 +118,6 @@ class Queue(Record):
     """Requests of one model that may share a batch (equal priority and signature, one row each), by due time.
 
     Requests of several rows, and those marked ``alone``, have queues of their own and run one at a time.
-
     ``sizes`` are the batch sizes to choose from, as (requests, batch size to run), ascending.
     """
 
@@ -252,7 +251,7 @@ class ServedModel(Record):
         self.order = order
         self.priority = model.priority
         self.main: Queue | None = None
-        """The queue of ordinary requests (no signature, one row, the model's priority), once it was needed."""
+        """The queue of ordinary requests (no signature, one row, the model's priority), once needed."""
         self.queues: dict[tuple[str, int, bool, int], Queue] = {}
         """Queue by (signature, rows, alone, class): ``main``, and others that are not empty."""
         self.residencies: dict[str, Residency] = {}
@@ -515,10 +514,8 @@ class Watch(Timer):
 
 # ------------------------------------------------------------
 # What a policy keeps for a device: its strategies by urgency, flags and timers.
-#
-# The heap is lazy: at most one live entry for each strategy, whose key is a lower bound of the true urgency
-# and is corrected when it surfaces. Pushing each batch size to each replica costs 500 us a request at 256
-# devices, lazy keys 9 to 22 us (measured on a prototype).
+# The heap is lazy: at most one live entry for each strategy, whose key is a lower bound of the true urgency.
+# Pushing each batch size to each replica costs 500 us a request at 256 devices, lazy keys 9 to 22 us.
 
 
 class LaneTimer(Timer):

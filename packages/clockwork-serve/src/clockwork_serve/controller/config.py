@@ -1,52 +1,20 @@
-"""The controller's settings, and the names of policies."""
+"""The controller's settings."""
 
 from __future__ import annotations
-
-from functools import cache
-from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
-POLICIES = ("default", "paper")
-"""Names of this package's scheduling policies."""
-POLICY_GROUP: Final = "clockwork_serve.policies"
-"""Entry points of this group in other packages are policies, too: ``name = "module:factory"``."""
-
-
-@cache
-def installed_policies() -> dict[str, EntryPoint]:
-    """Policies of other packages, by name; a name of our own policies is ignored. The result is cached.
-
-    Only called for a name that is not one of our own, for reading entry points is slow.
-    """
-    from importlib.metadata import entry_points
-
-    return {entry.name: entry for entry in entry_points(group=POLICY_GROUP) if entry.name not in POLICIES}
-
-
-def is_policy(name: str) -> bool:
-    """Whether ``ControllerConfig.policy`` may be that."""
-    return name in POLICIES or name in installed_policies()
-
-
-def known_policies() -> str:
-    """The names of all policies, for messages."""
-    return ", ".join((*POLICIES, *installed_policies()))
-
 
 class ControllerConfig(Struct, frozen=True, kw_only=True):
     """Settings of the controller; all times in ns.
 
-    ``policy`` names a scheduling policy. ``reject_infeasible`` rejects a request as soon as no schedule can
-    meet its deadline (off: it expires at its deadline, as in the paper). ``look_ahead_ns``: lanes are topped
-    up while they have less work than this (paper section 5.3: 5 ms). ``slack_ns``: plans end this much before
-    the deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch. ``max_exec_ns``:
+    ``policy`` names one of ``policies.known_policies``. ``reject_infeasible`` rejects a request as soon as no
+    schedule can meet its deadline (off: it expires at its deadline, as in the paper). ``look_ahead_ns``:
+    lanes are topped up while they have less work than this (paper section 5.3: 5 ms). ``slack_ns``: plans end
+    this much before the deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch. ``max_exec_ns``:
     batches that take longer are not used (batch 1 always is). ``min_batch_gain``: a larger batch must save
     this share of the time per request. ``estimate_window`` and ``estimate_quantile``: an estimate is that
     quantile of that many last durations (paper: 10, 0.99). ``lag_ns``: while the running action is later than
@@ -102,11 +70,6 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
         )  # fmt: skip
 
     def __post_init__(self) -> None:
-        if not is_policy(self.policy):
-            raise ConfigError(
-                f"policy: expected one of {known_policies()}; found {self.policy!r}; install "
-                f"the package that has it (entry point group {POLICY_GROUP})"
-            )
         if self.released and self.policy != "paper":
             raise ConfigError(f"released: expected policy paper; found {self.policy!r}")
         if not 0 < self.estimate_quantile <= 1:

@@ -317,7 +317,8 @@ class Stops:
             late = what
             if isinstance(what, LaneDone):
                 late = replace(
-                    what, started_ns=what.started_ns + jump_ns, ended_ns=what.ended_ns + jump_ns + lost_for_ns,
+                    what, started_ns=what.started_ns + jump_ns,
+                    ended_ns=what.ended_ns + jump_ns + lost_for_ns,
                     run_ns=what.run_ns + lost_for_ns,
                 )  # fmt: skip
             self._world.at(when_ns + lost_for_ns, kind, whom, late)

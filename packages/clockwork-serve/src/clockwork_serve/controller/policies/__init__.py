@@ -3,20 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.config import installed_policies
 from clockwork_serve.controller.policies.base import Scheduler, SchedulerFactory
 from clockwork_serve.controller.policies.default import DefaultScheduler
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.policies.released import ReleasedScheduler
 from clockwork_serve.errors import ConfigError
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 SCHEDULERS: dict[str, SchedulerFactory] = {"default": DefaultScheduler, "paper": PaperScheduler}
+"""A policy of this package is a file beside this one and a line here."""
+POLICIES = tuple(SCHEDULERS)
+"""Names of this package's scheduling policies."""
+POLICY_GROUP: Final = "clockwork_serve.policies"
+"""Entry points of this group in other packages are policies, too: ``name = "module:factory"``."""
+
+
+@cache
+def installed_policies() -> dict[str, EntryPoint]:
+    """Policies of other packages by name; none replaces one of ours. Reads once what is installed.
+
+    It is asked when settings are read and when a controller is made, and only for a name that is not ours.
+    """
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry for entry in entry_points(group=POLICY_GROUP) if entry.name not in POLICIES}
+
+
+def is_policy(name: str) -> bool:
+    """Whether ``ControllerConfig.policy`` may be that."""
+    return name in POLICIES or name in installed_policies()
+
+
+def known_policies() -> str:
+    """All policies, for messages."""
+    return ", ".join((*POLICIES, *installed_policies()))
 
 
 def scheduler_for(belief: Belief) -> Scheduler:
-    """The policy that the settings name. ConfigError for one of another package that is no policy."""
+    """The policy that the settings name. ConfigError where there is none, or what is installed is none."""
     config = belief.config
     if config.released:
         return ReleasedScheduler(belief)
@@ -25,7 +55,12 @@ def scheduler_for(belief: Belief) -> Scheduler:
 
 
 def _installed(name: str, belief: Belief) -> Scheduler:
-    entry = installed_policies()[name]
+    entry = installed_policies().get(name)
+    if entry is None:
+        raise ConfigError(
+            f"policy: expected one of {known_policies()}; found {name!r}; install "
+            f"the package that has it (entry point group {POLICY_GROUP})"
+        )
     try:
         factory: Callable[[Belief], object] = entry.load()
     except (ImportError, AttributeError) as error:
@@ -46,6 +81,7 @@ def _installed(name: str, belief: Belief) -> Scheduler:
 _METHODS = sorted(name for name, value in vars(Scheduler).items() if name[0] != "_" and callable(value))
 
 __all__ = [
+    "POLICIES",
     "SCHEDULERS",
     "DefaultScheduler",
     "PaperScheduler",

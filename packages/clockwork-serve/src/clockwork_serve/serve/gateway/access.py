@@ -1,4 +1,4 @@
-"""Who may come in, and ask for what: API keys, tenants, and the settings of a gateway's ports."""
+"""Access control: API keys and their rights, tenants and their limits, TLS settings of a gateway's ports."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from clockwork_serve.serve.gateway.tls import REFRESH_S, Tls, TlsFiles, Watched,
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 
 # ------------------------------------------------------------
-# Tenants, as a file of keys tells them: what each may use, and what it may ask for. It reads no file.
+# Tenants, as tables of the key file: what each may use, and what it may request.
 
 
 NAME: Final = re.compile("[A-Za-z0-9._:@/-]{1,64}")
-"""What a tenant, or the holder of a key, may be called."""
+"""The names that tenants and holders of keys may have."""
 
 
 class Tenant(Struct, frozen=True, kw_only=True):
-    """What one tenant may use (None: as much as there is) and ask for.
+    """What one tenant may use (None: no limit) and request.
 
-    Requests of a tighter SLO than ``min_slo_ns`` get that one, those of a more urgent class than
-    ``max_priority`` that class.
+    A request with an SLO below ``min_slo_ns`` gets that SLO; one with a priority above ``max_priority`` gets
+    that priority.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Tenant(Struct, frozen=True, kw_only=True):
 
     @property
     def quota(self) -> Quota | None:
-        """What the controller is to know; None if there is no limit."""
+        """What the controller enforces; None if there is no limit."""
         device_ms, loaded_bytes = self.device_ms_per_s, self.loaded_bytes_per_s
         if device_ms is None and loaded_bytes is None:
             return None
@@ -63,13 +63,13 @@ class Tenant(Struct, frozen=True, kw_only=True):
 
 
 class Caps:
-    """What tenants may ask for, as far as is known now."""
+    """The limits on what tenants may request, as the key file says now."""
 
     def __init__(self, known: Callable[[], Mapping[str, Tenant]] = dict) -> None:
         self._known = known
 
     def of(self, tenant: str, slo_ns: int, priority: int = 0) -> tuple[int, int]:
-        """The SLO and the class that a request gets; class 0 stands for the usual one."""
+        """The SLO and the priority that a request gets; priority 0 stands for the default."""
         if not tenant:
             return slo_ns, priority
         found = self._known().get(tenant)
@@ -80,8 +80,8 @@ class Caps:
         return max(slo_ns, found.min_slo_ns), priority
 
 
-class UnfitTable(ClockworkError):
-    """A table that will not do: ``expected`` and ``found`` name the field."""
+class InvalidTenants(ClockworkError):
+    """An invalid table ``[[tenants]]``: ``expected`` and ``found`` name the field."""
 
     def __init__(self, expected: str, found: str, remedy: str) -> None:
         super().__init__(f"expected {expected}; found {found}; {remedy}")
@@ -98,11 +98,11 @@ _LIMITS: Final[dict[str, tuple[str, float, float]]] = {
     "max_priority": ("a whole number", 1, LEAST_PRIORITY),
 }
 FIELDS: Final = ("name", *_LIMITS)
-"""Of a table ``[[tenants]]``."""
+"""The fields of a table ``[[tenants]]``."""
 
 
 def read_tenants(tables: Sequence[Mapping[str, object]]) -> dict[str, Tenant]:
-    """Tenants by name. Raises :class:`UnfitTable`."""
+    """Tenants by name. Raises :class:`InvalidTenants`."""
     found: dict[str, Tenant] = {}
     for index, table in enumerate(tables):
         place = f"tenants[{index}]"
@@ -110,13 +110,15 @@ def read_tenants(tables: Sequence[Mapping[str, object]]) -> dict[str, Tenant]:
             if field not in FIELDS:
                 near = get_close_matches(field, FIELDS, n=1)
                 remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(FIELDS)}"
-                raise UnfitTable(f"a known field in {place}", repr(field), remedy)
+                raise InvalidTenants(f"a known field in {place}", repr(field), remedy)
         name = table.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
             shown = "none" if name is None else repr(name)
-            raise UnfitTable(f"a name of 1 to 64 letters, digits or ._:@/- in {place}", shown, "correct it")
+            raise InvalidTenants(
+                f"a name of 1 to 64 letters, digits or ._:@/- in {place}", shown, "correct it"
+            )
         if name in found:
-            raise UnfitTable("each tenant once", f"{name!r} again in {place}", "make it one table")
+            raise InvalidTenants("each tenant once", f"{name!r} again in {place}", "make it one table")
         numbers = {field: _number(place, field, table[field]) for field in _LIMITS if field in table}
         min_slo_ms = numbers.pop("min_slo_ms", 0)
         found[name] = Tenant(name=name, min_slo_ns=round(min_slo_ms * NS_PER_MS), **numbers)  # type: ignore[arg-type]
@@ -131,7 +133,7 @@ def _number(place: str, field: str, value: object) -> float:
     else:
         right = least <= value <= most
     if not right:
-        raise UnfitTable(
+        raise InvalidTenants(
             f"{place}.{field} to be {kind} from {least:.15g} to {most:.15g}", repr(value), "correct it"
         )
     assert isinstance(value, int | float)
@@ -139,10 +141,10 @@ def _number(place: str, field: str, value: object) -> float:
 
 
 # ------------------------------------------------------------
-# API keys: who may do what, as one file says. It knows no transport, and no key, only their SHA-256.
+# API keys and their rights, from one file, which holds only the SHA-256 of each key.
 #
-# A key is 256 random bits, so its hash can neither be reversed nor guessed, and looking the hash up tells an
-# attacker nothing by its timing: nobody can choose what a key hashes to.
+# A key is 256 random bits, so its hash can be neither reversed nor guessed. Looking the hash up leaks nothing
+# by its timing, for an attacker cannot choose what a key hashes to.
 
 
 _LARGEST_FILE: Final = 16 << 20
@@ -152,7 +154,7 @@ _log = logging.getLogger(__name__)
 
 
 class Right(StrEnum):
-    """What a key may be good for."""
+    """What a key allows."""
 
     INFER = "infer"
     """To infer, and to read what is served."""
@@ -163,7 +165,7 @@ class Right(StrEnum):
 
 
 class Holder(Struct, frozen=True):
-    """Whose key it is, what it is good for, and whose quota it uses."""
+    """The owner of a key, its rights, and the tenant whose quota it uses."""
 
     name: str
     rights: frozenset[Right]
@@ -171,7 +173,7 @@ class Holder(Struct, frozen=True):
 
 
 class Denied(ClockworkError):
-    """No: ``known`` tells whether the key was known and lacks a right, or was missing or unknown."""
+    """Access is denied. ``known``: the key is known and lacks a right; else it is missing or unknown."""
 
     def __init__(self, message: str, *, known: bool) -> None:
         super().__init__(message)
@@ -191,24 +193,24 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Keys(Struct, frozen=True):
-    """What a file holds: holders by the hash of their key, tenants by name."""
+    """The content of a key file: holders by the SHA-256 of their key, tenants by name."""
 
     holders: dict[bytes, Holder]
     tenants: dict[str, Tenant]
 
 
 class KeyRing:
-    """The keys of one file, looked at again when it changes. Any thread may ask :meth:`admit`."""
+    """The keys of one file, which is read again when it changes. :meth:`authorize` is for any thread."""
 
     def __init__(self, path: str) -> None:
         """Raises :class:`ConfigError`."""
         self._path = path
         self._file = Watched((path,), lambda: read_keys(path))
-        self._denied: Counter[bool] = Counter()  # by whether the key was known, since it was last told
+        self._denied: Counter[bool] = Counter()  # by whether the key was known; since the last log line
         self._denials = Lock()
 
-    def admit(self, right: Right, authorization: bytes | None, api_key: bytes | None) -> Holder:
-        """Whose request it is, by what its headers hold. Raises :class:`Denied`."""
+    def authorize(self, right: Right, authorization: bytes | None, api_key: bytes | None) -> Holder:
+        """The holder of the key in a request's headers. Raises :class:`Denied`."""
         key = api_key
         if authorization is not None and authorization[:7].lower() == b"bearer ":
             key = authorization[7:].strip()
@@ -234,8 +236,8 @@ class KeyRing:
         return self._file.content.tenants
 
     def refresh(self) -> None:
-        """Read the file again if it changed, and tell who was denied since."""
-        self._tell_denials()
+        """Log the denials since the last call, and read the file again if it changed."""
+        self._log_denials()
         if self._file.refresh():
             _log.info("api_keys: read %d keys again from %s", len(self._file.content.holders), self._path)
 
@@ -243,7 +245,7 @@ class KeyRing:
         with self._denials:
             self._denied[known] += 1
 
-    def _tell_denials(self) -> None:
+    def _log_denials(self) -> None:
         with self._denials:
             denied, self._denied = self._denied, Counter()
         if denied:
@@ -254,14 +256,14 @@ class KeyRing:
 
 
 def check_keys(path: str) -> None:
-    """Raise :class:`ConfigError` if the file will not do, and warn if every user may read it."""
+    """Raise :class:`ConfigError` if the file is invalid; warn if every user of this host may read it."""
     read_keys(path)
     if Path(path).stat().st_mode & stat.S_IROTH:
         _log.warning("api_keys: every user of this host may read %s; chmod 600 it", path)
 
 
 def read_keys(path: str) -> Keys:
-    """What the file holds. Raises :class:`ConfigError`."""
+    """The content of the file. Raises :class:`ConfigError`."""
     try:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -269,7 +271,7 @@ def read_keys(path: str) -> Keys:
     except OSError as error:
         raise _wrong("a readable file", error.strerror or str(error), path) from None
     if mode & (stat.S_IWGRP | stat.S_IWOTH):
-        # Who may write there may grant himself anything.
+        # A user with write access could grant any right.
         found = f"mode {stat.S_IMODE(mode):04o}"
         raise _wrong("a file that only its owner may write", found, path, "chmod 600 it")
     if len(content) > _LARGEST_FILE:
@@ -279,7 +281,7 @@ def read_keys(path: str) -> Keys:
         tenants = read_tenants(file_.tenants)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _wrong("keys as TOML", str(error), path) from None
-    except UnfitTable as unfit:
+    except InvalidTenants as unfit:
         raise _wrong(unfit.expected, unfit.found, path, unfit.remedy) from None
     return Keys(_holders(file_.keys, tenants, path), tenants)
 
@@ -302,11 +304,11 @@ def _wrong(expected: str, found: str, path: str, remedy: str = _REMEDY) -> Confi
 
 
 # ------------------------------------------------------------
-# Who may come in, and how: TLS and API keys of a gateway, as settings and as what they become.
+# TLS and API keys of a gateway, from its settings.
 
 
 def tls_files(settings: Settings) -> TlsFiles | None:
-    """The files of TLS, if it is on."""
+    """The TLS files; None if TLS is off."""
     if not settings.tls_certificate:
         return None
     return TlsFiles(
@@ -314,8 +316,8 @@ def tls_files(settings: Settings) -> TlsFiles | None:
     )
 
 
-class Door:
-    """What a gateway's servers share. Without ``keys`` everybody may do everything."""
+class AccessControl:
+    """Access control of one gateway, shared by its servers. Without ``keys`` everything is allowed."""
 
     def __init__(self, config: GatewayConfig) -> None:
         """Raises :class:`ConfigError` for a file that will not do."""
@@ -325,7 +327,7 @@ class Door:
         self.tls = None if files is None else Tls(files)
 
     async def keep_fresh(self) -> None:
-        """Read files again when they change, for ever."""
+        """Read files again when they change; until cancelled."""
         while self.keys is not None or self.tls is not None:
             await asyncio.sleep(REFRESH_S)
             if self.keys is not None:
@@ -334,8 +336,8 @@ class Door:
                 self.tls.refresh()
 
 
-def check_door(settings: Settings) -> None:
-    """Check all files before anything is started, and tell what is open to whom.
+def check_access_files(settings: Settings) -> None:
+    """Check all access files before any process is started, and warn of what is open to everyone.
 
     Raises :class:`ConfigError`.
     """
@@ -349,11 +351,11 @@ def check_door(settings: Settings) -> None:
         return
     if not settings.api_keys and not settings.tls_client_ca:
         _log.warning(
-            "host: listening on %s, and whoever reaches it may do everything; "
+            "host: listening on %s, and everyone who can connect may do everything; "
             "name a file of API keys with api_keys", host,
         )  # fmt: skip
     elif files is None:
         _log.warning(
-            "host: listening on %s without TLS, so API keys can be read on their way; set tls_certificate "
+            "host: listening on %s without TLS, so API keys can be read in transit; set tls_certificate "
             "and tls_key, or let a proxy in front of it encrypt", host,
         )  # fmt: skip

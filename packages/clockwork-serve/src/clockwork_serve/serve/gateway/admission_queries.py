@@ -1,7 +1,7 @@
-"""Asks about requests whose heads alone have come: hopeless ones need not be read. It decides nothing.
+"""Admission queries: ask the controller, from a request's head alone, whether its body is worth receiving.
 
-While nothing is refused, the question waits a little, and is never asked where the body is there by then: it
-wakes two processes for each request.
+A query wakes two processes. While nothing is being rejected, it is therefore delayed by :data:`BODY_WAIT_S`,
+and not sent at all if the body is complete by then.
 """
 
 from __future__ import annotations
@@ -16,55 +16,60 @@ from clockwork_serve.oip import requested_slo_ns
 from clockwork_serve.serve.gateway.access import Caps
 from clockwork_serve.serve.gateway.controller_link import GatewayLink
 from clockwork_serve.serve.gateway.requests import EarlyInquiry
-from clockwork_serve.serve.gateway.timing import Way
+from clockwork_serve.serve.gateway.timing import GatewayDelay
 from clockwork_serve.units import NS_PER_S
 
-WARY_S: Final = 1.0
-"""For so long after a refusal, others are to be expected: all are asked about at once."""
-BODY_S: Final = 0.002
-"""A large body that comes quickly is there within so long."""
+REJECTIONS_LIKELY_S: Final = 1.0
+"""For this long after a rejection more rejections are expected, and queries are sent without delay."""
+BODY_WAIT_S: Final = 0.002
+"""A large body from a fast sender arrives within this time."""
 
 
-class _Open:
-    """One request that was announced, or is about to be. ``wait``: until it is asked, or told."""
+class _OpenQuery:
+    """One query. ``wait`` is the timer that sends it, then the one that gives up on a reply."""
 
-    __slots__ = ("asked", "frame", "inquiry", "wait")
+    __slots__ = ("frame", "inquiry", "sent", "wait")
 
     def __init__(self, inquiry: EarlyInquiry, frame: AdmissionQuery) -> None:
         self.inquiry = inquiry
         self.frame = frame
-        self.asked = False
+        self.sent = False
         self.wait: asyncio.TimerHandle | None = None
 
 
-class Announcements:
-    """``in_vain`` is called with a request that the controller would reject, its word, and the deadline."""
+class AdmissionQueries:
+    """The open admission queries of one gateway; only for the running loop's thread.
+
+    ``on_reject`` is called for a request that the controller would reject, with the reply and the request's
+    deadline. In every other case the request goes on: see :meth:`EarlyInquiry.query_done`.
+    """
 
     def __init__(
         self,
         name: str,
         prefix: str,
-        in_vain: Callable[[EarlyInquiry, AdmissionReply, int], None],
+        on_reject: Callable[[EarlyInquiry, AdmissionReply, int], None],
         caps: Caps | None = None,
-        way: Way | None = None,
+        delay: GatewayDelay | None = None,
     ) -> None:
         self._name = name
         self._prefix = prefix
-        self._in_vain = in_vain
+        self._on_reject = on_reject
         self._caps = caps or Caps()
-        self._way = way or Way()
+        self._delay = delay or GatewayDelay()
         self._loop = asyncio.get_running_loop()
-        # All and only requests that wait for what is foretold, or to be asked about.
-        self._open: dict[str, _Open] = {}
+        # By id: exactly the queries that wait for a reply, or to be sent.
+        self._open: dict[str, _OpenQuery] = {}
         self._count = 0
-        self._wary_until_s = 0.0
-        self.refusing = False
-        """Whether the last word was no: then bodies had better not be read before there is one."""
+        self._rejections_until_s = 0.0
+        self.rejecting = False
+        """Whether the last reply was a rejection. If so, bodies are not read until their own reply is
+        there."""
 
-    def make(self, inquiry: EarlyInquiry, link: GatewayLink) -> str:
-        """Ask whether a request is worth its body, now or soon; its id until it is told, "" if it never is.
+    def start(self, inquiry: EarlyInquiry, link: GatewayLink) -> str:
+        """Send a query for a request, now or after a delay; the query's id, or "" if there will be none.
 
-        Nothing is asked where the head does not say how long the request may take: the body may.
+        There is none without ``x-slo-ms`` in the head, because the SLO may then be in the body.
         """
         if not link.ready or inquiry.slo_header is None:
             return ""
@@ -72,66 +77,69 @@ class Announcements:
             served = link.models.find(inquiry.model, inquiry.version)
             slo_ns = requested_slo_ns({}, inquiry.slo_header)
         except InvalidRequest:
-            return ""  # its client hears of it once the request is there
+            return ""  # the error is reported when the request is complete
         if slo_ns is None:
             return ""
         slo_ns, _ = self._caps.of(inquiry.identity, slo_ns)
         self._count += 1
-        announced_id = f"{self._prefix}a{self._count}"
+        query_id = f"{self._prefix}a{self._count}"
         frame = AdmissionQuery(
-            announced_id=announced_id, gateway=self._name, model=served.model.key,
+            announced_id=query_id, gateway=self._name, model=served.model.key,
             arrival_ns=inquiry.arrival_ns, deadline_ns=inquiry.arrival_ns + slo_ns,
-            tenant=inquiry.identity, way_ns=self._way.of(slo_ns, inquiry.arrival_ns),
+            tenant=inquiry.identity, way_ns=self._delay.reserve_ns(slo_ns, inquiry.arrival_ns),
         )  # fmt: skip
-        one = self._open[announced_id] = _Open(inquiry, frame)
-        if self._loop.time() < self._wary_until_s:
-            self._ask(one, link)
+        one = self._open[query_id] = _OpenQuery(inquiry, frame)
+        if self._loop.time() < self._rejections_until_s:
+            self._send(one, link)
         else:
-            self.refusing = False
-            one.wait = self._loop.call_later(BODY_S, self._ask, one, link)
-        return announced_id
+            self.rejecting = False
+            one.wait = self._loop.call_later(BODY_WAIT_S, self._send, one, link)
+        return query_id
 
-    def refused(self) -> None:
-        """A request was: more may be."""
-        self._wary_until_s = self._loop.time() + WARY_S
+    def note_rejection(self) -> None:
+        """A request was rejected, so more rejections are likely: send queries at once for a while."""
+        self._rejections_until_s = self._loop.time() + REJECTIONS_LIKELY_S
 
-    def awaited(self, announced_id: str) -> bool:
-        """The body is there: whether it waits for what is foretold. Else it is not asked about any more."""
-        one = self._open.get(announced_id)
-        if one is not None and not one.asked:
-            self.withdraw(announced_id)
-        return one is not None and one.asked
+    def must_wait(self, query_id: str) -> bool:
+        """The body is complete: whether its request must wait for the reply to a query.
 
-    def withdraw(self, announced_id: str) -> None:
-        """The body never comes, or nothing is to be asked about it."""
-        one = self._open.pop(announced_id, None)
+        A query that was not sent yet is withdrawn.
+        """
+        one = self._open.get(query_id)
+        if one is not None and not one.sent:
+            self.withdraw(query_id)
+        return one is not None and one.sent
+
+    def withdraw(self, query_id: str) -> None:
+        """Forget a query: the client left, or the body is complete."""
+        one = self._open.pop(query_id, None)
         if one is not None and one.wait is not None:
             one.wait.cancel()
 
-    def on_foretold(self, told: AdmissionReply) -> None:
-        """The controller's answer."""
-        self.refusing = bool(told.reason)
-        one = self._open.get(told.announced_id)
-        if one is not None and told.reason:
-            self._in_vain(one.inquiry, told, one.frame.deadline_ns)
-        self._told(told.announced_id)
+    def on_admission_reply(self, reply: AdmissionReply) -> None:
+        """Handle the controller's reply."""
+        self.rejecting = bool(reply.reason)
+        one = self._open.get(reply.announced_id)
+        if one is not None and reply.reason:
+            self._on_reject(one.inquiry, reply, one.frame.deadline_ns)
+        self._finish(reply.announced_id)
 
     def on_lost(self) -> None:
-        """Nothing is foretold any more."""
-        for announced_id in tuple(self._open):
-            self._told(announced_id)
+        """The link to the controller was lost: let all requests go on without a reply."""
+        for query_id in tuple(self._open):
+            self._finish(query_id)
 
-    def _ask(self, one: _Open, link: GatewayLink) -> None:
+    def _send(self, one: _OpenQuery, link: GatewayLink) -> None:
         if not link.ready:
-            self._told(one.frame.announced_id)
+            self._finish(one.frame.announced_id)
             return
-        one.asked = True
-        # The loop's axis is that of arrivals: it may have come long ago.
-        one.wait = self._loop.call_at(one.frame.deadline_ns / NS_PER_S, self._told, one.frame.announced_id)
+        one.sent = True
+        # Arrivals and the loop use the same clock. The deadline may have passed already.
+        one.wait = self._loop.call_at(one.frame.deadline_ns / NS_PER_S, self._finish, one.frame.announced_id)
         link.send(one.frame)
 
-    def _told(self, announced_id: str) -> None:
-        one = self._open.get(announced_id)
+    def _finish(self, query_id: str) -> None:
+        one = self._open.get(query_id)
         if one is not None:
-            self.withdraw(announced_id)
-            one.inquiry.foretold()
+            self.withdraw(query_id)
+            one.inquiry.query_done()

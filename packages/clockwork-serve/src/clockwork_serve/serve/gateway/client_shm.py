@@ -1,10 +1,12 @@
-"""Shared memory of clients: registered, read from and written to. It maps none of it.
+"""Shared memory of clients: registration, reading of inputs, writing of outputs; it is never mapped.
 
-A mapping of memory that its owner shrinks ends the process that touches it. So tensors are copied by read and
-write calls, into and out of memory that is ours; what is checked is the copy, which the client cannot change.
+Accessing a mapping after its owner shrank the object would kill the process. So tensors are copied by read
+and write calls into and out of our own memory, and the copy is what is validated: the client cannot change
+it.
 
-Registrations are symbolic links in a private folder that all gateways share: each is made and found in one
-step, and whatever gateway a client reaches next knows it. An object is opened for every use, then closed.
+Registrations are symbolic links in a private folder that all gateways share. Each is created and read
+atomically, and is visible to whichever gateway the client reaches next. An object is opened for every use,
+then closed.
 """
 
 from __future__ import annotations
@@ -39,14 +41,17 @@ from clockwork_serve.serve.gateway.requests import Body, Slots
 
 OBJECTS: Final = "/dev/shm"  # noqa: S108 - where POSIX shared memory is
 REGIONS_MAX: Final = 4096
-# Not to wait: for a lease that somebody holds on it, or for the other end of a pipe.
+# O_NONBLOCK: do not wait for a lease on the file, or for the other end of a pipe.
 _FLAGS: Final = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(SharedRegion).decode
 
 
 class Regions:
-    """Registered regions, in ``table``. Keys must begin with ``prefix``, objects belong to user ``owner``."""
+    """Registered regions, in ``table``.
+
+    Keys must begin with ``prefix``; objects must belong to the user ``owner``.
+    """
 
     def __init__(self, prefix: str, table: Path, owner: int | None = None) -> None:
         table.mkdir(mode=0o700, exist_ok=True)
@@ -57,7 +62,7 @@ class Regions:
     # Registrations
 
     def register(self, region: SharedRegion) -> None:
-        """Let requests name it. Raises :class:`InvalidRequest`."""
+        """Register a region. Raises :class:`InvalidRequest`."""
         if len(list(self._table.iterdir())) >= REGIONS_MAX:
             raise TooLarge(
                 f"failed to register shared memory region '{region.name}': expected at most {REGIONS_MAX} "
@@ -73,12 +78,12 @@ class Regions:
             ) from None
 
     def unregister(self, name: str = "") -> None:
-        """Forget one region, or all; it is fine if there is none. No tensor goes there once this returns."""
+        """Remove one region, or all; none need exist. No tensor is copied to it after this returns."""
         for entry in [self._entry(name)] if name else self._table.iterdir():
             entry.unlink(missing_ok=True)
 
     def registered(self, name: str = "") -> list[SharedRegion]:
-        """One region, or all by name. Raises :class:`UnknownRegion`."""
+        """One region, or all sorted by name. Raises :class:`UnknownRegion`."""
         if name:
             found = self._find(self._entry(name))
             if found is None:
@@ -90,7 +95,7 @@ class Regions:
     # Tensors
 
     def read_inputs(self, call: InferCall, slots: Slots, body: Body | None) -> Body | None:
-        """Copy what the call left in shared memory; where to, if that is in the slots' region, else ``body``.
+        """Copy a call's inputs out of shared memory; the room they got in the slots' region, else ``body``.
 
         Raises :class:`InvalidRequest`, and then holds no room.
         """
@@ -101,7 +106,7 @@ class Regions:
                 f"inputs in shared memory: expected at most {slots.region.size} bytes, found {total}; "
                 "send fewer rows at once, or raise the server's gateway_memory"
             )
-        # Only what comes in one piece, one after the other, may stay where it was received.
+        # Only inputs in one piece, one after the other, can be used in place.
         own = slots.body(total, 0) if body is None and shared and len(shared) == len(call.inputs) else None
         view = memoryview(bytearray(total)) if own is None else own.view
         try:
@@ -119,7 +124,7 @@ class Regions:
         return body if own is None else own
 
     def check_outputs(self, call: InferCall, served: Served, rows: int) -> None:
-        """Raise :class:`InvalidRequest` if it is known that an output cannot go where it is wanted."""
+        """Raise :class:`InvalidRequest` if an output is known not to fit where it is to be written."""
         for wish in call.outputs or ():
             if wish.shared is not None:
                 needed = served.output_bytes(wish.name, rows)
@@ -165,7 +170,7 @@ class Regions:
 
     @contextmanager
     def _reached(self, ref: SharedRef, how: int) -> Iterator[tuple[int, int]]:
-        """A reference as an open file and an offset in it, all of which is there now."""
+        """The open file of a reference and the offset in it, large enough at this moment."""
         region = self._find(self._entry(ref.region))
         if region is None:
             raise UnknownRegion(f"Unable to find shared memory region: '{ref.region}'; register it first")
@@ -175,7 +180,7 @@ class Regions:
 
     @contextmanager
     def _opened(self, region: SharedRegion, how: int, end: int) -> Iterator[int]:
-        """The object of a region, if it has at least ``end`` bytes. Raises :class:`InvalidRequest`."""
+        """The open object of a region, if it has at least ``end`` bytes. Raises :class:`InvalidRequest`."""
         key = region.key
         name = object_name(key, self._prefix)
         try:
@@ -226,7 +231,7 @@ def allowed(regions: Regions | None, *, local: bool) -> Regions:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a peer's address is one of this host's own loopback interface."""
+    """Whether an address belongs to this host's own loopback interface."""
     try:
         address = ip_address(host.partition("%")[0])
     except ValueError:

@@ -1,4 +1,4 @@
-"""A process beside the gateway for large JSON and large rankings, one job at a time."""
+"""The gateway's client of the codec process: large JSON and large classifications, one job at a time."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from clockwork_serve.serve.gateway.requests import Ending
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
-# A gateway's process for large JSON: one at a time, beside the loop; it is started anew when it dies.
+# The codec process of a gateway, one job at a time; it is restarted when it dies.
 #
-# One thread of the gateway waits for that process, mostly in the system, so that the loop never does.
+# A thread of the gateway waits for it, in system calls without Python's lock, so that the loop never does.
 
 
 INLINE_BYTES: Final = 64 * KIB
-"""JSON up to this is read at once: the worst of it, brackets, takes 1 ms."""
+"""JSON up to this size is parsed in the loop: the worst case, brackets, takes 1 ms."""
 WAITING_BYTES: Final = 64 * MIB
-"""So much may wait for its turn."""
-PATIENCE_S: Final = 10.0
-"""For one request: 16 MiB of the worst take half a second; then the process is stuck, and is ended."""
+"""JSON that may be queued for the process."""
+TIMEOUT_S: Final = 10.0
+"""For one job: 16 MiB of the worst case take half a second. Past this the process is stuck, and killed."""
 _BUFFER_BYTES: Final = MIB
 _ERRORS: Final = {kind.__name__: kind for kind in (InvalidRequest, TooLarge, Unsupported)}
 
@@ -52,16 +52,16 @@ _decode: Final = msgspec.msgpack.Decoder(Reply).decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
-class Crowded(ClockworkError):
-    """Too much waits to be read already."""
+class CodecBusy(ClockworkError):
+    """Too much JSON is queued."""
 
 
 class CodecFailed(ClockworkError):
-    """The process died, or was stuck, with a request."""
+    """The process died or was stuck during a job."""
 
 
 class Codec:
-    """All methods are for the running loop's own thread. ``command`` starts the process."""
+    """All methods are for the running loop's thread, unless marked. ``command`` starts the process."""
 
     def __init__(
         self, command: tuple[str, ...] = (sys.executable, "-m", "clockwork_serve.serve.gateway.codec_process")
@@ -69,16 +69,16 @@ class Codec:
         self._command = command
         self._thread: ThreadPoolExecutor | None = None
         self._waiting_bytes = 0
-        # Of the thread:
+        # Used by the thread only:
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None
 
     def start_soon(self) -> None:
-        """Have the process started, so that nobody waits for that later."""
+        """Start the process now, so that the first job does not wait for it."""
         self._executor().submit(self._running)
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         if self._thread is not None:
             self._thread.submit(self._end)
             self._thread.shutdown(wait=False)
@@ -91,14 +91,15 @@ class Codec:
         tensors_max: int,
         wanted: Callable[[], bool],
     ) -> InferCall:
-        """What :func:`parse_infer` finds, unless it is not ``wanted`` any more when its turn comes.
+        """Parse a request's JSON, like :func:`parse_infer`, unless it is no longer ``wanted`` by then.
 
-        ``text`` is the JSON of ``body``, which may stay elsewhere.
+        ``text`` is the JSON at the begin of ``body``, or a copy of it.
 
-        Raises :class:`InvalidRequest`, :class:`Crowded`, and :class:`CodecFailed`.
+        Raises :class:`InvalidRequest`, :class:`CodecBusy`, and :class:`CodecFailed`, the last if it is not
+        wanted.
         """
         if self._waiting_bytes and self._waiting_bytes + len(text) > WAITING_BYTES:
-            raise Crowded(f"{self._waiting_bytes} bytes of JSON wait to be read already")
+            raise CodecBusy(f"{self._waiting_bytes} bytes of JSON are queued to be parsed already")
         job = Read(header_length, len(body), tensors_max)
         reply, data = await self._answer(job, [text], wanted)
         assert isinstance(reply, ReadCall)
@@ -107,7 +108,7 @@ class Codec:
     async def write(
         self, job: Write, data: list[Buffer], wanted: Callable[[], bool]
     ) -> list[tuple[Output, memoryview]]:
-        """Outputs as they are to be sent. They wait for those before them, however many there are.
+        """Encode outputs for a response. Such jobs are always queued, however many there are.
 
         Raises :class:`InvalidRequest`, and :class:`CodecFailed`.
         """
@@ -126,13 +127,13 @@ class Codec:
         self._waiting_bytes += size
         try:
             loop = asyncio.get_running_loop()
-            reply, found = await loop.run_in_executor(self._executor(), self._ask, job, data, wanted)
+            reply, found = await loop.run_in_executor(self._executor(), self._exchange, job, data, wanted)
         finally:
             self._waiting_bytes -= size
         if isinstance(reply, Wrong):
             kind = _ERRORS.get(reply.kind)
             if kind is None:
-                raise CodecFailed(f"the process beside the gateway failed: {reply.text}")
+                raise CodecFailed(f"the codec process failed: {reply.text}")
             raise kind(reply.text)
         return reply, found
 
@@ -143,18 +144,18 @@ class Codec:
 
     # In the thread
 
-    def _ask(self, job: Job, data: list[Buffer], wanted: Callable[[], bool]) -> tuple[Reply, memoryview]:
+    def _exchange(self, job: Job, data: list[Buffer], wanted: Callable[[], bool]) -> tuple[Reply, memoryview]:
         if not wanted():
-            raise CodecFailed("nobody waits for it")
+            raise CodecFailed("the client left")
         try:
             link = self._running()
             send(link, _encode(job), data)
             record, found = receive(link)
         except (OSError, EOFError) as error:
             self._end()
-            _log.error("the process that reads large JSON died or was stuck; it is started anew: %r", error)
+            _log.error("the codec process died or was stuck; it is restarted: %r", error)
             raise CodecFailed(
-                "the process that reads large JSON died of it or took too long; send tensors as binary data"
+                "the process that parses large JSON died of it or took too long; send tensors as binary data"
             ) from None
         return _decode(record), found
 
@@ -163,7 +164,7 @@ class Codec:
             self._end()
         if self._link is None:
             self._link, theirs = socket.socketpair()
-            self._link.settimeout(PATIENCE_S)
+            self._link.settimeout(TIMEOUT_S)
             self._link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
             with theirs:
@@ -181,7 +182,7 @@ class Codec:
 
 
 def _call(found: ReadCall, data: memoryview, body: memoryview, at: int) -> InferCall:
-    """The call with its tensors: views of ``data``, or of ``body`` from ``at`` on, one after the other."""
+    """The call with its tensors: views of ``data`` for JSON, else of ``body`` from ``at`` on, in order."""
     inputs = []
     start = 0
     for tensor in found.inputs:
@@ -194,23 +195,23 @@ def _call(found: ReadCall, data: memoryview, body: memoryview, at: int) -> Infer
 
 
 # ------------------------------------------------------------
-# Outputs that would hold the loop for long to be made JSON or classes of: left to the process beside it.
+# Outputs whose conversion to JSON or classes would block the loop for long: left to the codec process.
 
 
 JSON_BYTES: Final = 32 * KIB
-"""Of an output that is made JSON of at once: 8,000 numbers take 1 ms."""
+"""An output up to this size is encoded as JSON in the loop: 8,000 numbers take 1 ms."""
 RANKED_BYTES: Final = 64 * KIB
 CLASSES: Final = 1024
-"""Of an output, in all its rows: a microsecond each."""
+"""Classes of an output, in all its rows, that are ranked in the loop: a microsecond each."""
 
 
 def is_heavy(ending: Ending) -> bool:
-    """Whether one of the outputs is for that process."""
+    """Whether an output is to be encoded by the codec process."""
     call, served = ending.call, ending.served
     if call is None or served is None:
         return False
     if all(len(tensor.data) <= JSON_BYTES for tensor in ending.outputs):
-        # The common case; so few numbers have few classes.
+        # The common case; small outputs have few classes.
         return any(wish.classes > CLASSES // 8 for wish in call.outputs or ())
     sizes = {tensor.name: (len(tensor.data), tensor.shape) for tensor in ending.outputs}
     return any(
@@ -226,9 +227,9 @@ def _is_heavy(wish: OutputWish, nbytes: int, shape: tuple[int, ...], *, batched:
 
 
 class Heavy:
-    """What of an ending is for that process: copies, for the outputs' memory is given back.
+    """The outputs of an ending that the codec process is to encode, copied: their memory is freed soon.
 
-    To be made before :meth:`Inquiry.end` returns.
+    To be created before :meth:`Inquiry.end` returns.
     """
 
     def __init__(self, ending: Ending) -> None:
@@ -244,9 +245,10 @@ class Heavy:
         self._tensors = {tensor.name: tensor for tensor in ending.outputs}
 
     async def ending(self, codec: Codec, wanted: Callable[[], bool]) -> Ending:
-        """The same ending with classes as tensors, and ``texts`` of what is to be JSON.
+        """The ending with classes as tensors, and ``texts`` of the outputs to be sent as JSON.
 
-        Raises :class:`InvalidRequest`, and :class:`CodecFailed`. Nobody waits for it unless ``wanted()``.
+        Raises :class:`InvalidRequest`, and :class:`CodecFailed`; the latter also if it is no longer
+        ``wanted``.
         """
         ending = self.original
         assert ending.call is not None

@@ -1,7 +1,7 @@
-"""The process that reads and writes what would hold a gateway's loop, one request or response at a time.
+"""The codec process of a gateway: parses and encodes what would block the gateway's loop, one job at a time.
 
-msgspec reads JSON in one piece, and in a thread it would hold Python's lock meanwhile. It ends when its
-gateway does, listens nowhere, and keeps nothing of a request.
+msgspec parses JSON in one call, and in a thread it would hold Python's lock meanwhile. The process ends with
+its gateway, has no port, and keeps nothing of a request.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from clockwork_serve.oip.model import classify
 from clockwork_serve.units import MIB
 
 LENGTHS: Final = struct.Struct("<QQ")
-"""Before each job and each reply: the bytes of its record, and of the data after that."""
+"""Header of each job and each reply: the sizes of its record and of the data after it."""
 MEMORY_BYTES: Final = 96 * MIB
-"""What reading may take beside the JSON itself and its tensors."""
+"""Memory for a job beside the JSON itself and its tensors."""
 NICENESS: Final = 5
-"""Those who send tensors as binary data come first."""
+"""Requests with binary data have precedence."""
 
 
 class Output(Struct, frozen=True):
-    """An output to be written, of ``nbytes``: its ``classes`` best, or all of it as JSON, or both."""
+    """An output to encode, of ``nbytes``: its ``classes`` best, or all of it as JSON, or both."""
 
     name: str
     datatype: str
@@ -46,7 +46,7 @@ class Output(Struct, frozen=True):
 
 
 class Write(Struct, frozen=True, tag=True):
-    """Write the outputs that follow. ``labels`` are of those whose classes are wanted."""
+    """Encode the outputs that follow. ``labels`` are given for those whose classes are requested."""
 
     outputs: list[Output]
     labels: dict[str, tuple[str, ...]]
@@ -54,13 +54,13 @@ class Write(Struct, frozen=True, tag=True):
 
 
 class Written(Struct, frozen=True, tag=True):
-    """What became of each: another tensor, or JSON."""
+    """The encoded outputs: tensors of classes, or JSON."""
 
     outputs: list[Output]
 
 
 class Read(Struct, frozen=True, tag=True):
-    """Read the JSON that follows, of a body of ``body_bytes``. The arguments are :func:`parse_infer`'s."""
+    """Parse the JSON that follows, of a body of ``body_bytes``. For the rest see :func:`parse_infer`."""
 
     header_length: int | None
     body_bytes: int
@@ -68,7 +68,7 @@ class Read(Struct, frozen=True, tag=True):
 
 
 class ReadTensor(Struct, frozen=True):
-    """An input of ``nbytes``, among the data that follow if it was JSON, else in the body after its JSON."""
+    """An input of ``nbytes``: in the data that follow if it was JSON, else in the body after its JSON."""
 
     name: str
     datatype: str
@@ -79,7 +79,7 @@ class ReadTensor(Struct, frozen=True):
 
 
 class ReadCall(Struct, frozen=True, tag=True):
-    """What the JSON says."""
+    """The content of the JSON."""
 
     inputs: list[ReadTensor]
     outputs: list[OutputWish] | None
@@ -90,7 +90,7 @@ class ReadCall(Struct, frozen=True, tag=True):
 
 
 class Wrong(Struct, frozen=True, tag=True):
-    """What is wrong with it; ``kind`` is the error's class, "" for one of our own."""
+    """The job failed. ``kind`` is the class of the error for the client, "" for a bug of ours."""
 
     kind: str
     text: str
@@ -107,18 +107,18 @@ def receive(link: socket.socket) -> tuple[bytes, memoryview]:
 
 
 def send(link: socket.socket, record: bytes, data: list[Buffer]) -> None:
-    """Send them. Raises OSError."""
+    """Send a record and its data. Raises OSError."""
     link.sendall(LENGTHS.pack(len(record), sum(map(len, data))) + record)
     for part in data:
         link.sendall(part)
 
 
 def answer(job: Job, text: memoryview) -> tuple[Reply, list[Buffer]]:
-    """What the JSON says, and the tensors that were in it; or outputs as they are to be sent."""
+    """Do a job; the reply and its data."""
     try:
         if isinstance(job, Write):
             return _written(job, text)
-        # Pages that nobody touches take no memory: of the body only the JSON is here.
+        # Only the JSON of the body is here. Pages that are not accessed take no memory.
         body = np.zeros(job.body_bytes, np.uint8)
         body[: len(text)] = text
         call = parse_infer(body.data, job.header_length, job.tensors_max)
@@ -129,7 +129,7 @@ def answer(job: Job, text: memoryview) -> tuple[Reply, list[Buffer]]:
         return Wrong("TooLarge", "JSON: reading it takes too much memory; send tensors as binary data"), []
     except OverflowError as error:
         return Wrong("InvalidRequest", f"JSON: a number is out of range: {error}"), []
-    except Exception as error:  # noqa: BLE001 - one request must not end the process for all
+    except Exception as error:  # noqa: BLE001 - a bug that one request triggers must not end the process
         return Wrong("", f"{type(error).__name__}: {error}"), []
 
 
@@ -161,7 +161,7 @@ def _written(job: Write, data: memoryview) -> tuple[Reply, list[Buffer]]:
 
 
 def _exactly(link: socket.socket, nbytes: int) -> memoryview:
-    # Unlike a bytearray, it takes no memory before something arrives.
+    # Unlike a bytearray, it takes no memory before data arrives.
     room = np.empty(nbytes, np.uint8).data
     at = 0
     while at < nbytes:
@@ -173,7 +173,7 @@ def _exactly(link: socket.socket, nbytes: int) -> memoryview:
 
 
 def main() -> int:
-    """Answer jobs that come on standard input's socket until it is closed."""
+    """Do the jobs from the socket that is standard input, until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICENESS)
     link = socket.socket(fileno=os.dup(0))
@@ -186,7 +186,7 @@ def main() -> int:
         except (EOFError, OSError):
             return 0
         job = decoder.decode(record)
-        # Numbers are longer as JSON, and longest as Python's objects.
+        # The JSON text, and the numbers as Python objects, which are larger.
         more = 3 * len(text) + job.body_bytes if isinstance(job, Read) else 16 * len(text)
         most = own_bytes + MEMORY_BYTES + more
         resource.setrlimit(resource.RLIMIT_AS, (most if hard < 0 else min(most, hard), hard))

@@ -1,4 +1,4 @@
-"""A gateway's link to the controller: catalogue, questions, requests that wait for the next one."""
+"""A gateway's link to the controller: the catalogue, queries, and requests that await failover."""
 
 from __future__ import annotations
 
@@ -44,25 +44,28 @@ from clockwork_serve.serve.transport import connect, hello
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 # ------------------------------------------------------------
-# The models that a gateway serves, as the controller process told; it never makes one up.
+# The catalogue of models, as the controller sent it.
 
 
 class GatewayModels:
-    """All versions of all models by name. ``server_slo_ns`` is the server's own default SLO, if any."""
+    """The catalogue as the controller sent it: all versions of all models by name.
+
+    ``server_slo_ns`` is the server's own default SLO, if any.
+    """
 
     def __init__(self, server_slo_ns: int | None) -> None:
         self.quarantines = Quarantines()
         self._server_slo_ns = server_slo_ns
         self._codes: dict[str, CodeAdded] = {}
         self._by_version: dict[tuple[str, str], Served] = {}
-        self._versions: dict[str, list[str]] = {}  # of all and only names with a version, ascending
+        self._versions: dict[str, list[str]] = {}  # of exactly the names that have a version, ascending
 
     def __len__(self) -> int:
         return len(self._by_version)
 
     @property
     def all_quarantined(self) -> bool:
-        """Whether there are models, and every request for one fails."""
+        """Whether there are models, and all are in quarantine."""
         held = self.quarantines
         return (
             bool(held)
@@ -71,15 +74,15 @@ class GatewayModels:
         )
 
     def add_code(self, added: CodeAdded) -> None:
-        """A code that models may name from now on."""
+        """Add a code, which models may refer to from now on."""
         self._codes[added.code.code_id] = added
 
     def remove_code(self, code_id: str) -> None:
-        """No model names it any more."""
+        """Remove a code that no model refers to any more."""
         self._codes.pop(code_id, None)
 
     def add(self, model: Model) -> None:
-        """Serve a model whose code is known; it replaces an earlier one of that name and version."""
+        """Add a model whose code is known, or replace the one of that name and version."""
         added = self._codes[model.code_id]
         batch_1_ns = max((profile.infer_ns.get(1, 0) for profile in added.profiles), default=None)
         slo_ns = default_slo_ns(model.slo_ns, self._server_slo_ns, batch_1_ns)
@@ -89,28 +92,28 @@ class GatewayModels:
         self._set_versions(model.name, versions)
 
     def remove(self, key: str) -> None:
-        """Serve a model no more."""
+        """Remove a model (``name/version``)."""
         name, _, version = key.rpartition("/")
         if self._by_version.pop((name, version), None) is not None:
             self._set_versions(name, set(self._versions[name]) - {version})
 
     def find(self, name: str, version: str = "") -> Served:
-        """The version of that name, or its highest one. Raises :class:`UnknownModel`."""
+        """That version of the model, or its highest one. Raises :class:`UnknownModel`."""
         served = self._by_version.get((name, version))
         if served is None:
             raise UnknownModel(missing(name, version))
         return served
 
     def versions(self, name: str) -> list[str]:
-        """The versions of a name that are served, ascending."""
+        """The served versions of a model, ascending."""
         return self._versions.get(name, [])
 
     def all(self) -> list[Served]:
-        """Every version of every name."""
+        """Every version of every model."""
         return [served for (_, version), served in self._by_version.items() if version]
 
     def names(self) -> list[str]:
-        """Every name."""
+        """The names of all models, sorted."""
         return sorted(self._versions)
 
     def _set_versions(self, name: str, versions: set[str]) -> None:
@@ -119,7 +122,7 @@ class GatewayModels:
             del self._by_version[name, ""]
             return
         ordered = self._versions[name] = sorted(versions, key=_order)
-        # A request without a version means the highest.
+        # A request without a version gets the highest.
         self._by_version[name, ""] = self._by_version[name, ordered[-1]]
 
 
@@ -128,9 +131,9 @@ def _order(version: str) -> tuple[int, str]:
 
 
 # ------------------------------------------------------------
-# A gateway's link to the controller process: connects again and again, keeps the catalogue, asks questions.
+# A gateway's link to the controller's process: reconnects, keeps the catalogue, asks questions.
 #
-# It knows nothing of requests: answers go to whoever owns it. Nor does it know where the controller is.
+# Answers to requests go to the listener. Where the controller runs is known to ``Reach`` alone.
 
 
 RECONNECT_S: Final = 0.05
@@ -139,28 +142,29 @@ _log = logging.getLogger(__name__)
 
 
 class ControllerLink(Protocol):
-    """A link to the controller, or what stands for one."""
+    """A connection to the controller, direct or through a bridge."""
 
     @property
     def is_open(self) -> bool:
         """Whether frames can still be sent."""
 
     def send(self, frame: Frame) -> None:
-        """Send one; dropped if the link is gone."""
+        """Send one frame; dropped if the connection is lost."""
 
     def close(self) -> None:
-        """Close after what was sent; nothing is told of it."""
+        """Close once everything queued was sent; ``on_lost`` is not called."""
 
 
 Reach = Callable[[Callable[[list[Frame]], None], Callable[[str], None]], Awaitable[ControllerLink]]
-"""How to reach the controller: given whom to tell of frames, and at most once why the link was lost.
+"""Connects to the controller, given the callbacks ``on_frames`` and ``on_lost`` (called at most once, with
+the reason).
 
 Raises :class:`TransportError` if it cannot be reached now.
 """
 
 
-def at_home(controller: Path, name: str) -> Reach:
-    """A controller of this host, at that socket."""
+def local_reach(controller: Path, name: str) -> Reach:
+    """Connects to a controller on this host, at that socket."""
 
     async def reach(
         on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]
@@ -175,36 +179,37 @@ def at_home(controller: Path, name: str) -> Reach:
 
 @dataclass(slots=True, frozen=True)
 class LinkListener:
-    """Whom to tell. ``on_lost`` gets a reason; ``on_readiness`` tells that readiness may have changed.
+    """The callbacks of a :class:`GatewayLink`.
 
-    ``on_stuck``: the controller is there and does not answer.
-
-    ``on_refused`` gets a request that waited for its turn in vain, and for how long it did, in ns;
-    ``on_unheard`` hears of one that was sent, and the controller never heard of it.
-    ``on_batch`` is called before what came in one piece is told, and ``on_batch_end`` after it.
+    - ``on_lost``: the link was lost; with the reason. ``on_stuck``: it is open, without heartbeats.
+    - ``on_readiness``: readiness may have changed.
+    - ``on_refused``: a request was not sent for lack of credit; with how long it waited, in ns.
+    - ``on_undelivered``: a request was sent, and did not reach the controller's brain.
+    - ``on_batch``, ``on_batch_end``: called before and after all frames that were read at once.
     """
 
     on_answer: Callable[[Answer], None]
     on_release: Callable[[Release], None]
     on_lost: Callable[[str], None]
     on_readiness: Callable[[], None]
-    on_foretold: Callable[[AdmissionReply], None] = lambda _: None
+    on_admission_reply: Callable[[AdmissionReply], None] = lambda _: None
     on_batch: Callable[[], None] = lambda: None
     on_batch_end: Callable[[], None] = lambda: None
     on_refused: Callable[[Request, int], None] = lambda request, waited_ns: None
-    on_unheard: Callable[[Undelivered], None] = lambda _: None
+    on_undelivered: Callable[[Undelivered], None] = lambda _: None
     on_stuck: Callable[[], None] = lambda: None
 
 
 class GatewayLink:
-    """All methods are for the running loop's own thread. ``models`` is the catalogue of the open link.
+    """Connects to the controller, and again after each loss; keeps the catalogue and sends frames.
 
-    ``ready``: whether the server can serve.
+    All methods are for the running loop's thread. ``models`` is the catalogue of the open link; ``ready``
+    says whether the server can serve. What answers mean for requests is for the listener.
     """
 
     def __init__(self, reach: Reach, server_slo_ns: int | None, listener: LinkListener) -> None:
         self.models = GatewayModels(server_slo_ns)
-        self.ready = False  # asked for each request, so not found out anew each time
+        self.ready = False  # read for each request, so it is not computed each time
         self._reach = reach
         self._server_slo_ns = server_slo_ns
         self._listener = listener
@@ -212,29 +217,29 @@ class GatewayLink:
         self._link: ControllerLink | None = None
         self._readiness = Readiness(ready=False, why="connecting to the controller")
         self._incoming: GatewayModels | None = None  # the catalogue of a new link, until it is complete
-        self._asks: dict[int, asyncio.Future[Reply]] = {}  # all and only questions without a reply
+        self._open_questions: dict[int, asyncio.Future[Reply]] = {}  # exactly the questions without a reply
         self._ask_count = 0
         self._lost = asyncio.Event()
-        self._turnstile = CreditGate(self.send, listener.on_refused)
-        self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for their turn
+        self._credit_gate = CreditGate(self.send, listener.on_refused)
+        self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for credit
         self._pulse = Pulse(self.send, self._on_pulse)
-        # Requests whose answers were given to their clients, or are not to be: told soon. For any thread.
+        # Ids of requests whose answers were delivered, or are not to be; reported soon. For any thread.
         self.in_time: deque[str] = deque()
         self.late: deque[str] = deque()
 
     @property
     def is_open(self) -> bool:
-        """Whether the controller is there and has told its catalogue."""
+        """Whether the controller is connected and has sent its catalogue."""
         return self._link is not None and self._incoming is None
 
     @property
     def stuck(self) -> bool:
-        """Whether the controller is there and does not answer: it would answer no request either."""
+        """Whether the controller is connected, but returns no heartbeats: it would answer no request."""
         return self._pulse.silent
 
     @property
     def why_not_ready(self) -> str:
-        """What is missing."""
+        """Why the server is not ready, for clients and the log."""
         if not self.is_open:
             return "no link to the controller"
         if self._pulse.silent:
@@ -253,7 +258,7 @@ class GatewayLink:
             except TransportError as error:
                 _log.debug("%s", error)
             else:
-                # It may be gone again already.
+                # It may have been lost again already.
                 if link.is_open:
                     self._link = link
                     self._pulse.begin()
@@ -261,7 +266,7 @@ class GatewayLink:
                     self.late.clear()
                     link.send(Delivered())
                     _log.info("connected to the controller")
-                    self._look_again()
+                    self._update_readiness()
                     await self._lost.wait()
             await asyncio.sleep(RECONNECT_S)
 
@@ -271,12 +276,12 @@ class GatewayLink:
             self._link.send(frame)
 
     def submit(self, request: Request) -> None:
-        """Send a request when the controller will hear it soon; ``on_refused`` is told if it will not."""
-        if self._turnstile.enter(request) and self._sweep is None:
-            self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._look_for_overdue)
+        """Send a request as soon as there is credit for it; else ``on_refused`` is called later."""
+        if self._credit_gate.enter(request) and self._sweep is None:
+            self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._sweep_waiting)
 
-    def tell_delivered(self) -> None:
-        """Tell the controller what became of its answers."""
+    def report_delivered(self) -> None:
+        """Report to the controller which answers were delivered in time, and which were late."""
         in_time, late = self.in_time, self.late
         if in_time or late:
             self.send(
@@ -287,36 +292,36 @@ class GatewayLink:
             )
 
     def withdraw(self, request_id: str) -> bool:
-        """Nobody waits for a request any more; whether the controller never heard of it, and will not."""
-        return self._turnstile.withdraw(request_id)
+        """Drop a request that waits for credit; False if it was sent already."""
+        return self._credit_gate.withdraw(request_id)
 
     def close(self) -> None:
-        """Send what was queued and close; questions are answered 503."""
-        self.tell_delivered()
+        """Send what was queued and close; open questions get the code 503."""
+        self.report_delivered()
         link, self._link = self._link, None
         self._pulse.end()
         self.ready = False
         if link is not None:
             link.close()
-        self._fail_asks("the server is shutting down")
+        self._fail_questions("the server is shutting down")
 
-    async def ask(self, what: Question, body: bytes, patience_s: float) -> Reply:
-        """The reply; one that says 503 if there can be none, 504 if none comes."""
+    async def ask(self, what: Question, body: bytes, timeout_s: float) -> Reply:
+        """The controller's reply; with code 503 if it cannot be asked, 504 after ``timeout_s``."""
         if self._link is None or self.stuck:
             return _refusal(503, self.why_not_ready)
-        self.tell_delivered()  # so that the reply counts them
+        self.report_delivered()  # so that the reply includes them
         self._ask_count += 1
         ask_id = self._ask_count
         waiter: asyncio.Future[Reply] = self._loop.create_future()
-        self._asks[ask_id] = waiter
+        self._open_questions[ask_id] = waiter
         self._link.send(Ask(ask_id=ask_id, what=what, body=body))
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 return await waiter
         except TimeoutError:
-            return _refusal(504, f"{what}: no reply within {patience_s:g} s")
+            return _refusal(504, f"{what}: no reply within {timeout_s:g} s")
         finally:
-            self._asks.pop(ask_id, None)
+            self._open_questions.pop(ask_id, None)
 
     def _on_frames(self, frames: list[Frame]) -> None:
         on_answer = self._listener.on_answer
@@ -326,34 +331,34 @@ class GatewayLink:
                 if type(frame) is Answer:
                     on_answer(frame)
                 else:
-                    self._take(frame)
+                    self._on_frame(frame)
         finally:
             self._listener.on_batch_end()
 
-    def _take(self, frame: Frame) -> None:
+    def _on_frame(self, frame: Frame) -> None:
         listener = self._listener
         match frame:
             case Release():
                 listener.on_release(frame)
             case AdmissionReply():
-                listener.on_foretold(frame)
+                listener.on_admission_reply(frame)
             case Reply():
-                waiter = self._asks.get(frame.ask_id)
+                waiter = self._open_questions.get(frame.ask_id)
                 if waiter is not None and not waiter.done():
                     waiter.set_result(frame)
             case RequestCredit():
-                self._turnstile.take(frame)
+                self._credit_gate.take(frame)
             case Beat():
                 self._pulse.heard()
             case Undelivered():
-                listener.on_unheard(frame)
-                self._turnstile.take_back()
+                listener.on_undelivered(frame)
+                self._credit_gate.take_back()
             case Readiness():
                 self._on_readiness(frame)
             case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved() | Quarantined():
                 self._on_catalogue(frame)
             case _:
-                _log.error("the controller sent %r, which no gateway takes", type(frame).__name__)
+                _log.error("the controller sent %r, which no gateway expects", type(frame).__name__)
 
     def _on_catalogue(self, frame: CodeAdded | CodeRemoved | ModelAdded | ModelRemoved | Quarantined) -> None:
         models = self.models if self._incoming is None else self._incoming
@@ -369,25 +374,25 @@ class GatewayLink:
             case Quarantined():
                 models.quarantines.take(frame)
         if models is self.models and (models.quarantines or isinstance(frame, Quarantined)):
-            self._look_again()
+            self._update_readiness()
 
     def _on_readiness(self, frame: Readiness) -> None:
-        # It ends the catalogue that a new link begins with.
+        # The first one ends the catalogue, which a new link begins with.
         if self._incoming is not None:
             self.models, self._incoming = self._incoming, None
         self._readiness = frame
-        self._look_again()
+        self._update_readiness()
 
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
         self._link = None
         self._pulse.end()
-        self._turnstile.reset()
+        self._credit_gate.reset()
         self._incoming = GatewayModels(self._server_slo_ns)
-        self._fail_asks("the controller went away")
+        self._fail_questions("the link to the controller was lost")
         self.ready = False
-        self._listener.on_lost("the controller went away")
-        self._look_again()
+        self._listener.on_lost("the link to the controller was lost")
+        self._update_readiness()
         self._lost.set()
 
     def _on_pulse(self) -> None:
@@ -395,26 +400,26 @@ class GatewayLink:
             why = self.why_not_ready
             _log.error("%s: requests are refused", why)
             self.ready = False
-            self._fail_asks(why)
+            self._fail_questions(why)
             self._listener.on_stuck()
         else:
             _log.warning("the controller answers again")
-        self._look_again()
+        self._update_readiness()
 
-    def _look_again(self) -> None:
-        """Something happened that readiness depends on."""
+    def _update_readiness(self) -> None:
+        """Something that readiness depends on has changed."""
         serves = self.is_open and self._readiness.ready and not self._pulse.silent
         self.ready = serves and not self.models.all_quarantined
         self._listener.on_readiness()
 
-    def _look_for_overdue(self) -> None:
+    def _sweep_waiting(self) -> None:
         self._sweep = None
-        self._turnstile.sweep()
-        if self._turnstile.holds:
-            self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._look_for_overdue)
+        self._credit_gate.sweep()
+        if self._credit_gate.holds:
+            self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._sweep_waiting)
 
-    def _fail_asks(self, why: str) -> None:
-        for waiter in self._asks.values():
+    def _fail_questions(self, why: str) -> None:
+        for waiter in self._open_questions.values():
             if not waiter.done():
                 waiter.set_result(_refusal(503, why))
 
@@ -424,26 +429,26 @@ def _refusal(code: int, why: str) -> Reply:
 
 
 # ------------------------------------------------------------
-# Requests whose controller died: those that the next one can still answer wait here for it; others do not.
+# Requests whose controller died, and which the next one can still answer in time: they await failover here.
 #
-# Each is asked twice at most, so that one that kills controllers does not go on to do so. Its tensors are
-# copied to memory that no worker knows of, for what the dead one sent may still write to the old. The second
-# time it has another id: where the link alone was lost, the controller may still know the first one.
+# Each is submitted twice at most, so that one that crashes controllers does not do so again and again. Its
+# tensors are copied to another region, for actions of the dead controller may still write to the old one.
+# The second time it has another id: if only the link was lost, the controller may still know the first one.
 
 
-LEAST_NS: Final = 100 * NS_PER_MS
-"""No controller is back sooner: what is due before that hears at once that it cannot be answered."""
-PATIENCE_NS: Final = 3 * NS_PER_S
-"""If none is back then, it will take long, and a client may rather ask another server."""
+FAILOVER_LEAST_NS: Final = 100 * NS_PER_MS
+"""A new controller takes at least this long: requests due sooner are ended at once."""
+FAILOVER_TIMEOUT_NS: Final = 3 * NS_PER_S
+"""If there is no controller by then, it will take long, and clients had better try another server."""
 
-AGAIN: Final = "-2"
-"""Added to the id of a request that is asked again."""
+RESUBMITTED: Final = "-2"
+"""Added to the id of a request that is submitted again."""
 
 Pendings = dict[str, Pending]
 
 
 class AwaitingFailover:
-    """By id, in the order in which they came. It tells no client anything."""
+    """Requests that await failover, by id, in order of arrival. The caller ends those that it returns."""
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
@@ -453,16 +458,16 @@ class AwaitingFailover:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def take(self, pendings: Pendings, slots: Slots) -> Pendings:
-        """A controller died before it answered these: keep some of them; return the others, to be ended."""
+    def keep(self, pendings: Pendings, slots: Slots) -> Pendings:
+        """The controller died before it answered these: keep some; return the others, to be ended."""
         now_ns = self._clock()
-        self._until_ns = now_ns + PATIENCE_NS
+        self._until_ns = now_ns + FAILOVER_TIMEOUT_NS
         waiting = self._waiting | {
             request_id: pending
             for request_id, pending in pendings.items()
             if pending.inquiry is not None
-            and not pending.asked_again
-            and pending.deadline_ns - now_ns >= LEAST_NS
+            and not pending.resubmitted
+            and pending.deadline_ns - now_ns >= FAILOVER_LEAST_NS
         }
         moved = slots.renew([pending.slot for pending in waiting.values()])
         self._waiting = {}
@@ -474,15 +479,15 @@ class AwaitingFailover:
         return {one: pending for one, pending in together.items() if one not in self._waiting}
 
     def release(self) -> Pendings:
-        """There is a controller that can be asked: all, to be sent to it, by the ids that they have there."""
+        """There is a new controller: all requests, to be submitted to it, by their new ids."""
         released, self._waiting = self._waiting, {}
         for request_id, pending in released.items():
-            pending.asked_again = True
-            pending.request = structs.replace(pending.request, request_id=request_id + AGAIN)
-        return {request_id + AGAIN: pending for request_id, pending in released.items()}
+            pending.resubmitted = True
+            pending.request = structs.replace(pending.request, request_id=request_id + RESUBMITTED)
+        return {request_id + RESUBMITTED: pending for request_id, pending in released.items()}
 
     def overdue(self) -> Pendings:
-        """Those that have waited for as long as they can, which do so no more."""
+        """Remove and return those whose deadline, or whose time to wait, has passed."""
         now_ns = self._clock()
         if now_ns >= self._until_ns:
             found, self._waiting = self._waiting, {}
@@ -493,5 +498,5 @@ class AwaitingFailover:
         return found
 
     def withdraw(self, request_id: str) -> Pending | None:
-        """Its client went away."""
+        """Remove one whose client left; None if there is none of that id."""
         return self._waiting.pop(request_id, None)

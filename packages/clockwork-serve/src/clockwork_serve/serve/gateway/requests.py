@@ -1,4 +1,4 @@
-"""A request inside a gateway: its tensors in a slot that workers map, how a client asked, how it ended."""
+"""A request inside a gateway: its tensors in shared memory, its client's side, and how it ended."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from clockwork_serve.serve.shm import HEADER_BYTES, Region, write_epoch
 from clockwork_serve.units import KIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
 
 # ------------------------------------------------------------
-# Where requests' tensors live: slots in a region that workers map. A slot in use is never given out again.
+# Memory for requests' tensors: slots in a region that workers map.
 #
 # A slot is a header, inputs and room for outputs, each aligned to 64 bytes. Large bodies are received
 # straight into the region, placed so that their first tensor is aligned, and then need no copy.
 
 
 NO_EPOCH: Final = 0
-"""What the header of a slot that was given back says; no request has it."""
+"""The epoch in the header of a free slot; no request has it."""
 COPIED_AT_ONCE: Final = 512 * KIB
-"""Of inputs: about half a millisecond, where memory is touched for the first time."""
+"""Bytes of inputs: about half a millisecond, where memory is accessed for the first time."""
 _HEADER: Final = align(HEADER_BYTES)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Tensors).decode
@@ -47,7 +47,7 @@ _decode = msgspec.msgpack.Decoder(Tensors).decode
 
 @dataclass(slots=True, frozen=True)
 class Body:
-    """Room for a request's body: ``view`` is ``region`` from ``start``; its tensors begin ``at`` there."""
+    """Room for a body: ``view`` is ``region`` from ``start``; its tensors begin at its byte ``at``."""
 
     region: Region
     piece: int
@@ -57,30 +57,30 @@ class Body:
 
 
 def _nothing() -> None:
-    """There is nothing to give back."""
+    """The default of ``Copying.release``."""
 
 
 class Copying:
-    """What is still to be copied into a slot, and what to give back then. False where that is nothing."""
+    """Inputs still to be copied into a slot; False if none are left. ``release`` is to be called then."""
 
     __slots__ = ("_at", "_parts", "begun", "release")
 
     def __init__(self) -> None:
         self._parts: list[tuple[memoryview, memoryview]] = []
-        self.begun = False  # whether there ever was anything
-        self._at = 0  # so much of the first part is done
+        self.begun = False  # whether anything was ever added
+        self._at = 0  # bytes of the first part that are copied
         self.release: Callable[[], None] = _nothing
 
     def __bool__(self) -> bool:
         return bool(self._parts)
 
     def add(self, target: memoryview, source: memoryview) -> None:
-        """That, after all that was added before."""
+        """Append a copy."""
         self.begun = True
         self._parts.append((target, source))
 
     def step(self) -> None:
-        """Copy a piece."""
+        """Copy the next piece, at most :data:`COPIED_AT_ONCE` bytes."""
         assert self._parts
         target, source = self._parts[0]
         start, end = self._at, min(self._at + COPIED_AT_ONCE, len(source))
@@ -92,9 +92,9 @@ class Copying:
 
 
 class Copies:
-    """Slots that are being filled, by their requests' ids: a piece in a turn of the loop, in order.
+    """Slots that are being filled, by their requests' ids: one piece in each turn of the loop, in order.
 
-    ``filled`` is told of each that is whole. For the running loop's own thread.
+    ``filled`` is called with the id of each that is complete. For the running loop's thread.
     """
 
     def __init__(self, filled: Callable[[str], None]) -> None:
@@ -103,21 +103,21 @@ class Copies:
         self._steps = False
 
     def begin(self, request_id: str, copying: Copying) -> None:
-        """Fill one, after all others."""
+        """Fill a slot after all others."""
         self._open[request_id] = copying
         if not self._steps:
             self._steps = True
             asyncio.get_running_loop().call_soon(self._step)
 
     def withdraw(self, request_id: str) -> bool:
-        """Whether it was still being filled, which ends."""
+        """Stop filling a slot; False if it was not being filled."""
         copying = self._open.pop(request_id, None)
         if copying is not None:
             copying.release()
         return copying is not None
 
     def clear(self) -> list[str]:
-        """End all; the ids of those that were still being filled."""
+        """Stop filling all; the ids of their requests."""
         found = [*self._open]
         for request_id in found:
             self.withdraw(request_id)
@@ -136,7 +136,7 @@ class Copies:
 
 
 class Slot(msgspec.Struct, frozen=True):
-    """One request's memory: ``pieces`` of ``region``, and the references that its worker gets."""
+    """The memory of one request: ``pieces`` of ``region``, and the references that its worker gets."""
 
     region: Region
     pieces: tuple[int, ...]
@@ -144,11 +144,11 @@ class Slot(msgspec.Struct, frozen=True):
 
     @property
     def encoded(self) -> bytes:
-        """The references as they travel."""
+        """The references, as they are sent."""
         return _encode(self.tensors)
 
     def outputs(self, encoded: bytes) -> list[OutputTensor]:
-        """Views of what a worker says it wrote. Raises :class:`TransportError` if that is elsewhere."""
+        """Views of the outputs that a worker reports. Raises :class:`TransportError` if one is elsewhere."""
         buffer, tensors = self.region.buffer, self.tensors
         first, end = tensors.output_offset, tensors.output_offset + tensors.output_bytes
         found = []
@@ -161,24 +161,24 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 class Slots:
-    """Hands out slots of one region at a time. For one thread."""
+    """Allocates slots in one region. For one thread."""
 
     def __init__(self, region_bytes: int) -> None:
         self.region = Region.create(region_bytes)
-        self.in_place_bytes = 0  # of inputs that stayed where they were received, so far
+        self.in_place_bytes = 0  # of all inputs so far that stayed where they were received
         self.copied_bytes = 0
         self._epoch = NO_EPOCH
-        self._received = 0  # bytes of the region that bodies still being received hold
+        self._received = 0  # bytes of the region held by bodies still being received
 
     @property
     def used_bytes(self) -> int:
-        """Bytes of the region that are taken."""
+        """Allocated bytes of the region."""
         return self.region.size - self.region.free_bytes
 
     def body(self, nbytes: int, tensors_at: int) -> Body | None:
-        """Room for a body whose tensors begin at byte ``tensors_at``; None if the region has better uses.
+        """Room for a body whose tensors begin at byte ``tensors_at``; None if there is too little.
 
-        At most half of the region goes to bodies, so that slow senders cannot take it all.
+        Bodies being received get at most half of the region, so that slow senders cannot exhaust it.
         """
         region = self.region
         shift = -tensors_at % TENSOR_ALIGN
@@ -192,7 +192,7 @@ class Slots:
         return Body(region, piece, start, tensors_at, region.buffer[start : start + nbytes])
 
     def drop(self, body: Body) -> None:
-        """Give a body's room back. Exactly once, unless :meth:`fill` took it over."""
+        """Free a body's room. Exactly once, unless :meth:`fill` was called with it."""
         self._forget(body)
         if body.region is self.region:
             self.region.free(body.piece)
@@ -204,11 +204,11 @@ class Slots:
         body: Body | None = None,
         later: Copying | None = None,
     ) -> Slot | None:
-        """A slot that holds these inputs; None, and nothing taken, if there is no room.
+        """A slot that holds these inputs; None, with nothing allocated, if there is no room.
 
-        ``body`` is where the inputs that are memoryviews came from, one after the other. It is used in place
-        if all of them are aligned there, else copied; either way it is taken over. Much that is to be copied
-        is left to ``later``, if given.
+        ``body`` is the memory that holds those inputs that are memoryviews, one after the other. It becomes
+        part of the slot if all of them are aligned in it; otherwise the inputs are copied and it is freed.
+        Large copies are left to ``later``, if given.
         """
         if body is not None:
             offsets = self._in_place(inputs, body)
@@ -224,21 +224,21 @@ class Slots:
                     self.drop(body)
 
     def bytes_for(self, inputs: Sequence[InputTensor], output_bytes: int) -> int:
-        """What a slot for these takes."""
+        """The size of a slot for these."""
         return _HEADER + sum(align(len(tensor.data)) for tensor in inputs) + align(output_bytes)
 
     def free(self, slot: Slot) -> None:
-        """Give a slot back that no worker touches any more. Exactly once."""
+        """Free a slot that no worker accesses any more. Exactly once."""
         if slot.region is not self.region:
-            return  # it went with its region
+            return  # freed with its region
         write_epoch(slot.region.buffer, slot.tensors.header_offset, NO_EPOCH)
         for piece in slot.pieces:
             slot.region.free(piece)
 
     def renew(self, kept: Sequence[Slot] = ()) -> list[Slot | None]:
-        """Leave the region, with all slots, to those who may still write to it, and take a new one.
+        """Abandon the region with all its slots, which workers may still write to, and create another.
 
-        Returns slots there with the inputs of those ``kept``; None where there is no room.
+        Returns, for each slot in ``kept``, a new slot with its inputs; None if there is no room.
         """
         old, self.region = self.region, Region.create(self.region.size)
         self._received = 0
@@ -247,7 +247,7 @@ class Slots:
         return moved
 
     def close(self) -> None:
-        """Give the memory up."""
+        """Free the memory."""
         self.region.close()
 
     def _forget(self, body: Body) -> None:
@@ -255,7 +255,7 @@ class Slots:
             self._received -= len(body.view)
 
     def _in_place(self, inputs: Sequence[InputTensor], body: Body) -> list[int] | None:
-        """Where in the region the inputs are, if all may stay where they were received."""
+        """The inputs' offsets in the region, if all can stay where they were received."""
         if body.region is not self.region:
             return None
         offsets: list[int] = []
@@ -343,17 +343,16 @@ def _ref(tensor: InputTensor, offset: int) -> TensorRef:
 
 
 # ------------------------------------------------------------
-# A client's request as the core of a gateway sees it, and how one ended; it knows no protocol.
+# A client's request as the core of a gateway sees it, over any protocol, and how one ended.
 
 
 class Ending(Struct):
-    """How a request ended. ``served`` and ``call`` are None where it was refused before they were known.
+    """How a request ended. ``served`` and ``call`` are None if it was refused before they were known.
 
-    With a ``deadline_ns`` the core is asked once more, when the response is given to the socket, whether that
-    is in time (:meth:`Gateway.delivered`), or told that it never is (:meth:`Gateway.undelivered`).
-    ``outputs`` refer to memory that is given back when :meth:`Inquiry.end` returns. ``retry_after_ns`` is
-    exact, ``retry_after_s`` are whole seconds with dice in them. ``texts`` are the data of outputs that are
-    JSON already.
+    With a ``deadline_ns`` the protocol's server must report back to the core: :meth:`Gateway.check_delivery`
+    when the response is written to the socket, or :meth:`Gateway.discard` if it never is. ``outputs`` refer
+    to memory that is freed when :meth:`Inquiry.end` returns. ``retry_after_ns`` is exact, ``retry_after_s``
+    is in whole seconds and randomised. ``texts`` are the data of outputs that are encoded as JSON already.
     """
 
     outcome: Outcome
@@ -372,27 +371,27 @@ class Ending(Struct):
 
     @property
     def text(self) -> str:
-        """What to tell the client: the reason's name first, for stock clients show nothing but this text."""
+        """The message for the client. The reason comes first: stock clients show nothing but this text."""
         name = self.reason or self.outcome
         if self.outcome is Outcome.INVALID:
             return self.message or name
         return f"{name}: {self.message}" if self.message else name
 
 
-def spread_s(wait_ns: int, dice: Random) -> int:
-    """A wait as whole seconds: rounded up, then up to half of that more, or a second if that is more.
+def spread_s(wait_ns: int, rng: Random) -> int:
+    """Retry advice in whole seconds: rounded up, plus a random part of up to half, or up to one second.
 
-    All who are told to come back "in a second" would else come at once.
+    Without the random part all rejected clients would return at once.
     """
     least_s = -(-wait_ns // NS_PER_S)
-    return least_s + dice.randint(0, max(1, least_s // 2)) if least_s > 0 else 0
+    return least_s + rng.randint(0, max(1, least_s // 2)) if least_s > 0 else 0
 
 
 class Inquiry(Protocol):
-    """One inference request of a client, whatever protocol it came by.
+    """One inference request of a client, over any protocol, as the core of a gateway sees it.
 
-    ``body`` is where its tensors were received, if in the region: the gateway takes that over. ``identity``
-    is the tenant that the API key belongs to; empty where no keys are asked for.
+    ``body`` is the room in the region that its tensors were received into, if any; :meth:`Gateway.infer`
+    takes it over. ``identity`` is the tenant that the API key belongs to; empty where no keys are required.
     """
 
     model: str
@@ -412,30 +411,30 @@ class Inquiry(Protocol):
         """Parse it. Raises :class:`InvalidRequest`."""
 
     def end(self, ending: Ending) -> None:
-        """Answer the client, perhaps before :meth:`Gateway.infer` returns. Once; again only if it raised."""
+        """Respond to the client, perhaps before :meth:`Gateway.infer` returns. Again only if it raised."""
 
 
 class EarlyInquiry(Inquiry, Protocol):
-    """One whose head is there before its body."""
+    """A request whose head is received before its body."""
 
-    def foretold(self) -> None:
-        """What becomes of it was asked: it may come, or it was ended."""
+    def query_done(self) -> None:
+        """Its admission query is done: go on, unless :meth:`end` was called before."""
 
 
 # ------------------------------------------------------------
-# How a request ended, in words for its client: as the controller says, or as the gateway found by itself.
+# How a request ended, for its client: by the controller's answer, or by the gateway itself.
 
 
 ROOM_RETRY_NS: Final = 50 * NS_PER_MS
-"""When to come again if there is no room: about as long as most requests hold a slot."""
+"""Retry advice if there is no capacity: about as long as most requests hold a slot."""
 
 
 TIMELY: Final = frozenset({Outcome.OK, Outcome.REJECTED})
-"""What is worth something only in time: after its deadline a request has expired, whatever became of it."""
+"""Outcomes that are worth something only in time: after its deadline a request has expired."""
 
 
 class Pending(Struct):
-    """A request without the controller's answer; ``inquiry`` is None once its client needs nothing.
+    """A request that the controller has not answered; ``inquiry`` is None once its client needs no response.
 
     ``request`` is what the controller was sent.
     """
@@ -445,18 +444,18 @@ class Pending(Struct):
     call: InferCall
     slot: Slot
     request: Request
-    slo_ns: int = 0  # where it is not the one that was asked for
-    expired: bool = False  # ended here, for the controller did not
-    asked_again: bool = False  # of a second controller, for the first one died
+    slo_ns: int = 0  # the SLO it got, if another was requested
+    expired: bool = False  # its client was told so, for the controller's answer was overdue
+    resubmitted: bool = False  # to a second controller, for the first one died
 
     @property
     def deadline_ns(self) -> int:
-        """When it is to be answered at the latest."""
+        """By when its response must be with the client."""
         return self.request.deadline_ns
 
 
 def ending_of(pending: Pending, answer: Answer) -> Ending:
-    """How the controller says that a request ended."""
+    """How a request ended, by the controller's answer."""
     outcome, reason = answer.outcome, answer.reason
     status = OK if outcome is Outcome.OK else status_of(outcome, reason)
     ending = Ending(
@@ -480,41 +479,41 @@ def ending_of(pending: Pending, answer: Answer) -> Ending:
     return ending
 
 
-def wrong(error: InvalidRequest, request_id: str = "", served: Served | None = None) -> Ending:
-    """How a request ends that is not what it should be."""
+def invalid_ending(error: InvalidRequest, request_id: str = "", served: Served | None = None) -> Ending:
+    """How an invalid request ends."""
     reason = reason_of_error(error)
     return Ending(Outcome.INVALID, reason, status_of_error(error), str(error), request_id, served)
 
 
-def too_late(request_id: str, outcome: Outcome, call: InferCall | None) -> Ending:
-    """How a request ends whose answer, of that outcome, could not be given to its client in time."""
+def late_ending(request_id: str, outcome: Outcome, call: InferCall | None) -> Ending:
+    """How a request ends whose response, of that outcome, could not be sent to its client in time."""
     message = "the gateway could give its answer to the client only after the deadline"
     reason = Reason.LATE if outcome is Outcome.OK else Reason.NONE
-    ending = own_ending(Outcome.EXPIRED, reason, message, request_id)
+    ending = gateway_ending(Outcome.EXPIRED, reason, message, request_id)
     ending.call = call
     return ending
 
 
-def own_ending(
+def gateway_ending(
     outcome: Outcome, reason: Reason, message: str, request_id: str = "", pending: Pending | None = None
 ) -> Ending:
-    """How a request ends by the gateway's own finding."""
+    """How a request ends that the gateway ends itself."""
     ending = Ending(outcome, reason, status_of(outcome, reason), message, request_id)
     if pending is not None:
         ending.served, ending.call = pending.served, pending.call
     return ending
 
 
-def crowded(request_id: str, pending: Pending, waited_ns: int) -> Ending:
-    """How a request ends that could not even be told to the controller."""
+def overloaded_ending(request_id: str, pending: Pending, waited_ns: int) -> Ending:
+    """How a request ends that was not sent to the controller for lack of credit."""
     waited = f"{waited_ns / NS_PER_MS:.1f} ms"
-    return no_room(
-        request_id, pending, f"more requests come than the server can plan; this one waited {waited}"
+    return no_capacity_ending(
+        request_id, pending, f"more requests arrive than the server can schedule; this one waited {waited}"
     )
 
 
-def no_room(request_id: str, pending: Pending, message: str) -> Ending:
-    """How a request ends for which there is no room on the way to the controller."""
-    ending = own_ending(Outcome.REJECTED, Reason.QUEUE_FULL, message, request_id, pending)
+def no_capacity_ending(request_id: str, pending: Pending, message: str) -> Ending:
+    """How a request ends for lack of capacity between the gateway and the controller."""
+    ending = gateway_ending(Outcome.REJECTED, Reason.QUEUE_FULL, message, request_id, pending)
     ending.retry_after_ns = ROOM_RETRY_NS
     return ending

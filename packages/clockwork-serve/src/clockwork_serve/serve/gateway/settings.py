@@ -1,4 +1,4 @@
-"""What a gateway is told when it starts, and what its clients are told who are beyond a limit."""
+"""The configuration of a gateway's process, its limits, and the texts for clients that exceed one."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from clockwork_serve.serve.transport import SOCKET_NAME
 from clockwork_serve.units import KIB, MIB
 
 PIPELINED_MAX: Final = 128
-"""Requests of one connection without an answer, before no more is read from it."""
-UNWANTED_MAX: Final = 8 * MIB
-"""So much of a body that is not wanted any more is read, so that the connection can be used again."""
+"""Requests of one connection without a response, above which no more is read from it."""
+DISCARDED_MAX: Final = 8 * MIB
+"""Up to this much of a body that is not needed is read and discarded, to keep the connection usable."""
 SMALL_READ_BYTES: Final = 4 * KIB
-"""Read at a time where it may be many requests, or chunks of a body: 680 of the smallest, 1 to 3 ms."""
+"""Size of a read that may hold many requests, or chunks of a body: 680 of the smallest, 1 to 3 ms."""
 LINGER_S: Final = 2.0
-"""How long the rest of a request that was refused is read and thrown away, so that its client sees why."""
+"""How long the rest of a rejected request is read and discarded, so that its client sees the response."""
 _ENVELOPE_BYTES: Final = 64 * KIB
-"""What a message of gRPC may have beside its tensors."""
+"""Allowance for what a gRPC message has beside its tensors."""
 
 
 _BYTES_PER_S: Final = 128 * KIB
-"""The slowest client that is served: a body or response has a second more for each of so many bytes."""
+"""The slowest client that is served: time limits for a body or response grow by a second for this many
+bytes."""
 
 
 class GatewayConfig(Struct, frozen=True, kw_only=True):
-    """All that a gateway's process is told, and each part of it.
+    """The configuration of one gateway process.
 
-    ``settings`` are the server's, with the ports that this process listens on. It is the one of ``number``
-    among all ``settings.gateways``, from 0. ``reuse_port``: other processes of ours listen there too.
-    ``elsewhere``: the server is the one at ``settings.controller``, on another machine.
+    ``settings`` are the server's, with the ports that this process listens on. ``number`` is its index among
+    all ``settings.gateways``, from 0. ``reuse_port``: other processes of this server listen there too.
+    ``elsewhere``: the server runs on another machine, at ``settings.controller``.
 
-    Times are kept to a second or two, and never cut short. A body may take ``body_s`` and a second for each
-    ``bytes_per_s`` of it; so may the responses that a client has not read. A message of gRPC has
-    ``max_message`` and no more than a body: its core copies it twice, with Python's lock, 8 MiB in 4 ms.
-    ``max_connections`` are counted per port, and so are large bodies that are not whole yet, which have
-    ``gateway_memory``; ``max_requests`` are all that have no answer, by whatever protocol.
+    Time limits are kept to a second or two, and never cut short. A body may take ``body_s``, and a second for
+    each ``bytes_per_s`` of it; so may the responses that a client has not read. A gRPC message is limited by
+    ``max_message`` as well as ``max_body``: gRPC's core copies it twice while it holds Python's lock, 8 MiB
+    in 4 ms. ``max_connections`` is per port; so is ``gateway_memory`` for large bodies that are incomplete.
+    ``max_requests`` limits all requests without a response, over every protocol.
     """
 
     run_dir: str
@@ -56,12 +57,12 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     @property
     def controller(self) -> Path:
-        """The socket of the controller, if that is on this machine."""
+        """The socket of a controller on this machine."""
         return Path(self.run_dir) / SOCKET_NAME
 
 
 def check_gateways(settings: Settings) -> None:
-    """Check what no part of a gateway checks for itself. Raises :class:`ConfigError`."""
+    """Check the settings that depend on each other. Raises :class:`ConfigError`."""
     files = {"tls_certificate": settings.tls_certificate, "tls_key": settings.tls_key}
     missing = [name for name, path in files.items() if not path]
     if missing and (len(missing) == 1 or settings.tls_client_ca):
@@ -82,19 +83,19 @@ def check_gateways(settings: Settings) -> None:
         raise ConfigError(f"stuck_s: expected 1 to 3600, or 0 for ever; found {settings.stuck_s}")
 
 
-_WORDS: Final = {
+_LIMIT_TEXTS: Final = {
     "max_head": ("header", "bytes", "send less in it"),
     "max_headers": ("header", "lines", "send fewer"),
     "max_body": ("body", "bytes", "send less at once"),
     "max_json": ("JSON", "bytes", "send tensors as binary data"),
-    "gateway_memory": ("large bodies on their way", "bytes together", "come again later"),
-    "max_connections": ("connections", "of this port at once", "come again later"),
+    "gateway_memory": ("incomplete large bodies", "bytes together", "try again later"),
+    "max_connections": ("connections", "of this port at once", "try again later"),
 }
 
 
 def excess(limit: str, most: int, found: int | None = None) -> str:
-    """What to tell a client who is beyond a ``limit``, the name of a setting."""
-    what, unit, remedy = _WORDS[limit]
+    """The text for a client that exceeds a ``limit``, the name of a setting."""
+    what, unit, remedy = _LIMIT_TEXTS[limit]
     return (
         f"{what}: expected at most {most} {unit}, found {'more' if found is None else found}; "
         f"{remedy}, or raise the server's {limit}"
@@ -102,17 +103,17 @@ def excess(limit: str, most: int, found: int | None = None) -> str:
 
 
 def json_excess(settings: Settings, length: int) -> str:
-    """What to tell a client whose JSON is too long; "" if it is not."""
+    """The text for a client whose JSON is too long; "" if it is not."""
     return excess("max_json", settings.max_json, length) if length > settings.max_json else ""
 
 
 def overdue(what: str, limit: str) -> str:
-    """What to tell a client whose header or body came too slowly."""
+    """The text for a client whose header or body was too slow."""
     return f"the request's {what} did not arrive in time ({limit}); its connection is closed"
 
 
 def grpc_options(settings: Settings) -> tuple[tuple[str, int], ...]:
-    """The limits that gRPC keeps for us. No more of a message is decompressed than it may have."""
+    """The limits that gRPC itself enforces. A message is decompressed up to its limit only."""
     return (
         ("grpc.max_receive_message_length", min(settings.max_body, settings.max_message) + _ENVELOPE_BYTES),
         ("grpc.max_metadata_size", settings.max_head),

@@ -1,4 +1,4 @@
-"""TLS for the gateways' ports: PEM files, checked, read again when they change."""
+"""TLS for the gateways' ports: PEM files, validated, and reloaded when they change."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from msgspec import Struct
 from clockwork_serve.errors import ConfigError
 
 # ------------------------------------------------------------
-# Certificates, keys and authorities in PEM files: read, checked, and named by their settings where wrong.
+# Certificates, keys and authorities in PEM files. Errors name the setting.
 
 
 def read(setting: str, path: str) -> bytes:
-    """The file. Raises :class:`ConfigError` naming the setting, as all here do."""
+    """The content of a file. Raises :class:`ConfigError` naming the setting, as all functions here do."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -26,30 +26,30 @@ def read(setting: str, path: str) -> bytes:
 
 
 def load_chain(context: ssl.SSLContext, prefix: str, certificate: str, key: str) -> None:
-    """What one shows to others; the settings are ``PREFIX_certificate`` and ``PREFIX_key``."""
+    """Load our own certificate and key; the settings are ``PREFIX_certificate`` and ``PREFIX_key``."""
     setting = f"{prefix}_key"
     if b"PRIVATE KEY-----" not in read(setting, key):
         raise _wrong(setting, key, "a private key in PEM form", "other content")
     try:
-        context.load_cert_chain(certificate, key, password=_ask_nobody(setting, key))
+        context.load_cert_chain(certificate, key, password=_refuse_passphrase(setting, key))
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise _wrong(setting, key, f"the key of {certificate}", "another key") from None
         expected = "a certificate in PEM form and its key"
-        raise _wrong(f"{prefix}_certificate", certificate, expected, words_of(error)) from None
+        raise _wrong(f"{prefix}_certificate", certificate, expected, reason_of(error)) from None
 
 
 def load_authorities(context: ssl.SSLContext, setting: str, path: str) -> None:
-    """Who vouches for others; they must show a certificate from now on."""
+    """Require certificates of peers, signed by these authorities."""
     try:
         context.load_verify_locations(path)
     except ssl.SSLError as error:
-        raise _wrong(setting, path, "certificates of authorities in PEM form", words_of(error)) from None
+        raise _wrong(setting, path, "certificates of authorities in PEM form", reason_of(error)) from None
     context.verify_mode = ssl.CERT_REQUIRED
 
 
-def words_of(error: Exception) -> str:
-    """What went wrong with a file or in a handshake, in a few words."""
+def reason_of(error: Exception) -> str:
+    """A short reason for an error of a file or a handshake."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate was not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
@@ -57,12 +57,12 @@ def words_of(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _ask_nobody(setting: str, path: str) -> Callable[[], str]:
-    def asked() -> str:
-        # Else OpenSSL asks at the terminal, and a server waits there for ever.
+def _refuse_passphrase(setting: str, path: str) -> Callable[[], str]:
+    def passphrase() -> str:
+        # Otherwise OpenSSL prompts at the terminal, and the server blocks there.
         raise _wrong(setting, path, "a key without a passphrase", "one that is encrypted")
 
-    return asked
+    return passphrase
 
 
 def _wrong(setting: str, path: str, expected: str, found: str) -> ConfigError:
@@ -70,41 +70,44 @@ def _wrong(setting: str, path: str, expected: str, found: str) -> ConfigError:
 
 
 # ------------------------------------------------------------
-# Files that are read again when they change, and keep what they said while a change will not do.
+# Files that are reloaded when they change; an invalid change leaves the last valid content in force.
 
 
 REFRESH_S: Final = 2.0
-"""How often files are looked at."""
+"""The interval between checks whether files changed."""
 
 Content = TypeVar("Content")
 _log = logging.getLogger(__name__)
 
 
 class Watched(Generic[Content]):
-    """``content`` is what ``read`` last made of the files. Not safe for threads."""
+    """``content`` is the result of ``read`` at the last successful load of the files. Not thread-safe."""
 
     def __init__(self, paths: Sequence[str], read: Callable[[], Content]) -> None:
         """Raises what ``read`` raises."""
         self._paths = paths
         self._read = read
         self._stamp = self._now()
-        self._complained = ""
+        self._logged_error = ""
         self.content = read()
 
     def refresh(self) -> bool:
-        """Whether there is new content. What is wrong with a change is logged, and changes nothing."""
+        """Load again if a file changed; whether there is new content.
+
+        If a changed file is invalid, that is logged once, and the old content stays.
+        """
         stamp = self._now()
         if stamp == self._stamp:
             return False
         try:
             self.content = self._read()
         except ConfigError as error:
-            if str(error) != self._complained:
-                self._complained = str(error)
-                _log.error("%s; what it said before stays in force", error)
+            if str(error) != self._logged_error:
+                self._logged_error = str(error)
+                _log.error("%s; its previous content stays in force", error)
             return False
         self._stamp = stamp
-        self._complained = ""
+        self._logged_error = ""
         return True
 
     def _now(self) -> tuple[tuple[int, ...] | None, ...]:
@@ -120,14 +123,14 @@ def _stamp(path: str) -> tuple[int, ...] | None:
 
 
 # ------------------------------------------------------------
-# TLS for the gateways' ports: certificate files, checked, as what HTTP and gRPC want. It opens no socket.
+# TLS of the gateways' ports, in the forms that HTTP and gRPC need.
 
 
 _READ_BY_ALL: Final = 0o004
 
 
 class TlsFiles(Struct, frozen=True, kw_only=True):
-    """Paths of PEM files: the certificate and what vouches for it, its key, and who vouches for clients.
+    """Paths of PEM files: our certificate chain, its key, the authorities that sign clients' certificates.
 
     Without ``client_ca`` clients need no certificate.
     """
@@ -138,7 +141,7 @@ class TlsFiles(Struct, frozen=True, kw_only=True):
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:
-    """What HTTP wants: TLS 1.2 or later. Raises :class:`ConfigError` naming the setting."""
+    """The context for HTTP: TLS 1.2 or later. Raises :class:`ConfigError` naming the setting."""
     for setting, path in _named(files):
         read(setting, path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -151,7 +154,7 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
 
 
 class Tls:
-    """TLS as new connections get it: renewed files serve from the next handshake on."""
+    """TLS for new connections: renewed files are used from the next handshake on."""
 
     def __init__(self, files: TlsFiles) -> None:
         """Raises :class:`ConfigError` naming the setting."""
@@ -161,11 +164,11 @@ class Tls:
 
     @property
     def context(self) -> ssl.SSLContext:
-        """What HTTP wants now."""
+        """The current context, for HTTP."""
         return self._watched.content.context
 
     def grpc_credentials(self) -> Any:
-        """What gRPC wants; it asks again at each handshake, and speaks TLS 1.2 or later by itself."""
+        """Credentials for gRPC: TLS 1.2 or later; renewed files are fetched at each handshake."""
         import grpc
 
         return grpc.dynamic_ssl_server_credentials(
@@ -173,12 +176,12 @@ class Tls:
         )
 
     def refresh(self) -> None:
-        """Read the files again if they changed."""
+        """Load the files again if they changed."""
         if self._watched.refresh():
             _log.info("tls_certificate: read %s again", self._files.certificate)
 
     def _renewed(self) -> Any:
-        # Called by a thread of gRPC's own, in which both names are only read and set.
+        # Called by a thread of gRPC, which reads and sets both names without a lock.
         content = self._watched.content
         if content is self._for_grpc:
             return None
@@ -187,7 +190,7 @@ class Tls:
 
 
 class _Content(Struct, frozen=True):
-    """What the files held at one time."""
+    """The content of all files at one time."""
 
     context: ssl.SSLContext
     certificate: bytes
@@ -211,7 +214,7 @@ def _configuration(content: _Content) -> Any:
 
 
 def warn_of_modes(files: TlsFiles) -> None:
-    """Say so if every user of this host may read the key."""
+    """Warn if every user of this host may read the key."""
     if Path(files.key).stat().st_mode & _READ_BY_ALL:
         _log.warning("tls_key: every user of this host may read %s; chmod 600 it", files.key)
 

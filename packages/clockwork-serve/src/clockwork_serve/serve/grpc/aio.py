@@ -1,15 +1,16 @@
-"""The transport to fall back to: grpcio's public server on an event loop, ``grpc.aio``.
+"""The fallback transport: grpcio's public server on an event loop, ``grpc.aio``.
 
-It carries calls where grpcio's private part is not what ``core`` expects, and keeps the same limits: to gRPC
-all methods are streams, so that calls are refused before a message is read, and silent ones are ended. It
+It is used where grpcio's private part is not what ``core`` expects, and enforces the same limits: gRPC sees
+all methods as streams, so that calls are rejected before a message is read, and silent ones are ended. It
 differs in what a call costs (docs/operate/operations.md), and in this:
 
-- A call takes two tasks. What holds the loop also holds up the acceptance of calls; of those that begin in
-  that time gRPC keeps :data:`WAITING`, and refuses others as RESOURCE_EXHAUSTED.
-- When a message came is known by when the loop stood, not by when a thread of gRPC's own did. A message that
-  waits for some turns of a busy loop, none of which is a gap, counts from when it is read.
-- A call whose path is no UTF-8 ends the acceptance of others (grpcio 1.85 decodes it where nobody catches
-  that). The port is opened again at once and open calls go on; calls that begin in those milliseconds fail.
+- A call takes two tasks. What blocks the loop also blocks the acceptance of calls. Of those that begin
+  meanwhile gRPC queues :data:`WAITING`, and rejects others as RESOURCE_EXHAUSTED.
+- The arrival of a message is derived from gaps of the loop, not from gaps of a thread of gRPC's own. A
+  message that waits for some turns of a busy loop, none of which is a gap, counts from when it is read.
+- A call whose path is not UTF-8 ends the acceptance of others (grpcio 1.85 decodes it outside of any
+  handler). The port is opened again at once, and open calls go on; calls that begin in those milliseconds
+  fail.
 """
 
 from __future__ import annotations
@@ -40,32 +41,32 @@ from clockwork_serve.serve.grpc.call import (
     Gaps,
     GrpcCall,
     Metadata,
-    Silence,
+    SilentCalls,
     details,
 )
 
 WAITING: Final = 20_000
-"""Calls that may wait for the loop to accept them; gRPC refuses others at once."""
+"""Calls that may be queued for the loop to accept; gRPC rejects others at once."""
 _WAITING_OPTIONS: Final = (
     ("grpc.server.max_pending_requests", WAITING),
     ("grpc.server.max_pending_requests_hard_limit", WAITING),
 )
 
 REOPEN_S: Final = 10.0
-"""For so long a port that gRPC has closed is tried again: it does so in a thread of its own."""
+"""How long to try to open a closed port again: gRPC closes it in a thread of its own."""
 _REOPEN_EVERY_S: Final = 0.005
 _FOREVER_S: Final = 1e6
 _log = logging.getLogger(__name__)
 
 Ending = tuple[bytes | None, Failure, Delivery | None]
-"""The only message, if there is one; the status; who is to say whether it is still good."""
+"""The only message, if any; the status; the delivery that decides whether the message is still good."""
 
 
 class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no types
-    """A server of ``grpc.aio``, all of whose methods are streams of bytes: those can be refused unread."""
+    """A server of ``grpc.aio``. All its methods are streams of bytes: calls can be rejected unread."""
 
     def __init__(
-        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: Silence[GrpcCall],
+        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: SilentCalls[GrpcCall],
         clock: Callable[[], int],
     ) -> None:  # fmt: skip
         self._options = (*_WAITING_OPTIONS, *options)
@@ -80,13 +81,13 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
         self._server = self._make_server()
         self._address = ""
         self._credentials: grpc.ServerCredentials | None = None
-        self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}  # that have calls still
+        self._ended: dict[grpc.aio.Server, asyncio.Task[None]] = {}  # those with open calls
         self._reopening: asyncio.Task[None] | None = None
-        self._reopened = False  # whether it ever was, which is logged once
+        self._reopened = False  # logged once
         self._on_error = self._loop.get_exception_handler()
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Open a port, and return its number. Raises :class:`OSError` if it is not to be had."""
+        """Open a port, and return its number. Raises :class:`OSError` if it cannot be opened."""
         try:
             port: int = (
                 self._server.add_insecure_port(address)
@@ -100,16 +101,16 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
         return port
 
     async def start(self) -> None:
-        """Take calls."""
+        """Accept calls."""
         await self._server.start()
-        self._loop.set_exception_handler(self._hear_of_error)
+        self._loop.set_exception_handler(self._on_loop_error)
         self._beat()
 
-    async def stop(self, patience_s: float) -> None:
-        """Take no more calls, let those that are open end for a while, then cancel them."""
+    async def stop(self, grace_s: float) -> None:
+        """Accept no more calls, let open ones complete for ``grace_s``, then cancel them."""
         if self._reopening is not None:
             self._reopening.cancel()
-        await asyncio.gather(*(server.stop(patience_s) for server in (self._server, *self._ended)))
+        await asyncio.gather(*(server.stop(grace_s) for server in (self._server, *self._ended)))
         await asyncio.gather(*self._ended.values())
         if self._beats is not None:
             self._beats.cancel()
@@ -117,26 +118,26 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
             self._loop.set_exception_handler(self._on_error)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[bytes, bytes]:
-        """Begin a call; for gRPC alone."""
+        """Begin a call; called by gRPC."""
         path: str = handler_call_details.method
         metadata: Metadata = handler_call_details.invocation_metadata
         try:
             admitted = self._admit(path, metadata)
         except Aborted as aborted:
-            return grpc.stream_stream_rpc_method_handler(partial(_turn_away, aborted))
+            return grpc.stream_stream_rpc_method_handler(partial(_reject, aborted))
         return grpc.stream_stream_rpc_method_handler(AioCall(self, admitted, metadata, self._silence).serve)
 
-    def surfaced(self, call: GrpcCall) -> None:
-        """A message of it has just been read."""
+    def message_read(self, call: GrpcCall) -> None:
+        """A message of the call was just read."""
         now_ns = self.clock()
         self._gaps.beat(now_ns, self._limit_ns)
         self._quiet = 0
-        call.came(self._gaps.arrival_ns(now_ns), now_ns)
+        call.note_arrival(self._gaps.arrival_ns(now_ns), now_ns)
 
     def _make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(handlers=(self,), options=self._options)
 
-    def _hear_of_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
         if isinstance(error, UnicodeDecodeError) and _raised_by_grpc(error):
             if self._reopening is None:
@@ -147,10 +148,10 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
             self._on_error(loop, context)
 
     async def _reopen(self) -> None:
-        """Have another server take over the port of one that takes no more calls."""
+        """Replace a server that accepts no more calls by another on the same port."""
         if not self._reopened:
             _log.warning(
-                "a call whose path is no UTF-8 closed the port of gRPC; it is opened again, each time"
+                "a call whose path is not UTF-8 closed the port of gRPC; it is opened again, each time"
             )
         self._reopened = True
         old = self._server
@@ -168,7 +169,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
                     self._loop.call_exception_handler({"message": message, "exception": broken})
                     return
                 await asyncio.sleep(_REOPEN_EVERY_S)
-        self._reopening = None  # before anybody can close it again
+        self._reopening = None  # first, for the port may be closed again as soon as it serves
         await self._server.start()
 
     async def _drain(self, server: grpc.aio.Server) -> None:
@@ -188,13 +189,13 @@ def _raised_by_grpc(error: BaseException) -> bool:
     return bool(frames) and "_cygrpc" in frames[-1].filename
 
 
-async def _turn_away(aborted: Aborted, _: object, context: Any) -> None:
-    """End a call before anything of it is read."""
+async def _reject(aborted: Aborted, _: object, context: Any) -> None:
+    """End a call before any message is read."""
     _set_status(context, (aborted.code, aborted.text, aborted.trailers))
 
 
 def _set_status(context: Any, status: Failure) -> None:
-    """What gRPC sends once the call's coroutine has returned."""
+    """The status that gRPC sends when the call's coroutine returns."""
     code, text, trailers = status
     context.set_code(code)
     context.set_details(details(text).decode())
@@ -202,31 +203,31 @@ def _set_status(context: Any, status: Failure) -> None:
 
 
 class AioCall(GrpcCall):
-    """A call of ``grpc.aio``: its coroutine waits for how it is to end, and then ends it."""
+    """A call of ``grpc.aio``: its coroutine waits for the response or status, and then sends it."""
 
     __slots__ = ("_context", "_ending", "_handler", "_peer", "_reads", "_transport")
 
     def __init__(
-        self, transport: AioTransport, admitted: Admitted, metadata: Metadata, silence: Silence[GrpcCall]
+        self, transport: AioTransport, admitted: Admitted, metadata: Metadata, silence: SilentCalls[GrpcCall]
     ) -> None:
         super().__init__(admitted, metadata, NO_DEADLINE_S, silence, transport.clock)
         self._transport = transport
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._reads = False  # whether its coroutine waits for a message, and not for how it ends
+        self._reads = False  # whether its coroutine waits for a message, not for the ending
         self._handler: asyncio.Task[Any] | None = None
         self._context: Any = None
         self._peer = ""
 
     async def serve(self, _: object, context: Any) -> None:
-        """Answer it; gRPC cancels this if the client goes away or its deadline passes."""
+        """Handle the call; gRPC cancels this if the client leaves or its deadline passes."""
         self._context = context
-        self._peer = context.peer()  # later there may be no call to ask
+        self._peer = context.peer()  # later the call may not exist any more
         left_s = context.time_remaining()
         if left_s is not None:
             self.deadline_s = time.time() + left_s
         try:
             if self.method.on_open is None:
-                await self._take_message()
+                await self._read_only_message()
             else:
                 self.open()
             await self._end(*await self._ending)
@@ -235,10 +236,10 @@ class AioCall(GrpcCall):
             raise
 
     def peer(self) -> str:
-        """Who calls, as gRPC writes it."""
+        """The client's address, as gRPC writes it."""
         return self._peer
 
-    async def _take_message(self) -> None:
+    async def _read_only_message(self) -> None:
         self._silence.begin(self)
         self._handler = asyncio.current_task()
         self._reads = True
@@ -247,17 +248,17 @@ class AioCall(GrpcCall):
         except asyncio.CancelledError:
             if not self._ending.done():
                 raise
-            # It was for us to stop waiting, for it has been cut.
+            # Cancelled by us, because the call was terminated.
             assert self._handler is not None
             self._handler.uncancel()
             return
         finally:
             self._reads = False
             self._handler = None
-        self.take(message)
+        self.handle_message(message)
 
     async def _end(self, message: bytes | None, status: Failure, delivery: Delivery | None) -> None:
-        failure = None if delivery is None else delivery.failed()
+        failure = None if delivery is None else delivery.failure()
         if failure is not None:
             message, status, delivery = None, failure, None
         _set_status(self._context, status)
@@ -266,13 +267,13 @@ class AioCall(GrpcCall):
                 await self._context.write(message)
         finally:
             if delivery is not None:
-                delivery.sent()
+                delivery.on_sent()
 
     async def _next_message(self) -> bytes | None:
         message = await self._context.read()
         if message is grpc.aio.EOF:
             return None
-        self._transport.surfaced(self)
+        self._transport.message_read(self)
         found: bytes = message
         return found
 
@@ -280,14 +281,14 @@ class AioCall(GrpcCall):
         await self._context.write(message)
 
     def _send_reply(self, message: bytes, trailers: Metadata, delivery: Delivery | None) -> None:
-        self._settle((message, (grpc.StatusCode.OK, "", trailers), delivery))
+        self._finish((message, (grpc.StatusCode.OK, "", trailers), delivery))
 
     def _send_status(self, code: grpc.StatusCode, text: str, trailers: Metadata) -> None:
-        self._settle((None, (code, text, trailers), None))
+        self._finish((None, (code, text, trailers), None))
         if self._reads:
             assert self._handler is not None
             self._handler.cancel()
 
-    def _settle(self, ending: Ending) -> None:
+    def _finish(self, ending: Ending) -> None:
         if not self._ending.done():
             self._ending.set_result(ending)

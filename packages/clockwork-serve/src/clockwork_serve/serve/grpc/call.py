@@ -1,7 +1,7 @@
-"""One gRPC call, whichever transport carries it, and what a transport must be. It knows no service.
+"""One gRPC call over any transport, and the interface of transports.
 
-A transport (``core``, ``aio``) accepts calls, subclasses :class:`GrpcCall` for how its messages are read and
-sent, and reports what happens to it. All that is equal for transports is here.
+A transport (``core``, ``aio``) accepts calls, subclasses :class:`GrpcCall` for reading and sending messages,
+and reports what happens to a call. Everything that transports have in common is here.
 """
 
 from __future__ import annotations
@@ -20,63 +20,67 @@ import grpc
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 # ------------------------------------------------------------
-# Calls of gRPC whose client is to speak, and for how long it has said nothing. It ends none by itself.
+# Time limits for clients of open calls that send nothing.
 
 
-Speaker = TypeVar("Speaker", bound=Hashable)
+Waiting = TypeVar("Waiting", bound=Hashable)
 
 
-class Silence(Generic[Speaker]):
-    """For the loop's thread; :meth:`begin` is for any. ``limit_s``: silence that is too long."""
+class SilentCalls(Generic[Waiting]):
+    """Calls whose client is to send a message, and since when; only finds those that exceed ``limit_s``.
+
+    For the loop's thread; :meth:`begin` is for any.
+    """
 
     def __init__(self, limit_s: float = math.inf, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit_s = limit_s
         self._clock = clock
-        self._since_s: dict[Speaker, float] = {}
+        self._since_s: dict[Waiting, float] = {}
 
     def __len__(self) -> int:
         return len(self._since_s)
 
-    def begin(self, speaker: Speaker) -> None:
-        """It is its turn."""
-        self._since_s[speaker] = self._clock()
+    def begin(self, call: Waiting) -> None:
+        """The client is to send a message."""
+        self._since_s[call] = self._clock()
 
-    def renew(self, speaker: Speaker) -> None:
-        """It was answered, and may think that over."""
-        if speaker in self._since_s:
-            self.begin(speaker)
+    def renew(self, call: Waiting) -> None:
+        """A response was sent: restart the time limit."""
+        if call in self._since_s:
+            self.begin(call)
 
-    def end(self, speaker: Speaker) -> None:
-        """It spoke, or is gone."""
-        self._since_s.pop(speaker, None)
+    def end(self, call: Waiting) -> None:
+        """The message is there, or the call has ended."""
+        self._since_s.pop(call, None)
 
-    def overdue(self) -> list[Speaker]:
-        """Who was silent for too long."""
+    def overdue(self) -> list[Waiting]:
+        """Calls whose time limit has passed."""
         limit_s = self._clock() - self.limit_s
-        # A list at once, for another thread may add to it meanwhile.
-        return [speaker for speaker, since_s in list(self._since_s.items()) if since_s < limit_s]
+        # A copy, for another thread may add to it meanwhile.
+        return [call for call, since_s in list(self._since_s.items()) if since_s < limit_s]
 
 
 # ------------------------------------------------------------
-# When messages came, where no socket can be seen: by gaps in what comes round regularly.
+# Arrival times of messages where sockets are out of reach: by gaps in a thread that runs at intervals.
 
 
 BEAT_S: Final = 0.005
-"""The thread comes round at least as often as that, if it can."""
+"""The thread that reads messages runs at least this often, unless something holds it up."""
 IDLE_BEAT_S: Final = 0.02
 IDLE_AFTER: Final = 40
-"""And as often as this after so many rounds without an event: else an idle thread takes 1.4 % of a core."""
+"""After this many rounds without an event they come every ``IDLE_BEAT_S``: else an idle thread takes 1.4 % of
+a core."""
 GAP_NS: Final = 10 * NS_PER_MS
-"""A longer time between two rounds: the process did not run, or somebody held Python's lock."""
+"""A longer time between two rounds is a gap: the process did not run, or Python's lock was held."""
 IDLE_GAP_NS: Final = 25 * NS_PER_MS
-"""The same where the thread comes round less often."""
+"""The same for the longer interval."""
 AFTER_NS: Final = (10 * NS_PER_MS, 50 * NS_PER_MS)
-"""For as long as a gap, but no shorter and no longer than these, what surfaces after it may have come in it:
-the core reads by then what waited in its sockets."""
+"""A message read within this time after a gap may have arrived in it: gRPC's core is then still reading what
+waited in its sockets. The time is as long as the gap, within these limits."""
 
 
 class Gaps:
-    """When the messages came that surface now: gRPC shows no sockets, but who takes them knows when it stood.
+    """Estimates when messages arrived, without access to sockets, from gaps in the thread that reads them.
 
     For one thread.
     """
@@ -85,11 +89,11 @@ class Gaps:
 
     def __init__(self, now_ns: int) -> None:
         self.last_ns = now_ns
-        """The last beat. One that comes no later than a gap after it may just be noted here."""
-        self._since_ns = self._until_ns = 0  # of the last gap: its start, and till when it counts
+        """The last round. One that comes no later than a gap after it may just be assigned here."""
+        self._since_ns = self._until_ns = 0  # the last gap's start; until when messages count as of it
 
     def beat(self, now_ns: int, limit_ns: int = GAP_NS) -> None:
-        """Who takes messages comes round; what is longer than ``limit_ns`` is a gap."""
+        """The thread runs a round; more than ``limit_ns`` since the last one is a gap."""
         gap_ns = now_ns - self.last_ns
         if gap_ns > limit_ns:
             # Two gaps with hardly anything between them are one.
@@ -98,37 +102,37 @@ class Gaps:
         self.last_ns = now_ns
 
     def arrival_ns(self, now_ns: int) -> int:
-        """When something came that surfaces now: in a gap, or just after one, when that began."""
+        """The arrival of a message that is read now: the gap's start, in it or just after it; else now."""
         return self._since_ns if now_ns < self._until_ns else now_ns
 
 
 # ------------------------------------------------------------
-# One call of gRPC as its server sees it: what came with it, and how to answer.
+# One call of gRPC: its metadata, its messages, its end.
 
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 Failure = tuple[grpc.StatusCode, str, Metadata]
 AT_ONCE_NS: Final = 2 * NS_PER_MS
-"""What surfaces so soon after it was asked for was there before."""
+"""A message that is read this soon after it was requested was there before."""
 NO_DEADLINE_S: Final = math.inf
 _DETAILS_MAX: Final = 2000
 _log = logging.getLogger(__name__)
-# It tells a traceback for each text of a client that is none, at no more than a client's wish.
+# grpcio logs a traceback for each invalid text from a client, who could flood the log.
 logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
 
 class Delivery(Protocol):
-    """What becomes of a reply. Both are called in whichever thread gives it to gRPC."""
+    """The fate of a reply. Both methods are called in the thread that passes it to gRPC."""
 
-    def failed(self) -> Failure | None:
-        """How the call ends instead of by its reply, if so."""
+    def failure(self) -> Failure | None:
+        """The status to send instead of the reply, if it comes too late."""
 
-    def sent(self) -> None:
-        """It was given to gRPC, and has been sent."""
+    def on_sent(self) -> None:
+        """The reply was sent by gRPC."""
 
 
 class Aborted(Exception):
-    """A call ends with this status."""
+    """Raised to end a call with this status."""
 
     def __init__(self, code: grpc.StatusCode, text: str, trailers: Metadata = ()) -> None:
         super().__init__(text)
@@ -139,9 +143,10 @@ class Aborted(Exception):
 
 @dataclass(slots=True, frozen=True)
 class Method:
-    """What is done with calls of a path. ``parse`` makes a message of bytes, or raises (:class:`Aborted`).
+    """The handler of a path. ``parse`` decodes a message, or raises (:class:`Aborted`).
 
-    ``on_message`` is told the only message of a call. A method that has ``on_open`` instead reads by itself.
+    ``on_message`` is called with the only message of a call. A method with ``on_open`` instead reads messages
+    itself.
     """
 
     path: str
@@ -151,53 +156,54 @@ class Method:
 
 
 class GrpcCall(ABC):
-    """For the loop's thread. It ends once; what is said to one that has ended or was cancelled goes nowhere.
+    """A call, for the loop's thread. It ends once; after that, or once cancelled, replies are ignored.
 
-    ``arrival_ns`` is when the latest message arrived. ``on_cancel`` is called if the client goes away or its
-    deadline passes. ``identity`` is what the server's gate made of the metadata. A transport says how a
-    message is read and sent, and reports by :meth:`open`, :meth:`take`, :meth:`came` and :meth:`cancel`.
+    ``arrival_ns`` is the arrival of the latest message. ``on_cancel`` is called if the client leaves or its
+    deadline passes. ``identity`` is what the server's access check made of the metadata. A transport
+    implements reading and sending, and reports by :meth:`open`, :meth:`handle_message`, :meth:`note_arrival`
+    and :meth:`cancel`.
     """
 
     __slots__ = (
-        "_asked_ns", "_clock", "_silence", "_surfaced_ns", "arrival_ns", "deadline_s", "identity", "is_open",
-        "metadata", "method", "on_cancel", "task",
+        "_clock", "_message_ns", "_requested_ns", "_silence", "arrival_ns", "deadline_s", "identity",
+        "is_open", "metadata", "method", "on_cancel", "task",
     )  # fmt: skip
 
     def __init__(
-        self, admitted: Admitted, metadata: Metadata, deadline_s: float, silence: Silence[GrpcCall],
+        self, admitted: Admitted, metadata: Metadata, deadline_s: float, silence: SilentCalls[GrpcCall],
         clock: Callable[[], int],
     ) -> None:  # fmt: skip
-        """``deadline_s`` is the client's, in Unix time, or :data:`NO_DEADLINE_S`. In any thread."""
+        """``deadline_s`` is the client's, in Unix time, or :data:`NO_DEADLINE_S`. For any thread."""
         self.method, self.identity = admitted
         self.metadata = metadata
         self.deadline_s = deadline_s
         self.arrival_ns = 0
         self._clock = clock
-        self._surfaced_ns = clock()  # it, or its last message
-        self._asked_ns = 0  # when the next message was asked for, if that was not at once
+        self._message_ns = clock()  # when it, or its last message, was read
+        self._requested_ns = 0  # when the next message was requested, if not from the start
         self._silence = silence
         self.is_open = True
         self.on_cancel: Callable[[], object] | None = None
-        self.task: asyncio.Task[None] | None = None  # what answers it, if that takes a task
+        self.task: asyncio.Task[None] | None = None  # the task that handles it, if any
 
-    # What came with it
+    # Metadata
 
     @abstractmethod
     def peer(self) -> str:
-        """Who calls, as gRPC writes it."""
+        """The client's address, as gRPC writes it."""
 
     def time_remaining(self) -> float | None:
         """Seconds until the client's deadline; None if it has none."""
         return None if self.deadline_s == NO_DEADLINE_S else max(self.deadline_s - time.time(), 0.0)
 
     def time_allowed(self, clock: Callable[[], int]) -> float | None:
-        """The same of the latest message, from when it came: the client's deadline began with it."""
+        """Seconds from the arrival of the latest message to the client's deadline; None if it has none."""
         if self.deadline_s == NO_DEADLINE_S:
             return None
-        return max(self.deadline_s - time.time() + (clock() - self._surfaced_ns) / NS_PER_S, 0.0)
+        return max(self.deadline_s - time.time() + (clock() - self._message_ns) / NS_PER_S, 0.0)
 
     def metadatum(self, key: str) -> str | None:
-        """The first value under that key."""
+        """The first value of that key; None if there is none."""
         for name, value in self.metadata:
             if name == key:
                 return str(value)
@@ -212,7 +218,7 @@ class GrpcCall(ABC):
             self._send_reply(message, trailers, None)
 
     def reply_unless(self, delivery: Delivery, message: bytes, trailers: Metadata) -> None:
-        """The same, unless its delivery ``failed`` when that is given to gRPC."""
+        """The same, unless ``delivery.failure()`` gives another status when the reply is passed to gRPC."""
         if self.is_open:
             self._close()
             self._send_reply(message, trailers, delivery)
@@ -223,24 +229,24 @@ class GrpcCall(ABC):
             self._close()
             self._send_status(code, text, trailers)
 
-    def cut(self, code: grpc.StatusCode, text: str) -> None:
-        """End it whatever it does, and whoever answers it."""
+    def terminate(self, code: grpc.StatusCode, text: str) -> None:
+        """End the call, and cancel what handles it."""
         on_cancel = self.on_cancel
         self.fail(code, text)
         if on_cancel is not None:
             on_cancel()
 
     def finish(self) -> None:
-        """End after all messages were sent."""
+        """End with OK, after all messages were sent."""
         self.fail(grpc.StatusCode.OK, "")
 
-    def fail_by_fault(self) -> None:
-        """End it, for our own code raised what is being handled now. Only the log tells more."""
+    def fail_internally(self) -> None:
+        """End with INTERNAL; the exception being handled, a bug of ours, is logged."""
         _log.exception("answering a call failed", extra={"method": self.method.path})
         self.fail(grpc.StatusCode.INTERNAL, "answering failed; see the server's log")
 
     def answered(self, _: asyncio.Task[None]) -> None:
-        """Its task has ended, if it ever began. A cancelled one and its call must not hold each other."""
+        """Its task has ended, if it ever began. Break the cycle between the task and its call."""
         self.task = None
 
     # Several messages
@@ -249,20 +255,20 @@ class GrpcCall(ABC):
         """The next message, or None if there are no more. One caller at a time."""
         if not self.is_open:
             return None
-        self._asked_ns = self._clock()
+        self._requested_ns = self._clock()
         self._silence.begin(self)
         message = await self._next_message()
         self._silence.end(self)
         return message
 
     async def send(self, message: bytes) -> None:
-        """Send one, and wait until the client takes it. One caller at a time."""
+        """Send a message, and wait until gRPC has sent it. One caller at a time."""
         if self.is_open:
             await self._send_message(message)
             self._silence.renew(self)
 
     def parsed(self, message: bytes) -> Any:
-        """What the bytes say. Raises :class:`Aborted`."""
+        """The decoded message. Raises :class:`Aborted`."""
         try:
             return self.method.parse(message)
         except Aborted:
@@ -271,32 +277,32 @@ class GrpcCall(ABC):
             text = f"{self.method.path}: expected a message of its request's type, found other bytes"
             raise Aborted(grpc.StatusCode.INTERNAL, text) from None
 
-    # What the transport reports. Nothing raises: one call that is stumbled over must not end all others.
+    # Reported by the transport. Nothing raises: a bug that one call triggers must not end all others.
 
-    def came(self, arrival_ns: int, now_ns: int) -> None:
-        """A message surfaces now, and came then at the latest. In the thread that sees it first.
+    def note_arrival(self, arrival_ns: int, now_ns: int) -> None:
+        """A message was read, which arrived at ``arrival_ns`` or earlier. In the thread that reads it.
 
-        One that was there as soon as it was asked for may have waited for that since the last one.
+        If it was there as soon as it was requested, it may have been waiting since the last one was read.
         """
-        waited = self._asked_ns and now_ns - self._asked_ns < AT_ONCE_NS
-        self.arrival_ns = min(arrival_ns, self._surfaced_ns) if waited else arrival_ns
-        self._surfaced_ns = now_ns
+        waited = self._requested_ns and now_ns - self._requested_ns < AT_ONCE_NS
+        self.arrival_ns = min(arrival_ns, self._message_ns) if waited else arrival_ns
+        self._message_ns = now_ns
 
     def open(self) -> None:
-        """It began, and its method reads by itself."""
+        """The call began, and its method reads messages itself."""
         assert self.method.on_open is not None
         try:
             self.method.on_open(self)
         except Exception:  # noqa: BLE001 - see above
-            self.fail_by_fault()
+            self.fail_internally()
 
-    def take(self, message: bytes | None) -> None:
-        """Its only message, or None if there was none."""
+    def handle_message(self, message: bytes | None) -> None:
+        """Handle its only message; None if the client sent none."""
         self._silence.end(self)
         if not self.is_open:
             return  # cancelled meanwhile
         if message is None:
-            # What is refused as too large ends in this way too, but has its status already.
+            # A message that gRPC rejected as too large ends here too, but has its status already.
             text = f"{self.method.path}: expected one message, found none"
             self.fail(grpc.StatusCode.UNIMPLEMENTED, text)
             return
@@ -306,40 +312,40 @@ class GrpcCall(ABC):
         except Aborted as aborted:
             self.fail(aborted.code, aborted.text, aborted.trailers)
         except Exception:  # noqa: BLE001 - see above
-            self.fail_by_fault()
+            self.fail_internally()
 
     def cancel(self) -> None:
-        """The client went away, or its deadline passed."""
+        """The client left, or its deadline passed."""
         on_cancel = self.on_cancel
         self._close()
         if on_cancel is not None:
             try:
                 on_cancel()
             except Exception:  # noqa: BLE001 - see above
-                self.fail_by_fault()
+                self.fail_internally()
 
     def _close(self) -> None:
         self.is_open = False
         self.on_cancel = None
         self._silence.end(self)
 
-    # What a transport does
+    # Implemented by a transport
 
     @abstractmethod
     async def _next_message(self) -> bytes | None:
-        """Read one, once :meth:`came` was called for it; None if there are no more, or never will be."""
+        """Read a message, after :meth:`note_arrival` was called for it; None if there are no more."""
 
     @abstractmethod
     async def _send_message(self, message: bytes) -> None:
-        """Send one of several, and return once it left, or never will."""
+        """Send one of several messages, and return once it is sent, or never will be."""
 
     @abstractmethod
     def _send_reply(self, message: bytes, trailers: Metadata, delivery: Delivery | None) -> None:
-        """Send the only message and OK; or, if the delivery failed by then, how that ends it."""
+        """Send the only message and OK; or the status that ``delivery.failure()`` gives by then."""
 
     @abstractmethod
     def _send_status(self, code: grpc.StatusCode, text: str, trailers: Metadata) -> None:
-        """End it, after what was sent before."""
+        """End it, after messages that were sent before."""
 
 
 def details(text: str) -> bytes:
@@ -348,34 +354,34 @@ def details(text: str) -> bytes:
 
 
 # ------------------------------------------------------------
-# What carries calls.
+# The interface of transports.
 
 
 Admitted = tuple[Method, str]
-"""What is done with a call, and whose it is: what the server's gate made of its metadata."""
+"""A call's method, and its client's identity, as the server's access check found it."""
 Admit = Callable[[str, Metadata], Admitted]
-"""Whether a call may come in, by path and metadata, before its message is read. Raises :class:`Aborted` and
-nothing else. It is called in a thread of the transport's own, or in the loop's."""
+"""Checks a call, by path and metadata, before its message is read. Raises :class:`Aborted` and nothing else.
+It is called in a thread of the transport's own, or in the loop's."""
 
 
 class Transport(Protocol):
     """Accepts calls and carries their messages. For the loop's thread."""
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Open a port, and return its number. Raises :class:`OSError` if it is not to be had."""
+        """Open a port, and return its number. Raises :class:`OSError` if it cannot be opened."""
 
     async def start(self) -> None:
-        """Take calls."""
+        """Accept calls."""
 
-    async def stop(self, patience_s: float) -> None:
-        """Take no more calls, let those that are open end for a while, then cancel them."""
+    async def stop(self, grace_s: float) -> None:
+        """Accept no more calls, let open ones complete for ``grace_s``, then cancel them."""
 
 
 class MakeTransport(Protocol):
-    """How a server has its transport made; options are those of gRPC's channel arguments."""
+    """Creates a server's transport; options are those of gRPC's channel arguments."""
 
     def __call__(
-        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: Silence[GrpcCall],
+        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: SilentCalls[GrpcCall],
         clock: Callable[[], int],
     ) -> Transport:  # fmt: skip
         """A transport that has no port yet."""

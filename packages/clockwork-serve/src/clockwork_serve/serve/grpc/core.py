@@ -1,9 +1,9 @@
-"""The transport of choice: grpcio's own core, driven by events. No other module knows grpcio's private part.
+"""The preferred transport: grpcio's own core, driven by events. Only this module uses grpcio's private part.
 
-The core is used as grpcio's server with a pool of threads uses it, but without the pool: one thread waits for
-events and the loop's thread answers. That costs half of that server, a third of ``grpc.aio``, and no thread
-for a request that waits. The classes are private to grpcio, so :func:`check_grpcio` tries them first; where
-they are not as expected, ``aio`` carries calls.
+The core is used as grpcio's threaded server uses it, but without the pool of threads: one thread waits for
+events, and the loop's thread handles them. That costs half of that server, a third of ``grpc.aio``, and no
+thread for a waiting request. The classes are private to grpcio, so :func:`check_grpcio` tests them first; if
+they are not as expected, ``aio`` is used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from clockwork_serve.serve.grpc.call import (
     GrpcCall,
     Metadata,
     Method,
-    Silence,
+    SilentCalls,
     details,
 )
 
@@ -56,15 +56,17 @@ NEEDED: Final = {
     "Call": ("peer", "start_server_batch"),
     "CallDetails": ("deadline", "method"),
 }  # fmt: skip
-"""What must be there of ``grpc._cython.cygrpc``."""
+"""What must exist in ``grpc._cython.cygrpc``."""
 ACCEPTING: Final = 64
-"""Calls that may begin before the thread comes round; the core keeps a thousand more, and refuses others."""
-GATHERED: Final = 64
-"""Events at most that go to the loop at once."""
+"""Calls that may begin between two rounds of the thread; the core queues a thousand more, and rejects
+others."""
+EVENTS_MAX: Final = 64
+"""The most events that are passed to the loop at once."""
 LARGE_BYTES: Final = 64 * 1024
-"""Of messages that are longer, one is taken in a turn of the loop."""
+"""Of messages longer than this, one is handled in a turn of the loop."""
 CHECK_S: Final = 10.0
-"""The check at start takes 20 ms, unless a core is not to be had, or grpcio does not answer as expected."""
+"""Timeout of the check at start. It takes 20 ms, unless there is no free core, or grpcio is not as
+expected."""
 
 _NEW: Final = "new"
 _OPENED: Final = "opened"
@@ -82,21 +84,21 @@ _OK: Final = 0
 _FOREVER_S: Final = 1e12
 
 Operations = tuple[Any, ...] | Callable[[], tuple[Any, ...]]
-"""A batch, or what makes it when it starts."""
+"""A batch, or what creates it at its start."""
 
 
 class CoreTransport:
-    """A server of the core with its thread. ``admit`` is called in that thread, all else in the loop's.
+    """A server of the core, with its thread. ``admit`` is called in that thread, all else in the loop's.
 
-    ``on_broken`` is called in the loop if the core does what nobody expects; if it is None, the loop's
-    exception handler is.
+    ``on_broken`` is called in the loop if the core does something unexpected; the default is to call the
+    loop's exception handler.
     """
 
     def __init__(
-        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: Silence[GrpcCall],
+        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: SilentCalls[GrpcCall],
         clock: Callable[[], int], on_broken: Callable[[BaseException], object] | None = None,
     ) -> None:  # fmt: skip
-        self.serving = True  # whether anything may be asked of the core; changed by the loop's thread
+        self.serving = True  # whether the core may be used; changed by the loop's thread
         self._queue = cygrpc.CompletionQueue()
         self._server = cygrpc.Server(tuple(options), _XDS)
         self._server.register_completion_queue(self._queue)
@@ -107,18 +109,18 @@ class CoreTransport:
         self._gaps = Gaps(clock())
         self._loop = asyncio.get_running_loop()
         self._down = asyncio.Event()
-        self._handed: deque[tuple[str, CoreCall, Any]] = deque()  # from the thread to the loop
-        self._woken = False  # whether the loop is going to take them
-        self._asked: deque[tuple[Any, Operations, tuple[str, Any]]] = deque()  # and back
-        self._starting = threading.Lock()  # whoever starts what was asked: in order, and not after the end
+        self._events: deque[tuple[str, CoreCall, Any]] = deque()  # events, from the thread to the loop
+        self._woken = False  # whether the loop is going to handle them
+        self._batches: deque[tuple[Any, Operations, tuple[str, Any]]] = deque()  # batches to start
+        self._starting = threading.Lock()  # held to start batches: in order, and not after the end
         self._flushes = False
-        self._ending = False  # known to the thread alone
+        self._ending = False  # used by the thread only
         self._accepts = True
         self._broken = False  # whether the thread ended by an error
         self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
 
     def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Open a port, and return its number. Raises :class:`OSError` if it is not to be had."""
+        """Open a port, and return its number. Raises :class:`OSError` if it cannot be opened."""
         try:
             port: int = (
                 self._server.add_http2_port(address.encode())
@@ -132,31 +134,31 @@ class CoreTransport:
         return port
 
     async def start(self) -> None:
-        """Take calls."""
+        """Accept calls."""
         self._server.start()
         for _ in range(ACCEPTING):
             self._server.request_call(self._queue, self._queue, _ACCEPT)
         self._thread.start()
 
-    async def stop(self, patience_s: float) -> None:
-        """Take no more calls, let those that are open end for a while, then cancel them."""
+    async def stop(self, grace_s: float) -> None:
+        """Accept no more calls, let open ones complete for ``grace_s``, then cancel them."""
         if not self._thread.is_alive():
             if self._broken:
-                # The core waits for ever where a queue is freed from which nobody took what was to come.
+                # The core would block for ever if a queue were freed that still has events: leak it.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._queue))
             return
         self._accepts = False
         self._server.shutdown(self._queue, (_DOWN, None))
         try:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(grace_s):
                 await self._down.wait()
         except TimeoutError:
             self._server.cancel_all_calls()
             await self._down.wait()
         self.serving = False
-        # The core ends the process if it is asked for anything after this.
+        # The core aborts the process if it is used after this.
         with self._starting:
-            self._asked.clear()
+            self._batches.clear()
             self._queue.shutdown()
         await asyncio.to_thread(self._thread.join)
         self._server.destroy()
@@ -165,18 +167,18 @@ class CoreTransport:
 
     def _run(self) -> None:
         try:
-            self._take_events()
-        except BaseException as error:  # noqa: BLE001 - nobody else would hear of it
+            self._poll_events()
+        except BaseException as error:  # noqa: BLE001 - it would be lost otherwise
             self._broken = True
             self._loop.call_soon_threadsafe(self._on_broken, error)
 
-    def _take_events(self) -> None:
-        poll, take, ended = self._queue.poll, self._take_event, cygrpc.CompletionType.queue_shutdown
+    def _poll_events(self) -> None:
+        poll, handle, ended = self._queue.poll, self._handle_event, cygrpc.CompletionType.queue_shutdown
         clock, gaps = self.clock, self._gaps
         quiet = 0  # rounds without an event
         while True:
-            if self._asked:
-                self._start_asked()
+            if self._batches:
+                self._start_batches()
             now_ns = clock()
             if now_ns - gaps.last_ns > GAP_NS:
                 gaps.beat(now_ns)
@@ -188,41 +190,41 @@ class CoreTransport:
                 gaps.beat(now_ns)
             gaps.last_ns = now_ns
             quiet = quiet + 1 if event.tag is None else 0
-            # All that is there goes to the loop at once: waking it, and waiting for its lock, costs most.
-            for _ in range(GATHERED):
+            # All available events go to the loop at once: waking it, and waiting for its lock, costs most.
+            for _ in range(EVENTS_MAX):
                 if event.tag is None:
                     break
-                take(event)
-                # What belongs to a call that is over must be gone before the next event is waited for.
+                handle(event)
+                # Free what belongs to an ended call before waiting for the next event.
                 event = None
-                if self._asked:
-                    self._start_asked()
+                if self._batches:
+                    self._start_batches()
                 event = poll(_NOW_S)
             if event.tag is not None:
-                take(event)
+                handle(event)
             elif event.completion_type == ended:
                 return
             event = None
-            if self._handed and not self._woken:
+            if self._events and not self._woken:
                 self._wake()
 
-    def _take_event(self, event: Any) -> None:
+    def _handle_event(self, event: Any) -> None:
         kind, call = event.tag
         if kind is _MESSAGE:
             now_ns, gaps = self.clock(), self._gaps
             if now_ns - gaps.last_ns > GAP_NS:
                 gaps.beat(now_ns)
             gaps.last_ns = now_ns
-            call.came(gaps.arrival_ns(now_ns), now_ns)
-            self._handed.append((_MESSAGE, call, event.batch_operations[0].message()))
+            call.note_arrival(gaps.arrival_ns(now_ns), now_ns)
+            self._events.append((_MESSAGE, call, event.batch_operations[0].message()))
         elif kind is _SENT:
-            self._handed.append((_SENT, call, None))
+            self._events.append((_SENT, call, None))
         elif kind is _CLOSED:
             if event.batch_operations[0].cancelled():
-                self._handed.append((_CLOSED, call, None))
+                self._events.append((_CLOSED, call, None))
         elif kind is _ENDED:
             if call is not None:
-                call.sent()
+                call.on_sent()
         elif kind is _NEW:
             if event.success and not self._ending:
                 self._accept(event)
@@ -230,14 +232,14 @@ class CoreTransport:
             self._ending = True
             self._loop.call_soon_threadsafe(self._down.set)
 
-    def _start_asked(self) -> None:
+    def _start_batches(self) -> None:
         with self._starting:
             self._start_all()
 
     def _start_all(self) -> None:
-        asked = self._asked
-        while asked:
-            call, operations, tag = asked.popleft()
+        batches = self._batches
+        while batches:
+            call, operations, tag = batches.popleft()
             batch = operations if isinstance(operations, tuple) else operations()
             refused = call.start_server_batch(batch, tag)
             assert not refused, f"gRPC's core refused a batch for {tag[0]}: {refused}"
@@ -247,38 +249,38 @@ class CoreTransport:
             try:
                 self._server.request_call(self._queue, self._queue, _ACCEPT)
             except ValueError:
-                self._accepts = False  # it was told to stop at this moment
+                self._accepts = False  # the server was shut down at this moment
         path = event.call_details.method.decode("utf-8", "replace")
         try:
             admitted = self._admit(path, event.invocation_metadata)
         except Aborted as aborted:
-            _turn_away(event.call, aborted)
+            _reject(event.call, aborted)
             return
         call = CoreCall(self, event, admitted, self._silence)
         if call.begin():
-            self._handed.append((_OPENED, call, None))
+            self._events.append((_OPENED, call, None))
 
     def _wake(self) -> None:
         self._woken = True
         try:
-            self._loop.call_soon_threadsafe(self._take_handed)
+            self._loop.call_soon_threadsafe(self._handle_events)
         except RuntimeError:
             assert self._loop.is_closed()
 
     # In the loop
 
-    def ask(self, call: Any, operations: Operations, tag: tuple[str, Any]) -> None:
+    def submit(self, call: Any, operations: Operations, tag: tuple[str, Any]) -> None:
         """Start a batch of a call, together with all others of this turn of the loop."""
         if self.serving:
-            self._asked.append((call, operations, tag))
+            self._batches.append((call, operations, tag))
             if not self._flushes:
                 self._flushes = True
                 self._loop.call_soon(self._flush, call)
 
     def _flush(self, call: Any) -> None:
-        # Many are left to the thread: each that is started here would wake it, to fight for Python's lock.
+        # Several are left to the thread: each one started here would wake it, to contend for Python's lock.
         self._flushes = False
-        if len(self._asked) == 1 and self._starting.acquire(blocking=False):
+        if len(self._batches) == 1 and self._starting.acquire(blocking=False):
             try:
                 self._start_all()
             except Exception as error:  # noqa: BLE001 - the core is not as expected
@@ -286,28 +288,28 @@ class CoreTransport:
             finally:
                 self._starting.release()
         elif self.serving:
-            # A batch of nothing has been done as soon as it starts, which wakes the thread.
+            # An empty batch is complete as soon as it starts, which wakes the thread.
             call.start_server_batch((), _WAKE)
 
-    def _take_handed(self) -> None:
-        # Before it is read how many there are: what comes later wakes the loop again.
+    def _handle_events(self) -> None:
+        # Set before their number is read: later events wake the loop again.
         self._woken = False
-        handed = self._handed
-        for _ in range(len(handed)):
-            kind, call, found = handed.popleft()
+        events = self._events
+        for _ in range(len(events)):
+            kind, call, found = events.popleft()
             call.on_event(kind, found)
-            if kind is _MESSAGE and found is not None and len(found) > LARGE_BYTES and handed:
-                # Each may take milliseconds: what else the loop has to do comes between.
+            if kind is _MESSAGE and found is not None and len(found) > LARGE_BYTES and events:
+                # Each may take milliseconds: the loop handles other events in between.
                 self._woken = True
-                self._loop.call_soon(self._take_handed)
+                self._loop.call_soon(self._handle_events)
                 return
 
     def _report(self, error: BaseException) -> None:
         self._loop.call_exception_handler({"message": "gRPC's core broke", "exception": error})
 
 
-def _turn_away(call: Any, aborted: Aborted) -> None:
-    """End a call before anything of it is read."""
+def _reject(call: Any, aborted: Aborted) -> None:
+    """End a call before any message is read."""
     operations = (
         cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
         cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
@@ -317,14 +319,14 @@ def _turn_away(call: Any, aborted: Aborted) -> None:
 
 
 class CoreCall(GrpcCall):
-    """A call of the core. What it asks of :class:`CoreTransport` ends with an event."""
+    """A call of the core. Each batch that it submits to :class:`CoreTransport` ends with an event."""
 
-    __slots__ = ("_call", "_delivery", "_headed", "_received", "_reply", "_sent", "_transport")
+    __slots__ = ("_call", "_delivery", "_initial_metadata_sent", "_received", "_reply", "_sent", "_transport")
 
     def __init__(
-        self, transport: CoreTransport, event: Any, admitted: Admitted, silence: Silence[GrpcCall]
+        self, transport: CoreTransport, event: Any, admitted: Admitted, silence: SilentCalls[GrpcCall]
     ) -> None:
-        """Of an event of the core, in its thread."""
+        """Made from an event of the core, in its thread."""
         deadline_s: float = event.call_details.deadline
         if deadline_s > _FOREVER_S:
             deadline_s = NO_DEADLINE_S
@@ -332,13 +334,13 @@ class CoreCall(GrpcCall):
         self._transport = transport
         self._call = event.call
         self._delivery: Delivery | None = None
-        self._reply: tuple[bytes, Metadata] | None = None  # until the core has it
-        self._headed = False  # whether initial metadata were sent
+        self._reply: tuple[bytes, Metadata] | None = None  # until it is passed to the core
+        self._initial_metadata_sent = False  # whether initial metadata were sent
         self._received: asyncio.Future[Any] | None = None
         self._sent: asyncio.Future[Any] | None = None
 
     def begin(self) -> bool:
-        """Ask for what is to come, in the core's thread; whether the loop must hear of the call before."""
+        """Start the first batches, in the core's thread; whether the loop must be notified at once."""
         start = self._call.start_server_batch
         start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), (_CLOSED, self))
         if self.method.on_open is not None:
@@ -348,29 +350,29 @@ class CoreCall(GrpcCall):
         return False
 
     def peer(self) -> str:
-        """Who calls, as gRPC writes it."""
+        """The client's address, as gRPC writes it."""
         found: bytes = self._call.peer()
         return found.decode()
 
     def on_event(self, kind: str, found: Any) -> None:
-        """Something happened that the loop must hear of."""
+        """Handle an event in the loop."""
         if kind is _MESSAGE:
             if self.method.on_open is None:
-                self.take(found)
+                self.handle_message(found)
             else:
-                _settle(self._received, found)
+                _finish(self._received, found)
         elif kind is _CLOSED:
             self.cancel()
         elif kind is _SENT:
-            _settle(self._sent, None)
+            _finish(self._sent, None)
         else:
             self.open()
 
-    def sent(self) -> None:
+    def on_sent(self) -> None:
         """Its end was sent, or cannot be. In the core's thread."""
         delivery, self._delivery = self._delivery, None
         if delivery is not None:
-            delivery.sent()
+            delivery.on_sent()
 
     async def _next_message(self) -> bytes | None:
         self._received = asyncio.get_running_loop().create_future()
@@ -389,29 +391,29 @@ class CoreCall(GrpcCall):
         else:
             self._delivery = delivery
             self._reply = (message, trailers)
-            self._start(self._late_batch, _ENDED)
+            self._start(self._reply_batch, _ENDED)
 
     def _send_status(self, code: grpc.StatusCode, text: str, trailers: Metadata) -> None:
         self._start((*self._head(), _status(code, text, trailers)), _ENDED)
 
     def _head(self) -> tuple[Any, ...]:
-        if self._headed:
+        if self._initial_metadata_sent:
             return ()
-        self._headed = True
+        self._initial_metadata_sent = True
         return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),)
 
-    def _late_batch(self) -> tuple[Any, ...]:
+    def _reply_batch(self) -> tuple[Any, ...]:
         assert self._delivery is not None
         assert self._reply is not None
         reply, self._reply = self._reply, None
-        failure = self._delivery.failed()
+        failure = self._delivery.failure()
         if failure is None:
             return _replied(*reply)
         self._delivery = None
         return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS), _status(*failure))
 
     def _start(self, operations: Operations, kind: str) -> None:
-        self._transport.ask(self._call, operations, (kind, self))
+        self._transport.submit(self._call, operations, (kind, self))
 
 
 def _status(code: grpc.StatusCode, text: str, trailers: Metadata) -> Any:
@@ -426,7 +428,7 @@ def _replied(message: bytes, trailers: Metadata) -> tuple[Any, ...]:
     )
 
 
-def _settle(waiter: asyncio.Future[Any] | None, found: Any) -> None:
+def _finish(waiter: asyncio.Future[Any] | None, found: Any) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(found)
 
@@ -436,11 +438,11 @@ def _settle(waiter: asyncio.Future[Any] | None, found: Any) -> None:
 
 
 class Unexpected(Exception):
-    """grpcio's private part is not as expected; the text goes on after "found grpcio VERSION"."""
+    """grpcio's private part is not as expected; the text continues "found grpcio VERSION"."""
 
 
 async def check_grpcio(core: Any = cygrpc) -> None:
-    """Raise :class:`Unexpected` unless what is needed is there, and calls from this process are answered."""
+    """Raise :class:`Unexpected` unless the core has all that is needed, and answers calls of this process."""
     missing = [
         f"{owner}.{name}" if name else owner
         for owner, names in NEEDED.items()
@@ -450,15 +452,15 @@ async def check_grpcio(core: Any = cygrpc) -> None:
     if missing:
         raise Unexpected(f"without {', '.join(missing)}")
     try:
-        await _try_out()
+        await _run_trial()
     except grpc.RpcError as error:
         raise Unexpected(f"where a trial call ends with {error.code().name}: {error.details()}") from error
     except Exception as error:
         raise Unexpected(f"where a trial call ends with {type(error).__name__}: {error}") from error
 
 
-async def _try_out() -> None:
-    """Serve two calls, one of them a stream, over a socket that has no port. Raises whatever goes wrong."""
+async def _run_trial() -> None:
+    """Serve two calls, one of them a stream, over a socket without a port. Raises whatever goes wrong."""
     broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def break_off(error: BaseException) -> None:
@@ -466,7 +468,9 @@ async def _try_out() -> None:
             broken.set_exception(error)
 
     trials = _trials(break_off)
-    transport = CoreTransport((), lambda path, _: (trials[path], ""), Silence(), time.monotonic_ns, break_off)
+    transport = CoreTransport(
+        (), lambda path, _: (trials[path], ""), SilentCalls(), time.monotonic_ns, break_off
+    )
     if sys.platform == "linux":
         address = f"unix-abstract:clockwork-{secrets.token_hex(16)}"
         transport.listen(address, None)
@@ -475,20 +479,20 @@ async def _try_out() -> None:
     await transport.start()
     try:
         with grpc.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
-            asked = asyncio.ensure_future(asyncio.to_thread(_ask, channel))
-            await asyncio.wait((asked, broken), return_when=asyncio.FIRST_COMPLETED)
+            trial = asyncio.ensure_future(asyncio.to_thread(_call_trials, channel))
+            await asyncio.wait((trial, broken), return_when=asyncio.FIRST_COMPLETED)
             if broken.done():
-                channel.close()  # which ends what was asked
-                await asyncio.wait((asked,))
-                asked.exception()
+                channel.close()  # which ends the trial calls
+                await asyncio.wait((trial,))
+                trial.exception()
                 await broken
-            await asked
+            await trial
     finally:
         async with asyncio.timeout(CHECK_S):
             await transport.stop(0)
 
 
-def _ask(channel: grpc.Channel) -> None:
+def _call_trials(channel: grpc.Channel) -> None:
     once, call = channel.unary_unary("/trial/once").with_call(b"1", timeout=CHECK_S)
     each = list(channel.stream_stream("/trial/each")(iter((b"1", b"2")), timeout=CHECK_S))
     found = (once, tuple(call.trailing_metadata()), each)
@@ -497,7 +501,7 @@ def _ask(channel: grpc.Channel) -> None:
 
 
 def _trials(break_off: Callable[[BaseException], None]) -> dict[str, Method]:
-    """Methods that give back what they are sent; they tell what goes wrong where nobody would."""
+    """Methods that return their messages. Exceptions are reported, which would otherwise be lost."""
 
     def answer_once(call: GrpcCall, message: bytes) -> None:
         try:

@@ -1,4 +1,4 @@
-"""A gRPC server on an event loop: methods by path, as callbacks, coroutines, streams. It knows no service."""
+"""A gRPC server on an event loop: methods by path, implemented as callbacks, coroutines or streams."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ from clockwork_serve.serve.grpc.call import (
     MakeTransport,
     Metadata,
     Method,
-    Silence,
+    SilentCalls,
     Transport,
 )
 
 SWEEP_S: Final = 5.0
-"""How often it is looked for clients that say nothing."""
-DRIVEN: Final = ">=1.66,<1.86"
-"""The versions of grpcio whose core is known to do as ``core`` expects; ``pyproject.toml`` asks for these."""
+"""The longest interval between checks for clients that send nothing."""
+SUPPORTED_GRPCIO: Final = ">=1.66,<1.86"
+"""The versions of grpcio whose core is known to do as ``core`` expects; ``pyproject.toml`` requires these."""
 FALL_BACK_VARIABLE: Final = "CLOCKWORK_GRPC_AIO"
-"""Set in the environment, it has calls carried by ``grpc.aio``, whatever grpcio is like."""
-Gate = Callable[[str, Metadata], str]
-"""Who calls, by path and metadata. Raises :class:`Aborted`. It is called in a thread of the server's own."""
+"""If set in the environment, ``grpc.aio`` is used, whatever grpcio is like."""
+AccessCheck = Callable[[str, Metadata], str]
+"""Checks access by path and metadata, and returns the client's identity. Raises :class:`Aborted`. It is
+called in the transport's thread."""
 
 _log = logging.getLogger(__name__)
 
 
 def callback(path: str, parse: Callable[[bytes], Any], answer: Callable[[GrpcCall, Any], None]) -> Method:
-    """One request, one response: ``answer`` replies whenever it can."""
+    """One request, one response: ``answer`` replies when it can."""
     return Method(path, parse, on_message=answer)
 
 
@@ -49,7 +50,7 @@ def coroutine(
     encode: Callable[[Any], bytes],
     answer: Callable[[Any, GrpcCall], Awaitable[Any]],
 ) -> Method:
-    """One request, one response, which is what ``answer`` returns."""
+    """One request, one response, which ``answer`` returns."""
 
     async def answered(call: GrpcCall, request: Any) -> None:
         call.reply(encode(await answer(request, call)))
@@ -63,7 +64,7 @@ def stream(
     encode: Callable[[Any], bytes],
     answer: Callable[[AsyncIterator[Any], GrpcCall], AsyncIterator[Any]],
 ) -> Method:
-    """Any number of requests, any number of responses."""
+    """Any number of requests and responses."""
 
     async def answered(call: GrpcCall) -> None:
         async with aclosing(answer(_Messages(call), call)) as responses:  # type: ignore[type-var] # a generator
@@ -75,25 +76,26 @@ def stream(
 
 
 class GrpcServer:
-    """Serves methods. Calls of others end as UNIMPLEMENTED, after the gate.
+    """Serves methods. After the access check, calls of unknown methods end as UNIMPLEMENTED.
 
-    So do, as DEADLINE_EXCEEDED, those whose client is to speak and says nothing for ``silent_s``.
+    Calls whose client is to send a message, and does not for ``silent_s``, end as DEADLINE_EXCEEDED.
     """
 
     def __init__(
-        self, methods: Iterable[Method], options: Sequence[tuple[str, Any]], gate: Gate | None = None,
-        clock: Callable[[], int] = time.monotonic_ns, silent_s: float = math.inf,
+        self, methods: Iterable[Method], options: Sequence[tuple[str, Any]],
+        access_check: AccessCheck | None = None, clock: Callable[[], int] = time.monotonic_ns,
+        silent_s: float = math.inf,
     ) -> None:  # fmt: skip
         self._methods = {method.path: method for method in methods}
-        self._gate = gate
+        self._access_check = access_check
         self._options = options
         self._clock = clock
-        self._silence: Silence[GrpcCall] = Silence(silent_s)
+        self._silence: SilentCalls[GrpcCall] = SilentCalls(silent_s)
         self._sweep: asyncio.TimerHandle | None = None
         self._transport: Transport | None = None
 
     async def listen(self, address: str, credentials: Any = None) -> int:
-        """Accept connections; the port (chosen if 0). Raises :class:`OSError` if it is not to be had."""
+        """Accept connections; the port (chosen if 0). Raises :class:`OSError` if it cannot be opened."""
         make = await find_transport()
         transport = make(self._options, self._admit, self._silence, self._clock)
         port = transport.listen(address, credentials)
@@ -103,27 +105,27 @@ class GrpcServer:
             self._end_silent()
         return port
 
-    async def close(self, patience_s: float) -> None:
-        """Accept no more, let open calls end for a while, then cancel them."""
+    async def close(self, grace_s: float) -> None:
+        """Accept no more, let open calls complete for ``grace_s``, then cancel them."""
         if self._sweep is not None:
             self._sweep.cancel()
         if self._transport is not None:
-            await self._transport.stop(patience_s)
+            await self._transport.stop(grace_s)
 
     def _end_silent(self) -> None:
         limit_s = self._silence.limit_s
-        text = f"nothing was said for {limit_s:g} s (stream_s); call again when there is something to say"
+        text = f"no message was received for {limit_s:g} s (stream_s); call again when there is one to send"
         for call in self._silence.overdue():
-            call.cut(grpc.StatusCode.DEADLINE_EXCEEDED, text)
+            call.terminate(grpc.StatusCode.DEADLINE_EXCEEDED, text)
         self._sweep = asyncio.get_running_loop().call_later(min(SWEEP_S, limit_s / 4), self._end_silent)
 
     def _admit(self, path: str, metadata: Metadata) -> Admitted:
-        # In whichever thread the transport meets calls.
+        # In the thread in which the transport accepts calls.
         try:
-            identity = "" if self._gate is None else self._gate(path, metadata)
+            identity = "" if self._access_check is None else self._access_check(path, metadata)
         except Aborted:
             raise
-        except Exception:  # noqa: BLE001 - one call that is stumbled over must not end all others
+        except Exception:  # noqa: BLE001 - a bug that one call triggers must not end all others
             _log.exception("admitting a call failed", extra={"method": path})
             raise Aborted(grpc.StatusCode.INTERNAL, "it failed; see the server's log") from None
         method = self._methods.get(path)
@@ -133,11 +135,11 @@ class GrpcServer:
 
 
 async def find_transport() -> MakeTransport:
-    """What carries calls: grpcio's own core, or ``grpc.aio`` with a warning where that is not as expected."""
+    """The transport to use: grpcio's own core, or ``grpc.aio`` with a warning if that is not as expected."""
     why = f"{FALL_BACK_VARIABLE} is set"
     if not os.environ.get(FALL_BACK_VARIABLE):
         try:
-            # Not before: an import of what another grpcio may not have.
+            # Imported here, because another grpcio may lack what it needs.
             from clockwork_serve.serve.grpc import core
 
             await core.check_grpcio()
@@ -147,13 +149,13 @@ async def find_transport() -> MakeTransport:
             why = f"found {grpc.__version__} {error}"
         else:
             return core.CoreTransport
-        why = f"expected one whose core this server can drive, {why}; install grpcio{DRIVEN}"
+        why = f"expected one whose core this server can drive, {why}; install grpcio{SUPPORTED_GRPCIO}"
     _log.warning("grpcio: %s. Calls are carried by grpc.aio, at three times the CPU each", why)
     return AioTransport
 
 
 class _Messages:
-    """All requests of a call, in turn."""
+    """All requests of a call, in order."""
 
     def __init__(self, call: GrpcCall) -> None:
         self._call = call
@@ -169,15 +171,15 @@ class _Messages:
 
 
 def _run(call: GrpcCall, work: Callable[[], Awaitable[None]]) -> None:
-    """Have a task answer a call; it ends with it."""
+    """Handle a call in a task, which is cancelled with the call."""
 
     async def body() -> None:
         try:
             await work()
         except Aborted as aborted:
             call.fail(aborted.code, aborted.text, aborted.trailers)
-        except Exception:  # noqa: BLE001 - one call that is stumbled over must not end all others
-            call.fail_by_fault()
+        except Exception:  # noqa: BLE001 - a bug that one call triggers must not end all others
+            call.fail_internally()
 
     call.task = asyncio.get_running_loop().create_task(body())
     call.task.add_done_callback(call.answered)

@@ -1,4 +1,4 @@
-"""The inference service over gRPC: every RPC, the right it needs, health and reflection."""
+"""The inference service over gRPC: every RPC and the right it needs, health, reflection."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from clockwork_serve.oip.protobuf import (
     reflect,
     rpcs,
 )
-from clockwork_serve.serve.gateway.access import Denied, Door, KeyRing, Right
+from clockwork_serve.serve.gateway.access import AccessControl, Denied, KeyRing, Right
 from clockwork_serve.serve.gateway.client_shm import is_loopback
 from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, Heavy, is_heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
-from clockwork_serve.serve.gateway.requests import Body, Ending, own_ending
+from clockwork_serve.serve.gateway.requests import Body, Ending, gateway_ending
 from clockwork_serve.serve.gateway.settings import excess, grpc_options
 from clockwork_serve.serve.grpc.call import Aborted, Failure, GrpcCall, Metadata, Method
-from clockwork_serve.serve.grpc.server import Gate, GrpcServer, callback, coroutine, stream
+from clockwork_serve.serve.grpc.server import AccessCheck, GrpcServer, callback, coroutine, stream
 from clockwork_serve.serve.http.routes import Endpoints, RouteRefused, log_settings, trace_settings
 from clockwork_serve.units import KIB, NS_PER_MS
 
 # ------------------------------------------------------------
-# Whether an RPC may come in: its metadata, and the right it needs, checked before its message is read.
+# Access to RPCs, checked by metadata before a message is read.
 
 
 _OPEN: Final = ("ServerLive", "ServerReady", "ModelReady")
@@ -57,18 +57,19 @@ _RIGHTS: Final[dict[str, Right | None]] = {
 
 
 def right_of(method: str) -> Right | None:
-    """None: anybody may. What is not known to read or infer is taken to change something."""
+    """The right that an RPC needs; None if none. An unknown RPC needs ADMIN."""
     return _RIGHTS.get(method, Right.ADMIN)
 
 
-def door_gate(settings: Settings, keys: KeyRing | None) -> Gate:
-    """Lets in whose metadata is no more than it may be, and who may under ``keys``, if there are any.
+def access_check(settings: Settings, keys: KeyRing | None) -> AccessCheck:
+    """Checks the size of the metadata, and access under ``keys``, if there are any.
 
-    gRPC's core does not count what a client names by its place in a table: 4,000 bytes can stand for 12 MB.
+    gRPC's core does not count metadata that a client sends as references to its header table: 4,000 bytes can
+    stand for 12 MB.
     """
-    admit = None if keys is None else key_gate(keys)
+    admit = None if keys is None else key_check(keys)
 
-    def gate(path: str, metadata: Metadata) -> str:
+    def check(path: str, metadata: Metadata) -> str:
         wrong = ""
         if len(metadata) > settings.max_headers:
             wrong = excess("max_headers", settings.max_headers, len(metadata))
@@ -78,13 +79,13 @@ def door_gate(settings: Settings, keys: KeyRing | None) -> Gate:
             raise Aborted(grpc.StatusCode.RESOURCE_EXHAUSTED, wrong)
         return "" if admit is None else admit(path, metadata)
 
-    return gate
+    return check
 
 
-def key_gate(keys: KeyRing) -> Gate:
-    """Lets in who may, under their holder's tenant. It costs 1.5 us a request."""
+def key_check(keys: KeyRing) -> AccessCheck:
+    """Checks API keys; the identity is their holder's tenant. It costs 1.5 us a call."""
 
-    def gate(path: str, metadata: Metadata) -> str:
+    def check(path: str, metadata: Metadata) -> str:
         right = right_of(path)
         if right is None:
             return ""
@@ -95,12 +96,12 @@ def key_gate(keys: KeyRing) -> Gate:
             elif name == "x-api-key":
                 api_key = _bytes(value)
         try:
-            return keys.admit(right, authorization, api_key).tenant
+            return keys.authorize(right, authorization, api_key).tenant
         except Denied as denied:
             code = grpc.StatusCode.PERMISSION_DENIED if denied.known else grpc.StatusCode.UNAUTHENTICATED
             raise Aborted(code, str(denied)) from None
 
-    return gate
+    return check
 
 
 def _bytes(value: str | bytes) -> bytes:
@@ -108,19 +109,19 @@ def _bytes(value: str | bytes) -> bytes:
 
 
 # ------------------------------------------------------------
-# What stands between gRPC and its answers: methods of services, health, reflection. It decides nothing.
+# Methods of services, from coroutines; health; reflection.
 
 
 OLD_REFLECTION_SERVICE: Final = "grpc.reflection.v1alpha.ServerReflection"
-"""Same messages under an older name, which most clients ask for."""
+"""The same messages under an older name, which most clients use."""
 MESSAGE_BYTES: Final = 16 * KIB
-"""Of a message that asks for no inference: protobuf may make thousands of objects of it."""
+"""The largest message other than inference: protobuf may make thousands of objects of one."""
 _LIVE_SERVICES: Final = ("", INFERENCE_SERVICE)
 _HealthResponse: Final = message("grpc.health.v1.HealthCheckResponse")
 
 
 def methods(service: str, answers: dict[str, Callable[..., Any]], name: str = "") -> list[Method]:
-    """Methods of a service, which may be asked for under another ``name``."""
+    """Methods of a service, perhaps under another ``name``."""
     known = rpcs(service)
     found = []
     for rpc_name, answer in answers.items():
@@ -134,7 +135,7 @@ def methods(service: str, answers: dict[str, Callable[..., Any]], name: str = ""
 
 
 def _bounded(parse: Callable[[bytes], Any], path: str) -> Callable[[bytes], Any]:
-    """Parses no message that is larger than any that means something: each has names, and few of them."""
+    """A parser that rejects messages larger than any that makes sense: each holds a few names."""
 
     def parsed(message: bytes) -> Any:
         if len(message) > MESSAGE_BYTES:
@@ -146,7 +147,7 @@ def _bounded(parse: Callable[[bytes], Any], path: str) -> Callable[[bytes], Any]
 
 
 def checked(answer: Callable[[Any], Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
-    """An RPC from a coroutine that gives its response's fields."""
+    """An RPC from a coroutine that returns its response's fields."""
 
     async def answered(request: Any, call: GrpcCall) -> Any:
         try:
@@ -160,7 +161,7 @@ def checked(answer: Callable[[Any], Awaitable[dict[str, Any]]], response: Any) -
 
 
 class Health:
-    """The standard health service, of the server as a whole."""
+    """The standard health service, for the server as a whole."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -182,12 +183,12 @@ class Health:
             raise Aborted(grpc.StatusCode.UNIMPLEMENTED, "Watch: expected one message, found none")
         if request.service not in _LIVE_SERVICES:
             yield _HealthResponse(status="SERVICE_UNKNOWN")
-        told = ""
+        last_status = ""
         while True:
             changed = self._changed
-            if request.service in _LIVE_SERVICES and self._serving != told:
-                told = self._serving
-                yield _HealthResponse(status=told)
+            if request.service in _LIVE_SERVICES and self._serving != last_status:
+                last_status = self._serving
+                yield _HealthResponse(status=last_status)
             await changed.wait()
 
     @property
@@ -208,21 +209,21 @@ REFLECTION: Final[dict[str, Callable[..., Any]]] = {"ServerReflectionInfo": _ref
 
 
 # ------------------------------------------------------------
-# The gRPC server of a gateway, on the gateway's own loop. It decides nothing.
+# The gRPC server of a gateway, on the gateway's own loop.
 
 
 _STREAMED_MAX: Final = 128
-"""Requests of one stream without a response, before no more is read from it."""
+"""Requests of one stream without a response, above which no more is read from it."""
 _ModelConfig: Final = message("inference.ModelConfig")
 _RegionStatus: Final = message("inference.SystemSharedMemoryStatusResponse.RegionStatus")
 
 
 _Write = Callable[["_GrpcInquiry", Heavy], None]
-"""Has the outputs of an answer written elsewhere, and then tells it."""
+"""Has the codec process encode the outputs of an ending, and then responds."""
 
 
 class _GrpcInquiry(ABC):
-    """A ``ModelInferRequest``, as the gateway takes it; how it ends is its heirs' business."""
+    """A ``ModelInferRequest`` as the gateway's :class:`Inquiry`; subclasses respond."""
 
     __slots__ = (
         "arrival_ns",
@@ -264,24 +265,24 @@ class _GrpcInquiry(ABC):
     @property
     @abstractmethod
     def is_open(self) -> bool:
-        """Whether somebody waits for its end."""
+        """Whether the client still waits for a response."""
 
     def end(self, ending: Ending) -> None:
-        """Encode the response while the outputs are there."""
+        """Encode the response while the outputs' memory is there, or have the codec process do it."""
         call = ending.call
-        # Where no output is named none is ranked.
+        # Classes are requested of named outputs only.
         if call is not None and call.outputs and ending.outcome is Outcome.OK and is_heavy(ending):
             self.write(self, Heavy(ending))
         else:
-            self.tell(ending)
+            self.respond(ending)
 
     @abstractmethod
-    def tell(self, ending: Ending) -> None:
+    def respond(self, ending: Ending) -> None:
         """Encode the response."""
 
 
 class _Delivery:
-    """What becomes of a good answer that the core is to send. It must not name its call, which names it."""
+    """The delivery of a good answer. It must not refer to its call, which refers to it."""
 
     __slots__ = ("_ending", "_gateway")
 
@@ -289,46 +290,46 @@ class _Delivery:
         self._gateway = gateway
         self._ending = ending
 
-    def failed(self) -> Failure | None:
-        """How the call ends instead, if it is late."""
+    def failure(self) -> Failure | None:
+        """The status to send instead, if it is late."""
         gateway, ending = self._gateway, self._ending
         if gateway.clock() <= ending.deadline_ns:  # as most are
             return None
-        late = gateway.late(ending)
+        late = gateway.check_late(ending)
         return None if late is None else _failure(late)
 
-    def sent(self) -> None:
-        """It has been sent."""
-        self._gateway.sent(self._ending)
+    def on_sent(self) -> None:
+        """It was sent."""
+        self._gateway.note_sent(self._ending)
 
 
-class _Alone(_GrpcInquiry):
-    """One ``ModelInfer``."""
+class _UnaryInquiry(_GrpcInquiry):
+    """A ``ModelInfer``."""
 
     __slots__ = ()
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody waits for its end."""
+        """Whether the client still waits for a response."""
         return self.rpc.is_open
 
-    def tell(self, ending: Ending) -> None:
+    def respond(self, ending: Ending) -> None:
         """Encode the response."""
         if not self.rpc.is_open:
             if ending.deadline_ns:
-                self.gateway.undelivered(ending)
+                self.gateway.discard(ending)
         elif ending.outcome is Outcome.OK:
             message = _encoded(ending)
             ending.outputs = []
             trailers = (("clockwork-request-id", ending.request_id),)
             self.rpc.reply_unless(_Delivery(self.gateway, ending), message, trailers)
         else:
-            late = self.gateway.delivered(ending) if ending.deadline_ns else None
+            late = self.gateway.check_delivery(ending) if ending.deadline_ns else None
             self.rpc.fail(*_failure(late or ending))
 
 
-class _Streamed(_GrpcInquiry):
-    """One of several of a ``ModelStreamInfer``. ``ended`` becomes its response, or the :class:`Ending`."""
+class _StreamInquiry(_GrpcInquiry):
+    """One request of a ``ModelStreamInfer``. ``ended`` becomes its response, or the :class:`Ending`."""
 
     __slots__ = ("ended", "ending", "request_id")
 
@@ -337,23 +338,23 @@ class _Streamed(_GrpcInquiry):
     ) -> None:
         super().__init__(request, rpc, gateway, write)
         self.ended = ended
-        self.ending: Ending | None = None  # while the core must still hear whether it was in time
+        self.ending: Ending | None = None  # until it was reported whether it was in time
         self.request_id = ""  # "" where it ended at once
 
     @property
     def is_open(self) -> bool:
-        """Whether somebody waits for its end."""
+        """Whether the client still waits for a response."""
         return not self.ended.done()
 
-    def tell(self, ending: Ending) -> None:
+    def respond(self, ending: Ending) -> None:
         """Encode the response."""
         if self.ended.done():
             if ending.deadline_ns:
-                self.gateway.undelivered(ending)
+                self.gateway.discard(ending)
             return
         found: bytes | Ending = ending
         if ending.outcome is Outcome.OK:
-            # It is the only one: clients of models that give several wait for this.
+            # There is only one response; clients that support several wait for this.
             ending.parameters["triton_final_response"] = True
             found = streamed(_encoded(ending))
             ending.outputs = []
@@ -361,17 +362,17 @@ class _Streamed(_GrpcInquiry):
             self.ending = ending
         self.ended.set_result(found)
 
-    def in_time(self, found: bytes | Ending) -> bytes | Ending:
-        """What to send now instead of how it ended: that itself, unless it comes too late."""
+    def timely_result(self, found: bytes | Ending) -> bytes | Ending:
+        """The response to send now: the given one, or another if the deadline has passed."""
         ending, self.ending = self.ending, None
-        late = None if ending is None else self.gateway.delivered(ending)
+        late = None if ending is None else self.gateway.check_delivery(ending)
         return late or found
 
     def abandon(self, gateway: Gateway) -> None:
-        """Nobody waits for it any more."""
+        """The client left."""
         ending, self.ending = self.ending, None
         if ending is not None:
-            gateway.undelivered(ending)
+            gateway.discard(ending)
         if self.request_id and (self.ended.cancelled() or not self.ended.done()):
             gateway.cancel(self.request_id)
 
@@ -380,14 +381,14 @@ class GatewayGrpc:
     """All RPCs of the inference service, health and reflection."""
 
     def __init__(
-        self, gateway: Gateway, endpoints: Endpoints, door: Door, codec: Codec, *, reuse_port: bool
+        self, gateway: Gateway, endpoints: Endpoints, access: AccessControl, codec: Codec, *, reuse_port: bool
     ) -> None:
         self._gateway = gateway
         self._endpoints = endpoints
         self._codec = codec
         self._writing: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._credentials = None if door.tls is None else door.tls.grpc_credentials()
+        self._credentials = None if access.tls is None else access.tls.grpc_credentials()
         self._server = GrpcServer(
             [
                 callback(f"/{INFERENCE_SERVICE}/ModelInfer", _read, self._infer),
@@ -403,18 +404,18 @@ class GatewayGrpc:
                 *methods(REFLECTION_SERVICE, REFLECTION, OLD_REFLECTION_SERVICE),
             ],
             options=[
-                *grpc_options(door.config.settings),
+                *grpc_options(access.config.settings),
                 ("grpc.max_send_message_length", -1),
-                # Else a port that another program has would be shared without a word.
+                # Otherwise gRPC would silently share a port with another program.
                 ("grpc.so_reuseport", int(reuse_port)),
             ],
-            gate=door_gate(door.config.settings, door.keys),
+            access_check=access_check(access.config.settings, access.keys),
             clock=gateway.clock,
-            silent_s=door.config.settings.stream_s,
+            silent_s=access.config.settings.stream_s,
         )
 
     async def listen(self, host: str, port: int) -> int:
-        """Accept connections; the port (chosen if 0). Raises :class:`ConfigError` if it is taken."""
+        """Accept connections; the port (chosen if 0). Raises :class:`ConfigError` if it cannot be opened."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             return await self._server.listen(address, self._credentials)
@@ -424,63 +425,66 @@ class GatewayGrpc:
                 "choose another"
             ) from None
 
-    async def close(self, patience_s: float) -> None:
-        """Accept no more, and let open requests end for a while."""
-        await self._server.close(patience_s)
+    async def close(self, grace_s: float) -> None:
+        """Accept no more, and let open requests complete for ``grace_s``."""
+        await self._server.close(grace_s)
 
     # Inference
 
     def _infer(self, rpc: GrpcCall, request: Any) -> None:
-        request_id = self._gateway.infer(_Alone(request, rpc, self._gateway, self._write))
+        request_id = self._gateway.infer(_UnaryInquiry(request, rpc, self._gateway, self._write))
         if request_id and rpc.is_open:
-            # The client may go away, or its deadline pass.
+            # The client may leave, or its deadline pass.
             rpc.on_cancel = partial(self._gateway.cancel, request_id)
 
     async def _stream_infer(self, requests: AsyncIterator[Any], rpc: GrpcCall) -> AsyncIterator[bytes]:
-        """One response per request, in their order; the requests themselves run side by side.
+        """One response per request, in their order; the requests run concurrently.
 
-        Errors are told inside, unless the client wants a status, which ends the stream.
+        An error is sent as a response, unless the client wants a status, which ends the stream.
         """
         as_status = rpc.metadatum("triton_grpc_error") == "true"
-        open_asked: asyncio.Queue[_Streamed | None] = asyncio.Queue(_STREAMED_MAX)
-        reader = self._loop.create_task(self._read_stream(requests, rpc, open_asked))
-        asked: _Streamed | None = None
+        open_inquiries: asyncio.Queue[_StreamInquiry | None] = asyncio.Queue(_STREAMED_MAX)
+        reader = self._loop.create_task(self._read_stream(requests, rpc, open_inquiries))
+        inquiry: _StreamInquiry | None = None
         try:
-            while (asked := await open_asked.get()) is not None:
-                found = asked.in_time(await asked.ended)
+            while (inquiry := await open_inquiries.get()) is not None:
+                found = inquiry.timely_result(await inquiry.ended)
                 if not isinstance(found, Ending):
                     yield found
                 elif as_status:
                     raise Aborted(*_failure(found))
                 else:
                     yield ModelStreamInferResponse(
-                        error_message=found.text, infer_response={"id": asked.request.id}
+                        error_message=found.text, infer_response={"id": inquiry.request.id}
                     ).SerializeToString()
             await reader
         finally:
             reader.cancel()
-            if asked is not None:
-                asked.abandon(self._gateway)
-            while not open_asked.empty():
-                if (left := open_asked.get_nowait()) is not None:
+            if inquiry is not None:
+                inquiry.abandon(self._gateway)
+            while not open_inquiries.empty():
+                if (left := open_inquiries.get_nowait()) is not None:
                     left.abandon(self._gateway)
-            del reader  # else its error, whose traceback names this frame, and it would hold each other
+            del reader  # breaks a cycle: its error's traceback refers to this frame
 
     async def _read_stream(
-        self, requests: AsyncIterator[Any], rpc: GrpcCall, open_asked: asyncio.Queue[_Streamed | None]
+        self,
+        requests: AsyncIterator[Any],
+        rpc: GrpcCall,
+        open_inquiries: asyncio.Queue[_StreamInquiry | None],
     ) -> None:
         try:
             async for request in requests:
                 future = self._loop.create_future()
-                asked = _Streamed(request, rpc, self._gateway, self._write, future)
-                asked.request_id = self._gateway.infer(asked)
+                inquiry = _StreamInquiry(request, rpc, self._gateway, self._write, future)
+                inquiry.request_id = self._gateway.infer(inquiry)
                 try:
-                    await open_asked.put(asked)
+                    await open_inquiries.put(inquiry)
                 except asyncio.CancelledError:
-                    asked.abandon(self._gateway)
+                    inquiry.abandon(self._gateway)
                     raise
         finally:
-            await open_asked.put(None)
+            await open_inquiries.put(None)
 
     def _write(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
         task = self._loop.create_task(self._write_soon(inquiry, heavy))
@@ -492,11 +496,11 @@ class GatewayGrpc:
             ending = await heavy.ending(self._codec, lambda: inquiry.is_open)
         except (InvalidRequest, CodecFailed) as error:
             # The controller has counted it as answered.
-            self._gateway.undelivered(heavy.original)
-            ending = own_ending(Outcome.FAILED, Reason.NONE, f"the answer could not be written: {error}")
-        inquiry.tell(ending)
+            self._gateway.discard(heavy.original)
+            ending = gateway_ending(Outcome.FAILED, Reason.NONE, f"the answer could not be written: {error}")
+        inquiry.respond(ending)
 
-    # All else, as plain data
+    # All other RPCs
 
     def _inference(self) -> dict[str, Callable[..., Any]]:
         plain = {
@@ -609,7 +613,7 @@ _LOG_FIELDS: Final = {bool: "bool_param", int: "uint32_param", str: "string_para
 
 
 def _checked_local(answer: Callable[..., Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
-    """An RPC from a coroutine that wants to know whether the client is on this host."""
+    """An RPC from a coroutine that needs to know whether the client is on this host."""
 
     async def answered(request: Any, rpc: GrpcCall) -> Any:
         return await checked(partial(answer, local=_local(rpc)), response)(request, rpc)
@@ -624,13 +628,13 @@ def _chosen(setting: Any) -> Any:
 
 
 def _named(request: Any) -> str:
-    # One published protocol has the model's name as field 1, which is the repository's name in the other.
+    # One published version has the model's name as field 1; in the other that is the repository's name.
     name: str = request.model_name or request.repository_name
     return name
 
 
 def _read(message: bytes) -> Any:
-    """A ``ModelInferRequest``, its tensors not looked at.
+    """A ``ModelInferRequest``; its tensors are not decoded.
 
     Raises :class:`Aborted`, and what protobuf raises.
     """

@@ -1,6 +1,6 @@
-"""One HTTP/1.1 connection: bytes to requests, and responses to bytes in the requests' order.
+"""One HTTP/1.1 connection: parses requests, and writes responses in the requests' order.
 
-The parser's events, heads that were parsed before, and when to read on are here.
+Also: the parser's callbacks, a cache for the last head, and the control of reading.
 """
 
 from __future__ import annotations
@@ -18,96 +18,96 @@ from clockwork_serve.serve.gateway.access import KeyRing
 from clockwork_serve.serve.gateway.client_shm import is_loopback
 from clockwork_serve.serve.gateway.requests import spread_s
 from clockwork_serve.serve.gateway.settings import (
+    DISCARDED_MAX,
     LINGER_S,
     PIPELINED_MAX,
-    UNWANTED_MAX,
     excess,
     json_excess,
     overdue,
 )
-from clockwork_serve.serve.gateway.timing import AT_ONCE, Arrival, BodySocket, Turns, Unwanted
+from clockwork_serve.serve.gateway.timing import AT_ONCE, Arrival, BodySocket, DiscardedBody, LoopTurns
 from clockwork_serve.serve.http.exchange import (
+    HEADERS_READ,
     UPGRADED,
-    WANTED,
     HttpExchange,
     Outbox,
     Sender,
     byte_count,
     denial,
 )
-from clockwork_serve.serve.http.responses import Response, error_response, tripped
+from clockwork_serve.serve.http.responses import Response, error_response, internal_error_response
 from clockwork_serve.serve.http.routes import Route
 from clockwork_serve.units import KIB, NS_PER_S
 
 # ------------------------------------------------------------
-# Heads of HTTP requests that were parsed before: a client that keeps its connection sends the same again.
+# The last head of a connection, which need not be parsed again: most clients send the same one each time.
 #
-# A head is remembered only where it says everything about how its request is read: a length, and no encoding,
-# expectation or wish to close.
+# A head is kept only if it determines how its request is read: with a length, and without encoding, Expect or
+# Connection: close.
 
 
 HEAD_BYTES_MAX: Final = 2048
 TURN_BYTES: Final = KIB
-"""Parsed before it is looked how many requests there were; more of a body whose length is known."""
+"""Parsed at a time, before requests are counted; more if it is a body of known length."""
 _END: Final = b"\r\n\r\n"
 _OTHERWISE: Final = (b"transfer-encoding", b"content-encoding", b"expect")
 
 
 class HeadParser:
-    """Has requests parsed, and keeps what the parser tells of a head, piece by piece."""
+    """Drives the parser, and collects what it reports of a head."""
 
     TURN_MAX: Final = 8
-    """Requests that are taken in at once, about a millisecond; the others wait for the loop's next turn."""
+    """Requests handled at once, about a millisecond; further ones are left for the loop's next turn."""
 
     def __init__(self) -> None:
-        self.parser: Any = None  # it names us: none before there is something to parse
+        self.parser: Any = None  # it refers to us; None before there is something to parse
         self.begin_head()
 
-    def parse_afresh(self) -> None:
-        """What comes next is a request, whatever came before."""
+    def new_parser(self) -> None:
+        """Start a new parser: the next byte begins a request."""
         self.parser = httptools.HttpRequestParser(self)
 
     def parse(self, data: memoryview, body_left: int) -> memoryview:
-        """Parse a little, or what is left of a body; what follows that, and to be parsed next.
+        """Parse a little, or the rest of a body; what remains to be parsed.
 
-        After a request for another protocol, which is not spoken, it is another request.
+        An upgrade to another protocol is not supported: what follows such a request is parsed as another one.
         """
         size = max(body_left, TURN_BYTES)
         try:
             self.parser.feed_data(data[:size])
         except httptools.HttpParserUpgrade as upgrade:
-            self.parse_afresh()
+            self.new_parser()
             return data[upgrade.args[0] :]
         return data[size:]
 
     def begin_head(self) -> None:
-        """Another request's begins."""
+        """Reset for another request's head."""
         self.url = b""
         self.headers: dict[bytes, bytes] = {}
         self._header_count = self._header_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        """Its target, or a piece of it."""
+        """The request's target, or a piece of it."""
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header; most mean nothing to us."""
+        """One header; most are ignored."""
         self._header_count += 1
         self._header_bytes += len(name) + len(value)
         name = name.lower()
-        if name in WANTED:
+        if name in HEADERS_READ:
             self.headers[name] = value
 
-    def beyond(self, settings: Settings) -> str:
-        """Which limit it is beyond; "" if none."""
+    def limit_error(self, settings: Settings) -> str:
+        """The error text for a head beyond a limit; "" if it is within all."""
         if self._header_count > settings.max_headers:
             return excess("max_headers", settings.max_headers, self._header_count)
         if self._header_bytes + len(self.url) > settings.max_head:
             return excess("max_head", settings.max_head)
         return ""
 
-    def body_beyond(self, settings: Settings, length: int) -> str:
-        """Which limit a body of ``length`` is beyond, that the head announces; "" if none."""
+    def body_limit_error(self, settings: Settings, length: int) -> str:
+        """The error text for a body of ``length`` beyond a limit, by its head; "" if it is within all."""
         if length > settings.max_body:
             return excess("max_body", settings.max_body, length)
         binary = b"inference-header-content-length" in self.headers
@@ -115,7 +115,7 @@ class HeadParser:
 
 
 class ParsedHead:
-    """``raw`` is the head as it was sent; with its body a request has ``whole`` bytes."""
+    """A head to be recognised: ``raw`` are its bytes; with its body a request has ``whole`` bytes."""
 
     __slots__ = (
         "_accepted",
@@ -139,12 +139,12 @@ class ParsedHead:
         length = like.header_length
         self._json_length = None if length is None else byte_count(length)
 
-    def fits(self, received: bytearray, nbytes: int) -> bool:
-        """Whether what was received is one whole request that begins so."""
+    def matches(self, received: bytearray, nbytes: int) -> bool:
+        """Whether the received bytes are exactly one request with this head."""
         return nbytes == self.whole and received.startswith(self.raw)
 
-    def again(self, on_response: Callable[[], None]) -> HttpExchange:
-        """Another request with this head."""
+    def new_exchange(self, on_response: Callable[[], None]) -> HttpExchange:
+        """An exchange for another request with this head."""
         exchange = HttpExchange(on_response, self._method, self._route)
         exchange.keep_alive = True
         exchange.local = self._local
@@ -156,7 +156,7 @@ class ParsedHead:
 
 
 def head_of(data: memoryview, exchange: HttpExchange, headers: dict[bytes, bytes]) -> ParsedHead | None:
-    """The head of ``data``, which is one whole request; None where it must be parsed each time."""
+    """The head of ``data``, which is exactly one request; None if such requests must be parsed each time."""
     size = len(data) - len(exchange.content)
     if size > HEAD_BYTES_MAX or not exchange.keep_alive or exchange.old or exchange.route is None:
         return None
@@ -172,11 +172,11 @@ def head_of(data: memoryview, exchange: HttpExchange, headers: dict[bytes, bytes
 
 
 # ------------------------------------------------------------
-# Whether an HTTP connection reads from its socket, and how much is on its way; what it is, is for others.
+# Whether an HTTP connection reads from its socket, and how much is incomplete.
 
 
-class Arriving:
-    """One connection's part of what its server has received of large bodies."""
+class IncompleteBody:
+    """The bytes of one connection's incomplete large body, within its server's total."""
 
     __slots__ = ("_all", "_bytes")
 
@@ -185,18 +185,18 @@ class Arriving:
         self._bytes = 0
 
     def add(self, nbytes: int) -> None:
-        """More is here."""
+        """Count more bytes."""
         self._bytes += nbytes
         self._all.arriving_bytes += nbytes
 
     def forget(self) -> None:
-        """The body is whole, or comes to nothing."""
+        """The body is complete or dropped."""
         self._all.arriving_bytes -= self._bytes
         self._bytes = 0
 
 
 class RoundRobin:
-    """Who has much to read: one of them in a turn of the loop, so that many hold it no longer than one."""
+    """Connections with much to read: one in a turn of the loop, so that many do not block it longer."""
 
     __slots__ = ("_loop", "_waiting")
 
@@ -205,7 +205,7 @@ class RoundRobin:
         self._waiting: deque[Callable[[], None]] = deque()
 
     def add(self, work: Callable[[], None]) -> None:
-        """Do that after what others asked for."""
+        """Schedule work after that of others."""
         self._waiting.append(work)
         if len(self._waiting) == 1:
             self._loop.call_soon(self._step)
@@ -220,9 +220,9 @@ class RoundRobin:
 
 
 class ReadControl:
-    """``paused``: it is not to read until told so. ``feed`` takes what was read, and may keep some of it.
+    """Pauses and resumes reading of a connection. ``feed`` handles read bytes, and may call :meth:`keep`.
 
-    From ``source`` large bodies are read past the loop; ``arrival`` knows when what was read came.
+    ``source`` reads large bodies from the socket directly; ``arrival`` measures when bytes arrived.
     """
 
     __slots__ = ("_feed", "_kept", "_readers", "_transport", "arrival", "paused", "source")
@@ -232,7 +232,7 @@ class ReadControl:
         transport: asyncio.Transport,
         readers: RoundRobin,
         feed: Callable[[memoryview], None],
-        turns: Turns,
+        turns: LoopTurns,
         since_ns: int,
     ) -> None:
         self._transport = transport
@@ -243,8 +243,8 @@ class ReadControl:
         self._kept = b""  # read, and to be fed before anything more is read
         self.paused = False
 
-    def hold(self, *, pause: bool) -> bool:
-        """Read no more, or read on; whether it reads again that did not."""
+    def set_paused(self, *, pause: bool) -> bool:
+        """Pause or resume reading; whether it was resumed."""
         before = self.paused
         if self._transport.is_closing() or pause == before:
             return False
@@ -258,14 +258,14 @@ class ReadControl:
         return before
 
     def keep(self, rest: memoryview) -> None:
-        """Feed that in the loop's next turn."""
+        """Feed these bytes in the loop's next turn."""
         self._kept = bytes(rest)
-        self.let_others_go_first()
+        self.continue_next_turn()
 
-    def let_others_go_first(self) -> None:
-        """Read on in the loop's next turn.
+    def continue_next_turn(self) -> None:
+        """Go on reading in the loop's next turn.
 
-        The loop reads from one socket for as long as that fills a buffer, and looks at no other.
+        The loop otherwise reads from one socket, and from no other, for as long as that fills the buffer.
         """
         if not self._transport.is_closing():
             self._pause()
@@ -290,15 +290,14 @@ class ReadControl:
 
 
 # ------------------------------------------------------------
-# What an HTTP connection needs of the server that it belongs to. Nothing is done here.
+# What an HTTP connection needs of its server.
 
 
 class HttpHost(Sender, Protocol):
-    """``buffer`` is where all connections read, one at a time, and ``received`` is the memory behind it.
+    """What a connection needs of its server.
 
-    ``small_buffer`` is its beginning.
-
-    ``arriving_bytes`` of large bodies are here, outside the region, and not whole yet.
+    All connections read into ``buffer``, one at a time; ``received`` is its memory, ``small_buffer`` its
+    first part. ``arriving_bytes`` counts large bodies that are incomplete and outside of the region.
     """
 
     keys: KeyRing | None
@@ -311,38 +310,39 @@ class HttpHost(Sender, Protocol):
     find_route: Callable[[bytes], Route | None]
 
     def opened(self, connection: HttpConnection) -> None:
-        """A connection was made; perhaps one too many."""
+        """A connection was made; it may exceed the limit."""
 
-    def reached(self, limit: str) -> None:
-        """A client was cut off by the limit of that setting; to be told in the log."""
+    def count_disconnect(self, limit: str) -> None:
+        """A client was disconnected by the limit of that setting; counted for the log."""
 
     def closed(self, connection: HttpConnection) -> None:
-        """A connection is gone."""
+        """A connection was closed."""
 
-    def room(self, exchange: HttpExchange, length: int) -> memoryview:
-        """Where to receive a large body."""
+    def body_buffer(self, exchange: HttpExchange, length: int) -> memoryview:
+        """The buffer for a large body."""
 
-    def announce(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
-        """Ask whether a request with a large body is worth receiving it."""
+    def query_admission(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
+        """Send an admission query for a request with a large body."""
 
     def dispatch(self, exchange: HttpExchange) -> None:
-        """Have a request that is complete answered."""
+        """Handle a complete request."""
 
 
 # ------------------------------------------------------------
-# One HTTP/1.1 connection: bytes to requests, and responses to bytes in the requests' order. It never waits.
+# One HTTP/1.1 connection: bytes to requests, and responses to bytes in the requests' order.
 #
-# Bodies are limited and read to where they stay if they are large. Who sends or reads too slowly is cut off.
+# Bodies are limited in size, and read into their own buffers if they are large. Clients that send or read too
+# slowly are disconnected.
 
 
 DIRECT_BYTES: Final = 64 * KIB
-"""Bodies above this are read from the socket to where they stay."""
+"""Bodies above this size are read from the socket into their own buffer."""
 
 _IDLE, _HEAD, _BODY = range(3)
 
 
 class HttpConnection(HeadParser, asyncio.BufferedProtocol):
-    """One client's connection. ``due_s``: when what it waits for must have come."""
+    """One client's connection. ``due_s``: by when the client must have sent what is expected next."""
 
     def __init__(self, server: HttpHost, since_ns: int | None = None) -> None:
         """``since_ns``: since when it may have waited, if another gateway accepted it."""
@@ -353,111 +353,111 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._settings = server.config.settings
         self._transport: asyncio.Transport | None = None
         self._outbox: Outbox
-        self._intake: ReadControl
+        self._read_control: ReadControl
         self._queue: deque[HttpExchange] = deque()  # requests without a sent response, in order
         self._local, self._phase = False, _IDLE
-        self._head: ParsedHead | None = None  # of the last request, if others like it need not be parsed
-        self._complete: list[HttpExchange] = []  # requests that became so in this read
-        self._head_bytes = 0  # read since the head or the last piece of a body; -1: in this very read
+        self._head: ParsedHead | None = None  # of the last request, if it need not be parsed again
+        self._complete: list[HttpExchange] = []  # requests completed by this read
+        self._head_bytes = 0  # since the head's or the last body piece's read; -1: this read
         self._current: HttpExchange | None = None  # the request whose body is being received
         self._content: bytes | memoryview = b""
-        self._content_bytes = self._length = 0  # so many of the body; of one that comes next, if it is known
-        self._direct: memoryview | None = None  # where a large body goes; _content_bytes of it have arrived
-        self._unwanted: Unwanted | None = None  # of the body of a request that is answered already
-        self._arriving = Arriving(server)
-        self._began_bytes = -1  # of the read that the request began in, if that is this one
-        self._closing = self._stopped = False  # what arrives matters no more; nothing more is written
+        self._content_bytes = self._length = 0  # received of the body; its whole length, if known
+        self._direct: memoryview | None = None  # buffer of a large body; _content_bytes of it are filled
+        self._discarding: DiscardedBody | None = None  # the rest of the body of a request that is answered
+        self._incomplete = IncompleteBody(server)
+        self._began_bytes = -1  # size of this read, if the request began in it
+        self._closing = self._stopped = False  # input is discarded; nothing more is written
         self.due_s = 0.0
 
-    # What the loop calls
+    # Called by the loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """A client came."""
+        """Begin; called by the loop, or by what accepted the connection."""
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self._local = bool(peer) and is_loopback(peer[0])
         turns = self._gateway.turns
         since_ns = turns.before_ns if self._since_ns is None else self._since_ns
-        self._intake = ReadControl(self._transport, self._server.readers, self._feed, turns, since_ns)
-        self._outbox = Outbox(self._transport, self._server, self._intake.source)
-        self.parse_afresh()
-        self.due_s = self._server.tick_s + self._settings.head_s  # not idle_s: it has asked for nothing yet
+        self._read_control = ReadControl(self._transport, self._server.readers, self._feed, turns, since_ns)
+        self._outbox = Outbox(self._transport, self._server, self._read_control.source)
+        self.new_parser()
+        self.due_s = self._server.tick_s + self._settings.head_s  # not idle_s: there was no request yet
         self._server.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next bytes go."""
+        """The buffer for the next read."""
         if self._direct is not None and not self._closing:
             return self._direct[self._content_bytes : self._content_bytes + AT_ONCE]
-        if self._unwanted is not None and not self._closing:
-            return self._unwanted.room()
-        # Little at a time where it may be many requests or chunks: they are dealt with while all others wait.
+        if self._discarding is not None and not self._closing:
+            return self._discarding.room()
+        # Small reads where they may hold many requests or chunks, which are handled while all others wait.
         small, left = self._server.small_buffer, self._length - self._content_bytes
         return self._server.buffer[:left] if left > len(small) else small
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take in what arrived."""
+        """Handle bytes that were read."""
         if self._closing:
             return
-        if self._unwanted is not None:
-            if self._unwanted.received(nbytes):
-                self._unwanted = None
-                self.parse_afresh()
+        if self._discarding is not None:
+            if self._discarding.received(nbytes):
+                self._discarding = None
+                self.new_parser()
                 self._await_next()
             return
         if self._direct is None:
             head = self._head
-            if head is not None and self._phase == _IDLE and head.fits(self._server.received, nbytes):
-                self._take_again(head)
+            if head is not None and self._phase == _IDLE and head.matches(self._server.received, nbytes):
+                self._handle_same_head(head)
                 return
             self._feed(self._server.buffer[:nbytes], nbytes)
             if nbytes == len(self._server.small_buffer) and not self._length:
-                self._intake.let_others_go_first()
+                self._read_control.continue_next_turn()
             return
-        nbytes += self._intake.source.read(self._direct[self._content_bytes + nbytes :])
+        nbytes += self._read_control.source.read(self._direct[self._content_bytes + nbytes :])
         self._content_bytes += nbytes
-        self._intake.arrival.read(first=False)
+        self._read_control.arrival.read(first=False)
         self._began_bytes = -1
         self._count(nbytes)
         if self._direct is not None and self._content_bytes == len(self._direct):
-            # The parser has not seen this body's end, and never will.
-            self.parse_afresh()
+            # The parser did not see this body, so start a new one.
+            self.new_parser()
             self.on_message_complete()
         elif nbytes >= AT_ONCE:
-            self._intake.let_others_go_first()
+            self._read_control.continue_next_turn()
 
     def eof_received(self) -> bool:
-        """The client closed its side: to us, it went away."""
+        """The client closed its side: close ours."""
         return False
 
     def pause_writing(self) -> None:
-        """The client does not read; nor do we."""
+        """The client does not read its responses: read no requests either."""
         self._outbox.pause()
-        self._set_reading()
+        self._update_reading()
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._outbox.resume()
-        self._set_reading()
+        self._update_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client is gone, and needs no answer; and what was read waits for no collection of garbage."""
+        """Cancel all requests, and break reference cycles, which would keep their buffers."""
         self._transport = self.parser = None
-        self._intake.source.close()
-        del self._outbox, self._intake  # whose transport, over TLS, names us
+        self._read_control.source.close()
+        del self._outbox, self._read_control  # over TLS their transport refers to us
         self._closing = True
         self._abandon_all()
         self._server.closed(self)
 
-    # What the parser calls
+    # Called by the parser
 
     def on_message_begin(self) -> None:
-        """A request starts."""
+        """A request begins."""
         self._phase, self._head_bytes = _HEAD, -1
         self.due_s = self._server.tick_s + self._settings.head_s
         self.begin_head()
 
     def on_headers_complete(self) -> None:
-        """Now it is known what it wants."""
+        """The head is complete: check its limits and its API key."""
         if self._closing:
             return
         self._phase, self._head_bytes = _BODY, -1
@@ -467,7 +467,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         exchange.local, exchange.old = self._local, parser.get_http_version() == "1.0"
         self._current = exchange
         self._queue.append(exchange)
-        if wrong := self.beyond(self._settings):
+        if wrong := self.limit_error(self._settings):
             self._refuse(431, wrong)
         elif keys is not None and (denied := denial(keys, exchange, headers)) is not None:
             self._refuse_with(denied)
@@ -491,8 +491,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         else:
             room = self._content
             if isinstance(room, bytes):
-                # Not a list of pieces: they may be many, and small. Room for the longest body takes no memory
-                # before something arrives, and what is there need not be moved when more does.
+                # Not a list of pieces, which may be many and small. A buffer for the longest body takes no
+                # memory before it is written to, and never grows, so nothing is moved.
                 before, room = room, np.empty(self._settings.max_body, np.uint8).data
                 room[:start] = before
                 self._content = room
@@ -500,7 +500,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._count(len(content))
 
     def on_message_complete(self) -> None:
-        """All of it is there."""
+        """The request is complete."""
         if self._closing:
             return
         exchange, self._current = self._current, None
@@ -515,7 +515,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
                 exchange.content = memoryview(self._content)[: self._content_bytes]
                 self._content = b""
         self._await_next()
-        if self._gateway.announcements.awaited(exchange.announced_id):
+        if self._gateway.admission_queries.must_wait(exchange.query_id):
             exchange.on_complete = self._server.dispatch
         else:
             self._server.dispatch(exchange)
@@ -523,7 +523,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     # Inside
 
     def pump(self) -> None:
-        """Send all responses whose turn it is."""
+        """Write all responses that are next in order."""
         if self._transport is None:
             return
         if self._current is not None and self._current.response is not None:
@@ -534,53 +534,53 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             outbox = self._outbox
             if outbox.unread and outbox.full:
                 exchange.abandon(self._gateway)
-                self.cut("max_unsent")
+                self.disconnect("max_unsent")
                 return
-            outbox.write(exchange, exchange.in_time(response, self._gateway))
+            outbox.write(exchange, exchange.timely_response(response, self._gateway))
             if not exchange.keep_alive:
                 self._close()
                 return
         if queue and queue[0].wants_continue:
             queue[0].wants_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if self._intake.paused:
-            self._set_reading()
+        if self._read_control.paused:
+            self._update_reading()
 
     def check(self, tick_s: float) -> None:
-        """Cut it off if it was too slow, or silent for too long."""
+        """Disconnect a client that is too slow, or idle for too long; called every second or so."""
         if self._outbox.due_s < tick_s:
-            self.cut("send_s")
+            self.disconnect("send_s")
         elif self.due_s >= tick_s or (self._closing and not self._stopped):
             return
         elif self._stopped:
-            self.cut("send_s")
+            self.disconnect("send_s")
         elif self._phase == _IDLE:
             if not self._queue:
                 self.stop()
         else:
             what, limit = ("header", "head_s") if self._phase == _HEAD else ("body", "body_s")
-            self._server.reached(limit)
+            self._server.count_disconnect(limit)
             self._refuse(408, overdue(what, limit))
 
     def stop(self) -> None:
-        """Close, whatever is in flight; what was written is still sent, unless nobody reads it."""
+        """Close, whatever is in flight; written responses are still sent, within ``send_s``."""
         if self._transport is not None:
             self._outbox.flush()
             self._stopped = True
             self.due_s = self._server.tick_s + self._settings.send_s
             self._transport.close()
 
-    def cut(self, limit: str) -> None:
-        """Close at once, without a word: its client would not read it."""
+    def disconnect(self, limit: str) -> None:
+        """Close at once, without a response, which the client would not read."""
         transport, self._transport = self._transport, None
         if transport is not None:
-            self._server.reached(limit)
+            self._server.count_disconnect(limit)
             transport.abort()
 
-    def turn_away(self, limit: str) -> None:
-        """Tell a client that there is too much of something already."""
-        self._server.reached(limit)
-        wait_s = spread_s(NS_PER_S, self._gateway.dice)
+    def reject_over_limit(self, limit: str) -> None:
+        """Reject a request or a client that exceeds a limit which all of them share."""
+        self._server.count_disconnect(limit)
+        wait_s = spread_s(NS_PER_S, self._gateway.rng)
         self._refuse(429, excess(limit, getattr(self._settings, limit)), b"Retry-After: %d\r\n" % wait_s)
 
     @property
@@ -590,23 +590,23 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     def _await_next(self) -> None:
         self._content_bytes = self._length = 0
-        self._arriving.forget()
+        self._incomplete.forget()
         self._phase = _IDLE
         self.due_s = self._server.tick_s + self._settings.idle_s
 
     def _stop_receiving(self, exchange: HttpExchange) -> None:
-        """It is answered before its body is there: read the rest and throw it away, if it is not too much."""
+        """The request was answered before its body was complete: discard the rest, or close if it is long."""
         assert self._direct is not None and self._transport is not None
         left = len(self._direct) - self._content_bytes
-        self._unwanted = Unwanted(self._intake.source, self._server.buffer, left)
+        self._discarding = DiscardedBody(self._read_control.source, self._server.buffer, left)
         self._current = self._direct = None
-        if left > UNWANTED_MAX:
+        if left > DISCARDED_MAX:
             exchange.keep_alive, self._closing = False, True
 
     def _feed(self, data: memoryview, fresh_bytes: int = 0) -> None:
-        """``fresh_bytes`` of it were read just now, and not kept."""
+        """Parse. ``fresh_bytes`` of ``data`` were read just now, and not kept."""
         content_bytes, whole = self._content_bytes, self._phase == _IDLE
-        self._intake.arrival.read(first=whole, kept=not fresh_bytes)
+        self._read_control.arrival.read(first=whole, kept=not fresh_bytes)
         self._began_bytes = fresh_bytes if whole else -1
         rest = data
         try:
@@ -614,13 +614,15 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
                 rest = self.parse(rest, self._length - self._content_bytes)
         except httptools.HttpParserError as error:
             ours = isinstance(error, httptools.HttpParserCallbackError)
-            self._refuse_with(tripped() if ours else error_response(400, f"malformed HTTP request: {error}"))
+            self._refuse_with(
+                internal_error_response() if ours else error_response(400, f"malformed HTTP request: {error}")
+            )
             self._complete.clear()
             return
         if rest and not self._closing:
-            self._intake.keep(rest)
+            self._read_control.keep(rest)
         if self._phase != _IDLE:
-            # Where in the first read it began is not known. Chunks' sizes and trailers count as heads do.
+            # Where in the first read it began is unknown. Chunks' sizes and trailers count like heads.
             fresh = self._head_bytes < 0 or self._content_bytes != content_bytes
             self._head_bytes = 0 if fresh else self._head_bytes + len(data) - len(rest)
             if self._head_bytes > self._settings.max_head:
@@ -629,36 +631,36 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._head = head_of(data, self._complete[0], self.headers)
         self._complete.clear()
         if len(self._queue) > PIPELINED_MAX:
-            self._set_reading()
+            self._update_reading()
 
-    def _take_again(self, head: ParsedHead) -> None:
-        """Take a whole request whose head is the last one's, byte for byte."""
-        exchange = head.again(self.pump)
+    def _handle_same_head(self, head: ParsedHead) -> None:
+        """Handle one whole request whose head equals the last one's, byte for byte."""
+        exchange = head.new_exchange(self.pump)
         self._queue.append(exchange)
         keys = self._server.keys
         if keys is not None and (denied := denial(keys, exchange, head.headers)) is not None:
             self._current = exchange
             self._refuse_with(denied)
             return
-        exchange.arrival_ns = self._intake.arrival.of_one()
+        exchange.arrival_ns = self._read_control.arrival.of_single_read()
         exchange.content = memoryview(bytes(self._server.buffer[len(head.raw) : head.whole]))
         self.due_s = self._server.tick_s + self._settings.idle_s
         try:
             self._server.dispatch(exchange)
-        except Exception:  # noqa: BLE001 - as where the parser calls
+        except Exception:  # noqa: BLE001 - as in a callback of the parser
             self._current = exchange
-            self._refuse_with(tripped())
+            self._refuse_with(internal_error_response())
         if len(self._queue) > PIPELINED_MAX:
-            self._set_reading()
+            self._update_reading()
 
     def _read_headers(self, exchange: HttpExchange, headers: dict[bytes, bytes]) -> None:
         settings = self._settings
         length = byte_count(headers.get(b"content-length", b"0")) or 0
         self._length = length
-        if much := self.body_beyond(settings, length):
+        if much := self.body_limit_error(settings, length):
             self._refuse(413, much)
             return
-        if wrong := exchange.take(headers):
+        if wrong := exchange.read_head(headers):
             self._refuse(417, wrong)
             return
         if not length and b"transfer-encoding" not in headers:
@@ -667,20 +669,21 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._refuse(400, UPGRADED)
             return
         if length > DIRECT_BYTES:
-            self._direct = self._server.room(exchange, length)
-            self._server.announce(exchange, self._arrived_ns)
-            self._set_reading()
+            self._direct = self._server.body_buffer(exchange, length)
+            self._server.query_admission(exchange, self._arrived_ns)
+            self._update_reading()
         expected_bytes = length or settings.max_body
         self.due_s = self._server.tick_s + settings.body_s + expected_bytes / self._server.config.bytes_per_s
         if exchange.wants_continue:
             self.pump()
 
     def _arrived_ns(self) -> int:
-        """When the request came that is being received now.
+        """The arrival of the request that is being received.
 
-        If others came with it, the kernel tells only of the last: then it counts from when there was nothing.
+        If others arrived in the same read, the kernel reports only the last; then it is the last instant at
+        which the socket was empty.
         """
-        arrival, read_bytes = self._intake.arrival, self._began_bytes
+        arrival, read_bytes = self._read_control.arrival, self._began_bytes
         if read_bytes < 0:  # it began in an earlier read
             return arrival.arrived_ns
         head_bytes = self._server.received.find(b"\r\n\r\n", 0, read_bytes) + 4
@@ -691,7 +694,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._refuse_with(error_response(status, message, headers))
 
     def _refuse_with(self, response: Response) -> None:
-        """Answer what cannot be read to its end, after what came before it, and close."""
+        """Respond to a request that cannot be read to its end, after those before it, and close."""
         if self._closing:
             return
         self._closing = True
@@ -702,14 +705,14 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._current = None
         self._direct = None
         self._content = b""
-        self._arriving.forget()
+        self._incomplete.forget()
         self._gateway.drop_body(exchange)
-        self._gateway.announcements.withdraw(exchange.announced_id)
+        self._gateway.admission_queries.withdraw(exchange.query_id)
         exchange.keep_alive = False
         exchange.respond(response)
 
     def _close(self) -> None:
-        """Close once all that was written is sent; and read on for a while if the client still sends."""
+        """Close once everything written is sent; read on for a while if the client still sends."""
         transport = self._transport
         assert transport is not None
         self._outbox.flush()
@@ -723,22 +726,24 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._server.loop.call_later(LINGER_S, self.stop)
 
     def _abandon_all(self) -> None:
-        """Nobody waits for the requests that are left."""
+        """The client left: drop all its requests."""
         for exchange in self._queue:
             exchange.abandon(self._gateway)
         self._queue.clear()
         self._current = None
         self._direct = None
-        self._arriving.forget()
+        self._incomplete.forget()
 
     def _count(self, nbytes: int) -> None:
-        """More of a large body is here; too much of all of them together is not kept."""
+        """Count bytes of a large body; reject it if all such bodies together are too large."""
         if self._current is not None and self._current.body is None:
-            self._arriving.add(nbytes)
+            self._incomplete.add(nbytes)
             if self._server.arriving_bytes > self._settings.gateway_memory:
-                self.turn_away("gateway_memory")
+                self.reject_over_limit("gateway_memory")
 
-    def _set_reading(self) -> None:
-        held = self._current is not None and self._current.held
-        if self._intake.hold(pause=held or self._outbox.unread or len(self._queue) > PIPELINED_MAX):
+    def _update_reading(self) -> None:
+        held = self._current is not None and self._current.body_deferred
+        if self._read_control.set_paused(
+            pause=held or self._outbox.unread or len(self._queue) > PIPELINED_MAX
+        ):
             self.due_s = max(self.due_s, self._server.tick_s + self._settings.head_s)

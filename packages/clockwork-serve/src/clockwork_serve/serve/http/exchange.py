@@ -1,4 +1,4 @@
-"""One HTTP request and its response: who may ask, what is sent, whether its client reads it."""
+"""One HTTP request and its response: API key, parsing, writing of the response."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from clockwork_serve.serve.http.routes import METRICS_ENDPOINTS, OPEN_ENDPOINTS,
 from clockwork_serve.units import KIB, NS_PER_MS
 
 # ------------------------------------------------------------
-# One HTTP request and its response once there is one; it knows neither socket nor parser.
+# One HTTP request and its response, without sockets and parsing of heads.
 
 
-WANTED: Final = frozenset(
+HEADERS_READ: Final = frozenset(
     {b"content-length", b"content-encoding", b"transfer-encoding", b"inference-header-content-length",
      b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key"}
 )  # fmt: skip
-"""The headers that mean something to us."""
+"""The headers that are read."""
 UPGRADED: Final = (
     "header 'Upgrade': expected none beside a body, found one; only HTTP/1.1 is spoken here: send it without"
 )
-"""The parser takes such a body for what follows the request: for another one, which nobody sent as such."""
+"""The parser treats such a body as the next request, which the client did not send as one."""
 _DIGITS_MAX: Final = 20
 
 
 @lru_cache(maxsize=64)
 def byte_count(text: bytes) -> int | None:
-    """A header's number of bytes; None for what is none, and for a thousand digits, which Python refuses."""
+    """A header's number of bytes; None if it is not a number, or longer than Python converts."""
     digits = text.strip()
     if not digits.isdigit():
         return None
@@ -49,9 +49,9 @@ def byte_count(text: bytes) -> int | None:
 
 
 class HttpExchange:
-    """One request on a connection, and its response once there is one. To the gateway, an inquiry."""
+    """One request on a connection, and later its response. It is the gateway's :class:`Inquiry`."""
 
-    # Of the class, for most requests never set them.
+    # Class attributes, for most requests never set them.
     model = ""
     version = ""
     identity = ""
@@ -63,7 +63,7 @@ class HttpExchange:
     accepted = b""
     pack: Callable[[HttpExchange, Response], None] | None = None  # what compresses its response
     header_length: bytes | None = None
-    json_length: int | None = None  # the same, where it was read before
+    json_length: int | None = None  # the same, where it was parsed before
     slo_header: str | None = None
     remaining_s: float | None = None
     every_output_binary = False
@@ -71,14 +71,14 @@ class HttpExchange:
     content: memoryview = memoryview(b"")
     body: Body | None = None
     request_id = ""
-    announced_id = ""  # while it is asked whether it is worth its body
-    held = False  # until then, its body is not read
-    on_complete: Callable[[HttpExchange], None] | None = None  # what waits for that, if the body is there
+    query_id = ""  # of its admission query, while that is open
+    body_deferred = False  # its body is not read while the query is open
+    on_complete: Callable[[HttpExchange], None] | None = None  # called at its end if the body is complete
     response: Response | None = None
     abandoned = False
-    write: Callable[[HttpExchange, Heavy], None] | None = None  # what writes a large response elsewhere
-    read: InferCall | ClockworkError | None = None  # what its JSON says, where that was read elsewhere
-    ending: Ending | None = None  # while the core must still hear whether it was in time
+    write: Callable[[HttpExchange, Heavy], None] | None = None  # has the codec process encode large outputs
+    read: InferCall | ClockworkError | None = None  # its parsed JSON, where the codec process did it
+    ending: Ending | None = None  # until it was reported whether it was in time
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
         self.on_response = on_response
@@ -88,8 +88,8 @@ class HttpExchange:
             self.model = route.model
             self.version = route.version
 
-    def take(self, headers: dict[bytes, bytes]) -> str:
-        """Take in what the head says; what is wrong with its expectation, if that is not ours."""
+    def read_head(self, headers: dict[bytes, bytes]) -> str:
+        """Read the head's headers; an error text if its ``Expect`` is not supported, else ""."""
         expected = headers.get(b"expect")
         if expected is not None:
             if expected.lower() != b"100-continue":
@@ -105,17 +105,17 @@ class HttpExchange:
 
     @property
     def json_bytes(self) -> int:
-        """How much of its body is JSON, as far as its head tells the truth."""
+        """The JSON part of its body, in bytes, if its head is right."""
         length = None if self.header_length is None else byte_count(self.header_length)
         return len(self.content) if length is None else min(length, len(self.content))
 
     def abandon(self, gateway: Gateway) -> None:
-        """Nobody waits for it any more."""
+        """The client left: cancel the request and free its memory."""
         self.abandoned = True
         gateway.drop_body(self)
-        gateway.announcements.withdraw(self.announced_id)
+        gateway.admission_queries.withdraw(self.query_id)
         if self.ending is not None:
-            gateway.undelivered(self.ending)
+            gateway.discard(self.ending)
             self.ending = None
         if self.request_id:
             gateway.cancel(self.request_id)
@@ -123,7 +123,7 @@ class HttpExchange:
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
         if self.read is not None:
-            # Not kept: an error's traceback names us, and each would hold the other, with the body.
+            # Dropped at once: an error's traceback refers to us, and the cycle would keep the body alive.
             read, self.read = self.read, None
             if isinstance(read, InferCall):
                 return read
@@ -145,22 +145,22 @@ class HttpExchange:
             self.content, length, served.tensors_max
         )
 
-    def foretold(self) -> None:
-        """Go on, if it was not ended."""
-        self.announced_id = ""
-        if self.held:
-            self.held = False
-            self.on_response()  # whose part it is to read on
+    def query_done(self) -> None:
+        """Its admission query is done: go on, unless the request has ended."""
+        self.query_id = ""
+        if self.body_deferred:
+            self.body_deferred = False
+            self.on_response()  # which resumes reading
         go_on, self.on_complete = self.on_complete, None
         if go_on is not None and self.response is None and not self.abandoned:
             go_on(self)
 
     def end(self, ending: Ending, *, written: bool = False) -> None:
-        """Answer the client. ``written``: what is large in it was, elsewhere."""
+        """Make the response. ``written``: the codec process has encoded large outputs already."""
         if self.abandoned:
             return
         known = None if ending.call is None else ending.call.known
-        # The common case, where all outputs are sent as they are, is not looked at more closely.
+        # In the common case all outputs are sent as they are, and is_heavy() need not be called.
         if (
             (known is None or known.outputs_in_order is None)
             and self.write is not None
@@ -180,42 +180,46 @@ class HttpExchange:
             self.response = response
             self.on_response()
 
-    def in_time(self, response: Response, gateway: Gateway) -> Response:
-        """What to send instead of a response: itself, unless it comes too late."""
+    def timely_response(self, response: Response, gateway: Gateway) -> Response:
+        """The response to write now: the given one, or another if the deadline has passed."""
         ending = self.ending
         if ending is None:
             return response
         self.ending = None
-        now_ns = gateway.looked_ns = gateway.clock()
+        now_ns = gateway.batch_now_ns = gateway.clock()
         if now_ns <= ending.deadline_ns:
             gateway.link.in_time.append(ending.request_id)
             return response
-        late = gateway.late(ending)
+        late = gateway.check_late(ending)
         return response if late is None else infer_response(late)
 
     def respond(self, response: Response) -> None:
-        """Send the response when it is its turn."""
+        """Set the response, to be sent after those before it."""
         if self.response is None:
             self.response = response
             self.on_response()
 
 
 # ------------------------------------------------------------
-# What an HTTP connection sends, and whether its client reads it; cutting it off is for others.
+# What an HTTP connection sends, and whether its client reads it.
 
 
 JOIN_BYTES: Final = 64 * KIB
-"""Responses up to this are copied together, which is cheaper than several buffers in one write."""
+"""Responses up to this size are copied into one buffer, which is cheaper than a write of several."""
 
 
 HELD_MAX: Final = 32
-"""Responses that wait for one another at most: about half a millisecond."""
+"""The most responses that are held back to be sent together: about half a millisecond."""
 HELD_NS: Final = NS_PER_MS
-"""And for no longer than this, where the core is not ours alone: they were in time when they were made."""
+"""The longest that one is held back, for a core shared with others: it was in time when it was made."""
 
 
 class Sender(Protocol):
-    """``tick_s`` is the loop's time, to a second; since ``held_since_ns`` the first of ``held`` waits."""
+    """What an outbox needs of its server.
+
+    ``tick_s`` is the loop's time, to a second. ``held`` are the outboxes that hold responses back, the first
+    of them since ``held_since_ns``.
+    """
 
     tick_s: float
     config: GatewayConfig
@@ -225,7 +229,11 @@ class Sender(Protocol):
 
 
 class Outbox:
-    """``unread``: more was written than the loop likes to hold; by ``due_s`` the client must have read it."""
+    """Writes the responses of one connection.
+
+    ``unread``: the transport's buffer is too full, because the client does not read; it must do so by
+    ``due_s``.
+    """
 
     __slots__ = ("_held", "_sender", "_socket", "_transport", "due_s", "unread")
 
@@ -238,7 +246,7 @@ class Outbox:
         self.due_s = math.inf
 
     def write(self, exchange: HttpExchange, response: Response) -> None:
-        """Send a response."""
+        """Write a response, or hold it back for a moment."""
         connection = b""
         if not exchange.keep_alive:
             connection = b"Connection: close\r\n"
@@ -261,7 +269,7 @@ class Outbox:
                 self.flush()
         elif sender.gateway.batching and not self.unread:
             self._held = message
-            now_ns = sender.gateway.looked_ns
+            now_ns = sender.gateway.batch_now_ns
             if not sender.held:
                 sender.held_since_ns = now_ns
             sender.held.append(self)
@@ -273,14 +281,14 @@ class Outbox:
             self._expect()
 
     def flush(self) -> None:
-        """Send what was held."""
+        """Write what was held back."""
         held, self._held = self._held, b""
         if held and not self._transport.is_closing():
             self._send(held)
 
     @property
     def full(self) -> bool:
-        """Whether a client left so much unread that it gets no more. One response alone is never too much."""
+        """Whether the client left too much unread to get more. One response alone is never too much."""
         return (
             self.unread and self._transport.get_write_buffer_size() > self._sender.config.settings.max_unsent
         )
@@ -296,12 +304,12 @@ class Outbox:
         self.due_s = math.inf
 
     def _send(self, message: bytes) -> None:
-        """Now, and not at the end of the loop's turn, unless something else is still to be sent."""
+        """Write at once, not at the end of the loop's turn, unless earlier bytes are still queued."""
         transport, send_now = self._transport, self._socket.send_now
         if send_now is not None and not transport.get_write_buffer_size():
             try:
                 sent = send_now(message, SEND_NOW)
-            except OSError:  # it is full, or broken: that is for the loop to find
+            except OSError:  # full or disconnected: the loop will find out
                 sent = 0
             if sent == len(message):
                 return
@@ -315,23 +323,26 @@ class Outbox:
 
 
 def send_held(held: list[Outbox]) -> None:
-    """Send what all of them hold, one after the other: a client that wakes up finds more to do."""
+    """Write what all outboxes hold back, in one go: a client that wakes up finds more to do."""
     for outbox in held:
         outbox.flush()
     held.clear()
 
 
 # ------------------------------------------------------------
-# Which right a request over HTTP needs, and the answer to one that lacks it. It reads no file.
+# The right that a request over HTTP needs, and the response to one that lacks it.
 
 
 _READS: Final = (b"GET", b"HEAD")
 
 
 def right_of(method: bytes, route: Route | None) -> Right | None:
-    """None: anybody may. What only reads, and inference, is one right; all else is another, come what may."""
+    """The right that a request needs; None if none.
+
+    Reading and inference need INFER; everything else, unknown endpoints included, needs ADMIN.
+    """
     if route is None:
-        # Which paths there are is nobody's business.
+        # A client without a key cannot find out which paths exist.
         return Right.INFER
     endpoint = route.endpoint
     if endpoint is None:
@@ -344,12 +355,12 @@ def right_of(method: bytes, route: Route | None) -> Right | None:
 
 
 def denial(keys: KeyRing, exchange: HttpExchange, headers: Mapping[bytes, bytes]) -> Response | None:
-    """The answer to who may not; None for who may, whose tenant the exchange has from then on."""
+    """The response if access is denied; None if not: then the exchange has the key's tenant from now on."""
     right = right_of(exchange.method, exchange.route)
     if right is None:
         return None
     try:
-        holder = keys.admit(right, headers.get(b"authorization"), headers.get(b"x-api-key"))
+        holder = keys.authorize(right, headers.get(b"authorization"), headers.get(b"x-api-key"))
     except Denied as denied:
         if denied.known:
             return error_response(403, str(denied))

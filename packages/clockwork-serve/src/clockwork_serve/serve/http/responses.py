@@ -1,4 +1,4 @@
-"""HTTP responses as bytes, compressed for who asked."""
+"""HTTP responses as bytes, and their compression."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clockwork_serve.serve.gateway.requests import Ending
 from clockwork_serve.units import KIB, MIB, NS_PER_MS
 
 # ------------------------------------------------------------
-# HTTP responses as bytes, made from what happened; nothing is sent here.
+# HTTP responses as bytes.
 
 
 JSON: Final = b"application/json"
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class Response(msgspec.Struct, frozen=True):
-    """What to answer. ``headers`` are whole lines, each with its end."""
+    """A response to send. ``headers`` are whole lines, each with its line end."""
 
     status: int
     parts: Sequence[Buffer] = ()
@@ -39,14 +39,14 @@ class Response(msgspec.Struct, frozen=True):
 
     @property
     def body_bytes(self) -> int:
-        """How long the body is."""
+        """The length of the body."""
         length = 0
         for part in self.parts:
             length += len(part)
         return length
 
     def head(self, length: int, connection: bytes = b"") -> bytes:
-        """Status line and headers of a body of ``length``; ``connection`` is a header line or nothing."""
+        """Status line and headers for a body of ``length``; ``connection`` is a header line or empty."""
         return b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s%s\r\n" % (
             self.status, _PHRASES.get(self.status, b"Unknown"), self.content_type, length, self.headers,
             connection,
@@ -54,26 +54,23 @@ class Response(msgspec.Struct, frozen=True):
 
 
 def json_response(found: Any, status: int = 200) -> Response:
-    """A JSON body."""
+    """A response with a JSON body."""
     return Response(status, (_encode(found),))
 
 
 def error_response(status: int, message: str, headers: bytes = b"", **more: Any) -> Response:
-    """``{"error": message}`` and more fields."""
+    """A response with the body ``{"error": message}`` and more fields."""
     return Response(status, (_encode({"error": message, **more}),), JSON, headers)
 
 
-def tripped() -> Response:
-    """The answer to a request that our own code trips over, which must not end all others.
-
-    To be called where the error is handled: it is logged.
-    """
+def internal_error_response() -> Response:
+    """The response to a request that triggered a bug; the exception being handled is logged."""
     _log.exception("answering a request failed")
     return error_response(500, "the gateway failed to answer the request; see its log")
 
 
 def infer_response(ending: Ending) -> Response:
-    """How an inference request ended; nothing in it refers to the outputs' memory any more."""
+    """The response to an inference request; it holds no reference to the outputs' memory."""
     identity = b"Clockwork-Request-Id: %s\r\n" % ending.request_id.encode() if ending.request_id else b""
     if ending.outcome is not Outcome.OK:
         return _failure(ending, identity)
@@ -107,31 +104,32 @@ def _failure(ending: Ending, headers: bytes) -> Response:
 
 
 # ------------------------------------------------------------
-# Responses compressed for who asked, one at a time beside the loop; it knows no connection.
+# Compression of responses for clients that accept it.
 #
-# One thread: however many ask, a gateway spends no more than a core on it. Who would wait long for his turn
-# gets his response as it is, which HTTP allows.
+# One thread does it, so that a gateway spends at most one core on it. While too much is queued, responses are
+# sent uncompressed, which HTTP allows.
 
 
 LEAST_BYTES: Final = KIB
-"""Smaller ones fit into one packet anyway."""
+"""Smaller bodies fit into one packet anyway."""
 INLINE_BYTES: Final = 4 * KIB
-"""Up to this, at most 0.1 ms, it is done at once: handing it to a thread takes as long."""
+"""Bodies up to this size are compressed in the loop, in at most 0.1 ms: handing them to a thread takes as
+long."""
 WAITING_BYTES: Final = 4 * MIB
-"""So much may wait for the thread, 100 ms at most; or one response, whatever its size."""
+"""Bytes that may be queued for the thread, 100 ms at most; or one response of any size."""
 
 
 class Packer:
-    """Compresses. All methods are for the running loop's own thread."""
+    """Compresses responses. All methods are for the running loop's thread."""
 
     def __init__(self) -> None:
         self._thread: ThreadPoolExecutor | None = None
         self._waiting_bytes = 0
 
     def pack(self, response: Response, coding: Coding) -> Response | Awaitable[Response]:
-        """The response compressed, at once or soon; as it is, if that is not worth it."""
+        """The response compressed, at once or later; as it is, if compression is not worthwhile."""
         size = sum(map(len, response.parts))
-        # Stock clients do not expect it of an error.
+        # Stock clients do not expect compressed errors.
         if response.status != HTTPStatus.OK or (size < LEAST_BYTES and not coding.must):
             return response
         if size <= INLINE_BYTES:
@@ -142,7 +140,7 @@ class Packer:
         return self._pack_soon(response, coding, size)
 
     def close(self) -> None:
-        """End the thread, once it is done with what it has."""
+        """End the thread after its current job."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""Which path means what, and what is answered there beside inference: health, descriptions, control."""
+"""Routes by path, and every endpoint beside inference: health, metadata, statistics, control."""
 
 from __future__ import annotations
 
@@ -27,22 +27,25 @@ from clockwork_serve.oip import (
 )
 from clockwork_serve.serve.gateway.client_shm import allowed
 from clockwork_serve.serve.gateway.gateway import Gateway
-from clockwork_serve.serve.http.responses import Response, error_response, json_response, tripped
+from clockwork_serve.serve.http.responses import (
+    Response,
+    error_response,
+    internal_error_response,
+    json_response,
+)
 from clockwork_serve.telemetry import CONTENT_TYPE, decode, render
 from clockwork_serve.units import KIB
 
 # ------------------------------------------------------------
-# What a gateway answers beside inference, over any protocol: health, descriptions, statistics, control.
-#
-# It knows no transport and keeps nothing.
+# Endpoints beside inference, for any protocol: health, metadata, statistics, control. Stateless.
 
 
-LOAD_PATIENCE_S = 600.0
+LOAD_TIMEOUT_S = 600.0
 """A model may have to be compiled first."""
 
 
 class RouteRefused(ClockworkError):
-    """The question has no good answer; ``code`` is its HTTP status."""
+    """An endpoint has no good answer; ``code`` is the HTTP status."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -51,14 +54,14 @@ class RouteRefused(ClockworkError):
 
 @dataclass(slots=True, frozen=True)
 class Endpoints:
-    """Answers as plain data. All raise :class:`UnknownModel` or :class:`RouteRefused`."""
+    """The endpoints, with results as plain data. All raise :class:`UnknownModel` or :class:`RouteRefused`."""
 
     gateway: Gateway
     version: str
     model_control: bool = True
 
     def server(self) -> dict[str, Any]:
-        """Who serves."""
+        """The server's metadata."""
         more = () if self.gateway.regions is None else ("system_shared_memory",)
         return server_metadata(self.version, *more)
 
@@ -77,7 +80,7 @@ class Endpoints:
             raise RouteRefused(503, f"model {key} is not ready: {why}")
 
     def models(self) -> list[str]:
-        """Names of all models."""
+        """The names of all models."""
         return self.gateway.models.names()
 
     def metadata(self, name: str, version: str) -> dict[str, Any]:
@@ -86,11 +89,11 @@ class Endpoints:
         return model_metadata(models.find(name, version), models.versions(name))
 
     def config(self, name: str, version: str) -> bytes:
-        """A model's configuration as JSON in Triton's field names."""
+        """A model's configuration as JSON with Triton's field names."""
         return self.gateway.models.find(name, version).model.config
 
     async def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
-        """Triton's ``{"model_stats": [...]}`` of one version, all versions of a name, or all."""
+        """Triton's ``{"model_stats": [...]}`` of one version, of all versions of a name, or of all models."""
         models = self.gateway.models
         if name:
             models.find(name, version)
@@ -98,7 +101,7 @@ class Endpoints:
         body = msgspec.json.encode({"model": asked})
         found: dict[str, Any] = msgspec.json.decode(_body(await self.gateway.ask(Question.STATISTICS, body)))
         for record in found["model_stats"]:
-            # Requests that were wrong never reached the controller.
+            # Invalid requests never reached the controller.
             wrong = self.gateway.invalid_requests(f"{record['name']}/{record['version']}")
             record["inference_stats"]["fail"]["count"] += wrong
         return found
@@ -116,7 +119,7 @@ class Endpoints:
         return found
 
     async def load(self, name: str, parameters: dict[str, Any]) -> None:
-        """Serve a model of the repository, or serve it anew."""
+        """Load a model of the repository, or reload it."""
         self._check_control("load")
         for parameter in parameters:
             if parameter == "config" or parameter.startswith("file:"):
@@ -129,13 +132,13 @@ class Endpoints:
                 400, f"parameter '{parameter}': a load has no parameter of that name; leave it out"
             )
         body = msgspec.json.encode({"model": name})
-        _body(await self.gateway.ask(Question.LOAD, body, LOAD_PATIENCE_S))
+        _body(await self.gateway.ask(Question.LOAD, body, LOAD_TIMEOUT_S))
 
     async def unload(self, name: str) -> None:
-        """Serve a model no more."""
+        """Stop serving a model."""
         self._check_control("unload")
         body = msgspec.json.encode({"model": name})
-        _body(await self.gateway.ask(Question.UNLOAD, body, LOAD_PATIENCE_S))
+        _body(await self.gateway.ask(Question.UNLOAD, body, LOAD_TIMEOUT_S))
 
     # Shared memory of clients; ``local``: the client is on this host
 
@@ -146,12 +149,12 @@ class Endpoints:
         return [msgspec.structs.asdict(region) for region in found]
 
     def register(self, name: str, fields: Mapping[str, Any], *, local: bool) -> None:
-        """Let requests name a region."""
+        """Register a region."""
         with _refusals():
             allowed(self.gateway.regions, local=local).register(shared_region(name, fields))
 
     def unregister(self, name: str, *, local: bool) -> None:
-        """Forget one region, or all."""
+        """Unregister one region, or all."""
         with _refusals():
             allowed(self.gateway.regions, local=local).unregister(name)
 
@@ -164,7 +167,7 @@ class Endpoints:
         return []
 
     def register_cuda(self) -> None:
-        """There is no device that could reach it. To unregister what is not there is fine, as elsewhere."""
+        """CUDA shared memory is not supported. Unregistering what does not exist is allowed, as elsewhere."""
         raise RouteRefused(501, CUDA_SHARED_MEMORY)
 
     def _check_control(self, what: str) -> None:
@@ -176,7 +179,7 @@ class Endpoints:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """Errors of requests, as refusals."""
+    """Turn :class:`InvalidRequest` into :class:`RouteRefused`."""
     try:
         yield
     except InvalidRequest as error:
@@ -194,7 +197,7 @@ def _body(reply: Reply) -> bytes:
 
 
 # ------------------------------------------------------------
-# Trace and log settings as clients of the protocol see them: they can be read and not changed.
+# Trace and log settings of the protocol: they can be read, but not changed.
 
 
 _TRACE: Final = {"trace_level": ["OFF"]}
@@ -205,13 +208,13 @@ _NO_LEVELS: Final = "start the server with another --log-level"
 def trace_settings(
     endpoints: Endpoints, model: str, changes: Mapping[str, Any], version: str = ""
 ) -> dict[str, list[str]]:
-    """The trace settings of a model or (``""``) of all.
+    """The trace settings of a model or (``""``) of all models.
 
-    Raises :class:`UnknownModel`, and :class:`RouteRefused` where ``changes`` would change them.
+    Raises :class:`UnknownModel`, and :class:`RouteRefused` if ``changes`` would change them.
     """
     if model:
         endpoints.gateway.models.find(model, version)
-    # Nothing, for Triton, takes back what was set for a model; here nothing ever was.
+    # In Triton, null clears a model's own setting. There are none here.
     listed = {
         name: value if isinstance(value, list) else [value]
         for name, value in changes.items()
@@ -222,7 +225,7 @@ def trace_settings(
 
 
 def log_settings(changes: Mapping[str, Any]) -> dict[str, bool | int | str]:
-    """The log settings of all processes. Raises :class:`RouteRefused` where ``changes`` would change them."""
+    """The log settings of all processes. Raises :class:`RouteRefused` if ``changes`` would change them."""
     level = logging.getLogger().getEffectiveLevel()
     found: dict[str, bool | int | str] = {
         "log_file": "",
@@ -241,7 +244,7 @@ def _check_unchanged(what: str, current: Mapping[str, Any], changes: Mapping[str
     for name, value in changes.items():
         if name not in current:
             raise RouteRefused(501, f"{what} setting '{name}' is not supported: {instead}")
-        # To Python False is 0.
+        # In Python False == 0.
         if value != current[name] or isinstance(value, bool) != isinstance(current[name], bool):
             raise RouteRefused(
                 501,
@@ -250,17 +253,17 @@ def _check_unchanged(what: str, current: Mapping[str, Any], changes: Mapping[str
 
 
 # ------------------------------------------------------------
-# Which path means what, and what is answered there; inference itself is not answered here.
+# Routes by path.
 
 
 Endpoint = Callable[[Endpoints, "Route", bytes], Response | Awaitable[Response]]
 
 
 class Route(Struct, frozen=True):
-    """A path: ``method`` it takes, and ``endpoint`` to call (None: inference), for a model or for none.
+    """A path's ``endpoint`` (None: inference), its ``method``, and the model in the path, if any.
 
-    For shared memory ``model`` is a region's name. ``local``: a client on this host asks.
-    ``method`` may be several with ", " between, or nothing for any.
+    For shared memory ``model`` is a region's name. ``local``: the client is on this host. ``method`` may be
+    several, separated by ", ", or empty for any.
     """
 
     method: bytes
@@ -270,14 +273,14 @@ class Route(Struct, frozen=True):
     local: bool = False
 
     def takes(self, method: bytes) -> bool:
-        """Whether it answers that method."""
+        """Whether the endpoint allows that method."""
         methods = self.method.split(b", ")
         return not self.method or method in methods or (method == b"HEAD" and b"GET" in methods)
 
 
 def find_route(url: bytes) -> Route | None:
     """The route of a request target; None if there is none."""
-    # Long ones are not remembered: clients could fill memory with them.
+    # Long ones are not cached: clients could fill the memory with them.
     return _remembered(url) if len(url) <= 256 else _find(url)
 
 
@@ -303,12 +306,12 @@ def _find(url: bytes) -> Route | None:
 
 
 _PATH_MAX: Final = 4 * KIB
-"""Longer than names can make one; decoding 30 KiB of percent signs takes milliseconds."""
+"""More than any names need; decoding 30 KiB of percent signs takes milliseconds."""
 _remembered: Final = lru_cache(maxsize=4096)(_find)
 
 
 def find_metrics_route(url: bytes) -> Route | None:
-    """The route on the port that is for metrics alone: those, and health."""
+    """The route on the metrics port, which has only metrics and health."""
     route = find_route(url)
     return route if route is not None and route.endpoint in (_metrics, _live, _ready) else None
 
@@ -316,34 +319,34 @@ def find_metrics_route(url: bytes) -> Route | None:
 def answer(
     endpoints: Endpoints, route: Route, body: bytes, *, local: bool = False
 ) -> Response | Awaitable[Response]:
-    """What is answered there, at once or soon; ``local``: to a client on this host."""
+    """Call a route's endpoint; its response, at once or later. ``local``: the client is on this host."""
     assert route.endpoint is not None
     try:
         found = route.endpoint(endpoints, msgspec.structs.replace(route, local=local), body)
     except (UnknownModel, RouteRefused) as error:
         return refusal(error)
     except Exception:  # noqa: BLE001 - as settled
-        return tripped()
+        return internal_error_response()
     return found
 
 
-async def settled(found: Awaitable[Response]) -> Response:
-    """The response, once it is there, whatever became of it."""
+async def resolved(found: Awaitable[Response]) -> Response:
+    """Wait for a response; errors become responses as well."""
     try:
         return await found
     except (UnknownModel, RouteRefused) as error:
         return refusal(error)
-    except Exception:  # noqa: BLE001 - one request that our own code trips over must not end all others
-        return tripped()
+    except Exception:  # noqa: BLE001 - a bug that one request triggers must not end all others
+        return internal_error_response()
 
 
 def refusal(error: UnknownModel | RouteRefused) -> Response:
-    """An error as a response."""
+    """The response to an error."""
     return error_response(error.code if isinstance(error, RouteRefused) else 404, str(error))
 
 
 def unquote_all(path: bytes) -> list[str]:
-    """The segments of a path, each decoded by itself, so that a name may hold a slash."""
+    """The segments of a path, each decoded by itself, so that a name may contain a slash."""
     return [unquote(part) for part in path.decode("latin-1").strip("/").split("/")]
 
 
@@ -515,7 +518,7 @@ _REGIONS: Final[dict[str, dict[str, tuple[bytes, Endpoint]]]] = {
 }
 _REPOSITORY: Final[dict[str, Endpoint]] = {"load": _load, "unload": _unload}
 
-# What API keys may be good for; see gateway_guard for the rest.
+# The rights that endpoints need; for all others see right_of in http/exchange.py.
 OPEN_ENDPOINTS: Final = frozenset({_live, _ready, _model_ready})
 METRICS_ENDPOINTS: Final = frozenset({_metrics})
 READING_POSTS: Final = frozenset({_index, _generate})

@@ -1,4 +1,4 @@
-"""The HTTP server of a gateway: accepts connections, spreads them over gateways, has requests answered."""
+"""The HTTP server of a gateway: accepts connections, balances them between gateways, dispatches requests."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from msgspec import Struct
 from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import Coding, TooLarge, decompress, wanted_coding
-from clockwork_serve.serve.gateway.access import Door
-from clockwork_serve.serve.gateway.codec import INLINE_BYTES, Codec, CodecFailed, Crowded, Heavy
+from clockwork_serve.serve.gateway.access import AccessControl
+from clockwork_serve.serve.gateway.codec import INLINE_BYTES, Codec, CodecBusy, CodecFailed, Heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, json_excess
 from clockwork_serve.serve.gateway.timing import AcceptQueue
@@ -30,40 +30,38 @@ from clockwork_serve.serve.gateway.tls import Tls
 from clockwork_serve.serve.http.connection import HttpConnection, RoundRobin
 from clockwork_serve.serve.http.exchange import HttpExchange, Outbox, byte_count, send_held
 from clockwork_serve.serve.http.responses import Packer, Response, error_response
-from clockwork_serve.serve.http.routes import Endpoints, Route, answer, find_route, settled
+from clockwork_serve.serve.http.routes import Endpoints, Route, answer, find_route, resolved
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
-# Connections spread evenly over the gateways that share a port: who accepts one passes it to who has fewest.
+# Balancing of connections between the gateways that share a port: each is passed to the one with the fewest.
 #
-# The kernel spreads them by a hash, which knows no numbers: of 16 connections, one of two gateways gets 10 or
+# The kernel distributes them by a hash, without counting: of 16 connections, one of two gateways gets 10 or
 # more almost every second time. (benchmarks.gateway_balance --gateways 2 --connections 16 --turns 0, twice 20
 # trials: 8 and 8 each time; without this 10 in the median, 12 at worst.) Passing takes a message between two
-# gateways, once in a connection's life. It never holds a connection up: one that nobody else takes is kept.
-# A gateway whose loop does not turn, as one that is stopped, is passed none: it would neither read it nor
-# refuse it.
+# gateways, once in a connection's life. It does not delay a connection: one that no other gateway can receive
+# is kept. A gateway whose loop is stalled is passed none: it would neither read nor reject it.
 
 
 BURST: Final = 64
-"""Most connections that are taken over before the loop may do other things."""
+"""The most connections accepted before the loop handles other events."""
 BEAT_S: Final = 0.25
-STILL: Final = 3
-"""A gateway that has not beaten by so many of our own beats gets none: nobody is slow because we were."""
+STALLED_BEATS: Final = 3
+"""A gateway that missed this many of our own beats gets no connections. Our own delays do not count."""
 _FD: Final = struct.Struct("i")
 _SINCE: Final = struct.Struct("q")
 
 
 class ConnectionCounts:
-    """How many connections each gateway has, in a file that all map; ``beats``: how its loop turns.
+    """How many connections each gateway has, in a file that all map; ``beats``: counts turns of its loop.
 
-    Row ``i`` counts the connections that gateway ``i`` gave to each (itself included), the last two rows
-    those that have ended, and beats. Every cell has one writer: ``i`` writes row ``i`` and its own cells of
-    the last two. Nothing is locked: who reads in the middle is wrong by one, and the next connection sets it
-    right.
+    Row ``i`` counts the connections that gateway ``i`` passed to each (itself included). The last two rows
+    count closed connections, and beats. Every cell has one writer: ``i`` writes row ``i`` and its own cells
+    of the last two rows. There is no lock: a reader may be off by one, which the next connection corrects.
     """
 
     def __init__(self, path: Path, gateways: int, number: int) -> None:
-        """What an earlier process of that number had has ended with it."""
+        """Connections of an earlier process of that number count as closed."""
         size = (gateways + 2) * gateways * 8
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -79,25 +77,25 @@ class ConnectionCounts:
         self._ended[number] = self._given[:, number].sum()
 
     def open(self) -> npt.NDArray[np.int64]:
-        """By gateway, how many it has or is about to be given."""
+        """The open connections of each gateway, including those just passed to it."""
         found: npt.NDArray[np.int64] = self._given.sum(axis=0) - self._ended
         return found
 
-    def gave(self, to: int) -> None:
-        """One more is that gateway's; it may be our own."""
+    def count_passed(self, to: int) -> None:
+        """Count a connection of a gateway, which may be our own."""
         self._given[self._number, to] += 1
 
-    def ended(self) -> None:
-        """One of ours is gone."""
+    def count_closed(self) -> None:
+        """Count a closed connection of ours."""
         self._ended[self._number] += 1
 
     def beat(self) -> None:
-        """Our loop turned once more."""
+        """Count a turn of our loop."""
         self.beats[self._number] += 1
 
 
-class Share(Struct, frozen=True):
-    """Gateway ``number`` of ``gateways`` (from 0), which meet in ``folder`` under a port's ``name``."""
+class BalancerConfig(Struct, frozen=True):
+    """Gateway ``number`` of ``gateways`` (from 0), which share a port; its files are ``folder/name*``."""
 
     folder: Path
     name: str
@@ -105,13 +103,13 @@ class Share(Struct, frozen=True):
     number: int
 
 
-class Sharing:
-    """One gateway's part in it. All methods are for the loop's own thread. Raises OSError."""
+class ConnectionBalancer:
+    """One gateway's part in balancing. All methods are for the loop's thread. Raises OSError."""
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: BalancerConfig) -> None:
         self._tally = ConnectionCounts(share.folder / f"{share.name}.tally", share.gateways, share.number)
         self._number = number = share.number
-        self._take: Callable[[socket.socket, int], None] = lambda accepted, _: accepted.close()
+        self._on_connection: Callable[[socket.socket, int], None] = lambda accepted, _: accepted.close()
         self._paths = [str(share.folder / f"{share.name}-{other}.sock") for other in range(share.gateways)]
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)  # noqa: FBT003 - the socket's own word
@@ -121,20 +119,21 @@ class Sharing:
         own.chmod(0o600)
         self._loop = asyncio.get_running_loop()
         self._tally.beat()
-        self._beats = self._tally.beats.copy()  # as we saw them when we beat last
-        self._still = np.zeros(share.gateways, np.int64)  # by gateway, our beats since its last one
+        self._beats = self._tally.beats.copy()  # as of our last beat
+        self._missed_beats = np.zeros(share.gateways, np.int64)  # by gateway, our beats since its last one
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, take: Callable[[socket.socket, int], None]) -> None:
-        """Have ``take`` called with connections of other gateways, and since when they may wait."""
-        self._take = take
+    def begin(self, on_connection: Callable[[socket.socket, int], None]) -> None:
+        """Have ``on_connection`` called with connections of other gateways, and since when they may wait."""
+        self._on_connection = on_connection
         self._loop.add_reader(self._socket.fileno(), self._receive)
         self._beat()
 
-    def passed_on(self, fd: int, since_ns: int = 0) -> bool:
-        """Whether another gateway has that connection now, and ours can be closed. It may wait since then.
+    def pass_on(self, fd: int, since_ns: int = 0) -> bool:
+        """Pass a connection, which may wait since ``since_ns``, to the gateway with the fewest.
 
-        Else it counts as ours, until :meth:`ended`.
+        True if another gateway has it, and ours is to be closed. Else it counts as ours, until
+        :meth:`count_closed`.
         """
         connections = self._tally.open()
         own = connections[self._number]
@@ -144,69 +143,72 @@ class Sharing:
             for other in map(int, np.argsort(connections, kind="stable")):
                 if connections[other] >= own:
                     break
-                if self._stands_still(other):
+                if self._is_stalled(other):
                     continue
                 try:
                     self._socket.sendmsg([_SINCE.pack(since_ns)], rights, 0, self._paths[other])
                 except OSError:
-                    continue  # it is not there, or has not taken in what it was given before
-                self._tally.gave(other)
+                    continue  # it does not run, or its socket's queue is full
+                self._tally.count_passed(other)
                 return True
-        self._tally.gave(self._number)
+        self._tally.count_passed(self._number)
         return False
 
-    def ended(self) -> None:
-        """A connection that counted as ours is gone."""
-        self._tally.ended()
+    def count_closed(self) -> None:
+        """A connection that counted as ours was closed."""
+        self._tally.count_closed()
 
     def close(self) -> None:
-        """Take no more; what was given and not taken is closed."""
+        """Receive no more; connections that were passed and not received are closed."""
         if self._timer is not None:
             self._timer.cancel()
         self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
         Path(self._paths[self._number]).unlink(missing_ok=True)
 
-    def _stands_still(self, other: int) -> bool:
-        """Whether a gateway's loop does not turn. One that was started again since our last beat does."""
-        return bool(self._still[other] >= STILL and self._tally.beats[other] == self._beats[other])
+    def _is_stalled(self, other: int) -> bool:
+        """Whether a gateway's loop is stalled. One that restarted since our last beat is not."""
+        return bool(
+            self._missed_beats[other] >= STALLED_BEATS and self._tally.beats[other] == self._beats[other]
+        )
 
     def _beat(self) -> None:
         self._timer = self._loop.call_later(BEAT_S, self._beat)
         self._tally.beat()
         beats = self._tally.beats.copy()
-        self._still = np.where(beats == self._beats, self._still + 1, 0)
+        self._missed_beats = np.where(beats == self._beats, self._missed_beats + 1, 0)
         self._beats = beats
 
     def _receive(self) -> None:
         for _ in range(BURST):
             try:
-                told, fds, _, _ = socket.recv_fds(self._socket, _SINCE.size, 1)
+                data, fds, _, _ = socket.recv_fds(self._socket, _SINCE.size, 1)
             except (BlockingIOError, InterruptedError):
                 return
             if not fds:
-                self._tally.ended()  # the system had no more files for us, and closed it
+                self._tally.count_closed()  # no file descriptor was left, and the system closed it
             for fd in fds:
-                self._take(socket.socket(fileno=fd), *_SINCE.unpack(told))
+                self._on_connection(socket.socket(fileno=fd), *_SINCE.unpack(data))
 
 
-class Newcomer(asyncio.Protocol):
-    """A connection that the loop accepted: it goes to another gateway before it is read, or becomes ours.
+class AcceptedConnection(asyncio.Protocol):
+    """A connection that the loop accepted: it is passed to another gateway, or becomes ours.
 
-    So it is where nothing is encrypted, for a socket that we accept ourselves costs 0.1 ms more than one that
-    the loop accepts.
+    Used without TLS only: accepting a socket ourselves costs 0.1 ms more than letting the loop do it.
     """
 
-    def __init__(self, sharing: Sharing, make: Callable[[], asyncio.BaseProtocol], since_ns: int) -> None:
+    def __init__(
+        self, balancer: ConnectionBalancer, make: Callable[[], asyncio.BaseProtocol], since_ns: int
+    ) -> None:
         self._since_ns = since_ns
-        self._sharing = sharing
+        self._balancer = balancer
         self._make = make
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Pass it on, or have what ``make`` gives take it from here."""
+        """Pass it on, or replace this protocol by what ``make`` returns."""
         made = cast("asyncio.Transport", transport)
-        if self._sharing.passed_on(made.get_extra_info("socket").fileno(), self._since_ns):
-            made.abort()  # it lives on where it went
+        if self._balancer.pass_on(made.get_extra_info("socket").fileno(), self._since_ns):
+            made.abort()  # closes our descriptor only
             return
         protocol = self._make()
         made.set_protocol(protocol)
@@ -214,22 +216,26 @@ class Newcomer(asyncio.Protocol):
 
 
 # ------------------------------------------------------------
-# Accepts TLS connections, so that those whose handshake is not done are counted and end in time.
+# Accepts TLS connections, so that handshakes are limited in number and in time.
 #
-# It reads nothing; the loop's own ``create_server`` does all this where nothing is encrypted.
+# Without TLS the loop's own ``create_server`` is used.
 
 
 BACKLOG: Final = 1024
 SHUTDOWN_S: Final = 5.0
-"""How long a client may take to say farewell."""
+"""How long a client may take for the TLS shutdown."""
 _FULL_S: Final = 0.5
-"""When to try again if the system has no more files for us."""
+"""When to try again if the system has no file descriptor left."""
 
 _log = logging.getLogger(__name__)
 
 
-class Admission(Struct, frozen=True):
-    """``admits(n)``: whether one more may come while ``n`` shake hands, which must end in ``handshake_s``."""
+class HandshakeConfig(Struct, frozen=True):
+    """How a TLS acceptor makes and limits connections.
+
+    ``admits(n)``: whether another handshake may begin while ``n`` are in progress; each must end in
+    ``handshake_s``.
+    """
 
     make: Callable[[], asyncio.BaseProtocol]
     admits: Callable[[int], bool]
@@ -237,30 +243,37 @@ class Admission(Struct, frozen=True):
 
 
 class TlsAcceptor:
-    """One listening socket. With ``sharing``, connections are passed on and taken over before they greet."""
+    """One listening socket.
+
+    With ``balancer``, connections are passed between gateways before their handshake.
+    """
 
     def __init__(
-        self, listener: socket.socket, tls: Tls, admission: Admission, sharing: Sharing | None = None
+        self,
+        listener: socket.socket,
+        tls: Tls,
+        handshakes: HandshakeConfig,
+        balancer: ConnectionBalancer | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._sharing = sharing
+        self._balancer = balancer
         self._listener = listener
         self._tls = tls
-        self._admission = admission
-        self._greeting: set[asyncio.Task[None]] = set()
-        if sharing is not None:
-            sharing.begin(self._take)
+        self._handshakes = handshakes
+        self._handshaking: set[asyncio.Task[None]] = set()
+        if balancer is not None:
+            balancer.begin(self._serve)
         listener.setblocking(False)  # noqa: FBT003 - the socket's own word
         self._loop.add_reader(listener.fileno(), self._accept)
         self._again: asyncio.TimerHandle | None = None
 
     def close(self) -> None:
-        """Accept no more, and drop who is not in yet."""
+        """Accept no more, and drop connections whose handshake is not complete."""
         if self._again is not None:
             self._again.cancel()
         self._loop.remove_reader(self._listener.fileno())
         self._listener.close()
-        for task in self._greeting:
+        for task in self._handshaking:
             task.cancel()
 
     def _accept(self) -> None:
@@ -274,47 +287,47 @@ class TlsAcceptor:
                 self._loop.remove_reader(self._listener.fileno())
                 self._again = self._loop.call_later(_FULL_S, self._resume)
                 return
-            if self._sharing is not None and self._sharing.passed_on(accepted.fileno()):
+            if self._balancer is not None and self._balancer.pass_on(accepted.fileno()):
                 accepted.close()
             else:
-                self._take(accepted)
+                self._serve(accepted)
 
-    def _take(self, accepted: socket.socket, _since_ns: int = 0) -> None:
-        """Serve a connection, whoever accepted it: nobody asks for anything before he was greeted."""
-        if not self._admission.admits(len(self._greeting)):
+    def _serve(self, accepted: socket.socket, _since_ns: int = 0) -> None:
+        """Begin a handshake. When it was accepted is not needed: no request arrives before the handshake."""
+        if not self._handshakes.admits(len(self._handshaking)):
             accepted.close()
             self._ended()
             return
         accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
-        task = self._loop.create_task(self._greet(accepted))
-        self._greeting.add(task)
-        task.add_done_callback(self._greeting.discard)
+        task = self._loop.create_task(self._handshake(accepted))
+        self._handshaking.add(task)
+        task.add_done_callback(self._handshaking.discard)
 
     def _ended(self) -> None:
-        """One ended that never became a connection of the server's."""
-        if self._sharing is not None:
-            self._sharing.ended()
+        """A connection ended before its handshake was complete."""
+        if self._balancer is not None:
+            self._balancer.count_closed()
 
     def _resume(self) -> None:
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
-    async def _greet(self, accepted: socket.socket) -> None:
+    async def _handshake(self, accepted: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                self._admission.make,
+                self._handshakes.make,
                 accepted,
                 ssl=self._tls.context,
-                ssl_handshake_timeout=self._admission.handshake_s,
+                ssl_handshake_timeout=self._handshakes.handshake_s,
                 ssl_shutdown_timeout=SHUTDOWN_S,
             )
         except (OSError, TimeoutError) as error:
             self._ended()
-            # Not ours to mend: another protocol, no certificate, or nothing at all.
+            # The client's fault: another protocol, no certificate, or nothing sent.
             _log.debug("TLS handshake failed: %s", error)
 
 
 def listening_socket(host: str, port: int, *, reuse_port: bool) -> socket.socket:
-    """Where to accept. Raises OSError."""
+    """A listening socket. Raises OSError."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -332,37 +345,41 @@ def listening_socket(host: str, port: int, *, reuse_port: bool) -> socket.socket
 
 
 # ------------------------------------------------------------
-# The HTTP server of a gateway: listens, keeps its connections, has requests answered. It decides nothing.
+# The HTTP server of a gateway: listens, keeps its connections, dispatches requests.
 
 
 READ_BYTES: Final = 256 * KIB
 UNPACK_BYTES: Final = KIB
-"""Compressed bodies above this are unpacked in a thread: they become up to a thousand times as large."""
+"""Compressed bodies above this are decompressed in a thread: they may become a thousand times as large."""
 ENDPOINT_BYTES: Final = 64 * KIB
-"""Of a body that asks for no inference."""
+"""The largest body of a request other than inference."""
 MIXED_JSON_BYTES: Final = MIB
-"""Of JSON before binary data, which is copied."""
+"""The most JSON before binary data, which is copied."""
 _MUCH_FOR_AN_ENDPOINT: Final = (
     f"body: expected at most {ENDPOINT_BYTES} bytes here, found more; send less in it"
 )
 SWEEP_S: Final = 1.0
-"""How often deadlines are looked at."""
+"""The interval between checks of connections' time limits."""
 SPARE_CONNECTIONS: Final = 64
-"""Clients beyond the limit who are told so at one time; more are cut off without a word."""
+"""Clients beyond the limit that get a response; further ones are disconnected without one."""
 FindRoute = Callable[[bytes], Route | None]
 
 
 class HttpServer:
-    """Listens, and keeps its connections. ``buffer`` is where all of them read: no two at a time."""
+    """Listens, and keeps its connections. All of them read into ``buffer``, one at a time."""
 
     def __init__(
-        self, gateway: Gateway, endpoints: Endpoints, door: Door, find_route: FindRoute = find_route
+        self,
+        gateway: Gateway,
+        endpoints: Endpoints,
+        access: AccessControl,
+        find_route: FindRoute = find_route,
     ) -> None:
         self.gateway = gateway
-        self.config = door.config
-        self._settings = door.config.settings
-        self.keys = door.keys
-        self._tls = door.tls
+        self.config = access.config
+        self._settings = access.config.settings
+        self.keys = access.keys
+        self._tls = access.tls
         self.find_route = find_route
         self.loop = asyncio.get_running_loop()
         self.readers = RoundRobin(self.loop)
@@ -380,61 +397,67 @@ class HttpServer:
         self._writes = self._write  # bound once
         self._connections: set[HttpConnection] = set()
         self._servers: list[asyncio.Server | TlsAcceptor] = []
-        self._sharing: Sharing | None = None
-        self._reached: Counter[str] = Counter()  # limits, since they were last told
+        self._balancer: ConnectionBalancer | None = None
+        self._reached: Counter[str] = Counter()  # by limit; since the last log line
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
-    async def listen(self, host: str, port: int, *, reuse_port: bool, share: Share | None = None) -> int:
-        """Accept connections, evenly with those of ``share``; the port (chosen if 0). Raises OSError."""
+    async def listen(
+        self, host: str, port: int, *, reuse_port: bool, share: BalancerConfig | None = None
+    ) -> int:
+        """Accept connections, balanced as in ``share``; the port (chosen if 0). Raises OSError."""
         number: int
-        sharing = self._sharing = None if share is None else Sharing(share)
+        balancer = self._balancer = None if share is None else ConnectionBalancer(share)
         if self._tls is not None:
             listener = listening_socket(host, port, reuse_port=reuse_port)
             number = listener.getsockname()[1]
-            admission = Admission(lambda: HttpConnection(self), self._admits, self._settings.head_s)
-            self._servers.append(TlsAcceptor(listener, self._tls, admission, sharing))
+            handshakes = HandshakeConfig(lambda: HttpConnection(self), self._admits, self._settings.head_s)
+            self._servers.append(TlsAcceptor(listener, self._tls, handshakes, balancer))
             return number
 
         waiting = AcceptQueue(self.gateway.turns)
 
         def make() -> asyncio.BaseProtocol:
             since_ns = waiting.since_ns()
-            if sharing is None:
+            if balancer is None:
                 return HttpConnection(self, since_ns)
-            return Newcomer(sharing, lambda: HttpConnection(self, since_ns), since_ns)
+            return AcceptedConnection(balancer, lambda: HttpConnection(self, since_ns), since_ns)
 
-        if sharing is not None:
-            sharing.begin(lambda accepted, since: self._start(self._take_over(accepted, since, sharing)))
+        if balancer is not None:
+            balancer.begin(
+                lambda accepted, since: self._start(self._handle_passed(accepted, since, balancer))
+            )
         server = await self.loop.create_server(make, host, port, reuse_port=reuse_port, backlog=BACKLOG)
         self._servers.append(server)
         number = server.sockets[0].getsockname()[1]
         return number
 
-    async def _take_over(self, accepted: socket.socket, since_ns: int, sharing: Sharing) -> None:
-        """Serve a connection that another gateway accepted."""
+    async def _handle_passed(
+        self, accepted: socket.socket, since_ns: int, balancer: ConnectionBalancer
+    ) -> None:
+        """Handle a connection that another gateway accepted."""
         accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
         try:
             await self.loop.connect_accepted_socket(lambda: HttpConnection(self, since_ns), accepted)
         except OSError as error:
-            sharing.ended()
-            _log.debug("a connection came to nothing on its way from another gateway: %s", error)
+            balancer.count_closed()
+            _log.debug("a connection was lost on its way from another gateway: %s", error)
 
-    def _admits(self, greeting: int) -> bool:
-        """Whether one more may shake hands while ``greeting`` do."""
-        if len(self._connections) + greeting < self._settings.max_connections + SPARE_CONNECTIONS:
+    def _admits(self, handshaking: int) -> bool:
+        """Whether another handshake may begin while ``greeting`` are in progress."""
+        if len(self._connections) + handshaking < self._settings.max_connections + SPARE_CONNECTIONS:
             return True
-        self.reached("max_connections")
+        self.count_disconnect("max_connections")
         return False
 
-    async def close(self, patience_s: float) -> None:
-        """Accept no more, let open requests end for a while, then close all connections."""
+    async def close(self, grace_s: float) -> None:
+        """Accept no more, let open requests complete for ``grace_s``, then close all connections."""
         for server in self._servers:
             server.close()
-        if self._sharing is not None:
-            self._sharing.close()
-        end_s = self.loop.time() + patience_s
-        # For a moment, once in a process's life.
+        if self._balancer is not None:
+            self._balancer.close()
+        end_s = self.loop.time() + grace_s
+        # A short wait, once in a process's life.
         while self.loop.time() < end_s and self._busy():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         for connection in tuple(self._connections):
@@ -458,23 +481,23 @@ class HttpServer:
             self._sweep = self.loop.call_later(SWEEP_S, self._end_overdue)
         beyond = len(self._connections) - self._settings.max_connections
         if beyond > SPARE_CONNECTIONS:
-            connection.cut("max_connections")
+            connection.disconnect("max_connections")
         elif beyond > 0:
-            connection.turn_away("max_connections")
+            connection.reject_over_limit("max_connections")
 
-    def reached(self, limit: str) -> None:
-        """A client was cut off by that limit; to be told in the log."""
+    def count_disconnect(self, limit: str) -> None:
+        """A client was disconnected by that limit; counted for the log."""
         self._reached[limit] += 1
 
     def closed(self, connection: HttpConnection) -> None:
-        """A connection is gone."""
+        """A connection was closed."""
         self._connections.discard(connection)
         self.gateway.connections -= 1
-        if self._sharing is not None:
-            self._sharing.ended()
+        if self._balancer is not None:
+            self._balancer.count_closed()
 
-    def room(self, exchange: HttpExchange, length: int) -> memoryview:
-        """Where to receive a large body: in the region if it is going to be there anyway."""
+    def body_buffer(self, exchange: HttpExchange, length: int) -> memoryview:
+        """The buffer for a large body: in the region if its tensors can be used in place."""
         route = exchange.route
         if (
             route is not None
@@ -487,13 +510,13 @@ class HttpServer:
                 exchange.body = self.gateway.slots.body(length, at)
                 if exchange.body is not None:
                     return exchange.body.view
-        # Unlike a bytearray, it takes no memory before something arrives.
+        # Unlike a bytearray, it takes no memory before data arrives.
         return np.empty(length, np.uint8).data
 
-    def announce(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
-        """Ask whether an inference request is worth its body.
+    def query_admission(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
+        """Send an admission query for an inference request whose head says its SLO.
 
-        It has arrived with its head, which says how long it may take.
+        Its arrival is that of its head.
         """
         route = exchange.route
         if (
@@ -503,12 +526,12 @@ class HttpServer:
             and exchange.slo_header
         ):
             exchange.arrival_ns = arrived_ns()
-            announcements = self.gateway.announcements
-            exchange.announced_id = announcements.make(exchange, self.gateway.link)
-            exchange.held = announcements.refusing and bool(exchange.announced_id)
+            queries = self.gateway.admission_queries
+            exchange.query_id = queries.start(exchange, self.gateway.link)
+            exchange.body_deferred = queries.rejecting and bool(exchange.query_id)
 
     def dispatch(self, exchange: HttpExchange) -> None:
-        """Have a request that is complete answered."""
+        """Handle a complete request."""
         if exchange.encoding and exchange.encoding.lower() != b"identity":
             if len(exchange.content) > UNPACK_BYTES:
                 self._start(self._unpacked_soon(exchange))
@@ -545,14 +568,14 @@ class HttpServer:
         if exchange.json_bytes > INLINE_BYTES:
             length = exchange.header_length
             at = None if length is None else byte_count(length)
-            # A length that is none, or 0, is for others to find.
+            # An invalid length, or 0, is handled where the request is parsed.
             if length is None or at:
                 self._start(self._read_soon(exchange, at))
                 return
         exchange.request_id = self.gateway.infer(exchange)
 
     async def _read_soon(self, exchange: HttpExchange, length: int | None) -> None:
-        """Have much JSON read by another process, if the model can need so much; then go on as usual."""
+        """Have the codec process parse large JSON, if the model can need as much; then go on as usual."""
         try:
             served = self.gateway.models.find(exchange.model, exchange.version)
             served.check_json(exchange.json_bytes)
@@ -562,17 +585,17 @@ class HttpServer:
                     raise TooLarge(
                         f"JSON: expected at most {MIXED_JSON_BYTES} bytes before binary data, found {length}"
                     )
-                # The region may go while that is read.
+                # Copied, for the region may be abandoned meanwhile.
                 text = bytes(text[:length])
             exchange.read = await self.codec.read(
                 text, exchange.content, length, served.tensors_max, lambda: not exchange.abandoned
             )
         except InvalidRequest as error:
             exchange.read = error.with_traceback(None)
-        except (Crowded, CodecFailed) as error:
+        except (CodecBusy, CodecFailed) as error:
             if not exchange.abandoned:
-                crowded = isinstance(error, Crowded)
-                self.gateway.refuse_unread(exchange, str(error), crowded=crowded)
+                busy = isinstance(error, CodecBusy)
+                self.gateway.refuse_unread(exchange, str(error), busy=busy)
                 return
         if exchange.abandoned:
             self.gateway.drop_body(exchange)
@@ -587,16 +610,16 @@ class HttpServer:
             ending = await heavy.ending(self.codec, lambda: not exchange.abandoned)
         except (InvalidRequest, CodecFailed) as error:
             # The controller has counted it as answered.
-            self.gateway.undelivered(heavy.original)
+            self.gateway.discard(heavy.original)
             exchange.respond(error_response(500, f"the answer could not be written: {error}"))
             return
         if exchange.abandoned:
-            self.gateway.undelivered(ending)
+            self.gateway.discard(ending)
         else:
             exchange.end(ending, written=True)
 
     async def _respond_soon(self, exchange: HttpExchange, found: Awaitable[Response]) -> None:
-        exchange.respond(await settled(found))
+        exchange.respond(await resolved(found))
 
     def _pack(self, coding: Coding, exchange: HttpExchange, response: Response) -> None:
         found = self._packer.pack(response, coding)
@@ -640,11 +663,11 @@ class HttpServer:
         self._sweep = None
         self.tick_s = self.loop.time()
         for connection in tuple(self._connections):
-            # What a connection set its deadline by was as old as that: none is cut off before its time.
+            # Their time limits were set by a tick up to this old: none is disconnected too early.
             connection.check(self.tick_s - SWEEP_S)
         if self._reached:
-            told = ", ".join(f"{limit} {count}" for limit, count in sorted(self._reached.items()))
-            _log.warning("clients cut off, by the setting that they reached: %s", told)
+            counts = ", ".join(f"{limit} {count}" for limit, count in sorted(self._reached.items()))
+            _log.warning("clients disconnected, by the setting that they reached: %s", counts)
             self._reached.clear()
         if self._connections:
             self._sweep = self.loop.call_later(SWEEP_S, self._end_overdue)

@@ -19,12 +19,12 @@ import msgspec
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.child import keep_small
-from clockwork_serve.serve.gateway.access import Caps, Door
+from clockwork_serve.serve.gateway.access import AccessControl, Caps
 from clockwork_serve.serve.gateway.client_shm import Regions
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
-from clockwork_serve.serve.http.server import HttpServer, Share
+from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
 from clockwork_serve.serve.os_scheduling import run_patiently
 from clockwork_serve.serve.remote.gateway import FarReach
 
@@ -46,19 +46,19 @@ class GatewayServers:
         """Raises :class:`ConfigError` for a file of TLS or keys that will not do."""
         self.config = config
         settings = config.settings
-        self.door = Door(config)
-        keys = self.door.keys
+        self.access = AccessControl(config)
+        keys = self.access.keys
         self.far = FarReach(config.name, settings) if config.elsewhere else None
         self.gateway = Gateway(config, caps=None if keys is None else Caps(keys.tenants), reach=self.far)
         if settings.shared_memory is not None:
             self.gateway.regions = Regions(settings.shared_memory, Path(config.run_dir) / "regions")
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), settings.model_control)
-        self.http = HttpServer(self.gateway, self.endpoints, self.door)
-        self.metrics = HttpServer(self.gateway, self.endpoints, self.door, find_metrics_route)
+        self.http = HttpServer(self.gateway, self.endpoints, self.access)
+        self.metrics = HttpServer(self.gateway, self.endpoints, self.access, find_metrics_route)
         self.grpc: GatewayGrpc | None = None
         self.port_by_name: dict[str, int] = {}
         loop = asyncio.get_running_loop()
-        works = (self.gateway.link.run(), self.door.keep_fresh(), keep_small())
+        works = (self.gateway.link.run(), self.access.keep_fresh(), keep_small())
         self._tasks = [loop.create_task(work) for work in works]
 
     async def start(self, settle: Callable[[], None] = lambda: None) -> None:
@@ -72,7 +72,7 @@ class GatewayServers:
             from clockwork_serve.serve.grpc.service import GatewayGrpc
 
             self.grpc = GatewayGrpc(
-                self.gateway, self.endpoints, self.door, self.http.codec, reuse_port=config.reuse_port
+                self.gateway, self.endpoints, self.access, self.http.codec, reuse_port=config.reuse_port
             )
         settle()
         if self.grpc is not None and settings.grpc_port is not None:
@@ -81,24 +81,26 @@ class GatewayServers:
             await self._listen(self.metrics, "metrics_port", settings.metrics_port)
         share = None
         if settings.gateways > 1:
-            share = Share(Path(config.run_dir), "http", settings.gateways, config.number)
+            share = BalancerConfig(Path(config.run_dir), "http", settings.gateways, config.number)
         await self._listen(self.http, "http_port", settings.http_port, share)
 
-    async def close(self, patience_s: float | None = None) -> None:
+    async def close(self, grace_s: float | None = None) -> None:
         """Accept no more, let requests in flight end for a while, then end everything."""
-        if patience_s is None:
+        if grace_s is None:
             # At home the keeper drains the whole server before it ends one.
-            patience_s = self.config.settings.drain_s if self.config.elsewhere else DRAIN_S
-        closing = [self.http.close(patience_s), self.metrics.close(patience_s)]
+            grace_s = self.config.settings.drain_s if self.config.elsewhere else DRAIN_S
+        closing = [self.http.close(grace_s), self.metrics.close(grace_s)]
         if self.grpc is not None:
-            closing.append(self.grpc.close(patience_s))
+            closing.append(self.grpc.close(grace_s))
         await asyncio.gather(*closing)
         for task in self._tasks:
             task.cancel()
         self.gateway.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _listen(self, server: HttpServer, name: str, port: int, share: Share | None = None) -> None:
+    async def _listen(
+        self, server: HttpServer, name: str, port: int, share: BalancerConfig | None = None
+    ) -> None:
         host = self.config.settings.host
         try:
             self.port_by_name[name] = await server.listen(

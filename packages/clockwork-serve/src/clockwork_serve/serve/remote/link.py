@@ -30,7 +30,7 @@ from clockwork_serve.messages import (
     TensorRef,
     Tensors,
 )
-from clockwork_serve.serve.gateway.tls import words_of
+from clockwork_serve.serve.gateway.tls import reason_of
 from clockwork_serve.serve.remote.tls import PROTOCOL_NAME, ClusterContext
 from clockwork_serve.serve.shm import HEADER_BYTES, Region, write_epoch
 from clockwork_serve.serve.transport import Handlers, Link, OnFrames, OnLink, OnLost
@@ -184,7 +184,7 @@ async def connect_machine(
     except (TimeoutError, OSError) as error:
         if opened.done():
             opened.exception()  # nobody else will ask for it
-        why = f"nothing within {CONNECT_S:.0f} s" if isinstance(error, TimeoutError) else words_of(error)
+        why = f"nothing within {CONNECT_S:.0f} s" if isinstance(error, TimeoutError) else reason_of(error)
         raise TransportError(f"cannot connect to {host}:{port}: {why}") from None
     try:
         return await opened
@@ -261,7 +261,7 @@ class MachineListener:
             self._links.discard(link)
             with suppress(OSError):
                 connected.close()
-            why = "no handshake in time" if isinstance(error, TimeoutError) else words_of(error)
+            why = "no handshake in time" if isinstance(error, TimeoutError) else reason_of(error)
             self._complain(host, why)
 
     def _lost(self, link: Link) -> None:

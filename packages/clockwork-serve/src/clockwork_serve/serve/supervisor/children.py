@@ -18,7 +18,7 @@ import uvloop
 
 from clockwork_serve.config import Settings
 from clockwork_serve.errors import ClockworkError, ConfigError
-from clockwork_serve.serve.gateway.access import check_door
+from clockwork_serve.serve.gateway.access import check_access_files
 from clockwork_serve.serve.gateway.settings import check_gateways
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, check_joining
 from clockwork_serve.serve.supervisor.config import device_configs
@@ -144,7 +144,7 @@ def run_gateways(settings: Settings, on_listening: Callable[[dict[str, str]], No
             f"machine_name: expected a name such that a gateway is called NAME.gateway-0; found "
             f"{machine!r:.80}; give --machine-name"
         )
-    check_door(settings)
+    check_access_files(settings)
     ports = Ports(settings.host, settings.ports)
     try:
         on_listening(addresses(settings.host, ports.number_by_name, tls=bool(settings.tls_certificate)))

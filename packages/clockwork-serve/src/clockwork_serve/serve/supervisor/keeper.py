@@ -38,7 +38,7 @@ from clockwork_serve.messages import (
     WorkerCrashed,
     WorkerHung,
 )
-from clockwork_serve.serve.gateway.access import check_door, read_keys
+from clockwork_serve.serve.gateway.access import check_access_files, read_keys
 from clockwork_serve.serve.gateway.tls import REFRESH_S, Watched
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.remote.config import check_listening
@@ -303,7 +303,7 @@ class Keeper:
         Raises :class:`ConfigError` for a port or a file that will not do.
         """
         settings = self.settings = config.settings
-        check_door(settings)
+        check_access_files(settings)
         if settings.listen_machines:
             check_listening(settings)
         self.config = config

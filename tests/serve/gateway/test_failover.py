@@ -1,4 +1,4 @@
-"""Requests whose controller died: the next one answers those that can wait; nobody is answered twice."""
+"""Requests that await failover: the next controller answers those that can wait; none is answered twice."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from clockwork_serve.messages import Outcome, Readiness, Reason, Request
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve.gateway import controller_link as gateway_stranded
-from clockwork_serve.serve.gateway.controller_link import AGAIN
+from clockwork_serve.serve.gateway import controller_link
+from clockwork_serve.serve.gateway.controller_link import RESUBMITTED
 from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, ms
 from tests.serve.gateway.worlds import Client, World, in_world
@@ -20,7 +20,7 @@ X = struct.pack("<2f", 1.5, -2.0)
 
 
 async def sent(world: World, *clients: Client) -> list[Request]:
-    """The controller gets these requests, and keeps them."""
+    """The controller receives these requests, and keeps them."""
     world.controller.on_request = world.keep
     before = len(world.controller.requests)
     for client in clients:
@@ -35,7 +35,7 @@ async def next_controller(world: World) -> None:
     await world.until(lambda: world.gateway.link.ready)
 
 
-def test_the_next_controller_is_asked_once_and_its_answer_given(tmp_path: Path) -> None:
+def test_a_request_is_resubmitted_once_and_its_answer_delivered(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client(data=X, slo_ms=60_000)
         (first,) = await sent(world, client)
@@ -43,7 +43,7 @@ def test_the_next_controller_is_asked_once_and_its_answer_given(tmp_path: Path) 
         world.controller.stop()
         await world.until(lambda: not world.gateway.link.is_open)
         assert world.gateway.counters().open == 1
-        # What the dead one sent may still write: where nobody looks.
+        # Actions of the dead controller may still write, to the old region.
         tensors = world.controller.tensors(first)
         old[tensors.output_offset : tensors.output_offset + 8] = bytes(8)
         world.controller.on_request = world.controller.echo
@@ -52,7 +52,9 @@ def test_the_next_controller_is_asked_once_and_its_answer_given(tmp_path: Path) 
         (again,) = world.controller.requests
         assert client.ended == (Outcome.OK, Reason.NONE)
         assert client.outputs == [X]
-        assert again.request_id == first.request_id + AGAIN, "who lost the link alone may know the first"
+        assert again.request_id == first.request_id + RESUBMITTED, (
+            "a controller that only lost the link may know the first"
+        )
         assert (again.arrival_ns, again.deadline_ns) == (first.arrival_ns, first.deadline_ns)
         assert world.controller.tensors(again).region != tensors.region
         world.controller.send(world.controller.answer(again, outcome=Outcome.OK))  # a second answer
@@ -64,7 +66,7 @@ def test_the_next_controller_is_asked_once_and_its_answer_given(tmp_path: Path) 
     in_world(tmp_path, story)
 
 
-def test_what_is_due_before_a_controller_can_be_back_hears_at_once(tmp_path: Path) -> None:
+def test_requests_due_before_a_failover_are_ended_at_once(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         soon, later = Client(slo_ms=95), Client(slo_ms=60_000)
         await sent(world, soon, later)
@@ -78,7 +80,7 @@ def test_what_is_due_before_a_controller_can_be_back_hears_at_once(tmp_path: Pat
     in_world(tmp_path, story)
 
 
-def test_what_waits_for_a_controller_hears_at_its_deadline(tmp_path: Path) -> None:
+def test_requests_that_await_failover_end_at_their_deadlines(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client(slo_ms=250)
         await sent(world, client)
@@ -93,8 +95,8 @@ def test_what_waits_for_a_controller_hears_at_its_deadline(tmp_path: Path) -> No
     in_world(tmp_path, story)
 
 
-def test_nobody_waits_for_ever_for_a_controller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway_stranded, "PATIENCE_NS", ms(100))
+def test_awaiting_failover_has_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(controller_link, "FAILOVER_TIMEOUT_NS", ms(100))
 
     async def story(world: World) -> None:
         client = Client(slo_ms=60_000)
@@ -106,7 +108,7 @@ def test_nobody_waits_for_ever_for_a_controller(tmp_path: Path, monkeypatch: pyt
     in_world(tmp_path, story)
 
 
-def test_a_request_is_asked_of_two_controllers_at_most(tmp_path: Path) -> None:
+def test_a_request_is_submitted_to_two_controllers_at_most(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client(slo_ms=60_000)
         await sent(world, client)
@@ -121,7 +123,7 @@ def test_a_request_is_asked_of_two_controllers_at_most(tmp_path: Path) -> None:
     in_world(tmp_path, story)
 
 
-def test_a_controller_that_cannot_serve_yet_is_not_asked(tmp_path: Path) -> None:
+def test_requests_await_a_controller_that_is_ready(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client(slo_ms=60_000)
         await sent(world, client)
@@ -132,7 +134,7 @@ def test_a_controller_that_cannot_serve_yet_is_not_asked(tmp_path: Path) -> None
         await world.until(lambda: world.gateway.link.is_open)
         await asyncio.sleep(0.05)
         assert world.controller.requests == []
-        # It dies before it could: that costs nobody anything.
+        # It dies before it is ready: that has no effect on requests.
         world.controller.stop()
         await world.until(lambda: not world.gateway.link.is_open)
         world.controller.ready = Readiness(ready=True)
@@ -144,7 +146,7 @@ def test_a_controller_that_cannot_serve_yet_is_not_asked(tmp_path: Path) -> None
     in_world(tmp_path, story)
 
 
-def test_a_client_that_leaves_meanwhile_is_asked_for_no_more(tmp_path: Path) -> None:
+def test_a_request_whose_client_left_is_not_resubmitted(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         client = Client(slo_ms=60_000)
         (request,) = await sent(world, client)
@@ -161,7 +163,7 @@ def test_a_client_that_leaves_meanwhile_is_asked_for_no_more(tmp_path: Path) -> 
     in_world(tmp_path, story)
 
 
-def test_a_client_that_leaves_after_it_was_asked_again_is_cancelled_by_the_second_id(tmp_path: Path) -> None:
+def test_a_resubmitted_request_is_cancelled_by_its_second_id(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         (request,) = await sent(world, Client(slo_ms=60_000))
         world.controller.stop()
@@ -170,12 +172,12 @@ def test_a_client_that_leaves_after_it_was_asked_again_is_cancelled_by_the_secon
         await world.until(lambda: world.controller.requests)
         world.gateway.cancel(request.request_id)
         await world.until(lambda: world.controller.cancels)
-        assert [one.request_id for one in world.controller.cancels] == [request.request_id + AGAIN]
+        assert [one.request_id for one in world.controller.cancels] == [request.request_id + RESUBMITTED]
 
     in_world(tmp_path, story)
 
 
-def test_what_waits_is_told_when_the_gateway_closes(tmp_path: Path) -> None:
+def test_requests_that_await_failover_end_when_the_gateway_closes(tmp_path: Path) -> None:
     client = Client(slo_ms=60_000)
 
     async def story(world: World) -> None:
@@ -187,7 +189,7 @@ def test_what_waits_is_told_when_the_gateway_closes(tmp_path: Path) -> None:
     assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
 
 
-def test_what_has_no_room_in_the_new_memory_is_not_kept() -> None:
+def test_requests_without_room_in_the_new_region_are_not_kept() -> None:
     slots = Slots(MIB)
     slot = slots.fill([InputTensor("X", "UINT8", (400_000,), b"\1" * 400_000)], 100)
     assert slot is not None

@@ -1,8 +1,8 @@
-"""Who is to speak, and who was silent for too long."""
+"""Time limits for clients that send nothing."""
 
 from __future__ import annotations
 
-from clockwork_serve.serve.grpc.call import Silence
+from clockwork_serve.serve.grpc.call import SilentCalls
 
 
 class Clock:
@@ -12,9 +12,9 @@ class Clock:
         return self.now_s
 
 
-def test_who_spoke_is_not_overdue_and_who_was_answered_has_as_long_again() -> None:
+def test_a_message_ends_the_time_limit_and_a_response_restarts_it() -> None:
     clock = Clock()
-    silence: Silence[str] = Silence(10, clock)
+    silence: SilentCalls[str] = SilentCalls(10, clock)
     for name in ("silent", "spoke", "answered"):
         silence.begin(name)
     clock.now_s = 9

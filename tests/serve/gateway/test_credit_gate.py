@@ -1,4 +1,4 @@
-"""How many requests are on their way to the controller: who goes, who waits, who is refused."""
+"""Credit for requests on the gateway's side: which are sent, which wait, which are rejected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def request(name: str, arrival_ns: int, slo_ms: float) -> Request:
 
 
 class Gate:
-    """A turnstile, its clock, and what came of it."""
+    """A credit gate, its clock, and the requests that it sent or rejected."""
 
     def __init__(self, most: int = 2, held: int = 4096) -> None:
         self.now_ns = ms(1000)
@@ -44,13 +44,13 @@ class Gate:
         self.turnstile.take(RequestCredit(heard=heard, most=most))
 
 
-def test_without_a_rule_all_go() -> None:
+def test_without_a_limit_all_are_sent() -> None:
     gate = Gate(most=0)
     gate.enter(*"abcdef")
     assert gate.sent == list("abcdef")
 
 
-def test_who_is_too_many_waits_and_the_newest_goes_first() -> None:
+def test_requests_beyond_the_credit_wait_and_the_newest_is_sent_first() -> None:
     gate = Gate()
     gate.enter(*"abcde")
     assert gate.sent == ["a", "b"]
@@ -60,7 +60,7 @@ def test_who_is_too_many_waits_and_the_newest_goes_first() -> None:
     assert not gate.turnstile.holds
 
 
-def test_who_waited_for_a_quarter_of_its_slo_is_refused() -> None:
+def test_a_request_that_waited_for_a_quarter_of_its_slo_is_rejected() -> None:
     gate = Gate()
     gate.enter("a", "b", "short", slo_ms=100)
     gate.enter("long", slo_ms=1000)
@@ -71,7 +71,7 @@ def test_who_waited_for_a_quarter_of_its_slo_is_refused() -> None:
     assert gate.sent[2:] == ["long"]
 
 
-def test_no_more_wait_than_may_and_the_oldest_is_refused() -> None:
+def test_waiting_requests_are_limited_and_the_oldest_is_rejected() -> None:
     gate = Gate(held=3)
     gate.enter(*"abcdefg")
     assert [name for name, _ in gate.refused] == ["c", "d"]
@@ -79,7 +79,7 @@ def test_no_more_wait_than_may_and_the_oldest_is_refused() -> None:
     assert gate.sent[2:] == ["g", "f"]
 
 
-def test_who_was_overdue_is_not_sent_when_there_is_room() -> None:
+def test_an_overdue_request_is_not_sent_when_there_is_credit() -> None:
     gate = Gate()
     gate.enter(*"abc")
     gate.now_ns += ms(30)
@@ -87,7 +87,7 @@ def test_who_was_overdue_is_not_sent_when_there_is_room() -> None:
     assert (gate.sent, [name for name, _ in gate.refused]) == (["a", "b"], ["c"])
 
 
-def test_who_is_withdrawn_is_gone_only_if_it_waited_here() -> None:
+def test_only_a_waiting_request_can_be_withdrawn() -> None:
     gate = Gate()
     gate.enter(*"abc")
     assert gate.turnstile.withdraw("c")
@@ -96,7 +96,7 @@ def test_who_is_withdrawn_is_gone_only_if_it_waited_here() -> None:
     assert gate.sent == ["a", "b"]
 
 
-def test_a_lost_link_takes_all_along_and_the_rule() -> None:
+def test_a_lost_link_resets_the_queue_and_the_limit() -> None:
     gate = Gate()
     gate.enter(*"abc")
     gate.turnstile.reset()
@@ -105,7 +105,7 @@ def test_a_lost_link_takes_all_along_and_the_rule() -> None:
     assert not gate.refused
 
 
-def test_who_was_sent_and_will_not_be_heard_makes_room() -> None:
+def test_an_undelivered_request_returns_its_credit() -> None:
     gate = Gate(most=1)
     gate.enter(*"ab")
     assert gate.sent == ["a"]
@@ -117,7 +117,7 @@ def test_who_was_sent_and_will_not_be_heard_makes_room() -> None:
     assert gate.sent == ["a", "b", "c"]
 
 
-def test_taking_back_leaves_no_more_room_than_there_is() -> None:
+def test_returned_credit_is_limited() -> None:
     gate = Gate(most=1)
     gate.turnstile.take_back()
     gate.turnstile.take_back()
@@ -125,7 +125,7 @@ def test_taking_back_leaves_no_more_room_than_there_is() -> None:
     assert gate.sent == ["a"]
 
 
-def test_without_a_rule_nothing_is_to_be_taken_back() -> None:
+def test_without_a_limit_no_credit_is_returned() -> None:
     gate = Gate(most=0)
     gate.enter(*"ab")
     gate.turnstile.take_back()
@@ -134,7 +134,7 @@ def test_without_a_rule_nothing_is_to_be_taken_back() -> None:
 
 
 class Controller:
-    """Stands for a link to one, and for how it is reached."""
+    """Stands for a link to a controller, and for how it is reached."""
 
     def __init__(self) -> None:
         self.is_open = True
@@ -155,12 +155,12 @@ class Controller:
         self.is_open = False
 
 
-def test_a_link_is_told_who_was_unheard_and_sends_the_next() -> None:
+def test_a_link_reports_undelivered_requests_and_sends_the_next() -> None:
     async def test() -> None:
         controller = Controller()
         gone: list[Undelivered] = []
         listener = LinkListener(
-            lambda _: None, lambda _: None, lambda _: None, lambda: None, on_unheard=gone.append
+            lambda _: None, lambda _: None, lambda _: None, lambda: None, on_undelivered=gone.append
         )
         link = GatewayLink(controller.reach, None, listener)
         running = asyncio.ensure_future(link.run())

@@ -1,4 +1,4 @@
-"""Connections go to the gateway that has fewest, and none is lost on its way."""
+"""Balancing of connections: each goes to the gateway with the fewest, and none is lost."""
 
 from __future__ import annotations
 
@@ -12,32 +12,37 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from clockwork_serve.serve.http.server import STILL, ConnectionCounts, Share, Sharing
+from clockwork_serve.serve.http.server import (
+    STALLED_BEATS,
+    BalancerConfig,
+    ConnectionBalancer,
+    ConnectionCounts,
+)
 from tests.serve.certificates import certificates
 from tests.serve.gateway.running import RunningGateway, running_gateway, until
 from tests.serve.http.requests import IDENT_JSON, INFER, Found, post
 
 
 class Pair:
-    """Two gateways' parts in one process, with what each took over."""
+    """Two gateways' balancers in one process, with the connections that each received."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.parts: list[Sharing] = []
+        self.parts: list[ConnectionBalancer] = []
         self.taken: list[list[socket.socket]] = [[], []]
         self.clients: list[socket.socket] = []
         for number in range(2):
             self.start(number)
 
     def start(self, number: int) -> None:
-        self.parts.insert(number, Sharing(Share(self.folder, "http", 2, number)))
+        self.parts.insert(number, ConnectionBalancer(BalancerConfig(self.folder, "http", 2, number)))
         self.parts[number].begin(lambda accepted, _: self.taken[number].append(accepted))
 
     def accept(self, number: int) -> bool:
-        """A connection comes to that gateway; whether it was passed on."""
+        """A gateway accepts a connection; whether it was passed on."""
         client, accepted = socket.socketpair()
         self.clients.append(client)
-        passed = self.parts[number].passed_on(accepted.fileno())
+        passed = self.parts[number].pass_on(accepted.fileno())
         if passed:
             accepted.close()
         else:
@@ -61,7 +66,7 @@ def run(folder: Path, work: Callable[[Pair], object]) -> None:
     uvloop.run(main())
 
 
-def test_who_has_more_passes_on_and_the_connection_lives(tmp_path: Path) -> None:
+def test_the_gateway_with_more_passes_on_a_live_connection(tmp_path: Path) -> None:
     async def work(pair: Pair) -> None:
         passed = [pair.accept(0) for _ in range(6)]
         assert passed == [False, True, False, True, False, True]
@@ -75,18 +80,18 @@ def test_who_has_more_passes_on_and_the_connection_lives(tmp_path: Path) -> None
     run(tmp_path, work)
 
 
-def test_what_ended_makes_room(tmp_path: Path) -> None:
+def test_closed_connections_are_counted(tmp_path: Path) -> None:
     def work(pair: Pair) -> None:
         assert not pair.accept(0)
         assert not pair.accept(1)
-        pair.parts[0].ended()
+        pair.parts[0].count_closed()
         assert pair.accept(1)
         assert not pair.accept(1)
 
     run(tmp_path, work)
 
 
-def test_nothing_is_passed_to_a_gateway_that_is_gone(tmp_path: Path) -> None:
+def test_nothing_is_passed_to_a_gateway_that_died(tmp_path: Path) -> None:
     def work(pair: Pair) -> None:
         pair.parts.pop().close()
         assert [pair.accept(0) for _ in range(4)] == [False] * 4
@@ -94,7 +99,7 @@ def test_nothing_is_passed_to_a_gateway_that_is_gone(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_a_gateway_that_takes_nothing_in_holds_nothing_up(tmp_path: Path) -> None:
+def test_a_gateway_that_receives_nothing_delays_nothing(tmp_path: Path) -> None:
     def work(pair: Pair) -> None:
         passed = [pair.accept(0) for _ in range(3000)]
         assert any(passed)
@@ -111,7 +116,7 @@ def test_nothing_is_passed_to_a_gateway_that_is_stopped(tmp_path: Path) -> None:
         assert timer is not None
         timer.cancel()  # its loop turns no more, and its sockets stay
         async with asyncio.timeout(20):
-            while pair.parts[0]._still[1] < STILL:
+            while pair.parts[0]._missed_beats[1] < STALLED_BEATS:
                 await asyncio.sleep(0.01)
         assert [pair.accept(0) for _ in range(4)] == [False] * 4
         pair.parts[1]._beat()
@@ -120,7 +125,7 @@ def test_nothing_is_passed_to_a_gateway_that_is_stopped(tmp_path: Path) -> None:
     run(tmp_path, work)
 
 
-def test_a_gateway_that_starts_again_has_none_and_gets_the_next(tmp_path: Path) -> None:
+def test_a_restarted_gateway_has_none_and_gets_the_next(tmp_path: Path) -> None:
     def work(pair: Pair) -> None:
         for _ in range(4):
             pair.accept(0)
@@ -136,10 +141,10 @@ def test_a_gateway_that_starts_again_has_none_and_gets_the_next(tmp_path: Path) 
 
 def test_every_gateway_reads_the_same_numbers(tmp_path: Path) -> None:
     tallies = [ConnectionCounts(tmp_path / "tally", 3, number) for number in range(3)]
-    tallies[0].gave(0)
-    tallies[0].gave(2)
-    tallies[1].gave(2)
-    tallies[2].ended()
+    tallies[0].count_passed(0)
+    tallies[0].count_passed(2)
+    tallies[1].count_passed(2)
+    tallies[2].count_closed()
     assert [tally.open().tolist() for tally in tallies] == [[1, 0, 1]] * 3
     assert ConnectionCounts(tmp_path / "tally", 3, 2).open().tolist() == [1, 0, 0]
 
@@ -157,7 +162,7 @@ def answered_by(client: socket.socket) -> str:
 
 
 def two_gateways(stack: ExitStack, folder: Path, **fields: object) -> tuple[RunningGateway, RunningGateway]:
-    """They listen on one port; each has a controller of its own, which they do not share."""
+    """They listen on one port; each has its own controller."""
     first = stack.enter_context(
         running_gateway(folder, name="g0", reuse_port=True, gateways=2, number=0, **fields)
     )
@@ -171,7 +176,7 @@ def two_gateways(stack: ExitStack, folder: Path, **fields: object) -> tuple[Runn
 @pytest.mark.parametrize("encrypted", [False, True])
 def test_gateways_have_as_many_each_whatever_the_kernel_chose(tmp_path: Path, *, encrypted: bool) -> None:
     files = certificates(tmp_path)
-    fields = files.door() if encrypted else {}
+    fields = files.tls_settings() if encrypted else {}
     with ExitStack() as stack:
         gateways = two_gateways(stack, tmp_path, **fields)
 
@@ -190,21 +195,21 @@ def test_gateways_have_as_many_each_whatever_the_kernel_chose(tmp_path: Path, *,
             for client in clients:
                 client.close()
             until(lambda: not any(gateway.servers.gateway.connections for gateway in gateways))
-            sharing = gateways[0].servers.http._sharing
+            sharing = gateways[0].servers.http._balancer
             assert sharing is not None
             until(lambda sharing=sharing: sharing._tally.open().tolist() == [0, 0])
 
 
-def test_connections_that_come_to_nothing_are_not_counted_for_ever(tmp_path: Path) -> None:
+def test_failed_handshakes_do_not_stay_counted(tmp_path: Path) -> None:
     files = certificates(tmp_path)
     with ExitStack() as stack:
-        gateways = two_gateways(stack, tmp_path, **files.door())
+        gateways = two_gateways(stack, tmp_path, **files.tls_settings())
         for _ in range(20):
             with gateways[0].connect() as client:
                 client.sendall(b"GET / HTTP/1.1\r\n\r\n")  # no TLS
                 while client.recv(4096):
                     pass
-        sharing = gateways[0].servers.http._sharing
+        sharing = gateways[0].servers.http._balancer
         assert sharing is not None
         assert sharing._tally._given.sum() == 20
         until(lambda: sharing._tally.open().tolist() == [0, 0])

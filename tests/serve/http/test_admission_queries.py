@@ -1,4 +1,4 @@
-"""A hopeless request is told so by its head: its body is neither parsed nor waited for."""
+"""Admission queries over HTTP: an infeasible request is rejected by its head, before its body is received."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason
-from clockwork_serve.serve.gateway import admission_queries as gateway_announcements
-from clockwork_serve.serve.http import connection as gateway_connection
+from clockwork_serve.serve.gateway import admission_queries
+from clockwork_serve.serve.http import connection
 from clockwork_serve.serve.http.connection import DIRECT_BYTES
 from clockwork_serve.serve.http.server import SMALL_READ_BYTES
 from clockwork_serve.units import MIB, ms
@@ -29,14 +29,14 @@ LIVE = get("/v2/health/live").replace(b"Connection: close\r\n", b"")
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
-    """It has just refused something, and goes on to expect the worst."""
+    """It has just rejected a request, and sends queries at once."""
     with running_gateway(tmp_path) as running:
         running.do(lambda: expect(running, refusals=True))
         yield running
 
 
 def expect(gateway: RunningGateway, *, refusals: bool) -> None:
-    gateway.servers.gateway.announcements._wary_until_s = math.inf if refusals else 0.0
+    gateway.servers.gateway.admission_queries._rejections_until_s = math.inf if refusals else 0.0
 
 
 def message(values: np.ndarray = VALUES, *headers: str, length: int | None = None) -> tuple[bytes, bytes]:
@@ -59,19 +59,19 @@ def message(values: np.ndarray = VALUES, *headers: str, length: int | None = Non
     return "\r\n".join([*lines, "", ""]).encode(), body
 
 
-def hopeless(announced: AdmissionQuery) -> AdmissionReply:
+def infeasible(announced: AdmissionQuery) -> AdmissionReply:
     return AdmissionReply(
         announced_id=announced.announced_id, gateway=announced.gateway, reason=Reason.WOULD_MISS_DEADLINE,
         message="the deadline would be missed by 7.0 ms", retry_after_ns=ms(7),
     )  # fmt: skip
 
 
-def hopeful(announced: AdmissionQuery) -> AdmissionReply:
+def feasible(announced: AdmissionQuery) -> AdmissionReply:
     return AdmissionReply(announced_id=announced.announced_id, gateway=announced.gateway)
 
 
 def read_response(client: socket.socket) -> tuple[bytes, dict[str, object]]:
-    """One response, and nothing of the next."""
+    """One response, and no byte after it."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += client.recv(1)
@@ -82,25 +82,25 @@ def read_response(client: socket.socket) -> tuple[bytes, dict[str, object]]:
     return head, json.loads(body)
 
 
-def test_a_hopeless_request_is_told_before_its_body_is_there(gateway: RunningGateway) -> None:
-    gateway.controller.on_announced = hopeless
+def test_an_infeasible_request_is_rejected_before_its_body_is_received(gateway: RunningGateway) -> None:
+    gateway.controller.on_admission_query = infeasible
     head, body = message(VALUES, "x-slo-ms: 60000")
     with gateway.connect() as client:
         client.sendall(head + body[:1000])
-        told, answer = read_response(client)
-        assert told.startswith(b"HTTP/1.1 429 ")
-        assert b"Retry-After: 1\r" in told or b"Retry-After: 2\r" in told
+        head, answer = read_response(client)
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert b"Retry-After: 1\r" in head or b"Retry-After: 2\r" in head
         assert (answer["reason"], answer["retry_after_ms"]) == ("would_miss_deadline", 7.0)
         client.sendall(body[1000:] + get("/v2/health/live"))
         assert read_response(client)[1] == {"live": True}, "the connection goes on behind the unwanted body"
-    (announced,) = gateway.controller.announced
+    (announced,) = gateway.controller.admission_queries
     assert announced.model == "any/1"
     assert announced.deadline_ns - announced.arrival_ns == ms(60_000)
     assert gateway.controller.requests == []
 
 
-def test_it_is_counted_once_and_its_room_is_free_again(gateway: RunningGateway) -> None:
-    gateway.controller.on_announced = hopeless
+def test_it_is_counted_once_and_its_memory_is_freed(gateway: RunningGateway) -> None:
+    gateway.controller.on_admission_query = infeasible
     head, body = message(VALUES, "x-slo-ms: 60000")
     with gateway.connect() as client:
         for _ in range(3):
@@ -113,146 +113,146 @@ def test_it_is_counted_once_and_its_room_is_free_again(gateway: RunningGateway) 
     assert counters.region_used_bytes == 0
 
 
-def test_a_request_with_hope_is_answered_with_the_deadline_of_its_head(gateway: RunningGateway) -> None:
+def test_a_feasible_request_keeps_the_deadline_of_its_head(gateway: RunningGateway) -> None:
     head, body = message(VALUES, "x-slo-ms: 5000")
     with gateway.connect() as client:
         client.sendall(head)
-        gateway.until(lambda: gateway.controller.announced)
+        gateway.until(lambda: gateway.controller.admission_queries)
         client.sendall(body)
-        told, answer = read_response(client)
-    assert told.startswith(b"HTTP/1.1 200 ")
+        head, answer = read_response(client)
+    assert head.startswith(b"HTTP/1.1 200 ")
     assert answer["outputs"][0]["shape"] == [len(VALUES)]
-    (announced,), (request,) = gateway.controller.announced, gateway.controller.requests
+    (announced,), (request,) = gateway.controller.admission_queries, gateway.controller.requests
     assert (request.arrival_ns, request.deadline_ns) == (announced.arrival_ns, announced.deadline_ns)
 
 
-def test_a_request_that_is_all_there_waits_for_what_is_foretold(gateway: RunningGateway) -> None:
+def test_a_complete_request_waits_for_the_reply_to_its_query(gateway: RunningGateway) -> None:
     controller = gateway.controller
-    controller.on_announced = lambda _: None
+    controller.on_admission_query = lambda _: None
     head, body = message(VALUES, "x-slo-ms: 5000")
     with gateway.connect() as client:
         client.sendall(head + body + LIVE)
-        gateway.until(lambda: controller.announced)
+        gateway.until(lambda: controller.admission_queries)
         assert controller.requests == []
-        gateway.do(lambda: controller.send(hopeless(controller.announced[0])))
+        gateway.do(lambda: controller.send(infeasible(controller.admission_queries[0])))
         assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
         assert read_response(client)[1] == {"live": True}
         client.sendall(head + body)
-        gateway.until(lambda: len(controller.announced) == 2)
-        gateway.do(lambda: controller.send(hopeful(controller.announced[1])))
+        gateway.until(lambda: len(controller.admission_queries) == 2)
+        gateway.do(lambda: controller.send(feasible(controller.admission_queries[1])))
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
     assert len(controller.requests) == 1
 
 
-def test_a_controller_that_foretells_nothing_is_waited_for_until_the_deadline(
+def test_a_query_without_a_reply_ends_at_the_deadline(
     gateway: RunningGateway,
 ) -> None:
-    gateway.controller.on_announced = lambda _: None
+    gateway.controller.on_admission_query = lambda _: None
     with gateway.connect() as client:
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 100")))
         assert read_response(client)[0].startswith(b"HTTP/1.1 504 "), "it was waited for until then"
     assert gateway.controller.requests == []
 
 
-def test_what_is_foretold_late_or_twice_changes_nothing(gateway: RunningGateway) -> None:
+def test_late_and_repeated_replies_change_nothing(gateway: RunningGateway) -> None:
     controller = gateway.controller
-    controller.on_announced = lambda _: None
+    controller.on_admission_query = lambda _: None
     with gateway.connect() as client:
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 1000")))
         assert read_response(client)[0].startswith(b"HTTP/1.1 504 "), "waited for in vain"
-        gateway.do(lambda: controller.send(hopeless(controller.announced[0])))
+        gateway.do(lambda: controller.send(infeasible(controller.admission_queries[0])))
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 5000")))
-        gateway.until(lambda: len(controller.announced) == 2)
-        twice = hopeful(controller.announced[1]), hopeless(controller.announced[1])
+        gateway.until(lambda: len(controller.admission_queries) == 2)
+        twice = feasible(controller.admission_queries[1]), infeasible(controller.admission_queries[1])
         gateway.do(lambda: controller.send(*twice))
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 "), "the first one counts"
     assert len(controller.requests) == 1
     assert gateway.do(gateway.servers.gateway.counters).outcomes == {"expired": 1}
 
 
-@pytest.mark.parametrize("word", [hopeful, hopeless])
-def test_after_a_refusal_no_body_is_read_before_there_is_a_word(
+@pytest.mark.parametrize("word", [feasible, infeasible])
+def test_after_a_rejection_no_body_is_read_before_the_reply(
     gateway: RunningGateway, word: Callable[[AdmissionQuery], AdmissionReply]
 ) -> None:
     controller, http = gateway.controller, gateway.servers.http
-    controller.on_announced = hopeless
+    controller.on_admission_query = infeasible
     whole = b"".join(message(VALUES, "x-slo-ms: 5000"))
     with gateway.connect() as client, ThreadPoolExecutor(1) as another:
         client.sendall(whole)
         assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
-        controller.on_announced = lambda _: None
+        controller.on_admission_query = lambda _: None
         sending = another.submit(client.sendall, whole + LIVE)
-        gateway.until(lambda: len(controller.announced) == 2)
+        gateway.until(lambda: len(controller.admission_queries) == 2)
         time.sleep(0.05)  # in which it could read
         (connection,) = gateway.do(lambda: tuple(http._connections))
         assert connection._content_bytes <= SMALL_READ_BYTES
-        gateway.do(lambda: controller.send(word(controller.announced[1])))
-        assert read_response(client)[0].startswith(b"HTTP/1.1 200 " if word is hopeful else b"HTTP/1.1 429 ")
+        gateway.do(lambda: controller.send(word(controller.admission_queries[1])))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 " if word is feasible else b"HTTP/1.1 429 ")
         sending.result(20)
         assert read_response(client)[1] == {"live": True}
 
 
-def test_a_controller_that_goes_away_ends_what_waits(gateway: RunningGateway) -> None:
-    gateway.controller.on_announced = lambda _: None
+def test_a_lost_controller_ends_queries(gateway: RunningGateway) -> None:
+    gateway.controller.on_admission_query = lambda _: None
     with gateway.connect() as client:
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 3600000")))
-        gateway.until(lambda: gateway.controller.announced)
+        gateway.until(lambda: gateway.controller.admission_queries)
         gateway.do(gateway.controller.stop)
         assert read_response(client)[0].startswith(b"HTTP/1.1 503 ")
 
 
 @pytest.mark.parametrize("headers", [(), ("x-slo-ms: soon",)])
-def test_nothing_is_asked_where_the_head_gives_no_limit(
+def test_there_is_no_query_without_an_slo_in_the_head(
     gateway: RunningGateway, headers: tuple[str, ...]
 ) -> None:
     head, body = message(VALUES, *headers)
     with gateway.connect() as client:
         client.sendall(head + body)
         assert read_response(client)[0].startswith(b"HTTP/1.1 400 " if headers else b"HTTP/1.1 200 ")
-    assert gateway.controller.announced == []
+    assert gateway.controller.admission_queries == []
 
 
-def test_nothing_is_asked_about_a_small_body(gateway: RunningGateway) -> None:
+def test_there_is_no_query_for_a_small_body(gateway: RunningGateway) -> None:
     small = VALUES[: DIRECT_BYTES // 8]
     with gateway.connect() as client:
         client.sendall(b"".join(message(small, "x-slo-ms: 5000")))
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
-    assert gateway.controller.announced == []
+    assert gateway.controller.admission_queries == []
 
 
-def test_a_body_that_is_too_much_to_throw_away_ends_the_connection(
+def test_a_body_too_large_to_discard_closes_the_connection(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_connection, "UNWANTED_MAX", MIB)
-    gateway.controller.on_announced = hopeless
+    monkeypatch.setattr(connection, "DISCARDED_MAX", MIB)
+    gateway.controller.on_admission_query = infeasible
     head, body = message(VALUES, "x-slo-ms: 60000", length=2 * MIB)
     with gateway.connect() as client:
         client.sendall(head + body)
-        told, answer = read_response(client)
-        assert told.startswith(b"HTTP/1.1 429 ")
-        assert b"Connection: close" in told
+        head, answer = read_response(client)
+        assert head.startswith(b"HTTP/1.1 429 ")
+        assert b"Connection: close" in head
         assert answer["reason"] == "would_miss_deadline"
         client.sendall(body)
         assert client.recv(1) == b""
 
 
-def test_nothing_is_asked_while_nothing_is_refused_and_bodies_come_quickly(
+def test_there_is_no_query_for_a_fast_body_while_nothing_is_rejected(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_announcements, "BODY_S", 5.0)
+    monkeypatch.setattr(admission_queries, "BODY_WAIT_S", 5.0)
     gateway.do(lambda: expect(gateway, refusals=False))
     with gateway.connect() as client:
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 30000")) + LIVE)
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
         assert read_response(client)[1] == {"live": True}
     time.sleep(0.05)
-    assert gateway.controller.announced == []
-    assert gateway.do(lambda: gateway.servers.gateway.announcements._open) == {}
+    assert gateway.controller.admission_queries == []
+    assert gateway.do(lambda: gateway.servers.gateway.admission_queries._open) == {}
 
 
-def test_a_body_that_is_slow_to_come_is_asked_about_all_the_same(gateway: RunningGateway) -> None:
+def test_there_is_a_query_for_a_slow_body(gateway: RunningGateway) -> None:
     gateway.do(lambda: expect(gateway, refusals=False))
-    gateway.controller.on_announced = hopeless
+    gateway.controller.on_admission_query = infeasible
     head, body = message(VALUES, "x-slo-ms: 5000")
     with gateway.connect() as client:
         client.sendall(head + body[:1000])
@@ -262,46 +262,46 @@ def test_a_body_that_is_slow_to_come_is_asked_about_all_the_same(gateway: Runnin
 
 
 @pytest.mark.parametrize("how", ["told", "answered"])
-def test_after_a_refusal_all_are_asked_about_at_once(
+def test_after_a_rejection_queries_are_sent_at_once(
     gateway: RunningGateway, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_announcements, "BODY_S", 5.0)
-    monkeypatch.setattr(gateway_announcements, "WARY_S", 3600.0)
+    monkeypatch.setattr(admission_queries, "BODY_WAIT_S", 5.0)
+    monkeypatch.setattr(admission_queries, "REJECTIONS_LIKELY_S", 3600.0)
     controller = gateway.controller
     gateway.do(lambda: expect(gateway, refusals=how == "told"))
     controller.on_request = lambda request: controller.answer(
         request, outcome=Outcome.REJECTED, reason=Reason.WOULD_MISS_DEADLINE, release=True
     )
-    controller.on_announced = hopeless if how == "told" else hopeful
+    controller.on_admission_query = infeasible if how == "told" else feasible
     with gateway.connect() as client:
         for _ in range(2):
             client.sendall(b"".join(message(VALUES, "x-slo-ms: 30000")))
             assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
-    assert len(controller.announced) == (2 if how == "told" else 1)
+    assert len(controller.admission_queries) == (2 if how == "told" else 1)
 
 
-def test_a_client_that_leaves_before_anything_is_asked_leaves_nothing_behind(
+def test_a_client_that_disconnects_before_its_query_leaves_nothing_behind(
     gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_announcements, "BODY_S", 0.05)
+    monkeypatch.setattr(admission_queries, "BODY_WAIT_S", 0.05)
     gateway.do(lambda: expect(gateway, refusals=False))
     head, body = message(VALUES, "x-slo-ms: 30000")
     with gateway.connect() as client:
         client.sendall(head + body[:1000])
-        gateway.until(lambda: gateway.servers.gateway.announcements._open)
+        gateway.until(lambda: gateway.servers.gateway.admission_queries._open)
     gateway.until(lambda: gateway.servers.gateway.counters().connections == 0)
     time.sleep(0.1)
-    assert gateway.controller.announced == []
+    assert gateway.controller.admission_queries == []
 
 
-def test_a_client_that_leaves_while_it_sends_leaves_nothing_behind(gateway: RunningGateway) -> None:
-    gateway.controller.on_announced = lambda _: None
+def test_a_client_that_disconnects_while_sending_leaves_nothing_behind(gateway: RunningGateway) -> None:
+    gateway.controller.on_admission_query = lambda _: None
     head, body = message(VALUES, "x-slo-ms: 5000")
     with gateway.connect() as client:
         client.sendall(head + body[:1000])
-        gateway.until(lambda: gateway.controller.announced)
+        gateway.until(lambda: gateway.controller.admission_queries)
     gateway.until(lambda: gateway.servers.gateway.counters().connections == 0)
-    gateway.do(lambda: gateway.controller.send(hopeless(gateway.controller.announced[0])))
+    gateway.do(lambda: gateway.controller.send(infeasible(gateway.controller.admission_queries[0])))
     with gateway.connect() as client:
         client.sendall(get("/v2/health/live"))
         assert read_response(client)[1] == {"live": True}
@@ -309,8 +309,8 @@ def test_a_client_that_leaves_while_it_sends_leaves_nothing_behind(gateway: Runn
     assert (counters.received, counters.region_used_bytes) == (0, 0)
 
 
-def test_a_client_that_resets_while_it_sends_leaves_nothing_behind(gateway: RunningGateway) -> None:
-    """What is read past the loop must not hide from it that the client is gone."""
+def test_a_client_that_resets_while_sending_leaves_nothing_behind(gateway: RunningGateway) -> None:
+    """Direct reads from the socket must not hide the disconnect from the loop."""
     gateway.do(lambda: expect(gateway, refusals=False))
     head, body = message(VALUES, "x-slo-ms: 30000")
     for size in (1000, 300_000, len(body) - 1):

@@ -1,4 +1,4 @@
-"""JSON, calls and silence beyond what the door allows: what a client is told, and that others are served."""
+"""JSON, calls and idle streams beyond the limits: the errors that clients get; others are served."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def channel(gateway: RunningGateway) -> Iterator[Any]:
 
 
 def body(size: int) -> bytes:
-    """A good request of so many bytes."""
+    """A valid request of this size."""
     tensor = {"name": "X", "shape": [2], "datatype": "FP32", "data": [1.5, -2]}
     text = json.dumps({"inputs": [tensor], "parameters": {"slo_ms": 9000}}).encode()
     return text.replace(b"1.5", b"1.5" + b" " * (size - len(text)))
@@ -53,7 +53,7 @@ def body(size: int) -> bytes:
 
 @pytest.mark.parametrize(("size", "status"), [(JSON_BYTES, 200), (JSON_BYTES + 1, 413)])
 @pytest.mark.parametrize("form", ["sized", "chunked", "gzip"])
-def test_more_json_than_may_be_is_refused_however_it_comes(
+def test_too_much_json_is_rejected_however_it_is_sent(
     gateway: RunningGateway, form: str, size: int, status: int
 ) -> None:
     text = body(size)
@@ -70,7 +70,7 @@ def test_more_json_than_may_be_is_refused_however_it_comes(
         assert "max_json" in found.json["error"]
 
 
-def test_binary_tensors_are_no_json(gateway: RunningGateway) -> None:
+def test_binary_tensors_do_not_count_as_json(gateway: RunningGateway) -> None:
     size = 2 * MIB
     tensor = {
         "name": "X", "shape": [size // 4], "datatype": "FP32", "parameters": {"binary_data_size": size},
@@ -80,24 +80,24 @@ def test_binary_tensors_are_no_json(gateway: RunningGateway) -> None:
     assert ask(gateway, sent).status == 200
 
 
-def test_a_binary_request_whose_json_is_too_long_gives_its_room_back(gateway: RunningGateway) -> None:
+def test_a_binary_request_with_too_much_json_frees_its_memory(gateway: RunningGateway) -> None:
     text = body(JSON_BYTES + 1)
     found = ask(gateway, post(INFER, text + bytes(8), f"Inference-Header-Content-Length: {len(text)}"))
     assert found.status == 413
 
 
 @pytest.mark.parametrize("path", [STREAM, f"/{INFERENCE_SERVICE}/ModelInfer"])
-def test_a_call_that_says_nothing_is_ended_and_told_why(channel: Any, path: str) -> None:
+def test_a_silent_call_is_ended_with_a_reason(channel: Any, path: str) -> None:
     begun = time.monotonic()
     call = channel.stream_stream(path)(waiting(2 * SILENT_S + 5))
     with pytest.raises(grpc.RpcError) as caught:
         list(call)
     assert caught.value.code() is Code.DEADLINE_EXCEEDED
-    assert "nothing was said for 0.4 s (stream_s)" in caught.value.details()
+    assert "no message was received for 0.4 s (stream_s)" in caught.value.details()
     assert time.monotonic() - begun >= SILENT_S
 
 
-def test_a_stream_that_goes_on_speaking_is_not_ended(channel: Any) -> None:
+def test_an_active_stream_is_not_ended(channel: Any) -> None:
     def speaking() -> Iterator[bytes]:
         for _ in range(6):
             time.sleep(SILENT_S / 3)
@@ -115,9 +115,7 @@ def test_a_stream_that_goes_on_speaking_is_not_ended(channel: Any) -> None:
         (4000, b"grpc-status\x018"),  # the core may refuse so much by itself, in no words
     ],
 )
-def test_metadata_that_are_named_a_thousand_times_are_counted_each_time(
-    gateway: RunningGateway, times: int, said: bytes
-) -> None:
+def test_metadata_by_reference_count_each_time(gateway: RunningGateway, times: int, said: bytes) -> None:
     again = hostile_frames.field("x", b"y" * 600, index=True) + b"\xbe" * times
     head = hostile_frames.head(f"/{HEALTH_SERVICE}/Check") + again
     with socket.create_connection(("127.0.0.1", gateway.servers.port_by_name["grpc_port"]), 20) as client:
@@ -131,7 +129,7 @@ def test_metadata_that_are_named_a_thousand_times_are_counted_each_time(
             found += part
 
 
-def test_a_bomb_over_grpc_is_refused(gateway: RunningGateway) -> None:
+def test_a_zip_bomb_over_grpc_is_rejected(gateway: RunningGateway) -> None:
     options = [("grpc.max_send_message_length", -1)]
     with grpc.insecure_channel(gateway.grpc_url, options) as channel:
         call = channel.unary_unary(f"/{INFERENCE_SERVICE}/ModelInfer")
@@ -141,7 +139,7 @@ def test_a_bomb_over_grpc_is_refused(gateway: RunningGateway) -> None:
     assert "larger than max" in caught.value.details()
 
 
-def test_large_metadata_over_grpc_is_refused(gateway: RunningGateway) -> None:
+def test_large_metadata_over_grpc_is_rejected(gateway: RunningGateway) -> None:
     with grpc.insecure_channel(gateway.grpc_url) as channel:
         call = channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")
         assert call(b"", metadata=(("a", "b" * 20_000),), timeout=20)
@@ -150,7 +148,7 @@ def test_large_metadata_over_grpc_is_refused(gateway: RunningGateway) -> None:
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_nobody_has_more_open_calls_than_allowed_and_the_next_one_waits(channel: Any) -> None:
+def test_open_calls_are_limited_and_the_next_one_waits(channel: Any) -> None:
     watch = channel.unary_stream(f"/{HEALTH_SERVICE}/Watch")
     check = channel.unary_unary(f"/{HEALTH_SERVICE}/Check")
     watching = [watch(b"") for _ in range(CALLS)]
@@ -164,7 +162,7 @@ def test_nobody_has_more_open_calls_than_allowed_and_the_next_one_waits(channel:
     watching[1].cancel()
 
 
-def test_a_watch_without_a_question_is_told(channel: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_watch_without_a_request_is_an_error(channel: Any, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         list(channel.stream_stream(f"/{HEALTH_SERVICE}/Watch")(iter([])))
     assert caught.value.code() is Code.UNIMPLEMENTED
@@ -172,7 +170,7 @@ def test_a_watch_without_a_question_is_told(channel: Any, caplog: pytest.LogCapt
 
 
 def waiting(seconds: float) -> Iterator[bytes]:
-    """Says nothing for so long."""
+    """Sends nothing for this long."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.02)

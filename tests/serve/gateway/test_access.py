@@ -1,4 +1,4 @@
-"""Keys at the door of HTTP and gRPC: who gets in, where, under which name. Real sockets, stock clients."""
+"""API keys over HTTP and gRPC: who is admitted, and as which tenant. Real sockets, stock clients."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_which_right_an_rpc_needs() -> None:
         (get("/v2", method="HEAD"), 401),
     ],
 )
-def test_who_gets_in_over_http(gateway: RunningGateway, sent: bytes, status: int) -> None:
+def test_valid_keys_over_http(gateway: RunningGateway, sent: bytes, status: int) -> None:
     found = ask(gateway, sent)
     assert found.status == status
     assert (found.headers.get("www-authenticate") == "Bearer") is (status == 401)
@@ -140,7 +140,7 @@ def test_who_gets_in_over_http(gateway: RunningGateway, sent: bytes, status: int
     assert len(loaded) == (sent.startswith(b"POST /v2/repository") and status == 200)
 
 
-def test_whatever_is_described_as_needing_a_key_needs_one_and_nothing_else(gateway: RunningGateway) -> None:
+def test_exactly_the_endpoints_described_as_needing_a_key_need_one(gateway: RunningGateway) -> None:
     for path, item in http_description("1")["paths"].items():
         asked = path.format(model="ident", version="1", region="r")
         for method in item.keys() & {"get", "post"}:
@@ -150,7 +150,7 @@ def test_whatever_is_described_as_needing_a_key_needs_one_and_nothing_else(gatew
             assert str(found.status) in item[method]["responses"]
 
 
-def test_the_metrics_port_asks_for_a_key_too(gateway: RunningGateway) -> None:
+def test_the_metrics_port_needs_a_key_too(gateway: RunningGateway) -> None:
     port = gateway.servers.port_by_name["metrics_port"]
     for headers, status in (((), 401), (ALPHA, 403), (SCRAPE, 200)):
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
@@ -158,7 +158,7 @@ def test_the_metrics_port_asks_for_a_key_too(gateway: RunningGateway) -> None:
             assert Found(client.makefile("rb").read()).status == status
 
 
-def test_who_is_not_let_in_is_told_before_the_body_is_read(gateway: RunningGateway) -> None:
+def test_access_is_denied_before_the_body_is_read(gateway: RunningGateway) -> None:
     with gateway.connect() as client:
         head = post(INFER, b"", "Expect: 100-continue", close=False).replace(b"th: 0", b"th: 5000000")
         client.sendall(head)
@@ -171,7 +171,7 @@ def test_each_request_of_a_connection_is_checked(gateway: RunningGateway) -> Non
     assert [part[:3] for part in found.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200", b"401"]
 
 
-def test_a_key_in_a_trailer_is_none(gateway: RunningGateway) -> None:
+def test_a_key_in_a_trailer_is_ignored(gateway: RunningGateway) -> None:
     sent = (
         f"POST {INFER} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nx-api-key: alpha\r\n\r\n"
     ).encode()
@@ -204,7 +204,7 @@ def grpc_tensor() -> Any:
 
 
 @pytest.mark.parametrize("headers", [{"authorization": "Bearer alpha"}, {"x-api-key": "alpha"}])
-def test_who_gets_in_over_grpc(client: Any, headers: dict[str, str]) -> None:
+def test_valid_keys_over_grpc(client: Any, headers: dict[str, str]) -> None:
     np.testing.assert_array_equal(client.infer("ident", [grpc_tensor()], headers=headers).as_numpy("Y"), X)
     assert client.get_server_metadata(headers=headers).name == "clockwork-serve"
     with pytest.raises(InferenceServerException, match="'admin'") as caught:
@@ -214,7 +214,7 @@ def test_who_gets_in_over_grpc(client: Any, headers: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("headers", [None, {"x-api-key": "guess"}, {"authorization": "Bearer"}])
-def test_who_does_not_over_grpc(client: Any, headers: dict[str, str] | None) -> None:
+def test_invalid_keys_over_grpc(client: Any, headers: dict[str, str] | None) -> None:
     for asked in (
         lambda: client.infer("ident", [grpc_tensor()], headers=headers),
         lambda: client.get_model_metadata("ident", headers=headers),
@@ -241,7 +241,7 @@ def test_a_stream_without_a_key_ends_before_its_first_message(gateway: RunningGa
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
-def test_a_request_bears_its_holder_s_name(gateway: RunningGateway, client: Any) -> None:
+def test_a_request_has_its_key_s_tenant(gateway: RunningGateway, client: Any) -> None:
     seen: list[str] = []
     plain = gateway.servers.gateway.infer
 
@@ -260,7 +260,7 @@ def test_a_request_bears_its_holder_s_name(gateway: RunningGateway, client: Any)
     assert seen == ["team-a", "ops", "ops", "team-a"]
 
 
-def test_a_key_that_was_taken_away_is_denied_soon(tmp_path: Path) -> None:
+def test_a_removed_key_is_denied_soon(tmp_path: Path) -> None:
     path = written(tmp_path, entry("a", "old", "infer"))
     with running_gateway(tmp_path, api_keys=path) as found:
         assert ask(found, get("/v2", "x-api-key: old")).status == 200
