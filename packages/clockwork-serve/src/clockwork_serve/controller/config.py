@@ -14,8 +14,9 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     ``policy`` names one of ``policies.known_policies``. ``reject_infeasible`` rejects a request as soon as no
     schedule can meet its deadline (off: it expires at its deadline, as in the paper). ``look_ahead_ns``:
     lanes are topped up while they have less work than this (paper section 5.3: 5 ms). ``slack_ns``: plans end
-    this much before the deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch. ``max_exec_ns``:
-    batches that take longer are not used (batch 1 always is). ``min_batch_gain``: a larger batch must save
+    this much before the deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch.
+    ``max_exec_ns``: batches that take longer are not used (batch 1 always is). ``min_batch_gain``: a larger
+    batch must save
     this share of the time per request. ``estimate_window`` and ``estimate_quantile``: an estimate is that
     quantile of that many last durations (paper: 10, 0.99). ``lag_ns``: while the running action is later than
     this, no further ones are sent. ``capacity_ns``: the horizon over which a device's demand is compared with
