@@ -26,6 +26,38 @@ MODULES_THAT_PRINT = (
     SERVER + "cli/", SERVER + "apps/", LAB + "cli/", LAB + "demo/", LAB + "reproduce/",
     "benchmarks/", "comparison/", "examples/", "harness/", "qa/",
 )  # fmt: skip
+INSTANTS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        accepted actual again answered armed arrival arrived at available axis before began begin
+        bound by called counter ctime cut deadline delayed delivered due earliest early end ended
+        ends entered entry expires filled first free from full gone heard horizon idle key last
+        latest looked lost measured monotonic mtime next now oldest origin place ran reached read
+        ready received sent since slot soonest start started starts stop stopped surfaced switch
+        time timer times to top unpolled until upto urgency urgent used wake wakeup warmup when
+        """,
+    )
+)
+"""What stands before ``_ns`` in the name of an instant: an event, or a place in time."""
+DURATIONS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        1 above after ahead all allowed alone asked band base behind best between bucket burst busy
+        capacity completion controller cost delay delta demand device disorder drain dropped
+        duration each elapsed enough error estimate every exec expected extra floor for gap gateway
+        given grace half hang head header held high hop in infer input jitter jump kill lag lane
+        lasted lasts late latency lateness least left length limit load longer low margin max mean
+        median mib model more most needed network notice offset old once output over overdue owed
+        pace patience prepare quantile queue quiet reach recovery rejoin remaining rest restart
+        retry room row run sample second seed served server settled share shares shortage shortest
+        silent skew slack slacks slice slo slos slots spent stalled sum timed timeout told took
+        total trial unit up usual value values wait waited wanted way whole window within worker
+        """,
+    )
+)
+"""What stands before ``_ns`` in the name of a duration: a quantity, or what it is the duration of."""
 SPILL_LINES = 80
 ONE_IMPORTER = {
     **dict.fromkeys(
@@ -207,6 +239,36 @@ def test_a_class_has_one_name_and_a_name_one_class() -> None:
                     found.setdefault((source[1], node.name), []).append(source[2])
 
     assert {names: modules for names, modules in found.items() if len(modules) > 1} == {}
+
+
+def test_a_name_in_nanoseconds_tells_an_instant_from_a_duration() -> None:
+    words: dict[str, str] = {}
+    for path, _, tree in sources():
+        if SOURCE.match(path):
+            for node in ast.walk(tree):
+                if found := re.fullmatch(r"(?:[a-z0-9_]*_)?([a-z0-9]+)_ns", _name_of(node)):
+                    words.setdefault(found[1], f"{path}:{getattr(node, 'lineno', 0)} {found[0]}")
+
+    assert set() == INSTANTS & DURATIONS
+    assert {word: where for word, where in words.items() if word not in INSTANTS | DURATIONS} == {}
+    assert (INSTANTS | DURATIONS) - words.keys() == set(), "words that no name has"
+
+
+def _name_of(node: ast.AST) -> str:
+    """The name that a node of a syntax tree gives or uses; empty if it is none."""
+    match node:
+        case ast.arg():
+            return node.arg
+        case ast.keyword():
+            return node.arg or ""
+        case ast.Name():
+            return node.id
+        case ast.Attribute():
+            return node.attr
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            return node.name
+        case _:
+            return ""
 
 
 def test_every_brain_is_compiled_but_for_its_records(monkeypatch: pytest.MonkeyPatch) -> None:

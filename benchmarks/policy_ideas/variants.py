@@ -134,17 +134,17 @@ class ByUse(DefaultScheduler):
 
     def __init__(self, belief: Belief) -> None:
         super().__init__(belief)
-        self._by_heat = False
+        self._by_popularity = False
 
 
 class Popular(DefaultScheduler):
     """Not kept: weights are loaded only if the model is asked for more than the one they would displace."""
 
-    def _timely(self, plan: LanePlan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
-        if not super()._timely(plan, model, load_ns, now_ns):
+    def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
+        if not super()._timely(plan, model, start_ns, now_ns):
             return False
-        room = make_room(plan.device, model, self._candidates.priority(model), by_heat=True)
-        return room is None or all(other.model.heat < model.heat for other in room.displaced)
+        room = make_room(plan.device, model, self._candidates.priority(model), by_popularity=True)
+        return room is None or all(other.model.popularity < model.popularity for other in room.evicted)
 
 
 class Deferred(DefaultScheduler):
@@ -159,7 +159,7 @@ class Deferred(DefaultScheduler):
     def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
         for strategy in self._deferred.pop(plan, ()):
             if strategy.queue.dues and strategy in strategy.queue.strategies:
-                self._enter(strategy)
+                self._enqueue(strategy)
         super()._top_up_exec(plan, now_ns)
 
     def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:

@@ -74,7 +74,7 @@ def test_default_without_an_idea_differs_from_it_there_alone(name: str) -> None:
     assert places(variant.scheduler) == PLACES[name]  # type: ignore[arg-type]
     scheduler, belief = made(variant)
     assert belief.measures == (name != "measured delays")
-    assert scheduler._by_heat == (name != "least missed first")
+    assert scheduler._by_popularity == (name != "least missed first")
     assert variant.config.reject_infeasible == (name != REJECT)
 
 
@@ -86,7 +86,7 @@ def test_an_idea_alone_is_all_that_is_left(idea) -> None:
     assert places(variant.scheduler) == gone
     scheduler, belief = made(variant)
     assert belief.measures == ("measured delays" in kept)
-    assert scheduler._by_heat == ("least missed first" in kept)
+    assert scheduler._by_popularity == ("least missed first" in kept)
     assert variant.config.reject_infeasible
 
 

@@ -21,7 +21,7 @@ def belief(*devices: str, pages: int = 16, config: ControllerConfig | None = Non
     made.codes[CODE.code_id] = CODE
     made.estimator.learn_profile(profile())
     for name in devices:
-        one = DeviceBelief(device(name, pages), name, made.fresh(), made.config)
+        one = DeviceBelief(device(name, pages), name, made.next_id(), made.config)
         made.devices[name] = one
         assert made.prepare(one, CODE.code_id)
     return made
@@ -29,7 +29,7 @@ def belief(*devices: str, pages: int = 16, config: ControllerConfig | None = Non
 
 def serve(made: Belief, name: str, mib: int = 4) -> ServedModel:
     """A model that is served."""
-    served = ServedModel(model(name, mib=mib), CODE, made.fresh())
+    served = ServedModel(model(name, mib=mib), CODE, made.next_id())
     made.models[served.key] = served
     return served
 
@@ -49,7 +49,7 @@ def ask(made: Belief, served: ServedModel, slo_ms: float = 100, count: int = 1) 
     """Requests wait for it."""
     for _ in range(count):
         request = Request(
-            request_id=f"r{made.fresh()}", gateway="g", model=served.key, arrival_ns=ms(10),
+            request_id=f"r{made.next_id()}", gateway="g", model=served.key, arrival_ns=ms(10),
             deadline_ns=ms(10 + slo_ms),
         )  # fmt: skip
         made.admit(request, served)

@@ -104,12 +104,12 @@ def test_weights_larger_than_the_devices_that_run_them_are_told_how_large_those_
 
 def test_a_device_that_cannot_run_a_model_makes_it_no_candidate_for_a_load() -> None:
     made = belief("d0")
-    other = DeviceBelief(structs.replace(GPU, device="d1"), "d1", made.fresh(), made.config)
+    other = DeviceBelief(structs.replace(GPU, device="d1"), "d1", made.next_id(), made.config)
     made.devices["d1"] = other
     served = serve(made, "a")
     place(made, served, "d0")
     ask(made, served, count=50)
     assert not Candidates(made).rank(served), "it is everywhere it can be"
-    made.devices["d2"] = DeviceBelief(device("d2"), "d2", made.fresh(), made.config)
-    made.forget_bases()
+    made.devices["d2"] = DeviceBelief(device("d2"), "d2", made.next_id(), made.config)
+    made.reset_bases()
     assert Candidates(made).rank(served)

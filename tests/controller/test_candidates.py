@@ -39,14 +39,14 @@ def test_a_device_alone_takes_the_whole_demand_and_two_share_it_by_their_loads()
     place(made, other, "d0", first=4)
     ask(made, other, count=5)
     ask(made, served, count=2)
-    assert made.devices["d0"].load_ns == served.demand_ns + other.demand_ns
+    assert made.devices["d0"].demand_ns == served.demand_ns + other.demand_ns
     second = place(made, served, "d1")
     candidates.rank(served)
     assert 0 < first.share_ns < second.share_ns, "d0 has more to do"
     assert served.demand_ns - 1 <= first.share_ns + second.share_ns <= served.demand_ns
     made.drop(second)
-    assert made.devices["d1"].load_ns == 0
-    assert made.devices["d0"].load_ns == served.demand_ns + other.demand_ns
+    assert made.devices["d1"].demand_ns == 0
+    assert made.devices["d0"].demand_ns == served.demand_ns + other.demand_ns
 
 
 def test_what_is_everywhere_or_removed_wants_none() -> None:

@@ -24,8 +24,8 @@ def test_an_answered_request_needs_no_timer() -> None:
     timers = Timers()
     deadlines = Deadlines(timers)
     early, late = waiter("r1", 10 << BUCKET_BITS), waiter("r2", 20 << BUCKET_BITS)
-    deadlines.expect(late)
-    deadlines.expect(early)
+    deadlines.add(late)
+    deadlines.add(early)
     assert deadlines.at_ns == 10 << BUCKET_BITS
     early.step(ANSWER)
     deadlines.correct()
@@ -38,7 +38,7 @@ def test_an_answered_request_needs_no_timer() -> None:
 def test_a_request_that_runs_expires_too() -> None:
     deadlines = Deadlines(Timers())
     one = waiter("r1", 5)
-    deadlines.expect(one)
+    deadlines.add(one)
     one.step(SEND)
     assert deadlines.passed(4) == []
     assert deadlines.passed(5) == [one]
@@ -60,7 +60,7 @@ def test_any_history_agrees_with_a_plain_list(steps: list[tuple[str, int]]) -> N
         if what == "ask":
             count += 1
             waiting.append(waiter(f"r{count:03}", now_ns + number))
-            deadlines.expect(waiting[-1])
+            deadlines.add(waiting[-1])
         elif what == "answer" and waiting:
             waiting.pop(number % len(waiting)).step(ANSWER)
         elif what == "look":
@@ -85,8 +85,8 @@ def test_any_history_agrees_with_a_plain_list(steps: list[tuple[str, int]]) -> N
 def test_as_released_a_request_that_waits_hears_at_its_due_time() -> None:
     deadlines = InternalDeadlines(Timers())
     early, floored = waiter("r1", 100, due_ns=95), waiter("r2", 80, due_ns=97)
-    deadlines.expect(floored)
-    deadlines.expect(early)
+    deadlines.add(floored)
+    deadlines.add(early)
     assert deadlines.at_ns == 95
     assert deadlines.passed(94) == []
     assert deadlines.passed(95) == [early]
@@ -97,7 +97,7 @@ def test_as_released_a_request_that_was_sent_hears_at_its_deadline() -> None:
     deadlines = InternalDeadlines(Timers())
     sent, over = waiter("r1", 100, due_ns=95), waiter("r2", 100, due_ns=95)
     for one in (sent, over):
-        deadlines.expect(one)
+        deadlines.add(one)
         one.step(SEND)
     over.step(ANSWER)
     assert deadlines.passed(95) == []

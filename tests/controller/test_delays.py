@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.estimates import ANSWER_NS, BLOCK, BLOCKS, FIRST_SLACK_NS, Delays, Worst
+from clockwork_serve.controller.estimates import ANSWER_NS, BLOCK, BLOCKS, FIRST_SLACK_NS, Delays, WindowMax
 from clockwork_serve.units import NS_PER_S, ms, us
 from tests.controller.clusters import ask, belief, place, serve
 
 
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=400))
 def test_the_worst_is_that_of_about_the_last_hundred(values: list[int]) -> None:
-    worst = Worst()
+    worst = WindowMax()
     for value in values:
         worst.add(value)
     least, most = BLOCK * (BLOCKS - 1) + 1, BLOCK * BLOCKS
@@ -51,7 +51,7 @@ def test_what_is_not_measured_for_a_second_is_forgotten() -> None:
 def test_the_slack_of_all_is_the_longest_of_any_device_whoever_measured_last() -> None:
     made = belief("d0", "d1")
     made.measures = True
-    made.forget_bases()
+    made.reset_bases()
     served = serve(made, "a")
     residencies = {name: place(made, served, name) for name in ("d0", "d1")}
 
@@ -75,5 +75,5 @@ def test_the_slack_of_all_is_the_longest_of_any_device_whoever_measured_last() -
         hear("d0", 0.2)
     assert made.slack_ns == ms(0.25), "what was long ago counts no more"
     del made.devices["d0"]
-    made.forget_bases()
+    made.reset_bases()
     assert made.slack_ns == ms(0.15), "nor does a device that is gone"

@@ -23,7 +23,7 @@ def searched(made: Belief, wanted_ns: int) -> object:
         return other.used + NEVER_NS if other.model.demand_ns < wanted_ns else None
 
     room = made.devices["d0"].pages.room(4, rank)
-    return room and (room.extent, [one.model.key for one in room.displaced])
+    return room and (room.extent, [one.model.key for one in room.evicted])
 
 
 USES = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["touch", "ask", "fly", "load"])), max_size=14)
@@ -47,7 +47,7 @@ def test_the_quick_way_finds_what_the_search_finds(uses, tens: int, pages: int) 
             made.send_unload(residency, ms(20))
             held[at] = place(made, served[at], "d0", first=residency.extent.first)
         room = make_room(made.devices["d0"], newcomer, ms(10 * tens))
-        quick = room and (room.extent, [one.model.key for one in room.displaced])
+        quick = room and (room.extent, [one.model.key for one in room.evicted])
         assert quick == searched(made, ms(10 * tens))
 
 
@@ -56,7 +56,7 @@ def test_where_there_is_a_gap_nothing_is_displaced() -> None:
     place(made, serve(made, "a"), "d0")
     room = make_room(made.devices["d0"], serve(made, "b"), NEVER_NS)
     assert room is not None
-    assert (room.extent.first, room.extent.count, room.displaced) == (4, 4, [])
+    assert (room.extent.first, room.extent.count, room.evicted) == (4, 4, [])
 
 
 def test_weights_of_many_sizes_make_room_together() -> None:
@@ -65,4 +65,4 @@ def test_weights_of_many_sizes_make_room_together() -> None:
         place(made, serve(made, f"m{at}", mib=1), "d0", first=at)
     room = make_room(made.devices["d0"], serve(made, "large", mib=3), NEVER_NS)
     assert room is not None
-    assert [one.model.key for one in room.displaced] == ["m0/1", "m1/1", "m2/1"]
+    assert [one.model.key for one in room.evicted] == ["m0/1", "m1/1", "m2/1"]

@@ -38,7 +38,7 @@ def pass_time(made: Belief, layer: Feasibility, now_ns: int) -> None:
     while made.timers.next_ns() <= now_ns:
         timer = made.timers.due(now_ns)
         if isinstance(timer, Watch):
-            layer.look(timer, now_ns)
+            layer.check_watch(timer, now_ns)
     layer.reject(now_ns)
 
 
@@ -55,7 +55,7 @@ def test_a_request_is_refused_when_and_only_when_no_device_can_end_it_in_time(
             place(made, served, one.name)
         for lane, lasts_ms in ((one.exec, exec_ms), (one.load, load_ms)):
             if lasts_ms and (lane is one.load or len(work) <= LOADERS_MAX):
-                lane.send(made.fresh(), ms(lasts_ms), ms(10))
+                lane.send(made.next_id(), ms(lasts_ms), ms(10))
     made.effects.clear()
     now_ns, queue = ms(10), ask(made, served, slo_ms)
     (due_ns,) = queue.dues

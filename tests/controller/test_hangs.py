@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.controller.hangs import FIRST, FIRST_GRACE, PREPARE, SILENT, SLOW_LOAD_BYTES
+from clockwork_serve.controller.hangs import FIRST, FIRST_GRACE, NO_HEARTBEAT, PREPARE, SLOW_LOAD_BYTES
 from clockwork_serve.messages import (
     Answer,
     CodeReady,
@@ -150,7 +150,7 @@ def test_silence_of_a_worker_that_is_at_work_is_left_to_the_patience_with_that_w
     world.request("a", slo_ms=100)
     world.tell(WorkerSilent(worker="w0", for_ns=ms(FLOOR_MS)))
     assert world.hung() == []
-    world.tell(WorkerSilent(worker="w0", for_ns=ms(SILENT * FLOOR_MS)))
+    world.tell(WorkerSilent(worker="w0", for_ns=ms(NO_HEARTBEAT * FLOOR_MS)))
     assert world.hung() == [("w0", True, False)]
 
 

@@ -31,12 +31,12 @@ def test_the_soonest_come_first_whatever_happened(steps: list[tuple[str, int, in
         if one is None:
             continue
         if what == "send":
-            flying[one.name].append(made.fresh())
+            flying[one.name].append(made.next_id())
             one.load.send(flying[one.name][-1], ms(number), now_ns)
             loaders.forget()
         elif what == "end" and flying[one.name]:
             one.load.end(flying[one.name].pop(0), now_ns - 1)
-            loaders.sooner(one, one.load.available_ns(now_ns))
+            loaders.lower(one, one.load.available_ns(now_ns))
             loaders.forget()
         elif what == "lose" and len(made.devices) > 1:
             loaders.lost(made.devices.pop(one.name))

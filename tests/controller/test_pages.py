@@ -38,7 +38,7 @@ def test_room_displaces_the_least_wanted_neighbours() -> None:
     ranks = {"at0": 3, "at2": 1, "at4": 2}
     room = pages.room(4, ranks.get)
     assert room is not None
-    assert (room.extent, room.displaced) == (Extent(2, 4), ["at2", "at4"])
+    assert (room.extent, room.evicted) == (Extent(2, 4), ["at2", "at4"])
 
 
 def test_what_has_no_rank_is_never_displaced() -> None:
@@ -50,7 +50,7 @@ def test_room_counts_the_gap_before_its_first_victim() -> None:
     pages = filled(6, (2, 2), (4, 2))
     room = pages.room(4, {"at2": 9, "at4": 9}.get)
     assert room is not None
-    assert (room.extent, room.displaced) == (Extent(0, 4), ["at2"])
+    assert (room.extent, room.evicted) == (Extent(0, 4), ["at2"])
 
 
 @given(st.data())
@@ -65,7 +65,7 @@ def test_any_history_conserves_pages(data: st.DataObject) -> None:
         if room is None:
             assert not ranks or size > count
             continue
-        for victim in room.displaced:
+        for victim in room.evicted:
             at = truth.index(victim)
             pages.release(Extent(at, truth.count(victim)))
             truth = [None if owner == victim else owner for owner in truth]
@@ -109,4 +109,4 @@ def test_room_is_the_least_wanted_stretch_of_all(parts: list[tuple[int, int, int
     else:
         _, victims, at = min(stretches)
         assert room is not None
-        assert (room.extent, room.displaced) == (Extent(ends[at], size), list(range(at, at + victims)))
+        assert (room.extent, room.evicted) == (Extent(ends[at], size), list(range(at, at + victims)))

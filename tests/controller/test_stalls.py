@@ -6,15 +6,15 @@ from collections import Counter
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import LOOK_NS, DeviceBelief
+from clockwork_serve.controller.cluster import STALL_CHECK_NS, DeviceBelief
 from clockwork_serve.controller.fleet import ReadinessTracker
-from clockwork_serve.controller.hangs import STILL_NS, Stalls
+from clockwork_serve.controller.hangs import UNRESPONSIVE_NS, Stalls
 from clockwork_serve.messages import Infer, Load, Outcome, Readiness, WorkerHeard, WorkerSilent
 from clockwork_serve.units import NS_PER_MS, ms
 from tests.controller.honest import device
 from tests.controller.stubborn import Stubborn, world_of
 
-LOOK_MS = LOOK_NS / NS_PER_MS
+LOOK_MS = STALL_CHECK_NS / NS_PER_MS
 INFER_MS = 10
 EVERY_MS = 20
 
@@ -121,7 +121,7 @@ def test_where_no_lane_moves_the_server_is_not_ready_until_one_does() -> None:
     world.stuck_infers.add("d0")
     world.said.clear()
     world.request("a", slo_ms=50)
-    world.run(until_ms=INFER_MS + STILL_NS / NS_PER_MS - LOOK_MS)
+    world.run(until_ms=INFER_MS + UNRESPONSIVE_NS / NS_PER_MS - LOOK_MS)
     assert told(world) == []
     world.run(until_ms=3 * LOOK_MS)
     assert told(world) == [False]
@@ -160,7 +160,7 @@ def test_a_silent_worker_that_does_what_it_should_serves() -> None:
 def test_where_another_lane_moves_the_server_is_ready() -> None:
     world = stuck(hang_ns=0)
     world.said.clear()
-    world.run(until_ms=2 * STILL_NS / NS_PER_MS)
+    world.run(until_ms=2 * UNRESPONSIVE_NS / NS_PER_MS)
     assert told(world) == []
 
 
@@ -212,12 +212,12 @@ def test_an_action_is_late_at_two_looks_or_not_at_all() -> None:
     one = DeviceBelief(device("d0"), "w0", 1, belief.config)
     stalls, lane = Stalls(belief, ReadinessTracker(belief)), one.exec
     lane.send(1, ms(10), 0)
-    stalls.fired(one.look, ms(50))
+    stalls.fired(one.stall_timer, ms(50))
     lane.end(1, ms(60))
     lane.send(2, ms(10), ms(60))
-    stalls.fired(one.look, ms(100))
+    stalls.fired(one.stall_timer, ms(100))
     assert not lane.stalled, "each was late at one look, for which the controller may be to blame"
 
-    stalls.fired(one.look, ms(125))
+    stalls.fired(one.stall_timer, ms(125))
 
     assert lane.stalled

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from clockwork_serve.controller.quarantine import Guilty, Suspect, Suspects
+from clockwork_serve.controller.quarantine import Culprit, Suspect, Suspects
 
 WINDOW_NS = 1000
 NAMES = ("a", "b", "c", "code")
@@ -21,7 +21,7 @@ def test_the_third_loss_in_a_row_makes_guilty_and_tells_how_often_and_since_when
     suspects = Suspects(3, WINDOW_NS)
     assert [lost(suspects, "a", now_ns=at) for at in (5, 6)] == [None, None]
     guilty = suspects.lost([Suspect("a")], 7)
-    assert isinstance(guilty, Guilty)
+    assert isinstance(guilty, Culprit)
     assert (guilty.name, guilty.count, guilty.first_ns) == ("a", 3, 5)
     assert suspects.losses == {}
 

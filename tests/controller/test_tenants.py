@@ -38,29 +38,29 @@ def bucket(rate: int, burst_ns: int) -> Bucket:
 def test_what_was_taken_comes_back_with_time() -> None:
     full = bucket(ms(100), NS_PER_S)
     full.take(ms(100), now_ns=0)
-    assert full.short_ns(ms(10), now_ns=0) == ms(100)
-    assert full.short_ns(ms(10), now_ns=ms(40)) == ms(60)
-    assert full.short_ns(ms(10), now_ns=ms(100)) == 0
+    assert full.wait_ns(ms(10), now_ns=0) == ms(100)
+    assert full.wait_ns(ms(10), now_ns=ms(40)) == ms(60)
+    assert full.wait_ns(ms(10), now_ns=ms(100)) == 0
 
 
 def test_time_without_use_fills_it_no_further_than_its_burst() -> None:
     full = bucket(ms(100), NS_PER_S)
-    assert full.short_ns(ms(100), now_ns=3600 * NS_PER_S) == 0
+    assert full.wait_ns(ms(100), now_ns=3600 * NS_PER_S) == 0
     full.held = 1
-    assert full.short_ns(ms(100), now_ns=3600 * NS_PER_S) > 0
+    assert full.wait_ns(ms(100), now_ns=3600 * NS_PER_S) > 0
 
 
 def test_a_full_bucket_lends_to_what_is_larger_than_it_and_is_repaid() -> None:
     full = bucket(ms(100), ms(100))
-    assert full.short_ns(ms(50), now_ns=0) == 0
+    assert full.wait_ns(ms(50), now_ns=0) == 0
     full.take(ms(50), now_ns=0)
-    assert full.short_ns(ms(1), now_ns=0) == ms(410), "40 ms beyond the 10 that it holds, and the one"
+    assert full.wait_ns(ms(1), now_ns=0) == ms(410), "40 ms beyond the 10 that it holds, and the one"
 
 
 def test_a_bucket_without_a_rate_gives_whatever_is_asked() -> None:
     open_ended = Bucket()
     open_ended.take(ms(1000), now_ns=0)
-    assert open_ended.short_ns(ms(1000), now_ns=0) == 0
+    assert open_ended.wait_ns(ms(1000), now_ns=0) == 0
     assert open_ended.used == ms(1000)
 
 
@@ -100,18 +100,18 @@ class BucketMachine(RuleBasedStateMachine):
         self._pass(delay_ns)
         amount = int(self.full * share)
         left = self.level - sum(self.held) - min(amount, self.full)
-        short_ns = self.bucket.short_ns(amount, self.now_ns)
+        wait_ns = self.bucket.wait_ns(amount, self.now_ns)
         fuzz = Fraction(self.rate * (self.operations + 3), NS_PER_S)  # each rounds up to a whole ns
         if left >= fuzz:
-            assert short_ns == 0
-        if short_ns == 0:
+            assert wait_ns == 0
+        if wait_ns == 0:
             assert left >= 0
             self.held.append(amount)
             self.bucket.held += amount
         else:
-            assert (short_ns - 1) * self.rate <= (fuzz - left) * NS_PER_S, "no longer than it takes"
+            assert (wait_ns - 1) * self.rate <= (fuzz - left) * NS_PER_S, "no longer than it takes"
             if not self.held:
-                assert self.bucket.short_ns(amount, self.now_ns + short_ns) == 0, "true, if nothing comes"
+                assert self.bucket.wait_ns(amount, self.now_ns + wait_ns) == 0, "true, if nothing comes"
 
     @precondition(lambda self: self.held)
     @rule(data=st.data(), share=st.fractions(0, 1), delay_ns=st.integers(0, 10**9))

@@ -144,8 +144,8 @@ def test_a_story_that_is_right_passes():
 @pytest.mark.parametrize(
     ("steps", "why"),
     [
-        ([([], [OK])], "nobody asks"),
-        ([([REQUEST], [OK, OK])], "second time"),
+        ([([], [OK])], "unknown request"),
+        ([([REQUEST], [OK, OK])], "second response"),
         ([([replace(REQUEST, deadline_ns=0)], [OK])], "at 1 to"),
         ([([REQUEST], [_answer(Outcome.EXPIRED)])], "at 1 to"),
         ([([REQUEST], [_answer(Outcome.CANCELLED)])], "at 1 to"),
@@ -157,7 +157,7 @@ def test_a_story_that_is_right_passes():
         ([([REQUEST, ModelRemoved(model="m-0000/1")], [INFER])], "not served"),
         ([([ModelRemoved(model="m-0000/1")], [replace(LOAD, action_id=9)])], "not served"),
         ([([REQUEST], [INFER, OK])], "releases what a worker reads"),
-        ([([REQUEST], [Release(request_id="x1", gateway="g0")])], "nobody holds"),
+        ([([REQUEST], [Release(request_id="x1", gateway="g0")])], "not held"),
         (
             [([REQUEST], [INFER, replace(OK, release=False), Release(request_id="x1", gateway="g0")])],
             "while a worker reads it",
@@ -213,7 +213,7 @@ def test_weights_of_a_model_that_is_not_served_do_not_stay():
     made, _ = simulation(scenario())
     made.run()
     assert made.checks is not None
-    made.checks.asked.served.clear()
+    made.checks.open_requests.served.clear()
     made.checks.check(made.now_ns)
 
     with pytest.raises(AssertionError, match="is unknown since"):
@@ -238,7 +238,7 @@ def test_belief_that_is_not_the_truth_is_found():
     made.checks.check(made.now_ns)
     host = made.hosts["w0"]
     assert isinstance(host, CheckedHost)
-    host.truth["gpu0"].lying.clear()
+    host.truth["gpu0"].stored.clear()
 
     with pytest.raises(AssertionError, match="is believed ready"):
         made.checks.check(made.now_ns)
@@ -324,7 +324,7 @@ def test_when_all_is_over_nothing_is_under_way():
     checks = _quiet()
     checks._held.add("x1")
 
-    with pytest.raises(AssertionError, match="under way still"):
+    with pytest.raises(AssertionError, match="still in flight"):
         checks.check_quiet()
 
 
@@ -340,7 +340,7 @@ def test_when_all_is_over_every_book_says_the_same():
 
 def test_when_all_is_over_no_weights_of_removed_models_are_there():
     checks = _quiet()
-    checks.asked.served.discard("m-0000/1")
+    checks.open_requests.served.discard("m-0000/1")
 
     with pytest.raises(AssertionError, match="weights not served"):
         checks.check_quiet()
@@ -363,7 +363,7 @@ def test_an_action_starts_inside_its_window_by_the_workers_own_clock():
 def test_an_action_that_nobody_waits_for_does_not_start():
     made, _ = simulation(scenario())
 
-    with pytest.raises(AssertionError, match="nobody waits for it"):
+    with pytest.raises(AssertionError, match="no controller waits for it"):
         made.hosts["w0"]._start(Start(device="gpu0", lane=Lane.LOAD, action=LOAD), 1)
 
 
@@ -377,7 +377,7 @@ def test_a_worker_that_is_gone_or_stopped_does_nothing():
     done = LaneDone(
         action_id=1, device="gpu0", lane=Lane.LOAD, status=Status.OK, started_ns=1, ended_ns=1
     )  # fmt: skip
-    with pytest.raises(AssertionError, match="is gone, and hears"):
+    with pytest.raises(AssertionError, match="has died, and observes"):
         host.observe(done, 1)
 
 

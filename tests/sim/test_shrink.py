@@ -10,7 +10,7 @@ import pytest
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.results import Settler
+from clockwork_serve.controller.results import ResultHandler
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Outcome
 from clockwork_serve.sim.seeds import Digest, play_seed, random_scenario, simulation_of
@@ -37,7 +37,7 @@ def failing(first: int = 0) -> int:
 
 def lost_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests of a lost worker are forgotten."""
-    monkeypatch.setattr(Settler, "action_lost", lambda self, sent, *, ran: None)
+    monkeypatch.setattr(ResultHandler, "action_lost", lambda self, sent, *, ran: None)
 
 
 def never_late(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_the_least_lane_time_is_that_of_the_fullest_batch_a_request_can_be_part_
     requests = arrivals(sorted((int(dice.integers(60)), 0, int(dice.integers(2))) for _ in range(40)))
     requests.slos_ns = [ms(int(dice.integers(1, 15))) for _ in requests.times_ns]
 
-    costs = Costs(requests, [model] * 2, INSTANT, first_load_ns=None, most_pages=9, weights=None)
+    costs = Costs(requests, [model] * 2, INSTANT, loads_from_ns=None, most_pages=9, weights=None)
 
     def companions(at: int, lasts_ns: int) -> int:
         """By definition: at each instant at which it can start, count those that can start too."""

@@ -15,8 +15,8 @@ Every message names the field, what was expected, what was found and what to do.
 request are values (:class:`~clockwork_serve.messages.Outcome`), never exceptions. A broken invariant is
 an ``AssertionError``: a bug of ours.
 
-Text that somebody else chose (what a model raises, names in files, words of a client) becomes ours by
-:func:`printable` and :func:`described`, where it comes in: from there on it may be logged and sent anywhere.
+Foreign text (what a model raises, names in files, a client's strings) passes through :func:`printable` or
+:func:`described` where it enters; from there on it may be logged and sent anywhere.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ __all__ = [
 ]  # fmt: skip
 
 TEXT_MAX: Final = 1000
-"""Characters of foreign text in a message: it goes through logs, answers and headers."""
+"""Characters of foreign text in a message, which goes into logs, responses and headers."""
 _NAME_OF: Final = type.__dict__["__name__"].__get__
 
 
 def printable(text: str, most: int = TEXT_MAX) -> str:
-    """Foreign text, at most ``most`` characters, that can be encoded, is one line and moves no cursor.
+    """Foreign text as one printable line of at most ``most`` characters, which can be encoded.
 
-    What else it holds (lone surrogates, control characters, changes of direction) stands as escapes. Done
-    twice, it changes nothing more.
+    Lone surrogates, control characters and changes of direction are escaped. Idempotent.
     """
     whole = len(text) <= most
     text = text if whole else text[:most]
@@ -52,7 +51,7 @@ def printable(text: str, most: int = TEXT_MAX) -> str:
 def described(error: BaseException, most: int = TEXT_MAX) -> str:
     """A foreign exception in one printable line, as a traceback ends.
 
-    It raises nothing, whatever the exception's own methods do, and keeps nothing of it.
+    Raises nothing, whatever the exception's own methods do, and keeps no reference to it.
     """
     try:
         # An exact str, for the methods of a subclass are foreign code too; a piece, for it may be a gigabyte.
@@ -81,7 +80,7 @@ class ModelError(DeviceError):
 
 
 class DamageError(DeviceError):
-    """An artefact on disk is missing or damaged: ``what`` is ``code`` or ``weights``, ``name`` its id."""
+    """An artefact on disk is missing or damaged; ``what`` is ``code`` or ``weights``, ``name`` its id."""
 
     def __init__(self, message: str, *, what: str, name: str) -> None:
         super().__init__(message)
@@ -90,7 +89,7 @@ class DamageError(DeviceError):
 
 
 class DeviceGone(DeviceError):
-    """The device is lost to this process (a CUDA context cannot be repaired): it must end and start anew."""
+    """The device is lost to this process (a CUDA context cannot be repaired), which must be restarted."""
 
 
 class InvalidRequest(ClockworkError):
@@ -105,4 +104,4 @@ class StateError(ClockworkError):
 
 
 class TransportError(ClockworkError):
-    """A peer process broke the protocol or went away."""
+    """A peer process broke the protocol or disconnected."""

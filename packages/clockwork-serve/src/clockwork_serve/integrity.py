@@ -1,9 +1,9 @@
-"""Files that are read back and believed: what their content must be, and when it was last looked at.
+"""Verification of files by checksum.
 
-Content is named by its SHA-256. A whole file is hashed when a process first reads it, and again whenever it
-does not look the same (device, inode, size, times). Records that have no such name carry a seal: a line with
-the hash of where they belong and what they say, so that neither a changed digit nor two records in each
-other's place pass. What changes under equal times after it was hashed stays unseen.
+Content is named by its SHA-256. A file is hashed when a process first reads it, and again whenever its
+metadata (device, inode, size, times) differ. Records without such a name carry a seal: a line with the hash
+of their place and content, so that neither a changed byte nor two swapped records pass. A change that leaves
+the times as they were is not detected.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Final, NamedTuple
 from clockwork_serve.errors import DamageError
 
 VERIFIED_MAX: Final = 100_000
-"""Files remembered as verified: each takes about 400 bytes."""
+"""Capacity of the cache of verified files: each takes about 400 bytes."""
 SETTLED_NS: Final = 100_000_000
-"""A file changed less than this ago may change again within one tick of its time stamps."""
+"""A file changed less than this ago may change again within the resolution of its time stamps."""
 _SEAL: Final = b"sha256 "
 _SEAL_BYTES: Final = len(_SEAL) + 64 + 1
 
 
 class Facts(NamedTuple):
-    """What tells, without reading it, that a file is still the one that was read."""
+    """Metadata by which a file is taken to be unchanged."""
 
     device: int
     inode: int
@@ -37,22 +37,22 @@ class Facts(NamedTuple):
 
     @classmethod
     def of(cls, file: int | Path | str) -> Facts:
-        """The facts of a file, by descriptor or path. Raises OSError."""
+        """The metadata of a file, by descriptor or path. Raises OSError."""
         found = os.stat(file)
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 class Verified:
-    """What was found in files, by path, as long as they look the same. For any thread."""
+    """A cache of hashes of files, by path, valid while their metadata are the same. Thread-safe."""
 
     def __init__(self, most: int = VERIFIED_MAX, settled_ns: int = SETTLED_NS) -> None:
         self._most = most
         self._settled_ns = settled_ns
-        self._found: OrderedDict[str, tuple[Facts, str]] = OrderedDict()  # the hash of what was read
+        self._found: OrderedDict[str, tuple[Facts, str]] = OrderedDict()  # metadata and hash by path
         self._lock = threading.Lock()
 
     def digest(self, path: str, facts: Facts) -> str | None:
-        """The hash of a file that looks like this; None if it must be read to know."""
+        """The cached hash of a file with that metadata; None if the file has to be read."""
         with self._lock:
             found = self._found.get(path)
             if found is None or found[0] != facts:
@@ -61,7 +61,7 @@ class Verified:
             return found[1]
 
     def remember(self, path: str, facts: Facts, digest: str) -> None:
-        """A file that looks like this was hashed; forgotten at once if it may still change unseen."""
+        """Cache the hash of a file, unless it changed so recently that another change could go undetected."""
         settled = time.time_ns() - max(facts.mtime_ns, facts.ctime_ns) > self._settled_ns
         with self._lock:
             self._found.pop(path, None)
@@ -75,14 +75,14 @@ class Verified:
 
 
 def hash_of(data: bytes | memoryview) -> str:
-    """The name of a content. Releases the GIL where there is much."""
+    """The SHA-256 of a content, in hex. Releases the GIL for large contents."""
     return hashlib.sha256(data).hexdigest()
 
 
 def file_digest(path: Path | str, verified: Verified | None = None) -> str:
-    """The hash of a file, read in whole unless ``verified`` knows it. Raises OSError.
+    """The hash of a file, from ``verified`` or by reading the whole file. Raises OSError.
 
-    A file that changes while it is read has the hash of nothing: empty.
+    Empty if the file changed while it was read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as file:
@@ -99,12 +99,12 @@ def file_digest(path: Path | str, verified: Verified | None = None) -> str:
 
 
 def sealed(place: str, data: bytes) -> bytes:
-    """A record as it is stored at ``place``: a line that vouches for it, and what it says."""
+    """A record as it is stored at ``place``: its seal, and its content."""
     return _SEAL + _seal(place, data) + b"\n" + data
 
 
 def unsealed(place: str, stored: bytes) -> bytes:
-    """What a record says. Raises ValueError if it is torn, changed, or belongs elsewhere."""
+    """The content of a stored record. Raises ValueError if it is truncated, changed, or of another place."""
     data = stored[_SEAL_BYTES:]
     if stored[:_SEAL_BYTES] != _SEAL + _seal(place, data) + b"\n":
         raise ValueError("its seal does not fit")
@@ -119,7 +119,7 @@ def _seal(place: str, data: bytes) -> bytes:
 
 
 def damage(what: str, name: str, path: Path | str, found: str) -> DamageError:
-    """The error for an artefact that is not what its name says."""
+    """The error for an artefact that does not match its hash."""
     return DamageError(
         f"{what} {name}: expected what was stored in {path}, found {found}; it is made again from the"
         " repository",

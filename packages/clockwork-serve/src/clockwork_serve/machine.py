@@ -1,7 +1,7 @@
-"""What a brain is: a machine that believes events, decides effects and asks for time.
+"""The interface of a brain: a state machine that observes events, decides effects and asks for wake-ups.
 
-A machine does no I/O, reads no clock and rolls no dice. A driver (``serve`` in real time, ``sim`` in
-virtual time) feeds it and performs what it decides:
+A brain has no I/O, clock or randomness. A driver (``serve`` in real time, ``sim`` in virtual time) feeds it
+events and performs its effects:
 
     for event in events_of_one_instant:
         machine.observe(event, now_ns)
@@ -19,16 +19,16 @@ Effect = TypeVar("Effect")
 
 
 class Machine(Protocol[Event, Effect]):
-    """The one interface between brains and drivers; all times are ns on the controller's axis."""
+    """The interface between brains and drivers; all instants are ns on the controller's clock."""
 
     def observe(self, event: Event, now_ns: int) -> None:
-        """Change belief by one event; ``now_ns`` never goes back. Decides nothing."""
+        """Change belief by one event; ``now_ns`` never decreases. Effects follow in ``decide``."""
 
     def decide(self, now_ns: int) -> list[Effect]:
-        """Make every choice that is due; a second call at the same instant returns nothing."""
+        """Make every decision that is due; a second call at the same instant returns no effects."""
 
     def next_wakeup_ns(self) -> int | None:
-        """When ``decide`` wants to run next if no event comes; later than the last ``decide``."""
+        """When ``decide`` is to be called next if no event arrives; later than its last call. None: never."""
 
     def check(self) -> None:
         """Assert every invariant of the state; for tests and simulations (slow)."""

@@ -1,7 +1,7 @@
-"""Units of time and memory; nothing here reads a clock.
+"""Units of time and memory.
 
-Time is an ``int`` of nanoseconds everywhere inside the system; floats of milliseconds appear only at
-its borders (configuration, screens, HTTP).
+Time is an ``int`` of nanoseconds everywhere inside the system; floats of milliseconds appear only at its
+interfaces (configuration, screens, HTTP).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
 TENSOR_ALIGN: Final = 64
-"""Bytes to which every tensor start is aligned: one cache line, and what vector loads want."""
+"""Alignment of every tensor's start in bytes: one cache line, and what vector loads need."""
 
 
 def ms(milliseconds: float) -> int:

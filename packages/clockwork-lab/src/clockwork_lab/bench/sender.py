@@ -87,10 +87,10 @@ class Sender:
 
     def open(self, wait_s: float) -> str:
         """Open the first connections; the reason if none could be opened, else empty."""
-        give_up_ns = monotonic_ns() + round(wait_s * NS_PER_S)
+        until_ns = monotonic_ns() + round(wait_s * NS_PER_S)
         self._open(self._job.first_connections)
-        while self.opening and monotonic_ns() < give_up_ns and not self._stopping:
-            self._poll(give_up_ns)
+        while self.opening and monotonic_ns() < until_ns and not self._stopping:
+            self._poll(until_ns)
             self._flush()
         if self.idle:
             return ""

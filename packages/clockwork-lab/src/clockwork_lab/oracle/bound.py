@@ -122,7 +122,7 @@ def upper_bound(
         models = [model.at_least(noise) for model in models]
     costs = Costs(
         requests, models, network, weights=weights, most_pages=cluster.pages,
-        first_load_ns=None if warm_start else network.worker_ns,
+        loads_from_ns=None if warm_start else network.worker_ns,
     )  # fmt: skip
     if not len(costs.source):
         return OracleBound(offered=offered, goodput=0.0, prices={}, limits={})

@@ -73,11 +73,11 @@ class Costs:
         models: Sequence[ModelCosts],
         network: Network,
         *,
-        first_load_ns: int | None,
+        loads_from_ns: int | None,
         most_pages: int,
         weights: Sequence[float] | None,
     ) -> None:
-        """``first_load_ns``: no LOAD starts earlier; None: weights may be resident from the start.
+        """``loads_from_ns``: no LOAD starts earlier; None: weights may be resident from the start.
 
         ``most_pages``: the most pages that a device has.
         """
@@ -88,8 +88,8 @@ class Costs:
         weight = np.ones(len(sent)) if weights is None else np.asarray(weights, dtype=np.float64)
         way_ns = network.gateway_ns + network.worker_ns
         release, end = sent + way_ns, sent + slo - way_ns
-        if first_load_ns is not None:
-            release = np.maximum(release, first_load_ns + infer.load_ns[model])
+        if loads_from_ns is not None:
+            release = np.maximum(release, loads_from_ns + infer.load_ns[model])
         usable = (
             (end - release >= infer.shortest_ns[model]) & (weight > 0) & (infer.pages[model] <= most_pages)
         )
@@ -116,10 +116,10 @@ class Costs:
             setattr(costs, name, getattr(self, name)[chosen])
         return costs
 
-    def longer_loads(self, by_ns: float) -> Costs:
+    def longer_loads(self, extra_ns: float) -> Costs:
         """The same with longer LOADs in the costs, without changing which requests can be served."""
         costs = copy(self)
-        costs.load_ns = self.load_ns + by_ns
+        costs.load_ns = self.load_ns + extra_ns
         return costs
 
     def _least_lane_ns(self, infer: _Durations) -> Floats:

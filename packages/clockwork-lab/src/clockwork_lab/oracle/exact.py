@@ -31,8 +31,8 @@ class Stay(NamedTuple):
 class Lanes(NamedTuple):
     """One device: the instants from which its lanes are free, and its resident weights."""
 
-    exec_ns: float
-    load_ns: float
+    exec_free_ns: float
+    load_free_ns: float
     stays: tuple[Stay, ...]
 
 
@@ -50,14 +50,14 @@ class Search:
         self.best = 0
         self._seen: set[tuple[int, frozenset[int], tuple[Lanes, ...]]] = set()
 
-    def run(self, devices: int, first_load_ns: float) -> int | None:
-        """Search from empty devices on which no LOAD starts before ``first_load_ns``."""
-        self._go(0, frozenset(range(len(self.requests))), (Lanes(0.0, first_load_ns, ()),) * devices)
+    def run(self, devices: int, loads_from_ns: float) -> int | None:
+        """Search from empty devices on which no LOAD starts before ``loads_from_ns``."""
+        self._go(0, frozenset(range(len(self.requests))), (Lanes(0.0, loads_from_ns, ()),) * devices)
         return self.best if self.best == self.enough or len(self._seen) < MOST_STATES else None
 
     def _go(self, served: int, left: frozenset[int], devices: tuple[Lanes, ...]) -> None:
         self.best = max(self.best, served)
-        now_ns = min(device.exec_ns for device in devices)
+        now_ns = min(device.exec_free_ns for device in devices)
         left = frozenset(one for one in left if self.requests[one][1] > now_ns)
         state = (served, left, tuple(sorted(devices)))
         if self.best >= self.enough or served + len(left) <= self.best or state in self._seen:
@@ -80,12 +80,14 @@ class Search:
             for size in range(min(len(mine), max(infer_ns)), 0, -1):
                 lasts_ns = min(lasts for most, lasts in infer_ns.items() if most >= size)
                 for batch in combinations(mine, size):
-                    start_ns = max(device.exec_ns, stay.ready_ns, *(self.requests[one][0] for one in batch))
+                    start_ns = max(
+                        device.exec_free_ns, stay.ready_ns, *(self.requests[one][0] for one in batch)
+                    )
                     end_ns = start_ns + lasts_ns
                     if end_ns <= min(self.requests[one][1] for one in batch):
                         used = stay._replace(used_ns=end_ns)
                         stays = tuple(used if other is stay else other for other in device.stays)
-                        yield batch, Lanes(end_ns, device.load_ns, stays)
+                        yield batch, Lanes(end_ns, device.load_free_ns, stays)
 
     def _loads(self, left: frozenset[int], device: Lanes) -> Iterator[tuple[tuple[int, ...], Lanes]]:
         there = {stay.model for stay in device.stays}
@@ -96,10 +98,10 @@ class Search:
                     if sum(self.models[stay.model].pages for stay in kept) + costs.pages > self.pages:
                         continue
                     given_up = (stay.used_ns for stay in device.stays if stay not in kept)
-                    ready_ns = max(device.load_ns, *given_up, 0.0) + costs.load_ns
-                    if self._in_time(left, model, max(ready_ns, device.exec_ns)):
+                    ready_ns = max(device.load_free_ns, *given_up, 0.0) + costs.load_ns
+                    if self._in_time(left, model, max(ready_ns, device.exec_free_ns)):
                         stays = tuple(sorted((*kept, Stay(model, ready_ns, ready_ns))))
-                        yield (), Lanes(device.exec_ns, ready_ns, stays)
+                        yield (), Lanes(device.exec_free_ns, ready_ns, stays)
 
     def _in_time(self, left: frozenset[int], model: int, start_ns: float) -> bool:
         """Whether a remaining request of this model can end in time if it does not start earlier."""

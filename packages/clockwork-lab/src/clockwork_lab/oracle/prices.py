@@ -47,10 +47,10 @@ class Market:
 
     def rents(self, prices: Floats) -> dict[str, float]:
         """The total price of all resources."""
-        time_ns = self.devices * self.lasts_ns
+        total_ns = self.devices * self.lasts_ns
         return {
-            "exec": self._rent * float(prices[0]), "load": time_ns * float(prices[1]),
-            "pages": time_ns * self.pages * float(prices[2]),
+            "exec": self._rent * float(prices[0]), "load": total_ns * float(prices[1]),
+            "pages": total_ns * self.pages * float(prices[2]),
         }  # fmt: skip
 
     def lanes_alone(self) -> Found:
@@ -98,15 +98,15 @@ def with_foresight(market: Market, *, warm: bool) -> Found:
 def without_foresight(market: Market, online: Online) -> Found:
     """The least bound for policies that know only rates, with a constant price of exec lanes."""
     lane_ns = market.devices * market.lanes.lasts_ns
-    time_ns = market.devices * market.lasts_ns
+    total_ns = market.devices * market.lasts_ns
     scale = market.scale()
     scale[0] = float(np.median(market.costs.weight) / np.median(market.costs.lane_ns))
 
     def rents(prices: Floats) -> dict[str, float]:
         exec_price, load_price, page_price = prices.tolist()
         return {
-            "exec": lane_ns * exec_price, "load": time_ns * load_price,
-            "pages": time_ns * market.pages * page_price,
+            "exec": lane_ns * exec_price, "load": total_ns * load_price,
+            "pages": total_ns * market.pages * page_price,
         }  # fmt: skip
 
     prices, bound = _least(lambda point: sum(rents(point).values()) + online.worth(*point.tolist()), scale)

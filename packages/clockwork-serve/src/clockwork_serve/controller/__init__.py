@@ -1,7 +1,4 @@
-"""Brain 1, the controller: every choice of the system is made here, inside ``Controller.decide``.
-
-No I/O, no clock, no randomness.
-"""
+"""The controller's brain: makes every scheduling decision, without I/O, clock or randomness."""
 
 from __future__ import annotations
 

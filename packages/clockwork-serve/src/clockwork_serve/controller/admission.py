@@ -1,4 +1,4 @@
-"""Whether a request is admitted: quarantine, draining, full queues, backlog; queries made before a body."""
+"""Admission: whether an arriving request is queued, and the replies to admission queries."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Re
 from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
-# Why a request is not admitted at all: outcome, reason and message; the caller sends the answer.
+# Rejections that need no estimate: unknown model, draining, quarantine, too many rows, queue full.
 
 
 DRAINING: Final = "the server is shutting down"
 
 Refusal = tuple[Request, Outcome, Reason, str, int]
-"""A request that was not admitted, how it ends, and when a like one may come again (0: no advice)."""
+"""A request that is not admitted: its outcome, reason and message, and the retry advice in ns (0: none)."""
 
 
 def queue_full(model: ServedModel) -> str:
-    """Why no more requests may wait for it."""
+    """The message for a full queue."""
     return f"{model.waiting} requests wait for this model already"
 
 
 def refusal(
     request: Request, model: ServedModel | None, quarantine: Quarantine, now_ns: int, *, draining: bool
 ) -> Refusal:
-    """The first reason that holds; one does."""
+    """Why a request is not admitted: the first reason that applies (the caller knows that one does)."""
     if model is None:
         outcome, reason, why = (
             Outcome.INVALID, Reason.UNKNOWN_MODEL, f"model {request.model!r} is not served",
@@ -50,33 +50,34 @@ def refusal(
 
 
 # ------------------------------------------------------------
-# Backpressure: whether a new request is infeasible because of those queued before it. It answers none itself.
+# Load shedding by backlog: whether a new request is infeasible because of those queued before it.
 #
-# The rejecting layer (``feasibility``) watches the head of each queue: a request behind it is rejected once
-# it is the head and infeasible, shortly before its deadline. Under overload most wait there for nothing. Here
-# a request is judged when it comes: those of its model that are due before it take at least so long, on all
-# devices that can run it together, each in its best batches. Of requests that cannot all be met the one that
-# is due last is as good to refuse as any; and it is the one that can still try elsewhere.
+# ``feasibility`` watches only the head of each queue: a request behind it is rejected once it is the head and
+# infeasible, shortly before its deadline. Under overload most requests would only wait to be rejected. So an
+# arriving request is compared with its model's backlog: the requests that are due before it take at least
+# ``pace_ns`` each, with all capable devices running the best batches. Under overload this sheds the requests
+# with the latest deadlines, which have the most time to be sent elsewhere.
 
 
 LONG: Final = 2
-"""Overload lasts where a lane has been busy for so many SLOs without a pause."""
+"""A lane is overloaded once its busy period is longer than this many SLOs."""
 SPARE: Final = 4
 SPARE_NS: Final = 10 * NS_PER_MS
-"""Then this part of the SLO, but no more than that, is to be left: an answer of the last moment is late for
-its client if anything goes slower than planned, and a shorter queue keeps the lane as busy."""
+"""On an overloaded lane, this fraction of the SLO (1 / ``SPARE``), at most ``SPARE_NS``, must remain: a
+response planned for the last moment is late if anything is slower than planned, and a shorter queue keeps the
+lane as busy."""
 FRESH_NS: Final = 10 * NS_PER_MS
-"""A pace is looked up anew after so long."""
+"""A pace that is older than this is computed again."""
 
 
 class Backlog(Record):
-    """See the module. It reads belief, and keeps ``pace_ns`` of models."""
+    """Rejects arriving requests by their model's backlog; keeps ``pace_ns`` of models up to date."""
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
 
     def find_pace(self, model: ServedModel, now_ns: int) -> None:
-        """Find how long one of many requests takes a device, divided by the devices there are for it."""
+        """Compute the device time per request in the best batch, divided by the number of capable devices."""
         best_ns, model.batch = 0.0, 1
         for residency in model.residencies.values():
             if residency.state == READY and model.main is not None:
@@ -85,23 +86,23 @@ class Backlog(Record):
                     if not best_ns or each_ns < best_ns:
                         best_ns, model.batch = each_ns, batch.count
         model.pace_at_ns = now_ns
-        model.pace_ns = int(best_ns / max(1, self._belief.able(model.code.backend)))
+        model.pace_ns = int(best_ns / max(1, self._belief.capable_devices(model.code.backend)))
 
     def refusal(self, request: Request, model: ServedModel, now_ns: int) -> Refusal | None:
-        """The rejection of a request that is about to be queued, if it would be infeasible there."""
+        """The rejection of an arriving request, with a retry slot; None if it may be feasible."""
         shortage_ns, why = self.shortage(request, model, request.priority, now_ns)
         if shortage_ns <= 0:
             return None
         slot_ns = now_ns + shortage_ns
         for residency in model.residencies.values():
-            slot_ns = residency.device.returns.slot_ns(slot_ns, model.pace_ns, now_ns)
+            slot_ns = residency.device.retry_slots.slot_ns(slot_ns, model.pace_ns, now_ns)
             break
         return request, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, why, slot_ns - now_ns
 
     def shortage(self, request: Request, model: ServedModel, priority: int, now_ns: int) -> tuple[int, str]:
-        """By how much it would end too late at least, and why; 0 or less if nothing says that it would.
+        """By how much, in ns, it would at least be late, and the message; 0 or less if it may be feasible.
 
-        To be asked where ``model.waiting`` times ``model.pace_ns`` is more than half of the time left.
+        Worth calling where ``model.waiting * model.pace_ns`` is more than half of the remaining time.
         """
         if now_ns - model.pace_at_ns > FRESH_NS:
             self.find_pace(model, now_ns)
@@ -110,7 +111,7 @@ class Backlog(Record):
         due_ns = self._belief.due_ns(request)
         start_ns = now_ns
         sole = model.sole
-        if sole is not None and self._belief.able(model.code.backend) == 1:
+        if sole is not None and self._belief.capable_devices(model.code.backend) == 1:
             lane = sole.device.exec
             start_ns = lane.available_ns(now_ns)
             slo_ns = request.slo_ns
@@ -121,7 +122,7 @@ class Backlog(Record):
             if queue.level <= urgency:
                 dues = queue.dues
                 ahead += len(dues) if dues and dues[-1] <= due_ns else bisect_right(dues, due_ns)
-        # As many as a batch takes wait in any case: a policy chooses by who could fill one.
+        # A batch less one waits even without a backlog: the policy chooses by which batches can be filled.
         before = ahead + 1 if model.batch == 1 else ahead + 1 - model.batch
         shortage_ns = start_ns + before * model.pace_ns - due_ns
         missed_by = f"{shortage_ns / NS_PER_MS:.1f} ms"
@@ -138,7 +139,7 @@ class Backlog(Record):
 def admission_reply(
     announced: AdmissionQuery, belief: Belief, feasibility: Feasibility, now_ns: int, *, draining: bool
 ) -> AdmissionReply:
-    """The reply to a gateway's query; without a reason the body may come."""
+    """The reply to a gateway's query: without a reason, the request would be admitted now."""
     model = belief.models.get(announced.model)
     if model is None or model.quarantined:
         return _reply(announced)
@@ -157,8 +158,8 @@ def admission_reply(
     finish = feasibility.earliest_finish(model.main, due_ns, now_ns)
     if finish is None:
         return _reply(announced)
-    time_ns = due_ns + belief.slack_ns - announced.arrival_ns
-    retry_after_ns, message = feasibility.retry_advice(model.main, finish, due_ns, time_ns, now_ns)
+    given_ns = due_ns + belief.slack_ns - announced.arrival_ns
+    retry_after_ns, message = feasibility.retry_advice(model.main, finish, due_ns, given_ns, now_ns)
     return _reply(announced, Reason.WOULD_MISS_DEADLINE, message, retry_after_ns)
 
 

@@ -1,6 +1,6 @@
-"""All that the controller believes of models and requests, and the moves that change it.
+"""The controller's belief: models, devices, requests and actions in flight, and what changes them.
 
-Delays and durations as measured are here too. Choices are made elsewhere.
+Decisions are made elsewhere (``policies``, ``feasibility``, ``admission``).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from clockwork_serve.controller.cluster import (
-    LOOK_NS,
+    STALL_CHECK_NS,
     DeviceBelief,
     LaneBelief,
     Queue,
@@ -19,7 +19,7 @@ from clockwork_serve.controller.cluster import (
 )
 from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.estimates import LASTS_NS, Estimator, Samples
+from clockwork_serve.controller.estimates import VALID_NS, Estimator, Samples
 from clockwork_serve.controller.life import (
     ANSWER,
     ANSWER_EARLY,
@@ -75,17 +75,18 @@ class Sent(Record):
         self.device = device
         self.residency = residency
         self.samples = samples
-        """Where its duration is learned; None for an UNLOAD."""
+        """The window that its duration is added to; None for an UNLOAD."""
         self.waiters = waiters
         """The requests of an INFER, in the order of its calls."""
         self.idle_ns = -1
-        """When it was sent, if its lane was idle then."""
+        """When it was sent, if its lane was idle then; else -1."""
 
 
 class AdoptedAction(Record):
-    """An action of another controller, that runs; ``residency``: the weights it moves or reads, if kept.
+    """A running action that an earlier controller sent.
 
-    ``expected_ns`` is what that controller expected it to take, ``load_bytes`` what a LOAD moves.
+    ``residency`` are the weights it moves or reads, if they are retained. ``expected_ns`` is how long that
+    controller expected it to take, ``load_bytes`` the size of a LOAD.
     """
 
     __slots__ = ("device", "expected_ns", "lane", "load_bytes", "residency")
@@ -101,7 +102,7 @@ class AdoptedAction(Record):
 
 
 def calls_of(waiters: list[Waiter]) -> tuple[Call, ...]:
-    """The requests of an INFER, as they are sent to a worker."""
+    """The calls of an INFER that runs these requests."""
     if len(waiters) == 1:
         return (_call(waiters[0].request),)
     return tuple([_call(waiter.request) for waiter in waiters])
@@ -111,45 +112,46 @@ def _call(request: Request) -> Call:
     return Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors)
 
 
-def half_slack_ns(waiters: list[Waiter]) -> int:
-    """The latest end that leaves half of everyone's slack; each has the slack of when it came."""
-    least_ns = waiters[0].due_ns + waiters[0].request.deadline_ns
+def half_slack_end_ns(waiters: list[Waiter]) -> int:
+    """The latest end by which every request still has half of the slack that it was admitted with."""
+    least = waiters[0].due_ns + waiters[0].request.deadline_ns
     for waiter in waiters:
-        both_ns = waiter.due_ns + waiter.request.deadline_ns
-        if both_ns < least_ns:
-            least_ns = both_ns
-    return least_ns // 2
+        both = waiter.due_ns + waiter.request.deadline_ns
+        if both < least:
+            least = both
+    return least // 2
 
 
 # ------------------------------------------------------------
-# Devices, how long requests take on them, and how much time plans leave before deadlines, as measured.
+# Measured durations and delays of devices, and the slack that plans leave before deadlines.
 
 
 class Measured(Record):
-    """The part of belief that measured durations and delays correct; see the module."""
+    """The part of belief that is corrected by measured durations and delays."""
 
     def __init__(self, config: ControllerConfig) -> None:
         self.slack_ns = self._usual_slack_ns = config.slack_ns
-        """Plans end so long before the deadline; a policy may correct it by what is measured."""
+        """How long before the deadline plans end; corrected by measured delays if ``measures``."""
         self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
         self.measures = False
         """The policy plans with measured delays, so they are measured."""
         self._slack_until_ns = 0
+        """Until when the measured slack is valid."""
         self.devices: dict[str, DeviceBelief] = {}
-        """Devices of all workers that are up."""
-        self._able: dict[str, int] = {}
-        """By backend: how many of them run its codes, once asked for."""
+        """Devices of all workers that are connected and not hung."""
+        self._capable_devices: dict[str, int] = {}
+        """By backend: how many of them run its codes; a cache."""
 
-    def able(self, backend: str) -> int:
+    def capable_devices(self, backend: str) -> int:
         """How many devices run codes of a backend."""
-        count = self._able.get(backend)
+        count = self._capable_devices.get(backend)
         if count is None:
             count = sum([device.spec.runs(backend) for device in self.devices.values()])
-            self._able[backend] = count
+            self._capable_devices[backend] = count
         return count
 
     def cost_ns(self, model: ServedModel, rows: int) -> int:
-        """What a request of so many rows is expected to take of a device if it runs alone."""
+        """The device time that a request of ``rows`` rows is expected to take if it runs alone."""
         base_ns = model.base_ns or self._base_ns(model)
         if rows == 1:
             return base_ns
@@ -160,7 +162,7 @@ class Measured(Record):
         return base_ns
 
     def _base_ns(self, model: ServedModel) -> int:
-        """Batch-1 time of a model, by the first profile known."""
+        """The duration of batch 1 of a model, from the first profile known; 1 ms if there is none."""
         for device in self.devices.values():
             profile = self.estimator.profile(model.code_id, device.spec.kind)
             if profile is not None:
@@ -169,26 +171,26 @@ class Measured(Record):
         return NS_PER_MS
 
     def measure(self, sent: Sent, started_ns: int, now_ns: int) -> None:
-        """Correct the delays to plan with by an INFER's result; to be called before its lane is updated."""
+        """Update the measured delays from an INFER's result; call it before its lane is updated."""
         device = sent.device
         reach_ns = started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
         delays = device.delays
-        before_ns = delays.slack_ns
+        old_slack_ns = delays.slack_ns
         delays.measured(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
         device.exec.network_ns = delays.reach_ns
-        self._slack_until_ns = now_ns + LASTS_NS
+        self._slack_until_ns = now_ns + VALID_NS
         if delays.slack_ns > self.slack_ns:
             self.slack_ns = delays.slack_ns
-        elif delays.slack_ns < before_ns >= self.slack_ns:
+        elif delays.slack_ns < old_slack_ns >= self.slack_ns:
             self._find_slack()
 
     def _find_slack(self) -> None:
-        """The longest of any device's."""
+        """Set the slack to the longest of any device's."""
         slacks_ns = [device.delays.slack_ns for device in self.devices.values()]
         self.slack_ns = max(slacks_ns, default=self._usual_slack_ns)
 
     def _forget_delays(self) -> None:
-        """Nothing was measured for a while."""
+        """Reset all measured delays, which have become stale."""
         for device in self.devices.values():
             device.delays.forget()
             device.exec.network_ns = device.delays.reach_ns
@@ -196,11 +198,11 @@ class Measured(Record):
 
 
 # ------------------------------------------------------------
-# A worker that is up and does not answer: what it had when nothing was planned on it any more.
+# A hung worker: what was in flight there when the controller stopped planning on it.
 
 
 class HungWorker(Timer):
-    """See the module. It fires when its grace is over: then it is to be ended."""
+    """A worker that is connected and hung. The timer fires at the end of its grace: it is to be killed."""
 
     __slots__ = ("adopted", "answered", "devices", "ended", "heads", "kept", "name", "sent", "why")
 
@@ -209,19 +211,19 @@ class HungWorker(Timer):
         self.name = name
         self.why = why
         self.devices = devices
-        """As they were believed; they come back as others."""
+        """Its devices as believed before; when it recovers, new records replace them."""
         self.sent: dict[int, Sent] = {}
         """All and only actions in flight there, by id; their requests may be answered or run elsewhere."""
         self.adopted: dict[tuple[str, int], AdoptedAction] = {}
-        """All and only actions of another controller that run there, by device and id."""
+        """All and only adopted actions that run there, by device and id."""
         self.heads: set[int] = set()
-        """INFERs that were first on their lanes: they ran, by belief."""
+        """INFERs that were first on their lanes, and so believed to be running."""
         self.kept: list[Residency] = []
-        """Weights that are or will be there: their states go on, and nothing else of them does."""
+        """Weights that are there or being loaded; of these records, only the state is kept up to date."""
         self.answered = False
-        """It owes nothing any more: it may come back."""
+        """It returned something since it hung: it recovers once it owes no result."""
         self.ended = False
-        """It is to be ended, and will not come back."""
+        """It is to be killed, and does not recover any more."""
 
     def device(self, name: str) -> DeviceBelief | None:
         """Its device of that name."""
@@ -232,16 +234,15 @@ class HungWorker(Timer):
 
 
 # ------------------------------------------------------------
-# All that the controller believes, and the moves that change it; choices are made elsewhere.
-#
-# A move that sends an action or an answer also appends it to ``effects``, so belief and deed cannot differ.
+# Belief. An operation that sends an action or a response also appends it to ``effects``, so that belief and
+# what was sent cannot differ.
 
 
 # ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
 
 
 class Belief(Measured):
-    """Models, devices, requests and actions in flight."""
+    """All that the controller believes: models, devices, requests and actions in flight."""
 
     def __init__(self, config: ControllerConfig) -> None:
         super().__init__(config)
@@ -258,37 +259,38 @@ class Belief(Measured):
         self.sent: dict[int, Sent] = {}
         """All and only actions in flight, by id."""
         self.hung: dict[str, HungWorker] = {}
-        """All and only workers that do not answer, by name; their devices are not in ``devices``."""
+        """All and only hung workers, by name; their devices are not in ``devices``."""
         self.tenants = Tenants()
         self._charges = self.tenants.charges
         self.effects: list[ControllerEffect] = []
         """Decided and not yet handed to the driver."""
         self.dirty_models: list[ServedModel] = []
-        """Models whose LOAD priority may have changed since the policy last looked (it clears the list and
-        their flags); each once, those no longer served too. A model on one device only is marked when its
-        demand rises while that device has more than it can serve, or while it is a candidate.
+        """Models whose LOAD priority may have changed since the policy last ranked them (it clears the list
+        and their flags); each once, removed ones too. A model that is on one device only is marked when its
+        demand rises while that device has more demand than it can serve, or while it is a candidate.
         """
         self.dirty_above_ns = -1 if config.load_negative else config.capacity_ns
-        """Demand that one device can serve within the horizon; a policy may set it lower, to see more."""
+        """Demand that one device can serve within the horizon; a policy that wants more models marked sets
+        it lower."""
         self.dirty_lanes: list[LaneBelief] = []
-        """Lanes that were given work since the rejecting layer last looked."""
+        """Lanes that were given work since ``feasibility`` last checked them."""
         self.rechecks: list[Queue] = []
-        """Queues that the rejecting layer is to judge; each once."""
+        """Queues whose feasibility is to be rechecked; each once."""
         self.timers = Timers()
         """When time alone changes something: lane timers, heads that become infeasible, deadlines."""
         self.load_moves = 0
-        """How often a load lane was given work or finished some."""
-        self.unsettled = False
-        """Something was observed that the next ``decide`` has to answer or settle first."""
+        """Changes of load lanes so far: actions sent or ended."""
+        self.has_pending = False
+        """Events were observed that the next ``decide`` has to process first."""
         self._counter = config.first_id
 
-    def fresh(self) -> int:
-        """A number never given before: ids, versions, orders."""
+    def next_id(self) -> int:
+        """A new number, for ids, versions and orders."""
         self._counter += 1
         return self._counter
 
     def recheck(self, queue: Queue) -> None:
-        """Have this queue judged before this instant ends: what feasibility rests on changed."""
+        """Have this queue's feasibility rechecked in this decision: something that it depends on changed."""
         if not queue.to_recheck and self._reject:
             queue.to_recheck = True
             self.rechecks.append(queue)
@@ -299,14 +301,14 @@ class Belief(Measured):
             self.recheck(queue)
 
     def require(self, queue: Queue, batch: int) -> None:
-        """From now on a policy runs this queue at size ``batch`` at least; feasibility counts with that."""
+        """For policies: from now on this queue runs at batch size ``batch`` or above; feasibility uses it."""
         queue.least = batch
         for strategy in queue.strategies:
             strategy.least = strategy.residency.code.timings.infer(batch, queue.signature)
         self.recheck(queue)
 
     def mark_dirty(self, model: ServedModel) -> None:
-        """Have the policy rank a model's LOAD anew in its next decision."""
+        """Have the policy rank the model's LOAD again in its next decision."""
         if not model.dirty:
             model.dirty = True
             self.dirty_models.append(model)
@@ -314,7 +316,7 @@ class Belief(Measured):
     # Estimates
 
     def prepare(self, device: DeviceBelief, code_id: str) -> bool:
-        """A device is ready for a code: see which batch sizes fit and pay. False if no profile is known."""
+        """Record that a device is ready for a code: which batch sizes are useful. False without a profile."""
         kind = device.spec.kind
         profile = self.estimator.profile(code_id, kind)
         if profile is None:
@@ -324,9 +326,9 @@ class Belief(Measured):
         device.codes[code_id] = CodeOnDevice(profile, sizes, timings)
         return True
 
-    def forget_bases(self) -> None:
-        """Profiles or devices changed: what was derived from them is to be found again."""
-        self._able.clear()
+    def reset_bases(self) -> None:
+        """Drop what was derived from profiles and devices, which changed."""
+        self._capable_devices.clear()
         for model in self.models.values():
             model.base_ns = 0
         if self.measures:
@@ -335,7 +337,7 @@ class Belief(Measured):
     # Requests
 
     def due_ns(self, asked: Request | AdmissionQuery) -> int:
-        """When the execution of a request must have ended, so that its answer is with the client in time."""
+        """The instant by which its execution must end for the response to reach the client in time."""
         return asked.deadline_ns - asked.way_ns - self.slack_ns
 
     def admit(self, request: Request, model: ServedModel) -> Waiter:
@@ -356,39 +358,39 @@ class Belief(Measured):
         cold = model.sole is None and not model.residencies
         waiter = Waiter(request, due_ns, slo_ns, demand_ns, queue, cold=cold)
         self.waiters[request.request_id] = waiter
-        self._wait(waiter, queue, model)
+        self._enqueue(waiter, queue, model)
         return waiter
 
     def readmit(self, waiter: Waiter, *, alone: bool) -> None:
-        """Put a request that was sent back into a queue."""
+        """Put a request that was in flight back into a queue; ``alone``: it may not share a batch again."""
         waiter.step(RETURN)
         waiter.alone = waiter.alone or alone
         model = waiter.queue.model
         waiter.queue = self._queue(model, waiter.request, alone=waiter.alone)
         if self._charges:
             self.tenants.returned(waiter, self.cost_ns(model, waiter.request.rows))
-        self._wait(waiter, waiter.queue, model)
+        self._enqueue(waiter, waiter.queue, model)
 
     def move(self, waiter: Waiter, model: ServedModel) -> Queue:
-        """Have a request that waits wait for another version of its model, just as it is."""
+        """Move a waiting request to a queue of another version of its model."""
         queue = waiter.queue
         queue.remove(waiter)
-        self._gone(queue, queue.model, 1, waiter.demand_ns)
+        self._after_removal(queue, queue.model, 1, waiter.demand_ns)
         waiter.queue = queue = self._queue(model, waiter.request, alone=waiter.alone)
-        self._wait(waiter, queue, model)
+        self._enqueue(waiter, queue, model)
         return queue
 
     def answer(
         self, waiter: Waiter, outcome: Outcome, reason: Reason, *, message: str = "", retry_after_ns: int = 0
     ) -> None:
-        """Answer a request that has no result; its tensors are released later if a worker still has them."""
+        """End a request without a result; its tensors are released later if a worker still has them."""
         release = False
         if waiter.state == WAITING:
             waiter.queue.remove(waiter)
-            self._gone(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
+            self._after_removal(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
             release = self._end(waiter)
         else:
-            waiter.held += 1
+            waiter.tensor_refs += 1
             waiter.step(ANSWER_EARLY)
         self.effects.append(
             Answer(
@@ -399,8 +401,8 @@ class Belief(Measured):
         )  # fmt: skip
 
     def finish(self, waiter: Waiter, answer: Answer) -> None:
-        """Answer a request from the result of its INFER, which ends it."""
-        if waiter.held:
+        """End a request with a response made from the result of its INFER."""
+        if waiter.tensor_refs:
             self._end(waiter)
             self.effects.append(replace(answer, release=False))
             return
@@ -411,8 +413,8 @@ class Belief(Measured):
         self.effects.append(answer)
 
     def _end(self, waiter: Waiter) -> bool:
-        """A request is answered; whether its tensors are free."""
-        free = not waiter.held
+        """Step a request that is answered; returns whether no worker has its tensors."""
+        free = not waiter.tensor_refs
         if free:
             waiter.step(ANSWER)
             del self.waiters[waiter.request.request_id]
@@ -423,9 +425,9 @@ class Belief(Measured):
         return free
 
     def release(self, waiter: Waiter) -> None:
-        """The result of a request that was answered before: its tensors are free, unless others keep them."""
-        waiter.held -= 1
-        if waiter.held:
+        """An action of an answered request is over: release its tensors, unless other actions have them."""
+        waiter.tensor_refs -= 1
+        if waiter.tensor_refs:
             return
         waiter.step(RELEASE)
         del self.waiters[waiter.request.request_id]
@@ -434,18 +436,18 @@ class Belief(Measured):
         self.effects.append(Release(request_id=waiter.request.request_id, gateway=waiter.request.gateway))
 
     def _queue(self, model: ServedModel, request: Request, *, alone: bool) -> Queue:
-        """The queue for such a request, made at need, with a strategy for each device that is ready."""
+        """The queue for a request; created if needed, with a strategy for each device with the weights."""
         queue = model.find(request, alone=alone)
         if queue is None:
             queue = model.open(
-                request.signature, request.rows, self.fresh(), alone=alone, priority=request.priority
+                request.signature, request.rows, self.next_id(), alone=alone, priority=request.priority
             )
             for residency in model.residencies.values():
                 if residency.state == READY:
                     queue.strategies = (*queue.strategies, Strategy(queue, residency))
         return queue
 
-    def _wait(self, waiter: Waiter, queue: Queue, model: ServedModel) -> None:
+    def _enqueue(self, waiter: Waiter, queue: Queue, model: ServedModel) -> None:
         if (queue.add(waiter) or queue.watch is None) and not queue.to_recheck and self._reject:
             queue.to_recheck = True
             self.rechecks.append(queue)
@@ -453,13 +455,13 @@ class Belief(Measured):
         model.demand_ns += waiter.demand_ns
         if model.sole is not None:
             device = model.sole.device
-            device.load_ns += waiter.demand_ns
-            if device.load_ns <= self.dirty_above_ns and not (model.sole.slow or device.exec.stalled):
+            device.demand_ns += waiter.demand_ns
+            if device.demand_ns <= self.dirty_above_ns and not (model.sole.slow or device.exec.stalled):
                 return
         self.mark_dirty(model)
 
-    def _gone(self, queue: Queue, model: ServedModel, count: int, demand_ns: int) -> None:
-        """So many requests, of so much demand, were taken out of a queue."""
+    def _after_removal(self, queue: Queue, model: ServedModel, count: int, demand_ns: int) -> None:
+        """Update counts and demand after ``count`` requests were removed from a queue."""
         model.waiting -= count
         model.demand_ns -= demand_ns
         if queue is not model.main and not queue.waiters:
@@ -468,7 +470,7 @@ class Belief(Measured):
                 strategy.device.plan.remove(strategy)
         if model.sole is not None:
             device = model.sole.device
-            device.load_ns -= demand_ns
+            device.demand_ns -= demand_ns
             if model.load_key is None and not device.plan.load_blocked:
                 return
         self.mark_dirty(model)
@@ -478,14 +480,14 @@ class Belief(Measured):
     def send_infer(
         self, strategy: Strategy, batch: BatchChoice, first: int, start_ns: int, now_ns: int
     ) -> None:
-        """Send ``batch.count`` waiting requests, from place ``first`` of a strategy's queue, as one INFER."""
+        """Send ``batch.count`` requests, from index ``first`` of the strategy's queue, as an INFER."""
         residency, device, queue = strategy.residency, strategy.device, strategy.queue
         model = queue.model
         waiters = queue.take(first, batch.count)
         expected_ns = batch.samples.estimate_ns
         latest_ns = start_ns + self._look_ahead_ns
         if not self._open_window:
-            latest_ns = half_slack_ns(waiters) - expected_ns
+            latest_ns = half_slack_end_ns(waiters) - expected_ns
             if latest_ns < start_ns:
                 latest_ns = start_ns
         by_ns = now_ns + self._network_ns
@@ -502,28 +504,28 @@ class Belief(Measured):
             demand_ns += waiter.demand_ns
         if self._charges:
             self.tenants.sent(waiters, expected_ns)
-        self._gone(queue, model, len(waiters), demand_ns)
+        self._after_removal(queue, model, len(waiters), demand_ns)
         self.sent[action_id] = sent = Sent(action, device, residency, batch.samples, waiters)
         if not device.exec:
             sent.idle_ns = now_ns
-            self.guard(device, now_ns)
+            self.arm_checks(device, now_ns)
         residency.in_flight, residency.slow = residency.in_flight + 1, False
         device.used = residency.used = device.used + 1
-        self._give(device.exec, action_id, expected_ns, now_ns)
+        self._occupy(device.exec, action_id, expected_ns, now_ns)
         self.effects.append(action)
 
     def send_load(
         self, device: DeviceBelief, model: ServedModel, extent: Extent, start_ns: int, now_ns: int
     ) -> None:
-        """Send a LOAD into pages that are free, to a device that is ready for the model's code."""
+        """Send a LOAD into free pages, to a device that has prepared the model's code."""
         config = self.config
         code = device.codes[model.code_id]
         samples = code.timings.load(model.model.weights.size)
         expected_ns = samples.estimate_ns
-        patience_ns = (
+        timeout_ns = (
             config.look_ahead_ns if config.open_window else max(config.look_ahead_ns, config.capacity_ns)
         )
-        action_id = self.fresh()
+        action_id = self.next_id()
         residency = Residency(model, device, code, extent, version=action_id)
         residency.ready_ns = start_ns + expected_ns
         if self._charges:
@@ -534,40 +536,40 @@ class Belief(Measured):
         action = Load(
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             weights=model.model.weights, extent=extent, version=residency.version, expected_ns=expected_ns,
-            window=Window(now_ns, start_ns + patience_ns), send_by_ns=start_ns + patience_ns,
+            window=Window(now_ns, start_ns + timeout_ns), send_by_ns=start_ns + timeout_ns,
         )  # fmt: skip
         self.sent[action_id] = Sent(action, device, residency, samples, [])
-        self.guard(device, now_ns)
-        self._give(device.load, action_id, expected_ns, now_ns)
+        self.arm_checks(device, now_ns)
+        self._occupy(device.load, action_id, expected_ns, now_ns)
         self.load_moves += 1
         self.effects.append(action)
 
     def send_unload(self, residency: Residency, now_ns: int) -> None:
-        """Send an UNLOAD of weights that are ready and not in use; their pages are free at once."""
+        """Send an UNLOAD of weights that are ready and not in use; their pages count as free at once."""
         assert residency.in_flight == 0, f"{residency.model.key} is in use"
         device = residency.device
         residency.step(UNLOAD)
         self.drop(residency)
-        action_id = self.fresh()
+        action_id = self.next_id()
         action = Unload(
             action_id=action_id, device=device.name, model=residency.model.key, extent=residency.extent,
             version=residency.version, window=Window(now_ns, NEVER_NS),
         )  # fmt: skip
         self.sent[action_id] = Sent(action, device, None, None, [])
-        self.guard(device, now_ns)
+        self.arm_checks(device, now_ns)
         device.load.send(action_id, 0, now_ns)
         self.load_moves += 1
         self.effects.append(action)
 
-    def guard(self, device: DeviceBelief, now_ns: int) -> None:
-        """A device gets something to do: look after a while whether it answers, unless that is to be done."""
-        if device.guard.at_ns == NEVER_NS:
-            self.timers.set(device.guard, now_ns + self._hang_ns)
-        if device.look.at_ns == NEVER_NS:
-            self.timers.set(device.look, now_ns + LOOK_NS)
+    def arm_checks(self, device: DeviceBelief, now_ns: int) -> None:
+        """Set the timers that check whether a device hangs or stalls, unless they are set; it gets work."""
+        if device.hang_timer.at_ns == NEVER_NS:
+            self.timers.set(device.hang_timer, now_ns + self._hang_ns)
+        if device.stall_timer.at_ns == NEVER_NS:
+            self.timers.set(device.stall_timer, now_ns + STALL_CHECK_NS)
 
-    def _give(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
-        """Give a lane work; if that may make a head infeasible, the rejecting layer rechecks the lane."""
+    def _occupy(self, lane: LaneBelief, action_id: int, expected_ns: int, now_ns: int) -> None:
+        """Add an action to a lane; if that may make a watched head infeasible, have the lane rechecked."""
         lane.send(action_id, expected_ns, now_ns)
         watch = lane.watch
         if (
@@ -580,14 +582,14 @@ class Belief(Measured):
     # Weights
 
     def loaded(self, residency: Residency) -> None:
-        """Weights are ready: all queues of the model may run there."""
+        """Record that weights are ready: every queue of the model gets a strategy there."""
         residency.step(LOADED)
         for queue in residency.model.queues.values():
             queue.strategies = (*queue.strategies, Strategy(queue, residency))
             self.recheck(queue)
 
     def drop(self, residency: Residency) -> None:
-        """Forget weights that are gone."""
+        """Remove weights that have left a device."""
         device, model = residency.device, residency.model
         device.pages.release(residency.extent)
         model.remove_residency(residency)

@@ -1,8 +1,7 @@
-"""What the controller believes of models and devices: records that refer to each other, in one place.
+"""Records of belief: models, queues, requests, devices, lanes and weights, which refer to each other.
 
 A *model* has queues of *waiters* (requests that are not over) and *residencies* (its weights on a device). A
-queue has a *strategy* for each device where it could run. A *device* has two lanes, pages, codes, and what a
-policy keeps for it. Nothing here chooses.
+queue has a *strategy* for each device that has its weights ready. A *device* has lanes, pages, codes, a plan.
 """
 
 from __future__ import annotations
@@ -42,38 +41,47 @@ from clockwork_serve.units import NS_PER_MS
 # ruff: noqa: FURB136 - max() and min() cost 100 ns more than a condition
 
 STALE_MIN: Final = 64
-"""A heap of twice as many entries as after its last clearing, and this many more, is cleared again."""
+"""Stale entries of a heap are dropped when it has this many more than twice those kept the last time."""
 
 IDLE_MIN: Final = 64
-"""A device's ``idle`` is made anew when it has so many more entries than twice its weights."""
+"""A device's ``idle`` is rebuilt when it has this many more entries than twice the weights on the device."""
 
-LOOK_NS: Final = 25 * NS_PER_MS
-"""A device that has work is looked at so often: do its lanes move?"""
+STALL_CHECK_NS: Final = 25 * NS_PER_MS
+"""Interval of the check whether a device with work is stalled."""
 
 PAUSE_NS: Final = NS_PER_MS
-"""A lane that had no work for less than this made no pause."""
+"""A shorter time without work does not end a busy period of a lane."""
 
 
 # ------------------------------------------------------------
-# Requests that wait, by model and by what may share a batch, earliest deadline first.
+# Requests, by model and by what may share a batch, earliest deadline first.
 
 
 BAND_NS: Final = 1 << 58
-"""A class of priority is so far from the next on an axis of keys: farther than any two instants."""
+"""Distance between the keys of two classes of priority: more than between any two instants."""
 
 
 def level(priority: int) -> int:
-    """The class of a priority: 1 (most urgent) to 15; 0 stands for the usual one."""
+    """The class of a priority: 1 (most urgent) to 15; a priority of 0 or less means the usual class."""
     if priority <= 0:
         return USUAL_PRIORITY
     return min(priority, LEAST_PRIORITY)
 
 
 class Waiter(Record):
-    """A request that is not over yet, and its state in the controller."""
+    """A request that is not over, and its state in the controller (``life``)."""
 
     __slots__ = (
-        "alone", "cold", "demand_ns", "due_ns", "held", "queue", "request", "retries", "slo_ns", "state",
+        "alone",
+        "cold",
+        "demand_ns",
+        "due_ns",
+        "queue",
+        "request",
+        "retries",
+        "slo_ns",
+        "state",
+        "tensor_refs",
     )  # fmt: skip
 
     def __init__(
@@ -81,9 +89,9 @@ class Waiter(Record):
     ) -> None:
         self.request = request
         self.due_ns = due_ns
-        """When its execution must have ended, by plan; see ``Belief.due_ns``."""
+        """The instant by which its execution must end; see ``Belief.due_ns``."""
         self.slo_ns = slo_ns
-        """As in its request, which computes it anew each time."""
+        """``request.slo_ns``, which is computed at each use."""
         self.demand_ns = demand_ns
         """What it adds to its model's demand while it waits."""
         self.queue = queue
@@ -94,12 +102,11 @@ class Waiter(Record):
         """It shared a batch that failed, and may not share one again."""
         self.retries = 0
         """How often it was in flight on a worker that was lost."""
-        self.held = 0
-        """How many actions keep its tensors beside the one that it waits for: those of workers that hung,
-        and, once it is SPENT, whichever it was in."""
+        self.tensor_refs = 0
+        """In-flight actions that have its tensors: on hung workers and, once SPENT, the one it was in."""
 
     def step(self, step: int) -> None:
-        """Move on by the table; a step that is not in it is a bug."""
+        """Change state by the table ``REQUEST_AFTER``; asserts that the step is legal."""
         after = REQUEST_AFTER[self.state][step]
         assert after != NEVER, (
             f"{self.request.request_id}: {REQUEST_STEPS[step]} while {REQUEST_STATES[self.state]}"
@@ -108,8 +115,9 @@ class Waiter(Record):
 
 
 class Queue(Record):
-    """Requests of one model that may share a batch: equal class and signature, one row each, or each alone.
+    """Requests of one model that may share a batch (equal priority and signature, one row each), by due time.
 
+    Requests of several rows, and those marked ``alone``, have queues of their own and run one at a time.
     ``sizes`` are the batch sizes to choose from, as (requests, batch size to run), ascending.
     """
 
@@ -138,13 +146,13 @@ class Queue(Record):
         self.model = model
         self.level = level(priority)
         self.band_ns = (self.level - USUAL_PRIORITY) * BAND_NS
-        """Added to the keys of its strategies, so that any of a more urgent class comes first."""
+        """Added to the keys of its strategies, so that every key of a more urgent class is lower."""
         self.signature = signature
         self.rows = rows
         self.alone = alone
         self.sizes = model.sizes(rows, alone=alone)
         self.order = order
-        """Creation order: makes ties between queues definite."""
+        """Creation order: breaks ties between queues."""
         self.dues: list[int] = []
         """``due_ns`` of each of ``waiters``, ascending."""
         self.waiters: list[Waiter] = []
@@ -152,20 +160,20 @@ class Queue(Record):
         self.strategies: tuple[Strategy, ...] = ()
         """One per device that has the weights READY."""
         self.floors: dict[int, int] = {}
-        """By batch (requests): those due before this are given up at that size; a policy's to use."""
+        """For policy ``released``, by batch (requests): those due before this are not run at that size."""
         self.least = self.sizes[0][1]
-        """The least batch size that the policy will run this queue at; see ``Belief.require``."""
+        """The smallest batch size that the policy runs this queue at; see ``Belief.require``."""
         self.to_recheck = False
-        """The rejecting layer is to judge it: it is in ``Belief.rechecks``."""
+        """Its feasibility is to be rechecked: it is in ``Belief.rechecks``."""
         self.watch: Watch | None = None
-        """Where the rejecting layer has its entry, at ``place_ns``."""
+        """The watch that has its live entry, with the key ``place_ns``."""
         self.place_ns = 0
 
     def __len__(self) -> int:
         return len(self.waiters)
 
     def add(self, waiter: Waiter) -> bool:
-        """Put a request in its place; true if it is the first now."""
+        """Insert a request by its due time; true if it is the first now."""
         dues, due_ns = self.dues, waiter.due_ns
         if not dues or dues[-1] <= due_ns:
             dues.append(due_ns)
@@ -185,7 +193,7 @@ class Queue(Record):
         del self.waiters[at]
 
     def take(self, first: int, count: int) -> list[Waiter]:
-        """Take ``count`` requests out, from place ``first``."""
+        """Remove and return ``count`` requests, from index ``first``."""
         if count == len(self.waiters):
             taken, self.waiters = self.waiters, []
             self.dues.clear()
@@ -216,7 +224,6 @@ class ServedModel(Record):
         "code_id",
         "demand_ns",
         "dirty",
-        "heat",
         "key",
         "load_key",
         "main",
@@ -224,6 +231,7 @@ class ServedModel(Record):
         "order",
         "pace_at_ns",
         "pace_ns",
+        "popularity",
         "priority",
         "quarantined",
         "queue_limit",
@@ -243,65 +251,63 @@ class ServedModel(Record):
         self.order = order
         self.priority = model.priority
         self.main: Queue | None = None
-        """The queue of ordinary requests (no signature, one row, the model's class), once there was one; it
-        stays.
-        """
+        """The queue of ordinary requests (no signature, one row, the model's priority), once needed."""
         self.queues: dict[tuple[str, int, bool, int], Queue] = {}
         """Queue by (signature, rows, alone, class): ``main``, and others that are not empty."""
         self.residencies: dict[str, Residency] = {}
         """Weights by device: all and only those LOADING or READY."""
         self.sole: Residency | None = None
-        """The only one of them, if there is exactly one."""
+        """The only residency, if there is exactly one."""
         self.waiting = 0
         """Requests in all queues together."""
         self.demand_ns = 0
-        """Lane time that the waiting requests ask for, weighted by how soon they want it."""
-        self.heat = 0
-        """How much it is asked for, if the policy keeps account of that; see ``heat``."""
+        """Lane time that the waiting requests need, weighted by how short their SLOs are."""
+        self.popularity = 0
+        """Decayed request rate on a logarithmic scale, if the policy keeps it; see ``estimates``."""
         self.base_ns = 0
-        """Batch-1 time by the first profile known; 0 until asked for."""
+        """The duration of batch 1, from the first profile known; 0 until needed."""
         self.pace_ns = 0
-        """How long one of many requests takes at least, if known; see ``backlog``."""
+        """Device time per request in its best batch over all capable devices; 0: unknown. See ``Backlog``."""
         self.batch = 1
-        """How many run together then."""
+        """The size of that batch."""
         self.pace_at_ns = 0
-        """When that was looked up."""
+        """When both were computed."""
         self.dirty = False
-        """Its demand or residencies changed since the policy last looked; see ``Belief.dirty_models``."""
+        """Its demand or residencies changed since the policy ranked it; see ``Belief.dirty_models``."""
         self.load_key: int | None = None
-        """Its priority in the scheduler's heap of LOAD candidates; None if it is not there."""
+        """Its key in the policy's heap of LOAD candidates; None if it is not there."""
         self.removed = False
         self.quarantined = False
-        """It takes devices down and is not served; nobody may wait for it, so ``queue_limit`` is 0."""
+        """It is in quarantine; ``queue_limit`` is 0, so that no request is admitted."""
 
     def share_ns(self, residency: Residency) -> int:
-        """How much of the demand a device that has the weights is counted for."""
+        """The share of the model's demand that is assigned to this residency's device."""
         return self.demand_ns if residency is self.sole else residency.share_ns
 
     def add_residency(self, residency: Residency) -> None:
-        """A LOAD of the weights is sent; a device that has them alone takes the whole demand."""
+        """Add weights whose LOAD is sent; a sole residency is assigned the whole demand."""
         sole = self.sole
         if sole is not None:
             sole.share_ns = self.demand_ns
             self.sole = None
         elif not self.residencies:
             self.sole = residency
-            residency.device.load_ns += self.demand_ns
+            residency.device.demand_ns += self.demand_ns
         self.residencies[residency.device.name] = residency
 
     def remove_residency(self, residency: Residency) -> None:
-        """Weights are gone from a device."""
-        residency.device.load_ns -= self.share_ns(residency)
+        """Remove weights that have left a device."""
+        residency.device.demand_ns -= self.share_ns(residency)
         residency.share_ns = 0
         del self.residencies[residency.device.name]
         self.sole = None
         if len(self.residencies) == 1:
             self.sole = sole = next(iter(self.residencies.values()))
-            sole.device.load_ns += self.demand_ns - sole.share_ns
+            sole.device.demand_ns += self.demand_ns - sole.share_ns
             sole.share_ns = 0
 
     def band_ns(self) -> int:
-        """Of the most urgent class that waits for it."""
+        """``Queue.band_ns`` of the most urgent class that waits for it."""
         least_ns = 0
         first = True
         for queue in self.queues.values():
@@ -323,11 +329,11 @@ class ServedModel(Record):
         return queue
 
     def fits(self, rows: int) -> bool:
-        """Whether a request of so many rows can be run at all."""
+        """Whether a request of ``rows`` rows fits a batch."""
         return 1 <= rows <= self.model.batch_sizes[-1]
 
     def sizes(self, rows: int, *, alone: bool) -> tuple[tuple[int, int], ...]:
-        """What a queue of such requests may run as, (requests, batch size), ascending."""
+        """The batches of a queue of such requests, as (requests, batch size), ascending."""
         sizes = self.model.batch_sizes
         if rows > 1:
             return ((1, next(size for size in sizes if size >= rows)),)
@@ -337,11 +343,11 @@ class ServedModel(Record):
 
 
 # ------------------------------------------------------------
-# Lanes, and the queues whose heads can be in time on them.
+# Lanes, and the queues whose heads are feasible on them.
 
 
 class LaneBelief(Record):
-    """When a lane will be free. Actions on it run one after another, in the order sent."""
+    """Predicts when a lane will be free. Actions on it run one after another, in the order sent."""
 
     __slots__ = (
         "_outstanding",
@@ -357,39 +363,39 @@ class LaneBelief(Record):
 
     def __init__(self, network_ns: int) -> None:
         self.network_ns = network_ns
-        """How long a message to the worker takes; a policy may correct it by what is measured."""
+        """Delay of a message to the worker; corrected by measurements if the policy measures."""
         self._outstanding: list[tuple[int, int]] = []
-        """(action id, expected duration) of all actions sent and not ended."""
+        """(action id, expected duration) of all actions sent and not ended; the first one runs."""
         self.head_end_ns = NEVER_NS
-        """When the first of them is expected to end."""
+        """When the running action is expected to end; NEVER_NS without one."""
         self.behind_ns = 0
-        """The expected durations of those behind the first, together."""
+        """Sum of the expected durations of the others."""
         self.free_ns = 0
         """When all are expected to have ended; if there is none, when the last one ended."""
         self.busy_since_ns = 0
-        """When it was last given work after a pause."""
+        """When its current busy period began."""
         self.stalled = False
-        """The first of them is so late that its end cannot be predicted; see ``hangs.Stalls``."""
+        """The running action is so late that its end cannot be predicted; see ``hangs.Stalls``."""
         self.dirty = False
-        """It was given work since the rejecting layer last looked; see ``Belief.dirty_lanes``."""
+        """It was given work since ``feasibility`` last checked it; see ``Belief.dirty_lanes``."""
         self.watch: Watch | None = None
-        """The rejecting layer's; None where that is off."""
+        """The watch of ``feasibility``; None where rejection is off."""
 
     def __len__(self) -> int:
         return len(self._outstanding)
 
     @property
     def head_id(self) -> int:
-        """The first of them."""
+        """The id of the running action."""
         return self._outstanding[0][0]
 
     @property
     def head_lasts_ns(self) -> int:
-        """How long the first of them was expected to take."""
+        """The expected duration of the running action."""
         return self._outstanding[0][1]
 
     def available_ns(self, now_ns: int) -> int:
-        """When an action sent now could start; while the running one is late, it is counted to end now."""
+        """When an action sent now could start; a running action that is late is assumed to end now."""
         free_ns = self.free_ns if now_ns <= self.head_end_ns else now_ns + self.behind_ns
         soonest_ns = now_ns + self.network_ns
         return free_ns if free_ns > soonest_ns else soonest_ns
@@ -399,11 +405,11 @@ class LaneBelief(Record):
         return self.available_ns(now_ns) > now_ns + self.network_ns
 
     def overdue_ns(self, now_ns: int) -> int:
-        """By how much the running action is late against its estimate; below 0 if it is not, or none runs."""
+        """By how much the running action has exceeded its estimate; negative if it has not, or none runs."""
         return now_ns - self.head_end_ns
 
     def send(self, action_id: int, expected_ns: int, now_ns: int) -> None:
-        """An action goes out."""
+        """Add an action that is sent."""
         if self._outstanding:
             self.behind_ns += expected_ns
             self.free_ns += expected_ns
@@ -416,7 +422,7 @@ class LaneBelief(Record):
         self._outstanding.append((action_id, expected_ns))
 
     def end(self, action_id: int, ended_ns: int) -> None:
-        """An action ended, or was refused, at ``ended_ns``."""
+        """Remove an action that ended, or was refused, at ``ended_ns``."""
         outstanding = self._outstanding
         if outstanding and outstanding[0][0] == action_id:
             ended = outstanding.pop(0)
@@ -448,10 +454,9 @@ class LaneBelief(Record):
 
 
 class Watch(Timer):
-    """The queues of a lane.
+    """The queues whose heads are feasible on this lane; the timer fires before the first becomes infeasible.
 
-    A queue has at most one live entry on all lanes, never later than its head's latest start: it is
-    corrected when it surfaces. The timer fires when the first can no longer start in time if nothing happens.
+    A queue has at most one live entry over all lanes. Its key is a lower bound of the head's latest start.
     """
 
     __slots__ = ("behind_ns", "first_ns", "full", "heap", "lane")
@@ -462,14 +467,14 @@ class Watch(Timer):
         self.heap: list[tuple[int, int, Queue]] = []
         """(latest start, queue order, queue); stale unless the queue's ``watch`` and ``place_ns`` say so."""
         self.first_ns = NEVER_NS
-        """The earliest latest start: if the lane is not free by then, a head has become infeasible here."""
+        """The first key: if the lane is not free by then, a head has become infeasible here."""
         self.behind_ns = 0
         """The timer is early enough while no more work than this waits behind the running action."""
         self.full = STALE_MIN
-        """With so many entries, the heap is cleared of stale ones."""
+        """The number of entries above which stale ones are dropped."""
 
     def place(self, queue: Queue, latest_ns: int) -> bool:
-        """Watch a queue here from now on; true if its head may become infeasible before any other."""
+        """Watch a queue on this lane from now on; true if its entry is the first."""
         queue.watch = self
         queue.place_ns = latest_ns
         heap = self.heap
@@ -481,7 +486,7 @@ class Watch(Timer):
         return latest_ns < self.first_ns
 
     def surface(self, start_ns: int) -> list[Queue]:
-        """Take out all queues whose heads can no longer start in time if the lane is free at ``start_ns``."""
+        """Remove and return the queues whose heads cannot start in time on a lane free at ``start_ns``."""
         surfaced: list[Queue] = []
         heap = self.heap
         while heap:
@@ -496,7 +501,7 @@ class Watch(Timer):
         return surfaced
 
     def clear(self) -> list[Queue]:
-        """Take out all queues: the lane is gone."""
+        """Remove and return all queues: the lane's device is lost."""
         found = []
         for latest_ns, _, queue in self.heap:
             if queue.watch is self and queue.place_ns == latest_ns:
@@ -508,11 +513,9 @@ class Watch(Timer):
 
 
 # ------------------------------------------------------------
-# What a policy keeps for a device: its strategies by urgency and what it waits for; it sends nothing.
-#
-# Strategies are kept lazily: at most one live entry each, whose key is never above the true urgency and is
-# corrected when it surfaces. Pushing each batch size to each replica costs 500 us a request at 256 devices,
-# lazy keys 9 to 22 us (measured on a prototype).
+# What a policy keeps for a device: its strategies by urgency, flags and timers.
+# The heap is lazy: at most one live entry for each strategy, whose key is a lower bound of the true urgency.
+# Pushing each batch size to each replica costs 500 us a request at 256 devices, lazy keys 9 to 22 us.
 
 
 class LaneTimer(Timer):
@@ -527,7 +530,7 @@ class LaneTimer(Timer):
 
 
 class LanePlan(Record):
-    """See the module. The heap keeps itself in order; flags and timers are the policy's to use."""
+    """A device's strategies by urgency; flags and timers are for the policy."""
 
     __slots__ = (
         "changed",
@@ -546,20 +549,20 @@ class LanePlan(Record):
         self.heap: list[tuple[int, int, Strategy]] = []
         """(key, queue order, strategy); stale where the strategy's ``key_ns`` is another."""
         self.full = STALE_MIN
-        """With so many entries, the heap is cleared of stale ones."""
+        """The number of entries above which stale ones are dropped."""
         self.changed = False
-        """The exec lane is to be looked at."""
+        """The exec lane is to be topped up in the next ``schedule``."""
         self.exec_full = False
-        """The exec lane is full: its timer or its next result says when to look again."""
+        """The exec lane is full: it is topped up again when its timer fires or its next result arrives."""
         self.exec_timer = LaneTimer(self, 2 * device.index, is_exec=True)
         self.load_dirty = False
-        """The load lane is to be offered all candidates, not only new ones."""
+        """All LOAD candidates are to be considered for the load lane, not only new ones."""
         self.load_blocked = False
-        """A candidate found no room or no time here; when that may have changed, it is offered again."""
+        """A candidate was declined for lack of pages or time; reconsider it when that may have changed."""
         self.load_timer = LaneTimer(self, 2 * device.index + 1, is_exec=False)
 
     def push(self, strategy: Strategy, key_ns: int) -> None:
-        """Enter a strategy with a key below the one it has, if it has one."""
+        """Add a strategy, or lower its key."""
         strategy.key_ns = key_ns
         heap = self.heap
         heappush(heap, (key_ns, strategy.queue.order, strategy))
@@ -570,7 +573,7 @@ class LanePlan(Record):
             self.full = 2 * len(heap) + STALE_MIN
 
     def top(self) -> Strategy | None:
-        """The strategy of the lowest live key."""
+        """The strategy with the lowest live key; None if there is none."""
         heap = self.heap
         while heap:
             key_ns, _, strategy = heap[0]
@@ -580,17 +583,17 @@ class LanePlan(Record):
         return None
 
     def pop(self) -> None:
-        """Take out the strategy that ``top`` just returned."""
+        """Remove the strategy that ``top`` just returned."""
         heappop(self.heap)[2].key_ns = NEVER_NS
 
     def remove(self, strategy: Strategy) -> None:
-        """Its weights are going: its entries are stale."""
+        """Remove a strategy (its entries become stale)."""
         strategy.key_ns = NEVER_NS
 
     def check(self, strategy: Strategy) -> None:
-        """Assert that a strategy did not fall out of the heap."""
+        """Assert that a strategy with a key is in the heap."""
         entry = (strategy.key_ns, strategy.queue.order, strategy)
-        assert strategy.key_ns == NEVER_NS or entry in self.heap, f"{self.device.name}: a strategy fell out"
+        assert strategy.key_ns == NEVER_NS or entry in self.heap, f"{self.device.name}: a strategy is missing"
 
 
 # ------------------------------------------------------------
@@ -617,28 +620,28 @@ class Residency(Record):
         self.ready_ns = 0
         """When the LOAD is expected to end."""
         self.in_flight = 0
-        """INFERs sent and not ended that read these weights; such weights are never displaced."""
+        """INFERs in flight that read these weights; weights in use are never evicted."""
         self.used = 0
-        """Rises with each use on this device: least recently used is least."""
+        """The device's use counter at the last use: the least recently used weights have the lowest."""
         self.share_ns = 0
-        """How much of the model's demand its device is counted for, unless it is the only one."""
+        """The share of the model's demand that is assigned to its device; unused for a sole residency."""
         self.slow = False
-        """It took longer here than a request had that was feasible by a LOAD elsewhere; no INFER since."""
+        """Its least batch takes longer here than a waiting request's SLO; cleared by the next INFER here."""
 
     @property
     def serves(self) -> bool:
-        """Whether its device serves the model, as far as is known: it moves, and is quick enough."""
+        """Whether its device can serve the model's demand: it is neither stalled nor too slow for it."""
         return not (self.slow or self.device.exec.stalled)
 
     def step(self, step: int) -> None:
-        """Move on by the table; a step that is not in it is a bug."""
+        """Change state by the table ``WEIGHTS_AFTER``; asserts that the step is legal."""
         after = WEIGHTS_AFTER[self.state][step]
         assert after != NEVER, f"{self.model.key}: {WEIGHTS_STEPS[step]} while {WEIGHTS_STATES[self.state]}"
         self.state = after
 
 
 class Strategy(Record):
-    """A queue on one device that has its weights READY: what a policy weighs against others there."""
+    """One way to serve a queue: on a device that has its weights READY, at one of its batch sizes."""
 
     __slots__ = ("batches", "count", "device", "key_ns", "lane", "least", "plan", "queue", "residency")
 
@@ -649,62 +652,82 @@ class Strategy(Record):
         self.lane = residency.device.exec
         self.plan = residency.device.plan
         self.batches = residency.code.batches(queue.signature, queue.sizes)
-        """Ways to run it that the device allows, ascending; the first takes one request."""
+        """The batches that the device allows, ascending; the first runs one request."""
         self.least = residency.code.timings.infer(queue.least, queue.signature)
-        """How long the least batch takes that the policy will run."""
+        """Durations of the smallest batch that the policy runs."""
         self.key_ns = NEVER_NS
-        """Its live key in its device's ``LanePlan``; NEVER_NS if it has none there."""
+        """Its live key in its device's ``LanePlan``; NEVER_NS if it has none."""
         self.count = 0
-        """The batch (requests) that the key is for; a policy's to use."""
+        """For policy ``released``: the batch (requests) that the key is for."""
 
     def __lt__(self, other: Strategy) -> bool:
         return self.residency.version < other.residency.version
 
 
-class Guard(Timer):
-    """When a device is to be looked at next: does it answer? It fires after work was sent, never before."""
+class HangTimer(Timer):
+    """When to check next whether a device's worker hangs; set while the device has work (``hangs.Hangs``)."""
 
-    __slots__ = ("device", "sure")
+    __slots__ = ("confirming", "device")
 
     def __init__(self, device: DeviceBelief, *, off: bool) -> None:
         super().__init__(device.index)
         self.device = device
-        self.sure = False
-        """It fired a moment ago, and the device was late then."""
+        self.confirming = False
+        """An action was late at the last check, a moment ago."""
         if off:
-            self.at_ns = 0  # it is in no heap, and looks as if it were set
+            self.at_ns = 0  # looks set, so that it is never put into a heap
 
 
-class Look(Timer):
-    """When to look again whether a device's exec lane moves (``stalls``). It fires while that has work."""
+class StallTimer(Timer):
+    """When to check next whether a device's exec lane is stalled; set while it has work."""
 
-    __slots__ = ("device", "late_id", "silent", "still")
+    __slots__ = ("device", "late_id", "no_heartbeat", "unresponsive")
 
     def __init__(self, device: DeviceBelief, *, off: bool) -> None:
         super().__init__(device.index)
         self.device = device
         self.late_id = 0
-        """The action that was too late when it was looked at last."""
-        self.still = False
-        """Its exec lane has not moved for so long that the device counts as not serving."""
-        self.silent = False
-        """Its worker returned no beats, and was at nothing that explains it."""
+        """The action that was too late at the last check."""
+        self.unresponsive = False
+        """Its running action is so late that the device does not count as warm for readiness."""
+        self.no_heartbeat = False
+        """Its worker returns no heartbeats, and no running INFER explains it."""
         if off:
-            self.at_ns = 0  # as a guard
+            self.at_ns = 0  # looks set, so that it is never put into a heap
 
     @property
     def serves(self) -> bool:
-        """Whether the device does what it is asked, as far as is known."""
-        return not (self.still or self.silent)
+        """Whether the device counts for readiness: it executes actions and returns heartbeats."""
+        return not (self.unresponsive or self.no_heartbeat)
 
 
 class DeviceBelief(Record):
     """One device."""
 
     __slots__ = (
-        "codes", "delays", "exec", "failed_codes", "guard", "idle", "index", "load", "load_key_ns", "load_ns",
-        "look", "name", "pages", "pending_codes", "plan", "returns", "room_bytes", "since_ns", "spec", "up",
-        "used", "warm", "worker",
+        "codes",
+        "delays",
+        "demand_ns",
+        "exec",
+        "failed_codes",
+        "hang_timer",
+        "idle",
+        "index",
+        "load",
+        "load_key_ns",
+        "name",
+        "pages",
+        "pending_codes",
+        "plan",
+        "retry_slots",
+        "room_bytes",
+        "since_ns",
+        "spec",
+        "stall_timer",
+        "up",
+        "used",
+        "warm",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
@@ -712,54 +735,54 @@ class DeviceBelief(Record):
         self.name = spec.device
         self.worker = worker
         self.room_bytes = spec.pages * spec.page_bytes
-        """The largest weights that it can take."""
+        """The largest weights that fit it."""
         self.index = index
-        """Creation order: makes ties between devices definite."""
+        """Creation order: breaks ties between devices."""
         self.up = True
         self.exec = LaneBelief(config.network_ns)
         self.load = LaneBelief(config.network_ns)
         self.delays = Delays(config.network_ns, config.slack_ns)
-        """As measured, for a policy that plans with them."""
+        """Measured delays, for a policy that plans with them."""
         self.pages: PageMap[Residency] = PageMap(spec.pages)
         self.codes: dict[str, CodeOnDevice] = {}
         """All and only codes that the worker prepared here."""
         self.failed_codes: dict[str, str] = {}
-        """Codes that the worker could not prepare here, or that are not for this device; and why."""
+        """Codes that the worker could not prepare here, or that this device cannot run; and why."""
         self.pending_codes: set[str] = set()
         """Codes that the worker has yet to prepare here."""
         self.warm = False
-        """Whether every code known when it joined was prepared, once."""
+        """Whether every code known when it joined has been prepared."""
         self.used = 0
-        """A counter of uses, the clock of least-recently-used."""
+        """A counter of uses, for least-recently-used order."""
         self.idle: list[tuple[int, int, Residency]] = []
-        """Heap of (use, version, weights) of all that are here, each ``use`` corrected when it surfaces."""
-        self.load_ns = 0
-        """Demand counted for this device: the sum of its residencies' shares."""
+        """Heap of (use, version, weights) of all weights here, each ``use`` corrected when it surfaces."""
+        self.demand_ns = 0
+        """Demand assigned to this device: the sum of its residencies' shares."""
         self.load_key_ns = NEVER_NS
-        """Where it is among the rejecting layer's load lanes."""
+        """Its key in ``feasibility.Loaders``."""
         self.plan = LanePlan(self)
-        """The policy's."""
-        self.returns = RetrySlots()
+        """What the policy keeps for it."""
+        self.retry_slots = RetrySlots()
         """When rejected clients were advised to retry."""
-        self.guard = Guard(self, off=not config.hang_ns)
-        self.look = Look(self, off=config.released)
+        self.hang_timer = HangTimer(self, off=not config.hang_ns)
+        self.stall_timer = StallTimer(self, off=config.released)
         self.since_ns = 0
         """When it was last sent a code to prepare, or had prepared one."""
 
-    def expect(self, code: Code) -> None:
-        """The worker will prepare a code here, if the device can run it."""
+    def add_code(self, code: Code) -> None:
+        """Add a code that the worker will prepare here, if the device can run it."""
         if self.spec.runs(code.backend):
             self.pending_codes.add(code.code_id)
         else:
             self.failed_codes[code.code_id] = self.spec.misfit(code.backend)
 
     def touch(self, residency: Residency) -> None:
-        """These weights were just used."""
+        """Mark weights as the most recently used."""
         self.used += 1
         residency.used = self.used
 
     def hold(self, residency: Residency) -> None:
-        """Weights are coming: their pages are taken."""
+        """Assign pages to weights that are to be loaded."""
         self.touch(residency)
         self.pages.hold(residency.extent, residency)
         heappush(self.idle, (residency.used, residency.version, residency))

@@ -1,4 +1,4 @@
-"""Codes that a device is ready to run, and the ways to run a queue with them; it chooses none."""
+"""Codes that a device has prepared, and the batches that they allow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from clockwork_serve.messages import Code, DeviceSpec, Profile
 
 
 class BatchChoice(Record):
-    """A way to run a queue on a device: ``count`` requests at batch size ``size``."""
+    """A batch that a device allows: ``count`` requests run at batch size ``size``."""
 
     __slots__ = ("count", "samples", "size")
 
@@ -17,11 +17,11 @@ class BatchChoice(Record):
         self.count = count
         self.size = size
         self.samples = samples
-        """``samples.estimate_ns`` is how long it will take there."""
+        """Its durations there; ``samples.estimate_ns`` is the estimate."""
 
 
 class CodeOnDevice(Record):
-    """A code that a device is ready to run: its profile there and the batch sizes that fit and pay."""
+    """A code that a device has prepared: its profile there and its useful batch sizes."""
 
     __slots__ = ("_batches", "profile", "sizes", "timings")
 
@@ -30,12 +30,12 @@ class CodeOnDevice(Record):
         self.sizes = sizes
         self.timings = timings
         self._batches: dict[tuple[tuple[int, int], ...], tuple[BatchChoice, ...]] = {}
-        """By a queue's sizes, of queues without a signature."""
+        """Cache of ``batches`` by a queue's sizes, for queues without a signature."""
 
     def batches(self, signature: str, sizes: tuple[tuple[int, int], ...]) -> tuple[BatchChoice, ...]:
-        """The ways to run a queue of such sizes here: those that pay, and always one request alone."""
+        """The batches of a queue with these sizes here: the useful ones, and always one request alone."""
         if signature:
-            return self._ways(signature, sizes)  # not kept: clients choose how many there are
+            return self._ways(signature, sizes)  # not cached: clients choose how many signatures there are
         batches = self._batches.get(sizes)
         if batches is None:
             batches = self._batches[sizes] = self._ways("", sizes)
@@ -54,7 +54,8 @@ class CodeOnDevice(Record):
 def useful_sizes(code: Code, profile: Profile, spec: DeviceSpec, config: ControllerConfig) -> frozenset[int]:
     """Batch sizes that fit the device and the limits, and that save time per request.
 
-    Enough of it against sizes half as large or smaller; against those between, any.
+    A size has to save ``min_batch_gain`` against every size at most half as large, and must not be slower per
+    request than those in between.
     """
     least = code.batch_sizes[0]
     row_ns = {least: profile.infer_ns.get(least, 0) / least}

@@ -11,26 +11,26 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 class ControllerConfig(Struct, frozen=True, kw_only=True):
     """Settings of the controller; all times in ns.
 
-    ``policy`` names one of ``policies.known_policies``. ``reject_infeasible`` refuses a request the moment
-    that no schedule can meet its deadline (off: it expires at its deadline, as in the paper).
-    ``look_ahead_ns``: lanes are topped up while they hold less work than this (paper section 5.3: 5 ms).
-    ``slack_ns``: plans end this much before the deadline. ``network_ns``: assumed delay to a worker.
-    ``max_batch``: largest batch. ``max_exec_ns``: batches that take longer are not used (batch 1 always
-    is).
-    ``min_batch_gain``: a larger batch must save
+    ``policy`` names one of ``policies.known_policies``. ``reject_infeasible`` rejects a request as soon as no
+    schedule can meet its deadline (off: it expires at its deadline, as in the paper). ``look_ahead_ns``:
+    lanes are topped up while they have less work than this (paper section 5.3: 5 ms). ``slack_ns``: plans end
+    this much before the deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch.
+    ``max_exec_ns``: batches that take longer are not used (batch 1 always is). ``min_batch_gain``: a larger
+    batch must save
     this share of the time per request. ``estimate_window`` and ``estimate_quantile``: an estimate is that
-    quantile of so many last durations (paper: 10, 0.99). ``lag_ns``: an action later than this stops further
-    ones. ``capacity_ns``: the horizon over which a device's load is judged when LOADs are ranked.
+    quantile of that many last durations (paper: 10, 0.99). ``lag_ns``: while the running action is later than
+    this, no further ones are sent. ``capacity_ns``: the horizon over which a device's demand is compared with
+    what it can serve, when LOADs are ranked.
     ``retries``: how often a request that was in flight on a lost worker is planned again.
-    ``quarantine_after``: a model that took so many workers down is not served any more (0: never).
-    ``hang_ns``: an action that is late by more makes its worker hung (0: never; see ``hangs``), and one that
-    does not answer for another ``hang_grace_ns`` is ended.
-    ``expected_devices``: the server is ready when so many are warm. ``floor_ns``: no request is planned to
-    end sooner than this after it came. ``load_negative``: LOADs that the paper's priority calls needless are
-    made too. ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its
-    deadline. ``released``: policy ``paper`` chooses INFERs with all habits of the authors' code, and a
-    request that waits expires when its plan fails, ``slack_ns`` before its deadline. ``first_id``: ids of
-    actions and versions of weights are above; a successor must not reuse those that workers have seen.
+    ``quarantine_after``: a model that took this many workers down is quarantined (0: never).
+    ``hang_ns``: an action that is late by more makes its worker hung (0: never; see ``hangs``); a worker that
+    stays hung for another ``hang_grace_ns`` is killed.
+    ``expected_devices``: the server is ready when this many are warm. ``floor_ns``: no request is planned to
+    end sooner than this after its arrival. ``load_negative``: LOADs of a priority below zero are sent too.
+    ``open_window``: an INFER may start up to ``look_ahead_ns`` later than planned, whatever its deadline.
+    ``released``: policy ``paper`` chooses INFERs as the authors' code does, and a waiting request expires
+    when its plan fails, ``slack_ns`` before its deadline. ``first_id``: ids of actions and versions of
+    weights are above this; a successor must not reuse those that workers have seen.
     """
 
     policy: str = "default"
@@ -62,7 +62,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
 
         A fixed buffer of 5 ms, a floor of look-ahead plus buffer, LOADs of any priority (their check compared
         a pointer), a window of 5 ms, 1 ms of assumed network, no rejection before the deadline less the
-        buffer, and INFERs chosen as ``policies.released`` tells.
+        buffer, and INFERs chosen as in ``policies.released``.
         """
         return ControllerConfig(
             policy="paper", reject_infeasible=False, slack_ns=5 * NS_PER_MS, floor_ns=10 * NS_PER_MS,

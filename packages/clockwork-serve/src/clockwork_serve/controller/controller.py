@@ -1,6 +1,6 @@
-"""The controller's machine: it observes requests, results and workers, and decides through its layers.
+"""The controller's brain: observes requests, results and workers, and decides what to send.
 
-Its snapshot for screens and its invariants are at the end.
+Also here: its snapshot for screens, and the invariants that relate its parts.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from clockwork_serve.controller.admission import Backlog, Refusal, admission_rep
 from clockwork_serve.controller.belief import Belief, HungWorker
 from clockwork_serve.controller.cluster import (
     DeviceBelief,
-    Guard,
+    HangTimer,
     LaneTimer,
-    Look,
     Residency,
     ServedModel,
+    StallTimer,
     Waiter,
     Watch,
 )
@@ -30,7 +30,7 @@ from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITIN
 from clockwork_serve.controller.policies import scheduler_for
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
-from clockwork_serve.controller.results import Settler
+from clockwork_serve.controller.results import ResultHandler
 from clockwork_serve.controller.tenants import Account
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import (
@@ -92,11 +92,11 @@ def _device(device: DeviceBelief) -> dict[str, object]:
 
 
 # ------------------------------------------------------------
-# What must always be true of belief as a whole; it changes nothing.
+# Invariants of belief as a whole.
 
 
 def check_belief(belief: Belief) -> None:
-    """Assert every invariant that relates the parts."""
+    """Assert every invariant that relates parts of belief."""
     for model in belief.models.values():
         waiters = [waiter for queue in model.queues.values() for waiter in queue.waiters]
         assert model.waiting == len(waiters)
@@ -118,13 +118,13 @@ def check_belief(belief: Belief) -> None:
         flies = flying.pop(id(waiter), 0)
         assert flies == (waiter.state == SENT) or (flies <= 1 and waiter.state == SPENT)
         held = owed.pop(id(waiter), 0) + (flies if waiter.state == SPENT else 0)
-        assert waiter.held == held, f"{waiter.request.request_id}: {waiter.held} is not {held}"
-        assert waiter.state != SPENT or waiter.held
+        assert waiter.tensor_refs == held, f"{waiter.request.request_id}: {waiter.tensor_refs} is not {held}"
+        assert waiter.state != SPENT or waiter.tensor_refs
     assert not flying and not owed, "requests that are over are in flight"
     for device in belief.devices.values():
         device.check()
         shares_ns = sum(one.model.share_ns(one) for one in device.pages.holders())
-        assert device.load_ns == shares_ns, f"{device.name}: {device.load_ns} is not {shares_ns}"
+        assert device.demand_ns == shares_ns, f"{device.name}: {device.demand_ns} is not {shares_ns}"
     for sent in belief.sent.values():
         assert belief.devices[sent.action.device] is sent.device
         assert isinstance(sent.action, Infer) == bool(sent.waiters)
@@ -137,17 +137,20 @@ def check_belief(belief: Belief) -> None:
 
 
 # ------------------------------------------------------------
-# The controller's machine: it observes requests, results and workers, and decides through its layers.
+# The brain.
 #
-# ``decide`` reads as what happens at one instant: results are settled, deadlines that passed are answered,
-# the scheduler tops up lanes, infeasible requests are rejected, and readiness is sent when it changed.
+# ``decide`` handles one instant in order: observed results and losses are processed, expired requests are
+# answered, the policy tops up lanes, infeasible requests are rejected, and a change of readiness is sent.
 
 
 GOOD: Final = Status.OK
 
 
 class Controller(Record):
-    """See the module; ``machine.Machine`` of ``ControllerEvent`` and ``ControllerEffect``."""
+    """The controller's brain: a ``machine.Machine`` of ``ControllerEvent`` and ``ControllerEffect``.
+
+    ``observe`` changes belief, ``decide`` returns the effects; the work is in the parts made here.
+    """
 
     def __init__(self, config: ControllerConfig) -> None:
         self.config = config
@@ -157,14 +160,14 @@ class Controller(Record):
         self._backlog = Backlog(self._belief)
         self._counts = config.reject_infeasible and self._belief.measures
         self._quarantine = Quarantine(self._belief)
-        self._settler = Settler(self._belief, self._scheduler, self._quarantine)
+        self._result_handler = ResultHandler(self._belief, self._scheduler, self._quarantine)
         self._takeover = Takeover(self._belief, self._scheduler, self._feasibility)
         self._rejected: list[Refusal] = []
-        """Requests that were never admitted, to be answered."""
+        """Requests that were not admitted, to be answered in the next ``decide``."""
         self._queries: list[AdmissionQuery] = []
-        """Admission queries, to be replied to."""
+        """Admission queries, to be answered in the next ``decide``."""
         self._ending: list[tuple[Waiter, Outcome, Reason, str]] = []
-        """Admitted requests to be answered because of what was observed."""
+        """Admitted requests that end by an observed event (cancelled, model removed), likewise."""
         self._timers = self._belief.timers
         self._tenants = self._belief.tenants
         self._accounts, self._charges = self._tenants.accounts, self._tenants.charges
@@ -173,12 +176,12 @@ class Controller(Record):
         self._draining = False
         self._readiness = ReadinessTracker(self._belief)
         self._fleet = Fleet(
-            self._belief, self._scheduler, self._feasibility, self._quarantine, self._settler,
+            self._belief, self._scheduler, self._feasibility, self._quarantine, self._result_handler,
             takeover=self._takeover, readiness=self._readiness,
         )  # fmt: skip
         self._stalls = Stalls(self._belief, self._readiness)
         self._hangs = Hangs(
-            self._belief, self._fleet, self._scheduler, self._settler, self._quarantine,
+            self._belief, self._fleet, self._scheduler, self._result_handler, self._quarantine,
             takeover=self._takeover, readiness=self._readiness,
         )  # fmt: skip
 
@@ -234,7 +237,8 @@ class Controller(Record):
             self._reject_at_once(why)
             return
         left_ns = request.deadline_ns - now_ns
-        if model.waiting * model.pace_ns > left_ns >> 1 >= 0:  # whose time is up expires
+        # Only a long queue can make it infeasible. A request past its deadline is not rejected: it expires.
+        if model.waiting * model.pace_ns > left_ns >> 1 >= 0:
             rejection = self._backlog.refusal(request, model, now_ns)
             if rejection is not None:
                 self._reject_at_once(rejection)
@@ -245,10 +249,10 @@ class Controller(Record):
                 return
         waiter = belief.admit(request, model)
         self._scheduler.queued(waiter.queue)
-        self._deadlines.expect(waiter)
+        self._deadlines.add(waiter)
 
     def _charge(self, request: Request, account: Account, model: ServedModel, now_ns: int) -> bool:
-        """Have a tenant pay for a request; False if it cannot, which is answered."""
+        """Charge a request to its tenant's quota; False if that is used up, and the request rejected."""
         cost_ns = self._belief.cost_ns(model, request.rows)
         shortage = self._tenants.shortage(account, model, cost_ns, now_ns)
         if shortage is None:
@@ -261,11 +265,11 @@ class Controller(Record):
 
     def _reject_at_once(self, refusal: Refusal) -> None:
         self._rejected.append(refusal)
-        self._belief.unsettled = True
+        self._belief.has_pending = True
 
     def _end_early(self, waiter: Waiter, outcome: Outcome, reason: Reason, message: str) -> None:
         self._ending.append((waiter, outcome, reason, message))
-        self._belief.unsettled = True
+        self._belief.has_pending = True
 
     def _on_gateway_lost(self, gateway: str) -> None:
         for waiter in self._belief.waiters.values():
@@ -303,7 +307,7 @@ class Controller(Record):
                     self._backlog.find_pace(sent.residency.model, now_ns)
                 self._scheduler.loaded(sent.residency)
             self._scheduler.load_changed(device)
-        self._settler.observe_result(sent, result)
+        self._result_handler.observe_result(sent, result)
 
     # Workers
 
@@ -318,9 +322,9 @@ class Controller(Record):
 
     def _on_worker(self, event: WorkerJoined | WorkerLost, now_ns: int) -> None:
         lost = event if isinstance(event, WorkerLost) else WorkerLost(worker=event.worker)
-        at_work = self._quarantine.worker_lost(lost) | self._takeover.at_work(lost)
-        self._hangs.worker_lost(lost.worker, at_work)
-        self._fleet.worker_lost(lost.worker, at_work)
+        running_ids = self._quarantine.worker_lost(lost) | self._takeover.running_of(lost)
+        self._hangs.worker_lost(lost.worker, running_ids)
+        self._fleet.worker_lost(lost.worker, running_ids)
         if isinstance(event, WorkerJoined):
             self._fleet.joined(event, now_ns)
 
@@ -333,16 +337,16 @@ class Controller(Record):
         code_id = event.code.code_id
         for profile in event.profiles:
             self._belief.estimator.learn_profile(profile)
-        self._belief.forget_bases()
+        self._belief.reset_bases()
         if code_id in self._belief.codes:
             return
         self._belief.codes[code_id] = event.code
-        self._fleet.expect(event.code, now_ns)
+        self._fleet.prepare_code(event.code, now_ns)
 
     def _on_code_remade(self, code_id: str, now_ns: int) -> None:
         code = self._belief.codes.get(code_id)
         if code is not None and not self._quarantine.holds(code_id):
-            self._fleet.expect_again(code, now_ns)
+            self._fleet.retry_code(code, now_ns)
 
     def _on_code_removed(self, code_id: str) -> None:
         self._belief.codes.pop(code_id, None)
@@ -356,9 +360,9 @@ class Controller(Record):
         self._on_model_removed(key)
         code = self._belief.codes.get(event.model.code_id)
         assert code is not None, f"model {key} was added before its code {event.model.code_id}"
-        model = self._belief.models[key] = ServedModel(event.model, code, self._belief.fresh())
+        model = self._belief.models[key] = ServedModel(event.model, code, self._belief.next_id())
         self._quarantine.added(model)
-        self._settler.move_waiters(model, self._ending)
+        self._result_handler.move_waiters(model, self._ending)
 
     def _on_model_removed(self, key: str) -> None:
         model = self._belief.models.pop(key, None)
@@ -370,21 +374,21 @@ class Controller(Record):
         for queue in model.queues.values():
             for waiter in queue.waiters:
                 self._end_early(waiter, Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded")
-        self._settler.retire(model)
+        self._result_handler.retire(model)
 
     # Choices
 
     def decide(self, now_ns: int) -> list[ControllerEffect]:
-        """Make every choice that is due; all effects of this instant."""
+        """Make every decision that is due; returns all effects of this instant."""
         belief, scheduler = self._belief, self._scheduler
-        if belief.unsettled:
-            belief.unsettled = False
+        if belief.has_pending:
+            belief.has_pending = False
             belief.effects += self._takeover.pop_effects()
             if self._rejected or self._ending:
                 self._answer_ended()
-            if self._hangs.unsettled:
-                self._hangs.settle(now_ns)
-            self._settler.settle(now_ns)
+            if self._hangs.has_pending:
+                self._hangs.process(now_ns)
+            self._result_handler.process(now_ns)
         timers = self._timers.heap
         while timers and timers[0][0] <= now_ns:
             timer = self._timers.due(now_ns)
@@ -421,14 +425,14 @@ class Controller(Record):
         self._ending.clear()
 
     def _fire(self, timer: Timer, now_ns: int) -> None:
-        """A timer's instant has come: a watched lane, a device to check, or deadlines."""
+        """Handle a timer that fired: a watched lane, a device to check, a hung worker, or deadlines."""
         if isinstance(timer, Watch):
-            self._feasibility.look(timer, now_ns)
+            self._feasibility.check_watch(timer, now_ns)
             return
-        if isinstance(timer, Look):
+        if isinstance(timer, StallTimer):
             self._stalls.fired(timer, now_ns)
             return
-        if isinstance(timer, Guard | HungWorker):
+        if isinstance(timer, HangTimer | HungWorker):
             self._hangs.fired(timer, now_ns)
             return
         for waiter in self._deadlines.passed(now_ns):
@@ -438,7 +442,7 @@ class Controller(Record):
         self._deadlines.correct()
 
     def next_wakeup_ns(self) -> int | None:
-        """The earliest of: a lane with room again, a head about to be infeasible, a deadline."""
+        """The earliest timer: a lane with room again, a head about to be infeasible, a check, a deadline."""
         timers, deadlines = self._timers, self._deadlines
         if not timers.heap:
             return None

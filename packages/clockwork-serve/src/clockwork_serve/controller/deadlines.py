@@ -1,7 +1,7 @@
-"""When requests must have been answered; it answers none.
+"""Pending deadlines of requests.
 
-Nearly every request is over long before its deadline, so deadlines lie unsorted in buckets of 4 ms, and
-only those of a bucket whose time has come are put in order.
+Nearly every request is over before its deadline, so deadlines are kept unsorted in buckets of 4 ms, and a
+bucket is sorted only when its time has come.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from clockwork_serve.controller.life import SENT, WAITING
 from clockwork_serve.controller.timers import NEVER_NS, Timer, Timers
 
 BUCKET_BITS: Final = 22
-"""A bucket is so many bits of nanoseconds wide: 4.2 ms."""
+"""Binary logarithm of a bucket's width in ns: 4.2 ms."""
 
 
 class Deadlines(Timer):
-    """Deadlines of all requests that are WAITING or SENT, and of some that are over.
+    """A timer for the deadlines of all requests that are WAITING or SENT; those that are over leave lazily.
 
-    It is set no later than the earliest of those not over.
+    It is never set later than the earliest deadline of a request that is not over.
     """
 
     __slots__ = ("_buckets", "_near", "_opened", "_order", "_timers")
@@ -29,16 +29,16 @@ class Deadlines(Timer):
         super().__init__(-1)
         self._timers = timers
         self._near: list[tuple[int, str, Waiter]] = []
-        """Heap of (deadline, request id, request) of buckets that were opened."""
+        """Heap of (deadline, request id, request) of opened buckets."""
         self._buckets: dict[int, list[Waiter]] = {}
-        """Requests by ``deadline >> BUCKET_BITS``, not opened yet."""
+        """Buckets not opened yet: requests by ``deadline >> BUCKET_BITS``."""
         self._order: list[int] = []
         """Heap of the keys of ``_buckets``."""
         self._opened = -1
         """All buckets up to this one are open."""
 
-    def expect(self, waiter: Waiter) -> None:
-        """A request came."""
+    def add(self, waiter: Waiter) -> None:
+        """Add a request that was admitted."""
         deadline_ns = waiter.request.deadline_ns
         key = deadline_ns >> BUCKET_BITS
         bucket = self._buckets.get(key)
@@ -55,7 +55,7 @@ class Deadlines(Timer):
             self._timers.set(self, deadline_ns)
 
     def passed(self, now_ns: int) -> list[Waiter]:
-        """Take out requests that are not answered though their deadline has come, in its order."""
+        """Remove and return the unanswered requests whose deadline has passed, by deadline."""
         while self._order and self._order[0] << BUCKET_BITS <= now_ns:
             for waiter in self._buckets.pop(heappop(self._order)):
                 if waiter.state <= SENT:
@@ -69,7 +69,7 @@ class Deadlines(Timer):
         return passed
 
     def correct(self) -> None:
-        """Set the timer anew: requests that are over need none."""
+        """Drop requests that are over from the front, and set the timer again."""
         near, order = self._near, self._order
         while near and near[0][2].state > SENT:
             heappop(near)
@@ -84,7 +84,7 @@ class Deadlines(Timer):
         self._timers.set(self, near[0][0] if near and near[0][0] < at_ns else at_ns)
 
     def check(self, waiters: list[Waiter]) -> None:
-        """Assert that each of these requests, none answered yet, is here."""
+        """Assert that the deadline of each of these unanswered requests is pending."""
         here = {waiter.request.request_id for _, _, waiter in self._near}
         here.update(waiter.request.request_id for bucket in self._buckets.values() for waiter in bucket)
         assert sorted(self._order) == sorted(self._buckets)
@@ -94,30 +94,30 @@ class Deadlines(Timer):
 
 
 class InternalDeadlines(Deadlines):
-    """As in the authors' code: a request that waits expires at its due time, a sent one at its deadline.
+    """As in the authors' code: a waiting request expires at its due time, a sent one at its deadline.
 
-    The due time may be the later one, where the policy's floor is above what was asked for.
+    The due time may be after the deadline, where ``ControllerConfig.floor_ns`` is longer than the SLO.
     """
 
     __slots__ = ()
 
-    def expect(self, waiter: Waiter) -> None:
-        """A request came."""
-        self._look_again(waiter, waiter.due_ns)
+    def add(self, waiter: Waiter) -> None:
+        """Add a request that was admitted."""
+        self._push(waiter, waiter.due_ns)
 
     def passed(self, now_ns: int) -> list[Waiter]:
-        """Take out requests that expire now, in the order of these times."""
+        """Remove and return the requests that expire now, by expiry."""
         passed: list[Waiter] = []
         while self._near and self._near[0][0] <= now_ns:
             waiter = heappop(self._near)[2]
             deadline_ns = waiter.request.deadline_ns
             if waiter.state == SENT and deadline_ns > now_ns:
-                self._look_again(waiter, deadline_ns)
+                self._push(waiter, deadline_ns)
             elif waiter.state in {WAITING, SENT}:
                 passed.append(waiter)
         return passed
 
-    def _look_again(self, waiter: Waiter, at_ns: int) -> None:
+    def _push(self, waiter: Waiter, at_ns: int) -> None:
         heappush(self._near, (at_ns, waiter.request.request_id, waiter))
         if at_ns < self.at_ns:
             self._timers.set(self, at_ns)

@@ -1,4 +1,4 @@
-"""Estimates: durations of actions, delays, resetting what is stale, how much a model is asked for."""
+"""Estimates of durations, delays and the popularity of models, and the reset of stale ones."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from clockwork_serve.messages import Profile
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 # ------------------------------------------------------------
-# Predicts how long an action will take, from the last durations measured; it never asks what time it is.
-#
-# Source: paper section 5.3 and the released code: a high quantile, linearly interpolated, of the last ten.
+# Durations of actions: a high quantile, linearly interpolated, of the last ten measured ones (paper section
+# 5.3 and the released code).
 
 
 GUESS_NS: Final = NS_PER_MS
-"""The estimate of what could not be measured; a high one would refuse all requests that could mend it."""
+"""The estimate where the profile is a guess: with a higher one all requests might be rejected, and nothing
+would ever be measured."""
 SIGNATURES_MAX: Final = 1024
-"""Windows of one code on one device for shapes that requests choose: clients could choose for ever."""
+"""Windows of one code on one device for shapes that requests choose; bounded, for clients choose them."""
 
 
 class Samples(Record):
     """The last ``size`` samples of one duration, and their quantile.
 
-    A seed (the profile) counts as the first sample, so that a first measurement alone decides nothing; unless
-    it is a guess, which the first measurement replaces.
+    The seed (from the profile) is the first sample, so that the first measurement alone does not make the
+    estimate; but a seed that is a guess is replaced by the first measurement.
     """
 
     __slots__ = (
@@ -48,16 +48,17 @@ class Samples(Record):
         self.quantile = quantile
         self.seed_ns = self.estimate_ns = seed_ns
         self.measured_ns = 0
-        """When one was measured last."""
+        """When the last sample was measured."""
         self.trial_failed = False
-        """The last trial measured a longer duration again."""
+        """The last trial measured a longer duration than it was allowed."""
         self._trial_ns = 0
-        """Longer ones were dropped for a trial that is not measured yet: what it may take; 0: no trial."""
+        """The duration allowed to the trial for which longer samples were dropped, until the next
+        measurement; 0: no trial."""
         self._second_ns = 0
-        """Where the estimate rests on the two largest samples of a full window: the smaller of the two."""
+        """The second largest sample, where the estimate depends on the two largest of a full window only."""
 
     def copy(self) -> Samples:
-        """The same samples apart, for a fork; field by field, for there are thousands."""
+        """A copy for a fork; made field by field for speed, for there are thousands."""
         new = Samples.__new__(Samples)
         new._trial_ns = self._trial_ns  # noqa: SLF001 - it is one of us
         new._second_ns = self._second_ns  # noqa: SLF001
@@ -72,7 +73,7 @@ class Samples(Record):
         return new
 
     def learn(self, lasted_ns: int, now_ns: int) -> None:
-        """Take one measured duration, from a result that is observed now."""
+        """Add a measured duration, from a result that is observed now."""
         self.measured_ns = now_ns
         if self._trial_ns:
             self.trial_failed = lasted_ns > self._trial_ns
@@ -80,24 +81,24 @@ class Samples(Record):
         self.add(lasted_ns)
 
     def add(self, sample_ns: int) -> None:
-        """Take one more sample."""
+        """Add a sample and update the estimate."""
         samples = self.samples
-        oldest_ns = -1
+        dropped_ns = -1
         if self.guessed or len(samples) >= self.size:
-            oldest_ns = samples.pop(0)
+            dropped_ns = samples.pop(0)
         self.guessed = False
         samples.append(sample_ns)
-        if sample_ns != oldest_ns and (sample_ns > self._second_ns or not -1 < oldest_ns < self._second_ns):
+        if sample_ns != dropped_ns and (sample_ns > self._second_ns or not -1 < dropped_ns < self._second_ns):
             self._update()
 
     def forget_above(self, most_ns: int) -> None:
-        """Forget all samples above ``most_ns``; one at least is not."""
+        """Drop all samples above ``most_ns`` for a trial; at least one sample must remain."""
         self.samples = [sample_ns for sample_ns in self.samples if sample_ns <= most_ns]
         self._trial_ns = most_ns
         self._update()
 
     def restart(self, most_ns: int) -> None:
-        """Return to the seed, for a trial of at most ``most_ns``; the next measurement replaces it."""
+        """Return to the seed for a trial of at most ``most_ns``; the next measurement replaces the seed."""
         self.guessed = True
         self.samples = [self.seed_ns]
         self._trial_ns = most_ns
@@ -105,7 +106,7 @@ class Samples(Record):
 
     @property
     def unproven(self) -> bool:
-        """Whether it rests on its seed alone, or on one measurement in place of a guess."""
+        """Whether it has one sample only: its seed, or a first measurement in place of a guess."""
         return len(self.samples) < 2
 
     @property
@@ -124,10 +125,10 @@ class Samples(Record):
 
 
 class Timings(Record):
-    """How long one code takes on one device: a window per (batch size, signature), and one for LOAD.
+    """Durations of one code on one device: a window per (batch size, signature), and one for LOAD.
 
-    Windows are made at first use. Models that share a code share them. Of those with a signature the ones
-    used last are kept.
+    Windows are created at first use. Models that share a code share them. Of windows with a signature only
+    the most recently used are kept.
     """
 
     __slots__ = ("_code_id", "_estimator", "_infer", "_kind", "_load", "_plain")
@@ -184,12 +185,12 @@ class Estimator(Record):
         self._size = window
         self._quantile = quantile
         self._profiles: dict[tuple[str, str], Profile] = {}
-        """Profile by (code, device kind): where a window starts from."""
+        """Profiles by (code, device kind): the seeds of windows."""
         self._timings: dict[str, dict[str, Timings]] = {}
         """By device and code: created at first use."""
 
     def learn_profile(self, profile: Profile) -> None:
-        """Take a profile as the seed of windows not yet started."""
+        """Use a profile as the seed of windows that are created from now on."""
         self._profiles[profile.code_id, profile.device_kind] = profile
 
     def profile(self, code_id: str, kind: str) -> Profile | None:
@@ -197,11 +198,11 @@ class Estimator(Record):
         return self._profiles.get((code_id, kind))
 
     def forget_device(self, device: str) -> None:
-        """A device is gone; one of that name may be another next time."""
+        """Drop the windows of a lost device; the next one of that name may be different hardware."""
         self._timings.pop(device, None)
 
     def timings(self, device: str, kind: str, code_id: str) -> Timings:
-        """How long a code takes on a device of a kind; keep it while the device is up."""
+        """The durations of a code on a device of a kind; the object stays valid while the device is up."""
         codes = self._timings.setdefault(device, {})
         timings = codes.get(code_id)
         if timings is None:
@@ -209,7 +210,7 @@ class Estimator(Record):
         return timings
 
     def seeded(self, profile: Profile, seed_ns: int) -> Samples:
-        """A window that starts from the profile; a guess starts it low, so that a first request is tried."""
+        """A window with a seed from the profile; for a guess, a low one, so that a first request is tried."""
         if profile.guessed:
             seed_ns = min(seed_ns, GUESS_NS)
         return Samples(seed_ns, self._size, self._quantile, guessed=profile.guessed)
@@ -225,12 +226,11 @@ def _infer_seed_ns(profile: Profile, batch: int) -> int:
 
 
 # ------------------------------------------------------------
-# How long messages and small delays really take on a device, so that plans leave room enough and no more.
+# Measured delays of a device, so that plans leave enough slack and no more.
 #
 # Two delays are measured at each result: from sending an action to an idle lane until it started (the
-# *reach*), and from the predicted end until the result was observed (the *error*). What counts is the
-# largest of about the last hundred, and only for a second: what nobody measures any more is not believed
-# either.
+# *reach*), and from the predicted end until the result was observed (the *error*). The largest of about the
+# last hundred is used; a measurement expires after ``VALID_NS``.
 
 
 # ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
@@ -238,24 +238,24 @@ def _infer_seed_ns(profile: Profile, batch: int) -> int:
 
 BLOCK: Final = 16
 BLOCKS: Final = 8
-"""The largest of the last 113 to 128 values is kept, as that of eight blocks of sixteen."""
+"""The maximum of the last 113 to 128 values is kept, in eight blocks of sixteen."""
 
-LASTS_NS: Final = NS_PER_S
-"""What was measured counts for so long."""
+VALID_NS: Final = NS_PER_S
+"""How long a measurement is valid."""
 
 FIRST_SLACK_NS: Final = 500 * NS_PER_US
-"""The slack before anything was measured: with a large one, requests of a tight SLO were never tried."""
+"""The slack before the first measurement: with a larger one, requests of a tight SLO would never be tried."""
 
 LEAST_SLACK_NS: Final = 100 * NS_PER_US
 LEAST_REACH_NS: Final = 20 * NS_PER_US
-"""Less is never assumed."""
+"""Lower bounds of slack and reach."""
 
 ANSWER_NS: Final = 50 * NS_PER_US
-"""From the controller to the client's gateway, which no result measures."""
+"""Delay from the controller to the gateway, which results do not measure; part of the slack."""
 
 
-class Worst(Record):
-    """The largest of the last values."""
+class WindowMax(Record):
+    """The maximum of the last values."""
 
     __slots__ = ("_blocks", "_count", "value")
 
@@ -263,13 +263,13 @@ class Worst(Record):
         self.clear()
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Forget all values."""
         self._blocks = [0]
         self._count = 0
         self.value = 0
 
     def add(self, value: int) -> None:
-        """Take one more."""
+        """Add a value."""
         if self._count == BLOCK:
             self._count = 0
             self._blocks.append(0)
@@ -284,23 +284,26 @@ class Worst(Record):
 
 
 class Delays(Record):
-    """Of one device; ``reach_ns`` and ``slack_ns`` are what to plan with."""
+    """Measured delays of one device; plans use ``reach_ns`` and ``slack_ns``."""
 
     __slots__ = ("_error", "_reach", "_slack_max_ns", "_usual_ns", "measured_ns", "reach_ns", "slack_ns")
 
     def __init__(self, network_ns: int, slack_ns: int) -> None:
         self._usual_ns = network_ns
         self._slack_max_ns = slack_ns
-        self._error = Worst()
-        self._reach = Worst()
+        self._error = WindowMax()
+        self._reach = WindowMax()
         self.measured_ns = 0
-        """When something was measured last."""
+        """When the last delay was measured."""
         self.reach_ns = network_ns
         self.slack_ns = min(FIRST_SLACK_NS, slack_ns)
 
     def measured(self, error_ns: int, reach_ns: int, now_ns: int) -> None:
-        """A result came ``error_ns`` after its believed end; ``reach_ns`` is below 0 if not measured."""
-        if now_ns > self.measured_ns + LASTS_NS:
+        """Add the delays of a result that arrived ``error_ns`` after its predicted end.
+
+        ``reach_ns`` is below 0 if it was not measured.
+        """
+        if now_ns > self.measured_ns + VALID_NS:
             self.forget()
         self.measured_ns = now_ns
         self._error.add(error_ns)
@@ -315,7 +318,7 @@ class Delays(Record):
             self.reach_ns = reach_ns if reach_ns > LEAST_REACH_NS else LEAST_REACH_NS
 
     def forget(self) -> None:
-        """Nothing was measured for a while."""
+        """Return to the delays assumed without measurements."""
         self._error.clear()
         self._reach.clear()
         self.reach_ns = self._usual_ns
@@ -323,25 +326,24 @@ class Delays(Record):
 
 
 # ------------------------------------------------------------
-# Estimates that would stay too high for ever, because of what is past.
+# Reset of stale estimates, which would otherwise stay too high for ever.
 #
-# A device that stopped for a moment, or was slow, leaves durations that no deadline allows. So nothing runs
-# there any more, nothing is measured, and it would be believed slow without end. What is in a request's way,
-# and was not measured for a while, is stale, so that the next ones are tried: longer durations than it
-# allows are forgotten where the usual one is none of them; where it is one, the profile is believed until
-# something is measured.
+# A device that stopped for a moment, or was slow, leaves samples that are longer than any deadline allows.
+# Then nothing runs there, nothing is measured, and the estimate never falls. So an estimate that makes a
+# request infeasible, and was not measured for a while, is reset for a trial: if the median is short enough,
+# the longer samples are dropped; else the estimate returns to the profile until the next measurement.
 #
-# It never touches an estimate that is in nobody's way: of what is asked for once in a while, the tail counts.
+# An estimate that makes no request infeasible is never reset: for a rare action the tail is what matters.
 
 
 RARELY: Final = 5
-"""After a failed trial the next one waits so many times as long as it would take: it costs others a lane."""
+"""After a failed trial, the next one waits for this many times the estimate: trials cost lane time."""
 
 
 def drop_outliers(samples: Samples, allowed_ns: int, now_ns: int, *, at_once: bool = False) -> bool:
-    """A request may take ``allowed_ns`` at most: forget what alone is in its way, if it is old; whether so.
+    """Drop the samples above ``allowed_ns`` if they alone make a request infeasible and are old; true if so.
 
-    ``at_once``: it need not be old, unless the last trial failed.
+    ``at_once``: they need not be old, unless the last trial failed.
     """
     if samples.estimate_ns <= allowed_ns or samples.median_ns > allowed_ns:
         return False
@@ -352,7 +354,7 @@ def drop_outliers(samples: Samples, allowed_ns: int, now_ns: int, *, at_once: bo
 
 
 def reset_stale(samples: Samples, allowed_ns: int, now_ns: int) -> None:
-    """A request that may take ``allowed_ns`` was rejected: if the estimate is stale, have the next tried."""
+    """Reset an estimate that is stale and longer than a rejected request was allowed, for a trial."""
     if (
         samples.seed_ns <= allowed_ns < samples.estimate_ns
         and not drop_outliers(samples, allowed_ns, now_ns)
@@ -362,33 +364,34 @@ def reset_stale(samples: Samples, allowed_ns: int, now_ns: int) -> None:
 
 
 def _is_old(samples: Samples, now_ns: int) -> bool:
-    wait_ns = max(LASTS_NS, RARELY * samples.estimate_ns) if samples.trial_failed else LASTS_NS
+    wait_ns = max(VALID_NS, RARELY * samples.estimate_ns) if samples.trial_failed else VALID_NS
     return now_ns >= samples.measured_ns + wait_ns
 
 
 # ------------------------------------------------------------
-# How much a model is asked for, as one number that needs no clock to compare; it decides nothing.
+# Popularity of a model: its requests in an exponentially decaying window, as a number that compares without
+# a clock.
 #
-# Requests count by an exponential window: one of age t counts 2**(-t / HALF_LIFE). Kept as the logarithm of
-# the sum as it would be at time zero, a number changes only when a request comes, and any two compare as the
-# windows do at any instant: log2(sum over requests of 2**(arrival / HALF_LIFE)).
+# A request of age t counts 2**(-t / HALF_LIFE). The logarithm of the sum, scaled to time zero, changes only
+# when a request arrives, and two such numbers compare as the sums do at any instant:
+# log2(sum over requests of 2**(arrival / HALF_LIFE)).
 
 
 HALF_LIFE_NS: Final = 30 * NS_PER_S
 
 ONE: Final = 1 << 20
-"""A factor of two."""
+"""A factor of two, in fixed point."""
 
 BASE: Final = 1 << 50
-"""Above any count of uses, so that heat is never below what least-recently-used order put there."""
+"""Above any use counter, so that a popularity is never below a key of least-recently-used order."""
 
 LOST: Final = 40 * ONE
-"""A difference beyond which the smaller adds nothing."""
+"""A difference beyond which the smaller term of a sum is negligible."""
 
 
-def hotter(heat: int, arrival_ns: int) -> int:
-    """The heat with one more request."""
+def popularity_after(popularity: int, arrival_ns: int) -> int:
+    """The popularity after one more request."""
     one = BASE + arrival_ns * ONE // HALF_LIFE_NS
-    less = heat - one if heat > one else one - heat
-    more = heat if heat > one else one  # max() costs 100 ns more
+    less = popularity - one if popularity > one else one - popularity
+    more = popularity if popularity > one else one  # max() costs 100 ns more
     return more if less > LOST else more + int(ONE * log2(1.0 + 2.0 ** (-less / ONE)))

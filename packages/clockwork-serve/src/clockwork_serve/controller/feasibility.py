@@ -1,4 +1,4 @@
-"""Rejects a request as soon as no schedule can meet its deadline; this layer can be switched off."""
+"""Rejects a request as soon as no schedule can meet its deadline (``reject_infeasible`` switches it off)."""
 
 from __future__ import annotations
 
@@ -22,61 +22,64 @@ from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
-# Devices by when their load lanes are free, soonest first; it sends no LOAD.
+# Devices by when their load lanes are free, soonest first.
 
 
-LOOK_MIN: Final = 4
-"""So many are looked for at least, once one is asked for."""
+SORTED_MIN: Final = 4
+"""At least this many devices are sorted when one is needed."""
 
 
 class Loaders(Record):
-    """All devices that are up; each has one live entry, never later than true, corrected as it surfaces."""
+    """All devices in a lazy heap by when their load lanes are free.
+
+    Each has one live entry, whose key is a lower bound and is corrected when it surfaces.
+    """
 
     __slots__ = ("_count", "_heap", "_soonest", "_until_ns")
 
     def __init__(self) -> None:
         self._count = 0
         self._heap: list[tuple[int, int, DeviceBelief]] = []
-        """(instant, index, device); stale where the device's ``load_key_ns`` is another."""
+        """(instant, index, device); stale where the device's ``load_key_ns`` differs."""
         self._soonest: list[DeviceBelief] = []
-        """The first of them, as far as was asked for since lanes changed."""
+        """Cache: the first devices in order."""
         self._until_ns = 0
-        """Until then, time alone does not change their order: none of them is late."""
+        """The cache is valid until this instant, for until then none of these lanes is late."""
 
     def joined(self, device: DeviceBelief) -> None:
-        """A device came."""
+        """Add a device."""
         self._count += 1
         self.forget()
-        self.sooner(device, 0)
+        self.lower(device, 0)
 
     def lost(self, device: DeviceBelief) -> None:
-        """A device is gone."""
+        """Remove a device."""
         self._count -= 1
         self.forget()
         device.load_key_ns = NEVER_NS
 
-    def sooner(self, device: DeviceBelief, free_ns: int) -> None:
-        """A load lane may be free sooner than was believed."""
+    def lower(self, device: DeviceBelief, free_ns: int) -> None:
+        """Lower the key of a device whose load lane may be free sooner."""
         if free_ns < device.load_key_ns:
             device.load_key_ns = free_ns
             heappush(self._heap, (free_ns, device.index, device))
 
     def forget(self) -> None:
-        """Lanes were given work, or finished some."""
+        """Drop the cache: load lanes changed."""
         self._until_ns = -1
 
     def __len__(self) -> int:
         return self._count
 
     def get(self, at: int, now_ns: int) -> DeviceBelief | None:
-        """The device whose load lane is the ``at``-th to be free; None if there are not so many."""
+        """The device whose load lane is free as the ``at``-th, from 0; None if there are fewer devices."""
         if at >= self._count:
             return None
         if at >= len(self._soonest) or now_ns > self._until_ns:
-            self._soonest = self._look(min(self._count, max(at + 1, LOOK_MIN)), now_ns)
+            self._soonest = self._find_soonest(min(self._count, max(at + 1, SORTED_MIN)), now_ns)
         return self._soonest[at]
 
-    def _look(self, count: int, now_ns: int) -> list[DeviceBelief]:
+    def _find_soonest(self, count: int, now_ns: int) -> list[DeviceBelief]:
         heap = self._heap
         found: list[tuple[int, int, DeviceBelief]] = []
         while len(found) < count:
@@ -84,10 +87,10 @@ class Loaders(Record):
             free_ns, index, device = entry
             if device.load_key_ns != free_ns:
                 continue
-            truth_ns = device.load.available_ns(now_ns)
-            if truth_ns > free_ns and device.load.busy(now_ns):
-                device.load_key_ns = truth_ns
-                heappush(heap, (truth_ns, index, device))
+            actual_ns = device.load.available_ns(now_ns)
+            if actual_ns > free_ns and device.load.busy(now_ns):
+                device.load_key_ns = actual_ns
+                heappush(heap, (actual_ns, index, device))
                 continue
             device.load_key_ns = NEVER_NS
             found.append(entry)
@@ -101,26 +104,27 @@ class Loaders(Record):
 
 
 # ------------------------------------------------------------
-# Rejects a request as soon as it is infeasible; a layer of its own, which can be switched off.
+# Rejection of infeasible requests.
 #
-# A request is infeasible when on no device the earliest start that is still free, plus the estimate of the
-# least batch, lies within its due time; weights that are not resident add their LOAD. Only each queue's head
-# is watched (the others are due later), on one lane where it is feasible: it is rechecked when that lane is
-# given so much work, or so much time passes, that it no longer is.
+# A request is infeasible if on every device the earliest possible start, plus the estimate of the least
+# batch, is after its due time; weights that are not resident add their LOAD. Only each queue's head is
+# watched (the others are due later), on one lane where it is feasible. It is rechecked when that lane has
+# been given so much work, or so much time has passed, that it may not be feasible there any more.
 
 
 LOADERS_MAX: Final = 4
-"""Of devices that lack the weights, so many are looked at, the soonest load lanes first."""
+"""At most this many devices that lack the weights are tried, in the order in which load lanes are free."""
 
-PROBED: Final = 7
-"""The place of the load lane that is looked at first, where there are so many: it is given away late."""
+PROBED_RANK: Final = 7
+"""The rank of the load lane that is tried first, if there are more than ``LOADERS_MAX``: the policy uses it
+late, so a queue that is watched there is rarely rechecked."""
 
 
 class EarliestFinish:
-    """The earliest end of a queue's head on one lane.
+    """The earliest possible end of a queue's head on one lane.
 
-    It ends at ``end_ns`` if it starts in ``lane`` of ``device`` when that is free; it may do so until the
-    instant that leaves ``rest_ns`` before its due time. ``samples`` is the estimate that weighs most.
+    It ends at ``end_ns`` if it starts on ``lane`` of ``device`` as soon as that is free, and needs
+    ``rest_ns`` from then. ``samples`` is the estimate that contributes most.
     """
 
     __slots__ = ("device", "end_ns", "lane", "rest_ns", "samples")
@@ -136,7 +140,7 @@ class EarliestFinish:
 
 
 class Feasibility(Record):
-    """See the module. It reads belief; the answers are given by the caller."""
+    """Watches the heads of queues, and rejects those that become infeasible."""
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
@@ -147,13 +151,13 @@ class Feasibility(Record):
         """``Belief.load_moves`` when ``_loaders`` was last brought up to date."""
 
     def device_joined(self, device: DeviceBelief) -> None:
-        """Watch a device's lanes."""
+        """Create the watches of a device's lanes."""
         device.exec.watch = Watch(device.exec, 2 * device.index)
         device.load.watch = Watch(device.load, 2 * device.index + 1)
         self._loaders.joined(device)
 
     def device_lost(self, device: DeviceBelief) -> None:
-        """Recheck the queues that were watched on a lost device."""
+        """Have the queues rechecked that were watched on a lost device."""
         self._loaders.lost(device)
         for lane in (device.exec, device.load):
             watch, lane.watch = lane.watch, None
@@ -163,25 +167,25 @@ class Feasibility(Record):
                     self._belief.recheck(queue)
 
     def load_ended(self, device: DeviceBelief, now_ns: int) -> None:
-        """A load lane may be free sooner than was believed."""
-        self._loaders.sooner(device, device.load.available_ns(now_ns))
+        """A LOAD ended: its lane may be free sooner than predicted."""
+        self._loaders.lower(device, device.load.available_ns(now_ns))
         self._belief.load_moves += 1
 
     def reject(self, now_ns: int) -> bool:
         """Reject every infeasible head of the queues to recheck.
 
-        For ``Controller.decide``, after the policy: true if it is to schedule again.
+        Called by ``Controller.decide`` after the policy; true if the policy is to schedule again.
         """
         belief = self._belief
         if belief.dirty_lanes:
             for lane in belief.dirty_lanes:
                 lane.dirty = False
                 if lane.watch is not None:
-                    self.look(lane.watch, now_ns)
+                    self.check_watch(lane.watch, now_ns)
             belief.dirty_lanes.clear()
             if not belief.rechecks:
                 return False
-        self._renew_loaders()
+        self._refresh_loaders()
         changed = False
         to_recheck = belief.rechecks
         while to_recheck:
@@ -193,17 +197,17 @@ class Feasibility(Record):
                 if loadable:
                     changed = self._mark_slow(queue) or changed
                     break
-                self._refuse(queue, soonest, now_ns)
+                self._reject_head(queue, soonest, now_ns)
                 changed = True
         return changed
 
-    def _renew_loaders(self) -> None:
+    def _refresh_loaders(self) -> None:
         if self._load_moves != self._belief.load_moves:
             self._load_moves = self._belief.load_moves
             self._loaders.forget()
 
-    def look(self, watch: Watch, now_ns: int) -> None:
-        """Recheck the queues of a watch whose heads can no longer start there in time."""
+    def check_watch(self, watch: Watch, now_ns: int) -> None:
+        """Have the queues of a watch rechecked whose heads can no longer start there in time."""
         if watch.heap:
             for queue in watch.surface(watch.lane.available_ns(now_ns)):
                 self._belief.recheck(queue)
@@ -214,7 +218,7 @@ class Feasibility(Record):
             self._timers.set(watch, NEVER_NS)
 
     def _arm(self, watch: Watch, first_ns: int, now_ns: int) -> None:
-        """Set the timer to before the first head becomes infeasible: early enough if some work is added."""
+        """Set the timer to before the first head becomes infeasible, early enough for some more work."""
         behind_ns = max(watch.lane.behind_ns, watch.lane.network_ns)
         if behind_ns < self._look_ahead_ns < first_ns - now_ns:
             behind_ns = self._look_ahead_ns
@@ -225,7 +229,7 @@ class Feasibility(Record):
     def _feasible(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
         """Whether a device that has, or is loading, the weights can end the head by ``due_ns``.
 
-        The queue is watched on that lane from now on.
+        If so, the queue is watched on that lane from now on.
         """
         for strategy in queue.strategies:
             lane = strategy.lane
@@ -249,26 +253,26 @@ class Feasibility(Record):
         return False
 
     def _mark_slow(self, queue: Queue) -> bool:
-        """Mark the devices where the model alone takes longer than the head had, which is feasible by a LOAD.
+        """Mark the residencies where the least batch takes longer than the head's whole SLO allows.
 
-        Their weights count as serving nothing, or the policy would find a LOAD needless. True if one was
-        marked: the policy is to look.
+        The head is feasible by a LOAD elsewhere. Marked residencies count as serving no demand; otherwise the
+        policy would rate that LOAD as needless. True if one was marked: the policy is to schedule again.
         """
         found = False
         request = queue.waiters[0].request
-        time_ns = self._belief.due_ns(request) - request.arrival_ns
+        given_ns = self._belief.due_ns(request) - request.arrival_ns
         for strategy in queue.strategies:
             residency = strategy.residency
-            if not residency.slow and strategy.least.estimate_ns + strategy.lane.network_ns > time_ns:
+            if not residency.slow and strategy.least.estimate_ns + strategy.lane.network_ns > given_ns:
                 residency.slow = found = True
                 self._belief.mark_dirty(residency.model)
         return found
 
     def earliest_finish(self, queue: Queue, due_ns: int, now_ns: int) -> EarliestFinish | None:
-        """When a request that is about to join a queue could end at the earliest, if that is too late.
+        """The earliest finish of a request that would join a queue now, if that is too late.
 
-        For admission queries: nothing is watched, and requests that are due before it go first. None if it is
-        feasible, or if no device can serve the model at all.
+        For admission queries: nothing is watched, and requests that are due before it run first. None if it
+        is feasible, or if no device can serve the model at all.
         """
         best: EarliestFinish | None = None
         for residency in queue.model.residencies.values():
@@ -286,7 +290,7 @@ class Feasibility(Record):
                 return None
             if best is None or finish.end_ns < best.end_ns:
                 best = finish
-        self._renew_loaders()
+        self._refresh_loaders()
         loadable, soonest = self._feasible_after_load(queue, due_ns, now_ns, watch=False)
         if loadable:
             return None
@@ -295,18 +299,19 @@ class Feasibility(Record):
     def _feasible_after_load(
         self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True
     ) -> tuple[bool, DeviceBelief | None]:
-        """Whether a device that lacks the weights can load them and end by ``due_ns``; if none, the soonest.
+        """Whether a device that lacks the weights can load them and end by ``due_ns``.
 
-        Of those that can, one whose load lane is free late is watched: the policy uses it last.
+        If one can, the queue is watched there, on the load lane that is free last: the policy uses it last.
+        If none can, the second value is the device that would end soonest.
         """
         soonest: DeviceBelief | None = None
         soonest_ns = NEVER_NS
-        probe = min(PROBED, len(self._loaders) - 1)
+        probe = min(PROBED_RANK, len(self._loaders) - 1)
         if probe >= LOADERS_MAX:
-            # The policy uses a lane that is free late last: a queue watched there is rarely rechecked.
+            # See PROBED_RANK.
             probed = self._loaders.get(probe, now_ns)
             if probed is not None:
-                end_ns, rest_ns = self._end_after_load_ns(queue, probed, now_ns)
+                end_ns, rest_ns = self._end_after_load(queue, probed, now_ns)
                 if end_ns <= due_ns:
                     if watch:
                         self._watch(queue, self._lane(queue, probed), due_ns - rest_ns, now_ns)
@@ -315,9 +320,9 @@ class Feasibility(Record):
         lane: LaneBelief | None = None
         while looked_at < LOADERS_MAX and (device := self._loaders.get(at, now_ns)) is not None:
             at += 1
-            end_ns, rest_ns = self._end_after_load_ns(queue, device, now_ns)
+            end_ns, rest_ns = self._end_after_load(queue, device, now_ns)
             if end_ns <= due_ns:
-                # The last one found is kept: lanes come in the order in which they are free.
+                # Lanes are tried in the order in which they are free, so the last one found is free last.
                 lane, latest_ns = self._lane(queue, device), due_ns - rest_ns
             if end_ns != NEVER_NS:  # devices that have the weights, or cannot hold them, do not count
                 looked_at += 1
@@ -327,10 +332,11 @@ class Feasibility(Record):
             self._watch(queue, lane, latest_ns, now_ns)
         return lane is not None, soonest
 
-    def _end_after_load_ns(self, queue: Queue, device: DeviceBelief, now_ns: int) -> tuple[int, int]:
-        """When a device that lacks the weights could end, and how long that takes once the lane is free.
+    def _end_after_load(self, queue: Queue, device: DeviceBelief, now_ns: int) -> tuple[int, int]:
+        """When the head could end on a device that lacks the weights, and how long that takes on a free lane.
 
-        ``NEVER_NS`` if it cannot serve them. One that still prepares the code is counted as if it had it.
+        ``NEVER_NS`` if the device cannot serve the model. One that is still preparing the code counts as if
+        it had the weights.
         """
         model = queue.model
         if device.name in model.residencies or model.model.weights.size > device.room_bytes:
@@ -345,8 +351,8 @@ class Feasibility(Record):
         infer_ns = code.timings.infer(queue.least, queue.signature).estimate_ns
         load_ns = code.timings.load(model.model.weights.size).estimate_ns
         ready_ns = device.load.available_ns(now_ns) + load_ns
-        exec_ns = device.exec.available_ns(now_ns)
-        return max(exec_ns, ready_ns) + infer_ns, load_ns + infer_ns
+        exec_free_ns = device.exec.available_ns(now_ns)
+        return max(exec_free_ns, ready_ns) + infer_ns, load_ns + infer_ns
 
     def _pending_samples(self, queue: Queue, device: DeviceBelief) -> Samples | None:
         estimator, code_id, kind = self._belief.estimator, queue.model.code_id, device.spec.kind
@@ -355,7 +361,7 @@ class Feasibility(Record):
         return estimator.timings(device.name, kind, code_id).infer(queue.least, queue.signature)
 
     def _lane(self, queue: Queue, device: DeviceBelief) -> LaneBelief:
-        """The lane whose time decides on a device that lacks the weights."""
+        """The lane that limits a device that lacks the weights; cf. ``_end_after_load``."""
         return device.exec if queue.model.code_id in device.pending_codes else device.load
 
     def _watch(self, queue: Queue, lane: LaneBelief, latest_ns: int, now_ns: int) -> None:
@@ -364,8 +370,8 @@ class Feasibility(Record):
         if (queue.watch is not watch or queue.place_ns > latest_ns) and watch.place(queue, latest_ns):
             self._arm(watch, latest_ns, now_ns)
 
-    def _refuse(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> None:
-        """Reject a queue's head, and say what it lacked; ``soonest`` as ``_feasible_after_load`` found it."""
+    def _reject_head(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> None:
+        """Reject a queue's head with the reason; ``soonest`` is what ``_feasible_after_load`` returned."""
         head, finish = queue.waiters[0], self._best(queue, soonest, now_ns)
         if finish is None:
             self._belief.answer(
@@ -375,46 +381,46 @@ class Feasibility(Record):
         start_ns = now_ns + finish.rest_ns - finish.samples.estimate_ns
         if not finish.lane:
             drop_outliers(finish.samples, head.due_ns - start_ns, now_ns, at_once=True)
-        time_ns = head.slo_ns - head.request.way_ns
-        self._reset_stale(queue, finish, time_ns, now_ns)
-        retry_after_ns, message = self.retry_advice(queue, finish, head.due_ns, time_ns, now_ns)
+        given_ns = head.slo_ns - head.request.way_ns
+        self._reset_stale(queue, finish, given_ns, now_ns)
+        retry_after_ns, message = self.retry_advice(queue, finish, head.due_ns, given_ns, now_ns)
         self._belief.answer(
             head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message, retry_after_ns=retry_after_ns
         )
 
-    def _reset_stale(self, queue: Queue, finish: EarliestFinish, time_ns: int, now_ns: int) -> None:
-        """Reset stale estimates by which no request with ``time_ns`` to its deadline is feasible."""
-        time_ns -= self._belief.slack_ns
+    def _reset_stale(self, queue: Queue, finish: EarliestFinish, given_ns: int, now_ns: int) -> None:
+        """Reset stale estimates that make every request with ``given_ns`` to its deadline infeasible."""
+        given_ns -= self._belief.slack_ns
         for strategy in queue.strategies:
-            allowed_ns = time_ns - strategy.lane.network_ns
+            allowed_ns = given_ns - strategy.lane.network_ns
             for batch in strategy.batches:
                 if batch.samples.estimate_ns > allowed_ns:
                     reset_stale(batch.samples, allowed_ns, now_ns)
-        allowed_ns = time_ns - finish.lane.network_ns - (finish.rest_ns - finish.samples.estimate_ns)
+        allowed_ns = given_ns - finish.lane.network_ns - (finish.rest_ns - finish.samples.estimate_ns)
         reset_stale(finish.samples, allowed_ns, now_ns)
 
     def retry_advice(
-        self, queue: Queue, finish: EarliestFinish, due_ns: int, time_ns: int, now_ns: int
+        self, queue: Queue, finish: EarliestFinish, due_ns: int, given_ns: int, now_ns: int
     ) -> tuple[int, str]:
-        """How long to wait before a like request, if this one is infeasible; and the message to its client.
+        """The retry advice, in ns, for an infeasible request, and the message to its client.
 
-        0 where none of ``time_ns`` to its deadline would ever be feasible. Each has a retry slot of its own.
+        0 if no request with ``given_ns`` to its deadline is ever feasible. Each client has a retry slot.
         """
         shortage_ns = finish.end_ns - due_ns
-        if finish.rest_ns + self._belief.slack_ns > time_ns:
+        if finish.rest_ns + self._belief.slack_ns > given_ns:
             return 0, _miss_message(shortage_ns, finish, impossible=True)
         device = finish.device
         code = device.codes.get(queue.model.code_id) if finish.lane is device.exec else None
         cost_ns = (
             finish.rest_ns if code is None else usual_cost_ns(code.batches(queue.signature, queue.sizes))
         )
-        slot_ns = device.returns.slot_ns(now_ns + shortage_ns, cost_ns, now_ns)
+        slot_ns = device.retry_slots.slot_ns(now_ns + shortage_ns, cost_ns, now_ns)
         return slot_ns - now_ns, _miss_message(shortage_ns, finish, impossible=False)
 
     def _best(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> EarliestFinish | None:
-        """The earliest finish on any device; None where none can serve the model at all.
+        """The earliest finish on any device; None if none can serve the model at all.
 
-        Of devices that lack the weights, ``soonest`` is the one that counts.
+        Of devices that lack the weights, only ``soonest`` is considered.
         """
         best: EarliestFinish | None = None
         for residency in queue.model.residencies.values():
@@ -427,7 +433,7 @@ class Feasibility(Record):
             if best is None or finish.end_ns < best.end_ns:
                 best = finish
         if soonest is not None:
-            end_ns, rest_ns = self._end_after_load_ns(queue, soonest, now_ns)
+            end_ns, rest_ns = self._end_after_load(queue, soonest, now_ns)
             if best is None or end_ns < best.end_ns:
                 best = self._finish_after_load(queue, soonest, end_ns, rest_ns)
         return best
@@ -435,7 +441,7 @@ class Feasibility(Record):
     def _finish_after_load(
         self, queue: Queue, device: DeviceBelief, end_ns: int, rest_ns: int
     ) -> EarliestFinish:
-        """What ``_end_after_load_ns`` just found, with the estimate that weighs most."""
+        """The result of ``_end_after_load`` as an EarliestFinish."""
         lane = self._lane(queue, device)
         samples = self._pending_samples(queue, device) if lane is device.exec else None
         if samples is None:
@@ -446,7 +452,7 @@ class Feasibility(Record):
         return EarliestFinish(device, lane, end_ns, rest_ns, samples)
 
     def _why_unservable(self, model: ServedModel) -> str:
-        """Why no device can serve a model."""
+        """The message where no device can serve a model."""
         devices = self._belief.devices
         if not devices:
             hung = ", ".join(self._belief.hung)

@@ -1,4 +1,4 @@
-"""Workers that join, leave, or are taken over from a controller that died; whether the server is ready."""
+"""Workers that join or are lost, adoption of a worker's state after a failover, and readiness."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clockwork_serve.controller.life import FAILED, READY
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
-from clockwork_serve.controller.results import Settler
+from clockwork_serve.controller.results import ResultHandler
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import (
     Code,
@@ -31,30 +31,31 @@ from clockwork_serve.messages import (
 )
 
 # ------------------------------------------------------------
-# What a controller takes over with a worker that had another before: codes, weights, durations, what runs.
+# Failover: adoption of the state of a worker that had another controller before (codes, weights, measured
+# durations, running actions).
 #
-# Nothing is loaded or prepared again that is there. Actions of the other controller that still run keep their
-# lanes and weights busy until their results come, and answer no request: gateways send those requests again.
-# Weights of models that are not served are not kept; the worker is sent the list of those that are, first.
+# What is loaded or prepared stays so. Actions of the earlier controller that still run keep their lanes and
+# weights busy until their results arrive, and answer no request: gateways send those requests again. Weights
+# of models that are not served are dropped: the worker is first sent the list of those to retain.
 
 
 GOOD: Final = Status.OK
 
 
 class Takeover(Record):
-    """See the module."""
+    """Adopts the state of workers, and tracks the adopted actions until their results arrive."""
 
     def __init__(self, belief: Belief, scheduler: Scheduler, feasibility: Feasibility) -> None:
         self._belief = belief
         self._scheduler = scheduler
         self._feasibility = feasibility
         self.running: dict[tuple[str, int], AdoptedAction] = {}
-        """All and only those of devices that are up, by device and action id."""
+        """All and only adopted actions on devices in ``Belief.devices``, by device and action id."""
         self._retained: list[RetainWeights] = []
         """To be sent in the next decision."""
 
     def adopt(self, states: Iterable[DeviceState], now_ns: int) -> None:
-        """Devices came, with what another controller left on them."""
+        """Adopt the state of devices that have just been added."""
         for state in states:
             device = self._belief.devices[state.device]
             self._adopt_device(device, state, now_ns)
@@ -75,7 +76,7 @@ class Takeover(Record):
             adopted = AdoptedAction(device, running, residency, sizes.get(running.version, 0))
             self._adopt_action(running, adopted, now_ns)
         self._retained.append(RetainWeights(device=device.name, versions=tuple(kept)))
-        self._belief.unsettled = True
+        self._belief.has_pending = True
         for residency in kept.values():
             if residency.version not in loading:
                 self._ready(residency)
@@ -96,7 +97,7 @@ class Takeover(Record):
     def _adopt_weights(
         self, device: DeviceBelief, found: Resident, loading: dict[int, Running]
     ) -> Residency | None:
-        """Believe in weights that are there, if they are those of a model that is served."""
+        """Adopt weights if they are those of a served model; returns None if they are to be dropped."""
         model, code = self._belief.models.get(found.model), device.codes.get(found.code_id)
         if model is None or model.quarantined or code is None or model.code_id != found.code_id:
             return None
@@ -114,10 +115,10 @@ class Takeover(Record):
         return residency
 
     def _adopt_action(self, running: Running, one: AdoptedAction, now_ns: int) -> None:
-        """A lane is taken until the result of what runs there comes."""
+        """Adopt a running action: its lane is busy until its result arrives."""
         device, residency = one.device, one.residency
         lane = device.load if one.lane is Lane.LOAD else device.exec
-        self._belief.guard(device, now_ns)
+        self._belief.arm_checks(device, now_ns)
         lane.send(running.action_id, running.left_ns, now_ns)
         if residency is not None:
             if one.lane is Lane.LOAD:
@@ -127,7 +128,7 @@ class Takeover(Record):
         self.running[device.name, running.action_id] = one
 
     def pop_effects(self) -> list[RetainWeights]:
-        """The lists of weights to retain, which workers are sent before any action."""
+        """Return and clear the lists of weights to retain, which workers are sent before any action."""
         keeps = self._retained
         if keeps:
             self._retained = []
@@ -138,7 +139,7 @@ class Takeover(Record):
         self._scheduler.loaded(residency)
 
     def observe_result(self, result: Result, now_ns: int) -> None:
-        """A result of what this controller never sent, or has given up."""
+        """Handle the result of an adopted action; any other result is ignored."""
         one = self.running.pop((result.device, result.action_id), None)
         if one is None:
             return
@@ -154,28 +155,28 @@ class Takeover(Record):
         device.exec.end(result.action_id, result.ended_ns)
         if residency is not None:
             residency.in_flight -= 1
-            self._belief.unsettled = True  # its model may have left meanwhile, and wait for that
+            self._belief.has_pending = True  # its model may have been removed, and its weights wait for this
         self._scheduler.exec_changed(device)
 
     def _loaded(self, residency: Residency, *, good: bool) -> None:
         if good:
             self._ready(residency)
-            self._belief.unsettled = True
+            self._belief.has_pending = True
             return
         residency.step(FAILED)
         self._belief.drop(residency)
         self._belief.recheck_model(residency.model)
 
     def release_device(self, device: DeviceBelief) -> dict[tuple[str, int], AdoptedAction]:
-        """A device does not answer any more, or is gone: what ran there."""
+        """Forget the adopted actions of a device that is lost or whose worker hung; returns them."""
         found = {key: one for key, one in self.running.items() if one.device is device}
         for key in found:
             del self.running[key]
         self._retained = [keep for keep in self._retained if keep.device != device.name]
         return found
 
-    def at_work(self, event: WorkerLost) -> set[int]:
-        """What a worker that died was at, of another controller. Nobody is blamed for that."""
+    def running_of(self, event: WorkerLost) -> set[int]:
+        """Ids of the adopted actions that a lost worker was running; their models are not suspects."""
         running = event.running or ()
         return {
             action_id
@@ -192,30 +193,30 @@ class Takeover(Record):
 
 
 # ------------------------------------------------------------
-# Whether the server can serve, sent when that changed.
+# Readiness of the server.
 
 
 class ReadinessTracker(Record):
-    """See the module."""
+    """Sends ``Readiness`` whenever it changed."""
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
         self.may_change = True
-        """Something happened that readiness depends on."""
+        """Something that readiness depends on changed: ``update`` is to be called."""
         self._was_ready = False
         self._last_sent: Readiness | None = None
 
     def take_over(self) -> None:
-        """Another controller was there before: it, too, was ready once."""
+        """After a failover, the server was ready before."""
         self._was_ready = True
 
     def update(self, *, draining: bool) -> None:
-        """Look again; once it was ready, one warm device is enough."""
+        """Send the readiness if it changed; once the server was ready, one warm device is enough."""
         self.may_change = False
         devices = self._belief.devices.values()
-        # Long before it can be said whether its worker hung.
-        still = [device.name for device in devices if device.warm and not device.look.serves]
-        warm = sum(device.warm for device in devices) - len(still)
+        # A device stops counting long before its worker can be declared hung.
+        unresponsive = [device.name for device in devices if device.warm and not device.stall_timer.serves]
+        warm = sum(device.warm for device in devices) - len(unresponsive)
         wanted = 1 if self._was_ready else self._belief.config.expected_devices
         if draining:
             readiness = Readiness(ready=False, why="draining")
@@ -226,7 +227,7 @@ class ReadinessTracker(Record):
             why = f"{warm} of {wanted} devices are warm"
             if pending:
                 why = f"{why}; {pending} codes are being prepared"
-            late = [f"{name} does not answer" for name in still]
+            late = [f"{name} does not answer" for name in unresponsive]
             hung = [f"{one.name} hung: {one.why}" for one in self._belief.hung.values()]
             readiness = Readiness(ready=False, why="; ".join([why, *late, *hung]))
         if self._last_sent is None or readiness.ready != self._last_sent.ready:
@@ -235,11 +236,11 @@ class ReadinessTracker(Record):
 
 
 # ------------------------------------------------------------
-# Workers that come, prepare codes and go: what that changes in belief. It sends nothing.
+# Workers that join, prepare codes, and are lost.
 
 
 class Fleet(Record):
-    """See the module."""
+    """Adds and removes devices and codes in belief."""
 
     def __init__(
         self,
@@ -247,7 +248,7 @@ class Fleet(Record):
         scheduler: Scheduler,
         feasibility: Feasibility,
         quarantine: Quarantine,
-        settler: Settler,
+        result_handler: ResultHandler,
         *,
         takeover: Takeover,
         readiness: ReadinessTracker,
@@ -256,19 +257,19 @@ class Fleet(Record):
         self._scheduler = scheduler
         self._feasibility = feasibility
         self._quarantine = quarantine
-        self._settler = settler
+        self._result_handler = result_handler
         self._takeover = takeover
         self._readiness = readiness
         self._reject = belief.config.reject_infeasible
 
     def joined(self, event: WorkerJoined, now_ns: int) -> None:
-        """A worker is up, with what it reports of its devices; one of its name is forgotten already."""
+        """Add a worker's devices and adopt their state; an earlier worker of that name is removed already."""
         belief = self._belief
         for spec in event.devices:
             assert spec.device not in belief.devices, f"device {spec.device} joined twice"
-            device = DeviceBelief(spec, event.worker, belief.fresh(), belief.config)
+            device = DeviceBelief(spec, event.worker, belief.next_id(), belief.config)
             for code in belief.codes.values():
-                device.expect(code)
+                device.add_code(code)
             self.add_device(device, now_ns)
             device.warm = not device.pending_codes
         self.changed()
@@ -277,51 +278,51 @@ class Fleet(Record):
             self._readiness.take_over()
 
     def add_device(self, device: DeviceBelief, now_ns: int) -> None:
-        """Believe a device there."""
+        """Add a device to belief, and arm its checks."""
         belief = self._belief
         self._quarantine.joined(device)
         belief.devices[device.name] = device
         if device.pending_codes:
             device.since_ns = now_ns
-            belief.guard(device, now_ns)
+            belief.arm_checks(device, now_ns)
         if self._reject:
             self._feasibility.device_joined(device)
         self._scheduler.device_changed(device)
 
     def changed(self) -> None:
-        """Devices came: waiting requests may be feasible now."""
+        """Devices were added: have all waiting requests rechecked."""
         for model in self._belief.models.values():
             if model.waiting:
                 self._belief.recheck_model(model)
-        self._belief.forget_bases()
+        self._belief.reset_bases()
         self._readiness.may_change = True
 
-    def expect(self, code: Code, now_ns: int) -> None:
-        """All devices will prepare a code."""
+    def prepare_code(self, code: Code, now_ns: int) -> None:
+        """A code was added: all devices will prepare it."""
         for device in self._all():
-            device.expect(code)
+            device.add_code(code)
             if device.up and device.pending_codes:
                 device.since_ns = now_ns
-                self._belief.guard(device, now_ns)
+                self._belief.arm_checks(device, now_ns)
 
-    def expect_again(self, code: Code, now_ns: int) -> None:
-        """Devices that could not prepare a code will try again."""
+    def retry_code(self, code: Code, now_ns: int) -> None:
+        """A code was remade: devices that failed to prepare it will try again."""
         for device in self._all():
             if device.failed_codes.pop(code.code_id, None) is not None:
-                device.expect(code)
+                device.add_code(code)
                 if device.up and device.pending_codes:
                     device.since_ns = now_ns
-                    self._belief.guard(device, now_ns)
+                    self._belief.arm_checks(device, now_ns)
 
     def forget(self, code_id: str) -> None:
-        """No device will hold a code."""
+        """A code was removed: forget it on all devices."""
         for device in self._all():
             device.codes.pop(code_id, None)
             device.failed_codes.pop(code_id, None)
             device.pending_codes.discard(code_id)
 
     def prepared(self, device: DeviceBelief, event: CodeReady, now_ns: int) -> None:
-        """A device prepared a code, or could not."""
+        """Record that a device prepared a code, or failed to."""
         belief = self._belief
         if event.code_id not in belief.codes or self._quarantine.code_prepared(event):
             return
@@ -342,7 +343,7 @@ class Fleet(Record):
                 belief.recheck_model(model)
 
     def remove_device(self, device: DeviceBelief) -> list[Sent]:
-        """Believe a device gone, and its weights with it; what was in flight there."""
+        """Remove a device and its weights from belief; returns the actions in flight there."""
         belief = self._belief
         del belief.devices[device.name]
         device.up = False
@@ -354,24 +355,24 @@ class Fleet(Record):
             belief.drop(residency)
         self._takeover.release_device(device)
         self._scheduler.device_lost(device)
-        if device.guard.entry_ns != NEVER_NS:
-            belief.timers.set(device.guard, NEVER_NS)
-        if device.look.entry_ns != NEVER_NS:
-            belief.timers.set(device.look, NEVER_NS)
+        if device.hang_timer.entry_ns != NEVER_NS:
+            belief.timers.set(device.hang_timer, NEVER_NS)
+        if device.stall_timer.entry_ns != NEVER_NS:
+            belief.timers.set(device.stall_timer, NEVER_NS)
         if self._reject:
             self._feasibility.device_lost(device)
-        belief.forget_bases()
+        belief.reset_bases()
         return found
 
-    def worker_lost(self, worker: str, at_work: set[int]) -> None:
-        """A worker is gone; ``at_work`` are the actions that it was at (empty: that is not known)."""
+    def worker_lost(self, worker: str, running: set[int]) -> None:
+        """Remove a lost worker's devices; ``running`` are the actions it was running (empty: unknown)."""
         belief = self._belief
         for device in [one for one in belief.devices.values() if one.worker == worker]:
             belief.estimator.forget_device(device.name)
             for sent in self.remove_device(device):
-                self._settler.action_lost(sent, ran=not at_work or sent.action.action_id in at_work)
+                self._result_handler.action_lost(sent, ran=not running or sent.action.action_id in running)
 
     def _all(self) -> list[DeviceBelief]:
-        """Those of workers that hung, too."""
+        """All devices, those of hung workers included."""
         hung = [device for one in self._belief.hung.values() for device in one.devices]
         return [*self._belief.devices.values(), *hung]

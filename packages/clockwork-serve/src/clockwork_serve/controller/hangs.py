@@ -1,4 +1,4 @@
-"""Workers that do not answer, exec lanes that do not move: observed first, judged in ``decide``."""
+"""Watchdogs: workers that hang, and devices whose exec lanes stall."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Final
 
 from clockwork_serve.controller.belief import AdoptedAction, Belief, HungWorker, Sent
 from clockwork_serve.controller.cluster import (
-    LOOK_NS,
+    STALL_CHECK_NS,
     DeviceBelief,
-    Guard,
+    HangTimer,
     LaneBelief,
-    Look,
     Residency,
+    StallTimer,
     Waiter,
 )
 from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
@@ -19,7 +19,7 @@ from clockwork_serve.controller.life import LOADED, LOADING, READY, SPENT
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
-from clockwork_serve.controller.results import BELIEF_WRONG, Settler
+from clockwork_serve.controller.results import BELIEF_WRONG, ResultHandler
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import (
     Infer,
@@ -35,80 +35,85 @@ from clockwork_serve.messages import (
 from clockwork_serve.units import MIB, NS_PER_S, ms
 
 # ------------------------------------------------------------
-# Workers that do not answer: observed first, judged in ``decide``. It ends none, but says which to end.
+# Hung workers.
 #
-# An action is *late* when the instant at which its lane was expected to be done with it is past by more than
-# its patience. Then its worker *hung*: nothing is planned on it, and what was in flight there is planned
-# elsewhere. It comes back as it was once it has answered all that it owes. If it has not by the end of its
-# grace, it is to be ended. A worker without work can hang, too: its process returns no beats.
+# An action is *late* when it has not ended a timeout after the instant at which its lane was expected to
+# finish it. Then its worker is *hung*: nothing more is planned on it, and the requests in flight there are
+# planned elsewhere. The worker recovers, with its codes and weights, once it has returned all results that it
+# owes. If it has not by the end of its grace, the supervisor is asked to kill it. A worker without work can
+# hang, too: its process returns no heartbeats.
 #
-# Windows count only as lanes do: an action's opens when it is sent, so it starts as soon as its lane is free.
+# Windows need no extra time: an action's window opens when it is sent, so it starts once its lane is free.
+#
+# Timeouts below are multiples of ``hang_ns``, the *floor*.
 
 
 SLOWER: Final = 4
-"""An action may be late by so many times what it was expected to take."""
+"""An action may be late by this many times its expected duration, if that is more than the floor."""
 FIRST: Final = 5
-"""What was never measured on a device may take so many floors: first runs import, compile, allocate."""
+"""An action that was never measured on a device may be late by this many floors: first runs import, compile,
+allocate."""
 FIRST_GRACE: Final = 5
-"""So many times the grace, too, for who has ended no worker yet."""
+"""Its grace is this many times longer, too, unless its model is suspected of having crashed a worker."""
 SLOW_LOAD_BYTES: Final = 20 * MIB
-"""A LOAD may be late by another floor for each of these: from a cold disk or a network it is slow."""
+"""A LOAD may be late by another floor for each of these: it may read from a cold disk or a network."""
 PREPARE: Final = 150
-"""So many floors for a code to be prepared, and for the LOADs behind it."""
-SILENT: Final = 15
-"""A worker that has work and is silent for so many floors hung, however patient that work is."""
-SURE: Final = 8
-"""Who is late is judged again after this part of a floor: the controller itself may have slept till now."""
+"""This many floors for a code to be prepared, and for the LOADs queued behind it."""
+NO_HEARTBEAT: Final = 15
+"""A worker with work that returns no heartbeat for this many floors is hung, whatever the work's timeout."""
+CONFIRM: Final = 8
+"""A late action is checked again after a floor divided by this: the controller itself may have been stopped
+until now."""
 
 
 class Hangs(Record):
-    """See the module."""
+    """Detects hung workers, and handles their recovery or end."""
 
     def __init__(
-        self, belief: Belief, fleet: Fleet, scheduler: Scheduler, settler: Settler, quarantine: Quarantine,
-        *, takeover: Takeover, readiness: ReadinessTracker,
+        self, belief: Belief, fleet: Fleet, scheduler: Scheduler, result_handler: ResultHandler,
+        quarantine: Quarantine, *, takeover: Takeover, readiness: ReadinessTracker,
     ) -> None:  # fmt: skip
         self._belief = belief
         self._fleet = fleet
         self._scheduler = scheduler
-        self._settler = settler
+        self._result_handler = result_handler
         self._quarantine = quarantine
         self._takeover = takeover
         self._readiness = readiness
-        self._floor_ns = belief.config.hang_ns
+        self._hang_ns = belief.config.hang_ns
         self._grace_ns = belief.config.hang_grace_ns
-        self.unsettled = False
-        """Something was observed that ``settle`` has to judge."""
-        self._silent: list[WorkerSilent] = []
+        self.has_pending = False
+        """Events were observed that the next ``decide`` has to process."""
+        self._stalled: list[WorkerSilent] = []
         self._ended: list[Sent] = []
         """Actions of hung workers that are over: their requests' tensors are no longer in use there."""
 
-    # Told
+    # Observe
 
     def observe(self, event: WorkerSilent | WorkerHeard) -> None:
-        """A worker returns no beats, or returns them again."""
+        """A worker returns no heartbeats, or returns them again."""
         for device in self._belief.devices.values():
             if device.worker != event.worker:
                 continue
             if isinstance(event, WorkerHeard):
-                device.look.silent = False
+                device.stall_timer.no_heartbeat = False
             elif not device.exec or device.exec.stalled:
-                # Else it may be in native code of a model, which takes no longer than it should.
-                device.look.silent = True
+                # While an INFER runs that is not late, native code of a model may block the heartbeat.
+                device.stall_timer.no_heartbeat = True
             self._readiness.may_change = True
         if isinstance(event, WorkerSilent):
-            self._silent.append(event)
+            self._stalled.append(event)
         elif event.worker in self._belief.hung:
             self._belief.hung[event.worker].answered = True
-        self._unsettle()
+        self._mark_pending()
 
     def progressed(self, hung: HungWorker) -> None:
-        """A worker that hung prepared a code."""
+        """A hung worker prepared a code."""
         hung.answered = True
-        self._unsettle()
+        self._mark_pending()
 
     def of_device(self, name: str) -> tuple[HungWorker, DeviceBelief] | None:
-        """The worker that hung which has that device."""
+        """The hung worker that has that device, and the device; None if there is none."""
         for hung in self._belief.hung.values():
             device = hung.device(name)
             if device is not None:
@@ -116,7 +121,7 @@ class Hangs(Record):
         return None
 
     def observe_result(self, result: Result, now_ns: int) -> None:
-        """A result of no action that is in flight: perhaps one that a worker owed which hung."""
+        """Handle a result that a hung worker owed; any other result is ignored."""
         found = self.of_device(result.device)
         if found is None:
             return
@@ -136,10 +141,10 @@ class Hangs(Record):
         hung.answered = True
         if sent is not None:
             self._ended.append(sent)
-        self._unsettle()
+        self._mark_pending()
 
-    def worker_lost(self, worker: str, at_work: set[int]) -> None:
-        """A worker is gone; ``at_work`` are the actions that it was at."""
+    def worker_lost(self, worker: str, running_ids: set[int]) -> None:
+        """A hung worker is lost; ``running_ids`` are the actions that it was running."""
         hung = self._belief.hung.pop(worker, None)
         if hung is None:
             return
@@ -147,20 +152,20 @@ class Hangs(Record):
         for device in hung.devices:
             self._belief.estimator.forget_device(device.name)
         for action_id, sent in hung.sent.items():
-            if action_id in at_work and action_id not in hung.heads:
+            if action_id in running_ids and action_id not in hung.heads:
                 for waiter in sent.waiters:
                     waiter.retries += 1
             self._ended.append(sent)
-        self._unsettle()
+        self._mark_pending()
 
-    def _unsettle(self) -> None:
-        self.unsettled = self._belief.unsettled = True
+    def _mark_pending(self) -> None:
+        self.has_pending = self._belief.has_pending = True
 
-    # Decided
+    # Decide
 
-    def settle(self, now_ns: int) -> None:
-        """Draw the consequences of all that was observed."""
-        self.unsettled = False
+    def process(self, now_ns: int) -> None:
+        """Process all events that were observed."""
+        self.has_pending = False
         for sent in self._ended:
             for waiter in sent.waiters:
                 self._release_hold(waiter)
@@ -168,12 +173,12 @@ class Hangs(Record):
         for hung in list(self._belief.hung.values()):
             if hung.answered and not hung.sent and not hung.adopted and not hung.ended:
                 self._reinstate(hung, now_ns)
-        silent, self._silent = self._silent, []
-        for event in silent:
-            self._judge_silent(event, now_ns)
+        stalled, self._stalled = self._stalled, []
+        for event in stalled:
+            self._check_stalled(event, now_ns)
 
-    def fired(self, timer: Guard | HungWorker, now_ns: int) -> None:
-        """It is time to look at a device, or a worker's grace is over."""
+    def fired(self, timer: HangTimer | HungWorker, now_ns: int) -> None:
+        """A device is to be checked, or a hung worker's grace has ended."""
         if isinstance(timer, HungWorker):
             timer.ended = True
             self._belief.effects.append(WorkerHung(worker=timer.name, why=timer.why, end=True))
@@ -182,24 +187,24 @@ class Hangs(Record):
         device = timer.device
         due_ns = min(self._exec_due_ns(device), self._load_due_ns(device))
         if due_ns > now_ns:
-            timer.sure = False
-            if due_ns != NEVER_NS:  # what is sent in between may be late sooner
-                due_ns = min(due_ns, now_ns + self._floor_ns)
+            timer.confirming = False
+            if due_ns != NEVER_NS:  # an action that is sent meanwhile may be late sooner
+                due_ns = min(due_ns, now_ns + self._hang_ns)
             self._belief.timers.set(timer, due_ns)
-        elif not timer.sure:
-            timer.sure = True
-            self._belief.timers.set(timer, now_ns + self._floor_ns // SURE + 1)
+        elif not timer.confirming:
+            timer.confirming = True
+            self._belief.timers.set(timer, now_ns + self._hang_ns // CONFIRM + 1)
         elif self._exec_due_ns(device) <= now_ns:
-            self._late(device, device.exec, now_ns)
+            self._declare_late(device, device.exec, now_ns)
         elif device.load:
-            self._late(device, device.load, now_ns)
+            self._declare_late(device, device.load, now_ns)
         else:
             codes = ", ".join(sorted(device.pending_codes))
             why = f"{device.name} has not prepared {codes} in {_seconds(now_ns - device.since_ns)}"
-            self._suspect(device.worker, why, FIRST_GRACE * self._grace_ns, now_ns)
+            self._declare_hung(device.worker, why, FIRST_GRACE * self._grace_ns, now_ns)
 
-    def _late(self, device: DeviceBelief, lane: LaneBelief, now_ns: int) -> None:
-        """The running action of a lane makes its worker hung."""
+    def _declare_late(self, device: DeviceBelief, lane: LaneBelief, now_ns: int) -> None:
+        """Declare a worker hung because of the running action of a lane."""
         head = self._head(device, lane)
         if isinstance(head, AdoptedAction):
             what = f"{'a LOAD' if head.lane is Lane.LOAD else 'an INFER'} of before it joined"
@@ -209,20 +214,20 @@ class Hangs(Record):
         late = _seconds(now_ns - lane.head_end_ns)
         why = f"{device.name} has not answered {what}, which is {late} late"
         grace_ns = FIRST_GRACE * self._grace_ns if self._is_first(head) else self._grace_ns
-        self._suspect(device.worker, why, grace_ns, now_ns)
+        self._declare_hung(device.worker, why, grace_ns, now_ns)
 
-    def _judge_silent(self, event: WorkerSilent, now_ns: int) -> None:
+    def _check_stalled(self, event: WorkerSilent, now_ns: int) -> None:
         devices = [one for one in self._belief.devices.values() if one.worker == event.worker]
         busy = any(one.exec or one.load or one.pending_codes for one in devices)
-        if self._floor_ns and devices and (not busy or event.for_ns >= SILENT * self._floor_ns):
+        if self._hang_ns and devices and (not busy or event.for_ns >= NO_HEARTBEAT * self._hang_ns):
             why = f"it has returned no beat in {_seconds(event.for_ns)}"
-            self._suspect(event.worker, why, self._grace_ns, now_ns)
+            self._declare_hung(event.worker, why, self._grace_ns, now_ns)
 
-    def _suspect(self, worker: str, why: str, grace_ns: int, now_ns: int) -> None:
-        """Plan nothing on a worker any more, and what is in flight there elsewhere."""
+    def _declare_hung(self, worker: str, why: str, grace_ns: int, now_ns: int) -> None:
+        """Declare a worker hung: plan nothing on it, and plan the requests in flight there elsewhere."""
         belief = self._belief
         devices = [one for one in belief.devices.values() if one.worker == worker]
-        hung = belief.hung[worker] = HungWorker(worker, why, devices, belief.fresh())
+        hung = belief.hung[worker] = HungWorker(worker, why, devices, belief.next_id())
         belief.effects.append(WorkerHung(worker=worker, why=why))
         belief.timers.set(hung, now_ns + grace_ns)
         for device in devices:
@@ -232,16 +237,16 @@ class Hangs(Record):
             hung.adopted |= self._takeover.release_device(device)
             hung.sent.update((sent.action.action_id, sent) for sent in self._fleet.remove_device(device))
         for action_id, sent in hung.sent.items():
-            self._settler.action_hung(sent, now_ns, ran=action_id in hung.heads)
+            self._result_handler.action_hung(sent, now_ns, ran=action_id in hung.heads)
 
     def _reinstate(self, hung: HungWorker, now_ns: int) -> None:
-        """A worker owes nothing any more: it is as it was."""
+        """Recover a worker that owes nothing any more: add its devices again, with codes and weights."""
         belief = self._belief
         del belief.hung[hung.name]
         belief.timers.set(hung, NEVER_NS)
         belief.effects.append(WorkerHung(worker=hung.name))
         for before in hung.devices:
-            device = DeviceBelief(before.spec, before.worker, belief.fresh(), belief.config)
+            device = DeviceBelief(before.spec, before.worker, belief.next_id(), belief.config)
             device.codes, device.failed_codes = before.codes, before.failed_codes
             device.pending_codes, device.warm = before.pending_codes, before.warm
             self._fleet.add_device(device, now_ns)
@@ -251,51 +256,51 @@ class Hangs(Record):
         self._fleet.changed()
 
     def _restore(self, kept: Residency, device: DeviceBelief) -> None:
-        """Weights are there still; those of models that are not served any more go."""
+        """Add weights again; those of models that are not served any more are unloaded."""
         model = kept.model
         residency = Residency(model, device, kept.code, kept.extent, kept.version)
         device.hold(residency)
         model.add_residency(residency)
         self._belief.loaded(residency)
         if model.removed or model.quarantined:
-            self._settler.retire(model)
+            self._result_handler.retire(model)
         else:
             self._belief.mark_dirty(model)
             self._scheduler.loaded(residency)
 
     def _release_hold(self, waiter: Waiter) -> None:
-        """One action less keeps the tensors of a request."""
+        """An action is over that held the tensors of a request."""
         if waiter.state == SPENT:
             self._belief.release(waiter)
         else:
-            waiter.held -= 1
+            waiter.tensor_refs -= 1
 
-    # Patience
+    # Timeouts
 
     def _head(self, device: DeviceBelief, lane: LaneBelief) -> Sent | AdoptedAction:
         head = self._belief.sent.get(lane.head_id)
         return head if head is not None else self._takeover.running[device.name, lane.head_id]
 
     def _exec_due_ns(self, device: DeviceBelief) -> int:
-        """When its running INFER makes it hung; ``NEVER_NS`` if there is none."""
+        """When the timeout of its running INFER ends; ``NEVER_NS`` if there is none."""
         lane = device.exec
         if not lane:
             return NEVER_NS
-        patience_ns = self._patience_ns(self._head(device, lane))
-        if device.pending_codes:  # who prepares one may keep the interpreter to itself
-            patience_ns = max(patience_ns, FIRST * self._floor_ns)
-        return lane.head_end_ns + patience_ns
+        timeout_ns = self._timeout_ns(self._head(device, lane))
+        if device.pending_codes:  # preparing one may block the worker's interpreter
+            timeout_ns = max(timeout_ns, FIRST * self._hang_ns)
+        return lane.head_end_ns + timeout_ns
 
     def _load_due_ns(self, device: DeviceBelief) -> int:
-        """When what its load lane is at makes it hung; ``NEVER_NS`` if it has nothing to do."""
+        """When the timeout of its load lane's work ends; ``NEVER_NS`` if there is none."""
         lane = device.load
-        due_ns = lane.head_end_ns + self._patience_ns(self._head(device, lane)) if lane else 0
+        due_ns = lane.head_end_ns + self._timeout_ns(self._head(device, lane)) if lane else 0
         if device.pending_codes:
-            due_ns = max(due_ns, device.since_ns + PREPARE * self._floor_ns)
+            due_ns = max(due_ns, device.since_ns + PREPARE * self._hang_ns)
         return due_ns or NEVER_NS
 
-    def _patience_ns(self, head: Sent | AdoptedAction) -> int:
-        floor_ns = self._floor_ns
+    def _timeout_ns(self, head: Sent | AdoptedAction) -> int:
+        floor_ns = self._hang_ns
         if isinstance(head, AdoptedAction):
             expected_ns, load_bytes = head.expected_ns, head.load_bytes
         elif isinstance(head.action, Unload):
@@ -303,13 +308,13 @@ class Hangs(Record):
         else:
             expected_ns = head.action.expected_ns
             load_bytes = head.action.weights.size if isinstance(head.action, Load) else 0
-        patience_ns = max(floor_ns, SLOWER * expected_ns)
+        timeout_ns = max(floor_ns, SLOWER * expected_ns)
         if self._is_first(head):
-            patience_ns = max(patience_ns, FIRST * floor_ns)
-        return patience_ns + load_bytes * floor_ns // SLOW_LOAD_BYTES
+            timeout_ns = max(timeout_ns, FIRST * floor_ns)
+        return timeout_ns + load_bytes * floor_ns // SLOW_LOAD_BYTES
 
     def _is_first(self, head: Sent | AdoptedAction) -> bool:
-        """Whether it was never measured there; a model that may have ended a worker has been tried."""
+        """Whether it gets the timeout of a first run: never measured there, and its model is no suspect."""
         if isinstance(head, AdoptedAction):
             return True
         samples = head.samples
@@ -319,7 +324,7 @@ class Hangs(Record):
         """Assert the invariants."""
         belief = self._belief
         for name, hung in belief.hung.items():
-            assert hung.name == name and hung.at_ns != NEVER_NS, f"{name}: its grace never ends"
+            assert hung.name == name and hung.at_ns != NEVER_NS, f"{name}: the end of its grace is not set"
             assert not any(device.worker == name for device in belief.devices.values())
             for sent in hung.sent.values():
                 assert sent.action.action_id not in belief.sent
@@ -328,11 +333,13 @@ class Hangs(Record):
             for kept in hung.kept:
                 loads = kept.version in hung.sent or any(one.residency is kept for one in adopted)
                 loading = loads and kept.state == LOADING
-                assert loading or kept.state == READY, f"{name}: {kept.model.key} neither comes nor is there"
-        if self._floor_ns:
+                assert loading or kept.state == READY, (
+                    f"{name}: {kept.model.key} is neither loading nor ready"
+                )
+        if self._hang_ns:
             for device in belief.devices.values():
                 busy = device.exec or device.load or device.pending_codes
-                assert not busy or device.guard.at_ns != NEVER_NS, f"{device.name} is not guarded"
+                assert not busy or device.hang_timer.at_ns != NEVER_NS, f"{device.name} is not guarded"
 
 
 def _seconds(lasts_ns: int) -> str:
@@ -340,44 +347,43 @@ def _seconds(lasts_ns: int) -> str:
 
 
 # ------------------------------------------------------------
-# Devices whose exec lanes do not move: their models are loaded elsewhere before the reason is known.
+# Stalled devices: their models are loaded elsewhere before it is known whether the worker hangs.
 #
-# A worker hung when an action is late by its patience (``hangs``), which is long: seconds. Until then what
-# waits for its weights would miss its deadline, though another device could load them. So an exec lane
-# *stalled* when its running action is late by as long as it was expected to take, and by ``LOOK_NS`` at
-# least, in two looks. Then the demand for its models counts as served by nobody there (``candidates``), until
-# it is done. One that does not move for ``STILL_NS`` serves nobody, and where none else is, the server is not
-# ready.
+# The timeout after which a worker counts as hung is seconds. Until then requests for its weights would miss
+# their deadlines, though another device could load them. So an exec lane is *stalled* when its running action
+# is late by its expected duration, and by ``STALL_CHECK_NS`` at least, in two checks. Until that action ends,
+# the device is assumed to serve no demand (``placement.Candidates``). After ``UNRESPONSIVE_NS`` the device
+# does not count as warm, and without any other warm device the server is not ready.
 
 
-STILL_NS: Final = ms(1500)
-"""And as long as the action was expected to take: where models are slow, late is later."""
+UNRESPONSIVE_NS: Final = ms(1500)
+"""At least this late, and by the action's expected duration: for slow models the limit is longer."""
 
 
 class Stalls(Record):
-    """See the module."""
+    """Detects stalled exec lanes."""
 
     def __init__(self, belief: Belief, readiness: ReadinessTracker) -> None:
         self._belief = belief
         self._readiness = readiness
 
-    def fired(self, look: Look, now_ns: int) -> None:
-        """Look at a device that was given work."""
-        lane = look.device.exec
+    def fired(self, timer: StallTimer, now_ns: int) -> None:
+        """Check a device that has work."""
+        lane = timer.device.exec
         late = bool(lane) and lane.stalled
-        still = late and lane.overdue_ns(now_ns) >= max(STILL_NS, lane.head_lasts_ns)
-        if still != look.still:
-            look.still = still
+        unresponsive = late and lane.overdue_ns(now_ns) >= max(UNRESPONSIVE_NS, lane.head_lasts_ns)
+        if unresponsive != timer.unresponsive:
+            timer.unresponsive = unresponsive
             self._readiness.may_change = True
         if not lane:
             return
-        self._belief.timers.set(look, now_ns + LOOK_NS)
-        if lane.stalled or lane.overdue_ns(now_ns) < max(LOOK_NS, lane.head_lasts_ns):
+        self._belief.timers.set(timer, now_ns + STALL_CHECK_NS)
+        if lane.stalled or lane.overdue_ns(now_ns) < max(STALL_CHECK_NS, lane.head_lasts_ns):
             return
-        if look.late_id != lane.head_id:  # the controller itself may have slept till now
-            look.late_id = lane.head_id
+        if timer.late_id != lane.head_id:  # the controller itself may have been stopped until now
+            timer.late_id = lane.head_id
             return
         lane.stalled = True
-        for residency in look.device.pages.holders():
+        for residency in timer.device.pages.holders():
             if residency.model.waiting:
                 self._belief.mark_dirty(residency.model)

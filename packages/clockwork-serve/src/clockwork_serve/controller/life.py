@@ -1,23 +1,23 @@
-"""Life cycles as tables; whatever is not in a table cannot happen.
+"""The life cycles of requests and weights, as tables of legal steps.
 
-A *request* waits in its model's queue, is sent inside an INFER, and is answered. A result that lets it be
-planned again (a window missed, a worker lost) puts it back. It may be answered while a worker still reads its
-tensors (deadline passed, client gone): then it is *spent* until the result releases them.
+A *request* waits in its model's queue, is sent inside an INFER, and is answered. A result after which it can
+be planned again (a window missed, a worker lost) returns it to a queue. If it is answered while a worker
+still reads its tensors (deadline passed, client gone), it is *spent* until the result releases them.
 
     WAITING --send--> SENT --answer--> ANSWERED
        |  <--return--  |
        +--answer-->    +--answer early--> SPENT --release--> ANSWERED
 
-It may also wait, or run on another worker, while one that hung still has its tensors: then it is answered
-early as well.
+A request that waits, or runs on another worker, while a hung worker still has its tensors becomes spent when
+it is answered, too.
 
 *Weights* on a device are loading once the LOAD is sent, ready when its result is good, and gone when a LOAD
-failed or an UNLOAD is sent (the load lane keeps the order, so their pages may be given away at once).
+failed or an UNLOAD is sent (the load lane keeps the order, so their pages can be reused at once).
 
     LOADING --loaded--> READY --unload--> GONE
        +--failed--> GONE
 
-States and steps are small numbers: a step of a request costs 40 ns that way, 160 ns with enumerations.
+States and steps are ints: a step of a request takes 40 ns, with enumerations 160 ns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from __future__ import annotations
 from typing import Final
 
 NEVER: Final = -1
-"""Stands for a step that cannot be."""
+"""The state after an illegal step."""
 
 # States of a request
 WAITING: Final = 0
@@ -65,7 +65,7 @@ WEIGHTS_LIFE: Final = {LOADING: {LOADED: READY, FAILED: GONE}, READY: {UNLOAD: G
 
 
 def by_index(life: dict[int, dict[int, int]], steps: int) -> tuple[tuple[int, ...], ...]:
-    """A life as rows of numbers: ``rows[state][step]`` is the state after, or ``NEVER``."""
+    """A life cycle as a matrix: ``rows[state][step]`` is the state after that step, or ``NEVER``."""
     return tuple(tuple([life[state].get(step, NEVER) for step in range(steps)]) for state in range(len(life)))
 
 

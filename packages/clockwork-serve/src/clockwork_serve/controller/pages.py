@@ -1,7 +1,4 @@
-"""Pages of a device: which weights hold which, and where to make room for others.
-
-Weights lie in one contiguous extent, so that no tensor straddles pages that are not neighbours.
-"""
+"""Allocation of a device's pages: one contiguous extent for each weights, and which to evict for others."""
 
 from __future__ import annotations
 
@@ -21,17 +18,17 @@ _NONE: Final = 1 << 64
 
 
 class ExtentChoice(Generic[Holder]):
-    """Where weights may go, and whom that displaces."""
+    """An extent for weights, and the holders to evict for it."""
 
-    __slots__ = ("displaced", "extent")
+    __slots__ = ("evicted", "extent")
 
-    def __init__(self, extent: Extent, displaced: list[Holder]) -> None:
+    def __init__(self, extent: Extent, evicted: list[Holder]) -> None:
         self.extent = extent
-        self.displaced = displaced
+        self.evicted = evicted
 
 
 class PageMap(Record, Generic[Holder]):
-    """Extents by address. Held extents never overlap and lie inside ``0 .. count``."""
+    """Held extents by address. They never overlap and lie inside ``0 .. count``."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -44,13 +41,13 @@ class PageMap(Record, Generic[Holder]):
         self._held: list[tuple[Extent, Holder]] = []
         """Parallel to ``_firsts``."""
         self._widest = count
-        """No free gap is wider than that."""
+        """An upper bound of the widest free gap."""
 
     def __len__(self) -> int:
         return len(self._held)
 
     def hold(self, extent: Extent, holder: Holder) -> None:
-        """Give an extent that is free to a holder."""
+        """Assign a free extent to a holder."""
         at = bisect_left(self._firsts, extent.first)
         self._firsts.insert(at, extent.first)
         self._held.insert(at, (extent, holder))
@@ -58,7 +55,7 @@ class PageMap(Record, Generic[Holder]):
         self._sizes[extent.count] = self._sizes.get(extent.count, 0) + 1
 
     def release(self, extent: Extent) -> None:
-        """Take an extent back from its holder."""
+        """Free a held extent."""
         at = bisect_left(self._firsts, extent.first)
         assert self._held[at][0] == extent, f"{extent} is not held; found {self._held[at][0]}"
         del self._firsts[at]
@@ -78,7 +75,7 @@ class PageMap(Record, Generic[Holder]):
         return [holder for _, holder in self._held]
 
     def gap(self, count: int) -> Extent | None:
-        """The smallest free gap that takes ``count`` pages (its front), if there is one."""
+        """``count`` pages at the front of the smallest free gap that is large enough; None without one."""
         if self._widest < count or self.count - self.used < count:
             return None
         if not self._held or self._end(len(self._held) - 1) == self.used:
@@ -101,11 +98,11 @@ class PageMap(Record, Generic[Holder]):
         return None if best > self.count else Extent(best_first, count)
 
     def all_of(self, count: int) -> bool:
-        """Whether all held extents have this size: then any one of them makes room for another."""
+        """Whether all held extents have this size, so that evicting any one makes room for another."""
         return len(self._sizes) == 1 and count in self._sizes
 
     def instead(self, extent: Extent) -> Extent:
-        """Where weights of the same size go if those of a held extent go away."""
+        """The extent for weights of the same size if those of a held extent are evicted."""
         at = bisect_left(self._firsts, extent.first)
         return Extent(self._end(at - 1) if at else 0, extent.count)
 
@@ -114,11 +111,11 @@ class PageMap(Record, Generic[Holder]):
         return extent.first + extent.count
 
     def room(self, count: int, rank: Callable[[Holder], int | None]) -> ExtentChoice[Holder] | None:
-        """Make room for ``count`` pages, where there is no gap, by displacing neighbours of the lowest rank.
+        """Choose ``count`` contiguous pages, where there is no such gap, and the holders to evict for them.
 
-        ``rank`` tells how much a holder is wanted, from 0; None, that it may not be displaced. Of all
-        contiguous stretches, the one whose most wanted holder is least wanted is taken (with models of one
-        size, that is plain least-recently-used order).
+        ``rank`` is a holder's value, from 0; None if it may not be evicted. Of all contiguous ranges, the one
+        whose most valuable holder has the lowest rank is chosen (with models of one size and ranks by use,
+        that is plain least-recently-used order).
         """
         held = self._held
         ranks = [rank(holder) for _, holder in held]
@@ -142,8 +139,8 @@ class PageMap(Record, Generic[Holder]):
                     worst = wanted
         if best_victims == 0:
             return None
-        displaced = [holder for _, holder in held[best_at : best_at + best_victims]]
-        return ExtentChoice(Extent(best_start, count), displaced)
+        evicted = [holder for _, holder in held[best_at : best_at + best_victims]]
+        return ExtentChoice(Extent(best_start, count), evicted)
 
     def check(self) -> None:
         """Assert the invariants."""

@@ -1,4 +1,4 @@
-"""Which weights to load, on which device, and which weights make room for them."""
+"""Placement: which models need a LOAD most, and which weights are evicted for one."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
-# Models that may want a LOAD, by the paper's priority; it sends none.
+# Candidates for a LOAD, by the paper's priority.
 #
-# Paper section 5.3: a model's demand d_m is shared among the devices that have its weights (a(m, g) inverse
-# to the load of g, 0 where m is not, summing to d_m); its priority is what these devices, loaded as they are,
-# cannot serve of it within the horizon. One that stalled (``stalls``), or became too slow, serves nothing.
+# Paper section 5.3: a model's demand d_m is divided among the devices that have its weights (a(m, g) inverse
+# to the demand on g, 0 where m is not, summing to d_m); its LOAD priority is the part that these devices,
+# with the demand they have, cannot serve within the horizon. A device that is stalled, or too slow for the
+# model, is assumed to serve nothing of it.
 
 
 class Candidates(Record):
-    """See the module.
+    """A heap of the models that need a LOAD, by class of priority and then LOAD priority.
 
-    More urgent classes of requests come first. Of models that want a LOAD equally, the one that was served
-    first is first, or, ``by_due``, the one whose first request is due first.
+    Ties are broken by the order in which models were added or, with ``by_due``, first by the due time of the
+    model's first request.
     """
 
     def __init__(self, belief: Belief, *, by_due: bool = False) -> None:
@@ -43,26 +44,26 @@ class Candidates(Record):
         self._capacity_ns = belief.config.capacity_ns
         self._negative = belief.config.load_negative
         self._heap: list[tuple[int, int, int, ServedModel]] = []
-        """(class less priority, due time or 0, order, model); stale where the ``load_key`` is another."""
+        """(class less priority, due time or 0, order, model); stale where ``model.load_key`` differs."""
         self._full = STALE_MIN
-        """With so many entries, the heap is cleared of stale ones."""
+        """The number of entries above which stale ones are dropped."""
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def rank(self, model: ServedModel) -> bool:
-        """A model's demand or residencies changed: share it anew, correct its place; true if it has one."""
+        """Update a model whose demand or residencies changed; true if it is a candidate."""
         if model.sole is None and model.residencies:
             self._share(model)
-        return self.enter(model)
+        return self.enqueue(model)
 
-    def enter(self, model: ServedModel) -> bool:
-        """Give a model its place, if it is a candidate; true if it is."""
+    def enqueue(self, model: ServedModel) -> bool:
+        """Add a model to the heap, or update its key, if it is a candidate; true if it is."""
         if not model.waiting or model.removed:
             model.load_key = None
             return False
         priority = self.priority(model)
-        able = self._belief.able(model.code.backend)
+        able = self._belief.capable_devices(model.code.backend)
         everywhere = 0 < able <= len(model.residencies)
         if everywhere or (priority <= 0 and not self._negative):
             model.load_key = None
@@ -79,14 +80,14 @@ class Candidates(Record):
         return True
 
     def top(self) -> ServedModel | None:
-        """The model that wanted a LOAD most, when they were entered."""
+        """The first model, by the keys that were current when models were enqueued; None if there is none."""
         heap = self._heap
         while heap and heap[0][3].load_key != heap[0][0]:
             heappop(heap)
         return heap[0][3] if heap else None
 
     def pop(self) -> ServedModel | None:
-        """Take out the model that wants a LOAD most."""
+        """Remove and return the first model by current keys; None if there is none."""
         while self._heap:
             key, due_ns, _, model = heappop(self._heap)
             if model.load_key != key:
@@ -94,13 +95,13 @@ class Candidates(Record):
             model.load_key = None
             now = model.band_ns() - self.priority(model)
             if (now > key and not self._negative) or due_ns < self._due_ns(model):
-                self.enter(model)
+                self.enqueue(model)
                 continue
             return model
         return None
 
     def _due_ns(self, model: ServedModel) -> int:
-        """When its first request is due, if that matters."""
+        """The due time of its first request, if ties are broken by it; else 0."""
         due_ns = 0
         if self._by_due:
             for queue in model.queues.values():
@@ -109,34 +110,36 @@ class Candidates(Record):
         return due_ns
 
     def priority(self, model: ServedModel) -> int:
-        """Demand that devices which have the weights cannot serve within the horizon."""
+        """Demand in ns that the devices with the weights cannot serve within the horizon; may be negative."""
         capacity_ns, served_ns = self._capacity_ns, 0
         if model.sole is not None:
             if not model.sole.serves:
                 return model.demand_ns
-            load_ns = model.sole.device.load_ns
-            return model.demand_ns - model.demand_ns * capacity_ns // (load_ns if load_ns > 0 else 1)
+            device_demand_ns = model.sole.device.demand_ns
+            return model.demand_ns - model.demand_ns * capacity_ns // (
+                device_demand_ns if device_demand_ns > 0 else 1
+            )
         for residency in model.residencies.values():
             if not residency.serves:
                 continue
-            load_ns = residency.device.load_ns
-            served_ns += residency.share_ns * capacity_ns // (load_ns if load_ns > 0 else 1)
+            device_demand_ns = residency.device.demand_ns
+            served_ns += residency.share_ns * capacity_ns // (device_demand_ns if device_demand_ns > 0 else 1)
         return model.demand_ns - served_ns
 
     def _share(self, model: ServedModel) -> None:
-        """Count a model's demand for the devices that have, or are loading, its weights."""
+        """Divide a model's demand among the devices that have, or are loading, its weights."""
         residencies = list(model.residencies.values())
         demand_ns = model.demand_ns
         for residency in residencies:
-            residency.device.load_ns -= residency.share_ns
+            residency.device.demand_ns -= residency.share_ns
             residency.share_ns = 0
         if not demand_ns:
             return
-        inverses = [1 / (residency.device.load_ns + NS_PER_MS) for residency in residencies]
+        inverses = [1 / (residency.device.demand_ns + NS_PER_MS) for residency in residencies]
         total = sum(inverses)
         for residency, inverse in zip(residencies, inverses, strict=True):
             residency.share_ns = share_ns = int(demand_ns * inverse / total)
-            residency.device.load_ns += share_ns
+            residency.device.demand_ns += share_ns
 
     def check(self) -> None:
         """Assert the invariants."""
@@ -149,23 +152,24 @@ class Candidates(Record):
 
 
 # ------------------------------------------------------------
-# The work that goes first: what those take who wait for the same device and are due before.
+# Work that goes first: the lane time of waiting requests that are due earlier.
 #
-# A lane is given work for a moment only, so when it is free says little about an overload; the queues do.
+# A lane is topped up for a few milliseconds only, so when it will be free says little about overload; the
+# queues do.
 
 
-LOOKED_AT_MAX: Final = 64
-"""Of the queues that wait for a device, so many are looked at; what the others take is not counted."""
+QUEUES_MAX: Final = 64
+"""At most this many queues of a device are added up; the others are not counted."""
 
 
 def ahead_ns(plan: LanePlan, urgency: int, due_ns: int, enough_ns: int) -> int:
-    """What those who are due by then, and in no less urgent class, take of a lane at least.
+    """A lower bound of the lane time of requests due by ``due_ns`` whose class is no less urgent.
 
-    More than ``enough_ns`` is enough to know.
+    Stops adding up above ``enough_ns``.
     """
     total_ns = 0
     cost_by_code: dict[int, int] = {}
-    for key_ns, _, strategy in plan.heap[:LOOKED_AT_MAX]:
+    for key_ns, _, strategy in plan.heap[:QUEUES_MAX]:
         if strategy.key_ns != key_ns:
             continue
         queue, batches = strategy.queue, strategy.batches
@@ -173,7 +177,7 @@ def ahead_ns(plan: LanePlan, urgency: int, due_ns: int, enough_ns: int) -> int:
             continue
         count = bisect_right(queue.dues, due_ns)
         if count:
-            cost_ns = cost_by_code.get(id(batches))  # of one object for all models of a code
+            cost_ns = cost_by_code.get(id(batches))  # models of one code share this object
             if cost_ns is None:
                 cost_ns = cost_by_code[id(batches)] = usual_cost_ns(batches)
             total_ns += count * cost_ns // len(queue.strategies)
@@ -183,25 +187,26 @@ def ahead_ns(plan: LanePlan, urgency: int, due_ns: int, enough_ns: int) -> int:
 
 
 def usual_cost_ns(batches: Sequence[BatchChoice]) -> int:
-    """What a request usually takes of a lane in the largest batch, which uses it best."""
+    """The median lane time per request in the largest batch, which is the most efficient."""
     largest = batches[-1]
     return largest.samples.median_ns // largest.count
 
 
 # ------------------------------------------------------------
-# Where a model's weights may go on a device, and which weights that displaces: those missed least.
+# Pages for a model's weights on a device, and eviction.
 #
-# That is the least recently used ones (the paper's order) or those of the models least asked for
-# (``by_heat``).
+# Victims are the least recently used weights (the paper's order) or those of the least popular models
+# (``by_popularity``).
 
 
 def make_room(
-    device: DeviceBelief, model: ServedModel, wanted_ns: int, *, by_heat: bool = False
+    device: DeviceBelief, model: ServedModel, wanted_ns: int, *, by_popularity: bool = False
 ) -> ExtentChoice[Residency] | None:
-    """Room for a model on a device that lacks it, or None.
+    """An extent for a model on a device that lacks it, and the weights to evict; None if there is no room.
 
-    Weights in use stay. Those that no request waits for go first, least missed first; then those of models
-    for which less urgent requests wait, or whose demand is below ``wanted_ns``.
+    Weights in use are not evicted. Those that no request waits for are evicted first, the least valuable
+    first; then those of models whose waiting requests are less urgent, or whose demand is below
+    ``wanted_ns``.
     """
     wanted_ns -= model.band_ns()
     pages = device.pages
@@ -210,13 +215,13 @@ def make_room(
     if gap is not None:
         return ExtentChoice(gap, [])
     if pages.all_of(count):
-        victim = _least_missed(device, wanted_ns, by_heat=by_heat)
+        victim = _eviction_victim(device, wanted_ns, by_popularity=by_popularity)
         return None if victim is None else ExtentChoice(pages.instead(victim.extent), [victim])
 
     def rank(other: Residency) -> int | None:
         if other.state != READY or other.in_flight:
             return None
-        worth = other.model.heat if by_heat else other.used
+        worth = other.model.popularity if by_popularity else other.used
         if not other.model.waiting:
             return worth
         return worth + NEVER_NS if other.model.demand_ns - other.model.band_ns() < wanted_ns else None
@@ -224,8 +229,8 @@ def make_room(
     return pages.room(count, rank)
 
 
-def _least_missed(device: DeviceBelief, wanted_ns: int, *, by_heat: bool) -> Residency | None:
-    """Whom to displace where all weights are of one size."""
+def _eviction_victim(device: DeviceBelief, wanted_ns: int, *, by_popularity: bool) -> Residency | None:
+    """The weights to evict where all weights have one size."""
     idle = device.idle
     aside: list[tuple[int, int, Residency]] = []
     victim: Residency | None = None
@@ -234,7 +239,7 @@ def _least_missed(device: DeviceBelief, wanted_ns: int, *, by_heat: bool) -> Res
         if residency.state == GONE:
             heappop(idle)
             continue
-        worth = residency.model.heat if by_heat else residency.used
+        worth = residency.model.popularity if by_popularity else residency.used
         if worth != known:
             heapreplace(idle, (worth, version, residency))
             continue

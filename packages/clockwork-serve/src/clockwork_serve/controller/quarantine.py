@@ -1,4 +1,4 @@
-"""Models that take devices down: who is suspected, and who is not served for it."""
+"""Quarantine: models that crash workers are found, and not served until they are released."""
 
 from __future__ import annotations
 
@@ -19,18 +19,16 @@ from clockwork_serve.messages import (
 from clockwork_serve.units import NS_PER_S
 
 # ------------------------------------------------------------
-# Who may have taken devices down: losses, counted by name. It quarantines nobody.
+# Suspects: losses of workers, counted by name (a model's key or a code's id). When a worker dies, what its
+# lanes were executing are the *suspects*.
 #
-# A name is a model's key or a code's id. When a worker dies, what its lanes were at are the *suspects*.
-#
-# - A loss counts against its suspect; of several, against those against whom most is known already: the
-# others
-#   happened to be there.
-# - A success of a name clears what counted against it, but for what is *proven*: nothing else ran, and the
-#   worker crashed (nobody killed it), or it was the second one that the same request was alone on.
-# - What is older than ``window_ns`` counts no more.
-# - Who is suspect of ``after`` losses is *guilty*; of several, the first one. What the guilty one explains
-#   counts against nobody else.
+# - A loss counts against its suspect; if there are several, against those with the most losses so far: the
+#   others are assumed to be bystanders.
+# - A success clears the losses of a name, except those that are *proven*: nothing else ran, and either the
+#   worker crashed (it was not killed), or the same request was alone on a dying worker for the second time.
+# - Losses older than ``window_ns`` do not count.
+# - A name with ``after`` losses is *guilty*; if there are several, the first. Its losses then count against
+#   no other name.
 
 
 class Loss(Record):
@@ -44,7 +42,7 @@ class Loss(Record):
 
 
 class Suspect(Record):
-    """A name, and the ``requests`` that were run for it."""
+    """A name, and the ids of the ``requests`` that ran."""
 
     __slots__ = ("name", "requests")
 
@@ -53,8 +51,8 @@ class Suspect(Record):
         self.requests = requests
 
 
-class Guilty:
-    """A name, of how many losses it is guilty, and when the first of them was."""
+class Culprit:
+    """A guilty name, the number of its losses, and the instant of the first."""
 
     __slots__ = ("count", "first_ns", "name")
 
@@ -65,23 +63,23 @@ class Guilty:
 
 
 class Suspects(Record):
-    """See the module. ``after`` 0: nobody is ever guilty."""
+    """Counts losses by name, and finds the guilty one. With ``after`` 0, no name is ever guilty."""
 
     def __init__(self, after: int, window_ns: int) -> None:
         self._after = after
         self._window_ns = window_ns
         self.losses: dict[str, list[Loss]] = {}
-        """What counts against whom, oldest first; the same dict for ever. Nobody has none."""
+        """Losses by name, oldest first; names without any have no entry. The dict is never replaced."""
         self._alone: dict[str, dict[str, Loss]] = {}
-        """By name and request: the last loss at which that one, or its batch, was all that ran."""
+        """By name and request: the last loss at which that request, or its batch, was all that ran."""
         self._last: dict[str, tuple[str, Loss]] = {}
-        """By worker: its last loss, and who was alone on it, until it is known whether it crashed."""
+        """By worker: its last loss and the only suspect of it, until it is known whether it crashed."""
 
-    def lost(self, suspects: list[Suspect], now_ns: int, worker: str = "") -> Guilty | None:
-        """A worker died, and these were at work; who is guilty, if that shows now."""
+    def lost(self, suspects: list[Suspect], now_ns: int, worker: str = "") -> Culprit | None:
+        """Count the loss of a worker against its suspects; returns a name that is guilty now, if any."""
         if not suspects or not self._after:
             return None
-        self._forget_before(now_ns - self._window_ns)
+        self._drop_before(now_ns - self._window_ns)
         loss = Loss(now_ns)
         names = list(dict.fromkeys([one.name for one in suspects]))
         most = max([len(self.losses.get(name, ())) for name in names])
@@ -95,35 +93,35 @@ class Suspects(Record):
             losses = self.losses[name]
             if len(losses) >= self._after:
                 self._explain(name)
-                return Guilty(name, len(losses), losses[0].at_ns)
+                return Culprit(name, len(losses), losses[0].at_ns)
         return None
 
     def crashed(self, worker: str) -> bool:
-        """It was a crash that a worker was lost by; False if no such loss is known of."""
+        """Record that the last loss of a worker was a crash; False if no such loss is known."""
         name, loss = self._last.pop(worker, ("", None))
         if loss is None:
             return False
-        if name in self._alone:  # it was neither forgotten nor found guilty since
+        if name in self._alone:  # it was neither forgotten nor found guilty since then
             self._prove(name, loss)
         return True
 
     def joined(self, worker: str) -> None:
-        """A new process of that name: how the last one ended will not be reported any more."""
+        """A worker joined: how its last process ended will not be reported any more."""
         self._last.pop(worker, None)
 
     def succeeded(self, name: str) -> None:
-        """It did well: what is not proven counts no more."""
+        """Clear the losses of a name that are not proven."""
         losses = self.losses.get(name)
         if losses is not None:
             self._keep(name, [loss for loss in losses if loss.proven])
 
     def forget(self, name: str) -> None:
-        """Nothing counts against it any more."""
+        """Clear all losses of a name."""
         self.losses.pop(name, None)
         self._alone.pop(name, None)
 
     def _count_alone(self, suspect: Suspect, loss: Loss) -> None:
-        """If one of its requests was alone on a dying worker before, both losses are proven."""
+        """Prove this loss and an earlier one if one of its requests was alone on both workers."""
         alone = self._alone.setdefault(suspect.name, {})
         for request_id in suspect.requests:
             before = alone.get(request_id)
@@ -145,17 +143,17 @@ class Suspects(Record):
         for name, losses in list(self.losses.items()):
             self._keep(name, [loss for loss in losses if loss not in explained])
 
-    def _forget_before(self, then_ns: int) -> None:
+    def _drop_before(self, before_ns: int) -> None:
         for name, losses in list(self.losses.items()):
-            self._keep(name, [loss for loss in losses if loss.at_ns > then_ns])
+            self._keep(name, [loss for loss in losses if loss.at_ns > before_ns])
         for name, alone in list(self._alone.items()):
-            recent = {request_id: loss for request_id, loss in alone.items() if loss.at_ns > then_ns}
+            recent = {request_id: loss for request_id, loss in alone.items() if loss.at_ns > before_ns}
             if recent:
                 self._alone[name] = recent
             else:
                 del self._alone[name]
         for worker, (_, last) in list(self._last.items()):
-            if last.at_ns <= then_ns:
+            if last.at_ns <= before_ns:
                 del self._last[worker]
 
     def _keep(self, name: str, losses: list[Loss]) -> None:
@@ -170,18 +168,16 @@ def _when(loss: Loss) -> int:
 
 
 # ------------------------------------------------------------
-# Models that are not served because they take devices down: observed first, decided in ``decide``.
-#
-# Of a code that kills who prepares it, all models are in quarantine. It knows no request: who waits for such
-# a model is answered by others.
+# Quarantine. A code that crashes workers when they prepare it puts all its models into quarantine. Waiting
+# requests of such models are answered by ``results``.
 
 
 WINDOW_NS: Final = 600 * NS_PER_S
-"""Losses further apart have nothing to do with each other."""
+"""Losses further apart are not related."""
 
 
-class Held(Record):
-    """Why somebody is in quarantine, and since when."""
+class QuarantineEntry(Record):
+    """Why a model or code is in quarantine, and since when."""
 
     __slots__ = ("since_ns", "why")
 
@@ -191,34 +187,38 @@ class Held(Record):
 
 
 class Quarantine(Record):
-    """See the module."""
+    """Puts guilty models and codes into quarantine, and releases them."""
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
         self._suspects = Suspects(belief.config.quarantine_after, WINDOW_NS)
         self.watched = self._suspects.losses
-        """Not empty while a success matters: then, and only then, ``succeeded`` need be called."""
-        self.unsettled = False
-        """Something was observed that ``settle`` has to judge."""
-        self._held: dict[str, Held] = {}
+        """Names with losses; while it is empty, ``succeeded`` need not be called."""
+        self.has_pending = False
+        """Events were observed that the next ``decide`` has to process."""
+        self._held: dict[str, QuarantineEntry] = {}
         """All that are in quarantine, by a model's key or a code's id."""
         self._lost: list[tuple[str, list[Suspect], dict[str, str]]] = []
-        """Workers that died: the suspects, and what each was at."""
+        """Lost workers: name, suspects, and what each suspect was doing."""
         self._crashed: list[str] = []
-        """Workers that ended by a fault of their own, whose loss was not judged yet."""
+        """Workers that crashed and whose loss is not processed yet."""
         self._gone: list[str] = []
-        """Keys of models that left service in quarantine."""
+        """Keys of models that were removed while in quarantine."""
         self._changed: list[ServedModel] = []
-        """Models that may come into quarantine, or out of it."""
-        self._pardoned: list[str] = []
+        """Models that may enter or leave quarantine."""
+        self._to_release: list[str] = []
+        """Names of models that an operator releases."""
 
-    # Told
+    # Observe
 
     def worker_lost(self, event: WorkerLost) -> set[int]:
-        """A worker died, and is not forgotten yet; ids of what it was at, 0 for a code, none if unknown."""
+        """Record the suspects of a lost worker; call it before the worker is removed from belief.
+
+        Returns the ids of the actions that it was running, and 0 if it was preparing a code; empty: unknown.
+        """
         hung = self._belief.hung.get(event.worker)
         known = self._belief.sent if hung is None else hung.sent
-        # What a worker did last is not why it hung.
+        # The last action of an idle worker is not why it hung.
         running = () if hung is not None and event.idle else event.running or ()
         how = "" if hung is None else ", where it hung"
         sent = [known.get(action_id) for action_id in running]
@@ -235,15 +235,15 @@ class Quarantine(Record):
                 doing[code_id] = "preparing its code" + how
         if suspects:
             self._lost.append((event.worker, suspects, doing))
-            self._unsettle()
+            self._mark_pending()
         return {one.action.action_id for one in ran} | ({0} if event.preparing else set())
 
     def succeeded(self, model: str) -> None:
-        """A model answered."""
+        """An INFER of a model succeeded."""
         self._suspects.succeeded(model)
 
     def code_prepared(self, event: CodeReady) -> bool:
-        """Whether the code that a worker speaks of is in quarantine; if not, it may have done well there."""
+        """Record that a worker prepared a code or failed to; true if the code is in quarantine."""
         if event.ok:
             self._suspects.succeeded(event.code_id)
         return event.code_id in self._held
@@ -253,55 +253,55 @@ class Quarantine(Record):
         return code_id in self._held
 
     def joined(self, device: DeviceBelief) -> None:
-        """A device came: what kills it is not prepared there."""
+        """A device is added: codes in quarantine are not prepared there."""
         self._suspects.joined(device.worker)
         for code_id in self._belief.codes:
             if code_id in self._held:
                 self._withhold(device, code_id)
 
     def added(self, model: ServedModel) -> None:
-        """A model came into service; its code may be in quarantine."""
+        """A model was added; its code may be in quarantine."""
         self._changed.append(model)
-        self._unsettle()
+        self._mark_pending()
 
     def removed(self, model: ServedModel) -> None:
-        """A model left service: if it comes again, it starts anew."""
+        """A model was removed; its losses and its quarantine are forgotten."""
         self.forget(model.key)
         if model.quarantined:
             model.quarantined = False
             self._gone.append(model.key)
-            self._unsettle()
+            self._mark_pending()
 
     def forget(self, name: str) -> None:
-        """A model or code is gone."""
+        """Forget a model or code, its losses and its quarantine."""
         self._held.pop(name, None)
         self._suspects.forget(name)
 
     def observe(self, event: ReleaseFromQuarantine | WorkerCrashed) -> None:
-        """An operator releases a model, or a worker's loss was a crash: no process killed it."""
+        """An operator releases a model, or a worker's loss was a crash (it was not killed)."""
         if isinstance(event, ReleaseFromQuarantine):
-            self._pardoned.append(event.model)
+            self._to_release.append(event.model)
         else:
             self._crashed.append(event.worker)
-        self._unsettle()
+        self._mark_pending()
 
-    # Decided
+    # Decide
 
-    def settle(self, now_ns: int) -> list[ServedModel]:
-        """Draw the consequences; the models that come into quarantine by that."""
-        self.unsettled = False
+    def process(self, now_ns: int) -> list[ServedModel]:
+        """Process all events that were observed; returns the models that enter quarantine."""
+        self.has_pending = False
         for key in self._gone:
             self._belief.effects.append(Quarantined(model=key))
         self._gone.clear()
         for worker, suspects, doing in self._lost:
-            self._judge(worker, suspects, doing, now_ns)
+            self._find_culprit(worker, suspects, doing, now_ns)
         self._lost.clear()
         up = {device.worker for device in self._belief.devices.values()}
-        # Who is up will be lost at once: the links of two processes keep no order.
+        # A crash may be reported, over the supervisor's link, before the worker's own link ends: keep it.
         self._crashed = [one for one in self._crashed if not self._suspects.crashed(one) and one in up]
-        for name in self._pardoned:
+        for name in self._to_release:
             self._release(name)
-        self._pardoned.clear()
+        self._to_release.clear()
         changed, self._changed = self._changed, []
         return [model for model in changed if self._move(model)]
 
@@ -313,7 +313,7 @@ class Quarantine(Record):
         return f"model {model.key} is in quarantine since {ago_s} s ago: {held.why}; {_advice(model)}"
 
     def snapshot(self) -> dict[str, str]:
-        """Why, by the key of each model in quarantine."""
+        """The reasons, by key of each model in quarantine."""
         return {
             model.key: held.why
             for model in self._belief.models.values()
@@ -324,28 +324,28 @@ class Quarantine(Record):
         """Assert the invariants."""
         for model in self._belief.models.values():
             assert model.quarantined == (self._of(model) is not None), f"{model.key}: wrongly in quarantine"
-            assert not model.quarantined or not model.waiting, f"{model.key} is in quarantine, and waited for"
+            assert not model.quarantined or not model.waiting, f"{model.key}: requests wait in quarantine"
         for device in self._belief.devices.values():
             assert not self._held.keys() & (device.pending_codes | device.codes.keys())
 
-    def _unsettle(self) -> None:
-        self.unsettled = self._belief.unsettled = True
+    def _mark_pending(self) -> None:
+        self.has_pending = self._belief.has_pending = True
 
-    def _of(self, model: ServedModel) -> Held | None:
+    def _of(self, model: ServedModel) -> QuarantineEntry | None:
         return self._held.get(model.key) or self._held.get(model.code_id)
 
-    def _judge(self, worker: str, suspects: list[Suspect], doing: dict[str, str], now_ns: int) -> None:
+    def _find_culprit(self, worker: str, suspects: list[Suspect], doing: dict[str, str], now_ns: int) -> None:
         if any(name in self._held for name in doing):
-            return  # sent before it came into quarantine: it explains this loss too
+            return  # it was sent before the quarantine, and explains this loss, too
         guilty = self._suspects.lost(suspects, now_ns, worker)
         if guilty is None:
             return
         name = guilty.name
         if name not in self._belief.models and name not in self._belief.codes:
-            self.forget(name)  # what ran was sent before it left service
+            self.forget(name)  # it ran when it had been removed already
             return
         span_s = -(-(now_ns - guilty.first_ns) // NS_PER_S)
-        self._held[name] = Held(
+        self._held[name] = QuarantineEntry(
             f"it took a device down {_times(guilty.count)} within {span_s} s, the last time {doing[name]}",
             now_ns,
         )
@@ -367,14 +367,14 @@ class Quarantine(Record):
                 hung = [device for one in belief.hung.values() for device in one.devices]
                 for device in (*belief.devices.values(), *hung):
                     device.failed_codes.pop(model.code_id, None)
-                    device.expect(belief.codes[model.code_id])
+                    device.add_code(belief.codes[model.code_id])
                 self._changed += [one for one in belief.models.values() if one.code_id == model.code_id]
             self._changed.append(model)
             self.forget(model.key)
             self.forget(model.code_id)
 
     def _move(self, model: ServedModel) -> bool:
-        """Bring a model into quarantine or out of it, if that is due; true if it came in."""
+        """Make a model enter or leave quarantine, if its state requires it; true if it entered."""
         held = self._of(model)
         if model.removed or model.quarantined == (held is not None):
             return False
@@ -392,7 +392,7 @@ class Quarantine(Record):
 
 
 def _likelihood(sent: Sent) -> bool:
-    """INFERs first: what runs a client's input is the likelier to crash."""
+    """Sort key: INFERs first, for an action on a client's input is more likely to crash."""
     return not isinstance(sent.action, Infer)
 
 

@@ -1,4 +1,7 @@
-"""What follows from results: answers, or another attempt; noted in ``observe``, done in ``decide``."""
+"""Handles results and lost actions: responses, retries, unloading of removed models.
+
+Events are recorded in ``observe`` and handled in ``decide``.
+"""
 
 from __future__ import annotations
 
@@ -16,68 +19,68 @@ GOOD: Final = Status.OK
 OK: Final = Outcome.OK
 NONE: Final = Reason.NONE
 
-AGAIN = frozenset({Status.TOO_EARLY, Status.TOO_LATE, Status.SHUTTING_DOWN})
-"""The action is none the worse for having been refused: plan it again."""
+RETRY_STATUSES = frozenset({Status.TOO_EARLY, Status.TOO_LATE, Status.SHUTTING_DOWN})
+"""Refused for reasons of time: the requests are planned again, any number of times."""
 
 BELIEF_WRONG = frozenset(
     {Status.WEIGHTS_MISSING, Status.WEIGHTS_CHANGED, Status.IN_USE, Status.NO_ROOM, Status.UNKNOWN_CODE}
 )
-"""The worker holds something else than we believed: forget those weights and plan again, a few times."""
+"""The worker's memory differs from belief: drop the weights from belief and plan again, a few times."""
 
 ATTEMPTS_MAX = 3
 """How often one request is planned again because belief was wrong."""
 
 
-class Settler(Record):
-    """See the module."""
+class ResultHandler(Record):
+    """Handles the results, losses and removals that were observed."""
 
     def __init__(self, belief: Belief, scheduler: Scheduler, quarantine: Quarantine) -> None:
         self._belief = belief
         self._scheduler = scheduler
         self._quarantine = quarantine
         self._results: list[tuple[Sent, Result]] = []
-        """Results observed and not settled yet."""
+        """Results observed and not handled yet."""
         self._lost: list[tuple[Sent, bool]] = []
         """Actions that were in flight on a lost worker, and whether they may have run when it died."""
         self._retired: dict[ServedModel, None] = {}
-        """Models that are not served any more and whose weights are on a device."""
+        """Removed or quarantined models whose weights may still be on a device."""
 
     def observe_result(self, sent: Sent, result: Result) -> None:
-        """A result came."""
+        """Record a result of an action in flight."""
         self._results.append((sent, result))
-        self._belief.unsettled = True
+        self._belief.has_pending = True
 
     def action_lost(self, sent: Sent, *, ran: bool) -> None:
-        """A worker was lost with this action in flight; ``ran``: it may have run by then."""
+        """Record an action that was in flight on a lost worker; ``ran``: it may have been running."""
         self._lost.append((sent, ran))
-        self._belief.unsettled = True
+        self._belief.has_pending = True
 
     def retire(self, model: ServedModel) -> None:
-        """A model was removed: its weights go as soon as no INFER reads them."""
+        """Unload a removed model's weights as soon as no INFER reads them."""
         self._retired[model] = None
-        self._belief.unsettled = True
+        self._belief.has_pending = True
 
     def move_waiters(self, model: ServedModel, ending: list[tuple[Waiter, Outcome, Reason, str]]) -> None:
-        """A model came in place of one just removed: who waits for that waits on, if it is asked alike."""
+        """Move waiting requests of a model that was just replaced to its new version, if they fit it."""
         for one in [one for one in ending if one[2] is Reason.NOT_SERVING]:
             waiter = one[0]
-            if waiter.state == WAITING and _asked_alike(waiter, model):
+            if waiter.state == WAITING and _is_valid_for(waiter, model):
                 ending.remove(one)
                 self._scheduler.queued(self._belief.move(waiter, model))
 
-    def settle(self, now_ns: int) -> None:
-        """Draw the consequences of all that was observed."""
+    def process(self, now_ns: int) -> None:
+        """Handle all results, losses and removals that were observed."""
         quarantine = self._quarantine
         if quarantine.watched:
             for sent, result in self._results:
                 if sent.waiters and result.status is GOOD:
                     quarantine.succeeded(sent.action.model)
-        for model in quarantine.settle(now_ns) if quarantine.unsettled else ():
+        for model in quarantine.process(now_ns) if quarantine.has_pending else ():
             self._quarantined(model, now_ns)
         if self._results:
             for sent, result in self._results:
                 if result.status is not GOOD:
-                    self._settle_bad(sent, result, now_ns)
+                    self._handle_failure(sent, result, now_ns)
                 elif sent.waiters:
                     self._answer(sent, result, now_ns)
             self._results.clear()
@@ -89,11 +92,11 @@ class Settler(Record):
                     tenants.measured(sent.waiters, sent.action.expected_ns if ran else 0, now_ns)
                 tenants.loaded(sent.action.action_id, now_ns, good=False)
                 for waiter in sent.waiters:
-                    self._settle_lost(waiter, now_ns, ran=ran)
+                    self._handle_lost_request(waiter, now_ns, ran=ran)
             self._lost.clear()
         if self._retired:
             self._unload_retired(now_ns)
-            self._belief.unsettled = bool(self._retired)
+            self._belief.has_pending = bool(self._retired)
 
     def _unload_retired(self, now_ns: int) -> None:
         for model in list(self._retired):
@@ -107,7 +110,7 @@ class Settler(Record):
                 del self._retired[model]
 
     def _quarantined(self, model: ServedModel, now_ns: int) -> None:
-        """A model came into quarantine: nobody waits for it any more, and its weights go."""
+        """Fail all waiting requests of a model that enters quarantine, and have its weights unloaded."""
         message = self._quarantine.reason(model, now_ns)
         for queue in list(model.queues.values()):
             for waiter in list(queue.waiters):
@@ -116,7 +119,7 @@ class Settler(Record):
         self._retired[model] = None
 
     def _answer(self, sent: Sent, result: Result, now_ns: int) -> None:
-        """Answer the requests of an INFER that went well."""
+        """Answer the requests of an INFER that succeeded."""
         started_ns, exec_ns = result.started_ns, result.ended_ns - result.started_ns
         action, outputs = sent.action, result.outputs
         assert isinstance(action, Infer)
@@ -142,28 +145,28 @@ class Settler(Record):
                     ),
                 )  # fmt: skip
 
-    def _settle_bad(self, sent: Sent, result: Result, now_ns: int) -> None:
-        """A worker refused an action, or it failed."""
+    def _handle_failure(self, sent: Sent, result: Result, now_ns: int) -> None:
+        """Handle an action that the worker refused, or that failed."""
         status = result.status
         if not sent.waiters:
             if isinstance(sent.action, Load):
-                self._settle_failed_load(sent, result)
+                self._handle_failed_load(sent, result)
             return
         if status in BELIEF_WRONG and sent.residency is not None:
             self._forget(sent.residency)
         for waiter in sent.waiters:
             if waiter.state == SPENT:
                 self._belief.release(waiter)
-            elif self._again(waiter, len(sent.waiters), status):
-                self._return(waiter, alone=status not in AGAIN and status not in BELIEF_WRONG)
+            elif self._may_retry(waiter, len(sent.waiters), status):
+                self._return(waiter, alone=status not in RETRY_STATUSES and status not in BELIEF_WRONG)
             else:
                 self._fail(waiter, result, now_ns)
 
-    def _again(self, waiter: Waiter, companions: int, status: Status) -> bool:
+    def _may_retry(self, waiter: Waiter, companions: int, status: Status) -> bool:
         """Whether a request of a refused or failed INFER may be planned again."""
         if waiter.queue.model.removed or waiter.queue.model.quarantined:
             return False
-        if status in AGAIN:
+        if status in RETRY_STATUSES:
             return True
         if status in BELIEF_WRONG:
             waiter.retries += 1
@@ -180,7 +183,7 @@ class Settler(Record):
         message = result.message or f"the worker refused: {status.value}"
         if status is Status.MODEL_RAISED:
             reason = Reason.MODEL_RAISED
-        elif status in AGAIN or status in BELIEF_WRONG:
+        elif status in RETRY_STATUSES or status in BELIEF_WRONG:
             if waiter.queue.model.removed:
                 outcome, reason, message = Outcome.REJECTED, Reason.NOT_SERVING, "the model was unloaded"
             elif waiter.queue.model.quarantined:
@@ -195,19 +198,19 @@ class Settler(Record):
         )  # fmt: skip
 
     def _forget(self, residency: Residency) -> None:
-        """Weights are not where we believed; once no other INFER is out for them, forget them."""
+        """Drop weights that are not where they were believed, unless another INFER for them is in flight."""
         if residency.state == READY and not residency.in_flight:
             residency.step(UNLOAD)
             self._belief.drop(residency)
 
-    def _settle_failed_load(self, sent: Sent, result: Result) -> None:
+    def _handle_failed_load(self, sent: Sent, result: Result) -> None:
         residency = sent.residency
         assert residency is not None
         model = residency.model
         if self._belief.devices.get(residency.device.name) is residency.device:
             residency.step(FAILED)
             self._belief.drop(residency)
-        if result.status not in AGAIN and not model.residencies:
+        if result.status not in RETRY_STATUSES and not model.residencies:
             reason = Reason.MODEL_RAISED if result.status is Status.MODEL_RAISED else Reason.DEVICE_FAULT
             message = f"its weights could not be loaded: {result.message or result.status.value}"
             for queue in list(model.queues.values()):
@@ -216,7 +219,7 @@ class Settler(Record):
         self._belief.recheck_model(model)
 
     def action_hung(self, sent: Sent, now_ns: int, *, ran: bool) -> None:
-        """A worker hung with this action in flight, which keeps its requests' tensors until it is over."""
+        """Handle an action on a worker that hung; it holds its requests' tensors until it is over."""
         tenants = self._belief.tenants
         if sent.waiters:
             assert isinstance(sent.action, Infer)
@@ -224,11 +227,11 @@ class Settler(Record):
         tenants.loaded(sent.action.action_id, now_ns, good=False)
         for waiter in sent.waiters:
             if waiter.state != SPENT:
-                waiter.held += 1
-                self._settle_lost(waiter, now_ns, ran=ran, how="hung")
+                waiter.tensor_refs += 1
+                self._handle_lost_request(waiter, now_ns, ran=ran, how="hung")
 
-    def _settle_lost(self, waiter: Waiter, now_ns: int, *, ran: bool, how: str = "died") -> None:
-        """A request was in flight on a lost worker: plan it again, unless it ran when others died, too."""
+    def _handle_lost_request(self, waiter: Waiter, now_ns: int, *, ran: bool, how: str = "died") -> None:
+        """Plan a request again that was in flight on a lost or hung worker, or fail it after ``retries``."""
         if waiter.state == SPENT:
             self._belief.release(waiter)
             return
@@ -250,8 +253,8 @@ class Settler(Record):
         )  # fmt: skip
 
 
-def _asked_alike(waiter: Waiter, model: ServedModel) -> bool:
-    """Whether a request of a model that was replaced is one of its successor's, too."""
+def _is_valid_for(waiter: Waiter, model: ServedModel) -> bool:
+    """Whether a request of a replaced model is also valid for the model that replaces it."""
     before = waiter.queue.model
     old, new = before.code, model.code
     return (

@@ -4,9 +4,9 @@ The state is plain records: no closures, no clocks, no handles. So a second cont
 like the first, in the same process (``fork``) or in another one, now or later (``save``, ``restore``):
 to explain a decision, to plan, to try how many devices are enough, or to keep a warm standby.
 
-*Records* (``record.Record``) and their containers are copied. Everything else that a state refers to never
-changes (numbers, strings, messages, settings) and is shared by a fork. Who refers to whom, and the order of
-every heap with its stale entries, are kept: decisions depend on them.
+*Records* (``record.Record``) and their containers are copied. Everything else that a state refers to is
+immutable (numbers, strings, messages, settings) and is shared by a fork. References between records, and the
+order of every heap with its stale entries, are kept: decisions depend on them.
 
 A fork of 1,000 models has to take a few milliseconds, so the records that exist once per model, request or
 duration are copied field by field here, and all others by the names of their fields. A field that is
@@ -127,7 +127,7 @@ def fields_of(record: object) -> tuple[str, ...]:
 
 
 # ------------------------------------------------------------
-# A fork: every record once, each at first sight; what was not filled then is filled from a list of those.
+# A fork: each record is copied when it is first reached; copies without fields are filled from a list.
 
 
 def fork(root: Root) -> Root:
@@ -148,17 +148,17 @@ class Forking:
         self._twins: dict[object, Any] = {}
         """Copies of records, which compare by identity."""
         self._containers: dict[int, Any] = {}
-        """Copies of lists, dicts and tuples, by ``id``: some are known by two names."""
+        """Copies of lists, dicts and tuples, by ``id``: some are referred to more than once."""
         self._empty: list[tuple[Any, Any]] = []
         """Records and their copies which have no fields yet."""
         self._fields: dict[type, tuple[str, ...]] = {}
         self._shared: set[type] = set(ATOMS)
-        """Types of immutable values, as far as they were met."""
+        """Types of immutable values found so far."""
         self._copied: set[type] = set()
-        """Likewise, of records."""
+        """Types of records found so far."""
 
     def fill(self) -> None:
-        """Give the copies that were made without their fields all of them."""
+        """Fill the copies that have no fields yet."""
         empty, shared = self._empty, self._shared
         while empty:
             old, new = empty.pop()
@@ -206,7 +206,7 @@ class Forking:
         new = kind.__new__(kind)
         self._twins[value] = new
         self._empty.append((value, new))
-        if kind is DeviceBelief:  # whoever refers to it refers to these as well
+        if kind is DeviceBelief:  # records that refer to a device refer to these two, too
             new.exec, new.plan = self.twin(value.exec), self.twin(value.plan)
         return new
 
@@ -234,7 +234,7 @@ class Forking:
         return new
 
     def _items(self, old: list[Any]) -> list[Any]:
-        """Of a list, which holds things of one kind. Of the entries of a heap, only the last is a record."""
+        """Copies of a list's items, which are of one type. In entries of a heap only the last is a record."""
         first, get = old[0], self._twins.get
         if type(first) is not tuple:
             return old if type(first) in self._shared else [self.twin(one) for one in old]
@@ -257,7 +257,7 @@ class Forking:
         new.code = old.code
         new.code_id = old.code_id
         new.demand_ns = old.demand_ns
-        new.heat = old.heat
+        new.popularity = old.popularity
         new.key = old.key
         new.load_key = old.load_key
         new.model = old.model
@@ -344,7 +344,7 @@ class Forking:
         new.cold = old.cold
         new.demand_ns = old.demand_ns
         new.due_ns = old.due_ns
-        new.held = old.held
+        new.tensor_refs = old.tensor_refs
         new.request = old.request
         new.retries = old.retries
         new.slo_ns = old.slo_ns
@@ -384,12 +384,12 @@ class Saving:
         self.found: list[Any] = []
         """All objects, by number."""
         self._numbers: dict[int, int] = {}
-        """Number by ``id``; ``found`` keeps every object alive, so none is given twice."""
+        """Number by ``id``; ``found`` keeps every object alive, so that no id is reused."""
         self._kinds: dict[tuple[str, tuple[str, ...]], int] = {}
-        """Number by the name of a kind and of its fields."""
+        """Number by the names of a class and its fields."""
 
     def save(self, root: object) -> bytes:
-        """All that can be reached from there."""
+        """The bytes of ``root`` and of all objects that it refers to."""
         self._reference(root)
         objects: list[tuple[int, Any]] = []
         while len(objects) < len(self.found):  # which grows meanwhile
@@ -460,7 +460,7 @@ class Restoring:
         self._records = {**classes_of_records(), root.__name__: root}
         self._values = classes_of_values()
         self._names: list[tuple[str, ...]] = [tuple(names) for _, names in kinds]
-        """Of fields, by kind."""
+        """Names of fields, by number of the class."""
         self._kinds: list[Any] = [self._class(name, tuple(names)) for name, names in kinds]
         self._objects = objects
         self._made: list[Any] = [self._begun(*one) for one in objects]
@@ -482,7 +482,7 @@ class Restoring:
         return kind
 
     def root(self) -> Any:
-        """The first object, once all have what they hold."""
+        """Fill all objects; returns the first."""
         for number, (at, holds) in enumerate(self._objects):
             kind, made = self._kinds[at], self._made[number]
             if kind is list:
@@ -496,7 +496,7 @@ class Restoring:
         return self._made[0]
 
     def _begun(self, at: int, holds: Any) -> Any:
-        """An object of which others may know already; a container or record is still empty."""
+        """An object, so that others can refer to it; containers and records are still empty."""
         kind = self._kinds[at]
         if kind is tuple or kind is frozenset:
             return None

@@ -1,13 +1,12 @@
-"""What tenants may still use, and who is charged for what; it refuses nobody itself.
+"""Quotas of tenants: token buckets for device time and loaded bytes, and what each request is charged.
 
-A tenant's bucket holds what it may use at once, and fills with the time of events. What a request is
-expected to cost is *held* from its admission on, so that all who wait can be paid for; what it did cost is
-*taken* when its result comes. So within any time t a tenant uses no more than its rate times t and what the
-bucket holds, as far as estimates hold; what a result costs beyond them is repaid before more is admitted.
+The expected cost of a request is *held* (reserved) from its admission on; its measured cost is *taken* from
+the bucket at its result. So within any time t a tenant uses at most its rate times t plus the bucket's size,
+as far as estimates are right; a cost above the estimate is a debt that is repaid before more is admitted.
 
-Weights are claimed by the first request of a tenant that found them nowhere. Those who have a claim when the
-LOAD is sent share its bytes; where nobody has one, whose request is due first has them all. They are held
-until the result, and taken if it is good.
+A request that finds its model's weights on no device makes a *claim* for its tenant. When the LOAD is sent,
+its bytes are divided among the tenants with a claim; without one, the tenant whose request is due first pays
+for all of them. They are held until the result, and taken if it is good.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
 
 
 class Bucket(Record):
-    """What may be used of one thing: ``rate`` a second (0: all), and what comes in ``burst_ns`` at once."""
+    """A token bucket: filled at ``rate`` a second (0: unlimited); its size is what ``burst_ns`` fills."""
 
     __slots__ = ("burst_ns", "full_ns", "held", "rate", "used")
 
@@ -27,47 +26,47 @@ class Bucket(Record):
         self.rate = 0
         self.burst_ns = 0
         self.full_ns = 0
-        """When it will be full again if nothing more is taken; it is, once that has passed."""
+        """When it is full again if nothing more is taken; in the past if it is full."""
         self.held = 0
-        """What is kept for those admitted."""
+        """Reserved for admitted requests."""
         self.used = 0
         """All that was ever taken."""
 
     def set(self, rate: int, burst_ns: int, now_ns: int) -> None:
-        """Another rate from now on; what is owed stays owed."""
+        """Change the rate; what is missing from a full bucket stays missing."""
         owed = self.owed_ns(now_ns) * self.rate
         self.full_ns = now_ns + -(-owed // rate) if rate else 0
         self.rate = rate
         self.burst_ns = burst_ns
 
     def owed_ns(self, now_ns: int) -> int:
-        """How long it takes to be full."""
+        """How long it takes until it is full."""
         return self.full_ns - now_ns if self.full_ns > now_ns else 0
 
-    def short_ns(self, amount: int, now_ns: int) -> int:
-        """How long to wait, at least, until so much more can be held; a full bucket takes whatever comes."""
+    def wait_ns(self, amount: int, now_ns: int) -> int:
+        """The least time until ``amount`` more can be held; a full bucket admits any amount."""
         if not self.rate:
             return 0
         needed_ns = min(self._lasts_ns(amount), self.burst_ns)
-        short_ns = self.owed_ns(now_ns) + self._lasts_ns(self.held) + needed_ns - self.burst_ns
-        return max(0, short_ns)
+        wait_ns = self.owed_ns(now_ns) + self._lasts_ns(self.held) + needed_ns - self.burst_ns
+        return max(0, wait_ns)
 
     def take(self, amount: int, now_ns: int) -> None:
-        """So much was used, whether it was there or not."""
+        """Take an amount, even if it is more than there is."""
         self.used += amount
         if self.rate:
             self.full_ns = now_ns + self.owed_ns(now_ns) + self._lasts_ns(amount)
 
     def in_use(self, now_ns: int) -> int:
-        """What was taken and has not come back yet, and what is held."""
+        """What is missing from a full bucket, plus what is held."""
         return self.owed_ns(now_ns) * self.rate // NS_PER_S + self.held
 
-    def at_once(self) -> int:
-        """How much it holds when it is full."""
+    def size(self) -> int:
+        """Its size."""
         return self.burst_ns * self.rate // NS_PER_S
 
     def _lasts_ns(self, amount: int) -> int:
-        """How long it takes for so much to come back."""
+        """How long it takes to fill an amount."""
         return -(-amount * NS_PER_S // self.rate)
 
 
@@ -82,13 +81,13 @@ class Account(Record):
         self.loaded = Bucket()
 
     def set(self, quota: Quota, now_ns: int) -> None:
-        """Another quota from now on."""
+        """Change the quota."""
         self.device.set(quota.device_ns_per_s or 0, quota.burst_ns, now_ns)
         self.loaded.set(quota.loaded_bytes_per_s or 0, quota.burst_ns, now_ns)
 
 
 class Claim(Record):
-    """A tenant's requests wait for weights that were nowhere when the first of them came."""
+    """A tenant's requests that wait for weights which were on no device when the first of them arrived."""
 
     __slots__ = ("account", "count", "model", "size")
 
@@ -97,11 +96,11 @@ class Claim(Record):
         self.model = model
         self.size = model.model.weights.size
         self.count = 0
-        """How many of them are not over."""
+        """How many of these requests are not over."""
 
 
 class Charge(Record):
-    """What one request holds of its tenant's buckets."""
+    """What one request reserves of its tenant's buckets."""
 
     __slots__ = ("account", "claim", "held_ns")
 
@@ -111,13 +110,13 @@ class Charge(Record):
         self.claim = claim
 
     def hold(self, held_ns: int) -> None:
-        """Hold so much, in place of what was held."""
+        """Replace the amount of device time that is held."""
         self.account.device.held += held_ns - self.held_ns
         self.held_ns = held_ns
 
 
 class Shortage:
-    """Why a request may not come now: how long to wait, and the message."""
+    """Why a request is rejected by its quota: how long to wait, and the message."""
 
     __slots__ = ("message", "retry_after_ns")
 
@@ -127,20 +126,20 @@ class Shortage:
 
 
 class Tenants(Record):
-    """See the module."""
+    """Accounts of all tenants with quotas, and the charges of their requests."""
 
     def __init__(self) -> None:
         self.accounts: dict[str, Account] = {}
         """Of all and only tenants that have a quota, by name."""
         self.charges: dict[str, Charge] = {}
-        """Of requests that came under a quota and are not ANSWERED, by request id."""
+        """By request id: of requests that were admitted under a quota and are not ANSWERED."""
         self.claims: dict[ServedModel, list[Claim]] = {}
-        """By model: all and only those of requests that wait for a LOAD which is not sent."""
+        """By model: all and only claims of requests that wait for a LOAD which is not sent."""
         self.loads: dict[int, tuple[list[Account], int]] = {}
-        """By action: who pays for a LOAD in flight, and how much each; none for who has no quota."""
+        """By id of a LOAD in flight: the accounts that pay for it, and the bytes for each."""
 
     def set_quotas(self, event: QuotasSet, now_ns: int) -> None:
-        """Other quotas hold from now on; a tenant that stays owes what it owed."""
+        """Replace all quotas; a tenant that keeps one keeps its account."""
         before = dict(self.accounts)
         self.accounts.clear()
         for quota in event.quotas:
@@ -149,19 +148,19 @@ class Tenants(Record):
             self.accounts[quota.tenant] = account
 
     def shortage(self, account: Account, model: ServedModel, cost_ns: int, now_ns: int) -> Shortage | None:
-        """Why a request that is expected to cost so much may not come now; None if it may."""
+        """Why a request of that expected cost exceeds the quota now; None if it does not."""
         device, loaded = account.device, account.loaded
-        short_ns = device.short_ns(cost_ns, now_ns)
-        if short_ns:
-            return Shortage(short_ns, _device_message(account, cost_ns, now_ns))
+        wait_ns = device.wait_ns(cost_ns, now_ns)
+        if wait_ns:
+            return Shortage(wait_ns, _device_message(account, cost_ns, now_ns))
         if not model.residencies and self._claim(account, model) is None:
-            short_ns = loaded.short_ns(model.model.weights.size, now_ns)
-            if short_ns:
-                return Shortage(short_ns, _loaded_message(account, model, now_ns))
+            wait_ns = loaded.wait_ns(model.model.weights.size, now_ns)
+            if wait_ns:
+                return Shortage(wait_ns, _loaded_message(account, model, now_ns))
         return None
 
     def admit(self, request: Request, account: Account, model: ServedModel, cost_ns: int) -> None:
-        """Hold what a request is expected to cost; to be called before it is admitted."""
+        """Hold a request's expected cost; call it before the request is queued."""
         claim: Claim | None = None
         if not model.residencies:
             claim = self._claim(account, model)
@@ -174,7 +173,7 @@ class Tenants(Record):
         charge.hold(cost_ns)
 
     def sent(self, waiters: list[Waiter], expected_ns: int) -> None:
-        """These run as one batch: each is expected to cost its share of it."""
+        """Requests were sent as one batch: each holds its share of the batch's expected duration."""
         share_ns = -(-expected_ns // len(waiters))
         for waiter in waiters:
             charge = self.charges.get(waiter.request.request_id)
@@ -182,7 +181,7 @@ class Tenants(Record):
                 charge.hold(share_ns)
 
     def measured(self, waiters: list[Waiter], lane_ns: int, now_ns: int) -> None:
-        """The batch took so long."""
+        """A batch ended: take each request's share of its duration."""
         share_ns = -(-lane_ns // len(waiters))
         for waiter in waiters:
             charge = self.charges.get(waiter.request.request_id)
@@ -191,7 +190,7 @@ class Tenants(Record):
                 charge.account.device.take(share_ns, now_ns)
 
     def ended(self, request_id: str) -> None:
-        """A request is over: what it still holds is free."""
+        """A request is over: free what it still holds."""
         charge = self.charges.pop(request_id, None)
         if charge is None:
             return
@@ -207,13 +206,13 @@ class Tenants(Record):
                 claim.account.loaded.held -= claim.size
 
     def returned(self, waiter: Waiter, cost_ns: int) -> None:
-        """A request waits again: it is expected to cost as much as one that comes."""
+        """A request waits again: it holds the expected cost of a new one."""
         charge = self.charges.get(waiter.request.request_id)
         if charge is not None:
             charge.hold(cost_ns)
 
     def loading(self, model: ServedModel, action_id: int) -> None:
-        """A LOAD of a model is sent: who pays for it holds its bytes until its result."""
+        """A LOAD is sent: hold its bytes in the accounts that pay for it."""
         accounts = [claim.account for claim in self.claims.get(model, ())]
         if accounts:
             for claim in self.claims.pop(model):
@@ -233,7 +232,7 @@ class Tenants(Record):
         self.loads[action_id] = (accounts, share)
 
     def loaded(self, action_id: int, now_ns: int, *, good: bool) -> None:
-        """A LOAD ended, well or not, or is lost."""
+        """A LOAD ended or was lost: free its bytes, and take them if it was good."""
         found = self.loads.pop(action_id, None)
         if found is None:
             return
@@ -250,7 +249,7 @@ class Tenants(Record):
         return None
 
     def snapshot(self) -> dict[str, dict[str, int]]:
-        """All quotas and what was charged, as plain data."""
+        """All quotas and what was taken, by tenant, as plain data."""
         return {
             account.tenant: {
                 "device_ns": account.device.used, "device_ns_per_s": account.device.rate,
@@ -294,7 +293,7 @@ def _loaded_message(account: Account, model: ServedModel, now_ns: int) -> str:
 
 
 def _amounts(bucket: Bucket, amount: int, now_ns: int, unit: int) -> list[str]:
-    amounts = (bucket.rate, bucket.at_once(), bucket.in_use(now_ns), amount)
+    amounts = (bucket.rate, bucket.size(), bucket.in_use(now_ns), amount)
     return [f"{one / unit:.4g}" for one in amounts]
 
 

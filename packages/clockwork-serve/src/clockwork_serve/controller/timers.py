@@ -1,4 +1,4 @@
-"""Pending instants, and turns: what comes when, without a clock."""
+"""Timers as data (no clock is read), and retry slots."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from clockwork_serve.controller.record import Record
 from clockwork_serve.units import NS_PER_S
 
 # ------------------------------------------------------------
-# A few pending instants, each with its subject; at most one entry a subject, corrected when it surfaces.
+# Timers in a lazy heap: at most one live entry for each, corrected when it surfaces.
 
 
 NEVER_NS: Final = 1 << 62
-"""A time that never comes."""
+"""Later than any instant."""
 
 
 class Timer(Record):
-    """A subject's instant. Whatever else the subject is, a subclass says."""
+    """An instant at which something is to be done; subclasses say what."""
 
     __slots__ = ("at_ns", "entry_ns", "order")
 
@@ -25,9 +25,9 @@ class Timer(Record):
         self.at_ns = NEVER_NS
         """When it fires."""
         self.entry_ns = NEVER_NS
-        """Where it is in the heap: never later than ``at_ns``, unless it never fires."""
+        """The instant of its live entry in the heap: never later than ``at_ns``."""
         self.order = order
-        """Makes ties definite."""
+        """Breaks ties between timers of the same instant."""
 
     def __lt__(self, other: Timer) -> bool:
         return self.order < other.order
@@ -40,12 +40,12 @@ class Timers(Record):
 
     def __init__(self) -> None:
         self.heap: list[tuple[int, int, Timer]] = []
-        """(instant, order, timer); stale where the timer's ``entry_ns`` is another. None is due before the
+        """(instant, order, timer); stale where the timer's ``entry_ns`` differs. No timer fires before the
         first instant.
         """
 
     def set(self, timer: Timer, at_ns: int) -> None:
-        """Fire at ``at_ns`` (``NEVER_NS``: not at all), whatever was set before."""
+        """Set a timer to fire at ``at_ns`` (``NEVER_NS``: not at all)."""
         timer.at_ns = at_ns
         if at_ns < timer.entry_ns:
             timer.entry_ns = at_ns
@@ -70,7 +70,7 @@ class Timers(Record):
         return NEVER_NS
 
     def due(self, now_ns: int) -> Timer | None:
-        """Take out the first timer whose instant has come."""
+        """Remove and return the first timer that fires by ``now_ns``; None if there is none."""
         heap = self.heap
         while heap and heap[0][0] <= now_ns:
             entry_ns, order, timer = heappop(heap)
@@ -86,19 +86,18 @@ class Timers(Record):
 
 
 # ------------------------------------------------------------
-# Retry slots: when rejected clients are advised to retry, one after another, as fast as a device could serve
-# them.
+# Retry slots: rejected clients are advised to retry one after another, as fast as a device could serve them.
 #
-# With the same advice, all clients that were rejected in one instant would return in one instant, and most
-# would be rejected again. So each has a slot of its own. It is advice, no reservation: no lane is kept free.
+# With the same advice, all clients that were rejected at once would return at once, and most would be
+# rejected again. So each has a slot of its own. It is advice, not a reservation: no lane is kept free.
 
 
 RETRY_MAX_NS: Final = 2 * NS_PER_S
-"""No slot is later than this: many clients never retry, or sooner, and the others would wait for them."""
+"""The latest slot, from now: many clients do not retry, or retry sooner, and leave later slots unused."""
 
 
 class RetrySlots(Record):
-    """The slots that were given on a device."""
+    """Hands out the retry slots of a device."""
 
     __slots__ = ("_next_ns",)
 
@@ -106,7 +105,7 @@ class RetrySlots(Record):
         self._next_ns = 0
 
     def slot_ns(self, soonest_ns: int, cost_ns: int, now_ns: int) -> int:
-        """The next slot, not before ``soonest_ns``; who takes it uses ``cost_ns`` of the device."""
+        """The next slot, not before ``soonest_ns``, for a request that needs ``cost_ns`` of the device."""
         slot_ns = max(soonest_ns, min(self._next_ns, now_ns + RETRY_MAX_NS))
         self._next_ns = slot_ns + cost_ns
         return slot_ns

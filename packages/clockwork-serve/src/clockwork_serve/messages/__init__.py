@@ -1,8 +1,8 @@
-"""The vocabulary: frozen records, which are also the wire format. No logic lives here.
+"""Messages between processes: frozen records, which are also the wire format.
 
-``records`` describe what is served, ``actions`` what the controller orders, ``requests`` what clients want,
-``links`` what our processes tell each other beside that, ``machines`` what they do across hosts,
-``torch_index`` what lies beside a torch code.
+``records`` describe codes, weights, models and devices; ``actions`` are what the controller sends to workers;
+``requests`` are clients' requests and responses; ``links`` holds all other messages, on one machine and
+between machines.
 """
 
 from __future__ import annotations

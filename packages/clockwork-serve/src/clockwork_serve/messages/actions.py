@@ -1,4 +1,4 @@
-"""Actions, which the controller orders and a worker executes exactly or refuses; and their results."""
+"""Actions, which the controller sends and a worker executes inside their windows or refuses; and results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from clockwork_serve.messages.records import Weights
 
 
 class Lane(enum.StrEnum):
-    """What does one thing at a time on a device."""
+    """A lane of a device, which executes one action at a time."""
 
     LOAD = "load"
     EXEC = "exec"
@@ -30,7 +30,7 @@ class Status(enum.StrEnum):
     WEIGHTS_MISSING = "weights_missing"
     """The extent holds no weights of that version."""
     WEIGHTS_CHANGED = "weights_changed"
-    """The weights changed while the INFER ran; its answers were thrown away."""
+    """The weights changed while the INFER ran; its outputs were dropped."""
     NO_ROOM = "no_room"
     """The controller did not make room: extent, workspace or I/O area."""
     IN_USE = "in_use"
@@ -38,12 +38,12 @@ class Status(enum.StrEnum):
     BAD_ACTION = "bad_action"
     """The action contradicts itself or the device."""
     INPUT_GONE = "input_gone"
-    """The request's tensors are gone: their gateway died or took them back."""
+    """The request's tensors are no longer there: their gateway died or released them."""
     MODEL_RAISED = "model_raised"
     """The model itself failed on these inputs."""
     DEVICE_FAULT = "device_fault"
     DAMAGED = "damaged"
-    """The weights on disk are not what their name says; nothing of them is used."""
+    """The weights on disk do not match their hash; nothing was loaded."""
     SHUTTING_DOWN = "shutting_down"
 
 
@@ -55,7 +55,7 @@ class Window(Struct, frozen=True, array_like=True):
 
 
 class Extent(Struct, frozen=True, array_like=True):
-    """``count`` pages of a device from page ``first``, contiguous, so that no tensor straddles."""
+    """``count`` contiguous pages of a device, from page ``first``."""
 
     first: int
     count: int
@@ -66,7 +66,7 @@ class Extent(Struct, frozen=True, array_like=True):
 
 
 class Load(Struct, frozen=True, kw_only=True, tag="load"):
-    """Copy weights into an extent; they are there as ``version`` once the result is OK."""
+    """Copy weights into an extent; once the result is OK they are resident as ``version``."""
 
     action_id: int
     device: str
@@ -78,11 +78,11 @@ class Load(Struct, frozen=True, kw_only=True, tag="load"):
     window: Window
     expected_ns: int
     send_by_ns: int = 0
-    """The transport must not send it after this instant (0: whenever); it is answered TOO_LATE instead."""
+    """The transport must not send it after this instant (0: no limit); its result is TOO_LATE instead."""
 
 
 class Unload(Struct, frozen=True, kw_only=True, tag="unload"):
-    """Forget the weights in an extent."""
+    """Remove the weights in an extent."""
 
     action_id: int
     device: str
@@ -105,9 +105,9 @@ class Call(Struct, frozen=True, kw_only=True):
 
 
 class Infer(Struct, frozen=True, kw_only=True, tag="infer", omit_defaults=True):
-    """Run ``calls`` as one batch of size ``batch`` (their rows, padded where they are fewer).
+    """Run ``calls`` as one batch of size ``batch`` (their rows, padded if there are fewer).
 
-    ``signature`` is that of the requests: durations are measured apart by it.
+    ``signature`` is that of the requests: each has durations of its own.
     """
 
     action_id: int
@@ -132,8 +132,9 @@ class Result(Struct, frozen=True, kw_only=True, tag="result"):
 
     ``started_ns`` and ``ended_ns`` bound the time on the lane (equal, at the instant of refusal, if it never
     started). ``input_ns + run_ns + output_ns`` is that time by phase, for an INFER. ``outputs`` has one
-    encoded :class:`~clockwork_serve.messages.requests.Tensors` per call if OK. ``message`` says why not.
-    ``once_ns`` of the time will not be needed by the next action of the kind: a file was verified.
+    encoded :class:`~clockwork_serve.messages.requests.Tensors` per call if OK; else ``message`` says why not.
+    ``once_ns`` of the time was spent on work that the next action of the kind does not repeat, such as
+    verifying a file.
     """
 
     action_id: int
@@ -150,5 +151,5 @@ class Result(Struct, frozen=True, kw_only=True, tag="result"):
 
     @property
     def lane_ns(self) -> int:
-        """How long the lane was taken, in ns."""
+        """How long the lane was occupied, in ns."""
         return self.ended_ns - self.started_ns

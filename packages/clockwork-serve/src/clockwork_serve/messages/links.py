@@ -1,4 +1,4 @@
-"""What our own processes tell each other beside requests and actions, on one machine and between machines."""
+"""Messages between processes beside requests and actions, on one machine and between machines."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from clockwork_serve.messages.actions import Extent, Lane
 from clockwork_serve.messages.records import Code, DeviceSpec, Model, Profile, Quota, Weights
 
 # ------------------------------------------------------------
-# What our own processes tell each other beside requests and actions.
+# Messages between processes on one machine.
 
 
 class Role(enum.StrEnum):
-    """What a process is."""
+    """The role of a process."""
 
     CONTROLLER = "controller"
     GATEWAY = "gateway"
     WORKER = "worker"
     KEEPER = "keeper"
-    """The process that reads the model repository and supervises the others."""
+    """The supervisor: reads the model repository, and starts and watches the others."""
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
@@ -45,7 +45,7 @@ class Ping(Struct, frozen=True, kw_only=True, tag="ping"):
 
 
 class Resident(Struct, frozen=True, kw_only=True):
-    """Weights that a device holds, loaded for an earlier controller; not ``ready``: their LOAD runs."""
+    """Weights on a device that an earlier controller loaded; not ``ready``: their LOAD is running."""
 
     model: str
     code_id: str
@@ -56,10 +56,10 @@ class Resident(Struct, frozen=True, kw_only=True):
 
 
 class Running(Struct, frozen=True, kw_only=True):
-    """An action of an earlier controller that a lane is at; its result still comes.
+    """A running action that an earlier controller sent; its result will be sent to this one.
 
-    It moves or reads the weights of that ``version``, was expected to take ``expected_ns``, and to end in
-    ``left_ns``.
+    It moves or reads the weights of that ``version``, was expected to take ``expected_ns``, and is expected
+    to end in ``left_ns`` (a duration).
     """
 
     action_id: int
@@ -79,20 +79,20 @@ class MeasuredDurations(Struct, frozen=True, kw_only=True):
 
 
 class DeviceState(Struct, frozen=True, kw_only=True):
-    """What is left on a device of the time before its worker lost a controller."""
+    """The state of a device whose worker had a controller before."""
 
     device: str
     codes: tuple[str, ...] = ()
-    """Those prepared."""
+    """Ids of prepared codes."""
     weights: tuple[Resident, ...] = ()
     running: tuple[Running, ...] = ()
     measured: tuple[MeasuredDurations, ...] = ()
 
 
 class WorkerJoined(Struct, frozen=True, kw_only=True, tag="worker_joined"):
-    """A worker is up, with empty memory, or back with what ``states`` tell.
+    """A worker connected: with empty memory or, after a failover, with the ``states`` of its devices.
 
-    Then a :class:`RetainWeights` chooses.
+    In that case the controller replies with a :class:`RetainWeights` for each device.
     """
 
     worker: str
@@ -101,18 +101,18 @@ class WorkerJoined(Struct, frozen=True, kw_only=True, tag="worker_joined"):
 
 
 class RetainWeights(Struct, frozen=True, kw_only=True, tag="keep"):
-    """Of the weights on a device when its worker joined, these ``versions`` stay; all others are to go."""
+    """Of the weights on a device when its worker joined, keep these ``versions``; unload all others."""
 
     device: str
     versions: tuple[int, ...] = ()
 
 
 class WorkerLost(Struct, frozen=True, kw_only=True, tag="worker_lost"):
-    """A worker is gone, and all that was in flight on it.
+    """A worker died or its link ended: all actions in flight on it are lost.
 
-    ``running`` are the actions, and ``preparing`` the codes, that its lanes were at when it died (the last
-    ones, if they were at nothing, and then it was ``idle``); None where that is not known, or the link alone
-    is gone.
+    ``running`` are the actions, and ``preparing`` the codes, that its lanes were executing when it died; if
+    they were executing nothing, it was ``idle``, and they are the last ones. ``running`` is None if unknown,
+    or if only the link ended.
     """
 
     worker: str
@@ -122,35 +122,35 @@ class WorkerLost(Struct, frozen=True, kw_only=True, tag="worker_lost"):
 
 
 class WorkerCrashed(Struct, frozen=True, kw_only=True, tag="worker_crashed"):
-    """A worker that is gone, or soon will be, ended by a fault of its own: nobody killed it."""
+    """A worker that is lost, or will be at once, crashed: no other process killed it."""
 
     worker: str
 
 
 class Beat(Struct, frozen=True, kw_only=True, tag="beat"):
-    """Sent now and then, and by the other side at once in return: its loop runs.
+    """A heartbeat: sent periodically, and returned at once by the other side's event loop.
 
-    The controller sends it to workers and the keeper, and gateways send it to the controller.
+    The controller sends it to workers and the supervisor, and gateways send it to the controller.
     """
 
 
 class WorkerSilent(Struct, frozen=True, kw_only=True, tag="worker_silent"):
-    """A worker has returned no beat for so long; told again while that lasts."""
+    """A worker has returned no heartbeat for ``for_ns``; repeated while that lasts."""
 
     worker: str
     for_ns: int
 
 
 class WorkerHeard(Struct, frozen=True, kw_only=True, tag="worker_heard"):
-    """A worker that was silent returned a beat."""
+    """A worker returned a heartbeat after a WorkerSilent."""
 
     worker: str
 
 
 class WorkerHung(Struct, frozen=True, kw_only=True, tag="worker_hung"):
-    """A worker does not answer in time, and nothing is planned on it; without a ``why``, it did after all.
+    """A worker hangs, and nothing is planned on it; without a ``why``, it has recovered.
 
-    With ``end``, it is to be ended, for another one to be started.
+    With ``end``, the supervisor is to kill it and start another one.
     """
 
     worker: str
@@ -159,20 +159,20 @@ class WorkerHung(Struct, frozen=True, kw_only=True, tag="worker_hung"):
 
 
 class ProcessesEnded(Struct, frozen=True, kw_only=True, tag="processes_ended"):
-    """How often the keeper has ended each process because it did not answer, since the server's start."""
+    """How often the supervisor has killed each process because it hung, since the server's start."""
 
     unanswering: dict[str, int]
 
 
 class CodeAdded(Struct, frozen=True, kw_only=True, tag="code_added"):
-    """A code and its profiles are known; a worker prepares it on every device."""
+    """A code was added, with its profiles; workers prepare it on every device."""
 
     code: Code
     profiles: tuple[Profile, ...] = ()
 
 
 class CodeReady(Struct, frozen=True, kw_only=True, tag="code_ready"):
-    """A worker prepared a code on a device, or could not (``message`` says why)."""
+    """A worker prepared a code on a device, or failed to (``message`` says why)."""
 
     device: str
     code_id: str
@@ -181,7 +181,7 @@ class CodeReady(Struct, frozen=True, kw_only=True, tag="code_ready"):
 
 
 class ArtefactDamaged(Struct, frozen=True, kw_only=True, tag="artefact_damaged"):
-    """A worker found that an artefact (``code`` or ``weights``) is not what its name, an id, says."""
+    """A worker found that an artefact (``what``: ``code`` or ``weights``) does not match its hash."""
 
     what: str
     name: str
@@ -189,15 +189,15 @@ class ArtefactDamaged(Struct, frozen=True, kw_only=True, tag="artefact_damaged")
 
 
 class CodeRemade(Struct, frozen=True, kw_only=True, tag="code_remade"):
-    """A code that was damaged is whole again: who could not prepare it is to try again."""
+    """A damaged code was made again: workers that failed to prepare it are to try again."""
 
     code_id: str
 
 
 class DamageCounted(Struct, frozen=True, kw_only=True, tag="damage_counted"):
-    """How many files of the cache were found damaged since the server began, by what they are.
+    """How many files of the cache were found damaged since the server's start, by kind.
 
-    ``remade`` are the artefacts that were made again for it, ``lost`` those that could not be.
+    ``remade`` counts the artefacts that were made again, ``lost`` those that could not be.
     """
 
     found: dict[str, int]
@@ -206,14 +206,14 @@ class DamageCounted(Struct, frozen=True, kw_only=True, tag="damage_counted"):
 
 
 class DeviceNumbers(Struct, frozen=True, kw_only=True, tag="device_numbers"):
-    """What a device counts of itself, and its clock rates, by name: for metrics."""
+    """Counters of a device, and its clock rates, by name: for metrics."""
 
     device: str
     numbers: dict[str, int]
 
 
 class CodeRemoved(Struct, frozen=True, kw_only=True, tag="code_removed"):
-    """No model uses that code any more."""
+    """A code was removed: no model uses it any more."""
 
     code_id: str
 
@@ -231,9 +231,9 @@ class ModelRemoved(Struct, frozen=True, kw_only=True, tag="model_removed"):
 
 
 class Quarantined(Struct, frozen=True, kw_only=True, tag="quarantined"):
-    """A model takes devices down, and is not served for that; without a ``why``, it is served again.
+    """A model entered quarantine for taking devices down; without a ``why``, it is released.
 
-    ``since_ns`` is on the controller's axis. ``code_id``, if any, is not to be prepared while this lasts.
+    ``since_ns`` is on the controller's clock. ``code_id``, if any, is not to be prepared meanwhile.
     """
 
     model: str
@@ -243,39 +243,40 @@ class Quarantined(Struct, frozen=True, kw_only=True, tag="quarantined"):
 
 
 class ReleaseFromQuarantine(Struct, frozen=True, kw_only=True, tag="pardon"):
-    """All versions of the model of that name are to leave quarantine."""
+    """An operator releases all versions of the model of that name from quarantine."""
 
     model: str
 
 
 class QuotasSet(Struct, frozen=True, kw_only=True, tag="quotas_set"):
-    """The quotas of all tenants that have any, in place of those known before."""
+    """The quotas of all tenants that have one; replaces all earlier ones."""
 
     quotas: tuple[Quota, ...]
 
 
 class GatewayLost(Struct, frozen=True, kw_only=True, tag="gateway_lost"):
-    """A gateway is gone; nobody waits for its requests."""
+    """A gateway is lost; its requests are cancelled."""
 
     gateway: str
 
 
 class Drain(Struct, frozen=True, kw_only=True, tag="drain"):
-    """Take no new request; finish those that wait."""
+    """Admit no new request; finish those that were admitted."""
 
 
 class Readiness(Struct, frozen=True, kw_only=True, tag="readiness"):
-    """Whether the server can serve; ``why`` names what is missing."""
+    """Whether the server is ready; ``why`` names what is missing."""
 
     ready: bool
     why: str = ""
 
 
 class RequestCredit(Struct, frozen=True, kw_only=True, tag="intake"):
-    """``heard`` more of a gateway's requests were taken in; ``most`` may be on their way from now on.
+    """Flow control from the controller to a gateway: how many requests may be on their way to it.
 
-    0 stands for any number. Those that are too many wait at the gateway. One that has waited there for the
-    ``patience``-th part of its SLO is refused; so is the oldest one where more than ``held`` wait.
+    ``heard`` more of the gateway's requests were received; at most ``most`` may be on their way from now on
+    (0: any number). The others wait at the gateway. One that has waited there for its SLO divided by
+    ``patience`` is rejected, and so is the oldest one if more than ``held`` wait.
     """
 
     heard: int
@@ -285,7 +286,7 @@ class RequestCredit(Struct, frozen=True, kw_only=True, tag="intake"):
 
 
 class Ask(Struct, frozen=True, kw_only=True, tag="ask"):
-    """A question to the controller process (``what`` is a :class:`Question`); answered by a Reply.
+    """A query to the controller process (``what`` is a :class:`Question`); answered by a Reply.
 
     ``body`` is JSON.
     """
@@ -296,7 +297,7 @@ class Ask(Struct, frozen=True, kw_only=True, tag="ask"):
 
 
 class Question(enum.StrEnum):
-    """What may be asked."""
+    """The kinds of queries."""
 
     STATISTICS = "statistics"
     """{"model": key or null} -> Triton's model_stats records."""
@@ -305,11 +306,11 @@ class Question(enum.StrEnum):
     STATE = "state"
     """-> queues, devices, resident models: for screens."""
     INDEX = "index"
-    """{"ready": bool} -> repository index; asked of the keeper."""
+    """{"ready": bool} -> repository index; answered by the supervisor."""
     LOAD = "load"
-    """{"model": name} -> compiles if need be and serves; asked of the keeper."""
+    """{"model": name} -> compiles if need be and serves; done by the supervisor."""
     UNLOAD = "unload"
-    """{"model": name}; asked of the keeper."""
+    """{"model": name}; done by the supervisor."""
 
 
 class Reply(Struct, frozen=True, kw_only=True, tag="reply"):
@@ -322,13 +323,13 @@ class Reply(Struct, frozen=True, kw_only=True, tag="reply"):
 
 
 # ------------------------------------------------------------
-# What processes elsewhere and the bridge at the server tell each other beside what is said at home.
+# Messages between processes on other machines and the server's bridge, beside those above.
 #
-# Tensors and artefacts travel in pieces, so that nothing else waits long behind them.
+# Tensors and artefacts are sent in pieces, so that no other message waits long behind them.
 
 
 class MachineHello(Struct, frozen=True, kw_only=True, tag="machine"):
-    """A worker's first frame: what it runs.
+    """A remote worker's first frame: what it runs.
 
     ``runtime`` is what artefacts depend on beside their model, ``kinds`` those of its devices.
     """
@@ -340,14 +341,14 @@ class MachineHello(Struct, frozen=True, kw_only=True, tag="machine"):
 
 
 class FarGateway(Struct, frozen=True, kw_only=True, tag="far_gateway"):
-    """A gateway's first frame: what it runs."""
+    """A remote gateway's first frame: what it runs."""
 
     gateway: str
     version: str
 
 
 class Refused(Struct, frozen=True, kw_only=True, tag="refused"):
-    """A worker or gateway may not join; ``final``: not later either, as it is."""
+    """A worker or gateway may not join; ``final``: it need not try again without a change."""
 
     why: str
     final: bool = True
@@ -356,8 +357,8 @@ class Refused(Struct, frozen=True, kw_only=True, tag="refused"):
 class Piece(Struct, frozen=True, kw_only=True, tag="piece"):
     """Bytes of an INFER's tensors: inputs to the worker, outputs back.
 
-    ``call`` is the place of the call in the action; ``at`` counts from the start of the call's inputs, or of
-    its room for outputs.
+    ``call`` is the index of the call in the action; ``at`` is the offset from the start of the call's inputs,
+    or of its room for outputs.
     """
 
     action_id: int
@@ -369,7 +370,7 @@ class Piece(Struct, frozen=True, kw_only=True, tag="piece"):
 class RequestPiece(Struct, frozen=True, kw_only=True, tag="request_piece"):
     """Bytes of a request's tensors, in order: inputs from its gateway, outputs back.
 
-    ``at`` counts from the start of its inputs, or of its room for outputs.
+    ``at`` is the offset from the start of its inputs, or of its room for outputs.
     """
 
     request_id: str
@@ -378,24 +379,24 @@ class RequestPiece(Struct, frozen=True, kw_only=True, tag="request_piece"):
 
 
 class Undelivered(Struct, frozen=True, kw_only=True, tag="unheard"):
-    """The controller never heard of a request: there was no room (``why``), or it was cancelled before."""
+    """A remote gateway's request did not reach the controller: no room (``why``), or it was cancelled."""
 
     request_id: str
     why: str = ""
 
 
 class Fetch(Struct, frozen=True, kw_only=True, tag="fetch"):
-    """A worker lacks an artefact: ``what`` is ``code`` or ``weights``, ``name`` its id."""
+    """A worker requests an artefact: ``what`` is ``code`` or ``weights``, ``name`` its id."""
 
     what: str
     name: str
 
 
 class Part(Struct, frozen=True, kw_only=True, tag="part"):
-    """Bytes of an artefact that was asked for, in order.
+    """Bytes of a requested artefact, in order.
 
-    ``file`` is its name where there are several. ``last`` ends the whole artefact; ``error`` says why it
-    does not come.
+    ``file`` is the name of the file where there are several. ``last`` ends the whole artefact; ``error`` says
+    why it cannot be sent.
     """
 
     what: str

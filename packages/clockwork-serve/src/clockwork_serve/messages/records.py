@@ -7,8 +7,6 @@ from msgspec import Struct
 from clockwork_client.datatypes import DATATYPES
 
 # ------------------------------------------------------------
-# Records that describe what is served: codes, weights, models, profiles, devices; and for whom: quotas.
-#
 # *Code* is what is compiled once and shared by every model of one architecture; *weights* are one blob per
 # model. A *model* is what a client names: a version of a name, made of one code and one weights.
 
@@ -47,8 +45,8 @@ class Code(Struct, frozen=True, kw_only=True):
     ``code_id`` is a content hash. ``path`` is the artefact's folder on the host. ``batched`` means that
     axis 0 of every input and output is the batch; else a request is run alone, as it is.
     ``batch_sizes`` are those compiled and profiled, ascending, starting with 1.
-    ``lifted`` tells that weights live in device pages; if not, they are baked into the artefact that
-    ``Weights.path`` names and LOAD opens it (slow, and said so in the model's warnings).
+    ``lifted``: weights live in device pages; if not, they are part of the artefact that ``Weights.path``
+    names, and a LOAD opens that (slow; the model's warnings say so).
     ``backend`` is ``onnx``, ``torch``, ``python`` or ``emulated``.
     ``files`` are those of the artefact; no other file of its folder is read (a user's class: any).
     """
@@ -111,8 +109,8 @@ class Profile(Struct, frozen=True, kw_only=True):
 
     ``infer_ns[batch]`` is the whole lane time (inputs copied in, run, outputs read). LOAD is linear:
     ``load_base_ns + load_ns_per_mib * size / 2**20``. ``workspace_bytes[batch]`` and ``io_bytes[batch]`` are
-    what an INFER needs beside the weights. ``guessed`` tells that nothing could be measured: the first
-    execution replaces it.
+    what an INFER needs beside the weights. ``guessed``: nothing could be measured, and the first execution
+    replaces it.
     """
 
     code_id: str
@@ -130,12 +128,12 @@ class Profile(Struct, frozen=True, kw_only=True):
 
 
 class DeviceSpec(Struct, frozen=True, kw_only=True):
-    """What a device offers. Weights memory is ``pages`` pages of ``page_bytes``.
+    """A device and its capacity. Memory for weights is ``pages`` pages of ``page_bytes``.
 
     ``workspace_bytes`` and ``io_bytes`` are the most that one INFER may need of each.
     ``kind`` selects profiles: ``cpu``, ``torch-cpu``, ``cuda:sm_90``, ``emulated:NAME``. ``backends`` are
-    those of the codes that it can run (empty: any). ``lanes_share``: LOADs and INFERs compute on the same
-    cores, and take each other's time.
+    those of the codes that it can run (empty: any). ``lanes_share``: LOADs and INFERs compete for the same
+    cores.
     """
 
     device: str
@@ -152,7 +150,7 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
         return not self.backends or backend in self.backends
 
     def misfit(self, backend: str) -> str:
-        """Why it cannot run a code of a backend that is not among its own."""
+        """The message where it cannot run codes of a backend."""
         return f"{self.device} runs {' and '.join(self.backends)} codes; found one of backend {backend}"
 
     def pages_of(self, size: int) -> int:
@@ -161,10 +159,9 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
 
 
 class Quota(Struct, frozen=True, kw_only=True):
-    """What a tenant may use of all devices together; None: as much as there is.
+    """What a tenant may use of all devices together; None: unlimited.
 
-    ``burst_ns`` is how long it takes to fill the bucket from empty: so much of either quota may be used at
-    once.
+    ``burst_ns`` is how long it takes to fill an empty bucket: as much of either quota may be used at once.
     """
 
     tenant: str

@@ -1,4 +1,4 @@
-"""Requests of clients, as descriptors: tensors stay with the gateway, in its region."""
+"""Requests and responses as descriptors: the tensors stay in the gateway's shared memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Outcome(enum.StrEnum):
     OK = "ok"
     REJECTED = "rejected"
     EXPIRED = "expired"
-    """No answer by the deadline (an answer that finished after it is also counted late)."""
+    """No response by the deadline (one that was finished after it is also counted late)."""
     CANCELLED = "cancelled"
     FAILED = "failed"
     INVALID = "invalid"
@@ -36,7 +36,7 @@ class Reason(enum.StrEnum):
     DEVICE_FAULT = "device_fault"
     WORKER_LOST = "worker_lost"
     QUARANTINED = "quarantined"
-    """The model takes devices down, and is not served for that."""
+    """The model is in quarantine: it took devices down."""
     LATE = "late"
     """It was executed, but finished after the deadline."""
 
@@ -98,14 +98,15 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
 
     @property
     def slo_ns(self) -> int:
-        """How long its client gave it: from its arrival to its deadline."""
+        """Its SLO: from its arrival to its deadline."""
         return self.deadline_ns - self.arrival_ns
 
 
 class AdmissionQuery(Struct, frozen=True, kw_only=True, tag="announced"):
-    """The head of a request has come, and its body is on the way: is it worth reading? Answered at once.
+    """A gateway asks, when only the head of a request has arrived, whether the request would be admitted.
 
-    ``announced_id`` is not the id of the :class:`Request` that may follow. Other fields are as there.
+    Answered at once. ``announced_id`` is not the id of the :class:`Request` that may follow. Other fields are
+    as there.
     """
 
     announced_id: str
@@ -118,9 +119,9 @@ class AdmissionQuery(Struct, frozen=True, kw_only=True, tag="announced"):
 
 
 class AdmissionReply(Struct, frozen=True, kw_only=True, tag="foretold"):
-    """What would become of a request that was announced: with a ``reason``, it would be rejected.
+    """The reply to an AdmissionQuery: with a ``reason``, the request would be rejected.
 
-    Without one it may come; that is no promise. Fields as in :class:`Answer`.
+    Without one, it would be admitted now, which is no promise. Fields as in :class:`Answer`.
     """
 
     announced_id: str
@@ -131,7 +132,7 @@ class AdmissionReply(Struct, frozen=True, kw_only=True, tag="foretold"):
 
 
 class Cancel(Struct, frozen=True, kw_only=True, tag="cancel"):
-    """The client went away."""
+    """The client cancelled a request, or disconnected."""
 
     request_id: str
 
@@ -139,7 +140,7 @@ class Cancel(Struct, frozen=True, kw_only=True, tag="cancel"):
 class Answer(Struct, frozen=True, kw_only=True, tag="answer"):
     """The one answer to a request.
 
-    ``release`` tells that no worker touches its tensors any more; else a :class:`Release` follows.
+    ``release``: no worker uses its tensors any more; else a :class:`Release` follows.
     ``retry_after_ns`` is how long to wait before a like request could be served (0: no advice).
     ``queue_ns`` (arrival to start), ``exec_ns`` (lane time), ``expected_ns`` (predicted lane time), ``batch``
     and ``cold`` (weights were loaded for it) describe an execution, where there was one.
@@ -161,11 +162,11 @@ class Answer(Struct, frozen=True, kw_only=True, tag="answer"):
 
 
 class Delivered(Struct, frozen=True, kw_only=True, tag="delivered"):
-    """What became of answers, by request id: a gateway's word to who counts.
+    """Delivery report of a gateway, by request id, for the counters.
 
-    Those ``in_time`` were given to their clients' sockets as they are, or to nobody, for their clients were
-    gone. For ``late`` ones it was too late: their clients were told that they had expired. A gateway that
-    sends one at first (an empty one) sends all of them later.
+    Responses ``in_time`` were written to their clients' sockets, or dropped because the clients had
+    disconnected. For ``late`` ones the deadline had passed: their clients got EXPIRED instead. A gateway that
+    reports deliveries sends an empty report first.
     """
 
     in_time: tuple[str, ...] = ()
@@ -173,7 +174,7 @@ class Delivered(Struct, frozen=True, kw_only=True, tag="delivered"):
 
 
 class Release(Struct, frozen=True, kw_only=True, tag="release"):
-    """No worker touches the tensors of an answered request any more."""
+    """No worker uses the tensors of an answered request any more."""
 
     request_id: str
     gateway: str

@@ -154,10 +154,10 @@ class Driver(Generic[Event, Effect]):
         effects += machine.decide(now_ns)
         for effect in effects:
             self._perform(effect)
-        asked_ns, wakeup_ns = self._wakeup_ns, machine.next_wakeup_ns()
+        requested_wakeup_ns, wakeup_ns = self._wakeup_ns, machine.next_wakeup_ns()
         assert wakeup_ns is None or wakeup_ns > now_ns, f"asked to wake at {wakeup_ns}, not after {now_ns}"
         self._timer.count(len(events))
         self._timer.arm(wakeup_ns)
         self._wakeup_ns = wakeup_ns
-        if asked_ns is not None and asked_ns <= now_ns:
-            self._woke(now_ns - asked_ns)
+        if requested_wakeup_ns is not None and requested_wakeup_ns <= now_ns:
+            self._woke(now_ns - requested_wakeup_ns)

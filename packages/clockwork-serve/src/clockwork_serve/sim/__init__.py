@@ -1,4 +1,4 @@
-"""The virtual-time driver: one heap, one seed, the machines that serve. It never copies a decision."""
+"""Discrete-event simulator: drives the brains of controller and workers in virtual time, from one seed."""
 
 from clockwork_serve.sim.constants import Cluster, Constants, read_constants
 from clockwork_serve.sim.simulation import Simulation

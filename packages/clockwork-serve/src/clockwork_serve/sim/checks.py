@@ -1,4 +1,4 @@
-"""Checks of a simulation after every step, against the truth of what is in its devices."""
+"""Whole-system checks of a simulation after every step, against an independent record of its true state."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.sim.host import LEAST_NS, Asked, SimulatedWorker, World, is_cut
-from clockwork_serve.sim.restarts import taken_over
+from clockwork_serve.sim.host import LEAST_NS, OpenRequests, SimulatedWorker, World, is_cut
+from clockwork_serve.sim.restarts import adopted_infers
 from clockwork_serve.telemetry import Recorder
 from clockwork_serve.units import NS_PER_S, NS_PER_US
 from clockwork_serve.worker.events import LaneDone, Start, WorkerEffect, WorkerEvent
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 
 # ------------------------------------------------------------
-# What is really in a device's pages and on its lanes; no machine's book. It checks, and changes nothing.
+# The true state of a device: what its pages hold and its lanes execute, kept apart from any brain's records.
 
 
-class Lying:
-    """Weights in a device's pages, in truth."""
+class StoredWeights:
+    """Weights that a device's pages truly hold; ``ready`` once their LOAD has ended."""
 
     __slots__ = ("extent", "model", "ready", "version")
 
@@ -53,72 +53,72 @@ class Lying:
 
 
 class Truth:
-    """One device: what lies in its pages and what runs on its lanes."""
+    """The true state of one device: the contents of its pages, and what runs on its lanes."""
 
-    __slots__ = ("lying", "running", "slowest", "spec", "stalled_ns", "waited_ns")
+    __slots__ = ("running", "slowest", "spec", "stalled_ns", "stored", "waited_ns")
 
     def __init__(self, spec: DeviceSpec) -> None:
         self.spec = spec
-        self.lying: dict[int, Lying] = {}
+        self.stored: dict[int, StoredWeights] = {}
         """All weights that hold pages, by first page."""
         self.running: dict[Lane, Action] = {}
         self.slowest = 1.0
-        """The most that it was slowed down, ever."""
+        """The largest factor so far by which a fault slowed it."""
         self.stalled_ns = 0
-        """For how long its lanes were stopped, ever."""
+        """For how long its lanes were stopped, in total."""
         self.waited_ns = 0
-        """The most that one lane waited for the other, where they share cores."""
+        """The longest wait so far of one lane for the other, where they share cores."""
 
     def start(self, action: Action, lane: Lane) -> None:
-        """An action starts: it is alone on its lane, and the pages are as it needs them."""
+        """Record an action's start; assert that its lane is free and the pages are as it needs them."""
         assert lane not in self.running, f"{action} starts while {self.running[lane]} runs"
         assert (lane is Lane.EXEC) == isinstance(action, Infer), f"{action} starts on lane {lane}"
         self.running[lane] = action
         if isinstance(action, Load):
             self._claim(action)
             return
-        lying = self.lying.get(action.extent.first)
+        stored = self.stored.get(action.extent.first)
         assert (
-            lying is not None
-            and lying.ready
-            and lying.version == action.version
-            and lying.extent == action.extent
-            and lying.model == action.model
+            stored is not None
+            and stored.ready
+            and stored.version == action.version
+            and stored.extent == action.extent
+            and stored.model == action.model
         ), f"{action} starts, and its weights are not there"
         if isinstance(action, Unload):
             reader = self.running.get(Lane.EXEC)
             assert reader is None or reader.version != action.version, f"{action} starts while they are read"
-            lying.ready = False
+            stored.ready = False
 
     def _claim(self, action: Load) -> None:
         extent = action.extent
         assert extent.first >= 0 and extent.first + extent.count <= self.spec.pages, f"{action} leaves memory"
         assert action.weights.size <= extent.count * self.spec.page_bytes, f"{action} does not fit its pages"
-        for other in self.lying.values():
+        for other in self.stored.values():
             assert not other.extent.overlaps(extent), f"{action} starts in pages that hold {other.model}"
-        self.lying[extent.first] = Lying(action)
+        self.stored[extent.first] = StoredWeights(action)
 
     def end(self, lane: Lane, action_id: int) -> None:
-        """What runs on a lane ends."""
+        """Record the end of the action on a lane."""
         action = self.running.pop(lane, None)
         assert action is not None and action.action_id == action_id, f"{action_id} ends, and {action} ran"
         if isinstance(action, Load):
-            self.lying[action.extent.first].ready = True
+            self.stored[action.extent.first].ready = True
         elif isinstance(action, Unload):
-            del self.lying[action.extent.first]
+            del self.stored[action.extent.first]
 
     def versions(self) -> set[int]:
-        """Of all weights that hold pages."""
-        return {one.version for one in self.lying.values()}
+        """Versions of all weights that hold pages."""
+        return {one.version for one in self.stored.values()}
 
     def has(self, extent: Extent, version: int) -> bool:
-        """Whether that version is ready there."""
-        lying = self.lying.get(extent.first)
-        return lying is not None and lying.ready and lying.version == version and lying.extent == extent
+        """Whether that version of weights is ready in that extent."""
+        stored = self.stored.get(extent.first)
+        return stored is not None and stored.ready and stored.version == version and stored.extent == extent
 
 
 # ------------------------------------------------------------
-# A simulated worker whose every step is held against the truth of its devices.
+# A simulated worker whose every step is checked against the true state of its devices.
 
 
 STRIDE: Final = 64
@@ -127,7 +127,7 @@ fifty steps."""
 
 
 class CheckedHost(SimulatedWorker):
-    """See the module."""
+    """A simulated worker that checks its brain, after every step, against the true state of its devices."""
 
     __slots__ = ("_checks", "_steps", "truth")
 
@@ -138,14 +138,14 @@ class CheckedHost(SimulatedWorker):
         self.truth = {spec.device: Truth(spec) for spec in specs}
 
     def observe(self, event: WorkerEvent, now_ns: int) -> None:
-        """A lane that is done leaves its truth first."""
-        assert not self.gone, f"{self.name} is gone, and hears of {event}"
+        """The true state changes first, then the brain observes it."""
+        assert not self.gone, f"{self.name} has died, and observes {event}"
         if isinstance(event, LaneDone):
             self.truth[event.device].end(event.lane, event.action_id)
         super().observe(event, now_ns)
 
     def decide(self, now_ns: int) -> None:
-        """Every now and then, check all of it."""
+        """Check the wake-up after each decision, and everything every ``STRIDE`` of them."""
         assert self.stopped is None, f"{self.name} is stopped, and decides"
         super().decide(now_ns)
         axis_ns = self.axis_ns(now_ns)
@@ -165,28 +165,28 @@ class CheckedHost(SimulatedWorker):
         self._checks.started(self, action)
         super()._start(effect, now_ns)
 
-    def _tell(self, message: WorkerEffect, now_ns: int) -> None:
+    def _send_to_controller(self, message: WorkerEffect, now_ns: int) -> None:
         if isinstance(message, Result):
             running = self.truth[message.device].running.values()
             assert message.status is not Status.OK or all(
                 action.action_id != message.action_id for action in running
             ), f"{message}, and it runs"
-        super()._tell(message, now_ns)
+        super()._send_to_controller(message, now_ns)
 
     def wait_ns(self, device: str, now_ns: int) -> int:
-        """Known to the truth."""
+        """Record the longest wait, by which an action may exceed its usual duration."""
         wait_ns = super().wait_ns(device, now_ns)
         truth = self.truth[device]
         truth.waited_ns = max(truth.waited_ns, wait_ns)
         return wait_ns
 
-    def stalled(self, by_ns: int) -> None:
-        """What ran took so much longer."""
+    def stalled(self, extra_ns: int) -> None:
+        """Record by how much running actions may exceed their usual duration."""
         for truth in self.truth.values():
-            truth.stalled_ns += by_ns
+            truth.stalled_ns += extra_ns
 
     def check(self, axis_ns: int) -> None:
-        """The machine against itself and against the truth; it has nothing left to do."""
+        """Check the brain's invariants, that it has no decision left, and its pages against the true ones."""
         machine = self.machine
         machine.check()
         assert not machine.decide(axis_ns), f"{self.name} decides twice at {axis_ns}"
@@ -195,83 +195,83 @@ class CheckedHost(SimulatedWorker):
                 one.extent.first: (one.extent, one.version, one.model, one.state == "ready")
                 for one in machine._devices[name].pages.all()  # noqa: SLF001 - a book to be checked
             }
-            lying = {at: (one.extent, one.version, one.model, one.ready) for at, one in truth.lying.items()}
-            assert held == lying, f"{name}: its pages hold {lying}, and its worker believes {held}"
+            stored = {at: (one.extent, one.version, one.model, one.ready) for at, one in truth.stored.items()}
+            assert held == stored, f"{name}: its pages hold {stored}, and its worker believes {held}"
 
 
 # ------------------------------------------------------------
-# Whole-system checks of a simulation, after every step. They watch, and never change what happens.
+# Whole-system checks of a simulation, after every step. They observe, and change nothing.
 #
-# The world's truth is kept apart from all books of the machines: what runs on each lane, what lies in each
-# page, which actions are out, which requests are open. After every step of the controller and of a worker,
-# what they did is held against it:
+# The true state is kept apart from the brains' records: what runs on each lane, what each page holds, which
+# actions are in flight, which requests are open. After every step of the controller and of a worker, what
+# they did is checked against it:
 #
-# - one answer per request that was asked, as the story allows: none good after its deadline, none expired
-#   before it, cancelled only where somebody went away, ...; tensors are released once, and only when no
-#   worker
-#   reads them;
-# - an action starts inside its window by the worker's clock, alone on its lane, once, for a controller that
-#   still wants it;
-# - a LOAD starts in pages that are free, an INFER with its own weights ready, an UNLOAD of weights that
-# nobody
-#   reads;
-# - weights that the controller believes ready are there, unless the link to that worker is cut, and none stay
-#   that it knows nothing of;
-# - a request costs no more workers than it may; it runs twice at once only if one of the two workers hung;
-# - nothing is sent to a worker that hung, and none comes back that owes a result;
-# - a model is in quarantine only if so many workers died while it ran, and nothing of it is sent then;
-# - an estimate lies within what durations can be;
+# - one response per request, with a legal outcome: no good one after the deadline, EXPIRED not before it,
+#   CANCELLED only if the client or its gateway is gone, ...; tensors are released once, and only when no
+#   worker reads them;
+# - an action starts inside its window by the worker's clock, alone on its lane, once, and only while the
+#   controller waits for its result;
+# - a LOAD starts in free pages, an INFER with its own weights ready, an UNLOAD when no INFER reads the
+#   weights;
+# - weights that the controller believes ready are there, unless the link to that worker is cut, and a device
+#   does not keep weights that the controller does not know of;
+# - a request takes down no more workers than it may; it runs twice at once only if one of the two workers is
+#   hung;
+# - nothing is sent to a hung worker, and a worker is not hung any more only once it owes no result;
+# - a model is in quarantine only after the configured number of workers died while it ran, and no action of
+#   it is sent then;
+# - an estimate lies within the range of possible durations;
 # - wake-ups are later than now.
 #
-# Every ``STRIDE`` steps also: the machines' own ``check()``, all pages against the truth, a second decision
+# Every ``STRIDE`` steps also: the brains' own ``check()``, all pages against the true ones, a second decision
 # that must be empty, and the counters of the telemetry against the tally.
 
 
 FORGET_NS: Final = 2 * NS_PER_S
-"""Weights loaded for a link that is gone are unloaded in this time: an INFER may read them until then."""
+"""Within this time, weights loaded over a lost link are unloaded: an INFER may read them until then."""
 
 
 class Checks:
-    """See the module; the last of a simulation's watchers."""
+    """The whole-system checks; must be the last of a simulation's watchers."""
 
     def __init__(self, simulation: Simulation) -> None:
         self._simulation = simulation
         self._recorder = Recorder()
         self._steps = 0
-        self.asked = Asked(simulation.controller.config)
+        self.open_requests = OpenRequests(simulation.controller.config)
         self._held: set[str] = set()
-        """Requests that were answered while a worker had their tensors, until they are released."""
+        """Requests that ended while a worker had their tensors, until these are released."""
         self._reading: dict[str, set[int]] = {}
-        """The actions that read a request's tensors, as far as the controller was told: one, and
-        those of workers that hung."""
+        """The actions that read a request's tensors, as far as the controller knows: one, and those of hung
+        workers."""
         self._hung: dict[str, set[int]] = {}
-        """Workers that the controller said hung, and INFERs that their lanes were believed to be at then."""
+        """Workers that the controller declared hung, and the INFERs it believed to be running there then."""
         self._out: dict[int, Action] = {}
-        """All and only actions sent whose result or loss the controller has not heard of, by id."""
-        self._old: set[int] = set()
-        """Ids of actions that no controller waits for as it sent them: of a dead one, or given up as lost."""
-        self._one_life = True
+        """All and only actions in flight: the controller has observed neither result nor loss. By id."""
+        self._orphaned: set[int] = set()
+        """Ids of actions that no controller waits for: sent by a dead one, or given up as lost."""
+        self._no_failover = True
         """The controller never died."""
         self._unknown: dict[tuple[str, int], int] = {}
-        """Since when weights, by device and version, were seen that the controller knows nothing of."""
+        """By device and version of weights that the controller does not know of: since when."""
         self._losses: Counter[str] = Counter()
         """How often each open request may have run on a worker that was lost."""
         self._deaths: Counter[str] = Counter()
-        """How many workers died while each model was at work there, or its code was prepared."""
+        """How many workers died while each model ran there, or its code was prepared."""
         self._bounds: dict[tuple[str, int], tuple[int, int]] = {}
         noise = simulation.constants.noise
         self._infer_noise = _span(noise.infer_us)
         self._load_noise = _span(noise.load_us)
 
     def host(self, name: str, specs: tuple[DeviceSpec, ...]) -> SimulatedWorker:
-        """A worker that is checked."""
+        """A new worker that is checked after every step."""
         return CheckedHost(name, specs, self._simulation.world, self)
 
     def started(self, host: SimulatedWorker, action: Action) -> None:
-        """A worker starts what the controller waits for, unless that believes the worker lost."""
+        """Assert that the controller waits for an action that starts, unless it believes the worker lost."""
         if action.action_id < 0 or is_cut(host) or self._simulation.hosts.get(host.name) is not host:
             return
-        assert action.action_id in self._out, f"{action} starts, and nobody waits for it"
+        assert action.action_id in self._out, f"{action} starts, and no controller waits for it"
 
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
@@ -281,7 +281,7 @@ class Checks:
             if isinstance(event, Result):
                 self._result(event)
                 continue
-            self.asked.observe(event)
+            self.open_requests.observe(event)
             if isinstance(event, WorkerLost):
                 self._lost(event)
             elif isinstance(event, WorkerJoined):
@@ -291,7 +291,7 @@ class Checks:
             if isinstance(effect, Answer):
                 self._answer(effect, now_ns)
             elif isinstance(effect, Release):
-                assert effect.request_id in self._held, f"{effect} of what nobody holds"
+                assert effect.request_id in self._held, f"{effect} of tensors that are not held"
                 self._held.remove(effect.request_id)
                 assert effect.request_id not in self._reading, f"{effect} while a worker reads it"
             elif isinstance(effect, Infer | Load | Unload):
@@ -299,7 +299,7 @@ class Checks:
             elif isinstance(effect, Quarantined):
                 self._quarantined(effect)
             elif isinstance(effect, WorkerHung):
-                self._told_hung(effect)
+                self._check_hung(effect)
         wake_ns = self._simulation.controller.next_wakeup_ns()
         assert wake_ns is None or wake_ns > now_ns, f"the controller asks at {now_ns} to wake at {wake_ns}"
         self._recorder.on_step(now_ns, events, effects)
@@ -307,27 +307,27 @@ class Checks:
         if self._steps % STRIDE == 0:
             self.check(now_ns)
 
-    # Controllers come and go
+    # Failover
 
     def controller_died(self) -> None:
-        """What it knew is gone; what it sent may still run."""
-        self._old.update(self._out)
+        """Reset what the controller knew; actions that it sent may still run."""
+        self._orphaned.update(self._out)
         self._out.clear()
         self._reading.clear()
         self._hung.clear()
         self._held.clear()
         self._losses.clear()
         self._recorder = Recorder()
-        self._one_life = False
-        self.asked.controller_died()
+        self._no_failover = False
+        self.open_requests.controller_died()
 
     # One step
 
     def _result(self, result: Result) -> None:
         action = self._out.pop(result.action_id, None)
         if action is None:
-            assert result.action_id in self._old, f"{result} of no action that is out"
-            self._old.remove(result.action_id)
+            assert result.action_id in self._orphaned, f"{result} of no action that is out"
+            self._orphaned.remove(result.action_id)
             return
         if isinstance(action, Infer):
             self._read(action)
@@ -338,28 +338,28 @@ class Checks:
                 assert there, f"{result}, and the weights are not there"
 
     def _read(self, action: Infer) -> None:
-        """Nobody reads for it any more."""
+        """An INFER does not read its requests' tensors any more."""
         for call in action.calls:
             readers = self._reading[call.request_id]
             readers.remove(action.action_id)
             if not readers:
                 del self._reading[call.request_id]
 
-    def _told_hung(self, effect: WorkerHung) -> None:
-        """It hangs, is to be ended, or is back."""
+    def _check_hung(self, effect: WorkerHung) -> None:
+        """A worker is declared hung, is to be ended, or has recovered."""
         if effect.end or not effect.why:
-            assert effect.worker in self._hung, f"{effect}, and it did not hang"
+            assert effect.worker in self._hung, f"{effect}, and it was not hung"
         else:
             assert effect.worker not in self._hung, f"{effect} again"
         if effect.why:
-            self._hung.setdefault(effect.worker, self._heads(effect.worker))
-            self.asked.hung = True
+            self._hung.setdefault(effect.worker, self._running_infers(effect.worker))
+            self.open_requests.hung = True
         else:
             del self._hung[effect.worker]
             owed = [one for one in self._out.values() if self._worker_of(one) == effect.worker]
             assert not owed, f"{effect}, and it owes {owed}"
 
-    def _heads(self, worker: str) -> set[int]:
+    def _running_infers(self, worker: str) -> set[int]:
         first: dict[str, int] = {}
         for action_id, action in sorted(self._out.items()):
             if isinstance(action, Infer) and self._worker_of(action) == worker:
@@ -371,7 +371,7 @@ class Checks:
         return "" if host is None else host.name
 
     def _lost(self, lost: WorkerLost) -> None:
-        """What was out on its devices is lost; the devices it had are those that no host has now."""
+        """All actions in flight on its devices are lost; these are the devices that no host has now."""
         by_device = self._simulation.by_device
         heads = self._hung.pop(lost.worker, None)
         out = [
@@ -381,22 +381,24 @@ class Checks:
         ]
         ran = [one for one in out if lost.running is not None and one.action_id in lost.running]
         self._deaths.update({one.model for one in ran} | set(lost.preparing))
-        known = ran or lost.preparing or not self._old.isdisjoint(lost.running or ()) or heads is not None
+        known = (
+            ran or lost.preparing or not self._orphaned.isdisjoint(lost.running or ()) or heads is not None
+        )
         for action in out:
             self._lose(action, ran=action in ran or not known or action.action_id in (heads or ()))
 
     def _quarantined(self, effect: Quarantined) -> None:
         if not effect.why:
-            self.asked.quarantined.remove(effect.model)
+            self.open_requests.quarantined.remove(effect.model)
             return
-        self.asked.quarantined.add(effect.model)
+        self.open_requests.quarantined.add(effect.model)
         after = self._simulation.controller.config.quarantine_after
         deaths = max(self._deaths[effect.model], self._deaths[effect.code_id])
         assert 0 < after <= deaths, f"{effect} after {deaths} deaths"
 
     def _lose(self, action: Action, *, ran: bool) -> None:
         del self._out[action.action_id]
-        self._old.add(action.action_id)
+        self._orphaned.add(action.action_id)
         if isinstance(action, Infer):
             most = self._simulation.controller.config.retries + 1
             self._read(action)
@@ -405,7 +407,7 @@ class Checks:
                 assert self._losses[call.request_id] <= most, f"{call} cost {most + 1} workers"
 
     def _answer(self, answer: Answer, now_ns: int) -> None:
-        self.asked.answer(answer, now_ns)
+        self.open_requests.answer(answer, now_ns)
         if not answer.release:
             self._held.add(answer.request_id)
         else:
@@ -418,11 +420,11 @@ class Checks:
         self._out[action.action_id] = action
         if isinstance(action, Unload):
             return
-        assert action.model in self.asked.served, f"{action} of a model that is not served"
-        assert action.model not in self.asked.quarantined, f"{action} of a model in quarantine"
+        assert action.model in self.open_requests.served, f"{action} of a model that is not served"
+        assert action.model not in self.open_requests.quarantined, f"{action} of a model in quarantine"
         if isinstance(action, Infer):
             for call in action.calls:
-                asked = call.request_id in self.asked.open
+                asked = call.request_id in self.open_requests.open
                 readers = self._reading.setdefault(call.request_id, set())
                 elsewhere = all(self._worker_of(self._out[one]) in self._hung for one in readers)
                 assert asked and elsewhere, f"{action}: {call} is not waiting"
@@ -431,7 +433,7 @@ class Checks:
         self._estimate(action)
 
     def _estimate(self, action: Load | Infer) -> None:
-        """An estimate is a quantile of durations and the profile, so it lies within what they can be."""
+        """Assert that an estimate, a quantile of durations and the profile, is in their possible range."""
         key = (action.code_id, action.batch if isinstance(action, Infer) else 0)
         if key not in self._bounds:
             self._bounds[key] = self._range(action)
@@ -445,7 +447,7 @@ class Checks:
         )
 
     def _range(self, action: Load | Infer) -> tuple[int, int]:
-        """The least and the most that this takes on a device that is not slow."""
+        """The shortest and longest possible duration on a device that no fault slows."""
         simulation, code_id = self._simulation, action.code_id
         profiles = [simulation.world.truth[code_id]]
         profiles += [code.profiles[0] for code in simulation.codes if code.code.code_id == code_id]
@@ -457,10 +459,10 @@ class Checks:
             low_ns, high_ns = self._load_noise
         return min(usual) + low_ns, max(usual) + high_ns
 
-    # Now and then
+    # Every STRIDE steps
 
     def check(self, now_ns: int) -> None:
-        """Everything of the controller, if there is one, and its belief against the truth."""
+        """Check the controller, if one runs: its invariants, and its belief against the true state."""
         simulation = self._simulation
         if simulation.down is not None:
             return
@@ -472,11 +474,11 @@ class Checks:
         owed = {action_id for one in belief.hung.values() for action_id in one.sent}
         assert belief.sent.keys() | owed == self._out.keys(), "the controller waits for others than are out"
         assert belief.hung.keys() == self._hung.keys(), f"{self._hung} hung"
-        assert self.asked.open.keys() == simulation.open.keys()
+        assert self.open_requests.open.keys() == simulation.open.keys()
         away = {device.name for one in belief.hung.values() for device in one.devices}
         assert belief.devices.keys() | away == simulation.by_device.keys()
         readers = Counter((one.device, one.version) for one in self._out.values() if isinstance(one, Infer))
-        readers += taken_over(controller, self._old)
+        readers += adopted_infers(controller, self._orphaned)
         for name, device in belief.devices.items():
             host = simulation.by_device[name]
             assert isinstance(host, CheckedHost)
@@ -487,13 +489,13 @@ class Checks:
                 assert there or one.state != READY, f"{name}: {one.model.model.key} is believed ready"
                 out = readers[name, one.version]
                 assert one.in_flight == out, f"{name}: {one.in_flight} INFERs believed out, not {out}"
-            served, holders = self.asked.served, device.pages.holders()
+            served, holders = self.open_requests.served, device.pages.holders()
             known = {one.version for one in holders if one.in_flight or one.model.model.key in served}
             self._check_forgotten(host, name, known, now_ns)
         self._check_counters()
 
     def _check_forgotten(self, host: CheckedHost, device: str, known: set[int], now_ns: int) -> None:
-        """Weights that the controller knows nothing of, or of models not served any more, do not stay."""
+        """Assert that weights unknown to the controller, or of removed models, are unloaded in time."""
         moving = {one.version for one in self._out.values() if one.device == device}
         for version in host.truth[device].versions() - known - moving:
             if host.stopped is not None or host.stuck:
@@ -505,8 +507,8 @@ class Checks:
         counters, tally = self._recorder.counters, self._simulation.tally
         assert not counters.unmatched
         assert counters.received == sum(counters.outcomes.values()) + counters.open
-        assert counters.open == len(self.asked.open) - len(self.asked.stranded)
-        if tally.warmup_ns or not self._one_life:
+        assert counters.open == len(self.open_requests.open) - len(self.open_requests.awaiting_failover)
+        if tally.warmup_ns or not self._no_failover:
             return
         total = tally.total()
         assert counters.received == total.offered, f"{counters.received} received, {total.offered} offered"
@@ -515,42 +517,42 @@ class Checks:
         assert total.ok <= good <= total.ok + total.late, f"{good} good; {total.ok} and {total.late} late"
 
     def check_end(self) -> None:
-        """When a simulation is over: nothing is open, and everything was checked once more."""
+        """Check everything once more at the end of a run; no request may be open."""
         simulation = self._simulation
         self.check(simulation.now_ns)
         for host in simulation.hosts.values():
             if isinstance(host, CheckedHost) and host.stopped is None:
                 host.check(host.axis_ns(simulation.now_ns))
-        assert not self.asked.open, f"never answered: {sorted(self.asked.open)}"
+        assert not self.open_requests.open, f"without a response: {sorted(self.open_requests.open)}"
         total = simulation.tally.total()
         assert total.offered == total.ended or simulation.tally.warmup_ns
 
     def check_quiet(self) -> None:
-        """Nothing was asked or went wrong for seconds: nothing is under way, and all books agree."""
+        """Check, seconds after all requests and faults, that nothing is in flight and all records agree."""
         simulation = self._simulation
         self.check_end()
-        assert not self._out and not self._reading and not self._held, "something is under way still"
+        assert not self._out and not self._reading and not self._held, "something is still in flight"
         assert not simulation.controller._belief.waiters  # noqa: SLF001 - a book to be checked
         for name, device in simulation.controller._belief.devices.items():  # noqa: SLF001
             host = simulation.by_device[name]
             assert isinstance(host, CheckedHost) and not is_cut(host) and host.stopped is None, host.name
             if host.stuck:
-                continue  # its link was cut since, and nobody asked anything of that lane that could tell
+                continue  # its link was cut since: nothing was sent to that lane that could show the hang
             truth, holders = host.truth[name], device.pages.holders()
             assert not truth.running, f"{name}: {truth.running} runs still"
             assert truth.versions() == {one.version for one in holders}, (
                 f"{name}: other weights than believed"
             )
-            assert {one.model.model.key for one in holders} <= self.asked.served, (
+            assert {one.model.model.key for one in holders} <= self.open_requests.served, (
                 f"{name}: weights not served"
             )
             assert not device.pending_codes, f"{name}: {device.pending_codes} are not prepared"
             prepared = device.codes.keys() | device.failed_codes.keys()
             assert prepared == {code.code.code_id for code in simulation.codes}, f"{name}: {prepared}"
-            assert not device.failed_codes or self.asked.quarantined, f"{name}: {device.failed_codes}"
+            assert not device.failed_codes or self.open_requests.quarantined, f"{name}: {device.failed_codes}"
 
 
 def _span(quantiles_us: tuple[tuple[float, float], ...]) -> tuple[int, int]:
-    """The least and the most that noise adds, in ns."""
+    """The smallest and largest value of noise, in ns."""
     values = [value for _, value in quantiles_us]
     return round(min(values) * NS_PER_US), round(max(values) * NS_PER_US)

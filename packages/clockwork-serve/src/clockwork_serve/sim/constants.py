@@ -1,4 +1,4 @@
-"""The frozen numbers of the simulated world, from ``constants.toml``, and the cluster that is simulated."""
+"""Delays and noise of the simulated world, from ``constants.toml``, and the cluster that is simulated."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from clockwork_serve.messages import DeviceSpec
 from clockwork_serve.units import GIB, MIB, NS_PER_US
 
 # ------------------------------------------------------------
-# The frozen numbers of the simulated world, read from ``constants.toml``; figures print them.
+# Delays and noise of the simulated world, read from ``constants.toml``; figures print them.
 
 
 Quantiles = tuple[tuple[float, float], ...]
-"""(share of draws, value) by ascending share from 0 to 1; linear in between."""
+"""A distribution: (share of draws, value) by ascending share from 0 to 1; linear in between."""
 
 
 class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,32 +37,32 @@ class Clients(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class WorkerTimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a worker's chores take, in ns."""
+    """How long a worker takes to prepare a code, in ns."""
 
     prepare_ns: int
 
 
 class FaultTimes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long it takes until faults are noticed and mended, in ns; only scenarios with faults have them."""
+    """How long detection of faults and recovery take, in ns; only scenarios with faults use them."""
 
     restart_ns: int
     controller_ns: int
     kill_ns: int
-    end_ns: int
+    end_delay_ns: int = msgspec.field(name="end_ns")
     silent_ns: int
     notice_ns: int
     rejoin_ns: int
 
 
 class Noise(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What durations differ by from the profile, in us (paper, Fig 10)."""
+    """By how much durations differ from the profile, in us (paper, Fig 10)."""
 
     infer_us: Quantiles
     load_us: Quantiles
 
     @property
     def load_over_least_us(self) -> float:
-        """By how much LOADs last longer on average than the shortest, which is at most the profile's."""
+        """By how much an average LOAD is longer than the shortest one or the profile, whichever is less."""
         mean = sum(
             (share - before) * (value + least) / 2
             for (before, least), (share, value) in pairwise(self.load_us)
@@ -71,7 +71,7 @@ class Noise(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Constants(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of them."""
+    """All constants of ``constants.toml``."""
 
     network: Network
     clients: Clients

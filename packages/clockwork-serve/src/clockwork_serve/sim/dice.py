@@ -1,4 +1,4 @@
-"""The one source of chance in a simulation: named streams of one seed, drawn in blocks."""
+"""Random durations of a simulation: numbered streams of one seed, drawn in blocks for speed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ BLOCK = 1 << 14
 
 
 class Draws:
-    """An endless row of ints; the same (seed, stream) gives the same row in any process.
+    """An endless sequence of ints; the same (seed, stream) gives the same sequence in any process.
 
-    ``next()`` is one draw, in ns. It is a generator's: half the cost of a method.
+    ``next()`` is one draw, in ns. It is bound to a generator, which costs half of a method.
     """
 
     __slots__ = ("next",)

@@ -1,4 +1,7 @@
-"""What goes wrong in a simulation, carried out on its world. No fault touches a machine's inside."""
+"""Fault injection for the simulator: carries out the ``faults`` of a scenario; makes random ones for seeds.
+
+Faults act on workers, links, clients and gateways from outside; none changes the state inside a brain.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from clockwork_serve.messages import (
     WorkerCrashed,
 )
 from clockwork_serve.sim.constants import Cluster
-from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, SimulatedWorker, Trouble, is_cut
+from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, LinkFault, SimulatedWorker, is_cut
 from clockwork_serve.sim.restarts import Restarts, Stops
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.worker.events import ControllerLost
@@ -37,40 +40,41 @@ if TYPE_CHECKING:
 
 
 # ------------------------------------------------------------
-# What goes wrong in a simulation, carried out on its world. No fault touches a machine's inside.
+# Kinds of faults
 #
-# crash         a worker dies; a new one of its name joins after a while, with empty memory
-# kills         whenever a model has run on a worker, that dies of it, before it tells the result
-# hang, stop    a worker is stopped and goes on later, its devices' work going on or stopping, too; one that
-# hangs         never would is ended, as one whose lane never ends: see ``stops``
-# slow          what starts on a device takes longer for a while
-# loss          a share of the messages on a link is lost: the first one lost cuts the link, for links keep
-#               the order; both sides notice after a while of their own, and the worker joins again
-# delay         messages on a link take longer for a while
-# skew          a worker's clock, as converted by the transport, jumps (and, after a while, back)
-# remove_model  a model is taken from service (and, after a while, served again)
-# add_model     a model is served only from then on (and, after a while, no more)
-# gateway       one of the gateways dies, and with it its clients' requests; a new one takes its place
-# cancel        a share of the clients goes away before they are answered
-# drain         the server takes no new requests any more
-# controller    the controller dies, and another one comes (see ``restarts``)
+# crash         a worker process dies; a new one of its name joins after ``restart_ns``, with empty memory
+# kills         every worker that runs this model dies when the INFER ends, before it sends the result
+# hang          a worker process is stopped, its devices go on (see ``restarts.Stops``)
+# stop          a worker process and its devices are stopped
+# hangs         an INFER of this model never ends; the process runs on
+# slow          what starts on a device takes longer by a factor
+# loss          a share of the messages on a link is lost. Links keep the order, so the first loss cuts the
+#               link; each side notices by its own timeout, then the worker joins again
+# delay         messages on a link take longer
+# skew          a worker's clock, as the transport converts it, jumps (and jumps back at the fault's end)
+# remove_model  a model is removed (and added again at the fault's end)
+# add_model     a model is served only from then on (and removed at the fault's end)
+# gateway       one of the gateways dies, and with it its clients' requests; a new one replaces it
+# cancel        a share of the clients cancels before the response
+# drain         the server admits no new requests
+# controller    the controller dies, and a successor is started (see ``restarts``)
 
 
 STREAM = 1 << 16
-"""The stream of chance that faults draw from; those of clients are below."""
+"""The random stream that faults draw from; clients' streams have lower numbers."""
 
-PATIENCE_MAX_NS = 100 * NS_PER_MS
-"""Clients without a deadline that go away do so within this."""
+CANCEL_WITHIN_NS = 100 * NS_PER_MS
+"""Clients without a deadline that cancel do so within this time."""
 
 Events = Sequence[ControllerEvent]
 NOTHING: Events = ()
 
 
 class Faults:
-    """Has the ``tables`` of a scenario go wrong in ``simulation``; the same seed does it alike.
+    """Injects the faults in ``tables`` into ``simulation``; reproducible by ``seed``.
 
-    ``executed`` counts those that really hit something, by kind: a worker that is down cannot hang. Raises
-    :class:`ConfigError` for a model that is not there.
+    ``executed`` counts the faults that had an effect, by kind: a worker that is down cannot hang. Raises
+    :class:`ConfigError` for a model that the scenario does not have.
     """
 
     def __init__(self, simulation: Simulation, tables: Sequence[FaultTable], seed: int) -> None:
@@ -86,13 +90,16 @@ class Faults:
         self._gateways = len(simulation.gateways)
         self.executed: Counter[str] = Counter()
         self.stops = Stops(self, simulation)
-        restarts = Restarts(simulation, self._dice, self.later, self._served, self._unlinked, self.executed)
+        restarts = Restarts(
+            simulation, self._dice, self.later, self._served, self._worker_timeout, self.executed
+        )
         begin: dict[str, Callable[[FaultTable], Events]] = {
-            "crash": self._crashes, "kills": self._kills,
-            "hang": self.stops.hang, "stop": self.stops.stop, "hangs": self._hangs, "slow": self._slows,
-            "loss": self._loses, "delay": self._delays, "skew": self._skews,
-            "remove_model": self._removes, "add_model": self._adds, "gateway": self._gateway_dies,
-            "cancel": self._cancels, "drain": self._drains, "controller": restarts.dies,
+            "crash": self._crash, "kills": self._begin_kills,
+            "hang": self.stops.hang, "stop": self.stops.stop, "hangs": self._begin_hangs,
+            "slow": self._begin_slow, "loss": self._begin_loss, "delay": self._begin_delay,
+            "skew": self._begin_skew, "remove_model": self._begin_remove, "add_model": self._begin_add,
+            "gateway": self._kill_gateway,
+            "cancel": self._begin_cancels, "drain": self._begin_drain, "controller": restarts.kill,
         }  # fmt: skip
         if any(table.kind == "controller" for table in tables):
             simulation.watchers.append(restarts)
@@ -103,16 +110,16 @@ class Faults:
             self.later(at_ns, partial(begin[table.kind], table))
 
     def later(self, after_ns: int, what: Callable[[], Events]) -> None:
-        """Have something happen so long from now; it returns what the controller observes at that."""
+        """Call ``what`` in ``after_ns``; the controller observes the events that it returns."""
         self._world.at(self._simulation.now_ns + after_ns, CALL, None, what)
 
     def after(self, table: FaultTable, what: Callable[[], Events]) -> None:
-        """Have a fault end, if it does."""
+        """Call ``what`` when the fault ends; never, if it has no duration."""
         if table.for_s is not None:
             self.later(round(table.for_s * NS_PER_S), what)
 
-    def hit(self, table: FaultTable) -> list[SimulatedWorker]:
-        """The workers up that a fault means."""
+    def targets(self, table: FaultTable) -> list[SimulatedWorker]:
+        """The running workers that a fault applies to: of its ``device``, its ``worker``, or all."""
         hosts = [host for host in self._simulation.hosts.values() if not host.gone]
         if table.device is not None:
             return [host for host in hosts if any(s.device == f"gpu{table.device}" for s in host.specs)]
@@ -120,36 +127,39 @@ class Faults:
 
     # Workers
 
-    def _crashes(self, table: FaultTable) -> Events:
-        for host in self.hit(table):
+    def _crash(self, table: FaultTable) -> Events:
+        for host in self.targets(table):
             self.executed["crash"] += 1
             self.crash(host, table.for_s)
         return NOTHING
 
     def crash(self, host: SimulatedWorker, for_s: float | None) -> None:
-        """It dies; what it said before still arrives, then the controller learns that its link ended."""
+        """Kill a worker: what it sent before still arrives, then the controller observes WorkerLost.
+
+        A new worker of the same name joins after ``for_s`` (None: the constants' ``restart_ns``).
+        """
         host.die()
         now_ns = self._simulation.now_ns
         if not is_cut(host):
-            lost_ns = max(now_ns + self._world.delay_ns(), host.answered_ns)
+            lost_ns = max(now_ns + self._world.delay_ns(), host.from_worker_until_ns)
             self._world.at(lost_ns, CALL, None, partial(self._lost, host))
         restart_ns = self._times.restart_ns if for_s is None else round(for_s * NS_PER_S)
         self.later(restart_ns, partial(self._restart, host))
 
-    def _kills(self, table: FaultTable) -> Events:
+    def _begin_kills(self, table: FaultTable) -> Events:
         key = self._model(table).key
-        self._world.killers[key] = self._killed
-        self.after(table, partial(self._kills_no_more, key))
+        self._world.killers[key] = self._kill_worker
+        self.after(table, partial(self._end_kills, key))
         return NOTHING
 
-    def _hangs(self, table: FaultTable) -> Events:
+    def _begin_hangs(self, table: FaultTable) -> Events:
         return self.stops.hangs(table, self._model(table).key)
 
-    def _kills_no_more(self, key: str) -> Events:
+    def _end_kills(self, key: str) -> Events:
         self._world.killers.pop(key, None)
         return NOTHING
 
-    def _killed(self, host: SimulatedWorker) -> Events:
+    def _kill_worker(self, host: SimulatedWorker) -> Events:
         if not host.gone:
             self.executed["kills"] += 1
             self.crash(host, None)
@@ -157,7 +167,7 @@ class Faults:
         return NOTHING
 
     def _lost(self, host: SimulatedWorker) -> Events:
-        """The controller learns that a worker's link is gone, if it does not know."""
+        """WorkerLost for the controller, unless it has observed it already."""
         simulation = self._simulation
         if simulation.hosts.get(host.name) is not host:
             return NOTHING
@@ -165,7 +175,7 @@ class Faults:
         for spec in host.specs:
             del simulation.by_device[spec.device]
         self._world.forget(host, (TO_CONTROLLER,))
-        return (host.autopsy(),)
+        return (host.lost_event(),)
 
     def _restart(self, dead: SimulatedWorker) -> Events:
         host = self._simulation.host(dead.name, dead.specs)
@@ -173,93 +183,93 @@ class Faults:
         return self._rejoin(host)
 
     def _join(self, host: SimulatedWorker) -> Events:
-        """A worker connects. A link that it had before is over by that; codes are sent to it at once."""
+        """A worker connects. This ends a link that it had before; all codes are sent to it at once."""
         simulation, now_ns = self._simulation, self._simulation.now_ns
         before = simulation.hosts.get(host.name)
         lost = NOTHING if before is None else self._lost(before)
-        host.trouble = None
-        host.heard_ns = host.answered_ns = now_ns
+        host.link_fault = None
+        host.to_worker_until_ns = host.from_worker_until_ns = now_ns
         simulation.hosts[host.name] = host
         simulation.by_device.update((spec.device, host) for spec in host.specs)
         for code in simulation.codes:
             host.send(code, now_ns)
-        return (*lost, host.offer(now_ns))
+        return (*lost, host.connect(now_ns))
 
-    def _slows(self, table: FaultTable) -> Events:
+    def _begin_slow(self, table: FaultTable) -> Events:
         assert table.factor is not None
-        for host in self.hit(table):
+        for host in self.targets(table):
             for spec in host.specs:
                 if table.device is None or spec.device == f"gpu{table.device}":
                     self.executed["slow"] += 1
                     host.slowness[spec.device] = table.factor
-                    self.after(table, partial(self._usual, host, spec.device))
+                    self.after(table, partial(self._end_slow, host, spec.device))
         return NOTHING
 
-    def _usual(self, host: SimulatedWorker, device: str) -> Events:
+    def _end_slow(self, host: SimulatedWorker, device: str) -> Events:
         host.slowness.pop(device, None)
         return NOTHING
 
-    def _skews(self, table: FaultTable) -> Events:
+    def _begin_skew(self, table: FaultTable) -> Events:
         assert table.ms is not None
-        for host in self.hit(table):
+        for host in self.targets(table):
             self.executed["skew"] += 1
             host.set_skew(host.skew_ns + ms(table.ms), self._simulation.now_ns)
-            self.after(table, partial(self._skew_back, host, ms(table.ms)))
+            self.after(table, partial(self._end_skew, host, ms(table.ms)))
         return NOTHING
 
-    def _skew_back(self, host: SimulatedWorker, by_ns: int) -> Events:
+    def _end_skew(self, host: SimulatedWorker, extra_ns: int) -> Events:
         if not host.gone:
-            host.set_skew(host.skew_ns - by_ns, self._simulation.now_ns)
+            host.set_skew(host.skew_ns - extra_ns, self._simulation.now_ns)
         return NOTHING
 
     # Links
 
-    def _trouble(self, host: SimulatedWorker) -> Trouble:
-        if not isinstance(host.trouble, Trouble):
-            host.trouble = Trouble(self._dice, partial(self._cut, host))
-        return host.trouble
+    def _link_fault(self, host: SimulatedWorker) -> LinkFault:
+        if not isinstance(host.link_fault, LinkFault):
+            host.link_fault = LinkFault(self._dice, partial(self._cut, host))
+        return host.link_fault
 
-    def _delays(self, table: FaultTable) -> Events:
-        for host in self.hit(table):
+    def _begin_delay(self, table: FaultTable) -> Events:
+        for host in self.targets(table):
             self.executed["delay"] += 1
-            trouble, by_ns = self._trouble(host), ms(table.ms or 0)
-            trouble.delay_ns += by_ns
-            self.after(table, partial(self._in_time, trouble, by_ns))
+            link_fault, extra_ns = self._link_fault(host), ms(table.ms or 0)
+            link_fault.delay_ns += extra_ns
+            self.after(table, partial(self._end_delay, link_fault, extra_ns))
         return NOTHING
 
-    def _in_time(self, trouble: Trouble, by_ns: int) -> Events:
-        trouble.delay_ns -= by_ns
+    def _end_delay(self, link_fault: LinkFault, extra_ns: int) -> Events:
+        link_fault.delay_ns -= extra_ns
         return NOTHING
 
-    def _loses(self, table: FaultTable) -> Events:
-        for host in self.hit(table):
-            trouble = self._trouble(host)
-            trouble.loss = table.factor or 1.0
-            self.after(table, partial(self._loses_no_more, trouble))
+    def _begin_loss(self, table: FaultTable) -> Events:
+        for host in self.targets(table):
+            link_fault = self._link_fault(host)
+            link_fault.loss = table.factor or 1.0
+            self.after(table, partial(self._end_loss, link_fault))
         return NOTHING
 
-    def _loses_no_more(self, trouble: Trouble) -> Events:
-        trouble.loss = 0.0
+    def _end_loss(self, link_fault: LinkFault) -> Events:
+        link_fault.loss = 0.0
         return NOTHING
 
     def _cut(self, host: SimulatedWorker) -> None:
-        """A message was lost: each side notices by its own timer, and the worker connects again."""
+        """A message was lost: each side notices by its own timeout, and the worker connects again."""
         self.executed["loss"] += 1
-        link = host.trouble
+        link = host.link_fault
         notice_ns = self._times.notice_ns
         low, high = notice_ns // 2, notice_ns * 3 // 2
-        self.later(int(self._dice.integers(low, high)), partial(self._unheard, host, link))
-        self.later(int(self._dice.integers(low, high)), partial(self._unlinked, host, link))
+        self.later(int(self._dice.integers(low, high)), partial(self._controller_timeout, host, link))
+        self.later(int(self._dice.integers(low, high)), partial(self._worker_timeout, host, link))
 
-    def _unheard(self, host: SimulatedWorker, link: object) -> Events:
-        """The controller notices; it did already, if the worker is back."""
-        return self._lost(host) if host.trouble is link else NOTHING
+    def _controller_timeout(self, host: SimulatedWorker, link: object) -> Events:
+        """The controller's timeout fires; without effect if the worker has connected again."""
+        return self._lost(host) if host.link_fault is link else NOTHING
 
-    def _unlinked(self, host: SimulatedWorker, link: object) -> Events:
-        """The worker notices."""
-        if not host.gone and host.trouble is link:
+    def _worker_timeout(self, host: SimulatedWorker, link: object) -> Events:
+        """The worker's timeout fires: it drops the link and connects again."""
+        if not host.gone and host.link_fault is link:
             self._world.forget(host, (TO_WORKER,))
-            host.tell_at_once(ControllerLost(), self._simulation.now_ns)
+            host.deliver_now(ControllerLost(), self._simulation.now_ns)
             self.later(self._times.rejoin_ns, partial(self._rejoin, host))
         return NOTHING
 
@@ -277,14 +287,14 @@ class Faults:
         assert table.model is not None
         return self._models[table.model]
 
-    def _removes(self, table: FaultTable) -> Events:
+    def _begin_remove(self, table: FaultTable) -> Events:
         events = self._remove(self._model(table))
         if events:
             self.executed["remove_model"] += 1
             self.after(table, partial(self._add, self._model(table)))
         return events
 
-    def _adds(self, table: FaultTable) -> Events:
+    def _begin_add(self, table: FaultTable) -> Events:
         events = self._add(self._model(table))
         if events:
             self.executed["add_model"] += 1
@@ -292,7 +302,7 @@ class Faults:
         return events
 
     def _remove(self, model: Model) -> Events:
-        """Take a model from service, and its code if no other model has it."""
+        """Remove a model, and its code if no other model uses it."""
         simulation = self._simulation
         if self._served.pop(model.key, None) is None:
             return NOTHING
@@ -306,7 +316,7 @@ class Faults:
         return (removed, gone)
 
     def _add(self, model: Model) -> Events:
-        """Serve a model, and prepare its code where there is none."""
+        """Serve a model, and have workers prepare its code if they have not."""
         simulation = self._simulation
         if model.key in self._served:
             return NOTHING
@@ -322,8 +332,8 @@ class Faults:
 
     # Clients
 
-    def _gateway_dies(self, table: FaultTable) -> Events:
-        """What it sent before arrives first; requests that come later are of the gateway after it."""
+    def _kill_gateway(self, table: FaultTable) -> Events:
+        """Its earlier messages arrive first; later requests come from its successor."""
         self.later(self._simulation.constants.network.gateway_ns, self._gateway_lost)
         return NOTHING
 
@@ -334,37 +344,37 @@ class Faults:
         self._gateways += 1
         return (GatewayLost(gateway=lost),)
 
-    def _cancels(self, table: FaultTable) -> Events:
-        leavers = _Leavers(self, table.factor or 1.0)
-        self._simulation.watchers.append(leavers)
-        self.after(table, partial(self._cancel_no_more, leavers))
+    def _begin_cancels(self, table: FaultTable) -> Events:
+        cancels = _Cancels(self, table.factor or 1.0)
+        self._simulation.watchers.append(cancels)
+        self.after(table, partial(self._end_cancels, cancels))
         return NOTHING
 
-    def _cancel_no_more(self, leavers: _Leavers) -> Events:
-        self._simulation.watchers.remove(leavers)
+    def _end_cancels(self, cancels: _Cancels) -> Events:
+        self._simulation.watchers.remove(cancels)
         return NOTHING
 
-    def leave(self, request: Request) -> None:
-        """A client will go away, at some moment until its deadline; perhaps it is answered before."""
-        patience_ns = min(request.slo_ns, PATIENCE_MAX_NS)
-        self.later(int(self._dice.integers(patience_ns + 1)), partial(self._left, request.request_id))
+    def cancel_later(self, request: Request) -> None:
+        """Cancel a request at a random instant before its deadline; it may have ended by then."""
+        patience_ns = min(request.slo_ns, CANCEL_WITHIN_NS)
+        self.later(int(self._dice.integers(patience_ns + 1)), partial(self._cancel, request.request_id))
 
     def chance(self, share: float) -> bool:
-        """True for that share of all calls."""
+        """True with probability ``share``."""
         return bool(self._dice.random() < share)
 
-    def _left(self, request_id: str) -> Events:
+    def _cancel(self, request_id: str) -> Events:
         if request_id in self._simulation.open:
             self.executed["cancel"] += 1
         return (Cancel(request_id=request_id),)
 
-    def _drains(self, table: FaultTable) -> Events:
+    def _begin_drain(self, table: FaultTable) -> Events:
         self.executed["drain"] += 1
         return (Drain(),)
 
 
-class _Leavers:
-    """A watcher that has a share of the clients go away."""
+class _Cancels:
+    """A watcher that cancels a share of the requests."""
 
     def __init__(self, faults: Faults, share: float) -> None:
         self._faults = faults
@@ -373,10 +383,10 @@ class _Leavers:
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
-        """Choose among the clients whose requests came."""
+        """Choose among the requests that arrived in this step."""
         for event in events:
             if isinstance(event, Request) and self._faults.chance(self._share):
-                self._faults.leave(event)
+                self._faults.cancel_later(event)
 
 
 def _check_models(tables: Sequence[FaultTable], known: Sequence[str]) -> None:
@@ -387,25 +397,26 @@ def _check_models(tables: Sequence[FaultTable], known: Sequence[str]) -> None:
 
 
 # ------------------------------------------------------------
-# What goes wrong in seeds beside the usual faults, each by dice of its own: they change no other choice.
+# Random faults of seeds. Each function draws from a random stream of its own, so that adding one changes no
+# other choice of a seed.
 
 
-MISHAPS_STREAM: Final = 1 << 17
+FAULT_SCHEDULE_STREAM: Final = 1 << 17
 
 
 def losses_allowed(seed: int) -> int:
-    """How many workers a model may take down, by dice of its own."""
-    return int(np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 2])).integers(0, 4))
+    """``quarantine_after`` of a seed: how many workers a model may take down."""
+    return int(np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 2])).integers(0, 4))
 
 
 def shared_lanes(seed: int) -> bool:
-    """Whether LOADs are said to take the time of INFERs, by dice of its own."""
-    return bool(np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 7])).random() < 0.3)
+    """Whether the lanes of a seed's devices share cores."""
+    return bool(np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 7])).random() < 0.3)
 
 
 def killers(seed: int, workload: Workload) -> list[FaultTable]:
-    """Now and then a model kills who runs it, by dice of its own."""
-    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 3]))
+    """In 30 % of seeds, a model that kills the workers that run it."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 3]))
     if rng.random() > 0.3:
         return []
     seconds = workload.duration_ns / NS_PER_S
@@ -414,16 +425,16 @@ def killers(seed: int, workload: Workload) -> list[FaultTable]:
     return [FaultTable(kind="kills", at_s=at_s, for_s=for_s, model=name)]
 
 
-def patience(seed: int) -> dict[str, int]:
-    """When a worker counts as hung, by dice of its own: often so soon that some do which only are slow."""
-    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 4]))
+def hang_settings(seed: int) -> dict[str, int]:
+    """``hang_ns`` and ``hang_grace_ns`` of a seed: often so short that slow workers count as hung, too."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 4]))
     hang_ms, grace_ms = log_uniform(rng, 15, 500), log_uniform(rng, 5, 1000)
     return {"hang_ns": 0 if rng.random() < 0.15 else ms(hang_ms), "hang_grace_ns": ms(grace_ms)}
 
 
 def stops(seed: int, workload: Workload, cluster: Cluster) -> list[FaultTable]:
-    """Now and then a worker stops, or a model never ends, by dice of their own."""
-    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 5]))
+    """Up to two faults of kind ``stop`` or ``hangs``."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 5]))
     seconds = workload.duration_ns / NS_PER_S
     names = [name for name, _ in workload.models]
     found: list[FaultTable] = []
@@ -443,8 +454,8 @@ def stops(seed: int, workload: Workload, cluster: Cluster) -> list[FaultTable]:
 
 
 def with_restarts(seed: int, workload: Workload, faults: tuple[FaultTable, ...]) -> tuple[FaultTable, ...]:
-    """Now and then the controller dies, often together with something else, by dice of its own."""
-    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 6]))
+    """In 30 % of seeds, one to three deaths of the controller, often close to another fault."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 6]))
     if rng.random() > 0.3:
         return faults
     seconds = workload.duration_ns / NS_PER_S
@@ -459,5 +470,5 @@ def with_restarts(seed: int, workload: Workload, faults: tuple[FaultTable, ...])
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A number between two, as likely to be twice as large as half as large."""
+    """A random number between two bounds, uniform on a logarithmic scale."""
     return math.exp(rng.uniform(math.log(low), math.log(high)))

@@ -1,6 +1,7 @@
-"""A simulated worker: the real worker's machine, on lanes that take about the profile's time.
+"""A simulated worker (the real worker's brain on simulated lanes), faults of its link, and open requests.
 
-Faults of its link, and which of its requests are open, are here too.
+Lanes take about the time that the profile says. Nothing here makes a choice: what happens follows from the
+brain, the profile, the random streams and the faults.
 """
 
 from __future__ import annotations
@@ -56,19 +57,13 @@ from clockwork_serve.worker.events import (
 )
 from clockwork_serve.worker.lanes import Work
 
-# ------------------------------------------------------------
-# A simulated worker: the real worker's machine, on lanes that take about the profile's time.
-#
-# It never chooses: what happens on it follows from the machine, the profile, the dice and the faults.
-
-
 # ruff: noqa: FURB136, PLR1730 - max() costs 100 ns more than a condition
 
 
 Entry = tuple[int, int, int, Any, Any]
-"""One thing to happen: (when in ns, order, kind, whom it concerns, what)."""
+"""An entry of the event heap: (instant in ns, sequence number, kind, target, payload)."""
 
-# Kinds of entries; those up to WAKE concern a host.
+# Kinds of entries; the target of those up to WAKE is a host.
 TO_WORKER: Final = 0
 LANE_DONE: Final = 1
 WAKE: Final = 2
@@ -77,10 +72,10 @@ CLIENT: Final = 4
 CALL: Final = 5
 
 LEAST_NS: Final = 1_000
-"""Nothing on a lane takes less."""
+"""The shortest duration of anything on a lane."""
 
 NOTHING: Final = tuple((b"",) * count for count in range(1025))
-"""Outputs of so many calls."""
+"""By number of calls: their (empty) outputs."""
 
 FAR_NS: Final = 1 << 62
 
@@ -88,9 +83,9 @@ _OK: Final = Status.OK
 
 
 class World:
-    """What all parts of a simulation share: the heap of what will happen, the dice, the counts.
+    """What all parts of a simulation share: the event heap, the random streams, the tally.
 
-    ``truth`` is how long things really take, by code; the controller's profiles may differ.
+    ``truth`` holds the true durations, by code; the controller's profiles may differ.
     """
 
     __slots__ = (
@@ -111,40 +106,59 @@ class World:
         self.infer_noise: Draws | None = None
         self.load_noise: Draws | None = None
         self.killers: dict[str, Callable[[SimulatedWorker], Sequence[ControllerEvent]]] = {}
-        """By a model's key: what happens to a host that has run it, before anybody hears of the result."""
+        """By a model's key: called with the host whenever an INFER of it ends, before the result is sent."""
 
         self.endless: dict[str, Callable[[SimulatedWorker], None]] = {}
-        """By a model's key: told of a host that has begun to run it, and will never be done with it."""
+        """By a model's key: called with the host whenever an INFER of it starts; that INFER never ends."""
 
     def at(self, when_ns: int, kind: int, whom: Any, what: Any) -> None:
-        """Let something happen."""
+        """Add an entry to the event heap."""
         self.order += 1
         heappush(self.heap, (when_ns, self.order, kind, whom, what))
 
     def delay_ns(self) -> int:
-        """How long the next message between controller and worker takes."""
+        """The delay of the next message between controller and worker."""
         jitter = self.jitter
         return self.worker_delay_ns if jitter is None else self.worker_delay_ns + jitter.next()
 
     def forget(self, whom: Any, kinds: tuple[int, ...]) -> None:
-        """Let nothing of these kinds happen to ``whom`` that was to happen."""
+        """Remove the entries of these kinds for ``whom`` from the event heap."""
         self.heap[:] = [entry for entry in self.heap if entry[3] is not whom or entry[2] not in kinds]
         heapify(self.heap)
 
 
 class FaultInjector(Protocol):
-    """What is wrong with the link of a host."""
+    """A fault of the link between the controller and a worker."""
 
     def arrival_ns(self, when_ns: int) -> int | None:
         """When a message arrives that would arrive at ``when_ns``; None: never."""
 
 
 class SimulatedWorker:
-    """One worker process and its devices."""
+    """One worker process and its devices.
+
+    ``now_ns`` is the simulation's clock everywhere; the brain sees that clock plus ``skew_ns``.
+    """
 
     __slots__ = (
-        "answered_ns", "died_at", "floor_ns", "gone", "heard_ns", "joined", "machine", "name", "skew_ns",
-        "slowness", "specs", "stopped", "stopped_ns", "stuck", "taken_ns", "trouble", "wake_ns", "world",
+        "cores_busy_until_ns",
+        "died_at",
+        "from_worker_until_ns",
+        "gone",
+        "joined",
+        "link_fault",
+        "machine",
+        "name",
+        "not_before_ns",
+        "skew_ns",
+        "slowness",
+        "specs",
+        "stopped",
+        "stopped_ns",
+        "stuck",
+        "to_worker_until_ns",
+        "wake_ns",
+        "world",
     )  # fmt: skip
 
     def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World) -> None:
@@ -153,39 +167,39 @@ class SimulatedWorker:
         self.world = world
         self.machine = Worker(specs)
         self.gone = False
-        """It crashed: nothing happens on it any more; another one may have come in its place."""
+        """It crashed; another worker of the same name may have replaced it."""
         self.died_at: list[Work] = []
-        """What its lanes were at when it died."""
+        """What its lanes were executing when it died."""
         self.stopped: list[WorkerEvent] | None = None
-        """What happened to it while it was stopped, as by SIGSTOP; None: it runs."""
+        """Events held back while its process is stopped, as by SIGSTOP; None: it runs."""
         self.stuck = False
-        """One of its lanes is never done with what it does."""
+        """What one of its lanes executes never ends."""
         self.stopped_ns = 0
-        """When it was stopped last."""
+        """When it was last stopped."""
         self.skew_ns = 0
         """By how much its clock, as converted by the transport, is ahead."""
-        self.floor_ns = 0
-        """Its clock never shows less than this, for time on a machine does not go back."""
+        self.not_before_ns = 0
+        """Lower bound of its clock, which is monotonic even when ``skew_ns`` shrinks."""
         self.slowness: dict[str, float] = {}
-        """By device: durations are so many times the usual."""
-        self.taken_ns = {spec.device: 0 for spec in specs if spec.lanes_share}
-        """By device whose lanes share cores: until when these are taken. Who comes first goes first."""
-        self.trouble: FaultInjector | None = None
-        self.heard_ns = 0
-        """When the last message to it arrives: links keep the order."""
-        self.answered_ns = 0
-        """When the last message from it arrives."""
+        """By device: the factor by which durations are longer than usual."""
+        self.cores_busy_until_ns = {spec.device: 0 for spec in specs if spec.lanes_share}
+        """By device whose lanes share cores: until when these are busy. First come, first served."""
+        self.link_fault: FaultInjector | None = None
+        self.to_worker_until_ns = 0
+        """When the last message to it arrives; the next one may not arrive earlier (links keep the order)."""
+        self.from_worker_until_ns = 0
+        """The same for messages from it."""
         self.wake_ns = FAR_NS
         self.joined: WorkerJoined | None = None
-        """What it says of itself on a new link, until that is sent."""
+        """The WorkerJoined that its brain decided, until it is sent."""
 
     def axis_ns(self, now_ns: int) -> int:
-        """What its clock shows."""
+        """The instant that its clock shows."""
         axis_ns = now_ns + self.skew_ns
-        return axis_ns if axis_ns > self.floor_ns else self.floor_ns
+        return axis_ns if axis_ns > self.not_before_ns else self.not_before_ns
 
-    def offer(self, now_ns: int) -> WorkerJoined:
-        """What it says to a controller that it has a new link to."""
+    def connect(self, now_ns: int) -> WorkerJoined:
+        """Open a link to a controller; returns the first message on it."""
         self.observe(ControllerFound(worker=self.name), now_ns)
         self.decide(now_ns)
         joined, self.joined = self.joined, None
@@ -193,28 +207,28 @@ class SimulatedWorker:
         return joined
 
     def send(self, message: Action | CodeAdded | CodeRemoved | RetainWeights, now_ns: int) -> None:
-        """The controller sends it something."""
-        self.heard_ns = self._post(TO_WORKER, message, now_ns, self.heard_ns)
+        """Send it a message from the controller."""
+        self.to_worker_until_ns = self._post(TO_WORKER, message, now_ns, self.to_worker_until_ns)
 
-    def _tell(self, message: WorkerEffect, now_ns: int) -> None:
-        """It sends the controller something."""
-        self.answered_ns = self._post(TO_CONTROLLER, message, now_ns, self.answered_ns)
+    def _send_to_controller(self, message: WorkerEffect, now_ns: int) -> None:
+        """Send the controller a message from it."""
+        self.from_worker_until_ns = self._post(TO_CONTROLLER, message, now_ns, self.from_worker_until_ns)
 
     def _post(self, kind: int, message: object, now_ns: int, before_ns: int) -> int:
-        """Put a message on one direction of its link, which keeps the order: not before ``before_ns``.
+        """Send a message on one direction of its link; it arrives not before ``before_ns``.
 
-        Returns when it arrives, or, if it is lost, ``before_ns``.
+        Returns when it arrives, or ``before_ns`` if it is lost.
         """
         world = self.world
         jitter = world.jitter
         when_ns = now_ns + world.worker_delay_ns
         if jitter is not None:
             when_ns += jitter.next()
-        if self.trouble is not None:
-            troubled_ns = self.trouble.arrival_ns(when_ns)
-            if troubled_ns is None:
+        if self.link_fault is not None:
+            delayed_ns = self.link_fault.arrival_ns(when_ns)
+            if delayed_ns is None:
                 return before_ns
-            when_ns = troubled_ns
+            when_ns = delayed_ns
         if when_ns < before_ns:
             when_ns = before_ns
         world.order = order = world.order + 1
@@ -222,16 +236,16 @@ class SimulatedWorker:
         return when_ns
 
     def observe(self, event: WorkerEvent, now_ns: int) -> None:
-        """Its machine hears of something."""
+        """Pass an event to its brain."""
         axis_ns = now_ns + self.skew_ns
-        self.machine.observe(event, axis_ns if axis_ns > self.floor_ns else self.floor_ns)
+        self.machine.observe(event, axis_ns if axis_ns > self.not_before_ns else self.not_before_ns)
 
     def decide(self, now_ns: int) -> None:
-        """Let its machine decide, and do so."""
+        """Have its brain decide, perform the effects and schedule its next wake-up."""
         machine = self.machine
         axis_ns = now_ns + self.skew_ns
-        if axis_ns < self.floor_ns:
-            axis_ns = self.floor_ns
+        if axis_ns < self.not_before_ns:
+            axis_ns = self.not_before_ns
         for effect in machine.decide(axis_ns):
             kind = type(effect)
             if kind is Start:
@@ -239,9 +253,9 @@ class SimulatedWorker:
             elif kind is Result:
                 if effect.status is not _OK:  # type: ignore[union-attr]
                     self.world.tally.busy.refused += 1
-                self._tell(effect, now_ns)
+                self._send_to_controller(effect, now_ns)
             else:
-                self._chore(effect, now_ns)
+                self._perform_other(effect, now_ns)
         wake_ns = machine.next_wakeup_ns()
         if wake_ns is not None:
             wake_ns -= self.skew_ns
@@ -276,12 +290,12 @@ class SimulatedWorker:
             _add(tally.busy, action, lasts_ns)
         if tally.bucket_ns:
             _add(tally.busy_row(now_ns), action, lasts_ns)
-        if device in self.taken_ns and type(action) is not Unload:
+        if device in self.cores_busy_until_ns and type(action) is not Unload:
             lasts_ns += self.wait_ns(device, now_ns)
-            self.taken_ns[device] = now_ns + lasts_ns
+            self.cores_busy_until_ns[device] = now_ns + lasts_ns
         started_ns = now_ns + self.skew_ns
-        if started_ns < self.floor_ns:
-            started_ns = self.floor_ns
+        if started_ns < self.not_before_ns:
+            started_ns = self.not_before_ns
         done = LaneDone(
             action_id=action.action_id, device=device, lane=effect.lane, status=_OK, started_ns=started_ns,
             ended_ns=started_ns + lasts_ns, run_ns=lasts_ns, outputs=outputs,
@@ -296,12 +310,12 @@ class SimulatedWorker:
         heappush(world.heap, (now_ns + lasts_ns, order, LANE_DONE, self, done))
 
     def wait_ns(self, device: str, now_ns: int) -> int:
-        """How long what starts now waits for what the other lane does with the same cores."""
-        wait_ns = self.taken_ns[device] - now_ns
+        """How long an action that starts now waits for the other lane, which uses the same cores."""
+        wait_ns = self.cores_busy_until_ns[device] - now_ns
         return wait_ns if wait_ns > 0 else 0
 
-    def _chore(self, effect: WorkerEffect, now_ns: int) -> None:
-        """Something about a code: to prepare or retire it, or to tell the controller of it."""
+    def _perform_other(self, effect: WorkerEffect, now_ns: int) -> None:
+        """Perform an effect that is neither a start nor a result: prepare, retire or report a code; join."""
         world = self.world
         if isinstance(effect, Prepare):
             done = Prepared(device=effect.device, code_id=effect.code.code_id)
@@ -312,12 +326,12 @@ class SimulatedWorker:
         elif isinstance(effect, WorkerJoined):
             self.joined = effect
         else:
-            self._tell(effect, now_ns)
+            self._send_to_controller(effect, now_ns)
 
     # Faults
 
-    def tell_at_once(self, event: WorkerEvent, now_ns: int) -> None:
-        """Its machine hears of something and decides, unless it is stopped: then it will."""
+    def deliver_now(self, event: WorkerEvent, now_ns: int) -> None:
+        """Pass an event to its brain and have it decide; if the process is stopped, when it resumes."""
         if self.stopped is not None:
             self.stopped.append(event)
         else:
@@ -325,31 +339,31 @@ class SimulatedWorker:
             self.decide(now_ns)
 
     def stop(self, now_ns: int) -> None:
-        """Stop the process, as by SIGSTOP: its devices go on."""
+        """Stop the process, as by SIGSTOP; its devices go on."""
         assert self.stopped is None, f"{self.name} is stopped already"
         self.stopped = []
         self.stopped_ns = now_ns
 
-    def stalled(self, by_ns: int) -> None:
-        """What runs on its devices was stopped for so long; for who checks it."""
+    def stalled(self, extra_ns: int) -> None:
+        """Called after its devices were stopped for that long; a hook for the checks."""
 
-    def go_on(self, now_ns: int) -> None:
-        """As by SIGCONT: it hears of all that happened, in order."""
-        assert self.stopped is not None and not self.gone, f"{self.name} cannot go on"
+    def resume(self, now_ns: int) -> None:
+        """Resume the process, as by SIGCONT: its brain observes all held-back events, in order."""
+        assert self.stopped is not None and not self.gone, f"{self.name} cannot resume"
         missed, self.stopped = self.stopped, None
         for event in missed:
             self.observe(event, now_ns)
         self.decide(now_ns)
 
     def die(self) -> None:
-        """Lose all that is in it or on its way to it; what it said before still arrives."""
+        """End the process: what runs on it or is on the way to it is lost; what it sent still arrives."""
         self.gone = True
-        self.died_at = self.machine.at_work()
+        self.died_at = self.machine.executing()
         self.stopped = []
         self.world.forget(self, (TO_WORKER, LANE_DONE, WAKE))
 
-    def autopsy(self) -> WorkerLost:
-        """What the controller is told when its link has ended: if it is dead, what it was at."""
+    def lost_event(self) -> WorkerLost:
+        """The event for the controller when its link has ended; if it died, with what it was executing."""
         if not self.gone:
             return WorkerLost(worker=self.name)
         running = [one.action_id for one in self.died_at if not isinstance(one, Prepare | Retire)]
@@ -357,11 +371,11 @@ class SimulatedWorker:
         return WorkerLost(worker=self.name, running=tuple(running), preparing=tuple(preparing))
 
     def set_skew(self, skew_ns: int, now_ns: int) -> None:
-        """Its clock is off by so much from now on; if that is less than before, it stands for a while.
+        """Set its clock's skew; if it shrinks, the clock stands still until real time has caught up.
 
-        What runs reports instants by the new clock: the transport converts them when they are sent.
+        Running actions report instants by the new clock: the transport converts them when they are sent.
         """
-        self.floor_ns = self.axis_ns(now_ns)
+        self.not_before_ns = self.axis_ns(now_ns)
         jump_ns, self.skew_ns = skew_ns - self.skew_ns, skew_ns
         heap = self.world.heap
         for at, (when_ns, order, kind, whom, what) in enumerate(heap):
@@ -384,41 +398,43 @@ def _add(busy: Busy, action: Action, lasts_ns: int) -> None:
 
 
 # ------------------------------------------------------------
-# Which requests are open and how each may end, by what the controller was told. It never answers.
+# Which requests are open, and which outcomes are legal for each, by the events that the controller observed.
 
 
-class Asked:
-    """What was asked and not answered, and what happened that may end it."""
+class OpenRequests:
+    """Requests without a response, and what happened that makes each outcome legal; for the checks."""
 
     def __init__(self, config: ControllerConfig) -> None:
         self._config = config
         self.open: dict[str, Request] = {}
-        """All and only requests without an answer."""
+        """All and only requests without a response."""
         self.served: set[str] = set()
         """Keys of all and only models that are served."""
         self._orphans: set[str] = set()
         """Open requests whose models were removed."""
         self._cancelled: set[str] = set()
-        """Open requests whose clients went away."""
+        """Open requests that their clients cancelled."""
         self._lost_gateways: set[str] = set()
         self._limited: set[str] = set()
         """Tenants that have a quota."""
         self._draining = False
-        self.stranded: set[str] = set()
-        """Open requests that their gateways may ask again, for the controller died."""
+        self.awaiting_failover: set[str] = set()
+        """Open requests that their gateways may send again, because the controller died."""
         self._controller_lost = False
         self._worker_lost = False
         self.hung = False
-        """A worker was said to hang."""
+        """The controller declared a worker hung at least once."""
         self.quarantined: set[str] = set()
-        """Keys of models that the controller said are in quarantine."""
+        """Keys of models that the controller has in quarantine."""
 
     def observe(self, event: ControllerEvent) -> None:
-        """The controller is told something."""
+        """The controller observes an event."""
         match event:
             case Request():
-                assert event.request_id not in self.open.keys() - self.stranded, f"{event} came twice"
-                self.stranded.discard(event.request_id)
+                assert event.request_id not in self.open.keys() - self.awaiting_failover, (
+                    f"{event} came twice"
+                )
+                self.awaiting_failover.discard(event.request_id)
                 self.open[event.request_id] = event
             case Cancel():
                 if event.request_id in self.open:
@@ -440,16 +456,16 @@ class Asked:
                 pass
 
     def controller_died(self) -> None:
-        """Another one will be told all again."""
-        self.stranded = set(self.open)
+        """Open requests await failover; the successor knows nothing of quarantines."""
+        self.awaiting_failover = set(self.open)
         self.quarantined.clear()
         self._controller_lost = self._worker_lost = True
 
     def answer(self, answer: Answer, now_ns: int) -> None:
-        """The controller answers: for the first time, and as the story allows."""
+        """Assert that a response is the request's first and its outcome legal."""
         request = self.open.pop(answer.request_id, None)
-        assert request is not None, f"{answer} of what nobody asks, or for the second time"
-        self.stranded.discard(answer.request_id)
+        assert request is not None, f"{answer}: unknown request, or its second response"
+        self.awaiting_failover.discard(answer.request_id)
         cancelled = answer.request_id in self._cancelled
         orphan = answer.request_id in self._orphans or request.model not in self.served
         self._cancelled.discard(answer.request_id)
@@ -468,12 +484,13 @@ class Asked:
             case Outcome.FAILED if answer.reason is Reason.QUARANTINED:
                 good = request.model in self.quarantined
             case Outcome.FAILED:
-                # No device fails here; what a worker holds may differ from belief after its link was cut.
+                # Simulated devices never fail, but after a cut link a worker may hold other weights than
+                # the controller believes.
                 good = (self._worker_lost or self.hung) and answer.reason is not Reason.MODEL_RAISED
         assert good, f"{answer} at {now_ns} to {request}"
 
     def _expires_ns(self, request: Request) -> int:
-        """From when on a request may hear that it expired: as released, that is when its plan has failed."""
+        """From when on EXPIRED is legal: the deadline, or, as released, when the plan has failed."""
         config = self._config
         if not config.released:
             return request.deadline_ns
@@ -491,11 +508,11 @@ class Asked:
 
 
 # ------------------------------------------------------------
-# What is wrong with the link between the controller and a worker. It never puts messages out of order.
+# Faults of the link between the controller and a worker. Messages keep their order.
 
 
-class Trouble:
-    """What is wrong with one link: messages are late by ``delay_ns``, or lost."""
+class LinkFault:
+    """A fault of one link: it delays messages by ``delay_ns``, or loses a share of them."""
 
     __slots__ = ("cut", "cut_link", "delay_ns", "dice", "loss")
 
@@ -504,7 +521,7 @@ class Trouble:
         self.loss = 0.0
         """The share of messages that is lost."""
         self.cut = False
-        """One was lost: none arrives any more."""
+        """A message was lost: none arrives any more."""
         self.dice = dice
         self.cut_link = cut_link
 
@@ -517,5 +534,5 @@ class Trouble:
 
 
 def is_cut(host: SimulatedWorker) -> bool:
-    """Whether nothing arrives on its link any more."""
-    return isinstance(host.trouble, Trouble) and host.trouble.cut
+    """Whether its link is cut: messages of neither direction arrive."""
+    return isinstance(host.link_fault, LinkFault) and host.link_fault.cut

@@ -1,7 +1,7 @@
-"""Replays a journal through a fresh controller: is today decided what was decided then? It decides nothing.
+"""Replays a journal through a new controller, and compares its effects with the recorded ones.
 
-A journal holds what was observed and the grouping into decisions; a controller knows nothing else, so each
-of its effects must come again. The first that does not is named, and the run ends there.
+A journal holds every event, and which events preceded which decision. A controller has no other input, so
+its effects must be the same. The first difference is reported, and ends the replay.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from clockwork_serve.telemetry import JournalHead, Step, Torn, read_records
 from clockwork_serve.telemetry.journal import journal_files
 
 TELL_EVERY: Final = 256
-"""Records between two looks at whoever watches."""
+"""Records between two reports of progress."""
 
 Tell = Callable[[int, int], None]
-"""Told (bytes read, decisions that agree)."""
+"""Called with (bytes read, decisions that agree)."""
 
 
 class Difference(Struct, frozen=True, kw_only=True):
-    """Where a replay first decided otherwise: the ``at``-th effect of a record; None: it has no such effect.
+    """Where a replay first differs: at effect ``at`` of record ``record`` (records count from 1).
 
-    ``broke`` is what the controller raised instead of deciding. ``record`` counts all records from 1.
+    ``expected`` or ``found`` is None where that side has fewer effects. ``broke`` is the exception that the
+    controller raised, if any.
     """
 
     record: int
@@ -43,10 +44,10 @@ class Difference(Struct, frozen=True, kw_only=True):
 
 
 class Run(Struct, kw_only=True):
-    """One controller's life in a journal, and how much of it was decided again.
+    """One controller process in a journal, and how much of it was replayed.
 
-    ``other_build`` says how its code differs from what replays it. ``gap`` is how many steps are missing
-    after the last one that could be replayed; ``torn_bytes`` how much is missing of its last record.
+    ``other_build`` says how its code differs from this one. ``gap`` counts the steps that are missing after
+    the last one that could be replayed; ``torn_bytes`` the bytes that are missing of its last record.
     """
 
     head: JournalHead
@@ -62,7 +63,7 @@ class Run(Struct, kw_only=True):
 
 
 class Replayed(Struct, kw_only=True):
-    """What became of a replay; ``cut``: somebody stopped it."""
+    """The result of a replay; ``cut``: it was stopped before the end."""
 
     runs: list[Run]
     difference: Difference | None = None
@@ -70,7 +71,7 @@ class Replayed(Struct, kw_only=True):
 
     @property
     def agrees(self) -> bool:
-        """Whether every decision of the journal was made again."""
+        """Whether every decision of the journal was replayed and agrees."""
         return self.difference is None and not self.cut and not any(run.gap for run in self.runs)
 
     @property
@@ -80,7 +81,7 @@ class Replayed(Struct, kw_only=True):
 
 
 def journal_bytes(path: Path) -> int:
-    """How much there is to read. Raises :class:`ConfigError` if there is no such journal."""
+    """The size of a journal's files. Raises :class:`ConfigError` if there is no such journal."""
     files = journal_files(path)
     if not files:
         raise ConfigError(f"journal: expected a file that `--journal` wrote; found nothing at {path}")
@@ -94,7 +95,7 @@ def replay(
     tell: Tell = lambda done_bytes, decisions: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Replayed:
-    """Decide again all that a journal says; ``checks``: assert every invariant after each step.
+    """Replay a journal; ``checks``: assert every invariant of the controller after each step.
 
     Raises :class:`ConfigError` where the file is no journal, or lacks what a replay needs.
     """
@@ -130,7 +131,7 @@ class _Player:
         self._controller: Controller | None = None
 
     def take(self, number: int, record: JournalHead | Step | Torn) -> None:
-        """The next record, which is the ``number``-th."""
+        """Replay the next record, which is the ``number``-th."""
         if isinstance(record, JournalHead):
             self._controller = Controller(record.controller_config())
             self.replayed.runs.append(Run(head=record, other_build=record.other_build(), first_record=number))
@@ -153,7 +154,7 @@ class _Player:
             for event in step.events:
                 controller.observe(event, step.now_ns)
             found = controller.decide(step.now_ns)
-            controller.next_wakeup_ns()  # a driver asks each time, and that tidies up
+            controller.next_wakeup_ns()  # a driver calls it after each decision, and it changes the heaps
             if self._checks:
                 controller.check()
         except Exception as error:  # noqa: BLE001 - whatever a broken brain raises
@@ -191,5 +192,5 @@ def _first_difference(expected: tuple[ControllerEffect, ...], found: list[Contro
 
 
 def _same(one: ControllerEffect, other: ControllerEffect) -> bool:
-    """Whether two effects say the same, whatever holds it: a list for a tuple is no difference."""
+    """Whether two effects are equal once encoded: a list in place of a tuple is no difference."""
     return one == other or msgspec.msgpack.encode(one) == msgspec.msgpack.encode(other)

@@ -1,4 +1,4 @@
-"""Controllers that die and are replaced, workers and lanes that stop; what others do meanwhile."""
+"""Faults with a recovery of their own: failover of the controller, and workers or lanes that stop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from clockwork_serve.messages import (
     WorkerHeard,
     WorkerSilent,
 )
-from clockwork_serve.sim.host import LANE_DONE, TO_CONTROLLER, Entry, SimulatedWorker, Trouble, is_cut
+from clockwork_serve.sim.host import LANE_DONE, TO_CONTROLLER, Entry, LinkFault, SimulatedWorker, is_cut
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.worker.events import LaneDone
 from clockwork_serve.workload.tables import FaultTable
@@ -42,58 +42,59 @@ if TYPE_CHECKING:
 
 
 # ------------------------------------------------------------
-# The controller dies and another one comes, in a simulation; and what gateways do meanwhile.
+# Failover of the controller, and what gateways do meanwhile.
 #
-# What is on its way to the controller is lost, and what it sent arrives, until the links end. Its successor
-# is told the catalogue; workers join it, each with what it holds, once they have noticed. Gateways refuse
-# what comes meanwhile, and ask the successor, once it is ready, for what was open and can wait.
+# Messages on their way to the dead controller are lost; what it sent arrives, until the links end. Its
+# successor observes the catalogue; workers join it with their state once they have noticed. Gateways reject
+# requests that arrive meanwhile, and send open requests that can wait to the successor once it is ready.
 
 
 LEAST_NS: Final = 100 * NS_PER_MS
+"""An open request with less time left is rejected at once."""
 PATIENCE_NS: Final = 3 * NS_PER_S
-"""As in ``serve.gateway_stranded``."""
+"""An open request that has awaited failover for this long is rejected. Both as in the gateway."""
 
 Events = Sequence[ControllerEvent]
 
 
 @runtime_checkable
 class Follower(Protocol):
-    """A watcher that is to know when another controller decides."""
+    """A watcher that is notified when a successor takes over."""
 
     def on_controller(self, config: ControllerConfig) -> None:
-        """It is set like that."""
+        """Called with the successor's configuration."""
 
 
 Later = Callable[[int, Callable[[], Events]], None]
 
 
 class Restarts:
-    """A watcher of the simulation, too.
+    """Failover of the controller; also a watcher of the simulation.
 
-    ``later`` has something happen so long from now; ``served`` are the models served; ``unlinked`` is done
-    when a worker notices that its link is gone.
+    ``later`` schedules a call that returns events for the controller; ``served`` are the models served;
+    ``worker_timeout`` is called when a worker notices that its link has ended.
     """
 
     def __init__(
         self, simulation: Simulation, dice: np.random.Generator, later: Later, served: Mapping[str, Model],
-        unlinked: Callable[[SimulatedWorker, object], Events], executed: Counter[str],
+        worker_timeout: Callable[[SimulatedWorker, object], Events], executed: Counter[str],
     ) -> None:  # fmt: skip
         self._simulation = simulation
         self._dice = dice
-        self._in = later
+        self._later = later
         self._served = served
-        self._unlinked = unlinked
+        self._worker_timeout = worker_timeout
         self._executed = executed
         self._requests: dict[str, Request] = {}
-        """All and only those that the controller that is up was asked."""
-        self._again: set[str] = set()
-        """Those that a second controller was asked."""
-        self.stranded: dict[str, Request] = {}
-        """All and only those that wait for a controller."""
+        """All and only open requests of the running controller."""
+        self._sent_twice: set[str] = set()
+        """Requests that were sent to a second controller; they are not sent to a third."""
+        self.awaiting_failover: dict[str, Request] = {}
+        """All and only requests that await failover."""
         self._draining = False
 
-    def dies(self, table: FaultTable) -> Events:
-        """The controller dies, if there is one."""
+    def kill(self, table: FaultTable) -> Events:
+        """Kill the controller, if one runs."""
         simulation = self._simulation
         if simulation.down is not None:
             return ()
@@ -103,69 +104,69 @@ class Restarts:
         for host in simulation.hosts.values():
             simulation.world.forget(host, (TO_CONTROLLER,))
             if not is_cut(host):
-                link = host.trouble = Trouble(self._dice, _nothing)
+                link = host.link_fault = LinkFault(self._dice, _nothing)
                 link.cut = True
-                ends_ns = max(now_ns + simulation.world.delay_ns(), host.heard_ns)
-                self._in(ends_ns - now_ns, partial(self._unlinked, host, link))
+                ends_ns = max(now_ns + simulation.world.delay_ns(), host.to_worker_until_ns)
+                self._later(ends_ns - now_ns, partial(self._worker_timeout, host, link))
         simulation.hosts.clear()
         simulation.by_device.clear()
         if simulation.checks is not None:
             simulation.checks.controller_died()
-        self._strand(now_ns)
+        self._hold_for_failover(now_ns)
         usual_ns = simulation.constants.faults.controller_ns
-        self._in(usual_ns if table.for_s is None else round(table.for_s * NS_PER_S), self._comes)
+        self._later(usual_ns if table.for_s is None else round(table.for_s * NS_PER_S), self._start_successor)
         return ()
 
-    def _strand(self, now_ns: int) -> None:
+    def _hold_for_failover(self, now_ns: int) -> None:
         asked, self._requests = self._requests, {}
         for request_id, request in asked.items():
             left_ns = request.deadline_ns - now_ns
-            if request_id in self._again or left_ns < LEAST_NS:
+            if request_id in self._sent_twice or left_ns < LEAST_NS:
                 self._end(request, Outcome.REJECTED, Reason.NOT_SERVING)
                 continue
-            self.stranded[request_id] = request
-            self._in(min(left_ns, PATIENCE_NS), partial(self._given_up, request))
+            self.awaiting_failover[request_id] = request
+            self._later(min(left_ns, PATIENCE_NS), partial(self._given_up, request))
 
     def _given_up(self, request: Request) -> Events:
-        if self.stranded.pop(request.request_id, None) is not None:
+        if self.awaiting_failover.pop(request.request_id, None) is not None:
             self._end(request, Outcome.REJECTED, Reason.NOT_SERVING)
         return ()
 
     def _end(self, request: Request, outcome: Outcome, reason: Reason) -> None:
-        """A request ends by its gateway's own finding."""
+        """End a request without a controller, as its gateway does."""
         simulation = self._simulation
         answer = Answer(
             request_id=request.request_id, gateway=request.gateway, outcome=outcome, reason=reason
         )
-        simulation.hear(answer, simulation.now_ns)
+        simulation.deliver(answer, simulation.now_ns)
         if simulation.checks is not None:
-            simulation.checks.asked.answer(answer, simulation.now_ns)
+            simulation.checks.open_requests.answer(answer, simulation.now_ns)
 
     def while_down(self, events: Events) -> None:
-        """What would be told to the controller, and who does without it."""
+        """Handle the events that the controller would observe, as the gateways do without one."""
         checks = self._simulation.checks
         for event in events:
             if checks is not None:
-                checks.asked.observe(event)
+                checks.open_requests.observe(event)
             if isinstance(event, Request):
                 self._end(event, Outcome.REJECTED, Reason.NOT_SERVING)
             else:
-                self._told(event)
+                self._observe_without_controller(event)
 
-    def _told(self, event: ControllerEvent) -> None:
-        """Stranded requests whose clients or gateways leave wait no more."""
+    def _observe_without_controller(self, event: ControllerEvent) -> None:
+        """Note a drain; end requests awaiting failover whose client cancels or whose gateway is lost."""
         if isinstance(event, Drain):
             self._draining = True
         elif isinstance(event, Cancel):
-            if (request := self.stranded.pop(event.request_id, None)) is not None:
+            if (request := self.awaiting_failover.pop(event.request_id, None)) is not None:
                 self._end(request, Outcome.CANCELLED, Reason.NONE)
         elif isinstance(event, GatewayLost):
-            for request in [one for one in self.stranded.values() if one.gateway == event.gateway]:
-                del self.stranded[request.request_id]
+            for request in [one for one in self.awaiting_failover.values() if one.gateway == event.gateway]:
+                del self.awaiting_failover[request.request_id]
                 self._end(request, Outcome.CANCELLED, Reason.NONE)
 
-    def _comes(self) -> Events:
-        """A new controller is up, and told the catalogue by the keeper."""
+    def _start_successor(self) -> Events:
+        """Start the successor; returns the catalogue that the supervisor sends it."""
         simulation = self._simulation
         config = replace(simulation.controller.config, first_id=simulation.now_ns)
         simulation.controller = Controller(config)
@@ -184,58 +185,61 @@ class Restarts:
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
-        """See what is open, and whether there is a controller to ask."""
+        """Track open requests; when the successor is ready, send it those that await failover."""
         for event in events:
             if isinstance(event, Request):
                 self._requests[event.request_id] = event
             else:
-                self._told(event)
+                self._observe_without_controller(event)
         for effect in effects:
             if isinstance(effect, Answer):
                 self._requests.pop(effect.request_id, None)
-                self._again.discard(effect.request_id)
-            elif isinstance(effect, Readiness) and effect.ready and self.stranded:
-                self._in(self._simulation.constants.network.gateway_ns, self._ask_again)
+                self._sent_twice.discard(effect.request_id)
+            elif isinstance(effect, Readiness) and effect.ready and self.awaiting_failover:
+                self._later(self._simulation.constants.network.gateway_ns, self._send_again)
 
-    def _ask_again(self) -> Events:
+    def _send_again(self) -> Events:
         if self._simulation.down is not None:
             return ()
-        asked, self.stranded = self.stranded, {}
-        self._again.update(asked)
+        asked, self.awaiting_failover = self.awaiting_failover, {}
+        self._sent_twice.update(asked)
         return tuple(asked.values())
 
 
-def taken_over(controller: Controller, known: set[int]) -> Counter[tuple[str, int]]:
-    """How many INFERs of others a controller believes to run, by device and version; ``known``: all ids."""
+def adopted_infers(controller: Controller, known: set[int]) -> Counter[tuple[str, int]]:
+    """How many adopted INFERs a controller believes running, by device and version of the weights.
+
+    Asserts that their ids are among ``known``, the ids of all actions of dead controllers.
+    """
     found: Counter[tuple[str, int]] = Counter()
     running = controller._takeover.running  # noqa: SLF001 - a book to be checked
     for (device, action_id), one in running.items():
-        assert action_id in known, f"{action_id} is taken over, and nobody sent it"
+        assert action_id in known, f"{action_id} is adopted, and no controller sent it"
         if one.residency is not None and one.lane is Lane.EXEC:
             found[device, one.residency.version] += 1
     return found
 
 
 def _nothing() -> None:
-    """The link is cut already."""
+    """Do nothing: the link is cut already."""
 
 
 # ------------------------------------------------------------
-# Workers that stop, or whose lanes do, carried out on a simulated world; and what their keeper does then.
+# Workers that stop, or whose lanes do; and what the supervisor does then.
 #
-# hang    the process is stopped, its devices' work goes on (as on a GPU); whatever it would have said is late
+# hang    the process is stopped, its devices go on (as on a GPU); its messages are late
 # stop    the process is stopped and its lanes with it (as by SIGSTOP): what runs takes that much longer
-# hangs   whenever a model is run, its lane is never done with it; the process goes on
+# hangs   an INFER of this model never ends; the process goes on
 #
-# What stops for good is ended when the controller wants it. If it never would, somebody does it after a
-# while.
+# A worker that stops for good is killed when the controller asks for it. Where the controller cannot (hang
+# detection is off), it is killed after ``kill_ns``, as by an operator.
 
 
 NOTHING: Events = ()
 
 
 class Stops:
-    """See the module; a part of ``Faults``."""
+    """The faults of kind ``hang``, ``stop`` and ``hangs``; a part of ``Faults``."""
 
     def __init__(self, faults: Faults, simulation: Simulation) -> None:
         self._faults = faults
@@ -243,11 +247,11 @@ class Stops:
         self._world = simulation.world
         self._times = simulation.constants.faults
         self._ends = not simulation.controller.config.hang_ns
-        """Nobody will ask for hung workers to be ended."""
+        """Hang detection is off: the controller will not ask for hung workers to be killed."""
         self._halted: dict[SimulatedWorker, tuple[int, int, list[Entry]]] = {}
-        """Workers whose lanes are stopped: since when, how its clock was off, and what was to be done."""
-        self._silent: set[SimulatedWorker] = set()
-        """Stopped workers that were missed."""
+        """Workers whose lanes are stopped: since when, their clock's skew then, their lanes' entries."""
+        self._stalled: set[SimulatedWorker] = set()
+        """Stopped workers that the controller knows to be stalled."""
 
     def hang(self, table: FaultTable) -> Events:
         """Stop processes."""
@@ -258,12 +262,12 @@ class Stops:
         return self._stop(table, lanes=True)
 
     def hangs(self, table: FaultTable, key: str) -> Events:
-        """Whoever runs that model is never done with it."""
+        """From now on, INFERs of that model never end."""
         self._world.endless[key] = self._stuck
-        self._faults.after(table, partial(self._hangs_no_more, key))
+        self._faults.after(table, partial(self._end_hangs, key))
         return NOTHING
 
-    def _hangs_no_more(self, key: str) -> Events:
+    def _end_hangs(self, key: str) -> Events:
         self._world.endless.pop(key, None)
         return NOTHING
 
@@ -274,25 +278,25 @@ class Stops:
 
     def _stop(self, table: FaultTable, *, lanes: bool) -> Events:
         now_ns = self._simulation.now_ns
-        for host in self._faults.hit(table):
+        for host in self._faults.targets(table):
             if host.stopped is not None:
                 continue
             self._faults.executed[table.kind] += 1
             host.stop(now_ns)
             if lanes:
                 self._halted[host] = (now_ns, host.skew_ns, self._take_lanes(host))
-            self._faults.later(self._times.silent_ns, partial(self._missed, host, now_ns))
+            self._faults.later(self._times.silent_ns, partial(self._report_stalled, host, now_ns))
             if table.for_s is not None:
-                self._faults.after(table, partial(self._goes_on, host))
+                self._faults.after(table, partial(self._resume, host))
             else:
-                self._faults.later(self._times.kill_ns, partial(self._end_unasked, host))
+                self._faults.later(self._times.kill_ns, partial(self._kill_if_unreachable, host))
         return NOTHING
 
-    def _end_unasked(self, host: SimulatedWorker) -> Events:
-        """A worker is stopped for good: its keeper ends it where the controller cannot ask for that."""
+    def _kill_if_unreachable(self, host: SimulatedWorker) -> Events:
+        """Kill a worker that is stopped for good, where the controller cannot ask for it."""
         if self._ends or not self._linked(host):
             return self._end(host)
-        self._faults.later(self._times.kill_ns, partial(self._end_unasked, host))
+        self._faults.later(self._times.kill_ns, partial(self._kill_if_unreachable, host))
         return NOTHING
 
     def _take_lanes(self, host: SimulatedWorker) -> list[Entry]:
@@ -302,57 +306,58 @@ class Stops:
         heapify(heap)
         return found
 
-    def _goes_on(self, host: SimulatedWorker) -> Events:
+    def _resume(self, host: SimulatedWorker) -> Events:
         if host.gone:
             return NOTHING
         now_ns = self._simulation.now_ns
         since_ns, skew_ns, entries = self._halted.pop(host, (now_ns, host.skew_ns, []))
-        lost_ns, jump_ns = now_ns - since_ns, host.skew_ns - skew_ns
-        host.stalled(lost_ns)
+        lost_for_ns, jump_ns = now_ns - since_ns, host.skew_ns - skew_ns
+        host.stalled(lost_for_ns)
         for when_ns, _, kind, whom, what in entries:
             late = what
             if isinstance(what, LaneDone):
                 late = replace(
-                    what, started_ns=what.started_ns + jump_ns, ended_ns=what.ended_ns + jump_ns + lost_ns,
-                    run_ns=what.run_ns + lost_ns,
+                    what, started_ns=what.started_ns + jump_ns,
+                    ended_ns=what.ended_ns + jump_ns + lost_for_ns,
+                    run_ns=what.run_ns + lost_for_ns,
                 )  # fmt: skip
-            self._world.at(when_ns + lost_ns, kind, whom, late)
-        host.go_on(now_ns)
-        if host in self._silent:
-            self._silent.remove(host)
-            self._faults.later(self._world.delay_ns(), partial(self._back, host))
+            self._world.at(when_ns + lost_for_ns, kind, whom, late)
+        host.resume(now_ns)
+        if host in self._stalled:
+            self._stalled.remove(host)
+            self._faults.later(self._world.delay_ns(), partial(self._report_recovered, host))
         return NOTHING
 
-    # Beats
+    # Heartbeats
 
-    def _missed(self, host: SimulatedWorker, since_ns: int) -> Events:
-        """The controller misses the beats of a stopped worker, if it does not believe it lost already."""
+    def _report_stalled(self, host: SimulatedWorker, since_ns: int) -> Events:
+        """Report a stopped worker as stalled, unless it is linked no more; repeated while that lasts."""
         if host.stopped is None or host.stopped_ns != since_ns or host.gone or not self._linked(host):
             return NOTHING
-        self._silent.add(host)
-        self._faults.later(self._times.silent_ns, partial(self._missed, host, since_ns))
+        self._stalled.add(host)
+        self._faults.later(self._times.silent_ns, partial(self._report_stalled, host, since_ns))
         return (WorkerSilent(worker=host.name, for_ns=self._simulation.now_ns - since_ns),)
 
-    def _back(self, host: SimulatedWorker) -> Events:
+    def _report_recovered(self, host: SimulatedWorker) -> Events:
         return (WorkerHeard(worker=host.name),) if self._linked(host) and not host.gone else NOTHING
 
     def _linked(self, host: SimulatedWorker) -> bool:
         return self._simulation.hosts.get(host.name) is host and not is_cut(host)
 
-    # The keeper
+    # The supervisor
 
     def end(self, worker: str) -> None:
-        """The controller wants a worker ended."""
+        """Kill a worker, as the controller asked."""
         host = self._simulation.hosts.get(worker)
         if host is not None:
-            self._faults.later(self._times.end_ns, partial(self._end, host))
+            self._faults.later(self._times.end_delay_ns, partial(self._end, host))
 
     def _end(self, host: SimulatedWorker) -> Events:
         if host.gone:
             return NOTHING
         by_itself = host.stopped is None
         self._halted.pop(host, None)
-        self._silent.discard(host)
+        self._stalled.discard(host)
         self._faults.crash(host, None)
         if by_itself:
             self._faults.later(NS_PER_MS, lambda: (WorkerCrashed(worker=host.name),))

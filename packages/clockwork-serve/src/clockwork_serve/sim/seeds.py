@@ -1,4 +1,4 @@
-"""Scenarios made by chance, with faults, to find what nobody thought of. A seed decides all of one.
+"""Random scenarios with faults, for property testing: each is a function of its seed.
 
 played = play_seed(17)          AssertionError, with the command that repeats it, if a check fails
 """
@@ -17,15 +17,15 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
-from clockwork_serve.controller import POLICIES, ControllerConfig
+from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile
 from clockwork_serve.sim.constants import Cluster
 from clockwork_serve.sim.faults import (
-    MISHAPS_STREAM,
+    FAULT_SCHEDULE_STREAM,
+    hang_settings,
     killers,
     log_uniform,
     losses_allowed,
-    patience,
     shared_lanes,
     stops,
     with_restarts,
@@ -37,8 +37,10 @@ from clockwork_serve.workload.stream import Workload, build
 from clockwork_serve.workload.tables import ClusterTable, FaultKind, FaultTable, TenantTable
 from clockwork_serve.workload.zoo import Zoo, ZooModel
 
+PLAYED: Final = ("default", "paper")
+"""Policies that seeds draw from. One more changes what every seed plays."""
 REQUESTS: Final = 2_000
-"""Each seed sends so many at least."""
+"""The least number of requests of a seed."""
 
 KINDS: Final[tuple[FaultKind, ...]] = (
     "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
@@ -47,28 +49,28 @@ KINDS: Final[tuple[FaultKind, ...]] = (
 FAULTS_MAX: Final = 8
 PAGE_BYTES: Final = 16 * MIB
 SLOW_NS: Final = ms(12)
-"""Models that take longer alone are left out: they would make seeds long."""
+"""Models with a longer batch of one are left out: they would make seeds long."""
 
 BEATS_MAX: Final = 40
-"""A seed takes a few pulses of its simulation; one that takes so many runs in circles."""
+"""A seed takes a few pulses of its simulation; one that takes this many is taken for a livelock."""
 
 QUIET_NS: Final = 3 * NS_PER_S
-"""Workers that were lost are back by then."""
+"""Lost workers have joined again after this time."""
 
 PATIENCE_MAX: Final = 200
 GRACES_MAX: Final = 6
-"""Who hangs is found in so many times the least patience, and ended in so many times the grace."""
+"""A hung worker is detected within ``PATIENCE_MAX * hang_ns``, and killed within ``GRACES_MAX`` graces."""
 
 SKEW_STAYS_MS: Final = 1.0
-"""Clocks that are further off are aligned at last: such a worker refuses all, and requests without a deadline
-would be sent to it for ever."""
+"""Clock skews above this end: a worker with such a clock refuses every action, and requests without a
+deadline would be sent to it for ever."""
 
 REPLAY: Final = "python -m qa.simulator_seeds"
 
 
 @dataclass(slots=True, frozen=True)
 class Chance:
-    """One scenario made by chance, and who serves it. ``truth`` is how long things really take, by code."""
+    """A random scenario, and the cluster and controller that serve it; ``truth``: true durations by code."""
 
     seed: int
     scenario: Scenario
@@ -81,9 +83,9 @@ class Chance:
 
 @dataclass(slots=True)
 class PlayedSeed:
-    """What became of a seed: requests sent, faults that hit something by kind, what devices did.
+    """The result of a seed: requests sent, faults that had an effect by kind, actions by kind.
 
-    ``failure`` is empty, or says what was wrong after the command that repeats it.
+    ``failure`` is empty, or holds the command that repeats the seed, and the failed check.
     """
 
     seed: int
@@ -94,7 +96,7 @@ class PlayedSeed:
 
 
 class Digest:
-    """A watcher that hashes the journal of a simulation."""
+    """A watcher that hashes every step of a simulation in the journal's encoding."""
 
     def __init__(self) -> None:
         self._encoder = msgspec.msgpack.Encoder()
@@ -103,7 +105,7 @@ class Digest:
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
-        """Add one step, as a journal writes it."""
+        """Add one step to the hash."""
         self._hash.update(self._encoder.encode((now_ns, events, effects, 0)))
 
     def hex(self) -> str:
@@ -117,8 +119,8 @@ def _zoo() -> Zoo:
 
 
 def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
-    """The scenario of a seed, of so many requests at least."""
-    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM]))
+    """The scenario of a seed, with at least that many requests."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM]))
     kinds = _kinds(rng)
     sets = [
         ModelSet(name=f"m{at}", kind=model.kind, copies=int(rng.integers(1, 9)))
@@ -138,7 +140,7 @@ def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
     scenario, workload = _long_enough(seed, sets, loads, tenants, requests / rate_rps, requests)
     table = ClusterTable(devices=devices, devices_per_worker=cluster.devices_per_worker)
     faults = _faults(rng, workload, cluster)
-    config = replace(_config(rng), quarantine_after=losses_allowed(seed), **patience(seed))
+    config = replace(_config(rng), quarantine_after=losses_allowed(seed), **hang_settings(seed))
     if config.open_window:
         faults = [_delay_ends(fault, workload) for fault in faults]
     return Chance(
@@ -161,7 +163,7 @@ def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
 
 
 def simulation_of(chance: Chance, *, checks: bool = True, watchers: Sequence[Watcher] = ()) -> Simulation:
-    """The simulation of a scenario made by chance, before it begins."""
+    """The simulation of a random scenario, not yet run."""
     return Simulation(
         workload=chance.workload, zoo=_zoo(), cluster=chance.cluster, config=chance.config, seed=chance.seed,
         truth=chance.truth, noise=chance.noise, faults=chance.scenario.faults, checks=checks,
@@ -191,12 +193,12 @@ def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] =
 
 
 def run_through(simulation: Simulation, faults: Sequence[FaultTable], beats_max: int = BEATS_MAX) -> None:
-    """Play it to its end and some seconds more, with all checks; raises what they raise."""
+    """Run a simulation to its end and some seconds more, with all checks; raises what they raise."""
     beats: list[int] = []
 
     def pulse(now_ns: int) -> None:
         beats.append(now_ns)
-        assert len(beats) < beats_max, "it does not come to an end"
+        assert len(beats) < beats_max, "the simulation does not end"
 
     simulation.run(pulse=pulse)
     simulation.run(_quiet_ns(faults, simulation.controller.config, simulation.now_ns), pulse=pulse)
@@ -205,14 +207,14 @@ def run_through(simulation: Simulation, faults: Sequence[FaultTable], beats_max:
 
 
 def _quiet_ns(faults: Sequence[FaultTable], config: ControllerConfig, now_ns: int) -> int:
-    """When all is over that may go wrong, and some seconds have passed in which nothing was asked."""
+    """An instant by which all faults and recoveries are over, and some seconds without a request."""
     ends_s = [fault.at_s + (fault.for_s or 0.0) for fault in faults]
-    found_ns = PATIENCE_MAX * config.hang_ns + GRACES_MAX * config.hang_grace_ns
-    return max(now_ns, round(max(ends_s, default=0.0) * NS_PER_S)) + QUIET_NS + found_ns
+    recovery_ns = PATIENCE_MAX * config.hang_ns + GRACES_MAX * config.hang_grace_ns
+    return max(now_ns, round(max(ends_s, default=0.0) * NS_PER_S)) + QUIET_NS + recovery_ns
 
 
 def play_seeds(seeds: Iterable[int], jobs: int, requests: int = REQUESTS) -> Iterator[PlayedSeed]:
-    """Play seeds in so many processes, in order; what fails is told in ``failure``."""
+    """Play seeds in ``jobs`` processes; yields in order. A failed check is in ``failure``."""
     work = partial(_attempt, requests=requests)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         yield from pool.map(work, seeds, chunksize=4)
@@ -232,7 +234,7 @@ def _kinds(rng: np.random.Generator) -> list[ZooModel]:
 
 
 def _pages(rng: np.random.Generator, kinds: list[ZooModel], sets: list[ModelSet], devices: int) -> int:
-    """Memory of a device, most often too small for all models; rarely too small for the largest."""
+    """Pages of a device: mostly too few for all models, rarely too few for the largest."""
     sizes = [-(-model.weights_bytes // PAGE_BYTES) for model in kinds]
     largest = max(sizes)
     if rng.random() < 0.04:
@@ -261,8 +263,8 @@ def _loads(rng: np.random.Generator, sets: list[ModelSet], rate_rps: float) -> l
 def _with_tenants(
     seed: int, loads: list[LoadTable], devices: int
 ) -> tuple[tuple[TenantTable, ...], list[LoadTable]]:
-    """The loads, some of them of a class of priority or of a tenant with a quota. It has dice of its own."""
-    rng = np.random.Generator(np.random.PCG64([seed, MISHAPS_STREAM + 1]))
+    """The loads, some with a priority or of a tenant with a quota; from a random stream of its own."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 1]))
     tenants = tuple(
         TenantTable(
             name=name, burst_s=log_uniform(rng, 0.01, 2),
@@ -323,7 +325,7 @@ def _config(rng: np.random.Generator) -> ControllerConfig:
     if rng.random() < 0.2:
         return ControllerConfig.as_released(max_batch=max_batch)
     return ControllerConfig(
-        policy=_of(rng, *POLICIES), reject_infeasible=rng.random() < 0.7, max_batch=max_batch,
+        policy=_of(rng, *PLAYED), reject_infeasible=rng.random() < 0.7, max_batch=max_batch,
         look_ahead_ns=ms(rng.uniform(1, 10)), slack_ns=ms(rng.uniform(0, 4)),
         network_ns=ms(rng.uniform(0, 0.4)), retries=int(rng.integers(0, 3)),
         min_batch_gain=float(rng.choice((0.0, 0.05))), open_window=rng.random() < 0.2,
@@ -332,7 +334,7 @@ def _config(rng: np.random.Generator) -> ControllerConfig:
 
 
 def _truth(rng: np.random.Generator, kinds: list[ZooModel]) -> dict[str, Profile]:
-    """How long things really take: most often what the profile says."""
+    """True durations: in 80 % of seeds, those of the profiles."""
     wrong = rng.random() < 0.2
     truth = {}
     for model in kinds:
@@ -347,7 +349,7 @@ def _truth(rng: np.random.Generator, kinds: list[ZooModel]) -> dict[str, Profile
 
 def _faults(rng: np.random.Generator, workload: Workload, cluster: Cluster) -> list[FaultTable]:
     count = int(rng.integers(0, FAULTS_MAX + 1))
-    others = KINDS[:-4]  # the last ones have dice of their own
+    others = KINDS[:-4]  # the last four are drawn from random streams of their own
     kinds = [others[at] for at in rng.integers(len(others), size=count).tolist()]
     names = [name for name, _ in workload.models]
     seconds = workload.duration_ns / NS_PER_S
@@ -390,7 +392,7 @@ def _fault(
 
 
 def _delay_ends(fault: FaultTable, workload: Workload) -> FaultTable:
-    """A link that stays slower than windows are long has each action come too late: see ``SKEW_STAYS_MS``."""
+    """Let a delay end: on a link slower than windows are long, every action is late (see SKEW_STAYS_MS)."""
     if fault.kind != "delay" or fault.for_s is not None:
         return fault
     return replace(fault, for_s=workload.duration_ns / NS_PER_S * 0.1)

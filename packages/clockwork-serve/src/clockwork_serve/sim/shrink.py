@@ -1,10 +1,9 @@
-"""Makes a failing seed small: fewer requests, faults, models, devices and settings that still fail alike.
+"""Shrinks a failing seed to a small case that fails the same check (delta debugging).
 
 shrunk = shrink(case_of(random_scenario(17)), seconds=60)
 play_case(shrunk.case)          the same violation
 
-Delta debugging: what a case can do without is taken away, half of it at a time, then less. It copies no
-decision and changes no check.
+Requests, faults, clients, models, devices and settings are removed, half of them at a time, then fewer.
 """
 
 from __future__ import annotations
@@ -38,11 +37,11 @@ Request = tuple[int, int, int, int]
 
 
 BEATS_TRIED: Final = 6
-"""A case that still runs after so many pulses counts as endless while it is made small, to save time."""
+"""While shrinking, a case that still runs after this many pulses counts as endless, to save time."""
 
 
 class Case(Struct, frozen=True, kw_only=True):
-    """A scenario made by chance, with every request spelt out; ``seed`` decides only the noise."""
+    """A random scenario with every request listed; ``seed`` decides only noise and choices of faults."""
 
     seed: int
     models: tuple[tuple[str, str], ...]
@@ -60,7 +59,7 @@ class Case(Struct, frozen=True, kw_only=True):
     noise: bool
 
     def size(self) -> str:
-        """In words."""
+        """Its size in words."""
         clients = sum(len(load.models) * load.concurrency for load in self.closed)
         return (
             f"{len(self.requests)} requests, {clients} closed clients, {len(self.faults)} faults, "
@@ -69,7 +68,7 @@ class Case(Struct, frozen=True, kw_only=True):
 
 
 class Violation(Struct, frozen=True, kw_only=True):
-    """What a case broke: ``kind`` is which check in which function, the same for alike violations."""
+    """A failed check: ``kind`` is the exception and the function that raised it, and identifies the check."""
 
     kind: str
     at_ns: int
@@ -78,30 +77,30 @@ class Violation(Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class Shrunk:
-    """The smallest case that was found, and what it still breaks."""
+    """The smallest case that was found, and the check that it fails."""
 
     case: Case
     violation: Violation
     attempts: int
     over: bool
-    """Nothing more could be taken away; else time was over."""
+    """Nothing more could be removed; False: the time limit ended the search."""
 
 
 @dataclass(slots=True)
 class _Listed(Workload):
-    """A workload whose requests are listed."""
+    """A workload with given requests."""
 
     requests: tuple[Request, ...] = ()
 
     def open(self) -> Iterator[Arrivals]:
-        """All of them at once."""
+        """All requests as one chunk."""
         if self.requests:
             times_ns, models, slos_ns, loads = (list(column) for column in zip(*self.requests, strict=True))
             yield Arrivals(times_ns, models, slos_ns, loads)
 
 
 def case_of(chance: Chance) -> Case:
-    """The scenario of a seed as a case: it goes as the seed does."""
+    """The scenario of a seed as a case, which runs as the seed does."""
     workload = chance.workload
     requests = tuple(
         request
@@ -116,8 +115,8 @@ def case_of(chance: Chance) -> Case:
     )  # fmt: skip
 
 
-class Heard:
-    """A watcher that lists the requests which the controller hears."""
+class ReceivedRequests:
+    """A watcher that lists the requests that reach the controller."""
 
     def __init__(self, case: Case) -> None:
         self._place = {name: at for at, (name, _) in enumerate(case.models)}
@@ -128,7 +127,7 @@ class Heard:
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
-        """Add those of one step."""
+        """Add the requests of one step."""
         for event in events:
             if isinstance(event, messages.Request):
                 model, at_ns = self._place[event.model.partition("/")[0]], event.arrival_ns
@@ -136,8 +135,10 @@ class Heard:
                 self.requests.append((at_ns, model, event.deadline_ns - at_ns, load))
 
 
-def play_case(case: Case, beats_max: int = BEATS_MAX, watcher: Heard | None = None) -> Violation | None:
-    """Play it with all checks; what was violated."""
+def play_case(
+    case: Case, beats_max: int = BEATS_MAX, watcher: ReceivedRequests | None = None
+) -> Violation | None:
+    """Run a case with all checks; returns the failed check, if any."""
     workload = _Listed(
         models=case.models, loads=case.loads, priorities=case.priorities, tenants=case.tenants,
         closed=case.closed, duration_ns=case.duration_ns, warmup_ns=0, quotas=case.quotas,
@@ -160,12 +161,12 @@ def play_case(case: Case, beats_max: int = BEATS_MAX, watcher: Heard | None = No
 
 
 def write_case(path: Path, case: Case) -> None:
-    """As JSON, to be read and changed by hand."""
+    """Write a case as JSON, to be read and edited by hand."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(case), indent=1) + b"\n")
 
 
 def read_case(path: Path) -> Case:
-    """What :func:`write_case` wrote. Raises :class:`ConfigError`."""
+    """Read what :func:`write_case` wrote. Raises :class:`ConfigError`."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Case)
     except (OSError, msgspec.MsgspecError) as error:
@@ -178,7 +179,7 @@ def shrink(
     seconds: float = 60.0,
     tell: Callable[[Case, int], None] = lambda case, attempts: None,
 ) -> Shrunk:
-    """The smallest case that is found in that time. Raises :class:`ConfigError` if this one does not fail."""
+    """The smallest case found in ``seconds``. Raises :class:`ConfigError` if ``case`` does not fail."""
     violation = play_case(case)
     if violation is None:
         raise ConfigError(
@@ -194,11 +195,11 @@ class _Shrinker:
         self, case: Case, violation: Violation, end_s: float, tell: Callable[[Case, int], None]
     ) -> None:
         self._best, self._violation = case, violation
-        self._end_s, self._tell = end_s, tell
+        self._end_s, self._send_to_controller = end_s, tell
         self._attempts = 0
 
     def run(self) -> Shrunk:
-        """Until nothing more can be taken away, or time is over."""
+        """Shrink until nothing more can be removed, or the time limit."""
         steps = (
             self._cut, self._plainer, self._fewer_faults, self._fewer_clients, self._no_clients,
             self._fewer_requests, self._fewer_models, self._fewer_devices, self._usual_settings, self._sooner,
@@ -215,7 +216,7 @@ class _Shrinker:
         return time.monotonic() > self._end_s
 
     def _try(self, **fields: Any) -> bool:
-        """Whether the best case with other fields fails alike; then it is the best one."""
+        """Whether the best case with other fields fails the same check; if so, it becomes the best one."""
         case = replace(self._best, **fields)
         if case == self._best or self._late:
             return False
@@ -224,11 +225,11 @@ class _Shrinker:
         good = found is not None and found.kind == self._violation.kind
         if good and found is not None:
             self._best, self._violation = case, found
-        self._tell(self._best, self._attempts)
+        self._send_to_controller(self._best, self._attempts)
         return good
 
     def _fewer(self, items: Sequence[Item], keep: Callable[[tuple[Item, ...]], bool]) -> None:
-        """Take away as many as can be, half of them at a time, then less."""
+        """Remove as many items as ``keep`` allows, half of them at a time, then fewer."""
         kept = tuple(items)
         size = len(kept)
         while size and kept and not self._late:
@@ -242,7 +243,7 @@ class _Shrinker:
             size //= 2
 
     def _cut(self) -> None:
-        """What comes after the violation cannot matter."""
+        """Drop requests and faults after the violation; they cannot matter."""
         at_ns = self._violation.at_ns
         requests = tuple(one for one in self._best.requests if one[0] <= at_ns)
         faults = tuple(one for one in self._best.faults if one.at_s * NS_PER_S <= at_ns)
@@ -263,9 +264,9 @@ class _Shrinker:
         self._fewer(self._best.closed, lambda kept: self._try(closed=kept))
 
     def _no_clients(self) -> None:
-        """The requests that closed clients sent, in their place."""
+        """Replace closed-loop clients by the requests that they sent."""
         if self._best.closed:
-            heard = Heard(self._best)
+            heard = ReceivedRequests(self._best)
             play_case(self._best, BEATS_TRIED, heard)
             self._try(requests=tuple(sorted(heard.requests)), closed=())
 
@@ -273,7 +274,7 @@ class _Shrinker:
         self._fewer(self._best.requests, lambda kept: self._try(requests=kept))
 
     def _fewer_models(self) -> None:
-        """Without those that nobody asks for, or that no fault names."""
+        """Drop models that no request and no fault names."""
         best = self._best
         asked = {one[1] for one in best.requests} | {model for load in best.closed for model in load.models}
         named = {fault.model for fault in best.faults}
@@ -303,11 +304,11 @@ class _Shrinker:
             try:
                 config = replace(self._best.config, **{field.name: value})
             except ConfigError:
-                continue  # the two do not go together
+                continue  # this default contradicts another setting of the case
             self._try(config=config)
 
     def _sooner(self) -> None:
-        """All in half the time, with what is left of a fault's own time."""
+        """Halve all instants; faults keep their durations."""
         best = self._best
         self._try(
             requests=tuple((at_ns // 2, *rest) for at_ns, *rest in best.requests),

@@ -1,4 +1,4 @@
-"""Drives the controller and its workers on virtual time. It decides nothing; a seed gives one run.
+"""Drives the controller and its workers in virtual time; reproducible by its seed.
 
     simulation = Simulation(
         workload=build(scenario, seed=1), zoo=Zoo.read("v100"), cluster=Cluster(devices=6),
@@ -6,9 +6,9 @@
     )
     tally = simulation.run()
 
-All that happens at one instant is observed before anybody decides, as in the real driver. A request's life:
-sent by its client, heard by the controller one gateway hop later, answered, heard by the client one hop
-later.
+All events of one instant are observed before any brain decides, as in the real driver. A request reaches the
+controller one gateway hop after its client sent it, and its response reaches the client one hop after it is
+decided.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ from clockwork_serve.workload.tables import FaultTable
 from clockwork_serve.workload.zoo import Zoo
 
 JITTER, INFER_NOISE, LOAD_NOISE, START_JITTER = range(4)
-"""Streams of chance."""
+"""Random streams."""
 
 COLLECT_EVERY: Final = 100_000
-"""So many more objects made than dropped, before cycles are looked for: there are next to none."""
+"""Threshold of the garbage collector's youngest generation: a simulation makes hardly any cycles."""
 
 _OK: Final = Outcome.OK
 
 
 class Watcher(Protocol):
-    """Whoever wants to see each step of the controller."""
+    """Observes each step of the controller."""
 
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
-        """All that was observed at ``now_ns``, and all that was decided then."""
+        """Called with all events that the controller observed at ``now_ns``, and the effects it decided."""
 
 
 class Client:
-    """One closed-loop client: it has one request out, or waits to send the next."""
+    """One closed-loop client: it has one request open, or waits to send the next."""
 
     __slots__ = ("load", "model")
 
@@ -79,19 +79,19 @@ class Client:
 
 
 Sent = tuple[int, int, int, Client | None]
-"""A request without an answer: (load, when it was sent, its deadline, the client that waits)."""
+"""An open request: (load, when it was sent, its deadline, the closed-loop client that waits for it)."""
 
 
 class Simulation:
-    """See the module.
+    """One run of a workload on a simulated cluster.
 
-    ``truth`` is how long things really take where that is not what the zoo says, by code. ``noise`` switches
+    ``truth`` holds the true durations by code, where they differ from the zoo's profiles. ``noise`` switches
     the noise of durations (not of the network). ``bucket_ns`` asks the tally for a time series. ``faults``
-    go wrong as they say. ``checks`` has the whole system checked after every step (several times slower).
+    are injected. ``checks`` has the whole system checked after every step (several times slower).
     """
 
     down: Callable[[Sequence[ControllerEvent]], None] | None = None
-    """What is done with what the controller would be told, while there is none."""
+    """While no controller runs, receives the events that it would have observed; else None."""
 
     def __init__(  # noqa: PLR0913 - a simulation is made of many independent things
         self,
@@ -115,20 +115,20 @@ class Simulation:
         self.now_ns = 0
         self.controller = Controller(config)
         self.open: dict[str, Sent] = {}
-        """All and only requests without an answer."""
+        """All and only requests without a response."""
         kind = f"emulated:{zoo.name}"
         self.codes = [
             CodeAdded(code=zoo.code(one, config.max_batch), profiles=(zoo.profile(one, kind),))
             for one in dict.fromkeys(kind for _, kind in workload.models)
         ]
-        """Of all and only models that are served."""
+        """The codes of all and only models that are served."""
         self.models: list[Model] = [zoo.model(name, one) for name, one in workload.models]
         self.world = self._world(truth, seed, noise)
         self.hosts: dict[str, SimulatedWorker] = {}
         """All and only workers that the controller believes up, by name."""
         self.by_device: dict[str, SimulatedWorker] = {}
         self.gateways = ["g0", "g1"]
-        """Requests come through them in turn."""
+        """Requests alternate between them."""
         self.checks = Checks(self) if checks else None
         self.watchers: list[Watcher] = [*watchers, self.checks] if self.checks else list(watchers)
         self._hop_ns = self.constants.network.gateway_ns
@@ -145,7 +145,7 @@ class Simulation:
         self.faults = Faults(self, faults, seed) if faults else None
 
     def host(self, name: str, specs: tuple[DeviceSpec, ...]) -> SimulatedWorker:
-        """A worker that begins, with empty memory."""
+        """A new worker process, with empty memory."""
         return (
             SimulatedWorker(name, specs, self.world) if self.checks is None else self.checks.host(name, specs)
         )
@@ -163,20 +163,20 @@ class Simulation:
         return world
 
     def _start(self, hosts: list[SimulatedWorker]) -> None:
-        """All workers are up and have prepared all codes when time begins."""
+        """At time zero all workers are connected and have prepared all codes."""
         events: list[ControllerEvent] = [*self.codes, *[ModelAdded(model=model) for model in self.models]]
         if self.workload.quotas:
             events.append(QuotasSet(quotas=self.workload.quotas))
         for host in hosts:
             self.hosts[host.name] = host
             self.by_device.update((spec.device, host) for spec in host.specs)
-            events.append(host.offer(0))
+            events.append(host.connect(0))
             events += self.prepare(host)
         self._step_controller(events, 0)
         self._start_clients()
 
     def prepare(self, host: SimulatedWorker) -> list[CodeReady]:
-        """A worker prepares all codes before time begins; what it says of that."""
+        """Have a worker prepare all codes at time zero; returns what it reports of that."""
         machine = host.machine
         said: list[CodeReady] = []
         for code in self.codes:
@@ -200,10 +200,10 @@ class Simulation:
     # Time passes
 
     def run(self, until_ns: int | None = None, pulse: Callable[[int], None] | None = None) -> Tally:
-        """Let time pass until ``until_ns``; by default, until the workload and all its requests end.
+        """Simulate until ``until_ns``; by default, until the workload and all its requests have ended.
 
-        ``pulse`` is called now and then with the time reached. Raises AssertionError when a machine
-        contradicts itself.
+        ``pulse`` is called every 16,384 steps with the time reached. Raises AssertionError when a brain or a
+        check finds a broken invariant.
         """
         thresholds = gc.get_threshold()
         gc.freeze()
@@ -245,13 +245,13 @@ class Simulation:
             self.now_ns = until_ns
             return True
         if now_ns == FAR_NS:
-            assert not self.open, f"nothing will happen any more, and {len(self.open)} requests wait"
+            assert not self.open, f"no event is left, and {len(self.open)} requests are open"
         if not self.open and self.checks is not None:
             self.checks.check_end()
         return not self.open
 
     def _happen(self, now_ns: int, events: list[ControllerEvent]) -> None:
-        """Do all that was to happen now; ``events`` takes what the controller observes of it."""
+        """Process all heap entries of this instant; appends to ``events`` what the controller observes."""
         heap, dirty = self.world.heap, self._dirty
         while heap and heap[0][0] == now_ns:
             _, _, kind, whom, what = heappop(heap)
@@ -291,11 +291,11 @@ class Simulation:
         for effect in effects:
             kind = type(effect)
             if kind is Answer:
-                self.hear(effect, now_ns)  # type: ignore[arg-type]
+                self.deliver(effect, now_ns)  # type: ignore[arg-type]
             elif kind is Infer or kind is Load or kind is Unload or kind is RetainWeights:
                 self.by_device[effect.device].send(effect, now_ns)  # type: ignore[union-attr,arg-type]
             elif kind is WorkerHung and effect.end:  # type: ignore[union-attr]
-                assert self.faults is not None, f"{effect}, and nothing went wrong"
+                assert self.faults is not None, f"{effect}, and no fault was injected"
                 self.faults.stops.end(effect.worker)  # type: ignore[union-attr]
         for watcher in self.watchers:
             watcher.on_step(now_ns, events, effects)
@@ -303,7 +303,7 @@ class Simulation:
     # Clients
 
     def _refill(self) -> None:
-        """The next stretch of the open loads' arrivals."""
+        """Read the next chunk of the open loads' arrivals."""
         self._at = 0
         for arrivals in self._stream:
             if arrivals.times_ns:
@@ -313,7 +313,7 @@ class Simulation:
         self._arrivals, self._next_ns = None, FAR_NS
 
     def _arrive(self, now_ns: int, events: list[ControllerEvent]) -> None:
-        """All requests of open loads that reach the controller now."""
+        """Append to ``events`` all requests of open loads that reach the controller now."""
         hop_ns = self._hop_ns
         while self._next_ns == now_ns:
             arrivals, at = self._arrivals, self._at
@@ -355,16 +355,16 @@ class Simulation:
 
             self.world.at(now_ns + self._hop_ns, CALL, None, arrive)
 
-    def hear(self, answer: Answer, now_ns: int) -> None:
-        """The client hears an answer, one hop from now."""
+    def deliver(self, answer: Answer, now_ns: int) -> None:
+        """Send a response to its client, which it reaches one hop from now."""
         sent = self.open.pop(answer.request_id, None)
-        assert sent is not None, f"{answer.request_id} was answered twice, or never asked"
+        assert sent is not None, f"{answer.request_id}: unknown request, or its second response"
         load, sent_ns, deadline_ns, client = sent
-        heard_ns = now_ns + self._hop_ns
+        delivered_ns = now_ns + self._hop_ns
         good = answer.outcome is _OK
-        self.tally.ended(load, sent_ns, heard_ns, answer, in_time=good and heard_ns <= deadline_ns)
+        self.tally.ended(load, sent_ns, delivered_ns, answer, in_time=good and delivered_ns <= deadline_ns)
         if client is not None:
-            again_ns = heard_ns if good else heard_ns + self._retry_ns(client.load, answer)
+            again_ns = delivered_ns if good else delivered_ns + self._retry_ns(client.load, answer)
             self.world.at(again_ns, CLIENT, client, None)
 
     def _retry_ns(self, load: ClosedLoad, answer: Answer) -> int:

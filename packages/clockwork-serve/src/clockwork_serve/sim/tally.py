@@ -1,4 +1,4 @@
-"""Adds up what became of the requests and actions of a simulation; its memory does not grow with requests."""
+"""Counts the requests (by outcome) and actions of a simulation; memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DurationHistogram:
             self.max_ns = value_ns
 
     def quantile_ns(self, share: float) -> int:
-        """The least bucket bound that this share of the durations does not exceed; 0 if there are none."""
+        """An upper bound of this quantile, exact to a bucket's width; 0 if there are no durations."""
         wanted = share * self.count
         seen = 0
         for bucket in sorted(self.counts):
@@ -60,11 +60,11 @@ def _upper(bucket: int) -> int:
 
 
 class Count:
-    """What became of the requests of one load (in one stretch of time).
+    """Outcomes of the requests of one load (in one bucket of time).
 
-    ``ok`` came in time; ``late`` was answered after its deadline; ``others`` counts every other end by
-    outcome and reason, as ``rejected/would_miss_deadline``. ``answered`` are latencies of good answers,
-    ``refused`` of all other answers.
+    ``ok`` counts good responses in time, ``late`` those after their deadline, ``others`` every other end by
+    outcome and reason, as ``rejected/would_miss_deadline``. ``answered`` holds the latencies of good
+    responses in time, ``refused`` of all others.
     """
 
     __slots__ = ("answered", "batch_sum", "cold", "late", "offered", "ok", "others", "refused")
@@ -74,9 +74,9 @@ class Count:
         self.ok = 0
         self.late = 0
         self.cold = 0
-        """Good answers whose weights were on no device when they came."""
+        """Good responses whose weights were on no device when the request arrived."""
         self.batch_sum = 0
-        """Sum of the batch sizes of good answers: over ``ok``, the mean batch that a request saw."""
+        """Sum of the batch sizes of good responses: divided by ``ok``, the mean batch per request."""
         self.others: Counter[str] = Counter()
         self.answered = DurationHistogram()
         self.refused = DurationHistogram()
@@ -88,12 +88,12 @@ class Count:
 
     @property
     def satisfaction(self) -> float:
-        """Share of ended requests that were answered in time; 1 where none ended."""
+        """Share of ended requests with a good response in time; 1 where none ended."""
         return self.ok / self.ended if self.ended else 1.0
 
 
 class Busy:
-    """What the devices did, summed over them: lane time in ns and actions (in one stretch of time)."""
+    """Lane time in ns and actions, summed over all devices (in one bucket of time)."""
 
     __slots__ = ("exec_ns", "infers", "load_ns", "loads", "refused", "unloads")
 
@@ -108,9 +108,9 @@ class Busy:
 
 
 class Tally:
-    """Counts by load: in total (after the warm-up) and, if ``bucket_ns`` is set, by stretches of that length.
+    """Counts by load: in total (after the warm-up) and, if ``bucket_ns`` is set, by buckets of that length.
 
-    A request belongs to the stretch in which it was sent.
+    A request belongs to the bucket in which it was sent.
     """
 
     def __init__(self, loads: tuple[str, ...], warmup_ns: int = 0, bucket_ns: int = 0) -> None:
@@ -120,25 +120,25 @@ class Tally:
         self.loads = [Count() for _ in loads]
         self.busy = Busy()
         self.rows: list[list[Count]] = []
-        """``rows[stretch][load]``."""
+        """``rows[bucket][load]``."""
         self.busy_rows: list[Busy] = []
 
     def row(self, at_ns: int) -> list[Count]:
-        """The counts of the stretch that an instant lies in."""
+        """The counts of the bucket that an instant lies in, by load."""
         at = at_ns // self.bucket_ns
         while len(self.rows) <= at:
             self.rows.append([Count() for _ in self.names])
         return self.rows[at]
 
     def busy_row(self, at_ns: int) -> Busy:
-        """The same for devices."""
+        """The devices' counts of the bucket that an instant lies in."""
         at = at_ns // self.bucket_ns
         while len(self.busy_rows) <= at:
             self.busy_rows.append(Busy())
         return self.busy_rows[at]
 
-    def ended(self, load: int, sent_ns: int, heard_ns: int, answer: Answer, *, in_time: bool) -> None:
-        """Its answer was heard."""
+    def ended(self, load: int, sent_ns: int, delivered_ns: int, answer: Answer, *, in_time: bool) -> None:
+        """Count a response that reached its client at ``delivered_ns``."""
         if sent_ns >= self.warmup_ns:
             count = self.loads[load]
             if in_time:
@@ -146,11 +146,11 @@ class Tally:
                 count.batch_sum += answer.batch
                 if answer.cold:
                     count.cold += 1
-                count.answered.add(heard_ns - sent_ns)
+                count.answered.add(delivered_ns - sent_ns)
             else:
-                _count(count, heard_ns - sent_ns, answer, in_time=False)
+                _count(count, delivered_ns - sent_ns, answer, in_time=False)
         if self.bucket_ns:
-            _count(self.row(sent_ns)[load], heard_ns - sent_ns, answer, in_time=in_time)
+            _count(self.row(sent_ns)[load], delivered_ns - sent_ns, answer, in_time=in_time)
 
     def total(self) -> Count:
         """All loads together (without histograms of refusals)."""
@@ -165,7 +165,7 @@ class Tally:
         return total
 
     def goodput_rps(self, load: int, until_ns: int) -> float:
-        """Good answers per second after the warm-up, to requests sent before ``until_ns``."""
+        """Good responses in time per second after the warm-up, to requests sent before ``until_ns``."""
         seconds = (until_ns - self.warmup_ns) / NS_PER_S
         return self.loads[load].ok / seconds if seconds > 0 else 0.0
 

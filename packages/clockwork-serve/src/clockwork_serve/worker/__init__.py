@@ -1,4 +1,4 @@
-"""Brain 2: timed actions are executed exactly or refused with a reason. It never chooses and does no I/O."""
+"""The worker's brain: starts each action inside its window or refuses it with a reason; does no I/O."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One device of a worker: starts what is due on a free lane, as ordered, or refuses it with a reason."""
+"""One device of a worker: starts due actions on free lanes, or refuses them with a reason."""
 
 from __future__ import annotations
 
@@ -37,20 +37,21 @@ from clockwork_serve.worker.pages import (
 )
 
 # ------------------------------------------------------------
-# What an action must be in itself before it may wait for a lane. It looks at no queue and no page.
+# Validation of an action before it is queued, without regard to queues and pages.
 #
-# ``refuse`` says what is wrong: None, or the status and a message that names field, expected and found.
-# ``acceptable`` only says, and fast, whether anything is.
+# ``refuse`` returns what is wrong: None, or the status and a message that names field, expected and found.
+# ``acceptable`` is a fast check of INFERs for the usual case that nothing is.
 
 
 EARLY_MAX_NS: Final = 10 * NS_PER_S
-"""A window that opens later than this is not waited for: no plan reaches so far ahead, so clocks disagree."""
+"""An action whose window opens later than this from now is refused: no plan is so far ahead, so the clocks
+disagree."""
 
 Refusal = tuple[Status, str]
 
 
 def acceptable(action: Infer, spec: DeviceSpec, code: HeldCode | None, now_ns: int) -> bool:
-    """Whether :func:`refuse` gives no reason to turn an INFER away."""
+    """Whether :func:`refuse` would accept an INFER."""
     window = action.window
     earliest_ns = window.earliest_ns
     extent = action.extent
@@ -81,7 +82,7 @@ def acceptable(action: Infer, spec: DeviceSpec, code: HeldCode | None, now_ns: i
 
 
 def refuse(action: Action, spec: DeviceSpec, code: HeldCode | None, now_ns: int) -> Refusal | None:
-    """Why an action can not be queued. ``code`` is the device's, if it knows it."""
+    """Why an action cannot be queued; None if it can. ``code`` is the device's record of its code, if any."""
     refusal = _refuse_window(action.window, now_ns) or _refuse_extent(action.extent, spec)
     if refusal is not None:
         return refusal
@@ -154,11 +155,11 @@ def _bad(field: str, expected: str, found: str) -> Refusal:
 
 
 # ------------------------------------------------------------
-# Why an action whose turn it is can not start: its window, the pages. It looks, and changes nothing.
+# Why the next action of a lane cannot start: its window, the pages.
 
 
-def judge_load(action: Load, pages: Pages, now_ns: int) -> Refusal | None:
-    """Weights go only where nothing is."""
+def refuse_load(action: Load, pages: Pages, now_ns: int) -> Refusal | None:
+    """Why a LOAD cannot start: its pages must be free."""
     late_ns = now_ns - action.window.latest_ns
     if late_ns > 0:
         return too_late(late_ns)
@@ -172,14 +173,14 @@ def judge_load(action: Load, pages: Pages, now_ns: int) -> Refusal | None:
 
 
 def holds_only_stale(extent: Extent, pages: Pages) -> bool:
-    """Whether an extent holds only stale weights: for the controller they are gone; they go once unread."""
+    """Whether an extent holds only stale weights, which are unloaded once no INFER reads them."""
     return all(held.stale for held in pages.overlapping(extent))
 
 
-def judge_unload(action: Unload, held: HeldExtent | None, pages: Pages, now_ns: int) -> Refusal | None:
-    """Weights go only while nothing reads them. ``held`` is what is in the action's extent.
+def refuse_unload(action: Unload, held: HeldExtent | None, pages: Pages, now_ns: int) -> Refusal | None:
+    """Why an UNLOAD cannot start: no INFER may read the weights. ``held`` is what is in the action's extent.
 
-    Stale ones are gone for the controller, and the worker unloads them itself (with an id below zero).
+    For the controller stale weights do not exist; the worker unloads them itself (with an id below zero).
     """
     late_ns = now_ns - action.window.latest_ns
     if late_ns > 0:
@@ -194,7 +195,7 @@ def judge_unload(action: Unload, held: HeldExtent | None, pages: Pages, now_ns: 
 
 
 def missing(pages: Pages, action: Infer | Unload) -> Refusal:
-    """Its extent does not hold its weights."""
+    """The refusal of an action whose extent does not hold its weights."""
     extent = action.extent
     found = [
         f"{held.model} version {held.version}{' that is to go' if held.stale else ''}"
@@ -205,7 +206,7 @@ def missing(pages: Pages, action: Infer | Unload) -> Refusal:
 
 
 def too_late(late_ns: int) -> Refusal:
-    """Its window closed before its turn came."""
+    """The refusal of an action whose window closed before its lane was free."""
     return Status.TOO_LATE, f"its window closed {late_ns} ns before its lane was free"
 
 
@@ -214,32 +215,32 @@ def _pages(extent: Extent) -> str:
 
 
 # ------------------------------------------------------------
-# Which actions are owed a result, and what was decided at this instant. It judges nothing.
+# Actions without a result yet, and the effects of this instant.
 
 
 _OK: Final = Status.OK
 
 
 class Ledger:
-    """Shared by the devices of one worker."""
+    """Collects effects, and makes sure that each action gets exactly one result; shared by all devices."""
 
     def __init__(self) -> None:
         self.effects: list[WorkerEffect] = []
         self.live: set[int] = set()
-        """Ids of all and only the jobs that are owed a result."""
+        """Ids of all and only actions that are owed a result."""
 
     def open(self, job: LaneJob) -> None:
-        """A result is owed from now on."""
+        """Record that a job's action is owed a result."""
         assert not job.owed and job.action_id not in self.live
         job.owed = True
         self.live.add(job.action_id)
 
     def reject(self, action: Action, refusal: Refusal, now_ns: int) -> None:
-        """The one result of an action that never became a job."""
+        """Send the result of an action that was not queued."""
         self.effects.append(_refused(action, refusal, now_ns))
 
     def refuse(self, job: LaneJob, refusal: Refusal, now_ns: int) -> None:
-        """The one result of a job, given before it ends or instead of its run."""
+        """Send the result of a job that is refused, unless it has one already."""
         if job.owed:
             action = job.work
             assert not isinstance(action, (Prepare, Retire))
@@ -248,7 +249,7 @@ class Ledger:
             self.effects.append(_refused(action, refusal, now_ns))
 
     def close(self, job: LaneJob, done: LaneDone, status: Status, message: str) -> None:
-        """The one result of a job that ran; outputs only if it is good."""
+        """Send the result of a job that ran, unless it has one already; outputs only if it is good."""
         if not job.owed:
             return
         job.owed = False
@@ -273,11 +274,11 @@ def _refused(action: Action, refusal: Refusal, now_ns: int) -> Result:
 
 
 # ------------------------------------------------------------
-# One device of a worker: starts what is due on a free lane, as ordered, or refuses it. It never chooses.
+# One device of a worker.
 #
-# A lane takes its next job when it is free and the job's window is open. Then, and only then, it is judged:
-# the window's end, the pages, the weights. An INFER whose weights are being loaded waits for them inside its
-# window, and with it what was ordered after it.
+# A lane starts its next job when it is free and the job's window is open. Only then the end of the window,
+# the pages and the weights are checked. An INFER whose weights are being loaded waits for them inside its
+# window, and so do the actions behind it.
 
 
 # Names of the module's own: an Enum's attribute takes 40 ns.
@@ -288,7 +289,7 @@ _UNLOAD: Final = WeightsStep.UNLOAD
 _FORGOTTEN: Final = WeightsStep.FORGOTTEN
 
 FAR_NS: Final = 1 << 62
-"""The end of a window that never closes."""
+"""The end of a window without end."""
 
 
 class DeviceWorker:
@@ -298,16 +299,16 @@ class DeviceWorker:
         self.spec = spec
         self.name = spec.device
         self.index = index
-        """Its place among the worker's devices."""
+        """Its index among the worker's devices."""
         self.dirty = False
-        """Whether its lanes must be looked at in the next decision; the worker's own."""
+        """Its lanes are to be processed in the next decision; set by ``Worker``."""
         self.pages = Pages(spec.pages)
         self.load_lane = LaneQueue()
         self.exec_lane = LaneQueue()
         self.lanes = {Lane.LOAD: self.load_lane, Lane.EXEC: self.exec_lane}
         self.codes: dict[str, HeldCode] = {}
         self._ledger = ledger
-        self._codes_due: dict[str, None] = {}  # codes that may need a chore or an answer, in order
+        self._codes_due: dict[str, None] = {}  # codes that may need a chore or a CodeReady, in order
         self._stale: list[HeldExtent] = []  # all and only the stale weights that wait to be unloaded
         self._own_unloads = 0
         self._stopping = False
@@ -325,7 +326,7 @@ class DeviceWorker:
     # Belief
 
     def add_code(self, event: CodeAdded) -> None:
-        """Prepare a code, and report to the controller when it is ready."""
+        """Add a code: prepare it, and report to the controller when it is ready."""
         code_id, backend = event.code.code_id, event.code.backend
         if not self.spec.runs(backend):
             refusal = self.spec.misfit(backend)
@@ -340,18 +341,18 @@ class DeviceWorker:
         self._codes_due[code_id] = None
 
     def remove_code(self, code_id: str) -> None:
-        """Retire a code once no action uses it."""
+        """Remove a code: retire it once no action uses it."""
         held = self.codes.get(code_id)
         if held is not None:
-            held.wanted = held.answer_due = False
+            held.wanted = held.ready_due = False
             self._codes_due[code_id] = None
 
     def prepared(self, event: Prepared, now_ns: int) -> None:
         """A Prepare ended."""
         held = self._chore_ended(event.code_id, now_ns)
         held.step(CodeStep.OK if event.ok else CodeStep.FAILED)
-        if not event.ok and held.answer_due:
-            held.answer_due = False
+        if not event.ok and held.ready_due:
+            held.ready_due = False
             self._ledger.effects.append(
                 CodeReady(device=self.spec.device, code_id=event.code_id, ok=False, message=event.message)
             )
@@ -367,7 +368,7 @@ class DeviceWorker:
         return job.code
 
     def done(self, event: LaneDone, now_ns: int) -> None:
-        """A Start ended: pages change, and its result is due."""
+        """A Start ended: update the pages and send its result."""
         lane = self.exec_lane if event.lane is _EXEC else self.load_lane
         job = lane.finish(now_ns)
         work = job.work
@@ -402,7 +403,7 @@ class DeviceWorker:
     # Choices
 
     def admit_infer(self, action: Infer, now_ns: int) -> None:
-        """Queue an INFER, or refuse what can never be done."""
+        """Queue an INFER, or refuse it if it can never run."""
         code = self.codes.get(action.code_id)
         action_id = action.action_id
         if (
@@ -423,12 +424,12 @@ class DeviceWorker:
                 held = None
         job = LaneJob(action, code, action_id, held)
         self._ledger.open(job)
-        # What may start already queues as it came, so that the order in which it was sent is kept.
+        # Actions whose window is open are queued by arrival, so that the order of sending is kept.
         earliest_ns = action.window.earliest_ns
         self.exec_lane.push(job, earliest_ns if earliest_ns > now_ns else now_ns)  # noqa: FURB136 - 60 ns less
 
     def admit(self, action: Load | Unload, now_ns: int) -> None:
-        """Queue what moves weights, or refuse what can never be done."""
+        """Queue a LOAD or UNLOAD, or refuse it if it can never run."""
         code = self.codes.get(action.code_id) if type(action) is Load else None
         if self._reject(action, code, now_ns):
             return
@@ -439,7 +440,7 @@ class DeviceWorker:
         self.load_lane.push(job, max(action.window.earliest_ns, now_ns))
 
     def _reject(self, action: Action, code: HeldCode | None, now_ns: int) -> bool:
-        """Refuse what can not be queued; whether it was."""
+        """Refuse an action if it cannot be queued; true if it was refused."""
         refusal: Refusal | None
         if self._stopping:
             refusal = Status.SHUTTING_DOWN, "the worker is shutting down"
@@ -453,19 +454,19 @@ class DeviceWorker:
         return True
 
     def stop(self, now_ns: int) -> None:
-        """Refuse all that waits; what runs ends as usual."""
+        """Refuse all queued actions; running ones end as usual."""
         self._stopping = True
         self._refuse_queued((Status.SHUTTING_DOWN, "the worker is shutting down"), now_ns)
 
     def lose_controller(self, now_ns: int) -> None:
-        """Refuse what waits; what runs ends as usual, and weights stay for the next controller."""
+        """Refuse queued actions; running ones end as usual, and weights stay for the next controller."""
         self._refuse_queued((Status.SHUTTING_DOWN, "the controller went away"), now_ns)
         self._stale = [held for held in self.pages.all() if held.stale]  # their UNLOADs waited
         for code in self.codes.values():
-            code.answer_due = False
+            code.ready_due = False
 
-    def keep(self, event: RetainWeights) -> None:
-        """Mark all weights stale that the controller does not list; they are unloaded once unread."""
+    def retain(self, event: RetainWeights) -> None:
+        """Mark all weights stale that the controller does not list; they are unloaded once unused."""
         for held in self.pages.all():
             if held.version not in event.versions and not held.stale:
                 held.stale = True
@@ -481,29 +482,29 @@ class DeviceWorker:
                     self._refuse(job, refusal, now_ns)
 
     def _refuse(self, job: LaneJob, refusal: Refusal, now_ns: int) -> None:
-        """The end of an action's job that was dropped."""
+        """Refuse a dropped job's action, and free what it held."""
         if job.held is not None:
             job.held.readers -= 1
         if job.code is not None:
             self._unuse(job.code)
         self._ledger.refuse(job, refusal, now_ns)
 
-    def settle(self, now_ns: int) -> bool:
-        """Start or refuse all that is due; whether a lane must be looked at again without an event."""
+    def process(self, now_ns: int) -> bool:
+        """Start or refuse all due jobs; true if a lane needs a wake-up."""
         if self._stale:
-            self._forget_stale(now_ns)
+            self._unload_stale(now_ns)
         load_lane, exec_lane = self.load_lane, self.exec_lane
         if load_lane.running is None and (load_lane.actions or load_lane.chores):
             self._advance_load(now_ns)
         if exec_lane.running is None and exec_lane.actions:
             self._advance_exec(now_ns)
-        # What was refused may have been a code's last use, and the load lane may be free to retire it.
+        # A refused action may have been the last user of a code, which may now be retired.
         if self._codes_due:
-            self._settle_codes(now_ns)
+            self._process_codes(now_ns)
             self._advance_load(now_ns)
         return load_lane.wake_ns is not None or exec_lane.wake_ns is not None
 
-    def _forget_stale(self, now_ns: int) -> None:
+    def _unload_stale(self, now_ns: int) -> None:
         waiting: list[HeldExtent] = []
         for held in self._stale:
             if held.state is WeightsState.READY and not held.readers:
@@ -512,7 +513,7 @@ class DeviceWorker:
                     action_id=-self._own_unloads, device=self.spec.device, model=held.model,
                     extent=held.extent, version=held.version, window=Window(now_ns, FAR_NS),
                 )  # fmt: skip
-                # Before all else: the controller believes that the pages are empty already.
+                # Before all other jobs: the controller believes that the pages are empty already.
                 self.load_lane.push(LaneJob(action, None, action.action_id), 0)
             elif held.state in (WeightsState.LOADING, WeightsState.READY):
                 waiting.append(held)
@@ -530,7 +531,7 @@ class DeviceWorker:
                     lane.start(job, now_ns)
                     self._ledger.effects.append(Start(device=self.name, lane=_EXEC, action=action))
                     return
-                if self._is_coming(action, held):
+                if self._is_loading(action, held):
                     lane.wake_ns = latest_ns + 1
                     return
                 refusal = missing(self.pages, action)
@@ -553,8 +554,8 @@ class DeviceWorker:
                 self._begin_chore(lane, job, work, now_ns)
 
     def _begin_load(self, job: LaneJob, action: Load, now_ns: int) -> bool:
-        """Start or refuse it; False if it has to wait."""
-        refusal = judge_load(action, self.pages, now_ns)
+        """Start or refuse a LOAD; False if it has to wait."""
+        refusal = refuse_load(action, self.pages, now_ns)
         if refusal is not None:
             if refusal[0] is Status.IN_USE and holds_only_stale(action.extent, self.pages):
                 self.load_lane.wake_ns = action.window.latest_ns + 1
@@ -578,7 +579,7 @@ class DeviceWorker:
 
     def _begin_unload(self, job: LaneJob, action: Unload, now_ns: int) -> None:
         held = self.pages.at(action.extent, action.version)
-        refusal = judge_unload(action, held, self.pages, now_ns)
+        refusal = refuse_unload(action, held, self.pages, now_ns)
         if refusal is not None:
             self.load_lane.drop(job)
             self._refuse(job, refusal, now_ns)
@@ -592,7 +593,7 @@ class DeviceWorker:
         self.load_lane.start(job, now_ns)
         self._ledger.effects.append(Start(device=self.name, lane=_LOAD, action=action))
 
-    def _is_coming(self, action: Infer, held: HeldExtent | None) -> bool:
+    def _is_loading(self, action: Infer, held: HeldExtent | None) -> bool:
         """Whether a LOAD of its weights (``held``, once they are claimed) runs or waits."""
         if held is not None and held.state is WEIGHTS_LOADING:
             return True
@@ -621,14 +622,14 @@ class DeviceWorker:
         lane.start(job, now_ns)
         self._ledger.effects.append(work)
 
-    def _settle_codes(self, now_ns: int) -> None:
+    def _process_codes(self, now_ns: int) -> None:
         due, self._codes_due = self._codes_due, {}
         for code_id in due:
             code = self.codes.get(code_id)
             if code is None or self._stopping:
                 continue
-            if code.state is CodeState.READY and code.answer_due:
-                code.answer_due = False
+            if code.state is CodeState.READY and code.ready_due:
+                code.ready_due = False
                 self._ledger.effects.append(CodeReady(device=self.spec.device, code_id=code_id))
             elif code.state is CodeState.ABSENT and not code.wanted and not code.chore:
                 del self.codes[code_id]

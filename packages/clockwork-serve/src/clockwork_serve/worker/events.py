@@ -1,7 +1,7 @@
-"""What a worker's process reports to its brain, and what the brain has it do. No logic lives here.
+"""Events and effects of the worker's brain that are not messages between processes.
 
-Each of ``Start``, ``Prepare`` and ``Retire`` takes a lane and ends in exactly one ``LaneDone``, ``Prepared``
-or ``Retired``; until then the lane is taken.
+Each ``Start``, ``Prepare`` or ``Retire`` occupies a lane until exactly one ``LaneDone``, ``Prepared`` or
+``Retired`` follows.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class LaneDone(Struct, frozen=True, kw_only=True):
 
 
 class Prepared(Struct, frozen=True, kw_only=True):
-    """The load lane finished a :class:`Prepare`; ``message`` says why not."""
+    """The load lane finished a :class:`Prepare`; ``message`` says why it failed."""
 
     device: str
     code_id: str
@@ -62,26 +62,26 @@ class Retired(Struct, frozen=True, kw_only=True):
 
 
 class ControllerLost(Struct, frozen=True, kw_only=True):
-    """The link to the controller is gone.
+    """The link to the controller ended.
 
-    What waits is refused (no controller is there to see it), what runs goes on; codes and weights stay.
+    Queued actions are refused (no controller observes it), running ones continue; codes and weights stay.
     """
 
 
 class ControllerFound(Struct, frozen=True, kw_only=True):
-    """There is a controller, perhaps a new one: report to it what is here. ``worker`` is our name."""
+    """A link to a controller, perhaps a new one: send WorkerJoined. ``worker`` is this worker's name."""
 
     worker: str
 
 
 class Stop(Struct, frozen=True, kw_only=True):
-    """Refuse what waits and all that comes; finish what runs."""
+    """Refuse queued and future actions; finish running ones."""
 
 
 class Start(Struct, frozen=True, kw_only=True):
     """Execute an action on its lane, now.
 
-    An UNLOAD with a negative ``action_id`` is the worker's own; only the brain observes its end.
+    An UNLOAD with a negative ``action_id`` is the worker's own, and has no result for the controller.
     """
 
     device: str

@@ -1,8 +1,8 @@
-"""What waits for a lane and what runs on it, in order. It judges no window.
+"""The queue of a lane, and the job that runs on it.
 
-A *job* is an action or a chore (a code to prepare or to retire). Actions wait in their lane's queue by the
-instant from which they may start and then by arrival, chores beside it. A job runs, or is dropped (refused,
-or no longer wanted).
+A *job* is an action or a chore (preparing or retiring a code). Actions are queued by the start of their
+window and then by arrival, chores in a queue of their own. A job runs, or is dropped (refused, or no longer
+wanted).
 
     QUEUED --start--> RUNNING --finish--> ENDED
        +------drop--------------------------> ENDED
@@ -23,14 +23,15 @@ Work = Action | Prepare | Retire
 
 REST_MAX_NS: Final = 2 * NS_PER_MS
 REST_SHARE: Final = 8
-"""Before it begins a chore a lane stays free for this part of what it did last, at most so long. In that time
-the controller hears of a code that is ready, and its LOAD comes before the next code is prepared."""
+"""Before a chore, a lane stays free for the duration of its last job divided by ``REST_SHARE``, at most
+``REST_MAX_NS``: time for the controller to learn that a code is ready, and to send its LOAD before the next
+code is prepared."""
 CHORE_PATIENCE_NS: Final = 500 * NS_PER_MS
-"""A chore goes before actions when it has waited for so long, and none was done meanwhile."""
+"""A chore goes before actions after it has waited for this long, and no chore ended meanwhile."""
 
 
 class JobState(enum.StrEnum):
-    """Where a job is."""
+    """The state of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -38,7 +39,7 @@ class JobState(enum.StrEnum):
 
 
 class JobStep(enum.StrEnum):
-    """What happens to a job."""
+    """A change of a job's state."""
 
     START = "start"
     DROP = "drop"
@@ -58,10 +59,10 @@ _FINISH: Final = JobStep.FINISH
 
 
 class LaneJob:
-    """One piece of work for a lane. ``code`` is what it uses, ``held`` the weights that it moves or reads.
+    """One piece of work for a lane, with the ``code`` it uses and the weights it moves or reads (``held``).
 
-    ``owed`` tells that a Result is due; it is given exactly once. ``held`` is known once the job runs; for an
-    INFER as soon as they are claimed, and then it counts as their reader. ``action_id`` is 0 for chores;
+    ``owed``: its Result is still to be sent. ``held`` is set when the job starts; for an INFER as soon as its
+    weights claim their pages, and from then on it counts as their reader. ``action_id`` is 0 for chores;
     ``earliest_ns`` orders the queue.
     """
 
@@ -79,36 +80,43 @@ class LaneJob:
         self.earliest_ns = 0
 
     def step(self, step: JobStep) -> None:
-        """Move along the life cycle."""
+        """Change state; asserts that the step is legal."""
         following = JOB_LIFE[self.state].get(step)
         assert following is not None, f"{self.work}: {step.name} while {self.state.name}"
         self.state = following
 
 
 class LaneQueue:
-    """One lane: at most one running job, and those that wait."""
+    """One lane: at most one running job, and the queued ones."""
 
     __slots__ = (
-        "_chore_runs", "_chored_ns", "_ended_ns", "actions", "asked_ns", "chores", "running", "started_ns",
+        "_chore_ended_ns",
+        "_chore_runs",
+        "_ended_ns",
+        "actions",
+        "chores",
+        "queued_wake_ns",
+        "running",
+        "started_ns",
         "wake_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.running: LaneJob | None = None
         self.wake_ns: int | None = None
-        """When the lane, if it is free, must be looked at again; None: an event will tell."""
-        self.asked_ns: int | None = None
-        """The last ``wake_ns`` that the worker noted, if that is still noted; the worker's own."""
+        """When the lane, if it is free, must be processed again; None: not before the next event."""
+        self.queued_wake_ns: int | None = None
+        """The last ``wake_ns`` in the worker's heap of wake-ups, if it is still there; set by ``Worker``."""
         self.actions: list[LaneJob] = []
-        """All and only queued actions, by earliest start, then arrival. They are few, and nearly all come in
-        that order: cheaper than a heap."""
+        """All and only queued actions, by earliest start, then arrival. They are few, and nearly all arrive
+        in that order: cheaper than a heap."""
         self.chores: deque[tuple[int, LaneJob]] = deque()
-        """All and only queued chores, and since when each waits."""
+        """All and only queued chores, with the instant at which each was queued."""
         self.started_ns = 0
         """When the last job started."""
         self._ended_ns = 0
         self._chore_runs = False
-        self._chored_ns = 0  # when the last chore ended
+        self._chore_ended_ns = 0  # when the last chore ended
 
     def __len__(self) -> int:
         return len(self.actions) + len(self.chores)
@@ -127,57 +135,57 @@ class LaneQueue:
         self.chores.append((now_ns, job))
 
     def turn(self, now_ns: int) -> LaneJob | None:
-        """The job whose turn it is now. If there is none, ``wake_ns`` tells when to look again.
+        """The next job, if one may start now; if not, sets ``wake_ns``.
 
-        Actions go before chores, so that a LOAD does not wait for all codes of a new worker; but each chore
-        gets its turn at last.
+        Actions go before chores, so that a LOAD does not wait for all codes of a new worker; but no chore
+        waits for ever (``CHORE_PATIENCE_NS``).
         """
         first = self.actions[0] if self.actions else None
         due = first is not None and first.earliest_ns <= now_ns
         self.wake_ns = first.earliest_ns if first is not None and not due else None
         if self.chores:
             since_ns, chore = self.chores[0]
-            rested_ns = self.rested_ns
-            rested = now_ns >= rested_ns and not due
-            if rested or now_ns >= max(since_ns, self._chored_ns) + CHORE_PATIENCE_NS:
+            chore_from_ns = self.chore_from_ns
+            rested = now_ns >= chore_from_ns and not due
+            if rested or now_ns >= max(since_ns, self._chore_ended_ns) + CHORE_PATIENCE_NS:
                 self.wake_ns = None
                 return chore
-            if not due and (self.wake_ns is None or rested_ns < self.wake_ns):
-                self.wake_ns = rested_ns
+            if not due and (self.wake_ns is None or chore_from_ns < self.wake_ns):
+                self.wake_ns = chore_from_ns
         return first if due else None
 
     @property
-    def rested_ns(self) -> int:
-        """From when on the lane, if it is free, may begin a chore."""
+    def chore_from_ns(self) -> int:
+        """The instant from which the lane, if it is free, may start a chore."""
         return self._ended_ns + min(REST_MAX_NS, (self._ended_ns - self.started_ns) // REST_SHARE)
 
     def start(self, job: LaneJob, now_ns: int) -> None:
-        """Run the job whose turn it is."""
+        """Start the job that ``turn`` returned."""
         assert self.running is None, f"{self.running} still runs"
         if self.actions and self.actions[0] is job:
             self.actions.pop(0)
             self._chore_runs = False
         else:
-            self._take_chore(job)
+            self._pop_chore(job)
             self._chore_runs = True
         job.step(_START)
         self.running = job
         self.started_ns = now_ns
 
     def drop(self, job: LaneJob) -> None:
-        """Take the job whose turn it is out; it will not run."""
+        """Remove the job that ``turn`` returned, without running it."""
         if self.actions and self.actions[0] is job:
             self.actions.pop(0)
         else:
-            self._take_chore(job)
+            self._pop_chore(job)
         job.step(JobStep.DROP)
 
-    def _take_chore(self, job: LaneJob) -> None:
+    def _pop_chore(self, job: LaneJob) -> None:
         assert self.chores and self.chores[0][1] is job, f"{job.work} is not next"
         self.chores.popleft()
 
     def drop_all(self) -> list[LaneJob]:
-        """Take all jobs out that wait, actions in their order first."""
+        """Remove and return all queued jobs, actions first."""
         jobs = self.queued()
         self.actions.clear()
         self.chores.clear()
@@ -194,15 +202,15 @@ class LaneQueue:
         self.running = None
         self._ended_ns = now_ns
         if self._chore_runs:
-            self._chored_ns = now_ns
+            self._chore_ended_ns = now_ns
         return job
 
     def queued(self) -> list[LaneJob]:
-        """All jobs that wait, actions in their order first."""
+        """All queued jobs, actions first."""
         return self.actions + [job for _, job in self.chores]
 
     def check(self) -> None:
-        """Assert that the states of jobs are those of where they are, and their order."""
+        """Assert the states of jobs and their order."""
         assert all(job.state is JobState.QUEUED for job in self.queued())
         assert self.running is None or self.running.state is JobState.RUNNING
         assert self.running is None or self.wake_ns is None, "a busy lane needs no wake-up"

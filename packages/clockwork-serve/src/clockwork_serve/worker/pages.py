@@ -1,4 +1,4 @@
-"""Who holds which pages of a device, and which codes it is ready to run."""
+"""The worker's records of a device: which weights hold which pages, and the state of each code."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Final
 from clockwork_serve.messages import Code, CodeAdded, DeviceSpec, Extent, Infer, Load, Profile, Weights
 
 # ------------------------------------------------------------
-# Who holds which pages of a device. It knows no action and no time.
+# Pages.
 #
-# *Weights* claim their extent when their LOAD starts, are ready when it ends well, and leave when it fails or
-# an UNLOAD ends (well or not: to unload is to forget).
+# *Weights* claim their extent when their LOAD starts, are ready when it succeeds, and leave when it fails or
+# an UNLOAD ends (whether it succeeds or not).
 #
 #     LOADING --loaded--> READY --unload--> UNLOADING --forgotten--> EMPTY
 #        +-----------------failed-----------------------------------> EMPTY
 
 
 class WeightsState(enum.StrEnum):
-    """Where the weights of an extent are."""
+    """The state of the weights in an extent."""
 
     LOADING = "loading"
     READY = "ready"
@@ -29,7 +29,7 @@ class WeightsState(enum.StrEnum):
 
 
 class WeightsStep(enum.StrEnum):
-    """What happens to weights."""
+    """A change of weights' state."""
 
     LOADED = "loaded"
     FAILED = "failed"
@@ -48,18 +48,18 @@ WEIGHTS_LIFE: dict[WeightsState, dict[WeightsStep, WeightsState]] = {
 }
 
 
-# Names of modules' own, for what is looked at all the time: an Enum's attribute takes 40 ns.
+# Module constants for what is compared often: an Enum's attribute takes 40 ns.
 WEIGHTS_LOADING: Final = WeightsState.LOADING
 WEIGHTS_READY: Final = WeightsState.READY
 WEIGHTS_EMPTY: Final = WeightsState.EMPTY
 
 
 class HeldExtent:
-    """An extent that is not empty, and whose weights it holds.
+    """An extent that holds weights.
 
-    ``stale`` weights were loaded for a controller that is gone, and its successor does not want them: they go
-    once nothing reads them.
-    ``readers`` counts INFERs that read these weights or wait to: none but those whose job names them.
+    ``stale`` weights were loaded for an earlier controller and are not retained by this one: they are
+    unloaded once no INFER reads them. ``readers`` counts the INFERs, running or queued, whose job has these
+    weights in its ``held``.
     """
 
     __slots__ = (
@@ -82,13 +82,13 @@ class HeldExtent:
         self.readers = 0
 
     def step(self, step: WeightsStep) -> None:
-        """Move along the life cycle."""
+        """Change state; asserts that the step is legal."""
         following = WEIGHTS_LIFE[self.state].get(step)
         assert following is not None, f"{self.model} in {self.extent}: {step.name} while {self.state.name}"
         self.state = following
 
     def serves(self, action: Infer, first: int, count: int) -> bool:
-        """Whether these are the weights that an INFER wants (``first`` and ``count``: its extent)."""
+        """Whether these are the weights of an INFER (``first`` and ``count``: its extent)."""
         return (
             self.first == first
             and self.version == action.version
@@ -132,12 +132,12 @@ class Pages:
         return found
 
     def claim(self, held: HeldExtent) -> None:
-        """Give weights an extent of free pages."""
+        """Assign free pages to weights."""
         self._firsts.insert(bisect_left(self._firsts, held.first), held.first)
         self.by_first[held.first] = held
 
     def release(self, held: HeldExtent) -> None:
-        """Make the extent of weights that are no more empty."""
+        """Free the pages of weights that are EMPTY."""
         assert held.state is WEIGHTS_EMPTY, f"{held.model} leaves while {held.state.name}"
         assert self.by_first.get(held.first) is held, f"{held.model} does not hold {held.extent}"
         del self._firsts[bisect_left(self._firsts, held.first)]
@@ -159,9 +159,9 @@ class Pages:
 
 
 # ------------------------------------------------------------
-# Which codes a device is ready to run. It knows no action and no time.
+# Codes.
 #
-# A *code* is prepared once it is added, and retired once it is removed and nothing uses it; a failed one is
+# A *code* is prepared once it is added, and retired once it is removed and no action uses it; a failed one is
 # prepared again when it is added again.
 #
 #     ABSENT --prepare--> PREPARING --ok------> READY --retire--> RETIRING --gone--> ABSENT
@@ -170,7 +170,7 @@ class Pages:
 
 
 class CodeState(enum.StrEnum):
-    """Where a code is on one device."""
+    """The state of a code on one device."""
 
     ABSENT = "absent"
     PREPARING = "preparing"
@@ -180,7 +180,7 @@ class CodeState(enum.StrEnum):
 
 
 class CodeStep(enum.StrEnum):
-    """What happens to a code."""
+    """A change of a code's state."""
 
     PREPARE = "prepare"
     OK = "ok"
@@ -199,26 +199,34 @@ CODE_LIFE: dict[CodeState, dict[CodeStep, CodeState]] = {
 
 
 LOADED: Final = 0
-"""Stands for a LOAD where batch sizes tell durations apart."""
+"""The key of LOADs where INFERs have their batch size."""
 RECENT: Final = 10
-"""So many last durations are remembered of each kind, as estimates rest on."""
+"""How many durations are kept of each kind; estimates use as many."""
 SIGNATURES_MAX: Final = 64
-"""Of so many shapes that requests choose: clients could choose for ever."""
+"""How many kinds are kept; bounded, for clients choose the shapes."""
 
 CODE_READY: Final = CodeState.READY  # a name of the module's own: an Enum's attribute takes 40 ns
 
 
 class HeldCode:
-    """A code on one device, and what the controller wants of it.
+    """A code on one device.
 
-    ``wanted`` while it is added and not removed; ``answer_due`` while a CodeReady is owed for that, and only
-    then is it prepared; ``chore`` while a Prepare or a Retire of it waits for the load lane. ``users`` counts
-    actions that wait or run with it and the weights in pages that are laid out by it: a code with users is
-    not retired. ``fitting`` are the batch sizes that it has and that the device has room for.
+    ``wanted``: it is added and not removed. ``ready_due``: a CodeReady is owed to the controller; only then
+    is the code prepared. ``chore``: a Prepare or Retire of it is queued on the load lane. ``users`` counts
+    actions, queued or running, that use it, and weights in pages that are laid out by it: a code with users
+    is not retired. ``fitting`` are its batch sizes that the device has room for.
     """
 
     __slots__ = (
-        "answer_due", "chore", "code", "fitting", "profile", "recent", "state", "users", "wanted",
+        "chore",
+        "code",
+        "fitting",
+        "profile",
+        "ready_due",
+        "recent",
+        "state",
+        "users",
+        "wanted",
     )  # fmt: skip
 
     def __init__(self, code: Code) -> None:
@@ -226,7 +234,7 @@ class HeldCode:
         self.profile: Profile | None = None
         self.state = CodeState.ABSENT
         self.wanted = True
-        self.answer_due = True
+        self.ready_due = True
         self.chore = False
         self.users = 0
         self.fitting: frozenset[int] = frozenset()
@@ -234,7 +242,7 @@ class HeldCode:
         """Durations in ns by batch size and signature."""
 
     def learn_duration(self, work: object, lasted_ns: int) -> None:
-        """Keep how long a LOAD or an INFER took, for a controller that has measured nothing yet."""
+        """Record the duration of a LOAD or INFER, for a successor of the controller."""
         if type(work) is Infer:
             key = work.batch, work.signature
         elif type(work) is Load:
@@ -249,9 +257,9 @@ class HeldCode:
         recent.append(lasted_ns)
 
     def add(self, event: CodeAdded, spec: DeviceSpec) -> None:
-        """The controller added it; a CodeReady is owed."""
+        """The controller added it (again): a CodeReady is owed."""
         self.code = event.code
-        self.wanted = self.answer_due = True
+        self.wanted = self.ready_due = True
         for profile in event.profiles:
             if profile.device_kind == spec.kind:
                 self.profile = profile
@@ -263,7 +271,7 @@ class HeldCode:
         self.fitting = frozenset(fitting)
 
     def step(self, step: CodeStep) -> None:
-        """Move along the life cycle."""
+        """Change state; asserts that the step is legal."""
         following = CODE_LIFE[self.state].get(step)
         assert following is not None, f"code {self.code.code_id}: {step.name} while {self.state.name}"
         self.state = following
@@ -271,7 +279,7 @@ class HeldCode:
     @property
     def to_prepare(self) -> bool:
         """Whether a Prepare is the next thing it needs."""
-        return self.answer_due and self.state in (CodeState.ABSENT, CodeState.FAILED)
+        return self.ready_due and self.state in (CodeState.ABSENT, CodeState.FAILED)
 
     @property
     def to_retire(self) -> bool:
@@ -279,7 +287,7 @@ class HeldCode:
         return not self.wanted and not self.users and self.state in (CodeState.READY, CodeState.FAILED)
 
     def need_of(self, batch: int) -> tuple[int, int]:
-        """Workspace and I/O bytes of an INFER of that size; 0 where no profile tells."""
+        """Workspace and I/O bytes of an INFER of that batch size; 0 without a profile."""
         if self.profile is None:
             return 0, 0
         return self.profile.workspace_bytes.get(batch, 0), self.profile.io_bytes.get(batch, 0)

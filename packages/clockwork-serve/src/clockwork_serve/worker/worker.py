@@ -1,6 +1,6 @@
-"""The worker's machine: it observes actions and lanes that are done, for all its devices. It never chooses.
+"""The worker's brain: observes actions and the ends of jobs, for all its devices, and starts or refuses jobs.
 
-Its report to a new controller and its invariants are at the end.
+Also here: the report to a new controller, and the invariants.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from clockwork_serve.worker.lanes import LaneQueue, Work
 from clockwork_serve.worker.pages import WEIGHTS_LOADING, WEIGHTS_READY, CodeState, HeldExtent, WeightsState
 
 # ------------------------------------------------------------
-# What a device reports to a controller that is new to it: codes, weights, what runs, durations.
+# The state of a device as reported to a new controller: codes, weights, running actions, durations.
 
 
 def state_of(device: DeviceWorker, now_ns: int) -> DeviceState:
-    """All of it, but for weights on their way out: a controller is to believe them gone."""
+    """The whole state, except weights that are being unloaded or are stale."""
     return DeviceState(
         device=device.name,
         codes=tuple([code_id for code_id, code in device.codes.items() if code.state is CodeState.READY]),
@@ -74,7 +74,7 @@ def state_of(device: DeviceWorker, now_ns: int) -> DeviceState:
 
 
 def _running(name: Lane, lane: LaneQueue, now_ns: int) -> Running | None:
-    """The action that a lane is at; chores have no result, and are not reported."""
+    """The LOAD or INFER that runs on a lane; chores and UNLOADs are not reported."""
     job = lane.running
     if job is None or isinstance(job.work, Prepare | Retire | Unload):
         return None
@@ -87,7 +87,7 @@ def _running(name: Lane, lane: LaneQueue, now_ns: int) -> Running | None:
 
 
 # ------------------------------------------------------------
-# What must be true of a device between two decisions, for tests and simulations. It changes nothing.
+# Invariants of a device between two decisions.
 
 
 def check_device(device: DeviceWorker, live: set[int]) -> None:
@@ -105,7 +105,7 @@ def check_device(device: DeviceWorker, live: set[int]) -> None:
 
 
 def _check_infers(device: DeviceWorker) -> None:
-    """Jobs know the weights that they read, and weights know how many read them."""
+    """Assert that jobs refer to the weights that they read, and that readers are counted."""
     running = device.exec_lane.running
     jobs = device.exec_lane.queued()
     for job in jobs:
@@ -139,7 +139,7 @@ def _check_codes(device: DeviceWorker) -> None:
         assert users == code.users, f"code {code_id}: {users} users, counted {code.users}"
         chores = sum(job.code is code and isinstance(job.work, (Prepare, Retire)) for job in queued)
         assert chores == code.chore, f"code {code_id}: {chores} chores are queued"
-        assert code.wanted or not code.answer_due, f"code {code_id}: an answer is due, and nobody asked"
+        assert code.wanted or not code.ready_due, f"code {code_id}: a CodeReady is owed for a removed code"
         assert not code.users or code.state is CodeState.READY, f"{code_id} is used while {code.state}"
 
 
@@ -148,11 +148,11 @@ def _serves(held: HeldExtent, work: Work) -> bool:
 
 
 # ------------------------------------------------------------
-# The worker's machine: observes actions and lanes that are done, for all its devices. It never chooses.
+# The brain.
 
 
 class Worker:
-    """See the module; ``machine.Machine`` of ``WorkerEvent`` and ``WorkerEffect``."""
+    """The worker's brain: a ``machine.Machine`` of ``WorkerEvent`` and ``WorkerEffect``."""
 
     def __init__(self, devices: tuple[DeviceSpec, ...]) -> None:
         self._ledger = Ledger()
@@ -161,10 +161,10 @@ class Worker:
         assert len(self._devices) == len(devices) > 0, "devices: at least one, each with its name"
         self._inbox: list[
             Action | ControllerLost | ControllerFound | RetainWeights | Stop
-        ] = []  # what must be decided in the order it came
-        self._dirty: list[DeviceWorker] = []  # devices whose lanes must be looked at, in order
+        ] = []  # events that are processed in ``decide``, in the order of arrival
+        self._dirty: list[DeviceWorker] = []  # devices whose lanes are to be processed, in order
         self._wakes: list[tuple[int, int]] = []
-        """Heap of (time, device's index): every lane's ``wake_ns``, and outdated ones."""
+        """Heap of (instant, device's index): every lane's ``wake_ns``, and stale ones."""
         self._now_ns = 0
         self._had_controller = False
 
@@ -214,7 +214,7 @@ class Worker:
                 assert_never(event)
 
     def decide(self, now_ns: int) -> list[WorkerEffect]:
-        """Admit what came, start what is due, refuse what can not be; all effects of this instant."""
+        """Queue new actions, start those that are due, refuse those that cannot run; returns all effects."""
         assert now_ns >= self._now_ns, f"time went back from {self._now_ns} to {now_ns}"
         self._now_ns = now_ns
         if self._inbox:
@@ -226,7 +226,7 @@ class Worker:
         if dirty:
             for device in dirty:
                 device.dirty = False
-                if device.settle(now_ns):
+                if device.process(now_ns):
                     self._note_wakes(device)
             dirty.clear()
         ledger = self._ledger
@@ -235,7 +235,7 @@ class Worker:
         return effects
 
     def next_wakeup_ns(self) -> int | None:
-        """When the next window of a job at the head of a free lane opens, or closes without its weights."""
+        """When the window of the next job of a free lane opens, or closes while its weights are loading."""
         wakes = self._wakes
         while wakes:
             wake_ns, index = wakes[0]
@@ -248,11 +248,11 @@ class Worker:
         return None
 
     def lane_wakeup_ns(self, device: str, lane: Lane) -> int | None:
-        """The same for one lane, for drivers in which each lane wakes itself."""
+        """The wake-up of one lane, for drivers in which each lane has its own thread."""
         return self._devices[device].lanes[lane].wake_ns
 
-    def at_work(self) -> list[Work]:
-        """What all lanes are at."""
+    def executing(self) -> list[Work]:
+        """What all lanes are executing."""
         lanes = [lane for device in self._all for lane in device.lanes.values()]
         return [lane.running.work for lane in lanes if lane.running is not None]
 
@@ -263,8 +263,8 @@ class Worker:
             check_device(device, self._ledger.live)
             live += sum(job.owed for job in device.jobs())
             for lane in device.lanes.values():
-                assert lane.wake_ns is None or lane.wake_ns == lane.asked_ns
-                assert lane.asked_ns is None or (lane.asked_ns, device.index) in self._wakes
+                assert lane.wake_ns is None or lane.wake_ns == lane.queued_wake_ns
+                assert lane.queued_wake_ns is None or (lane.queued_wake_ns, device.index) in self._wakes
         assert live == len(self._ledger.live), f"{live} jobs are owed a result, not {len(self._ledger.live)}"
 
     def _admit(self, now_ns: int) -> None:
@@ -288,7 +288,7 @@ class Worker:
             elif isinstance(item, RetainWeights):
                 if (kept := self._devices.get(item.device)) is not None:
                     self._mark(kept)
-                    kept.keep(item)
+                    kept.retain(item)
             elif isinstance(item, ControllerFound):
                 self._join(item, now_ns)
             else:
@@ -299,7 +299,7 @@ class Worker:
                         device.lose_controller(now_ns)
 
     def _join(self, found: ControllerFound, now_ns: int) -> None:
-        """Offer the devices, with what is on them if there was a controller before."""
+        """Send WorkerJoined, with the devices' states if there was a controller before."""
         states = tuple([state_of(device, now_ns) for device in self._all]) if self._had_controller else ()
         self._had_controller = True
         specs = tuple([device.spec for device in self._all])
@@ -311,24 +311,24 @@ class Worker:
         self._ledger.reject(action, refusal, now_ns)
 
     def _note_wakes(self, device: DeviceWorker) -> None:
-        """Remember when its lanes must be looked at, where that is not noted yet."""
+        """Add the wake-ups of its lanes to the heap, unless they are there."""
         for lane in (device.load_lane, device.exec_lane):
             wake_ns = lane.wake_ns
-            if wake_ns is not None and wake_ns != lane.asked_ns:
-                lane.asked_ns = wake_ns
+            if wake_ns is not None and wake_ns != lane.queued_wake_ns:
+                lane.queued_wake_ns = wake_ns
                 heappush(self._wakes, (wake_ns, device.index))
 
     def _pop_wake(self) -> DeviceWorker:
-        """Forget the first note; whose it was."""
+        """Remove the first wake-up; returns its device."""
         wake_ns, index = heappop(self._wakes)
         device = self._all[index]
         for lane in (device.load_lane, device.exec_lane):
-            if lane.asked_ns == wake_ns:
-                lane.asked_ns = None
+            if lane.queued_wake_ns == wake_ns:
+                lane.queued_wake_ns = None
         return device
 
     def _mark(self, device: DeviceWorker) -> None:
-        """Have its lanes looked at in the next decision."""
+        """Have its lanes processed in the next decision."""
         if not device.dirty:
             device.dirty = True
             self._dirty.append(device)

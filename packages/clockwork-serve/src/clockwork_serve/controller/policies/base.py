@@ -1,17 +1,20 @@
 """What a scheduling policy is: it is called for every change, and once per instant it may send actions.
 
 A policy reads ``Belief`` and changes it only by ``send_infer``, ``send_load``, ``send_unload`` and
-``require``. It never answers requests: that it leaves them waiting is how it passes them over.
+``require``. It answers no requests; those it does not send stay queued.
 
-Where it finds what it weighs:
+What it reads:
 
 - ``device.plan``: its own heap of that device's strategies, flags and timers (``plan.Plan``)
 - ``queue.strategies``: one per device that has the queue's weights ready; ``strategy.batches`` are the ways
   to run the queue there, ascending, ``batch.samples.estimate_ns`` how long each takes
 - ``queue.dues``: the due times of its waiting requests, ascending; ``queue.waiters`` the requests
 - ``device.exec``, ``device.load``: ``available_ns(now_ns)`` is when an action sent now could start
-- ``model.residencies``: devices that have, or are loading, its weights; ``Candidates``: who wants a LOAD
-- ``belief.timers``: where it asks, by ``device.plan``'s timers, to be called again if nothing happens
+- ``lane.network_ns``: the delay to the worker, measured; it can grow above any fixed look-ahead. Lanes are
+  topped up by it: a policy that looks ahead less than the delay never sends
+- ``model.residencies``: devices that have, or are loading, its weights; ``Candidates``: models that need a
+  LOAD
+- ``belief.timers``: where it sets ``device.plan``'s timers, to be called again if nothing happens
 - ``belief.dirty_models``: models whose demand or residencies changed since the policy last cleared it
 
 ``belief.require(queue, batch)`` has the rejecting layer count with that batch size or more, so that it
@@ -54,16 +57,16 @@ class Scheduler(Protocol):
         """A LOAD or UNLOAD ended."""
 
     def device_changed(self, device: DeviceBelief) -> None:
-        """A device came, or a code became ready there."""
+        """A device was added, or a code became ready there."""
 
     def device_lost(self, device: DeviceBelief) -> None:
-        """A device is gone (``device.up`` is false); its weights and actions are forgotten already."""
+        """A device was removed (``device.up`` is false), and its weights and actions with it."""
 
     def schedule(self, now_ns: int) -> None:
-        """Send every action that is due now; doing so again at once would send nothing."""
+        """Send every action that is due now; a second call at the same instant sends nothing."""
 
     def fired(self, timer: LaneTimer) -> None:
-        """A timer that the policy set in ``belief.timers`` (``plan.exec_timer``, ``plan.load_timer``)."""
+        """A timer of the policy fired (``plan.exec_timer`` or ``plan.load_timer``)."""
 
     def check(self) -> None:
         """Assert the policy's invariants."""

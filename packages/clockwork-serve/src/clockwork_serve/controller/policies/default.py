@@ -1,23 +1,24 @@
-"""Our policy: the paper's, with late choices, trade-offs where time is short, and loads that still help.
+"""The default policy: the paper's, with late decisions, overload trade-offs, and LOADs that can still help.
 
-What it does otherwise than ``paper``; each idea's gain is in docs/develop/policies.md:
+Differences to ``paper``; the gain of each is in docs/develop/policies.md:
 
-- *Measured delays*: plans leave as much room as delays were lately seen to need (``delays``).
+- *Measured delays*: plans leave as much slack as recently measured delays need (``estimates.Delays``).
 - *Late choices*: a lane is topped up only as far ahead as the network needs, not 5 ms.
-- *Full batches while time is short*: where a lane has been busy for long and a queue can be served in part
-  only, another's larger batch goes first.
+- *Full batches while time is short*: on a lane in overload, where a queue can be served in part only, a
+  larger batch of another queue goes first.
 - *Best batch for the head*: the largest batch that still meets the earliest deadline; a larger size that is
   not full is run where that costs less per request than the full one below it.
-- *Least loss*: where running the most urgent batch first would make others too late, the batches that use
-  the lane least well are passed over (Moore and Hodgson, on the few most urgent).
-- *No sacrifice without need*: requests that hold their queue's batch small are passed over only where the
-  others cannot wait.
-- *Relaxed work stays short* while requests of a tighter SLO come to the same devices.
-- *Loads by need*: of models wanted equally, the one whose request is due first is loaded; where the load
-  lane has been busy for long, the first that could still wait for another LOAD.
-- *INFERs first*: where LOADs take the time of INFERs, few are sent while those are short of it.
-- *Loads ahead*: where no LOAD is quick enough for the SLO, weights are loaded for who comes next.
-- *Least missed first*: weights of the models least asked for make room, not the longest unused (``heat``).
+- *Least loss*: where running the most urgent batch first would make others too late, the batches that serve
+  the fewest requests per lane time are dropped (Moore and Hodgson, on the few most urgent).
+- *No sacrifice without need*: requests whose early deadlines limit their queue's batch are skipped only
+  where the others cannot wait.
+- *Relaxed work stays short* while requests of a tighter SLO arrive at the same devices.
+- *Loads by need*: of models with equal LOAD priority, the one whose request is due first is loaded; in
+  overload of the load lane, the first that could still wait for another LOAD.
+- *INFERs first*: where the lanes share cores, few LOADs are sent while INFERs are short of time.
+- *Loads ahead*: where no LOAD is fast enough for the SLO, weights are loaded for later requests.
+- *Least missed first*: weights of the least popular models are evicted, not the least recently used
+  (``estimates.popularity_after``).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from clockwork_serve.controller.cluster import (
     Strategy,
 )
 from clockwork_serve.controller.codes import BatchChoice
-from clockwork_serve.controller.estimates import Timings, hotter
+from clockwork_serve.controller.estimates import Timings, popularity_after
 from clockwork_serve.controller.placement import Candidates
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.record import Record
@@ -43,35 +44,35 @@ from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 MARGIN_NS: Final = 100 * NS_PER_US
-"""A lane is topped up when it will be free in less than the network's delay and this."""
+"""A lane is topped up when it will be free in less than the network's delay plus this."""
 
 RIVALS_MAX: Final = 12
-"""So many of the most urgent strategies are weighed against each other where time is short."""
+"""At most this many of the most urgent strategies are compared where they conflict."""
 
 RELAXED: Final = 2
-"""A request is relaxed if its SLO is more than so many times the tightest on its device."""
+"""A request is relaxed if its SLO is more than this many times the tightest on its device."""
 
 SHORT: Final = 2
-"""Time is short on a lane that has been busy for so many SLOs without a pause."""
+"""Time is short (a lane is in overload) once its busy period is longer than this many SLOs."""
 
 SCANNED_MAX: Final = 24
-"""So many strategies are looked through for a batch that uses a lane better where time is short."""
+"""At most this many strategies are examined for a more efficient batch where time is short."""
 
 PRESSED: Final = 4
-"""A lane is pressed if its most urgent batch has less than this part of its SLO to spare."""
+"""A lane is pressed if its most urgent batch has less slack than its SLO divided by this."""
 
 BETTER: Final = 1.02
-"""Serving so many times as much for its time, a batch uses a lane better."""
+"""A batch is more efficient if it serves this many times as many requests per lane time."""
 
 TIGHT_NS: Final = NS_PER_S
-"""An SLO counts on a device for so long after a request that had it."""
+"""How long an SLO counts on a device after the last request that had it."""
 
 
 class Choice:
-    """A batch that a strategy could run now: requests from place ``first`` on.
+    """A batch that a strategy could run now: requests from index ``first`` on.
 
-    It must start by ``latest_ns`` and takes ``lasts_ns``; ``cost_ns`` is that as a share of all devices that
-    could serve the queue.
+    It must start by ``latest_ns`` and takes ``lasts_ns``; ``cost_ns`` is ``lasts_ns`` divided by the number
+    of devices that could serve the queue.
     """
 
     __slots__ = ("batch", "cost_ns", "first", "lasts_ns", "latest_ns", "strategy")
@@ -86,7 +87,7 @@ class Choice:
 
 
 class Tight(Record):
-    """The tightest SLO that lately came to a device."""
+    """The tightest SLO of recent requests on a device."""
 
     __slots__ = ("_infer_ns", "_queue", "_wait_ns", "band_ns", "slo_ns", "until_ns")
 
@@ -99,35 +100,37 @@ class Tight(Record):
         self.until_ns = until_ns
 
     def room_ns(self) -> int:
-        """How long other work may hold the lane.
+        """How long other work may occupy the lane.
 
-        That is as long as its requests can wait, and more if this device does not serve them alone: of n that
-        do, another is likely to be free sooner (measured on the paper's Fig 8).
+        As long as the tight requests can wait; longer if other devices serve them, too, for one of those is
+        likely to be free sooner (measured on the paper's Fig 8).
         """
         devices = len(self._queue.strategies) or 1
         return self._wait_ns + 2 * self._infer_ns * (devices - 1) // devices
 
 
 class DefaultScheduler(PaperScheduler):
-    """See the module."""
+    """The default policy; see the module for the differences to its base class."""
 
     def __init__(self, belief: Belief) -> None:
         super().__init__(belief)
         belief.measures = True
-        self._by_heat = True
+        self._by_popularity = True
         self._candidates = Candidates(belief, by_due=True)
         self._spare = False
-        """A LOAD is sought for models that could wait for another one, where time is short."""
+        """Where time is short, accept a LOAD only for models that could wait for another LOAD before it."""
         self._short = False
-        """It was, for some model."""
+        """While ``_spare``: time was short for some model."""
         self._network_ns = belief.config.network_ns
         self._tight: dict[LanePlan, Tight] = {}
 
     def queued(self, queue: Queue) -> None:
-        """A request joined: as in ``paper``; and its SLO may be the tightest."""
+        """As in ``paper``; also updates popularity and the tightest SLO of devices."""
         first = queue.waiters[0]
         slo_ns, arrival_ns = first.slo_ns, first.request.arrival_ns
-        queue.model.heat = hotter(queue.model.heat, queue.waiters[-1].request.arrival_ns)
+        queue.model.popularity = popularity_after(
+            queue.model.popularity, queue.waiters[-1].request.arrival_ns
+        )
         until_ns = arrival_ns + TIGHT_NS
         for strategy in queue.strategies:
             tight = self._tight.get(strategy.device.plan)
@@ -135,7 +138,7 @@ class DefaultScheduler(PaperScheduler):
                 tight.until_ns = until_ns
             elif tight is None or slo_ns < tight.slo_ns or arrival_ns > tight.until_ns:
                 wait_ns = slo_ns - strategy.batches[0].samples.estimate_ns - 2 * self._network_ns
-                if wait_ns >= 0:  # else nobody can meet it, and nothing is gained by hurry
+                if wait_ns >= 0:  # else the SLO cannot be met, and shorter batches of others do not help
                     self._tight[strategy.device.plan] = Tight(strategy, slo_ns, wait_ns, until_ns)
         PaperScheduler.queued(self, queue)  # super() takes 100 ns more
 
@@ -156,8 +159,8 @@ class DefaultScheduler(PaperScheduler):
             if not heap:
                 return
             start_ns = lane.available_ns(now_ns)
-            # Full: it holds work for as long as the next action needs to get there, or it is so late that its
-            # end cannot be predicted.
+            # Full: it has work for as long as the next action takes to arrive, or its running action is so
+            # late that its end cannot be predicted.
             if start_ns >= now_ns + reach_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
                 plan.exec_full = True
                 if late_ns <= 0:  # else its next result says when there is room again
@@ -177,7 +180,7 @@ class DefaultScheduler(PaperScheduler):
                 if key_ns > after.key_ns and key_ns > top_ns:
                     plan.push(strategy, key_ns)
                     continue
-                # If it runs first, the next one starts too late: weigh who is to be passed over.
+                # If it runs first, the next one starts too late: choose which to drop.
                 if start_ns + choice.cost_ns + band_ns > after.key_ns:
                     choice = self._least_loss(plan, choice, start_ns)
             if choice.batch.count < len(choice.strategy.queue.dues):
@@ -188,10 +191,10 @@ class DefaultScheduler(PaperScheduler):
         strategy = choice.strategy
         self._belief.send_infer(strategy, choice.batch, choice.first, start_ns, now_ns)
         if strategy.queue.dues:
-            self._enter(strategy)
+            self._enqueue(strategy)
 
     def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
-        """The batch that serves most requests and meets the due time of the first that can be met at all."""
+        """The largest batch that meets the due time of the first request that is feasible at all."""
         dues, batches = strategy.queue.dues, strategy.batches
         if not dues:
             return None
@@ -211,16 +214,17 @@ class DefaultScheduler(PaperScheduler):
                 break
             if batch.count <= waiting:
                 best = batch
-            # One that is not full runs all who wait, where that takes less time each than a full one below.
+            # A batch that is not full runs all waiting requests, if that takes less time for each than the
+            # full one below.
             elif waiting * best.samples.estimate_ns > best.count * infer_ns:
                 best = BatchChoice(waiting, batch.size, batch.samples)
         return Choice(strategy, first, best, due_ns)
 
     def _least_loss(self, plan: LanePlan, urgent: Choice, start_ns: int) -> Choice:
-        """The first to run of the most urgent choices, without those that others must be passed over for.
+        """The choice to run first so that as few requests as possible are late.
 
-        Moore and Hodgson: in order of urgency, whenever one would start too late, leave out the one (so far)
-        that serves fewest requests for its time. Others are put back.
+        Moore and Hodgson: in order of urgency, whenever a choice would start too late, drop the one so far
+        that serves the fewest requests per lane time. All but the returned one are put back into the plan.
         """
         rivals, end_ns = [urgent], start_ns + urgent.cost_ns
         band_ns = urgent.strategy.queue.band_ns
@@ -239,8 +243,8 @@ class DefaultScheduler(PaperScheduler):
             kept.append(choice)
             late = end_ns > choice.latest_ns
             end_ns += choice.cost_ns
-            if late:  # even so much work does not fit: drop what uses the lane least well
-                worst = min(reversed(kept), key=_requests_per_ns)  # of equals, the one that is due last
+            if late:  # they do not all fit: drop the least efficient
+                worst = min(reversed(kept), key=_efficiency)  # of equals, the one that is due last
                 kept.remove(worst)
                 end_ns -= worst.cost_ns
         winner = kept[0] if kept else rivals[0]  # none in time: the most urgent may still be
@@ -250,10 +254,11 @@ class DefaultScheduler(PaperScheduler):
         return winner
 
     def _better(self, plan: LanePlan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
-        """The most urgent batch that uses the lane better, if time is short; others are put back.
+        """The most urgent more efficient batch of another strategy, if time is short; else ``choice``.
 
-        It is if the lane has been busy for long and this batch is smaller than those who wait could fill.
-        Requests with much longer SLOs have no claim: they can wait until time is not short.
+        Only if this batch is smaller than one that its waiting requests could fill. Requests with much longer
+        SLOs are not preferred: they can wait until time is not short. All but the returned choice are put
+        back into the plan.
         """
         queue, count = choice.strategy.queue, choice.batch.count
         slo_ns = queue.waiters[-1].slo_ns  # of the request that is due last, here and below
@@ -261,7 +266,7 @@ class DefaultScheduler(PaperScheduler):
             return choice
         waiting = len(queue.dues) - choice.first
         if not any(count < batch.count <= waiting for batch in choice.strategy.batches):
-            return choice  # all who wait are served: no other batch is fuller
+            return choice  # no larger batch could be filled
         passed: list[Choice] = []
         winner = choice
         while len(passed) < SCANNED_MAX and winner is choice and (strategy := plan.top()) is not None:
@@ -271,9 +276,9 @@ class DefaultScheduler(PaperScheduler):
             other = self._best(strategy, start_ns)
             if other is None:
                 continue
-            if strategy.queue.waiters[-1].slo_ns <= RELAXED * slo_ns and _requests_per_ns(
+            if strategy.queue.waiters[-1].slo_ns <= RELAXED * slo_ns and _efficiency(
                 other
-            ) > BETTER * _requests_per_ns(choice):
+            ) > BETTER * _efficiency(choice):
                 winner = other
             else:
                 passed.append(other)
@@ -284,7 +289,7 @@ class DefaultScheduler(PaperScheduler):
         return winner
 
     def _fuller(self, choice: Choice, start_ns: int) -> Choice:
-        """A larger batch without the first requests, if it serves more for its time and cannot wait."""
+        """A larger batch that skips the first requests, if it is more efficient and cannot run later."""
         strategy, batch = choice.strategy, choice.batch
         if len(strategy.queue.dues) - choice.first <= batch.count:
             return choice
@@ -298,13 +303,13 @@ class DefaultScheduler(PaperScheduler):
         return fuller if start_ns + choice.cost_ns > fuller.latest_ns else choice
 
     def _relaxed(self, plan: LanePlan, choice: Choice, now_ns: int) -> Choice:
-        """A shorter batch, if these requests have time and others on this device have not."""
+        """A smaller, shorter batch, if these requests are relaxed and others on this device are tight."""
         tight = self._tight.get(plan)
         if tight is None or now_ns > tight.until_ns:
             return choice
         strategy = choice.strategy
         if tight.band_ns > strategy.queue.band_ns:
-            return choice  # those who are in a hurry are of a less urgent class
+            return choice  # the tight requests are of a less urgent class
         if strategy.queue.waiters[choice.first].slo_ns <= RELAXED * tight.slo_ns:
             return choice
         room_ns = tight.room_ns()
@@ -319,12 +324,12 @@ class DefaultScheduler(PaperScheduler):
     # LOADs
 
     def _load_ahead_ns(self, plan: LanePlan) -> int:
-        """As late as for an exec lane."""
+        """As for exec lanes, only as far ahead as the network needs."""
         device = plan.device
         return max(device.exec.network_ns, device.load.network_ns) + MARGIN_NS
 
     def _has_room(self, plan: LanePlan, now_ns: int) -> bool:
-        """Not where that would make INFERs late."""
+        """As in ``paper``, but False while INFERs go first."""
         return not self._infers_first(plan, now_ns) and super()._has_room(plan, now_ns)
 
     def _offer(self, model: ServedModel, now_ns: int) -> None:
@@ -333,10 +338,11 @@ class DefaultScheduler(PaperScheduler):
         super()._offer(model, now_ns)
 
     def _infers_first(self, plan: LanePlan, now_ns: int) -> bool:
-        """Whether a LOAD has to wait for INFERs; if so, it is looked at again when the exec lane has changed.
+        """Whether LOADs have to wait for INFERs; if so, they are tried again when the exec lane changes.
 
-        It has where both use the same cores, the exec lane is pressed, and no model of a more urgent class
-        wants a LOAD. One LOAD per SLO is sent all the same, or models that are on no device would starve.
+        They have where both lanes use the same cores, the exec lane is pressed, and no model of a more urgent
+        class needs a LOAD. One LOAD per SLO is sent even so; otherwise models that are on no device would
+        starve.
         """
         device = plan.device
         first = self._candidates.top() if device.spec.lanes_share else None
@@ -356,17 +362,17 @@ class DefaultScheduler(PaperScheduler):
         return True
 
     def _load_one(self, plan: LanePlan, now_ns: int) -> bool:
-        """Where time is short, first for models that could wait for another LOAD.
+        """Where time is short, first try models that could wait for another LOAD.
 
-        Weights that come at the last moment are often of no use: the exec lane has other work just then.
+        Weights that are ready at the last moment are often useless: the exec lane has other work just then.
         """
         self._spare, self._short = True, False
         sent = super()._load_one(plan, now_ns)
         self._spare = False
         return sent or (self._short and super()._load_one(plan, now_ns))
 
-    def _timely(self, plan: LanePlan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
-        """Whether a LOAD could save a waiting request; if none ever could, it is for those who come next."""
+    def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
+        """Whether a LOAD that starts then is useful for a waiting request, or for later ones."""
         timings = plan.device.codes[model.code_id].timings
         needed_ns = timings.load(model.model.weights.size).estimate_ns
         queues = [queue for queue in model.queues.values() if queue.waiters]
@@ -374,15 +380,15 @@ class DefaultScheduler(PaperScheduler):
             busy_ns = now_ns - plan.device.load.busy_since_ns
             if any(busy_ns > SHORT * queue.waiters[-1].slo_ns for queue in queues):
                 self._short = True
-                load_ns += needed_ns
-        return super()._timely(plan, model, load_ns, now_ns) or self._for_others(queues, timings, needed_ns)
+                start_ns += needed_ns
+        return super()._timely(plan, model, start_ns, now_ns) or self._for_others(queues, timings, needed_ns)
 
-    def _for_others(self, queues: list[Queue], timings: Timings, load_ns: int) -> bool:
-        """Whether no LOAD is ever quick enough for who waits."""
+    def _for_others(self, queues: list[Queue], timings: Timings, needed_ns: int) -> bool:
+        """Whether a LOAD takes longer than the SLO of a waiting request, so that only later ones profit."""
         slack_ns = self._belief.config.slack_ns + NS_PER_MS
         for queue in queues:
             infer_ns = timings.infer(queue.least, queue.signature).estimate_ns
-            if queue.waiters[-1].slo_ns < load_ns + infer_ns + slack_ns:
+            if queue.waiters[-1].slo_ns < needed_ns + infer_ns + slack_ns:
                 return True
         return False
 
@@ -391,6 +397,6 @@ def _latest(choice: Choice) -> int:
     return choice.latest_ns
 
 
-def _requests_per_ns(choice: Choice) -> float:
+def _efficiency(choice: Choice) -> float:
     """Requests served per ns of lane."""
     return choice.batch.count / choice.lasts_ns

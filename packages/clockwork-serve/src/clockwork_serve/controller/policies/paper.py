@@ -1,4 +1,4 @@
-"""The paper's policy (OSDI 2020, section 5.3; the authors' INFER5), fairly mended where it had bugs.
+"""The paper's policy (OSDI 2020, section 5.3; the authors' INFER5), with its bugs fixed.
 
 A *strategy* is a queue with its urgency on one device: the least, over batch sizes that can be filled, of the
 head's due time minus the estimate. Each device's exec lane is topped up to the look-ahead with the most
@@ -23,20 +23,20 @@ from clockwork_serve.controller.cluster import (
     Strategy,
 )
 from clockwork_serve.controller.codes import BatchChoice
-from clockwork_serve.controller.estimates import LASTS_NS, drop_outliers, reset_stale
+from clockwork_serve.controller.estimates import VALID_NS, drop_outliers, reset_stale
 from clockwork_serve.controller.placement import Candidates, make_room
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
 
 SURFACED_MAX: Final = 64
-"""LOAD candidates looked at for one device in one decision."""
+"""LOAD candidates tried for one device in one decision."""
 
 Fit = tuple[BatchChoice, int, int]
-"""A batch whose requests can be in time: the place of its first one in the queue, its latest start."""
+"""A batch whose requests are feasible: (batch, index of its first request in the queue, latest start)."""
 
 
 class PaperScheduler(Record):
-    """See the module."""
+    """The paper's policy; the base class of the others."""
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
@@ -44,15 +44,15 @@ class PaperScheduler(Record):
         self._look_ahead_ns = config.look_ahead_ns
         self._lag_ns = config.lag_ns
         self._negative = config.load_negative
-        self._by_heat = False
-        """Weights of the models least asked for are displaced first, not those least recently used."""
+        self._by_popularity = False
+        """Weights of the least popular models are evicted first, not those least recently used."""
         self._candidates = Candidates(belief)
         self._changed: list[LanePlan] = []
-        """Devices whose exec lanes to look at in the next ``schedule``, in order of change."""
+        """Devices whose exec lanes are to be topped up in the next ``schedule``, in order of change."""
         self._free: dict[LanePlan, None] = {}
-        """Devices whose load lanes may take a LOAD, as far as was last seen."""
+        """Devices whose load lanes had room when last checked."""
         self._dirty_loads: list[LanePlan] = []
-        """Of these, those to be offered all candidates; the others declined all but new ones."""
+        """Devices for which all candidates are to be tried; the others need to try new candidates only."""
         self._new_candidates: list[ServedModel] = []
         """Candidates whose demand or residencies changed."""
         self._timers = belief.timers
@@ -60,7 +60,7 @@ class PaperScheduler(Record):
     # What changed
 
     def queued(self, queue: Queue) -> None:
-        """A request joined: its queue may be more urgent now."""
+        """A request was queued: update the keys of its queue's strategies."""
         alone = len(queue.dues) == 1
         for strategy in queue.strategies:
             plan = strategy.plan
@@ -69,47 +69,47 @@ class PaperScheduler(Record):
                 if key_ns < strategy.key_ns:
                     plan.push(strategy, key_ns)
             else:
-                self._enter(strategy)
+                self._enqueue(strategy)
             if not plan.exec_full and not plan.changed:
                 plan.changed = True
                 self._changed.append(plan)
 
     def loaded(self, residency: Residency) -> None:
-        """Weights are ready: all queues of the model may run there."""
+        """Weights became ready: add the new strategies."""
         if residency.model.removed:
             return
         for queue in residency.model.queues.values():
             strategy = queue.strategies[-1]
             if queue.waiters and strategy.residency is residency:
-                self._enter(strategy)
+                self._enqueue(strategy)
         self._mark_exec_dirty(residency.device.plan)
 
     def exec_changed(self, device: DeviceBelief) -> None:
-        """Look at the exec lane next time; at the load lane too, if a candidate waits for just that."""
+        """Have the exec lane topped up, and the load lane, if a candidate was declined there."""
         plan = device.plan
         if plan.load_blocked:
             self._mark_load_dirty(plan)
         if plan.exec_full:
             timer_ns = plan.exec_timer.at_ns
             if timer_ns != NEVER_NS and device.exec.free_ns - self._look_ahead_ns >= timer_ns - 1:
-                return  # it is full until the timer fires, as was believed
+                return  # it is still full until the timer fires
             plan.exec_full = False
         if not plan.changed:
             plan.changed = True
             self._changed.append(plan)
 
     def load_changed(self, device: DeviceBelief) -> None:
-        """Look at the load lane next time."""
+        """Have the load lane topped up."""
         self._mark_load_dirty(device.plan)
 
     def device_changed(self, device: DeviceBelief) -> None:
-        """Look at both lanes next time."""
+        """Have both lanes topped up."""
         device.plan.exec_full = False
         self._mark_exec_dirty(device.plan)
         self._mark_load_dirty(device.plan)
 
     def device_lost(self, device: DeviceBelief) -> None:
-        """Forget the device."""
+        """Drop what is kept for the device."""
         plan = device.plan
         plan.heap.clear()
         self._free.pop(plan, None)
@@ -138,8 +138,8 @@ class PaperScheduler(Record):
             plan.load_dirty = True
             self._dirty_loads.append(plan)
 
-    def _enter(self, strategy: Strategy) -> None:
-        """Give a strategy its key: what its largest batch that can be filled asks for."""
+    def _enqueue(self, strategy: Strategy) -> None:
+        """Add a strategy to the plan, keyed by the latest start of its largest batch that can be filled."""
         dues, batches = strategy.queue.dues, strategy.batches
         waiting = len(dues)
         batch = batches[0]
@@ -167,14 +167,14 @@ class PaperScheduler(Record):
 
     def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
         lane, heap = plan.device.exec, plan.heap
-        late_ns, limit_ns = now_ns - lane.head_end_ns, now_ns + self._look_ahead_ns
+        late_ns, full_from_ns = now_ns - lane.head_end_ns, now_ns + self._look_ahead_ns
         while True:
             while heap and heap[0][2].key_ns != heap[0][0]:
                 heappop(heap)
             if not heap:
                 return
             start_ns = lane.available_ns(now_ns)
-            if start_ns >= limit_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
+            if start_ns >= full_from_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
                 plan.exec_full = True
                 if late_ns <= 0:  # else its next result says when there is room again
                     self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
@@ -192,18 +192,18 @@ class PaperScheduler(Record):
                 continue
             self._belief.send_infer(strategy, batch, first, start_ns, now_ns)
             if strategy.queue.dues:
-                self._enter(strategy)
+                self._enqueue(strategy)
 
     def _drop_outliers(self, strategy: Strategy, start_ns: int, now_ns: int) -> None:
-        """No waiting request would be in time: on a free lane that may be for an outlier, so drop it."""
+        """No waiting request is feasible: on a free lane, drop outliers that may be the cause."""
         dues = strategy.queue.dues
         if dues and not strategy.lane and drop_outliers(
             strategy.batches[0].samples, dues[-1] - start_ns, now_ns
         ):  # fmt: skip
-            self._enter(strategy)
+            self._enqueue(strategy)
 
     def _choose(self, strategy: Strategy, start_ns: int) -> Fit | None:
-        """The largest batch, walking up sizes that can be filled, whose requests can all be in time."""
+        """The largest feasible batch: sizes are tried upwards while they can be filled."""
         dues = strategy.queue.dues
         waiting = len(dues)
         if waiting == 1:
@@ -230,7 +230,7 @@ class PaperScheduler(Record):
     # LOADs
 
     def _top_up_loads(self, now_ns: int) -> None:
-        """Send LOADs until no free load lane finds one worth it; one sent may change what others find."""
+        """Send LOADs until none is useful on any free load lane; each one sent may change the others."""
         self._rank_dirty()
         while self._dirty_loads or self._new_candidates:
             if self._dirty_loads:
@@ -260,7 +260,7 @@ class PaperScheduler(Record):
         dirty.clear()
 
     def _has_room(self, plan: LanePlan, now_ns: int) -> bool:
-        """Whether a load lane takes a LOAD now; else its timer or its next result says when to look again."""
+        """Whether a load lane has room for a LOAD; if not, its timer or next result has it tried again."""
         lane = plan.device.load
         ahead_ns = self._load_ahead_ns(plan)
         if lane.available_ns(now_ns) < now_ns + ahead_ns:
@@ -276,7 +276,7 @@ class PaperScheduler(Record):
         return self._look_ahead_ns
 
     def _load_one(self, plan: LanePlan, now_ns: int) -> bool:
-        """Send one LOAD to a device, if any candidate is worth it there."""
+        """Send a LOAD of the first candidate for which it is useful on a device; true if one was sent."""
         passed: list[ServedModel] = []
         sent = False
         while len(passed) < SURFACED_MAX and (model := self._candidates.pop()) is not None:
@@ -285,17 +285,17 @@ class PaperScheduler(Record):
                 sent = True
                 break
         for model in passed:
-            self._candidates.enter(model)
+            self._candidates.enqueue(model)
         return sent
 
     def _offer(self, model: ServedModel, now_ns: int) -> None:
-        """Send a LOAD of one model to the first device that it is worth it for."""
+        """Send a LOAD of a model to the first device with room for which it is useful."""
         for plan in self._free:
             if self._load(plan, model, now_ns):
                 return
 
     def _load(self, plan: LanePlan, model: ServedModel, now_ns: int) -> bool:
-        """Send a LOAD of a model to a device whose lane has room, if it is worth it."""
+        """Send a LOAD of a model to a device whose lane has room, if it is useful; true if it was sent."""
         device = plan.device
         if device.name in model.residencies or model.code_id not in device.codes:
             return False
@@ -306,11 +306,11 @@ class PaperScheduler(Record):
         ):
             return False
         wanted_ns = NEVER_NS if self._negative else self._candidates.priority(model)
-        room = make_room(device, model, wanted_ns, by_heat=self._by_heat)
+        room = make_room(device, model, wanted_ns, by_popularity=self._by_popularity)
         if room is None:
             plan.load_blocked = True
             return False
-        for residency in room.displaced:
+        for residency in room.evicted:
             self._belief.send_unload(residency, now_ns)
         self._belief.send_load(device, model, room.extent, start_ns, now_ns)
         self._rank_dirty()
@@ -318,31 +318,31 @@ class PaperScheduler(Record):
         return True
 
     def _reset_stale_load(self, device: DeviceBelief, model: ServedModel, start_ns: int, now_ns: int) -> bool:
-        """A LOAD would save no request: reset its estimate if that is stale; true if it is shorter now."""
+        """Reset the estimate of a LOAD that would be too late, if it is stale; true if it is shorter now."""
         timings = device.codes[model.code_id].timings
         samples = timings.load(model.model.weights.size)
-        before_ns = samples.estimate_ns
-        if before_ns > samples.seed_ns and now_ns >= samples.measured_ns + LASTS_NS:
+        old_estimate_ns = samples.estimate_ns
+        if old_estimate_ns > samples.seed_ns and now_ns >= samples.measured_ns + VALID_NS:
             for queue in model.queues.values():
                 if queue.dues:
                     ready_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
                     reset_stale(samples, ready_ns - start_ns, now_ns)
-        return samples.estimate_ns < before_ns
+        return samples.estimate_ns < old_estimate_ns
 
-    def _timely(self, plan: LanePlan, model: ServedModel, load_ns: int, now_ns: int) -> bool:
-        """Whether a LOAD could still save a waiting request; the released code did not ask."""
+    def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
+        """Whether a waiting request can be in time after a LOAD at ``start_ns`` (not in released code)."""
         if self._negative:
             return True
         device = plan.device
         timings = device.codes[model.code_id].timings
-        ready_ns = load_ns + timings.load(model.model.weights.size).estimate_ns
-        exec_ns = device.exec.available_ns(now_ns)
+        ready_ns = start_ns + timings.load(model.model.weights.size).estimate_ns
+        exec_free_ns = device.exec.available_ns(now_ns)
         soon = False
         for queue in model.queues.values():
             if queue.waiters:
                 latest_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
                 if latest_ns >= ready_ns:
-                    if latest_ns >= exec_ns:
+                    if latest_ns >= exec_free_ns:
                         return True
                     soon = True
         if soon:

@@ -1,23 +1,24 @@
-"""The paper's policy with the habits of the code that its authors released (INFER5), to be compared with.
+"""The policy of the code that the paper's authors released (INFER5), for comparison.
 
-What it does otherwise than ``paper``, for INFERs:
+Differences to ``paper``, for INFERs:
 
 - A strategy is a queue *and a batch size* on one device. Its key, the due time of the first request there
-  minus the estimate, is never corrected: a request that joins changes nothing where its queue has strategies.
-- The most urgent strategy is tried, and all others of its queue on that device go with it. If so many do not
-  wait, those of smaller batches come back; if an action is sent, those of all batches that anybody waits for.
-  So only a queue's most urgent strategy need be kept: its key, and its batch in ``strategy.count``.
-- Each batch size has a queue of its own (``queue.floors``), shared by all devices. Whoever would be too late
-  at that size, on the device that is looked at, leaves it for good. Once a batch is sent, those before it
-  have left the queues of all sizes, and wait in vain.
-- Devices take turns, one action each.
+  minus the estimate, is never updated: a new request changes nothing if its queue has strategies.
+- When the most urgent strategy is tried, all others of its queue on that device are removed with it. If too
+  few requests wait for it, those of smaller batches are added again; if an action is sent, those of all
+  batches that a request waits for. So only a queue's most urgent strategy is kept: its key, and its batch in
+  ``strategy.count``.
+- Each batch size has a queue of its own (``queue.floors``), shared by all devices. A request that would be
+  too late at that size, on the device at hand, is removed from it for good. When a batch is sent, the
+  requests before it are removed from the queues of all sizes, and wait until they expire.
+- Devices are served in turn, one action each.
 
-Where requests of one model have different SLOs, those due first go first; there it was those that came first.
+Where requests of one model have different SLOs, earliest deadline comes first; in the released code it is
+first come, first served.
 
-It is a subclass of ``PaperScheduler``, whose LOADs it makes as they are; so it is compiled with it and is
-here, not in the laboratory that compares policies. There it would have to repeat those LOADs, and its other
-habits are in the brain anyway (``config.released``: internal deadlines, floors of queues, what is rejected
-when).
+It is a subclass of ``PaperScheduler`` and sends the same LOADs; so it is compiled with it and is here, not in
+the laboratory that compares policies. There it would have to repeat those LOADs, and its other differences
+are in the brain anyway (``config.released``: internal deadlines, floors of queues, rejection).
 """
 
 from __future__ import annotations
@@ -36,24 +37,24 @@ ANY: Final = 1 << 30
 
 
 class ReleasedScheduler(PaperScheduler):
-    """See the module."""
+    """The released code's policy; see the module for the differences to its base class."""
 
     _turn = 0
 
     def queued(self, queue: Queue) -> None:
-        """A request joined: that gives its queue strategies where it has none."""
+        """A request was queued: add strategies where its queue has none."""
         if len(queue.dues) == 1:
             queue.floors.clear()
         for strategy in queue.strategies:
-            self._enter(strategy)
+            self._enqueue(strategy)
             self._mark_exec_dirty(strategy.plan)
 
-    def _enter(self, strategy: Strategy) -> None:
+    def _enqueue(self, strategy: Strategy) -> None:
         if strategy.key_ns == NEVER_NS:
             self._add(strategy, ANY)
 
     def _add(self, strategy: Strategy, below: int) -> None:
-        """Give a queue its strategies of batches below so many requests, as far as anybody waits for them."""
+        """Add the most urgent of a queue's strategies whose batches are below ``below`` requests."""
         dues, floors = strategy.queue.dues, strategy.queue.floors
         urgent_ns = NEVER_NS
         for batch in strategy.batches:
@@ -80,7 +81,7 @@ class ReleasedScheduler(PaperScheduler):
         super().schedule(now_ns)
 
     def _send_one(self, plan: LanePlan, now_ns: int) -> bool:
-        """Send an INFER to a device whose lane has room; whether there was one."""
+        """Send an INFER to a device if its lane has room; true if one was sent."""
         lane, heap = plan.device.exec, plan.heap
         start_ns = lane.available_ns(now_ns)
         late_ns = now_ns - lane.head_end_ns
@@ -101,7 +102,7 @@ class ReleasedScheduler(PaperScheduler):
         return False
 
     def _send(self, strategy: Strategy, fit: Fit, start_ns: int, now_ns: int) -> None:
-        """Send a batch; those before it are given up at all sizes."""
+        """Send a batch; the requests before it are given up at all sizes."""
         queue = strategy.queue
         batch, first, _ = fit
         if first:
@@ -113,7 +114,7 @@ class ReleasedScheduler(PaperScheduler):
         self._add(strategy, ANY)
 
     def _choose(self, strategy: Strategy, start_ns: int) -> Fit | None:
-        """The largest batch, walking up sizes that can be filled; None if it is below the strategy's."""
+        """The largest batch that can be filled, trying sizes upwards; None if it is below the strategy's."""
         dues, floors = strategy.queue.dues, strategy.queue.floors
         chosen: BatchChoice | None = None
         place = 0

@@ -152,18 +152,18 @@ class OverdueSweep:
         awaiting, pendings = self._awaiting_failover(), self._open()
         if not pendings and not awaiting:
             return
-        late_ns = self._clock() - GRACE_NS
+        due_before_ns = self._clock() - GRACE_NS
         waiting = [one.deadline_ns for one in pendings.values() if one.inquiry is not None]
-        left_s = (min(waiting) - late_ns) / NS_PER_S if waiting else SWEEP_S
+        left_s = (min(waiting) - due_before_ns) / NS_PER_S if waiting else SWEEP_S
         if left_s < 0:
             # If this process was stopped until now, answers wait in the socket: read them first.
-            self.timer = self._loop.call_later(READ_S, self._end_late, late_ns)
+            self.timer = self._loop.call_later(READ_S, self._end_late, due_before_ns)
         else:
             self.timer = self._loop.call_later(min(SWEEP_S, max(SWEEP_LEAST_S, left_s)), self._sweep)
 
-    def _end_late(self, late_ns: int) -> None:
+    def _end_late(self, due_before_ns: int) -> None:
         for request_id, pending in self._open().items():
-            if pending.inquiry is not None and pending.deadline_ns < late_ns:
+            if pending.inquiry is not None and pending.deadline_ns < due_before_ns:
                 self._end(request_id, pending)
         self.timer = self._loop.call_later(SWEEP_LEAST_S, self._sweep)
 

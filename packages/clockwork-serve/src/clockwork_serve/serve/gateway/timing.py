@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from clockwork_serve.controller.estimates import LASTS_NS, Worst
+from clockwork_serve.controller.estimates import VALID_NS, WindowMax
 from clockwork_serve.units import KIB, NS_PER_MS
 
 # ------------------------------------------------------------
@@ -341,7 +341,7 @@ class GatewayDelay:
     __slots__ = ("_ended_ns", "_last_ns", "_worst")
 
     def __init__(self) -> None:
-        self._worst = Worst()
+        self._worst = WindowMax()
         self._ended_ns = NEVER_NS  # of the answers being written, the earliest end of a lane's action
         self._last_ns = 0
 
@@ -352,7 +352,7 @@ class GatewayDelay:
     def answers_written(self, now_ns: int) -> None:
         """All these answers have been written."""
         if self._ended_ns != NEVER_NS:
-            if now_ns > self._last_ns + LASTS_NS:
+            if now_ns > self._last_ns + VALID_NS:
                 self._worst.clear()
             self._last_ns = now_ns
             self._worst.add(now_ns - self._ended_ns)
@@ -360,6 +360,6 @@ class GatewayDelay:
 
     def reserve_ns(self, given_ns: int, now_ns: int) -> int:
         """The part of a request's time to reserve for the delay."""
-        if now_ns > self._last_ns + LASTS_NS:
+        if now_ns > self._last_ns + VALID_NS:
             return 0
         return min(int(BOTH_WAYS * self._worst.value), given_ns // SHARE)

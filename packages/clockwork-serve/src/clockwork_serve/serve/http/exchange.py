@@ -218,14 +218,14 @@ class Sender(Protocol):
     """What an outbox needs of its server.
 
     ``tick_s`` is the loop's time, to a second. ``held`` are the outboxes that hold responses back, the first
-    of them since ``held_ns``.
+    of them since ``held_since_ns``.
     """
 
     tick_s: float
     config: GatewayConfig
     gateway: Gateway
     held: list[Outbox]
-    held_ns: int
+    held_since_ns: int
 
 
 class Outbox:
@@ -271,9 +271,9 @@ class Outbox:
             self._held = message
             now_ns = sender.gateway.batch_now_ns
             if not sender.held:
-                sender.held_ns = now_ns
+                sender.held_since_ns = now_ns
             sender.held.append(self)
-            if len(sender.held) >= HELD_MAX or now_ns - sender.held_ns > HELD_NS:
+            if len(sender.held) >= HELD_MAX or now_ns - sender.held_since_ns > HELD_NS:
                 send_held(sender.held)
         else:
             self._send(message)

@@ -389,7 +389,7 @@ class HttpServer:
         self.small_buffer = self.buffer[:SMALL_READ_BYTES]
         self.arriving_bytes = 0
         self.held: list[Outbox] = []
-        self.held_ns = 0
+        self.held_since_ns = 0
         gateway.batch_listeners.append(lambda: send_held(self.held) if self.held else None)
         self._endpoints = endpoints
         self._packer = Packer()

@@ -236,10 +236,10 @@ class LaneTiming:
         )  # fmt: skip
 
     def _learn(self, key: Key, in_ns: int) -> None:
-        before_ns = self._way_ns.pop(key, 0)
+        old_ns = self._way_ns.pop(key, 0)
         if len(self._way_ns) >= KEYS_MAX:
             del self._way_ns[next(iter(self._way_ns))]
-        self._way_ns[key] = max(in_ns, before_ns - before_ns // _FADE)
+        self._way_ns[key] = max(in_ns, old_ns - old_ns // _FADE)
 
 
 def not_after(result: Result, now_ns: int) -> Result:

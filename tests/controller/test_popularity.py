@@ -7,7 +7,7 @@ from math import log2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.controller.estimates import HALF_LIFE_NS, ONE, hotter
+from clockwork_serve.controller.estimates import HALF_LIFE_NS, ONE, popularity_after
 
 ARRIVALS = st.lists(st.integers(0, 40 * HALF_LIFE_NS), min_size=1, max_size=60).map(sorted)
 
@@ -15,7 +15,7 @@ ARRIVALS = st.lists(st.integers(0, 40 * HALF_LIFE_NS), min_size=1, max_size=60).
 def heat(arrivals: list[int]) -> int:
     value = 0
     for arrival_ns in arrivals:
-        value = hotter(value, arrival_ns)
+        value = popularity_after(value, arrival_ns)
     return value
 
 
