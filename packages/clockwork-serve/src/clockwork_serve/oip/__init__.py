@@ -1,4 +1,4 @@
-"""Open Inference Protocol, version 2: records and codecs for HTTP and gRPC. No sockets, no clock, no choices.
+"""Open Inference Protocol, version 2: records and codecs for HTTP and gRPC, without I/O.
 
 The classes of gRPC's messages are in :mod:`clockwork_serve.oip.protobuf`, its codec in
 :mod:`clockwork_serve.oip.grpc_infer`: what does not speak gRPC does not load protobuf.

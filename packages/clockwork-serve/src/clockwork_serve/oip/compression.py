@@ -1,4 +1,4 @@
-"""Compressed bodies: requests taken apart up to a limit and never beyond it, responses put together.
+"""Compressed bodies: requests are decompressed up to a limit, responses compressed.
 
 Which response is compressed is told here too, by what its client said; nothing else is known of a client.
 """

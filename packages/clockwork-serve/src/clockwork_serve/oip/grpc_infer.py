@@ -351,7 +351,7 @@ def _check_beside(nbytes: int) -> None:
 
 
 # ------------------------------------------------------------
-# Inference messages of gRPC to calls and back; it knows no channel.
+# Inference messages of gRPC to calls and back.
 
 
 InferRequest = Any

@@ -33,7 +33,7 @@ from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 from clockwork_serve.oip.status import TooLarge
 
 # ------------------------------------------------------------
-# The ``data`` of JSON tensors, to wire form and back; it checks counts and ranges, and knows no model.
+# The ``data`` of JSON tensors, to wire form and back; counts and ranges are checked.
 
 
 DEPTH_MAX: Final = 32
@@ -176,7 +176,7 @@ def _packed(name: str, datatype: str, flat: list[Any]) -> bytes:
 
 
 # ------------------------------------------------------------
-# Inference bodies of HTTP, JSON and binary tensors, to calls and back; it knows no connection.
+# Inference bodies of HTTP, JSON and binary tensors, to calls and back.
 
 
 CLASSES_MAX: Final = 1 << 16

@@ -227,7 +227,7 @@ def check_strings(name: str, data: Buffer, count: int) -> None:
 
 
 # ------------------------------------------------------------
-# A served model as requests are checked against it; nothing wrong passes here, and nothing is copied.
+# A served model, and validation of requests against it; no tensor is copied.
 
 
 _SEQUENCE: Final = ("sequence_id", "sequence_start", "sequence_end")
@@ -524,7 +524,7 @@ def missing(name: str, version: str = "") -> str:
 
 
 # ------------------------------------------------------------
-# Descriptions of the server and its models as both protocols give them; it asks nobody.
+# Descriptions of the server and its models, as both protocols give them.
 
 
 SERVER_NAME: Final = "clockwork-serve"
@@ -565,7 +565,7 @@ def _tensor(served: Served, spec: TensorSpec) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------
-# The classification extension: the best classes of an output instead of its numbers; it only ranks.
+# The classification extension: the best classes of an output instead of its numbers.
 
 
 def classify(tensor: OutputTensor, count: int, labels: Sequence[str], *, batched: bool) -> OutputTensor:

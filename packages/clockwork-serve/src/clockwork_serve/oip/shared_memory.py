@@ -1,4 +1,4 @@
-"""Shared memory of clients: what they ask for, and whether it lies within bounds. It opens nothing.
+"""Shared memory of clients: references to regions, and the check of their bounds.
 
 A *key* names a POSIX shared memory object, a *region* is a registered piece of one, and a *reference* is a
 tensor's place in a region. Texts of errors begin as those that stock clients know.

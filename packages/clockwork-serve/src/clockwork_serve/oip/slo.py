@@ -1,4 +1,4 @@
-"""How long a client gives us, from all the places where it can say so. It reads no clock."""
+"""The SLO of a request, from all the places where a client can give one."""
 
 from __future__ import annotations
 

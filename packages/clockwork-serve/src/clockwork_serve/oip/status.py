@@ -1,4 +1,4 @@
-"""The one table from how a request ended to the status a client sees, HTTP and gRPC."""
+"""The table from a request's outcome to the status that a client gets, HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 
 # ------------------------------------------------------------
-# Ways in which a client's request is wrong that need a status of their own; it knows no status.
+# Errors of a client's request that have a status of their own.
 
 
 class UnknownModel(InvalidRequest):
@@ -36,7 +36,7 @@ class RegionExists(InvalidRequest):
 
 
 # ------------------------------------------------------------
-# The one table from how a request ended to the status a client sees, HTTP and gRPC; it sends nothing.
+# The table from a request's outcome to the status that a client gets, HTTP and gRPC.
 
 
 class ClientStatus(NamedTuple):

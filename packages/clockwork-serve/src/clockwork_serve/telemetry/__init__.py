@@ -1,4 +1,4 @@
-"""Listeners of a driver's steps: counts, metrics, statistics, journal. They are never in the way."""
+"""Listeners of a driver's steps: counters, metrics, statistics, journal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plain counts of what a server did, and Triton's statistics made from them."""
+"""Counters of a server, and Triton's statistics made from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
-# Plain counts of what a server did; they are added up elsewhere and never decide anything.
+# Counters, which ``recorder`` updates.
 #
 # All of them are :class:`msgspec.Struct`, so one ``msgspec.json.encode`` of :class:`Counters` is the snapshot
 # that crosses processes: a gateway renders it for Prometheus, never the controller's process.
@@ -63,7 +63,7 @@ class Histogram(Struct):
 
 
 class Durations(Struct):
-    """How many, and how long together: Triton's ``{"count", "ns"}``."""
+    """A number of durations and their sum: Triton's ``{"count", "ns"}``."""
 
     count: int = 0
     ns: int = 0
@@ -84,7 +84,7 @@ class BatchCounters(Struct):
 
 
 class ModelCounters(Struct):
-    """What happened to one model's requests.
+    """Counters of one model's requests.
 
     ``outcomes`` counts by ``outcome`` or ``outcome:reason``. ``open`` requests have no answer yet; ``queued``
     of them are not in an INFER. ``rows`` counts executed rows. ``resident`` is bytes of weights by device.
@@ -163,7 +163,7 @@ class TenantCounters(Struct):
 
 
 class Counters(Struct):
-    """Everything a controller's driver has seen, added up since it started.
+    """Everything that a controller's driver has observed and decided since it started.
 
     ``received`` equals the sum of ``outcomes`` plus ``open``. ``unmatched`` counts answers to requests that
     were not open: it stays 0 unless a request was answered twice. ``latency`` is by outcome, arrival to
@@ -244,7 +244,7 @@ def decode(body: bytes) -> Counters:
 
 
 # ------------------------------------------------------------
-# Triton's model statistics records, made from counters; it counts nothing itself.
+# Triton's model statistics records, made from counters.
 
 
 _NONE = Durations()

@@ -33,7 +33,7 @@ from clockwork_serve.messages import ControllerEffect, ControllerEvent
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
-# The first record of a run in a journal: all that a replay needs beside the steps. It opens no journal.
+# The first record of a run in a journal: all that a replay needs beside the steps.
 
 
 FORMAT: Final = 1
@@ -193,7 +193,7 @@ class Journal:
             self.flush()
 
     def on_controller(self, config: ControllerConfig) -> None:
-        """Another controller decides what follows, set like that: a run of its own."""
+        """A successor with that configuration takes over: begin a new run."""
         if self._head is not None:
             self._append(self._encoder.encode(head_of(config)))
 
@@ -293,7 +293,7 @@ def _length(head: bytes, name: Path) -> int:
 
 
 def _mend(path: Path) -> None:
-    """Cut off what a killed process left of its last record: what is appended could not be read after it."""
+    """Truncate the incomplete last record of a killed process, so that appended records can be read."""
     if not path.is_file():
         return
     whole, size = 0, path.stat().st_size

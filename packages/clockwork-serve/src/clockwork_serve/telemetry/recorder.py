@@ -1,4 +1,4 @@
-"""A listener that counts what a driver's steps did; it never changes, delays or decides anything.
+"""A listener that counts the events and effects of a driver's steps.
 
 The driver tells it each step: the events observed and the effects decided at one instant. Every event costs a
 constant time, whatever is served.
@@ -56,7 +56,7 @@ from clockwork_serve.telemetry.metrics import render
 
 
 class StepListener(Protocol):
-    """Whoever wants to know what a driver's steps did."""
+    """Observes each step of a driver."""
 
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
@@ -198,7 +198,7 @@ class Recorder:
         self._settle(opened, msgspec.structs.replace(answer, outcome=Outcome.EXPIRED, reason=reason), now_ns)
 
     def _is_sent(self, opened: _Open) -> None:
-        """It waits for no device any more."""
+        """A request is over: it waits for no device any more."""
         if not opened.sent:
             opened.sent = True
             self.counters.queued -= 1
