@@ -252,7 +252,7 @@ def test_a_batch_that_takes_too_long_is_not_used() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("policy", "fifo"), ("estimate_quantile", 0), ("estimate_quantile", 1.5), ("slack_ns", -1),
+        ("estimate_quantile", 0), ("estimate_quantile", 1.5), ("slack_ns", -1),
         *[(name, 0) for name in (
             "look_ahead_ns", "max_batch", "max_exec_ns", "lag_ns", "estimate_window", "capacity_ns",
             "expected_devices",

@@ -109,6 +109,13 @@ def serves(gateway: FarGateway) -> None:
     until(f"{gateway.name} serves", lambda: gateway.ready, machines.PATIENCE_S)
 
 
+def listens(gateway: FarGateway) -> bool:
+    try:
+        return call(gateway.url, "/v2/health/live").status in {200, 503}
+    except OSError:
+        return False
+
+
 def ask(gateway: FarGateway, index: int = 0, rows: int = 1, slo_ms: float = 5000) -> Any:
     x = np.random.default_rng(index + rows).standard_normal((rows, WIDE), dtype=np.float32)
     body = x_json(x.ravel().tolist(), [rows, WIDE], parameters={"slo_ms": slo_ms})
@@ -244,6 +251,7 @@ def test_another_gateway_of_the_same_name_waits(place: Place) -> None:
         serves(first)
         with place.gateway(name="twin") as second:
             until("it is told", lambda: second.heard("another gateway of this server is called twin"))
+            until("its port listens", lambda: listens(second))  # last, and on a busy machine after that
             assert call(second.url, "/v2/models/m0/infer", x_json([1.0] * WIDE)).status == 503
             time.sleep(1.0)
             assert sum("another gateway" in line for line in second.said) < 3, "it says so once"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.controller.policies.base import Scheduler
+from clockwork_serve.errors import ConfigError
 from tests.controller.policies.other_package import written
 
 SCENARIO = """
@@ -82,3 +84,10 @@ def test_our_policies_are_policies() -> None:
     names = {name for name in vars(Scheduler) if not name.startswith("_")}
     for one in (*SCHEDULERS.values(), ReleasedScheduler):
         assert names <= {*dir(one)}
+
+
+def test_a_name_that_no_package_has_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^policy: expected one of default, paper.*; found 'fifo'; install "
+    ):
+        Controller(ControllerConfig(policy="fifo"))
