@@ -280,9 +280,9 @@ class Gateway:
             _log.exception("reading a request failed", extra={"model": inquiry.model})
             self._refuse(inquiry, Outcome.FAILED, Reason.NONE, UNREAD)
             return ""
-        requested_ns = served.default_slo_ns if slo_ns is None else slo_ns
-        given_ns, priority = self._caps.of(inquiry.identity, requested_ns, known.priority)
-        deadline_ns, other_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == requested_ns else given_ns
+        wanted_ns = served.default_slo_ns if slo_ns is None else slo_ns
+        given_ns, priority = self._caps.of(inquiry.identity, wanted_ns, known.priority)
+        deadline_ns, other_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == wanted_ns else given_ns
         if self.clock() > deadline_ns:
             self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
             return ""
