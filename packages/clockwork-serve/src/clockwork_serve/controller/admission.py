@@ -31,8 +31,11 @@ def queue_full(model: ServedModel) -> str:
 
 def refusal(
     request: Request, model: ServedModel | None, quarantine: Quarantine, now_ns: int, *, draining: bool
-) -> Refusal:
-    """Why a request is not admitted: the first reason that applies (the caller knows that one does)."""
+) -> Refusal | None:
+    """Why a request is not admitted on arrival: the first reason that applies; None: it is queued.
+
+    Called for each request. What needs the schedule (``Backlog``) or is paid for (``tenants``) comes after.
+    """
     if model is None:
         outcome, reason, why = (
             Outcome.INVALID, Reason.UNKNOWN_MODEL, f"model {request.model!r} is not served",
@@ -41,11 +44,13 @@ def refusal(
         outcome, reason, why = Outcome.REJECTED, Reason.DRAINING, DRAINING
     elif model.quarantined:
         outcome, reason, why = Outcome.FAILED, Reason.QUARANTINED, quarantine.reason(model, now_ns)
-    elif not model.fits(request.rows):
+    elif request.rows != 1 and not model.fits(request.rows):  # every model takes one
         why = f"batch: expected 1 to {model.model.batch_sizes[-1]}; found {request.rows}"
         outcome, reason = Outcome.INVALID, Reason.BAD_INPUT
-    else:
+    elif model.waiting >= model.queue_limit:
         outcome, reason, why = Outcome.REJECTED, Reason.QUEUE_FULL, queue_full(model)
+    else:
+        return None
     return request, outcome, reason, why, 0
 
 

@@ -229,13 +229,11 @@ class Controller(Record):
         belief = self._belief
         assert request.request_id not in belief.waiters, f"{request.request_id} came twice"
         model = belief.models.get(request.model)
-        if (
-            model is None or self._draining or model.waiting >= model.queue_limit
-            or (request.rows != 1 and not model.fits(request.rows))
-        ):  # fmt: skip
-            why = refusal(request, model, self._quarantine, now_ns, draining=self._draining)
-            self._reject_at_once(why)
+        rejection = refusal(request, model, self._quarantine, now_ns, draining=self._draining)
+        if rejection is not None:
+            self._reject_at_once(rejection)
             return
+        assert model is not None
         left_ns = request.deadline_ns - now_ns
         # Only a long queue can make it infeasible. A request past its deadline is not rejected: it expires.
         if model.waiting * model.pace_ns > left_ns >> 1 >= 0:
