@@ -332,7 +332,7 @@ def test_beyond_a_bound_packages_are_let_go_and_that_is_said(device, code, monke
             device.prepare(other)
             device.retire(name)
     assert device.counters()["kept_codes"] == 1
-    assert "code one was let go after 1 others; what it mapped stays" in caplog.text
+    assert "code one was dropped after 1 others; its mappings stay" in caplog.text
 
 
 def test_preparing_again_changes_nothing(device, code, tmp_path):
