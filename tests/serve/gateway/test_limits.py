@@ -393,7 +393,9 @@ def test_disconnects_are_logged_in_one_line(
         for _ in range(30):
             stack.enter_context(gateway.connect()).sendall(b"GET /")
         gone(gateway)
-    lines = [record.getMessage() for record in caplog.records if "clients disconnected" in record.getMessage()]
+    lines = [
+        record.getMessage() for record in caplog.records if "clients disconnected" in record.getMessage()
+    ]
     assert 1 <= len(lines) <= 3
     assert sum(int(line.rpartition("head_s ")[2]) for line in lines) == 30
 
