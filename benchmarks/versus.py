@@ -444,7 +444,11 @@ def judge(root: Path, revision: str, asked: Asked, python: str = "") -> Outcome:
     sha = git(root, "rev-parse", "--verify", f"{revision}^{{commit}}").decode().strip()
     with ExitStack() as stack:
         paths = {"A": revision_tree(root, sha), "B": stack.enter_context(working_tree(root))}
-        if not python:
+        if python:
+            python = str(Path(python).absolute())  # runs start in their trees
+            if not os.access(python, os.X_OK):
+                raise VersusError(f"--python: expected a Python to run A with, found none at {python}")
+        else:
             check_dependencies(paths["A"], paths["B"])
         caches = root / "build" / "versus" / "cache"
         trees = {

@@ -155,6 +155,10 @@ def test_a_benchmark_that_moved_to_another_folder_is_the_same_by_either_name(roo
 
 
 def test_what_is_not_there_is_named(root: Path) -> None:
+    with pytest.raises(
+        VersusError, match=r"--python: expected a Python to run A with, found none at /.*/nowhere$"
+    ):
+        judge(root, "HEAD", asked(root), "nowhere")
     with pytest.raises(VersusError, match="git rev-parse"):
         judge(root, "no-such-revision", asked(root))
     with pytest.raises(
