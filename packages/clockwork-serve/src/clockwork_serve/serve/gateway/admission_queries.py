@@ -21,6 +21,8 @@ from clockwork_serve.units import NS_PER_S
 
 REJECTIONS_LIKELY_S: Final = 1.0
 """For this long after a rejection more rejections are expected, and queries are sent without delay."""
+TIMER_S: Final = 0.001
+"""Timers of the loop count milliseconds and may fire one early: no request goes on just before its deadline."""
 BODY_WAIT_S: Final = 0.002
 """A large body from a fast sender arrives within this time."""
 
@@ -135,7 +137,8 @@ class AdmissionQueries:
             return
         one.sent = True
         # Arrivals and the loop use the same clock. The deadline may have passed already.
-        one.wait = self._loop.call_at(one.frame.deadline_ns / NS_PER_S, self._finish, one.frame.announced_id)
+        over_s = one.frame.deadline_ns / NS_PER_S + TIMER_S
+        one.wait = self._loop.call_at(over_s, self._finish, one.frame.announced_id)
         link.send(one.frame)
 
     def _finish(self, query_id: str) -> None:
