@@ -66,7 +66,7 @@ ONE_IMPORTER = {
     ),
     "lab.cli.demo": "so is one of the laboratory",
     **dict.fromkeys(
-        ("lab.demo.pictures", "lab.demo.plain", "lab.demo.start", "lab.demo.texts"),
+        ("lab.demo.plain", "lab.demo.start", "lab.demo.texts"),
         "one kind of model's inputs and answers a module",
     ),
     **dict.fromkeys(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,6 +144,34 @@ def test_a_complete_request_waits_for_the_reply_to_its_query(gateway: RunningGat
         gateway.do(lambda: controller.send(feasible(controller.admission_queries[1])))
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
     assert len(controller.requests) == 1
+
+
+class Timers:
+    """The loop of queries, and when its timers are to fire, in seconds."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.at_s: list[float] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loop, name)
+
+    def call_at(self, when: float, *work: Any) -> asyncio.TimerHandle:
+        self.at_s.append(when)
+        return self.loop.call_at(when, *work)
+
+
+def test_a_query_ends_after_its_deadline_though_timers_may_fire_a_millisecond_early(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries = gateway.servers.gateway.admission_queries
+    timers = Timers(queries._loop)
+    monkeypatch.setattr(queries, "_loop", timers)
+    with gateway.connect() as client:
+        client.sendall(b"".join(message(VALUES, "x-slo-ms: 5000")))
+        assert read_response(client)[0].startswith(b"HTTP/1.1 200 ")
+    (query,) = gateway.controller.admission_queries
+    assert [round((at_s - query.deadline_ns / 1e9) * 1e3) for at_s in timers.at_s] == [1]
 
 
 def test_a_query_without_a_reply_ends_at_the_deadline(
