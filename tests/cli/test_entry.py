@@ -14,6 +14,7 @@ import pytest
 
 from clockwork_serve import __version__
 from clockwork_serve.cli.entry import clockwork, run
+from clockwork_serve.cli.serve import serve
 
 HEAVY = ("asyncio", "grpc", "numpy", "onnx", "onnxruntime", "rich", "uvloop")
 
@@ -167,3 +168,13 @@ def test_a_reader_that_went_away_is_no_traceback(repository: Path) -> None:
 
     assert said == ""
     assert child.returncode == 1
+
+
+def test_help_shows_what_kind_of_value_each_setting_takes() -> None:
+    kinds = {
+        "max_body": "SIZE", "max_message": "SIZE", "max_json": "SIZE", "device_memory": "SIZE",
+        "compile_memory": "SIZE", "shared_memory": "PREFIX", "jitter": "N", "gateways": "N", "slo_ms": "MS",
+        "drain_s": "SECONDS", "http_port": "PORT", "tls_key": "FILE", "cache": "FOLDER", "policy": "NAME",
+    }  # fmt: skip
+
+    assert {one.name: one.metavar for one in serve.params if one.name in kinds} == kinds

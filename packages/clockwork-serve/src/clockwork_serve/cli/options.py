@@ -13,12 +13,12 @@ from clockwork_serve.config.table import JoiningProcess, switch
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 _METAVARS = {
-    "port": "PORT", "ms": "MS", "s": "SECONDS", "memory": "SIZE", "size": "SIZE", "body": "SIZE",
-    "workspace": "SIZE", "device": "DEVICE", "cache": "FOLDER", "journal": "FILE", "host": "ADDRESS",
-    "policy": "NAME", "format": "text|json", "level": "LEVEL", "certificate": "FILE", "key": "FILE",
-    "ca": "FILE", "keys": "FILE", "head": "SIZE", "unsent": "SIZE", "machines": "HOST:PORT",
+    "port": "PORT", "ms": "MS", "s": "SECONDS", "memory": "PREFIX", "device": "DEVICE", "cache": "FOLDER",
+    "journal": "FILE", "host": "ADDRESS", "policy": "NAME", "format": "text|json", "level": "LEVEL",
+    "certificate": "FILE", "key": "FILE", "ca": "FILE", "keys": "FILE", "machines": "HOST:PORT",
     "controller": "HOST:PORT", "name": "NAME",
 }  # fmt: skip
+"""By the last word of a setting's name, where its default does not show what its values are."""
 
 
 def repository_argument(command: Command) -> Command:
@@ -72,13 +72,19 @@ def _option(entry: Setting, *, hidden: bool) -> Callable[[Command], Command]:
     return click.option(
         entry.flag,
         entry.name,
-        metavar=_METAVARS.get(
-            entry.name.rpartition("_")[2], "N" if isinstance(entry.default, int) else "TEXT"
-        ),
+        metavar=_metavar(entry),
         multiple=entry.name == "device",
         help=shown,
         hidden=hidden,
     )
+
+
+def _metavar(entry: Setting) -> str:
+    """What stands for a value in ``--help``. Sizes of memory have defaults like 64MiB, 1GB or 75%."""
+    if entry.shown is not None and entry.shown.endswith(("B", "%")):
+        return "SIZE"
+    word = entry.name.rpartition("_")[2]
+    return _METAVARS.get(word, "N" if isinstance(entry.default, int | float) else "TEXT")
 
 
 def settings_from(

@@ -24,6 +24,8 @@ A policy is any class with these methods. Another package brings one by an entry
 ``clockwork_serve.policies``. It need not be a subclass of ours, and cannot where those are compiled by mypyc:
 a compiled class has no interpreted subclasses. For the same reason this module is not compiled: of a compiled
 protocol only compiled classes could be instances.
+
+A controller can be forked and saved only if its policy is a ``record.Record``.
 """
 
 from __future__ import annotations
