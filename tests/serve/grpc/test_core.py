@@ -1,52 +1,13 @@
-"""Arrival times of gRPC messages, by gaps in the thread of its core."""
+"""A call of gRPC's core: when its messages count as arrived."""
 
 from __future__ import annotations
 
 import time
 from typing import cast
 
-import pytest
-
-from clockwork_serve.serve.grpc.call import AFTER_NS, GAP_NS, Gaps, GrpcCall, Method, SilentCalls
+from clockwork_serve.serve.grpc.call import GrpcCall, Method, SilentCalls
 from clockwork_serve.serve.grpc.core import CoreCall, CoreTransport
 from clockwork_serve.units import NS_PER_S, ms
-
-
-def gaps(*beats_ms: int) -> Gaps:
-    found = Gaps(0)
-    for beat_ms in beats_ms:
-        found.beat(ms(beat_ms))
-    return found
-
-
-def test_without_a_gap_a_message_arrived_when_it_was_read() -> None:
-    assert gaps(5, 10, 15).arrival_ns(ms(17)) == ms(17)
-
-
-def test_a_message_after_a_gap_counts_from_its_start() -> None:
-    found = gaps(5, 10, 1010)
-    assert found.arrival_ns(ms(1010)) == ms(10)
-    found.beat(ms(1015))
-    assert found.arrival_ns(ms(1040)) == ms(10), "the core reads what waited in its sockets"
-    assert found.arrival_ns(ms(1010) + AFTER_NS[1]) == ms(1010) + AFTER_NS[1]
-
-
-@pytest.mark.parametrize(("gap_ms", "counts_ms"), [(12, 12), (30, 30), (500, 50)])
-def test_a_short_gap_counts_for_a_short_time(gap_ms: int, counts_ms: int) -> None:
-    found = gaps(5, 5 + gap_ms)
-    end_ns = ms(5 + gap_ms + counts_ms)
-    assert found.arrival_ns(end_ns - 1) == ms(5)
-    assert found.arrival_ns(end_ns) == end_ns
-
-
-def test_an_interval_within_the_limit_is_no_gap() -> None:
-    found = Gaps(0)
-    found.beat(GAP_NS)
-    assert found.arrival_ns(GAP_NS) == GAP_NS
-
-
-def test_two_gaps_with_hardly_anything_between_them_are_one() -> None:
-    assert gaps(5, 205, 210, 400).arrival_ns(ms(401)) == ms(5)
 
 
 class Event:

@@ -26,19 +26,21 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from clockwork_serve.serve.grpc.call import (
+from clockwork_serve.serve.grpc.arrivals import (
     BEAT_S,
     GAP_NS,
     IDLE_AFTER,
     IDLE_BEAT_S,
     IDLE_GAP_NS,
+    Arrivals,
+)
+from clockwork_serve.serve.grpc.call import (
     NO_DEADLINE_S,
     Aborted,
     Admit,
     Admitted,
     Delivery,
     Failure,
-    Gaps,
     GrpcCall,
     Metadata,
     SilentCalls,
@@ -73,7 +75,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
         self._admit = admit
         self._silence = silence
         self.clock = clock
-        self._gaps = Gaps(clock())
+        self._arrivals = Arrivals(clock())
         self._quiet = 0  # beats without a message
         self._limit_ns = GAP_NS
         self._loop = asyncio.get_running_loop()
@@ -98,6 +100,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
             raise OSError(str(error)) from None
         self._address = f"{address.rpartition(':')[0]}:{port}"
         self._credentials = credentials
+        self._arrivals.listens(address, port)
         return port
 
     async def start(self) -> None:
@@ -112,6 +115,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
             self._reopening.cancel()
         await asyncio.gather(*(server.stop(grace_s) for server in (self._server, *self._ended)))
         await asyncio.gather(*self._ended.values())
+        self._arrivals.close()
         if self._beats is not None:
             self._beats.cancel()
             self._beats = None
@@ -130,9 +134,10 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
     def message_read(self, call: GrpcCall) -> None:
         """A message of the call was just read."""
         now_ns = self.clock()
-        self._gaps.beat(now_ns, self._limit_ns)
+        self._arrivals.beat(now_ns, self._limit_ns)
         self._quiet = 0
-        call.note_arrival(self._gaps.arrival_ns(now_ns), now_ns)
+        awaited = call.method.on_open is None
+        call.note_arrival(self._arrivals.arrival_ns(now_ns, call.peer(), awaited=awaited), now_ns)
 
     def _make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(handlers=(self,), options=self._options)
@@ -177,7 +182,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
         del self._ended[server]
 
     def _beat(self) -> None:
-        self._gaps.beat(self.clock(), self._limit_ns)
+        self._arrivals.beat(self.clock(), self._limit_ns)
         self._quiet += 1
         idle = self._quiet > IDLE_AFTER
         self._limit_ns = IDLE_GAP_NS if idle else GAP_NS

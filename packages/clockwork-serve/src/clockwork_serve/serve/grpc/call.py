@@ -61,52 +61,6 @@ class SilentCalls(Generic[Waiting]):
 
 
 # ------------------------------------------------------------
-# Arrival times of messages where sockets are out of reach: by gaps in a thread that runs at intervals.
-
-
-BEAT_S: Final = 0.005
-"""The thread that reads messages runs at least this often, unless something holds it up."""
-IDLE_BEAT_S: Final = 0.02
-IDLE_AFTER: Final = 40
-"""After this many rounds without an event they come every ``IDLE_BEAT_S``: else an idle thread takes 1.4 % of
-a core."""
-GAP_NS: Final = 10 * NS_PER_MS
-"""A longer time between two rounds is a gap: the process did not run, or Python's lock was held."""
-IDLE_GAP_NS: Final = 25 * NS_PER_MS
-"""The same for the longer interval."""
-AFTER_NS: Final = (10 * NS_PER_MS, 50 * NS_PER_MS)
-"""A message read within this time after a gap may have arrived in it: gRPC's core is then still reading what
-waited in its sockets. The time is as long as the gap, within these limits."""
-
-
-class Gaps:
-    """Estimates when messages arrived, without access to sockets, from gaps in the thread that reads them.
-
-    For one thread.
-    """
-
-    __slots__ = ("_since_ns", "_until_ns", "last_ns")
-
-    def __init__(self, now_ns: int) -> None:
-        self.last_ns = now_ns
-        """The last round. One that comes no later than a gap after it may just be assigned here."""
-        self._since_ns = self._until_ns = 0  # the last gap's start; until when messages count as of it
-
-    def beat(self, now_ns: int, limit_ns: int = GAP_NS) -> None:
-        """The thread runs a round; more than ``limit_ns`` since the last one is a gap."""
-        gap_ns = now_ns - self.last_ns
-        if gap_ns > limit_ns:
-            # Two gaps with hardly anything between them are one.
-            self._since_ns = self._since_ns if self.last_ns < self._until_ns else self.last_ns
-            self._until_ns = now_ns + min(max(gap_ns, AFTER_NS[0]), AFTER_NS[1])
-        self.last_ns = now_ns
-
-    def arrival_ns(self, now_ns: int) -> int:
-        """The arrival of a message that is read now: the gap's start, in it or just after it; else now."""
-        return self._since_ns if now_ns < self._until_ns else now_ns
-
-
-# ------------------------------------------------------------
 # One call of gRPC: its metadata, its messages, its end.
 
 

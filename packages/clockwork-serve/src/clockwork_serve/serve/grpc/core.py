@@ -21,18 +21,20 @@ from typing import Any, Final
 import grpc
 from grpc._cython import cygrpc
 
-from clockwork_serve.serve.grpc.call import (
+from clockwork_serve.serve.grpc.arrivals import (
     BEAT_S,
     GAP_NS,
     IDLE_AFTER,
     IDLE_BEAT_S,
     IDLE_GAP_NS,
+    Arrivals,
+)
+from clockwork_serve.serve.grpc.call import (
     NO_DEADLINE_S,
     Aborted,
     Admit,
     Admitted,
     Delivery,
-    Gaps,
     GrpcCall,
     Metadata,
     Method,
@@ -106,7 +108,7 @@ class CoreTransport:
         self._silence = silence
         self.clock = clock
         self._on_broken = self._report if on_broken is None else on_broken
-        self._gaps = Gaps(clock())
+        self._arrivals = Arrivals(clock())
         self._loop = asyncio.get_running_loop()
         self._down = asyncio.Event()
         self._events: deque[tuple[str, CoreCall, Any]] = deque()  # events, from the thread to the loop
@@ -131,6 +133,7 @@ class CoreTransport:
             raise OSError(str(error)) from None
         if not port:
             raise OSError(f"{address} cannot be listened at")
+        self._arrivals.listens(address, port)
         return port
 
     async def start(self) -> None:
@@ -143,6 +146,7 @@ class CoreTransport:
     async def stop(self, grace_s: float) -> None:
         """Accept no more calls, let open ones complete for ``grace_s``, then cancel them."""
         if not self._thread.is_alive():
+            self._arrivals.close()
             if self._broken:
                 # The core would block for ever if a queue were freed that still has events: leak it.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._queue))
@@ -161,6 +165,7 @@ class CoreTransport:
             self._batches.clear()
             self._queue.shutdown()
         await asyncio.to_thread(self._thread.join)
+        self._arrivals.close()
         self._server.destroy()
 
     # In the thread
@@ -174,21 +179,21 @@ class CoreTransport:
 
     def _poll_events(self) -> None:
         poll, handle, ended = self._queue.poll, self._handle_event, cygrpc.CompletionType.queue_shutdown
-        clock, gaps = self.clock, self._gaps
+        clock, arrivals = self.clock, self._arrivals
         quiet = 0  # rounds without an event
         while True:
             if self._batches:
                 self._start_batches()
             now_ns = clock()
-            if now_ns - gaps.last_ns > GAP_NS:
-                gaps.beat(now_ns)
-            gaps.last_ns = now_ns
+            if now_ns - arrivals.last_ns > GAP_NS:
+                arrivals.beat(now_ns)
+            arrivals.last_ns = now_ns
             idle = quiet >= IDLE_AFTER
             event = poll(time.time() + (IDLE_BEAT_S if idle else BEAT_S))
             now_ns, limit_ns = clock(), IDLE_GAP_NS if idle else GAP_NS
-            if now_ns - gaps.last_ns > limit_ns:
-                gaps.beat(now_ns)
-            gaps.last_ns = now_ns
+            if now_ns - arrivals.last_ns > limit_ns:
+                arrivals.beat(now_ns)
+            arrivals.last_ns = now_ns
             quiet = quiet + 1 if event.tag is None else 0
             # All available events go to the loop at once: waking it, and waiting for its lock, costs most.
             for _ in range(EVENTS_MAX):
@@ -211,11 +216,12 @@ class CoreTransport:
     def _handle_event(self, event: Any) -> None:
         kind, call = event.tag
         if kind is _MESSAGE:
-            now_ns, gaps = self.clock(), self._gaps
-            if now_ns - gaps.last_ns > GAP_NS:
-                gaps.beat(now_ns)
-            gaps.last_ns = now_ns
-            call.note_arrival(gaps.arrival_ns(now_ns), now_ns)
+            now_ns, arrivals = self.clock(), self._arrivals
+            if now_ns - arrivals.last_ns > GAP_NS:
+                arrivals.beat(now_ns)
+            arrivals.last_ns = now_ns
+            awaited = call.method.on_open is None
+            call.note_arrival(arrivals.arrival_ns(now_ns, call.peer(), awaited=awaited), now_ns)
             self._events.append((_MESSAGE, call, event.batch_operations[0].message()))
         elif kind is _SENT:
             self._events.append((_SENT, call, None))
