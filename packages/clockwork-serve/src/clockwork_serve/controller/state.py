@@ -15,6 +15,7 @@ forgotten here is found by ``tests/controller/test_state.py``.
 
 from __future__ import annotations
 
+import sys
 from enum import Enum
 from functools import partial
 from hashlib import sha256
@@ -51,7 +52,7 @@ from clockwork_serve.controller.cluster import (
 )
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Samples
-from clockwork_serve.controller.policies import default, paper, released
+from clockwork_serve.controller.policies import FACTORIES
 from clockwork_serve.controller.record import Record
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import Extent
@@ -60,10 +61,10 @@ FORMAT: Final = 1
 """Of saved states. To be raised with every change of a record's fields or of what they mean."""
 
 MODULES: Final = (
-    admission, belief, cluster, codes, deadlines, default, estimates, feasibility, fleet, hangs, pages, paper,
-    placement, quarantine, released, results, tenants, timers,
+    admission, belief, cluster, codes, deadlines, estimates, feasibility, fleet, hangs, pages, placement,
+    quarantine, results, tenants, timers, *(sys.modules[each.__module__] for each in FACTORIES),
 )  # fmt: skip
-"""Where the classes of records are, beside the controller's own."""
+"""Where the classes of records are, beside the controller's own: also in the modules of policies."""
 
 Root = TypeVar("Root")
 

@@ -105,8 +105,9 @@ class Call(Struct, frozen=True, kw_only=True):
 
 
 class Infer(Struct, frozen=True, kw_only=True, tag="infer", omit_defaults=True):
-    """Run ``calls`` as one batch of size ``batch`` (their rows, padded if there are fewer).
+    """Run ``calls`` as one batch, by what was compiled for ``batch`` rows.
 
+    They may have fewer rows: a batch of fixed shape repeats the last one, Python models get what there is.
     ``signature`` is that of the requests: each has durations of its own.
     """
 
