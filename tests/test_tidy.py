@@ -44,7 +44,7 @@ DURATIONS = frozenset(
     re.findall(
         r"\w+",
         """
-        1 above after ahead all allowed alone band base behind best between bucket burst busy
+        1 above after age ahead all allowed alone band base behind best between bucket burst busy
         capacity completion controller cost delay delta demand device disorder drain dropped
         duration each elapsed enough error estimate every exec expected extra floor for gap gateway
         given grace half hang head header held high hop in infer input jitter jump kill lag lane
@@ -52,7 +52,7 @@ DURATIONS = frozenset(
         median mib model more most needed network notice offset old once other output over overdue
         owed pace patience prepare quantile queue quiet reach recovery rejoin remaining reserve rest
         restart retry room row run sample second seed served server settled share shares shortage
-        shortest silent skew slack slacks slice slo slos slots spent stalled sum timed timeout took
+        shortest silent skew slack slacks slice slo slos slots spent stalled sum tick timed timeout took
         total trial unit up usual value values wait waited wanted way whole window within worker
         """,
     )

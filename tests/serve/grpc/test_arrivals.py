@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from clockwork_serve.serve.grpc.arrivals import AFTER_NS, GAP_NS, Arrivals, Receipts
+from clockwork_serve.serve.grpc.arrivals import AFTER_NS, GAP_NS, ArrivalTimes, Receipts
 from clockwork_serve.units import NS_PER_MS, ms
 from tests.timing import Timing
 
@@ -27,14 +27,14 @@ class FakeReceipts:
         return ms(self.ages_ms.get(peer, 0))
 
 
-def arrivals(*beats_ms: int, begin_ms: int = 0, **ages_ms: int) -> Arrivals:
-    found = Arrivals(ms(begin_ms), cast("Receipts", FakeReceipts(**ages_ms)))
+def arrivals(*beats_ms: int, begin_ms: int = 0, **ages_ms: int) -> ArrivalTimes:
+    found = ArrivalTimes(ms(begin_ms), cast("Receipts", FakeReceipts(**ages_ms)))
     for beat_ms in beats_ms:
         found.beat(ms(beat_ms))
     return found
 
 
-def arrival_ns(found: Arrivals, now_ns: int, peer: str = PEER, *, awaited: bool = True) -> int:
+def arrival_ns(found: ArrivalTimes, now_ns: int, peer: str = PEER, *, awaited: bool = True) -> int:
     return found.arrival_ns(now_ns, peer, awaited=awaited)
 
 

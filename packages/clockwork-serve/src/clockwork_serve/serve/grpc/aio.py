@@ -32,7 +32,7 @@ from clockwork_serve.serve.grpc.arrivals import (
     IDLE_AFTER,
     IDLE_BEAT_S,
     IDLE_GAP_NS,
-    Arrivals,
+    ArrivalTimes,
 )
 from clockwork_serve.serve.grpc.call import (
     NO_DEADLINE_S,
@@ -75,7 +75,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
         self._admit = admit
         self._silence = silence
         self.clock = clock
-        self._arrivals = Arrivals(clock())
+        self._arrivals = ArrivalTimes(clock())
         self._quiet = 0  # beats without a message
         self._limit_ns = GAP_NS
         self._loop = asyncio.get_running_loop()

@@ -33,7 +33,7 @@ AFTER_NS: Final = (10 * NS_PER_MS, 50 * NS_PER_MS)
 waited in its sockets. The time is as long as the gap, within these limits."""
 
 
-class Arrivals:
+class ArrivalTimes:
     """Estimates when messages arrived, for the thread that takes them from gRPC: from gaps, and receipts."""
 
     __slots__ = ("_since_ns", "_until_ns", "last_ns", "receipts")

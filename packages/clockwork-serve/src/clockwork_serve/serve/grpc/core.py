@@ -27,7 +27,7 @@ from clockwork_serve.serve.grpc.arrivals import (
     IDLE_AFTER,
     IDLE_BEAT_S,
     IDLE_GAP_NS,
-    Arrivals,
+    ArrivalTimes,
 )
 from clockwork_serve.serve.grpc.call import (
     NO_DEADLINE_S,
@@ -108,7 +108,7 @@ class CoreTransport:
         self._silence = silence
         self.clock = clock
         self._on_broken = self._report if on_broken is None else on_broken
-        self._arrivals = Arrivals(clock())
+        self._arrivals = ArrivalTimes(clock())
         self._loop = asyncio.get_running_loop()
         self._down = asyncio.Event()
         self._events: deque[tuple[str, CoreCall, Any]] = deque()  # events, from the thread to the loop
