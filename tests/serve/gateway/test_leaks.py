@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import platform
 import random
 import ssl
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from clockwork_serve.serve.child import MUCH_BYTES, Trimmer, own_bytes
+from clockwork_serve.serve.child import ARENAS, MUCH_BYTES, Trimmer, own_bytes
 from qa.hostile import frames as hostile_frames
 from qa.hostile import http as hostile_http
 from qa.hostile.plan import Plan
@@ -170,3 +173,39 @@ def test_a_process_s_private_memory_is_measured() -> None:
     before = own_bytes()
     mine = b"\1" * (64 << 20)
     assert own_bytes() - before > len(mine) // 2
+
+
+ARENAS_OF_THREADS = """
+import asyncio, ctypes, os, sys, threading
+from clockwork_serve.serve.child import trim_memory
+
+async def main():
+    if sys.argv[1] == "bounded":
+        asyncio.create_task(trim_memory())
+    await asyncio.sleep(0)
+    library = ctypes.CDLL(None)
+    met = threading.Barrier(8)
+    def allocate():
+        library.malloc(100)
+        met.wait()
+    threads = [threading.Thread(target=allocate) for _ in range(8)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    library.fdopen.restype = ctypes.c_void_p
+    library.malloc_info(0, ctypes.c_void_p(library.fdopen(1, b"w")))
+    library.fflush(None)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has arenas")
+def test_threads_share_two_heaps() -> None:
+    def heaps(how: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", ARENAS_OF_THREADS, how], capture_output=True, text=True, check=True
+        )
+        return done.stdout.count("<heap nr=")
+
+    assert heaps("bounded") <= ARENAS
+    assert heaps("unbounded") > ARENAS, "else this test shows nothing"
