@@ -257,7 +257,7 @@ def _end_if_broken(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 # (h2_rapid_reset of qa.hostile.frames): 22 s later the one that trims had 47 MiB, the other 151. Trimming
 # takes a thread 3 to 9 ms, and allocations wait meanwhile; so it is not done for a small gain.
 #
-# Trimming leaves fragments: after 1,100 of the heaviest messages (benchmarks.heaviest) a gateway held 159 MiB,
+# Trimming leaves fragments: after 1,100 messages of benchmarks.heaviest a gateway held 159 MiB,
 # most of it in the arenas of eight threads, and more after each hundred; with two arenas 46 MiB, and no more.
 
 
