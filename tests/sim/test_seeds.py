@@ -12,6 +12,7 @@ import pytest
 from clockwork_serve.controller import POLICIES
 from clockwork_serve.sim.seeds import (
     KINDS,
+    PLAYED,
     REQUESTS,
     Digest,
     PlayedSeed,
@@ -65,7 +66,7 @@ def test_a_seed_that_found_something_holds(seed: int):
 def test_seeds_differ_in_all_that_matters():
     chances = [random_scenario(seed, 100) for seed in range(150)]
 
-    assert {one.config.policy for one in chances} == set(POLICIES)
+    assert {one.config.policy for one in chances} == set(PLAYED)
     assert {one.config.reject_infeasible for one in chances} == {True, False}
     assert {one.config.max_batch for one in chances} == {1, 4, 8, 16}
     assert {one.cluster.devices for one in chances} == {1, 2, 3, 4}
@@ -75,6 +76,15 @@ def test_seeds_differ_in_all_that_matters():
     }  # fmt: skip
     assert {fault.kind for one in chances for fault in one.scenario.faults} == set(KINDS)
     assert any(not one.scenario.faults for one in chances)
+
+
+def test_a_policy_by_name_plays_the_scenario_of_the_seed() -> None:
+    drawn = random_scenario(WITH_FAULTS, 200)
+    for policy in POLICIES:
+        named = random_scenario(WITH_FAULTS, 200, policy)
+        assert (named.config.policy, named.config.released) == (policy, False)
+        assert named.scenario == drawn.scenario
+        assert play_seed(WITH_FAULTS, 200, policy=policy).requests >= 200
 
 
 def _journal_of(seed: int, hash_seed: str) -> str:

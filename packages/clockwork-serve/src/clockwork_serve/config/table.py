@@ -430,7 +430,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         GATEWAY, "none",
     )] = None
     policy: Annotated[str, Setting(
-        read_policy, "ours (default), paper, or one that is installed",
+        read_policy, "scheduling policy, by name: of this package or installed",
     )] = "default"
     reject: Annotated[bool, Setting(switch, "refuse a request once no schedule can meet its deadline")] = True
     max_batch: Annotated[int, Setting(integer(1, 1024), "most requests in one batch")] = 16

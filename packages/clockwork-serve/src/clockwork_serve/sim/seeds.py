@@ -38,7 +38,7 @@ from clockwork_serve.workload.tables import ClusterTable, FaultKind, FaultTable,
 from clockwork_serve.workload.zoo import Zoo, ZooModel
 
 PLAYED: Final = ("default", "paper")
-"""Policies that seeds draw from. One more changes what every seed plays."""
+"""Policies that seeds draw from. One more would change what every seed plays: others are played by name."""
 REQUESTS: Final = 2_000
 """The least number of requests of a seed."""
 
@@ -118,8 +118,8 @@ def _zoo() -> Zoo:
     return Zoo.read("v100")
 
 
-def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
-    """The scenario of a seed, with at least that many requests."""
+def random_scenario(seed: int, requests: int = REQUESTS, policy: str | None = None) -> Chance:
+    """The scenario of a seed, with at least that many requests; ``policy`` replaces the one it draws."""
     rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM]))
     kinds = _kinds(rng)
     sets = [
@@ -141,6 +141,8 @@ def random_scenario(seed: int, requests: int = REQUESTS) -> Chance:
     table = ClusterTable(devices=devices, devices_per_worker=cluster.devices_per_worker)
     faults = _faults(rng, workload, cluster)
     config = replace(_config(rng), quarantine_after=losses_allowed(seed), **hang_settings(seed))
+    if policy is not None:
+        config = replace(config, policy=policy, released=False)
     if config.open_window:
         faults = [_delay_ends(fault, workload) for fault in faults]
     return Chance(
@@ -171,14 +173,17 @@ def simulation_of(chance: Chance, *, checks: bool = True, watchers: Sequence[Wat
     )  # fmt: skip
 
 
-def play_seed(seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] = ()) -> PlayedSeed:
+def play_seed(
+    seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] = (), policy: str | None = None
+) -> PlayedSeed:
     """Play one seed with all checks. Raises AssertionError with the command that repeats it."""
-    chance = random_scenario(seed, requests)
+    chance = random_scenario(seed, requests, policy)
     simulation = simulation_of(chance, watchers=watchers)
     try:
         run_through(simulation, chance.scenario.faults)
     except Exception as error:
         again = f"{REPLAY} {seed}" + (f" --requests {requests}" if requests != REQUESTS else "")
+        again += "" if policy is None else f" --policy {policy}"
         raise AssertionError(f"{again}: at {simulation.now_ns} ns: {error!r}") from error
     tally = simulation.tally
     busy, faults = tally.busy, simulation.faults
@@ -213,16 +218,18 @@ def _quiet_ns(faults: Sequence[FaultTable], config: ControllerConfig, now_ns: in
     return max(now_ns, round(max(ends_s, default=0.0) * NS_PER_S)) + QUIET_NS + recovery_ns
 
 
-def play_seeds(seeds: Iterable[int], jobs: int, requests: int = REQUESTS) -> Iterator[PlayedSeed]:
+def play_seeds(
+    seeds: Iterable[int], jobs: int, requests: int = REQUESTS, policy: str | None = None
+) -> Iterator[PlayedSeed]:
     """Play seeds in ``jobs`` processes; yields in order. A failed check is in ``failure``."""
-    work = partial(_attempt, requests=requests)
+    work = partial(_attempt, requests=requests, policy=policy)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         yield from pool.map(work, seeds, chunksize=4)
 
 
-def _attempt(seed: int, requests: int) -> PlayedSeed:
+def _attempt(seed: int, requests: int, policy: str | None) -> PlayedSeed:
     try:
-        return play_seed(seed, requests)
+        return play_seed(seed, requests, policy=policy)
     except AssertionError as error:
         return PlayedSeed(seed, failure=str(error))
 
