@@ -233,7 +233,7 @@ def conclude(rows: Sequence[Row]) -> Outcome:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--files", type=Path, default=default_files(), help="where the demo keeps its files")
     options.add_argument("--models", nargs="*", metavar="NAME", help="only these")
     given = options.parse_args()

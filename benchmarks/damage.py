@@ -293,7 +293,7 @@ def conclude(outcome: Outcome, name: str, tally: Tally, **judged: list[str]) -> 
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--short", action="store_true", help="a tenth of it: minutes")
     options.add_argument("--times", type=int, help="how often in one process")
     options.add_argument("--server-times", type=int, help="how often in whole servers")

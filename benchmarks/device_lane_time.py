@@ -110,7 +110,7 @@ HEAD = ("", "batch", "plain ms", "ours ms", "ratio", "CPU ratio", "added us", "e
 
 def main() -> int:
     """Measure and judge."""
-    arguments = parser(__doc__.splitlines()[0])
+    arguments = parser(__doc__)
     arguments.add_argument(
         "models", nargs="*", type=Path, help="ONNX files, or folders of a model repository's models"
     )

@@ -37,7 +37,7 @@ SETTLED = 0.1
 
 def main() -> int:
     """Cycle and compare."""
-    arguments = parser(__doc__.splitlines()[0])
+    arguments = parser(__doc__)
     arguments.add_argument("--cycles", type=int, default=2000)
     given = arguments.parse_args()
     outcome = Outcome("benchmarks.device_memory")

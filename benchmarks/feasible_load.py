@@ -116,7 +116,7 @@ def measure(serving: Serving, share: float, seconds: float, seed: int) -> Outcom
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=300)
     options.add_argument("--share", type=float, default=0.6, help="of the device")
     options.add_argument("--pin", action="store_true", help="give the device a core of its own")

@@ -55,7 +55,7 @@ def busy_controller(devices: int, models: int, seed: int) -> Controller:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--models", type=int, default=MODELS)
     options.add_argument("--devices", type=int, default=DEVICES)
     options.add_argument("--runs", type=int, default=25)

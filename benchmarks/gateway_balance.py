@@ -180,7 +180,7 @@ def _with(plan: Plan, **fields: Any) -> Plan:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--gateways", type=int, nargs="+", default=[2, 4])
     options.add_argument("--connections", type=int, nargs="+", default=[8, 16, 32, 100])
     options.add_argument("--trials", type=int, default=20, help="times that connections alone are opened")

@@ -139,7 +139,7 @@ def measure(serving: Serving, graph: Path, times: int) -> Outcome:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--requests", type=int, default=1000)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -103,7 +103,7 @@ def measure(folder: Path, rounds: int, requests: int, connections: int) -> Outco
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--requests", type=int, default=10_000)
     options.add_argument("--connections", type=int, default=16)

@@ -72,7 +72,7 @@ def ask_all(serving: Serving, models: int, seed: int) -> tuple[Report, list[int]
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--models", type=int, default=1000)
     options.add_argument("--held", type=int, default=50)
     options.add_argument("--idle-seconds", type=float, default=30)

@@ -245,7 +245,7 @@ def measure(serving: Serving, kind: str, seconds: float, after_s: float, window_
 
 def main() -> int:
     """Run both; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=120, help="of overload, for each kind of clients")
     options.add_argument("--short", action="store_true", help="20 s of overload, 10 s after it")
     options.add_argument("--gateways", type=int, default=1)

@@ -279,7 +279,7 @@ def screen_row(name: str, part: str, found: dict[str, Any]) -> tuple[str, ...]:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all")
     options.add_argument("--policy", choices=POLICIES, default=ControllerConfig().policy)
     options.add_argument("--requests", type=int, help="measured in the warm part; default: 20000 or more")

@@ -197,7 +197,7 @@ def _cost_of_timing() -> tuple[float, float]:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--minutes", type=float, default=3.0, help="of simulated time; at least 2")
     options.add_argument("--rate", type=float, default=RATE_RPS, help="requests a second")
     options.add_argument("--policy", choices=POLICIES, default=ControllerConfig().policy)

@@ -330,7 +330,7 @@ def measure(case: Case, infers: int, seed: int) -> dict[str, Any]:
 
 def main() -> int:
     """Measure and judge."""
-    arguments = parser(__doc__.splitlines()[0])
+    arguments = parser(__doc__)
     arguments.add_argument("--actions", type=int, default=20_000, help="INFERs in each case")
     given = arguments.parse_args()
     outcome = Outcome("benchmarks.worker_cost")

@@ -42,6 +42,31 @@ class Outcome:
         """Add a promise."""
         self.verdicts.append(Verdict(question, asked, found, good))
 
+    def at_most(
+        self, question: str, limit: float, found: float, unit: str = "", *, digits: int = 2, more: str = ""
+    ) -> None:
+        """Add a promise of an upper bound; ``more`` is said beside what was found."""
+        self._bound(question, ("<=", limit), found, unit, digits, more, good=found <= limit)
+
+    def at_least(
+        self, question: str, limit: float, found: float, unit: str = "", *, digits: int = 2, more: str = ""
+    ) -> None:
+        """Add a promise of a lower bound; ``more`` is said beside what was found."""
+        self._bound(question, (">=", limit), found, unit, digits, more, good=found >= limit)
+
+    def _bound(
+        self, question: str, asked: tuple[str, float], found: float, unit: str, digits: int, more: str,
+        *, good: bool,
+    ) -> None:  # fmt: skip
+        sign, limit = asked
+        bound, value = (f"{one} {unit}".rstrip() for one in (f"{sign} {limit:,.12g}", f"{found:,.{digits}f}"))
+        self.judge(question, asked=bound, found=f"{value} {more}".rstrip(), good=good)
+
+    def none(self, question: str, found: Sequence[object], *, more: str = "") -> None:
+        """Add a promise that there is nothing of a kind; what there is is shown."""
+        shown = f"{len(found)}: {', '.join(map(str, found[:3]))}" if found else "0"
+        self.judge(question, asked="0", found=f"{shown} {more}".rstrip(), good=not found)
+
     @property
     def verdict(self) -> str:
         """``passed``, ``missed`` or ``invalid``."""
@@ -50,9 +75,9 @@ class Outcome:
         return PASSED if all(one.good for one in self.verdicts) else MISSED
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with what every benchmark takes."""
-    made = argparse.ArgumentParser(description=description)
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """An argument parser with what every benchmark takes, described by the first line of its docstring."""
+    made = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     made.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     made.add_argument("--seed", type=int, default=1)
     return made

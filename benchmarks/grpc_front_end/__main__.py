@@ -152,7 +152,7 @@ def judge(found: dict[str, list[dict[str, float]]]) -> Outcome:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--seconds", type=float, default=2.0, help="of each server in each round")
     options.add_argument("--in-flight", type=int, default=32, help="calls open at any time")

@@ -63,7 +63,7 @@ def judge_memory(outcome: Outcome, before_bytes: int, measured: Measured) -> Non
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--seconds", type=float, help=f"of searching (default {SECONDS:g})")
     options.add_argument("--short", action="store_true", help=f"search for {SHORT_SECONDS:g} s")
     options.add_argument(

@@ -107,7 +107,7 @@ def compare(floats: int, connections: int, given: Any) -> dict[str, list[dict[st
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--seconds", type=float, default=2.0, help="of each server in each round")
     given = options.parse_args()

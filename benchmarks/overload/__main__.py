@@ -151,7 +151,7 @@ def load(serving: Serving, schedule: Iterable[Shot]) -> list[Sample]:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=60)
     options.add_argument("--overload", type=float, default=3.0, help="times the capacity of batch 1")
     options.add_argument("--backend", choices=("emulated", "python"), default="emulated")

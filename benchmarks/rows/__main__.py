@@ -135,7 +135,7 @@ def main() -> int:
 
 
 def _options() -> argparse.Namespace:
-    made = parser(__doc__ or "")
+    made = parser(__doc__)
     made.add_argument("--graphs", type=int, metavar="N", help=f"how many; default: {GRAPHS:,}")
     made.add_argument("--short", action="store_true", help=f"{SHORT:,} graphs")
     made.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one a core")

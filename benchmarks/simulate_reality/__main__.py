@@ -245,7 +245,7 @@ def calibrated(reality: Reality, story: Story, numbers: Sequence[int]) -> Calibr
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=18, help="of each run")
     options.add_argument("--warmup", type=float, default=2, help="of these, not counted")
     options.add_argument("--rounds", type=int, default=5)

@@ -183,7 +183,7 @@ def measure(outcome: Outcome, serving: Serving, case: Case, plan: Plan, given: A
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=20, help="of each of the four runs")
     options.add_argument("--connections", type=int, default=64)
     options.add_argument("--only", choices=[case.name for case in CASES])
