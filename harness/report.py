@@ -7,9 +7,10 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from harness.machine import machine_line
@@ -130,6 +131,20 @@ def between_marks(page: str, text: str, marks: tuple[str, str] = MARKS) -> str:
             "put them where tables belong"
         )
     return f"{before}{begin}\n\n{text}\n{end}{after}"
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int
+) -> tuple[dict[str, list[Mapping[str, float]]], dict[str, dict[str, float]]]:
+    """All sides measured again and again, in turns: what each found, and the medians of it."""
+    found: dict[str, list[Mapping[str, float]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, measure in sides.items():
+            found[name].append(measure())
+    medians = {
+        name: {field: median(one[field] for one in each) for field in each[0]} for name, each in found.items()
+    }
+    return found, medians
 
 
 def quantile(values: Iterable[float], share: float) -> float:

@@ -29,12 +29,10 @@ from clockwork_lab.bench.address import Address
 from clockwork_lab.bench.inputs import Tensor
 from clockwork_lab.bench.messages import Maker, Message, decode
 from clockwork_serve.units import NS_PER_MS
-from harness.grpc_load import Connection
+from harness.grpc_load import ENABLE_PUSH, HEADER_TABLE, Connection
 from harness.http_load import infer_message
 
 CHANNELS: Final = 4
-_HEADER_TABLE, _ENABLE_PUSH = 1, 2
-"""Settings of HTTP/2: no table of headers that answers could refer to, no pushes."""
 _STATUS: Final = {"0": "200", "8": "429", "4": "504"}
 """Of gRPC, as HTTP says it."""
 LAST_S: Final = 30.0
@@ -256,7 +254,7 @@ class _Calls:
     """One connection of gRPC, and the calls that are open on it."""
 
     def __init__(self, address: tuple[str, int]) -> None:
-        self._connection = Connection(address, {_HEADER_TABLE: 0, _ENABLE_PUSH: 0})
+        self._connection = Connection(address, {HEADER_TABLE: 0, ENABLE_PUSH: 0})
         self.socket = self._connection.socket
         self.open: dict[int, Seen] = {}
 
