@@ -279,8 +279,7 @@ def conclude(outcome: Outcome, name: str, tally: Tally, **judged: list[str]) -> 
     count = tally.done.total()
     for key, cases in judged.items():
         what = key.replace("_", " ")
-        shown = f" ({cases[0]})" if cases else ""
-        outcome.judge(f"{name}: {what}", asked=f"0 of {count}", found=f"{len(cases)}{shown}", good=not cases)
+        outcome.none(f"{name}: {what}", cases, more=f"of {count}")
 
 
 def main() -> int:

@@ -67,7 +67,7 @@ def conclude(
     sent = len(report.samples)
     good = [sample for sample in report.samples if sample.status == 200]
     in_time = sum(1 for sample in good if sample.done_ns - sample.sent_ns <= slo_ns)
-    outcome.judge("in time", asked=">= 99.9 %", found=percent(in_time, sent), good=in_time >= 0.999 * sent)
+    outcome.at_least("in time", 99.9, 100 * in_time / sent, "%")
     latencies = [sample.done_ns - sample.sent_ns for sample in good]
     outcome.figures = {
         "sent": sent, "in_time": in_time, "answered_late": len(good) - in_time, "ends": dict(report.ends()),

@@ -298,10 +298,7 @@ def main() -> int:
         limit_us = compiled_us if compiled else pure_us
         spent_us = found["warm"]["better_half_us"]
         if limit_us is not None:
-            outcome.judge(
-                f"{name}: CPU of the core per request", asked=f"<= {limit_us:g} us",
-                found=f"{spent_us:.1f} us", good=spent_us <= limit_us,
-            )  # fmt: skip
+            outcome.at_most(f"{name}: CPU of the core per request", limit_us, spent_us, "us", digits=1)
         if found["missing_when_warm"]:
             outcome.invalid = f"{name}: the weights of {found['missing_when_warm']} models were not placed"
     outcome.figures["brains"] = brains = "compiled by mypyc" if compiled else "pure Python"

@@ -350,10 +350,7 @@ def main() -> int:
     )  # fmt: skip
     for one in found:
         if one["case"].startswith("warm"):
-            outcome.judge(
-                f"one INFER, {one['case']}", asked=f"<= {GOAL_NS / 1e3} us",
-                found=f"{one['ns_per_action'] / 1e3:.2f} us", good=one["ns_per_action"] <= GOAL_NS,
-            )  # fmt: skip
+            outcome.at_most(f"one INFER, {one['case']}", GOAL_NS / 1e3, one["ns_per_action"] / 1e3, "us")
     outcome.figures = {"compiled": COMPILED, "cases": found}
     return finish(outcome, given.json)
 

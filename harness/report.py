@@ -60,7 +60,9 @@ class Outcome:
         *, good: bool,
     ) -> None:  # fmt: skip
         sign, limit = asked
-        bound, value = (f"{one} {unit}".rstrip() for one in (f"{sign} {limit:,.12g}", f"{found:,.{digits}f}"))
+        unit = unit if unit in ("", "x") else f" {unit}"
+        bound = f"{sign} {limit:,.12g}{unit}" if limit else "0"
+        value = f"{found:,.{digits}f}{unit}"
         self.judge(question, asked=bound, found=f"{value} {more}".rstrip(), good=good)
 
     def none(self, question: str, found: Sequence[object], *, more: str = "") -> None:

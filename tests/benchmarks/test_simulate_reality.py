@@ -7,10 +7,27 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from benchmarks.simulate_reality.__main__ import DEPTHS, INPUTS, capacity_rps, scenario_text, shots_of
-from benchmarks.simulate_reality.agreement import Pair, Run, agrees, compare, why_invalid
-from benchmarks.simulate_reality.calibration import Delays, calibrate, delays_of, truth_of, write_zoo
-from benchmarks.simulate_reality.lane_story import Execution, story_of
+from benchmarks.simulate_reality.__main__ import (
+    DEPTHS,
+    INPUTS,
+    Pair,
+    Run,
+    agrees,
+    capacity_rps,
+    compare,
+    scenario_text,
+    shots_of,
+    why_invalid,
+)
+from benchmarks.simulate_reality.calibration import (
+    Delays,
+    Execution,
+    calibrate,
+    delays_of,
+    story_of,
+    truth_of,
+    write_zoo,
+)
 from clockwork_serve.apps.simulate.question import ask
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import CodeAdded, Profile, Status

@@ -15,8 +15,7 @@ import pytest
 from msgspec import structs
 
 from benchmarks.gateway_balance import split_of
-from benchmarks.wakeup_lateness.__main__ import LATE_NS, Phase, less
-from benchmarks.wakeup_lateness.probe import Probe
+from benchmarks.wakeup_lateness import LATE_NS, Phase, Probe, less
 from clockwork_serve.telemetry import Histogram
 from harness.lean_load import Generator, Plan, connected
 
