@@ -6,7 +6,6 @@ the same machine. There are three clients: a raw socket, the public ``tritonclie
 
 from __future__ import annotations
 
-import socket
 import sys
 import tempfile
 import time
@@ -21,42 +20,12 @@ import tritonclient.http
 from clockwork_serve import Client
 from harness import repositories
 from harness.http_load import infer_message
+from harness.lean_load import Connection, http_answer
 from harness.report import Outcome, finish, milliseconds, parser, quantile, table
 from harness.serving import Serving, serve
 
 MODEL, WIDTH, DEPTH = "layers", 512, 8
 LIMIT_MS = 0.8
-
-
-class RawClient:
-    """A blocking socket that sends one request and reads one response."""
-
-    def __init__(self, url: str, message: bytes) -> None:
-        parts = urlsplit(url)
-        self._socket = socket.create_connection((parts.hostname or "", parts.port or 80))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._message = message
-
-    def __call__(self) -> None:
-        """One request."""
-        self._socket.sendall(self._message)
-        received = b""
-        while (end := received.find(b"\r\n\r\n")) < 0:
-            received += self._read()
-        head = received[:end].lower()
-        assert b" 200 " in head.split(b"\r\n", 1)[0], head
-        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-        while len(received) < end + 4 + length:
-            received += self._read()
-
-    def _read(self) -> bytes:
-        data = self._socket.recv(1 << 20)
-        assert data, "the server closed the connection"
-        return data
-
-    def close(self) -> None:
-        """End the connection."""
-        self._socket.close()
 
 
 def bare_run(graph: Path, x: repositories.Floats) -> Callable[[], None]:
@@ -101,20 +70,19 @@ def take_turns(runs: dict[str, Callable[[], None]], times: int, pause_s: float) 
 def measure(serving: Serving, graph: Path, times: int) -> Outcome:
     """Ask in turns and compare medians."""
     x = np.random.default_rng(0).standard_normal((1, WIDTH), dtype=np.float32)
-    raw = RawClient(
-        serving.http_url,
-        infer_message(serving.http_url, MODEL, [("x", "FP32", x.shape, x.tobytes())], slo_ms=1000),
-    )
+    message = infer_message(serving.http_url, MODEL, [("x", "FP32", x.shape, x.tobytes())], slo_ms=1000)
+    address = urlsplit(serving.http_url)
+    raw = Connection(address.hostname or "", address.port or 80)
     triton, close_triton = triton_run(serving.http_url, x)
     ours, close_ours = our_run(serving.http_url, x)
     runs: dict[str, Callable[[], None]] = {
         "bare run": bare_run(graph, x),
-        "raw HTTP": raw,
+        "raw HTTP": lambda: raw.ask_once(message, http_answer),
         "tritonclient": triton,
         "Client": ours,
     }
     taken = take_turns(runs, times, 0.002)
-    raw.close()
+    raw.socket.close()
     close_triton()
     close_ours()
     outcome = Outcome("benchmarks.http_overhead")

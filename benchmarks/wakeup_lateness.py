@@ -9,6 +9,7 @@ or so, without any work, and is run by ``--probe SECONDS``.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import random
@@ -31,17 +32,13 @@ from clockwork_serve.serve.driver import LoopTimer
 from clockwork_serve.telemetry import Histogram
 from harness import repositories
 from harness.http_load import infer_message
-from harness.lean_load import SHARES, Found, Generator, Plan
-from harness.machine import cpu_s, stolen_s, used_s, wait_for_peace
+from harness.lean_load import SHARES, Found, Generator, Plan, undisturbed
+from harness.machine import cpu_s, stolen_s, used_s
 from harness.report import Outcome, finish, milliseconds, parser, table
 from harness.serving import Serving, serve
 
 ROOT = Path(__file__).parents[1]
 LIMIT_MS = 0.5
-LATE_NS = 5_000_000
-"""A generator whose p99 is later than this did not offer the load that it was told to."""
-OTHERS_SHARE = 0.05
-"""Of one core: what processes that take no part may use."""
 WAKES_MIN = 1000
 """So many, or there is no p99 to speak of."""
 
@@ -118,13 +115,8 @@ class Phase:
     @property
     def invalid(self) -> str:
         """Why it proves nothing, if it does not."""
-        found = self.found
-        if found.late_ns[2] > LATE_NS:
-            return f"the generator sent its requests up to {milliseconds(found.late_ns[2])} late (p99)"
-        if found.ends.get(200, 0) < 0.99 * found.asked:
-            return f"of {found.asked} requests {found.ends.get(200, 0)} were answered well: {found.ends}"
-        if self.others > OTHERS_SHARE:
-            return f"processes that take no part used {self.others:.0%} of a core"
+        if why := self.found.why_invalid(self.others, answered=0.99):
+            return why
         if self.late.count < WAKES_MIN:
             return f"{self.late.count} wake-ups are too few"
         return ""
@@ -164,17 +156,6 @@ def under_load(serving: Serving, plan: Plan, *, probed: bool) -> Phase:
     return Phase(late, found, cpu, max(0.0, others), stolen)
 
 
-def undisturbed(serving: Serving, plan: Plan, retries: int, patience_s: float, *, probed: bool) -> Phase:
-    """Run the load, again if it was disturbed."""
-    for _ in range(retries):
-        wait_for_peace(OTHERS_SHARE, patience_s)
-        phase = under_load(serving, plan, probed=probed)
-        if not phase.invalid:
-            return phase
-    wait_for_peace(OTHERS_SHARE, patience_s)
-    return under_load(serving, plan, probed=probed)
-
-
 def _sleep_until(at_ns: int) -> None:
     time.sleep(max(0.0, (at_ns - time.monotonic_ns()) / 1e9))
 
@@ -197,8 +178,13 @@ def plan_of(serving: Serving, folder: Path, case: Case) -> Callable[..., Plan]:
 
 def measure(outcome: Outcome, serving: Serving, case: Case, plan: Plan, given: Any) -> None:
     """One load, with and without the probe."""
-    bare = undisturbed(serving, plan, given.retries, given.patience, probed=False)
-    probed = undisturbed(serving, plan, given.retries, given.patience, probed=True)
+    bare, probed = (
+        undisturbed(
+            functools.partial(under_load, serving, plan, probed=beside), lambda phase: phase.invalid,
+            retries=given.retries, patience_s=given.patience,
+        )
+        for beside in (False, True)
+    )  # fmt: skip
     found = bare.found
     print(
         f"\n  {case.text}: {found.ends.get(200, 0) / found.seconds:,.0f} answered a second, "
