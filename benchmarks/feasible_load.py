@@ -52,10 +52,7 @@ def why_invalid(disturbed: Disturbance, requests: int) -> str:
         reasons.append(
             f"the lane waited {percent(disturbed.waited_s, disturbed.seconds)} of the time for a core"
         )
-    if disturbed.stolen_s > STOLEN_MAX * disturbed.seconds:
-        reasons.append(f"{percent(disturbed.stolen_s, disturbed.seconds)} of a core stolen")
-    if disturbed.others_s > OTHERS_MAX * disturbed.seconds:
-        reasons.append(f"{percent(disturbed.others_s, disturbed.seconds)} of a core used by others")
+    reasons += disturbed.too_much(others=OTHERS_MAX, stolen=STOLEN_MAX)
     return ", ".join(reasons)
 
 

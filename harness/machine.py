@@ -159,6 +159,15 @@ class Disturbance:
     waited_s: float
     """Time that the lane's thread could have run but another thread had the core."""
 
+    def too_much(self, *, others: float, stolen: float) -> list[str]:
+        """What others took more of than these shares of a core, in words."""
+        parts = (("used by others", self.others_s, others), ("stolen", self.stolen_s, stolen))
+        return [
+            f"{used_s / self.seconds:.2%} of a core {what}"
+            for what, used_s, most in parts
+            if used_s > most * self.seconds
+        ]
+
 
 class Watch:
     """Measures the disturbance from its making until :meth:`read`; ``lane`` is a thread (pid, tid)."""

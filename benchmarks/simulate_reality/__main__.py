@@ -68,7 +68,7 @@ SEEN = (
     "of capacity", "to controller", "to client", "to idle lane", "from lane", "between actions",
     "times profile", "late",
 )  # fmt: skip
-OTHERS_MAX, STOLEN_MAX = 0.05, 0.005
+MOST = {"others": 0.05, "stolen": 0.005}
 """Shares of one core that others may take before the runs prove nothing."""
 
 
@@ -274,7 +274,7 @@ def measure(serving: Serving, folder: Path, given: argparse.Namespace) -> Outcom
         )
         for at, (share, one) in enumerate(zip(given.shares, questions, strict=True))
     ]
-    outcome = Outcome("benchmarks.simulate_reality", invalid=why_invalid(disturbed))
+    outcome = Outcome("benchmarks.simulate_reality", invalid=", ".join(disturbed.too_much(**MOST)))
     conclude(outcome, found, capacity, pairs, disturbed)
     return outcome
 
@@ -331,17 +331,6 @@ def seen_row(share: float, runs: Sequence[Run]) -> list[str]:
     ]
     late = percent(sum(one.late for one in runs), sum(one.offered for one in runs))
     return [f"{share:g}", *cells, f"{median(one.slowness for one in runs):.3f}", late]
-
-
-def why_invalid(disturbed: Disturbance) -> str:
-    """What disturbed the real runs too much; empty if nothing did."""
-    reasons = []
-    for name, used_s, most in (
-        ("used by others", disturbed.others_s, OTHERS_MAX), ("stolen", disturbed.stolen_s, STOLEN_MAX),
-    ):  # fmt: skip
-        if used_s > most * disturbed.seconds:
-            reasons.append(f"{percent(used_s, disturbed.seconds)} of a core {name}")
-    return ", ".join(reasons)
 
 
 def conclude(
