@@ -6,6 +6,7 @@ the same machine. There are three clients: a raw socket, the public ``tritonclie
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
 import time
@@ -21,11 +22,14 @@ from clockwork_serve import Client
 from harness import repositories
 from harness.http_load import infer_message
 from harness.lean_load import Connection, http_answer
-from harness.report import Outcome, finish, milliseconds, parser, quantile, table
+from harness.report import Outcome, finish, in_turns, milliseconds, parser, quantile, table
 from harness.serving import Serving, serve
 
 MODEL, WIDTH, DEPTH = "layers", 512, 8
 LIMIT_MS = 0.8
+PAUSE_S = 0.002
+WARM_UP = 20
+"""Turns that do not count."""
 
 
 def bare_run(graph: Path, x: repositories.Floats) -> Callable[[], None]:
@@ -54,17 +58,12 @@ def our_run(url: str, x: repositories.Floats) -> tuple[Callable[[], None], Calla
     return one, client.close
 
 
-def take_turns(runs: dict[str, Callable[[], None]], times: int, pause_s: float) -> dict[str, list[int]]:
-    """Durations in ns of each, in turns."""
-    taken: dict[str, list[int]] = {name: [] for name in runs}
-    for turn in range(times + 20):
-        for name, one in runs.items():
-            time.sleep(pause_s)
-            started = time.monotonic_ns()
-            one()
-            if turn >= 20:
-                taken[name].append(time.monotonic_ns() - started)
-    return taken
+def timed(run: Callable[[], object]) -> dict[str, float]:
+    """How long it takes after a pause, in ns."""
+    time.sleep(PAUSE_S)
+    started = time.monotonic_ns()
+    run()
+    return {"ns": time.monotonic_ns() - started}
 
 
 def measure(serving: Serving, graph: Path, times: int) -> Outcome:
@@ -75,13 +74,15 @@ def measure(serving: Serving, graph: Path, times: int) -> Outcome:
     raw = Connection(address.hostname or "", address.port or 80)
     triton, close_triton = triton_run(serving.http_url, x)
     ours, close_ours = our_run(serving.http_url, x)
-    runs: dict[str, Callable[[], None]] = {
+    runs: dict[str, Callable[[], object]] = {
         "bare run": bare_run(graph, x),
         "raw HTTP": lambda: raw.ask_once(message, http_answer),
         "tritonclient": triton,
         "Client": ours,
     }
-    taken = take_turns(runs, times, 0.002)
+    sides = {name: functools.partial(timed, one) for name, one in runs.items()}
+    found, _ = in_turns(sides, WARM_UP + times)
+    taken = {name: [each["ns"] for each in shots[WARM_UP:]] for name, shots in found.items()}
     raw.socket.close()
     close_triton()
     close_ours()

@@ -96,7 +96,6 @@ class Found(Struct, frozen=True, kw_only=True):
     """How long after its instant a request was sent although a connection was free."""
     waited: int
     """Requests that found no free connection."""
-    cpu_s: float
 
     def why_invalid(self, others: float, answered: float = 1.0) -> str:
         """Why it proves nothing, if it does not.
@@ -430,17 +429,14 @@ def main() -> int:
     began = Counter(connection.gateway for connection in connections)
     _tell(Started(start_ns=start_ns, connections=dict(began)))
     counted_ns = start_ns + round(plan.warmup_s * 1e9)
-    cpu_s = time.process_time()
     load.run(start_ns, counted_ns, counted_ns + round(plan.seconds * 1e9))
     latency_ns = [quantile(load.latencies_ns or [0], share) for share in SHARES]
     late_ns = [quantile(load.lates_ns or [0], share) for share in SHARES]
-    counted = plan.seconds / (plan.seconds + plan.warmup_s)
     _tell(
         Found(
             seconds=plan.seconds, asked=load.asked, sent=load.sent + len(connections),
             ends={end: n for end, n in load.ends.items() if n}, by_gateway=load.by_gateway(),
             latency_ns=latency_ns, late_ns=late_ns, waited=load.waited,
-            cpu_s=(time.process_time() - cpu_s) * counted,
         )
     )  # fmt: skip
     sys.stdin.read()
