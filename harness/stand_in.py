@@ -62,6 +62,7 @@ class StandIn:
 
     def __init__(self, models: Mapping[str, Served]) -> None:
         self._models = {f"{name}/1": one for name, one in models.items()}
+        self._row_bytes = {key: FLOAT_BYTES * math.prod(one.output) for key, one in self._models.items()}
         self._decode = msgspec.msgpack.Decoder(Tensors).decode
         self._encode = msgspec.msgpack.Encoder().encode
 
@@ -82,7 +83,7 @@ class StandIn:
             profile = records.profile(name, {1: ms(1)}, device_kind="cpu")
             model = records.model(
                 name, name, sizes=sizes, size=1, platform="none", max_batch_size=rows_max, config=b"{}",
-                output_bytes=FLOAT_BYTES * math.prod(output),
+                output_bytes=self._row_bytes[key],
             )  # fmt: skip
             link.send(CodeAdded(code=code, profiles=(profile,)))
             link.send(ModelAdded(model=model))
@@ -97,11 +98,11 @@ class StandIn:
 
     def _answer(self, asked: Request) -> Answer:
         tensors = self._decode(asked.tensors)
-        _, _, output, rows_max = self._models[asked.model]
-        shape = (asked.rows, *output) if rows_max else output
+        one, rows, nbytes = self._models[asked.model], asked.rows, self._row_bytes[asked.model]
+        shape = (rows, *one.output) if one.rows_max else one.output
         ref = TensorRef(
             name="y", datatype="FP32", shape=shape, offset=tensors.output_offset,
-            nbytes=FLOAT_BYTES * math.prod(shape),
+            nbytes=nbytes * rows if one.rows_max else nbytes,
         )  # fmt: skip
         return Answer(
             request_id=asked.request_id, gateway=asked.gateway, outcome=Outcome.OK, batch=1,
