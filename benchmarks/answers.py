@@ -8,7 +8,6 @@ more.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from clockwork_lab.demo import copies, plain
 from clockwork_lab.demo.client import inputs_of, outputs_of
 from clockwork_lab.demo.fetch import Files
 from clockwork_lab.demo.judgement import Send, Tensors, relative_error
+from clockwork_lab.demo.stage import default_cache
 from clockwork_lab.demo.zoo import RECURRENT, DemoModel, available
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import GIB
@@ -63,12 +63,6 @@ class Row:
         """Whether all errors are allowed, every batch size ran, for one request and shared."""
         all_ran = set(self.ran) >= set(self.batch_sizes) and set(self.mixed) >= set(self.batch_sizes[1:])
         return max(self.errors.values()) <= self.tolerance and all_ran
-
-
-def default_files() -> Path:
-    """Where ``clockwork demo`` keeps its files unless told otherwise."""
-    cache = os.environ.get("CLOCKWORK_CACHE")
-    return (Path(cache) if cache else Path.home() / ".cache" / "clockwork-serve") / "demo"
 
 
 def write_repository(files: Files, models: Sequence[DemoModel], root: Path) -> None:
@@ -233,8 +227,10 @@ def conclude(rows: Sequence[Row]) -> Outcome:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
-    options.add_argument("--files", type=Path, default=default_files(), help="where the demo keeps its files")
+    options = parser(__doc__)
+    options.add_argument(
+        "--files", type=Path, default=default_cache() / "demo", help="where the demo keeps its files"
+    )
     options.add_argument("--models", nargs="*", metavar="NAME", help="only these")
     given = options.parse_args()
     files = Files(given.files)

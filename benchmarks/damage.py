@@ -26,13 +26,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.device_lane_time import load_action, output
+from benchmarks.device_lane_time import output
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.errors import ClockworkError, DamageError
-from clockwork_serve.messages import Call, Infer, Window
+from clockwork_serve.messages import Extent
 from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
 from clockwork_serve.units import MIB
-from harness import repositories
+from harness import records, repositories
 from harness.report import Outcome, finish, parser
 from harness.serving import Serving, serve, total
 
@@ -125,18 +125,10 @@ class OneProcess:
         if code.code_id not in self.prepared:
             self.device.prepare(code)
             self.prepared.add(code.code_id)
-        action = load_action(self.device, served)
-        self.device.load(action)
-        room = memoryview(bytearray(served.model.output_bytes + 64))
-        call = CallBuffers(inputs={"x": X}, output=room)
-        self.device.infer(
-            Infer(
-                action_id=2, device="cpu:0", model=served.model.key, code_id=code.code_id,
-                extent=action.extent, version=1, batch=1, window=Window(0, 1 << 62), expected_ns=0,
-                calls=(Call(request_id="r", rows=1, tensors=b""),),
-            ),
-            [call],
-        )  # fmt: skip
+        extent = Extent(0, self.device.spec.pages_of(served.model.weights.size))
+        self.device.load(records.load(served.model, extent))
+        call = CallBuffers(inputs={"x": X}, output=memoryview(bytearray(served.model.output_bytes + 64)))
+        self.device.infer(records.infer(served.model, extent), [call])
         return not right(served.model.name, output(call, "y"))
 
     def retire(self) -> None:
@@ -287,13 +279,12 @@ def conclude(outcome: Outcome, name: str, tally: Tally, **judged: list[str]) -> 
     count = tally.done.total()
     for key, cases in judged.items():
         what = key.replace("_", " ")
-        shown = f" ({cases[0]})" if cases else ""
-        outcome.judge(f"{name}: {what}", asked=f"0 of {count}", found=f"{len(cases)}{shown}", good=not cases)
+        outcome.none(f"{name}: {what}", cases, more=f"of {count}")
 
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--short", action="store_true", help="a tenth of it: minutes")
     options.add_argument("--times", type=int, help="how often in one process")
     options.add_argument("--server-times", type=int, help="how often in whole servers")

@@ -22,23 +22,21 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
 
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
-from clockwork_serve.messages import Call, Extent, Infer, Load, TensorRef, Window
+from clockwork_serve.devices.base import NUMPY_DTYPES
+from clockwork_serve.messages import Extent, TensorRef
 from clockwork_serve.store import Compiler, Fill, Repository, ServedVersion, StoreConfig, generate_inputs
 from clockwork_serve.store.cache import Cache
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
-from harness import repositories
+from harness import records, repositories
 from harness.machine import Watch
 from harness.report import Outcome, finish, parser, table
 
-WINDOW = Window(0, 1 << 62)
 BLOB_MB = (1, 4, 10, 25, 47, 100)
 OTHERS_MOST = 0.2
-MEDIAN_RATIO, WORST_RATIO, WORST_NS, LOAD_RATIO = 1.05, 1.13, 30 * NS_PER_US, 2.0
+MEDIAN_RATIO, WORST_RATIO, WORST_US, LOAD_RATIO = 1.05, 1.13, 30, 2.0
 
 
 @dataclass(slots=True)
@@ -110,7 +108,7 @@ HEAD = ("", "batch", "plain ms", "ours ms", "ratio", "CPU ratio", "added us", "e
 
 def main() -> int:
     """Measure and judge."""
-    arguments = parser(__doc__.splitlines()[0])
+    arguments = parser(__doc__)
     arguments.add_argument(
         "models", nargs="*", type=Path, help="ONNX files, or folders of a model repository's models"
     )
@@ -147,32 +145,22 @@ def main() -> int:
 def judge(outcome: Outcome, rows: list[Row], loads: list[Row]) -> None:
     """What was promised."""
     middle = statistics.median(row.ratio for row in rows)
-    outcome.judge(
-        "INFER, median over models",
-        asked=f"<= {MEDIAN_RATIO}",
-        found=f"{middle:.3f}",
-        good=middle <= MEDIAN_RATIO,
-    )
+    outcome.at_most("INFER, median over models", MEDIAN_RATIO, middle, digits=3)
     long = [row for row in rows if not row.short]
     if long:
         worst = max(long, key=lambda row: row.ratio)
-        outcome.judge(
-            "INFER, worst of those >= 1 ms", asked=f"<= {WORST_RATIO}",
-            found=f"{worst.ratio:.3f} ({worst.name}, batch {worst.batch})", good=worst.ratio <= WORST_RATIO,
-        )  # fmt: skip
+        beside = f"({worst.name}, batch {worst.batch})"
+        outcome.at_most("INFER, worst of those >= 1 ms", WORST_RATIO, worst.ratio, digits=3, more=beside)
     short = [row for row in rows if row.short]
     if short:
         worst = max(short, key=lambda row: row.added_ns)
-        outcome.judge(
-            "INFER, worst of those < 1 ms", asked="<= +30 us",
-            found=f"{worst.added_ns / 1e3:+.1f} us ({worst.name}, batch {worst.batch})",
-            good=worst.added_ns <= WORST_NS,
-        )  # fmt: skip
+        beside = f"({worst.name}, batch {worst.batch})"
+        added_us = worst.added_ns / NS_PER_US
+        outcome.at_most(
+            "INFER, added to worst of those < 1 ms", WORST_US, added_us, "us", digits=1, more=beside
+        )
     worst = max((row for row in loads if row.batch >= 4), key=lambda row: row.ratio)
-    outcome.judge(
-        "LOAD of >= 4 MB, against memcpy", asked=f"<= {LOAD_RATIO}",
-        found=f"{worst.ratio:.2f} ({worst.batch} MB)", good=worst.ratio <= LOAD_RATIO,
-    )  # fmt: skip
+    outcome.at_most("LOAD of >= 4 MB, against memcpy", LOAD_RATIO, worst.ratio, more=f"({worst.batch} MB)")
 
 
 def infer_rows(device: Device, root: Path, given: argparse.Namespace) -> list[Row]:
@@ -182,7 +170,7 @@ def infer_rows(device: Device, root: Path, given: argparse.Namespace) -> list[Ro
         repositories.layers(repository, "dense_64x2", width=64, depth=2)
         repositories.layers(repository, "dense_256x8", width=256, depth=8)
         repositories.layers(repository, "dense_1024x4", width=1024, depth=4)
-        convolutions(repository, "conv_32x8", channels=32, depth=8)
+        repositories.convolutions(repository, "conv_32x8", side=32, channels=32, depth=8, seed=8, mean=True)
     for path in given.models:
         if path.is_dir():
             shutil.copytree(path, repository / path.name)
@@ -196,7 +184,7 @@ def infer_rows(device: Device, root: Path, given: argparse.Namespace) -> list[Ro
             continue
         plain = plain_session(repository / served.model.name / "1" / "model.onnx")
         device.prepare(served.code)
-        device.load(load_action(device, served))
+        device.load(records.load(served.model, extent_of(device, served)))
         for batch in given.batch if served.code.batched else [1]:
             if batch in served.code.batch_sizes:
                 rows.append(infer_row(device, served, plain, batch, given.seconds))
@@ -218,11 +206,7 @@ def infer_row(device: Device, served: ServedVersion, plain: Any, batch: int, sec
         CallBuffers(inputs=part, output=room[i * served.model.output_bytes :][: served.model.output_bytes])
         for i, part in enumerate(parts)
     ]
-    action = Infer(
-        action_id=1, device="cpu:0", model=served.model.key, code_id=code.code_id,
-        extent=extent_of(device, served), version=1, batch=batch, window=WINDOW, expected_ns=0,
-        calls=tuple(Call(request_id=str(i), rows=1, tensors=b"") for i in range(len(calls))),
-    )  # fmt: skip
+    action = records.infer(served.model, extent_of(device, served), [1] * len(calls), batch=batch)
     names = [spec.name for spec in code.outputs]
     row = Row(served.model.name, batch, Timed(), Timed())
     wanted = plain.run(names, inputs)
@@ -247,7 +231,7 @@ def load_rows(device: Device, root: Path, seconds: float) -> list[Row]:
     target = np.zeros(BLOB_MB[-1] * 1_100_000, np.uint8)
     for served in compiled(repository, root / "cache"):
         device.prepare(served.code)
-        action = load_action(device, served)
+        action = records.load(served.model, extent_of(device, served))
         blob = np.fromfile(served.model.weights.path, np.uint8)
         place = target[: len(blob)]
         row = Row("", int(served.model.name.rpartition("_")[2]), Timed(), Timed())
@@ -301,47 +285,10 @@ def extent_of(device: Device, served: ServedVersion) -> Extent:
     return Extent(0, device.spec.pages_of(served.model.weights.size))
 
 
-def load_action(device: Device, served: ServedVersion) -> Load:
-    """A LOAD to the first pages."""
-    return Load(
-        action_id=1, device="cpu:0", model=served.model.key, code_id=served.code.code_id,
-        weights=served.model.weights, extent=extent_of(device, served), version=1, window=WINDOW,
-        expected_ns=0,
-    )  # fmt: skip
-
-
 def output(call: CallBuffers, name: str) -> Any:
     """One output of a call."""
     ref: TensorRef = next(ref for ref in call.outputs if ref.name == name)
-    kind = {"FP32": "f4", "FP64": "f8", "INT64": "i8", "INT32": "i4"}[ref.datatype]
-    return np.ndarray(ref.shape, kind, buffer=call.output, offset=ref.offset)
-
-
-def convolutions(root: Path, name: str, *, channels: int, depth: int) -> None:
-    """``depth`` 3x3 convolutions with ReLU on 32x32 pictures, then a mean over the picture."""
-    rng = np.random.default_rng(depth)
-    nodes, weights, last, width = [], [], "x", 3
-    for layer in range(depth):
-        kernel = rng.standard_normal((channels, width, 3, 3), dtype=np.float32) / np.float32(
-            (9 * width) ** 0.5
-        )
-        weights.append(numpy_helper.from_array(kernel, f"k{layer}"))
-        nodes.append(helper.make_node("Conv", [last, f"k{layer}"], [f"c{layer}"], pads=[1, 1, 1, 1]))
-        nodes.append(helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]))
-        last, width = f"r{layer}", channels
-    nodes.append(helper.make_node("GlobalAveragePool", [last], ["mean"]))
-    nodes.append(helper.make_node("Flatten", ["mean"], ["y"]))
-    graph = helper.make_graph(
-        nodes,
-        "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 32, 32])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", channels])],
-        weights,
-    )
-    folder = root / name / "1"
-    folder.mkdir(parents=True)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(proto, str(folder / "model.onnx"))
+    return np.ndarray(ref.shape, NUMPY_DTYPES[ref.datatype], buffer=call.output, offset=ref.offset)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,17 @@ import os
 import random
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from benchmarks.device_lane_time import compiled, convolutions, load_action
+from benchmarks.device_lane_time import compiled
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
-from clockwork_serve.messages import Call, Extent, Infer, Unload, Weights, Window
+from clockwork_serve.messages import Extent, Unload, Weights
 from clockwork_serve.store import ServedVersion
 from clockwork_serve.units import MIB
-from harness import repositories
+from harness import records, repositories
 from harness.machine import rss_bytes
 from harness.report import Outcome, finish, parser, table
 
@@ -37,7 +36,7 @@ SETTLED = 0.1
 
 def main() -> int:
     """Cycle and compare."""
-    arguments = parser(__doc__.splitlines()[0])
+    arguments = parser(__doc__)
     arguments.add_argument("--cycles", type=int, default=2000)
     given = arguments.parse_args()
     outcome = Outcome("benchmarks.device_memory")
@@ -57,11 +56,8 @@ def main() -> int:
             ((at, f"{resident[at] / 1e6:.1f}", f"{beside[at] / 1e6:.1f}") for at in resident),
         )
     )
-    outcome.judge(
-        f"growth beside the arena, cycle {round(SETTLED * given.cycles)} to {given.cycles}",
-        asked=f"<= {GROWTH:.0%}",
-        found=f"{growth:+.2%}", good=growth <= GROWTH,
-    )  # fmt: skip
+    what = f"growth beside the arena, cycle {round(SETTLED * given.cycles)} to {given.cycles}"
+    outcome.at_most(what, 100 * GROWTH, 100 * growth, "%")
     outcome.figures = {"resident_bytes": resident, "cycles": given.cycles}
     return finish(outcome, given.json)
 
@@ -72,7 +68,10 @@ def make_models(root: Path) -> list[ServedVersion]:
     for place, (width, depth) in enumerate(((64, 2), (128, 4), (256, 4), (512, 2), (512, 8), (1024, 2))):
         repositories.layers(repository, f"dense_{place}", width=width, depth=depth, seed=place)
     for place, channels in enumerate((16, 32, 64, 96)):
-        convolutions(repository, f"conv_{place}", channels=channels, depth=4 + place)
+        depth = 4 + place
+        repositories.convolutions(
+            repository, f"conv_{place}", side=32, channels=channels, depth=depth, seed=depth, mean=True
+        )
     models = compiled(repository, root / "cache")
     return [*models, *(not_lifted(served, root / "whole", repository) for served in models[:2])]
 
@@ -113,21 +112,16 @@ def use(device: Device, served: ServedVersion, dice: random.Random) -> None:
     """LOAD, INFER, UNLOAD."""
     pages = device.spec.pages_of(served.model.weights.size)
     extent = Extent(dice.randrange(device.spec.pages - pages), pages)
-    device.load(msgspec.structs.replace(load_action(device, served), extent=extent))
+    device.load(records.load(served.model, extent))
     batch = dice.choice(served.code.batch_sizes)
     spec = served.code.inputs[0]
     inputs = {spec.name: np.zeros((batch, *spec.shape), np.float32)}
     call = CallBuffers(inputs=inputs, output=memoryview(bytearray(served.model.output_bytes * batch)))
-    window = Window(0, time.monotonic_ns())
-    action = Infer(
-        action_id=1, device="cpu:0", model=served.model.key, code_id=served.code.code_id, extent=extent,
-        version=1, batch=batch, window=window, expected_ns=0,
-        calls=(Call(request_id="1", rows=batch, tensors=b""),),
-    )  # fmt: skip
-    device.infer(action, [call])
+    device.infer(records.infer(served.model, extent, (batch,)), [call])
     assert call.outputs, "an INFER gives outputs"
+    name, key = device.spec.device, served.model.key
     device.unload(
-        Unload(action_id=2, device="cpu:0", model=served.model.key, extent=extent, version=1, window=window)
+        Unload(action_id=3, device=name, model=key, extent=extent, version=1, window=records.WHENEVER)
     )
 
 

@@ -52,10 +52,7 @@ def why_invalid(disturbed: Disturbance, requests: int) -> str:
         reasons.append(
             f"the lane waited {percent(disturbed.waited_s, disturbed.seconds)} of the time for a core"
         )
-    if disturbed.stolen_s > STOLEN_MAX * disturbed.seconds:
-        reasons.append(f"{percent(disturbed.stolen_s, disturbed.seconds)} of a core stolen")
-    if disturbed.others_s > OTHERS_MAX * disturbed.seconds:
-        reasons.append(f"{percent(disturbed.others_s, disturbed.seconds)} of a core used by others")
+    reasons += disturbed.too_much(others=OTHERS_MAX, stolen=STOLEN_MAX)
     return ", ".join(reasons)
 
 
@@ -67,7 +64,7 @@ def conclude(
     sent = len(report.samples)
     good = [sample for sample in report.samples if sample.status == 200]
     in_time = sum(1 for sample in good if sample.done_ns - sample.sent_ns <= slo_ns)
-    outcome.judge("in time", asked=">= 99.9 %", found=percent(in_time, sent), good=in_time >= 0.999 * sent)
+    outcome.at_least("in time", 99.9, 100 * in_time / sent, "%")
     latencies = [sample.done_ns - sample.sent_ns for sample in good]
     outcome.figures = {
         "sent": sent, "in_time": in_time, "answered_late": len(good) - in_time, "ends": dict(report.ends()),
@@ -116,7 +113,7 @@ def measure(serving: Serving, share: float, seconds: float, seed: int) -> Outcom
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=300)
     options.add_argument("--share", type=float, default=0.6, help="of the device")
     options.add_argument("--pin", action="store_true", help="give the device a core of its own")

@@ -55,7 +55,7 @@ def busy_controller(devices: int, models: int, seed: int) -> Controller:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--models", type=int, default=MODELS)
     options.add_argument("--devices", type=int, default=DEVICES)
     options.add_argument("--runs", type=int, default=25)
@@ -76,10 +76,7 @@ def main() -> int:
     rows = [(name, f"{ms:.2f}", f"{ms / given.models * 1e3:.2f}") for name, ms in found.items()]
     print(table(("of the controller", "ms", "us a model"), rows))
     limit_ms = LIMIT_MS * given.models / MODELS
-    outcome.judge(
-        f"fork of {given.models} models", asked=f"<= {limit_ms:g} ms", found=f"{found['fork']:.2f} ms",
-        good=found["fork"] <= limit_ms,
-    )  # fmt: skip
+    outcome.at_most(f"fork of {given.models} models", limit_ms, found["fork"], "ms")
     return finish(outcome, given.json)
 
 

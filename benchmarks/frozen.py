@@ -133,7 +133,7 @@ def conclude(found: Frozen, wanted: Frozen, outcome: Outcome) -> None:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--seeds", type=int, default=SEEDS, help=f"a multiple of {BLOCK} [default: {SEEDS}]")
     options.add_argument("--journal", type=Path, action="append", default=[], metavar="FOLDER")
     options.add_argument("--jobs", type=int, default=2)

@@ -8,6 +8,7 @@ spread them, in turns.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -17,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import closing
-from operator import truediv
+from operator import itemgetter, truediv
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,16 +30,14 @@ import numpy as np
 from clockwork_serve.oip.protobuf import message
 from harness import repositories
 from harness.http_load import http_message
-from harness.lean_load import Found, Generator, Plan, connected
-from harness.machine import cpu_s, used_s, wait_for_peace
+from harness.lean_load import Found, Generator, Plan, connected, undisturbed
+from harness.machine import cpu_s, used_s
 from harness.report import Outcome, finish, milliseconds, parser, percent, quantile, table
 from harness.serving import Serving, serve
 
 MODEL, WIDTH = "wide", 8000
 LIMIT = 1.10
 """p99 as connections fall, over that of an even split."""
-LATE_NS = 5_000_000
-OTHERS_SHARE = 0.05
 ARMS = ("even", "as they fall", "as hashed")
 _Request, _Response = message("inference.ModelInferRequest"), message("inference.ModelInferResponse")
 
@@ -86,26 +85,15 @@ def json_request(url: str) -> bytes:
     return http_message(url, "POST", f"/v2/models/{MODEL}/infer", body)
 
 
-def loaded(serving: Serving, plan: Plan, retries: int, patience_s: float) -> tuple[Found, Counter[str], str]:
+def loaded(serving: Serving, plan: Plan) -> tuple[Found, Counter[str], str]:
     """Run the load: what was found, where connections were, why it proves nothing (if it does not)."""
-    for _ in range(retries + 1):
-        wait_for_peace(OTHERS_SHARE, patience_s)
-        with closing(Generator(plan)) as generator:
-            own = [*serving.pids(), generator.pid, os.getpid()]
-            used, ours, began_s = used_s(), sum(map(cpu_s, own)), time.monotonic()
-            found = generator.result()
-            others = used_s() - used - (sum(map(cpu_s, own)) - ours)
-            others /= time.monotonic() - began_s
-        invalid = ""
-        if found.late_ns[2] > LATE_NS:
-            invalid = f"the generator sent its requests up to {milliseconds(found.late_ns[2])} late (p99)"
-        elif found.ends.get(200, 0) < found.asked:
-            invalid = f"of {found.asked} requests some were not answered well: {found.ends}"
-        elif others > OTHERS_SHARE:
-            invalid = f"processes that take no part used {others:.0%} of a core"
-        if not invalid:
-            break
-    return found, Counter(generator.started.connections), invalid
+    with closing(Generator(plan)) as generator:
+        own = [*serving.pids(), generator.pid, os.getpid()]
+        used, ours, began_s = used_s(), sum(map(cpu_s, own)), time.monotonic()
+        found = generator.result()
+        others = used_s() - used - (sum(map(cpu_s, own)) - ours)
+    others /= time.monotonic() - began_s
+    return found, Counter(generator.started.connections), found.why_invalid(others)
 
 
 def placements(outcome: Outcome, serving: Serving, plan: Plan, gateways: int, given: Any) -> None:
@@ -154,7 +142,10 @@ def tails(outcome: Outcome, serving: Serving, plan: Plan, gateways: int, given: 
             for arm in ARMS:
                 split = split_of(arm, gateways, count, given.seed + turn)
                 this = _with(plan, connections=count, split=split, seed=given.seed + turn)
-                found, have, invalid = loaded(serving, this, given.retries, given.patience)
+                found, have, invalid = undisturbed(
+                    functools.partial(loaded, serving, this), itemgetter(2),
+                    retries=given.retries, patience_s=given.patience,
+                )  # fmt: skip
                 p99_ns[arm].append(found.latency_ns[2])
                 outcome.invalid = outcome.invalid or invalid
                 connections = "/".join(str(have[f"gateway-{number}"]) for number in range(gateways))
@@ -165,11 +156,11 @@ def tails(outcome: Outcome, serving: Serving, plan: Plan, gateways: int, given: 
             arm: statistics.median(map(truediv, p99_ns[arm], p99_ns["even"])) for arm in ARMS if arm != "even"
         }
         outcome.figures[f"{gateways} gateways, {count} connections: p99 ns"] = p99_ns
-        outcome.judge(
-            f"{gateways} gateways, {count} connections: p99 as they fall over even, median of {given.turns}",
-            asked=f"<= {LIMIT:.2f}", good=over["as they fall"] <= LIMIT,
-            found=f"{over['as they fall']:.2f} (as hashed: {over['as hashed']:.2f})",
-        )  # fmt: skip
+        what = (
+            f"{gateways} gateways, {count} connections: p99 as they fall over even, median of {given.turns}"
+        )
+        beside = f"(as hashed: {over['as hashed']:.2f})"
+        outcome.at_most(what, LIMIT, over["as they fall"], more=beside)
     head = ("gateways", "", "connections", "of requests, most", "p50", "p99", "p99.9", "")
     print("\n" + table(head, rows))
 
@@ -180,7 +171,7 @@ def _with(plan: Plan, **fields: Any) -> Plan:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--gateways", type=int, nargs="+", default=[2, 4])
     options.add_argument("--connections", type=int, nargs="+", default=[8, 16, 32, 100])
     options.add_argument("--trials", type=int, default=20, help="times that connections alone are opened")

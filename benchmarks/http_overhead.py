@@ -6,7 +6,7 @@ the same machine. There are three clients: a raw socket, the public ``tritonclie
 
 from __future__ import annotations
 
-import socket
+import functools
 import sys
 import tempfile
 import time
@@ -21,42 +21,15 @@ import tritonclient.http
 from clockwork_serve import Client
 from harness import repositories
 from harness.http_load import infer_message
-from harness.report import Outcome, finish, milliseconds, parser, quantile, table
+from harness.lean_load import Connection, http_answer
+from harness.report import Outcome, finish, in_turns, milliseconds, parser, quantile, table
 from harness.serving import Serving, serve
 
 MODEL, WIDTH, DEPTH = "layers", 512, 8
-LIMIT_NS = 800_000
-
-
-class RawClient:
-    """A blocking socket that sends one request and reads one response."""
-
-    def __init__(self, url: str, message: bytes) -> None:
-        parts = urlsplit(url)
-        self._socket = socket.create_connection((parts.hostname or "", parts.port or 80))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._message = message
-
-    def __call__(self) -> None:
-        """One request."""
-        self._socket.sendall(self._message)
-        received = b""
-        while (end := received.find(b"\r\n\r\n")) < 0:
-            received += self._read()
-        head = received[:end].lower()
-        assert b" 200 " in head.split(b"\r\n", 1)[0], head
-        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-        while len(received) < end + 4 + length:
-            received += self._read()
-
-    def _read(self) -> bytes:
-        data = self._socket.recv(1 << 20)
-        assert data, "the server closed the connection"
-        return data
-
-    def close(self) -> None:
-        """End the connection."""
-        self._socket.close()
+LIMIT_MS = 0.8
+PAUSE_S = 0.002
+WARM_UP = 20
+"""Turns that do not count."""
 
 
 def bare_run(graph: Path, x: repositories.Floats) -> Callable[[], None]:
@@ -85,48 +58,39 @@ def our_run(url: str, x: repositories.Floats) -> tuple[Callable[[], None], Calla
     return one, client.close
 
 
-def take_turns(runs: dict[str, Callable[[], None]], times: int, pause_s: float) -> dict[str, list[int]]:
-    """Durations in ns of each, in turns."""
-    taken: dict[str, list[int]] = {name: [] for name in runs}
-    for turn in range(times + 20):
-        for name, one in runs.items():
-            time.sleep(pause_s)
-            started = time.monotonic_ns()
-            one()
-            if turn >= 20:
-                taken[name].append(time.monotonic_ns() - started)
-    return taken
+def timed(run: Callable[[], object]) -> dict[str, float]:
+    """How long it takes after a pause, in ns."""
+    time.sleep(PAUSE_S)
+    started = time.monotonic_ns()
+    run()
+    return {"ns": time.monotonic_ns() - started}
 
 
 def measure(serving: Serving, graph: Path, times: int) -> Outcome:
     """Ask in turns and compare medians."""
     x = np.random.default_rng(0).standard_normal((1, WIDTH), dtype=np.float32)
-    raw = RawClient(
-        serving.http_url,
-        infer_message(serving.http_url, MODEL, [("x", "FP32", x.shape, x.tobytes())], slo_ms=1000),
-    )
+    message = infer_message(serving.http_url, MODEL, [("x", "FP32", x.shape, x.tobytes())], slo_ms=1000)
+    address = urlsplit(serving.http_url)
+    raw = Connection(address.hostname or "", address.port or 80)
     triton, close_triton = triton_run(serving.http_url, x)
     ours, close_ours = our_run(serving.http_url, x)
-    runs: dict[str, Callable[[], None]] = {
+    runs: dict[str, Callable[[], object]] = {
         "bare run": bare_run(graph, x),
-        "raw HTTP": raw,
+        "raw HTTP": lambda: raw.ask_once(message, http_answer),
         "tritonclient": triton,
         "Client": ours,
     }
-    taken = take_turns(runs, times, 0.002)
-    raw.close()
+    sides = {name: functools.partial(timed, one) for name, one in runs.items()}
+    found, _ = in_turns(sides, WARM_UP + times)
+    taken = {name: [each["ns"] for each in shots[WARM_UP:]] for name, shots in found.items()}
+    raw.socket.close()
     close_triton()
     close_ours()
     outcome = Outcome("benchmarks.http_overhead")
     bare_ns = quantile(taken["bare run"], 0.5)
     for name in ("raw HTTP", "tritonclient", "Client"):
         extra_ns = quantile(taken[name], 0.5) - bare_ns
-        outcome.judge(
-            f"{name}: p50 over the bare run",
-            asked="<= 0.80 ms",
-            found=milliseconds(extra_ns),
-            good=extra_ns <= LIMIT_NS,
-        )
+        outcome.at_most(f"{name}: p50 over the bare run", LIMIT_MS, extra_ns / 1e6, "ms")
     shares = (0.5, 0.9, 0.99)
     rows = [(name, *(milliseconds(quantile(ns, share)) for share in shares)) for name, ns in taken.items()]
     print(table(("", "p50", "p90", "p99"), rows))
@@ -139,7 +103,7 @@ def measure(serving: Serving, graph: Path, times: int) -> Outcome:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--requests", type=int, default=1000)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as name:

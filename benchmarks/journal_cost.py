@@ -77,19 +77,12 @@ def measure(folder: Path, rounds: int, requests: int, connections: int) -> Outco
     began = time.process_time()
     replayed = replay(path)
     replay_s = time.process_time() - began
-    more_us = median(found["with"]) - median(found["without"])
-    outcome.judge(
-        "the journal alone, CPU of a request", asked=f"<= {LIMIT_US:g} us", found=f"{alone_us:.1f} us",
-        good=alone_us <= LIMIT_US,
-    )  # fmt: skip
-    outcome.judge(
-        "CPU of the controller for a request, medians", asked="-",
-        found=f"{median(found['with']):.1f} us with, {median(found['without']):.1f} us without", good=True,
-    )  # fmt: skip
-    outcome.judge(
-        "the difference", asked=f"<= {LIMIT_US:g} us", found=f"{more_us:.1f} us", good=more_us <= LIMIT_US
-    )
-    outcome.judge("bytes of a request", asked="<= 2000", found=f"{size:.0f}", good=size <= 2000)
+    outcome.at_most("the journal alone, CPU of a request", LIMIT_US, alone_us, "us", digits=1)
+    with_us, without_us = median(found["with"]), median(found["without"])
+    beside = f"({with_us:.1f} us with, {without_us:.1f} us without)"
+    what = "CPU of the controller for a request more than without, medians"
+    outcome.at_most(what, LIMIT_US, with_us - without_us, "us", digits=1, more=beside)
+    outcome.at_most("bytes of a request", 2000, size, digits=0)
     outcome.judge(
         "decisions that replay", asked=f"{len(steps)}", found=f"{replayed.decisions} in {replay_s:.1f} s",
         good=replayed.agrees and replayed.decisions == len(steps),
@@ -103,7 +96,7 @@ def measure(folder: Path, rounds: int, requests: int, connections: int) -> Outco
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--requests", type=int, default=10_000)
     options.add_argument("--connections", type=int, default=16)

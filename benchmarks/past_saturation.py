@@ -99,7 +99,7 @@ def conclude(outcome: Outcome, found: list[Offered], rounds: int) -> None:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--devices", type=int, default=32)
     options.add_argument("--seconds", type=float, default=3.0, help="of each rate")
     options.add_argument("--rounds", type=int, default=5)

@@ -27,9 +27,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
+from urllib.parse import urlsplit
 
-from benchmarks.stalls.stops import served
+from harness import repositories
 from harness.report import Outcome, finish, parser, table
+from harness.serving import serve
 
 WARM: Final = 20
 REQUESTS: Final = 15
@@ -127,8 +129,9 @@ def median_path(requests: dict[int, list[str]]) -> RolePath:
 
 def measure(folder: pathlib.Path) -> dict[str, RolePath]:
     """Ask a server that is warm, and read what its processes noted."""
-    with recorded(folder) as switch, served(folder, gateways=1) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=30)
+    repositories.emulated(folder / "models", "m0", {1: 10, 2: 12, 4: 16})
+    with recorded(folder) as switch, serve(folder / "models", device="emulated") as serving:
+        connection = http.client.HTTPConnection(urlsplit(serving.http_url).netloc, timeout=30)
         for _ in range(WARM):
             ask(connection)
         for number in range(1, REQUESTS + 1):
@@ -143,7 +146,7 @@ def measure(folder: pathlib.Path) -> dict[str, RolePath]:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    given = parser(__doc__.splitlines()[0]).parse_args()
+    given = parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         found = measure(pathlib.Path(name))
     everywhere = {name for path in found.values() for name in path.functions}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+from clockwork_lab.demo.stage import default_cache
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,8 +47,7 @@ STATUS = {0: "passed", 1: "missed", 2: "invalid"}
 
 def demo_models() -> tuple[str, ...]:
     """The models that ``clockwork demo`` wrote last, as arguments; none if it never ran."""
-    cache = os.environ.get("CLOCKWORK_CACHE")
-    files = (Path(cache) if cache else Path.home() / ".cache" / "clockwork-serve") / "demo"
+    files = default_cache() / "demo"
     written = sorted(files.glob("repository-*/"), key=lambda folder: folder.stat().st_mtime)
     folders = sorted(written[-1].iterdir()) if written else []
     return tuple(str(folder) for folder in folders if folder.is_dir() and not COPY.fullmatch(folder.name))

@@ -279,7 +279,7 @@ def screen_row(name: str, part: str, found: dict[str, Any]) -> tuple[str, ...]:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)}; default: all")
     options.add_argument("--policy", choices=POLICIES, default=ControllerConfig().policy)
     options.add_argument("--requests", type=int, help="measured in the warm part; default: 20000 or more")
@@ -298,10 +298,7 @@ def main() -> int:
         limit_us = compiled_us if compiled else pure_us
         spent_us = found["warm"]["better_half_us"]
         if limit_us is not None:
-            outcome.judge(
-                f"{name}: CPU of the core per request", asked=f"<= {limit_us:g} us",
-                found=f"{spent_us:.1f} us", good=spent_us <= limit_us,
-            )  # fmt: skip
+            outcome.at_most(f"{name}: CPU of the core per request", limit_us, spent_us, "us", digits=1)
         if found["missing_when_warm"]:
             outcome.invalid = f"{name}: the weights of {found['missing_when_warm']} models were not placed"
     outcome.figures["brains"] = brains = "compiled by mypyc" if compiled else "pure Python"

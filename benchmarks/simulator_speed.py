@@ -197,7 +197,7 @@ def _cost_of_timing() -> tuple[float, float]:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--minutes", type=float, default=3.0, help="of simulated time; at least 2")
     options.add_argument("--rate", type=float, default=RATE_RPS, help="requests a second")
     options.add_argument("--policy", choices=POLICIES, default=ControllerConfig().policy)
@@ -219,20 +219,11 @@ def main() -> int:
     )
     if split:
         print(table(("part", "us a request"), [(name, f"{us:.2f}") for name, us in split.items()]))
-    outcome.judge(
-        "simulated requests per CPU second", asked=f">= {GOAL_RPS}", found=f"{found['rps']:.0f}",
-        good=found["rps"] >= GOAL_RPS,
-    )  # fmt: skip
+    outcome.at_least("simulated requests per CPU second", GOAL_RPS, found["rps"], digits=0)
     if split:
-        outcome.judge(
-            "the world's own share of a request", asked=f"<= {WORLD_GOAL_US:g} us",
-            found=f"{split['world']:.1f} us", good=split["world"] <= WORLD_GOAL_US,
-        )  # fmt: skip
+        outcome.at_most("the world's own share of a request", WORLD_GOAL_US, split["world"], "us", digits=1)
     growth_mib = found["growth_mib_per_minute"]
-    outcome.judge(
-        "memory added by a simulated minute", asked=f"<= {GROWTH_MAX_MIB:g} MiB",
-        found=f"{growth_mib:.2f} MiB", good=growth_mib <= GROWTH_MAX_MIB,
-    )  # fmt: skip
+    outcome.at_most("memory added by a simulated minute", GROWTH_MAX_MIB, growth_mib, "MiB")
     if not 0.5 <= found["busy"] <= 0.97:
         outcome.invalid = f"the devices are {found['busy']:.0%} busy; choose another --rate"
     return finish(outcome, given.json)

@@ -21,11 +21,11 @@ import numpy as np
 from clockwork_serve.devices import CallBuffers, DeviceConfig, torch_target
 from clockwork_serve.devices.base import NUMPY_DTYPES
 from clockwork_serve.devices.torch import TorchDevice
-from clockwork_serve.messages import Call, Code, Extent, Infer, Load, Model, Window
+from clockwork_serve.messages import Code, Extent, Model
 from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
 from clockwork_serve.units import GIB, MIB, NS_PER_MS, align
+from harness import records
 
-WHENEVER = Window(0, 1 << 62)
 PAGE = 16 * MIB
 
 Taken = tuple[int, int]
@@ -74,9 +74,10 @@ def measure(device: TorchDevice, code: Code, models: list[Model], pages: int, ru
     """Print one table."""
     device.prepare(code)
     size = models[0].weights.size
-    first, second = Extent(0, pages), Extent(pages, pages)
-    places = (first, second)
-    ways = [functools.partial(load, device, code, models[at], places[at]) for at in (0, 1)]
+    places = (Extent(0, pages), Extent(pages, pages))
+    name = device.spec.device
+    pairs = list(zip(models[:2], places, strict=True))
+    ways = [functools.partial(device.load, records.load(*pair, name)) for pair in pairs]
     loads = [timed(ways[turn % 2]) for turn in range(20)]
     show(f"LOAD of {size / MIB:.1f} MiB", loads)
     calls = {batch: call_of(code, batch) for batch in code.batch_sizes}
@@ -84,7 +85,8 @@ def measure(device: TorchDevice, code: Code, models: list[Model], pages: int, ru
     swapped: list[Taken] = []
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for turn in range(runs):
-        run = functools.partial(infer, device, code, 1, places[turn % 2], calls[1])
+        action = records.infer(*pairs[turn % 2], device=name)
+        run = functools.partial(device.infer, action, [calls[1]])
         swapped.append(timed(run))
         same.append(timed(run))
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
@@ -92,7 +94,8 @@ def measure(device: TorchDevice, code: Code, models: list[Model], pages: int, ru
     show("INFER, batch 1, other weights than before", swapped)
     print(f"    {'page faults per INFER':45}{faults / (2 * runs):9.1f}")
     for batch in code.batch_sizes[1:]:
-        run = functools.partial(infer, device, code, batch, first, calls[batch])
+        action = records.infer(*pairs[0], (batch,), device=name)
+        run = functools.partial(device.infer, action, [calls[batch]])
         show(f"INFER, batch {batch}", [timed(run) for _ in range(max(5, runs // (5 * batch)))])
     print(f"    {device.counters()}")
 
@@ -108,26 +111,7 @@ def call_of(code: Code, batch: int) -> CallBuffers:
     return CallBuffers(inputs=inputs, output=memoryview(bytearray(room)))
 
 
-def load(device: TorchDevice, code: Code, model: Model, extent: Extent) -> None:
-    """One LOAD."""
-    device.load(
-        Load(
-            action_id=1, device=device.spec.device, model=model.key, code_id=code.code_id,
-            weights=model.weights, extent=extent, version=1, window=WHENEVER, expected_ns=0,
-        )
-    )  # fmt: skip
-
-
-def infer(device: TorchDevice, code: Code, batch: int, extent: Extent, call: CallBuffers) -> None:
-    """One INFER of one call that fills the batch."""
-    action = Infer(
-        action_id=1, device=device.spec.device, model="m", code_id=code.code_id, extent=extent, version=1,
-        batch=batch, calls=(Call(request_id="r", rows=batch, tensors=b""),), window=WHENEVER, expected_ns=0,
-    )  # fmt: skip
-    device.infer(action, [call])
-
-
-def timed(act: Callable[[], None]) -> Taken:
+def timed(act: Callable[[], object]) -> Taken:
     """How long a call takes."""
     wall_ns, cpu_ns = time.monotonic_ns(), time.thread_time_ns()
     act()

@@ -4,17 +4,8 @@
 
 A is the revision, B the working tree as it is now, uncommitted changes included, A2 the revision once more.
 Each round runs all three, beginning with another one each time; each runs the benchmark of its own tree. What
-changes on the machine from round to round falls on all three, so only ratios within a round are looked at:
-
-- The ratio B/A of a figure is the median over rounds of B's cost to the geometric mean of the two runs of A.
-  Costs are times, or one over a rate: above 1 is slower.
-- The spread of A/A is how far such a median strays though nothing differs. Which of A and A2 is above the
-  other is chance, so each round's ratio A2/A is taken with either sign (of its logarithm), and as many as
-  there are rounds are drawn from them, again and again: 98 % of the medians of these draws are below the
-  spread. With many figures the 2 % are shared out (Bonferroni), for something of all of them seems slower
-  sooner than one of them. Tried with made-up noise: of comparisons with 4 figures, where nothing differs, 4 %
-  find something slower with 5 or 9 rounds; where one costs 10 % more and a run strays by 3 %, 81 % and 99 %.
-- A figure is slower if its ratio is above 1.02 and above that spread, whichever is larger.
+changes on the machine from round to round falls on all three, so only ratios within a round are looked at.
+``docs/develop/benchmarks.md`` says how a figure is judged, and how often that is wrong.
 
 BENCHMARK is found in each tree where that tree has it: ``faults`` and ``qa.faults`` are one benchmark, which
 older revisions have as ``qa.faults``.
@@ -394,12 +385,16 @@ def compare(asked: Asked, rounds: Sequence[Mapping[str, Mapping[str, float]]]) -
             f"--figure {' '.join(chosen)}: expected some figure above 0 in every run; found {every}"
         )
     for one in found:
+        # Bonferroni: something of many figures seems slower sooner than one of them.
         one.bound = max(LIMIT, spread(one.same, CHANCE / len(found)))
     return found
 
 
 def spread(same: Sequence[float], chance: float) -> float:
-    """What the median of as many ratios of one revision to itself exceeds with this chance only."""
+    """What the median of as many ratios of one revision to itself exceeds with this chance only.
+
+    Which of A and A2 is above the other is chance, so each ratio is drawn with either sign of its logarithm.
+    """
     logs = [math.log(one) for one in same]
     logs += [-one for one in logs]
     dice = random.Random(1)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import gc
 import heapq
 import random
-import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +25,6 @@ from clockwork_serve.messages import (
     DeviceSpec,
     Extent,
     Infer,
-    Lane,
     Load,
     Result,
     Status,
@@ -280,29 +278,6 @@ def replay(worker: Any, steps: list[Step]) -> float:
     return time.process_time() - begun
 
 
-def phases(worker: Worker, steps: list[Step]) -> dict[str, float]:
-    """Median ns of each call by kind of event; what reading the clock takes is taken off."""
-    clock = time.perf_counter_ns
-    taken: dict[str, list[int]] = {}
-    for event, now_ns in steps:
-        began = clock()
-        if event is not None:
-            worker.observe(event, now_ns)
-        observed = clock()
-        worker.decide(now_ns)
-        decided = clock()
-        worker.next_wakeup_ns()
-        asked = clock()
-        name = type(event).__name__ if event is not None else "time"
-        if isinstance(event, LaneDone):
-            name += f" {event.lane}"
-        taken.setdefault(f"{name}: observe", []).append(observed - began)
-        taken.setdefault(f"{name}: decide", []).append(decided - observed)
-        taken.setdefault(f"{name}: next_wakeup_ns", []).append(asked - decided)
-    reads = [-(clock() - clock()) for _ in range(10_000)]
-    return {name: statistics.median(times) - statistics.median(reads) for name, times in taken.items()}
-
-
 def fresh(script: Script) -> Worker:
     """A worker with all weights resident."""
     worker = Worker(script.specs)
@@ -318,52 +293,29 @@ def measure(case: Case, infers: int, seed: int) -> dict[str, Any]:
     gc.disable()
     loop_s = min(replay(Idle(), steps) for _ in range(REPEATS))
     worker_s = min(replay(fresh(script), steps) for _ in range(REPEATS))
-    split = phases(fresh(script), steps)
     gc.enable()
     return {
         "case": case.title, "actions": script.actions, "steps": len(steps),
         "ns_per_action": (worker_s - loop_s) * 1e9 / sum(script.actions.values()),
         "loop_ns_per_action": loop_s * 1e9 / sum(script.actions.values()),
-        "phases_ns": split,
     }  # fmt: skip
 
 
 def main() -> int:
     """Measure and judge."""
-    arguments = parser(__doc__.splitlines()[0])
+    arguments = parser(__doc__)
     arguments.add_argument("--actions", type=int, default=20_000, help="INFERs in each case")
     given = arguments.parse_args()
     outcome = Outcome("benchmarks.worker_cost")
     found = [measure(case, given.actions, given.seed) for case in CASES]
     print(f"worker compiled: {'yes' if COMPILED else 'no'}; CPU, ns\n")
-    print(
-        table(
-            ("", "an action", "(loop)", *(name for name in PHASES)),
-            (
-                (
-                    one["case"], f"{one['ns_per_action']:.0f}", f"{one['loop_ns_per_action']:.0f}",
-                    *(f"{one['phases_ns'].get(key, 0):.0f}" for key in PHASES.values()),
-                )
-                for one in found
-            ),
-        )
-    )  # fmt: skip
+    rows = [(one["case"], f"{one['ns_per_action']:.0f}", f"{one['loop_ns_per_action']:.0f}") for one in found]
+    print(table(("", "an action", "(loop)"), rows))
     for one in found:
         if one["case"].startswith("warm"):
-            outcome.judge(
-                f"one INFER, {one['case']}", asked=f"<= {GOAL_NS / 1e3} us",
-                found=f"{one['ns_per_action'] / 1e3:.2f} us", good=one["ns_per_action"] <= GOAL_NS,
-            )  # fmt: skip
+            outcome.at_most(f"one INFER, {one['case']}", GOAL_NS / 1e3, one["ns_per_action"] / 1e3, "us")
     outcome.figures = {"compiled": COMPILED, "cases": found}
     return finish(outcome, given.json)
-
-
-PHASES = {
-    f"{short} {call}": f"{kind}: {call}"
-    for short, kind in (("INFER", "Infer"), ("done", f"LaneDone {Lane.EXEC}"), ("LOAD", "Load"))
-    for call in ("observe", "decide", "next_wakeup_ns")
-}
-"""Columns of the table, and whose they are."""
 
 
 if __name__ == "__main__":

@@ -14,17 +14,21 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GO_AWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 8
-_END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
-_HEAD_BYTES: Final = 9
-_LARGEST_WINDOW: Final = 2**31 - 1
-_FIRST_WINDOW: Final = 65_535
+DATA, HEADERS, RESET, SETTINGS, PING, GO_AWAY, WINDOW = 0, 1, 3, 4, 6, 7, 8
+"""Kinds of frames."""
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
+"""Flags of frames."""
+OPENING: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+HEAD_BYTES: Final = 9
+LARGEST_WINDOW: Final = 2**31 - 1
+FIRST_WINDOW: Final = 65_535
 _FRAME_BYTES: Final = 16_384
 _READ_BYTES: Final = 256 * 1024
 ROOM_BYTES: Final = 60_000
 """What a server takes at least before it says that there is room for more, which is not waited for."""
 CONNECT_S: Final = 30.0
-_INITIAL_WINDOW: Final = 4  # as a setting
+HEADER_TABLE, ENABLE_PUSH, INITIAL_WINDOW = 1, 2, 4
+"""Settings: the size of the table of headers that answers may refer to, pushes, and each call's window."""
 _POST, _HTTP = b"\x83", b"\x86"  # what HPACK's static table calls ":method: POST" and ":scheme: http"
 
 
@@ -36,7 +40,8 @@ class Ended(NamedTuple):
     trailers: bytes | None
 
 
-def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
+def frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
+    """One of HTTP/2."""
     return len(content).to_bytes(3, "big") + struct.pack(">BBI", kind, flags, stream) + content
 
 
@@ -58,11 +63,11 @@ class Connection:
         self._received = self._go_away = b""
         self._unread = 0  # bytes of messages since the server was told that they were read
         self._answered: set[int] = set()
-        windows = {**settings, _INITIAL_WINDOW: _LARGEST_WINDOW}
+        windows = {**settings, INITIAL_WINDOW: LARGEST_WINDOW}
         self.socket.sendall(
-            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-            + _frame(_SETTINGS, 0, 0, b"".join(struct.pack(">HI", *one) for one in windows.items()))
-            + _frame(_WINDOW, 0, 0, struct.pack(">I", _LARGEST_WINDOW - _FIRST_WINDOW))
+            OPENING
+            + frame(SETTINGS, 0, 0, b"".join(struct.pack(">HI", *one) for one in windows.items()))
+            + frame(WINDOW, 0, 0, struct.pack(">I", LARGEST_WINDOW - FIRST_WINDOW))
         )
 
     def begin(self, *calls: tuple[bytes, bytes]) -> None:
@@ -70,11 +75,11 @@ class Connection:
         frames = []
         for headers, data in calls:
             stream, self.next_stream = self.next_stream, self.next_stream + 2
-            frames.append(_frame(_HEADERS, _END_HEADERS, stream, headers))
+            frames.append(frame(HEADERS, END_HEADERS, stream, headers))
             for at in range(0, len(data), _FRAME_BYTES):
                 part = data[at : at + _FRAME_BYTES]
-                ends = _END_STREAM * (at + _FRAME_BYTES >= len(data))
-                frames.append(_frame(_DATA, ends, stream, part))
+                ends = END_STREAM * (at + _FRAME_BYTES >= len(data))
+                frames.append(frame(DATA, ends, stream, part))
         self.socket.sendall(b"".join(frames))
 
     def read(self) -> list[Ended]:
@@ -84,13 +89,13 @@ class Connection:
             raise ConnectionResetError(f"the server closed the connection: {self._go_away!r}")
         received = self._received + data
         at, ended = 0, []
-        while len(received) - at >= _HEAD_BYTES:
+        while len(received) - at >= HEAD_BYTES:
             length = int.from_bytes(received[at : at + 3], "big")
-            end = at + _HEAD_BYTES + length
+            end = at + HEAD_BYTES + length
             if len(received) < end:
                 break
             kind, flags, stream = struct.unpack_from(">BBI", received, at + 3)
-            one = self._take(kind, flags, stream, received[at + _HEAD_BYTES : end])
+            one = self._take(kind, flags, stream, received[at + HEAD_BYTES : end])
             if one is not None:
                 ended.append(one)
             at = end
@@ -98,22 +103,22 @@ class Connection:
         return ended
 
     def _take(self, kind: int, flags: int, stream: int, content: bytes) -> Ended | None:
-        if kind in (_SETTINGS, _PING) and not flags & _ACK:
-            self.socket.sendall(_frame(kind, _ACK, 0, content if kind == _PING else b""))
+        if kind in (SETTINGS, PING) and not flags & ACK:
+            self.socket.sendall(frame(kind, ACK, 0, content if kind == PING else b""))
             return None
-        if kind == _GO_AWAY:  # what is open may still be answered
+        if kind == GO_AWAY:  # what is open may still be answered
             self._go_away = content
             return None
-        if kind == _DATA:
+        if kind == DATA:
             self._answered.add(stream)
             self._unread += len(content)
-            if self._unread > _LARGEST_WINDOW // 2:
-                self.socket.sendall(_frame(_WINDOW, 0, 0, struct.pack(">I", self._unread)))
+            if self._unread > LARGEST_WINDOW // 2:
+                self.socket.sendall(frame(WINDOW, 0, 0, struct.pack(">I", self._unread)))
                 self._unread = 0
-        if kind == _RESET or (kind in (_DATA, _HEADERS) and flags & _END_STREAM):
+        if kind == RESET or (kind in (DATA, HEADERS) and flags & END_STREAM):
             answered = stream in self._answered
             self._answered.discard(stream)
-            return Ended(stream, answered, content if kind == _HEADERS else None)
+            return Ended(stream, answered, content if kind == HEADERS else None)
         return None
 
 

@@ -28,19 +28,23 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from harness.machine import cpu_ns
-from harness.report import quantile
+from harness.machine import cpu_ns, wait_for_peace
+from harness.report import milliseconds, quantile
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 SHARES = (0.5, 0.9, 0.99, 0.999, 1.0)
 GRACE_NS = 5_000_000_000
 WARM_UP_S: Final = 0.2
-
+LATE_NS: Final = 5_000_000
+"""A generator whose p99 is later than this did not offer the load that it was told to."""
+OTHERS_SHARE: Final = 0.05
+"""Of one core: what processes that take no part may use."""
 
 LENGTHS: Final = struct.Struct("<II")
 """What a frame begins with, instead of HTTP: the lengths of its header and of its tensor."""
@@ -92,7 +96,32 @@ class Found(Struct, frozen=True, kw_only=True):
     """How long after its instant a request was sent although a connection was free."""
     waited: int
     """Requests that found no free connection."""
-    cpu_s: float
+
+    def why_invalid(self, others: float, answered: float = 1.0) -> str:
+        """Why it proves nothing, if it does not.
+
+        ``others``: what processes that take no part used of a core; ``answered``: the share of good answers
+        that there must be at least.
+        """
+        if self.late_ns[2] > LATE_NS:
+            return f"the generator sent its requests up to {milliseconds(self.late_ns[2])} late (p99)"
+        if self.ends.get(200, 0) < answered * self.asked:
+            return f"of {self.asked} requests {self.ends.get(200, 0)} were answered well: {self.ends}"
+        if others > OTHERS_SHARE:
+            return f"processes that take no part used {others:.0%} of a core"
+        return ""
+
+
+def undisturbed(
+    run: Callable[[], T], why_invalid: Callable[[T], str], *, retries: int, patience_s: float
+) -> T:
+    """Run a load on a quiet machine, again if it proved nothing, at most so often."""
+    for left in range(retries, -1, -1):
+        wait_for_peace(OTHERS_SHARE, patience_s)
+        found = run()
+        if not left or not why_invalid(found):
+            break
+    return found
 
 
 class Generator:
@@ -163,13 +192,13 @@ Parse = Callable[[bytes], tuple[int, int] | None]
 """Status and length of the answer that some bytes start with; None while it is not whole."""
 
 
-class _Connection:
+class Connection:
     """One keep-alive socket with at most one request out."""
 
     __slots__ = ("answers", "due_ns", "gateway", "received", "rest", "socket", "waiting")
 
-    def __init__(self, plan: Plan) -> None:
-        self.socket = socket.create_connection((plan.host, plan.port))
+    def __init__(self, host: str, port: int) -> None:
+        self.socket = socket.create_connection((host, port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.due_ns = 0  # of the request that is out; 0 if there is none
         self.rest: memoryview | None = None  # what is left to be sent of it
@@ -179,7 +208,7 @@ class _Connection:
         self.waiting: deque[int] = deque()  # instants of requests that come after it
 
     def ask_once(self, message: bytes, parse: Parse) -> None:
-        """One request, to learn which gateway answers here."""
+        """One request, and its answer, which tells the gateway. RuntimeError if it is no good one."""
         self.socket.sendall(message)
         received = b""
         while (found := parse(received)) is None:
@@ -188,11 +217,12 @@ class _Connection:
                 raise RuntimeError(f"the server closed the connection after {received!r}")
             received += data
         if found[0] != 200:
-            raise RuntimeError(f"the first request was answered {received!r}")
+            raise RuntimeError(f"the request was answered {received!r}")
         self.gateway = _gateway(received)
 
 
-def _http_answer(received: bytes) -> tuple[int, int] | None:
+def http_answer(received: bytes) -> tuple[int, int] | None:
+    """Status and length of an HTTP response whose head is as our server writes it."""
     end = received.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -216,15 +246,15 @@ def _gateway(received: bytes) -> str:
     return "-".join(received[at + 22 :].split(b"\r", 1)[0].decode().split("-")[:2]) if at >= 0 else ""
 
 
-def connected(plan: Plan, message: bytes) -> list[_Connection]:
+def connected(plan: Plan, message: bytes) -> list[Connection]:
     """The connections of a plan, each of which has been asked once."""
     wanted = {f"gateway-{number}": count for number, count in enumerate(plan.split)}
-    found: list[_Connection] = []
+    found: list[Connection] = []
     have: Counter[str] = Counter()
     surplus = []
     for _ in range(100 * plan.connections):
-        connection = _Connection(plan)
-        connection.ask_once(message, _frame if plan.framed else _http_answer)
+        connection = Connection(plan.host, plan.port)
+        connection.ask_once(message, _frame if plan.framed else http_answer)
         if have[connection.gateway] < wanted.get(connection.gateway, 0 if wanted else plan.connections):
             have[connection.gateway] += 1
             found.append(connection)
@@ -242,13 +272,13 @@ def connected(plan: Plan, message: bytes) -> list[_Connection]:
 class _Load:
     """The load itself."""
 
-    def __init__(self, plan: Plan, message: bytes, connections: list[_Connection]) -> None:
+    def __init__(self, plan: Plan, message: bytes, connections: list[Connection]) -> None:
         self._message = message
         self._own_streams = plan.own_streams
         self._connections = connections
         self._random = random.Random(plan.seed)
         self._rate = plan.rate
-        self._parse: Parse = _frame if plan.framed else _http_answer
+        self._parse: Parse = _frame if plan.framed else http_answer
         self._idle = deque(connections)
         self._waiting: deque[int] = deque()
         self._epoll = select.epoll()
@@ -313,7 +343,7 @@ class _Load:
             self.lates_ns.append(time.monotonic_ns() - due_ns)
         self._send(free, due_ns)
 
-    def _send(self, connection: _Connection, due_ns: int) -> None:
+    def _send(self, connection: Connection, due_ns: int) -> None:
         self.sent += 1
         connection.due_ns = due_ns
         try:
@@ -324,7 +354,7 @@ class _Load:
             connection.rest = memoryview(self._message)[sent:]
             self._epoll.modify(connection.socket.fileno(), select.EPOLLIN | select.EPOLLOUT)
 
-    def _go_on(self, connection: _Connection) -> bool:
+    def _go_on(self, connection: Connection) -> bool:
         """Send more of its request; whether that was all."""
         assert connection.rest is not None
         try:
@@ -350,7 +380,7 @@ class _Load:
             if events & ~select.EPOLLOUT:
                 self._receive(connection)
 
-    def _receive(self, connection: _Connection) -> None:
+    def _receive(self, connection: Connection) -> None:
         try:
             data = connection.socket.recv(1 << 16)
         except BlockingIOError:
@@ -372,7 +402,7 @@ class _Load:
         if connection.rest is None:  # else it was refused before it was sent, which comes first
             self._free(connection)
 
-    def _free(self, connection: _Connection) -> None:
+    def _free(self, connection: Connection) -> None:
         waiting = connection.waiting if self._own_streams else self._waiting
         if waiting:
             self._send(connection, waiting.popleft())
@@ -399,17 +429,14 @@ def main() -> int:
     began = Counter(connection.gateway for connection in connections)
     _tell(Started(start_ns=start_ns, connections=dict(began)))
     counted_ns = start_ns + round(plan.warmup_s * 1e9)
-    cpu_s = time.process_time()
     load.run(start_ns, counted_ns, counted_ns + round(plan.seconds * 1e9))
     latency_ns = [quantile(load.latencies_ns or [0], share) for share in SHARES]
     late_ns = [quantile(load.lates_ns or [0], share) for share in SHARES]
-    counted = plan.seconds / (plan.seconds + plan.warmup_s)
     _tell(
         Found(
             seconds=plan.seconds, asked=load.asked, sent=load.sent + len(connections),
             ends={end: n for end, n in load.ends.items() if n}, by_gateway=load.by_gateway(),
             latency_ns=latency_ns, late_ns=late_ns, waited=load.waited,
-            cpu_s=(time.process_time() - cpu_s) * counted,
         )
     )  # fmt: skip
     sys.stdin.read()

@@ -116,7 +116,6 @@ class Thread:
     tid: int
     name: str
     cpu_s: float
-    voluntary: int
     involuntary: int
     waited_s: float
     """Time that it could have run but another thread had the core."""
@@ -138,7 +137,6 @@ def threads(pid: int) -> list[Thread]:
                 tid=int(task.name),
                 name=status["Name"].strip(),
                 cpu_s=(int(fields[11]) + int(fields[12])) * TICK_S,
-                voluntary=int(status["voluntary_ctxt_switches"]),
                 involuntary=int(status["nonvoluntary_ctxt_switches"]),
                 waited_s=int((task / "schedstat").read_text().split()[1]) / 1e9,
             )
@@ -158,6 +156,15 @@ class Disturbance:
     """Switches away from the lane's thread that it did not ask for."""
     waited_s: float
     """Time that the lane's thread could have run but another thread had the core."""
+
+    def too_much(self, *, others: float, stolen: float) -> list[str]:
+        """What others took more of than these shares of a core, in words."""
+        parts = (("used by others", self.others_s, others), ("stolen", self.stolen_s, stolen))
+        return [
+            f"{used_s / self.seconds:.2%} of a core {what}"
+            for what, used_s, most in parts
+            if used_s > most * self.seconds
+        ]
 
 
 class Watch:
@@ -185,6 +192,6 @@ class Watch:
 
     def _thread(self) -> Thread:
         if self._lane is None:
-            return Thread(tid=0, name="", cpu_s=0.0, voluntary=0, involuntary=0, waited_s=0.0)
+            return Thread(tid=0, name="", cpu_s=0.0, involuntary=0, waited_s=0.0)
         pid, tid = self._lane
         return next(thread for thread in threads(pid) if thread.tid == tid)

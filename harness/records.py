@@ -1,14 +1,26 @@
-"""Records of what is served, made up for tests and benchmarks: a code, its profile, models of it, a device.
+"""Records made up for tests and benchmarks: a code, its profile, models of it, a device, actions on a device.
 
 What a caller does not care about has a value that serves; what he does care about he names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from clockwork_serve.messages import Code, DeviceSpec, Model, Profile, TensorSpec, Weights
+from clockwork_serve.messages import (
+    Call,
+    Code,
+    DeviceSpec,
+    Extent,
+    Infer,
+    Load,
+    Model,
+    Profile,
+    TensorSpec,
+    Weights,
+    Window,
+)
 from clockwork_serve.units import MIB
 
 X: Final = TensorSpec(name="x", datatype="FP32", shape=(4,))
@@ -16,6 +28,7 @@ Y: Final = TensorSpec(name="y", datatype="FP32", shape=(4,))
 SIZES: Final = (1, 2, 4, 8)
 """Batch sizes."""
 AMPLE_BYTES: Final = 1 << 30
+WHENEVER: Final = Window(0, 1 << 62)
 
 
 def code(code_id: str = "c", sizes: tuple[int, ...] = SIZES, **fields: Any) -> Code:
@@ -53,3 +66,22 @@ def device(name: str, pages: int, page_bytes: int = MIB, **fields: Any) -> Devic
         "kind": "emulated", "workspace_bytes": AMPLE_BYTES, "io_bytes": AMPLE_BYTES,
     }  # fmt: skip
     return DeviceSpec(device=name, pages=pages, page_bytes=page_bytes, **(plain | fields))
+
+
+def load(served: Model, extent: Extent, device: str = "cpu:0") -> Load:
+    """A LOAD of that model, for a device that is driven without a worker."""
+    return Load(
+        action_id=1, device=device, model=served.key, code_id=served.code_id, weights=served.weights,
+        extent=extent, version=1, window=WHENEVER, expected_ns=0,
+    )  # fmt: skip
+
+
+def infer(
+    served: Model, extent: Extent, rows: Sequence[int] = (1,), *, batch: int = 0, device: str = "cpu:0"
+) -> Infer:
+    """An INFER of requests of so many rows each, in a batch as large as they are if none is given."""
+    return Infer(
+        action_id=2, device=device, model=served.key, code_id=served.code_id, extent=extent, version=1,
+        batch=batch or sum(rows), window=WHENEVER, expected_ns=0,
+        calls=tuple(Call(request_id=f"r{at}", rows=count, tensors=b"") for at, count in enumerate(rows)),
+    )  # fmt: skip

@@ -7,9 +7,10 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from harness.machine import machine_line
@@ -42,6 +43,33 @@ class Outcome:
         """Add a promise."""
         self.verdicts.append(Verdict(question, asked, found, good))
 
+    def at_most(
+        self, question: str, limit: float, found: float, unit: str = "", *, digits: int = 2, more: str = ""
+    ) -> None:
+        """Add a promise of an upper bound; ``more`` is said beside what was found."""
+        self._bound(question, ("<=", limit), found, unit, digits, more, good=found <= limit)
+
+    def at_least(
+        self, question: str, limit: float, found: float, unit: str = "", *, digits: int = 2, more: str = ""
+    ) -> None:
+        """Add a promise of a lower bound; ``more`` is said beside what was found."""
+        self._bound(question, (">=", limit), found, unit, digits, more, good=found >= limit)
+
+    def _bound(
+        self, question: str, asked: tuple[str, float], found: float, unit: str, digits: int, more: str,
+        *, good: bool,
+    ) -> None:  # fmt: skip
+        sign, limit = asked
+        unit = unit if unit in ("", "x") else f" {unit}"
+        bound = f"{sign} {limit:,.12g}{unit}" if limit else "0"
+        value = f"{found:,.{digits}f}{unit}"
+        self.judge(question, asked=bound, found=f"{value} {more}".rstrip(), good=good)
+
+    def none(self, question: str, found: Sequence[object], *, more: str = "") -> None:
+        """Add a promise that there is nothing of a kind; what there is is shown."""
+        shown = f"{len(found)}: {', '.join(map(str, found[:3]))}" if found else "0"
+        self.judge(question, asked="0", found=f"{shown} {more}".rstrip(), good=not found)
+
     @property
     def verdict(self) -> str:
         """``passed``, ``missed`` or ``invalid``."""
@@ -50,9 +78,9 @@ class Outcome:
         return PASSED if all(one.good for one in self.verdicts) else MISSED
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """An argument parser with what every benchmark takes."""
-    made = argparse.ArgumentParser(description=description)
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """An argument parser with what every benchmark takes, described by the first line of its docstring."""
+    made = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     made.add_argument("--json", type=Path, metavar="FILE", help="write the result there too")
     made.add_argument("--seed", type=int, default=1)
     return made
@@ -105,6 +133,20 @@ def between_marks(page: str, text: str, marks: tuple[str, str] = MARKS) -> str:
             "put them where tables belong"
         )
     return f"{before}{begin}\n\n{text}\n{end}{after}"
+
+
+def in_turns(
+    sides: Mapping[str, Callable[[], Mapping[str, float]]], rounds: int
+) -> tuple[dict[str, list[Mapping[str, float]]], dict[str, dict[str, float]]]:
+    """All sides measured again and again, in turns: what each found, and the medians of it."""
+    found: dict[str, list[Mapping[str, float]]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, measure in sides.items():
+            found[name].append(measure())
+    medians = {
+        name: {field: median(one[field] for one in each) for field in each[0]} for name, each in found.items()
+    }
+    return found, medians
 
 
 def quantile(values: Iterable[float], share: float) -> float:

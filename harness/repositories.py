@@ -81,27 +81,34 @@ def layers(root: Path, name: str, *, width: int, depth: int, seed: int = 0) -> N
     _save(root, name, nodes, weights, (width,), width)
 
 
-def convolutions(root: Path, name: str, *, side: int, channels: int, depth: int, seed: int = 0) -> None:
+def convolutions(
+    root: Path, name: str, *, side: int, channels: int, depth: int, seed: int = 0, mean: bool = False
+) -> None:
     """``depth`` 3x3 convolutions with ReLU and a dense head: ``x[n,3,side,side] -> y[n,16]``.
 
-    It computes much and weighs little, as vision models do: batches save it no time on a CPU.
+    It computes much and weighs little, as vision models do: batches save it no time on a CPU. ``mean``: no
+    head, but the mean of each channel, and no picture is made smaller.
     """
     rng = np.random.default_rng(seed)
     nodes, weights, last, wide = [], [], "x", 3
     for layer in range(depth):
         kernel = rng.standard_normal((channels, wide, 3, 3), dtype=np.float32) / np.float32(np.sqrt(9 * wide))
         weights.append(numpy_helper.from_array(kernel, f"w{layer}"))
-        step = 2 if layer == 0 else 1
+        step = 2 if layer == 0 and not mean else 1
         inputs, out = [last, f"w{layer}"], f"c{layer}"
         nodes.append(helper.make_node("Conv", inputs, [out], pads=[1, 1, 1, 1], strides=[step, step]))
         nodes.append(helper.make_node("Relu", [out], [f"r{layer}"]))
         last, wide = f"r{layer}", channels
-    nodes.append(helper.make_node("Flatten", [last], ["flat"]))
-    flat = channels * (side // 2) ** 2
-    head = rng.standard_normal((flat, 16), dtype=np.float32) / np.float32(np.sqrt(flat))
-    weights.append(numpy_helper.from_array(head, "head"))
-    nodes.append(helper.make_node("MatMul", ["flat", "head"], ["y"]))
-    _save(root, name, nodes, weights, (3, side, side), 16)
+    if mean:
+        nodes.append(helper.make_node("GlobalAveragePool", [last], ["mean"]))
+        nodes.append(helper.make_node("Flatten", ["mean"], ["y"]))
+    else:
+        nodes.append(helper.make_node("Flatten", [last], ["flat"]))
+        flat = channels * (side // 2) ** 2
+        head = rng.standard_normal((flat, 16), dtype=np.float32) / np.float32(np.sqrt(flat))
+        weights.append(numpy_helper.from_array(head, "head"))
+        nodes.append(helper.make_node("MatMul", ["flat", "head"], ["y"]))
+    _save(root, name, nodes, weights, (3, side, side), channels if mean else 16)
 
 
 def one_matrix(root: Path, name: str, matrix: Floats) -> None:

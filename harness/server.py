@@ -1,8 +1,14 @@
-"""A server as its host sees it: its processes, what they hold, how they are killed. It asks nothing."""
+"""A server as its host sees it: its processes, what they hold, how they are killed. It asks nothing.
+
+Run as a program, it is the keeper of such a server, which may be killed like any other process. It prints one
+line of JSON when it is ready, and stops at the end of its standard input, when its parent has ended. Small
+file systems are mounted in a namespace of its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import select
@@ -10,17 +16,22 @@ import signal
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
+from msgspec import Struct
 
+from clockwork_serve.errors import ClockworkError
+from clockwork_serve.serve import child
+from clockwork_serve.serve.supervisor.server import Server as Supervisor
+from clockwork_serve.serve.supervisor.server import ServerConfig, run
 from harness import machine
 from harness.process_tree import descendants
-from harness.server_process import Start
+from harness.serving import until
 
 ROOT: Final = Path(__file__).parents[1]
 START_S: Final = 120.0
@@ -29,6 +40,15 @@ _BOX_LANE_BYTES: Final = 256
 """Of one lane in a worker's crash report (``serve.worker.crash_report``): first its action, then the last."""
 LOAD_LANE, EXEC_LANE = 0, 1
 _MODULE: Final = "clockwork_serve.serve."
+_CLONE_NEWNS: Final = 0x20000
+_MS_REC_PRIVATE: Final = 0x4000 | 0x40000
+
+
+class Start(Struct, frozen=True, kw_only=True):
+    """``small``: folders by how many bytes there may be in them."""
+
+    server: ServerConfig
+    small: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +82,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def until(what: str, condition: Callable[[], Any], timeout_s: float = 20.0, every_s: float = 0.005) -> Any:
-    """Wait for a condition; what it gave. TimeoutError names it when it does not come."""
-    end = time.monotonic() + timeout_s
-    while not (found := condition()):
-        if time.monotonic() > end:
-            raise TimeoutError(f"waited {timeout_s:g} s in vain until {what}")
-        time.sleep(every_s)
-    return found
-
-
 class Server:
     """One server; leaving the block ends it and all that it started."""
 
@@ -82,7 +92,7 @@ class Server:
         with log.open("ab") as file:
             settings = msgspec.json.encode(start).decode()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "harness.server_process", settings], cwd=ROOT,
+                [sys.executable, "-m", "harness.server", settings], cwd=ROOT,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, start_new_session=True,
             )  # fmt: skip
 
@@ -90,6 +100,10 @@ class Server:
     def http_url(self) -> str:
         """``http://host:port``."""
         return self.facts["http"]
+
+    def address(self, protocol: str) -> str:
+        """``host:port`` of ``http`` or ``grpc``."""
+        return self.facts[protocol].rpartition("//")[2]
 
     @property
     def http_port(self) -> int:
@@ -100,10 +114,8 @@ class Server:
         """Return once it serves. RuntimeError with its last words if it does not."""
         out = self.process.stdout
         assert out is not None
-        end = time.monotonic() + timeout_s
-        while not select.select([out], [], [], 0.1)[0]:
-            if time.monotonic() > end:
-                raise RuntimeError(f"the server was not ready within {timeout_s:g} s:\n{self.last_words()}")
+        if not select.select([out], [], [], timeout_s)[0]:
+            raise RuntimeError(f"the server was not ready within {timeout_s:g} s:\n{self.last_words()}")
         line = out.readline()
         if not line:
             raise RuntimeError(f"the server did not start:\n{self.last_words()}")
@@ -224,3 +236,78 @@ def name_of(pid: int) -> str:
 
 def _started(pid: int) -> int:
     return descendants(pid).get(pid, -1)
+
+
+@contextlib.contextmanager
+def started(config: ServerConfig, log: Path, timeout_s: float = START_S) -> Iterator[Server]:
+    """A server in processes of its own, until the end of the block; what was stopped of it goes on then."""
+    server = Server(Start(server=config), log)
+    try:
+        server.wait_ready(timeout_s)
+        yield server
+    finally:
+        for pid in server.pids().values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        server.stop()
+        server.close()
+
+
+# The keeper's process
+
+
+def mount_small(folders: Mapping[str, int]) -> None:
+    """Memory of so many bytes at each folder, for this process and its children. OSError if not permitted."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(code: int) -> None:
+        if code:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    call(libc.unshare(_CLONE_NEWNS))
+    call(libc.mount(b"none", b"/", None, _MS_REC_PRIVATE, None))
+    for folder, size in folders.items():
+        call(libc.mount(b"tmpfs", folder.encode(), b"tmpfs", 0, f"size={size}".encode()))
+
+
+def may_mount() -> bool:
+    """Whether this user may do that; tried in a child."""
+    pid = os.fork()
+    if not pid:
+        try:
+            mount_small({})
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def _stop_at_end_of_input() -> None:
+    while os.read(0, 1 << 12):  # not sys.stdin, whose lock it would hold at the interpreter's end
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> int:
+    """Run the server whose configuration is the JSON in ``argv[1]``; returns its exit status."""
+    start = msgspec.json.decode(sys.argv[1], type=Start)
+    if start.small:
+        mount_small(start.small)
+    child.configure("keeper", start.server.settings.log_level)
+    threading.Thread(target=_stop_at_end_of_input, daemon=True).start()
+
+    def announce(server: Supervisor) -> None:
+        facts = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
+        sys.stdout.write(json.dumps({**facts, "run_dir": str(server.run_dir)}) + "\n")
+        sys.stdout.flush()
+
+    try:
+        return run(start.server, on_ready=announce)
+    except ClockworkError as error:
+        sys.stderr.write(f"cannot start: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

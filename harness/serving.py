@@ -117,10 +117,11 @@ def serve(
         yield Serving(server, worker)
 
 
-def until(what: str, condition: Any, timeout_s: float = 30.0, every_s: float = 0.01) -> None:
-    """Wait for a condition; RuntimeError names it when it does not come."""
+def until(what: str, condition: Callable[[], Any], timeout_s: float = 30.0, every_s: float = 0.005) -> Any:
+    """Wait for a condition; what it gave. TimeoutError names it when it does not come."""
     end = time.monotonic() + timeout_s
-    while not condition():
+    while not (found := condition()):
         if time.monotonic() > end:
-            raise RuntimeError(f"waited {timeout_s:g} s in vain until {what}")
+            raise TimeoutError(f"waited {timeout_s:g} s in vain until {what}")
         time.sleep(every_s)
+    return found

@@ -17,100 +17,39 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-import msgspec
-
 from clockwork_serve.config import Settings
-from clockwork_serve.messages import (
-    Answer,
-    Ask,
-    Code,
-    CodeAdded,
-    Frame,
-    Model,
-    ModelAdded,
-    Outcome,
-    Profile,
-    Readiness,
-    Reply,
-    Request,
-    TensorRef,
-    TensorSpec,
-    Weights,
-)
+from clockwork_serve.messages import Ask, Frame, Reply
 from clockwork_serve.serve.child import configure
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.os_scheduling import use_batch_policy
 from clockwork_serve.serve.processes.gateway import GatewayServers, freeze_live_objects
 from clockwork_serve.serve.transport import Link
-from clockwork_serve.units import MIB, ms
+from clockwork_serve.units import MIB
 from harness.machine import anonymous_bytes, children
-from harness.stand_in import StandIn
+from harness.stand_in import Served, StandIn
 
 ROWS_MAX: Final = 8
-MODELS: Final[dict[str, tuple[tuple[str, tuple[int, ...]], tuple[int, ...], bool]]] = {
-    "two": (("FP32", (2,)), (2,), True),
-    "image": (("FP32", (3, 224, 224)), (1000,), True),
-    "text": (("BYTES", (1,)), (2,), True),
-    "words": (("BYTES", (-1,)), (2,), False),
-    "open": (("FP32", (-1, -1)), (2,), False),
-    "ids": (("INT64", (-1,)), (2,), False),
-    "flags": (("BOOL", (-1,)), (2,), False),
-    "map": (("FP32", (2,)), (21, 128, 128), False),
+MODELS: Final = {
+    "two": Served("FP32", (2,), (2,), ROWS_MAX),
+    "image": Served("FP32", (3, 224, 224), (1000,), ROWS_MAX),
+    "text": Served("BYTES", (1,), (2,), ROWS_MAX),
+    "words": Served("BYTES", (-1,), (2,)),
+    "open": Served("FP32", (-1, -1), (2,)),
+    "ids": Served("INT64", (-1,), (2,)),
+    "flags": Served("BOOL", (-1,), (2,)),
+    "map": Served("FP32", (2,), (21, 128, 128)),
 }
-"""Datatype and shape of input ``x``, shape of the output ``y`` (FP32), and whether it has a batch axis."""
 PROBE_S: Final = 0.001
 
 
-class Catalogue(StandIn):
-    """A controller of all :data:`MODELS`."""
-
-    def __init__(self) -> None:
-        super().__init__(1, 1)
-        frames: list[Frame] = []
-        for name, ((datatype, shape), out, batched) in MODELS.items():
-            sizes = (1, 2, 4, ROWS_MAX) if batched else (1,)
-            code = Code(
-                code_id=name, backend="onnx", path="/nowhere", batched=batched, batch_sizes=sizes,
-                lifted=True,
-                inputs=(TensorSpec(name="x", datatype=datatype, shape=shape),),
-                outputs=(TensorSpec(name="y", datatype="FP32", shape=out),),
-            )  # fmt: skip
-            profile = Profile(
-                code_id=name, device_kind="cpu", infer_ns={1: ms(1)}, load_base_ns=0, load_ns_per_mib=0
-            )
-            model = Model(
-                key=f"{name}/1", name=name, version="1", code_id=name, platform="none",
-                max_batch_size=ROWS_MAX if batched else 0, batch_sizes=sizes, config=b"{}",
-                weights=Weights(weights_id="w", path="/nowhere", size=1), output_bytes=4 * _product(out),
-            )  # fmt: skip
-            frames += [CodeAdded(code=code, profiles=(profile,)), ModelAdded(model=model)]
-        self._catalogue = (*frames, Readiness(ready=True))
+class Controller(StandIn):
+    """Of all :data:`MODELS`; it can answer no questions."""
 
     def _answer_all(self, link: Link, frames: list[Frame]) -> None:
         super()._answer_all(link, frames)
         for frame in frames:
             if isinstance(frame, Ask):
                 link.send(Reply(ask_id=frame.ask_id, ok=False, code=503, body=b'{"error":"nobody knows"}'))
-
-    def _answer(self, asked: Request) -> Answer:
-        tensors = self._decode(asked.tensors)
-        _, out, batched = MODELS[asked.model.partition("/")[0]]
-        shape = (asked.rows, *out) if batched else out
-        ref = TensorRef(
-            name="y", datatype="FP32", shape=shape, offset=tensors.output_offset, nbytes=4 * _product(shape)
-        )
-        return Answer(
-            request_id=asked.request_id, gateway=asked.gateway, outcome=Outcome.OK, batch=1,
-            outputs=self._encode(msgspec.structs.replace(tensors, refs=(ref,))),
-            exec_ns=ms(1), queue_ns=ms(1), expected_ns=ms(1),
-        )  # fmt: skip
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    found = 1
-    for dim in shape:
-        found *= dim
-    return found
 
 
 class TimedSelector(selectors.EpollSelector):
@@ -226,7 +165,7 @@ def measured_gateway() -> Iterator[Measured]:
 
 
 async def _controller(run_dir: str) -> None:
-    await Catalogue().listen(run_dir)
+    await Controller(MODELS).listen(run_dir)
     print("up", flush=True)
     await asyncio.Event().wait()
 

@@ -109,7 +109,7 @@ def http_message(recipe: Recipe) -> bytes:
 def _http_json(recipe: Recipe) -> bytes:
     element = _ELEMENTS[recipe["element"]]
     count = min(recipe["count"], JSON_MAX // (len(element) + 1))
-    (datatype, model_shape), _, batched = MODELS[recipe["model"]]
+    datatype, model_shape, _, batched = MODELS[recipe["model"]]
     shape: list[int] = [count]
     if recipe["shape"] == "model":
         shape = [1 if dim < 0 else dim for dim in model_shape]
@@ -167,7 +167,7 @@ def _http_binary(recipe: Recipe) -> bytes:
 
 def _tensor(model: str, rows: int, nbytes: int, words: int, word: int) -> tuple[list[int], bytes, str]:
     """A good one of a model: its shape, its bytes, its datatype."""
-    (datatype, own), _, batched = MODELS[model]
+    datatype, own, _, batched = MODELS[model]
     size = {"FP32": 4, "INT64": 8, "BOOL": 1, "BYTES": 0}[datatype]
     fixed = math.prod(dim for dim in own if dim > 0)
     first = max(1, words if datatype == "BYTES" else (nbytes - KIB) // (size * fixed))

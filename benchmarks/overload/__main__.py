@@ -21,13 +21,14 @@ from clockwork_serve.messages import Infer, Result, Status
 from clockwork_serve.telemetry import read_journal
 from harness import repositories
 from harness.http_load import Report, Sample, Shot, header_of, infer_message, open_loop, poisson, run
-from harness.report import Outcome, finish, milliseconds, parser, percent, quantile
+from harness.report import Outcome, finish, milliseconds, parser, quantile
 from harness.serving import Serving, serve
 
 MODEL = "slow"
 X = [("x", "FP32", (1, 4), bytes(16))]
 WOULD_MISS = "429 would_miss_deadline"
 WARM_SLO_MS = 5000
+LAG_MS = 10
 
 
 @dataclass(slots=True)
@@ -111,9 +112,7 @@ def conclude(found: Findings, sent: int) -> Outcome:
     outcome = Outcome("benchmarks.overload")
     lag_ns = quantile(found.lags_ns, 0.99)
     late_by = f", by up to {milliseconds(max(found.late_ns))}" if found.late_ns else ""
-    outcome.judge(
-        "hopeless requests told after, p99", asked="<= 10 ms", found=milliseconds(lag_ns), good=lag_ns <= 10e6
-    )
+    outcome.at_most("hopeless requests told after, p99", LAG_MS, lag_ns / 1e6, "ms")
     outcome.judge(
         "all others answered", asked="no other end", found=str(dict(found.other_ends) or "none"),
         good=not found.other_ends,
@@ -122,15 +121,12 @@ def conclude(found: Findings, sent: int) -> Outcome:
         "answered late", asked="<= 0.1 %", found=f"{len(found.late_ns)} of {found.answered}{late_by}",
         good=len(found.late_ns) <= 0.001 * sent,
     )  # fmt: skip
-    outcome.judge(
-        "rejected, but could have been served", asked="<= 2 %", found=percent(found.could_have_joined, sent),
-        good=found.could_have_joined <= 0.02 * sent,
-    )  # fmt: skip
-    outcome.judge(
-        "goodput of the offline best", asked=">= 90 %",
-        found=f"{percent(found.good, found.best)} ({found.good} of {found.best})",
-        good=found.good >= 0.9 * found.best,
-    )  # fmt: skip
+    joined = 100 * found.could_have_joined / sent
+    outcome.at_most("rejected, but could have been served", 2, joined, "%")
+    beside = f"({found.good} of {found.best})"
+    outcome.at_least(
+        "goodput of the offline best", 90, 100 * found.good / max(1, found.best), "%", more=beside
+    )
     outcome.figures = {
         "sent": sent, "service_ms": found.service_ns / 1e6, "good": found.good, "best": found.best,
         "late_ms": [late_ns / 1e6 for late_ns in found.late_ns], "could_have_joined": found.could_have_joined,
@@ -151,7 +147,7 @@ def load(serving: Serving, schedule: Iterable[Shot]) -> list[Sample]:
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=60)
     options.add_argument("--overload", type=float, default=3.0, help="times the capacity of batch 1")
     options.add_argument("--backend", choices=("emulated", "python"), default="emulated")

@@ -338,7 +338,7 @@ def judge(outcome: Outcome, found: dict[str, Results], cases: Sequence[Case]) ->
 
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument(
         "--case", choices=[case.name for case in (*CASES, *LONGER)], action="append", help="only these"
     )

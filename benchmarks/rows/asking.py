@@ -31,18 +31,18 @@ from benchmarks.rows.judge import (
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.devices.base import NUMPY_DTYPES
 from clockwork_serve.errors import DeviceError, ModelError
-from clockwork_serve.messages import Call, Extent, Infer, Load, Window
+from clockwork_serve.messages import Extent
 from clockwork_serve.store import Cache, Compiler, ServedVersion, StoreConfig
 from clockwork_serve.store.optimiser import Optimiser
 from clockwork_serve.store.repository import Entry
 from clockwork_serve.store.settings import ModelSettings, ProblemError
 from clockwork_serve.units import MIB
+from harness import records
 
 SWEPT_AFTER = 400
 """Graphs after which the cache is emptied: nothing in it is asked for again."""
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder of our own is made there, whose syncs cost nothing
 _PAGE = 1 * MIB
-_WINDOW = Window(0, 1 << 62)
 _ROOM = 1 << 18
 _SLACK = 10
 """How much more than between batch sizes an optimised graph may differ from one that is not."""
@@ -87,14 +87,9 @@ class Store:
         place.mkdir(parents=True, exist_ok=True)
         (place / "model.onnx").write_bytes(model)
         entry = Entry(
-            name="graph",
-            path=str(place.parent),
-            root=str(place.parent.parent),
-            backend="onnx",
-            versions=(1,),
-            present=(1,),
-            settings=settings or ModelSettings(),
-        )
+            name="graph", path=str(place.parent), root=str(place.parent.parent), backend="onnx",
+            versions=(1,), present=(1,), settings=settings or ModelSettings(),
+        )  # fmt: skip
         try:
             served = self._compiler.compile(entry, 1)
         except ProblemError as error:
@@ -203,19 +198,7 @@ def _optimised(model: bytes, row: Arrays) -> Sequence[Array]:
 def load(on: Device, served: ServedVersion) -> None:
     """Its code prepared, its weights at the first page."""
     on.prepare(served.code)
-    on.load(
-        Load(
-            action_id=1,
-            device="cpu:0",
-            model=served.model.key,
-            code_id=served.code.code_id,
-            weights=served.model.weights,
-            extent=_extent(served),
-            version=1,
-            window=_WINDOW,
-            expected_ns=0,
-        )
-    )
+    on.load(records.load(served.model, _extent(served)))
 
 
 def _extent(served: ServedVersion) -> Extent:
@@ -226,19 +209,7 @@ def _answers(on: Device, served: ServedVersion, batch: Arrays, size: int) -> lis
     """Requests of one row each, answered together in a batch of ``size``, padded by the device."""
     count = len(next(iter(batch.values())))
     calls = [_call(served, batch, number) for number in range(count)]
-    action = Infer(
-        action_id=2,
-        device="cpu:0",
-        model=served.model.key,
-        code_id=served.code.code_id,
-        extent=_extent(served),
-        version=1,
-        batch=size,
-        calls=tuple(Call(request_id=str(number), rows=1, tensors=b"") for number in range(count)),
-        window=_WINDOW,
-        expected_ns=0,
-    )
-    on.infer(action, calls)
+    on.infer(records.infer(served.model, _extent(served), [1] * count, batch=size), calls)
     return calls
 
 

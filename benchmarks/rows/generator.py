@@ -8,17 +8,15 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx import helper
 
-from benchmarks.rows import layers, rarely
 from benchmarks.rows.apart import STEPS, Step
-from benchmarks.rows.graph import ONNX_TYPES, ROWS, TEXT, Scope, Value
+from benchmarks.rows.graph import LOCAL, ONNX_TYPES, ROWS, TEXT, Scope, Value
 from benchmarks.rows.mixing import MIXERS
-from benchmarks.rows.nesting import nested
 
-_TABLES = (layers, rarely)
-"""Their steps enter the tables when they are imported."""
 OPSETS = (11, 13, 13, 15, 16, 17, 17, 18, 19, 20, 21)
 LARGEST_ROW = 512
 MOST_TRIES = 400
+DEEPEST = 2
+"""Of steps inside branches, loops and functions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +142,7 @@ def _model(g: Scope, inputs: list[Value], outputs: list[Value]) -> onnx.ModelPro
         else:
             declared.append(g.info(value))
     graph = g.graph("graph", [g.info(value) for value in given], declared)
-    opsets = [helper.make_opsetid("", g.opset)]
-    domains = set(g.domains)
-    opsets += [helper.make_opsetid(each, 3 if each == "ai.onnx.ml" else 1) for each in sorted(domains)]
-    model = helper.make_model(graph, opset_imports=opsets, functions=g.functions)
+    model = helper.make_model(graph, opset_imports=g.opsets(), functions=g.functions)
     model.ir_version = 10 if g.opset >= 21 else 8
     return model
 
@@ -160,3 +155,77 @@ def _taken(node: onnx.NodeProto) -> set[str]:
             for inner in attribute.g.node:
                 names |= _taken(inner)
     return names
+
+
+# A step inside a branch, a loop or a local function: what it does to rows, it does there too
+
+
+def nested(g: Scope, x: Value, inside: Step) -> Value | None:
+    """The step in one of these, or None where it does not go."""
+    if g.depth >= DEEPEST:
+        return None
+    if g.constants_as_nodes:
+        return in_branch(g, x, inside)
+    return g.random.choice([in_branch, in_loop, in_function, in_function])(g, x, inside)
+
+
+def in_branch(g: Scope, x: Value, inside: Step) -> Value | None:
+    """In the branches of an If whose condition no request decides."""
+    dice, count = g.random.getstate(), g.count[0]
+    made = []
+    graphs = []
+    for number in range(2):
+        g.random.setstate(dice)
+        g.count[0] = count  # siblings may have the same names
+        inner = g.inner()
+        value = inside(inner, x)
+        if value is None or value.name == x.name or not inner.nodes:
+            return None
+        name = inner.op("Identity", value)
+        graphs.append(inner.graph(f"side_{number}", [], [inner.info(replace(value, name=name))]))
+        made.append(value)
+    if x.axis is not None and g.chance(0.3) and len(x.others) > 0:
+        size = g.op("Gather", g.op("Shape", x), g.constant(x.others[0]), axis=0)
+        test = g.op("Equal", size, g.constant(x.shape[x.others[0]]))
+    else:
+        test = g.constant(g.random.randrange(2), "?")
+    name = g.op("If", test, then_branch=graphs[0], else_branch=graphs[1])
+    return replace(made[0], name=name, exact=False)
+
+
+def in_loop(g: Scope, x: Value, inside: Step) -> Value | None:
+    """In a loop of a fixed number of turns."""
+    inner = g.inner()
+    given = _, going, held = inner.turn(x)
+    still = inner.op("Identity", going)
+    value = inside(inner, held)
+    if value is None or value.shape != x.shape or value.dtype != x.dtype or value.name == held.name:
+        return None
+    body = inner.body(given, still, value)
+    name = g.op("Loop", g.constant(g.random.randint(1, 3)), g.constant(1, "?"), x, body=body)
+    return replace(value, name=name, exact=False)
+
+
+def in_function(g: Scope, x: Value, inside: Step) -> Value | None:
+    """In a local function."""
+    inner = g.inner(function=True)
+    inner.count = [0]  # a function's names are its own
+    formal = inner.fresh()
+    inner.values = [replace(x, name=formal)]
+    value = inside(inner, replace(x, name=formal))
+    if value is None or value.name == formal or not inner.nodes:
+        return None
+    name = _function_name(g)
+    made = helper.make_function(LOCAL, name, [formal], [value.name], inner.nodes, g.opsets(LOCAL))
+    g.functions.append(made)
+    return replace(value, name=g.op(name, x, domain=LOCAL))
+
+
+def _function_name(g: Scope) -> str:
+    """Of its own, or that of a standard operator, which its domain tells apart.
+
+    Not all: ONNX Runtime ends the process over an ``Add`` that is none.
+    """
+    taken = {function.name for function in g.functions}
+    name = g.random.choice(["Relu", "Identity", "MatMul", "Shape", "Sigmoid"])
+    return name if g.chance(0.4) and name not in taken else f"Function{len(g.functions)}"

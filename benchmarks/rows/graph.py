@@ -22,6 +22,8 @@ ROWS = -1
 FLOATS = ("f4", "f2", "f8")
 INTEGERS = ("i8", "i4")
 TEXT = "O"
+LOCAL = "local"
+"""The domain of local functions."""
 ONNX_TYPES: dict[str, int] = {
     "f4": T.FLOAT, "f2": T.FLOAT16, "f8": T.DOUBLE, "i8": T.INT64, "i4": T.INT32, "i1": T.INT8,
     "u1": T.UINT8, "?": T.BOOL, TEXT: T.STRING,
@@ -64,6 +66,10 @@ class Value:
     def row_size(self) -> int:
         """Elements of a row."""
         return int(np.prod([size for size in self.shape if size != ROWS], dtype=np.int64))
+
+    def sized(self, axis: int, *sizes: int) -> tuple[int, ...]:
+        """The shape with these sizes instead of that axis."""
+        return (*self.shape[:axis], *sizes, *self.shape[axis + 1 :])
 
 
 Source = Value | str
@@ -230,3 +236,20 @@ class Scope:
     ) -> onnx.GraphProto:
         """What has grown so far, as a graph."""
         return helper.make_graph(self.nodes, name, list(inputs), list(outputs), self.initializers)
+
+    def turn(self, start: Value) -> tuple[str, str, Value]:
+        """What this scope is given as a loop's body: the turn's number, whether it goes on, a value."""
+        number, going, carried = (self.fresh() for _ in range(3))
+        return number, going, replace(start, name=carried)
+
+    def body(self, given: tuple[str, str, Value], still: str, after: Value) -> onnx.GraphProto:
+        """A loop's body: what its turn is ``given``, whether it goes on after it, and with which value."""
+        number, going, held = given
+        inputs = [self.info(Value(number, "i8", ())), self.info(Value(going, "?", ())), self.info(held)]
+        return self.graph("body", inputs, [self.info(Value(still, "?", ())), self.info(after)])
+
+    def opsets(self, *domains: str) -> list[onnx.OperatorSetIdProto]:
+        """What its nodes need, and these domains."""
+        all_domains = (*domains, *sorted(self.domains - {*domains}))
+        versions = {each: 3 if each == "ai.onnx.ml" else 1 for each in all_domains}
+        return [helper.make_opsetid(*each) for each in (("", self.opset), *versions.items())]

@@ -9,7 +9,7 @@ sum in another order, a difference is allowed for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,7 @@ class Finding:
 
     ``faint``: neighbours changed bits, but no more than rounding does: a few kernels compute a whole vector
     in another way if one number in it is huge; or the answer changes as much with the last bits of its own
-    input (:func:`unsettled`). ``rounding`` is the largest difference that was let pass.
+    input (:func:`unsettled`).
     """
 
     refused: str = ""
@@ -51,9 +51,6 @@ class Finding:
     place: str = ""
     shape: str = ""
     faint: str = ""
-    rounding: float = 0.0
-    runs: int = 0
-    failed: int = field(default=0)
 
     @property
     def mixes(self) -> str:
@@ -235,21 +232,13 @@ class _Trial:
     def __init__(
         self, run: Run, rows: Rows, dice: np.random.Generator, finding: Finding, *, light: bool
     ) -> None:
-        self._plain = run
+        self._run = run
         self._rows = rows
         self._dice = dice
         self._finding = finding
         self._light = light
         self._allowed = rounding_of(array.dtype for array in rows.arrays.values())
         self._alone: list[list[Array]] = []
-
-    def _run(self, inputs: Arrays) -> list[Array]:
-        self._finding.runs += 1
-        try:
-            return self._plain(inputs)
-        except Refused:
-            self._finding.failed += 1
-            raise
 
     def alone_first(self) -> None:
         """The answers of single rows, one of them twice. Raises ``Refused``."""
@@ -344,7 +333,6 @@ class _Trial:
         for number, (whole, one) in enumerate(zip(answer, single, strict=True)):
             gap = gap_of(whole[place : place + 1].ravel(), one.ravel())
             allowed = self._allowance(whole)
-            finding.rounding = max(finding.rounding, gap if gap <= allowed else 0.0)
             if gap > allowed and not finding.place:
                 text = f"output {number}, row {place} of {size}: {gap:.1e} away from what it is alone"
                 if allowed and unsettled(

@@ -7,31 +7,33 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import helper
 
 from benchmarks.rows.apart import either_sign, inexact, step
-from benchmarks.rows.graph import ONNX_TYPES, ROWS, Scope, Value
+from benchmarks.rows.graph import FLOATS, LOCAL, ONNX_TYPES, ROWS, Scope, Value
 
 
-@step(4)
+@step(4, least_rank=2, dtypes=FLOATS)
 def _product(g: Scope, x: Value) -> Value | None:
-    if not x.is_float or x.rank < 2 or x.shape[-1] == ROWS:
+    if x.shape[-1] == ROWS:
         return None
     width = g.random.randint(1, 6)
     return inexact(x, g.op("MatMul", x, g.weights(x.dtype, x.shape[-1], width)), (*x.shape[:-1], width))
 
 
-@step(1)
+@step(1, least_rank=2, dtypes=FLOATS)
 def _product_from_the_left(g: Scope, x: Value) -> Value | None:
-    if not x.is_float or x.rank < 2 or x.shape[-2] == ROWS:
+    if x.shape[-2] == ROWS:
         return None
     width = g.random.randint(1, 5)
     name = g.op("MatMul", g.weights(x.dtype, width, x.shape[-2]), x)
     return inexact(x, name, (*x.shape[:-2], width, x.shape[-1]))
 
 
-@step(2)
+@step(2, ranks=(2,), dtypes=("f4", "f8"))
 def _gemm(g: Scope, x: Value) -> Value | None:
-    if x.dtype not in ("f4", "f8") or x.rank != 2 or x.axis is None:
+    if x.axis is None:
         return None
     inputs, outputs = x.shape[1 - x.axis], g.random.randint(1, 6)
     flipped = g.random.randrange(2)
@@ -41,10 +43,8 @@ def _gemm(g: Scope, x: Value) -> Value | None:
     return inexact(x, name, (ROWS, outputs))
 
 
-@step(1)
+@step(1, axis=0, ranks=(2, 3), dtypes=("f4", "f8"), since=12)
 def _einsum(g: Scope, x: Value) -> Value | None:
-    if x.dtype not in ("f4", "f8") or x.axis != 0 or g.opset < 12 or x.rank not in (2, 3):
-        return None
     if x.rank == 2:
         width = g.random.randint(1, 4)
         name = g.op("Einsum", x, g.weights(x.dtype, x.shape[1], width), equation="bi,ij->bj")
@@ -53,20 +53,16 @@ def _einsum(g: Scope, x: Value) -> Value | None:
     return inexact(x, name, (ROWS, x.shape[1], x.shape[1]))
 
 
-@step(1.5)
+@step(1.5, axis=0, least_rank=3, dtypes=FLOATS)
 def _product_of_rows(g: Scope, x: Value) -> Value | None:
-    if not x.is_float or x.axis != 0 or x.rank < 3:
-        return None
     order = [*range(x.rank - 2), x.rank - 1, x.rank - 2]
     name = g.op("MatMul", x, g.transposed(x, order))
     return inexact(x, name, (*x.shape[:-1], x.shape[-2]))
 
 
-@step(2)
+@step(2, axis=0, least_rank=3, dtypes=("f4", "f8"))
 def _merged(g: Scope, x: Value) -> Value | None:
     """Rows and tokens as one axis, a layer on the last one, and back again."""
-    if x.axis != 0 or x.rank < 3 or x.dtype not in ("f4", "f8"):
-        return None
     last = x.shape[-1]
     flat = g.op("Reshape", x, g.constant([-1, last]))
     kind = g.random.randrange(4)
@@ -83,9 +79,9 @@ def _merged(g: Scope, x: Value) -> Value | None:
     return inexact(x, g.op("Reshape", flat, back), shape)
 
 
-@step(2)
+@step(2, axis=0, ranks=(3,), dtypes=("f4", "f8"))
 def _attention(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 3 or x.dtype not in ("f4", "f8") or x.shape[1] > 8:
+    if x.shape[1] > 8:
         return None
     length, heads, width = x.shape[1], g.random.choice([1, 2]), g.random.choice([2, 3])
     merged, computed = g.chance(0.4), g.chance(0.5)
@@ -120,10 +116,8 @@ def _attention(g: Scope, x: Value) -> Value | None:
 # Pictures
 
 
-@step(3)
+@step(3, axis=0, ranks=(3, 4), dtypes=("f4",))
 def _convolution(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank not in (3, 4) or x.dtype != "f4":
-        return None
     channels, outputs, sides = x.shape[1], g.random.randint(1, 4), x.rank - 2
     kernel = [min(3, size) for size in x.shape[2:]]
     depthwise = g.chance(0.2)
@@ -141,10 +135,8 @@ def _convolution(g: Scope, x: Value) -> Value | None:
     return inexact(x, name, (ROWS, outputs, *sizes))
 
 
-@step(2)
+@step(2, axis=0, ranks=(3, 4), dtypes=("f4",))
 def _pooled(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank not in (3, 4) or x.dtype != "f4":
-        return None
     kind = g.random.choice(["MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool"])
     if kind.startswith("Global"):
         return inexact(x, g.op(kind, x), (*x.shape[:2], *[1] * (x.rank - 2)))
@@ -154,10 +146,8 @@ def _pooled(g: Scope, x: Value) -> Value | None:
     return inexact(x, name, (*x.shape[:2], *sizes))
 
 
-@step(2)
+@step(2, axis=0, least_rank=3, dtypes=("f4",))
 def _channels_normalised(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank < 3 or x.dtype != "f4":
-        return None
     channels = x.shape[1]
     kind = g.random.choice(
         ["BatchNormalization", "InstanceNormalization", "LRN", "MeanVarianceNormalization"]
@@ -175,10 +165,8 @@ def _channels_normalised(g: Scope, x: Value) -> Value | None:
     return inexact(x, g.op(kind, x, scale, bias, g.weights("f4", channels), spread))
 
 
-@step(1)
+@step(1, axis=0, ranks=(4,), dtypes=("f4", "f8"))
 def _blocks(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 4 or x.dtype not in ("f4", "f8"):
-        return None
     _, channels, height, width = x.shape
     if height % 2 == 0 and width % 2 == 0 and g.chance(0.5):
         shape = (ROWS, channels * 4, height // 2, width // 2)
@@ -189,9 +177,9 @@ def _blocks(g: Scope, x: Value) -> Value | None:
     return None
 
 
-@step(1)
+@step(1, axis=0, ranks=(4,), dtypes=("f4",))
 def _resized(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 4 or x.dtype != "f4" or x.row_size > 128:
+    if x.row_size > 128:
         return None
     _, channels, height, width = x.shape
     shape = (ROWS, channels, 2 * height, 2 * width)
@@ -208,10 +196,8 @@ def _resized(g: Scope, x: Value) -> Value | None:
 # Sequences
 
 
-@step(2)
+@step(2, axis=0, ranks=(3,), dtypes=("f4",))
 def _recurrent(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 3 or x.dtype != "f4":
-        return None
     kind, gates = g.random.choice([("LSTM", 4), ("GRU", 3), ("RNN", 1)])
     hidden, length, width = g.random.randint(1, 4), x.shape[1], x.shape[2]
     turned = g.op("Transpose", x, perm=[1, 0, 2])
@@ -226,9 +212,9 @@ def _recurrent(g: Scope, x: Value) -> Value | None:
     return inexact(x, name, (ROWS, length, hidden))
 
 
-@step(0.7)
+@step(0.7, least_rank=2, dtypes=("f4",))
 def _reversed(g: Scope, x: Value) -> Value | None:
-    if x.dtype != "f4" or x.rank < 2 or x.axis not in (0, 1):
+    if x.axis not in (0, 1):
         return None
     lengths = [v for v in g.values if v.dtype == "i8" and v.shape == (ROWS,) and v.exact]
     time = 1 - x.axis
@@ -246,10 +232,8 @@ def _reversed(g: Scope, x: Value) -> Value | None:
 # Classical
 
 
-@step(1)
+@step(1, axis=0, ranks=(2,), dtypes=("f4",))
 def _classical(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 2 or x.dtype != "f4":
-        return None
     width = x.shape[1]
     kind = g.random.choice(["Scaler", "Normalizer", "LinearRegressor", "Imputer"])
     if kind == "Scaler":
@@ -266,10 +250,8 @@ def _classical(g: Scope, x: Value) -> Value | None:
     return inexact(x, name, (ROWS, 2))
 
 
-@step(0.7)
+@step(0.7, axis=0, ranks=(2,), dtypes=("f4",), exact=True)
 def _trees(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 2 or x.dtype != "f4" or not x.exact:
-        return None
     name = g.op(
         "TreeEnsembleRegressor", x, domain="ai.onnx.ml", n_targets=1, nodes_treeids=[0, 0, 0],
         nodes_nodeids=[0, 1, 2], nodes_featureids=[g.random.randrange(x.shape[1]), 0, 0],
@@ -280,17 +262,17 @@ def _trees(g: Scope, x: Value) -> Value | None:
     return inexact(x, name, (ROWS, 1))
 
 
-@step(0.5)
+@step(0.5, axis=0, ranks=(2,), dtypes=("f4",))
 def _fourier(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 2 or x.dtype != "f4" or not 17 <= g.opset < 20:
+    if not 17 <= g.opset < 20:
         return None
     wide = g.unsqueeze(x, 2)
     return inexact(x, g.op("DFT", wide, axis=1), (ROWS, x.shape[1], 2))
 
 
-@step(0.7)
+@step(0.7, least_rank=2, dtypes=("f4",), exact=True)
 def _integer_product(g: Scope, x: Value) -> Value | None:
-    if x.dtype != "f4" or x.rank < 2 or x.shape[-1] == ROWS or not x.exact:
+    if x.shape[-1] == ROWS:
         return None
     scale, zero = g.constant(0.05, "f4"), g.constant(128, "u1")
     quantised = g.op("QuantizeLinear", x, scale, zero)
@@ -302,10 +284,8 @@ def _integer_product(g: Scope, x: Value) -> Value | None:
     return replace(x, name=name, shape=(*x.shape[:-1], width))
 
 
-@step(0.7)
+@step(0.7, axis=0, ranks=(3,), dtypes=("f4", "i8"), since=12)
 def _gathered_by_row(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 3 or x.dtype not in ("f4", "i8") or g.opset < 12:
-        return None
     ids = [v for v in g.values if v.dtype == "i8" and v.shape == (ROWS, 1) and v.exact]
     if not ids:
         return None
@@ -323,11 +303,9 @@ def _squeezed_scalar(g: Scope, x: Value) -> Value | None:
     return replace(x, name=g.squeeze(x, axis), shape=(ROWS,))
 
 
-@step(0.7)
+@step(0.7, axis=0, ranks=(3,), dtypes=("f4", "f8"))
 def _merged_behind(g: Scope, x: Value) -> Value | None:
     """Time first, time and rows as one axis, a layer, and back again: as recurrent networks are exported."""
-    if x.axis != 0 or x.rank != 3 or x.dtype not in ("f4", "f8"):
-        return None
     length, width, outputs = x.shape[1], x.shape[2], g.random.randint(1, 4)
     turned = g.op("Transpose", x, perm=[1, 0, 2])
     flat = g.op("Reshape", turned, g.constant([-1, width]))
@@ -339,10 +317,10 @@ def _merged_behind(g: Scope, x: Value) -> Value | None:
     return inexact(x, name, (ROWS, length, outputs))
 
 
-@step(1)
+@step(1, axis=0, ranks=(3,), dtypes=("f4",), since=14)
 def _masked(g: Scope, x: Value) -> Value | None:
     """A causal mask as long as the rows are, computed from the shape."""
-    if x.axis != 0 or x.rank != 3 or x.dtype != "f4" or g.opset < 14 or x.shape[1] != x.shape[2]:
+    if x.shape[1] != x.shape[2]:
         return None
     length = g.op("Gather", g.op("Shape", x), g.constant([1]), axis=0)
     square = g.op("ConstantOfShape", g.op("Concat", length, length, axis=0))
@@ -350,22 +328,20 @@ def _masked(g: Scope, x: Value) -> Value | None:
     return inexact(x, g.op("Softmax", g.op("Add", x, mask), axis=-1))
 
 
-@step(0.3)
+@step(0.3, dtypes=("f4",), others=True)
 def _in_parts(g: Scope, x: Value) -> Value | None:
-    if not x.others or x.dtype != "f4":
-        return None
     axis = g.random.choice(x.others)
     parts = g.op("SplitToSequence", x, axis=axis, keepdims=1)
     if g.chance(0.5):
         name = g.op("SequenceAt", parts, g.constant(0))
-        return replace(x, name=name, shape=(*x.shape[:axis], 1, *x.shape[axis + 1 :]))
+        return replace(x, name=name, shape=x.sized(axis, 1))
     return replace(x, name=g.op("ConcatFromSequence", parts, axis=axis))
 
 
-@step(0.7)
+@step(0.7, least_rank=2, dtypes=("f4",))
 def _of_the_runtime(g: Scope, x: Value) -> Value | None:
     """Operators of ONNX Runtime's own."""
-    if x.dtype != "f4" or x.rank < 2 or x.shape[-1] == ROWS:
+    if x.shape[-1] == ROWS:
         return None
     domain, width = "com.microsoft", x.shape[-1]
     kind = g.random.choice(["Gelu", "QuickGelu", "BiasGelu", "FusedMatMul"])
@@ -377,14 +353,73 @@ def _of_the_runtime(g: Scope, x: Value) -> Value | None:
     return inexact(x, g.op(kind, x, domain=domain))
 
 
-@step(1.5)
+@step(1.5, axis=0, least_rank=2, dtypes=("f4", "f8"))
 def _scaled_by_row(g: Scope, x: Value) -> Value | None:
     """One number for each row, broadcast over it."""
-    if x.axis != 0 or x.rank < 2 or x.dtype not in ("f4", "f8"):
-        return None
     found = [v for v in g.values if v.shape == (ROWS,) and v.dtype == x.dtype]
     if not found:
         return None
     factor = g.random.choice(found)
     column = g.unsqueeze(factor, *range(1, x.rank))
     return replace(x, name=g.op("Mul", x, column), mixed=x.mixed or factor.mixed, exact=False)
+
+
+# Local functions, loops and scans
+
+
+def told_axis(g: Scope, x: Value, axis: int) -> Value | None:
+    """A softmax in a local function that takes its axis as an attribute."""
+    if g.constants_as_nodes:
+        return None
+    node = helper.make_node("Softmax", ["x"], ["y"])
+    attribute = node.attribute.add()
+    attribute.name, attribute.ref_attr_name, attribute.type = "axis", "axis", onnx.AttributeProto.INT
+    name = f"Function{len(g.functions)}"
+    imports = [helper.make_opsetid("", g.opset)]
+    g.functions.append(helper.make_function(LOCAL, name, ["x"], ["y"], [node], imports, ["axis"]))
+    return replace(x, name=g.op(name, x, domain=LOCAL, axis=axis), exact=False)
+
+
+@step(0.7, dtypes=FLOATS, since=13, others=True)
+def _told(g: Scope, x: Value) -> Value | None:
+    return told_axis(g, x, g.random.choice(x.others))
+
+
+@step(1, axis=0, ranks=(3,), dtypes=("f4",))
+def _loop_over_time(g: Scope, x: Value) -> Value | None:
+    """A recurrent network written as a loop: turn by turn one token of each row."""
+    if g.depth:
+        return None
+    width, length = x.shape[2], x.shape[1]
+    inner = g.inner()
+    given = number, going, state = inner.turn(replace(x, shape=(ROWS, width)))
+    still = inner.op("Identity", going)
+    token = inner.op("Gather", x, number, axis=1)
+    fed = inner.op("Add", token, inner.op("MatMul", state, inner.weights("f4", width, width)))
+    body = inner.body(given, still, replace(state, name=inner.op("Tanh", fed)))
+    turns = g.constant(length) if g.chance(0.5) else g.op("Gather", g.op("Shape", x), g.constant(1), axis=0)
+    start = g.op("ConstantOfShape", g.shape_with_rows(x, [ROWS, width]))
+    name = g.op("Loop", turns, g.constant(1, "?"), start, body=body)
+    return replace(x, name=name, shape=(ROWS, width), exact=False)
+
+
+@step(1, axis=0, ranks=(3,), dtypes=("f4",))
+def _scan_over_time(g: Scope, x: Value) -> Value | None:
+    """The same as a scan along axis 1."""
+    if g.depth:
+        return None
+    width = x.shape[2]
+    inner = g.inner()
+    state, token = inner.fresh(), inner.fresh()
+    after = inner.op("Add", inner.op("Tanh", state), token)
+    made = inner.op("Identity", after)
+    held = Value(state, "f4", (ROWS, width))
+    inputs = [inner.info(held), inner.info(replace(held, name=token))]
+    outputs = [inner.info(replace(held, name=after)), inner.info(replace(held, name=made))]
+    body = inner.graph("body", inputs, outputs)
+    start = g.op("ConstantOfShape", g.shape_with_rows(x, [ROWS, width]))
+    more: dict[str, Any] = {"num_scan_inputs": 1, "scan_input_axes": [1], "scan_output_axes": [1]}
+    last, whole = g.ops("Scan", start, x, outputs=2, body=body, **more)
+    if g.chance(0.5):
+        return replace(x, name=last, shape=(ROWS, width), exact=False)
+    return replace(x, name=whole, exact=False)

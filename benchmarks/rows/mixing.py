@@ -5,30 +5,31 @@ Each receives floats with rows and returns floats with rows, or None if it is no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
-from benchmarks.rows.apart import Step, either_sign, reduce_over
+from benchmarks.rows.apart import Needs, Step, either_sign, reduce_over, where
 from benchmarks.rows.graph import ONNX_TYPES, ROWS, Scope, Value
-from benchmarks.rows.nesting import told_axis
+from benchmarks.rows.layers import told_axis
 
 MIXERS: list[tuple[Step, float]] = []
 
 
-def mixer(weight: float = 1.0) -> Callable[[Step], Step]:
+def mixer(weight: float = 1.0, **needs: Unpack[Needs]) -> Callable[[Step], Step]:
     """Puts a function into the table; what it gives is mixed, and not exact."""
 
     def enter(function: Step) -> Step:
+        @functools.wraps(function)
         def mixed(g: Scope, x: Value) -> Value | None:
             made = function(g, x)
             return None if made is None else replace(made, mixed=True, exact=False)
 
-        mixed.__name__ = function.__name__
-        MIXERS.append((mixed, weight))
-        return mixed
+        MIXERS.append((where(needs, mixed), weight))
+        return MIXERS[-1][0]
 
     return enter
 
@@ -41,11 +42,6 @@ def blend(g: Scope, x: Value, other: str) -> Value:
     if kind == 1:
         return replace(x, name=g.op("Mul", x, g.op("Sigmoid", other)))
     return replace(x, name=g.op(g.random.choice(["Add", "Sub", "Max", "Mul"]), x, other))
-
-
-def with_axis(x: Value, axis: int, size: int) -> tuple[int, ...]:
-    """The shape with another size on one axis."""
-    return (*x.shape[:axis], size, *x.shape[axis + 1 :])
 
 
 def batch(x: Value) -> int:
@@ -79,10 +75,8 @@ def _normalised(g: Scope, x: Value) -> Value | None:
     return replace(x, name=g.op(kind, x, axis=either_sign(g, axis, x.rank)))
 
 
-@mixer(1)
+@mixer(1, dtypes=("f4", "f8"))
 def _flattened(g: Scope, x: Value) -> Value | None:
-    if x.dtype == "f2":
-        return None
     flat = g.op("Flatten", x, axis=0)
     made = g.op("Softmax", flat, axis=1) if g.chance(0.5) else g.op("CumSum", flat, g.constant(1, "i4"))
     return replace(x, name=g.op("Reshape", made, g.op("Shape", x)))
@@ -109,10 +103,10 @@ def _as_places(g: Scope, x: Value) -> Value | None:
     return replace(front, name=g.op("Transpose", g.squeeze(made, 0), perm=[1, 0]))
 
 
-@mixer(1)
+@mixer(1, axis=0, least_rank=2)
 def _misread(g: Scope, x: Value) -> Value | None:
     """Another axis and the rows taken for each other, something added by place, and back."""
-    if x.axis != 0 or x.rank < 2 or x.shape[1] < 2:
+    if x.shape[1] < 2:
         return None
     size = x.shape[1]
     turned = g.op("Reshape", x, g.constant([size, -1, *x.shape[2:]]))
@@ -132,10 +126,8 @@ def _permuted(g: Scope, x: Value) -> Value | None:
     return replace(x, name=g.op("Gather", x, index, axis=batch(x)))
 
 
-@mixer(1)
+@mixer(1, axis=0, ranks=(3,), dtypes=("f4",))
 def _filtered_by_itself(g: Scope, x: Value) -> Value | None:
-    if x.dtype != "f4" or x.axis != 0 or x.rank != 3:
-        return None
     square = g.op("Conv", x, x)
     return blend(g, x, g.reduced("ReduceMean", square, [1], keepdims=1))
 
@@ -160,27 +152,23 @@ def _counted_by_shape(g: Scope, x: Value) -> Value | None:
     return replace(x, name=g.op(g.random.choice(["Add", "Mul"]), x, number))
 
 
-@mixer(1)
+@mixer(1, least_rank=2, dtypes=("f4",), since=17)
 def _layer_normalised(g: Scope, x: Value) -> Value | None:
-    if g.opset < 17 or x.dtype != "f4" or x.rank < 2 or x.axis == x.rank - 1:
+    if x.axis == x.rank - 1:
         return None
     axis = g.random.randint(0, batch(x))
     scale = g.weights(x.dtype, x.shape[-1])
     return replace(x, name=g.op("LayerNormalization", x, scale, axis=axis))
 
 
-@mixer(1)
+@mixer(1, least_rank=2, dtypes=("f4",))
 def _mean_variance(g: Scope, x: Value) -> Value | None:
-    if x.dtype != "f4" or x.rank < 2:
-        return None
     more: dict[str, Any] = {} if x.rank == 4 and x.axis != 1 and g.chance(0.5) else {"axes": [batch(x)]}
     return replace(x, name=g.op("MeanVarianceNormalization", x, **more))
 
 
-@mixer(1)
+@mixer(1, axis=0, least_rank=2, dtypes=("f4",), since=14)
 def _batch_statistics(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank < 2 or x.dtype != "f4" or g.opset < 14:
-        return None
     channels = x.shape[1]
     parts = [g.weights("f4", channels), g.weights("f4", channels), g.weights("f4", channels)]
     spread = g.constant(np.ones(channels), "f4")
@@ -194,10 +182,8 @@ def _whole_norm(g: Scope, x: Value) -> Value | None:
     return replace(x, name=g.op("Div", x, g.op("Add", g.op("Abs", total), g.constant(1, x.dtype))))
 
 
-@mixer(2)
+@mixer(2, dtypes=("f4",))
 def _dynamic_scale(g: Scope, x: Value) -> Value | None:
-    if x.dtype != "f4":
-        return None
     quantised, scale, zero = g.ops("DynamicQuantizeLinear", x, outputs=3)
     if x.rank >= 2 and x.shape[-1] != ROWS and g.chance(0.6):
         dice = np.random.default_rng(g.random.getrandbits(32))
@@ -210,19 +196,15 @@ def _dynamic_scale(g: Scope, x: Value) -> Value | None:
 # Along the rows
 
 
-@mixer(2)
+@mixer(2, dtypes=("f4", "f8"))
 def _cumulative(g: Scope, x: Value) -> Value | None:
-    if x.dtype == "f2":
-        return None
     axis = g.constant(either_sign(g, batch(x), x.rank), "i4")
     more: dict[str, Any] = {"reverse": g.random.randrange(2), "exclusive": g.random.randrange(2)}
     return replace(x, name=g.op("CumSum", x, axis, **more))
 
 
-@mixer(1.5)
+@mixer(1.5, dtypes=("f4", "f8"))
 def _sorted(g: Scope, x: Value) -> Value | None:
-    if x.dtype == "f2":
-        return None
     count = g.rows(x) if g.chance(0.7) else g.constant([1])
     whole, _ = g.ops("TopK", x, count, outputs=2, axis=batch(x))
     return blend(g, x, whole)
@@ -244,9 +226,9 @@ def _shifted(g: Scope, x: Value) -> Value | None:
     return blend(g, x, g.slice(padded, 0, -1, axis))
 
 
-@mixer(1.5)
+@mixer(1.5, least_rank=2)
 def _reversed(g: Scope, x: Value) -> Value | None:
-    if x.rank < 2 or x.axis not in (0, 1):
+    if x.axis not in (0, 1):
         return None
     other = 1 - batch(x)
     size = x.shape[other]
@@ -255,10 +237,8 @@ def _reversed(g: Scope, x: Value) -> Value | None:
     return replace(x, name=name)
 
 
-@mixer(1.5)
+@mixer(1.5, axis=0, ranks=(2, 3), dtypes=("f4",))
 def _recurrent(g: Scope, x: Value) -> Value | None:
-    if x.dtype != "f4" or x.axis != 0 or x.rank not in (2, 3):
-        return None
     steps = x if x.rank == 3 else replace(x, name=g.unsqueeze(x, 1), shape=(ROWS, 1, x.shape[1]))
     kind, gates = g.random.choice([("LSTM", 4), ("GRU", 3), ("RNN", 1)])
     hidden, width = 3, steps.shape[2]
@@ -299,10 +279,8 @@ def _product_of_all(g: Scope, x: Value) -> Value | None:
     return Value(g.op("MatMul", scores, flat), x.dtype, (ROWS, width))
 
 
-@mixer(1)
+@mixer(1, axis=0, ranks=(2,), dtypes=("f4", "f8"))
 def _gram(g: Scope, x: Value) -> Value | None:
-    if x.rank != 2 or x.axis != 0 or x.dtype == "f2":
-        return None
     if g.opset >= 12 and g.chance(0.6):
         gram = g.op("Einsum", x, x, equation="bi,bj->ij")
     else:
@@ -310,10 +288,8 @@ def _gram(g: Scope, x: Value) -> Value | None:
     return replace(x, name=g.op("MatMul", x, gram))
 
 
-@mixer(1)
+@mixer(1, axis=0, ranks=(2,), dtypes=("f4", "f8"), since=12)
 def _summed_by_einsum(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 2 or g.opset < 12 or x.dtype == "f2":
-        return None
     kind = g.random.choice(["ab,cb->ca", "ab->b", "ab,cd->ad"])
     if kind == "ab->b":
         return blend(g, x, g.op("Einsum", x, equation=kind))
@@ -323,10 +299,8 @@ def _summed_by_einsum(g: Scope, x: Value) -> Value | None:
     return replace(x, name=made)
 
 
-@mixer(1.5)
+@mixer(1.5, axis=0, ranks=(3,), dtypes=("f4", "f8"))
 def _attention_over_rows(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 3 or x.dtype == "f2":
-        return None
     turned = g.op("Transpose", x, perm=[1, 0, 2])
     scores = g.op("MatMul", turned, g.op("Transpose", turned, perm=[0, 2, 1]))
     if g.chance(0.4) and g.opset >= 14:
@@ -351,9 +325,9 @@ def _smeared(g: Scope, x: Value) -> Value | None:
     return replace(flat, name=g.op("Reshape", turned, shape))
 
 
-@mixer(1.5)
+@mixer(1.5, axis=0, least_rank=3)
 def _merged_and_mixed(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank < 3 or x.shape[1] < 2:
+    if x.shape[1] < 2:
         return None
     flat = Value(g.op("Reshape", x, g.constant([-1, *x.shape[2:]])), x.dtype, (ROWS, *x.shape[2:]))
     kind = g.random.randrange(3)
@@ -370,9 +344,9 @@ def _merged_and_mixed(g: Scope, x: Value) -> Value | None:
     return replace(x, name=g.op("Reshape", made, g.constant(list(x.shape))))
 
 
-@mixer(1)
+@mixer(1, axis=0, ranks=(2,))
 def _tiled(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 2 or x.row_size > 64:
+    if x.row_size > 64:
         return None
     wide = g.op("Tile", x, g.constant([2, 1]))
     return replace(
@@ -380,10 +354,8 @@ def _tiled(g: Scope, x: Value) -> Value | None:
     )
 
 
-@mixer(1)
+@mixer(1, axis=0, dtypes=("f4", "f8"))
 def _as_one_list(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.dtype == "f2":
-        return None
     flat = g.op("Reshape", x, g.constant([-1]))
     kind = g.random.randrange(3)
     if kind == 0:
@@ -413,19 +385,15 @@ def _indexed(g: Scope, x: Value) -> Value | None:
     return blend(g, x, picked)
 
 
-@mixer(1)
+@mixer(1, since=12)
 def _indexed_within(g: Scope, x: Value) -> Value | None:
-    if g.opset < 12:
-        return None
     last = g.op("Sub", g.rows(x, scalar=True), g.constant(1))
     index = g.op("Min", last, g.constant(g.random.choice([1, 2, 3, 7])))
     return blend(g, x, g.unsqueeze(g.op("Gather", x, index, axis=batch(x)), batch(x)))
 
 
-@mixer(1.5)
+@mixer(1.5, axis=0, ranks=(2,), dtypes=("f4", "f8"))
 def _indexed_by_data(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 2 or x.dtype == "f2":
-        return None
     first = (
         g.op("ArgMax", x, axis=1, keepdims=0)
         if x.dtype == "f4"
@@ -440,27 +408,21 @@ def _indexed_by_data(g: Scope, x: Value) -> Value | None:
     return blend(g, x, g.op("Gather", x, index, axis=0))
 
 
-@mixer(1)
+@mixer(1, dtypes=("f4",))
 def _best_row(g: Scope, x: Value) -> Value | None:
-    if x.dtype != "f4":
-        return None
     index = g.op("ArgMax", x, axis=batch(x), keepdims=1)
     return blend(g, x, g.op("GatherElements", x, index, axis=batch(x)))
 
 
-@mixer(1)
+@mixer(1, axis=0)
 def _compressed(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0:
-        return None
     positive = g.op("Greater", g.op("Reshape", x, g.constant([-1])), g.constant(0, x.dtype))
     kept = g.op("Compress", g.op("Reshape", x, g.constant([-1])), positive)
     return blend(g, x, g.reduced("ReduceSum", kept, [0], keepdims=0))
 
 
-@mixer(1)
+@mixer(1, dtypes=("f4",), since=13)
 def _counted(g: Scope, x: Value) -> Value | None:
-    if x.dtype != "f4" or g.opset < 13:
-        return None
     kind = g.random.randrange(2)
     if kind == 0:
         found = g.op("NonZero", x)
@@ -513,10 +475,8 @@ def _numbered(g: Scope, x: Value) -> Value | None:
     return replace(x, name=g.op("Add", x, g.squeeze(number, 0, 1)))
 
 
-@mixer(1.5)
+@mixer(1.5, dtypes=("f4",))
 def _random(g: Scope, x: Value) -> Value | None:
-    if x.dtype != "f4":
-        return None
     kind = g.random.choice(["RandomNormalLike", "RandomUniformLike", "Dropout", "RandomUniform", "Bernoulli"])
     if kind == "RandomUniform":
         return replace(x, name=g.op("Mul", x, g.op(kind, shape=[1])))
@@ -551,27 +511,21 @@ def _broadcast(g: Scope, x: Value) -> Value | None:
     return Value(g.op("Add", flat, made), x.dtype, (ROWS, front.row_size))
 
 
-@mixer(1)
+@mixer(1, dtypes=("f4", "f8"))
 def _inner_product(g: Scope, x: Value) -> Value | None:
-    if x.dtype == "f2":
-        return None
     flat = g.op("Reshape", x, g.constant([-1]))
     return blend(g, x, g.op("MatMul", flat, flat))
 
 
-@mixer(1)
+@mixer(1, axis=0)
 def _behind_a_constant(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0:
-        return None
     first = g.weights(x.dtype, 1, *x.shape[1:])
     longer = g.op("Concat", first, x, axis=0)
     return blend(g, x, g.slice(longer, 0, -1, 0))
 
 
-@mixer(1)
+@mixer(1, dtypes=("f4", "f8"), since=13)
 def _computed_axis(g: Scope, x: Value) -> Value | None:
-    if x.dtype == "f2" or g.opset < 13:
-        return None
     kind = g.random.randrange(2)
     axis = g.op("Sub", g.constant([batch(x) + 3]), g.constant([3]))
     if kind == 0:
@@ -586,10 +540,8 @@ def _by_attribute(g: Scope, x: Value) -> Value | None:
     return told_axis(g, x, batch(x)) if g.opset >= 13 else None
 
 
-@mixer(1)
+@mixer(1, axis=0, ranks=(2,), dtypes=("f4",))
 def _scattered(g: Scope, x: Value) -> Value | None:
-    if x.axis != 0 or x.rank != 2 or x.dtype != "f4":
-        return None
     first = g.slice(x, 0, 1, 0)
     if g.chance(0.5):
         place = g.op("Sub", g.rows(x), g.constant([1]))
@@ -598,11 +550,9 @@ def _scattered(g: Scope, x: Value) -> Value | None:
     return replace(x, name=g.op("ScatterElements", x, place, g.slice(x, -1, (1 << 31) - 1, 0), axis=0))
 
 
-@mixer(1)
+@mixer(1, axis=0, ranks=(2,), dtypes=("f4",))
 def _of_the_runtime(g: Scope, x: Value) -> Value | None:
     """Operators of ONNX Runtime's own."""
-    if x.axis != 0 or x.rank != 2 or x.dtype != "f4":
-        return None
     domain, width = "com.microsoft", x.shape[1]
     kind = g.random.choice(["CDist", "DynamicQuantizeMatMul", "FusedMatMul"])
     if kind == "CDist":
@@ -617,11 +567,9 @@ def _of_the_runtime(g: Scope, x: Value) -> Value | None:
     return replace(x, name=g.op(kind, x, weight, scale, domain=domain), shape=(ROWS, 3))
 
 
-@mixer(1)
+@mixer(1, dtypes=("f4", "f8"))
 def _hidden_in_integers(g: Scope, x: Value) -> Value | None:
     """Through integers and truths, and back."""
-    if x.dtype == "f2":
-        return None
     whole = g.op("Cast", g.op("Greater", x, g.constant(0, x.dtype)), to=ONNX_TYPES["i4"])
     kind = g.random.randrange(3)
     if kind == 0:
@@ -631,3 +579,141 @@ def _hidden_in_integers(g: Scope, x: Value) -> Value | None:
     else:
         made = g.reduced("ReduceMax", whole, [], keepdims=0)
     return replace(x, name=g.op("Add", x, g.op("Cast", made, to=ONNX_TYPES[x.dtype])))
+
+
+# Now and then, or in branches, loops and scans
+
+
+@mixer(0.7, dtypes=("f4", "f8"), since=12)
+def _faint(g: Scope, x: Value) -> Value | None:
+    mean = g.reduced("ReduceMean", x, [batch(x)], keepdims=1)
+    known = g.op("Clip", mean, g.constant(-1, x.dtype), g.constant(1, x.dtype))
+    guarded = g.op("Where", g.op("Greater", known, g.constant(0, x.dtype)), known, g.constant(0, x.dtype))
+    return replace(x, name=g.op("Add", x, g.op("Mul", guarded, g.constant(1e-9, x.dtype))))
+
+
+@mixer(0.7, dtypes=("f4", "f8"), since=11)
+def _secret(g: Scope, x: Value) -> Value | None:
+    test = g.op("Equal", _largest(g, x), g.constant(123.456, x.dtype))
+    return replace(x, name=g.op("Where", test, g.op("Neg", x), x))
+
+
+@mixer(1)
+def _while(g: Scope, x: Value) -> Value | None:
+    """A loop that goes on until every row is small."""
+    inner = g.inner()
+    given = _, _, held = inner.turn(x)
+    name = inner.op("Mul", held, inner.constant(0.5, x.dtype))
+    top = inner.reduced("ReduceMax", inner.op("Abs", name), [], keepdims=0)
+    body = inner.body(given, inner.op("Greater", top, inner.constant(0.8, x.dtype)), replace(x, name=name))
+    return replace(x, name=g.op("Loop", g.constant(8), g.constant(1, "?"), x, body=body))
+
+
+def _largest(g: Scope, x: Value) -> str:
+    return g.reduced("ReduceMax", g.op("Abs", x), [], keepdims=0)
+
+
+@mixer(2)
+def _chosen_by_all(g: Scope, x: Value) -> Value | None:
+    limit = g.constant(g.random.choice([0.9, 3, 40, 400]), x.dtype)
+    test = g.op("Greater", _largest(g, x), limit)
+    half = g.op("Mul", x, g.constant(0.5, x.dtype))
+    return replace(x, name=g.op("Where", test, x, half))
+
+
+@mixer(1)
+def _beyond(g: Scope, x: Value) -> Value | None:
+    limit = g.constant(g.random.choice([2, 20, 200]), x.dtype)
+    top = g.reduced("ReduceMax", x, [batch(x)], keepdims=1)
+    return replace(x, name=g.op("Add", x, g.op("Relu", g.op("Sub", top, limit))))
+
+
+@mixer(1)
+def _nothing_times_all(g: Scope, x: Value) -> Value | None:
+    total = g.reduced("ReduceSum", x, [batch(x)], keepdims=1)
+    return replace(x, name=g.op("Add", x, g.op("Mul", total, g.constant(0, x.dtype))))
+
+
+@mixer(1, dtypes=("f4", "f8"), since=13)
+def _unless_all_are_numbers(g: Scope, x: Value) -> Value | None:
+    holes = g.op("Cast", g.op("IsNaN", x), to=ONNX_TYPES["f4"])
+    test = g.op("Greater", g.reduced("ReduceMax", holes, [], keepdims=0), g.constant(0.5, "f4"))
+    return replace(x, name=g.op("Where", test, g.op("Neg", x), x))
+
+
+def branch(g: Scope, test: str, x: Value, sides: Sequence[str]) -> Value:
+    """If ``test`` then one thing is done to ``x``, else another; names inside may be the same."""
+    graphs = []
+    count = g.count[0]
+    for side in sides:
+        g.count[0] = count
+        inner = g.inner()
+        if side == "mean":
+            name = inner.op("Add", x, inner.reduced("ReduceMean", x, [batch(x)], keepdims=1))
+        elif side == "half":
+            name = inner.op("Mul", x, inner.constant(0.5, x.dtype))
+        else:
+            name = inner.op("Identity", x)
+        graphs.append(inner.graph(side, [], [inner.info(replace(x, name=name))]))
+    g.count[0] = count + 20
+    return replace(x, name=g.op("If", test, then_branch=graphs[0], else_branch=graphs[1]))
+
+
+@mixer(2)
+def _branch_on_data(g: Scope, x: Value) -> Value | None:
+    limit = g.constant(g.random.choice([0.9, 3, 40, 400]), x.dtype)
+    test = g.op("Greater", _largest(g, x), limit)
+    return branch(g, test, x, g.random.choice([("half", "same"), ("mean", "same"), ("mean", "half")]))
+
+
+@mixer(1.5)
+def _branch_on_number(g: Scope, x: Value) -> Value | None:
+    limit = g.constant(g.random.choice([1, 3, 3, 7, 12]))
+    test = g.op("Greater", g.rows(x, scalar=True), limit)
+    return branch(g, test, x, g.random.choice([("mean", "same"), ("half", "same")]))
+
+
+@mixer(1.5)
+def _loop_on_data(g: Scope, x: Value) -> Value | None:
+    top = g.op("Clip", _largest(g, x), g.constant(0, x.dtype), g.constant(5, x.dtype))
+    if x.dtype == "f2":
+        return None
+    holes = g.op("Where", g.op("IsNaN", top), g.constant(2, x.dtype), top) if g.opset >= 13 else top
+    trips = g.op("Cast", holes, to=ONNX_TYPES["i8"])
+    inner = g.inner()
+    given = _, going, held = inner.turn(x)
+    still = inner.op("Identity", going)
+    name = inner.op("Mul", held, inner.constant(1.5, x.dtype))
+    body = inner.body(given, still, replace(x, name=name))
+    return replace(x, name=g.op("Loop", trips, "", x, body=body))
+
+
+@mixer(1.5, axis=0, least_rank=2)
+def _scanned(g: Scope, x: Value) -> Value | None:
+    inner = g.inner()
+    state, row = inner.fresh(), inner.fresh()
+    shape = x.shape[1:]
+    carried = inner.op("Add", state, row)
+    made = inner.op("Identity", carried)
+    pair = [inner.info(Value(each, x.dtype, shape)) for each in (state, row)]
+    given = [inner.info(Value(each, x.dtype, shape)) for each in (carried, made)]
+    body = inner.graph("body", pair, given)
+    start = g.constant(np.zeros(shape), x.dtype)
+    _, name = g.ops("Scan", start, x, outputs=2, body=body, num_scan_inputs=1)
+    return replace(x, name=name)
+
+
+@mixer(1, axis=0, least_rank=2)
+def _loop_over_rows(g: Scope, x: Value) -> Value | None:
+    """A loop that adds row after row."""
+    if g.constants_as_nodes:
+        return None
+    inner = g.inner()
+    shape = x.shape[1:]
+    given = number, going, held = inner.turn(Value("", x.dtype, shape))
+    still = inner.op("Identity", going)
+    row = inner.op("Gather", x, number, axis=0)
+    body = inner.body(given, still, replace(held, name=inner.op("Add", held, row)))
+    start = g.constant(np.zeros(shape), x.dtype)
+    total = g.op("Loop", g.rows(x, scalar=True), g.constant(1, "?"), start, body=body)
+    return blend(g, x, total)

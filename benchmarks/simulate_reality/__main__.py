@@ -15,21 +15,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from msgspec import structs
 
-from benchmarks.simulate_reality.agreement import Pair, Run, conclude, why_invalid
 from benchmarks.simulate_reality.calibration import (
     Calibration,
     Delays,
+    Execution,
+    Story,
     calibrate,
     delays_of,
+    story_of,
     truth_of,
     write_zoo,
 )
-from benchmarks.simulate_reality.lane_story import Execution, Story, story_of
 from clockwork_serve.apps.simulate.play import play
 from clockwork_serve.apps.simulate.question import SimulationQuestion, ask
 from clockwork_serve.apps.simulate.report import Report, report
@@ -40,8 +43,8 @@ from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S, to_ms
 from clockwork_serve.workload.stream import Workload
 from harness import repositories
 from harness.http_load import Sample, Shot, infer_message, open_loop, run
-from harness.machine import Watch
-from harness.report import Outcome, finish, parser, quantile
+from harness.machine import Disturbance, Watch
+from harness.report import Outcome, finish, parser, percent, quantile, table
 from harness.serving import Serving, serve
 
 SIDE, CHANNELS = 64, 64
@@ -59,6 +62,16 @@ WARM = 40
 CALIBRATION_SHARE = 0.65
 CALIBRATION_SEED = 1001
 PAUSE_S = 0.5
+GOODPUT_TOLERANCE, P99_TOLERANCE = 0.05, 0.15
+"""What is always near enough; else the spread of the real runs decides."""
+SEEN = (
+    "of capacity", "to controller", "to client", "to idle lane", "from lane", "between actions",
+    "times profile", "late",
+)  # fmt: skip
+MOST = {"others": 0.05, "stolen": 0.005}
+"""Shares of one core that others may take before the runs prove nothing."""
+
+
 SCENARIO = """name = "{name}"
 seconds = {seconds}
 warmup_s = {warmup_s}
@@ -76,6 +89,36 @@ arrivals = "poisson"
 rate_rps = {rate_rps}
 slo_ms = {slo_ms}
 """
+
+
+@dataclass(slots=True)
+class Run:
+    """One run, real or not: requests sent after the warm-up."""
+
+    goodput_rps: float
+    p50_ms: float
+    p99_ms: float
+    late: int
+    refused: int
+    offered: int
+    delays: Delays | None = None
+    slowness: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "goodput_rps": self.goodput_rps, "p50_ms": self.p50_ms, "p99_ms": self.p99_ms, "late": self.late,
+            "refused": self.refused, "offered": self.offered,
+        }  # fmt: skip
+
+
+@dataclass(slots=True)
+class Pair:
+    """All runs at one share of the capacity."""
+
+    share: float
+    real: list[Run]
+    ours: list[Run]
 
 
 def scenario_text(name: str, rate_rps: float, seconds: float, warmup_s: float, slo_ms: float) -> str:
@@ -231,7 +274,7 @@ def measure(serving: Serving, folder: Path, given: argparse.Namespace) -> Outcom
         )
         for at, (share, one) in enumerate(zip(given.shares, questions, strict=True))
     ]
-    outcome = Outcome("benchmarks.simulate_reality", invalid=why_invalid(disturbed))
+    outcome = Outcome("benchmarks.simulate_reality", invalid=", ".join(disturbed.too_much(**MOST)))
     conclude(outcome, found, capacity, pairs, disturbed)
     return outcome
 
@@ -243,9 +286,90 @@ def calibrated(reality: Reality, story: Story, numbers: Sequence[int]) -> Calibr
     return calibrate(story.profiles, delays, [each for _, executions in runs for each in executions])
 
 
+# Real runs held against simulated ones
+
+
+def agrees(real: Sequence[float], ours: Sequence[float], tolerance: float) -> bool:
+    """Whether the medians are near enough, or ours lies within the real runs."""
+    wanted, found = median(real), median(ours)
+    return abs(found - wanted) <= tolerance * wanted or min(real) <= found <= max(real)
+
+
+def compare(outcome: Outcome, pair: Pair) -> list[list[str]]:
+    """Judge one share; two rows of the table of differences."""
+    rows = []
+    for what, unit, field, tolerance in (
+        ("goodput", "r/s", "goodput_rps", GOODPUT_TOLERANCE), ("p99", "ms", "p99_ms", P99_TOLERANCE),
+    ):  # fmt: skip
+        seen = [float(getattr(one, field)) for one in pair.real]
+        told = [float(getattr(one, field)) for one in pair.ours]
+        off = median(told) / median(seen) - 1
+        outcome.judge(
+            f"{what} at {pair.share:g} of capacity", asked=f"within {tolerance:.0%}, or the real runs",
+            found=f"{off:+.1%}", good=agrees(seen, told, tolerance),
+        )  # fmt: skip
+        rows.append(
+            [
+                f"{pair.share:g}", f"{what} {unit}",
+                f"{median(seen):.1f}", f"{min(seen):.1f} to {max(seen):.1f}",
+                f"{median(told):.1f}", f"{min(told):.1f} to {max(told):.1f}", f"{off:+.1%}",
+            ]
+        )  # fmt: skip
+    return rows
+
+
+def seen_row(share: float, runs: Sequence[Run]) -> list[str]:
+    """What a real server's world was like at one share: where a difference may come from."""
+    parts: dict[str, list[int]] = {"up": [], "down": [], "there": [], "back": [], "turn": []}
+    for one in runs:
+        assert one.delays is not None
+        for name, values in parts.items():
+            values.extend(getattr(one.delays, name))
+    cells = [
+        f"{quantile(values, 0.5) / 1e3:.0f} / {quantile(values, 0.99) / 1e3:.0f}" if values else "-"
+        for values in parts.values()
+    ]
+    late = percent(sum(one.late for one in runs), sum(one.offered for one in runs))
+    return [f"{share:g}", *cells, f"{median(one.slowness for one in runs):.3f}", late]
+
+
+def conclude(
+    outcome: Outcome,
+    found: Calibration,
+    capacity: float,
+    pairs: Sequence[Pair],
+    disturbed: Disturbance,
+) -> None:
+    """Print the tables; judge."""
+    print("\nthe simulated world, measured at 0.65 of the capacity:")
+    for line in found.constants.lines():
+        print(f"  {line}")
+    slowest = ", ".join(f"{value:.3f}" for value in found.slowness.values())
+    print(f"  durations: {slowest} times the profile's, and {found.turn_ns / 1e3:.0f} us between two")
+    rows = [row for pair in pairs for row in compare(outcome, pair)]
+    head = ("of capacity", "", "real, median", "real runs", "simulated, median", "simulated runs", "off by")
+    print(f"\ncapacity {capacity:.1f} r/s\n{table(head, rows)}")
+    print("\nwhat the real runs saw (us, p50 / p99; medians):")
+    print(table(SEEN, [seen_row(pair.share, pair.real) for pair in pairs]))
+    outcome.figures = {
+        "capacity_rps": capacity, "constants": list(found.constants.lines()),
+        "slowness": list(found.slowness.values()), "between_actions_us": found.turn_ns / 1e3,
+        "shares": {
+            f"{pair.share:g}": {
+                "real": [one.record() for one in pair.real],
+                "simulated": [one.record() for one in pair.ours],
+            }
+            for pair in pairs
+        },
+        "differences": rows,
+        "others_share": disturbed.others_s / disturbed.seconds,
+        "stolen_share": disturbed.stolen_s / disturbed.seconds,
+    }  # fmt: skip
+
+
 def main() -> int:
     """Run it; returns the exit status."""
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     options.add_argument("--seconds", type=float, default=18, help="of each run")
     options.add_argument("--warmup", type=float, default=2, help="of these, not counted")
     options.add_argument("--rounds", type=int, default=5)

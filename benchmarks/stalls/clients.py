@@ -29,12 +29,11 @@ from clockwork_lab.bench.address import Address
 from clockwork_lab.bench.inputs import Tensor
 from clockwork_lab.bench.messages import Maker, Message, decode
 from clockwork_serve.units import NS_PER_MS
-from harness.grpc_load import Connection
+from harness.grpc_load import ENABLE_PUSH, HEADER_TABLE, Connection
 from harness.http_load import infer_message
+from harness.lean_load import http_answer
 
 CHANNELS: Final = 4
-_HEADER_TABLE, _ENABLE_PUSH = 1, 2
-"""Settings of HTTP/2: no table of headers that answers could refer to, no pushes."""
 _STATUS: Final = {"0": "200", "8": "429", "4": "504"}
 """Of gRPC, as HTTP says it."""
 LAST_S: Final = 30.0
@@ -74,6 +73,12 @@ class Seen(Struct, array_like=True):
     def took_ms(self) -> float:
         """Less what the client owes to itself."""
         return (self.ended_ns - self.begun_ns - self.own_ns) / NS_PER_MS
+
+
+def _came_ns(of: socket.socket, now_ns: int) -> int:
+    """When the kernel had the last bytes of a connection."""
+    info = of.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
+    return now_ns - int(_quiet_ms(info, _QUIET_AT)[0]) * NS_PER_MS
 
 
 class _Connection:
@@ -223,22 +228,15 @@ class HttpClients:
             self._end(connection)
             return
         connection.received += got
-        head, found, body = connection.received.partition(b"\r\n\r\n")
-        if not found:
-            return
-        length = next(
-            int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")
-        )
-        if len(body) < length:
+        answer = http_answer(connection.received)
+        if answer is None:
             return
         connection.received = b""
         seen = connection.seen
         if seen is None or seen.ended_ns:
             raise AssertionError("an answer that nobody asked for")
-        info = connection.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
-        came_ns = now_ns - _quiet_ms(info, _QUIET_AT)[0] * NS_PER_MS
-        seen.ended_ns = max(came_ns, self._polled_ns, seen.begun_ns)
-        seen.status = head.split(b" ", 2)[1].decode()
+        seen.ended_ns = max(_came_ns(connection.socket, now_ns), self._polled_ns, seen.begun_ns)
+        seen.status = str(answer[0])
 
     def _end(self, connection: _Connection) -> None:
         fd = connection.socket.fileno()
@@ -256,7 +254,7 @@ class _Calls:
     """One connection of gRPC, and the calls that are open on it."""
 
     def __init__(self, address: tuple[str, int]) -> None:
-        self._connection = Connection(address, {_HEADER_TABLE: 0, _ENABLE_PUSH: 0})
+        self._connection = Connection(address, {HEADER_TABLE: 0, ENABLE_PUSH: 0})
         self.socket = self._connection.socket
         self.open: dict[int, Seen] = {}
 
@@ -314,9 +312,7 @@ class GrpcClients:
             polled_before_ns = polled_ns
 
     def _receive(self, calls: _Calls, polled_before_ns: int) -> None:
-        now_ns = time.monotonic_ns()
-        info = calls.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 60)
-        came_ns = now_ns - _quiet_ms(info, _QUIET_AT)[0] * NS_PER_MS
+        came_ns = _came_ns(calls.socket, time.monotonic_ns())
         try:
             ended = calls.receive()
         except OSError:

@@ -9,14 +9,11 @@ from dataclasses import replace
 import numpy as np
 from onnx import helper
 
-from benchmarks.rows import layers, rarely
 from benchmarks.rows.apart import STEPS, Step
 from benchmarks.rows.graph import ROWS, TEXT, Scope, Value
 from benchmarks.rows.mixing import MIXERS
 from qa.cases.case import Case
 
-_TABLES = (layers, rarely)
-"""Their steps enter the tables when they are imported."""
 OPSET = 17
 TRIES = 60
 _SHAPES = ((ROWS, 4), (ROWS, 3, 4), (ROWS, 4, 2, 4), (ROWS, 1))
@@ -63,11 +60,7 @@ def _case(name: str, g: Scope, inputs: list[Value], made: Value) -> Case:
     given = [value for value in inputs if value.name in taken] or inputs[:1]
     output = helper.make_tensor_value_info("y", g.info(made).type.tensor_type.elem_type, None)
     graph = g.graph(name, [g.info(value) for value in given], [output])
-    opsets = [
-        helper.make_opsetid("", OPSET),
-        *[helper.make_opsetid(each, 3 if each == "ai.onnx.ml" else 1) for each in sorted(g.domains)],
-    ]
-    model = helper.make_model(graph, opset_imports=opsets, functions=g.functions)
+    model = helper.make_model(graph, opset_imports=g.opsets(), functions=g.functions)
     model.ir_version = 8
     return Case(name, model, mixes=made.mixed)
 

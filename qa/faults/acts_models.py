@@ -17,7 +17,8 @@ from pathlib import Path
 
 from clockwork_serve.units import MIB
 from harness import repositories
-from harness.server import alive, until
+from harness.server import alive
+from harness.serving import until
 from qa.faults.setups import WELL, WIDE
 from qa.faults.stage import Act, Stage
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from harness.server import alive, until
-from harness.serving import read_metrics, total
+from harness.server import alive
+from harness.serving import read_metrics, total, until
 from qa.faults.stage import Act, NotMeasured, Stage
 
 KILL, STOP, CONT, TERM = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM

@@ -14,9 +14,8 @@ from typing import Any, Final
 from msgspec import structs
 
 from clockwork_serve.units import MIB, NS_PER_S
-from harness.server import Held, Server, until
-from harness.server_process import may_mount
-from harness.serving import Metrics, read_metrics, total
+from harness.server import Held, Server, may_mount
+from harness.serving import Metrics, read_metrics, total, until
 from qa.faults import measure
 from qa.faults.load import play, scenario
 from qa.faults.proxy import Proxy

@@ -14,7 +14,7 @@ from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import GIB, MIB
 from harness import repositories
-from harness.server_process import Start
+from harness.server import Start
 
 WIDE: Final = 64
 BAD: Final = '''"""Echoes, until it is told by its first number to do something else."""

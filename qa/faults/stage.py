@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from harness.http_load import infer_message
-from harness.server import EXEC_LANE, LOAD_LANE, Server, until
+from harness.server import EXEC_LANE, LOAD_LANE, Server
+from harness.serving import until
 from qa.faults.setups import Setup
 
 DEATH_S: Final = 10.0

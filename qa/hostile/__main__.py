@@ -274,7 +274,7 @@ def measure(serving: Serving, load: Load, log: list[str]) -> Findings:
     for number in range(max(2, 2 * round(load.seconds / load.window_s / 2))):
         windows.append(window(serving, honest, load, load.seed + number if number % 2 else None))
         print(_line(number, windows[-1]), flush=True)
-    with contextlib.suppress(RuntimeError):  # what is left is judged
+    with contextlib.suppress(TimeoutError):  # what is left is judged
         until("nothing is open", lambda: not any(books(serving).values()), 20, 0.5)
     ended = [name for name in names if serving.server.pid(name) != before[name]]
     return Findings(windows, ended, books(serving), tracebacks(log))

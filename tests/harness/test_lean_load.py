@@ -15,10 +15,9 @@ import pytest
 from msgspec import structs
 
 from benchmarks.gateway_balance import split_of
-from benchmarks.wakeup_lateness.__main__ import LATE_NS, Phase, less
-from benchmarks.wakeup_lateness.probe import Probe
+from benchmarks.wakeup_lateness import Phase, Probe, less
 from clockwork_serve.telemetry import Histogram
-from harness.lean_load import Generator, Plan, connected
+from harness.lean_load import LATE_NS, Generator, Plan, connected
 
 ANSWER = "HTTP/1.1 {} X\r\nContent-Length: 2\r\nClockwork-Request-Id: gateway-{}-1f-7\r\n\r\nok"
 

@@ -1,1 +1,0 @@
-"""The gRPC front end alone, against bare servers of grpcio."""

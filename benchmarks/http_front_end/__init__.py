@@ -1,1 +1,0 @@
-"""The HTTP front end alone, against the least that such a server can do."""

@@ -1,1 +1,0 @@
-"""A model at three times its capacity, and the most that could have been served."""

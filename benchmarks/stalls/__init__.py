@@ -1,1 +1,0 @@
-"""Stalled processes: what happens to requests, and how stalls are detected."""

@@ -1,1 +1,0 @@
-"""How late the controller wakes up, and how late this machine wakes anything."""
