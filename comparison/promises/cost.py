@@ -14,12 +14,12 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from comparison.peers import networks
+from comparison.peers.loads import MOBILENET, names, steady
 from comparison.peers.measure import SERVER_CORE
-from comparison.peers.models import Kinds
+from comparison.peers.models import Kinds, network_file
 from comparison.peers.peer import INSTALLED
+from comparison.peers.record import NS_PER_MS
 from comparison.peers.served import Network
-from comparison.promises.loads import MOBILENET, NS_PER_MS, names, steady
 from comparison.promises.question import Figures, Question, Row, Runs, at_most, column, paired, percent
 from comparison.promises.rig import Rig
 from harness.machine import TICK_S
@@ -99,20 +99,20 @@ def measure(rig: Rig, variant: str, repeat: int) -> Figures:
     """``served``: four fifths of what a core can answer; ``refused``: far more than that."""
     rate = SHARE * rig.limit(MOBILENET, MODELS, repeat) if variant == "served" else MANY_RPS
     model_ms = model_cpu_ms(rig.kinds)
-    with rig.serving(MOBILENET, names(MODELS)) as serving:
-        ran_s = total(serving.metrics(), "clockwork_model_run_seconds_total")
-        before = by_role(serving.server.tree())
-        with serving.apart():
-            played = serving.play(steady(MOBILENET, MODELS, rate, seconds=SECONDS, warmup_s=0), repeat)
-        used = between(before, by_role(serving.server.tree()))
-        ran_s = total(serving.metrics(), "clockwork_model_run_seconds_total") - ran_s
+    with rig.serving(MOBILENET, names(MODELS)) as up:
+        ran_s = total(up.metrics(), "clockwork_model_run_seconds_total")
+        before = by_role(up.server.tree())
+        with up.metered():
+            played = up.play(steady(MOBILENET, MODELS, rate, seconds=SECONDS, warmup_s=0), repeat)
+        used = between(before, by_role(up.server.tree()))
+        ran_s = total(up.metrics(), "clockwork_model_run_seconds_total") - ran_s
     return {
-        **serving.slot, "rate_rps": rate, "asked": len(played.table), "ok": played.count("ok"),
+        **up.used, "rate_rps": rate, "asked": len(played.table), "ok": played.count("ok"),
         "rejected": played.count("rejected"), "expired": played.count("expired"),
         "none": played.count("none"), "ok_share": played.count("ok") / len(played.table),
         "rejected_share": played.count("rejected") / len(played.table),
         "used": used, "model_ms": model_ms, "run_ms": 1e3 * ran_s / max(1, played.count("ok")),
-        "generator": played.generator,
+        **played.about,
     }  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def model_cpu_ms(kinds: Kinds) -> float:
     x, before = kinds.input(MOBILENET), os.sched_getaffinity(0)
     os.sched_setaffinity(0, {SERVER_CORE})
     try:
-        run, found = Network(str(networks.network_file(INSTALLED / "models", MOBILENET, 0))), []
+        run, found = Network(str(network_file(INSTALLED / "models", MOBILENET, 0))), []
         for _ in range(RUNS):
             began_ns = time.thread_time_ns()
             run(x)

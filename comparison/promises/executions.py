@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from comparison.peers.clockwork.adapter import Clockwork
-from comparison.peers.peer import Floats, Setup
+from comparison.peers.peer import APPS, Floats, Setup
+from comparison.peers.servers import Clockwork
 
 MOST: Final = 1 << 24
 """Whole numbers that FP32 tells apart."""
@@ -19,10 +19,7 @@ MOST: Final = 1 << 24
 class Numbered(Clockwork):
     """This server, with models that write down which requests they run, and when."""
 
-    @property
-    def folder(self) -> Path:
-        """Where its model is."""
-        return Path(__file__).parent / "device"
+    model = APPS / "clockwork_numbered_model.py"
 
 
 NUMBERED: Final = Numbered()

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from comparison.peers import isolation
+from comparison.peers.run import unshare_command, why_not_isolated
 
 ROOT = Path(__file__).parents[3]
-WHY_NOT = isolation._why_not(isolation._unshare())
+WHY_NOT = why_not_isolated(unshare_command())
 INSIDE = """
 import json, os, socket
-from comparison.peers.isolation import isolate
+from comparison.peers.run import isolate
 os.environ["PEERS_ISOLATED"] = "1"
 assert isolate() == ""
 with socket.create_server(("0.0.0.0", 0)) as server, socket.create_connection(server.getsockname()):
@@ -25,7 +25,7 @@ with socket.create_server(("0.0.0.0", 0)) as server, socket.create_connection(se
 
 @pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it can be made")
 def test_there_is_loopback_and_it_works() -> None:
-    command = [*isolation._unshare(), sys.executable, "-c", INSIDE]
+    command = [*unshare_command(), sys.executable, "-c", INSIDE]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
 
     assert "lo" in json.loads(done.stdout)
@@ -33,5 +33,5 @@ def test_there_is_loopback_and_it_works() -> None:
 
 
 def test_where_there_can_be_none_it_says_why() -> None:
-    assert "no program unshare" in isolation._why_not([])
-    assert "no network namespace can be made" in isolation._why_not(["false"])
+    assert "no program unshare" in why_not_isolated([])
+    assert "no network namespace can be made" in why_not_isolated(["false"])

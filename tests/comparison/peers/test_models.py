@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comparison.peers import networks, served
+from comparison.peers import models, served
 
 BATCH_NORM = {"mobilenet_v3_small": 6_056, "resnet18": 4_800}
 """Channels that are normalised: folding saves one number of each."""
@@ -20,18 +20,18 @@ PUBLISHED = {"mobilenet_v3_small": 2_542_856, "resnet18": 11_689_512}
 
 @pytest.mark.parametrize("kind", sorted(PUBLISHED))
 def test_a_network_has_the_weights_of_the_published_one(kind: str) -> None:
-    graph = networks.NETWORKS[kind](0).graph
+    graph = models.NETWORKS[kind](0).graph
 
     weights = sum(int(np.prod(one.dims)) for one in graph.initializer)
     assert weights == PUBLISHED[kind] - BATCH_NORM[kind]
 
 
 def test_copies_of_a_network_differ_in_their_answers(tmp_path: Path) -> None:
-    files = [networks.network_file(tmp_path, "mobilenet_v3_small", seed) for seed in (0, 1)]
-    x = np.random.default_rng(0).standard_normal((2, *networks.SHAPE), dtype=np.float32)
+    files = [models.network_file(tmp_path, "mobilenet_v3_small", seed) for seed in (0, 1)]
+    x = np.random.default_rng(0).standard_normal((2, *models.SHAPE), dtype=np.float32)
     first, second = (served.Network(str(file))(x) for file in files)
 
-    assert first.shape == (2, networks.CLASSES)
+    assert first.shape == (2, models.CLASSES)
     assert np.isfinite(first).all()
     assert float(np.abs(first - second).max()) > 0.1
     assert float(np.abs(first[0] - first[1]).max()) > 1e-3

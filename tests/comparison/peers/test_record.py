@@ -6,15 +6,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
-from comparison.peers import summary
+from clockwork_lab.bench.records import Head
+from comparison.peers import record
+from comparison.peers.record import Played
 
 MS = 1_000_000
 ROW = np.dtype([(name, "<i8") for name in ("scheduled_ns", "sent_ns", "last_ns", "slo_ns", "load", "end")])
 ENDS = ["none", "ok", "rejected", "expired", "failed"]
-HEAD: dict[str, Any] = {
-    "warmup_ns": 1000 * MS, "end_ns": 3000 * MS, "loads": ["requests"], "ends": [(end, "") for end in ENDS],
-}  # fmt: skip
+HEAD = Head(
+    version="", scenario="", url="", seed=1, warmup_ns=1000 * MS, end_ns=3000 * MS, models=(), row=(), rows=0,
+    loads=("requests",), ends=tuple((end, "") for end in ENDS),
+)  # fmt: skip
 
 
 def row(at_ms: int, age_ms: int, end: str, *, load: int = 0, slo_ms: int = 100) -> tuple[int, ...]:
@@ -23,7 +27,7 @@ def row(at_ms: int, age_ms: int, end: str, *, load: int = 0, slo_ms: int = 100) 
 
 
 def figures(*rows: tuple[int, ...], **head: Any) -> dict[str, Any]:
-    return summary.figures({**HEAD, **head}, np.array(list(rows), ROW), ENDS)
+    return record.figures(Played(structs.replace(HEAD, **head), np.array(list(rows), ROW), ENDS))
 
 
 def test_an_answer_counts_until_its_deadline_and_a_refusal_never() -> None:
@@ -52,19 +56,19 @@ def test_few_values_have_no_p99() -> None:
 
 
 def test_a_table_is_about_the_hot_model_where_there_is_one() -> None:
-    found = figures(row(1000, 1, "ok", load=0), row(1001, 1, "rejected", load=1), loads=["hot", "comers"])
+    found = figures(row(1000, 1, "ok", load=0), row(1001, 1, "rejected", load=1), loads=("hot", "comers"))
 
     assert found["asked"] == 2
-    assert summary.main_figures({"figures": found})["asked"] == 1
-    assert summary.main_figures({"figures": figures(row(1000, 1, "ok"))})["asked"] == 1
+    assert record.main_figures({"figures": found})["asked"] == 1
+    assert record.main_figures({"figures": figures(row(1000, 1, "ok"))})["asked"] == 1
 
 
 def test_the_device_says_how_large_its_batches_were_and_how_late_it_was() -> None:
-    found = summary.device(["2 24 24.5", "4 32 32.1"])
+    found = record.device(["2 24 24.5", "4 32 32.1"])
 
     assert (found["executions"], found["rows"], found["mean_batch"]) == (2, 6, 3)
     assert found["oversleep_p99_ms"] == pytest.approx(0.5)
-    assert summary.device([]) == {}
+    assert record.device([]) == {}
 
 
 def test_a_run_that_others_disturbed_says_so() -> None:
@@ -74,24 +78,24 @@ def test_a_run_that_others_disturbed_says_so() -> None:
     }  # fmt: skip
     late = {"late_p99_ms": 50.0, "waited_for_connection": 0}
 
-    assert summary.noise(quiet) == []
-    assert "others used 20%" in summary.noise({**quiet, "others_share": 0.2})[0]
-    assert "50.0 ms late" in summary.noise({**quiet, "generator": late})[0]
-    assert "too long" in summary.noise({**quiet, "device": {"oversleep_p99_ms": 3.0}})[0]
+    assert record.noise(quiet) == []
+    assert "others used 20%" in record.noise({**quiet, "others_share": 0.2})[0]
+    assert "50.0 ms late" in record.noise({**quiet, "generator": late})[0]
+    assert "too long" in record.noise({**quiet, "device": {"oversleep_p99_ms": 3.0}})[0]
 
 
 def test_requests_that_wait_for_a_connection_are_late_because_of_the_server() -> None:
     waiting = {"late_p99_ms": 5000.0, "waited_for_connection": 500}
 
-    assert summary.noise({"others_share": 0.0, "figures": {"asked": 1000}, "generator": waiting}) == []
+    assert record.noise({"others_share": 0.0, "figures": {"asked": 1000}, "generator": waiting}) == []
 
 
 def test_most_frequent_ends_come_first_in_the_servers_words() -> None:
     table = np.array([row(0, 1, "ok"), row(0, 1, "rejected"), row(0, 1, "rejected")], ROW)
 
-    assert summary.reasons(HEAD, table) == [("rejected", "", 2), ("ok", "", 1)]
+    assert record.reasons(Played(HEAD, table, ENDS)) == [("rejected", "", 2), ("ok", "", 1)]
 
 
 def test_the_middle_of_runs_goes_with_their_extremes() -> None:
-    assert summary.spread([3.0, 1.0, None, 2.0]) == {"median": 2.0, "least": 1.0, "most": 3.0}
-    assert summary.spread([None, float("nan")]) is None
+    assert record.spread([3.0, 1.0, None, 2.0]) == {"median": 2.0, "least": 1.0, "most": 3.0}
+    assert record.spread([None, float("nan")]) is None

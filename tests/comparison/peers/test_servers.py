@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse
-from comparison.peers import ask, load, served, summary, v2
-from comparison.peers.litserve.adapter import form
+from comparison.peers import measure, record, served
+from comparison.peers.install import requirements
+from comparison.peers.loads import EMULATED, Load
 from comparison.peers.peer import Answer, Floats, Setup, differs
-from comparison.peers.registry import NAMES, peer
+from comparison.peers.servers import PEERS, form, grpc_output, http_output
 
 X: Floats = np.arange(4, dtype=np.float32).reshape(1, 4)
 
@@ -32,9 +33,9 @@ def setup(folder: Path, **more: object) -> Setup:
     )  # type: ignore[arg-type]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PEERS)
 def test_it_is_told_the_inputs_as_they_are(name: str, tmp_path: Path) -> None:
-    asked = peer(name)
+    asked = PEERS[name]
     request = asked.request(setup(tmp_path), X)
 
     if asked.protocol == "grpc":
@@ -47,24 +48,23 @@ def test_it_is_told_the_inputs_as_they_are(name: str, tmp_path: Path) -> None:
         assert X.tobytes() in request.body or base64.b64encode(X.tobytes()) in request.body
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PEERS)
 def test_it_says_how_it_is_configured_and_who_advises_that(name: str) -> None:
-    asked = peer(name)
+    asked = PEERS[name]
 
     assert asked.name == name
     assert asked.configured
     assert asked.source
-    requirements = asked.folder / "requirements.txt"
     if name != "clockwork":
-        pinned = [line for line in requirements.read_text().splitlines() if not line.startswith("#")]
+        pinned = requirements(name)
         assert all("==" in line for line in pinned)
         assert any(line.lower().startswith(f"{asked.package}==") for line in pinned)
         assert "onnxruntime==1.32.0" in pinned
 
 
-@pytest.mark.parametrize("name", sorted({*NAMES} - {"torchserve", "triton"}))
+@pytest.mark.parametrize("name", sorted({*PEERS} - {"torchserve", "triton"}))
 def test_its_command_needs_nothing_that_is_installed(name: str, tmp_path: Path) -> None:
-    command = peer(name).command(setup(tmp_path))
+    command = PEERS[name].command(setup(tmp_path))
 
     assert command
     assert all(isinstance(word, str) for word in command)
@@ -75,7 +75,7 @@ def test_what_is_not_installed_says_how_to_install_it(
 ) -> None:
     monkeypatch.setattr("comparison.peers.peer.INSTALLED", tmp_path)
 
-    assert "install mosec" in peer("mosec").why_not()
+    assert "install mosec" in PEERS["mosec"].why_not()
 
 
 def test_who_listens_everywhere_is_refused_without_a_network_of_its_own(
@@ -85,8 +85,8 @@ def test_who_listens_everywhere_is_refused_without_a_network_of_its_own(
     (tmp_path / "kserve").mkdir()
     (tmp_path / "kserve" / ".set-up").touch()
 
-    assert peer("kserve").why_not(isolated=True) == ""
-    assert "all interfaces" in peer("kserve").why_not(isolated=False)
+    assert PEERS["kserve"].why_not(isolated=True) == ""
+    assert "all interfaces" in PEERS["kserve"].why_not(isolated=False)
 
 
 def test_a_process_per_model_is_not_for_a_hundred(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -95,12 +95,12 @@ def test_a_process_per_model_is_not_for_a_hundred(monkeypatch: pytest.MonkeyPatc
     (tmp_path / "mosec" / ".set-up").touch()
     many = setup(tmp_path, models={f"m-{row}": 0.0 for row in range(100)})
 
-    assert peer("mosec").why_not(setup(tmp_path)) == ""
-    assert "100 models" in peer("mosec").why_not(many)
+    assert PEERS["mosec"].why_not(setup(tmp_path)) == ""
+    assert "100 models" in PEERS["mosec"].why_not(many)
 
 
 def test_clockwork_is_told_the_deadline_and_no_durations(tmp_path: Path) -> None:
-    asked = peer("clockwork")
+    asked = PEERS["clockwork"]
     request = asked.request(setup(tmp_path), X)
     asked.command(setup(tmp_path))
 
@@ -116,20 +116,20 @@ def test_clockwork_gets_memory_for_as_many_models_as_are_said(tmp_path: Path) ->
     file.write_bytes(bytes(300 << 10))
     models = {f"m-{row}": str(file) for row in range(3)}
     given = setup(tmp_path, kind="mobilenet_v3_small", models=models, memory_models=2)
-    command = list(peer("clockwork").command(given))
+    command = list(PEERS["clockwork"].command(given))
 
     assert command[command.index("--device-memory") + 1] == str(2 * (512 << 10))
 
 
 def test_triton_is_told_what_is_left_of_the_deadline_after_a_full_batch(tmp_path: Path) -> None:
-    request = peer("triton").request(setup(tmp_path), X)
+    request = PEERS["triton"].request(setup(tmp_path), X)
     length = int(dict(request.headers)["Inference-Header-Content-Length"])
 
     assert json.loads(request.body[:length])["parameters"]["timeout"] == (200 - 48 - 4) * 1000
 
 
 def test_triton_says_503_when_time_is_up_and_when_there_is_too_much() -> None:
-    triton = peer("triton")
+    triton = PEERS["triton"]
 
     assert triton.understood("rejected", "503 Request timeout expired") == "expired"
     assert triton.understood("rejected", "503 Exceeds maximum queue size") == "rejected"
@@ -140,7 +140,7 @@ def test_an_answer_of_the_binary_extension_is_read() -> None:
     head = b'{"outputs":[]}'
     answer = Answer(200, {"inference-header-content-length": str(len(head))}, head + X.tobytes())
 
-    assert v2.http_output(answer).tolist() == [0, 1, 2, 3]
+    assert http_output(answer).tolist() == [0, 1, 2, 3]
 
 
 def test_an_answer_over_grpc_is_read_raw_or_typed() -> None:
@@ -149,13 +149,13 @@ def test_an_answer_over_grpc_is_read_raw_or_typed() -> None:
     typed.outputs.add(name="y", datatype="FP32", shape=[1, 4]).contents.fp32_contents.extend([0, 1, 2, 3])
 
     for message in (raw, typed):
-        assert v2.grpc_output(Answer(200, {}, message.SerializeToString())).tolist() == [0, 1, 2, 3]
+        assert grpc_output(Answer(200, {}, message.SerializeToString())).tolist() == [0, 1, 2, 3]
 
 
 def test_an_answer_of_base64_is_read() -> None:
     body = json.dumps([base64.b64encode(X.tobytes()).decode()]).encode()
 
-    assert peer("bentoml").output(Answer(200, {}, body)).tolist() == [0, 1, 2, 3]
+    assert PEERS["bentoml"].output(Answer(200, {}, body)).tolist() == [0, 1, 2, 3]
 
 
 def test_a_form_holds_the_bytes_between_its_boundaries() -> None:
@@ -190,7 +190,7 @@ class _Echo(BaseHTTPRequestHandler):
 @pytest.fixture
 def echo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     """Serves two models right, but for those whose paths are refused."""
-    monkeypatch.setattr(ask, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(measure, "PATIENCE_S", 0.1)
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Echo)
     server.refused = set()  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
@@ -207,14 +207,14 @@ RIGHT: Floats = np.stack([X[0], X[0] + 1])
 def test_right_answers_of_all_models_are_right(echo: ThreadingHTTPServer, tmp_path: Path) -> None:
     given = setup(tmp_path, port=echo.server_port)
 
-    assert ask.check(peer("mosec"), given, X, RIGHT) == ask.Checked(0.0, ())
+    assert measure.check(PEERS["mosec"], given, X, RIGHT) == measure.Checked(0.0, ())
 
 
 def test_the_answer_of_another_model_is_wrong(echo: ThreadingHTTPServer, tmp_path: Path) -> None:
     given = setup(tmp_path, port=echo.server_port)
 
-    with pytest.raises(ask.WrongAnswer, match="m-0001 differs"):
-        ask.check(peer("mosec"), given, X, np.stack([X[0], X[0]]))
+    with pytest.raises(measure.WrongAnswer, match="m-0001 differs"):
+        measure.check(PEERS["mosec"], given, X, np.stack([X[0], X[0]]))
 
 
 def test_one_that_refuses_is_named_and_if_all_do_nothing_can_be_measured(
@@ -222,11 +222,11 @@ def test_one_that_refuses_is_named_and_if_all_do_nothing_can_be_measured(
 ) -> None:
     given = setup(tmp_path, port=echo.server_port)
     echo.refused.add("/m-0000")  # type: ignore[attr-defined]
-    assert ask.check(peer("mosec"), given, X, RIGHT).silent == ("m-0000",)
+    assert measure.check(PEERS["mosec"], given, X, RIGHT).silent == ("m-0000",)
 
     echo.refused.add("/m-0001")  # type: ignore[attr-defined]
-    with pytest.raises(ask.WrongAnswer, match="no model answered; the last said 503"):
-        ask.check(peer("mosec"), given, X, RIGHT)
+    with pytest.raises(measure.WrongAnswer, match="no model answered; the last said 503"):
+        measure.check(PEERS["mosec"], given, X, RIGHT)
 
 
 @pytest.mark.system
@@ -234,19 +234,16 @@ def test_one_that_refuses_is_named_and_if_all_do_nothing_can_be_measured(
 def test_a_load_is_played_and_its_record_says_what_became_of_it(
     echo: ThreadingHTTPServer, tmp_path: Path
 ) -> None:
+    requests = {"name": "r", "models": ["m"], "arrivals": "fixed", "rate_rps": 40, "slo_ms": 1000}
     scenario = tmp_path / "short.toml"
-    scenario.write_text(
-        'name = "short"\nseconds = 2\nwarmup_s = 0.5\n[[models]]\nname = "m"\nkind = "gpu_like"\ncopies = 2\n'
-        '[[loads]]\nname = "requests"\nmodels = ["m"]\narrivals = "fixed"\nrate_rps = 40\nslo_ms = 1000\n'
-    )
+    scenario.write_text(Load("short", "short", [("m", EMULATED, 2)], [requests], 2, 0.5).text)
     echo.refused.add("/m-0001")  # type: ignore[attr-defined]
-    asked, given = peer("mosec"), setup(tmp_path, port=echo.server_port)
-    load.play(load.command(asked, given, scenario, X, seed=1, core=0), tmp_path / "log")
-    head, table, ends = load.read(tmp_path / "record", asked)
-    found = summary.figures(head, table, ends)
+    asked, given = PEERS["mosec"], setup(tmp_path, port=echo.server_port)
+    played = record.play(asked, given, scenario, X, seed=1, core=0)
+    found = record.figures(played)
 
     assert found["asked"] == 60
     assert found["rejected"] == 30
     assert found["in_time"] + found["late"] == 30
-    assert load.generator(tmp_path / "bench.json")["connections"] >= 1
-    assert sum(count for *_, count in summary.reasons(head, table)) == 80
+    assert played.about["generator"]["connections"] >= 1
+    assert sum(count for *_, count in record.reasons(played)) == 80
