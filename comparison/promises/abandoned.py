@@ -22,10 +22,9 @@ from comparison.peers.measure import Serving
 from comparison.peers.peer import HOST
 from comparison.peers.record import NS_PER_MS
 from comparison.peers.servers import METHOD, grpc_request
-from comparison.promises.executions import NUMBERED, executions, log_of, numbered, started
 from comparison.promises.question import Figures, Question, Row, Runs, at_most, column
 from comparison.promises.rejections import message
-from comparison.promises.rig import Rig
+from comparison.promises.rig import NUMBERED, Rig, executions, log_of, numbered, started
 from harness.http_load import poisson
 
 MODELS: Final = 15

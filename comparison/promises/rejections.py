@@ -15,9 +15,8 @@ from comparison.peers.loads import EMULATED, MOBILENET, SLO_MS, names, steady
 from comparison.peers.measure import Serving
 from comparison.peers.record import NS_PER_MS, ages_ns, quantile_ms, sent_late_ns
 from comparison.peers.servers import CLOCKWORK
-from comparison.promises.executions import NUMBERED, Execution, executions, log_of, numbered, started
 from comparison.promises.question import Figures, Question, Row, Runs, at_most, column
-from comparison.promises.rig import Rig
+from comparison.promises.rig import NUMBERED, Execution, Rig, executions, log_of, numbered, started
 from harness.http_load import Sample, Shot, http_message, open_loop, poisson, run
 
 MODELS: Final = 15

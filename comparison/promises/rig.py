@@ -1,10 +1,10 @@
-"""Starts this server for a question, and finds out what 100 % is; it judges nothing."""
+"""Starts this server for a question, finds out what 100 % is, reads what the device ran. It judges nothing."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +15,10 @@ import numpy as np
 from comparison.peers.loads import EMULATED, MOBILENET, SLO_MS, Load, names, poisson
 from comparison.peers.measure import SERVER_CORE, Serving, free_port, serving
 from comparison.peers.models import Kinds
-from comparison.peers.peer import Peer
+from comparison.peers.peer import APPS, Floats, Peer, Setup
 from comparison.peers.record import Played
 from comparison.peers.run import write_result
-from comparison.peers.servers import CLOCKWORK
+from comparison.peers.servers import CLOCKWORK, Clockwork
 
 STEP_S: Final = 4.0
 SETTLE_S: Final = 1.0
@@ -86,3 +86,60 @@ class Rig:
             with self.serving(kind, names(copies)) as up:
                 write_result(path, top(up.play(staircase(kind, copies, **more), repeat)))
         return float(json.loads(path.read_text())["per_s"])
+
+
+# ------------------------------------------------------------
+# The emulated device's record of its executions, and inputs that carry their request's number.
+
+MOST: Final = 1 << 24
+"""Whole numbers that FP32 tells apart."""
+
+
+class Numbered(Clockwork):
+    """This server, with models that write down which requests they run, and when."""
+
+    model = APPS / "clockwork_numbered_model.py"
+
+
+NUMBERED: Final = Numbered()
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One batch; instants of CLOCK_MONOTONIC."""
+
+    began_ns: int
+    ended_ns: int
+    model: str
+    numbers: tuple[int, ...]
+
+
+def numbered(x: Floats, number: int) -> Floats:
+    """The input of the request of that number."""
+    assert number < MOST
+    found: Floats = np.array(x)
+    found[0, 0] = number
+    return found
+
+
+def log_of(setup: Setup) -> Path:
+    """Where the device writes."""
+    return setup.device_log.with_name("executions.log")
+
+
+def executions(lines: Iterable[str]) -> list[Execution]:
+    """In the order in which they began."""
+    found = []
+    for line in lines:
+        began, ended, model, numbers = line.split()
+        found.append(Execution(int(began), int(ended), model, tuple(map(int, numbers.split(",")))))
+    return sorted(found, key=lambda one: one.began_ns)
+
+
+def started(found: Iterable[Execution]) -> Mapping[int, int]:
+    """When each request's execution began, for the first time."""
+    instants: dict[int, int] = {}
+    for one in found:
+        for number in one.numbers:
+            instants.setdefault(number, one.began_ns)
+    return instants

@@ -18,7 +18,15 @@ from comparison.peers import table
 from comparison.peers.install import licence
 from comparison.peers.loads import LOADS
 from comparison.peers.measure import Failed, Point
-from comparison.peers.run import chosen, done, points, result_path, write_result
+from comparison.peers.run import (
+    chosen,
+    done,
+    points,
+    result_path,
+    unshare_command,
+    why_not_isolated,
+    write_result,
+)
 from harness import report
 from harness.launch import adopt
 from harness.process_tree import Server, cpu_s, pss_bytes
@@ -166,3 +174,29 @@ def test_a_server_ends_with_all_that_it_started_even_orphans(tmp_path: Path) -> 
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
+
+
+ROOT = Path(__file__).parents[3]
+WHY_NOT = why_not_isolated(unshare_command())
+INSIDE = """
+import json, os, socket
+from comparison.peers.run import isolate
+os.environ["PEERS_ISOLATED"] = "1"
+assert isolate() == ""
+with socket.create_server(("0.0.0.0", 0)) as server, socket.create_connection(server.getsockname()):
+    print(json.dumps([name for _, name in socket.if_nameindex()]))
+"""
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it can be made")
+def test_there_is_loopback_and_it_works() -> None:
+    command = [*unshare_command(), sys.executable, "-c", INSIDE]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+
+    assert "lo" in json.loads(done.stdout)
+    assert not {"eth0", "docker0"} & {*json.loads(done.stdout)}
+
+
+def test_where_there_can_be_none_it_says_why() -> None:
+    assert "no program unshare" in why_not_isolated([])
+    assert "no network namespace can be made" in why_not_isolated(["false"])

@@ -15,8 +15,8 @@ from comparison.peers.loads import EMULATED, MOBILENET, names, steady
 from comparison.peers.record import Played, quantile_ms, sent_late_ns
 from comparison.promises import abandoned, cost, many_models, rejections, rig
 from comparison.promises.abandoned import End
-from comparison.promises.executions import Execution, executions, numbered, started
 from comparison.promises.question import Row
+from comparison.promises.rig import Execution, executions, numbered, started
 from harness.http_load import Sample
 
 MS = 1_000_000
