@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +103,7 @@ class Setup:
         return self.folder / "device.log"
 
 
-class Peer(ABC):
+class Peer:
     """One server; ``packages.txt`` has what its Python holds, ``apps/`` what runs there."""
 
     name: ClassVar[str]
@@ -116,6 +115,12 @@ class Peer(ABC):
     """Where its documentation advises that."""
     note: ClassVar[str] = ""
     """What a reader of the table must know of it."""
+    arguments: ClassVar[str] = ""
+    """Of its Python, if that starts it; ``{port}``, ``{grpc_port}`` and ``{slo_ms}`` are filled in."""
+    variables: ClassVar[Mapping[str, str]] = {}
+    """More of its environment; ``{folder}`` is filled in."""
+    more: ClassVar[Mapping[str, Any]] = {}
+    """Its own settings, which its files read in ``served.plan()``; they are recorded with each result."""
     path: ClassVar[str] = "/{model}"
     """Where to POST, if that is all there is to it."""
     protocol: ClassVar[Protocol] = "http"
@@ -151,23 +156,22 @@ class Peer(ABC):
             return f"a process per model: {len(setup.models)} models are too many"
         return ""
 
-    @abstractmethod
     def command(self, setup: Setup) -> Sequence[str]:
         """How to start it; writes what it needs into ``setup.folder``."""
+        numbers = {"port": setup.port, "grpc_port": setup.port + 1, "slo_ms": round(setup.slo_ms)}
+        words = self.arguments.format(**numbers)
+        return [self.python, *words.split()]
 
     def environment(self, setup: Setup) -> dict[str, str]:
         """Its whole environment: the runner's own would bring the runner's Python."""
         return {
             "PATH": f"{self.home / 'bin'}:/usr/local/bin:/usr/bin:/bin", "HOME": str(setup.folder),
             "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(setup.folder),
-            "PEER_MODELS": str(setup.write(self.more(setup))),
+            "PEER_MODELS": str(setup.write(self.more)),
             # One core: libraries that make a thread per core of the machine make one.
             "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+            **{name: value.format(folder=setup.folder) for name, value in self.variables.items()},
         }  # fmt: skip
-
-    def more(self, setup: Setup) -> dict[str, Any]:
-        """Its own settings, which its files read in ``served.plan()``; they are recorded with each result."""
-        return {}
 
     def ready(self, setup: Setup) -> bool:
         """Whether all models answer; OSError counts as no."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 
@@ -283,19 +283,13 @@ class Mosec(Peer):
         f"batches of 8, timeout = SLO, `--capacity {capacity}` (by hand: what can be served within the SLO)"
     )
     source = "https://mosecorg.github.io/mosec/reference/arguments.html"
+    arguments = (
+        "-m comparison.peers.apps.mosec_app --address 127.0.0.1 --port {port} --timeout {slo_ms} "
+        f"--capacity {capacity} --log-level warning"
+    )
+    more: ClassVar = {"wait_ms": 1, "workers": 1}
+    """A full batch is waited for as long as the first of a batch takes alone."""
     per_model = True
-
-    def command(self, setup: Setup) -> Sequence[str]:
-        """Names of its options are its documentation's."""
-        return [
-            self.python, "-m", "comparison.peers.apps.mosec_app", "--address", "127.0.0.1",
-            "--port", str(setup.port),
-            "--timeout", f"{setup.slo_ms:.0f}", "--capacity", str(self.capacity), "--log-level", "warning",
-        ]  # fmt: skip
-
-    def more(self, setup: Setup) -> dict[str, Any]:
-        """A full batch is waited for as long as the first of a batch takes alone."""
-        return {"wait_ms": 1, "workers": 1}
 
 
 class RayServe(Peer):
@@ -312,24 +306,16 @@ class RayServe(Peer):
         "with as many models as memory has room for"
     )
     source = "https://docs.ray.io/en/latest/serve/advanced-guides/performance.html"
+    arguments = "-m comparison.peers.apps.ray_serve_app"
+    variables: ClassVar = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
+    """Without what it would send."""
+    more: ClassVar = {"queued": queued}
     note = "some 11 processes on the one core"
     binds_all = True
     loads_on_demand = True
     ready_path = "/-/healthz"
     start_s = 180.0
     stop_s = 20.0
-
-    def command(self, setup: Setup) -> Sequence[str]:
-        """A program that starts a cluster of one node."""
-        return [self.python, "-m", "comparison.peers.apps.ray_serve_app"]
-
-    def environment(self, setup: Setup) -> dict[str, str]:
-        """Without what it would send."""
-        return {**super().environment(setup), "RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_LOG_TO_STDERR": "0"}
-
-    def more(self, setup: Setup) -> dict[str, Any]:
-        """Its limits."""
-        return {"queued": self.queued, "held": setup.memory_models or len(setup.models)}
 
 
 class BentoMl(Peer):
@@ -342,21 +328,10 @@ class BentoMl(Peer):
     package = "bentoml"
     configured = "adaptive batches of up to 8, `max_latency_ms` = SLO"
     source = "https://docs.bentoml.com/en/latest/get-started/adaptive-batching.html"
+    arguments = "-m bentoml serve comparison.peers.apps.bentoml_app:Models --host 127.0.0.1 --port {port}"
+    variables: ClassVar = {"BENTOML_HOME": "{folder}/bentoml", "BENTOML_DO_NOT_TRACK": "True"}
+    """Without what it would write and send beside its work."""
     ready_path = "/readyz"
-
-    def command(self, setup: Setup) -> Sequence[str]:
-        """One worker process, which has all models."""
-        return [
-            self.python, "-m", "bentoml", "serve", "comparison.peers.apps.bentoml_app:Models",
-            "--host", "127.0.0.1", "--port", str(setup.port),
-        ]  # fmt: skip
-
-    def environment(self, setup: Setup) -> dict[str, str]:
-        """Without what it would write and send beside its work."""
-        return {
-            **super().environment(setup), "BENTOML_HOME": str(setup.folder / "bentoml"),
-            "BENTOML_DO_NOT_TRACK": "True",
-        }  # fmt: skip
 
     def request(self, setup: Setup, x: Floats) -> Request:
         """Base64 in JSON."""
@@ -378,12 +353,9 @@ class LitServe(Peer):
     package = "litserve"
     configured = "batches of 8, timeout = SLO (seen when a worker takes a request from its queue)"
     source = "https://lightning.ai/docs/litserve/features/batching"
+    arguments = "-m comparison.peers.apps.litserve_app"
     per_model = True
     ready_path = "/health"
-
-    def command(self, setup: Setup) -> Sequence[str]:
-        """A program of its own kind."""
-        return [self.python, "-m", "comparison.peers.apps.litserve_app"]
 
     def request(self, setup: Setup, x: Floats) -> Request:
         """A form with one file."""
@@ -413,14 +385,11 @@ class KServe(OverGrpc):
     source = (
         "https://kserve.github.io/website/docs/model-serving/predictive-inference/frameworks/custom-predictor"
     )
+    arguments = (
+        "-m comparison.peers.apps.kserve_app --http_port {port} --grpc_port {grpc_port} --workers 1 "
+        "--enable_docs_url False"
+    )
     binds_all = True
-
-    def command(self, setup: Setup) -> Sequence[str]:
-        """A program of its own kind."""
-        return [
-            self.python, "-m", "comparison.peers.apps.kserve_app", "--http_port", str(setup.port),
-            "--grpc_port", str(setup.port + 1), "--workers", "1", "--enable_docs_url", "False",
-        ]  # fmt: skip
 
 
 class MlServer(OverGrpc):
@@ -468,6 +437,7 @@ class TorchServe(Peer):
     package = "torchserve"
     configured = f"batches of 8 (`maxBatchDelay` 1 ms), `jobQueueSize` {queue}, `clientTimeoutInMills` = SLO"
     source = "https://docs.pytorch.org/serve/batch_inference_with_ts.html"
+    variables: ClassVar = {"LOG_LOCATION": "{folder}", "METRICS_LOCATION": "{folder}"}
     note = "archived by its makers in 2025"
     path = "/predictions/{model}"
     per_model = True
@@ -515,13 +485,6 @@ class TorchServe(Peer):
             "--log-config", str(setup.folder / "log4j2.xml"),
         ]  # fmt: skip
 
-    def environment(self, setup: Setup) -> dict[str, str]:
-        """Logs beside the rest."""
-        return {
-            **super().environment(setup), "LOG_LOCATION": str(setup.folder),
-            "METRICS_LOCATION": str(setup.folder),
-        }  # fmt: skip
-
 
 _QUIET: Final = """<?xml version="1.0" encoding="UTF-8"?>
 <Configuration><Appenders><Console name="c"><PatternLayout pattern="%d %p %c - %m%n"/></Console></Appenders>
@@ -540,14 +503,10 @@ class FastApi(Peer):
     package = "fastapi"
     configured = "no deadline, no batches, no limit: it has none"
     source = "https://fastapi.tiangolo.com/async/"
-
-    def command(self, setup: Setup) -> Sequence[str]:
-        """Uvicorn with uvloop and httptools, one process."""
-        return [
-            self.python, "-m", "uvicorn", "comparison.peers.apps.fastapi_ort_app:app", "--host", "127.0.0.1",
-            "--port", str(setup.port), "--loop", "uvloop", "--http", "httptools", "--no-access-log",
-            "--log-level", "warning",
-        ]  # fmt: skip
+    arguments = (
+        "-m uvicorn comparison.peers.apps.fastapi_ort_app:app --host 127.0.0.1 --port {port} --loop uvloop "
+        "--http httptools --no-access-log --log-level warning"
+    )
 
 
 CLOCKWORK: Final = Clockwork()

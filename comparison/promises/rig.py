@@ -1,4 +1,4 @@
-"""Starts this server for a question, finds out what 100 % is, reads what the device ran. It judges nothing."""
+"""Starts this server for a question; what 100 % is, and what the device ran. It judges nothing."""
 
 from __future__ import annotations
 

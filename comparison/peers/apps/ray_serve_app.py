@@ -43,7 +43,7 @@ class Models:
     def __init__(self) -> None:
         self._batches = {name: Batches(name, self.get) for name in served.names()}
 
-    @serve.multiplexed(max_num_models_per_replica=PLAN["held"])
+    @serve.multiplexed(max_num_models_per_replica=PLAN["memory_models"] or len(PLAN["models"]))
     async def get(self, name: str) -> Any:
         """Load one; the one not used for longest goes when there are too many."""
         return served.load(name)
