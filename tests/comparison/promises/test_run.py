@@ -165,8 +165,11 @@ def test_clients_that_hang_up_are_measured_on_a_real_server(tmp_path: Path) -> N
     for variant in ("http", "grpc"):
         told = json.loads((tmp_path / "results" / "abandoned" / f"{variant}-1.json").read_text())
         assert told["status"] == "measured", told
-        assert told["figures"]["hung_up"] > 0
-        # As many as were asked have an end, and the device told of those that were answered.
-        assert sum(told["figures"]["ends"].values()) == told["figures"]["asked"]
-        assert told["figures"]["hung_up"] + told["figures"]["answered_and_ran"] == told["figures"]["asked"]
+        figures = told["figures"]
+        answered = figures["ends"].get("200", 0) + figures["ends"].get("OK", 0)
+        assert figures["hung_up"] > 0
+        # As many as were asked have an end (on a busy machine some are a no), and the device told of those
+        # that were answered.
+        assert sum(figures["ends"].values()) == figures["asked"]
+        assert figures["answered_and_ran"] == answered > 0, figures
     assert "executions begun more than 20 ms after" in said
