@@ -21,14 +21,62 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-HOME: Final = Path(__file__).parents[1] / "build" / "triton"
 _PYTHON: Final = f"{sys.version_info.major}.{sys.version_info.minor}"
-_PACKAGES: Final = HOME / "lib" / f"python{_PYTHON}" / "site-packages"
-_SERVER: Final = _PACKAGES / "pytriton" / "tritonserver"
-_STUB: Final = _SERVER / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
 SHARED: Final = Path("/dev/shm")  # noqa: S108 - where stubs put their memory, by names that nobody guesses
 START_S: Final = 180.0
 STOP_S: Final = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """The wheel of PyTriton, installed into a Python of its own; it has the Python backend alone."""
+
+    home: Path
+
+    @property
+    def packages(self) -> Path:
+        """Where it is."""
+        return self.home / "lib" / f"python{_PYTHON}" / "site-packages"
+
+    @property
+    def server(self) -> Path:
+        """Triton's own folder."""
+        return self.packages / "pytriton" / "tritonserver"
+
+    @property
+    def stub(self) -> Path:
+        """The program that runs models in this very Python."""
+        return self.server / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
+
+    @property
+    def libraries(self) -> str:
+        """Where the stub finds the library of this Python."""
+        return f"{sysconfig.get_config_var('LIBDIR')}:{self.packages / 'nvidia_pytriton.libs'}"
+
+    def backends(self) -> Path:
+        """The folder with the Python backend, and with it the stub for this very Python."""
+        stub = self.server / "backends" / "python" / self.stub.name
+        if not stub.is_file() or stub.read_bytes() != self.stub.read_bytes():
+            shutil.copyfile(self.stub, stub)
+        stub.chmod(0o755)
+        return stub.parents[1]
+
+
+WHEEL: Final = Wheel(Path(__file__).parents[1] / "build" / "triton")
+
+
+def serve_options(repository: Path, backends: Path, ports: Sequence[int]) -> list[str]:
+    """Of a server on 127.0.0.1 whose clients may load and unload; ``ports``: HTTP, gRPC, metrics."""
+    http, grpc, metrics = ports
+    return [
+        f"--model-repository={repository}", "--model-control-mode=explicit", "--load-model=*",
+        f"--backend-directory={backends}",
+        "--http-address=127.0.0.1", f"--http-port={http}",
+        "--grpc-address=127.0.0.1", f"--grpc-port={grpc}",
+        "--metrics-address=127.0.0.1", f"--metrics-port={metrics}",
+        "--allow-gpu-metrics=false", "--exit-timeout-secs=5", "--log-info=false",
+    ]  # fmt: skip
+
 
 SOURCE: Final = '''"""Takes its time and gives back what it got; Triton and Clockwork Serve both read it."""
 
@@ -129,12 +177,12 @@ class Triton:
 
 def why_not() -> str:
     """Why Triton cannot be started here; "" if it can."""
-    if not (_SERVER / "bin" / "tritonserver").is_file():
+    if not (WHEEL.server / "bin" / "tritonserver").is_file():
         return "Triton is not here: make triton fetches it (73 MB, x86-64 with glibc 2.35 or later)"
-    if not _STUB.is_file():
+    if not WHEEL.stub.is_file():
         return f"Triton here has no Python backend for Python {_PYTHON}"
-    done = subprocess.run(["/usr/bin/env", "ldd", str(_STUB)], capture_output=True, text=True, check=False,
-                          env=_environment())  # fmt: skip
+    command = ["/usr/bin/env", "ldd", str(WHEEL.stub)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
     absent = [line.split()[0] for line in done.stdout.splitlines() if "not found" in line]
     return f"Triton's Python backend does not find {', '.join(absent)}" if absent else ""
 
@@ -162,37 +210,21 @@ def running_triton(
 def _start(
     repository: Path, options: Sequence[str], said: Path, output: int
 ) -> tuple[Triton, subprocess.Popen[bytes]]:
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics = ports = _free_ports(3)
     command = [
-        str(_SERVER / "bin" / "tritonserver"),
-        f"--model-repository={repository}", "--model-control-mode=explicit", "--load-model=*",
-        f"--backend-directory={_backends()}",
-        "--backend-config=python,shm-default-byte-size=1048576",
-        "--http-address=127.0.0.1", f"--http-port={http}",
-        "--grpc-address=127.0.0.1", f"--grpc-port={grpc}",
-        "--metrics-address=127.0.0.1", f"--metrics-port={metrics}",
-        "--allow-gpu-metrics=false", "--exit-timeout-secs=5", "--log-info=false",
-        *options,
+        str(WHEEL.server / "bin" / "tritonserver"), *serve_options(repository, WHEEL.backends(), ports),
+        "--backend-config=python,shm-default-byte-size=1048576", *options,
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment())
     urls = (f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", f"http://127.0.0.1:{metrics}/metrics")
     return Triton(*urls, process.pid, repository, said), process
 
 
-def _backends() -> Path:
-    """The folder with the Python backend, and with it the stub for this very Python."""
-    stub = _SERVER / "backends" / "python" / "triton_python_backend_stub"
-    if not stub.is_file() or stub.read_bytes() != _STUB.read_bytes():
-        shutil.copyfile(_STUB, stub)
-    stub.chmod(0o755)
-    return stub.parents[1]
-
-
 def _environment() -> dict[str, str]:
-    """With which the stub finds the library of this Python, and the packages of Triton's own folder."""
+    """Its whole environment, with the packages of its own folder."""
     return {
-        "PATH": f"{HOME / 'bin'}:/usr/bin:/bin",
-        "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{_PACKAGES / 'nvidia_pytriton.libs'}",
+        "PATH": f"{WHEEL.home / 'bin'}:/usr/bin:/bin",
+        "LD_LIBRARY_PATH": WHEEL.libraries,
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 

@@ -29,33 +29,26 @@ from harness.report import Outcome, finish, parser
 
 ROOT: Final = Path(__file__).parents[1]
 END_TO_END: Final = "tests/end_to_end/"
-STATISTICS: Final = "stats: three good requests and two wrong ones"
-FAILED_ONCE: Final = tuple(
-    f"{END_TO_END}{path}::{test}"
-    for path, test in (
-        (
-            "test_slow_device.py",
-            "test_durations_that_double_are_learned_within_a_window_and_the_other_device_is_left_alone",
-        ),
-        ("test_overload.py", "test_hopeless_requests_hear_at_once_and_the_rest_is_served"),
-        (
-            "triton/test_differences.py",
-            f"test_both_say_the_same_or_the_difference_is_listed[{STATISTICS}]",
-        ),
-        ("test_door.py", "test_stock_clients_infer_over_tls_with_their_keys"),
-        (
-            "stock/test_perf_analyzer.py",
-            "test_it_measures_with_shared_memory_and_ends_without_a_warning",
-        ),
-        (
-            "test_tenants.py",
-            "test_ten_times_a_quota_at_the_tightest_slo_leaves_anothers_answers_in_time",
-        ),
-        (
-            "test_tenants.py",
-            "test_what_a_tenant_may_ask_for_is_capped_and_its_refusal_says_when_to_come_back",
-        ),
-    )
+FAILED_ONCE: Final = (
+    (
+        f"{END_TO_END}test_slow_device.py::"
+        "test_durations_that_double_are_learned_within_a_window_and_the_other_device_is_left_alone"
+    ),
+    f"{END_TO_END}test_overload.py::test_hopeless_requests_hear_at_once_and_the_rest_is_served",
+    (
+        f"{END_TO_END}triton/test_differences.py::test_both_say_the_same_or_the_difference_is_listed"
+        "[stats: three good requests and two wrong ones]"
+    ),
+    f"{END_TO_END}test_door.py::test_stock_clients_infer_over_tls_with_their_keys",
+    (
+        f"{END_TO_END}stock/test_perf_analyzer.py::"
+        "test_it_measures_with_shared_memory_and_ends_without_a_warning"
+    ),
+    f"{END_TO_END}test_tenants.py::test_ten_times_a_quota_at_the_tightest_slo_leaves_anothers_answers_in_time",
+    (
+        f"{END_TO_END}test_tenants.py::"
+        "test_what_a_tenant_may_ask_for_is_capped_and_its_refusal_says_when_to_come_back"
+    ),
 )
 """Beside two programs that burned both cores, in 35 minutes of ``make test``."""
 BURN: Final = """

@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any, Final
@@ -25,8 +24,8 @@ from typing import IO, Any, Final
 import clockwork_serve
 from clockwork_serve.sim.seeds import KINDS, REQUESTS, PlayedSeed, play_seeds
 from clockwork_serve.telemetry.journal import sources_hash
-from harness.report import Outcome, finish, parser, percent, table
-from qa.simulator_seeds import SHARE_MIN
+from harness.report import Outcome, finish, parser
+from qa.simulator_seeds import conclude
 
 SEEDS: Final = 10_000
 CHUNK: Final = 40
@@ -67,12 +66,6 @@ def _line(one: PlayedSeed) -> str:
     return json.dumps(asdict(one), separators=(",", ":")) + "\n"
 
 
-def chunks(seeds: list[int]) -> Iterator[list[int]]:
-    """So many at a time."""
-    for at in range(0, len(seeds), CHUNK):
-        yield seeds[at : at + CHUNK]
-
-
 class Night:
     """Plays what is left, tells how it goes, and stops when it is told to or time is over."""
 
@@ -87,10 +80,10 @@ class Night:
     def run(self) -> None:
         """Until all are played, time is over, or Ctrl-C."""
         left = [seed for seed in self.wanted if seed not in self.done]
-        for chunk in chunks(left):
+        for at in range(0, len(left), CHUNK):
             if self.stopped or time.monotonic() - self._began > self._given.minutes * 60:
                 return
-            for one in play_seeds(chunk, self._given.jobs, self._given.requests):
+            for one in play_seeds(left[at : at + CHUNK], self._given.jobs, self._given.requests):
                 self.done[one.seed] = one
                 self._file.write(_line(one))
                 self._new += 1
@@ -114,47 +107,20 @@ class Night:
         print(f"\r{line}  " if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
 
 
-def conclude(night: Night, requests: int) -> Outcome:
+def concluded(night: Night, requests: int) -> Outcome:
     """The summary of all that was played, today and before."""
-    outcome = Outcome("qa.simulator_nightly")
     played = [night.done[seed] for seed in night.wanted if seed in night.done]
-    failed = [one for one in played if one.failure]
+    outcome = conclude("qa.simulator_nightly", len(night.wanted), played, requests)
     good = [one for one in played if not one.failure]
-    outcome.judge("seeds that hold", asked=str(len(night.wanted)), found=str(len(good)), good=not failed)
-    fewest = min((one.requests for one in good), default=0)
-    outcome.judge("requests of a seed", asked=f">= {requests}", found=str(fewest), good=fewest >= requests)
-    seeds: Counter[str] = Counter(kind for one in good for kind in one.faults)
-    hits: Counter[str] = Counter()
-    actions: Counter[str] = Counter()
-    for one in good:
-        hits.update(one.faults)
-        actions.update(one.actions)
-    for kind in KINDS:
-        outcome.judge(
-            f"seeds in which {kind} hit something", asked=f">= {percent(SHARE_MIN, 1)}",
-            found=f"{percent(seeds[kind], len(good))}, {hits[kind]:,} times",
-            good=bool(good) and seeds[kind] >= SHARE_MIN * len(good),
-        )  # fmt: skip
     pairs = Counter((a, b) for one in good for a in one.faults for b in one.faults if a < b)
     possible = len(KINDS) * (len(KINDS) - 1) // 2
     outcome.judge(
         "pairs of faults in one seed", asked=f"{possible}", found=str(len(pairs)), good=len(pairs) == possible
     )
-    total = sum(one.requests for one in good)
-    print(
-        table(
-            ("what", "count"),
-            [("requests", f"{total:,}"), *((k, f"{v:,}") for k, v in sorted(actions.items()))],
-        )
-    )
+    outcome.figures["rarest_pairs"] = [[*pair, count] for pair, count in pairs.most_common()[-5:]]
     if len(played) < len(night.wanted):
         left = len(night.wanted) - len(played)
         outcome.invalid = f"{left} seeds are not played yet: the same command goes on"
-    outcome.figures = {
-        "played": len(played), "requests": total, "seeds_with": dict(seeds), "hits": dict(hits),
-        "rarest_pairs": [[*pair, count] for pair, count in pairs.most_common()[-5:]],
-        "actions": dict(actions), "failed": [one.failure for one in failed],
-    }  # fmt: skip
     return outcome
 
 
@@ -182,7 +148,7 @@ def main() -> int:
 
         signal.signal(signal.SIGINT, stop)
         night.run()
-    return finish(conclude(night, given.requests), given.json)
+    return finish(concluded(night, given.requests), given.json)
 
 
 if __name__ == "__main__":

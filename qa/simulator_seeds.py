@@ -79,10 +79,32 @@ def replay_case(path: Path) -> int:
     return 0 if violation is None else 1
 
 
-def shares(played: list[PlayedSeed]) -> dict[str, float]:
-    """By kind of fault, the share of seeds in which it hit something."""
-    counts = Counter(kind for one in played for kind in one.faults)
-    return {kind: counts[kind] / max(1, len(played)) for kind in KINDS}
+def conclude(name: str, wanted: int, played: list[PlayedSeed], requests: int) -> Outcome:
+    """What so many seeds promise, of those that were played."""
+    outcome = Outcome(name)
+    failed = [one.failure for one in played if one.failure]
+    good = [one for one in played if not one.failure]
+    hold = not failed and bool(good)
+    outcome.judge("seeds that hold", asked=str(wanted), found=str(len(good)), good=hold)
+    fewest = min((one.requests for one in good), default=0)
+    outcome.judge("requests of a seed", asked=f">= {requests}", found=str(fewest), good=fewest >= requests)
+    seeds: Counter[str] = Counter(kind for one in good for kind in one.faults)
+    hits: Counter[str] = sum((Counter(one.faults) for one in good), Counter())
+    actions: Counter[str] = sum((Counter(one.actions) for one in good), Counter())
+    for kind in KINDS:
+        outcome.judge(
+            f"seeds in which {kind} hit something", asked=f">= {percent(SHARE_MIN, 1)}",
+            found=f"{percent(seeds[kind], len(good))}, {hits[kind]:,} times",
+            good=bool(good) and seeds[kind] >= SHARE_MIN * len(good),
+        )  # fmt: skip
+    total = sum(one.requests for one in good)
+    rows = [("requests", f"{total:,}"), *((what, f"{n:,}") for what, n in sorted(actions.items()))]
+    print(table(("what", "count"), rows))
+    outcome.figures = {
+        "played": len(played), "requests": total, "seeds_with": dict(seeds), "hits": dict(hits),
+        "actions": dict(actions), "failed": failed,
+    }  # fmt: skip
+    return outcome
 
 
 def options_of() -> argparse.Namespace:
@@ -113,35 +135,14 @@ def main() -> int:
         return make_small(given.replay, given.requests, given.seconds, out)
     if given.replay is not None:
         return replay(given.replay, given.requests)
-    outcome, began = Outcome("qa.simulator_seeds"), time.monotonic()
+    began_s = time.monotonic()
     seeds = range(given.first, given.first + given.count)
     played = list(play_seeds(seeds, given.jobs, given.requests))
-    failed = [one for one in played if one.failure]
-    for one in failed:
-        print(f"  {one.failure}\n")
-    good = [one for one in played if not one.failure]
-    outcome.judge(
-        "seeds that hold", asked=str(given.count), found=str(len(good)), good=not failed and bool(good)
-    )
-    fewest = min((one.requests for one in good), default=0)
-    outcome.judge(
-        "requests of a seed", asked=f">= {given.requests}", found=f"{fewest}", good=fewest >= given.requests
-    )
-    found = shares(good)
-    for kind, share in found.items():
-        outcome.judge(
-            f"seeds in which {kind} hit something", asked=f">= {percent(SHARE_MIN, 1)}",
-            found=percent(share, 1), good=share >= SHARE_MIN,
-        )  # fmt: skip
-    actions: Counter[str] = Counter()
-    for one in good:
-        actions.update(one.actions)
-    total = sum(one.requests for one in good)
-    outcome.figures = {
-        "requests": total, "seconds": time.monotonic() - began, "fault_shares": found,
-        "actions": dict(actions), "failed": [one.failure for one in failed],
-    }  # fmt: skip
-    print(table(("what", "count"), [("requests", total), *sorted(actions.items())]))
+    for one in played:
+        if one.failure:
+            print(f"  {one.failure}\n")
+    outcome = conclude("qa.simulator_seeds", given.count, played, given.requests)
+    outcome.figures["seconds"] = time.monotonic() - began_s
     return finish(outcome, given.json)
 
 

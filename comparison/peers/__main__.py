@@ -15,8 +15,11 @@ from pathlib import Path
 
 from comparison.peers import run, table
 from comparison.peers.install import install
-from comparison.peers.isolation import isolate, isolated
-from comparison.peers.registry import NAMES
+from comparison.peers.loads import LOADS
+from comparison.peers.run import isolate
+from comparison.peers.servers import PEERS
+
+NAMES = tuple(PEERS)
 
 
 def _names(text: str) -> list[str]:
@@ -41,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--kinds", default="mobilenet_v3_small,gpu_like")
     one = commands.add_parser("run", help="the comparison")
     one.add_argument("--servers", type=_names, help="default: all that are installed")
-    one.add_argument("--loads", help=f"default: all of {', '.join(run.load_names())}")
+    one.add_argument("--loads", help=f"default: all of {', '.join(sorted(LOADS))}")
     one.add_argument("--repeats", type=int, default=3)
     one.add_argument(
         "--out", type=Path, required=True, help="folder of results; what is there is not done again"
@@ -60,7 +63,7 @@ def main() -> int:
     if given.command == "install":
         worst = 0
         for name in given.names or NAMES:
-            said = install(name)
+            said = install(PEERS[name])
             worst |= said.startswith("failed")
             print(f"{name:<12} {said}", flush=True)
         return worst
@@ -71,8 +74,8 @@ def main() -> int:
         print(f"note: {why}; servers that listen on all interfaces are left out", file=sys.stderr)
     if given.command == "check":
         with tempfile.TemporaryDirectory() as folder:
-            return run.check_all(given.servers, given.kinds.split(","), Path(folder), isolated=isolated())
-    return run.run(given, isolated=isolated())
+            return run.check_all(given.servers, given.kinds.split(","), Path(folder))
+    return run.run(given)
 
 
 if __name__ == "__main__":

@@ -9,35 +9,29 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from comparison.peers.peer import Peer
-from comparison.peers.registry import peer
+from comparison.peers.peer import MARK, Peer
 
-MARK: Final = ".set-up"
+PACKAGES: Final = Path(__file__).with_name("packages.txt")
 
 
-def install(name: str) -> str:
+def requirements(name: str) -> list[str]:
+    """All packages of a server, each with its version."""
+    lines = [line.split() for line in PACKAGES.read_text().splitlines() if not line.startswith("#")]
+    return [package for package, *servers in lines if name in servers]
+
+
+def install(asked: Peer) -> str:
     """Install one, if it is not; what happened, in words. Nothing is fetched twice for the same versions."""
-    asked = peer(name)
-    requirements = asked.folder / "requirements.txt"
-    if not requirements.is_file():
+    wanted = "\n".join(requirements(asked.name))
+    if not wanted:
         return "nothing to install"
     mark = asked.home / MARK
-    wanted = requirements.read_text()
     if mark.is_file() and mark.read_text() == wanted:
         return "already installed"
     began_s = time.monotonic()
     commands = (
         [sys.executable, "-m", "venv", "--clear", str(asked.home)],
-        [
-            asked.python,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "-r",
-            str(requirements),
-        ],
+        [asked.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted.split()],
     )
     for command in commands:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

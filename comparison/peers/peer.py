@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sys
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +18,10 @@ from comparison.peers import served
 ROOT: Final = Path(__file__).parents[2]
 INSTALLED: Final = ROOT / "build" / "peers"
 """Each server's own Python, in a folder of its name."""
+MARK: Final = ".set-up"
+"""A file there once it is installed."""
+APPS: Final = Path(__file__).parent / "apps"
+"""What runs there."""
 HOST: Final = "127.0.0.1"
 
 Floats = npt.NDArray[np.float32]
@@ -102,8 +103,8 @@ class Setup:
         return self.folder / "device.log"
 
 
-class Peer(ABC):
-    """One server. Its folder holds ``requirements.txt`` and what runs in its own Python."""
+class Peer:
+    """One server; ``packages.txt`` has what its Python holds, ``apps/`` what runs there."""
 
     name: ClassVar[str]
     package: ClassVar[str]
@@ -112,6 +113,16 @@ class Peer(ABC):
     """Its configuration for deadlines, in words for the table."""
     source: ClassVar[str]
     """Where its documentation advises that."""
+    note: ClassVar[str] = ""
+    """What a reader of the table must know of it."""
+    arguments: ClassVar[str] = ""
+    """Of its Python, if that starts it; ``{port}``, ``{grpc_port}`` and ``{slo_ms}`` are filled in."""
+    variables: ClassVar[Mapping[str, str]] = {}
+    """More of its environment; ``{folder}`` is filled in."""
+    more: ClassVar[Mapping[str, Any]] = {}
+    """Its own settings, which its files read in ``served.plan()``; they are recorded with each result."""
+    path: ClassVar[str] = "/{model}"
+    """Where to POST, if that is all there is to it."""
     protocol: ClassVar[Protocol] = "http"
     binds_all: ClassVar[bool] = False
     """Whether it listens on all interfaces and cannot be told otherwise."""
@@ -121,18 +132,9 @@ class Peer(ABC):
     """Whether it keeps no more models in memory than it is told, and loads the one that is asked for."""
     loads_by_call: ClassVar[bool] = False
     """Whether clients can have models loaded and unloaded, see :meth:`load_path`."""
+    ready_path: ClassVar[str] = "/"
     stop_s: ClassVar[float] = 10.0
     start_s: ClassVar[float] = 90.0
-
-    @property
-    def note(self) -> str:
-        """What a reader of the table must know of it."""
-        return ""
-
-    @property
-    def folder(self) -> Path:
-        """Its files here."""
-        return Path(__file__).parent / self.name
 
     @property
     def home(self) -> Path:
@@ -146,7 +148,7 @@ class Peer(ABC):
 
     def why_not(self, setup: Setup | None = None, *, isolated: bool = True) -> str:
         """Why it cannot be run here and so; "" if it can."""
-        if not (self.home / ".set-up").is_file():
+        if not (self.home / MARK).is_file():
             return f"not installed: python -m comparison.peers install {self.name}"
         if self.binds_all and not isolated:
             return "it listens on all interfaces, and no network namespace could be made for it"
@@ -154,34 +156,31 @@ class Peer(ABC):
             return f"a process per model: {len(setup.models)} models are too many"
         return ""
 
-    @abstractmethod
     def command(self, setup: Setup) -> Sequence[str]:
         """How to start it; writes what it needs into ``setup.folder``."""
+        numbers = {"port": setup.port, "grpc_port": setup.port + 1, "slo_ms": round(setup.slo_ms)}
+        words = self.arguments.format(**numbers)
+        return [self.python, *words.split()]
 
     def environment(self, setup: Setup) -> dict[str, str]:
         """Its whole environment: the runner's own would bring the runner's Python."""
         return {
             "PATH": f"{self.home / 'bin'}:/usr/local/bin:/usr/bin:/bin", "HOME": str(setup.folder),
             "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(setup.folder),
-            "PEER_MODELS": str(setup.write(self.more(setup))),
+            "PEER_MODELS": str(setup.write(self.more)),
             # One core: libraries that make a thread per core of the machine make one.
             "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+            **{name: value.format(folder=setup.folder) for name, value in self.variables.items()},
         }  # fmt: skip
-
-    def more(self, setup: Setup) -> dict[str, Any]:
-        """Its own settings, which its files read in ``served.plan()``; they are recorded with each result."""
-        return {}
 
     def ready(self, setup: Setup) -> bool:
         """Whether all models answer; OSError counts as no."""
         with urlopen(f"http://{HOST}:{setup.port}{self.ready_path}", timeout=2) as response:
             return bool(response.status == 200)
 
-    ready_path: ClassVar[str] = "/"
-
-    @abstractmethod
     def request(self, setup: Setup, x: Floats) -> Request:
-        """How to ask for the output of ``x``, one row, in time."""
+        """How to ask for the output of ``x``, one row, in time: by its bytes as they are."""
+        return Request(self.path, (("Content-Type", "application/octet-stream"),), x.tobytes())
 
     def understood(self, kind: Kind, words: str) -> Kind:
         """What an end means that is no answer.
@@ -191,9 +190,9 @@ class Peer(ABC):
         """
         return kind
 
-    @abstractmethod
     def output(self, answer: Answer) -> Floats:
-        """The numbers of a good answer."""
+        """The numbers of a good answer: its bytes as they are."""
+        return np.frombuffer(answer.body, np.float32)
 
     def left_behind(self, setup: Setup) -> Iterable[Path]:
         """Files outside ``setup.folder`` that a server may leave when it is killed; they are removed."""
@@ -208,19 +207,9 @@ MOST_PROCESSES: Final = 40
 """Models of servers with a process for each: 53 to 183 MiB apiece were measured."""
 
 
-def raw(answer: Answer) -> Floats:
-    """A body that is nothing but FP32."""
-    return np.frombuffer(answer.body, np.float32)
-
-
 def differs(found: Floats, expected: Floats) -> float:
     """The worst error relative to the largest number; infinite for another shape."""
     if found.size != expected.size:
         return math.inf
     scale = float(np.abs(expected).max()) or 1.0
     return float(np.abs(found.ravel() - expected.ravel()).max()) / scale
-
-
-def binary(name: str) -> str:
-    """A program beside this interpreter."""
-    return os.path.join(os.path.dirname(sys.executable), name)  # noqa: PTH118, PTH120 (not resolved: a venv)

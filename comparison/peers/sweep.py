@@ -4,7 +4,7 @@ python -m comparison.peers.sweep measure --out DIR      a quarter of an hour; ad
 python -m comparison.peers.sweep keep --out DIR         writes docs/measured/goodput.jsonl
 python -m comparison.peers.sweep draw                   docs/figures/goodput.svg, from what is kept
 
-The load is ``loads/gpu_15_models.toml``: 15 models share an emulated device on which a batch of n takes
+The load is ``gpu_15_models``: 15 models share an emulated device on which a batch of n takes
 16 + 4n ms, SLO 200 ms. Beside the servers stands the physical limit: every batch full, the device never idle.
 """
 
@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import signal
 import statistics
 import sys
 from collections import defaultdict
@@ -23,15 +20,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from comparison.peers import served
-from comparison.peers.isolation import isolate, isolated
-from comparison.peers.measure import CLIENT_CORE, Point, cores
-from comparison.peers.models import Kinds
+from comparison.peers.loads import shared_device
+from comparison.peers.measure import Point
 from comparison.peers.peer import ROOT
-from comparison.peers.registry import peer
-from comparison.peers.run import LOADS, done, line_of, one, result_path, write_facts, write_result
-from harness.launch import adopt
+from comparison.peers.run import isolate, run_points
 
-LOAD: Final = LOADS / "gpu_15_models.toml"
 KEPT: Final = ROOT / "docs" / "measured" / "goodput.jsonl"
 FIGURE: Final = ROOT / "docs" / "figures" / "goodput.svg"
 SERVERS: Final = ("clockwork", "triton")
@@ -47,39 +40,14 @@ def limit_rps() -> float:
     return BATCH_MAX / (served.BASE_MS + served.EACH_MS * BATCH_MAX) * 1000
 
 
-def load_at(rate_rps: int, folder: Path) -> Path:
-    """The load's file at another rate."""
-    text = re.sub(r"(?m)^rate_rps = .*$", f"rate_rps = {rate_rps}", LOAD.read_text())
-    text = re.sub(r"(?m)^seconds = .*$", f"seconds = {SECONDS}", text)
-    text = re.sub(r"60 r/s", f"{rate_rps} r/s", text)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{LOAD.stem}_{rate_rps:03}.toml"
-    path.write_text(text)
-    return path
-
-
-def measure(out: Path, rates: Sequence[int], repeats: int) -> int:
-    """Every server at every rate, in turns; the exit status."""
-    if why := cores():
-        print(f"error: {why}", file=sys.stderr)
-        return 2
-    write_facts(out, SERVERS)
-    adopt()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    os.sched_setaffinity(0, {CLIENT_CORE})
-    kinds, failed = Kinds(), 0
-    for repeat in range(1, repeats + 1):
-        for rate in rates:
-            for server in SERVERS if repeat % 2 else reversed(SERVERS):
-                point = Point(server, load_at(rate, out / "loads"), repeat)
-                path = result_path(out, point)
-                if done(path):
-                    continue
-                result = one(point, peer(server), kinds, out, isolated=isolated())
-                write_result(path, {**result, "rate_rps": rate})
-                failed += result["status"] == "failed"
-                print(f"{rate:>4} r/s {server:<10} repeat {repeat}: {line_of(result)}", flush=True)
-    return 1 if failed else 0
+def points(rates: Sequence[int], repeats: int) -> list[Point]:
+    """Every server at every rate, in turns."""
+    return [
+        Point(server, shared_device(rate, SECONDS, f"gpu_15_models_{rate:03}"), repeat)
+        for repeat in range(1, repeats + 1)
+        for rate in rates
+        for server in (SERVERS if repeat % 2 else reversed(SERVERS))
+    ]
 
 
 def keep(out: Path) -> None:
@@ -89,8 +57,9 @@ def keep(out: Path) -> None:
     for path in sorted((out / "results").glob("*/*.json")):
         found = json.loads(path.read_text())
         if found["status"] == "measured":
+            rate = int(found["load"].rpartition("_")[2])
             lines.append({
-                "server": found["server"], "rate_rps": found["rate_rps"], "repeat": found["repeat"],
+                "server": found["server"], "rate_rps": rate, "repeat": found["repeat"],
                 "version": found["version"], "figures": found["figures"], "machine": machine,
                 "others_share": found["others_share"], "noise": found["noise"],
             })  # fmt: skip
@@ -213,7 +182,7 @@ def main() -> int:
         return 0
     if why := isolate("comparison.peers.sweep"):
         print(f"note: {why}", file=sys.stderr)
-    return measure(given.out.resolve(), given.rates, given.repeats)
+    return run_points(points(given.rates, given.repeats), given.out.resolve())
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from clockwork_serve.workload.scenario import read_scenario
-from comparison.peers.summary import main_figures, spread
+from comparison.peers.loads import LOADS
+from comparison.peers.record import main_figures, shown, spread
 from harness.report import between_marks, page_row
 
 Result = dict[str, Any]
@@ -56,28 +56,16 @@ def loads_per_s(one: Result) -> float | None:
     if "loads" in one:
         return float(one["loads"] / one["seconds"])
     comers = one["figures"].get("by_load", {}).get("comers")
-    return (
-        None
-        if comers is None
-        else float(comers["in_time_per_s"] + comers["late"] * comers["asked_per_s"] / max(1, comers["asked"]))
-    )
+    if comers is None:
+        return None
+    return float(comers["in_time_per_s"] + comers["late"] * comers["asked_per_s"] / max(1, comers["asked"]))
 
 
-def shown(found: dict[str, float] | None, form: str) -> str:
-    """A median with its spread."""
-    if found is None:
-        return "-"
-    middle, least, most = (form.format(found[key]) for key in ("median", "least", "most"))
-    return middle if least == most else f"{middle} ({least} to {most})"
-
-
-def markdown(table: dict[str, dict[str, Any]], facts: dict[str, Any], loads: Path) -> str:
+def markdown(table: dict[str, dict[str, Any]], facts: dict[str, Any]) -> str:
     """Every load's table, then versions and configurations."""
     lines = [f"Machine: {facts['machine']}. Medians of the runs (least to most).", ""]
     for load, servers in sorted(table.items()):
-        path = loads / f"{load}.toml"
-        title = read_scenario(path).name if path.is_file() else load
-        lines += [f"### {title}", ""]
+        lines += [f"### {LOADS[load].title if load in LOADS else load}", ""]
         lines += _rows(["server", "runs", *(title for _, title, _, _ in _COLUMNS)], _load_rows(servers))
         lines += [f"{name}: not measured: {row['why']}" for name, row in servers.items() if "why" in row]
         lines.append("")
@@ -113,11 +101,9 @@ def _rows(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def write(out: Path, page: Path | None) -> str:
     """``table.json`` and ``table.md`` in the folder; into the page too, between its marks. The Markdown."""
-    from comparison.peers.run import LOADS
-
     facts = json.loads((out / "facts.json").read_text())
     table = summarised(results(out))
-    text = markdown(table, facts, LOADS)
+    text = markdown(table, facts)
     (out / "table.json").write_text(json.dumps({**facts, "loads": table}, indent=1))
     (out / "table.md").write_text(text)
     if page is not None:

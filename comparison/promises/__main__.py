@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
 import tempfile
 import time
@@ -23,19 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from comparison.peers.ask import WrongAnswer
-from comparison.peers.measure import CLIENT_CORE, cores
-from comparison.peers.run import PATIENCE_S, PEACE_SHARE, SETTLE_S, done, write_result
-from comparison.promises import abandoned, cost, hot, rejections, table, worst, zipf
+from comparison.peers.measure import cores
+from comparison.peers.run import PATIENCE_S, attempt, done, run_all, turns, why_in_a_line
+from comparison.promises import abandoned, cost, many_models, question, rejections
 from comparison.promises.question import Question
 from comparison.promises.rig import Rig
-from harness.launch import adopt
-from harness.machine import wait_for_peace
 
 QUESTIONS: Final = (
-    zipf.QUESTION, worst.QUESTION, hot.QUESTION, rejections.QUESTION, abandoned.QUESTION, cost.QUESTION,
+    many_models.ZIPF_QUESTION, many_models.WORST, many_models.HOT, rejections.QUESTION, abandoned.QUESTION,
+    cost.QUESTION,
 )  # fmt: skip
-INTERRUPTED: Final = 130
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +48,22 @@ class Point:
 
 def points(questions: Sequence[Question], repeats: int) -> list[Point]:
     """All runs: variants take turns, and each repeat begins with another."""
-    found = []
-    for repeat in range(1, repeats + 1):
-        for question in questions:
-            first = (repeat - 1) % len(question.variants)
-            turns = (*question.variants[first:], *question.variants[:first])
-            found += [Point(question, variant, repeat) for variant in turns]
-    return found
+    return [
+        Point(question, variant, repeat)
+        for repeat in range(1, repeats + 1)
+        for question in questions
+        for variant in turns(question.variants, repeat)
+    ]
 
 
 def run(point: Point, rig: Rig, patience_s: float) -> dict[str, Any]:
     """Measure one, or say why not."""
-    facts: dict[str, Any] = {
+    facts = {
         "question": point.question.name, "variant": point.variant, "repeat": point.repeat,
         "at": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }  # fmt: skip
-    try:
-        time.sleep(SETTLE_S)
-        wait_for_peace(PEACE_SHARE, patience_s)
-        figures = point.question.measure(rig, point.variant, point.repeat)
-    except (RuntimeError, OSError, WrongAnswer) as error:
-        return {**facts, "status": "failed", "why": str(error)}
-    return {**facts, "status": "measured", "figures": figures}
+    measure = point.question.measure
+    return attempt(facts, lambda: {"figures": measure(rig, point.variant, point.repeat)}, patience_s)
 
 
 def _names(text: str) -> list[Question]:
@@ -113,32 +102,14 @@ def _parser() -> argparse.ArgumentParser:
 def measure_all(given: argparse.Namespace, out: Path) -> int:
     """All that is not there yet; the exit status: 0, or 1 if a run failed, or 130 after Ctrl-C."""
     left = [point for point in points(given.only, given.repeats) if not done(point.path(out))]
-    if not left:
-        return 0
-    adopt()
-    # Whoever ends this program ends the server that it has started too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {CLIENT_CORE})
-    rig, failed = Rig(out), 0
-    try:
-        for number, point in enumerate(left):
-            said = (
-                f"[{number + 1}/{len(left)}] {point.question.name:<11} {point.variant:<10} {point.repeat}: "
-            )
-            print(said, end="", file=sys.stderr, flush=True)
-            began_s = time.monotonic()
-            result = run(point, rig, given.patience)
-            write_result(point.path(out), result)
-            failed += result["status"] == "failed"
-            why = f": {str(result['why']).splitlines()[0]}" if "why" in result else ""
-            print(f"{result['status']}{why}, {time.monotonic() - began_s:.0f} s", file=sys.stderr, flush=True)
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was measured is kept", file=sys.stderr)
-        return INTERRUPTED
-    finally:
-        os.sched_setaffinity(0, before)
-    return 1 if failed else 0
+    rig = Rig(out)
+    return run_all(
+        left,
+        lambda point: run(point, rig, given.patience),
+        lambda point: f"{point.question.name:<11} {point.variant:<10} {point.repeat}",
+        lambda point: point.path(out),
+        lambda result: why_in_a_line(result) if "why" in result else str(result["status"]),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -150,12 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         out = (given.out or Path(stack.enter_context(tempfile.TemporaryDirectory()))).resolve()
         status = measure_all(given, out)
-        print(table.text(out, given.only))
+        print(question.text(out, given.only))
         if given.json is not None:
-            given.json.write_text(json.dumps(table.machines(out, given.only), indent=1) + "\n")
+            given.json.write_text(json.dumps(question.machines(out, given.only), indent=1) + "\n")
         if given.page is not None:
-            table.write_page(given.page, out, given.only)
-        return status or int(bool(table.missed(out, given.only)))
+            question.write_page(given.page, out, given.only)
+        return status or int(bool(question.missed(out, given.only)))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,30 @@
-"""Clients that disconnect: whether the device still runs their requests."""
+"""Clients that disconnect: whether the device still runs their requests.
+
+Each client sends one request and disconnects at its timeout, over HTTP or gRPC.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
 
-from clockwork_serve.oip.protobuf import ModelInferRequest
-from comparison.peers import v2
+import grpc
+import grpc.aio
+
+from comparison.peers.loads import EMULATED, names
+from comparison.peers.measure import Serving
 from comparison.peers.peer import HOST
-from comparison.promises import hang_up
-from comparison.promises.executions import NUMBERED, executions, log_of, numbered, started
-from comparison.promises.hang_up import Ask, End
-from comparison.promises.loads import EMULATED, NS_PER_MS, names
+from comparison.peers.record import NS_PER_MS
+from comparison.peers.servers import METHOD, grpc_request
 from comparison.promises.question import Figures, Question, Row, Runs, at_most, column
 from comparison.promises.rejections import message
-from comparison.promises.rig import Rig, Serving
+from comparison.promises.rig import NUMBERED, Rig, executions, log_of, numbered, started
 from harness.http_load import poisson
 
 MODELS: Final = 15
@@ -27,38 +34,127 @@ RATE: Final = 200
 """About twice what the device can do."""
 SECONDS: Final = 20
 SLACK_NS: Final = 20_000_000
+CHANNELS: Final = 4
+GRACE_S: Final = 3.0
+"""After the last one: what the server still does, it has done by then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request, due ``at_ns`` after the start."""
+
+    number: int
+    at_ns: int
+    message: bytes
+
+
+@dataclass(slots=True)
+class End:
+    """What became of one; instants of CLOCK_MONOTONIC, 0 is never."""
+
+    number: int
+    sent_ns: int = 0
+    hung_ns: int = 0
+    done_ns: int = 0
+    status: str = ""
+
+
+Send = Callable[[Ask, End], Coroutine[Any, Any, None]]
+
+
+async def all_of(asks: Sequence[Ask], patience_s: float, send: Send) -> list[End]:
+    """Send each at its instant, give it so long, hang up."""
+    start_ns = time.monotonic_ns()
+    ends = []
+    async with asyncio.TaskGroup() as group:
+        for ask in asks:
+            await asyncio.sleep(max(0.0, (start_ns + ask.at_ns - time.monotonic_ns()) / 1e9))
+            ends.append(End(ask.number))
+            group.create_task(_one(ask, ends[-1], patience_s, send))
+    await asyncio.sleep(GRACE_S)
+    return ends
+
+
+async def _one(ask: Ask, end: End, patience_s: float, send: Send) -> None:
+    try:
+        # The time-out cancels what is sent; the transport is closed, or the call reset, within that.
+        async with asyncio.timeout(patience_s):
+            await send(ask, end)
+    except TimeoutError:
+        end.status = "hung up"
+    except OSError as error:
+        end.status = repr(error)
+
+
+def over_http(host: str, port: int) -> Send:
+    """A connection for each, which is closed with it."""
+
+    async def send(ask: Ask, end: End) -> None:
+        reader, writer = await asyncio.open_connection(host, port)
+        try:
+            end.sent_ns = time.monotonic_ns()
+            writer.write(ask.message)
+            line = await reader.readline()
+            end.done_ns, end.status = time.monotonic_ns(), line.split()[1].decode() if line else "closed"
+        finally:
+            writer.close()
+            if not end.done_ns:
+                end.hung_ns = time.monotonic_ns()
+
+    return send
+
+
+async def grpc_all(target: str, method: str, asks: Sequence[Ask], patience_s: float) -> list[End]:
+    """The same over gRPC: a call that is given up is reset (RST_STREAM)."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(target, options=options) for _ in range(CHANNELS)]
+    calls = [channel.unary_unary(method) for channel in channels]
+
+    async def send(ask: Ask, end: End) -> None:
+        end.sent_ns = time.monotonic_ns()
+        call = calls[ask.number % CHANNELS](ask.message)
+        try:
+            with suppress(grpc.aio.AioRpcError):
+                await call
+            end.done_ns, end.status = time.monotonic_ns(), (await call.code()).name
+        finally:
+            call.cancel()
+            if not end.done_ns:
+                end.hung_ns = time.monotonic_ns()
+
+    try:
+        return await all_of(asks, patience_s, send)
+    finally:
+        for channel in channels:
+            await channel.close()
 
 
 def measure(rig: Rig, variant: str, repeat: int) -> Figures:
     """``http``: sockets are closed; ``grpc``: calls are reset."""
-    with rig.serving(EMULATED, names(MODELS), asked=NUMBERED) as serving:
-        asks = _asks(serving, variant, repeat)
-        log = log_of(serving.setup)
+    with rig.serving(EMULATED, names(MODELS), asked=NUMBERED) as up:
+        asks = _asks(up, variant, repeat)
+        log = log_of(up.setup)
         log.write_text("")
         patience_s = SLO_MS / 2e3
-        with serving.apart():
+        with up.metered():
             if variant == "http":
-                send = hang_up.over_http(HOST, serving.setup.port)
-                ends = asyncio.run(hang_up.all_of(asks, patience_s, send))
+                send = over_http(HOST, up.setup.port)
+                ends = asyncio.run(all_of(asks, patience_s, send))
             else:
-                ends = asyncio.run(hang_up.grpc_all(serving.grpc, v2.METHOD, asks, patience_s))
+                ends = asyncio.run(grpc_all(up.grpc, METHOD, asks, patience_s))
         ran = executions(log.read_text().splitlines())
-    return {**serving.slot, "rate_rps": RATE, **told(ends, started(ran))}
+    return {**up.used, "rate_rps": RATE, **told(ends, started(ran))}
 
 
-def _asks(serving: Serving, variant: str, repeat: int) -> list[Ask]:
-    rng, setup = random.Random(repeat), serving.setup
+def _asks(up: Serving, variant: str, repeat: int) -> list[Ask]:
+    rng, names = random.Random(repeat), up.setup.names
     found = []
     for number, at_ns in enumerate(poisson(RATE, SECONDS, rng)):
-        model = setup.names[rng.randrange(MODELS)]
+        model = names[rng.randrange(MODELS)]
         if variant == "http":
-            sent = message(serving, model, number, SLO_MS)
+            sent = message(up, model, number, SLO_MS)
         else:
-            x = numbered(serving.x, number)
-            made = ModelInferRequest(model_name=model, raw_input_contents=[x.tobytes()])
-            made.inputs.add(name="x", datatype="FP32", shape=[1, *x.shape[1:]])
-            made.parameters["slo_ms"].int64_param = SLO_MS
-            sent = made.SerializeToString()
+            sent = grpc_request([model], numbered(up.x, number), slo_ms=SLO_MS).messages[model]
         found.append(Ask(number, at_ns, sent))
     return found
 

@@ -4,79 +4,58 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Final
 
-from comparison.peers import networks
+from comparison.peers.loads import MOBILENET, names, steady
 from comparison.peers.measure import SERVER_CORE
-from comparison.peers.models import Kinds
+from comparison.peers.models import Kinds, network_file
 from comparison.peers.peer import INSTALLED
+from comparison.peers.record import NS_PER_MS
 from comparison.peers.served import Network
-from comparison.promises.loads import MOBILENET, NS_PER_MS, names, steady
 from comparison.promises.question import Figures, Question, Row, Runs, at_most, column, paired, percent
 from comparison.promises.rig import Rig
 from harness.machine import TICK_S
+from harness.server import name_of
 from harness.serving import total
 
 # ------------------------------------------------------------
 # CPU time by process of a server, user and system apart: reads /proc, changes nothing.
 
 
-_ROLE: Final = re.compile(r"clockwork_serve\.serve\.\w+\.(\w+?)(?:_process)?(?!\w)")
 KEEPER: Final = "keeper"
 """The first process, which starts the others, and whatever else it started."""
+Used = dict[str, dict[str, float]]
+"""Seconds of CPU by role of a process: ``user_s`` and ``system_s``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Used:
-    """Seconds."""
-
-    user_s: float = 0.0
-    system_s: float = 0.0
-
-    def __add__(self, other: Used) -> Used:
-        return Used(self.user_s + other.user_s, self.system_s + other.system_s)
-
-    def __sub__(self, other: Used) -> Used:
-        return Used(self.user_s - other.user_s, self.system_s - other.system_s)
-
-
-def by_role(pids: Iterable[int]) -> dict[str, Used]:
+def by_role(pids: Iterable[int]) -> Used:
     """What gateway, controller, worker and keeper have used so far."""
-    found: dict[str, Used] = {}
+    found: Used = {}
     for pid in pids:
         with suppress(OSError):
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            role = name_of(pid).partition("-")[0] or KEEPER
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            used = Used(int(fields[11]) * TICK_S, int(fields[12]) * TICK_S)
-            role = role_of(line)
-            found[role] = found.get(role, Used()) + used
+            used = found.setdefault(role, {"user_s": 0.0, "system_s": 0.0})
+            used["user_s"] += int(fields[11]) * TICK_S
+            used["system_s"] += int(fields[12]) * TICK_S
     return found
 
 
-def role_of(line: str) -> str:
-    """Which process it is, by its command line."""
-    told = _ROLE.search(line)
-    return told.group(1) if told else KEEPER
-
-
-def between(before: Mapping[str, Used], after: Mapping[str, Used]) -> dict[str, dict[str, float]]:
+def between(before: Used, after: Used) -> Used:
     """What each used between two readings."""
     return {
-        role: {"user_s": used.user_s, "system_s": used.system_s}
+        role: {phase: used - before.get(role, {}).get(phase, 0.0) for phase, used in after[role].items()}
         for role in sorted(after)
-        for used in [after[role] - before.get(role, Used())]
     }
 
 
-def total_s(used: Mapping[str, Mapping[str, float]]) -> float:
+def total_s(used: Used) -> float:
     """Of all processes."""
     return sum(one["user_s"] + one["system_s"] for one in used.values())
 
@@ -99,20 +78,20 @@ def measure(rig: Rig, variant: str, repeat: int) -> Figures:
     """``served``: four fifths of what a core can answer; ``refused``: far more than that."""
     rate = SHARE * rig.limit(MOBILENET, MODELS, repeat) if variant == "served" else MANY_RPS
     model_ms = model_cpu_ms(rig.kinds)
-    with rig.serving(MOBILENET, names(MODELS)) as serving:
-        ran_s = total(serving.metrics(), "clockwork_model_run_seconds_total")
-        before = by_role(serving.server.tree())
-        with serving.apart():
-            played = serving.play(steady(MOBILENET, MODELS, rate, seconds=SECONDS, warmup_s=0), repeat)
-        used = between(before, by_role(serving.server.tree()))
-        ran_s = total(serving.metrics(), "clockwork_model_run_seconds_total") - ran_s
+    with rig.serving(MOBILENET, names(MODELS)) as up:
+        ran_s = total(up.metrics(), "clockwork_model_run_seconds_total")
+        before = by_role(up.server.tree())
+        with up.metered():
+            played = up.play(steady(MOBILENET, MODELS, rate, seconds=SECONDS, warmup_s=0), repeat)
+        used = between(before, by_role(up.server.tree()))
+        ran_s = total(up.metrics(), "clockwork_model_run_seconds_total") - ran_s
     return {
-        **serving.slot, "rate_rps": rate, "asked": len(played.table), "ok": played.count("ok"),
+        **up.used, "rate_rps": rate, "asked": len(played.table), "ok": played.count("ok"),
         "rejected": played.count("rejected"), "expired": played.count("expired"),
         "none": played.count("none"), "ok_share": played.count("ok") / len(played.table),
         "rejected_share": played.count("rejected") / len(played.table),
         "used": used, "model_ms": model_ms, "run_ms": 1e3 * ran_s / max(1, played.count("ok")),
-        "generator": played.generator,
+        **played.about,
     }  # fmt: skip
 
 
@@ -121,7 +100,7 @@ def model_cpu_ms(kinds: Kinds) -> float:
     x, before = kinds.input(MOBILENET), os.sched_getaffinity(0)
     os.sched_setaffinity(0, {SERVER_CORE})
     try:
-        run, found = Network(str(networks.network_file(INSTALLED / "models", MOBILENET, 0))), []
+        run, found = Network(str(network_file(INSTALLED / "models", MOBILENET, 0))), []
         for _ in range(RUNS):
             began_ns = time.thread_time_ns()
             run(x)
@@ -154,7 +133,7 @@ def told_no(one: Figures) -> int:
     return max(1, int(one["rejected"] + one["expired"]))
 
 
-def part_ms(used: Mapping[str, Mapping[str, float]], role: str, phase: str, count: int) -> float:
+def part_ms(used: Used, role: str, phase: str, count: int) -> float:
     """One process's user or system time for each of so many requests."""
     return 1e3 * used.get(role, {}).get(f"{phase}_s", 0.0) / max(1, count)
 

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from typing import Final
 
 from comparison.peers import served
-from comparison.peers.clockwork.adapter import PEER
-from comparison.promises.executions import NUMBERED, Execution, executions, log_of, numbered, started
-from comparison.promises.infeasible import Asked, Rules, infeasible
-from comparison.promises.loads import (
-    EMULATED,
-    MOBILENET,
-    NS_PER_MS,
-    SLO_MS,
-    ages_ns,
-    names,
-    quantile_ms,
-    steady,
-)
+from comparison.peers.loads import EMULATED, MOBILENET, SLO_MS, names, steady
+from comparison.peers.measure import Serving
+from comparison.peers.record import NS_PER_MS, ages_ns, quantile_ms, sent_late_ns
+from comparison.peers.servers import CLOCKWORK
 from comparison.promises.question import Figures, Question, Row, Runs, at_most, column
-from comparison.promises.rig import Rig, Serving
+from comparison.promises.rig import NUMBERED, Execution, Rig, executions, log_of, numbered, started
 from harness.http_load import Sample, Shot, http_message, open_loop, poisson, run
 
 MODELS: Final = 15
@@ -39,14 +32,14 @@ def measure(rig: Rig, variant: str, repeat: int) -> Figures:
     """Three times what the server answers in time at best. ``one`` is one model, ``emulated`` are 15."""
     kind, models = (MOBILENET if variant == "mobilenet" else EMULATED), 1 if variant == "one" else MODELS
     rate = TIMES * rig.limit(kind, models, repeat)
-    asked = PEER if kind == MOBILENET else NUMBERED
-    with rig.serving(kind, names(models), asked=asked) as serving, serving.apart():
-        figures = _bodies(serving, rate, repeat) if kind == MOBILENET else _numbers(serving, rate, repeat)
-    return {**serving.slot, "rate_rps": rate, **figures}
+    asked = CLOCKWORK if kind == MOBILENET else NUMBERED
+    with rig.serving(kind, names(models), asked=asked) as up, up.metered():
+        figures = _bodies(up, rate, repeat) if kind == MOBILENET else _numbers(up, rate, repeat)
+    return {**up.used, "rate_rps": rate, **figures}
 
 
-def _bodies(serving: Serving, rate: float, repeat: int) -> Figures:
-    played = serving.play(steady(MOBILENET, MODELS, rate, seconds=SECONDS, warmup_s=WARMUP_S), repeat)
+def _bodies(up: Serving, rate: float, repeat: int) -> Figures:
+    played = up.play(steady(MOBILENET, MODELS, rate, seconds=SECONDS, warmup_s=WARMUP_S), repeat)
     counted = played.counted
     refused = counted[played.is_end(counted, "rejected")]
     # A request is sent late where no connection is free or the socket takes no more: the server's doing too.
@@ -54,30 +47,31 @@ def _bodies(serving: Serving, rate: float, repeat: int) -> Figures:
     return {
         "asked": len(counted), "good_per_s": played.good_per_s, "rejected": len(refused),
         "p50_ms": quantile_ms(ages_ns(refused), 0.5), "p99_ms": quantile_ms(ages_ns(refused), 0.99),
-        "from_sent_p99_ms": quantile_ms(from_sent, 0.99), "sent_late_p99_ms": played.sent_late_p99_ms,
-        "expired": played.count("expired"), "none": played.count("none"), "generator": played.generator,
+        "from_sent_p99_ms": quantile_ms(from_sent, 0.99),
+        "sent_late_p99_ms": quantile_ms(sent_late_ns(counted), 0.99),
+        "expired": played.count("expired"), "none": played.count("none"), **played.about,
     }  # fmt: skip
 
 
-def _numbers(serving: Serving, rate: float, repeat: int) -> Figures:
-    setup, rng = serving.setup, random.Random(repeat)
+def _numbers(up: Serving, rate: float, repeat: int) -> Figures:
+    setup, rng = up.setup, random.Random(repeat)
     slos = SLOS_MS if len(setup.names) == 1 else (SLO_MS[EMULATED],)
     shots = []
     for number, at_ns in enumerate(poisson(rate, SECONDS + WARMUP_S, rng)):
         model, slo_ms = rng.choice(setup.names), rng.choice(slos)
-        shots.append(Shot(at_ns, message(serving, model, number, slo_ms), f"{number} {model} {slo_ms}"))
+        shots.append(Shot(at_ns, message(up, model, number, slo_ms), f"{number} {model} {slo_ms}"))
     log = log_of(setup)
     log.write_text("")
-    report = run(open_loop(serving.url, shots, connections=64))
+    report = run(open_loop(up.url, shots, connections=64))
     return told(report.samples, executions(log.read_text().splitlines()), setup.batch)
 
 
-def message(serving: Serving, model: str, number: int, slo_ms: float) -> bytes:
+def message(up: Serving, model: str, number: int, slo_ms: float) -> bytes:
     """A whole request that says its number to the device."""
-    setup = replace(serving.setup, slo_ms=slo_ms)
-    made = serving.asked.request(setup, numbered(serving.x, number))
+    setup = replace(up.setup, slo_ms=slo_ms)
+    made = up.asked.request(setup, numbered(up.x, number))
     headers = "".join(f"{name}: {value}\r\n" for name, value in made.headers)
-    return http_message(serving.url, "POST", made.path.replace("{model}", model), made.body, headers)
+    return http_message(up.url, "POST", made.path.replace("{model}", model), made.body, headers)
 
 
 def told(samples: Sequence[Sample], ran: Sequence[Execution], batch_max: int) -> Figures:
@@ -124,6 +118,83 @@ def asked_of(samples: Sequence[Sample], began_ns: Mapping[int, int]) -> list[Ask
         found.append(Asked(model, one.sent_ns, deadline_ns, began))
     return found
 
+
+# ------------------------------------------------------------
+# The oracle.
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request. ``began_ns`` is when its execution began; None: it never did, or was answered too late."""
+
+    model: str
+    sent_ns: int
+    deadline_ns: int
+    began_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the oracle takes for granted."""
+
+    batch_ns: Callable[[int], int]
+    batch_max: int
+    ahead_ns: int = 2_000_000
+    grace_ns: int = 5_000_000
+
+
+def infeasible(requests: Sequence[Asked], busy: Sequence[tuple[int, int]], rules: Rules) -> list[bool]:
+    """Of each request, in their order. ``busy``: beginning and end of all executions.
+
+    One device runs one batch at a time; a batch of n requests of one model takes ``batch_ns(n)``. For a
+    request that was sent at ``t`` this knows what had been admitted: all requests that were sent at least
+    ``ahead_ns`` before it, were served in time in the end, and had not begun to run at ``t``. Requests that
+    were rejected in the end, or served too late, are ignored.
+
+    A request is infeasible if the device, after the batch that it runs at ``t``, cannot execute this one and
+    those of the admitted that are due at most ``grace_ns`` after this one's deadline, even in full batches:
+    for each model as few as hold its requests. These simplifications make fewer requests infeasible: that
+    each of the admitted has its own deadline, those due later, other arrivals meanwhile, overhead, and
+    network delays.
+    """
+    assert all(one.sent_ns <= other.sent_ns for one, other in pairwise(requests))
+    runs = sorted(busy)
+    found, first, run = [], 0, 0
+    for row, request in enumerate(requests):
+        now_ns = request.sent_ns
+        while run < len(runs) and runs[run][1] <= now_ns:
+            run += 1
+        free_ns = runs[run][1] if run < len(runs) and runs[run][0] < now_ns else now_ns
+        # Whoever is before `first` has begun, or never does.
+        while first < row and not _waits(requests[first], now_ns):
+            first += 1
+        waiting = Counter(
+            one.model
+            for one in requests[first:row]
+            if _waits(one, now_ns)
+            and one.sent_ns + rules.ahead_ns <= now_ns
+            and one.deadline_ns <= request.deadline_ns
+        )
+        waiting[request.model] += 1
+        found.append(free_ns + work_ns(waiting, rules) > request.deadline_ns + rules.grace_ns)
+    return found
+
+
+def _waits(request: Asked, now_ns: int) -> bool:
+    return request.began_ns is not None and request.began_ns >= now_ns
+
+
+def work_ns(waiting: Counter[str], rules: Rules) -> int:
+    """The least time in which so many requests of each model can be executed."""
+    total = 0
+    for count in waiting.values():
+        full, rest = divmod(count, rules.batch_max)
+        total += full * rules.batch_ns(rules.batch_max) + (rules.batch_ns(rest) if rest else 0)
+    return total
+
+
+# ------------------------------------------------------------
+# The rows.
 
 TITLES: Final = {
     "one": "one model, emulated, SLOs 60, 120, 200 ms", "emulated": "15 models, emulated, SLO 200 ms",

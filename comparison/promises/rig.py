@@ -1,77 +1,57 @@
-"""Starts this server for a question, checks its answers, plays loads on it; it judges nothing."""
+"""Starts this server for a question; what 100 % is, and what the device ran. It judges nothing."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
 
-from comparison.peers import load
-from comparison.peers.ask import check
-from comparison.peers.clockwork.adapter import PEER
-from comparison.peers.measure import CLIENT_CORE, SERVER_CORE, Meter, free_port, running
+import numpy as np
+
+from comparison.peers.loads import EMULATED, MOBILENET, SLO_MS, Load, names, poisson
+from comparison.peers.measure import SERVER_CORE, Serving, free_port, serving
 from comparison.peers.models import Kinds
-from comparison.peers.peer import HOST, Floats, Peer, Setup
+from comparison.peers.peer import APPS, Floats, Peer, Setup
+from comparison.peers.record import Played
 from comparison.peers.run import write_result
-from comparison.promises import capacity
-from comparison.promises.loads import SLO_MS, Played, names
-from harness.process_tree import Server
-from harness.serving import Metrics, read_metrics, total
+from comparison.peers.servers import CLOCKWORK, Clockwork
+
+STEP_S: Final = 4.0
+SETTLE_S: Final = 1.0
+"""Of each step, not counted: what the step before left in queues."""
+STEPS: Final[Mapping[str, Sequence[float]]] = {
+    MOBILENET: (250, 300, 350, 400, 450, 500),
+    EMULATED: (60, 80, 100, 130, 170, 220),
+}
+"""Requests a second: from what is easy to what is too much."""
 
 
-@dataclass(slots=True)
-class Serving:
-    """A server that is up, and whose answers are right."""
+def staircase(kind: str, copies: int, **more: Any) -> Load:
+    """One load for each step."""
+    loads = [
+        poisson(
+            ["m"], rate, SLO_MS[kind], **more, name=f"step {number}", start_s=number * STEP_S,
+            stop_s=(number + 1) * STEP_S,
+        )
+        for number, rate in enumerate(STEPS[kind])
+    ]  # fmt: skip
+    return Load("staircase", "staircase", [("m", kind, copies)], loads, STEP_S * len(loads), 0)
 
-    asked: Peer
-    setup: Setup
-    server: Server
-    x: Floats
-    slot: dict[str, Any] = field(default_factory=dict)
-    """What :meth:`apart` measured: goes to the run's result."""
 
-    @property
-    def url(self) -> str:
-        """Of its HTTP port."""
-        return f"http://{HOST}:{self.setup.port}"
-
-    @property
-    def grpc(self) -> str:
-        """Of its gRPC port."""
-        return f"{HOST}:{self.setup.port + 1}"
-
-    def metrics(self) -> Metrics:
-        """All that it counts, by name and labels."""
-        return read_metrics(f"http://{HOST}:{self.setup.port + 2}/metrics")
-
-    def loads(self) -> float:
-        """LOADs that went well so far."""
-        return total(self.metrics(), "clockwork_actions_total", action="load", status="ok")
-
-    def cold_starts(self) -> float:
-        """Good answers so far that waited for a LOAD."""
-        return total(self.metrics(), "clockwork_model_cold_starts_total")
-
-    def play(self, text: str, seed: int) -> Played:
-        """Play a scenario from the client's core."""
-        path = self.setup.folder / "load.toml"
-        path.write_text(text)
-        given = load.command(self.asked, self.setup, path, self.x, seed=seed, core=CLIENT_CORE)
-        load.play(given, self.setup.folder / "bench.log")
-        head, table, ends = load.read(self.setup.folder / "record", self.asked)
-        return Played(head, table, ends, load.generator(self.setup.folder / "bench.json"))
-
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """What is measured within is what the run's CPU times are about."""
-        meter = Meter(self.server)
-        yield
-        self.slot.update(meter.read(self.server))
+def top(played: Played) -> dict[str, Any]:
+    """The best step: ``per_s`` answers in time, and what each step gave."""
+    steps = []
+    for number, name in enumerate(played.head.loads):
+        rows = played.of(name)
+        rows = rows[rows["scheduled_ns"] >= (number * STEP_S + SETTLE_S) * 1e9]
+        seconds = STEP_S - SETTLE_S
+        good = float(np.count_nonzero(played.in_time(rows)))
+        steps.append({"asked_per_s": len(rows) / seconds, "good_per_s": good / seconds})
+    return {"per_s": max(step["good_per_s"] for step in steps), "steps": steps}
 
 
 @dataclass(slots=True)
@@ -83,14 +63,9 @@ class Rig:
 
     @contextmanager
     def serving(
-        self,
-        kind: str,
-        models: Sequence[str],
-        *,
-        memory_mib: float | None = None,
-        asked: Peer = PEER,
+        self, kind: str, models: Sequence[str], *, memory_mib: float | None = None, asked: Peer = CLOCKWORK,
         cores: Sequence[int] = (SERVER_CORE,),
-    ) -> Iterator[Serving]:
+    ) -> Iterator[Serving]:  # fmt: skip
         """The server with these models; its answers are checked before, and after if nothing went wrong."""
         folder = self.out / "work"
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,24 +73,73 @@ class Rig:
         setup = self.kinds.setup(
             kind, models, slo_ms=SLO_MS[kind], folder=folder, port=free_port(), memory_mib=memory_mib
         )
-        x = self.kinds.input(kind)
-        expected = self.kinds.expected(kind, setup.names, x)
-        command = asked.command(setup)
-        with ExitStack() as stack:
-            # Names of sockets have at most 107 bytes, so they do not go into a folder of any length.
-            sockets = stack.enter_context(TemporaryDirectory(prefix="promises-"))
-            environment = {**asked.environment(setup), "TMPDIR": sockets}
-            server, _ = stack.enter_context(running(asked, setup, command, environment, cores))
-            check(asked, setup, x, expected, rounds=2)
-            yield Serving(asked, setup, server, x)
-            check(asked, setup, x, expected)
+        with serving(asked, setup, self.kinds, cores=cores) as up:
+            yield up
 
     def limit(self, kind: str, copies: int, repeat: int, **more: Any) -> float:
-        """Answers in time a second that are 100 % in this repeat, all models in memory; measured once."""
+        """Answers in time a second that are 100 % in this repeat, all models in memory; measured once.
+
+        They are the most that the server gives on a staircase of rates.
+        """
         path = self.out / "limits" / f"{kind}-{copies}-{repeat}.json"
         if not path.is_file():
-            with self.serving(kind, names(copies)) as serving:
-                write_result(
-                    path, capacity.top(serving.play(capacity.staircase(kind, copies, **more), repeat))
-                )
+            with self.serving(kind, names(copies)) as up:
+                write_result(path, top(up.play(staircase(kind, copies, **more), repeat)))
         return float(json.loads(path.read_text())["per_s"])
+
+
+# ------------------------------------------------------------
+# The emulated device's record of its executions, and inputs that carry their request's number.
+
+MOST: Final = 1 << 24
+"""Whole numbers that FP32 tells apart."""
+
+
+class Numbered(Clockwork):
+    """This server, with models that write down which requests they run, and when."""
+
+    model = APPS / "clockwork_numbered_model.py"
+
+
+NUMBERED: Final = Numbered()
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One batch; instants of CLOCK_MONOTONIC."""
+
+    began_ns: int
+    ended_ns: int
+    model: str
+    numbers: tuple[int, ...]
+
+
+def numbered(x: Floats, number: int) -> Floats:
+    """The input of the request of that number."""
+    assert number < MOST
+    found: Floats = np.array(x)
+    found[0, 0] = number
+    return found
+
+
+def log_of(setup: Setup) -> Path:
+    """Where the device writes."""
+    return setup.device_log.with_name("executions.log")
+
+
+def executions(lines: Iterable[str]) -> list[Execution]:
+    """In the order in which they began."""
+    found = []
+    for line in lines:
+        began, ended, model, numbers = line.split()
+        found.append(Execution(int(began), int(ended), model, tuple(map(int, numbers.split(",")))))
+    return sorted(found, key=lambda one: one.began_ns)
+
+
+def started(found: Iterable[Execution]) -> Mapping[int, int]:
+    """When each request's execution began, for the first time."""
+    instants: dict[int, int] = {}
+    for one in found:
+        for number in one.numbers:
+            instants.setdefault(number, one.began_ns)
+    return instants

@@ -3,7 +3,7 @@
 python -m qa.cases                       standard node cases, kinds written by hand, demo and examples
 python -m qa.cases --short               the sixty that are tests, too
 python -m qa.cases --only test_cumsum_1d
-python -m qa.cases --baseline            writes which are rightly batched now, to compare with later
+python -m qa.cases --baseline            writes which could be batched and are not now, to compare with later
 
 Whether rows mix is asked of plain ONNX Runtime, row by row, beside poisoned neighbours.
 """
@@ -20,12 +20,10 @@ from clockwork_serve.units import MIB
 from harness.report import Outcome, finish, parser, table
 from qa.cases.case import Case, Played, play
 from qa.cases.kinds import kinds
-from qa.cases.models import batched_in_demo, models
-from qa.cases.node_cases import node_cases
-from qa.cases.sixty import sixty
+from qa.cases.known import batched_in_demo, models, node_cases, sixty
 
-BASELINE = Path(__file__).with_name("baseline.txt")
-"""Names of the cases that were rightly batched before rows were looked at one by one."""
+BASELINE = Path(__file__).with_name("one_by_one.txt")
+"""Names of the cases that keep rows apart and are served one by one all the same, as far as is known."""
 
 
 def main() -> int:
@@ -46,11 +44,11 @@ def main() -> int:
         cases = [case for case in cases if case.name in options.only]
     played = list(play_all(cases))
     if options.baseline:
-        names = sorted(one.name for one in played if one.verdict == "batched")
+        names = sorted(one.name for one in played if one.verdict == "not batched")
         BASELINE.write_text("\n".join(names) + "\n")
-    before = set(BASELINE.read_text().splitlines()) if BASELINE.is_file() else set()
-    explain(played, before, lacking)
-    return finish(judged(played, before), options.json)
+    known = set(BASELINE.read_text().splitlines())
+    explain(played, known, lacking)
+    return finish(judged(played, known), options.json)
 
 
 def play_all(cases: Sequence[Case]) -> Iterator[Played]:
@@ -67,8 +65,8 @@ def play_all(cases: Sequence[Case]) -> Iterator[Played]:
         store.close()
 
 
-def judged(played: Sequence[Played], before: set[str]) -> Outcome:
-    """The promises."""
+def judged(played: Sequence[Played], known: set[str]) -> Outcome:
+    """The promises. ``known``: cases that need not be batched."""
     outcome = Outcome("qa.cases")
     count = Counter(one.verdict for one in played)
     usable = len(played) - count["refused"]
@@ -86,12 +84,11 @@ def judged(played: Sequence[Played], before: set[str]) -> Outcome:
         )  # fmt: skip
     if not usable:
         outcome.invalid = "no case runs here"
-    lost = [one for one in played if one.verdict == "not batched" and one.name in before]
+    lost = [one for one in played if one.verdict == "not batched" and one.name not in known]
     outcome.figures = {
         "cases": len(played),
         "usable": usable,
         "batched": count["batched"],
-        "batched_before": len(before & {one.name for one in played}),
         "mixes": count["mixes"] + wrongly,
         "not_batched": count["not batched"],
         "wrongly_batched": [one.name for one in played if one.verdict == "WRONGLY BATCHED"],
@@ -100,39 +97,28 @@ def judged(played: Sequence[Played], before: set[str]) -> Outcome:
     return outcome
 
 
-def explain(played: Sequence[Played], before: set[str], lacking: Sequence[str]) -> None:
+def explain(played: Sequence[Played], known: set[str], lacking: Sequence[str]) -> None:
     """Which, and why."""
     print(file=sys.stderr)
     for text in lacking:
         print(f"not tried: {text}")
-    for title, verdict in (("mix rows and are batched", "WRONGLY BATCHED"),):
-        some = [one for one in played if one.verdict == verdict]
-        if some:
-            print(
-                f"\n{title}:\n"
-                + table(("case", "how it mixes"), [(one.name, one.mixes[:90]) for one in some])
-            )
+    mixed = [(one.name, one.mixes[:90]) for one in played if one.verdict == "WRONGLY BATCHED"]
+    if mixed:
+        print(f"\nmix rows and are batched:\n{table(('case', 'how it mixes'), mixed)}")
     wrong = [one for one in played if one.company.wrong]
     if wrong:
         print("\nanswered wrongly in company:")
         print(table(("case", "first"), [(one.name, one.company.first) for one in wrong]))
-    lost = [one for one in played if one.verdict == "not batched" and one.name in before]
+    lost = [one for one in played if one.verdict == "not batched" and one.name not in known]
     if lost:
-        print("\nwere rightly batched before, and are no more:")
+        print("\nkeep rows apart, and are batched no more:")
         print(table(("case", "why"), [(one.name, one.why[:120]) for one in lost]))
-    never = Counter(
-        one.why[:100] for one in played if one.verdict == "not batched" and one.name not in before
-    )
+    never = Counter(one.why[:100] for one in played if one.verdict == "not batched" and one.name in known)
     if never:
-        print("\nkeep rows apart, never were batched:")
+        print("\nkeep rows apart, and were never batched:")
         print(table(("cases", "why"), [(n, why) for why, n in never.most_common(20)]))
     count = Counter(one.verdict for one in played)
     print(f"\n{len(played)} cases: " + ", ".join(f"{n} {word}" for word, n in count.most_common()))
-    gone = [
-        one.name for one in played if one.name in before and one.verdict not in ("batched", "not batched")
-    ]
-    if gone:
-        print(f"in the baseline, and judged otherwise now: {', '.join(gone)}")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from typing import Any
 from clockwork_serve.errors import ClockworkError
 from harness.machine import machine_line
 from harness.report import table as aligned
-from qa.faults import kills, table
-from qa.faults.result import BROKEN, NOT_MEASURED, Result
+from qa.faults import kills
+from qa.faults.result import BROKEN, NOT_MEASURED, Record, Result, into_page, text, write
 from qa.faults.rows import ROWS, Row
 from qa.faults.run import play_row
 
@@ -74,21 +74,21 @@ def play_rows(
             done(result)
 
 
-def _rows(given: argparse.Namespace, record: table.Record, stopped: threading.Event) -> int:
+def _rows(given: argparse.Namespace, record: Record, stopped: threading.Event) -> int:
     def done(result: Result) -> None:
         record.results.append(result)
         if given.json is not None:
-            table.write(given.json, record)
+            write(given.json, record)
 
     rows = chosen(given.only, short=given.short)
     play_rows(rows, short=given.short, seed=given.seed, stopped=stopped, done=done)
-    print(f"\n{table.text(record.results)}\n  machine  {record.machine}")
+    print(f"\n{text(record.results)}\n  machine  {record.machine}")
     if stopped.is_set():
         return INTERRUPTED
     return int(any(one.status not in (NOT_MEASURED, "kept") for one in record.results))
 
 
-def _kills(given: argparse.Namespace, record: table.Record, stopped: threading.Event) -> int:
+def _kills(given: argparse.Namespace, record: Record, stopped: threading.Event) -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as cache:
         about: dict[str, Any] = {
             "short": given.short,
@@ -102,7 +102,7 @@ def _kills(given: argparse.Namespace, record: table.Record, stopped: threading.E
                 return INTERRUPTED
             record.kills.append(found)
             if given.json is not None:
-                table.write(given.json, record)
+                write(given.json, record)
             print(f"\n{found.name}")
             rows = [(what, asked, seen, "yes" if good else "NO") for what, asked, seen, good in found.rows]
             print(aligned(("", "asked", "found", "kept"), rows), flush=True)
@@ -124,12 +124,12 @@ def main() -> int:
     if what == "table":
         if not files or given.page is None:
             parser.error("table: expected FILE... and --page PAGE")
-        table.into_page([Path(file) for file in files], given.page)
+        into_page([Path(file) for file in files], given.page)
         return 0
     stopped = threading.Event()
     signal.signal(signal.SIGINT, lambda number, frame: stopped.set())
     command = f"python -m qa.faults {shlex.join(sys.argv[1:])}".strip()
-    record = table.Record(machine=machine_line(), command=command, short=given.short)
+    record = Record(machine=machine_line(), command=command, short=given.short)
     return (_rows if what == "rows" else _kills)(given, record, stopped)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -9,13 +10,15 @@ import resource
 import signal
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Self
 
 from clockwork_serve.units import MIB
-from qa.faults.stage import Act, Stage
+from qa.faults.stage import Stage, made
 from qa.hostile import http as hostile_http
-from qa.hostile.traffic import Slow, attack
+from qa.hostile.traffic import Count, Slow, attack
 
 _RST = struct.pack("ii", 1, 0)
 
@@ -29,22 +32,21 @@ def _reset(client: socket.socket) -> None:
     client.close()
 
 
-def vanish(share: float, answer_s: float = 0.0, *, times: int = 60, reset: bool = False) -> Act:
+@made
+def vanish(
+    stage: Stage, share: float, answer_s: float = 0.0, *, times: int = 60, reset: bool = False
+) -> None:
     """Clients that send that share of a request, wait so long, and are gone."""
-
-    def act(stage: Stage) -> None:
-        message = stage.infer("m0", 0.0)
-        stage.mark()
-        for _ in range(times):
-            with contextlib.suppress(OSError):
-                client = _connected(stage)
-                client.sendall(message[: int(len(message) * share)])
-                stage.sleep(answer_s)
-                if reset:
-                    _reset(client)
-                client.close()
-
-    return act
+    message = stage.infer("m0", 0.0)
+    stage.mark()
+    for _ in range(times):
+        with contextlib.suppress(OSError):
+            client = _connected(stage)
+            client.sendall(message[: int(len(message) * share)])
+            stage.sleep(answer_s)
+            if reset:
+                _reset(client)
+            client.close()
 
 
 def storm(stage: Stage) -> None:
@@ -58,25 +60,20 @@ def storm(stage: Stage) -> None:
     stage.notes.append(f"{count} connections reset")
 
 
-def attacks(*makers: Callable[[random.Random], object], seconds: float = 1.0) -> Act:
+@made
+def attacks(stage: Stage, *makers: Callable[[random.Random], object], seconds: float = 1.0) -> None:
     """Hostile requests of these kinds, one after the other."""
-
-    def act(stage: Stage) -> None:
-        dice = random.Random(1)
-        stage.mark()
-        end, count = time.monotonic() + seconds, 0
-        while time.monotonic() < end:
-            attack(stage.server.http_port, dice.choice(makers)(dice))  # type: ignore[arg-type]
-            count += 1
-        stage.notes.append(f"{count} hostile requests")
-
-    return act
+    dice = random.Random(1)
+    stage.mark()
+    end, count = time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        attack(stage.server.http_port, dice.choice(makers)(dice))  # type: ignore[arg-type]
+        count += 1
+    stage.notes.append(f"{count} hostile requests")
 
 
 def slowloris(stage: Stage) -> None:
     """Heads and bodies that come a byte at a time."""
-    from qa.hostile.traffic import Count
-
     count = Count()
     port = stage.server.http_port
     starts = (
@@ -113,16 +110,13 @@ def _many(stage: Stage, count: int) -> Iterator[list[socket.socket]]:
             client.close()
 
 
-def flood(count: int) -> Act:
+@made
+def flood(stage: Stage, count: int) -> None:
     """So many connections that say nothing."""
-
-    def act(stage: Stage) -> None:
-        stage.mark()
-        with _many(stage, count) as held:
-            stage.notes.append(f"{len(held)} connections held")
-            stage.sleep(1.0)
-
-    return act
+    stage.mark()
+    with _many(stage, count) as held:
+        stage.notes.append(f"{len(held)} connections held")
+        stage.sleep(1.0)
 
 
 def no_descriptors(stage: Stage) -> None:
@@ -173,20 +167,17 @@ def link_cut(stage: Stage) -> None:
         stage.resets.append((now_ns, time.monotonic_ns()))
 
 
-def at_once(*killed: str) -> Act:
+@made
+def at_once(stage: Stage, *killed: str) -> None:
     """The gateway dies in the middle of a request of another client, who must hear of it."""
-
-    def act(stage: Stage) -> None:
-        with _connected(stage) as client:
-            client.sendall(stage.infer("m0", 0.0)[:40])
-            for name in killed:
-                stage.kill(name, signal.SIGKILL)
-            client.settimeout(2)
-            with contextlib.suppress(OSError):
-                if client.recv(1):
-                    stage.wrong.append("half a request was answered")
-
-    return act
+    with _connected(stage) as client:
+        client.sendall(stage.infer("m0", 0.0)[:40])
+        for name in killed:
+            stage.kill(name, signal.SIGKILL)
+        client.settimeout(2)
+        with contextlib.suppress(OSError):
+            if client.recv(1):
+                stage.wrong.append("half a request was answered")
 
 
 def reading_stops(stage: Stage) -> None:
@@ -207,3 +198,78 @@ def reading_stops(stage: Stage) -> None:
 
 HEADER_BOMBS = (hostile_http.huge_headers, hostile_http.long_targets, hostile_http.bombs)
 ANY = tuple(hostile_http.ATTACKS)
+
+# ------------------------------------------------------------
+# A link that can be cut: it passes bytes on, and can reset all connections.
+
+
+class Proxy:
+    """On a port of its own, in a thread of its own, while the block lasts."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._loop = asyncio.new_event_loop()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self.url = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._server = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._serve, "127.0.0.1", 0, backlog=1024), self._loop
+        ).result()
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def cut(self) -> int:
+        """Reset every connection, on both sides; how many clients had one."""
+        return asyncio.run_coroutine_threadsafe(self._cut(), self._loop).result()
+
+    async def _cut(self) -> int:
+        count = len(self._writers) // 2
+        for writer in self._writers:
+            if not writer.is_closing():
+                found = writer.get_extra_info("socket")
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RST)
+                writer.transport.abort()
+        return count
+
+    async def _close(self) -> None:
+        self._server.close()
+        await self._cut()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        passing: list[asyncio.Task[None]] = []
+        with contextlib.suppress(OSError, asyncio.CancelledError):
+            there, to = await asyncio.open_connection("127.0.0.1", self._to)
+            self._writers |= {writer, to}
+            passing = [asyncio.ensure_future(_pass_on(*way)) for way in ((reader, to), (there, writer))]
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                await asyncio.gather(*passing)
+            self._writers -= {writer, to}
+            to.close()
+        for each in passing:
+            each.cancel()
+        await asyncio.gather(*passing, return_exceptions=True)
+        writer.close()
+        self._tasks.discard(task)
+
+
+async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.close()

@@ -19,8 +19,7 @@ from clockwork_serve.units import MIB
 from harness import repositories
 from harness.server import alive
 from harness.serving import until
-from qa.faults.setups import WELL, WIDE
-from qa.faults.stage import Act, Stage
+from qa.faults.stage import WELL, WIDE, Stage, made
 
 CALL_S = 30.0
 
@@ -49,10 +48,13 @@ def expect(stage: Stage, verb: str, model: str, good: bool) -> None:  # noqa: FB
         stage.wrong.append(f"{verb} {model}: {status} {said[:100]}")
 
 
-def asked(mood: int, times: int = 1, *, wait_s: float = 3.0, pause_s: float = 0.0) -> Act:
+@made
+def asked(stage: Stage, mood: int, times: int = 1, *, wait_s: float = 3.0, pause_s: float = 0.0) -> None:
     """The model ``bad`` is asked to do that, on connections of its own; each must hear something."""
-
-    def ask(stage: Stage, ends: list[str]) -> None:
+    ends: list[str] = []
+    for number in range(times):
+        stage.sleep(pause_s if number else 0.0)
+        stage.mark()
         with socket.create_connection(("127.0.0.1", stage.server.http_port), 5) as client:
             client.settimeout(wait_s)
             client.sendall(stage.infer("bad", mood))
@@ -60,18 +62,9 @@ def asked(mood: int, times: int = 1, *, wait_s: float = 3.0, pause_s: float = 0.
                 ends.append(client.recv(4096)[9:12].decode() or "closed")
             except TimeoutError:
                 ends.append("silence")
-
-    def act(stage: Stage) -> None:
-        ends: list[str] = []
-        for number in range(times):
-            stage.sleep(pause_s if number else 0.0)
-            stage.mark()
-            ask(stage, ends)
-        stage.notes.append(f"its own clients heard: {', '.join(ends)}")
-        if any(not end.isdecimal() for end in ends):
-            stage.wrong.append(f"a request of the bad model heard {', '.join(ends)}")
-
-    return act
+    stage.notes.append(f"its own clients heard: {', '.join(ends)}")
+    if any(not end.isdecimal() for end in ends):
+        stage.wrong.append(f"a request of the bad model heard {', '.join(ends)}")
 
 
 def churn(stage: Stage) -> None:
@@ -121,29 +114,26 @@ def profiler_killed(stage: Stage) -> None:
     expect(stage, "load", "slowly", good=True)
 
 
-def file_of_a_model(how: str) -> Act:
+@made
+def file_of_a_model(stage: Stage, how: str) -> None:
     """The file of a model that is being served: cut short, removed, or another graph in its place."""
-
-    def act(stage: Stage) -> None:
-        path = stage.root / "m0" / "1" / "model.onnx"
-        whole = path.read_bytes()
-        stage.mark()
-        if how == "truncated":
-            path.write_bytes(whole[: len(whole) // 2])
-            expect(stage, "load", "m0", good=False)
-            path.write_bytes(whole)
-        elif how == "removed":
-            shutil.rmtree(stage.root / "m0")
-            stage.sleep(0.5)
-            expect(stage, "load", "m0", good=False)
-            path.parent.mkdir(parents=True)
-            path.write_bytes(whole)
-        else:
-            shutil.rmtree(stage.root / "m0")
-            repositories.layers(stage.root, "m0", width=WIDE, depth=3, seed=77)
-        expect(stage, "load", "m0", good=True)
-
-    return act
+    path = stage.root / "m0" / "1" / "model.onnx"
+    whole = path.read_bytes()
+    stage.mark()
+    if how == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+        expect(stage, "load", "m0", good=False)
+        path.write_bytes(whole)
+    elif how == "removed":
+        shutil.rmtree(stage.root / "m0")
+        stage.sleep(0.5)
+        expect(stage, "load", "m0", good=False)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(whole)
+    else:
+        shutil.rmtree(stage.root / "m0")
+        repositories.layers(stage.root, "m0", width=WIDE, depth=3, seed=77)
+    expect(stage, "load", "m0", good=True)
 
 
 def cache_removed(stage: Stage) -> None:
@@ -152,24 +142,21 @@ def cache_removed(stage: Stage) -> None:
     shutil.rmtree(stage.cache, ignore_errors=True)
 
 
-def full(folder: str) -> Act:
+@made
+def full(stage: Stage, folder: str) -> None:
     """A small file system of the server's own is filled; then a model is loaded, which needs to write."""
-
-    def act(stage: Stage) -> None:
-        place = Path(f"/proc/{stage.server.process.pid}/root{folder or stage.cache}")
-        stage.mark()
-        with contextlib.suppress(OSError), (place / "filler").open("wb") as file:
-            while True:
-                file.write(bytes(MIB))
-                file.flush()
-        if not folder:
-            repositories.layers(stage.root, "newone", width=WIDE, depth=2, seed=300)
-            expect(stage, "load", "newone", good=False)
-            with contextlib.suppress(FileNotFoundError):
-                (place / "filler").unlink()
-            expect(stage, "load", "newone", good=True)
-
-    return act
+    place = Path(f"/proc/{stage.server.process.pid}/root{folder or stage.cache}")
+    stage.mark()
+    with contextlib.suppress(OSError), (place / "filler").open("wb") as file:
+        while True:
+            file.write(bytes(MIB))
+            file.flush()
+    if not folder:
+        repositories.layers(stage.root, "newone", width=WIDE, depth=2, seed=300)
+        expect(stage, "load", "newone", good=False)
+        with contextlib.suppress(FileNotFoundError):
+            (place / "filler").unlink()
+        expect(stage, "load", "newone", good=True)
 
 
 def no_large_files(stage: Stage) -> None:
@@ -184,21 +171,18 @@ def no_large_files(stage: Stage) -> None:
     expect(stage, "load", "newone", good=True)
 
 
-def stuck_then(mood: int) -> Act:
+@made
+def stuck_then(stage: Stage, mood: int) -> None:
     """A model never comes back from its lane; what happens to its process is noted, nothing is helped.
 
     It ran well before: what never ran on a device has longer.
     """
-
-    def act(stage: Stage) -> None:
-        asked(WELL)(stage)
-        before = {name: stage.server.pid(name) for name in stage.workers()}
-        start = time.monotonic()
-        asked(mood, wait_s=4.0)(stage)
-        wait = 2.0 if stage.short else 6.0
-        stage.sleep(wait)
-        ended = [name for name, pid in before.items() if not alive(pid)]
-        took = time.monotonic() - start
-        stage.notes.append(f"the stuck worker was {'ended' if ended else 'left alone'} within {took:.1f} s")
-
-    return act
+    asked(WELL)(stage)
+    before = {name: stage.server.pid(name) for name in stage.workers()}
+    start = time.monotonic()
+    asked(mood, wait_s=4.0)(stage)
+    wait = 2.0 if stage.short else 6.0
+    stage.sleep(wait)
+    ended = [name for name, pid in before.items() if not alive(pid)]
+    took = time.monotonic() - start
+    stage.notes.append(f"the stuck worker was {'ended' if ended else 'left alone'} within {took:.1f} s")

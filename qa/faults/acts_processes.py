@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -15,139 +16,97 @@ from pathlib import Path
 
 from harness.server import alive
 from harness.serving import read_metrics, total, until
-from qa.faults.stage import Act, NotMeasured, Stage
+from qa.faults.stage import NotMeasured, Stage, handle_of, made
 
+STUCK_S = 10.0
 KILL, STOP, CONT, TERM = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM
 
 
-def one(name: str, number: int = KILL) -> Act:
-    """A signal to one process."""
-
-    def act(stage: Stage) -> None:
+@made
+def killed(stage: Stage, *names: str, number: int = KILL, apart_s: float = 0.0) -> None:
+    """A signal to one process, or to one after the other, so long apart."""
+    for at, name in enumerate(names):
+        if at and apart_s:
+            stage.sleep(apart_s)
         stage.kill(name, number)
 
-    return act
 
-
-def stopped(name: str, seconds: float | None) -> Act:
+@made
+def stopped(stage: Stage, name: str, seconds: float | None) -> None:
     """Stopped for so long; None: it is never told to go on."""
-
-    def act(stage: Stage) -> None:
-        pid = stage.kill(name, STOP)
-        if seconds is not None:
-            stage.sleep(seconds)
-            if alive(pid):
-                stage.server.signal(name, CONT)
-            stage.mark()
-
-    return act
-
-
-def stuck(name: str) -> Act:
-    """Stopped, until it is ended for not answering."""
-
-    def act(stage: Stage) -> None:
-        stage.stick(name)
-
-    return act
-
-
-def slowed(name: str, share: float, seconds: float, period_s: float = 0.01) -> Act:
-    """Stopped for so much of each 10 ms: what computes there runs at ``1 - share`` of its speed."""
-
-    def act(stage: Stage) -> None:
-        handle = os.pidfd_open(stage.kill(name, STOP))
-        end = time.monotonic() + seconds
-        with contextlib.suppress(ProcessLookupError):  # it is ended if it counts as hung
-            while time.monotonic() < end and not stage.stopped.is_set():
-                stage.sleep(share * period_s)
-                signal.pidfd_send_signal(handle, CONT)
-                stage.sleep((1 - share) * period_s)
-                signal.pidfd_send_signal(handle, STOP)
-            signal.pidfd_send_signal(handle, CONT)
-        os.close(handle)
+    pid = stage.kill(name, STOP)
+    if seconds is not None:
+        stage.sleep(seconds)
+        if alive(pid):
+            stage.server.signal(name, CONT)
         stage.mark()
 
-    return act
+
+@made
+def stuck(stage: Stage, name: str) -> None:
+    """Stopped, until it is ended for not answering; that is marked, too."""
+    with handle_of(stage.server.pid(name)) as handle:
+        now_ns = time.monotonic_ns()
+        stage.mark()
+        signal.pidfd_send_signal(handle, STOP)
+        if not select.select([handle], [], [], STUCK_S)[0]:
+            stage.wrong.append(f"{name} was stopped for {STUCK_S:g} s and not ended")
+        stage.mark()
+        if name.startswith("gateway"):  # what it held went with it
+            stage.resets.append((now_ns, time.monotonic_ns()))
 
 
-def at_work(lane: str, *, both: bool = False) -> Act:
+@made
+def slowed(stage: Stage, name: str, share: float, seconds: float, period_s: float = 0.01) -> None:
+    """Stopped for so much of each 10 ms: what computes there runs at ``1 - share`` of its speed."""
+    end = time.monotonic() + seconds
+    # It is ended if it counts as hung.
+    with handle_of(stage.kill(name, STOP)) as handle, contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < end and not stage.stopped.is_set():
+            stage.sleep(share * period_s)
+            signal.pidfd_send_signal(handle, CONT)
+            stage.sleep((1 - share) * period_s)
+            signal.pidfd_send_signal(handle, STOP)
+        signal.pidfd_send_signal(handle, CONT)
+    stage.mark()
+
+
+@made
+def at_work(stage: Stage, lane: str, *, both: bool = False) -> None:
     """A worker is killed while that lane is at work; ``both``: the other one at the same instant."""
-
-    def act(stage: Stage) -> None:
-        names = [stage.busy(lane)]
-        if both:
-            names += [name for name in stage.workers() if name not in names]
-        for name in names:
-            stage.kill(name)
-
-    return act
+    names = [stage.busy(lane)]
+    if both:
+        names += [name for name in stage.workers() if name not in names]
+    for name in names:
+        stage.kill(name)
 
 
-def together(*names: str) -> Act:
-    """Several at once."""
-
-    def act(stage: Stage) -> None:
-        for name in names:
-            stage.kill(name)
-
-    return act
-
-
-def newborn(name: str, after_s: float, times: int = 1) -> Act:
-    """Killed, and so long after its successor was started that one too."""
-
-    def act(stage: Stage) -> None:
-        before = stage.kill(name)
-        for _ in range(times):
-            until(f"{name} is started again", partial(successor, stage, name, before))
-            stage.sleep(after_s)
-            before = stage.kill(name)
-
-    return act
-
-
-def within(seconds: float, *names: str) -> Act:
-    """One after the other, so long apart."""
-
-    def act(stage: Stage) -> None:
-        for number, name in enumerate(names):
-            if number:
-                stage.sleep(seconds)
-            stage.kill(name)
-
-    return act
-
-
-def during_start(worker: str, victim: str, after_s: float) -> Act:
-    """A worker is killed, and while its successor starts another process is."""
-
-    def act(stage: Stage) -> None:
-        before = stage.kill(worker)
-        until(f"{worker} is started again", lambda: successor(stage, worker, before))
+@made
+def newborn(stage: Stage, name: str, after_s: float, times: int = 1, victim: str = "") -> None:
+    """Killed, and so long after its successor was started that one too, or the victim."""
+    before = stage.kill(name)
+    for _ in range(times):
+        until(f"{name} is started again", partial(successor, stage, name, before))
         stage.sleep(after_s)
-        stage.kill(victim)
-
-    return act
+        before = stage.kill(victim or name)
 
 
-def every(period_s: float, names: Callable[[Stage], list[str]], times: int, times_short: int) -> Act:
+@made
+def every(
+    stage: Stage, period_s: float, names: Callable[[Stage], list[str]], times: int, times_short: int
+) -> None:
     """One after the other of these, again and again; how long each takes to come back is kept."""
-
-    def act(stage: Stage) -> None:
-        for number in range(times_short if stage.short else times):
-            if stage.stopped.is_set():
-                return
-            due = time.monotonic() + period_s
-            group = names(stage)
-            name = group[number % len(group)]
-            before = stage.kill(name)
-            watch = threading.Thread(target=_back, args=(stage, name, before), daemon=True)
-            watch.start()
-            stage.sleep(max(0.0, due - time.monotonic()))
-            watch.join(20)
-
-    return act
+    for number in range(times_short if stage.short else times):
+        if stage.stopped.is_set():
+            return
+        due = time.monotonic() + period_s
+        group = names(stage)
+        name = group[number % len(group)]
+        before = stage.kill(name)
+        watch = threading.Thread(target=_back, args=(stage, name, before), daemon=True)
+        watch.start()
+        stage.sleep(max(0.0, due - time.monotonic()))
+        watch.join(20)
 
 
 def _back(stage: Stage, name: str, before: int) -> None:

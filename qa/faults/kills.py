@@ -17,10 +17,9 @@ from typing import Final
 import numpy as np
 
 from qa.faults import acts_processes, run
-from qa.faults.result import Result
+from qa.faults.result import Kills, Result
 from qa.faults.rows import Row
-from qa.faults.setups import SETUPS
-from qa.faults.table import Kills
+from qa.faults.stage import SETUPS
 
 PERIOD_S: Final = 5.0
 CONTROLLER_PERIOD_S: Final = 10.0

@@ -1,17 +1,86 @@
-"""From every request's record to a row's figures. It judges nothing."""
+"""The load of one row, and from every request's record to the row's figures. It judges nothing."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from clockwork_lab.bench.records import Kind
+from clockwork_lab.bench.crew import Crew
+from clockwork_lab.bench.job import SenderMessage
+from clockwork_lab.bench.plan import Options, make_plan
+from clockwork_lab.bench.records import Kind, Records
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
-from qa.faults.load import Played, lateness_ms
 from qa.faults.result import SLACK_MS, Ends, Goodput, Result
+from qa.faults.stage import Setup
+
+DRAIN_S = 6.0
+"""After the last request: who has no answer by then has none."""
+
+
+@dataclass(slots=True)
+class Played:
+    """All requests, and what the generator says of itself. ``start_ns``: of CLOCK_MONOTONIC."""
+
+    records: Records
+    messages: list[SenderMessage]
+    start_ns: int
+
+
+def scenario(setup: Setup, seconds: float, quiet: tuple[float, float] | None) -> str:
+    """As TOML; ``quiet``: from when until when nothing is sent."""
+    spans = [(0.0, seconds)] if quiet is None else [(0.0, quiet[0]), (quiet[1], seconds)]
+    lines = ['name = "faults"', f"seconds = {seconds}"]
+    for name in setup.models:
+        lines += ["[[models]]", f'name = "{name}"', 'kind = "any"']
+    for number, (start, stop) in enumerate(spans):
+        lines += [
+            "[[loads]]", f'name = "load{number}"', f"models = {list(setup.models)}".replace("'", '"'),
+            'arrivals = "poisson"', f"rate_rps = {setup.rate_rps}", f"slo_ms = {setup.slo_ms}",
+            f"start_s = {start}", f"stop_s = {stop}",
+        ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def play(
+    url: str, text: str, folder: Path, seed: int, *, began: Callable[[int], None], stopped: Callable[[], bool]
+) -> Played:
+    """Send it all; ``began`` is told the instant of the run's start, and may not wait.
+
+    Raises what :func:`make_plan` and :class:`Crew` raise.
+    """
+    path = folder / "scenario.toml"
+    path.write_text(text)
+    plan = make_plan(path, Options(url=url, seed=seed, drain_s=DRAIN_S, max_lateness_ms=1e6))
+    with Crew(plan) as crew:
+        crew.begin()
+        began(crew.start_ns)
+        stopping = False
+        while not crew.over:
+            for process in crew.processes:
+                process.poll()
+            if stopped() and not stopping:
+                stopping = True
+                crew.stop()
+            time.sleep(0.02)
+        messages = [process.final for process in crew.processes if process.final is not None]
+        return Played(crew.records(), messages, crew.start_ns)
+
+
+def lateness_ms(played: Played) -> float:
+    """How late the generator itself sent, p99; waiting for a connection is part of it."""
+    table = played.records.table
+    late = (table["sent_ns"] - table["scheduled_ns"])[table["sent_ns"] > 0]
+    return float(np.quantile(late, 0.99)) / 1e6 if late.size else 0.0
+
+
+# ------------------------------------------------------------
+# Figures.
 
 WARM_NS: Final = 400 * NS_PER_MS
 """At the start of the load: what is cold then is no fault's doing."""

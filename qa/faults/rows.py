@@ -7,9 +7,8 @@ from typing import Final
 
 from qa.faults import acts_clients as clients
 from qa.faults import acts_models as models
-from qa.faults import acts_processes as host
 from qa.faults import acts_processes as processes
-from qa.faults import setups
+from qa.faults import stage
 from qa.faults.stage import Act
 
 W0, W1 = "worker-emulated:0", "worker-emulated:1"
@@ -48,11 +47,11 @@ class Row:
 
 
 WORKERS: Final = (
-    Row("nothing", "nothing", "under load", host.nothing, quick=True),
-    Row("worker-kill-idle", "worker SIGKILL", "idle", processes.one(W0), idle=True),
+    Row("nothing", "nothing", "under load", processes.nothing, quick=True),
+    Row("worker-kill-idle", "worker SIGKILL", "idle", processes.killed(W0), idle=True),
     Row("worker-kill-load", "worker SIGKILL", "during LOAD", processes.at_work("load"), "swap", quick=True),
     Row("worker-kill-infer", "worker SIGKILL", "during INFER", processes.at_work("exec"), "long", quick=True),
-    Row("worker-kill-only", "worker SIGKILL", "the only one, ONNX, 1 GiB", processes.one(CPU), "large",
+    Row("worker-kill-only", "worker SIGKILL", "the only one, ONNX, 1 GiB", processes.killed(CPU), "large",
         quick=True),
     Row("worker-kill-start", "worker SIGKILL, its successor too", "during start", processes.newborn(W0, 0.15),
         quick=True),
@@ -61,7 +60,7 @@ WORKERS: Final = (
     Row("worker-kill-profile", "profiler SIGKILL", "a new model is measured", models.profiler_killed, "real",
         after_s=4),
     Row("worker-kill-twice", "one worker SIGKILL, 100 ms later the other", "under load",
-        processes.within(0.1, W0, W1)),
+        processes.killed(W0, W1, apart_s=0.1)),
     Row("worker-kill-both", "both workers SIGKILL", "during INFER", processes.at_work("exec", both=True),
         "long", quick=True),
     Row("worker-kill-every", "worker SIGKILL every 5 s, in turns", "under load",
@@ -74,36 +73,36 @@ WORKERS: Final = (
         processes.slowed(CPU, 0.5, 6.0), "real2"),
     Row("worker-slow", "worker at a tenth of its speed for 6 s, ONNX", "under load",
         processes.slowed(CPU, 0.9, 6.0), "real2", quick=True),
-    Row("worker-term", "worker SIGTERM", "under load", processes.one(W0, processes.TERM)),
+    Row("worker-term", "worker SIGTERM", "under load", processes.killed(W0, number=processes.TERM)),
 )  # fmt: skip
 MODELS: Final = (
-    Row("model-loops", "a Python model loops for ever", "during INFER", models.stuck_then(setups.LOOPS),
+    Row("model-loops", "a Python model loops for ever", "during INFER", models.stuck_then(stage.LOOPS),
         "real2", after_s=2, settle_s=15),
-    Row("model-sleeps", "a Python model sleeps for ever", "during INFER", models.stuck_then(setups.SLEEPS),
+    Row("model-sleeps", "a Python model sleeps for ever", "during INFER", models.stuck_then(stage.SLEEPS),
         "real2", after_s=2, settle_s=15, quick=True),
     Row("model-native", "a Python model sleeps for ever in native code and keeps the GIL", "during INFER",
-        models.stuck_then(setups.KEEPS_THE_GIL), "real2", after_s=2, settle_s=15),
-    Row("model-raises", "a Python model raises, 20 times", "during INFER", models.asked(setups.RAISES, 20),
+        models.stuck_then(stage.KEEPS_THE_GIL), "real2", after_s=2, settle_s=15),
+    Row("model-raises", "a Python model raises, 20 times", "during INFER", models.asked(stage.RAISES, 20),
         "real2"),
-    Row("model-exits", "a Python model ends its process", "during INFER", models.asked(setups.EXITS), "real2",
+    Row("model-exits", "a Python model ends its process", "during INFER", models.asked(stage.EXITS), "real2",
         whole_s=4),
     Row("model-segfaults", "a Python model reads at address 0, four times", "during INFER",
-        models.asked(setups.SEGFAULTS, 4, pause_s=1.0), "real2", whole_s=5, after_s=3, quick=True),
+        models.asked(stage.SEGFAULTS, 4, pause_s=1.0), "real2", whole_s=5, after_s=3, quick=True),
     Row("model-eats", "a Python model takes memory until it is refused", "during INFER",
-        models.asked(setups.EATS_MEMORY), "real2"),
+        models.asked(stage.EATS_MEMORY), "real2"),
     Row("models-churn", "models loaded, replaced, unloaded", "under load", models.churn, "real", after_s=6,
         whole_s=3),
     Row("models-bad", "three bad models loaded", "under load", models.bad_models_loaded, "real", after_s=6,
         whole_s=3),
 )  # fmt: skip
 CORE: Final = (
-    Row("controller-kill-idle", "controller SIGKILL", "idle", processes.one("controller"), idle=True),
-    Row("controller-kill", "controller SIGKILL", "under load", processes.one("controller"), quick=True),
+    Row("controller-kill-idle", "controller SIGKILL", "idle", processes.killed("controller"), idle=True),
+    Row("controller-kill", "controller SIGKILL", "under load", processes.killed("controller"), quick=True),
     Row("controller-kill-every", "controller SIGKILL every 5 s", "under load",
         processes.every(5.0, lambda stage: ["controller"], 4, 1)),
     Row("controller-kill-start", "worker SIGKILL, then controller", "during the worker's start",
-        processes.during_start(W0, "controller", 0.15)),
-    Row("controller-kill-only", "controller SIGKILL", "one worker, ONNX", processes.one("controller"),
+        processes.newborn(W0, 0.15, victim="controller")),
+    Row("controller-kill-only", "controller SIGKILL", "one worker, ONNX", processes.killed("controller"),
         "real"),
     Row("controller-stop-100ms", "controller SIGSTOP for 100 ms", "under load",
         processes.stopped("controller", 0.1)),
@@ -111,7 +110,7 @@ CORE: Final = (
         processes.stopped("controller", 1.0), quick=True),
     Row("controller-stop", "controller SIGSTOP for good", "under load",
         processes.stuck("controller"), after_s=3, whole_s=5, quick=True),
-    Row("gateway-kill-idle", "gateway SIGKILL", "idle", processes.one("gateway-0"), cuts=True, idle=True),
+    Row("gateway-kill-idle", "gateway SIGKILL", "idle", processes.killed("gateway-0"), cuts=True, idle=True),
     Row("gateway-kill", "gateway SIGKILL", "mid-request", clients.at_once("gateway-0"), cuts=True,
         quick=True),
     Row("gateway-kill-body", "gateway SIGKILL", "large bodies half read", clients.body_half_read, cuts=True),
@@ -129,13 +128,13 @@ CORE: Final = (
         after_s=3, whole_s=6),
     Row("keeper-stop-1s", "keeper SIGSTOP for 1 s", "under load", processes.stopped("keeper", 1.0)),
     Row("two-worker-controller", "worker and controller SIGKILL", "at once",
-        processes.together(W0, "controller")),
+        processes.killed(W0, "controller")),
     Row("two-gateway-controller", "gateway and controller SIGKILL", "at once",
-        processes.together("gateway-0", "controller"), cuts=True),
+        processes.killed("gateway-0", "controller"), cuts=True),
     Row("two-gateway-worker", "one of two gateways and a worker SIGKILL", "at once",
-        processes.together("gateway-1", W0), "gateways", cuts=True),
+        processes.killed("gateway-1", W0), "gateways", cuts=True),
     Row("all-but-keeper", "all processes but the keeper SIGKILL", "at once",
-        processes.together("gateway-0", "controller", W0, W1), cuts=True, whole_s=3),
+        processes.killed("gateway-0", "controller", W0, W1), cuts=True, whole_s=3),
 )  # fmt: skip
 WORLD: Final = (
     Row("file-truncated", "a served model's file cut short", "under load",
@@ -164,9 +163,10 @@ WORLD: Final = (
     Row("flood", "3,000 silent connections", "under load", clients.flood(3000), slow=True),
     Row("link-cut", "the link to clients cut, three times", "under load", clients.link_cut, cuts=True,
         proxy=True),
-    Row("clock-step", "CLOCK_REALTIME stepped an hour ahead and back", "under load", host.clock_stepped),
-    Row("cpu-stolen", "both cores wanted by others for 5 s", "under load", host.hog, slow=True, after_s=3),
-    Row("page-cache", "the model files out of the page cache", "under load", host.page_cache_dropped,
+    Row("clock-step", "CLOCK_REALTIME stepped an hour ahead and back", "under load", processes.clock_stepped),
+    Row("cpu-stolen", "both cores wanted by others for 5 s", "under load", processes.hog, slow=True,
+        after_s=3),
+    Row("page-cache", "the model files out of the page cache", "under load", processes.page_cache_dropped,
         "realswap"),
 )  # fmt: skip
 ROWS: Final[dict[str, Row]] = {row.name: row for row in (*WORKERS, *MODELS, *CORE, *WORLD)}

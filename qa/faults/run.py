@@ -9,57 +9,19 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from msgspec import structs
 
 from clockwork_serve.units import MIB, NS_PER_S
 from harness.server import Held, Server, may_mount
-from harness.serving import Metrics, read_metrics, total, until
+from harness.serving import until
+from qa.books import NOT_PASSED_ON, books, ports
 from qa.faults import measure
-from qa.faults.load import play, scenario
-from qa.faults.proxy import Proxy
+from qa.faults.acts_clients import Proxy
 from qa.faults.result import BROKEN, KEPT, NOT_MEASURED, Holding, Result
 from qa.faults.rows import Row
-from qa.faults.setups import SETUPS
-from qa.faults.stage import NotMeasured, Stage
-
-# ------------------------------------------------------------
-# What must be equal in /metrics once nobody asks anything.
-
-
-def books(server: Server, gateways: int, same: bool) -> dict[str, int]:  # noqa: FBT001
-    """Differences that must be 0. ``same``: who counts was not replaced, so all of them agree."""
-    pages: dict[str, Metrics] = {}
-    for _ in range(60):
-        try:
-            page = read_metrics(f"{server.http_url}/metrics", 5)  # of whichever gateway is reached
-        except OSError:
-            return {"metrics cannot be read": 1}
-        pages[_gateway(page)] = page
-        if len(pages) >= gateways:
-            break
-    last = list(pages.values())[-1]
-    received = total(last, "clockwork_requests_received_total")
-    found: dict[str, Any] = {
-        "received without an outcome": received - total(last, "clockwork_requests_total"),
-        "open": total(last, "clockwork_requests_open"),
-        "answers unmatched": total(last, "clockwork_answers_unmatched_total"),
-        "open at gateways": sum(total(page, "clockwork_gateway_open") for page in pages.values()),
-        "tensor memory taken": sum(
-            total(page, "clockwork_gateway_region_bytes", state="taken") for page in pages.values()
-        ),
-    }
-    if same and len(pages) == gateways:
-        came = sum(total(page, "clockwork_gateway_received_total") for page in pages.values())
-        own = sum(total(page, "clockwork_gateway_requests_total") for page in pages.values())
-        found["received at gateways and not passed on"] = came - own - received
-    return {what: int(count) for what, count in found.items()}
-
-
-def _gateway(page: Metrics) -> str:
-    return next((dict(labels)["gateway"] for name, labels in page if name == "clockwork_gateway_open"), "?")
-
+from qa.faults.stage import SETUPS, NotMeasured, Stage
 
 # ------------------------------------------------------------
 # What a row promises, held against what it showed.
@@ -191,13 +153,13 @@ def _play(row: Row, stage: Stage, result: Result, folder: Path, seed: int, longe
             stage.extra["until"] = time.monotonic() + after_s
         return stage.stopped.is_set() or time.monotonic() > stage.extra["until"]
 
-    text = scenario(stage.setup, longest_s, quiet)
+    text = measure.scenario(stage.setup, longest_s, quiet)
     with contextlib.ExitStack() as stack:
         url = server.http_url
         if row.proxy:
             stage.extra["proxy"] = stack.enter_context(Proxy(server.http_port))
             url = stage.extra["proxy"].url
-        played = play(url, text, folder, seed, began=began, stopped=over)
+        played = measure.play(url, text, folder, seed, began=began, stopped=over)
     act.join()
     if stage.extra.get("not_measured"):
         raise NotMeasured
@@ -228,12 +190,8 @@ def _restart(stage: Stage, folder: Path) -> None:
     """The same server again, on the same ports and files, after its keeper died."""
     start, facts = stage.server.start, stage.server.facts
 
-    def port(name: str) -> int:
-        return int(facts[name].removesuffix("/metrics").rpartition(":")[2])
-
-    settings = structs.replace(
-        start.server.settings, http_port=port("http"), grpc_port=port("grpc"), metrics_port=port("metrics")
-    )
+    http, grpc, metrics = ports(facts)
+    settings = structs.replace(start.server.settings, http_port=http, grpc_port=grpc, metrics_port=metrics)
     config = structs.replace(start.server, settings=settings)
     stage.server = Server(structs.replace(start, server=config), folder / "log")
     stage.server.wait_ready()
@@ -250,7 +208,9 @@ def _look_back(row: Row, stage: Stage, result: Result, before: dict[str, Held]) 
         after.update(server.held())
         result.holdings = {n: _holding(before[n], after[n]) for n in names if n in after}
         result.segments = (_segments(before), _segments(after))
-        result.books = books(server, stage.setup.gateways, _same(before, after))
+        result.books = books(server.http_url, stage.setup.gateways)
+        if not _same(before, after):  # who is new has not counted what came before
+            result.books.pop(NOT_PASSED_ON, None)
         return len(result.holdings) == len(names) and not grown(result) and not any(result.books.values())
 
     with contextlib.suppress(TimeoutError):

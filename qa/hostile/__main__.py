@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -33,7 +31,11 @@ from clockwork_serve.units import MIB
 from harness import machine, repositories
 from harness.http_load import Sample, Shot, infer_message, open_loop, run
 from harness.report import Outcome, finish, milliseconds, parser, percent, quantile
-from harness.serving import Metrics, Serving, serve, total, until
+from harness.server import Held
+from harness.server import held as held_by
+from harness.serving import Serving, serve, until
+from qa.books import books, gateways_of, tracebacks
+from qa.hostile import traffic
 
 ROOT: Final = Path(__file__).parents[2]
 WIDE, LONG, INPUTS = 64, 16, 16
@@ -61,21 +63,6 @@ class Load:
     insists: bool = False
     """The attacker takes its share of its core from others; else it waits until they leave it some."""
     seed: int = 1
-
-
-@dataclass(slots=True)
-class Held:
-    """What one process holds."""
-
-    rss_bytes: int
-    files: int
-    threads: int
-
-    @classmethod
-    def of(cls, pid: int) -> Held:
-        """Now."""
-        files, threads = (len(list(Path(f"/proc/{pid}/{what}").iterdir())) for what in ("fd", "task"))
-        return cls(machine.rss_bytes(pid), files, threads)
 
 
 @dataclass(slots=True)
@@ -180,25 +167,17 @@ def served(**settings: Any) -> Iterator[Serving]:
             yield serving
 
 
-def attacker(serving: Serving, load: Load, seed: int) -> subprocess.Popen[bytes]:
-    """The hostile process."""
-    server = serving.server
-    options = {
-        "http": server.http_port, "grpc": server.grpc_port, "metrics": server.metrics_port,
-        "seconds": load.window_s + LEAD_S, "rate": load.attack_rate, "held": load.held, "seed": seed,
-        "grpc-share": load.attack_grpc_share, "core": max(os.sched_getaffinity(0)),
-    }  # fmt: skip
-    more = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "qa.hostile.traffic", *more, *["--insist"] * load.insists]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
-
-
 def window(serving: Serving, honest: Honest, load: Load, seed: int | None) -> Window:
     """One window; hostile where there is a seed."""
     told: dict[str, Any] = {}
     process = None
     if seed is not None:
-        process = attacker(serving, load, seed)
+        server = serving.server
+        process = traffic.start(
+            (server.http_port, server.grpc_port, server.metrics_port), seconds=load.window_s + LEAD_S,
+            rate=load.attack_rate, held=load.held, seed=seed, grpc_share=load.attack_grpc_share,
+            insists=load.insists,
+        )  # fmt: skip
         time.sleep(LEAD_S)
     before = sum(machine.cpu_s(pid) for pid in serving.pids())
     http_ns, grpc_ns, wrong = honest.ask(load.window_s, load.http_rate, load.grpc_rate)
@@ -209,44 +188,9 @@ def window(serving: Serving, honest: Honest, load: Load, seed: int | None) -> Wi
             raise RuntimeError(f"the attacker ended with {process.returncode}")
         told = json.loads(out.splitlines()[-1])
     time.sleep(SETTLE_S)
-    held = {name: Held.of(pid) for name in serving.server.names if (pid := serving.server.pid(name))}
+    pids = {name: serving.server.pid(name) for name in serving.server.names}
+    held = {name: one for name, pid in pids.items() if pid and (one := held_by(pid)) is not None}
     return Window(seed is not None, load.window_s, http_ns, grpc_ns, wrong, cpu_s, told, held)
-
-
-def pages(serving: Serving) -> dict[str, Metrics]:
-    """The metrics of each gateway, by its name; the one read last stands last."""
-    found: dict[str, Metrics] = {}
-    wanted = {name for name in serving.server.names if name.startswith("gateway")}
-    for _ in range(200):
-        page = serving.metrics(f"{serving.http_url}/metrics")  # of whichever gateway is reached
-        (name,) = (dict(labels)["gateway"] for each, labels in page if each == "clockwork_gateway_open")
-        found.pop(name, None)
-        found[name] = page
-        if found.keys() == wanted:
-            break
-    return found
-
-
-def books(serving: Serving) -> dict[str, int]:
-    """What must be equal, or nothing, once nobody asks anything."""
-    by_gateway = pages(serving)
-    wanted = {name for name in serving.server.names if name.startswith("gateway")}
-    found = list(by_gateway.values())[-1]
-
-    def at_gateways(name: str, **labels: str) -> float:
-        return sum(total(each, name, **labels) for each in by_gateway.values())
-
-    received = total(found, "clockwork_requests_received_total")
-    ended_early = at_gateways("clockwork_gateway_requests_total")
-    return {
-        "controller: received without an outcome": int(received - total(found, "clockwork_requests_total")),
-        "gateways: received without an outcome": int(
-            at_gateways("clockwork_gateway_received_total") - ended_early - received
-        ),
-        "answered twice": int(total(found, "clockwork_answers_unmatched_total")),
-        "region bytes used": int(at_gateways("clockwork_gateway_region_bytes", state="taken")),
-        "gateways that do not answer": len(wanted - by_gateway.keys()),
-    }
 
 
 def growth(windows: list[Window]) -> dict[str, tuple[int, int, int]]:
@@ -274,20 +218,11 @@ def measure(serving: Serving, load: Load, log: list[str]) -> Findings:
     for number in range(max(2, 2 * round(load.seconds / load.window_s / 2))):
         windows.append(window(serving, honest, load, load.seed + number if number % 2 else None))
         print(_line(number, windows[-1]), flush=True)
+    asked = serving.http_url, gateways_of(names)
     with contextlib.suppress(TimeoutError):  # what is left is judged
-        until("nothing is open", lambda: not any(books(serving).values()), 20, 0.5)
+        until("nothing is open", lambda: not any(books(*asked).values()), 20, 0.5)
     ended = [name for name in names if serving.server.pid(name) != before[name]]
-    return Findings(windows, ended, books(serving), tracebacks(log))
-
-
-def tracebacks(log: list[str]) -> list[str]:
-    """What was logged with a traceback: the line before each, and the last of it."""
-    starts = [at for at, line in enumerate(log) if line.startswith("Traceback")]
-    found = []
-    for at in starts:
-        ends = (line for line in log[at + 1 :] if not line.startswith(" "))
-        found.append(f"{log[at - 1]}: {next(ends, '')}" if at else log[at])
-    return found
+    return Findings(windows, ended, books(*asked), tracebacks(log))
 
 
 def conclude(found: Findings) -> Outcome:

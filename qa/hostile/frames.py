@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from qa.hostile.plan import RESET, Plan, fit
+from qa.hostile.http import RESET, Plan, fit
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
@@ -76,7 +76,7 @@ def _tag(number: int, kind: int) -> bytes:
 
 
 def _text(number: int, content: bytes) -> bytes:
-    return _tag(number, 2) + integer(len(content), 7, 0)[:0] + _varint(len(content)) + content
+    return _tag(number, 2) + _varint(len(content)) + content
 
 
 def _varint(value: int) -> bytes:

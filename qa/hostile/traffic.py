@@ -14,17 +14,20 @@ import random
 import resource
 import socket
 import struct
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from qa.hostile import frames as hostile_frames
 from qa.hostile import http as hostile_http
-from qa.hostile.plan import RESET, Plan
+from qa.hostile.http import RESET, Plan
 
+ROOT: Final = Path(__file__).parents[2]
 WAIT_S: Final = 1.0
 DRIP_S: Final = 0.5
 """How often each slow connection says something."""
@@ -191,6 +194,20 @@ def run(given: argparse.Namespace) -> Count:
         for each in slow:
             each.close()
     return count
+
+
+def start(
+    ports: tuple[int | None, ...], *, seconds: float, rate: float, held: int, seed: int,
+    grpc_share: float = 0.3, insists: bool = False,
+) -> subprocess.Popen[bytes]:  # fmt: skip
+    """The hostile process, on the last core; ``ports`` of HTTP, gRPC and metrics."""
+    options = {
+        **dict(zip(("http", "grpc", "metrics"), ports, strict=True)), "seconds": seconds, "rate": rate,
+        "held": held, "seed": seed, "grpc-share": grpc_share, "core": max(os.sched_getaffinity(0)),
+    }  # fmt: skip
+    more = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "qa.hostile.traffic", *more, *["--insist"] * insists]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
 
 
 def main() -> int:

@@ -37,8 +37,7 @@ import pytest_asyncio  # noqa: F401  -- as above
 from hypothesis import HealthCheck, Phase, settings
 
 from harness.report import Outcome, finish, parser, percent, table
-from qa.mutants.mutant import SOURCE, Mutant
-from qa.mutants.planted import planted
+from qa.mutants.planted import SOURCE, Mutant, planted
 
 BRAINS = ("controller", "worker")
 SAMPLE = 400

@@ -13,7 +13,7 @@ from mutmut.mutation.file_mutation import MutationVisitor, deep_replace
 from mutmut.mutation.mutators import mutation_operators
 from mutmut.mutation.pragma_handling import get_ignored_lines
 
-from qa.mutants.mutant import SOURCE, Mutant
+from qa.mutants.planted import SOURCE, Mutant
 
 SILENT = frozenset({"__all__", "__slots__"})
 

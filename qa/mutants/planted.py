@@ -8,9 +8,31 @@ qa.mutants --planted`` plants one after another.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
-from qa.mutants.mutant import SOURCE, Mutant
+SOURCE = Path("packages/clockwork-serve/src/clockwork_serve")
+
+
+@dataclass(slots=True)
+class Mutant:
+    """One change to one module: the ``number``th there is. ``by`` is the test or the seed that noticed.
+
+    ``seed`` is what the first seed that noticed said, where seeds were asked beside the tests.
+    """
+
+    module: str
+    number: int
+    kind: str
+    line: int
+    before: str
+    after: str
+    source: str
+    fate: str = ""
+    by: str = ""
+    seed: str = ""
+
 
 C, W, S = "controller", "worker", "serve"
 

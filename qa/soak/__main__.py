@@ -25,13 +25,11 @@ from typing import IO, Final
 from clockwork_lab.bench.address import Protocol
 from harness.report import finish, parser
 from harness.serving import total
-from qa.hostile.__main__ import books, pages, tracebacks
-from qa.soak.faults import TURNS, Done, Faults
+from qa.books import NOT_PASSED_ON, books, pages, tracebacks
 from qa.soak.honest import Churn, Honest, Truth
-from qa.soak.load import SCENARIOS, Ends, Generator, Target, write_emulated, write_onnx
-from qa.soak.screen import Screen
-from qa.soak.serving import Up, processes, served
-from qa.soak.verdict import Findings, conclude
+from qa.soak.load import SCENARIOS, Ends, Generator, Target
+from qa.soak.servers import TURNS, Done, Faults, Up, processes, served, write_emulated, write_onnx
+from qa.soak.verdict import Findings, Screen, conclude
 from qa.soak.watch import Errors, Watch, as_json
 
 UNHEARD: Final = "clockwork_gateway_unheard_answers_total"
@@ -53,9 +51,9 @@ class Soak:
         self._folder, self._ups, self._watch, self._seconds = folder, ups, watch, seconds
         self.screen = Screen(seconds, watch, self.found)
         self._dice = random.Random(seed)
-        truth, serving = Truth(), ups[0].serving
-        self._honest = Honest(serving, truth, HONEST_RATE, seed)
-        self._churn = Churn(serving, folder / "cpu" / "models", truth, CHANGE_EVERY_S, seed)
+        truth, server = Truth(), ups[0].server
+        self._honest = Honest(server, truth, HONEST_RATE, seed)
+        self._churn = Churn(server, folder / "cpu" / "models", truth, CHANGE_EVERY_S, seed)
         self._faults = Faults(ups, seed, self._gateway_dies)
         self._errors = {up.name: Errors() for up in ups}
         self._pids = processes(ups)
@@ -86,7 +84,7 @@ class Soak:
         self._honest.close()
         self._churn.close()
         self.found.seconds = self._watch.now_s
-        self.found.tracebacks = [line for up in self._ups for line in tracebacks(up.log.lines)]
+        self.found.tracebacks = [line for up in self._ups for line in tracebacks(up.log())]
         self.found.cut = self.stopped
 
     def close(self) -> None:
@@ -98,10 +96,10 @@ class Soak:
         protocols: list[Protocol] = ["http", "grpc"] if leg % 2 == 0 else ["grpc", "http"]
         scenarios = (names[leg % len(names)], self._dice.choice(names))
         targets = [
-            Target(up.name, up.serving, protocol, scenario)
+            Target(up, protocol, scenario)
             for up, protocol, scenario in zip(self._ups, protocols, scenarios, strict=True)
         ]
-        said = ", ".join(f"{one.scenario} over {one.protocol} to {one.server}" for one in targets)
+        said = ", ".join(f"{one.scenario} over {one.protocol} to {one.up.name}" for one in targets)
         self.screen.doing = f"leg {leg + 1}: {said}; {fault}"
         generator = Generator(self._folder, targets, seconds, self._dice.randrange(1 << 30))
         self._generator = generator
@@ -163,9 +161,13 @@ class Soak:
         for up in self._ups:
             mine = done if done.server == up.name else Done()
             left.update({f"{up.name}: {what}": count for what, count in self._books(up, mine).items()})
-            metrics = up.serving.metrics()
+            metrics = up.metrics()
             good = int(total(metrics, "clockwork_requests_total", outcome="ok"))
-            over = int(sum(total(one, UNHEARD, why="over") for one in pages(up.serving).values()))
+            over = int(
+                sum(
+                    total(one, UNHEARD, why="over") for one in pages(up.server.http_url, up.gateways).values()
+                )
+            )
             late = int(total(metrics, "clockwork_requests_total", outcome="expired", reason="late"))
             heard, more_over, more_late = good - up.heard, over - up.over, late - up.late
             up.heard, up.over, up.late = good, over, late
@@ -184,17 +186,13 @@ class Soak:
 
     def _books(self, up: Up, done: Done) -> dict[str, int]:
         """What is not equal, after as long as that may take."""
-        name = "gateways: received without an outcome"
         end = time.monotonic() + RECOVERY_S
         while True:
-            try:
-                found = books(up.serving)
-            except (OSError, ValueError):
-                found = {"gateways that do not answer": 1}
-            if name in found:
-                if done.gateway_died and found[name] <= up.offset:
-                    up.offset = found[name]
-                found[name] -= up.offset
+            found = books(up.server.http_url, up.gateways)
+            if NOT_PASSED_ON in found:
+                if done.gateway_died and found[NOT_PASSED_ON] <= up.offset:
+                    up.offset = found[NOT_PASSED_ON]
+                found[NOT_PASSED_ON] -= up.offset
             if not any(found.values()) or time.monotonic() > end:
                 return found
             self._sleep(0.5)

@@ -11,6 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -20,8 +22,8 @@ import tritonclient.grpc
 from tritonclient.utils import InferenceServerException
 
 from harness import repositories
-from harness.serving import Serving
-from qa.soak.load import LONG, QUICK, REPLACED, UNLOADED, WIDE
+from harness.server import Server
+from qa.soak.servers import LONG, QUICK, REPLACED, UNLOADED, WIDE
 
 SLO_MS: Final = 1000
 SLACK_MS: Final = 1.0
@@ -31,6 +33,11 @@ CHANGED_S: Final = 2.0
 way."""
 MAY_REFUSE: Final = {429, 503, 504, 500}
 TIMEOUT_S: Final = 15.0
+CLOSE_S: Final = 120.0
+
+
+def _names(of: str, count: int) -> list[str]:
+    return [f"{of}{index}" for index in range(count)]
 
 
 class Truth:
@@ -38,13 +45,12 @@ class Truth:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._seeds: dict[str, list[tuple[int, float]]] = {}
+        self._seeds = {
+            model: [(index, float("inf"))]
+            for name, count in (("m", QUICK), ("r", REPLACED), ("x", UNLOADED))
+            for index, model in enumerate(_names(name, count))
+        }
         """The weights that may still answer, and until when."""
-        for index in range(QUICK):
-            self._seeds[f"m{index}"] = [(index, float("inf"))]
-        for name, count in (("r", REPLACED), ("x", UNLOADED)):
-            for index in range(count):
-                self._seeds[f"{name}{index}"] = [(index, float("inf"))]
 
     def replacing(self, model: str, seed: int) -> None:
         """From now on it may be either."""
@@ -69,72 +75,89 @@ class Truth:
         )
 
 
-class Honest:
-    """Asks at a steady pace over both protocols, from a thread each, while it is ``on``."""
+class Paused:
+    """Does pieces of work, of each kind one after another in a thread of its own, while it is on.
 
-    def __init__(self, serving: Serving, truth: Truth, rate: float, seed: int) -> None:
-        self.ends: Counter[str] = Counter()
-        self.violations: list[str] = []
-        self.answered = 0
-        self.gateway_died_s = 0.0
-        """When one was last killed: connections to it end."""
-        self._serving, self._truth, self._rate = serving, truth, rate
+    A piece returns how many seconds pass until the next.
+    """
+
+    def __init__(self, *pieces: Callable[[], float]) -> None:
         self._on, self._over = threading.Event(), threading.Event()
-        self._busy = threading.Semaphore(2)
+        self._busy = [threading.Lock() for _ in pieces]
         self._threads = [
-            threading.Thread(target=self._ask, args=(ask, random.Random(seed + at)), daemon=True)
-            for at, ask in enumerate((self._http, self._grpc))
+            threading.Thread(target=self._work, args=each, daemon=True)
+            for each in zip(pieces, self._busy, strict=True)
         ]
-        self._connection: http.client.HTTPConnection | None = None
-        self._client: tritonclient.grpc.InferenceServerClient | None = None
 
     def start(self) -> None:
-        """Begin; nothing is asked until :meth:`go_on`."""
+        """Begin; nothing is done until :meth:`go_on`."""
         for thread in self._threads:
             thread.start()
 
     def go_on(self) -> None:
-        """Ask."""
+        """Do it."""
         self._on.set()
 
     def pause(self) -> None:
-        """Return once nothing is out and no connection is open."""
+        """Return once no piece is under way."""
         self._on.clear()
-        for _ in self._threads:
-            self._busy.acquire()
-        for each in (self._connection, self._client):
-            if each is not None:
-                each.close()
-        self._connection = self._client = None
-        for _ in self._threads:
-            self._busy.release()
+        for busy in self._busy:
+            with busy:
+                pass
 
     def close(self) -> None:
         """End."""
         self._over.set()
         self._on.set()
         for thread in self._threads:
-            thread.join(TIMEOUT_S * 2)
+            thread.join(CLOSE_S)
 
-    def _ask(self, ask: Any, dice: random.Random) -> None:
-        names = [f"m{index}" for index in range(QUICK)]
-        names += [
-            f"{name}{index}" for name, count in (("r", REPLACED), ("x", UNLOADED)) for index in range(count)
-        ] * 3
-        numbers = np.random.default_rng(dice.randrange(1 << 30))
+    def _work(self, piece: Callable[[], float], busy: threading.Lock) -> None:
         while not self._over.is_set():
             self._on.wait()
-            with self._busy:
+            with busy:
                 if not self._on.is_set() or self._over.is_set():
                     continue
-                model, x = dice.choice(names), numbers.standard_normal((1, WIDE), dtype=np.float32)
-                sent_s = time.monotonic()
-                try:
-                    self._judge(model, x, sent_s, *ask(model, x))
-                except (OSError, http.client.HTTPException) as error:
-                    self._connection = None
-                    self._lost(model, sent_s, error)
-            time.sleep(dice.expovariate(self._rate / 2))
+                wait_s = piece()
+            self._over.wait(wait_s)
+
+
+class Honest(Paused):
+    """Asks at a steady pace over both protocols."""
+
+    def __init__(self, server: Server, truth: Truth, rate: float, seed: int) -> None:
+        super().__init__(*(
+            partial(self._ask, ask, random.Random(seed + at), np.random.default_rng(seed + at))
+            for at, ask in enumerate((self._http, self._grpc))
+        ))  # fmt: skip
+        self.ends: Counter[str] = Counter()
+        self.violations: list[str] = []
+        self.answered = 0
+        self.gateway_died_s = 0.0
+        """When one was last killed: connections to it end."""
+        self._server, self._truth, self._rate = server, truth, rate
+        changing = [*_names("r", REPLACED), *_names("x", UNLOADED)]
+        self._models = [*_names("m", QUICK), *changing * 3]
+        self._connection: http.client.HTTPConnection | None = None
+        self._client: tritonclient.grpc.InferenceServerClient | None = None
+
+    def pause(self) -> None:
+        """Return once nothing is out and no connection is open."""
+        super().pause()
+        for each in (self._connection, self._client):
+            if each is not None:
+                each.close()
+        self._connection = self._client = None
+
+    def _ask(self, ask: Any, dice: random.Random, numbers: np.random.Generator) -> float:
+        model, x = dice.choice(self._models), numbers.standard_normal((1, WIDE), dtype=np.float32)
+        sent_s = time.monotonic()
+        try:
+            self._judge(model, x, sent_s, *ask(model, x))
+        except (OSError, http.client.HTTPException) as error:
+            self._connection = None
+            self._lost(model, sent_s, error)
+        return dice.expovariate(self._rate / 2)
 
     def _lost(self, model: str, sent_s: float, error: Exception) -> None:
         self.ends["connection ended"] += 1
@@ -159,7 +182,7 @@ class Honest:
             self.violations.append(f"late counted good: {model} took {took_ms:.1f} of {SLO_MS} ms")
 
     def _http(self, model: str, x: Any) -> tuple[int, Any, float]:
-        parts = urlsplit(self._serving.http_url)
+        parts = urlsplit(self._server.http_url)
         if self._connection is None:
             self._connection = http.client.HTTPConnection(str(parts.hostname), parts.port, timeout=TIMEOUT_S)
         tensor = {"name": "x", "shape": [1, WIDE], "datatype": "FP32", "data": x.reshape(-1).tolist()}
@@ -178,7 +201,7 @@ class Honest:
 
     def _grpc(self, model: str, x: Any) -> tuple[int, Any, float]:
         if self._client is None:
-            self._client = tritonclient.grpc.InferenceServerClient(self._serving.grpc_url)
+            self._client = tritonclient.grpc.InferenceServerClient(self._server.facts["grpc"])
         tensor = tritonclient.grpc.InferInput("x", [1, WIDE], "FP32")
         tensor.set_data_from_numpy(x)
         try:
@@ -203,55 +226,26 @@ _GRPC: Final = {
 }  # fmt: skip
 
 
-class Churn:
-    """Unloads, loads and replaces models, one after another, while it is on."""
+class Churn(Paused):
+    """Unloads, loads and replaces models, one after another."""
 
-    def __init__(self, serving: Serving, root: Path, truth: Truth, every_s: float, seed: int) -> None:
+    def __init__(self, server: Server, root: Path, truth: Truth, every_s: float, seed: int) -> None:
+        super().__init__(self._change)
         self.done: Counter[str] = Counter()
         self.failed: list[str] = []
-        self._serving, self._root, self._truth, self._every_s = serving, root, truth, every_s
+        self._server, self._root, self._truth, self._every_s = server, root, truth, every_s
         self._dice = random.Random(seed)
         self._seed = 1000
-        self._loaded = dict.fromkeys((f"x{index}" for index in range(UNLOADED)), True)
-        self._on, self._over, self._free = threading.Event(), threading.Event(), threading.Lock()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._loaded = dict.fromkeys(_names("x", UNLOADED), True)
 
-    def start(self) -> None:
-        """Begin; nothing is changed until :meth:`go_on`."""
-        self._thread.start()
-
-    def go_on(self) -> None:
-        """Change."""
-        self._on.set()
-
-    def pause(self) -> None:
-        """Return once no change is under way."""
-        self._on.clear()
-        with self._free:
-            pass
-
-    def close(self) -> None:
-        """End."""
-        self._over.set()
-        self._on.set()
-        self._thread.join(120)
-
-    def _work(self) -> None:
-        while not self._over.is_set():
-            self._on.wait()
-            with self._free:
-                if self._on.is_set() and not self._over.is_set():
-                    self._change()
-            self._over.wait(self._every_s)
-
-    def _change(self) -> None:
+    def _change(self) -> float:
         if self._dice.random() < 0.5:
-            self._replace(f"r{self._dice.randrange(REPLACED)}")
-            return
-        model = f"x{self._dice.randrange(UNLOADED)}"
-        what = "unload" if self._loaded[model] else "load"
-        if self._post(model, what):
-            self._loaded[model] = not self._loaded[model]
+            self._replace(self._dice.choice(_names("r", REPLACED)))
+        else:
+            model = self._dice.choice(_names("x", UNLOADED))
+            if self._post(model, "unload" if self._loaded[model] else "load"):
+                self._loaded[model] = not self._loaded[model]
+        return self._every_s
 
     def _replace(self, model: str) -> None:
         """Other weights under the same name, as an operator would put them there."""
@@ -265,7 +259,7 @@ class Churn:
             self._truth.replaced(model)
 
     def _post(self, model: str, what: str) -> bool:
-        url = f"{self._serving.http_url}/v2/repository/models/{model}/{what}"
+        url = f"{self._server.http_url}/v2/repository/models/{model}/{what}"
         request = urllib.request.Request(url, data=b"{}", method="POST")  # noqa: S310 (a URL of ours)
         try:
             with urllib.request.urlopen(request, timeout=60):  # noqa: S310 (as above)

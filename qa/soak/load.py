@@ -1,4 +1,4 @@
-"""What a soak asks a server: models, and scenarios of the load generator, in turns over HTTP and gRPC."""
+"""The load of a soak: scenarios of the load generator, in turns over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from clockwork_lab.bench.live import Moment
 from clockwork_lab.bench.plan import Options, Plan, make_plan
 from clockwork_lab.bench.report import Report
 from clockwork_lab.bench.run import run
-from harness import repositories
-from harness.serving import Serving
-
-QUICK, SLOW = 24, 4
-WIDE, LONG = 64, 16
-REPLACED, UNLOADED = 2, 2
-"""Models that change while it goes on: whose weights are replaced, and that come and go."""
+from qa.soak.servers import Up
 
 HEAD: Final = """
 name = "{name}"
@@ -74,27 +68,6 @@ AT_SERVER: Final = {
 """What the sets of models are on each server."""
 
 
-def write_emulated(root: Path) -> None:
-    """The models of the server with an emulated device."""
-    for index in range(QUICK):
-        slower = 1 + index % 4 / 4
-        infer_ms = {1: 1.0 * slower, 2: 1.4 * slower, 4: 2.0 * slower, 8: 3.2 * slower}
-        repositories.emulated(root, f"e{index}", infer_ms, load_ms=2)
-    for index in range(SLOW):
-        repositories.emulated(root, f"f{index}", {1: 5, 2: 7, 4: 10}, load_ms=4)
-
-
-def write_onnx(root: Path) -> None:
-    """The models of the server that computes."""
-    for index in range(QUICK):
-        repositories.one_matrix(root, f"m{index}", repositories.matrix_of(index, WIDE, LONG))
-    for index in range(SLOW):
-        repositories.layers(root, f"d{index}", width=128, depth=4, seed=index)
-    for name, count in (("r", REPLACED), ("x", UNLOADED)):
-        for index in range(count):
-            repositories.one_matrix(root, f"{name}{index}", repositories.matrix_of(index, WIDE, LONG))
-
-
 def scenario(folder: Path, name: str, seconds: float) -> Path:
     """The file of a scenario of that name."""
     text = HEAD.format(name=name, seconds=seconds)
@@ -143,8 +116,7 @@ class Ends:
 class Target:
     """A scenario over a protocol to a server."""
 
-    server: str
-    serving: Serving
+    up: Up
     protocol: Protocol
     scenario: str
 
@@ -158,7 +130,7 @@ class Generator:
         self._errors: list[str] = []
         self._threads = [
             threading.Thread(
-                target=self._run, args=(target.server, self._plan(folder, target, seconds, seed + at))
+                target=self._run, args=(target.up.name, self._plan(folder, target, seconds, seed + at))
             )
             for at, target in enumerate(targets)
         ]
@@ -185,12 +157,12 @@ class Generator:
         return found
 
     def _plan(self, folder: Path, target: Target, seconds: float, seed: int) -> Plan:
-        serving = target.serving
+        server = target.up.server
         used = {one for _, models, _ in SCENARIOS[target.scenario] for one in models}
         options = Options(
-            url=serving.grpc_url if target.protocol == "grpc" else serving.http_url,
+            url=server.facts["grpc"] if target.protocol == "grpc" else server.http_url,
             protocol=target.protocol, seed=seed,
-            renamed={one: AT_SERVER[target.server][one] for one in used},
+            renamed={one: AT_SERVER[target.up.name][one] for one in used},
             deadline="header",  # a parameter over gRPC: libraries drop what comes at gRPC's own deadline
         )  # fmt: skip
         return make_plan(scenario(folder, target.scenario, seconds), options)

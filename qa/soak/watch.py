@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from harness.serving import Metrics
-from qa.soak.serving import Up, processes
+from qa.soak.servers import Up, processes
 
 SHARED: Final = ("/memfd:", "/dev/shm/")  # noqa: S108 - names of mappings, not files of ours
 

@@ -13,13 +13,14 @@ from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.records import FIRST_ENDS, ROW, End, Kind, Records
 from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.workload.scenario import read_scenario
-from qa.faults import kills, measure, table
+from qa.faults import kills, measure
+from qa.faults import result as table
 from qa.faults import run as judge
-from qa.faults.load import Played, scenario
+from qa.faults.measure import Played, scenario
 from qa.faults.result import BROKEN, KEPT, Holding, Result
 from qa.faults.rows import ROWS, Row
 from qa.faults.run import play_row
-from qa.faults.setups import SETUPS
+from qa.faults.stage import SETUPS
 
 ENDS = (
     *FIRST_ENDS, End(Kind.RESET, "closed"), End(Kind.BROKEN, "no connection: ECONNREFUSED"),

@@ -6,9 +6,11 @@ import random
 from collections import Counter
 
 from clockwork_serve.units import MIB
+from harness.server import Held
+from qa.books import tracebacks
 from qa.hostile import frames as hostile_frames
 from qa.hostile import http as hostile_http
-from qa.hostile.__main__ import GROWTH_BYTES, Findings, Held, Window, conclude, growth, tracebacks
+from qa.hostile.__main__ import GROWTH_BYTES, Findings, Window, conclude, growth
 
 EVERY = (*hostile_http.ATTACKS, hostile_http.bombs, *hostile_frames.ATTACKS, *hostile_frames.BEYOND_GRPCIO)
 
@@ -16,7 +18,7 @@ EVERY = (*hostile_http.ATTACKS, hostile_http.bombs, *hostile_frames.ATTACKS, *ho
 def window(hostile: bool, mib: float, p99_ms: float = 1.0) -> Window:
     attacker = {"attacks": 5, "cpu_s": 0.1, "sent": {"nothing": 5}, "ends": {"closed": 5}} if hostile else {}
     latencies = [round(p99_ms * 1e6)]
-    held = {"gateway-0": Held(round(mib * MIB), 20, 3)}
+    held = {"gateway-0": Held(1, round(mib * MIB), 20, 3, frozenset())}
     return Window(hostile, 10.0, latencies, latencies, Counter(), 1.0, attacker, held)
 
 

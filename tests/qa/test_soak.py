@@ -14,7 +14,8 @@ from clockwork_serve.workload.scenario import read_scenario
 from harness import repositories
 from qa.soak.__main__ import soak, unexplained
 from qa.soak.honest import CHANGED_S, Truth
-from qa.soak.load import LONG, SCENARIOS, WIDE, Ends, scenario
+from qa.soak.load import SCENARIOS, Ends, scenario
+from qa.soak.servers import LONG, WIDE
 from qa.soak.verdict import WARM_LEGS, Findings, conclude, growths
 from qa.soak.watch import Errors, Held, Quiet, growth_kib, leaked, segments
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,17 @@ import pytest
 
 from comparison.peers import table
 from comparison.peers.install import licence
+from comparison.peers.loads import LOADS
 from comparison.peers.measure import Failed, Point
-from comparison.peers.run import done, load_paths, points, result_path, write_result
+from comparison.peers.run import (
+    chosen,
+    done,
+    points,
+    result_path,
+    unshare_command,
+    why_not_isolated,
+    write_result,
+)
 from harness import report
 from harness.launch import adopt
 from harness.process_tree import Server, cpu_s, pss_bytes
@@ -34,16 +44,17 @@ def measured(server: str = "mosec", in_time: float = 10.0, **more: Any) -> dict[
 
 
 def test_servers_take_turns_and_each_repeat_begins_with_another() -> None:
-    order = [(one.load.stem, one.server, one.repeat) for one in points(["a", "b"], [Path("x"), Path("y")], 2)]
+    x, y = (LOADS[name] for name in ("gpu_one", "mobilenet_one"))
+    order = [(one.load, one.server, one.repeat) for one in points(["a", "b"], [x, y], 2)]
 
     assert order == [
-        ("x", "a", 1), ("x", "b", 1), ("y", "a", 1), ("y", "b", 1),
-        ("x", "b", 2), ("x", "a", 2), ("y", "b", 2), ("y", "a", 2),
+        (x, "a", 1), (x, "b", 1), (y, "a", 1), (y, "b", 1),
+        (x, "b", 2), (x, "a", 2), (y, "b", 2), (y, "a", 2),
     ]  # fmt: skip
 
 
 def test_what_is_done_is_not_done_again_and_what_failed_is(tmp_path: Path) -> None:
-    path = result_path(tmp_path, Point("mosec", Path("gpu_one.toml"), 2))
+    path = result_path(tmp_path, Point("mosec", LOADS["gpu_one"], 2))
     assert path == tmp_path / "results" / "gpu_one" / "mosec-2.json"
     assert not done(path)
     for status, is_done in (("failed", False), ("left out", True), ("measured", True)):
@@ -62,7 +73,7 @@ def test_what_others_disturbed_is_done_again_if_that_is_wanted(tmp_path: Path) -
 
 def test_an_unknown_load_is_named() -> None:
     with pytest.raises(Failed, match="found nosuch"):
-        load_paths(["nosuch"])
+        chosen(Namespace(servers=["mosec"], loads="nosuch", short=False))
 
 
 def test_a_table_shows_medians_and_who_was_not_measured() -> None:
@@ -72,7 +83,7 @@ def test_a_table_shows_medians_and_who_was_not_measured() -> None:
         {"status": "failed", "server": "kserve", "load": "gpu_one", "repeat": 1, "why": "it ended\nlong"},
     ]  # fmt: skip
     facts = {"machine": "a machine", "servers": {}}
-    text = table.markdown(table.summarised(found), facts, Path("nowhere"))
+    text = table.markdown(table.summarised(found), facts)
     lines = [line for line in text.splitlines() if line.startswith("| ")]
 
     assert lines[2].startswith("| triton | 1 | 9.0 |")
@@ -163,3 +174,29 @@ def test_a_server_ends_with_all_that_it_started_even_orphans(tmp_path: Path) -> 
     assert bystander.poll() is None
     bystander.kill()
     bystander.wait()
+
+
+ROOT = Path(__file__).parents[3]
+WHY_NOT = why_not_isolated(unshare_command())
+INSIDE = """
+import json, os, socket
+from comparison.peers.run import isolate
+os.environ["PEERS_ISOLATED"] = "1"
+assert isolate() == ""
+with socket.create_server(("0.0.0.0", 0)) as server, socket.create_connection(server.getsockname()):
+    print(json.dumps([name for _, name in socket.if_nameindex()]))
+"""
+
+
+@pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "it can be made")
+def test_there_is_loopback_and_it_works() -> None:
+    command = [*unshare_command(), sys.executable, "-c", INSIDE]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+
+    assert "lo" in json.loads(done.stdout)
+    assert not {"eth0", "docker0"} & {*json.loads(done.stdout)}
+
+
+def test_where_there_can_be_none_it_says_why() -> None:
+    assert "no program unshare" in why_not_isolated([])
+    assert "no network namespace can be made" in why_not_isolated(["false"])

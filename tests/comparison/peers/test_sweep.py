@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from clockwork_serve.workload.scenario import read_scenario
-from comparison.peers.sweep import FIGURE, KEPT, SECONDS, curves, drawing, kept, limit_rps, load_at
+from comparison.peers.loads import LOADS
+from comparison.peers.sweep import FIGURE, KEPT, SECONDS, curves, drawing, kept, limit_rps, points
 
 
 def line(server: str, rate: int, in_time: float) -> dict[str, Any]:
@@ -17,11 +16,12 @@ def line(server: str, rate: int, in_time: float) -> dict[str, Any]:
     return {"server": server, "rate_rps": rate, "figures": figures}
 
 
-def test_the_load_is_the_peers_own_at_another_rate(tmp_path: Path) -> None:
-    scenario = read_scenario(load_at(120, tmp_path))
+def test_the_load_is_the_peers_own_at_another_rate() -> None:
+    loads = [point.load for point in points([60, 120], 1) if point.server == "triton"]
 
-    assert [load.rate_rps for load in scenario.loads] == [120]
-    assert (scenario.seconds, "120 r/s" in scenario.name) == (SECONDS, True)
+    assert loads[0].text.replace(f"seconds = {SECONDS}", "seconds = 24") == LOADS["gpu_15_models"].text
+    assert loads[0].text.replace("= 60\n", "= 120\n").replace("60 r/s", "120 r/s") == loads[1].text
+    assert [load.name for load in loads] == ["gpu_15_models_060", "gpu_15_models_120"]
 
 
 def test_the_limit_is_full_batches_one_after_the_other() -> None:

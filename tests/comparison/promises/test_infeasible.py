@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from comparison.promises.infeasible import Asked, Rules, infeasible, work_ns
+from comparison.promises.rejections import Asked, Rules, infeasible, work_ns
 
 MS = 1_000_000
 RULES = Rules(lambda rows: (16 + 4 * rows) * MS, batch_max=8, ahead_ns=2 * MS, grace_ns=5 * MS)

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from clockwork_lab.bench.records import Head
 from clockwork_serve.workload.scenario import read_scenario
 from clockwork_serve.workload.stream import build
-from comparison.promises import abandoned, capacity, cost, hot, rejections, worst, zipf
-from comparison.promises.executions import Execution, executions, numbered, started
-from comparison.promises.hang_up import End
-from comparison.promises.loads import EMULATED, MOBILENET, Played, names, steady
+from comparison.peers.loads import EMULATED, MOBILENET, names, steady
+from comparison.peers.record import Played, quantile_ms, sent_late_ns
+from comparison.promises import abandoned, cost, many_models, rejections, rig
+from comparison.promises.abandoned import End
 from comparison.promises.question import Row
+from comparison.promises.rig import Execution, executions, numbered, started
 from harness.http_load import Sample
 
 MS = 1_000_000
@@ -29,8 +31,20 @@ def played(*rows: tuple[int, int, str, int, int], **head: Any) -> Played:
         (due * MS, due * MS + MS, (due + age) * MS, 100 * MS, model, load, ENDS.index(end))
         for due, age, end, model, load in rows
     ]
-    told = {"warmup_ns": 0, "end_ns": 1000 * MS, "models": ["a", "b"], "loads": ["requests"], **head}
-    return Played(told, np.array(table, FORM), ENDS)
+    told: dict[str, Any] = {"models": ("a", "b"), "loads": ("requests",), **head}
+    made = Head(
+        version="",
+        scenario="",
+        url="",
+        seed=1,
+        warmup_ns=0,
+        end_ns=1000 * MS,
+        row=(),
+        rows=0,
+        ends=(),
+        **told,
+    )
+    return Played(made, np.array(table, FORM), ENDS)
 
 
 def found(rows: list[Row], text: str) -> Row:
@@ -43,34 +57,34 @@ def test_goodput_is_what_came_in_time_by_the_clients_clock() -> None:
 
     assert one.good_per_s == 1
     assert (one.count("ok"), one.count("rejected")) == (2, 1)
-    assert one.sent_late_p99_ms == 1
+    assert quantile_ms(sent_late_ns(one.counted), 0.99) == 1
 
 
 def test_scenarios_are_what_the_load_generator_reads(tmp_path: Any) -> None:
-    for number, text in enumerate((
+    for number, load in enumerate((
         steady(EMULATED, 15, 123.4567, seconds=10),
-        steady(MOBILENET, 100, 300, seconds=10, **zipf.ZIPF),
-        capacity.staircase(MOBILENET, 15),
-        capacity.staircase(MOBILENET, 100, **zipf.ZIPF),
-        *map(hot.text, hot.QUESTION.variants),
+        steady(MOBILENET, 100, 300, seconds=10, **many_models.ZIPF),
+        rig.staircase(MOBILENET, 15),
+        rig.staircase(MOBILENET, 100, **many_models.ZIPF),
+        *map(many_models.hot_load, many_models.HOT.variants),
     )):  # fmt: skip
         path = tmp_path / f"{number}.toml"
-        path.write_text(text)
+        path.write_text(load.text)
         assert build(read_scenario(path), 1).models
-    path.write_text(steady(EMULATED, 15, 10, seconds=10))
+    path.write_text(steady(EMULATED, 15, 10, seconds=10).text)
     assert names(15) == [name for name, _ in build(read_scenario(path), 1).models]
 
 
 def test_full_is_the_best_step_without_its_beginning() -> None:
-    step_ms = int(1000 * capacity.STEP_S)
-    settle_ms = int(1000 * capacity.SETTLE_S)
+    step_ms = int(1000 * rig.STEP_S)
+    settle_ms = int(1000 * rig.SETTLE_S)
     rows = [(10, 1, "ok", 0, 0)]  # settles
     rows += [(settle_ms + at, 1, "ok", 0, 0) for at in range(30)]
     rows += [(step_ms + settle_ms + at, 1, "ok", 0, 1) for at in range(60)]
     rows += [(2 * step_ms + settle_ms + at, 101, "ok", 0, 2) for at in range(90)]
-    found_ = capacity.top(played(*rows, loads=["step 0", "step 1", "step 2"]))
+    found_ = rig.top(played(*rows, loads=("step 0", "step 1", "step 2")))
 
-    assert found_["per_s"] == 60 / (capacity.STEP_S - capacity.SETTLE_S)
+    assert found_["per_s"] == 60 / (rig.STEP_S - rig.SETTLE_S)
     assert [step["good_per_s"] for step in found_["steps"]][2] == 0
 
 
@@ -78,15 +92,15 @@ def test_the_worst_model_is_held_against_the_mean() -> None:
     one = played(*[(at, 1, "ok", 0, 0) for at in range(4)], *[(at, 1, "ok", 1, 0) for at in range(2)],
                  *[(at, 1, "rejected", 1, 0) for at in range(2)])  # fmt: skip
 
-    assert worst.shares(one) == [1.0, 0.5]
-    assert worst.shares(played((0, 1, "ok", 1, 0))) == [1.0]  # nobody asked for the other one
+    assert many_models.shares(one) == [1.0, 0.5]
+    assert many_models.shares(played((0, 1, "ok", 1, 0))) == [1.0]  # nobody asked for the other one
 
 
 def test_zipf_compares_goodput_of_the_same_repeat() -> None:
     def run(good: float) -> dict[str, Any]:
         return {"good_per_s": good, "rate_rps": 300.0}
 
-    rows = zipf.rows(
+    rows = many_models.zipf_rows(
         {"resident": {1: run(100), 2: run(200), 3: run(100)}, "paged": {2: run(180), 1: run(80)}}
     )
     ratio = found(rows, "goodput with memory for 20 of 100 models, of that with all in memory")
@@ -98,7 +112,7 @@ def test_a_hot_models_p99_is_held_against_the_same_requests_without_loads() -> N
     def run(p99_ms: float, loads: float = 0.0) -> dict[str, Any]:
         return {"p99_ms": p99_ms, "loads_per_s": loads}
 
-    rows = hot.rows({"resident": {1: run(10)}, "loads": {1: run(12, 25)}, "alone": {1: run(5)}})
+    rows = many_models.hot_rows({"resident": {1: run(10)}, "loads": {1: run(12, 25)}, "alone": {1: run(5)}})
 
     assert rows[0].values == [pytest.approx(20)]
     assert [row.verdict for row in rows[:2]] == ["missed", "met"]

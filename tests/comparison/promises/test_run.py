@@ -14,9 +14,20 @@ import pytest
 from comparison.peers.measure import cores
 from comparison.peers.run import write_result
 from comparison.promises import __main__ as program
-from comparison.promises import table
-from comparison.promises.cost import Used, between, by_role, role_of, total_s
-from comparison.promises.question import Question, Row, Runs, at_least, at_most, column, paired
+from comparison.promises.cost import between, by_role, total_s
+from comparison.promises.question import (
+    MARKS,
+    Question,
+    Row,
+    Runs,
+    at_least,
+    at_most,
+    column,
+    machines,
+    missed,
+    paired,
+    write_page,
+)
 from comparison.promises.rig import Rig
 
 ROOT = Path(__file__).parents[3]
@@ -87,18 +98,18 @@ def test_a_table_shows_medians_the_goal_and_the_share_of_others(tmp_path: Path) 
     keep(tmp_path, 1, 2, 3)
     write_result(tmp_path / "results" / "small" / "b-1.json", {"status": "failed", "why": "x"})
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{table.MARKS[0]}\nold\n{table.MARKS[1]}\nafter\n")
-    table.write_page(page, tmp_path, [SMALL])
+    page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    write_page(page, tmp_path, [SMALL])
 
     wanted = "| how much / of it | at most 15 ms | 20 ms (10 ms to 30 ms) | missed | 3.0 |"
     assert wanted in page.read_text().splitlines()
     assert "old" not in page.read_text()
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith("\nafter\n")
-    told = table.machines(tmp_path, [SMALL])["questions"]["small"]["rows"][0]
+    told = machines(tmp_path, [SMALL])["questions"]["small"]["rows"][0]
     assert (told["values"], told["verdict"], told["found"]["median"]) == ([10, 20, 30], "missed", 20)
-    assert table.missed(tmp_path, [SMALL]) == ["how much | of it"]
-    json.dumps(table.machines(tmp_path, [SMALL]), allow_nan=False)
+    assert missed(tmp_path, [SMALL]) == ["how much | of it"]
+    json.dumps(machines(tmp_path, [SMALL]), allow_nan=False)
 
 
 def test_variants_are_paired_by_repeat() -> None:
@@ -107,13 +118,14 @@ def test_variants_are_paired_by_repeat() -> None:
     assert paired(runs, "a", "b", lambda one, other: one["v"] / other["v"]) == [2]
 
 
-def test_processes_are_known_by_their_commands_and_those_without_before_count_whole() -> None:
-    assert role_of("python -m clockwork_serve.serve.processes.gateway {}") == "gateway"
-    assert role_of("python .venv/bin/clockwork serve x") == "keeper"
-    used = between({"worker": Used(1, 2)}, {"worker": Used(3, 2.5), "gateway": Used(1, 0)})
+def test_processes_without_a_reading_before_count_whole_and_whoever_has_no_name_is_the_keeper() -> None:
+    before = {"worker": {"user_s": 1.0, "system_s": 2.0}}
+    after = {"worker": {"user_s": 3.0, "system_s": 2.5}, "gateway": {"user_s": 1.0, "system_s": 0.0}}
+    used = between(before, after)
     assert used["worker"] == {"user_s": 2, "system_s": 0.5}
     assert total_s(used) == 3.5
-    assert by_role([os.getpid()])["keeper"] != Used()
+    assert total_s(by_role([os.getpid()])) > 0
+    assert list(by_role([os.getpid()])) == ["keeper"]
 
 
 def test_what_is_there_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,8 +147,8 @@ def test_an_unknown_question_is_named(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.skipif(bool(cores()), reason=f"needs two cores: {cores()}")
 def test_clients_that_hang_up_are_measured_on_a_real_server(tmp_path: Path) -> None:
     code = (
-        "import sys; from comparison.promises import __main__ as program, abandoned, hang_up;"
-        "abandoned.SECONDS, abandoned.MODELS, abandoned.RATE, hang_up.GRACE_S = 2, 2, 400, 1;"
+        "import sys; from comparison.promises import __main__ as program, abandoned;"
+        "abandoned.SECONDS, abandoned.MODELS, abandoned.RATE, abandoned.GRACE_S = 2, 2, 400, 1;"
         "sys.exit(program.main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "--out", str(tmp_path), "--only", "abandoned", "--repeats", "1"]
@@ -153,8 +165,11 @@ def test_clients_that_hang_up_are_measured_on_a_real_server(tmp_path: Path) -> N
     for variant in ("http", "grpc"):
         told = json.loads((tmp_path / "results" / "abandoned" / f"{variant}-1.json").read_text())
         assert told["status"] == "measured", told
-        assert told["figures"]["hung_up"] > 0
-        # As many as were asked have an end, and the device told of those that were answered.
-        assert sum(told["figures"]["ends"].values()) == told["figures"]["asked"]
-        assert told["figures"]["hung_up"] + told["figures"]["answered_and_ran"] == told["figures"]["asked"]
+        figures = told["figures"]
+        answered = figures["ends"].get("200", 0) + figures["ends"].get("OK", 0)
+        assert figures["hung_up"] > 0
+        # As many as were asked have an end (on a busy machine some are a no), and the device told of those
+        # that were answered.
+        assert sum(figures["ends"].values()) == figures["asked"]
+        assert figures["answered_and_ran"] == answered > 0, figures
     assert "executions begun more than 20 ms after" in said

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.serving import Serving
-from qa.hostile.__main__ import books
+from qa.books import books, gateways_of
 from tests.end_to_end.conftest import example_models
 from tests.timing import CouldNotJudge
 
@@ -49,7 +49,11 @@ def analyze(server: Serving, protocol: str, *options: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=HUNG_S, check=False)
     except subprocess.TimeoutExpired as hung:
-        owed = {what: count for what, count in books(server).items() if count}
+        owed = {
+            what: count
+            for what, count in books(server.http_url, gateways_of(server.server.names)).items()
+            if count
+        }
         if owed:
             pytest.fail(f"it waits for what the server owes: {owed}; it said {hung.stdout} {hung.stderr}")
         why = f"it hung for {HUNG_S} s though all was answered; it said {hung.stderr}"

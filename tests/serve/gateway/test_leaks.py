@@ -23,7 +23,7 @@ import pytest
 from clockwork_serve.serve.child import ARENAS, MUCH_BYTES, Trimmer, own_bytes
 from qa.hostile import frames as hostile_frames
 from qa.hostile import http as hostile_http
-from qa.hostile.plan import Plan
+from qa.hostile.http import Plan
 from qa.hostile.traffic import attack
 from tests.serve.certificates import certificates
 from tests.serve.gateway.fake_controller import served, spec
