@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from clockwork_lab.reproduce.dominance import dominance_claims, points_below
 from clockwork_lab.reproduce.figure import Panel, Role, Series, points
-from clockwork_lab.reproduce.players import Player
+from clockwork_lab.reproduce.players import Player, dominance_claims, points_below
 from clockwork_serve.controller import ControllerConfig
 
 

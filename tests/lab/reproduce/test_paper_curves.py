@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_lab.reproduce.figure import Role
-from clockwork_lab.reproduce.paper_curves import curve, value
+from clockwork_lab.reproduce.figure import Role, curve, value
 
 
 def test_curves_are_as_published():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from clockwork_lab.reproduce.provenance import commit, provenance
+from clockwork_lab.reproduce.run import commit, provenance
 
 
 def test_it_names_machine_python_and_whether_the_brains_are_compiled():
