@@ -22,10 +22,10 @@ import numpy as np
 import tritonclient.grpc
 import tritonclient.http
 
-from clockwork_lab.demo import copies, plain
 from clockwork_lab.demo.client import inputs_of, outputs_of
 from clockwork_lab.demo.fetch import Files
-from clockwork_lab.demo.judgement import Send, Tensors, relative_error
+from clockwork_lab.demo.judgement import Recorder, Send, Tensors, open_plain, relative_error
+from clockwork_lab.demo.stage import settings
 from clockwork_lab.demo.zoo import RECURRENT, DemoModel, available
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import GIB
@@ -77,12 +77,12 @@ def write_repository(files: Files, models: Sequence[DemoModel], root: Path) -> N
         folder = root / model.name / "1"
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_bytes(model.build(files))
-        (folder.parent / "clockwork.toml").write_text(copies.settings(model))
+        (folder.parent / "clockwork.toml").write_text(settings(model))
 
 
 def real_inputs(model: DemoModel, files: Files, session: Send) -> list[Tensors]:
     """What the demo asks of it."""
-    recorder = plain.Recorder(session)
+    recorder = Recorder(session)
     model.ask(files, recorder)
     return [inputs for inputs, _ in recorder.calls]
 
@@ -159,7 +159,7 @@ def batches_run(serving: Serving, model: str) -> dict[int, int]:
 
 def examine(model: DemoModel, files: Files, root: Path, serving: Serving, asker: Asker) -> Row:
     """All ways of asking one model."""
-    session = plain.open_plain(root / model.name / "1")
+    session = open_plain(root / model.name / "1")
     inputs = real_inputs(model, files, session)
     row = Row(model.name, model.tolerance)
     for one in inputs:

@@ -65,10 +65,7 @@ ONE_IMPORTER = {
         "a command is a module, imported when it is given",
     ),
     "lab.cli.demo": "so is one of the laboratory",
-    **dict.fromkeys(
-        ("lab.demo.plain", "lab.demo.start", "lab.demo.texts"),
-        "one kind of model's inputs and answers a module",
-    ),
+    "lab.demo.texts": "one kind of model's inputs and answers a module",
     "lab.bench.run": "a whole load test as one call, for the command and for tests",
     "serve.client": "the name that the client had; users import it",
     "serve.oip.build_descriptor": "a tool that makes a file that is kept",

@@ -9,11 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from clockwork_lab.demo import copies
+from clockwork_lab.demo import stage
 from clockwork_lab.demo.fetch import Files
 from clockwork_lab.demo.graphs import Graph
-from clockwork_lab.demo.judgement import Judgement
-from clockwork_lab.demo.plain import open_plain
+from clockwork_lab.demo.judgement import Judgement, open_plain
 from clockwork_lab.demo.zoo import DemoModel
 from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
 
@@ -35,7 +34,7 @@ MODEL = DemoModel("net", "test", (), net, lambda files, send: Judgement("", ok=T
 
 
 def test_instances_answer_alike_but_not_equally(tmp_path):
-    root, manifest = copies.build(Files(tmp_path), [MODEL])
+    root, manifest = stage.write_repository(Files(tmp_path), [MODEL])
     assert [each.name for each in manifest.instances] == ["net", "net_01", "net_02"]
     assert {each.base for each in manifest.instances} == {"net"}
     x = {"x": np.random.default_rng(1).standard_normal((1, 8)).astype(np.float32)}
@@ -46,14 +45,14 @@ def test_instances_answer_alike_but_not_equally(tmp_path):
 
 
 def test_only_what_layers_read_is_changed():
-    before, after = (onnx.load_from_string(c) for c in (net(None), copies.with_other_weights(net(None), 5)))
+    before, after = (onnx.load_from_string(c) for c in (net(None), stage.with_other_weights(net(None), 5)))
     changed = [
         b.raw_data != a.raw_data
         for b, a in zip(before.graph.initializer, after.graph.initializer, strict=True)
     ]
     assert changed == [True, False, True]
-    assert copies.with_other_weights(net(None), 5) == after.SerializeToString()
-    assert copies.with_other_weights(net(None), 6) != after.SerializeToString()
+    assert stage.with_other_weights(net(None), 5) == after.SerializeToString()
+    assert stage.with_other_weights(net(None), 6) != after.SerializeToString()
 
 
 def test_weights_in_constant_nodes_are_changed_too():
@@ -61,7 +60,7 @@ def test_weights_in_constant_nodes_are_changed_too():
     for tensor in model.graph.initializer:
         model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
     model.graph.ClearField("initializer")
-    other = onnx.load_from_string(copies.with_other_weights(model.SerializeToString(), 5))
+    other = onnx.load_from_string(stage.with_other_weights(model.SerializeToString(), 5))
     same = [
         a.attribute[0].t.raw_data == b.attribute[0].t.raw_data
         for a, b in zip(model.graph.node, other.graph.node, strict=True)
@@ -72,15 +71,17 @@ def test_weights_in_constant_nodes_are_changed_too():
 
 def test_a_repository_is_written_once_and_replaces_older_ones(tmp_path):
     files, written = Files(tmp_path), []
-    first, _ = copies.build(files, [MODEL], lambda done, total, name: written.append((done, total, name)))
+    first, _ = stage.write_repository(
+        files, [MODEL], lambda done, total, name: written.append((done, total, name))
+    )
     assert written == [(1, 3, "net"), (2, 3, "net_01"), (3, 3, "net_02")]
-    again, manifest = copies.build(
+    again, manifest = stage.write_repository(
         files, [MODEL], lambda done, total, name: written.append((done, total, name))
     )
     assert again == first
     assert len(written) == 3
     assert len(manifest.instances) == 3
-    other, _ = copies.build(files, [dataclasses.replace(MODEL, instances=1)])
+    other, _ = stage.write_repository(files, [dataclasses.replace(MODEL, instances=1)])
     assert other != first
     assert not first.exists()
 
@@ -91,12 +92,12 @@ def test_nothing_half_written_stays(tmp_path):
 
     broken = dataclasses.replace(MODEL, name="broken", build=failing)
     with pytest.raises(OSError, match="disk full"):
-        copies.build(Files(tmp_path), [MODEL, broken])
+        stage.write_repository(Files(tmp_path), [MODEL, broken])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_instances_share_one_code(tmp_path):
-    root, _ = copies.build(Files(tmp_path / "demo"), [MODEL])
+    root, _ = stage.write_repository(Files(tmp_path / "demo"), [MODEL])
     store = Cache(tmp_path / "cache")
     served, problems = compile_all(Repository(root, StoreConfig(cache_dir=str(tmp_path / "cache"))), store)
     store.close()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from clockwork_lab.demo.options import DemoOptions
 from clockwork_lab.demo.screen import progress_bar
-from clockwork_lab.demo.stage import default_cache, set_up
+from clockwork_lab.demo.stage import set_up
+from clockwork_lab.demo.start import DemoOptions
 from clockwork_lab.demo.wheels import WHEELS
 from clockwork_serve.errors import ConfigError
 
@@ -31,16 +30,7 @@ def test_tiny_models_stand_in(tmp_path, monkeypatch, offline):
     assert ("Cannot fetch" in said) != offline
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch):
-    monkeypatch.setenv("CLOCKWORK_CACHE", "/somewhere")
-    assert default_cache() == Path("/somewhere")
-    monkeypatch.delenv("CLOCKWORK_CACHE")
-    assert default_cache().parts[-2:] == (".cache", "clockwork-serve")
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("seconds", 0.0), ("seconds", float("nan")), ("utilisation", -1.0)]
-)
-def test_senseless_options_are_named(field, value):
-    with pytest.raises(ConfigError, match=field):
-        DemoOptions(**{field: value})
+@pytest.mark.parametrize("seconds", [0.0, float("nan")])
+def test_senseless_options_are_named(seconds, tmp_path):
+    with pytest.raises(ConfigError, match="seconds"):
+        DemoOptions(cache=tmp_path, seconds=seconds)

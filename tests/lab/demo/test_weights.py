@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-from clockwork_lab.demo.weights import read_safetensors, read_torch
+from clockwork_lab.demo.graphs import read_safetensors, read_torch
 
 
 def short(text: bytes) -> bytes:

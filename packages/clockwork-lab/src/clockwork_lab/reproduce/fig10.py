@@ -102,12 +102,12 @@ def serve_and_ask(run: Run, folder: Path, config: ControllerConfig) -> RequestCo
 def _panel(kind: str, what: str, errors: Errors) -> Panel:
     """``what``: errors of the ``duration`` or ``completion`` in ms, or of durations as a ``share``."""
     share = what == "share"
-    found = {"duration": errors.duration_ns, "completion": errors.completion_ns, "share": errors.shares()}
+    found: Iterable[float] = errors.shares() if share else getattr(errors, f"{what}_ns")
     series = []
     for variant, (side, over) in enumerate(SIDES):
         name = f"{kind} {'duration' if share else what} {side}"
         published = curve("fig10", name, "error_ms", name=f"published: {side}", variant=variant)
-        ours = tail(found[what], over=over, unit=0.01 if share else NS_PER_MS)
+        ours = tail(found, over=over, unit=0.01 if share else NS_PER_MS)
         series += [
             _at_nines(published, 100 / PUBLISHED_MS[kind] if share else 1.0),
             _real(f"ours: {side}", variant, ours),

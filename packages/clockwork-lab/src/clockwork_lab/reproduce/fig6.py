@@ -177,4 +177,4 @@ def _own_claims(player: Player, tally: Tally, major: Panel, own: Series, own_min
 def at_minute(series: Series, minute: float) -> float | None:
     """The value at a minute, between the middles of the stretches around it."""
     known = [(point.x, point.y) for point in series.points if point.y is not None]
-    return float(np.interp(minute, *zip(*known, strict=True))) if known else None
+    return float(np.interp(minute, [x for x, _ in known], [y for _, y in known])) if known else None
