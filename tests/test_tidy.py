@@ -66,7 +66,6 @@ ONE_IMPORTER = {
     ),
     "lab.cli.demo": "so is one of the laboratory",
     "lab.demo.texts": "one kind of model's inputs and answers a module",
-    "lab.bench.run": "a whole load test as one call, for the command and for tests",
     "serve.client": "the name that the client had; users import it",
     "serve.oip.build_descriptor": "a tool that makes a file that is kept",
     "serve.serve.processes.bridge": "a process is a module, started by its name",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from clockwork_lab.bench.crew import Crew
 from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.plan import Options, make_plan
 from clockwork_lab.bench.records import Records
+from clockwork_lab.bench.run import Crew
 from qa.faults.setups import Setup
 
 DRAIN_S = 6.0

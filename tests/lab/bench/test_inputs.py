@@ -9,7 +9,8 @@ import pytest
 
 from clockwork_client.datatypes import decode_strings
 from clockwork_client.tensors import DTYPES
-from clockwork_lab.bench.inputs import Data, TensorInfo, read_shapes
+from clockwork_lab.bench.messages import Data, read_shapes
+from clockwork_lab.bench.server import TensorInfo
 from clockwork_serve.errors import ConfigError
 
 X = TensorInfo("x", "FP32", (-1, 4))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_lab.bench.address import Address
-from clockwork_lab.bench.inputs import Tensor
-from clockwork_lab.bench.messages import NO_SLO_NS, Maker, decode
+from clockwork_lab.bench.messages import NO_SLO_NS, Maker, Tensor, decode
+from clockwork_lab.bench.server import Address
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.oip import parse_infer
 from clockwork_serve.oip.protobuf import ModelInferRequest

@@ -13,10 +13,9 @@ from typing import Any, Final
 
 import httptools
 
-from clockwork_lab.bench.connection import Connection
 from clockwork_lab.bench.messages import Message
 from clockwork_lab.bench.records import ABANDONED, ANSWERED, Kind
-from clockwork_lab.bench.sender import Sender
+from clockwork_lab.bench.sender import Connection, Sender
 
 JOINED_BYTES: Final = 16 << 10
 """Requests up to this are prepared whole; for longer ones, models of equal inputs share the body."""
