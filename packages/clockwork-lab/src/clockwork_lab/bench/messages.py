@@ -229,16 +229,18 @@ def literal(name: str, value: str) -> bytes:
 
 
 def _text(content: bytes) -> bytes:
-    head, left = bytearray(), len(content)
-    if left < 127:
-        return bytes([left]) + content
-    head.append(127)
-    left -= 127
-    while left > 127:
-        head.append(left & 127 | 128)
-        left >>= 7
-    head.append(left)
-    return bytes(head) + content
+    size = len(content)
+    return (bytes([size]) if size < 127 else b"\x7f" + _varint(size - 127)) + content
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first, as HPACK and Protocol Buffers write integers."""
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
 
 
 def decode(block: bytes) -> dict[str, str]:
@@ -326,8 +328,8 @@ def _unpacked(content: bytes) -> str:
 Deadline = Literal["header", "timeout", "grpc", "none"]
 INFER_PATH: Final = "/inference.GRPCInferenceService/ModelInfer"
 NO_SLO_NS: Final = round(NO_SLO_MS * NS_PER_MS)
-_RAW_INPUT_CONTENTS: Final = 7
-_LENGTH_DELIMITED: Final = 2
+_RAW_INPUT: Final = bytes([7 << 3 | 2])
+"""The tag of an entry of ``raw_input_contents``: field 7, of a length that follows."""
 _GRPC_UNITS: Final = ((1, "n"), (1_000, "u"), (1_000_000, "m"), (1_000_000_000, "S"))
 _GRPC_DIGITS_MAX: Final = 99_999_999
 
@@ -392,7 +394,7 @@ class Maker:
         if self._deadline == "header" and slo_ns < NO_SLO_NS:
             request.parameters["slo_ms"].double_param = slo_ns / NS_PER_MS
         start = request.SerializeToString()
-        contents = [part for each in tensors for part in (_field(len(each.data)), each.data)]
+        contents = [part for each in tensors for part in (_RAW_INPUT + _varint(len(each.data)), each.data)]
         size = len(start) + sum(map(len, contents))
         # The field's head in front of the last tensor ends the lead, so that the tensor itself is shared.
         lead = b"\0" + size.to_bytes(4, "big") + start + b"".join(contents[:-1])
@@ -439,13 +441,3 @@ def _grpc_timeout(slo_ns: int) -> str:
     """The timeout as precisely as eight digits allow."""
     unit_ns, unit = next(pair for pair in _GRPC_UNITS if slo_ns // pair[0] <= _GRPC_DIGITS_MAX)
     return f"{slo_ns // unit_ns}{unit}"
-
-
-def _field(length: int) -> bytes:
-    """The head of an entry of ``raw_input_contents``."""
-    head = [_RAW_INPUT_CONTENTS << 3 | _LENGTH_DELIMITED]
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head)
