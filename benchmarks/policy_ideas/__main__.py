@@ -118,7 +118,7 @@ def fig8_case() -> Case:
 
     return Case(
         "fig8", f"Fig 8: 6 latency-sensitive models at 1,200 r/s beside {case}, 6 GPUs; % in time, batch r/s",
-        fig8.DEVICES, STEP_S, scenario,
+        fig7.DEVICES, STEP_S, scenario,
         {
             "6.5 ms": satisfaction(3, fig8.SENSITIVE_LOAD), "batch at 6.5": batch(3),
             "9.8 ms": satisfaction(4, fig8.SENSITIVE_LOAD), "batch at 9.8": batch(4),
