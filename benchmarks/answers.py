@@ -8,6 +8,7 @@ more.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -21,12 +22,12 @@ import numpy as np
 import tritonclient.grpc
 import tritonclient.http
 
-from clockwork_lab.demo import copies, plain
 from clockwork_lab.demo.client import inputs_of, outputs_of
 from clockwork_lab.demo.fetch import Files
-from clockwork_lab.demo.judgement import Send, Tensors, relative_error
-from clockwork_lab.demo.stage import default_cache
+from clockwork_lab.demo.judgement import Recorder, Send, Tensors, open_plain, relative_error
+from clockwork_lab.demo.stage import settings
 from clockwork_lab.demo.zoo import RECURRENT, DemoModel, available
+from clockwork_serve.config import default_cache
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import GIB
 from harness import repositories
@@ -71,12 +72,12 @@ def write_repository(files: Files, models: Sequence[DemoModel], root: Path) -> N
         folder = root / model.name / "1"
         folder.mkdir(parents=True)
         (folder / "model.onnx").write_bytes(model.build(files))
-        (folder.parent / "clockwork.toml").write_text(copies.settings(model))
+        (folder.parent / "clockwork.toml").write_text(settings(model))
 
 
 def real_inputs(model: DemoModel, files: Files, session: Send) -> list[Tensors]:
     """What the demo asks of it."""
-    recorder = plain.Recorder(session)
+    recorder = Recorder(session)
     model.ask(files, recorder)
     return [inputs for inputs, _ in recorder.calls]
 
@@ -153,7 +154,7 @@ def batches_run(serving: Serving, model: str) -> dict[int, int]:
 
 def examine(model: DemoModel, files: Files, root: Path, serving: Serving, asker: Asker) -> Row:
     """All ways of asking one model."""
-    session = plain.open_plain(root / model.name / "1")
+    session = open_plain(root / model.name / "1")
     inputs = real_inputs(model, files, session)
     row = Row(model.name, model.tolerance)
     for one in inputs:
@@ -229,7 +230,10 @@ def main() -> int:
     """Run it; returns the exit status."""
     options = parser(__doc__)
     options.add_argument(
-        "--files", type=Path, default=default_cache() / "demo", help="where the demo keeps its files"
+        "--files",
+        type=Path,
+        default=Path(default_cache(os.environ)) / "demo",
+        help="where the demo keeps its files",
     )
     options.add_argument("--models", nargs="*", metavar="NAME", help="only these")
     given = options.parse_args()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from clockwork_lab.demo.stage import default_cache
+from clockwork_serve.config import default_cache
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +48,7 @@ STATUS = {0: "passed", 1: "missed", 2: "invalid"}
 
 def demo_models() -> tuple[str, ...]:
     """The models that ``clockwork demo`` wrote last, as arguments; none if it never ran."""
-    files = default_cache() / "demo"
+    files = Path(default_cache(os.environ)) / "demo"
     written = sorted(files.glob("repository-*/"), key=lambda folder: folder.stat().st_mtime)
     folders = sorted(written[-1].iterdir()) if written else []
     return tuple(str(folder) for folder in folders if folder.is_dir() and not COPY.fullmatch(folder.name))

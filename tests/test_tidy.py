@@ -65,18 +65,7 @@ ONE_IMPORTER = {
         "a command is a module, imported when it is given",
     ),
     "lab.cli.demo": "so is one of the laboratory",
-    **dict.fromkeys(
-        ("lab.demo.plain", "lab.demo.start", "lab.demo.texts"),
-        "one kind of model's inputs and answers a module",
-    ),
-    **dict.fromkeys(
-        (
-            "lab.reproduce.experiments", "lab.reproduce.names", "lab.reproduce.provenance",
-            "lab.reproduce.write",
-        ),
-        "what all figures share, which are modules of their own",
-    ),
-    "lab.bench.run": "a whole load test as one call, for the command and for tests",
+    "lab.demo.texts": "one kind of model's inputs and answers a module",
     "serve.client": "the name that the client had; users import it",
     "serve.oip.build_descriptor": "a tool that makes a file that is kept",
     "serve.serve.processes.bridge": "a process is a module, started by its name",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from benchmarks.gpu.rig import Batch, Rig, load_action, rows_of, undisturbed
-from clockwork_lab.reproduce.prediction import tail
+from clockwork_lab.reproduce.fig10 import tail
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.estimates import Estimator, Samples
 from clockwork_serve.devices import Device

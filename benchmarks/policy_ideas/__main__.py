@@ -31,7 +31,7 @@ from benchmarks.policy_ideas.variants import (
     variants,
     without,
 )
-from clockwork_lab.reproduce import fig5, fig6, fig7, fig8, fig9_workloads
+from clockwork_lab.reproduce import fig5, fig6, fig7, fig8, fig9
 from clockwork_lab.reproduce.figure import Role
 from clockwork_lab.reproduce.players import Player
 from clockwork_lab.reproduce.run import Run
@@ -118,7 +118,7 @@ def fig8_case() -> Case:
 
     return Case(
         "fig8", f"Fig 8: 6 latency-sensitive models at 1,200 r/s beside {case}, 6 GPUs; % in time, batch r/s",
-        fig8.DEVICES, STEP_S, scenario,
+        fig7.DEVICES, STEP_S, scenario,
         {
             "6.5 ms": satisfaction(3, fig8.SENSITIVE_LOAD), "batch at 6.5": batch(3),
             "9.8 ms": satisfaction(4, fig8.SENSITIVE_LOAD), "batch at 9.8": batch(4),
@@ -177,7 +177,7 @@ def cold(run: Run) -> Scenario:
 
 def trace(rate_rps: float, seconds: float, warmup_s: float) -> Callable[[Run], Scenario]:
     """Fig 9's generated trace."""
-    return lambda run: fig9_workloads.sources(run)[0].scenario(seconds, warmup_s, rate_rps)
+    return lambda run: fig9.sources(run)[0].scenario(seconds, warmup_s, rate_rps)
 
 
 def warm(tally: Tally) -> float:
@@ -196,7 +196,7 @@ CASES = (
     open_case("zipf", "Zipf overload: 1,200 models at 1,500 r/s, 2 GPUs that hold 392; SLO 100 ms", 2, zipf),
     open_case("cold", "Cold at a tight SLO: 48 models at 1,200 r/s and 9.8 ms, 6 GPUs", fig7.DEVICES, cold),
     open_case("fig9", "Fig 9 overload: the generated trace at 14,000 r/s, 12 GPUs; SLO 100 ms",
-              fig9_workloads.DEVICES, trace(14_000.0, 3.0, 1.0)),
+              fig9.DEVICES, trace(14_000.0, 3.0, 1.0)),
 )  # fmt: skip
 
 LONGER = (
@@ -204,7 +204,7 @@ LONGER = (
          core, {"% in time": in_time, "% warm": warm}, cluster=Cluster(pages=40, lanes_share=True)),
     fig6_case("fig6-long", 100.0, 50.0),
     Case("fig9-long", "Fig 9: 20 s of the generated trace at 7,000 r/s, 12 GPUs; SLO 100 ms",
-         fig9_workloads.DEVICES, 1.0, trace(7_000.0, 20.0, 5.0), {"% in time": in_time, "% warm": warm}),
+         fig9.DEVICES, 1.0, trace(7_000.0, 20.0, 5.0), {"% in time": in_time, "% warm": warm}),
 )  # fmt: skip
 """Run if named: the paper has no such core; what is known of models' popularity takes time to matter."""
 

@@ -25,9 +25,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from clockwork_lab.bench.address import Address
-from clockwork_lab.bench.inputs import Tensor
-from clockwork_lab.bench.messages import Maker, Message, decode
+from clockwork_lab.bench.messages import Maker, Message, Tensor, decode
+from clockwork_lab.bench.server import Address
 from clockwork_serve.units import NS_PER_MS
 from harness.grpc_load import ENABLE_PUSH, HEADER_TABLE, Connection
 from harness.http_load import infer_message

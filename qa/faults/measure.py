@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from clockwork_lab.bench.crew import Crew
 from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.plan import Options, make_plan
 from clockwork_lab.bench.records import Kind, Records
+from clockwork_lab.bench.run import Crew
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from qa.faults.result import SLACK_MS, Ends, Goodput, Result
 from qa.faults.stage import Setup

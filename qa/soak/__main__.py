@@ -22,7 +22,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Final
 
-from clockwork_lab.bench.address import Protocol
+from clockwork_lab.bench.server import Protocol
 from harness.report import finish, parser
 from harness.serving import total
 from qa.books import NOT_PASSED_ON, books, pages, tracebacks

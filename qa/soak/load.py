@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from clockwork_lab.bench.address import Protocol
-from clockwork_lab.bench.live import Moment
 from clockwork_lab.bench.plan import Options, Plan, make_plan
 from clockwork_lab.bench.report import Report
-from clockwork_lab.bench.run import run
+from clockwork_lab.bench.run import Moment, run
+from clockwork_lab.bench.server import Protocol
 from qa.soak.servers import Up
 
 HEAD: Final = """

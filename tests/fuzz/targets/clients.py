@@ -11,10 +11,10 @@ import numpy as np
 from clockwork_client import calls
 from clockwork_client.errors import Invalid, ServingError
 from clockwork_client.wire import Address, Malformed, Response, ResponseReader
-from clockwork_lab.bench import address as bench_address
-from clockwork_lab.bench.connection import Connection
+from clockwork_lab.bench import server as bench_server
 from clockwork_lab.bench.messages import Message, Undecodable, decode
 from clockwork_lab.bench.records import Ends
+from clockwork_lab.bench.sender import Connection
 from clockwork_lab.bench.wire_grpc import GrpcConnection, PreparedCalls
 from clockwork_lab.bench.wire_http import HttpConnection, Prepared
 from clockwork_serve.errors import ClockworkError
@@ -145,9 +145,9 @@ def _bench_http2(data: bytes) -> None:
 
 def _addresses(data: bytes) -> None:
     url = data.decode(errors="replace")
-    for protocol in bench_address.PROTOCOLS:
+    for protocol in bench_server.PROTOCOLS:
         try:
-            str(bench_address.Address.of(url, protocol))
+            str(bench_server.Address.of(url, protocol))
         except ClockworkError as error:
             assert "url: expected" in str(error)  # noqa: PT017 - the next reader is to have its turn
     Address.of(url, None, "agent").message("GET", "/", b"", ())

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 
-from clockwork_lab.bench.address import Address
 from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.plan import Options, Plan, make_schedule
 from clockwork_lab.bench.records import (
@@ -17,6 +16,7 @@ from clockwork_lab.bench.records import (
     Records,
 )
 from clockwork_lab.bench.report import Report, make_report
+from clockwork_lab.bench.server import Address
 from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.workload.scenario import read_scenario
 from tests.lab.bench.loads import STEADY, written

@@ -11,7 +11,6 @@ import msgspec
 import numpy as np
 import pytest
 
-from clockwork_lab.bench import words
 from clockwork_lab.bench.html import page
 from clockwork_lab.bench.records import (
     FIRST_ENDS,
@@ -22,7 +21,7 @@ from clockwork_lab.bench.records import (
     read_records,
     write_records,
 )
-from clockwork_lab.bench.report import Report
+from clockwork_lab.bench.report import Report, closing_lines, group_rows
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_S
 from tests.lab.bench.loads import STEADY
@@ -74,14 +73,14 @@ def test_what_was_cut_is_measured_until_then(tmp_path: Path) -> None:
     assert found.cut
     assert found.measured_s == 0.5
     assert found.total.goodput_rps == 4.0
-    assert "CUT after 0.5 s of 1 s" in words.closing_lines(found)
+    assert "CUT after 0.5 s of 1 s" in closing_lines(found)
 
 
 def test_what_was_cut_in_the_warm_up_says_when_and_claims_nothing(tmp_path: Path) -> None:
     text = STEADY.replace("seconds = 1", "seconds = 1\nwarmup_s = 0.9")
     found = report(tmp_path, ALL, cut_ms=500, text=text)
     assert (found.warmup_s, found.measured_s) == (0.5, 0.0)
-    said = words.closing_lines(found)
+    said = closing_lines(found)
     assert "CUT after 0.5 s of 1 s" in said
     assert "100 %" not in "".join(said)
 
@@ -90,7 +89,7 @@ def test_a_run_without_a_request_is_still_a_report(tmp_path: Path) -> None:
     found = report(tmp_path, records())
     assert (found.total.offered, found.valid, found.answers_curve) == (0, True, None)
     page(found)
-    words.group_rows(found.models)
+    group_rows(found.models)
 
 
 class Links(HTMLParser):

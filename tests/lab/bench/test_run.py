@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import trustme
 
-from clockwork_lab.bench.address import Unreachable
 from clockwork_lab.bench.plan import Options, make_plan
+from clockwork_lab.bench.server import Unreachable
 from clockwork_serve.errors import ConfigError
 from tests.lab.bench.loads import CLOSED, STEADY, ran, written
 from tests.lab.bench.scripted import scripted

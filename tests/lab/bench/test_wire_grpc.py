@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from clockwork_lab.bench.address import Unreachable
+from clockwork_lab.bench.server import Unreachable
 from clockwork_serve.errors import ConfigError
 from tests.lab.bench.loads import CLOSED, STEADY, ran
 from tests.lab.bench.scripted_grpc import scripted_grpc

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from clockwork_lab.bench.live import Moment
 from clockwork_lab.bench.records import read_records
+from clockwork_lab.bench.run import Moment
 from clockwork_lab.cli.bench import bench
 from clockwork_lab.cli.bench_screen import panel
 from clockwork_serve.cli.entry import run

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from clockwork_lab.bench.live import Moment
+from clockwork_lab.bench.run import Moment
 from clockwork_lab.cli.bench_screen import panel
 from tests.lab.bench.loads import STEADY, written
 from tests.lab.bench.scripted import scripted

@@ -10,16 +10,15 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from clockwork_lab.demo.client import Hit, Shot
 from clockwork_lab.demo.judgement import Judgement
-from clockwork_lab.demo.load import Hit, Shot
-from clockwork_lab.demo.meters import read
 from clockwork_lab.demo.report import (
     Counted,
     DemoReport,
     PredictionError,
-    counted_by_base,
     model_row,
     prediction_error,
+    read,
 )
 from clockwork_lab.demo.screen import show
 from clockwork_lab.demo.tiny import MODELS
@@ -120,11 +119,10 @@ def test_a_wrong_answer_is_marked():
 
 
 def test_the_metrics_page_is_read():
-    meters = read(PAGE)
+    meters = read(PAGE, {"mlp": "mlp", "mlp_01": "mlp", "words": "words"})
     assert (meters.loads, meters.unloads) == (12, 5)
-    counted = counted_by_base({"mlp": "mlp", "mlp_01": "mlp", "words": "words"}, meters)
-    assert counted["mlp"] == Counted(cold_starts=3, rejected=Counter(queue_full=5))
-    assert counted["words"] == Counted()
+    assert meters.by_base["mlp"] == Counted(cold_starts=3, rejected=Counter(queue_full=5))
+    assert meters.by_base["words"] == Counted()
 
 
 def test_prediction_errors_count_either_way():

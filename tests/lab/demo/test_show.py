@@ -8,8 +8,8 @@ import json
 import pytest
 from rich.console import Console
 
-from clockwork_lab.demo.options import DemoOptions
 from clockwork_lab.demo.show import Demo
+from clockwork_lab.demo.start import DemoOptions
 
 
 @pytest.mark.system

@@ -9,7 +9,7 @@ import pytest
 
 from clockwork_lab.demo import tiny
 from clockwork_lab.demo.fetch import Files
-from clockwork_lab.demo.plain import Recorder, open_plain
+from clockwork_lab.demo.judgement import Recorder, open_plain
 from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "models"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from clockwork_lab.demo.fetch import Files
-from clockwork_lab.demo.plain import Recorder, open_plain
-from clockwork_lab.demo.stage import default_cache
+from clockwork_lab.demo.judgement import Recorder, open_plain
 from clockwork_lab.demo.wheels import WHEELS
 from clockwork_lab.demo.zoo import MODELS, available
+from clockwork_serve.config import default_cache
 
 
 def test_every_needed_file_is_in_a_wheel():
@@ -28,7 +31,7 @@ def test_without_files_no_model_is_available_but_those_that_need_none(tmp_path):
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_real_models_answer_right(model, tmp_path):
-    files = Files(default_cache() / "demo")
+    files = Files(Path(os.environ.get("CLOCKWORK_CACHE") or default_cache(os.environ)) / "demo")
     if not all(files.path(member).is_file() for member in model.needs):
         pytest.skip(f"the files of {model.name} are not in {files.root}; `clockwork demo` fetches them")
     (tmp_path / "model.onnx").write_bytes(model.build(files))

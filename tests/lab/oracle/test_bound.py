@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clockwork_lab.oracle.bound import ModelCosts, OracleBound, closed_loop_limit_rps, upper_bound
-from clockwork_lab.oracle.costs import Costs, range_best
+from clockwork_lab.oracle.bound import closed_loop_limit_rps, upper_bound
+from clockwork_lab.oracle.costs import Costs, ModelCosts, range_best
 from clockwork_serve.sim.constants import Cluster, Network
 from clockwork_serve.units import NS_PER_MS, ms
 from clockwork_serve.workload.stream import Arrivals
@@ -48,24 +48,17 @@ def arrivals(requests: list[tuple[int, int, int]]) -> Arrivals:
     )  # fmt: skip
 
 
-def by_relaxation(requests: Arrivals, models: list[ModelCosts], cluster: Cluster) -> OracleBound:
-    """The bound by prices alone: requests with weights are not searched for exactly."""
-    return upper_bound(requests, models, cluster, network=INSTANT, weights=[1.0] * len(requests.times_ns))
-
-
-def test_few_requests_are_counted_exactly_and_the_relaxation_is_seldom_far() -> None:
+def test_it_is_never_below_what_can_be_served_and_seldom_far_above() -> None:
     gaps, scarce = [], 0
     for seed in range(40):
         requests, models, cluster = small(seed)
         most = Ticks(requests, models, cluster.pages).most(cluster.devices)
-        few = arrivals(requests)
+        bound = upper_bound(arrivals(requests), models, cluster, network=INSTANT)
 
-        assert upper_bound(few, models, cluster, network=INSTANT).count == most, f"seed {seed}"
-
-        gaps.append(by_relaxation(few, models, cluster).count - most)
+        assert bound.count >= most, f"seed {seed}"
+        gaps.append(bound.count - most)
         scarce += most < len(requests)
     assert scarce >= 12
-    assert min(gaps) >= 0
     assert max(gaps) <= 2
     assert gaps.count(0) >= 0.85 * len(gaps)
 
@@ -77,7 +70,7 @@ def test_the_relaxation_lacks_only_whole_runs_where_windows_are_equal(
     model = ModelCosts(infer_ns={1: 3 * NS_PER_MS}, load_ns=2 * NS_PER_MS, pages=1)
     requests = arrivals([(0, 2 + room_ms, 0)] * count)
 
-    bound = by_relaxation(requests, [model], Cluster(devices=devices, pages=1))
+    bound = upper_bound(requests, [model], Cluster(devices=devices, pages=1), network=INSTANT)
 
     assert bound.goodput == pytest.approx(min(count, devices * room_ms / 3), rel=1e-4)
     most = min(count, devices * (room_ms // 3))

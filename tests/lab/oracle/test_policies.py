@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from clockwork_lab.oracle.bound import ModelCosts, OracleBound, model_costs, upper_bound
+from clockwork_lab.oracle.bound import OracleBound, model_costs, upper_bound
+from clockwork_lab.oracle.costs import ModelCosts
 from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.sim.constants import Cluster, read_constants
 from clockwork_serve.sim.simulation import Simulation

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from itertools import combinations, product
 
-from clockwork_lab.oracle.bound import ModelCosts
+from clockwork_lab.oracle.costs import ModelCosts
 from clockwork_serve.units import NS_PER_MS
 
 Device = tuple[int, int, tuple[tuple[int, int], ...]]

@@ -6,10 +6,9 @@ from functools import cache
 
 import pytest
 
-from clockwork_lab.reproduce.experiments import EXPERIMENTS
+from clockwork_lab.reproduce import NAMES, experiment
 from clockwork_lab.reproduce.fig11 import fig11_virtual
 from clockwork_lab.reproduce.figure import Figure, Role, Series
-from clockwork_lab.reproduce.names import NAMES
 from clockwork_lab.reproduce.run import Run
 
 pytestmark = pytest.mark.slow  # all together
@@ -20,8 +19,8 @@ SIMULATED = ("fig5", "fig6", "fig7", "fig8", "fig9", "fig11")
 @cache
 def made(name: str) -> Figure:
     # What runs in real time starts processes; test_fig11_real has that.
-    experiment = fig11_virtual if name == "fig11" else EXPERIMENTS[name]
-    return experiment(Run(seed=1, short=True))
+    make = fig11_virtual if name == "fig11" else experiment(name)
+    return make(Run(seed=1, short=True))
 
 
 def series(figure: Figure, panel: str, role: Role) -> Series:
@@ -31,7 +30,7 @@ def series(figure: Figure, panel: str, role: Role) -> Series:
 
 
 def test_every_name_has_an_experiment():
-    assert tuple(EXPERIMENTS) == NAMES
+    assert [experiment(name).__name__ for name in NAMES] == list(NAMES)
 
 
 @pytest.mark.parametrize("name", SIMULATED)
@@ -121,7 +120,7 @@ def test_fig11_twice_the_workers_do_twice_the_work():
 
 
 def test_a_seed_decides_everything():
-    again, other = (EXPERIMENTS["fig5"](Run(seed=seed, short=True)) for seed in (1, 2))
+    again, other = (experiment("fig5")(Run(seed=seed, short=True)) for seed in (1, 2))
 
     assert again.panels == made("fig5").panels
     assert other.panels != again.panels

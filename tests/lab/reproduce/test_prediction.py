@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_lab.reproduce.prediction import errors_of, tail
+from clockwork_lab.reproduce.fig10 import errors_of, tail
 from clockwork_serve.messages import Action, Infer, Load, Result, Status
 from clockwork_serve.telemetry.journal import Step
 from clockwork_serve.units import ms, us

@@ -9,16 +9,17 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from clockwork_lab.reproduce.fig2 import THREADS, fig2
-from clockwork_lab.reproduce.fig10 import KINDS, fig10
-from clockwork_lab.reproduce.figure import Figure, Role
-from clockwork_lab.reproduce.real_model import (
+from clockwork_lab.reproduce.fig2 import (
     CLASSES,
     INPUT_SHAPE,
+    THREADS,
     Lane,
     compile_models,
+    fig2,
     write_model,
 )
+from clockwork_lab.reproduce.fig10 import KINDS, fig10
+from clockwork_lab.reproduce.figure import Figure, Role
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.devices import DeviceConfig, build
 from clockwork_serve.units import MIB

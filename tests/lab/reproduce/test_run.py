@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from clockwork_lab.reproduce.players import players
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import Run, commit, provenance
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 
 SCENARIO = Scenario(
@@ -46,3 +49,15 @@ def test_the_setup_names_seed_length_and_constants():
 
 def test_what_runs_on_real_devices_has_no_simulated_world():
     assert "constants of the simulated world" not in Run().setup(simulated=False)
+
+
+def test_it_names_machine_python_and_whether_the_brains_are_compiled():
+    found = provenance()
+
+    assert set(found) == {"version", "commit", "machine", "python", "brains"}
+    assert re.search(r"\d+ cores, \d+ GiB", found["machine"])
+    assert found["brains"] in {"compiled", "pure Python"}
+
+
+def test_outside_a_checkout_there_is_no_commit(tmp_path: Path):
+    assert commit(tmp_path) in {"unknown (not a checkout)", "unknown (no git)"}

@@ -14,11 +14,10 @@ from typing import Final
 
 import msgspec
 
-from clockwork_lab.bench.address import tls_context
-from clockwork_lab.bench.connection import Connection
 from clockwork_lab.bench.job import Job, SenderMessage, read_job
 from clockwork_lab.bench.records import End, Ends, Rows
-from clockwork_lab.bench.sender import Sender
+from clockwork_lab.bench.sender import Connection, Sender
+from clockwork_lab.bench.server import tls_context
 from clockwork_lab.bench.wire_grpc import GrpcConnection, PreparedCalls
 from clockwork_lab.bench.wire_http import HttpConnection, Prepared
 

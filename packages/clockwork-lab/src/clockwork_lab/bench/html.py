@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from clockwork_lab.bench import words
+from clockwork_lab.bench.report import (
+    COLUMNS,
+    REASON_COLUMNS,
+    Report,
+    closing_lines,
+    group_rows,
+    in_time,
+    lost,
+    rate,
+    reason_rows,
+    seconds,
+    setup_lines,
+)
 from clockwork_lab.bench.report import Curve as Distribution
-from clockwork_lab.bench.report import Report
 
 # ------------------------------------------------------------
 # Plots as SVG: curves and areas over a numeric axis.
@@ -203,7 +214,7 @@ _MARKS_MAX: Final = 6
 _TICKS: Final = 8
 _LEAST_PART: Final = 0.2
 """A last interval shorter than this share of the others is too short for a rate."""
-_COLUMNS: Final = (*words.COLUMNS[1:-3], ">p99 ms", ">p99.9 ms", ">max ms")
+_COLUMNS: Final = (*COLUMNS[1:-3], ">p99 ms", ">p99.9 ms", ">max ms")
 _READING: Final = (
     ("answered in time", "within the request's SLO, counted from when the request was due"),
     ("late", "answered after that"),
@@ -240,12 +251,12 @@ def page(report: Report) -> str:
     """The whole page."""
     total = report.total
     figures = (
-        (words.in_time(total), "answered in time"),
-        (f"{words.rate(total.goodput_rps)} r/s", f"goodput, of {words.rate(total.offered_rps)} offered"),
+        (in_time(total), "answered in time"),
+        (f"{rate(total.goodput_rps)} r/s", f"goodput, of {rate(total.offered_rps)} offered"),
         (f"{_ms(total.answers.p50_ms)} / {_ms(total.answers.p99_ms)}", "p50 and p99 of answers"),
         (f"{total.rejected + total.expired:,}", "refused"),
         (f"{total.late:,}", "late"),
-        (f"{total.failed + words.lost(total):,}", "failed or lost"),
+        (f"{total.failed + lost(total):,}", "failed or lost"),
     )
     big = "".join(f"<div>{escape(value)}<small>{escape(name)}</small></div>" for value, name in figures)
     warned = "" if report.valid else f'<p class="invalid"><b>INVALID</b>: {escape(report.invalid)}</p>'
@@ -254,21 +265,21 @@ def page(report: Report) -> str:
             '<p class="invalid"><b>CUT</b>: the run was ended early; the numbers are of what there was.</p>'
         )
     several = len(report.loads) > 1
-    loads = words.group_rows([*report.loads, *([total] if several else [])])
+    loads = group_rows([*report.loads, *([total] if several else [])])
     tables = [
         ("By load", _table(("load", *_COLUMNS), loads, total=several)),
-        ("By SLO", _table(("SLO", *_COLUMNS), words.group_rows(report.slos))),
-        ("By model", _table(("model", *_COLUMNS), words.group_rows(report.models))),
+        ("By SLO", _table(("SLO", *_COLUMNS), group_rows(report.slos))),
+        ("By model", _table(("model", *_COLUMNS), group_rows(report.models))),
     ]
     if report.reasons:
-        rows = words.reason_rows(report)
-        tables.insert(1, ("Not answered", _table(words.REASON_COLUMNS, rows)))
+        rows = reason_rows(report)
+        tables.insert(1, ("Not answered", _table(REASON_COLUMNS, rows)))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>Load test: {escape(report.scenario)}</title><style>{_STYLE}</style>"
         f"<h1>Load test: {escape(report.scenario)}</h1>"
-        f"<p>{escape(report.url)} over {escape(report.protocol)}; {words.seconds(report.measured_s)} s "
+        f"<p>{escape(report.url)} over {escape(report.protocol)}; {seconds(report.measured_s)} s "
         "measured</p>"
         f'{warned}<div class="big">{big}</div><div class="plots">{"".join(_plots(report))}{_reading()}</div>'
         + "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in tables)
@@ -282,7 +293,7 @@ def _reading() -> str:
 
 
 def _facts(report: Report) -> list[str]:
-    return [*words.setup_lines(report), "", *words.closing_lines(report)]
+    return [*setup_lines(report), "", *closing_lines(report)]
 
 
 def _plots(report: Report) -> list[str]:

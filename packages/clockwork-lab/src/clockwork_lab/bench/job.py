@@ -7,8 +7,8 @@ from typing import IO
 import msgspec
 from msgspec import Struct
 
-from clockwork_lab.bench.address import TlsFiles
 from clockwork_lab.bench.messages import Message
+from clockwork_lab.bench.server import TlsFiles
 
 _LENGTH_BYTES = 8
 

@@ -13,18 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct, structs
 
-from clockwork_lab.bench.address import Address, Protocol, TlsFiles, tls_context
-from clockwork_lab.bench.inputs import Data, Tensor, read_shapes
 from clockwork_lab.bench.job import Clients, Job
-from clockwork_lab.bench.messages import Deadline, Maker, Message
+from clockwork_lab.bench.messages import Data, Deadline, Maker, Message, Tensor, read_shapes
 from clockwork_lab.bench.records import Rows
 from clockwork_lab.bench.server import (
+    Address,
     GrpcServer,
     HttpServer,
-    Server,
+    Protocol,
+    TlsFiles,
     inputs_of,
     names_at_server,
     reached,
+    tls_context,
 )
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
@@ -265,7 +266,10 @@ def make_plan(path: str | Path, options: Options) -> Plan:
     """
     address = _address(options)
     scenario = read_scenario(path)
-    schedule = _drawn(scenario, options)
+    schedule = make_schedule(
+        scenario, seed=options.seed, traces=None if options.traces is None else Path(options.traces),
+        rate_scale=options.rate_scale, seconds=options.seconds,
+    )  # fmt: skip
     workload = schedule.workload
     indices = schedule.models_asked()
     if not indices:
@@ -305,16 +309,6 @@ def make_plan(path: str | Path, options: Options) -> Plan:
     return Plan(scenario, schedule, options, address, names, jobs, rows)
 
 
-def _drawn(scenario: Scenario, options: Options) -> Schedule:
-    return make_schedule(
-        scenario,
-        seed=options.seed,
-        traces=None if options.traces is None else Path(options.traces),
-        rate_scale=options.rate_scale,
-        seconds=options.seconds,
-    )
-
-
 def _address(options: Options) -> Address:
     address = Address.of(options.url, options.protocol)
     for name in ("ca", "cert", "key"):
@@ -338,7 +332,7 @@ def _messages(
     if options.protocol == "raw":
         body = _raw_body(options)
         return lambda model, slo_ns, priority: maker.raw(options.path, model, body, slo_ns)
-    server: Server
+    server: HttpServer | GrpcServer
     if options.protocol == "grpc":
         server = GrpcServer(address, options.headers, tls, options.tls_files)
     else:

@@ -1,4 +1,4 @@
-"""Queries to a server before the load: whether it is reachable, which models it has, and their inputs."""
+"""A server before the load: its address, whether it can be reached, which models it has, and their inputs."""
 
 from __future__ import annotations
 
@@ -7,22 +7,104 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
-from urllib.parse import quote
+from typing import Any, Final, Literal
+from urllib.parse import quote, urlsplit
 
 import msgspec
+from msgspec import Struct
 
-from clockwork_lab.bench.address import Address, TlsFiles, Unreachable
-from clockwork_lab.bench.inputs import TensorInfo
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.oip.protobuf import message
 from clockwork_serve.workload.tables import did_you_mean
 from clockwork_serve.workload.traces import counted
 
+Protocol = Literal["http", "grpc", "raw"]
+PROTOCOLS: Final = ("http", "grpc", "raw")
+_SCHEMES: Final = {
+    "http": {"http": False, "https": True},
+    "raw": {"http": False, "https": True},
+    "grpc": {"http": False, "https": True, "grpc": False, "grpcs": True},
+}
+_PORTS: Final = {"http": 80, "https": 443}
+
+
+class Unreachable(ClockworkError):
+    """No server responds at the address, or it does not implement the protocol."""
+
+
+@dataclass(slots=True, frozen=True)
+class Address:
+    """Host and port, whether to use TLS, and the prefix of every path."""
+
+    host: str
+    port: int
+    tls: bool
+    base: str
+
+    @classmethod
+    def of(cls, url: str, protocol: Protocol) -> Address:
+        """From ``http://HOST:PORT/BASE`` or ``HOST:PORT``. Raises :class:`ConfigError`."""
+        schemes = _SCHEMES[protocol]
+        try:
+            parts = urlsplit(url if "://" in url else f"{next(iter(schemes))}://{url}")
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host = port = None
+            parts = urlsplit("")
+        if port is None:
+            port = _PORTS.get(parts.scheme) if "://" in url and protocol != "grpc" else None
+        if not host or not port or parts.scheme not in schemes or parts.query or parts.fragment:
+            wanted = " or ".join(f"{scheme}://HOST:PORT" for scheme in schemes)
+            raise ConfigError(f"url: expected {wanted}, found {url!r}; correct it")
+        return cls(host, port, schemes[parts.scheme], parts.path.rstrip("/"))
+
+    @property
+    def name(self) -> str:
+        """``HOST:PORT`` as headers write it."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{'https' if self.tls else 'http'}://{self.name}{self.base}"
+
+
+class TlsFiles(Struct, frozen=True):
+    """PEM files: the authorities to trust (None: the system's), and the client certificate.
+
+    ``key`` may be in the file of ``cert``; it has no passphrase.
+    """
+
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+
+
+def tls_context(files: TlsFiles, *, http2: bool) -> ssl.SSLContext:
+    """The context for TLS connections. Raises :class:`ConfigError`."""
+    try:
+        context = ssl.create_default_context(cafile=files.ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"ca: expected a file of certificates in PEM, found {files.ca} ({error})") from None
+    if files.cert is not None:
+        try:
+            context.load_cert_chain(files.cert, files.key, password=lambda: "")
+        except (OSError, ssl.SSLError) as error:
+            found = f"{files.cert} and {files.key or 'no --key'} ({error})"
+            raise ConfigError(
+                f"cert: expected a certificate and its key in PEM, without a passphrase, found {found}"
+            ) from None
+    context.set_alpn_protocols(["h2"] if http2 else ["http/1.1"])
+    return context
+
+
+# ------------------------------------------------------------
+# Queries to a server before the load.
+
+
+Shape = tuple[int, ...]
 WAIT_S: Final = 10.0
 REJECTION_S: Final = 0.25
-NO_FILES: Final = TlsFiles()
 _SHOWN: Final = 8
 _NUMBERED: Final = re.compile(r"(?P<set>.*)-(?P<number>\d+)")
 _UNKNOWN_SIGNERS: Final = (18, 19, 20, 21)
@@ -30,20 +112,18 @@ _UNKNOWN_SIGNERS: Final = (18, 19, 20, 21)
 _METADATA: Final = "/inference.GRPCInferenceService/ModelMetadata"
 
 
-class Metadata(msgspec.Struct):
+class TensorInfo(Struct, frozen=True):
+    """An input as a server describes it; -1 is any size."""
+
+    name: str
+    datatype: str
+    shape: Shape
+
+
+class Metadata(Struct):
     """The part of a model's metadata that is needed here."""
 
     inputs: list[TensorInfo]
-
-
-class Server(Protocol):
-    """A server that can be queried for its models' inputs."""
-
-    def inputs(self, model: str) -> list[TensorInfo] | None:
-        """A model's inputs; None if the server does not have it. Raises :class:`Unreachable`."""
-
-    def close(self) -> None:
-        """Close the connection."""
 
 
 def reached(address: Address, tls: ssl.SSLContext | None) -> str:
@@ -167,7 +247,7 @@ class GrpcServer:
         address: Address,
         headers: Sequence[tuple[str, str]],
         tls: ssl.SSLContext | None,
-        files: TlsFiles = NO_FILES,
+        files: TlsFiles,
     ) -> None:
         import grpc
 
@@ -234,7 +314,9 @@ def names_at_server(
     return found
 
 
-def inputs_of(server: Server, names: Mapping[str, str], address: Address) -> dict[str, list[TensorInfo]]:
+def inputs_of(
+    server: HttpServer | GrpcServer, names: Mapping[str, str], address: Address
+) -> dict[str, list[TensorInfo]]:
     """The inputs of each of the server's models. Raises :class:`ConfigError` naming those that it lacks."""
     found: dict[str, list[TensorInfo]] = {}
     missing: list[str] = []

@@ -11,10 +11,9 @@ from collections import deque
 from time import monotonic_ns
 from typing import ClassVar, Final
 
-from clockwork_lab.bench.connection import Connection
 from clockwork_lab.bench.messages import Message, Undecodable, decode
 from clockwork_lab.bench.records import ABANDONED, Kind
-from clockwork_lab.bench.sender import Sender
+from clockwork_lab.bench.sender import Connection, Sender
 
 _DATA, _HEADERS, _PRIORITY, _RESET, _SETTINGS, _PUSH, _PING, _GO_AWAY, _WINDOW, _CONTINUATION = range(10)
 _END_STREAM, _END_HEADERS, _PADDED, _WITH_PRIORITY, _ACK = 1, 4, 8, 32, 1

@@ -13,10 +13,9 @@ from typing import Any, Final
 
 import httptools
 
-from clockwork_lab.bench.connection import Connection
 from clockwork_lab.bench.messages import Message
 from clockwork_lab.bench.records import ABANDONED, ANSWERED, Kind
-from clockwork_lab.bench.sender import Sender
+from clockwork_lab.bench.sender import Connection, Sender
 
 JOINED_BYTES: Final = 16 << 10
 """Requests up to this are prepared whole; for longer ones, models of equal inputs share the body."""
@@ -173,7 +172,7 @@ class HttpConnection(Connection):
             return
         if parser.whole:
             self._error = parser.body
-            self._keep = parser.keep_alive()
+            self._keep = parser.should_keep_alive()
             self._on_complete(now_ns, 0)
 
     def _on_complete(self, now_ns: int, beyond: int) -> None:
@@ -184,17 +183,22 @@ class HttpConnection(Connection):
         self._keep = True
         if beyond:
             run.unexpected_response(beyond)
-        if self._status < 300:
+        if self._status < 300:  # said here, for most responses are: a call costs
             self._error = None
             run.ended(row, ANSWERED, now_ns, self._nbytes, None)
         else:
-            code, wait_ns = run.ends.http(self._status, self._head, self._error or b"")
-            self._error, self._head = None, b""
-            run.ended(row, code, now_ns, self._nbytes, wait_ns)
+            self._end(row, now_ns, self._error or b"")
         if not keep:
             self.close()
         elif self.rest is None:
             run.free(self)
+
+    def _end(self, row: int, now_ns: int, error: bytes) -> None:
+        code, wait_ns = ANSWERED, None
+        if self._status >= 300:
+            code, wait_ns = self.run.ends.http(self._status, self._head, error)
+        self._error, self._head = None, b""
+        self.run.ended(row, code, now_ns, self._nbytes, wait_ns)
 
     def _broken(self, why: str, now_ns: int) -> None:
         row, self.row = self.row, -1
@@ -209,12 +213,8 @@ class HttpConnection(Connection):
         self.close()
         if row < 0:
             return
-        if parser is not None and parser.until_end and why == "closed":
-            if self._status < 300:
-                run.ended(row, ANSWERED, now_ns, self._nbytes, None)
-            else:
-                code, wait_ns = run.ends.http(self._status, self._head, parser.body)
-                run.ended(row, code, now_ns, self._nbytes, wait_ns)
+        if parser is not None and not parser.has_length and why == "closed":
+            self._end(row, now_ns, parser.body)
             return
         run.ended(row, run.ends.code(Kind.RESET, why), now_ns, 0, None)
 
@@ -229,27 +229,16 @@ class _Chunks:
     """httptools' parser for responses that do not begin with their length."""
 
     def __init__(self, *, keep_body: bool) -> None:
-        self._parser: Any = httptools.HttpResponseParser(self)
+        parser: Any = httptools.HttpResponseParser(self)
+        self.feed, self.should_keep_alive = parser.feed_data, parser.should_keep_alive
         self._keep_body = keep_body
-        self._has_length = False
+        self.has_length = False
         self.body = b""
         self.whole = False
 
-    @property
-    def until_end(self) -> bool:
-        """Whether the response ends with its connection."""
-        return not self._has_length
-
-    def feed(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def keep_alive(self) -> bool:
-        """Whether another request may follow."""
-        return bool(self._parser.should_keep_alive())
-
     def on_header(self, name: bytes, value: bytes) -> None:
         """One header."""
-        self._has_length |= name.lower() in (b"transfer-encoding", b"content-length")
+        self.has_length |= name.lower() in (b"transfer-encoding", b"content-length")
 
     def on_body(self, content: bytes) -> None:
         """A part of the body."""

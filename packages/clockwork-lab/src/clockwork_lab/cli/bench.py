@@ -126,7 +126,7 @@ def bench(
     from clockwork_lab.bench.html import page
     from clockwork_lab.bench.plan import make_plan
     from clockwork_lab.bench.run import run, write
-    from clockwork_lab.cli.bench_screen import BenchScreen
+    from clockwork_lab.cli.bench_screen import bench_screen
 
     for name, file in (("json", json_file), ("html", html_file), ("record", record_file)):
         if file not in {None, _STDOUT} and not Path(str(file)).absolute().parent.is_dir():
@@ -135,8 +135,8 @@ def bench(
             )
     plan = make_plan(scenario, _options(given))
     title = f"{plan.scenario.name} to {plan.address}"
-    with BenchScreen(title, quiet=quiet or json_file == _STDOUT) as screen, interruptible() as stopped:
-        ran = run(plan, show=screen.show, stopped=stopped)
+    with bench_screen(title, quiet=quiet or json_file == _STDOUT) as show, interruptible() as stopped:
+        ran = run(plan, show=show, stopped=stopped)
     made = ran.report
     if json_file == _STDOUT:
         click.echo(made.to_json().decode())
@@ -226,22 +226,30 @@ def _key(file: str) -> str:
 
 
 def _show(made: Report) -> None:
-    from clockwork_lab.bench import words
+    from clockwork_lab.bench.report import (
+        COLUMNS,
+        REASON_COLUMNS,
+        closing_lines,
+        group_rows,
+        reason_rows,
+        setup_lines,
+        worst_models,
+    )
 
-    for line in words.setup_lines(made):
+    for line in setup_lines(made):
         say(line)
     say("")
     show_table(
-        ("load", *words.COLUMNS[1:]),
-        words.group_rows([*made.loads, *([made.total] if len(made.loads) > 1 else [])]),
+        ("load", *COLUMNS[1:]),
+        group_rows([*made.loads, *([made.total] if len(made.loads) > 1 else [])]),
     )
     if len(made.slos) > 1:
-        show_table(("SLO", *words.COLUMNS[1:]), words.group_rows(made.slos))
+        show_table(("SLO", *COLUMNS[1:]), group_rows(made.slos))
     if len(made.models) > 1:
-        shown = words.worst_models(made)
+        shown = worst_models(made)
         of = "" if len(shown) == len(made.models) else f", the worst {len(shown)} of {len(made.models)}"
-        show_table((f"model{of}", *words.COLUMNS[1:]), words.group_rows(shown))
+        show_table((f"model{of}", *COLUMNS[1:]), group_rows(shown))
     if made.reasons:
-        show_table(words.REASON_COLUMNS, words.reason_rows(made))
-    for line in words.closing_lines(made):
+        show_table(REASON_COLUMNS, reason_rows(made))
+    for line in closing_lines(made):
         say(line)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
-from clockwork_lab.bench import words
-from clockwork_lab.bench.live import Moment
+from clockwork_lab.bench.report import in_ms, share
+from clockwork_lab.bench.run import Moment
 from clockwork_serve.cli.screen import drawing
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.live import Live
 
 _PLAIN_EVERY_S = 2.0
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -26,38 +23,48 @@ _ECHO_WIDE = 4
 """Room beside the panel for what a terminal shows of Ctrl-C: on a line of its own it would move the panel."""
 
 
-class BenchScreen:
-    """Shows samples on standard error, and restores the terminal at the end."""
+@contextmanager
+def bench_screen(title: str, *, quiet: bool) -> Iterator[Callable[[Moment], None]]:
+    """A function that shows a sample on standard error; the terminal is restored at the end."""
+    console = None if quiet else drawing()
+    if quiet:
+        yield lambda moment: None
+    elif console is None:
+        yield _lines()
+    else:
+        from rich.live import Live
 
-    def __init__(self, title: str, *, quiet: bool) -> None:
-        self._title = title
-        self._quiet = quiet
-        self._told = 0.0
-        self._live: Live | None = None
-        self._console: Console | None = None if quiet else drawing()
-        if self._console is not None:
-            from rich.live import Live
+        with Live(console=console, auto_refresh=False, transient=True) as live:
 
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
+            def show(moment: Moment) -> None:
+                width = min(_PANEL_WIDE, console.width - _ECHO_WIDE)
+                live.update(panel(title, moment, width), refresh=True)
 
-    def __enter__(self) -> Self:
-        return self
+            yield show
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
-    def show(self, moment: Moment) -> None:
-        """Show a sample."""
-        if self._live is not None and self._console is not None:
-            width = min(_PANEL_WIDE, self._console.width - _ECHO_WIDE)
-            self._live.update(panel(self._title, moment, width), refresh=True)
-        elif not self._quiet and moment.asked and time.monotonic() - self._told >= _PLAIN_EVERY_S:
-            self._told = time.monotonic()
-            click.echo(words.moment_line(moment), err=True)
+def _lines() -> Callable[[Moment], None]:
+    shown_s = 0.0
+
+    def show(moment: Moment) -> None:
+        nonlocal shown_s
+        if moment.asked and time.monotonic() - shown_s >= _PLAIN_EVERY_S:
+            shown_s = time.monotonic()
+            click.echo(_line(moment), err=True)
+
+    return show
+
+
+def _line(moment: Moment) -> str:
+    """A sample in one line."""
+    others = ", ".join(f"{count:,} {reason}" for reason, count in moment.reasons.items())
+    state = " stopping" if moment.stopping else " warm-up" if moment.warming else ""
+    return (
+        f"{moment.at_s:.1f}/{moment.seconds:g} s{state}: {moment.asked_rps:,.0f} r/s offered, "
+        f"{moment.good_rps:,.0f} good, p50 {in_ms(moment.p50_ms)} p99 {in_ms(moment.p99_ms)} ms, sent p99 "
+        f"{in_ms(moment.lateness_p99_ms)} ms late; in all {moment.good:,} good, {moment.late:,} late, "
+        f"{moment.out:,} out{', ' if others else ''}{others}"
+    )
 
 
 def panel(title: str, moment: Moment, width: int = _PANEL_WIDE) -> Any:
@@ -84,7 +91,7 @@ def _rows(moment: Moment) -> list[tuple[str, str, str]]:
     """Labels, texts and styles."""
     filled = round((min(1.0, moment.at_s / moment.seconds) if moment.seconds else 1.0) * _WIDE)
     ended = moment.good + moment.late + sum(moment.others.values())
-    part = f", {words.share(moment.good / ended)} of those that ended" if ended else ""
+    part = f", {share(moment.good / ended)} of those that ended" if ended else ""
     late = moment.lateness_p99_ms
     bar = f"{'━' * filled}{'╌' * (_WIDE - filled)}"
     return [

@@ -20,7 +20,7 @@ from clockwork_serve.cli.options import setting_options, settings_from
 @setting_options("cache")
 def demo(json_file: str | None, config: str | None, cache: str | None, **choices: Any) -> int:
     """Serve real pretrained models under load and show what came of it (about 4 minutes, once fetched)."""
-    from clockwork_lab.demo import DemoOptions, run
+    from clockwork_lab.demo.start import DemoOptions, run
 
     settings = settings_from(None, config, {"cache": cache}, needs_repository=False)
     json = None if json_file is None else Path(json_file)

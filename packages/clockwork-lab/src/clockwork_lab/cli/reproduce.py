@@ -44,7 +44,7 @@ def reproduce(figure: str, json_file: str | None, out: str | None, seed: int, sh
 
     The published curve, our policies and the limit, from one run: as JSON, as a picture and as a table.
     """
-    from clockwork_lab.reproduce.names import ALL, NAMES
+    from clockwork_lab.reproduce import ALL, NAMES
 
     if figure not in (*NAMES, ALL):
         raise ConfigError(f"figure: expected one of {', '.join((*NAMES, ALL))}; found {figure!r}")
@@ -76,18 +76,17 @@ def _check_files(json_file: str | None, folder: Path | None) -> None:
 
 
 def _make(name: str, seed: int, *, short: bool, quiet: bool) -> Figure:
-    from clockwork_lab.reproduce.experiments import EXPERIMENTS
+    from clockwork_lab.reproduce import experiment
     from clockwork_lab.reproduce.run import Run
 
     with Progress(name, quiet=quiet) as progress:
         folder = os.environ.get(TRACES)
         traces = None if folder is None else Path(folder)
-        return EXPERIMENTS[name](Run(seed=seed, short=short, progress=progress.step, traces=traces))
+        return experiment(name)(Run(seed=seed, short=short, progress=progress.step, traces=traces))
 
 
 def _show(made: Figure, folder: Path | None, *, quiet: bool) -> None:
-    from clockwork_lab.reproduce.table import number
-    from clockwork_lab.reproduce.write import write
+    from clockwork_lab.reproduce.write import number, write
 
     if folder is not None:
         paths = write(made, folder)

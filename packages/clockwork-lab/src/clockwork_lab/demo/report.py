@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,10 +10,10 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 from msgspec import Struct
+from prometheus_client.parser import text_string_to_metric_families
 
+from clockwork_lab.demo.client import Hit
 from clockwork_lab.demo.judgement import Judgement
-from clockwork_lab.demo.load import Hit
-from clockwork_lab.demo.meters import Meters
 from clockwork_lab.demo.zoo import DemoModel
 
 
@@ -121,24 +122,6 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     return round(float(np.percentile(values, share)), 2) if values else None
 
 
-@dataclass(slots=True)
-class Counted:
-    """The server's counters of one model and its copies."""
-
-    cold_starts: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-
-
-def counted_by_base(base_of: Mapping[str, str], meters: Meters) -> dict[str, Counted]:
-    """The server's counters by base model; ``base_of`` names the base of every instance."""
-    counted = {base: Counted() for base in base_of.values()}
-    for instance, count in meters.cold_starts.items():
-        counted[base_of[instance]].cold_starts += count
-    for (instance, reason), count in meters.rejected.items():
-        counted[base_of[instance]].rejected[reason] += count
-    return counted
-
-
 def prediction_error(lanes: Sequence[tuple[float, float]]) -> PredictionError:
     """From (measured, expected) lane times in ms."""
     gaps = [abs(measured - expected) for measured, expected in lanes]
@@ -147,3 +130,46 @@ def prediction_error(lanes: Sequence[tuple[float, float]]) -> PredictionError:
         p50=percentile(gaps, 50), p99=percentile(gaps, 99),
         lane_p50=percentile(times, 50), lane_p99=percentile(times, 99),
     )  # fmt: skip
+
+
+# ------------------------------------------------------------
+# The server's counters, from its metrics page, as monitoring would read them.
+
+
+@dataclass(slots=True)
+class Counted:
+    """The counters of one model and its copies."""
+
+    cold_starts: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Meters:
+    """Counters of the server, and those by base model."""
+
+    by_base: dict[str, Counted]
+    loads: int = 0
+    unloads: int = 0
+
+
+def scrape(url: str, base_of: Mapping[str, str]) -> Meters:
+    """The counters at ``url`` (an http address). OSError if there is no response."""
+    with urllib.request.urlopen(url, timeout=10) as answer:  # noqa: S310 - our own server
+        return read(answer.read().decode(), base_of)
+
+
+def read(text: str, base_of: Mapping[str, str]) -> Meters:
+    """The counters in a metrics page; ``base_of`` names the base of every instance."""
+    meters = Meters({base: Counted() for base in base_of.values()})
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels, value = sample.labels, int(sample.value)
+            if sample.name == "clockwork_actions_total" and labels.get("status") == "ok":
+                meters.loads += value if labels["action"] == "load" else 0
+                meters.unloads += value if labels["action"] == "unload" else 0
+            elif sample.name == "clockwork_model_cold_starts_total":
+                meters.by_base[base_of[labels["model"]]].cold_starts += value
+            elif sample.name == "clockwork_model_requests_total" and labels["outcome"] == "rejected":
+                meters.by_base[base_of[labels["model"]]].rejected[labels["reason"]] += value
+    return meters

@@ -16,26 +16,27 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from tritonclient.utils import InferenceServerException
 
-from clockwork_lab.demo.client import Client
-from clockwork_lab.demo.judgement import Judgement, Tensors, relative_error
-from clockwork_lab.demo.load import Answers, DemoPlan, Load, Mix, plan
-from clockwork_lab.demo.meters import Meters, scrape
-from clockwork_lab.demo.options import DemoOptions
-from clockwork_lab.demo.plain import Recorder, open_plain
+from clockwork_lab.demo.client import Answers, Client, DemoPlan, Load, Mix, plan
+from clockwork_lab.demo.judgement import Judgement, Recorder, Tensors, open_plain, relative_error
 from clockwork_lab.demo.report import (
     DemoReport,
-    counted_by_base,
+    Meters,
     model_row,
     percentile,
     prediction_error,
+    scrape,
 )
 from clockwork_lab.demo.screen import progress_bar, show
 from clockwork_lab.demo.stage import Stage, set_up
+from clockwork_lab.demo.start import DemoOptions
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, StartProgress, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import KIB, align
+
+UTILISATION = 0.55
+"""The share of the device that the load would use without batching."""
 
 MEMORY_SHARE = 0.2
 """Device memory as a share of all weights' bytes."""
@@ -78,9 +79,9 @@ class Demo:
             ) as server:
                 self._ask_served(stage, server, bars)
                 mixes = self._mixes(stage)
-                planned = plan(mixes, self._options.seconds, self._options.utilisation, self._options.seed)
+                planned = plan(mixes, self._options.seconds, UTILISATION, self._options.seed)
                 answers = self._send(planned, mixes, server, bars)
-                meters = scrape(server.metrics_url)
+                meters = scrape(server.metrics_url, stage.base_of)
             self._compare(stage, answers, bars)
         duration_s = time.monotonic() - started - stage.fetched_s
         report = self._report(stage, device, planned, answers, meters, duration_s)
@@ -145,7 +146,7 @@ class Demo:
 
     def _compare(self, stage: Stage, answers: Answers, bars: Bars) -> None:
         """Compare the results under load with a plain session of every instance's own file."""
-        base_of = {each.name: each.base for each in stage.instances}
+        base_of = stage.base_of
         task = bars.add_task("comparing every instance", total=len(answers.first), note="")
         cases = {mix.name: mix.cases for mix in self._mixes(stage)}
 
@@ -164,7 +165,6 @@ class Demo:
         self, stage: Stage, device: DeviceConfig, planned: DemoPlan, answers: Answers,
         meters: Meters, duration_s: float,
     ) -> DemoReport:  # fmt: skip
-        counted = counted_by_base({each.name: each.base for each in stage.instances}, meters)
         hits = {
             model.name: [hit for hit in answers.hits if hit.shot.model == model.name]
             for model in stage.models
@@ -173,7 +173,7 @@ class Demo:
             models=tuple(
                 model_row(
                     model, self._judgements[model.name], hits[model.name], self._errors[model.name],
-                    counted[model.name],
+                    meters.by_base[model.name],
                 )
                 for model in stage.models
             ),

@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
 
-from clockwork_lab.demo.options import DemoOptions
-from clockwork_serve.errors import ClockworkError
+from msgspec import Struct
+
+from clockwork_serve.errors import ClockworkError, ConfigError
 
 NEEDED = ("tritonclient.http", "tritonclient.grpc", "aiohttp", "PIL", "tokenizers", "rich")
 """Modules of the ``demo`` extra."""
+
+
+class DemoOptions(Struct, frozen=True, kw_only=True):
+    """``json``: a file for the results. ``cache``: where files are kept. ``seconds``: the load's duration.
+
+    ``offline``: download nothing, use what is cached. ``seed`` is that of the load.
+    """
+
+    json: Path | None = None
+    cache: Path
+    seconds: float = 35.0
+    offline: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the range. Raises :class:`ConfigError`."""
+        if not 0 < self.seconds <= 3600:
+            raise ConfigError(f"seconds: expected more than 0 and at most 3600; found {self.seconds}")
 
 
 def run(options: DemoOptions) -> int:

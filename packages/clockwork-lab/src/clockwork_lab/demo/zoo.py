@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from clockwork_lab.demo import graphs, sights, sounds, texts, wheels
 from clockwork_lab.demo.fetch import Files
+from clockwork_lab.demo.graphs import read_safetensors, read_torch
 from clockwork_lab.demo.judgement import Judgement, Send
-from clockwork_lab.demo.weights import read_safetensors, read_torch
 
 Dims = dict[str, tuple[int, ...]]
 Ask = Callable[[Files, Send], Judgement]

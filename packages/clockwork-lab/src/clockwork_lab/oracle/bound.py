@@ -27,10 +27,9 @@ The last sum is bounded model by model:
   request by request: each pays for a LOAD or for keeping the weights since the request before, whichever is
   less.
 
-Every price gives a bound; the least one found is returned. For up to eight requests (each counting 1, from an
-empty start) the exact number is found by search (see ``oracle.exact``). If ``rates_rps`` are given, arrivals
-are taken to be Poisson, and policies without foresight are bounded too, in expectation (see
-``oracle.online``): with thousands of cold models they can serve far fewer requests than with foresight.
+Every price gives a bound; the least one found is returned. If ``rates_rps`` are given, arrivals are taken to
+be Poisson, and policies without foresight are bounded too, in expectation (see ``oracle.weights``): with
+thousands of cold models they can serve far fewer requests than with foresight.
 """
 
 from __future__ import annotations
@@ -43,24 +42,14 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_lab.oracle.costs import Costs, LanePrices, ModelCosts, OracleRequests
-from clockwork_lab.oracle.exact import FEW, Search
-from clockwork_lab.oracle.online import Online
 from clockwork_lab.oracle.prices import Market, with_foresight, without_foresight
+from clockwork_lab.oracle.weights import Online
 from clockwork_serve.sim.constants import Network, Noise, read_constants
 from clockwork_serve.units import NS_PER_S, NS_PER_US
 from clockwork_serve.workload.zoo import ZooModel
 
 if TYPE_CHECKING:
     from clockwork_serve.sim.constants import Cluster
-
-__all__ = [
-    "ModelCosts",
-    "OracleBound",
-    "OracleRequests",
-    "closed_loop_limit_rps",
-    "model_costs",
-    "upper_bound",
-]
 
 
 class OracleBound(Struct, frozen=True, kw_only=True):
@@ -80,8 +69,8 @@ class OracleBound(Struct, frozen=True, kw_only=True):
 
     @property
     def count(self) -> int:
-        """The bound as a number of requests, where each weighs 1."""
-        return _whole(self.goodput)
+        """The bound as a number of requests, where each weighs 1, with a tolerance for rounding errors."""
+        return math.floor(self.goodput * (1 + 1e-9) + 1e-6)
 
 
 def model_costs(row: ZooModel, page_bytes: int, max_batch: int | None = None) -> ModelCosts:
@@ -139,26 +128,9 @@ def upper_bound(
     limits = {name: rent / found.bound for name, rent in found.rents.items()}
     limits["requests"] = 1.0 - sum(limits.values())
     prices = dict(zip(("exec", "load", "page"), (price * NS_PER_S for price in found.prices), strict=True))
-    few = weights is None and not warm_start and len(costs.source) <= FEW
-    goodput = _exact(costs, models, cluster, network, found.bound) if few else found.bound
     return OracleBound(
-        offered=offered, goodput=goodput, prices=prices, limits=limits, foresight=found.foresight
+        offered=offered, goodput=found.bound, prices=prices, limits=limits, foresight=found.foresight
     )
-
-
-def _exact(
-    costs: Costs, models: Sequence[ModelCosts], cluster: Cluster, network: Network, bound: float
-) -> float:
-    """The most of a few requests, by search; the bound where the search gives up."""
-    rows = zip(costs.release.tolist(), costs.end.tolist(), costs.model.tolist(), strict=True)
-    search = Search(list(rows), models, cluster.pages, _whole(bound))
-    best = search.run(cluster.devices, network.worker_ns)
-    return bound if best is None else float(best)
-
-
-def _whole(goodput: float) -> int:
-    """The most requests that a bound allows, with a tolerance for rounding errors."""
-    return math.floor(goodput * (1 + 1e-9) + 1e-6)
 
 
 def _frequent(costs: Costs, rates_rps: Sequence[float]) -> list[float]:

@@ -8,8 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_lab.oracle.costs import Costs, Floats, LanePrices
-from clockwork_lab.oracle.online import Online
-from clockwork_lab.oracle.weights import Stays
+from clockwork_lab.oracle.weights import Online, Stays
 
 TURNS = 80
 """Iterations of the ellipsoid method: more improve the bound by less than 0.1 %."""

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from clockwork_lab.reproduce.figure import Figure, Panel, Role, Series
-from clockwork_lab.reproduce.table import number
+from clockwork_lab.reproduce.write import number
 
 COLOURS: Final = {
     Role.PAPER: "#8a8a8a",

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import logging
 import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points
-from clockwork_lab.reproduce.paper_curves import curve
-from clockwork_lab.reproduce.prediction import Errors, errors_of, tail
-from clockwork_lab.reproduce.real_load import Asking, RequestCounts, ask
-from clockwork_lab.reproduce.real_model import write_model
+import numpy as np
+from msgspec import Struct, field, structs
+
+from clockwork_client import Client, ServingError
+from clockwork_lab.reproduce.fig2 import INPUT_SHAPE, write_model
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.config import Settings
 from clockwork_serve.controller import POLICIES, ControllerConfig
+from clockwork_serve.controller.cluster import LaneBelief
 from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.messages import Infer, Load, Result, Status
 from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
-from clockwork_serve.telemetry.journal import read_journal
-from clockwork_serve.units import MIB
+from clockwork_serve.telemetry.journal import Step, read_journal
+from clockwork_serve.units import MIB, NS_PER_MS
 
 MODELS, MEMORY_BYTES = 12, 24 * MIB
 """Weights of about 4 MB each, so half of the models are on the device at a time."""
@@ -54,17 +62,21 @@ def fig10(run: Run) -> Figure:
             simulated=False,
             experiment=f"{MODELS} copies of a network of 8 convolutions on one CPU device with room for "
             f"{MEMORY_BYTES // MIB} MiB of weights, policy {policy}; {CLIENTS} clients by HTTP for "
-            f"{SHORT_SECONDS if run.short else SECONDS:g} s, {THINK_S * 1e3:g} ms between an answer and the "
+            f"{_seconds(run):g} s, {THINK_S * 1e3:g} ms between an answer and the "
             f"next request, SLO {SLO_MS:g} ms: {counts.asked:,} requests, {counts.good:,} answered in time; "
             + ", ".join(f"{len(errors[kind].took_ns):,} {kind}s" for kind in KINDS),
         ),
-        panels=(
-            *(_panel(kind, what, errors) for what in ("duration", "completion") for kind in KINDS),
-            *(_share_panel(kind, errors[kind]) for kind in KINDS),
+        panels=tuple(
+            _panel(kind, what, errors[kind])
+            for what in ("duration", "completion", "share") for kind in KINDS
         ),
         claims=tuple(_claims(errors)),
         notes=NOTES,
     )  # fmt: skip
+
+
+def _seconds(run: Run) -> float:
+    return SHORT_SECONDS if run.short else SECONDS
 
 
 def serve_and_ask(run: Run, folder: Path, config: ControllerConfig) -> RequestCounts:
@@ -80,54 +92,38 @@ def serve_and_ask(run: Run, folder: Path, config: ControllerConfig) -> RequestCo
         store=StoreConfig(cache_dir=str(folder / "cache")),
         devices=(DeviceConfig(device="cpu:0", memory_bytes=MEMORY_BYTES),), controller=config,
     )  # fmt: skip
-    asking = Asking(
-        models=names, clients=CLIENTS, think_s=THINK_S, seconds=SHORT_SECONDS if run.short else SECONDS,
-        slo_ms=SLO_MS, seed=run.seed,
-    )  # fmt: skip
     run.report(0.0, "starting a server")
     with running_server(server_config, on_line=logging.getLogger(__name__).debug) as server:
-        counts = ask(server.http_url, asking, lambda part: run.report(part, "asking a real server"))
+        counts = ask(server.http_url, names, _seconds(run), run)
     run.finished("asked a real server")
     return counts
 
 
-def _panel(kind: str, what: str, errors: dict[str, Errors]) -> Panel:
-    found = errors[kind].duration_ns if what == "duration" else errors[kind].completion_ns
+def _panel(kind: str, what: str, errors: Errors) -> Panel:
+    """``what``: errors of the ``duration`` or ``completion`` in ms, or of durations as a ``share``."""
+    share = what == "share"
+    found: Iterable[float] = errors.shares() if share else getattr(errors, f"{what}_ns")
     series = []
     for variant, (side, over) in enumerate(SIDES):
-        name = f"{kind} {what} {side}"
+        name = f"{kind} {'duration' if share else what} {side}"
         published = curve("fig10", name, "error_ms", name=f"published: {side}", variant=variant)
-        series += [_at_nines(published), _real(f"ours: {side}", variant, tail(found, over=over))]
-    return Panel(
-        name=f"{kind} {what}",
-        x_label=NINES_LABEL,
-        y_label="ms",
-        series=tuple(series),
-        y_log=True,
-    )
-
-
-def _share_panel(kind: str, errors: Errors) -> Panel:
-    series = []
-    for variant, (side, over) in enumerate(SIDES):
-        name = f"{kind} duration {side}"
-        published = curve("fig10", name, "error_ms", name=f"published: {side}", variant=variant)
+        ours = tail(found, over=over, unit=0.01 if share else NS_PER_MS)
         series += [
-            _at_nines(published, 100 / PUBLISHED_MS[kind]),
-            _real(f"ours: {side}", variant, tail(errors.shares(), over=over, unit=0.01)),
+            _at_nines(published, 100 / PUBLISHED_MS[kind] if share else 1.0),
+            _real(f"ours: {side}", variant, ours),
         ]
     return Panel(
-        name=f"{kind} duration, share",
+        name=f"{kind} duration, share" if share else f"{kind} {what}",
         x_label=NINES_LABEL,
-        y_label="% of the duration",
+        y_label="% of the duration" if share else "ms",
         series=tuple(series),
         y_log=True,
     )
 
 
-def _at_nines(series: Series, unit: float = 1.0) -> Series:
-    pairs = points((NINES[point.x], unit * (point.y or 0.0)) for point in series.points)
-    return Series(name=series.name, role=series.role, points=pairs, variant=series.variant)
+def _at_nines(series: Series, unit: float) -> Series:
+    pairs = ((NINES[point.x], unit * (point.y or 0.0)) for point in series.points)
+    return structs.replace(series, points=points(pairs))
 
 
 def _real(name: str, variant: int, found: list[tuple[float, float]]) -> Series:
@@ -148,3 +144,124 @@ def _claims(errors: dict[str, Errors]) -> list[Claim]:
                       paper=100 * published / PUBLISHED_MS[kind], target=SHARE_MOST)
             )  # fmt: skip
     return claims
+
+
+# ------------------------------------------------------------
+# How well actions were predicted, from a journal of the controller.
+
+
+PERCENTILES: Final = (99.0, 99.9, 99.99, 99.999, 100.0)
+
+
+class Errors(Struct):
+    """Actions of one kind, in ns: errors (measured minus predicted) of duration and end, and the duration."""
+
+    duration_ns: list[int] = field(default_factory=list)
+    completion_ns: list[int] = field(default_factory=list)
+    took_ns: list[int] = field(default_factory=list)
+
+    def shares(self) -> list[float]:
+        """Errors of the duration as a share of it."""
+        return [error / max(1, took) for error, took in zip(self.duration_ns, self.took_ns, strict=True)]
+
+
+class Pending(Struct, frozen=True):
+    """An action in flight."""
+
+    action: Infer | Load
+    ends_ns: int
+
+
+def errors_of(steps: Iterable[Step], network_ns: int) -> dict[str, Errors]:
+    """Errors by kind, ``INFER`` and ``LOAD``, of all actions that were done.
+
+    The predicted end of an action is that of the controller's own belief about its lane, reconstructed from
+    the journal; ``network_ns`` is the network delay that it was configured with.
+    """
+    found = {"INFER": Errors(), "LOAD": Errors()}
+    lanes: dict[tuple[str, str], LaneBelief] = {}
+    pending: dict[int, Pending] = {}
+    for step in steps:
+        for event in step.events:
+            if isinstance(event, Result) and (sent := pending.pop(event.action_id, None)) is not None:
+                kind = _kind(sent.action)
+                lanes[sent.action.device, kind].end(event.action_id, event.ended_ns)
+                if event.status is Status.OK:
+                    _add(found[kind], sent, event)
+        for effect in step.effects:
+            if isinstance(effect, Infer | Load):
+                lane = lanes.setdefault((effect.device, _kind(effect)), LaneBelief(network_ns))
+                ends_ns = lane.available_ns(step.now_ns) + effect.expected_ns
+                lane.send(effect.action_id, effect.expected_ns, step.now_ns)
+                pending[effect.action_id] = Pending(effect, ends_ns)
+    return found
+
+
+def _kind(action: Infer | Load) -> str:
+    return "INFER" if isinstance(action, Infer) else "LOAD"
+
+
+def _add(errors: Errors, sent: Pending, result: Result) -> None:
+    errors.duration_ns.append(result.lane_ns - sent.action.expected_ns)
+    errors.completion_ns.append(result.ended_ns - sent.ends_ns)
+    errors.took_ns.append(result.lane_ns)
+
+
+def tail(errors: Iterable[float], *, over: bool, unit: float = NS_PER_MS) -> list[tuple[float, float]]:
+    """(percentile, error) of over- or under-prediction, over all actions; those of the other sign count as 0.
+
+    ``over``: predicted longer than measured. Percentiles for which there are too few actions are left out.
+    """
+    values = np.array(list(errors), dtype=float)
+    if not values.size:
+        return []
+    signed = np.maximum(0.0, -values if over else values) / unit
+    return [
+        (share, float(np.percentile(signed, share)))
+        for share in PERCENTILES
+        if share == max(PERCENTILES) or values.size * (1 - share / 100) >= 1
+    ]
+
+
+# ------------------------------------------------------------
+# The load: closed-loop clients, by HTTP.
+
+
+ZIPF = 0.9
+"""Exponent of the models' popularity."""
+REPORT_S = 0.5
+
+
+class RequestCounts(Struct, frozen=True):
+    """How many requests were sent, and how many of them were good."""
+
+    asked: int
+    good: int
+
+
+def ask(url: str, models: Sequence[str], seconds: float, run: Run) -> RequestCounts:
+    """Send requests until the time is over."""
+    end_s = time.monotonic() + seconds
+    with Client(url) as client, ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(_ask, client, models, [run.seed, number], end_s) for number in range(CLIENTS)]
+        while (left_s := end_s - time.monotonic()) > 0:
+            run.report(1 - left_s / seconds, "asking a real server")
+            time.sleep(min(REPORT_S, left_s))
+        counts = [each.result() for each in clients]
+    return RequestCounts(sum(each.asked for each in counts), sum(each.good for each in counts))
+
+
+def _ask(client: Client, models: Sequence[str], seed: list[int], end_s: float) -> RequestCounts:
+    rng = np.random.default_rng(seed)
+    popularity = np.arange(1, len(models) + 1) ** -ZIPF
+    popularity /= popularity.sum()
+    picture = rng.standard_normal((1, *INPUT_SHAPE), dtype=np.float32)
+    asked = good = 0
+    while time.monotonic() < end_s:
+        model = models[int(rng.choice(len(models), p=popularity))]
+        asked += 1
+        with suppress(ServingError):
+            client.infer(model, {"x": picture}, slo_ms=SLO_MS)
+            good += 1
+        time.sleep(rng.exponential(THINK_S))
+    return RequestCounts(asked, good)

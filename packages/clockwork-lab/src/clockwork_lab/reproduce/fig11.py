@@ -10,9 +10,8 @@ import time
 from msgspec import Struct, structs
 
 from clockwork_lab.reproduce import fig11_real
-from clockwork_lab.reproduce.fig9_workloads import FUNCTIONS, SLO_MS, generated_models
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role
-from clockwork_lab.reproduce.paper_curves import curve, value
+from clockwork_lab.reproduce.fig9 import FUNCTIONS, SLO_MS, model_sets
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, curve, value
 from clockwork_lab.reproduce.players import Player, players, soloists
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.units import ms
@@ -110,7 +109,7 @@ def _as_published(player: Player) -> Player:
 
 
 def _scenario(run: Run, workers: int, step_s: float) -> Scenario:
-    sets = generated_models(run.zoo)
+    sets = model_sets(run.zoo)
     names = tuple(each.name for each in sets)
     first = FIRST_RPS * workers
     return Scenario(

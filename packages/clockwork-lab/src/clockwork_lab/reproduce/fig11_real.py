@@ -15,9 +15,8 @@ import numpy as np
 import uvloop
 from msgspec import structs
 
-from clockwork_lab.reproduce.fig9_workloads import SLO_MS
-from clockwork_lab.reproduce.figure import Claim, Panel, Role, Series, points
-from clockwork_lab.reproduce.paper_curves import curve, value
+from clockwork_lab.reproduce.fig9 import SLO_MS
+from clockwork_lab.reproduce.figure import Claim, Panel, Role, Series, curve, points, value
 from clockwork_lab.reproduce.players import Player
 from clockwork_lab.reproduce.real_controller import Processes, processes
 from clockwork_lab.reproduce.real_requests import Accounting, Requests

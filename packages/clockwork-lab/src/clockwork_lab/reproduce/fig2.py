@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import statistics
 import tempfile
@@ -11,16 +12,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import numpy as np
+import onnx
 import onnxruntime as ort
-from msgspec import Struct
+from msgspec import Struct, structs
+from onnx import TensorProto, helper
 
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points
-from clockwork_lab.reproduce.paper_curves import curve, value
-from clockwork_lab.reproduce.real_model import INPUT_SHAPE, Lane, compile_models, write_model
+from clockwork_lab.demo.graphs import Graph
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points, value
 from clockwork_lab.reproduce.run import Run
-from clockwork_serve.devices import DeviceConfig, build
+from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
+from clockwork_serve.messages import Call, Extent, Infer, Load, Window
+from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
 from clockwork_serve.units import MIB, NS_PER_S, to_ms
 
 RUNS, SHORT_RUNS, WARM_RUNS = 10_000, 300, 50
@@ -55,6 +60,8 @@ def fig2(run: Run) -> Figure:
     median_ms = statistics.median(alone.wall_ms)
     wall, cpu = (over_median(durations) for durations in (alone.wall_ms, alone.cpu_ms))
     first = crowds[1]
+    published_ms = value("fig2", "isolated runs", "latency_ms", 50.0)
+    isolated_runs = _published("isolated runs", "latency_ms", published_ms, max(PERCENTILES))
     return Figure(
         figure="fig2",
         title="one inference at a time, and several at once",
@@ -69,7 +76,7 @@ def fig2(run: Run) -> Figure:
                 name="isolated runs",
                 x_label="percentile",
                 y_label="latency over its median",
-                series=(_published_isolated(), _real(wall), _real(cpu, "ours: CPU time of the thread", 1)),
+                series=(isolated_runs, _real(wall), _real(cpu, "ours: CPU time of the thread", 1)),
             ),
             _panel("throughput", "over that of one thread", crowds,
                    lambda crowd: crowd.rate_rps / first.rate_rps, _published("throughput", "goodput_rps")),
@@ -188,26 +195,12 @@ def _real(pairs: Iterable[tuple[float, float]], name: str = "ours: CPU", variant
     return Series(name=name, role=Role.REAL, points=points(pairs), variant=variant)
 
 
-def _published_isolated() -> Series:
-    found = curve("fig2", "isolated runs", "latency_ms")
-    median = value("fig2", "isolated runs", "latency_ms", 50.0)
-    return Series(
-        name="published: V100",
-        role=Role.PAPER,
-        points=points(
-            (point.x, (point.y or 0) / median) for point in found.points if point.x <= max(PERCENTILES)
-        ),
-    )
-
-
-def _published(series: str, y_name: str, unit: float | None = None) -> Series:
-    found = curve("fig2", series, y_name)
+def _published(series: str, y_name: str, unit: float | None = None, most: float = math.inf) -> Series:
+    """A published curve up to x = ``most``, over ``unit`` (None: its value at 1)."""
+    found = curve("fig2", series, y_name, name="published: V100")
     one = unit or found.at(1.0) or 1.0
-    return Series(
-        name="published: V100",
-        role=Role.PAPER,
-        points=points((point.x, (point.y or 0) / one) for point in found.points),
-    )
+    pairs = ((point.x, (point.y or 0) / one) for point in found.points if point.x <= most)
+    return structs.replace(found, points=points(pairs))
 
 
 def _panel(
@@ -222,3 +215,80 @@ def _panel(
         x_log=True,
         y_log=y_log,
     )
+
+
+# ------------------------------------------------------------
+# A generated convolutional network, compiled like any user's model: what runs on the real device.
+
+
+SIDE: Final = 32
+INPUT_SHAPE: Final = (3, SIDE, SIDE)
+CLASSES: Final = 128
+_CHANNELS, _DEPTH = 32, 8
+_WHENEVER: Final = Window(0, 1 << 62)
+_SETTINGS: Final = "max_batch_size = 8\n"
+
+
+def write_model(root: Path, name: str, seed: int) -> Path:
+    """Write a model of eight convolutions and one wide layer (about 4 MB); the graph's path.
+
+    All seeds give one architecture, so one code, with weights of their own.
+    """
+    rng = np.random.default_rng(seed)
+    graph, last, width = Graph("convolutions"), "x", INPUT_SHAPE[0]
+    for layer in range(_DEPTH):
+        kernel = rng.standard_normal((_CHANNELS, width, 3, 3), dtype=np.float32) / np.float32(3 * width**0.5)
+        strides = [2, 2] if layer == _DEPTH - 1 else [1, 1]
+        convolved = graph.node("Conv", last, graph.constant(kernel), pads=[1] * 4, strides=strides)
+        last, width = graph.node("Relu", convolved), _CHANNELS
+    wide = _CHANNELS * (SIDE // 2) ** 2
+    matrix = rng.standard_normal((wide, CLASSES), dtype=np.float32) / np.float32(wide**0.5)
+    graph.node("MatMul", graph.node("Flatten", last), graph.constant(matrix), output="y")
+    model = graph.model(
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", *INPUT_SHAPE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", CLASSES])],
+    )
+    folder = root / name / "1"
+    folder.mkdir(parents=True)
+    path = folder / "model.onnx"
+    onnx.save(model, str(path))
+    (root / name / "clockwork.toml").write_text(_SETTINGS)
+    return path
+
+
+def compile_models(root: Path, cache_dir: Path) -> list[ServedVersion]:
+    """All models of a repository, compiled."""
+    config, cache = StoreConfig(cache_dir=str(cache_dir)), Cache(cache_dir)
+    served, problems = compile_all(Repository(root, config), cache)
+    cache.close()
+    assert not problems, problems
+    return served
+
+
+class Lane:
+    """One model on a device of this process, run by the caller: isolated if there is one thread."""
+
+    def __init__(self, device: Device, served: ServedVersion) -> None:
+        self._device = device
+        name = device.spec.device
+        extent = Extent(0, device.spec.pages_of(served.model.weights.size))
+        device.prepare(served.code)
+        device.load(
+            Load(
+                action_id=1, device=name, model=served.model.key, code_id=served.code.code_id,
+                weights=served.model.weights, extent=extent, version=1, window=_WHENEVER, expected_ns=0,
+            )
+        )  # fmt: skip
+        self._action = Infer(
+            action_id=2, device=name, model=served.model.key, code_id=served.code.code_id, extent=extent,
+            version=1, batch=1, window=_WHENEVER, expected_ns=0,
+            calls=(Call(request_id="0", rows=1, tensors=b""),),
+        )  # fmt: skip
+        room = memoryview(bytearray(served.model.output_bytes + 64))
+        picture = np.zeros((1, *INPUT_SHAPE), np.float32)
+        self._calls = [CallBuffers(inputs={"x": picture}, output=room)]
+
+    def infer(self) -> None:
+        """One request, alone."""
+        self._calls[0].outputs.clear()
+        self._device.infer(self._action, self._calls)

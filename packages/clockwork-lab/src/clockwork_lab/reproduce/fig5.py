@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from clockwork_lab.oracle.bound import closed_loop_limit_rps
-from clockwork_lab.reproduce.dominance import dominance_claims
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points
-from clockwork_lab.reproduce.paper_curves import curve, value
-from clockwork_lab.reproduce.players import GOAL_CAP, Player, players, soloists
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points, value
+from clockwork_lab.reproduce.players import GOAL_CAP, Player, dominance_claims, players, soloists
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import DurationHistogram
@@ -23,7 +23,7 @@ WARM_S, WARM_RPS, WARM_SLO_MS = 1.0, 150.0, 250.0
 """Models are warmed up at a loose SLO first: policies that reject late requests never load at a tight one."""
 WARMUP_S, SECONDS, SHORT_S = 2.0, 12.0, 2.5
 
-Tallies = dict[tuple[str, float], Tally]
+Values = dict[tuple[str, float], float]
 """By player and SLO."""
 
 
@@ -31,21 +31,26 @@ def fig5(run: Run) -> Figure:
     """Every policy at every SLO."""
     slos = (50.0, 250.0) if run.short else SLOS_MS
     everyone = soloists() if run.short else players()
-    run.plan(len(slos) * len(everyone))
     seconds = SHORT_S if run.short else SECONDS
-    tallies: Tallies = {
-        (player.name, slo): run.simulate(_scenario(slo, seconds), player, devices=1)
-        for player in everyone
-        for slo in slos
-    }
+    scenarios = {slo: _scenario(slo, seconds) for slo in slos}
+    tallies = run.compare(everyone, scenarios, devices=1)
     rates = {key: tally.goodput_rps(0, ms(seconds * 1e3)) for key, tally in tallies.items()}
-    goodput = _panel(
-        "goodput",
-        "good answers per second",
-        [curve("fig5", "Clockwork", "goodput_rps", name=PUBLISHED)],
-        [player.series([(slo, rates[player.name, slo]) for slo in slos]) for player in everyone],
-        _limits(run, slos),
-    )
+
+    def panel(
+        name: str, y_label: str, published: Series, ours: Values, limit: Sequence[Series] = ()
+    ) -> Panel:
+        curves = [player.series((slo, ours[player.name, slo]) for slo in slos) for player in everyone]
+        return Panel(
+            name=name, x_label="SLO (ms)", y_label=y_label, series=(published, *curves, *limit), x_log=True,
+            y_log=y_label == "ms",
+        )  # fmt: skip
+
+    def latency_panel(name: str, series: str, share: float) -> Panel:
+        published = curve("fig5", series, "latency_ms", name=PUBLISHED)
+        return panel(name, "ms", published, {key: _quantile_ms(tallies[key], share) for key in tallies})
+
+    published = curve("fig5", "Clockwork", "goodput_rps", name=PUBLISHED)
+    goodput = panel("goodput", "good answers per second", published, rates, [_limit(run, slos)])
     return Figure(
         figure="fig5",
         title="goodput against SLO, one GPU",
@@ -56,8 +61,8 @@ def fig5(run: Run) -> Figure:
         ),
         panels=(
             goodput,
-            _latency_panel("longest latency of any answer", "Clockwork max", 1.0, everyone, tallies),
-            _latency_panel("p99.99 latency", "Clockwork p99.99", 0.9999, everyone, tallies),
+            latency_panel("longest latency of any answer", "Clockwork max", 1.0),
+            latency_panel("p99.99 latency", "Clockwork p99.99", 0.9999),
         ),
         claims=(*_claims(everyone, slos, rates), *dominance_claims([goodput], everyone)),
         notes=(
@@ -76,51 +81,17 @@ def _scenario(slo_ms: float, seconds: float) -> Scenario:
         models=(ModelSet(name="resnet50", kind=KIND, copies=MODELS),),
         loads=(
             LoadTable(name="clients", models=("resnet50",), arrivals="closed", concurrency=CLIENTS,
-            slo_ms=slo_ms,
-                 start_s=WARM_S),
+                      slo_ms=slo_ms, start_s=WARM_S),
             LoadTable(name="warm", models=("resnet50",), arrivals="fixed", rate_rps=WARM_RPS,
-            slo_ms=WARM_SLO_MS,
-                 stop_s=WARM_S),
+                      slo_ms=WARM_SLO_MS, stop_s=WARM_S),
         ),
     )  # fmt: skip
 
 
-def _panel(
-    name: str, y_label: str, published: list[Series], ours: list[Series], limits: list[Series]
-) -> Panel:
-    return Panel(
-        name=name,
-        x_label="SLO (ms)",
-        y_label=y_label,
-        series=(*published, *ours, *limits),
-        x_log=True,
-        y_log=y_label == "ms",
-    )
-
-
-def _latency_panel(
-    name: str, published: str, share: float, everyone: tuple[Player, ...], tallies: Tallies
-) -> Panel:
-    slos = sorted({slo for _, slo in tallies})
-    return _panel(
-        name,
-        "ms",
-        [curve("fig5", published, "latency_ms", name=PUBLISHED)],
-        [
-            player.series([(slo, _quantile_ms(tallies[player.name, slo], share)) for slo in slos])
-            for player in everyone
-        ],
-        [],
-    )
-
-
-def _limits(run: Run, slos: tuple[float, ...]) -> list[Series]:
-    infer_ns = run.zoo[KIND].infer_ns
-    rates = [
-        (slo, closed_loop_limit_rps(infer_ns, ms(slo), GOAL_CAP, network=run.constants.network))
-        for slo in slos
-    ]
-    return [Series(name=f"limit, batch ≤ {GOAL_CAP}", role=Role.LIMIT, points=points(rates))]
+def _limit(run: Run, slos: Sequence[float]) -> Series:
+    infer_ns, network = run.zoo[KIND].infer_ns, run.constants.network
+    rates = [(slo, closed_loop_limit_rps(infer_ns, ms(slo), GOAL_CAP, network=network)) for slo in slos]
+    return Series(name=f"limit, batch ≤ {GOAL_CAP}", role=Role.LIMIT, points=points(rates))
 
 
 def _quantile_ms(tally: Tally, share: float) -> float:
@@ -134,9 +105,7 @@ def _quantile_ms(tally: Tally, share: float) -> float:
     return to_ms(both.quantile_ns(share))
 
 
-def _claims(
-    everyone: tuple[Player, ...], slos: tuple[float, ...], rates: dict[tuple[str, float], float]
-) -> list[Claim]:
+def _claims(everyone: Sequence[Player], slos: Sequence[float], rates: Values) -> list[Claim]:
     claims = []
     for slo in slos:
         published = value("fig5", "Clockwork", "goodput_rps", slo)
@@ -144,12 +113,7 @@ def _claims(
             ours = rates[player.name, slo]
             name = f"goodput at {slo:g} ms: {player.name}"
             if player.agrees:
-                within = AGREEMENT * published
-                claims.append(
-                    Claim(
-                        name=name, paper=published, ours=ours, sense="+-", target=published, tolerance=within
-                    )
-                )
+                claims.append(Claim.near(name, published, ours, AGREEMENT * published))
             elif player.ours:
                 target = TARGETS_RPS[slo]
                 claims.append(Claim(name=name, paper=published, ours=ours, sense=">=", target=target))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from clockwork_lab.reproduce.dominance import dominance_claims
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points
+import numpy as np
+
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points, value
 from clockwork_lab.reproduce.limits import OTHERS_WEIGH, LimitStretch, bound, stretches
-from clockwork_lab.reproduce.paper_curves import curve, value
-from clockwork_lab.reproduce.players import Player, players, soloists
+from clockwork_lab.reproduce.players import Player, dominance_claims, players, soloists
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import Busy, Count
@@ -35,11 +35,8 @@ def fig6(run: Run) -> Figure:
     bucket_s = max(1.0, BUCKET_S * shrink)
     lead_s = LEAD_S * shrink if run.short else LEAD_S
     everyone = soloists() if run.short else players()
-    run.plan(len(everyone))
-    tallies = {
-        player.name: run.simulate(_scenario(lead_s, hour_s), player, devices=1, bucket_s=bucket_s)
-        for player in everyone
-    }
+    compared = run.compare(everyone, {"": _scenario(lead_s, hour_s)}, devices=1, bucket_s=bucket_s)
+    tallies = {name: tally for (name, _), tally in compared.items()}
 
     def panel(name: str, y_label: str, published: Series, read: Value, limit: Sequence[Series] = ()) -> Panel:
         ours = [
@@ -138,42 +135,39 @@ def _limit(run: Run, lead_s: float, hour_s: float) -> Series:
 def _claims(everyone: Sequence[Player], tallies: dict[str, Tally], major: Panel, minor: Panel) -> list[Claim]:
     claims = []
     for player in everyone:
-        if player.agrees:
-            claims += _agreement_claims(player, major, "Major goodput", Role.RELEASED)
-            claims += _agreement_claims(player, minor, "Minor goodput", Role.RELEASED)
+        own_major, own_minor = (_own(panel, player) for panel in (major, minor))
+        for name, own in (("Major goodput", own_major), ("Minor goodput", own_minor)):
+            for minute, published in _published_minutes(name):
+                about = f"{name} at {minute:g} min: {player.name}"
+                ours = at_minute(own, minute)
+                if player.agrees:
+                    claims.append(Claim.near(about, published, ours, AGREEMENT * published))
+                elif player.ours and own is own_major:
+                    claims.append(Claim(name=about, paper=published, ours=ours, sense=">=", target=published))
         if player.ours:
-            claims += _agreement_claims(player, major, "Major goodput", Role.DEFAULT)
-            claims += _own_claims(player, tallies[player.name], major, minor)
+            claims += _own_claims(player, tallies[player.name], major, own_major, own_minor)
     return claims + dominance_claims([major], everyone)
 
 
-def _agreement_claims(player: Player, panel: Panel, name: str, role: Role) -> list[Claim]:
-    """Along the hour: as published within a tolerance, or, for our policy, above it."""
-    own = next(series for series in panel.series if series.name == player.name)
-    claims = []
-    for point in curve("fig6", name, "goodput_rps").points:
-        if point.x < 0 or point.y is None:
-            continue
-        sense, tolerance = (">=", 0.0) if role is Role.DEFAULT else ("+-", AGREEMENT * point.y)
-        claims.append(
-            Claim(name=f"{name} at {point.x:g} min: {player.name}", paper=point.y,
-                  ours=at_minute(own, point.x), sense=sense, target=point.y, tolerance=tolerance)
-        )  # fmt: skip
-    return claims
+def _own(panel: Panel, player: Player) -> Series:
+    return next(series for series in panel.series if series.name == player.name)
 
 
-def _own_claims(player: Player, tally: Tally, major: Panel, minor: Panel) -> list[Claim]:
-    rates = [
-        next(series for series in panel.series if series.name == player.name) for panel in (major, minor)
-    ]
+def _published_minutes(name: str) -> list[tuple[float, float]]:
+    """The published values along the hour."""
+    found = curve("fig6", name, "goodput_rps").points
+    return [(point.x, point.y) for point in found if point.x >= 0 and point.y is not None]
+
+
+def _own_claims(player: Player, tally: Tally, major: Panel, own: Series, own_minor: Series) -> list[Claim]:
     limit = next(series for series in major.series if series.role is Role.LIMIT).at(58.0) or 0.0
     longest_ms = max(to_ms(count.answered.max_ns) for count in tally.loads)
     return [
         Claim(name=f"Major goodput at 58 min against the limit: {player.name}",
-              paper=value("fig6", "Major goodput", "goodput_rps", 58.0), ours=at_minute(rates[0], 58.0),
+              paper=value("fig6", "Major goodput", "goodput_rps", 58.0), ours=at_minute(own, 58.0),
               sense=">=", target=0.97 * limit),
         Claim(name=f"Minor goodput at 58 min: {player.name}",
-              paper=value("fig6", "Minor goodput", "goodput_rps", 58.0), ours=at_minute(rates[1], 58.0),
+              paper=value("fig6", "Minor goodput", "goodput_rps", 58.0), ours=at_minute(own_minor, 58.0),
               sense="+-", target=MINOR_RPS, tolerance=0.05 * MINOR_RPS),
         Claim(name=f"longest latency of a good answer (ms): {player.name}", paper=96.6, ours=longest_ms,
               sense="<=", target=SLO_MS),
@@ -182,12 +176,5 @@ def _own_claims(player: Player, tally: Tally, major: Panel, minor: Panel) -> lis
 
 def at_minute(series: Series, minute: float) -> float | None:
     """The value at a minute, between the middles of the stretches around it."""
-    known = [point for point in series.points if point.y is not None]
-    before = [point for point in known if point.x <= minute]
-    after = [point for point in known if point.x > minute]
-    if not before or not after:
-        return (before[-1].y if before else after[0].y) if known else None
-    left, right = before[-1], after[0]
-    assert left.y is not None
-    assert right.y is not None
-    return left.y + (right.y - left.y) * (minute - left.x) / (right.x - left.x)
+    known = [(point.x, point.y) for point in series.points if point.y is not None]
+    return float(np.interp(minute, [x for x, _ in known], [y for _, y in known])) if known else None

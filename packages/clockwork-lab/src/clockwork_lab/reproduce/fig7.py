@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from clockwork_lab.reproduce.dominance import dominance_claims
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points
+from collections.abc import Sequence
+
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points
 from clockwork_lab.reproduce.limits import LimitStretch, satisfactions, stretches
-from clockwork_lab.reproduce.paper_curves import curve
-from clockwork_lab.reproduce.players import Player, players, soloists
+from clockwork_lab.reproduce.players import Player, dominance_claims, players, soloists
 from clockwork_lab.reproduce.run import Run
+from clockwork_serve.sim import Tally
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Ramp, Scenario
 
 KIND, DEVICES = "resnet50_v2", 6
@@ -22,8 +23,10 @@ TARGETS = {
     48: {4.35: 0.75, 6.53: 0.88, 9.79: 0.95, 14.68: 0.99},
 }
 AGREEMENT, AGREES_ABOVE_MS = 0.06, 6.6
+STEPPED_LOAD = 1
+"""The load whose SLO grows step by step."""
 
-Satisfactions = dict[tuple[str, int, int], list[float]]
+Case = tuple[int, int]
 
 
 def fig7(run: Run) -> Figure:
@@ -31,18 +34,15 @@ def fig7(run: Run) -> Figure:
     cases = CASES[-1:] if run.short else CASES
     everyone = soloists() if run.short else players()
     step_s = SHORT_STEP_S if run.short else STEP_S
-    run.plan(len(cases) * len(everyone))
-    found: Satisfactions = {}
-    for models, rate in cases:
-        for player in everyone:
-            tally = run.simulate(_scenario(models, rate, step_s), player, devices=DEVICES, bucket_s=step_s)
-            found[player.name, models, rate] = [
-                row[1].satisfaction for row in tally.rows[1 : 1 + len(STEPS_MS)]
-            ]
-    panels = [
-        _panel(models, rate, everyone, found, _limit(run, _scenario(models, rate, step_s), step_s))
-        for models, rate in cases
-    ]
+    scenarios = {case: _scenario(*case, step_s) for case in cases}
+    tallies = run.compare(everyone, scenarios, devices=DEVICES, bucket_s=step_s)
+    found = {key: satisfied(tally) for key, tally in tallies.items()}
+    panels = []
+    for case, scenario in scenarios.items():
+        published = curve("fig7", scenario.name, "satisfaction", name="published: Clockwork")
+        ours = [over_steps(player, found[player.name, case]) for player in everyone]
+        limit = limit_of_steps(run, scenario, step_s, "limit")
+        panels.append(satisfaction_panel(scenario.name, [published, *ours, limit]))
     return Figure(
         figure="fig7",
         title="satisfaction against the SLO, six GPUs",
@@ -60,63 +60,61 @@ def fig7(run: Run) -> Figure:
 
 
 def _scenario(models: int, rate: int, step_s: float) -> Scenario:
-    end_s = step_s * (1 + len(STEPS_MS))
     return Scenario(
         name=f"N={models} R={rate}",
-        seconds=end_s,
+        seconds=step_s * (1 + len(STEPS_MS)),
         models=(ModelSet(name="resnet50", kind=KIND, copies=models),),
-        loads=(
-            LoadTable(name="warm", models=("resnet50",), arrivals="poisson", rate_rps=float(rate),
-                 slo_ms=WARM_SLO_MS, stop_s=step_s),
-            LoadTable(name="ramp", models=("resnet50",), arrivals="poisson", rate_rps=float(rate),
-            slo_ms=FIRST_MS,
-                 slo_ramp=Ramp(every_s=step_s, factor=FACTOR, until=100.0), start_s=step_s),
-        ),
+        loads=stepped_loads("ramp", "resnet50", float(rate), step_s),
+    )
+
+
+def stepped_loads(name: str, models: str, rate_rps: float, step_s: float) -> tuple[LoadTable, ...]:
+    """A step at a loose SLO, then a load whose SLO begins tight and grows with each step."""
+    return (
+        LoadTable(name="warm", models=(models,), arrivals="poisson", rate_rps=rate_rps, slo_ms=WARM_SLO_MS,
+                  stop_s=step_s),
+        LoadTable(name=name, models=(models,), arrivals="poisson", rate_rps=rate_rps, slo_ms=FIRST_MS,
+                  slo_ramp=Ramp(every_s=step_s, factor=FACTOR, until=100.0), start_s=step_s),
     )  # fmt: skip
 
 
-def _limit(run: Run, scenario: Scenario, step_s: float) -> Series:
-    """The oracle's limit, from the first seconds of each step."""
-    seconds = min(LIMIT_S, step_s)
-    wanted = [LimitStretch(step_s * (1 + step), seconds) for step in range(len(STEPS_MS))]
+def satisfied(tally: Tally) -> list[float]:
+    """Satisfaction of the load whose SLO grows, for each step."""
+    return [row[STEPPED_LOAD].satisfaction for row in tally.rows[1 : 1 + len(STEPS_MS)]]
+
+
+def over_steps(player: Player, values: Sequence[float]) -> Series:
+    """A curve of a policy, with a value for each step."""
+    return player.series(zip(STEPS_MS, values, strict=False))
+
+
+def limit_of_steps(run: Run, scenario: Scenario, step_s: float, name: str) -> Series:
+    """The oracle's limit of satisfaction, from the first seconds of each step."""
+    wanted = [LimitStretch(step_s * (1 + step), min(LIMIT_S, step_s)) for step in range(len(STEPS_MS))]
     values = satisfactions(run, KIND, stretches(run, scenario, wanted), devices=DEVICES)
-    return Series(name="limit", role=Role.LIMIT, points=points(zip(STEPS_MS, values, strict=True)))
+    return Series(name=name, role=Role.LIMIT, points=points(zip(STEPS_MS, values, strict=True)))
 
 
-def _panel(
-    models: int, rate: int, everyone: tuple[Player, ...], found: Satisfactions, limit: Series
-) -> Panel:
-    name = f"N={models} R={rate}"
-    ours = [
-        player.series(zip(STEPS_MS, found[player.name, models, rate], strict=False)) for player in everyone
-    ]
+def satisfaction_panel(name: str, series: Sequence[Series]) -> Panel:
+    """Satisfaction against the SLO."""
     return Panel(
-        name=name,
-        x_label="SLO (ms)",
-        y_label="satisfaction",
-        series=(curve("fig7", name, "satisfaction", name="published: Clockwork"), *ours, limit),
-        x_log=True,
-        y_max=1.05,
+        name=name, x_label="SLO (ms)", y_label="satisfaction", series=tuple(series), x_log=True, y_max=1.05
     )
 
 
 def _claims(
-    cases: tuple[tuple[int, int], ...], everyone: tuple[Player, ...], found: Satisfactions
+    cases: Sequence[Case], everyone: Sequence[Player], found: dict[tuple[str, Case], list[float]]
 ) -> list[Claim]:
     claims = []
     for models, rate in cases:
         published = curve("fig7", f"N={models} R={rate}", "satisfaction")
         for player in everyone:
-            for slo, ours in zip(STEPS_MS, found[player.name, models, rate], strict=False):
+            for slo, ours in zip(STEPS_MS, found[player.name, (models, rate)], strict=False):
                 paper = published.at(slo)
                 assert paper is not None
                 name = f"N={models} R={rate} at {slo:g} ms: {player.name}"
                 if player.agrees and slo > AGREES_ABOVE_MS:
-                    claims.append(
-                        Claim(
-                            name=name, paper=paper, ours=ours, sense="+-", target=paper, tolerance=AGREEMENT
-                        )
-                    )
+                    claims.append(Claim.near(name, paper, ours, AGREEMENT))
                 target = TARGETS[models].get(slo) if rate == max(rate for _, rate in CASES) else None
                 if player.ours and target is not None:
                     claims.append(Claim(name=name, paper=paper, ours=ours, sense=">=", target=target))

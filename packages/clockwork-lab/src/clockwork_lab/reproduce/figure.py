@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import enum
-from typing import Any
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -71,6 +74,11 @@ class Claim(Struct, frozen=True, kw_only=True):
     target: float
     tolerance: float = 0.0
 
+    @classmethod
+    def near(cls, name: str, paper: float, ours: float | None, tolerance: float) -> Claim:
+        """The goal of reproducing a published value."""
+        return cls(name=name, paper=paper, ours=ours, sense="+-", target=paper, tolerance=tolerance)
+
     @property
     def met(self) -> bool:
         """Whether the goal is met; False if nothing was measured."""
@@ -136,3 +144,41 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_rounded(each) for each in value]
     return value
+
+
+# ------------------------------------------------------------
+# The published numbers, from package data.
+
+
+Key = tuple[str, str, str]
+_FILE: Final = "paper_figures.csv"
+
+
+@cache
+def _table() -> dict[Key, tuple[Point, ...]]:
+    """Points by (figure, series, y_name), ascending in x as in the file."""
+    text = (files("clockwork_lab.reproduce") / "data" / _FILE).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    table: dict[Key, list[Point]] = {}
+    for row in csv.DictReader(lines):
+        key = (row["figure"], row["series"], row["y_name"])
+        table.setdefault(key, []).append(Point(float(row["x"]), float(row["y"])))
+    return {key: tuple(found) for key, found in table.items()}
+
+
+def curve(figure: str, series: str, y_name: str, *, name: str = "", variant: int = 0) -> Series:
+    """One published curve; KeyError if there is none of that name."""
+    return Series(
+        name=name or f"published: {series}",
+        role=Role.PAPER,
+        points=_table()[figure, series, y_name],
+        variant=variant,
+    )
+
+
+def value(figure: str, series: str, y_name: str, x: float) -> float:
+    """One published number; KeyError if there is none there."""
+    found = curve(figure, series, y_name).at(x)
+    if found is None:
+        raise KeyError((figure, series, y_name, x))
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
@@ -31,22 +32,15 @@ def stretches(run: Run, scenario: Scenario, wanted: Sequence[LimitStretch]) -> l
         (round(each.start_s * NS_PER_S), round((each.start_s + each.seconds) * NS_PER_S)) for each in wanted
     ]
     for block in build(scenario, run.seed).open():
-        first_ns, last_ns = block.times_ns[0], block.times_ns[-1]
         for (from_ns, to_ns), into in zip(bounds, found, strict=True):
-            if first_ns < to_ns and last_ns >= from_ns:
-                _take(block, from_ns, to_ns, into)
-        if bounds and first_ns >= bounds[-1][1]:
+            part = slice(bisect_left(block.times_ns, from_ns), bisect_left(block.times_ns, to_ns))
+            into.times_ns += block.times_ns[part]
+            into.models += block.models[part]
+            into.slos_ns += block.slos_ns[part]
+            into.loads += block.loads[part]
+        if bounds and block.times_ns[0] >= bounds[-1][1]:
             break
     return found
-
-
-def _take(block: Arrivals, from_ns: int, to_ns: int, into: Arrivals) -> None:
-    for at, time_ns in enumerate(block.times_ns):
-        if from_ns <= time_ns < to_ns:
-            into.times_ns.append(time_ns)
-            into.models.append(block.models[at])
-            into.slos_ns.append(block.slos_ns[at])
-            into.loads.append(block.loads[at])
 
 
 def bound(

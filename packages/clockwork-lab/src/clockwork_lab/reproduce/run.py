@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import clockwork_serve
 from clockwork_lab.reproduce.players import Player
-from clockwork_lab.reproduce.provenance import provenance
+from clockwork_serve.controller import controller
 from clockwork_serve.sim import Cluster, Constants, Simulation, Tally, read_constants
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.scenario import Scenario
@@ -17,6 +22,8 @@ from clockwork_serve.workload.zoo import Zoo
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, text)."""
+
+Key = TypeVar("Key")
 
 _PARTS: Final = 100
 """Progress of one run is reported in this many parts."""
@@ -102,6 +109,22 @@ class Run:
         self.finished(text)
         return tally
 
+    def compare(
+        self,
+        everyone: Sequence[Player],
+        scenarios: Mapping[Key, Scenario],
+        *,
+        devices: int,
+        bucket_s: float = 0.0,
+    ) -> dict[tuple[str, Key], Tally]:
+        """Run every scenario under every policy; the tallies by policy's name and scenario's key."""
+        self.plan(len(everyone) * len(scenarios))
+        return {
+            (player.name, key): self.simulate(scenario, player, devices=devices, bucket_s=bucket_s)
+            for key, scenario in scenarios.items()
+            for player in everyone
+        }
+
     def setup(self, *, simulated: bool = True, **more: Any) -> dict[str, Any]:
         """The provenance of the figure: its own entries, then those of every figure."""
         return {
@@ -112,3 +135,56 @@ class Run:
             **provenance(),
             **({"constants of the simulated world": list(self.constants.lines())} if simulated else {}),
         }
+
+
+# ------------------------------------------------------------
+# The provenance of a figure: commit, machine, versions.
+
+
+def provenance() -> dict[str, str]:
+    """The provenance of every figure, by name."""
+    return {
+        "version": f"clockwork-serve {clockwork_serve.__version__}",
+        "commit": commit(Path(__file__).parent),
+        "machine": machine(),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "brains": "compiled" if str(controller.__file__).endswith(".so") else "pure Python",
+    }
+
+
+def commit(folder: Path) -> str:
+    """The commit of the checkout that ``folder`` is in; says so if there is none, or files differ from it."""
+    git = shutil.which("git")
+    if git is None:
+        return "unknown (no git)"
+    found = _ask(git, folder, "rev-parse", "--short=12", "HEAD")
+    if not found or not _ask(git, folder, "ls-files", "--", str(folder)):
+        return "unknown (not a checkout)"
+    return (
+        f"{found} with changes"
+        if _ask(git, folder, "status", "--porcelain", "-uno", "--", ":/packages")
+        else found
+    )
+
+
+def machine() -> str:
+    """The processor, its cores that we may use, and the memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_processor()}, {cores} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+def _ask(git: str, folder: Path, *words: str) -> str:
+    ended = subprocess.run(
+        [git, *words], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    return ended.stdout.strip() if ended.returncode == 0 else ""

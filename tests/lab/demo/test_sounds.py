@@ -8,10 +8,10 @@ import wave
 import numpy as np
 import pytest
 
-from clockwork_lab.demo import signals
+from clockwork_lab.demo import sounds
 
 
-def wav(samples, rate=signals.RATE, channels=1):
+def wav(samples, rate=sounds.RATE, channels=1):
     stream = io.BytesIO()
     with wave.open(stream, "wb") as file:
         file.setnchannels(channels)
@@ -22,17 +22,17 @@ def wav(samples, rate=signals.RATE, channels=1):
 
 
 def test_a_wav_file_is_read_as_numbers_below_one():
-    np.testing.assert_array_equal(signals.read_wav(wav([0, 16384, -32768])), [0.0, 0.5, -1.0])
+    np.testing.assert_array_equal(sounds.read_wav(wav([0, 16384, -32768])), [0.0, 0.5, -1.0])
 
 
 def test_another_rate_is_refused():
     with pytest.raises(ValueError, match=r"found \(1, 2, 8000\)"):
-        signals.read_wav(wav([0], rate=8000))
+        sounds.read_wav(wav([0], rate=8000))
 
 
 def test_the_power_of_a_tone_is_in_its_bin():
-    sound = signals.tone(1000.0, 16_000)
-    power = signals.power_spectrum(sound, np.hanning(401)[:-1], 160, "reflect")
+    sound = sounds.tone(1000.0, 16_000)
+    power = sounds.power_spectrum(sound, np.hanning(401)[:-1], 160, "reflect")
     assert power.shape == (101, 201)
     assert set(power[5:-5].argmax(axis=1)) == {25}
 
@@ -40,7 +40,7 @@ def test_the_power_of_a_tone_is_in_its_bin():
 def test_power_equals_a_sum_over_samples():
     sound = np.random.default_rng(0).standard_normal(900)
     window = np.hanning(201)[:-1]
-    power = signals.power_spectrum(sound, window, 100, "constant")
+    power = sounds.power_spectrum(sound, window, 100, "constant")
     padded = np.concatenate([np.zeros(100), sound, np.zeros(100)])
     frame = padded[300:500] * window
     turns = np.exp(-2j * np.pi * 7 * np.arange(200) / 200)
@@ -48,33 +48,33 @@ def test_power_equals_a_sum_over_samples():
 
 
 def test_mel_triangles_have_one_area_and_rising_peaks():
-    filters = signals.mel_filters(2001, 40, 8000 / 2000)
+    filters = sounds.mel_filters(2001, 40, 8000 / 2000)
     assert filters.shape == (2001, 40)
     assert np.all(np.diff(filters.argmax(axis=0)) > 0)
     np.testing.assert_allclose(filters.sum(axis=0) * 4, 1.0, rtol=0.02)
 
 
 def test_features_have_the_shapes_their_models_want():
-    word = signals.tone(300.0, 5000)
-    assert signals.whisper_features(word).shape == (80, 800)
-    assert signals.mos_features(signals.repeated(word, 144_000)).shape == (900, 120)
-    assert signals.loss_features(signals.repeated(word, 80_000)).shape == (314, 257)
+    word = sounds.tone(300.0, 5000)
+    assert sounds.whisper_features(word).shape == (80, 800)
+    assert sounds.mos_features(sounds.repeated(word, 144_000)).shape == (900, 120)
+    assert sounds.loss_features(sounds.repeated(word, 80_000)).shape == (314, 257)
 
 
 def test_whisper_features_put_the_sound_last():
-    features = signals.whisper_features(signals.tone(300.0, 16_000))
+    features = sounds.whisper_features(sounds.tone(300.0, 16_000))
     assert features[:, :690].max() < features[:, 710:790].max()
 
 
 def test_features_of_silence_are_finite():
-    silence = signals.silence(9.0)
-    for features in (signals.whisper_features, signals.mos_features, signals.loss_features):
+    silence = sounds.silence(9.0)
+    for features in (sounds.whisper_features, sounds.mos_features, sounds.loss_features):
         assert np.all(np.isfinite(features(silence)))
 
 
 def test_noise_is_the_same_every_time_and_stays_in_range():
-    sound = signals.tone(300.0, 1000, level=1.0)
-    noisy = signals.with_noise(sound, 0.5)
-    np.testing.assert_array_equal(noisy, signals.with_noise(sound, 0.5))
+    sound = sounds.tone(300.0, 1000, level=1.0)
+    noisy = sounds.with_noise(sound, 0.5)
+    np.testing.assert_array_equal(noisy, sounds.with_noise(sound, 0.5))
     assert np.abs(noisy).max() <= 1.0
     assert not np.array_equal(noisy, sound)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from tritonclient.utils import InferenceServerException
 
-from clockwork_lab.demo.client import refusal
-from clockwork_lab.demo.load import SLO_FACTORS, Mix, plan
+from clockwork_lab.demo.client import SLO_FACTORS, Mix, plan, refusal
 
 CASE = {"x": np.zeros((1, 4), np.float32)}
 SLOW = Mix("slow", tuple(f"slow_{i}" for i in range(5)), (CASE, CASE), 40.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_lab.reproduce.table import number, to_markdown
+from clockwork_lab.reproduce.write import number, to_markdown
 from tests.lab.reproduce.figures import figure
 
 
