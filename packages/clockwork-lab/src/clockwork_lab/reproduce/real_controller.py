@@ -24,9 +24,10 @@ from clockwork_serve.devices.base import DeviceConfig
 from clockwork_serve.devices.emulated import emulated_config, emulated_profile
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Ask, Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
-from clockwork_serve.serve.processes.controller import SOCKET_NAME, ControllerProcessConfig
+from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.supervisor.keeper import KeeperLink
 from clockwork_serve.serve.supervisor.processes import Child, Launch, describe_exit
+from clockwork_serve.serve.transport import SOCKET_NAME
 from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.units import MIB
 

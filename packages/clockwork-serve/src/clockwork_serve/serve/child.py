@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -205,6 +206,18 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
         _log.critical("ended by an error", exc_info=True)
         return EXIT_BROKEN
     return 0
+
+
+def freeze_live_objects(*thresholds: int) -> None:
+    """Exempt all present objects from garbage collection: a full pass takes 0.2 us per object.
+
+    Ours create few reference cycles, if any; for those of libraries and of users' models rare passes over
+    young objects remain, at these ``thresholds`` of :func:`gc.set_threshold`.
+    """
+    gc.collect()
+    gc.freeze()
+    if thresholds:
+        gc.set_threshold(*thresholds)
 
 
 def answer_beats() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -46,8 +45,7 @@ async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
         raise ConfigError(f"listen_machines: {host}:{port}: {error.strerror}") from None
     _log.info("workers and gateways may join at %s:%d", host, port)
     catalogue = asyncio.get_running_loop().create_task(bridge.run())
-    gc.collect()
-    gc.freeze()
+    child.freeze_live_objects()
     child.answer_beats()
     try:
         await stop.wait()

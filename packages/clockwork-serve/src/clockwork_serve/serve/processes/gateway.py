@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import logging
 import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,10 +31,10 @@ from clockwork_serve.serve.remote.gateway import FarReach
 if TYPE_CHECKING:
     from clockwork_serve.serve.grpc.service import GatewayGrpc
 
-EXIT_CONFIG: Final = 78
-"""Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
 DRAIN_S: Final = 2.0
 """How long requests in flight may take after SIGTERM, where the supervisor has drained the server before."""
+_THRESHOLDS: Final = (50_000, 20, 100)
+"""Of garbage collection; requests create few reference cycles."""
 
 _log = logging.getLogger(__name__)
 
@@ -114,42 +114,24 @@ class GatewayServers:
             ) from None
 
 
-async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
-    """Run a gateway until ``stop``; its exit status."""
-    try:
-        servers = GatewayServers(config)
-        await servers.start(freeze_live_objects)
-    except ConfigError as error:
-        _log.critical("%s", error)
-        return EXIT_CONFIG
+async def serve(config: GatewayConfig, stop: asyncio.Event) -> None:
+    """Run a gateway until ``stop``.
+
+    Raises :class:`ConfigError` if it cannot start, or its server on another machine refuses it.
+    """
+    servers = GatewayServers(config)
+    await servers.start(partial(child.freeze_live_objects, *_THRESHOLDS))
     child.answer_beats()
     servers.http.codec.start_soon()
     _log.info("listening", extra={"host": config.settings.host, **servers.port_by_name})
-    status = 0
-    if servers.far is None:
-        await stop.wait()
-    else:
-        status = await _unless_refused(servers.far, stop)
-    await servers.close()
-    return status
-
-
-async def _unless_refused(far: FarReach, stop: asyncio.Event) -> int:
-    """Return at ``stop``, or once the server has refused this gateway; returns the exit status."""
+    refused = set() if servers.far is None else {servers.far.refused}
     stopped = asyncio.ensure_future(stop.wait())
-    await asyncio.wait((stopped, far.refused), return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({stopped, *refused}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
-    if far.refused.done() and (error := far.refused.exception()) is not None:
-        _log.critical("%s", error)
-        return EXIT_CONFIG
-    return 0
-
-
-def freeze_live_objects() -> None:
-    """Exempt imported objects from garbage collection; requests create few reference cycles."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    await servers.close()
+    for refusal in refused:
+        if refusal.done():
+            refusal.result()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -160,13 +142,7 @@ def main(argv: Sequence[str]) -> int:
     # gRPC's core logs each malformed request by itself, from its own threads: clients could flood the log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     _allow_connections(config.settings.max_connections)
-    status = 0
-
-    async def body(stop: asyncio.Event) -> None:
-        nonlocal status
-        status = await serve(config, stop)
-
-    return child.run_until_stopped(body) or status
+    return child.run_until_stopped(lambda stop: serve(config, stop))
 
 
 def _allow_connections(wanted: int) -> None:
