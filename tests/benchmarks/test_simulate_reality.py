@@ -11,7 +11,7 @@ from benchmarks.simulate_reality.__main__ import DEPTHS, INPUTS, capacity_rps, s
 from benchmarks.simulate_reality.agreement import Pair, Run, agrees, compare, why_invalid
 from benchmarks.simulate_reality.calibration import Delays, calibrate, delays_of, truth_of, write_zoo
 from benchmarks.simulate_reality.lane_story import Execution, story_of
-from clockwork_serve.apps.simulate.question import ask
+from clockwork_serve.apps.simulate import ask
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import CodeAdded, Profile, Status
 from clockwork_serve.sim import read_constants

@@ -9,7 +9,7 @@ import pytest
 
 from clockwork_serve.cli.entry import run
 from clockwork_serve.telemetry import Journal, JournalHead, Step, read_records
-from tests.apps.simulate.scenarios import STEADY, written
+from tests.apps.scenarios import STEADY, written
 
 
 @pytest.fixture

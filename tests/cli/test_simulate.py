@@ -12,7 +12,7 @@ import pytest
 
 from clockwork_serve.cli.entry import run
 from clockwork_serve.telemetry import read_journal
-from tests.apps.simulate.scenarios import STEADY, written
+from tests.apps.scenarios import STEADY, written
 
 
 @pytest.fixture
