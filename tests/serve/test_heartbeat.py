@@ -87,14 +87,14 @@ def test_a_controller_that_was_stopped_itself_finds_no_worker_stalled() -> None:
     uvloop.run(main())
 
 
-def test_only_a_worker_that_is_to_be_ended_is_reported_to_the_keeper() -> None:
+def test_only_a_worker_that_is_to_be_ended_is_reported_to_the_supervisor() -> None:
     async def main() -> None:
-        one, keeper = WorkerProbe(), FakeLink("keeper")
+        one, supervisor = WorkerProbe(), FakeLink("keeper")
         end = WorkerHung(worker="w0", why="late", end=True)
         for hung in (WorkerHung(worker="w0", why="late"), end, WorkerHung(worker="w0")):
-            one.heartbeat.report_hung(hung, cast("Link", keeper))
+            one.heartbeat.report_hung(hung, cast("Link", supervisor))
             one.heartbeat.report_hung(hung, None)
-        assert keeper.sent == [end]
+        assert supervisor.sent == [end]
 
     uvloop.run(main())
 

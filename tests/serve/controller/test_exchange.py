@@ -72,7 +72,7 @@ def result(device: str) -> Result:
 
 def test_new_processes_are_sent_the_catalogue(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper(code(), model("m/1"), model("m/2"), ModelRemoved(model="m/2"))
+        await world.supervisor(code(), model("m/1"), model("m/2"), ModelRemoved(model="m/2"))
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
         await until(lambda: gateway.of(RequestCredit) and len(worker.frames) == 2)
@@ -88,12 +88,12 @@ def test_new_processes_are_sent_the_catalogue(tmp_path: Path) -> None:
 
 def test_changes_are_sent_to_all_connected_processes(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper()
+        supervisor = await world.supervisor()
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
         changes: list[Frame] = [code(), model(), ModelRemoved(model="m/1"), CodeRemoved(code_id="c1")]
-        keeper.send(*changes)
+        supervisor.send(*changes)
         await until(lambda: len(worker.frames) == 3 and len(gateway.frames) == 6)
         assert gateway.frames[2:] == changes
         assert worker.frames == [code(), model(), CodeRemoved(code_id="c1")]
@@ -106,14 +106,14 @@ def test_workers_wait_until_the_catalogue_is_complete(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         worker = await world.worker("w", "d")
         gone = await world.worker("gone", "other")
-        keeper = await world.peer(Role.KEEPER, "keeper")
-        keeper.send(code())
+        supervisor = await world.peer(Role.SUPERVISOR, "keeper")
+        supervisor.send(code())
         await until(lambda: world.brain.seen)
         gone.link.close()
         await asyncio.sleep(0.02)
         assert world.brain.seen == [code()]
         assert worker.frames == []
-        keeper.send(model(), Ask(ask_id=1, what=Question.STATE))
+        supervisor.send(model(), Ask(ask_id=1, what=Question.STATE))
         await until(lambda: len(worker.frames) == 2)
         assert world.brain.seen == [code(), model(), joined("w", "d")]
         assert worker.frames == [code(), model()], "told once"
@@ -121,16 +121,16 @@ def test_workers_wait_until_the_catalogue_is_complete(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_damage_is_reported_to_the_keeper_and_a_rebuilt_code_to_all(tmp_path: Path) -> None:
+def test_damage_is_reported_to_the_supervisor_and_a_rebuilt_code_to_all(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper(code(), model())
+        supervisor = await world.supervisor(code(), model())
         worker = await world.worker("w", "d")
         await until(lambda: len(worker.frames) == 2)
         found = ArtefactDamaged(what="code", name="c1", message="a bit")
         worker.send(found)
-        await until(lambda: keeper.of(ArtefactDamaged) == [found])
-        keeper.send(CodeRemade(code_id="c1"), CodeRemade(code_id="unknown"))
-        keeper.send(DamageCounted(found={"code": 1}, remade=1))
+        await until(lambda: supervisor.of(ArtefactDamaged) == [found])
+        supervisor.send(CodeRemade(code_id="c1"), CodeRemade(code_id="unknown"))
+        supervisor.send(DamageCounted(found={"code": 1}, remade=1))
         await until(lambda: len(worker.frames) == 3 and world.recorder.counters.artefacts_remade)
         assert worker.frames[2] == code(), "to prepare it once more"
         assert world.brain.seen[-1] == CodeRemade(code_id="c1")
@@ -139,12 +139,12 @@ def test_damage_is_reported_to_the_keeper_and_a_rebuilt_code_to_all(tmp_path: Pa
     play(tmp_path, story)
 
 
-def test_a_keeper_that_repeats_its_catalogue_changes_nothing(tmp_path: Path) -> None:
+def test_a_supervisor_that_repeats_its_catalogue_changes_nothing(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper(code(), model())
-        await world.keeper(code(), model())
+        await world.supervisor(code(), model())
+        await world.supervisor(code(), model())
         assert world.brain.seen == [code(), model()]
-        await world.keeper(code(), model(priority=5))
+        await world.supervisor(code(), model(priority=5))
         assert world.brain.seen[2:] == [ModelRemoved(model="m/1"), model(priority=5)]
 
     play(tmp_path, story)
@@ -152,7 +152,7 @@ def test_a_keeper_that_repeats_its_catalogue_changes_nothing(tmp_path: Path) -> 
 
 def test_effects_are_sent_to_the_right_process(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper()
+        supervisor = await world.supervisor()
         one, two = await world.peer(Role.GATEWAY, "one"), await world.peer(Role.GATEWAY, "two")
         first, second = await world.worker("w1", "d1", "d2"), await world.worker("w2", "d3")
         await until(lambda: len(world.brain.seen) == 2)
@@ -166,7 +166,7 @@ def test_effects_are_sent_to_the_right_process(tmp_path: Path) -> None:
             load("gone"),
             Readiness(ready=True),
         )
-        everyone = [one, two, keeper]
+        everyone = [one, two, supervisor]
         await until(lambda: all(Readiness(ready=True) in peer.frames for peer in everyone))
         await until(lambda: first.frames and second.frames)
         assert one.of(Answer) == [answer("one")]
@@ -181,7 +181,7 @@ def test_effects_are_sent_to_the_right_process(tmp_path: Path) -> None:
 
 def test_an_action_that_cannot_be_sent_in_time_is_answered_instead(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper()
+        await world.supervisor()
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
         world.decide(load("d", send_by_ns=1), infer("d"))
@@ -196,7 +196,7 @@ def test_an_action_that_cannot_be_sent_in_time_is_answered_instead(tmp_path: Pat
 
 def test_frames_of_gateways_and_workers_reach_the_brain(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper()
+        supervisor = await world.supervisor()
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
@@ -204,7 +204,7 @@ def test_frames_of_gateways_and_workers_reach_the_brain(tmp_path: Path) -> None:
         await until(lambda: len(world.brain.seen) == 3)
         worker.send(result("d"), CodeReady(device="d", code_id="c1"))
         await until(lambda: len(world.brain.seen) == 5)
-        keeper.send(Drain())
+        supervisor.send(Drain())
         await until(lambda: len(world.brain.seen) == 6)
         assert world.brain.seen[1:] == [
             request(), Cancel(request_id="r1"), result("d"), CodeReady(device="d", code_id="c1"), Drain(),
@@ -215,7 +215,7 @@ def test_frames_of_gateways_and_workers_reach_the_brain(tmp_path: Path) -> None:
 
 def test_the_brain_observes_lost_workers_and_gateways(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper()
+        await world.supervisor()
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
@@ -235,7 +235,7 @@ def test_the_brain_observes_lost_workers_and_gateways(tmp_path: Path) -> None:
 
 def test_a_process_that_connects_again_replaces_its_old_link(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper()
+        await world.supervisor()
         old = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
         new = await world.worker("w", "d")
@@ -265,14 +265,14 @@ def test_a_process_that_connects_again_replaces_its_old_link(tmp_path: Path) -> 
         (Role.WORKER, joined("another name", "e")),
         (Role.WORKER, joined("x")),
         (Role.WORKER, joined("x", "d")),
-        (Role.KEEPER, request(gateway="x")),
-        (Role.KEEPER, model(code_id="never added")),
+        (Role.SUPERVISOR, request(gateway="x")),
+        (Role.SUPERVISOR, model(code_id="never added")),
         (Role.CONTROLLER, Drain()),
     ],
 )
 def test_a_process_that_sends_what_it_may_not_is_cut_off(tmp_path: Path, role: Role, frame: Frame) -> None:
     async def story(world: World) -> None:
-        await world.keeper()
+        await world.supervisor()
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
         bad = await world.peer(role, "x")
@@ -288,7 +288,7 @@ def test_a_process_that_sends_what_it_may_not_is_cut_off(tmp_path: Path, role: R
 
 def test_state_and_counters_are_answered_here(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper(code(), model())
+        await world.supervisor(code(), model())
         gateway = await world.peer(Role.GATEWAY, "g")
         gateway.send(request(), Ask(ask_id=5, what=Question.STATE))
         await until(lambda: gateway.of(Reply))
@@ -311,16 +311,16 @@ def test_state_and_counters_are_answered_here(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_questions_about_the_repository_go_to_the_keeper_and_back(tmp_path: Path) -> None:
+def test_questions_about_the_repository_go_to_the_supervisor_and_back(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper()
+        supervisor = await world.supervisor()
         one, two = await world.peer(Role.GATEWAY, "one"), await world.peer(Role.GATEWAY, "two")
         one.send(Ask(ask_id=1, what=Question.INDEX))
         two.send(Ask(ask_id=1, what=Question.LOAD, body=b'{"model": "m"}'))
-        await until(lambda: len(keeper.of(Ask)) == 2)
-        asked = {ask.what: ask for ask in keeper.of(Ask)}
+        await until(lambda: len(supervisor.of(Ask)) == 2)
+        asked = {ask.what: ask for ask in supervisor.of(Ask)}
         assert asked["load"].body == b'{"model": "m"}'
-        keeper.send(
+        supervisor.send(
             Reply(ask_id=asked["load"].ask_id, ok=False, code=400, body=b'{"error": "no"}'),
             Reply(ask_id=asked["index"].ask_id, ok=True, body=b"[]"),
             Reply(ask_id=999, ok=True),
@@ -332,15 +332,15 @@ def test_questions_about_the_repository_go_to_the_keeper_and_back(tmp_path: Path
     play(tmp_path, story)
 
 
-def test_questions_to_a_keeper_that_is_not_connected_are_refused(tmp_path: Path) -> None:
+def test_questions_to_a_supervisor_that_is_not_connected_are_refused(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         gateway = await world.peer(Role.GATEWAY, "g")
         gateway.send(Ask(ask_id=1, what=Question.INDEX))
         await until(lambda: gateway.of(Reply))
-        keeper = await world.keeper()
+        supervisor = await world.supervisor()
         gateway.send(Ask(ask_id=2, what=Question.INDEX))
-        await until(lambda: keeper.of(Ask))
-        keeper.link.close()
+        await until(lambda: supervisor.of(Ask))
+        supervisor.link.close()
         await until(lambda: len(gateway.of(Reply)) == 2)
         assert [(reply.ask_id, reply.ok, reply.code) for reply in gateway.of(Reply)] == [
             (1, False, 503), (2, False, 503),

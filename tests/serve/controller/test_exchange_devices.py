@@ -18,12 +18,12 @@ def test_a_worker_is_sent_only_codes_that_one_of_its_devices_runs(tmp_path: Path
         return WorkerJoined(worker=worker, devices=(spec,))
 
     async def story(world: World) -> None:
-        keeper = await world.keeper(code("c1"))
+        supervisor = await world.supervisor(code("c1"))
         able, unable = await world.peer(Role.WORKER, "able"), await world.peer(Role.WORKER, "unable")
         able.send(on("able", "python", "onnx"))
         unable.send(on("unable", "torch"))
         await until(lambda: len(world.brain.seen) == 3)
-        keeper.send(code("c2"), CodeRemoved(code_id="c2"))
+        supervisor.send(code("c2"), CodeRemoved(code_id="c2"))
         await until(lambda: unable.frames and len(able.frames) == 3)
         assert able.frames == [code("c1"), code("c2"), CodeRemoved(code_id="c2")]
         assert unable.frames == [CodeRemoved(code_id="c2")]
@@ -33,7 +33,7 @@ def test_a_worker_is_sent_only_codes_that_one_of_its_devices_runs(tmp_path: Path
 
 def test_counters_of_devices_are_kept_for_metrics(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper()
+        await world.supervisor()
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
         worker.send(DeviceNumbers(device="d", numbers={"swaps": 3}))

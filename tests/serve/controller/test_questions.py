@@ -40,10 +40,10 @@ def test_questions_to_the_controller_are_answered_at_once() -> None:
 
 
 def test_two_questions_of_one_id_get_their_own_replies() -> None:
-    first, second, keeper, questions = link(), link(), link(), Questions(answer)
-    questions.ask(first, index(5), keeper)
-    questions.ask(second, index(5), keeper)
-    of_first, of_second = keeper.sent
+    first, second, supervisor, questions = link(), link(), link(), Questions(answer)
+    questions.ask(first, index(5), supervisor)
+    questions.ask(second, index(5), supervisor)
+    of_first, of_second = supervisor.sent
     questions.reply(Reply(ask_id=of_second.ask_id, ok=True, body=b"2"))
     questions.reply(Reply(ask_id=of_first.ask_id, ok=True, body=b"1"))
     questions.reply(Reply(ask_id=of_first.ask_id, ok=True, body=b"again"))
@@ -51,37 +51,37 @@ def test_two_questions_of_one_id_get_their_own_replies() -> None:
     assert second.sent == [Reply(ask_id=5, ok=True, body=b"2")]
 
 
-def test_without_a_keeper_and_when_its_link_is_lost_the_reply_is_503() -> None:
+def test_without_a_supervisor_and_when_its_link_is_lost_the_reply_is_503() -> None:
     asker, questions = link(), Questions(answer)
     questions.ask(asker, index(1), None)
     questions.ask(asker, index(2), link())
-    questions.keeper_lost()
-    questions.keeper_lost()
+    questions.supervisor_lost()
+    questions.supervisor_lost()
     assert [(reply.ask_id, reply.code) for reply in asker.sent] == [(1, 503), (2, 503)]
 
 
 def test_a_lost_link_is_sent_no_reply() -> None:
-    gone, stays, keeper, questions = link(), link(), link(), Questions(answer)
-    questions.ask(gone, index(1), keeper)
-    questions.ask(stays, index(2), keeper)
+    gone, stays, supervisor, questions = link(), link(), link(), Questions(answer)
+    questions.ask(gone, index(1), supervisor)
+    questions.ask(stays, index(2), supervisor)
     questions.requester_lost(gone)
-    for passed in keeper.sent:
+    for passed in supervisor.sent:
         questions.reply(Reply(ask_id=passed.ask_id, ok=True, body=b""))
     assert (gone.sent, len(stays.sent)) == ([], 1)
 
 
-def test_a_stalled_keeper_is_reported_at_once_and_its_late_reply_is_dropped() -> None:
+def test_a_stalled_supervisor_is_reported_at_once_and_its_late_reply_is_dropped() -> None:
     stuck = ""
-    asker, keeper = link(), link()
+    asker, supervisor = link(), link()
     questions = Questions(answer, lambda: stuck)
-    questions.ask(asker, index(1), keeper)
-    stuck = "the keeper has not answered for 1.2 s"
-    questions.keeper_stalled(stuck)
-    questions.ask(asker, index(2), keeper)
-    questions.reply(Reply(ask_id=keeper.sent[0].ask_id, ok=True, body=b"late"))
-    assert len(keeper.sent) == 1
+    questions.ask(asker, index(1), supervisor)
+    stuck = "the supervisor has not answered for 1.2 s"
+    questions.supervisor_stalled(stuck)
+    questions.ask(asker, index(2), supervisor)
+    questions.reply(Reply(ask_id=supervisor.sent[0].ask_id, ok=True, body=b"late"))
+    assert len(supervisor.sent) == 1
     assert [(reply.ask_id, reply.code) for reply in asker.sent] == [(1, 503), (2, 503)]
     assert all(stuck in msgspec.json.decode(reply.body)["error"] for reply in asker.sent)
     stuck = ""
-    questions.ask(asker, index(3), keeper)
-    assert len(keeper.sent) == 2
+    questions.ask(asker, index(3), supervisor)
+    assert len(supervisor.sent) == 2

@@ -25,7 +25,7 @@ from clockwork_serve.devices.emulated import emulated_config, emulated_profile
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Ask, Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
-from clockwork_serve.serve.supervisor.keeper import KeeperLink
+from clockwork_serve.serve.supervisor.link import SupervisorLink
 from clockwork_serve.serve.supervisor.processes import Child, Launch, describe_exit
 from clockwork_serve.serve.transport import SOCKET_NAME
 from clockwork_serve.serve.worker.host import WorkerConfig
@@ -72,12 +72,13 @@ async def started(
 ) -> AsyncIterator[Processes]:
     """The same with any devices and models, which ``frames`` announce to the controller."""
     children: list[Child] = []
-    link: KeeperLink | None = None
+    link: SupervisorLink | None = None
     with tempfile.TemporaryDirectory(prefix="clockwork-") as folder:
         try:
             launches = _launches(Path(folder), config, configs, workers)
             children.extend(Child(launch, logging.getLogger(__name__).debug) for launch in launches)
-            link = KeeperLink(Path(folder) / SOCKET_NAME, lambda: frames, _ignore)
+            link = SupervisorLink(Path(folder) / SOCKET_NAME, lambda: frames, _ignore)
+            link.start()
             await _until_ready(link, children)
             yield Processes(
                 Path(folder) / SOCKET_NAME,
@@ -142,7 +143,7 @@ def _process_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def _until_ready(link: KeeperLink, children: list[Child]) -> None:
+async def _until_ready(link: SupervisorLink, children: list[Child]) -> None:
     deadline_s = time.monotonic() + READY_S
     while not link.readiness.ready:
         _check(children)

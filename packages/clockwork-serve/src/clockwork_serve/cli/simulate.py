@@ -1,4 +1,4 @@
-"""``clockwork simulate``: a scenario on virtual time (``apps.simulate``), or a journal again (``sim.replay``)."""
+"""``clockwork simulate``: a scenario on virtual time (``apps.simulate``), or a journal (``sim.replay``)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -124,8 +124,8 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> None:
     child.answer_beats()
     servers.http.codec.start_soon()
     _log.info("listening", extra={"host": config.settings.host, **servers.port_by_name})
-    refused = set() if servers.far is None else {servers.far.refused}
-    stopped = asyncio.ensure_future(stop.wait())
+    refused: set[asyncio.Future[Any]] = set() if servers.far is None else {servers.far.refused}
+    stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     await asyncio.wait({stopped, *refused}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     await servers.close()

@@ -22,7 +22,13 @@ from msgspec import Struct, structs
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig, profile_kind
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.child import BEAT, BEATS_FD_VARIABLE, EXIT_BROKEN, EXIT_CONFIG, KEEPER_PID_VARIABLE
+from clockwork_serve.serve.child import (
+    BEAT,
+    BEATS_FD_VARIABLE,
+    EXIT_BROKEN,
+    EXIT_CONFIG,
+    SUPERVISOR_PID_VARIABLE,
+)
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.remote.config import BridgeConfig
@@ -178,7 +184,7 @@ class Launch(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, name: str, kind: str, config: object, stuck_s: float = 0.0) -> Launch:
-        """A launch of ``kind``: a module of ``processes``, or ``supervisor.preparation_process``.
+        """A launch of ``kind``: a module of ``processes``, or ``supervisor.preparation``.
 
         ``config`` is passed as JSON.
         """
@@ -223,7 +229,7 @@ class Child:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self._loop.create_future()
         beats, theirs = socket.socketpair() if launch.stuck_s else (None, None)
-        environment = {**os.environ, KEEPER_PID_VARIABLE: str(os.getpid())}
+        environment = {**os.environ, SUPERVISOR_PID_VARIABLE: str(os.getpid())}
         if theirs is not None:
             environment[BEATS_FD_VARIABLE] = str(theirs.fileno())
         self._process = subprocess.Popen(
@@ -583,7 +589,7 @@ def gateway_launches(
 
 
 _PROBE_TIMEOUT_S: Final = 2.0
-_REQUEST: Final = b"GET /v2/health/ready HTTP/1.1\r\nHost: keeper\r\nConnection: close\r\n\r\n"
+_REQUEST: Final = b"GET /v2/health/ready HTTP/1.1\r\nHost: supervisor\r\nConnection: close\r\n\r\n"
 
 
 async def healthy(host: str, port: int) -> bool:

@@ -15,6 +15,7 @@ from msgspec import Struct
 from clockwork_serve.devices import DeviceConfig, emulated_profile, profile_kind, runs
 from clockwork_serve.errors import DeviceError, printable
 from clockwork_serve.messages import Code, Model, Profile
+from clockwork_serve.serve.child import SUPERVISOR_PID_VARIABLE
 from clockwork_serve.serve.supervisor.processes import describe_exit
 from clockwork_serve.serve.supervisor.profile_process import (
     LOAD_BASE_NS,
@@ -203,7 +204,7 @@ class _Ended(NamedTuple):
 def _run(command: Sequence[str], limit_s: float) -> _Ended:
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "CLOCKWORK_KEEPER_PID": str(os.getpid())},
+        env={**os.environ, SUPERVISOR_PID_VARIABLE: str(os.getpid())},
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None
     stdout, stderr = _Tail(process.stdout), _Tail(process.stderr)
