@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -44,7 +44,6 @@ from clockwork_serve.telemetry.counters import (
     BatchCounters,
     Counters,
     DeviceCounters,
-    GatewayCounters,
     Histogram,
     ModelCounters,
     TenantCounters,
@@ -52,16 +51,6 @@ from clockwork_serve.telemetry.counters import (
     model_statistics,
     outcome_key,
 )
-from clockwork_serve.telemetry.metrics import render
-
-
-class StepListener(Protocol):
-    """Observes each step of a driver."""
-
-    def on_step(
-        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
-    ) -> None:
-        """All events observed at ``now_ns`` and all effects decided then, in order."""
 
 
 @dataclass(slots=True)
@@ -121,11 +110,6 @@ class Recorder:
             self._close_orphans(now_ns)
         self._early.clear()
 
-    def snapshot(self) -> dict[str, Any]:
-        """The counters as JSON-able data."""
-        found: dict[str, Any] = msgspec.to_builtins(self.counters, str_keys=True)
-        return found
-
     def encoded(self, accounts: Mapping[str, Mapping[str, int]] | None = None) -> bytes:
         """The counters as JSON, for another process to render, with the controller's accounts of tenants."""
         for name, account in (accounts or {}).items():
@@ -134,10 +118,6 @@ class Recorder:
             tenant.loaded_bytes = account["loaded_bytes"]
             tenant.loaded_bytes_per_s = account["loaded_bytes_per_s"]
         return encode(self.counters)
-
-    def metrics(self, gateway: GatewayCounters | None = None) -> bytes:
-        """The counters in Prometheus' text format."""
-        return render(self.counters, gateway)
 
     def statistics(self, model: str | None = None, wall_offset_ns: int | None = None) -> bytes:
         """Triton's ``{"model_stats": [...]}`` as JSON, of one model key, name, or all.
