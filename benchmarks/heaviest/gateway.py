@@ -38,8 +38,8 @@ from clockwork_serve.messages import (
     Weights,
 )
 from clockwork_serve.serve.child import configure, freeze_live_objects
+from clockwork_serve.serve.driver import use_batch_policy
 from clockwork_serve.serve.gateway.settings import GatewayConfig
-from clockwork_serve.serve.os_scheduling import use_batch_policy
 from clockwork_serve.serve.processes.gateway import GatewayServers
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import MIB, ms

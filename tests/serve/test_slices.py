@@ -7,12 +7,9 @@ import sys
 
 import pytest
 
-from clockwork_serve.serve.os_scheduling import SHORT_NS, own_slice_ns
+from clockwork_serve.serve.driver import SHORT_NS, own_slice_ns
 
-ASK = (
-    "from clockwork_serve.serve.os_scheduling import *; import os; {}; "
-    "print(use_short_slices(), own_slice_ns())"
-)
+ASK = "from clockwork_serve.serve.driver import *; import os; {}; print(use_short_slices(), own_slice_ns())"
 
 
 def told(before: str) -> list[str]:
@@ -39,7 +36,7 @@ def test_a_policy_set_by_the_operator_is_kept() -> None:
 
 def test_the_batch_policy_is_used_unless_the_operator_set_another() -> None:
     code = (
-        "import os; from clockwork_serve.serve.os_scheduling import use_batch_policy; {}; "
+        "import os; from clockwork_serve.serve.driver import use_batch_policy; {}; "
         "print(use_batch_policy(), os.sched_getscheduler(0) == os.{})"
     )
     idle = "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))"

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import uvloop
 
-from clockwork_serve.serve.os_scheduling import (
+from clockwork_serve.serve.driver import (
     BATCH_MESSAGES,
     MARGIN_NS,
     TURNS,

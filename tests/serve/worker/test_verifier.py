@@ -7,7 +7,7 @@ import pytest
 from clockwork_serve.errors import DamageError, DeviceError
 from clockwork_serve.integrity import damage
 from clockwork_serve.messages import Weights
-from clockwork_serve.serve.worker.verifier import Verifier
+from clockwork_serve.serve.worker.host import Verifier
 
 
 class VerifyingDevice:

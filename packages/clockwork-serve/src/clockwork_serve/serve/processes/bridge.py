@@ -15,11 +15,10 @@ from clockwork_serve.config.table import split_address
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
-from clockwork_serve.serve.os_scheduling import use_batch_policy
+from clockwork_serve.serve.driver import use_batch_policy
 from clockwork_serve.serve.remote.bridge import NAME, Bridge, judge_of
-from clockwork_serve.serve.remote.config import BridgeConfig, bound, cluster_files
+from clockwork_serve.serve.remote.config import BridgeConfig, ClusterContext, bound, cluster_files
 from clockwork_serve.serve.remote.link import MachineListener
-from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.transport import SOCKET_NAME, hello
 from clockwork_serve.store import runtime_fingerprint
 

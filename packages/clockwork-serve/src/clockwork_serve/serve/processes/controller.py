@@ -20,7 +20,7 @@ from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
 from clockwork_serve.serve.controller.hub import Brain, Hub
-from clockwork_serve.serve.os_scheduling import UrgentTimer, use_short_slices
+from clockwork_serve.serve.driver import UrgentTimer, use_short_slices
 from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
 from clockwork_serve.serve.worker.crash_report import read_crash_report
 from clockwork_serve.telemetry import Journal, Recorder, head_of

@@ -19,13 +19,13 @@ import msgspec
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.child import trim_memory
+from clockwork_serve.serve.driver import use_batch_policy
 from clockwork_serve.serve.gateway.access import AccessControl, Caps
 from clockwork_serve.serve.gateway.client_shm import Regions
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
-from clockwork_serve.serve.os_scheduling import use_batch_policy
 from clockwork_serve.serve.remote.gateway import FarReach
 
 if TYPE_CHECKING:

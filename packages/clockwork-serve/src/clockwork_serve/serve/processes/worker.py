@@ -22,7 +22,7 @@ from clockwork_serve.devices import build
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.os_scheduling import use_batch_policy
+from clockwork_serve.serve.driver import use_batch_policy
 from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
 from clockwork_serve.serve.worker.lanes import FIFO_PRIORITY, set_realtime
 
