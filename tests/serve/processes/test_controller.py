@@ -74,7 +74,7 @@ class Peer:
 
 @asynccontextmanager
 async def controller(run_dir: Path, **fields: Any) -> AsyncIterator[Child]:
-    config = ControllerProcessConfig(run_dir=str(run_dir), devices=("d",), **fields)
+    config = ControllerProcessConfig(run_dir=str(run_dir), **fields)
     child = Child(Launch.of("controller", "controller", config), lambda line: None)
     try:
         yield child

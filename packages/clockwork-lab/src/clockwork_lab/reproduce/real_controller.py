@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from clockwork_serve.config import Settings
 from clockwork_serve.controller import ControllerConfig
@@ -102,8 +102,7 @@ def _launches(
     controller = ControllerProcessConfig(
         run_dir=str(folder),
         settings=settings,
-        controller=config,
-        devices=tuple(each.device for each in devices),
+        controller=structs.replace(config, expected_devices=len(devices)),
     )
     launches = [Launch.of("controller", "controller", controller)]
     for number in range(min(workers, len(devices))):

@@ -322,28 +322,41 @@ async def connect(path: Path, hello: Hello, on_frames: OnFrames, on_lost: OnLost
     """
     check_path(path)
     loop = asyncio.get_running_loop()
-    opened: asyncio.Future[Link] = loop.create_future()
-
-    def refused(_: Link, error: TransportError) -> None:
-        if not opened.done():
-            opened.set_exception(error)
-
-    def ready(link: Link) -> None:
-        if not opened.done():
-            opened.set_result(link)
-
-    link = Link(hello, Handlers(ready, on_frames, on_lost, refused))
+    handshake = Handshake()
+    link = Link(hello, handshake.handlers(on_frames, on_lost))
     try:
         await loop.create_unix_connection(lambda: link, os.fspath(path))
     except OSError as error:
         raise TransportError(
             f"cannot connect to {path}: {error.strerror or error}; is its process up?"
         ) from None
-    try:
-        return await opened
-    except asyncio.CancelledError:
-        link.close()
-        raise
+    await handshake.done(link)
+    return link
+
+
+class Handshake:
+    """Waits until a link that connects has been accepted."""
+
+    def __init__(self) -> None:
+        self._error: asyncio.Future[TransportError | None] = asyncio.get_running_loop().create_future()
+
+    def handlers(self, on_frames: OnFrames, on_lost: OnLost) -> Handlers:
+        """The callbacks of that link."""
+        return Handlers(lambda link: self._end(None), on_frames, on_lost, lambda _, error: self._end(error))
+
+    async def done(self, link: Link) -> None:
+        """Return once it is accepted; cancelling closes it. Raises :class:`TransportError`."""
+        try:
+            error = await self._error
+        except asyncio.CancelledError:
+            link.close()
+            raise
+        if error is not None:
+            raise error
+
+    def _end(self, error: TransportError | None) -> None:
+        if not self._error.done():
+            self._error.set_result(error)
 
 
 async def listen(path: Path, hello: Hello, on_link: OnLink, on_frames: OnFrames, on_lost: OnLost) -> Listener:

@@ -34,12 +34,11 @@ _log = logging.getLogger(__name__)
 
 
 class ControllerProcessConfig(Struct, frozen=True, kw_only=True):
-    """The process's configuration. The server is ready once all of ``devices`` have prepared their codes."""
+    """The process's configuration. Ids of actions begin at its start, whatever ``controller`` says."""
 
     run_dir: str
     controller: ControllerConfig = ControllerConfig()
     settings: Settings = Settings()
-    devices: tuple[str, ...] = ()
 
 
 async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Event) -> None:
@@ -89,12 +88,8 @@ def main(argv: Sequence[str]) -> int:
     child.prepare("controller", config.settings)
     if not use_short_slices():
         _log.debug("the kernel gives no short time slices: on a busy host decisions will be later")
-    brain = structs.replace(
-        config.controller,
-        expected_devices=max(1, len(config.devices)),
-        # Less than one id is used per ns, so all ids of an earlier controller are smaller.
-        first_id=time.time_ns(),
-    )
+    # Less than one id is used per ns, so all ids of an earlier controller are smaller.
+    brain = structs.replace(config.controller, first_id=time.time_ns())
     config = structs.replace(config, controller=brain)
     return child.run_until_stopped(lambda stop: serve(config, Controller(brain), stop))
 

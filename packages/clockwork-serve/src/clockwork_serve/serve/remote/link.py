@@ -32,7 +32,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.gateway.tls import reason_of
 from clockwork_serve.serve.remote.config import PROTOCOL_NAME, ClusterContext
 from clockwork_serve.serve.shm import HEADER_BYTES, Region, write_epoch
-from clockwork_serve.serve.transport import Handlers, Link, OnFrames, OnLink, OnLost
+from clockwork_serve.serve.transport import Handlers, Handshake, Link, OnFrames, OnLink, OnLost
 from clockwork_serve.units import KIB, NS_PER_S, align
 
 # ------------------------------------------------------------
@@ -165,31 +165,16 @@ async def connect_machine(
     """Connect to the bridge at ``address``; as :func:`~clockwork_serve.serve.transport.connect`."""
     host, port = address
     loop = asyncio.get_running_loop()
-    opened: asyncio.Future[MachineLink] = loop.create_future()
-
-    def refused(_: Link, error: TransportError) -> None:
-        if not opened.done():
-            opened.set_exception(error)
-
-    def ready(link: Link) -> None:
-        assert isinstance(link, MachineLink)
-        if not opened.done():
-            opened.set_result(link)
-
-    link = MachineLink(own, Handlers(ready, on_frames, on_lost, refused), silence_s)
+    handshake = Handshake()
+    link = MachineLink(own, handshake.handlers(on_frames, on_lost), silence_s)
     try:
         async with asyncio.timeout(CONNECT_S):
             await loop.create_connection(lambda: link, host, port, ssl=context, server_hostname=host)
     except (TimeoutError, OSError) as error:
-        if opened.done():
-            opened.exception()  # marked as retrieved, so that asyncio does not log it
         why = f"nothing within {CONNECT_S:.0f} s" if isinstance(error, TimeoutError) else reason_of(error)
         raise TransportError(f"cannot connect to {host}:{port}: {why}") from None
-    try:
-        return await opened
-    except asyncio.CancelledError:
-        link.close()
-        raise
+    await handshake.done(link)
+    return link
 
 
 class MachineListener:

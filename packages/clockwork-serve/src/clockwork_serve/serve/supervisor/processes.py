@@ -522,8 +522,8 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
     """
     settings, place = config.settings, str(run_dir)
     controller = ControllerProcessConfig(
-        run_dir=place, settings=settings, controller=config.controller,
-        devices=tuple(device.device for device in config.devices),
+        run_dir=place, settings=settings,
+        controller=structs.replace(config.controller, expected_devices=len(config.devices)),
     )  # fmt: skip
     pins = pinned_cores(len(config.devices), os.sched_getaffinity(0)) if settings.pin else {}
     workers = []
@@ -592,30 +592,20 @@ _PROBE_TIMEOUT_S: Final = 2.0
 _REQUEST: Final = b"GET /v2/health/ready HTTP/1.1\r\nHost: supervisor\r\nConnection: close\r\n\r\n"
 
 
-async def healthy(host: str, port: int) -> bool:
-    """Whether a gateway at that address answers that it is ready."""
+async def listens(host: str, port: int, *, ready: bool = False) -> bool:
+    """Whether connections are accepted at that address; ``ready``: and a gateway there says it is ready."""
     try:
         async with asyncio.timeout(_PROBE_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(reachable(host), port)
             try:
+                if not ready:
+                    return True
                 writer.write(_REQUEST)
-                status = await reader.readline()
+                return b" 200 " in await reader.readline()
             finally:
                 writer.close()
     except (OSError, TimeoutError):
         return False
-    return b" 200 " in status
-
-
-async def listens(host: str, port: int) -> bool:
-    """Whether connections are accepted at that address."""
-    try:
-        async with asyncio.timeout(_PROBE_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(reachable(host), port)
-            writer.close()
-    except (OSError, TimeoutError):
-        return False
-    return True
 
 
 def reachable(host: str) -> str:

@@ -51,7 +51,6 @@ from clockwork_serve.serve.supervisor.processes import (
     LINE_MAX,
     Supervisor,
     crashed,
-    healthy,
     launches,
     listens,
 )
@@ -180,7 +179,7 @@ class Server:
         ports = self.ports.number_by_name
         host, port = self.settings.host, ports["http_port"]
         # Under TLS a client may need a certificate, which the supervisor has not: then connecting must do.
-        if not await (listens(host, port) if self.settings.tls_certificate else healthy(host, port)):
+        if not await listens(host, port, ready=not self.settings.tls_certificate):
             return False
         # Gateways share a port, and only one of them has answered.
         try:
