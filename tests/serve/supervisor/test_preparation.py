@@ -182,7 +182,7 @@ def fitting_problem() -> Problem:
 
 
 GIB = 1 << 30
-pytestmark = [pytest.mark.system]
+system = pytest.mark.system
 
 
 def model(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> onnx.ModelProto:
@@ -230,6 +230,7 @@ def prepared(root: Path, bad: onnx.ModelProto, **more: Any) -> PreparedRepositor
     return uvloop.run(prepare(preparation, lambda told: None, lambda line: None))
 
 
+@system
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_model_that_never_ends_is_left_out(tmp_path: Path) -> None:
@@ -243,6 +244,7 @@ def test_a_model_that_never_ends_is_left_out(tmp_path: Path) -> None:
     assert "raise compile_s" in str(found.problems[0])
 
 
+@system
 def test_a_model_that_needs_too_much_memory_is_left_out(tmp_path: Path) -> None:
     """It is not probed then, and its weights are not lifted out of its code."""
     found = prepared(tmp_path, greedy(), compile_memory=2 * GIB)
@@ -272,6 +274,7 @@ class Model:
 """
 
 
+@system
 def test_output_of_a_model_at_exit_does_not_hide_its_profile(tmp_path: Path) -> None:
     folder = tmp_path / "repository" / "chatty"
     (folder / "1").mkdir(parents=True)

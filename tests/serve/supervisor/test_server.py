@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import resource
@@ -30,8 +29,6 @@ from clockwork_serve.serve.supervisor.server import (
     RunningServer,
     ServerConfig,
     StartError,
-    Stopping,
-    run_unless,
     running_server,
 )
 from tests.serve.onnx_models import affine, put
@@ -234,52 +231,3 @@ def test_a_signal_stops_it(place: Path, tmp_path: Path, number: signal.Signals) 
         process.wait()
         process.stdout.close()
     assert not list(run_dir.iterdir())
-
-
-# The first signal requests a stop, the second forces it; either cancels what is under way.
-
-
-async def send(number: signal.Signals, received: asyncio.Event) -> None:
-    os.kill(os.getpid(), number)
-    await asyncio.wait_for(received.wait(), 10)
-
-
-def test_the_first_signal_requests_and_the_second_forces() -> None:
-    async def run() -> None:
-        stopping = Stopping()
-        await send(signal.SIGINT, stopping.requested)
-        assert (stopping.signal, stopping.status) == (signal.SIGINT, 130)
-        assert not stopping.forced.is_set()
-        await send(signal.SIGTERM, stopping.forced)
-        assert stopping.status == 143
-
-    asyncio.run(run())
-
-
-def test_work_ends_or_is_cancelled() -> None:
-    async def run() -> None:
-        event, ended = asyncio.Event(), []
-
-        async def work(seconds: float) -> None:
-            try:
-                await asyncio.sleep(seconds)
-            finally:
-                ended.append(seconds)
-
-        assert await run_unless(event, work(0))
-        asyncio.get_running_loop().call_later(0.01, event.set)
-        assert not await run_unless(event, work(3600))
-        assert ended == [0, 3600]
-
-    asyncio.run(run())
-
-
-def test_an_error_of_the_work_is_raised() -> None:
-    async def run() -> None:
-        async def work() -> None:
-            raise ValueError("broken")
-
-        with pytest.raises(ValueError, match="broken"):
-            await run_unless(asyncio.Event(), work())
-
-    asyncio.run(run())

@@ -1,9 +1,11 @@
-"""The controller's links: catalogue, routing, questions, and processes that connect, die and misbehave."""
+"""The controller process's links to all others."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,11 +14,13 @@ from clockwork_serve.messages import (
     Answer,
     ArtefactDamaged,
     Ask,
+    Beat,
     Cancel,
     CodeReady,
     CodeRemade,
     CodeRemoved,
     DamageCounted,
+    DeviceNumbers,
     Drain,
     Extent,
     Frame,
@@ -25,6 +29,7 @@ from clockwork_serve.messages import (
     Load,
     ModelRemoved,
     Outcome,
+    ProcessesEnded,
     Question,
     Readiness,
     Release,
@@ -36,11 +41,16 @@ from clockwork_serve.messages import (
     Status,
     Weights,
     Window,
+    WorkerHung,
+    WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.telemetry import decode
+from clockwork_serve.serve.controller.hub import Questions
+from clockwork_serve.telemetry import decode, render
 from tests.serve.controller.exchanges import World, code, joined, model, play
 from tests.serve.links import until
+
+# The controller's links: catalogue, routing, questions, and processes that connect, die and misbehave.
 
 
 def request(request_id: str = "r1", gateway: str = "g") -> Request:
@@ -347,3 +357,202 @@ def test_questions_to_a_supervisor_that_is_not_connected_are_refused(tmp_path: P
         ]  # fmt: skip
 
     play(tmp_path, story)
+
+
+# The controller's links and different devices: which codes a worker is sent, and devices' counters.
+
+
+def test_a_worker_is_sent_only_codes_that_one_of_its_devices_runs(tmp_path: Path) -> None:
+    def on(worker: str, *backends: str) -> WorkerJoined:
+        spec = msgspec.structs.replace(joined(worker, worker).devices[0], backends=backends)
+        return WorkerJoined(worker=worker, devices=(spec,))
+
+    async def story(world: World) -> None:
+        supervisor = await world.supervisor(code("c1"))
+        able, unable = await world.peer(Role.WORKER, "able"), await world.peer(Role.WORKER, "unable")
+        able.send(on("able", "python", "onnx"))
+        unable.send(on("unable", "torch"))
+        await until(lambda: len(world.brain.seen) == 3)
+        supervisor.send(code("c2"), CodeRemoved(code_id="c2"))
+        await until(lambda: unable.frames and len(able.frames) == 3)
+        assert able.frames == [code("c1"), code("c2"), CodeRemoved(code_id="c2")]
+        assert unable.frames == [CodeRemoved(code_id="c2")]
+
+    play(tmp_path, story)
+
+
+def test_counters_of_devices_are_kept_for_metrics(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.supervisor()
+        worker = await world.worker("w", "d")
+        await until(lambda: world.brain.seen)
+        worker.send(DeviceNumbers(device="d", numbers={"swaps": 3}))
+        await until(lambda: world.recorder.counters.devices["d"].numbers)
+        assert b'clockwork_device_number{device="d",number="swaps"} 3' in render(world.recorder.counters)
+        worker.send(DeviceNumbers(device="other's", numbers={}))
+        await until(lambda: worker.is_lost)
+
+    play(tmp_path, story)
+
+
+# The controller's links and workers that hang: heartbeats, and reports to the supervisor.
+
+
+def test_a_worker_is_sent_beats_and_may_return_them(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.supervisor()
+        worker = await world.worker("w", "d")
+        await until(lambda: Beat() in worker.frames)
+        worker.send(Beat())
+        await until(lambda: worker.frames.count(Beat()) > 1)
+        assert not worker.is_lost
+
+    play(tmp_path, story)
+
+
+def test_only_workers_to_be_ended_are_reported_to_the_supervisor_and_all_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = WorkerHung(worker="w", why="it is late", end=True)
+
+    async def story(world: World) -> None:
+        supervisor = await world.supervisor()
+        worker = await world.worker("w", "d")
+        for effect in (WorkerHung(worker="w", why="it is late"), end, WorkerHung(worker="w")):
+            world.exchange.perform(effect)
+        world.exchange.perform(Readiness(ready=True))
+        await until(lambda: Readiness(ready=True) in supervisor.frames)
+        assert [one for one in supervisor.frames if isinstance(one, WorkerHung)] == [end]
+        assert not [one for one in worker.frames if isinstance(one, WorkerHung)]
+
+    play(tmp_path, story)
+    said = [record.message for record in caplog.records if record.message.startswith("w ")]
+    assert said == [
+        "w hung: it is late; nothing is planned on it",
+        "w is ended: it is late",
+        "w answers again",
+    ]
+
+
+def test_a_gateway_gets_its_beats_back(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        gateway = await world.peer(Role.GATEWAY, "g")
+        gateway.send(Beat(), Beat())
+        await until(lambda: gateway.frames.count(Beat()) == 2)
+
+    play(tmp_path, story)
+
+
+def test_a_question_to_a_stalled_supervisor_is_refused_with_its_process_id(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        supervisor = await world.supervisor()
+        gateway = await world.peer(Role.GATEWAY, "g")
+        supervisor.beats = False
+        gateway.send(Ask(ask_id=1, what=Question.LOAD, body=b'{"model":"m"}'))
+        await until(lambda: gateway.of(Reply))
+        gateway.send(Ask(ask_id=2, what=Question.INDEX))
+        await until(lambda: len(gateway.of(Reply)) == 2)
+        for reply in gateway.of(Reply):
+            assert (reply.ok, reply.code) == (False, 503)
+            said = msgspec.json.decode(reply.body)["error"]
+            assert f"the supervisor (process {supervisor.link.own.pid}) has not answered for" in said
+            assert "kill -CONT" in said
+        assert [ask.what for ask in supervisor.of(Ask)] == [Question.LOAD]
+        assert b"clockwork_keeper_up 0" in render(world.recorder.counters)
+        supervisor.beats = True
+        supervisor.send(Beat())
+        await until(lambda: not world.exchange._supervisor_stuck())
+        gateway.send(Ask(ask_id=3, what=Question.INDEX))
+        await until(lambda: len(supervisor.of(Ask)) == 2)
+        assert b"clockwork_keeper_up 1" in render(world.recorder.counters)
+
+    play(tmp_path, story)
+
+
+def test_the_supervisor_reports_processes_that_it_ended_since_the_start(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        supervisor = await world.supervisor(ProcessesEnded(unanswering={"controller": 1}))
+        supervisor.send(ProcessesEnded(unanswering={"controller": 1, "gateway-0": 2}))
+        text = b'clockwork_processes_ended_total{process="gateway-0"} 2'
+        await until(lambda: text in render(world.recorder.counters))
+        assert b'clockwork_processes_ended_total{process="controller"} 1' in render(world.recorder.counters)
+
+    play(tmp_path, story)
+
+
+# Questions: each gets one reply, from the controller or the supervisor, whichever links are lost.
+
+
+def link() -> Any:
+    """A link that records the frames sent."""
+    sent: list[Any] = []
+    return SimpleNamespace(sent=sent, send=sent.append)
+
+
+def answered(ask: Ask) -> bytes:
+    if ask.body == b"bad":
+        raise ValueError("expected something good")
+    return b"state"
+
+
+def index(ask_id: int) -> Ask:
+    """A question for the supervisor."""
+    return Ask(ask_id=ask_id, what=Question.INDEX, body=b"")
+
+
+def test_questions_to_the_controller_are_answered_at_once() -> None:
+    asker, questions = link(), Questions(answered)
+    questions.ask(asker, Ask(ask_id=7, what=Question.STATE, body=b""), None)
+    questions.ask(asker, Ask(ask_id=8, what=Question.STATE, body=b"bad"), None)
+    good, bad = asker.sent
+    assert good == Reply(ask_id=7, ok=True, body=b"state")
+    assert (bad.ask_id, bad.ok, bad.code) == (8, False, 400)
+    assert msgspec.json.decode(bad.body) == {"error": "state: expected something good"}
+
+
+def test_two_questions_of_one_id_get_their_own_replies() -> None:
+    first, second, supervisor, questions = link(), link(), link(), Questions(answered)
+    questions.ask(first, index(5), supervisor)
+    questions.ask(second, index(5), supervisor)
+    of_first, of_second = supervisor.sent
+    questions.reply(Reply(ask_id=of_second.ask_id, ok=True, body=b"2"))
+    questions.reply(Reply(ask_id=of_first.ask_id, ok=True, body=b"1"))
+    questions.reply(Reply(ask_id=of_first.ask_id, ok=True, body=b"again"))
+    assert first.sent == [Reply(ask_id=5, ok=True, body=b"1")]
+    assert second.sent == [Reply(ask_id=5, ok=True, body=b"2")]
+
+
+def test_without_a_supervisor_and_when_its_link_is_lost_the_reply_is_503() -> None:
+    asker, questions = link(), Questions(answered)
+    questions.ask(asker, index(1), None)
+    questions.ask(asker, index(2), link())
+    questions.supervisor_lost()
+    questions.supervisor_lost()
+    assert [(reply.ask_id, reply.code) for reply in asker.sent] == [(1, 503), (2, 503)]
+
+
+def test_a_lost_link_is_sent_no_reply() -> None:
+    gone, stays, supervisor, questions = link(), link(), link(), Questions(answered)
+    questions.ask(gone, index(1), supervisor)
+    questions.ask(stays, index(2), supervisor)
+    questions.requester_lost(gone)
+    for passed in supervisor.sent:
+        questions.reply(Reply(ask_id=passed.ask_id, ok=True, body=b""))
+    assert (gone.sent, len(stays.sent)) == ([], 1)
+
+
+def test_a_stalled_supervisor_is_reported_at_once_and_its_late_reply_is_dropped() -> None:
+    stuck = ""
+    asker, supervisor = link(), link()
+    questions = Questions(answered, lambda: stuck)
+    questions.ask(asker, index(1), supervisor)
+    stuck = "the supervisor has not answered for 1.2 s"
+    questions.supervisor_stalled(stuck)
+    questions.ask(asker, index(2), supervisor)
+    questions.reply(Reply(ask_id=supervisor.sent[0].ask_id, ok=True, body=b"late"))
+    assert len(supervisor.sent) == 1
+    assert [(reply.ask_id, reply.code) for reply in asker.sent] == [(1, 503), (2, 503)]
+    assert all(stuck in msgspec.json.decode(reply.body)["error"] for reply in asker.sent)
+    stuck = ""
+    questions.ask(asker, index(3), supervisor)
+    assert len(supervisor.sent) == 2
