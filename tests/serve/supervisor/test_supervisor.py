@@ -25,6 +25,7 @@ from clockwork_serve.serve.supervisor.processes import (
     Child,
     Launch,
     Supervisor,
+    _Kept,
     crashed,
     describe_exit,
     read_thread_state,
@@ -401,9 +402,9 @@ def test_deaths_before_a_reset_do_not_count() -> None:
     async def main() -> None:
         supervisor = Supervisor(lambda line: None)
         for name in ("worker-a", "gateway"):
-            supervisor._backoffs[name] = Backoff()
+            kept = supervisor._kept[name] = _Kept(Launch(name=name, module="", config=""))
             for _ in range(FAST_DEATHS):
-                supervisor._backoffs[name].died(0.1)
+                kept.backoff.died(0.1)
         supervisor.reset_backoff("worker")
         assert supervisor.why_failing() is not None, "the gateway is"
         supervisor.reset_backoff("gateway")

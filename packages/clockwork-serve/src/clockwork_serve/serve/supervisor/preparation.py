@@ -129,108 +129,98 @@ async def prepare(
     Raises :class:`RepositoryError` or :class:`ConfigError` if nothing could be prepared.
     """
     while True:
-        ended = await _run(preparation, on_progress, on_line)
-        if ended.status >= 0 or not ended.begun.model:
-            return ended.prepared(preparation)
+        process = _PreparingChild(preparation, on_progress, on_line)
+        status = await process.ended()
+        if status >= 0 or not process.begun.model:
+            return process.prepared(status)
+        why = "stuck" if process.stuck else describe_exit(status)
         if preparation.threads == 1:
-            problem = _crash(ended, preparation)
+            problem = _crash(process, why)
             _log.error("%s", problem)
             preparation = replace(preparation, crashed=(*preparation.crashed, problem))
         else:
-            why = "stuck" if ended.stuck else describe_exit(ended.status)
             _log.error("compiling was %s: again, one by one", why)
             preparation = replace(preparation, threads=1)
 
 
-class _Ended(Struct, frozen=True):
-    """How a child ended, which version it had begun last, and the last lines that it wrote."""
+class _PreparingChild:
+    """A child that prepares: what it reports, and how it ends."""
 
-    status: int
-    begun: Begun
-    failure: Failure | None
-    tail: tuple[str, ...]
-    stuck: bool = False
+    def __init__(
+        self, preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None]
+    ) -> None:
+        self.preparation = preparation
+        self.begun = Begun()
+        self.stuck = False
+        self._failure: Failure | None = None
+        self._on_progress = on_progress
+        self._on_line = on_line
+        self._reported_s = time.monotonic()
+        launch = Launch.of("prepare", "supervisor.preparation", preparation)
+        self._process = Child(launch, on_line, self._on_output)
 
-    def prepared(self, preparation: Preparation) -> PreparedRepository:
+    async def ended(self) -> int:
+        """Its exit status. It is killed if it reports nothing for ``compile_s`` while it compiles.
+
+        Cancelling stops it.
+        """
+        end = self._process.ended
+        try:
+            while not end.done():
+                await asyncio.wait({end}, timeout=self._left_s())
+                if not end.done() and self._left_s() <= 0:
+                    self.stuck = True
+                    await self._process.stop(grace_s=0.0)
+        except asyncio.CancelledError:
+            await self._process.stop(grace_s=1.0)
+            raise
+        return end.result()
+
+    def prepared(self, status: int) -> PreparedRepository:
         """What it prepared; raises the error that it reported or ended with."""
-        if self.failure is not None:
-            raise (ConfigError if self.failure.setting else RepositoryError)(self.failure.text)
-        if self.status != 0:
-            said = "\n".join(self.tail)
-            raise RepositoryError(
-                f"compiling ended unexpectedly: {describe_exit(self.status)}; it said:\n{said}"
-            )
-        return _read_result(Path(preparation.result))
+        if self._failure is not None:
+            raise (ConfigError if self._failure.setting else RepositoryError)(self._failure.text)
+        if status != 0:
+            said = "\n".join(self._process.tail)
+            raise RepositoryError(f"compiling ended unexpectedly: {describe_exit(status)}; it said:\n{said}")
+        return _read_result(Path(self.preparation.result))
 
+    def _left_s(self) -> float:
+        limit_s = self.preparation.settings.compile_s
+        # Profiling has a limit of its own.
+        return self._reported_s + limit_s - time.monotonic() if self.begun.model else limit_s
 
-def _crash(ended: _Ended, preparation: Preparation) -> Problem:
-    if ended.stuck:
-        return Problem(
-            model=ended.begun.model,
-            version=ended.begun.version,
-            field="model",
-            expected=f"a model that is compiled within {preparation.settings.compile_s:g} s",
-            found="one that takes longer, or for ever",
-            advice="raise compile_s, or serve a smaller model",
-        )
-    return Problem(
-        model=ended.begun.model,
-        version=ended.begun.version,
-        field="model",
-        expected="a model that can be compiled",
-        found=f"a crash of the compiler ({describe_exit(ended.status)})",
-        advice="try its graph with a plain ONNX Runtime session; SIGKILL may mean that memory was short",
-    )
-
-
-async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None]) -> _Ended:
-    failures: list[Failure] = []
-    begun = [Begun()]
-    last_output = [time.monotonic()]
-
-    def on_output(line: str) -> None:
+    def _on_output(self, line: str) -> None:
         try:
-            said: StartProgress | Failure | Begun = msgspec.json.decode(
-                line, type=StartProgress | Failure | Begun
-            )
+            report = msgspec.json.decode(line, type=StartProgress | Failure | Begun)
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            on_line(line)  # printed by a model
+            self._on_line(line)  # printed by a model
             return
-        last_output[0] = time.monotonic()
-        match said:
+        self._reported_s = time.monotonic()
+        match report:
             case StartProgress():
-                on_progress(said)
+                self._on_progress(report)
             case Begun():
-                begun[0] = said
+                self.begun = report
             case Failure():
-                failures.append(said)
-
-    process = Child(Launch.of("prepare", "supervisor.preparation", preparation), on_line, on_output)
-    try:
-        stuck = not await _ended_by_itself(process, last_output, begun, preparation.settings.compile_s)
-        status = await asyncio.shield(process.ended)
-    except asyncio.CancelledError:
-        await process.stop(grace_s=1.0)
-        raise
-    return _Ended(status, begun[0], failures[0] if failures else None, tuple(process.tail), stuck)
+                self._failure = report
 
 
-async def _ended_by_itself(
-    process: Child, last_output: list[float], begun: list[Begun], limit_s: float
-) -> bool:
-    """Wait for a child; False if it wrote no progress for ``limit_s`` while it compiled, and was killed."""
-    while True:
-        left_s = last_output[0] + limit_s - time.monotonic()
-        if not begun[0].model:
-            left_s = limit_s  # it profiles, which has a limit of its own
-        if left_s <= 0:
-            await process.stop(grace_s=0.0)
-            return False
-        try:
-            await asyncio.wait_for(asyncio.shield(process.ended), left_s)
-        except TimeoutError:
-            continue
-        return True
+def _crash(process: _PreparingChild, why: str) -> Problem:
+    if process.stuck:
+        limit_s = process.preparation.settings.compile_s
+        expected, found = (
+            f"a model that is compiled within {limit_s:g} s",
+            "one that takes longer, or for ever",
+        )
+        advice = "raise compile_s, or serve a smaller model"
+    else:
+        expected, found = "a model that can be compiled", f"a crash of the compiler ({why})"
+        advice = "try its graph with a plain ONNX Runtime session; SIGKILL may mean that memory was short"
+    return Problem(
+        model=process.begun.model, version=process.begun.version, field="model",
+        expected=expected, found=found, advice=advice,
+    )  # fmt: skip
 
 
 def _read_result(result: Path) -> PreparedRepository:

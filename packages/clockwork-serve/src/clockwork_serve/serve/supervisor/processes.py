@@ -360,6 +360,26 @@ class _LineReader:
         return True
 
 
+class _Kept:
+    """A child that is kept running: its present run, None between two, and what is known of those before."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.child: Child | None = None
+        self.backoff = Backoff()
+        self.tail: list[str] = []  # the last lines of the run before
+        self.task: asyncio.Task[None] | None = None  # restarts it
+
+    async def stop(self, grace_s: float) -> None:
+        self.abandon()
+        if self.child is not None:
+            await self.child.stop(grace_s)
+
+    def abandon(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
 class Supervisor:
     """Starts children, and restarts each that dies or, if it is watched, returns no heartbeats.
 
@@ -375,21 +395,18 @@ class Supervisor:
         self._on_end = on_end
         self._ticks: asyncio.TimerHandle | None = None  # while any child is watched
         self._ticked_s = 0.0
-        self._children: dict[str, Child] = {}  # all and only those that run, by name
-        self._backoffs: dict[str, Backoff] = {}
-        self._watches: dict[str, asyncio.Task[None]] = {}
-        self._tails: dict[str, list[str]] = {}  # the last lines of each child that died
+        self._kept: dict[str, _Kept] = {}
 
     def start(self, launch: Launch) -> None:
         """Start a child, and restart it whenever it ends, until :meth:`stop`."""
-        assert launch.name not in self._watches, launch.name
-        self._backoffs[launch.name] = Backoff()
-        self._run(launch)
-        self._watches[launch.name] = asyncio.get_running_loop().create_task(self._keep(launch))
+        assert launch.name not in self._kept, launch.name
+        kept = self._kept[launch.name] = _Kept(launch)
+        child = self._run(kept)
+        kept.task = asyncio.get_running_loop().create_task(self._keep(kept, child))
 
     def pid(self, name: str) -> int | None:
         """The process id of a child; None while it does not run."""
-        child = self._children.get(name)
+        child = self._child(name)
         return None if child is None else child.pid
 
     def end(self, name: str) -> bool | None:
@@ -397,7 +414,7 @@ class Supervisor:
 
         Returns whether it was running: false if it had been stopped by a signal, such as SIGSTOP.
         """
-        child = self._children.get(name)
+        child = self._child(name)
         if child is None:
             return None
         seen = read_thread_state(child.pid)
@@ -408,52 +425,50 @@ class Supervisor:
     @property
     def names(self) -> list[str]:
         """All children that are kept running, in order of their start."""
-        return list(self._watches)
+        return list(self._kept)
 
     def why_failing(self) -> str | None:
         """A message about a child that keeps failing, with its last lines; None if there is none."""
-        for name, backoff in self._backoffs.items():
-            if backoff.keeps_failing:
-                said = "\n".join(self._tails.get(name, []))
+        for name, kept in self._kept.items():
+            if kept.backoff.keeps_failing:
+                said = "\n".join(kept.tail)
                 return f"{name} cannot run: it ends as soon as it starts; it said:\n{said}"
         return None
 
     def reset_backoff(self, prefix: str) -> None:
         """Reset the restart delay of children whose names have this prefix: why they died was resolved."""
-        for name, backoff in self._backoffs.items():
+        for name, kept in self._kept.items():
             if name.startswith(prefix):
-                backoff.fast_deaths = 0
+                kept.backoff.fast_deaths = 0
 
     async def stop(self, name: str, grace_s: float) -> None:
         """Stop one child, and do not restart it."""
-        watch = self._watches.pop(name, None)
-        if watch is not None:
-            watch.cancel()
-        child = self._children.pop(name, None)
-        if child is not None:
-            await child.stop(grace_s)
+        if (kept := self._kept.pop(name, None)) is not None:
+            await kept.stop(grace_s)
 
     async def kill(self) -> None:
         """Kill all children, and return when they have ended."""
         if self._ticks is not None:
             self._ticks.cancel()
             self._ticks = None
-        for watch in self._watches.values():
-            watch.cancel()
-        self._watches.clear()
-        children = list(self._children.values())
-        self._children.clear()
+        for kept in self._kept.values():
+            kept.abandon()
+        children = [kept.child for kept in self._kept.values() if kept.child is not None]
+        self._kept.clear()
         for child in children:
             child.signal(signal.SIGKILL)
         await asyncio.gather(*(child.ended for child in children))
 
-    def _run(self, launch: Launch) -> Child:
-        child = Child(launch, self._on_line)
-        self._children[launch.name] = child
+    def _child(self, name: str) -> Child | None:
+        kept = self._kept.get(name)
+        return None if kept is None else kept.child
+
+    def _run(self, kept: _Kept) -> Child:
+        child = kept.child = Child(kept.launch, self._on_line)
         if child.beats is not None and self._ticks is None:
             self._ticked_s = time.monotonic()
             self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)
-        _log.debug("%s started", launch.name, extra={"pid": child.pid})
+        _log.debug("%s started", kept.launch.name, extra={"pid": child.pid})
         return child
 
     def _tick(self) -> None:
@@ -461,35 +476,34 @@ class Supervisor:
         now_s = time.monotonic()
         paused = now_s - self._ticked_s > TICK_S + GAP_S
         self._ticked_s = now_s
-        for name, child in self._children.items():
-            if child.beats is None or not (why := child.beats.watch.tick(paused=paused)):
+        for name, kept in self._kept.items():
+            child = kept.child
+            if child is None or child.beats is None or not (why := child.beats.watch.tick(paused=paused)):
                 continue
             self.unresponsive[name] += 1
             _log.error("%s does not answer: %s; it is ended", name, why, extra={"pid": child.pid})
             child.signal(signal.SIGKILL)
             child.beats.watch.beat_received()  # so that it is not reported again while it ends
 
-    async def _keep(self, launch: Launch) -> None:
-        backoff = self._backoffs[launch.name]
-        child = self._children[launch.name]
+    async def _keep(self, kept: _Kept, child: Child) -> None:
+        name, backoff = kept.launch.name, kept.backoff
         while True:
             status = await asyncio.shield(child.ended)
-            self._children.pop(launch.name, None)
-            self._tails[launch.name] = list(child.tail)
-            self._on_end(launch.name, status)
+            kept.child, kept.tail = None, list(child.tail)
+            self._on_end(name, status)
             delay_s = backoff.died(time.monotonic() - child.started_s, status)
             _log.error(
                 "%s ended: %s; %s",
-                launch.name,
+                name,
                 describe_exit(status),
                 "restarting" if delay_s == 0 else f"restarting in {delay_s:.1f} s",
                 extra={"pid": child.pid, "fast_deaths": backoff.fast_deaths},
             )
             if backoff.fast_deaths == FAST_DEATHS:
-                _log.critical("%s keeps ending at once; see its messages above", launch.name)
+                _log.critical("%s keeps ending at once; see its messages above", name)
             if delay_s:
                 await asyncio.sleep(delay_s)
-            child = self._run(launch)
+            child = self._run(kept)
 
 
 def crashed(status: int) -> bool:
