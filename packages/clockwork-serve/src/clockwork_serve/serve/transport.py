@@ -475,7 +475,7 @@ class Link(asyncio.BufferedProtocol):
         if pending := self._writer.take():
             transport.write(pending)
             if (unsent := transport.get_write_buffer_size()) > UNSENT_BYTES_MAX:
-                self._break(f"it does not read: {unsent} bytes wait for it")
+                self.abort(f"it does not read: {unsent} bytes wait for it")
 
     def close(self) -> None:
         """Close after the queued frames were written; ``on_lost`` is not called."""
@@ -488,16 +488,19 @@ class Link(asyncio.BufferedProtocol):
 
     def abort(self, why: str) -> None:
         """Close at once, because the peer broke the protocol; ``on_lost`` is called."""
-        self._break(why)
+        transport = self._transport
+        if transport is not None:
+            self._lose(why)
+            transport.abort()
 
     # Called by the loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Check the peer's user, and send our Hello."""
         self._transport = cast("asyncio.Transport", transport)
-        self._timer = self._loop.call_later(HANDSHAKE_S, self._break, f"no Hello within {HANDSHAKE_S:.0f} s")
+        self._timer = self._loop.call_later(HANDSHAKE_S, self.abort, f"no Hello within {HANDSHAKE_S:.0f} s")
         if why := self._why_refused(transport):
-            self._break(why)
+            self.abort(why)
             return
         self.send(self.own)
 
@@ -516,7 +519,7 @@ class Link(asyncio.BufferedProtocol):
         if frames and self._transport is not None:
             self._deliver(frames)
         if broken:
-            self._break(broken)
+            self.abort(broken)
 
     def eof_received(self) -> bool:
         """Have the loop close the connection: the peer has closed its side."""
@@ -544,9 +547,9 @@ class Link(asyncio.BufferedProtocol):
 
     def _on_hello(self, frame: Frame) -> None:
         if not isinstance(frame, Hello):
-            self._break(f"its first frame is {type(frame).__name__}, expected Hello")
+            self.abort(f"its first frame is {type(frame).__name__}, expected Hello")
         elif frame.protocol != self.own.protocol:
-            self._break(
+            self.abort(
                 f"{frame.role} {frame.name!r} speaks protocol {frame.protocol}, not {self.own.protocol}; "
                 "restart all processes from one installation"
             )
@@ -597,12 +600,6 @@ class Link(asyncio.BufferedProtocol):
         self._ping()
         if self._transport is not None:
             self._timer = self._loop.call_later(PING_EVERY_S, self._ping_again)
-
-    def _break(self, why: str) -> None:
-        transport = self._transport
-        if transport is not None:
-            self._lose(why)
-            transport.abort()
 
     def _lose(self, why: str) -> None:
         who = (

@@ -135,7 +135,7 @@ class MachineLink(Link):
     def _listen_for_silence(self) -> None:
         silent_s = self._loop.time() - self._heard_s
         if silent_s >= self._silence_s:
-            self._break(f"silent for {silent_s:.1f} s")
+            self.abort(f"silent for {silent_s:.1f} s")
         elif self.is_open:
             self._ping()
             self._beat = self._loop.call_later(self._silence_s / BEATS, self._listen_for_silence)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +19,13 @@ from clockwork_serve.serve.gateway.access import check_access_files
 from clockwork_serve.serve.gateway.settings import check_gateways
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, check_joining
 from clockwork_serve.serve.supervisor.config import device_configs
-from clockwork_serve.serve.supervisor.processes import Launch, Supervisor, gateway_launches, pinned_cores
+from clockwork_serve.serve.supervisor.processes import (
+    Launch,
+    Supervisor,
+    gateway_launches,
+    pinned_cores,
+    to_stderr,
+)
 from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir, addresses
 from clockwork_serve.serve.supervisor.server import Stopping, run_unless
 from clockwork_serve.serve.worker.host import WorkerConfig
@@ -51,7 +56,7 @@ def run_until_stopped(launches: Callable[[Path], Sequence[Launch]], drain_s: flo
 
 async def _run(launches: Sequence[Launch], drain_s: float) -> int:
     stopping = Stopping()
-    supervisor = Supervisor(_to_stderr)
+    supervisor = Supervisor(to_stderr)
     try:
         for launch in launches:
             supervisor.start(launch)
@@ -64,10 +69,6 @@ async def _run(launches: Sequence[Launch], drain_s: float) -> int:
         return 0 if await run_unless(stopping.forced, ended) else stopping.status
     finally:
         await supervisor.kill()
-
-
-def _to_stderr(line: str) -> None:
-    sys.stderr.write(line + "\n")
 
 
 # ------------------------------------------------------------

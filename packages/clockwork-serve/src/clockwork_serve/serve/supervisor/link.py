@@ -1,4 +1,4 @@
-"""The supervisor's link to the controller, and what it tells and asks over it without being asked."""
+"""The supervisor's link to the controller, and what needs it: quotas, and workers that never connect."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig, profile_kind
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, printable
 from clockwork_serve.serve.child import (
     BEAT,
     BEATS_FD_VARIABLE,
@@ -378,6 +378,11 @@ class _Kept:
     def abandon(self) -> None:
         if self.task is not None:
             self.task.cancel()
+
+
+def to_stderr(line: str) -> None:
+    """Write a line of another process, made printable: a model may have written anything."""
+    sys.stderr.write("\t".join(printable(part, LINE_MAX) for part in line.split("\t")) + "\n")
 
 
 class Supervisor:

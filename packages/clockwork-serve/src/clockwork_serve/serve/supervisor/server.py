@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
@@ -19,7 +18,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import uvloop
 
-from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError, printable
+from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError
 from clockwork_serve.messages import (
     Ask,
     CodeRemade,
@@ -48,11 +47,11 @@ from clockwork_serve.serve.supervisor.preparation import (
     prepare,
 )
 from clockwork_serve.serve.supervisor.processes import (
-    LINE_MAX,
     Supervisor,
     crashed,
     launches,
     listens,
+    to_stderr,
 )
 from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir, addresses
 from clockwork_serve.serve.transport import SOCKET_NAME
@@ -101,11 +100,10 @@ class Server:
         self.ports = Ports(settings.host, settings.ports)
         self.catalogue = Catalogue()
         self.quotas = Quotas(settings.api_keys)
-        self.warnings: tuple[str, ...] = ()
         self._run_dir = RunDir(config.run_dir)
         self.run_dir = self._run_dir.path
         self._on_progress = on_progress
-        self._on_line = on_line or _to_stderr
+        self._on_line = on_line or to_stderr
         self.supervisor = Supervisor(self._on_line, self._on_end)
         self.repairs = Repairs(self.catalogue, self._prepare, self._send, self._report)
         self._link = SupervisorLink(
@@ -119,7 +117,6 @@ class Server:
     async def start(self) -> None:
         """Compile, profile, start all processes. Raises :class:`ClockworkError` if nothing can be served."""
         prepared = await self._prepare(nice=0)
-        self.warnings = prepared.warnings
         self._report(prepared)
         if not prepared.served:
             raise RepositoryError(_nothing_to_serve(self.settings.repository, prepared))
@@ -413,11 +410,6 @@ def _nothing_to_serve(repository: str, prepared: PreparedRepository) -> str:
     return (
         f"repository: expected models in {repository}; found none; put one at {repository}/MODEL/1/model.onnx"
     )
-
-
-def _to_stderr(line: str) -> None:
-    """Write a line of another process, made printable: a model may have written anything."""
-    sys.stderr.write("\t".join(printable(part, LINE_MAX) for part in line.split("\t")) + "\n")
 
 
 # ------------------------------------------------------------
