@@ -21,9 +21,8 @@ from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.supervisor.catalogue import Catalogue
 from clockwork_serve.serve.supervisor.link import SupervisorLink
 from tests.serve.controller.exchanges import World, code, model, play
-from tests.serve.links import until
+from tests.serve.links import FakeController, until
 from tests.serve.supervisor.catalogues import put, served
-from tests.serve.supervisor.links import FakeController
 
 ALONE = Quarantined(model="m/1", why="it kills", since_ns=5)
 WITH_CODE = Quarantined(model="m/1", why="it kills", since_ns=5, code_id="c1")

@@ -53,8 +53,7 @@ from clockwork_serve.serve.transport import (
     to_controller,
     to_local,
 )
-from tests.serve.frames import bytes_of
-from tests.serve.links import Side, cancels, until
+from tests.serve.links import Side, bytes_of, cancels, until
 
 # Links over real unix sockets: order, batching, handshakes, and peers that misbehave or die.
 

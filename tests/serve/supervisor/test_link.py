@@ -21,8 +21,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.supervisor.link import CHECKS_MISSED, SupervisorLink, end_unconnected_workers
 from clockwork_serve.serve.supervisor.processes import Launch, Supervisor
-from tests.serve.links import until
-from tests.serve.supervisor.links import FakeController
+from tests.serve.links import FakeController, until
 
 # The supervisor's link is connected again when it is lost, and sends each controller the whole catalogue.
 

@@ -84,7 +84,7 @@ class Stages:
         self._progress: Progress | None = None
 
     def step(self, progress: Any) -> None:
-        """Show a ``serve.preparation.Progress``."""
+        """Show a ``StartProgress``."""
         if progress.stage != self._stage:
             self.close()
             self._stage = progress.stage
