@@ -192,7 +192,9 @@ class _PreparingChild:
 
     def _on_output(self, line: str) -> None:
         try:
-            report = msgspec.json.decode(line, type=StartProgress | Failure | Begun)
+            report: StartProgress | Failure | Begun = msgspec.json.decode(
+                line, type=StartProgress | Failure | Begun
+            )
         except (msgspec.MsgspecError, ValueError, RecursionError):
             self._on_line(line)  # printed by a model
             return
