@@ -60,11 +60,7 @@ DURATIONS = frozenset(
 """What stands before ``_ns`` in the name of a duration: a quantity, or what it is the duration of."""
 SPILL_LINES = 80
 ONE_IMPORTER = {
-    **dict.fromkeys(
-        ("serve.cli.gateway", "serve.cli.key", "serve.cli.worker"),
-        "a command is a module, imported when it is given",
-    ),
-    "lab.cli.demo": "so is one of the laboratory",
+    "lab.cli.demo": "a command is a module, imported when it is given",
     "lab.demo.texts": "one kind of model's inputs and answers a module",
     "serve.client": "the name that the client had; users import it",
     "serve.oip.build_descriptor": "a tool that makes a file that is kept",

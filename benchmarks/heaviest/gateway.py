@@ -19,10 +19,10 @@ from typing import Any, Final
 
 from clockwork_serve.config import Settings
 from clockwork_serve.messages import Ask, Frame, Reply
-from clockwork_serve.serve.child import configure
+from clockwork_serve.serve.child import configure, freeze_live_objects
+from clockwork_serve.serve.driver import use_batch_policy
 from clockwork_serve.serve.gateway.settings import GatewayConfig
-from clockwork_serve.serve.os_scheduling import use_batch_policy
-from clockwork_serve.serve.processes.gateway import GatewayServers, freeze_live_objects
+from clockwork_serve.serve.processes.gateway import GatewayServers
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.units import MIB
 from harness.machine import anonymous_bytes, children
@@ -96,7 +96,7 @@ async def _gateway(run_dir: str, selector: TimedSelector) -> None:
         name="g0",
     )
     servers = GatewayServers(config)
-    await servers.start(freeze_live_objects)
+    await servers.start(lambda: freeze_live_objects(50_000, 20, 100))
     servers.http.codec.start_soon()
     while not servers.gateway.link.ready:  # noqa: ASYNC110 - once, for a moment
         await asyncio.sleep(0.01)

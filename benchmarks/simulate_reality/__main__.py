@@ -33,9 +33,7 @@ from benchmarks.simulate_reality.calibration import (
     truth_of,
     write_zoo,
 )
-from clockwork_serve.apps.simulate.play import play
-from clockwork_serve.apps.simulate.question import SimulationQuestion, ask
-from clockwork_serve.apps.simulate.report import Report, report
+from clockwork_serve.apps.simulate import Report, SimulationQuestion, ask, play, report
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Profile
 from clockwork_serve.telemetry import read_journal

@@ -328,7 +328,7 @@ def keeper_stopped(outcome: Outcome, folder: Path) -> None:
         )  # fmt: skip
         took_s = time.monotonic() - begun_s
         os.kill(pid, signal.SIGCONT)
-    named = said.returncode != 0 and f"the keeper (process {pid})" in said.stderr
+    named = said.returncode != 0 and f"the supervisor (process {pid})" in said.stderr
     outcome.judge(
         "keeper stopped: `clockwork models load` says so, the command's start included",
         asked="<= 5 s", found=f"{took_s:.2f} s" if named else f"not: {said.stderr[-200:]!r}",

@@ -28,7 +28,7 @@ from benchmarks.simulate_reality.calibration import (
     truth_of,
     write_zoo,
 )
-from clockwork_serve.apps.simulate.question import ask
+from clockwork_serve.apps.simulate import ask
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import CodeAdded, Profile, Status
 from clockwork_serve.sim import read_constants

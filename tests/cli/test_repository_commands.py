@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.cli.entry import run
-from clockwork_serve.cli.profile import _durations
+from clockwork_serve.cli.repository import _durations
 from clockwork_serve.messages import Profile
 
 COMMANDS = ("validate", "compile", "profile")

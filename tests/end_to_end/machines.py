@@ -22,7 +22,7 @@ import numpy as np
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import TransportError
-from clockwork_serve.serve.remote.tls import ClusterFiles
+from clockwork_serve.serve.remote.config import ClusterFiles
 from clockwork_serve.serve.worker.host import WorkerConfig
 from harness import repositories
 from harness.machine import children

@@ -1,4 +1,4 @@
-"""Gateways and the keeper die or stop, and models change under load: who is not concerned does not notice."""
+"""Gateways and the supervisor die or stop, models change under load: who is not concerned does not notice."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_twenty_killed_gateways_leave_nothing_behind(server: RunningServer) -> N
     until(lambda: server.counters().open == 0)
 
 
-def test_serving_goes_on_while_the_keeper_is_stopped_however_much_is_logged(
+def test_serving_goes_on_while_the_supervisor_is_stopped_however_much_is_logged(
     tmp_path: Path, run: Path
 ) -> None:
     for at, name in enumerate(MODELS):
@@ -109,13 +109,13 @@ def test_serving_goes_on_while_the_keeper_is_stopped_however_much_is_logged(
     environment = os.environ | {"XDG_RUNTIME_DIR": str(run)}
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-    ) as keeper:
+    ) as supervisor:
         try:
-            said = json.loads(first_line(keeper))
+            said = json.loads(first_line(supervisor))
             http = int(said["http"].rpartition(":")[2])
             grpc = int(said["grpc"].rpartition(":")[2])
-            keeper.send_signal(signal.SIGSTOP)
-            # What is logged fills the pipes to the keeper: each turned away is told of.
+            supervisor.send_signal(signal.SIGSTOP)
+            # What is logged fills the pipes to the supervisor: each turned away is told of.
             with steady(http, grpc, MODELS) as load:
                 for _ in range(2000):
                     bad = urllib.request.Request(f"http://127.0.0.1:{http}/v2/models/m0/infer", data=b"{")
@@ -123,15 +123,15 @@ def test_serving_goes_on_while_the_keeper_is_stopped_however_much_is_logged(
                         urllib.request.urlopen(bad, timeout=10)
                     refused.value.close()
                 during = list(load.ends)
-                keeper.send_signal(signal.SIGCONT)
+                supervisor.send_signal(signal.SIGCONT)
                 time.sleep(0.5)
                 ends = load.stop()
             assert len(during) > 100
             assert not how(ends)
             call_ready(http)
         finally:
-            keeper.send_signal(signal.SIGCONT)
-            keeper.kill()
+            supervisor.send_signal(signal.SIGCONT)
+            supervisor.kill()
 
 
 def call_ready(port: int) -> None:
@@ -139,7 +139,7 @@ def call_ready(port: int) -> None:
         assert reply.status == 200
 
 
-def test_after_a_killed_keeper_the_next_starts_on_the_same_ports_and_clears_what_was_left(
+def test_after_a_killed_supervisor_the_next_starts_on_the_same_ports_and_clears_what_was_left(
     tmp_path: Path, run: Path
 ) -> None:
     put(tmp_path / "repository", "m0", affine(0))
@@ -149,14 +149,14 @@ def test_after_a_killed_keeper_the_next_starts_on_the_same_ports_and_clears_what
     for _ in range(4):
         with subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-        ) as keeper:
+        ) as supervisor:
             try:
-                line = first_line(keeper)
-                assert line, keeper.stderr.read() if keeper.stderr else ""
+                line = first_line(supervisor)
+                assert line, supervisor.stderr.read() if supervisor.stderr else ""
                 said = json.loads(line)
-                children = machine.children(keeper.pid)
+                children = machine.children(supervisor.pid)
             finally:
-                keeper.kill()
+                supervisor.kill()
         http, grpc = said["http"].rpartition(":")[2], said["grpc"].rpartition(":")[2]
         ports = ["--http-port", http, "--grpc-port", grpc]
         arguments = [*command(tmp_path / "repository", tmp_path / "cache"), *ports, "--json"]

@@ -99,7 +99,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_no_process_outlives_a_killed_keeper(tmp_path: Path, cache: Path) -> None:
+def test_no_process_outlives_a_killed_supervisor(tmp_path: Path, cache: Path) -> None:
     root = tmp_path / "models"
     repositories.emulated(root, "slow", {1: 1})
     with started(command(root, cache, "--device", "emulated:v100")) as (process, _):

@@ -122,29 +122,29 @@ def commanded(place: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], 
         arguments = [*command(place / "repository", place / "cache"), "--json", *more]
         with subprocess.Popen(
             arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        ) as keeper:
+        ) as supervisor:
             try:
-                yield keeper, int(json.loads(first_line(keeper))["http"].rpartition(":")[2])
+                yield supervisor, int(json.loads(first_line(supervisor))["http"].rpartition(":")[2])
             finally:
-                pids = [*machine.children(keeper.pid), keeper.pid]
+                pids = [*machine.children(supervisor.pid), supervisor.pid]
                 for pid in pids:
                     os.kill(pid, signal.SIGCONT)
-                keeper.kill()
+                supervisor.kill()
 
 
-def test_who_loads_a_model_hears_that_the_keeper_is_stopped(place: Path) -> None:
-    with commanded(place) as (keeper, port):
-        keeper.send_signal(signal.SIGSTOP)
+def test_who_loads_a_model_hears_that_the_supervisor_is_stopped(place: Path) -> None:
+    with commanded(place) as (supervisor, port):
+        supervisor.send_signal(signal.SIGSTOP)
         arguments = ["models", "--url", f"http://127.0.0.1:{port}", "load", "m0"]
         said = subprocess.run(
             [sys.executable, "-m", "clockwork_serve", *arguments],
             capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
         assert said.returncode != 0
-        assert f"the keeper (process {keeper.pid}) has not answered for" in said.stderr, said
+        assert f"the supervisor (process {supervisor.pid}) has not answered for" in said.stderr, said
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=10) as reply:
             assert reply.status == 200, "serving goes on"
-        keeper.send_signal(signal.SIGCONT)
+        supervisor.send_signal(signal.SIGCONT)
         body = b'{"ready":true}'
 
         def answers() -> bool:
@@ -160,30 +160,30 @@ def test_who_loads_a_model_hears_that_the_keeper_is_stopped(place: Path) -> None
 
 @pytest.mark.slow
 def test_a_pause_of_the_whole_server_ends_nobody(place: Path) -> None:
-    with commanded(place) as (keeper, port):
-        pids = sorted(machine.children(keeper.pid))
+    with commanded(place) as (supervisor, port):
+        pids = sorted(machine.children(supervisor.pid))
         assert len(pids) == 3
         for order in (1, -1):
-            for pid in [keeper.pid, *pids][::order]:
+            for pid in [supervisor.pid, *pids][::order]:
                 os.kill(pid, signal.SIGSTOP)
             time.sleep(5)
-            for pid in [keeper.pid, *pids]:
+            for pid in [supervisor.pid, *pids]:
                 os.kill(pid, signal.SIGCONT)
                 time.sleep(0.1)
             time.sleep(4)
-            assert sorted(machine.children(keeper.pid)) == pids
+            assert sorted(machine.children(supervisor.pid)) == pids
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=10) as reply:
             assert reply.status == 200
 
 
 @pytest.mark.slow
 def test_who_wants_to_look_at_a_stopped_process_may_switch_that_off(place: Path) -> None:
-    with commanded(place, "--stuck-s", "0") as (keeper, port):
-        pids = sorted(machine.children(keeper.pid))
+    with commanded(place, "--stuck-s", "0") as (supervisor, port):
+        pids = sorted(machine.children(supervisor.pid))
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
         time.sleep(6)
-        assert sorted(machine.children(keeper.pid)) == pids
+        assert sorted(machine.children(supervisor.pid)) == pids
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
 

@@ -1,4 +1,4 @@
-"""Links between processes: what one end received, and waiting for it."""
+"""Links with what they delivered, the controller as the supervisor's link sees it, and messages as frames."""
 
 from __future__ import annotations
 
@@ -10,12 +10,17 @@ from typing import Any
 import msgspec
 
 from clockwork_serve.messages import (
+    Ask,
     Cancel,
     Frame,
     Hello,
+    Reply,
     Role,
 )
-from clockwork_serve.serve.transport import Link, Listener, connect, hello, listen
+from clockwork_serve.serve.transport import FrameWriter, Link, Listener, connect, hello, listen
+
+# Links between processes: what one end received, and waiting for it.
+
 
 CONTROLLER = hello(Role.CONTROLLER, "controller")
 
@@ -61,3 +66,36 @@ async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
 
 def cancels(count: int) -> list[Frame]:
     return [Cancel(request_id=f"r{i}") for i in range(count)]
+
+
+# The controller as the supervisor's link sees it.
+
+
+class FakeController:
+    """Answers STATE, and keeps the frames that it received."""
+
+    def __init__(self) -> None:
+        self.told: list[Frame] = []
+        self.links: list[Link] = []
+        self.silent = False
+
+    async def listen(self, path: Path) -> Listener:
+        return await listen(
+            path, hello(Role.CONTROLLER, "controller"), self.links.append, self._on_frames, lambda link: None
+        )
+
+    def _on_frames(self, link: Link, frames: list[Frame]) -> None:
+        self.told += frames
+        for frame in frames:
+            if isinstance(frame, Ask) and not self.silent:
+                link.send(Reply(ask_id=frame.ask_id, ok=True, body=msgspec.json.encode({"open": 3})))
+
+
+# Messages as frames on a link.
+
+
+def bytes_of(frames: list[Frame]) -> bytes:
+    writer = FrameWriter()
+    for frame in frames:
+        writer.add(frame)
+    return bytes(writer.take())

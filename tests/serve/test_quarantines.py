@@ -18,12 +18,11 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.controller.hub import Hub
 from clockwork_serve.serve.quarantines import Quarantines
-from clockwork_serve.serve.supervisor.keeper import KeeperLink
-from clockwork_serve.serve.supervisor.preparation import Catalogue
+from clockwork_serve.serve.supervisor.catalogue import Catalogue
+from clockwork_serve.serve.supervisor.link import SupervisorLink
 from tests.serve.controller.exchanges import World, code, model, play
-from tests.serve.links import until
-from tests.serve.supervisor.catalogues import served
-from tests.serve.supervisor.keeper_links import FakeController
+from tests.serve.links import FakeController, until
+from tests.serve.supervisor.catalogues import put, served
 
 ALONE = Quarantined(model="m/1", why="it kills", since_ns=5)
 WITH_CODE = Quarantined(model="m/1", why="it kills", since_ns=5, code_id="c1")
@@ -42,18 +41,18 @@ def test_a_reason_has_the_wall_clock_time() -> None:
     assert (quarantines.reasons(), quarantines.frames()) == ({}, [])
 
 
-def test_gateways_and_the_keeper_are_notified_also_if_they_connect_later(tmp_path: Path) -> None:
+def test_gateways_and_the_supervisor_are_notified_also_if_they_connect_later(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper(code(), model())
+        supervisor = await world.supervisor(code(), model())
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
         await until(lambda: gateway.of(Readiness) and worker.frames)
         world.decide(ALONE)
-        await until(lambda: gateway.of(Quarantined) and keeper.of(Quarantined))
+        await until(lambda: gateway.of(Quarantined) and supervisor.of(Quarantined))
         late = await world.peer(Role.GATEWAY, "late")
         await until(lambda: late.of(Readiness))
         assert late.frames[:4] == [code(), model(), ALONE, Readiness(ready=False, why="starting")]
-        again = await world.peer(Role.KEEPER, "keeper")
+        again = await world.peer(Role.SUPERVISOR, "keeper")
         await until(lambda: again.of(Quarantined))
         assert worker.frames == [code(), model()], "its code goes on"
         world.decide(OVER)
@@ -64,14 +63,14 @@ def test_gateways_and_the_keeper_are_notified_also_if_they_connect_later(tmp_pat
 
 def test_a_code_in_quarantine_is_removed_from_workers_and_sent_again_after(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper(code(), code("c2"), model())
+        supervisor = await world.supervisor(code(), code("c2"), model())
         worker = await world.worker("w", "d")
         await until(lambda: len(worker.frames) == 3)
         world.decide(WITH_CODE)
         await until(lambda: worker.frames[3:] == [CodeRemoved(code_id="c1")])
         late = await world.worker("late", "d2")
         await until(lambda: late.frames == [code("c2"), model()])
-        keeper.send(ReleaseFromQuarantine(model="m"))
+        supervisor.send(ReleaseFromQuarantine(model="m"))
         await until(lambda: ReleaseFromQuarantine(model="m") in world.brain.seen)
         world.decide(OVER)
         await until(lambda: worker.frames[4:] == [code()] and late.frames[2:] == [code()])
@@ -81,7 +80,7 @@ def test_a_code_in_quarantine_is_removed_from_workers_and_sent_again_after(tmp_p
 
 def test_the_brain_observes_a_worker_s_crash_report(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper()
+        await world.supervisor()
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
         worker.link.close()
@@ -99,10 +98,11 @@ def test_the_brain_observes_a_worker_s_crash_report(tmp_path: Path) -> None:
     play(tmp_path, story, Informed)
 
 
-def test_the_keeper_is_notified_once_each_and_forgets_it_with_the_controller(tmp_path: Path) -> None:
+def test_the_supervisor_is_notified_once_each_and_forgets_it_with_the_controller(tmp_path: Path) -> None:
     async def main() -> None:
         path, told = tmp_path / "c.sock", []
-        link = KeeperLink(path, list, lambda ask: None, lambda: told.append(1))
+        link = SupervisorLink(path, list, lambda ask: None, lambda: told.append(1))
+        link.start()
         controller = FakeController()
         listener = await controller.listen(path)
         await asyncio.wait_for(link.connected.wait(), 20)
@@ -122,7 +122,7 @@ def test_the_keeper_is_notified_once_each_and_forgets_it_with_the_controller(tmp
 
 def test_the_index_says_why() -> None:
     catalogue = Catalogue()
-    catalogue.put(["a", "b"], [served("a/1"), served("b/1")], [], [])
+    put(catalogue, ["a", "b"], [served("a/1"), served("b/1")], [], [])
     found = catalogue.index([], {"a/1": "since then: it kills"})
     assert [(entry.name, entry.state, entry.reason) for entry in found] == [
         ("a", "UNAVAILABLE", "since then: it kills"),

@@ -1,9 +1,10 @@
-"""Links over real unix sockets: order, batching, handshakes, and peers that misbehave or die."""
+"""Links between processes: frames, clocks, and peers that break the protocol."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -12,17 +13,26 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
 import pytest
 import uvloop
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
+    AdmissionQuery,
     Ask,
     Cancel,
+    DeviceNumbers,
     Extent,
+    Frame,
+    Ping,
+    Quarantined,
+    Request,
     Result,
     Role,
     Status,
@@ -30,8 +40,22 @@ from clockwork_serve.messages import (
     Window,
 )
 from clockwork_serve.serve import transport
-from clockwork_serve.serve.transport import FRAME_BYTES_MAX, hello
-from tests.serve.links import Side, cancels, until
+from clockwork_serve.serve.supervisor.run_dir import RunDir
+from clockwork_serve.serve.transport import (
+    FRAME_BYTES_MAX,
+    ClockAlignment,
+    FrameReader,
+    FrameWriter,
+    Link,
+    SlidingMinimum,
+    connect,
+    hello,
+    to_controller,
+    to_local,
+)
+from tests.serve.links import Side, bytes_of, cancels, until
+
+# Links over real unix sockets: order, batching, handshakes, and peers that misbehave or die.
 
 
 def test_both_sides_learn_who_the_other_is(tmp_path: Path) -> None:
@@ -301,3 +325,336 @@ def test_another_boot_id_means_another_clock_and_times_are_converted(
         listener.close()
 
     uvloop.run(main())
+
+
+# Frames survive any cutting of the byte stream; anything else is a clear error.
+
+
+def feed(reader: FrameReader, data: bytes, piece: int) -> list[Frame]:
+    frames: list[Frame] = []
+    done = 0
+    while done < len(data):
+        room = reader.room()
+        count = min(len(room), piece, len(data) - done)
+        assert count > 0
+        room[:count] = data[done : done + count]
+        reader.received(count, frames)
+        done += count
+    return frames
+
+
+FRAMES = st.lists(
+    st.one_of(
+        st.builds(Cancel, request_id=st.text(max_size=20)),
+        st.builds(Ping, sent_ns=st.integers(0, 2**63 - 1)),
+        st.builds(Ask, ask_id=st.integers(0, 2**32), what=st.just("state"), body=st.binary(max_size=5000)),
+    ),
+    max_size=20,
+)
+
+
+@given(FRAMES, st.integers(1, 9000))
+def test_frames_survive_any_cutting(frames: list[Frame], piece: int) -> None:
+    assert feed(FrameReader(), bytes_of(frames), piece) == frames
+
+
+@pytest.mark.parametrize("piece", [1000, 200_000, 10**9])
+def test_large_and_small_frames_mix(piece: int) -> None:
+    sizes = [0, 262_130, 262_144, 3_000_000, 10, 600_000, 1]
+    frames: list[Frame] = [Ask(ask_id=i, what="index", body=b"x" * size) for i, size in enumerate(sizes * 3)]
+    assert feed(FrameReader(), bytes_of(frames), piece) == frames
+
+
+def test_frames_before_a_malformed_one_are_delivered() -> None:
+    frames: list[Frame] = []
+    data = bytes_of([Cancel(request_id="a"), Cancel(request_id="b")]) + struct.pack("<I", 3) + b"\xc1\xc1\xc1"
+    reader = FrameReader()
+    reader.room()[: len(data)] = data
+    with pytest.raises(TransportError, match="malformed frame of 3 bytes"):
+        reader.received(len(data), frames)
+    assert frames == [Cancel(request_id="a"), Cancel(request_id="b")]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        msgspec.msgpack.encode({"type": "no_such_frame"}),
+        msgspec.msgpack.encode({"type": "cancel"}),
+        msgspec.msgpack.encode({"type": "cancel", "request_id": 5}),
+        msgspec.msgpack.encode([1, 2]),
+        b"",
+        b"\xa4abc",
+        b"\x81\xa4type\xa6cancel",
+        b"\x82\xa4type\xa6cancel\xaarequest_id\xa1\xff",
+    ],
+)
+def test_malformed_frames_are_refused(payload: bytes) -> None:
+    with pytest.raises(TransportError, match="malformed"):
+        feed(FrameReader(), struct.pack("<I", len(payload)) + payload, 10**6)
+
+
+def test_a_huge_length_is_refused_before_its_bytes_arrive() -> None:
+    with pytest.raises(TransportError, match=str(FRAME_BYTES_MAX)):
+        feed(FrameReader(), struct.pack("<I", FRAME_BYTES_MAX + 1), 4)
+
+
+def test_a_frame_too_large_to_send_is_refused_and_leaves_the_others_whole() -> None:
+    writer = FrameWriter()
+    writer.add(Cancel(request_id="a"))
+    with pytest.raises(TransportError, match="the Ask to send"):
+        writer.add(Ask(ask_id=1, what="index", body=b"x" * (FRAME_BYTES_MAX + 1)))
+    writer.add(Cancel(request_id="b"))
+    assert feed(FrameReader(), bytes(writer.take()), 10**6) == [
+        Cancel(request_id="a"),
+        Cancel(request_id="b"),
+    ]
+
+
+def test_memory_of_a_large_frame_is_freed() -> None:
+    reader = FrameReader()
+    small = len(reader.room())
+    feed(reader, bytes_of([Ask(ask_id=1, what="index", body=b"x" * 4_000_000)]), 100_000)
+    assert len(reader.room()) == small
+
+
+def test_decoded_frames_do_not_alias_the_buffer() -> None:
+    reader = FrameReader()
+    first = Result(action_id=1, device="d", status=Status.OK, started_ns=0, ended_ns=1, outputs=(b"one",))
+    second = Result(action_id=2, device="d", status=Status.OK, started_ns=0, ended_ns=1, outputs=(b"two",))
+    assert feed(reader, bytes_of([first]), 10**6) + feed(reader, bytes_of([second]), 10**6) == [first, second]
+
+
+def test_text_that_is_no_unicode_is_escaped_and_other_text_is_not() -> None:
+    result = Result(
+        action_id=1, device="cpu:0", status=Status.MODEL_RAISED, started_ns=1, ended_ns=2,
+        message="unknown op \ud800", outputs=(b"\xff",),
+    )  # fmt: skip
+    numbers = DeviceNumbers(device="cpu:0", numbers={"\udcff": 3})
+    frames: list[Frame] = [Cancel(request_id="r1"), result, numbers, Cancel(request_id="r2")]
+
+    found = feed(FrameReader(), bytes_of(frames), 100)
+
+    assert found == [
+        Cancel(request_id="r1"),
+        msgspec.structs.replace(result, message=r"unknown op \ud800"),
+        DeviceNumbers(device="cpu:0", numbers={r"\udcff": 3}),
+        Cancel(request_id="r2"),
+    ]
+
+
+# Sockets between our processes are for one user: others are refused by their mode, and by credentials.
+
+
+NOBODY = 65_534
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can try as another user")
+
+
+def as_nobody(path: Path) -> int:
+    """A process of another user that connects; it exits with an errno, or 100 plus the bytes received."""
+    pid = os.fork()
+    if not pid:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            with socket.socket(socket.AF_UNIX) as stranger:
+                stranger.settimeout(10)
+                stranger.connect(os.fspath(path))
+                stranger.send(b"\x05\0\0\0hello")
+                told = len(stranger.recv(4096))
+            os._exit(100 + told)
+        except OSError as error:
+            turned_away = error.errno in (errno.ECONNRESET, errno.EPIPE)  # EPIPE: before it had spoken
+            os._exit(100 if turned_away else min(error.errno or 99, 99))
+        finally:
+            os._exit(98)
+    return pid
+
+
+def result(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def open_folder(tmp_path: Path) -> Path:
+    """A folder that every user may enter, on the way to it too."""
+    folder = Path("/tmp") / f"clockwork-{os.getpid()}-{tmp_path.name[-8:]}"
+    folder.mkdir(mode=0o755)
+    return folder
+
+
+def refused(tmp_path: Path, mode: int) -> tuple[int, list[list[Frame]]]:
+    """What another user gets from a socket of that mode in an open folder, and what our side received."""
+    folder = open_folder(tmp_path)
+    path, side = folder / "c.sock", Side()
+    found: list[int] = []
+
+    async def main() -> None:
+        listener = await side.listen(path)
+        path.chmod(mode)
+        pid = as_nobody(path)
+
+        def ended() -> bool:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                found.append(os.waitstatus_to_exitcode(status))
+            return bool(done)
+
+        await until(ended)
+        listener.close()
+
+    try:
+        uvloop.run(main())
+    finally:
+        for each in folder.iterdir():
+            each.unlink()
+        folder.rmdir()
+    return found[0], side.reads
+
+
+@only_root
+def test_another_user_cannot_connect(tmp_path: Path) -> None:
+    assert refused(tmp_path, 0o600) == (13, [])
+
+
+@only_root
+def test_another_user_that_connects_is_refused_unread(tmp_path: Path) -> None:
+    """Its mode was changed: the peer's credentials are checked all the same, and nothing is sent to it."""
+    assert refused(tmp_path, 0o666) == (100, [])
+
+
+@only_root
+def test_our_processes_refuse_a_socket_of_another_user(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+    folder.chmod(0o777)
+    path = folder / "c.sock"
+    ready, told = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+        with socket.socket(socket.AF_UNIX) as stranger:
+            stranger.bind(os.fspath(path))
+            stranger.listen()
+            os.write(told, b"x")
+            with stranger.accept()[0] as accepted:
+                accepted.settimeout(10)
+                os._exit(len(accepted.recv(4096)))
+    os.read(ready, 1)
+
+    async def main() -> None:
+        def nothing(link: Link, *more: object) -> None:
+            raise AssertionError
+
+        with pytest.raises(TransportError, match="user"):
+            await connect(path, hello(Role.WORKER, "w"), nothing, nothing)
+
+    try:
+        uvloop.run(main())
+        assert result(pid) == 0
+    finally:
+        os.close(ready)
+        os.close(told)
+        path.unlink()
+        folder.rmdir()
+
+
+@only_root
+def test_the_folder_of_sockets_is_closed_to_others(tmp_path: Path) -> None:
+    with closing(RunDir(str(tmp_path))) as folder:
+        assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+
+
+# Clock alignment finds the offset from delays alone, and windows are narrowed by its error.
+
+
+def unload(window: Window) -> Unload:
+    return Unload(action_id=1, device="d", model="m/1", extent=Extent(0, 1), version=1, window=window)
+
+
+@given(st.lists(st.integers(-1000, 1000), min_size=1, max_size=60), st.integers(1, 8))
+def test_the_sliding_minimum_is_the_least_of_the_last_numbers(numbers: list[int], size: int) -> None:
+    sliding = SlidingMinimum(size)
+    for index, number in enumerate(numbers):
+        sliding.add(number)
+        assert sliding.least == min(numbers[max(0, index + 1 - size) : index + 1])
+
+
+@given(
+    st.integers(-(10**15), 10**15),
+    st.lists(st.tuples(st.integers(1, 10**7), st.integers(1, 10**7)), min_size=1, max_size=30),
+)
+def test_the_true_offset_lies_within_the_error(offset_ns: int, delays: list[tuple[int, int]]) -> None:
+    ours, theirs = ClockAlignment(same_clock=False), ClockAlignment(same_clock=False)
+    now_ns = 10**9
+    for there_ns, back_ns in delays:
+        theirs.observe(now_ns + offset_ns, now_ns + there_ns, ours.least_delta_ns)
+        now_ns += there_ns
+        ours.observe(now_ns, now_ns + back_ns + offset_ns, theirs.least_delta_ns)
+        now_ns += back_ns
+    assert ours.aligned
+    assert abs(ours.offset_ns - offset_ns) <= ours.error_ns + 1
+    assert ours.error_ns <= (min(d for d, _ in delays) + min(d for _, d in delays) + 1) // 2
+
+
+def test_it_is_not_aligned_before_both_directions_were_seen() -> None:
+    alignment = ClockAlignment(same_clock=False)
+    assert not alignment.aligned
+    alignment.observe(0, 5_000, None)
+    assert (alignment.aligned, alignment.offset_ns, alignment.error_ns) == (False, 0, 0)
+    alignment.observe(100, 5_090, -4_950)
+    assert (alignment.aligned, alignment.offset_ns, alignment.error_ns) == (True, 4_970, 20)
+
+
+def test_one_clock_needs_no_samples() -> None:
+    alignment = ClockAlignment(same_clock=True)
+    assert (alignment.aligned, alignment.offset_ns, alignment.error_ns) == (True, 0, 0)
+
+
+def test_a_drifting_clock_is_followed_once_old_samples_left() -> None:
+    alignment = ClockAlignment(same_clock=False, samples=4)
+    for sample in range(8):
+        offset_ns = 1_000 if sample < 4 else 3_000
+        alignment.observe(0, 50 + offset_ns, 50 - offset_ns)
+    assert (alignment.offset_ns, alignment.error_ns) == (3_000, 50)
+
+
+def test_windows_are_shifted_and_narrowed() -> None:
+    assert to_local(unload(Window(1_000, 3_000)), 500, 100) == unload(Window(1_600, 3_400))
+
+
+def test_a_window_shorter_than_the_error_shrinks_to_its_middle() -> None:
+    assert to_local(unload(Window(1_000, 1_100)), 0, 5_000) == unload(Window(1_050, 1_050))
+
+
+def test_times_for_the_controller_are_shifted_back() -> None:
+    result = Result(action_id=1, device="d", status=Status.OK, started_ns=1_500, ended_ns=1_700)
+    assert to_controller(result, 500) == Result(
+        action_id=1, device="d", status=Status.OK, started_ns=1_000, ended_ns=1_200
+    )
+    request = Request(request_id="r", gateway="g", model="m/1", arrival_ns=1_500, deadline_ns=2_500)
+    assert to_controller(request, 500) == Request(
+        request_id="r", gateway="g", model="m/1", arrival_ns=1_000, deadline_ns=2_000
+    )
+    announced = AdmissionQuery(
+        announced_id="a", gateway="g", model="m/1", arrival_ns=1_500, deadline_ns=2_500
+    )
+    assert to_controller(announced, 500) == AdmissionQuery(
+        announced_id="a", gateway="g", model="m/1", arrival_ns=1_000, deadline_ns=2_000
+    )
+
+
+def test_since_when_a_model_is_quarantined_is_shifted_and_not_narrowed() -> None:
+    quarantined = Quarantined(model="m/1", why="w", since_ns=1_000)
+    assert to_local(quarantined, 500, 100) == Quarantined(model="m/1", why="w", since_ns=1_500)
+
+
+def test_the_end_of_a_quarantine_has_no_time() -> None:
+    ended = Quarantined(model="m/1")
+    assert to_local(ended, 500, 100) is ended
+
+
+def test_other_frames_pass_unchanged() -> None:
+    frame = Cancel(request_id="r")
+    assert to_local(frame, 5, 5) is frame
+    assert to_controller(frame, 5) is frame

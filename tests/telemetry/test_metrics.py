@@ -33,7 +33,7 @@ def recorded(name: str = "net") -> Recorder:
 
 
 def test_outcomes_are_counted_by_reason() -> None:
-    found = samples(recorded().metrics())
+    found = samples(render(recorded().counters))
     rejected = (("outcome", "rejected"), ("reason", "would_miss_deadline"))
     assert found["clockwork_requests_total", rejected] == 3
     assert found["clockwork_requests_received_total", ()] == 4
@@ -42,7 +42,7 @@ def test_outcomes_are_counted_by_reason() -> None:
 
 
 def test_histograms_are_cumulative_and_end_at_their_count() -> None:
-    found = samples(recorded().metrics())
+    found = samples(render(recorded().counters))
     buckets = [
         (float(dict(labels)["le"]), value)
         for (name, labels), value in found.items()
@@ -60,7 +60,7 @@ def test_late_wakeups_are_a_histogram_whose_bounds_hold_half_a_millisecond() -> 
     recorder = recorded()
     for late_ns in (0, 400_000, 600_000):
         recorder.counters.wakeup.add(late_ns)
-    found = samples(recorder.metrics())
+    found = samples(render(recorder.counters))
     assert found["clockwork_wakeup_lateness_seconds_bucket", (("le", "0.0005"),)] == 2
     assert found["clockwork_wakeup_lateness_seconds_count", ()] == 3
     assert found["clockwork_wakeup_lateness_seconds_sum", ()] == 0.001
@@ -68,23 +68,23 @@ def test_late_wakeups_are_a_histogram_whose_bounds_hold_half_a_millisecond() -> 
 
 def test_names_are_escaped() -> None:
     name = 'we"ird\\n\name'
-    found = samples(recorded(name).metrics())
+    found = samples(render(recorded(name).counters))
     assert any(dict(labels).get("model") == name for _, labels in found)
 
 
 def test_models_that_nobody_asked_for_take_no_line() -> None:
     recorder = recorded()
-    before = recorder.metrics().count(b"\n")
+    before = render(recorder.counters).count(b"\n")
     recorder.on_step(2, [stories.model_added(f"idle{index}") for index in range(50)], [])
-    assert recorder.metrics().count(b"\n") == before
-    assert samples(recorder.metrics())["clockwork_models", ()] == 51
+    assert render(recorder.counters).count(b"\n") == before
+    assert samples(render(recorder.counters))["clockwork_models", ()] == 51
 
 
 def test_a_gateway_adds_what_it_decided_itself() -> None:
     gateway = GatewayCounters(
         gateway="g0", received=9, outcomes={"invalid:bad_input": 2}, unheard={"left": 3, "over": 1}
     )
-    found = samples(recorded().metrics(gateway))
+    found = samples(render(recorded().counters, gateway))
     key = (("gateway", "g0"), ("outcome", "invalid"), ("reason", "bad_input"))
     assert found["clockwork_gateway_requests_total", key] == 2
     assert found["clockwork_gateway_unheard_answers_total", (("gateway", "g0"), ("why", "left"))] == 3
@@ -94,7 +94,7 @@ def test_every_family_is_listed_in_the_docs() -> None:
     from pathlib import Path
 
     page = (Path(__file__).parents[2] / "docs" / "operate" / "metrics.md").read_text()
-    text = recorded().metrics(GatewayCounters(gateway="g0")).decode()
+    text = render(recorded().counters, GatewayCounters(gateway="g0")).decode()
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(names) == len(set(names)) > 20
     assert [name for name in names if f"`{name}`" not in page] == []
@@ -121,15 +121,15 @@ def test_tenants_with_a_quota_are_counted_and_nobody_else() -> None:
 
 
 def test_without_tenants_no_line_speaks_of_them() -> None:
-    assert b"tenant_" not in recorded().metrics().replace(b"tenant_quota", b"")
+    assert b"tenant_" not in render(recorded().counters).replace(b"tenant_quota", b"")
 
 
 def test_models_in_quarantine_have_a_line_and_others_none() -> None:
     recorder = recorded()
     recorder.on_step(1, [], [Quarantined(model="net/1", why="it kills")])
     labels = (("model", "net"), ("version", "1"))
-    assert samples(recorder.metrics())["clockwork_model_quarantined", labels] == 1
+    assert samples(render(recorder.counters))["clockwork_model_quarantined", labels] == 1
     recorder.on_step(2, [], [Quarantined(model="net/1"), Quarantined(model="nobody/1")])
-    found = samples(recorder.metrics())
+    found = samples(render(recorder.counters))
     assert ("clockwork_model_quarantined", labels) not in found
     assert found["clockwork_quarantines_total", ()] == 1

@@ -61,7 +61,7 @@ class Peer:
     def __init__(self) -> None:
         self.frames: list[Frame] = []
         self.is_lost = False
-        self.beats = True  # whether it returns them, where it is the keeper
+        self.beats = True  # whether it returns them, where it is the supervisor
         self.link: Link
 
     def of(self, kind: type) -> list[Any]:
@@ -89,7 +89,7 @@ class World:
 
         def take(link: Link, frames: list[Frame]) -> None:
             for frame in frames:
-                if role is not Role.KEEPER or not isinstance(frame, Beat):
+                if role is not Role.SUPERVISOR or not isinstance(frame, Beat):
                     peer.frames.append(frame)
                 elif peer.beats:
                     link.send(frame)
@@ -97,12 +97,12 @@ class World:
         peer.link = await connect(self.path, hello(role, name), take, lost)
         return peer
 
-    async def keeper(self, *frames: Frame) -> Peer:
+    async def supervisor(self, *frames: Frame) -> Peer:
         """A supervisor that has sent its catalogue."""
-        keeper = await self.peer(Role.KEEPER, "keeper")
-        keeper.send(*frames, Ask(ask_id=1, what=Question.STATE))
-        await until(lambda: keeper.of(Reply))
-        return keeper
+        supervisor = await self.peer(Role.SUPERVISOR, "keeper")
+        supervisor.send(*frames, Ask(ask_id=1, what=Question.STATE))
+        await until(lambda: supervisor.of(Reply))
+        return supervisor
 
     async def worker(self, name: str, *devices: str) -> Peer:
         worker = await self.peer(Role.WORKER, name)

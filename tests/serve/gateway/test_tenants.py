@@ -10,7 +10,7 @@ import pytest
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Quota, QuotasSet
 from clockwork_serve.serve.gateway.access import FIELDS, Caps, KeyRing, Right, Tenant
-from clockwork_serve.serve.supervisor.keeper import Quotas
+from clockwork_serve.serve.supervisor.link import Quotas
 from clockwork_serve.units import NS_PER_S, ms
 from tests.serve.gateway.keys import entry, replaced, written
 
@@ -88,7 +88,7 @@ def test_the_controller_receives_quotas(tmp_path: Path) -> None:
 async def _told_after(path: str, content: str, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     import asyncio
 
-    monkeypatch.setattr("clockwork_serve.serve.supervisor.keeper.REFRESH_S", 0.01)
+    monkeypatch.setattr("clockwork_serve.serve.supervisor.link.REFRESH_S", 0.01)
     quotas, told = Quotas(path), list[object]()
     task = asyncio.ensure_future(quotas.keep_fresh(told.append))
     await asyncio.sleep(0.05)

@@ -14,8 +14,8 @@ from clockwork_serve.messages import Cancel, Frame
 from clockwork_serve.serve.gateway.access import KeyRing
 from clockwork_serve.serve.http.connection import DIRECT_BYTES
 from clockwork_serve.serve.transport import FrameReader
-from tests.serve.frames import bytes_of
 from tests.serve.http.any_bytes import answers
+from tests.serve.links import bytes_of
 
 CHUNKED = b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
 LARGE = bytes(range(256)) * 300

@@ -74,7 +74,7 @@ class Peer:
 
 @asynccontextmanager
 async def controller(run_dir: Path, **fields: Any) -> AsyncIterator[Child]:
-    config = ControllerProcessConfig(run_dir=str(run_dir), devices=("d",), **fields)
+    config = ControllerProcessConfig(run_dir=str(run_dir), **fields)
     child = Child(Launch.of("controller", "controller", config), lambda line: None)
     try:
         yield child
@@ -101,9 +101,9 @@ async def peer(run_dir: Path, role: Role, name: str) -> Peer:
 
 async def warm(run_dir: Path) -> tuple[Peer, Peer, Peer]:
     """Supervisor, worker and gateway of a controller that is ready."""
-    keeper = await peer(run_dir, Role.KEEPER, "keeper")
+    supervisor = await peer(run_dir, Role.SUPERVISOR, "keeper")
     for frame in (CODE, MODEL, Ask(ask_id=1, what=Question.STATE)):
-        keeper.link.send(frame)
+        supervisor.link.send(frame)
     worker = await peer(run_dir, Role.WORKER, "w")
     worker.link.send(joined("w", "d"))
     gateway = await peer(run_dir, Role.GATEWAY, "g")
@@ -111,8 +111,8 @@ async def warm(run_dir: Path) -> tuple[Peer, Peer, Peer]:
     assert not any(frame.ready for frame in gateway.of(Readiness)), "the code is not prepared yet"
     worker.link.send(CodeReady(device="d", code_id="c1"))
     await gateway.until(Readiness, lambda frame: frame.ready)
-    await keeper.until(Readiness, lambda frame: frame.ready)
-    return keeper, worker, gateway
+    await supervisor.until(Readiness, lambda frame: frame.ready)
+    return supervisor, worker, gateway
 
 
 def request(number: int) -> Request:
@@ -138,7 +138,7 @@ def ok(action: Load | Infer) -> Result:
 def test_a_request_is_loaded_for_executed_and_answered(tmp_path: Path) -> None:
     async def main() -> None:
         async with controller(tmp_path, settings=Settings(journal=str(tmp_path / "journal"))) as child:
-            keeper, worker, gateway = await warm(tmp_path)
+            supervisor, worker, gateway = await warm(tmp_path)
             gateway.link.send(request(1))
             worker.link.send(ok(await worker.until(Load)))
             infer = await worker.until(Infer)
@@ -146,8 +146,8 @@ def test_a_request_is_loaded_for_executed_and_answered(tmp_path: Path) -> None:
             worker.link.send(ok(infer))
             answer = await gateway.until(Answer)
             assert (answer.request_id, answer.outcome, answer.outputs) == ("r1", Outcome.OK, b"out")
-            keeper.link.send(Ask(ask_id=2, what=Question.STATE))
-            state = msgspec.json.decode((await keeper.until(Reply, lambda reply: reply.ask_id == 2)).body)
+            supervisor.link.send(Ask(ask_id=2, what=Question.STATE))
+            state = msgspec.json.decode((await supervisor.until(Reply, lambda reply: reply.ask_id == 2)).body)
             assert (state["open"], state["ready"], state["devices"]["d"]["actions"]) == (
                 0, True, {"load:ok": 1, "infer:ok": 1},
             )  # fmt: skip
@@ -211,8 +211,8 @@ def test_it_uses_the_batch_policy_while_messages_arrive_in_bursts_only(tmp_path:
 def test_draining_refuses_new_requests_and_says_so(tmp_path: Path) -> None:
     async def main() -> None:
         async with controller(tmp_path):
-            keeper, _, gateway = await warm(tmp_path)
-            keeper.link.send(Drain())
+            supervisor, _, gateway = await warm(tmp_path)
+            supervisor.link.send(Drain())
             await gateway.until(Readiness, lambda frame: frame.why == "draining")
             gateway.link.send(request(1))
             answer = await gateway.until(Answer)

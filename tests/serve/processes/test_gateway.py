@@ -20,8 +20,9 @@ import uvloop
 
 from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.child import EXIT_CONFIG
 from clockwork_serve.serve.gateway.settings import GatewayConfig
-from clockwork_serve.serve.processes.gateway import EXIT_CONFIG, GatewayServers
+from clockwork_serve.serve.processes.gateway import GatewayServers
 from tests.serve.gateway.running import gateway_config, running_gateway
 
 

@@ -27,7 +27,7 @@ from clockwork_serve.messages import (
     Status,
     WorkerJoined,
 )
-from clockwork_serve.serve.processes.worker import EXIT_CONFIG
+from clockwork_serve.serve.child import EXIT_CONFIG
 from clockwork_serve.serve.shm import Region
 from clockwork_serve.serve.worker.host import WorkerConfig
 from tests.serve.processes.workers import DEVICE, spawn, worker

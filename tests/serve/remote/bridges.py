@@ -23,12 +23,11 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.serve.remote.bridge import Bridge, FarRequests, GatewayPeer, judge_of
-from clockwork_serve.serve.remote.config import bound
+from clockwork_serve.serve.remote.config import ClusterContext, bound
 from clockwork_serve.serve.remote.link import (
     MachineLink,
     MachineListener,
 )
-from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.transport import hello
 from clockwork_serve.units import MIB
 from harness import records

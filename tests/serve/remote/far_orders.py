@@ -36,9 +36,8 @@ from clockwork_serve.messages import (
     Window,
     WorkerJoined,
 )
-from clockwork_serve.serve.remote.config import bound
+from clockwork_serve.serve.remote.config import ClusterContext, bound
 from clockwork_serve.serve.remote.link import MachineListener, on_the_way
-from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.transport import Link, hello
 from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.units import ms

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from clockwork_serve.messages import Role
+from clockwork_serve.serve.remote.config import ClusterFiles, context_of
 from clockwork_serve.serve.remote.link import MachineLink, connect_machine
-from clockwork_serve.serve.remote.tls import ClusterFiles, context_of
 from clockwork_serve.serve.transport import hello
 from tests.serve.certificates import Certificates
 from tests.serve.links import Side

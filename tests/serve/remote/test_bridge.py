@@ -91,7 +91,7 @@ def test_who_does_not_fit_is_told_why_for_good(tmp_path: Path, changed: dict[str
     [
         ("cpu:0", Role.WORKER), ("gateway-0", Role.WORKER), (GATEWAY, Role.WORKER), (NAME, Role.GATEWAY),
         ("gateway-0", Role.GATEWAY), ("bridge", Role.GATEWAY), ("alpha.gateway-100", Role.GATEWAY),
-        (NAME, Role.KEEPER), (GATEWAY, Role.CONTROLLER),
+        (NAME, Role.SUPERVISOR), (GATEWAY, Role.CONTROLLER),
     ],
 )  # fmt: skip
 def test_nobody_from_elsewhere_passes_for_a_process_of_the_server(

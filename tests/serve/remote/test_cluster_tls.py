@@ -10,8 +10,7 @@ from msgspec import structs
 
 from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.remote.config import check_listening
-from clockwork_serve.serve.remote.tls import ClusterContext, ClusterFiles, context_of
+from clockwork_serve.serve.remote.config import ClusterContext, ClusterFiles, check_listening, context_of
 from tests.serve.certificates import certificates
 
 

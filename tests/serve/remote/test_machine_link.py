@@ -18,9 +18,8 @@ import uvloop
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Cancel, Extent, Frame, Piece, Role, Unload, Window
 from clockwork_serve.serve.remote import link as machine_link
-from clockwork_serve.serve.remote.config import bound
+from clockwork_serve.serve.remote.config import ClusterContext, ClusterFiles, bound, context_of
 from clockwork_serve.serve.remote.link import MachineLink, MachineListener
-from clockwork_serve.serve.remote.tls import ClusterContext, ClusterFiles, context_of
 from clockwork_serve.serve.transport import Link, hello
 from tests.serve.certificates import certificates, renewed_certificates
 from tests.serve.links import Side, cancels, until

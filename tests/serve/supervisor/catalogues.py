@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from clockwork_serve.messages import (
-    Profile,
-)
-from clockwork_serve.store import ServedVersion
+from collections.abc import Iterable
+
+from clockwork_serve.messages import Frame, Profile
+from clockwork_serve.serve.supervisor.catalogue import Catalogue
+from clockwork_serve.serve.supervisor.preparation import PreparedRepository
+from clockwork_serve.store import Problem, ServedVersion
 from harness import records
 
 
@@ -18,3 +20,24 @@ def served(key: str, code_id: str = "c1", priority: int = 0) -> ServedVersion:
 
 def profile(code_id: str = "c1", infer_ns: int = 5) -> Profile:
     return records.profile(code_id, {1: infer_ns}, load_ns=1, device_kind="cpu", load_ns_per_mib=1)
+
+
+def prepared(
+    names: Iterable[str],
+    served: Iterable[ServedVersion],
+    profiles: Iterable[Profile],
+    problems: Iterable[Problem],
+) -> PreparedRepository:
+    return PreparedRepository(
+        names=tuple(names), served=tuple(served), profiles=tuple(profiles), problems=tuple(problems)
+    )
+
+
+def put(
+    catalogue: Catalogue,
+    names: Iterable[str],
+    served: Iterable[ServedVersion],
+    profiles: Iterable[Profile],
+    problems: Iterable[Problem],
+) -> list[Frame]:
+    return catalogue.put(prepared(names, served, profiles, problems))

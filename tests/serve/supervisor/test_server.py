@@ -1,4 +1,4 @@
-"""Whole servers: real processes, real models, real clients; killed, drained, loaded and unloaded."""
+"""A whole server: it starts, loads and unloads models, and stops."""
 
 from __future__ import annotations
 
@@ -25,9 +25,17 @@ import pytest
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError, RepositoryError
-from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, StartError, running_server
+from clockwork_serve.serve.supervisor.server import (
+    RunningServer,
+    ServerConfig,
+    StartError,
+    running_server,
+)
 from tests.serve.onnx_models import affine, put
 from tests.serve.supervisor.servers import call, config, infer, refusal, until
+
+# Whole servers: real processes, real models, real clients; killed, drained, loaded and unloaded.
+
 
 pytestmark = pytest.mark.system
 

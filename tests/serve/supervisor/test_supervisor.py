@@ -25,6 +25,7 @@ from clockwork_serve.serve.supervisor.processes import (
     Child,
     Launch,
     Supervisor,
+    _Kept,
     crashed,
     describe_exit,
     read_thread_state,
@@ -276,7 +277,7 @@ def test_a_pause_of_the_whole_machine_kills_no_child(launch: Callable[[str], Lau
         assert first is not None
         for _ in range(3):
             os.kill(first, signal.SIGSTOP)
-            time.sleep(2)  # noqa: ASYNC251 - the keeper is stopped, too
+            time.sleep(2)  # noqa: ASYNC251 - the supervisor is stopped, too
             await asyncio.sleep(0)
             os.kill(first, signal.SIGCONT)
             await asyncio.sleep(0.3)
@@ -287,10 +288,10 @@ def test_a_pause_of_the_whole_machine_kills_no_child(launch: Callable[[str], Lau
     uvloop.run(main())
 
 
-KEEPER = """
+SUPERVISOR = """
 import os, signal, subprocess, sys
-from clockwork_serve.serve.child import KEEPER_PID_VARIABLE
-env = {**os.environ, KEEPER_PID_VARIABLE: str(os.getpid())}
+from clockwork_serve.serve.child import SUPERVISOR_PID_VARIABLE
+env = {**os.environ, SUPERVISOR_PID_VARIABLE: str(os.getpid())}
 grandchild = subprocess.Popen(
     [sys.executable, sys.argv[1]], env=env, start_new_session=True, stderr=subprocess.PIPE, text=True
 )
@@ -299,19 +300,19 @@ signal.pause()
 """
 
 
-def test_children_do_not_outlive_their_keeper(tmp_path: Path) -> None:
+def test_children_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
     (tmp_path / "tame.py").write_text(TAME)
-    (tmp_path / "keeper.py").write_text(KEEPER)
-    keeper = subprocess.Popen(
-        [sys.executable, tmp_path / "keeper.py", tmp_path / "tame.py"], stdout=subprocess.PIPE, text=True
+    (tmp_path / "supervisor.py").write_text(SUPERVISOR)
+    supervisor = subprocess.Popen(
+        [sys.executable, tmp_path / "supervisor.py", tmp_path / "tame.py"], stdout=subprocess.PIPE, text=True
     )
-    assert keeper.stdout is not None
+    assert supervisor.stdout is not None
     try:
-        pid, word = keeper.stdout.readline().split()
+        pid, word = supervisor.stdout.readline().split()
         assert word == "up"
         watch = os.pidfd_open(int(pid))
-        keeper.kill()
-        keeper.wait()
+        supervisor.kill()
+        supervisor.wait()
 
         async def gone() -> None:
             ended = asyncio.Event()
@@ -321,25 +322,25 @@ def test_children_do_not_outlive_their_keeper(tmp_path: Path) -> None:
         uvloop.run(gone())
         os.close(watch)
     finally:
-        keeper.kill()
-        keeper.wait()
-        keeper.stdout.close()
+        supervisor.kill()
+        supervisor.wait()
+        supervisor.stdout.close()
 
 
-def test_a_child_whose_keeper_has_died_already_does_not_start(launch: Callable[[str], Launch]) -> None:
+def test_a_child_whose_supervisor_has_died_already_does_not_start(launch: Callable[[str], Launch]) -> None:
     tame = launch(TAME)
     ended = subprocess.run(
         [sys.executable, "-m", tame.module, "{}"],
-        env={**os.environ, "CLOCKWORK_KEEPER_PID": "1"},
+        env={**os.environ, "CLOCKWORK_SUPERVISOR_PID": "1"},
         capture_output=True,
         text=True,
         check=False,
         timeout=60,
     )
-    assert (ended.returncode, ended.stderr) == (1, "the keeper has died\n")
+    assert (ended.returncode, ended.stderr) == (1, "the supervisor has died\n")
 
 
-def test_a_child_stops_cleanly_on_sigterm_and_leaves_ctrl_c_to_the_keeper(
+def test_a_child_stops_cleanly_on_sigterm_and_leaves_ctrl_c_to_the_supervisor(
     launch: Callable[[str], Launch],
 ) -> None:
     async def main() -> None:
@@ -401,9 +402,9 @@ def test_deaths_before_a_reset_do_not_count() -> None:
     async def main() -> None:
         supervisor = Supervisor(lambda line: None)
         for name in ("worker-a", "gateway"):
-            supervisor._backoffs[name] = Backoff()
+            kept = supervisor._kept[name] = _Kept(Launch(name=name, module="", config=""))
             for _ in range(FAST_DEATHS):
-                supervisor._backoffs[name].died(0.1)
+                kept.backoff.died(0.1)
         supervisor.reset_backoff("worker")
         assert supervisor.why_failing() is not None, "the gateway is"
         supervisor.reset_backoff("gateway")

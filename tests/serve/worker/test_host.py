@@ -1,4 +1,4 @@
-"""A worker's link: it joins a controller as soon as there is one, and the next one after a failover."""
+"""A worker's link to the controller, and the check of weights beside it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import uvloop
 
-from clockwork_serve.errors import TransportError
+from clockwork_serve.errors import DamageError, DeviceError, TransportError
+from clockwork_serve.integrity import damage
 from clockwork_serve.messages import (
     Beat,
     CodeAdded,
@@ -23,15 +24,19 @@ from clockwork_serve.messages import (
     RetainWeights,
     Role,
     Status,
+    Weights,
     WorkerJoined,
 )
 from clockwork_serve.serve.shm import Region
 from clockwork_serve.serve.worker import host as worker_host
-from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
+from clockwork_serve.serve.worker.host import Verifier, WorkerConfig, WorkerHost
 from tests.serve.slots import answer, slot
 from tests.serve.worker.lane_bench import Toy, over, timely
 from tests.serve.worker.ordering import PATIENCE_S, Orders, orders
 from tests.worker.actions import CODE, GPU, SPEC, infer, load
+
+# A worker's link: it joins a controller as soon as there is one, and the next one after a failover.
+
 
 X = np.ones((1, 4), np.float32)
 
@@ -261,3 +266,52 @@ def test_another_process_where_the_controller_should_be_is_an_error(tmp_path: Pa
         at.close()
 
     run(test())
+
+
+# Weights are verified in the background, each once, and damage is reported.
+
+
+class VerifyingDevice:
+    """A device that can verify: it finds ``bad`` weights damaged, and cannot read ``odd`` ones."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def verify(self, weights: Weights) -> None:
+        self.seen.append(weights.weights_id)
+        if weights.weights_id == "bad":
+            raise damage("weights", "bad", weights.path, "other content")
+        if weights.weights_id == "odd":
+            raise DeviceError("it cannot be read")
+
+
+def blob(name: str) -> Weights:
+    return Weights(weights_id=name, path=f"/cache/{name}.bin", size=1)
+
+
+def test_all_are_verified_and_damage_is_reported() -> None:
+    device, found = VerifyingDevice(), list[DamageError]()
+    verifier = Verifier([device], found.append)  # type: ignore[list-item]
+    for name in ("good", "odd", "bad", "last"):
+        verifier.add(blob(name))
+    verifier.join()
+    assert sorted(device.seen) == ["bad", "good", "last", "odd"]
+    assert [(error.what, error.name) for error in found] == [("weights", "bad")]
+
+
+@pytest.mark.parametrize("path", ["/a/folder", ""])
+def test_weights_that_are_no_file_of_their_own_are_not_verified(path: str) -> None:
+    device = VerifyingDevice()
+    verifier = Verifier([device], lambda error: None)  # type: ignore[list-item]
+    verifier.add(Weights(weights_id="w", path=path, size=1))
+    verifier.join()
+    assert device.seen == []
+
+
+def test_after_close_nothing_is_verified() -> None:
+    device = VerifyingDevice()
+    verifier = Verifier([device], lambda error: None)  # type: ignore[list-item]
+    verifier.close()
+    verifier.add(blob("late"))
+    verifier.join()
+    assert device.seen == []

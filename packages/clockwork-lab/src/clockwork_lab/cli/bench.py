@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clockwork_serve.cli.interrupt import interruptible
-from clockwork_serve.cli.screen import note, say, show_table
+from clockwork_serve.cli.screen import interruptible, note, say, show_table
 from clockwork_serve.errors import ConfigError
 
 if TYPE_CHECKING:

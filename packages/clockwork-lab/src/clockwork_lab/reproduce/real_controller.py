@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from clockwork_serve.config import Settings
 from clockwork_serve.controller import ControllerConfig
@@ -24,9 +24,10 @@ from clockwork_serve.devices.base import DeviceConfig
 from clockwork_serve.devices.emulated import emulated_config, emulated_profile
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Ask, Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
-from clockwork_serve.serve.processes.controller import SOCKET_NAME, ControllerProcessConfig
-from clockwork_serve.serve.supervisor.keeper import KeeperLink
+from clockwork_serve.serve.processes.controller import ControllerProcessConfig
+from clockwork_serve.serve.supervisor.link import SupervisorLink
 from clockwork_serve.serve.supervisor.processes import Child, Launch, describe_exit
+from clockwork_serve.serve.transport import SOCKET_NAME
 from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.units import MIB
 
@@ -71,12 +72,13 @@ async def started(
 ) -> AsyncIterator[Processes]:
     """The same with any devices and models, which ``frames`` announce to the controller."""
     children: list[Child] = []
-    link: KeeperLink | None = None
+    link: SupervisorLink | None = None
     with tempfile.TemporaryDirectory(prefix="clockwork-") as folder:
         try:
             launches = _launches(Path(folder), config, configs, workers)
             children.extend(Child(launch, logging.getLogger(__name__).debug) for launch in launches)
-            link = KeeperLink(Path(folder) / SOCKET_NAME, lambda: frames, _ignore)
+            link = SupervisorLink(Path(folder) / SOCKET_NAME, lambda: frames, _ignore)
+            link.start()
             await _until_ready(link, children)
             yield Processes(
                 Path(folder) / SOCKET_NAME,
@@ -100,8 +102,7 @@ def _launches(
     controller = ControllerProcessConfig(
         run_dir=str(folder),
         settings=settings,
-        controller=config,
-        devices=tuple(each.device for each in devices),
+        controller=structs.replace(config, expected_devices=len(devices)),
     )
     launches = [Launch.of("controller", "controller", controller)]
     for number in range(min(workers, len(devices))):
@@ -141,7 +142,7 @@ def _process_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-async def _until_ready(link: KeeperLink, children: list[Child]) -> None:
+async def _until_ready(link: SupervisorLink, children: list[Child]) -> None:
     deadline_s = time.monotonic() + READY_S
     while not link.readiness.ready:
         _check(children)

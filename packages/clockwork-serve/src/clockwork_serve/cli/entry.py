@@ -16,16 +16,12 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from clockwork_serve import __version__
-from clockwork_serve.cli.compile import compile_, validate
 from clockwork_serve.cli.docs import docs
-from clockwork_serve.cli.gateway import gateway
-from clockwork_serve.cli.key import key
-from clockwork_serve.cli.models import models
-from clockwork_serve.cli.profile import profile
+from clockwork_serve.cli.operate import key, models
+from clockwork_serve.cli.repository import compile_, profile, validate
 from clockwork_serve.cli.screen import note
-from clockwork_serve.cli.serve import serve
+from clockwork_serve.cli.serve import gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
-from clockwork_serve.cli.worker import worker
 from clockwork_serve.errors import ClockworkError, ConfigError, described
 
 if TYPE_CHECKING:

@@ -31,12 +31,6 @@ def json_flag(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(command)
 
 
-def torch_target_option(command: Command) -> Command:
-    """``--torch-target``: the target of torch programs."""
-    shown = "What to compile model.pt2 for. [default: cuda where torch sees a GPU, else cpu]"
-    return click.option("--torch-target", type=click.Choice(["cpu", "cuda"]), help=shown)(command)
-
-
 def setting_options(*shown: str, hidden: tuple[str, ...] = ()) -> Callable[[Command], Command]:
     """``--config`` and an option for each setting named; ``hidden`` ones work but are not in the help."""
 

@@ -1,22 +1,36 @@
-"""Compiles a repository for commands that need it, with progress; problems are shown, not raised."""
+"""``clockwork compile``, ``validate`` and ``profile``: models compiled as serving does at its start.
+
+Problems of models are shown, not raised; a command that has any exits with 1.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
+import click
 import msgspec
 
-from clockwork_serve.cli.screen import Progress, note
-from clockwork_serve.config import Settings
+from clockwork_serve.cli.options import (
+    Command,
+    json_flag,
+    repository_argument,
+    setting_options,
+    settings_from,
+)
+from clockwork_serve.cli.screen import Progress, counted, note, say, show_json, show_table, size_text
+from clockwork_serve.units import to_ms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from clockwork_serve.config import Settings
+    from clockwork_serve.messages import Profile
     from clockwork_serve.store import Cache, Problem, ServedVersion
 
 
-def compile_repository(
-    settings: Settings, *, quiet: bool, torch_target: str | None = None
+def _compile(
+    settings: Settings, torch_target: str | None, *, quiet: bool
 ) -> tuple[Cache, list[ServedVersion], list[Problem]]:
     """Every model of the repository, compiled into the cache (which the caller closes), and the problems.
 
@@ -36,15 +50,199 @@ def compile_repository(
     return cache, served, problems
 
 
-def show_problems(served: Sequence[ServedVersion], problems: Sequence[Problem]) -> None:
-    """Warnings and problems, one line each, on standard error."""
-    for each in served:
-        for warning in each.model.warnings:
-            note(f"warning: model '{each.model.name}' version {each.model.version}: {warning}")
+def _show(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], warnings: Sequence[str],
+    problems: Sequence[Problem], summary: str,
+) -> None:  # fmt: skip
+    """A table, then warnings and problems, one line each, on standard error, and a summary."""
+    if rows:
+        show_table(columns, rows)
+    for warning in warnings:
+        note(f"warning: {warning}")
     for problem in problems:
         note(f"problem: {problem}")
+    say(summary)
 
 
-def counted(number: int, what: str) -> str:
-    """``1 model``, ``2 models``."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def _warnings(served: Sequence[ServedVersion]) -> list[str]:
+    return [
+        f"model '{model.name}' version {model.version}: {warning}"
+        for model in (each.model for each in served)
+        for warning in model.warnings
+    ]
+
+
+# ------------------------------------------------------------
+# ``compile`` and ``validate`` do the same, and differ in what they show.
+
+
+def _compiling(command: Command) -> Command:
+    """The arguments of both commands."""
+    target = click.option(
+        "--torch-target", type=click.Choice(["cpu", "cuda"]),
+        help="What to compile model.pt2 for. [default: cuda where torch sees a GPU, else cpu]",
+    )  # fmt: skip
+    options = setting_options("cache", "max_batch", "largest_batch")
+    return repository_argument(options(target(json_flag(command))))
+
+
+@click.command("compile")
+@_compiling
+def compile_(
+    repository: str | None, config: str | None, as_json: bool, torch_target: str | None, **flags: Any  # noqa: FBT001
+) -> int:  # fmt: skip
+    """Compile the models in REPO into shared code and weights; exits with 1 if one fails."""
+    settings = settings_from(repository, config, flags)
+    cache, served, problems = _compile(settings, torch_target, quiet=as_json)
+    cache.close()
+    if as_json:
+        models = [
+            {
+                "name": each.model.name,
+                "version": each.model.version,
+                "code": each.code.code_id,
+                "backend": each.code.backend,
+                "lifted": each.code.lifted,
+                "batched": each.code.batched,
+                "batch_sizes": each.model.batch_sizes,
+                "weights_bytes": each.model.weights.size,
+                "warnings": each.model.warnings,
+            }
+            for each in served
+        ]
+        show_json(
+            {
+                "repository": settings.repository, "cache": str(cache.root), "models": models,
+                "problems": problems,
+            }
+        )  # fmt: skip
+        return 1 if problems else 0
+    sharing = Counter(each.code.code_id for each in served)
+    rows = [
+        [
+            each.model.key,
+            each.code.code_id[:12],
+            str(sharing[each.code.code_id]),
+            size_text(each.model.weights.size),
+            "in pages" if each.code.lifted else "in the artefact",
+            " ".join(map(str, each.model.batch_sizes)),
+        ]
+        for each in served
+    ]
+    summary = (
+        f"{counted(len(served), 'model version')} share {counted(len(sharing), 'code')}, "
+        f"{counted(len(problems), 'problem')}; cache: {cache.root}"
+    )
+    columns = ["model", "code", ">used by", ">weights", "kept", "batch sizes"]
+    _show(columns, rows, _warnings(served), problems, summary)
+    return 1 if problems else 0
+
+
+@click.command()
+@_compiling
+def validate(
+    repository: str | None, config: str | None, as_json: bool, torch_target: str | None, **flags: Any  # noqa: FBT001
+) -> int:  # fmt: skip
+    """Check that every model in REPO can be served; exits with 1 if one cannot."""
+    settings = settings_from(repository, config, flags)
+    cache, served, problems = _compile(settings, torch_target, quiet=as_json)
+    cache.close()
+    if as_json:
+        models = [
+            {"name": each.model.name, "version": each.model.version, "warnings": each.model.warnings}
+            for each in served
+        ]
+        show_json(
+            {
+                "repository": settings.repository, "ok": not problems, "models": models,
+                "problems": problems,
+            }
+        )  # fmt: skip
+        return 1 if problems else 0
+    rows = [[_name(problem), "", "", "cannot be served"] for problem in problems]
+    for model in (each.model for each in served):
+        warnings = f"ok, {counted(len(model.warnings), 'warning')}" if model.warnings else "ok"
+        rows.append([model.key, model.platform, str(model.max_batch_size), warnings])
+    summary = f"{counted(len(served), 'model version')} can be served, {counted(len(problems), 'problem')}"
+    columns = ["model", "platform", ">max batch", "result"]
+    _show(columns, sorted(rows), _warnings(served), problems, summary)
+    return 1 if problems else 0
+
+
+def _name(problem: Problem) -> str:
+    return f"{problem.model}/{problem.version}" if problem.version else problem.model or "(repository)"
+
+
+# ------------------------------------------------------------
+# ``profile`` measures how long every code takes on the devices.
+
+
+@click.command()
+@repository_argument
+@setting_options("device", "cache", "max_batch", "largest_batch", "threads")
+@click.option("--again", is_flag=True, help="Measure again what was measured before.")
+@json_flag
+def profile(
+    repository: str | None, config: str | None, again: bool, as_json: bool, **flags: Any  # noqa: FBT001
+) -> int:  # fmt: skip
+    """Measure every code in REPO on the devices, and keep the profiles; exits with 1 if a model fails."""
+    from clockwork_serve.devices import torch_target
+    from clockwork_serve.serve.supervisor.config import device_configs
+    from clockwork_serve.serve.supervisor.profiling import profile_all
+
+    settings = settings_from(repository, config, flags)
+    devices = device_configs(settings)
+    cache, served, problems = _compile(settings, torch_target(devices) or "", quiet=as_json)
+    try:
+        with Progress("profiling", quiet=as_json) as progress:
+            profiled = profile_all(served, devices, cache, progress.step, again=again)
+    finally:
+        cache.close()
+    problems = [*problems, *profiled.problems]
+    if as_json:
+        show_json(
+            {"profiles": profiled.profiles, "models": _names(served), "warnings": profiled.warnings,
+             "problems": problems}
+        )  # fmt: skip
+        return 1 if problems else 0
+    kept = f"{counted(len(profiled.profiles), 'profile')} kept in {cache.root}"
+    columns = ["models", "code", "device", ">ms by batch size", ">LOAD", ">scratch"]
+    _show(columns, _rows(served, profiled.profiles), profiled.warnings, problems, kept)
+    return 1 if problems else 0
+
+
+def _names(served: Sequence[ServedVersion]) -> dict[str, list[str]]:
+    """Keys of the models that share a code, by code."""
+    keys: dict[str, list[str]] = {}
+    for each in served:
+        keys.setdefault(each.code.code_id, []).append(each.model.key)
+    return keys
+
+
+def _rows(served: Sequence[ServedVersion], profiles: Sequence[Profile]) -> list[list[str]]:
+    keys = _names(served)
+    sizes = {each.code.code_id: each.model.weights.size for each in served}
+    return [
+        [
+            _shared_by(keys[each.code_id]),
+            each.code_id[:12],
+            each.device_kind,
+            _durations(each),
+            f"{to_ms(each.load_ns(sizes[each.code_id])):.2f} ms",
+            size_text(max(each.workspace_bytes.values(), default=0)),
+        ]
+        for each in sorted(profiles, key=lambda found: (keys[found.code_id][0], found.device_kind))
+    ]
+
+
+def _shared_by(keys: Sequence[str]) -> str:
+    """The first of the models, and the number of others."""
+    return keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
+
+
+def _durations(profile: Profile) -> str:
+    """Durations at powers of two and at the largest size: others are interpolated, and omitted for space."""
+    from clockwork_serve.store.cache import batch_sizes
+
+    sizes = [size for size in batch_sizes(max(profile.infer_ns)) if size in profile.infer_ns]
+    return "  ".join(f"{size}: {to_ms(profile.infer_ns[size]):.2f}" for size in sizes)

@@ -1,12 +1,14 @@
-"""Output for people: progress on standard error, tables on standard output."""
+"""What commands and people say to each other: progress, tables, JSON, and Ctrl-C."""
 
 from __future__ import annotations
 
 import re
+import signal
 import sys
 import time
-from collections.abc import Sequence
-from types import TracebackType
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Self
 
 import click
@@ -174,3 +176,25 @@ def size_text(nbytes: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
+
+
+def counted(number: int, what: str) -> str:
+    """``1 model``, ``2,000 models``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether an end was requested by Ctrl-C; a second one ends at once."""
+    asked: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""``clockwork serve``: starts a server and prints its addresses."""
+"""``clockwork serve`` starts a server; ``gateway`` and ``worker`` join one on another machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from clockwork_serve.cli.options import (
     repository_argument,
     setting_options,
     settings_from,
+    taken_by,
 )
-from clockwork_serve.cli.repository import counted
-from clockwork_serve.cli.screen import Progress, say, show_json_line
+from clockwork_serve.cli.screen import Progress, counted, say, show_json_line
+from clockwork_serve.config.table import GATEWAY, WORKER
 from clockwork_serve.messages import DATATYPES, Code, Model
 
 if TYPE_CHECKING:
@@ -25,11 +26,20 @@ if TYPE_CHECKING:
 
     from clockwork_serve.serve.supervisor.server import Server
 
-_SHOWN = (
+_OF_SERVERS = (
     "device", "slo_ms", "host", "http_port", "grpc_port", "metrics_port", "gateways", "tls_certificate",
     "tls_key", "api_keys", "device_memory", "page_size", "policy", "reject", "drain_s", "cache",
     "model_control", "pin", "realtime", "listen_machines", "cluster_certificate", "cluster_key", "cluster_ca",
     "log_format", "log_level",
+)  # fmt: skip
+_OF_GATEWAYS = (
+    "controller", "machine_name", "cluster_certificate", "cluster_key", "cluster_ca", "host", "http_port",
+    "grpc_port", "metrics_port", "gateways", "slo_ms", "tls_certificate", "tls_key", "api_keys",
+    "model_control", "drain_s", "silence_s", "log_format", "log_level",
+)  # fmt: skip
+_OF_WORKERS = (
+    "controller", "device", "machine_name", "cluster_certificate", "cluster_key", "cluster_ca", "cache",
+    "device_memory", "page_size", "threads", "pin", "realtime", "silence_s", "log_format", "log_level",
 )  # fmt: skip
 FEW_ELEMENTS: Final = 32
 """The most elements that the sample request spells out."""
@@ -42,7 +52,7 @@ _STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
     epilog="More settings, and their names in a file and in the environment: clockwork docs configuration"
 )
 @repository_argument
-@setting_options(*_SHOWN, hidden=all_but(*_SHOWN, "controller", "machine_name"))
+@setting_options(*_OF_SERVERS, hidden=all_but(*_OF_SERVERS, "controller", "machine_name"))
 @json_flag
 def serve(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
     """Serve the models in REPO, or the one in a file NAME.onnx or NAME.pt2, until told to stop.
@@ -74,7 +84,7 @@ class Stages:
         self._progress: Progress | None = None
 
     def step(self, progress: Any) -> None:
-        """Show a ``serve.preparation.Progress``."""
+        """Show a ``StartProgress``."""
         if progress.stage != self._stage:
             self.close()
             self._stage = progress.stage
@@ -136,8 +146,7 @@ def _announcer(shown: Stages, *, as_json: bool) -> Callable[[Server], None]:
             show_json_line({"ready": True, **facts})
             return
         say(f"ready: {counted(len(server.catalogue.models), 'model')}")
-        for name in ("http", "grpc", "metrics"):
-            say(f"  {name:<8} {facts[name] or 'off'}")
+        _say_addresses({name: str(facts[name]) for name in ("http", "grpc", "metrics")})
         if is_model_file(server.settings.repository):
             (model,) = server.catalogue.models
             ask = sample_request(
@@ -146,3 +155,53 @@ def _announcer(shown: Stages, *, as_json: bool) -> Callable[[Server], None]:
             say(f"  ask      {ask}")
 
     return announce
+
+
+def _say_addresses(at: dict[str, str]) -> None:
+    for name, address in at.items():
+        say(f"  {name:<8} {address or 'off'}")
+
+
+# ------------------------------------------------------------
+# Processes of this machine that join a server on another, which was started with --listen-machines.
+
+
+@click.command(epilog="How to set up several machines: clockwork docs machines")
+@setting_options(*_OF_GATEWAYS, hidden=taken_by(GATEWAY, *_OF_GATEWAYS))
+@json_flag
+def gateway(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
+    """Serve clients on this machine for the server at --controller, until told to stop.
+
+    The server was started with --listen-machines. It executes all requests; nothing is executed here.
+    """
+    settings = settings_from(None, config, flags, needs_repository=False)
+
+    from clockwork_serve.serve import child as logs
+    from clockwork_serve.serve.supervisor.children import run_gateways
+
+    logs.configure("gateway", settings.log_level, settings.log_format)
+
+    def announce(at: dict[str, str]) -> None:
+        if as_json:
+            show_json_line({"listening": True, **at})
+            return
+        say(f"for the server at {settings.controller}:")
+        _say_addresses(at)
+
+    return run_gateways(settings, announce)
+
+
+@click.command(epilog="How to set up several machines: clockwork docs machines")
+@setting_options(*_OF_WORKERS, hidden=taken_by(WORKER, *_OF_WORKERS))
+def worker(config: str | None, **flags: Any) -> int:
+    """Join the server at --controller with this machine's devices, and serve until told to stop.
+
+    The server was started with --listen-machines. Models are fetched from it into the cache here.
+    """
+    settings = settings_from(None, config, flags, needs_repository=False)
+
+    from clockwork_serve.serve import child as logs
+    from clockwork_serve.serve.supervisor.children import run_workers
+
+    logs.configure("worker", settings.log_level, settings.log_format)
+    return run_workers(settings)

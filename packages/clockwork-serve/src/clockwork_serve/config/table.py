@@ -134,12 +134,16 @@ def port(value: object) -> int:
 
 def port_or_off(value: object) -> int | None:
     """A TCP port, or None for ``off``."""
-    if value is False or (isinstance(value, str) and value.strip().lower() in {"off", "none"}):
+    if _is_off(value):
         return None
     try:
         return port(value)
     except Unfit as unfit:
         raise Unfit(f"{unfit.expected}, or off", unfit.remedy) from unfit
+
+
+def _is_off(value: object) -> bool:
+    return value is False or (isinstance(value, str) and value.strip().lower() in {"off", "none"})
 
 
 def address(value: object) -> str:
@@ -169,7 +173,7 @@ def machine_name(value: object) -> str:
 
 def prefix_or_off(value: object) -> str | None:
     """The prefix of shared-memory keys, or None for ``off``."""
-    if value is False or (isinstance(value, str) and value.strip().lower() in {"off", "none"}):
+    if _is_off(value):
         return None
     found = value.strip() if isinstance(value, str) else ""
     if not found.startswith("/") or "/" in found[1:] or not found.isprintable() or len(found) > 128:

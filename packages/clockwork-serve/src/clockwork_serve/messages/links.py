@@ -19,7 +19,7 @@ class Role(enum.StrEnum):
     CONTROLLER = "controller"
     GATEWAY = "gateway"
     WORKER = "worker"
-    KEEPER = "keeper"
+    SUPERVISOR = "keeper"
     """The supervisor: reads the model repository, and starts and watches the others."""
 
 

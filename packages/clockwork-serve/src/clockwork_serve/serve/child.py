@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -154,7 +155,7 @@ def _truncated(text: str) -> str:
 # Start and end of every child process.
 
 
-KEEPER_PID_VARIABLE: Final = "CLOCKWORK_KEEPER_PID"
+SUPERVISOR_PID_VARIABLE: Final = "CLOCKWORK_SUPERVISOR_PID"
 """Set by the supervisor for its children: the process that must be their parent."""
 BEATS_FD_VARIABLE: Final = "CLOCKWORK_BEATS_FD"
 """Set by the supervisor for a child that it watches: the socket on which it sends heartbeats."""
@@ -177,10 +178,10 @@ def prepare(process: str, settings: Settings) -> None:
     configure(process, settings.log_level, settings.log_format, NonBlockingHandler(sys.stderr.fileno()))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    keeper_pid = os.environ.get(KEEPER_PID_VARIABLE)
+    supervisor_pid = os.environ.get(SUPERVISOR_PID_VARIABLE)
     # The supervisor may have died before prctl took effect.
-    if keeper_pid is not None and os.getppid() != int(keeper_pid):
-        sys.exit("the keeper has died")
+    if supervisor_pid is not None and os.getppid() != int(supervisor_pid):
+        sys.exit("the supervisor has died")
 
 
 def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
@@ -205,6 +206,18 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]]) -> int:
         _log.critical("ended by an error", exc_info=True)
         return EXIT_BROKEN
     return 0
+
+
+def freeze_live_objects(*thresholds: int) -> None:
+    """Exempt all present objects from garbage collection: a full pass takes 0.2 us per object.
+
+    Ours create few reference cycles, if any; for those of libraries and of users' models rare passes over
+    young objects remain, at these ``thresholds`` of :func:`gc.set_threshold`.
+    """
+    gc.collect()
+    gc.freeze()
+    if thresholds:
+        gc.set_threshold(*thresholds)
 
 
 def answer_beats() -> None:

@@ -192,7 +192,7 @@ class WorkerHeartbeats:
         if link in self._missed:
             self._missed[link] = -1
 
-    def report_hung(self, hung: WorkerHung, keeper: Link | None) -> None:
+    def report_hung(self, hung: WorkerHung, supervisor: Link | None) -> None:
         """Log the brain's verdict on a worker, and pass it to the supervisor if the worker is to be ended."""
         if not hung.why:
             _log.warning("%s answers again", hung.worker)
@@ -200,8 +200,8 @@ class WorkerHeartbeats:
             _log.error("%s hung: %s; nothing is planned on it", hung.worker, hung.why)
         else:
             _log.error("%s is ended: %s", hung.worker, hung.why)
-            if keeper is not None:
-                keeper.send(hung)
+            if supervisor is not None:
+                supervisor.send(hung)
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(self._beat_s, self._tick) if self._missed else None

@@ -322,28 +322,41 @@ async def connect(path: Path, hello: Hello, on_frames: OnFrames, on_lost: OnLost
     """
     check_path(path)
     loop = asyncio.get_running_loop()
-    opened: asyncio.Future[Link] = loop.create_future()
-
-    def refused(_: Link, error: TransportError) -> None:
-        if not opened.done():
-            opened.set_exception(error)
-
-    def ready(link: Link) -> None:
-        if not opened.done():
-            opened.set_result(link)
-
-    link = Link(hello, Handlers(ready, on_frames, on_lost, refused))
+    handshake = Handshake()
+    link = Link(hello, handshake.handlers(on_frames, on_lost))
     try:
         await loop.create_unix_connection(lambda: link, os.fspath(path))
     except OSError as error:
         raise TransportError(
             f"cannot connect to {path}: {error.strerror or error}; is its process up?"
         ) from None
-    try:
-        return await opened
-    except asyncio.CancelledError:
-        link.close()
-        raise
+    await handshake.done(link)
+    return link
+
+
+class Handshake:
+    """Waits until a link that connects has been accepted."""
+
+    def __init__(self) -> None:
+        self._error: asyncio.Future[TransportError | None] = asyncio.get_running_loop().create_future()
+
+    def handlers(self, on_frames: OnFrames, on_lost: OnLost) -> Handlers:
+        """The callbacks of that link."""
+        return Handlers(lambda link: self._end(None), on_frames, on_lost, lambda _, error: self._end(error))
+
+    async def done(self, link: Link) -> None:
+        """Return once it is accepted; cancelling closes it. Raises :class:`TransportError`."""
+        try:
+            error = await self._error
+        except asyncio.CancelledError:
+            link.close()
+            raise
+        if error is not None:
+            raise error
+
+    def _end(self, error: TransportError | None) -> None:
+        if not self._error.done():
+            self._error.set_result(error)
 
 
 async def listen(path: Path, hello: Hello, on_link: OnLink, on_frames: OnFrames, on_lost: OnLost) -> Listener:
@@ -462,7 +475,7 @@ class Link(asyncio.BufferedProtocol):
         if pending := self._writer.take():
             transport.write(pending)
             if (unsent := transport.get_write_buffer_size()) > UNSENT_BYTES_MAX:
-                self._break(f"it does not read: {unsent} bytes wait for it")
+                self.abort(f"it does not read: {unsent} bytes wait for it")
 
     def close(self) -> None:
         """Close after the queued frames were written; ``on_lost`` is not called."""
@@ -475,16 +488,19 @@ class Link(asyncio.BufferedProtocol):
 
     def abort(self, why: str) -> None:
         """Close at once, because the peer broke the protocol; ``on_lost`` is called."""
-        self._break(why)
+        transport = self._transport
+        if transport is not None:
+            self._lose(why)
+            transport.abort()
 
     # Called by the loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Check the peer's user, and send our Hello."""
         self._transport = cast("asyncio.Transport", transport)
-        self._timer = self._loop.call_later(HANDSHAKE_S, self._break, f"no Hello within {HANDSHAKE_S:.0f} s")
+        self._timer = self._loop.call_later(HANDSHAKE_S, self.abort, f"no Hello within {HANDSHAKE_S:.0f} s")
         if why := self._why_refused(transport):
-            self._break(why)
+            self.abort(why)
             return
         self.send(self.own)
 
@@ -503,7 +519,7 @@ class Link(asyncio.BufferedProtocol):
         if frames and self._transport is not None:
             self._deliver(frames)
         if broken:
-            self._break(broken)
+            self.abort(broken)
 
     def eof_received(self) -> bool:
         """Have the loop close the connection: the peer has closed its side."""
@@ -531,9 +547,9 @@ class Link(asyncio.BufferedProtocol):
 
     def _on_hello(self, frame: Frame) -> None:
         if not isinstance(frame, Hello):
-            self._break(f"its first frame is {type(frame).__name__}, expected Hello")
+            self.abort(f"its first frame is {type(frame).__name__}, expected Hello")
         elif frame.protocol != self.own.protocol:
-            self._break(
+            self.abort(
                 f"{frame.role} {frame.name!r} speaks protocol {frame.protocol}, not {self.own.protocol}; "
                 "restart all processes from one installation"
             )
@@ -584,12 +600,6 @@ class Link(asyncio.BufferedProtocol):
         self._ping()
         if self._transport is not None:
             self._timer = self._loop.call_later(PING_EVERY_S, self._ping_again)
-
-    def _break(self, why: str) -> None:
-        transport = self._transport
-        if transport is not None:
-            self._lose(why)
-            transport.abort()
 
     def _lose(self, why: str) -> None:
         who = (

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct, field, structs
 
 from clockwork_serve.units import NS_PER_MS
 
@@ -247,9 +247,6 @@ def decode(body: bytes) -> Counters:
 # Triton's model statistics records, made from counters.
 
 
-_NONE = Durations()
-
-
 def model_statistics(counters: Counters, model: str | None, wall_offset_ns: int) -> dict[str, Any]:
     """``{"model_stats": [...]}`` for a model key (``name/version``), all versions of a name, or all (None).
 
@@ -275,14 +272,14 @@ def _record(model: ModelCounters, wall_offset_ns: int) -> dict[str, Any]:
         "inference_count": model.rows,
         "execution_count": sum(batch.executions for batch in model.batches.values()),
         "inference_stats": {
-            "success": _pair(model.success),
-            "fail": _pair(model.fail),
-            "queue": _pair(model.queue),
-            "compute_input": _pair(model.compute_input),
-            "compute_infer": _pair(model.compute_infer),
-            "compute_output": _pair(model.compute_output),
-            "cache_hit": _pair(_NONE),
-            "cache_miss": _pair(_NONE),
+            "success": structs.asdict(model.success),
+            "fail": structs.asdict(model.fail),
+            "queue": structs.asdict(model.queue),
+            "compute_input": structs.asdict(model.compute_input),
+            "compute_infer": structs.asdict(model.compute_infer),
+            "compute_output": structs.asdict(model.compute_output),
+            "cache_hit": structs.asdict(Durations()),
+            "cache_miss": structs.asdict(Durations()),
         },
         "response_stats": {},
         "batch_stats": [_batch(size, model.batches[size]) for size in sorted(model.batches)],
@@ -291,10 +288,6 @@ def _record(model: ModelCounters, wall_offset_ns: int) -> dict[str, Any]:
             for index, (_, size) in enumerate(sorted(model.resident.items()))
         ],
     }
-
-
-def _pair(durations: Durations) -> dict[str, int]:
-    return {"count": durations.count, "ns": durations.ns}
 
 
 def _batch(size: int, batch: BatchCounters) -> dict[str, Any]:

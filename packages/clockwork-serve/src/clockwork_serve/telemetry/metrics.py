@@ -9,8 +9,8 @@ with that library's parser.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 from clockwork_serve.telemetry.counters import BOUNDS_NS, Counters, GatewayCounters, Histogram
 from clockwork_serve.units import NS_PER_S
@@ -59,7 +59,7 @@ def _requests(counters: Counters) -> Iterator[Family]:
          counters.models_lost),
         ("gateways_lost_total", "counter", "Gateways that died or left.", counters.gateways_lost),
         ("ready", "gauge", "Whether the server can serve.", int(counters.ready)),
-        ("keeper_up", "gauge", "Whether the keeper answers.", int(counters.keeper_up)),
+        ("keeper_up", "gauge", "Whether the supervisor answers.", int(counters.keeper_up)),
     ):  # fmt: skip
         yield name, kind, text, [("", value)]
     yield (
@@ -105,25 +105,18 @@ def _tenants(counters: Counters) -> Iterator[Family]:
         "tenant_requests_total", "counter", "Requests of a tenant by how they ended, and why.",
         ((f"{labels},{end}", count) for labels, tenant in tenants for end, count in _ends(tenant.outcomes)),
     )  # fmt: skip
-    yield (
-        "tenant_late_total", "counter", "Its requests that finished after their deadline.",
-        ((labels, tenant.late) for labels, tenant in tenants),
-    )  # fmt: skip
-    yield (
-        "tenant_device_seconds_total", "counter", "Device time that it was charged.",
-        ((labels, tenant.device_ns / NS_PER_S) for labels, tenant in tenants),
-    )  # fmt: skip
-    yield (
-        "tenant_device_quota", "gauge", "Seconds of device time a second that it may use; 0: no limit.",
-        ((labels, tenant.device_ns_per_s / NS_PER_S) for labels, tenant in tenants),
-    )  # fmt: skip
-    yield (
-        "tenant_loaded_bytes_total", "counter", "Bytes of weights loaded that it was charged.",
-        ((labels, tenant.loaded_bytes) for labels, tenant in tenants),
-    )  # fmt: skip
-    yield (
-        "tenant_loaded_bytes_quota", "gauge", "Bytes a second that may be loaded for it; 0: no limit.",
-        ((labels, tenant.loaded_bytes_per_s) for labels, tenant in tenants),
+    yield from _each(
+        tenants,
+        ("tenant_late_total", "counter", "Its requests that finished after their deadline.",
+         lambda tenant: tenant.late),
+        ("tenant_device_seconds_total", "counter", "Device time that it was charged.",
+         lambda tenant: tenant.device_ns / NS_PER_S),
+        ("tenant_device_quota", "gauge", "Seconds of device time a second that it may use; 0: no limit.",
+         lambda tenant: tenant.device_ns_per_s / NS_PER_S),
+        ("tenant_loaded_bytes_total", "counter", "Bytes of weights loaded that it was charged.",
+         lambda tenant: tenant.loaded_bytes),
+        ("tenant_loaded_bytes_quota", "gauge", "Bytes a second that may be loaded for it; 0: no limit.",
+         lambda tenant: tenant.loaded_bytes_per_s),
     )  # fmt: skip
 
 
@@ -142,25 +135,17 @@ def _models(counters: Counters) -> Iterator[Family]:
         "model_late_total", "counter", "Requests of a model that finished after their deadline.",
         ((labels, model.late) for labels, model in used if model.late),
     )  # fmt: skip
-    yield (
-        "model_queued", "gauge", "Open requests of a model in no INFER.",
-        ((labels, model.queued) for labels, model in used),
-    )  # fmt: skip
-    yield (
-        "model_queue_seconds_total", "counter", "Arrival to start, summed over good answers.",
-        ((labels, model.queue.ns / NS_PER_S) for labels, model in used),
-    )  # fmt: skip
-    yield (
-        "model_run_seconds_total", "counter", "Run time of a model's batches.",
-        ((labels, sum(each.run_ns for each in model.batches.values()) / NS_PER_S) for labels, model in used),
-    )  # fmt: skip
-    yield (
-        "model_executions_total", "counter", "Batches of a model that ran well.",
-        ((labels, sum(each.executions for each in model.batches.values())) for labels, model in used),
-    )  # fmt: skip
-    yield (
-        "model_cold_starts_total", "counter", "Good answers that waited for a LOAD.",
-        ((labels, model.cold_starts) for labels, model in used),
+    yield from _each(
+        used,
+        ("model_queued", "gauge", "Open requests of a model in no INFER.", lambda model: model.queued),
+        ("model_queue_seconds_total", "counter", "Arrival to start, summed over good answers.",
+         lambda model: model.queue.ns / NS_PER_S),
+        ("model_run_seconds_total", "counter", "Run time of a model's batches.",
+         lambda model: sum(each.run_ns for each in model.batches.values()) / NS_PER_S),
+        ("model_executions_total", "counter", "Batches of a model that ran well.",
+         lambda model: sum(each.executions for each in model.batches.values())),
+        ("model_cold_starts_total", "counter", "Good answers that waited for a LOAD.",
+         lambda model: model.cold_starts),
     )  # fmt: skip
     yield (
         "model_quarantined", "gauge", "Models that take devices down, and are not served.",
@@ -173,9 +158,11 @@ def _models(counters: Counters) -> Iterator[Family]:
 
 def _devices(counters: Counters) -> Iterator[Family]:
     devices = [(f'device="{_escape(name)}"', device) for name, device in sorted(counters.devices.items())]
-    yield (
-        "device_up", "gauge", "Whether a device's worker is there.",
-        ((labels, int(device.up)) for labels, device in devices),
+    yield from _each(
+        devices,
+        ("device_up", "gauge", "Whether a device's worker is there.", lambda device: int(device.up)),
+        ("actions_lost_total", "counter", "Actions that ended with their worker.",
+         lambda device: device.lost_actions),
     )  # fmt: skip
     yield (
         "actions_total", "counter", "Results of actions, by kind and status.",
@@ -186,62 +173,60 @@ def _devices(counters: Counters) -> Iterator[Family]:
             for kind, _, status in [key.partition(":")]
         ),
     )  # fmt: skip
-    yield (
-        "actions_lost_total", "counter", "Actions that ended with their worker.",
-        ((labels, device.lost_actions) for labels, device in devices),
-    )  # fmt: skip
-    yield (
-        "lane_busy_seconds_total", "counter", "Time that a lane was taken.",
-        (
-            (f'{labels},lane="{lane}"', busy_ns / NS_PER_S)
-            for labels, device in devices
-            for lane, busy_ns in (("exec", device.exec_busy_ns), ("load", device.load_busy_ns))
-        ),
-    )  # fmt: skip
-    yield (
-        "device_number", "gauge", "What a device counts of itself.",
-        (
-            (f'{labels},number="{_escape(name)}"', value)
-            for labels, device in devices
-            for name, value in sorted(device.numbers.items())
-        ),
-    )  # fmt: skip
-    yield (
-        "device_pages", "gauge", "Pages of weights memory, all and claimed.",
-        (
-            (f'{labels},state="{state}"', pages)
-            for labels, device in devices
-            for state, pages in (("all", device.pages), ("claimed", device.pages_used))
-        ),
-    )  # fmt: skip
+    for name, kind, text, label, values in (
+        ("lane_busy_seconds_total", "counter", "Time that a lane was taken.", "lane",
+         lambda device: (("exec", device.exec_busy_ns / NS_PER_S), ("load", device.load_busy_ns / NS_PER_S))),
+        ("device_number", "gauge", "What a device counts of itself.", "number",
+         lambda device: sorted(device.numbers.items())),
+        ("device_pages", "gauge", "Pages of weights memory, all and claimed.", "state",
+         lambda device: (("all", device.pages), ("claimed", device.pages_used))),
+    ):  # fmt: skip
+        yield (
+            name,
+            kind,
+            text,
+            [
+                (f'{labels},{label}="{_escape(which)}"', value)
+                for labels, device in devices
+                for which, value in values(device)
+            ],
+        )
 
 
 def _gateway(gateway: GatewayCounters) -> Iterator[Family]:
     name = f'gateway="{_escape(gateway.gateway)}"'
     yield (
-        "gateway_received_total", "counter", "Inference requests that came to this gateway.",
-        [(name, gateway.received)],
-    )  # fmt: skip
-    yield (
         "gateway_requests_total", "counter", "Requests that it answered by itself, and why.",
         ((f"{name},{end}", count) for end, count in _ends(gateway.outcomes)),
     )  # fmt: skip
-    yield "gateway_open", "gauge", "Requests without a response.", [(name, gateway.open)]
-    yield "gateway_connections", "gauge", "Open client connections.", [(name, gateway.connections)]
-    memory = (("all", gateway.region_bytes), ("taken", gateway.region_used_bytes))
-    yield (
-        "gateway_region_bytes", "gauge", "Tensor memory, all and taken.",
-        [(f'{name},state="{state}"', nbytes) for state, nbytes in memory],
-    )  # fmt: skip
-    inputs = (("in_place", gateway.received_in_place_bytes), ("copied", gateway.copied_bytes))
-    yield (
-        "gateway_input_bytes_total", "counter", "Bytes of inputs, received in place or copied.",
-        [(f'{name},how="{how}"', nbytes) for how, nbytes in inputs],
-    )  # fmt: skip
-    yield (
-        "gateway_unheard_answers_total", "counter", "Good answers for whom nobody waited any more.",
-        ((f'{name},why="{why}"', count) for why, count in sorted(gateway.unheard.items())),
-    )  # fmt: skip
+    for short, kind, text, value in (
+        ("received_total", "counter", "Inference requests that came to this gateway.", gateway.received),
+        ("open", "gauge", "Requests without a response.", gateway.open),
+        ("connections", "gauge", "Open client connections.", gateway.connections),
+    ):
+        yield f"gateway_{short}", kind, text, [(name, value)]
+    memory = {"all": gateway.region_bytes, "taken": gateway.region_used_bytes}
+    inputs = {"in_place": gateway.received_in_place_bytes, "copied": gateway.copied_bytes}
+    for short, kind, text, label, values in (
+        ("region_bytes", "gauge", "Tensor memory, all and taken.", "state", memory),
+        ("input_bytes_total", "counter", "Bytes of inputs, received in place or copied.", "how", inputs),
+        ("unheard_answers_total", "counter", "Good answers for whom nobody waited any more.", "why",
+         dict(sorted(gateway.unheard.items()))),
+    ):  # fmt: skip
+        yield (
+            f"gateway_{short}",
+            kind,
+            text,
+            [(f'{name},{label}="{which}"', value) for which, value in values.items()],
+        )
+
+
+def _each(
+    rows: Sequence[tuple[str, Any]], *families: tuple[str, str, str, Callable[[Any], float]]
+) -> Iterator[Family]:
+    """Families that have one sample for each of some counters, which come with their labels."""
+    for name, kind, text, value in families:
+        yield name, kind, text, [(labels, value(counters)) for labels, counters in rows]
 
 
 def _ends(outcomes: Mapping[str, int]) -> Samples:

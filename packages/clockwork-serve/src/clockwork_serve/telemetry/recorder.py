@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -44,7 +44,6 @@ from clockwork_serve.telemetry.counters import (
     BatchCounters,
     Counters,
     DeviceCounters,
-    GatewayCounters,
     Histogram,
     ModelCounters,
     TenantCounters,
@@ -52,16 +51,6 @@ from clockwork_serve.telemetry.counters import (
     model_statistics,
     outcome_key,
 )
-from clockwork_serve.telemetry.metrics import render
-
-
-class StepListener(Protocol):
-    """Observes each step of a driver."""
-
-    def on_step(
-        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
-    ) -> None:
-        """All events observed at ``now_ns`` and all effects decided then, in order."""
 
 
 @dataclass(slots=True)
@@ -71,7 +60,7 @@ class _Open:
     Or with one: ``answer`` was given at ``answered_ns``, but not to the client yet, as far as is known here.
     """
 
-    model: ModelCounters | None
+    model: ModelCounters
     gateway: str
     arrival_ns: int
     deadline_ns: int
@@ -93,6 +82,7 @@ class Recorder:
         self._found: dict[str, DeviceState] = {}  # by device, what a worker brought of an earlier controller
         self._brought: dict[int, Resident] = {}  # by action id, weights whose LOAD ran then
         self._lost_gateways: list[str] = []  # those of this step
+        self._unknown = ModelCounters(name="", version="")  # of models that are not served: shown nowhere
         self._keys = {
             (outcome, reason): outcome_key(outcome, reason) for outcome in Outcome for reason in Reason
         }
@@ -121,11 +111,6 @@ class Recorder:
             self._close_orphans(now_ns)
         self._early.clear()
 
-    def snapshot(self) -> dict[str, Any]:
-        """The counters as JSON-able data."""
-        found: dict[str, Any] = msgspec.to_builtins(self.counters, str_keys=True)
-        return found
-
     def encoded(self, accounts: Mapping[str, Mapping[str, int]] | None = None) -> bytes:
         """The counters as JSON, for another process to render, with the controller's accounts of tenants."""
         for name, account in (accounts or {}).items():
@@ -134,10 +119,6 @@ class Recorder:
             tenant.loaded_bytes = account["loaded_bytes"]
             tenant.loaded_bytes_per_s = account["loaded_bytes_per_s"]
         return encode(self.counters)
-
-    def metrics(self, gateway: GatewayCounters | None = None) -> bytes:
-        """The counters in Prometheus' text format."""
-        return render(self.counters, gateway)
 
     def statistics(self, model: str | None = None, wall_offset_ns: int | None = None) -> bytes:
         """Triton's ``{"model_stats": [...]}`` as JSON, of one model key, name, or all.
@@ -152,7 +133,7 @@ class Recorder:
 
     def _on_request(self, request: Request, now_ns: int) -> None:
         counters = self.counters
-        model = counters.models.get(request.model)
+        model = counters.models.get(request.model, self._unknown)
         self._open[request.request_id] = _Open(
             model, request.gateway, request.arrival_ns, request.deadline_ns
         )
@@ -162,10 +143,9 @@ class Recorder:
         counters.received += 1
         counters.open += 1
         counters.queued += 1
-        if model is not None:
-            model.received += 1
-            model.open += 1
-            model.queued += 1
+        model.received += 1
+        model.open += 1
+        model.queued += 1
 
     def _on_answer(self, answer: Answer, now_ns: int) -> None:
         opened = self._open.get(answer.request_id)
@@ -202,8 +182,7 @@ class Recorder:
         if not opened.sent:
             opened.sent = True
             self.counters.queued -= 1
-            if opened.model is not None:
-                opened.model.queued -= 1
+            opened.model.queued -= 1
 
     def _settle(self, opened: _Open, answer: Answer, now_ns: int) -> None:
         del self._open[answer.request_id]
@@ -214,10 +193,9 @@ class Recorder:
         self.counters.queue.add(answer.queue_ns)
         self.counters.execution.add(answer.exec_ns)
         model = opened.model
-        if model is not None:
-            model.queue.add(answer.queue_ns)
-            model.cold_starts += answer.cold
-            model.last_ns = now_ns
+        model.queue.add(answer.queue_ns)
+        model.cold_starts += answer.cold
+        model.last_ns = now_ns
 
     def _close(self, opened: _Open, outcome: Outcome, reason: Reason, now_ns: int, *, late: bool) -> None:
         counters, model = self.counters, opened.model
@@ -234,12 +212,11 @@ class Recorder:
         if opened.tenant is not None:
             opened.tenant.outcomes[key] = opened.tenant.outcomes.get(key, 0) + 1
             opened.tenant.late += late
-        if model is not None:
-            model.outcomes[key] = model.outcomes.get(key, 0) + 1
-            model.late += late
-            model.open -= 1
-            model.queued -= not opened.sent
-            (model.success if outcome is Outcome.OK else model.fail).add(latency_ns)
+        model.outcomes[key] = model.outcomes.get(key, 0) + 1
+        model.late += late
+        model.open -= 1
+        model.queued -= not opened.sent
+        (model.success if outcome is Outcome.OK else model.fail).add(latency_ns)
 
     def _mark(self, action: Infer, *, sent: bool) -> None:
         """Note for all requests of an INFER that are still open whether they are in it."""
@@ -250,8 +227,7 @@ class Recorder:
             opened.sent = sent
             step = -1 if sent else 1
             self.counters.queued += step
-            if opened.model is not None:
-                opened.model.queued += step
+            opened.model.queued += step
 
     # Actions and their results
 
@@ -294,9 +270,7 @@ class Recorder:
         counters, calls = self.counters, len(action.calls)
         counters.batches[action.batch] = counters.batches.get(action.batch, 0) + 1
         self._count_error("infer", result.lane_ns - action.expected_ns)
-        model = counters.models.get(action.model)
-        if model is None:
-            return
+        model = counters.models.get(action.model, self._unknown)
         for call in action.calls:
             model.rows += call.rows
         model.compute_input.add(result.input_ns, calls)

@@ -66,7 +66,7 @@ from clockwork_serve.telemetry import Journal, Recorder
 # Questions to the controller process: answered at once, or forwarded to the supervisor under an id of ours.
 
 
-_KEEPER_QUESTIONS: Final = frozenset({Question.INDEX, Question.LOAD, Question.UNLOAD})
+_SUPERVISOR_QUESTIONS: Final = frozenset({Question.INDEX, Question.LOAD, Question.UNLOAD})
 
 
 @dataclass(slots=True, frozen=True)
@@ -83,28 +83,30 @@ class Questions:
     """Sends one reply to each question.
 
     ``answer`` returns the body of a reply to those that are not the supervisor's, or raises.
-    ``keeper_stuck`` returns why the supervisor will not answer; "" if it may.
+    ``supervisor_stuck`` returns why the supervisor will not answer; "" if it may.
     """
 
-    def __init__(self, answer: Callable[[Ask], bytes], keeper_stuck: Callable[[], str] = lambda: "") -> None:
+    def __init__(
+        self, answer: Callable[[Ask], bytes], supervisor_stuck: Callable[[], str] = lambda: ""
+    ) -> None:
         self._answer = answer
-        self._keeper_stuck = keeper_stuck
-        self._waiting: dict[int, _PendingQuestion] = {}  # for the keeper, by our id
+        self._supervisor_stuck = supervisor_stuck
+        self._waiting: dict[int, _PendingQuestion] = {}  # for the supervisor, by our id
         self._count = 0
 
-    def ask(self, link: Link, ask: Ask, keeper: Link | None) -> None:
-        """Answer a question, or forward it to the supervisor (``keeper``); without one it is refused."""
+    def ask(self, link: Link, ask: Ask, supervisor: Link | None) -> None:
+        """Answer a question, or forward it to the ``supervisor``; without one it is refused."""
         pending = _PendingQuestion(link, ask.ask_id)
-        if ask.what in _KEEPER_QUESTIONS:
-            if keeper is None:
-                pending.refuse(503, "the keeper is not connected; try again")
+        if ask.what in _SUPERVISOR_QUESTIONS:
+            if supervisor is None:
+                pending.refuse(503, "the supervisor is not connected; try again")
                 return
-            if why := self._keeper_stuck():
+            if why := self._supervisor_stuck():
                 pending.refuse(503, why)
                 return
             self._count += 1
             self._waiting[self._count] = pending
-            keeper.send(msgspec.structs.replace(ask, ask_id=self._count))
+            supervisor.send(msgspec.structs.replace(ask, ask_id=self._count))
             return
         try:
             link.send(Reply(ask_id=ask.ask_id, ok=True, body=self._answer(ask)))
@@ -121,11 +123,11 @@ class Questions:
         """Drop the questions of a link that was lost."""
         self._waiting = {ours: pending for ours, pending in self._waiting.items() if pending.link is not link}
 
-    def keeper_lost(self) -> None:
+    def supervisor_lost(self) -> None:
         """Refuse all forwarded questions: the supervisor's link was lost."""
-        self._refuse_waiting("the keeper went away; try again")
+        self._refuse_waiting("the supervisor went away; try again")
 
-    def keeper_stalled(self, why: str) -> None:
+    def supervisor_stalled(self, why: str) -> None:
         """Refuse all forwarded questions: the supervisor is stalled. Its later replies are dropped."""
         self._refuse_waiting(f"{why}; what was asked of it may still be done then")
 
@@ -177,7 +179,7 @@ class Hub:
         self._read_crash_report = read_crash_report
         self._gateways: dict[str, Link] = {}  # open links by the peer's name
         self._workers: dict[str, Link] = {}
-        self._keeper: Link | None = None
+        self._supervisor: Link | None = None
         self._worker_by_device: dict[str, Link] = {}  # devices of all and only workers that joined
         self._specs: dict[Link, tuple[DeviceSpec, ...]] = {}  # of the same workers
         self._codes: dict[str, CodeAdded] = {}  # the catalogue, replayed to newcomers
@@ -188,15 +190,15 @@ class Hub:
         # although it knows no model. None from then on.
         self._unadmitted: dict[Link, WorkerJoined] | None = {}
         self._readiness = Readiness(ready=False, why="starting")
-        self._questions = Questions(self._answer_to, self._keeper_stuck)
-        self._keeper_heartbeat = PeerHeartbeat(self._to_keeper, self._on_keeper_heartbeat)
+        self._questions = Questions(self._answer_to, self._supervisor_stuck)
+        self._supervisor_heartbeat = PeerHeartbeat(self._to_supervisor, self._on_supervisor_heartbeat)
         self._credit = CreditIssuer()
         self._heartbeats = WorkerHeartbeats(self.driver.post)
         self._lost_level = logging.WARNING  # of lost links; INFO while the server drains
         self._receivers: dict[Role, Callable[[Link, Frame], bool]] = {
             Role.GATEWAY: self._from_gateway,
             Role.WORKER: self._from_worker,
-            Role.KEEPER: self._from_keeper,
+            Role.SUPERVISOR: self._from_supervisor,
         }
 
     # Links
@@ -214,10 +216,10 @@ class Hub:
                 self._replace(self._gateways.get(name))
                 self._gateways[name] = link
                 self._start_gateway(link)
-            case Role.KEEPER:
-                self._replace(self._keeper)
-                self._keeper = link
-                self._keeper_heartbeat.start()
+            case Role.SUPERVISOR:
+                self._replace(self._supervisor)
+                self._supervisor = link
+                self._supervisor_heartbeat.start()
                 self._recorder.counters.keeper_up = True
                 link.send(self._readiness)
                 for frame in self._quarantines.frames():
@@ -245,11 +247,11 @@ class Hub:
             self._credit.remove_gateway(link)
             self._questions.requester_lost(link)
             self.driver.post(GatewayLost(gateway=name))
-        elif role is Role.KEEPER and self._keeper is link:
-            self._keeper = None
-            self._keeper_heartbeat.stop()
+        elif role is Role.SUPERVISOR and self._supervisor is link:
+            self._supervisor = None
+            self._supervisor_heartbeat.stop()
             self._recorder.counters.keeper_up = False
-            self._questions.keeper_lost()
+            self._questions.supervisor_lost()
 
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
         """Handle frames of one process; if it sends a frame that its role may not, its link is closed."""
@@ -292,7 +294,7 @@ class Hub:
             case Delivered():
                 self._recorder.on_delivered(link.peer.name, frame, time.monotonic_ns())
             case Ask():
-                self._questions.ask(link, frame, self._keeper)
+                self._questions.ask(link, frame, self._supervisor)
             case Beat():
                 link.send(frame)
             case _:
@@ -314,8 +316,8 @@ class Hub:
             case Beat():
                 self._heartbeats.beat_received(link)
             case ArtefactDamaged():
-                if self._keeper is not None:  # else the worker reports it again
-                    self._keeper.send(frame)
+                if self._supervisor is not None:  # else the worker reports it again
+                    self._supervisor.send(frame)
             case WorkerJoined():
                 return self._on_worker_joined(link, frame)
             case _:
@@ -346,7 +348,7 @@ class Hub:
         for model in self._models.values():
             link.send(model)
 
-    def _from_keeper(self, link: Link, frame: Frame) -> bool:
+    def _from_supervisor(self, link: Link, frame: Frame) -> bool:
         match frame:
             case CodeAdded():
                 if self._codes.get(frame.code.code_id) != frame:
@@ -374,11 +376,11 @@ class Hub:
                 self.driver.post(frame)
             case Ask():
                 self._on_catalogue_complete()
-                self._questions.ask(link, frame, self._keeper)
+                self._questions.ask(link, frame, self._supervisor)
             case Reply():
                 self._questions.reply(frame)
             case Beat():
-                self._keeper_heartbeat.beat_received()
+                self._supervisor_heartbeat.beat_received()
             case ProcessesEnded():
                 self._recorder.counters.processes_ended = frame.unanswering
             case _:
@@ -434,25 +436,25 @@ class Hub:
 
     # Questions
 
-    def _to_keeper(self, frame: Beat) -> None:
-        if self._keeper is not None:
-            self._keeper.send(frame)
+    def _to_supervisor(self, frame: Beat) -> None:
+        if self._supervisor is not None:
+            self._supervisor.send(frame)
 
-    def _on_keeper_heartbeat(self) -> None:
-        self._recorder.counters.keeper_up = not self._keeper_heartbeat.stalled
-        if why := self._keeper_stuck():
+    def _on_supervisor_heartbeat(self) -> None:
+        self._recorder.counters.keeper_up = not self._supervisor_heartbeat.stalled
+        if why := self._supervisor_stuck():
             _log.error("%s", why)
-            self._questions.keeper_stalled(why)
+            self._questions.supervisor_stalled(why)
         else:
-            _log.warning("the keeper answers again")
+            _log.warning("the supervisor answers again")
 
-    def _keeper_stuck(self) -> str:
-        if self._keeper is None or not self._keeper_heartbeat.stalled:
+    def _supervisor_stuck(self) -> str:
+        if self._supervisor is None or not self._supervisor_heartbeat.stalled:
             return ""
         return (
-            f"the keeper (process {self._keeper.peer.pid}) has not answered for "
-            f"{self._keeper_heartbeat.stalled_s:.1f} s, so nothing is loaded, unloaded or restarted: let it "
-            "go on if it was stopped (kill -CONT), else restart the server"
+            f"the supervisor (process {self._supervisor.peer.pid}) has not answered for "
+            f"{self._supervisor_heartbeat.stalled_s:.1f} s, so nothing is loaded, unloaded or restarted: let "
+            "it go on if it was stopped (kill -CONT), else restart the server"
         )
 
     def _answer_to(self, ask: Ask) -> bytes:
@@ -493,14 +495,14 @@ class Hub:
             case Quarantined():
                 self._on_quarantined(effect)
             case WorkerHung():
-                self._heartbeats.report_hung(effect, self._keeper)
+                self._heartbeats.report_hung(effect, self._supervisor)
             case Readiness():
                 self._readiness = effect
                 _log.info("ready" if effect.ready else f"not ready: {effect.why}")
                 self._broadcast(effect)
 
     def _broadcast(self, effect: Readiness | Quarantined) -> None:
-        for link in (*self._gateways.values(), *([self._keeper] if self._keeper else [])):
+        for link in (*self._gateways.values(), *([self._supervisor] if self._supervisor else [])):
             link.send(effect)
 
     def _on_quarantined(self, effect: Quarantined) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import sys
 from collections.abc import Sequence
@@ -16,11 +15,10 @@ from clockwork_serve.config.table import split_address
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
-from clockwork_serve.serve.os_scheduling import use_batch_policy
+from clockwork_serve.serve.driver import use_batch_policy
 from clockwork_serve.serve.remote.bridge import NAME, Bridge, judge_of
-from clockwork_serve.serve.remote.config import BridgeConfig, bound, cluster_files
+from clockwork_serve.serve.remote.config import BridgeConfig, ClusterContext, bound, cluster_files
 from clockwork_serve.serve.remote.link import MachineListener
-from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.transport import SOCKET_NAME, hello
 from clockwork_serve.store import runtime_fingerprint
 
@@ -46,8 +44,7 @@ async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
         raise ConfigError(f"listen_machines: {host}:{port}: {error.strerror}") from None
     _log.info("workers and gateways may join at %s:%d", host, port)
     catalogue = asyncio.get_running_loop().create_task(bridge.run())
-    gc.collect()
-    gc.freeze()
+    child.freeze_live_objects()
     child.answer_beats()
     try:
         await stop.wait()

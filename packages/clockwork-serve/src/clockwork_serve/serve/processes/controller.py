@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import sys
 import time
@@ -21,26 +20,25 @@ from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
 from clockwork_serve.serve.controller.hub import Brain, Hub
-from clockwork_serve.serve.os_scheduling import UrgentTimer, use_short_slices
+from clockwork_serve.serve.driver import UrgentTimer, use_short_slices
 from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
 from clockwork_serve.serve.worker.crash_report import read_crash_report
 from clockwork_serve.telemetry import Journal, Recorder, head_of
 
-__all__ = ["SOCKET_NAME", "ControllerProcessConfig", "freeze", "main", "serve"]
-
 JOURNAL_FLUSH_S: Final = 1.0
 _FREEZE_AFTER_S: Final = 5.0
+_THRESHOLDS: Final = (100_000, 50, 1000)
+"""Of garbage collection; the brain creates no reference cycles."""
 
 _log = logging.getLogger(__name__)
 
 
 class ControllerProcessConfig(Struct, frozen=True, kw_only=True):
-    """The process's configuration. The server is ready once all of ``devices`` have prepared their codes."""
+    """The process's configuration. Ids of actions begin at its start, whatever ``controller`` says."""
 
     run_dir: str
     controller: ControllerConfig = ControllerConfig()
     settings: Settings = Settings()
-    devices: tuple[str, ...] = ()
 
 
 async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Event) -> None:
@@ -63,8 +61,8 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
         hub.on_lost,
     )
     hub.driver.wake()
-    asyncio.get_running_loop().call_later(_FREEZE_AFTER_S, freeze)
-    freeze()
+    asyncio.get_running_loop().call_later(_FREEZE_AFTER_S, child.freeze_live_objects, *_THRESHOLDS)
+    child.freeze_live_objects(*_THRESHOLDS)
     child.answer_beats()
     try:
         await _flush_until(stop, journal)
@@ -73,16 +71,6 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
         hub.driver.close()
         if journal is not None:
             journal.close()
-
-
-def freeze() -> None:
-    """Exempt all present objects from garbage collection: a full pass takes 0.2 us per object.
-
-    The brain creates no reference cycles; rare passes over young objects remain for those of libraries.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 1000)
 
 
 async def _flush_until(stop: asyncio.Event, journal: Journal | None) -> None:
@@ -100,12 +88,8 @@ def main(argv: Sequence[str]) -> int:
     child.prepare("controller", config.settings)
     if not use_short_slices():
         _log.debug("the kernel gives no short time slices: on a busy host decisions will be later")
-    brain = structs.replace(
-        config.controller,
-        expected_devices=max(1, len(config.devices)),
-        # Less than one id is used per ns, so all ids of an earlier controller are smaller.
-        first_id=time.time_ns(),
-    )
+    # Less than one id is used per ns, so all ids of an earlier controller are smaller.
+    brain = structs.replace(config.controller, first_id=time.time_ns())
     config = structs.replace(config, controller=brain)
     return child.run_until_stopped(lambda stop: serve(config, Controller(brain), stop))
 

@@ -4,37 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import logging
 import os
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.child import trim_memory
+from clockwork_serve.serve.driver import use_batch_policy
 from clockwork_serve.serve.gateway.access import AccessControl, Caps
 from clockwork_serve.serve.gateway.client_shm import Regions
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
-from clockwork_serve.serve.os_scheduling import use_batch_policy
 from clockwork_serve.serve.remote.gateway import FarReach
 
 if TYPE_CHECKING:
     from clockwork_serve.serve.grpc.service import GatewayGrpc
 
-EXIT_CONFIG: Final = 78
-"""Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
 DRAIN_S: Final = 2.0
 """How long requests in flight may take after SIGTERM, where the supervisor has drained the server before."""
+_THRESHOLDS: Final = (50_000, 20, 100)
+"""Of garbage collection; requests create few reference cycles."""
 
 _log = logging.getLogger(__name__)
 
@@ -114,42 +114,24 @@ class GatewayServers:
             ) from None
 
 
-async def serve(config: GatewayConfig, stop: asyncio.Event) -> int:
-    """Run a gateway until ``stop``; its exit status."""
-    try:
-        servers = GatewayServers(config)
-        await servers.start(freeze_live_objects)
-    except ConfigError as error:
-        _log.critical("%s", error)
-        return EXIT_CONFIG
+async def serve(config: GatewayConfig, stop: asyncio.Event) -> None:
+    """Run a gateway until ``stop``.
+
+    Raises :class:`ConfigError` if it cannot start, or its server on another machine refuses it.
+    """
+    servers = GatewayServers(config)
+    await servers.start(partial(child.freeze_live_objects, *_THRESHOLDS))
     child.answer_beats()
     servers.http.codec.start_soon()
     _log.info("listening", extra={"host": config.settings.host, **servers.port_by_name})
-    status = 0
-    if servers.far is None:
-        await stop.wait()
-    else:
-        status = await _unless_refused(servers.far, stop)
-    await servers.close()
-    return status
-
-
-async def _unless_refused(far: FarReach, stop: asyncio.Event) -> int:
-    """Return at ``stop``, or once the server has refused this gateway; returns the exit status."""
-    stopped = asyncio.ensure_future(stop.wait())
-    await asyncio.wait((stopped, far.refused), return_when=asyncio.FIRST_COMPLETED)
+    refused: set[asyncio.Future[Any]] = set() if servers.far is None else {servers.far.refused}
+    stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
+    await asyncio.wait({stopped, *refused}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
-    if far.refused.done() and (error := far.refused.exception()) is not None:
-        _log.critical("%s", error)
-        return EXIT_CONFIG
-    return 0
-
-
-def freeze_live_objects() -> None:
-    """Exempt imported objects from garbage collection; requests create few reference cycles."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    await servers.close()
+    for refusal in refused:
+        if refusal.done():
+            refusal.result()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -160,13 +142,7 @@ def main(argv: Sequence[str]) -> int:
     # gRPC's core logs each malformed request by itself, from its own threads: clients could flood the log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     _allow_connections(config.settings.max_connections)
-    status = 0
-
-    async def body(stop: asyncio.Event) -> None:
-        nonlocal status
-        status = await serve(config, stop)
-
-    return child.run_until_stopped(body) or status
+    return child.run_until_stopped(lambda stop: serve(config, stop))
 
 
 def _allow_connections(wanted: int) -> None:

@@ -22,12 +22,10 @@ from clockwork_serve.devices import build
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.os_scheduling import use_batch_policy
+from clockwork_serve.serve.driver import use_batch_policy
 from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
 from clockwork_serve.serve.worker.lanes import FIFO_PRIORITY, set_realtime
 
-EXIT_CONFIG: Final = 78
-"""Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
 SWITCH_INTERVAL_S: Final = 1e-4
 """The interpreter's switch interval: lanes often return from native code, and wait for the lock then."""
 
@@ -43,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         devices = {each.device: build(each) for each in config.devices}
     except ClockworkError as error:
         _log.critical("%s", error)
-        return EXIT_CONFIG
+        return child.EXIT_CONFIG
     gc.set_threshold(50_000, 50, 1000)
     gc.freeze()
     try:
@@ -63,10 +61,10 @@ async def _serve(config: WorkerConfig, devices: dict[str, Device], stop: asyncio
 
 def _host(config: WorkerConfig, devices: dict[str, Device]) -> WorkerHost:
     if not config.elsewhere:
-        return WorkerHost(config, devices, freeze_live_objects)
+        return WorkerHost(config, devices, child.freeze_live_objects)
     from clockwork_serve.serve.remote.worker import MachineHost
 
-    return MachineHost(config, devices, freeze_live_objects)
+    return MachineHost(config, devices, child.freeze_live_objects)
 
 
 def _set_priorities(config: WorkerConfig) -> None:
@@ -88,15 +86,6 @@ def _set_priorities(config: WorkerConfig) -> None:
                 f"realtime of {config.name}: real-time priority was refused ({error.strerror}); give the "
                 "process CAP_SYS_NICE, or an rtprio limit of 11 or more (ulimit -r), or turn it off"
             ) from None
-
-
-def freeze_live_objects() -> None:
-    """Exempt all present objects from garbage collection: a pass over them would stop every lane.
-
-    Lanes create no reference cycles, but a user's model may: rare passes over young objects remain.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 if __name__ == "__main__":

@@ -45,16 +45,16 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.remote.bridge_peers import Judge, Peer, WorkerPeer
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME
 from clockwork_serve.serve.remote.link import (
+    HEADER,
     MachineLink,
     decode,
     encode,
     moved,
     on_the_way,
-    packed,
-    request_pieces,
-    run_bytes,
+    pieces,
+    placed,
 )
-from clockwork_serve.serve.shm import HEADER_BYTES, Region, write_epoch
+from clockwork_serve.serve.shm import Region, write_epoch
 from clockwork_serve.serve.transport import Link, connect, hello
 from clockwork_serve.units import align
 
@@ -66,7 +66,6 @@ from clockwork_serve.units import align
 
 NO_EPOCH: Final = 0
 """The epoch in the header of freed memory; no request has it."""
-_HEADER: Final = align(HEADER_BYTES)
 
 
 @dataclass(slots=True)
@@ -77,7 +76,6 @@ class _Open:
     was ``sent`` with all outputs, and workers have ``released`` it.
     """
 
-    place: int
     start: int
     inputs_end: int
     tensors: Tensors
@@ -108,23 +106,16 @@ class FarRequests:
         if request_id in self._open:
             raise TransportError(f"it sent request {request_id} twice")
         tensors = _described(request)
-        refs = packed(tensors.refs)
-        nbytes = run_bytes(refs)
-        place = self.region.allocate(_HEADER + nbytes + tensors.output_bytes)
-        if place is None:
+        here = placed(self.region, tensors, self._epoch + 1)
+        if here is None:
             size = self.region.size
             why = f"no room among {size} bytes at the server for the tensors of one more request"
             return Undelivered(request_id=request_id, why=why)
-        self._epoch += 1
-        write_epoch(self.region.buffer, place, self._epoch)
-        start = place + _HEADER
-        here = Tensors(
-            region=self.region.name, epoch=self._epoch, header_offset=place, output_offset=start + nbytes,
-            refs=tuple([moved(ref, start + ref.offset) for ref in refs]), output_bytes=tensors.output_bytes,
-        )  # fmt: skip
-        inputs_end = max([ref.offset + ref.nbytes for ref in refs if ref.nbytes], default=0)
+        self._epoch = here.epoch
+        start = here.header_offset + HEADER
+        inputs_end = max([ref.offset + ref.nbytes - start for ref in here.refs if ref.nbytes], default=0)
         found = structs.replace(request, tensors=encode(here))
-        opened = self._open[request_id] = _Open(place, start, inputs_end, here, found)
+        opened = self._open[request_id] = _Open(start, inputs_end, here, found)
         return self._complete(opened)
 
     def write(self, piece: RequestPiece) -> Request | None:
@@ -168,8 +159,9 @@ class FarRequests:
                 answer = structs.replace(answer, outcome=Outcome.FAILED, message=message)
             else:
                 targets = tuple([moved(ref, ref.offset - opened.tensors.output_offset) for ref in refs])
-                memory, outputs = self.region.buffer, on_the_way(targets)
-                yield from request_pieces(answer.request_id, refs, targets, memory, lambda: True)
+                outputs = on_the_way(targets)
+                for at, data in pieces(refs, targets, self.region.buffer):
+                    yield RequestPiece(request_id=answer.request_id, at=at, data=data)
         opened.sent = True
         self._settle(answer.request_id, opened)
         # Workers access memory of this machine only, so the gateway may free its own at once.
@@ -198,8 +190,9 @@ class FarRequests:
             self._free(request_id, opened)
 
     def _free(self, request_id: str, opened: _Open) -> None:
-        write_epoch(self.region.buffer, opened.place, NO_EPOCH)
-        self.region.free(opened.place)
+        place = opened.tensors.header_offset
+        write_epoch(self.region.buffer, place, NO_EPOCH)
+        self.region.free(place)
         del self._open[request_id]
 
 

@@ -307,7 +307,8 @@ class Actions:
         for at, call in enumerate(sent.calls if sent is not None else ()):
             assert sent is not None
             refs, run = call.tensors.refs, sent.packed[at]
-            yield from pieces(action_id, at, refs, run, call.memory, lambda: action_id in self._sent)
+            for offset, data in pieces(refs, run, call.memory, lambda: action_id in self._sent):
+                yield Piece(action_id=action_id, call=at, at=offset, data=data)
 
     def write(self, piece: Piece) -> None:
         """Write a piece of outputs. Raises :class:`TransportError` if it is outside of the output memory."""

@@ -1,9 +1,12 @@
-"""Configuration of links between machines, for both sides, and its checks."""
+"""What links between machines are configured by, for both sides: names, settings, and TLS 1.3."""
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
+import ssl
+from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
@@ -11,7 +14,73 @@ from msgspec import Struct
 from clockwork_serve.config import Settings
 from clockwork_serve.config.table import split_address
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.remote.tls import ClusterFiles
+from clockwork_serve.serve.gateway import tls as pem
+from clockwork_serve.serve.gateway.tls import Watched
+
+# ------------------------------------------------------------
+# TLS between the server's machines: both sides must have a certificate of the same authority.
+
+
+PROTOCOL_NAME: Final = "clockwork-1"
+"""The ALPN protocol that both sides must offer, so that other TLS clients are refused."""
+
+
+_log = logging.getLogger(__name__)
+
+
+class ClusterFiles(Struct, frozen=True, kw_only=True):
+    """Paths of PEM files: this machine's certificate, its key, and the authority of all machines."""
+
+    certificate: str = ""
+    key: str = ""
+    ca: str = ""
+
+    def check(self, asked_by: str) -> None:
+        """Raise :class:`ConfigError` unless all three are there and fit; ``asked_by`` is what needs them."""
+        for setting, path in self.named().items():
+            if not path:
+                raise ConfigError(
+                    f"{setting}: expected a PEM file, as {asked_by} needs a certificate, its key and the "
+                    "authority that signed those of all machines; found none; name all three"
+                )
+        context_of(self, server=True)
+        if Path(self.key).stat().st_mode & 0o004:
+            _log.warning("cluster_key: every user of this host may read %s; chmod 600 it", self.key)
+
+    def named(self) -> dict[str, str]:
+        """The paths by setting."""
+        return {"cluster_certificate": self.certificate, "cluster_key": self.key, "cluster_ca": self.ca}
+
+
+def context_of(files: ClusterFiles, *, server: bool) -> ssl.SSLContext:
+    """The TLS context of one side. Raises :class:`ConfigError` naming the setting of a file that is wrong."""
+    for setting, path in files.named().items():
+        pem.read(setting, path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols([PROTOCOL_NAME])
+    pem.load_chain(context, "cluster", files.certificate, files.key)
+    # Clients check the server's name by default (check_hostname); a peer without a certificate is refused.
+    pem.load_authorities(context, "cluster_ca", files.ca)
+    return context
+
+
+class ClusterContext:
+    """The context for new connections: renewed files apply from the next handshake on."""
+
+    def __init__(self, files: ClusterFiles, *, server: bool) -> None:
+        """Raises :class:`ConfigError` naming the setting."""
+        self._watched = Watched(list(files.named().values()), lambda: context_of(files, server=server))
+
+    def now(self) -> ssl.SSLContext:
+        """The context for a connection made now."""
+        self._watched.refresh()
+        return self._watched.content
+
+
+# ------------------------------------------------------------
+# Settings, and the names of processes on other machines.
+
 
 FAR_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\.[a-z-]+:\d{1,4}")
 """The form of the name of a worker on another machine, which is also its device's. The names of the server's

@@ -32,7 +32,7 @@ from clockwork_serve.messages import (
     Undelivered,
 )
 from clockwork_serve.serve.gateway.controller_link import RECONNECT_S
-from clockwork_serve.serve.remote.config import cluster_files
+from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
 from clockwork_serve.serve.remote.link import (
     MachineLink,
     connect_machine,
@@ -41,9 +41,8 @@ from clockwork_serve.serve.remote.link import (
     moved,
     on_the_way,
     packed,
-    request_pieces,
+    pieces,
 )
-from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.shm import RegionMap
 from clockwork_serve.serve.transport import Link, hello
 
@@ -158,9 +157,8 @@ class FarController:
         self._sent[request_id] = _Sent(tensors, memory)
         targets = packed(tensors.refs)
         link.send(structs.replace(frame, tensors=on_the_way(targets, tensors.output_bytes)))
-        link.queue(
-            request_pieces(request_id, tensors.refs, targets, memory, lambda: request_id in self._sent)
-        )
+        inputs = pieces(tensors.refs, targets, memory, lambda: request_id in self._sent)
+        link.queue(RequestPiece(request_id=request_id, at=at, data=data) for at, data in inputs)
 
     def close(self) -> None:
         """Close after the queued frames were sent."""

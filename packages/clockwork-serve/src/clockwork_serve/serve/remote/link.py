@@ -24,16 +24,15 @@ from clockwork_serve.messages import (
     Infer,
     Piece,
     Ping,
-    RequestPiece,
     Result,
     Status,
     TensorRef,
     Tensors,
 )
 from clockwork_serve.serve.gateway.tls import reason_of
-from clockwork_serve.serve.remote.tls import PROTOCOL_NAME, ClusterContext
+from clockwork_serve.serve.remote.config import PROTOCOL_NAME, ClusterContext
 from clockwork_serve.serve.shm import HEADER_BYTES, Region, write_epoch
-from clockwork_serve.serve.transport import Handlers, Link, OnFrames, OnLink, OnLost
+from clockwork_serve.serve.transport import Handlers, Handshake, Link, OnFrames, OnLink, OnLost
 from clockwork_serve.units import KIB, NS_PER_S, align
 
 # ------------------------------------------------------------
@@ -136,7 +135,7 @@ class MachineLink(Link):
     def _listen_for_silence(self) -> None:
         silent_s = self._loop.time() - self._heard_s
         if silent_s >= self._silence_s:
-            self._break(f"silent for {silent_s:.1f} s")
+            self.abort(f"silent for {silent_s:.1f} s")
         elif self.is_open:
             self._ping()
             self._beat = self._loop.call_later(self._silence_s / BEATS, self._listen_for_silence)
@@ -166,31 +165,16 @@ async def connect_machine(
     """Connect to the bridge at ``address``; as :func:`~clockwork_serve.serve.transport.connect`."""
     host, port = address
     loop = asyncio.get_running_loop()
-    opened: asyncio.Future[MachineLink] = loop.create_future()
-
-    def refused(_: Link, error: TransportError) -> None:
-        if not opened.done():
-            opened.set_exception(error)
-
-    def ready(link: Link) -> None:
-        assert isinstance(link, MachineLink)
-        if not opened.done():
-            opened.set_result(link)
-
-    link = MachineLink(own, Handlers(ready, on_frames, on_lost, refused), silence_s)
+    handshake = Handshake()
+    link = MachineLink(own, handshake.handlers(on_frames, on_lost), silence_s)
     try:
         async with asyncio.timeout(CONNECT_S):
             await loop.create_connection(lambda: link, host, port, ssl=context, server_hostname=host)
     except (TimeoutError, OSError) as error:
-        if opened.done():
-            opened.exception()  # marked as retrieved, so that asyncio does not log it
         why = f"nothing within {CONNECT_S:.0f} s" if isinstance(error, TimeoutError) else reason_of(error)
         raise TransportError(f"cannot connect to {host}:{port}: {why}") from None
-    try:
-        return await opened
-    except asyncio.CancelledError:
-        link.close()
-        raise
+    await handshake.done(link)
+    return link
 
 
 class MachineListener:
@@ -338,27 +322,13 @@ def on_the_way(refs: tuple[TensorRef, ...], output_bytes: int = 0) -> bytes:
 
 
 def pieces(
-    action_id: int, call: int, refs: Sequence[TensorRef], targets: Sequence[TensorRef], memory: memoryview,
-    wanted: Callable[[], bool],
-) -> Iterator[Piece]:  # fmt: skip
-    """The tensors ``refs`` in ``memory``, in pieces for ``targets``; ends once not ``wanted``."""
-    for at, data in cut(refs, targets, memory, wanted):
-        yield Piece(action_id=action_id, call=call, at=at, data=data)
+    refs: Sequence[TensorRef], targets: Sequence[TensorRef], memory: memoryview,
+    wanted: Callable[[], bool] = lambda: True,
+) -> Iterator[tuple[int, bytes]]:  # fmt: skip
+    """The tensors ``refs`` in ``memory``, as offset and bytes of each piece for ``targets``, in order.
 
-
-def request_pieces(
-    request_id: str, refs: Sequence[TensorRef], targets: Sequence[TensorRef], memory: memoryview,
-    wanted: Callable[[], bool],
-) -> Iterator[RequestPiece]:  # fmt: skip
-    """As :func:`pieces`, for the tensors of a request."""
-    for at, data in cut(refs, targets, memory, wanted):
-        yield RequestPiece(request_id=request_id, at=at, data=data)
-
-
-def cut(
-    refs: Sequence[TensorRef], targets: Sequence[TensorRef], memory: memoryview, wanted: Callable[[], bool]
-) -> Iterator[tuple[int, bytes]]:
-    """The offset and bytes of each piece, in order. All but the last of a tensor have ``PIECE_BYTES``."""
+    All but the last of a tensor have ``PIECE_BYTES``. It ends once not ``wanted``.
+    """
     for ref, target in zip(refs, targets, strict=True):
         for start in range(0, ref.nbytes, PIECE_BYTES):
             if not wanted():
@@ -367,14 +337,29 @@ def cut(
             yield target.offset + start, bytes(memory[ref.offset + start : ref.offset + end])
 
 
+HEADER: Final = align(HEADER_BYTES)
+
+
+def placed(region: Region, tensors: Tensors, epoch: int) -> Tensors | None:
+    """Room in a region for described tensors, behind a header with this epoch; None if there is none."""
+    refs = packed(tensors.refs)
+    nbytes = run_bytes(refs)
+    place = region.allocate(HEADER + nbytes + tensors.output_bytes)
+    if place is None:
+        return None
+    write_epoch(region.buffer, place, epoch)
+    start = place + HEADER
+    return Tensors(
+        region=region.name, epoch=epoch, header_offset=place, output_offset=start + nbytes,
+        refs=tuple([moved(ref, start + ref.offset) for ref in refs]), output_bytes=tensors.output_bytes,
+    )  # fmt: skip
+
+
 # ------------------------------------------------------------
 # The tensors of INFERs on a remote worker: in memory of its own, until the result was sent.
 #
 # An INFER is posted to its lane once its inputs are complete, or when its window has closed; the lane then
 # rejects it as too late.
-
-
-_HEADER = align(HEADER_BYTES)
 
 
 @dataclass(slots=True)
@@ -455,8 +440,8 @@ class MachineTensors:
             tensors = decode(encoded)
             targets = tuple([moved(ref, ref.offset - tensors.output_offset) for ref in tensors.refs])
             outputs.append(on_the_way(targets))
-            memory = slot.region.buffer
-            yield from pieces(result.action_id, at, tensors.refs, targets, memory, lambda: True)
+            for offset, data in pieces(tensors.refs, targets, slot.region.buffer):
+                yield Piece(action_id=result.action_id, call=at, at=offset, data=data)
         slot.free()
         yield structs.replace(result, outputs=tuple(outputs))
 
@@ -475,22 +460,15 @@ class MachineTensors:
 
     def _place(self, call: Call, slot: _Slot) -> Call | None:
         """The call with its tensors in our memory; None if there is no room."""
-        tensors, region = decode(call.tensors), slot.region
-        nbytes = run_bytes(tensors.refs)
-        place = region.allocate(_HEADER + nbytes + tensors.output_bytes)
-        if place is None:
-            return None
+        tensors = decode(call.tensors)
         self._epoch += 1
-        write_epoch(region.buffer, place, self._epoch)
-        start = place + _HEADER
-        slot.places.append(place)
-        slot.inputs.append((start, nbytes))
+        here = placed(slot.region, tensors, self._epoch)
+        if here is None:
+            return None
+        start = here.header_offset + HEADER
+        slot.places.append(here.header_offset)
+        slot.inputs.append((start, here.output_offset - start))
         slot.missing += sum([ref.nbytes for ref in tensors.refs])
-        here = Tensors(
-            region=region.name, epoch=self._epoch, header_offset=place, output_offset=start + nbytes,
-            refs=tuple([moved(ref, start + ref.offset) for ref in packed(tensors.refs)]),
-            output_bytes=tensors.output_bytes,
-        )  # fmt: skip
         return structs.replace(call, tensors=encode(here))
 
     def _wait(self, slot: _Slot, action: Infer) -> None:

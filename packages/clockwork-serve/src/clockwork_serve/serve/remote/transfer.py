@@ -24,7 +24,7 @@ from clockwork_serve.messages import (
     Weights,
 )
 from clockwork_serve.serve.remote.link import PIECE_BYTES
-from clockwork_serve.serve.worker.verifier import is_blob
+from clockwork_serve.serve.worker.host import is_blob
 from clockwork_serve.store import Cache, opened_code
 from clockwork_serve.units import GIB
 

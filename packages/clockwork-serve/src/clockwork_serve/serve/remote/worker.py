@@ -40,9 +40,8 @@ from clockwork_serve.messages import (
     Unload,
     WorkerJoined,
 )
-from clockwork_serve.serve.remote.config import cluster_files
+from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
 from clockwork_serve.serve.remote.link import MachineLink, MachineTensors, connect_machine, waiting_s
-from clockwork_serve.serve.remote.tls import ClusterContext
 from clockwork_serve.serve.remote.transfer import MachineArtefacts
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.serve.worker.host import RETRY_S, WorkerConfig, WorkerHost

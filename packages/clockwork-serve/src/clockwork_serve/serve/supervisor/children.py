@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,8 +19,14 @@ from clockwork_serve.serve.gateway.access import check_access_files
 from clockwork_serve.serve.gateway.settings import check_gateways
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, check_joining
 from clockwork_serve.serve.supervisor.config import device_configs
-from clockwork_serve.serve.supervisor.processes import Launch, Supervisor, gateway_launches, pinned_cores
-from clockwork_serve.serve.supervisor.run_dir import Ports, addresses
+from clockwork_serve.serve.supervisor.processes import (
+    Launch,
+    Supervisor,
+    gateway_launches,
+    pinned_cores,
+    to_stderr,
+)
+from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir, addresses
 from clockwork_serve.serve.supervisor.server import Stopping, run_unless
 from clockwork_serve.serve.worker.host import WorkerConfig
 
@@ -44,16 +47,16 @@ def run_until_stopped(launches: Callable[[Path], Sequence[Launch]], drain_s: flo
     ``launches`` is called with a private folder. ``drain_s`` is how long each process has to stop; a second
     signal kills all at once. Raises :class:`ChildrenEnded` if one keeps failing, or the server refuses it.
     """
-    run_dir = Path(tempfile.mkdtemp(prefix="clockwork-", dir=os.environ.get("XDG_RUNTIME_DIR")))
+    run_dir = RunDir("")
     try:
-        return uvloop.run(_run(launches(run_dir), drain_s))
+        return uvloop.run(_run(launches(run_dir.path), drain_s))
     finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
+        run_dir.close()
 
 
 async def _run(launches: Sequence[Launch], drain_s: float) -> int:
     stopping = Stopping()
-    supervisor = Supervisor(_to_stderr)
+    supervisor = Supervisor(to_stderr)
     try:
         for launch in launches:
             supervisor.start(launch)
@@ -62,18 +65,10 @@ async def _run(launches: Sequence[Launch], drain_s: float) -> int:
                 raise ChildrenEnded(why)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stopping.requested.wait(), CHECK_INTERVAL_S)
-        stopped = await run_unless(stopping.forced, _stop(supervisor, drain_s))
-        return 0 if stopped else stopping.status
+        ended = asyncio.gather(*[supervisor.stop(name, drain_s) for name in supervisor.names])
+        return 0 if await run_unless(stopping.forced, ended) else stopping.status
     finally:
         await supervisor.kill()
-
-
-async def _stop(supervisor: Supervisor, drain_s: float) -> None:
-    await asyncio.gather(*[supervisor.stop(name, drain_s) for name in supervisor.names])
-
-
-def _to_stderr(line: str) -> None:
-    sys.stderr.write(line + "\n")
 
 
 # ------------------------------------------------------------

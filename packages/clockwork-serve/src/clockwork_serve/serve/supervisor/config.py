@@ -123,7 +123,7 @@ def controller_config(settings: Settings) -> ControllerConfig:
 
     Each field is the setting of the same name; a field in ns is the setting in ms or s.
     """
-    given: dict[str, Any] = {"reject_infeasible": settings.reject, "expected_devices": len(settings.device)}
+    given: dict[str, Any] = {"reject_infeasible": settings.reject}
     for name in ControllerConfig.__struct_fields__:
         stem = name.removesuffix("_ns")
         if hasattr(settings, name):

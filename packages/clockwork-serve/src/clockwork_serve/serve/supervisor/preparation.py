@@ -1,12 +1,14 @@
-"""Preparation of a repository in a child process, the catalogue of served models, and repair of artefacts."""
+"""Preparation of a repository: its models are compiled and profiled in a child process, ``main`` here."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import resource
+import sys
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,24 +17,23 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from clockwork_serve.config import Settings
-from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.devices import DeviceConfig, runs
 from clockwork_serve.errors import ClockworkError, ConfigError, RepositoryError
-from clockwork_serve.integrity import unsealed
-from clockwork_serve.messages import (
-    ArtefactDamaged,
-    Code,
-    CodeAdded,
-    CodeRemade,
-    CodeRemoved,
-    DamageCounted,
-    Frame,
-    Model,
-    ModelAdded,
-    ModelRemoved,
-    Profile,
-)
+from clockwork_serve.integrity import sealed, unsealed
+from clockwork_serve.messages import Profile
+from clockwork_serve.serve import child
+from clockwork_serve.serve.supervisor.config import share_of_memory
 from clockwork_serve.serve.supervisor.processes import Child, Launch, describe_exit
-from clockwork_serve.store import Damage, Problem, ServedVersion, StoreConfig
+from clockwork_serve.serve.transport import escaped
+from clockwork_serve.store import (
+    Damage,
+    Entry,
+    Problem,
+    ProblemError,
+    Repository,
+    ServedVersion,
+    StoreConfig,
+)
 
 # ------------------------------------------------------------
 # Compiles and profiles the models of a repository in a child process, so that the supervisor stays small and
@@ -128,108 +129,100 @@ async def prepare(
     Raises :class:`RepositoryError` or :class:`ConfigError` if nothing could be prepared.
     """
     while True:
-        ended = await _run(preparation, on_progress, on_line)
-        if ended.status >= 0 or not ended.begun.model:
-            return ended.prepared(preparation)
+        process = _PreparingChild(preparation, on_progress, on_line)
+        status = await process.ended()
+        if status >= 0 or not process.begun.model:
+            return process.prepared(status)
+        why = "stuck" if process.stuck else describe_exit(status)
         if preparation.threads == 1:
-            problem = _crash(ended, preparation)
+            problem = _crash(process, why)
             _log.error("%s", problem)
             preparation = replace(preparation, crashed=(*preparation.crashed, problem))
         else:
-            why = "stuck" if ended.stuck else describe_exit(ended.status)
             _log.error("compiling was %s: again, one by one", why)
             preparation = replace(preparation, threads=1)
 
 
-class _Ended(Struct, frozen=True):
-    """How a child ended, which version it had begun last, and the last lines that it wrote."""
+class _PreparingChild:
+    """A child that prepares: what it reports, and how it ends."""
 
-    status: int
-    begun: Begun
-    failure: Failure | None
-    tail: tuple[str, ...]
-    stuck: bool = False
+    def __init__(
+        self, preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None]
+    ) -> None:
+        self.preparation = preparation
+        self.begun = Begun()
+        self.stuck = False
+        self._failure: Failure | None = None
+        self._on_progress = on_progress
+        self._on_line = on_line
+        self._reported_s = time.monotonic()
+        launch = Launch.of("prepare", "supervisor.preparation", preparation)
+        self._process = Child(launch, on_line, self._on_output)
 
-    def prepared(self, preparation: Preparation) -> PreparedRepository:
-        """What it prepared; raises the error that it reported or ended with."""
-        if self.failure is not None:
-            raise (ConfigError if self.failure.setting else RepositoryError)(self.failure.text)
-        if self.status != 0:
-            said = "\n".join(self.tail)
-            raise RepositoryError(
-                f"compiling ended unexpectedly: {describe_exit(self.status)}; it said:\n{said}"
-            )
-        return _read_result(Path(preparation.result))
+    async def ended(self) -> int:
+        """Its exit status. It is killed if it reports nothing for ``compile_s`` while it compiles.
 
-
-def _crash(ended: _Ended, preparation: Preparation) -> Problem:
-    if ended.stuck:
-        return Problem(
-            model=ended.begun.model,
-            version=ended.begun.version,
-            field="model",
-            expected=f"a model that is compiled within {preparation.settings.compile_s:g} s",
-            found="one that takes longer, or for ever",
-            advice="raise compile_s, or serve a smaller model",
-        )
-    return Problem(
-        model=ended.begun.model,
-        version=ended.begun.version,
-        field="model",
-        expected="a model that can be compiled",
-        found=f"a crash of the compiler ({describe_exit(ended.status)})",
-        advice="try its graph with a plain ONNX Runtime session; SIGKILL may mean that memory was short",
-    )
-
-
-async def _run(preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None]) -> _Ended:
-    failures: list[Failure] = []
-    begun = [Begun()]
-    last_output = [time.monotonic()]
-
-    def on_output(line: str) -> None:
+        Cancelling stops it.
+        """
+        end = self._process.ended
         try:
-            said: StartProgress | Failure | Begun = msgspec.json.decode(
+            while not end.done():
+                await asyncio.wait({end}, timeout=self._left_s())
+                if not end.done() and self._left_s() <= 0:
+                    self.stuck = True
+                    await self._process.stop(grace_s=0.0)
+        except asyncio.CancelledError:
+            await self._process.stop(grace_s=1.0)
+            raise
+        return end.result()
+
+    def prepared(self, status: int) -> PreparedRepository:
+        """What it prepared; raises the error that it reported or ended with."""
+        if self._failure is not None:
+            raise (ConfigError if self._failure.setting else RepositoryError)(self._failure.text)
+        if status != 0:
+            said = "\n".join(self._process.tail)
+            raise RepositoryError(f"compiling ended unexpectedly: {describe_exit(status)}; it said:\n{said}")
+        return _read_result(Path(self.preparation.result))
+
+    def _left_s(self) -> float:
+        limit_s = self.preparation.settings.compile_s
+        # Profiling has a limit of its own.
+        return self._reported_s + limit_s - time.monotonic() if self.begun.model else limit_s
+
+    def _on_output(self, line: str) -> None:
+        try:
+            report: StartProgress | Failure | Begun = msgspec.json.decode(
                 line, type=StartProgress | Failure | Begun
             )
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            on_line(line)  # printed by a model
+            self._on_line(line)  # printed by a model
             return
-        last_output[0] = time.monotonic()
-        match said:
+        self._reported_s = time.monotonic()
+        match report:
             case StartProgress():
-                on_progress(said)
+                self._on_progress(report)
             case Begun():
-                begun[0] = said
+                self.begun = report
             case Failure():
-                failures.append(said)
-
-    child = Child(Launch.of("prepare", "supervisor.preparation_process", preparation), on_line, on_output)
-    try:
-        stuck = not await _ended_by_itself(child, last_output, begun, preparation.settings.compile_s)
-        status = await asyncio.shield(child.ended)
-    except asyncio.CancelledError:
-        await child.stop(grace_s=1.0)
-        raise
-    return _Ended(status, begun[0], failures[0] if failures else None, tuple(child.tail), stuck)
+                self._failure = report
 
 
-async def _ended_by_itself(
-    child: Child, last_output: list[float], begun: list[Begun], limit_s: float
-) -> bool:
-    """Wait for a child; False if it wrote no progress for ``limit_s`` while it compiled, and was killed."""
-    while True:
-        left_s = last_output[0] + limit_s - time.monotonic()
-        if not begun[0].model:
-            left_s = limit_s  # it profiles, which has a limit of its own
-        if left_s <= 0:
-            await child.stop(grace_s=0.0)
-            return False
-        try:
-            await asyncio.wait_for(asyncio.shield(child.ended), left_s)
-        except TimeoutError:
-            continue
-        return True
+def _crash(process: _PreparingChild, why: str) -> Problem:
+    if process.stuck:
+        limit_s = process.preparation.settings.compile_s
+        expected, found = (
+            f"a model that is compiled within {limit_s:g} s",
+            "one that takes longer, or for ever",
+        )
+        advice = "raise compile_s, or serve a smaller model"
+    else:
+        expected, found = "a model that can be compiled", f"a crash of the compiler ({why})"
+        advice = "try its graph with a plain ONNX Runtime session; SIGKILL may mean that memory was short"
+    return Problem(
+        model=process.begun.model, version=process.begun.version, field="model",
+        expected=expected, found=found, advice=advice,
+    )  # fmt: skip
 
 
 def _read_result(result: Path) -> PreparedRepository:
@@ -244,279 +237,123 @@ def _read_result(result: Path) -> PreparedRepository:
 
 
 # ------------------------------------------------------------
-# The catalogue: the models, codes and profiles that are served, and why other models are not.
+# The child process: it compiles and profiles, reports its progress, and ends.
 
 
-READY: Final = "READY"
-UNAVAILABLE: Final = "UNAVAILABLE"
+def main(argv: Sequence[str]) -> int:
+    """Run the :class:`Preparation` given as JSON in ``argv[1]``; returns the exit status."""
+    preparation = msgspec.json.decode(argv[1], type=Preparation)
+    child.prepare("prepare", preparation.settings)
+    os.nice(preparation.nice)
+    limit_memory(share_of_memory(preparation.settings.compile_memory))
+    try:
+        prepared = _prepare(preparation)
+    except ClockworkError as error:
+        _write(Failure(text=str(error), setting=isinstance(error, ConfigError)))
+        return 1
+    Path(preparation.result).write_bytes(sealed(RESULT, escaped(prepared)))
+    return 0
 
 
-class IndexEntry(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An entry of the repository index; only the name for a model that was never loaded."""
+def _prepare(preparation: Preparation) -> PreparedRepository:
+    # Imported here: they load compilers, which the supervisor needs not.
+    from clockwork_serve.serve.supervisor.profiling import profile_all
+    from clockwork_serve.store import Cache, compile_all
 
-    name: str
-    version: str = ""
-    state: str = ""
-    reason: str = ""
-
-
-class Catalogue:
-    """Models by key and codes by id, as sent to the controller; problems of models by name."""
-
-    def __init__(self) -> None:
-        self._models: dict[str, Model] = {}
-        self._codes: dict[str, CodeAdded] = {}  # all and only codes of these models
-        self._problems: dict[str, tuple[Problem, ...]] = {}
-        self._unloaded: dict[str, list[str]] = {}  # versions by name
-
-    @property
-    def models(self) -> list[Model]:
-        """All that are served, ascending by key."""
-        return [self._models[key] for key in sorted(self._models)]
-
-    def code_of(self, model: Model) -> Code:
-        """The code of one of them."""
-        return self._codes[model.code_id].code
-
-    def names(self) -> set[str]:
-        """Names of all that are served."""
-        return {model.name for model in self._models.values()}
-
-    def frames(self) -> list[Frame]:
-        """The whole catalogue, for a controller that has just connected."""
-        return [*self._codes.values(), *(ModelAdded(model=model) for model in self._models.values())]
-
-    def put(
-        self,
-        names: Iterable[str],
-        served: Sequence[ServedVersion],
-        profiles: Sequence[Profile],
-        problems: Sequence[Problem],
-    ) -> list[Frame]:
-        """Serve exactly ``served`` of the models ``names``; returns the frames for the controller, in order.
-
-        New versions are added before old ones are removed, so that a model is served throughout.
-        """
-        names = set(names)
-        codes = self.codes(served, profiles)
-        self._codes.update((added.code.code_id, added) for added in codes)
-        frames: list[Frame] = [*codes]
-        for each in served:
-            assert each.model.name in names, (each.model.name, names)
-            if self._models.get(each.model.key) != each.model:
-                self._models[each.model.key] = each.model
-                frames.append(ModelAdded(model=each.model))
-        self.set_problems(names, problems)
-        kept = {each.model.key for each in served}
-        removed = [key for key, model in self._models.items() if model.name in names and key not in kept]
-        return frames + self._drop(removed)
-
-    def users(self, suspects: Iterable[SuspectArtefact]) -> tuple[str, ...]:
-        """The names of the models that use any of these artefacts, ascending."""
-        ids = {(suspect.what, suspect.name) for suspect in suspects}
-        return tuple(
-            sorted(
-                {
-                    model.name
-                    for model in self._models.values()
-                    if ("code", model.code_id) in ids or ("weights", model.weights.weights_id) in ids
-                }
-            )
-        )
-
-    def codes(self, served: Sequence[ServedVersion], profiles: Sequence[Profile]) -> list[CodeAdded]:
-        """The codes of ``served`` that are new or have other profiles; the catalogue does not change."""
-        found = []
-        for code in {each.code.code_id: each.code for each in served}.values():
-            own = tuple(profile for profile in profiles if profile.code_id == code.code_id)
-            known = self._codes.get(code.code_id)
-            added = CodeAdded(code=code, profiles=own or (known.profiles if known else ()))
-            if known != added:
-                found.append(added)
-        return found
-
-    def unused(self, codes: Iterable[CodeAdded]) -> list[CodeRemoved]:
-        """Removals of those codes, sent to the controller before, that no model uses."""
-        return [
-            CodeRemoved(code_id=added.code.code_id)
-            for added in codes
-            if added.code.code_id not in self._codes
-        ]
-
-    def still_removed(self, removed: Iterable[ModelRemoved | CodeRemoved]) -> list[Frame]:
-        """Of deferred removals, those that still apply: a model may have been loaded again since."""
-        return [
-            frame
-            for frame in removed
-            if (
-                frame.model not in self._models
-                if isinstance(frame, ModelRemoved)
-                else frame.code_id not in self._codes
-            )
-        ]
-
-    def remove(self, name: str) -> list[Frame]:
-        """Serve no version of ``name`` any more; returns the frames for the controller."""
-        removed = [model for model in self.models if model.name == name]
-        if removed:
-            self._unloaded[name] = [model.version for model in removed]
-        return self._drop(model.key for model in removed)
-
-    def index(self, folders: Iterable[str], quarantined: Mapping[str, str] = {}) -> list[IndexEntry]:
-        """Entries of all known models, and of ``folders`` that were never loaded, ascending by name.
-
-        ``quarantined`` holds, by key, why models are in quarantine.
-        """
-        entries = [
-            IndexEntry(
-                name=model.name,
-                version=model.version,
-                state=UNAVAILABLE if key in quarantined else READY,
-                reason=quarantined.get(key, ""),
-            )
-            for key, model in self._models.items()
-        ]
-        for name, problems in self._problems.items():
-            entries.extend(
-                IndexEntry(name=name, version=problem.version, state=UNAVAILABLE, reason=str(problem))
-                for problem in problems
-            )
-        for name, versions in self._unloaded.items():
-            entries.extend(
-                IndexEntry(name=name, version=version, state=UNAVAILABLE, reason="unloaded")
-                for version in versions
-            )
-        known = {entry.name for entry in entries}
-        entries.extend(IndexEntry(name=name) for name in folders if name not in known)
-        return sorted(entries, key=lambda entry: (entry.name, entry.version.zfill(20)))
-
-    def set_problems(self, names: Iterable[str], problems: Sequence[Problem]) -> None:
-        """Replace what the index says of why versions of ``names`` are not served."""
-        for name in names:
-            self._unloaded.pop(name, None)
-            self._problems.pop(name, None)
-        for problem in problems:
-            self._problems[problem.model] = (*self._problems.get(problem.model, ()), problem)
-
-    def _drop(self, keys: Iterable[str]) -> list[Frame]:
-        frames: list[Frame] = []
-        for key in list(keys):
-            del self._models[key]
-            frames.append(ModelRemoved(model=key))
-        used = {model.code_id for model in self._models.values()}
-        for code_id in [code_id for code_id in self._codes if code_id not in used]:
-            del self._codes[code_id]
-            frames.append(CodeRemoved(code_id=code_id))
-        return frames
+    repository = Repository(preparation.settings.repository, preparation.store)
+    asked = bool(preparation.names or preparation.suspects)
+    cache = Cache(preparation.store.cache_dir, reads_weights=asked)
+    missing: list[Problem] = []
+    try:
+        for suspect in preparation.suspects:
+            cache.inspect(suspect.what, suspect.name)
+        entries = _found(repository, preparation, missing) if asked else repository.scan()
+        able, unfit = runnable(entries, preparation.devices)
+        served, problems = compile_all(
+            repository, cache, _progress_reporter("compile"), entries=_without(preparation.crashed, able),
+            threads=preparation.threads,
+            begin=lambda name, version: _write(Begun(model=name, version=version)),
+        )  # fmt: skip
+        _write(Begun())
+        profiled = profile_all(served, preparation.devices, cache, _progress_reporter("profile"))
+    finally:
+        cache.close()
+    return PreparedRepository(
+        names=preparation.names or tuple(entry.name for entry in entries),
+        served=profiled.without_problems(served),
+        profiles=profiled.profiles,
+        problems=(*preparation.crashed, *problems, *unfit, *profiled.problems, *missing),
+        warnings=profiled.warnings,
+        damage=tuple(cache.damage),
+    )
 
 
-# ------------------------------------------------------------
-# Repair of artefacts that workers found damaged: they are compiled again from the repository, in batches.
-#
-# A suspect artefact is verified, and set aside if it is damaged; then the models that use it are compiled, as
-# far as their artefacts are missing. A model whose artefact cannot be compiled again is served no more.
-# A suspect is always read: what the cache's records say of it is not trusted.
+def _found(repository: Repository, preparation: Preparation, missing: list[Problem]) -> list[Entry]:
+    """The entries of the wanted models. In a repair, models that are no longer there become problems."""
+    entries = []
+    for name in preparation.names:
+        try:
+            entries.append(repository.find(name))
+        except ProblemError as error:
+            if not preparation.suspects:
+                raise
+            missing.append(error.problem)
+    return entries
 
 
-BACKOFF_MAX_S: Final = 60.0
-"""An artefact that is damaged again is repaired after 1, 2, 4 ... s, at most this long."""
-FORGET_S: Final = 3600.0
+def limit_memory(nbytes: int) -> None:
+    """Limit the private memory of this process, and of each that it starts.
 
-
-class Repairs:
-    """Repairs damaged artefacts, on one loop.
-
-    ``prepare`` verifies suspects, and compiles the models of the given names. ``send`` sends frames to the
-    controller, ``report`` logs what was prepared.
+    The address space is not limited: a GPU's driver reserves far more of it than it uses.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    least = nbytes if most == resource.RLIM_INFINITY else min(nbytes, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (least, most))
 
-    def __init__(
-        self,
-        catalogue: Catalogue,
-        prepare: Callable[[tuple[str, ...], tuple[SuspectArtefact, ...]], Awaitable[PreparedRepository]],
-        send: Callable[..., None],
-        report: Callable[[PreparedRepository], None],
-    ) -> None:
-        self._catalogue = catalogue
-        self._prepare = prepare
-        self._send = send
-        self._report = report
-        self._found: Counter[str] = Counter()
-        self._remade = 0
-        self._lost = 0
-        self._suspects: dict[SuspectArtefact, None] = {}  # in the order they were reported
-        self._repaired_s: dict[SuspectArtefact, tuple[int, float]] = {}  # how often in a row, and when last
-        self._running: asyncio.Task[None] | None = None
 
-    def on_damaged(self, damaged: ArtefactDamaged) -> None:
-        """Queue an artefact for repair. Workers report it repeatedly until it is repaired."""
-        self._suspects[SuspectArtefact(damaged.what, damaged.name)] = None
-        if self._running is None:
-            self._running = asyncio.get_running_loop().create_task(self._run())
+def runnable(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[list[Entry], list[Problem]]:
+    """The models that some device can run, and problems of the others."""
+    able: list[Entry] = []
+    unfit: list[Problem] = []
+    for entry in entries:
+        if entry.problems or any(runs(config, entry.backend) for config in devices):
+            able.append(entry)
+            continue
+        wanted = "torch-cpu or cuda:0" if entry.backend == "torch" else "cpu"
+        kinds = ", ".join(dict.fromkeys(config.kind for config in devices))
+        unfit.append(
+            Problem(
+                model=entry.name, field="backend",
+                expected=f"one that devices of kind {kinds} run", found=f"a {entry.backend} model",
+                advice=f"give --device {wanted} as well",
+            )
+        )  # fmt: skip
+    return able, unfit
 
-    def count(self, damage: Iterable[Damage]) -> None:
-        """Count damaged artefacts that were set aside while models were prepared."""
-        self._found.update(one.what for one in damage)
 
-    @property
-    def counted(self) -> DamageCounted:
-        """The counts since the start."""
-        return DamageCounted(found=dict(self._found), remade=self._remade, lost=self._lost)
+def _without(crashed: Sequence[Problem], entries: Sequence[Entry]) -> list[Entry]:
+    """The entries without the versions that crashed an earlier child."""
+    crashed_versions = {(problem.model, problem.version) for problem in crashed}
+    return [
+        replace(
+            entry,
+            versions=tuple([one for one in entry.versions if (entry.name, str(one)) not in crashed_versions]),
+        )
+        for entry in entries
+    ]
 
-    async def close(self) -> None:
-        """Stop repairing, and wait until a running compiler has ended."""
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.wait((self._running,))
 
-    async def _run(self) -> None:
-        try:
-            while self._suspects:
-                now_s = time.monotonic()
-                backoff_s = min(self._backoff_s(suspect, now_s) for suspect in self._suspects)
-                if backoff_s > 0:
-                    await asyncio.sleep(backoff_s)
-                    continue
-                batch = tuple([one for one in self._suspects if self._backoff_s(one, now_s) <= 0])
-                try:
-                    await self._repair(batch)
-                except ClockworkError as error:
-                    _log.error("damaged artefacts could not be made again: %s", error)
-                for suspect in batch:
-                    # A report that arrived meanwhile was about the damaged file, or will be repeated.
-                    self._suspects.pop(suspect, None)
-        finally:
-            self._running = None
+def _progress_reporter(stage: str) -> Callable[[int, int, str], None]:
+    def report(done: int, total: int, text: str) -> None:
+        _write(StartProgress(stage=stage, done=done, total=total, text=text))
 
-    def _backoff_s(self, suspect: SuspectArtefact, now_s: float) -> float:
-        """How long to wait before an artefact is repaired once more."""
-        times, last_s = self._repaired_s.get(suspect, (0, 0.0))
-        return last_s + min(BACKOFF_MAX_S, 2.0 ** (times - 1)) - now_s if times else 0.0
+    return report
 
-    async def _repair(self, batch: tuple[SuspectArtefact, ...]) -> None:
-        names = self._catalogue.users(batch)
-        _log.warning("making again what is damaged: %s", ", ".join(f"{one.what} {one.name}" for one in batch))
-        try:
-            prepared = await self._prepare(names, batch)
-        finally:
-            self._record_attempt(batch)
-        self._report(prepared)
-        names = tuple(sorted(set(names) & self._catalogue.names()))  # unless it was unloaded meanwhile
-        served = [each for each in prepared.served if each.model.name in names]
-        removed = sorted(set(names) - {each.model.name for each in served})
-        for name in removed:
-            _log.error("model %s is served no more: it could not be made again", name)
-        self._remade += len({(one.what, one.name) for one in prepared.damage if one.what != "record"})
-        self._lost += len(removed)
-        problems = [problem for problem in prepared.problems if problem.model in names]
-        frames: list[Frame] = self._catalogue.put(names, served, prepared.profiles, problems)
-        frames += [CodeRemade(code_id=one.name) for one in batch if one.what == "code"]
-        self._send(*frames, self.counted)
 
-    def _record_attempt(self, batch: tuple[SuspectArtefact, ...]) -> None:
-        now_s = time.monotonic()
-        for suspect in batch:
-            times, last_s = self._repaired_s.get(suspect, (0, now_s))
-            self._repaired_s[suspect] = (1 if now_s - last_s > FORGET_S else times + 1, now_s)
-        for suspect in [one for one, (_, last_s) in self._repaired_s.items() if now_s - last_s > FORGET_S]:
-            del self._repaired_s[suspect]
+def _write(record: StartProgress | Failure | Begun) -> None:
+    sys.stdout.write(msgspec.json.encode(record).decode() + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -21,8 +21,14 @@ from msgspec import Struct, structs
 
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig, profile_kind
-from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.child import BEAT, BEATS_FD_VARIABLE, EXIT_BROKEN, EXIT_CONFIG, KEEPER_PID_VARIABLE
+from clockwork_serve.errors import ConfigError, printable
+from clockwork_serve.serve.child import (
+    BEAT,
+    BEATS_FD_VARIABLE,
+    EXIT_BROKEN,
+    EXIT_CONFIG,
+    SUPERVISOR_PID_VARIABLE,
+)
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.remote.config import BridgeConfig
@@ -178,7 +184,7 @@ class Launch(Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, name: str, kind: str, config: object, stuck_s: float = 0.0) -> Launch:
-        """A launch of ``kind``: a module of ``processes``, or ``supervisor.preparation_process``.
+        """A launch of ``kind``: a module of ``processes``, or ``supervisor.preparation``.
 
         ``config`` is passed as JSON.
         """
@@ -223,7 +229,7 @@ class Child:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self._loop.create_future()
         beats, theirs = socket.socketpair() if launch.stuck_s else (None, None)
-        environment = {**os.environ, KEEPER_PID_VARIABLE: str(os.getpid())}
+        environment = {**os.environ, SUPERVISOR_PID_VARIABLE: str(os.getpid())}
         if theirs is not None:
             environment[BEATS_FD_VARIABLE] = str(theirs.fileno())
         self._process = subprocess.Popen(
@@ -354,6 +360,31 @@ class _LineReader:
         return True
 
 
+class _Kept:
+    """A child that is kept running: its present run, None between two, and what is known of those before."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.child: Child | None = None
+        self.backoff = Backoff()
+        self.tail: list[str] = []  # the last lines of the run before
+        self.task: asyncio.Task[None] | None = None  # restarts it
+
+    async def stop(self, grace_s: float) -> None:
+        self.abandon()
+        if self.child is not None:
+            await self.child.stop(grace_s)
+
+    def abandon(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+
+def to_stderr(line: str) -> None:
+    """Write a line of another process, made printable: a model may have written anything."""
+    sys.stderr.write("\t".join(printable(part, LINE_MAX) for part in line.split("\t")) + "\n")
+
+
 class Supervisor:
     """Starts children, and restarts each that dies or, if it is watched, returns no heartbeats.
 
@@ -369,21 +400,18 @@ class Supervisor:
         self._on_end = on_end
         self._ticks: asyncio.TimerHandle | None = None  # while any child is watched
         self._ticked_s = 0.0
-        self._children: dict[str, Child] = {}  # all and only those that run, by name
-        self._backoffs: dict[str, Backoff] = {}
-        self._watches: dict[str, asyncio.Task[None]] = {}
-        self._tails: dict[str, list[str]] = {}  # the last lines of each child that died
+        self._kept: dict[str, _Kept] = {}
 
     def start(self, launch: Launch) -> None:
         """Start a child, and restart it whenever it ends, until :meth:`stop`."""
-        assert launch.name not in self._watches, launch.name
-        self._backoffs[launch.name] = Backoff()
-        self._run(launch)
-        self._watches[launch.name] = asyncio.get_running_loop().create_task(self._keep(launch))
+        assert launch.name not in self._kept, launch.name
+        kept = self._kept[launch.name] = _Kept(launch)
+        child = self._run(kept)
+        kept.task = asyncio.get_running_loop().create_task(self._keep(kept, child))
 
     def pid(self, name: str) -> int | None:
         """The process id of a child; None while it does not run."""
-        child = self._children.get(name)
+        child = self._child(name)
         return None if child is None else child.pid
 
     def end(self, name: str) -> bool | None:
@@ -391,7 +419,7 @@ class Supervisor:
 
         Returns whether it was running: false if it had been stopped by a signal, such as SIGSTOP.
         """
-        child = self._children.get(name)
+        child = self._child(name)
         if child is None:
             return None
         seen = read_thread_state(child.pid)
@@ -402,52 +430,50 @@ class Supervisor:
     @property
     def names(self) -> list[str]:
         """All children that are kept running, in order of their start."""
-        return list(self._watches)
+        return list(self._kept)
 
     def why_failing(self) -> str | None:
         """A message about a child that keeps failing, with its last lines; None if there is none."""
-        for name, backoff in self._backoffs.items():
-            if backoff.keeps_failing:
-                said = "\n".join(self._tails.get(name, []))
+        for name, kept in self._kept.items():
+            if kept.backoff.keeps_failing:
+                said = "\n".join(kept.tail)
                 return f"{name} cannot run: it ends as soon as it starts; it said:\n{said}"
         return None
 
     def reset_backoff(self, prefix: str) -> None:
         """Reset the restart delay of children whose names have this prefix: why they died was resolved."""
-        for name, backoff in self._backoffs.items():
+        for name, kept in self._kept.items():
             if name.startswith(prefix):
-                backoff.fast_deaths = 0
+                kept.backoff.fast_deaths = 0
 
     async def stop(self, name: str, grace_s: float) -> None:
         """Stop one child, and do not restart it."""
-        watch = self._watches.pop(name, None)
-        if watch is not None:
-            watch.cancel()
-        child = self._children.pop(name, None)
-        if child is not None:
-            await child.stop(grace_s)
+        if (kept := self._kept.pop(name, None)) is not None:
+            await kept.stop(grace_s)
 
     async def kill(self) -> None:
         """Kill all children, and return when they have ended."""
         if self._ticks is not None:
             self._ticks.cancel()
             self._ticks = None
-        for watch in self._watches.values():
-            watch.cancel()
-        self._watches.clear()
-        children = list(self._children.values())
-        self._children.clear()
+        for kept in self._kept.values():
+            kept.abandon()
+        children = [kept.child for kept in self._kept.values() if kept.child is not None]
+        self._kept.clear()
         for child in children:
             child.signal(signal.SIGKILL)
         await asyncio.gather(*(child.ended for child in children))
 
-    def _run(self, launch: Launch) -> Child:
-        child = Child(launch, self._on_line)
-        self._children[launch.name] = child
+    def _child(self, name: str) -> Child | None:
+        kept = self._kept.get(name)
+        return None if kept is None else kept.child
+
+    def _run(self, kept: _Kept) -> Child:
+        child = kept.child = Child(kept.launch, self._on_line)
         if child.beats is not None and self._ticks is None:
             self._ticked_s = time.monotonic()
             self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)
-        _log.debug("%s started", launch.name, extra={"pid": child.pid})
+        _log.debug("%s started", kept.launch.name, extra={"pid": child.pid})
         return child
 
     def _tick(self) -> None:
@@ -455,35 +481,34 @@ class Supervisor:
         now_s = time.monotonic()
         paused = now_s - self._ticked_s > TICK_S + GAP_S
         self._ticked_s = now_s
-        for name, child in self._children.items():
-            if child.beats is None or not (why := child.beats.watch.tick(paused=paused)):
+        for name, kept in self._kept.items():
+            child = kept.child
+            if child is None or child.beats is None or not (why := child.beats.watch.tick(paused=paused)):
                 continue
             self.unresponsive[name] += 1
             _log.error("%s does not answer: %s; it is ended", name, why, extra={"pid": child.pid})
             child.signal(signal.SIGKILL)
             child.beats.watch.beat_received()  # so that it is not reported again while it ends
 
-    async def _keep(self, launch: Launch) -> None:
-        backoff = self._backoffs[launch.name]
-        child = self._children[launch.name]
+    async def _keep(self, kept: _Kept, child: Child) -> None:
+        name, backoff = kept.launch.name, kept.backoff
         while True:
             status = await asyncio.shield(child.ended)
-            self._children.pop(launch.name, None)
-            self._tails[launch.name] = list(child.tail)
-            self._on_end(launch.name, status)
+            kept.child, kept.tail = None, list(child.tail)
+            self._on_end(name, status)
             delay_s = backoff.died(time.monotonic() - child.started_s, status)
             _log.error(
                 "%s ended: %s; %s",
-                launch.name,
+                name,
                 describe_exit(status),
                 "restarting" if delay_s == 0 else f"restarting in {delay_s:.1f} s",
                 extra={"pid": child.pid, "fast_deaths": backoff.fast_deaths},
             )
             if backoff.fast_deaths == FAST_DEATHS:
-                _log.critical("%s keeps ending at once; see its messages above", launch.name)
+                _log.critical("%s keeps ending at once; see its messages above", name)
             if delay_s:
                 await asyncio.sleep(delay_s)
-            child = self._run(launch)
+            child = self._run(kept)
 
 
 def crashed(status: int) -> bool:
@@ -516,8 +541,8 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
     """
     settings, place = config.settings, str(run_dir)
     controller = ControllerProcessConfig(
-        run_dir=place, settings=settings, controller=config.controller,
-        devices=tuple(device.device for device in config.devices),
+        run_dir=place, settings=settings,
+        controller=structs.replace(config.controller, expected_devices=len(config.devices)),
     )  # fmt: skip
     pins = pinned_cores(len(config.devices), os.sched_getaffinity(0)) if settings.pin else {}
     workers = []
@@ -583,33 +608,23 @@ def gateway_launches(
 
 
 _PROBE_TIMEOUT_S: Final = 2.0
-_REQUEST: Final = b"GET /v2/health/ready HTTP/1.1\r\nHost: keeper\r\nConnection: close\r\n\r\n"
+_REQUEST: Final = b"GET /v2/health/ready HTTP/1.1\r\nHost: supervisor\r\nConnection: close\r\n\r\n"
 
 
-async def healthy(host: str, port: int) -> bool:
-    """Whether a gateway at that address answers that it is ready."""
+async def listens(host: str, port: int, *, ready: bool = False) -> bool:
+    """Whether connections are accepted at that address; ``ready``: and a gateway there says it is ready."""
     try:
         async with asyncio.timeout(_PROBE_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(reachable(host), port)
             try:
+                if not ready:
+                    return True
                 writer.write(_REQUEST)
-                status = await reader.readline()
+                return b" 200 " in await reader.readline()
             finally:
                 writer.close()
     except (OSError, TimeoutError):
         return False
-    return b" 200 " in status
-
-
-async def listens(host: str, port: int) -> bool:
-    """Whether connections are accepted at that address."""
-    try:
-        async with asyncio.timeout(_PROBE_TIMEOUT_S):
-            _, writer = await asyncio.open_connection(reachable(host), port)
-            writer.close()
-    except (OSError, TimeoutError):
-        return False
-    return True
 
 
 def reachable(host: str) -> str:

@@ -78,12 +78,8 @@ def cache_evictor(
     whose caches it cannot reach.
     """
     if weights_bytes < EVICT_FROM_BYTES or device_kind.startswith("cuda"):
-        return _nothing
+        return lambda: None
     return np.ones(min(2 * cache_bytes(), most_bytes) // 8, np.int64).sum
-
-
-def _nothing() -> None:
-    pass
 
 
 # ------------------------------------------------------------
@@ -147,7 +143,7 @@ def _fill(spec: TensorSpec, code: Code) -> Fill:
 def _sized(fills: Sequence[Fill], code: Code, size: int | None) -> tuple[Fill, ...]:
     """The fills with every dynamic dimension set to ``size``, or to a guess by the tensor's rank."""
     specs = {spec.name: spec for spec in code.inputs}
-    return tuple(_with_shape(fill, _shape(specs[fill.name], code, size)) for fill in fills)
+    return tuple(msgspec.structs.replace(fill, shape=_shape(specs[fill.name], code, size)) for fill in fills)
 
 
 def _shape(spec: TensorSpec, code: Code, size: int | None) -> tuple[int, ...]:
@@ -165,10 +161,6 @@ def _guess(spec: TensorSpec) -> int:
     if spec.datatype in _FLOATS and len(spec.shape) <= 2:
         return SAMPLE_RATE  # a second of sound
     return 64  # tokens, or the dynamic side of an image
-
-
-def _with_shape(fill: Fill, shape: tuple[int, ...]) -> Fill:
-    return msgspec.structs.replace(fill, shape=shape)
 
 
 # ------------------------------------------------------------
@@ -313,7 +305,8 @@ class _Measurement:
     def _infer(self, batch: int, fills: tuple[Fill, ...]) -> int:
         """Run ``batch`` requests of one row each, as while serving; returns the duration."""
         count = batch if self._code.batched else 1
-        inputs, room = inputs_of(fills), self._output_bytes()
+        inputs = inputs_of(fills)
+        room = align(self._model.output_bytes) + TENSOR_ALIGN * len(self._code.outputs)
         calls = [CallBuffers(inputs=inputs, output=memoryview(bytearray(room))) for _ in range(count)]
         action = Infer(
             action_id=self._next(), device=self._device.spec.device, model=self._model.key,
@@ -325,9 +318,6 @@ class _Measurement:
         started_ns = self._clock()
         self._device.infer(action, calls)
         return self._clock() - started_ns
-
-    def _output_bytes(self) -> int:
-        return align(self._model.output_bytes) + TENSOR_ALIGN * len(self._code.outputs)
 
     def _load_action(self) -> Load:
         return Load(

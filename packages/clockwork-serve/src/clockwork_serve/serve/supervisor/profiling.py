@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import IO, Final, NamedTuple, Protocol
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -15,6 +15,7 @@ from msgspec import Struct
 from clockwork_serve.devices import DeviceConfig, emulated_profile, profile_kind, runs
 from clockwork_serve.errors import DeviceError, printable
 from clockwork_serve.messages import Code, Model, Profile
+from clockwork_serve.serve.child import SUPERVISOR_PID_VARIABLE
 from clockwork_serve.serve.supervisor.processes import describe_exit
 from clockwork_serve.serve.supervisor.profile_process import (
     LOAD_BASE_NS,
@@ -29,6 +30,9 @@ from clockwork_serve.store import Problem, ServedVersion
 from clockwork_serve.store.settings import shown
 from clockwork_serve.units import KIB, MIB, NS_PER_MS
 
+if TYPE_CHECKING:
+    from clockwork_serve.store import Cache
+
 TIME_LIMIT_S: Final = 120.0
 """For profiling one code; if it takes longer, but was prepared, it is served with guessed durations."""
 
@@ -38,16 +42,6 @@ TRIES: Final = 2
 _Found = MeasuredProfile | ImportFailed
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, text) after each code."""
-
-
-class ProfileCache(Protocol):
-    """Where profiles are kept between starts."""
-
-    def profile(self, code_id: str, device_kind: str) -> Profile | None:
-        """The profile measured before, or None."""
-
-    def save_profile(self, profile: Profile) -> None:
-        """Keep a profile for the next start."""
 
 
 class Profiled(Struct, frozen=True, kw_only=True):
@@ -77,7 +71,7 @@ class Unprepared(Exception):
 def profile_all(
     served: Sequence[ServedVersion],
     devices: Sequence[DeviceConfig],
-    cache: ProfileCache,
+    cache: Cache,
     progress: Progress | None = None,
     *,
     again: bool = False,
@@ -146,7 +140,7 @@ def _unprepared(model: Model, error: Unprepared) -> Problem:
 
 
 def _profile_one(
-    code: Code, model: Model, config: DeviceConfig, cache: ProfileCache, *, again: bool, limit_s: float
+    code: Code, model: Model, config: DeviceConfig, cache: Cache, *, again: bool, limit_s: float
 ) -> MeasuredProfile:
     if config.kind == "emulated":
         return MeasuredProfile(profile=emulated_profile(config, code))
@@ -203,7 +197,7 @@ class _Ended(NamedTuple):
 def _run(command: Sequence[str], limit_s: float) -> _Ended:
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, "CLOCKWORK_KEEPER_PID": str(os.getpid())},
+        env={**os.environ, SUPERVISOR_PID_VARIABLE: str(os.getpid())},
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None
     stdout, stderr = _Tail(process.stdout), _Tail(process.stderr)

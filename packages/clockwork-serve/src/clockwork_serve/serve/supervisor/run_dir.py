@@ -24,7 +24,7 @@ from clockwork_serve.serve.transport import SOCKET_NAME, check_path
 
 
 PREFIX: Final = "clockwork-"
-LOCK: Final = "keeper.lock"
+LOCK: Final = "supervisor.lock"
 _log = logging.getLogger(__name__)
 
 

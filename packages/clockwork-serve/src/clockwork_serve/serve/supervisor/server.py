@@ -1,4 +1,8 @@
-"""A whole server as one object: for the command line, for tests and for demonstrations."""
+"""A whole server as one object: for the command line, for tests and for demonstrations.
+
+It is the supervisor (``keeper`` in logs and metrics): it prepares the repository, runs the other processes,
+loads and unloads models, and sends the catalogue to the controller. No request passes through it.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,407 @@ import asyncio
 import logging
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
+import msgspec
 import uvloop
 
+from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError
+from clockwork_serve.messages import (
+    Ask,
+    CodeRemade,
+    CodeRemoved,
+    Drain,
+    Frame,
+    ModelRemoved,
+    ProcessesEnded,
+    Question,
+    ReleaseFromQuarantine,
+    Reply,
+    WorkerCrashed,
+    WorkerHung,
+)
+from clockwork_serve.serve.gateway.access import check_access_files
+from clockwork_serve.serve.remote.config import check_listening
+from clockwork_serve.serve.supervisor.catalogue import Catalogue, Repairs
 from clockwork_serve.serve.supervisor.config import ServerConfig
-from clockwork_serve.serve.supervisor.keeper import Keeper, StartError
-from clockwork_serve.serve.supervisor.preparation import OnProgress, StartProgress
-from clockwork_serve.serve.supervisor.run_dir import addresses
+from clockwork_serve.serve.supervisor.link import Quotas, SupervisorLink, end_unconnected_workers
+from clockwork_serve.serve.supervisor.preparation import (
+    OnProgress,
+    Preparation,
+    PreparedRepository,
+    StartProgress,
+    SuspectArtefact,
+    prepare,
+)
+from clockwork_serve.serve.supervisor.processes import (
+    Supervisor,
+    crashed,
+    launches,
+    listens,
+    to_stderr,
+)
+from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir, addresses
+from clockwork_serve.serve.transport import SOCKET_NAME
+from clockwork_serve.store.repository import model_names
+from clockwork_serve.store.settings import shown
 from clockwork_serve.telemetry import Counters
+
+__all__ = ["RunningServer", "Server", "ServerConfig", "StartError", "StartProgress", "run", "running_server"]
+
+Result = TypeVar("Result")
+_log = logging.getLogger(__name__)
+
+# ------------------------------------------------------------
+# The server on a loop.
+
+
+POLL_S: Final = 0.02
+STOP_GRACE_S: Final = 5.0
+PREPARE_S: Final = 60.0
+REPLACED_GRACE_S: Final = 5.0
+"""How long a version that was replaced is kept for requests that wait for it."""
+LOAD_NICE: Final = 10
+"""Niceness at which models are compiled while others are served."""
+
+
+class StartError(ClockworkError):
+    """The server did not become ready; the message has the last lines of the process to blame."""
+
+
+class Server:
+    """A server on the running loop, from ``start`` to ``stop``. All methods are for that loop."""
+
+    def __init__(
+        self, config: ServerConfig, on_progress: OnProgress = lambda progress: None,
+        on_line: Callable[[str], None] | None = None,
+    ) -> None:  # fmt: skip
+        """``on_line`` gets each line that the other processes log; by default it is written to stderr.
+
+        Raises :class:`ConfigError` for a port or a file that cannot be used.
+        """
+        settings = self.settings = config.settings
+        check_access_files(settings)
+        if settings.listen_machines:
+            check_listening(settings)
+        self.config = config
+        self.ports = Ports(settings.host, settings.ports)
+        self.catalogue = Catalogue()
+        self.quotas = Quotas(settings.api_keys)
+        self._run_dir = RunDir(config.run_dir)
+        self.run_dir = self._run_dir.path
+        self._on_progress = on_progress
+        self._on_line = on_line or to_stderr
+        self.supervisor = Supervisor(self._on_line, self._on_end)
+        self.repairs = Repairs(self.catalogue, self._prepare, self._send, self._report)
+        self._link = SupervisorLink(
+            self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined, self._on_hung,
+            self.repairs.on_damaged,
+        )  # fmt: skip
+        self._hung: set[str] = set()  # workers that were killed because they hung, and have not ended yet
+        self._preparing = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()  # background work, and answers to questions
+
+    async def start(self) -> None:
+        """Compile, profile, start all processes. Raises :class:`ClockworkError` if nothing can be served."""
+        prepared = await self._prepare(nice=0)
+        self._report(prepared)
+        if not prepared.served:
+            raise RepositoryError(_nothing_to_serve(self.settings.repository, prepared))
+        self.catalogue.put(prepared)
+        self._link.start()
+        self._run(self.quotas.keep_fresh(self._link.send))
+        self._run(end_unconnected_workers(self.supervisor, self.state))
+        for launch in launches(self.config, self.run_dir, self.ports.number_by_name):
+            self.supervisor.start(launch)
+
+    async def wait_ready(self, timeout_s: float = 120.0) -> None:
+        """Return once clients are served.
+
+        Raises :class:`StartError` after ``timeout_s``, or if a process keeps failing.
+        """
+        link = self._link
+        deadline_s = time.monotonic() + timeout_s
+        while not (link.readiness.ready and await self._gateways_ready()):
+            why = self.supervisor.why_failing()
+            if why is not None:
+                raise StartError(why)
+            if time.monotonic() > deadline_s:
+                why = "its gateways do not answer" if link.readiness.ready else link.readiness.why
+                raise StartError(f"not ready within {timeout_s:.0f} s: {why}")
+            self._on_progress(StartProgress(stage="start", done=0, total=1, text=link.readiness.why))
+            await asyncio.sleep(POLL_S)
+        self._on_progress(StartProgress(stage="start", done=1, total=1, text="ready"))
+
+    async def stop(self) -> None:
+        """Refuse new requests, finish those in flight within ``drain_s``, and stop all processes."""
+        await self._drain()
+        names = self.supervisor.names
+        for prefix in ("gateway", "bridge", "worker", "controller"):
+            group = [name for name in names if name.startswith(prefix)]
+            await asyncio.gather(*(self.supervisor.stop(name, STOP_GRACE_S) for name in group))
+        await self.close()
+
+    async def close(self) -> None:
+        """Kill all processes, and release ports and the private folder."""
+        await self.repairs.close()
+        for task in self._tasks:
+            task.cancel()
+        self._link.close()
+        await self.supervisor.kill()
+        self.ports.close()
+        self._run_dir.close()
+
+    async def state(self) -> dict[str, Any]:
+        """The controller's state. Raises :class:`TransportError` if it does not answer."""
+        return await self._link.ask(Question.STATE)
+
+    async def counters(self) -> Counters:
+        """The controller's counters. Raises :class:`TransportError` if it does not answer."""
+        return msgspec.convert(await self._link.ask(Question.METRICS), Counters, strict=False)
+
+    async def _gateways_ready(self) -> bool:
+        ports = self.ports.number_by_name
+        host, port = self.settings.host, ports["http_port"]
+        # Under TLS a client may need a certificate, which the supervisor has not: then connecting must do.
+        if not await listens(host, port, ready=not self.settings.tls_certificate):
+            return False
+        # Gateways share a port, and only one of them has answered.
+        try:
+            there = (await self.state())["gateways"]
+            if sum(name.startswith("gateway") for name in there) < self.settings.gateways:
+                return False
+        except TransportError:
+            return False
+        others = [port for name, port in ports.items() if name != "http_port"]
+        return all([await listens(self.settings.host, port) for port in others])
+
+    @property
+    def http_url(self) -> str:
+        """Where HTTP is served, as ``host:port`` with the scheme."""
+        return self._addresses["http"]
+
+    @property
+    def grpc_url(self) -> str:
+        """Where gRPC is served, as ``host:port``; empty if it is off."""
+        return self._addresses["grpc"]
+
+    @property
+    def metrics_url(self) -> str:
+        """Where metrics are served; empty if that is off."""
+        return self._addresses["metrics"]
+
+    @property
+    def _addresses(self) -> dict[str, str]:
+        settings = self.settings
+        return addresses(settings.host, self.ports.number_by_name, tls=bool(settings.tls_certificate))
+
+    # Preparing
+
+    async def _prepare(
+        self, names: tuple[str, ...] = (), suspects: tuple[SuspectArtefact, ...] = (), nice: int = LOAD_NICE
+    ) -> PreparedRepository:
+        preparation = Preparation(
+            settings=self.settings,
+            store=self.config.store,
+            devices=self.config.devices,
+            result=str(self.run_dir / "prepared.msgpack"),
+            names=names,
+            suspects=suspects,
+            nice=nice,
+        )
+        async with self._preparing:
+            return await prepare(preparation, self._on_progress, self._on_line)
+
+    def _report(self, prepared: PreparedRepository) -> None:
+        self.repairs.count(prepared.damage)
+        for problem in prepared.problems:
+            _log.error("%s", problem)
+        for warning in prepared.warnings:
+            _log.warning("%s", warning)
+        for each in prepared.served:
+            for warning in each.model.warnings:
+                _log.warning("model %s: %s", each.model.key, warning)
+
+    def _catalogue(self) -> list[Frame]:
+        return [*self.quotas.frames(), *self.catalogue.frames(), *self._ended_counts(), self.repairs.counted]
+
+    def _ended_counts(self) -> list[Frame]:
+        """How often each process was killed because it did not answer.
+
+        Counted here, for a controller that was killed loses its own counters.
+        """
+        counts = self.supervisor.unresponsive
+        return [ProcessesEnded(unanswering=dict(counts))] if counts else []
+
+    def _send(self, *frames: Frame) -> None:
+        self._link.send(*frames)
+
+    def _on_end(self, name: str, status: int) -> None:
+        self._link.send(*self._ended_counts())
+        by_itself = name in self._hung
+        self._hung.discard(name)
+        if name.startswith("worker") and (crashed(status) or by_itself):
+            self._link.send(WorkerCrashed(worker=name))
+
+    def _on_hung(self, hung: WorkerHung) -> None:
+        """Kill a worker that hung. Unless a signal had stopped it, count that as a crash of its own."""
+        ran = self.supervisor.end(hung.worker)
+        if ran is None:
+            _log.error("%s hung, and is no process of this supervisor", hung.worker)
+        elif ran:
+            self._hung.add(hung.worker)
+        else:
+            _log.warning("%s was stopped by a signal; no model is to blame for that", hung.worker)
+
+    def _on_quarantined(self) -> None:
+        """Restart workers without delay: the model that crashed them is not served any more."""
+        self.supervisor.reset_backoff("worker")
+
+    # Questions
+
+    def _on_ask(self, ask: Ask) -> None:
+        self._run(self._answer(ask))
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, ask: Ask) -> None:
+        try:
+            asked = msgspec.json.decode(ask.body, type=dict[str, Any])
+            match ask.what:
+                case Question.INDEX:
+                    body = await self._index(ready=bool(asked.get("ready", False)))
+                case Question.LOAD:
+                    body = await self._load(str(asked.get("model", "")))
+                case Question.UNLOAD:
+                    body = await self._unload(str(asked.get("model", "")))
+                case _:
+                    raise RepositoryError(f"the supervisor does not know about {ask.what!r}")
+            reply = Reply(ask_id=ask.ask_id, ok=True, body=body)
+        except (ClockworkError, msgspec.MsgspecError, ValueError, RecursionError, OSError) as error:
+            body = msgspec.json.encode({"error": str(error)})
+            code = 404 if isinstance(error, _UnknownModel) else 400
+            reply = Reply(ask_id=ask.ask_id, ok=False, body=body, code=code)
+        self._link.send(reply)
+
+    async def _index(self, *, ready: bool) -> bytes:
+        known = await asyncio.to_thread(_names, self.settings.repository)
+        entries = self.catalogue.index(known, self._link.quarantines.reasons())
+        return msgspec.json.encode([entry for entry in entries if entry.state == "READY" or not ready])
+
+    async def _load(self, name: str) -> bytes:
+        if not name:
+            raise RepositoryError("load: expected the name of a model; found none")
+        await self._check_known(name)
+        prepared = await self._prepare((name,))
+        self._report(prepared)
+        if not prepared.served:
+            if name not in self.catalogue.names():
+                self.catalogue.set_problems((name,), prepared.problems)
+            raise RepositoryError("; ".join(str(problem) for problem in prepared.problems))
+        # An explicit load releases the model from quarantine. The new code is sent first: the version that is
+        # served now stays until devices have prepared the code of the one that replaces it.
+        codes = self.catalogue.codes(prepared)
+        wanted = {each.model.key: each.code.code_id for each in prepared.served}
+        again = [CodeRemade(code_id=code_id) for code_id in dict.fromkeys(wanted.values())]
+        self._link.send(ReleaseFromQuarantine(model=name), *codes, *again, self.repairs.counted)
+        try:
+            await self._until_prepared(wanted)
+        except RepositoryError:
+            self._link.send(*self.catalogue.unused(codes))
+            raise
+        frames = self.catalogue.put(prepared)
+        removed = [frame for frame in frames if isinstance(frame, ModelRemoved | CodeRemoved)]
+        self._link.send(*[frame for frame in frames if frame not in removed])
+        # By then all gateways know the new version, and send no requests to the replaced one.
+        await self._until_prepared(wanted)
+        await self._until_unused([frame.model for frame in removed if isinstance(frame, ModelRemoved)])
+        self._link.send(*self.catalogue.still_removed(removed))
+        return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
+
+    async def _until_prepared(self, codes: dict[str, str]) -> None:
+        """Return once every device has prepared its codes, given as code ids by model key.
+
+        Raises :class:`RepositoryError` if a code failed on all devices, or a model is in quarantine.
+        """
+        deadline_s = time.monotonic() + PREPARE_S
+        while time.monotonic() < deadline_s:
+            await asyncio.sleep(POLL_S)
+            try:
+                state = (await self.state())["controller"]
+            except TransportError:
+                continue  # until the next controller is connected
+            devices, quarantined = state["devices"], state["quarantined"]
+            if found := [key for key in codes if key in quarantined]:
+                raise RepositoryError(f"model {found[0]} is in quarantine: {quarantined[found[0]]}")
+            if not devices or any(device["pending_codes"] for device in devices):
+                continue
+            for code_id in codes.values():
+                refusals = [device["failed_codes"].get(code_id) for device in devices]
+                if refusals and all(refusals):
+                    raise RepositoryError(f"no device can run it: {refusals[0]}")
+            return
+        raise RepositoryError(f"no device was ready to run it within {PREPARE_S:.0f} s")
+
+    async def _until_unused(self, keys: list[str]) -> None:
+        """Return once no request waits for these models any more, or after ``REPLACED_GRACE_S``."""
+        deadline_s = time.monotonic() + REPLACED_GRACE_S
+        while keys and time.monotonic() < deadline_s:
+            try:
+                if not (await self.state())["controller"]["waiting"].keys() & set(keys):
+                    return
+            except TransportError:
+                return  # no controller, so no request waits
+            await asyncio.sleep(POLL_S)
+
+    async def _unload(self, name: str) -> bytes:
+        frames = self.catalogue.remove(name)
+        if not frames:
+            # A model of the repository that is not served is unloaded already.
+            await self._check_known(name)
+        self._link.send(*frames)
+        return b"{}"
+
+    async def _check_known(self, name: str) -> None:
+        if name not in await asyncio.to_thread(_names, self.settings.repository):
+            raise _UnknownModel(f"no model '{name}' in the repository; see its index")
+
+    # Stopping
+
+    async def _drain(self) -> None:
+        self._link.send(Drain())
+        deadline_s = time.monotonic() + self.settings.drain_s
+        try:
+            while (waiting := (await self.state())["open"]) > 0:
+                if time.monotonic() > deadline_s:
+                    _log.warning("stopping although %d requests wait: drain_s is over", waiting)
+                    return
+                await asyncio.sleep(POLL_S)
+        except TransportError as error:
+            _log.warning("not drained: %s", error)
+
+
+class _UnknownModel(RepositoryError):
+    """The repository has no model of that name."""
+
+
+def _names(repository: str) -> list[str]:
+    return [shown(name) for name in model_names(repository)]
+
+
+def _nothing_to_serve(repository: str, prepared: PreparedRepository) -> str:
+    if prepared.problems:
+        return "no model can be served:\n" + "\n".join(f"  {problem}" for problem in prepared.problems)
+    return (
+        f"repository: expected models in {repository}; found none; put one at {repository}/MODEL/1/model.onnx"
+    )
+
 
 # ------------------------------------------------------------
 # Stopping a process in the foreground: the first SIGTERM or SIGINT requests a graceful stop, the second one
@@ -45,9 +439,9 @@ class Stopping:
         (self.forced if self.requested.is_set() else self.requested).set()
 
 
-async def run_unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, object]) -> bool:
-    """Run ``coroutine`` to its end; if ``event`` is set first, cancel it and return False."""
-    work = asyncio.ensure_future(coroutine)
+async def run_unless(event: asyncio.Event, wanted: Awaitable[object]) -> bool:
+    """Wait for ``wanted`` to its end; if ``event`` is set first, cancel it and return False."""
+    work = asyncio.ensure_future(wanted)
     waiting = asyncio.ensure_future(event.wait())
     try:
         await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -62,37 +456,7 @@ async def run_unless(event: asyncio.Event, coroutine: Coroutine[Any, Any, object
 
 
 # ------------------------------------------------------------
-# A whole server as one object: for the command line, for tests and for demonstrations.
-
-
-__all__ = ["RunningServer", "Server", "ServerConfig", "StartError", "StartProgress", "run", "running_server"]
-
-Result = TypeVar("Result")
-_log = logging.getLogger(__name__)
-
-
-class Server(Keeper):
-    """A server on the running loop: ``await start()``, ``await wait_ready()``, ``await stop()``."""
-
-    @property
-    def http_url(self) -> str:
-        """Where HTTP is served, as ``host:port`` with the scheme."""
-        return self._addresses["http"]
-
-    @property
-    def grpc_url(self) -> str:
-        """Where gRPC is served, as ``host:port``; empty if it is off."""
-        return self._addresses["grpc"]
-
-    @property
-    def metrics_url(self) -> str:
-        """Where metrics are served; empty if that is off."""
-        return self._addresses["metrics"]
-
-    @property
-    def _addresses(self) -> dict[str, str]:
-        settings = self.settings
-        return addresses(settings.host, self.ports.number_by_name, tls=bool(settings.tls_certificate))
+# Ways to run a server: in a thread of its own, and in the foreground.
 
 
 class RunningServer:
@@ -146,18 +510,21 @@ def running_server(
 ) -> Iterator[RunningServer]:
     """A server that is ready; it is drained and stopped at the end of the block.
 
-    Raises what :meth:`Keeper.start` and :meth:`Keeper.wait_ready` raise.
+    Raises what :meth:`Server.start` and :meth:`Server.wait_ready` raise.
     """
     loop = uvloop.new_event_loop()
     # The kernel kills the children when the thread that started them ends, so this one stays until the end.
-    thread = threading.Thread(target=loop.run_forever, name="keeper", daemon=True)
+    thread = threading.Thread(target=loop.run_forever, name="supervisor", daemon=True)
     thread.start()
 
     def call(coroutine: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
+    async def make() -> Server:
+        return Server(config, on_progress, on_line)
+
     try:
-        server = call(_make(config, on_progress, on_line))
+        server = call(make())
         try:
             call(server.start())
             call(server.wait_ready(timeout_s))
@@ -205,8 +572,13 @@ async def _run(
 ) -> int:
     stopping = Stopping()
     server = Server(config, on_progress, on_line)
+
+    async def start() -> None:
+        await server.start()
+        await server.wait_ready(timeout_s)
+
     try:
-        if not await run_unless(stopping.requested, _start_and_wait(server, timeout_s)):
+        if not await run_unless(stopping.requested, start()):
             return stopping.status
         on_ready(server)
         await stopping.requested.wait()
@@ -214,14 +586,3 @@ async def _run(
         return 0 if await run_unless(stopping.forced, server.stop()) else stopping.status
     finally:
         await server.close()
-
-
-async def _start_and_wait(server: Server, timeout_s: float) -> None:
-    await server.start()
-    await server.wait_ready(timeout_s)
-
-
-async def _make(
-    config: ServerConfig, on_progress: OnProgress, on_line: Callable[[str], None] | None
-) -> Server:
-    return Server(config, on_progress, on_line)

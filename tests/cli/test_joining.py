@@ -1,4 +1,4 @@
-"""``clockwork gateway``: its errors when a setting is missing."""
+"""``clockwork gateway`` and ``worker``, and ``serve`` with a port for them: errors of their settings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.serve.certificates import certificates
+
+# ``clockwork gateway``: its errors when a setting is missing.
+
 
 pytestmark = pytest.mark.system
 
@@ -103,3 +106,45 @@ def test_settings_are_taken_where_they_mean_something_and_nowhere_else(repositor
         code, _, said = clockwork(*command, option, "x")
         assert code == 2
         assert f"No such option: {option}" in said or f"No such option '{option}'" in said
+
+
+# ``clockwork worker``, and ``clockwork serve`` with a port for workers: errors when a setting is missing.
+
+
+def test_without_a_server_to_join_it_says_how_to_name_one() -> None:
+    code, _, said = clockwork("worker")
+    assert code == 2
+    assert "controller: expected HOST:PORT of a server that was started with --listen-machines" in said
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "10.0.0.1:0", "10.0.0.1:70000", ":7000", "http://h:1"])
+def test_what_is_no_address_is_named(address: str) -> None:
+    code, _, said = clockwork("worker", "--controller", address)
+    assert code == 2
+    assert "controller (from --controller): expected an address and a port" in said
+
+
+def test_without_certificates_nothing_is_opened_or_joined(repository: Path, tmp_path: Path) -> None:
+    made = certificates(tmp_path)
+    two = ("--cluster-certificate", made.certificate, "--cluster-key", made.key)
+    for command in (
+        ("serve", str(repository), "--listen-machines", "127.0.0.1:7000"),
+        ("worker", "--controller", "127.0.0.1:7000"),
+    ):
+        for given, lacking in (((), "cluster_certificate"), (two, "cluster_ca")):
+            code, _, said = clockwork(*command, *given)
+            assert code == 2, said
+            assert f"{lacking}: expected a PEM file, as" in said
+            assert "name all three" in said
+
+
+def test_a_name_that_cannot_be_one_is_refused_for_workers(tmp_path: Path) -> None:
+    code, _, said = clockwork("worker", "--controller", "127.0.0.1:7000", "--machine-name", "a b")
+    assert code == 2
+    assert "machine_name (from --machine-name): expected up to 64 letters" in said
+
+
+def test_serve_takes_no_setting_that_is_for_workers_alone(repository: Path) -> None:
+    code, _, said = clockwork("serve", str(repository), "--controller", "127.0.0.1:7000")
+    assert code == 2
+    assert "No such option" in said

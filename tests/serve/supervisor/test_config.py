@@ -64,7 +64,7 @@ def test_what_is_set_arrives_in_the_parts_units() -> None:
         "emulated:0", "emulated", "v100", 0.1,
     )  # fmt: skip
     assert (controller.look_ahead_ns, controller.slack_ns) == (2_500_000, 250_000)
-    assert (controller.reject_infeasible, controller.max_batch, controller.expected_devices) == (False, 4, 2)
+    assert (controller.reject_infeasible, controller.max_batch) == (False, 4)
     assert (store.cache_dir, store.max_batch_size, store.largest_batch) == ("/c", 4, 4)
 
 

@@ -1,9 +1,10 @@
-"""The supervisor's link is connected again when it is lost, and sends each controller the whole catalogue."""
+"""The supervisor's link to the controller, and what it finds out over it."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -18,16 +19,19 @@ from clockwork_serve.messages import (
     Readiness,
     Reply,
 )
-from clockwork_serve.serve.supervisor.keeper import KeeperLink
-from tests.serve.links import until
-from tests.serve.supervisor.keeper_links import FakeController
+from clockwork_serve.serve.supervisor.link import CHECKS_MISSED, SupervisorLink, end_unconnected_workers
+from clockwork_serve.serve.supervisor.processes import Launch, Supervisor
+from tests.serve.links import FakeController, until
+
+# The supervisor's link is connected again when it is lost, and sends each controller the whole catalogue.
 
 
 def test_each_controller_is_sent_the_catalogue_then_a_question(tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "c.sock"
         catalogue: list[Frame] = [ModelRemoved(model="one")]
-        link = KeeperLink(path, lambda: catalogue, lambda ask: None)
+        link = SupervisorLink(path, lambda: catalogue, lambda ask: None)
+        link.start()
         link.send(ModelRemoved(model="said to nobody"))
         first = FakeController()
         listener = await first.listen(path)
@@ -56,7 +60,8 @@ def test_questions_go_both_ways(tmp_path: Path) -> None:
         asked: list[Ask] = []
         controller = FakeController()
         listener = await controller.listen(tmp_path / "c.sock")
-        link = KeeperLink(tmp_path / "c.sock", list, asked.append)
+        link = SupervisorLink(tmp_path / "c.sock", list, asked.append)
+        link.start()
         await asyncio.wait_for(link.connected.wait(), 20)
         assert await link.ask(Question.STATE) == {"open": 3}
         question = Ask(ask_id=9, what=Question.INDEX)
@@ -73,7 +78,8 @@ def test_a_question_fails_when_the_link_is_lost(tmp_path: Path) -> None:
     async def main() -> None:
         controller = FakeController()
         listener = await controller.listen(tmp_path / "c.sock")
-        link = KeeperLink(tmp_path / "c.sock", list, lambda ask: None)
+        link = SupervisorLink(tmp_path / "c.sock", list, lambda ask: None)
+        link.start()
         await asyncio.wait_for(link.connected.wait(), 20)
         controller.silent = True
         question = asyncio.ensure_future(link.ask(Question.STATE))
@@ -92,7 +98,8 @@ def test_of_two_questions_at_once_both_are_answered_and_none_is_kept(tmp_path: P
     async def main() -> None:
         controller = FakeController()
         listener = await controller.listen(tmp_path / "c.sock")
-        link = KeeperLink(tmp_path / "c.sock", list, lambda ask: None)
+        link = SupervisorLink(tmp_path / "c.sock", list, lambda ask: None)
+        link.start()
         await asyncio.wait_for(link.connected.wait(), 20)
         controller.silent = True
         questions = [asyncio.ensure_future(link.ask(Question.STATE)) for _ in range(2)]
@@ -103,5 +110,48 @@ def test_of_two_questions_at_once_both_are_answered_and_none_is_kept(tmp_path: P
         assert link._replies == {}
         link.close()
         listener.close()
+
+    uvloop.run(main())
+
+
+# Workers that never connect are ended; connected workers and other processes are not.
+
+
+CHECK_INTERVAL_S = 0.02
+
+
+def test_only_a_worker_that_does_not_connect_is_restarted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "waits.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    async def main() -> None:
+        supervisor = Supervisor(lambda line: None)
+        for name in ("worker-here", "worker-missing", "gateway-0"):
+            supervisor.start(Launch(name=name, module="waits", config=""))
+        before = {name: supervisor.pid(name) for name in supervisor.names}
+        asked = 0
+
+        async def state() -> dict[str, Any]:
+            nonlocal asked
+            asked += 1
+            if asked % 3 == 0:
+                raise TransportError("no controller")
+            return {"workers": ["worker-here"]}
+
+        task = asyncio.get_running_loop().create_task(
+            end_unconnected_workers(supervisor, state, CHECK_INTERVAL_S)
+        )
+        while asked < CHECKS_MISSED:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            assert {name: supervisor.pid(name) for name in supervisor.names} == before
+        async with asyncio.timeout(20):
+            while supervisor.pid("worker-missing") in {None, before["worker-missing"]}:
+                await asyncio.sleep(CHECK_INTERVAL_S)
+        assert supervisor.pid("worker-here") == before["worker-here"]
+        assert supervisor.pid("gateway-0") == before["gateway-0"]
+        task.cancel()
+        await supervisor.kill()
 
     uvloop.run(main())

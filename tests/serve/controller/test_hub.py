@@ -1,9 +1,11 @@
-"""The controller's links: catalogue, routing, questions, and processes that connect, die and misbehave."""
+"""The controller process's links to all others."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,11 +14,13 @@ from clockwork_serve.messages import (
     Answer,
     ArtefactDamaged,
     Ask,
+    Beat,
     Cancel,
     CodeReady,
     CodeRemade,
     CodeRemoved,
     DamageCounted,
+    DeviceNumbers,
     Drain,
     Extent,
     Frame,
@@ -25,6 +29,7 @@ from clockwork_serve.messages import (
     Load,
     ModelRemoved,
     Outcome,
+    ProcessesEnded,
     Question,
     Readiness,
     Release,
@@ -36,11 +41,16 @@ from clockwork_serve.messages import (
     Status,
     Weights,
     Window,
+    WorkerHung,
+    WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.telemetry import decode
+from clockwork_serve.serve.controller.hub import Questions
+from clockwork_serve.telemetry import decode, render
 from tests.serve.controller.exchanges import World, code, joined, model, play
 from tests.serve.links import until
+
+# The controller's links: catalogue, routing, questions, and processes that connect, die and misbehave.
 
 
 def request(request_id: str = "r1", gateway: str = "g") -> Request:
@@ -72,7 +82,7 @@ def result(device: str) -> Result:
 
 def test_new_processes_are_sent_the_catalogue(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper(code(), model("m/1"), model("m/2"), ModelRemoved(model="m/2"))
+        await world.supervisor(code(), model("m/1"), model("m/2"), ModelRemoved(model="m/2"))
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
         await until(lambda: gateway.of(RequestCredit) and len(worker.frames) == 2)
@@ -88,12 +98,12 @@ def test_new_processes_are_sent_the_catalogue(tmp_path: Path) -> None:
 
 def test_changes_are_sent_to_all_connected_processes(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper()
+        supervisor = await world.supervisor()
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
         changes: list[Frame] = [code(), model(), ModelRemoved(model="m/1"), CodeRemoved(code_id="c1")]
-        keeper.send(*changes)
+        supervisor.send(*changes)
         await until(lambda: len(worker.frames) == 3 and len(gateway.frames) == 6)
         assert gateway.frames[2:] == changes
         assert worker.frames == [code(), model(), CodeRemoved(code_id="c1")]
@@ -106,14 +116,14 @@ def test_workers_wait_until_the_catalogue_is_complete(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         worker = await world.worker("w", "d")
         gone = await world.worker("gone", "other")
-        keeper = await world.peer(Role.KEEPER, "keeper")
-        keeper.send(code())
+        supervisor = await world.peer(Role.SUPERVISOR, "keeper")
+        supervisor.send(code())
         await until(lambda: world.brain.seen)
         gone.link.close()
         await asyncio.sleep(0.02)
         assert world.brain.seen == [code()]
         assert worker.frames == []
-        keeper.send(model(), Ask(ask_id=1, what=Question.STATE))
+        supervisor.send(model(), Ask(ask_id=1, what=Question.STATE))
         await until(lambda: len(worker.frames) == 2)
         assert world.brain.seen == [code(), model(), joined("w", "d")]
         assert worker.frames == [code(), model()], "told once"
@@ -121,16 +131,16 @@ def test_workers_wait_until_the_catalogue_is_complete(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_damage_is_reported_to_the_keeper_and_a_rebuilt_code_to_all(tmp_path: Path) -> None:
+def test_damage_is_reported_to_the_supervisor_and_a_rebuilt_code_to_all(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper(code(), model())
+        supervisor = await world.supervisor(code(), model())
         worker = await world.worker("w", "d")
         await until(lambda: len(worker.frames) == 2)
         found = ArtefactDamaged(what="code", name="c1", message="a bit")
         worker.send(found)
-        await until(lambda: keeper.of(ArtefactDamaged) == [found])
-        keeper.send(CodeRemade(code_id="c1"), CodeRemade(code_id="unknown"))
-        keeper.send(DamageCounted(found={"code": 1}, remade=1))
+        await until(lambda: supervisor.of(ArtefactDamaged) == [found])
+        supervisor.send(CodeRemade(code_id="c1"), CodeRemade(code_id="unknown"))
+        supervisor.send(DamageCounted(found={"code": 1}, remade=1))
         await until(lambda: len(worker.frames) == 3 and world.recorder.counters.artefacts_remade)
         assert worker.frames[2] == code(), "to prepare it once more"
         assert world.brain.seen[-1] == CodeRemade(code_id="c1")
@@ -139,12 +149,12 @@ def test_damage_is_reported_to_the_keeper_and_a_rebuilt_code_to_all(tmp_path: Pa
     play(tmp_path, story)
 
 
-def test_a_keeper_that_repeats_its_catalogue_changes_nothing(tmp_path: Path) -> None:
+def test_a_supervisor_that_repeats_its_catalogue_changes_nothing(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper(code(), model())
-        await world.keeper(code(), model())
+        await world.supervisor(code(), model())
+        await world.supervisor(code(), model())
         assert world.brain.seen == [code(), model()]
-        await world.keeper(code(), model(priority=5))
+        await world.supervisor(code(), model(priority=5))
         assert world.brain.seen[2:] == [ModelRemoved(model="m/1"), model(priority=5)]
 
     play(tmp_path, story)
@@ -152,7 +162,7 @@ def test_a_keeper_that_repeats_its_catalogue_changes_nothing(tmp_path: Path) -> 
 
 def test_effects_are_sent_to_the_right_process(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper()
+        supervisor = await world.supervisor()
         one, two = await world.peer(Role.GATEWAY, "one"), await world.peer(Role.GATEWAY, "two")
         first, second = await world.worker("w1", "d1", "d2"), await world.worker("w2", "d3")
         await until(lambda: len(world.brain.seen) == 2)
@@ -166,7 +176,7 @@ def test_effects_are_sent_to_the_right_process(tmp_path: Path) -> None:
             load("gone"),
             Readiness(ready=True),
         )
-        everyone = [one, two, keeper]
+        everyone = [one, two, supervisor]
         await until(lambda: all(Readiness(ready=True) in peer.frames for peer in everyone))
         await until(lambda: first.frames and second.frames)
         assert one.of(Answer) == [answer("one")]
@@ -181,7 +191,7 @@ def test_effects_are_sent_to_the_right_process(tmp_path: Path) -> None:
 
 def test_an_action_that_cannot_be_sent_in_time_is_answered_instead(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper()
+        await world.supervisor()
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
         world.decide(load("d", send_by_ns=1), infer("d"))
@@ -196,7 +206,7 @@ def test_an_action_that_cannot_be_sent_in_time_is_answered_instead(tmp_path: Pat
 
 def test_frames_of_gateways_and_workers_reach_the_brain(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper()
+        supervisor = await world.supervisor()
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
@@ -204,7 +214,7 @@ def test_frames_of_gateways_and_workers_reach_the_brain(tmp_path: Path) -> None:
         await until(lambda: len(world.brain.seen) == 3)
         worker.send(result("d"), CodeReady(device="d", code_id="c1"))
         await until(lambda: len(world.brain.seen) == 5)
-        keeper.send(Drain())
+        supervisor.send(Drain())
         await until(lambda: len(world.brain.seen) == 6)
         assert world.brain.seen[1:] == [
             request(), Cancel(request_id="r1"), result("d"), CodeReady(device="d", code_id="c1"), Drain(),
@@ -215,7 +225,7 @@ def test_frames_of_gateways_and_workers_reach_the_brain(tmp_path: Path) -> None:
 
 def test_the_brain_observes_lost_workers_and_gateways(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper()
+        await world.supervisor()
         gateway = await world.peer(Role.GATEWAY, "g")
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
@@ -235,7 +245,7 @@ def test_the_brain_observes_lost_workers_and_gateways(tmp_path: Path) -> None:
 
 def test_a_process_that_connects_again_replaces_its_old_link(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper()
+        await world.supervisor()
         old = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
         new = await world.worker("w", "d")
@@ -265,14 +275,14 @@ def test_a_process_that_connects_again_replaces_its_old_link(tmp_path: Path) -> 
         (Role.WORKER, joined("another name", "e")),
         (Role.WORKER, joined("x")),
         (Role.WORKER, joined("x", "d")),
-        (Role.KEEPER, request(gateway="x")),
-        (Role.KEEPER, model(code_id="never added")),
+        (Role.SUPERVISOR, request(gateway="x")),
+        (Role.SUPERVISOR, model(code_id="never added")),
         (Role.CONTROLLER, Drain()),
     ],
 )
 def test_a_process_that_sends_what_it_may_not_is_cut_off(tmp_path: Path, role: Role, frame: Frame) -> None:
     async def story(world: World) -> None:
-        await world.keeper()
+        await world.supervisor()
         worker = await world.worker("w", "d")
         await until(lambda: world.brain.seen)
         bad = await world.peer(role, "x")
@@ -288,7 +298,7 @@ def test_a_process_that_sends_what_it_may_not_is_cut_off(tmp_path: Path, role: R
 
 def test_state_and_counters_are_answered_here(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        await world.keeper(code(), model())
+        await world.supervisor(code(), model())
         gateway = await world.peer(Role.GATEWAY, "g")
         gateway.send(request(), Ask(ask_id=5, what=Question.STATE))
         await until(lambda: gateway.of(Reply))
@@ -311,16 +321,16 @@ def test_state_and_counters_are_answered_here(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
-def test_questions_about_the_repository_go_to_the_keeper_and_back(tmp_path: Path) -> None:
+def test_questions_about_the_repository_go_to_the_supervisor_and_back(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        keeper = await world.keeper()
+        supervisor = await world.supervisor()
         one, two = await world.peer(Role.GATEWAY, "one"), await world.peer(Role.GATEWAY, "two")
         one.send(Ask(ask_id=1, what=Question.INDEX))
         two.send(Ask(ask_id=1, what=Question.LOAD, body=b'{"model": "m"}'))
-        await until(lambda: len(keeper.of(Ask)) == 2)
-        asked = {ask.what: ask for ask in keeper.of(Ask)}
+        await until(lambda: len(supervisor.of(Ask)) == 2)
+        asked = {ask.what: ask for ask in supervisor.of(Ask)}
         assert asked["load"].body == b'{"model": "m"}'
-        keeper.send(
+        supervisor.send(
             Reply(ask_id=asked["load"].ask_id, ok=False, code=400, body=b'{"error": "no"}'),
             Reply(ask_id=asked["index"].ask_id, ok=True, body=b"[]"),
             Reply(ask_id=999, ok=True),
@@ -332,18 +342,217 @@ def test_questions_about_the_repository_go_to_the_keeper_and_back(tmp_path: Path
     play(tmp_path, story)
 
 
-def test_questions_to_a_keeper_that_is_not_connected_are_refused(tmp_path: Path) -> None:
+def test_questions_to_a_supervisor_that_is_not_connected_are_refused(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         gateway = await world.peer(Role.GATEWAY, "g")
         gateway.send(Ask(ask_id=1, what=Question.INDEX))
         await until(lambda: gateway.of(Reply))
-        keeper = await world.keeper()
+        supervisor = await world.supervisor()
         gateway.send(Ask(ask_id=2, what=Question.INDEX))
-        await until(lambda: keeper.of(Ask))
-        keeper.link.close()
+        await until(lambda: supervisor.of(Ask))
+        supervisor.link.close()
         await until(lambda: len(gateway.of(Reply)) == 2)
         assert [(reply.ask_id, reply.ok, reply.code) for reply in gateway.of(Reply)] == [
             (1, False, 503), (2, False, 503),
         ]  # fmt: skip
 
     play(tmp_path, story)
+
+
+# The controller's links and different devices: which codes a worker is sent, and devices' counters.
+
+
+def test_a_worker_is_sent_only_codes_that_one_of_its_devices_runs(tmp_path: Path) -> None:
+    def on(worker: str, *backends: str) -> WorkerJoined:
+        spec = msgspec.structs.replace(joined(worker, worker).devices[0], backends=backends)
+        return WorkerJoined(worker=worker, devices=(spec,))
+
+    async def story(world: World) -> None:
+        supervisor = await world.supervisor(code("c1"))
+        able, unable = await world.peer(Role.WORKER, "able"), await world.peer(Role.WORKER, "unable")
+        able.send(on("able", "python", "onnx"))
+        unable.send(on("unable", "torch"))
+        await until(lambda: len(world.brain.seen) == 3)
+        supervisor.send(code("c2"), CodeRemoved(code_id="c2"))
+        await until(lambda: unable.frames and len(able.frames) == 3)
+        assert able.frames == [code("c1"), code("c2"), CodeRemoved(code_id="c2")]
+        assert unable.frames == [CodeRemoved(code_id="c2")]
+
+    play(tmp_path, story)
+
+
+def test_counters_of_devices_are_kept_for_metrics(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.supervisor()
+        worker = await world.worker("w", "d")
+        await until(lambda: world.brain.seen)
+        worker.send(DeviceNumbers(device="d", numbers={"swaps": 3}))
+        await until(lambda: world.recorder.counters.devices["d"].numbers)
+        assert b'clockwork_device_number{device="d",number="swaps"} 3' in render(world.recorder.counters)
+        worker.send(DeviceNumbers(device="other's", numbers={}))
+        await until(lambda: worker.is_lost)
+
+    play(tmp_path, story)
+
+
+# The controller's links and workers that hang: heartbeats, and reports to the supervisor.
+
+
+def test_a_worker_is_sent_beats_and_may_return_them(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.supervisor()
+        worker = await world.worker("w", "d")
+        await until(lambda: Beat() in worker.frames)
+        worker.send(Beat())
+        await until(lambda: worker.frames.count(Beat()) > 1)
+        assert not worker.is_lost
+
+    play(tmp_path, story)
+
+
+def test_only_workers_to_be_ended_are_reported_to_the_supervisor_and_all_are_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    end = WorkerHung(worker="w", why="it is late", end=True)
+
+    async def story(world: World) -> None:
+        supervisor = await world.supervisor()
+        worker = await world.worker("w", "d")
+        for effect in (WorkerHung(worker="w", why="it is late"), end, WorkerHung(worker="w")):
+            world.exchange.perform(effect)
+        world.exchange.perform(Readiness(ready=True))
+        await until(lambda: Readiness(ready=True) in supervisor.frames)
+        assert [one for one in supervisor.frames if isinstance(one, WorkerHung)] == [end]
+        assert not [one for one in worker.frames if isinstance(one, WorkerHung)]
+
+    play(tmp_path, story)
+    said = [record.message for record in caplog.records if record.message.startswith("w ")]
+    assert said == [
+        "w hung: it is late; nothing is planned on it",
+        "w is ended: it is late",
+        "w answers again",
+    ]
+
+
+def test_a_gateway_gets_its_beats_back(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        gateway = await world.peer(Role.GATEWAY, "g")
+        gateway.send(Beat(), Beat())
+        await until(lambda: gateway.frames.count(Beat()) == 2)
+
+    play(tmp_path, story)
+
+
+def test_a_question_to_a_stalled_supervisor_is_refused_with_its_process_id(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        supervisor = await world.supervisor()
+        gateway = await world.peer(Role.GATEWAY, "g")
+        supervisor.beats = False
+        gateway.send(Ask(ask_id=1, what=Question.LOAD, body=b'{"model":"m"}'))
+        await until(lambda: gateway.of(Reply))
+        gateway.send(Ask(ask_id=2, what=Question.INDEX))
+        await until(lambda: len(gateway.of(Reply)) == 2)
+        for reply in gateway.of(Reply):
+            assert (reply.ok, reply.code) == (False, 503)
+            said = msgspec.json.decode(reply.body)["error"]
+            assert f"the supervisor (process {supervisor.link.own.pid}) has not answered for" in said
+            assert "kill -CONT" in said
+        assert [ask.what for ask in supervisor.of(Ask)] == [Question.LOAD]
+        assert b"clockwork_keeper_up 0" in render(world.recorder.counters)
+        supervisor.beats = True
+        supervisor.send(Beat())
+        await until(lambda: not world.exchange._supervisor_stuck())
+        gateway.send(Ask(ask_id=3, what=Question.INDEX))
+        await until(lambda: len(supervisor.of(Ask)) == 2)
+        assert b"clockwork_keeper_up 1" in render(world.recorder.counters)
+
+    play(tmp_path, story)
+
+
+def test_the_supervisor_reports_processes_that_it_ended_since_the_start(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        supervisor = await world.supervisor(ProcessesEnded(unanswering={"controller": 1}))
+        supervisor.send(ProcessesEnded(unanswering={"controller": 1, "gateway-0": 2}))
+        text = b'clockwork_processes_ended_total{process="gateway-0"} 2'
+        await until(lambda: text in render(world.recorder.counters))
+        assert b'clockwork_processes_ended_total{process="controller"} 1' in render(world.recorder.counters)
+
+    play(tmp_path, story)
+
+
+# Questions: each gets one reply, from the controller or the supervisor, whichever links are lost.
+
+
+def link() -> Any:
+    """A link that records the frames sent."""
+    sent: list[Any] = []
+    return SimpleNamespace(sent=sent, send=sent.append)
+
+
+def answered(ask: Ask) -> bytes:
+    if ask.body == b"bad":
+        raise ValueError("expected something good")
+    return b"state"
+
+
+def index(ask_id: int) -> Ask:
+    """A question for the supervisor."""
+    return Ask(ask_id=ask_id, what=Question.INDEX, body=b"")
+
+
+def test_questions_to_the_controller_are_answered_at_once() -> None:
+    asker, questions = link(), Questions(answered)
+    questions.ask(asker, Ask(ask_id=7, what=Question.STATE, body=b""), None)
+    questions.ask(asker, Ask(ask_id=8, what=Question.STATE, body=b"bad"), None)
+    good, bad = asker.sent
+    assert good == Reply(ask_id=7, ok=True, body=b"state")
+    assert (bad.ask_id, bad.ok, bad.code) == (8, False, 400)
+    assert msgspec.json.decode(bad.body) == {"error": "state: expected something good"}
+
+
+def test_two_questions_of_one_id_get_their_own_replies() -> None:
+    first, second, supervisor, questions = link(), link(), link(), Questions(answered)
+    questions.ask(first, index(5), supervisor)
+    questions.ask(second, index(5), supervisor)
+    of_first, of_second = supervisor.sent
+    questions.reply(Reply(ask_id=of_second.ask_id, ok=True, body=b"2"))
+    questions.reply(Reply(ask_id=of_first.ask_id, ok=True, body=b"1"))
+    questions.reply(Reply(ask_id=of_first.ask_id, ok=True, body=b"again"))
+    assert first.sent == [Reply(ask_id=5, ok=True, body=b"1")]
+    assert second.sent == [Reply(ask_id=5, ok=True, body=b"2")]
+
+
+def test_without_a_supervisor_and_when_its_link_is_lost_the_reply_is_503() -> None:
+    asker, questions = link(), Questions(answered)
+    questions.ask(asker, index(1), None)
+    questions.ask(asker, index(2), link())
+    questions.supervisor_lost()
+    questions.supervisor_lost()
+    assert [(reply.ask_id, reply.code) for reply in asker.sent] == [(1, 503), (2, 503)]
+
+
+def test_a_lost_link_is_sent_no_reply() -> None:
+    gone, stays, supervisor, questions = link(), link(), link(), Questions(answered)
+    questions.ask(gone, index(1), supervisor)
+    questions.ask(stays, index(2), supervisor)
+    questions.requester_lost(gone)
+    for passed in supervisor.sent:
+        questions.reply(Reply(ask_id=passed.ask_id, ok=True, body=b""))
+    assert (gone.sent, len(stays.sent)) == ([], 1)
+
+
+def test_a_stalled_supervisor_is_reported_at_once_and_its_late_reply_is_dropped() -> None:
+    stuck = ""
+    asker, supervisor = link(), link()
+    questions = Questions(answered, lambda: stuck)
+    questions.ask(asker, index(1), supervisor)
+    stuck = "the supervisor has not answered for 1.2 s"
+    questions.supervisor_stalled(stuck)
+    questions.ask(asker, index(2), supervisor)
+    questions.reply(Reply(ask_id=supervisor.sent[0].ask_id, ok=True, body=b"late"))
+    assert len(supervisor.sent) == 1
+    assert [(reply.ask_id, reply.code) for reply in asker.sent] == [(1, 503), (2, 503)]
+    assert all(stuck in msgspec.json.decode(reply.body)["error"] for reply in asker.sent)
+    stuck = ""
+    questions.ask(asker, index(3), supervisor)
+    assert len(supervisor.sent) == 2
