@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Generator
 from enum import IntEnum
 from functools import cache
@@ -18,6 +19,12 @@ from clockwork_serve.errors import encodable
 
 ROOT = Path(__file__).parents[1]
 FUZZERS = "tests/fuzz/test_fuzz.py"
+LIMITS_OF_SECONDS = (
+    "tests/end_to_end/test_hangs.py",
+    "tests/end_to_end/test_stalls.py",
+    "tests/end_to_end/test_stuck.py",
+)
+"""Files whose servers must find in time what has stopped, and nothing else."""
 STOCK = "tests/end_to_end/stock/"
 """Files that ask one server, which takes long to start."""
 
@@ -46,8 +53,19 @@ def turn_of(path: str) -> tuple[Turn, bool]:
     text = (ROOT / path).read_text(encoding="utf-8")
     turn = Turn.FUZZERS if path == FUZZERS else Turn.REST
     if path.startswith("tests/end_to_end/") or "mark.system" in text:
-        turn = Turn.TIMED if "from tests.timing import" in text else Turn.SERVERS
+        timed = path in LIMITS_OF_SECONDS or "from tests.timing import" in text
+        turn = Turn.TIMED if timed else Turn.SERVERS
     return turn, "mark.slow" not in text
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without slow tests, a file that has no others is not imported: each process would import torch."""
+    if config.option.markexpr.split(" and ")[0] != "not slow" or collection_path.suffix != ".py":
+        return None
+    marks = re.search(
+        r"^pytestmark = (\[[^]]*\]|.*)", collection_path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return True if marks and "mark.slow" in marks[0] else None
 
 
 @pytest.hookimpl(trylast=True)
