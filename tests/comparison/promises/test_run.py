@@ -153,10 +153,12 @@ def test_clients_that_hang_up_are_measured_on_a_real_server(tmp_path: Path, timi
         process.wait(15)
     for variant in ("http", "grpc"):
         told = json.loads((tmp_path / "results" / "abandoned" / f"{variant}-1.json").read_text())
-        with timing.judged():
-            assert told["status"] == "measured", told
+        assert told["status"] == "measured", told
         assert told["figures"]["hung_up"] > 0
         # As many as were asked have an end, and the device told of those that were answered.
         assert sum(told["figures"]["ends"].values()) == told["figures"]["asked"]
-        assert told["figures"]["hung_up"] + told["figures"]["answered_and_ran"] == told["figures"]["asked"]
+        with timing.judged():  # where it is slow, some are refused
+            assert (
+                told["figures"]["hung_up"] + told["figures"]["answered_and_ran"] == told["figures"]["asked"]
+            )
     assert "executions begun more than 20 ms after" in said
