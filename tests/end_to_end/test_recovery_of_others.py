@@ -83,7 +83,7 @@ def test_a_dozen_killed_gateways_leave_nothing_behind(server: RunningServer) -> 
         time.sleep(0.5)
         before = [count(f"/proc/{pid}/fd") for pid in pids]
         named, files = shared(), count(server.server.run_dir)
-        for _ in range(12):  # more than the difference that is allowed
+        for _ in range(12):  # more than twice the difference that is allowed
             killed()
         time.sleep(1)
         ends = load.stop()
@@ -95,7 +95,7 @@ def test_a_dozen_killed_gateways_leave_nothing_behind(server: RunningServer) -> 
     infer(server, "m0", ZERO)
     until(lambda: regions_of(worker) <= 2)
     after = [count(f"/proc/{pid}/fd") for pid in pids]
-    assert all(later <= earlier + 10 for earlier, later in zip(before, after, strict=True)), (before, after)
+    assert all(later <= earlier + 5 for earlier, later in zip(before, after, strict=True)), (before, after)
     assert shared() == named
     assert count(server.server.run_dir) <= files + 2
     until(lambda: server.counters().open == 0)
