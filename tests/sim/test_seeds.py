@@ -20,7 +20,8 @@ from clockwork_serve.sim.seeds import (
     random_scenario,
 )
 
-SEEDS = 400
+SEEDS = 200
+"""`make planted` asks sixty of bugs planted by hand; `make nightly` plays ten thousand."""
 FEW = 20
 FOUND = (
     2717,  # a model that was unloaded in quarantine, while it still ran
@@ -49,7 +50,7 @@ def test_a_few_seeds_pass_every_check():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_some_hundred_seeds_pass_every_check():
+def test_two_hundred_seeds_pass_every_check():
     played = list(play_seeds(range(SEEDS), jobs=2))
 
     _all_hold(played, REQUESTS)
