@@ -17,8 +17,8 @@ from tests.fuzz.engine import NAMES, Target, Wrong, changed, check, everything, 
 from tests.fuzz.targets import files
 
 ROOT = Path(__file__).parents[2]
-SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "3"))
-"""A thousand inputs: enough to notice a parser that breaks at once; `make fuzz` explores."""
+SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "8"))
+"""Three are too few: a type that `config_pbtxt` no longer checked took four to be found. `make fuzz` explores."""
 
 
 @pytest.mark.slow
