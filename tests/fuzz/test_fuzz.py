@@ -18,7 +18,7 @@ from tests.fuzz.targets import files
 
 ROOT = Path(__file__).parents[2]
 SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "8"))
-"""Three are too few: a type that `config_pbtxt` no longer checked took four to be found. `make fuzz` explores."""
+"""Three are too few: a type that `config_pbtxt` no longer checked took four to be found."""
 
 
 @pytest.mark.slow
