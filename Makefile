@@ -3,6 +3,10 @@
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13,\
   $(shell $(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 BIN := .venv/bin
+
+# Hundreds of Pythons start in a test run. None shall compile what another one has compiled already.
+unexport PYTHONDONTWRITEBYTECODE
+
 STAMP := .venv/.set-up
 COMPILED := build/compiled
 MUTANTS := build/mutants

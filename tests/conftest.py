@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Generator
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,14 @@ from clockwork_serve.errors import encodable
 
 ROOT = Path(__file__).parents[1]
 FUZZERS = "tests/fuzz/test_fuzz.py"
+LIMITS_OF_SECONDS = (
+    "tests/end_to_end/test_hangs.py",
+    "tests/end_to_end/test_stalls.py",
+    "tests/end_to_end/test_stuck.py",
+)
+"""Files whose servers must find in time what has stopped, and nothing else."""
+STOCK = "tests/end_to_end/stock/"
+"""Files that ask one server, which takes long to start."""
 
 _SLOW_MACHINES = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
@@ -26,15 +36,48 @@ settings.register_profile("long", settings.get_profile("desk"), max_examples=10_
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "desk"))
 
 
+class Turn(IntEnum):
+    """When a test file has its turn; its niceness, too."""
+
+    TIMED = 0
+    """It starts servers and judges how long they take."""
+    SERVERS = 5
+    """It starts servers, and asks them with deadlines that a busy machine keeps."""
+    REST = 10
+    FUZZERS = 11
+
+
 @cache
-def starts_servers(path: str) -> bool:
-    """Whether a test file has tests marked as ``system``."""
-    return path.startswith("tests/end_to_end/") or "mark.system" in (ROOT / path).read_text(encoding="utf-8")
+def turn_of(path: str) -> tuple[Turn, bool]:
+    """Of a test file; and whether it has no slow tests, for the long ones of a turn come first."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    turn = Turn.FUZZERS if path == FUZZERS else Turn.REST
+    if path.startswith("tests/end_to_end/") or "mark.system" in text:
+        timed = path in LIMITS_OF_SECONDS or "from tests.timing import" in text
+        turn = Turn.TIMED if timed else Turn.SERVERS
+    return turn, "mark.slow" not in text
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without slow tests, a file that has no others is not imported: each process would import torch."""
+    if config.option.markexpr.split(" and ")[0] != "not slow" or collection_path.suffix != ".py":
+        return None
+    marks = re.search(
+        r"^pytestmark = (\[[^]]*\]|.*)", collection_path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    return True if marks and "mark.slow" in marks[0] else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In one of several processes, by turns; otherwise in the order by chance that it is."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=lambda item: turn_of(item.location[0]))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``--dist loadfile``: files that start server processes in one process, the rest in the others."""
+    """With ``--dist loadfile``: those that judge time one after the other in one process, others by files."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadScopeScheduling  # it is not everywhere
@@ -42,17 +85,22 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class Files(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path, _, name = nodeid.partition("::")
-            if path == FUZZERS:
+            turn, _ = turn_of(path)
+            if turn is Turn.TIMED:
+                return turn.name
+            if turn is Turn.FUZZERS:
                 return name  # some seconds each: they fill what the others leave
-            return "system" if starts_servers(path) else path
+            return STOCK if path.startswith(STOCK) else path
 
+    config.option.loadscopereorder = False  # as the tests are ordered
     return Files(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Who starts servers has priority: there time counts. As the largest scope they come first, too."""
-    if os.environ.get("PYTEST_XDIST_WORKER") and not starts_servers(item.location[0]) and not os.nice(0):
-        os.nice(10)
+    """Who judges time has priority."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        turn, _ = turn_of(item.location[0])
+        os.nice(max(0, turn - os.nice(0)))
 
 
 @pytest.hookimpl(wrapper=True)

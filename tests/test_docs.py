@@ -163,6 +163,7 @@ def test_each_page_begins_with_what_it_is_for() -> None:
             assert re.match(r"[A-Z`\[]", rest), f"{name}: expected a paragraph after the title"
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning() -> None:
     if not (Path(sys.executable).parent / "zensical").is_file():
         pytest.skip("zensical is not installed: make setup")

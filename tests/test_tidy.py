@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -83,12 +84,56 @@ def tracked() -> list[str]:
     return [path for path in listed.stdout.decode().split("\0") if path and (ROOT / path).is_file()]
 
 
-def sources() -> Iterator[tuple[str, str, ast.Module]]:
-    """Path, text and syntax tree of every Python file."""
+@dataclass(slots=True)
+class Source:
+    """What the rules ask of a Python file; its syntax tree is too large to be kept."""
+
+    path: str
+    lines: int
+    documented: bool
+    classes: list[str]
+    """Those outside of other classes and functions."""
+    functions: list[tuple[int, str, int]] = field(default_factory=list)
+    """Line, name, and the number of lines."""
+    calls: list[tuple[int, str]] = field(default_factory=list)
+    """Line, and what is called, if that is a name with dots or without."""
+    imports: list[tuple[int, str, str]] = field(default_factory=list)
+    """Line, module, and the name imported from it; that is empty where the module itself is imported."""
+    nanoseconds: list[tuple[int, str]] = field(default_factory=list)
+    """Line, and a name that ends in ``_ns``."""
+
+    def add(self, node: ast.AST) -> None:
+        """Note what a node says."""
+        line = getattr(node, "lineno", 0)
+        if (name := _name_of(node)).endswith("_ns"):
+            self.nanoseconds.append((line, name))
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                self.functions.append((line, node.name, _body_lines(node)))
+            case ast.Call() if called := _dotted(node.func):
+                self.calls.append((line, called))
+            case ast.Import():
+                self.imports.extend((line, alias.name, "") for alias in node.names)
+            case ast.ImportFrom():
+                self.imports.extend((line, node.module or "", alias.name) for alias in node.names)
+
+
+@cache
+def sources() -> list[Source]:
+    """Every Python file, each parsed once for all tests."""
+    found = []
     for path in tracked():
         if path.endswith(".py"):
             text = (ROOT / path).read_text(encoding="utf-8")
-            yield path, text, ast.parse(text)
+            tree = ast.parse(text)
+            source = Source(
+                path, text.count("\n"), documented=not text.strip() or bool(ast.get_docstring(tree)),
+                classes=[node.name for node in tree.body if isinstance(node, ast.ClassDef)],
+            )  # fmt: skip
+            for node in ast.walk(tree):
+                source.add(node)
+            found.append(source)
+    return found
 
 
 def texts() -> Iterator[tuple[str, int, str]]:
@@ -101,9 +146,9 @@ def texts() -> Iterator[tuple[str, int, str]]:
 
 def test_a_file_fits_in_the_head() -> None:
     long = [
-        f"{path}: {text.count(chr(10))} lines"
-        for path, text, _ in sources()
-        if text.count("\n") > (TEST_FILE_LINES if path.startswith("tests/") else FILE_LINES)
+        f"{source.path}: {source.lines} lines"
+        for source in sources()
+        if source.lines > (TEST_FILE_LINES if source.path.startswith("tests/") else FILE_LINES)
     ]
 
     assert long == []
@@ -111,10 +156,10 @@ def test_a_file_fits_in_the_head() -> None:
 
 def test_a_function_fits_on_a_screen() -> None:
     long = [
-        f"{path}:{node.lineno} {node.name}: {_body_lines(node)} lines"
-        for path, _, tree in sources()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and _body_lines(node) > FUNCTION_LINES
+        f"{source.path}:{line} {name}: {lines} lines"
+        for source in sources()
+        for line, name, lines in source.functions
+        if lines > FUNCTION_LINES
     ]
 
     assert long == []
@@ -131,10 +176,16 @@ def _body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return lines
 
 
-def test_a_module_says_what_it_is() -> None:
-    silent = [path for path, text, tree in sources() if text.strip() and not ast.get_docstring(tree)]
+def _dotted(node: ast.expr) -> str:
+    """``a.b.c`` as it is written; empty if it is anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    within = _dotted(node.value) if isinstance(node, ast.Attribute) else ""
+    return f"{within}.{node.attr}" if within and isinstance(node, ast.Attribute) else ""
 
-    assert silent == []
+
+def test_a_module_says_what_it_is() -> None:
+    assert [source.path for source in sources() if not source.documented] == []
 
 
 def test_a_name_says_what_is_in_a_file() -> None:
@@ -143,11 +194,11 @@ def test_a_name_says_what_is_in_a_file() -> None:
 
 def test_only_what_talks_to_people_prints() -> None:
     printing = [
-        f"{path}:{node.lineno}"
-        for path, _, tree in sources()
-        if not path.startswith((*MODULES_THAT_PRINT, "tests/"))
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+        f"{source.path}:{line}"
+        for source in sources()
+        if not source.path.startswith((*MODULES_THAT_PRINT, "tests/"))
+        for line, called in source.calls
+        if called == "print"
     ]
 
     assert printing == []
@@ -155,11 +206,10 @@ def test_only_what_talks_to_people_prints() -> None:
 
 def test_fakes_are_classes_not_patches() -> None:
     patching = [
-        f"{path}:{node.lineno}"
-        for path, _, tree in sources()
-        for node in ast.walk(tree)
-        if (isinstance(node, ast.ImportFrom) and node.module == "unittest.mock")
-        or (isinstance(node, ast.Import) and any(name.name == "unittest.mock" for name in node.names))
+        f"{source.path}:{line}"
+        for source in sources()
+        for line, module, _ in source.imports
+        if module == "unittest.mock"
     ]
 
     assert patching == []
@@ -168,11 +218,11 @@ def test_fakes_are_classes_not_patches() -> None:
 def test_nothing_runs_what_a_file_contains() -> None:
     calls = {"eval", "exec", "pickle.load", "pickle.loads", "marshal.loads", "torch.load"}
     running = [
-        f"{path}:{node.lineno} {ast.unparse(node.func)}"
-        for path, _, tree in sources()
-        if SOURCE.match(path)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in calls
+        f"{source.path}:{line} {called}"
+        for source in sources()
+        if SOURCE.match(source.path)
+        for line, called in source.calls
+        if called in calls
     ]
 
     assert running == []
@@ -191,24 +241,22 @@ def test_no_line_holds(what: str, pattern: re.Pattern[str]) -> None:
 
 
 def test_no_module_exists_for_one_importer() -> None:
+    ours = [source for source in sources() if SOURCE.match(source.path)]
     modules = {
-        found[2].removesuffix(".py").replace("/", "."): text
-        for path, text, _ in sources()
-        if (found := SOURCE.match(path)) and not path.endswith(("__init__.py", "__main__.py"))
+        found[2].removesuffix(".py").replace("/", "."): source.lines
+        for source in ours
+        if (found := SOURCE.match(source.path)) and not source.path.endswith(("__init__.py", "__main__.py"))
     }
     importers: dict[str, set[str]] = {name: set() for name in modules}
-    for path, _, tree in sources():
-        if SOURCE.match(path):
-            for node in ast.walk(tree):
-                if isinstance(node, ast.ImportFrom):
-                    for alias in node.names:
-                        for name in (f"{node.module}.{alias.name}", str(node.module)):
-                            if name in importers:
-                                importers[name].add(path)
+    for source in ours:
+        for _, module, imported in source.imports:
+            for name in (f"{module}.{imported}", module) if imported else ():
+                if name in importers:
+                    importers[name].add(source.path)
     spilled = {
         name.removeprefix("clockwork_")
-        for name, text in modules.items()
-        if text.count("\n") < SPILL_LINES and len(importers[name]) < 2
+        for name, lines in modules.items()
+        if lines < SPILL_LINES and len(importers[name]) < 2
     }
 
     assert spilled - ONE_IMPORTER.keys() == set()
@@ -217,22 +265,22 @@ def test_no_module_exists_for_one_importer() -> None:
 
 def test_a_class_has_one_name_and_a_name_one_class() -> None:
     found: dict[tuple[str, str], list[str]] = {}
-    for path, _, tree in sources():
-        if source := SOURCE.match(path):
-            for node in tree.body:
-                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                    found.setdefault((source[1], node.name), []).append(source[2])
+    for source in sources():
+        if place := SOURCE.match(source.path):
+            for name in source.classes:
+                if not name.startswith("_"):
+                    found.setdefault((place[1], name), []).append(place[2])
 
     assert {names: modules for names, modules in found.items() if len(modules) > 1} == {}
 
 
 def test_a_name_in_nanoseconds_tells_an_instant_from_a_duration() -> None:
     words: dict[str, str] = {}
-    for path, _, tree in sources():
-        if SOURCE.match(path):
-            for node in ast.walk(tree):
-                if found := re.fullmatch(r"(?:[a-z0-9_]*_)?([a-z0-9]+)_ns", _name_of(node)):
-                    words.setdefault(found[1], f"{path}:{getattr(node, 'lineno', 0)} {found[0]}")
+    for source in sources():
+        if SOURCE.match(source.path):
+            for line, name in source.nanoseconds:
+                if found := re.fullmatch(r"(?:[a-z0-9_]*_)?([a-z0-9]+)_ns", name):
+                    words.setdefault(found[1], f"{source.path}:{line} {name}")
 
     assert set() == INSTANTS & DURATIONS
     assert {word: where for word, where in words.items() if word not in INSTANTS | DURATIONS} == {}
@@ -336,10 +384,10 @@ def test_every_package_of_tests_has_its_package() -> None:
 
 def test_no_test_is_imported_by_another() -> None:
     importing = [
-        f"{path}:{node.lineno} {node.module}"
-        for path, _, tree in sources()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and re.match(r"tests\.(\w+\.)*test_\w+$", node.module or "")
+        f"{source.path}:{line} {module}"
+        for source in sources()
+        for line, module, imported in source.imports
+        if imported and re.match(r"tests\.(\w+\.)*test_\w+$", module)
     ]
 
     assert importing == [], "what several tests use stands in a module beside them"
@@ -351,12 +399,12 @@ def test_what_measures_is_in_layers() -> None:
         "qa": ("harness", "benchmarks"),
     }  # fmt: skip
     importing = [
-        f"{path}:{node.lineno} {node.module}"
-        for path, _, tree in sources()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom)
-        and (layer := path.split("/")[0]) in below
-        and (other := (node.module or "").split(".")[0]) in {*below, "tests"}
+        f"{source.path}:{line} {module}"
+        for source in sources()
+        for line, module, imported in source.imports
+        if imported
+        and (layer := source.path.split("/")[0]) in below
+        and (other := module.split(".")[0]) in {*below, "tests"}
         and other not in {layer, *below[layer]}
     ]
 

@@ -90,6 +90,7 @@ def test_an_idea_alone_is_all_that_is_left(idea) -> None:
     assert variant.config.reject_infeasible
 
 
+@pytest.mark.slow
 def test_default_without_any_idea_is_the_papers_policy() -> None:
     nothing = play(SECOND, having("nothing", {REJECT}), [1, 2])
     paper = play(SECOND, Variant("paper", PaperScheduler), [1, 2])
@@ -99,6 +100,7 @@ def test_default_without_any_idea_is_the_papers_policy() -> None:
     assert all(cost > 0 for cost in ours.cpu_us)
 
 
+@pytest.mark.slow
 def test_on_a_core_that_does_loads_too_infers_first_answers_more() -> None:
     core = next(case for case in LONGER if case.name == "core")
     short = replace(core, scenario=lambda run: structs.replace(core.scenario(run), seconds=8.0))

@@ -257,6 +257,7 @@ def pairs(dice: random.Random, rounds: int, factor: float, noise: float) -> list
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rounds", "noise"), [(5, 0.003), (5, 0.03), (8, 0.1)])
 def test_what_is_equal_seldom_seems_slower(rounds: int, noise: float) -> None:
     dice = random.Random(3)
@@ -268,6 +269,7 @@ def test_what_is_equal_seldom_seems_slower(rounds: int, noise: float) -> None:
     assert wrong <= 0.15 * tries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rounds", "noise", "factor"), [(5, 0.003, 1.03), (5, 0.02, 1.1), (9, 0.03, 1.12), (9, 0.1, 1.5)]
 )

@@ -62,6 +62,7 @@ def test_a_page_that_is_none(name: str, said: str, capsys: pytest.CaptureFixture
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_on_a_terminal_every_page_is_laid_out() -> None:
     script = (
         "from clockwork_serve.cli.entry import run;"

@@ -15,7 +15,9 @@ import trustme
 
 from tests.serve.certificates import Certificates
 
-HERE, THERE = "10.177.0.1", "10.177.0.2"
+_NETWORK = os.getpid() % 0x4000
+HERE, THERE = (f"10.177.{_NETWORK >> 6}.{(_NETWORK & 0x3F) * 4 + end}" for end in (1, 2))
+"""Both ends of a cable, which another process that runs tests does not use."""
 
 
 @dataclass

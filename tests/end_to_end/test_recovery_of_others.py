@@ -27,6 +27,7 @@ pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 MODELS = ("m0", "m1")
 ZERO = np.zeros((1, 64), np.float32)
+OF_CLIENTS = ("clockwork-fuzz-", "clockwork-stock-", "clockwork-test-")
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,9 @@ def count(folder: str | Path) -> int:
 
 
 def shared() -> list[str]:
-    """Named shared memory that could be ours: others' semaphores come and go, and what parsers are fed."""
+    """Named shared memory that could be a server's, and not of clients in tests that run beside this one."""
     names = [path.name for path in Path("/dev/shm").iterdir()]
-    return sorted(name for name in names if "clockwork" in name and "fuzz" not in name)
+    return sorted(name for name in names if "clockwork" in name and not name.startswith(OF_CLIENTS))
 
 
 def regions_of(pid: int) -> int:
@@ -65,7 +66,7 @@ def regions_of(pid: int) -> int:
     return Path(f"/proc/{pid}/maps").read_text().count("clockwork-region")
 
 
-def test_twenty_killed_gateways_leave_nothing_behind(server: RunningServer) -> None:
+def test_a_dozen_killed_gateways_leave_nothing_behind(server: RunningServer) -> None:
     others = {name: server.pid(name) for name in ("controller", "worker-cpu:0", "gateway-0")}
     pids = [os.getpid(), *[pid for pid in others.values() if pid is not None]]
 
@@ -82,7 +83,7 @@ def test_twenty_killed_gateways_leave_nothing_behind(server: RunningServer) -> N
         time.sleep(0.5)
         before = [count(f"/proc/{pid}/fd") for pid in pids]
         named, files = shared(), count(server.server.run_dir)
-        for _ in range(19):
+        for _ in range(12):  # more than twice the difference that is allowed
             killed()
         time.sleep(1)
         ends = load.stop()
@@ -94,7 +95,7 @@ def test_twenty_killed_gateways_leave_nothing_behind(server: RunningServer) -> N
     infer(server, "m0", ZERO)
     until(lambda: regions_of(worker) <= 2)
     after = [count(f"/proc/{pid}/fd") for pid in pids]
-    assert all(later <= earlier + 10 for earlier, later in zip(before, after, strict=True)), (before, after)
+    assert all(later <= earlier + 5 for earlier, later in zip(before, after, strict=True)), (before, after)
     assert shared() == named
     assert count(server.server.run_dir) <= files + 2
     until(lambda: server.counters().open == 0)
@@ -174,7 +175,7 @@ def test_models_are_added_replaced_and_removed_under_load_and_nobody_notices(
     call(server, "repository/models/other/load", {})
     with steady(server.http_port, server.grpc_port, ("m0", "m1", "other")) as load:
         answers = []
-        for turn in range(20):
+        for turn in range(8):
             if turn % 2:
                 # In place, the same version; now and then it is another graph, to be prepared first.
                 put(root, "m1", affine(100 + turn, layers=1 + turn % 3), version=turn + 1)
@@ -199,7 +200,7 @@ def test_models_are_added_replaced_and_removed_under_load_and_nobody_notices(
     assert not how(rest), how(rest)
     others = [end for end in ends if end.model == "other" and not end.good and end not in gone]
     assert {end.how for end in others} <= {"404", "NOT_FOUND", "503", "UNAVAILABLE"}, how(others)
-    assert len(rest) > 500
+    assert len(rest) > 200
 
 
 def test_a_load_that_races_with_a_dying_worker_ends_and_the_model_is_served(

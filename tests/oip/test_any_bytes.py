@@ -84,6 +84,7 @@ def test_any_body(model: Served, body: bytes, header_length: int) -> None:
         read(lambda: model.raw_call(memoryview(body)), model)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(MODELS), REQUESTS, st.binary(max_size=40), st.integers(-3, 3))
 def test_any_json_and_binary_tensors(model: Served, request: Any, tensors: bytes, slip: int) -> None:
     head = json.dumps(request).encode()

@@ -22,6 +22,7 @@ from clockwork_serve.sim.seeds import (
 )
 
 SEEDS = 400
+"""`make planted` asks sixty of bugs planted by hand; `make nightly` plays ten thousand."""
 FEW = 20
 FOUND = (
     2717,  # a model that was unloaded in quarantine, while it still ran

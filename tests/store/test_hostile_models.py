@@ -183,6 +183,7 @@ def test_a_million_nodes_are_too_many(shop: Shop) -> None:
     assert "model.onnx graph: expected at most 100000 nodes, found more" in str(shop.problem(mib=900))
 
 
+@pytest.mark.slow
 def test_two_million_names_are_too_many(shop: Shop) -> None:
     made = model([h.make_node("Relu", ["x"] * 2_000_000, ["y"])])
     shop.put("bad", made.SerializeToString())

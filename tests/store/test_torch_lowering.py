@@ -10,7 +10,10 @@ from clockwork_serve.store.torch.program import read_program
 from clockwork_serve.store.trial import difference
 from tests.store.torch_models import Encoder, Recurrent, exported, put, small, torch, vision
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch itself says while it exports
+pytestmark = [
+    pytest.mark.slow,  # torch takes its time, to be imported too
+    pytest.mark.filterwarnings("ignore"),  # what torch itself says while it exports
+]
 
 
 @pytest.fixture

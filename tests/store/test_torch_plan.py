@@ -11,7 +11,10 @@ from clockwork_serve.store.torch.plan import planned
 from clockwork_serve.store.torch.program import read_program
 from tests.store.torch_models import BATCH, Encoder, exported, put, small, torch
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what torch itself says while it exports
+pytestmark = [
+    pytest.mark.slow,  # torch takes its time, to be imported too
+    pytest.mark.filterwarnings("ignore"),  # what torch itself says while it exports
+]
 Dim = torch.export.Dim
 IMAGES = (2, 3, 8, 8)
 

@@ -9,6 +9,8 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 from clockwork_serve.store.torch.rows import veto  # noqa: E402 - it needs torch
 from tests.store import torch_models  # noqa: E402
 
+pytestmark = pytest.mark.slow  # torch takes its time, to be imported too
+
 ROWS = torch.export.Dim("batch", min=1, max=64)
 
 

@@ -51,6 +51,7 @@ def test_models_share_a_code_and_run_on_the_device(tmp_path: Path):
         device.close()
 
 
+@pytest.mark.slow
 def test_fig2_measures_alone_and_in_a_crowd():
     before = os.sched_getaffinity(0)
     figure = fig2(Run(short=True))

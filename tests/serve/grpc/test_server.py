@@ -196,6 +196,7 @@ def threads() -> int:
     return len(list(Path("/proc/self/task").iterdir()))
 
 
+@pytest.mark.slow
 def test_thousands_of_waiting_calls_take_no_thread(served: Served) -> None:
     waiting = [served.begin("hold") for _ in range(50)]
     until(lambda: len(served.held) == 50)
@@ -503,6 +504,7 @@ def test_messages_during_a_gap_of_the_loop_count_from_its_start(fallen_back: Ser
     assert fallen_back.arrival_ns <= begun_ns + ms(50), "the loop takes messages, and stood for 300 ms"
 
 
+@pytest.mark.slow
 def test_thousands_of_calls_during_a_gap_of_the_loop_are_accepted(fallen_back: Served) -> None:
     fallen_back.ask("double")
     fallen_back.loop.call_soon_threadsafe(time.sleep, 2.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import time
 from typing import Any
 
 import pytest
@@ -122,6 +123,7 @@ def test_an_slo_in_a_repeated_head_counts_from_each_arrival(
     message = binary((1, 2)).replace(b"Host: here", b"Host: here\r\nx-slo-ms: 250")
     with gateway.connect() as client:
         for _ in range(3):
+            time.sleep(0.02)  # an arrival is known to a tick of the kernel
             client.sendall(message)
             response(client)
     assert len(heads) == 2

@@ -127,6 +127,7 @@ Compiler.compile = compile
 """Runs in each child as it starts; stands for a runtime that crashes on some graphs."""
 
 
+@pytest.mark.slow
 def test_models_that_crash_the_compiler_are_named_and_all_others_are_served(
     preparation: Preparation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
