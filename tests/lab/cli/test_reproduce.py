@@ -58,6 +58,7 @@ def test_json_goes_to_a_file(tmp_path: Path):
         (["fig5", "--json", "/nowhere/at/all.json"], "json: expected a file in a folder that exists"),
         (["fig5", "--out", "/proc/none"], "out: expected a folder"),
         (["fig5", "--seed", "-1"], "--seed"),
+        (["fig5", "--policy", "none"], "policy: expected one of default, paper"),
         ([], "FIGURE"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from clockwork_lab.reproduce.fig5 import fig5
 from clockwork_lab.reproduce.figure import Panel, Role, Series, points
 from clockwork_lab.reproduce.players import (
     RELEASED_CAP,
@@ -11,7 +14,9 @@ from clockwork_lab.reproduce.players import (
     points_below,
     soloists,
 )
+from clockwork_lab.reproduce.run import Run
 from clockwork_serve.controller import POLICIES, ControllerConfig
+from clockwork_serve.controller.policies import SCHEDULERS, PaperScheduler
 
 
 def test_every_policy_plays_at_every_cap():
@@ -47,6 +52,21 @@ def test_soloists_are_those_that_claims_are_about():
     assert soloists()[0].agrees
     assert soloists()[1].ours is ("default" in POLICIES)
     assert set(soloists()) <= set(players())
+
+
+def test_another_policy_plays_beside_them_at_every_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCHEDULERS, "mine", PaperScheduler)
+    run = Run(short=True, policies=("mine", "default", "mine"))
+    everyone = run.everyone()
+    assert everyone[:2] == soloists()
+    assert [(one.name, one.role, one.config.policy) for one in everyone[2:]] == [
+        (f"mine, batch ≤ {cap}", Role.OTHER, "mine") for cap in (16, 8)
+    ]
+    assert not any(one.agrees or one.ours for one in everyone[2:])
+    goodput = fig5(run).panels[0]
+    mine = next(series for series in goodput.series if series.name == "mine, batch ≤ 16")
+    assert mine.role is Role.OTHER
+    assert any(point.y for point in mine.points)
 
 
 def curve(name: str, role: Role, *values: float | None) -> Series:

@@ -39,21 +39,32 @@ _FOLDER = "figures"
 @click.option(
     "--short", is_flag=True, help="Seconds instead of minutes: a test that it works, without valid numbers."
 )
-def reproduce(figure: str, json_file: str | None, out: str | None, seed: int, short: bool) -> int:  # noqa: FBT001
+@click.option(
+    "--policy", "policies", multiple=True, metavar="NAME",
+    help="Compare this policy too, in fig5 to fig9 and fig11; may be repeated.",
+)  # fmt: skip
+def reproduce(
+    figure: str, json_file: str | None, out: str | None, seed: int, short: bool,  # noqa: FBT001
+    policies: tuple[str, ...],
+) -> int:  # fmt: skip
     """Reproduce a figure of the Clockwork paper: fig2, fig5, ..., fig11, or all.
 
     The published curve, our policies and the limit, from one run: as JSON, as a picture and as a table.
     """
     from clockwork_lab.reproduce import ALL, NAMES
+    from clockwork_serve.controller.policies import is_policy, known_policies
 
     if figure not in (*NAMES, ALL):
         raise ConfigError(f"figure: expected one of {', '.join((*NAMES, ALL))}; found {figure!r}")
+    for policy in policies:
+        if not is_policy(policy):
+            raise ConfigError(f"policy: expected one of {known_policies()}; found {policy!r}")
     chosen = NAMES if figure == ALL else (figure,)
     folder = Path(out) if out is not None else None if json_file is not None else Path(_FOLDER)
     _check_files(json_file, folder)
     figures = []
     for name in chosen:
-        made = _make(name, seed, short=short, quiet=json_file == _STDOUT)
+        made = _make(name, seed, short=short, quiet=json_file == _STDOUT, policies=policies)
         figures.append(made)
         _show(made, folder, quiet=json_file == _STDOUT)
     if json_file is not None:
@@ -75,14 +86,15 @@ def _check_files(json_file: str | None, folder: Path | None) -> None:
             )
 
 
-def _make(name: str, seed: int, *, short: bool, quiet: bool) -> Figure:
+def _make(name: str, seed: int, *, short: bool, quiet: bool, policies: tuple[str, ...]) -> Figure:
     from clockwork_lab.reproduce import experiment
     from clockwork_lab.reproduce.run import Run
 
     with Progress(name, quiet=quiet) as progress:
         folder = os.environ.get(TRACES)
         traces = None if folder is None else Path(folder)
-        return experiment(name)(Run(seed=seed, short=short, progress=progress.step, traces=traces))
+        run = Run(seed=seed, short=short, progress=progress.step, traces=traces, policies=policies)
+        return experiment(name)(run)
 
 
 def _show(made: Figure, folder: Path | None, *, quiet: bool) -> None:

@@ -23,6 +23,7 @@ COLOURS: Final = {
     Role.RELEASED: "#1f5fa8",
     Role.MENDED: "#6fb1e8",
     Role.DEFAULT: "#e8730c",
+    Role.OTHER: "#9c36b5",
     Role.LIMIT: "#000000",
     Role.REAL: "#2b8a3e",
 }

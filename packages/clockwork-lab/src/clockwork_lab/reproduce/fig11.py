@@ -12,7 +12,7 @@ from msgspec import Struct, structs
 from clockwork_lab.reproduce import fig11_real
 from clockwork_lab.reproduce.fig9 import FUNCTIONS, SLO_MS, model_sets
 from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, curve, value
-from clockwork_lab.reproduce.players import Player, players, soloists
+from clockwork_lab.reproduce.players import Player, named, players, soloists
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.units import ms
 from clockwork_serve.workload.scenario import LoadTable, Ramp, Scenario
@@ -63,7 +63,8 @@ def fig11_virtual(run: Run) -> Figure:
     workers = SHORT_WORKERS if run.short else WORKERS
     step_s = SHORT_STEP_S if run.short else STEP_S
     alone = {player.role for player in soloists()} if run.short else set(Role)
-    everyone = tuple(_as_published(player) for player in players((CAP,)) if player.role in alone)
+    ours = [player for player in players((CAP,)) if player.role in alone]
+    everyone = tuple(map(_as_published, (*ours, *named(run.policies, (CAP,)))))
     run.plan(len(workers) * len(everyone))
     found = {
         (player.name, count): _measure(run, player, count, step_s) for player in everyone for count in workers

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from clockwork_lab.oracle.bound import closed_loop_limit_rps
 from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points, value
-from clockwork_lab.reproduce.players import GOAL_CAP, Player, dominance_claims, players, soloists
+from clockwork_lab.reproduce.players import GOAL_CAP, Player, dominance_claims
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import DurationHistogram
@@ -30,7 +30,7 @@ Values = dict[tuple[str, float], float]
 def fig5(run: Run) -> Figure:
     """Every policy at every SLO."""
     slos = (50.0, 250.0) if run.short else SLOS_MS
-    everyone = soloists() if run.short else players()
+    everyone = run.everyone()
     seconds = SHORT_S if run.short else SECONDS
     scenarios = {slo: _scenario(slo, seconds) for slo in slos}
     tallies = run.compare(everyone, scenarios, devices=1)

@@ -8,7 +8,7 @@ import numpy as np
 
 from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points, value
 from clockwork_lab.reproduce.limits import OTHERS_WEIGH, LimitStretch, bound, stretches
-from clockwork_lab.reproduce.players import Player, dominance_claims, players, soloists
+from clockwork_lab.reproduce.players import Player, dominance_claims
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import Busy, Count
@@ -34,7 +34,7 @@ def fig6(run: Run) -> Figure:
     shrink = hour_s / HOUR_S
     bucket_s = max(1.0, BUCKET_S * shrink)
     lead_s = LEAD_S * shrink if run.short else LEAD_S
-    everyone = soloists() if run.short else players()
+    everyone = run.everyone()
     compared = run.compare(everyone, {"": _scenario(lead_s, hour_s)}, devices=1, bucket_s=bucket_s)
     tallies = {name: tally for (name, _), tally in compared.items()}
 

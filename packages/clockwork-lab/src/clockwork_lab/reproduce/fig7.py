@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points
 from clockwork_lab.reproduce.limits import LimitStretch, satisfactions, stretches
-from clockwork_lab.reproduce.players import Player, dominance_claims, players, soloists
+from clockwork_lab.reproduce.players import Player, dominance_claims
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Ramp, Scenario
@@ -32,7 +32,7 @@ Case = tuple[int, int]
 def fig7(run: Run) -> Figure:
     """Every case under every policy."""
     cases = CASES[-1:] if run.short else CASES
-    everyone = soloists() if run.short else players()
+    everyone = run.everyone()
     step_s = SHORT_STEP_S if run.short else STEP_S
     scenarios = {case: _scenario(*case, step_s) for case in cases}
     tallies = run.compare(everyone, scenarios, devices=DEVICES, bucket_s=step_s)

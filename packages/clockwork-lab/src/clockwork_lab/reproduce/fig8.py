@@ -19,7 +19,7 @@ from clockwork_lab.reproduce.fig7 import (
     stepped_loads,
 )
 from clockwork_lab.reproduce.figure import Claim, Figure, Panel, curve
-from clockwork_lab.reproduce.players import Player, players, soloists
+from clockwork_lab.reproduce.players import Player
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
@@ -44,7 +44,7 @@ Tallies = dict[tuple[str, str], Tally]
 def fig8(run: Run) -> Figure:
     """Every case under every policy."""
     step_s = SHORT_STEP_S if run.short else STEP_S
-    everyone = soloists() if run.short else players()
+    everyone = run.everyone()
     scenarios = {case: _scenario(case, step_s) for case in CASES}
     tallies = run.compare(everyone, scenarios, devices=DEVICES, bucket_s=step_s)
     limit = limit_of_steps(run, scenarios["alone"], step_s, "limit, alone")

@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points, value
 from clockwork_lab.reproduce.limits import LimitStretch, bound, stretches
-from clockwork_lab.reproduce.players import Player, players, soloists
+from clockwork_lab.reproduce.players import Player
 from clockwork_lab.reproduce.run import Run
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import Count
@@ -33,7 +33,7 @@ Read = Callable[[Count], float | None]
 
 def fig9(run: Run, requests: int | None = None) -> Figure:
     """The trace under every policy; ``requests`` is the length of the run (None: by its own setting)."""
-    everyone = soloists() if run.short else players()
+    everyone = run.everyone()
     rates = SWEEP[::8] if run.short else SWEEP
     found = [each for each in sources(run) if each.trace is None or not run.short]
     run.plan(len(everyone) * (len(found) + len(rates)))

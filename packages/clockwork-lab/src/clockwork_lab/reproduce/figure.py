@@ -23,6 +23,8 @@ class Role(enum.StrEnum):
     """Policy ``paper`` with corrected constants: the fair baseline."""
     DEFAULT = "default"
     """Our policy."""
+    OTHER = "other"
+    """A policy that was asked for by name."""
     LIMIT = "limit"
     """What no policy can exceed."""
     REAL = "real"

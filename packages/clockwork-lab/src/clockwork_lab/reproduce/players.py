@@ -13,6 +13,8 @@ GOAL_CAP, RELEASED_CAP = 16, 8
 """Largest batches. The paper's text speaks of 16, and our goals are set at it. The authors' code has 8, and
 only that gives their figures: 801 r/s in Fig 5 are batches of 8 back to back; so are Fig 8's 2,500 r/s."""
 CAPS = (GOAL_CAP, RELEASED_CAP)
+COMPARED = ("paper", "default")
+"""Policies that each figure has."""
 
 
 class Player(Struct, frozen=True, kw_only=True):
@@ -41,12 +43,14 @@ class Player(Struct, frozen=True, kw_only=True):
 
 def players(caps: tuple[int, ...] = CAPS) -> tuple[Player, ...]:
     """Policy ``paper``, as released and corrected, and ``default``, at each cap."""
+    return tuple(_player(*policy, cap) for policy in _policies() for cap in caps)
+
+
+def named(policies: Iterable[str], caps: tuple[int, ...] = CAPS) -> tuple[Player, ...]:
+    """Other policies, which were asked for by name, at each cap."""
+    others = [name for name in dict.fromkeys(policies) if name not in COMPARED]
     return tuple(
-        Player(
-            name=f"{name}, batch ≤ {cap}", role=role, cap=cap, config=structs.replace(config, max_batch=cap)
-        )
-        for name, role, config in _policies()
-        for cap in caps
+        _player(name, Role.OTHER, ControllerConfig(policy=name), cap) for name in others for cap in caps
     )
 
 
@@ -56,6 +60,11 @@ def soloists() -> tuple[Player, ...]:
     return tuple(
         player for player in players() if player.agrees or (player.role is last and player.cap == GOAL_CAP)
     )
+
+
+def _player(name: str, role: Role, config: ControllerConfig, cap: int) -> Player:
+    config = structs.replace(config, max_batch=cap)
+    return Player(name=f"{name}, batch ≤ {cap}", role=role, cap=cap, config=config)
 
 
 def _policies() -> list[tuple[str, Role, ControllerConfig]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import clockwork_serve
-from clockwork_lab.reproduce.players import Player
+from clockwork_lab.reproduce.players import Player, named, players, soloists
 from clockwork_serve.controller import controller
 from clockwork_serve.sim import Cluster, Constants, Simulation, Tally, read_constants
 from clockwork_serve.units import NS_PER_S
@@ -32,7 +32,8 @@ _PARTS: Final = 100
 class Run:
     """One run of one figure's experiments.
 
-    ``short`` asks for seconds instead of minutes; ``traces`` is a folder of real traces, if there is one.
+    ``short`` asks for seconds instead of minutes; ``traces`` is a folder of real traces, if there is one;
+    ``policies`` are compared beside ours and the paper's.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class Run:
         short: bool = False,
         progress: Progress | None = None,
         traces: Path | None = None,
+        policies: Sequence[str] = (),
     ) -> None:
         self.seed = seed
+        self.policies = policies
         self.short = short
         self.traces = traces
         self._progress = progress
@@ -60,6 +63,10 @@ class Run:
     def constants(self) -> Constants:
         """The constants of the simulation."""
         return read_constants()
+
+    def everyone(self) -> tuple[Player, ...]:
+        """The policies to compare, at each largest batch; in a short run those with claims or asked for."""
+        return (*(soloists() if self.short else players()), *named(self.policies))
 
     def plan(self, runs: int) -> None:
         """Announce further runs, for the progress."""
