@@ -215,7 +215,7 @@ class _Graph:
         types = self._types(node, domain, version, inputs)
         has_rows = any(value is not None and value.rows is not None for value in inputs)
         if not has_rows and op not in MAKERS:
-            return self._fixed(op, version, attributes, inputs, types)
+            return self._fixed(node, version, inputs, types)
         if rule is None:
             raise Mixes("is an operator that is not known to keep rows apart")
         for number, value in enumerate(inputs if has_rows else ()):
@@ -226,7 +226,7 @@ class _Graph:
         call = Operation(op, version, attributes, inputs, node.output, shapes, self.count)
         found = rule(call)
         if not has_rows and not any(found):
-            return self._fixed(op, version, attributes, inputs, types)
+            return self._fixed(node, version, inputs, types)
         values = [
             Value(dtype, self._checked(shape, rows), rows)
             for (dtype, shape), rows in zip(types, found, strict=True)
@@ -245,15 +245,14 @@ class _Graph:
 
     def _fixed(
         self,
-        op: str,
+        node: onnx.NodeProto,
         version: int,
-        attributes: Mapping[str, Any],
         inputs: Sequence[Value | None],
         types: Sequence[tuple[int, Shape | None]],
     ) -> list[Value]:
         """Outputs that do not depend on any request."""
         sized = any(value is not None and value.is_sized for value in inputs)
-        found = computed(op, version, attributes, inputs)
+        found = computed(node, version, inputs, [shape for _, shape in types])
         if found is None:
             return [Value(dtype, shape, sized=sized) for dtype, shape in types]
         return [

@@ -18,6 +18,7 @@ from clockwork_serve.store.onnx.row_values import (
     Value,
     aligned,
     axis_of,
+    flags_of,
     labelled,
     regrouped,
 )
@@ -301,16 +302,9 @@ def _only_sized(shape: Value, axis: int, rank: int) -> None:
     """Raise ``Mixes`` if sizes other than that of the rows follow from the number of rows."""
     if shape.known is None:
         raise Mixes("has a shape that is not constant")
-    flags = [False] * (rank - shape.known.size) + list(_flags(shape))
+    flags = [False] * (rank - shape.known.size) + list(flags_of(shape).flat)
     if any(flag and each != axis for each, flag in enumerate(flags)):
         raise Mixes("makes the size of a row depend on the number of rows")
-
-
-def _flags(value: Value) -> list[bool]:
-    assert value.known is not None
-    if isinstance(value.sized, bool):
-        return [value.sized] * value.known.size
-    return [bool(each) for each in value.sized.reshape(-1)]
 
 
 def _expand(call: Operation) -> Found:
@@ -335,7 +329,7 @@ def _made(shape: Value, out: Shape, count: int, rank: int, free: list[bool]) -> 
     """Rows created by a shape, one of whose sizes is the number of rows: all rows are equal."""
     if shape.known is None:
         raise Mixes("has a shape that is not constant")
-    flags = [False] * (rank - shape.known.size) + _flags(shape)
+    flags = [False] * (rank - shape.known.size) + list(flags_of(shape).flat)
     sized = [axis for axis, flag in enumerate(flags) if flag]
     if len(sized) != 1 or out[sized[0]] % count or not free[sized[0]]:
         raise Mixes("has a shape in which the number of rows is not exactly one size")
@@ -367,7 +361,7 @@ def _tile(call: Operation) -> Found:
         return [RowAxis(rows.axis, rows.outer * int(times[rows.axis]), rows.inner)]
     if not repeats.is_sized:
         return [None]
-    sized = [axis for axis, flag in enumerate(_flags(repeats)) if flag]
+    sized = [axis for axis, flag in enumerate(flags_of(repeats)) if flag]
     if len(sized) != 1 or times[sized[0]] != call.count or value.is_sized:
         raise Mixes("repeats by the number of rows")
     return [RowAxis(sized[0], 1, value.sizes[sized[0]])]
@@ -428,7 +422,7 @@ def _slice(call: Operation) -> Found:
     for number in (1, 2):
         each = call.given(number)
         if each is not None and each.is_sized:
-            flags = _flags(each) if each.known is not None else [True] * len(axes)
+            flags = flags_of(each) if each.known is not None else [True] * len(axes)
             if any(flag and axis != value.rows.axis for axis, flag in zip(axes, flags, strict=True)):
                 raise Mixes("slices by the number of rows")
     return [value.rows]
@@ -709,7 +703,7 @@ def _crop(call: Operation) -> Found:
 
 def _grid(call: Operation) -> Found:
     size = call.value(1)
-    if size.rows is not None or (size.is_sized and any(_flags(size)[1:])):
+    if size.rows is not None or (size.is_sized and any(flags_of(size)[1:])):
         raise Mixes("makes a grid whose size depends on values of requests")
     return labelled([(call.value(0), ["n", None, None])], [["n"]])
 
