@@ -15,7 +15,7 @@ from tests.devices import torch_models as models
 
 torch = models.torch
 
-from clockwork_serve.devices.accelerator import Clocks, Cuda, HostAccelerator, read_clocks  # noqa: E402
+from clockwork_serve.devices.accelerator import Accelerator, Clocks, Cuda, read_clocks  # noqa: E402
 from clockwork_serve.devices.torch import TorchDevice  # noqa: E402
 from clockwork_serve.errors import DeviceError, DeviceGone, ModelError  # noqa: E402
 from tests.devices import lifted  # noqa: E402
@@ -26,11 +26,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 GPU = msgspec.structs.replace(CONFIG, device="cuda:0", kind="cuda", pool_bytes=9 << 20, warm_up_ns=0)
 
 
-class Stand(HostAccelerator):
+class Stand(Accelerator):
     """A stand-in for a GPU, with memory apart from the host's; it records calls and can fail."""
 
     kind = "cuda:sm_90"
     shares_memory = False
+    rates: dict[str, int] = {}  # noqa: RUF012 - replaced, never changed
 
     def __init__(self, config) -> None:
         super().__init__(config)

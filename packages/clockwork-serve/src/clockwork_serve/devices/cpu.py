@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clockwork_serve.devices.arena import Arena
-from clockwork_serve.devices.base import CallBuffers, DeviceConfig, Phases
+from clockwork_serve.devices.base import CallBuffers, DeviceConfig, Phases, PreparedCodes
 from clockwork_serve.devices.onnx import OnnxBackend
 from clockwork_serve.devices.python import PythonBackend
 from clockwork_serve.errors import DeviceError
@@ -24,7 +24,7 @@ class CpuDevice:
             "onnx": self._onnx,
             "python": PythonBackend(config, self._arena),
         }
-        self._backend_by_code: dict[str, Backend] = {}
+        self._backend_by_code = PreparedCodes[Backend](config.device)
         self.spec = DeviceSpec(
             device=config.device,
             kind="cpu",
@@ -55,7 +55,7 @@ class CpuDevice:
 
     def load(self, action: Load) -> int:
         """Load with the code's backend."""
-        return self._backend(action.code_id).load(action)
+        return self._backend_by_code[action.code_id].load(action)
 
     def verify(self, weights: Weights) -> None:
         """Verify a weights file before it is needed; thread-safe."""
@@ -68,7 +68,7 @@ class CpuDevice:
 
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
         """Run with the code's backend."""
-        return self._backend(action.code_id).infer(action, calls)
+        return self._backend_by_code[action.code_id].infer(action, calls)
 
     def close(self) -> None:
         """Free everything."""
@@ -76,9 +76,3 @@ class CpuDevice:
             backend.close()
         self._backend_by_code.clear()
         self._arena.close()
-
-    def _backend(self, code_id: str) -> Backend:
-        backend = self._backend_by_code.get(code_id)
-        if backend is None:
-            raise DeviceError(f"code {code_id}: not prepared on {self.spec.device}")
-        return backend

@@ -20,9 +20,12 @@ from clockwork_serve.devices.arena import Arena, Scratch
 from clockwork_serve.devices.base import (
     NUMPY_DTYPES,
     Array,
+    Bindings,
     CallBuffers,
     DeviceConfig,
     Phases,
+    PreparedCodes,
+    check_blob,
     check_input,
     full_shape,
     is_static,
@@ -32,7 +35,6 @@ from clockwork_serve.devices.base import (
 )
 from clockwork_serve.devices.files import Blobs, has_file, read_file
 from clockwork_serve.devices.onnx_session import (
-    Bindings,
     BoundWeights,
     OpenBatch,
     Session,
@@ -324,8 +326,8 @@ class OnnxBackend:
         self._arena = arena
         self._scratch = Scratch(config.io_bytes)
         self._blobs = Blobs()
-        self._bindings = Bindings()
-        self._prepared_by_code: dict[str, PreparedOnnx] = {}
+        self._bindings: Bindings[BoundWeights] = Bindings()
+        self._prepared = PreparedCodes[PreparedOnnx](config.device)
         self._opened_by_page: dict[
             int, tuple[str, BoundWeights]
         ] = {}  # sessions of models that are not lifted
@@ -333,7 +335,7 @@ class OnnxBackend:
 
     def prepare(self, code: Code) -> None:
         """Open the code's session and warm it up; DeviceError if the artefact is unusable."""
-        if code.code_id in self._prepared_by_code:
+        if code.code_id in self._prepared:
             return
         index, session = NO_WEIGHTS, None
         if code.lifted:
@@ -347,11 +349,11 @@ class OnnxBackend:
             # A separate buffer of zeros: the arena's pages may hold weights of other models.
             memory = np.zeros(index.blob_bytes, np.uint8)
             warm_up(code, bind(session, index, memory), sizes, self._config.warm_up_ns)
-        self._prepared_by_code[code.code_id] = PreparedOnnx(code, session, index, batches)
+        self._prepared[code.code_id] = PreparedOnnx(code, session, index, batches)
 
     def retire(self, code_id: str) -> None:
         """Delete the code's session, bindings and models."""
-        if self._prepared_by_code.pop(code_id, None) is None:
+        if self._prepared.pop(code_id, None) is None:
             return
         self._bindings.retire(code_id)
         for page in [page for page, (owner, _) in self._opened_by_page.items() if owner == code_id]:
@@ -360,15 +362,11 @@ class OnnxBackend:
 
     def load(self, action: Load) -> int:
         """Read the blob into its extent, or open the session of a model that is not lifted."""
-        prepared = self._get(action.code_id)
+        prepared = self._prepared[action.code_id]
         page, weights = action.extent.first, action.weights
         if not prepared.code.lifted:
             return self._open_own_session(prepared, action)
-        if weights.size != prepared.index.blob_bytes:
-            raise DeviceError(
-                f"weights {weights.weights_id}: expected {prepared.index.blob_bytes} bytes for code"
-                f" {action.code_id}, found {weights.size}; compile the model again"
-            )
+        check_blob(action, prepared.index.blob_bytes)
         once_ns = self._blobs.read_into(weights, self._arena.view(action.extent, weights.size))
         if self._bindings.get(action.code_id, page) is None:
             self._bind(prepared, action.code_id, page)
@@ -400,7 +398,7 @@ class OnnxBackend:
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
         """Run one batch on the weights in the action's extent."""
         started_ns = time.monotonic_ns()
-        prepared = self._get(action.code_id)
+        prepared = self._prepared[action.code_id]
         rows = rows_of(prepared.code, action, calls)
         batch = prepared.batches[action.batch if prepared.code.batched else 1]
         try:
@@ -414,16 +412,10 @@ class OnnxBackend:
 
     def close(self) -> None:
         """Free everything but the arena."""
-        for code_id in list(self._prepared_by_code):
+        for code_id in list(self._prepared):
             self.retire(code_id)
         self._blobs.close()
         self._scratch.close()
-
-    def _get(self, code_id: str) -> PreparedOnnx:
-        prepared = self._prepared_by_code.get(code_id)
-        if prepared is None:
-            raise DeviceError(f"code {code_id}: not prepared on {self._config.device}")
-        return prepared
 
     def _bound(self, prepared: PreparedOnnx, action: Infer) -> BoundWeights:
         """The session, with the weights in the extent bound."""
@@ -445,7 +437,7 @@ class OnnxBackend:
     def _bind(self, prepared: PreparedOnnx, code_id: str, page: int) -> BoundWeights:
         index = prepared.index
         bound = bind(prepared.session, index, self._arena.bytes_at(page, index.blob_bytes))
-        self._bindings.put(code_id, page, bound)
+        self._bindings.put(code_id, page, bound, len(bound.arrays))
         return bound
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +28,7 @@ from clockwork_serve.devices.base import (
     split,
     stack,
 )
-from clockwork_serve.devices.files import read_file
+from clockwork_serve.devices.files import read_record
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Code, OnnxIndex, TensorSpec
 from clockwork_serve.units import align
@@ -118,17 +116,13 @@ def trim() -> None:
 # Weights of lifted codes, bound to device memory.
 
 
-BOUND_TENSORS_MAX: Final = 100_000
-"""Weights bound at once, over all bindings: each takes about 1 kB; binding it again takes 2 us."""
+_indices: Final = msgspec.json.Decoder(OnnxIndex)  # built before there are threads
 
 
 def read_index(code: Code) -> OnnxIndex:
     """The code's ``index.json``; DeviceError if it is missing or inconsistent."""
-    path = Path(code.path) / "index.json"
-    try:
-        index = msgspec.json.decode(read_file(code, "index.json"), type=OnnxIndex)
-    except (ValueError, RecursionError, msgspec.DecodeError) as error:
-        raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
+    path = f"{code.path}/index.json"
+    index = read_record(code, "index.json", _indices)
     for tensor in index.tensors:
         _, dtype = element_type(tensor.dtype)
         if tensor.offset < 0 or tensor.offset + tensor.nbytes > index.blob_bytes:
@@ -184,47 +178,6 @@ def bind(session: Session, index: OnnxIndex, memory: Bytes) -> BoundWeights:
         bound.weights[tensor.name] = value
         bound.arrays.append(array)
     return bound
-
-
-class Bindings:
-    """Bindings by (code, first page), the least recently used dropped first. Used by both lanes."""
-
-    def __init__(self, tensors_max: int = BOUND_TENSORS_MAX) -> None:
-        self._tensors_max = tensors_max
-        self._tensors = 0  # the weights in all bindings held
-        self._bound_by_place: OrderedDict[tuple[str, int], BoundWeights] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, code_id: str, page: int) -> BoundWeights | None:
-        """The binding of a code at a page, if present."""
-        with self._lock:
-            bound = self._bound_by_place.get((code_id, page))
-            if bound is not None:
-                self._bound_by_place.move_to_end((code_id, page))
-            return bound
-
-    def put(self, code_id: str, page: int, bound: BoundWeights) -> None:
-        """Add a binding."""
-        with self._lock:
-            self._forget((code_id, page))
-            self._bound_by_place[code_id, page] = bound
-            self._tensors += len(bound.arrays)
-            while self._tensors > self._tensors_max and len(self._bound_by_place) > 1:
-                self._forget(next(iter(self._bound_by_place)))
-
-    def retire(self, code_id: str) -> None:
-        """Delete every binding of a code."""
-        with self._lock:
-            for place in [place for place in self._bound_by_place if place[0] == code_id]:
-                self._forget(place)
-
-    def __len__(self) -> int:
-        return len(self._bound_by_place)
-
-    def _forget(self, place: tuple[str, int]) -> None:
-        bound = self._bound_by_place.pop(place, None)
-        if bound is not None:
-            self._tensors -= len(bound.arrays)
 
 
 # ------------------------------------------------------------
