@@ -223,7 +223,7 @@ class _Graph:
             if value is not None and value.rows is None and value.is_sized and number not in settings:
                 raise Mixes("computes with the number of rows")
         shapes = [shape for _, shape in types]
-        call = Operation(op, version, attributes, inputs, node.output, shapes, self.count)
+        call = Operation(op, version, attributes, inputs, shapes, self.count)
         found = rule(call)
         if not has_rows and not any(found):
             return self._fixed(node, version, inputs, types)

@@ -93,7 +93,6 @@ class Operation:
     version: int
     attributes: Mapping[str, Any]
     inputs: Sequence[Value | None]
-    names: Sequence[str]
     outputs: Sequence[Shape | None]
     count: int
     """The number of rows."""
