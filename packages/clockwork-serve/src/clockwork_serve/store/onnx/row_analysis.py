@@ -16,6 +16,7 @@ import onnx
 import onnx.inliner
 from onnx import helper, numpy_helper, shape_inference
 
+from clockwork_serve.store.graph_walks import all_graphs, all_nodes, readers_of
 from clockwork_serve.store.onnx.row_rules import ELEMENTWISE, MAKERS, RANDOM, RULES, SIZES_AT, joined
 from clockwork_serve.store.onnx.row_values import (
     MOST_ELEMENTS,
@@ -28,7 +29,7 @@ from clockwork_serve.store.onnx.row_values import (
     axis_of,
     computed,
 )
-from clockwork_serve.store.onnx.weights import all_graphs, all_nodes, is_weight
+from clockwork_serve.store.onnx.weights import is_weight
 from clockwork_serve.store.trial import Fill, Interface
 
 _MOST_STEPS = 64
@@ -103,10 +104,7 @@ class _Graph:
         self._versions = {each.domain: each.version for each in model.opset_import}
         self._versions[""] = self._versions.get("", self._versions.get("ai.onnx", 1))
         self._imports = [helper.make_opsetid(domain, version) for domain, version in self._versions.items()]
-        self._readers: dict[str, list[str]] = {}
-        for node in all_nodes(model.graph):
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node.op_type)
+        self._readers = readers_of(model.graph)
         self._attributes: dict[int, dict[str, Any]] = {}
         # Caches are keyed by id(), which is unique only as long as the messages are kept.
         self._kept = (list(all_graphs(model.graph)), list(all_nodes(model.graph)))

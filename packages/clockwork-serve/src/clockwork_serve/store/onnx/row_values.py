@@ -269,8 +269,8 @@ def _sized(
     if op in _MOVES:
         if op != "Concat" and any(each.any() for each in given[1:]):
             return [np.ones(array.shape, bool) for array in found]
-        moved = flags if op == "Concat" else [flags[0], *[v and v.known for v in inputs[1:]]]
-        return _run(node, version, moved)
+        settings = [None if each is None else each.known for each in inputs[1:]]
+        return _run(node, version, flags if op == "Concat" else [flags[0], *settings])
     try:
         together = np.logical_or.reduce(np.broadcast_arrays(*given))
     except ValueError:
