@@ -80,7 +80,7 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
         yield from attribute.graphs
 
 
-def all_graphs(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.GraphProto]:
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and every graph inside it, outermost first."""
     yield graph
     for node in graph.node:
@@ -90,8 +90,10 @@ def all_graphs(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Gra
 
 def all_nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
     """Every node, those of inner graphs last."""
-    for each in all_graphs(graph):
-        yield from each.node
+    yield from graph.node
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_nodes(inner)
 
 
 def inner_reads(node: onnx.NodeProto) -> Iterator[str]:
