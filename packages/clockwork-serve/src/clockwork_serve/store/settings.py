@@ -83,14 +83,7 @@ def placed(error: ProblemError, *, model: str, version: str = "") -> ProblemErro
     """The same problem with the model (and version) filled in where they are empty."""
     old = error.problem
     return ProblemError(
-        Problem(
-            model=old.model or model,
-            version=old.version or version,
-            field=old.field,
-            expected=old.expected,
-            found=old.found,
-            advice=old.advice,
-        )
+        msgspec.structs.replace(old, model=old.model or model, version=old.version or version)
     )
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from clockwork_serve.messages import Code, OnnxIndex
-from clockwork_serve.store.cache import Cache, Compiled, batch_sizes, digest_of
+from clockwork_serve.store.cache import Cache, Compiled, batch_sizes, compiled_of, digest_of
 from clockwork_serve.store.onnx.graph import (
     Batching,
     GraphPlan,
@@ -25,8 +25,6 @@ from clockwork_serve.store.onnx.row_trial import (
     DATA_DEPENDENT_OPS,
     Verdict,
     batching_verdict,
-    compare_rows,
-    output_room,
     resolved_outputs,
 )
 from clockwork_serve.store.onnx.source import ModelSource
@@ -35,7 +33,7 @@ from clockwork_serve.store.onnx.wire import elements, filled
 from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
 from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig
 from clockwork_serve.store.trial import Interface, RunError, Trial, difference, find_trial, likely, variants
-from clockwork_serve.units import MIB
+from clockwork_serve.units import MIB, align
 
 # ------------------------------------------------------------
 # A model optimised and lifted, verified to give the same results.
@@ -228,9 +226,7 @@ class OnnxCompiler:
         sizes = batch_sizes(plan.max_batch_size)
         fills = trial.fills if isinstance(trial, Trial) else likely(plan.interface, batched=True)
         why = veto(parse_model(data), plan.interface, fills, sizes)
-        if isinstance(trial, Trial):
-            trial = compare_rows(lowered.session, plan.interface, trial, gently=bool(why))
-        return batching_verdict(trial, plan.interface, batched=True, asked=asked, veto=why)
+        return batching_verdict(lowered.session, plan.interface, trial, asked=asked, veto=why)
 
     def _lower(self, data: memoryview | bytes, plan: GraphPlan) -> Lowered:
         return lower(data, plan, self._optimiser)
@@ -268,18 +264,12 @@ class OnnxCompiler:
         if self._cache.code(code_id) is None:
             self._cache.save_code(code, files)
         stored: bytes | npt.NDArray[np.uint8] = proved.lowered.optimised if obstacle else lifted.blob
-        return Compiled(
-            code_id=code_id,
-            weights_id=self._cache.save_weights(stored),
-            weights_bytes=len(stored),
-            lifted=not obstacle,
+        return compiled_of(
+            code, self._cache.save_weights(stored), len(stored), settings, self._config,
             max_batch_size=plan.max_batch_size,
-            batch_sizes=code.batch_sizes,
-            output_bytes=output_room(
-                code.outputs, tried, least=self._config.output_bytes, asked=settings.output_bytes
-            ),
-            warnings=(*([plan.lost] if plan.lost else []), *_warnings(lifted, obstacle, code)),
-        )
+            seen_bytes=sum(align(array.nbytes) for array in tried.outputs) if tried else 0,
+            warnings=(plan.lost, *_warnings(lifted, obstacle, code)),
+        )  # fmt: skip
 
     # Further copies
 

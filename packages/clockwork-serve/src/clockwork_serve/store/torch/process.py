@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import torch
 
-from clockwork_serve.store.onnx.row_trial import batching_verdict, compare_rows
+from clockwork_serve.store.onnx.row_trial import batching_verdict
 from clockwork_serve.store.settings import Problem, ProblemError, problem
 from clockwork_serve.store.torch.archive import FILE, read_archive
 from clockwork_serve.store.torch.job import LEAST_GAIN, CompileJob, CompileReport, CompileStep
@@ -116,10 +116,7 @@ class _Work:
         lost = warning = ""
         if batched and self.job.sizes[-1] > 1:
             why = self._row_objection(trial)
-            trial = compare_rows(eager, self.job.interface, trial, gently=bool(why))
-            verdict = batching_verdict(
-                trial, self.job.interface, batched=True, asked=self.job.asked, veto=why
-            )
+            verdict = batching_verdict(eager, self.job.interface, trial, asked=self.job.asked, veto=why)
             lost, warning = verdict.lost, verdict.warning
             if verdict.squeezed and not lost:
                 lost = f"output '{next(iter(verdict.squeezed))}' has no batch axis for one row"
