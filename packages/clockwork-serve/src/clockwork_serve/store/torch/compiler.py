@@ -23,8 +23,14 @@ from clockwork_serve.store.cache import Cache, Compiled, batch_sizes, compiled_o
 from clockwork_serve.store.onnx.graph import specs
 from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig, problem
 from clockwork_serve.store.torch.archive import Archive, read_archive, refuse, write_archive
-from clockwork_serve.store.torch.job import OPTIONS, CompileJob, CompileReport, CompileStep
-from clockwork_serve.store.torch.plan import TorchPlan, planned
+from clockwork_serve.store.torch.plan import (
+    OPTIONS,
+    CompileJob,
+    CompileReport,
+    CompileStep,
+    TorchPlan,
+    planned,
+)
 from clockwork_serve.store.torch.program import BlobRecipe, Bytes, Program, read_program
 from clockwork_serve.store.torch.target import resolved, torch_version
 from clockwork_serve.units import KIB
@@ -159,10 +165,7 @@ class TorchCompiler:
         job = CompileJob(
             program=str(folder / "program.pt2"),
             folder=str(folder / "made"),
-            interface=plan.interface,
-            batched=plan.batched,
-            asked=plan.asked,
-            sizes=plan.sizes,
+            plan=plan,
             target=self.target,
         )
         (folder / "job.json").write_bytes(msgspec.json.encode(job))
