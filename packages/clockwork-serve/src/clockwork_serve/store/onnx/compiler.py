@@ -182,7 +182,7 @@ class OnnxCompiler:
         known = self._known(key)
         if known is None:
             return self._first(source, settings, key)
-        lowered = self._lower(source.data, known.plan)
+        lowered = lower(source.data, known.plan, self._optimiser)
         if known.copies == "once":
             self._learn(source, key, known, lowered.lifted)
         if known.first.lifted and lowered.lifted.digest == known.digest:
@@ -196,14 +196,14 @@ class OnnxCompiler:
         found = interface_of(parse_model(source.data))
         batching = batching_of(found, settings, self._config)
         plan = _planned(found, batching, settings, self._optimiser.block)
-        lowered = self._lower(source.data, plan)
+        lowered = lower(source.data, plan, self._optimiser)
         trial = find_trial(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
         verdict = self._verdict(source.data, lowered, plan, trial, asked=bool(settings.max_batch_size))
         if verdict.lost or verdict.squeezed:
             batching = Batching(0, verdict.lost) if verdict.lost else batching
             plan = _planned(found, batching, settings, self._optimiser.block)
             plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed)
-            lowered = self._lower(source.data, plan)
+            lowered = lower(source.data, plan, self._optimiser)
             trial = find_trial(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
         plan = msgspec.structs.replace(plan, lost=verdict.warning or plan.lost)
         proved = prove(lowered, plan, trial)
@@ -227,9 +227,6 @@ class OnnxCompiler:
         fills = trial.fills if isinstance(trial, Trial) else likely(plan.interface, batched=True)
         why = veto(parse_model(data), plan.interface, fills, sizes)
         return batching_verdict(lowered.session, plan.interface, trial, asked=asked, veto=why)
-
-    def _lower(self, data: memoryview | bytes, plan: GraphPlan) -> Lowered:
-        return lower(data, plan, self._optimiser)
 
     def _stored(self, proved: Proved, settings: ModelSettings, trial: Trial | str) -> Compiled:
         """Store code and weights; lifted if that gives the same results."""
@@ -307,7 +304,8 @@ class OnnxCompiler:
             if flat is None or not frame.holes:
                 return None
             try:
-                lifted = self._lower(filled(source.data, frame.holes, flat), known.plan).lifted
+                data = filled(source.data, frame.holes, flat)
+                lifted = lower(data, known.plan, self._optimiser).lifted
             except ProblemError:
                 return None
             if lifted.digest != known.digest:

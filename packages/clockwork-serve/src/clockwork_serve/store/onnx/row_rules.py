@@ -273,79 +273,72 @@ def permuted(call: Operation, order: Sequence[int]) -> Found:
 
 
 def _reshape(call: Operation) -> Found:
-    call_shape = call.given(1)
-    if call_shape is not None and call_shape.rows is not None:
-        raise Mixes("reshapes by values of requests")
+    shape = call.shape_input(1, "reshapes by")
     found = regrouped(call.value(0), call.output(), call.count)
-    if call_shape is not None and call_shape.is_sized:
-        _only_sized(call_shape, found.axis, len(call.output()))
+    if shape is not None and shape.is_sized:
+        _only_sized(shape, found.axis, len(call.output()))
     return [found]
 
 
 def _only_sized(shape: Value, axis: int, rank: int) -> None:
     """Raise ``Mixes`` if sizes other than that of the rows follow from the number of rows."""
-    if shape.known is None:
-        raise Mixes("has a shape that is not constant")
-    flags = [False] * (rank - shape.known.size) + list(flags_of(shape).flat)
-    if any(flag and each != axis for each, flag in enumerate(flags)):
+    if any(each != axis for each in _sized_axes(shape, rank)):
         raise Mixes("makes the size of a row depend on the number of rows")
 
 
+def _sized_axes(shape: Value, rank: int) -> list[int]:
+    """The axes whose sizes follow from the number of rows; a shape is aligned at the end."""
+    if shape.known is None:
+        raise Mixes("has a shape that is not constant")
+    before = rank - shape.known.size
+    return [before + axis for axis, flag in enumerate(flags_of(shape).flat) if flag]
+
+
 def _expand(call: Operation) -> Found:
-    value, shape = call.value(0), call.value(1)
-    out = call.output()
-    if shape.rows is not None:
-        raise Mixes("expands by values of requests")
+    value, out = call.value(0), call.output()
+    shape = call.shape_input(1, "expands by")
+    sized = shape is not None and shape.is_sized
     if value.rows is not None:
         found = value.rows.at(value.rows.axis + len(out) - len(value.sizes))
-        if shape.is_sized:
+        if shape is not None and sized:
             _only_sized(shape, found.axis, len(out))
         return [found]
-    if not shape.is_sized:
+    if shape is None or not sized:
         return [None]
     if value.is_sized:
         raise Mixes("broadcasts the number of rows to all rows")
     sizes = [1] * (len(out) - len(value.sizes)) + list(value.sizes)
-    return [_made(shape, out, call.count, len(out), [size == 1 for size in sizes])]
+    return [_made(shape, out, call.count, [size == 1 for size in sizes])]
 
 
-def _made(shape: Value, out: Shape, count: int, rank: int, free: list[bool]) -> RowAxis:
+def _made(shape: Value, out: Shape, count: int, free: list[bool]) -> RowAxis:
     """Rows created by a shape, one of whose sizes is the number of rows: all rows are equal."""
-    if shape.known is None:
-        raise Mixes("has a shape that is not constant")
-    flags = [False] * (rank - shape.known.size) + list(flags_of(shape).flat)
-    sized = [axis for axis, flag in enumerate(flags) if flag]
+    sized = _sized_axes(shape, len(out))
     if len(sized) != 1 or out[sized[0]] % count or not free[sized[0]]:
         raise Mixes("has a shape in which the number of rows is not exactly one size")
     return RowAxis(sized[0], 1, out[sized[0]] // count)
 
 
 def _constant_of_shape(call: Operation) -> Found:
-    shape = call.value(0)
-    if shape.rows is not None:
-        raise Mixes("makes a tensor whose size depends on values of requests")
-    if not shape.is_sized:
+    shape = call.shape_input(0, "makes a tensor whose size depends on")
+    if shape is None or not shape.is_sized:
         return [None]
-    out = call.output()
-    return [_made(shape, out, call.count, len(out), [True] * len(out))]
+    return [_made(shape, call.output(), call.count, [True] * len(call.output()))]
 
 
 def _tile(call: Operation) -> Found:
     value = call.value(0)
     if call.version < 6:
         raise Mixes("is of an old version")
-    repeats = call.value(1)
-    if repeats.rows is not None:
-        raise Mixes("repeats by values of requests")
-    times = call.known(1)
-    assert times is not None
+    repeats, times = call.shape_input(1, "repeats by"), call.known(1)
+    assert repeats is not None and times is not None
     if value.rows is not None:
         call.fixed(1)
         rows = value.rows
         return [RowAxis(rows.axis, rows.outer * int(times[rows.axis]), rows.inner)]
     if not repeats.is_sized:
         return [None]
-    sized = [axis for axis, flag in enumerate(flags_of(repeats)) if flag]
+    sized = _sized_axes(repeats, len(times))
     if len(sized) != 1 or times[sized[0]] != call.count or value.is_sized:
         raise Mixes("repeats by the number of rows")
     return [RowAxis(sized[0], 1, value.sizes[sized[0]])]
@@ -389,9 +382,7 @@ def _slice(call: Operation) -> Found:
     if value.rows is None:
         raise Mixes("slices by values of requests")
     for number in range(1, len(call.inputs)):
-        each = call.given(number)
-        if each is not None and each.rows is not None:
-            raise Mixes("slices by values of requests")
+        call.shape_input(number, "slices by")
     rank = len(value.sizes)
     starts = call.setting("starts", 1)
     given = call.setting("axes", 3)
@@ -538,9 +529,7 @@ def _resize(call: Operation) -> Found:
     axes = call.attributes.get("axes")
     place = list(axes).index(axis) if axes is not None and axis in axes else axis
     for number in range(1, len(call.inputs)):
-        each = call.given(number)
-        if each is not None and each.rows is not None:
-            raise Mixes("resizes by values of requests")
+        each = call.shape_input(number, "resizes by")
         if each is not None and each.is_sized:
             _only_sized(each, axis, len(value.sizes))
     scales = call.given(1 if call.op == "Upsample" or call.version < 11 else 2)

@@ -125,6 +125,13 @@ class Operation:
                 dependency = "depends on requests" if value.rows else "depends on the number of rows"
                 raise Mixes(f"has a setting (input {number}) that {dependency}")
 
+    def shape_input(self, number: int, use: str) -> Value | None:
+        """An input that is a shape: it may depend on the number of rows, but not on them."""
+        value = self.given(number)
+        if value is not None and value.rows is not None:
+            raise Mixes(f"{use} values of requests")
+        return value
+
     def known(self, number: int) -> list[Any] | None:
         """The elements of an input, None if it is omitted. Raises ``Mixes`` if they are not known."""
         value = self.given(number)

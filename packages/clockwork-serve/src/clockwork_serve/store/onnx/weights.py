@@ -272,14 +272,10 @@ def _packed(tensors: list[onnx.TensorProto]) -> tuple[OnnxIndex, npt.NDArray[np.
         offset += align(nbytes)
     blob = np.zeros(offset, np.uint8)
     for entry, tensor in zip(entries, tensors, strict=True):
-        blob[entry.offset : entry.offset + entry.nbytes] = _element_bytes(tensor)
+        blob[entry.offset : entry.offset + entry.nbytes] = (
+            onnx.numpy_helper.to_array(tensor).reshape(-1).view(np.uint8)
+        )
     return OnnxIndex(tensors=tuple(entries), blob_bytes=offset), blob
-
-
-def _element_bytes(tensor: onnx.TensorProto) -> npt.NDArray[np.uint8]:
-    if tensor.HasField("raw_data"):
-        return np.frombuffer(tensor.raw_data, np.uint8)
-    return np.asarray(tensor.float_data, "<f4").view(np.uint8)
 
 
 def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:
