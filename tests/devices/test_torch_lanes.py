@@ -31,7 +31,6 @@ class Stand(Accelerator):
 
     kind = "cuda:sm_90"
     shares_memory = False
-    rates: dict[str, int] = {}  # noqa: RUF012 - replaced, never changed
 
     def __init__(self, config) -> None:
         super().__init__(config)
@@ -200,14 +199,6 @@ def test_a_device_that_is_not_lost_blames_the_model(device, stand, code, net, mo
     stand.breaks = True
     with pytest.raises(ModelError, match=r"model m: CUDA error: unspecified launch failure$"):
         ask(device, code, numbers(1))
-
-
-def test_runs_are_noted_with_the_clock_rates_of_their_time(device, stand, code, net):
-    stand.rates = {"sm_mhz": 1980}
-    ask(device, code, numbers(2))
-    sample = device.samples[-1]
-    assert (sample.code_id, sample.batch, sample.rates) == (code.code_id, 2, {"sm_mhz": 1980})
-    assert sample.run_ns > 0
 
 
 def test_clock_rates_are_read_beside_the_work_and_may_be_missing():

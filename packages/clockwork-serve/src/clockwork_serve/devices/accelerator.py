@@ -60,11 +60,6 @@ class Accelerator:
         self._areas: list[Arena | Scratch] = []
         self._scratch: Scratch | None = None
 
-    @property
-    def rates(self) -> dict[str, int]:
-        """Clock rates in MHz, as last read; empty if unknown."""
-        return {}
-
     def memory_bytes(self) -> int:
         """The memory for weights that is configured."""
         return self._config.memory_bytes
@@ -165,10 +160,6 @@ class Cuda(Accelerator):
         self._fixed_bytes = 0
         self._clocks = Clocks(self.index)
 
-    @property
-    def rates(self) -> dict[str, int]:
-        return self._clocks.rates
-
     def memory_bytes(self) -> int:
         share = self._config.memory_share
         free: int = torch.cuda.mem_get_info(self._device)[0]
@@ -267,7 +258,7 @@ class Cuda(Accelerator):
             "reserved_bytes": "reserved_bytes.all.current", "segments": "segment.all.current",
             "alloc_retries": "num_alloc_retries", "out_of_memory": "num_ooms",
         }  # fmt: skip
-        return {name: int(stats.get(key, 0)) for name, key in names.items()} | self.rates
+        return {name: int(stats.get(key, 0)) for name, key in names.items()} | self._clocks.rates
 
     def close(self) -> None:
         self._clocks.close()

@@ -7,7 +7,7 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -298,8 +298,6 @@ def one_line(error: BaseException) -> str:
 
 KEPT_MAX: Final = 256
 """Retired codes whose packages are kept for reuse; each package takes about 0.5 MB."""
-SAMPLES_MAX: Final = 1024
-
 Graph = tuple[Callable[[], None], list[Tensor]]
 """A function that replays the graph, and its outputs."""
 
@@ -313,16 +311,6 @@ class PreparedTorch:
     code: Code
     index: TorchIndex
     packages: dict[int, LoadedPackage]
-
-
-@dataclass(slots=True)
-class Sample:
-    """The duration of a run by the device's own clock, and its clock rates then (MHz)."""
-
-    code_id: str
-    batch: int
-    run_ns: int
-    rates: dict[str, int]
 
 
 class TorchDevice:
@@ -345,7 +333,6 @@ class TorchDevice:
         self._graphs: OrderedDict[tuple[str, int, int], Graph] = OrderedDict()  # by code, page and batch
         self._running: Graph | None = None  # kept alive while it runs
         self._swaps = 0
-        self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         self.spec = DeviceSpec(
             device=config.device, kind=self._accelerator.kind, pages=pages, page_bytes=page_bytes,
             workspace_bytes=config.workspace_bytes, io_bytes=config.io_bytes, backends=BACKENDS[config.kind],
@@ -523,7 +510,6 @@ class TorchDevice:
             split(code, slot.spec, array, package.batch, rows, rooms)
         input_ns = filled_ns - started_ns + accelerator.between_ns(copy_start, run_start)
         run_ns = accelerator.between_ns(run_start, run_end)
-        self.samples.append(Sample(code.code_id, package.batch, run_ns, accelerator.rates))
         return Phases(input_ns, run_ns, max(0, time.monotonic_ns() - started_ns - input_ns - run_ns))
 
     def _outputs(self, prepared: PreparedTorch, package: LoadedPackage, page: int) -> list[Tensor]:
