@@ -30,7 +30,7 @@ from clockwork_serve.devices.base import (
 )
 from clockwork_serve.devices.files import read_record
 from clockwork_serve.errors import DeviceError, ModelError
-from clockwork_serve.messages import Code, OnnxIndex, TensorSpec
+from clockwork_serve.messages import Code, OnnxIndex, OnnxTensor, TensorSpec
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
@@ -121,32 +121,26 @@ _indices: Final = msgspec.json.Decoder(OnnxIndex)  # built before there are thre
 
 def read_index(code: Code) -> OnnxIndex:
     """The code's ``index.json``; DeviceError if it is missing or inconsistent."""
-    path = f"{code.path}/index.json"
     index = read_record(code, "index.json", _indices)
     for tensor in index.tensors:
-        _, dtype = element_type(tensor.dtype)
-        if tensor.offset < 0 or tensor.offset + tensor.nbytes > index.blob_bytes:
-            raise DeviceError(
-                f"code {path}: {tensor.name}: expected to end by {index.blob_bytes}, found beyond"
-            )
-        if nbytes_of(tensor.shape, dtype) != tensor.nbytes:
-            raise DeviceError(
-                f"code {path}: {tensor.name}: expected {nbytes_of(tensor.shape, dtype)} bytes for"
-                f" {tensor.shape} {tensor.dtype}, found {tensor.nbytes}"
-            )
+        fault = _fault(tensor, index.blob_bytes)
+        if fault:
+            raise DeviceError(f"code {code.path}/index.json: {tensor.name}: {fault}; compile the model again")
     return index
 
 
-def element_type(name: str) -> tuple[str, np.dtype[Any]]:
-    """OIP's name and numpy's element type for either's name of it."""
-    if name in NUMPY_DTYPES:
-        return name, NUMPY_DTYPES[name]
-    if name == "bfloat16":
-        return "BF16", NUMPY_DTYPES["BF16"]
-    try:
-        return "", np.dtype(name)
-    except TypeError as error:
-        raise DeviceError(f"dtype: expected an element type such as FP32, found {name!r}") from error
+def _fault(tensor: OnnxTensor, blob_bytes: int) -> str:
+    """What is wrong with one entry; empty if nothing is."""
+    if tensor.dtype != "float32":
+        return f"dtype: expected float32, which alone is lifted, found {tensor.dtype!r}"
+    if tensor.offset < 0 or tensor.offset + tensor.nbytes > blob_bytes:
+        return f"expected to end by {blob_bytes}, found {tensor.offset + tensor.nbytes}"
+    needed = nbytes_of(tensor.shape, np.dtype(np.float32))
+    return (
+        ""
+        if needed == tensor.nbytes
+        else f"expected {needed} bytes for {tensor.shape}, found {tensor.nbytes}"
+    )
 
 
 @dataclass(slots=True)
@@ -171,9 +165,8 @@ def bind(session: Session, index: OnnxIndex, memory: Bytes) -> BoundWeights:
     """Bind every weight of the index to its place in ``memory`` (``blob_bytes`` long); nothing is copied."""
     bound = BoundWeights(session, session.io_binding(), {}, [])
     for tensor in index.tensors:
-        datatype, dtype = element_type(tensor.dtype)
-        array = memory[tensor.offset : tensor.offset + tensor.nbytes].view(dtype).reshape(tensor.shape)
-        value = value_of(array, datatype)
+        array = memory[tensor.offset : tensor.offset + tensor.nbytes].view(np.float32).reshape(tensor.shape)
+        value = value_of(array, "FP32")
         bound.binding.bind_ortvalue_input(tensor.name, value)
         bound.weights[tensor.name] = value
         bound.arrays.append(array)
