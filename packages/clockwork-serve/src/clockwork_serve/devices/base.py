@@ -6,8 +6,9 @@ import contextlib
 import os
 import struct
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, TensorRef, TensorSpec, Unload
 from clockwork_serve.units import KIB, MIB, NS_PER_MS, align
@@ -57,6 +59,7 @@ BOUND_TENSORS_MAX: Final = 100_000
 
 _Prepared = TypeVar("_Prepared")
 _Bound = TypeVar("_Bound")
+_Size = TypeVar("_Size")
 
 
 class DeviceConfig(Struct, frozen=True, kw_only=True):
@@ -177,6 +180,17 @@ def check_blob(load: Load, blob_bytes: int) -> None:
         )
 
 
+def within(sizes: Iterable[_Size], limit_ns: int) -> Iterator[_Size]:
+    """Batch sizes in order to be run, the first always, the others while time allows."""
+    for size in sizes:
+        began_ns = time.monotonic_ns()
+        yield size
+        took_ns = time.monotonic_ns() - began_ns
+        limit_ns -= took_ns
+        if limit_ns < 2 * took_ns:  # the next size takes about twice as long
+            return
+
+
 class Device(Protocol):
     """One device. ``load``, ``unload`` and ``prepare`` run on the load lane, ``infer`` on the exec lane.
 
@@ -211,14 +225,7 @@ class Device(Protocol):
 
 Array = npt.NDArray[Any]
 
-NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(kind)
-    for name, kind in {
-        "BOOL": "?", "UINT8": "u1", "UINT16": "u2", "UINT32": "u4", "UINT64": "u8",
-        "INT8": "i1", "INT16": "i2", "INT32": "i4", "INT64": "i8",
-        "FP16": "f2", "BF16": "u2", "FP32": "f4", "FP64": "f8", "BYTES": "O",
-    }.items()
-}  # fmt: skip
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "BYTES": np.dtype("O")}
 """OIP element types as numpy dtypes; BF16 travels as its 16 bits."""
 
 

@@ -32,6 +32,7 @@ from clockwork_serve.devices.base import (
     nbytes_of,
     room_error,
     rows_of,
+    within,
 )
 from clockwork_serve.devices.files import Blobs, has_file, read_file
 from clockwork_serve.devices.onnx_session import (
@@ -245,21 +246,15 @@ class ProbeInput(Struct, frozen=True, kw_only=True):
 
 
 def warm_up(code: Code, bound: BoundWeights, sizes: Sequence[int], limit_ns: int) -> None:
-    """Run batch sizes in order, the first always, the others while time allows.
+    """Run batch sizes while time allows.
 
     A graph may refuse generated inputs (and weights that are all zero); real ones may still work.
     """
     names = [spec.name for spec in code.outputs]
     fills = _fills(code)
-    left_ns = limit_ns
-    for size in sizes:
-        began_ns = time.monotonic_ns()
+    for size in within(sizes, limit_ns):
         with contextlib.suppress(Exception):
             bound.session.run(names, {**bound.weights, **_made_up(code, size, fills)})
-        took_ns = time.monotonic_ns() - began_ns
-        left_ns -= took_ns
-        if left_ns < 2 * took_ns:  # the next size takes about twice as long
-            return
 
 
 def _made_up(code: Code, size: int, fills: dict[str, ProbeInput]) -> dict[str, Any]:

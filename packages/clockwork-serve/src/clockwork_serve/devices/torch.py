@@ -36,6 +36,7 @@ from clockwork_serve.devices.base import (
     rows_of,
     split,
     stack,
+    within,
 )
 from clockwork_serve.devices.files import check_file, read_record
 from clockwork_serve.devices.kinds import BACKENDS
@@ -415,9 +416,9 @@ class TorchDevice:
         if zeros is None:
             _log.warning("%s: no room to try code %s", self._config.device, prepared.code.code_id)
             return
-        views, left_ns = views_of(prepared.index, zeros), self._config.warm_up_ns
-        for package in prepared.packages.values():
-            began_ns = time.monotonic_ns()
+        views, packages = views_of(prepared.index, zeros), prepared.packages.values()
+        on_host = self._accelerator.shares_memory
+        for package in within(packages, self._config.warm_up_ns) if on_host else packages:
             outputs: list[Tensor] | None = None
             with self._accelerator.lane("exec"), package.lock:
                 try:
@@ -430,10 +431,6 @@ class TorchDevice:
             fault = "" if outputs is None else package.misfit(outputs)
             if fault:
                 raise DeviceError(f"code {prepared.code.code_id}: {fault}; compile the model again")
-            took_ns = time.monotonic_ns() - began_ns
-            left_ns -= took_ns
-            if left_ns < 2 * took_ns and self._accelerator.shares_memory:
-                return
 
     def _capture(self, prepared: PreparedTorch, package: LoadedPackage, page: int, views: Views) -> None:
         """Capture a CUDA graph for this place, unless there is one, so that no INFER has to."""
