@@ -318,55 +318,35 @@ def compile_all(
     """
     compiler = compiler or Compiler(cache, repository.config)
     chosen = repository.scan() if entries is None else list(entries)
-    problems = [found for entry in chosen for found in entry.problems]
+    problems = [each for entry in chosen for each in entry.problems]
     work = [(entry, version) for entry in chosen for version in entry.versions]
     served = []
-    reporter = _ProgressReporter(progress, len(work))
+    lock, done = threading.Lock(), 0
+
+    def report(text: str, finished: int = 0) -> None:
+        nonlocal done
+        with lock:
+            done += finished
+            if progress is not None:
+                progress(done, len(work), text)
+
+    def result(each: tuple[Entry, int]) -> ServedVersion | Problem:
+        place = f"{each[0].name}/{each[1]}: "
+        return _result(compiler, begin, *each, lambda text: report(place + text))
+
     pool = ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1), "compile")
     try:
-        results = pool.map(
-            lambda each: _result(compiler, begin, each[0], each[1], reporter.step_reporter(*each)), work
-        )
-        for (entry, version), result in zip(work, results, strict=True):
+        for (entry, version), found in zip(work, pool.map(result, work), strict=True):
             text = f"{entry.name}/{version}"
-            if isinstance(result, ServedVersion):
-                served.append(result)
+            if isinstance(found, ServedVersion):
+                served.append(found)
             else:
-                problems.append(result)
+                problems.append(found)
                 text += " cannot be served"
-            reporter.done(text)
+            report(text, finished=1)
     finally:
         pool.shutdown(cancel_futures=True)
     return served, problems
-
-
-class _ProgressReporter:
-    """Serialises progress from several threads."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def done(self, text: str) -> None:
-        """Count and report a finished version."""
-        with self._lock:
-            self._done += 1
-            self._report(text)
-
-    def step_reporter(self, entry: Entry, version: int) -> OnStep:
-        """A callback for the steps of one version."""
-
-        def step(text: str) -> None:
-            with self._lock:
-                self._report(f"{entry.name}/{version}: {text}")
-
-        return step
-
-    def _report(self, text: str) -> None:
-        if self._progress is not None:
-            self._progress(self._done, self._total, text)
 
 
 def _result(

@@ -61,8 +61,12 @@ def elementwise(call: Operation) -> Found:
     """One element out for one element of each input, with broadcasting."""
     if call.version < 7 and "axis" in call.attributes:
         raise Mixes("uses the broadcasting of old opsets")
+    return _broadcast(call, [value for value in call.inputs if value is not None])
+
+
+def _broadcast(call: Operation, values: Sequence[Value]) -> Found:
     rank = len(call.output())
-    pairs = [(v, aligned(len(v.sizes), rank)) for v in call.inputs if v is not None]
+    pairs = [(value, aligned(len(value.sizes), rank)) for value in values]
     return labelled(pairs, [aligned(rank, rank)] * len(call.outputs))
 
 
@@ -153,9 +157,7 @@ def _quantised_matmul(first: int, second: int, *scalars: int) -> Rule:
 
 def _qlinear_pair(call: Operation) -> Found:
     call.fixed(1, 2, 4, 5, 6, 7)
-    rank = len(call.output())
-    pairs = [(value, aligned(len(value.sizes), rank)) for value in (call.value(0), call.value(3))]
-    return labelled(pairs, [aligned(rank, rank)])
+    return _broadcast(call, [call.value(0), call.value(3)])
 
 
 def pool(call: Operation) -> Found:
@@ -647,16 +649,13 @@ def _reverse_sequence(call: Operation) -> Found:
 
 
 def _dft(call: Operation) -> Found:
-    rank = len(call.value(0).sizes)
     call.fixed(*range(1, len(call.inputs)))
     if call.version >= 20:
         given = call.known(2)
         axis = -2 if given is None else int(given[0])
     else:
         axis = int(call.attributes.get("axis", 1))
-    labels: list[Label] = [*aligned(rank - 1, rank - 1), None]
-    labels[axis_of(axis, rank)] = None
-    return labelled([(call.value(0), labels)], [labels])
+    return without(call, [axis, -1], kept=True)
 
 
 def _crop(call: Operation) -> Found:
