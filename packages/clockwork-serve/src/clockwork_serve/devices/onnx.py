@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -294,13 +294,8 @@ def _fills(code: Code) -> dict[str, ProbeInput]:
 NO_WEIGHTS = OnnxIndex(tensors=(), blob_bytes=0)
 
 
-class OnnxBatch(Protocol):
-    """A code at one batch size."""
-
-    def run(
-        self, bound: BoundWeights, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int
-    ) -> Phases:
-        """Run the calls as one batch and fill their outputs; raises ONNX Runtime's errors."""
+OnnxBatch = StaticBatch | OpenBatch | TextBatch
+"""A code at one batch size; its ``run`` raises ONNX Runtime's errors."""
 
 
 @dataclass(slots=True)
