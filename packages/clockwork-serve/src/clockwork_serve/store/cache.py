@@ -169,28 +169,22 @@ class Cache:
 
         Files are hashed once, and again when they appear changed: a lifted graph is small.
         """
-        folder = self.root / "codes" / code_id
+        folder, name = self.root / "codes" / code_id, "code.json"
         try:
-            record = (folder / "code.json").read_bytes()
-        except OSError as error:
+            code = opened_code(code_id, (folder / name).read_bytes())
+            for file in code.files:
+                name = file.name
+                self._check_file(folder / name, file.sha256)
+        except (OSError, ValueError) as error:
+            found = error.strerror if isinstance(error, OSError) else error
             if folder.exists():
-                self.set_aside("code", code_id, f"code.json: {error.strerror}")
+                self.set_aside("code", code_id, f"{name}: {found}")
             return None
-        try:
-            code = opened_code(code_id, record)
-        except ValueError as error:
-            self.set_aside("code", code_id, f"code.json: {error}")
-            return None
-        for file in code.files:
-            try:
-                whole = file_digest(folder / file.name, self._verified) == file.sha256
-                found = "other content"
-            except OSError as error:
-                whole, found = False, str(error.strerror)
-            if not whole:
-                self.set_aside("code", code_id, f"{file.name}: {found}")
-                return None
         return msgspec.structs.replace(code, path=str(folder))
+
+    def _check_file(self, path: Path, sha256: str) -> None:
+        if file_digest(path, self._verified) != sha256:
+            raise ValueError("other content")
 
     def code_file(self, code_id: str, name: str) -> bytes | None:
         """The content of a file of a code; if it is not what was stored, None, and the code is set aside."""
