@@ -72,14 +72,14 @@ INDEXES = [
     ({"tensors": [], "blob_bytes": 0}, "not described .*'b0'"),
     (
         {
-            "tensors": [{"name": "n", "shape": [2], "dtype": "FP32", "offset": 8, "nbytes": 8}],
+            "tensors": [{"name": "n", "shape": [2], "dtype": "float32", "offset": 8, "nbytes": 8}],
             "blob_bytes": 8,
         },
         "n: ",
     ),
     (
         {
-            "tensors": [{"name": "n", "shape": [2], "dtype": "FP32", "offset": 0, "nbytes": 4}],
+            "tensors": [{"name": "n", "shape": [2], "dtype": "float32", "offset": 0, "nbytes": 4}],
             "blob_bytes": 8,
         },
         "n: ",

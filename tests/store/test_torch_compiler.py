@@ -21,7 +21,7 @@ from clockwork_serve.store import (
     StoreConfig,
     compile_all,
 )
-from clockwork_serve.store.torch.job import CompileReport
+from clockwork_serve.store.torch.plan import CompileReport
 from clockwork_serve.store.trial import difference
 from tests.store.torch_models import Encoder, Recurrent, exported, needs_compiler, put, small, torch, vision
 

@@ -19,7 +19,7 @@ def build(config: DeviceConfig) -> Device:
     ONNX Runtime and torch are imported only for a device that runs them.
     """
     if config.kind == "cpu":
-        from clockwork_serve.devices.cpu import CpuDevice
+        from clockwork_serve.devices.onnx import CpuDevice
 
         return CpuDevice(config)
     if config.kind in ("torch-cpu", "cuda"):

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 
@@ -26,8 +26,7 @@ from clockwork_serve.units import GIB, MIB, NS_PER_MS
 # ------------------------------------------------------------
 # Memory of a torch device, and the order of work on it: all calls of CUDA are here.
 #
-# There are two implementations: ``HostAccelerator`` (the CPU, where all calls are synchronous, so streams and
-# marks are no-ops) and ``Cuda``. The device runs the same code on either.
+# The device runs the same code on the CPU, where streams are no-ops and marks are reached when they are made.
 
 
 Tensor = Any
@@ -42,79 +41,17 @@ SYNC_LANES: Final = ("input", "exec", "output")
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_ARENA_MAX = -3, -1, -2, -8
 
 
-class Accelerator(Protocol):
-    """A device's memory, streams and clocks."""
-
-    kind: str
-    """Selects profiles: ``torch-cpu``, ``cuda:sm_90``."""
-    target: str
-    """The target that packages must be compiled for: ``cpu``, ``cuda:sm_90``."""
-    index: int
-    """The device index for packages; -1 for the CPU."""
-    shares_memory: bool
-    """The device uses host memory, so that nothing has to be copied between them."""
-
-    @property
-    def rates(self) -> dict[str, int]:
-        """Clock rates in MHz, as last read; empty if unknown."""
-
-    def memory_bytes(self) -> int:
-        """The memory for weights that is configured."""
-
-    def arena(self, nbytes: int) -> Tensor:
-        """Allocate all memory for weights, once; a DeviceError says which setting to change if it fails."""
-
-    def zeros(self, nbytes: int) -> Tensor | None:
-        """Weights for a trial run of a package; None if there is no memory for them."""
-
-    def pinned(self, nbytes: int, setting: str) -> Tensor:
-        """Host memory that the device copies from and to at full speed."""
-
-    def area(self, nbytes: int) -> tuple[Tensor, Tensor]:
-        """Inputs and outputs of one batch, on the host and on the device; the same memory if shared."""
-
-    def claim(self, nbytes: int) -> bool:
-        """Make the first ``nbytes`` of the area ready for use; False if it is smaller."""
-
-    def lane(self, name: str) -> contextlib.AbstractContextManager[Any]:
-        """A context in which copies and kernels are queued on the stream of that name."""
-
-    def mark(self, lane: str) -> Mark:
-        """Record an event on the lane's stream; called within its context."""
-
-    def follow(self, mark: Mark) -> None:
-        """Have this lane's later work wait for another lane's mark."""
-
-    def wait(self, mark: Mark) -> None:
-        """Block until a mark is reached."""
-
-    def between_ns(self, first: Mark, second: Mark) -> int:
-        """The device's own time between two marks that were reached."""
-
-    def capture(self, first: Run, run: Run) -> tuple[Callable[[], None], list[Tensor]] | None:
-        """Run ``first``, then capture ``run``: a function to replay it and its outputs, or None."""
-
-    def lost(self, error: BaseException) -> bool:
-        """Whether this error makes the device unusable for the rest of this process."""
-
-    def used_bytes(self) -> int:
-        """Memory in use beside arena and area: the workspace of batches."""
-
-    def counters(self) -> dict[str, int]:
-        """Numbers that must not change during serving, and clock rates."""
-
-    def close(self) -> None:
-        """Free all memory."""
-
-
-class HostAccelerator:
-    """The CPU."""
+class Accelerator:
+    """A device's memory, streams and clocks: the CPU's here, where all calls are synchronous."""
 
     kind = "torch-cpu"
+    """Selects profiles: ``torch-cpu``, ``cuda:sm_90``."""
     target = "cpu"
+    """The target that packages must be compiled for: ``cpu``, ``cuda:sm_90``."""
     index = -1
+    """The device index for packages; -1 for the CPU."""
     shares_memory = True
-    rates: Final[dict[str, int]] = {}
+    """The device uses host memory, so that nothing has to be copied between them."""
 
     def __init__(self, config: DeviceConfig) -> None:
         keep_memory()
@@ -124,62 +61,76 @@ class HostAccelerator:
         self._scratch: Scratch | None = None
 
     def memory_bytes(self) -> int:
+        """The memory for weights that is configured."""
         return self._config.memory_bytes
 
     def arena(self, nbytes: int) -> Tensor:
+        """Allocate all memory for weights, once; a DeviceError says which setting to change if it fails."""
         arena = Arena(nbytes, mmap.PAGESIZE)
         self._areas.append(arena)
         return torch.from_numpy(arena.view(Extent(0, arena.pages), nbytes))
 
     def zeros(self, nbytes: int) -> Tensor | None:
+        """Weights for a trial run of a package; None if there is no memory for them."""
         return torch.zeros(nbytes, dtype=torch.uint8)
 
     def pinned(self, nbytes: int, setting: str) -> Tensor:
+        """Host memory that the device copies from and to at full speed."""
         return torch.empty(nbytes, dtype=torch.uint8)
 
     def area(self, nbytes: int) -> tuple[Tensor, Tensor]:
+        """Inputs and outputs of one batch, on the host and on the device; the same memory if shared."""
         self._scratch = Scratch(nbytes)
         self._areas.append(self._scratch)
         memory = torch.from_numpy(self._scratch.bytes())
         return memory, memory
 
     def claim(self, nbytes: int) -> bool:
+        """Make the first ``nbytes`` of the area ready for use; False if it is smaller."""
         return self._scratch is not None and self._scratch.claim(nbytes)
 
     def lane(self, name: str) -> contextlib.AbstractContextManager[Any]:
+        """A context in which copies and kernels are queued on the stream of that name."""
         return contextlib.nullcontext()
 
     def mark(self, lane: str) -> Mark:
+        """Record an event on the lane's stream; called within its context."""
         return time.monotonic_ns()
 
     def follow(self, mark: Mark) -> None:
-        """No-op: marks are reached when they are made."""
+        """Have this lane's later work wait for another lane's mark."""
 
     def wait(self, mark: Mark) -> None:
-        """No-op: marks are reached when they are made."""
+        """Block until a mark is reached."""
 
     def between_ns(self, first: Mark, second: Mark) -> int:
+        """The device's own time between two marks that were reached."""
         return int(second - first)
 
     def capture(self, first: Run, run: Run) -> tuple[Callable[[], None], list[Tensor]] | None:
+        """Run ``first``, then capture ``run``: a function to replay it and its outputs, or None."""
         return None
 
     def lost(self, error: BaseException) -> bool:
+        """Whether this error makes the device unusable for the rest of this process."""
         return False
 
     def used_bytes(self) -> int:
+        """Memory in use beside arena and area: the workspace of batches."""
         with open("/proc/self/statm", encoding="ascii") as line:
             return int(line.read().split()[1]) * mmap.PAGESIZE
 
     def counters(self) -> dict[str, int]:
+        """Numbers that must not change during serving, and clock rates."""
         return {}
 
     def close(self) -> None:
+        """Free all memory."""
         for area in self._areas:
             area.close()
 
 
-class Cuda:
+class Cuda(Accelerator):
     """One GPU. The streams ``load``, ``input``, ``exec`` and ``output`` order its work.
 
     This was not yet run on a GPU; tests run the device on a stand-in.
@@ -208,10 +159,6 @@ class Cuda:
         self._io_bytes = 0
         self._fixed_bytes = 0
         self._clocks = Clocks(self.index)
-
-    @property
-    def rates(self) -> dict[str, int]:
-        return self._clocks.rates
 
     def memory_bytes(self) -> int:
         share = self._config.memory_share
@@ -311,7 +258,7 @@ class Cuda:
             "reserved_bytes": "reserved_bytes.all.current", "segments": "segment.all.current",
             "alloc_retries": "num_alloc_retries", "out_of_memory": "num_ooms",
         }  # fmt: skip
-        return {name: int(stats.get(key, 0)) for name, key in names.items()} | self.rates
+        return {name: int(stats.get(key, 0)) for name, key in names.items()} | self._clocks.rates
 
     def close(self) -> None:
         self._clocks.close()

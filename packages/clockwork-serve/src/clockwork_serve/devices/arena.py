@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from clockwork_serve.errors import DeviceError
 from clockwork_serve.messages import Extent
-from clockwork_serve.units import MIB
+from clockwork_serve.units import KIB, MIB
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -34,11 +34,7 @@ class Arena:
 
     def __init__(self, memory_bytes: int, page_bytes: int) -> None:
         """Map and touch the memory; DeviceError if the sizes are invalid or the host lacks memory."""
-        if page_bytes < mmap.PAGESIZE or page_bytes % mmap.PAGESIZE:
-            raise DeviceError(
-                f"page_bytes: expected a multiple of {mmap.PAGESIZE}, found {page_bytes};"
-                " choose for example 262144"
-            )
+        check_page_size(page_bytes, 256 * KIB)
         if memory_bytes < page_bytes:
             raise DeviceError(
                 f"memory_bytes: expected at least one page of {page_bytes} bytes, found {memory_bytes};"
@@ -62,15 +58,7 @@ class Arena:
 
     def view(self, extent: Extent, nbytes: int) -> Bytes:
         """The first ``nbytes`` of an extent, writable; DeviceError if they are not all inside it."""
-        first, end = extent.first, extent.first + extent.count
-        if first < 0 or extent.count < 1 or end > self.pages:
-            raise DeviceError(f"extent: expected pages within 0..{self.pages - 1}, found {first}..{end - 1}")
-        if not 0 <= nbytes <= extent.count * self.page_bytes:
-            raise DeviceError(
-                f"extent: {nbytes} bytes do not fit into {extent.count} pages of {self.page_bytes} bytes"
-            )
-        start = first * self.page_bytes
-        return self._bytes[start : start + nbytes]
+        return self._bytes[span(extent, nbytes, self.pages, self.page_bytes)]
 
     def bytes_at(self, page: int, nbytes: int) -> Bytes:
         """``nbytes`` from the start of a page; DeviceError if the arena ends before."""
@@ -136,6 +124,27 @@ class Scratch:
         self._bytes = np.empty(0, dtype=np.uint8)
         with contextlib.suppress(BufferError):
             self._mapping.close()
+
+
+def span(extent: Extent, nbytes: int, pages: int, page_bytes: int) -> slice:
+    """The first ``nbytes`` of an extent of an arena; DeviceError if they are not all inside it."""
+    first, end = extent.first, extent.first + extent.count
+    if first < 0 or extent.count < 1 or end > pages:
+        raise DeviceError(f"extent: expected pages within 0..{pages - 1}, found {first}..{end - 1}")
+    if not 0 <= nbytes <= extent.count * page_bytes:
+        raise DeviceError(
+            f"extent: {nbytes} bytes do not fit into {extent.count} pages of {page_bytes} bytes"
+        )
+    return slice(first * page_bytes, first * page_bytes + nbytes)
+
+
+def check_page_size(page_bytes: int, example: int) -> None:
+    """DeviceError unless pages are whole pages of the host; ``example`` is a size that is."""
+    if page_bytes < mmap.PAGESIZE or page_bytes % mmap.PAGESIZE:
+        raise DeviceError(
+            f"page_bytes: expected a multiple of {mmap.PAGESIZE}, found {page_bytes};"
+            f" choose for example {example}"
+        )
 
 
 def reserve(nbytes: int, setting: str) -> mmap.mmap:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, TensorRef, TensorSpec, Unload
 from clockwork_serve.units import KIB, MIB, NS_PER_MS, align
@@ -48,6 +52,14 @@ def _quota() -> float | None:
 
 # ------------------------------------------------------------
 # The interface of a device to its worker: blocking calls, each made by the thread of one lane.
+
+
+BOUND_TENSORS_MAX: Final = 100_000
+"""Weights bound at once, over all bindings: each takes 0.5 to 1 kB; binding it again takes 2 to 3 us."""
+
+_Prepared = TypeVar("_Prepared")
+_Bound = TypeVar("_Bound")
+_Size = TypeVar("_Size")
 
 
 class DeviceConfig(Struct, frozen=True, kw_only=True):
@@ -107,6 +119,78 @@ class Phases:
     output_ns: int
 
 
+class PreparedCodes(dict[str, _Prepared]):
+    """What a device prepared of each code, by its id; a DeviceError for a code that it did not prepare."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+
+    def __missing__(self, code_id: str) -> _Prepared:
+        raise DeviceError(f"code {code_id}: not prepared on {self._device}")
+
+
+class Bindings(Generic[_Bound]):
+    """What is bound to weights, by (code, first page), the least recently used dropped first. Thread-safe."""
+
+    def __init__(self, tensors_max: int = BOUND_TENSORS_MAX) -> None:
+        self._tensors_max = tensors_max
+        self._tensors = 0  # the weights in all bindings held
+        self._bound_by_place: OrderedDict[tuple[str, int], tuple[_Bound, int]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, code_id: str, page: int) -> _Bound | None:
+        """What is bound for a code at a page, if present."""
+        with self._lock:
+            found = self._bound_by_place.get((code_id, page))
+            if found is None:
+                return None
+            self._bound_by_place.move_to_end((code_id, page))
+            return found[0]
+
+    def put(self, code_id: str, page: int, bound: _Bound, tensors: int) -> None:
+        """Add a binding of that many tensors."""
+        with self._lock:
+            self._forget((code_id, page))
+            self._bound_by_place[code_id, page] = bound, tensors
+            self._tensors += tensors
+            while self._tensors > self._tensors_max and len(self._bound_by_place) > 1:
+                self._forget(next(iter(self._bound_by_place)))
+
+    def retire(self, code_id: str) -> None:
+        """Delete every binding of a code."""
+        with self._lock:
+            for place in [place for place in self._bound_by_place if place[0] == code_id]:
+                self._forget(place)
+
+    def __len__(self) -> int:
+        return len(self._bound_by_place)
+
+    def _forget(self, place: tuple[str, int]) -> None:
+        _, tensors = self._bound_by_place.pop(place, (None, 0))
+        self._tensors -= tensors
+
+
+def check_blob(load: Load, blob_bytes: int) -> None:
+    """DeviceError unless the weights of a LOAD are as long as its code's index says."""
+    if load.weights.size != blob_bytes:
+        raise DeviceError(
+            f"weights {load.weights.weights_id}: expected {blob_bytes} bytes for code {load.code_id}, found"
+            f" {load.weights.size}; compile the model again"
+        )
+
+
+def within(sizes: Iterable[_Size], limit_ns: int) -> Iterator[_Size]:
+    """Batch sizes in order to be run, the first always, the others while time allows."""
+    for size in sizes:
+        began_ns = time.monotonic_ns()
+        yield size
+        took_ns = time.monotonic_ns() - began_ns
+        limit_ns -= took_ns
+        if limit_ns < 2 * took_ns:  # the next size takes about twice as long
+            return
+
+
 class Device(Protocol):
     """One device. ``load``, ``unload`` and ``prepare`` run on the load lane, ``infer`` on the exec lane.
 
@@ -141,14 +225,7 @@ class Device(Protocol):
 
 Array = npt.NDArray[Any]
 
-NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(kind)
-    for name, kind in {
-        "BOOL": "?", "UINT8": "u1", "UINT16": "u2", "UINT32": "u4", "UINT64": "u8",
-        "INT8": "i1", "INT16": "i2", "INT32": "i4", "INT64": "i8",
-        "FP16": "f2", "BF16": "u2", "FP32": "f4", "FP64": "f8", "BYTES": "O",
-    }.items()
-}  # fmt: skip
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "BYTES": np.dtype("O")}
 """OIP element types as numpy dtypes; BF16 travels as its 16 bits."""
 
 

@@ -38,17 +38,19 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from clockwork_serve.devices.arena import span
 from clockwork_serve.devices.base import (
     CallBuffers,
     DeviceConfig,
     OutputRoom,
     Phases,
+    PreparedCodes,
     full_shape,
     io_bytes,
     rows_of,
 )
-from clockwork_serve.devices.files import read_file
-from clockwork_serve.errors import ConfigError, DeviceError
+from clockwork_serve.devices.files import read_record
+from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, Profile, TensorSpec, Unload
 from clockwork_serve.units import MIB, NS_PER_US, ms
 
@@ -116,7 +118,7 @@ class EmulatedDevice:
         self._sleep = sleep
         self._random = random.Random(config.seed)
         self._thread = threading.local()
-        self._ready_by_code: dict[str, tuple[Code, Profile]] = {}
+        self._ready = PreparedCodes[tuple[Code, Profile]](config.device)
         self.spec = DeviceSpec(
             device=config.device,
             kind=device_kind(config),
@@ -128,19 +130,17 @@ class EmulatedDevice:
 
     def prepare(self, code: Code) -> None:
         """Read the code's durations."""
-        if code.code_id not in self._ready_by_code:
-            self._ready_by_code[code.code_id] = (code, emulated_profile(self._config, code))
+        if code.code_id not in self._ready:
+            self._ready[code.code_id] = (code, emulated_profile(self._config, code))
 
     def retire(self, code_id: str) -> None:
         """Delete the code's durations."""
-        self._ready_by_code.pop(code_id, None)
+        self._ready.pop(code_id, None)
 
     def load(self, action: Load) -> int:
         """Sleep as long as copying ``action.weights.size`` bytes takes."""
-        end = self._clock() + self._vary(self._get(action.code_id)[1].load_ns(action.weights.size))
-        extent = action.extent
-        if extent.first < 0 or extent.first + extent.count > self.spec.pages:
-            raise DeviceError(f"extent: expected pages within 0..{self.spec.pages - 1}, found {extent}")
+        end = self._clock() + self._vary(self._ready[action.code_id][1].load_ns(action.weights.size))
+        span(action.extent, 0, self.spec.pages, self.spec.page_bytes)
         self._wait(end)
         return 0
 
@@ -150,7 +150,7 @@ class EmulatedDevice:
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
         """Write zeros, then sleep until the duration has passed."""
         started = self._clock()
-        code, profile = self._get(action.code_id)
+        code, profile = self._ready[action.code_id]
         rows = rows_of(code, action, calls)
         end = started + self._vary(interpolate(profile.infer_ns, action.batch))
         for call, count in zip(calls, rows, strict=True):
@@ -163,12 +163,6 @@ class EmulatedDevice:
 
     def close(self) -> None:
         """No-op."""
-
-    def _get(self, code_id: str) -> tuple[Code, Profile]:
-        ready = self._ready_by_code.get(code_id)
-        if ready is None:
-            raise DeviceError(f"code {code_id}: not prepared on {self.spec.device}")
-        return ready
 
     def _vary(self, duration_ns: int) -> int:
         jitter = self._config.jitter
@@ -254,12 +248,8 @@ def read_profile(name: str) -> ProfileFile:
 
 
 def _read_code_profile(code: Code) -> CodeProfile:
-    path = Path(code.path) / "profile.json"
-    try:
-        profile = _code_profiles.decode(read_file(code, "profile.json"))
-    except (ValueError, RecursionError, msgspec.DecodeError) as error:
-        raise DeviceError(f"code {path}: cannot be read ({error})") from error
-    _check_curve(f"code {path}: infer_ns", profile.infer_ns)
+    profile = read_record(code, "profile.json", _code_profiles)
+    _check_curve(f"code {code.path}/profile.json: infer_ns", profile.infer_ns)
     return profile
 
 

@@ -9,7 +9,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+import msgspec
 
 from clockwork_serve.devices.arena import Bytes
 from clockwork_serve.errors import DamageError, DeviceError
@@ -191,6 +193,9 @@ def _fill(fd: int, target: Bytes, start: int) -> int:
 # The files of a code, verified against its record when they are opened; other files are not read.
 
 
+_Record = TypeVar("_Record")
+
+
 def read_file(code: Code, name: str) -> bytes:
     """The content of a file of a code; DamageError if it is not what was stored."""
     path, wanted = Path(code.path) / name, _sha256(code, name)
@@ -201,6 +206,15 @@ def read_file(code: Code, name: str) -> bytes:
     if hash_of(data) != wanted:
         raise _damaged(code, name, "other content")
     return data
+
+
+def read_record(code: Code, name: str, decoder: msgspec.json.Decoder[_Record]) -> _Record:
+    """A record in a file of a code; DeviceError if it is not one."""
+    try:
+        return decoder.decode(read_file(code, name))
+    except (ValueError, RecursionError, msgspec.DecodeError) as error:
+        path = Path(code.path) / name
+        raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
 
 
 def has_file(code: Code, name: str) -> bool:

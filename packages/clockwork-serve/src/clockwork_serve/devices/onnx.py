@@ -1,4 +1,4 @@
-"""ONNX models on the CPU: weights are copied into arena pages and bound in place.
+"""The ``cpu`` device, and its ONNX models: weights are copied into arena pages and bound in place.
 
 Codes whose tensors all have known sizes use a fast path; each batch size is warmed up before it is needed.
 """
@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -20,19 +20,22 @@ from clockwork_serve.devices.arena import Arena, Scratch
 from clockwork_serve.devices.base import (
     NUMPY_DTYPES,
     Array,
+    Bindings,
     CallBuffers,
     DeviceConfig,
     Phases,
+    PreparedCodes,
+    check_blob,
     check_input,
     full_shape,
     is_static,
     nbytes_of,
     room_error,
     rows_of,
+    within,
 )
 from clockwork_serve.devices.files import Blobs, has_file, read_file
 from clockwork_serve.devices.onnx_session import (
-    Bindings,
     BoundWeights,
     OpenBatch,
     Session,
@@ -45,8 +48,19 @@ from clockwork_serve.devices.onnx_session import (
     trim,
     value_of,
 )
+from clockwork_serve.devices.python import PythonBackend
 from clockwork_serve.errors import DeviceError, ModelError
-from clockwork_serve.messages import Code, Infer, Load, OnnxIndex, TensorRef, TensorSpec, Unload, Weights
+from clockwork_serve.messages import (
+    Code,
+    DeviceSpec,
+    Infer,
+    Load,
+    OnnxIndex,
+    TensorRef,
+    TensorSpec,
+    Unload,
+    Weights,
+)
 from clockwork_serve.units import KIB, align
 
 # ------------------------------------------------------------
@@ -243,21 +257,15 @@ class ProbeInput(Struct, frozen=True, kw_only=True):
 
 
 def warm_up(code: Code, bound: BoundWeights, sizes: Sequence[int], limit_ns: int) -> None:
-    """Run batch sizes in order, the first always, the others while time allows.
+    """Run batch sizes while time allows.
 
     A graph may refuse generated inputs (and weights that are all zero); real ones may still work.
     """
     names = [spec.name for spec in code.outputs]
     fills = _fills(code)
-    left_ns = limit_ns
-    for size in sizes:
-        began_ns = time.monotonic_ns()
+    for size in within(sizes, limit_ns):
         with contextlib.suppress(Exception):
             bound.session.run(names, {**bound.weights, **_made_up(code, size, fills)})
-        took_ns = time.monotonic_ns() - began_ns
-        left_ns -= took_ns
-        if left_ns < 2 * took_ns:  # the next size takes about twice as long
-            return
 
 
 def _made_up(code: Code, size: int, fills: dict[str, ProbeInput]) -> dict[str, Any]:
@@ -297,13 +305,8 @@ def _fills(code: Code) -> dict[str, ProbeInput]:
 NO_WEIGHTS = OnnxIndex(tensors=(), blob_bytes=0)
 
 
-class OnnxBatch(Protocol):
-    """A code at one batch size."""
-
-    def run(
-        self, bound: BoundWeights, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int
-    ) -> Phases:
-        """Run the calls as one batch and fill their outputs; raises ONNX Runtime's errors."""
+OnnxBatch = StaticBatch | OpenBatch | TextBatch
+"""A code at one batch size; its ``run`` raises ONNX Runtime's errors."""
 
 
 @dataclass(slots=True)
@@ -324,8 +327,8 @@ class OnnxBackend:
         self._arena = arena
         self._scratch = Scratch(config.io_bytes)
         self._blobs = Blobs()
-        self._bindings = Bindings()
-        self._prepared_by_code: dict[str, PreparedOnnx] = {}
+        self._bindings: Bindings[BoundWeights] = Bindings()
+        self._prepared = PreparedCodes[PreparedOnnx](config.device)
         self._opened_by_page: dict[
             int, tuple[str, BoundWeights]
         ] = {}  # sessions of models that are not lifted
@@ -333,7 +336,7 @@ class OnnxBackend:
 
     def prepare(self, code: Code) -> None:
         """Open the code's session and warm it up; DeviceError if the artefact is unusable."""
-        if code.code_id in self._prepared_by_code:
+        if code.code_id in self._prepared:
             return
         index, session = NO_WEIGHTS, None
         if code.lifted:
@@ -347,11 +350,11 @@ class OnnxBackend:
             # A separate buffer of zeros: the arena's pages may hold weights of other models.
             memory = np.zeros(index.blob_bytes, np.uint8)
             warm_up(code, bind(session, index, memory), sizes, self._config.warm_up_ns)
-        self._prepared_by_code[code.code_id] = PreparedOnnx(code, session, index, batches)
+        self._prepared[code.code_id] = PreparedOnnx(code, session, index, batches)
 
     def retire(self, code_id: str) -> None:
         """Delete the code's session, bindings and models."""
-        if self._prepared_by_code.pop(code_id, None) is None:
+        if self._prepared.pop(code_id, None) is None:
             return
         self._bindings.retire(code_id)
         for page in [page for page, (owner, _) in self._opened_by_page.items() if owner == code_id]:
@@ -360,15 +363,11 @@ class OnnxBackend:
 
     def load(self, action: Load) -> int:
         """Read the blob into its extent, or open the session of a model that is not lifted."""
-        prepared = self._get(action.code_id)
+        prepared = self._prepared[action.code_id]
         page, weights = action.extent.first, action.weights
         if not prepared.code.lifted:
             return self._open_own_session(prepared, action)
-        if weights.size != prepared.index.blob_bytes:
-            raise DeviceError(
-                f"weights {weights.weights_id}: expected {prepared.index.blob_bytes} bytes for code"
-                f" {action.code_id}, found {weights.size}; compile the model again"
-            )
+        check_blob(action, prepared.index.blob_bytes)
         once_ns = self._blobs.read_into(weights, self._arena.view(action.extent, weights.size))
         if self._bindings.get(action.code_id, page) is None:
             self._bind(prepared, action.code_id, page)
@@ -400,7 +399,7 @@ class OnnxBackend:
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
         """Run one batch on the weights in the action's extent."""
         started_ns = time.monotonic_ns()
-        prepared = self._get(action.code_id)
+        prepared = self._prepared[action.code_id]
         rows = rows_of(prepared.code, action, calls)
         batch = prepared.batches[action.batch if prepared.code.batched else 1]
         try:
@@ -414,16 +413,10 @@ class OnnxBackend:
 
     def close(self) -> None:
         """Free everything but the arena."""
-        for code_id in list(self._prepared_by_code):
+        for code_id in list(self._prepared):
             self.retire(code_id)
         self._blobs.close()
         self._scratch.close()
-
-    def _get(self, code_id: str) -> PreparedOnnx:
-        prepared = self._prepared_by_code.get(code_id)
-        if prepared is None:
-            raise DeviceError(f"code {code_id}: not prepared on {self._config.device}")
-        return prepared
 
     def _bound(self, prepared: PreparedOnnx, action: Infer) -> BoundWeights:
         """The session, with the weights in the extent bound."""
@@ -445,7 +438,7 @@ class OnnxBackend:
     def _bind(self, prepared: PreparedOnnx, code_id: str, page: int) -> BoundWeights:
         index = prepared.index
         bound = bind(prepared.session, index, self._arena.bytes_at(page, index.blob_bytes))
-        self._bindings.put(code_id, page, bound)
+        self._bindings.put(code_id, page, bound, len(bound.arrays))
         return bound
 
 
@@ -468,3 +461,74 @@ def _check_names(code: Code, index: OnnxIndex, session: Session) -> None:
 def _clear(calls: Sequence[CallBuffers]) -> None:
     for call in calls:
         call.outputs.clear()
+
+
+# ------------------------------------------------------------
+# The ``cpu`` device: one arena, and a backend for each kind of code that it runs.
+
+
+Backend = OnnxBackend | PythonBackend
+
+
+class CpuDevice:
+    """Runs ``onnx`` and ``python`` codes."""
+
+    def __init__(self, config: DeviceConfig) -> None:
+        self._arena = Arena(config.memory_bytes, config.page_bytes)
+        self._onnx = OnnxBackend(config, self._arena)
+        self._backends: dict[str, Backend] = {
+            "onnx": self._onnx,
+            "python": PythonBackend(config, self._arena),
+        }
+        self._backend_by_code = PreparedCodes[Backend](config.device)
+        self.spec = DeviceSpec(
+            device=config.device,
+            kind="cpu",
+            pages=self._arena.pages,
+            page_bytes=config.page_bytes,
+            workspace_bytes=config.workspace_bytes,
+            io_bytes=config.io_bytes,
+            backends=tuple(self._backends),
+            lanes_share=config.lanes_share,
+        )
+
+    def prepare(self, code: Code) -> None:
+        """Prepare the code with its backend; DeviceError if there is none for it here."""
+        backend = self._backends.get(code.backend)
+        if backend is None:
+            raise DeviceError(
+                f"code {code.code_id}: backend: expected one of {sorted(self._backends)} on"
+                f" {self.spec.device}, found {code.backend!r}; serve it on a device of that kind"
+            )
+        backend.prepare(code)
+        self._backend_by_code[code.code_id] = backend
+
+    def retire(self, code_id: str) -> None:
+        """Free the resources of ``prepare``."""
+        backend = self._backend_by_code.pop(code_id, None)
+        if backend is not None:
+            backend.retire(code_id)
+
+    def load(self, action: Load) -> int:
+        """Load with the code's backend."""
+        return self._backend_by_code[action.code_id].load(action)
+
+    def verify(self, weights: Weights) -> None:
+        """Verify a weights file before it is needed; thread-safe."""
+        self._onnx.verify(weights)
+
+    def unload(self, action: Unload) -> None:
+        """Release the extent in every backend: the action does not name its code."""
+        for backend in self._backends.values():
+            backend.unload(action)
+
+    def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
+        """Run with the code's backend."""
+        return self._backend_by_code[action.code_id].infer(action, calls)
+
+    def close(self) -> None:
+        """Free everything."""
+        for backend in self._backends.values():
+            backend.close()
+        self._backend_by_code.clear()
+        self._arena.close()

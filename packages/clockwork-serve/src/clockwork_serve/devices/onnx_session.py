@@ -5,9 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import re
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +28,9 @@ from clockwork_serve.devices.base import (
     split,
     stack,
 )
-from clockwork_serve.devices.files import read_file
+from clockwork_serve.devices.files import read_record
 from clockwork_serve.errors import DeviceError, ModelError
-from clockwork_serve.messages import Code, OnnxIndex, TensorSpec
+from clockwork_serve.messages import Code, OnnxIndex, OnnxTensor, TensorSpec
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
@@ -118,41 +116,31 @@ def trim() -> None:
 # Weights of lifted codes, bound to device memory.
 
 
-BOUND_TENSORS_MAX: Final = 100_000
-"""Weights bound at once, over all bindings: each takes about 1 kB; binding it again takes 2 us."""
+_indices: Final = msgspec.json.Decoder(OnnxIndex)  # built before there are threads
 
 
 def read_index(code: Code) -> OnnxIndex:
     """The code's ``index.json``; DeviceError if it is missing or inconsistent."""
-    path = Path(code.path) / "index.json"
-    try:
-        index = msgspec.json.decode(read_file(code, "index.json"), type=OnnxIndex)
-    except (ValueError, RecursionError, msgspec.DecodeError) as error:
-        raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
+    index = read_record(code, "index.json", _indices)
     for tensor in index.tensors:
-        _, dtype = element_type(tensor.dtype)
-        if tensor.offset < 0 or tensor.offset + tensor.nbytes > index.blob_bytes:
-            raise DeviceError(
-                f"code {path}: {tensor.name}: expected to end by {index.blob_bytes}, found beyond"
-            )
-        if nbytes_of(tensor.shape, dtype) != tensor.nbytes:
-            raise DeviceError(
-                f"code {path}: {tensor.name}: expected {nbytes_of(tensor.shape, dtype)} bytes for"
-                f" {tensor.shape} {tensor.dtype}, found {tensor.nbytes}"
-            )
+        fault = _fault(tensor, index.blob_bytes)
+        if fault:
+            raise DeviceError(f"code {code.path}/index.json: {tensor.name}: {fault}; compile the model again")
     return index
 
 
-def element_type(name: str) -> tuple[str, np.dtype[Any]]:
-    """OIP's name and numpy's element type for either's name of it."""
-    if name in NUMPY_DTYPES:
-        return name, NUMPY_DTYPES[name]
-    if name == "bfloat16":
-        return "BF16", NUMPY_DTYPES["BF16"]
-    try:
-        return "", np.dtype(name)
-    except TypeError as error:
-        raise DeviceError(f"dtype: expected an element type such as FP32, found {name!r}") from error
+def _fault(tensor: OnnxTensor, blob_bytes: int) -> str:
+    """What is wrong with one entry; empty if nothing is."""
+    if tensor.dtype != "float32":
+        return f"dtype: expected float32, which alone is lifted, found {tensor.dtype!r}"
+    if tensor.offset < 0 or tensor.offset + tensor.nbytes > blob_bytes:
+        return f"expected to end by {blob_bytes}, found {tensor.offset + tensor.nbytes}"
+    needed = nbytes_of(tensor.shape, np.dtype(np.float32))
+    return (
+        ""
+        if needed == tensor.nbytes
+        else f"expected {needed} bytes for {tensor.shape}, found {tensor.nbytes}"
+    )
 
 
 @dataclass(slots=True)
@@ -177,54 +165,12 @@ def bind(session: Session, index: OnnxIndex, memory: Bytes) -> BoundWeights:
     """Bind every weight of the index to its place in ``memory`` (``blob_bytes`` long); nothing is copied."""
     bound = BoundWeights(session, session.io_binding(), {}, [])
     for tensor in index.tensors:
-        datatype, dtype = element_type(tensor.dtype)
-        array = memory[tensor.offset : tensor.offset + tensor.nbytes].view(dtype).reshape(tensor.shape)
-        value = value_of(array, datatype)
+        array = memory[tensor.offset : tensor.offset + tensor.nbytes].view(np.float32).reshape(tensor.shape)
+        value = value_of(array, "FP32")
         bound.binding.bind_ortvalue_input(tensor.name, value)
         bound.weights[tensor.name] = value
         bound.arrays.append(array)
     return bound
-
-
-class Bindings:
-    """Bindings by (code, first page), the least recently used dropped first. Used by both lanes."""
-
-    def __init__(self, tensors_max: int = BOUND_TENSORS_MAX) -> None:
-        self._tensors_max = tensors_max
-        self._tensors = 0  # the weights in all bindings held
-        self._bound_by_place: OrderedDict[tuple[str, int], BoundWeights] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, code_id: str, page: int) -> BoundWeights | None:
-        """The binding of a code at a page, if present."""
-        with self._lock:
-            bound = self._bound_by_place.get((code_id, page))
-            if bound is not None:
-                self._bound_by_place.move_to_end((code_id, page))
-            return bound
-
-    def put(self, code_id: str, page: int, bound: BoundWeights) -> None:
-        """Add a binding."""
-        with self._lock:
-            self._forget((code_id, page))
-            self._bound_by_place[code_id, page] = bound
-            self._tensors += len(bound.arrays)
-            while self._tensors > self._tensors_max and len(self._bound_by_place) > 1:
-                self._forget(next(iter(self._bound_by_place)))
-
-    def retire(self, code_id: str) -> None:
-        """Delete every binding of a code."""
-        with self._lock:
-            for place in [place for place in self._bound_by_place if place[0] == code_id]:
-                self._forget(place)
-
-    def __len__(self) -> int:
-        return len(self._bound_by_place)
-
-    def _forget(self, place: tuple[str, int]) -> None:
-        bound = self._bound_by_place.pop(place, None)
-        if bound is not None:
-            self._tensors -= len(bound.arrays)
 
 
 # ------------------------------------------------------------

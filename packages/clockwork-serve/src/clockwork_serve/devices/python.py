@@ -34,6 +34,7 @@ from clockwork_serve.devices.base import (
     DeviceConfig,
     OutputRoom,
     Phases,
+    PreparedCodes,
     fits,
     full_shape,
     gather,
@@ -57,18 +58,15 @@ class PreparedPython:
 class PythonBackend:
     """Runs codes of backend ``python``; their memory is accounted for in pages, which remain unused."""
 
-    def __init__(
-        self, config: DeviceConfig, arena: Arena, clock: Callable[[], int] = time.monotonic_ns
-    ) -> None:
+    def __init__(self, config: DeviceConfig, arena: Arena) -> None:
         self._device = config.device
         self._arena = arena
-        self._clock = clock
-        self._prepared_by_code: dict[str, PreparedPython] = {}
+        self._prepared = PreparedCodes[PreparedPython](config.device)
         self._model_by_page: dict[int, tuple[str, Any]] = {}
 
     def prepare(self, code: Code) -> None:
         """Import ``model.py``; DeviceError if that fails, or it has no usable ``Model``."""
-        if code.code_id in self._prepared_by_code:
+        if code.code_id in self._prepared:
             return
         path = Path(code.path) / "model.py"
         module = _import(path, _module_name(code.code_id))
@@ -77,11 +75,11 @@ class PythonBackend:
         except ModelError:
             sys.modules.pop(_module_name(code.code_id), None)
             raise
-        self._prepared_by_code[code.code_id] = PreparedPython(code, module)
+        self._prepared[code.code_id] = PreparedPython(code, module)
 
     def retire(self, code_id: str) -> None:
         """Delete the module and its models."""
-        if self._prepared_by_code.pop(code_id, None) is None:
+        if self._prepared.pop(code_id, None) is None:
             return
         for page in [page for page, (owner, _) in self._model_by_page.items() if owner == code_id]:
             _unload(self._model_by_page.pop(page)[1])
@@ -89,7 +87,7 @@ class PythonBackend:
 
     def load(self, action: Load) -> int:
         """Create a model and have it load its files, which are not verified."""
-        prepared = self._get(action.code_id)
+        prepared = self._prepared[action.code_id]
         self._arena.view(action.extent, 0)
         _, before = self._model_by_page.pop(action.extent.first, ("", None))
         if before is not None:
@@ -112,8 +110,8 @@ class PythonBackend:
 
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
         """Run one batch: all rows of the calls at once."""
-        started = self._clock()
-        code = self._get(action.code_id).code
+        started = time.monotonic_ns()
+        code = self._prepared[action.code_id].code
         rows = rows_of(code, action, calls)
         owner, model = self._model_by_page.get(action.extent.first, ("", None))
         if model is None or owner != action.code_id:
@@ -121,22 +119,16 @@ class PythonBackend:
                 f"model {action.model}: not loaded at page {action.extent.first} of {self._device}"
             )
         inputs = _inputs(code, calls, rows)
-        gathered = self._clock()
+        gathered = time.monotonic_ns()
         found = _call_user_code(f"model {action.model}", lambda: model.infer(inputs))
-        ran = self._clock()
+        ran = time.monotonic_ns()
         _write(action.model, code, found, calls, rows)
-        return Phases(gathered - started, ran - gathered, self._clock() - ran)
+        return Phases(gathered - started, ran - gathered, time.monotonic_ns() - ran)
 
     def close(self) -> None:
         """Unload every model."""
-        for code_id in list(self._prepared_by_code):
+        for code_id in list(self._prepared):
             self.retire(code_id)
-
-    def _get(self, code_id: str) -> PreparedPython:
-        prepared = self._prepared_by_code.get(code_id)
-        if prepared is None:
-            raise DeviceError(f"code {code_id}: not prepared on {self._device}")
-        return prepared
 
 
 def _inputs(code: Code, calls: Sequence[CallBuffers], rows: Sequence[int]) -> dict[str, Array]:

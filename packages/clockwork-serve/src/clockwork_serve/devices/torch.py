@@ -5,27 +5,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import mmap
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import torch
 from torch._C._aoti import AOTIModelPackageLoader
 
-from clockwork_serve.devices.accelerator import Accelerator, Cuda, HostAccelerator, HostPool, Tensor
+from clockwork_serve.devices.accelerator import Accelerator, Cuda, HostPool, Tensor
+from clockwork_serve.devices.arena import check_page_size, span
 from clockwork_serve.devices.base import (
     NUMPY_DTYPES,
     Array,
+    Bindings,
     CallBuffers,
     DeviceConfig,
     OutputRoom,
     Phases,
+    PreparedCodes,
+    check_blob,
     check_input,
     full_shape,
     gather,
@@ -34,8 +36,9 @@ from clockwork_serve.devices.base import (
     rows_of,
     split,
     stack,
+    within,
 )
-from clockwork_serve.devices.files import check_file, read_file
+from clockwork_serve.devices.files import check_file, read_record
 from clockwork_serve.devices.kinds import BACKENDS
 from clockwork_serve.errors import DeviceError, DeviceGone, ModelError
 from clockwork_serve.messages import (
@@ -50,7 +53,7 @@ from clockwork_serve.messages import (
     Unload,
     Weights,
 )
-from clockwork_serve.units import align
+from clockwork_serve.units import MIB, align
 
 # ------------------------------------------------------------
 # A compiled torch model on disk: ``index.json`` beside its packages.
@@ -63,14 +66,6 @@ INDEX_FILE: Final = "index.json"
 TENSOR_START: Final = 256
 """Alignment of tensors in the blob, in bytes, as of CUDA's allocators."""
 
-ITEM_BYTES: dict[str, int] = {
-    "bool": 1, "uint8": 1, "uint16": 2, "uint32": 4, "uint64": 8, "int8": 1, "int16": 2, "int32": 4,
-    "int64": 8, "float16": 2, "bfloat16": 2, "float32": 4, "float64": 8, "complex64": 8, "complex128": 16,
-    "float8_e4m3fn": 1, "float8_e5m2": 1,
-}  # fmt: skip
-"""Element types of weights, by torch's names."""
-
-
 _decoder: Final = msgspec.json.Decoder(TorchIndex)  # built before there are threads
 
 
@@ -81,11 +76,8 @@ def package_name(batch: int) -> str:
 
 def read_index(code: Code) -> TorchIndex:
     """The code's index; DeviceError if it is missing or inconsistent."""
-    path = Path(code.path) / INDEX_FILE
-    try:
-        index = _decoder.decode(read_file(code, INDEX_FILE))
-    except (ValueError, RecursionError, msgspec.DecodeError) as error:
-        raise DeviceError(f"code {path}: cannot be read ({error}); compile the model again") from error
+    path = f"{code.path}/{INDEX_FILE}"
+    index = read_record(code, INDEX_FILE, _decoder)
     for tensor in index.tensors:
         fault = _fault(tensor, index.blob_bytes)
         if fault:
@@ -95,13 +87,13 @@ def read_index(code: Code) -> TorchIndex:
 
 def _fault(tensor: TorchTensor, blob_bytes: int) -> str:
     """What is wrong with one entry; empty if nothing is."""
-    item = ITEM_BYTES.get(tensor.dtype)
-    if item is None:
-        return f"dtype: expected one of {', '.join(ITEM_BYTES)}; found {tensor.dtype!r}"
+    dtype = getattr(torch, tensor.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        return f"dtype: expected an element type of torch such as float32; found {tensor.dtype!r}"
     if len(tensor.shape) != len(tensor.stride) or min((*tensor.shape, *tensor.stride), default=0) < 0:
         return f"expected a stride per dimension, none negative; found {tensor.shape} and {tensor.stride}"
     reach = sum((dim - 1) * step for dim, step in zip(tensor.shape, tensor.stride, strict=True)) + 1
-    needed = item * reach if math.prod(tensor.shape) else 0
+    needed = dtype.itemsize * reach if math.prod(tensor.shape) else 0
     if needed > tensor.size:
         return f"expected {needed} bytes for {tensor.shape} {tensor.dtype}, found {tensor.size}"
     if tensor.offset % TENSOR_START:
@@ -118,9 +110,6 @@ def _fault(tensor: TorchTensor, blob_bytes: int) -> str:
 # beyond the end of their memory); a package is loaded once per process and kept (its code stays mapped
 # anyway); no constants are folded at run time.
 
-
-VIEWS_MAX: Final = 100_000
-"""The most tensor views kept, over all extents: each takes about 0.5 kB; making it again takes 3 us."""
 
 DTYPES: Final[dict[str, Any]] = {
     "BOOL": torch.bool, "UINT8": torch.uint8, "UINT16": torch.uint16, "UINT32": torch.uint32,
@@ -284,42 +273,6 @@ def copy_out(package: LoadedPackage, outputs: Sequence[Tensor], accelerator: Acc
     ]
 
 
-class WeightViews:
-    """Views of the weights of codes in extents, by (code, first page). Thread-safe."""
-
-    def __init__(self, tensors_max: int = VIEWS_MAX) -> None:
-        self._tensors_max = tensors_max
-        self._tensors = 0
-        self._views_by_place: OrderedDict[tuple[str, int], Views] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, code_id: str, page: int, make: Callable[[], Views]) -> Views:
-        """The views of a code at a page; the least recently used others are deleted if there are too many."""
-        place = (code_id, page)
-        with self._lock:
-            views = self._views_by_place.get(place)
-            if views is not None:
-                self._views_by_place.move_to_end(place)
-                return views
-        views = make()
-        with self._lock:
-            if place not in self._views_by_place:
-                self._views_by_place[place] = views
-                self._tensors += len(views)
-            while self._tensors > self._tensors_max and len(self._views_by_place) > 1:
-                self._tensors -= len(self._views_by_place.popitem(last=False)[1])
-        return views
-
-    def retire(self, code_id: str) -> None:
-        """Delete all views of a code."""
-        with self._lock:
-            for place in [place for place in self._views_by_place if place[0] == code_id]:
-                self._tensors -= len(self._views_by_place.pop(place))
-
-    def __len__(self) -> int:
-        return len(self._views_by_place)
-
-
 def views_of(index: TorchIndex, memory: Tensor) -> Views:
     """Views of every weight of a blob in ``memory``; nothing is copied."""
     return {
@@ -346,8 +299,6 @@ def one_line(error: BaseException) -> str:
 
 KEPT_MAX: Final = 256
 """Retired codes whose packages are kept for reuse; each package takes about 0.5 MB."""
-SAMPLES_MAX: Final = 1024
-
 Graph = tuple[Callable[[], None], list[Tensor]]
 """A function that replays the graph, and its outputs."""
 
@@ -363,29 +314,13 @@ class PreparedTorch:
     packages: dict[int, LoadedPackage]
 
 
-@dataclass(slots=True)
-class Sample:
-    """The duration of a run by the device's own clock, and its clock rates then (MHz)."""
-
-    code_id: str
-    batch: int
-    run_ns: int
-    rates: dict[str, int]
-
-
 class TorchDevice:
     """``load`` and ``prepare`` run on the load lane, ``infer`` on the exec lane."""
 
     def __init__(self, config: DeviceConfig, accelerator: Accelerator | None = None) -> None:
         page_bytes = config.page_bytes
-        if page_bytes < mmap.PAGESIZE or page_bytes % mmap.PAGESIZE:
-            raise DeviceError(
-                f"page_bytes: expected a multiple of {mmap.PAGESIZE}, found {page_bytes}; choose for example"
-                " 16777216"
-            )
-        self._accelerator = accelerator or (
-            Cuda(config) if config.kind == "cuda" else HostAccelerator(config)
-        )
+        check_page_size(page_bytes, 16 * MIB)
+        self._accelerator = accelerator or (Cuda(config) if config.kind == "cuda" else Accelerator(config))
         pages = self._accelerator.memory_bytes() // page_bytes
         if pages < 1:
             raise DeviceError(f"memory_bytes: expected at least one page of {page_bytes} bytes; raise it")
@@ -393,13 +328,12 @@ class TorchDevice:
         self._arena = self._accelerator.arena(pages * page_bytes)
         self._area = self._accelerator.area(config.io_bytes)
         self._pool = HostPool(self._accelerator, config.pool_bytes)
-        self._prepared: dict[str, PreparedTorch] = {}
+        self._prepared = PreparedCodes[PreparedTorch](config.device)
         self._kept: OrderedDict[str, PreparedTorch] = OrderedDict()  # retired, ready to return
-        self._seen = WeightViews()
+        self._bindings: Bindings[Views] = Bindings()
         self._graphs: OrderedDict[tuple[str, int, int], Graph] = OrderedDict()  # by code, page and batch
         self._running: Graph | None = None  # kept alive while it runs
         self._swaps = 0
-        self.samples: deque[Sample] = deque(maxlen=SAMPLES_MAX)
         self.spec = DeviceSpec(
             device=config.device, kind=self._accelerator.kind, pages=pages, page_bytes=page_bytes,
             workspace_bytes=config.workspace_bytes, io_bytes=config.io_bytes, backends=BACKENDS[config.kind],
@@ -424,7 +358,7 @@ class TorchDevice:
         prepared = self._prepared.pop(code_id, None)
         if prepared is None:
             return
-        self._seen.retire(code_id)
+        self._bindings.retire(code_id)
         for key in [key for key in self._graphs if key[0] == code_id]:
             self._graphs.pop(key, None)
         self._kept[code_id] = prepared
@@ -437,13 +371,9 @@ class TorchDevice:
 
     def load(self, action: Load) -> int:
         """Copy the blob into its extent, and wait until it is complete."""
-        prepared = self._get(action.code_id)
+        prepared = self._prepared[action.code_id]
         weights, blob_bytes = action.weights, prepared.index.blob_bytes
-        if weights.size != blob_bytes:
-            raise DeviceError(
-                f"weights {weights.weights_id}: expected {blob_bytes} bytes for code {action.code_id}, found"
-                f" {weights.size}; compile the model again"
-            )
+        check_blob(action, blob_bytes)
         target = self._extent(action.extent, blob_bytes)
         with self._safe(f"weights {weights.weights_id}"), torch.inference_mode():
             with self._accelerator.lane("load"):
@@ -486,9 +416,9 @@ class TorchDevice:
         if zeros is None:
             _log.warning("%s: no room to try code %s", self._config.device, prepared.code.code_id)
             return
-        views, left_ns = views_of(prepared.index, zeros), self._config.warm_up_ns
-        for package in prepared.packages.values():
-            began_ns = time.monotonic_ns()
+        views, packages = views_of(prepared.index, zeros), prepared.packages.values()
+        on_host = self._accelerator.shares_memory
+        for package in within(packages, self._config.warm_up_ns) if on_host else packages:
             outputs: list[Tensor] | None = None
             with self._accelerator.lane("exec"), package.lock:
                 try:
@@ -501,10 +431,6 @@ class TorchDevice:
             fault = "" if outputs is None else package.misfit(outputs)
             if fault:
                 raise DeviceError(f"code {prepared.code.code_id}: {fault}; compile the model again")
-            took_ns = time.monotonic_ns() - began_ns
-            left_ns -= took_ns
-            if left_ns < 2 * took_ns and self._accelerator.shares_memory:
-                return
 
     def _capture(self, prepared: PreparedTorch, package: LoadedPackage, page: int, views: Views) -> None:
         """Capture a CUDA graph for this place, unless there is one, so that no INFER has to."""
@@ -538,7 +464,7 @@ class TorchDevice:
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
         """Run one batch on the weights in the action's extent."""
         started_ns = time.monotonic_ns()
-        prepared = self._get(action.code_id)
+        prepared = self._prepared[action.code_id]
         rows = rows_of(prepared.code, action, calls)
         package = prepared.packages.get(action.batch if prepared.code.batched else 1)
         if package is None:
@@ -581,7 +507,6 @@ class TorchDevice:
             split(code, slot.spec, array, package.batch, rows, rooms)
         input_ns = filled_ns - started_ns + accelerator.between_ns(copy_start, run_start)
         run_ns = accelerator.between_ns(run_start, run_end)
-        self.samples.append(Sample(code.code_id, package.batch, run_ns, accelerator.rates))
         return Phases(input_ns, run_ns, max(0, time.monotonic_ns() - started_ns - input_ns - run_ns))
 
     def _outputs(self, prepared: PreparedTorch, package: LoadedPackage, page: int) -> list[Tensor]:
@@ -617,37 +542,22 @@ class TorchDevice:
         self._graphs.clear()
         self._prepared.clear()
         self._kept.clear()
-        self._seen = WeightViews()
+        self._bindings = Bindings()
         self._pool.close()
         self._arena, self._area = None, (None, None)
         self._accelerator.close()
 
-    def _get(self, code_id: str) -> PreparedTorch:
-        prepared = self._prepared.get(code_id)
-        if prepared is None:
-            raise DeviceError(f"code {code_id}: not prepared on {self._config.device}")
-        return prepared
-
     def _extent(self, extent: Extent, nbytes: int) -> Tensor:
         """The first ``nbytes`` of an extent; DeviceError if they are not all inside it."""
-        first, end, page_bytes = extent.first, extent.first + extent.count, self.spec.page_bytes
-        if first < 0 or extent.count < 1 or end > self.spec.pages:
-            raise DeviceError(
-                f"extent: expected pages within 0..{self.spec.pages - 1}, found {first}..{end - 1}"
-            )
-        if nbytes > extent.count * page_bytes:
-            raise DeviceError(
-                f"extent: {nbytes} bytes do not fit into {extent.count} pages of {page_bytes} bytes"
-            )
-        return self._arena[first * page_bytes : first * page_bytes + nbytes]
+        return self._arena[span(extent, nbytes, self.spec.pages, self.spec.page_bytes)]
 
     def _views(self, prepared: PreparedTorch, page: int) -> Views:
-        start, index = page * self.spec.page_bytes, prepared.index
-        return self._seen.get(
-            prepared.code.code_id,
-            page,
-            lambda: views_of(index, self._arena[start : start + index.blob_bytes]),
-        )
+        code_id, start, index = prepared.code.code_id, page * self.spec.page_bytes, prepared.index
+        views = self._bindings.get(code_id, page)
+        if views is None:
+            views = views_of(index, self._arena[start : start + index.blob_bytes])
+            self._bindings.put(code_id, page, views, len(views))
+        return views
 
     @contextlib.contextmanager
     def _safe(self, what: str, kind: type[DeviceError] = DeviceError) -> Iterator[None]:

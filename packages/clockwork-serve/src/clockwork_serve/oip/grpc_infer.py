@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from clockwork_client.datatypes import Buffer, Parameter, encode_strings
 from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import DATATYPES
-from clockwork_serve.oip.http_infer import any_shared, check_shape, classes_of, shared_and_sent, shared_wish
 from clockwork_serve.oip.model import (
     BINARY_ONLY,
     InferCall,
@@ -21,7 +19,10 @@ from clockwork_serve.oip.model import (
     OutputTensor,
     OutputWish,
     Served,
-    classify,
+    any_shared,
+    check_input,
+    shared_and_sent,
+    wish_of,
 )
 from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
@@ -357,7 +358,6 @@ def _check_beside(nbytes: int) -> None:
 InferRequest = Any
 """A ``ModelInferRequest``, or a large one as it was walked: a :class:`WalkedRequest`."""
 
-_LENGTH_DELIMITED: Final = 2
 _RAW_OUTPUT_CONTENTS: Final[int] = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 _INFER_RESPONSE: Final[int] = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 
@@ -408,8 +408,7 @@ def encode_infer(
     for wish in served.wanted(call):
         tensor = by_name[wish.name]
         if wish.classes:
-            labels = served.model.labels.get(wish.name, ())
-            tensor = classify(tensor, wish.classes, labels, batched=served.code.batched)
+            tensor = served.classified(tensor, wish.classes)
         head = response.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         if wish.shared is None:
             contents += (_field(_RAW_OUTPUT_CONTENTS, len(tensor.data)), tensor.data)
@@ -431,12 +430,7 @@ def streamed(response: bytes) -> bytes:
 
 def _field(number: int, length: int) -> bytes:
     """The head of a field of protobuf whose content is so many bytes."""
-    head = [number << 3 | _LENGTH_DELIMITED]
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head)
+    return _varint(number << 3 | _DELIMITED) + _varint(length)
 
 
 def parameters_of(given: Mapping[str, Any]) -> dict[str, Parameter]:
@@ -492,13 +486,8 @@ def _typed(tensor: Any, served: Served, walked: WalkedRequest | None, index: int
 
 
 def _head(tensor: Any) -> tuple[str, str, tuple[int, ...]]:
-    name, datatype, dims = tensor.name, tensor.datatype, tensor.shape
-    if datatype not in DATATYPES:
-        raise InvalidRequest(
-            f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
-        )
-    shape = tuple(dims)
-    check_shape(name, shape)
+    name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+    check_input(name, datatype, shape)
     return name, datatype, shape
 
 
@@ -525,12 +514,7 @@ def _packed(name: str, datatype: str, contents: Any) -> bytes:
 def _wish(output: Any) -> OutputWish:
     if not output.parameters:
         return OutputWish(output.name, binary=True)
-    parameters = parameters_of(output.parameters)
-    classes = classes_of(output.name, parameters.get("classification", 0))
-    shared = shared_ref("output", output.name, parameters)
-    if shared is not None:
-        return shared_wish(output.name, classes, shared)
-    return OutputWish(output.name, binary=True, classes=classes)
+    return wish_of(output.name, parameters_of(output.parameters))
 
 
 def _shared_ref(tensor: Any) -> SharedRef | None:

@@ -16,7 +16,6 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from clockwork_client.datatypes import Buffer, Parameter, decode_strings, encode_strings
 from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip.model import (
     BINARY_ONLY,
     HEADER_BYTES_MAX,
@@ -27,9 +26,12 @@ from clockwork_serve.oip.model import (
     OutputTensor,
     OutputWish,
     Served,
-    classify,
+    any_shared,
+    check_input,
+    shared_and_sent,
+    wish_of,
 )
-from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
+from clockwork_serve.oip.shared_memory import shared_ref
 from clockwork_serve.oip.status import TooLarge
 
 # ------------------------------------------------------------
@@ -179,15 +181,10 @@ def _packed(name: str, datatype: str, flat: list[Any]) -> bytes:
 # Inference bodies of HTTP, JSON and binary tensors, to calls and back.
 
 
-CLASSES_MAX: Final = 1 << 16
 TENSORS_MAX: Final = 1024
 """Inputs of a request, or outputs, where it is not known how many its model has."""
 JSON_LARGE: Final = 64 * 1024
 """Of a request, beside its inputs; more in all is looked at before it is built."""
-DIMENSIONS_MAX: Final = 32
-"""Of one tensor: as many as NumPy's arrays could always have."""
-_DIMENSION_MAX: Final = 2**63 - 1
-
 Parameters = dict[str, Parameter]
 
 
@@ -317,8 +314,7 @@ def encode_infer(
     for wish in served.wanted(call):
         tensor = by_name[wish.name]
         if wish.classes:
-            labels = served.model.labels.get(wish.name, ())
-            tensor = classify(tensor, wish.classes, labels, batched=served.code.batched)
+            tensor = served.classified(tensor, wish.classes)
         head = _JsonOutput(tensor.name, tensor.datatype, tensor.shape)
         # One in shared memory has no data, and no parameters: a stock client looks there for a size.
         if wish.shared is None and wish.binary:
@@ -414,12 +410,8 @@ class _Binary:
 
 def _input(given: _JsonInput, tensors: _Binary) -> InputTensor:
     name, datatype, parameters = given.name, given.datatype, given.parameters
-    if datatype not in DATATYPES:
-        raise InvalidRequest(
-            f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
-        )
     shape = tuple(given.shape)
-    check_shape(name, shape)
+    check_input(name, datatype, shape)
     size = None
     if parameters:
         size = parameters.get("binary_data_size")
@@ -446,66 +438,10 @@ def _wish(given: _JsonWish, request: Parameters | None) -> OutputWish:
     binary = _flag(request, "binary_data_output", default=False)
     if not parameters:
         return OutputWish(given.name, binary)
-    classes = classes_of(given.name, parameters.get("classification", 0))
-    shared = shared_ref("output", given.name, parameters)
-    if shared is not None:
-        return shared_wish(given.name, classes, shared)
-    return OutputWish(given.name, _flag(parameters, "binary_data", default=binary), classes)
-
-
-def check_shape(name: str, shape: tuple[int, ...]) -> None:
-    """Raise :class:`InvalidRequest` for what is no tensor's, before it is multiplied or told back.
-
-    Clients choose how many dimensions they name: their product could have a million digits.
-    """
-    if len(shape) > DIMENSIONS_MAX:
-        raise InvalidRequest(
-            f"inference input '{name}': shape: expected at most {DIMENSIONS_MAX} dimensions, "
-            f"found {len(shape)}"
-        )
-    if shape and min(shape) < 0:
-        raise InvalidRequest(
-            f"inference input '{name}': shape: expected no negative dimension, found {list(shape)}"
-        )
-    if shape and max(shape) > _DIMENSION_MAX:
-        raise InvalidRequest(
-            f"inference input '{name}': shape: expected dimensions up to {_DIMENSION_MAX}, "
-            f"found {list(shape)}"
-        )
-
-
-def classes_of(name: str, given: Any) -> int:
-    """The parameter ``classification`` of an output. Raises :class:`InvalidRequest`."""
-    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= CLASSES_MAX:
-        raise InvalidRequest(
-            f"inference output '{name}': parameter 'classification': expected a number of classes from 0 to "
-            f"{CLASSES_MAX}, found {given!r}"
-        )
-    return given
-
-
-def shared_wish(name: str, classes: int, shared: SharedRef) -> OutputWish:
-    """An output that goes into shared memory. Raises :class:`InvalidRequest`."""
-    if classes:
-        raise InvalidRequest(
-            f"inference output '{name}': expected either 'classification' or shared memory, found both"
-        )
-    return OutputWish(name, binary=True, shared=shared)
-
-
-def shared_and_sent(name: str) -> InvalidRequest:
-    """What to tell a client that sends an input and names shared memory for it too."""
-    return InvalidRequest(
-        f"inference input '{name}': expected its data either here or in shared memory, found both"
-    )
-
-
-def any_shared(inputs: list[InputTensor], outputs: list[OutputWish] | None) -> bool:
-    """Whether one of them is in shared memory."""
-    for tensor in inputs:
-        if tensor.shared is not None:
-            return True
-    return outputs is not None and any(wish.shared is not None for wish in outputs)
+    wish = wish_of(given.name, parameters)
+    if wish.shared is None:
+        wish.binary = _flag(parameters, "binary_data", default=binary)
+    return wish
 
 
 def _flag(parameters: Parameters | None, name: str, *, default: bool) -> bool:

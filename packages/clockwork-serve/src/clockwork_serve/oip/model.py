@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,7 +20,7 @@ from clockwork_client.datatypes import DATATYPES, Buffer, Parameter, encode_stri
 from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Code, Model, TensorSpec
-from clockwork_serve.oip.shared_memory import SharedRef
+from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 from clockwork_serve.oip.status import TooLarge, Unsupported
 
 # ------------------------------------------------------------
@@ -194,7 +194,69 @@ def _plain(tensor: InputTensor) -> bool:
 
 
 # ------------------------------------------------------------
-# What is particular about element types, whatever the model.
+# What is checked of every request, whatever the model.
+
+
+CLASSES_MAX: Final = 1 << 16
+DIMENSIONS_MAX: Final = 32
+"""Of one tensor: as many as NumPy's arrays could always have."""
+_DIMENSION_MAX: Final = 2**63 - 1
+
+
+def check_input(name: str, datatype: str, shape: tuple[int, ...]) -> None:
+    """Raise :class:`InvalidRequest` for what is no tensor's, before it is multiplied or told back.
+
+    Clients choose how many dimensions they name: their product could have a million digits.
+    """
+    if datatype not in DATATYPES:
+        raise InvalidRequest(
+            f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
+        )
+    if len(shape) > DIMENSIONS_MAX:
+        raise InvalidRequest(
+            f"inference input '{name}': shape: expected at most {DIMENSIONS_MAX} dimensions, "
+            f"found {len(shape)}"
+        )
+    if shape and min(shape) < 0:
+        raise InvalidRequest(
+            f"inference input '{name}': shape: expected no negative dimension, found {list(shape)}"
+        )
+    if shape and max(shape) > _DIMENSION_MAX:
+        raise InvalidRequest(
+            f"inference input '{name}': shape: expected dimensions up to {_DIMENSION_MAX}, "
+            f"found {list(shape)}"
+        )
+
+
+def wish_of(name: str, parameters: Mapping[str, Any]) -> OutputWish:
+    """An output as its parameters ask for it, in binary. Raises :class:`InvalidRequest`."""
+    classes = parameters.get("classification", 0)
+    if isinstance(classes, bool) or not isinstance(classes, int) or not 0 <= classes <= CLASSES_MAX:
+        raise InvalidRequest(
+            f"inference output '{name}': parameter 'classification': expected a number of classes from 0 to "
+            f"{CLASSES_MAX}, found {classes!r}"
+        )
+    shared = shared_ref("output", name, parameters)
+    if shared is not None and classes:
+        raise InvalidRequest(
+            f"inference output '{name}': expected either 'classification' or shared memory, found both"
+        )
+    return OutputWish(name, binary=True, classes=classes, shared=shared)
+
+
+def shared_and_sent(name: str) -> InvalidRequest:
+    """What to tell a client that sends an input and names shared memory for it too."""
+    return InvalidRequest(
+        f"inference input '{name}': expected its data either here or in shared memory, found both"
+    )
+
+
+def any_shared(inputs: list[InputTensor], outputs: list[OutputWish] | None) -> bool:
+    """Whether one of them is in shared memory."""
+    for tensor in inputs:
+        if tensor.shared is not None:
+            return True
+    return outputs is not None and any(wish.shared is not None for wish in outputs)
 
 
 BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
@@ -224,6 +286,28 @@ def check_strings(name: str, data: Buffer, count: int) -> None:
             f"length and that many bytes; found {size} bytes that hold "
             f"{'more' if found == count and at < size else 'fewer'}"
         )
+
+
+# ------------------------------------------------------------
+# The classification extension: the best classes of an output instead of its numbers.
+
+
+def classify(tensor: OutputTensor, count: int, labels: Sequence[str], *, batched: bool) -> OutputTensor:
+    """BYTES ``value:index[:label]`` of the ``count`` highest values, of each row if batched."""
+    values = np.frombuffer(tensor.data, DTYPES[tensor.datatype])
+    rows = tensor.shape[0] if batched else 1
+    values = values.reshape(rows, -1)
+    count = min(count, values.shape[1])
+    # Stable, so that of equals the first class wins.
+    best = np.argsort(-values.astype(np.float64), axis=1, kind="stable")[:, :count]
+    texts = [_text(values[row, index], int(index), labels) for row in range(rows) for index in best[row]]
+    shape = (rows, count) if batched else (count,)
+    return OutputTensor(tensor.name, "BYTES", shape, encode_strings(text.encode() for text in texts))
+
+
+def _text(value: np.generic, index: int, labels: Sequence[str]) -> str:
+    shown = f"{float(value):f}" if value.dtype.kind == "f" else str(int(value))
+    return f"{shown}:{index}:{labels[index]}" if index < len(labels) else f"{shown}:{index}"
 
 
 # ------------------------------------------------------------
@@ -328,6 +412,11 @@ class Served:
         if call.outputs is not None:
             return call.outputs
         return [OutputWish(name, call.binary) for name in self._outputs]
+
+    def classified(self, tensor: OutputTensor, count: int) -> OutputTensor:
+        """The ``count`` best classes of an output instead of its numbers."""
+        labels = self.model.labels.get(tensor.name, ())
+        return classify(tensor, count, labels, batched=self.code.batched)
 
     def output_bytes(self, name: str, rows: int) -> int | None:
         """What an output of so many rows takes; None where only running the model tells."""
@@ -562,25 +651,3 @@ def model_metadata(served: Served, versions: list[str]) -> dict[str, Any]:
 
 def _tensor(served: Served, spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": served.shown_shape(spec)}
-
-
-# ------------------------------------------------------------
-# The classification extension: the best classes of an output instead of its numbers.
-
-
-def classify(tensor: OutputTensor, count: int, labels: Sequence[str], *, batched: bool) -> OutputTensor:
-    """BYTES ``value:index[:label]`` of the ``count`` highest values, of each row if batched."""
-    values = np.frombuffer(tensor.data, DTYPES[tensor.datatype])
-    rows = tensor.shape[0] if batched else 1
-    values = values.reshape(rows, -1)
-    count = min(count, values.shape[1])
-    # Stable, so that of equals the first class wins.
-    best = np.argsort(-values.astype(np.float64), axis=1, kind="stable")[:, :count]
-    texts = [_text(values[row, index], int(index), labels) for row in range(rows) for index in best[row]]
-    shape = (rows, count) if batched else (count,)
-    return OutputTensor(tensor.name, "BYTES", shape, encode_strings(text.encode() for text in texts))
-
-
-def _text(value: np.generic, index: int, labels: Sequence[str]) -> str:
-    shown = f"{float(value):f}" if value.dtype.kind == "f" else str(int(value))
-    return f"{shown}:{index}:{labels[index]}" if index < len(labels) else f"{shown}:{index}"

@@ -33,7 +33,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -44,10 +44,10 @@ from msgspec import Struct
 
 from clockwork_serve.errors import RepositoryError
 from clockwork_serve.integrity import Verified, file_digest, hash_of, sealed, unsealed
-from clockwork_serve.messages import Code, CodeFile, Profile, Weights
+from clockwork_serve.messages import Code, CodeFile, Profile, TensorSpec, Weights
 from clockwork_serve.store.optimiser import runtime_fingerprint
-from clockwork_serve.store.settings import Damage, ProblemError, problem
-from clockwork_serve.units import MIB
+from clockwork_serve.store.settings import Damage, ModelSettings, ProblemError, StoreConfig, problem
+from clockwork_serve.units import MIB, align
 
 LAYOUT = 5
 """Incremented whenever the format of what is stored changes; older folders are not touched."""
@@ -169,28 +169,22 @@ class Cache:
 
         Files are hashed once, and again when they appear changed: a lifted graph is small.
         """
-        folder = self.root / "codes" / code_id
+        folder, name = self.root / "codes" / code_id, "code.json"
         try:
-            record = (folder / "code.json").read_bytes()
-        except OSError as error:
+            code = opened_code(code_id, (folder / name).read_bytes())
+            for file in code.files:
+                name = file.name
+                self._check_file(folder / name, file.sha256)
+        except (OSError, ValueError) as error:
+            found = error.strerror if isinstance(error, OSError) else error
             if folder.exists():
-                self.set_aside("code", code_id, f"code.json: {error.strerror}")
+                self.set_aside("code", code_id, f"{name}: {found}")
             return None
-        try:
-            code = opened_code(code_id, record)
-        except ValueError as error:
-            self.set_aside("code", code_id, f"code.json: {error}")
-            return None
-        for file in code.files:
-            try:
-                whole = file_digest(folder / file.name, self._verified) == file.sha256
-                found = "other content"
-            except OSError as error:
-                whole, found = False, str(error.strerror)
-            if not whole:
-                self.set_aside("code", code_id, f"{file.name}: {found}")
-                return None
         return msgspec.structs.replace(code, path=str(folder))
+
+    def _check_file(self, path: Path, sha256: str) -> None:
+        if file_digest(path, self._verified) != sha256:
+            raise ValueError("other content")
 
     def code_file(self, code_id: str, name: str) -> bytes | None:
         """The content of a file of a code; if it is not what was stored, None, and the code is set aside."""
@@ -459,6 +453,10 @@ _UNLIFTED_FACTOR = 2
 """Memory of an ordinary session, as a multiple of its file (measured: 1.6, more while it opens)."""
 
 
+_ROOM_FACTOR = 16
+"""How much larger than in the (small) trial outputs may be where a request chooses its shape."""
+
+
 class Compiled(Struct, frozen=True, kw_only=True):
     """What a model file and its settings compiled to. ``weights_bytes`` is the size of the stored file."""
 
@@ -483,6 +481,41 @@ class Compiled(Struct, frozen=True, kw_only=True):
         """Whether code and weights are both present and valid."""
         whole = cache.has_weights(self.weights_id, self.weights_bytes)
         return whole and cache.code(self.code_id) is not None
+
+
+def compiled_of(
+    code: Code,
+    weights_id: str,
+    weights_bytes: int,
+    settings: ModelSettings,
+    config: StoreConfig,
+    *,
+    max_batch_size: int,
+    seen_bytes: int = 0,
+    warnings: Iterable[str] = (),
+) -> Compiled:
+    """What a model compiled to, a code and weights. ``seen_bytes`` of outputs were seen in a trial."""
+    return Compiled(
+        code_id=code.code_id,
+        weights_id=weights_id,
+        weights_bytes=weights_bytes,
+        lifted=code.lifted,
+        max_batch_size=max_batch_size,
+        batch_sizes=code.batch_sizes,
+        output_bytes=_output_room(code.outputs, seen_bytes, config.output_bytes, settings.output_bytes),
+        warnings=tuple(text for text in warnings if text),
+    )
+
+
+def _output_room(outputs: tuple[TensorSpec, ...], seen_bytes: int, least: int, asked: int | None) -> int:
+    """Bytes of room per request row: exact if all sizes are known, else as configured or estimated."""
+    sizes = [spec.row_bytes if spec.datatype != "BYTES" else None for spec in outputs]
+    exact = sum(align(size or 0) for size in sizes)
+    if None not in sizes:
+        return max(exact, 1)
+    if asked is not None:
+        return max(asked, exact)
+    return align(max(least, exact, _ROOM_FACTOR * seen_bytes))
 
 
 def batch_sizes(max_batch_size: int) -> tuple[int, ...]:

@@ -16,10 +16,9 @@ from msgspec import Struct
 
 from clockwork_serve.errors import described, printable
 from clockwork_serve.messages import Code, Model, TensorSpec, Weights
-from clockwork_serve.store.cache import Cache, Compiled, digest_of, fine_batch_sizes
+from clockwork_serve.store.cache import Cache, Compiled, compiled_of, digest_of, fine_batch_sizes
 from clockwork_serve.store.onnx.compiler import OnnxCompiler
 from clockwork_serve.store.onnx.graph import bounded
-from clockwork_serve.store.onnx.row_trial import output_room
 from clockwork_serve.store.onnx.source import FileFacts, current, read_source
 from clockwork_serve.store.optimiser import Optimiser, readable_names
 from clockwork_serve.store.repository import PLATFORMS, Entry, Repository, model_config, model_file
@@ -32,9 +31,8 @@ from clockwork_serve.store.settings import (
     TensorSettings,
     placed,
     problem,
-    shown,
 )
-from clockwork_serve.store.torch.compiler import TorchCompiler
+from clockwork_serve.store.torch.compiler import OnStep, TorchCompiler
 from clockwork_serve.units import MIB, ms
 
 # ------------------------------------------------------------
@@ -64,11 +62,13 @@ def compile_emulated(entry: Entry, cache: Cache, config: StoreConfig) -> tuple[C
     )
     code = _code("emulated", entry.settings, batched=asked > 0, sizes=sizes)
     code_id = digest_of(cache.runtime, "emulated", profile, msgspec.json.encode(code))[:32]
-    stored = cache.code(code_id) or cache.save_code(
+    code = cache.code(code_id) or cache.save_code(
         msgspec.structs.replace(code, code_id=code_id), {"profile.json": profile}
     )
-    compiled = _compiled(stored, entry.settings, config, asked, code_id, emulated.weights_bytes)
-    return msgspec.structs.replace(compiled, warnings=(batching.lost,) if batching.lost else ()), stored
+    return compiled_of(
+        code, code_id, emulated.weights_bytes, entry.settings, config,
+        max_batch_size=asked, warnings=(batching.lost,),
+    ), code  # fmt: skip
 
 
 def compile_python(entry: Entry, version: int, cache: Cache, config: StoreConfig) -> tuple[Compiled, Code]:
@@ -92,8 +92,10 @@ def compile_python(entry: Entry, version: int, cache: Cache, config: StoreConfig
     code_id = digest_of("python", str(path), source, content, msgspec.json.encode(code))[:32]
     code = msgspec.structs.replace(code, code_id=code_id, path=str(path.parent))
     memory = entry.settings.memory_bytes or _PYTHON_MEMORY_BYTES
-    compiled = _compiled(code, entry.settings, config, batching.max_batch_size, code_id, memory)
-    return msgspec.structs.replace(compiled, warnings=(batching.lost,) if batching.lost else ()), code
+    return compiled_of(
+        code, code_id, memory, entry.settings, config,
+        max_batch_size=batching.max_batch_size, warnings=(batching.lost,),
+    ), code  # fmt: skip
 
 
 def _code(backend: str, settings: ModelSettings, *, batched: bool, sizes: tuple[int, ...]) -> Code:
@@ -122,25 +124,6 @@ def _spec(tensor: TensorSettings, role: str) -> TensorSpec:
             )  # fmt: skip
     return TensorSpec(
         name=tensor.name, datatype=tensor.datatype or "", shape=tensor.dims or (), optional=tensor.optional
-    )
-
-
-def _compiled(
-    code: Code,
-    settings: ModelSettings,
-    config: StoreConfig,
-    max_batch_size: int,
-    weights_id: str,
-    memory: int,
-) -> Compiled:
-    return Compiled(
-        code_id=code.code_id,
-        weights_id=weights_id,
-        weights_bytes=memory,
-        lifted=code.lifted,
-        max_batch_size=max_batch_size,
-        batch_sizes=code.batch_sizes,
-        output_bytes=output_room(code.outputs, None, least=config.output_bytes, asked=settings.output_bytes),
     )
 
 
@@ -190,10 +173,6 @@ _LARGE_MODEL = 64 * MIB
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, text) after each version; the text names it and what was done."""
-
-
-OnStep = Callable[[str], None]
-"""Called with the current step of a compilation that takes long."""
 
 
 def _ignore_step(text: str) -> None:
@@ -339,55 +318,35 @@ def compile_all(
     """
     compiler = compiler or Compiler(cache, repository.config)
     chosen = repository.scan() if entries is None else list(entries)
-    problems = [found for entry in chosen for found in entry.problems]
+    problems = [each for entry in chosen for each in entry.problems]
     work = [(entry, version) for entry in chosen for version in entry.versions]
     served = []
-    reporter = _ProgressReporter(progress, len(work))
+    lock, done = threading.Lock(), 0
+
+    def report(text: str, finished: int = 0) -> None:
+        nonlocal done
+        with lock:
+            done += finished
+            if progress is not None:
+                progress(done, len(work), text)
+
+    def result(each: tuple[Entry, int]) -> ServedVersion | Problem:
+        place = f"{each[0].name}/{each[1]}: "
+        return _result(compiler, begin, *each, lambda text: report(place + text))
+
     pool = ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1), "compile")
     try:
-        results = pool.map(
-            lambda each: _result(compiler, begin, each[0], each[1], reporter.step_reporter(*each)), work
-        )
-        for (entry, version), result in zip(work, results, strict=True):
+        for (entry, version), found in zip(work, pool.map(result, work), strict=True):
             text = f"{entry.name}/{version}"
-            if isinstance(result, ServedVersion):
-                served.append(result)
+            if isinstance(found, ServedVersion):
+                served.append(found)
             else:
-                problems.append(result)
+                problems.append(found)
                 text += " cannot be served"
-            reporter.done(text)
+            report(text, finished=1)
     finally:
         pool.shutdown(cancel_futures=True)
     return served, problems
-
-
-class _ProgressReporter:
-    """Serialises progress from several threads."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
-        self._lock = threading.Lock()
-
-    def done(self, text: str) -> None:
-        """Count and report a finished version."""
-        with self._lock:
-            self._done += 1
-            self._report(text)
-
-    def step_reporter(self, entry: Entry, version: int) -> OnStep:
-        """A callback for the steps of one version."""
-
-        def step(text: str) -> None:
-            with self._lock:
-                self._report(f"{entry.name}/{version}: {text}")
-
-        return step
-
-    def _report(self, text: str) -> None:
-        if self._progress is not None:
-            self._progress(self._done, self._total, text)
 
 
 def _result(
@@ -399,20 +358,14 @@ def _result(
     except ProblemError as error:
         return error.problem
     except MemoryError as error:
-        return Problem(
-            model=entry.name,
-            version=str(version),
-            field="memory",
-            expected="a model that is compiled in the memory that compile_memory gives",
-            found=shown(f"one that takes more ({described(error)})"),
+        found = problem(
+            "memory", expected="a model that is compiled in the memory that compile_memory gives",
+            found=f"one that takes more ({described(error)})",
             advice="raise compile_memory, or serve a smaller model",
-        )
+        )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - whatever a strange file raises, the others are served
-        return Problem(
-            model=entry.name,
-            version=str(version),
-            field="model",
-            expected="a model that can be compiled",
-            found=shown(described(error)),
+        found = problem(
+            "model", expected="a model that can be compiled", found=described(error),
             advice="this is a fault of the compiler, please report it with the model",
-        )
+        )  # fmt: skip
+    return placed(found, model=entry.name, version=str(version)).problem

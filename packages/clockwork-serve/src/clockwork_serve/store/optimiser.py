@@ -16,7 +16,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 
-from clockwork_serve.store.model_limits import check_size
+from clockwork_serve.store.graph_walks import check_size
 from clockwork_serve.store.settings import problem
 from clockwork_serve.store.trial import RunError
 

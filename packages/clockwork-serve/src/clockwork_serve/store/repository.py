@@ -129,23 +129,15 @@ class Repository:
         except ProblemError as error:
             found = placed(error, model=blank.name).problem
         except OSError as error:
-            found = Problem(
-                model=blank.name,
-                field="files",
-                expected="a readable folder",
-                found=shown(str(error)),
+            found = problem(
+                "files", model=blank.name, expected="a readable folder", found=str(error),
                 advice="check its permissions",
-            )
-        return Entry(name=blank.name, path=blank.path, root=blank.root, problems=(found,))
+            ).problem  # fmt: skip
+        return msgspec.structs.replace(blank, problems=(found,))
 
     def _read(self, blank: Entry) -> Entry:
         if not _NAME.fullmatch(blank.name):
-            raise problem(
-                "name",
-                expected="letters, digits and _ . + -, the first one a letter, a digit or _",
-                found=blank.name,
-                advice="rename the folder",
-            )
+            raise _bad_name(blank.name, "rename the folder")
         folder = inside(self.root, Path(blank.path))
         if shown(str(folder)) != str(folder):
             raise problem(
@@ -174,16 +166,10 @@ class Repository:
         missing = sorted(set(policy.specific) - set(present))
         if missing:
             warnings = (*warnings, f"version_policy asks for versions {missing}, which are not there")
-        return Entry(
-            name=blank.name,
-            path=str(folder),
-            root=blank.root,
-            backend=backend,
-            versions=versions,
-            present=present,
-            settings=settings,
+        return msgspec.structs.replace(
+            blank, path=str(folder), backend=backend, versions=versions, present=present, settings=settings,
             warnings=warnings,
-        )
+        )  # fmt: skip
 
 
 def inside(root: Path, path: Path, field: str = "path") -> Path:
@@ -251,12 +237,16 @@ def _file_alone(given: Path) -> Entry:
     wrong = [text for text in (given.stem, str(file)) if shown(text) != text]
     if _NAME.fullmatch(given.stem) and not wrong:
         return entry
-    found = Problem(
-        model=entry.name, field="name", found=shown(wrong[0] if wrong else given.stem),
-        expected="letters, digits and _ . + -, the first one a letter, a digit or _",
-        advice="rename the file, whose name is the model's",
+    found = _bad_name(wrong[0] if wrong else given.stem, "rename the file, whose name is the model's")
+    problems = (placed(found, model=entry.name).problem,)
+    return Entry(name=entry.name, path=folder, root=folder, problems=problems)
+
+
+def _bad_name(found: str, advice: str) -> ProblemError:
+    return problem(
+        "name", expected="letters, digits and _ . + -, the first one a letter, a digit or _", found=found,
+        advice=advice,
     )  # fmt: skip
-    return Entry(name=entry.name, path=folder, root=folder, problems=(found,))
 
 
 def model_names(root: str | os.PathLike[str]) -> list[str]:

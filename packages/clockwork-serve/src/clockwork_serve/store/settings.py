@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
@@ -83,14 +83,7 @@ def placed(error: ProblemError, *, model: str, version: str = "") -> ProblemErro
     """The same problem with the model (and version) filled in where they are empty."""
     old = error.problem
     return ProblemError(
-        Problem(
-            model=old.model or model,
-            version=old.version or version,
-            field=old.field,
-            expected=old.expected,
-            found=old.found,
-            advice=old.advice,
-        )
+        msgspec.structs.replace(old, model=old.model or model, version=old.version or version)
     )
 
 
@@ -219,7 +212,7 @@ DIGITS_MAX = 9
 
 
 class Table:
-    """A TOML table with typed look-ups; unknown keys are errors."""
+    """A TOML table with checked look-ups; unknown keys are errors."""
 
     def __init__(self, values: object, where: str, known: tuple[str, ...]) -> None:
         if not isinstance(values, dict):
@@ -240,33 +233,42 @@ class Table:
         """The value unchecked, or None."""
         return self._values.get(key)
 
+    def checked(self, key: str, expected: str, good: Callable[[Any], bool], *, needed: bool = False) -> Any:
+        """The value, which must be ``good``; None if there is none and none is ``needed``."""
+        value = self._values.get(key)
+        if value is None and needed:
+            raise problem(self.path(key), expected=expected, found="nothing", advice="add it")
+        if value is not None and not good(value):
+            raise problem(self.path(key), expected=expected, found=value, advice=f"correct {FILE_NAME}")
+        return value
+
     def integer(self, key: str, least: int, most: int = 1 << 62) -> int | None:
         """A whole number in ``least..most``, or None."""
-        value = self._values.get(key)
-        if value is None:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            wanted = f"a whole number >= {least}" if most == 1 << 62 else f"a whole number in {least}..{most}"
-            raise problem(self.path(key), expected=wanted, found=value, advice=f"correct {FILE_NAME}")
-        return value
+        wanted = f"a whole number >= {least}" if most == 1 << 62 else f"a whole number in {least}..{most}"
+        found: int | None = self.checked(
+            key, wanted, lambda value: type(value) is int and least <= value <= most
+        )
+        return found
 
-    def number(self, key: str, *, zero: bool) -> float | None:
-        """A finite number above zero (or zero too), or None."""
-        value = self._values.get(key)
-        if value is None:
-            return None
-        good = isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or not 0 <= value < _LARGEST or (value == 0 and not zero):
-            wanted = f"a number {'>=' if zero else '>'} 0 and less than {_LARGEST:g}"
-            raise problem(self.path(key), expected=wanted, found=value, advice=f"correct {FILE_NAME}")
-        return float(value)
+    def milliseconds(self, key: str) -> float | None:
+        """A finite number above zero, or None."""
+        wanted = f"a number > 0 and less than {_LARGEST:g}"
+        found = self.checked(key, wanted, lambda value: _is_number(value) and value > 0)
+        return None if found is None else float(found)
 
-    def text(self, key: str) -> str | None:
-        """A string that is not empty, or None."""
-        value = self._values.get(key)
-        if value is not None and (not isinstance(value, str) or not value):
-            raise problem(self.path(key), expected="a string", found=value, advice=f"correct {FILE_NAME}")
-        return value
+    def amount(self, key: str) -> float:
+        """A finite number that is not negative."""
+        return float(self.checked(key, f"a number >= 0 and less than {_LARGEST:g}", _is_number, needed=True))
+
+    def text(self, key: str, expected: str = "a string", *, needed: bool = False) -> Any:
+        """A string that is not empty, or None if none is ``needed``."""
+        return self.checked(
+            key, expected, lambda value: isinstance(value, str) and value != "", needed=needed
+        )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < _LARGEST
 
 
 def read_toml(text: str) -> ModelSettings:
@@ -287,18 +289,14 @@ def read_toml(text: str) -> ModelSettings:
     )  # fmt: skip
     backend = table.text("backend")
     if backend is not None and backend not in BACKENDS:
-        raise problem(
-            table.path("backend"),
-            expected=" or ".join(BACKENDS),
-            found=backend,
-            advice=did_you_mean(backend, BACKENDS),
-        )
+        advice = did_you_mean(backend, BACKENDS)
+        raise problem(table.path("backend"), expected=" or ".join(BACKENDS), found=backend, advice=advice)
     labels, label_files = _labels(table.raw("labels"))
     emulated = table.raw("emulated")
     return ModelSettings(
         backend=backend,
         max_batch_size=table.integer("max_batch_size", 0, 65536),
-        slo_ms=table.number("slo_ms", zero=False),
+        slo_ms=table.milliseconds("slo_ms"),
         queue_limit=table.integer("queue_limit", 1),
         output_bytes=table.integer("output_bytes", 1),
         memory_bytes=table.integer("memory_bytes", 1),
@@ -330,27 +328,19 @@ def _tensors(value: object, key: str) -> tuple[TensorSettings, ...]:
 
 def _tensor(item: object, where: str) -> TensorSettings:
     table = Table(item, where, ("name", "dims", "datatype", "optional"))
-    name = table.text("name")
-    if name is None:
-        raise problem(table.path("name"), expected="the tensor's name", found="nothing", advice="add it")
-    dims = table.raw("dims")
-    good = isinstance(dims, list) and all(
-        isinstance(dim, int) and not isinstance(dim, bool) and (dim > 0 or dim == -1) for dim in dims
-    )
-    if dims is not None and not good:
-        raise problem(
-            table.path("dims"), expected="whole numbers > 0, or -1", found=dims, advice=f"correct {FILE_NAME}"
-        )
+    name = table.text("name", "the tensor's name", needed=True)
+    dims = table.checked("dims", "whole numbers > 0, or -1", _are_dims)
     datatype = table.text("datatype")
-    optional = table.raw("optional") or False
-    if not isinstance(optional, bool):
-        raise problem(table.path("optional"), expected="true or false", found=optional, advice="correct it")
     return TensorSettings(
         name=name,
         dims=None if dims is None else tuple(dims),
         datatype=None if datatype is None else datatype_of(datatype, table.path("datatype")),
-        optional=optional,
+        optional=table.checked("optional", "true or false", lambda value: isinstance(value, bool)) or False,
     )
+
+
+def _are_dims(value: object) -> bool:
+    return isinstance(value, list) and all(type(dim) is int and (dim > 0 or dim == -1) for dim in value)
 
 
 def _version_policy(value: object) -> VersionPolicy | None:
@@ -397,11 +387,7 @@ def _labels(value: object) -> tuple[dict[str, tuple[str, ...]], dict[str, str]]:
 
 def _emulated(value: object) -> EmulatedSettings:
     table = Table(value, "emulated", ("weights_mb", "infer_ms", "load_ms"))
-    weights_mb = table.number("weights_mb", zero=True)
-    load_ms = table.number("load_ms", zero=True)
-    for key, given in (("weights_mb", weights_mb), ("load_ms", load_ms)):
-        if given is None:
-            raise problem(table.path(key), expected="a number >= 0", found="nothing", advice="add it")
+    weights_mb, load_ms = table.amount("weights_mb"), table.amount("load_ms")
     durations = table.raw("infer_ms")
     advice = "write infer_ms = {1 = 2.5, 2 = 4.1}, from batch size 1 upwards"
     where = table.path("infer_ms")
@@ -412,11 +398,9 @@ def _emulated(value: object) -> EmulatedSettings:
     for key in durations:
         if not key.isascii() or not key.isdigit() or len(key) > DIGITS_MAX or int(key) < 1:
             raise problem(where, expected="batch sizes >= 1", found=key, advice=advice)
-        infer_ns[int(key)] = ms(steps.number(key, zero=False) or 0.0)
+        infer_ns[int(key)] = ms(steps.milliseconds(key) or 0.0)
     return EmulatedSettings(
-        weights_bytes=round((weights_mb or 0.0) * MIB),
-        infer_ns=dict(sorted(infer_ns.items())),
-        load_ns=ms(load_ms or 0.0),
+        weights_bytes=round(weights_mb * MIB), infer_ns=dict(sorted(infer_ns.items())), load_ns=ms(load_ms)
     )
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
+from clockwork_client.tensors import DTYPES
+
 # ------------------------------------------------------------
 # Inputs and outputs of a graph, as records independent of ONNX.
 
@@ -35,7 +37,7 @@ class Interface(Struct, frozen=True):
 
 
 # ------------------------------------------------------------
-# Runs a graph on generated inputs to learn what it does not declare.
+# Generated inputs, and what runs on them show.
 
 
 Array = npt.NDArray[Any]
@@ -132,7 +134,7 @@ def _noise(session: Runs, trial: Trial) -> float:
 def variants(trial: Trial) -> list[dict[str, Array]]:
     """Inputs to compare two graphs on: those of the trial, and with other values of its single integers."""
     found = [trial.one] if trial.two is None else [trial.one, trial.two]
-    singles = [fill for fill in trial.fills if _is_single_integer(fill)]
+    singles = [fill for fill in trial.fills if _single(fill.datatype, fill.shape)]
     if singles:
         for value in _SCALARS:
             changed = dict(trial.one)
@@ -179,7 +181,7 @@ def likely(interface: Interface, *, batched: bool) -> tuple[Fill, ...]:
 def _candidates(interface: Interface, *, batched: bool) -> Iterator[tuple[Fill, ...]]:
     free = any(isinstance(dim, str) for tensor in interface.inputs for dim in (tensor.dims or ())[1:])
     loose = any(isinstance(dim, str) for tensor in interface.inputs for dim in (tensor.dims or ())[:1])
-    single = any(_single(tensor) for tensor in interface.inputs)
+    single = any(_single(tensor.datatype, tensor.dims) for tensor in interface.inputs)
     rows = ("batch",) if batched or not loose else ("batch", "states", "none")
     sizes = _SIZES if free or (loose and not batched) else _SIZES[:1]
     for one_row, scalar, size in itertools.product(rows, _SCALARS if single else (0,), sizes):
@@ -205,31 +207,26 @@ def _fill(tensor: GraphTensor, interface: Interface, size: int, scalar: int, one
         else:
             single = one_row != "none" and (axis == 0 or dim in rows or state)
             shape.append(1 if single else size)
-    low, high = (scalar, scalar) if _single(tensor) else (0, 1)
+    low, high = (scalar, scalar) if _single(tensor.datatype, tensor.dims) else (0, 1)
     return Fill(name=tensor.name, datatype=tensor.datatype, shape=tuple(shape), low=low, high=high)
 
 
-def _single(tensor: GraphTensor) -> bool:
-    return "INT" in tensor.datatype and tensor.dims in ((), (1,))
-
-
-def _is_single_integer(fill: Fill) -> bool:
-    return "INT" in fill.datatype and fill.shape in ((), (1,))
+def _single(datatype: str, dims: tuple[Dim, ...] | None) -> bool:
+    """Whether it is one integer, which often is a setting."""
+    return "INT" in datatype and dims in ((), (1,))
 
 
 def _array(fill: Fill, shape: tuple[int, ...], random: np.random.Generator) -> Array:
     if fill.datatype == "BYTES":
         letters = random.integers(ord("a"), ord("z") + 1, shape)
         return np.vectorize(chr, otypes=[object])(letters) if letters.size else np.empty(shape, object)
-    kinds = {"FP16": "f2", "FP32": "f4", "FP64": "f8", "BOOL": "?"}
-    if fill.datatype in ("FP16", "FP32", "FP64"):
-        return np.asarray(random.random(shape)).astype(kinds[fill.datatype])
     if fill.datatype == "BF16":
         return (np.asarray(random.random(shape, np.float32)).view("u4") >> 16).astype("u2")
-    if fill.datatype == "BOOL":
-        return np.asarray(random.integers(0, 2, shape)).astype("?")
-    width = {"8": "1", "16": "2", "32": "4", "64": "8"}[fill.datatype.lstrip("UINT")]
-    kind = "u" if fill.datatype.startswith("U") else "i"
-    most = np.iinfo(kind + width).max
+    dtype = DTYPES[fill.datatype]
+    if dtype.kind == "f":
+        return np.asarray(random.random(shape)).astype(dtype)
+    if dtype.kind == "b":
+        return np.asarray(random.integers(0, 2, shape)).astype(dtype)
+    most = np.iinfo(dtype).max
     values = random.integers(min(fill.low, most), min(fill.high, most) + 1, shape)
-    return np.asarray(values).astype(kind + width)
+    return np.asarray(values).astype(dtype)

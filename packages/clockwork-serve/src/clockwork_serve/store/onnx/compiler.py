@@ -8,7 +8,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from clockwork_serve.messages import Code, OnnxIndex
-from clockwork_serve.store.cache import Cache, Compiled, batch_sizes, digest_of
+from clockwork_serve.store.cache import Cache, Compiled, batch_sizes, compiled_of, digest_of
 from clockwork_serve.store.onnx.graph import (
     Batching,
     GraphPlan,
@@ -25,8 +25,6 @@ from clockwork_serve.store.onnx.row_trial import (
     DATA_DEPENDENT_OPS,
     Verdict,
     batching_verdict,
-    compare_rows,
-    output_room,
     resolved_outputs,
 )
 from clockwork_serve.store.onnx.source import ModelSource
@@ -35,7 +33,7 @@ from clockwork_serve.store.onnx.wire import elements, filled
 from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
 from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig
 from clockwork_serve.store.trial import Interface, RunError, Trial, difference, find_trial, likely, variants
-from clockwork_serve.units import MIB
+from clockwork_serve.units import MIB, align
 
 # ------------------------------------------------------------
 # A model optimised and lifted, verified to give the same results.
@@ -184,7 +182,7 @@ class OnnxCompiler:
         known = self._known(key)
         if known is None:
             return self._first(source, settings, key)
-        lowered = self._lower(source.data, known.plan)
+        lowered = lower(source.data, known.plan, self._optimiser)
         if known.copies == "once":
             self._learn(source, key, known, lowered.lifted)
         if known.first.lifted and lowered.lifted.digest == known.digest:
@@ -198,14 +196,14 @@ class OnnxCompiler:
         found = interface_of(parse_model(source.data))
         batching = batching_of(found, settings, self._config)
         plan = _planned(found, batching, settings, self._optimiser.block)
-        lowered = self._lower(source.data, plan)
+        lowered = lower(source.data, plan, self._optimiser)
         trial = find_trial(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
         verdict = self._verdict(source.data, lowered, plan, trial, asked=bool(settings.max_batch_size))
         if verdict.lost or verdict.squeezed:
             batching = Batching(0, verdict.lost) if verdict.lost else batching
             plan = _planned(found, batching, settings, self._optimiser.block)
             plan = msgspec.structs.replace(plan, squeezed=verdict.squeezed)
-            lowered = self._lower(source.data, plan)
+            lowered = lower(source.data, plan, self._optimiser)
             trial = find_trial(lowered.session, plan.interface, batched=plan.max_batch_size > 0)
         plan = msgspec.structs.replace(plan, lost=verdict.warning or plan.lost)
         proved = prove(lowered, plan, trial)
@@ -228,12 +226,7 @@ class OnnxCompiler:
         sizes = batch_sizes(plan.max_batch_size)
         fills = trial.fills if isinstance(trial, Trial) else likely(plan.interface, batched=True)
         why = veto(parse_model(data), plan.interface, fills, sizes)
-        if isinstance(trial, Trial):
-            trial = compare_rows(lowered.session, plan.interface, trial, gently=bool(why))
-        return batching_verdict(trial, plan.interface, batched=True, asked=asked, veto=why)
-
-    def _lower(self, data: memoryview | bytes, plan: GraphPlan) -> Lowered:
-        return lower(data, plan, self._optimiser)
+        return batching_verdict(lowered.session, plan.interface, trial, asked=asked, veto=why)
 
     def _stored(self, proved: Proved, settings: ModelSettings, trial: Trial | str) -> Compiled:
         """Store code and weights; lifted if that gives the same results."""
@@ -268,18 +261,12 @@ class OnnxCompiler:
         if self._cache.code(code_id) is None:
             self._cache.save_code(code, files)
         stored: bytes | npt.NDArray[np.uint8] = proved.lowered.optimised if obstacle else lifted.blob
-        return Compiled(
-            code_id=code_id,
-            weights_id=self._cache.save_weights(stored),
-            weights_bytes=len(stored),
-            lifted=not obstacle,
+        return compiled_of(
+            code, self._cache.save_weights(stored), len(stored), settings, self._config,
             max_batch_size=plan.max_batch_size,
-            batch_sizes=code.batch_sizes,
-            output_bytes=output_room(
-                code.outputs, tried, least=self._config.output_bytes, asked=settings.output_bytes
-            ),
-            warnings=(*([plan.lost] if plan.lost else []), *_warnings(lifted, obstacle, code)),
-        )
+            seen_bytes=sum(align(array.nbytes) for array in tried.outputs) if tried else 0,
+            warnings=(plan.lost, *_warnings(lifted, obstacle, code)),
+        )  # fmt: skip
 
     # Further copies
 
@@ -317,7 +304,8 @@ class OnnxCompiler:
             if flat is None or not frame.holes:
                 return None
             try:
-                lifted = self._lower(filled(source.data, frame.holes, flat), known.plan).lifted
+                data = filled(source.data, frame.holes, flat)
+                lifted = lower(data, known.plan, self._optimiser).lifted
             except ProblemError:
                 return None
             if lifted.digest != known.digest:

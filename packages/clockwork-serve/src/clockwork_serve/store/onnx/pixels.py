@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from clockwork_serve.store.onnx.weights import reads, subgraphs
+from clockwork_serve.store.graph_walks import inner_reads
 from clockwork_serve.units import align
 
 NCHWC = "com.microsoft.nchwc"
@@ -227,7 +227,7 @@ def _joined(nodes: list[onnx.NodeProto], graph: onnx.GraphProto, made: set[str])
 def _readers(nodes: Sequence[onnx.NodeProto], graph: onnx.GraphProto) -> Counter[str]:
     """How often each value is read, including by subgraphs and as a graph output."""
     readers = Counter(name for node in nodes for name in node.input)
-    readers.update(name for node in nodes for inner in subgraphs(node) for name in reads(inner))
+    readers.update(name for node in nodes for name in inner_reads(node))
     readers.update(value.name for value in graph.output)
     return readers
 

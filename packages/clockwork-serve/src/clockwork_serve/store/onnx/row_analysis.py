@@ -16,6 +16,7 @@ import onnx
 import onnx.inliner
 from onnx import helper, numpy_helper, shape_inference
 
+from clockwork_serve.store.graph_walks import all_graphs, all_nodes, readers_of
 from clockwork_serve.store.onnx.row_rules import ELEMENTWISE, MAKERS, RANDOM, RULES, SIZES_AT, joined
 from clockwork_serve.store.onnx.row_values import (
     MOST_ELEMENTS,
@@ -28,7 +29,7 @@ from clockwork_serve.store.onnx.row_values import (
     axis_of,
     computed,
 )
-from clockwork_serve.store.onnx.weights import all_graphs, all_nodes, is_weight
+from clockwork_serve.store.onnx.weights import is_weight
 from clockwork_serve.store.trial import Fill, Interface
 
 _MOST_STEPS = 64
@@ -103,10 +104,7 @@ class _Graph:
         self._versions = {each.domain: each.version for each in model.opset_import}
         self._versions[""] = self._versions.get("", self._versions.get("ai.onnx", 1))
         self._imports = [helper.make_opsetid(domain, version) for domain, version in self._versions.items()]
-        self._readers: dict[str, list[str]] = {}
-        for node in all_nodes(model.graph):
-            for name in node.input:
-                self._readers.setdefault(name, []).append(node.op_type)
+        self._readers = readers_of(model.graph)
         self._attributes: dict[int, dict[str, Any]] = {}
         # Caches are keyed by id(), which is unique only as long as the messages are kept.
         self._kept = (list(all_graphs(model.graph)), list(all_nodes(model.graph)))
@@ -215,7 +213,7 @@ class _Graph:
         types = self._types(node, domain, version, inputs)
         has_rows = any(value is not None and value.rows is not None for value in inputs)
         if not has_rows and op not in MAKERS:
-            return self._fixed(op, version, attributes, inputs, types)
+            return self._fixed(node, version, inputs, types)
         if rule is None:
             raise Mixes("is an operator that is not known to keep rows apart")
         for number, value in enumerate(inputs if has_rows else ()):
@@ -223,10 +221,10 @@ class _Graph:
             if value is not None and value.rows is None and value.is_sized and number not in settings:
                 raise Mixes("computes with the number of rows")
         shapes = [shape for _, shape in types]
-        call = Operation(op, version, attributes, inputs, node.output, shapes, self.count)
+        call = Operation(op, version, attributes, inputs, shapes, self.count)
         found = rule(call)
         if not has_rows and not any(found):
-            return self._fixed(op, version, attributes, inputs, types)
+            return self._fixed(node, version, inputs, types)
         values = [
             Value(dtype, self._checked(shape, rows), rows)
             for (dtype, shape), rows in zip(types, found, strict=True)
@@ -245,15 +243,14 @@ class _Graph:
 
     def _fixed(
         self,
-        op: str,
+        node: onnx.NodeProto,
         version: int,
-        attributes: Mapping[str, Any],
         inputs: Sequence[Value | None],
         types: Sequence[tuple[int, Shape | None]],
     ) -> list[Value]:
         """Outputs that do not depend on any request."""
         sized = any(value is not None and value.is_sized for value in inputs)
-        found = computed(op, version, attributes, inputs)
+        found = computed(node, version, inputs, [shape for _, shape in types])
         if found is None:
             return [Value(dtype, shape, sized=sized) for dtype, shape in types]
         return [

@@ -7,7 +7,7 @@ has rows; for ``MAKERS`` always. No rule reads a weight.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from clockwork_serve.store.onnx.row_values import (
     Label,
@@ -18,12 +18,15 @@ from clockwork_serve.store.onnx.row_values import (
     Value,
     aligned,
     axis_of,
+    flags_of,
     labelled,
     regrouped,
 )
 
 Rule = Callable[[Operation], list[RowAxis | None]]
 Found = list[RowAxis | None]
+Pairs = list[tuple[Value | None, Sequence[Label]]]
+"""Values, and labels of their axes."""
 
 ELEMENTWISE = (
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd",
@@ -58,51 +61,55 @@ def elementwise(call: Operation) -> Found:
     """One element out for one element of each input, with broadcasting."""
     if call.version < 7 and "axis" in call.attributes:
         raise Mixes("uses the broadcasting of old opsets")
+    return _broadcast(call, [value for value in call.inputs if value is not None])
+
+
+def _broadcast(call: Operation, values: Sequence[Value]) -> Found:
     rank = len(call.output())
-    pairs = [(v, aligned(len(v.sizes), rank)) for v in call.inputs if v is not None]
+    pairs = [(value, aligned(len(value.sizes), rank)) for value in values]
     return labelled(pairs, [aligned(rank, rank)] * len(call.outputs))
 
 
 def _first_only(call: Operation) -> Found:
     """Elementwise in input 0; the others are settings."""
     call.fixed(*range(1, len(call.inputs)))
+    return same(call)
+
+
+def same(call: Operation) -> Found:
+    """One element out for one element of input 0."""
     return [call.value(0).rows] * len(call.outputs)
 
 
-def _cast_like(call: Operation) -> Found:
-    return [call.value(0).rows]
-
-
-def _batch_first(*others: int) -> Rule:
+def batch_first(*others: int) -> Rule:
     """Rows on axis 0 of input 0, of the inputs in ``others`` and of all outputs; the rest are settings."""
 
     def rule(call: Operation) -> Found:
-        pairs: list[tuple[Value | None, list[Label]]] = []
-        for number, value in enumerate(call.inputs):
-            if number and number not in others:
-                call.fixed(number)
-            elif value is not None:
-                pairs.append((value, _leading(value, "n")))
+        call.fixed(*(number for number in range(1, len(call.inputs)) if number not in others))
         if len(call.value(0).sizes) < 2:
             raise Mixes("operates on a single row")
         for shape in call.outputs:
             if shape is not None and (not shape or shape[0] != call.count):
                 raise Mixes("has an output without rows")
-        return labelled(pairs, [["n"]] * len(call.outputs))
+        given = [call.value(0), *(call.given(number) for number in others)]
+        return labelled([(value, leading(value, "n")) for value in given], [["n"]] * len(call.outputs))
 
     return rule
 
 
-def _leading(value: Value, *labels: Label) -> list[Label]:
-    return [*labels, *[None] * max(0, len(value.sizes) - len(labels))]
+def leading(value: Value | None, names: str) -> Sequence[Label]:
+    """Labels that name the first axes; ``_`` and the axes behind are combined."""
+    rank = 0 if value is None else len(value.sizes)
+    return [None if name == "_" else name for name in names] + [None] * max(0, rank - len(names))
 
 
 def matmul(call: Operation) -> Found:
     """Numpy's matrix product."""
-    return _product(call, call.value(0), call.value(1))
+    return product(call, call.value(0), call.value(1))
 
 
-def _product(call: Operation, a: Value, b: Value, transposed: tuple[bool, bool] = (False, False)) -> Found:
+def product(call: Operation, a: Value, b: Value, transposed: tuple[bool, bool] = (False, False)) -> Found:
+    """Numpy's matrix product of two values."""
     ranks = len(a.sizes), len(b.sizes)
     rank = max(*ranks, 2)
     ends: list[list[Label]] = [["m", None], [None, "k"]]
@@ -120,63 +127,45 @@ def _batches(rank: int, to: int) -> list[Label]:
 
 
 def _gemm(call: Operation) -> Found:
-    a, b = bool(call.attributes.get("transA", 0)), bool(call.attributes.get("transB", 0))
-    first: list[Label] = [None, "m"] if a else ["m", None]
-    second: list[Label] = ["k", None] if b else [None, "k"]
-    pairs: list[tuple[Value | None, list[Label]]] = [(call.value(0), first), (call.value(1), second)]
+    first = ["m", None] if not call.attributes.get("transA", 0) else [None, "m"]
+    second = [None, "k"] if not call.attributes.get("transB", 0) else ["k", None]
     bias = call.given(2)
-    if bias is not None:
-        labels: list[Label] = ["m", "k"]
-        pairs.append((bias, labels[2 - len(bias.sizes) :]))
-    return labelled(pairs, [["m", "k"]])
+    names = ["m", "k"][2 - len(bias.sizes) :] if bias is not None else []
+    return labelled([(call.value(0), first), (call.value(1), second), (bias, names)], [["m", "k"]])
 
 
 def _fused_matmul(call: Operation) -> Found:
     if call.attributes.get("transBatchA", 0) or call.attributes.get("transBatchB", 0):
         raise Mixes("transposes batches")
     flips = bool(call.attributes.get("transA", 0)), bool(call.attributes.get("transB", 0))
-    return _product(call, call.value(0), call.value(1), flips)
+    return product(call, call.value(0), call.value(1), flips)
 
 
-def _matmul_integer(call: Operation) -> Found:
-    call.fixed(2, 3)
-    zero = call.given(2)
-    if zero is not None and math.prod(zero.sizes) != 1:
-        raise Mixes("has a zero point for every row")
-    return matmul(call)
+def _quantised_matmul(first: int, second: int, *scalars: int) -> Rule:
+    """The product of two inputs; the others are settings, of which some must be one for all rows."""
 
+    def rule(call: Operation) -> Found:
+        call.fixed(*(number for number in range(len(call.inputs)) if number not in (first, second)))
+        for number in scalars:
+            value = call.given(number)
+            if value is not None and math.prod(value.sizes) != 1:
+                raise Mixes("has a scale or a zero point for every row")
+        return product(call, call.value(first), call.value(second))
 
-def _qlinear_matmul(call: Operation) -> Found:
-    call.fixed(1, 2, 4, 5, 6, 7)
-    for number in (1, 2, 6, 7):
-        if math.prod(call.value(number).sizes) != 1:
-            raise Mixes("has a scale for every row")
-    return _product(call, call.value(0), call.value(3))
-
-
-def _matmul_integer_to_float(call: Operation) -> Found:
-    call.fixed(*range(2, len(call.inputs)))
-    for number in (2, 4):
-        value = call.given(number)
-        if value is not None and math.prod(value.sizes) != 1:
-            raise Mixes("has a scale for every row")
-    return _product(call, call.value(0), call.value(1))
+    return rule
 
 
 def _qlinear_pair(call: Operation) -> Found:
     call.fixed(1, 2, 4, 5, 6, 7)
-    rank = len(call.output())
-    pairs = [(value, aligned(len(value.sizes), rank)) for value in (call.value(0), call.value(3))]
-    return labelled(pairs, [aligned(rank, rank)])
+    return _broadcast(call, [call.value(0), call.value(3)])
 
 
-def _pool(call: Operation) -> Found:
-    rank = len(call.value(0).sizes)
-    labels: list[Label] = ["n", "c", *[None] * (rank - 2)]
+def pool(call: Operation) -> Found:
+    """Computes along all axes behind the first two."""
     call.fixed(*range(1, len(call.inputs)))
     if call.op == "MaxPool" and len(call.outputs) > 1:
         call.drop.append((1, "returns indices into the whole tensor"))
-    return labelled([(call.value(0), labels)], [labels] * len(call.outputs))
+    return labelled([(call.value(0), leading(call.value(0), "nc"))], [["n", "c"]] * len(call.outputs))
 
 
 def _batch_normalisation(call: Operation) -> Found:
@@ -184,23 +173,32 @@ def _batch_normalisation(call: Operation) -> Found:
         raise Mixes("normalises over the rows")
     if call.version < 14 and len(call.outputs) > 1:
         raise Mixes("normalises over the rows")
+    return by_channel(call)
+
+
+def by_channel(call: Operation) -> Found:
+    """One element out for one of input 0; the other inputs have one for each element of its axis 1."""
     labels = aligned(len(call.value(0).sizes), len(call.value(0).sizes))
-    pairs: list[tuple[Value | None, list[Label]]] = [(call.value(0), labels)]
-    pairs += [(call.value(number), [1]) for number in range(1, 5)]
-    return labelled(pairs, [labels])
+    others: Pairs = [(value, [1]) for value in call.inputs[1:]]
+    return labelled([(call.value(0), labels), *others], [labels])
 
 
 def _instance_normalisation(call: Operation) -> Found:
-    labels: list[Label] = ["n", "c", *[None] * (len(call.value(0).sizes) - 2)]
-    return labelled([(call.value(0), labels), (call.value(1), ["c"]), (call.value(2), ["c"])], [labels])
+    value = call.value(0)
+    return labelled(
+        [(value, leading(value, "nc")), (call.value(1), ["c"]), (call.value(2), ["c"])], [["n", "c"]]
+    )
 
 
 def _layer_normalisation(call: Operation) -> Found:
+    return normalised(call, axis_of(int(call.attributes.get("axis", -1)), len(call.value(0).sizes)))
+
+
+def normalised(call: Operation, axis: int) -> Found:
+    """Computes along ``axis`` and all behind it; other inputs are broadcast."""
     rank = len(call.value(0).sizes)
-    axis = axis_of(int(call.attributes.get("axis", -1)), rank)
     labels = [each if number < axis else None for number, each in enumerate(aligned(rank, rank))]
-    pairs = [(call.value(0), labels)]
-    pairs += [(v, labels[rank - len(v.sizes) :]) for v in call.inputs[1:] if v is not None]
+    pairs = [(v, labels[rank - len(v.sizes) :]) for v in call.inputs if v is not None]
     return labelled(pairs, [labels] * len(call.outputs))
 
 
@@ -212,21 +210,22 @@ def _skip_layer_normalisation(call: Operation) -> Found:
     return labelled(pairs, [labels if len(shape or labels) == rank else [] for shape in call.outputs])
 
 
-def _along(default: int, *, keeps: bool = True) -> Rule:
-    """Computes along one axis, attribute ``axis``; ``keeps`` it in the output unless keepdims is 0."""
+def _along(default: int | list[int], name: str = "axis", *, keeps: bool = True) -> Rule:
+    """Computes along the axes of an attribute; ``keeps`` them in the output unless keepdims is 0."""
 
     def rule(call: Operation) -> Found:
-        rank = len(call.value(0).sizes)
         call.fixed(*range(1, len(call.inputs)))
-        axis = axis_of(int(call.attributes.get("axis", default)), rank)
-        return _without(call, {axis}, kept=keeps or bool(call.attributes.get("keepdims", 1)))
+        kept = keeps or bool(call.attributes.get("keepdims", 1))
+        return without(call, call.attributes.get(name, default), kept=kept)
 
     return rule
 
 
-def _without(call: Operation, axes: set[int], *, kept: bool) -> Found:
+def without(call: Operation, axes: int | Iterable[int], *, kept: bool) -> Found:
+    """Computes along some axes of input 0, which are ``kept`` in the output or not."""
     rank = len(call.value(0).sizes)
-    labels: list[Label] = [None if axis in axes else axis for axis in range(rank)]
+    combined = {axis_of(int(axis), rank) for axis in (axes if isinstance(axes, Iterable) else [axes])}
+    labels: list[Label] = [None if axis in combined else axis for axis in range(rank)]
     out = labels if kept else [label for label in labels if label is not None]
     return labelled([(call.value(0), labels)], [out] * len(call.outputs))
 
@@ -234,29 +233,20 @@ def _without(call: Operation, axes: set[int], *, kept: bool) -> Found:
 def _softmax(call: Operation) -> Found:
     rank = len(call.value(0).sizes)
     if call.version >= 13:
-        return _without(call, {axis_of(int(call.attributes.get("axis", -1)), rank)}, kept=True)
+        return without(call, call.attributes.get("axis", -1), kept=True)
     axis = axis_of(int(call.attributes.get("axis", 1)), rank)
-    return _without(call, set(range(axis, rank)), kept=True)
+    return without(call, range(axis, rank), kept=True)
 
 
 def _reduce(call: Operation) -> Found:
     axes = call.setting("axes", 1)
     if not axes:
-        if axes is None and call.version >= 13 and call.attributes.get("noop_with_empty_axes", 0):
-            return [call.value(0).rows]
-        if axes is not None and call.attributes.get("noop_with_empty_axes", 0):
-            return [call.value(0).rows]
+        optional = axes is not None or call.version >= 13
+        if optional and call.attributes.get("noop_with_empty_axes", 0):
+            return same(call)
         raise Mixes("reduces the whole tensor")
     call.fixed(1)
-    rank = len(call.value(0).sizes)
-    return _without(
-        call, {axis_of(axis, rank) for axis in axes}, kept=bool(call.attributes.get("keepdims", 1))
-    )
-
-
-def _mean_variance(call: Operation) -> Found:
-    rank = len(call.value(0).sizes)
-    return _without(call, {axis_of(a, rank) for a in call.attributes.get("axes", [0, 2, 3])}, kept=True)
+    return without(call, axes, kept=bool(call.attributes.get("keepdims", 1)))
 
 
 def _cumulative(call: Operation) -> Found:
@@ -264,110 +254,93 @@ def _cumulative(call: Operation) -> Found:
     call.fixed(1)
     if not axis:
         raise Mixes("has no axis")
-    return _without(call, {axis_of(int(axis[0]), len(call.value(0).sizes))}, kept=True)
-
-
-def _lrn(call: Operation) -> Found:
-    return _without(call, {1}, kept=True)
+    return without(call, axis[:1], kept=True)
 
 
 def _last_axes(count: int, *, kept: bool = True) -> Rule:
     def rule(call: Operation) -> Found:
-        rank = len(call.value(0).sizes)
         call.fixed(*range(1, len(call.inputs)))
-        return _without(call, set(range(rank - count, rank)), kept=kept)
+        return without(call, range(-count, 0), kept=kept)
 
     return rule
 
 
 def _transpose(call: Operation) -> Found:
-    rank = len(call.value(0).sizes)
-    labels = aligned(rank, rank)
-    perm = call.attributes.get("perm", list(reversed(range(rank))))
-    return labelled([(call.value(0), labels)], [[labels[axis] for axis in perm]])
+    return permuted(call, call.attributes.get("perm", list(reversed(range(len(call.value(0).sizes))))))
+
+
+def permuted(call: Operation, order: Sequence[int]) -> Found:
+    """Axes in another order."""
+    return labelled([(call.value(0), aligned(len(order), len(order)))], [list(order)])
 
 
 def _reshape(call: Operation) -> Found:
-    call_shape = call.given(1)
-    if call_shape is not None and call_shape.rows is not None:
-        raise Mixes("reshapes by values of requests")
+    shape = call.shape_input(1, "reshapes by")
     found = regrouped(call.value(0), call.output(), call.count)
-    if call_shape is not None and call_shape.is_sized:
-        _only_sized(call_shape, found.axis, len(call.output()))
+    if shape is not None and shape.is_sized:
+        _only_sized(shape, found.axis, len(call.output()))
     return [found]
 
 
 def _only_sized(shape: Value, axis: int, rank: int) -> None:
     """Raise ``Mixes`` if sizes other than that of the rows follow from the number of rows."""
-    if shape.known is None:
-        raise Mixes("has a shape that is not constant")
-    flags = [False] * (rank - shape.known.size) + list(_flags(shape))
-    if any(flag and each != axis for each, flag in enumerate(flags)):
+    if any(each != axis for each in _sized_axes(shape, rank)):
         raise Mixes("makes the size of a row depend on the number of rows")
 
 
-def _flags(value: Value) -> list[bool]:
-    assert value.known is not None
-    if isinstance(value.sized, bool):
-        return [value.sized] * value.known.size
-    return [bool(each) for each in value.sized.reshape(-1)]
+def _sized_axes(shape: Value, rank: int) -> list[int]:
+    """The axes whose sizes follow from the number of rows; a shape is aligned at the end."""
+    if shape.known is None:
+        raise Mixes("has a shape that is not constant")
+    before = rank - shape.known.size
+    return [before + axis for axis, flag in enumerate(flags_of(shape).flat) if flag]
 
 
 def _expand(call: Operation) -> Found:
-    value, shape = call.value(0), call.value(1)
-    out = call.output()
-    if shape.rows is not None:
-        raise Mixes("expands by values of requests")
+    value, out = call.value(0), call.output()
+    shape = call.shape_input(1, "expands by")
+    sized = shape is not None and shape.is_sized
     if value.rows is not None:
         found = value.rows.at(value.rows.axis + len(out) - len(value.sizes))
-        if shape.is_sized:
+        if shape is not None and sized:
             _only_sized(shape, found.axis, len(out))
         return [found]
-    if not shape.is_sized:
+    if shape is None or not sized:
         return [None]
     if value.is_sized:
         raise Mixes("broadcasts the number of rows to all rows")
     sizes = [1] * (len(out) - len(value.sizes)) + list(value.sizes)
-    return [_made(shape, out, call.count, len(out), [size == 1 for size in sizes])]
+    return [_made(shape, out, call.count, [size == 1 for size in sizes])]
 
 
-def _made(shape: Value, out: Shape, count: int, rank: int, free: list[bool]) -> RowAxis:
+def _made(shape: Value, out: Shape, count: int, free: list[bool]) -> RowAxis:
     """Rows created by a shape, one of whose sizes is the number of rows: all rows are equal."""
-    if shape.known is None:
-        raise Mixes("has a shape that is not constant")
-    flags = [False] * (rank - shape.known.size) + _flags(shape)
-    sized = [axis for axis, flag in enumerate(flags) if flag]
+    sized = _sized_axes(shape, len(out))
     if len(sized) != 1 or out[sized[0]] % count or not free[sized[0]]:
         raise Mixes("has a shape in which the number of rows is not exactly one size")
     return RowAxis(sized[0], 1, out[sized[0]] // count)
 
 
 def _constant_of_shape(call: Operation) -> Found:
-    shape = call.value(0)
-    if shape.rows is not None:
-        raise Mixes("makes a tensor whose size depends on values of requests")
-    if not shape.is_sized:
+    shape = call.shape_input(0, "makes a tensor whose size depends on")
+    if shape is None or not shape.is_sized:
         return [None]
-    out = call.output()
-    return [_made(shape, out, call.count, len(out), [True] * len(out))]
+    return [_made(shape, call.output(), call.count, [True] * len(call.output()))]
 
 
 def _tile(call: Operation) -> Found:
     value = call.value(0)
     if call.version < 6:
         raise Mixes("is of an old version")
-    repeats = call.value(1)
-    if repeats.rows is not None:
-        raise Mixes("repeats by values of requests")
-    times = call.known(1)
-    assert times is not None
+    repeats, times = call.shape_input(1, "repeats by"), call.known(1)
+    assert repeats is not None and times is not None
     if value.rows is not None:
         call.fixed(1)
         rows = value.rows
         return [RowAxis(rows.axis, rows.outer * int(times[rows.axis]), rows.inner)]
     if not repeats.is_sized:
         return [None]
-    sized = [axis for axis, flag in enumerate(_flags(repeats)) if flag]
+    sized = _sized_axes(repeats, len(times))
     if len(sized) != 1 or times[sized[0]] != call.count or value.is_sized:
         raise Mixes("repeats by the number of rows")
     return [RowAxis(sized[0], 1, value.sizes[sized[0]])]
@@ -411,9 +384,7 @@ def _slice(call: Operation) -> Found:
     if value.rows is None:
         raise Mixes("slices by values of requests")
     for number in range(1, len(call.inputs)):
-        each = call.given(number)
-        if each is not None and each.rows is not None:
-            raise Mixes("slices by values of requests")
+        call.shape_input(number, "slices by")
     rank = len(value.sizes)
     starts = call.setting("starts", 1)
     given = call.setting("axes", 3)
@@ -428,15 +399,19 @@ def _slice(call: Operation) -> Found:
     for number in (1, 2):
         each = call.given(number)
         if each is not None and each.is_sized:
-            flags = _flags(each) if each.known is not None else [True] * len(axes)
+            flags = flags_of(each) if each.known is not None else [True] * len(axes)
             if any(flag and axis != value.rows.axis for axis, flag in zip(axes, flags, strict=True)):
                 raise Mixes("slices by the number of rows")
     return [value.rows]
 
 
 def _gather(call: Operation) -> Found:
-    data, indices = call.value(0), call.value(1)
-    axis = axis_of(int(call.attributes.get("axis", 0)), len(data.sizes))
+    axis = axis_of(int(call.attributes.get("axis", 0)), len(call.value(0).sizes))
+    return gathered(call.value(0), call.value(1), axis)
+
+
+def gathered(data: Value, indices: Value, axis: int) -> Found:
+    """Elements of one axis by indices: of a table by a request's, or of every row by the same."""
     if data.is_sized or indices.is_sized:
         raise Mixes("indexes by the number of rows")
     if data.rows is not None and indices.rows is not None:
@@ -454,17 +429,19 @@ def _all_rows(*numbers: int) -> Rule:
     """Indexing along attribute ``axis``: all of these inputs have the rows on the same other axis."""
 
     def rule(call: Operation) -> Found:
-        values = [call.value(number) for number in numbers]
-        rank = len(values[0].sizes)
-        axis = axis_of(int(call.attributes.get("axis", 0)), rank)
-        rows = values[0].rows
-        if rows is None or any(value.rows != rows for value in values):
-            raise Mixes("indexes by the position in the batch")
-        if rows.axis == axis:
-            raise Mixes("selects rows by indices")
-        return [rows]
+        return by_row([call.value(number) for number in numbers], int(call.attributes.get("axis", 0)))
 
     return rule
+
+
+def by_row(values: Sequence[Value], axis: int) -> Found:
+    """Indexing along an axis of values that have the rows on the same other axis."""
+    rows = values[0].rows
+    if rows is None or any(value.rows != rows for value in values):
+        raise Mixes("indexes by the position in the batch")
+    if rows.axis == axis_of(axis, len(values[0].sizes)):
+        raise Mixes("selects rows by indices")
+    return [rows]
 
 
 def _gather_nd(call: Operation) -> Found:
@@ -530,18 +507,14 @@ def _bit_cast(call: Operation) -> Found:
 def _loss(call: Operation) -> Found:
     if call.attributes.get("reduction", "mean") != "none":
         raise Mixes("is a loss over the whole tensor")
-    return _batch_first(1)(call)
+    return batch_first(1)(call)
 
 
 def _tensor_scatter(call: Operation) -> Found:
     rank = len(call.value(0).sizes)
     if axis_of(int(call.attributes.get("axis", -2)), rank) == 0:
         raise Mixes("writes to rows by indices")
-    return _batch_first(1, 2)(call)
-
-
-def _one_hot_encoder(call: Operation) -> Found:
-    return [call.value(0).rows]
+    return batch_first(1, 2)(call)
 
 
 def _eye_like(call: Operation) -> Found:
@@ -558,9 +531,7 @@ def _resize(call: Operation) -> Found:
     axes = call.attributes.get("axes")
     place = list(axes).index(axis) if axes is not None and axis in axes else axis
     for number in range(1, len(call.inputs)):
-        each = call.given(number)
-        if each is not None and each.rows is not None:
-            raise Mixes("resizes by values of requests")
+        each = call.shape_input(number, "resizes by")
         if each is not None and each.is_sized:
             _only_sized(each, axis, len(value.sizes))
     scales = call.given(1 if call.op == "Upsample" or call.version < 11 else 2)
@@ -580,40 +551,34 @@ def _resize(call: Operation) -> Found:
 
 def _recurrent(call: Operation) -> Found:
     call.fixed(1, 2, 3, 7)
-    first = bool(call.attributes.get("layout", 0))
-    x: list[Label] = ["n", None, None] if first else [None, "n", None]
-    out: list[list[Label]] = [["n", None, None, None] if first else [None, None, "n", None], x, x]
-    pairs: list[tuple[Value | None, list[Label]]] = [(call.value(0), x), (call.given(4), ["n"])]
-    pairs += [(call.given(number), x) for number in (5, 6)]
-    return labelled(pairs, out[: len(call.outputs)])
+    x: Sequence[Label]
+    x, out = (
+        (["n", None, None], ["n"])
+        if call.attributes.get("layout", 0)
+        else ([None, "n", None], [None, None, "n"])
+    )
+    states: Pairs = [(call.given(number), x) for number in (5, 6)]
+    return labelled([(call.value(0), x), (call.given(4), ["n"]), *states], [out, x, x][: len(call.outputs)])
 
 
 def _attention(call: Operation) -> Found:
     """ai.onnx Attention: all inputs have the batch first; a mask may omit it."""
-    pairs: list[tuple[Value | None, list[Label]]] = []
+    pairs: Pairs = []
     for number, value in enumerate(call.inputs):
         if value is not None and number == 3:
-            labels: list[Label] = ["n", None, None, None]
-            pairs.append((value, labels[4 - len(value.sizes) :]))
+            pairs.append((value, ["n", None, None, None][4 - len(value.sizes) :]))
         elif value is not None:
-            pairs.append((value, _leading(value, "n")))
-    for number in (0, 1, 2, 4, 5):
-        value = call.given(number)
-        if value is not None and value.rows is None:
-            raise Mixes("has queries, keys or values without rows")
+            pairs.append((value, leading(value, "n")))
+            if value.rows is None and number in (0, 1, 2, 4, 5):
+                raise Mixes("has queries, keys or values without rows")
     return labelled(pairs, [["n"]] * len(call.outputs))
 
 
 def _rotary(call: Operation) -> Found:
     """ai.onnx RotaryEmbedding: tables are indexed by positions, or given for every row."""
-    positions = call.given(3)
-    pairs: list[tuple[Value | None, list[Label]]] = [(call.value(0), _leading(call.value(0), "n"))]
-    if positions is not None:
-        call.fixed(1, 2)
-        pairs.append((positions, _leading(positions, "n")))
-    else:
-        pairs += [(call.value(number), _leading(call.value(number), "n")) for number in (1, 2)]
-    return labelled(pairs, [["n"]])
+    by_rows = [0, 1, 2] if call.given(3) is None else [0, 3]
+    call.fixed(*{1, 2}.difference(by_rows))
+    return labelled([(call.given(n), leading(call.given(n), "n")) for n in by_rows], [["n"]])
 
 
 def _einsum(call: Operation) -> Found:
@@ -626,7 +591,7 @@ def _einsum(call: Operation) -> Found:
     if len(terms) != len(values):
         raise Mixes("has an equation of other inputs")
     out = _subscripts(right, len(call.output()))
-    pairs: list[tuple[Value | None, list[Label]]] = []
+    pairs: Pairs = []
     for term, value in zip(terms, values, strict=True):
         labels = _subscripts(term, len(value.sizes))
         pairs.append((value, [label if label in out else None for label in labels]))
@@ -647,7 +612,7 @@ def _quantise(call: Operation) -> Found:
     rank = len(value.sizes)
     axis = axis_of(int(call.attributes.get("axis", 1)), rank) if rank else 0
     labels = aligned(rank, rank)
-    pairs: list[tuple[Value | None, list[Label]]] = [(value, labels)]
+    pairs: Pairs = [(value, labels)]
     for each in call.inputs[1:]:
         if each is None:
             continue
@@ -667,7 +632,7 @@ def _dropout(call: Operation) -> Found:
     if training is not None and (training.known is None or bool(training.known.any())):
         raise Mixes("is random in training mode")
     call.fixed(1)
-    return [call.value(0).rows] * len(call.outputs)
+    return same(call)
 
 
 def _reverse_sequence(call: Operation) -> Found:
@@ -684,16 +649,13 @@ def _reverse_sequence(call: Operation) -> Found:
 
 
 def _dft(call: Operation) -> Found:
-    rank = len(call.value(0).sizes)
     call.fixed(*range(1, len(call.inputs)))
     if call.version >= 20:
         given = call.known(2)
         axis = -2 if given is None else int(given[0])
     else:
         axis = int(call.attributes.get("axis", 1))
-    labels: list[Label] = [*aligned(rank - 1, rank - 1), None]
-    labels[axis_of(axis, rank)] = None
-    return labelled([(call.value(0), labels)], [labels])
+    return without(call, [axis, -1], kept=True)
 
 
 def _crop(call: Operation) -> Found:
@@ -709,13 +671,13 @@ def _crop(call: Operation) -> Found:
 
 def _grid(call: Operation) -> Found:
     size = call.value(1)
-    if size.rows is not None or (size.is_sized and any(_flags(size)[1:])):
+    if size.rows is not None or (size.is_sized and any(flags_of(size)[1:])):
         raise Mixes("makes a grid whose size depends on values of requests")
     return labelled([(call.value(0), ["n", None, None])], [["n"]])
 
 
 def _space(call: Operation) -> Found:
-    return labelled([(call.value(0), ["n", None, None, None])], [["n"]])
+    return labelled([(call.value(0), leading(call.value(0), "n"))], [["n"]])
 
 
 def _qlinear_concat(call: Operation) -> Found:
@@ -726,39 +688,40 @@ def _qlinear_concat(call: Operation) -> Found:
 
 _ONNX: dict[str, Rule] = dict.fromkeys(ELEMENTWISE, elementwise) | dict.fromkeys(REDUCTIONS, _reduce) | {
     "AffineGrid": _grid, "ArgMax": _along(0, keeps=False), "ArgMin": _along(0, keeps=False),
-    "ArrayFeatureExtractor": _last_axes(1), "Attention": _attention, "AveragePool": _pool,
-    "BatchNormalization": _batch_normalisation, "BitCast": _bit_cast, "CastLike": _cast_like,
-    "CenterCropPad": _crop, "Col2Im": _batch_first(), "Concat": _concat,
-    "ConstantOfShape": _constant_of_shape, "Conv": _batch_first(), "ConvInteger": _batch_first(),
-    "ConvTranspose": _batch_first(), "CumProd": _cumulative, "CumSum": _cumulative,
-    "DeformConv": _batch_first(2, 4), "DepthToSpace": _space, "DequantizeLinear": _quantise,
+    "ArrayFeatureExtractor": _last_axes(1), "Attention": _attention, "AveragePool": pool,
+    "BatchNormalization": _batch_normalisation, "BitCast": _bit_cast, "CastLike": same,
+    "CenterCropPad": _crop, "Col2Im": batch_first(), "Concat": _concat,
+    "ConstantOfShape": _constant_of_shape, "Conv": batch_first(), "ConvInteger": batch_first(),
+    "ConvTranspose": batch_first(), "CumProd": _cumulative, "CumSum": _cumulative,
+    "DeformConv": batch_first(2, 4), "DepthToSpace": _space, "DequantizeLinear": _quantise,
     "Det": _last_axes(2, kept=False), "DFT": _dft, "Dropout": _dropout, "Einsum": _einsum,
-    "Expand": _expand, "EyeLike": _eye_like, "FeatureVectorizer": _batch_first(*range(1, 100)),
+    "Expand": _expand, "EyeLike": _eye_like, "FeatureVectorizer": batch_first(*range(1, 100)),
     "Flatten": _reshape, "Gather": _gather, "GatherElements": _all_rows(0, 1), "GatherND": _gather_nd,
-    "Gemm": _gemm, "GlobalAveragePool": _pool, "GlobalLpPool": _pool, "GlobalMaxPool": _pool,
-    "GridSample": _batch_first(1), "GroupNormalization": _batch_first(), "GRU": _recurrent,
+    "Gemm": _gemm, "GlobalAveragePool": pool, "GlobalLpPool": pool, "GlobalMaxPool": pool,
+    "GridSample": batch_first(1), "GroupNormalization": batch_first(), "GRU": _recurrent,
     "Hardmax": _softmax, "Imputer": _last_axes(1), "InstanceNormalization": _instance_normalisation,
-    "LayerNormalization": _layer_normalisation, "LinearAttention": _batch_first(1, 2, 3, 4, 5),
-    "LinearClassifier": _batch_first(), "LinearRegressor": _batch_first(), "LogSoftmax": _softmax,
-    "LpNormalization": _along(-1), "LpPool": _pool, "LRN": _lrn, "LSTM": _recurrent, "MatMul": matmul,
-    "MatMulInteger": _matmul_integer, "MaxPool": _pool, "MeanVarianceNormalization": _mean_variance,
-    "NegativeLogLikelihoodLoss": _loss, "Normalizer": _batch_first(), "OneHot": _one_hot,
-    "OneHotEncoder": _one_hot_encoder, "Pad": _pad, "QLinearConv": _batch_first(),
-    "QLinearMatMul": _qlinear_matmul, "QuantizeLinear": _quantise, "Reshape": _reshape,
+    "LayerNormalization": _layer_normalisation, "LinearAttention": batch_first(1, 2, 3, 4, 5),
+    "LinearClassifier": batch_first(), "LinearRegressor": batch_first(), "LogSoftmax": _softmax,
+    "LpNormalization": _along(-1), "LpPool": pool, "LRN": _along(1, ""), "LSTM": _recurrent, "MatMul": matmul,
+    "MatMulInteger": _quantised_matmul(0, 1, 2), "MaxPool": pool,
+    "MeanVarianceNormalization": _along([0, 2, 3], "axes"),
+    "NegativeLogLikelihoodLoss": _loss, "Normalizer": batch_first(), "OneHot": _one_hot,
+    "OneHotEncoder": same, "Pad": _pad, "QLinearConv": batch_first(),
+    "QLinearMatMul": _quantised_matmul(0, 3, 1, 2, 6, 7), "QuantizeLinear": _quantise, "Reshape": _reshape,
     "Resize": _resize, "ReverseSequence": _reverse_sequence, "RMSNormalization": _layer_normalisation,
     "RNN": _recurrent, "RotaryEmbedding": _rotary, "Scaler": _last_axes(1),
     "Scatter": _all_rows(0, 1, 2), "ScatterElements": _all_rows(0, 1, 2), "ScatterND": _scatter_nd,
     "SimplifiedLayerNormalization": _layer_normalisation, "Slice": _slice, "Softmax": _softmax,
     "SoftmaxCrossEntropyLoss": _loss, "SpaceToDepth": _space, "Split": _split, "Squeeze": _reshape,
-    "STFT": _batch_first(), "SVMClassifier": _batch_first(), "SVMRegressor": _batch_first(),
-    "TensorScatter": _tensor_scatter, "TfIdfVectorizer": _batch_first(), "Tile": _tile,
-    "TopK": _along(-1), "Transpose": _transpose, "TreeEnsemble": _batch_first(),
-    "TreeEnsembleClassifier": _batch_first(), "TreeEnsembleRegressor": _batch_first(),
+    "STFT": batch_first(), "SVMClassifier": batch_first(), "SVMRegressor": batch_first(),
+    "TensorScatter": _tensor_scatter, "TfIdfVectorizer": batch_first(), "Tile": _tile,
+    "TopK": _along(-1), "Transpose": _transpose, "TreeEnsemble": batch_first(),
+    "TreeEnsembleClassifier": batch_first(), "TreeEnsembleRegressor": batch_first(),
     "Trilu": _last_axes(2), "Unsqueeze": _reshape, "Upsample": _resize,
 }  # fmt: skip
 _MICROSOFT: dict[str, Rule] = dict.fromkeys(ELEMENTWISE_MICROSOFT, elementwise) | {
-    "DequantizeLinear": _quantise, "FusedConv": _batch_first(3), "FusedGemm": _gemm,
-    "FusedMatMul": _fused_matmul, "MatMulIntegerToFloat": _matmul_integer_to_float,
+    "DequantizeLinear": _quantise, "FusedConv": batch_first(3), "FusedGemm": _gemm,
+    "FusedMatMul": _fused_matmul, "MatMulIntegerToFloat": _quantised_matmul(0, 1, 2, 4),
     "QLinearAdd": _qlinear_pair, "QLinearConcat": _qlinear_concat, "QLinearLeakyRelu": _first_only,
     "QLinearMul": _qlinear_pair, "QLinearSigmoid": _first_only, "QuantizeLinear": _quantise,
     "SkipLayerNormalization": _skip_layer_normalisation,

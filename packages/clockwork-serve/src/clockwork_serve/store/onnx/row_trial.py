@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from clockwork_serve.messages import TensorSpec
 from clockwork_serve.store.settings import problem
 from clockwork_serve.store.trial import (
     SAME_ROW,
@@ -28,11 +27,8 @@ from clockwork_serve.store.trial import (
     difference,
     generate_inputs,
 )
-from clockwork_serve.units import align
 
 # ------------------------------------------------------------
-# Tests by runs whether a model is row-independent; what no run shows, ``row_analysis`` must rule out.
-#
 # Runs of one batch size are compared bit for bit, for the same kernels sum in the same order: each row must
 # stay the same, whatever the other rows become. Only where a row moves (to another position, or to a batch of
 # its own) may the ends of vector loops round differently, so only then is there a tolerance. A run that fails
@@ -353,15 +349,13 @@ def _replaced_integers(own: Array, kind: str) -> Array:
 
 
 # ------------------------------------------------------------
-# Evaluates a trial: whether axis 0 is a batch, the shapes of outputs, and the room they need.
+# Evaluates a trial: whether axis 0 is a batch, and the shapes of outputs.
 
 
 DATA_DEPENDENT_OPS = frozenset(
     {"NonZero", "Unique", "NonMaxSuppression", "Compress", "Loop", "If", "Range", "SequenceAt", "StringSplit"}
 )
 """Operators whose output shape depends on values, so that one run does not determine it."""
-_ROOM_FACTOR = 16
-"""How much larger than in the (small) trial outputs may be where a request chooses its shape."""
 
 
 class Verdict(Struct, frozen=True):
@@ -373,17 +367,16 @@ class Verdict(Struct, frozen=True):
 
 
 def batching_verdict(
-    trial: Trial | str, interface: Interface, *, batched: bool, asked: bool, veto: str = ""
+    session: Runs, interface: Interface, trial: Trial | str, *, asked: bool, veto: str
 ) -> Verdict:
-    """Whether the model is row-independent: no trial showed otherwise, and the analysis has no ``veto``.
+    """Whether the model is row-independent: no run shows otherwise, and the analysis has no ``veto``.
 
-    ``asked``: the operator set ``max_batch_size``, which overrules a veto, but not a trial. For a model that
+    ``asked``: the operator set ``max_batch_size``, which overrules a veto, but not a run. For a model that
     could not be run (``trial`` says why) the analysis alone decides.
     """
-    if not batched:
-        return Verdict()
     if isinstance(trial, str):
         return _verdict_of_analysis(veto, asked=asked)
+    trial = compare_rows(session, interface, trial, gently=bool(veto))
     if trial.outputs_of_two is None or trial.two_failed:
         return Verdict(_unbatched(f"it does not run on several rows ({trial.two_failed})"))
     static = all(isinstance(dim, int) for tensor in interface.inputs for dim in (tensor.dims or ())[1:])
@@ -456,21 +449,3 @@ def resolved_outputs(
             dims.append("" if batched and axis == 0 else fixed)
         outputs.append(GraphTensor(tensor.name, tensor.datatype, tuple(dims)))
     return tuple(outputs)
-
-
-def output_room(
-    outputs: tuple[TensorSpec, ...], trial: Trial | None, *, least: int, asked: int | None
-) -> int:
-    """Bytes of room per request row: exact if all sizes are known, else as configured or estimated."""
-    exact = 0
-    open_ended = False
-    for spec in outputs:
-        size = spec.row_bytes if spec.datatype != "BYTES" else None
-        open_ended = open_ended or size is None
-        exact += align(size or 0)
-    if not open_ended:
-        return max(exact, 1)
-    if asked is not None:
-        return max(asked, exact)
-    seen = sum(align(array.nbytes) for array in trial.outputs) if trial is not None else 0
-    return align(max(least, exact, _ROOM_FACTOR * seen))

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 from msgspec import Struct
 
-from clockwork_serve.store.model_limits import every_tensor
+from clockwork_serve.store.graph_walks import every_tensor
 from clockwork_serve.store.onnx.wire import Skeleton, TooMuch, WireError, skeleton
 from clockwork_serve.store.optimiser import LARGEST_MODEL, parse_model
 from clockwork_serve.store.repository import inside

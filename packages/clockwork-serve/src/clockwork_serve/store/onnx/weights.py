@@ -14,6 +14,7 @@ import onnx
 from msgspec import Struct
 
 from clockwork_serve.messages import OnnxIndex, OnnxTensor
+from clockwork_serve.store.graph_walks import all_graphs, all_nodes, inner_reads, readers_of, subgraphs
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
@@ -68,44 +69,12 @@ def make_canonical(model: onnx.ModelProto) -> None:
     _rename_dims(model.graph)
 
 
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs in a node's attributes: branches and loop bodies."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
-def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph and every graph inside it, outermost first."""
-    yield graph
-    for node in graph.node:
-        for inner in subgraphs(node):
-            yield from all_graphs(inner)
-
-
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those of inner graphs last."""
-    for each in all_graphs(graph):
-        yield from each.node
-
-
-def reads(graph: onnx.GraphProto) -> Iterator[str]:
-    """Every name that a graph or one inside it reads, including its own values."""
-    for each in all_graphs(graph):
-        for node in each.node:
-            yield from node.input
-        yield from (output.name for output in each.output)
-
-
 def _order(graph: onnx.GraphProto) -> None:
     """Order nodes as the outputs need them, one output after the other."""
     for node in graph.node:
         for inner in subgraphs(node):
             _order(inner)
-    needs = [
-        [*node.input, *(name for inner in subgraphs(node) for name in reads(inner))] for node in graph.node
-    ]
+    needs = [[*node.input, *inner_reads(node)] for node in graph.node]
     maker = {name: number for number, node in enumerate(graph.node) for name in node.output if name}
     wanted = [maker[output.name] for output in graph.output if output.name in maker]
     # Nodes that no output needs are kept, in their original order.
@@ -233,13 +202,10 @@ def lift(model: onnx.ModelProto, *, branches: bool = True) -> Lifted:
     if branches:
         _hoist(graph)
     make_canonical(model)
-    readers: dict[str, list[str]] = {}
-    for node in all_nodes(graph):
-        for name in node.input:
-            readers.setdefault(name, []).append(node.op_type)
+    readers = readers_of(graph)
     fixed = {output.name for output in graph.output}
     if not branches:
-        fixed |= {name for node in graph.node for inner in subgraphs(node) for name in reads(inner)}
+        fixed |= {name for node in graph.node for name in inner_reads(node)}
     chosen: list[onnx.TensorProto] = []
     kept: list[onnx.TensorProto] = []
     for tensor in graph.initializer:
@@ -277,10 +243,7 @@ def _hoist(graph: onnx.GraphProto) -> None:
     """
     inner = [each for each in all_graphs(graph) if each is not graph]
     made = Counter(name for each in all_graphs(graph) for name in _makes(each))
-    readers: dict[str, list[str]] = {}
-    for node in all_nodes(graph):
-        for name in node.input:
-            readers.setdefault(name, []).append(node.op_type)
+    readers = readers_of(graph)
     for each in inner:
         moved = [
             tensor for tensor in each.initializer if made[tensor.name] == 1 and _is_weight(tensor, readers)
@@ -309,14 +272,10 @@ def _packed(tensors: list[onnx.TensorProto]) -> tuple[OnnxIndex, npt.NDArray[np.
         offset += align(nbytes)
     blob = np.zeros(offset, np.uint8)
     for entry, tensor in zip(entries, tensors, strict=True):
-        blob[entry.offset : entry.offset + entry.nbytes] = _element_bytes(tensor)
+        blob[entry.offset : entry.offset + entry.nbytes] = (
+            onnx.numpy_helper.to_array(tensor).reshape(-1).view(np.uint8)
+        )
     return OnnxIndex(tensors=tuple(entries), blob_bytes=offset), blob
-
-
-def _element_bytes(tensor: onnx.TensorProto) -> npt.NDArray[np.uint8]:
-    if tensor.HasField("raw_data"):
-        return np.frombuffer(tensor.raw_data, np.uint8)
-    return np.asarray(tensor.float_data, "<f4").view(np.uint8)
 
 
 def _copy(tensor: onnx.TensorProto) -> onnx.TensorProto:

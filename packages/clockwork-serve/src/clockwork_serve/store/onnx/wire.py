@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from clockwork_serve.store.model_limits import AXES_MAX, NAMES_MAX, NESTING_MAX, NODES_MAX
+from clockwork_serve.store.graph_walks import AXES_MAX, NAMES_MAX, NESTING_MAX, NODES_MAX
 from clockwork_serve.store.onnx.weights import FLOAT_BYTES, is_weight
 
 _GRAPH, _NODE, _INITIALIZER = 7, 1, 5  # ModelProto.graph, GraphProto.node, GraphProto.initializer

@@ -19,13 +19,18 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve.messages import Code, TorchIndex
-from clockwork_serve.store.cache import Cache, Compiled, batch_sizes, digest_of
+from clockwork_serve.store.cache import Cache, Compiled, batch_sizes, compiled_of, digest_of
 from clockwork_serve.store.onnx.graph import specs
-from clockwork_serve.store.onnx.row_trial import output_room
 from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig, problem
 from clockwork_serve.store.torch.archive import Archive, read_archive, refuse, write_archive
-from clockwork_serve.store.torch.job import OPTIONS, CompileJob, CompileReport, CompileStep
-from clockwork_serve.store.torch.plan import TorchPlan, planned
+from clockwork_serve.store.torch.plan import (
+    OPTIONS,
+    CompileJob,
+    CompileReport,
+    CompileStep,
+    TorchPlan,
+    planned,
+)
 from clockwork_serve.store.torch.program import BlobRecipe, Bytes, Program, read_program
 from clockwork_serve.store.torch.target import resolved, torch_version
 from clockwork_serve.units import KIB
@@ -143,19 +148,11 @@ class TorchCompiler:
         with self._lock:
             self.runs += 1
         blob = _blob(archive, program, recipe)
-        warnings = tuple(text for text in (plan.lost, report.doubt, report.lost) if text)
-        compiled = Compiled(
-            code_id=code.code_id,
-            weights_id=self._cache.save_weights(blob),
-            weights_bytes=len(blob),
-            lifted=True,
+        compiled = compiled_of(
+            code, self._cache.save_weights(blob), len(blob), settings, self._config,
             max_batch_size=plan.max_batch_size if code.batched else 0,
-            batch_sizes=report.batch_sizes,
-            output_bytes=output_room(
-                code.outputs, None, least=self._config.output_bytes, asked=settings.output_bytes
-            ),
-            warnings=warnings,
-        )
+            warnings=(plan.lost, report.doubt, report.lost),
+        )  # fmt: skip
         self._cache.save_record("architectures", key, TorchArchitecture(first=compiled))
         return compiled
 
@@ -168,10 +165,7 @@ class TorchCompiler:
         job = CompileJob(
             program=str(folder / "program.pt2"),
             folder=str(folder / "made"),
-            interface=plan.interface,
-            batched=plan.batched,
-            asked=plan.asked,
-            sizes=plan.sizes,
+            plan=plan,
             target=self.target,
         )
         (folder / "job.json").write_bytes(msgspec.json.encode(job))

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from clockwork_serve.store.torch.archive import refuse
-from clockwork_serve.store.torch.job import OPTIONS
+from clockwork_serve.store.torch.plan import OPTIONS
 from clockwork_serve.store.torch.program import BlobPiece, BlobRecipe, Norm, Program, StoredConstant, laid_out
 from clockwork_serve.store.trial import Array, GraphTensor, RunError, difference
 
@@ -207,50 +207,39 @@ class Eager:
 
     def __init__(self, module: Any, inputs: Sequence[GraphTensor], device: str) -> None:
         self._module = module
-        self._inputs = inputs
-        self._device = device
-
-    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """All outputs in order. Raises ``RunError``."""
-        try:
-            with torch.no_grad():
-                outputs = self._module(*tensors_of(inputs, self._inputs, self._device))
-        except Exception as error:  # operators raise arbitrary errors on inputs that do not fit
-            raise RunError(f"{type(error).__name__}: {error}") from error
-        return [array_of(output) for output in outputs]
-
-
-class FilledPackage:
-    """A compiled package with constants set, as on a device."""
-
-    def __init__(self, path: Path, inputs: Sequence[GraphTensor], device: str) -> None:
-        self._runner: Any = torch._inductor.aoti_load_package(str(path))  # noqa: SLF001 - torch's own interface
         self.inputs = inputs
         self.device = device
-        self._kept: object = None
-
-    def constants(self) -> set[str]:
-        """The names of the constants that it reads."""
-        return set(self._runner.get_constant_fqns())
-
-    def load(self, tensors: Mapping[str, Any]) -> None:
-        """Use these constants from now on, without copying them."""
-        self._kept = tensors
-        self._runner.load_constants(dict(tensors), check_full_update=True, user_managed=True)
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         """All outputs in order. Raises ``RunError``."""
         try:
             outputs = self.call(tensors_of(inputs, self.inputs, self.device))
-        except Exception as error:
+        except Exception as error:  # operators raise arbitrary errors on inputs that do not fit
             raise RunError(f"{type(error).__name__}: {error}") from error
         return [array_of(output) for output in outputs]
 
     def call(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """The outputs of one run."""
         with torch.no_grad():
-            outputs: Sequence[Any] = self._runner(*inputs)
+            outputs: Sequence[Any] = self._module(*inputs)
         return outputs
+
+
+class FilledPackage(Eager):
+    """A compiled package with constants set, as on a device."""
+
+    def __init__(self, path: Path, inputs: Sequence[GraphTensor], device: str) -> None:
+        super().__init__(torch._inductor.aoti_load_package(str(path)), inputs, device)  # noqa: SLF001 - torch's own interface
+        self._kept: object = None
+
+    def constants(self) -> set[str]:
+        """The names of the constants that it reads."""
+        return set(self._module.get_constant_fqns())
+
+    def load(self, tensors: Mapping[str, Any]) -> None:
+        """Use these constants from now on, without copying them."""
+        self._kept = tensors
+        self._module.load_constants(dict(tensors), check_full_update=True, user_managed=True)
 
 
 def compile_package(module: Any, inputs: Sequence[Any], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The shapes that a torch program is compiled for: the batch sizes, and every other dimension fixed."""
+"""What a torch program is compiled for, and the messages of the process that does it, as records."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from msgspec import Struct
 
 from clockwork_serve.store.cache import batch_sizes
 from clockwork_serve.store.onnx.graph import batching_of, declared
-from clockwork_serve.store.settings import ModelSettings, StoreConfig
+from clockwork_serve.store.settings import ModelSettings, Problem, StoreConfig
 from clockwork_serve.store.torch.archive import refuse
 from clockwork_serve.store.torch.program import Program, renamed
-from clockwork_serve.store.trial import Dim, GraphTensor, Interface
+from clockwork_serve.store.trial import Dim, Fill, GraphTensor, Interface
 
 BATCH = "batch"
 """The name of the batch dimension in a plan, whatever the program calls it."""
@@ -20,7 +20,7 @@ BATCH = "batch"
 class TorchPlan(Struct, frozen=True, kw_only=True):
     """``interface`` has all dimensions fixed but axis 0, if ``batched``. ``asked``: a batch was configured.
 
-    ``sizes`` are the batch sizes to try. ``lost`` says why there is no batch, or a smaller one.
+    ``sizes`` are the batch sizes to try, ascending. ``lost`` says why there is no batch, or a smaller one.
     """
 
     interface: Interface
@@ -35,6 +35,53 @@ class TorchPlan(Struct, frozen=True, kw_only=True):
         if batched or not self.batched:
             return self.interface.inputs
         return tuple(_fixed(tensor, {BATCH: 1}) for tensor in self.interface.inputs)
+
+
+OPTIONS: dict[str, bool | str] = {
+    "aot_inductor.package_constants_in_so": False,
+    "aot_inductor.use_runtime_constant_folding": False,
+    "always_keep_tensor_constants": True,
+    "freezing": False,
+}
+"""How programs are compiled: no value of a weight may become part of the code."""
+
+
+class CompileJob(Struct, frozen=True, kw_only=True):
+    """A program to compile into ``folder``; of its plan's sizes, the first and the last are always kept."""
+
+    program: str
+    folder: str
+    plan: TorchPlan
+    target: str
+
+
+class CompileStep(Struct, frozen=True, kw_only=True, tag="step"):
+    """A progress message: the current step."""
+
+    text: str
+
+
+class CompileReport(Struct, frozen=True, kw_only=True, tag="report"):
+    """The result of a job: packages in its folder, or a ``problem``.
+
+    ``lost`` says why there is no batch although one was wanted, ``doubt`` is a warning about the batch.
+    ``row_ns`` is the time per row at each size that was tried; ``difference`` the largest found between
+    package and program.
+    """
+
+    problem: Problem | None = None
+    batch_sizes: tuple[int, ...] = ()
+    outputs: tuple[GraphTensor, ...] = ()
+    fills: tuple[Fill, ...] = ()
+    lost: str = ""
+    doubt: str = ""
+    folded: int = 0
+    row_ns: dict[int, int] = {}
+    difference: float = 0.0
+
+
+# ------------------------------------------------------------
+# The plan for a program: the batch sizes, and every other dimension fixed.
 
 
 def planned(

@@ -17,10 +17,9 @@ import msgspec
 import numpy as np
 import torch
 
-from clockwork_serve.store.onnx.row_trial import batching_verdict, compare_rows
+from clockwork_serve.store.onnx.row_trial import batching_verdict
 from clockwork_serve.store.settings import Problem, ProblemError, problem
 from clockwork_serve.store.torch.archive import FILE, read_archive
-from clockwork_serve.store.torch.job import LEAST_GAIN, CompileJob, CompileReport, CompileStep
 from clockwork_serve.store.torch.packages import (
     Eager,
     FilledPackage,
@@ -33,11 +32,14 @@ from clockwork_serve.store.torch.packages import (
     tensors_of,
     timed_ns,
 )
+from clockwork_serve.store.torch.plan import CompileJob, CompileReport, CompileStep
 from clockwork_serve.store.torch.program import Program, read_program
 from clockwork_serve.store.torch.rows import veto
 from clockwork_serve.store.torch.target import target_here
 from clockwork_serve.store.trial import GraphTensor, Interface, Trial, find_trial, generate_inputs
 
+_LEAST_GAIN = 0.03
+"""Share of the time per row that a batch size must save over the next smaller one kept."""
 _MOST_WITHOUT_GAIN = 2
 """After so many batch sizes without a gain, only the largest is tried."""
 
@@ -80,7 +82,7 @@ class _Work:
     """A job in progress."""
 
     def __init__(self, job: CompileJob) -> None:
-        self.job = job
+        self.job, self.plan = job, job.plan
         self.device = job.target.partition(":")[0]
         here = target_here(self.device)
         if here != job.target:
@@ -100,7 +102,7 @@ class _Work:
 
         self.values: Values = values
         self.exported = torch.export.load(job.program)
-        self.inputs = job.interface.inputs
+        self.inputs = self.plan.interface.inputs
         self.plain = self._flat(fold=False)
         self.row_ns: dict[int, int] = {}
         self.difference = 0.0
@@ -110,16 +112,13 @@ class _Work:
 
     def done(self) -> CompileReport:
         """Compile, verify and measure every size."""
-        batched = self.job.batched
+        batched = self.plan.batched
         eager = Eager(self.plain.module(self.values, self.device), self.inputs, self.device)
         trial = self._tried(eager, batched=batched)
         lost = warning = ""
-        if batched and self.job.sizes[-1] > 1:
+        if batched and self.plan.sizes[-1] > 1:
             why = self._row_objection(trial)
-            trial = compare_rows(eager, self.job.interface, trial, gently=bool(why))
-            verdict = batching_verdict(
-                trial, self.job.interface, batched=True, asked=self.job.asked, veto=why
-            )
+            verdict = batching_verdict(eager, self.plan.interface, trial, asked=self.plan.asked, veto=why)
             lost, warning = verdict.lost, verdict.warning
             if verdict.squeezed and not lost:
                 lost = f"output '{next(iter(verdict.squeezed))}' has no batch axis for one row"
@@ -151,15 +150,13 @@ class _Work:
             return tensors_of(generate_inputs(trial.fills, rows=count), self.inputs, self.device)
 
         try:
-            return veto(self.plain.module(self.values, self.device), inputs_of, self.job.sizes[-1])
+            return veto(self.plain.module(self.values, self.device), inputs_of, self.plan.sizes[-1])
         except Exception as error:  # noqa: BLE001 - operators raise whatever they like
             return f"the graph does not run on several rows ({type(error).__name__}: {str(error)[:100]})"
 
     def _tried(self, eager: Eager, *, batched: bool) -> Trial:
         """Inputs that the program accepts. Raises ``ProblemError`` if there are none."""
-        interface = self.job.interface
-        if not batched:
-            interface = Interface(tuple(_of_one_row(each) for each in interface.inputs), interface.outputs)
+        interface = Interface(self.plan.inputs_of(batched=batched), self.plan.interface.outputs)
         trial = find_trial(eager, interface, batched=batched)
         if isinstance(trial, str):
             raise problem(
@@ -171,7 +168,7 @@ class _Work:
     def _compiled(self, packed: Flat, trial: Trial, *, batched: bool) -> list[int] | None:
         """The sizes worth keeping; None if a package does not give the program's results."""
         self.row_ns, self.difference = {}, 0.0
-        sizes = self.job.sizes if batched else (1,)
+        sizes = self.plan.sizes if batched else (1,)
         module = packed.module(self.values, self.device)
         for old in Path(self.job.folder).glob("*.pt2"):
             old.unlink()
@@ -193,7 +190,7 @@ class _Work:
             if not found <= allowed(self.plain, self.device):
                 return None
             self.row_ns[size] = timed_ns(package, inputs, self.device) // size
-            if kept and not last and self.row_ns[size] > (1 - LEAST_GAIN) * self.row_ns[kept[-1]]:
+            if kept and not last and self.row_ns[size] > (1 - _LEAST_GAIN) * self.row_ns[kept[-1]]:
                 without += 1
                 path.unlink()
                 continue
@@ -216,15 +213,10 @@ class _Work:
     def _outputs(self, trial: Trial, *, batched: bool) -> tuple[GraphTensor, ...]:
         """The outputs with their shapes, axis 0 left open if batched."""
         outputs = []
-        for tensor, seen in zip(self.job.interface.outputs, trial.outputs, strict=True):
+        for tensor, seen in zip(self.plan.interface.outputs, trial.outputs, strict=True):
             dims = ("", *seen.shape[1:]) if batched else seen.shape
             outputs.append(GraphTensor(tensor.name, tensor.datatype, tuple(dims)))
         return tuple(outputs)
-
-
-def _of_one_row(tensor: GraphTensor) -> GraphTensor:
-    dims = tuple(dim if isinstance(dim, int) else 1 for dim in tensor.dims or ())
-    return GraphTensor(tensor.name, tensor.datatype, dims)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""Limits on the size of a graph with functions expanded; larger ones are refused before any work on them.
+"""Walks over the graphs of a model, and limits on their size with functions expanded.
 
-A small file can describe an endless graph: functions that call functions, or themselves.
+A small file can describe an endless graph: functions that call functions, or themselves. Larger ones are
+refused before any work on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import onnx
@@ -24,19 +25,25 @@ _Key = tuple[str, str, str]
 
 def check_size(model: onnx.ModelProto) -> None:
     """Raise ``ProblemError`` for more than ``NODES_MAX`` nodes, and for functions that call themselves."""
-    functions = {_key(function): list(_nodes(function.node)) for function in model.functions}
+    functions = {
+        (each.domain, each.name, getattr(each, "overload", "")): list(all_nodes(each))
+        for each in model.functions
+    }
     sizes: dict[_Key, int] = {}
     count = 0
-    for node in _nodes(model.graph.node):
+    for node in all_nodes(model.graph):
         count += 1
-        called = (node.domain, node.op_type, getattr(node, "overload", ""))
-        if called in functions:
-            count += _written_out(called, functions, sizes)
+        if _called(node) in functions:
+            count += _written_out(_called(node), functions, sizes)
         if count > NODES_MAX:
             raise problem(
                 "model.onnx graph", expected=f"at most {NODES_MAX} nodes, functions written out",
                 found="more", advice="split the model",
             )  # fmt: skip
+
+
+def _called(node: onnx.NodeProto) -> _Key:
+    return (node.domain, node.op_type, getattr(node, "overload", ""))
 
 
 def _written_out(first: _Key, functions: dict[_Key, list[onnx.NodeProto]], sizes: dict[_Key, int]) -> int:
@@ -48,11 +55,7 @@ def _written_out(first: _Key, functions: dict[_Key, list[onnx.NodeProto]], sizes
         if key in sizes:
             stack.pop()
             continue
-        called = [
-            (node.domain, node.op_type, getattr(node, "overload", ""))
-            for node in functions[key]
-        ]  # fmt: skip
-        called = [each for each in called if each in functions]
+        called = [each for each in map(_called, functions[key]) if each in functions]
         unknown = dict.fromkeys(each for each in called if each not in sizes)
         if not unknown:
             sizes[key] = min(len(functions[key]) + sum(sizes[each] for each in called), NODES_MAX + 1)
@@ -69,23 +72,46 @@ def _written_out(first: _Key, functions: dict[_Key, list[onnx.NodeProto]], sizes
     return sizes[first]
 
 
-def _key(function: onnx.FunctionProto) -> _Key:
-    return (function.domain, function.name, getattr(function, "overload", ""))
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes: branches and loop bodies."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """Nodes, including those of the graphs in their attributes."""
-    stack = [iter(nodes)]
-    while stack:
-        node = next(stack[-1], None)
-        if node is None:
-            stack.pop()
-            continue
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                stack.append(iter(attribute.g.node))
-            stack.extend(iter(graph.node) for graph in attribute.graphs)
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and every graph inside it, outermost first."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_graphs(inner)
+
+
+def all_nodes(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of inner graphs last."""
+    yield from graph.node
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from all_nodes(inner)
+
+
+def inner_reads(node: onnx.NodeProto) -> Iterator[str]:
+    """Every name that the graphs in a node read, including their own values."""
+    for inner in subgraphs(node):
+        for each in all_graphs(inner):
+            for reader in each.node:
+                yield from reader.input
+            yield from (output.name for output in each.output)
+
+
+def readers_of(graph: onnx.GraphProto) -> dict[str, list[str]]:
+    """The types of the operators that read each value, in a graph and all inside it."""
+    readers: dict[str, list[str]] = {}
+    for node in all_nodes(graph):
+        for name in node.input:
+            readers.setdefault(name, []).append(node.op_type)
+    return readers
 
 
 def every_tensor(message: Any) -> Iterator[onnx.TensorProto]:
