@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from clockwork_serve.controller.policies import is_policy, known_policies
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.sim.seeds import (
     KINDS,
@@ -33,18 +34,18 @@ SHARE_MIN = 0.05
 """Each kind of fault must hit something in this share of the seeds."""
 
 
-def replay(seed: int, requests: int) -> int:
+def replay(seed: int, requests: int, policy: str | None) -> int:
     """Play one seed and show what it is."""
-    chance, digest = random_scenario(seed, requests), Digest()
+    chance, digest = random_scenario(seed, requests, policy), Digest()
     scenario, config = chance.scenario, chance.config
     print(f"seed {seed}: {scenario.seconds:.3f} s, {chance.cluster}\n{config}")
     for part in (*scenario.models, *scenario.loads, *scenario.faults):
         print(f"  {part}")
-    print(f"it held: {play_seed(seed, requests, (digest,))}\njournal {digest.hex()}")
+    print(f"it held: {play_seed(seed, requests, (digest,), policy)}\njournal {digest.hex()}")
     return 0
 
 
-def make_small(seed: int, requests: int, seconds: float, path: Path) -> int:
+def make_small(seed: int, requests: int, seconds: float, path: Path, policy: str | None) -> int:
     """Find the smallest case that fails as a seed does, write it, and tell how to play it."""
     began = told = time.monotonic()
 
@@ -56,7 +57,7 @@ def make_small(seed: int, requests: int, seconds: float, path: Path) -> int:
             print(line, file=sys.stderr, flush=True)
 
     try:
-        shrunk = shrink(case_of(random_scenario(seed, requests)), seconds=seconds, tell=tell)
+        shrunk = shrink(case_of(random_scenario(seed, requests, policy)), seconds=seconds, tell=tell)
     except ConfigError as error:
         print(f"error: seed {seed}: {error}", file=sys.stderr)
         return 2
@@ -115,11 +116,14 @@ def options_of() -> argparse.Namespace:
     options.add_argument("--count", type=int, default=1000)
     options.add_argument("--jobs", type=int, default=2)
     options.add_argument("--requests", type=int, default=REQUESTS, help="of each seed, at least")
+    options.add_argument("--policy", metavar="NAME", help="instead of the one that each seed draws")
     options.add_argument("--shrink", action="store_true", help="make the SEED, which fails, small")
     options.add_argument("--seconds", type=float, default=60, help="for that, at most")
     options.add_argument("--out", type=Path, metavar="FILE", help="for that [default: seed-SEED.json]")
     options.add_argument("--case", type=Path, metavar="FILE", help="play a file that --shrink wrote")
     given = options.parse_args()
+    if given.policy is not None and not is_policy(given.policy):
+        options.error(f"--policy: expected one of {known_policies()}; found {given.policy!r}")
     if given.shrink and given.replay is None:
         options.error("--shrink: expected the SEED that fails before it; found none")
     return given
@@ -132,12 +136,12 @@ def main() -> int:
         return replay_case(given.case)
     if given.shrink:
         out = given.out or Path(f"seed-{given.replay}.json")
-        return make_small(given.replay, given.requests, given.seconds, out)
+        return make_small(given.replay, given.requests, given.seconds, out, given.policy)
     if given.replay is not None:
-        return replay(given.replay, given.requests)
+        return replay(given.replay, given.requests, given.policy)
     began_s = time.monotonic()
     seeds = range(given.first, given.first + given.count)
-    played = list(play_seeds(seeds, given.jobs, given.requests))
+    played = list(play_seeds(seeds, given.jobs, given.requests, given.policy))
     for one in played:
         if one.failure:
             print(f"  {one.failure}\n")
