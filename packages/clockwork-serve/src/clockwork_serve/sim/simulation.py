@@ -40,8 +40,7 @@ from clockwork_serve.messages import (
     WorkerHung,
 )
 from clockwork_serve.sim.checks import Checks
-from clockwork_serve.sim.constants import Cluster, Constants, read_constants
-from clockwork_serve.sim.dice import Draws, uniform_us
+from clockwork_serve.sim.constants import Cluster, Constants, Draws, read_constants, uniform_us
 from clockwork_serve.sim.faults import Faults
 from clockwork_serve.sim.host import CALL, CLIENT, FAR_NS, TO_CONTROLLER, WAKE, SimulatedWorker, World
 from clockwork_serve.sim.tally import Tally
@@ -348,7 +347,7 @@ class Simulation:
     def _send_again(self, client: Client, now_ns: int) -> None:
         load = client.load
         if now_ns < load.stop_ns:
-            slo_ns = load.slo_at(now_ns)
+            slo_ns = load.slo.at(now_ns)
 
             def arrive() -> tuple[Request]:
                 return (self._request(client.model, load.load, now_ns, slo_ns, client),)
