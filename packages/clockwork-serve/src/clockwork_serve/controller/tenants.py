@@ -57,13 +57,11 @@ class Bucket(Record):
         if self.rate:
             self.full_ns = now_ns + self.owed_ns(now_ns) + self._lasts_ns(amount)
 
-    def in_use(self, now_ns: int) -> int:
-        """What is missing from a full bucket, plus what is held."""
-        return self.owed_ns(now_ns) * self.rate // NS_PER_S + self.held
-
-    def size(self) -> int:
-        """Its size."""
-        return self.burst_ns * self.rate // NS_PER_S
+    def amounts(self, asked: int, unit: int, now_ns: int) -> list[str]:
+        """Its rate and size, what is in use (held, or missing from a full bucket), and what is asked for."""
+        size = self.burst_ns * self.rate // NS_PER_S
+        in_use = self.owed_ns(now_ns) * self.rate // NS_PER_S + self.held
+        return [f"{one / unit:.4g}" for one in (self.rate, size, in_use, asked)]
 
     def _lasts_ns(self, amount: int) -> int:
         """How long it takes to fill an amount."""
@@ -152,11 +150,14 @@ class Tenants(Record):
         device, loaded = account.device, account.loaded
         wait_ns = device.wait_ns(cost_ns, now_ns)
         if wait_ns:
-            return Shortage(wait_ns, _device_message(account, cost_ns, now_ns))
+            found = device.amounts(cost_ns, NS_PER_MS, now_ns)
+            return Shortage(wait_ns, _exceeded(account, "device_ms_per_s", "ms of device time", found))
         if not model.residencies and self._claim(account, model) is None:
-            wait_ns = loaded.wait_ns(model.model.weights.size, now_ns)
+            size = model.model.weights.size
+            wait_ns = loaded.wait_ns(size, now_ns)
             if wait_ns:
-                return Shortage(wait_ns, _loaded_message(account, model, now_ns))
+                found = loaded.amounts(size, MIB, now_ns)
+                return Shortage(wait_ns, _exceeded(account, "loaded_bytes_per_s", "MiB of weights", found))
         return None
 
     def admit(self, request: Request, account: Account, model: ServedModel, cost_ns: int) -> None:
@@ -279,25 +280,8 @@ class Tenants(Record):
             assert found == [account.device.held, account.loaded.held], f"{account.tenant}: {found}"
 
 
-def _device_message(account: Account, cost_ns: int, now_ns: int) -> str:
-    return _message(
-        account, "device_ms_per_s", "ms of device time", _amounts(account.device, cost_ns, now_ns, NS_PER_MS)
-    )
-
-
-def _loaded_message(account: Account, model: ServedModel, now_ns: int) -> str:
-    size = model.model.weights.size
-    return _message(
-        account, "loaded_bytes_per_s", "MiB of weights", _amounts(account.loaded, size, now_ns, MIB)
-    )
-
-
-def _amounts(bucket: Bucket, amount: int, now_ns: int, unit: int) -> list[str]:
-    amounts = (bucket.rate, bucket.size(), bucket.in_use(now_ns), amount)
-    return [f"{one / unit:.4g}" for one in amounts]
-
-
-def _message(account: Account, quota: str, unit: str, amounts: list[str]) -> str:
+def _exceeded(account: Account, quota: str, unit: str, amounts: list[str]) -> str:
+    """The message for a quota that is used up."""
     rate, at_once, in_use, asked = amounts
     return (
         f"{quota} of tenant {account.tenant}: expected at most {rate} {unit} a second and {at_once} at once, "
