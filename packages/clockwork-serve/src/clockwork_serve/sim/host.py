@@ -172,24 +172,9 @@ class SimulatedWorker:
     """
 
     __slots__ = (
-        "cores_busy_until_ns",
-        "died_at",
-        "from_worker_until_ns",
-        "gone",
-        "joined",
-        "link_fault",
-        "machine",
-        "name",
-        "not_before_ns",
-        "skew_ns",
-        "slowness",
-        "specs",
-        "stopped",
-        "stopped_ns",
-        "stuck",
-        "to_worker_until_ns",
-        "wake_ns",
-        "world",
+        "cores_busy_until_ns", "died_at", "from_worker_until_ns", "gone", "joined", "link_fault", "machine",
+        "name", "not_before_ns", "skew_ns", "slowness", "specs", "stopped", "stopped_ns", "stuck",
+        "to_worker_until_ns", "wake_ns", "world",
     )  # fmt: skip
 
     def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World) -> None:

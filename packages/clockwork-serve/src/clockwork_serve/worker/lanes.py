@@ -90,15 +90,8 @@ class LaneQueue:
     """One lane: at most one running job, and the queued ones."""
 
     __slots__ = (
-        "_chore_ended_ns",
-        "_chore_runs",
-        "_ended_ns",
-        "actions",
-        "chores",
-        "queued_wake_ns",
-        "running",
-        "started_ns",
-        "wake_ns",
+        "_chore_ended_ns", "_chore_runs", "_ended_ns", "actions", "chores", "queued_wake_ns", "running",
+        "started_ns", "wake_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
