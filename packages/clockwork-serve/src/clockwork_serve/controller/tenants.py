@@ -113,16 +113,6 @@ class Charge(Record):
         self.held_ns = held_ns
 
 
-class Shortage:
-    """Why a request is rejected by its quota: how long to wait, and the message."""
-
-    __slots__ = ("message", "retry_after_ns")
-
-    def __init__(self, retry_after_ns: int, message: str) -> None:
-        self.retry_after_ns = retry_after_ns
-        self.message = message
-
-
 class Tenants(Record):
     """Accounts of all tenants with quotas, and the charges of their requests."""
 
@@ -145,19 +135,21 @@ class Tenants(Record):
             account.set(quota, now_ns)
             self.accounts[quota.tenant] = account
 
-    def shortage(self, account: Account, model: ServedModel, cost_ns: int, now_ns: int) -> Shortage | None:
-        """Why a request of that expected cost exceeds the quota now; None if it does not."""
+    def shortage(
+        self, account: Account, model: ServedModel, cost_ns: int, now_ns: int
+    ) -> tuple[int, str] | None:
+        """How long a request of that expected cost has to wait for its quota, and why; None: not at all."""
         device, loaded = account.device, account.loaded
         wait_ns = device.wait_ns(cost_ns, now_ns)
         if wait_ns:
             found = device.amounts(cost_ns, NS_PER_MS, now_ns)
-            return Shortage(wait_ns, _exceeded(account, "device_ms_per_s", "ms of device time", found))
+            return wait_ns, _exceeded(account, "device_ms_per_s", "ms of device time", found)
         if not model.residencies and self._claim(account, model) is None:
             size = model.model.weights.size
             wait_ns = loaded.wait_ns(size, now_ns)
             if wait_ns:
                 found = loaded.amounts(size, MIB, now_ns)
-                return Shortage(wait_ns, _exceeded(account, "loaded_bytes_per_s", "MiB of weights", found))
+                return wait_ns, _exceeded(account, "loaded_bytes_per_s", "MiB of weights", found)
         return None
 
     def admit(self, request: Request, account: Account, model: ServedModel, cost_ns: int) -> None:

@@ -97,8 +97,8 @@ class Restarts:
             simulation.checks.controller_died()
         self._hold_for_failover(now_ns)
         usual_ns = simulation.constants.faults.controller_ns
-        down_ns = usual_ns if table.for_s is None else round(table.for_s * NS_PER_S)
-        self._faults.later(down_ns, self._start_successor)
+        after_ns = usual_ns if table.for_s is None else round(table.for_s * NS_PER_S)
+        self._faults.later(after_ns, self._start_successor)
         return ()
 
     def _hold_for_failover(self, now_ns: int) -> None:

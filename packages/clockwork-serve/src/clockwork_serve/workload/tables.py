@@ -75,22 +75,10 @@ Mapping = Literal["block", "stripe", "shuffled"]
 Counts = Literal["rates", "exact"]
 Retry = Literal["fixed", "retry_after"]
 FaultKind = Literal[
-    "crash",
-    "hang",
-    "slow",
-    "loss",
-    "delay",
-    "skew",
-    "remove_model",
-    "add_model",
-    "gateway",
-    "cancel",
-    "drain",
-    "kills",
-    "stop",
-    "hangs",
-    "controller",
-]
+    "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
+    "drain", "kills", "stop", "hangs", "controller",
+]  # fmt: skip
+"""``sim.seeds`` draws the first eleven by their order, and the others from streams of their own."""
 
 
 class Ramp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
