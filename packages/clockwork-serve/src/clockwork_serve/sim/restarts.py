@@ -18,9 +18,7 @@ from clockwork_serve.messages import (
     Drain,
     GatewayLost,
     Lane,
-    ModelAdded,
     Outcome,
-    QuotasSet,
     Readiness,
     Reason,
     Request,
@@ -158,10 +156,7 @@ class Restarts:
         for watcher in simulation.watchers:
             if isinstance(watcher, Follower):
                 watcher.on_controller(config)
-        added = [ModelAdded(model=model) for model in self._faults.served.values()]
-        events: list[ControllerEvent] = [*simulation.codes, *added]
-        if simulation.workload.quotas:
-            events.append(QuotasSet(quotas=simulation.workload.quotas))
+        events = simulation.catalogue(self._faults.served.values())
         if self._draining:
             events.append(Drain())
         return events

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 # ruff: noqa: PLR1730 - min() costs 100 ns more than a condition
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop
 from typing import Final, Protocol
 
@@ -163,9 +163,7 @@ class Simulation:
 
     def _start(self, hosts: list[SimulatedWorker]) -> None:
         """At time zero all workers are connected and have prepared all codes."""
-        events: list[ControllerEvent] = [*self.codes, *[ModelAdded(model=model) for model in self.models]]
-        if self.workload.quotas:
-            events.append(QuotasSet(quotas=self.workload.quotas))
+        events = self.catalogue(self.models)
         for host in hosts:
             self.hosts[host.name] = host
             self.by_device.update((spec.device, host) for spec in host.specs)
@@ -173,6 +171,13 @@ class Simulation:
             events += self.prepare(host)
         self._step_controller(events, 0)
         self._start_clients()
+
+    def catalogue(self, models: Iterable[Model]) -> list[ControllerEvent]:
+        """What the supervisor sends a controller that starts: codes, the models served, quotas."""
+        events: list[ControllerEvent] = [*self.codes, *[ModelAdded(model=model) for model in models]]
+        if self.workload.quotas:
+            events.append(QuotasSet(quotas=self.workload.quotas))
+        return events
 
     def prepare(self, host: SimulatedWorker) -> list[CodeReady]:
         """Have a worker prepare all codes at time zero; returns what it reports of that."""
