@@ -51,8 +51,8 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
      "        else:\n            waiter.retries += ran", "a request of a removed model is planned again"),
     (f"{C}/results",
      "        if waiter.state == SPENT:\n            self._belief.release(waiter)\n            return\n"
-     "        request, model",
-     "        if waiter.state == SPENT:\n            return\n        request, model",
+     "        model = ",
+     "        if waiter.state == SPENT:\n            return\n        model = ",
      "tensors of who was answered before its worker died are never released"),
     (f"{C}/results", "                for waiter in sent.waiters:\n                    self._handle_lost_request",
      "                for waiter in sent.waiters[:1]:\n                    self._handle_lost_request",

@@ -68,7 +68,7 @@ def test_another_rate_changes_how_fast_a_debt_is_repaid_and_not_the_debt() -> No
     used = bucket(ms(100), NS_PER_S)
     used.take(ms(100), now_ns=0)
     used.set(ms(200), NS_PER_S, now_ns=ms(500))
-    assert used.in_use(ms(500)) == ms(50)
+    assert used.amounts(0, ms(1), ms(500)) == ["200", "200", "50", "0"]
     assert used.owed_ns(ms(500)) == ms(250)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from clockwork_serve.units import ms
 from clockwork_serve.worker.events import Retire
-from clockwork_serve.worker.lanes import CHORE_PATIENCE_NS, JOB_LIFE, JobState, JobStep, LaneJob, LaneQueue
+from clockwork_serve.worker.lanes import CHORE_PATIENCE_NS, LaneJob, LaneQueue
 from tests.worker.actions import GPU, load
 
 
@@ -110,7 +110,6 @@ def test_what_is_dropped_at_once_comes_out_in_order() -> None:
     lane.push(late, 2)
     lane.push(soon, 1)
     assert lane.drop_all() == [soon, late, last]
-    assert all(job.state is JobState.ENDED for job in (soon, late, last))
     assert not len(lane)
 
 
@@ -124,11 +123,22 @@ def test_one_thing_at_a_time() -> None:
 
 
 def test_what_ended_can_not_start_again() -> None:
-    job = action()
-    job.step(JobStep.DROP)
-    with pytest.raises(AssertionError, match="START"):
-        job.step(JobStep.START)
+    for job, push in ((action(), LaneQueue.push), (chore(), LaneQueue.push_chore)):
+        lane = LaneQueue()
+        push(lane, job, 0)
+        lane.drop(job)
+        with pytest.raises(AssertionError, match="is not next"):
+            lane.start(job, 0)
 
 
-def test_every_state_but_the_last_leads_on() -> None:
-    assert [state for state in JobState if not JOB_LIFE[state]] == [JobState.ENDED]
+def test_a_lane_that_is_free_has_nothing_to_finish() -> None:
+    with pytest.raises(AssertionError, match="nothing runs"):
+        LaneQueue().finish(0)
+
+
+def test_a_job_that_is_queued_twice_is_found() -> None:
+    lane, job = LaneQueue(), action()
+    lane.push(job, 0)
+    lane.push(job, 0)
+    with pytest.raises(AssertionError, match="queued twice"):
+        lane.check()

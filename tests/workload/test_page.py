@@ -19,7 +19,7 @@ from clockwork_serve.workload.scenario import (
     TenantTable,
     read_scenario,
 )
-from clockwork_serve.workload.tables import _DEFAULTS, _USED, Arrival, FaultKind, Mapping
+from clockwork_serve.workload.tables import _USED, DEFAULTS, Arrival, FaultKind, Mapping
 from tests.workload.scenarios import ROOT
 
 PAGE = (ROOT / "docs" / "use" / "workloads.md").read_text()
@@ -63,7 +63,7 @@ def test_each_field_is_there_with_its_default(title) -> None:
 def test_each_field_says_which_arrivals_use_it() -> None:
     for name, _, used, _ in rows("## `[[loads]]`"):
         by = {kind for kind in get_args(Arrival) if name in _USED[kind]}
-        if name not in _DEFAULTS or used == "all":
+        if name not in DEFAULTS or used == "all":
             assert not by
         elif used == "all but closed":
             assert by == set(get_args(Arrival)) - {"closed"}

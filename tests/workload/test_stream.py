@@ -150,8 +150,8 @@ def test_a_closed_load_is_data_for_its_driver() -> None:
         "retry_after",
         2_500_000,
     )
-    assert closed.slo_at(12 * NS_PER_S - 1) == 20 * NS_PER_MS
-    assert closed.slo_at(12 * NS_PER_S) == 30 * NS_PER_MS
+    assert closed.slo.at(12 * NS_PER_S - 1) == 20 * NS_PER_MS
+    assert closed.slo.at(12 * NS_PER_S) == 30 * NS_PER_MS
     assert workload.loads == ("load", "closed")
 
 

@@ -133,12 +133,12 @@ def make_schedule(
 
 def slo_steps(load: ClosedLoad, end_ns: int) -> list[tuple[int, int]]:
     """The SLOs of a closed load over the run: (from ns, SLO in ns)."""
-    steps = [(0, load.slo_at(load.start_ns))]
+    steps = [(0, load.slo.at(load.start_ns))]
     if load.slo.ramp is not None:
         every_ns = load.slo.ramp.every_ns
         for step in range(1, min(STEPS_MAX, max(0, end_ns - load.start_ns) // every_ns + 1)):
             at_ns = load.start_ns + step * every_ns
-            if (slo_ns := load.slo_at(at_ns)) != steps[-1][1]:
+            if (slo_ns := load.slo.at(at_ns)) != steps[-1][1]:
                 steps.append((at_ns, slo_ns))
     return steps
 

@@ -156,7 +156,8 @@ def admission_reply(
     if account is not None:
         shortage = belief.tenants.shortage(account, model, belief.cost_ns(model, 1), now_ns)
         if shortage is not None:
-            return _reply(announced, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
+            wait_ns, message = shortage
+            return _reply(announced, Reason.TENANT_QUOTA, message, wait_ns)
     if model.main is None or not belief.config.reject_infeasible:
         return _reply(announced)
     due_ns = belief.due_ns(announced)

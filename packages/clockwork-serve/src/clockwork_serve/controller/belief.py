@@ -225,13 +225,6 @@ class HungWorker(Timer):
         self.ended = False
         """It is to be killed, and does not recover any more."""
 
-    def device(self, name: str) -> DeviceBelief | None:
-        """Its device of that name."""
-        for device in self.devices:
-            if device.name == name:
-                return device
-        return None
-
 
 # ------------------------------------------------------------
 # Belief. An operation that sends an action or a response also appends it to ``effects``, so that belief and

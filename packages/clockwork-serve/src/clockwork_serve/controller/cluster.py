@@ -72,15 +72,7 @@ class Waiter(Record):
     """A request that is not over, and its state in the controller (``life``)."""
 
     __slots__ = (
-        "alone",
-        "cold",
-        "demand_ns",
-        "due_ns",
-        "queue",
-        "request",
-        "retries",
-        "slo_ns",
-        "state",
+        "alone", "cold", "demand_ns", "due_ns", "queue", "request", "retries", "slo_ns", "state",
         "tensor_refs",
     )  # fmt: skip
 
@@ -122,22 +114,8 @@ class Queue(Record):
     """
 
     __slots__ = (
-        "alone",
-        "band_ns",
-        "dues",
-        "floors",
-        "least",
-        "level",
-        "model",
-        "order",
-        "place_ns",
-        "rows",
-        "signature",
-        "sizes",
-        "strategies",
-        "to_recheck",
-        "waiters",
-        "watch",
+        "alone", "band_ns", "dues", "floors", "least", "level", "model", "order", "place_ns", "rows",
+        "signature", "sizes", "strategies", "to_recheck", "waiters", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -218,28 +196,9 @@ class ServedModel(Record):
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "base_ns",
-        "batch",
-        "code",
-        "code_id",
-        "demand_ns",
-        "dirty",
-        "key",
-        "load_key",
-        "main",
-        "model",
-        "order",
-        "pace_at_ns",
-        "pace_ns",
-        "popularity",
-        "priority",
-        "quarantined",
-        "queue_limit",
-        "queues",
-        "removed",
-        "residencies",
-        "sole",
-        "waiting",
+        "base_ns", "batch", "code", "code_id", "demand_ns", "dirty", "key", "load_key", "main", "model",
+        "order", "pace_at_ns", "pace_ns", "popularity", "priority", "quarantined", "queue_limit", "queues",
+        "removed", "residencies", "sole", "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
@@ -350,15 +309,8 @@ class LaneBelief(Record):
     """Predicts when a lane will be free. Actions on it run one after another, in the order sent."""
 
     __slots__ = (
-        "_outstanding",
-        "behind_ns",
-        "busy_since_ns",
-        "dirty",
-        "free_ns",
-        "head_end_ns",
-        "network_ns",
-        "stalled",
-        "watch",
+        "_outstanding", "behind_ns", "busy_since_ns", "dirty", "free_ns", "head_end_ns", "network_ns",
+        "stalled", "watch",
     )  # fmt: skip
 
     def __init__(self, network_ns: int) -> None:
@@ -533,14 +485,7 @@ class LanePlan(Record):
     """A device's strategies by urgency; flags and timers are for the policy."""
 
     __slots__ = (
-        "changed",
-        "device",
-        "exec_full",
-        "exec_timer",
-        "full",
-        "heap",
-        "load_blocked",
-        "load_dirty",
+        "changed", "device", "exec_full", "exec_timer", "full", "heap", "load_blocked", "load_dirty",
         "load_timer",
     )  # fmt: skip
 
@@ -705,29 +650,9 @@ class DeviceBelief(Record):
     """One device."""
 
     __slots__ = (
-        "codes",
-        "delays",
-        "demand_ns",
-        "exec",
-        "failed_codes",
-        "hang_timer",
-        "idle",
-        "index",
-        "load",
-        "load_key_ns",
-        "name",
-        "pages",
-        "pending_codes",
-        "plan",
-        "retry_slots",
-        "room_bytes",
-        "since_ns",
-        "spec",
-        "stall_timer",
-        "up",
-        "used",
-        "warm",
-        "worker",
+        "codes", "delays", "demand_ns", "exec", "failed_codes", "hang_timer", "idle", "index", "load",
+        "load_key_ns", "name", "pages", "pending_codes", "plan", "retry_slots", "room_bytes", "since_ns",
+        "spec", "stall_timer", "up", "used", "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:

@@ -16,11 +16,10 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     lanes are topped up while they have less work than this (paper section 5.3: 5 ms). ``slack_ns``: plans end
     this much before the deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch.
     ``max_exec_ns``: batches that take longer are not used (batch 1 always is). ``min_batch_gain``: a larger
-    batch must save
-    this share of the time per request. ``estimate_window`` and ``estimate_quantile``: an estimate is that
-    quantile of that many last durations (paper: 10, 0.99). ``lag_ns``: while the running action is later than
-    this, no further ones are sent. ``capacity_ns``: the horizon over which a device's demand is compared with
-    what it can serve, when LOADs are ranked.
+    batch must save this share of the time per request. ``estimate_window`` and ``estimate_quantile``: an
+    estimate is that quantile of that many last durations (paper: 10, 0.99). ``lag_ns``: while the running
+    action is later than this, no further ones are sent. ``capacity_ns``: the horizon over which a device's
+    demand is compared with what it can serve, when LOADs are ranked.
     ``retries``: how often a request that was in flight on a lost worker is planned again.
     ``quarantine_after``: a model that took this many workers down is quarantined (0: never).
     ``hang_ns``: an action that is late by more makes its worker hung (0: never; see ``hangs``); a worker that

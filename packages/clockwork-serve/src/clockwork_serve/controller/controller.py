@@ -256,9 +256,8 @@ class Controller(Record):
         if shortage is None:
             self._tenants.admit(request, account, model, cost_ns)
             return True
-        self._reject_at_once(
-            (request, Outcome.REJECTED, Reason.TENANT_QUOTA, shortage.message, shortage.retry_after_ns)
-        )
+        wait_ns, message = shortage
+        self._reject_at_once((request, Outcome.REJECTED, Reason.TENANT_QUOTA, message, wait_ns))
         return False
 
     def _reject_at_once(self, refusal: Refusal) -> None:

@@ -29,16 +29,8 @@ class Samples(Record):
     """
 
     __slots__ = (
-        "_second_ns",
-        "_trial_ns",
-        "estimate_ns",
-        "guessed",
-        "measured_ns",
-        "quantile",
-        "samples",
-        "seed_ns",
-        "size",
-        "trial_failed",
+        "_second_ns", "_trial_ns", "estimate_ns", "guessed", "measured_ns", "quantile", "samples", "seed_ns",
+        "size", "trial_failed",
     )  # fmt: skip
 
     def __init__(self, seed_ns: int, size: int, quantile: float, *, guessed: bool = False) -> None:

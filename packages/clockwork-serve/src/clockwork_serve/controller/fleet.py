@@ -300,19 +300,19 @@ class Fleet(Record):
     def prepare_code(self, code: Code, now_ns: int) -> None:
         """A code was added: all devices will prepare it."""
         for device in self._all():
-            device.add_code(code)
-            if device.up and device.pending_codes:
-                device.since_ns = now_ns
-                self._belief.arm_checks(device, now_ns)
+            self._add_code(device, code, now_ns)
 
     def retry_code(self, code: Code, now_ns: int) -> None:
         """A code was remade: devices that failed to prepare it will try again."""
         for device in self._all():
             if device.failed_codes.pop(code.code_id, None) is not None:
-                device.add_code(code)
-                if device.up and device.pending_codes:
-                    device.since_ns = now_ns
-                    self._belief.arm_checks(device, now_ns)
+                self._add_code(device, code, now_ns)
+
+    def _add_code(self, device: DeviceBelief, code: Code, now_ns: int) -> None:
+        device.add_code(code)
+        if device.up and device.pending_codes:
+            device.since_ns = now_ns
+            self._belief.arm_checks(device, now_ns)
 
     def forget(self, code_id: str) -> None:
         """A code was removed: forget it on all devices."""

@@ -115,9 +115,9 @@ class Hangs(Record):
     def of_device(self, name: str) -> tuple[HungWorker, DeviceBelief] | None:
         """The hung worker that has that device, and the device; None if there is none."""
         for hung in self._belief.hung.values():
-            device = hung.device(name)
-            if device is not None:
-                return hung, device
+            for device in hung.devices:
+                if device.name == name:
+                    return hung, device
         return None
 
     def observe_result(self, result: Result, now_ns: int) -> None:

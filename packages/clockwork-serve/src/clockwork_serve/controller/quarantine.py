@@ -51,17 +51,6 @@ class Suspect(Record):
         self.requests = requests
 
 
-class Culprit:
-    """A guilty name, the number of its losses, and the instant of the first."""
-
-    __slots__ = ("count", "first_ns", "name")
-
-    def __init__(self, name: str, count: int, first_ns: int) -> None:
-        self.name = name
-        self.count = count
-        self.first_ns = first_ns
-
-
 class Suspects(Record):
     """Counts losses by name, and finds the guilty one. With ``after`` 0, no name is ever guilty."""
 
@@ -75,8 +64,8 @@ class Suspects(Record):
         self._last: dict[str, tuple[str, Loss]] = {}
         """By worker: its last loss and the only suspect of it, until it is known whether it crashed."""
 
-    def lost(self, suspects: list[Suspect], now_ns: int, worker: str = "") -> Culprit | None:
-        """Count the loss of a worker against its suspects; returns a name that is guilty now, if any."""
+    def lost(self, suspects: list[Suspect], now_ns: int, worker: str = "") -> tuple[str, list[Loss]] | None:
+        """Count the loss of a worker against its suspects; returns a guilty name and its losses, if any."""
         if not suspects or not self._after:
             return None
         self._drop_before(now_ns - self._window_ns)
@@ -93,7 +82,7 @@ class Suspects(Record):
             losses = self.losses[name]
             if len(losses) >= self._after:
                 self._explain(name)
-                return Culprit(name, len(losses), losses[0].at_ns)
+                return name, losses
         return None
 
     def crashed(self, worker: str) -> bool:
@@ -340,13 +329,13 @@ class Quarantine(Record):
         guilty = self._suspects.lost(suspects, now_ns, worker)
         if guilty is None:
             return
-        name = guilty.name
+        name, losses = guilty
         if name not in self._belief.models and name not in self._belief.codes:
             self.forget(name)  # it ran when it had been removed already
             return
-        span_s = -(-(now_ns - guilty.first_ns) // NS_PER_S)
+        span_s = -(-(now_ns - losses[0].at_ns) // NS_PER_S)
         self._held[name] = QuarantineEntry(
-            f"it took a device down {_times(guilty.count)} within {span_s} s, the last time {doing[name]}",
+            f"it took a device down {_times(len(losses))} within {span_s} s, the last time {doing[name]}",
             now_ns,
         )
         if name in self._belief.codes:

@@ -85,12 +85,8 @@ class ResultHandler(Record):
                     self._answer(sent, result, now_ns)
             self._results.clear()
         if self._lost:
-            tenants = self._belief.tenants
             for sent, ran in self._lost:
-                if sent.waiters:  # no result says how long it ran
-                    assert isinstance(sent.action, Infer)
-                    tenants.measured(sent.waiters, sent.action.expected_ns if ran else 0, now_ns)
-                tenants.loaded(sent.action.action_id, now_ns, good=False)
+                self._charge_lost(sent, now_ns, ran=ran)
                 for waiter in sent.waiters:
                     self._handle_lost_request(waiter, now_ns, ran=ran)
             self._lost.clear()
@@ -178,7 +174,7 @@ class ResultHandler(Record):
         self._scheduler.queued(waiter.queue)
 
     def _fail(self, waiter: Waiter, result: Result, now_ns: int) -> None:
-        request, status = waiter.request, result.status
+        status = result.status
         outcome, reason = Outcome.FAILED, Reason.DEVICE_FAULT
         message = result.message or f"the worker refused: {status.value}"
         if status is Status.MODEL_RAISED:
@@ -189,6 +185,11 @@ class ResultHandler(Record):
             elif waiter.queue.model.quarantined:
                 reason = Reason.QUARANTINED
                 message = self._quarantine.reason(waiter.queue.model, now_ns)
+        self._finish(waiter, outcome, reason, message)
+
+    def _finish(self, waiter: Waiter, outcome: Outcome, reason: Reason, message: str) -> None:
+        """End a request whose INFER is over, and gave no outputs."""
+        request = waiter.request
         self._belief.finish(
             waiter,
             Answer(
@@ -220,22 +221,26 @@ class ResultHandler(Record):
 
     def action_hung(self, sent: Sent, now_ns: int, *, ran: bool) -> None:
         """Handle an action on a worker that hung; it holds its requests' tensors until it is over."""
+        self._charge_lost(sent, now_ns, ran=ran)
+        for waiter in sent.waiters:
+            if waiter.state != SPENT:
+                waiter.tensor_refs += 1
+                self._handle_lost_request(waiter, now_ns, ran=ran, how="hung")
+
+    def _charge_lost(self, sent: Sent, now_ns: int, *, ran: bool) -> None:
+        """Charge tenants for an action on a lost or hung worker: no result says how long it ran."""
         tenants = self._belief.tenants
         if sent.waiters:
             assert isinstance(sent.action, Infer)
             tenants.measured(sent.waiters, sent.action.expected_ns if ran else 0, now_ns)
         tenants.loaded(sent.action.action_id, now_ns, good=False)
-        for waiter in sent.waiters:
-            if waiter.state != SPENT:
-                waiter.tensor_refs += 1
-                self._handle_lost_request(waiter, now_ns, ran=ran, how="hung")
 
     def _handle_lost_request(self, waiter: Waiter, now_ns: int, *, ran: bool, how: str = "died") -> None:
         """Plan a request again that was in flight on a lost or hung worker, or fail it after ``retries``."""
         if waiter.state == SPENT:
             self._belief.release(waiter)
             return
-        request, model = waiter.request, waiter.queue.model
+        model = waiter.queue.model
         reason, message = Reason.WORKER_LOST, f"the worker {how} while it ran this request"
         if model.quarantined:
             reason, message = Reason.QUARANTINED, self._quarantine.reason(model, now_ns)
@@ -244,13 +249,7 @@ class ResultHandler(Record):
             if waiter.retries <= self._belief.config.retries:
                 self._return(waiter, alone=ran)
                 return
-        self._belief.finish(
-            waiter,
-            Answer(
-                request_id=request.request_id, gateway=request.gateway, outcome=Outcome.FAILED,
-                reason=reason, cold=waiter.cold, message=message,
-            ),
-        )  # fmt: skip
+        self._finish(waiter, Outcome.FAILED, reason, message)
 
 
 def _is_valid_for(waiter: Waiter, model: ServedModel) -> bool:

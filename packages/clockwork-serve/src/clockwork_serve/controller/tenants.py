@@ -57,13 +57,11 @@ class Bucket(Record):
         if self.rate:
             self.full_ns = now_ns + self.owed_ns(now_ns) + self._lasts_ns(amount)
 
-    def in_use(self, now_ns: int) -> int:
-        """What is missing from a full bucket, plus what is held."""
-        return self.owed_ns(now_ns) * self.rate // NS_PER_S + self.held
-
-    def size(self) -> int:
-        """Its size."""
-        return self.burst_ns * self.rate // NS_PER_S
+    def amounts(self, asked: int, unit: int, now_ns: int) -> list[str]:
+        """Its rate and size, what is in use (held, or missing from a full bucket), and what is asked for."""
+        size = self.burst_ns * self.rate // NS_PER_S
+        in_use = self.owed_ns(now_ns) * self.rate // NS_PER_S + self.held
+        return [f"{one / unit:.4g}" for one in (self.rate, size, in_use, asked)]
 
     def _lasts_ns(self, amount: int) -> int:
         """How long it takes to fill an amount."""
@@ -115,16 +113,6 @@ class Charge(Record):
         self.held_ns = held_ns
 
 
-class Shortage:
-    """Why a request is rejected by its quota: how long to wait, and the message."""
-
-    __slots__ = ("message", "retry_after_ns")
-
-    def __init__(self, retry_after_ns: int, message: str) -> None:
-        self.retry_after_ns = retry_after_ns
-        self.message = message
-
-
 class Tenants(Record):
     """Accounts of all tenants with quotas, and the charges of their requests."""
 
@@ -147,16 +135,21 @@ class Tenants(Record):
             account.set(quota, now_ns)
             self.accounts[quota.tenant] = account
 
-    def shortage(self, account: Account, model: ServedModel, cost_ns: int, now_ns: int) -> Shortage | None:
-        """Why a request of that expected cost exceeds the quota now; None if it does not."""
+    def shortage(
+        self, account: Account, model: ServedModel, cost_ns: int, now_ns: int
+    ) -> tuple[int, str] | None:
+        """How long a request of that expected cost has to wait for its quota, and why; None: not at all."""
         device, loaded = account.device, account.loaded
         wait_ns = device.wait_ns(cost_ns, now_ns)
         if wait_ns:
-            return Shortage(wait_ns, _device_message(account, cost_ns, now_ns))
+            found = device.amounts(cost_ns, NS_PER_MS, now_ns)
+            return wait_ns, _exceeded(account, "device_ms_per_s", "ms of device time", found)
         if not model.residencies and self._claim(account, model) is None:
-            wait_ns = loaded.wait_ns(model.model.weights.size, now_ns)
+            size = model.model.weights.size
+            wait_ns = loaded.wait_ns(size, now_ns)
             if wait_ns:
-                return Shortage(wait_ns, _loaded_message(account, model, now_ns))
+                found = loaded.amounts(size, MIB, now_ns)
+                return wait_ns, _exceeded(account, "loaded_bytes_per_s", "MiB of weights", found)
         return None
 
     def admit(self, request: Request, account: Account, model: ServedModel, cost_ns: int) -> None:
@@ -279,25 +272,8 @@ class Tenants(Record):
             assert found == [account.device.held, account.loaded.held], f"{account.tenant}: {found}"
 
 
-def _device_message(account: Account, cost_ns: int, now_ns: int) -> str:
-    return _message(
-        account, "device_ms_per_s", "ms of device time", _amounts(account.device, cost_ns, now_ns, NS_PER_MS)
-    )
-
-
-def _loaded_message(account: Account, model: ServedModel, now_ns: int) -> str:
-    size = model.model.weights.size
-    return _message(
-        account, "loaded_bytes_per_s", "MiB of weights", _amounts(account.loaded, size, now_ns, MIB)
-    )
-
-
-def _amounts(bucket: Bucket, amount: int, now_ns: int, unit: int) -> list[str]:
-    amounts = (bucket.rate, bucket.size(), bucket.in_use(now_ns), amount)
-    return [f"{one / unit:.4g}" for one in amounts]
-
-
-def _message(account: Account, quota: str, unit: str, amounts: list[str]) -> str:
+def _exceeded(account: Account, quota: str, unit: str, amounts: list[str]) -> str:
+    """The message for a quota that is used up."""
     rate, at_once, in_use, asked = amounts
     return (
         f"{quota} of tenant {account.tenant}: expected at most {rate} {unit} a second and {at_once} at once, "

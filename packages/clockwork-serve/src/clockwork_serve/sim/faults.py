@@ -82,20 +82,18 @@ class Faults:
         self._simulation = simulation
         self._world = simulation.world
         self._times = simulation.constants.faults
-        self._dice = np.random.Generator(np.random.PCG64([seed, STREAM]))
+        self.dice = np.random.Generator(np.random.PCG64([seed, STREAM]))
         self._models = {model.name: model for model in simulation.models}
-        self._served = {model.key: model for model in simulation.models}
+        self.served = {model.key: model for model in simulation.models}
         """All and only models that are served, by key."""
         self._codes = {code.code.code_id: code for code in simulation.codes}
         self._gateways = len(simulation.gateways)
         self.executed: Counter[str] = Counter()
         self.stops = Stops(self, simulation)
-        restarts = Restarts(
-            simulation, self._dice, self.later, self._served, self._worker_timeout, self.executed
-        )
+        restarts = Restarts(self, simulation)
         begin: dict[str, Callable[[FaultTable], Events]] = {
             "crash": self._crash, "kills": self._begin_kills,
-            "hang": self.stops.hang, "stop": self.stops.stop, "hangs": self._begin_hangs,
+            "hang": self.stops.hang, "stop": self.stops.stop, "hangs": self.stops.hangs,
             "slow": self._begin_slow, "loss": self._begin_loss, "delay": self._begin_delay,
             "skew": self._begin_skew, "remove_model": self._begin_remove, "add_model": self._begin_add,
             "gateway": self._kill_gateway,
@@ -105,7 +103,7 @@ class Faults:
             simulation.watchers.append(restarts)
         for table in tables:
             if table.kind == "add_model":
-                self.later(0, partial(self._remove, self._model(table)))
+                self.later(0, partial(self._remove, self.model(table)))
             at_ns = round(table.at_s * NS_PER_S)
             self.later(at_ns, partial(begin[table.kind], table))
 
@@ -117,6 +115,15 @@ class Faults:
         """Call ``what`` when the fault ends; never, if it has no duration."""
         if table.for_s is not None:
             self.later(round(table.for_s * NS_PER_S), what)
+
+    def undo(self, table: FaultTable, how: Callable[[], object]) -> None:
+        """Call ``how`` when the fault ends; the controller observes nothing of it."""
+
+        def end() -> Events:
+            how()
+            return NOTHING
+
+        self.after(table, end)
 
     def targets(self, table: FaultTable) -> list[SimulatedWorker]:
         """The running workers that a fault applies to: of its ``device``, its ``worker``, or all."""
@@ -147,16 +154,9 @@ class Faults:
         self.later(restart_ns, partial(self._restart, host))
 
     def _begin_kills(self, table: FaultTable) -> Events:
-        key = self._model(table).key
+        key = self.model(table).key
         self._world.killers[key] = self._kill_worker
-        self.after(table, partial(self._end_kills, key))
-        return NOTHING
-
-    def _begin_hangs(self, table: FaultTable) -> Events:
-        return self.stops.hangs(table, self._model(table).key)
-
-    def _end_kills(self, key: str) -> Events:
-        self._world.killers.pop(key, None)
+        self.undo(table, partial(self._world.killers.pop, key, None))
         return NOTHING
 
     def _kill_worker(self, host: SimulatedWorker) -> Events:
@@ -202,11 +202,7 @@ class Faults:
                 if table.device is None or spec.device == f"gpu{table.device}":
                     self.executed["slow"] += 1
                     host.slowness[spec.device] = table.factor
-                    self.after(table, partial(self._end_slow, host, spec.device))
-        return NOTHING
-
-    def _end_slow(self, host: SimulatedWorker, device: str) -> Events:
-        host.slowness.pop(device, None)
+                    self.undo(table, partial(host.slowness.pop, spec.device, None))
         return NOTHING
 
     def _begin_skew(self, table: FaultTable) -> Events:
@@ -214,42 +210,33 @@ class Faults:
         for host in self.targets(table):
             self.executed["skew"] += 1
             host.set_skew(host.skew_ns + ms(table.ms), self._simulation.now_ns)
-            self.after(table, partial(self._end_skew, host, ms(table.ms)))
+            self.undo(table, partial(self._end_skew, host, ms(table.ms)))
         return NOTHING
 
-    def _end_skew(self, host: SimulatedWorker, extra_ns: int) -> Events:
+    def _end_skew(self, host: SimulatedWorker, extra_ns: int) -> None:
         if not host.gone:
             host.set_skew(host.skew_ns - extra_ns, self._simulation.now_ns)
-        return NOTHING
 
     # Links
 
     def _link_fault(self, host: SimulatedWorker) -> LinkFault:
-        if not isinstance(host.link_fault, LinkFault):
-            host.link_fault = LinkFault(self._dice, partial(self._cut, host))
+        if host.link_fault is None:
+            host.link_fault = LinkFault(self.dice, partial(self._cut, host))
         return host.link_fault
 
     def _begin_delay(self, table: FaultTable) -> Events:
         for host in self.targets(table):
             self.executed["delay"] += 1
             link_fault, extra_ns = self._link_fault(host), ms(table.ms or 0)
-            link_fault.delay_ns += extra_ns
-            self.after(table, partial(self._end_delay, link_fault, extra_ns))
-        return NOTHING
-
-    def _end_delay(self, link_fault: LinkFault, extra_ns: int) -> Events:
-        link_fault.delay_ns -= extra_ns
+            link_fault.lengthen(extra_ns)
+            self.undo(table, partial(link_fault.lengthen, -extra_ns))
         return NOTHING
 
     def _begin_loss(self, table: FaultTable) -> Events:
         for host in self.targets(table):
             link_fault = self._link_fault(host)
             link_fault.loss = table.factor or 1.0
-            self.after(table, partial(self._end_loss, link_fault))
-        return NOTHING
-
-    def _end_loss(self, link_fault: LinkFault) -> Events:
-        link_fault.loss = 0.0
+            self.undo(table, link_fault.lose_no_more)
         return NOTHING
 
     def _cut(self, host: SimulatedWorker) -> None:
@@ -258,14 +245,14 @@ class Faults:
         link = host.link_fault
         notice_ns = self._times.notice_ns
         low, high = notice_ns // 2, notice_ns * 3 // 2
-        self.later(int(self._dice.integers(low, high)), partial(self._controller_timeout, host, link))
-        self.later(int(self._dice.integers(low, high)), partial(self._worker_timeout, host, link))
+        self.later(int(self.dice.integers(low, high)), partial(self._controller_timeout, host, link))
+        self.later(int(self.dice.integers(low, high)), partial(self.worker_timeout, host, link))
 
     def _controller_timeout(self, host: SimulatedWorker, link: object) -> Events:
         """The controller's timeout fires; without effect if the worker has connected again."""
         return self._lost(host) if host.link_fault is link else NOTHING
 
-    def _worker_timeout(self, host: SimulatedWorker, link: object) -> Events:
+    def worker_timeout(self, host: SimulatedWorker, link: object) -> Events:
         """The worker's timeout fires: it drops the link and connects again."""
         if not host.gone and host.link_fault is link:
             self._world.forget(host, (TO_WORKER,))
@@ -283,31 +270,32 @@ class Faults:
 
     # Models
 
-    def _model(self, table: FaultTable) -> Model:
+    def model(self, table: FaultTable) -> Model:
+        """The model that a fault names."""
         assert table.model is not None
         return self._models[table.model]
 
     def _begin_remove(self, table: FaultTable) -> Events:
-        events = self._remove(self._model(table))
+        events = self._remove(self.model(table))
         if events:
             self.executed["remove_model"] += 1
-            self.after(table, partial(self._add, self._model(table)))
+            self.after(table, partial(self._add, self.model(table)))
         return events
 
     def _begin_add(self, table: FaultTable) -> Events:
-        events = self._add(self._model(table))
+        events = self._add(self.model(table))
         if events:
             self.executed["add_model"] += 1
-            self.after(table, partial(self._remove, self._model(table)))
+            self.after(table, partial(self._remove, self.model(table)))
         return events
 
     def _remove(self, model: Model) -> Events:
         """Remove a model, and its code if no other model uses it."""
         simulation = self._simulation
-        if self._served.pop(model.key, None) is None:
+        if self.served.pop(model.key, None) is None:
             return NOTHING
         removed = ModelRemoved(model=model.key)
-        if any(other.code_id == model.code_id for other in self._served.values()):
+        if any(other.code_id == model.code_id for other in self.served.values()):
             return (removed,)
         simulation.codes = [code for code in simulation.codes if code.code.code_id != model.code_id]
         gone = CodeRemoved(code_id=model.code_id)
@@ -318,9 +306,9 @@ class Faults:
     def _add(self, model: Model) -> Events:
         """Serve a model, and have workers prepare its code if they have not."""
         simulation = self._simulation
-        if model.key in self._served:
+        if model.key in self.served:
             return NOTHING
-        self._served[model.key] = model
+        self.served[model.key] = model
         added = ModelAdded(model=model)
         if any(code.code.code_id == model.code_id for code in simulation.codes):
             return (added,)
@@ -347,21 +335,17 @@ class Faults:
     def _begin_cancels(self, table: FaultTable) -> Events:
         cancels = _Cancels(self, table.factor or 1.0)
         self._simulation.watchers.append(cancels)
-        self.after(table, partial(self._end_cancels, cancels))
-        return NOTHING
-
-    def _end_cancels(self, cancels: _Cancels) -> Events:
-        self._simulation.watchers.remove(cancels)
+        self.undo(table, partial(self._simulation.watchers.remove, cancels))
         return NOTHING
 
     def cancel_later(self, request: Request) -> None:
         """Cancel a request at a random instant before its deadline; it may have ended by then."""
         patience_ns = min(request.slo_ns, CANCEL_WITHIN_NS)
-        self.later(int(self._dice.integers(patience_ns + 1)), partial(self._cancel, request.request_id))
+        self.later(int(self.dice.integers(patience_ns + 1)), partial(self._cancel, request.request_id))
 
     def chance(self, share: float) -> bool:
         """True with probability ``share``."""
-        return bool(self._dice.random() < share)
+        return bool(self.dice.random() < share)
 
     def _cancel(self, request_id: str) -> Events:
         if request_id in self._simulation.open:

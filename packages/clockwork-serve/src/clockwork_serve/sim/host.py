@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import heapify, heappush
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from msgspec.structs import replace
@@ -41,7 +41,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.sim.dice import Draws
+from clockwork_serve.sim.constants import Draws
 from clockwork_serve.sim.tally import Busy, Tally
 from clockwork_serve.worker import Worker
 from clockwork_serve.worker.events import (
@@ -127,11 +127,42 @@ class World:
         heapify(self.heap)
 
 
-class FaultInjector(Protocol):
-    """A fault of the link between the controller and a worker."""
+class LinkFault:
+    """A fault of the link between the controller and a worker, whose messages keep their order.
+
+    It delays them by ``delay_ns``, or loses a share of them.
+    """
+
+    __slots__ = ("cut", "cut_link", "delay_ns", "dice", "loss")
+
+    def __init__(self, dice: np.random.Generator, cut_link: Callable[[], None]) -> None:
+        self.delay_ns = 0
+        self.loss = 0.0
+        """The share of messages that is lost."""
+        self.cut = False
+        """A message was lost: none arrives any more."""
+        self.dice = dice
+        self.cut_link = cut_link
+
+    def lengthen(self, by_ns: int) -> None:
+        """Delay messages by so much more."""
+        self.delay_ns += by_ns
+
+    def lose_no_more(self) -> None:
+        """Lose no message from now on; a link that is cut stays so."""
+        self.loss = 0.0
 
     def arrival_ns(self, when_ns: int) -> int | None:
         """When a message arrives that would arrive at ``when_ns``; None: never."""
+        if not self.cut and self.loss and self.dice.random() < self.loss:
+            self.cut = True
+            self.cut_link()
+        return None if self.cut else when_ns + self.delay_ns
+
+
+def is_cut(host: SimulatedWorker) -> bool:
+    """Whether its link is cut: messages of neither direction arrive."""
+    return host.link_fault is not None and host.link_fault.cut
 
 
 class SimulatedWorker:
@@ -141,24 +172,9 @@ class SimulatedWorker:
     """
 
     __slots__ = (
-        "cores_busy_until_ns",
-        "died_at",
-        "from_worker_until_ns",
-        "gone",
-        "joined",
-        "link_fault",
-        "machine",
-        "name",
-        "not_before_ns",
-        "skew_ns",
-        "slowness",
-        "specs",
-        "stopped",
-        "stopped_ns",
-        "stuck",
-        "to_worker_until_ns",
-        "wake_ns",
-        "world",
+        "cores_busy_until_ns", "died_at", "from_worker_until_ns", "gone", "joined", "link_fault", "machine",
+        "name", "not_before_ns", "skew_ns", "slowness", "specs", "stopped", "stopped_ns", "stuck",
+        "to_worker_until_ns", "wake_ns", "world",
     )  # fmt: skip
 
     def __init__(self, name: str, specs: tuple[DeviceSpec, ...], world: World) -> None:
@@ -184,7 +200,7 @@ class SimulatedWorker:
         """By device: the factor by which durations are longer than usual."""
         self.cores_busy_until_ns = {spec.device: 0 for spec in specs if spec.lanes_share}
         """By device whose lanes share cores: until when these are busy. First come, first served."""
-        self.link_fault: FaultInjector | None = None
+        self.link_fault: LinkFault | None = None
         self.to_worker_until_ns = 0
         """When the last message to it arrives; the next one may not arrive earlier (links keep the order)."""
         self.from_worker_until_ns = 0
@@ -505,34 +521,3 @@ class OpenRequests:
         if reason is Reason.NOT_SERVING:
             return self._config.reject_infeasible or orphan or self._controller_lost
         return reason is Reason.WOULD_MISS_DEADLINE and self._config.reject_infeasible
-
-
-# ------------------------------------------------------------
-# Faults of the link between the controller and a worker. Messages keep their order.
-
-
-class LinkFault:
-    """A fault of one link: it delays messages by ``delay_ns``, or loses a share of them."""
-
-    __slots__ = ("cut", "cut_link", "delay_ns", "dice", "loss")
-
-    def __init__(self, dice: np.random.Generator, cut_link: Callable[[], None]) -> None:
-        self.delay_ns = 0
-        self.loss = 0.0
-        """The share of messages that is lost."""
-        self.cut = False
-        """A message was lost: none arrives any more."""
-        self.dice = dice
-        self.cut_link = cut_link
-
-    def arrival_ns(self, when_ns: int) -> int | None:
-        """When a message arrives that would arrive at ``when_ns``; None: never."""
-        if not self.cut and self.loss and self.dice.random() < self.loss:
-            self.cut = True
-            self.cut_link()
-        return None if self.cut else when_ns + self.delay_ns
-
-
-def is_cut(host: SimulatedWorker) -> bool:
-    """Whether its link is cut: messages of neither direction arrive."""
-    return isinstance(host.link_fault, LinkFault) and host.link_fault.cut

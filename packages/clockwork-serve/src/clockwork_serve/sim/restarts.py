@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from heapq import heapify
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
-import numpy as np
 from msgspec.structs import replace
 
 from clockwork_serve.controller import Controller, ControllerConfig
@@ -20,10 +18,7 @@ from clockwork_serve.messages import (
     Drain,
     GatewayLost,
     Lane,
-    Model,
-    ModelAdded,
     Outcome,
-    QuotasSet,
     Readiness,
     Reason,
     Request,
@@ -65,26 +60,12 @@ class Follower(Protocol):
         """Called with the successor's configuration."""
 
 
-Later = Callable[[int, Callable[[], Events]], None]
-
-
 class Restarts:
-    """Failover of the controller; also a watcher of the simulation.
+    """Failover of the controller, a part of ``Faults``; also a watcher of the simulation."""
 
-    ``later`` schedules a call that returns events for the controller; ``served`` are the models served;
-    ``worker_timeout`` is called when a worker notices that its link has ended.
-    """
-
-    def __init__(
-        self, simulation: Simulation, dice: np.random.Generator, later: Later, served: Mapping[str, Model],
-        worker_timeout: Callable[[SimulatedWorker, object], Events], executed: Counter[str],
-    ) -> None:  # fmt: skip
+    def __init__(self, faults: Faults, simulation: Simulation) -> None:
+        self._faults = faults
         self._simulation = simulation
-        self._dice = dice
-        self._later = later
-        self._served = served
-        self._worker_timeout = worker_timeout
-        self._executed = executed
         self._requests: dict[str, Request] = {}
         """All and only open requests of the running controller."""
         self._sent_twice: set[str] = set()
@@ -98,23 +79,24 @@ class Restarts:
         simulation = self._simulation
         if simulation.down is not None:
             return ()
-        self._executed["controller"] += 1
+        self._faults.executed["controller"] += 1
         simulation.down = self.while_down
         now_ns = simulation.now_ns
         for host in simulation.hosts.values():
             simulation.world.forget(host, (TO_CONTROLLER,))
             if not is_cut(host):
-                link = host.link_fault = LinkFault(self._dice, _nothing)
+                link = host.link_fault = LinkFault(self._faults.dice, lambda: None)
                 link.cut = True
                 ends_ns = max(now_ns + simulation.world.delay_ns(), host.to_worker_until_ns)
-                self._later(ends_ns - now_ns, partial(self._worker_timeout, host, link))
+                self._faults.later(ends_ns - now_ns, partial(self._faults.worker_timeout, host, link))
         simulation.hosts.clear()
         simulation.by_device.clear()
         if simulation.checks is not None:
             simulation.checks.controller_died()
         self._hold_for_failover(now_ns)
         usual_ns = simulation.constants.faults.controller_ns
-        self._later(usual_ns if table.for_s is None else round(table.for_s * NS_PER_S), self._start_successor)
+        after_ns = usual_ns if table.for_s is None else round(table.for_s * NS_PER_S)
+        self._faults.later(after_ns, self._start_successor)
         return ()
 
     def _hold_for_failover(self, now_ns: int) -> None:
@@ -125,7 +107,7 @@ class Restarts:
                 self._end(request, Outcome.REJECTED, Reason.NOT_SERVING)
                 continue
             self.awaiting_failover[request_id] = request
-            self._later(min(left_ns, PATIENCE_NS), partial(self._given_up, request))
+            self._faults.later(min(left_ns, PATIENCE_NS), partial(self._given_up, request))
 
     def _given_up(self, request: Request) -> Events:
         if self.awaiting_failover.pop(request.request_id, None) is not None:
@@ -174,10 +156,7 @@ class Restarts:
         for watcher in simulation.watchers:
             if isinstance(watcher, Follower):
                 watcher.on_controller(config)
-        added = [ModelAdded(model=model) for model in self._served.values()]
-        events: list[ControllerEvent] = [*simulation.codes, *added]
-        if simulation.workload.quotas:
-            events.append(QuotasSet(quotas=simulation.workload.quotas))
+        events = simulation.catalogue(self._faults.served.values())
         if self._draining:
             events.append(Drain())
         return events
@@ -196,7 +175,7 @@ class Restarts:
                 self._requests.pop(effect.request_id, None)
                 self._sent_twice.discard(effect.request_id)
             elif isinstance(effect, Readiness) and effect.ready and self.awaiting_failover:
-                self._later(self._simulation.constants.network.gateway_ns, self._send_again)
+                self._faults.later(self._simulation.constants.network.gateway_ns, self._send_again)
 
     def _send_again(self) -> Events:
         if self._simulation.down is not None:
@@ -218,10 +197,6 @@ def adopted_infers(controller: Controller, known: set[int]) -> Counter[tuple[str
         if one.residency is not None and one.lane is Lane.EXEC:
             found[device, one.residency.version] += 1
     return found
-
-
-def _nothing() -> None:
-    """Do nothing: the link is cut already."""
 
 
 # ------------------------------------------------------------
@@ -261,14 +236,11 @@ class Stops:
         """Stop processes and their lanes."""
         return self._stop(table, lanes=True)
 
-    def hangs(self, table: FaultTable, key: str) -> Events:
-        """From now on, INFERs of that model never end."""
+    def hangs(self, table: FaultTable) -> Events:
+        """From now on, INFERs of a model never end."""
+        key = self._faults.model(table).key
         self._world.endless[key] = self._stuck
-        self._faults.after(table, partial(self._end_hangs, key))
-        return NOTHING
-
-    def _end_hangs(self, key: str) -> Events:
-        self._world.endless.pop(key, None)
+        self._faults.undo(table, partial(self._world.endless.pop, key, None))
         return NOTHING
 
     def _stuck(self, host: SimulatedWorker) -> None:
@@ -300,10 +272,8 @@ class Stops:
         return NOTHING
 
     def _take_lanes(self, host: SimulatedWorker) -> list[Entry]:
-        heap = self._world.heap
-        found = [entry for entry in heap if entry[2] == LANE_DONE and entry[3] is host]
-        heap[:] = [entry for entry in heap if entry[2] != LANE_DONE or entry[3] is not host]
-        heapify(heap)
+        found = [entry for entry in self._world.heap if entry[2] == LANE_DONE and entry[3] is host]
+        self._world.forget(host, (LANE_DONE,))
         return found
 
     def _resume(self, host: SimulatedWorker) -> Events:

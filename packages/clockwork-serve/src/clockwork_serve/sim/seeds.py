@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
 from multiprocessing import get_context
-from typing import Final
+from typing import Final, get_args
 
 import msgspec
 import numpy as np
@@ -42,10 +42,8 @@ PLAYED: Final = ("default", "paper")
 REQUESTS: Final = 2_000
 """The least number of requests of a seed."""
 
-KINDS: Final[tuple[FaultKind, ...]] = (
-    "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
-    "drain", "kills", "stop", "hangs", "controller",
-)  # fmt: skip
+KINDS: Final[tuple[FaultKind, ...]] = get_args(FaultKind)
+"""In the order in which they are drawn."""
 FAULTS_MAX: Final = 8
 PAGE_BYTES: Final = 16 * MIB
 SLOW_NS: Final = ms(12)

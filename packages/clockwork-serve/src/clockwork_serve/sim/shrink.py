@@ -8,12 +8,14 @@ Requests, faults, clients, models, devices and settings are removed, half of the
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -31,7 +33,6 @@ from clockwork_serve.workload.stream import Arrivals, ClosedLoad, Workload
 from clockwork_serve.workload.tables import FaultTable
 from clockwork_serve.workload.zoo import Zoo
 
-Item = TypeVar("Item")
 Request = tuple[int, int, int, int]
 """When it is sent in ns, its model, its SLO in ns, its load."""
 
@@ -201,8 +202,9 @@ class _Shrinker:
     def run(self) -> Shrunk:
         """Shrink until nothing more can be removed, or the time limit."""
         steps = (
-            self._cut, self._plainer, self._fewer_faults, self._fewer_clients, self._no_clients,
-            self._fewer_requests, self._fewer_models, self._fewer_devices, self._usual_settings, self._sooner,
+            self._cut, self._plainer, partial(self._fewer, "faults"), partial(self._fewer, "closed"),
+            self._no_clients, partial(self._fewer, "requests"), self._fewer_models, self._fewer_devices,
+            self._usual_settings, self._sooner,
         )  # fmt: skip
         before = None
         while before != self._best and not self._late:
@@ -228,15 +230,15 @@ class _Shrinker:
         self._send_to_controller(self._best, self._attempts)
         return good
 
-    def _fewer(self, items: Sequence[Item], keep: Callable[[tuple[Item, ...]], bool]) -> None:
-        """Remove as many items as ``keep`` allows, half of them at a time, then fewer."""
-        kept = tuple(items)
+    def _fewer(self, field: str) -> None:
+        """Remove as many entries of a field as still fail, half of them at a time, then fewer."""
+        kept: tuple[Any, ...] = getattr(self._best, field)
         size = len(kept)
         while size and kept and not self._late:
             at = 0
             while at < len(kept) and not self._late:
                 fewer = kept[:at] + kept[at + size :]
-                if keep(fewer):
+                if self._try(**{field: fewer}):
                     kept = fewer
                 else:
                     at += size
@@ -257,21 +259,12 @@ class _Shrinker:
         self._try(quotas=(), tenants=("",) * len(self._best.loads))
         self._try(priorities=(0,) * len(self._best.loads))
 
-    def _fewer_faults(self) -> None:
-        self._fewer(self._best.faults, lambda kept: self._try(faults=kept))
-
-    def _fewer_clients(self) -> None:
-        self._fewer(self._best.closed, lambda kept: self._try(closed=kept))
-
     def _no_clients(self) -> None:
         """Replace closed-loop clients by the requests that they sent."""
         if self._best.closed:
             heard = ReceivedRequests(self._best)
             play_case(self._best, BEATS_TRIED, heard)
             self._try(requests=tuple(sorted(heard.requests)), closed=())
-
-    def _fewer_requests(self) -> None:
-        self._fewer(self._best.requests, lambda kept: self._try(requests=kept))
 
     def _fewer_models(self) -> None:
         """Drop models that no request and no fault names."""
@@ -284,7 +277,8 @@ class _Shrinker:
             models=tuple(best.models[at] for at in used),
             requests=tuple((at_ns, place[model], slo, load) for at_ns, model, slo, load in best.requests),
             closed=tuple(
-                _with_models(load, tuple(place[model] for model in load.models)) for load in best.closed
+                dataclasses.replace(load, models=tuple(place[model] for model in load.models))
+                for load in best.closed
             ),
         )
 
@@ -315,10 +309,3 @@ class _Shrinker:
             faults=tuple(replace(fault, at_s=fault.at_s / 2) for fault in best.faults),
             duration_ns=best.duration_ns // 2,
         )
-
-
-def _with_models(load: ClosedLoad, models: tuple[int, ...]) -> ClosedLoad:
-    return ClosedLoad(
-        load.load, models, load.concurrency, load.slo, load.start_ns, load.stop_ns, load.start_jitter_ns,
-        load.retry, load.retry_ns,
-    )  # fmt: skip

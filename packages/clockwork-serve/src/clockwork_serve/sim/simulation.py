@@ -15,7 +15,7 @@ from __future__ import annotations
 
 # ruff: noqa: PLR1730 - min() costs 100 ns more than a condition
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop
 from typing import Final, Protocol
 
@@ -40,8 +40,7 @@ from clockwork_serve.messages import (
     WorkerHung,
 )
 from clockwork_serve.sim.checks import Checks
-from clockwork_serve.sim.constants import Cluster, Constants, read_constants
-from clockwork_serve.sim.dice import Draws, uniform_us
+from clockwork_serve.sim.constants import Cluster, Constants, Draws, read_constants, uniform_us
 from clockwork_serve.sim.faults import Faults
 from clockwork_serve.sim.host import CALL, CLIENT, FAR_NS, TO_CONTROLLER, WAKE, SimulatedWorker, World
 from clockwork_serve.sim.tally import Tally
@@ -164,9 +163,7 @@ class Simulation:
 
     def _start(self, hosts: list[SimulatedWorker]) -> None:
         """At time zero all workers are connected and have prepared all codes."""
-        events: list[ControllerEvent] = [*self.codes, *[ModelAdded(model=model) for model in self.models]]
-        if self.workload.quotas:
-            events.append(QuotasSet(quotas=self.workload.quotas))
+        events = self.catalogue(self.models)
         for host in hosts:
             self.hosts[host.name] = host
             self.by_device.update((spec.device, host) for spec in host.specs)
@@ -174,6 +171,13 @@ class Simulation:
             events += self.prepare(host)
         self._step_controller(events, 0)
         self._start_clients()
+
+    def catalogue(self, models: Iterable[Model]) -> list[ControllerEvent]:
+        """What the supervisor sends a controller that starts: codes, the models served, quotas."""
+        events: list[ControllerEvent] = [*self.codes, *[ModelAdded(model=model) for model in models]]
+        if self.workload.quotas:
+            events.append(QuotasSet(quotas=self.workload.quotas))
+        return events
 
     def prepare(self, host: SimulatedWorker) -> list[CodeReady]:
         """Have a worker prepare all codes at time zero; returns what it reports of that."""
@@ -348,7 +352,7 @@ class Simulation:
     def _send_again(self, client: Client, now_ns: int) -> None:
         load = client.load
         if now_ns < load.stop_ns:
-            slo_ns = load.slo_at(now_ns)
+            slo_ns = load.slo.at(now_ns)
 
             def arrive() -> tuple[Request]:
                 return (self._request(client.model, load.load, now_ns, slo_ns, client),)

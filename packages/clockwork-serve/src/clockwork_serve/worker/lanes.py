@@ -1,16 +1,12 @@
 """The queue of a lane, and the job that runs on it.
 
 A *job* is an action or a chore (preparing or retiring a code). Actions are queued by the start of their
-window and then by arrival, chores in a queue of their own. A job runs, or is dropped (refused, or no longer
-wanted).
-
-    QUEUED --start--> RUNNING --finish--> ENDED
-       +------drop--------------------------> ENDED
+window and then by arrival, chores in a queue of their own. The next job runs until it is finished, or is
+dropped (refused, or no longer wanted).
 """
 
 from __future__ import annotations
 
-import enum
 from collections import deque
 from typing import Final
 
@@ -30,34 +26,6 @@ CHORE_PATIENCE_NS: Final = 500 * NS_PER_MS
 """A chore goes before actions after it has waited for this long, and no chore ended meanwhile."""
 
 
-class JobState(enum.StrEnum):
-    """The state of a job."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    ENDED = "ended"
-
-
-class JobStep(enum.StrEnum):
-    """A change of a job's state."""
-
-    START = "start"
-    DROP = "drop"
-    FINISH = "finish"
-
-
-JOB_LIFE: dict[JobState, dict[JobStep, JobState]] = {
-    JobState.QUEUED: {JobStep.START: JobState.RUNNING, JobStep.DROP: JobState.ENDED},
-    JobState.RUNNING: {JobStep.FINISH: JobState.ENDED},
-    JobState.ENDED: {},
-}
-
-
-_QUEUED: Final = JobState.QUEUED
-_START: Final = JobStep.START
-_FINISH: Final = JobStep.FINISH
-
-
 class LaneJob:
     """One piece of work for a lane, with the ``code`` it uses and the weights it moves or reads (``held``).
 
@@ -66,7 +34,7 @@ class LaneJob:
     ``earliest_ns`` orders the queue.
     """
 
-    __slots__ = ("action_id", "code", "earliest_ns", "held", "owed", "state", "work")
+    __slots__ = ("action_id", "code", "earliest_ns", "held", "owed", "work")
 
     def __init__(
         self, work: Work, code: HeldCode | None, action_id: int = 0, held: HeldExtent | None = None
@@ -75,30 +43,16 @@ class LaneJob:
         self.code = code
         self.action_id = action_id
         self.owed = False
-        self.state = _QUEUED
         self.held = held
         self.earliest_ns = 0
-
-    def step(self, step: JobStep) -> None:
-        """Change state; asserts that the step is legal."""
-        following = JOB_LIFE[self.state].get(step)
-        assert following is not None, f"{self.work}: {step.name} while {self.state.name}"
-        self.state = following
 
 
 class LaneQueue:
     """One lane: at most one running job, and the queued ones."""
 
     __slots__ = (
-        "_chore_ended_ns",
-        "_chore_runs",
-        "_ended_ns",
-        "actions",
-        "chores",
-        "queued_wake_ns",
-        "running",
-        "started_ns",
-        "wake_ns",
+        "_chore_ended_ns", "_chore_runs", "_ended_ns", "actions", "chores", "queued_wake_ns", "running",
+        "started_ns", "wake_ns",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -162,27 +116,18 @@ class LaneQueue:
     def start(self, job: LaneJob, now_ns: int) -> None:
         """Start the job that ``turn`` returned."""
         assert self.running is None, f"{self.running} still runs"
-        if self.actions and self.actions[0] is job:
-            self.actions.pop(0)
-            self._chore_runs = False
-        else:
-            self._pop_chore(job)
-            self._chore_runs = True
-        job.step(_START)
+        self._chore_runs = self.drop(job)
         self.running = job
         self.started_ns = now_ns
 
-    def drop(self, job: LaneJob) -> None:
-        """Remove the job that ``turn`` returned, without running it."""
+    def drop(self, job: LaneJob) -> bool:
+        """Remove the job that ``turn`` returned from its queue; true if it is a chore."""
         if self.actions and self.actions[0] is job:
             self.actions.pop(0)
-        else:
-            self._pop_chore(job)
-        job.step(JobStep.DROP)
-
-    def _pop_chore(self, job: LaneJob) -> None:
+            return False
         assert self.chores and self.chores[0][1] is job, f"{job.work} is not next"
         self.chores.popleft()
+        return True
 
     def drop_all(self) -> list[LaneJob]:
         """Remove and return all queued jobs, actions first."""
@@ -190,15 +135,12 @@ class LaneQueue:
         self.actions.clear()
         self.chores.clear()
         self.wake_ns = None
-        for job in jobs:
-            job.step(JobStep.DROP)
         return jobs
 
     def finish(self, now_ns: int) -> LaneJob:
         """The running job ended."""
         job = self.running
         assert job is not None, "nothing runs on this lane"
-        job.step(_FINISH)
         self.running = None
         self._ended_ns = now_ns
         if self._chore_runs:
@@ -210,9 +152,9 @@ class LaneQueue:
         return self.actions + [job for _, job in self.chores]
 
     def check(self) -> None:
-        """Assert the states of jobs and their order."""
-        assert all(job.state is JobState.QUEUED for job in self.queued())
-        assert self.running is None or self.running.state is JobState.RUNNING
+        """Assert that each job is in one place, and the order of actions."""
+        jobs = [*self.queued(), *([] if self.running is None else [self.running])]
+        assert len({id(job) for job in jobs}) == len(jobs), "a job is queued twice, or while it runs"
         assert self.running is None or self.wake_ns is None, "a busy lane needs no wake-up"
         times = [job.earliest_ns for job in self.actions]
         assert times == sorted(times), "queued out of order"

@@ -218,15 +218,7 @@ class HeldCode:
     """
 
     __slots__ = (
-        "chore",
-        "code",
-        "fitting",
-        "profile",
-        "ready_due",
-        "recent",
-        "state",
-        "users",
-        "wanted",
+        "chore", "code", "fitting", "profile", "ready_due", "recent", "state", "users", "wanted",
     )  # fmt: skip
 
     def __init__(self, code: Code) -> None:

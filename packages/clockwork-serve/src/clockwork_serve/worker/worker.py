@@ -271,19 +271,15 @@ class Worker:
         inbox = self._inbox
         self._inbox = []
         for item in inbox:
-            if type(item) is Infer:
+            if type(item) is Infer or type(item) is Load or type(item) is Unload:
                 device = self._devices.get(item.device)
                 if device is None:
                     self._reject(item, now_ns)
-                else:
-                    self._mark(device)
+                    continue
+                self._mark(device)
+                if isinstance(item, Infer):
                     device.admit_infer(item, now_ns)
-            elif type(item) is Load or type(item) is Unload:
-                device = self._devices.get(item.device)
-                if device is None:
-                    self._reject(item, now_ns)
                 else:
-                    self._mark(device)
                     device.admit(item, now_ns)
             elif isinstance(item, RetainWeights):
                 if (kept := self._devices.get(item.device)) is not None:

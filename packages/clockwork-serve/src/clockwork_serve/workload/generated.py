@@ -3,9 +3,9 @@
 Calibrated to 500 functions of day 1, minutes 480 to 959 (InVitro's sample, 3.04 million calls). A function is
 of one of four kinds; kinds are shares of all functions, of which ``rare`` ones often have no call in 8 hours:
 
-    busy       calls in nearly every minute: 97 % of all calls. Rates from a Pareto law (rank-size slope
-    -1.87) periodic   timers and pollers of 2 to 120 minutes, mostly in phase with the clock: the spikes at
-    :00, :30, ... irregular  rates lognormal, minutes negative binomial with a Fano factor of their own
+    busy       calls in nearly every minute: 97 % of all calls. A Pareto law of rates (rank-size slope -1.87)
+    periodic   timers and pollers of 2 to 120 minutes, mostly in phase with the clock: spikes at :00, :30, ...
+    irregular  rates lognormal, minutes negative binomial with a Fano factor of their own
     rare       a few minutes in 8 hours, mostly at the full hour
 
 Minutes are drawn hour by hour, so that a longer run begins like a shorter one and holds no more.

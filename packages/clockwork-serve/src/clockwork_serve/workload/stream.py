@@ -108,10 +108,6 @@ class ClosedLoad:
     retry: Retry
     retry_ns: int | None
 
-    def slo_at(self, now_ns: int) -> int:
-        """The SLO of a request sent at ``now_ns``, in ns."""
-        return self.slo.at(now_ns)
-
 
 @dataclass(slots=True)
 class OpenLoad:

@@ -75,22 +75,10 @@ Mapping = Literal["block", "stripe", "shuffled"]
 Counts = Literal["rates", "exact"]
 Retry = Literal["fixed", "retry_after"]
 FaultKind = Literal[
-    "crash",
-    "hang",
-    "slow",
-    "loss",
-    "delay",
-    "skew",
-    "remove_model",
-    "add_model",
-    "gateway",
-    "cancel",
-    "drain",
-    "kills",
-    "stop",
-    "hangs",
-    "controller",
-]
+    "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
+    "drain", "kills", "stop", "hangs", "controller",
+]  # fmt: skip
+"""``sim.seeds`` draws the first eleven by their order, and the others from streams of their own."""
 
 
 class Ramp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -214,7 +202,7 @@ class LoadTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         self._check_together()
 
     def _check_together(self) -> None:
-        given = {field for field in _DEFAULTS if getattr(self, field) != _DEFAULTS[field]}
+        given = {field for field in DEFAULTS if getattr(self, field) != DEFAULTS[field]}
         for field in sorted(given - _USED[self.arrivals] - _ALWAYS):
             raise unfit(
                 field,
@@ -348,7 +336,7 @@ _FAULT_NEEDS: Final = {
     "remove_model": "model", "add_model": "model", "kills": "model", "hangs": "model",
 }  # fmt: skip
 
-_DEFAULTS: Final[dict[str, Any]] = dict(
+DEFAULTS: Final[dict[str, Any]] = dict(
     zip(
         LoadTable.__struct_fields__[-len(LoadTable.__struct_defaults__) :],
         LoadTable.__struct_defaults__,

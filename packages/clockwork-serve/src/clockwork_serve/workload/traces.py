@@ -25,7 +25,7 @@ from clockwork_serve.workload.processes import (
     in_order,
     steps_at,
 )
-from clockwork_serve.workload.tables import MOST_RPS, Counts, FieldError, LoadTable, Ramp, unfit
+from clockwork_serve.workload.tables import DEFAULTS, MOST_RPS, Counts, FieldError, LoadTable, Ramp, unfit
 from clockwork_serve.workload.trace_files import (
     CallTrace,
     MinuteTrace,
@@ -410,10 +410,7 @@ def _called(load: LoadTable, models: int, files: list[Path], place: Place) -> Tr
 
 def _refuse(load: LoadTable, fields: tuple[str, ...], why: str) -> None:
     for field in fields:
-        default = dict(zip(LoadTable.__struct_fields__[3:], LoadTable.__struct_defaults__, strict=True))[
-            field
-        ]
-        if getattr(load, field) != default:
+        if getattr(load, field) != DEFAULTS[field]:
             raise unfit(field, "no value with this trace", getattr(load, field), why)
 
 

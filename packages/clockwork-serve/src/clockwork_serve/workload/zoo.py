@@ -10,7 +10,7 @@ import csv
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -207,27 +207,23 @@ def _model(where: str, row: dict[str, str]) -> ZooModel:
         weights_bytes=_bytes(_number(where, "weights_mb", row["weights_mb"]), 10**6),
         load_ns=_ns(_number(where, "load_ms", row["load_ms"])),
         infer_ns=dict(sorted(curve.items())),
-        input_bytes=_bytes(_number(where, "input_kb", row.get("input_kb") or "0", _not_negative), 10**3),
-        output_bytes=_bytes(_number(where, "output_kb", row.get("output_kb") or "0", _not_negative), 10**3),
+        input_bytes=_bytes(_number(where, "input_kb", row.get("input_kb") or "0", zero=True), 10**3),
+        output_bytes=_bytes(_number(where, "output_kb", row.get("output_kb") or "0", zero=True), 10**3),
         rounded=precision == "rounded",
         in_paper=in_paper == "yes",
     )
 
 
-def _number(where: str, field: str, cell: str, good: Callable[[float], bool] | None = None) -> float:
-    """A finite number above 0 (or what ``good`` says)."""
+def _number(where: str, field: str, cell: str, *, zero: bool = False) -> float:
+    """A finite number above 0, or 0 where that is allowed."""
     try:
         value = float(cell)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value) or not (good(value) if good else value > 0):
-        wanted = "a number of at least 0" if good else "a number above 0"
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        wanted = "a number of at least 0" if zero else "a number above 0"
         raise ConfigError(f"{where}: {field}: expected {wanted}; found {cell!r}")
     return value
-
-
-def _not_negative(value: float) -> bool:
-    return value >= 0
 
 
 def _ns(milliseconds: float) -> int:

@@ -83,12 +83,6 @@ def _installed(name: str, belief: Belief) -> Scheduler:
 _METHODS = sorted(name for name, value in vars(Scheduler).items() if name[0] != "_" and callable(value))
 
 __all__ = [
-    "FACTORIES",
-    "POLICIES",
-    "SCHEDULERS",
-    "DefaultScheduler",
-    "PaperScheduler",
-    "ReleasedScheduler",
-    "Scheduler",
-    "scheduler_for",
-]
+    "FACTORIES", "POLICIES", "SCHEDULERS", "DefaultScheduler", "PaperScheduler", "ReleasedScheduler",
+    "Scheduler", "scheduler_for",
+]  # fmt: skip
