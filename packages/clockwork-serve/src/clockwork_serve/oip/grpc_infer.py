@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from clockwork_client.datatypes import Buffer, Parameter, encode_strings
 from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import DATATYPES
-from clockwork_serve.oip.http_infer import any_shared, check_shape, classes_of, shared_and_sent, shared_wish
+from clockwork_serve.oip.http_infer import any_shared, check_head, shared_and_sent, wish_of
 from clockwork_serve.oip.model import (
     BINARY_ONLY,
     InferCall,
@@ -128,7 +127,7 @@ def walk(data: bytes) -> WalkedRequest:
             head, spans, found = _input_on_the_wire(data, at, end, FIELDS_MAX - steps)
             steps += found
             beside += len(head)
-            rest += (b"\x2a", _varint(len(head)), head)
+            rest += (_field(_INPUT, len(head)), head)
             contents.append(spans)
         else:
             beside += end - start
@@ -357,7 +356,6 @@ def _check_beside(nbytes: int) -> None:
 InferRequest = Any
 """A ``ModelInferRequest``, or a large one as it was walked: a :class:`WalkedRequest`."""
 
-_LENGTH_DELIMITED: Final = 2
 _RAW_OUTPUT_CONTENTS: Final[int] = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 _INFER_RESPONSE: Final[int] = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 
@@ -431,12 +429,7 @@ def streamed(response: bytes) -> bytes:
 
 def _field(number: int, length: int) -> bytes:
     """The head of a field of protobuf whose content is so many bytes."""
-    head = [number << 3 | _LENGTH_DELIMITED]
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head)
+    return _varint(number << 3 | _DELIMITED) + _varint(length)
 
 
 def parameters_of(given: Mapping[str, Any]) -> dict[str, Parameter]:
@@ -492,13 +485,8 @@ def _typed(tensor: Any, served: Served, walked: WalkedRequest | None, index: int
 
 
 def _head(tensor: Any) -> tuple[str, str, tuple[int, ...]]:
-    name, datatype, dims = tensor.name, tensor.datatype, tensor.shape
-    if datatype not in DATATYPES:
-        raise InvalidRequest(
-            f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
-        )
-    shape = tuple(dims)
-    check_shape(name, shape)
+    name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+    check_head(name, datatype, shape)
     return name, datatype, shape
 
 
@@ -525,12 +513,7 @@ def _packed(name: str, datatype: str, contents: Any) -> bytes:
 def _wish(output: Any) -> OutputWish:
     if not output.parameters:
         return OutputWish(output.name, binary=True)
-    parameters = parameters_of(output.parameters)
-    classes = classes_of(output.name, parameters.get("classification", 0))
-    shared = shared_ref("output", output.name, parameters)
-    if shared is not None:
-        return shared_wish(output.name, classes, shared)
-    return OutputWish(output.name, binary=True, classes=classes)
+    return wish_of(output.name, parameters_of(output.parameters))
 
 
 def _shared_ref(tensor: Any) -> SharedRef | None:

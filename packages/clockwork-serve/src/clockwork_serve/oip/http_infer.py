@@ -29,7 +29,7 @@ from clockwork_serve.oip.model import (
     Served,
     classify,
 )
-from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
+from clockwork_serve.oip.shared_memory import shared_ref
 from clockwork_serve.oip.status import TooLarge
 
 # ------------------------------------------------------------
@@ -414,12 +414,8 @@ class _Binary:
 
 def _input(given: _JsonInput, tensors: _Binary) -> InputTensor:
     name, datatype, parameters = given.name, given.datatype, given.parameters
-    if datatype not in DATATYPES:
-        raise InvalidRequest(
-            f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
-        )
     shape = tuple(given.shape)
-    check_shape(name, shape)
+    check_head(name, datatype, shape)
     size = None
     if parameters:
         size = parameters.get("binary_data_size")
@@ -446,18 +442,21 @@ def _wish(given: _JsonWish, request: Parameters | None) -> OutputWish:
     binary = _flag(request, "binary_data_output", default=False)
     if not parameters:
         return OutputWish(given.name, binary)
-    classes = classes_of(given.name, parameters.get("classification", 0))
-    shared = shared_ref("output", given.name, parameters)
-    if shared is not None:
-        return shared_wish(given.name, classes, shared)
-    return OutputWish(given.name, _flag(parameters, "binary_data", default=binary), classes)
+    wish = wish_of(given.name, parameters)
+    if wish.shared is None:
+        wish.binary = _flag(parameters, "binary_data", default=binary)
+    return wish
 
 
-def check_shape(name: str, shape: tuple[int, ...]) -> None:
+def check_head(name: str, datatype: str, shape: tuple[int, ...]) -> None:
     """Raise :class:`InvalidRequest` for what is no tensor's, before it is multiplied or told back.
 
     Clients choose how many dimensions they name: their product could have a million digits.
     """
+    if datatype not in DATATYPES:
+        raise InvalidRequest(
+            f"inference input '{name}': datatype: expected one of {', '.join(DATATYPES)}, found '{datatype}'"
+        )
     if len(shape) > DIMENSIONS_MAX:
         raise InvalidRequest(
             f"inference input '{name}': shape: expected at most {DIMENSIONS_MAX} dimensions, "
@@ -474,23 +473,20 @@ def check_shape(name: str, shape: tuple[int, ...]) -> None:
         )
 
 
-def classes_of(name: str, given: Any) -> int:
-    """The parameter ``classification`` of an output. Raises :class:`InvalidRequest`."""
-    if isinstance(given, bool) or not isinstance(given, int) or not 0 <= given <= CLASSES_MAX:
+def wish_of(name: str, parameters: Mapping[str, Any]) -> OutputWish:
+    """A requested output, in binary, by its parameters. Raises :class:`InvalidRequest`."""
+    classes = parameters.get("classification", 0)
+    if isinstance(classes, bool) or not isinstance(classes, int) or not 0 <= classes <= CLASSES_MAX:
         raise InvalidRequest(
             f"inference output '{name}': parameter 'classification': expected a number of classes from 0 to "
-            f"{CLASSES_MAX}, found {given!r}"
+            f"{CLASSES_MAX}, found {classes!r}"
         )
-    return given
-
-
-def shared_wish(name: str, classes: int, shared: SharedRef) -> OutputWish:
-    """An output that goes into shared memory. Raises :class:`InvalidRequest`."""
-    if classes:
+    shared = shared_ref("output", name, parameters)
+    if shared is not None and classes:
         raise InvalidRequest(
             f"inference output '{name}': expected either 'classification' or shared memory, found both"
         )
-    return OutputWish(name, binary=True, shared=shared)
+    return OutputWish(name, binary=True, classes=classes, shared=shared)
 
 
 def shared_and_sent(name: str) -> InvalidRequest:
