@@ -20,37 +20,34 @@ arrives as 1.5095 s). An answer in that time would come too late for its client.
 PRIORITY_MAX: Final = 2**31 - 1
 
 
-def requested_slo_ns(
-    parameters: Mapping[str, Parameter], header: str | None = None, remaining_s: float | None = None
-) -> int | None:
-    """The SLO that a request carries, in ns, or None if it carries none.
-
-    ``header`` is the text of ``x-slo-ms``; ``remaining_s`` what is left of a gRPC deadline (limits beyond a
-    day count as none there: clients set such for "never"). The tightest wins. Raises :class:`InvalidRequest`
-    for what is not a limit.
-    """
+def requested_slo_ns(parameters: Mapping[str, Parameter]) -> int | None:
+    """The tightest SLO in a request's parameters, in ns, or None. Raises :class:`InvalidRequest`."""
+    if not parameters:
+        return None
     limits: list[int] = []
-    if parameters:
-        if (slo_ms := parameters.get("slo_ms")) is not None:
-            limits.append(_limit_ns("parameter 'slo_ms'", "milliseconds", slo_ms, NS_PER_MS))
-        # Triton's own word for none is 0.
-        if (timeout := parameters.get("timeout")) is not None and (timeout != 0 or timeout is False):
-            if isinstance(timeout, float):
-                raise _wrong("parameter 'timeout'", "a whole number of microseconds", timeout)
-            limits.append(_limit_ns("parameter 'timeout'", "microseconds", timeout, NS_PER_US))
-    if header is not None:
-        limits.append(_header_ns(header))
-    if remaining_s is not None and remaining_s * NS_PER_S < SLO_MAX_NS:
-        limits.append(_remaining_ns(remaining_s))
+    if (slo_ms := parameters.get("slo_ms")) is not None:
+        limits.append(_limit_ns("parameter 'slo_ms'", "milliseconds", slo_ms, NS_PER_MS))
+    # Triton's own word for none is 0.
+    if (timeout := parameters.get("timeout")) is not None and (timeout != 0 or timeout is False):
+        if isinstance(timeout, float):
+            raise _wrong("parameter 'timeout'", "a whole number of microseconds", timeout)
+        limits.append(_limit_ns("parameter 'timeout'", "microseconds", timeout, NS_PER_US))
     return min(limits, default=None)
 
 
 def tightest(slo_ns: int | None, header: str | None, remaining_s: float | None) -> int | None:
-    """An SLO of a request's parameters and what the protocol says beside them; None if nothing says one."""
-    found = requested_slo_ns({}, header, remaining_s)
-    if found is None or slo_ns is None:
-        return slo_ns if found is None else found
-    return min(found, slo_ns)
+    """The tightest of a request's parameters' SLO and of what the protocol says beside them, or None.
+
+    ``header`` is the text of ``x-slo-ms``; ``remaining_s`` what is left of a gRPC deadline (limits beyond a
+    day count as none there: clients set such for "never"). Raises :class:`InvalidRequest`.
+    """
+    if header is not None:
+        header_ns = _header_ns(header)
+        slo_ns = header_ns if slo_ns is None else min(slo_ns, header_ns)
+    if remaining_s is not None and remaining_s * NS_PER_S < SLO_MAX_NS:
+        remaining_ns = _remaining_ns(remaining_s)
+        slo_ns = remaining_ns if slo_ns is None else min(slo_ns, remaining_ns)
+    return slo_ns
 
 
 def default_slo_ns(model_ns: int | None, server_ns: int | None, batch_1_ns: int | None) -> int:
