@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
 from hashlib import sha256
-from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, Final
 
@@ -25,7 +24,7 @@ from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.messages import LEAST_PRIORITY, USUAL_PRIORITY, Quota
 from clockwork_serve.serve.gateway.client_shm import is_loopback
 from clockwork_serve.serve.gateway.settings import GatewayConfig
-from clockwork_serve.serve.gateway.tls import REFRESH_S, Tls, TlsFiles, Watched, server_context, warn_of_modes
+from clockwork_serve.serve.gateway.tls import REFRESH_S, Tls, TlsFiles, Watched, server_context, warn_of_mode
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 
 # ------------------------------------------------------------
@@ -251,8 +250,7 @@ class KeyRing:
 def check_keys(path: str) -> None:
     """Raise :class:`ConfigError` if the file is invalid; warn if every user of this host may read it."""
     read_keys(path)
-    if Path(path).stat().st_mode & stat.S_IROTH:
-        _log.warning("api_keys: every user of this host may read %s; chmod 600 it", path)
+    warn_of_mode("api_keys", path)
 
 
 def read_keys(path: str) -> Keys:
@@ -335,7 +333,7 @@ def check_access_files(settings: Settings) -> None:
     files, host = tls_files(settings), settings.host
     if files is not None:
         server_context(files)
-        warn_of_modes(files)
+        warn_of_mode("tls_key", files.key)
     if settings.api_keys:
         check_keys(settings.api_keys)
     if host == "localhost" or is_loopback(host):
