@@ -10,7 +10,6 @@ from clockwork_client.datatypes import Parameter
 from clockwork_serve.oip.compression import Coding, compress, decompress, wanted_coding
 from clockwork_serve.oip.http_infer import encode_infer, parse_infer
 from clockwork_serve.oip.model import (
-    Checked,
     InferCall,
     InputTensor,
     Known,
@@ -53,7 +52,6 @@ __all__ = [
     "CUDA_SHARED_MEMORY",
     "OK",
     "SHARED_MEMORY_OFF",
-    "Checked",
     "ClientStatus",
     "Coding",
     "Forbidden",

@@ -30,7 +30,6 @@ from clockwork_serve.messages import (
     Undelivered,
 )
 from clockwork_serve.oip import (
-    Checked,
     InferCall,
     Known,
     Served,
@@ -83,22 +82,15 @@ def check(inquiry: Inquiry, call: InferCall, served: Served, regions: Regions | 
 
     What is found is remembered for requests with the same header.
     """
-    if call.shared:
-        rows, signature = _check_shared(inquiry, call, served, allowed(regions, local=inquiry.local), slots)
-    else:
-        rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
+    shared = allowed(regions, local=inquiry.local) if call.shared else None
+    if shared is not None:
+        inquiry.body = shared.read_inputs(call, slots, inquiry.body)
+    rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
+    if shared is not None:
+        shared.check_outputs(call, served, rows)
     priority = priority_of(call.parameters, served.model.priority)
     slo_ns = requested_slo_ns(call.parameters)
     return served.headers.remember(call, served.wanted(call), rows, signature, slo_ns, priority)
-
-
-def _check_shared(
-    inquiry: Inquiry, call: InferCall, served: Served, regions: Regions, slots: Slots
-) -> Checked:
-    inquiry.body = regions.read_inputs(call, slots, inquiry.body)
-    checked = served.check(call, binary_only_allowed=inquiry.every_output_binary)
-    regions.check_outputs(call, served, checked.rows)
-    return checked
 
 
 # ------------------------------------------------------------
