@@ -360,14 +360,6 @@ _RAW_OUTPUT_CONTENTS: Final[int] = ModelInferResponse.DESCRIPTOR.fields_by_name[
 _INFER_RESPONSE: Final[int] = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
 
 
-def read_infer(data: bytes) -> InferRequest:
-    """A message as it came, its tensors not looked at.
-
-    Raises :class:`InvalidRequest`, and what protobuf raises.
-    """
-    return ModelInferRequest.FromString(data) if len(data) <= SMALL_BYTES else walk(data)
-
-
 def parse_infer(request: InferRequest, served: Served) -> InferCall:
     """A call to that model from a message, read or made. Raises :class:`InvalidRequest`."""
     walked: WalkedRequest | None = None
