@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clockwork_client.pool import IDLE_S, Pool
+from clockwork_client.base import IDLE_S, Pool
 
 
 @dataclass(eq=False)

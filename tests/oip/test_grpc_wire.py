@@ -19,10 +19,8 @@ from clockwork_serve.oip.grpc_infer import (
     FIELDS_MAX,
     SMALL_BYTES,
     MalformedMessage,
-    WalkedRequest,
     decode_contents,
     parse_infer,
-    read_infer,
     walk,
 )
 from clockwork_serve.oip.protobuf import ModelInferRequest, message
@@ -161,12 +159,11 @@ def _large(name: str, datatype: str, shape: list[int], contents: bytes) -> bytes
 )
 def test_more_elements_than_the_shape_has_are_refused_unbuilt(datatype: str, contents: bytes) -> None:
     model = served((spec("x", datatype, 2),), (spec("y", "FP32", 1),), batched=True)
-    read = read_infer(_large("x", datatype, [1, 2], contents))
-    assert isinstance(read, WalkedRequest)
+    read = walk(_large("x", datatype, [1, 2], contents))
     with pytest.raises(InvalidRequest, match="'x'"):
         parse_infer(read, model)
     # A shape that promises as many is no way round the model's.
-    read = read_infer(_large("x", datatype, [1, 4 * MIB], contents))
+    read = walk(_large("x", datatype, [1, 4 * MIB], contents))
     with pytest.raises(InvalidRequest, match="unexpected shape for input 'x'"):
         parse_infer(read, model)
 
@@ -201,7 +198,7 @@ def test_no_more_than_one_string_too_many_is_looked_at() -> None:
 def test_much_beside_tensors_is_refused(data: bytes) -> None:
     assert len(data) > SMALL_BYTES
     with pytest.raises(InvalidRequest, match=f"at most ({FIELDS_MAX} fields|{BESIDE_TENSORS_BYTES} bytes)"):
-        read_infer(data)
+        walk(data)
 
 
 def test_many_inputs_of_a_small_message_are_refused_at_once() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import default_slo_ns, priority_of, requested_slo_ns
+from clockwork_serve.oip import default_slo_ns, priority_of, requested_slo_ns, tightest
 from clockwork_serve.units import NS_PER_S, ms
 
 
@@ -33,7 +33,7 @@ def test_a_request_may_carry_none() -> None:
 def test_the_tightest_wins(
     parameters: dict[str, float], header: str | None, remaining_s: float | None, expected_ms: float
 ) -> None:
-    assert requested_slo_ns(parameters, header, remaining_s) == ms(expected_ms)
+    assert tightest(requested_slo_ns(parameters), header, remaining_s) == ms(expected_ms)
 
 
 @pytest.mark.parametrize(
@@ -42,14 +42,14 @@ def test_the_tightest_wins(
      (99, 99.0998), (150.5, 150.9999), (1000.5, 1009.9998), (5000, 5009.9999)],
 )  # fmt: skip
 def test_a_grpc_deadline_is_no_later_than_the_client_set_it(client_s: float, arrives_s: float) -> None:
-    found = requested_slo_ns({}, None, arrives_s)
+    found = tightest(None, None, arrives_s)
     assert found is not None
     assert client_s * 0.95 * NS_PER_S < found <= client_s * NS_PER_S
 
 
 def test_a_grpc_deadline_beyond_a_day_means_never_and_a_past_one_means_now() -> None:
-    assert requested_slo_ns({}, None, 10**9) is None
-    assert requested_slo_ns({}, None, -1.0) == 1
+    assert tightest(None, None, 10**9) is None
+    assert tightest(None, None, -1.0) == 1
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_what_is_no_limit_is_refused_by_name(
     parameters: dict[str, float], header: str | None, words: tuple[str, ...]
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        requested_slo_ns(parameters, header)
+        tightest(requested_slo_ns(parameters), header, None)
     for word in words:
         assert word in str(caught.value)
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
 from clockwork_client import calls
-from clockwork_client.base import LOAD_TIMEOUT_S, ClientBase
+from clockwork_client.base import LOAD_TIMEOUT_S, ClientBase, Pool
 from clockwork_client.blocking import is_stale
 from clockwork_client.calls import (
     Call,
@@ -24,7 +24,6 @@ from clockwork_client.calls import (
 )
 from clockwork_client.datatypes import Buffer, Parameter
 from clockwork_client.errors import Disconnected, Expired, NotServing, ServingError
-from clockwork_client.pool import Pool
 from clockwork_client.wire import Address, Malformed, Response, ResponseReader
 
 if TYPE_CHECKING:

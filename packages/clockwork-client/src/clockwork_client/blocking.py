@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from clockwork_client import calls
-from clockwork_client.base import LOAD_TIMEOUT_S, ClientBase
+from clockwork_client.base import LOAD_TIMEOUT_S, ClientBase, Pool
 from clockwork_client.calls import (
     Call,
     CallTimeout,
@@ -26,7 +26,6 @@ from clockwork_client.calls import (
 )
 from clockwork_client.datatypes import Buffer, Parameter
 from clockwork_client.errors import Disconnected, Expired, NotServing, ServingError
-from clockwork_client.pool import Pool
 from clockwork_client.wire import Address, Response, ResponseReader
 
 if TYPE_CHECKING:

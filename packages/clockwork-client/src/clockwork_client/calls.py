@@ -211,7 +211,7 @@ def infer(
     if outputs is None:
         given["binary_data_output"] = True
     else:
-        request["outputs"] = [_requested_output(name) for name in outputs]
+        request["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
     if given:
         request["parameters"] = given
     parts[0] = _json(request)
@@ -319,20 +319,12 @@ def _json(request: dict[str, Any]) -> bytes:
 
 
 def _quoted(name: str) -> str:
+    if not isinstance(name, str) or not name:
+        raise Invalid(f"parameter 'model': expected a name, found {name!r}")
     try:
-        return quote(_name(name), safe="")
+        return quote(name, safe="")
     except UnicodeEncodeError as error:
         raise Invalid(f"parameter 'model': expected a name of Unicode, found another: {error}") from None
-
-
-def _name(model: str) -> str:
-    if not isinstance(model, str) or not model:
-        raise Invalid(f"parameter 'model': expected a name, found {model!r}")
-    return model
-
-
-def _requested_output(name: str) -> dict[str, Any]:
-    return {"name": name, "parameters": {"binary_data": True}}
 
 
 def _checked(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -350,12 +342,15 @@ def _checked(parameters: Mapping[str, Parameter]) -> dict[str, Any]:
 
 
 def _read(response: Response, kind: type[T]) -> T:
-    if response.status != 200:
-        raise error_of(response)
+    _read_empty(response)
+    return _decoded(response.body, msgspec.json.Decoder(kind))
+
+
+def _decoded(text: Buffer, decoder: msgspec.json.Decoder[T]) -> T:
     try:
-        return msgspec.json.decode(response.body, type=kind)
+        return decoder.decode(text)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise Failed(f"the answer is not what the protocol says: {error}", status=response.status) from None
+        raise Failed(f"the answer is not what the protocol says: {error}", status=200) from None
 
 
 def _read_success(response: Response) -> bool:
@@ -370,14 +365,10 @@ def _read_empty(response: Response) -> None:
 
 
 def _read_result(response: Response) -> Result:
-    if response.status != 200:
-        raise error_of(response)
+    _read_empty(response)
     body, length = memoryview(response.body), response.headers.get("inference-header-content-length", "")
     at = int(length) if length.isdecimal() and len(length) < 19 else len(body)
-    try:
-        head = _response_heads.decode(body[:at])
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise Failed(f"the answer is not what the protocol says: {error}", status=200) from None
+    head = _decoded(body[:at], _response_heads)
     outputs: dict[str, npt.NDArray[Any]] = {}
     for each in head.outputs:
         size = each.parameters.get("binary_data_size")

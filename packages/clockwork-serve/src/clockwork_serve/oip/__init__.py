@@ -10,17 +10,20 @@ from clockwork_client.datatypes import Parameter
 from clockwork_serve.oip.compression import Coding, compress, decompress, wanted_coding
 from clockwork_serve.oip.http_infer import encode_infer, parse_infer
 from clockwork_serve.oip.model import (
-    Checked,
     InferCall,
     InputTensor,
     Known,
     OutputTensor,
     OutputWish,
     Served,
+    default_slo_ns,
     http_description,
     missing,
     model_metadata,
+    priority_of,
+    requested_slo_ns,
     server_metadata,
+    tightest,
 )
 from clockwork_serve.oip.shared_memory import (
     CUDA_SHARED_MEMORY,
@@ -30,7 +33,6 @@ from clockwork_serve.oip.shared_memory import (
     object_name,
     shared_region,
 )
-from clockwork_serve.oip.slo import default_slo_ns, priority_of, requested_slo_ns, tightest
 from clockwork_serve.oip.status import (
     OK,
     ClientStatus,
@@ -47,7 +49,7 @@ from clockwork_serve.oip.status import (
 )
 
 __all__ = [
-    "CUDA_SHARED_MEMORY", "OK", "SHARED_MEMORY_OFF", "Checked", "ClientStatus", "Coding", "Forbidden",
+    "CUDA_SHARED_MEMORY", "OK", "SHARED_MEMORY_OFF", "ClientStatus", "Coding", "Forbidden",
     "InferCall", "InputTensor", "Known", "OutputTensor", "OutputWish", "Parameter", "RegionExists",
     "Served", "SharedRef", "SharedRegion", "TooLarge", "UnknownModel", "UnknownRegion", "Unsupported",
     "compress", "decompress", "default_slo_ns", "encode_infer", "grpc_of_http", "http_description",

@@ -129,7 +129,7 @@ def walk(data: bytes) -> WalkedRequest:
             head, spans, found = _input_on_the_wire(data, at, end, FIELDS_MAX - steps)
             steps += found
             beside += len(head)
-            rest += (b"\x2a", _varint(len(head)), head)
+            rest += (_field(_INPUT, len(head)), head)
             contents.append(spans)
         else:
             beside += end - start
@@ -360,14 +360,6 @@ InferRequest = Any
 
 _RAW_OUTPUT_CONTENTS: Final[int] = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 _INFER_RESPONSE: Final[int] = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
-
-
-def read_infer(data: bytes) -> InferRequest:
-    """A message as it came, its tensors not looked at.
-
-    Raises :class:`InvalidRequest`, and what protobuf raises.
-    """
-    return ModelInferRequest.FromString(data) if len(data) <= SMALL_BYTES else walk(data)
 
 
 def parse_infer(request: InferRequest, served: Served) -> InferCall:

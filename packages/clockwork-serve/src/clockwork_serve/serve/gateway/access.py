@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
 from hashlib import sha256
-from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, Final
 
@@ -25,7 +24,7 @@ from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.messages import LEAST_PRIORITY, USUAL_PRIORITY, Quota
 from clockwork_serve.serve.gateway.client_shm import is_loopback
 from clockwork_serve.serve.gateway.settings import GatewayConfig
-from clockwork_serve.serve.gateway.tls import REFRESH_S, Tls, TlsFiles, Watched, server_context, warn_of_modes
+from clockwork_serve.serve.gateway.tls import REFRESH_S, Tls, TlsFiles, Watched, server_context, warn_of_mode
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 
 # ------------------------------------------------------------
@@ -80,16 +79,6 @@ class Caps:
         return max(slo_ns, found.min_slo_ns), priority
 
 
-class InvalidTenants(ClockworkError):
-    """An invalid table ``[[tenants]]``: ``expected`` and ``found`` name the field."""
-
-    def __init__(self, expected: str, found: str, remedy: str) -> None:
-        super().__init__(f"expected {expected}; found {found}; {remedy}")
-        self.expected = expected
-        self.found = found
-        self.remedy = remedy
-
-
 _LIMITS: Final[dict[str, tuple[str, float, float]]] = {
     "device_ms_per_s": ("a number", 0.001, 1e9),
     "loaded_bytes_per_s": ("a whole number", 1, 1 << 50),
@@ -99,10 +88,11 @@ _LIMITS: Final[dict[str, tuple[str, float, float]]] = {
 }
 FIELDS: Final = ("name", *_LIMITS)
 """The fields of a table ``[[tenants]]``."""
+"""The fields of a table ``[[tenants]]``."""
 
 
-def read_tenants(tables: Sequence[Mapping[str, object]]) -> dict[str, Tenant]:
-    """Tenants by name. Raises :class:`InvalidTenants`."""
+def _tenants(tables: Sequence[Mapping[str, object]], path: str) -> dict[str, Tenant]:
+    """Tenants by name. Raises :class:`ConfigError`."""
     found: dict[str, Tenant] = {}
     for index, table in enumerate(tables):
         place = f"tenants[{index}]"
@@ -110,32 +100,34 @@ def read_tenants(tables: Sequence[Mapping[str, object]]) -> dict[str, Tenant]:
             if field not in FIELDS:
                 near = get_close_matches(field, FIELDS, n=1)
                 remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(FIELDS)}"
-                raise InvalidTenants(f"a known field in {place}", repr(field), remedy)
+                raise _wrong(f"a known field in {place}", repr(field), path, remedy)
         name = table.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name):
             shown = "none" if name is None else repr(name)
-            raise InvalidTenants(
-                f"a name of 1 to 64 letters, digits or ._:@/- in {place}", shown, "correct it"
-            )
+            expected = f"a name of 1 to 64 letters, digits or ._:@/- in {place}"
+            raise _wrong(expected, shown, path, "correct it")
         if name in found:
-            raise InvalidTenants("each tenant once", f"{name!r} again in {place}", "make it one table")
-        numbers = {field: _number(place, field, table[field]) for field in _LIMITS if field in table}
+            raise _wrong("each tenant once", f"{name!r} again in {place}", path, "make it one table")
+        numbers = {
+            field: _number(f"{place}.{field}", _LIMITS[field], table[field], path)
+            for field in _LIMITS
+            if field in table
+        }
         min_slo_ms = numbers.pop("min_slo_ms", 0)
         found[name] = Tenant(name=name, min_slo_ns=round(min_slo_ms * NS_PER_MS), **numbers)  # type: ignore[arg-type]
     return found
 
 
-def _number(place: str, field: str, value: object) -> float:
-    kind, least, most = _LIMITS[field]
+def _number(where: str, limits: tuple[str, float, float], value: object, path: str) -> float:
+    kind, least, most = limits
     types = (int,) if kind == "a whole number" else (int, float)
     if isinstance(value, bool) or not isinstance(value, types) or not math.isfinite(value):
         right = False
     else:
         right = least <= value <= most
     if not right:
-        raise InvalidTenants(
-            f"{place}.{field} to be {kind} from {least:.15g} to {most:.15g}", repr(value), "correct it"
-        )
+        expected = f"{where} to be {kind} from {least:.15g} to {most:.15g}"
+        raise _wrong(expected, repr(value), path, "correct it")
     assert isinstance(value, int | float)
     return value
 
@@ -258,8 +250,7 @@ class KeyRing:
 def check_keys(path: str) -> None:
     """Raise :class:`ConfigError` if the file is invalid; warn if every user of this host may read it."""
     read_keys(path)
-    if Path(path).stat().st_mode & stat.S_IROTH:
-        _log.warning("api_keys: every user of this host may read %s; chmod 600 it", path)
+    warn_of_mode("api_keys", path)
 
 
 def read_keys(path: str) -> Keys:
@@ -278,11 +269,9 @@ def read_keys(path: str) -> Keys:
         raise _wrong(f"at most {_LARGEST_FILE} bytes", "more", path)
     try:
         file_ = msgspec.toml.decode(content, type=_File)
-        tenants = read_tenants(file_.tenants)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise _wrong("keys as TOML", str(error), path) from None
-    except InvalidTenants as unfit:
-        raise _wrong(unfit.expected, unfit.found, path, unfit.remedy) from None
+    tenants = _tenants(file_.tenants, path)
     return Keys(_holders(file_.keys, tenants, path), tenants)
 
 
@@ -344,7 +333,7 @@ def check_access_files(settings: Settings) -> None:
     files, host = tls_files(settings), settings.host
     if files is not None:
         server_context(files)
-        warn_of_modes(files)
+        warn_of_mode("tls_key", files.key)
     if settings.api_keys:
         check_keys(settings.api_keys)
     if host == "localhost" or is_loopback(host):

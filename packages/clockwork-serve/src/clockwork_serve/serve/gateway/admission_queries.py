@@ -12,7 +12,7 @@ from typing import Final
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import AdmissionQuery, AdmissionReply
-from clockwork_serve.oip import requested_slo_ns
+from clockwork_serve.oip import tightest
 from clockwork_serve.serve.gateway.access import Caps
 from clockwork_serve.serve.gateway.controller_link import GatewayLink
 from clockwork_serve.serve.gateway.requests import EarlyInquiry
@@ -77,7 +77,7 @@ class AdmissionQueries:
             return ""
         try:
             served = link.models.find(inquiry.model, inquiry.version)
-            slo_ns = requested_slo_ns({}, inquiry.slo_header)
+            slo_ns = tightest(None, inquiry.slo_header, None)
         except InvalidRequest:
             return ""  # the error is reported when the request is complete
         if slo_ns is None:

@@ -210,9 +210,11 @@ def is_heavy(ending: Ending) -> bool:
     call, served = ending.call, ending.served
     if call is None or served is None:
         return False
-    if all(len(tensor.data) <= JSON_BYTES for tensor in ending.outputs):
-        # The common case; small outputs have few classes.
-        return any(wish.classes > CLASSES // 8 for wish in call.outputs or ())
+    for tensor in ending.outputs:
+        if len(tensor.data) > JSON_BYTES:
+            break
+    else:  # the common case; small outputs have few classes
+        return call.outputs is not None and any(wish.classes > CLASSES // 8 for wish in call.outputs)
     sizes = {tensor.name: (len(tensor.data), tensor.shape) for tensor in ending.outputs}
     return any(
         _is_heavy(wish, *sizes[wish.name], batched=served.code.batched) for wish in served.wanted(call)

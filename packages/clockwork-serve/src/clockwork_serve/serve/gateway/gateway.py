@@ -30,7 +30,6 @@ from clockwork_serve.messages import (
     Undelivered,
 )
 from clockwork_serve.oip import (
-    Checked,
     InferCall,
     Known,
     Served,
@@ -67,8 +66,6 @@ from clockwork_serve.serve.gateway.requests import (
     gateway_ending,
     invalid_ending,
     late_ending,
-    no_capacity_ending,
-    overloaded_ending,
     spread_s,
 )
 from clockwork_serve.serve.gateway.settings import GatewayConfig
@@ -85,22 +82,15 @@ def check(inquiry: Inquiry, call: InferCall, served: Served, regions: Regions | 
 
     What is found is remembered for requests with the same header.
     """
-    if call.shared:
-        rows, signature = _check_shared(inquiry, call, served, allowed(regions, local=inquiry.local), slots)
-    else:
-        rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
+    shared = allowed(regions, local=inquiry.local) if call.shared else None
+    if shared is not None:
+        inquiry.body = shared.read_inputs(call, slots, inquiry.body)
+    rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
+    if shared is not None:
+        shared.check_outputs(call, served, rows)
     priority = priority_of(call.parameters, served.model.priority)
     slo_ns = requested_slo_ns(call.parameters)
     return served.headers.remember(call, served.wanted(call), rows, signature, slo_ns, priority)
-
-
-def _check_shared(
-    inquiry: Inquiry, call: InferCall, served: Served, regions: Regions, slots: Slots
-) -> Checked:
-    inquiry.body = regions.read_inputs(call, slots, inquiry.body)
-    checked = served.check(call, binary_only_allowed=inquiry.every_output_binary)
-    regions.check_outputs(call, served, checked.rows)
-    return checked
 
 
 # ------------------------------------------------------------
@@ -457,9 +447,9 @@ class Gateway:
             self.slots.free(slot)
 
     def _on_refused(self, request: Request, waited_ns: int) -> None:
-        self._reject_undelivered(
-            request.request_id, lambda pending: overloaded_ending(request.request_id, pending, waited_ns)
-        )
+        waited = f"this one waited {waited_ns / NS_PER_MS:.1f} ms"
+        why = f"more requests arrive than the server can schedule; {waited}"
+        self._reject_undelivered(request.request_id, why)
 
     def _on_undelivered(self, undelivered: Undelivered) -> None:
         request_id = undelivered.request_id
@@ -469,19 +459,17 @@ class Gateway:
         elif pending.inquiry is None:
             self._drop(request_id, Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
         else:
-            self._reject_undelivered(
-                request_id, lambda pending: no_capacity_ending(request_id, pending, undelivered.why)
-            )
+            self._reject_undelivered(request_id, undelivered.why)
 
-    def _reject_undelivered(self, request_id: str, ending_of: Callable[[Pending], Ending]) -> None:
+    def _reject_undelivered(self, request_id: str, why: str) -> None:
         """End a request that never reached the controller, and whose client waits."""
-        over = self.clock() > self._pending[request_id].deadline_ns
-        outcome, reason = (Outcome.EXPIRED, Reason.NONE) if over else (Outcome.REJECTED, Reason.QUEUE_FULL)
+        outcome, reason, retry_after_ns = Outcome.REJECTED, Reason.QUEUE_FULL, ROOM_RETRY_NS
+        if self.clock() > self._pending[request_id].deadline_ns:
+            outcome, reason, why, retry_after_ns = Outcome.EXPIRED, Reason.NONE, OVER, 0
         pending = self._drop(request_id, outcome, reason)
         if pending.inquiry is not None:
-            ending = (
-                gateway_ending(outcome, reason, OVER, request_id, pending) if over else ending_of(pending)
-            )
+            ending = gateway_ending(outcome, reason, why, request_id, pending)
+            ending.retry_after_ns = retry_after_ns
             self._deliver(pending.inquiry, ending)
 
     def _drop(self, request_id: str, outcome: Outcome, reason: Reason) -> Pending:

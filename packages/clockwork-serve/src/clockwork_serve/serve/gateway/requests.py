@@ -502,18 +502,3 @@ def gateway_ending(
     if pending is not None:
         ending.served, ending.call = pending.served, pending.call
     return ending
-
-
-def overloaded_ending(request_id: str, pending: Pending, waited_ns: int) -> Ending:
-    """How a request ends that was not sent to the controller for lack of credit."""
-    waited = f"{waited_ns / NS_PER_MS:.1f} ms"
-    return no_capacity_ending(
-        request_id, pending, f"more requests arrive than the server can schedule; this one waited {waited}"
-    )
-
-
-def no_capacity_ending(request_id: str, pending: Pending, message: str) -> Ending:
-    """How a request ends for lack of capacity between the gateway and the controller."""
-    ending = gateway_ending(Outcome.REJECTED, Reason.QUEUE_FULL, message, request_id, pending)
-    ending.retry_after_ns = ROOM_RETRY_NS
-    return ending

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import ssl
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -126,9 +127,6 @@ def _stamp(path: str) -> tuple[int, ...] | None:
 # TLS of the gateways' ports, in the forms that HTTP and gRPC need.
 
 
-_READ_BY_ALL: Final = 0o004
-
-
 class TlsFiles(Struct, frozen=True, kw_only=True):
     """Paths of PEM files: our certificate chain, its key, the authorities that sign clients' certificates.
 
@@ -213,10 +211,10 @@ def _configuration(content: _Content) -> Any:
     return grpc.ssl_server_certificate_configuration([(content.key, content.certificate)], content.roots)
 
 
-def warn_of_modes(files: TlsFiles) -> None:
-    """Warn if every user of this host may read the key."""
-    if Path(files.key).stat().st_mode & _READ_BY_ALL:
-        _log.warning("tls_key: every user of this host may read %s; chmod 600 it", files.key)
+def warn_of_mode(setting: str, path: str) -> None:
+    """Warn if every user of this host may read a file of keys."""
+    if Path(path).stat().st_mode & stat.S_IROTH:
+        _log.warning("%s: every user of this host may read %s; chmod 600 it", setting, path)
 
 
 def _named(files: TlsFiles) -> list[tuple[str, str]]:

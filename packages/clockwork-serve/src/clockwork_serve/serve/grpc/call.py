@@ -331,11 +331,7 @@ class Transport(Protocol):
         """Accept no more calls, let open ones complete for ``grace_s``, then cancel them."""
 
 
-class MakeTransport(Protocol):
-    """Creates a server's transport; options are those of gRPC's channel arguments."""
-
-    def __call__(
-        self, options: Sequence[tuple[str, Any]], admit: Admit, silence: SilentCalls[GrpcCall],
-        clock: Callable[[], int],
-    ) -> Transport:  # fmt: skip
-        """A transport that has no port yet."""
+Options = Sequence[tuple[str, Any]]
+"""gRPC's channel arguments."""
+MakeTransport = Callable[[Options, Admit, SilentCalls[GrpcCall], Callable[[], int]], Transport]
+"""Creates a server's transport, which has no port yet."""

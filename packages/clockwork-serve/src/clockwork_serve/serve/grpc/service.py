@@ -17,7 +17,7 @@ from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError, InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import InferCall, Served, UnknownModel, grpc_of_http
-from clockwork_serve.oip.grpc_infer import SMALL_BYTES, encode_infer, parse_infer, read_infer, streamed
+from clockwork_serve.oip.grpc_infer import SMALL_BYTES, encode_infer, parse_infer, streamed, walk
 from clockwork_serve.oip.protobuf import (
     HEALTH_SERVICE,
     INFERENCE_SERVICE,
@@ -639,9 +639,9 @@ def _read(message: bytes) -> Any:
     Raises :class:`Aborted`, and what protobuf raises.
     """
     if len(message) <= SMALL_BYTES:
-        return ModelInferRequest.FromString(message)  # as read_infer() does
+        return ModelInferRequest.FromString(message)
     try:
-        return read_infer(message)
+        return walk(message)
     except InvalidRequest as error:
         raise Aborted(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 

@@ -291,7 +291,8 @@ def _find(url: bytes) -> Route | None:
         return None
     if not path or len(path) > _PATH_MAX:
         return None
-    match unquote_all(path):
+    # Each segment is decoded by itself, so that a name may contain a slash.
+    match [unquote(part) for part in path.decode("latin-1").strip("/").split("/")]:
         case ["v2", "models", name, *rest] if rest or name != "stats":
             return _model_route(name, rest)
         case ["v2", "repository", "models", name, verb] if verb in _REPOSITORY:
@@ -343,11 +344,6 @@ async def resolved(found: Awaitable[Response]) -> Response:
 def refusal(error: UnknownModel | RouteRefused) -> Response:
     """The response to an error."""
     return error_response(error.code if isinstance(error, RouteRefused) else 404, str(error))
-
-
-def unquote_all(path: bytes) -> list[str]:
-    """The segments of a path, each decoded by itself, so that a name may contain a slash."""
-    return [unquote(part) for part in path.decode("latin-1").strip("/").split("/")]
 
 
 def _model_route(name: str, rest: list[str]) -> Route | None:
