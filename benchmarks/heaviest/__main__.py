@@ -31,8 +31,8 @@ from harness.serving import Serving, serve
 
 LOOP_MS: Final = 5.0
 GROWTH_BYTES: Final = 100 * MIB
-SETTLE_S: Final = 25.0
-"""A gateway gives memory back to the system every ten seconds, if it is much."""
+SETTLE_S: Final = 65.0
+"""Within a minute a gateway returns to the system what it does not need any more."""
 SECONDS: Final = 1200.0
 SHORT_SECONDS: Final = 240.0
 SENDERS: Final = 10

@@ -7,6 +7,7 @@ import gc
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -123,6 +124,32 @@ def test_a_process_that_dies_fails_one_request_and_is_restarted() -> None:
                 await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)
             codec._command = Codec()._command
             assert (await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)).id == "7"
+        finally:
+            codec.close()
+
+    asyncio.run(main())
+
+
+def test_an_idle_process_trims_its_memory_once(tmp_path: Path) -> None:
+    trimmed = tmp_path / "trimmed"
+    trimming = (
+        sys.executable, "-c",
+        ("import sys; from clockwork_serve.serve.gateway import codec_process as c; c.IDLE_S = 0.05; "
+        "c._trim = lambda: open(sys.argv[1], 'a').write('t'); c.main()"),
+        str(trimmed),
+    )  # fmt: skip
+
+    async def main() -> None:
+        codec = Codec(trimming)
+        text = body([1], [1])
+        try:
+            for times in (1, 2):
+                assert (await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)).id == "7"
+                async with asyncio.timeout(20):
+                    while not trimmed.exists() or trimmed.stat().st_size < times:
+                        await asyncio.sleep(0.01)
+                await asyncio.sleep(0.2)
+                assert trimmed.stat().st_size == times
         finally:
             codec.close()
 

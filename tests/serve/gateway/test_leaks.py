@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from clockwork_serve.serve.child import ARENAS, MUCH_BYTES, Trimmer, own_bytes
+from clockwork_serve.serve.child import ARENAS, MUCH_BYTES, PAUSE_CHECKS, Trimmer, own_bytes
 from clockwork_serve.units import MIB
 from qa.hostile import frames as hostile_frames
 from qa.hostile import http as hostile_http
@@ -170,6 +170,25 @@ def test_memory_is_trimmed_once_it_has_grown_and_not_again_while_it_is_in_use() 
     assert look(0, in_use=True) == 2
     assert look(-MUCH_BYTES, in_use=True) == 2
     assert look(MUCH_BYTES + 1, in_use=False) == 3
+
+
+def test_memory_that_was_in_use_at_a_trim_is_trimmed_once_it_is_free() -> None:
+    library = Trimmed()
+    trimmer = Trimmer(library.trim, lambda: library.held)
+
+    def look(times: int) -> int:
+        before = library.times
+        for _ in range(times):
+            asyncio.run(trimmer.check())
+        return library.times - before
+
+    library.held = library.used = library.used + 3 * MUCH_BYTES
+    assert look(1) == 1
+    assert look(60) <= 60 / PAUSE_CHECKS + 2, "seldom, while it is in use"
+    library.used -= 3 * MUCH_BYTES
+    assert look(PAUSE_CHECKS) == 1
+    assert library.held == library.used
+    assert look(60) == 0
 
 
 def test_a_process_s_private_memory_is_measured() -> None:

@@ -270,8 +270,8 @@ def _end_if_broken(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 # (h2_rapid_reset of qa.hostile.frames): 22 s later the one that trims had 47 MiB, the other 151. Trimming
 # takes a thread 3 to 9 ms, and allocations wait meanwhile; so it is not done for a small gain.
 #
-# Trimming leaves fragments: after 1,100 messages of benchmarks.heaviest a gateway held 159 MiB,
-# most of it in the arenas of eight threads, and more after each hundred; with two arenas 46 MiB, and no more.
+# Trimming leaves fragments: after 1,100 messages of benchmarks.heaviest a gateway held 159 MiB, most of it in
+# the arenas of eight threads, and more after each hundred; with two arenas 46 MiB.
 
 
 CHECK_INTERVAL_S: Final = 10.0
@@ -279,7 +279,11 @@ ARENAS: Final = 2
 """Heaps of the C library: what gRPC's threads free stays in pieces in the heap that each of them uses."""
 _M_ARENA_MAX: Final = -8
 MUCH_BYTES: Final = 16 * MIB
-"""Memory is trimmed once the process has grown by this much since its least, or since the last trim."""
+"""Memory is trimmed once the process has grown by this much since the last trim, and again while it holds as
+much more than its least."""
+LITTLE_BYTES: Final = MIB
+"""A trim that frees no more is followed by a longer pause: of at most :data:`PAUSE_CHECKS` checks."""
+PAUSE_CHECKS: Final = 6
 
 
 class Trimmer:
@@ -288,7 +292,8 @@ class Trimmer:
     def __init__(self, trim: Callable[[], object], held: Callable[[], int]) -> None:
         self._trim = trim
         self._held = held
-        self._least_bytes = held()
+        self._least_bytes = self._kept_bytes = held()  # ever, and since the last trim
+        self._pause = self._checks_left = 0
 
     async def run(self, interval_s: float = CHECK_INTERVAL_S) -> None:
         """Check periodically, until cancelled."""
@@ -297,13 +302,21 @@ class Trimmer:
             await self.check()
 
     async def check(self) -> None:
-        """Trim, if the process has grown much since its least. What then remains is the new least."""
+        """Trim, if the process has grown much since the last trim.
+
+        Also, ever less often, while it holds much more than its least: what was in use may be free by now.
+        """
         held_bytes = self._held()
-        if held_bytes - self._least_bytes > MUCH_BYTES:
+        self._checks_left -= 1
+        grown = held_bytes - self._kept_bytes > MUCH_BYTES
+        if grown or (held_bytes - self._least_bytes > MUCH_BYTES and self._checks_left <= 0):
             await asyncio.to_thread(self._trim)
-            self._least_bytes = self._held()
-        else:
-            self._least_bytes = min(self._least_bytes, held_bytes)
+            self._kept_bytes = self._held()
+            freed_bytes = held_bytes - self._kept_bytes
+            self._pause = 1 if freed_bytes > LITTLE_BYTES else min(2 * self._pause + 1, PAUSE_CHECKS)
+            self._checks_left = self._pause
+        self._kept_bytes = min(self._kept_bytes, held_bytes)
+        self._least_bytes = min(self._least_bytes, self._kept_bytes)
 
 
 async def trim_memory() -> None:

@@ -6,8 +6,10 @@ its gateway, has no port, and keeps nothing of a request.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -30,6 +32,8 @@ LENGTHS: Final = struct.Struct("<QQ")
 """Header of each job and each reply: the sizes of its record and of the data after it."""
 MEMORY_BYTES: Final = 96 * MIB
 """Memory for a job beside the JSON itself and its tensors."""
+IDLE_S: Final = 5.0
+"""After a pause this long, memory that jobs have freed is returned to the system."""
 NICENESS: Final = 5
 """Requests with binary data have precedence."""
 
@@ -180,7 +184,11 @@ def main() -> int:
     own_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     decoder, encode = msgspec.msgpack.Decoder(Job), msgspec.msgpack.Encoder().encode
+    worked = False
     while True:
+        if worked and not select.select((link,), (), (), IDLE_S)[0]:
+            _trim()
+            worked = False
         try:
             record, text = receive(link)
         except (EOFError, OSError):
@@ -201,7 +209,14 @@ def main() -> int:
             send(link, encoded, data)
         except OSError:
             return 0
-        del data
+        del job, data, encoded, record, reply
+        worked = True
+
+
+def _trim() -> None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 if __name__ == "__main__":
