@@ -35,7 +35,7 @@ def arrivals(*beats_ms: int, begin_ms: int = 0, **ages_ms: int) -> ArrivalTimes:
 
 
 def arrival_ns(found: ArrivalTimes, now_ns: int, peer: str = PEER, *, awaited: bool = True) -> int:
-    return found.arrival_ns(now_ns, peer, awaited=awaited)
+    return found.arrival_ns(now_ns, lambda: peer, awaited=awaited)
 
 
 def test_without_a_gap_a_message_arrived_when_it_was_read() -> None:
@@ -71,9 +71,16 @@ def test_two_gaps_with_hardly_anything_between_them_are_one() -> None:
 def test_a_message_counts_from_when_the_kernel_received_its_last_bytes() -> None:
     found = arrivals(305, begin_ms=300, old=200, new=8)
     assert arrival_ns(found, ms(306), "new") == ms(298)
-    assert arrival_ns(found, ms(306), "old") == ms(106)
-    assert arrival_ns(found, ms(310)) == ms(106), "others may have waited as long for the core's threads"
-    assert arrival_ns(found, ms(306) + AFTER_NS[1]) == ms(306) + AFTER_NS[1]
+    assert arrival_ns(found, ms(307), "old") == ms(107)
+    assert arrival_ns(found, ms(310)) == ms(107), "others may have waited as long for the core's threads"
+    assert arrival_ns(found, ms(307) + AFTER_NS[1]) == ms(307) + AFTER_NS[1]
+
+
+def test_the_kernel_is_asked_about_one_message_a_millisecond() -> None:
+    found = arrivals(305, begin_ms=300, old=8)
+    assert arrival_ns(found, ms(306)) == ms(306)
+    assert arrival_ns(found, ms(307) - 1, "old") == ms(307) - 1
+    assert arrival_ns(found, ms(307), "old") == ms(299)
 
 
 def test_a_message_that_waited_to_be_asked_for_says_nothing_of_others() -> None:

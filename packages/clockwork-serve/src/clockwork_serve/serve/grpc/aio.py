@@ -137,7 +137,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
         self._arrivals.beat(now_ns, self._limit_ns)
         self._quiet = 0
         awaited = call.method.on_open is None
-        call.note_arrival(self._arrivals.arrival_ns(now_ns, call.peer(), awaited=awaited), now_ns)
+        call.note_arrival(self._arrivals.arrival_ns(now_ns, call.peer, awaited=awaited), now_ns)
 
     def _make_server(self) -> grpc.aio.Server:
         return grpc.aio.server(handlers=(self,), options=self._options)

@@ -221,7 +221,7 @@ class CoreTransport:
                 arrivals.beat(now_ns)
             arrivals.last_ns = now_ns
             awaited = call.method.on_open is None
-            call.note_arrival(arrivals.arrival_ns(now_ns, call.peer(), awaited=awaited), now_ns)
+            call.note_arrival(arrivals.arrival_ns(now_ns, call.peer, awaited=awaited), now_ns)
             self._events.append((_MESSAGE, call, event.batch_operations[0].message()))
         elif kind is _SENT:
             self._events.append((_SENT, call, None))
