@@ -40,14 +40,14 @@ gateway at its limit has 60 for a call. After a stall, in which none come, it is
 class ArrivalTimes:
     """Estimates when messages arrived, for the thread that takes them from gRPC: from gaps, and receipts."""
 
-    __slots__ = ("_asked_ns", "_since_ns", "_until_ns", "last_ns", "receipts")
+    __slots__ = ("_requested_ns", "_since_ns", "_until_ns", "last_ns", "receipts")
 
     def __init__(self, now_ns: int, receipts: Receipts | None = None) -> None:
         self.last_ns = now_ns
         """The last round. One that comes no later than a gap after it may just be assigned here."""
         self.receipts = receipts
         """What the kernel knows, once a port is open."""
-        self._asked_ns = now_ns - ASK_EVERY_NS
+        self._requested_ns = now_ns - ASK_EVERY_NS  # when the kernel was asked
         self._since_ns = self._until_ns = 0  # the last gap's start; until when messages count as of it
 
     def listens(self, address: str, port: int) -> None:
@@ -74,8 +74,8 @@ class ArrivalTimes:
         threads had no CPU while this one had, and other messages may have waited as long: a gap, too.
         """
         age_ns = 0
-        if self.receipts is not None and now_ns - self._asked_ns >= ASK_EVERY_NS:
-            self._asked_ns = now_ns
+        if self.receipts is not None and now_ns - self._requested_ns >= ASK_EVERY_NS:
+            self._requested_ns = now_ns
             age_ns = self.receipts.age_ns(peer())
         received_ns = now_ns - age_ns
         if awaited and age_ns > GAP_NS:
