@@ -94,15 +94,19 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
     if json_file == _STDOUT:
         click.echo(made.to_json().decode())
     else:
-        for line in setup_lines(made):
-            say(line)
-        say("")
-        show_table(LOAD_COLUMNS, load_rows(made))
-        show_table(LATENCY_COLUMNS, latency_rows(made))
-        for line in closing_lines(made):
-            say(line)
+        _show(made)
         _write(json_file, made.to_json())
     return INTERRUPTED if played.cut else 0
+
+
+def _show(made: Report) -> None:
+    for line in setup_lines(made):
+        say(line)
+    say("")
+    show_table(LOAD_COLUMNS, load_rows(made))
+    show_table(LATENCY_COLUMNS, latency_rows(made))
+    for line in closing_lines(made):
+        say(line)
 
 
 def _check_files(json_file: str | None, journal: str | None, traces: str | None) -> None:
