@@ -136,6 +136,14 @@ def test_the_kernel_reports_when_a_connection_received_bytes(listens: str, host:
         assert receipts.age_ns(peer) <= time.monotonic_ns() - sent_ns
 
 
+def test_a_tick_of_the_kernel_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    with connected("127.0.0.1", "127.0.0.1") as (_, _, receipts, peer):
+        monkeypatch.setattr(receipts, "_tick_ns", ms(4))
+        for quiet_ms, age_ms in ((52, 48), (4, 0), (0, 0)):
+            monkeypatch.setattr("clockwork_serve.serve.grpc.arrivals._quiet_ms", lambda *_, at=quiet_ms: at)
+            assert receipts.age_ns(peer) == ms(age_ms)
+
+
 def test_a_connection_that_is_unknown_or_gone_has_age_0() -> None:
     with connected("127.0.0.1", "127.0.0.1") as (client, _, receipts, peer):
         client.send(b"x")

@@ -19,6 +19,7 @@ import pytest
 import uvloop
 from grpc._cython import cygrpc
 
+from clockwork_serve.serve.grpc.arrivals import Receipts
 from clockwork_serve.serve.grpc.call import Aborted, GrpcCall
 from clockwork_serve.serve.grpc.core import Unexpected, check_grpcio
 from clockwork_serve.serve.grpc.server import FALL_BACK_VARIABLE, GrpcServer, callback, coroutine, stream
@@ -255,6 +256,24 @@ def test_an_idle_transport_has_no_gaps(served: Served, timing: Timing) -> None:
         served.ask("tell")
         with timing.judged():
             assert served.arrival_ns > sent_ns - ms(30)
+
+
+def test_a_message_is_as_old_as_the_kernel_says_of_its_client_s_connection(
+    served: Served, monkeypatch: pytest.MonkeyPatch, timing: Timing
+) -> None:
+    ask, ages_ns = Receipts.age_ns, []
+
+    def late(receipts: Receipts, peer: str) -> int:
+        time.sleep(0.1)  # gRPC's core has read it, and its threads wait for a core
+        ages_ns.append(ask(receipts, peer))
+        return ms(500)
+
+    monkeypatch.setattr(Receipts, "age_ns", late)
+    served.ask("tell")
+    told_ns = time.monotonic_ns()
+    assert served.arrival_ns <= told_ns - ms(500)
+    with timing.judged():
+        assert ages_ns[-1] > ms(50), "the kernel knows the address that gRPC gives"
 
 
 def test_too_large_a_message_is_rejected(served: Served) -> None:
