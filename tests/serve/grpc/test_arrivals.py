@@ -144,6 +144,19 @@ def test_a_tick_of_the_kernel_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> N
             assert receipts.age_ns(peer) == ms(age_ms)
 
 
+def test_an_answer_of_the_kernel_that_is_lost_is_not_taken_for_the_next() -> None:
+    with connected("127.0.0.1", "127.0.0.1") as (client, accepted, receipts, peer):
+        client.send(b"x")
+        accepted.recv(1)
+        time.sleep(0.05)
+        kernel = receipts._kernel
+        assert kernel is not None
+        receipts._kernel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)  # to send on it fails
+        assert receipts.age_ns(peer) == 0
+        assert receipts.age_ns(peer) > 0
+        kernel.close()
+
+
 def test_a_connection_that_is_unknown_or_gone_has_age_0() -> None:
     with connected("127.0.0.1", "127.0.0.1") as (client, _, receipts, peer):
         client.send(b"x")

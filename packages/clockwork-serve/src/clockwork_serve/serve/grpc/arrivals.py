@@ -102,8 +102,6 @@ _BY_FAMILY: Final = 20
 _REQUEST: Final = 1
 _INFO: Final = 2
 """``INET_DIAG_INFO``: the attribute that is a ``struct tcp_info``."""
-_LISTENS: Final = 10
-"""The state of the listening socket, which answers for a connection that is gone."""
 _ANY: Final = 0xFFFFFFFF
 """Of all states, and of all cookies."""
 _HEADER: Final = struct.Struct("=IHHII")
@@ -111,7 +109,6 @@ _QUESTION: Final = struct.Struct("=BBBxI")
 _PORTS: Final = struct.Struct("!HH")
 _REST: Final = struct.Struct("=III")  # the interface, and twice a half of the cookie
 _ATTRIBUTES_AT: Final = _HEADER.size + 72
-_STATE_AT: Final = _HEADER.size + 1
 _attribute: Final = struct.Struct("=HH").unpack_from
 _number: Final = struct.Struct("=I").unpack_from
 _LAST_DATA_AT: Final = 56
@@ -176,12 +173,10 @@ class Receipts:
 
 def _quiet_ms(answer: bytearray, length: int) -> int:
     """Time since the last data, in the kernel's answer; 0 if it is about no connection."""
-    if (
-        length < _ATTRIBUTES_AT
-        or _HEADER.unpack_from(answer)[1] != _BY_FAMILY
-        or answer[_STATE_AT] == _LISTENS
-    ):
-        return 0
+    if length < _ATTRIBUTES_AT or _HEADER.unpack_from(answer)[1] != _BY_FAMILY:
+        return (
+            0  # an error; of a connection that is gone the listening socket's answer comes, whose times are 0
+        )
     at = _ATTRIBUTES_AT
     while at < length:
         nbytes, kind = _attribute(answer, at)
