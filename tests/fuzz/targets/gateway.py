@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from google.protobuf.message import DecodeError
 
+from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError, InvalidRequest
 from clockwork_serve.messages import Reply
 from clockwork_serve.oip import (
@@ -89,6 +90,7 @@ class _Gateway:
 
     def __init__(self) -> None:
         self.link = SimpleNamespace(ready=True, why_not_ready="")
+        self.settings = Settings()
         self.models = self
         self.quarantines = SimpleNamespace(why=lambda key: "")
         (_FOLDER / "table").mkdir(exist_ok=True)

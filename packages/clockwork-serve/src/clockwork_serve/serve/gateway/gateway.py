@@ -193,9 +193,9 @@ class Gateway:
         reach: Reach | None = None,
     ) -> None:
         self.name = config.name
-        self._settings = config.settings
+        self.settings = config.settings
         self.regions: Regions | None = None  # set where clients may use shared memory
-        self.slots = Slots(self._settings.gateway_memory)
+        self.slots = Slots(self.settings.gateway_memory)
         self.clock = clock
         self.rng = Random()
         self.connections = 0
@@ -218,7 +218,7 @@ class Gateway:
             self._on_undelivered, self.admission_queries.on_lost,
         )  # fmt: skip
         reach = reach or local_reach(config.controller, config.name)
-        self.link = GatewayLink(reach, self._settings.default_slo_ns, listener)
+        self.link = GatewayLink(reach, self.settings.default_slo_ns, listener)
         self.turns = LoopTurns(clock, self.link.report_delivered)
         self._pending: dict[str, Pending] = {}  # exactly the requests submitted and not answered
         self._awaiting_failover = AwaitingFailover(clock)
@@ -403,8 +403,8 @@ class Gateway:
         if not link.ready and (not link.is_open or link.stuck or not link.models.versions(inquiry.model)):
             self._refuse(inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}")
             return False
-        if len(self._pending) >= self._settings.max_requests:
-            message = f"{self._settings.max_requests} requests wait for answers already; raise max_requests"
+        if len(self._pending) >= self.settings.max_requests:
+            message = f"{self.settings.max_requests} requests wait for answers already; raise max_requests"
             self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
             return False
         return True
@@ -609,7 +609,7 @@ class Gateway:
         inquiry.end(ending)
 
     def _with_triton_status(self, ending: Ending) -> Ending:
-        if self._settings.triton_codes and ending.outcome is not Outcome.OK:
+        if self.settings.triton_codes and ending.outcome is not Outcome.OK:
             ending.status = status_of(ending.outcome, ending.reason, triton=True)
         return ending
 

@@ -58,7 +58,6 @@ class Endpoints:
 
     gateway: Gateway
     version: str
-    model_control: bool = True
 
     def server(self) -> dict[str, Any]:
         """The server's metadata."""
@@ -171,7 +170,7 @@ class Endpoints:
         raise RouteRefused(501, CUDA_SHARED_MEMORY)
 
     def _check_control(self, what: str) -> None:
-        if not self.model_control:
+        if not self.gateway.settings.model_control:
             raise RouteRefused(
                 503, f"explicit model {what} is not allowed: this server was started without it"
             )

@@ -52,7 +52,7 @@ class GatewayServers:
         self.gateway = Gateway(config, caps=None if keys is None else Caps(keys.tenants), reach=self.far)
         if settings.shared_memory is not None:
             self.gateway.regions = Regions(settings.shared_memory, Path(config.run_dir) / "regions")
-        self.endpoints = Endpoints(self.gateway, version("clockwork-serve"), settings.model_control)
+        self.endpoints = Endpoints(self.gateway, version("clockwork-serve"))
         self.http = HttpServer(self.gateway, self.endpoints, self.access)
         self.metrics = HttpServer(self.gateway, self.endpoints, self.access, find_metrics_route)
         self.grpc: GatewayGrpc | None = None
