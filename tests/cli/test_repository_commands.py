@@ -49,6 +49,31 @@ def test_a_folder_that_is_not_there_is_one_line(
     assert capsys.readouterr().err.startswith("error: model repository: expected a readable folder")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_empty_folder_is_a_problem_and_exit_1(
+    command: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    assert run([command, str(empty)]) == 1
+    said = capsys.readouterr().err
+    assert "problem: repository: models: expected each model at MODEL/1/model.onnx (or model.pt2" in said
+    assert f"found no model in {empty}" in said
+
+
+def test_a_model_file_in_the_root_is_a_problem_beside_what_is_served(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "model.onnx").write_bytes(b"")
+
+    assert run(["validate", str(repository)]) == 1
+    shown = capsys.readouterr()
+    assert "slow/1" in shown.out
+    assert "1 model version can be served, 1 problem" in shown.out
+    assert "found model.onnx in the repository's own folder; move it to MODEL/1/model.onnx" in shown.err
+
+
 def test_one_file_is_validated_by_itself(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
