@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,31 @@ def test_profile_for_machines(repository: Path, capsys: pytest.CaptureFixture[st
     assert profile["device_kind"] == "emulated:v100"
     assert profile["infer_ns"] == {"1": 5_000_000, "8": 20_000_000}
     assert found["models"] == {profile["code_id"]: ["slow/1"]}
+
+
+def test_a_profile_is_a_table_for_simulate(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(repository / "slow", repository / "many")
+    (repository / "many" / "clockwork.toml").write_text(
+        (repository / "slow" / "clockwork.toml").read_text() + 'version_policy = "all"\n'
+    )
+    for version in ("1", "2"):
+        (repository / "many" / version).mkdir()
+    assert run(["profile", str(repository), "--device", "emulated:v100", "--json"]) == 0
+    zoo, scenario = tmp_path / "mine.json", tmp_path / "mine.toml"
+    zoo.write_text(capsys.readouterr().out)
+    scenario.write_text(
+        'name = "mine"\nseconds = 5\n[[models]]\nname = "slow"\nkind = "slow"\n'
+        '[[loads]]\nname = "all"\nmodels = ["slow"]\narrivals = "poisson"\nslo_ms = 100\nrate_rps = 50\n'
+    )
+
+    assert run(["simulate", str(scenario), "--zoo", str(zoo), "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["setup"]["zoo"], found["loads"][0]["satisfaction"]) == (str(zoo), 1)
+    rows = json.loads(zoo.read_text())["tables"]["emulated:v100"]
+    assert sorted(row["model"] for row in rows) == ["many", "many.1", "slow"]
+    assert {(row["weights_mb"], row["infer_b8_ms"]) for row in rows} == {(2.097152, 20.0)}
 
 
 def test_profile_shows_powers_of_two_and_the_largest() -> None:
