@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.config import SETTINGS
+from tests.distributions.pages import PAGES, unfenced
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
@@ -155,6 +156,12 @@ def test_source_files_that_a_page_names_exist(page: str) -> None:
     named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", (ROOT / page).read_text(encoding="utf-8"))
 
     assert [path for path in named if not any(f"/{one}".endswith(f"/{path}") for one in known())] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_is_typed_stands_in_a_block_that_is_run(page: str) -> None:
+    """So ``tests/distributions/test_commands.py`` sees it."""
+    assert unfenced(page) == []
 
 
 @pytest.mark.parametrize("page", ["from-triton", "from-ray-serve", "from-kserve"])
