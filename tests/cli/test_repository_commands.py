@@ -75,6 +75,17 @@ def test_a_model_file_in_the_root_is_a_problem_beside_what_is_served(
     assert "found model.onnx in the repository's own folder; move it to MODEL/1/model.onnx" in shown.err
 
 
+def test_a_models_own_folder_is_told_as_that_and_its_settings_are_not_the_servers(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "slow" / "1").mkdir()
+    (repository / "slow" / "1" / "model.onnx").write_bytes(b"")
+
+    assert run(["validate", str(repository / "slow")]) == 1
+    said = capsys.readouterr().err
+    assert f"1 is a version: give the folder above that of the model, {repository}" in said
+
+
 def test_one_file_is_validated_by_itself(
     repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

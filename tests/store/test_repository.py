@@ -109,7 +109,7 @@ def test_each_bad_model_is_one_problem_and_the_rest_is_served(shop):
         ("m/one/model.onnx", "m/one/model.onnx", "move it to m/1/model.onnx"),
         ("m/01/model.pt2", "m/01/model.pt2", "move it to m/1/model.pt2"),
         ("m/v1/model.py", "m/v1/model.py", "move it to m/1/model.py"),
-        ("m/net/2/model.onnx", "m/net/2/model.onnx", "m is a folder of models: move net up beside it"),
+        ("m/net/2/model.onnx", "m/net/2/model.onnx", "m is a folder of models: give "),
         ("1/model.onnx", "1/model.onnx", "1 is a version: give the folder above"),
         ("m/a/b/c/model.onnx", "none", "put the model at m/1/model.onnx"),
     ],

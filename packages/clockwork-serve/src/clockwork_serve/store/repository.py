@@ -184,7 +184,9 @@ def _no_version(folder: Path, name: str, file: str) -> ProblemError:
             if not _is_model(found):
                 continue
             if path != folder and _VERSION.fullmatch(path.name):
-                advice = f"{name} is a folder of models: move {path.parent.name} up beside it"
+                advice = (
+                    f"{name} is a folder of models: give {folder}, or move {path.parent.name} up beside it"
+                )
             elif path == folder and _VERSION.fullmatch(name):
                 advice = f"{name} is a version: give the folder above that of the model, {folder.parents[1]}"
             else:
