@@ -285,3 +285,9 @@ def test_settings_are_shown_as_they_are_written(
 def test_a_setting_that_will_not_do_is_told_as_serve_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["config", "show", "--http-port", "x"]) == 2
     assert capsys.readouterr().err.startswith("error: http_port (from --http-port): expected a port")
+
+
+def test_help_on_keys_names_the_page_on_security(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["key", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "clockwork docs security (docs/operate/security.md)" in said
