@@ -14,7 +14,7 @@ import pytest
 
 from tests.distributions.pages import ELSEWHERE, PAGES, ROOT, blocks, script, steps
 
-pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(1800)]
 WITH_COMMANDS = [page for page in PAGES if any(blocks(page))]
 STARTED = "cp -r $given/models .; clockwork examples --json > /dev/null"
 SERVES = f"{STARTED}; clockwork serve examples/models"
@@ -89,7 +89,7 @@ def test_commands_run_as_they_are_written(
     commands = script(list(blocks(page)), BEFORE.get(page, STARTED), ports)
 
     done = subprocess.run(
-        ["bash", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
+        ["bash", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True, timeout=1700,
         check=False,
     )  # fmt: skip
 
