@@ -20,7 +20,9 @@ def show(client: Client, what: str, **request: Any) -> None:
     try:
         result = client.infer(**{"model": "mlp", "inputs": BITS, "slo_ms": 1000, **request})
     except Rejected as error:
-        print(f"{what}: rejected, {error.reason}; come back in {error.retry_after_s} s")
+        again = error.retry_after_s
+        advice = "coming back would not help" if again is None else f"come back in {again:.4f} s"
+        print(f"{what}: rejected, {error.reason}; {advice}")
     except Invalid as error:
         print(f"{what}: {error.field} is wrong: {error}")
     except ServingError as error:

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from clockwork_serve.config import SETTINGS
+from tests.distributions.pages import PAGES, unfenced
+
 ROOT = Path(__file__).resolve().parents[1]
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)", re.DOTALL)
@@ -153,6 +156,29 @@ def test_source_files_that_a_page_names_exist(page: str) -> None:
     named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", (ROOT / page).read_text(encoding="utf-8"))
 
     assert [path for path in named if not any(f"/{one}".endswith(f"/{path}") for one in known())] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_is_typed_stands_in_a_block_that_is_run(page: str) -> None:
+    """So ``tests/distributions/test_commands.py`` sees it."""
+    assert unfenced(page) == []
+
+
+@pytest.mark.parametrize("page", ["from-triton", "from-ray-serve", "from-kserve"])
+def test_what_others_names_map_to_is_there(page: str) -> None:
+    text = (ROOT / "docs" / "use" / f"{page}.md").read_text(encoding="utf-8")
+    rows = [row.split(" | ")[1:] for row in text.splitlines() if row.startswith("| `")]
+    told = " ".join(cell for row in rows for cell in row)
+
+    metrics = {*re.findall(r"`(clockwork_\w+)", text)}
+    flags = {one.flag for one in SETTINGS} | {f"--no-{one.flag[2:]}" for one in SETTINGS}
+    assert metrics
+    assert metrics <= {*re.findall(r"`(clockwork_\w+)`", (ROOT / "docs/operate/metrics.md").read_text())}
+    assert {*re.findall(r"--[a-z][\w-]*", told)} - flags <= {
+        "--allow-grpc",
+        "--allow-metrics",
+        "--load-model",
+    }
 
 
 def test_each_page_begins_with_what_it_is_for() -> None:

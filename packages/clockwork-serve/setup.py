@@ -1,7 +1,8 @@
 """Builds the package; with ``CLOCKWORK_MYPYC=1`` the brains and the simulator's loop are compiled by mypyc.
 
 Decides nothing. A wheel has the documentation as ``clockwork_serve/docs``, which ``clockwork docs`` prints,
-an sdist as ``docs``; an editable install reads the checkout's.
+and the examples as ``clockwork_serve/examples``, which ``clockwork examples`` copies; an sdist has both
+beside ``src``; an editable install reads the checkout's.
 
 Records (``msgspec.Struct``) cannot be compiled, so a module that defines one stays as it is; so does the
 protocol of policies, of which other packages' interpreted classes must be instances.
@@ -26,8 +27,10 @@ PROTOCOL = SOURCE / "controller" / "policies" / "base.py"
 LOOP = ("checks", "faults", "host", "simulation", "tally")
 """Modules of the simulator that every simulated request passes through."""
 
-DOCS = (Path("docs"), Path("../../docs"))
-"""Where the pages are: in an sdist, and in a checkout."""
+ROOTS = (Path(), Path("../.."))
+"""Where pages and examples are: in an sdist, and in a checkout."""
+
+EXAMPLES = ("*.py", "*.sh", "*.toml", "models/**/*.*", "scenarios/*.toml")
 
 FOLDERS = ("use", "operate", "develop")
 """Of them, which are packed beside the index: figures and measurements are large."""
@@ -35,14 +38,16 @@ FOLDERS = ("use", "operate", "develop")
 LINK = re.compile(r"!?\[((?:[^\[\]]|\[[^\]]*\])+)\]\(([^)\s]+)\)")
 
 
-def pages() -> dict[str, Path]:
-    """Every page, by its path below ``docs``."""
-    for folder in DOCS:
-        if (folder / "index.md").is_file():
-            found = [folder / "index.md", *(path for name in FOLDERS for path in folder.glob(f"{name}/*.md"))]
-            return {path.relative_to(folder).as_posix(): path for path in found}
+def carried() -> dict[str, Path]:
+    """Every page and every file of the examples, by its path in the package."""
+    for root in ROOTS:
+        docs, examples = root / "docs", root / "examples"
+        if (docs / "index.md").is_file():
+            found = [docs / "index.md", *(path for name in FOLDERS for path in docs.glob(f"{name}/*.md"))]
+            found += [path for name in EXAMPLES for path in examples.glob(name) if path.is_file()]
+            return {path.relative_to(root).as_posix(): path for path in found if path.suffix != ".pyc"}
     raise FileNotFoundError(
-        f"expected index.md in {' or '.join(map(str, DOCS))}, found none; build in a checkout or an sdist"
+        f"expected docs/index.md in {' or '.join(map(str, ROOTS))}, found none; build in a checkout or sdist"
     )
 
 
@@ -58,32 +63,39 @@ def with_links_to(there: set[str], page: str, text: str) -> str:
 
 
 class BuildWithPages(build_py):
-    """Adds the pages to what a wheel is made of."""
+    """Adds pages and examples to what a wheel is made of."""
 
     def run(self) -> None:
-        """Build, then write the pages."""
+        """Build, then write them."""
         super().run()
         if self.editable_mode:
             return
-        packed = Path(self.build_lib, "clockwork_serve", "docs")
-        shutil.rmtree(packed, ignore_errors=True)  # an earlier build may have left a page that is gone
-        found = pages()
-        for name, path in found.items():
-            to = packed / name
-            to.parent.mkdir(parents=True, exist_ok=True)
-            to.write_text(with_links_to({*found}, name, path.read_text(encoding="utf-8")), encoding="utf-8")
+        package = Path(self.build_lib, "clockwork_serve")
+        for folder in ("docs", "examples"):
+            shutil.rmtree(package / folder, ignore_errors=True)  # an earlier build may have left what is gone
+        found = carried()
+        copy_to(package, found)
+        pages = {name for name in found if name.endswith(".md")}
+        for name in pages:
+            text = with_links_to(pages, name, found[name].read_text(encoding="utf-8"))
+            (package / name).write_text(text, encoding="utf-8")
 
 
 class SdistWithPages(sdist):
-    """Adds the pages, as they are, to an sdist, so that it gives the same wheel as the checkout."""
+    """Adds them, as they are, to an sdist, so that it gives the same wheel as the checkout."""
 
     def make_release_tree(self, base_dir: str, files: list[str]) -> None:
         """Fill the folder that becomes the sdist."""
         super().make_release_tree(base_dir, files)
-        for name, path in pages().items():
-            to = Path(base_dir, "docs", name)
-            to.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, to)
+        copy_to(Path(base_dir), carried())
+
+
+def copy_to(folder: Path, found: dict[str, Path]) -> None:
+    """Copy files to their places below a folder, with their modes."""
+    for name, path in found.items():
+        to = folder / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, to)
 
 
 def hot() -> list[str]:

@@ -84,5 +84,6 @@ def test_an_example_says_what_it_should(name, server):
         [*run, url], env=dict(os.environ), capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert "None" not in done.stdout
     for words in SAID[name]:
         assert any(each in done.stdout for each in ([words] if isinstance(words, str) else words)), words

@@ -53,7 +53,11 @@ def test_long_scenarios_are_looked_at_by_the_minute(tmp_path: Path) -> None:
     ("old", "new", "said"),
     [
         ('kind = "small"', 'kind = "smal"', "scenario.toml:12: models[0].kind: expected a kind of model"),
-        ('zoo = "two.csv"', 'zoo = "v1000"', "scenario.toml:7: cluster.zoo: expected a .csv file or one of"),
+        (
+            'zoo = "two.csv"',
+            'zoo = "v1000"',
+            "scenario.toml:7: cluster.zoo: expected a .csv or .json file, or one of",
+        ),
         ('zoo = "two.csv"', 'zoo = "no.csv"', "it cannot be read"),
         ("memory_mib = 256", "memory_mib = 15", "scenario.toml:8: cluster.memory_mib: expected at least 16"),
         ("rate_rps = 100", "rate_rps = -1", "scenario.toml:19: loads[0].rate_rps: expected a number"),

@@ -1,4 +1,4 @@
-"""``clockwork docs``: the pages, as a list and one by one."""
+"""``clockwork docs``: the pages, as a list and one by one. ``clockwork examples``: copies that are whole."""
 
 from __future__ import annotations
 
@@ -91,3 +91,33 @@ def _read(terminal: int) -> bytes:
         return os.read(terminal, 65536)
     except OSError:  # as a terminal ends
         return b""
+
+
+def test_examples_are_copied_whole_and_what_is_there_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["examples"]) == 0
+    assert "copied to examples; next: clockwork serve examples/models" in capsys.readouterr().out
+
+    source, copy = DOCS.parent / "examples", tmp_path / "examples"
+    listed = subprocess.run(["git", "ls-files"], cwd=source, capture_output=True, text=True, check=True)
+    names = listed.stdout.splitlines()
+    assert {path.relative_to(copy).as_posix() for path in copy.rglob("*.*") if path.is_file()} == {*names}
+    assert all((copy / name).read_bytes() == (source / name).read_bytes() for name in names)
+    assert os.access(copy / "09_curl.sh", os.X_OK)
+
+    (copy / "05_client.py").unlink()
+    assert run(["examples", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["copied"] == ["05_client.py"]
+
+
+def test_examples_overwrite_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "keys.toml").write_text("mine")
+    assert run(["examples", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"found another {tmp_path / 'keys.toml'}; name another folder: clockwork examples FOLDER" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["keys.toml"]
+
+    assert run(["examples", str(tmp_path / "keys.toml")]) == 2
+    assert "folder: expected one that can be written, found File exists at" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -168,6 +169,23 @@ def test_a_reader_that_went_away_is_no_traceback(repository: Path) -> None:
 
     assert said == ""
     assert child.returncode == 1
+
+
+@pytest.mark.parametrize("command", ["serve", "gateway", "worker", "simulate"])
+def test_help_all_shows_every_setting_that_the_command_takes(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = clockwork.commands[command].params
+    hidden = {one.opts[0] for one in taken if isinstance(one, click.Option) and one.hidden}
+    assert hidden
+
+    for _ in range(2):
+        assert run([command, "--help"]) == 0
+        usual = {*re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)}
+        assert "--help-all" in usual
+        assert not hidden & usual
+        assert run([command, "--help-all"]) == 0
+        assert hidden | usual <= {*re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)}
 
 
 def test_help_shows_what_kind_of_value_each_setting_takes() -> None:

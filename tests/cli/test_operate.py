@@ -1,9 +1,10 @@
-"""``clockwork models`` against a small server that speaks the repository API, and ``clockwork key``."""
+"""``clockwork models`` against a small server that speaks the repository API; ``key`` and ``config``."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ import pytest
 
 from clockwork_serve.cli.entry import run
 from clockwork_serve.cli.screen import show_table
+from clockwork_serve.config import SETTINGS
 from clockwork_serve.serve.gateway.access import KeyRing, Right
 
 # ``clockwork models`` against a small server that speaks the repository API.
@@ -219,3 +221,73 @@ def test_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_name_that_is_none(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["key", name]) == 2
     assert "name: expected 1 to 64 letters" in capsys.readouterr().err
+
+
+# ``clockwork config``.
+
+
+@pytest.fixture
+def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Options of a server whose settings come from all four places."""
+    for name in os.environ:
+        if name.startswith("CLOCKWORK_"):
+            monkeypatch.delenv(name)
+    keys = tmp_path / "keys.toml"
+    keys.write_text("a secret")
+    (tmp_path / "clockwork.toml").write_text(
+        f'api_keys = "{keys}"\nslo_ms = 50\npin = true\ndevice_memory = "80%"'
+    )
+    monkeypatch.setenv("CLOCKWORK_SLO_MS", "20")
+    monkeypatch.setenv("CLOCKWORK_GRPC_PORT", "off")
+    monkeypatch.setenv("CLOCKWORK_API_KEY", "another secret")
+    return [str(tmp_path), "--http-port", "0", "--device", "cpu", "--device", "emulated:v100"]
+
+
+def test_settings_are_shown_with_where_they_come_from(
+    sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["config", "show", *sources, "--json"]) == 0
+    said = capsys.readouterr().out
+    found = json.loads(said)
+
+    file = str(tmp_path / "clockwork.toml")
+    assert list(found) == [entry.name for entry in SETTINGS]
+    assert {name: tuple(found[name].values()) for name in found if found[name]["source"] != "default"} == {
+        "repository": (str(tmp_path), "flag", "command line"),
+        "http_port": (0, "flag", "--http-port"),
+        "device": (["cpu:0", "emulated:v100"], "flag", "--device"),
+        "slo_ms": (20, "environment", "CLOCKWORK_SLO_MS"),
+        "grpc_port": (None, "environment", "CLOCKWORK_GRPC_PORT"),
+        "api_keys": (str(tmp_path / "keys.toml"), "file", file),
+        "pin": (True, "file", file),
+        "device_memory": ("80%", "file", file),
+    }
+    assert tuple(found["max_body"].values()) == (64 << 20, "default", None)
+    assert "secret" not in said
+
+
+def test_settings_are_shown_as_they_are_written(
+    sources: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["config", "show", *sources]) == 0
+    said = capsys.readouterr().out
+    shown = {line.split()[0]: " ".join(line.split()[1:]) for line in said.splitlines() if line.strip()}
+
+    assert shown["http_port"] == "0 --http-port"
+    assert shown["grpc_port"] == "off CLOCKWORK_GRPC_PORT"
+    assert shown["max_body"] == "64MiB default"
+    assert shown["tls_key"] == "(none) default"
+    assert shown["device"] == "cpu:0, emulated:v100 --device"
+    assert shown["pin"].startswith("true /")
+    assert "secret" not in said
+
+
+def test_a_setting_that_will_not_do_is_told_as_serve_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "show", "--http-port", "x"]) == 2
+    assert capsys.readouterr().err.startswith("error: http_port (from --http-port): expected a port")
+
+
+def test_help_on_keys_names_the_page_on_security(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["key", "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "clockwork docs security (docs/operate/security.md)" in said

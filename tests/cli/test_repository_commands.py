@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,42 @@ def test_a_folder_that_is_not_there_is_one_line(
 ) -> None:
     assert run([command, str(repository / "none")]) == 1
     assert capsys.readouterr().err.startswith("error: model repository: expected a readable folder")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_empty_folder_is_a_problem_and_exit_1(
+    command: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    assert run([command, str(empty)]) == 1
+    said = capsys.readouterr().err
+    assert "problem: repository: models: expected each model at MODEL/1/model.onnx (or model.pt2" in said
+    assert f"found no model in {empty}" in said
+
+
+def test_a_model_file_in_the_root_is_a_problem_beside_what_is_served(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "model.onnx").write_bytes(b"")
+
+    assert run(["validate", str(repository)]) == 1
+    shown = capsys.readouterr()
+    assert "slow/1" in shown.out
+    assert "1 model version can be served, 1 problem" in shown.out
+    assert "found model.onnx in the repository's own folder; move it to MODEL/1/model.onnx" in shown.err
+
+
+def test_a_models_own_folder_is_told_as_that_and_its_settings_are_not_the_servers(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "slow" / "1").mkdir()
+    (repository / "slow" / "1" / "model.onnx").write_bytes(b"")
+
+    assert run(["validate", str(repository / "slow")]) == 1
+    said = capsys.readouterr().err
+    assert f"1 is a version: give the folder above that of the model, {repository}" in said
 
 
 def test_one_file_is_validated_by_itself(
@@ -108,6 +145,31 @@ def test_profile_for_machines(repository: Path, capsys: pytest.CaptureFixture[st
     assert profile["device_kind"] == "emulated:v100"
     assert profile["infer_ns"] == {"1": 5_000_000, "8": 20_000_000}
     assert found["models"] == {profile["code_id"]: ["slow/1"]}
+
+
+def test_a_profile_is_a_table_for_simulate(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(repository / "slow", repository / "many")
+    (repository / "many" / "clockwork.toml").write_text(
+        (repository / "slow" / "clockwork.toml").read_text() + 'version_policy = "all"\n'
+    )
+    for version in ("1", "2"):
+        (repository / "many" / version).mkdir()
+    assert run(["profile", str(repository), "--device", "emulated:v100", "--json"]) == 0
+    zoo, scenario = tmp_path / "mine.json", tmp_path / "mine.toml"
+    zoo.write_text(capsys.readouterr().out)
+    scenario.write_text(
+        'name = "mine"\nseconds = 5\n[[models]]\nname = "slow"\nkind = "slow"\n'
+        '[[loads]]\nname = "all"\nmodels = ["slow"]\narrivals = "poisson"\nslo_ms = 100\nrate_rps = 50\n'
+    )
+
+    assert run(["simulate", str(scenario), "--zoo", str(zoo), "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["setup"]["zoo"], found["loads"][0]["satisfaction"]) == (str(zoo), 1)
+    rows = json.loads(zoo.read_text())["tables"]["emulated:v100"]
+    assert sorted(row["model"] for row in rows) == ["many", "many.1", "slow"]
+    assert {(row["weights_mb"], row["infer_b8_ms"]) for row in rows} == {(2.097152, 20.0)}
 
 
 def test_profile_shows_powers_of_two_and_the_largest() -> None:

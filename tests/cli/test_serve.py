@@ -76,6 +76,28 @@ def test_a_port_in_use_is_one_line(repository: Path) -> None:
     assert child.returncode != 0
 
 
+def test_a_repository_that_is_not_there_is_told_before_a_port_in_use(repository: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with serving(repository / "none", *EMULATED, "--http-port", port) as child:
+            _, said = child.communicate(timeout=60)
+
+    assert child.returncode == 1
+    assert said.startswith("error: model repository: expected a readable folder")
+    assert "port" not in said
+
+
+def test_an_empty_repository_is_one_line(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with serving(tmp_path / "empty", *EMULATED) as child:
+        _, said = child.communicate(timeout=60)
+
+    assert child.returncode == 1
+    assert said.splitlines()[-1].startswith(
+        "error: no model can be served: repository: models: expected each"
+    )
+
+
 def test_a_repository_without_a_model_that_can_be_served_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,7 +72,7 @@ def test_a_journal_holds_every_step(scenario: str, tmp_path: Path) -> None:
         (["--policy", "pap"], "policy (from --policy): expected one of default, paper"),
         (["--max-batch", "0"], "max_batch (from --max-batch): expected"),
         (["--devices", "0"], "0 is not in the range"),
-        (["--zoo", "v1000"], "zoo: expected a .csv file or one of v100"),
+        (["--zoo", "v1000"], "zoo: expected a .csv or .json file, or one of v100"),
         (["--json", "nowhere/out.json"], "json: expected a file in a folder that exists"),
         (["--trace-dir", "nowhere"], "trace_dir: expected a folder of trace files"),
         (["--seed", "x"], "'x' is not a valid integer range"),

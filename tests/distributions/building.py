@@ -31,7 +31,8 @@ def source(name: str, folder: Path) -> Path:
     """
     shutil.copy2(ROOT / "pyproject.toml", folder)
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", f"packages/{name}", "docs"],
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", f"packages/{name}", "docs",
+         "examples"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for path in filter(None, listed.stdout.split("\0")):

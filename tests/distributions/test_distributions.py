@@ -13,21 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributions.building import NAMES, ROOT, build, contents, metadata, needed, python, source
+from tests.distributions.building import NAMES, ROOT, build, contents, metadata, needed, python
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 RUNTIMES = {"onnx", "onnxruntime", "grpcio", "grpc", "protobuf", "google", "torch", "uvloop", "click", "rich"}
 SCENARIO = ROOT / "examples" / "scenarios" / "one_model.toml"
-
-
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: source(name, tmp_path_factory.mktemp("source")) for name in NAMES}
-
-
-@pytest.fixture(scope="module")
-def wheels(trees: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: build("wheel", tree, tmp_path_factory.mktemp("wheel")) for name, tree in trees.items()}
 
 
 def ran(interpreter: Path, *words: str, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -89,6 +79,22 @@ def test_the_client_needs_no_runtime(wheels: dict[str, Path], tmp_path: Path) ->
     assert not RUNTIMES & {*json.loads(found[1].replace("'", '"'))}
 
 
+def test_the_image_is_built_of_all_that_the_wheels_are_made_of(
+    trees: dict[str, Path], wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    """The container is not built here, but what it copies is enough to build what it installs."""
+    recipe = (ROOT / "Containerfile").read_text()
+    tree = trees["clockwork-serve"]
+    for name in re.findall(r"^COPY (?!--from)(\S+) ", recipe, re.MULTILINE):
+        copied = tree.parents[1] / name
+        if copied.is_dir():
+            shutil.copytree(copied, tmp_path / name)
+    made = build("wheel", tmp_path / "packages" / "clockwork-serve", tmp_path / "wheel")
+
+    assert "packages/clockwork-client packages/clockwork-serve" in recipe
+    assert contents(made) == contents(wheels["clockwork-serve"])
+
+
 def pages(wheels: dict[str, Path]) -> dict[str, str]:
     """The documentation that the server's wheel carries, by path."""
     held = contents(wheels["clockwork-serve"])
@@ -120,13 +126,6 @@ def test_a_page_that_a_text_names_is_in_the_servers_wheel(name: str, wheels: dic
     named = {*re.findall(r"clockwork docs ([a-z][\w-]*)", texts)}
     assert named
     assert named <= {Path(page).stem for page in pages(wheels)}
-
-
-@pytest.fixture(scope="module")
-def server(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python with the server alone."""
-    found = [wheels["clockwork-client"], wheels["clockwork-serve"]]
-    return python(tmp_path_factory.mktemp("server") / "venv", found)
 
 
 def simulated(interpreter: Path) -> dict[str, object]:

@@ -101,6 +101,43 @@ def test_each_bad_model_is_one_problem_and_the_rest_is_served(shop):
     )
 
 
+@pytest.mark.parametrize(
+    ("where", "found", "advice"),
+    [
+        ("m/model.onnx", "m/model.onnx", "move it to m/1/model.onnx"),
+        ("m/net.onnx", "m/net.onnx", "move it to m/1/model.onnx"),
+        ("m/one/model.onnx", "m/one/model.onnx", "move it to m/1/model.onnx"),
+        ("m/01/model.pt2", "m/01/model.pt2", "move it to m/1/model.pt2"),
+        ("m/v1/model.py", "m/v1/model.py", "move it to m/1/model.py"),
+        ("m/net/2/model.onnx", "m/net/2/model.onnx", "m is a folder of models: give "),
+        ("1/model.onnx", "1/model.onnx", "1 is a version: give the folder above"),
+        ("m/a/b/c/model.onnx", "none", "put the model at m/1/model.onnx"),
+    ],
+)
+def test_a_model_file_beside_its_place_is_named_with_its_place(shop, where, found, advice):
+    (shop.root / where).parent.mkdir(parents=True)
+    (shop.root / where).write_bytes(b"")
+    (problem,) = scan(shop)[1]
+    assert (problem.model, problem.field) == (where.split("/")[0], "versions")
+    assert problem.found == found
+    assert problem.advice.startswith(advice)
+
+
+def test_files_in_the_root_and_a_root_without_models_are_problems_of_the_repository(shop):
+    (problem,) = scan(shop)[1]
+    assert (problem.model, problem.field) == ("", "models")
+    assert str(problem).startswith("repository: models: expected each model at MODEL/1/model.onnx")
+    for name in ("model.onnx", "net.pt2", "make_models.py"):
+        (shop.root / name).write_text("")
+    shop.add("good", graphs.mlp())
+    served, problems = shop.compile()
+    assert list(served) == ["good/1"]
+    assert [problem.advice.partition(",")[0] for problem in problems] == [
+        "move it to MODEL/1/model.onnx", "move it to net/1/model.pt2",
+    ]  # fmt: skip
+    assert {problem.model for problem in problems} == {""}
+
+
 def test_links_may_not_lead_out_of_the_repository(shop, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -184,7 +221,9 @@ def test_a_file_that_is_a_link_is_called_as_the_link_is(shop, tmp_path):
 
 def test_a_folder_is_a_repository_whatever_its_name(shop, tmp_path):
     (tmp_path / "folder.onnx").mkdir()
-    assert Repository(tmp_path / "folder.onnx", shop.config).scan() == []
+    repository = Repository(tmp_path / "folder.onnx", shop.config)
+    assert repository.scan() == []
+    assert [problem.field for problem in repository.problems] == ["models"]
 
 
 @pytest.mark.parametrize("name", ["my net", "-net", "né"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import MIB, ms
-from clockwork_serve.workload.zoo import Zoo
+from clockwork_serve.workload.zoo import Zoo, row_of
 
 HEADER = "model,weights_mb,load_ms,infer_b1_ms,infer_b3_ms"
 
@@ -109,8 +110,53 @@ def test_a_bad_table_names_file_line_and_field(tmp_path: Path, lines: tuple[str,
         Zoo.read(table(tmp_path, *lines))
 
 
+def test_a_measured_model_is_a_row_that_reads_back(tmp_path: Path) -> None:
+    v100 = Zoo.read("v100")
+    file = tmp_path / "mine.json"
+    model, code, profile = (
+        v100.model("resnet50", "resnet50_v2"), v100.code("resnet50_v2"), v100.profile("resnet50_v2"),
+    )  # fmt: skip
+    row = row_of("resnet50+", model, code, profile)
+    file.write_text(json.dumps({"tables": {"cpu": [row]}, "profiles": [], "problems": []}))
+    zoo = Zoo.read(file)
+
+    found, meant = zoo["resnet50+"], v100["resnet50_v2"]
+    assert (zoo.name, list(zoo.models)) == ("mine", ["resnet50+"])
+    assert (found.infer_ns, found.load_ns, found.weights_bytes) == (
+        meant.infer_ns, meant.load_ns, meant.weights_bytes,
+    )  # fmt: skip
+    assert (found.input_bytes, found.output_bytes) == (meant.input_bytes, meant.output_bytes)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[", r"own.json: expected what clockwork profile --json prints, found"),
+        ('{"profiles": []}', r"own.json: expected what clockwork profile --json prints, found .*`tables`"),
+        ('{"tables": {}}', r"own.json: tables: expected those of one kind of device, found none"),
+        ('{"tables": {"cpu": [], "torch-cpu": []}}', r"found cpu, torch-cpu; profile with one --device"),
+        ('{"tables": {"cpu": []}}', r"own.json: expected at least one row, found none"),
+        (
+            '{"tables": {"cpu": [{"model": "m"}]}}',
+            r"tables\[cpu\]\[0\]: header: expected a column weights_mb",
+        ),
+        (
+            '{"tables": {"cpu": [{"model": "m", "weights_mb": 1, "load_ms": -1, "infer_b1_ms": 1}]}}',
+            r"tables\[cpu\]\[0\]: load_ms: expected a number above 0; found '-1",
+        ),
+    ],
+)
+def test_a_bad_profile_names_file_and_field(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "own.json").write_text(content)
+
+    with pytest.raises(ConfigError, match=said):
+        Zoo.read(tmp_path / "own.json")
+
+
 def test_a_table_or_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"expected a .csv file or one of v100, v100_seed; found 'a100'"):
+    with pytest.raises(
+        ConfigError, match=r"expected a .csv or .json file, or one of v100, v100_seed; found 'a100'"
+    ):
         Zoo.read("a100")
     with pytest.raises(ConfigError, match=r"cannot be read"):
         Zoo.read(tmp_path / "none.csv")

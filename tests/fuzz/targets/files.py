@@ -102,6 +102,7 @@ def _repository(data: bytes) -> None:
                     model_file(entry, version)
                 except ProblemError as error:
                     msgspec.msgpack.encode(error.problem)
+    msgspec.msgpack.encode(repository.misplaced)
 
 
 def _scenario(data: bytes) -> None:
@@ -136,7 +137,7 @@ def _csv_trace(data: bytes) -> None:
 
 
 def _zoo(data: bytes) -> None:
-    zoo = Zoo.read(_written("zoo.csv", data))
+    zoo = Zoo.read(_written("zoo.json" if data[:1] == b"{" else "zoo.csv", data))
     for kind in zoo.models:
         msgspec.json.encode((zoo.code(kind), zoo.profile(kind), zoo.model("m", kind)))
 

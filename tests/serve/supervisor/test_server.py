@@ -186,7 +186,7 @@ def test_a_taken_port_is_refused_before_anything_starts(place: Path) -> None:
 
 def test_a_repository_with_nothing_to_serve_is_refused(tmp_path: Path) -> None:
     (tmp_path / "repository").mkdir()
-    with pytest.raises(RepositoryError, match=r"expected models in .*; found none; put one at"):
+    with pytest.raises(RepositoryError, match=r"served:\n  repository: models: expected each model at"):
         start(config(tmp_path))
     put(tmp_path / "repository", "bad", b"no model")
     with pytest.raises(RepositoryError, match=r"no model can be served:\s+model 'bad'"):

@@ -24,7 +24,7 @@ from clockwork_serve.units import MIB, NS_PER_S, to_ms
 from clockwork_serve.workload.scenario import Scenario, check_kinds, read_scenario
 from clockwork_serve.workload.stream import Workload, build
 from clockwork_serve.workload.tables import ClusterTable, FieldError, LoadTable
-from clockwork_serve.workload.zoo import Zoo
+from clockwork_serve.workload.zoo import FILES, Zoo
 
 # ------------------------------------------------------------
 # What is to be simulated: a scenario, and what the caller changes of it.
@@ -132,7 +132,7 @@ def cluster_of(table: ClusterTable) -> Cluster:
 def _cluster_table(scenario: Scenario, zoo: str | None, devices: int | None) -> ClusterTable:
     """The scenario's cluster with the caller's changes; a zoo's file is looked for beside the scenario."""
     table = scenario.cluster
-    if zoo is None and table.zoo.endswith(".csv") and scenario.source is not None:
+    if zoo is None and table.zoo.endswith(FILES) and scenario.source is not None:
         table = structs.replace(table, zoo=str(Path(scenario.source.file).parent / table.zoo))
     changes = {"zoo": zoo, "devices": devices}
     try:
@@ -149,7 +149,7 @@ def _zoo(scenario: Scenario, *, given: bool) -> Zoo:
     try:
         return Zoo.read(name)
     except ConfigError as error:
-        if given or name.endswith(".csv"):
+        if given or name.endswith(FILES):
             raise
         raise scenario.wrong("cluster.zoo", str(error).removeprefix("zoo: ")) from None
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from clockwork_serve import __version__
-from clockwork_serve.cli.docs import docs
-from clockwork_serve.cli.operate import key, models
+from clockwork_serve.cli.docs import docs, examples
+from clockwork_serve.cli.operate import config, key, models
 from clockwork_serve.cli.repository import compile_, profile, validate
 from clockwork_serve.cli.screen import note
 from clockwork_serve.cli.serve import gateway, serve, worker
@@ -107,13 +107,13 @@ def _failing(name: str, message: str, short_help: str = "Cannot be loaded.") -> 
 def clockwork() -> None:
     """Serve thousands of models on a few devices: every request in time, or rejected at once.
 
-    Start with `clockwork demo`, or `clockwork serve REPO` for models of your own; `clockwork docs` lists what
-    there is to read.
+    Start with `clockwork examples` and `clockwork serve examples/models`, or `clockwork serve REPO` for
+    models of your own; `clockwork docs` lists what there is to read.
     """
 
 
 for _command in (
-    serve, worker, gateway, validate, compile_, profile, models, key, simulate, docs,
+    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 

@@ -1,4 +1,4 @@
-"""For who operates a server: ``clockwork models`` and ``key``."""
+"""For who operates a server: ``clockwork models``, ``key`` and ``config``."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from urllib.parse import quote, urlsplit
 import click
 import msgspec
 
-from clockwork_serve.cli.options import json_flag
+from clockwork_serve.cli.options import (
+    all_but,
+    json_flag,
+    repository_argument,
+    setting_options,
+    settings_from,
+)
 from clockwork_serve.cli.screen import say, show_json, show_table
+from clockwork_serve.config import SETTINGS, Setting
 from clockwork_serve.errors import ClockworkError, ConfigError
 
 if TYPE_CHECKING:
@@ -164,7 +171,7 @@ _BYTES = 32
 _RIGHTS = ("infer", "metrics", "admin")
 
 
-@click.command(epilog="Who may do what: clockwork docs security")
+@click.command(epilog="Who may do what: clockwork docs security (docs/operate/security.md)")
 @click.argument("name", metavar="NAME")
 @click.option(
     "--may", multiple=True, default=("infer",), show_default=True, type=click.Choice(_RIGHTS),
@@ -193,3 +200,65 @@ def key(name: str, may: tuple[str, ...], tenant: str | None, as_json: bool) -> N
     whose = "" if tenant is None else f'tenant = "{tenant}"\n'
     click.echo(f'[[keys]]\nname = "{name}"\nsha256 = "{digest}"\nmay = [{rights}]\n{whose}')
     click.echo(f"key of {name}: {made}", err=True)
+
+
+# ------------------------------------------------------------
+# ``clockwork config``: what settings a server would have, and why. No setting is a secret: passwords and keys
+# are in files, of which the settings are names.
+
+
+@click.group()
+def config() -> None:
+    """Show the settings that a server would have."""
+
+
+@config.command()
+@repository_argument
+@setting_options(hidden=all_but())
+@json_flag
+def show(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> None:  # noqa: FBT001
+    """Show every setting, and where it comes from: the command line, the environment, a file, or its default.
+
+    Takes what `clockwork serve` takes, and reads what that reads. The names of files of keys and certificates
+    are shown, never what is in them.
+    """
+    settings = settings_from(repository, config, flags, needs_repository=False)
+    rows = [(entry, getattr(settings, entry.name), settings.sources.get(entry.name)) for entry in SETTINGS]
+    if as_json:
+        show_json(
+            {
+                entry.name: {"value": _written(entry, value), "source": _kind(entry, source), "from": source}
+                for entry, value, source in rows
+            }
+        )
+        return
+    show_table(
+        ("setting", "value", "from"),
+        [(entry.name, _text(entry, value, source), source or "default") for entry, value, source in rows],
+    )
+
+
+def _kind(entry: Setting, source: str | None) -> str:
+    """Which of the four places a source is."""
+    if source in {None, entry.variable}:
+        return "environment" if source else "default"
+    return "flag" if source in {entry.flag, "command line"} else "file"
+
+
+def _written(entry: Setting, value: Any) -> Any:
+    """A value as a file of settings has it; None is off, or none."""
+    if entry.name == "device":
+        return [f"{each.kind}:{each.profile}" if each.profile else each.device for each in value]
+    is_share = isinstance(value, float) and (entry.shown or "").endswith(("B", "%"))
+    return f"{100 * value:g}%" if is_share else value
+
+
+def _text(entry: Setting, value: Any, source: str | None) -> str:
+    if source is None and entry.shown and entry.name != "cache":
+        return entry.shown
+    written = _written(entry, value)
+    if isinstance(written, list):
+        return ", ".join(written)
+    if isinstance(written, bool):
+        return str(written).lower()
+    return "off" if written is None else str(written) or "(none)"

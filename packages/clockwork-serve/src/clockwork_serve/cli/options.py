@@ -39,9 +39,26 @@ def setting_options(*shown: str, hidden: tuple[str, ...] = ()) -> Callable[[Comm
             command = _option(setting(name), hidden=True)(command)
         for name in reversed(shown):
             command = _option(setting(name), hidden=False)(command)
+        if hidden:
+            command = click.option(
+                "--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_help_all,
+                help="Show this, with every setting, and exit.",
+            )(command)  # fmt: skip
         return click.option("--config", metavar="FILE", help="TOML file of settings.")(command)
 
     return decorate
+
+
+def _help_all(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:  # noqa: FBT001
+    """The command's help with the options that it hides otherwise."""
+    if wanted and not context.resilient_parsing:
+        hidden = [one for one in context.command.params if isinstance(one, click.Option) and one.hidden]
+        for one in hidden:
+            one.hidden = False
+        click.echo(context.get_help())
+        for one in hidden:
+            one.hidden = True
+        context.exit()
 
 
 def all_but(*names: str) -> tuple[str, ...]:

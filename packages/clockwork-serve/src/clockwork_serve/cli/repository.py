@@ -201,7 +201,8 @@ def profile(
     problems = [*problems, *profiled.problems]
     if as_json:
         show_json(
-            {"profiles": profiled.profiles, "models": _names(served), "warnings": profiled.warnings,
+            {"profiles": profiled.profiles, "models": _names(served),
+             "tables": _tables(served, profiled.profiles), "warnings": profiled.warnings,
              "problems": problems}
         )  # fmt: skip
         return 1 if problems else 0
@@ -217,6 +218,27 @@ def _names(served: Sequence[ServedVersion]) -> dict[str, list[str]]:
     for each in served:
         keys.setdefault(each.code.code_id, []).append(each.model.key)
     return keys
+
+
+def _tables(
+    served: Sequence[ServedVersion], profiles: Sequence[Profile]
+) -> dict[str, list[dict[str, str | float]]]:
+    """For ``clockwork simulate --zoo``: a row for each model, by the kind of device.
+
+    A model is called by its name; where several versions are served, all but the last by both.
+    """
+    from clockwork_serve.workload.zoo import row_of
+
+    last = {each.model.name: each.model.key for each in served}
+    tables: dict[str, list[dict[str, str | float]]] = {}
+    for each in served:
+        model = each.model
+        kind = model.name if last[model.name] == model.key else f"{model.name}.{model.version}"
+        for profile in profiles:
+            if profile.code_id == each.code.code_id:
+                row = row_of(kind, model, each.code, profile)
+                tables.setdefault(profile.device_kind, []).append(row)
+    return tables
 
 
 def _rows(served: Sequence[ServedVersion], profiles: Sequence[Profile]) -> list[list[str]]:

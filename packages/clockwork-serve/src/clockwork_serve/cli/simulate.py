@@ -37,8 +37,9 @@ _TRACES = "CLOCKWORK_TRACES"
     "--devices", type=click.IntRange(1, 1_000_000), metavar="N", help="Devices, instead of the scenario's."
 )
 @click.option(
-    "--zoo", metavar="NAME|FILE", help="Table of models, instead of the scenario's: v100, or a CSV file."
-)
+    "--zoo", metavar="NAME|FILE",
+    help="Table of models, instead of the scenario's: v100, a CSV file, or a profile as JSON.",
+)  # fmt: skip
 @click.option(
     "--trace-dir", "traces", metavar="DIR", envvar=_TRACES,
     help=f"Folder of trace files. [default: {_TRACES}, else beside the scenario]",

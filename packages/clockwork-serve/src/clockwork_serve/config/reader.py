@@ -79,8 +79,10 @@ def _beside(flags: Mapping[str, object], environment: Mapping[str, str]) -> str 
     repository = flags.get("repository") or environment.get(f"{PREFIX}REPOSITORY")
     if not isinstance(repository, str):
         return None
-    file = Path(repository).expanduser() / "clockwork.toml"
-    return str(file) if file.is_file() else None
+    folder = Path(repository).expanduser()
+    file = folder / "clockwork.toml"
+    # Beside versions it is a model's: who gave that folder is told so when models are looked for.
+    return str(file) if file.is_file() and not any(folder.glob("[1-9]*/model.*")) else None
 
 
 def _read_file(file: Path) -> dict[str, object]:

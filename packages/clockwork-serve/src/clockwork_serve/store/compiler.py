@@ -319,6 +319,8 @@ def compile_all(
     compiler = compiler or Compiler(cache, repository.config)
     chosen = repository.scan() if entries is None else list(entries)
     problems = [each for entry in chosen for each in entry.problems]
+    if entries is None:
+        problems += repository.misplaced
     work = [(entry, version) for entry in chosen for version in entry.versions]
     served = []
     lock, done = threading.Lock(), 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,8 @@ class Repository:
     def __init__(self, root: str | os.PathLike[str], config: StoreConfig) -> None:
         self.config = config
         self.entries: tuple[Entry, ...] = ()
+        self.misplaced: tuple[Problem, ...] = ()
+        """What is wrong with the root itself: model files that lie in it, or nothing at all."""
         self._alone = _file_alone(Path(root)) if is_model_file(root) else None
         if self._alone is not None:
             self.root = Path(self._alone.root)
@@ -96,8 +99,8 @@ class Repository:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """The problems found by the last scan."""
-        return tuple(found for entry in self.entries for found in entry.problems)
+        """The problems found by the last scan: the root's, then the models'."""
+        return (*self.misplaced, *(found for entry in self.entries for found in entry.problems))
 
     def scan(self) -> list[Entry]:
         """Read every model, ascending by name. A model that cannot be read has ``problems``."""
@@ -105,6 +108,7 @@ class Repository:
             self.entries = (self._alone,)
         else:
             self.entries = tuple(self._entry(name) for name in sorted(model_names(self.root)))
+            self.misplaced = tuple(_misplaced(self.root, empty=not self.entries))
         return list(self.entries)
 
     def find(self, name: str) -> Entry:
@@ -156,12 +160,12 @@ class Repository:
             )  # fmt: skip
         policy = settings.version_policy or VersionPolicy()
         versions = policy.choose(present)
+        if not present:
+            raise _no_version(folder, blank.name, FILE_OF_BACKEND.get(backend, "model.onnx"))
         if not versions:
-            wanted = f"one of the versions {list(policy.specific)}" if policy.specific else "a version folder"
             raise problem(
-                "version_policy" if present else "versions", expected=wanted,
-                found=f"versions {list(present)}" if present else "no folder with a number for its name",
-                advice=f"put the model at {blank.name}/1/{FILE_OF_BACKEND.get(backend, 'model.onnx')}",
+                "version_policy", expected=f"one of the versions {list(policy.specific)}",
+                found=f"versions {list(present)}", advice="correct version_policy, or add that version",
             )  # fmt: skip
         missing = sorted(set(policy.specific) - set(present))
         if missing:
@@ -170,6 +174,62 @@ class Repository:
             blank, path=str(folder), backend=backend, versions=versions, present=present, settings=settings,
             warnings=warnings,
         )  # fmt: skip
+
+
+def _no_version(folder: Path, name: str, file: str) -> ProblemError:
+    """A model's folder has no version: names the model file that lies elsewhere in it, and its place."""
+    expected = "a folder whose name is a number, with the model file in it"
+    for path, _, names in _walk(folder):
+        for found in sorted(names):
+            if not _is_model(found):
+                continue
+            if path != folder and _VERSION.fullmatch(path.name):
+                advice = (
+                    f"{name} is a folder of models: give {folder}, or move {path.parent.name} up beside it"
+                )
+            elif path == folder and _VERSION.fullmatch(name):
+                advice = f"{name} is a version: give the folder above that of the model, {folder.parents[1]}"
+            else:
+                ending = Path(found).suffix
+                backend = _BACKEND_OF_ENDING.get(ending, "python")
+                advice = f"move it to {name}/1/{FILE_OF_BACKEND[backend]}"
+            where = (path / found).relative_to(folder.parent).as_posix()
+            return problem("versions", expected=expected, found=where, advice=advice)
+    return problem("versions", expected=expected, found="none", advice=f"put the model at {name}/1/{file}")
+
+
+def _walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """The folder, and those two levels below it, as ``os.walk`` gives them; links are not followed."""
+    for path, folders, names in os.walk(folder):
+        here = Path(path)
+        folders.sort()
+        if len(here.relative_to(folder).parts) == 2:
+            folders.clear()
+        yield here, folders, names
+
+
+def _is_model(name: str) -> bool:
+    return Path(name).suffix in _BACKEND_OF_ENDING or name in FILE_OF_BACKEND.values()
+
+
+def _misplaced(root: Path, *, empty: bool) -> Iterator[Problem]:
+    """Problems of a repository's root; ``empty``: there is no model's folder in it."""
+    expected = "each model at MODEL/1/model.onnx (or model.pt2, model.py)"
+    with os.scandir(root) as found:
+        files = sorted(item.name for item in found if _is_model(item.name) and not _is_folder(item))
+    for name in files:
+        file = Path(name)
+        model = "MODEL" if file.stem == "model" else file.stem
+        backend = _BACKEND_OF_ENDING.get(file.suffix, "python")
+        alone = f", or serve it alone: {root / name}" if file.suffix in _BACKEND_OF_ENDING else ""
+        yield problem(
+            "place", expected=expected, found=f"{name} in the repository's own folder",
+            advice=f"move it to {model}/1/{FILE_OF_BACKEND[backend]}{alone}",
+        ).problem  # fmt: skip
+    if empty and not files:
+        yield problem(
+            "models", expected=expected, found=f"no model in {root}", advice="put one there, or name another"
+        ).problem
 
 
 def inside(root: Path, path: Path, field: str = "path") -> Path:

@@ -1,7 +1,8 @@
 """Tables of profiled models, and the records that serve them; it measures nothing and runs nothing.
 
 A table is a CSV file of the columns that ``workload/data/README.md`` describes: package data by name
-(``v100``, the paper's models on the paper's GPU) or a user's own file by path.
+(``v100``, the paper's models on the paper's GPU) or a user's own file by path; or what ``clockwork profile
+--json`` prints, whose rows have the same columns.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from msgspec import Struct
 
-from clockwork_serve.errors import ConfigError
-from clockwork_serve.messages import Code, Model, Profile, TensorSpec, Weights
+from clockwork_serve.errors import ConfigError, printable
+from clockwork_serve.messages import DATATYPES, Code, Model, Profile, TensorSpec, Weights
 from clockwork_serve.units import MIB, NS_PER_MS
 
 DEVICE_KIND: Final = "emulated:v100"
@@ -30,7 +32,9 @@ PRECISIONS: Final = ("exact", "two_decimals", "rounded")
 _INFER: Final = re.compile(r"infer_b([1-9][0-9]{0,3})_ms")
 _NEEDED: Final = ("model", "weights_mb", "load_ms", "infer_b1_ms")
 _OPTIONAL: Final = ("input_kb", "output_kb", "precision", "in_paper")
-_NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
+_NAME: Final = re.compile(r"[A-Za-z0-9_.+-]+")
+FILES: Final = (".csv", ".json")
+"""How the names of a user's own tables end."""
 _FLOAT_BYTES: Final = 4
 
 
@@ -64,22 +68,23 @@ class Zoo:
 
     @staticmethod
     def read(source: str | Path) -> Zoo:
-        """The built-in table of that name, or the CSV file at that path; ConfigError naming what is wrong."""
+        """The built-in table of that name, or the file at that path; ConfigError naming what is wrong."""
         file = _find(source)
         try:
             text = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"zoo {source}: expected a CSV file in UTF-8; it cannot be read ({error})"
+                f"zoo {source}: expected a file in UTF-8; it cannot be read ({error})"
             ) from error
         models: dict[str, ZooModel] = {}
-        for where, row in _rows(str(source), text):
+        rows = _profiled_rows if str(source).endswith(".json") else _rows
+        for where, row in rows(str(source), text):
             model = _model(where, row)
             if model.kind in models:
                 raise ConfigError(f"{where}: model: expected each name once, found {model.kind!r} again")
             models[model.kind] = model
         if not models:
-            raise ConfigError(f"zoo {source}: expected at least one row under the header, found none")
+            raise ConfigError(f"zoo {source}: expected at least one row, found none")
         return Zoo(Path(source).stem, models)
 
     def __getitem__(self, kind: str) -> ZooModel:
@@ -148,13 +153,15 @@ def _tensor(name: str, nbytes: int) -> TensorSpec:
 
 
 def _find(source: str | Path) -> Traversable:
-    if str(source).endswith(".csv"):
+    if str(source).endswith(FILES):
         return Path(source)
     folder = files("clockwork_serve.workload") / "data"
     file = folder / f"{source}_zoo.csv"
     if not _NAME.fullmatch(str(source)) or not file.is_file():
         known = sorted(each.name[:-8] for each in folder.iterdir() if each.name.endswith("_zoo.csv"))
-        raise ConfigError(f"zoo: expected a .csv file or one of {', '.join(known)}; found {str(source)!r}")
+        raise ConfigError(
+            f"zoo: expected a .csv or .json file, or one of {', '.join(known)}; found {str(source)!r}"
+        )
     return file
 
 
@@ -175,6 +182,50 @@ def _rows(source: str, text: str) -> Iterator[tuple[str, dict[str, str]]]:
         yield where, dict(zip(header, cells, strict=True))
 
 
+def _profiled_rows(source: str, text: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each row of what ``clockwork profile --json`` prints, by column, with its place."""
+    try:
+        tables = msgspec.json.decode(text, type=_Profiled).tables
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"zoo {source}: expected what clockwork profile --json prints, found {printable(str(error))}"
+        ) from None
+    if len(tables) != 1:
+        kinds = ", ".join(printable(kind) for kind in tables) or "none"
+        raise ConfigError(
+            f"zoo {source}: tables: expected those of one kind of device, found {kinds}; "
+            "profile with one --device"
+        )
+    for kind, rows in tables.items():
+        for number, row in enumerate(rows):
+            where = f"{source}: tables[{printable(kind)}][{number}]"
+            _check_header(where, list(row))
+            yield where, {name: str(value) for name, value in row.items()}
+
+
+class _Profiled(Struct):
+    tables: dict[str, list[dict[str, str | float]]]
+
+
+def row_of(kind: str, model: Model, code: Code, profile: Profile) -> dict[str, str | float]:
+    """The row of a measured model, by column: what ``Zoo.read`` makes a kind of that name from.
+
+    Of an input whose size requests choose, an open dimension counts as 1.
+    """
+    sizes = [
+        (DATATYPES[spec.datatype] or _FLOAT_BYTES) * math.prod(max(1, size) for size in spec.shape)
+        for spec in code.inputs
+    ]
+    return {
+        "model": kind,
+        "weights_mb": max(1, model.weights.size) / 10**6,
+        "input_kb": sum(sizes) / 10**3,
+        "output_kb": model.output_bytes / 10**3,
+        "load_ms": max(1, profile.load_ns(model.weights.size)) / NS_PER_MS,
+        **{f"infer_b{size}_ms": took_ns / NS_PER_MS for size, took_ns in sorted(profile.infer_ns.items())},
+    }
+
+
 def _check_header(where: str, header: list[str]) -> None:
     for name in _NEEDED:
         if name not in header:
@@ -190,7 +241,7 @@ def _check_header(where: str, header: list[str]) -> None:
 def _model(where: str, row: dict[str, str]) -> ZooModel:
     kind = row["model"]
     if not _NAME.fullmatch(kind):
-        raise ConfigError(f"{where}: model: expected letters, digits and . _ -; found {kind!r}")
+        raise ConfigError(f"{where}: model: expected letters, digits and . _ + -; found {kind!r}")
     curve = {
         int(match[1]): _ns(_number(where, name, row[name]))
         for name in row

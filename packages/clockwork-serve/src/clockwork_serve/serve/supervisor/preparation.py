@@ -282,10 +282,12 @@ def _prepare(preparation: Preparation) -> PreparedRepository:
         names=preparation.names or tuple(entry.name for entry in entries),
         served=profiled.without_problems(served),
         profiles=profiled.profiles,
-        problems=(*preparation.crashed, *problems, *unfit, *profiled.problems, *missing),
+        problems=(
+            *preparation.crashed, *repository.misplaced, *problems, *unfit, *profiled.problems, *missing,
+        ),
         warnings=profiled.warnings,
         damage=tuple(cache.damage),
-    )
+    )  # fmt: skip
 
 
 def _found(repository: Repository, preparation: Preparation, missing: list[Problem]) -> list[Entry]:

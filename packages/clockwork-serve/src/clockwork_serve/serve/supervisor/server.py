@@ -55,7 +55,7 @@ from clockwork_serve.serve.supervisor.processes import (
 )
 from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir, addresses
 from clockwork_serve.serve.transport import SOCKET_NAME
-from clockwork_serve.store.repository import model_names
+from clockwork_serve.store.repository import Repository, model_names
 from clockwork_serve.store.settings import shown
 from clockwork_serve.telemetry import Counters
 
@@ -90,9 +90,11 @@ class Server:
     ) -> None:  # fmt: skip
         """``on_line`` gets each line that the other processes log; by default it is written to stderr.
 
-        Raises :class:`ConfigError` for a port or a file that cannot be used.
+        Raises :class:`RepositoryError` for a repository that cannot be read, then :class:`ConfigError` for
+        a file or a port that cannot be used.
         """
         settings = self.settings = config.settings
+        Repository(settings.repository, config.store)
         check_access_files(settings)
         if settings.listen_machines:
             check_listening(settings)
@@ -119,7 +121,7 @@ class Server:
         prepared = await self._prepare(nice=0)
         self._report(prepared)
         if not prepared.served:
-            raise RepositoryError(_nothing_to_serve(self.settings.repository, prepared))
+            raise RepositoryError(_nothing_to_serve(prepared))
         self.catalogue.put(prepared)
         self._link.start()
         self._run(self.quotas.keep_fresh(self._link.send))
@@ -404,12 +406,8 @@ def _names(repository: str) -> list[str]:
     return [shown(name) for name in model_names(repository)]
 
 
-def _nothing_to_serve(repository: str, prepared: PreparedRepository) -> str:
-    if prepared.problems:
-        return "no model can be served:\n" + "\n".join(f"  {problem}" for problem in prepared.problems)
-    return (
-        f"repository: expected models in {repository}; found none; put one at {repository}/MODEL/1/model.onnx"
-    )
+def _nothing_to_serve(prepared: PreparedRepository) -> str:
+    return "no model can be served:\n" + "\n".join(f"  {problem}" for problem in prepared.problems)
 
 
 # ------------------------------------------------------------
