@@ -425,6 +425,16 @@ def test_overridable_defaults_of_old_models_are_constants(shop):
     assert difference(shop.run(served, {"x": x}), graphs.answers(graphs.mlp(), {"x": x})) <= 1e-5
 
 
+@pytest.mark.parametrize("count", [4, 40])
+def test_a_graph_that_folds_to_constants_is_served(shop, count):
+    constant = onnx.numpy_helper.from_array(np.arange(count, dtype=np.float32))
+    node = onnx.helper.make_node("Constant", [], ["y"], value=constant)
+    float32 = onnx.TensorProto.FLOAT
+    served = shop.served("m", graphs.model([node], [("x", float32, [2])], [("y", float32, [count])]))
+    (answer,) = shop.run(served, {"x": np.zeros(2, np.float32)})
+    np.testing.assert_array_equal(answer, np.arange(count))
+
+
 def test_the_probe_file_holds_inputs_that_work(shop):
     from clockwork_serve.store import Fill, generate_inputs
 

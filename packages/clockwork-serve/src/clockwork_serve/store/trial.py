@@ -139,7 +139,8 @@ def variants(trial: Trial) -> list[dict[str, Array]]:
         for value in _SCALARS:
             changed = dict(trial.one)
             for fill in singles:
-                changed[fill.name] = np.full_like(changed[fill.name], value)
+                array = changed[fill.name]
+                changed[fill.name] = np.full_like(array, min(value, np.iinfo(array.dtype).max))
             found.append(changed)
     return found
 
