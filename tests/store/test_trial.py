@@ -100,3 +100,16 @@ def test_values_of_single_integers_fit_their_type(datatype, dims):
     most = np.iinfo(one["n"].dtype).max
     values = [int(found["n"].reshape(-1)[0]) for found in variants(Trial((fill,), one, []))]
     assert values[1:] == [min(value, most) for value in (16000, 8000, 1, 0, 2)]
+
+
+def test_inputs_that_have_a_default_are_left_out():
+    class Doubles:
+        def run(self, inputs):
+            assert list(inputs) == ["x"]
+            return [inputs["x"] * 2]
+
+    optional = GraphTensor("k", "FP32", (1,), optional=True)
+    inputs = (GraphTensor("x", "FP32", (4,)), optional)
+    trial = find_trial(Doubles(), Interface(inputs, (GraphTensor("y", "FP32", (4,)),)), batched=False)
+    assert isinstance(trial, Trial)
+    assert [fill.name for fill in trial.fills] == ["x"]
