@@ -78,7 +78,7 @@ test: $(STAMP) ## set-up, every check, then every test
 bench: $(STAMP) ## measure what the docs promise; prints one table per question
 	@$(BIN)/python benchmarks/run.py
 
-cases: $(STAMP) ## known graphs alone and in company: is each batched, and rightly, are its answers right? CASES_WITH="--short"
+cases: $(STAMP) ## known graphs alone and in company: is each served, batched rightly, answered right? CASES_WITH="--short"
 	@$(BIN)/python -m qa.cases $(CASES_WITH)
 
 compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a venv of its own, run their tests

@@ -216,20 +216,34 @@ def _answers(on: Device, served: ServedVersion, batch: Arrays, size: int) -> lis
 def _gap(call: CallBuffers, served: ServedVersion, wanted: Sequence[Array], allowed: float) -> str:
     """How an answer differs from what it is alone; empty if it does not."""
     for spec, single in zip(served.code.outputs, wanted, strict=True):
-        gap = gap_of(_output(call, spec.name).ravel(), _as_served(single).ravel())
+        gap = gap_of(_output(call, spec.name).ravel(), as_served(single).ravel())
         if gap > (allowed if single.dtype.kind == "f" else 0.0):
             return f"output {spec.name} is {gap:.1e} off"
     return ""
 
 
+def alone(on: Device, served: ServedVersion, given: Arrays) -> list[Array]:
+    """One request as it is given, its outputs in the code's order."""
+    rows = len(next(iter(given.values()))) if served.code.batched else 1
+    call = _in_memory(given, max(served.model.output_bytes, _ROOM))
+    on.infer(records.infer(served.model, _extent(served), [rows]), [call])
+    return [_output(call, spec.name) for spec in served.code.outputs]
+
+
 def _call(served: ServedVersion, batch: Arrays, number: int) -> CallBuffers:
-    inputs: dict[str, Any] = {name: _as_served(array[number : number + 1]) for name, array in batch.items()}
     known = all(spec.row_bytes is not None for spec in served.code.outputs)
     room = max(served.model.output_bytes, _ROOM) if known else _ROOM
+    return _in_memory({name: array[number : number + 1] for name, array in batch.items()}, room)
+
+
+def _in_memory(given: Arrays, room: int) -> CallBuffers:
+    """A request as its gateway puts it into memory."""
+    inputs: dict[str, Any] = {name: as_served(array) for name, array in given.items()}
     return CallBuffers(inputs=inputs, output=memoryview(bytearray(b"\xaa" * room)))
 
 
-def _as_served(array: Array) -> Array:
+def as_served(array: Array) -> Array:
+    """Texts as bytes, as they come from a gateway."""
     if array.dtype != object:
         return array
     flat = [each.encode() if isinstance(each, str) else each for each in array.ravel().tolist()]

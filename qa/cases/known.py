@@ -27,14 +27,7 @@ from qa.cases.kinds import kinds
 
 def node_cases(modules: Sequence[str] = ()) -> Iterator[Case]:
     """All of them, or those that some modules make (``cumsum`` makes ``test_cumsum_1d`` and others)."""
-    names = [f"{standard.__name__}.{name}" for name in modules]
-    if not names:
-        names = [found.name for found in pkgutil.walk_packages(standard.__path__, f"{standard.__name__}.")]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy's, of divisions by zero and the like
-        for name in names:
-            importlib.import_module(name)
-    for made in list(standard._NodeTestCases):  # noqa: SLF001 - what a module makes is kept nowhere else
+    for made in standard_cases(modules):
         given = _tensors(made)
         if given is None:
             continue
@@ -44,6 +37,18 @@ def node_cases(modules: Sequence[str] = ()) -> Iterator[Case]:
         if len(sharing) > 1 and _first(graph, given) == (1,):
             # Sizes of one are alike by chance, as those of a picture and a filter.
             yield from _cases(made, given, {graph.input[0].name}, "first alone")
+
+
+def standard_cases(modules: Sequence[str] = ()) -> list[Any]:
+    """The same as the package makes them: ``name``, ``model``, and ``data_sets`` of inputs and outputs."""
+    names = [f"{standard.__name__}.{name}" for name in modules]
+    if not names:
+        names = [found.name for found in pkgutil.walk_packages(standard.__path__, f"{standard.__name__}.")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's, of divisions by zero and the like
+        for name in names:
+            importlib.import_module(name)
+    return list(standard._NodeTestCases)  # noqa: SLF001 - what a module makes is kept nowhere else
 
 
 def _tensors(made: Any) -> Arrays | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tritonclient.grpc
 import tritonclient.http
+from tritonclient.utils import np_to_triton_dtype
 
 from harness.serving import Serving
 
@@ -15,10 +16,9 @@ def ask(
     """All outputs of one request through an unmodified client."""
     module = tritonclient.http if protocol == "http" else tritonclient.grpc
     url = server.http_url.removeprefix("http://") if protocol == "http" else server.grpc_url
-    kinds = {"f": "FP32", "i": "INT32", "O": "BYTES"}
     tensors = []
     for name, array in inputs.items():
-        tensors.append(module.InferInput(name, list(array.shape), kinds[array.dtype.kind]))
+        tensors.append(module.InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype)))
         tensors[-1].set_data_from_numpy(array)
     with module.InferenceServerClient(url) as client:
         result = client.infer(model, tensors, parameters={"slo_ms": 10_000}, **more)

@@ -106,6 +106,14 @@ def rectified_weights(seed: int = 0, *, positive: bool = False) -> onnx.ModelPro
     return model(nodes, [("x", T.FLOAT, ["N", 8])], [("y", T.FLOAT, ["N", 4])], weights)
 
 
+def scaled(**settings) -> onnx.ModelProto:
+    """``x * k + w``; ``k`` and ``w`` are inputs and initialisers both."""
+    nodes = [h.make_node("Mul", ["x", "k"], ["z"]), h.make_node("Add", ["z", "w"], ["y"])]
+    weights = {"k": np.full(32, 3, np.float32), "w": np.full(32, 5, np.float32)}
+    inputs = [(name, T.FLOAT, [32]) for name in ("x", "k", "w")]
+    return model(nodes, inputs, [("y", T.FLOAT, [32])], weights, **settings)
+
+
 def recurrent(seed: int = 0) -> onnx.ModelProto:
     """An LSTM over a sequence, batch first."""
     random = np.random.default_rng(seed)

@@ -122,7 +122,9 @@ def test_a_warning_that_quotes_a_file_is_short_and_moves_no_cursor(shop):
 def test_settings_that_the_backend_has_no_use_for_are_said_to_be_ignored(shop):
     toml = 'memory_bytes = 9\ninputs = [{name = "x", optional = true}]'
     warnings = shop.served("m", graphs.mlp(), toml=toml).model.warnings
-    assert [warning.partition(" has")[0] for warning in warnings] == ["memory_bytes", "optional inputs"]
+    assert [warning.partition(" has")[0] for warning in warnings] == [
+        "memory_bytes", "optional, of inputs without a default in the graph,",
+    ]  # fmt: skip
 
 
 def test_warnings_of_the_configuration_are_the_models(shop):

@@ -425,6 +425,48 @@ def test_overridable_defaults_of_old_models_are_constants(shop):
     assert difference(shop.run(served, {"x": x}), graphs.answers(graphs.mlp(), {"x": x})) <= 1e-5
 
 
+@pytest.mark.parametrize("ir_version", [3, 9])
+def test_an_initialiser_that_is_an_optional_input_is_a_default(shop, ir_version):
+    pbtxt = 'input { name: "k" data_type: TYPE_FP32 dims: 32 optional: true }\nmax_batch_size: 0'
+    served = shop.served("m", graphs.scaled(ir_version=ir_version), pbtxt=pbtxt)
+    assert [(spec.name, spec.optional) for spec in served.code.inputs] == [("x", False), ("k", True)]
+    assert served.code.lifted  # but for the default
+    assert not any("no meaning" in warning for warning in served.model.warnings)
+    x = np.arange(32, dtype=np.float32)
+    np.testing.assert_array_equal(shop.run(served, {"x": x})[0], x * 3 + 5)
+    np.testing.assert_array_equal(shop.run(served, {"x": x, "k": x})[0], x * x + 5)
+
+
+def test_a_copy_with_another_default_answers_with_its_own(shop):
+    toml = 'inputs = [{name = "k", optional = true}]'
+    x = np.arange(32, dtype=np.float32)
+    for number in range(4):
+        copy = graphs.scaled()
+        copy.graph.initializer[0].raw_data = np.full(32, number, np.float32).tobytes()
+        copy.graph.initializer[1].raw_data = np.full(32, 10 * number, np.float32).tobytes()
+        served = shop.served(f"m{number}", copy, toml=toml)
+        np.testing.assert_array_equal(shop.run(served, {"x": x})[0], x * number + 10 * number)
+
+
+def test_a_model_with_an_optional_input_is_not_batched(shop):
+    model = graphs.scaled()
+    for value in (model.graph.input[0], model.graph.input[1], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    served = shop.served("m", model, toml='inputs = [{name = "k", optional = true}]')
+    assert served.model.max_batch_size == 0
+    assert "input 'k' is optional" in served.model.warnings[0]
+
+
+@pytest.mark.parametrize("count", [4, 40])
+def test_a_graph_that_folds_to_constants_is_served(shop, count):
+    constant = onnx.numpy_helper.from_array(np.arange(count, dtype=np.float32))
+    node = onnx.helper.make_node("Constant", [], ["y"], value=constant)
+    float32 = onnx.TensorProto.FLOAT
+    served = shop.served("m", graphs.model([node], [("x", float32, [2])], [("y", float32, [count])]))
+    (answer,) = shop.run(served, {"x": np.zeros(2, np.float32)})
+    np.testing.assert_array_equal(answer, np.arange(count))
+
+
 def test_the_probe_file_holds_inputs_that_work(shop):
     from clockwork_serve.store import Fill, generate_inputs
 

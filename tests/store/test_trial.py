@@ -90,3 +90,26 @@ def test_every_element_type_can_be_made_up(datatype, kind):
     assert array.dtype == np.dtype(kind)
     assert array.shape == (3, 5)
     np.testing.assert_array_equal(array, generate_inputs([fill], rows=3)["x"])
+
+
+@pytest.mark.parametrize("datatype", ["INT8", "UINT8", "INT16", "UINT64"])
+@pytest.mark.parametrize("dims", [(), (1,)])
+def test_values_of_single_integers_fit_their_type(datatype, dims):
+    fill = Fill(name="n", datatype=datatype, shape=dims)
+    one = generate_inputs([fill])
+    most = np.iinfo(one["n"].dtype).max
+    values = [int(found["n"].reshape(-1)[0]) for found in variants(Trial((fill,), one, []))]
+    assert values[1:] == [min(value, most) for value in (16000, 8000, 1, 0, 2)]
+
+
+def test_inputs_that_have_a_default_are_left_out():
+    class Doubles:
+        def run(self, inputs):
+            assert list(inputs) == ["x"]
+            return [inputs["x"] * 2]
+
+    optional = GraphTensor("k", "FP32", (1,), optional=True)
+    inputs = (GraphTensor("x", "FP32", (4,)), optional)
+    trial = find_trial(Doubles(), Interface(inputs, (GraphTensor("y", "FP32", (4,)),)), batched=False)
+    assert isinstance(trial, Trial)
+    assert [fill.name for fill in trial.fills] == ["x"]

@@ -57,7 +57,8 @@ def _read_onnx(data: bytes) -> None:
     settings = ModelSettings()
     batching = batching_of(found, settings, _CONFIG)
     interface = declared(found, settings, batched=batching.max_batch_size > 0)
-    prepared(model, GraphPlan(interface=interface, max_batch_size=batching.max_batch_size, declared=True))
+    outputs = tuple(tensor.name for tensor in interface.outputs)
+    prepared(model, GraphPlan(interface=interface, max_batch_size=batching.max_batch_size, stated=outputs))
 
 
 def _onnx_external(data: bytes) -> None:

@@ -269,9 +269,11 @@ def warm_up(code: Code, bound: BoundWeights, sizes: Sequence[int], limit_ns: int
 
 
 def _made_up(code: Code, size: int, fills: dict[str, ProbeInput]) -> dict[str, Any]:
-    """Inputs by name: of the probed shape where the code leaves it open."""
+    """Inputs by name, but optional ones: of the probed shape where the code leaves it open."""
     inputs = {}
     for spec in code.inputs:
+        if spec.optional:
+            continue
         fill = fills.get(spec.name)
         shape = full_shape(code, spec, size)
         if fill is not None and -1 in shape and len(fill.shape) == len(shape):

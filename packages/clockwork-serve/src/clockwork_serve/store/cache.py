@@ -8,7 +8,7 @@ Everything is verified when it is read back: weights are named by the hash of th
 the hash of each of its files, and records are sealed (see ``integrity``). What does not match is moved to
 ``damaged`` and counts as absent, so that it is made again.
 
-    CACHE_DIR/v5-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
+    CACHE_DIR/v6-RUNTIME/codes/CODE_ID/{model.onnx,index.json,probe.json,code.json}
                                        {1.pt2,2.pt2,...,recipe.json,report.json} of a torch program
                          weights/ID[:2]/ID.bin      blobs, shared by models of equal weights
                          compiled/KEY.json          what a model file and its settings compiled to
@@ -49,7 +49,7 @@ from clockwork_serve.store.optimiser import runtime_fingerprint
 from clockwork_serve.store.settings import Damage, ModelSettings, ProblemError, StoreConfig, problem
 from clockwork_serve.units import MIB, align
 
-LAYOUT = 5
+LAYOUT = 6
 """Incremented whenever the format of what is stored changes; older folders are not touched."""
 KEPT_DAMAGED = 16
 KEPT_DAMAGED_BYTES = 256 * MIB

@@ -263,7 +263,7 @@ class Compiler:
         settings = entry.settings
         unknown = sorted(set(settings.labels) - {spec.name for spec in code.outputs})
         extra = [f"labels for {unknown}, which are no outputs, are ignored"] if unknown else []
-        extra += _without_meaning(entry)
+        extra += _without_meaning(entry, code)
         model = Model(
             key=f"{entry.name}/{version}",
             name=entry.name,
@@ -284,13 +284,16 @@ class Compiler:
         return ServedVersion(model=model, code=code)
 
 
-def _without_meaning(entry: Entry) -> list[str]:
+def _without_meaning(entry: Entry, code: Code) -> list[str]:
     """Warnings for settings that have no meaning for the model's backend."""
     settings = entry.settings
+    required = {spec.name for spec in code.inputs if not spec.optional}
     given = {
         "memory_bytes": settings.memory_bytes is not None and entry.backend != "python",
         "[emulated]": settings.emulated is not None and entry.backend != "emulated",
-        "optional inputs": any(t.optional for t in settings.inputs) and entry.backend in ("onnx", "torch"),
+        "optional, of inputs without a default in the graph,": any(
+            tensor.optional and tensor.name in required for tensor in settings.inputs
+        ),
     }
     return [
         f"{name} has no meaning for backend '{entry.backend}' and is ignored"

@@ -129,7 +129,7 @@ def parse_model(data: bytes | memoryview) -> onnx.ModelProto:
             "model.onnx", expected="an ONNX model", found=f"{len(data)} bytes that are not one ({error})",
             advice="the file is truncated or corrupt: copy it again",
         ) from error  # fmt: skip
-    if not model.HasField("graph") or not model.graph.node:
+    if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise problem(
             "model.onnx", expected="an ONNX model", found=f"{len(data)} bytes without a graph",
             advice="the file is empty, truncated or of another kind: copy it again",

@@ -22,11 +22,15 @@ Dim = int | str
 
 
 class GraphTensor(Struct, frozen=True):
-    """One input or output of a graph with its full shape; ``dims`` is None if the rank is not known."""
+    """One input or output of a graph with its full shape; ``dims`` is None if the rank is not known.
+
+    ``optional``: an input that has a default, which the graph holds.
+    """
 
     name: str
     datatype: str
     dims: tuple[Dim, ...] | None
+    optional: bool = False
 
 
 class Interface(Struct, frozen=True):
@@ -34,6 +38,10 @@ class Interface(Struct, frozen=True):
 
     inputs: tuple[GraphTensor, ...]
     outputs: tuple[GraphTensor, ...]
+
+    def required(self) -> Interface:
+        """Without the inputs that may be left out."""
+        return Interface(tuple(tensor for tensor in self.inputs if not tensor.optional), self.outputs)
 
 
 # ------------------------------------------------------------
@@ -96,9 +104,9 @@ class Trial(Struct, frozen=True):
 
 
 def find_trial(session: Runs, interface: Interface, *, batched: bool) -> Trial | str:
-    """The first generated inputs that run, or why the last ones did not."""
+    """The first generated inputs that run, or why the last ones did not; optional ones are left out."""
     why = "no inputs of a reasonable size"
-    for fills in _candidates(interface, batched=batched):
+    for fills in _candidates(interface.required(), batched=batched):
         inputs = generate_inputs(fills, rows=2 if batched else 1)
         one = {name: array[:1] for name, array in inputs.items()} if batched else inputs
         try:
@@ -139,7 +147,8 @@ def variants(trial: Trial) -> list[dict[str, Array]]:
         for value in _SCALARS:
             changed = dict(trial.one)
             for fill in singles:
-                changed[fill.name] = np.full_like(changed[fill.name], value)
+                array = changed[fill.name]
+                changed[fill.name] = np.full_like(array, min(value, np.iinfo(array.dtype).max))
             found.append(changed)
     return found
 

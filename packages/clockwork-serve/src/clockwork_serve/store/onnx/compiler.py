@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -15,24 +17,30 @@ from clockwork_serve.store.onnx.graph import (
     batching_of,
     declared,
     interface_of,
+    opened,
     prepared,
     specs,
 )
+from clockwork_serve.store.onnx.output_shapes import resolved_outputs
 from clockwork_serve.store.onnx.pixels import matmuls_to_convolutions
 from clockwork_serve.store.onnx.recipe import PROBES, Recipe, learnt, probe_elements
 from clockwork_serve.store.onnx.row_analysis import veto
-from clockwork_serve.store.onnx.row_trial import (
-    DATA_DEPENDENT_OPS,
-    Verdict,
-    batching_verdict,
-    resolved_outputs,
-)
+from clockwork_serve.store.onnx.row_trial import Verdict, batching_verdict
 from clockwork_serve.store.onnx.source import ModelSource
 from clockwork_serve.store.onnx.weights import RECURRENT_OPS, Lifted, lift, views
 from clockwork_serve.store.onnx.wire import elements, filled
 from clockwork_serve.store.optimiser import Optimiser, Session, open_optimised, parse_model
 from clockwork_serve.store.settings import ModelSettings, ProblemError, StoreConfig
-from clockwork_serve.store.trial import Interface, RunError, Trial, difference, find_trial, likely, variants
+from clockwork_serve.store.trial import (
+    GraphTensor,
+    Interface,
+    RunError,
+    Trial,
+    difference,
+    find_trial,
+    likely,
+    variants,
+)
 from clockwork_serve.units import MIB, align
 
 # ------------------------------------------------------------
@@ -193,7 +201,8 @@ class OnnxCompiler:
     # The first of an architecture
 
     def _first(self, source: ModelSource, settings: ModelSettings, key: str) -> Compiled:
-        found = interface_of(parse_model(source.data))
+        optional = [tensor.name for tensor in settings.inputs if tensor.optional]
+        found = interface_of(parse_model(source.data), optional)
         batching = batching_of(found, settings, self._config)
         plan = _planned(found, batching, settings, self._optimiser.block)
         lowered = lower(source.data, plan, self._optimiser)
@@ -233,12 +242,14 @@ class OnnxCompiler:
         plan, obstacle, lifted = proved.plan, proved.obstacle, proved.lowered.lifted
         batched = plan.max_batch_size > 0
         tried = trial if isinstance(trial, Trial) else None
+        by_values = {*plan.opened, *lifted.shaped_by_values}
         outputs = resolved_outputs(
             plan.interface,
             proved.lowered.session.output_shapes(),
             tried,
             batched=batched,
-            by_values=bool(lifted.operators & DATA_DEPENDENT_OPS),
+            stated=plan.stated,
+            by_values=by_values,
         )
         code = Code(
             code_id="",
@@ -264,7 +275,7 @@ class OnnxCompiler:
         return compiled_of(
             code, self._cache.save_weights(stored), len(stored), settings, self._config,
             max_batch_size=plan.max_batch_size,
-            seen_bytes=sum(align(array.nbytes) for array in tried.outputs) if tried else 0,
+            seen_bytes=_seen_bytes(tried, outputs, by_values),
             warnings=(plan.lost, *_warnings(lifted, obstacle, code)),
         )  # fmt: skip
 
@@ -338,13 +349,23 @@ def _flat(source: ModelSource) -> npt.NDArray[np.uint32]:
 
 def _planned(found: Interface, batching: Batching, settings: ModelSettings, block: int) -> GraphPlan:
     interface = declared(found, settings, batched=batching.max_batch_size > 0)
+    both = zip(found.outputs, interface.outputs, strict=True)
     return GraphPlan(
         interface=interface,
         max_batch_size=batching.max_batch_size,
-        declared=interface != found,
+        opened=tuple(new.name for old, new in both if opened(old, new)),
+        stated=tuple(tensor.name for tensor in settings.outputs if tensor.dims is not None),
         lost=batching.lost,
         block=block,
     )
+
+
+def _seen_bytes(trial: Trial | None, outputs: Sequence[GraphTensor], by_values: Collection[str]) -> int:
+    """Bytes of the outputs in the trial, but for those whose sizes made-up values decided there."""
+    if trial is None:
+        return 0
+    pairs = zip(outputs, trial.outputs, strict=True)
+    return sum(align(seen.nbytes) for tensor, seen in pairs if tensor.name not in by_values)
 
 
 def _warnings(lifted: Lifted, obstacle: str, code: Code) -> list[str]:
@@ -360,6 +381,12 @@ def _warnings(lifted: Lifted, obstacle: str, code: Code) -> list[str]:
             "lifted): they take memory for as long as the model is registered, and copies with "
             "other values of them share no code"
         )
+    found += [
+        f"output '{spec.name}' has a shape that depends on the values of the inputs {list(spec.shape)}: room "
+        "is reserved for it by estimate; declare its dims if they are always the same"
+        for spec in code.outputs
+        if -1 in spec.shape and spec.name in lifted.shaped_by_values
+    ]
     found += [
         f"input '{spec.name}' leaves dimensions open {list(spec.shape)}: requests share a batch "
         "only if their shapes are equal, and durations are predicted less well; declare dims to fix them"

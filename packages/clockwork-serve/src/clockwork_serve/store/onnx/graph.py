@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import msgspec
 import onnx
 from msgspec import Struct
 
@@ -19,36 +20,46 @@ from clockwork_serve.store.trial import Dim, GraphTensor, Interface
 class GraphPlan(Struct, frozen=True, kw_only=True):
     """How copies of one architecture are prepared, determined on the first of them.
 
-    ``squeezed`` are outputs that lose their batch axis at batch 1, with the shape of a row. ``lost`` says why
-    there is no batch, if that is a disadvantage. ``branches``: weights inside If, Loop and Scan are lifted
-    too. Products with weights are rewritten as convolutions with ``block`` channels in a block; 0: they are
-    not.
+    ``squeezed`` are outputs that lose their batch axis at batch 1, with the shape of a row. ``stated`` are
+    outputs whose dims the settings state, ``opened`` those that they open where the graph has a size.
+    ``lost`` says why there is no batch, if that is a disadvantage. ``branches``: weights inside If, Loop and
+    Scan are lifted too. Products with weights are rewritten as convolutions with ``block`` channels in a
+    block; 0: they are not.
     """
 
     interface: Interface
     max_batch_size: int
     squeezed: dict[str, tuple[int, ...]] = {}
-    declared: bool = False
+    stated: tuple[str, ...] = ()
+    opened: tuple[str, ...] = ()
     lost: str = ""
     branches: bool = True
     block: int = 0
 
 
 def prepared(model: onnx.ModelProto, plan: GraphPlan) -> bytes:
-    """The serialised model for the optimiser. Changes ``model``."""
+    """The serialised model for the optimiser. Changes ``model``.
+
+    Shapes that the graph declares of what it computes are left out, for they may be those of one run; the
+    optimiser infers what follows from the inputs.
+    """
     graph = model.graph
     given = {tensor.name for tensor in graph.initializer}
-    taken = [value for value in graph.input if value.name in given]
+    kept = {tensor.name for tensor in plan.interface.inputs}
+    taken = [value for value in graph.input if value.name in given - kept]
     if taken:
         # The optimiser does not treat an initialiser as constant if it is also an input, hence overridable.
         for value in taken:
             graph.input.remove(value)
         model.ir_version = max(model.ir_version, 4)
-    if plan.declared:
-        del graph.value_info[:]
-        for value, tensor in zip(graph.input, plan.interface.inputs, strict=True):
-            _set_shape(value, tensor)
-        for value, tensor in zip(graph.output, plan.interface.outputs, strict=True):
+    for value in graph.value_info:
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
+    for value, tensor in zip(graph.input, plan.interface.inputs, strict=True):
+        _set_shape(value, tensor)
+    for value, tensor in zip(graph.output, plan.interface.outputs, strict=True):
+        value.type.tensor_type.ClearField("shape")
+        if tensor.name in plan.stated:
             _set_shape(value, _unnamed(tensor))
     for name, row in plan.squeezed.items():
         _restore_batch(graph, name, row)
@@ -117,11 +128,20 @@ class Batching(Struct, frozen=True):
     lost: str = ""
 
 
-def interface_of(model: onnx.ModelProto) -> Interface:
-    """The interface of a model. Raises ``ProblemError`` for a type that the protocol cannot carry."""
+def interface_of(model: onnx.ModelProto, optional: Collection[str] = ()) -> Interface:
+    """The interface of a model. Raises ``ProblemError`` for a type that the protocol cannot carry.
+
+    Initialisers that are inputs, too, are constants, but for those named ``optional``, which a request may
+    give: they are the defaults.
+    """
     given = {tensor.name for tensor in model.graph.initializer}
+    defaults = given.intersection(optional)
     given |= {tensor.values.name for tensor in model.graph.sparse_initializer}
-    inputs = tuple(_tensor(value, "input") for value in model.graph.input if value.name not in given)
+    inputs = tuple(
+        msgspec.structs.replace(_tensor(value, "input"), optional=value.name in defaults)
+        for value in model.graph.input
+        if value.name not in given - defaults
+    )
     outputs = tuple(_tensor(value, "output") for value in model.graph.output)
     if not outputs:
         raise problem(
@@ -193,6 +213,8 @@ def _obstacle(interface: Interface) -> str:
                 continue  # a trial run shows it
             if not tensor.dims and role == "output":
                 continue  # it may be squeezed at batch 1, which a trial run shows and a Reshape corrects
+            if tensor.optional:
+                return f"{role} '{tensor.name}' is optional"
             if not tensor.dims:
                 return f"{role} '{tensor.name}' has no axis 0"
             first = tensor.dims[0]
@@ -282,10 +304,12 @@ def _fitted(
     elif lenient and tensor.dims and len(full) == len(tensor.dims) - 1:
         full = (tensor.dims[0], *full)
     if tensor.dims is None:
-        return GraphTensor(tensor.name, tensor.datatype, full)
+        return msgspec.structs.replace(tensor, dims=full)
     shown = [dim if isinstance(dim, int) else -1 for dim in tensor.dims[1 if batched else 0 :]]
+    # An output may have other sizes than the graph says; what an input has, the graph was made for.
+    yielding: tuple[Dim, ...] = ("",) if role == "outputs" else ()
     fits = len(full) == len(tensor.dims) and all(
-        isinstance(own, str) or own == new for own, new in zip(tensor.dims, full, strict=True)
+        isinstance(own, str) or new in (own, *yielding) for own, new in zip(tensor.dims, full, strict=True)
     )
     if not fits:
         note = " (without the batch axis, since max_batch_size > 0)" if batched else " (the full shape)"
@@ -293,8 +317,16 @@ def _fitted(
             f"{where} dims", expected=f"{shown}{note}", found=list(stated.dims),
             advice="declare the dims that the model has; only those that are -1 in it may be chosen",
         )  # fmt: skip
-    dims = tuple(own if new == "" else new for own, new in zip(tensor.dims, full, strict=True))
-    return GraphTensor(tensor.name, tensor.datatype, dims)
+    dims = tuple(
+        own if new == "" and isinstance(own, str) else new for own, new in zip(tensor.dims, full, strict=True)
+    )
+    return msgspec.structs.replace(tensor, dims=dims)
+
+
+def opened(graph: GraphTensor, stated: GraphTensor) -> bool:
+    """Whether settings leave a dimension open that has a size in the graph."""
+    pairs = zip(graph.dims or (), stated.dims or (), strict=False)
+    return any(isinstance(own, int) and isinstance(new, str) for own, new in pairs)
 
 
 def specs(tensors: Sequence[GraphTensor], *, batched: bool) -> tuple[TensorSpec, ...]:
@@ -305,6 +337,7 @@ def specs(tensors: Sequence[GraphTensor], *, batched: bool) -> tuple[TensorSpec,
             name=tensor.name,
             datatype=tensor.datatype,
             shape=tuple(dim if isinstance(dim, int) else -1 for dim in (tensor.dims or ())[skipped:]),
+            optional=tensor.optional,
         )
         for tensor in tensors
     )

@@ -1,4 +1,4 @@
-"""Tests by runs whether a model is row-independent, and which shapes its outputs have.
+"""Tests by runs whether a model is row-independent.
 
 What no run shows, ``row_analysis`` must rule out.
 """
@@ -12,14 +12,11 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from clockwork_serve.store.settings import problem
 from clockwork_serve.store.trial import (
     SAME_ROW,
     SEED,
     Array,
-    Dim,
     Fill,
-    GraphTensor,
     Interface,
     RunError,
     Runs,
@@ -349,13 +346,7 @@ def _replaced_integers(own: Array, kind: str) -> Array:
 
 
 # ------------------------------------------------------------
-# Evaluates a trial: whether axis 0 is a batch, and the shapes of outputs.
-
-
-DATA_DEPENDENT_OPS = frozenset(
-    {"NonZero", "Unique", "NonMaxSuppression", "Compress", "Loop", "If", "Range", "SequenceAt", "StringSplit"}
-)
-"""Operators whose output shape depends on values, so that one run does not determine it."""
+# Evaluates a trial: whether axis 0 is a batch.
 
 
 class Verdict(Struct, frozen=True):
@@ -415,37 +406,3 @@ def _unbatched(reason: str) -> str:
         f"{reason}: served with max_batch_size 0 (requests give full shapes), one request per run; "
         "to batch, export it with rows that are computed independently along axis 0"
     )
-
-
-def resolved_outputs(
-    interface: Interface,
-    inferred: list[list[int | str | None]],
-    trial: Trial | None,
-    *,
-    batched: bool,
-    by_values: bool,
-) -> tuple[GraphTensor, ...]:
-    """The outputs with dimensions fixed where possible: by inference, or by the trial if inputs are fixed."""
-    skipped = 1 if batched else 0
-    static = all(isinstance(dim, int) for tensor in interface.inputs for dim in (tensor.dims or ())[skipped:])
-    outputs = []
-    for order, tensor in enumerate(interface.outputs):
-        seen = trial.outputs[order].shape if trial is not None else None
-        known: list[Dim] = [dim if isinstance(dim, int) else "" for dim in inferred[order]]
-        if seen is not None and len(known) != len(seen):
-            known = [""] * len(seen)
-        declared = tensor.dims if tensor.dims is not None and len(tensor.dims) == len(known) else known
-        dims: list[Dim] = []
-        for axis, (own, dim) in enumerate(zip(declared, known, strict=True)):
-            if seen is not None and isinstance(own, int) and axis >= skipped and own != seen[axis]:
-                raise problem(
-                    f"output '{tensor.name}' dims", expected=f"{list(seen[skipped:])} as it was in a trial",
-                    found=[size if isinstance(size, int) else -1 for size in declared[skipped:]],
-                    advice="declare the dims that the model has, or none",
-                )  # fmt: skip
-            fixed = own if isinstance(own, int) else dim
-            if not isinstance(fixed, int) and static and not by_values and seen is not None:
-                fixed = seen[axis]
-            dims.append("" if batched and axis == 0 else fixed)
-        outputs.append(GraphTensor(tensor.name, tensor.datatype, tuple(dims)))
-    return tuple(outputs)

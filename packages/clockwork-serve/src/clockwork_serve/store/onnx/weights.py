@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from clockwork_serve.messages import OnnxIndex, OnnxTensor
 from clockwork_serve.store.graph_walks import all_graphs, all_nodes, inner_reads, readers_of, subgraphs
+from clockwork_serve.store.onnx.output_shapes import shaped_by_values
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
@@ -179,13 +180,17 @@ def views(index: OnnxIndex, blob: npt.NDArray[np.uint8]) -> dict[str, npt.NDArra
 
 
 class Lifted(Struct, frozen=True):
-    """A weightless graph, its index, and one model's blob. ``baked_bytes`` of weights stayed in the graph."""
+    """A weightless graph, its index, and one model's blob. ``baked_bytes`` of weights stayed in the graph.
+
+    ``shaped_by_values``: outputs whose shapes depend on the values of a request.
+    """
 
     graph: bytes
     index: OnnxIndex
     blob: npt.NDArray[np.uint8]
     baked_bytes: int
     operators: frozenset[str]
+    shaped_by_values: frozenset[str]
 
     @property
     def digest(self) -> str:
@@ -203,7 +208,8 @@ def lift(model: onnx.ModelProto, *, branches: bool = True) -> Lifted:
         _hoist(graph)
     make_canonical(model)
     readers = readers_of(graph)
-    fixed = {output.name for output in graph.output}
+    inputs = [value.name for value in graph.input]
+    fixed = {*inputs, *(output.name for output in graph.output)}
     if not branches:
         fixed |= {name for node in graph.node for name in inner_reads(node)}
     chosen: list[onnx.TensorProto] = []
@@ -227,6 +233,7 @@ def lift(model: onnx.ModelProto, *, branches: bool = True) -> Lifted:
         blob=blob,
         baked_bytes=sum(tensor.ByteSize() for each in all_graphs(graph) for tensor in each.initializer),
         operators=frozenset(node.op_type for node in all_nodes(graph)),
+        shaped_by_values=shaped_by_values(graph, inputs),
     )
 
 
