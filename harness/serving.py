@@ -93,6 +93,7 @@ def serve(
     *,
     device: str = "cpu",
     memory_bytes: int = 256 * MIB,
+    io_bytes: int = 256 * MIB,
     journal: Path | None = None,
     cache: Path | None = None,
     controller: ControllerConfig | None = None,
@@ -109,7 +110,9 @@ def serve(
             repository=str(repository), journal="" if journal is None else str(journal), **given | settings
         ),
         store=StoreConfig(cache_dir=str(cache or repository.parent / "cache")),
-        devices=(DeviceConfig(device=f"{device}:0", kind=device, memory_bytes=memory_bytes),),
+        devices=(
+            DeviceConfig(device=f"{device}:0", kind=device, memory_bytes=memory_bytes, io_bytes=io_bytes),
+        ),
         controller=controller or ControllerConfig(),
     )
     with running_server(config, on_line=on_line) as server:

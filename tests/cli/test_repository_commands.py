@@ -119,6 +119,33 @@ def test_a_torch_target_that_there_is_not_is_named(
     assert "'cpu', 'cuda'" in capsys.readouterr().err
 
 
+def test_validate_says_how_much_is_reserved_for_outputs(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = (repository / "slow" / "clockwork.toml").read_text()
+    for name, output in (
+        ("open", "dims = [-1], datatype = 'FP32'"),
+        ("texts", "dims = [1], datatype = 'BYTES'"),
+    ):
+        (repository / name).mkdir()
+        (repository / name / "clockwork.toml").write_text(
+            told.replace('"y", dims = [4], datatype = "FP32"', f'"y", {output}')
+        )
+    (repository / "asked").mkdir()
+    (repository / "asked" / "clockwork.toml").write_text(
+        "output_bytes = 3145728\n" + (repository / "open" / "clockwork.toml").read_text()
+    )
+
+    assert run(["validate", str(repository)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rooms = {line.split()[0]: line for line in lines if "/1 " in line}
+    for key, room in (
+        ("slow/1", " 64 B "), ("open/1", "open, first 64.0 KiB"), ("texts/1", "open, first 64.0 KiB"),
+        ("asked/1", "open, first 3.0 MiB"),
+    ):  # fmt: skip
+        assert room in rooms[key]
+
+
 def test_validate_for_machines(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["validate", str(broken), "--json"]) == 1
 
@@ -126,7 +153,9 @@ def test_validate_for_machines(broken: Path, capsys: pytest.CaptureFixture[str])
     found = json.loads(shown.out)
     assert shown.err == ""
     assert found["ok"] is False
-    assert found["models"] == [{"name": "slow", "version": "1", "warnings": []}]
+    assert found["models"] == [
+        {"name": "slow", "version": "1", "output_bytes": 64, "outputs_open": False, "warnings": []}
+    ]
     assert [problem["model"] for problem in found["problems"]] == ["broken"]
 
 

@@ -15,6 +15,7 @@ from msgspec import structs
 from onnx import TensorProto, helper, numpy_helper
 
 from clockwork_serve.devices import CallBuffers
+from clockwork_serve.errors import ModelError
 from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import (
     Call,
@@ -178,6 +179,17 @@ def infer(code: Code, rows: Sequence[int], batch: int | None = None, first: int 
 def call(inputs: Mapping[str, Any], room: int = 1 << 16) -> CallBuffers:
     """One call's buffers, with ``room`` bytes for outputs, filled with something else than zeros."""
     return CallBuffers(inputs=inputs, output=memoryview(bytearray(b"\xaa" * room)))
+
+
+class FullBuffers(CallBuffers):
+    """A call whose room cannot grow."""
+
+    def grow(self, nbytes: int) -> None:
+        raise ModelError(f"{nbytes} bytes for {len(self.output)}")
+
+
+def full(inputs: Mapping[str, Any], room: int) -> FullBuffers:
+    return FullBuffers(inputs=inputs, output=memoryview(bytearray(room)))
 
 
 def output(buffers: CallBuffers, name: str) -> np.ndarray:

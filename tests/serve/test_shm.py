@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
-from clockwork_serve.errors import DeviceError, TransportError
+from clockwork_serve.errors import DeviceError, ModelError, TransportError
 from clockwork_serve.messages import Call, Infer, TensorRef, Tensors
 from clockwork_serve.serve.shm import (
     BadTensors,
@@ -28,8 +28,10 @@ from clockwork_serve.serve.shm import (
     Region,
     RegionGone,
     RegionMap,
+    SpilledOutputs,
     check_epochs,
     encode_outputs,
+    memory_of,
     read_epoch,
     write_epoch,
 )
@@ -286,7 +288,7 @@ def of(*calls: Call) -> Infer:
 
 
 def opened(made: Slot) -> OpenCall:
-    (call,) = Calls(RegionMap()).open(of(made.call()))
+    (call,) = Calls(RegionMap(), SpilledOutputs(1 << 20)).open(of(made.call()))
     return call
 
 
@@ -300,14 +302,14 @@ def bent_ref(made: Slot, **changes: Any) -> Slot:
 
 def test_inputs_are_views_of_the_region(region: Region) -> None:
     made = slot(region, {"x": IMAGE})
-    x = opened(made).buffers.inputs["x"]
+    x = opened(made).inputs["x"]
     np.testing.assert_array_equal(x, IMAGE)
     region.buffer[made.tensors.refs[0].offset + 3] = 0x40
     assert x[0, 0, 0] == 2.0
 
 
 def test_inputs_can_not_be_written(region: Region) -> None:
-    x = opened(slot(region, {"x": IMAGE})).buffers.inputs["x"]
+    x = opened(slot(region, {"x": IMAGE})).inputs["x"]
     with pytest.raises(ValueError, match="read-only"):
         x[0, 0, 0] = 1
 
@@ -326,7 +328,7 @@ def test_inputs_can_not_be_written(region: Region) -> None:
     ids=["int64", "bool", "scalar", "empty", "strings", "strings in two axes", "no strings"],
 )
 def test_every_kind_of_tensor_is_read_as_it_was_written(region: Region, array: np.ndarray[Any, Any]) -> None:
-    found = opened(slot(region, {"pad": np.zeros(3, np.uint8), "x": array})).buffers.inputs["x"]
+    found = opened(slot(region, {"pad": np.zeros(3, np.uint8), "x": array})).inputs["x"]
     assert found.shape == array.shape
     assert found.dtype == array.dtype
     assert found.tolist() == array.tolist()
@@ -336,9 +338,9 @@ def test_outputs_are_written_into_their_room_and_described_from_the_regions_star
     slot(region, {"x": IMAGE})
     made = slot(region, {"x": IMAGE}, room=128)
     call = opened(made)
-    assert len(call.buffers.output) == 128
-    call.buffers.output[64:68] = b"done"
-    call.buffers.outputs.append(TensorRef(name="y", datatype="UINT8", shape=(4,), offset=64, nbytes=4))
+    assert len(call.output) == 128
+    call.output[64:68] = b"done"
+    call.outputs.append(TensorRef(name="y", datatype="UINT8", shape=(4,), offset=64, nbytes=4))
     (encoded,) = encode_outputs([call])
     told = msgspec.msgpack.decode(encoded, type=Tensors)
     (ref,) = told.refs
@@ -346,11 +348,77 @@ def test_outputs_are_written_into_their_room_and_described_from_the_regions_star
     assert told == structs.replace(made.tensors, refs=(ref,))
 
 
+# Outputs that outgrow their room are in memory of the worker, until their slot is free.
+
+
+def grown(made: Slot, spill: SpilledOutputs, data: bytes) -> Tensors:
+    """What a worker reports of a call that needs this much room."""
+    (call,) = Calls(RegionMap(), spill).open(of(made.call()))
+    call.grow(len(data))
+    call.output[: len(data)] = data
+    call.outputs.append(TensorRef(name="y", datatype="UINT8", shape=(1,), offset=0, nbytes=len(data)))
+    (encoded,) = encode_outputs([call])
+    return msgspec.msgpack.decode(encoded, type=Tensors)
+
+
+def test_outputs_larger_than_their_room_are_read_in_the_workers_memory(region: Region) -> None:
+    made, spill = slot(region, {"x": IMAGE}, room=64), SpilledOutputs(64 * KIB)
+    before = bytes(region.buffer)
+    told = grown(made, spill, b"z" * 5000)
+    assert bytes(region.buffer) == before
+    memory = memory_of(told, region)
+    assert memory is not region.buffer
+    (ref,) = told.refs
+    assert bytes(memory[ref.offset : ref.offset + ref.nbytes]) == b"z" * 5000
+    made.take_back()
+    assert bytes(memory[:5000]) == b"z" * 5000, "a mapping keeps it"
+    assert (spill.free_unused(), spill.used_bytes) == (False, 0)
+    with pytest.raises(RegionGone, match="its owner died or closed it"):
+        memory_of(told, region)
+
+
+def test_outputs_are_kept_until_their_slot_is_free_or_its_gateway_has_died(region: Region) -> None:
+    other, spill = Region.create(4096), SpilledOutputs(64 * KIB)
+    kept, freed, died = slot(region, {"x": IMAGE}), slot(region, {"x": IMAGE}), slot(other, {"x": IMAGE})
+    told = [grown(made, spill, bytes(5000)) for made in (kept, freed, died)]
+    assert spill.used_bytes == 3 * 8 * KIB
+    assert spill.free_unused()
+    assert spill.used_bytes == 3 * 8 * KIB
+    freed.take_back()
+    other.close()
+    assert spill.free_unused()
+    assert spill.used_bytes == 8 * KIB
+    assert len(memory_of(told[0], region)) == 8 * KIB
+    spill.close()
+    assert spill.used_bytes == 0
+
+
+def test_a_request_that_runs_again_keeps_its_latest_outputs_alone(region: Region) -> None:
+    made, spill = slot(region, {"x": IMAGE}), SpilledOutputs(64 * KIB)
+    grown(made, spill, b"a" * 30_000)
+    second = grown(made, spill, b"b" * 5000)
+    assert spill.used_bytes == 8 * KIB
+    assert bytes(memory_of(second, region)[:5000]) == b"b" * 5000
+    spill.close()
+
+
+def test_outputs_have_no_more_memory_than_the_setting_says(region: Region) -> None:
+    spill, slots = SpilledOutputs(20_000), [slot(region, {"x": IMAGE}) for _ in range(3)]
+    for made in slots[:2]:
+        grown(made, spill, bytes(8 * KIB))
+    why = r"outputs: expected at most 3616 bytes, as are left of io_memory \(20000\); found 3617; .* raise it"
+    with pytest.raises(ModelError, match=why):
+        grown(slots[2], spill, bytes(3617))
+    slots[0].take_back()
+    assert grown(slots[2], spill, bytes(8 * KIB)).output_bytes == 8 * KIB
+    spill.close()
+
+
 @pytest.mark.parametrize(("offset", "nbytes"), [(-1, 1), (100, 29), (0, -1)])
 def test_a_device_that_writes_outside_the_room_is_at_fault(region: Region, offset: int, nbytes: int) -> None:
     call = opened(slot(region, {"x": IMAGE}, room=128))
     ref = TensorRef(name="y", datatype="UINT8", shape=(nbytes,), offset=offset, nbytes=nbytes)
-    call.buffers.outputs.append(ref)
+    call.outputs.append(ref)
     with pytest.raises(DeviceError, match="output y: the device wrote"):
         encode_outputs([call])
 
@@ -369,26 +437,26 @@ def test_a_slot_that_was_reused_is_refused_before_and_after(region: Region) -> N
 def test_a_dead_gateways_tensors_are_gone(region: Region) -> None:
     made = slot(region, {"x": IMAGE})
     region.close()
-    with pytest.raises(RegionGone, match="its gateway died or closed it"):
+    with pytest.raises(RegionGone, match="its owner died or closed it"):
         opened(made)
 
 
 def test_calls_of_several_gateways_share_a_batch(region: Region) -> None:
     other = Region.create(4096)
-    calls = Calls(RegionMap()).open(
+    calls = Calls(RegionMap(), SpilledOutputs(1 << 20)).open(
         of(
             slot(region, {"x": IMAGE}).call(),
             slot(other, {"x": IMAGE + 1}).call(),
             slot(region, {"x": IMAGE}).call(),
         )
     )
-    assert [float(call.buffers.inputs["x"][0, 0, 0]) for call in calls] == [0, 1, 0]
+    assert [float(call.inputs["x"][0, 0, 0]) for call in calls] == [0, 1, 0]
     other.close()
 
 
 def test_bytes_that_are_no_tensors_are_refused() -> None:
     with pytest.raises(BadTensors, match="request r9: tensors can not be decoded"):
-        Calls(RegionMap()).open(of(Call(request_id="r9", rows=1, tensors=b"\x00")))
+        Calls(RegionMap(), SpilledOutputs(1 << 20)).open(of(Call(request_id="r9", rows=1, tensors=b"\x00")))
 
 
 @pytest.mark.parametrize(

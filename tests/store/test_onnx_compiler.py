@@ -13,7 +13,7 @@ from clockwork_serve.messages import OnnxIndex, TensorSpec
 from clockwork_serve.store import Compiler
 from clockwork_serve.store.optimiser import Optimiser
 from clockwork_serve.store.trial import difference
-from clockwork_serve.units import MIB, TENSOR_ALIGN
+from clockwork_serve.units import KIB, TENSOR_ALIGN
 from tests.store import graphs
 
 
@@ -338,7 +338,8 @@ def test_a_declared_output_shape_that_is_not_the_models_is_refused(shop):
 def test_an_output_whose_size_depends_on_values_stays_open(shop):
     served = shop.served("m", graphs.selecting())
     assert served.code.outputs[0].shape == (1, -1)
-    assert served.model.output_bytes == shop.config.output_bytes
+    assert served.code.outputs_open
+    assert served.model.output_bytes == 64 * KIB
 
 
 def test_free_dimensions_are_served_with_a_warning(shop):
@@ -346,7 +347,8 @@ def test_free_dimensions_are_served_with_a_warning(shop):
     served = shop.served("m", model)
     assert served.code.inputs[0].shape == (3, -1, -1)
     assert served.code.outputs[0].shape == (2, -1, -1)
-    assert served.model.output_bytes >= 4 * MIB
+    assert served.code.outputs_open
+    assert served.model.output_bytes >= 64 * KIB
     assert any("leaves dimensions open [3, -1, -1]" in warning for warning in served.model.warnings)
     x = rows(2, 3, 5, 7)
     assert difference(shop.run(served, {"x": x}), graphs.answers(model, {"x": x})) <= 1e-5
@@ -357,6 +359,7 @@ def test_declared_dims_are_compiled_in(shop):
     served = shop.served("m", graphs.image_to_image(), toml=toml)
     assert served.code.inputs[0].shape == (3, 6, 10)
     assert served.code.outputs[0].shape == (2, 6, 10)
+    assert not served.code.outputs_open
     assert served.model.output_bytes == 512  # 2 x 6 x 10 floats, aligned
     assert served.model.warnings == ()
     dims = onnx.load(f"{served.code.path}/model.onnx").graph.input[0].type.tensor_type.shape.dim

@@ -6,7 +6,7 @@ import msgspec
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Call, Extent, Frame, Infer, Window
-from clockwork_serve.serve.shm import Calls, RegionMap
+from clockwork_serve.serve.shm import Calls, RegionMap, SpilledOutputs
 from clockwork_serve.serve.transport import FrameReader, FrameWriter
 from clockwork_serve.serve.worker.crash_report import read_crash_report
 from tests.fuzz import mutators
@@ -50,7 +50,7 @@ class _OneRegion(RegionMap):
         return self.memory if name == "r" else super().view(name)
 
 
-_CALLS = Calls(_OneRegion())
+_CALLS = Calls(_OneRegion(), SpilledOutputs(0))
 
 
 def _tensor_calls(data: bytes) -> None:
@@ -60,7 +60,7 @@ def _tensor_calls(data: bytes) -> None:
         window=Window(earliest_ns=0, latest_ns=1), expected_ns=1,
     )  # fmt: skip
     for call in _CALLS.open(action):
-        for array in call.buffers.inputs.values():
+        for array in call.inputs.values():
             array.tolist()
 
 

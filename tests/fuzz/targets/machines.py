@@ -7,9 +7,19 @@ import struct
 from collections.abc import Iterator
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import Answer, Cancel, Frame, Release, Request, RequestPiece, Undelivered
+from clockwork_serve.messages import (
+    Answer,
+    Cancel,
+    Frame,
+    Outcome,
+    Release,
+    Request,
+    RequestPiece,
+    Tensors,
+    Undelivered,
+)
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve.gateway.requests import Slots
+from clockwork_serve.serve.gateway.requests import Slot, Slots
 from clockwork_serve.serve.remote.bridge import FarRequests
 from clockwork_serve.serve.remote.gateway import FarController
 from clockwork_serve.serve.transport import FrameReader
@@ -78,14 +88,29 @@ class _Network:
         self.ended = True
 
 
+def _beside(rooms: list[Slot]) -> bytes:
+    """All memory but the room for outputs."""
+    memory = bytearray(_SLOTS.region.buffer)
+    for room in (slot.tensors for slot in rooms):
+        memory[room.output_offset : room.output_offset + room.output_bytes] = bytes(room.output_bytes)
+    return bytes(memory)
+
+
 async def _hear(data: bytes) -> None:
     told: list[Frame] = []
     network = _Network()
-    controller = FarController(told.extend, lambda why: None)
-    controller._link = network  # type: ignore[assignment]
     slot = _SLOTS.fill([InputTensor("x", "FP32", (1, 4), bytes(16))], 64)
     assert slot is not None
-    others = bytes(_SLOTS.region.buffer[slot.tensors.output_offset + 64 :])
+    rooms = [slot]
+    before = bytes(_SLOTS.region.buffer)
+
+    def grow(request_id: str, nbytes: int) -> Tensors | None:
+        larger = _SLOTS.grow(rooms[-1], nbytes) if request_id == "g-1" else None
+        rooms.extend([] if larger is None else [larger])
+        return larger and larger.tensors
+
+    controller = FarController(told.extend, lambda why: None, grow)
+    controller._link = network  # type: ignore[assignment]
     controller.send(
         Request(request_id="g-1", gateway="g", model="m/1", arrival_ns=0, deadline_ns=1, tensors=slot.encoded)
     )
@@ -96,11 +121,13 @@ async def _hear(data: bytes) -> None:
         assert not any(isinstance(frame, RequestPiece) for frame in told)
         # A gateway takes the first end of a request; another is of one that is not open.
         ends = [one for one in told if isinstance(one, Answer | Undelivered) and one.request_id == "g-1"]
-        if ends and isinstance(ends[0], Answer) and ends[0].outputs:
-            slot.outputs(ends[0].outputs)
-        assert bytes(_SLOTS.region.buffer[slot.tensors.output_offset + 64 :]) == others, "beyond its room"
+        if ends and isinstance(ends[0], Answer) and ends[0].outcome is Outcome.OK and ends[0].outputs:
+            rooms[-1].outputs(ends[0].outputs)
+        after = _beside(rooms)
+        _SLOTS.region.buffer[:] = before
+        assert after == _beside(rooms), "beyond its room"
     finally:
-        _SLOTS.free(slot)
+        _SLOTS.free(rooms[-1])
 
 
 def _far_answers(data: bytes) -> None:

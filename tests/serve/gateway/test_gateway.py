@@ -12,12 +12,15 @@ import pytest
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request, Undelivered
+from clockwork_serve.oip import OutputTensor, Served
 from clockwork_serve.serve.gateway import controller_link
 from clockwork_serve.serve.gateway.access import Tenant
 from clockwork_serve.serve.gateway.gateway import GRACE_NS, SWEEP_LEAST_S, Gateway
+from clockwork_serve.serve.gateway.requests import OutputReserves
 from clockwork_serve.serve.gateway.settings import GatewayConfig
-from clockwork_serve.units import MIB, NS_PER_S, ms
-from tests.serve.gateway.worlds import IDENT, SMALL, Client, World, in_world
+from clockwork_serve.serve.shm import Region
+from clockwork_serve.units import KIB, MIB, NS_PER_S, ms
+from tests.serve.gateway.worlds import ANY, IDENT, SMALL, Client, World, in_world
 
 
 def test_a_request_is_described_to_the_controller_and_its_answer_given(tmp_path: Path) -> None:
@@ -35,6 +38,95 @@ def test_a_request_is_described_to_the_controller_and_its_answer_given(tmp_path:
         assert client.ends[0].parameters == {
             "queue_ms": 1.0, "exec_ms": 2.0, "expected_ms": 2.5, "batch_size": 1, "cold_start": False,
         }  # fmt: skip
+        assert world.gateway.slots.used_bytes == 0
+
+    in_world(tmp_path, story)
+
+
+# Outputs whose size only a run tells: what is reserved is learnt, and is never too little.
+
+
+def reserved(world: World) -> list[int]:
+    return [world.controller.tensors(request).output_bytes for request in world.controller.requests]
+
+
+def test_room_is_reserved_as_answers_of_those_shapes_took_it_and_the_first_guess_before(
+    tmp_path: Path,
+) -> None:
+    async def story(world: World) -> None:
+        for rows in (2, 2, 1):
+            client = await world.infer(Client("any", b"abc" * 1000 * rows, rows=rows))
+            assert client.outputs == [b"abc" * 1000 * rows]
+        await world.infer(Client("any", b"abcd" * 2, rows=2))
+        assert reserved(world) == [2 * 100 + 64, 2 * 3000 + 64, 3000 + 64, 2 * 100 + 64]
+        # The fake worker's memory was needed for the first alone.
+        assert world.controller.spill.used_bytes == 8 * KIB
+        assert not world.controller.spill.free_unused()
+
+    in_world(tmp_path, story)
+
+
+def test_one_large_answer_is_forgotten_by_and_by() -> None:
+    any_served = Served(ANY[1].model, ANY[0].code, ms(100))
+    reserves, region = OutputReserves(), Region.create(1 * MIB)
+    request = Request(request_id="r", gateway="g", model="any/1", arrival_ns=0, deadline_ns=1, rows=2)
+
+    def room_after(*sizes: int) -> int:
+        for size in sizes:
+            reserves.learn(request, [OutputTensor("Y", "UINT8", (2, size // 2), bytes(size))])
+        return reserves.room(any_served, 2, "", region)
+
+    assert room_after(20_000) == 20_064
+    assert room_after(1000) == 20_064 * 7 // 8 + 8
+    assert room_after(*[1000] * 50) == 1064
+    region.close()
+
+
+def test_no_request_is_refused_for_the_sake_of_a_reserve(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await world.infer(Client("any", bytes(200_000)))
+        answer, world.controller.on_request = world.controller.echo, world.keep
+        clients = [Client("any", bytes(200_000)) for _ in range(4)]
+        for client in clients:
+            world.gateway.infer(client)
+        await world.until(lambda: len(world.controller.requests) == 5)
+        # Of 1 MiB, the half is for what must be there: inputs.
+        assert reserved(world) == [164, 200_064, 4096, 4096, 4096]
+        world.controller.send(*map(answer, world.controller.requests[1:]))
+        await world.until(lambda: all(client.ends for client in clients))
+        assert {client.ended for client in clients} == {(Outcome.OK, Reason.NONE)}
+        assert [client.outputs for client in clients] == [[bytes(200_000)]] * 4
+        assert world.gateway.slots.used_bytes == 0
+
+    in_world(tmp_path, story)
+
+
+def test_a_request_that_has_no_room_is_told_of_which_setting(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_request = world.keep
+        for _ in range(3):
+            world.gateway.infer(Client("any", bytes(300_000)))
+        refused = await world.infer(Client("any", bytes(300_000)))
+        assert refused.ended == (Outcome.REJECTED, Reason.QUEUE_FULL)
+        assert refused.ends[0].message == (
+            "no room for 300288 bytes of one more request's tensors among the 1048576 of gateway_memory; "
+            "raise it if this is often so"
+        )
+
+    in_world(tmp_path, story)
+
+
+def test_outputs_of_a_worker_that_has_died_since_fail_their_request_alone(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        def die(request: Request) -> Answer:
+            answer = world.controller.echo(request)
+            world.controller.spill.close()
+            return answer
+
+        world.controller.on_request = die
+        assert (await world.infer(Client("any", bytes(1000)))).ended == (Outcome.FAILED, Reason.NONE)
+        world.controller.on_request = world.controller.echo
+        assert (await world.infer(Client("any", bytes(1000)))).ended == (Outcome.OK, Reason.NONE)
         assert world.gateway.slots.used_bytes == 0
 
     in_world(tmp_path, story)

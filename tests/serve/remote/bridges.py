@@ -56,7 +56,7 @@ class Middle:
         self.folder = folder
         self.controller = Orders(folder)
         judge = judge_of(version, {"cpu": "good"}, ("toy",))
-        self.bridge = Bridge(self.controller.path, judge, 1 * MIB)
+        self.bridge = Bridge(self.controller.path, judge, 1 * MIB, 1 * MIB)
         self.port = 0
 
     async def machine(self, *frames: Frame, name: str = NAME, role: Role = Role.WORKER) -> Far:

@@ -130,11 +130,11 @@ def timely(action: Timed, for_ms: float) -> Timed:
     return structs.replace(action, window=Window(now_ns, now_ns + ms(for_ms)))
 
 
-def asking(action_id: int, for_ms: float) -> Infer:
+def asking(action_id: int, for_ms: float, room: int = ROOM) -> Infer:
     """An INFER of model ``a`` as it travels; its inputs are :func:`inputs`."""
     ref = TensorRef(name="x", datatype="FP32", shape=(1, 4), offset=0, nbytes=X.nbytes)
     action = infer(action_id, "a", 0)
-    call = structs.replace(action.calls[0], tensors=on_the_way((ref,), ROOM))
+    call = structs.replace(action.calls[0], tensors=on_the_way((ref,), room))
     return timely(structs.replace(action, calls=(call,)), for_ms)
 
 

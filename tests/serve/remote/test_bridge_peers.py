@@ -13,8 +13,8 @@ from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Extent, Infer, Piece, Result, Status, TensorRef, Window
 from clockwork_serve.serve.remote.bridge_peers import Actions, LaneTiming, not_after
 from clockwork_serve.serve.remote.link import PIECE_BYTES, decode, on_the_way
-from clockwork_serve.serve.shm import Region
-from clockwork_serve.units import ms
+from clockwork_serve.serve.shm import Region, memory_of
+from clockwork_serve.units import align, ms
 from tests.serve.slots import Slot, answer, slot
 from tests.worker.actions import GPU, infer, load
 
@@ -57,7 +57,7 @@ def pieces(actions: Actions, action_id: int) -> list[Any]:
 
 
 def test_inputs_travel_in_pieces_and_outputs_come_back_to_their_slots(region: Region) -> None:
-    actions = Actions()
+    actions = Actions(1 << 20)
     slots = slot(region, {"x": X, "big": LARGE}), slot(region, {"x": X + 1}, epoch=8)
     sent = actions.send_infer(over(infer(1, "a", 0), *slots), 100)
     assert isinstance(sent, Infer)
@@ -82,8 +82,41 @@ def test_inputs_travel_in_pieces_and_outputs_come_back_to_their_slots(region: Re
     assert len(actions) == 0
 
 
+def spilled(outputs: bytes, region: Region, made: Slot) -> bytes:
+    """The output ``y`` that a result has, in other memory than its slot's."""
+    told = decode(outputs)
+    memory, (ref,) = memory_of(told, region), told.refs
+    assert memory is not region.buffer
+    assert (told.epoch, told.header_offset) == (made.tensors.epoch, made.tensors.header_offset)
+    return bytes(memory[ref.offset : ref.offset + ref.nbytes])
+
+
+def test_outputs_that_outgrow_their_room_are_kept_until_their_slot_is_free(region: Region) -> None:
+    actions, made, blob = Actions(1 << 20), slot(region, {"x": X}), bytes(range(250)) * 400
+    assert isinstance(actions.send_infer(over(infer(1, "a", 0), made), 100), Infer)
+    for at in (0, 50_000):
+        actions.write(Piece(action_id=1, call=0, at=at, data=blob[at : at + 50_000], grown=align(len(blob))))
+    result = actions.end(ended(1, y(len(blob))), 1000)
+    assert result.status is Status.OK
+    assert spilled(result.outputs[0], region, made) == blob
+    assert actions.spill.free_unused()
+    made.take_back()
+    assert not actions.spill.free_unused()
+
+
+@pytest.mark.parametrize("grown", [1 << 20, 1 << 63])
+def test_outputs_without_room_fail_their_infer_and_leave_the_worker(region: Region, grown: int) -> None:
+    actions = Actions(8192)
+    assert isinstance(actions.send_infer(over(infer(1, "a", 0), slot(region, {"x": X})), 100), Infer)
+    for at in (0, 250):
+        actions.write(Piece(action_id=1, call=0, at=at, data=bytes(250), grown=grown))
+    result = actions.end(ended(1, y(grown)), 1000)
+    assert result.status is Status.MODEL_RAISED
+    assert result.message.startswith("outputs: expected at most 8192 bytes, as are left of io_memory (8192)")
+
+
 def test_a_slot_that_was_taken_back_is_not_read_and_not_answered_from(region: Region) -> None:
-    actions, taken = Actions(), slot(region, {"x": X})
+    actions, taken = Actions(1 << 20), slot(region, {"x": X})
     taken.take_back()
     refused = actions.send_infer(over(infer(1, "a", 0), taken), 100)
     assert isinstance(refused, Result)
@@ -96,7 +129,7 @@ def test_a_slot_that_was_taken_back_is_not_read_and_not_answered_from(region: Re
 
 
 def test_nothing_is_written_outside_of_an_action_s_room_or_after_its_end(region: Region) -> None:
-    actions = Actions()
+    actions = Actions(1 << 20)
     assert isinstance(actions.send_infer(over(infer(1, "a", 0), slot(region, {"x": X})), 100), Infer)
     for wrong in (
         Piece(action_id=1, call=0, at=250, data=bytes(16)),
@@ -114,7 +147,7 @@ def test_nothing_is_written_outside_of_an_action_s_room_or_after_its_end(region:
 
 
 def test_outputs_that_cannot_be_read_or_are_too_few_are_a_fault_of_the_device(region: Region) -> None:
-    actions = Actions()
+    actions = Actions(1 << 20)
     no_text = y().replace(b"\xa1y", b"\xa1\xff")
     for action_id, outputs in ((1, (b"\xc1",)), (2, ()), (3, (no_text,))):
         assert isinstance(
@@ -124,14 +157,14 @@ def test_outputs_that_cannot_be_read_or_are_too_few_are_a_fault_of_the_device(re
 
 
 def test_a_result_of_another_device_is_not_believed(region: Region) -> None:
-    actions = Actions()
+    actions = Actions(1 << 20)
     actions.send(load(1, "a", 0), 100)
     with pytest.raises(TransportError, match="which it was not given"):
         actions.end(ended(1, device="gpu:1"), 1000)
 
 
 def test_inputs_of_an_infer_that_has_ended_are_sent_no_further(region: Region) -> None:
-    actions = Actions()
+    actions = Actions(1 << 20)
     actions.send_infer(over(infer(1, "a", 0), slot(region, {"x": LARGE})), 100)
     sending = actions.inputs(1)
     next(sending)

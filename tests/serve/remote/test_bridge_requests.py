@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from random import Random
@@ -23,11 +24,12 @@ from clockwork_serve.messages import (
     Request,
     RequestPiece,
     TensorRef,
+    Tensors,
     Undelivered,
 )
-from clockwork_serve.serve.remote.bridge import NO_EPOCH, FarRequests
+from clockwork_serve.serve.remote.bridge import FarRequests
 from clockwork_serve.serve.remote.link import PIECE_BYTES, decode, encode, on_the_way, packed
-from clockwork_serve.serve.shm import Calls, RegionMap, read_epoch
+from clockwork_serve.serve.shm import NO_EPOCH, Calls, Region, RegionMap, SpilledOutputs, read_epoch
 from clockwork_serve.units import KIB, MIB, align
 from tests.serve.remote.bridges import used
 from tests.worker.actions import infer
@@ -66,8 +68,9 @@ def cut(blobs: list[bytes], name: str = "r") -> list[RequestPiece]:
 
 def seen(passed: Request) -> list[bytes]:
     call = Call(request_id=passed.request_id, rows=passed.rows, tensors=passed.tensors)
-    (opened,) = Calls(RegionMap()).open(structs.replace(infer(1, "m", 0), calls=(call,)))
-    return [np.asarray(array).tobytes() for array in opened.buffers.inputs.values()]
+    action = structs.replace(infer(1, "m", 0), calls=(call,))
+    (opened,) = Calls(RegionMap(), SpilledOutputs(0)).open(action)
+    return [np.asarray(array).tobytes() for array in opened.inputs.values()]
 
 
 def written(requests: FarRequests, passed: Request, *blobs: bytes) -> bytes:
@@ -246,6 +249,31 @@ def test_an_answer_follows_its_outputs(requests: FarRequests) -> None:
     assert structs.replace(told, outputs=b"") == answer(), "and its gateway's memory is free"
 
 
+def outputs_at(room: Tensors, *refs: TensorRef) -> bytes:
+    return encode(structs.replace(room, refs=refs))
+
+
+def test_outputs_that_outgrew_their_room_are_read_in_their_workers_memory(requests: FarRequests) -> None:
+    passed = come(requests, b"abc", room=10)
+    blobs, worker = [b"y" * 70, Random(1).randbytes(PIECE_BYTES + 1)], Region.create(1 * MIB)
+    worker.buffer[:70], worker.buffer[128 : 128 + len(blobs[1])] = blobs
+    found = outputs_at(
+        structs.replace(decode(passed.tensors), region=worker.name, output_offset=0),
+        tensor(70, 0, "y0"), tensor(len(blobs[1]), 128, "y1"),
+    )  # fmt: skip
+    *pieces, told = requests.answer(answer(found))
+    assert {each.grown for each in pieces if isinstance(each, RequestPiece)} == {128 + PIECE_BYTES + 64}
+    room = bytearray(128 + PIECE_BYTES + 64)
+    for each in pieces:
+        assert isinstance(each, RequestPiece)
+        room[each.at : each.at + len(each.data)] = each.data
+    assert isinstance(told, Answer)
+    refs = decode(told.outputs).refs
+    assert [bytes(room[ref.offset : ref.offset + ref.nbytes]) for ref in refs] == blobs
+    assert header(requests, passed) == NO_EPOCH, "and the worker may free it"
+    worker.close()
+
+
 def header(requests: FarRequests, passed: Request) -> int:
     return read_epoch(requests.region.buffer, decode(passed.tensors).header_offset)
 
@@ -301,24 +329,29 @@ def test_an_answer_to_nobody_here_is_passed_on_as_it_is(requests: FarRequests) -
 @pytest.mark.parametrize(
     "outputs",
     [
-        lambda at: on_the_way((tensor(1, at - 1),)),
-        lambda at: on_the_way((tensor(101, at),)),
-        lambda at: on_the_way((tensor(100, at), tensor(1))),
-        lambda at: on_the_way((tensor(-1, at + 1),)),
-        lambda at: on_the_way((tensor(-200, at + 200),)),
-        lambda at: b"\xc1",
-        lambda at: on_the_way((tensor(1, at, "nnnn"),)).replace(b"nnnn", b"\xff" * 4),
+        lambda room: outputs_at(room, tensor(1, room.output_offset - 1)),
+        lambda room: outputs_at(room, tensor(101, room.output_offset)),
+        lambda room: outputs_at(room, tensor(100, room.output_offset), tensor(1)),
+        lambda room: outputs_at(room, tensor(-1, room.output_offset + 1)),
+        lambda room: outputs_at(room, tensor(-200, room.output_offset + 200)),
+        lambda room: outputs_at(structs.replace(room, region=f"{os.getpid()}:9999:4096"), tensor(1)),
+        lambda room: outputs_at(structs.replace(room, region="/etc/passwd"), tensor(1)),
+        lambda room: b"\xc1",
+        lambda room: outputs_at(room, tensor(1, 0, "nnnn")).replace(b"nnnn", b"\xff" * 4),
     ],
-    ids=["before", "beyond", "one of two", "less than none", "backwards", "no message", "no text"],
-)
+    ids=[
+        "before", "beyond", "one of two", "less than none", "backwards", "dead worker", "no region",
+        "no message", "no text",
+    ],
+)  # fmt: skip
 def test_nothing_is_sent_from_outside_of_the_room_for_outputs(
-    requests: FarRequests, outputs: Callable[[int], bytes]
+    requests: FarRequests, outputs: Callable[[Tensors], bytes]
 ) -> None:
     passed = come(requests, b"secret", room=100)
-    (told,) = requests.answer(answer(outputs(decode(passed.tensors).output_offset)))
+    (told,) = requests.answer(answer(outputs(decode(passed.tensors))))
     assert isinstance(told, Answer)
     assert (told.outcome, told.outputs, told.release) == (Outcome.FAILED, b"", True)
-    assert "elsewhere than in the room for them" in told.message
+    assert told.message.startswith("its outputs cannot be read: ")
     assert used(requests) == 0
 
 

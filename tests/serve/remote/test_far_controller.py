@@ -18,6 +18,7 @@ from msgspec import structs
 
 from clockwork_serve import __version__
 from clockwork_serve.config import Settings
+from clockwork_serve.devices.base import put_outputs
 from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.messages import (
     Answer,
@@ -32,6 +33,8 @@ from clockwork_serve.messages import (
     RequestPiece,
     Role,
     TensorRef,
+    Tensors,
+    TensorSpec,
     Undelivered,
 )
 from clockwork_serve.oip import InputTensor
@@ -39,8 +42,8 @@ from clockwork_serve.serve.gateway.requests import Slot, Slots
 from clockwork_serve.serve.remote import gateway as far_controller
 from clockwork_serve.serve.remote.bridge import FarRequests
 from clockwork_serve.serve.remote.gateway import RETRY_S_MAX, FarController, FarReach
-from clockwork_serve.serve.remote.link import decode, encode, on_the_way
-from clockwork_serve.serve.shm import Calls, RegionMap
+from clockwork_serve.serve.remote.link import decode, on_the_way
+from clockwork_serve.serve.shm import Calls, RegionMap, SpilledOutputs, encode_outputs
 from clockwork_serve.units import MIB, align
 from tests.serve.certificates import certificates
 from tests.serve.remote.machine_links import theirs
@@ -97,7 +100,8 @@ class World:
         self.wire = Wire()
         self.told: list[Frame] = []
         self.lost: list[str] = []
-        self.far = self.wire.far = FarController(self.told.extend, self.lost.append)
+        self.open: dict[str, Slot] = {}
+        self.far = self.wire.far = FarController(self.told.extend, self.lost.append, self.grow)
 
     @classmethod
     async def begun(cls) -> World:
@@ -110,11 +114,20 @@ class World:
     def hear(self, *frames: Frame) -> None:
         self.far.on_frames(self.wire, list(frames))  # type: ignore[arg-type]
 
+    def grow(self, name: str, nbytes: int) -> Tensors | None:
+        """As its gateway does."""
+        larger = self.slots.grow(self.open[name], nbytes)
+        if larger is None:
+            return None
+        self.open[name] = larger
+        return larger.tensors
+
     def send(self, *blobs: bytes, name: str = "r", room: int = 0) -> Slot:
         """Have a request sent."""
         inputs = [InputTensor(f"x{at}", "UINT8", (1, len(blob)), blob) for at, blob in enumerate(blobs)]
         slot = self.slots.fill(inputs, room)
         assert slot is not None
+        self.open[name] = slot
         self.far.send(request(slot.encoded, name))
         return slot
 
@@ -142,32 +155,25 @@ CALLS = st.lists(
 )
 
 
-def worked(passed: Request, inputs: list[bytes], outputs: list[bytes]) -> Answer:
+def worked(passed: Request, inputs: list[bytes], outputs: list[bytes], spill: SpilledOutputs) -> Answer:
     """What a worker does: it finds these inputs, and writes these outputs."""
     call = Call(request_id=passed.request_id, rows=passed.rows, tensors=passed.tensors)
-    (opened,) = Calls(RegionMap()).open(structs.replace(infer(1, "m", 0), calls=(call,)))
-    assert [np.asarray(array).tobytes() for array in opened.buffers.inputs.values()] == inputs
-    tensors, at, refs = opened.tensors, 0, []
-    for number, blob in enumerate(outputs):
-        opened.buffers.output[at : at + len(blob)] = blob
-        refs.append(
-            TensorRef(
-                name=f"y{number}", datatype="UINT8", shape=(1, len(blob)),
-                offset=tensors.output_offset + at, nbytes=len(blob),
-            )
-        )  # fmt: skip
-        at += align(len(blob))
-    return answer(encode(structs.replace(tensors, refs=tuple(refs))), passed.request_id)
+    action = structs.replace(infer(1, "m", 0), calls=(call,))
+    (opened,) = Calls(RegionMap(), spill).open(action)
+    assert [np.asarray(array).tobytes() for array in opened.inputs.values()] == inputs
+    named = (TensorSpec(name=f"y{at}", datatype="UINT8", shape=(-1,)) for at in range(len(outputs)))
+    put_outputs(opened, zip(named, [np.frombuffer(blob, np.uint8)[None] for blob in outputs], strict=True))
+    return answer(*encode_outputs([opened]), passed.request_id)
 
 
 async def there_and_back(calls: list[tuple[list[int], list[int]]], dice: Random) -> None:
-    world, bridge = await World.begun(), FarRequests(8 * MIB)
-    sent: dict[str, tuple[Slot, list[bytes], list[bytes]]] = {}
+    world, bridge, spill = await World.begun(), FarRequests(8 * MIB), SpilledOutputs(8 * MIB)
+    sent: dict[str, tuple[list[bytes], list[bytes]]] = {}
     for number, sizes in enumerate(calls):
         inputs, outputs = ([dice.randbytes(size) for size in each] for each in sizes)
-        room = sum(align(len(blob)) for blob in outputs)
-        slot = world.send(*inputs, name=f"r{number}", room=room)
-        sent[f"r{number}"] = slot, inputs, outputs
+        room = sum(align(len(blob)) for blob in outputs) * dice.randint(0, 2) // 2
+        world.send(*inputs, name=f"r{number}", room=room)
+        sent[f"r{number}"] = inputs, outputs
     passed = []
     for frame in world.wire.taken():
         assert isinstance(frame, Request | RequestPiece)
@@ -176,12 +182,11 @@ async def there_and_back(calls: list[tuple[list[int], list[int]]], dice: Random)
     assert {one.request_id for one in requests} == set(sent)
     dice.shuffle(requests)
     for one in requests:
-        _, inputs, outputs = sent[one.request_id]
-        world.hear(*bridge.answer(worked(one, inputs, outputs)))
+        world.hear(*bridge.answer(worked(one, *sent[one.request_id], spill)))
     assert [told.request_id for told in world.told] == [one.request_id for one in requests]  # type: ignore[union-attr]
     for told in world.told:
         assert isinstance(told, Answer)
-        slot, inputs, outputs = sent[told.request_id]
+        slot, (inputs, outputs) = world.open[told.request_id], sent[told.request_id]
         assert [bytes(output.data) for output in slot.outputs(told.outputs)] == outputs
         memory, refs = slot.region.buffer, slot.tensors.refs
         assert [bytes(memory[ref.offset : ref.offset + ref.nbytes]) for ref in refs] == inputs
@@ -189,6 +194,7 @@ async def there_and_back(calls: list[tuple[list[int], list[int]]], dice: Random)
         world.slots.free(slot)
     assert (len(bridge), bridge.region.free_bytes, world.slots.used_bytes) == (0, bridge.region.size, 0)
     assert not world.lost
+    assert (spill.free_unused(), spill.used_bytes) == (False, 0)
     bridge.close()
     world.slots.close()
 
@@ -199,6 +205,27 @@ def test_tensors_arrive_as_they_left_there_and_back(
     calls: list[tuple[list[int], list[int]]], seed: int
 ) -> None:
     run(there_and_back(calls, Random(seed)))
+
+
+def test_outputs_that_find_no_room_here_fail_their_request_alone() -> None:
+    async def test() -> None:
+        world = await World.begun()
+        world.send(room=64)
+        world.send(room=64, name="other")
+        before = bytes(world.slots.region.buffer)
+        ref = TensorRef(name="y", datatype="UINT8", shape=(1, 9 * MIB), offset=0, nbytes=9 * MIB)
+        for at in (0, 65):
+            world.hear(structs.replace(piece(at, b"y" * 65), grown=9 * MIB))
+        world.hear(answer(on_the_way((ref,))), answer(name="other"))
+        failed, other = world.told
+        assert isinstance(failed, Answer)
+        assert (failed.outcome, failed.outputs) == (Outcome.FAILED, b"")
+        assert "gateway_memory" in failed.message
+        assert other == answer(name="other")
+        assert bytes(world.slots.region.buffer) == before
+        assert not world.lost
+
+    run(test())
 
 
 def test_a_request_goes_without_its_memory_and_all_else_as_it_is() -> None:

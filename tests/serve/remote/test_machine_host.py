@@ -51,6 +51,11 @@ def test_an_infer_waits_for_its_inputs_within_its_window(tmp_path: Path) -> None
             found = np.frombuffer(outputs.data, np.float32).reshape(ref.shape)
             np.testing.assert_array_equal(found, np.zeros_like(X))
 
+            at.send(asking(5, 10_000, room=1), inputs(5))
+            grown = await at.hear(Piece)
+            assert (outputs.grown, grown.grown, grown.data) == (0, 64, outputs.data), "it needs more room"
+            assert (await at.hear(Result)).status is Status.OK
+
             at.send(asking(3, 100))
             result = await at.hear(Result)
             assert (result.action_id, result.status) == (3, Status.TOO_LATE), "they never came"

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from msgspec import structs
 
-from clockwork_serve.devices.base import CallBuffers, Phases
+from clockwork_serve.devices.base import CallBuffers, Phases, put_outputs
 from clockwork_serve.messages import (
     Code,
     CodeAdded,
@@ -22,7 +22,7 @@ from clockwork_serve.messages import (
     Load,
     Result,
     Status,
-    TensorRef,
+    TensorSpec,
     Unload,
     Window,
 )
@@ -37,6 +37,7 @@ Timed = TypeVar("Timed", Load, Unload, Infer)
 
 TIMEOUT_S = 30.0
 FAR = 1 << 62
+Y = TensorSpec(name="y", datatype="FP32", shape=(-1,))
 
 
 class Toy:
@@ -72,11 +73,7 @@ class Toy:
         self.started_ns[action.action_id] = time.monotonic_ns()
         self._note(f"infer {action.model} {len(calls)}")
         for call in calls:
-            y = call.inputs["x"] * 2
-            call.output[: y.nbytes] = y.tobytes()
-            call.outputs.append(
-                TensorRef(name="y", datatype="FP32", shape=y.shape, offset=0, nbytes=y.nbytes)
-            )
+            put_outputs(call, [(Y, call.inputs["x"] * 2)])
         return Phases(1, 2, 3)
 
     def close(self) -> None:

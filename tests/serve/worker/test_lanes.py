@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec import structs
@@ -22,10 +23,11 @@ from clockwork_serve.messages import (
     CodeRemoved,
     Lane,
     Status,
+    Tensors,
     Window,
 )
 from clockwork_serve.serve.child import EXIT_BROKEN
-from clockwork_serve.serve.shm import Region
+from clockwork_serve.serve.shm import Region, memory_of
 from clockwork_serve.serve.worker.lanes import LaneExecutors
 from clockwork_serve.worker import ControllerLost, Stop, Worker
 from tests.serve.slots import Slot, answer, slot
@@ -286,6 +288,33 @@ def test_outputs_into_a_slot_that_was_reused_are_dropped(toy: Toy, region: Regio
         toy.act = lambda what: made.take_back()
         result = at.ask(over(infer(2, "a", 0), made))
     assert (result.status, result.outputs) == (Status.INPUT_GONE, ())
+
+
+LARGE = np.arange(1024, dtype=np.float32).reshape(1, 1024)
+
+
+def test_outputs_that_outgrow_their_room_are_in_memory_of_the_worker_until_the_slot_is_free(
+    region: Region,
+) -> None:
+    with bench(Toy(structs.replace(SPEC, io_bytes=2 * LARGE.nbytes))) as at:
+        at.loaded()
+        first, second, third = (slot(region, {"x": LARGE}, room=64) for _ in range(3))
+        before = bytes(region.buffer)
+        result = at.ask(over(infer(2, "a", 0), first, second))
+        assert result.status is Status.OK, result.message
+        for made, encoded in zip((first, second), result.outputs, strict=True):
+            told = msgspec.msgpack.decode(encoded, type=Tensors)
+            (ref,) = told.refs
+            found = bytes(memory_of(told, region)[ref.offset : ref.offset + ref.nbytes])
+            assert found == (LARGE * 2).tobytes()
+            end = made.tensors.output_offset
+            assert bytes(region.buffer[end : end + 64]) == before[end : end + 64]
+
+        refused = at.ask(over(infer(3, "a", 0), third))
+        assert refused.status is Status.MODEL_RAISED
+        assert "expected at most 0 bytes, as are left of io_memory (8192); found 4096" in refused.message
+        first.take_back()
+        assert at.ask(over(infer(4, "a", 0), third)).status is Status.OK
 
 
 def test_references_outside_the_region_never_reach_the_device(toy: Toy, region: Region) -> None:

@@ -40,7 +40,6 @@ class Model:
 WORDS_SETTINGS = """backend = "python"
 max_batch_size = 8
 memory_bytes = 65536
-output_bytes = 65536
 inputs = [{name = "text", dims = [1], datatype = "BYTES"}]
 outputs = [
   {name = "words", dims = [1], datatype = "INT32"},

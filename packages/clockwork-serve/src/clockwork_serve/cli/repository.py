@@ -149,7 +149,13 @@ def validate(
     cache.close()
     if as_json:
         models = [
-            {"name": each.model.name, "version": each.model.version, "warnings": each.model.warnings}
+            {
+                "name": each.model.name,
+                "version": each.model.version,
+                "output_bytes": each.model.output_bytes,
+                "outputs_open": each.code.outputs_open,
+                "warnings": each.model.warnings,
+            }
             for each in served
         ]
         show_json(
@@ -159,12 +165,14 @@ def validate(
             }
         )  # fmt: skip
         return 1 if problems else 0
-    rows = [[_name(problem), "", "", "cannot be served"] for problem in problems]
-    for model in (each.model for each in served):
+    rows = [[_name(problem), "", "", "", "cannot be served"] for problem in problems]
+    for each in served:
+        model = each.model
         warnings = f"ok, {counted(len(model.warnings), 'warning')}" if model.warnings else "ok"
-        rows.append([model.key, model.platform, str(model.max_batch_size), warnings])
+        room = f"{'open, first ' if each.code.outputs_open else ''}{size_text(model.output_bytes)}"
+        rows.append([model.key, model.platform, str(model.max_batch_size), room, warnings])
     summary = f"{counted(len(served), 'model version')} can be served, {counted(len(problems), 'problem')}"
-    columns = ["model", "platform", ">max batch", "result"]
+    columns = ["model", "platform", ">max batch", ">outputs of a row", "result"]
     _show(columns, sorted(rows), _warnings(served), problems, summary)
     return 1 if problems else 0
 

@@ -492,7 +492,8 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         size(MIB), "most scratch memory of one batch, per device", WORKER, "1GiB",
     )] = 1024 * MIB
     io_memory: Annotated[int, Setting(
-        size(MIB), "most inputs and outputs of one batch, per device", WORKER, "256MiB",
+        size(MIB), "most inputs and outputs of one batch, and outputs beyond their reserve, per device",
+        WORKER, "256MiB",
     )] = 256 * MIB
     threads: Annotated[int, Setting(
         integer(1, 1024), "threads that run one model on a CPU device", WORKER,

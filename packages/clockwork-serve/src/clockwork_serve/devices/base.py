@@ -98,7 +98,7 @@ class DeviceConfig(Struct, frozen=True, kw_only=True):
 
 @dataclass(slots=True)
 class CallBuffers:
-    """One call's tensors, in shared memory of its gateway.
+    """One call's tensors.
 
     ``inputs`` maps names to arrays of the request's full shape (BYTES: object arrays of ``bytes``).
     ``output`` is the room for outputs, writable; ``outputs`` is filled by ``infer`` with references whose
@@ -108,6 +108,10 @@ class CallBuffers:
     inputs: Mapping[str, npt.NDArray[Any]]
     output: memoryview
     outputs: list[TensorRef] = field(default_factory=list)
+
+    def grow(self, nbytes: int) -> None:
+        """Replace ``output`` by at least ``nbytes``. :class:`~clockwork_serve.errors.ModelError` without."""
+        self.output = memoryview(bytearray(nbytes))
 
 
 @dataclass(slots=True)
@@ -230,7 +234,7 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "BYTES": np.dtype("O")}
 
 
 # ------------------------------------------------------------
-# Tensors of calls: shapes, rows of a batch, and the room for outputs, whose bounds are checked.
+# Tensors of calls: shapes, rows of a batch, and the room for outputs, which grows where it is too small.
 
 
 def full_shape(code: Code, spec: TensorSpec, rows: int) -> tuple[int, ...]:
@@ -322,55 +326,50 @@ def stack(arrays: Sequence[Array], target: Array) -> None:
         target[start:] = target[start - 1]
 
 
-class OutputRoom:
-    """The room for one call's outputs, filled from its start; references are relative to it."""
+def write_outputs(
+    code: Code, outputs: Iterable[Array], batch: int, calls: Sequence[CallBuffers], rows: Sequence[int]
+) -> None:
+    """Copy whole outputs, in the code's order, into the rooms of their calls, which grow as needed.
 
-    __slots__ = ("_end", "_memory", "refs")
+    ModelError if one's shape is not as declared, or a room cannot grow.
+    """
+    arrays = list(zip(code.outputs, outputs, strict=True))
+    for spec, array in arrays:
+        expected = full_shape(code, spec, batch)
+        if not fits(expected, array.shape):
+            raise ModelError(f"output {spec.name}: expected shape {expected}, found {tuple(array.shape)}")
+    start = 0
+    for call, count in zip(calls, rows, strict=True):
+        end = start + count
+        put_outputs(call, [(spec, array[start:end] if code.batched else array) for spec, array in arrays])
+        start = end
 
-    def __init__(self, call: CallBuffers) -> None:
-        self._memory = call.output
-        self._end = 0
-        self.refs = call.outputs
-        self.refs.clear()
 
-    def array(self, spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-        """A writable view for one output of fixed-size elements; ModelError if the room is too small."""
-        dtype = NUMPY_DTYPES[spec.datatype]
-        nbytes = nbytes_of(shape, dtype)
-        offset = self._take(spec, shape, nbytes)
-        if not nbytes:
-            return np.empty(shape, dtype)
-        return np.ndarray(shape, dtype, buffer=self._memory, offset=offset)
-
-    def put(self, spec: TensorSpec, array: Array) -> None:
-        """Copy one output in; BYTES in wire form."""
-        if spec.datatype != "BYTES":
-            self.array(spec, array.shape)[...] = array
-            return
-        encoded = encode_bytes(array)
-        offset = self._take(spec, array.shape, len(encoded))
-        self._memory[offset : offset + len(encoded)] = encoded
-
-    def _take(self, spec: TensorSpec, shape: tuple[int, ...], nbytes: int) -> int:
-        offset = self._end
-        ref = TensorRef(
-            name=spec.name, datatype=spec.datatype, shape=tuple(shape), offset=offset, nbytes=nbytes
+def put_outputs(call: CallBuffers, outputs: Iterable[tuple[TensorSpec, Array]]) -> None:
+    """Copy one call's outputs into its room, BYTES in wire form; :class:`ModelError` if it cannot grow."""
+    end = 0
+    refs: list[TensorRef] = []
+    sources: list[Array | bytes] = []
+    for spec, array in outputs:
+        source = encode_bytes(array) if spec.datatype == "BYTES" else array
+        sources.append(source)
+        nbytes = len(source) if type(source) is bytes else nbytes_of(array.shape, NUMPY_DTYPES[spec.datatype])
+        offset = align(end)
+        end = offset + nbytes
+        refs.append(
+            TensorRef(name=spec.name, datatype=spec.datatype, shape=array.shape, offset=offset, nbytes=nbytes)
         )
-        if offset + nbytes > len(self._memory) or self._memory.readonly:
-            raise room_error(self._memory, ref, offset + nbytes)
-        self._end = align(offset + nbytes)
-        self.refs.append(ref)
-        return offset
-
-
-def room_error(memory: memoryview, ref: TensorRef, end: int) -> DeviceError:
-    """Why an output that ends at ``end`` cannot be written to ``memory``."""
-    if memory.readonly:
-        return DeviceError("output: expected writable memory, found read-only memory")
-    return ModelError(
-        f"output {ref.name}: shape {ref.shape} ends at byte {end}, but the room for the outputs is"
-        f" {len(memory)} bytes; declare a larger output size for this model"
-    )
+    if end > len(call.output):
+        call.grow(end)
+    memory = call.output
+    for ref, source in zip(refs, sources, strict=True):
+        if isinstance(source, bytes):
+            memory[ref.offset : ref.offset + ref.nbytes] = source
+        elif ref.nbytes:
+            dtype = NUMPY_DTYPES[ref.datatype]
+            target: Array = np.ndarray(ref.shape, dtype, buffer=memory, offset=ref.offset)
+            target[...] = source
+    call.outputs[:] = refs
 
 
 def encode_bytes(array: Array) -> bytes:
@@ -381,19 +380,3 @@ def encode_bytes(array: Array) -> bytes:
         parts.append(struct.pack("<I", len(data)))
         parts.append(data)
     return b"".join(parts)
-
-
-def split(
-    code: Code, spec: TensorSpec, array: Array, batch: int, rows: Sequence[int], rooms: Sequence[OutputRoom]
-) -> None:
-    """Copy the rows of an output into their calls' rooms; ModelError if its shape is not as declared."""
-    expected = full_shape(code, spec, batch)
-    if not fits(expected, array.shape):
-        raise ModelError(f"output {spec.name}: expected shape {expected}, found {tuple(array.shape)}")
-    if not code.batched:
-        rooms[0].put(spec, array)
-        return
-    start = 0
-    for room, count in zip(rooms, rows, strict=True):
-        room.put(spec, array[start : start + count])
-        start += count

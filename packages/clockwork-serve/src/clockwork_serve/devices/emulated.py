@@ -40,13 +40,15 @@ from msgspec import Struct
 
 from clockwork_serve.devices.arena import span
 from clockwork_serve.devices.base import (
+    NUMPY_DTYPES,
+    Array,
     CallBuffers,
     DeviceConfig,
-    OutputRoom,
     Phases,
     PreparedCodes,
     full_shape,
     io_bytes,
+    put_outputs,
     rows_of,
 )
 from clockwork_serve.devices.files import read_record
@@ -154,9 +156,7 @@ class EmulatedDevice:
         rows = rows_of(code, action, calls)
         end = started + self._vary(interpolate(profile.infer_ns, action.batch))
         for call, count in zip(calls, rows, strict=True):
-            room = OutputRoom(call)
-            for spec in code.outputs:
-                _write_zeros(room, spec, full_shape(code, spec, count))
+            put_outputs(call, [(spec, _zeros(spec, full_shape(code, spec, count))) for spec in code.outputs])
         written = self._clock()
         self._wait(end)
         return Phases(0, self._clock() - written, written - started)
@@ -258,12 +258,13 @@ def _check_curve(where: str, curve: Mapping[int, float]) -> None:
         raise ConfigError(f"{where}: expected a duration above 0 for at least one batch size, found {curve}")
 
 
-def _write_zeros(room: OutputRoom, spec: TensorSpec, shape: tuple[int, ...]) -> None:
+def _zeros(spec: TensorSpec, shape: tuple[int, ...]) -> Array:
+    """An output that is nothing, and takes no memory; open dimensions are 1."""
     shape = tuple(1 if dim < 0 else dim for dim in shape)
-    if spec.datatype == "BYTES":
-        room.put(spec, np.full(shape, b"", dtype=object))
-    else:
-        room.array(spec, shape).fill(0)
+    nothing = (
+        np.full((), b"", object) if spec.datatype == "BYTES" else np.zeros((), NUMPY_DTYPES[spec.datatype])
+    )
+    return np.broadcast_to(nothing, shape)
 
 
 def _sleep_precisely() -> None:

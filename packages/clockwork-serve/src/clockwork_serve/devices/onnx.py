@@ -30,7 +30,6 @@ from clockwork_serve.devices.base import (
     full_shape,
     is_static,
     nbytes_of,
-    room_error,
     rows_of,
     within,
 )
@@ -225,8 +224,9 @@ class StaticBatch:
         layout = self._layout_by_rows.get(rows)
         if layout is None:
             layout = self._layout_by_rows[rows] = _lay_out(self._code, rows)
-        if layout.nbytes > len(call.output) or call.output.readonly:
-            raise room_error(call.output, layout.refs[-1], layout.nbytes)
+        if layout.nbytes > len(call.output):
+            call.grow(layout.nbytes)
+        assert not call.output.readonly, "outputs are written in place"
         return layout
 
 

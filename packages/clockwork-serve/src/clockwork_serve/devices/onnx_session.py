@@ -20,13 +20,12 @@ from clockwork_serve.devices.base import (
     NUMPY_DTYPES,
     Array,
     CallBuffers,
-    OutputRoom,
     Phases,
     check_input,
     gather,
     nbytes_of,
-    split,
     stack,
+    write_outputs,
 )
 from clockwork_serve.devices.files import read_record
 from clockwork_serve.errors import DeviceError, ModelError
@@ -207,7 +206,7 @@ class OpenBatch:
             ran_ns = time.monotonic_ns()
             found = zip(self._code.outputs, binding.get_outputs(), strict=True)
             outputs = [_array_of(spec, value) for spec, value in found]
-            write(self._code, outputs, self._batch, calls, rows)
+            write_outputs(self._code, outputs, self._batch, calls, rows)
         finally:
             binding.clear_binding_outputs()
             for spec in specs:
@@ -263,17 +262,8 @@ class TextBatch:
         entered_ns = time.monotonic_ns()
         outputs = bound.session.run(self._names, feed)
         ran_ns = time.monotonic_ns()
-        write(self._code, outputs, self._batch, calls, rows)
+        write_outputs(self._code, outputs, self._batch, calls, rows)
         return Phases(entered_ns - started_ns, ran_ns - entered_ns, time.monotonic_ns() - ran_ns)
-
-
-def write(
-    code: Code, outputs: Sequence[Array], batch: int, calls: Sequence[CallBuffers], rows: Sequence[int]
-) -> None:
-    """Copy whole outputs, in the code's order, into the calls' rooms."""
-    rooms = [OutputRoom(call) for call in calls]
-    for spec, array in zip(code.outputs, outputs, strict=True):
-        split(code, spec, array, batch, rows, rooms)
 
 
 def _inputs_given(code: Code, calls: Sequence[CallBuffers]) -> list[TensorSpec]:

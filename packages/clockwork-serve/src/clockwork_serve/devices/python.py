@@ -32,14 +32,13 @@ from clockwork_serve.devices.base import (
     Array,
     CallBuffers,
     DeviceConfig,
-    OutputRoom,
     Phases,
     PreparedCodes,
     fits,
     full_shape,
     gather,
     rows_of,
-    split,
+    write_outputs,
 )
 from clockwork_serve.errors import DeviceError, ModelError, described
 from clockwork_serve.messages import Code, Infer, Load, TensorSpec, Unload
@@ -151,10 +150,8 @@ def _write(model: str, code: Code, found: object, calls: Sequence[CallBuffers], 
         raise ModelError(f"model {model}: expected a dict with outputs {names}, found {what}")
     total = sum(rows)
     arrays = [_checked(model, code, spec, returned[spec.name], total) for spec in code.outputs]
-    rooms = [OutputRoom(call) for call in calls]
     try:
-        for spec, array in zip(code.outputs, arrays, strict=True):
-            split(code, spec, array, total, rows, rooms)
+        write_outputs(code, arrays, total, calls, rows)
     except DeviceError:
         for call in calls:
             call.outputs.clear()

@@ -24,7 +24,6 @@ from clockwork_serve.devices.base import (
     Bindings,
     CallBuffers,
     DeviceConfig,
-    OutputRoom,
     Phases,
     PreparedCodes,
     check_blob,
@@ -34,9 +33,9 @@ from clockwork_serve.devices.base import (
     is_static,
     nbytes_of,
     rows_of,
-    split,
     stack,
     within,
+    write_outputs,
 )
 from clockwork_serve.devices.files import check_file, read_record
 from clockwork_serve.devices.kinds import BACKENDS
@@ -502,9 +501,7 @@ class TorchDevice:
             arrays = copy_out(package, outputs, accelerator)
             copied_out = accelerator.mark("output")
         accelerator.wait(copied_out)
-        rooms = [OutputRoom(call) for call in calls]
-        for slot, array in zip(package.outputs, arrays, strict=True):
-            split(code, slot.spec, array, package.batch, rows, rooms)
+        write_outputs(code, arrays, package.batch, calls, rows)
         input_ns = filled_ns - started_ns + accelerator.between_ns(copy_start, run_start)
         run_ns = accelerator.between_ns(run_start, run_end)
         return Phases(input_ns, run_ns, max(0, time.monotonic_ns() - started_ns - input_ns - run_ns))

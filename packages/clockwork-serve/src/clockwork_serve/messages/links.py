@@ -358,24 +358,28 @@ class Piece(Struct, frozen=True, kw_only=True, tag="piece"):
     """Bytes of an INFER's tensors: inputs to the worker, outputs back.
 
     ``call`` is the index of the call in the action; ``at`` is the offset from the start of the call's inputs,
-    or of its room for outputs.
+    or of its room for outputs. ``grown``: how many bytes the call's outputs have that are larger than that
+    room, else 0.
     """
 
     action_id: int
     call: int
     at: int
     data: bytes
+    grown: int = 0
 
 
 class RequestPiece(Struct, frozen=True, kw_only=True, tag="request_piece"):
     """Bytes of a request's tensors, in order: inputs from its gateway, outputs back.
 
-    ``at`` is the offset from the start of its inputs, or of its room for outputs.
+    ``at`` is the offset from the start of its inputs, or of its room for outputs; ``grown`` as in
+    :class:`Piece`.
     """
 
     request_id: str
     at: int
     data: bytes
+    grown: int = 0
 
 
 class Undelivered(Struct, frozen=True, kw_only=True, tag="unheard"):

@@ -25,7 +25,7 @@ class TensorSpec(Struct, frozen=True, kw_only=True):
 
     @property
     def row_bytes(self) -> int | None:
-        """Bytes of one row (or of the whole tensor if not batched); None where the shape leaves it open."""
+        """Bytes of one row (or of the whole tensor if not batched); None where its size is open, or BYTES."""
         size = DATATYPES[self.datatype]
         for dim in self.shape:
             size *= dim
@@ -61,6 +61,11 @@ class Code(Struct, frozen=True, kw_only=True):
     lifted: bool
     files: tuple[CodeFile, ...] = ()
 
+    @property
+    def outputs_open(self) -> bool:
+        """Whether only a run tells how large its outputs are: an open dimension, or BYTES."""
+        return any(spec.row_bytes is None for spec in self.outputs)
+
 
 class Weights(Struct, frozen=True, kw_only=True):
     """One model's weights: a blob file laid out by its code's index, ``size`` bytes long.
@@ -82,7 +87,8 @@ class Model(Struct, frozen=True, kw_only=True):
     ``max_batch_size`` means what it means in Triton: 0, no batch axis is shown to clients.
     ``batch_sizes`` are those the scheduler may use: the code's, up to ``max_batch_size``.
     ``slo_ns`` is the model's own default SLO (None: the server's). ``queue_limit`` bounds waiting requests.
-    ``output_bytes`` is the room a request's outputs may take, in bytes per request row.
+    ``output_bytes`` is the room for a request's outputs, in bytes per request row: what they take, or the
+    first guess if that is open.
     ``labels`` maps an output's name to its class labels. ``config`` is the model configuration as JSON, in
     Triton's field names. ``warnings`` say what is lost and why.
     """

@@ -352,6 +352,7 @@ class Served:
         self.default_slo_ns = default_slo_ns
         self.headers = Headers()
         self.rows_max = max(model.batch_sizes) if code.batched else 1
+        self.outputs_open = code.outputs_open
         self._inputs = {
             spec.name: _Input(spec, DATATYPES[spec.datatype], spec.row_bytes) for spec in code.inputs
         }

@@ -13,6 +13,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Final
 
 import msgspec
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clockwork_serve.devices.base import NUMPY_DTYPES, CallBuffers
-from clockwork_serve.errors import DeviceError, TransportError
+from clockwork_serve.errors import DeviceError, ModelError, TransportError
 from clockwork_serve.messages import Call, Infer, TensorRef, Tensors
 from clockwork_serve.units import KIB, MIB, TENSOR_ALIGN, align
 
@@ -34,6 +35,8 @@ from clockwork_serve.units import KIB, MIB, TENSOR_ALIGN, align
 
 HEADER_BYTES: Final = 8
 """Size of a slot's header: its epoch, a little-endian unsigned integer, written and read in one piece."""
+NO_EPOCH: Final = 0
+"""The epoch in the header of a free slot; no request has it."""
 
 SPARE_PIECE_MAX: Final = 16 * KIB
 SPARE_BYTES_MAX: Final = 4 * MIB
@@ -232,7 +235,7 @@ class RegionMap:
         except OSError as error:
             self.forget(name)
             raise RegionGone(
-                f"region {name} is gone: {error.strerror}; its gateway died or closed it"
+                f"region {name} is gone: {error.strerror}; its owner died or closed it"
             ) from None
         if known is not None and known.ino == there.st_ino and known.dev == there.st_dev:
             return known.view
@@ -247,13 +250,8 @@ class RegionMap:
     def prune(self) -> None:
         """Drop the mappings of regions that were closed, or whose owner has died."""
         for name, mapped in list(self._mapped.items()):
-            try:
-                there = os.stat(_parse(name)[0])
-            except OSError:
+            if _identity(name) != (mapped.dev, mapped.ino):
                 self.forget(name)
-            else:
-                if (there.st_dev, there.st_ino) != (mapped.dev, mapped.ino):
-                    self.forget(name)
 
     def __len__(self) -> int:
         return len(self._mapped)
@@ -264,6 +262,15 @@ def _parse(name: str) -> tuple[str, int]:
         raise RegionGone(f"region name {name[:80]!r}: expected PID:FD:BYTES in decimal digits")
     parts = name.split(":")
     return f"/proc/{parts[0]}/fd/{parts[1]}", int(parts[2])
+
+
+def _identity(name: str) -> tuple[int, int] | None:
+    """``st_dev`` and ``st_ino`` of what a region's name means now; None if that is nothing."""
+    try:
+        there = os.stat(_parse(name)[0])
+    except OSError:
+        return None
+    return there.st_dev, there.st_ino
 
 
 def _map(name: str, path: str, size: int, there: os.stat_result) -> _Mapped:
@@ -295,6 +302,87 @@ def _map(name: str, path: str, size: int, there: os.stat_result) -> _Mapped:
 
 
 # ------------------------------------------------------------
+# Outputs that are larger than the room in their request's slot: how large they are is known only after the
+# run, and the worker cannot allocate in the gateway's region.
+#
+# They are in a region of the worker, which the gateway maps to read them. It is freed once the slot is: its
+# header tells, so no message is needed for that.
+
+
+@dataclass(slots=True, frozen=True)
+class _Spilled:
+    """Outputs in ``region``, of the request whose slot's header is in ``memory`` of the gateway ``owner``."""
+
+    region: Region
+    memory: memoryview
+    epoch: int
+    owner: tuple[int, int] | None
+
+
+class SpilledOutputs:
+    """Outputs in memory of this process, ``limit`` bytes at most (``io_memory``). Thread-safe."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = Lock()
+        self._held: dict[tuple[str, int], _Spilled] = {}  # by region and header of the slot
+        self.used_bytes = 0
+
+    def take(self, tensors: Tensors, memory: memoryview, nbytes: int) -> Region:
+        """Memory for the outputs of a request whose slot is in ``memory``. Raises :class:`ModelError`."""
+        place, owner = (tensors.region, tensors.header_offset), _identity(tensors.region)
+        with self._lock:
+            self._free(place)  # of an earlier run of the request
+            self._free_unused()
+            left = self._limit - self.used_bytes
+            if nbytes > left:
+                raise ModelError(
+                    f"outputs: expected at most {left} bytes, as are left of io_memory ({self._limit}); "
+                    f"found {nbytes}; ask for less at once, or raise it"
+                )
+            try:
+                region = Region.create(nbytes)
+            except OSError as error:
+                raise ModelError(f"outputs: no memory for {nbytes} bytes: {error.strerror}") from None
+            self._held[place] = _Spilled(region, memory, tensors.epoch, owner)
+            self.used_bytes += region.size
+        return region
+
+    def free_unused(self) -> bool:
+        """Free what gateways have read, or never will; returns whether something is left."""
+        if self._held:
+            with self._lock:
+                self._free_unused()
+        return bool(self._held)
+
+    def close(self) -> None:
+        """Free everything."""
+        with self._lock:
+            for place in list(self._held):
+                self._free(place)
+
+    def _free_unused(self) -> None:
+        for place, spilled in list(self._held.items()):
+            reused = read_epoch(spilled.memory, place[1]) != spilled.epoch
+            if reused or spilled.owner is None or _identity(place[0]) != spilled.owner:
+                self._free(place)
+
+    def _free(self, place: tuple[str, int]) -> None:
+        spilled = self._held.pop(place, None)
+        if spilled is not None:
+            self.used_bytes -= spilled.region.size
+            spilled.region.close()
+
+
+def memory_of(outputs: Tensors, own: Region) -> memoryview:
+    """The memory that a result's references count from: the slot's region ``own``, or their worker's.
+
+    Raises :class:`RegionGone` if the worker died.
+    """
+    return own.buffer if outputs.region == own.name else RegionMap().view(outputs.region)
+
+
+# ------------------------------------------------------------
 # The tensors of an INFER's calls: references into shared memory become arrays without a copy, and outputs
 # become references.
 #
@@ -310,25 +398,33 @@ class BadTensors(TransportError):
     """References that contradict themselves or their region; the message names the request and the tensor."""
 
 
-@dataclass(slots=True)
-class OpenCall:
-    """The mapped tensors of one call. ``memory`` is the whole region."""
+@dataclass(slots=True, kw_only=True)
+class OpenCall(CallBuffers):
+    """The mapped tensors of one call. ``memory`` is the whole region; ``spill`` is for what outgrows it."""
 
     request_id: str
     tensors: Tensors
     memory: memoryview
-    buffers: CallBuffers
+    spill: SpilledOutputs
+    spilled: Region | None = None
+
+    def grow(self, nbytes: int) -> None:
+        """Have outputs written to memory of this process, instead of their slot. Raises ModelError."""
+        self.spilled = self.spill.take(self.tensors, self.memory, nbytes)
+        self.output = self.spilled.buffer[:nbytes]
 
 
 class Calls:
-    """Opens the calls of INFERs. For one thread."""
+    """Opens the calls of INFERs, whose outputs may ``spill``. For one thread."""
 
-    def __init__(self, regions: RegionMap) -> None:
+    def __init__(self, regions: RegionMap, spill: SpilledOutputs) -> None:
         self._regions = regions
+        self._spill = spill
         self._decoder = msgspec.msgpack.Decoder(Tensors)
 
     def open(self, action: Infer) -> list[OpenCall]:
         """Map the tensors of all calls. Raises :class:`RegionGone` or :class:`BadTensors`."""
+        self._spill.free_unused()
         memories: dict[str, memoryview] = {}  # one system call per region
         return [self._open(call, memories) for call in action.calls]
 
@@ -351,7 +447,10 @@ class Calls:
         inputs = {ref.name: _array(call.request_id, ref, shared) for ref in tensors.refs}
         if len(inputs) != len(tensors.refs):
             raise BadTensors(f"request {call.request_id}: inputs: expected each name once, found one twice")
-        return OpenCall(call.request_id, tensors, memory, CallBuffers(inputs, memory[first : first + room]))
+        return OpenCall(
+            inputs=inputs, output=memory[first : first + room], request_id=call.request_id, tensors=tensors,
+            memory=memory, spill=self._spill,
+        )  # fmt: skip
 
 
 def check_epochs(calls: Sequence[OpenCall]) -> None:
@@ -369,9 +468,12 @@ def encode_outputs(calls: Sequence[OpenCall]) -> tuple[bytes, ...]:
 
 
 def _outputs(call: OpenCall) -> Tensors:
-    tensors, room = call.tensors, len(call.buffers.output)
+    tensors, room = call.tensors, len(call.output)
+    region, start = tensors.region, tensors.output_offset
+    if call.spilled is not None:
+        region, start = call.spilled.name, 0
     refs = []
-    for ref in call.buffers.outputs:
+    for ref in call.outputs:
         if ref.offset < 0 or ref.nbytes < 0 or ref.offset + ref.nbytes > room:
             raise DeviceError(
                 f"output {ref.name}: the device wrote {ref.nbytes} bytes at {ref.offset}, room is {room}"
@@ -379,12 +481,12 @@ def _outputs(call: OpenCall) -> Tensors:
         refs.append(
             TensorRef(
                 name=ref.name, datatype=ref.datatype, shape=ref.shape,
-                offset=tensors.output_offset + ref.offset, nbytes=ref.nbytes,
+                offset=start + ref.offset, nbytes=ref.nbytes,
             )
         )  # fmt: skip
     return Tensors(
-        region=tensors.region, epoch=tensors.epoch, header_offset=tensors.header_offset, refs=tuple(refs),
-        output_offset=tensors.output_offset, output_bytes=tensors.output_bytes,
+        region=region, epoch=tensors.epoch, header_offset=tensors.header_offset, refs=tuple(refs),
+        output_offset=start, output_bytes=room,
     )  # fmt: skip
 
 

@@ -46,8 +46,8 @@ from clockwork_serve.errors import RepositoryError
 from clockwork_serve.integrity import Verified, file_digest, hash_of, sealed, unsealed
 from clockwork_serve.messages import Code, CodeFile, Profile, TensorSpec, Weights
 from clockwork_serve.store.optimiser import runtime_fingerprint
-from clockwork_serve.store.settings import Damage, ModelSettings, ProblemError, StoreConfig, problem
-from clockwork_serve.units import MIB, align
+from clockwork_serve.store.settings import Damage, ModelSettings, ProblemError, problem
+from clockwork_serve.units import KIB, MIB, align
 
 LAYOUT = 6
 """Incremented whenever the format of what is stored changes; older folders are not touched."""
@@ -453,8 +453,8 @@ _UNLIFTED_FACTOR = 2
 """Memory of an ordinary session, as a multiple of its file (measured: 1.6, more while it opens)."""
 
 
-_ROOM_FACTOR = 16
-"""How much larger than in the (small) trial outputs may be where a request chooses its shape."""
+_OPEN_OUTPUT_BYTES = 64 * KIB
+"""The first guess, at least, of what outputs of a row take where only a run tells."""
 
 
 class Compiled(Struct, frozen=True, kw_only=True):
@@ -488,7 +488,6 @@ def compiled_of(
     weights_id: str,
     weights_bytes: int,
     settings: ModelSettings,
-    config: StoreConfig,
     *,
     max_batch_size: int,
     seen_bytes: int = 0,
@@ -502,20 +501,18 @@ def compiled_of(
         lifted=code.lifted,
         max_batch_size=max_batch_size,
         batch_sizes=code.batch_sizes,
-        output_bytes=_output_room(code.outputs, seen_bytes, config.output_bytes, settings.output_bytes),
+        output_bytes=_output_room(code.outputs, seen_bytes, settings.output_bytes),
         warnings=tuple(text for text in warnings if text),
     )
 
 
-def _output_room(outputs: tuple[TensorSpec, ...], seen_bytes: int, least: int, asked: int | None) -> int:
-    """Bytes of room per request row: exact if all sizes are known, else as configured or estimated."""
-    sizes = [spec.row_bytes if spec.datatype != "BYTES" else None for spec in outputs]
+def _output_room(outputs: tuple[TensorSpec, ...], seen_bytes: int, asked: int | None) -> int:
+    """Bytes of room per request row: exact if all sizes are known, else a first guess."""
+    sizes = [spec.row_bytes for spec in outputs]
     exact = sum(align(size or 0) for size in sizes)
     if None not in sizes:
         return max(exact, 1)
-    if asked is not None:
-        return max(asked, exact)
-    return align(max(least, exact, _ROOM_FACTOR * seen_bytes))
+    return max(exact, align(max(seen_bytes, _OPEN_OUTPUT_BYTES)) if asked is None else asked)
 
 
 def batch_sizes(max_batch_size: int) -> tuple[int, ...]:

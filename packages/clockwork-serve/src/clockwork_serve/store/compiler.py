@@ -66,7 +66,7 @@ def compile_emulated(entry: Entry, cache: Cache, config: StoreConfig) -> tuple[C
         msgspec.structs.replace(code, code_id=code_id), {"profile.json": profile}
     )
     return compiled_of(
-        code, code_id, emulated.weights_bytes, entry.settings, config,
+        code, code_id, emulated.weights_bytes, entry.settings,
         max_batch_size=asked, warnings=(batching.lost,),
     ), code  # fmt: skip
 
@@ -93,7 +93,7 @@ def compile_python(entry: Entry, version: int, cache: Cache, config: StoreConfig
     code = msgspec.structs.replace(code, code_id=code_id, path=str(path.parent))
     memory = entry.settings.memory_bytes or _PYTHON_MEMORY_BYTES
     return compiled_of(
-        code, code_id, memory, entry.settings, config,
+        code, code_id, memory, entry.settings,
         max_batch_size=batching.max_batch_size, warnings=(batching.lost,),
     ), code  # fmt: skip
 

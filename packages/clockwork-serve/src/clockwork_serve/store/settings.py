@@ -109,8 +109,7 @@ class StoreConfig(Struct, frozen=True, kw_only=True):
     """How models are compiled, and defaults for what a model's own configuration leaves out.
 
     ``cache_dir`` is where artefacts are kept. ``max_batch_size`` is the default of a model that can be
-    batched. ``output_bytes`` is the least room per request row for outputs whose size depends on the request.
-    ``largest_batch`` is the most that a model may ask for. ``torch_target`` is what torch programs are
+    batched, ``largest_batch`` the most that a model may ask for. ``torch_target`` is what torch programs are
     compiled for: ``cpu``, ``cuda:sm_90``, ``cuda`` (this machine's GPU), ``auto`` (that, or else the CPU), or
     empty: no device here runs them.
     """
@@ -118,7 +117,6 @@ class StoreConfig(Struct, frozen=True, kw_only=True):
     cache_dir: str
     max_batch_size: int = 16
     largest_batch: int = 64
-    output_bytes: int = 4 * MIB
     queue_limit: int = 1000
     torch_target: str = "cpu"
 
@@ -176,7 +174,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
         """All that compilation depends on beside the model's file; equal bytes give equal results."""
         fields = (
             self.backend, self.max_batch_size, self.output_bytes, self.memory_bytes, self.inputs,
-            self.outputs, self.emulated, config.max_batch_size, config.largest_batch, config.output_bytes,
+            self.outputs, self.emulated, config.max_batch_size, config.largest_batch,
         )  # fmt: skip
         return msgspec.json.encode(fields)
 

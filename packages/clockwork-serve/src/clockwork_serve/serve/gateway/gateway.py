@@ -27,6 +27,7 @@ from clockwork_serve.messages import (
     Release,
     Reply,
     Request,
+    Tensors,
     Undelivered,
 )
 from clockwork_serve.oip import (
@@ -59,6 +60,7 @@ from clockwork_serve.serve.gateway.requests import (
     EarlyInquiry,
     Ending,
     Inquiry,
+    OutputReserves,
     Pending,
     Slot,
     Slots,
@@ -196,6 +198,7 @@ class Gateway:
         self.settings = config.settings
         self.regions: Regions | None = None  # set where clients may use shared memory
         self.slots = Slots(self.settings.gateway_memory)
+        self._reserves = OutputReserves()
         self.clock = clock
         self.rng = Random()
         self.connections = 0
@@ -278,6 +281,8 @@ class Gateway:
             return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = served.model.output_bytes * known.rows
+        if served.outputs_open:
+            output_bytes = self._reserves.room(served, known.rows, known.signature, self.slots.region)
         slot = self.slots.fill(call.inputs, output_bytes, body, self._copying)
         if slot is None:
             self._refuse_for_memory(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
@@ -302,6 +307,15 @@ class Gateway:
     def _copy_first(self, request_id: str) -> None:
         copying, self._copying = self._copying, Copying()
         self._copies.begin(request_id, copying)
+
+    def grow(self, request_id: str, output_bytes: int) -> Tensors | None:
+        """Give an open request other, larger room for its outputs; None if there is none."""
+        pending = self._pending.get(request_id)
+        slot = None if pending is None else self.slots.grow(pending.slot, output_bytes)
+        if pending is None or slot is None:
+            return None
+        pending.slot = slot
+        return slot.tensors
 
     def cancel(self, request_id: str) -> None:
         """The client of an open request left: stop the request; :meth:`Inquiry.end` is not called."""
@@ -573,7 +587,10 @@ class Gateway:
             )
             inquiry.end(self.invalid(error, served))
             return
-        message = f"no room among {size} bytes for the tensors of one more request"
+        message = (
+            f"no room for {needed} bytes of one more request's tensors among the {size} of gateway_memory; "
+            "raise it if this is often so"
+        )
         self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
 
     def _deliver_answer(self, inquiry: Inquiry, pending: Pending, answer: Answer) -> None:
@@ -583,6 +600,8 @@ class Gateway:
             return
         try:
             ending = ending_of(pending, answer)
+            if pending.served.outputs_open and ending.outcome is Outcome.OK:
+                self._reserves.learn(pending.request, ending.outputs)
             if not ending.deadline_ns:
                 self.link.in_time.append(answer.request_id)
             if pending.call.shared and self.regions is not None and ending.outcome is Outcome.OK:

@@ -26,7 +26,7 @@ from clockwork_serve.oip import (
     status_of,
     status_of_error,
 )
-from clockwork_serve.serve.shm import HEADER_BYTES, Region, write_epoch
+from clockwork_serve.serve.shm import HEADER_BYTES, NO_EPOCH, Region, memory_of, write_epoch
 from clockwork_serve.units import KIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
 
 # ------------------------------------------------------------
@@ -36,10 +36,13 @@ from clockwork_serve.units import KIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
 # straight into the region, placed so that their first tensor is aligned, and then need no copy.
 
 
-NO_EPOCH: Final = 0
-"""The epoch in the header of a free slot; no request has it."""
 COPIED_AT_ONCE: Final = 512 * KIB
 """Bytes of inputs: about half a millisecond, where memory is accessed for the first time."""
+LITTLE_RESERVE: Final = 4 * KIB
+RESERVE_FADE: Final = 8
+"""The largest answer counts less by this part with each that is smaller."""
+RESERVES_MAX: Final = 1024
+"""For how many models and shapes of inputs the size of answers is remembered."""
 _HEADER: Final = align(HEADER_BYTES)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Tensors).decode
@@ -149,13 +152,16 @@ class Slot(msgspec.Struct, frozen=True):
 
     def outputs(self, encoded: bytes) -> list[OutputTensor]:
         """Views of the outputs that a worker reports. Raises :class:`TransportError` if one is elsewhere."""
-        buffer, tensors = self.region.buffer, self.tensors
+        reported, tensors = _decode(encoded), self.tensors
+        memory = memory_of(reported, self.region)
         first, end = tensors.output_offset, tensors.output_offset + tensors.output_bytes
+        if memory is not self.region.buffer:
+            first, end = 0, len(memory)
         found = []
-        for ref in _decode(encoded).refs:
+        for ref in reported.refs:
             if ref.offset < first or ref.offset + ref.nbytes > end:
                 raise TransportError(f"output {ref.name} lies outside of its request's slot")
-            view = buffer[ref.offset : ref.offset + ref.nbytes]
+            view = memory[ref.offset : ref.offset + ref.nbytes]
             found.append(OutputTensor(ref.name, ref.datatype, ref.shape, view))
         return found
 
@@ -226,6 +232,14 @@ class Slots:
     def bytes_for(self, inputs: Sequence[InputTensor], output_bytes: int) -> int:
         """The size of a slot for these."""
         return _HEADER + sum(align(len(tensor.data)) for tensor in inputs) + align(output_bytes)
+
+    def grow(self, slot: Slot, output_bytes: int) -> Slot | None:
+        """The slot with other, larger room for outputs; None if there is none."""
+        piece = self.region.allocate(output_bytes) if slot.region is self.region else None
+        if piece is None:
+            return None
+        tensors = msgspec.structs.replace(slot.tensors, output_offset=piece, output_bytes=output_bytes)
+        return Slot(slot.region, (*slot.pieces, piece), tensors)
 
     def free(self, slot: Slot) -> None:
         """Free a slot that no worker accesses any more. Exactly once."""
@@ -326,6 +340,31 @@ class Slots:
             output_bytes=output_bytes,
         )  # fmt: skip
         return Slot(region, pieces, tensors)
+
+
+class OutputReserves:
+    """Room for outputs whose size only running the model tells: as much as answers of the kind took lately.
+
+    Larger answers arrive from memory of their worker. So a reserve never refuses a request: all together they
+    have half of the region at most, and a little.
+    """
+
+    def __init__(self) -> None:
+        self._row_bytes: dict[tuple[str, str], int] = {}  # by model and signature, the latest last
+
+    def room(self, served: Served, rows: int, signature: str, region: Region) -> int:
+        """The bytes to reserve for a request."""
+        row_bytes = self._row_bytes.get((served.model.key, signature), served.model.output_bytes)
+        wanted = rows * row_bytes + TENSOR_ALIGN * len(served.code.outputs)
+        return wanted if wanted <= region.free_bytes - region.size // 2 else min(wanted, LITTLE_RESERVE)
+
+    def learn(self, request: Request, outputs: Sequence[OutputTensor]) -> None:
+        """Note the size of an answer."""
+        key, nbytes = (request.model, request.signature), sum([len(tensor.data) for tensor in outputs])
+        before = self._row_bytes.pop(key, 0)
+        if len(self._row_bytes) >= RESERVES_MAX:
+            del self._row_bytes[next(iter(self._row_bytes))]
+        self._row_bytes[key] = max(-(-nbytes // request.rows), before - before // RESERVE_FADE)
 
 
 def _inputs(slot: Slot) -> list[InputTensor]:

@@ -33,6 +33,7 @@ async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
         Path(config.run_dir) / SOCKET_NAME,
         judge_of(__version__, runtime_fingerprint(), config.kinds),
         settings.gateway_memory,
+        settings.io_memory,
     )
     listener = MachineListener(
         ClusterContext(cluster_files(settings), server=True), hello(Role.CONTROLLER, NAME),

@@ -50,6 +50,8 @@ class GatewayServers:
         keys = self.access.keys
         self.far = FarReach(config.name, settings) if config.elsewhere else None
         self.gateway = Gateway(config, caps=None if keys is None else Caps(keys.tenants), reach=self.far)
+        if self.far is not None:
+            self.far.grow = self.gateway.grow
         if settings.shared_memory is not None:
             self.gateway.regions = Regions(settings.shared_memory, Path(config.run_dir) / "regions")
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"))

@@ -53,8 +53,9 @@ from clockwork_serve.serve.remote.link import (
     on_the_way,
     pieces,
     placed,
+    run_bytes,
 )
-from clockwork_serve.serve.shm import Region, write_epoch
+from clockwork_serve.serve.shm import NO_EPOCH, Region, memory_of, write_epoch
 from clockwork_serve.serve.transport import Link, connect, hello
 from clockwork_serve.units import align
 
@@ -62,10 +63,6 @@ from clockwork_serve.units import align
 # Requests of one gateway on another machine, with their tensors in shared memory here.
 #
 # A request is forwarded to the controller once its inputs are complete.
-
-
-NO_EPOCH: Final = 0
-"""The epoch in the header of freed memory; no request has it."""
 
 
 @dataclass(slots=True)
@@ -109,7 +106,7 @@ class FarRequests:
         here = placed(self.region, tensors, self._epoch + 1)
         if here is None:
             size = self.region.size
-            why = f"no room among {size} bytes at the server for the tensors of one more request"
+            why = f"no room among {size} bytes at the server, its gateway_memory, for one more request"
             return Undelivered(request_id=request_id, why=why)
         self._epoch = here.epoch
         start = here.header_offset + HEADER
@@ -153,15 +150,19 @@ class FarRequests:
         opened.released |= answer.release
         outputs = b""
         if answer.outputs:
-            refs = _outputs(opened.tensors, answer)
-            if refs is None:
-                message = "its worker wrote outputs elsewhere than in the room for them"
+            try:
+                refs, memory, first = self._outputs(opened.tensors, answer)
+            except TransportError as error:
+                message = f"its outputs cannot be read: {error}"
                 answer = structs.replace(answer, outcome=Outcome.FAILED, message=message)
             else:
-                targets = tuple([moved(ref, ref.offset - opened.tensors.output_offset) for ref in refs])
-                outputs = on_the_way(targets)
-                for at, data in pieces(refs, targets, self.region.buffer):
-                    yield RequestPiece(request_id=answer.request_id, at=at, data=data)
+                targets = tuple([moved(ref, ref.offset - first) for ref in refs])
+                outputs, grown = (
+                    on_the_way(targets),
+                    run_bytes(targets) if memory is not self.region.buffer else 0,
+                )
+                for at, data in pieces(refs, targets, memory):
+                    yield RequestPiece(request_id=answer.request_id, at=at, data=data, grown=grown)
         opened.sent = True
         self._settle(answer.request_id, opened)
         # Workers access memory of this machine only, so the gateway may free its own at once.
@@ -178,6 +179,17 @@ class FarRequests:
         """Close the region; workers that still map it keep its memory."""
         self._open.clear()
         self.region.close()
+
+    def _outputs(self, room: Tensors, answer: Answer) -> tuple[tuple[TensorRef, ...], memoryview, int]:
+        """An answer's outputs, their memory, and where in it they begin. Raises :class:`TransportError`."""
+        found = decode(answer.outputs)
+        memory = memory_of(found, self.region)
+        first, end = room.output_offset, room.output_offset + room.output_bytes
+        if memory is not self.region.buffer:
+            first, end = 0, len(memory)
+        if not all(first <= ref.offset <= ref.offset + ref.nbytes <= end for ref in found.refs):
+            raise TransportError("its worker wrote outputs elsewhere than in the room for them")
+        return found.refs, memory, first
 
     def _complete(self, opened: _Open) -> Request | None:
         if opened.here < opened.inputs_end:
@@ -202,17 +214,6 @@ def _described(request: Request) -> Tensors:
     if tensors.output_bytes < 0 or any(ref.nbytes < 0 for ref in tensors.refs):
         raise TransportError(f"tensors of {request.request_id} take less than no bytes")
     return tensors
-
-
-def _outputs(room: Tensors, answer: Answer) -> tuple[TensorRef, ...] | None:
-    """References to an answer's outputs; None if one is outside of the request's output memory."""
-    first, end = room.output_offset, room.output_offset + room.output_bytes
-    try:
-        refs = decode(answer.outputs).refs
-    except TransportError:
-        return None
-    inside = all(first <= ref.offset <= ref.offset + ref.nbytes <= end for ref in refs)
-    return refs if inside else None
 
 
 # ------------------------------------------------------------
@@ -317,14 +318,16 @@ _log = logging.getLogger(__name__)
 class Bridge:
     """Admits processes of other machines, and represents each by a :class:`Peer`.
 
-    ``judge`` returns why one may not join. ``region_bytes``: shared memory for each gateway's requests.
+    ``judge`` returns why one may not join. ``region_bytes``: shared memory for each gateway's requests;
+    ``spill_bytes``: for outputs of each worker that outgrow their slots.
     """
 
-    def __init__(self, controller: Path, judge: Judge, region_bytes: int) -> None:
+    def __init__(self, controller: Path, judge: Judge, region_bytes: int, spill_bytes: int) -> None:
         self.models: dict[str, Model] = {}
         self._controller = controller
         self._judge = judge
         self._region_bytes = region_bytes
+        self._spill_bytes = spill_bytes
         self._peers: dict[Link, Peer] = {}
         self._complete = False  # the whole catalogue was received
         self._lost = asyncio.Event()
@@ -400,7 +403,7 @@ class Bridge:
         given = link, self._controller, self.models, self._judge, self._on_gone
         if link.peer.role is Role.GATEWAY:
             return GatewayPeer(*given, self._region_bytes)
-        return WorkerPeer(*given)
+        return WorkerPeer(*given, self._spill_bytes)
 
     def _replaced(self, other: Peer, new: Hello) -> bool:
         """Whether the new link is of the same process, so that the other one was given up, and is closed."""

@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 
 from msgspec import structs
 
-from clockwork_serve.errors import DeviceError, TransportError
+from clockwork_serve.errors import DeviceError, ModelError, TransportError
 from clockwork_serve.messages import (
     ArtefactDamaged,
     Beat,
@@ -48,6 +48,7 @@ from clockwork_serve.serve.shm import (
     OpenCall,
     RegionGone,
     RegionMap,
+    SpilledOutputs,
     check_epochs,
     encode_outputs,
 )
@@ -258,21 +259,26 @@ def not_after(result: Result, now_ns: int) -> Result:
 
 @dataclass(slots=True)
 class _Sent:
-    """An action without a result. ``calls`` of an INFER, ``packed`` its inputs as they travel."""
+    """An action without a result. ``calls`` of an INFER, ``packed`` its inputs as they travel.
+
+    ``excess`` says that there was no room for its outputs.
+    """
 
     action: Load | Unload | Infer
     at_ns: int
     calls: list[OpenCall] = field(default_factory=list)
     packed: list[tuple[TensorRef, ...]] = field(default_factory=list)
     key: Key = ("", 0, 0)
+    excess: str = ""
 
 
 class Actions:
-    """The actions in flight on one worker. For one thread."""
+    """The actions in flight on one worker, ``spill_bytes`` for large outputs. For one thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, spill_bytes: int) -> None:
         self.regions = RegionMap()
-        self._calls = Calls(self.regions)
+        self.spill = SpilledOutputs(spill_bytes)
+        self._calls = Calls(self.regions, self.spill)
         self._sent: dict[int, _Sent] = {}  # all and only actions in flight
         self._timing: dict[str, LaneTiming] = {}  # by device
 
@@ -315,13 +321,20 @@ class Actions:
         sent = self._sent.get(piece.action_id)
         if sent is None or not 0 <= piece.call < len(sent.calls):
             raise TransportError(f"it sent outputs of action {piece.action_id}, which it was not given")
-        room = sent.calls[piece.call].buffers.output
+        call = sent.calls[piece.call]
+        if piece.grown > len(call.output) and not sent.excess:
+            try:
+                call.grow(piece.grown)
+            except ModelError as error:
+                sent.excess = str(error)
+        if sent.excess:
+            return
         end = piece.at + len(piece.data)
-        if piece.at < 0 or end > len(room):
+        if piece.at < 0 or end > len(call.output):
             raise TransportError(
-                f"it sent outputs of {len(piece.data)} bytes at {piece.at}, the room is {len(room)}"
+                f"it sent outputs of {len(piece.data)} bytes at {piece.at}, the room is {len(call.output)}"
             )
-        room[piece.at : end] = piece.data
+        call.output[piece.at : end] = piece.data
 
     def end(self, result: Result, now_ns: int) -> Result:
         """The result for the controller. Raises :class:`TransportError` if no such action is in flight."""
@@ -330,14 +343,16 @@ class Actions:
             raise TransportError(f"it sent a result of action {result.action_id}, which it was not given")
         if not isinstance(sent.action, Infer):
             return not_after(result, now_ns)
-        if result.status is Status.OK:
+        if result.status is Status.OK and sent.excess:
+            result = _refusal(sent.action, Status.MODEL_RAISED, sent.excess, now_ns)
+        elif result.status is Status.OK:
             try:
                 result = structs.replace(result, outputs=_outputs(sent, result))
             except RegionGone as error:
                 result = _refusal(sent.action, Status.INPUT_GONE, str(error), now_ns)
             except DeviceError as error:
                 result = _refusal(sent.action, Status.DEVICE_FAULT, str(error), now_ns)
-        written = sum([ref.nbytes for call in sent.calls for ref in call.buffers.outputs])
+        written = sum([ref.nbytes for call in sent.calls for ref in call.outputs])
         return self._of(result.device).ended(result, sent.key, sent.at_ns, now_ns, written)
 
     def _of(self, device: str) -> LaneTiming:
@@ -349,7 +364,7 @@ def _outputs(sent: _Sent, result: Result) -> tuple[bytes, ...]:
         raise DeviceError(f"outputs: expected those of {len(sent.calls)} calls, found {len(result.outputs)}")
     for call, encoded in zip(sent.calls, result.outputs, strict=True):
         try:
-            call.buffers.outputs.extend(decode(encoded).refs)
+            call.outputs.extend(decode(encoded).refs)
         except TransportError as error:
             raise DeviceError(f"outputs: {error}") from None
     check_epochs(sent.calls)
@@ -368,22 +383,27 @@ def _refusal(action: Infer, status: Status, message: str, now_ns: int) -> Result
 
 
 class WorkerPeer(Peer):
-    """A remote worker (see :class:`Peer`)."""
+    """A remote worker (see :class:`Peer`). ``spill_bytes``: memory for outputs that outgrow their slots."""
 
     role: ClassVar[Role] = Role.WORKER
 
     def __init__(
         self, link: MachineLink, controller: Path, models: Mapping[str, Model], judge: Judge,
-        on_gone: Callable[[Peer], None],
+        on_gone: Callable[[Peer], None], spill_bytes: int,
     ) -> None:  # fmt: skip
         super().__init__(link, controller, models, judge, on_gone)
-        self._actions = Actions()
+        self._actions = Actions(spill_bytes)
         self._codes: dict[str, CodeAdded] = {}  # that the controller sent for it
 
     @property
     def inside_name(self) -> str:
         """Its name at the controller, of the same form as those of the server's own workers."""
         return f"worker-{self.name}"
+
+    def close(self, why: str) -> None:
+        """Close both links, and free outputs."""
+        super().close(why)
+        self._actions.spill.close()
 
     def on_catalogue(self, frame: ModelAdded | ModelRemoved) -> None:
         """Forward it: the worker fetches the weights of all served models."""
@@ -428,6 +448,7 @@ class WorkerPeer(Peer):
             match frame:
                 case Beat():
                     link.send(frame)  # answered here: the link to the worker has heartbeats of its own
+                    self._actions.spill.free_unused()
                 case Infer():
                     self._infer(frame, now_ns)
                 case Load() | Unload():

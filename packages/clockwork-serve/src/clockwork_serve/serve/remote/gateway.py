@@ -24,6 +24,7 @@ from clockwork_serve.messages import (
     Answer,
     FarGateway,
     Frame,
+    Outcome,
     Refused,
     Request,
     RequestPiece,
@@ -46,6 +47,9 @@ from clockwork_serve.serve.remote.link import (
 from clockwork_serve.serve.shm import RegionMap
 from clockwork_serve.serve.transport import Link, hello
 
+FULL: Final = (
+    "outputs: no room for them among this gateway's gateway_memory; ask for less, try again, or raise it"
+)
 RETRY_S_MAX: Final = 1.0
 """The longest pause between attempts to connect; a link that lasted this long resets the pause."""
 
@@ -53,16 +57,20 @@ _log = logging.getLogger(__name__)
 
 OnFrames = Callable[[list[Frame]], None]
 OnLost = Callable[[str], None]
+Grow = Callable[[str, int], Tensors | None]
+"""Gives the request of an id room for that many bytes of outputs, in its slot; None if there is none."""
 
 
 class FarReach:
     """Connects to the controller on another machine, with a growing pause while links are lost at once.
 
-    ``refused`` ends with a :class:`ConfigError` if the server refuses this gateway for good.
+    ``refused`` ends with a :class:`ConfigError` if the server refuses this gateway for good. ``grow`` is the
+    gateway's.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
         """Raises :class:`ConfigError` naming the setting of a file that cannot be used."""
+        self.grow: Grow = lambda request_id, nbytes: None
         self._name = name
         self._settings = settings
         self._context = ClusterContext(cluster_files(settings), server=False)
@@ -91,7 +99,7 @@ class FarReach:
         return found
 
     async def _connect(self, on_frames: OnFrames, on_lost: OnLost) -> FarController:
-        controller = FarController(on_frames, on_lost)
+        controller = FarController(on_frames, on_lost, self.grow)
         link = await connect_machine(
             split_address(self._settings.controller), self._context.now(), hello(Role.GATEWAY, self._name),
             controller.on_frames, controller.on_link_lost, self._settings.silence_s,
@@ -110,20 +118,22 @@ class FarReach:
         raise TransportError(f"the server does not take this gateway: {refused.why}")
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class _Sent:
-    """A request without an answer: its tensors, and the memory that holds them."""
+    """A request without an answer: its tensors, and the memory that holds them; ``full``: all of it."""
 
     tensors: Tensors
     memory: memoryview
+    full: bool = False
 
 
 class FarController:
     """A link to the controller over the network. All methods are for the loop's own thread."""
 
-    def __init__(self, on_frames: OnFrames, on_lost: OnLost) -> None:
+    def __init__(self, on_frames: OnFrames, on_lost: OnLost, grow: Grow) -> None:
         self._on_frames = on_frames
         self._on_lost = on_lost
+        self._grow = grow
         self._regions = RegionMap()
         self._link: MachineLink | None = None  # from begin()
         self._sent: dict[str, _Sent] = {}  # all and only requests without an answer
@@ -210,6 +220,11 @@ class FarController:
         sent = self._sent.get(piece.request_id)
         if sent is None:
             raise TransportError(f"the server sent outputs of {piece.request_id}, which is not open")
+        if piece.grown > sent.tensors.output_bytes and not sent.full:
+            tensors = self._grow(piece.request_id, piece.grown)
+            sent.tensors, sent.full = tensors or sent.tensors, tensors is None
+        if sent.full:
+            return
         first, end = sent.tensors.output_offset + piece.at, piece.at + len(piece.data)
         if not 0 <= piece.at <= end <= sent.tensors.output_bytes:
             raise TransportError(f"the server sent outputs of {piece.request_id} beyond the room for them")
@@ -218,8 +233,10 @@ class FarController:
     def _answered(self, answer: Answer) -> Answer:
         """The answer with references into the request's slot, where its outputs were written."""
         sent = self._sent.pop(answer.request_id, None)
-        if sent is None or not answer.outputs:
+        if sent is None or not answer.outputs or answer.outcome is not Outcome.OK:
             return answer
+        if sent.full:
+            return structs.replace(answer, outcome=Outcome.FAILED, message=FULL, outputs=b"")
         tensors = sent.tensors
         found = decode(answer.outputs).refs
         if not all(0 <= ref.offset <= ref.offset + ref.nbytes <= tensors.output_bytes for ref in found):

@@ -31,7 +31,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.gateway.tls import reason_of
 from clockwork_serve.serve.remote.config import PROTOCOL_NAME, ClusterContext
-from clockwork_serve.serve.shm import HEADER_BYTES, Region, write_epoch
+from clockwork_serve.serve.shm import HEADER_BYTES, NO_EPOCH, Region, memory_of, write_epoch
 from clockwork_serve.serve.transport import Handlers, Handshake, Link, OnFrames, OnLink, OnLost
 from clockwork_serve.units import KIB, NS_PER_S, align
 
@@ -375,6 +375,7 @@ class _Slot:
 
     def free(self) -> None:
         for place in self.places:
+            write_epoch(self.region.buffer, place, NO_EPOCH)
             self.region.free(place)
         self.places.clear()
 
@@ -440,8 +441,11 @@ class MachineTensors:
             tensors = decode(encoded)
             targets = tuple([moved(ref, ref.offset - tensors.output_offset) for ref in tensors.refs])
             outputs.append(on_the_way(targets))
-            for offset, data in pieces(tensors.refs, targets, slot.region.buffer):
-                yield Piece(action_id=result.action_id, call=at, at=offset, data=data)
+            memory, grown = memory_of(tensors, slot.region), 0
+            if memory is not slot.region.buffer:
+                grown = run_bytes(targets)
+            for offset, data in pieces(tensors.refs, targets, memory):
+                yield Piece(action_id=result.action_id, call=at, at=offset, data=data, grown=grown)
         slot.free()
         yield structs.replace(result, outputs=tuple(outputs))
 

@@ -44,13 +44,12 @@ from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
 from clockwork_serve.serve.remote.link import MachineLink, MachineTensors, connect_machine, waiting_s
 from clockwork_serve.serve.remote.transfer import MachineArtefacts
 from clockwork_serve.serve.transport import Link
-from clockwork_serve.serve.worker.host import RETRY_S, WorkerConfig, WorkerHost
+from clockwork_serve.serve.worker.host import LAST_WORDS_S, RETRY_S, WorkerConfig, WorkerHost
 from clockwork_serve.store import Cache, runtime_fingerprint
 from clockwork_serve.worker import WorkerEvent
 
 RETRY_S_MAX: Final = 1.0
 """The longest pause between attempts to connect."""
-LAST_WORDS_S: Final = 2.0
 
 _log = logging.getLogger(__name__)
 

@@ -45,6 +45,8 @@ REPORT_INTERVAL_S: Final = 5.0
 PRUNE_INTERVAL_S: Final = 2.0
 """How often shared memory of dead gateways is unmapped; a worker without new requests would keep it."""
 _IDLE_POLL_S: Final = 0.005
+LAST_WORDS_S: Final = 2.0
+"""How long what was answered may take to be read before the process ends."""
 
 _log = logging.getLogger(__name__)
 
@@ -137,6 +139,7 @@ class WorkerHost:
         while True:
             await asyncio.sleep(PRUNE_INTERVAL_S)
             self.executors.regions.prune()
+            self.executors.spill.free_unused()
 
     async def _join(self) -> None:
         """Connect, with as many attempts as it takes, and announce the devices with what they hold."""
@@ -230,7 +233,12 @@ class WorkerHost:
             _log.error("a lane did not end")
 
     async def _before_close(self) -> None:
-        """Wait for what must be sent before the link is closed; nothing here."""
+        """Wait for what would be lost with this process: outputs that no gateway has read."""
+        end_s = self._loop.time() + LAST_WORDS_S
+        while self.executors.spill.free_unused():
+            if self._loop.time() > end_s:
+                return
+            await asyncio.sleep(_IDLE_POLL_S)
 
 
 # ------------------------------------------------------------

@@ -41,6 +41,7 @@ from clockwork_serve.serve.shm import (
     OpenCall,
     RegionGone,
     RegionMap,
+    SpilledOutputs,
     check_epochs,
     encode_outputs,
 )
@@ -119,7 +120,8 @@ class LaneExecutors:
         self._notified = False
         self._answers: list[Answer] = []
         self._reported: dict[ArtefactDamaged, int] = {}  # damage reported lately, and when
-        self._calls = Calls(self.regions)
+        self.spill = SpilledOutputs(sum(device.spec.io_bytes for device in devices.values()))
+        self._calls = Calls(self.regions, self.spill)
         self._opened: dict[int, list[OpenCall] | ClockworkError] = {}
         """By action id: the tensors of queued INFERs, opened before their lane needs them."""
         records = iter((recorder or FlightRecorder(len(devices) * len(Lane))).lanes)
@@ -185,6 +187,7 @@ class LaneExecutors:
         for lane in self._all():
             if lane.thread.is_alive():
                 lane.thread.join(timeout_s)
+        self.spill.close()
         return not any(lane.thread.is_alive() for lane in self._all())
 
     # For the threads of lanes
@@ -399,7 +402,7 @@ class LaneThread:
         calls = self._executors.opened(action)
         check_epochs(calls)
         started_ns = time.monotonic_ns()
-        phases = self._device.infer(action, [call.buffers for call in calls])
+        phases = self._device.infer(action, calls)
         ended_ns = time.monotonic_ns()
         check_epochs(calls)
         return LaneDone(

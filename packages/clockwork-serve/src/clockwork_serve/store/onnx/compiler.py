@@ -273,7 +273,7 @@ class OnnxCompiler:
             self._cache.save_code(code, files)
         stored: bytes | npt.NDArray[np.uint8] = proved.lowered.optimised if obstacle else lifted.blob
         return compiled_of(
-            code, self._cache.save_weights(stored), len(stored), settings, self._config,
+            code, self._cache.save_weights(stored), len(stored), settings,
             max_batch_size=plan.max_batch_size,
             seen_bytes=_seen_bytes(tried, outputs, by_values),
             warnings=(plan.lost, *_warnings(lifted, obstacle, code)),

@@ -149,7 +149,7 @@ class TorchCompiler:
             self.runs += 1
         blob = _blob(archive, program, recipe)
         compiled = compiled_of(
-            code, self._cache.save_weights(blob), len(blob), settings, self._config,
+            code, self._cache.save_weights(blob), len(blob), settings,
             max_batch_size=plan.max_batch_size if code.batched else 0,
             warnings=(plan.lost, report.doubt, report.lost),
         )  # fmt: skip
