@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -192,3 +195,36 @@ def test_a_client_s_key_is_not_taken_for_the_server_s() -> None:
     assert settings.warnings == (
         "CLOCKWORK_API_KEY: no setting has this name; did you mean CLOCKWORK_API_KEYS?",
     )
+
+
+HOMELESS = """
+import os
+from clockwork_serve.config import read_settings
+from clockwork_serve.errors import ConfigError
+os.setuid(54321)
+for given in ({"cache": "/c"}, {}, {"repository": "~/models", "cache": "/c"}):
+    try:
+        print(read_settings(given, {}, None).cache)
+    except ConfigError as error:
+        print(error)
+try:
+    read_settings({}, {}, "~/settings.toml")
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="only the superuser becomes somebody whom the system does not know"
+)
+def test_a_user_without_a_home_needs_none_or_is_told() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    command = [sys.executable, "-c", HOMELESS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    cache, none, repository, config = done.stdout.splitlines()
+    assert cache == "/c"
+    assert (
+        none == "cache (from default): expected a home to keep it in, found 'none'; give --cache, or set HOME"
+    )
+    assert "repository (from command line): expected a path whose ~ is the home of a user" in repository
+    assert "config (from ~/settings.toml): expected a path whose ~" in config

@@ -20,6 +20,7 @@ from clockwork_serve.config.table import (
     Unfit,
     default_cache,
     did_you_mean,
+    path,
     wrong,
 )
 
@@ -44,13 +45,14 @@ def read_settings(given: Mapping[str, object], environment: Mapping[str, str], f
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     chosen = file or environment.get(f"{PREFIX}CONFIG") or _beside(flags, environment)
-    from_file = _read_file(Path(chosen).expanduser()) if chosen else {}
+    from_file = _read_file(str(chosen)) if chosen else {}
     for entry in SETTINGS:
         found, source = _find(entry, flags, environment, from_file, str(chosen))
         if source:
             sources[entry.name] = source
             values[entry.name] = _read(entry, found, source)
-    values.setdefault("cache", default_cache(environment))
+    if "cache" not in values:
+        values["cache"] = default_cache(environment)
     return Settings(**values, sources=sources, warnings=_variable_warnings(environment))
 
 
@@ -84,15 +86,21 @@ def _beside(flags: Mapping[str, object], environment: Mapping[str, str]) -> str 
     repository = flags.get("repository") or environment.get(f"{PREFIX}REPOSITORY")
     if not isinstance(repository, str):
         return None
-    file = Path(repository).expanduser() / "clockwork.toml"
+    try:
+        file = Path(path(repository)) / "clockwork.toml"
+    except Unfit:
+        return None  # which will be said where it is read
     return str(file) if file.is_file() else None
 
 
-def _read_file(file: Path) -> dict[str, object]:
+def _read_file(named: str) -> dict[str, object]:
     try:
+        file = Path(path(named))
         if file.stat().st_size > _LARGEST_FILE:
             raise wrong("config", str(file), f"at most {_LARGEST_FILE} bytes", "a larger file", "shorten it")
         values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except Unfit as unfit:
+        raise wrong("config", named, unfit.expected, named, unfit.remedy) from None
     except OSError as error:
         raise wrong(
             "config", str(file), "a readable file", error.strerror, "name a TOML file with --config"

@@ -60,7 +60,10 @@ def text(value: object) -> str:
 
 def path(value: object) -> str:
     """A path, with ``~`` resolved."""
-    return str(Path(text(value)).expanduser())
+    try:
+        return str(Path(text(value)).expanduser())
+    except RuntimeError:  # no such user, or one without a home
+        raise Unfit("a path whose ~ is the home of a user", "write the whole path, or set HOME") from None
 
 
 def switch(value: object) -> bool:
@@ -341,9 +344,12 @@ class Setting(Struct, frozen=True):
 
 
 def default_cache(environment: Mapping[str, str]) -> str:
-    """The default folder of artefacts."""
-    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(base) / "clockwork-serve")
+    """The default folder of artefacts. Raises :class:`ConfigError` if the user has no home."""
+    base = environment.get("XDG_CACHE_HOME")
+    try:
+        return str((Path(base) if base else Path.home() / ".cache") / "clockwork-serve")
+    except RuntimeError:
+        raise wrong("cache", "default", "a home to keep it in", "none", "give --cache, or set HOME") from None
 
 
 def wrong(name: str, source: str, expected: str, found: object, remedy: str) -> ConfigError:
