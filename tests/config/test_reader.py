@@ -223,8 +223,12 @@ def test_a_user_without_a_home_needs_none_or_is_told() -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
     cache, none, repository, config = done.stdout.splitlines()
     assert cache == "/c"
-    assert (
-        none == "cache (from default): expected a home to keep it in, found 'none'; give --cache, or set HOME"
-    )
+    assert none.startswith("cache (from default): expected a path whose ~ is the home of a user, found")
+    assert none.endswith("give --cache, or set HOME")
     assert "repository (from command line): expected a path whose ~ is the home of a user" in repository
     assert "config (from ~/settings.toml): expected a path whose ~" in config
+
+
+def test_a_home_whose_name_is_no_text_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"cache \(from default\): expected text in UTF-8.*give --cache"):
+        read_settings({}, {"XDG_CACHE_HOME": "/home/\udcff"}, None)

@@ -113,6 +113,11 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
         Cache(tmp_path / "file")
 
 
+def test_a_folder_whose_name_is_no_text_is_an_error(tmp_path):
+    with pytest.raises(RepositoryError, match=r"cache_dir: expected a path in UTF-8, found .*\\udcff"):
+        Cache(tmp_path / "\udcff")
+
+
 def test_it_is_its_owner_s_alone_whatever_the_umask(tmp_path):
     before = os.umask(0)
     try:

@@ -93,6 +93,21 @@ def test_another_folder_is_found_where_the_usual_ones_cannot_be_written(tmp_path
     assert not found.exists()
 
 
+def test_a_folder_whose_name_is_no_text_is_passed_over(tmp_path: Path) -> None:
+    odd = tmp_path / "\udcff"
+    odd.mkdir()
+    code = OWNER.replace("time.sleep(60)", "").replace("sys.argv[1]", "''")
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(odd), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert Path(done.stdout.strip()).parent == tmp_path
+    with pytest.raises(
+        ConfigError, match=r"run_dir: expected a folder that can be written; found .*udcff \(no"
+    ):
+        RunDir(str(odd))
+
+
 # Ports are held for our own processes, and ports in use are named with a remedy.
 
 

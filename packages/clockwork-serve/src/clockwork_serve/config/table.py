@@ -344,12 +344,12 @@ class Setting(Struct, frozen=True):
 
 
 def default_cache(environment: Mapping[str, str]) -> str:
-    """The default folder of artefacts. Raises :class:`ConfigError` if the user has no home."""
-    base = environment.get("XDG_CACHE_HOME")
+    """The default folder of artefacts. Raises :class:`ConfigError` if the user has no home, or an odd one."""
+    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
     try:
-        return str((Path(base) if base else Path.home() / ".cache") / "clockwork-serve")
-    except RuntimeError:
-        raise wrong("cache", "default", "a home to keep it in", "none", "give --cache, or set HOME") from None
+        return path(str(Path(base) / "clockwork-serve"))
+    except Unfit as unfit:
+        raise wrong("cache", "default", unfit.expected, base, "give --cache, or set HOME") from None
 
 
 def wrong(name: str, source: str, expected: str, found: object, remedy: str) -> ConfigError:

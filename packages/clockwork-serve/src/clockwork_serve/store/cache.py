@@ -42,7 +42,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from clockwork_serve.errors import RepositoryError
+from clockwork_serve.errors import RepositoryError, encodable, printable
 from clockwork_serve.integrity import Verified, file_digest, hash_of, make_private, sealed, unsealed
 from clockwork_serve.messages import Code, CodeFile, Profile, TensorSpec, Weights
 from clockwork_serve.store.optimiser import runtime_fingerprint
@@ -96,6 +96,11 @@ class Cache:
         facts = dict(runtime_fingerprint() if fingerprint is None else fingerprint)
         self.runtime = digest_of(msgspec.json.encode(facts, order="sorted"))[:16]
         self.root = Path(cache_dir).expanduser().absolute() / f"v{LAYOUT}-{self.runtime}"
+        if encodable(str(self.root)) != str(self.root):
+            found = printable(str(self.root))
+            raise RepositoryError(
+                f"cache_dir: expected a path in UTF-8, found {found}; give another one with --cache"
+            )
         self.reads_weights = reads_weights
         self.damage: list[Damage] = []
         self._verified = Verified()

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from clockwork_serve.errors import ConfigError, TransportError
+from clockwork_serve.errors import ConfigError, TransportError, encodable, printable
 from clockwork_serve.serve.supervisor.processes import reachable
 from clockwork_serve.serve.transport import SOCKET_NAME, check_path
 
@@ -43,6 +43,9 @@ class RunDir:
         """Raises :class:`ConfigError` if it cannot be made."""
         refused = []
         for base in (parent,) if parent else _usual_parents():
+            if encodable(base) != base:  # as a process's argument it could not be told
+                refused.append(f"{printable(base)} (no UTF-8)")
+                continue
             remove_orphans(Path(base))
             try:
                 self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
