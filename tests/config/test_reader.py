@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,11 +127,8 @@ def test_memory_holds_at_least_a_page_of_whole_kibibytes() -> None:
         read_settings({"page_size": "5000"}, {}, None)
 
 
-def test_a_misspelt_variable_is_a_warning_and_a_platform_s_own_is_not() -> None:
-    environment = {
-        "CLOCKWORK_HTPP_PORT": "1", "CLOCKWORK_PORT": "tcp://10.0.0.1:80", "CLOCKWORK_SERVICE_HOST": "x",
-        "CLOCKWORK_PORT_8000_TCP_ADDR": "x", "CLOCKWORK_TRACES": "x", "HOME": "/",
-    }  # fmt: skip
+def test_a_misspelt_variable_is_a_warning() -> None:
+    environment = {"CLOCKWORK_HTPP_PORT": "1", "CLOCKWORK_TRACES": "x", "HOME": "/"}
 
     settings = read_settings({}, environment, None)
 
@@ -137,9 +137,98 @@ def test_a_misspelt_variable_is_a_warning_and_a_platform_s_own_is_not() -> None:
     )
 
 
+def service_links(service: str, port: int = 8000) -> dict[str, str]:
+    """What Kubernetes sets in every pod for a Service of that name."""
+    name, host = service.upper().replace("-", "_"), "10.96.0.12"
+    each = f"{name}_PORT_{port}_TCP"
+    return {
+        f"{name}_SERVICE_HOST": host, f"{name}_SERVICE_PORT": str(port),
+        f"{name}_SERVICE_PORT_INFER": str(port), f"{name}_PORT": f"tcp://{host}:{port}",
+        each: f"tcp://{host}:{port}", f"{each}_PROTO": "tcp", f"{each}_PORT": str(port), f"{each}_ADDR": host,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("service", ["clockwork", "clockwork-serve", "clockwork-models-2", "clockwork-url"])
+def test_variables_of_a_service_are_no_settings(service: str) -> None:
+    assert read_settings({}, service_links(service), None) == read_settings({}, {}, None)
+
+
+@pytest.mark.parametrize("setting", ["http_port", "grpc_port", "metrics_port"])
+def test_a_service_whose_variable_is_a_setting_s_is_ignored_with_a_warning(
+    setting: str, tmp_path: Path
+) -> None:
+    service = f"clockwork-{setting.removesuffix('_port')}"
+    links = service_links(service)
+    file = written(tmp_path, f"{setting} = 7001")
+
+    assert getattr(read_settings({}, links, None), setting) == getattr(Settings(), setting)
+    settings = read_settings({}, links, file)
+
+    assert (getattr(settings, setting), settings.sources[setting]) == (7001, file)
+    (warning,) = settings.warnings
+    for part in (
+        f"CLOCKWORK_{setting.upper()}: expected a port",
+        "tcp://10.96.0.12:8000",
+        service,
+        "ignored",
+    ):
+        assert part in warning
+
+
+def test_no_setting_but_a_port_can_be_taken_for_a_service_s_variable() -> None:
+    for entry in SETTINGS:
+        value = "tcp://10.0.0.1:1"
+        warned = any("Service" in each for each in warnings_of({entry.variable: value}))
+        assert warned == entry.name.endswith("_port"), entry.name
+
+
+def warnings_of(environment: dict[str, str]) -> tuple[str, ...]:
+    try:
+        return read_settings({}, environment, None).warnings
+    except ConfigError:
+        return ()
+
+
 def test_a_client_s_key_is_not_taken_for_the_server_s() -> None:
     settings = read_settings({}, {"CLOCKWORK_API_KEY": "secret"}, None)
 
     assert settings.warnings == (
         "CLOCKWORK_API_KEY: no setting has this name; did you mean CLOCKWORK_API_KEYS?",
     )
+
+
+HOMELESS = """
+import os
+from clockwork_serve.config import read_settings
+from clockwork_serve.errors import ConfigError
+os.setuid(54321)
+for given in ({"cache": "/c"}, {}, {"repository": "~/models", "cache": "/c"}):
+    try:
+        print(read_settings(given, {}, None).cache)
+    except ConfigError as error:
+        print(error)
+try:
+    read_settings({}, {}, "~/settings.toml")
+except ConfigError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0, reason="only the superuser becomes somebody whom the system does not know"
+)
+def test_a_user_without_a_home_needs_none_or_is_told() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    command = [sys.executable, "-c", HOMELESS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    cache, none, repository, config = done.stdout.splitlines()
+    assert cache == "/c"
+    assert none.startswith("cache (from default): expected a path whose ~ is the home of a user, found")
+    assert none.endswith("give --cache, or set HOME")
+    assert "repository (from command line): expected a path whose ~ is the home of a user" in repository
+    assert "config (from ~/settings.toml): expected a path whose ~" in config
+
+
+def test_a_home_whose_name_is_no_text_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"cache \(from default\): expected text in UTF-8.*give --cache"):
+        read_settings({}, {"XDG_CACHE_HOME": "/home/\udcff"}, None)

@@ -135,6 +135,28 @@ def test_what_is_no_prefix_says_how_to_write_one(written: object) -> None:
     assert "/clockwork-" in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("models.example.com", ("models.example.com",)),
+        (" A.example.com, box ", ("a.example.com", "box")),
+        (["a", "b-1_2.example"], ("a", "b-1_2.example")),
+    ],
+)
+def test_names_of_hosts_in_text_or_a_list(written: object, names: tuple[str, ...]) -> None:
+    assert values.host_names(written) == names
+
+
+@pytest.mark.parametrize(
+    "written", ["", "a,", "a:80", "http://a", "*.a", "a b", ".a", [], [1], 1, None, ["a", ""]]
+)
+def test_what_are_no_names_of_hosts_says_how_to_write_them(written: object) -> None:
+    with pytest.raises(Unfit, match="names of hosts, without ports") as caught:
+        values.host_names(written)
+
+    assert "models.example.com" in caught.value.remedy
+
+
 def test_a_share_is_told_from_a_size_by_its_type() -> None:
     read = size_or_share(1024)
     assert read("80%") == 0.8

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -18,6 +19,7 @@ from clockwork_serve.messages import Code, CodeFile, Profile
 from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
 from clockwork_serve.store.cache import KEPT_DAMAGED, Compiled
 from clockwork_serve.store.trial import difference
+from tests.mounts import with_everything_read_only
 from tests.store import graphs
 
 CODE = Code(
@@ -35,10 +37,10 @@ def cache(tmp_path):
     cache.close()
 
 
-def child(code: str, *arguments: object, **options) -> subprocess.Popen[str]:
-    """A Python process that has the store at hand."""
+def child(code: str, *arguments: object, under: Sequence[str] = (), **options) -> subprocess.Popen[str]:
+    """A Python process that has the store at hand; ``under`` a command that runs it."""
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        [*under, sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
     )  # fmt: skip
 
@@ -109,6 +111,118 @@ def test_a_folder_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
         RepositoryError, match=r"cache_dir: expected a folder that can be written, found .*file"
     ):
         Cache(tmp_path / "file")
+
+
+def test_a_folder_whose_name_is_no_text_is_an_error(tmp_path):
+    with pytest.raises(RepositoryError, match=r"cache_dir: expected a path in UTF-8, found .*\\udcff"):
+        Cache(tmp_path / "\udcff")
+
+
+def test_it_is_its_owner_s_alone_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        with Cache(tmp_path / "new") as cache:
+            assert mode_of(tmp_path / "new") == mode_of(cache.root) == 0o700
+    finally:
+        os.umask(before)
+
+
+def test_one_that_was_open_to_others_is_closed_and_the_folder_around_it_is_left_alone(tmp_path, caplog):
+    Cache(tmp_path).close()
+    (root,) = tmp_path.iterdir()
+    tmp_path.chmod(0o755)
+    root.chmod(0o775)
+    Cache(tmp_path).close()
+    assert (mode_of(tmp_path), mode_of(root)) == (0o755, 0o700)
+    assert f"cache: {root} was open to other users (mode 0775)" in caplog.text
+    caplog.clear()
+    Cache(tmp_path).close()
+    assert not caplog.records
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser gives files away")
+def test_another_user_s_that_more_may_write_is_warned_of_and_left(tmp_path, caplog):
+    Cache(tmp_path).close()
+    (root,) = tmp_path.iterdir()
+    for mode, warned in ((0o777, 1), (0o755, 0)):
+        root.chmod(mode)
+        os.chown(root, 12345, 12345)
+        caplog.clear()
+        Cache(tmp_path).close()
+        assert (mode_of(root), len(caplog.records)) == (mode, warned)
+        assert not warned or "who can write there can change what is served" in caplog.text
+
+
+def mode_of(path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+READ_ONLY = """
+    import sys
+    from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
+
+    config = StoreConfig(cache_dir=sys.argv[2])
+    with Cache(config.cache_dir) as cache:
+        served, problems = compile_all(Repository(sys.argv[1], config), cache, threads=1)
+        for each in (*[one.model.key for one in served], *problems):
+            print(each)
+"""
+
+
+def test_a_full_cache_serves_from_a_file_system_that_cannot_be_written(shop, tmp_path):
+    shop.add("known", graphs.mlp(1))
+    shop.add("touched", graphs.mlp(2))
+    cache_dir = tmp_path / "cache"
+    with Cache(cache_dir) as cache:
+        served, _ = compile_all(Repository(shop.root, StoreConfig(cache_dir=str(cache_dir))), cache)
+        assert len(served) == 2
+    # Their records say other times: what they compiled to is found by what is in them.
+    for path in (shop.root / "touched").rglob("*.onnx"):
+        os.utime(path, ns=(10**18, 10**18))
+    shop.add("new", graphs.mlp(3, width=24))
+    before = {path: path.stat().st_mtime_ns for path in cache_dir.rglob("*")}
+    process = child(READ_ONLY, shop.root, cache_dir, under=with_everything_read_only(cache_dir))
+    out, err = process.communicate(timeout=100)
+    assert process.returncode == 0, err
+    *served, problem = out.splitlines()
+    assert served == ["known/1", "touched/1"]
+    for part in (
+        "model 'new' version 1: cache_dir: expected the model in the cache",
+        str(cache_dir),
+        "Read-only",
+    ):
+        assert part in problem
+    assert {path: path.stat().st_mtime_ns for path in cache_dir.rglob("*")} == before
+
+
+def test_an_empty_one_that_cannot_be_written_says_how_to_fill_it(shop, tmp_path):
+    (tmp_path / "v1-of-another-version").mkdir()
+    process = child(READ_ONLY, shop.root, tmp_path, under=with_everything_read_only(tmp_path))
+    _, err = process.communicate(timeout=100)
+    said = err.splitlines()[-1]
+    for part in (
+        f"found {tmp_path} (Read-only file system)",
+        "another version",
+        "clockwork profile",
+        "--cache",
+    ):
+        assert part in said
+
+
+def test_damage_in_one_that_cannot_be_written_is_logged_and_a_problem_of_its_model(shop, tmp_path):
+    shop.add("good", graphs.mlp(1))
+    shop.add("bad", graphs.mlp(2))
+    cache_dir = tmp_path / "cache"
+    with Cache(cache_dir) as cache:
+        served, _ = compile_all(Repository(shop.root, StoreConfig(cache_dir=str(cache_dir))), cache)
+        path = {each.model.name: each.model.weights.path for each in served}["bad"]
+    with open(path, "r+b") as file:
+        file.write(b"damage")
+    process = child(READ_ONLY, shop.root, cache_dir, under=with_everything_read_only(cache_dir))
+    out, err = process.communicate(timeout=100)
+    assert out.splitlines()[0] == "good/1"
+    assert "model 'bad' version 1: cache_dir: expected the model in the cache" in out
+    assert f"is damaged (other content), and cannot be set aside: {path}" in err
 
 
 def test_drafts_of_the_living_stay_and_those_of_the_dead_go(tmp_path):

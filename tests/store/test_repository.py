@@ -71,6 +71,13 @@ def test_a_root_that_is_no_folder_is_an_error(shop, root):
         Repository(shop.root / root, shop.config)
 
 
+def test_a_root_whose_name_is_no_text_is_an_error_that_names_it(shop, tmp_path):
+    (tmp_path / "\udcff").mkdir()
+    (tmp_path / "link").symlink_to("\udcff")
+    with pytest.raises(RepositoryError, match=r"model repository: expected a path in UTF-8, found .*\\udcff"):
+        Repository(tmp_path / "link", shop.config)
+
+
 def test_each_bad_model_is_one_problem_and_the_rest_is_served(shop):
     shop.add("good", graphs.mlp())
     shop.add("bad_toml", graphs.mlp(), toml="max_batch_size = ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -144,3 +145,36 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     (tmp_path / "j").write_bytes(b"this is some other file")
     with pytest.raises(ConfigError, match="expected a journal"):
         list(read_journal(tmp_path / "j"))
+
+
+def test_its_files_are_their_owner_s_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        journal = Journal(tmp_path / "j", file_bytes=10, files=3)
+        for now_ns in range(4):
+            journal.on_step(now_ns, [stories.request("a")], [])
+            journal.flush()
+        journal.close()
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {
+        "j": 0o600, "j.1": 0o600, "j.2": 0o600,
+    }  # fmt: skip
+
+
+def test_files_that_were_open_to_others_are_closed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("j", "j.1"):
+        (tmp_path / name).touch(0o644)
+        (tmp_path / name).chmod(0o664)
+    Journal(tmp_path / "j").close()
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    assert f"journal: {tmp_path / 'j'} was open to other users (mode 0664)" in caplog.text
+
+
+def test_what_is_no_file_keeps_its_mode(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "j", 0o666)
+    (tmp_path / "j").chmod(0o666)
+    reader = os.open(tmp_path / "j", os.O_RDONLY | os.O_NONBLOCK)
+    Journal(tmp_path / "j").close()
+    os.close(reader)
+    assert (tmp_path / "j").stat().st_mode & 0o777 == 0o666

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clockwork_serve.config import Settings
+from clockwork_serve.serve.gateway.access import AccessControl
 from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, GatewayConfig
 from clockwork_serve.serve.http.connection import HttpConnection, RoundRobin
 from clockwork_serve.serve.http.exchange import HttpExchange
@@ -82,7 +83,7 @@ class Host:
     def __init__(self) -> None:
         self.loop = Loop()
         self.config = GatewayConfig(run_dir="", name="g0", settings=Settings(max_body=200_000))
-        self.keys = None
+        self.access = AccessControl(self.config)
         self.tick_s = 0.0
         self.arriving_bytes = 0
         self.received = bytearray(256 * KIB)

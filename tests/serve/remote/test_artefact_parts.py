@@ -191,6 +191,30 @@ def test_a_code_is_ready_once_it_and_the_weights_of_its_models_are_there(home: C
     assert len(server.asked) == 2, "nothing is asked for twice"
 
 
+def test_in_a_cache_that_cannot_be_written_what_is_there_is_ready_and_the_rest_says_why(
+    home: Cache, away: Cache
+) -> None:
+    server = Server(home)
+    model = structs.replace(MODEL, weights=weights(home))
+    stored = home.save_code(CODE, {"index.json": b"{}"})
+    for filled in (False, True):
+        if filled:
+            away.save_weights(BLOB)
+            away.save_code(CODE, {"index.json": b"{}"})
+        artefacts = MachineArtefacts(away, server.asked.append)
+        ready: list[str] = []
+        away.read_only = "Read-only file system"
+        artefacts.add_model(model)
+        artefacts.code(CodeAdded(code=stored), lambda _, error, ready=ready: ready.append(error))
+        for asked in list(server.asked):
+            server.answer(artefacts, asked, model)
+        away.read_only = ""
+        (error,) = ready
+        assert (error == "") is filled
+        assert filled or "cache_dir: expected the model in the cache, or a cache that can be written" in error
+        server.asked.clear()
+
+
 def test_so_many_at_once_and_none_after_the_link_is_lost(home: Cache, away: Cache) -> None:
     server = Server(home)
     artefacts = MachineArtefacts(away, server.asked.append)

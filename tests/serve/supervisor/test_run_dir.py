@@ -15,6 +15,7 @@ import pytest
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.supervisor.run_dir import LOCK, Ports, RunDir, remove_orphans
+from tests.mounts import with_everything_read_only
 
 # The folder of a server: private, locked by its owner, and removed after it, however that ended.
 
@@ -78,6 +79,33 @@ def test_a_folder_whose_sockets_would_have_too_long_a_path_is_refused_at_once(tm
     with pytest.raises(ConfigError, match=r"run_dir: socket path .* expected at most 107"):
         RunDir(str(base))
     assert list(base.iterdir()) == []
+
+
+def test_another_folder_is_found_where_the_usual_ones_cannot_be_written(tmp_path: Path) -> None:
+    code = OWNER.replace("time.sleep(60)", "").replace("sys.argv[1]", "''")
+    command = [*with_everything_read_only(tmp_path), sys.executable, "-c", code]
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path / "none"), "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = Path(ended.stdout.strip())
+    assert found.is_relative_to("/dev/shm") or found.parent == Path("/tmp")
+    remove_orphans(found.parent)
+    assert not found.exists()
+
+
+def test_a_folder_whose_name_is_no_text_is_passed_over(tmp_path: Path) -> None:
+    odd = tmp_path / "\udcff"
+    odd.mkdir()
+    code = OWNER.replace("time.sleep(60)", "").replace("sys.argv[1]", "''")
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(odd), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert Path(done.stdout.strip()).parent == tmp_path
+    with pytest.raises(
+        ConfigError, match=r"run_dir: expected a folder that can be written; found .*udcff \(no"
+    ):
+        RunDir(str(odd))
 
 
 # Ports are held for our own processes, and ports in use are named with a remedy.

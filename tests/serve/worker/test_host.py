@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Coroutine
 from pathlib import Path
@@ -39,6 +42,7 @@ from tests.worker.actions import CODE, GPU, SPEC, infer, load
 
 
 X = np.ones((1, 4), np.float32)
+ROOT = Path(__file__).parents[3]
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -297,6 +301,27 @@ def test_all_are_verified_and_damage_is_reported() -> None:
     verifier.join()
     assert sorted(device.seen) == ["bad", "good", "last", "odd"]
     assert [(error.what, error.name) for error in found] == [("weights", "bad")]
+
+
+IDLE = """
+import os, threading
+from clockwork_serve.serve.worker.host import Verifier
+from tests.serve.worker.test_host import VerifyingDevice, blob
+device = VerifyingDevice()
+verifier = Verifier([device], print)
+verifier.add(blob("w"))
+verifier.join()
+print(device.seen)
+"""
+
+
+def test_who_may_not_choose_a_scheduling_policy_verifies_under_the_one_there_is() -> None:
+    # In a name space where nobody may leave the idle policy.
+    command = ["unshare", "--map-root-user", "chrt", "--idle", "0", sys.executable, "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*command, ""], check=False).returncode:
+        pytest.skip("needs name spaces")
+    done = subprocess.run([*command, IDLE], capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert (done.stdout, done.stderr) == ("['w']\n", "")
 
 
 @pytest.mark.parametrize("path", ["/a/folder", ""])

@@ -1,4 +1,4 @@
-"""Verification of files by checksum.
+"""Verification of files by checksum, and files that are their owner's alone.
 
 Content is named by its SHA-256. A file is hashed when a process first reads it, and again whenever its
 metadata (device, inode, size, times) differ. Records without such a name carry a seal: a line with the hash
@@ -9,7 +9,9 @@ the times as they were is not detected.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import stat
 import threading
 import time
 from collections import OrderedDict
@@ -24,6 +26,7 @@ SETTLED_NS: Final = 100_000_000
 """A file changed less than this ago may change again within the resolution of its time stamps."""
 _SEAL: Final = b"sha256 "
 _SEAL_BYTES: Final = len(_SEAL) + 64 + 1
+_log = logging.getLogger(__name__)
 
 
 class Facts(NamedTuple):
@@ -126,3 +129,24 @@ def damage(what: str, name: str, path: Path | str, found: str) -> DamageError:
         what=what,
         name=name,
     )
+
+
+def make_private(setting: str, path: Path) -> None:
+    """Take a file or folder that is ours from all other users; warn if another user's can be written by more.
+
+    Nothing else (a device, a pipe) is touched. Raises OSError.
+    """
+    found = path.stat()
+    mode = stat.S_IMODE(found.st_mode)
+    if not mode & 0o077 or not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        return
+    if found.st_uid == os.geteuid():
+        path.chmod(mode & 0o700)
+        _log.warning(
+            "%s: %s was open to other users (mode %04o), and is its owner's alone now", setting, path, mode
+        )
+    elif mode & 0o022:
+        _log.warning(
+            "%s: expected %s to be its owner's alone, found mode %04o: who can write there can change what "
+            "is served; have its owner (user %d) chmod it", setting, path, mode, found.st_uid,
+        )  # fmt: skip

@@ -20,12 +20,17 @@ from clockwork_serve.config.table import (
     Unfit,
     default_cache,
     did_you_mean,
+    path,
     wrong,
 )
 
 _OTHER_VARIABLES = {f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "CA", "GRPC_AIO")}
-_SERVICE_LINK = re.compile(rf"{PREFIX}(?:SERVE_)?(?:SERVICE_(?:HOST|PORT.*)|PORT(?:_\d+_TCP.*)?)")
-"""Variables that container platforms set for a service called clockwork or clockwork-serve."""
+_SERVICE_LINK = re.compile(
+    rf"{PREFIX}(?:\w+_)?(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
+)
+"""Variables that Kubernetes sets in each pod for a Service called clockwork, clockwork-http and so on."""
+_LINKED_ADDRESS = re.compile(r"(?:tcp|udp|sctp)://\S+")
+"""The value of one more, ``..._PORT``. For some Services that is the name of a setting."""
 _LARGEST_FILE = 1 << 20
 
 
@@ -40,14 +45,15 @@ def read_settings(given: Mapping[str, object], environment: Mapping[str, str], f
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     chosen = file or environment.get(f"{PREFIX}CONFIG") or _beside(flags, environment)
-    from_file = _read_file(Path(chosen).expanduser()) if chosen else {}
+    from_file = _read_file(str(chosen)) if chosen else {}
     for entry in SETTINGS:
         found, source = _find(entry, flags, environment, from_file, str(chosen))
         if source:
             sources[entry.name] = source
             values[entry.name] = _read(entry, found, source)
-    values.setdefault("cache", default_cache(environment))
-    return Settings(**values, sources=sources, warnings=_unknown_variables(environment))
+    if "cache" not in values:
+        values["cache"] = default_cache(environment)
+    return Settings(**values, sources=sources, warnings=_variable_warnings(environment))
 
 
 def _find(
@@ -60,8 +66,9 @@ def _find(
     """What was written for a setting, and where; "" if nowhere."""
     if entry.name in flags:
         return flags[entry.name], entry.flag if entry.name != "repository" else "command line"
-    if environment.get(entry.variable):
-        return environment[entry.variable], entry.variable
+    written = environment.get(entry.variable)
+    if written and not _is_service_link(entry.variable, written):
+        return written, entry.variable
     if entry.name in from_file:
         return from_file[entry.name], file
     return None, ""
@@ -79,17 +86,23 @@ def _beside(flags: Mapping[str, object], environment: Mapping[str, str]) -> str 
     repository = flags.get("repository") or environment.get(f"{PREFIX}REPOSITORY")
     if not isinstance(repository, str):
         return None
-    folder = Path(repository).expanduser()
+    try:
+        folder = Path(path(repository))
+    except Unfit:
+        return None  # which will be said where it is read
     file = folder / "clockwork.toml"
     # Beside versions it is a model's: who gave that folder is told so when models are looked for.
     return str(file) if file.is_file() and not any(folder.glob("[1-9]*/model.*")) else None
 
 
-def _read_file(file: Path) -> dict[str, object]:
+def _read_file(named: str) -> dict[str, object]:
     try:
+        file = Path(path(named))
         if file.stat().st_size > _LARGEST_FILE:
             raise wrong("config", str(file), f"at most {_LARGEST_FILE} bytes", "a larger file", "shorten it")
         values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except Unfit as unfit:
+        raise wrong("config", named, unfit.expected, named, unfit.remedy) from None
     except OSError as error:
         raise wrong(
             "config", str(file), "a readable file", error.strerror, "name a TOML file with --config"
@@ -103,14 +116,35 @@ def _read_file(file: Path) -> dict[str, object]:
     return values
 
 
-def _unknown_variables(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Warnings rather than errors: other programs set variables too."""
-    known = {entry.variable for entry in SETTINGS} | _OTHER_VARIABLES
+def _is_service_link(name: str, value: str) -> bool:
+    """Whether Kubernetes set this variable, for a Service whose name begins as ours do."""
+    if name.endswith("_PORT") and _LINKED_ADDRESS.fullmatch(value):
+        return True
+    return _SERVICE_LINK.fullmatch(name) is not None
+
+
+def _link_warning(name: str, value: str) -> str:
+    setting, service = name.removeprefix(PREFIX).lower(), name.removesuffix("_PORT").lower().replace("_", "-")
+    return (
+        f"{name}: expected a port, found {value!r:.80}, as Kubernetes sets it for a Service {service}; "
+        f"it is ignored: give {setting} on the command line or in a file, or set enableServiceLinks: false "
+        "for the pod"
+    )
+
+
+def _variable_warnings(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Warnings of variables that are no settings, rather than errors: other programs set variables too."""
+    variables = {entry.variable for entry in SETTINGS}
+    known = variables | _OTHER_VARIABLES
     warnings = []
     for name in sorted(environment):
-        if not name.startswith(PREFIX) or name in known or _SERVICE_LINK.fullmatch(name):
+        if not name.startswith(PREFIX):
             continue
-        near = get_close_matches(name, sorted(known), n=1)
-        advice = f"did you mean {near[0]}?" if near else "it is ignored"
-        warnings.append(f"{name}: no setting has this name; {advice}")
+        if _is_service_link(name, environment[name]):
+            if name in variables:
+                warnings.append(_link_warning(name, environment[name]))
+        elif name not in known:
+            near = get_close_matches(name, sorted(known), n=1)
+            advice = f"did you mean {near[0]}?" if near else "it is ignored"
+            warnings.append(f"{name}: no setting has this name; {advice}")
     return tuple(warnings)

@@ -32,6 +32,7 @@ Read = Callable[[object], Value]
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+_HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -59,7 +60,10 @@ def text(value: object) -> str:
 
 def path(value: object) -> str:
     """A path, with ``~`` resolved."""
-    return str(Path(text(value)).expanduser())
+    try:
+        return str(Path(text(value)).expanduser())
+    except RuntimeError:  # no such user, or one without a home
+        raise Unfit("a path whose ~ is the home of a user", "write the whole path, or set HOME") from None
 
 
 def switch(value: object) -> bool:
@@ -169,6 +173,17 @@ def machine_name(value: object) -> str:
         "up to 64 letters, digits, dashes, dots and underscores, a letter or a digit first",
         "choose a name of those",
     )
+
+
+def host_names(value: object) -> tuple[str, ...]:
+    """Names of hosts, without ports, in a list or in text with commas between; in small letters."""
+    found = value.split(",") if isinstance(value, str) else value
+    names = (
+        [each.strip() if isinstance(each, str) else "" for each in found] if isinstance(found, list) else []
+    )
+    if names and all(_HOST_NAME.fullmatch(name) for name in names):
+        return tuple([name.lower() for name in names])
+    raise Unfit("names of hosts, without ports", "write them like models.example.com,models.example.net")
 
 
 def prefix_or_off(value: object) -> str | None:
@@ -329,9 +344,12 @@ class Setting(Struct, frozen=True):
 
 
 def default_cache(environment: Mapping[str, str]) -> str:
-    """The default folder of artefacts."""
-    base = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return str(Path(base) / "clockwork-serve")
+    """The default folder of artefacts. Raises :class:`ConfigError` if the user has no home, or an odd one."""
+    base = environment.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        return path(str(Path(base) / "clockwork-serve"))
+    except Unfit as unfit:
+        raise wrong("cache", "default", unfit.expected, base, "give --cache, or set HOME") from None
 
 
 def wrong(name: str, source: str, expected: str, found: object, remedy: str) -> ConfigError:
@@ -397,6 +415,11 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     api_keys: Annotated[str, Setting(
         path, "TOML file of API keys and tenants; none: every client may do everything", GATEWAY,
     )] = ""
+    trusted_hosts: Annotated[tuple[str, ...], Setting(
+        host_names,
+        "more names under which clients and pages may ask for changes without API keys, with commas between",
+        GATEWAY, "",
+    )] = ()
     max_connections: Annotated[int, Setting(
         integer(1, 1_000_000), "connections at once, per gateway and port", GATEWAY,
     )] = 10_000

@@ -42,8 +42,8 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct
 
-from clockwork_serve.errors import RepositoryError
-from clockwork_serve.integrity import Verified, file_digest, hash_of, sealed, unsealed
+from clockwork_serve.errors import RepositoryError, encodable, printable
+from clockwork_serve.integrity import Verified, file_digest, hash_of, make_private, sealed, unsealed
 from clockwork_serve.messages import Code, CodeFile, Profile, TensorSpec, Weights
 from clockwork_serve.store.optimiser import runtime_fingerprint
 from clockwork_serve.store.settings import Damage, ModelSettings, ProblemError, problem
@@ -57,6 +57,7 @@ KEPT_DAMAGED_BYTES = 256 * MIB
 _FOLDERS = (
     "codes", "weights", "compiled", "seen", "architectures", "profiles", "damaged", "locks", "tmp",
 )  # fmt: skip
+_RUNTIME = "runtime.json"
 _COMPARED_BYTES = 1 * MIB
 _LOCKS = 64
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -76,10 +77,13 @@ def digest_of(*parts: bytes | str) -> str:
 
 
 class Cache:
-    """Artefacts for this runtime on this CPU. Raises ``RepositoryError`` if the folder cannot be written.
+    """Artefacts for this runtime on this CPU. Raises ``RepositoryError`` if the folder cannot be used.
 
     ``reads_weights``: a blob counts as present only once it was read and hashed, not if its size alone
     matches. Without it, the process that copies the blob verifies it. ``damage`` lists what was set aside.
+
+    A folder that cannot be written (``read_only`` says why) is used as it is, if it is not empty: records are
+    not kept, and what is missing is a ``ProblemError`` where it would be stored.
     """
 
     def __init__(
@@ -92,24 +96,51 @@ class Cache:
         facts = dict(runtime_fingerprint() if fingerprint is None else fingerprint)
         self.runtime = digest_of(msgspec.json.encode(facts, order="sorted"))[:16]
         self.root = Path(cache_dir).expanduser().absolute() / f"v{LAYOUT}-{self.runtime}"
+        if encodable(str(self.root)) != str(self.root):
+            found = printable(str(self.root))
+            raise RepositoryError(
+                f"cache_dir: expected a path in UTF-8, found {found}; give another one with --cache"
+            )
         self.reads_weights = reads_weights
         self.damage: list[Damage] = []
         self._verified = Verified()
         self._setting_aside = threading.Lock()
         self._count = itertools.count()
+        self._own: Path | None = None
+        self.read_only = ""
         try:
-            for name in _FOLDERS:
-                (self.root / name).mkdir(parents=True, exist_ok=True)
-            with self.lock("tmp"):
-                self._sweep()
-                self._own = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
-                self._alive = _locked(self._own / "alive")
-            self.write(self.root / "runtime.json", msgspec.json.encode(facts))
+            self._open(msgspec.json.encode(facts))
         except OSError as error:
-            raise RepositoryError(
-                f"cache_dir: expected a folder that can be written, found {cache_dir} ({error.strerror}); "
-                "give another one"
-            ) from None
+            self.read_only = error.strerror or str(error)
+            if not os.access(self.root / _RUNTIME, os.R_OK):
+                raise RepositoryError(self._unusable(Path(cache_dir))) from None
+            _log.info("cache: %s cannot be written (%s); what is there is used", self.root, self.read_only)
+
+    def _open(self, facts: bytes) -> None:
+        """Make all folders, and one of our own for drafts."""
+        self.root.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.mkdir(mode=0o700, exist_ok=True)
+        make_private("cache", self.root)
+        for name in _FOLDERS:
+            (self.root / name).mkdir(exist_ok=True)
+        with self.lock("tmp"):
+            self._sweep()
+            self._own = Path(tempfile.mkdtemp(dir=self.root / "tmp"))
+            self._alive = _locked(self._own / "alive")
+        if not (self.root / _RUNTIME).exists():
+            self.write(self.root / _RUNTIME, facts)
+
+    def _unusable(self, folder: Path) -> str:
+        found = f"{folder} ({self.read_only})"
+        with contextlib.suppress(OSError):
+            others = [each.name for each in folder.iterdir() if each.name != self.root.name]
+            if any(name.startswith("v") for name in others):
+                found += ", filled by another version, runtime or CPU"
+        return (
+            f"cache_dir: expected a folder that can be written, found {found}; give another with --cache; "
+            "to serve from one that cannot, fill it first where it can, by this version on this kind of CPU: "
+            "clockwork profile REPO --cache FOLDER"
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -119,8 +150,9 @@ class Cache:
 
     def close(self) -> None:
         """Remove the temporary files of this process."""
-        os.close(self._alive)
-        shutil.rmtree(self._own, ignore_errors=True)
+        if self._own is not None:
+            os.close(self._alive)
+            shutil.rmtree(self._own, ignore_errors=True)
 
     # Records
 
@@ -151,7 +183,9 @@ class Cache:
             return None
 
     def save(self, kind: str, name: str, content: bytes) -> None:
-        """Store the content of a sealed file, replacing an earlier one."""
+        """Store the content of a sealed file, replacing an earlier one; in a read-only cache, do nothing."""
+        if self.read_only:
+            return
         self.write(self.root / kind / name, sealed(f"{kind}/{name}", content))
 
     def profile(self, code_id: str, device_kind: str) -> Profile | None:
@@ -289,6 +323,9 @@ class Cache:
         place = {"code": self.root / "codes" / name, "weights": self.weights_path(name)}.get(
             what, self.root / name
         )
+        if self.read_only:
+            _log.error("cache: %s %s is damaged (%s), and cannot be set aside: %s", what, name, found, place)
+            return
         with self._setting_aside:
             kept = self.root / "damaged" / f"{time.time_ns():020d}-{what}-{name.replace('/', '-')}"
             try:
@@ -327,7 +364,10 @@ class Cache:
 
     @contextlib.contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """Hold a lock between processes while making an artefact."""
+        """Hold a lock between processes while making an artefact, which nobody does in a read-only cache."""
+        if self.read_only:
+            yield
+            return
         number = int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) % _LOCKS
         descriptor = os.open(
             self.root / "locks" / f"{number:02d}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644
@@ -345,6 +385,12 @@ class Cache:
         return folder
 
     def _draft(self) -> Path:
+        if self.read_only or self._own is None:
+            raise problem(
+                "cache_dir", expected="the model in the cache, or a cache that can be written",
+                found=f"neither: {self.root} ({self.read_only})",
+                advice="fill it where it can be, by this version with these settings (clockwork profile)",
+            )  # fmt: skip
         return self._own / str(next(self._count))
 
     def _weights_folder(self, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.errors import RepositoryError
+from clockwork_serve.errors import RepositoryError, encodable
 from clockwork_serve.messages import Code, TensorSpec
 from clockwork_serve.store import pbtxt as pbtxt_settings
 from clockwork_serve.store import settings as toml_settings
@@ -95,6 +95,11 @@ class Repository:
             raise RepositoryError(
                 f"model repository: expected a readable folder, found {os.fspath(root)!r}; "
                 "give the folder that holds MODEL/VERSION/model.onnx, or one file NAME.onnx or NAME.pt2"
+            )
+        if encodable(str(self.root)) != str(self.root):
+            raise RepositoryError(
+                f"model repository: expected a path in UTF-8, found {str(self.root)!r}; rename it, or "
+                "bind it elsewhere"
             )
 
     @property

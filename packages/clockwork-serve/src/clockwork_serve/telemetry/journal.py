@@ -29,6 +29,7 @@ from msgspec import Struct
 import clockwork_serve
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.integrity import make_private
 from clockwork_serve.messages import ControllerEffect, ControllerEvent
 from clockwork_serve.units import KIB, MIB
 
@@ -147,10 +148,10 @@ class Torn(Struct, frozen=True):
 class Journal:
     """A :class:`~clockwork_serve.telemetry.recorder.Listener` that writes steps to ``path``.
 
-    What a journal that is there holds stays before them. ``head`` makes it fit for replay. ``file_bytes``
-    bounds one file, ``files`` how many are kept. Raises :class:`ConfigError` if the file is no journal or
-    cannot be opened. Whatever goes wrong later (a full disk) ends the journal with one logged line and
-    nothing else.
+    What a journal that is there holds stays before them. Its files are their owner's alone. ``head`` makes
+    it fit for replay. ``file_bytes`` bounds one file, ``files`` how many are kept. Raises
+    :class:`ConfigError` if the file is no journal or cannot be opened. Whatever goes wrong later (a full
+    disk) ends the journal with one logged line and nothing else.
     """
 
     def __init__(
@@ -168,7 +169,9 @@ class Journal:
         self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         try:
             _mend(path)
-            self._file: IO[bytes] = path.open("ab", buffering=0)
+            for existing in journal_files(path):
+                make_private("journal", existing)
+            self._file: IO[bytes] = _opened(path, "ab")
         except OSError as error:
             raise ConfigError(f"journal: cannot write {path}: {error.strerror}; name another file") from None
         self._head = head
@@ -241,7 +244,12 @@ class Journal:
         for newer, older in reversed(list(itertools.pairwise(names))):
             if newer.exists():
                 newer.replace(older)
-        self._file = self.path.open("wb", buffering=0)
+        self._file = _opened(self.path, "wb")
+
+
+def _opened(path: Path, mode: str) -> IO[bytes]:
+    """A file for writing, which is its owner's alone if it is new."""
+    return open(path, mode, buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
 def journal_files(path: Path) -> list[Path]:

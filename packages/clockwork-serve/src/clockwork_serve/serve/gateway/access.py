@@ -1,4 +1,4 @@
-"""Access control: API keys and their rights, tenants and their limits, TLS settings of a gateway's ports."""
+"""Access control: API keys and their rights, tenants and their limits, other sites' pages, TLS settings."""
 
 from __future__ import annotations
 
@@ -7,20 +7,23 @@ import logging
 import math
 import os
 import re
+import socket
 import stat
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
 from hashlib import sha256
+from ipaddress import ip_address
 from threading import Lock
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
 from clockwork_serve.config import Settings
-from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.errors import ClockworkError, ConfigError, printable
 from clockwork_serve.messages import LEAST_PRIORITY, USUAL_PRIORITY, Quota
 from clockwork_serve.serve.gateway.client_shm import is_loopback
 from clockwork_serve.serve.gateway.settings import GatewayConfig
@@ -165,7 +168,7 @@ class Holder(Struct, frozen=True):
 
 
 class Denied(ClockworkError):
-    """Access is denied. ``known``: the key is known and lacks a right; else it is missing or unknown."""
+    """Access is denied. ``known``: not for want of a known key, but what it asks is not allowed."""
 
     def __init__(self, message: str, *, known: bool) -> None:
         super().__init__(message)
@@ -293,6 +296,89 @@ def _wrong(expected: str, found: str, path: str, remedy: str = _REMEDY) -> Confi
 
 
 # ------------------------------------------------------------
+# Pages of other sites, which may change nothing where no API keys are asked for.
+#
+# A page may have its reader's browser send requests to any address, also to ones that only the browser can
+# reach. The browser then says in Origin whose page it is. With DNS rebinding the page's own name leads to us,
+# so that to the browser we are its origin; but Host is that name. Programs send no Origin, and as Host what
+# they were given: an address, or a name of this server.
+
+
+_PRIVATE: Final = (".localhost", ".local", ".internal")
+"""Ends of names that no public site can have."""
+_WARNED_MAX: Final = 16
+_HTTP_PORTS: Final = (None, 80, 443)
+
+
+class Sites:
+    """Which sites' requests may change something: those of this server's own names, and trusted ones.
+
+    :meth:`check` is for any thread.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._trusted = frozenset(settings.trusted_hosts)
+        self._own = {settings.host.lower(), socket.gethostname().lower(), *self._trusted}
+        # With TLS a browser has compared the name with our certificate, so that no other name leads here.
+        self._any_host = bool(settings.tls_certificate)
+        self._warned: set[str] = set()
+
+    async def find_own_name(self) -> None:
+        """Ask the resolver for the whole name of this machine, if it knows it."""
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(socket.gethostname(), None, flags=socket.AI_CANONNAME)
+        except (OSError, UnicodeError):
+            return
+        self._own.update(name.lower() for *_, name, _ in found if name)
+
+    def check(self, host: bytes | None, origin: bytes | None) -> None:
+        """Raise :class:`Denied` if the headers ``Host`` and ``Origin`` are those of another site's page."""
+        name, port = _authority(b"" if host is None else b"//" + host)
+        if host is not None and not self._is_own(name):
+            self._deny("Host", host, "a name of this server")
+        if origin is not None:
+            page, page_port = _authority(origin)
+            same_port = port == page_port or (port in _HTTP_PORTS and page_port in _HTTP_PORTS)
+            if page not in self._trusted and not (page and page == name and same_port):
+                self._deny("Origin", origin, "none, or this server's own")
+
+    def _is_own(self, name: str) -> bool:
+        if self._any_host or name in self._own or name.endswith(_PRIVATE):
+            return True
+        try:
+            # A name is resolved, and may be made to lead here; an address is where the client meant to go.
+            ip_address(name.partition("%")[0])
+        except ValueError:
+            return bool(name) and "." not in name
+        return True
+
+    def _deny(self, header: str, found: bytes, expected: str) -> None:
+        shown = printable(found.decode("latin-1"), 100)
+        if len(self._warned) < _WARNED_MAX and shown not in self._warned:
+            self._warned.add(shown)
+            _log.warning(
+                "trusted_hosts: refused a request to change something, with %s '%s'; add that if it is a "
+                "name of this server", header, shown,
+            )  # fmt: skip
+        raise Denied(
+            f"header '{header}': expected {expected}, since a page of another site might ask this through a "
+            f"browser, and there are no API keys here; found '{shown}'; ask by an address of this server, or "
+            "add the name to its trusted_hosts, or give it api_keys",
+            known=True,
+        )
+
+
+def _authority(url: bytes) -> tuple[str, int | None]:
+    """The name and port in a URL; the name is empty if there is none."""
+    try:
+        found = urlsplit(url.strip().decode("ascii"))
+        return (found.hostname or "").removesuffix("."), found.port
+    except ValueError:
+        return "", None
+
+
+# ------------------------------------------------------------
 # TLS and API keys of a gateway, from its settings.
 
 
@@ -306,17 +392,23 @@ def tls_files(settings: Settings) -> TlsFiles | None:
 
 
 class AccessControl:
-    """Access control of one gateway, shared by its servers. Without ``keys`` everything is allowed."""
+    """Access control of one gateway, shared by its servers.
+
+    Without ``keys`` everything is allowed, but to the pages of other ``sites``.
+    """
 
     def __init__(self, config: GatewayConfig) -> None:
         """Raises :class:`ConfigError` for a file that will not do."""
         self.config = config
         api_keys, files = config.settings.api_keys, tls_files(config.settings)
         self.keys = KeyRing(api_keys) if api_keys else None
+        self.sites = Sites(config.settings)
         self.tls = None if files is None else Tls(files)
 
     async def keep_fresh(self) -> None:
         """Read files again when they change; until cancelled."""
+        if self.keys is None:
+            await self.sites.find_own_name()
         while self.keys is not None or self.tls is not None:
             await asyncio.sleep(REFRESH_S)
             if self.keys is not None:

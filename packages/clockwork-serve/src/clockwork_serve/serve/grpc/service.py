@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
@@ -13,7 +13,6 @@ import grpc
 import msgspec
 from google.protobuf import json_format
 
-from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError, InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import InferCall, Served, UnknownModel, grpc_of_http
@@ -28,7 +27,7 @@ from clockwork_serve.oip.protobuf import (
     reflect,
     rpcs,
 )
-from clockwork_serve.serve.gateway.access import AccessControl, Denied, KeyRing, Right
+from clockwork_serve.serve.gateway.access import AccessControl, Denied, Right
 from clockwork_serve.serve.gateway.client_shm import is_loopback
 from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, Heavy, is_heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
@@ -61,13 +60,13 @@ def right_of(method: str) -> Right | None:
     return _RIGHTS.get(method, Right.ADMIN)
 
 
-def access_check(settings: Settings, keys: KeyRing | None) -> AccessCheck:
-    """Checks the size of the metadata, and access under ``keys``, if there are any.
+def access_check(access: AccessControl) -> AccessCheck:
+    """Checks the size of the metadata, and access.
 
     gRPC's core does not count metadata that a client sends as references to its header table: 4,000 bytes can
     stand for 12 MB.
     """
-    admit = None if keys is None else key_check(keys)
+    settings = access.config.settings
 
     def check(path: str, metadata: Metadata) -> str:
         wrong = ""
@@ -77,26 +76,11 @@ def access_check(settings: Settings, keys: KeyRing | None) -> AccessCheck:
             wrong = excess("max_head", settings.max_head)
         if wrong:
             raise Aborted(grpc.StatusCode.RESOURCE_EXHAUSTED, wrong)
-        return "" if admit is None else admit(path, metadata)
-
-    return check
-
-
-def key_check(keys: KeyRing) -> AccessCheck:
-    """Checks API keys; the identity is their holder's tenant. It costs 1.5 us a call."""
-
-    def check(path: str, metadata: Metadata) -> str:
         right = right_of(path)
-        if right is None:
+        if right is None or (access.keys is None and right is not Right.ADMIN):
             return ""
-        authorization = api_key = None
-        for name, value in metadata:
-            if name == "authorization":
-                authorization = _bytes(value)
-            elif name == "x-api-key":
-                api_key = _bytes(value)
         try:
-            return keys.authorize(right, authorization, api_key).tenant
+            return _authorized(access, right, dict(metadata))
         except Denied as denied:
             code = grpc.StatusCode.PERMISSION_DENIED if denied.known else grpc.StatusCode.UNAUTHENTICATED
             raise Aborted(code, str(denied)) from None
@@ -104,7 +88,20 @@ def key_check(keys: KeyRing) -> AccessCheck:
     return check
 
 
-def _bytes(value: str | bytes) -> bytes:
+def _authorized(access: AccessControl, right: Right, metadata: Mapping[str, str | bytes]) -> str:
+    """The tenant of the caller's key; "" where there are no keys. Raises :class:`Denied`.
+
+    No browser speaks this protocol, but a proxy may translate from one that pages can speak (gRPC-Web), and
+    passes their Origin on.
+    """
+    if access.keys is None:
+        access.sites.check(None, _bytes(metadata.get("origin")))
+        return ""
+    authorization, api_key = _bytes(metadata.get("authorization")), _bytes(metadata.get("x-api-key"))
+    return access.keys.authorize(right, authorization, api_key).tenant
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
     return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
@@ -409,7 +406,7 @@ class GatewayGrpc:
                 # Otherwise gRPC would silently share a port with another program.
                 ("grpc.so_reuseport", int(reuse_port)),
             ],
-            access_check=access_check(access.config.settings, access.keys),
+            access_check=access_check(access),
             clock=gateway.clock,
             silent_s=access.config.settings.stream_s,
         )

@@ -14,7 +14,7 @@ import httptools
 import numpy as np
 
 from clockwork_serve.config import Settings
-from clockwork_serve.serve.gateway.access import KeyRing
+from clockwork_serve.serve.gateway.access import AccessControl
 from clockwork_serve.serve.gateway.client_shm import is_loopback
 from clockwork_serve.serve.gateway.requests import spread_s
 from clockwork_serve.serve.gateway.settings import (
@@ -300,7 +300,7 @@ class HttpHost(Sender, Protocol):
     first part. ``arriving_bytes`` counts large bodies that are incomplete and outside of the region.
     """
 
-    keys: KeyRing | None
+    access: AccessControl
     loop: asyncio.AbstractEventLoop
     readers: RoundRobin
     buffer: memoryview
@@ -461,7 +461,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         if self._closing:
             return
         self._phase, self._head_bytes = _BODY, -1
-        headers, parser, keys = self.headers, self.parser, self._server.keys
+        headers, parser = self.headers, self.parser
         exchange = HttpExchange(self.pump, parser.get_method(), self._server.find_route(self.url))
         exchange.keep_alive = parser.should_keep_alive()
         exchange.local, exchange.old = self._local, parser.get_http_version() == "1.0"
@@ -469,7 +469,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._queue.append(exchange)
         if wrong := self.limit_error(self._settings):
             self._refuse(431, wrong)
-        elif keys is not None and (denied := denial(keys, exchange, headers)) is not None:
+        elif (denied := denial(self._server.access, exchange, headers)) is not None:
             self._refuse_with(denied)
         elif headers:
             self._read_headers(exchange, headers)
@@ -637,8 +637,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """Handle one whole request whose head equals the last one's, byte for byte."""
         exchange = head.new_exchange(self.pump)
         self._queue.append(exchange)
-        keys = self._server.keys
-        if keys is not None and (denied := denial(keys, exchange, head.headers)) is not None:
+        access = self._server.access
+        if access.keys is not None and (denied := denial(access, exchange, head.headers)) is not None:
             self._current = exchange
             self._refuse_with(denied)
             return

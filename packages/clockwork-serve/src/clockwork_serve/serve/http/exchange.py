@@ -12,7 +12,7 @@ from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import InferCall, Served, parse_infer
-from clockwork_serve.serve.gateway.access import Denied, KeyRing, Right
+from clockwork_serve.serve.gateway.access import AccessControl, Denied, Right
 from clockwork_serve.serve.gateway.codec import Heavy, is_heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.requests import Body, Ending
@@ -28,7 +28,7 @@ from clockwork_serve.units import KIB, NS_PER_MS
 
 HEADERS_READ: Final = frozenset(
     {b"content-length", b"content-encoding", b"transfer-encoding", b"inference-header-content-length",
-     b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key"}
+     b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key", b"host", b"origin"}
 )  # fmt: skip
 """The headers that are read."""
 UPGRADED: Final = (
@@ -354,16 +354,19 @@ def right_of(method: bytes, route: Route | None) -> Right | None:
     return Right.INFER if method in _READS or endpoint in READING_POSTS else Right.ADMIN
 
 
-def denial(keys: KeyRing, exchange: HttpExchange, headers: Mapping[bytes, bytes]) -> Response | None:
+def denial(access: AccessControl, exchange: HttpExchange, headers: Mapping[bytes, bytes]) -> Response | None:
     """The response if access is denied; None if not: then the exchange has the key's tenant from now on."""
     right = right_of(exchange.method, exchange.route)
     if right is None:
         return None
     try:
-        holder = keys.authorize(right, headers.get(b"authorization"), headers.get(b"x-api-key"))
+        if access.keys is not None:
+            holder = access.keys.authorize(right, headers.get(b"authorization"), headers.get(b"x-api-key"))
+            exchange.identity = holder.tenant
+        elif right is Right.ADMIN:
+            access.sites.check(headers.get(b"host"), headers.get(b"origin"))
     except Denied as denied:
         if denied.known:
             return error_response(403, str(denied))
         return error_response(401, str(denied), b"WWW-Authenticate: Bearer\r\n")
-    exchange.identity = holder.tenant
     return None

@@ -378,7 +378,7 @@ class HttpServer:
         self.gateway = gateway
         self.config = access.config
         self._settings = access.config.settings
-        self.keys = access.keys
+        self.access = access
         self._tls = access.tls
         self.find_route = find_route
         self.loop = asyncio.get_running_loop()

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import logging
 import os
-import resource
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -143,16 +142,7 @@ def main(argv: Sequence[str]) -> int:
     use_batch_policy()
     # gRPC's core logs each malformed request by itself, from its own threads: clients could flood the log.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    _allow_connections(config.settings.max_connections)
     return child.run_until_stopped(lambda stop: serve(config, stop))
-
-
-def _allow_connections(wanted: int) -> None:
-    """Allow as many open files as the system does: each connection is one."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        _log.warning("max_connections: %d wanted, but the system allows a process %d files", wanted, hard)
 
 
 if __name__ == "__main__":

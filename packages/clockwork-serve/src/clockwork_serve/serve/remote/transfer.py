@@ -291,7 +291,7 @@ class MachineArtefacts:
     def _arrive(self, asked: Fetch) -> None:
         try:
             self._arriving[asked] = IncomingArtefact(asked, self._cache)
-        except OSError as error:
+        except (OSError, RepositoryError) as error:
             self._failed[asked.name] = f"it cannot be stored: {error}"
             _log.error("%s %s cannot be stored: %s", asked.what, asked.name, error)
             for then in self._waiting.pop(asked, []):

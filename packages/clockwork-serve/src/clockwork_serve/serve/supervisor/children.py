@@ -19,6 +19,7 @@ from clockwork_serve.serve.gateway.access import check_access_files
 from clockwork_serve.serve.gateway.settings import check_gateways
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, check_joining
 from clockwork_serve.serve.supervisor.config import device_configs
+from clockwork_serve.serve.supervisor.limits import check_limits
 from clockwork_serve.serve.supervisor.processes import (
     Launch,
     Supervisor,
@@ -111,6 +112,7 @@ def worker_launches(settings: Settings, run_dir: Path) -> list[Launch]:
 def run_workers(settings: Settings) -> int:
     """Run workers as :func:`run_until_stopped`. Raises :class:`ConfigError` if a setting is missing."""
     check_joining(settings, "a worker")
+    check_limits(settings, device_configs(settings), joining=True)
     return run_until_stopped(lambda run_dir: worker_launches(settings, run_dir), settings.drain_s)
 
 
@@ -143,6 +145,7 @@ def run_gateways(settings: Settings, on_listening: Callable[[dict[str, str]], No
             f"{machine!r:.80}; give --machine-name"
         )
     check_access_files(settings)
+    check_limits(settings, (), joining=True)
     ports = Ports(settings.host, settings.ports)
     try:
         on_listening(addresses(settings.host, ports.number_by_name, tls=bool(settings.tls_certificate)))

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from clockwork_serve.errors import ConfigError, TransportError
+from clockwork_serve.errors import ConfigError, TransportError, encodable, printable
 from clockwork_serve.serve.supervisor.processes import reachable
 from clockwork_serve.serve.transport import SOCKET_NAME, check_path
 
@@ -28,21 +28,36 @@ LOCK: Final = "supervisor.lock"
 _log = logging.getLogger(__name__)
 
 
+MEMORY: Final = "/dev/shm"  # noqa: S108 - as others who may write there, nobody can enter a folder of ours
+"""Where such folders can be if all file systems are read-only."""
+
+
 class RunDir:
-    """A new folder of mode 0700 in ``parent`` (empty: where such folders belong), until it is closed."""
+    """A new folder of mode 0700, until it is closed.
+
+    It is in ``parent``, or, if that is empty, in the first of XDG_RUNTIME_DIR, the temporary folder and
+    ``/dev/shm`` that can be written.
+    """
 
     def __init__(self, parent: str) -> None:
         """Raises :class:`ConfigError` if it cannot be made."""
-        base = Path(parent or os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
-        remove_orphans(base)
-        try:
-            self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-            self._lock = _locked(self.path)
-        except OSError as error:
+        refused = []
+        for base in (parent,) if parent else _usual_parents():
+            if encodable(base) != base:  # as a process's argument it could not be told
+                refused.append(f"{printable(base)} (no UTF-8)")
+                continue
+            remove_orphans(Path(base))
+            try:
+                self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
+                self._lock = _locked(self.path)
+                break
+            except OSError as error:
+                refused.append(f"{base} ({error.strerror})")
+        else:
             raise ConfigError(
-                f"run_dir: expected a folder that can be written; found {base} ({error.strerror}); "
+                f"run_dir: expected a folder that can be written; found {', '.join(refused)}; "
                 "set XDG_RUNTIME_DIR or TMPDIR to another one"
-            ) from None
+            )
         try:
             check_path(self.path / SOCKET_NAME)
         except TransportError as error:
@@ -55,6 +70,14 @@ class RunDir:
         lock, self._lock = self._lock, -1
         if lock >= 0:
             os.close(lock)
+
+
+def _usual_parents() -> list[str]:
+    try:
+        temporary = [tempfile.gettempdir()]
+    except FileNotFoundError:  # it tried several
+        temporary = []
+    return [*filter(None, [os.environ.get("XDG_RUNTIME_DIR")]), *temporary, MEMORY]
 
 
 def remove_orphans(base: Path) -> None:

@@ -37,6 +37,7 @@ from clockwork_serve.serve.gateway.access import check_access_files
 from clockwork_serve.serve.remote.config import check_listening
 from clockwork_serve.serve.supervisor.catalogue import Catalogue, Repairs
 from clockwork_serve.serve.supervisor.config import ServerConfig
+from clockwork_serve.serve.supervisor.limits import check_limits
 from clockwork_serve.serve.supervisor.link import Quotas, SupervisorLink, end_unconnected_workers
 from clockwork_serve.serve.supervisor.preparation import (
     OnProgress,
@@ -96,6 +97,7 @@ class Server:
         settings = self.settings = config.settings
         Repository(settings.repository, config.store)
         check_access_files(settings)
+        check_limits(settings, config.devices)
         if settings.listen_machines:
             check_listening(settings)
         self.config = config

@@ -297,8 +297,10 @@ class Verifier:
             thread.join()
 
     def _run(self) -> None:
-        # The scheduling policy is inherited: a real-time thread may have started this one.
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        # The scheduling policy is inherited: a real-time thread may have started this one. Any other may be
+        # the operator's choice, which not everybody may change.
+        if os.sched_getscheduler(0) == os.SCHED_FIFO:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
         while (weights := self._next()) is not None:
             began_s = time.monotonic()
             self._verify_one(weights)
