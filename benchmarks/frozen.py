@@ -20,15 +20,13 @@ import hashlib
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from clockwork_serve.sim.replay import replay
-from clockwork_serve.sim.seeds import Digest, play_seed
+from clockwork_serve.sim.seeds import Digest, play_seed, process_pool
 from clockwork_serve.telemetry import Step, read_records
 from harness.report import Outcome, finish, parser
 
@@ -91,7 +89,7 @@ def unpacked(folder: Path) -> list[Path]:
 
 def blocks(count: int, jobs: int) -> Iterator[str]:
     """In order, played in so many processes."""
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with process_pool(jobs) as pool:
         yield from pool.map(block_hash, range(0, count, BLOCK))
 
 

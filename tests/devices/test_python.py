@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import numpy as np
@@ -146,6 +147,27 @@ def test_what_is_wrong_is_the_models_fault_and_said_in_one_line(device, tmp_path
     with pytest.raises(ModelError, match=f"^model m: .*{message}") as error:
         run(device, served, (1, 1))
     assert "\n" not in str(error.value)
+
+
+FORKS = [
+    'return {"y": np.full_like(inputs["x"], pid)}',
+    "if pid == 0: raise SystemExit\n        return {'y': np.full_like(inputs['x'], pid)}",
+]
+
+
+@pytest.mark.parametrize("then", FORKS)
+def test_a_child_that_comes_back_from_the_model_ends_there(device, tmp_path, then):
+    served = Served(tmp_path, f"import os\n        pid = os.fork()\n        {then}")
+    device.prepare(served.code)
+    device.load(lifted.load(served.code, served.weights(2)))
+    own = os.getpid()
+    try:
+        (call,) = run(device, served)
+    finally:
+        if os.getpid() != own:
+            os._exit(1)  # a second one of these tests
+    pid = int(lifted.output(call, "y")[0, 0])
+    assert os.waitpid(pid, 0) == (pid, 0)
 
 
 def test_outputs_stay_in_their_room(device, tmp_path):

@@ -26,6 +26,7 @@ from clockwork_serve.serve.remote.config import ClusterFiles
 from clockwork_serve.serve.worker.host import WorkerConfig
 from harness import repositories
 from harness.machine import children
+from harness.server import name_of
 from harness.serving import Metrics, Serving, read_metrics, until
 from tests.serve.certificates import Certificates
 
@@ -75,8 +76,8 @@ class FarProcess:
 
     @property
     def children(self) -> list[int]:
-        """The processes that it keeps."""
-        return children(self.process.pid)
+        """The processes that it keeps, without their guard."""
+        return [pid for pid in children(self.process.pid) if name_of(pid)]
 
     def heard(self, word: str) -> bool:
         return any(word in line for line in self.said)

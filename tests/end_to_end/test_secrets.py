@@ -26,6 +26,7 @@ import pytest
 
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
 from harness.machine import children
+from harness.server import name_of
 from tests.end_to_end.commands import command, first_line
 from tests.end_to_end.conftest import MOODY
 from tests.serve.certificates import Certificates, certificates
@@ -206,7 +207,7 @@ def test_no_secret_is_ever_told(tmp_path: Path, cache: Path, run: Path) -> None:
         keys.write_text(ENTRY % ("new", GOOD, '["infer"]'))
         commands(told, ready, files, tmp_path)
         time.sleep(4)
-        os.kill(everybody[-1], signal.SIGABRT)
+        os.kill(next(pid for pid in everybody if name_of(pid) == "gateway-1"), signal.SIGABRT)
         time.sleep(2)
         provoke(told, ready, files)
         for path in run.rglob("*"):

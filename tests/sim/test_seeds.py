@@ -21,6 +21,9 @@ from clockwork_serve.sim.seeds import (
     play_seeds,
     random_scenario,
 )
+from harness import machine
+from harness.serving import until
+from tests.end_to_end.commands import alive
 
 SEEDS = 400
 """`make planted` asks sixty of bugs planted by hand; `make nightly` plays ten thousand."""
@@ -113,3 +116,16 @@ def test_what_fails_names_the_command_that_repeats_it():
 
     with pytest.raises(AssertionError, match=r"python -m qa\.simulator_seeds 3 --requests 50: at \d+ ns"):
         play_seed(3, 50, (Broken(),))
+
+
+def test_the_processes_that_play_end_with_who_was_killed():
+    program = (
+        "from clockwork_serve.sim.seeds import play_seeds\n"
+        "for played in play_seeds(range(10**5), 2):\n    print(played.seed, flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        playing = machine.children(process.pid)
+        assert len(playing) >= 2
+        process.kill()
+    until("they have ended", lambda: not any(map(alive, playing)))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -240,8 +241,13 @@ def _unload(model: Any) -> None:
 
 def _call_user_code(who: str, call: Callable[[], _Found]) -> _Found:
     """Call a user's code. Raises only :class:`ModelError`, with the text of what was raised."""
+    pid = os.getpid()
     try:
         return call()
     except BaseException as error:  # noqa: BLE001 - sys.exit() in a model is no reason to end a lane
         message = described(error)
+    finally:
+        if os.getpid() != pid:
+            # It forked, and this is the child: it may not act as a second worker.
+            os._exit(0)
     raise ModelError(f"{who}: {message}")

@@ -23,6 +23,7 @@ import uvloop
 
 from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError, encodable, printable
+from clockwork_serve.serve.offspring import FAMILY_VARIABLE, family, join_family
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
@@ -169,6 +170,11 @@ _PR_SET_PDEATHSIG: Final = 1
 _log = logging.getLogger(__name__)
 
 
+def environment_of_child() -> dict[str, str]:
+    """Our environment, with what a child needs to end with us: see :func:`prepare`."""
+    return {**os.environ, SUPERVISOR_PID_VARIABLE: str(os.getpid()), FAMILY_VARIABLE: str(family())}
+
+
 def prepare(process: str, settings: Settings) -> None:
     """Configure logging under this name, die with the supervisor, and ignore SIGINT.
 
@@ -176,6 +182,7 @@ def prepare(process: str, settings: Settings) -> None:
     """
     # The supervisor reads the logs; if it is stopped, that must not block this process.
     configure(process, settings.log_level, settings.log_format, NonBlockingHandler(sys.stderr.fileno()))
+    join_family()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     supervisor_pid = os.environ.get(SUPERVISOR_PID_VARIABLE)

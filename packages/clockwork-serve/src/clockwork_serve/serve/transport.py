@@ -84,13 +84,15 @@ class FrameReader:
     """Decodes frames from bytes that arrive in any pieces. Its buffer is reused; it grows if necessary."""
 
     def __init__(self) -> None:
-        self._view = memoryview(bytearray(_READ_BYTES))
+        self._view = memoryview(bytearray())  # until something arrives: whoever says nothing takes no memory
         # Bytes [start, end) were received and are not decoded yet.
         self._start = 0
         self._end = 0
 
     def room(self) -> memoryview:
         """The buffer for the next read; never empty."""
+        if not self._view:
+            self._view = memoryview(bytearray(_READ_BYTES))
         return self._view[self._end :]
 
     def received(self, nbytes: int, frames: list[Frame]) -> None:

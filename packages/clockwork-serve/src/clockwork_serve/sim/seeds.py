@@ -5,7 +5,9 @@ played = play_seed(17)          AssertionError, with the command that repeats it
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -48,6 +50,8 @@ FAULTS_MAX: Final = 8
 PAGE_BYTES: Final = 16 * MIB
 SLOW_NS: Final = ms(12)
 """Models with a longer batch of one are left out: they would make seeds long."""
+
+_PR_SET_PDEATHSIG: Final = 1
 
 BEATS_MAX: Final = 40
 """A seed takes a few pulses of its simulation; one that takes this many is taken for a livelock."""
@@ -221,8 +225,18 @@ def play_seeds(
 ) -> Iterator[PlayedSeed]:
     """Play seeds in ``jobs`` processes; yields in order. A failed check is in ``failure``."""
     work = partial(_attempt, requests=requests, policy=policy)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with process_pool(jobs) as pool:
         yield from pool.map(work, seeds, chunksize=4)
+
+
+def process_pool(jobs: int) -> ProcessPoolExecutor:
+    """A pool of processes that end with the thread that gives them work, however it ends."""
+    # By themselves they would wait for more work forever: each holds both ends of the queue.
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _attempt(seed: int, requests: int, policy: str | None) -> PlayedSeed:

@@ -129,7 +129,11 @@ def check_joining(settings: Settings, joining: str) -> None:
     cluster_files(settings).check(f"{joining} on another machine")
 
 
+BACKLOG: Final = 1024
+"""Connections that wait to be accepted; a client of who comes then tries again after a second."""
+
+
 def bound(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=128)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)

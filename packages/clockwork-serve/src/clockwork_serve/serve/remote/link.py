@@ -29,6 +29,7 @@ from clockwork_serve.messages import (
     TensorRef,
     Tensors,
 )
+from clockwork_serve.serve.accepting import Acceptor, Strangers, network_of
 from clockwork_serve.serve.gateway.tls import reason_of
 from clockwork_serve.serve.remote.config import PROTOCOL_NAME, ClusterContext
 from clockwork_serve.serve.shm import HEADER_BYTES, NO_EPOCH, Region, memory_of, write_epoch
@@ -50,11 +51,14 @@ PIECE_BYTES: Final = 128 * KIB
 """The most bytes of tensors and artefacts in one frame: a millisecond of a fast network."""
 CONNECT_S: Final = 5.0
 """The time limit for connecting: TCP and TLS together."""
-SHAKING_MAX: Final = 64
-SHAKING_EACH: Final = 8
-"""The most concurrent handshakes, of all addresses and of one: these peers are not authenticated yet."""
+SHAKING_MAX: Final = 256
+"""The most concurrent handshakes, for these peers are not authenticated yet: of networks from which no
+machine has joined, and of those from which one has."""
+MET_MAX: Final = 1024
+"""Networks from which machines have joined, and are remembered."""
 SAID_AGAIN_S: Final = 600.0
 """The same warning about the same address is not logged again for this long."""
+_CROWDED: Final = "too many handshakes at once"
 _TCP_USER_TIMEOUT: Final = 18
 _TCP_NOTSENT_LOWAT: Final = 25
 
@@ -192,46 +196,43 @@ class MachineListener:
         self._silence_s = silence_s
         self._loop = asyncio.get_running_loop()
         self._links: set[Link] = set()
-        self._shaking: dict[asyncio.Task[None], str] = {}  # handshakes in progress, and their addresses
+        # Handshakes in progress, where nobody has joined from before, and where somebody has: a machine that
+        # comes back finds room.
+        self._shaking = Strangers[asyncio.Task[None]]()
+        self._shaking_again = Strangers[asyncio.Task[None]]()
+        self._met: dict[str, None] = {}  # networks of machines, the last that joined last
         self._said: dict[str, float] = {}  # warnings, and when each was logged
-        self._socket: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
+        self._acceptor: Acceptor | None = None
 
     def listen(self, listening: socket.socket) -> None:
         """Accept links on this socket, which is closed with the listener."""
-        listening.setblocking(False)  # noqa: FBT003 - its only name
-        self._socket = listening
-        self._accepting = self._loop.create_task(self._accept(listening))
+        self._acceptor = Acceptor(listening, self._accepted)
 
     def close(self) -> None:
         """Stop listening, and close all accepted links."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-        for shaking in self._shaking:
+        if self._acceptor is not None:
+            self._acceptor.close()
+        for shaking in (*self._shaking, *self._shaking_again):
             shaking.cancel()
-        if self._socket is not None:
-            self._socket.close()
         for link in tuple(self._links):
             link.close()
 
-    async def _accept(self, listening: socket.socket) -> None:
-        while True:
-            try:
-                connected, address = await self._loop.sock_accept(listening)
-            except OSError as error:
-                _log.warning("cannot accept a machine: %s", error)
-                await asyncio.sleep(0.1)
-                continue
-            host = str(address[0])
-            if len(self._shaking) >= SHAKING_MAX or list(self._shaking.values()).count(host) >= SHAKING_EACH:
+    def _accepted(self, connected: socket.socket, host: str) -> None:
+        network = network_of(host)
+        table = self._shaking_again if network in self._met else self._shaking
+        now_s = self._loop.time()
+        if len(table) >= SHAKING_MAX:
+            displaced = table.displace(network, now_s)
+            if displaced is None:
                 connected.close()
-                self._complain(host, "too many handshakes at once")
-                continue
-            shaking = self._loop.create_task(self._shake(connected, host))
-            self._shaking[shaking] = host
-            shaking.add_done_callback(lambda done: self._shaking.pop(done, None))
+                self._complain(host, _CROWDED)
+                return
+            displaced.cancel()
+        shaking = self._loop.create_task(self._shake(connected, host, network))
+        table.add(shaking, network, now_s)
+        shaking.add_done_callback(table.discard)
 
-    async def _shake(self, connected: socket.socket, host: str) -> None:
+    async def _shake(self, connected: socket.socket, host: str, network: str) -> None:
         link = MachineLink(
             self._own,
             Handlers(self._on_link, self._on_frames, self._lost, self._refused, self._links.discard),
@@ -241,12 +242,20 @@ class MachineListener:
         try:
             async with asyncio.timeout(CONNECT_S):
                 await self._loop.connect_accepted_socket(lambda: link, connected, ssl=self._context.now())
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, asyncio.CancelledError) as error:
             self._links.discard(link)
             with suppress(OSError):
                 connected.close()
+            if isinstance(error, asyncio.CancelledError):
+                self._complain(host, _CROWDED)
+                raise
             why = "no handshake in time" if isinstance(error, TimeoutError) else reason_of(error)
             self._complain(host, why)
+            return
+        self._met.pop(network, None)
+        if len(self._met) >= MET_MAX:
+            del self._met[next(iter(self._met))]
+        self._met[network] = None
 
     def _lost(self, link: Link) -> None:
         self._links.discard(link)

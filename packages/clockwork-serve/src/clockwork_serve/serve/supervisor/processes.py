@@ -27,9 +27,10 @@ from clockwork_serve.serve.child import (
     BEATS_FD_VARIABLE,
     EXIT_BROKEN,
     EXIT_CONFIG,
-    SUPERVISOR_PID_VARIABLE,
+    environment_of_child,
 )
 from clockwork_serve.serve.gateway.settings import GatewayConfig
+from clockwork_serve.serve.offspring import end_offspring
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.remote.config import BridgeConfig
 from clockwork_serve.serve.supervisor.config import ServerConfig
@@ -219,7 +220,10 @@ class Backoff:
 
 
 class Child:
-    """One run of a program: its process, the last lines of its stderr, and its exit status (``ended``)."""
+    """One run of a program: its process, the last lines of its stderr, and its exit status.
+
+    It has ``ended`` once all that it started has ended, too.
+    """
 
     def __init__(self, launch: Launch, on_line: OnLine, on_output: OnLine | None = None) -> None:
         """Start it. ``on_line`` gets each line of its stderr, ``on_output`` of its stdout."""
@@ -229,7 +233,7 @@ class Child:
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self._loop.create_future()
         beats, theirs = socket.socketpair() if launch.stuck_s else (None, None)
-        environment = {**os.environ, SUPERVISOR_PID_VARIABLE: str(os.getpid())}
+        environment = environment_of_child()
         if theirs is not None:
             environment[BEATS_FD_VARIABLE] = str(theirs.fileno())
         self._process = subprocess.Popen(
@@ -289,7 +293,9 @@ class Child:
         for stream in (self._process.stderr, self._process.stdout):
             if stream is not None:
                 stream.close()
-        self.ended.set_result(status)
+        # In a thread: a large process takes long to end.
+        ended = self._loop.run_in_executor(None, end_offspring, self.pid)
+        ended.add_done_callback(lambda _: self.ended.set_result(status))
 
 
 class _BeatSocket:

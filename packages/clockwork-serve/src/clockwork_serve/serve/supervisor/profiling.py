@@ -15,7 +15,8 @@ from msgspec import Struct
 from clockwork_serve.devices import DeviceConfig, emulated_profile, profile_kind, runs
 from clockwork_serve.errors import DeviceError, printable
 from clockwork_serve.messages import Code, Model, Profile
-from clockwork_serve.serve.child import SUPERVISOR_PID_VARIABLE
+from clockwork_serve.serve.child import environment_of_child
+from clockwork_serve.serve.offspring import end_offspring
 from clockwork_serve.serve.supervisor.processes import describe_exit
 from clockwork_serve.serve.supervisor.profile_process import (
     LOAD_BASE_NS,
@@ -197,7 +198,7 @@ class _Ended(NamedTuple):
 def _run(command: Sequence[str], limit_s: float) -> _Ended:
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, SUPERVISOR_PID_VARIABLE: str(os.getpid())},
+        env=environment_of_child(),
     )  # fmt: skip
     assert process.stdout is not None and process.stderr is not None
     stdout, stderr = _Tail(process.stdout), _Tail(process.stderr)
@@ -208,6 +209,7 @@ def _run(command: Sequence[str], limit_s: float) -> _Ended:
     finally:
         process.kill()
         process.wait()
+        end_offspring(process.pid)
     return _Ended(returncode, stdout.end(), stderr.end())
 
 
@@ -227,7 +229,7 @@ class _Tail(threading.Thread):
                 del self._bytes[:-MIB]
 
     def end(self) -> bytes:
-        """The last bytes, once all writers have closed the pipe, or after 1 s: a grandchild may hold it."""
+        """The last bytes, once all writers have closed the pipe, or after 1 s."""
         self.join(1.0)
         return bytes(self._bytes)
 
