@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InferCall, InputTensor, OutputWish, Served, Unsupported
@@ -89,6 +90,18 @@ def test_strings_are_walked(data: bytes, *, fits: bool) -> None:
     else:
         with pytest.raises(InvalidRequest, match="'X': expected 2 elements of BYTES"):
             identity("BYTES").check(call(tensor))
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"a\xc3", b"\xed\xa0\x80", b"\xc0\x80"])
+def test_strings_of_a_graph_are_text_and_of_other_models_any_bytes(text: bytes) -> None:
+    data = b"\x03\0\0\0\xe2\x82\xac%c\0\0\0%s" % (len(text), text)
+    for wire in (data, memoryview(data)):
+        tensor = call(InputTensor("X", "BYTES", (1, 2), wire))
+        graph, plain = identity("BYTES"), identity("BYTES")
+        plain = Served(plain.model, replace(plain.code, backend="python"), 1)
+        assert plain.check(tensor).rows == 1
+        with pytest.raises(InvalidRequest, match=r"'X': element 1: expected UTF-8 text, .*found byte 0x"):
+            graph.check(tensor)
 
 
 def test_too_many_strings_are_refused_before_they_are_walked() -> None:

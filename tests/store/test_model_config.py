@@ -59,3 +59,28 @@ def test_what_was_declared_is_shown(shop):
     assert config["output"][0]["label_filename"] == "l.txt"
     assert config["max_batch_size"] == 4
     assert config["version_policy"] == {"specific": {"versions": [1]}}
+
+
+def test_what_only_clients_read_is_shown_as_it_was_declared(shop):
+    """An image client orders pixels by ``format``; parameters are a model's word to its clients."""
+    pbtxt = (
+        'max_batch_size: 4 input { name: "x" dims: [3, 8, 8] format: FORMAT_NCHW } '
+        'parameters [ { key: "mean" value { string_value: "123.7" } }, { key: "empty" value {} } ] '
+        'parameters { key: "mean" value { string_value: "124" } } '
+        'metric_tags { key: "team" value: "vision" }'
+    )
+    config = config_of(shop.served("m", graphs.convnet(), pbtxt=pbtxt))
+    assert config["input"][0]["format"] == "FORMAT_NCHW"
+    assert config["parameters"] == {"mean": {"string_value": "124"}, "empty": {"string_value": ""}}
+    assert config["metric_tags"] == {"team": "vision"}
+
+
+def test_what_only_clients_read_compiles_nothing_again(shop):
+    before = shop.served("m", graphs.convnet(), pbtxt="max_batch_size: 4")
+    (shop.root / "m" / "config.pbtxt").write_text(
+        'max_batch_size: 4 parameters { key: "a" value { string_value: "b" } }'
+    )
+    runs = shop.compiler.optimiser.runs
+    after = shop.compile()[0]["m/1"]
+    assert (after.code, shop.compiler.optimiser.runs) == (before.code, runs)
+    assert config_of(after)["parameters"] == {"a": {"string_value": "b"}}

@@ -11,7 +11,7 @@ FULL = """
 name: "m"
 platform: "onnxruntime_onnx"
 max_batch_size: 8
-input [ { name: "x" data_type: TYPE_FP32 dims: [ 3, -1 ] } ]
+input [ { name: "x" data_type: TYPE_FP32 format: FORMAT_NHWC dims: [ 3, -1 ] } ]
 output [
   { name: "y" data_type: TYPE_STRING dims: [ 2 ] label_filename: "labels.txt" }
 ]
@@ -25,6 +25,7 @@ dynamic_batching {
 instance_group [ { count: 2 kind: KIND_GPU } ]
 optimization { cuda { graphs: true } }
 parameters { key: "threads" value: { string_value: "4" } }
+metric_tags [ { key: "team" value: "vision" } ]
 """
 
 
@@ -38,6 +39,9 @@ def test_what_has_a_meaning_is_used():
         outputs=(TensorSettings(name="y", dims=(2,), datatype="BYTES"),),
         version_policy=VersionPolicy(latest=None, specific=(1, 3)),
         label_files={"y": "labels.txt"},
+        formats={"x": "FORMAT_NHWC"},
+        parameters={"threads": "4"},
+        metric_tags={"team": "vision"},
         file_name="net.onnx",
     )
 
@@ -52,7 +56,9 @@ def test_every_field_without_a_meaning_is_named():
         "instance_group.kind",
         "optimization.cuda.graphs",
         "parameters['threads']",
+        "metric_tags['team']",
     ]
+    assert [warning for warning in warnings if "clients are told it" in warning] == list(warnings[-2:])
 
 
 def test_an_absent_batch_size_is_zero_if_tensors_are_declared_and_completed_if_not():
@@ -91,6 +97,14 @@ def test_version_policies(text, policy):
         ('input { name: "x" data_type: TYPE_FP31 }', "config.pbtxt input[0].data_type", "TYPE_FP31"),
         ('input { name: "x" reshape { shape: [] } }', "config.pbtxt input[0].reshape", "a reshape"),
         ("input { dims: 3 }", "config.pbtxt input[0].name", "nothing"),
+        (
+            'input { name: "x" format: FORMAT_CHW }',
+            "config.pbtxt input[0].format",
+            "FORMAT_CHW",
+        ),
+        ("parameters { name: 'x' }", "config.pbtxt line 1 parameters.name", "name"),
+        ("parameters { key: 'x' value: 'y' }", "config.pbtxt line 1 value", "y"),
+        ("metric_tags { key: 'x' value: 3 }", "config.pbtxt line 1 value", "3"),
         ("max_batch_size: -1", "config.pbtxt max_batch_size", "-1"),
         ("version_policy { newest {} }", "config.pbtxt version_policy", "['newest']"),
         ("name: m", "config.pbtxt line 1 name", "Word(text='m')"),

@@ -80,6 +80,35 @@ def bytes_echo(root: Path) -> None:
     )
 
 
+COLOURS = ("red", "green", "blue")
+IMAGES = {"image_nchw": ("NCHW", 8), "image_nhwc": ("NHWC", 8), "image_alone": ("NCHW", 0)}
+"""Models of pictures: how their pixels lie, and ``max_batch_size``."""
+
+
+def image(root: Path, name: str) -> None:
+    """Which colour a picture of 4 x 6 pixels has most of."""
+    layout, batch = IMAGES[name]
+    sizes = [3, 4, 6] if layout == "NCHW" else [4, 6, 3]
+    rows = ["n"] if batch else []
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [*rows, *sizes])
+    colour = helper.make_tensor_value_info("colour", TensorProto.FLOAT, [*rows, 3])
+    axes = [len(rows) + layout.index(axis) - 1 for axis in "HW"]
+    mean = helper.make_node("ReduceMean", ["pixels"], ["colour"], axes=axes, keepdims=0)
+    graph = helper.make_graph([mean], "image", [pixels], [colour])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    folder = root / name
+    (folder / "1").mkdir(parents=True)
+    onnx.save(model, str(folder / "1" / "model.onnx"))
+    (folder / "colours.txt").write_text("\n".join(COLOURS))
+    (folder / "config.pbtxt").write_text(
+        f"""platform: "onnxruntime_onnx" max_batch_size: {batch}
+        input [ {{ name: "pixels" data_type: TYPE_FP32 format: FORMAT_{layout} dims: {sizes} }} ]
+        output [ {{ name: "colour" data_type: TYPE_FP32 dims: [3] label_filename: "colours.txt" }} ]
+        parameters {{ key: "scaling" value {{ string_value: "NONE" }} }}
+        metric_tags {{ key: "team" value: "vision" }}"""
+    )
+
+
 class Stock:
     """A stock client of any kind. ``stock("infer", ...)`` calls a method, and waits for it if need be."""
 
@@ -148,6 +177,8 @@ def stock_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for datatype in KINDS:
         echo(root, datatype)
     bytes_echo(root)
+    for name in IMAGES:
+        image(root, name)
     repositories.sleeper(root, "slow", SLOW_S)
     repositories.one_matrix(root, "spare", np.eye(4, dtype=np.float32))
     return root

@@ -96,7 +96,7 @@ def test_bytes_need_not_be_text(stock: Stock) -> None:
     np.testing.assert_array_equal(found.as_numpy("y"), data)
     # A graph's strings are text.
     status = stock.refusal("infer", "echo_BYTES", x_of(stock, data[:1].repeat(3, 1), "BYTES"), words="UTF-8")
-    assert status == either(stock, "500", "INTERNAL")
+    assert status == either(stock, "400", "INVALID_ARGUMENT")
 
 
 def test_outputs_that_were_asked_for_come_in_that_order(stock: Stock) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Final
@@ -18,6 +19,7 @@ from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip.model import (
     BINARY_ONLY,
+    DIMENSIONS_MAX,
     HEADER_BYTES_MAX,
     STRINGS_MAX,
     InferCall,
@@ -38,14 +40,18 @@ from clockwork_serve.oip.status import TooLarge
 # The ``data`` of JSON tensors, to wire form and back; counts and ranges are checked.
 
 
-DEPTH_MAX: Final = 32
+DEPTH_MAX: Final = 99
+"""Lists in lists, of one element; Triton takes as many."""
 PIECE_BYTES: Final = 256 * 1024
 """Numbers are decoded so much at a time: as Python's objects they take ten times the memory."""
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SPACE: Final = b" \t\r\n"
+_OPENING: Final = re.compile(rb"[\[ \t\r\n]*")
 _PYTHON_TYPES: Final[dict[str, type]] = {
     "b": bool, "u": int, "i": int, "f": float, "O": str,
 }  # fmt: skip
+_EXACT: Final = float(1 << 53)
+"""Below it each whole number is a float of its own."""
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> bytes:
@@ -102,7 +108,7 @@ def _check_strings(name: str, shape: Sequence[int], count: int, raw: bytes) -> N
     if quotes > 2 * count:
         _check_count(name, shape, count, quotes // 2)
     brackets = _STRING.sub(b"", raw).count(b"[")
-    if brackets > DEPTH_MAX * max(count, 1):
+    if brackets > DIMENSIONS_MAX * count + DEPTH_MAX:
         raise InvalidRequest(
             f"inference input '{name}': expected {count} elements in 'data', found {brackets} lists"
         )
@@ -134,25 +140,51 @@ def _pieces(name: str, datatype: str, raw: memoryview, piece_bytes: int = PIECE_
 
 
 def _depth(raw: memoryview) -> int:
-    depth = 0
-    for byte in raw[: 4 * DEPTH_MAX]:
-        if byte == 0x5B:  # [
-            depth += 1
-        elif byte not in _SPACE:
-            break
-    return depth
+    opening = _OPENING.match(raw)
+    assert opening is not None
+    return opening[0].count(b"[")
 
 
 def _flat(name: str, datatype: str, raw: memoryview, depth: int | None = None) -> list[Any]:
     depth = _depth(raw) if depth is None else depth
-    kind: str = "O" if datatype == "BYTES" else DTYPES[datatype].kind
+    if depth > DEPTH_MAX:
+        # Triton's words, with its count of them.
+        raise InvalidRequest(
+            f"inference input '{name}': JSON nesting depth exceeds maximum allowed limit ({DEPTH_MAX + 1}): "
+            f"expected at most {DEPTH_MAX} lists in lists in 'data', found {depth}"
+        )
+    kind = "O" if datatype == "BYTES" else DTYPES[datatype].kind
     try:
-        nested = _decoder(kind, min(max(depth, 1), DEPTH_MAX)).decode(raw)
+        nested, whole = _decoded(kind, max(depth, 1), raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"inference input '{name}': 'data' is not {datatype} in JSON: {error}") from None
     for _ in range(depth - 1):
         nested = list(chain.from_iterable(nested))
-    return nested
+    return nested if whole else _whole(name, datatype, nested)
+
+
+def _decoded(kind: str, depth: int, raw: memoryview) -> tuple[list[Any], bool]:
+    """Nested lists; and whether their numbers are of that kind, or floats where integers were expected."""
+    try:
+        return _decoder(kind, depth).decode(raw), True
+    except msgspec.ValidationError:
+        if kind in ("i", "u"):
+            with suppress(msgspec.ValidationError):
+                return _decoder("f", depth).decode(raw), False
+        raise
+
+
+def _whole(name: str, datatype: str, numbers: list[float]) -> list[int]:
+    """Integers, some of which are written as languages with one kind of number do: 1.0, 1e3."""
+    array = np.array(numbers, np.float64)
+    exact = (np.trunc(array) == array) & (abs(array) < _EXACT)
+    if not exact.all():
+        raise InvalidRequest(
+            f"inference input '{name}': 'data' is not {datatype} in JSON: expected whole numbers, and below "
+            f"2**53 where one has a point or an exponent; found {numbers[int(exact.argmin())]!r}"
+        )
+    found: list[int] = array.astype(np.int64).tolist()
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -269,8 +269,11 @@ STRINGS_MAX: Final = 1 << 14
 _LENGTH: Final = struct.Struct("<I")
 
 
-def check_strings(name: str, data: Buffer, count: int) -> None:
-    """Raise :class:`InvalidRequest` unless ``data`` is exactly ``count`` BYTES elements in wire form."""
+def check_strings(name: str, data: Buffer, count: int, *, text: bool = False) -> None:
+    """Raise :class:`InvalidRequest` unless ``data`` is exactly ``count`` BYTES elements in wire form.
+
+    ``text``: each must be UTF-8.
+    """
     if count > STRINGS_MAX:
         raise InvalidRequest(
             f"inference input '{name}': expected at most {STRINGS_MAX} elements of BYTES, found {count}; "
@@ -278,9 +281,18 @@ def check_strings(name: str, data: Buffer, count: int) -> None:
         )
     size, at, found = len(data), 0, 0
     unpack = _LENGTH.unpack_from
-    while at + _LENGTH.size <= size and found < count:
-        at += _LENGTH.size + unpack(data, at)[0]
-        found += 1
+    try:
+        while at + _LENGTH.size <= size and found < count:
+            start = at + _LENGTH.size
+            at = start + unpack(data, at)[0]
+            found += 1
+            if text:
+                str(data[start:at], "utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"inference input '{name}': element {found - 1}: expected UTF-8 text, as the strings of an ONNX "
+            f"model are, found byte {error.object[error.start]:#04x} at {error.start}"
+        ) from None
     if found != count or at != size:
         raise InvalidRequest(
             f"inference input '{name}': expected {count} elements of BYTES, each a 4-byte little-endian "
@@ -361,6 +373,7 @@ class Served:
         """Inputs, or outputs, that a request may name before that alone is what is wrong with it."""
         self._required = [spec.name for spec in code.inputs if not spec.optional]
         self._static = all(not spec.optional and -1 not in spec.shape for spec in code.inputs)
+        self._strings_are_text = code.backend == "onnx"
         self._binary_only = [spec.name for spec in code.outputs if spec.datatype in BINARY_ONLY]
 
     def shown_shape(self, spec: TensorSpec) -> list[int]:
@@ -538,7 +551,7 @@ class Served:
         spec, shape = known.spec, tensor.shape
         rows = self._check_head(known, tensor.datatype, shape)
         if not known.element_bytes:
-            check_strings(spec.name, tensor.data, math.prod(shape))
+            check_strings(spec.name, tensor.data, math.prod(shape), text=self._strings_are_text)
             return rows
         row_bytes = known.row_bytes
         if row_bytes is None:

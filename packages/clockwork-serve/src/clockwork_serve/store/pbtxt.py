@@ -153,6 +153,7 @@ _INPUT = (
 _OUTPUT = (
     "name", "data_type", "dims", "reshape", "label_filename", "is_shape_tensor", "is_non_linear_format_io",
 )  # fmt: skip
+_FORMATS = ("FORMAT_NONE", "FORMAT_NHWC", "FORMAT_NCHW")
 _PLATFORMS = {
     "onnxruntime_onnx": "onnx", "onnxruntime": "onnx", "onnx": "onnx", "python": "python",
     "pytorch_libtorch": "torch", "pytorch": "torch", "torch_aoti": "torch", "torch": "torch",
@@ -182,6 +183,9 @@ def read_pbtxt(text: str, folder_name: str) -> tuple[ModelSettings, tuple[str, .
         outputs=outputs,
         version_policy=_version_policy(config),
         label_files=label_files,
+        formats=_formats(config),
+        parameters=_map(config, "parameters", _parameter),
+        metric_tags=_map(config, "metric_tags", lambda entry: _string(entry, "value")),
         file_name=_string(config, "default_model_filename") or None,
     )
     used = {
@@ -189,7 +193,9 @@ def read_pbtxt(text: str, folder_name: str) -> tuple[ModelSettings, tuple[str, .
         "dynamic_batching", "default_model_filename", "model_transaction_policy",
     }  # fmt: skip
     for key in config.fields:
-        if key not in used:
+        if key in ("parameters", "metric_tags"):
+            warnings.extend(f"{path}; clients are told it" for path in map(_ignored, _leaves(config, key)))
+        elif key not in used:
             warnings.extend(_ignored(path) for path in _leaves(config, key))
     return settings, tuple(dict.fromkeys(warnings))
 
@@ -211,7 +217,7 @@ def _leaves(block: PbtxtMessage, key: str, prefix: str = "") -> Iterator[str]:
     """The paths of all values below a field: ``optimization.cuda.graphs``."""
     for value in block.fields[key] or [None]:
         path = prefix + key
-        if isinstance(value, PbtxtMessage) and key == "parameters":
+        if isinstance(value, PbtxtMessage) and key in ("parameters", "metric_tags"):
             yield f"{path}[{_string(value, 'key')!r}]"
         elif isinstance(value, PbtxtMessage) and value.fields:
             for inner in value.fields:
@@ -325,7 +331,7 @@ def _tensors(
         if label_file:
             label_files[name] = label_file
         for key_of_it in block.fields:
-            if key_of_it not in ("name", "data_type", "dims", "optional", "label_filename"):
+            if key_of_it not in ("name", "data_type", "format", "dims", "optional", "label_filename"):
                 warnings.extend(_ignored(path) for path in _leaves(block, key_of_it, f"{key}[{name}]."))
         tensors.append(
             TensorSettings(
@@ -336,6 +342,33 @@ def _tensors(
             )
         )
     return tuple(tensors), label_files
+
+
+def _formats(config: PbtxtMessage) -> dict[str, str]:
+    """How the inputs that are images lie, by name: clients order pixels by that."""
+    found = {}
+    for index, block in enumerate(_blocks(config, "input")):
+        for value in block.fields.get("format", [])[-1:]:
+            text = value.text if isinstance(value, Word) else str(value)
+            if text not in _FORMATS:
+                raise problem(
+                    f"{FILE_NAME} input[{index}].format", expected=" or ".join(_FORMATS), found=text,
+                    advice=did_you_mean(text, _FORMATS),
+                )  # fmt: skip
+            found[_string(block, "name")] = text
+    return found
+
+
+def _map(config: PbtxtMessage, key: str, value_of: Callable[[PbtxtMessage], str]) -> dict[str, str]:
+    """A map of texts, which is written entry by entry; of a key that is there twice the last counts."""
+    entries = _blocks(config, key)
+    for entry in entries:
+        _known(entry, ("key", "value"), f"{key}.")
+    return {_string(entry, "key"): value_of(entry) for entry in entries}
+
+
+def _parameter(entry: PbtxtMessage) -> str:
+    return "".join(_string(value, "string_value") for value in _blocks(entry, "value")[-1:])
 
 
 def _dims(block: PbtxtMessage, where: str) -> tuple[int, ...] | None:

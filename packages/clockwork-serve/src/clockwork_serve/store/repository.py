@@ -424,7 +424,7 @@ def model_config(name: str, settings: ModelSettings, code: Code, max_batch_size:
         "runtime": "",
         "version_policy": _version_policy(settings.version_policy or VersionPolicy()),
         "max_batch_size": max_batch_size,
-        "input": [_input(spec) for spec in code.inputs],
+        "input": [_input(spec, settings) for spec in code.inputs],
         "output": [_output(spec, settings) for spec in code.outputs],
         "batch_input": [],
         "batch_output": [],
@@ -443,8 +443,8 @@ def model_config(name: str, settings: ModelSettings, code: Code, max_batch_size:
         ],
         "default_model_filename": settings.file_name or FILE_OF_BACKEND.get(code.backend, ""),
         "cc_model_filenames": {},
-        "metric_tags": {},
-        "parameters": {},
+        "metric_tags": settings.metric_tags,
+        "parameters": {name: {"string_value": text} for name, text in settings.parameters.items()},
         "model_warmup": [],
     }  # fmt: skip
     if max_batch_size:
@@ -471,11 +471,11 @@ def _data_type(spec: TensorSpec) -> str:
     return "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
 
 
-def _input(spec: TensorSpec) -> dict[str, Any]:
+def _input(spec: TensorSpec, settings: ModelSettings) -> dict[str, Any]:
     return {
         "name": spec.name,
         "data_type": _data_type(spec),
-        "format": "FORMAT_NONE",
+        "format": settings.formats.get(spec.name, "FORMAT_NONE"),
         "dims": list(spec.shape),
         "is_shape_tensor": False,
         "allow_ragged_batch": False,

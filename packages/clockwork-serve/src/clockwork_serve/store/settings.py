@@ -153,7 +153,10 @@ class EmulatedSettings(Struct, frozen=True, kw_only=True):
 
 
 class ModelSettings(Struct, frozen=True, kw_only=True):
-    """All settings of one model; None and empty mean not set."""
+    """All settings of one model; None and empty mean not set.
+
+    ``formats``, by input, ``parameters`` and ``metric_tags`` are for clients that read the configuration.
+    """
 
     backend: str | None = None
     max_batch_size: int | None = None
@@ -167,6 +170,9 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     version_policy: VersionPolicy | None = None
     labels: dict[str, tuple[str, ...]] = {}
     label_files: dict[str, str] = {}
+    formats: dict[str, str] = {}
+    parameters: dict[str, str] = {}
+    metric_tags: dict[str, str] = {}
     file_name: str | None = None
     emulated: EmulatedSettings | None = None
 
