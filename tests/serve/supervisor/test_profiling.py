@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import msgspec
@@ -9,11 +11,14 @@ import pytest
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import Profile
+from clockwork_serve.serve.supervisor.processes import read_thread_state
 from clockwork_serve.serve.supervisor.profile_process import REFUSED_NS
-from clockwork_serve.serve.supervisor.profiling import Crashed, profile_all
+from clockwork_serve.serve.supervisor.profiling import ProfileProcesses, profile_all
 from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
 from clockwork_serve.units import MIB
 from harness import records
+from harness.machine import children
+from harness.serving import until
 from tests.serve.onnx_models import affine, put
 
 
@@ -190,25 +195,44 @@ def test_output_of_a_class_is_not_mistaken_for_its_profile(tmp_path: Path) -> No
     assert len(profiled.profiles) == 1
 
 
-def test_if_two_models_of_one_code_crash_the_others_are_not_tried(served: list[ServedVersion]) -> None:
+def test_if_two_models_of_one_code_crash_the_others_are_not_tried(tmp_path: Path) -> None:
+    tried = tmp_path / "tried"
+    source = CRASHES.replace("import ctypes", f"import ctypes\nopen({str(tried)!r}, 'a').write('.')", 1)
+    (one,) = python_model(tmp_path, "crash", source)
     models = [
-        msgspec.structs.replace(
-            served[0], model=msgspec.structs.replace(served[0].model, key=f"m{at}/1", name=f"m{at}")
-        )
+        msgspec.structs.replace(one, model=msgspec.structs.replace(one.model, key=f"m{at}/1", name=f"m{at}"))
         for at in range(4)
     ]
-    crashed: list[str] = []
-
-    class Doomed(Shelf):
-        """Stands for a child that crashes with each model."""
-
-        def profile(self, code_id: str, device_kind: str) -> Profile | None:
-            crashed.append(code_id)
-            raise Crashed("killed by SIGSEGV")
-
-    found = profile_all(models, [CPU], Doomed())
-    assert len(crashed) == 2
+    found = profile_all(models, [CPU], Shelf())
+    assert tried.read_text() == ".."
     assert [problem.model for problem in found.problems] == ["m0", "m1", "m2", "m3"]
+
+
+def test_what_there_is_no_time_for_is_left_unless_it_is_known(tmp_path: Path) -> None:
+    models = [
+        each for name in "abc" for each in python_model(tmp_path / name, name, f"NAME = '{name}'\n{ECHO}")
+    ]
+    shelf = Shelf()
+    shelf.save_profile(profile_all(models[2:], [CPU], shelf).profiles[0])
+    found = profile_all(models, [CPU], shelf, until_s=0.0)
+    first, second, third = [each.code.code_id for each in models]
+    assert (found.measured, found.left) == ({first}, {second})
+    assert [profile.code_id for profile in found.profiles] == [first, third]
+
+
+def test_a_code_is_measured_although_the_process_that_forks_was_killed(served: list[ServedVersion]) -> None:
+    processes = ProfileProcesses()
+    before = set(children(os.getpid()))
+    try:
+        for _ in range(2):
+            assert processes.measure(served[0].code, served[0].model, CPU).warnings == ()
+        (parent,) = set(children(os.getpid())) - before
+        os.kill(parent, signal.SIGKILL)
+        until("it is gone", lambda: "Z" in str(read_thread_state(parent)))
+        assert processes.measure(served[0].code, served[0].model, CPU).warnings == ()
+    finally:
+        processes.close()
+    assert set(children(os.getpid())) == before
 
 
 def test_codes_are_measured_only_on_devices_that_run_them(served: list[ServedVersion]) -> None:

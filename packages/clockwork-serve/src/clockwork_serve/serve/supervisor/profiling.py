@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import IO, TYPE_CHECKING, Final, NamedTuple
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -39,7 +45,9 @@ TIME_LIMIT_S: Final = 120.0
 TRIES: Final = 2
 """If this many models of one code crash the process that measures them, the others are not tried."""
 
-_Found = MeasuredProfile | ImportFailed
+REPLY_BYTES: Final = 64
+"""The most of a reply of the process that forks those which measure."""
+
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, text) after each code."""
 
@@ -47,12 +55,15 @@ Progress = Callable[[int, int, str], None]
 class Profiled(Struct, frozen=True, kw_only=True):
     """The profile of every code on every kind of device that can run it, with warnings about guesses.
 
-    ``problems`` are models that crash the process that runs them, or cannot be prepared.
+    ``problems`` are models that crash the process that runs them, or cannot be prepared. ``measured`` are
+    the ids of codes that were measured now, ``left`` of those that were left out for lack of time.
     """
 
     profiles: tuple[Profile, ...] = ()
     warnings: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
+    measured: frozenset[str] = frozenset()
+    left: frozenset[str] = frozenset()
 
     def without_problems(self, served: Sequence[ServedVersion]) -> tuple[ServedVersion, ...]:
         """``served`` without the models that have a problem."""
@@ -76,10 +87,12 @@ def profile_all(
     *,
     again: bool = False,
     limit_s: float = TIME_LIMIT_S,
+    until_s: float = math.inf,
 ) -> Profiled:
     """Profile each distinct code on each kind of device.
 
-    ``again`` measures codes whose profiles are in the cache, too. ``limit_s`` applies to each code.
+    ``again`` measures codes whose profiles are in the cache, too. ``limit_s`` applies to each code. From
+    ``until_s`` on, an instant of the monotonic clock, none is measured but the first.
 
     Raises :class:`ConfigError` if a device's configuration is wrong.
     """
@@ -93,28 +106,65 @@ def profile_all(
         for models in sharing.values()
         if runs(config, models[0].code.backend)
     ]
-    profiles: list[Profile] = []
-    warnings: list[str] = []
-    problems: list[Problem] = []
-    for done, (config, models) in enumerate(work, start=1):
-        for tried, each in enumerate(models, start=1):
-            try:
-                measured = _profile_one(each.code, each.model, config, cache, again=again, limit_s=limit_s)
-                profiles.append(measured.profile)
-                warnings.extend(measured.warnings)
-            except DeviceError as error:
-                warnings.append(f"model {each.model.key} does not run on {config.device}: {error}")
-            except Unprepared as error:
-                problems.extend([_unprepared(one.model, error) for one in models])
-            except Crashed as crash:
-                alike = models[tried - 1 :] if tried == TRIES else [each]
-                problems.extend([_crash(one.model, config, crash) for one in alike])
-                if tried < TRIES:
-                    continue
-            break
-        if progress is not None:
-            progress(done, len(work), models[0].model.key)
-    return Profiled(profiles=tuple(profiles), warnings=tuple(warnings), problems=tuple(problems))
+    processes = ProfileProcesses(limit_s)
+    found = _Found()
+    try:
+        for done, (config, models) in enumerate(work, start=1):
+            known = _known(models[0].code, config, cache, again=again)
+            if known is not None:
+                found.profiles.append(known)
+            elif found.measured and time.monotonic() >= until_s:
+                found.left.add(models[0].code.code_id)
+            else:
+                found.measured.add(models[0].code.code_id)
+                _measure(models, config, processes, cache, found)
+            if progress is not None:
+                progress(done, len(work), models[0].model.key)
+    finally:
+        processes.close()
+    return Profiled(
+        profiles=tuple(found.profiles), warnings=tuple(found.warnings), problems=tuple(found.problems),
+        measured=frozenset(found.measured), left=frozenset(found.left),
+    )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was found so far, as in :class:`Profiled`."""
+
+    profiles: list[Profile] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    measured: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)
+
+
+def _measure(
+    models: list[ServedVersion],
+    config: DeviceConfig,
+    processes: ProfileProcesses,
+    cache: Cache,
+    found: _Found,
+) -> None:
+    """Measure the code that the models share, with the first of them that does not crash."""
+    for tried, each in enumerate(models, start=1):
+        try:
+            measured = processes.measure(each.code, each.model, config)
+        except DeviceError as error:
+            found.warnings.append(f"model {each.model.key} does not run on {config.device}: {error}")
+        except Unprepared as error:
+            found.problems.extend([_unprepared(one.model, error) for one in models])
+        except Crashed as crash:
+            alike = models[tried - 1 :] if tried == TRIES else [each]
+            found.problems.extend([_crash(one.model, config, crash) for one in alike])
+            if tried < TRIES:
+                continue
+        else:
+            found.profiles.append(measured.profile)
+            found.warnings.extend(measured.warnings)
+            if not measured.warnings:
+                cache.save_profile(measured.profile)
+        return
 
 
 def _crash(model: Model, config: DeviceConfig, crash: Crashed) -> Problem:
@@ -139,51 +189,113 @@ def _unprepared(model: Model, error: Unprepared) -> Problem:
     )
 
 
-def _profile_one(
-    code: Code, model: Model, config: DeviceConfig, cache: Cache, *, again: bool, limit_s: float
-) -> MeasuredProfile:
+def _known(code: Code, config: DeviceConfig, cache: Cache, *, again: bool) -> Profile | None:
+    """The profile of a code that needs not be measured."""
     if config.kind == "emulated":
-        return MeasuredProfile(profile=emulated_profile(config, code))
-    known = None if again else cache.profile(code.code_id, profile_kind(config))
-    if known is not None:
-        return MeasuredProfile(profile=known)
-    measured = measure_apart(code, model, config, limit_s)
-    if not measured.warnings:
-        cache.save_profile(measured.profile)
-    return measured
+        return emulated_profile(config, code)
+    return None if again else cache.profile(code.code_id, profile_kind(config))
 
 
-def measure_apart(
-    code: Code, model: Model, config: DeviceConfig, limit_s: float = TIME_LIMIT_S
-) -> MeasuredProfile:
-    """Measure in a process of its own; if that fails, return a guess and a warning that says why.
+class ProfileProcesses:
+    """Measures codes, each in a process of its own. All are forked from one, which is started when needed."""
 
-    Raises :class:`Crashed` if the process ends by a signal, or without any output, and :class:`Unprepared`.
-    """
-    # Without fields that are not needed, for the system limits the length of an argument.
-    bare = msgspec.structs.replace(model, labels={}, config=b"{}", warnings=())
-    argument = msgspec.json.encode(ProfileConfig(device=config, code=code, model=bare)).decode()
-    command = [sys.executable, "-m", "clockwork_serve.serve.supervisor.profile_process", argument]
-    ended = _run(command, limit_s)
-    if ended.returncode is None:
-        if code.backend == "python" and PREPARED not in ended.stdout:
-            raise Unprepared(f"an import that takes longer than {limit_s:.0f} s, or for ever")
-        return _guessed(code, config, f"model {model.key}: not profiled within {limit_s:.0f} s")
-    if ended.returncode < 0 or not (ended.stderr if ended.returncode else ended.stdout).strip():
-        raise Crashed(describe_exit(ended.returncode))
-    if ended.returncode == 0:
+    def __init__(self, limit_s: float = TIME_LIMIT_S) -> None:
+        """``limit_s`` applies to each code."""
+        self._limit_s = limit_s
+        self._parent: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
+
+    def measure(self, code: Code, model: Model, config: DeviceConfig) -> MeasuredProfile:
+        """Measure a code; if that fails, return a guess and a warning that says why.
+
+        Raises :class:`Crashed` if the process ends by a signal, or without any output, and
+        :class:`Unprepared`.
+        """
+        bare = msgspec.structs.replace(model, labels={}, config=b"{}", warnings=())
+        ended = self._run(ProfileConfig(device=config, code=code, model=bare))
+        if ended.returncode is None:
+            if code.backend == "python" and PREPARED not in ended.stdout:
+                raise Unprepared(f"an import that takes longer than {self._limit_s:.0f} s, or for ever")
+            return _guessed(code, config, f"model {model.key}: not profiled within {self._limit_s:.0f} s")
+        if ended.returncode < 0 or not (ended.stderr if ended.returncode else ended.stdout).strip():
+            raise Crashed(describe_exit(ended.returncode))
+        if ended.returncode == 0:
+            try:
+                found: MeasuredProfile | ImportFailed = msgspec.json.decode(
+                    ended.stdout.splitlines()[-1], type=MeasuredProfile | ImportFailed
+                )
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                raise Crashed("ended without a result: does the model end its process?") from None
+            if isinstance(found, ImportFailed):
+                raise Unprepared(found.why)
+            return found
+        said = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
+        why = printable(said[-1]) if said else describe_exit(ended.returncode)
+        return _guessed(code, config, f"model {model.key}: profiling failed ({why})")
+
+    def close(self) -> None:
+        """End all processes."""
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
+        if self._parent is not None:
+            self._parent.kill()
+            self._parent.wait()
+            self._parent = None
+
+    def _run(self, config: ProfileConfig) -> _Ended:
+        if self._parent is not None and self._parent.poll() is not None:
+            self.close()  # it was killed, perhaps for lack of memory
+        requests = self._requests or self._start()
+        file = os.memfd_create("profile")
+        (out, stdout), (err, stderr) = os.pipe(), os.pipe()
+        tails = _Tail(out), _Tail(err)
         try:
-            found: MeasuredProfile | ImportFailed = msgspec.json.decode(
-                ended.stdout.splitlines()[-1], type=_Found
-            )
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            raise Crashed("ended without a result: does the model end its process?") from None
-        if isinstance(found, ImportFailed):
-            raise Unprepared(found.why)
-        return found
-    said = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
-    why = printable(said[-1]) if said else describe_exit(ended.returncode)
-    return _guessed(code, config, f"model {model.key}: profiling failed ({why})")
+            with open(file, "wb", closefd=False) as content:
+                content.write(msgspec.json.encode(config))
+            os.lseek(file, 0, os.SEEK_SET)
+            with suppress(OSError):  # if the parent of all has ended, the status tells
+                socket.send_fds(requests, [b"."], [file, stdout, stderr])
+        finally:
+            for fd in (file, stdout, stderr):
+                os.close(fd)
+        returncode = self._status(requests)
+        return _Ended(returncode, tails[0].end(), tails[1].end())
+
+    def _status(self, requests: socket.socket) -> int | None:
+        """The exit status of the child that was asked for, or None if it did not end in time."""
+        pid = 0
+        requests.settimeout(self._limit_s)
+        try:
+            pid = int(requests.recv(REPLY_BYTES))
+            return int(requests.recv(REPLY_BYTES))
+        except TimeoutError:
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+                requests.settimeout(None)
+                requests.recv(REPLY_BYTES)
+            else:
+                self.close()
+            return None
+        except (OSError, ValueError):
+            # The parent of all was killed meanwhile, perhaps for lack of memory.
+            assert self._parent is not None
+            status = self._parent.wait()
+            self.close()
+            return status
+
+    def _start(self) -> socket.socket:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._parent = subprocess.Popen(
+                [
+                    sys.executable, "-m", "clockwork_serve.serve.supervisor.profile_process",
+                    str(theirs.fileno()),
+                ],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(theirs.fileno(),),
+                env={**os.environ, SUPERVISOR_PID_VARIABLE: str(os.getpid())},
+            )  # fmt: skip
+        return self._requests
 
 
 class _Ended(NamedTuple):
@@ -194,37 +306,20 @@ class _Ended(NamedTuple):
     stderr: bytes
 
 
-def _run(command: Sequence[str], limit_s: float) -> _Ended:
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**os.environ, SUPERVISOR_PID_VARIABLE: str(os.getpid())},
-    )  # fmt: skip
-    assert process.stdout is not None and process.stderr is not None
-    stdout, stderr = _Tail(process.stdout), _Tail(process.stderr)
-    try:
-        returncode: int | None = process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        returncode = None
-    finally:
-        process.kill()
-        process.wait()
-    return _Ended(returncode, stdout.end(), stderr.end())
-
-
 class _Tail(threading.Thread):
     """Reads a pipe in a thread, and keeps the last MiB: a model may write without end."""
 
-    def __init__(self, pipe: IO[bytes]) -> None:
+    def __init__(self, pipe: int) -> None:
         super().__init__(daemon=True)
         self._pipe = pipe
         self._bytes = bytearray()
         self.start()
 
     def run(self) -> None:
-        with self._pipe as pipe:
-            while data := os.read(pipe.fileno(), 64 * KIB):
-                self._bytes += data
-                del self._bytes[:-MIB]
+        while data := os.read(self._pipe, 64 * KIB):
+            self._bytes += data
+            del self._bytes[:-MIB]
+        os.close(self._pipe)
 
     def end(self) -> bytes:
         """The last bytes, once all writers have closed the pipe, or after 1 s: a grandchild may hold it."""
