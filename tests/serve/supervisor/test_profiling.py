@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import Profile
 from clockwork_serve.serve.supervisor.processes import read_thread_state
 from clockwork_serve.serve.supervisor.profile_process import REFUSED_NS
-from clockwork_serve.serve.supervisor.profiling import ProfileProcesses, profile_all
+from clockwork_serve.serve.supervisor.profiling import ProfileProcesses, Profiler, profile_all
 from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
 from clockwork_serve.units import MIB
 from harness import records
@@ -139,7 +140,7 @@ def test_a_model_that_crashes_the_measuring_process_is_a_problem(tmp_path: Path)
         "model 'crash' version 1: model: expected a model that runs on cpu:0, found a crash (killed by "
         "SIGSEGV); it would take the device down for all others; run it by itself to see why"
     )
-    assert (found.profiles, found.without_problems(models), shelf.profiles) == ((), (), {})
+    assert (found.profiles, shelf.profiles) == ((), {})
 
 
 ECHO = """
@@ -170,7 +171,7 @@ def test_a_class_that_cannot_be_imported_is_a_problem(tmp_path: Path, first: str
     (problem,) = profiled.problems
     assert found in str(problem)
     assert str(problem).startswith("model 'bad' version 1: model: expected a class that can be imported")
-    assert (profiled.profiles, profiled.without_problems(models), shelf.profiles) == ((), (), {})
+    assert (profiled.profiles, shelf.profiles) == ((), {})
 
 
 def test_an_endless_import_is_a_problem_however_much_it_writes(tmp_path: Path) -> None:
@@ -208,16 +209,23 @@ def test_if_two_models_of_one_code_crash_the_others_are_not_tried(tmp_path: Path
     assert [problem.model for problem in found.problems] == ["m0", "m1", "m2", "m3"]
 
 
-def test_what_there_is_no_time_for_is_left_unless_it_is_known(tmp_path: Path) -> None:
-    models = [
-        each for name in "abc" for each in python_model(tmp_path / name, name, f"NAME = '{name}'\n{ECHO}")
-    ]
+def test_models_come_one_by_one_and_share_the_measurement_of_their_code(served: list[ServedVersion]) -> None:
     shelf = Shelf()
-    shelf.save_profile(profile_all(models[2:], [CPU], shelf).profiles[0])
-    found = profile_all(models, [CPU], shelf, until_s=0.0)
-    first, second, third = [each.code.code_id for each in models]
-    assert (found.measured, found.left) == ({first}, {second})
-    assert [profile.code_id for profile in found.profiles] == [first, third]
+    with closing(Profiler([CPU], shelf)) as profiler:
+        first, second = served
+        assert not profiler.is_known(first.code)
+        assert profiler.profile(first) == []
+        assert profiler.is_known(second.code)
+        before = dict(profiler.profiles)
+        assert profiler.profile(second) == []
+        assert (profiler.profiles, profiler.measured) == (before, {first.code.code_id})
+    with closing(Profiler([CPU], shelf)) as profiler:
+        assert profiler.profile(second) == []
+        assert (profiler.profiles, profiler.measured) == (before, set()), "from the cache"
+    with closing(Profiler([CPU], shelf, again=True)) as profiler:
+        assert not profiler.is_known(first.code)
+        assert profiler.profile(first) == []
+        assert profiler.profiles != before
 
 
 def test_a_code_is_measured_although_the_process_that_forks_was_killed(served: list[ServedVersion]) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import closing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -55,20 +54,12 @@ Progress = Callable[[int, int, str], None]
 class Profiled(Struct, frozen=True, kw_only=True):
     """The profile of every code on every kind of device that can run it, with warnings about guesses.
 
-    ``problems`` are models that crash the process that runs them, or cannot be prepared. ``measured`` are
-    the ids of codes that were measured now, ``left`` of those that were left out for lack of time.
+    ``problems`` are models that crash the process that runs them, or cannot be prepared.
     """
 
     profiles: tuple[Profile, ...] = ()
     warnings: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
-    measured: frozenset[str] = frozenset()
-    left: frozenset[str] = frozenset()
-
-    def without_problems(self, served: Sequence[ServedVersion]) -> tuple[ServedVersion, ...]:
-        """``served`` without the models that have a problem."""
-        failed = {f"{problem.model}/{problem.version}" for problem in self.problems}
-        return tuple([each for each in served if each.model.key not in failed])
 
 
 class Crashed(Exception):
@@ -87,84 +78,112 @@ def profile_all(
     *,
     again: bool = False,
     limit_s: float = TIME_LIMIT_S,
-    until_s: float = math.inf,
 ) -> Profiled:
     """Profile each distinct code on each kind of device.
 
-    ``again`` measures codes whose profiles are in the cache, too. ``limit_s`` applies to each code. From
-    ``until_s`` on, an instant of the monotonic clock, none is measured but the first.
+    ``again`` measures codes whose profiles are in the cache, too. ``limit_s`` applies to each code.
 
     Raises :class:`ConfigError` if a device's configuration is wrong.
     """
     sharing: dict[str, list[ServedVersion]] = {}
     for each in served:
         sharing.setdefault(each.code.code_id, []).append(each)
-    kinds = {profile_kind(config): config for config in reversed(devices)}
-    work = [
-        (config, models)
-        for config in kinds.values()
-        for models in sharing.values()
-        if runs(config, models[0].code.backend)
-    ]
-    processes = ProfileProcesses(limit_s)
-    found = _Found()
-    try:
-        for done, (config, models) in enumerate(work, start=1):
-            known = _known(models[0].code, config, cache, again=again)
-            if known is not None:
-                found.profiles.append(known)
-            elif found.measured and time.monotonic() >= until_s:
-                found.left.add(models[0].code.code_id)
-            else:
-                found.measured.add(models[0].code.code_id)
-                _measure(models, config, processes, cache, found)
+    problems: list[Problem] = []
+    with closing(Profiler(devices, cache, again=again, limit_s=limit_s)) as profiler:
+        for done, models in enumerate(sharing.values(), start=1):
+            problems += [found for each in models for found in profiler.profile(each)]
             if progress is not None:
-                progress(done, len(work), models[0].model.key)
-    finally:
-        processes.close()
-    return Profiled(
-        profiles=tuple(found.profiles), warnings=tuple(found.warnings), problems=tuple(found.problems),
-        measured=frozenset(found.measured), left=frozenset(found.left),
-    )  # fmt: skip
+                progress(done, len(sharing), models[0].model.key)
+        return Profiled(
+            profiles=tuple(profiler.profiles.values()), warnings=tuple(profiler.warnings),
+            problems=tuple(problems),
+        )  # fmt: skip
 
 
-@dataclass(slots=True)
-class _Found:
-    """What was found so far, as in :class:`Profiled`."""
+class Profiler:
+    """Profiles codes as their models come, each code once on each kind of device.
 
-    profiles: list[Profile] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    measured: set[str] = field(default_factory=set)
-    left: set[str] = field(default_factory=set)
+    ``profiles`` are all so far by code id and kind, ``warnings`` about guesses in them, and ``measured`` the
+    ids of codes whose profiles were not in the cache.
+    """
 
+    def __init__(
+        self, devices: Sequence[DeviceConfig], cache: Cache, *,
+        again: bool = False, limit_s: float = TIME_LIMIT_S,
+    ) -> None:  # fmt: skip
+        self.profiles: dict[tuple[str, str], Profile] = {}
+        self.warnings: list[str] = []
+        self.measured: set[str] = set()
+        self._devices = {profile_kind(config): config for config in reversed(devices)}
+        self._cache = cache
+        self._again = again
+        self._processes = ProfileProcesses(limit_s)
+        # By code id and kind, as profiles: what was looked up, and what needs not be measured any more.
+        self._seen: set[tuple[str, str]] = set()
+        self._over: set[tuple[str, str]] = set()
+        self._problems: dict[tuple[str, str], Callable[[Model], Problem]] = {}  # why not: it never succeeds
+        self._crashes: Counter[tuple[str, str]] = Counter()
 
-def _measure(
-    models: list[ServedVersion],
-    config: DeviceConfig,
-    processes: ProfileProcesses,
-    cache: Cache,
-    found: _Found,
-) -> None:
-    """Measure the code that the models share, with the first of them that does not crash."""
-    for tried, each in enumerate(models, start=1):
+    def profile(self, each: ServedVersion) -> list[Problem]:
+        """Profile the code of a model, unless that was done; the problems of the model."""
+        found = []
+        for kind, config in self._devices.items():
+            key = each.code.code_id, kind
+            if not self._settled(each.code, config, key):
+                self.measured.add(each.code.code_id)
+                problem = self._measure(each, config, key)
+            else:
+                problem = self._problems[key](each.model) if key in self._problems else None
+            if problem is not None:
+                found.append(problem)
+        return found
+
+    def is_known(self, code: Code) -> bool:
+        """Whether nothing of a code is still to be measured."""
+        return all(
+            self._settled(code, config, (code.code_id, kind)) for kind, config in self._devices.items()
+        )
+
+    def close(self) -> None:
+        """End all processes."""
+        self._processes.close()
+
+    def _settled(self, code: Code, config: DeviceConfig, key: tuple[str, str]) -> bool:
+        """Whether a code needs not be measured on a kind of device any more; reads the cache once."""
+        if key not in self._seen:
+            self._seen.add(key)
+            known = None
+            if not runs(config, code.backend):
+                self._over.add(key)
+            elif config.kind == "emulated":
+                known = emulated_profile(config, code)
+            elif not self._again:
+                known = self._cache.profile(*key)
+            if known is not None:
+                self.profiles[key] = known
+                self._over.add(key)
+        return key in self._over
+
+    def _measure(self, each: ServedVersion, config: DeviceConfig, key: tuple[str, str]) -> Problem | None:
         try:
-            measured = processes.measure(each.code, each.model, config)
+            measured = self._processes.measure(each.code, each.model, config)
         except DeviceError as error:
-            found.warnings.append(f"model {each.model.key} does not run on {config.device}: {error}")
+            self.warnings.append(f"model {each.model.key} does not run on {config.device}: {error}")
         except Unprepared as error:
-            found.problems.extend([_unprepared(one.model, error) for one in models])
+            self._problems[key] = partial(_unprepared, error=error)
         except Crashed as crash:
-            alike = models[tried - 1 :] if tried == TRIES else [each]
-            found.problems.extend([_crash(one.model, config, crash) for one in alike])
-            if tried < TRIES:
-                continue
+            # Perhaps for its weights: the next model of this code is tried.
+            self._crashes[key] += 1
+            if self._crashes[key] < TRIES:
+                return _crash(each.model, config, crash)
+            self._problems[key] = partial(_crash, config=config, crash=crash)
         else:
-            found.profiles.append(measured.profile)
-            found.warnings.extend(measured.warnings)
+            self.profiles[key] = measured.profile
+            self.warnings.extend(measured.warnings)
             if not measured.warnings:
-                cache.save_profile(measured.profile)
-        return
+                self._cache.save_profile(measured.profile)
+        self._over.add(key)
+        return self._problems[key](each.model) if key in self._problems else None
 
 
 def _crash(model: Model, config: DeviceConfig, crash: Crashed) -> Problem:
@@ -187,13 +206,6 @@ def _unprepared(model: Model, error: Unprepared) -> Problem:
         found=shown(str(error)),
         advice="correct it, and load the model again",
     )
-
-
-def _known(code: Code, config: DeviceConfig, cache: Cache, *, again: bool) -> Profile | None:
-    """The profile of a code that needs not be measured."""
-    if config.kind == "emulated":
-        return emulated_profile(config, code)
-    return None if again else cache.profile(code.code_id, profile_kind(config))
 
 
 class ProfileProcesses:
