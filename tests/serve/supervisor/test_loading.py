@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -196,6 +198,26 @@ def test_a_model_that_waits_may_be_unloaded_or_loaded(place: Path) -> None:
         assert found.status("models/slow/infer", ROW) == 200
         until(lambda: found.status("health/ready") == 200)
         assert found.status("models/slow2/ready") == 404, "it was unloaded before it was prepared"
+
+
+def test_a_signal_stops_it_while_models_are_prepared(place: Path) -> None:
+    port = free_port()
+    command = [
+        sys.executable, "-m", "clockwork_serve", "serve", str(place / "repository"), "--http-port", str(port),
+        "--grpc-port", "0", "--metrics-port", "0", "--cache", str(place / "cache"),
+    ]  # fmt: skip
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            found = Starting()
+            found.url = f"http://127.0.0.1:{port}"
+            until(lambda: found.status("models/c/ready") == 200)
+            process.send_signal(signal.SIGTERM)
+            out, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 143
+    assert f"preparing 0/5: models are served at {found.url} as they are ready" in said
+    assert (out, "Traceback" in said) == ("", False)
 
 
 def test_a_controller_that_dies_meanwhile_is_told_what_is_still_to_be_prepared(place: Path) -> None:

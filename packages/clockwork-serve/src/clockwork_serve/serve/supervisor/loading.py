@@ -177,6 +177,7 @@ class Loader:
 
     async def _serve_parts(self, parts: asyncio.Queue[PreparedRepository | None]) -> None:
         while (part := await parts.get()) is not None:
+            part = self._still_wanted(part)
             self._report(part)
             await self._serve(part)
 
@@ -189,19 +190,22 @@ class Loader:
         self._link.send(*codes)
         if codes and not await self._settled(self._own_devices):
             _log.warning("devices have not prepared all codes within %.0f s", SETTLE_S)
-        # Unless it was loaded or unloaded meanwhile, on request.
+        part = self._still_wanted(part)
+        self._rough |= part.measured
+        self._problems += part.problems
+        self._link.send(*self._catalogue.put(part))
+        self._done(part.names)
+        if self._catalogue.models:
+            self._steering.give_way()
+
+    def _still_wanted(self, part: PreparedRepository) -> PreparedRepository:
+        """What of a part was not served, loaded or unloaded before."""
         names = tuple([name for name in part.names if name in self._waiting])
-        prepared = replace(
+        return replace(
             part, names=names,
             served=tuple([each for each in part.served if each.model.name in names]),
             problems=tuple([problem for problem in part.problems if problem.model in names]),
         )  # fmt: skip
-        self._rough |= prepared.measured
-        self._problems += prepared.problems
-        self._link.send(*self._catalogue.put(prepared))
-        self._done(names)
-        if self._catalogue.models:
-            self._steering.give_way()
 
     def _done(self, names: Iterable[str]) -> None:
         """These models wait no more: they are served, unloaded, or have a problem."""

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from itertools import chain, count
@@ -401,7 +401,7 @@ class _Work:
         """Do all of it; ``compile_them`` calls :meth:`on_compiling`."""
         with ThreadPoolExecutor(1) as pool:
             compiling = pool.submit(compile_them)
-            compiling.add_done_callback(lambda _: self._compiled.put(None))
+            compiling.add_done_callback(self._on_all_compiled)
             ended = False
             while self._ready or not ended:
                 name = self._next(ended=ended) if self._compiled.empty() else ""
@@ -409,7 +409,6 @@ class _Work:
                     self._profile(name)
                 elif (result := self._compiled.get()) is None:
                     ended = True
-                    _write(Begun())
                 else:
                     self._collect(*result)
             compiling.result()
@@ -467,6 +466,10 @@ class _Work:
         finally:
             over.set()
             writer.join()
+
+    def _on_all_compiled(self, compiling: Future[object]) -> None:
+        _write(Begun())
+        self._compiled.put(None)
 
     def _collect(self, name: str, found: ServedVersion | Problem) -> None:
         if isinstance(found, Problem):

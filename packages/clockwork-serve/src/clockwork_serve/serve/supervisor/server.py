@@ -503,6 +503,8 @@ async def _run(
 
     try:
         if not await run_unless(stopping.requested, start()):
+            if server.catalogue.models:  # they may be asked already
+                await run_unless(stopping.forced, server.stop())
             return stopping.status
         on_ready(server)
         await stopping.requested.wait()
