@@ -28,6 +28,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "feasible_load": ("--seconds", "30"),
     "faults": ("--short",),
     "hostile": ("--seconds", "60"),
+    "start": ("--models", "150"),
     "many_models": ("--models", "200", "--held", "20", "--idle-seconds", "10"),
     "device_lane_time": ("--seconds", "0.5"),
     "device_memory": ("--cycles", "300"),

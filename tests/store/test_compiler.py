@@ -159,6 +159,31 @@ def test_progress_is_told_for_every_version(shop):
     assert told == [(1, 2, "a/1"), (2, 2, "b/1 cannot be served")]
 
 
+def test_urgent_models_are_compiled_first_and_each_result_is_told_at_once(shop):
+    for name in "abcd":
+        shop.add(name, graphs.mlp())
+    shop.add("e", b"nonsense")
+    told = []
+    urgent = ["c", "nobody"]
+
+    def tell(entry, version, found):
+        told.append((entry.name, version, type(found).__name__))
+        if entry.name == "c" and found is not None:
+            urgent[:] = ["e", "b", "c"]
+
+    repository = Repository(shop.root, shop.config)
+    served, problems = compile_all(
+        repository, shop.cache, compiler=shop.compiler, threads=1, urgent=lambda: urgent, tell=tell
+    )
+    begun = [name for name, _, found in told if found == "NoneType"]
+    assert (begun[:3], sorted(begun[3:])) == (["c", "e", "b"], ["a", "d"])
+    assert told[:4] == [
+        ("c", 1, "NoneType"), ("c", 1, "ServedVersion"), ("e", 1, "NoneType"), ("e", 1, "Problem"),
+    ]  # fmt: skip
+    assert [each.model.name for each in served] == ["a", "b", "c", "d"], "in the order of names all the same"
+    assert [problem.model for problem in problems] == ["e"]
+
+
 def test_an_interruption_from_the_progress_callback_stops_the_rest(shop):
     for number in range(40):
         shop.add(f"m{number:02d}", graphs.normalised(number))

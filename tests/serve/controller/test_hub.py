@@ -28,7 +28,9 @@ from clockwork_serve.messages import (
     Infer,
     Load,
     ModelRemoved,
+    ModelsAskedFor,
     Outcome,
+    Preparing,
     ProcessesEnded,
     Question,
     Readiness,
@@ -108,6 +110,30 @@ def test_changes_are_sent_to_all_connected_processes(tmp_path: Path) -> None:
         assert gateway.frames[2:] == changes
         assert worker.frames == [code(), model(), CodeRemoved(code_id="c1")]
         assert [*world.brain.seen] == [joined("w", "d"), *changes]
+
+    play(tmp_path, story)
+
+
+def test_what_is_still_to_be_prepared_is_told_to_gateways_and_what_they_are_asked_for_to_the_supervisor(
+    tmp_path: Path,
+) -> None:
+    async def story(world: World) -> None:
+        first = await world.peer(Role.GATEWAY, "g0")
+        two = Preparing(waiting=("a", "b"), total=3)
+        supervisor = await world.supervisor(two)
+        await until(lambda: first.of(Preparing))
+        second = await world.peer(Role.GATEWAY, "g1")
+        await until(lambda: second.of(Readiness))
+        assert second.frames[:2] == [two, Readiness(ready=False, why="starting")]
+        assert world.recorder.counters.models_waiting == 2
+        asked = ModelsAskedFor(requests={"b": 4})
+        second.send(asked)
+        await until(lambda: supervisor.of(ModelsAskedFor))
+        assert supervisor.of(ModelsAskedFor) == [asked]
+        supervisor.send(Preparing(total=3))
+        await until(lambda: len(first.of(Preparing)) == 2)
+        assert (first.of(Preparing)[1].waiting, world.recorder.counters.models_waiting) == ((), 0)
+        assert world.brain.seen == [], "what is to be prepared is no matter of scheduling"
 
     play(tmp_path, story)
 

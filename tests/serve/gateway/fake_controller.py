@@ -20,6 +20,7 @@ from clockwork_serve.messages import (
     Delivered,
     Frame,
     ModelAdded,
+    ModelsAskedFor,
     Outcome,
     Question,
     Readiness,
@@ -97,6 +98,7 @@ class FakeController:
         self.asks: list[Ask] = []
         self.in_time: list[str] = []  # requests whose answers were delivered in time, as the gateway reports
         self.late: list[str] = []
+        self.asked_for: list[dict[str, int]] = []  # models that are still to be prepared, by requests refused
         self.links: list[Link] = []
         self.released: list[str] = []
         self.beats = True  # whether it returns heartbeats
@@ -212,6 +214,8 @@ class FakeController:
                 case Delivered():
                     self.in_time += frame.in_time
                     self.late += frame.late
+                case ModelsAskedFor():
+                    self.asked_for.append(frame.requests)
                 case _:
                     raise AssertionError(f"a gateway sent {frame}")
 

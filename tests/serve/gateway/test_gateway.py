@@ -11,11 +11,21 @@ import msgspec
 import pytest
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request, Undelivered
+from clockwork_serve.messages import (
+    Answer,
+    Outcome,
+    Preparing,
+    Question,
+    Readiness,
+    Reason,
+    Reply,
+    Request,
+    Undelivered,
+)
 from clockwork_serve.oip import OutputTensor, Served
 from clockwork_serve.serve.gateway import controller_link
 from clockwork_serve.serve.gateway.access import Tenant
-from clockwork_serve.serve.gateway.gateway import GRACE_NS, SWEEP_LEAST_S, Gateway
+from clockwork_serve.serve.gateway.gateway import GRACE_NS, PREPARED_NS, SWEEP_LEAST_S, Gateway
 from clockwork_serve.serve.gateway.requests import OutputReserves
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.shm import Region
@@ -433,6 +443,47 @@ def test_a_lost_controller_ends_urgent_requests_and_is_found_again(
         await world.controller.start()
         await world.until(lambda: world.gateway.link.ready)
         assert (await world.infer(Client())).ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story)
+
+
+def test_while_models_are_prepared_others_are_served_and_refusals_say_which_to_prepare_first(
+    tmp_path: Path,
+) -> None:
+    async def story(world: World) -> None:
+        link = world.gateway.link
+        world.controller.send(Preparing(waiting=("late", "later"), total=5))
+        await world.until(lambda: not link.ready)
+        assert link.serves
+        assert link.why_not_ready == "models are being prepared, 3 of 5 are done"
+        assert (await world.infer(Client())).ended == (Outcome.OK, Reason.NONE)
+        for name in ("late", "late", "later"):
+            refused = Client(name)
+            world.gateway.infer(refused)
+            assert refused.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+            (end,) = refused.ends
+            assert end.message == f"model {name} is being prepared, 3 of 5 models are done"
+            assert (end.status.http, end.retry_after_ns) == (503, PREPARED_NS)
+        unknown = Client("nobody")
+        world.gateway.infer(unknown)
+        assert unknown.ended == (Outcome.INVALID, Reason.UNKNOWN_MODEL)
+        await world.until(lambda: world.controller.asked_for)
+        assert world.controller.asked_for == [{"late": 2, "later": 1}], "together, not one by one"
+        world.controller.send(Preparing(total=5))
+        await world.until(lambda: link.ready)
+        assert not link.why_waiting("late")
+
+    in_world(tmp_path, story)
+
+
+def test_what_one_controller_said_is_to_be_prepared_is_forgotten_with_it(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.send(Preparing(waiting=("late",), total=1))
+        await world.until(lambda: not world.gateway.link.ready)
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+        await world.controller.start()
+        await world.until(lambda: world.gateway.link.ready)
 
     in_world(tmp_path, story)
 

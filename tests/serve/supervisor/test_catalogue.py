@@ -21,6 +21,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.supervisor.catalogue import Catalogue, Repairs
 from clockwork_serve.serve.supervisor.preparation import PreparedRepository, SuspectArtefact
 from clockwork_serve.store import Damage, Problem, ServedVersion
+from harness import records
 from tests.serve.supervisor.catalogues import prepared, profile, put, served
 
 # The catalogue sends the controller what changed, new versions before old ones are removed.
@@ -69,6 +70,25 @@ def test_new_profiles_are_sent_and_old_ones_kept_if_there_are_none() -> None:
     put(catalogue, ["a"], [a], [profile()], [])
     assert put(catalogue, ["a"], [a], [], []) == []
     assert put(catalogue, ["a"], [a], [profile(infer_ns=9)], []) == [added(a, profile(infer_ns=9))]
+
+
+def test_profiles_that_were_measured_again_replace_those_of_their_kind_of_device() -> None:
+    catalogue = Catalogue()
+    a = served("a/1")
+    other = records.profile("c1", {1: 7}, load_ns=1, device_kind="gpu", load_ns_per_mib=1)
+    put(catalogue, ["a"], [a], [profile(), other], [])
+    again = added(a, other, profile(infer_ns=9))
+    assert catalogue.refine([profile(infer_ns=9), profile("gone")]) == [again]
+    assert catalogue.frames() == [again, ModelAdded(model=a.model)]
+
+
+def test_the_index_names_models_that_are_being_prepared() -> None:
+    catalogue = Catalogue()
+    put(catalogue, ["a"], [served("a/1")], [profile()], [])
+    index = catalogue.index(["a", "b", "c"], waiting={"b": 0, "gone": 0})
+    assert [(entry.name, entry.state, entry.reason) for entry in index] == [
+        ("a", "READY", ""), ("b", "LOADING", "it is being prepared"), ("c", "", ""),
+    ]  # fmt: skip
 
 
 def test_a_code_stays_while_any_model_uses_it() -> None:

@@ -24,10 +24,13 @@ from clockwork_serve.serve.supervisor.preparation import (
     Preparation,
     PreparedRepository,
     StartProgress,
+    Steering,
     prepare,
     runnable,
 )
 from clockwork_serve.store import Entry, Problem, StoreConfig
+from clockwork_serve.units import MIB
+from harness import repositories
 from tests.serve.onnx_models import affine, put
 
 # A child process prepares a repository, and reports its progress and its errors to the supervisor.
@@ -63,10 +66,63 @@ def test_all_models_are_prepared_and_progress_is_reported(preparation: Preparati
     assert [each.model.key for each in prepared.served] == ["a/1", "b/1"]
     assert [problem.model for problem in prepared.problems] == ["c"]
     assert [profile.device_kind for profile in prepared.profiles] == ["emulated:v100"]
-    assert [(each.stage, each.done, each.total) for each in told] == [
-        ("compile", 1, 3), ("compile", 2, 3), ("compile", 3, 3), ("profile", 1, 1),
-    ]  # fmt: skip
+    for stage in ("compile", "profile"):
+        steps = [(each.done, each.total) for each in told if each.stage == stage]
+        assert steps[-1] == (3, 3) and steps == sorted(steps)
     assert not Path(preparation.result).exists()
+
+
+SLOW = """
+import time
+
+time.sleep({seconds})
+
+
+class Model:
+    def load(self, path):
+        pass
+
+    def infer(self, inputs):
+        return {{"y": inputs["x"]}}
+
+    def unload(self):
+        pass
+"""
+
+
+def test_what_is_ready_does_not_wait_for_what_takes_long(preparation: Preparation) -> None:
+    repositories.python_model(Path(preparation.settings.repository), "a0", SLOW.format(seconds=4))
+    parts: list[PreparedRepository] = []
+    cpu = DeviceConfig(device="cpu:0", memory_bytes=MIB)
+    whole = msgspec.structs.replace(preparation, devices=(cpu,), parts=True)
+    rest = uvloop.run(prepare(whole, lambda progress: None, print, parts.append))
+    found = [each.model.key for part in [*parts, rest] for each in part.served]
+    assert sorted(found) == ["a/1", "a0/1", "b/1"]
+    early = next(part for part in [*parts, rest] if "b" in part.names)
+    assert "a0" not in early.names
+    assert [profile.code_id for profile in early.profiles] == [early.served[0].code.code_id]
+    assert [problem.model for part in [*parts, rest] for problem in part.problems] == ["c"]
+    assert sorted(name for part in [*parts, rest] for name in part.names) == ["a", "a0", "b", "c"]
+    assert not list(Path(preparation.result).parent.glob("result*"))
+
+
+def test_what_is_urgent_is_prepared_first(preparation: Preparation) -> None:
+    for number in range(8):
+        source = SLOW.format(seconds=0.3) + f"\nNUMBER = {number}\n"
+        repositories.python_model(Path(preparation.settings.repository), f"slow{number}", source)
+    cpu = DeviceConfig(device="cpu:0", memory_bytes=MIB)
+    steering = Steering()
+    order: list[str] = []
+
+    def note(part: PreparedRepository) -> None:
+        order.extend(part.names)
+        steering.set_urgent(["slow7"])
+        steering.give_way()
+
+    whole = msgspec.structs.replace(preparation, devices=(cpu,), parts=True)
+    note(uvloop.run(prepare(whole, lambda progress: None, print, note, steering)))
+    assert sorted(order) == ["a", "b", "c", *[f"slow{number}" for number in range(8)]]
+    assert order.index("slow7") < order.index("slow6")
 
 
 def test_only_the_named_models_are_prepared(preparation: Preparation) -> None:

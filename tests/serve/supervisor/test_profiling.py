@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -9,11 +12,14 @@ import pytest
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import Profile
+from clockwork_serve.serve.supervisor.processes import read_thread_state
 from clockwork_serve.serve.supervisor.profile_process import REFUSED_NS
-from clockwork_serve.serve.supervisor.profiling import Crashed, profile_all
+from clockwork_serve.serve.supervisor.profiling import ProfileProcesses, Profiler, profile_all
 from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
 from clockwork_serve.units import MIB
 from harness import records
+from harness.machine import children
+from harness.serving import until
 from tests.serve.onnx_models import affine, put
 
 
@@ -134,7 +140,7 @@ def test_a_model_that_crashes_the_measuring_process_is_a_problem(tmp_path: Path)
         "model 'crash' version 1: model: expected a model that runs on cpu:0, found a crash (killed by "
         "SIGSEGV); it would take the device down for all others; run it by itself to see why"
     )
-    assert (found.profiles, found.without_problems(models), shelf.profiles) == ((), (), {})
+    assert (found.profiles, shelf.profiles) == ((), {})
 
 
 ECHO = """
@@ -165,7 +171,7 @@ def test_a_class_that_cannot_be_imported_is_a_problem(tmp_path: Path, first: str
     (problem,) = profiled.problems
     assert found in str(problem)
     assert str(problem).startswith("model 'bad' version 1: model: expected a class that can be imported")
-    assert (profiled.profiles, profiled.without_problems(models), shelf.profiles) == ((), (), {})
+    assert (profiled.profiles, shelf.profiles) == ((), {})
 
 
 def test_an_endless_import_is_a_problem_however_much_it_writes(tmp_path: Path) -> None:
@@ -190,25 +196,51 @@ def test_output_of_a_class_is_not_mistaken_for_its_profile(tmp_path: Path) -> No
     assert len(profiled.profiles) == 1
 
 
-def test_if_two_models_of_one_code_crash_the_others_are_not_tried(served: list[ServedVersion]) -> None:
+def test_if_two_models_of_one_code_crash_the_others_are_not_tried(tmp_path: Path) -> None:
+    tried = tmp_path / "tried"
+    source = CRASHES.replace("import ctypes", f"import ctypes\nopen({str(tried)!r}, 'a').write('.')", 1)
+    (one,) = python_model(tmp_path, "crash", source)
     models = [
-        msgspec.structs.replace(
-            served[0], model=msgspec.structs.replace(served[0].model, key=f"m{at}/1", name=f"m{at}")
-        )
+        msgspec.structs.replace(one, model=msgspec.structs.replace(one.model, key=f"m{at}/1", name=f"m{at}"))
         for at in range(4)
     ]
-    crashed: list[str] = []
-
-    class Doomed(Shelf):
-        """Stands for a child that crashes with each model."""
-
-        def profile(self, code_id: str, device_kind: str) -> Profile | None:
-            crashed.append(code_id)
-            raise Crashed("killed by SIGSEGV")
-
-    found = profile_all(models, [CPU], Doomed())
-    assert len(crashed) == 2
+    found = profile_all(models, [CPU], Shelf())
+    assert tried.read_text() == ".."
     assert [problem.model for problem in found.problems] == ["m0", "m1", "m2", "m3"]
+
+
+def test_models_come_one_by_one_and_share_the_measurement_of_their_code(served: list[ServedVersion]) -> None:
+    shelf = Shelf()
+    with closing(Profiler([CPU], shelf)) as profiler:
+        first, second = served
+        assert not profiler.is_known(first.code)
+        assert profiler.profile(first) == []
+        assert profiler.is_known(second.code)
+        before = dict(profiler.profiles)
+        assert profiler.profile(second) == []
+        assert (profiler.profiles, profiler.measured) == (before, {first.code.code_id})
+    with closing(Profiler([CPU], shelf)) as profiler:
+        assert profiler.profile(second) == []
+        assert (profiler.profiles, profiler.measured) == (before, set()), "from the cache"
+    with closing(Profiler([CPU], shelf, again=True)) as profiler:
+        assert not profiler.is_known(first.code)
+        assert profiler.profile(first) == []
+        assert profiler.profiles != before
+
+
+def test_a_code_is_measured_although_the_process_that_forks_was_killed(served: list[ServedVersion]) -> None:
+    processes = ProfileProcesses()
+    before = set(children(os.getpid()))
+    try:
+        for _ in range(2):
+            assert processes.measure(served[0].code, served[0].model, CPU).warnings == ()
+        (parent,) = set(children(os.getpid())) - before
+        os.kill(parent, signal.SIGKILL)
+        until("it is gone", lambda: "Z" in str(read_thread_state(parent)))
+        assert processes.measure(served[0].code, served[0].model, CPU).warnings == ()
+    finally:
+        processes.close()
+    assert set(children(os.getpid())) == before
 
 
 def test_codes_are_measured_only_on_devices_that_run_them(served: list[ServedVersion]) -> None:

@@ -243,7 +243,7 @@ def _on_progress(bars: Bars) -> Callable[[StartProgress], None]:
     def progress(step: StartProgress) -> None:
         task = tasks.get(step.stage)
         if task is None:
-            words = {"compile": "reading compiled models", "profile": "profiling", "start": "starting"}
+            words = {"prepare": "preparing models", "start": "starting"}
             task = tasks[step.stage] = bars.add_task(words.get(step.stage, step.stage), total=None, note="")
         visible = step.done < step.total
         bars.update(task, completed=step.done, total=step.total, note=step.text, visible=visible)  # type: ignore[arg-type]

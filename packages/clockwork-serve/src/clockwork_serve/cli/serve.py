@@ -45,7 +45,7 @@ FEW_ELEMENTS: Final = 32
 """The most elements that the sample request spells out."""
 _ONLY_BINARY: Final = frozenset({"FP16", "BF16"})
 _ZEROS: Final[dict[str, object]] = {"BOOL": False, "BYTES": ""}
-_STAGES = {"compile": "compiling", "profile": "profiling", "start": "starting"}
+_STAGES = {"prepare": "preparing", "start": "starting"}
 
 
 @click.command(

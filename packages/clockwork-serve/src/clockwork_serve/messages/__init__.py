@@ -40,9 +40,11 @@ from clockwork_serve.messages.links import (
     MeasuredDurations,
     ModelAdded,
     ModelRemoved,
+    ModelsAskedFor,
     Part,
     Piece,
     Ping,
+    Preparing,
     ProcessesEnded,
     Quarantined,
     Question,
@@ -117,7 +119,7 @@ Frame = (
     | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused | Piece
     | Fetch | Part
     | FarGateway | RequestPiece | Undelivered | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
-    | Delivered
+    | Delivered | Preparing | ModelsAskedFor
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -127,10 +129,10 @@ __all__ = [
     "CodeRemade", "CodeRemoved", "ControllerEffect", "ControllerEvent", "DamageCounted", "Delivered",
     "DeviceNumbers", "DeviceSpec", "DeviceState", "Drain", "Extent", "FarGateway", "Fetch", "Frame",
     "GatewayLost", "Hello", "Infer", "Lane", "Load", "MachineHello", "MeasuredDurations", "Model",
-    "ModelAdded", "ModelRemoved", "OnnxIndex", "OnnxTensor", "Outcome", "Part", "Piece", "Ping",
-    "ProcessesEnded", "Profile", "Quarantined", "Question", "Quota", "QuotasSet", "Readiness", "Reason",
-    "Refused", "Release", "ReleaseFromQuarantine", "Reply", "Request", "RequestCredit", "RequestPiece",
-    "Resident", "Result", "RetainWeights", "Role", "Running", "Status", "TensorRef", "TensorSpec", "Tensors",
-    "TorchIndex", "TorchTensor", "Undelivered", "Unload", "Weights", "Window", "WorkerCrashed", "WorkerHeard",
-    "WorkerHung", "WorkerJoined", "WorkerLost", "WorkerSilent",
+    "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part", "Piece",
+    "Ping", "Preparing", "ProcessesEnded", "Profile", "Quarantined", "Question", "Quota", "QuotasSet",
+    "Readiness", "Reason", "Refused", "Release", "ReleaseFromQuarantine", "Reply", "Request", "RequestCredit",
+    "RequestPiece", "Resident", "Result", "RetainWeights", "Role", "Running", "Status", "TensorRef",
+    "TensorSpec", "Tensors", "TorchIndex", "TorchTensor", "Undelivered", "Unload", "Weights", "Window",
+    "WorkerCrashed", "WorkerHeard", "WorkerHung", "WorkerJoined", "WorkerLost", "WorkerSilent",
 ]  # fmt: skip

@@ -264,6 +264,30 @@ class Drain(Struct, frozen=True, kw_only=True, tag="drain"):
     """Admit no new request; finish those that were admitted."""
 
 
+class Preparing(Struct, frozen=True, kw_only=True, tag="preparing"):
+    """Names of the models that are ``waiting`` to be prepared, of ``total`` that were present at the start.
+
+    The others are served, or have a problem. The server is not ready while any waits.
+    """
+
+    waiting: tuple[str, ...] = ()
+    total: int = 0
+
+    @property
+    def done(self) -> int:
+        """How many are not waiting any more."""
+        return self.total - len(self.waiting)
+
+
+class ModelsAskedFor(Struct, frozen=True, kw_only=True, tag="models_asked_for"):
+    """How many requests for each model, by name, a gateway has refused since its last such frame.
+
+    They were refused because the model is not prepared yet; the most asked for are prepared first.
+    """
+
+    requests: dict[str, int]
+
+
 class Readiness(Struct, frozen=True, kw_only=True, tag="readiness"):
     """Whether the server is ready; ``why`` names what is missing."""
 

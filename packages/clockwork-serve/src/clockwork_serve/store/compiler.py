@@ -310,22 +310,21 @@ def compile_all(
     compiler: Compiler | None = None,
     entries: Sequence[Entry] | None = None,
     threads: int | None = None,
-    begin: Callable[[str, str], None] = lambda name, version: None,
+    urgent: Callable[[], Sequence[str]] = tuple,
+    tell: Callable[[Entry, int, ServedVersion | Problem | None], None] = lambda entry, version, found: None,
 ) -> tuple[list[ServedVersion], list[Problem]]:
     """Scan and compile every version to be served; the second list has the problems of those that failed.
 
     ``progress`` is called after each version, and for the steps of those that take long. ``entries`` limits
     the work to some (already scanned). If it is interrupted, it finishes the models in progress; called
-    again, it resumes. ``threads``: by default as many as there are cores, up to 4. ``begin`` is called with
-    the name and version of each before it is compiled.
+    again, it resumes. ``threads``: by default as many as there are cores, up to 4. In these, ``tell`` is
+    called for each version before it is compiled, with None, and at once when it was, with what was found.
+    ``urgent`` returns the names to be compiled before others, the most urgent first.
     """
     compiler = compiler or Compiler(cache, repository.config)
     chosen = repository.scan() if entries is None else list(entries)
-    problems = [each for entry in chosen for each in entry.problems]
-    if entries is None:
-        problems += repository.misplaced
     work = [(entry, version) for entry in chosen for version in entry.versions]
-    served = []
+    pending = _Pending(work, urgent)
     lock, done = threading.Lock(), 0
 
     def report(text: str, finished: int = 0) -> None:
@@ -335,29 +334,56 @@ def compile_all(
             if progress is not None:
                 progress(done, len(work), text)
 
-    def result(each: tuple[Entry, int]) -> ServedVersion | Problem:
-        place = f"{each[0].name}/{each[1]}: "
-        return _result(compiler, begin, *each, lambda text: report(place + text))
+    def result(at: int) -> tuple[int, ServedVersion | Problem]:
+        at = pending.take(at)
+        entry, version = work[at]
+        place = f"{entry.name}/{version}: "
+        tell(entry, version, None)
+        found = _result(compiler, entry, version, lambda text: report(place + text))
+        tell(entry, version, found)
+        return at, found
 
+    results: dict[int, ServedVersion | Problem] = {}
     pool = ThreadPoolExecutor(threads or min(_MOST_THREADS, os.cpu_count() or 1), "compile")
     try:
-        for (entry, version), found in zip(work, pool.map(result, work), strict=True):
-            text = f"{entry.name}/{version}"
-            if isinstance(found, ServedVersion):
-                served.append(found)
-            else:
-                problems.append(found)
-                text += " cannot be served"
-            report(text, finished=1)
+        for at, found in pool.map(result, range(len(work))):
+            results[at] = found
+            entry, version = work[at]
+            failed = "" if isinstance(found, ServedVersion) else " cannot be served"
+            report(f"{entry.name}/{version}{failed}", finished=1)
     finally:
         pool.shutdown(cancel_futures=True)
-    return served, problems
+    ordered = [results[at] for at in range(len(work))]
+    problems = [each for entry in chosen for each in entry.problems]
+    if entries is None:
+        problems += repository.misplaced
+    served = [found for found in ordered if isinstance(found, ServedVersion)]
+    return served, problems + [found for found in ordered if isinstance(found, Problem)]
 
 
-def _result(
-    compiler: Compiler, begin: Callable[[str, str], None], entry: Entry, version: int, on_step: OnStep
-) -> ServedVersion | Problem:
-    begin(entry.name, str(version))
+class _Pending:
+    """The versions that are not begun, by their place in ``work``; for any thread."""
+
+    def __init__(self, work: Sequence[tuple[Entry, int]], urgent: Callable[[], Sequence[str]]) -> None:
+        self._places: dict[str, list[int]] = {}
+        for at, (entry, _) in enumerate(work):
+            self._places.setdefault(entry.name, []).append(at)
+        self._left = dict.fromkeys(range(len(work)))
+        self._urgent = urgent
+        self._lock = threading.Lock()
+
+    def take(self, at: int) -> int:
+        """Begin the most urgent one, else the one at that place, else the first."""
+        with self._lock:
+            urgent = [place for name in self._urgent() for place in self._places.get(name, ())]
+            found = next((one for one in (*urgent, at) if one in self._left), None)
+            if found is None:
+                found = next(iter(self._left))
+            del self._left[found]
+            return found
+
+
+def _result(compiler: Compiler, entry: Entry, version: int, on_step: OnStep) -> ServedVersion | Problem:
     try:
         return compiler.compile(entry, version, on_step)
     except ProblemError as error:

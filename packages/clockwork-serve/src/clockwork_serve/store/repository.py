@@ -81,7 +81,7 @@ class Repository:
         self.config = config
         self.entries: tuple[Entry, ...] = ()
         self.misplaced: tuple[Problem, ...] = ()
-        """What is wrong with the root itself: model files that lie in it, or nothing at all."""
+        """What :meth:`find_misplaced` found at the last scan."""
         self._alone = _file_alone(Path(root)) if is_model_file(root) else None
         if self._alone is not None:
             self.root = Path(self._alone.root)
@@ -113,8 +113,14 @@ class Repository:
             self.entries = (self._alone,)
         else:
             self.entries = tuple(self._entry(name) for name in sorted(model_names(self.root)))
-            self.misplaced = tuple(_misplaced(self.root, empty=not self.entries))
+            self.misplaced = tuple(self.find_misplaced())
         return list(self.entries)
+
+    def find_misplaced(self) -> list[Problem]:
+        """What is wrong with the root itself: model files that lie in it, or nothing at all."""
+        if self._alone is not None:
+            return []
+        return list(_misplaced(self.root, empty=not model_names(self.root)))
 
     def find(self, name: str) -> Entry:
         """Read one model again. Raises ``ProblemError`` if there is none of that name."""

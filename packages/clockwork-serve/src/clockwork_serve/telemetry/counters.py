@@ -189,6 +189,7 @@ class Counters(Struct):
     models_lost: int = 0
     gateways_lost: int = 0
     ready: bool = False
+    models_waiting: int = 0
     keeper_up: bool = False
     latency: dict[str, Histogram] = {}
     queue: Histogram = field(default_factory=Histogram)

@@ -58,7 +58,10 @@ def _requests(counters: Counters) -> Iterator[Family]:
         ("cache_models_lost_total", "counter", "Models that could not be made again from the repository.",
          counters.models_lost),
         ("gateways_lost_total", "counter", "Gateways that died or left.", counters.gateways_lost),
-        ("ready", "gauge", "Whether the server can serve.", int(counters.ready)),
+        ("ready", "gauge", "Whether the server can serve, and all that it started with is prepared.",
+         int(counters.ready and not counters.models_waiting)),
+        ("models_waiting", "gauge", "Models that are still to be prepared since the start.",
+         counters.models_waiting),
         ("keeper_up", "gauge", "Whether the supervisor answers.", int(counters.keeper_up)),
     ):  # fmt: skip
         yield name, kind, text, [("", value)]

@@ -37,6 +37,8 @@ from clockwork_serve.messages import (
     Load,
     ModelAdded,
     ModelRemoved,
+    ModelsAskedFor,
+    Preparing,
     ProcessesEnded,
     Quarantined,
     Question,
@@ -190,6 +192,7 @@ class Hub:
         # although it knows no model. None from then on.
         self._unadmitted: dict[Link, WorkerJoined] | None = {}
         self._readiness = Readiness(ready=False, why="starting")
+        self._preparing = Preparing()
         self._questions = Questions(self._answer_to, self._supervisor_stuck)
         self._supervisor_heartbeat = PeerHeartbeat(self._to_supervisor, self._on_supervisor_heartbeat)
         self._credit = CreditIssuer()
@@ -278,6 +281,8 @@ class Hub:
             link.send(model)
         for quarantined in self._quarantines.frames():
             link.send(quarantined)
+        if self._preparing.waiting:
+            link.send(self._preparing)
         link.send(self._readiness)
         self._credit.add_gateway(link)
 
@@ -297,6 +302,9 @@ class Hub:
                 self._questions.ask(link, frame, self._supervisor)
             case Beat():
                 link.send(frame)
+            case ModelsAskedFor():
+                if self._supervisor is not None:
+                    self._supervisor.send(frame)
             case _:
                 return False
         return True
@@ -362,10 +370,10 @@ class Hub:
                 return self._on_model_added(frame)
             case CodeRemade():
                 self._on_code_remade(frame)
-            case DamageCounted():
-                self._recorder.counters.damaged_files = frame.found
-                self._recorder.counters.artefacts_remade = frame.remade
-                self._recorder.counters.models_lost = frame.lost
+            case Preparing():
+                self._on_preparing(frame)
+            case DamageCounted() | ProcessesEnded():
+                self._on_counted(frame)
             case ModelRemoved():
                 if self._models.pop(frame.model, None) is not None:
                     self._publish(frame, self._gateways.values())
@@ -381,11 +389,24 @@ class Hub:
                 self._questions.reply(frame)
             case Beat():
                 self._supervisor_heartbeat.beat_received()
-            case ProcessesEnded():
-                self._recorder.counters.processes_ended = frame.unanswering
             case _:
                 return False
         return True
+
+    def _on_counted(self, frame: DamageCounted | ProcessesEnded) -> None:
+        counters = self._recorder.counters
+        if isinstance(frame, ProcessesEnded):
+            counters.processes_ended = frame.unanswering
+        else:
+            counters.damaged_files = frame.found
+            counters.artefacts_remade = frame.remade
+            counters.models_lost = frame.lost
+
+    def _on_preparing(self, frame: Preparing) -> None:
+        self._preparing = frame
+        self._recorder.counters.models_waiting = len(frame.waiting)
+        for gateway in self._gateways.values():
+            gateway.send(frame)
 
     def _on_catalogue_complete(self) -> None:
         unadmitted, self._unadmitted = self._unadmitted, None

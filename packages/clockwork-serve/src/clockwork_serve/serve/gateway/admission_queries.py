@@ -73,7 +73,7 @@ class AdmissionQueries:
 
         There is none without ``x-slo-ms`` in the head, because the SLO may then be in the body.
         """
-        if not link.ready or inquiry.slo_header is None:
+        if not link.serves or inquiry.slo_header is None:
             return ""
         try:
             served = link.models.find(inquiry.model, inquiry.version)
@@ -132,7 +132,7 @@ class AdmissionQueries:
             self._finish(query_id)
 
     def _send(self, one: _OpenQuery, link: GatewayLink) -> None:
-        if not link.ready:
+        if not link.serves:
             self._finish(one.frame.announced_id)
             return
         one.sent = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from clockwork_serve.messages import (
     Model,
     ModelAdded,
     ModelRemoved,
+    ModelsAskedFor,
+    Preparing,
     Quarantined,
     Question,
     Readiness,
@@ -137,6 +139,8 @@ def _order(version: str) -> tuple[int, str]:
 
 
 RECONNECT_S: Final = 0.05
+REPORT_S: Final = 0.1
+"""Within this time, requests for models that are still to be prepared are reported together."""
 
 _log = logging.getLogger(__name__)
 
@@ -203,13 +207,18 @@ class LinkListener:
 class GatewayLink:
     """Connects to the controller, and again after each loss; keeps the catalogue and sends frames.
 
-    All methods are for the running loop's thread. ``models`` is the catalogue of the open link; ``ready``
-    says whether the server can serve. What answers mean for requests is for the listener.
+    All methods are for the running loop's thread. ``models`` is the catalogue of the open link; ``serves``
+    says whether the server can serve, and ``ready`` whether it can and nothing is still to be prepared since
+    its start. What answers mean for requests is for the listener.
     """
 
     def __init__(self, reach: Reach, server_slo_ns: int | None, listener: LinkListener) -> None:
         self.models = GatewayModels(server_slo_ns)
-        self.ready = False  # read for each request, so it is not computed each time
+        self.serves = False  # read for each request, so it is not computed each time
+        self.ready = False
+        self.preparing = Preparing()
+        self._waiting: frozenset[str] = frozenset()  # the names in it
+        self._asked_for: Counter[str] = Counter()  # of these, since the last report
         self._reach = reach
         self._server_slo_ns = server_slo_ns
         self._listener = listener
@@ -246,7 +255,27 @@ class GatewayLink:
             return f"the controller has not answered for {self._pulse.stalled_s:.1f} s"
         if self._readiness.ready and self.models.all_quarantined:
             return "all models are in quarantine"
+        preparing = self.preparing
+        if self._readiness.ready and preparing.waiting:
+            return f"models are being prepared, {preparing.done} of {preparing.total} are done"
         return self._readiness.why
+
+    def why_waiting(self, model: str) -> str:
+        """Why a model is not served yet that is still to be prepared; "" for any other."""
+        if model not in self._waiting:
+            return ""
+        preparing = self.preparing
+        return f"model {model} is being prepared, {preparing.done} of {preparing.total} models are done"
+
+    def report_asked_for(self, model: str) -> None:
+        """Report soon that a request was refused for a model that is still to be prepared."""
+        if not self._asked_for:
+            self._loop.call_later(REPORT_S, self._report_asked_for)
+        self._asked_for[model] += 1
+
+    def _report_asked_for(self) -> None:
+        self.send(ModelsAskedFor(requests=dict(self._asked_for)))
+        self._asked_for.clear()
 
     async def run(self) -> None:
         """Keep a link until cancelled."""
@@ -300,7 +329,7 @@ class GatewayLink:
         self.report_delivered()
         link, self._link = self._link, None
         self._pulse.stop()
-        self.ready = False
+        self.serves = self.ready = False
         if link is not None:
             link.close()
         self._fail_questions("the server is shutting down")
@@ -355,6 +384,9 @@ class GatewayLink:
                 self._credit_gate.return_credit()
             case Readiness():
                 self._on_readiness(frame)
+            case Preparing():
+                self.preparing, self._waiting = frame, frozenset(frame.waiting)
+                self._update_readiness()
             case CodeAdded() | CodeRemoved() | ModelAdded() | ModelRemoved() | Quarantined():
                 self._on_catalogue(frame)
             case _:
@@ -389,8 +421,9 @@ class GatewayLink:
         self._pulse.stop()
         self._credit_gate.reset()
         self._incoming = GatewayModels(self._server_slo_ns)
+        self.preparing, self._waiting = Preparing(), frozenset()  # the next controller sends its own
         self._fail_questions("the link to the controller was lost")
-        self.ready = False
+        self.serves = self.ready = False
         self._listener.on_lost("the link to the controller was lost")
         self._update_readiness()
         self._lost.set()
@@ -399,7 +432,7 @@ class GatewayLink:
         if self._pulse.stalled:
             why = self.why_not_ready
             _log.error("%s: requests are refused", why)
-            self.ready = False
+            self.serves = self.ready = False
             self._fail_questions(why)
             self._listener.on_stuck()
         else:
@@ -408,8 +441,9 @@ class GatewayLink:
 
     def _update_readiness(self) -> None:
         """Something that readiness depends on has changed."""
-        serves = self.is_open and self._readiness.ready and not self._pulse.stalled
-        self.ready = serves and not self.models.all_quarantined
+        able = self.is_open and self._readiness.ready and not self._pulse.stalled
+        self.serves = able and not self.models.all_quarantined
+        self.ready = self.serves and not self.preparing.waiting
         self._listener.on_readiness()
 
     def _sweep_waiting(self) -> None:

@@ -174,6 +174,8 @@ UNREAD: Final = "the gateway failed to read the request; see its log"
 OVER: Final = "its deadline passed before the gateway handled it"
 SENT_NS: Final = 10 * NS_PER_MS
 """A response reported as sent may have left up to this much earlier."""
+PREPARED_NS: Final = 5 * NS_PER_S
+"""The retry advice for a model that is still to be prepared: those asked for come first."""
 RECOVERY_NS: Final = 500 * NS_PER_MS
 """The retry advice while the server does not serve: a controller that died has restarted by then."""
 
@@ -414,8 +416,12 @@ class Gateway:
         """Whether the server serves and has capacity; if not, the request is ended."""
         link = self.link
         # For a model in the catalogue, let the controller say why it is not served.
-        if not link.ready and (not link.is_open or link.stuck or not link.models.versions(inquiry.model)):
+        if not link.serves and (not link.is_open or link.stuck or not link.models.versions(inquiry.model)):
             self._refuse(inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}")
+            return False
+        if not link.ready and (why := link.why_waiting(inquiry.model)):
+            link.report_asked_for(inquiry.model)
+            self._refuse(inquiry, Outcome.REJECTED, Reason.NOT_SERVING, why, PREPARED_NS)
             return False
         if len(self._pending) >= self.settings.max_requests:
             message = f"{self.settings.max_requests} requests wait for answers already; raise max_requests"
@@ -526,7 +532,7 @@ class Gateway:
         self._delay.answers_written(self.clock())
 
     def _on_readiness(self) -> None:
-        if self.link.ready and len(self._awaiting_failover):
+        if self.link.serves and len(self._awaiting_failover):
             self._resubmit()
         for listener in self.readiness_listeners:
             listener()

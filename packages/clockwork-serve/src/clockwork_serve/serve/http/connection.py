@@ -100,7 +100,8 @@ class HeadParser:
 
     def begin_head(self) -> None:
         """Reset for another request's head."""
-        self.url = self.plain_head = b""
+        self.url = b""
+        self.plain_head: bytes = b""
         self.headers: dict[bytes, bytes] = {}
         self._header_count = self._header_bytes = 0
 

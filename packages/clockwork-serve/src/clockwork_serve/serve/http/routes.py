@@ -18,6 +18,7 @@ from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.messages import Question, Reply
 from clockwork_serve.oip import (
     CUDA_SHARED_MEMORY,
+    Served,
     UnknownModel,
     http_description,
     model_metadata,
@@ -45,11 +46,12 @@ LOAD_TIMEOUT_S = 600.0
 
 
 class RouteRefused(ClockworkError):
-    """An endpoint has no good answer; ``code`` is the HTTP status."""
+    """An endpoint has no good answer; ``code`` is the HTTP status, ``more`` are fields beside the message."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, **more: Any) -> None:
         super().__init__(message)
         self.code = code
+        self.more = more
 
 
 @dataclass(slots=True, frozen=True)
@@ -68,14 +70,16 @@ class Endpoints:
         """Raise :class:`RouteRefused` unless the server is ready."""
         link = self.gateway.link
         if not link.ready:
-            raise RouteRefused(503, f"not ready: {link.why_not_ready}")
+            preparing = link.preparing
+            more = {"models_prepared": preparing.done, "models": preparing.total} if preparing.waiting else {}
+            raise RouteRefused(503, f"not ready: {link.why_not_ready}", **more)
 
     def check_model_ready(self, name: str, version: str) -> None:
         """Raise unless the model is served now."""
-        self.check_ready()
-        models = self.gateway.models
-        key = models.find(name, version).model.key
-        if why := models.quarantines.why(key):
+        if not self.gateway.link.serves:
+            self.check_ready()
+        key = self._find(name, version).model.key
+        if why := self.gateway.models.quarantines.why(key):
             raise RouteRefused(503, f"model {key} is not ready: {why}")
 
     def models(self) -> list[str]:
@@ -84,18 +88,16 @@ class Endpoints:
 
     def metadata(self, name: str, version: str) -> dict[str, Any]:
         """A model's inputs and outputs."""
-        models = self.gateway.models
-        return model_metadata(models.find(name, version), models.versions(name))
+        return model_metadata(self._find(name, version), self.gateway.models.versions(name))
 
     def config(self, name: str, version: str) -> bytes:
         """A model's configuration as JSON with Triton's field names."""
-        return self.gateway.models.find(name, version).model.config
+        return self._find(name, version).model.config
 
     async def statistics(self, name: str = "", version: str = "") -> dict[str, Any]:
         """Triton's ``{"model_stats": [...]}`` of one version, of all versions of a name, or of all models."""
-        models = self.gateway.models
         if name:
-            models.find(name, version)
+            self._find(name, version)
         asked = (f"{name}/{version}" if version else name) or None
         body = msgspec.json.encode({"model": asked})
         found: dict[str, Any] = msgspec.json.decode(_body(await self.gateway.ask(Question.STATISTICS, body)))
@@ -163,6 +165,14 @@ class Endpoints:
     def register_cuda(self) -> None:
         """CUDA shared memory is not supported. Unregistering what does not exist is allowed, as elsewhere."""
         raise RouteRefused(501, CUDA_SHARED_MEMORY)
+
+    def _find(self, name: str, version: str) -> Served:
+        try:
+            return self.gateway.models.find(name, version)
+        except UnknownModel:
+            if why := self.gateway.link.why_waiting(name):
+                raise RouteRefused(503, why) from None
+            raise
 
     def _check_control(self, what: str) -> None:
         if not self.gateway.settings.model_control:
@@ -337,7 +347,9 @@ async def resolved(found: Awaitable[Response]) -> Response:
 
 def refusal(error: UnknownModel | RouteRefused) -> Response:
     """The response to an error."""
-    return error_response(error.code if isinstance(error, RouteRefused) else 404, str(error))
+    if isinstance(error, RouteRefused):
+        return error_response(error.code, str(error), **error.more)
+    return error_response(404, str(error))
 
 
 def _model_route(name: str, rest: list[str]) -> Route | None:

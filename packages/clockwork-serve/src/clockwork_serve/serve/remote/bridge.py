@@ -31,6 +31,7 @@ from clockwork_serve.messages import (
     Model,
     ModelAdded,
     ModelRemoved,
+    ModelsAskedFor,
     Outcome,
     Readiness,
     Refused,
@@ -271,7 +272,7 @@ class GatewayPeer(Peer):
                 for request_id in (*frame.in_time, *frame.late):
                     self._check(request_id, self.name)
                 self.inward(frame)
-            case Ask() | Beat():  # the controller must answer, for the beats check it, not the bridge
+            case ModelsAskedFor() | Ask() | Beat():  # the controller must answer beats, for they check it
                 self.inward(frame)
             case _:
                 return False

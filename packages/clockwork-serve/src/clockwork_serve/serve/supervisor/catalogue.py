@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -24,6 +24,7 @@ from clockwork_serve.messages import (
     Model,
     ModelAdded,
     ModelRemoved,
+    Profile,
 )
 from clockwork_serve.serve.supervisor.preparation import PreparedRepository, SuspectArtefact
 from clockwork_serve.store import Damage, Problem
@@ -33,6 +34,8 @@ from clockwork_serve.store import Damage, Problem
 
 
 READY: Final = "READY"
+LOADING: Final = "LOADING"
+BEING_PREPARED: Final = "it is being prepared"
 UNAVAILABLE: Final = "UNAVAILABLE"
 
 
@@ -113,6 +116,18 @@ class Catalogue:
                 found.append(added)
         return found
 
+    def refine(self, profiles: Iterable[Profile]) -> list[CodeAdded]:
+        """Use these profiles of codes in it from now on; returns the frames for the controller."""
+        frames = []
+        for profile in profiles:
+            known = self._codes.get(profile.code_id)
+            if known is None:
+                continue
+            others = [one for one in known.profiles if one.device_kind != profile.device_kind]
+            frames.append(CodeAdded(code=known.code, profiles=(*others, profile)))
+            self._codes[profile.code_id] = frames[-1]
+        return frames
+
     def unused(self, codes: Iterable[CodeAdded]) -> list[CodeRemoved]:
         """Removals of those codes, sent to the controller before, that no model uses."""
         return [
@@ -140,10 +155,13 @@ class Catalogue:
             self._unloaded[name] = [model.version for model in removed]
         return self._drop(model.key for model in removed)
 
-    def index(self, folders: Iterable[str], quarantined: Mapping[str, str] = {}) -> list[IndexEntry]:
+    def index(
+        self, folders: Iterable[str], quarantined: Mapping[str, str] = {}, waiting: Container[str] = ()
+    ) -> list[IndexEntry]:
         """Entries of all known models, and of ``folders`` that were never loaded, ascending by name.
 
-        ``quarantined`` holds, by key, why models are in quarantine.
+        ``quarantined`` holds, by key, why models are in quarantine, ``waiting`` the names of those that are
+        being prepared.
         """
         entries = [
             IndexEntry(
@@ -165,7 +183,13 @@ class Catalogue:
                 for version in versions
             )
         known = {entry.name for entry in entries}
-        entries.extend(IndexEntry(name=name) for name in folders if name not in known)
+        entries.extend(
+            IndexEntry(name=name, state=LOADING, reason=BEING_PREPARED)
+            if name in waiting
+            else IndexEntry(name=name)
+            for name in folders
+            if name not in known
+        )
         return sorted(entries, key=lambda entry: (entry.name, entry.version.zfill(20)))
 
     def set_problems(self, names: Iterable[str], problems: Sequence[Problem]) -> None:

@@ -18,6 +18,7 @@ from clockwork_serve.messages import (
     Beat,
     Drain,
     Frame,
+    ModelsAskedFor,
     Quarantined,
     Question,
     QuotasSet,
@@ -47,7 +48,8 @@ class SupervisorLink:
 
     ``catalogue`` returns the frames that each new controller is sent first. Callbacks: ``on_ask`` for each
     question of the controller, ``on_quarantined`` for each model put into quarantine, ``on_hung`` for a
-    worker to be ended, ``on_damaged`` for an artefact that a worker found damaged.
+    worker to be ended, ``on_damaged`` for an artefact that a worker found damaged, ``on_asked_for`` for
+    models that clients ask for before they are prepared.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class SupervisorLink:
         on_quarantined: Callable[[], None] = lambda: None,
         on_hung: Callable[[WorkerHung], None] = lambda hung: None,
         on_damaged: Callable[[ArtefactDamaged], None] = lambda damaged: None,
+        *,
+        on_asked_for: Callable[[ModelsAskedFor], None] = lambda asked: None,
     ) -> None:
         self.quarantines = Quarantines()
         self.readiness = Readiness(ready=False, why="starting")
@@ -68,6 +72,7 @@ class SupervisorLink:
         self._on_quarantined = on_quarantined
         self._on_hung = on_hung
         self._on_damaged = on_damaged
+        self._on_asked_for = on_asked_for
         self._lost = asyncio.Event()
         self._link: Link | None = None
         self._replies: dict[int, asyncio.Future[Reply]] = {}  # all and only asks without a reply
@@ -163,6 +168,8 @@ class SupervisorLink:
                     link.send(frame)
                 case ArtefactDamaged():
                     self._on_damaged(frame)
+                case ModelsAskedFor():
+                    self._on_asked_for(frame)
                 case _:
                     _log.warning(
                         "the controller sent %s, which the supervisor does not expect", type(frame).__name__

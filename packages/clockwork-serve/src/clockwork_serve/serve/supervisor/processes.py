@@ -226,7 +226,10 @@ class Child:
     """
 
     def __init__(self, launch: Launch, on_line: OnLine, on_output: OnLine | None = None) -> None:
-        """Start it. ``on_line`` gets each line of its stderr, ``on_output`` of its stdout."""
+        """Start it. ``on_line`` gets each line of its stderr, ``on_output`` of its stdout.
+
+        With ``on_output`` it has a stdin, too.
+        """
         self.launch = launch
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
         self.started_s = time.monotonic()
@@ -238,7 +241,7 @@ class Child:
             environment[BEATS_FD_VARIABLE] = str(theirs.fileno())
         self._process = subprocess.Popen(
             [sys.executable, "-m", launch.module, launch.config],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if on_output is None else subprocess.PIPE,
             stdout=subprocess.DEVNULL if on_output is None else subprocess.PIPE,
             stderr=subprocess.PIPE,
             # Its own session: Ctrl-C in the terminal is for the supervisor to handle.
@@ -255,7 +258,8 @@ class Child:
         assert self._process.stderr is not None
         self._readers = [_LineReader(self._process.stderr.fileno(), self._on_stderr_line)]
         if on_output is not None:
-            assert self._process.stdout is not None
+            assert self._process.stdout is not None and self._process.stdin is not None
+            os.set_blocking(self._process.stdin.fileno(), False)
             self._readers.append(_LineReader(self._process.stdout.fileno(), on_output))
 
     @property
@@ -278,6 +282,12 @@ class Child:
             self.signal(signal.SIGKILL)
             return await self.ended
 
+    def write(self, line: bytes) -> None:
+        """Write a line to its stdin; dropped if it does not read, or has ended."""
+        assert self._process.stdin is not None
+        with suppress(OSError, ValueError):
+            os.write(self._process.stdin.fileno(), line + b"\n")
+
     def _on_stderr_line(self, line: str) -> None:
         self.tail.append(line)
         self._on_line(line)
@@ -290,7 +300,7 @@ class Child:
             reader.close()
         if self.beats is not None:
             self.beats.close()
-        for stream in (self._process.stderr, self._process.stdout):
+        for stream in (self._process.stderr, self._process.stdout, self._process.stdin):
             if stream is not None:
                 stream.close()
         # In a thread: a large process takes long to end.

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
+import socket
 import statistics
 import sys
 import time
+import traceback
 from bisect import bisect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.config import Settings
-from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build, io_bytes
+from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build, import_runtime, io_bytes
 from clockwork_serve.devices.base import Array
 from clockwork_serve.devices.files import has_file, read_file
 from clockwork_serve.errors import DeviceError, ModelError
@@ -407,15 +410,18 @@ def load_line(load_ns: int, size: int) -> tuple[int, int]:
 
 
 def resident_bytes() -> int:
-    """Memory of this process that is resident."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Memory of this process that is resident, without the pages of files."""
+    text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    sizes = dict(line.split(":", 1) for line in text.splitlines() if line.startswith("Rss"))
+    return sum(int(sizes[name].split()[0]) * KIB for name in ("RssAnon", "RssShmem"))
 
 
 # ------------------------------------------------------------
 # The child process: it measures one code on a device of its own, and prints the result.
 #
 # There is one process per code, because only so can its memory be measured, and because a model may crash the
-# process that runs it. Stdout is for the result alone: what a model prints goes to stderr.
+# process that runs it. All are forked from one that has imported the runtime, which takes longer than to
+# measure a small model. Stdout is for the result alone: what a model prints goes to stderr.
 
 
 PREPARED: Final = b"prepared"
@@ -437,14 +443,52 @@ class ProfileConfig(Struct, frozen=True, kw_only=True):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the :class:`ProfileConfig` given as JSON in ``argv[1]``; returns the exit status.
+    """Fork a child for each request on the socket ``argv[1]``, until that is closed; returns the exit status.
 
-    Stdout ends with a ``MeasuredProfile`` or an ``ImportFailed``.
+    A request is any byte with three files: a :class:`ProfileConfig` as JSON, and the child's stdout and
+    stderr. The replies are two messages: its process id at once, and its exit status.
     """
-    stdout = os.dup(1)
-    os.dup2(2, 1)
-    config = msgspec.json.decode(argv[1], type=ProfileConfig)
     child.prepare("profile", Settings(log_level="warning"))
+    requests = socket.socket(fileno=int(argv[1]))
+    os.environ.update(child.environment_of_child())  # for those that are forked
+    while True:
+        request, files, _, _ = socket.recv_fds(requests, 1, 3)
+        if not request:
+            return 0
+        with open(files[0], "rb") as file:
+            config = msgspec.json.decode(file.read(), type=ProfileConfig)
+        import_runtime(config.device)
+        gc.freeze()  # so that collections of the child copy no pages of this process
+        pid = os.fork()
+        if not pid:
+            requests.close()
+            _run_child(config, *files[1:])
+        for fd in files[1:]:
+            os.close(fd)
+        requests.send(str(pid).encode())
+        requests.send(str(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])).encode())
+
+
+def _run_child(config: ProfileConfig, stdout: int, stderr: int) -> NoReturn:
+    """Measure in the process that was forked, and end it."""
+    status = 1
+    try:
+        os.dup2(stderr, 2)
+        os.dup2(2, 1)
+        child.prepare("profile", Settings(log_level="warning"))
+        _write_line(stdout, msgspec.json.encode(_measured(config, lambda: _write_line(stdout, PREPARED))))
+        status = 0
+    except SystemExit as end:  # of the model's own code
+        status = end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001 - the last line of stderr says why
+        traceback.print_exc()
+    finally:
+        # At once: the result is written, and a thread of the model, or a stderr that it replaced, may not
+        # make the process hang or fail now.
+        os._exit(status)
+
+
+def _measured(config: ProfileConfig, on_prepared: Callable[[], None]) -> MeasuredProfile | ImportFailed:
     page_bytes = config.device.page_bytes
     device = build(
         msgspec.structs.replace(
@@ -454,22 +498,18 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     prepared: list[bool] = []
 
-    def on_prepared() -> None:
+    def note_prepared() -> None:
         prepared.append(True)
-        _write_line(stdout, PREPARED)
+        on_prepared()
 
     try:
-        found: MeasuredProfile | ImportFailed = profile(
-            device, config.code, config.model, on_prepared=on_prepared
-        )
+        return profile(device, config.code, config.model, on_prepared=note_prepared)
     except ModelError as error:
         if prepared:
             raise
-        found = ImportFailed(str(error))
+        return ImportFailed(str(error))
     finally:
         device.close()
-    _write_line(stdout, msgspec.json.encode(found))
-    return 0
 
 
 def _write_line(stdout: int, line: bytes) -> None:
@@ -478,7 +518,4 @@ def _write_line(stdout: int, line: bytes) -> None:
 
 
 if __name__ == "__main__":
-    _status = main(sys.argv)
-    # Not sys.exit: the result is written, and a thread of the model, or a stderr that it replaced, may not
-    # make the process hang or fail now.
-    os._exit(_status)
+    sys.exit(main(sys.argv))

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import IO, TYPE_CHECKING, Final, NamedTuple
+from contextlib import closing, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -40,7 +45,9 @@ TIME_LIMIT_S: Final = 120.0
 TRIES: Final = 2
 """If this many models of one code crash the process that measures them, the others are not tried."""
 
-_Found = MeasuredProfile | ImportFailed
+REPLY_BYTES: Final = 64
+"""The most of a reply of the process that forks those which measure."""
+
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, text) after each code."""
 
@@ -54,11 +61,6 @@ class Profiled(Struct, frozen=True, kw_only=True):
     profiles: tuple[Profile, ...] = ()
     warnings: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
-
-    def without_problems(self, served: Sequence[ServedVersion]) -> tuple[ServedVersion, ...]:
-        """``served`` without the models that have a problem."""
-        failed = {f"{problem.model}/{problem.version}" for problem in self.problems}
-        return tuple([each for each in served if each.model.key not in failed])
 
 
 class Crashed(Exception):
@@ -87,35 +89,102 @@ def profile_all(
     sharing: dict[str, list[ServedVersion]] = {}
     for each in served:
         sharing.setdefault(each.code.code_id, []).append(each)
-    kinds = {profile_kind(config): config for config in reversed(devices)}
-    work = [
-        (config, models)
-        for config in kinds.values()
-        for models in sharing.values()
-        if runs(config, models[0].code.backend)
-    ]
-    profiles: list[Profile] = []
-    warnings: list[str] = []
     problems: list[Problem] = []
-    for done, (config, models) in enumerate(work, start=1):
-        for tried, each in enumerate(models, start=1):
-            try:
-                measured = _profile_one(each.code, each.model, config, cache, again=again, limit_s=limit_s)
-                profiles.append(measured.profile)
-                warnings.extend(measured.warnings)
-            except DeviceError as error:
-                warnings.append(f"model {each.model.key} does not run on {config.device}: {error}")
-            except Unprepared as error:
-                problems.extend([_unprepared(one.model, error) for one in models])
-            except Crashed as crash:
-                alike = models[tried - 1 :] if tried == TRIES else [each]
-                problems.extend([_crash(one.model, config, crash) for one in alike])
-                if tried < TRIES:
-                    continue
-            break
-        if progress is not None:
-            progress(done, len(work), models[0].model.key)
-    return Profiled(profiles=tuple(profiles), warnings=tuple(warnings), problems=tuple(problems))
+    with closing(Profiler(devices, cache, again=again, limit_s=limit_s)) as profiler:
+        for done, models in enumerate(sharing.values(), start=1):
+            problems += [found for each in models for found in profiler.profile(each)]
+            if progress is not None:
+                progress(done, len(sharing), models[0].model.key)
+        return Profiled(
+            profiles=tuple(profiler.profiles.values()), warnings=tuple(profiler.warnings),
+            problems=tuple(problems),
+        )  # fmt: skip
+
+
+class Profiler:
+    """Profiles codes as their models come, each code once on each kind of device.
+
+    ``profiles`` are all so far by code id and kind, ``warnings`` about guesses in them, and ``measured`` the
+    ids of codes whose profiles were not in the cache.
+    """
+
+    def __init__(
+        self, devices: Sequence[DeviceConfig], cache: Cache, *,
+        again: bool = False, limit_s: float = TIME_LIMIT_S,
+    ) -> None:  # fmt: skip
+        self.profiles: dict[tuple[str, str], Profile] = {}
+        self.warnings: list[str] = []
+        self.measured: set[str] = set()
+        self._devices = {profile_kind(config): config for config in reversed(devices)}
+        self._cache = cache
+        self._again = again
+        self._processes = ProfileProcesses(limit_s)
+        # By code id and kind, as profiles: what was looked up, and what needs not be measured any more.
+        self._seen: set[tuple[str, str]] = set()
+        self._over: set[tuple[str, str]] = set()
+        self._problems: dict[tuple[str, str], Callable[[Model], Problem]] = {}  # why not: it never succeeds
+        self._crashes: Counter[tuple[str, str]] = Counter()
+
+    def profile(self, each: ServedVersion) -> list[Problem]:
+        """Profile the code of a model, unless that was done; the problems of the model."""
+        found = []
+        for kind, config in self._devices.items():
+            key = each.code.code_id, kind
+            if not self._settled(each.code, config, key):
+                self.measured.add(each.code.code_id)
+                problem = self._measure(each, config, key)
+            else:
+                problem = self._problems[key](each.model) if key in self._problems else None
+            if problem is not None:
+                found.append(problem)
+        return found
+
+    def is_known(self, code: Code) -> bool:
+        """Whether nothing of a code is still to be measured."""
+        return all(
+            self._settled(code, config, (code.code_id, kind)) for kind, config in self._devices.items()
+        )
+
+    def close(self) -> None:
+        """End all processes."""
+        self._processes.close()
+
+    def _settled(self, code: Code, config: DeviceConfig, key: tuple[str, str]) -> bool:
+        """Whether a code needs not be measured on a kind of device any more; reads the cache once."""
+        if key not in self._seen:
+            self._seen.add(key)
+            known = None
+            if not runs(config, code.backend):
+                self._over.add(key)
+            elif config.kind == "emulated":
+                known = emulated_profile(config, code)
+            elif not self._again:
+                known = self._cache.profile(*key)
+            if known is not None:
+                self.profiles[key] = known
+                self._over.add(key)
+        return key in self._over
+
+    def _measure(self, each: ServedVersion, config: DeviceConfig, key: tuple[str, str]) -> Problem | None:
+        try:
+            measured = self._processes.measure(each.code, each.model, config)
+        except DeviceError as error:
+            self.warnings.append(f"model {each.model.key} does not run on {config.device}: {error}")
+        except Unprepared as error:
+            self._problems[key] = partial(_unprepared, error=error)
+        except Crashed as crash:
+            # Perhaps for its weights: the next model of this code is tried.
+            self._crashes[key] += 1
+            if self._crashes[key] < TRIES:
+                return _crash(each.model, config, crash)
+            self._problems[key] = partial(_crash, config=config, crash=crash)
+        else:
+            self.profiles[key] = measured.profile
+            self.warnings.extend(measured.warnings)
+            if not measured.warnings:
+                self._cache.save_profile(measured.profile)
+        self._over.add(key)
+        return self._problems[key](each.model) if key in self._problems else None
 
 
 def _crash(model: Model, config: DeviceConfig, crash: Crashed) -> Problem:
@@ -140,51 +209,109 @@ def _unprepared(model: Model, error: Unprepared) -> Problem:
     )
 
 
-def _profile_one(
-    code: Code, model: Model, config: DeviceConfig, cache: Cache, *, again: bool, limit_s: float
-) -> MeasuredProfile:
-    if config.kind == "emulated":
-        return MeasuredProfile(profile=emulated_profile(config, code))
-    known = None if again else cache.profile(code.code_id, profile_kind(config))
-    if known is not None:
-        return MeasuredProfile(profile=known)
-    measured = measure_apart(code, model, config, limit_s)
-    if not measured.warnings:
-        cache.save_profile(measured.profile)
-    return measured
+class ProfileProcesses:
+    """Measures codes, each in a process of its own. All are forked from one, which is started when needed."""
 
+    def __init__(self, limit_s: float = TIME_LIMIT_S) -> None:
+        """``limit_s`` applies to each code."""
+        self._limit_s = limit_s
+        self._parent: subprocess.Popen[bytes] | None = None
+        self._requests: socket.socket | None = None
 
-def measure_apart(
-    code: Code, model: Model, config: DeviceConfig, limit_s: float = TIME_LIMIT_S
-) -> MeasuredProfile:
-    """Measure in a process of its own; if that fails, return a guess and a warning that says why.
+    def measure(self, code: Code, model: Model, config: DeviceConfig) -> MeasuredProfile:
+        """Measure a code; if that fails, return a guess and a warning that says why.
 
-    Raises :class:`Crashed` if the process ends by a signal, or without any output, and :class:`Unprepared`.
-    """
-    # Without fields that are not needed, for the system limits the length of an argument.
-    bare = msgspec.structs.replace(model, labels={}, config=b"{}", warnings=())
-    argument = msgspec.json.encode(ProfileConfig(device=config, code=code, model=bare)).decode()
-    command = [sys.executable, "-m", "clockwork_serve.serve.supervisor.profile_process", argument]
-    ended = _run(command, limit_s)
-    if ended.returncode is None:
-        if code.backend == "python" and PREPARED not in ended.stdout:
-            raise Unprepared(f"an import that takes longer than {limit_s:.0f} s, or for ever")
-        return _guessed(code, config, f"model {model.key}: not profiled within {limit_s:.0f} s")
-    if ended.returncode < 0 or not (ended.stderr if ended.returncode else ended.stdout).strip():
-        raise Crashed(describe_exit(ended.returncode))
-    if ended.returncode == 0:
+        Raises :class:`Crashed` if the process ends by a signal, or without any output, and
+        :class:`Unprepared`.
+        """
+        bare = msgspec.structs.replace(model, labels={}, config=b"{}", warnings=())
+        ended = self._run(ProfileConfig(device=config, code=code, model=bare))
+        if ended.returncode is None:
+            if code.backend == "python" and PREPARED not in ended.stdout:
+                raise Unprepared(f"an import that takes longer than {self._limit_s:.0f} s, or for ever")
+            return _guessed(code, config, f"model {model.key}: not profiled within {self._limit_s:.0f} s")
+        if ended.returncode < 0 or not (ended.stderr if ended.returncode else ended.stdout).strip():
+            raise Crashed(describe_exit(ended.returncode))
+        if ended.returncode == 0:
+            try:
+                found: MeasuredProfile | ImportFailed = msgspec.json.decode(
+                    ended.stdout.splitlines()[-1], type=MeasuredProfile | ImportFailed
+                )
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                raise Crashed("ended without a result: does the model end its process?") from None
+            if isinstance(found, ImportFailed):
+                raise Unprepared(found.why)
+            return found
+        said = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
+        why = printable(said[-1]) if said else describe_exit(ended.returncode)
+        return _guessed(code, config, f"model {model.key}: profiling failed ({why})")
+
+    def close(self) -> None:
+        """End all processes."""
+        if self._requests is not None:
+            self._requests.close()
+            self._requests = None
+        if self._parent is not None:
+            self._parent.kill()
+            self._parent.wait()
+            self._parent = None
+
+    def _run(self, config: ProfileConfig) -> _Ended:
+        if self._parent is not None and self._parent.poll() is not None:
+            self.close()  # it was killed, perhaps for lack of memory
+        requests = self._requests or self._start()
+        file = os.memfd_create("profile")
+        (out, stdout), (err, stderr) = os.pipe(), os.pipe()
+        tails = _Tail(out), _Tail(err)
         try:
-            found: MeasuredProfile | ImportFailed = msgspec.json.decode(
-                ended.stdout.splitlines()[-1], type=_Found
-            )
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            raise Crashed("ended without a result: does the model end its process?") from None
-        if isinstance(found, ImportFailed):
-            raise Unprepared(found.why)
-        return found
-    said = [line for line in ended.stderr.decode(errors="replace").splitlines() if line.strip()]
-    why = printable(said[-1]) if said else describe_exit(ended.returncode)
-    return _guessed(code, config, f"model {model.key}: profiling failed ({why})")
+            with open(file, "wb", closefd=False) as content:
+                content.write(msgspec.json.encode(config))
+            os.lseek(file, 0, os.SEEK_SET)
+            with suppress(OSError):  # if the parent of all has ended, the status tells
+                socket.send_fds(requests, [b"."], [file, stdout, stderr])
+        finally:
+            for fd in (file, stdout, stderr):
+                os.close(fd)
+        returncode = self._status(requests)
+        return _Ended(returncode, tails[0].end(), tails[1].end())
+
+    def _status(self, requests: socket.socket) -> int | None:
+        """The exit status of the child that was asked for, or None if it did not end in time."""
+        pid = 0
+        requests.settimeout(self._limit_s)
+        try:
+            pid = int(requests.recv(REPLY_BYTES))
+            return int(requests.recv(REPLY_BYTES))
+        except TimeoutError:
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+                requests.settimeout(None)
+                requests.recv(REPLY_BYTES)
+            else:
+                self.close()
+            return None
+        except (OSError, ValueError):
+            # The parent of all was killed meanwhile, perhaps for lack of memory.
+            assert self._parent is not None
+            status = self._parent.wait()
+            self.close()
+            return status
+        finally:
+            if pid:
+                end_offspring(pid)
+
+    def _start(self) -> socket.socket:
+        self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._parent = subprocess.Popen(
+                [
+                    sys.executable, "-m", "clockwork_serve.serve.supervisor.profile_process",
+                    str(theirs.fileno()),
+                ],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(theirs.fileno(),),
+                env=environment_of_child(),
+            )  # fmt: skip
+        return self._requests
 
 
 class _Ended(NamedTuple):
@@ -195,38 +322,20 @@ class _Ended(NamedTuple):
     stderr: bytes
 
 
-def _run(command: Sequence[str], limit_s: float) -> _Ended:
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment_of_child(),
-    )  # fmt: skip
-    assert process.stdout is not None and process.stderr is not None
-    stdout, stderr = _Tail(process.stdout), _Tail(process.stderr)
-    try:
-        returncode: int | None = process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        returncode = None
-    finally:
-        process.kill()
-        process.wait()
-        end_offspring(process.pid)
-    return _Ended(returncode, stdout.end(), stderr.end())
-
-
 class _Tail(threading.Thread):
     """Reads a pipe in a thread, and keeps the last MiB: a model may write without end."""
 
-    def __init__(self, pipe: IO[bytes]) -> None:
+    def __init__(self, pipe: int) -> None:
         super().__init__(daemon=True)
         self._pipe = pipe
         self._bytes = bytearray()
         self.start()
 
     def run(self) -> None:
-        with self._pipe as pipe:
-            while data := os.read(pipe.fileno(), 64 * KIB):
-                self._bytes += data
-                del self._bytes[:-MIB]
+        while data := os.read(self._pipe, 64 * KIB):
+            self._bytes += data
+            del self._bytes[:-MIB]
+        os.close(self._pipe)
 
     def end(self) -> bytes:
         """The last bytes, once all writers have closed the pipe, or after 1 s."""

@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -21,14 +21,11 @@ import uvloop
 from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError
 from clockwork_serve.messages import (
     Ask,
-    CodeRemade,
-    CodeRemoved,
     Drain,
     Frame,
-    ModelRemoved,
+    ModelsAskedFor,
     ProcessesEnded,
     Question,
-    ReleaseFromQuarantine,
     Reply,
     WorkerCrashed,
     WorkerHung,
@@ -39,11 +36,15 @@ from clockwork_serve.serve.supervisor.catalogue import Catalogue, Repairs
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.serve.supervisor.limits import check_limits
 from clockwork_serve.serve.supervisor.link import Quotas, SupervisorLink, end_unconnected_workers
+from clockwork_serve.serve.supervisor.loading import Loader, UnknownModel
 from clockwork_serve.serve.supervisor.preparation import (
+    LOAD_NICE,
+    OnPart,
     OnProgress,
     Preparation,
     PreparedRepository,
     StartProgress,
+    Steering,
     SuspectArtefact,
     prepare,
 )
@@ -56,8 +57,7 @@ from clockwork_serve.serve.supervisor.processes import (
 )
 from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir, addresses
 from clockwork_serve.serve.transport import SOCKET_NAME
-from clockwork_serve.store.repository import Repository, model_names
-from clockwork_serve.store.settings import Problem, shown
+from clockwork_serve.store.repository import Repository
 from clockwork_serve.telemetry import Counters
 
 __all__ = ["RunningServer", "Server", "ServerConfig", "StartError", "StartProgress", "run", "running_server"]
@@ -71,11 +71,6 @@ _log = logging.getLogger(__name__)
 
 POLL_S: Final = 0.02
 STOP_GRACE_S: Final = 5.0
-PREPARE_S: Final = 60.0
-REPLACED_GRACE_S: Final = 5.0
-"""How long a version that was replaced is kept for requests that wait for it."""
-LOAD_NICE: Final = 10
-"""Niceness at which models are compiled while others are served."""
 
 
 class StartError(ClockworkError):
@@ -112,24 +107,34 @@ class Server:
         self.repairs = Repairs(self.catalogue, self._prepare, self._send, self._report)
         self._link = SupervisorLink(
             self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined, self._on_hung,
-            self.repairs.on_damaged,
+            self.repairs.on_damaged, on_asked_for=self._on_asked_for,
+        )  # fmt: skip
+        self._loader = Loader(
+            config, self.catalogue, self._link, self.repairs,
+            prepare=self._prepare, prepare_all=self._prepare_all, report=self._report,
+            check_running=self._check_running,
         )  # fmt: skip
         self._hung: set[str] = set()  # workers that were killed because they hung, and have not ended yet
         self._preparing = asyncio.Lock()
+        self._preparations = 0
         self._tasks: set[asyncio.Task[None]] = set()  # background work, and answers to questions
 
     async def start(self) -> None:
-        """Compile, profile, start all processes. Raises :class:`ClockworkError` if nothing can be served."""
-        prepared = await self._prepare(nice=0)
-        self._report(prepared)
-        if not prepared.served:
-            raise RepositoryError(_nothing_to_serve(prepared))
-        self.catalogue.put(prepared)
+        """Start all processes, then compile, profile and serve every model; each is served once it is ready.
+
+        Raises :class:`ClockworkError` if nothing can be served, or a process keeps failing.
+        """
+        await self._loader.find_all()
         self._link.start()
         self._run(self.quotas.keep_fresh(self._link.send))
         self._run(end_unconnected_workers(self.supervisor, self.state))
         for launch in launches(self.config, self.run_dir, self.ports.number_by_name):
             self.supervisor.start(launch)
+        total = self._loader.preparing.total
+        text = f"models are served at {self.http_url} as they are ready"
+        self._on_progress(StartProgress(stage="prepare", done=0, total=total, text=text))
+        await self._loader.load_all(self._on_progress)
+        self._run(self._loader.refine())
 
     async def wait_ready(self, timeout_s: float = 120.0) -> None:
         """Return once clients are served.
@@ -139,15 +144,18 @@ class Server:
         link = self._link
         deadline_s = time.monotonic() + timeout_s
         while not (link.readiness.ready and await self._gateways_ready()):
-            why = self.supervisor.why_failing()
-            if why is not None:
-                raise StartError(why)
+            self._check_running()
             if time.monotonic() > deadline_s:
                 why = "its gateways do not answer" if link.readiness.ready else link.readiness.why
                 raise StartError(f"not ready within {timeout_s:.0f} s: {why}")
             self._on_progress(StartProgress(stage="start", done=0, total=1, text=link.readiness.why))
             await asyncio.sleep(POLL_S)
         self._on_progress(StartProgress(stage="start", done=1, total=1, text="ready"))
+
+    def _check_running(self) -> None:
+        """Raise :class:`StartError` if a process keeps failing."""
+        if (why := self.supervisor.why_failing()) is not None:
+            raise StartError(why)
 
     async def stop(self) -> None:
         """Refuse new requests, finish those in flight within ``drain_s``, and stop all processes."""
@@ -215,19 +223,25 @@ class Server:
     # Preparing
 
     async def _prepare(
-        self, names: tuple[str, ...] = (), suspects: tuple[SuspectArtefact, ...] = (), nice: int = LOAD_NICE
-    ) -> PreparedRepository:
-        preparation = Preparation(
-            settings=self.settings,
-            store=self.config.store,
-            devices=self.config.devices,
-            result=str(self.run_dir / "prepared.msgpack"),
-            names=names,
-            suspects=suspects,
-            nice=nice,
-        )
+        self, names: tuple[str, ...], suspects: tuple[SuspectArtefact, ...] = (), *,
+        on_progress: OnProgress | None = None, again: bool = False,
+    ) -> PreparedRepository:  # fmt: skip
+        preparation = self._preparation(names=names, suspects=suspects, again=again, nice=LOAD_NICE)
         async with self._preparing:
-            return await prepare(preparation, self._on_progress, self._on_line)
+            return await prepare(preparation, on_progress or self._on_progress, self._on_line)
+
+    async def _prepare_all(
+        self, on_progress: OnProgress, on_part: OnPart, steering: Steering
+    ) -> PreparedRepository:
+        preparation = self._preparation(parts=True)
+        return await prepare(preparation, on_progress, self._on_line, on_part, steering)
+
+    def _preparation(self, **more: Any) -> Preparation:
+        self._preparations += 1
+        return Preparation(
+            settings=self.settings, store=self.config.store, devices=self.config.devices,
+            result=str(self.run_dir / f"prepared-{self._preparations}.msgpack"), **more,
+        )  # fmt: skip
 
     def _report(self, prepared: PreparedRepository) -> None:
         self.repairs.count(prepared.damage)
@@ -240,7 +254,13 @@ class Server:
                 _log.warning("model %s: %s", each.model.key, warning)
 
     def _catalogue(self) -> list[Frame]:
-        return [*self.quotas.frames(), *self.catalogue.frames(), *self._ended_counts(), self.repairs.counted]
+        return [
+            self._loader.preparing,
+            *self.quotas.frames(),
+            *self.catalogue.frames(),
+            *self._ended_counts(),
+            self.repairs.counted,
+        ]
 
     def _ended_counts(self) -> list[Frame]:
         """How often each process was killed because it did not answer.
@@ -274,6 +294,9 @@ class Server:
         """Restart workers without delay: the model that crashed them is not served any more."""
         self.supervisor.reset_backoff("worker")
 
+    def _on_asked_for(self, asked: ModelsAskedFor) -> None:
+        self._loader.asked_for(asked)
+
     # Questions
 
     def _on_ask(self, ask: Ask) -> None:
@@ -289,106 +312,19 @@ class Server:
             asked = msgspec.json.decode(ask.body, type=dict[str, Any])
             match ask.what:
                 case Question.INDEX:
-                    body = await self._index(ready=bool(asked.get("ready", False)))
+                    body = await self._loader.index(ready=bool(asked.get("ready", False)))
                 case Question.LOAD:
-                    body = await self._load(str(asked.get("model", "")))
+                    body = await self._loader.load(str(asked.get("model", "")))
                 case Question.UNLOAD:
-                    body = await self._unload(str(asked.get("model", "")))
+                    body = await self._loader.unload(str(asked.get("model", "")))
                 case _:
                     raise RepositoryError(f"the supervisor does not know about {ask.what!r}")
             reply = Reply(ask_id=ask.ask_id, ok=True, body=body)
         except (ClockworkError, msgspec.MsgspecError, ValueError, RecursionError, OSError) as error:
             body = msgspec.json.encode({"error": str(error)})
-            code = 404 if isinstance(error, _UnknownModel) else 400
+            code = 404 if isinstance(error, UnknownModel) else 400
             reply = Reply(ask_id=ask.ask_id, ok=False, body=body, code=code)
         self._link.send(reply)
-
-    async def _index(self, *, ready: bool) -> bytes:
-        known = await asyncio.to_thread(_names, self.settings.repository)
-        entries = self.catalogue.index(known, self._link.quarantines.reasons())
-        return msgspec.json.encode([entry for entry in entries if entry.state == "READY" or not ready])
-
-    async def _load(self, name: str) -> bytes:
-        if not name:
-            raise RepositoryError("load: expected the name of a model; found none")
-        await self._check_known(name, "load")
-        prepared = await self._prepare((name,))
-        self._report(prepared)
-        if not prepared.served:
-            self.catalogue.keep(name, prepared.problems)
-            raise RepositoryError(_not_loaded(name, prepared.problems))
-        # An explicit load releases the model from quarantine. The new code is sent first: the version that is
-        # served now stays until devices have prepared the code of the one that replaces it.
-        codes = self.catalogue.codes(prepared)
-        wanted = {each.model.key: each.code.code_id for each in prepared.served}
-        again = [CodeRemade(code_id=code_id) for code_id in dict.fromkeys(wanted.values())]
-        self._link.send(ReleaseFromQuarantine(model=name), *codes, *again, self.repairs.counted)
-        try:
-            await self._until_prepared(wanted)
-        except RepositoryError as error:
-            self._link.send(*self.catalogue.unused(codes))
-            raise RepositoryError(f"load failed for model '{name}': {error}") from error
-        frames = self.catalogue.put(prepared)
-        removed = [frame for frame in frames if isinstance(frame, ModelRemoved | CodeRemoved)]
-        self._link.send(*[frame for frame in frames if frame not in removed])
-        # By then all gateways know the new version, and send no requests to the replaced one.
-        await self._until_prepared(wanted)
-        await self._until_unused([frame.model for frame in removed if isinstance(frame, ModelRemoved)])
-        self._link.send(*self.catalogue.still_removed(removed))
-        if prepared.problems:
-            served = ", ".join(each.model.version for each in prepared.served)
-            raise RepositoryError(f"{_not_loaded(name, prepared.problems)} (served now: {served})")
-        return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
-
-    async def _until_prepared(self, codes: dict[str, str]) -> None:
-        """Return once every device has prepared its codes, given as code ids by model key.
-
-        Raises :class:`RepositoryError` if a code failed on all devices, or a model is in quarantine.
-        """
-        deadline_s = time.monotonic() + PREPARE_S
-        while time.monotonic() < deadline_s:
-            await asyncio.sleep(POLL_S)
-            try:
-                state = (await self.state())["controller"]
-            except TransportError:
-                continue  # until the next controller is connected
-            devices, quarantined = state["devices"], state["quarantined"]
-            if found := [key for key in codes if key in quarantined]:
-                raise RepositoryError(f"model {found[0]} is in quarantine: {quarantined[found[0]]}")
-            if not devices or any(device["pending_codes"] for device in devices):
-                continue
-            for code_id in codes.values():
-                refusals = [device["failed_codes"].get(code_id) for device in devices]
-                if refusals and all(refusals):
-                    raise RepositoryError(f"no device can run it: {refusals[0]}")
-            return
-        raise RepositoryError(f"no device was ready to run it within {PREPARE_S:.0f} s")
-
-    async def _until_unused(self, keys: list[str]) -> None:
-        """Return once no request waits for these models any more, or after ``REPLACED_GRACE_S``."""
-        deadline_s = time.monotonic() + REPLACED_GRACE_S
-        while keys and time.monotonic() < deadline_s:
-            try:
-                if not (await self.state())["controller"]["waiting"].keys() & set(keys):
-                    return
-            except TransportError:
-                return  # no controller, so no request waits
-            await asyncio.sleep(POLL_S)
-
-    async def _unload(self, name: str) -> bytes:
-        frames = self.catalogue.remove(name)
-        if not frames:
-            # A model of the repository that is not served is unloaded already.
-            await self._check_known(name, "unload")
-        self._link.send(*frames)
-        return b"{}"
-
-    async def _check_known(self, name: str, verb: str) -> None:
-        if name not in await asyncio.to_thread(_names, self.settings.repository):
-            raise _UnknownModel(
-                f"failed to {verb} '{name}', failed to poll from model repository: no model of that name; "
-                "see its index"
-            )
 
     # Stopping
 
@@ -403,29 +339,6 @@ class Server:
                 await asyncio.sleep(POLL_S)
         except TransportError as error:
             _log.warning("not drained: %s", error)
-
-
-class _UnknownModel(RepositoryError):
-    """The repository has no model of that name."""
-
-
-def _names(repository: str) -> list[str]:
-    return [shown(name) for name in model_names(repository)]
-
-
-def _not_loaded(name: str, problems: Sequence[Problem]) -> str:
-    """Why a load failed, or part of it, with the words of Triton that scripts look for."""
-    texts = [
-        f"version {each.version} is at UNAVAILABLE state: {each}"
-        if each.version
-        else f"failed to load '{name}', failed to poll from model repository: {each}"
-        for each in problems
-    ]
-    return f"load failed for model '{name}': {'; '.join(texts)}"
-
-
-def _nothing_to_serve(prepared: PreparedRepository) -> str:
-    return "no model can be served:\n" + "\n".join(f"  {problem}" for problem in prepared.problems)
 
 
 # ------------------------------------------------------------
@@ -595,6 +508,8 @@ async def _run(
 
     try:
         if not await run_unless(stopping.requested, start()):
+            if server.catalogue.models:  # they may be asked already
+                await run_unless(stopping.forced, server.stop())
             return stopping.status
         on_ready(server)
         await stopping.requested.wait()
