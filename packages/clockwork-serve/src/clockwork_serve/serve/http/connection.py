@@ -61,6 +61,7 @@ class HeadParser:
 
     def __init__(self) -> None:
         self.parser: Any = None  # it refers to us; None before there is something to parse
+        self.plain_head = b""  # to be parsed instead of the one that was
         self.begin_head()
 
     def new_parser(self) -> None:
@@ -100,8 +101,7 @@ class HeadParser:
 
     def begin_head(self) -> None:
         """Reset for another request's head."""
-        self.url = b""
-        self.plain_head: bytes = b""
+        self.url = self.plain_head = b""
         self.headers: dict[bytes, bytes] = {}
         self._header_count = self._header_bytes = 0
 
