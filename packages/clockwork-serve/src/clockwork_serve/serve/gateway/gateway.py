@@ -285,7 +285,7 @@ class Gateway:
         output_bytes = served.model.output_bytes * known.rows
         if served.outputs_open:
             output_bytes = self._reserves.room(served, known.rows, known.signature, self.slots.region)
-        slot = self.slots.fill(call.inputs, output_bytes, body, self._copying)
+        slot = self.slots.fill(served.sent(call.inputs), output_bytes, body, self._copying)
         if slot is None:
             self._refuse_for_memory(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
             return ""
