@@ -34,6 +34,8 @@ ONE = st.sampled_from(
         b"CONNECT a:1 HTTP/1.1\r\n\r\n",
         b"POST /u HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: x\r\nContent-Length: %d\r\n\r\n%s"
         % (len(LARGE), LARGE),
+        CHUNKED.replace(b"\r\n\r\n", b"\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n")
+        + b"2\r\n{}\r\n0\r\n\r\n",
         b"GET /close HTTP/1.1\r\nConnection: close\r\n\r\n",
         b"POST /n HTTP/1.1\r\nContent-Length: " + b"0" * 5000 + b"2\r\n\r\n{}",
         b"POST /t HTTP/1.1\r\nContent-Length: 200001\r\n\r\n",
@@ -74,6 +76,18 @@ def test_responses_do_not_depend_on_how_requests_are_split(conversation: Convers
 @given(st.lists(ONE, min_size=1, max_size=2), st.integers(2, 4))
 def test_a_repeated_request_is_parsed_like_the_first(some: list[bytes], times: int) -> None:
     assert answers(some * times) == answers([b"".join(some * times)])
+
+
+@given(st.lists(ONE, min_size=1, max_size=4))
+def test_an_upgrade_that_a_client_offers_changes_nothing(some: list[bytes]) -> None:
+    """As ``curl --http2`` and Java's client do, whose next requests on that connection are HTTP/1.1, too."""
+    plain = [one for one in some if b"CONNECT" not in one]
+    offer = (
+        b" HTTP/1.1\r\nUpgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABk\r\n"
+    )
+    offering = [one.replace(b" HTTP/1.1\r\n", offer, 1) for one in plain]
+    assert answers(offering) == answers(plain)
+    assert answers([b"".join(offering)]) == answers([b"".join(plain)])
 
 
 @given(st.lists(st.binary(max_size=2000), max_size=5))

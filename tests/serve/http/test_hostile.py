@@ -177,19 +177,26 @@ def test_a_closed_connection_s_input_is_freed(gateway: RunningGateway) -> None:
 
 @pytest.mark.parametrize("body", [get("/v2/health/live"), bytes(100_000)], ids=["small", "large"])
 @pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("method", [b"POST", b"CONNECT"])
 def test_a_body_with_an_upgrade_is_neither_a_request_nor_stale_memory(
-    gateway: RunningGateway, body: bytes, chunked: bool
+    gateway: RunningGateway, method: bytes, body: bytes, chunked: bool
 ) -> None:
     gateway.controller.requests.clear()
-    sent = post("/v2/models/any/infer", body, "Upgrade: h2c", "Connection: Upgrade", close=False)
-    sent = sent.replace(b"Host: here", b"Inference-Header-Content-Length: 0")
+    body += b"-" * (-len(body) % 4)
+    headers = ("Inference-Header-Content-Length: 0", "Upgrade: h2c", "Connection: Upgrade")
+    sent = post("/v2/models/any/infer", body, *headers, close=False).replace(b"POST", method, 1)
     if chunked:
         length = b"Content-Length: %d" % len(body)
         sent = sent.replace(length, b"Transfer-Encoding: chunked").replace(
             body, b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
         )
-    found = gateway.exchange(sent)
-    assert found.count(b"Content-Type") == 1
-    assert Found(found).status == 400
-    assert "'Upgrade'" in Found(found).json["error"]
-    assert gateway.controller.requests == []
+    found = gateway.exchange(sent + (b"" if method == b"CONNECT" else get("/v2/health/live")))
+    if method == b"CONNECT":
+        assert Found(found).status == 400
+        assert "CONNECT: expected no body" in Found(found).json["error"]
+        assert gateway.controller.requests == []
+    else:
+        answer, _, after = found.rpartition(b"HTTP/1.1 200 OK")
+        assert Found(answer).status == 200
+        assert answer.endswith(body)
+        assert after.endswith(b'{"live":true}')

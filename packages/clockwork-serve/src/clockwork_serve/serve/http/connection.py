@@ -27,8 +27,8 @@ from clockwork_serve.serve.gateway.settings import (
 )
 from clockwork_serve.serve.gateway.timing import AT_ONCE, Arrival, BodySocket, DiscardedBody, LoopTurns
 from clockwork_serve.serve.http.exchange import (
+    BODY_OF_CONNECT,
     HEADERS_READ,
-    UPGRADED,
     HttpExchange,
     Outbox,
     Sender,
@@ -61,6 +61,7 @@ class HeadParser:
 
     def __init__(self) -> None:
         self.parser: Any = None  # it refers to us; None before there is something to parse
+        self.plain_head = b""  # to be parsed instead of the one that was
         self.begin_head()
 
     def new_parser(self) -> None:
@@ -70,19 +71,37 @@ class HeadParser:
     def parse(self, data: memoryview, body_left: int) -> memoryview:
         """Parse a little, or the rest of a body; what remains to be parsed.
 
-        An upgrade to another protocol is not supported: what follows such a request is parsed as another one.
+        Another protocol is not spoken: an upgrade to one is ignored, and what follows its head is parsed as
+        its body, if it has one, else as the next request.
         """
         size = max(body_left, TURN_BYTES)
         try:
             self.parser.feed_data(data[:size])
         except httptools.HttpParserUpgrade as upgrade:
             self.new_parser()
+            plain, self.plain_head = self.plain_head, b""
+            if plain:
+                self.parser.feed_data(plain)
             return data[upgrade.args[0] :]
         return data[size:]
 
+    def head_without_upgrade(self) -> bytes:
+        """The head as it would be without ``Upgrade``, if a body follows it, else b"".
+
+        A parser that has seen that header leaves the body to the other protocol.
+        """
+        headers, method = self.headers, self.parser.get_method()
+        has_body = byte_count(headers.get(b"content-length", b"0")) or b"transfer-encoding" in headers
+        if method == b"CONNECT" or not has_body:
+            return b""
+        version = self.parser.get_http_version().encode()
+        last = b"keep-alive" if self.parser.should_keep_alive() else b"close"
+        fields = b"".join(b"%s: %s\r\n" % field for field in headers.items())
+        return b"%s %s HTTP/%s\r\nConnection: %s\r\n%s\r\n" % (method, self.url, version, last, fields)
+
     def begin_head(self) -> None:
         """Reset for another request's head."""
-        self.url = b""
+        self.url = self.plain_head = b""
         self.headers: dict[bytes, bytes] = {}
         self._header_count = self._header_bytes = 0
 
@@ -462,12 +481,17 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             return
         self._phase, self._head_bytes = _BODY, -1
         headers, parser, keys = self.headers, self.parser, self._server.keys
+        wrong = self.limit_error(self._settings)
+        if parser.should_upgrade() and not wrong:
+            self.plain_head = self.head_without_upgrade()
+            if self.plain_head:
+                return  # and come back with that
         exchange = HttpExchange(self.pump, parser.get_method(), self._server.find_route(self.url))
         exchange.keep_alive = parser.should_keep_alive()
         exchange.local, exchange.old = self._local, parser.get_http_version() == "1.0"
         self._current = exchange
         self._queue.append(exchange)
-        if wrong := self.limit_error(self._settings):
+        if wrong:
             self._refuse(431, wrong)
         elif keys is not None and (denied := denial(keys, exchange, headers)) is not None:
             self._refuse_with(denied)
@@ -501,7 +525,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         """The request is complete."""
-        if self._closing:
+        if self._closing or self.plain_head:
             return
         exchange, self._current = self._current, None
         assert exchange is not None
@@ -666,7 +690,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         if not length and b"transfer-encoding" not in headers:
             return
         if self.parser.should_upgrade():
-            self._refuse(400, UPGRADED)
+            self._refuse(400, BODY_OF_CONNECT)
             return
         if length > DIRECT_BYTES:
             self._direct = self._server.body_buffer(exchange, length)

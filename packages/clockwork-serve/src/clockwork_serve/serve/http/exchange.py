@@ -31,9 +31,7 @@ HEADERS_READ: Final = frozenset(
      b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key"}
 )  # fmt: skip
 """The headers that are read."""
-UPGRADED: Final = (
-    "header 'Upgrade': expected none beside a body, found one; only HTTP/1.1 is spoken here: send it without"
-)
+BODY_OF_CONNECT: Final = "method CONNECT: expected no body, found one; there is no tunnel here"
 """The parser treats such a body as the next request, which the client did not send as one."""
 _DIGITS_MAX: Final = 20
 
