@@ -34,9 +34,10 @@ def test_files_that_belong_together_must_be_given(fields: dict[str, str], named:
 @pytest.mark.parametrize("field", ["api_keys", "tls_certificate"])
 def test_a_bad_file_ends_a_start_before_anything_is_started(tmp_path: Path, field: str) -> None:
     fields = {"tls_key": "/none"} if field == "tls_certificate" else {}
+    (tmp_path / "models").mkdir()
     config = ServerConfig(
         settings=Settings(
-            repository=str(tmp_path / "there is none"),
+            repository=str(tmp_path / "models"),
             http_port=0,
             grpc_port=0,
             metrics_port=0,
@@ -48,7 +49,7 @@ def test_a_bad_file_ends_a_start_before_anything_is_started(tmp_path: Path, fiel
     )
     with pytest.raises(ConfigError, match=f"^{field}: expected a readable file; found No such file"):
         Server(config)
-    assert list(tmp_path.iterdir()) == []
+    assert [item.name for item in tmp_path.iterdir()] == ["models"]
 
 
 def test_without_settings_access_is_open() -> None:

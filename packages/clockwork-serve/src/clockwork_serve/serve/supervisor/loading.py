@@ -56,7 +56,7 @@ REFINE_CODES: Final = 8
 _log = logging.getLogger(__name__)
 
 
-class Prepare(Protocol):
+class PrepareModels(Protocol):
     """See ``__call__``."""
 
     async def __call__(
@@ -69,7 +69,7 @@ PrepareAll = Callable[[OnProgress, OnPart, Steering], Awaitable[PreparedReposito
 """Compiles and profiles the whole repository in a child process, in parts; returns the last of them."""
 
 
-class UnknownModel(RepositoryError):
+class NotInRepository(RepositoryError):
     """The repository has no model of that name."""
 
 
@@ -81,7 +81,7 @@ class Loader:
 
     def __init__(
         self, config: ServerConfig, catalogue: Catalogue, link: SupervisorLink, repairs: Repairs, *,
-        prepare: Prepare, prepare_all: PrepareAll, report: Callable[[PreparedRepository], None],
+        prepare: PrepareModels, prepare_all: PrepareAll, report: Callable[[PreparedRepository], None],
         check_running: Callable[[], None],
     ) -> None:  # fmt: skip
         self._repository = config.settings.repository
@@ -313,7 +313,7 @@ class Loader:
 
     async def _check_known(self, name: str, verb: str) -> None:
         if name not in await asyncio.to_thread(_names, self._repository):
-            raise UnknownModel(
+            raise NotInRepository(
                 f"failed to {verb} '{name}', failed to poll from model repository: no model of that name; "
                 "see its index"
             )
