@@ -56,8 +56,8 @@ class Served:
         return Weights(weights_id=str(factor), path=str(path), size=1000)
 
 
-def run(device, served, rows=(1,), first=0, room=1 << 16):
-    calls = [lifted.call({"x": np.full((n, 2), place + 1, np.float32)}, room) for place, n in enumerate(rows)]
+def run(device, served, rows=(1,), first=0):
+    calls = [lifted.call({"x": np.full((n, 2), place + 1, np.float32)}) for place, n in enumerate(rows)]
     device.infer(lifted.infer(served.code, rows, None if sum(rows) != 3 else 4, first=first), calls)
     return calls
 
@@ -170,12 +170,15 @@ def test_a_child_that_comes_back_from_the_model_ends_there(device, tmp_path, the
     assert os.waitpid(pid, 0) == (pid, 0)
 
 
-def test_outputs_stay_in_their_room(device, tmp_path):
+def test_outputs_whose_room_cannot_grow_are_an_error_and_leave_no_reference(device, tmp_path):
     served = Served(tmp_path)
     device.prepare(served.code)
     device.load(lifted.load(served.code, served.weights(2)))
-    with pytest.raises(ModelError, match="room"):
-        run(device, served, room=7)
+    inputs = {"x": np.ones((1, 2), np.float32)}
+    calls = [lifted.call(inputs), lifted.full(inputs, room=7)]
+    with pytest.raises(ModelError, match="8 bytes for 7"):
+        device.infer(lifted.infer(served.code, [1, 1]), calls)
+    assert [call.outputs for call in calls] == [[], []]
 
 
 def test_strings(device, tmp_path):
