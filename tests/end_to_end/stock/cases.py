@@ -97,7 +97,10 @@ def load_model(stock: Stock) -> str:
     stock("load_model", "spare")
     assert stock("is_model_ready", "spare")
     bad = "INVALID_ARGUMENT" if stock.grpc else "400"
-    assert stock.refusal("load_model", "spare", config="{}", words="from the repository only") == bad
+    polled = "failed to load 'nosuch', failed to poll from model repository"
+    assert stock.refusal("load_model", "nosuch", words=polled) in {"404", "NOT_FOUND"}
+    only = "failed to load 'spare', .*from the repository only"
+    assert stock.refusal("load_model", "spare", config="{}", words=only) == bad
     if stock.aio and not hasattr(stock.module, "base64"):
         return WORKS  # this release forgot to import it, and sends no files
     files = {"file:1/model.onnx": b"bytes"}

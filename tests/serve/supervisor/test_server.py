@@ -106,7 +106,7 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(server: Running
     call(server, "repository/models/new/unload", {})  # as it is already
     for verb in ("load", "unload"):
         status, why = refusal(server, f"repository/models/nobody/{verb}", {})
-        assert (status, "nobody" in why) == (404, True)
+        assert (status, f"failed to {verb} 'nobody', failed to poll" in why) == (404, True)
     status, why = refusal(server, "repository/models/new/load", {"parameters": {"mode": "fast"}})
     assert (status, "'mode'" in why) == (400, True)
     (root / "broken" / "1").mkdir(parents=True)
@@ -120,9 +120,39 @@ def test_models_are_loaded_replaced_and_unloaded_while_it_serves(server: Running
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for name in ("nobody", "..%2F..%2Fetc", "new%2F1"):
         status, why = refusal(server, f"repository/models/{name}/load", {})
-        assert (status, "no model" in why) == (404, True)
+        assert (status, "no model of that name" in why) == (404, True)
     # No process was started to look for them, and ended: that takes a second.
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime == before.ru_utime
+
+
+def test_a_load_of_which_a_version_fails_says_so_and_serves_the_others(
+    server: RunningServer, place: Path
+) -> None:
+    def states(name: str) -> dict[str, str]:
+        index = call(server, "repository/index", {})
+        return {entry["version"]: entry["state"] for entry in index if entry["name"] == name}
+
+    root = place / "repository"
+    x = np.ones((1, 64), np.float32)
+    for name, policy in (("every", "all"), ("newest", "latest")):
+        put(root, name, affine(3))
+        (root / name / "clockwork.toml").write_text(f'version_policy = "{policy}"')
+        call(server, f"repository/models/{name}/load", {})
+        put(root, name, affine(4), version=2)
+        (root / name / "2" / "model.onnx").write_bytes(b"no graph")
+        status, why = refusal(server, f"repository/models/{name}/load", {})
+        assert status == 400
+        assert f"load failed for model '{name}': version 2 is at UNAVAILABLE state: " in why
+        assert ("(served now: 1)" in why) == (policy == "all")
+        assert states(name) == {"1": "READY", "2": "UNAVAILABLE"}
+        assert infer(server, name, x).shape == (1, 64)
+    (root / "newest" / "clockwork.toml").write_text("nonsense = 1")
+    status, why = refusal(server, "repository/models/newest/load", {})
+    assert (status, "failed to load 'newest', failed to poll from model repository: " in why) == (400, True)
+    assert states("newest") == {"1": "READY"}
+    put(root, "every", affine(4), version=2)
+    call(server, "repository/models/every/load", {})
+    assert states("every") == {"1": "READY", "2": "READY"}
 
 
 @pytest.mark.parametrize("name", ["worker-cpu:0", "gateway-0", "controller"])

@@ -122,15 +122,10 @@ class Endpoints:
         """Load a model of the repository, or reload it."""
         self._check_control("load")
         for parameter in parameters:
+            why = "a load has no parameter of that name; leave it out"
             if parameter == "config" or parameter.startswith("file:"):
-                raise RouteRefused(
-                    400,
-                    f"parameter '{parameter}': a load takes files and configuration from the repository "
-                    "only; put them there and load again",
-                )
-            raise RouteRefused(
-                400, f"parameter '{parameter}': a load has no parameter of that name; leave it out"
-            )
+                why = "a load takes files and configuration from the repository only; put them there"
+            raise RouteRefused(400, f"failed to load '{name}', parameter '{parameter}': {why}")
         body = msgspec.json.encode({"model": name})
         _body(await self.gateway.ask(Question.LOAD, body, LOAD_TIMEOUT_S))
 

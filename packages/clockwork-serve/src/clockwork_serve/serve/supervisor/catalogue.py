@@ -176,6 +176,12 @@ class Catalogue:
         for problem in problems:
             self._problems[problem.model] = (*self._problems.get(problem.model, ()), problem)
 
+    def keep(self, name: str, problems: Sequence[Problem]) -> None:
+        """Nothing of a load can be served: what is served stays; the index says why others are not."""
+        served = {model.version for model in self._models.values() if model.name == name}
+        told = [each for each in problems if not served or each.version not in ("", *served)]
+        self.set_problems((name,), told)
+
     def _drop(self, keys: Iterable[str]) -> list[Frame]:
         frames: list[Frame] = []
         for key in list(keys):

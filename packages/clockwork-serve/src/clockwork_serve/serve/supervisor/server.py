@@ -11,7 +11,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -56,7 +56,7 @@ from clockwork_serve.serve.supervisor.processes import (
 from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir, addresses
 from clockwork_serve.serve.transport import SOCKET_NAME
 from clockwork_serve.store.repository import model_names
-from clockwork_serve.store.settings import shown
+from clockwork_serve.store.settings import Problem, shown
 from clockwork_serve.telemetry import Counters
 
 __all__ = ["RunningServer", "Server", "ServerConfig", "StartError", "StartProgress", "run", "running_server"]
@@ -307,13 +307,12 @@ class Server:
     async def _load(self, name: str) -> bytes:
         if not name:
             raise RepositoryError("load: expected the name of a model; found none")
-        await self._check_known(name)
+        await self._check_known(name, "load")
         prepared = await self._prepare((name,))
         self._report(prepared)
         if not prepared.served:
-            if name not in self.catalogue.names():
-                self.catalogue.set_problems((name,), prepared.problems)
-            raise RepositoryError("; ".join(str(problem) for problem in prepared.problems))
+            self.catalogue.keep(name, prepared.problems)
+            raise RepositoryError(_not_loaded(name, prepared.problems))
         # An explicit load releases the model from quarantine. The new code is sent first: the version that is
         # served now stays until devices have prepared the code of the one that replaces it.
         codes = self.catalogue.codes(prepared)
@@ -322,9 +321,9 @@ class Server:
         self._link.send(ReleaseFromQuarantine(model=name), *codes, *again, self.repairs.counted)
         try:
             await self._until_prepared(wanted)
-        except RepositoryError:
+        except RepositoryError as error:
             self._link.send(*self.catalogue.unused(codes))
-            raise
+            raise RepositoryError(f"load failed for model '{name}': {error}") from error
         frames = self.catalogue.put(prepared)
         removed = [frame for frame in frames if isinstance(frame, ModelRemoved | CodeRemoved)]
         self._link.send(*[frame for frame in frames if frame not in removed])
@@ -332,6 +331,9 @@ class Server:
         await self._until_prepared(wanted)
         await self._until_unused([frame.model for frame in removed if isinstance(frame, ModelRemoved)])
         self._link.send(*self.catalogue.still_removed(removed))
+        if prepared.problems:
+            served = ", ".join(each.model.version for each in prepared.served)
+            raise RepositoryError(f"{_not_loaded(name, prepared.problems)} (served now: {served})")
         return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
 
     async def _until_prepared(self, codes: dict[str, str]) -> None:
@@ -373,13 +375,16 @@ class Server:
         frames = self.catalogue.remove(name)
         if not frames:
             # A model of the repository that is not served is unloaded already.
-            await self._check_known(name)
+            await self._check_known(name, "unload")
         self._link.send(*frames)
         return b"{}"
 
-    async def _check_known(self, name: str) -> None:
+    async def _check_known(self, name: str, verb: str) -> None:
         if name not in await asyncio.to_thread(_names, self.settings.repository):
-            raise _UnknownModel(f"no model '{name}' in the repository; see its index")
+            raise _UnknownModel(
+                f"failed to {verb} '{name}', failed to poll from model repository: no model of that name; "
+                "see its index"
+            )
 
     # Stopping
 
@@ -402,6 +407,17 @@ class _UnknownModel(RepositoryError):
 
 def _names(repository: str) -> list[str]:
     return [shown(name) for name in model_names(repository)]
+
+
+def _not_loaded(name: str, problems: Sequence[Problem]) -> str:
+    """Why a load failed, or part of it, with the words of Triton that scripts look for."""
+    texts = [
+        f"version {each.version} is at UNAVAILABLE state: {each}"
+        if each.version
+        else f"failed to load '{name}', failed to poll from model repository: {each}"
+        for each in problems
+    ]
+    return f"load failed for model '{name}': {'; '.join(texts)}"
 
 
 def _nothing_to_serve(repository: str, prepared: PreparedRepository) -> str:
