@@ -11,10 +11,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from msgspec import Struct, json
+from msgspec.structs import replace
 
 from clockwork_client.datatypes import DATATYPES, SLO_MAX_MS, Buffer, Parameter, encode_strings
 from clockwork_client.tensors import DTYPES
@@ -79,6 +80,9 @@ class OutputTensor(Struct):
     datatype: str
     shape: tuple[int, ...]
     data: Buffer
+
+
+_Tensor = TypeVar("_Tensor", bound=InputTensor | OutputTensor)
 
 
 # ------------------------------------------------------------
@@ -356,11 +360,19 @@ class _Input:
 
 
 class Served:
-    """A model with its code. ``default_slo_ns`` is for requests that carry none."""
+    """A model with its code, whose tensors have the shapes that clients see.
+
+    ``default_slo_ns`` is for requests that carry none.
+    """
 
     def __init__(self, model: Model, code: Code, default_slo_ns: int) -> None:
         self.model = model
-        self.code = code
+        self._own = {spec.name: spec.shape for spec in code.inputs if spec.name in model.input_dims}
+        self.code = code = replace(
+            code,
+            inputs=_with_dims(code.inputs, model.input_dims),
+            outputs=_with_dims(code.outputs, model.output_dims),
+        )
         self.default_slo_ns = default_slo_ns
         self.headers = Headers()
         self.rows_max = max(model.batch_sizes) if code.batched else 1
@@ -378,6 +390,15 @@ class Served:
     def shown_shape(self, spec: TensorSpec) -> list[int]:
         """A tensor's shape as clients see it: the batch axis is -1."""
         return [-1, *spec.shape] if self.code.batched else list(spec.shape)
+
+    def sent(self, inputs: list[InputTensor]) -> list[InputTensor]:
+        """Inputs in the shapes that the model has."""
+        return _reshaped(inputs, self._own, self.code) if self._own else inputs
+
+    def answered(self, outputs: list[OutputTensor]) -> list[OutputTensor]:
+        """Outputs in the shapes that clients see."""
+        dims = self.model.output_dims
+        return _reshaped(outputs, dims, self.code) if dims else outputs
 
     def check(self, call: InferCall, *, binary_only_allowed: bool = False) -> Checked:
         """Raise :class:`InvalidRequest` unless the call fits the model.
@@ -612,6 +633,19 @@ class Served:
         return ";".join(
             sorted(f"{tensor.name}:{'x'.join(map(str, tensor.shape[start:]))}" for tensor in inputs)
         )
+
+
+def _with_dims(specs: tuple[TensorSpec, ...], dims: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+    return tuple([replace(spec, shape=dims.get(spec.name, spec.shape)) for spec in specs])
+
+
+def _reshaped(tensors: list[_Tensor], dims: Mapping[str, tuple[int, ...]], code: Code) -> list[_Tensor]:
+    """Copies of tensors, whose data stay as they are, with other dims."""
+    found: list[_Tensor] = []
+    for each in tensors:
+        rows = each.shape[:1] if code.batched else ()
+        found.append(replace(each, shape=(*rows, *dims[each.name])) if each.name in dims else each)
+    return found
 
 
 def _fits(declared: tuple[int, ...], own: tuple[int, ...]) -> bool:

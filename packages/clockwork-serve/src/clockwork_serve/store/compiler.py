@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -278,10 +279,26 @@ class Compiler:
             queue_limit=settings.queue_limit or self._config.queue_limit,
             priority=settings.priority or 0,
             labels=settings.labels,
+            input_dims=_client_dims("input", settings.input_dims, code.inputs),
+            output_dims=_client_dims("output", settings.output_dims, code.outputs),
             config=model_config(entry.name, settings, code, compiled.max_batch_size),
             warnings=tuple([printable(each) for each in (*entry.warnings, *compiled.warnings, *extra)]),
         )
         return ServedVersion(model=model, code=code)
+
+
+def _client_dims(
+    role: str, reshaped: dict[str, tuple[int, ...]], specs: tuple[TensorSpec, ...]
+) -> dict[str, tuple[int, ...]]:
+    """The dims that clients see of reshaped tensors. Raises ``ProblemError`` if they hold other elements."""
+    for spec in specs:
+        dims = reshaped.get(spec.name, spec.shape)
+        if dims != spec.shape and (-1 in (*dims, *spec.shape) or math.prod(dims) != math.prod(spec.shape)):
+            raise problem(
+                f"{role} '{spec.name}' reshape", expected=f"dims of as many elements as {list(spec.shape)}, "
+                "the model's own, and no -1", found=list(dims), advice="correct dims or reshape",
+            )  # fmt: skip
+    return {spec.name: reshaped[spec.name] for spec in specs if spec.name in reshaped}
 
 
 def _without_meaning(entry: Entry) -> list[str]:
