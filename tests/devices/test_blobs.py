@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +206,37 @@ def test_few_files_stay_open(blobs, tmp_path):
         assert open_files() <= before + 2
     blobs.close()
     assert open_files() == before
+
+
+FEW_FILES = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from clockwork_serve.devices.files import Blobs
+from clockwork_serve.errors import DeviceError
+from tests.devices.test_blobs import blob
+
+made = [blob(Path(sys.argv[1]) / str(number), 1000) for number in range(40)]
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+few, many = Blobs(), Blobs(open_max=100)
+target = np.zeros(1000, np.uint8)
+try:
+    for number, (weights, content) in enumerate(made):
+        for blobs in (few, many):
+            blobs.read_into(weights, target)
+            assert np.array_equal(target, content)
+except DeviceError as error:
+    print(type(error).__name__, error)
+print(number, len(few._fd_by_path))
+"""
+
+
+def test_as_many_files_stay_open_as_the_system_allows_and_no_damage_is_seen_where_there_are_no_more(tmp_path):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", FEW_FILES, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=root)
+    error, counts = done.stdout.splitlines()
+    assert error.startswith("DeviceError weights ")
+    assert "Too many open files" in error
+    number, kept = map(int, counts.split())
+    assert (10 < number < 40, kept) == (True, 10)

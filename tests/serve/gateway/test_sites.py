@@ -8,8 +8,10 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import grpc
 import pytest
@@ -123,6 +125,38 @@ def test_a_page_of_another_site_changes_nothing(gateway: RunningGateway, origin:
     assert (found.status, loads(gateway)) == (403, 0)
     for part in ("header 'Origin': expected", f"found '{origin}'", "trusted_hosts", "api_keys"):
         assert part in found.json["error"]
+
+
+NAMED = """
+from clockwork_serve.config import Settings
+from clockwork_serve.serve.gateway.access import Denied, Sites
+
+sites = Sites(Settings())
+
+def told(name):
+    try:
+        sites.check(name, None)
+    except Denied:
+        return False
+    return True
+
+print(told(b"box.corp.example:8000"), told(b"other.corp.example:8000"))
+"""
+
+
+def test_this_machine_s_whole_name_in_the_file_of_hosts_is_its_own(tmp_path: Path) -> None:
+    # In a name space where the machine is called so.
+    hosts = tmp_path / "hosts"
+    hosts.write_text(
+        "127.0.0.1 localhost\n127.0.1.1 Box.corp.example box # us\n::2 other.corp.example other\n"
+    )
+    script = 'hostname box && mount --bind "$1" /etc/hosts || exit 99; shift; exec "$@"'
+    begin = ["unshare", "--map-root-user", "--mount", "--uts", "sh", "-c", script, "sh", str(hosts)]
+    if shutil.which("unshare") is None or subprocess.run([*begin, "true"], check=False).returncode:
+        pytest.skip("needs name spaces")
+    command = [*begin, sys.executable, "-c", NAMED]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "True False\n"
 
 
 def test_every_endpoint_that_changes_something_is_guarded_and_no_other(gateway: RunningGateway) -> None:

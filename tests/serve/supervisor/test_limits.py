@@ -97,6 +97,8 @@ def test_the_need_follows_the_settings() -> None:
     )
     assert most(SMALL, DeviceConfig(device="cpu:0", memory_bytes=GIB, io_bytes=GIB)) == usual + GIB - 64 * MIB
     assert most(SMALL, emulated) < GIB  # which computes nothing, and has no memory
+    torch = DeviceConfig(device="torch-cpu:0", kind="torch-cpu", memory_bytes=GIB, io_bytes=64 * MIB)
+    assert most(SMALL, torch) == usual + 384 * MIB
     more = Settings(gateway_memory=GIB, max_body=16 * MIB, grpc_port=None)
     assert most(more, CPU) == usual + GIB - 64 * MIB
     # A worker on another machine has room of its own for inputs and outputs, a gateway there has no worker.

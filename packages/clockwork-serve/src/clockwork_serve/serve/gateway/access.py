@@ -11,10 +11,12 @@ import socket
 import stat
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from enum import StrEnum
 from hashlib import sha256
 from ipaddress import ip_address
+from pathlib import Path
 from threading import Lock
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -306,6 +308,7 @@ def _wrong(expected: str, found: str, path: str, remedy: str = _REMEDY) -> Confi
 
 _PRIVATE: Final = (".localhost", ".local", ".internal")
 """Ends of names that no public site can have."""
+HOSTS: Final = "/etc/hosts"
 _WARNED_MAX: Final = 16
 _HTTP_PORTS: Final = (None, 80, 443)
 
@@ -318,19 +321,10 @@ class Sites:
 
     def __init__(self, settings: Settings) -> None:
         self._trusted = frozenset(settings.trusted_hosts)
-        self._own = {settings.host.lower(), socket.gethostname().lower(), *self._trusted}
+        self._own = {settings.host.lower(), *_names_of_this_host(), *self._trusted}
         # With TLS a browser has compared the name with our certificate, so that no other name leads here.
         self._any_host = bool(settings.tls_certificate)
         self._warned: set[str] = set()
-
-    async def find_own_name(self) -> None:
-        """Ask the resolver for the whole name of this machine, if it knows it."""
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.getaddrinfo(socket.gethostname(), None, flags=socket.AI_CANONNAME)
-        except (OSError, UnicodeError):
-            return
-        self._own.update(name.lower() for *_, name, _ in found if name)
 
     def check(self, host: bytes | None, origin: bytes | None) -> None:
         """Raise :class:`Denied` if the headers ``Host`` and ``Origin`` are those of another site's page."""
@@ -367,6 +361,18 @@ class Sites:
             "add the name to its trusted_hosts, or give it api_keys",
             known=True,
         )
+
+
+def _names_of_this_host() -> set[str]:
+    """Its name, and those beside it in the file of hosts: a resolver may be anybody's, and is not asked."""
+    own = socket.gethostname().lower()
+    names = {own}
+    with suppress(OSError):
+        for line in Path(HOSTS).read_text(errors="replace").splitlines():
+            beside = line.partition("#")[0].lower().split()[1:]
+            if own in beside:
+                names.update(beside)
+    return names
 
 
 def _authority(url: bytes) -> tuple[str, int | None]:
@@ -407,8 +413,6 @@ class AccessControl:
 
     async def keep_fresh(self) -> None:
         """Read files again when they change; until cancelled."""
-        if self.keys is None:
-            await self.sites.find_own_name()
         while self.keys is not None or self.tls is not None:
             await asyncio.sleep(REFRESH_S)
             if self.keys is not None:

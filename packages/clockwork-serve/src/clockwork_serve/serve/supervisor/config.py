@@ -23,7 +23,8 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     """The configuration of a server, for its supervisor.
 
     ``store``, ``devices`` and ``controller`` configure parts that do not read settings.
-    ``run_dir``: where the private folder of sockets is made (empty: XDG_RUNTIME_DIR or the temporary folder).
+    ``run_dir``: where the private folder of sockets is made (empty: XDG_RUNTIME_DIR, the temporary folder or
+    ``/dev/shm``).
     """
 
     settings: Settings

@@ -25,7 +25,7 @@ GATEWAY_BYTES: Final = 256 * MIB
 GRPC_BYTES: Final = 640 * MIB
 """The stacks of gRPC's threads, most of all."""
 WORKER_BYTES: Final = 640 * MIB
-TORCH_BYTES: Final = 1536 * MIB
+TORCH_BYTES: Final = 1024 * MIB
 
 # Open files.
 SUPERVISOR_FILES: Final = 24
@@ -36,6 +36,7 @@ WORKER_FILES: Final = 40
 GATEWAY_FILES: Final = 42
 """With 16 connections, of clients or to accept next."""
 
+TORCH_KINDS: Final = ("torch-cpu", "cuda")
 _UNLIMITED: Final = 1 << 62
 _log = logging.getLogger(__name__)
 
@@ -87,8 +88,10 @@ def address_needs(
 ) -> Iterator[Need]:
     """The address space that each process needs, in bytes; ``supervisor_bytes`` is what this one has."""
     yield Need("the supervisor", supervisor_bytes, "Python")
+    torch = any(each.kind in TORCH_KINDS for each in devices)
     if not joining:
-        yield Need("compiling models", supervisor_bytes + COMPILER_BYTES, "Python and ONNX Runtime")
+        compiler_bytes = TORCH_BYTES if torch else COMPILER_BYTES
+        yield Need("compiling models", supervisor_bytes + compiler_bytes, "Python and runtimes")
     for name, group in workers_of(devices):
         mapped = (
             2 * max(settings.io_memory, settings.gateway_memory)
@@ -97,12 +100,12 @@ def address_needs(
         )
         reserved = [each for each in group if each.kind != "emulated"]
         memory = sum(each.memory_bytes + each.io_bytes for each in reserved)
-        libraries = TORCH_BYTES if any("torch" in each.kind for each in group) else WORKER_BYTES
+        libraries = TORCH_BYTES if group[0].kind in TORCH_KINDS else WORKER_BYTES
         parts = (
             f"device_memory and io_memory {_mib(memory)}, gateway_memory {_mib(mapped)}, "
             f"Python and libraries {_mib(libraries)}"
         )
-        if any(each.kind == "cuda" for each in group):
+        if group[0].kind == "cuda":
             yield Need(name, _UNLIMITED, "a GPU's driver reserves all that there is")
         yield Need(name, memory + mapped + libraries, parts)
     if not joining or not devices:

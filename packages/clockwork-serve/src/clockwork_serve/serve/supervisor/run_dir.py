@@ -28,8 +28,8 @@ LOCK: Final = "supervisor.lock"
 _log = logging.getLogger(__name__)
 
 
-MEMORY: Final = "/dev/shm"  # noqa: S108 - as others who may write there, nobody can enter a folder of ours
-"""Where such folders can be if all file systems are read-only."""
+MEMORY: Final = "/dev/shm"  # noqa: S108 - others can write there too, but not enter a folder of ours
+"""Where such a folder can be if all file systems are read-only."""
 
 
 class RunDir:
