@@ -41,6 +41,12 @@ def test_where_all_have_one_the_oldest_makes_room_in_time() -> None:
     assert found.displace("d", PATIENCE_S) == "a0"
 
 
+def test_where_nobody_is_nobody_makes_room() -> None:
+    found = crowd("a")
+    assert found.displace("a", PATIENCE_S) == "a0"
+    assert found.displace("a", 100.0) is None
+
+
 def test_who_is_known_or_gone_makes_no_room() -> None:
     found = crowd("a", "a", "a", "b")
     for one in ("a0", "a1", "a1", "nobody"):

@@ -20,6 +20,7 @@ import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve import accepting
 from clockwork_serve.serve.gateway.tls import TlsFiles, server_context
 from clockwork_serve.serve.http.server import SPARE_CONNECTIONS
 from tests.serve.certificates import Certificates, certificates, renewed_certificates
@@ -190,7 +191,10 @@ def test_a_stalled_handshake_times_out_and_others_can_connect(
     until(lambda: not server._handshaking and not gateway.servers.gateway.connections)
 
 
-def test_concurrent_handshakes_are_limited(files: Certificates, tmp_path: Path) -> None:
+def test_concurrent_handshakes_are_limited(
+    files: Certificates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accepting, "PATIENCE_S", 60.0)
     door = files.tls_settings(max_connections=1)
     with running_gateway(tmp_path, **door) as found:
         silent = [found.connect() for _ in range(1 + SPARE_CONNECTIONS)]

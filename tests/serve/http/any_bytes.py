@@ -104,6 +104,9 @@ class Host:
     def opened(self, connection: HttpConnection) -> None:
         pass
 
+    def asked(self, connection: HttpConnection) -> None:
+        pass
+
     def count_disconnect(self, limit: str) -> None:
         pass
 

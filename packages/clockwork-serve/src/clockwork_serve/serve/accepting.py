@@ -67,6 +67,8 @@ class Strangers(Generic[_Stranger]):
         It is the oldest of the network that has most, if that has more than this one then will have. Else it
         is the oldest of this network, and had its time: to turn somebody away costs less.
         """
+        if not self._networks:
+            return None
         own = self._since_s.get(network, {})
         most = self._since_s[next(iter(self._with[-1]))]
         evens_out = len(own) + 1 < len(most)

@@ -331,6 +331,9 @@ class HttpHost(Sender, Protocol):
     def opened(self, connection: HttpConnection) -> None:
         """A connection was made; it may exceed the limit."""
 
+    def asked(self, connection: HttpConnection) -> None:
+        """A connection that was ``quiet`` has a request."""
+
     def count_disconnect(self, limit: str) -> None:
         """A client was disconnected by the limit of that setting; counted for the log."""
 
@@ -361,7 +364,11 @@ _IDLE, _HEAD, _BODY = range(3)
 
 
 class HttpConnection(HeadParser, asyncio.BufferedProtocol):
-    """One client's connection. ``due_s``: by when the client must have sent what is expected next."""
+    """One client's connection, from the address ``host``.
+
+    ``due_s``: by when the client must have sent what is expected next. While it is ``quiet``, its server
+    disconnects it for another one, where there is no room for both.
+    """
 
     def __init__(self, server: HttpHost, since_ns: int | None = None) -> None:
         """``since_ns``: since when it may have waited, if another gateway accepted it."""
@@ -387,6 +394,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._began_bytes = -1  # size of this read, if the request began in it
         self._closing = self._stopped = False  # input is discarded; nothing more is written
         self.due_s = 0.0
+        self.host = ""
+        self.quiet = False
 
     # Called by the loop
 
@@ -394,6 +403,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """Begin; called by the loop, or by what accepted the connection."""
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
+        self.host = str(peer[0]) if peer else ""
         self._local = bool(peer) and is_loopback(peer[0])
         turns = self._gateway.turns
         since_ns = turns.before_ns if self._since_ns is None else self._since_ns
@@ -529,6 +539,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             return
         exchange, self._current = self._current, None
         assert exchange is not None
+        if self.quiet:
+            self._server.asked(self)
         if not exchange.arrival_ns:
             exchange.arrival_ns = self._arrived_ns()
         if self._direct is not None:
@@ -612,6 +624,12 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """Whether no response is owed."""
         return not self._queue
 
+    def is_quiet_since(self, tick_s: float) -> bool:
+        """Whether it became quiet: no response is owed, and no request has begun since then."""
+        if self.quiet or self._closing or self._queue or self._phase != _IDLE:
+            return False
+        return self.due_s - self._settings.idle_s <= tick_s
+
     def _await_next(self) -> None:
         self._content_bytes = self._length = 0
         self._incomplete.forget()
@@ -661,6 +679,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         """Handle one whole request whose head equals the last one's, byte for byte."""
         exchange = head.new_exchange(self.pump)
         self._queue.append(exchange)
+        if self.quiet:
+            self._server.asked(self)
         access = self._server.access
         if access.keys is not None and (denied := denial(access, exchange, head.headers)) is not None:
             self._current = exchange

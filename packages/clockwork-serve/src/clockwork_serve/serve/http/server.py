@@ -21,6 +21,7 @@ from msgspec import Struct
 from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import Coding, TooLarge, decompress, wanted_coding
+from clockwork_serve.serve.accepting import BURST, Acceptor, Strangers, network_of
 from clockwork_serve.serve.gateway.access import AccessControl
 from clockwork_serve.serve.gateway.codec import INLINE_BYTES, Codec, CodecBusy, CodecFailed, Heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
@@ -43,8 +44,6 @@ from clockwork_serve.units import KIB, MIB
 # is kept. A gateway whose loop is stalled is passed none: it would neither read nor reject it.
 
 
-BURST: Final = 64
-"""The most connections accepted before the loop handles other events."""
 BEAT_S: Final = 0.25
 STALLED_BEATS: Final = 3
 """A gateway that missed this many of our own beats gets no connections. Our own delays do not count."""
@@ -224,8 +223,6 @@ class AcceptedConnection(asyncio.Protocol):
 BACKLOG: Final = 1024
 SHUTDOWN_S: Final = 5.0
 """How long a client may take for the TLS shutdown."""
-_FULL_S: Final = 0.5
-"""When to try again if the system has no file descriptor left."""
 
 _log = logging.getLogger(__name__)
 
@@ -233,13 +230,14 @@ _log = logging.getLogger(__name__)
 class HandshakeConfig(Struct, frozen=True):
     """How a TLS acceptor makes and limits connections.
 
-    ``admits(n)``: whether another handshake may begin while ``n`` are in progress; each must end in
-    ``handshake_s``.
+    ``admits(n, network)``: whether another handshake may begin, from there, while ``n`` are in progress; each
+    must end in ``handshake_s``. They are among the ``strangers``: who is displaced is to be cancelled.
     """
 
     make: Callable[[], asyncio.BaseProtocol]
-    admits: Callable[[int], bool]
+    admits: Callable[[int, str], bool]
     handshake_s: float
+    strangers: Strangers[Any]
 
 
 class TlsAcceptor:
@@ -257,59 +255,50 @@ class TlsAcceptor:
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._balancer = balancer
-        self._listener = listener
         self._tls = tls
         self._handshakes = handshakes
         self._handshaking: set[asyncio.Task[None]] = set()
         if balancer is not None:
-            balancer.begin(self._serve)
-        listener.setblocking(False)  # noqa: FBT003 - the socket's own word
-        self._loop.add_reader(listener.fileno(), self._accept)
-        self._again: asyncio.TimerHandle | None = None
+            # When it was accepted is not needed: no request arrives before the handshake.
+            balancer.begin(lambda accepted, _since_ns: self._serve(accepted, _host_of(accepted)))
+        self._acceptor = Acceptor(listener, self._accepted)
 
     def close(self) -> None:
         """Accept no more, and drop connections whose handshake is not complete."""
-        if self._again is not None:
-            self._again.cancel()
-        self._loop.remove_reader(self._listener.fileno())
-        self._listener.close()
+        self._acceptor.close()
         for task in self._handshaking:
             task.cancel()
 
-    def _accept(self) -> None:
-        for _ in range(BURST):
-            try:
-                accepted, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                _log.warning("accepting a connection failed: %s", error)
-                self._loop.remove_reader(self._listener.fileno())
-                self._again = self._loop.call_later(_FULL_S, self._resume)
-                return
-            if self._balancer is not None and self._balancer.pass_on(accepted.fileno()):
-                accepted.close()
-            else:
-                self._serve(accepted)
+    def _accepted(self, accepted: socket.socket, host: str) -> None:
+        if self._balancer is not None and self._balancer.pass_on(accepted.fileno()):
+            accepted.close()
+        else:
+            self._serve(accepted, host)
 
-    def _serve(self, accepted: socket.socket, _since_ns: int = 0) -> None:
-        """Begin a handshake. When it was accepted is not needed: no request arrives before the handshake."""
-        if not self._handshakes.admits(len(self._handshaking)):
+    def _serve(self, accepted: socket.socket, host: str) -> None:
+        """Begin a handshake."""
+        network = network_of(host)
+        if not self._handshakes.admits(len(self._handshaking), network):
             accepted.close()
             self._ended()
             return
         accepted.setblocking(False)  # noqa: FBT003 - the socket's own word
         task = self._loop.create_task(self._handshake(accepted))
         self._handshaking.add(task)
-        task.add_done_callback(self._handshaking.discard)
+        self._handshakes.strangers.add(task, network, self._loop.time())
+        task.add_done_callback(partial(self._done, accepted))
+
+    def _done(self, accepted: socket.socket, task: asyncio.Task[None]) -> None:
+        self._handshaking.discard(task)
+        self._handshakes.strangers.discard(task)
+        if task.cancelled():  # perhaps before it began
+            accepted.close()
+            self._ended()
 
     def _ended(self) -> None:
         """A connection ended before its handshake was complete."""
         if self._balancer is not None:
             self._balancer.count_closed()
-
-    def _resume(self) -> None:
-        self._loop.add_reader(self._listener.fileno(), self._accept)
 
     async def _handshake(self, accepted: socket.socket) -> None:
         try:
@@ -324,6 +313,14 @@ class TlsAcceptor:
             self._ended()
             # The client's fault: another protocol, no certificate, or nothing sent.
             _log.debug("TLS handshake failed: %s", error)
+
+
+def _host_of(accepted: socket.socket) -> str:
+    """The address of who connected; empty if he is gone."""
+    try:
+        return str(accepted.getpeername()[0])
+    except OSError:
+        return ""
 
 
 def listening_socket(host: str, port: int, *, reuse_port: bool) -> socket.socket:
@@ -360,6 +357,8 @@ _MUCH_FOR_AN_ENDPOINT: Final = (
 )
 SWEEP_S: Final = 1.0
 """The interval between checks of connections' time limits."""
+QUIET_S: Final = 5.0
+"""Who has asked nothing for so long makes room, where there is none, like those who have not asked yet."""
 SPARE_CONNECTIONS: Final = 64
 """Clients beyond the limit that get a response; further ones are disconnected without one."""
 FindRoute = Callable[[bytes], Route | None]
@@ -396,6 +395,9 @@ class HttpServer:
         self.codec = Codec()
         self._writes = self._write  # bound once
         self._connections: set[HttpConnection] = set()
+        self._turned_away: set[HttpConnection] = set()  # of these: those that come to their end
+        # Those who ask nothing, and handshakes: they make room for others.
+        self._strangers = Strangers[HttpConnection | asyncio.Task[None]]()
         self._servers: list[asyncio.Server | TlsAcceptor] = []
         self._balancer: ConnectionBalancer | None = None
         self._reached: Counter[str] = Counter()  # by limit; since the last log line
@@ -411,7 +413,9 @@ class HttpServer:
         if self._tls is not None:
             listener = listening_socket(host, port, reuse_port=reuse_port)
             number = listener.getsockname()[1]
-            handshakes = HandshakeConfig(lambda: HttpConnection(self), self._admits, self._settings.head_s)
+            handshakes = HandshakeConfig(
+                lambda: HttpConnection(self), self._admits, self._settings.head_s, self._strangers
+            )
             self._servers.append(TlsAcceptor(listener, self._tls, handshakes, balancer))
             return number
 
@@ -443,12 +447,24 @@ class HttpServer:
             balancer.count_closed()
             _log.debug("a connection was lost on its way from another gateway: %s", error)
 
-    def _admits(self, handshaking: int) -> bool:
-        """Whether another handshake may begin while ``greeting`` are in progress."""
-        if len(self._connections) + handshaking < self._settings.max_connections + SPARE_CONNECTIONS:
+    def _admits(self, handshaking: int, network: str) -> bool:
+        """Whether another handshake may begin, from there, while ``handshaking`` are in progress."""
+        beyond = self._beyond() + handshaking
+        if beyond < 0 or self._make_room(network) or beyond + len(self._turned_away) < SPARE_CONNECTIONS:
             return True
         self.count_disconnect("max_connections")
         return False
+
+    def _make_room(self, network: str) -> bool:
+        """Disconnect somebody who asks nothing, for somebody from that network; whether there was one."""
+        displaced = self._strangers.displace(network, self.loop.time())
+        if isinstance(displaced, HttpConnection):
+            self._turned_away.add(displaced)
+            displaced.disconnect("max_connections")
+        elif displaced is not None:
+            self.count_disconnect("max_connections")
+            displaced.cancel()
+        return displaced is not None
 
     async def close(self, grace_s: float) -> None:
         """Accept no more, let open requests complete for ``grace_s``, then close all connections."""
@@ -474,16 +490,33 @@ class HttpServer:
 
     def opened(self, connection: HttpConnection) -> None:
         """A connection was made."""
+        admitted = self._beyond() < 0 or self._make_room(network_of(connection.host))
         self._connections.add(connection)
-        self.gateway.connections += 1
         if self._sweep is None:
             self.tick_s = self.loop.time()
             self._sweep = self.loop.call_later(SWEEP_S, self._end_overdue)
-        beyond = len(self._connections) - self._settings.max_connections
-        if beyond > SPARE_CONNECTIONS:
+        self.gateway.connections += 1
+        if admitted:
+            self._quiet(connection)
+            return
+        self._turned_away.add(connection)
+        if len(self._turned_away) > SPARE_CONNECTIONS:
             connection.disconnect("max_connections")
-        elif beyond > 0:
+        else:
             connection.reject_over_limit("max_connections")
+
+    def _beyond(self) -> int:
+        """How many connections more there are than there may be; negative if there is room."""
+        return len(self._connections) - len(self._turned_away) - self._settings.max_connections
+
+    def _quiet(self, connection: HttpConnection) -> None:
+        connection.quiet = True
+        self._strangers.add(connection, network_of(connection.host), self.loop.time())
+
+    def asked(self, connection: HttpConnection) -> None:
+        """A connection that was quiet has a request."""
+        connection.quiet = False
+        self._strangers.discard(connection)
 
     def count_disconnect(self, limit: str) -> None:
         """A client was disconnected by that limit; counted for the log."""
@@ -492,6 +525,8 @@ class HttpServer:
     def closed(self, connection: HttpConnection) -> None:
         """A connection was closed."""
         self._connections.discard(connection)
+        self._turned_away.discard(connection)
+        self._strangers.discard(connection)
         self.gateway.connections -= 1
         if self._balancer is not None:
             self._balancer.count_closed()
@@ -665,6 +700,8 @@ class HttpServer:
         for connection in tuple(self._connections):
             # Their time limits were set by a tick up to this old: none is disconnected too early.
             connection.check(self.tick_s - SWEEP_S)
+            if connection.is_quiet_since(self.tick_s - QUIET_S):
+                self._quiet(connection)
         if self._reached:
             counts = ", ".join(f"{limit} {count}" for limit, count in sorted(self._reached.items()))
             _log.warning("clients disconnected, by the setting that they reached: %s", counts)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -228,9 +229,11 @@ class MachineListener:
                 self._complain(host, _CROWDED)
                 return
             displaced.cancel()
-        shaking = self._loop.create_task(self._shake(connected, host, network))
+            self._complain(displaced.get_name(), _CROWDED)
+        shaking = self._loop.create_task(self._shake(connected, host, network), name=host)
         table.add(shaking, network, now_s)
         shaking.add_done_callback(table.discard)
+        shaking.add_done_callback(partial(_close_if_cancelled, connected))
 
     async def _shake(self, connected: socket.socket, host: str, network: str) -> None:
         link = MachineLink(
@@ -244,11 +247,10 @@ class MachineListener:
                 await self._loop.connect_accepted_socket(lambda: link, connected, ssl=self._context.now())
         except (OSError, TimeoutError, asyncio.CancelledError) as error:
             self._links.discard(link)
+            if isinstance(error, asyncio.CancelledError):
+                raise
             with suppress(OSError):
                 connected.close()
-            if isinstance(error, asyncio.CancelledError):
-                self._complain(host, _CROWDED)
-                raise
             why = "no handshake in time" if isinstance(error, TimeoutError) else reason_of(error)
             self._complain(host, why)
             return
@@ -275,6 +277,13 @@ class MachineListener:
             self._said.clear()
         self._said[said] = now_s
         _log.warning("turned a machine away: %s", said)
+
+
+def _close_if_cancelled(connected: socket.socket, shaking: asyncio.Task[None]) -> None:
+    """Close a connection, whether its handshake had begun or not."""
+    if shaking.cancelled():
+        with suppress(OSError):
+            connected.close()
 
 
 def _tune(connected: Any, silence_s: float) -> None:
