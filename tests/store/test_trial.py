@@ -95,11 +95,38 @@ def test_every_element_type_can_be_made_up(datatype, kind):
 @pytest.mark.parametrize("datatype", ["INT8", "UINT8", "INT16", "UINT64"])
 @pytest.mark.parametrize("dims", [(), (1,)])
 def test_values_of_single_integers_fit_their_type(datatype, dims):
-    fill = Fill(name="n", datatype=datatype, shape=dims)
+    fill = Fill(name="n", datatype=datatype, shape=dims, low=16000, high=16000)
     one = generate_inputs([fill])
     most = np.iinfo(one["n"].dtype).max
     values = [int(found["n"].reshape(-1)[0]) for found in variants(Trial((fill,), one, []))]
     assert values[1:] == [min(value, most) for value in (16000, 8000, 1, 0, 2)]
+
+
+class Grows:
+    """Answers with as many numbers as it is told, squared; ``least`` is the fewest it does."""
+
+    def __init__(self, least: int = 0) -> None:
+        self.least = least
+        self.asked: list[int] = []
+
+    def run(self, inputs):
+        (count,) = inputs["n"]
+        self.asked.append(int(count))
+        if count < self.least:
+            raise RunError("too few")
+        return [np.empty((count, count), np.float32)]
+
+
+def test_a_number_that_asks_for_huge_outputs_is_tried_no_more():
+    interface = Interface((GraphTensor("n", "INT64", (1,)),), (GraphTensor("y", "FP32", None),))
+    session = Grows()
+    trial = find_trial(session, interface, batched=False)
+    assert isinstance(trial, Trial)
+    assert (session.asked, trial.outputs[0].shape) == ([16000, 8000, 1], (1, 1))
+    assert [int(found["n"][0]) for found in variants(trial)] == [1, 1, 0, 2]
+    trial = find_trial(Grows(least=9), interface, batched=False)
+    assert isinstance(trial, Trial)
+    assert trial.outputs[0].shape == (16000, 16000)  # for no other runs
 
 
 def test_inputs_that_have_a_default_are_left_out():

@@ -54,7 +54,8 @@ _SIZES = (32, 64, 16, 8, 128, 256, 48, 100, 320, 512, 576, 1024, 4096, 16000, 32
 """Sizes tried for dimensions that a request chooses: image sides, token counts, audio samples."""
 _SCALARS = (16000, 8000, 1, 0, 2)
 """Values tried for single integers: sampling rates first, which select branches of audio models."""
-_LARGEST_INPUT = 64 << 20
+_LARGEST_INPUT = _LARGEST_OUTPUTS = 64 << 20
+"""Bytes of one input, and of all outputs."""
 SEED = 20201104
 SAME_ROW = 1e-5
 """Relative difference up to which two results count as equal up to rounding."""
@@ -102,10 +103,18 @@ class Trial(Struct, frozen=True):
     mixed: str = ""
     noise: float = 0.0
 
+    @property
+    def singles(self) -> tuple[Fill, ...]:
+        """The inputs that are one integer."""
+        return tuple(fill for fill in self.fills if _single(fill.datatype, fill.shape))
+
 
 def find_trial(session: Runs, interface: Interface, *, batched: bool) -> Trial | str:
-    """The first generated inputs that run, or why the last ones did not; optional ones are left out."""
-    why = "no inputs of a reasonable size"
+    """The first generated inputs that run, or why the last ones did not; optional ones are left out.
+
+    A single integer may say how much is wanted: one that gives huge outputs is taken only if no other runs.
+    """
+    why, huge = "no inputs of a reasonable size", None
     for fills in _candidates(interface.required(), batched=batched):
         inputs = generate_inputs(fills, rows=2 if batched else 1)
         one = {name: array[:1] for name, array in inputs.items()} if batched else inputs
@@ -115,13 +124,17 @@ def find_trial(session: Runs, interface: Interface, *, batched: bool) -> Trial |
             why = str(error).strip().splitlines()[0]
             continue
         if not batched:
-            return Trial(fills, one, outputs)
+            trial = Trial(fills, one, outputs)
+            if not trial.singles or sum(output.nbytes for output in outputs) <= _LARGEST_OUTPUTS:
+                return trial
+            huge = huge or trial
+            continue
         try:
             trial = Trial(fills, one, outputs, inputs, session.run(inputs))
             return msgspec.structs.replace(trial, noise=_noise(session, trial))
         except RunError as error:
             return Trial(fills, one, outputs, two_failed=str(error).strip().splitlines()[0])
-    return why
+    return huge or why
 
 
 def _noise(session: Runs, trial: Trial) -> float:
@@ -140,16 +153,20 @@ def _noise(session: Runs, trial: Trial) -> float:
 
 
 def variants(trial: Trial) -> list[dict[str, Array]]:
-    """Inputs to compare two graphs on: those of the trial, and with other values of its single integers."""
+    """Inputs to compare two graphs on: those of the trial, and with other values of its single integers.
+
+    Not with values that were tried before its own, for they did not run, or gave huge outputs.
+    """
     found = [trial.one] if trial.two is None else [trial.one, trial.two]
-    singles = [fill for fill in trial.fills if _single(fill.datatype, fill.shape)]
-    if singles:
-        for value in _SCALARS:
-            changed = dict(trial.one)
-            for fill in singles:
-                array = changed[fill.name]
-                changed[fill.name] = np.full_like(array, min(value, np.iinfo(array.dtype).max))
-            found.append(changed)
+    values: tuple[int, ...] = _SCALARS if trial.singles else ()
+    if trial.singles and trial.singles[0].low in values:
+        values = values[values.index(trial.singles[0].low) :]
+    for value in values:
+        changed = dict(trial.one)
+        for fill in trial.singles:
+            array = changed[fill.name]
+            changed[fill.name] = np.full_like(array, min(value, np.iinfo(array.dtype).max))
+        found.append(changed)
     return found
 
 
