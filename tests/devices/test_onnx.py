@@ -9,8 +9,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from clockwork_serve.devices import CallBuffers, DeviceConfig, build
+from clockwork_serve.devices.onnx import warm_up
+from clockwork_serve.devices.onnx_session import BoundWeights
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Extent
+from harness import records
 from tests.devices import lifted
 from tests.devices.lifted import close, dense, numbers, spec
 
@@ -229,6 +232,20 @@ def test_an_optional_input_left_out_is_not_that_of_the_call_before(device, tmp_p
         assert (lifted.output(call, "y") == wanted).all()
     with pytest.raises(DeviceError, match="input k"):
         device.infer(lifted.infer(code, [1, 1]), [lifted.call({"x": x, "k": x}), lifted.call({"x": x})])
+
+
+def test_a_warm_up_leaves_optional_inputs_to_their_defaults():
+    class Session:
+        def __init__(self) -> None:
+            self.fed: list[list[str]] = []
+
+        def run(self, _, feed) -> None:
+            self.fed.append(list(feed))
+
+    session = Session()
+    code = records.code(inputs=(spec("x", 2), spec("k", 2, optional=True)))
+    warm_up(code, BoundWeights(session, None, {}, []), (1,), 10**9)
+    assert session.fed == [["x"]]
 
 
 @pytest.mark.parametrize("others", [0, 1])
