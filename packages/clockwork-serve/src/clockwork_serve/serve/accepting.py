@@ -15,7 +15,7 @@ from typing import Final, Generic, TypeVar
 
 BURST: Final = 16
 """The most connections accepted before the loop handles other events, among them the handshakes."""
-PATIENCE_S: Final = 0.5
+PATIENCE_S: Final = 1.0
 """For how long one of many from the same network is let be: whoever means it needs a fraction of that."""
 _FULL_S: Final = 0.5
 """When to try again if the system has no file descriptor left."""
