@@ -11,6 +11,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import uvloop
@@ -25,10 +26,11 @@ from clockwork_serve.messages import (
     Result,
     RetainWeights,
     Status,
+    Tensors,
     WorkerJoined,
 )
 from clockwork_serve.serve.child import EXIT_CONFIG
-from clockwork_serve.serve.shm import Region
+from clockwork_serve.serve.shm import Region, memory_of
 from clockwork_serve.serve.worker.host import WorkerConfig
 from tests.serve.processes.workers import DEVICE, spawn, worker
 from tests.serve.slots import answer, slot
@@ -104,6 +106,27 @@ def test_running_actions_finish_after_sigterm(tmp_path: Path) -> None:
             refused, finished = await at.hear(Result), await at.hear(Result)
             assert (refused.action_id, refused.status) == (3, Status.SHUTTING_DOWN)
             assert (finished.action_id, finished.status) == (2, Status.OK)
+            assert (await ended(process))[0] == 0
+        region.close()
+
+    run(test())
+
+
+def test_outputs_in_its_memory_are_there_until_they_were_read(tmp_path: Path) -> None:
+    async def test() -> None:
+        region = Region.create(4096)
+        async with worker(tmp_path) as process, orders(tmp_path) as at:
+            await ready(at, tmp_path, infer_ms=300)
+            await at.ask(timely(load(1, "a", 0)), Result)
+            made = slot(region, {"x": X}, room=1)
+            at.send(over(infer(2, "a", 0), made))
+            await asyncio.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            told = msgspec.msgpack.decode((await at.hear(Result)).outputs[0], type=Tensors)
+            await asyncio.sleep(0.2)
+            (ref,) = told.refs
+            assert bytes(memory_of(told, region)[ref.offset : ref.offset + ref.nbytes]) == bytes(X.nbytes)
+            made.take_back()
             assert (await ended(process))[0] == 0
         region.close()
 
