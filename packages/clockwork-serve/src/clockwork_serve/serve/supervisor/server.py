@@ -35,7 +35,7 @@ from clockwork_serve.serve.remote.config import check_listening
 from clockwork_serve.serve.supervisor.catalogue import Catalogue, Repairs
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.serve.supervisor.link import Quotas, SupervisorLink, end_unconnected_workers
-from clockwork_serve.serve.supervisor.loading import Loader, UnknownModel
+from clockwork_serve.serve.supervisor.loading import Loader, NotInRepository
 from clockwork_serve.serve.supervisor.preparation import (
     LOAD_NICE,
     OnPart,
@@ -317,7 +317,7 @@ class Server:
             reply = Reply(ask_id=ask.ask_id, ok=True, body=body)
         except (ClockworkError, msgspec.MsgspecError, ValueError, RecursionError, OSError) as error:
             body = msgspec.json.encode({"error": str(error)})
-            code = 404 if isinstance(error, UnknownModel) else 400
+            code = 404 if isinstance(error, NotInRepository) else 400
             reply = Reply(ask_id=ask.ask_id, ok=False, body=body, code=code)
         self._link.send(reply)
 
