@@ -478,8 +478,11 @@ def test_while_models_are_prepared_others_are_served_and_refusals_say_which_to_p
 
 def test_what_one_controller_said_is_to_be_prepared_is_forgotten_with_it(tmp_path: Path) -> None:
     async def story(world: World) -> None:
-        world.controller.send(Preparing(waiting=("late",), total=1))
+        world.controller.send(Preparing(waiting=("ident",), total=1))
         await world.until(lambda: not world.gateway.link.ready)
+        refused = Client()
+        world.gateway.infer(refused)
+        assert refused.ended == (Outcome.REJECTED, Reason.NOT_SERVING), "devices still prepare its code"
         world.controller.stop()
         await world.until(lambda: not world.gateway.link.is_open)
         await world.controller.start()

@@ -85,9 +85,11 @@ def test_profiles_that_were_measured_again_replace_those_of_their_kind_of_device
 def test_the_index_names_models_that_are_being_prepared() -> None:
     catalogue = Catalogue()
     put(catalogue, ["a"], [served("a/1")], [profile()], [])
-    index = catalogue.index(["a", "b", "c"], waiting={"b": 0, "gone": 0})
+    put(catalogue, ["d"], [served("d/2")], [], [])
+    index = catalogue.index(["a", "b", "c", "d"], waiting={"b": 0, "d": 0, "gone": 0})
     assert [(entry.name, entry.state, entry.reason) for entry in index] == [
         ("a", "READY", ""), ("b", "LOADING", "it is being prepared"), ("c", "", ""),
+        ("d", "LOADING", "it is being prepared"),
     ]  # fmt: skip
 
 

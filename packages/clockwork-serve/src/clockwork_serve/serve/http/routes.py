@@ -79,6 +79,8 @@ class Endpoints:
         if not self.gateway.link.serves:
             self.check_ready()
         key = self._find(name, version).model.key
+        if why := self.gateway.link.why_waiting(name):
+            raise RouteRefused(503, why)
         if why := self.gateway.models.quarantines.why(key):
             raise RouteRefused(503, f"model {key} is not ready: {why}")
 

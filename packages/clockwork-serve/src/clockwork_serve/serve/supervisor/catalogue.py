@@ -163,15 +163,12 @@ class Catalogue:
         ``quarantined`` holds, by key, why models are in quarantine, ``waiting`` the names of those that are
         being prepared.
         """
-        entries = [
-            IndexEntry(
-                name=model.name,
-                version=model.version,
-                state=UNAVAILABLE if key in quarantined else READY,
-                reason=quarantined.get(key, ""),
-            )
-            for key, model in self._models.items()
-        ]
+        entries = []
+        for key, model in self._models.items():
+            state, reason = (UNAVAILABLE, quarantined[key]) if key in quarantined else (READY, "")
+            if model.name in waiting:
+                state, reason = LOADING, BEING_PREPARED
+            entries.append(IndexEntry(name=model.name, version=model.version, state=state, reason=reason))
         for name, problems in self._problems.items():
             entries.extend(
                 IndexEntry(name=name, version=problem.version, state=UNAVAILABLE, reason=str(problem))

@@ -56,7 +56,7 @@ REFINE_CODES: Final = 8
 _log = logging.getLogger(__name__)
 
 
-class PrepareModels(Protocol):
+class PrepareNamed(Protocol):
     """See ``__call__``."""
 
     async def __call__(
@@ -81,7 +81,7 @@ class Loader:
 
     def __init__(
         self, config: ServerConfig, catalogue: Catalogue, link: SupervisorLink, repairs: Repairs, *,
-        prepare: PrepareModels, prepare_all: PrepareAll, report: Callable[[PreparedRepository], None],
+        prepare: PrepareNamed, prepare_all: PrepareAll, report: Callable[[PreparedRepository], None],
         check_running: Callable[[], None],
     ) -> None:  # fmt: skip
         self._repository = config.settings.repository
@@ -176,35 +176,33 @@ class Loader:
 
     async def _serve_parts(self, parts: asyncio.Queue[PreparedRepository | None]) -> None:
         while (part := await parts.get()) is not None:
-            part = self._still_wanted(part)
+            # What was loaded or unloaded meanwhile, on request, stays as it is.
+            names = tuple([name for name in part.names if name in self._waiting])
+            part = replace(
+                part, names=names,
+                served=tuple([each for each in part.served if each.model.name in names]),
+                problems=tuple([problem for problem in part.problems if problem.model in names]),
+            )  # fmt: skip
             self._report(part)
             await self._serve(part)
 
     async def _serve(self, part: PreparedRepository) -> None:
-        """Serve what was prepared, once devices have prepared its codes."""
+        """Serve what was prepared; it waits no more once devices have prepared its codes.
+
+        The controller is told of the models before, so that it knows which one kills those that prepare it.
+        """
         while not self._link.connected.is_set():
             self._check_running()
             await asyncio.sleep(POLL_S)
-        codes = self._catalogue.codes(part)
-        self._link.send(*codes)
-        if codes and not await self._settled(self._own_devices):
-            _log.warning("devices have not prepared all codes within %.0f s", SETTLE_S)
-        part = self._still_wanted(part)
         self._rough |= part.measured
         self._problems += part.problems
-        self._link.send(*self._catalogue.put(part))
+        frames = self._catalogue.put(part)
+        self._link.send(*frames)
+        if frames and not await self._settled(self._own_devices):
+            _log.warning("devices have not prepared all codes within %.0f s", SETTLE_S)
         self._done(part.names)
         if self._catalogue.models:
             self._steering.give_way()
-
-    def _still_wanted(self, part: PreparedRepository) -> PreparedRepository:
-        """What of a part was not served, loaded or unloaded before."""
-        names = tuple([name for name in part.names if name in self._waiting])
-        return replace(
-            part, names=names,
-            served=tuple([each for each in part.served if each.model.name in names]),
-            problems=tuple([problem for problem in part.problems if problem.model in names]),
-        )  # fmt: skip
 
     def _done(self, names: Iterable[str]) -> None:
         """These models wait no more: they are served, unloaded, or have a problem."""
