@@ -8,6 +8,8 @@ from msgspec.structs import replace
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InferCall, InputTensor, OutputWish, Served, Unsupported
 from clockwork_serve.oip.model import OutputTensor, missing, model_metadata
+from clockwork_serve.store.repository import model_config
+from clockwork_serve.store.settings import ModelSettings
 from tests.oip.models import identity, served, spec
 
 
@@ -171,8 +173,9 @@ def test_unknown_models_are_named_as_clients_know_it() -> None:
 
 def test_a_reshaped_tensor_has_one_shape_for_clients_and_another_for_the_model() -> None:
     plain = served((spec("X", "FP32", 1, 3), spec("N", "FP32")), (spec("Y", "FP32", 1, 1, 2),))
-    model = replace(plain.model, input_dims={"X": (3,), "N": (1,)}, output_dims={"Y": (2,)})
-    of = Served(model, plain.code, 1)
+    settings = ModelSettings(input_dims={"X": (3,), "N": (1,)}, output_dims={"Y": (2,)})
+    config = model_config("ident", settings, plain.code, 8)
+    of = Served(replace(plain.model, config=config), plain.code, 1)
     assert [put["shape"] for put in model_metadata(of, ["1"])["inputs"]] == [[-1, 3], [-1, 1]]
     assert [put["shape"] for put in model_metadata(of, ["1"])["outputs"]] == [[-1, 2]]
     inputs = [x(2, 3), x(2, 1, name="N")]

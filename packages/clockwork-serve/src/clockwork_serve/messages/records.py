@@ -89,8 +89,6 @@ class Model(Struct, frozen=True, kw_only=True):
     ``slo_ns`` is the model's own default SLO (None: the server's). ``queue_limit`` bounds waiting requests.
     ``output_bytes`` is the room for a request's outputs, in bytes per request row: what they take, or the
     first guess if that is open.
-    ``input_dims`` and ``output_dims`` are shapes, without the batch axis, that clients see of tensors which
-    the code has in another shape of as many elements.
     ``labels`` maps an output's name to its class labels. ``config`` is the model configuration as JSON, in
     Triton's field names. ``warnings`` say what is lost and why.
     """
@@ -107,8 +105,6 @@ class Model(Struct, frozen=True, kw_only=True):
     slo_ns: int | None = None
     queue_limit: int = 1000
     priority: int = 0
-    input_dims: dict[str, tuple[int, ...]] = {}
-    output_dims: dict[str, tuple[int, ...]] = {}
     labels: dict[str, tuple[str, ...]] = {}
     config: bytes = b"{}"
     warnings: tuple[str, ...] = ()

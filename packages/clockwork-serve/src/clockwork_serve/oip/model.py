@@ -1,4 +1,4 @@
-"""A served model as both protocols see it, and a request held against it: records, datatypes, SLO, metadata.
+"""A served model as both protocols see it, and a request held against it: records, datatypes, metadata.
 
 Nothing wrong passes here, and nothing is copied.
 """
@@ -366,11 +366,13 @@ class Served:
 
     def __init__(self, model: Model, code: Code, default_slo_ns: int) -> None:
         self.model = model
-        self._own = {spec.name: spec.shape for spec in code.inputs if spec.name in model.input_dims}
+        seen = _reshaped_dims(model.config, "input")
+        self._own_dims = {spec.name: spec.shape for spec in code.inputs if spec.name in seen}
+        self._output_dims = _reshaped_dims(model.config, "output")
         self.code = code = replace(
             code,
-            inputs=_with_dims(code.inputs, model.input_dims),
-            outputs=_with_dims(code.outputs, model.output_dims),
+            inputs=_with_dims(code.inputs, seen),
+            outputs=_with_dims(code.outputs, self._output_dims),
         )
         self.default_slo_ns = default_slo_ns
         self.headers = Headers()
@@ -393,12 +395,11 @@ class Served:
 
     def sent(self, inputs: list[InputTensor]) -> list[InputTensor]:
         """Inputs in the shapes that the model has."""
-        return _reshaped(inputs, self._own, self.code) if self._own else inputs
+        return _reshaped(inputs, self._own_dims, self.code) if self._own_dims else inputs
 
     def answered(self, outputs: list[OutputTensor]) -> list[OutputTensor]:
         """Outputs in the shapes that clients see."""
-        dims = self.model.output_dims
-        return _reshaped(outputs, dims, self.code) if dims else outputs
+        return _reshaped(outputs, self._output_dims, self.code) if self._output_dims else outputs
 
     def check(self, call: InferCall, *, binary_only_allowed: bool = False) -> Checked:
         """Raise :class:`InvalidRequest` unless the call fits the model.
@@ -633,6 +634,13 @@ class Served:
         return ";".join(
             sorted(f"{tensor.name}:{'x'.join(map(str, tensor.shape[start:]))}" for tensor in inputs)
         )
+
+
+def _reshaped_dims(config: bytes, role: str) -> dict[str, tuple[int, ...]]:
+    """Dims that clients see of the inputs or outputs that a model's configuration reshapes, by name."""
+    if b'"reshape"' not in config:
+        return {}
+    return {each["name"]: tuple(each["dims"]) for each in json.decode(config)[role] if "reshape" in each}
 
 
 def _with_dims(specs: tuple[TensorSpec, ...], dims: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:

@@ -262,6 +262,8 @@ class Compiler:
         self, entry: Entry, version: int, compiled: Compiled, code: Code, weights: Weights
     ) -> ServedVersion:
         settings = entry.settings
+        _check_dims("input", settings.input_dims, code.inputs)
+        _check_dims("output", settings.output_dims, code.outputs)
         unknown = sorted(set(settings.labels) - {spec.name for spec in code.outputs})
         extra = [f"labels for {unknown}, which are no outputs, are ignored"] if unknown else []
         extra += _without_meaning(entry, code)
@@ -279,18 +281,14 @@ class Compiler:
             queue_limit=settings.queue_limit or self._config.queue_limit,
             priority=settings.priority or 0,
             labels=settings.labels,
-            input_dims=_client_dims("input", settings.input_dims, code.inputs),
-            output_dims=_client_dims("output", settings.output_dims, code.outputs),
             config=model_config(entry.name, settings, code, compiled.max_batch_size),
             warnings=tuple([printable(each) for each in (*entry.warnings, *compiled.warnings, *extra)]),
         )
         return ServedVersion(model=model, code=code)
 
 
-def _client_dims(
-    role: str, reshaped: dict[str, tuple[int, ...]], specs: tuple[TensorSpec, ...]
-) -> dict[str, tuple[int, ...]]:
-    """The dims that clients see of reshaped tensors. Raises ``ProblemError`` if they hold other elements."""
+def _check_dims(role: str, reshaped: dict[str, tuple[int, ...]], specs: tuple[TensorSpec, ...]) -> None:
+    """Raise ``ProblemError`` if what clients see of a reshaped tensor holds other elements than it has."""
     for spec in specs:
         dims = reshaped.get(spec.name, spec.shape)
         if dims != spec.shape and (-1 in (*dims, *spec.shape) or math.prod(dims) != math.prod(spec.shape)):
@@ -298,7 +296,6 @@ def _client_dims(
                 f"{role} '{spec.name}' reshape", expected=f"dims of as many elements as {list(spec.shape)}, "
                 "the model's own, and no -1", found=list(dims), advice="correct dims or reshape",
             )  # fmt: skip
-    return {spec.name: reshaped[spec.name] for spec in specs if spec.name in reshaped}
 
 
 def _without_meaning(entry: Entry, code: Code) -> list[str]:
