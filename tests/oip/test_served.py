@@ -7,7 +7,9 @@ from msgspec.structs import replace
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InferCall, InputTensor, OutputWish, Served, Unsupported
-from clockwork_serve.oip.model import missing
+from clockwork_serve.oip.model import OutputTensor, missing, model_metadata
+from clockwork_serve.store.repository import model_config
+from clockwork_serve.store.settings import ModelSettings
 from tests.oip.models import identity, served, spec
 
 
@@ -167,3 +169,21 @@ def test_a_raw_body_is_the_only_input() -> None:
 def test_unknown_models_are_named_as_clients_know_it() -> None:
     assert missing("x") == "Request for unknown model: 'x' is not found"
     assert missing("x", "9") == "Request for unknown model: 'x' version 9 is not found"
+
+
+def test_a_reshaped_tensor_has_one_shape_for_clients_and_another_for_the_model() -> None:
+    plain = served((spec("X", "FP32", 1, 3), spec("N", "FP32")), (spec("Y", "FP32", 1, 1, 2),))
+    settings = ModelSettings(input_dims={"X": (3,), "N": (1,)}, output_dims={"Y": (2,)})
+    config = model_config("ident", settings, plain.code, 8)
+    of = Served(replace(plain.model, config=config), plain.code, 1)
+    assert [put["shape"] for put in model_metadata(of, ["1"])["inputs"]] == [[-1, 3], [-1, 1]]
+    assert [put["shape"] for put in model_metadata(of, ["1"])["outputs"]] == [[-1, 2]]
+    inputs = [x(2, 3), x(2, 1, name="N")]
+    assert of.check(call(*inputs)).rows == 2
+    assert [(each.name, each.shape) for each in of.sent(inputs)] == [("X", (2, 1, 3)), ("N", (2,))]
+    assert [each.shape for each in inputs] == [(2, 3), (2, 1)]
+    with pytest.raises(InvalidRequest, match=r"Expected \[-1, 3\], got \[2, 1, 3\]"):
+        of.check(call(x(2, 1, 3), inputs[1]))
+    (y,) = of.answered([OutputTensor("Y", "FP32", (2, 1, 1, 2), bytes(16))])
+    assert (y.shape, len(y.data)) == ((2, 2), 16)
+    assert plain.sent(inputs) is inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 
 from tests.store import graphs
 
@@ -84,3 +85,25 @@ def test_what_only_clients_read_compiles_nothing_again(shop):
     after = shop.compile()[0]["m/1"]
     assert (after.code, shop.compiler.optimiser.runs) == (before.code, runs)
     assert config_of(after)["parameters"] == {"a": {"string_value": "b"}}
+
+
+def test_a_reshape_is_shown_with_the_dims_that_clients_see(shop):
+    pbtxt = (
+        'max_batch_size: 4 input { name: "x" dims: [192] reshape { shape: [3, 8, 8] } } '
+        'output { name: "y" dims: [2, 5] reshape { shape: [10] } }'
+    )
+    served = shop.served("m", graphs.convnet(), pbtxt=pbtxt)
+    config = config_of(served)
+    ((x,), (y,)) = config["input"], config["output"]
+    assert (x["dims"], x["reshape"]) == ([192], {"shape": [3, 8, 8]})
+    assert (y["dims"], y["reshape"]) == ([2, 5], {"shape": [10]})
+    assert (served.code.inputs[0].shape, served.code.outputs[0].shape) == ((3, 8, 8), (10,))
+
+
+@pytest.mark.parametrize("dims", ["[191]", "[-1]", "[]"])
+def test_a_reshape_to_other_elements_is_refused(shop, dims):
+    pbtxt = f'max_batch_size: 4 input {{ name: "x" dims: {dims} reshape {{ shape: [3, 8, 8] }} }}'
+    shop.add("m", graphs.convnet(), pbtxt=pbtxt)
+    served, (problem,) = shop.compile()
+    assert served == {}
+    assert (problem.field, "[3, 8, 8]" in problem.expected) == ("input 'x' reshape", True)

@@ -95,7 +95,11 @@ def test_version_policies(text, policy):
         ('input { name: "x" shape: 3 }', "config.pbtxt line 1 input.shape", "shape"),
         ('input { name: "x" dims: 0 }', "config.pbtxt input[0].dims", "[0]"),
         ('input { name: "x" data_type: TYPE_FP31 }', "config.pbtxt input[0].data_type", "TYPE_FP31"),
-        ('input { name: "x" reshape { shape: [] } }', "config.pbtxt input[0].reshape", "a reshape"),
+        (
+            'input { name: "x" dims: 4 reshape { shape: [0] } }',
+            "config.pbtxt input[0].reshape.shape",
+            "[0]",
+        ),
         ("input { dims: 3 }", "config.pbtxt input[0].name", "nothing"),
         (
             'input { name: "x" format: FORMAT_CHW }',
@@ -124,3 +128,14 @@ def test_a_field_spelt_wrong_is_answered_with_the_right_one():
 
 def test_decoupled_false_is_what_is_done_anyway():
     assert read_pbtxt("model_transaction_policy { decoupled: false }", "m") == (ModelSettings(), ())
+
+
+def test_a_reshape_has_the_shape_of_the_model_and_its_dims_are_for_clients():
+    settings, warnings = read_pbtxt(
+        'input { name: "x" dims: [3, 4] reshape { shape: [1, 3, 4] } } input { name: "n" dims: 2 } '
+        'output { name: "y" dims: 1 reshape { } }',
+        "m",
+    )
+    assert [tensor.dims for tensor in (*settings.inputs, *settings.outputs)] == [(1, 3, 4), (2,), ()]
+    assert (settings.input_dims, settings.output_dims) == ({"x": (3, 4)}, {"y": (1,)})
+    assert warnings == ()

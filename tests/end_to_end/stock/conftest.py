@@ -82,18 +82,19 @@ def bytes_echo(root: Path) -> None:
 
 COLOURS = ("red", "green", "blue")
 IMAGES = {"image_nchw": ("NCHW", 8), "image_nhwc": ("NHWC", 8), "image_alone": ("NCHW", 0)}
-"""Models of pictures: how their pixels lie, and ``max_batch_size``."""
+"""Models of pictures: how pixels lie, and ``max_batch_size``; without batches, one that is reshaped."""
 
 
 def image(root: Path, name: str) -> None:
     """Which colour a picture of 4 x 6 pixels has most of."""
     layout, batch = IMAGES[name]
     sizes = [3, 4, 6] if layout == "NCHW" else [4, 6, 3]
-    rows = ["n"] if batch else []
+    rows, means = (["n"], [3]) if batch else ([1], [3, 1, 1])
     pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [*rows, *sizes])
-    colour = helper.make_tensor_value_info("colour", TensorProto.FLOAT, [*rows, 3])
-    axes = [len(rows) + layout.index(axis) - 1 for axis in "HW"]
-    mean = helper.make_node("ReduceMean", ["pixels"], ["colour"], axes=axes, keepdims=0)
+    colour = helper.make_tensor_value_info("colour", TensorProto.FLOAT, [*rows, *means])
+    axes = [layout.index(axis) for axis in "HW"]
+    mean = helper.make_node("ReduceMean", ["pixels"], ["colour"], axes=axes, keepdims=int(not batch))
+    given, told = ("", "") if batch else (f"reshape {{ shape: {[1, *size]} }}" for size in (sizes, means))
     graph = helper.make_graph([mean], "image", [pixels], [colour])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     folder = root / name
@@ -102,8 +103,8 @@ def image(root: Path, name: str) -> None:
     (folder / "colours.txt").write_text("\n".join(COLOURS))
     (folder / "config.pbtxt").write_text(
         f"""platform: "onnxruntime_onnx" max_batch_size: {batch}
-        input [ {{ name: "pixels" data_type: TYPE_FP32 format: FORMAT_{layout} dims: {sizes} }} ]
-        output [ {{ name: "colour" data_type: TYPE_FP32 dims: [3] label_filename: "colours.txt" }} ]
+        input [ {{ name: "pixels" data_type: TYPE_FP32 format: FORMAT_{layout} dims: {sizes} {given} }} ]
+        output {{ name: "colour" data_type: TYPE_FP32 dims: [3] {told} label_filename: "colours.txt" }}
         parameters {{ key: "scaling" value {{ string_value: "NONE" }} }}
         metric_tags {{ key: "team" value: "vision" }}"""
     )

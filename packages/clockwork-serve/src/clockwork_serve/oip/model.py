@@ -11,10 +11,11 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from msgspec import Struct, json
+from msgspec.structs import replace
 
 from clockwork_client.datatypes import DATATYPES, SLO_MAX_MS, Buffer, Parameter, encode_strings
 from clockwork_client.tensors import DTYPES
@@ -79,6 +80,9 @@ class OutputTensor(Struct):
     datatype: str
     shape: tuple[int, ...]
     data: Buffer
+
+
+_Tensor = TypeVar("_Tensor", bound=InputTensor | OutputTensor)
 
 
 # ------------------------------------------------------------
@@ -356,11 +360,21 @@ class _Input:
 
 
 class Served:
-    """A model with its code. ``default_slo_ns`` is for requests that carry none."""
+    """A model with its code, whose tensors have the shapes that clients see.
+
+    ``default_slo_ns`` is for requests that carry none.
+    """
 
     def __init__(self, model: Model, code: Code, default_slo_ns: int) -> None:
         self.model = model
-        self.code = code
+        seen = _reshaped_dims(model.config, "input")
+        self._own_dims = {spec.name: spec.shape for spec in code.inputs if spec.name in seen}
+        self._output_dims = _reshaped_dims(model.config, "output")
+        self.code = code = replace(
+            code,
+            inputs=_with_dims(code.inputs, seen),
+            outputs=_with_dims(code.outputs, self._output_dims),
+        )
         self.default_slo_ns = default_slo_ns
         self.headers = Headers()
         self.rows_max = max(model.batch_sizes) if code.batched else 1
@@ -378,6 +392,14 @@ class Served:
     def shown_shape(self, spec: TensorSpec) -> list[int]:
         """A tensor's shape as clients see it: the batch axis is -1."""
         return [-1, *spec.shape] if self.code.batched else list(spec.shape)
+
+    def sent(self, inputs: list[InputTensor]) -> list[InputTensor]:
+        """Inputs in the shapes that the model has."""
+        return _reshaped(inputs, self._own_dims, self.code) if self._own_dims else inputs
+
+    def answered(self, outputs: list[OutputTensor]) -> list[OutputTensor]:
+        """Outputs in the shapes that clients see."""
+        return _reshaped(outputs, self._output_dims, self.code) if self._output_dims else outputs
 
     def check(self, call: InferCall, *, binary_only_allowed: bool = False) -> Checked:
         """Raise :class:`InvalidRequest` unless the call fits the model.
@@ -612,6 +634,26 @@ class Served:
         return ";".join(
             sorted(f"{tensor.name}:{'x'.join(map(str, tensor.shape[start:]))}" for tensor in inputs)
         )
+
+
+def _reshaped_dims(config: bytes, role: str) -> dict[str, tuple[int, ...]]:
+    """Dims that clients see of the inputs or outputs that a model's configuration reshapes, by name."""
+    if b'"reshape"' not in config:
+        return {}
+    return {each["name"]: tuple(each["dims"]) for each in json.decode(config)[role] if "reshape" in each}
+
+
+def _with_dims(specs: tuple[TensorSpec, ...], dims: Mapping[str, tuple[int, ...]]) -> tuple[TensorSpec, ...]:
+    return tuple([replace(spec, shape=dims.get(spec.name, spec.shape)) for spec in specs])
+
+
+def _reshaped(tensors: list[_Tensor], dims: Mapping[str, tuple[int, ...]], code: Code) -> list[_Tensor]:
+    """Copies of tensors, whose data stay as they are, with other dims."""
+    found: list[_Tensor] = []
+    for each in tensors:
+        rows = each.shape[:1] if code.batched else ()
+        found.append(replace(each, shape=(*rows, *dims[each.name])) if each.name in dims else each)
+    return found
 
 
 def _fits(declared: tuple[int, ...], own: tuple[int, ...]) -> bool:

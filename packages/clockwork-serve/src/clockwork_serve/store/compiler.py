@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -261,6 +262,8 @@ class Compiler:
         self, entry: Entry, version: int, compiled: Compiled, code: Code, weights: Weights
     ) -> ServedVersion:
         settings = entry.settings
+        _check_dims("input", settings.input_dims, code.inputs)
+        _check_dims("output", settings.output_dims, code.outputs)
         unknown = sorted(set(settings.labels) - {spec.name for spec in code.outputs})
         extra = [f"labels for {unknown}, which are no outputs, are ignored"] if unknown else []
         extra += _without_meaning(entry)
@@ -282,6 +285,17 @@ class Compiler:
             warnings=tuple([printable(each) for each in (*entry.warnings, *compiled.warnings, *extra)]),
         )
         return ServedVersion(model=model, code=code)
+
+
+def _check_dims(role: str, reshaped: dict[str, tuple[int, ...]], specs: tuple[TensorSpec, ...]) -> None:
+    """Raise ``ProblemError`` if what clients see of a reshaped tensor holds other elements than it has."""
+    for spec in specs:
+        dims = reshaped.get(spec.name, spec.shape)
+        if dims != spec.shape and (-1 in (*dims, *spec.shape) or math.prod(dims) != math.prod(spec.shape)):
+            raise problem(
+                f"{role} '{spec.name}' reshape", expected=f"dims of as many elements as {list(spec.shape)}, "
+                "the model's own, and no -1", found=list(dims), advice="correct dims or reshape",
+            )  # fmt: skip
 
 
 def _without_meaning(entry: Entry) -> list[str]:

@@ -153,6 +153,7 @@ _INPUT = (
 _OUTPUT = (
     "name", "data_type", "dims", "reshape", "label_filename", "is_shape_tensor", "is_non_linear_format_io",
 )  # fmt: skip
+_TENSOR_USED = ("name", "data_type", "format", "dims", "reshape", "optional", "label_filename")
 _FORMATS = ("FORMAT_NONE", "FORMAT_NHWC", "FORMAT_NCHW")
 _PLATFORMS = {
     "onnxruntime_onnx": "onnx", "onnxruntime": "onnx", "onnx": "onnx", "python": "python",
@@ -173,8 +174,8 @@ def read_pbtxt(text: str, folder_name: str) -> tuple[ModelSettings, tuple[str, .
             advice="rename the folder or remove the field",
         )  # fmt: skip
     warnings: list[str] = []
-    inputs, _ = _tensors(config, "input", _INPUT, warnings)
-    outputs, label_files = _tensors(config, "output", _OUTPUT, warnings)
+    inputs, input_dims, _ = _tensors(config, "input", _INPUT, warnings)
+    outputs, output_dims, label_files = _tensors(config, "output", _OUTPUT, warnings)
     settings = ModelSettings(
         backend=_backend(config),
         max_batch_size=_max_batch_size(config),
@@ -184,6 +185,8 @@ def read_pbtxt(text: str, folder_name: str) -> tuple[ModelSettings, tuple[str, .
         version_policy=_version_policy(config),
         label_files=label_files,
         formats=_formats(config),
+        input_dims=input_dims,
+        output_dims=output_dims,
         parameters=_map(config, "parameters", _parameter),
         metric_tags=_map(config, "metric_tags", lambda entry: _string(entry, "value")),
         file_name=_string(config, "default_model_filename") or None,
@@ -314,34 +317,34 @@ def _version_policy(config: PbtxtMessage) -> VersionPolicy | None:
 
 def _tensors(
     config: PbtxtMessage, key: str, known: tuple[str, ...], warnings: list[str]
-) -> tuple[tuple[TensorSettings, ...], dict[str, str]]:
-    tensors, label_files = [], {}
+) -> tuple[tuple[TensorSettings, ...], dict[str, tuple[int, ...]], dict[str, str]]:
+    """Inputs or outputs as the model has them; by name, dims that clients see instead, and label files."""
+    tensors, reshaped, label_files = [], {}, {}
     for index, block in enumerate(_blocks(config, key)):
         _known(block, known, f"{key}.")
         name = _string(block, "name")
         where = f"{FILE_NAME} {key}[{index}]"
         if not name:
             raise problem(f"{where}.name", expected="the tensor's name", found="nothing", advice="add it")
-        if "reshape" in block.fields:
-            raise problem(
-                f"{where}.reshape", expected="the model's own shape", found="a reshape",
-                advice="this server does not reshape: put it into the graph and declare the shape it has",
-            )  # fmt: skip
+        dims = _dims(block, "dims", f"{where}.dims")
+        for reshape in _blocks(block, "reshape")[-1:]:
+            reshaped[name] = dims or ()
+            dims = _dims(reshape, "shape", f"{where}.reshape.shape") or ()
         label_file = _string(block, "label_filename")
         if label_file:
             label_files[name] = label_file
         for key_of_it in block.fields:
-            if key_of_it not in ("name", "data_type", "format", "dims", "optional", "label_filename"):
+            if key_of_it not in _TENSOR_USED:
                 warnings.extend(_ignored(path) for path in _leaves(block, key_of_it, f"{key}[{name}]."))
         tensors.append(
             TensorSettings(
                 name=name,
-                dims=_dims(block, where),
+                dims=dims,
                 datatype=_datatype(block, where),
                 optional=_boolean(block, "optional"),
             )
         )
-    return tuple(tensors), label_files
+    return tuple(tensors), reshaped, label_files
 
 
 def _formats(config: PbtxtMessage) -> dict[str, str]:
@@ -371,14 +374,12 @@ def _parameter(entry: PbtxtMessage) -> str:
     return "".join(_string(value, "string_value") for value in _blocks(entry, "value")[-1:])
 
 
-def _dims(block: PbtxtMessage, where: str) -> tuple[int, ...] | None:
-    values = block.fields.get("dims")
+def _dims(block: PbtxtMessage, key: str, where: str) -> tuple[int, ...] | None:
+    values = block.fields.get(key)
     if values is None:
         return None
     if not all(isinstance(value, int) and (value > 0 or value == -1) for value in values):
-        raise problem(
-            f"{where}.dims", expected="whole numbers > 0, or -1", found=values, advice=f"correct {FILE_NAME}"
-        )
+        raise problem(where, expected="whole numbers > 0, or -1", found=values, advice=f"correct {FILE_NAME}")
     return tuple(cast("list[int]", values))
 
 

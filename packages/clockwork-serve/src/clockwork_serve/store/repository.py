@@ -411,7 +411,7 @@ def _input(spec: TensorSpec, settings: ModelSettings) -> dict[str, Any]:
         "name": spec.name,
         "data_type": _data_type(spec),
         "format": settings.formats.get(spec.name, "FORMAT_NONE"),
-        "dims": list(spec.shape),
+        **_dims(spec, settings.input_dims),
         "is_shape_tensor": False,
         "allow_ragged_batch": False,
         "optional": spec.optional,
@@ -419,11 +419,17 @@ def _input(spec: TensorSpec, settings: ModelSettings) -> dict[str, Any]:
     }
 
 
+def _dims(spec: TensorSpec, reshaped: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    if spec.name not in reshaped:
+        return {"dims": list(spec.shape)}
+    return {"dims": list(reshaped[spec.name]), "reshape": {"shape": list(spec.shape)}}
+
+
 def _output(spec: TensorSpec, settings: ModelSettings) -> dict[str, Any]:
     return {
         "name": spec.name,
         "data_type": _data_type(spec),
-        "dims": list(spec.shape),
+        **_dims(spec, settings.output_dims),
         "label_filename": settings.label_files.get(spec.name, ""),
         "is_shape_tensor": False,
         "is_non_linear_format_io": False,

@@ -158,6 +158,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     """All settings of one model; None and empty mean not set.
 
     ``formats``, by input, ``parameters`` and ``metric_tags`` are for clients that read the configuration.
+    ``input_dims`` and ``output_dims`` are what clients see of tensors that the model has in another shape.
     """
 
     backend: str | None = None
@@ -173,6 +174,8 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     labels: dict[str, tuple[str, ...]] = {}
     label_files: dict[str, str] = {}
     formats: dict[str, str] = {}
+    input_dims: dict[str, tuple[int, ...]] = {}
+    output_dims: dict[str, tuple[int, ...]] = {}
     parameters: dict[str, str] = {}
     metric_tags: dict[str, str] = {}
     file_name: str | None = None

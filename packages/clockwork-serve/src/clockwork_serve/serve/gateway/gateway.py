@@ -278,7 +278,7 @@ class Gateway:
             return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = served.model.output_bytes * known.rows
-        slot = self.slots.fill(call.inputs, output_bytes, body, self._copying)
+        slot = self.slots.fill(served.sent(call.inputs), output_bytes, body, self._copying)
         if slot is None:
             self._refuse_for_memory(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
             return ""

@@ -475,7 +475,7 @@ def ending_of(pending: Pending, answer: Answer) -> Ending:
     if outcome in TIMELY:
         ending.deadline_ns = pending.request.deadline_ns
     if outcome is Outcome.OK:
-        ending.outputs = pending.slot.outputs(answer.outputs)
+        ending.outputs = pending.served.answered(pending.slot.outputs(answer.outputs))
     return ending
 
 
