@@ -35,6 +35,8 @@ PLAIN: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("", "ModelConfig", {"name": "ident"}),
     ("no batches", "ModelConfig", {"name": "flat"}),
     ("a queue policy", "ModelConfig", {"name": "slow"}),
+    ("for clients", "ModelConfig", {"name": "image"}),
+    ("a reshape", "ModelConfig", {"name": "reshaped"}),
     ("unknown model", "ModelConfig", {"name": "nosuch"}),
     ("unknown version", "ModelConfig", {"name": "ident", "version": "9"}),
     ("", "ModelStatistics", {"name": "idle"}),

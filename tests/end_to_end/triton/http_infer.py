@@ -90,6 +90,7 @@ ODD: dict[str, Any] = {
     "INT32 of 2**31": ("INT32", [0, 2**31]), "INT64 of 2**63": ("INT64", [0, 2**63]),
     "UINT64 of -1": ("UINT64", [0, -1]), "UINT64 of 2**64": ("UINT64", [0, 2**64]),
     "INT32 of 1.0": ("INT32", [1.0, 2.0]), "INT32 of 1.5": ("INT32", [1.5, 2]),
+    "INT64 of 2**53 with a point": ("INT64", [2.0**53, 0]),
     "INT32 of texts": ("INT32", ["1", "2"]),
     "INT32 of truths": ("INT32", [True, False]), "INT32 of null": ("INT32", [None, 1]),
     "BOOL of 0 and 1": ("BOOL", [0, 1]), "BOOL of 2": ("BOOL", [2, 0]),
@@ -150,6 +151,18 @@ def _datatypes() -> Iterator[Http]:
 def _shapes() -> Iterator[Http]:
     yield ask("nested data", tensor(data=[[1, 2]]))
     yield ask("data nested too deep", tensor(data=[[[1, 2]]]))
+    for depth in (50, 99, 100, 120):
+        nested: Any = [1, 2]
+        for _ in range(depth - 1):
+            nested = [nested]
+        yield ask(f"data nested {depth} deep", tensor(data=nested))
+    yield ask("reshaped", tensor(shape=[2, 6], data=[*range(12)]), model="reshaped")
+    yield ask(
+        "reshaped: in the shape of the model", tensor(shape=[1, 2, 3], data=[*range(6)]), model="reshaped"
+    )
+    for count in (16_384, 16_385, 262_144):
+        many = tensor(datatype="BYTES", shape=[1, count], data=["a"] * count)
+        yield ask(f"BYTES of {count} elements", many, model="ident_BYTES")
     yield ask("data nested unevenly", tensor(shape=[2, 2], data=[[1, 2, 3], [4]]))
     yield ask("a batch of 8", tensor(shape=[8, 1], data=[*range(8)]))
     yield ask("a batch of 9", tensor(shape=[9, 1], data=[*range(9)]))

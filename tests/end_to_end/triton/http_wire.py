@@ -24,6 +24,11 @@ HEADERS: dict[str, tuple[tuple[str, str], ...]] = {
     "Expect: 100-continue": (("Expect", "100-continue"),),
     "Expect: another": (("Expect", "a-miracle"),),
     "Upgrade: h2c": (("Upgrade", "h2c"),),
+    "Upgrade: h2c, as it is offered": (
+        ("Connection", "Upgrade, HTTP2-Settings"),
+        ("Upgrade", "h2c"),
+        ("HTTP2-Settings", "AAMAAABkAAQCAAAA"),
+    ),
     "a header of 6000 letters": (("X-Long", "x" * 6000),),
     "80 headers": tuple((f"X-{index}", "x") for index in range(80)),
     "an empty header": (("X-Empty", ""),),

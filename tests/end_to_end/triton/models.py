@@ -99,6 +99,25 @@ def _labelled() -> PythonModel:
     return replace(plain, config=config, files={"labels.txt": "cat\ndog\nowl\n"})
 
 
+def _image() -> PythonModel:
+    """What only clients read of a configuration, and what Triton schedules by."""
+    tensor = "data_type: TYPE_FP32 dims: [3, 2, 2]"
+    config = (
+        f'max_batch_size: 8\ninput [{{ name: "X" format: FORMAT_NCHW {tensor} }}]\n'
+        f'output [{{ name: "Y" {tensor} }}]\ninstance_group [{{ kind: KIND_CPU }}]\n'
+        'parameters { key: "scaling" value { string_value: "NONE" } }\n'
+        'metric_tags { key: "team" value: "vision" }\nmodel_transaction_policy { decoupled: false }\n'
+        "dynamic_batching { preferred_batch_size: [4, 8] max_queue_delay_microseconds: 100 }"
+    )
+    return PythonModel("image", config, SOURCE.format(pairs=[("X", "Y")], sleep_s=0.0))
+
+
+def _reshaped() -> PythonModel:
+    """Clients see six elements in a row, the model two rows of three."""
+    plain = identity("reshaped", dims=(6,))
+    return replace(plain, config=plain.config.replace("dims: [6]", "dims: [6] reshape { shape: [2, 3] }"))
+
+
 MODELS = (
     identity("ident"),
     *(identity(f"ident_{datatype}", datatype=datatype) for datatype in DATATYPES),
@@ -118,6 +137,8 @@ MODELS = (
     _add_sub(),
     _optional(),
     _labelled(),
+    _image(),
+    _reshaped(),
     replace(identity("raises"), source=RAISES),
 )  # fmt: skip
 LATER = replace(identity("later"), source="this is no Python\n")
