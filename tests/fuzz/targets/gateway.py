@@ -24,9 +24,9 @@ from clockwork_serve.oip import (
     wanted_coding,
 )
 from clockwork_serve.oip import grpc_infer as grpc_wire
-from clockwork_serve.oip.model import priority_of, tightest
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
 from clockwork_serve.oip.shared_memory import shared_ref
+from clockwork_serve.oip.slo import priority_of, tightest
 from clockwork_serve.serve.gateway.access import Denied, KeyRing, Right
 from clockwork_serve.serve.gateway.client_shm import OBJECTS, Regions
 from clockwork_serve.serve.grpc.call import Aborted

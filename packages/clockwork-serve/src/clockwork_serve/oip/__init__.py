@@ -16,14 +16,10 @@ from clockwork_serve.oip.model import (
     OutputTensor,
     OutputWish,
     Served,
-    default_slo_ns,
     http_description,
     missing,
     model_metadata,
-    priority_of,
-    requested_slo_ns,
     server_metadata,
-    tightest,
 )
 from clockwork_serve.oip.shared_memory import (
     CUDA_SHARED_MEMORY,
@@ -33,6 +29,7 @@ from clockwork_serve.oip.shared_memory import (
     object_name,
     shared_region,
 )
+from clockwork_serve.oip.slo import default_slo_ns, priority_of, requested_slo_ns, tightest
 from clockwork_serve.oip.status import (
     OK,
     ClientStatus,

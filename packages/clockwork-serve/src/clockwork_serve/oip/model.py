@@ -1,4 +1,4 @@
-"""A served model as both protocols see it, and a request held against it: records, datatypes, SLO, metadata.
+"""A served model as both protocols see it, and a request held against it: records, datatypes, metadata.
 
 Nothing wrong passes here, and nothing is copied.
 """
@@ -17,13 +17,12 @@ import numpy as np
 from msgspec import Struct, json
 from msgspec.structs import replace
 
-from clockwork_client.datatypes import DATATYPES, SLO_MAX_MS, Buffer, Parameter, encode_strings
+from clockwork_client.datatypes import DATATYPES, Buffer, Parameter, encode_strings
 from clockwork_client.tensors import DTYPES
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Code, Model, TensorSpec
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 from clockwork_serve.oip.status import TooLarge, Unsupported
-from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 # ------------------------------------------------------------
 # An inference request and its answer as both protocols see them, without sockets and without a model.
@@ -666,105 +665,6 @@ def missing(name: str, version: str = "") -> str:
     """What to tell a client that names a model, or a version of it, that is not served."""
     which = f"'{name}' version {version}" if version else f"'{name}'"
     return f"Request for unknown model: {which} is not found"
-
-
-# ------------------------------------------------------------
-# The SLO and the priority of a request, from all the places where a client can give one.
-
-
-SLO_MAX_NS: Final = SLO_MAX_MS * NS_PER_MS
-FLOOR_NS: Final = 100 * NS_PER_MS
-PROFILE_FACTOR: Final = 5
-_GRPC_STEPS_MS: Final = ((1.002, 1), (10.02, 10), (100.2, 100), (1002.0, 1_000))
-_GRPC_STEP_MAX_MS: Final = 10_000
-"""gRPC's core sends a deadline rounded up: to milliseconds below a second, and so on (measured, 1.85: 1.5 s
-arrives as 1.5095 s). An answer in that time would come too late for its client."""
-
-PRIORITY_MAX: Final = 2**31 - 1
-
-
-def requested_slo_ns(parameters: Mapping[str, Parameter]) -> int | None:
-    """The tightest SLO in a request's parameters, in ns, or None. Raises :class:`InvalidRequest`."""
-    if not parameters:
-        return None
-    limits: list[int] = []
-    if (slo_ms := parameters.get("slo_ms")) is not None:
-        limits.append(_limit_ns("parameter 'slo_ms'", "milliseconds", slo_ms, NS_PER_MS))
-    # Triton's own word for none is 0.
-    if (timeout := parameters.get("timeout")) is not None and (timeout != 0 or timeout is False):
-        if isinstance(timeout, float):
-            raise _wrong_limit("parameter 'timeout'", "a whole number of microseconds", timeout)
-        limits.append(_limit_ns("parameter 'timeout'", "microseconds", timeout, NS_PER_US))
-    return min(limits, default=None)
-
-
-def tightest(slo_ns: int | None, header: str | None, remaining_s: float | None) -> int | None:
-    """The tightest of a request's parameters' SLO and of what the protocol says beside them, or None.
-
-    ``header`` is the text of ``x-slo-ms``; ``remaining_s`` what is left of a gRPC deadline (limits beyond a
-    day count as none there: clients set such for "never"). Raises :class:`InvalidRequest`.
-    """
-    if header is not None:
-        header_ns = _header_ns(header)
-        slo_ns = header_ns if slo_ns is None else min(slo_ns, header_ns)
-    if remaining_s is not None and remaining_s * NS_PER_S < SLO_MAX_NS:
-        remaining_ns = _remaining_ns(remaining_s)
-        slo_ns = remaining_ns if slo_ns is None else min(slo_ns, remaining_ns)
-    return slo_ns
-
-
-def default_slo_ns(model_ns: int | None, server_ns: int | None, batch_1_ns: int | None) -> int:
-    """The SLO of a request that carries none: the model's, else the server's, else from the profile.
-
-    ``batch_1_ns`` is the model's batch-1 duration, where one is known.
-    """
-    if model_ns is not None:
-        return model_ns
-    if server_ns is not None:
-        return server_ns
-    return max(FLOOR_NS, PROFILE_FACTOR * (batch_1_ns or 0))
-
-
-def priority_of(parameters: Mapping[str, Parameter], default: int) -> int:
-    """Triton's ``priority``, of which 1 is the most urgent; 0 or absent is the model's own.
-
-    Raises :class:`InvalidRequest`.
-    """
-    priority = parameters.get("priority") if parameters else None
-    if priority is None:
-        return default
-    if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= PRIORITY_MAX:
-        raise _wrong_limit("parameter 'priority'", f"a whole number from 0 to {PRIORITY_MAX}", priority)
-    return priority or default
-
-
-def _remaining_ns(remaining_s: float) -> int:
-    """What a client's gRPC library leaves of its deadline, less what the wire may have added to it."""
-    step_ms = next((step for limit_s, step in _GRPC_STEPS_MS if remaining_s < limit_s), _GRPC_STEP_MAX_MS)
-    return max(1, int(remaining_s * NS_PER_S) - step_ms * NS_PER_MS)
-
-
-def _header_ns(text: str) -> int:
-    try:
-        value = float(text)
-    except ValueError:
-        raise _wrong_limit("header 'x-slo-ms'", "a number of milliseconds", text) from None
-    return _limit_ns("header 'x-slo-ms'", "milliseconds", value, NS_PER_MS)
-
-
-def _limit_ns(field: str, unit: str, value: Parameter, unit_ns: int) -> int:
-    expected = f"a number of {unit} above 0 and up to {SLO_MAX_NS // unit_ns} (24 h)"
-    # Compared before it is converted: a whole number may be larger than any float.
-    if isinstance(value, bool | str) or not 0 < value <= SLO_MAX_NS:
-        raise _wrong_limit(field, expected, value)
-    limit_ns = round(value * unit_ns)
-    if not 0 < limit_ns <= SLO_MAX_NS:
-        raise _wrong_limit(field, expected, value)
-    return limit_ns
-
-
-def _wrong_limit(field: str, expected: str, found: object) -> InvalidRequest:
-    return InvalidRequest(f"{field}: expected {expected}, found {found!r}")
 
 
 # ------------------------------------------------------------
