@@ -93,9 +93,9 @@ def test_every_element_type_can_be_made_up(datatype, kind):
 
 
 @pytest.mark.parametrize("datatype", ["INT8", "UINT8", "INT16", "UINT64"])
-@pytest.mark.parametrize("dims", [(), (1,)])
-def test_values_of_single_integers_fit_their_type(datatype, dims):
-    fill = Fill(name="n", datatype=datatype, shape=dims, low=16000, high=16000)
+@pytest.mark.parametrize(("dims", "low", "high"), [((), 16000, 16000), ((1,), 16000, 16000), ((1,), 0, 1)])
+def test_values_of_single_integers_fit_their_type(datatype, dims, low, high):
+    fill = Fill(name="n", datatype=datatype, shape=dims, low=low, high=high)
     one = generate_inputs([fill])
     most = np.iinfo(one["n"].dtype).max
     values = [int(found["n"].reshape(-1)[0]) for found in variants(Trial((fill,), one, []))]

@@ -159,8 +159,8 @@ def variants(trial: Trial) -> list[dict[str, Array]]:
     """
     found = [trial.one] if trial.two is None else [trial.one, trial.two]
     values: tuple[int, ...] = _SCALARS if trial.singles else ()
-    if trial.singles and trial.singles[0].low in values:
-        values = values[values.index(trial.singles[0].low) :]
+    if trial.singles and (own := trial.singles[0]).low == own.high:
+        values = values[values.index(own.low) :]
     for value in values:
         changed = dict(trial.one)
         for fill in trial.singles:
