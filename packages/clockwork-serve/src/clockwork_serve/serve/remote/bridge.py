@@ -158,10 +158,8 @@ class FarRequests:
                 answer = structs.replace(answer, outcome=Outcome.FAILED, message=message)
             else:
                 targets = tuple([moved(ref, ref.offset - first) for ref in refs])
-                outputs, grown = (
-                    on_the_way(targets),
-                    run_bytes(targets) if memory is not self.region.buffer else 0,
-                )
+                outputs = on_the_way(targets)
+                grown = 0 if memory is self.region.buffer else run_bytes(targets)
                 for at, data in pieces(refs, targets, memory):
                     yield RequestPiece(request_id=answer.request_id, at=at, data=data, grown=grown)
         opened.sent = True
