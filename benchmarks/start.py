@@ -207,22 +207,8 @@ def until_any(client: Client, kinds: list[int], since: Callable[[], float]) -> f
     raise RuntimeError(f"no model answered within {ALL_LIMIT_S:.0f} s")
 
 
-def main() -> int:
-    """Run it; returns the exit status."""
-    options = parser(__doc__)
-    options.add_argument("--models", type=int, default=1130)
-    options.add_argument(
-        "--graphs", type=int, help="how many different graphs they have (default: each its own)"
-    )
-    given = options.parse_args()
-    graphs = min(given.graphs or given.models, given.models)
-    kinds = [index % graphs for index in range(given.models)]
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name) / "models"
-        for index, kind in enumerate(kinds):
-            width, depth = shape_of(kind)
-            repositories.layers(root, f"m{index}", width=width, depth=depth, seed=index)
-        found = measure(root, kinds, given.seed)
+def judged(found: Found, models: int, graphs: int) -> Outcome:
+    """What was promised of a start, beside what was found."""
     seen = found.seen
     outcome = Outcome("benchmarks.start")
     outcome.at_most("live", LIVE_LIMIT_S, seen.live_s, "s", digits=1)
@@ -246,8 +232,8 @@ def main() -> int:
         good=prepared == sorted(prepared) and len(set(prepared)) > 1,
     )  # fmt: skip
     outcome.judge(
-        "right answers", asked=f"all of {given.models}",
-        found=f"{given.models - len(found.wrong)} {found.wrong[:3] or ''}".rstrip(), good=not found.wrong,
+        "right answers", asked=f"all of {models}",
+        found=f"{models - len(found.wrong)} {found.wrong[:3] or ''}".rstrip(), good=not found.wrong,
     )  # fmt: skip
     outcome.judge(
         "measurements",
@@ -256,11 +242,30 @@ def main() -> int:
         good=found.profiles == graphs,
     )
     outcome.figures = {
-        "models": given.models, "graphs": graphs, "live_s": seen.live_s, "first_s": found.first_s,
+        "models": models, "graphs": graphs, "live_s": seen.live_s, "first_s": found.first_s,
         "asked_s": found.asked_s, "all_s": seen.ready_s, "cpu_s": seen.cpu_s, "probes": seen.probes,
         "slowest_probe_s": seen.slowest_s, "prepared": seen.steps,
     }  # fmt: skip
-    return finish(outcome, given.json)
+    return outcome
+
+
+def main() -> int:
+    """Run it; returns the exit status."""
+    options = parser(__doc__)
+    options.add_argument("--models", type=int, default=1130)
+    options.add_argument(
+        "--graphs", type=int, help="how many different graphs they have (default: each its own)"
+    )
+    given = options.parse_args()
+    graphs = min(given.graphs or given.models, given.models)
+    kinds = [index % graphs for index in range(given.models)]
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "models"
+        for index, kind in enumerate(kinds):
+            width, depth = shape_of(kind)
+            repositories.layers(root, f"m{index}", width=width, depth=depth, seed=index)
+        found = measure(root, kinds, given.seed)
+    return finish(judged(found, given.models, graphs), given.json)
 
 
 if __name__ == "__main__":
