@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from harness import repositories
+from harness.process_tree import cpu_s, descendants
 from harness.report import Outcome, finish, parser
 from harness.stand_in import free_port
 
@@ -95,10 +96,11 @@ class Seen:
     slowest_s: float = 0.0
     probes: int = 0
     steps: list[tuple[float, int]] = field(default_factory=list)  # (when, models prepared)
+    cpu_s: float = 0.0  # that the server has used until it was ready
 
 
-def probe(port: int, since: Callable[[], float], seen: Seen, over: threading.Event) -> None:
-    """Probe live, and ready until it is, on two connections."""
+def probe(port: int, pid: int, since: Callable[[], float], seen: Seen, over: threading.Event) -> None:
+    """Probe live, and ready until it is, on two connections; ``pid`` is the server's."""
     live, ready = Client(port), Client(port)
     while not over.wait(PROBE_EVERY_S):
         before = since()
@@ -114,7 +116,7 @@ def probe(port: int, since: Callable[[], float], seen: Seen, over: threading.Eve
         if seen.live_s and not seen.ready_s:
             status, body, _ = ready.ask("health/ready")
             if status == 200:
-                seen.ready_s = since()
+                seen.ready_s, seen.cpu_s = since(), cpu_s(descendants(pid))
             elif body and "models_prepared" in body:
                 seen.steps.append((since(), body["models_prepared"]))
 
@@ -175,7 +177,7 @@ def measure(root: Path, kinds: list[int], seed: int) -> Found:
     seen, over = Seen(), threading.Event()
     with (root.parent / "log").open("w") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log)
-        prober = threading.Thread(target=probe, args=(port, since, seen, over))
+        prober = threading.Thread(target=probe, args=(port, server.pid, since, seen, over))
         prober.start()
         try:
             client = Client(port)
@@ -205,6 +207,48 @@ def until_any(client: Client, kinds: list[int], since: Callable[[], float]) -> f
     raise RuntimeError(f"no model answered within {ALL_LIMIT_S:.0f} s")
 
 
+def judged(found: Found, models: int, graphs: int) -> Outcome:
+    """What was promised of a start, beside what was found."""
+    seen = found.seen
+    outcome = Outcome("benchmarks.start")
+    outcome.at_most("live", LIVE_LIMIT_S, seen.live_s, "s", digits=1)
+    outcome.none(
+        "probes of live that failed",
+        seen.failed,
+        more=f"of {seen.probes}; slowest {1000 * seen.slowest_s:.0f} ms",
+    )
+    outcome.at_most("first answer", FIRST_LIMIT_S, found.first_s, "s", digits=1)
+    outcome.at_most(
+        "a model asked for before its turn", ASKED_LIMIT_S, max(found.asked_s), "s", digits=1,
+        more=f"at most, of {', '.join(f'{each:.1f}' for each in found.asked_s)}",
+    )  # fmt: skip
+    outcome.at_most(
+        "all served", ALL_LIMIT_S, seen.ready_s or 2 * ALL_LIMIT_S, "s", digits=1,
+        more=f"after {seen.cpu_s:.0f} s of CPU",
+    )  # fmt: skip
+    prepared = [count for _, count in seen.steps]
+    outcome.judge(
+        "until then ready says how far it is", asked="rising", found=f"{len(set(prepared))} steps",
+        good=prepared == sorted(prepared) and len(set(prepared)) > 1,
+    )  # fmt: skip
+    outcome.judge(
+        "right answers", asked=f"all of {models}",
+        found=f"{models - len(found.wrong)} {found.wrong[:3] or ''}".rstrip(), good=not found.wrong,
+    )  # fmt: skip
+    outcome.judge(
+        "measurements",
+        asked=f"{graphs}, one a graph",
+        found=str(found.profiles),
+        good=found.profiles == graphs,
+    )
+    outcome.figures = {
+        "models": models, "graphs": graphs, "live_s": seen.live_s, "first_s": found.first_s,
+        "asked_s": found.asked_s, "all_s": seen.ready_s, "cpu_s": seen.cpu_s, "probes": seen.probes,
+        "slowest_probe_s": seen.slowest_s, "prepared": seen.steps,
+    }  # fmt: skip
+    return outcome
+
+
 def main() -> int:
     """Run it; returns the exit status."""
     options = parser(__doc__)
@@ -221,41 +265,7 @@ def main() -> int:
             width, depth = shape_of(kind)
             repositories.layers(root, f"m{index}", width=width, depth=depth, seed=index)
         found = measure(root, kinds, given.seed)
-    seen = found.seen
-    outcome = Outcome("benchmarks.start")
-    outcome.at_most("live", LIVE_LIMIT_S, seen.live_s, "s", digits=1)
-    outcome.none(
-        "probes of live that failed",
-        seen.failed,
-        more=f"of {seen.probes}; slowest {1000 * seen.slowest_s:.0f} ms",
-    )
-    outcome.at_most("first answer", FIRST_LIMIT_S, found.first_s, "s", digits=1)
-    outcome.at_most(
-        "a model asked for before its turn", ASKED_LIMIT_S, max(found.asked_s), "s", digits=1,
-        more=f"at most, of {', '.join(f'{each:.1f}' for each in found.asked_s)}",
-    )  # fmt: skip
-    outcome.at_most("all served", ALL_LIMIT_S, seen.ready_s or 2 * ALL_LIMIT_S, "s", digits=1)
-    prepared = [count for _, count in seen.steps]
-    outcome.judge(
-        "until then ready says how far it is", asked="rising", found=f"{len(set(prepared))} steps",
-        good=prepared == sorted(prepared) and len(set(prepared)) > 1,
-    )  # fmt: skip
-    outcome.judge(
-        "right answers", asked=f"all of {given.models}",
-        found=f"{given.models - len(found.wrong)} {found.wrong[:3] or ''}".rstrip(), good=not found.wrong,
-    )  # fmt: skip
-    outcome.judge(
-        "measurements",
-        asked=f"{graphs}, one a graph",
-        found=str(found.profiles),
-        good=found.profiles == graphs,
-    )
-    outcome.figures = {
-        "models": given.models, "graphs": graphs, "live_s": seen.live_s, "first_s": found.first_s,
-        "asked_s": found.asked_s, "all_s": seen.ready_s, "probes": seen.probes,
-        "slowest_probe_s": seen.slowest_s, "prepared": seen.steps,
-    }  # fmt: skip
-    return finish(outcome, given.json)
+    return finish(judged(found, given.models, graphs), given.json)
 
 
 if __name__ == "__main__":
