@@ -10,7 +10,7 @@ from random import Random
 import msgspec
 import pytest
 
-from clockwork_serve.controller import Controller, state
+from clockwork_serve.controller import POLICIES, Controller, state
 from clockwork_serve.controller.cluster import Queue
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import (
@@ -22,7 +22,14 @@ from clockwork_serve.messages import (
     WorkerLost,
     WorkerSilent,
 )
-from clockwork_serve.sim.seeds import Digest, play_seed, random_scenario, run_through, simulation_of
+from clockwork_serve.sim.seeds import (
+    PLAYED,
+    Digest,
+    play_seed,
+    random_scenario,
+    run_through,
+    simulation_of,
+)
 from clockwork_serve.sim.simulation import Simulation
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model
@@ -31,6 +38,10 @@ pytestmark = pytest.mark.skipif(hasattr(Queue, "__mypyc_attrs__"), reason="compi
 
 SEEDS = (*range(20), 349)
 """In the last one a controller takes over a worker that runs an action."""
+PLAYS: list[tuple[int, str | None]] = [
+    *[(seed, None) for seed in SEEDS], *[(0, policy) for policy in POLICIES if policy not in PLAYED],
+]  # fmt: skip
+"""Seeds, and the policies that none of them draws."""
 REQUESTS = 150
 EVERY = 40
 """About one instant in so many sees its controller copied."""
@@ -116,9 +127,9 @@ class Copies:
             controller.decide(now_ns)
 
 
-def played(seed: int) -> tuple[Copies, str]:
+def played(seed: int, policy: str | None) -> tuple[Copies, str]:
     """A seed whose controller is copied; the hash of its journal."""
-    chance = random_scenario(seed, REQUESTS)
+    chance = random_scenario(seed, REQUESTS, policy)
     copies, digest = Copies(seed), Digest()
     simulation = simulation_of(chance, watchers=(copies, digest))
     copies.simulation = simulation
@@ -129,16 +140,16 @@ def played(seed: int) -> tuple[Copies, str]:
 def test_copies_decide_what_the_original_decides_and_disturb_it_in_nothing():
     kinds: set[str] = set()
     compared = 0
-    for seed in SEEDS:
+    for seed, policy in PLAYS:
         plain = Digest()
-        play_seed(seed, REQUESTS, (plain,))
+        play_seed(seed, REQUESTS, (plain,), policy)
 
-        copies, found = played(seed)
+        copies, found = played(seed, policy)
 
-        assert found == plain.hex(), f"seed {seed}: copying its controller changes what it decides"
+        assert found == plain.hex(), f"seed {seed}, {policy}: copying its controller changes what it decides"
         compared += copies.compared
         kinds |= copies.kinds
-    assert compared > len(SEEDS) * REQUESTS
+    assert compared > len(PLAYS) * REQUESTS
     # Policies, takeovers, workers that hang, quarantine and tenants are among them.
     assert set(state.classes_of_records()) - kinds == BASES
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis.strategies import integers
 
 import clockwork_serve
-from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, Infer, Outcome, Request
 from clockwork_serve.sim.replay import replay
@@ -186,7 +186,10 @@ def test_a_journal_without_its_beginning_says_so(tmp_path):
     [
         ({"format": 2}, "expected format 1; found 2, of clockwork 9.9"),
         ({"config": {"policy": "default", "magic": 3}}, "found magic, of clockwork 9.9"),
-        ({"config": {"policy": "oracle"}}, "policy: expected one of default, paper; found 'oracle'"),
+        (
+            {"config": {"policy": "oracle"}},
+            f"policy: expected one of {', '.join(POLICIES)}; found 'oracle'",
+        ),
         ({"config": {"max_batch": "many"}}, "its settings of the controller are wrong"),
     ],
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clockwork_serve.controller import Controller, ControllerConfig
+from clockwork_serve.controller import POLICIES, Controller, ControllerConfig
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.errors import ConfigError
 from tests.controller.policies.other_package import written
@@ -57,7 +57,7 @@ def test_the_simulator_runs_a_policy_of_another_package(tmp_path: Path, path: st
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        ("countin", "policy (from --policy): expected one of default, paper, counting,"),
+        ("countin", f"policy (from --policy): expected one of {', '.join(POLICIES)}, counting,"),
         (
             "lacking",
             "clockwork_serve.controller.policies.base.Scheduler; found none named check, device_changed, ",

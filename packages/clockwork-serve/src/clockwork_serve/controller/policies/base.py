@@ -5,13 +5,14 @@ A policy reads ``Belief`` and changes it only by ``send_infer``, ``send_load``, 
 
 What it reads:
 
-- ``device.plan``: its own heap of that device's strategies, flags and timers (``plan.Plan``)
+- ``device.plan``: its own heap of that device's strategies, flags and timers (``cluster.LanePlan``)
 - ``queue.strategies``: one per device that has the queue's weights ready; ``strategy.batches`` are the ways
   to run the queue there, ascending, ``batch.samples.estimate_ns`` how long each takes
 - ``queue.dues``: the due times of its waiting requests, ascending; ``queue.waiters`` the requests
 - ``device.exec``, ``device.load``: ``available_ns(now_ns)`` is when an action sent now could start
-- ``lane.network_ns``: the delay to the worker, measured; it can grow above any fixed look-ahead. Lanes are
-  topped up by it: a policy that looks ahead less than the delay never sends
+- ``lane.network_ns``: the delay to the worker, measured on the exec lane alone; it can grow above any fixed
+  look-ahead. Lanes are topped up by it: a policy that looks ahead on a lane less than its delay never sends,
+  and has its timer set 1 ns ahead again and again
 - ``model.residencies``: devices that have, or are loading, its weights; ``Candidates``: models that need a
   LOAD
 - ``belief.timers``: where it sets ``device.plan``'s timers, to be called again if nothing happens
