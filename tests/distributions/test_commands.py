@@ -109,7 +109,10 @@ def test_commands_run_as_they_are_written(
 def comparable(page: str, text: str) -> list[str]:
     """What must be equal of an output and of what the page shows of it; the page chooses where lines end."""
     varies = VARIES.get(page)
-    text = NUMBER.sub("#", text) if varies is None else varies.sub("", text)
+    if varies is None:  # whether a model was asked before its weights were there depends on how soon
+        text = NUMBER.sub("#", text).replace('"cold_start":true', '"cold_start":false')
+    else:
+        text = varies.sub("", text)
     return re.sub(r"(?<=[,\[{])\n *", "", re.sub("─+", "─", text)).split()
 
 

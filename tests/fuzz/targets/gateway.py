@@ -89,7 +89,7 @@ class _Gateway:
     """Answers whatever it is asked, at once, and knows no model."""
 
     def __init__(self) -> None:
-        self.link = SimpleNamespace(ready=True, why_not_ready="")
+        self.link = SimpleNamespace(ready=True, serves=True, why_not_ready="", why_waiting=lambda name: "")
         self.settings = Settings()
         self.models = self
         self.quarantines = SimpleNamespace(why=lambda key: "")

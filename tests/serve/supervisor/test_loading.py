@@ -94,12 +94,13 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def child_of(module: str) -> int:
-    """The process of this server that runs that module."""
+def child_of(module: str, place: Path) -> int:
+    """The process that runs that module, of the server whose repository is there."""
     (found,) = [
         pid
         for pid in machine.children(os.getpid())
-        if f"clockwork_serve.serve.{module}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if (line := Path(f"/proc/{pid}/cmdline").read_bytes())
+        and all(part.encode() in line for part in (f"clockwork_serve.serve.{module}", f"{place}/"))
     ]
     return found
 
@@ -223,7 +224,7 @@ def test_a_signal_stops_it_while_models_are_prepared(place: Path) -> None:
 def test_a_controller_that_dies_meanwhile_is_told_what_is_still_to_be_prepared(place: Path) -> None:
     with starting(config(place)) as found:
         until(lambda: found.status("models/c/ready") == 200)
-        os.kill(child_of("processes.controller"), signal.SIGKILL)
+        os.kill(child_of("processes.controller", place), signal.SIGKILL)
         until(lambda: found.status("models/a/ready") != 200)
         until(lambda: found.status("models/a/ready") == 200)
         assert "being prepared, 4 of 5" in found.ask("health/ready")[1]["error"]
@@ -234,7 +235,7 @@ def test_a_controller_that_dies_meanwhile_is_told_what_is_still_to_be_prepared(p
 def test_preparing_that_is_killed_begins_again(place: Path) -> None:
     with starting(config(place)) as found:
         until(lambda: found.status("models/c/ready") == 200)
-        child = child_of("supervisor.preparation")
+        child = child_of("supervisor.preparation", place)
         os.kill(child, signal.SIGKILL)
         until(lambda: not Path(f"/proc/{child}").exists())
         (place / "gate").touch()
