@@ -97,11 +97,13 @@ def test_what_is_reported_is_what_the_server_counted(serving: Serving, tmp_path:
     before = [counted(serving, outcome=name) for name in ("ok", "rejected", "expired")]
     # With a deadline of gRPC's own, its core drops what the server answers a moment before it.
     report = load(serving, tmp_path, protocol, rate=900, processes=2, deadline="header")
-    until("the gateways told", lambda: counted(serving) - all_before >= report.total.offered)
+    asked = report.total
+    sent = asked.offered - asked.unsent  # on a machine that has no core for the client, a few are not
+    until("the gateways told", lambda: counted(serving) - all_before >= sent)
     after = [counted(serving, outcome=name) for name in ("ok", "rejected", "expired")]
 
     ok, rejected, expired = (int(now - then) for then, now in zip(before, after, strict=True))
-    asked = report.total
+    assert asked.unsent <= asked.offered / 50
     assert asked.rejected > 100
     assert asked.good > 100
     # Over gRPC the books count as late what the core reports too late to have been sent, though a client may
@@ -109,8 +111,8 @@ def test_what_is_reported_is_what_the_server_counted(serving: Serving, tmp_path:
     unsure = asked.good + asked.late - ok
     assert 0 <= unsure <= (0 if protocol == "http" else asked.offered / 50)
     assert (asked.rejected, asked.expired) == (rejected, expired - unsure)
-    assert asked.failed == asked.reset == asked.broken == asked.unanswered == asked.unsent == 0
-    assert asked.offered == ok + rejected + expired
+    assert asked.failed == asked.reset == asked.broken == asked.unanswered == 0
+    assert sent == ok + rejected + expired
     assert any(reason.reason.endswith(" would_miss_deadline") for reason in report.reasons)
     assert sum(group.offered for group in report.loads) == asked.offered
     assert {group.name for group in report.models} == {f"m-000{n} (net{n})" for n in range(3)}
