@@ -16,6 +16,7 @@ from tests.lab.bench.loads import ran, written
 from tests.serve.certificates import Certificates, certificates
 
 Start = Callable[..., AbstractContextManager[Serving]]
+GATEWAYS = 2
 SCENARIO = """
 name = "both"
 seconds = 3
@@ -48,7 +49,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
     root = tmp_path_factory.mktemp("bench") / "models"
     for number in range(3):
         repositories.emulated(root, f"net{number}", {1: 10.0, 8: 24.0})
-    with start(root, device="emulated", gateways=2, slo_ms=None) as serving:
+    with start(root, device="emulated", gateways=GATEWAYS, slo_ms=None) as serving:
         yield serving
 
 
@@ -79,10 +80,23 @@ def secure_url(serving: Serving, protocol: str) -> str:
 
 
 def counted(serving: Serving, **labels: str) -> float:
-    """Requests that ended so, whoever told."""
-    metrics = serving.metrics()
-    by_themselves = total(metrics, "clockwork_gateway_requests_total", **labels)  # while all cores are busy
-    return by_themselves + total(metrics, "clockwork_requests_total", **labels)
+    """Requests that ended so, whoever told: the controller or, while all cores are busy, a gateway by itself.
+
+    A gateway tells of itself alone, and which one answers is left to chance.
+    """
+    by_gateway: dict[str, float] = {}
+    told = 0.0
+
+    def all_have_told() -> bool:
+        nonlocal told
+        metrics = serving.metrics(f"{serving.http_url}/metrics")
+        told = total(metrics, "clockwork_requests_total", **labels)
+        (gateway,) = {dict(pairs)["gateway"] for name, pairs in metrics if name == "clockwork_gateway_open"}
+        by_gateway[gateway] = total(metrics, "clockwork_gateway_requests_total", **labels)
+        return len(by_gateway) == GATEWAYS
+
+    until("each gateway has told", all_have_told)
+    return told + sum(by_gateway.values())
 
 
 def load(serving: Serving, folder: Path, protocol: str, rate: int, **options: object) -> Report:

@@ -68,6 +68,7 @@ class Model:
         pass
 '''
 MARK = "CLOCKWORK_TEST_MARK"
+PATH = "/v2/models/runaway/infer"
 
 
 def marked(mark: str) -> list[str]:
@@ -111,7 +112,7 @@ def test_nothing_outlives_its_worker_nor_the_server(
     monkeypatch.setenv(MARK, mark := uuid.uuid4().hex)
 
     def ask(url: str, first: float) -> list[int]:
-        found = call(url, "/v2/models/runaway/infer", x_json([first, 0, 0, 0]))
+        found = call(url, PATH, x_json([first, 0, 0, 0]))
         assert found.status == 200, found.json
         return [int(number) for number in found.json["outputs"][0]["data"]]
 
@@ -126,7 +127,7 @@ def test_nothing_outlives_its_worker_nor_the_server(
         worker = next(pid for pid in machine.children(process.pid) if name_of(pid).startswith("worker"))
         os.kill(worker, signal.SIGKILL)
         until("all that it started has ended", lambda: not any(map(alive, pids)))
-        until("another worker serves", lambda: call(ready["http"], "/v2/health/ready").status == 200)
+        until("another worker serves", lambda: call(ready["http"], PATH, x_json([0.0] * 4)).status == 200)
         pids += ask(ready["http"], 1.0)
         end(process)
         process.wait(START_S)

@@ -70,6 +70,8 @@ _log = logging.getLogger(__name__)
 
 
 POLL_S: Final = 0.02
+PROBES: Final = 4
+"""Of each gateway on average, before all are taken for ready."""
 STOP_GRACE_S: Final = 5.0
 
 
@@ -187,10 +189,12 @@ class Server:
     async def _gateways_ready(self) -> bool:
         ports = self.ports.number_by_name
         host, port = self.settings.host, ports["http_port"]
-        # Under TLS a client may need a certificate, which the supervisor has not: then connecting must do.
-        if not await listens(host, port, ready=not self.settings.tls_certificate):
-            return False
-        # Gateways share a port, and only one of them has answered.
+        # Gateways share a port, and the kernel chooses which of them answers: one may know of models a moment
+        # later than another.
+        for _ in range(1 if self.settings.gateways == 1 else PROBES * self.settings.gateways):
+            # Under TLS a client may need a certificate, which the supervisor has not: then connecting must do.
+            if not await listens(host, port, ready=not self.settings.tls_certificate):
+                return False
         try:
             there = (await self.state())["gateways"]
             if sum(name.startswith("gateway") for name in there) < self.settings.gateways:
