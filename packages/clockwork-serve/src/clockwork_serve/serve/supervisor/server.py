@@ -192,7 +192,7 @@ class Server:
         # Gateways share a port, and the kernel chooses which of them answers: one may know of models a moment
         # later than another.
         for _ in range(1 if self.settings.gateways == 1 else PROBES * self.settings.gateways):
-            # Under TLS a client may need a certificate, which the supervisor has not: then connecting must do.
+            # Under TLS a client may need a certificate, which the supervisor lacks: then connecting must do.
             if not await listens(host, port, ready=not self.settings.tls_certificate):
                 return False
         try:
