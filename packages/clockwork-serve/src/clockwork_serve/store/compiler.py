@@ -336,8 +336,9 @@ def compile_all(
     ``urgent`` returns the names to be compiled before others, the most urgent first.
     """
     compiler = compiler or Compiler(cache, repository.config)
-    chosen = repository.scan() if entries is None else list(entries)
+    chosen = repository.scan() if entries is None else entries
     work = [(entry, version) for entry in chosen for version in entry.versions]
+    places = [f"{entry.name}/{version}" for entry, version in work]
     pending = _Pending(work, urgent)
     lock, done = threading.Lock(), 0
 
@@ -350,11 +351,9 @@ def compile_all(
 
     def result(at: int) -> tuple[int, ServedVersion | Problem]:
         at = pending.take(at)
-        entry, version = work[at]
-        place = f"{entry.name}/{version}: "
-        tell(entry, version, None)
-        found = _result(compiler, entry, version, lambda text: report(place + text))
-        tell(entry, version, found)
+        tell(*work[at], None)
+        found = _result(compiler, *work[at], lambda text: report(f"{places[at]}: {text}"))
+        tell(*work[at], found)
         return at, found
 
     results: dict[int, ServedVersion | Problem] = {}
@@ -362,17 +361,19 @@ def compile_all(
     try:
         for at, found in pool.map(result, range(len(work))):
             results[at] = found
-            entry, version = work[at]
-            failed = "" if isinstance(found, ServedVersion) else " cannot be served"
-            report(f"{entry.name}/{version}{failed}", finished=1)
+            report(places[at] + ("" if isinstance(found, ServedVersion) else " cannot be served"), finished=1)
     finally:
         pool.shutdown(cancel_futures=True)
-    ordered = [results[at] for at in range(len(work))]
-    problems = [each for entry in chosen for each in entry.problems]
-    if entries is None:
-        problems += repository.misplaced
-    served = [found for found in ordered if isinstance(found, ServedVersion)]
-    return served, problems + [found for found in ordered if isinstance(found, Problem)]
+    known = repository.problems if entries is None else [each for entry in chosen for each in entry.problems]
+    return _divided(known, [results[at] for at in range(len(work))])
+
+
+def _divided(
+    known: Sequence[Problem], found: Sequence[ServedVersion | Problem]
+) -> tuple[list[ServedVersion], list[Problem]]:
+    """What can be served, and all problems: those ``known`` before, then those of compiling."""
+    served = [each for each in found if isinstance(each, ServedVersion)]
+    return served, [*known, *(each for each in found if isinstance(each, Problem))]
 
 
 class _Pending:

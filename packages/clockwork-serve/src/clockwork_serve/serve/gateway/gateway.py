@@ -282,9 +282,7 @@ class Gateway:
             self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
             return ""
         body, inquiry.body = inquiry.body, None
-        output_bytes = served.model.output_bytes * known.rows
-        if served.outputs_open:
-            output_bytes = self._reserves.room(served, known.rows, known.signature, self.slots.region)
+        output_bytes = self._reserves.room(served, known.rows, known.signature, self.slots.region)
         slot = self.slots.fill(served.sent(call.inputs), output_bytes, body, self._copying)
         if slot is None:
             self._refuse_for_memory(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))

@@ -353,7 +353,9 @@ class OutputReserves:
         self._row_bytes: dict[tuple[str, str], int] = {}  # by model and signature, the latest last
 
     def room(self, served: Served, rows: int, signature: str, region: Region) -> int:
-        """The bytes to reserve for a request."""
+        """The bytes to reserve for a request; where no output is open, what they take."""
+        if not served.outputs_open:
+            return served.model.output_bytes * rows
         row_bytes = self._row_bytes.get((served.model.key, signature), served.model.output_bytes)
         wanted = rows * row_bytes + TENSOR_ALIGN * len(served.code.outputs)
         return wanted if wanted <= region.free_bytes - region.size // 2 else min(wanted, LITTLE_RESERVE)
