@@ -5,6 +5,8 @@ Decisions are made elsewhere (``policies``, ``feasibility``, ``admission``).
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec.structs import replace
 
 from clockwork_serve.controller.cluster import (
@@ -28,6 +30,7 @@ from clockwork_serve.controller.life import (
     RELEASE,
     RETURN,
     SEND,
+    SENT,
     UNLOAD,
     WAITING,
 )
@@ -39,6 +42,7 @@ from clockwork_serve.messages import (
     AdmissionQuery,
     Answer,
     Call,
+    Cause,
     Code,
     ControllerEffect,
     Extent,
@@ -234,6 +238,14 @@ class HungWorker(Timer):
 # ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
 
 
+_CAUSES: Final = {
+    Reason.NOT_SERVING: Cause.MODEL_REMOVED, Reason.WORKER_LOST: Cause.DEVICE_LOST,
+    Reason.DEVICE_FAULT: Cause.DEVICE_LOST, Reason.MODEL_RAISED: Cause.MODEL_FAILED,
+    Reason.QUARANTINED: Cause.MODEL_FAILED,
+}  # fmt: skip
+"""Why a promise is broken by an answer with this reason; after others, it has to be found out."""
+
+
 class Belief(Measured):
     """All that the controller believes: models, devices, requests and actions in flight."""
 
@@ -269,6 +281,8 @@ class Belief(Measured):
         """Lanes that were given work since ``feasibility`` last checked them."""
         self.rechecks: list[Queue] = []
         """Queues whose feasibility is to be rechecked; each once."""
+        self.displaced: list[Waiter] = []
+        """Promised requests that lost their place in a plan; ``promises`` finds them another."""
         self.timers = Timers()
         """When time alone changes something: lane timers, heads that become infeasible, deadlines."""
         self.load_moves = 0
@@ -354,9 +368,16 @@ class Belief(Measured):
         self._enqueue(waiter, queue, model)
         return waiter
 
-    def readmit(self, waiter: Waiter, *, alone: bool) -> None:
-        """Put a request that was in flight back into a queue; ``alone``: it may not share a batch again."""
+    def readmit(self, waiter: Waiter, *, alone: bool, lost: bool) -> None:
+        """Put a request that was in flight back into a queue.
+
+        ``alone``: it may not share a batch again. ``lost``: the device or its weights were; else it came to
+        late to run.
+        """
         waiter.step(RETURN)
+        if waiter.promised_ns >= 0:
+            self.displaced.append(waiter)
+            waiter.cause = Cause.DEVICE_LOST if lost else Cause.DEVICE_SLOWED
         waiter.alone = waiter.alone or alone
         model = waiter.queue.model
         waiter.queue = self._queue(model, waiter.request, alone=waiter.alone)
@@ -368,6 +389,9 @@ class Belief(Measured):
         """Move a waiting request to a queue of another version of its model."""
         queue = waiter.queue
         queue.remove(waiter)
+        if waiter.place is not None:
+            waiter.place.leave(waiter)
+            self.displaced.append(waiter)
         self._after_removal(queue, queue.model, 1, waiter.demand_ns)
         waiter.queue = queue = self._queue(model, waiter.request, alone=waiter.alone)
         self._enqueue(waiter, queue, model)
@@ -378,8 +402,15 @@ class Belief(Measured):
     ) -> None:
         """End a request without a result; its tensors are released later if a worker still has them."""
         release = False
+        cause = Cause.NONE
+        if waiter.promised_ns >= 0 and outcome is not Outcome.CANCELLED:
+            cause = self.cause_of(waiter, reason)
+            if outcome is not Outcome.FAILED:
+                outcome, reason = Outcome.EXPIRED, Reason.PROMISE_BROKEN
         if waiter.state == WAITING:
             waiter.queue.remove(waiter)
+            if waiter.place is not None:
+                waiter.place.leave(waiter)
             self._after_removal(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
             release = self._end(waiter)
         else:
@@ -389,9 +420,26 @@ class Belief(Measured):
             Answer(
                 request_id=waiter.request.request_id, gateway=waiter.request.gateway, outcome=outcome,
                 reason=reason, message=message, retry_after_ns=retry_after_ns, release=release,
-                cold=waiter.cold,
+                cold=waiter.cold, promised=waiter.promised_ns >= 0, cause=cause,
             )
         )  # fmt: skip
+
+    def cause_of(self, waiter: Waiter, reason: Reason) -> Cause:
+        """Why a promise is broken by an answer with this reason."""
+        if reason in _CAUSES:
+            return _CAUSES[reason]
+        if waiter.cause is not Cause.NONE:
+            return waiter.cause
+        if waiter.state == SENT:
+            return Cause.DEVICE_SLOWED  # it was sent to end before its due time
+        device = waiter.device
+        if device is None:
+            return Cause.UNEXPLAINED
+        if not device.up:
+            return Cause.DEVICE_LOST
+        if device.exec.stalled or device.load.stalled:
+            return Cause.DEVICE_STALLED
+        return Cause.DEVICE_SLOWED if device.slowed_ns >= waiter.promised_ns else Cause.UNEXPLAINED
 
     def finish(self, waiter: Waiter, answer: Answer) -> None:
         """End a request with a response made from the result of its INFER."""
@@ -494,6 +542,9 @@ class Belief(Measured):
         demand_ns = 0
         for waiter in waiters:
             waiter.step(SEND)
+            if waiter.place is not None:
+                waiter.place.leave(waiter)
+            waiter.device = device
             demand_ns += waiter.demand_ns
         if self._charges:
             self.tenants.sent(waiters, expected_ns)
@@ -584,6 +635,8 @@ class Belief(Measured):
     def drop(self, residency: Residency) -> None:
         """Remove weights that have left a device."""
         device, model = residency.device, residency.model
+        if residency.reserved:
+            self._displace(residency)
         device.pages.release(residency.extent)
         model.remove_residency(residency)
         for queue in model.queues.values():
@@ -595,3 +648,11 @@ class Belief(Measured):
             if queue.waiters:
                 self.recheck(queue)
         self.mark_dirty(model)
+
+    def _displace(self, residency: Residency) -> None:
+        """End the reservations that need weights which have left: their requests want another place."""
+        for one in [one for one in residency.device.reserved if one.residency is residency]:
+            self.displaced += one.waiters
+            for waiter in one.waiters.copy():
+                one.leave(waiter)
+                waiter.cause = Cause.DEVICE_LOST

@@ -10,12 +10,13 @@ from bisect import bisect_left, bisect_right
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from clockwork_serve.controller.codes import CodeOnDevice
+from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.estimates import Delays
 from clockwork_serve.controller.life import (
     LOADING,
     NEVER,
+    READY,
     REQUEST_AFTER,
     REQUEST_STATES,
     REQUEST_STEPS,
@@ -30,13 +31,14 @@ from clockwork_serve.controller.timers import NEVER_NS, RetrySlots, Timer
 from clockwork_serve.messages import (
     LEAST_PRIORITY,
     USUAL_PRIORITY,
+    Cause,
     Code,
     DeviceSpec,
     Extent,
     Model,
     Request,
 )
-from clockwork_serve.units import NS_PER_MS
+from clockwork_serve.units import NS_PER_MS, NS_PER_US
 
 # ruff: noqa: FURB136 - max() and min() cost 100 ns more than a condition
 
@@ -72,8 +74,8 @@ class Waiter(Record):
     """A request that is not over, and its state in the controller (``life``)."""
 
     __slots__ = (
-        "alone", "cold", "demand_ns", "due_ns", "queue", "request", "retries", "slo_ns", "state",
-        "tensor_refs",
+        "alone", "cause", "cold", "demand_ns", "device", "due_ns", "place", "promised_ns", "queue", "request",
+        "retries", "slo_ns", "state", "tensor_refs",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +98,14 @@ class Waiter(Record):
         """How often it was in flight on a worker that was lost."""
         self.tensor_refs = 0
         """In-flight actions that have its tensors: on hung workers and, once SPENT, the one it was in."""
+        self.promised_ns = -1
+        """When it was promised; -1 if it was not. See ``promises``."""
+        self.place: Reservation | None = None
+        """While it is promised and waits: its place in a device's plan, unless that was lost."""
+        self.device: DeviceBelief | None = None
+        """Where it was planned last, or sent, if it is promised."""
+        self.cause = Cause.NONE
+        """Why it lost its place, if it did."""
 
     def step(self, step: int) -> None:
         """Change state by the table ``REQUEST_AFTER``; asserts that the step is legal."""
@@ -196,9 +206,9 @@ class ServedModel(Record):
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "base_ns", "batch", "code", "code_id", "demand_ns", "dirty", "key", "load_key", "main", "model",
-        "order", "pace_at_ns", "pace_ns", "popularity", "priority", "quarantined", "queue_limit", "queues",
-        "removed", "residencies", "sole", "waiting",
+        "arrived_ns", "base_ns", "batch", "code", "code_id", "demand_ns", "dirty", "gap_ns", "key", "load_key",
+        "main", "model", "order", "pace_at_ns", "pace_ns", "popularity", "priority", "quarantined",
+        "queue_limit", "queues", "removed", "residencies", "sole", "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
@@ -231,6 +241,9 @@ class ServedModel(Record):
         """The size of that batch."""
         self.pace_at_ns = 0
         """When both were computed."""
+        self.arrived_ns = 0
+        """When the last request came, and the mean time between two; kept where requests are promised."""
+        self.gap_ns = 0
         self.dirty = False
         """Its demand or residencies changed since the policy ranked it; see ``Belief.dirty_models``."""
         self.load_key: int | None = None
@@ -542,6 +555,85 @@ class LanePlan(Record):
 
 
 # ------------------------------------------------------------
+# Reservations: batches of promised requests that wait, in the plan of a device.
+
+
+MARGIN_NS: Final = 100 * NS_PER_US
+MARGIN_BITS: Final = 7
+"""Plans end this much before each due time, and 1 / 128 of the SLO: durations add up their errors."""
+
+
+class Reservation(Record):
+    """A batch of promised requests of one queue that is planned on a device which has, or loads, the weights."""
+
+    __slots__ = ("batch", "batches", "due_ns", "margin_ns", "queue", "residency", "waiters")
+
+    def __init__(self, queue: Queue, residency: Residency, slo_ns: int) -> None:
+        self.margin_ns = MARGIN_NS + (slo_ns >> MARGIN_BITS)
+        """Plans end it this much before it is due."""
+        self.queue = queue
+        self.residency = residency
+        self.batches = residency.code.batches(queue.signature, queue.sizes)
+        """The batches that the device allows, ascending."""
+        self.batch = self.batches[0]
+        """The smallest of them that takes all its requests."""
+        self.due_ns = NEVER_NS
+        """The earliest due time of its requests."""
+        self.waiters: list[Waiter] = []
+
+    def add(self, waiter: Waiter) -> None:
+        """Add a request, for which there is a batch."""
+        waiter.place = self
+        waiter.device = self.residency.device
+        self.waiters.append(waiter)
+        if waiter.due_ns < self.due_ns:
+            self.due_ns = waiter.due_ns
+        self.batch = self.batch_of(len(self.waiters)) or self.batches[-1]
+
+    def leave(self, waiter: Waiter) -> None:
+        """Take out a request that was sent or is over; without requests, the reservation ends."""
+        waiter.place = None
+        waiters = self.waiters
+        waiters.remove(waiter)
+        if not waiters:
+            self.residency.device.reserved.remove(self)
+            self.residency.reserved -= 1
+            return
+        self.due_ns = min([one.due_ns for one in waiters])
+        self.batch = self.batch_of(len(waiters)) or self.batches[-1]
+        reserved = self.residency.device.reserved
+        reserved.remove(self)
+        reserved.insert(self.place_in(reserved), self)
+
+    def place_in(self, reserved: list[Reservation]) -> int:
+        """Its index in a plan: after all that are due no later."""
+        at = len(reserved)
+        while at and reserved[at - 1].due_ns > self.due_ns:
+            at -= 1
+        return at
+
+    def batch_of(self, count: int) -> BatchChoice | None:
+        """The smallest batch that takes ``count`` requests; None if the largest is smaller."""
+        for batch in self.batches:
+            if batch.count >= count:
+                return batch
+        return None
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        assert self.waiters and self in self.residency.device.reserved
+        assert self.due_ns == min(one.due_ns for one in self.waiters)
+        assert self.batch is (self.batch_of(len(self.waiters)) or self.batches[-1])
+        for one in self.waiters:
+            assert (
+                one.place is self
+                and one.promised_ns >= 0
+                and one.queue is self.queue
+                and one.state == WAITING
+            )
+
+
+# ------------------------------------------------------------
 # Weights on a device, and devices.
 
 
@@ -549,8 +641,8 @@ class Residency(Record):
     """One model's weights on one device."""
 
     __slots__ = (
-        "code", "device", "extent", "in_flight", "model", "ready_ns", "share_ns", "slow", "state", "used",
-        "version",
+        "code", "device", "extent", "in_flight", "model", "ready_ns", "reserved", "share_ns", "slow", "state",
+        "used", "version",
     )  # fmt: skip
 
     def __init__(
@@ -566,12 +658,18 @@ class Residency(Record):
         """When the LOAD is expected to end."""
         self.in_flight = 0
         """INFERs in flight that read these weights; weights in use are never evicted."""
+        self.reserved = 0
+        """Reservations that need these weights, which are not evicted either."""
         self.used = 0
         """The device's use counter at the last use: the least recently used weights have the lowest."""
         self.share_ns = 0
         """The share of the model's demand that is assigned to its device; unused for a sole residency."""
         self.slow = False
         """Its least batch takes longer here than a waiting request's SLO; cleared by the next INFER here."""
+
+    def free_ns(self, lane_ns: int) -> int:
+        """When a batch can start here on a lane that is free at ``lane_ns``: weights may still be loading."""
+        return self.ready_ns if self.state != READY and self.ready_ns > lane_ns else lane_ns
 
     @property
     def serves(self) -> bool:
@@ -651,8 +749,8 @@ class DeviceBelief(Record):
 
     __slots__ = (
         "codes", "delays", "demand_ns", "exec", "failed_codes", "hang_timer", "idle", "index", "load",
-        "load_key_ns", "name", "pages", "pending_codes", "plan", "retry_slots", "room_bytes", "since_ns",
-        "spec", "stall_timer", "up", "used", "warm", "worker",
+        "load_key_ns", "name", "pages", "pending_codes", "plan", "reserved", "retry_slots", "room_bytes",
+        "since_ns", "slowed_ns", "spec", "stall_timer", "up", "used", "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
@@ -687,6 +785,10 @@ class DeviceBelief(Record):
         """Its key in ``feasibility.Loaders``."""
         self.plan = LanePlan(self)
         """What the policy keeps for it."""
+        self.reserved: list[Reservation] = []
+        """Promised batches on its exec lane, in the order in which ``promises`` plans them."""
+        self.slowed_ns = -1
+        """When an action last took clearly longer than expected."""
         self.retry_slots = RetrySlots()
         """When rejected clients were advised to retry."""
         self.hang_timer = HangTimer(self, off=not config.hang_ns)
@@ -706,6 +808,29 @@ class DeviceBelief(Record):
         self.used += 1
         residency.used = self.used
 
+    def keeps(self, waiters: list[Waiter], end_ns: int, *, margin: bool) -> bool:
+        """Whether its plan stays feasible if these requests run next on its exec lane, until ``end_ns``.
+
+        ``margin``: with half of the margin of plans to spare.
+        """
+        taken: dict[Reservation, int] = {}
+        for waiter in waiters:
+            if waiter.place is not None:
+                taken[waiter.place] = taken.get(waiter.place, 0) + 1
+        for one in self.reserved:
+            batch: BatchChoice | None = one.batch
+            count = len(one.waiters)
+            if one in taken:
+                count -= taken[one]
+                if not count:
+                    continue
+                batch = one.batch_of(count)
+            assert batch is not None
+            end_ns = one.residency.free_ns(end_ns) + batch.samples.estimate_ns
+            if end_ns + (one.margin_ns >> 1 if margin else 0) > one.due_ns:
+                return False
+        return True
+
     def hold(self, residency: Residency) -> None:
         """Assign pages to weights that are to be loaded."""
         self.touch(residency)
@@ -723,3 +848,5 @@ class DeviceBelief(Record):
         self.exec.check()
         self.load.check()
         assert not (self.pending_codes & self.codes.keys())
+        for reservation in self.reserved:
+            reservation.check()

@@ -11,7 +11,8 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 class ControllerConfig(Struct, frozen=True, kw_only=True):
     """Settings of the controller; all times in ns.
 
-    ``policy`` names one of ``policies.known_policies``. ``reject_infeasible`` rejects a request as soon as no
+    ``decide_ns``: how long after its arrival a request may wait for its yes or no; a yes is a promise (see
+    ``promises``). Below 0: no promise is made before a request is sent. ``policy`` names one of ``policies.known_policies``. ``reject_infeasible`` rejects a request as soon as no
     schedule can meet its deadline (off: it expires at its deadline, as in the paper). ``look_ahead_ns``:
     lanes are topped up while they have less work than this (paper section 5.3: 5 ms). ``slack_ns``: plans end
     this much before the deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch.
@@ -33,6 +34,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     """
 
     policy: str = "default"
+    decide_ns: int = -1
     reject_infeasible: bool = True
     look_ahead_ns: int = 5 * NS_PER_MS
     slack_ns: int = 2 * NS_PER_MS

@@ -28,6 +28,7 @@ from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.hangs import Hangs, Stalls
 from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITING
 from clockwork_serve.controller.policies import scheduler_for
+from clockwork_serve.controller.promises import Promises
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.results import ResultHandler
@@ -155,6 +156,7 @@ class Controller(Record):
     def __init__(self, config: ControllerConfig) -> None:
         self.config = config
         self._belief = Belief(config)
+        self._promises = Promises(self._belief) if config.decide_ns >= 0 else None
         self._scheduler = scheduler_for(self._belief)
         self._feasibility = Feasibility(self._belief)
         self._backlog = Backlog(self._belief)
@@ -236,7 +238,7 @@ class Controller(Record):
         assert model is not None
         left_ns = request.deadline_ns - now_ns
         # Only a long queue can make it infeasible. A request past its deadline is not rejected: it expires.
-        if model.waiting * model.pace_ns > left_ns >> 1 >= 0:
+        if model.waiting * model.pace_ns > left_ns >> 1 >= 0 and self._promises is None:
             rejection = self._backlog.refusal(request, model, now_ns)
             if rejection is not None:
                 self._reject_at_once(rejection)
@@ -246,6 +248,8 @@ class Controller(Record):
             if account is not None and not self._charge(request, account, model, now_ns):
                 return
         waiter = belief.admit(request, model)
+        if self._promises is not None:
+            self._promises.arrived(waiter, now_ns)
         self._scheduler.queued(waiter.queue)
         self._deadlines.add(waiter)
 
@@ -281,6 +285,8 @@ class Controller(Record):
             return
         device, samples = sent.device, sent.samples
         good = result.status is GOOD
+        if self._promises is not None:
+            self._promises.ended(sent, result, now_ns)
         if good and samples is not None:
             samples.learn(result.ended_ns - result.started_ns - result.once_ns, now_ns)
         if sent.waiters:
@@ -394,6 +400,8 @@ class Controller(Record):
             elif timer is not None:
                 self._fire(timer, now_ns)
         scheduler.schedule(now_ns)
+        if self._promises is not None:
+            self._judge(self._promises, now_ns)
         while (belief.rechecks or belief.dirty_lanes) and self._feasibility.reject(now_ns):
             scheduler.schedule(now_ns)
         if self._queries:
@@ -405,6 +413,12 @@ class Controller(Record):
             self._readiness.update(draining=self._draining)
         effects, belief.effects = belief.effects, []
         return effects
+
+    def _judge(self, promises: Promises, now_ns: int) -> None:
+        """Give the verdicts that are due."""
+        for waiter in promises.judge(now_ns):
+            self._feasibility.refuse(waiter, now_ns)
+        self._scheduler.schedule(now_ns)  # a LOAD may have been sent
 
     def _answer_ended(self) -> None:
         for request, outcome, reason, message, retry_after_ns in self._rejected:
@@ -432,6 +446,8 @@ class Controller(Record):
         if isinstance(timer, HangTimer | HungWorker):
             self._hangs.fired(timer, now_ns)
             return
+        if timer is self._promises:
+            return  # verdicts are given after the policy has chosen
         for waiter in self._deadlines.passed(now_ns):
             reason = Reason.LATE if waiter.state == SENT else Reason.NONE
             self._belief.answer(waiter, Outcome.EXPIRED, reason, message="no answer by the deadline")

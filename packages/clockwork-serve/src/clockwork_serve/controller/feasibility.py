@@ -11,6 +11,7 @@ from clockwork_serve.controller.cluster import (
     LaneBelief,
     Queue,
     ServedModel,
+    Waiter,
     Watch,
 )
 from clockwork_serve.controller.estimates import Samples, drop_outliers, reset_stale
@@ -387,6 +388,16 @@ class Feasibility(Record):
         self._belief.answer(
             head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message, retry_after_ns=retry_after_ns
         )
+
+    def refuse(self, waiter: Waiter, now_ns: int) -> None:
+        """Reject a request that cannot be promised, although it may be feasible by itself."""
+        queue = waiter.queue
+        finish = self._best(queue, None, now_ns)
+        self._belief.answer(
+            waiter, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message="no device can promise it in time",
+            retry_after_ns=0 if finish is None else finish.rest_ns,
+        )  # fmt: skip
+        self._belief.recheck(queue)
 
     def _reset_stale(self, queue: Queue, finish: EarliestFinish, given_ns: int, now_ns: int) -> None:
         """Reset stale estimates that make every request with ``given_ns`` to its deadline infeasible."""

@@ -219,7 +219,7 @@ def make_room(
         return None if victim is None else ExtentChoice(pages.instead(victim.extent), [victim])
 
     def rank(other: Residency) -> int | None:
-        if other.state != READY or other.in_flight:
+        if other.state != READY or other.in_flight or other.reserved:
             return None
         worth = other.model.popularity if by_popularity else other.used
         if not other.model.waiting:
@@ -243,7 +243,7 @@ def _eviction_victim(device: DeviceBelief, wanted_ns: int, *, by_popularity: boo
         if worth != known:
             heapreplace(idle, (worth, version, residency))
             continue
-        if residency.state == READY and not residency.in_flight:
+        if residency.state == READY and not residency.in_flight and not residency.reserved:
             if not residency.model.waiting:
                 victim = residency
                 break

@@ -13,7 +13,7 @@ from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD, WAITIN
 from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
-from clockwork_serve.messages import Answer, Infer, Load, Outcome, Reason, Result, Status
+from clockwork_serve.messages import Answer, Cause, Infer, Load, Outcome, Reason, Result, Status
 
 GOOD: Final = Status.OK
 OK: Final = Outcome.OK
@@ -125,19 +125,22 @@ class ResultHandler(Record):
                 self._belief.release(waiter)
             else:
                 outcome, reason, message = OK, NONE, ""
+                promised, cause = waiter.promised_ns >= 0, Cause.NONE
                 if now_ns > request.deadline_ns:
                     outcome, reason, message = (
                         Outcome.EXPIRED,
                         Reason.LATE,
                         "the answer came after the deadline",
                     )
+                    if promised:
+                        reason, cause = Reason.PROMISE_BROKEN, self._belief.cause_of(waiter, NONE)
                 self._belief.finish(
                     waiter,
                     Answer(
                         request_id=request.request_id, gateway=request.gateway, cold=waiter.cold,
                         batch=action.batch, outcome=outcome, reason=reason, message=message,
                         outputs=outputs[at], queue_ns=started_ns - request.arrival_ns, exec_ns=exec_ns,
-                        expected_ns=action.expected_ns,
+                        expected_ns=action.expected_ns, promised=promised, cause=cause,
                     ),
                 )  # fmt: skip
 
@@ -154,7 +157,8 @@ class ResultHandler(Record):
             if waiter.state == SPENT:
                 self._belief.release(waiter)
             elif self._may_retry(waiter, len(sent.waiters), status):
-                self._return(waiter, alone=status not in RETRY_STATUSES and status not in BELIEF_WRONG)
+                late = status in RETRY_STATUSES
+                self._return(waiter, alone=not late and status not in BELIEF_WRONG, lost=not late)
             else:
                 self._fail(waiter, result, now_ns)
 
@@ -169,8 +173,8 @@ class ResultHandler(Record):
             return waiter.retries <= ATTEMPTS_MAX
         return status in (Status.MODEL_RAISED, Status.INPUT_GONE) and companions > 1
 
-    def _return(self, waiter: Waiter, *, alone: bool) -> None:
-        self._belief.readmit(waiter, alone=alone)
+    def _return(self, waiter: Waiter, *, alone: bool, lost: bool) -> None:
+        self._belief.readmit(waiter, alone=alone, lost=lost)
         self._scheduler.queued(waiter.queue)
 
     def _fail(self, waiter: Waiter, result: Result, now_ns: int) -> None:
@@ -190,11 +194,14 @@ class ResultHandler(Record):
     def _finish(self, waiter: Waiter, outcome: Outcome, reason: Reason, message: str) -> None:
         """End a request whose INFER is over, and gave no outputs."""
         request = waiter.request
+        cause = self._belief.cause_of(waiter, reason) if waiter.promised_ns >= 0 else Cause.NONE
+        if cause is not Cause.NONE and outcome is not Outcome.FAILED:
+            outcome, reason = Outcome.EXPIRED, Reason.PROMISE_BROKEN
         self._belief.finish(
             waiter,
             Answer(
                 request_id=request.request_id, gateway=request.gateway, outcome=outcome, reason=reason,
-                cold=waiter.cold, message=message,
+                cold=waiter.cold, message=message, promised=waiter.promised_ns >= 0, cause=cause,
             ),
         )  # fmt: skip
 
@@ -247,7 +254,7 @@ class ResultHandler(Record):
         elif not model.removed:
             waiter.retries += ran
             if waiter.retries <= self._belief.config.retries:
-                self._return(waiter, alone=ran)
+                self._return(waiter, alone=ran, lost=True)
                 return
         self._finish(waiter, Outcome.FAILED, reason, message)
 

@@ -342,6 +342,7 @@ class Forking:
         new = new_waiter()
         self._twins[old] = new
         new.alone = old.alone
+        new.cause = old.cause
         new.cold = old.cold
         new.demand_ns = old.demand_ns
         new.due_ns = old.due_ns

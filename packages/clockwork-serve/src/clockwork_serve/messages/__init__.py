@@ -88,6 +88,7 @@ from clockwork_serve.messages.requests import (
     AdmissionReply,
     Answer,
     Cancel,
+    Cause,
     Delivered,
     Outcome,
     Reason,
@@ -125,7 +126,7 @@ Frame = (
 
 __all__ = [
     "DATATYPES", "LEAST_PRIORITY", "USUAL_PRIORITY", "Action", "AdmissionQuery", "AdmissionReply", "Answer",
-    "ArtefactDamaged", "Ask", "Beat", "Call", "Cancel", "Code", "CodeAdded", "CodeFile", "CodeReady",
+    "ArtefactDamaged", "Ask", "Beat", "Call", "Cancel", "Cause", "Code", "CodeAdded", "CodeFile", "CodeReady",
     "CodeRemade", "CodeRemoved", "ControllerEffect", "ControllerEvent", "DamageCounted", "Delivered",
     "DeviceNumbers", "DeviceSpec", "DeviceState", "Drain", "Extent", "FarGateway", "Fetch", "Frame",
     "GatewayLost", "Hello", "Infer", "Lane", "Load", "MachineHello", "MeasuredDurations", "Model",

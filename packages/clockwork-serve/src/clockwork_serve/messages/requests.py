@@ -39,6 +39,26 @@ class Reason(enum.StrEnum):
     """The model is in quarantine: it took devices down."""
     LATE = "late"
     """It was executed, but finished after the deadline."""
+    PROMISE_BROKEN = "promise_broken"
+    """It was promised in time, and cannot be any more: :class:`Cause` says why."""
+
+
+class Cause(enum.StrEnum):
+    """Why a promise was broken: what happened after it was made."""
+
+    NONE = ""
+    """It was kept, or none was made."""
+    DEVICE_LOST = "device_lost"
+    """The device that it was planned on was lost, or lost the model's weights."""
+    DEVICE_STALLED = "device_stalled"
+    """The device did not move."""
+    DEVICE_SLOWED = "device_slowed"
+    """An inference or a LOAD took longer than was planned for it."""
+    MODEL_REMOVED = "model_removed"
+    MODEL_FAILED = "model_failed"
+    """The model raised an error, or is in quarantine."""
+    UNEXPLAINED = "unexplained"
+    """None of these: the plan was wrong."""
 
 
 USUAL_PRIORITY: Final = 8
@@ -143,7 +163,8 @@ class Answer(Struct, frozen=True, kw_only=True, tag="answer"):
     ``release``: no worker uses its tensors any more; else a :class:`Release` follows.
     ``retry_after_ns`` is how long to wait before a like request could be served (0: no advice).
     ``queue_ns`` (arrival to start), ``exec_ns`` (lane time), ``expected_ns`` (predicted lane time), ``batch``
-    and ``cold`` (weights were loaded for it) describe an execution, where there was one.
+    and ``cold`` (weights were loaded for it) describe an execution, where there was one. ``promised``: it had
+    been promised in time; ``cause`` is why that was broken.
     """
 
     request_id: str
@@ -159,6 +180,8 @@ class Answer(Struct, frozen=True, kw_only=True, tag="answer"):
     expected_ns: int = 0
     batch: int = 0
     cold: bool = False
+    promised: bool = False
+    cause: Cause = Cause.NONE
 
 
 class Delivered(Struct, frozen=True, kw_only=True, tag="delivered"):

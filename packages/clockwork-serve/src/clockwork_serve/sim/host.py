@@ -490,7 +490,8 @@ class OpenRequests:
             case Outcome.OK:
                 good = now_ns <= request.deadline_ns
             case Outcome.EXPIRED:
-                good = now_ns >= self._expires_ns(request)
+                broken = answer.reason is Reason.PROMISE_BROKEN
+                good = broken == answer.promised and (broken or now_ns >= self._expires_ns(request))
             case Outcome.CANCELLED:
                 good = cancelled or request.gateway in self._lost_gateways
             case Outcome.INVALID:

@@ -34,9 +34,11 @@ from clockwork_serve.controller.cluster import (
     Queue,
     ServedModel,
     Strategy,
+    Waiter,
 )
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, popularity_after
+from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import Candidates
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.record import Record
@@ -188,10 +190,35 @@ class DefaultScheduler(PaperScheduler):
             self._send(self._relaxed(plan, self._fuller(choice, start_ns), now_ns), start_ns, now_ns)
 
     def _send(self, choice: Choice, start_ns: int, now_ns: int) -> None:
+        if choice.strategy.device.reserved:
+            choice = self._kept(choice, start_ns)
         strategy = choice.strategy
         self._belief.send_infer(strategy, choice.batch, choice.first, start_ns, now_ns)
         if strategy.queue.dues:
             self._enqueue(strategy)
+
+    def _kept(self, choice: Choice, start_ns: int) -> Choice:
+        """The choice, if all promises can be kept after it; else the first reservation that can run."""
+        device, dues = choice.strategy.device, choice.strategy.queue.dues
+        waiters = choice.strategy.queue.waiters[choice.first : choice.first + choice.batch.count]
+        end_ns = start_ns + choice.lasts_ns
+        if device.keeps(waiters, end_ns, margin=True) or not device.keeps([], start_ns, margin=False):
+            return choice
+        for one in device.reserved:
+            if one.residency.state == READY:
+                break
+        else:
+            return choice
+        queue = one.queue
+        strategy = next(each for each in queue.strategies if each.residency is one.residency)
+        first = queue.waiters.index(min(one.waiters, key=_due))
+        count = min(one.batch.count, len(queue.waiters) - first)
+        batch = (
+            one.batch if count == one.batch.count else BatchChoice(count, one.batch.size, one.batch.samples)
+        )
+        if strategy is not choice.strategy and dues:
+            choice.strategy.plan.push(choice.strategy, choice.latest_ns + choice.strategy.queue.band_ns)
+        return Choice(strategy, first, batch, one.due_ns)
 
     def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
         """The largest batch that meets the due time of the first request that is feasible at all."""
@@ -391,6 +418,10 @@ class DefaultScheduler(PaperScheduler):
             if queue.waiters[-1].slo_ns < needed_ns + infer_ns + slack_ns:
                 return True
         return False
+
+
+def _due(waiter: Waiter) -> int:
+    return waiter.due_ns
 
 
 def _latest(choice: Choice) -> int:

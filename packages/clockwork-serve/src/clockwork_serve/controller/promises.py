@@ -1,0 +1,281 @@
+"""Promises: which requests were told yes, and a plan of each device's exec lane that keeps all of them.
+
+A verdict is due ``decide_ns`` after a request's arrival (``verdict_ns``). Until then the request is
+*undecided*: it may join or open a batch in a plan, or be sent by the policy, which is a yes; else it is
+rejected at that instant. From the yes on it is *promised*, and nothing that comes later may make it late.
+
+A plan is a list of *reservations* by due time: batches of promised requests that wait. The policy still
+chooses what runs next, but only what leaves the plan feasible (``DeviceBelief.keeps``); else the first reservation runs.
+Earliest due time first is optimal for batches that can all start now (Jackson's rule): where a plan fails in
+this order, it fails in any.
+
+How requests are put into batches is a heuristic, judged by simulation:
+
+- A request joins the first reservation of its queue that can take it without making another one late.
+- A reservation occupies the time of the batch size that is best for the requests expected until it starts,
+  by its model's arrival rate. Otherwise plans fill with batches of one, and have no room for those who join.
+- A reservation is opened only if time is left (``spare_ns``), less for several requests than for one. So
+  the room that overload leaves goes to models of which several are asked for at once.
+
+The weights of a promised request are not evicted. If they are on no device, the LOAD is part of the promise
+and is sent with it.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import Final
+
+from clockwork_serve.controller.belief import Belief, Sent
+from clockwork_serve.controller.cluster import (
+    MARGIN_NS,
+    DeviceBelief,
+    Queue,
+    Reservation,
+    ServedModel,
+    Waiter,
+)
+from clockwork_serve.controller.life import SENT, WAITING
+from clockwork_serve.controller.placement import make_room
+from clockwork_serve.controller.timers import NEVER_NS, Timer
+from clockwork_serve.messages import Result
+from clockwork_serve.units import NS_PER_MS
+
+AT_ONCE_NS: Final = 8 * NS_PER_MS
+AT_ONCE: Final = 12
+"""A verdict at the door may take this long, or this part (1 / ``AT_ONCE``) of the SLO if that is shorter."""
+
+SPARE: Final = 10
+"""A reservation is opened for one request if this part (1 / ``SPARE``) of its SLO, or the time for verdicts
+if that is longer, is left over in the plan; for two requests half of it is enough, and so on."""
+
+RATE_BITS: Final = 4
+"""The mean time between arrivals is smoothed over about ``2 ** RATE_BITS`` of them."""
+
+
+def expected_gap_ns(model: ServedModel, now_ns: int) -> int:
+    """The expected time between two requests for a model; the longer, the longer none came."""
+    since_ns = now_ns - model.arrived_ns
+    gap_ns = model.gap_ns if model.gap_ns > since_ns else since_ns
+    return gap_ns * (len(model.residencies) or 1)
+
+
+def planned_ns(reservation: Reservation, count: int, start_ns: int, now_ns: int) -> int:
+    """How long a reservation with ``count`` requests occupies the lane if it starts then.
+
+    The duration of the batch size that takes the least time per request, of those that come by then too.
+    """
+    batches = reservation.batches
+    expected = count + (start_ns - now_ns) / expected_gap_ns(reservation.queue.model, now_ns)
+    best_ns, least = 0, 0.0
+    for batch in batches:
+        if batch.count >= count:
+            lasts_ns = batch.samples.estimate_ns
+            each_ns = lasts_ns / (expected if expected < batch.count else batch.count)
+            if not best_ns or each_ns < least:
+                best_ns, least = lasts_ns, each_ns
+            if batch.count >= expected:
+                break
+    return best_ns
+
+
+class Promises(Timer):
+    """Gives verdicts when they are due, and says what the policy may run. Itself the timer of verdicts."""
+
+    __slots__ = ("_belief", "_decide_ns", "_new", "_undecided")
+
+    def __init__(self, belief: Belief) -> None:
+        super().__init__(-2)
+        self._belief = belief
+        self._decide_ns = belief.config.decide_ns
+        self._new: list[Waiter] = []
+        """Requests that arrived since the last verdicts."""
+        self._undecided: list[tuple[int, int, Waiter]] = []
+        """Heap of (when the verdict is due, number, request); those that are promised or over leave lazily."""
+
+    # What is asked
+
+    def arrived(self, waiter: Waiter, now_ns: int) -> None:
+        """A request was admitted to its queue: its verdict is pending."""
+        model = waiter.queue.model
+        since_ns = now_ns - model.arrived_ns
+        model.gap_ns += (since_ns - model.gap_ns) >> RATE_BITS if model.gap_ns else since_ns
+        model.gap_ns = model.gap_ns or 1
+        model.arrived_ns = now_ns
+        self._new.append(waiter)
+
+    def ended(self, sent: Sent, result: Result, now_ns: int) -> None:
+        """Note that a device is slower than planned; call it before its lane is updated."""
+        lane = sent.device.exec if sent.waiters else sent.device.load
+        if lane and lane.head_id == result.action_id and result.ended_ns > lane.head_end_ns + MARGIN_NS // 2:
+            sent.device.slowed_ns = now_ns
+
+    def verdict_ns(self, waiter: Waiter) -> int:
+        """When a request's verdict is due."""
+        least_ns = min(AT_ONCE_NS, waiter.slo_ns // AT_ONCE)
+        return waiter.request.arrival_ns + max(self._decide_ns, least_ns)
+
+    # Verdicts
+
+    def judge(self, now_ns: int) -> list[Waiter]:
+        """Promise what can be kept; returns the requests whose verdict is due and that cannot be promised."""
+        displaced = self._belief.displaced
+        for waiter in displaced:
+            if waiter.state == WAITING and waiter.place is None:
+                self._open(waiter.queue, [waiter], 0, now_ns)
+        displaced.clear()
+        for waiter in self._new:
+            if waiter.state <= SENT and not self._decide(waiter, now_ns):
+                heappush(self._undecided, (self.verdict_ns(waiter), self._belief.next_id(), waiter))
+        self._new.clear()
+        refused: list[Waiter] = []
+        undecided = self._undecided
+        while undecided:
+            due_ns, _, waiter = undecided[0]
+            if due_ns > now_ns and waiter.state == WAITING and waiter.promised_ns < 0:
+                break
+            heappop(undecided)
+            if waiter.state <= SENT and not self._decide(waiter, now_ns):
+                refused.append(waiter)
+        self._belief.timers.set(self, undecided[0][0] if undecided else NEVER_NS)
+        return refused
+
+    def _decide(self, waiter: Waiter, now_ns: int) -> bool:
+        """Promise a request if that can be kept; that it was sent is a promise, too."""
+        if waiter.promised_ns < 0:
+            if waiter.state == SENT:
+                waiter.promised_ns = now_ns
+            elif not self._join(waiter, now_ns):
+                self._open_all(waiter.queue, now_ns)
+        return waiter.promised_ns >= 0
+
+    def _open_all(self, queue: Queue, now_ns: int) -> None:
+        """Open a reservation for the undecided requests of a queue, as far as one batch takes them."""
+        waiters = [one for one in queue.waiters if one.promised_ns < 0]
+        del waiters[queue.sizes[-1][0] :]
+        spare_ns = max(waiters[0].slo_ns // SPARE, self._decide_ns) >> (len(waiters) - 1)
+        self._open(queue, waiters, spare_ns, now_ns)
+
+    def _promise(self, waiter: Waiter, reservation: Reservation, now_ns: int) -> None:
+        if waiter.promised_ns < 0:
+            waiter.promised_ns = now_ns
+        reservation.add(waiter)
+
+    def _join(self, waiter: Waiter, now_ns: int) -> bool:
+        """Add a request to the first reservation of its queue that can take it."""
+        queue, due_ns = waiter.queue, waiter.due_ns
+        for residency in queue.model.residencies.values():
+            if not residency.reserved:
+                continue
+            reserved = residency.device.reserved
+            start_ns = residency.device.exec.available_ns(now_ns)
+            for at, one in enumerate(reserved):
+                start_ns = one.residency.free_ns(start_ns)
+                if one.queue is queue and one.residency is residency:
+                    batch = one.batch_of(len(one.waiters) + 1)
+                    if batch is not None:
+                        if (
+                            batch is one.batch
+                            and start_ns + batch.samples.estimate_ns + one.margin_ns <= due_ns
+                        ):
+                            self._promise(waiter, one, now_ns)  # it takes no more time
+                            return True
+                        end_ns = start_ns + planned_ns(one, len(one.waiters) + 1, start_ns, now_ns)
+                        if (
+                            end_ns <= due_ns
+                            and end_ns + one.margin_ns <= one.due_ns
+                            and _fits(reserved, at + 1, end_ns, now_ns)
+                        ):
+                            self._promise(waiter, one, now_ns)
+                            return True
+                start_ns += planned_ns(one, len(one.waiters), start_ns, now_ns)
+        return False
+
+    def _open(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> None:
+        """Open a reservation on the device where it ends first, if that much time is left over there."""
+        best: Reservation | None = None
+        best_at = best_ns = 0
+        for residency in queue.model.residencies.values():
+            if residency.device.exec.stalled:
+                continue
+            new = Reservation(queue, residency, waiters[0].slo_ns)
+            at, end_ns = _place(new, waiters[: new.batches[-1].count], spare_ns, now_ns)
+            if at >= 0 and (best is None or end_ns < best_ns):
+                best, best_at, best_ns = new, at, end_ns
+        if best is None:
+            best = self._load(queue, waiters, now_ns)
+            if best is None:
+                return
+            best_at, _ = _place(best, waiters[: best.batches[-1].count], 0, now_ns)
+            if best_at < 0:
+                return
+        best.residency.device.reserved.insert(best_at, best)
+        best.residency.reserved += 1
+        for waiter in waiters[: best.batches[-1].count]:
+            self._promise(waiter, best, now_ns)
+
+    def _load(self, queue: Queue, waiters: list[Waiter], now_ns: int) -> Reservation | None:
+        """Send a LOAD to the device where it ends first, if the request is in time after it."""
+        model = queue.model
+        size = model.model.weights.size
+        best: DeviceBelief | None = None
+        best_ns = NEVER_NS
+        for device in self._belief.devices.values():
+            code = device.codes.get(model.code_id)
+            if code is None or device.name in model.residencies or size > device.room_bytes:
+                continue
+            ready_ns = device.load.available_ns(now_ns) + code.timings.load(size).estimate_ns
+            end_ns = max(ready_ns, device.exec.available_ns(now_ns))
+            if device.reserved:
+                end_ns = max(end_ns, device.exec.available_ns(now_ns) + len(device.reserved))
+            if end_ns < best_ns:
+                best, best_ns = device, end_ns
+        if best is None:
+            return None
+        infer = best.codes[model.code_id].batches(queue.signature, queue.sizes)[0].samples
+        if best_ns + infer.estimate_ns > waiters[0].due_ns:
+            return None
+        room = make_room(best, model, NEVER_NS, by_popularity=True)
+        if room is None:
+            return None
+        for residency in room.evicted:
+            self._belief.send_unload(residency, now_ns)
+        self._belief.send_load(best, model, room.extent, best.load.available_ns(now_ns), now_ns)
+        return Reservation(queue, model.residencies[best.name], waiters[0].slo_ns)
+
+    def check(self) -> None:
+        """Assert that every promised request that waits has a place, and every other one a verdict pending."""
+        undecided = {id(one) for _, _, one in self._undecided}
+        for waiter in self._belief.waiters.values():
+            if waiter.state == WAITING and waiter.promised_ns < 0:
+                assert id(waiter) in undecided, f"{waiter.request.request_id} has no verdict pending"
+
+
+def _fits(reserved: list[Reservation], at: int, start_ns: int, now_ns: int) -> bool:
+    """Whether all reservations from index ``at`` on are in time if the lane is free then."""
+    for one in reserved[at:]:
+        start_ns = one.residency.free_ns(start_ns)
+        start_ns += planned_ns(one, len(one.waiters), start_ns, now_ns)
+        if start_ns + one.margin_ns > one.due_ns:
+            return False
+    return True
+
+
+def _place(new: Reservation, waiters: list[Waiter], spare_ns: int, now_ns: int) -> tuple[int, int]:
+    """The index in a device's plan at which these requests can run, and when they end; -1 if they cannot."""
+    due_ns = min([waiter.due_ns for waiter in waiters])
+    device = new.residency.device
+    reserved = device.reserved
+    start_ns = device.exec.available_ns(now_ns)
+    at = 0
+    for one in reserved:
+        if one.due_ns > due_ns:
+            break
+        at += 1
+        start_ns = one.residency.free_ns(start_ns)
+        start_ns += planned_ns(one, len(one.waiters), start_ns, now_ns)
+    start_ns = new.residency.free_ns(start_ns)
+    end_ns = start_ns + planned_ns(new, len(waiters), start_ns, now_ns) + spare_ns
+    if end_ns + new.margin_ns > due_ns or not _fits(reserved, at, end_ns, now_ns):
+        return -1, 0
+    return at, end_ns
