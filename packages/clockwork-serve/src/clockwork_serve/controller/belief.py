@@ -281,6 +281,8 @@ class Belief(Measured):
         """Lanes that were given work since ``feasibility`` last checked them."""
         self.rechecks: list[Queue] = []
         """Queues whose feasibility is to be rechecked; each once."""
+        self.now_ns = 0
+        """The instant of the current decision, where requests are promised."""
         self.displaced: list[Waiter] = []
         """Promised requests that lost their place in a plan; ``promises`` finds them another."""
         self.timers = Timers()
@@ -439,7 +441,8 @@ class Belief(Measured):
             return Cause.DEVICE_LOST
         if device.exec.stalled or device.load.stalled:
             return Cause.DEVICE_STALLED
-        return Cause.DEVICE_SLOWED if device.slowed_ns >= waiter.promised_ns else Cause.UNEXPLAINED
+        late = device.exec.overdue_ns(self.now_ns) > 0 or device.load.overdue_ns(self.now_ns) > 0
+        return Cause.DEVICE_SLOWED if late or device.slowed_ns >= waiter.promised_ns else Cause.UNEXPLAINED
 
     def finish(self, waiter: Waiter, answer: Answer) -> None:
         """End a request with a response made from the result of its INFER."""

@@ -206,9 +206,9 @@ class ServedModel(Record):
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "arrived_ns", "base_ns", "batch", "code", "code_id", "demand_ns", "dirty", "gap_ns", "key", "load_key",
-        "main", "model", "order", "pace_at_ns", "pace_ns", "popularity", "priority", "quarantined",
-        "queue_limit", "queues", "removed", "residencies", "sole", "waiting",
+        "arrived_ns", "base_ns", "batch", "code", "code_id", "demand_ns", "dirty", "gap_ns", "key",
+        "load_key", "main", "model", "order", "pace_at_ns", "pace_ns", "popularity", "priority",
+        "quarantined", "queue_limit", "queues", "removed", "residencies", "sole", "waiting",
     )  # fmt: skip
 
     def __init__(self, model: Model, code: Code, order: int) -> None:
@@ -563,13 +563,18 @@ MARGIN_BITS: Final = 7
 """Plans end this much before each due time, and 1 / 128 of the SLO: durations add up their errors."""
 
 
+def margin_ns(slo_ns: int) -> int:
+    """How long before their due time plans end requests of an SLO."""
+    return MARGIN_NS + (slo_ns >> MARGIN_BITS)
+
+
 class Reservation(Record):
-    """A batch of promised requests of one queue that is planned on a device which has, or loads, the weights."""
+    """A batch of promised requests of one queue, planned on a device that has, or is loading, the weights."""
 
     __slots__ = ("batch", "batches", "due_ns", "margin_ns", "queue", "residency", "waiters")
 
     def __init__(self, queue: Queue, residency: Residency, slo_ns: int) -> None:
-        self.margin_ns = MARGIN_NS + (slo_ns >> MARGIN_BITS)
+        self.margin_ns = margin_ns(slo_ns)
         """Plans end it this much before it is due."""
         self.queue = queue
         self.residency = residency
@@ -586,8 +591,7 @@ class Reservation(Record):
         waiter.place = self
         waiter.device = self.residency.device
         self.waiters.append(waiter)
-        if waiter.due_ns < self.due_ns:
-            self.due_ns = waiter.due_ns
+        self.due_ns = min(self.due_ns, waiter.due_ns)
         self.batch = self.batch_of(len(self.waiters)) or self.batches[-1]
 
     def leave(self, waiter: Waiter) -> None:

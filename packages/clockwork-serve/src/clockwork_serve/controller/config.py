@@ -11,9 +11,10 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 class ControllerConfig(Struct, frozen=True, kw_only=True):
     """Settings of the controller; all times in ns.
 
-    ``decide_ns``: how long after its arrival a request may wait for its yes or no; a yes is a promise (see
-    ``promises``). Below 0: no promise is made before a request is sent. ``policy`` names one of ``policies.known_policies``. ``reject_infeasible`` rejects a request as soon as no
-    schedule can meet its deadline (off: it expires at its deadline, as in the paper). ``look_ahead_ns``:
+    ``policy`` names one of ``policies.known_policies``. ``decide_ns``: how long after its arrival a request
+    may wait for its yes or no; a yes is a promise (see ``promises``). Below 0: none is promised before it is
+    sent. ``reject_infeasible`` rejects a request as soon as no schedule can meet its deadline
+    (off: it expires at its deadline, as in the paper). ``look_ahead_ns``:
     lanes are topped up while they have less work than this (paper section 5.3: 5 ms). ``slack_ns``: plans end
     this much before the deadline. ``network_ns``: assumed delay to a worker. ``max_batch``: largest batch.
     ``max_exec_ns``: batches that take longer are not used (batch 1 always is). ``min_batch_gain``: a larger

@@ -384,6 +384,7 @@ class Controller(Record):
     def decide(self, now_ns: int) -> list[ControllerEffect]:
         """Make every decision that is due; returns all effects of this instant."""
         belief, scheduler = self._belief, self._scheduler
+        belief.now_ns = now_ns
         if belief.has_pending:
             belief.has_pending = False
             belief.effects += self._takeover.pop_effects()

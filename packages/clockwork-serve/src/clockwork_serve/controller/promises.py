@@ -5,9 +5,9 @@ A verdict is due ``decide_ns`` after a request's arrival (``verdict_ns``). Until
 rejected at that instant. From the yes on it is *promised*, and nothing that comes later may make it late.
 
 A plan is a list of *reservations* by due time: batches of promised requests that wait. The policy still
-chooses what runs next, but only what leaves the plan feasible (``DeviceBelief.keeps``); else the first reservation runs.
-Earliest due time first is optimal for batches that can all start now (Jackson's rule): where a plan fails in
-this order, it fails in any.
+chooses what runs next, but only what leaves the plan feasible (``DeviceBelief.keeps``); else the first
+reservation runs. Earliest due time first is optimal for batches that can all start now (Jackson's rule):
+where a plan fails in this order, it fails in any.
 
 How requests are put into batches is a heuristic, judged by simulation:
 
@@ -32,13 +32,16 @@ from clockwork_serve.controller.cluster import (
     DeviceBelief,
     Queue,
     Reservation,
+    Residency,
     ServedModel,
     Waiter,
+    margin_ns,
 )
+from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice
 from clockwork_serve.controller.life import SENT, WAITING
 from clockwork_serve.controller.placement import make_room
 from clockwork_serve.controller.timers import NEVER_NS, Timer
-from clockwork_serve.messages import Result
+from clockwork_serve.messages import Infer, Load, Result
 from clockwork_serve.units import NS_PER_MS
 
 AT_ONCE_NS: Final = 8 * NS_PER_MS
@@ -56,22 +59,23 @@ RATE_BITS: Final = 4
 def expected_gap_ns(model: ServedModel, now_ns: int) -> int:
     """The expected time between two requests for a model; the longer, the longer none came."""
     since_ns = now_ns - model.arrived_ns
-    gap_ns = model.gap_ns if model.gap_ns > since_ns else since_ns
+    gap_ns = max(since_ns, model.gap_ns)
     return gap_ns * (len(model.residencies) or 1)
 
 
-def planned_ns(reservation: Reservation, count: int, start_ns: int, now_ns: int) -> int:
-    """How long a reservation with ``count`` requests occupies the lane if it starts then.
+def planned_ns(
+    model: ServedModel, batches: tuple[BatchChoice, ...], count: int, start_ns: int, now_ns: int
+) -> int:
+    """How long ``count`` requests of a model, and those expected until then, occupy a lane from ``start_ns``.
 
-    The duration of the batch size that takes the least time per request, of those that come by then too.
+    The duration of the batch size that takes the least time per request.
     """
-    batches = reservation.batches
-    expected = count + (start_ns - now_ns) / expected_gap_ns(reservation.queue.model, now_ns)
+    expected = count + (start_ns - now_ns) / expected_gap_ns(model, now_ns)
     best_ns, least = 0, 0.0
     for batch in batches:
         if batch.count >= count:
             lasts_ns = batch.samples.estimate_ns
-            each_ns = lasts_ns / (expected if expected < batch.count else batch.count)
+            each_ns = lasts_ns / min(expected, batch.count)
             if not best_ns or each_ns < least:
                 best_ns, least = lasts_ns, each_ns
             if batch.count >= expected:
@@ -91,7 +95,7 @@ class Promises(Timer):
         self._new: list[Waiter] = []
         """Requests that arrived since the last verdicts."""
         self._undecided: list[tuple[int, int, Waiter]] = []
-        """Heap of (when the verdict is due, number, request); those that are promised or over leave lazily."""
+        """Heap of (when the verdict is due, number, request); the promised and those over leave lazily."""
 
     # What is asked
 
@@ -107,7 +111,11 @@ class Promises(Timer):
     def ended(self, sent: Sent, result: Result, now_ns: int) -> None:
         """Note that a device is slower than planned; call it before its lane is updated."""
         lane = sent.device.exec if sent.waiters else sent.device.load
-        if lane and lane.head_id == result.action_id and result.ended_ns > lane.head_end_ns + MARGIN_NS // 2:
+        allowed_ns = MARGIN_NS // 2
+        if isinstance(sent.action, Infer | Load) and (
+            result.ended_ns - result.started_ns > sent.action.expected_ns + allowed_ns
+            or (lane.head_id == result.action_id and result.ended_ns > lane.head_end_ns + allowed_ns)
+        ):
             sent.device.slowed_ns = now_ns
 
     def verdict_ns(self, waiter: Waiter) -> int:
@@ -180,7 +188,7 @@ class Promises(Timer):
                         ):
                             self._promise(waiter, one, now_ns)  # it takes no more time
                             return True
-                        end_ns = start_ns + planned_ns(one, len(one.waiters) + 1, start_ns, now_ns)
+                        end_ns = start_ns + _planned_ns(one, len(one.waiters) + 1, start_ns, now_ns)
                         if (
                             end_ns <= due_ns
                             and end_ns + one.margin_ns <= one.due_ns
@@ -188,34 +196,30 @@ class Promises(Timer):
                         ):
                             self._promise(waiter, one, now_ns)
                             return True
-                start_ns += planned_ns(one, len(one.waiters), start_ns, now_ns)
+                start_ns += _planned_ns(one, len(one.waiters), start_ns, now_ns)
         return False
 
     def _open(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> None:
         """Open a reservation on the device where it ends first, if that much time is left over there."""
-        best: Reservation | None = None
-        best_at = best_ns = 0
+        best: Residency | None = None
+        best_ns = NEVER_NS
         for residency in queue.model.residencies.values():
-            if residency.device.exec.stalled:
-                continue
-            new = Reservation(queue, residency, waiters[0].slo_ns)
-            at, end_ns = _place(new, waiters[: new.batches[-1].count], spare_ns, now_ns)
-            if at >= 0 and (best is None or end_ns < best_ns):
-                best, best_at, best_ns = new, at, end_ns
+            device = residency.device
+            end_ns = self._end_ns(device, residency.code, residency.free_ns(0), waiters, spare_ns, now_ns)
+            if end_ns < best_ns:
+                best, best_ns = residency, end_ns
         if best is None:
-            best = self._load(queue, waiters, now_ns)
-            if best is None:
-                return
-            best_at, _ = _place(best, waiters[: best.batches[-1].count], 0, now_ns)
-            if best_at < 0:
-                return
-        best.residency.device.reserved.insert(best_at, best)
-        best.residency.reserved += 1
-        for waiter in waiters[: best.batches[-1].count]:
-            self._promise(waiter, best, now_ns)
+            best = self._load(queue, waiters, spare_ns, now_ns)
+        if best is not None:
+            new = Reservation(queue, best, waiters[0].slo_ns)
+            for waiter in waiters[: new.batches[-1].count]:
+                self._promise(waiter, new, now_ns)
+            reserved = best.device.reserved
+            reserved.insert(new.place_in(reserved), new)
+            best.reserved += 1
 
-    def _load(self, queue: Queue, waiters: list[Waiter], now_ns: int) -> Reservation | None:
-        """Send a LOAD to the device where it ends first, if the request is in time after it."""
+    def _load(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> Residency | None:
+        """Send a LOAD to the device where the requests end first after it, if they are in time there."""
         model = queue.model
         size = model.model.weights.size
         best: DeviceBelief | None = None
@@ -225,26 +229,48 @@ class Promises(Timer):
             if code is None or device.name in model.residencies or size > device.room_bytes:
                 continue
             ready_ns = device.load.available_ns(now_ns) + code.timings.load(size).estimate_ns
-            end_ns = max(ready_ns, device.exec.available_ns(now_ns))
-            if device.reserved:
-                end_ns = max(end_ns, device.exec.available_ns(now_ns) + len(device.reserved))
+            end_ns = self._end_ns(device, code, ready_ns, waiters, spare_ns, now_ns)
             if end_ns < best_ns:
                 best, best_ns = device, end_ns
-        if best is None:
-            return None
-        infer = best.codes[model.code_id].batches(queue.signature, queue.sizes)[0].samples
-        if best_ns + infer.estimate_ns > waiters[0].due_ns:
-            return None
-        room = make_room(best, model, NEVER_NS, by_popularity=True)
-        if room is None:
+        room = None if best is None else make_room(best, model, NEVER_NS, by_popularity=True)
+        if best is None or room is None:
             return None
         for residency in room.evicted:
             self._belief.send_unload(residency, now_ns)
         self._belief.send_load(best, model, room.extent, best.load.available_ns(now_ns), now_ns)
-        return Reservation(queue, model.residencies[best.name], waiters[0].slo_ns)
+        return model.residencies[best.name]
+
+    def _end_ns(
+        self, device: DeviceBelief, code: CodeOnDevice, ready_ns: int, waiters: list[Waiter], spare_ns: int,
+        now_ns: int,
+    ) -> int:  # fmt: skip
+        """When a new reservation would end on a device, with that much time left over; NEVER_NS if it cannot.
+
+        ``ready_ns``: when the weights are there.
+        """
+        queue = waiters[0].queue
+        batches = code.batches(queue.signature, queue.sizes)
+        waiters = waiters[: batches[-1].count]
+        due_ns = min([waiter.due_ns for waiter in waiters])
+        reserved = device.reserved
+        start_ns = device.exec.available_ns(now_ns)
+        if device.exec.stalled or start_ns > due_ns:
+            return NEVER_NS
+        at = 0
+        for one in reserved:
+            if one.due_ns > due_ns:
+                break
+            at += 1
+            start_ns = one.residency.free_ns(start_ns)
+            start_ns += _planned_ns(one, len(one.waiters), start_ns, now_ns)
+        start_ns = max(start_ns, ready_ns)
+        end_ns = start_ns + planned_ns(queue.model, batches, len(waiters), start_ns, now_ns) + spare_ns
+        if end_ns + margin_ns(waiters[0].slo_ns) > due_ns or not _fits(reserved, at, end_ns, now_ns):
+            return NEVER_NS
+        return end_ns
 
     def check(self) -> None:
-        """Assert that every promised request that waits has a place, and every other one a verdict pending."""
+        """Assert that every request that waits is promised, or has a verdict pending."""
         undecided = {id(one) for _, _, one in self._undecided}
         for waiter in self._belief.waiters.values():
             if waiter.state == WAITING and waiter.promised_ns < 0:
@@ -255,27 +281,11 @@ def _fits(reserved: list[Reservation], at: int, start_ns: int, now_ns: int) -> b
     """Whether all reservations from index ``at`` on are in time if the lane is free then."""
     for one in reserved[at:]:
         start_ns = one.residency.free_ns(start_ns)
-        start_ns += planned_ns(one, len(one.waiters), start_ns, now_ns)
+        start_ns += _planned_ns(one, len(one.waiters), start_ns, now_ns)
         if start_ns + one.margin_ns > one.due_ns:
             return False
     return True
 
 
-def _place(new: Reservation, waiters: list[Waiter], spare_ns: int, now_ns: int) -> tuple[int, int]:
-    """The index in a device's plan at which these requests can run, and when they end; -1 if they cannot."""
-    due_ns = min([waiter.due_ns for waiter in waiters])
-    device = new.residency.device
-    reserved = device.reserved
-    start_ns = device.exec.available_ns(now_ns)
-    at = 0
-    for one in reserved:
-        if one.due_ns > due_ns:
-            break
-        at += 1
-        start_ns = one.residency.free_ns(start_ns)
-        start_ns += planned_ns(one, len(one.waiters), start_ns, now_ns)
-    start_ns = new.residency.free_ns(start_ns)
-    end_ns = start_ns + planned_ns(new, len(waiters), start_ns, now_ns) + spare_ns
-    if end_ns + new.margin_ns > due_ns or not _fits(reserved, at, end_ns, now_ns):
-        return -1, 0
-    return at, end_ns
+def _planned_ns(one: Reservation, count: int, start_ns: int, now_ns: int) -> int:
+    return planned_ns(one.queue.model, one.batches, count, start_ns, now_ns)

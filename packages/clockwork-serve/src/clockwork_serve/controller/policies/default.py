@@ -187,38 +187,44 @@ class DefaultScheduler(PaperScheduler):
                     choice = self._least_loss(plan, choice, start_ns)
             if choice.batch.count < len(choice.strategy.queue.dues):
                 choice = self._better(plan, choice, start_ns, now_ns)
-            self._send(self._relaxed(plan, self._fuller(choice, start_ns), now_ns), start_ns, now_ns)
+            choice = self._relaxed(plan, self._fuller(choice, start_ns), now_ns)
+            if plan.device.reserved:
+                kept = self._kept(choice, start_ns)
+                if kept is None or kept.strategy is not choice.strategy:
+                    plan.push(choice.strategy, choice.latest_ns + choice.strategy.queue.band_ns)
+                if kept is None:
+                    return
+                choice = kept
+            self._send(choice, start_ns, now_ns)
 
     def _send(self, choice: Choice, start_ns: int, now_ns: int) -> None:
-        if choice.strategy.device.reserved:
-            choice = self._kept(choice, start_ns)
         strategy = choice.strategy
         self._belief.send_infer(strategy, choice.batch, choice.first, start_ns, now_ns)
         if strategy.queue.dues:
             self._enqueue(strategy)
 
-    def _kept(self, choice: Choice, start_ns: int) -> Choice:
-        """The choice, if all promises can be kept after it; else the first reservation that can run."""
-        device, dues = choice.strategy.device, choice.strategy.queue.dues
-        waiters = choice.strategy.queue.waiters[choice.first : choice.first + choice.batch.count]
-        end_ns = start_ns + choice.lasts_ns
-        if device.keeps(waiters, end_ns, margin=True) or not device.keeps([], start_ns, margin=False):
+    def _kept(self, choice: Choice, start_ns: int) -> Choice | None:
+        """The choice, if all promises can be kept after it; else the first reservation.
+
+        None if its weights are still loading: the lane waits for them.
+        """
+        device, queue = choice.strategy.device, choice.strategy.queue
+        waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
+        if device.keeps(waiters, start_ns + choice.lasts_ns, margin=True):
             return choice
+        if not device.keeps([], start_ns, margin=False):
+            return choice  # not all can be kept, whatever runs
         for one in device.reserved:
             if one.residency.state == READY:
-                break
-        else:
-            return choice
-        queue = one.queue
-        strategy = next(each for each in queue.strategies if each.residency is one.residency)
-        first = queue.waiters.index(min(one.waiters, key=_due))
-        count = min(one.batch.count, len(queue.waiters) - first)
-        batch = (
-            one.batch if count == one.batch.count else BatchChoice(count, one.batch.size, one.batch.samples)
-        )
-        if strategy is not choice.strategy and dues:
-            choice.strategy.plan.push(choice.strategy, choice.latest_ns + choice.strategy.queue.band_ns)
-        return Choice(strategy, first, batch, one.due_ns)
+                first = one.queue.waiters.index(min(one.waiters, key=_due))
+                waiters = one.queue.waiters[first : first + one.batch.count]
+                batch = BatchChoice(len(waiters), one.batch.size, one.batch.samples)
+                if one is device.reserved[0] or device.keeps(
+                    waiters, start_ns + batch.samples.estimate_ns, margin=False
+                ):
+                    strategy = next(each for each in one.queue.strategies if each.residency is one.residency)
+                    return Choice(strategy, first, batch, one.due_ns)
+        return None
 
     def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
         """The largest batch that meets the due time of the first request that is feasible at all."""
