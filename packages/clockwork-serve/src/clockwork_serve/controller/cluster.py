@@ -74,8 +74,8 @@ class Waiter(Record):
     """A request that is not over, and its state in the controller (``life``)."""
 
     __slots__ = (
-        "alone", "cause", "cold", "demand_ns", "device", "due_ns", "place", "promised_ns", "queue", "request",
-        "retries", "slo_ns", "state", "tensor_refs",
+        "alone", "cause", "cold", "decide_ns", "demand_ns", "device", "due_ns", "place", "promised_ns",
+        "queue", "request", "retries", "slo_ns", "state", "tensor_refs",
     )  # fmt: skip
 
     def __init__(
@@ -98,6 +98,8 @@ class Waiter(Record):
         """How often it was in flight on a worker that was lost."""
         self.tensor_refs = 0
         """In-flight actions that have its tensors: on hung workers and, once SPENT, the one it was in."""
+        self.decide_ns = -1
+        """How long after its arrival its verdict may come; below 0: none before it is sent."""
         self.promised_ns = -1
         """When it was promised; -1 if it was not. See ``promises``."""
         self.place: Reservation | None = None
@@ -124,8 +126,8 @@ class Queue(Record):
     """
 
     __slots__ = (
-        "alone", "band_ns", "dues", "floors", "least", "level", "model", "order", "place_ns", "rows",
-        "signature", "sizes", "strategies", "to_recheck", "waiters", "watch",
+        "alone", "band_ns", "dues", "floors", "least", "level", "model", "order", "place_ns", "reserved",
+        "rows", "signature", "sizes", "strategies", "to_recheck", "waiters", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -147,6 +149,8 @@ class Queue(Record):
         """All and only requests WAITING here."""
         self.strategies: tuple[Strategy, ...] = ()
         """One per device that has the weights READY."""
+        self.reserved: list[Reservation] = []
+        """Its reservations on all devices, by due time."""
         self.floors: dict[int, int] = {}
         """For policy ``released``, by batch (requests): those due before this are not run at that size."""
         self.least = self.sizes[0][1]
@@ -586,35 +590,34 @@ class Reservation(Record):
         """The earliest due time of its requests."""
         self.waiters: list[Waiter] = []
 
-    def add(self, waiter: Waiter) -> None:
-        """Add a request, for which there is a batch."""
-        waiter.place = self
-        waiter.device = self.residency.device
-        self.waiters.append(waiter)
-        self.due_ns = min(self.due_ns, waiter.due_ns)
-        self.batch = self.batch_of(len(self.waiters)) or self.batches[-1]
+    def hold(self, waiters: list[Waiter]) -> None:
+        """Consist of these requests, for which there is a batch, by due time."""
+        self.waiters = waiters
+        self.due_ns = waiters[0].due_ns
+        self.batch = self.batch_of(len(waiters)) or self.batches[-1]
+        for waiter in waiters:
+            waiter.place = self
+            waiter.device = self.residency.device
 
     def leave(self, waiter: Waiter) -> None:
         """Take out a request that was sent or is over; without requests, the reservation ends."""
         waiter.place = None
-        waiters = self.waiters
-        waiters.remove(waiter)
-        if not waiters:
-            self.residency.device.reserved.remove(self)
+        self.waiters.remove(waiter)
+        self.queue.reserved.remove(self)
+        self.residency.device.reserved.remove(self)
+        if self.waiters:
+            self.hold(self.waiters)
+            self.enter()
+        else:
             self.residency.reserved -= 1
-            return
-        self.due_ns = min([one.due_ns for one in waiters])
-        self.batch = self.batch_of(len(waiters)) or self.batches[-1]
-        reserved = self.residency.device.reserved
-        reserved.remove(self)
-        reserved.insert(self.place_in(reserved), self)
 
-    def place_in(self, reserved: list[Reservation]) -> int:
-        """Its index in a plan: after all that are due no later."""
-        at = len(reserved)
-        while at and reserved[at - 1].due_ns > self.due_ns:
-            at -= 1
-        return at
+    def enter(self) -> None:
+        """Enter the plan of its device, after all that are due no later, and likewise its queue's list."""
+        for reserved in (self.residency.device.reserved, self.queue.reserved):
+            at = len(reserved)
+            while at and reserved[at - 1].due_ns > self.due_ns:
+                at -= 1
+            reserved.insert(at, self)
 
     def batch_of(self, count: int) -> BatchChoice | None:
         """The smallest batch that takes ``count`` requests; None if the largest is smaller."""
@@ -625,8 +628,8 @@ class Reservation(Record):
 
     def check(self) -> None:
         """Assert the invariants."""
-        assert self.waiters and self in self.residency.device.reserved
-        assert self.due_ns == min(one.due_ns for one in self.waiters)
+        assert self.waiters and self in self.residency.device.reserved and self in self.queue.reserved
+        assert self.due_ns == self.waiters[0].due_ns == min(one.due_ns for one in self.waiters)
         assert self.batch is (self.batch_of(len(self.waiters)) or self.batches[-1])
         for one in self.waiters:
             assert (
@@ -812,28 +815,32 @@ class DeviceBelief(Record):
         self.used += 1
         residency.used = self.used
 
-    def keeps(self, waiters: list[Waiter], end_ns: int, *, margin: bool) -> bool:
-        """Whether its plan stays feasible if these requests run next on its exec lane, until ``end_ns``.
+    def missed(self, waiters: list[Waiter], end_ns: int, *, margin: bool) -> int:
+        """How many promised requests its plan misses if ``waiters`` run next, until ``end_ns``.
 
-        ``margin``: with half of the margin of plans to spare.
+        ``margin``: only what leaves half of the margin of plans counts as kept.
         """
         taken: dict[Reservation, int] = {}
         for waiter in waiters:
             if waiter.place is not None:
                 taken[waiter.place] = taken.get(waiter.place, 0) + 1
+        missed = 0
         for one in self.reserved:
             batch: BatchChoice | None = one.batch
-            count = len(one.waiters)
+            count, due_ns = len(one.waiters), one.due_ns
             if one in taken:
                 count -= taken[one]
                 if not count:
                     continue
                 batch = one.batch_of(count)
+                due_ns = min([each.due_ns for each in one.waiters if each not in waiters])
             assert batch is not None
-            end_ns = one.residency.free_ns(end_ns) + batch.samples.estimate_ns
-            if end_ns + (one.margin_ns >> 1 if margin else 0) > one.due_ns:
-                return False
-        return True
+            done_ns = one.residency.free_ns(end_ns) + batch.samples.estimate_ns
+            if done_ns + (one.margin_ns >> 1 if margin else 0) <= due_ns:
+                end_ns = done_ns
+            else:
+                missed += count  # it will not run, so that it delays no other
+        return missed
 
     def hold(self, residency: Residency) -> None:
         """Assign pages to weights that are to be loaded."""

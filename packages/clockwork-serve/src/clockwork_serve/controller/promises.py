@@ -23,6 +23,7 @@ and is sent with it.
 
 from __future__ import annotations
 
+from bisect import insort
 from heapq import heappop, heappush
 from typing import Final
 
@@ -41,7 +42,7 @@ from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice
 from clockwork_serve.controller.life import SENT, WAITING
 from clockwork_serve.controller.placement import make_room
 from clockwork_serve.controller.timers import NEVER_NS, Timer
-from clockwork_serve.messages import Infer, Load, Result
+from clockwork_serve.messages import Infer, Load, Request, Result
 from clockwork_serve.units import NS_PER_MS
 
 AT_ONCE_NS: Final = 8 * NS_PER_MS
@@ -86,11 +87,13 @@ def planned_ns(
 class Promises(Timer):
     """Gives verdicts when they are due, and says what the policy may run. Itself the timer of verdicts."""
 
-    __slots__ = ("_belief", "_decide_ns", "_new", "_undecided")
+    __slots__ = ("_belief", "_decide_ns", "_new", "_undecided", "active")
 
     def __init__(self, belief: Belief) -> None:
         super().__init__(-2)
         self._belief = belief
+        self.active = False
+        """Whether a request has ever asked for a verdict: until then there is nothing to do."""
         self._decide_ns = belief.config.decide_ns
         self._new: list[Waiter] = []
         """Requests that arrived since the last verdicts."""
@@ -99,8 +102,17 @@ class Promises(Timer):
 
     # What is asked
 
+    def asked(self, request: Request) -> bool:
+        """Whether a request asks for a verdict before it is sent."""
+        return request.decide_ns >= 0 or self._decide_ns >= 0
+
     def arrived(self, waiter: Waiter, now_ns: int) -> None:
-        """A request was admitted to its queue: its verdict is pending."""
+        """A request was admitted to its queue: its verdict is pending, if it asks for one."""
+        if not self.asked(waiter.request):
+            return
+        asked_ns = waiter.request.decide_ns
+        waiter.decide_ns = asked_ns if asked_ns >= 0 else self._decide_ns
+        self.active = True
         model = waiter.queue.model
         since_ns = now_ns - model.arrived_ns
         model.gap_ns += (since_ns - model.gap_ns) >> RATE_BITS if model.gap_ns else since_ns
@@ -121,7 +133,7 @@ class Promises(Timer):
     def verdict_ns(self, waiter: Waiter) -> int:
         """When a request's verdict is due."""
         least_ns = min(AT_ONCE_NS, waiter.slo_ns // AT_ONCE)
-        return waiter.request.arrival_ns + max(self._decide_ns, least_ns)
+        return waiter.request.arrival_ns + max(waiter.decide_ns, least_ns)
 
     # Verdicts
 
@@ -159,15 +171,30 @@ class Promises(Timer):
 
     def _open_all(self, queue: Queue, now_ns: int) -> None:
         """Open a reservation for the undecided requests of a queue, as far as one batch takes them."""
-        waiters = [one for one in queue.waiters if one.promised_ns < 0]
+        waiters = [one for one in queue.waiters if one.promised_ns < 0 <= one.decide_ns]
         del waiters[queue.sizes[-1][0] :]
-        spare_ns = max(waiters[0].slo_ns // SPARE, self._decide_ns) >> (len(waiters) - 1)
+        first = waiters[0]
+        spare_ns = max(first.slo_ns // SPARE, first.decide_ns) >> (len(waiters) - 1)
         self._open(queue, waiters, spare_ns, now_ns)
 
     def _promise(self, waiter: Waiter, reservation: Reservation, now_ns: int) -> None:
+        """Add a request to a reservation; those of its queue exchange requests: first due, first planned.
+
+        No reservation is due sooner after that than before, so that each plan stays feasible.
+        """
         if waiter.promised_ns < 0:
             waiter.promised_ns = now_ns
-        reservation.add(waiter)
+        insort(reservation.waiters, waiter, key=_due)
+        reserved = waiter.queue.reserved
+        if len(reserved) == 1:
+            reservation.hold(reservation.waiters)
+            return
+        every = sorted([one for each in reserved for one in each.waiters], key=_due)
+        at = 0
+        for one in reserved:
+            count = len(one.waiters)
+            one.hold(every[at : at + count])
+            at += count
 
     def _join(self, waiter: Waiter, now_ns: int) -> bool:
         """Add a request to the first reservation of its queue that can take it."""
@@ -212,11 +239,11 @@ class Promises(Timer):
             best = self._load(queue, waiters, spare_ns, now_ns)
         if best is not None:
             new = Reservation(queue, best, waiters[0].slo_ns)
+            new.due_ns = waiters[0].due_ns
+            new.enter()
+            best.reserved += 1
             for waiter in waiters[: new.batches[-1].count]:
                 self._promise(waiter, new, now_ns)
-            reserved = best.device.reserved
-            reserved.insert(new.place_in(reserved), new)
-            best.reserved += 1
 
     def _load(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> Residency | None:
         """Send a LOAD to the device where the requests end first after it, if they are in time there."""
@@ -273,7 +300,7 @@ class Promises(Timer):
         """Assert that every request that waits is promised, or has a verdict pending."""
         undecided = {id(one) for _, _, one in self._undecided}
         for waiter in self._belief.waiters.values():
-            if waiter.state == WAITING and waiter.promised_ns < 0:
+            if waiter.state == WAITING and waiter.promised_ns < 0 <= waiter.decide_ns:
                 assert id(waiter) in undecided, f"{waiter.request.request_id} has no verdict pending"
 
 
@@ -289,3 +316,7 @@ def _fits(reserved: list[Reservation], at: int, start_ns: int, now_ns: int) -> b
 
 def _planned_ns(one: Reservation, count: int, start_ns: int, now_ns: int) -> int:
     return planned_ns(one.queue.model, one.batches, count, start_ns, now_ns)
+
+
+def _due(waiter: Waiter) -> int:
+    return waiter.due_ns

@@ -34,7 +34,6 @@ from clockwork_serve.controller.cluster import (
     Queue,
     ServedModel,
     Strategy,
-    Waiter,
 )
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, popularity_after
@@ -204,24 +203,23 @@ class DefaultScheduler(PaperScheduler):
             self._enqueue(strategy)
 
     def _kept(self, choice: Choice, start_ns: int) -> Choice | None:
-        """The choice, if all promises can be kept after it; else the first reservation.
+        """The choice, if as many promises are kept after it; else the first reservation that keeps as many.
 
-        None if its weights are still loading: the lane waits for them.
+        None if there is none but one whose weights are still loading: the lane waits for them.
         """
         device, queue = choice.strategy.device, choice.strategy.queue
         waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
-        if device.keeps(waiters, start_ns + choice.lasts_ns, margin=True):
+        if not device.missed(waiters, start_ns + choice.lasts_ns, margin=True):
             return choice
-        if not device.keeps([], start_ns, margin=False):
-            return choice  # not all can be kept, whatever runs
+        missed = device.missed([], start_ns, margin=False)
+        if missed and device.missed(waiters, start_ns + choice.lasts_ns, margin=False) <= missed:
+            return choice
         for one in device.reserved:
             if one.residency.state == READY:
-                first = one.queue.waiters.index(min(one.waiters, key=_due))
+                first = one.queue.waiters.index(one.waiters[0])
                 waiters = one.queue.waiters[first : first + one.batch.count]
                 batch = BatchChoice(len(waiters), one.batch.size, one.batch.samples)
-                if one is device.reserved[0] or device.keeps(
-                    waiters, start_ns + batch.samples.estimate_ns, margin=False
-                ):
+                if device.missed(waiters, start_ns + batch.samples.estimate_ns, margin=False) <= missed:
                     strategy = next(each for each in one.queue.strategies if each.residency is one.residency)
                     return Choice(strategy, first, batch, one.due_ns)
         return None
@@ -424,10 +422,6 @@ class DefaultScheduler(PaperScheduler):
             if queue.waiters[-1].slo_ns < needed_ns + infer_ns + slack_ns:
                 return True
         return False
-
-
-def _due(waiter: Waiter) -> int:
-    return waiter.due_ns
 
 
 def _latest(choice: Choice) -> int:
