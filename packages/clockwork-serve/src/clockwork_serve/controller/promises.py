@@ -51,7 +51,12 @@ AT_ONCE: Final = 12
 
 SPARE: Final = 10
 """A reservation is opened for one request if this part (1 / ``SPARE``) of its SLO, or the time for verdicts
-if that is longer, is left over in the plan; for two requests half of it is enough, and so on."""
+if that is longer, is left over in the plan, and up to twice as much the more is refused. For two requests
+half of it is enough, and so on."""
+
+REFUSED_BITS: Final = 6
+REFUSED_ALL: Final = 1 << 10
+"""The share of requests refused is smoothed over ``2 ** REFUSED_BITS`` verdicts; ``REFUSED_ALL`` is all."""
 
 RATE_BITS: Final = 4
 """The mean time between arrivals is smoothed over about ``2 ** RATE_BITS`` of them."""
@@ -87,7 +92,7 @@ def planned_ns(
 class Promises(Timer):
     """Gives verdicts when they are due, and says what the policy may run. Itself the timer of verdicts."""
 
-    __slots__ = ("_belief", "_decide_ns", "_new", "_undecided", "active")
+    __slots__ = ("_belief", "_decide_ns", "_new", "_refused", "_undecided", "active")
 
     def __init__(self, belief: Belief) -> None:
         super().__init__(-2)
@@ -95,6 +100,8 @@ class Promises(Timer):
         self.active = False
         """Whether a request has ever asked for a verdict: until then there is nothing to do."""
         self._decide_ns = belief.config.decide_ns
+        self._refused = 0
+        """The share of verdicts that were no, of late."""
         self._new: list[Waiter] = []
         """Requests that arrived since the last verdicts."""
         self._undecided: list[tuple[int, int, Waiter]] = []
@@ -145,7 +152,11 @@ class Promises(Timer):
                 self._open(waiter.queue, [waiter], 0, now_ns)
         displaced.clear()
         for waiter in self._new:
-            if waiter.state <= SENT and not self._decide(waiter, now_ns):
+            if waiter.state > SENT:
+                continue
+            if self._decide(waiter, now_ns):
+                self._refused -= self._refused >> REFUSED_BITS
+            else:
                 heappush(self._undecided, (self.verdict_ns(waiter), self._belief.next_id(), waiter))
         self._new.clear()
         refused: list[Waiter] = []
@@ -155,8 +166,12 @@ class Promises(Timer):
             if due_ns > now_ns and waiter.state == WAITING and waiter.promised_ns < 0:
                 break
             heappop(undecided)
-            if waiter.state <= SENT and not self._decide(waiter, now_ns):
-                refused.append(waiter)
+            if waiter.state <= SENT:
+                found = 0
+                if not self._decide(waiter, now_ns):
+                    refused.append(waiter)
+                    found = REFUSED_ALL
+                self._refused += (found - self._refused) >> REFUSED_BITS
         self._belief.timers.set(self, undecided[0][0] if undecided else NEVER_NS)
         return refused
 
@@ -174,7 +189,8 @@ class Promises(Timer):
         waiters = [one for one in queue.waiters if one.promised_ns < 0 <= one.decide_ns]
         del waiters[queue.sizes[-1][0] :]
         first = waiters[0]
-        spare_ns = max(first.slo_ns // SPARE, first.decide_ns) >> (len(waiters) - 1)
+        spare_ns = max(first.slo_ns // SPARE, first.decide_ns) * (REFUSED_ALL + self._refused) // REFUSED_ALL
+        spare_ns >>= len(waiters) - 1
         self._open(queue, waiters, spare_ns, now_ns)
 
     def _promise(self, waiter: Waiter, reservation: Reservation, now_ns: int) -> None:
