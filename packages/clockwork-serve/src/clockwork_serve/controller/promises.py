@@ -111,7 +111,7 @@ class Promises(Timer):
 
     def asked(self, request: Request) -> bool:
         """Whether a request asks for a verdict before it is sent."""
-        return request.decide_ns >= 0 or self._decide_ns >= 0
+        return (request.decide_ns >= 0 or self._decide_ns >= 0) and self._belief.keeps_promises
 
     def arrived(self, waiter: Waiter, now_ns: int) -> None:
         """A request was admitted to its queue: its verdict is pending, if it asks for one."""

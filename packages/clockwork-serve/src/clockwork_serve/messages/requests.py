@@ -57,6 +57,8 @@ class Cause(enum.StrEnum):
     MODEL_REMOVED = "model_removed"
     MODEL_FAILED = "model_failed"
     """The model raised an error, or is in quarantine."""
+    DELIVERY_LATE = "delivery_late"
+    """The answer was in time, and its gateway gave it to the client too late."""
     UNEXPLAINED = "unexplained"
     """None of these: the plan was wrong."""
 

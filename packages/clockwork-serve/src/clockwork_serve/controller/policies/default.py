@@ -115,7 +115,7 @@ class DefaultScheduler(PaperScheduler):
 
     def __init__(self, belief: Belief) -> None:
         super().__init__(belief)
-        belief.measures = True
+        belief.measures = belief.keeps_promises = True
         self._by_popularity = True
         self._candidates = Candidates(belief, by_due=True)
         self._spare = False
