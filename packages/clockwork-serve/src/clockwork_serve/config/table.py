@@ -459,7 +459,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     decide_ms: Annotated[float | None, Setting(
         number(0, 3_600_000),
         "how long the yes or no to a request may take; a yes is a promise; none: until its deadline",
-        0, "none",
+        shown="none",
     )] = None
     policy: Annotated[str, Setting(
         read_policy, "scheduling policy, by name: of this package or installed",

@@ -38,7 +38,7 @@ from clockwork_serve.messages import (
     Model,
     Request,
 )
-from clockwork_serve.units import NS_PER_MS, NS_PER_US
+from clockwork_serve.units import NS_PER_MS
 
 # ruff: noqa: FURB136 - max() and min() cost 100 ns more than a condition
 
@@ -74,7 +74,7 @@ class Waiter(Record):
     """A request that is not over, and its state in the controller (``life``)."""
 
     __slots__ = (
-        "alone", "cause", "cold", "decide_ns", "demand_ns", "device", "due_ns", "place", "promised_ns",
+        "alone", "cause", "cold", "demand_ns", "device", "due_ns", "place", "promised_ns",
         "queue", "request", "retries", "slo_ns", "state", "tensor_refs",
     )  # fmt: skip
 
@@ -98,8 +98,6 @@ class Waiter(Record):
         """How often it was in flight on a worker that was lost."""
         self.tensor_refs = 0
         """In-flight actions that have its tensors: on hung workers and, once SPENT, the one it was in."""
-        self.decide_ns = -1
-        """How long after its arrival its verdict may come; below 0: none before it is sent."""
         self.promised_ns = -1
         """When it was promised; -1 if it was not. See ``promises``."""
         self.place: Reservation | None = None
@@ -111,11 +109,10 @@ class Waiter(Record):
 
     def step(self, step: int) -> None:
         """Change state by the table ``REQUEST_AFTER``; asserts that the step is legal."""
-        after = REQUEST_AFTER[self.state][step]
-        assert after != NEVER, (
-            f"{self.request.request_id}: {REQUEST_STEPS[step]} while {REQUEST_STATES[self.state]}"
+        state, self.state = self.state, REQUEST_AFTER[self.state][step]
+        assert self.state != NEVER, (
+            f"{self.request.request_id}: {REQUEST_STEPS[step]} while {REQUEST_STATES[state]}"
         )
-        self.state = after
 
 
 class Queue(Record):
@@ -245,9 +242,8 @@ class ServedModel(Record):
         """The size of that batch."""
         self.pace_at_ns = 0
         """When both were computed."""
-        self.arrived_ns = 0
+        self.arrived_ns = self.gap_ns = 0
         """When the last request came, and the mean time between two; kept where requests are promised."""
-        self.gap_ns = 0
         self.dirty = False
         """Its demand or residencies changed since the policy ranked it; see ``Belief.dirty_models``."""
         self.load_key: int | None = None
@@ -562,32 +558,22 @@ class LanePlan(Record):
 # Reservations: batches of promised requests that wait, in the plan of a device.
 
 
-MARGIN_NS: Final = 100 * NS_PER_US
-MARGIN_BITS: Final = 7
-"""Plans end this much before each due time, and 1 / 128 of the SLO: durations add up their errors."""
-
-
-def margin_ns(slo_ns: int) -> int:
-    """How long before their due time plans end requests of an SLO."""
-    return MARGIN_NS + (slo_ns >> MARGIN_BITS)
-
-
 class Reservation(Record):
-    """A batch of promised requests of one queue, planned on a device that has, or is loading, the weights."""
+    """A batch of promised requests of one queue, planned on a device that has, or is loading, the weights.
+
+    ``batch`` is the smallest of the device's ``batches`` that takes its ``waiters``, of whom the first is due
+    at ``due_ns``; plans end it ``margin_ns`` before.
+    """
 
     __slots__ = ("batch", "batches", "due_ns", "margin_ns", "queue", "residency", "waiters")
 
-    def __init__(self, queue: Queue, residency: Residency, slo_ns: int) -> None:
-        self.margin_ns = margin_ns(slo_ns)
-        """Plans end it this much before it is due."""
+    def __init__(self, queue: Queue, residency: Residency, margin_ns: int) -> None:
         self.queue = queue
         self.residency = residency
+        self.margin_ns = margin_ns
         self.batches = residency.code.batches(queue.signature, queue.sizes)
-        """The batches that the device allows, ascending."""
         self.batch = self.batches[0]
-        """The smallest of them that takes all its requests."""
         self.due_ns = NEVER_NS
-        """The earliest due time of its requests."""
         self.waiters: list[Waiter] = []
 
     def hold(self, waiters: list[Waiter]) -> None:
@@ -631,13 +617,7 @@ class Reservation(Record):
         assert self.waiters and self in self.residency.device.reserved and self in self.queue.reserved
         assert self.due_ns == self.waiters[0].due_ns == min(one.due_ns for one in self.waiters)
         assert self.batch is (self.batch_of(len(self.waiters)) or self.batches[-1])
-        for one in self.waiters:
-            assert (
-                one.place is self
-                and one.promised_ns >= 0
-                and one.queue is self.queue
-                and one.state == WAITING
-            )
+        assert all(one.place is self and one.promised_ns >= 0 for one in self.waiters)
 
 
 # ------------------------------------------------------------
@@ -814,33 +794,6 @@ class DeviceBelief(Record):
         """Mark weights as the most recently used."""
         self.used += 1
         residency.used = self.used
-
-    def missed(self, waiters: list[Waiter], end_ns: int, *, margin: bool) -> int:
-        """How many promised requests its plan misses if ``waiters`` run next, until ``end_ns``.
-
-        ``margin``: only what leaves half of the margin of plans counts as kept.
-        """
-        taken: dict[Reservation, int] = {}
-        for waiter in waiters:
-            if waiter.place is not None:
-                taken[waiter.place] = taken.get(waiter.place, 0) + 1
-        missed = 0
-        for one in self.reserved:
-            batch: BatchChoice | None = one.batch
-            count, due_ns = len(one.waiters), one.due_ns
-            if one in taken:
-                count -= taken[one]
-                if not count:
-                    continue
-                batch = one.batch_of(count)
-                due_ns = min([each.due_ns for each in one.waiters if each not in waiters])
-            assert batch is not None
-            done_ns = one.residency.free_ns(end_ns) + batch.samples.estimate_ns
-            if done_ns + (one.margin_ns >> 1 if margin else 0) <= due_ns:
-                end_ns = done_ns
-            else:
-                missed += count  # it will not run, so that it delays no other
-        return missed
 
     def hold(self, residency: Residency) -> None:
         """Assign pages to weights that are to be loaded."""

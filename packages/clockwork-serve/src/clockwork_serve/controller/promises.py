@@ -5,7 +5,7 @@ A verdict is due ``decide_ns`` after a request's arrival (``verdict_ns``). Until
 rejected at that instant. From the yes on it is *promised*, and nothing that comes later may make it late.
 
 A plan is a list of *reservations* by due time: batches of promised requests that wait. The policy still
-chooses what runs next, but only what leaves the plan feasible (``DeviceBelief.keeps``); else the first
+chooses what runs next, but only what leaves the plan feasible (``missed``); else the first
 reservation runs. Earliest due time first is optimal for batches that can all start now (Jackson's rule):
 where a plan fails in this order, it fails in any.
 
@@ -29,21 +29,19 @@ from typing import Final
 
 from clockwork_serve.controller.belief import Belief, Sent
 from clockwork_serve.controller.cluster import (
-    MARGIN_NS,
     DeviceBelief,
     Queue,
     Reservation,
     Residency,
     ServedModel,
     Waiter,
-    margin_ns,
 )
 from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice
 from clockwork_serve.controller.life import SENT, WAITING
 from clockwork_serve.controller.placement import make_room
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import Infer, Load, Request, Result
-from clockwork_serve.units import NS_PER_MS
+from clockwork_serve.units import NS_PER_MS, NS_PER_US
 
 AT_ONCE_NS: Final = 8 * NS_PER_MS
 AT_ONCE: Final = 12
@@ -57,6 +55,10 @@ half of it is enough, and so on."""
 REFUSED_BITS: Final = 6
 REFUSED_ALL: Final = 1 << 10
 """The share of requests refused is smoothed over ``2 ** REFUSED_BITS`` verdicts; ``REFUSED_ALL`` is all."""
+
+MARGIN_NS: Final = 100 * NS_PER_US
+MARGIN_BITS: Final = 7
+"""Plans end this much before each due time, and 1 / 128 of the SLO: durations add up their errors."""
 
 RATE_BITS: Final = 4
 """The mean time between arrivals is smoothed over about ``2 ** RATE_BITS`` of them."""
@@ -89,6 +91,39 @@ def planned_ns(
     return best_ns
 
 
+def margin_ns(slo_ns: int) -> int:
+    """How long before their due time plans end requests of an SLO."""
+    return MARGIN_NS + (slo_ns >> MARGIN_BITS)
+
+
+def missed(device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: bool) -> int:
+    """How many promised requests a device's plan misses if ``waiters`` run next, until ``end_ns``.
+
+    ``margin``: only what leaves half of the margin of plans counts as kept.
+    """
+    taken: dict[Reservation, int] = {}
+    for waiter in waiters:
+        if waiter.place is not None:
+            taken[waiter.place] = taken.get(waiter.place, 0) + 1
+    missed = 0
+    for one in device.reserved:
+        batch: BatchChoice | None = one.batch
+        count, due_ns = len(one.waiters), one.due_ns
+        if one in taken:
+            count -= taken[one]
+            if not count:
+                continue
+            batch = one.batch_of(count)
+            due_ns = min([each.due_ns for each in one.waiters if each not in waiters])
+        assert batch is not None
+        done_ns = one.residency.free_ns(end_ns) + batch.samples.estimate_ns
+        if done_ns + (one.margin_ns >> 1 if margin else 0) <= due_ns:
+            end_ns = done_ns
+        else:
+            missed += count  # it will not run, so that it delays no other
+    return missed
+
+
 class Promises(Timer):
     """Gives verdicts when they are due, and says what the policy may run. Itself the timer of verdicts."""
 
@@ -117,8 +152,6 @@ class Promises(Timer):
         """A request was admitted to its queue: its verdict is pending, if it asks for one."""
         if not self.asked(waiter.request):
             return
-        asked_ns = waiter.request.decide_ns
-        waiter.decide_ns = asked_ns if asked_ns >= 0 else self._decide_ns
         self.active = True
         model = waiter.queue.model
         since_ns = now_ns - model.arrived_ns
@@ -137,10 +170,15 @@ class Promises(Timer):
         ):
             sent.device.slowed_ns = now_ns
 
+    def _decide_of(self, waiter: Waiter) -> int:
+        """How long a request's verdict may take."""
+        asked_ns = waiter.request.decide_ns
+        return asked_ns if asked_ns >= 0 else self._decide_ns
+
     def verdict_ns(self, waiter: Waiter) -> int:
         """When a request's verdict is due."""
         least_ns = min(AT_ONCE_NS, waiter.slo_ns // AT_ONCE)
-        return waiter.request.arrival_ns + max(waiter.decide_ns, least_ns)
+        return waiter.request.arrival_ns + max(self._decide_of(waiter), least_ns)
 
     # Verdicts
 
@@ -186,10 +224,11 @@ class Promises(Timer):
 
     def _open_all(self, queue: Queue, now_ns: int) -> None:
         """Open a reservation for the undecided requests of a queue, as far as one batch takes them."""
-        waiters = [one for one in queue.waiters if one.promised_ns < 0 <= one.decide_ns]
+        waiters = [one for one in queue.waiters if one.promised_ns < 0 and self.asked(one.request)]
         del waiters[queue.sizes[-1][0] :]
         first = waiters[0]
-        spare_ns = max(first.slo_ns // SPARE, first.decide_ns) * (REFUSED_ALL + self._refused) // REFUSED_ALL
+        spare_ns = max(first.slo_ns // SPARE, self._decide_of(first)) * (REFUSED_ALL + self._refused)
+        spare_ns //= REFUSED_ALL
         spare_ns >>= len(waiters) - 1
         self._open(queue, waiters, spare_ns, now_ns)
 
@@ -254,7 +293,7 @@ class Promises(Timer):
         if best is None:
             best = self._load(queue, waiters, spare_ns, now_ns)
         if best is not None:
-            new = Reservation(queue, best, waiters[0].slo_ns)
+            new = Reservation(queue, best, margin_ns(waiters[0].slo_ns))
             new.due_ns = waiters[0].due_ns
             new.enter()
             best.reserved += 1
@@ -316,7 +355,7 @@ class Promises(Timer):
         """Assert that every request that waits is promised, or has a verdict pending."""
         undecided = {id(one) for _, _, one in self._undecided}
         for waiter in self._belief.waiters.values():
-            if waiter.state == WAITING and waiter.promised_ns < 0 <= waiter.decide_ns:
+            if waiter.state == WAITING and waiter.promised_ns < 0 and self.asked(waiter.request):
                 assert id(waiter) in undecided, f"{waiter.request.request_id} has no verdict pending"
 
 

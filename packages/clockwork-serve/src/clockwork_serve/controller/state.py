@@ -349,7 +349,6 @@ class Forking:
         new.alone = old.alone
         new.cause = old.cause
         new.cold = old.cold
-        new.decide_ns = old.decide_ns
         new.demand_ns = old.demand_ns
         new.due_ns = old.due_ns
         new.promised_ns = old.promised_ns

@@ -40,6 +40,7 @@ from clockwork_serve.controller.estimates import Timings, popularity_after
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import Candidates
 from clockwork_serve.controller.policies.paper import PaperScheduler
+from clockwork_serve.controller.promises import missed
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
@@ -209,17 +210,17 @@ class DefaultScheduler(PaperScheduler):
         """
         device, queue = choice.strategy.device, choice.strategy.queue
         waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
-        if not device.missed(waiters, start_ns + choice.lasts_ns, margin=True):
+        if not missed(device, waiters, start_ns + choice.lasts_ns, margin=True):
             return choice
-        missed = device.missed([], start_ns, margin=False)
-        if missed and device.missed(waiters, start_ns + choice.lasts_ns, margin=False) <= missed:
+        lost = missed(device, [], start_ns, margin=False)
+        if lost and missed(device, waiters, start_ns + choice.lasts_ns, margin=False) <= lost:
             return choice
         for one in device.reserved:
             if one.residency.state == READY:
                 first = one.queue.waiters.index(one.waiters[0])
                 waiters = one.queue.waiters[first : first + one.batch.count]
                 batch = BatchChoice(len(waiters), one.batch.size, one.batch.samples)
-                if device.missed(waiters, start_ns + batch.samples.estimate_ns, margin=False) <= missed:
+                if missed(device, waiters, start_ns + batch.samples.estimate_ns, margin=False) <= lost:
                     strategy = next(each for each in one.queue.strategies if each.residency is one.residency)
                     return Choice(strategy, first, batch, one.due_ns)
         return None

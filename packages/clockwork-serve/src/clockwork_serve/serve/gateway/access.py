@@ -85,8 +85,10 @@ class Caps:
             priority = found.max_priority
         return max(slo_ns, found.min_slo_ns), priority
 
-    def decide_ns(self, tenant: str, model_ns: int) -> int:
-        """How long the yes or no may take for a request that does not say; -1: as the server's setting."""
+    def decide_ns(self, tenant: str, wanted_ns: int, model_ns: int) -> int:
+        """How long a request's yes or no may take; -1: as the server's setting says."""
+        if wanted_ns >= 0:
+            return wanted_ns
         found = self._known().get(tenant) if tenant else None
         return model_ns if found is None or found.decide_ns < 0 else found.decide_ns
 

@@ -281,9 +281,6 @@ class Gateway:
             return ""
         wanted_ns = served.default_slo_ns if slo_ns is None else slo_ns
         given_ns, priority = self._caps.of(inquiry.identity, wanted_ns, known.priority)
-        decide_ns = known.decide_ns
-        if decide_ns < 0:
-            decide_ns = self._caps.decide_ns(inquiry.identity, served.model.decide_ns)
         deadline_ns, other_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == wanted_ns else given_ns
         if self.clock() > deadline_ns:
             self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
@@ -300,7 +297,8 @@ class Gateway:
             request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
             arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
             priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
-            way_ns=self._delay.reserve_ns(given_ns, inquiry.arrival_ns), decide_ns=decide_ns,
+            way_ns=self._delay.reserve_ns(given_ns, inquiry.arrival_ns),
+            decide_ns=self._caps.decide_ns(inquiry.identity, known.decide_ns, served.model.decide_ns),
         )  # fmt: skip
         self._pending[request_id] = Pending(inquiry, served, call, slot, request, other_ns)
         if self._copying.begun:
