@@ -241,7 +241,7 @@ class HungWorker(Timer):
 
 
 _CAUSES: Final = {
-    Reason.NOT_SERVING: Cause.MODEL_REMOVED, Reason.WORKER_LOST: Cause.DEVICE_LOST,
+    Reason.NOT_SERVING: Cause.DEVICE_LOST, Reason.WORKER_LOST: Cause.DEVICE_LOST,
     Reason.DEVICE_FAULT: Cause.DEVICE_LOST, Reason.MODEL_RAISED: Cause.MODEL_FAILED,
     Reason.QUARANTINED: Cause.MODEL_FAILED,
 }  # fmt: skip
@@ -430,6 +430,8 @@ class Belief(Measured):
 
     def cause_of(self, waiter: Waiter, reason: Reason) -> Cause:
         """Why a promise is broken by an answer with this reason."""
+        if waiter.queue.model.removed:
+            return Cause.MODEL_REMOVED
         if reason in _CAUSES:
             return _CAUSES[reason]
         if waiter.cause is not Cause.NONE:
