@@ -217,6 +217,17 @@ def test_a_planned_batch_has_room_for_those_who_are_expected_until_it_starts(
     assert lasts_ns == next(one.samples.estimate_ns for one in batches if one.size == size)
 
 
+def test_a_batch_that_is_believed_to_be_shorter_than_a_smaller_one_shortens_no_plan():
+    made = world("a")
+    served = made.controller._belief.models["a/1"]
+    served.arrived_ns, served.gap_ns = made.now_ns, ms(10)
+    batches = next(iter(served.residencies.values())).code.batches("", served.main.sizes)
+    batches[0].samples.restart(0)
+    batches[0].samples.learn(ms(90), made.now_ns)
+
+    assert planned_ns(served, batches, 1, made.now_ns + ms(150), made.now_ns) == ms(90)
+
+
 def test_batches_are_sent_as_they_are_planned_in_overload():
     made = world("a", "b", "c")
     for at in range(90):

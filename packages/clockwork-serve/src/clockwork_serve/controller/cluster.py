@@ -581,6 +581,7 @@ class Reservation(Record):
         self.waiters = waiters
         self.due_ns = waiters[0].due_ns
         self.batch = self.batch_of(len(waiters)) or self.batches[-1]
+        self.residency.device.ends_ns = []
         for waiter in waiters:
             waiter.place = self
             waiter.device = self.residency.device
@@ -591,6 +592,7 @@ class Reservation(Record):
         self.waiters.remove(waiter)
         self.queue.reserved.remove(self)
         self.residency.device.reserved.remove(self)
+        self.residency.device.ends_ns = []
         if self.waiters:
             self.hold(self.waiters)
             self.enter()
@@ -599,11 +601,9 @@ class Reservation(Record):
 
     def enter(self) -> None:
         """Enter the plan of its device, after all that are due no later, and likewise its queue's list."""
+        self.residency.device.ends_ns = []
         for reserved in (self.residency.device.reserved, self.queue.reserved):
-            at = len(reserved)
-            while at and reserved[at - 1].due_ns > self.due_ns:
-                at -= 1
-            reserved.insert(at, self)
+            reserved.insert(place_of(reserved, self.due_ns), self)
 
     def batch_of(self, count: int) -> BatchChoice | None:
         """The smallest batch that takes ``count`` requests; None if the largest is smaller."""
@@ -618,6 +618,14 @@ class Reservation(Record):
         assert self.due_ns == self.waiters[0].due_ns == min(one.due_ns for one in self.waiters)
         assert self.batch is (self.batch_of(len(self.waiters)) or self.batches[-1])
         assert all(one.place is self and one.promised_ns >= 0 for one in self.waiters)
+
+
+def place_of(reserved: list[Reservation], due_ns: int) -> int:
+    """The index in a plan, or a queue's list, for what is due then: after all that are due no later."""
+    at = len(reserved)
+    while at and reserved[at - 1].due_ns > due_ns:
+        at -= 1
+    return at
 
 
 # ------------------------------------------------------------
@@ -735,9 +743,10 @@ class DeviceBelief(Record):
     """One device."""
 
     __slots__ = (
-        "codes", "delays", "demand_ns", "exec", "failed_codes", "hang_timer", "idle", "index", "load",
-        "load_key_ns", "name", "pages", "pending_codes", "plan", "reserved", "retry_slots", "room_bytes",
-        "since_ns", "slowed_ns", "spec", "stall_timer", "up", "used", "warm", "worker",
+        "codes", "delays", "demand_ns", "ends_ns", "ends_until_ns", "exec", "failed_codes", "hang_timer",
+        "idle", "index", "load", "load_key_ns", "name", "pages", "pending_codes", "plan", "reserved",
+        "retry_slots", "room_bytes", "rooms_ns", "since_ns", "slowed_ns", "spec", "stall_timer", "up", "used",
+        "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
@@ -774,6 +783,10 @@ class DeviceBelief(Record):
         """What the policy keeps for it."""
         self.reserved: list[Reservation] = []
         """Promised batches on its exec lane, in the order in which ``promises`` plans them."""
+        self.ends_ns: list[int] = []
+        """A cache of ``promises``, until an instant: when they end, and how much later they may be."""
+        self.rooms_ns: list[int] = []
+        self.ends_until_ns = 0
         self.slowed_ns = -1
         """When an action last took clearly longer than expected."""
         self.retry_slots = RetrySlots()

@@ -35,6 +35,7 @@ from clockwork_serve.controller.cluster import (
     Residency,
     ServedModel,
     Waiter,
+    place_of,
 )
 from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice
 from clockwork_serve.controller.life import SENT, WAITING
@@ -60,6 +61,9 @@ MARGIN_NS: Final = 100 * NS_PER_US
 MARGIN_BITS: Final = 7
 """Plans end this much before each due time, and 1 / 128 of the SLO: durations add up their errors."""
 
+KEPT_NS: Final = NS_PER_MS
+"""For how long the ends of a plan that does not change are not computed again."""
+
 RATE_BITS: Final = 4
 """The mean time between arrivals is smoothed over about ``2 ** RATE_BITS`` of them."""
 
@@ -79,16 +83,19 @@ def planned_ns(
     The duration of the batch size that takes the least time per request.
     """
     expected = count + (start_ns - now_ns) / expected_gap_ns(model, now_ns)
-    best_ns, least = 0, 0.0
+    first_ns = best_ns = 0
+    least = 0.0
     for batch in batches:
         if batch.count >= count:
             lasts_ns = batch.samples.estimate_ns
             each_ns = lasts_ns / min(expected, batch.count)
-            if not best_ns or each_ns < least:
+            if not first_ns:
+                first_ns, best_ns, least = lasts_ns, lasts_ns, each_ns
+            elif each_ns < least:
                 best_ns, least = lasts_ns, each_ns
             if batch.count >= expected:
                 break
-    return best_ns
+    return max(first_ns, best_ns)  # a larger batch that was not measured lately may be believed to be shorter
 
 
 def margin_ns(slo_ns: int) -> int:
@@ -235,13 +242,15 @@ class Promises(Timer):
     def _promise(self, waiter: Waiter, reservation: Reservation, now_ns: int) -> None:
         """Add a request to a reservation; those of its queue exchange requests: first due, first planned.
 
-        No reservation is due sooner after that than before, so that each plan stays feasible.
+        A request that is due sooner than the reservation stays in it, where it was found to be in time. With
+        any other, no reservation is due sooner after the exchange than before, so each plan stays feasible.
         """
         if waiter.promised_ns < 0:
             waiter.promised_ns = now_ns
-        insort(reservation.waiters, waiter, key=_due)
         reserved = waiter.queue.reserved
-        if len(reserved) == 1:
+        exchange = len(reserved) > 1 and waiter.due_ns >= reservation.due_ns
+        insort(reservation.waiters, waiter, key=_due)
+        if not exchange:
             reservation.hold(reservation.waiters)
             return
         every = sorted([one for each in reserved for one in each.waiters], key=_due)
@@ -253,32 +262,21 @@ class Promises(Timer):
 
     def _join(self, waiter: Waiter, now_ns: int) -> bool:
         """Add a request to the first reservation of its queue that can take it."""
-        queue, due_ns = waiter.queue, waiter.due_ns
-        for residency in queue.model.residencies.values():
-            if not residency.reserved:
+        for one in waiter.queue.reserved:
+            batch = one.batch_of(len(one.waiters) + 1)
+            if batch is None:
                 continue
-            reserved = residency.device.reserved
-            start_ns = residency.device.exec.available_ns(now_ns)
-            for at, one in enumerate(reserved):
-                start_ns = one.residency.free_ns(start_ns)
-                if one.queue is queue and one.residency is residency:
-                    batch = one.batch_of(len(one.waiters) + 1)
-                    if batch is not None:
-                        if (
-                            batch is one.batch
-                            and start_ns + batch.samples.estimate_ns + one.margin_ns <= due_ns
-                        ):
-                            self._promise(waiter, one, now_ns)  # it takes no more time
-                            return True
-                        end_ns = start_ns + _planned_ns(one, len(one.waiters) + 1, start_ns, now_ns)
-                        if (
-                            end_ns <= due_ns
-                            and end_ns + one.margin_ns <= one.due_ns
-                            and _fits(reserved, at + 1, end_ns, now_ns)
-                        ):
-                            self._promise(waiter, one, now_ns)
-                            return True
-                start_ns += _planned_ns(one, len(one.waiters), start_ns, now_ns)
+            device = one.residency.device
+            at = device.reserved.index(one)
+            ends_ns, rooms_ns = _plan(device, now_ns)
+            start_ns = one.residency.free_ns(ends_ns[at])
+            due_ns = min(waiter.due_ns, one.due_ns) - one.margin_ns
+            if batch is not one.batch or start_ns + batch.samples.estimate_ns > due_ns:
+                end_ns = start_ns + _planned_ns(one, len(one.waiters) + 1, start_ns, now_ns)
+                if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
+                    continue
+            self._promise(waiter, one, now_ns)
+            return True
         return False
 
     def _open(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> None:
@@ -334,20 +332,15 @@ class Promises(Timer):
         batches = code.batches(queue.signature, queue.sizes)
         waiters = waiters[: batches[-1].count]
         due_ns = min([waiter.due_ns for waiter in waiters])
-        reserved = device.reserved
-        start_ns = device.exec.available_ns(now_ns)
-        if device.exec.stalled or start_ns > due_ns:
+        if device.exec.stalled:
             return NEVER_NS
-        at = 0
-        for one in reserved:
-            if one.due_ns > due_ns:
-                break
-            at += 1
-            start_ns = one.residency.free_ns(start_ns)
-            start_ns += _planned_ns(one, len(one.waiters), start_ns, now_ns)
-        start_ns = max(start_ns, ready_ns)
+        at = place_of(device.reserved, due_ns)
+        ends_ns, rooms_ns = _plan(device, now_ns)
+        start_ns = max(ends_ns[at], ready_ns)
+        if start_ns > due_ns:
+            return NEVER_NS
         end_ns = start_ns + planned_ns(queue.model, batches, len(waiters), start_ns, now_ns) + spare_ns
-        if end_ns + margin_ns(waiters[0].slo_ns) > due_ns or not _fits(reserved, at, end_ns, now_ns):
+        if end_ns + margin_ns(waiters[0].slo_ns) > due_ns or end_ns - ends_ns[at] > rooms_ns[at]:
             return NEVER_NS
         return end_ns
 
@@ -359,14 +352,28 @@ class Promises(Timer):
                 assert id(waiter) in undecided, f"{waiter.request.request_id} has no verdict pending"
 
 
-def _fits(reserved: list[Reservation], at: int, start_ns: int, now_ns: int) -> bool:
-    """Whether all reservations from index ``at`` on are in time if the lane is free then."""
-    for one in reserved[at:]:
-        start_ns = one.residency.free_ns(start_ns)
-        start_ns += _planned_ns(one, len(one.waiters), start_ns, now_ns)
-        if start_ns + one.margin_ns > one.due_ns:
-            return False
-    return True
+def _plan(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
+    """A plan's ends, and by how much what begins at each may be later so that nothing after it is late.
+
+    The first end is when the exec lane is free. It is kept for ``KEPT_NS`` while nothing changes: refusals
+    change nothing, and the later it is, the fewer requests are expected.
+    """
+    free_ns = device.exec.available_ns(now_ns)
+    ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
+    if ends_ns and free_ns <= ends_ns[0] and now_ns < device.ends_until_ns:
+        return ends_ns, rooms_ns
+    reserved = device.reserved
+    device.ends_ns = ends_ns = [free_ns]
+    for one in reserved:
+        start_ns = one.residency.free_ns(ends_ns[-1])
+        ends_ns.append(start_ns + _planned_ns(one, len(one.waiters), start_ns, now_ns))
+    device.rooms_ns = rooms_ns = [NEVER_NS] * len(ends_ns)
+    room_ns = NEVER_NS
+    for at in range(len(reserved) - 1, -1, -1):
+        one = reserved[at]
+        rooms_ns[at] = room_ns = min(room_ns, one.due_ns - one.margin_ns - ends_ns[at + 1])
+    device.ends_until_ns = now_ns + KEPT_NS
+    return ends_ns, rooms_ns
 
 
 def _planned_ns(one: Reservation, count: int, start_ns: int, now_ns: int) -> int:
