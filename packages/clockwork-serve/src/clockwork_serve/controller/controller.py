@@ -140,8 +140,9 @@ def check_belief(belief: Belief) -> None:
 # ------------------------------------------------------------
 # The brain.
 #
-# ``decide`` handles one instant in order: observed results and losses are processed, expired requests are
-# answered, the policy tops up lanes, infeasible requests are rejected, and a change of readiness is sent.
+# ``decide`` handles one instant in order: events are taken in as they were observed, arrivals get their
+# verdicts, results and losses are processed, expired requests are answered, the policy tops up lanes,
+# requests that became infeasible are rejected, admission queries are answered, and a change of readiness is sent.
 
 
 GOOD: Final = Status.OK
@@ -150,7 +151,7 @@ GOOD: Final = Status.OK
 class Controller(Record):
     """The controller's brain: a ``machine.Machine`` of ``ControllerEvent`` and ``ControllerEffect``.
 
-    ``observe`` changes belief, ``decide`` returns the effects; the work is in the parts made here.
+    ``observe`` notes events, ``decide`` makes every choice; the work is in the parts made here.
     """
 
     def __init__(self, config: ControllerConfig) -> None:
@@ -164,12 +165,12 @@ class Controller(Record):
         self._quarantine = Quarantine(self._belief)
         self._result_handler = ResultHandler(self._belief, self._scheduler, self._quarantine)
         self._takeover = Takeover(self._belief, self._scheduler, self._feasibility)
-        self._rejected: list[Refusal] = []
-        """Requests that were not admitted, to be answered in the next ``decide``."""
+        self._noted: list[ControllerEvent] = []
+        """All and only events observed since the last ``decide``, in order."""
         self._queries: list[AdmissionQuery] = []
-        """Admission queries, to be answered in the next ``decide``."""
+        """Admission queries of this instant: answered last, by what was decided before."""
         self._ending: list[tuple[Waiter, Outcome, Reason, str]] = []
-        """Admitted requests that end by an observed event (cancelled, model removed), likewise."""
+        """Admitted requests that an event of this instant ends (cancelled, model removed)."""
         self._timers = self._belief.timers
         self._tenants = self._belief.tenants
         self._accounts, self._charges = self._tenants.accounts, self._tenants.charges
@@ -190,7 +191,19 @@ class Controller(Record):
     # Events
 
     def observe(self, event: ControllerEvent, now_ns: int) -> None:
-        """Change belief by one event."""
+        """Note an event. Belief changes, and choices are made, in the ``decide`` of this instant."""
+        self._noted.append(event)
+
+    def _take_in(self, now_ns: int) -> None:
+        """Change belief by all events noted, in order; arrivals get their verdicts."""
+        for event in self._noted:
+            self._take(event, now_ns)
+        self._noted.clear()
+        retained = self._takeover.pop_effects()
+        if retained:  # workers are told what to keep before anything else is said
+            self._belief.effects = [*retained, *self._belief.effects]
+
+    def _take(self, event: ControllerEvent, now_ns: int) -> None:
         match event:
             case Request():
                 self._on_request(event, now_ns)
@@ -265,8 +278,13 @@ class Controller(Record):
         return False
 
     def _reject_at_once(self, refusal: Refusal) -> None:
-        self._rejected.append(refusal)
-        self._belief.has_pending = True
+        request, outcome, reason, message, retry_after_ns = refusal
+        self._belief.effects.append(
+            Answer(
+                request_id=request.request_id, gateway=request.gateway, outcome=outcome, reason=reason,
+                message=message, retry_after_ns=retry_after_ns,
+            )
+        )  # fmt: skip
 
     def _end_early(self, waiter: Waiter, outcome: Outcome, reason: Reason, message: str) -> None:
         self._ending.append((waiter, outcome, reason, message))
@@ -385,11 +403,12 @@ class Controller(Record):
         """Make every decision that is due; returns all effects of this instant."""
         belief, scheduler = self._belief, self._scheduler
         belief.now_ns = now_ns
+        if self._noted:
+            self._take_in(now_ns)
         if belief.has_pending:
             belief.has_pending = False
-            belief.effects += self._takeover.pop_effects()
-            if self._rejected or self._ending:
-                self._answer_ended()
+            if self._ending:
+                self._answer_ending()
             if self._hangs.has_pending:
                 self._hangs.process(now_ns)
             self._result_handler.process(now_ns)
@@ -421,15 +440,7 @@ class Controller(Record):
             self._feasibility.refuse(waiter, now_ns)
         self._scheduler.schedule(now_ns)  # a LOAD may have been sent
 
-    def _answer_ended(self) -> None:
-        for request, outcome, reason, message, retry_after_ns in self._rejected:
-            self._belief.effects.append(
-                Answer(
-                    request_id=request.request_id, gateway=request.gateway, outcome=outcome, reason=reason,
-                    message=message, retry_after_ns=retry_after_ns,
-                )
-            )  # fmt: skip
-        self._rejected.clear()
+    def _answer_ending(self) -> None:
         for waiter, outcome, reason, message in self._ending:
             if waiter.state <= SENT:
                 self._belief.answer(waiter, outcome, reason, message=message)
