@@ -256,10 +256,12 @@ class Controller(Record):
         self._deadlines.add(waiter)
 
     def _reply(self, query: AdmissionQuery, now_ns: int) -> None:
-        """Answer an admission query: with the verdict if its request would be rejected, else without."""
-        model = self._belief.models.get(query.model)
-        no = self._admission.verdict(query, model, now_ns)
-        if no is None or no.outcome is not Outcome.REJECTED or model is None or model.quarantined:
+        """Answer an admission query: with the verdict if its request would be rejected, else without.
+
+        Requests that would be INVALID or FAILED are told so when they are complete.
+        """
+        no = self._admission.verdict(query, self._belief.models.get(query.model), now_ns)
+        if no is None or no.outcome is not Outcome.REJECTED:
             reply = AdmissionReply(announced_id=query.announced_id, gateway=query.gateway)
         else:
             reply = AdmissionReply(
