@@ -272,8 +272,9 @@ def test_the_same_request_twice_is_a_bug() -> None:
         request_id="x", gateway="g", model="a/1", arrival_ns=now_ns, deadline_ns=now_ns + ms(900)
     )
     world.controller.observe(request, world.now_ns)
+    world.controller.observe(request, world.now_ns)
     with pytest.raises(AssertionError, match="x came twice"):
-        world.controller.observe(request, world.now_ns)
+        world.controller.decide(world.now_ns)
 
 
 def many(count: int) -> World:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clockwork_serve.controller.admission import Admission
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import Queue, Watch
 from clockwork_serve.controller.feasibility import LOADERS_MAX, Feasibility
+from clockwork_serve.controller.promises import Promises
+from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Answer, Infer, Load
 from clockwork_serve.units import ms
@@ -39,7 +42,7 @@ def pass_time(made: Belief, layer: Feasibility, now_ns: int) -> None:
         timer = made.timers.due(now_ns)
         if isinstance(timer, Watch):
             layer.check_watch(timer, now_ns)
-    layer.reject(now_ns)
+    Admission(made, layer, Quarantine(made), Promises(made)).recheck(now_ns)
 
 
 @settings(max_examples=300)

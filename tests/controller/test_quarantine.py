@@ -12,6 +12,7 @@ from clockwork_serve.messages import (
     Code,
     CodeReady,
     CodeRemoved,
+    Drain,
     Infer,
     Load,
     ModelAdded,
@@ -203,8 +204,8 @@ def test_a_model_that_left_service_leaves_quarantine_too() -> None:
     assert len(world.quarantined) == 2
 
 
-def test_of_a_body_on_its_way_nothing_is_foretold_so_that_its_request_hears_the_reason() -> None:
-    world = quarantined()
+def reply(world: World) -> AdmissionReply:
+    """What is told of a request for ``bad`` of which only the head has arrived."""
     announced = AdmissionQuery(
         announced_id="x",
         gateway="g0",
@@ -215,7 +216,17 @@ def test_of_a_body_on_its_way_nothing_is_foretold_so_that_its_request_hears_the_
     world.controller.observe(announced, world.now_ns)
     (told,) = world.controller.decide(world.now_ns)
     assert isinstance(told, AdmissionReply)
-    assert told.reason is Reason.NONE
+    return told
+
+
+def test_of_a_body_on_its_way_nothing_is_foretold_so_that_its_request_hears_the_reason() -> None:
+    assert reply(quarantined()).reason is Reason.NONE
+
+
+def test_a_server_that_drains_says_so_of_a_body_on_its_way_whatever_its_model_did() -> None:
+    world = quarantined()
+    world.tell(Drain())
+    assert reply(world).reason is Reason.DRAINING
 
 
 def dying_to_prepare(after: int = 3) -> World:

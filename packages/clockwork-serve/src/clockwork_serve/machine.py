@@ -22,7 +22,7 @@ class Machine(Protocol[Event, Effect]):
     """The interface between brains and drivers; all instants are ns on the controller's clock."""
 
     def observe(self, event: Event, now_ns: int) -> None:
-        """Change belief by one event; ``now_ns`` never decreases. Effects follow in ``decide``."""
+        """Note an event; ``now_ns`` never decreases. Choices and effects follow in ``decide``."""
 
     def decide(self, now_ns: int) -> list[Effect]:
         """Make every decision that is due; a second call at the same instant returns no effects."""

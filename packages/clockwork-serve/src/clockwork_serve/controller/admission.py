@@ -1,57 +1,35 @@
-"""Admission: whether an arriving request is queued, and the replies to admission queries."""
+"""Admission: whether a request is served, or told no, with the reason and when it may return.
+
+``Controller.decide`` asks here, and nowhere else: about a request that arrived; about one of which only the
+head has (an admission query); about the head of a queue that no device with its weights can serve in time any
+more; and, where requests are promised, about one that no plan has room for.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Final
+from typing import Final, NamedTuple
 
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import ServedModel, level
-from clockwork_serve.controller.feasibility import Feasibility
+from clockwork_serve.controller.cluster import Queue, ServedModel, Waiter, level
+from clockwork_serve.controller.feasibility import EarliestFinish, Feasibility
 from clockwork_serve.controller.life import READY
+from clockwork_serve.controller.placement import usual_cost_ns
+from clockwork_serve.controller.promises import Promises
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
-from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason, Request
+from clockwork_serve.messages import AdmissionQuery, Outcome, Reason, Request
 from clockwork_serve.units import NS_PER_MS
 
-# ------------------------------------------------------------
-# Rejections that need no estimate: unknown model, draining, quarantine, too many rows, queue full.
 
+class Verdict(NamedTuple):
+    """A no: how the request ends, and what its client is told."""
 
-DRAINING: Final = "the server is shutting down"
-
-Refusal = tuple[Request, Outcome, Reason, str, int]
-"""A request that is not admitted: its outcome, reason and message, and the retry advice in ns (0: none)."""
-
-
-def queue_full(model: ServedModel) -> str:
-    """The message for a full queue."""
-    return f"{model.waiting} requests wait for this model already"
-
-
-def refusal(
-    request: Request, model: ServedModel | None, quarantine: Quarantine, now_ns: int, *, draining: bool
-) -> Refusal | None:
-    """Why a request is not admitted on arrival: the first reason that applies; None: it is queued.
-
-    Called for each request. What needs the schedule (``Backlog``) or is paid for (``tenants``) comes after.
-    """
-    if model is None:
-        outcome, reason, why = (
-            Outcome.INVALID, Reason.UNKNOWN_MODEL, f"model {request.model!r} is not served",
-        )  # fmt: skip
-    elif draining:
-        outcome, reason, why = Outcome.REJECTED, Reason.DRAINING, DRAINING
-    elif model.quarantined:
-        outcome, reason, why = Outcome.FAILED, Reason.QUARANTINED, quarantine.reason(model, now_ns)
-    elif request.rows != 1 and not model.fits(request.rows):  # every model takes one
-        why = f"batch: expected 1 to {model.model.batch_sizes[-1]}; found {request.rows}"
-        outcome, reason = Outcome.INVALID, Reason.BAD_INPUT
-    elif model.waiting >= model.queue_limit:
-        outcome, reason, why = Outcome.REJECTED, Reason.QUEUE_FULL, queue_full(model)
-    else:
-        return None
-    return request, outcome, reason, why, 0
+    outcome: Outcome
+    reason: Reason
+    message: str
+    retry_after_ns: int = 0
+    """How long to wait before a like request could be served; 0: no advice."""
 
 
 # ------------------------------------------------------------
@@ -75,11 +53,57 @@ FRESH_NS: Final = 10 * NS_PER_MS
 """A pace that is older than this is computed again."""
 
 
-class Backlog(Record):
-    """Rejects arriving requests by their model's backlog; keeps ``pace_ns`` of models up to date."""
+class Admission(Record):
+    """Gives verdicts, and ends the waiting requests that get one; keeps ``pace_ns`` of models up to date."""
 
-    def __init__(self, belief: Belief) -> None:
+    def __init__(
+        self, belief: Belief, feasibility: Feasibility, quarantine: Quarantine, promises: Promises
+    ) -> None:
         self._belief = belief
+        self._feasibility = feasibility
+        self._quarantine = quarantine
+        self._tenants, self._accounts = belief.tenants, belief.tenants.accounts
+        self._rejects = belief.config.reject_infeasible
+        self._promises = promises
+        self.draining = False
+        """The server is shutting down: nothing more is admitted."""
+
+    def verdict(  # noqa: PLR0911 - one return for each reason, in their order
+        self, asked: Request | AdmissionQuery | Waiter, model: ServedModel | None, now_ns: int
+    ) -> Verdict | None:
+        """The first reason to say no to a request for ``model``; None: it is admitted, or goes on waiting.
+
+        A query's is no promise: what would be admitted now may be rejected once it is complete.
+        """
+        if isinstance(asked, Waiter):  # it was admitted: only time can have changed what it is told
+            return self._hopeless(asked, now_ns)
+        if model is None:
+            message = f"model {asked.model!r} is not served"
+            return Verdict(Outcome.INVALID, Reason.UNKNOWN_MODEL, message)
+        if self.draining:
+            return Verdict(Outcome.REJECTED, Reason.DRAINING, "the server is shutting down")
+        if model.quarantined:
+            return Verdict(Outcome.FAILED, Reason.QUARANTINED, self._quarantine.reason(model, now_ns))
+        rows = asked.rows if isinstance(asked, Request) else 1
+        if rows != 1 and not model.fits(rows):  # every model takes one
+            message = f"batch: expected 1 to {model.model.batch_sizes[-1]}; found {rows}"
+            return Verdict(Outcome.INVALID, Reason.BAD_INPUT, message)
+        if model.waiting >= model.queue_limit:
+            message = f"{model.waiting} requests wait for this model already"
+            return Verdict(Outcome.REJECTED, Reason.QUEUE_FULL, message)
+        no: Verdict | None = None
+        if isinstance(asked, Request):
+            # Only a long queue can make it infeasible. One past its deadline is not rejected: it expires.
+            # Plans say more about a backlog than a queue's length does.
+            left_ns = asked.deadline_ns - now_ns
+            if model.waiting * model.pace_ns > left_ns >> 1 >= 0 and not self._promises.asked(asked):
+                no = self._behind_backlog(asked, model, now_ns)
+            return self._over_quota(asked, model, rows, now_ns) if no is None and self._accounts else no
+        if self._accounts:
+            no = self._over_quota(asked, model, rows, now_ns)
+        if no is None and model.main is not None and self._rejects:
+            return self._infeasible(asked, model.main, now_ns)
+        return no
 
     def find_pace(self, model: ServedModel, now_ns: int) -> None:
         """Compute the device time per request in the best batch, divided by the number of capable devices."""
@@ -93,26 +117,15 @@ class Backlog(Record):
         model.pace_at_ns = now_ns
         model.pace_ns = int(best_ns / max(1, self._belief.capable_devices(model.code.backend)))
 
-    def refusal(self, request: Request, model: ServedModel, now_ns: int) -> Refusal | None:
-        """The rejection of an arriving request, with a retry slot; None if it may be feasible."""
-        shortage_ns, why = self.shortage(request, model, request.priority, now_ns)
-        if shortage_ns <= 0:
-            return None
-        slot_ns = now_ns + shortage_ns
-        for residency in model.residencies.values():
-            slot_ns = residency.device.retry_slots.slot_ns(slot_ns, model.pace_ns, now_ns)
-            break
-        return request, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, why, slot_ns - now_ns
+    def _behind_backlog(self, request: Request, model: ServedModel, now_ns: int) -> Verdict | None:
+        """The verdict, with a retry slot, if the requests before it leave too little time.
 
-    def shortage(self, request: Request, model: ServedModel, priority: int, now_ns: int) -> tuple[int, str]:
-        """By how much, in ns, it would at least be late, and the message; 0 or less if it may be feasible.
-
-        Worth calling where ``model.waiting * model.pace_ns`` is more than half of the remaining time.
+        Worth asking where ``model.waiting * model.pace_ns`` is more than half of the remaining time.
         """
         if now_ns - model.pace_at_ns > FRESH_NS:
             self.find_pace(model, now_ns)
         if not model.pace_ns:
-            return 0, ""
+            return None
         due_ns = self._belief.due_ns(request)
         start_ns = now_ns
         sole = model.sole
@@ -122,7 +135,7 @@ class Backlog(Record):
             slo_ns = request.slo_ns
             if now_ns - lane.busy_since_ns > LONG * slo_ns:
                 due_ns -= min(slo_ns // SPARE, SPARE_NS)
-        ahead, urgency = 0, level(priority)
+        ahead, urgency = 0, level(request.priority)
         for queue in model.queues.values():
             if queue.level <= urgency:
                 dues = queue.dues
@@ -130,49 +143,114 @@ class Backlog(Record):
         # A batch less one waits even without a backlog: the policy chooses by which batches can be filled.
         before = ahead + 1 if model.batch == 1 else ahead + 1 - model.batch
         shortage_ns = start_ns + before * model.pace_ns - due_ns
+        if shortage_ns <= 0:
+            return None
         missed_by = f"{shortage_ns / NS_PER_MS:.1f} ms"
-        return shortage_ns, f"the deadline would be missed by {missed_by}: {ahead} requests are due before it"
+        message = f"the deadline would be missed by {missed_by}: {ahead} requests are due before it"
+        slot_ns = now_ns + shortage_ns
+        for residency in model.residencies.values():
+            slot_ns = residency.device.retry_slots.slot_ns(slot_ns, model.pace_ns, now_ns)
+            break
+        return Verdict(Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message, slot_ns - now_ns)
 
+    def _over_quota(
+        self, asked: Request | AdmissionQuery, model: ServedModel, rows: int, now_ns: int
+    ) -> Verdict | None:
+        account = self._accounts.get(asked.tenant)
+        if account is None:
+            return None
+        shortage = self._tenants.shortage(account, model, self._belief.cost_ns(model, rows), now_ns)
+        if shortage is None:
+            return None
+        wait_ns, message = shortage
+        return Verdict(Outcome.REJECTED, Reason.TENANT_QUOTA, message, wait_ns)
 
-# ------------------------------------------------------------
-# Admission queries: whether a request of which only the head has arrived would be rejected now, so that the
-# gateway need not receive its body.
-#
-# The reply is no promise: a request that would be admitted now may be rejected once it is complete.
+    # Feasibility, and when to return
 
+    def _infeasible(self, query: AdmissionQuery, queue: Queue, now_ns: int) -> Verdict | None:
+        """The verdict on a request that would join a queue now, behind those that are due before it."""
+        due_ns = self._belief.due_ns(query)
+        finish = self._feasibility.earliest_finish(queue, due_ns, now_ns)
+        if finish is None:
+            return None
+        given_ns = due_ns + self._belief.slack_ns - query.arrival_ns
+        return self._miss(queue, finish, due_ns, given_ns, now_ns)
 
-def admission_reply(
-    announced: AdmissionQuery, belief: Belief, feasibility: Feasibility, now_ns: int, *, draining: bool
-) -> AdmissionReply:
-    """The reply to a gateway's query: without a reason, the request would be admitted now."""
-    model = belief.models.get(announced.model)
-    if model is None or model.quarantined:
-        return _reply(announced)
-    if draining:
-        return _reply(announced, Reason.DRAINING, DRAINING)
-    if model.waiting >= model.queue_limit:
-        return _reply(announced, Reason.QUEUE_FULL, queue_full(model))
-    account = belief.tenants.accounts.get(announced.tenant)
-    if account is not None:
-        shortage = belief.tenants.shortage(account, model, belief.cost_ns(model, 1), now_ns)
-        if shortage is not None:
-            wait_ns, message = shortage
-            return _reply(announced, Reason.TENANT_QUOTA, message, wait_ns)
-    if model.main is None or not belief.config.reject_infeasible:
-        return _reply(announced)
-    due_ns = belief.due_ns(announced)
-    finish = feasibility.earliest_finish(model.main, due_ns, now_ns)
-    if finish is None:
-        return _reply(announced)
-    given_ns = due_ns + belief.slack_ns - announced.arrival_ns
-    retry_after_ns, message = feasibility.retry_advice(model.main, finish, due_ns, given_ns, now_ns)
-    return _reply(announced, Reason.WOULD_MISS_DEADLINE, message, retry_after_ns)
+    def recheck(self, now_ns: int) -> bool:
+        """Reject every infeasible head of the queues to recheck; true if the policy is to schedule again.
 
+        Called by ``Controller.decide`` after the policy.
+        """
+        belief, feasibility = self._belief, self._feasibility
+        if belief.dirty_lanes:
+            feasibility.check_lanes(now_ns)
+        changed = False
+        to_recheck = belief.rechecks
+        while to_recheck:
+            queue = to_recheck.pop()
+            queue.to_recheck = False
+            dues = queue.dues
+            while dues and not feasibility.feasible(queue, dues[0], now_ns):
+                head = queue.waiters[0]
+                no = self.verdict(head, queue.model, now_ns)
+                if no is None:
+                    changed = feasibility.mark_slow(queue) or changed
+                    break
+                belief.answer(
+                    head, no.outcome, no.reason, message=no.message, retry_after_ns=no.retry_after_ns
+                )
+                changed = True
+        return changed
 
-def _reply(
-    announced: AdmissionQuery, reason: Reason = Reason.NONE, message: str = "", retry_after_ns: int = 0
-) -> AdmissionReply:
-    return AdmissionReply(
-        announced_id=announced.announced_id, gateway=announced.gateway, reason=reason, message=message,
-        retry_after_ns=retry_after_ns,
-    )  # fmt: skip
+    def _hopeless(self, head: Waiter, now_ns: int) -> Verdict | None:
+        """The verdict on a head that no device with its weights can serve in time; None: a LOAD can help."""
+        queue = head.queue
+        loadable, soonest = self._feasibility.feasible_after_load(queue, head.due_ns, now_ns)
+        if loadable:
+            return None
+        finish = self._feasibility.best(queue, soonest, now_ns)
+        if finish is None:
+            message = self._feasibility.why_unservable(queue.model)
+            return Verdict(Outcome.REJECTED, Reason.NOT_SERVING, message)
+        given_ns = head.slo_ns - head.request.way_ns
+        self._feasibility.reset_estimates(queue, finish, head.due_ns, given_ns, now_ns)
+        return self._miss(queue, finish, head.due_ns, given_ns, now_ns)
+
+    def refuse(self, waiter: Waiter, now_ns: int) -> None:
+        """Reject a request that no plan has room for, although it may be feasible by itself."""
+        queue, request = waiter.queue, waiter.request
+        message, retry_after_ns = "no device has its weights, or time to load them before the deadline", 0
+        soonest = self._promises.soonest(queue, now_ns)
+        if soonest is not None:
+            device, end_ns, cost_ns = soonest
+            needed_ns = end_ns + request.deadline_ns - waiter.due_ns - request.arrival_ns
+            enough_ns = self._promises.slo_ns(needed_ns)
+            message = (
+                f"no promise can be kept by the deadline: an SLO of {enough_ns / NS_PER_MS:.0f} ms could"
+            )
+            later_ns = max(now_ns, now_ns + enough_ns - waiter.slo_ns)
+            retry_after_ns = device.retry_slots.slot_ns(later_ns, cost_ns, now_ns) - now_ns
+        self._belief.answer(
+            waiter, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message,
+            retry_after_ns=retry_after_ns,
+        )  # fmt: skip
+        self._belief.recheck(queue)
+
+    def _miss(self, queue: Queue, finish: EarliestFinish, due_ns: int, given_ns: int, now_ns: int) -> Verdict:
+        """The verdict on an infeasible request; each client that may return has a retry slot.
+
+        There is no advice if no request with ``given_ns`` to its deadline is ever feasible.
+        """
+        needs = f"it takes {finish.rest_ns / NS_PER_MS:.1f} ms"
+        if finish.rest_ns + self._belief.slack_ns > given_ns:
+            message = f"the deadline cannot be met: {needs}, more than the time allowed"
+            return Verdict(Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message)
+        shortage_ns, device = finish.end_ns - due_ns, finish.device
+        code = device.codes.get(queue.model.code_id) if finish.lane is device.exec else None
+        cost_ns = (
+            finish.rest_ns if code is None else usual_cost_ns(code.batches(queue.signature, queue.sizes))
+        )
+        slot_ns = device.retry_slots.slot_ns(now_ns + shortage_ns, cost_ns, now_ns)
+        missed_by = f"{shortage_ns / NS_PER_MS:.1f} ms"
+        message = f"the deadline would be missed by {missed_by}: {needs}, {device.name} is busy"
+        return Verdict(Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message, slot_ns - now_ns)

@@ -237,7 +237,7 @@ class HungWorker(Timer):
 # what was sent cannot differ.
 
 
-# ruff: noqa: FURB136, PLR1730 - max() and min() cost 100 ns more than a condition
+# ruff: noqa: PLR1730 - max() and min() cost 100 ns more than a condition
 
 
 _CAUSES: Final = {
@@ -255,7 +255,7 @@ class Belief(Measured):
         super().__init__(config)
         self.config = config
         self._floor_ns, self._capacity_ns = config.floor_ns, config.capacity_ns
-        self._look_ahead_ns, self._network_ns = config.look_ahead_ns, config.network_ns
+        self._look_ahead_ns = config.look_ahead_ns
         self._open_window, self._hang_ns = config.open_window, config.hang_ns
         self._reject = config.reject_infeasible
         self.codes: dict[str, Code] = {}
@@ -538,13 +538,11 @@ class Belief(Measured):
             latest_ns = half_slack_end_ns(waiters) - expected_ns
             if latest_ns < start_ns:
                 latest_ns = start_ns
-        by_ns = now_ns + self._network_ns
         self._counter = action_id = self._counter + 1
         action = Infer(
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             extent=residency.extent, version=residency.version, batch=batch.size, expected_ns=expected_ns,
-            calls=calls_of(waiters), window=Window(now_ns, latest_ns),
-            send_by_ns=by_ns if by_ns > latest_ns else latest_ns, signature=queue.signature,
+            calls=calls_of(waiters), window=Window(now_ns, latest_ns), signature=queue.signature,
         )  # fmt: skip
         demand_ns = 0
         for waiter in waiters:
@@ -587,7 +585,7 @@ class Belief(Measured):
         action = Load(
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             weights=model.model.weights, extent=extent, version=residency.version, expected_ns=expected_ns,
-            window=Window(now_ns, start_ns + timeout_ns), send_by_ns=start_ns + timeout_ns,
+            window=Window(now_ns, start_ns + timeout_ns),
         )  # fmt: skip
         self.sent[action_id] = Sent(action, device, residency, samples, [])
         self.arm_checks(device, now_ns)

@@ -237,7 +237,7 @@ class ServedModel(Record):
         self.base_ns = 0
         """The duration of batch 1, from the first profile known; 0 until needed."""
         self.pace_ns = 0
-        """Device time per request in its best batch over all capable devices; 0: unknown. See ``Backlog``."""
+        """Device time per request in its best batch over all capable devices; 0: unknown."""
         self.batch = 1
         """The size of that batch."""
         self.pace_at_ns = 0

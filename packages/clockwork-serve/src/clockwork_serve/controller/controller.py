@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Final, assert_never
 
 from clockwork_serve.controller import state
-from clockwork_serve.controller.admission import Backlog, Refusal, admission_reply, refusal
+from clockwork_serve.controller.admission import Admission
 from clockwork_serve.controller.belief import Belief, HungWorker
 from clockwork_serve.controller.cluster import (
     DeviceBelief,
@@ -32,10 +32,10 @@ from clockwork_serve.controller.promises import Promises
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.results import ResultHandler
-from clockwork_serve.controller.tenants import Account
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import (
     AdmissionQuery,
+    AdmissionReply,
     Answer,
     Cancel,
     CodeAdded,
@@ -140,8 +140,9 @@ def check_belief(belief: Belief) -> None:
 # ------------------------------------------------------------
 # The brain.
 #
-# ``decide`` handles one instant in order: observed results and losses are processed, expired requests are
-# answered, the policy tops up lanes, infeasible requests are rejected, and a change of readiness is sent.
+# ``decide`` handles one instant in order: events are taken in as they were observed, arrivals get their
+# verdicts, results and losses are processed, expired requests are answered, the policy tops up lanes,
+# requests that became infeasible are rejected, admission queries are answered, a change of readiness is sent.
 
 
 GOOD: Final = Status.OK
@@ -150,7 +151,7 @@ GOOD: Final = Status.OK
 class Controller(Record):
     """The controller's brain: a ``machine.Machine`` of ``ControllerEvent`` and ``ControllerEffect``.
 
-    ``observe`` changes belief, ``decide`` returns the effects; the work is in the parts made here.
+    ``observe`` notes events, ``decide`` makes every choice; the work is in the parts made here.
     """
 
     def __init__(self, config: ControllerConfig) -> None:
@@ -159,23 +160,22 @@ class Controller(Record):
         self._promises = Promises(self._belief)
         self._scheduler = scheduler_for(self._belief)
         self._feasibility = Feasibility(self._belief)
-        self._backlog = Backlog(self._belief)
         self._counts = config.reject_infeasible and self._belief.measures
         self._quarantine = Quarantine(self._belief)
+        self._admission = Admission(self._belief, self._feasibility, self._quarantine, self._promises)
         self._result_handler = ResultHandler(self._belief, self._scheduler, self._quarantine)
         self._takeover = Takeover(self._belief, self._scheduler, self._feasibility)
-        self._rejected: list[Refusal] = []
-        """Requests that were not admitted, to be answered in the next ``decide``."""
+        self._noted: list[ControllerEvent] = []
+        """All and only events observed since the last ``decide``, in order."""
         self._queries: list[AdmissionQuery] = []
-        """Admission queries, to be answered in the next ``decide``."""
+        """Admission queries of this instant: answered last, by what was decided before."""
         self._ending: list[tuple[Waiter, Outcome, Reason, str]] = []
-        """Admitted requests that end by an observed event (cancelled, model removed), likewise."""
+        """Admitted requests that an event of this instant ends (cancelled, model removed)."""
         self._timers = self._belief.timers
         self._tenants = self._belief.tenants
         self._accounts, self._charges = self._tenants.accounts, self._tenants.charges
         self._deadlines = InternalDeadlines(self._timers) if config.released else Deadlines(self._timers)
         self._reject = config.reject_infeasible
-        self._draining = False
         self._readiness = ReadinessTracker(self._belief)
         self._fleet = Fleet(
             self._belief, self._scheduler, self._feasibility, self._quarantine, self._result_handler,
@@ -190,6 +190,10 @@ class Controller(Record):
     # Events
 
     def observe(self, event: ControllerEvent, now_ns: int) -> None:
+        """Note an event. Belief changes, and choices are made, in the ``decide`` of this instant."""
+        self._noted.append(event)
+
+    def _take_in(self, event: ControllerEvent, now_ns: int) -> None:
         """Change belief by one event."""
         match event:
             case Request():
@@ -219,7 +223,7 @@ class Controller(Record):
             case GatewayLost():
                 self._on_gateway_lost(event.gateway)
             case Drain():
-                self._draining = self._readiness.may_change = True
+                self._admission.draining = self._readiness.may_change = True
             case AdmissionQuery():
                 self._queries.append(event)
             case QuotasSet():
@@ -231,41 +235,39 @@ class Controller(Record):
         belief = self._belief
         assert request.request_id not in belief.waiters, f"{request.request_id} came twice"
         model = belief.models.get(request.model)
-        rejection = refusal(request, model, self._quarantine, now_ns, draining=self._draining)
-        if rejection is not None:
-            self._reject_at_once(rejection)
+        no = self._admission.verdict(request, model, now_ns)
+        if no is not None:
+            belief.effects.append(
+                Answer(
+                    request_id=request.request_id, gateway=request.gateway, outcome=no.outcome,
+                    reason=no.reason, message=no.message, retry_after_ns=no.retry_after_ns,
+                )
+            )  # fmt: skip
             return
         assert model is not None
-        left_ns = request.deadline_ns - now_ns
-        # Only a long queue can make it infeasible. A request past its deadline is not rejected: it expires.
-        if model.waiting * model.pace_ns > left_ns >> 1 >= 0 and not self._promises.asked(request):
-            rejection = self._backlog.refusal(request, model, now_ns)
-            if rejection is not None:
-                self._reject_at_once(rejection)
-                return
         if self._accounts:
             account = self._accounts.get(request.tenant)
-            if account is not None and not self._charge(request, account, model, now_ns):
-                return
+            if account is not None:
+                self._tenants.admit(request, account, model, belief.cost_ns(model, request.rows))
         waiter = belief.admit(request, model)
         self._promises.arrived(waiter, now_ns)
         self._scheduler.queued(waiter.queue)
         self._deadlines.add(waiter)
 
-    def _charge(self, request: Request, account: Account, model: ServedModel, now_ns: int) -> bool:
-        """Charge a request to its tenant's quota; False if that is used up, and the request rejected."""
-        cost_ns = self._belief.cost_ns(model, request.rows)
-        shortage = self._tenants.shortage(account, model, cost_ns, now_ns)
-        if shortage is None:
-            self._tenants.admit(request, account, model, cost_ns)
-            return True
-        wait_ns, message = shortage
-        self._reject_at_once((request, Outcome.REJECTED, Reason.TENANT_QUOTA, message, wait_ns))
-        return False
+    def _reply(self, query: AdmissionQuery, now_ns: int) -> None:
+        """Answer an admission query: with the verdict if its request would be rejected, else without.
 
-    def _reject_at_once(self, refusal: Refusal) -> None:
-        self._rejected.append(refusal)
-        self._belief.has_pending = True
+        Requests that would be INVALID or FAILED are told so when they are complete.
+        """
+        no = self._admission.verdict(query, self._belief.models.get(query.model), now_ns)
+        if no is None or no.outcome is not Outcome.REJECTED:
+            reply = AdmissionReply(announced_id=query.announced_id, gateway=query.gateway)
+        else:
+            reply = AdmissionReply(
+                announced_id=query.announced_id, gateway=query.gateway, reason=no.reason, message=no.message,
+                retry_after_ns=no.retry_after_ns,
+            )  # fmt: skip
+        self._belief.effects.append(reply)
 
     def _end_early(self, waiter: Waiter, outcome: Outcome, reason: Reason, message: str) -> None:
         self._ending.append((waiter, outcome, reason, message))
@@ -306,7 +308,7 @@ class Controller(Record):
             if good and sent.residency is not None:
                 self._belief.loaded(sent.residency)
                 if self._counts:
-                    self._backlog.find_pace(sent.residency.model, now_ns)
+                    self._admission.find_pace(sent.residency.model, now_ns)
                 self._scheduler.loaded(sent.residency)
             self._scheduler.load_changed(device)
         self._result_handler.observe_result(sent, result)
@@ -384,11 +386,21 @@ class Controller(Record):
         """Make every decision that is due; returns all effects of this instant."""
         belief, scheduler = self._belief, self._scheduler
         belief.now_ns = now_ns
+        noted = self._noted
+        if noted:
+            for event in noted:
+                if type(event) is Request:
+                    self._on_request(event, now_ns)
+                elif type(event) is Result:
+                    self._on_result(event, now_ns)
+                else:
+                    self._take_in(event, now_ns)
+            noted.clear()
         if belief.has_pending:
             belief.has_pending = False
-            belief.effects += self._takeover.pop_effects()
-            if self._rejected or self._ending:
-                self._answer_ended()
+            belief.effects[:0] = self._takeover.pop_effects()  # what workers keep is said before all else
+            if self._ending:
+                self._answer_ending()
             if self._hangs.has_pending:
                 self._hangs.process(now_ns)
             self._result_handler.process(now_ns)
@@ -402,33 +414,24 @@ class Controller(Record):
         scheduler.schedule(now_ns)
         if self._promises.active:
             self._judge(now_ns)
-        while (belief.rechecks or belief.dirty_lanes) and self._feasibility.reject(now_ns):
+        while (belief.rechecks or belief.dirty_lanes) and self._admission.recheck(now_ns):
             scheduler.schedule(now_ns)
         if self._queries:
             for query in self._queries:
-                reply = admission_reply(query, belief, self._feasibility, now_ns, draining=self._draining)
-                belief.effects.append(reply)
+                self._reply(query, now_ns)
             self._queries.clear()
         if self._readiness.may_change:
-            self._readiness.update(draining=self._draining)
+            self._readiness.update(draining=self._admission.draining)
         effects, belief.effects = belief.effects, []
         return effects
 
     def _judge(self, now_ns: int) -> None:
         """Give the verdicts that are due."""
         for waiter in self._promises.judge(now_ns):
-            self._feasibility.refuse(waiter, now_ns)
+            self._admission.refuse(waiter, now_ns)
         self._scheduler.schedule(now_ns)  # a LOAD may have been sent
 
-    def _answer_ended(self) -> None:
-        for request, outcome, reason, message, retry_after_ns in self._rejected:
-            self._belief.effects.append(
-                Answer(
-                    request_id=request.request_id, gateway=request.gateway, outcome=outcome, reason=reason,
-                    message=message, retry_after_ns=retry_after_ns,
-                )
-            )  # fmt: skip
-        self._rejected.clear()
+    def _answer_ending(self) -> None:
         for waiter, outcome, reason, message in self._ending:
             if waiter.state <= SENT:
                 self._belief.answer(waiter, outcome, reason, message=message)

@@ -1,4 +1,7 @@
-"""Rejects a request as soon as no schedule can meet its deadline (``reject_infeasible`` switches it off)."""
+"""Feasibility: whether any schedule can meet a deadline, and where a request would end first if none can.
+
+``admission`` rejects by it (``reject_infeasible`` switches that off).
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,13 @@ from clockwork_serve.controller.cluster import (
     LaneBelief,
     Queue,
     ServedModel,
-    Waiter,
     Watch,
 )
 from clockwork_serve.controller.estimates import Samples, drop_outliers, reset_stale
 from clockwork_serve.controller.life import READY
-from clockwork_serve.controller.placement import ahead_ns, usual_cost_ns
+from clockwork_serve.controller.placement import ahead_ns
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
-from clockwork_serve.messages import Outcome, Reason
-from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
 # Devices by when their load lanes are free, soonest first.
@@ -105,7 +105,7 @@ class Loaders(Record):
 
 
 # ------------------------------------------------------------
-# Rejection of infeasible requests.
+# Infeasible requests.
 #
 # A request is infeasible if on every device the earliest possible start, plus the estimate of the least
 # batch, is after its due time; weights that are not resident add their LOAD. Only each queue's head is
@@ -141,7 +141,7 @@ class EarliestFinish:
 
 
 class Feasibility(Record):
-    """Watches the heads of queues, and rejects those that become infeasible."""
+    """Watches the heads of queues, and finds those that become infeasible."""
 
     def __init__(self, belief: Belief) -> None:
         self._belief = belief
@@ -172,40 +172,13 @@ class Feasibility(Record):
         self._loaders.lower(device, device.load.available_ns(now_ns))
         self._belief.load_moves += 1
 
-    def reject(self, now_ns: int) -> bool:
-        """Reject every infeasible head of the queues to recheck.
-
-        Called by ``Controller.decide`` after the policy; true if the policy is to schedule again.
-        """
-        belief = self._belief
-        if belief.dirty_lanes:
-            for lane in belief.dirty_lanes:
-                lane.dirty = False
-                if lane.watch is not None:
-                    self.check_watch(lane.watch, now_ns)
-            belief.dirty_lanes.clear()
-            if not belief.rechecks:
-                return False
-        self._refresh_loaders()
-        changed = False
-        to_recheck = belief.rechecks
-        while to_recheck:
-            queue = to_recheck.pop()
-            queue.to_recheck = False
-            dues = queue.dues
-            while dues and not self._feasible(queue, dues[0], now_ns):
-                loadable, soonest = self._feasible_after_load(queue, dues[0], now_ns)
-                if loadable:
-                    changed = self._mark_slow(queue) or changed
-                    break
-                self._reject_head(queue, soonest, now_ns)
-                changed = True
-        return changed
-
-    def _refresh_loaders(self) -> None:
-        if self._load_moves != self._belief.load_moves:
-            self._load_moves = self._belief.load_moves
-            self._loaders.forget()
+    def check_lanes(self, now_ns: int) -> None:
+        """Have the queues rechecked whose heads may be infeasible on lanes that were given work."""
+        for lane in self._belief.dirty_lanes:
+            lane.dirty = False
+            if lane.watch is not None:
+                self.check_watch(lane.watch, now_ns)
+        self._belief.dirty_lanes.clear()
 
     def check_watch(self, watch: Watch, now_ns: int) -> None:
         """Have the queues of a watch rechecked whose heads can no longer start there in time."""
@@ -227,7 +200,7 @@ class Feasibility(Record):
         watch.behind_ns = behind_ns
         self._timers.set(watch, first_ns - behind_ns + 1)
 
-    def _feasible(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
+    def feasible(self, queue: Queue, due_ns: int, now_ns: int) -> bool:
         """Whether a device that has, or is loading, the weights can end the head by ``due_ns``.
 
         If so, the queue is watched on that lane from now on.
@@ -253,7 +226,7 @@ class Feasibility(Record):
                     return True
         return False
 
-    def _mark_slow(self, queue: Queue) -> bool:
+    def mark_slow(self, queue: Queue) -> bool:
         """Mark the residencies where the least batch takes longer than the head's whole SLO allows.
 
         The head is feasible by a LOAD elsewhere. Marked residencies count as serving no demand; otherwise the
@@ -291,13 +264,12 @@ class Feasibility(Record):
                 return None
             if best is None or finish.end_ns < best.end_ns:
                 best = finish
-        self._refresh_loaders()
-        loadable, soonest = self._feasible_after_load(queue, due_ns, now_ns, watch=False)
+        loadable, soonest = self.feasible_after_load(queue, due_ns, now_ns, watch=False)
         if loadable:
             return None
-        return best or self._best(queue, soonest, now_ns)
+        return best or self.best(queue, soonest, now_ns)
 
-    def _feasible_after_load(
+    def feasible_after_load(
         self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True
     ) -> tuple[bool, DeviceBelief | None]:
         """Whether a device that lacks the weights can load them and end by ``due_ns``.
@@ -305,6 +277,9 @@ class Feasibility(Record):
         If one can, the queue is watched there, on the load lane that is free last: the policy uses it last.
         If none can, the second value is the device that would end soonest.
         """
+        if self._load_moves != self._belief.load_moves:
+            self._load_moves = self._belief.load_moves
+            self._loaders.forget()
         soonest: DeviceBelief | None = None
         soonest_ns = NEVER_NS
         probe = min(PROBED_RANK, len(self._loaders) - 1)
@@ -371,33 +346,14 @@ class Feasibility(Record):
         if (queue.watch is not watch or queue.place_ns > latest_ns) and watch.place(queue, latest_ns):
             self._arm(watch, latest_ns, now_ns)
 
-    def _reject_head(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> None:
-        """Reject a queue's head with the reason; ``soonest`` is what ``_feasible_after_load`` returned."""
-        head, finish = queue.waiters[0], self._best(queue, soonest, now_ns)
-        if finish is None:
-            self._belief.answer(
-                head, Outcome.REJECTED, Reason.NOT_SERVING, message=self._why_unservable(queue.model)
-            )
-            return
-        start_ns = now_ns + finish.rest_ns - finish.samples.estimate_ns
+    def reset_estimates(
+        self, queue: Queue, finish: EarliestFinish, due_ns: int, given_ns: int, now_ns: int
+    ) -> None:
+        """A head is infeasible: drop and reset the estimates that may be why, and are outliers or stale."""
         if not finish.lane:
-            drop_outliers(finish.samples, head.due_ns - start_ns, now_ns, at_once=True)
-        given_ns = head.slo_ns - head.request.way_ns
+            start_ns = now_ns + finish.rest_ns - finish.samples.estimate_ns
+            drop_outliers(finish.samples, due_ns - start_ns, now_ns, at_once=True)
         self._reset_stale(queue, finish, given_ns, now_ns)
-        retry_after_ns, message = self.retry_advice(queue, finish, head.due_ns, given_ns, now_ns)
-        self._belief.answer(
-            head, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message, retry_after_ns=retry_after_ns
-        )
-
-    def refuse(self, waiter: Waiter, now_ns: int) -> None:
-        """Reject a request that cannot be promised, although it may be feasible by itself."""
-        queue = waiter.queue
-        finish = self._best(queue, None, now_ns)
-        self._belief.answer(
-            waiter, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message="no device can promise it in time",
-            retry_after_ns=0 if finish is None else finish.rest_ns,
-        )  # fmt: skip
-        self._belief.recheck(queue)
 
     def _reset_stale(self, queue: Queue, finish: EarliestFinish, given_ns: int, now_ns: int) -> None:
         """Reset stale estimates that make every request with ``given_ns`` to its deadline infeasible."""
@@ -410,25 +366,7 @@ class Feasibility(Record):
         allowed_ns = given_ns - finish.lane.network_ns - (finish.rest_ns - finish.samples.estimate_ns)
         reset_stale(finish.samples, allowed_ns, now_ns)
 
-    def retry_advice(
-        self, queue: Queue, finish: EarliestFinish, due_ns: int, given_ns: int, now_ns: int
-    ) -> tuple[int, str]:
-        """The retry advice, in ns, for an infeasible request, and the message to its client.
-
-        0 if no request with ``given_ns`` to its deadline is ever feasible. Each client has a retry slot.
-        """
-        shortage_ns = finish.end_ns - due_ns
-        if finish.rest_ns + self._belief.slack_ns > given_ns:
-            return 0, _miss_message(shortage_ns, finish, impossible=True)
-        device = finish.device
-        code = device.codes.get(queue.model.code_id) if finish.lane is device.exec else None
-        cost_ns = (
-            finish.rest_ns if code is None else usual_cost_ns(code.batches(queue.signature, queue.sizes))
-        )
-        slot_ns = device.retry_slots.slot_ns(now_ns + shortage_ns, cost_ns, now_ns)
-        return slot_ns - now_ns, _miss_message(shortage_ns, finish, impossible=False)
-
-    def _best(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> EarliestFinish | None:
+    def best(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> EarliestFinish | None:
         """The earliest finish on any device; None if none can serve the model at all.
 
         Of devices that lack the weights, only ``soonest`` is considered.
@@ -462,7 +400,7 @@ class Feasibility(Record):
             samples = load if load.estimate_ns > infer.estimate_ns else infer
         return EarliestFinish(device, lane, end_ns, rest_ns, samples)
 
-    def _why_unservable(self, model: ServedModel) -> str:
+    def why_unservable(self, model: ServedModel) -> str:
         """The message where no device can serve a model."""
         devices = self._belief.devices
         if not devices:
@@ -493,11 +431,3 @@ class Feasibility(Record):
 def _finish_where_loaded(device: DeviceBelief, samples: Samples, start_ns: int) -> EarliestFinish:
     """An INFER at ``start_ns`` on a device that has, or will have, the weights."""
     return EarliestFinish(device, device.exec, start_ns + samples.estimate_ns, samples.estimate_ns, samples)
-
-
-def _miss_message(shortage_ns: int, finish: EarliestFinish, *, impossible: bool) -> str:
-    needs = f"it takes {finish.rest_ns / NS_PER_MS:.1f} ms"
-    if impossible:
-        return f"the deadline cannot be met: {needs}, more than the time allowed"
-    short = f"{shortage_ns / NS_PER_MS:.1f} ms"
-    return f"the deadline would be missed by {short}: {needs}, {finish.device.name} is busy"

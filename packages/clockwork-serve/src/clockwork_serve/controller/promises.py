@@ -344,6 +344,23 @@ class Promises(Timer):
             return NEVER_NS
         return end_ns
 
+    def soonest(self, queue: Queue, now_ns: int) -> tuple[DeviceBelief, int, int] | None:
+        """The device that would end one more request of a queue first, when, and how long that takes.
+
+        It would run after all that is planned there.
+        """
+        best: tuple[DeviceBelief, int, int] | None = None
+        for residency in queue.model.residencies.values():
+            lasts_ns = residency.code.batches(queue.signature, queue.sizes)[0].samples.estimate_ns
+            end_ns = max(_plan(residency.device, now_ns)[0][-1], residency.free_ns(0)) + lasts_ns
+            if best is None or end_ns < best[1]:
+                best = residency.device, end_ns, lasts_ns
+        return best
+
+    def slo_ns(self, needed_ns: int) -> int:
+        """The SLO with which one request is accepted that ends so long after its arrival."""
+        return needed_ns * SPARE * REFUSED_ALL // (SPARE * REFUSED_ALL - REFUSED_ALL - self._refused)
+
     def check(self) -> None:
         """Assert that every request that waits is promised, or has a verdict pending."""
         undecided = {id(one) for _, _, one in self._undecided}

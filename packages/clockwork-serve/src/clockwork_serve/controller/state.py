@@ -215,11 +215,12 @@ class Forking:
     # Containers. Sets hold no records, and no list is shared whose entries are numbers.
 
     def _container(self, old: Any) -> Any:
-        if type(old) is set:
-            return old.copy()
         found = self._containers.get(id(old))
         if found is not None:
             return found
+        if type(old) is set:
+            self._containers[id(old)] = new = old.copy()
+            return new
         if type(old) is tuple:
             made = tuple([self.twin(item) for item in old])
             if all(one is other for one, other in zip(old, made, strict=True)):

@@ -77,8 +77,6 @@ class Load(Struct, frozen=True, kw_only=True, tag="load"):
     version: int
     window: Window
     expected_ns: int
-    send_by_ns: int = 0
-    """The transport must not send it after this instant (0: no limit); its result is TOO_LATE instead."""
 
 
 class Unload(Struct, frozen=True, kw_only=True, tag="unload"):
@@ -121,7 +119,6 @@ class Infer(Struct, frozen=True, kw_only=True, tag="infer", omit_defaults=True):
     calls: tuple[Call, ...]
     window: Window
     expected_ns: int
-    send_by_ns: int = 0
     signature: str = ""
 
 

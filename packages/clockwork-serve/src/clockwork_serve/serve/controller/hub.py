@@ -51,7 +51,6 @@ from clockwork_serve.messages import (
     Result,
     RetainWeights,
     Role,
-    Status,
     Unload,
     WorkerCrashed,
     WorkerHung,
@@ -546,20 +545,9 @@ class Hub:
         worker = self._worker_by_device.get(action.device)
         if worker is None:
             return
-        now_ns = time.monotonic_ns()
-        if isinstance(action, Load | Infer) and 0 < action.send_by_ns < now_ns:
-            self.driver.post(_too_late(action, now_ns))
-            return
         worker.send(action)
 
     def _on_step(self, now_ns: int, events: list[ControllerEvent], effects: list[ControllerEffect]) -> None:
         self._recorder.on_step(now_ns, events, effects)
         if self._journal is not None:
             self._journal.on_step(now_ns, events, effects)
-
-
-def _too_late(action: Load | Infer, now_ns: int) -> Result:
-    return Result(
-        action_id=action.action_id, device=action.device, status=Status.TOO_LATE,
-        started_ns=now_ns, ended_ns=now_ns, message="the controller was too late to send it",
-    )  # fmt: skip

@@ -25,7 +25,7 @@ from clockwork_serve.store.onnx.output_shapes import resolved_outputs
 from clockwork_serve.store.onnx.pixels import matmuls_to_convolutions
 from clockwork_serve.store.onnx.recipe import PROBES, Recipe, learnt, probe_elements
 from clockwork_serve.store.onnx.row_analysis import veto
-from clockwork_serve.store.onnx.row_trial import Verdict, batching_verdict
+from clockwork_serve.store.onnx.row_trial import BatchingVerdict, batching_verdict
 from clockwork_serve.store.onnx.source import ModelSource
 from clockwork_serve.store.onnx.weights import RECURRENT_OPS, Lifted, lift, views
 from clockwork_serve.store.onnx.wire import elements, filled
@@ -228,10 +228,10 @@ class OnnxCompiler:
 
     def _verdict(
         self, data: memoryview, lowered: Lowered, plan: GraphPlan, trial: Trial | str, *, asked: bool
-    ) -> Verdict:
+    ) -> BatchingVerdict:
         """Whether the model is row-independent, by analysis of the graph and by trial."""
         if not plan.max_batch_size:
-            return Verdict()
+            return BatchingVerdict()
         sizes = batch_sizes(plan.max_batch_size)
         fills = trial.fills if isinstance(trial, Trial) else likely(plan.interface, batched=True)
         why = veto(parse_model(data), plan.interface, fills, sizes)

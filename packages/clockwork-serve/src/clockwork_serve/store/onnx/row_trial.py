@@ -349,7 +349,7 @@ def _replaced_integers(own: Array, kind: str) -> Array:
 # Evaluates a trial: whether axis 0 is a batch.
 
 
-class Verdict(Struct, frozen=True):
+class BatchingVerdict(Struct, frozen=True):
     """Why there is no batch (``lost``), a ``warning``, and which outputs are squeezed at batch 1."""
 
     lost: str = ""
@@ -359,7 +359,7 @@ class Verdict(Struct, frozen=True):
 
 def batching_verdict(
     session: Runs, interface: Interface, trial: Trial | str, *, asked: bool, veto: str
-) -> Verdict:
+) -> BatchingVerdict:
     """Whether the model is row-independent: no run shows otherwise, and the analysis has no ``veto``.
 
     ``asked``: the operator set ``max_batch_size``, which overrules a veto, but not a run. For a model that
@@ -369,33 +369,33 @@ def batching_verdict(
         return _verdict_of_analysis(veto, asked=asked)
     trial = compare_rows(session, interface, trial, gently=bool(veto))
     if trial.outputs_of_two is None or trial.two_failed:
-        return Verdict(_unbatched(f"it does not run on several rows ({trial.two_failed})"))
+        return BatchingVerdict(_unbatched(f"it does not run on several rows ({trial.two_failed})"))
     static = all(isinstance(dim, int) for tensor in interface.inputs for dim in (tensor.dims or ())[1:])
     squeezed = {}
     for tensor, one, two in zip(interface.outputs, trial.outputs, trial.outputs_of_two, strict=True):
         shapes = f"has shape {list(one.shape)} for one row and {list(two.shape)} for two"
         if not two.ndim or two.shape[0] != 2:
-            return Verdict(_unbatched(f"output '{tensor.name}' {shapes}"))
+            return BatchingVerdict(_unbatched(f"output '{tensor.name}' {shapes}"))
         row = two.shape[1:]
         if one.shape != (1, *row):
             if one.size != two.size // 2 or not (static or not row):
-                return Verdict(_unbatched(f"output '{tensor.name}' {shapes}"))
+                return BatchingVerdict(_unbatched(f"output '{tensor.name}' {shapes}"))
             squeezed[tensor.name] = tuple(row)
     if trial.mixed:
         wish = "max_batch_size was asked for, but " if asked else ""
         seen = f"{trial.mixed}; {veto}" if veto else trial.mixed
-        return Verdict(_unbatched(f"{wish}an answer depends on the rows beside it ({seen})"))
+        return BatchingVerdict(_unbatched(f"{wish}an answer depends on the rows beside it ({seen})"))
     verdict = _verdict_of_analysis(veto, asked=asked)
     return verdict if verdict.lost else msgspec.structs.replace(verdict, squeezed=squeezed)
 
 
-def _verdict_of_analysis(veto: str, *, asked: bool) -> Verdict:
+def _verdict_of_analysis(veto: str, *, asked: bool) -> BatchingVerdict:
     if not veto:
-        return Verdict()
+        return BatchingVerdict()
     reason = f"an answer may depend on the rows beside it: {veto}"
     if asked:
-        return Verdict(warning=f"{reason}; batched as max_batch_size asks for")
-    return Verdict(_unbatched(reason) + _OVERRULE)
+        return BatchingVerdict(warning=f"{reason}; batched as max_batch_size asks for")
+    return BatchingVerdict(_unbatched(reason) + _OVERRULE)
 
 
 _OVERRULE = "; if you know that rows are independent, set max_batch_size > 0 to batch them"
