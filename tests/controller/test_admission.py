@@ -11,6 +11,7 @@ from clockwork_serve.controller.admission import Admission, Verdict
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import ServedModel
 from clockwork_serve.controller.feasibility import Feasibility
+from clockwork_serve.controller.promises import Promises
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.messages import AdmissionQuery, Outcome, Quota, QuotasSet, Reason, Request
 from clockwork_serve.units import ms
@@ -29,7 +30,7 @@ class Door:
         feasibility.device_joined(self.belief.devices["d0"])
         place(self.belief, self.model, "d0")
         ask(self.belief, self.model)
-        self.admission = Admission(self.belief, feasibility, Quarantine(self.belief), None)
+        self.admission = Admission(self.belief, feasibility, Quarantine(self.belief), Promises(self.belief))
 
     def verdict(self, slo_ms: float = 100, *, announced: bool = False, **fields: Any) -> Verdict | None:
         """What a request, or its query, is told now."""

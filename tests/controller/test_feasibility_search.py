@@ -9,6 +9,7 @@ from clockwork_serve.controller.admission import Admission
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import Queue, Watch
 from clockwork_serve.controller.feasibility import LOADERS_MAX, Feasibility
+from clockwork_serve.controller.promises import Promises
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Answer, Infer, Load
@@ -41,7 +42,7 @@ def pass_time(made: Belief, layer: Feasibility, now_ns: int) -> None:
         timer = made.timers.due(now_ns)
         if isinstance(timer, Watch):
             layer.check_watch(timer, now_ns)
-    Admission(made, layer, Quarantine(made), None).recheck(now_ns)
+    Admission(made, layer, Quarantine(made), Promises(made)).recheck(now_ns)
 
 
 @settings(max_examples=300)

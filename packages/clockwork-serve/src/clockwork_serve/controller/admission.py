@@ -57,7 +57,7 @@ class Admission(Record):
     """Gives verdicts, and ends the waiting requests that get one; keeps ``pace_ns`` of models up to date."""
 
     def __init__(
-        self, belief: Belief, feasibility: Feasibility, quarantine: Quarantine, promises: Promises | None
+        self, belief: Belief, feasibility: Feasibility, quarantine: Quarantine, promises: Promises
     ) -> None:
         self._belief = belief
         self._feasibility = feasibility
@@ -65,7 +65,7 @@ class Admission(Record):
         self._tenants, self._accounts = belief.tenants, belief.tenants.accounts
         self._rejects = belief.config.reject_infeasible
         self._promises = promises
-        """Its plans say more about a backlog than a queue's length does."""
+        """Their plans say more about a backlog than a queue's length does."""
         self.draining = False
         """The server is shutting down: nothing more is admitted."""
 
@@ -95,10 +95,8 @@ class Admission(Record):
         no: Verdict | None = None
         if isinstance(asked, Request):
             # Only a long queue can make it infeasible. One past its deadline is not rejected: it expires.
-            if (
-                model.waiting * model.pace_ns > asked.deadline_ns - now_ns >> 1 >= 0
-                and self._promises is None
-            ):
+            left_ns = asked.deadline_ns - now_ns
+            if model.waiting * model.pace_ns > left_ns >> 1 >= 0 and not self._promises.asked(asked):
                 no = self._behind_backlog(asked, model, now_ns)
             return self._over_quota(asked, model, rows, now_ns) if no is None and self._accounts else no
         if self._accounts:
@@ -218,15 +216,23 @@ class Admission(Record):
         self._feasibility.reset_estimates(queue, finish, head.due_ns, given_ns, now_ns)
         return self._miss(queue, finish, head.due_ns, given_ns, now_ns)
 
-    def refuse(self, waiter: Waiter, now_ns: int) -> None:
-        """Reject a request that no plan has room for, although it may be feasible by itself."""
-        queue = waiter.queue
-        finish = self._feasibility.best(queue, None, now_ns)
-        self._belief.answer(
-            waiter, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message="no device can promise it in time",
-            retry_after_ns=0 if finish is None else finish.rest_ns,
-        )  # fmt: skip
-        self._belief.recheck(queue)
+    def judge(self, now_ns: int) -> None:
+        """Reject requests whose verdict is due and that no plan has room for, though each may be feasible.
+
+        The others whose verdict is due are promised. Called by ``Controller.decide`` after the policy, which
+        is then to schedule again.
+        """
+        for waiter in self._promises.judge(now_ns):
+            queue = waiter.queue
+            finish = self._feasibility.best(queue, None, now_ns)
+            self._belief.answer(
+                waiter,
+                Outcome.REJECTED,
+                Reason.WOULD_MISS_DEADLINE,
+                message="no device can promise it in time",
+                retry_after_ns=0 if finish is None else finish.rest_ns,
+            )
+            self._belief.recheck(queue)
 
     def _miss(self, queue: Queue, finish: EarliestFinish, due_ns: int, given_ns: int, now_ns: int) -> Verdict:
         """The verdict on an infeasible request; each client that may return has a retry slot.

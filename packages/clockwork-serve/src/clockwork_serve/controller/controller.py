@@ -157,7 +157,7 @@ class Controller(Record):
     def __init__(self, config: ControllerConfig) -> None:
         self.config = config
         self._belief = Belief(config)
-        self._promises = Promises(self._belief) if config.decide_ns >= 0 else None
+        self._promises = Promises(self._belief)
         self._scheduler = scheduler_for(self._belief)
         self._feasibility = Feasibility(self._belief)
         self._counts = config.reject_infeasible and self._belief.measures
@@ -250,8 +250,7 @@ class Controller(Record):
             if account is not None:
                 self._tenants.admit(request, account, model, belief.cost_ns(model, request.rows))
         waiter = belief.admit(request, model)
-        if self._promises is not None:
-            self._promises.arrived(waiter, now_ns)
+        self._promises.arrived(waiter, now_ns)
         self._scheduler.queued(waiter.queue)
         self._deadlines.add(waiter)
 
@@ -287,7 +286,7 @@ class Controller(Record):
             return
         device, samples = sent.device, sent.samples
         good = result.status is GOOD
-        if self._promises is not None:
+        if self._promises.active:
             self._promises.ended(sent, result, now_ns)
         if good and samples is not None:
             samples.learn(result.ended_ns - result.started_ns - result.once_ns, now_ns)
@@ -413,8 +412,9 @@ class Controller(Record):
             elif timer is not None:
                 self._fire(timer, now_ns)
         scheduler.schedule(now_ns)
-        if self._promises is not None:
-            self._judge(self._promises, now_ns)
+        if self._promises.active:
+            self._admission.judge(now_ns)
+            scheduler.schedule(now_ns)  # a LOAD may have been sent
         while (belief.rechecks or belief.dirty_lanes) and self._admission.recheck(now_ns):
             scheduler.schedule(now_ns)
         if self._queries:
@@ -425,12 +425,6 @@ class Controller(Record):
             self._readiness.update(draining=self._admission.draining)
         effects, belief.effects = belief.effects, []
         return effects
-
-    def _judge(self, promises: Promises, now_ns: int) -> None:
-        """Give the verdicts that are due."""
-        for waiter in promises.judge(now_ns):
-            self._admission.refuse(waiter, now_ns)
-        self._scheduler.schedule(now_ns)  # a LOAD may have been sent
 
     def _answer_ending(self) -> None:
         for waiter, outcome, reason, message in self._ending:
@@ -518,4 +512,5 @@ class Controller(Record):
         self._scheduler.check()
         if self._reject:
             self._feasibility.check()
+        self._promises.check()
         self._deadlines.check([one for one in self._belief.waiters.values() if one.state != SPENT])
