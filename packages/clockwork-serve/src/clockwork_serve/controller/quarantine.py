@@ -42,7 +42,7 @@ class Loss(Record):
 
 
 class Suspect:
-    """A name, and the ids of the ``requests`` that ran; judged in the decision in which the worker is lost."""
+    """A name, and the ids of the ``requests`` that ran; judged in the decision in which its worker dies."""
 
     __slots__ = ("name", "requests")
 
