@@ -216,8 +216,17 @@ class Admission(Record):
         self._feasibility.reset_estimates(queue, finish, head.due_ns, given_ns, now_ns)
         return self._miss(queue, finish, head.due_ns, given_ns, now_ns)
 
-    def refuse(self, waiter: Waiter, now_ns: int) -> None:
-        """Reject a request that no plan has room for, although it may be feasible by itself."""
+    def judge(self, now_ns: int) -> None:
+        """Reject requests whose verdict is due and that no plan has room for, though each may be feasible.
+
+        The others whose verdict is due are promised. Called by ``Controller.decide`` after the policy, which
+        is then to schedule again.
+        """
+        for waiter in self._promises.judge(now_ns):
+            self._refuse(waiter, now_ns)
+
+    def _refuse(self, waiter: Waiter, now_ns: int) -> None:
+        """Reject a request that no plan has room for, and name an SLO that could be promised."""
         queue, request = waiter.queue, waiter.request
         message, retry_after_ns = "no device has its weights, or time to load them before the deadline", 0
         soonest = self._promises.soonest(queue, now_ns)

@@ -413,7 +413,8 @@ class Controller(Record):
                 self._fire(timer, now_ns)
         scheduler.schedule(now_ns)
         if self._promises.active:
-            self._judge(now_ns)
+            self._admission.judge(now_ns)
+            scheduler.schedule(now_ns)  # a LOAD may have been sent
         while (belief.rechecks or belief.dirty_lanes) and self._admission.recheck(now_ns):
             scheduler.schedule(now_ns)
         if self._queries:
@@ -424,12 +425,6 @@ class Controller(Record):
             self._readiness.update(draining=self._admission.draining)
         effects, belief.effects = belief.effects, []
         return effects
-
-    def _judge(self, now_ns: int) -> None:
-        """Give the verdicts that are due."""
-        for waiter in self._promises.judge(now_ns):
-            self._admission.refuse(waiter, now_ns)
-        self._scheduler.schedule(now_ns)  # a LOAD may have been sent
 
     def _answer_ending(self) -> None:
         for waiter, outcome, reason, message in self._ending:

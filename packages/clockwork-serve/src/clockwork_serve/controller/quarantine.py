@@ -41,8 +41,8 @@ class Loss(Record):
         self.proven = False
 
 
-class Suspect(Record):
-    """A name, and the ids of the ``requests`` that ran."""
+class Suspect:
+    """A name, and the ids of the ``requests`` that ran; judged in the decision in which its worker dies."""
 
     __slots__ = ("name", "requests")
 

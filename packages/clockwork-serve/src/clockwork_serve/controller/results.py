@@ -1,6 +1,6 @@
 """Handles results and lost actions: responses, retries, unloading of removed models.
 
-Events are recorded in ``observe`` and handled in ``decide``.
+Events are recorded as they are taken in, and handled once all of an instant are.
 """
 
 from __future__ import annotations
