@@ -61,7 +61,7 @@ async def processes(
     All are ended with the block. Raises :class:`ClockworkError` if one of them ends before.
     """
     configs = [emulated_config(f"emulated:{number}", PROFILE) for number in range(devices)]
-    frames = _catalogue(configs[0], config.max_batch, models)
+    frames = catalogue(configs[0], config.max_batch, models)
     async with started(config, configs, frames, workers) as real:
         yield real
 
@@ -112,7 +112,7 @@ def _launches(
     return launches
 
 
-def _catalogue(device: DeviceConfig, max_batch: int, models: int) -> list[Frame]:
+def catalogue(device: DeviceConfig, max_batch: int, models: int) -> list[Frame]:
     """Models with individual weights and one code, which takes the durations of the profile."""
     sizes = tuple(size for size in (1, 2, 4, 8, 16) if size <= max_batch)
     code = Code(
