@@ -415,10 +415,14 @@ class OpenCall(CallBuffers):
 
 
 class Calls:
-    """Opens the calls of INFERs, whose outputs may ``spill``. For one thread."""
+    """Opens the calls of INFERs, whose outputs may ``spill``. For one thread.
 
-    def __init__(self, regions: RegionMap, spill: SpilledOutputs) -> None:
+    Without ``inputs`` those are left alone, for devices that do not read them.
+    """
+
+    def __init__(self, regions: RegionMap, spill: SpilledOutputs, *, inputs: bool = True) -> None:
         self._regions = regions
+        self._reads_inputs = inputs
         self._spill = spill
         self._decoder = msgspec.msgpack.Decoder(Tensors)
 
@@ -443,14 +447,19 @@ class Calls:
         first, room = tensors.output_offset, tensors.output_bytes
         if first < 0 or room < 0 or first + room > end:
             raise _outside(call.request_id, "output", first, room, end)
-        shared = memory.toreadonly()
-        inputs = {ref.name: _array(call.request_id, ref, shared) for ref in tensors.refs}
-        if len(inputs) != len(tensors.refs):
-            raise BadTensors(f"request {call.request_id}: inputs: expected each name once, found one twice")
         return OpenCall(
-            inputs=inputs, output=memory[first : first + room], request_id=call.request_id, tensors=tensors,
-            memory=memory, spill=self._spill,
+            inputs=_inputs(call.request_id, tensors.refs, memory) if self._reads_inputs else {},
+            output=memory[first : first + room], request_id=call.request_id, tensors=tensors, memory=memory,
+            spill=self._spill,
         )  # fmt: skip
+
+
+def _inputs(request_id: str, refs: tuple[TensorRef, ...], memory: memoryview) -> dict[str, npt.NDArray[Any]]:
+    shared = memory.toreadonly()
+    inputs = {ref.name: _array(request_id, ref, shared) for ref in refs}
+    if len(inputs) != len(refs):
+        raise BadTensors(f"request {request_id}: inputs: expected each name once, found one twice")
+    return inputs
 
 
 def check_epochs(calls: Sequence[OpenCall]) -> None:
