@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from msgspec import structs
 
-from clockwork_serve.devices.base import Begun, CallBuffers, Phases, put_outputs
+from clockwork_serve.devices.base import CallBuffers, Phases, Underway, put_outputs
 from clockwork_serve.messages import (
     Code,
     CodeAdded,
@@ -84,15 +84,15 @@ class Toy:
 class TimedToy(Toy):
     """The same for a device that only takes time: a LOAD 1 ms, an INFER 2; ``y`` is 0."""
 
-    def begin_load(self, action: Load) -> Begun:
+    def begin_load(self, action: Load) -> Underway:
         self.load(action)
-        return Begun(time.monotonic_ns() + ms(1))
+        return Underway(time.monotonic_ns() + ms(1))
 
-    def begin_infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Begun:
+    def begin_infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Underway:
         self._note(f"infer {action.model} {len(calls)}")
         for call in calls:
             put_outputs(call, [(Y, np.zeros((1, 1), np.float32))])
-        return Begun(time.monotonic_ns() + ms(2), 5)
+        return Underway(time.monotonic_ns() + ms(2), 5)
 
 
 class Bench:

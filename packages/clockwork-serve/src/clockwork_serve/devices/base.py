@@ -228,7 +228,7 @@ class Device(Protocol):
 
 
 @dataclass(slots=True, frozen=True)
-class Begun:
+class Underway:
     """An action that ends at ``end_ns`` by itself; ``output_ns`` of it went by with writing outputs."""
 
     end_ns: int
@@ -242,10 +242,10 @@ class TimedDevice(Device, Protocol):
     It reads no inputs. Errors are those of a :class:`Device`; what has begun does not fail any more.
     """
 
-    def begin_load(self, action: Load) -> Begun:
+    def begin_load(self, action: Load) -> Underway:
         """Begin to copy the weights."""
 
-    def begin_infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Begun:
+    def begin_infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Underway:
         """Begin to run one batch, whose outputs are written at once."""
 
 

@@ -41,11 +41,11 @@ from msgspec import Struct
 from clockwork_serve.devices.arena import span
 from clockwork_serve.devices.base import (
     NUMPY_DTYPES,
-    Begun,
     CallBuffers,
     DeviceConfig,
     Phases,
     PreparedCodes,
+    Underway,
     full_shape,
     io_bytes,
     nbytes_of,
@@ -58,6 +58,8 @@ from clockwork_serve.units import MIB, NS_PER_US, align, ms
 
 PR_SET_TIMERSLACK: Final = 29
 DEFAULT_PROFILE: Final = "v100"
+PROFILE_FILE: Final = "profile.json"
+"""The durations of a code of backend ``emulated``, in its folder."""
 WIRE_LENGTH: Final = np.dtype("<u4")
 """What stands before each string."""
 
@@ -149,11 +151,11 @@ class EmulatedDevice:
         self._wait(self.begin_load(action).end_ns)
         return 0
 
-    def begin_load(self, action: Load) -> Begun:
+    def begin_load(self, action: Load) -> Underway:
         """When copying ``action.weights.size`` bytes from now ends."""
         end_ns = self._clock() + self._vary(self._ready[action.code_id][1].load_ns(action.weights.size))
         span(action.extent, 0, self.spec.pages, self.spec.page_bytes)
-        return Begun(end_ns)
+        return Underway(end_ns)
 
     def unload(self, action: Unload) -> None:
         """No-op."""
@@ -161,11 +163,11 @@ class EmulatedDevice:
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
         """Write zeros, then sleep until the duration has passed."""
         started_ns = self._clock()
-        begun = self.begin_infer(action, calls)
-        self._wait(begun.end_ns)
-        return Phases(0, self._clock() - started_ns - begun.output_ns, begun.output_ns)
+        underway = self.begin_infer(action, calls)
+        self._wait(underway.end_ns)
+        return Phases(0, self._clock() - started_ns - underway.output_ns, underway.output_ns)
 
-    def begin_infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Begun:
+    def begin_infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Underway:
         """Write zeros; the duration is from now."""
         started_ns = self._clock()
         code, profile = self._ready[action.code_id]
@@ -173,7 +175,7 @@ class EmulatedDevice:
         end_ns = started_ns + self._vary(interpolate(profile.infer_ns, action.batch))
         for call, count in zip(calls, rows, strict=True):
             _put_zeros(call, self._layout(code, count))
-        return Begun(end_ns, self._clock() - started_ns)
+        return Underway(end_ns, self._clock() - started_ns)
 
     def close(self) -> None:
         """No-op."""
@@ -269,8 +271,8 @@ def read_profile(name: str) -> ProfileFile:
 
 
 def _read_code_profile(code: Code) -> CodeProfile:
-    profile = read_record(code, "profile.json", _code_profiles)
-    _check_curve(f"code {code.path}/profile.json: infer_ns", profile.infer_ns)
+    profile = read_record(code, PROFILE_FILE, _code_profiles)
+    _check_curve(f"code {code.path}/{PROFILE_FILE}: infer_ns", profile.infer_ns)
     return profile
 
 

@@ -13,11 +13,12 @@ import logging
 import os
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
 from typing import Final
 
-from clockwork_serve.devices.base import Begun, Device, TimedDevice
+from clockwork_serve.devices.base import Device, TimedDevice, Underway
 from clockwork_serve.errors import (
     ClockworkError,
     DamageError,
@@ -269,7 +270,7 @@ class LaneExecutors:
         return [lane for lanes in self._lanes.values() for lane in lanes.values()]
 
 
-class LaneExecution:
+class LaneExecution(ABC):
     """What lanes have in common: one does one work at a time, and reports its end whatever happens."""
 
     def __init__(
@@ -325,9 +326,9 @@ class LaneExecution:
             return self._done(work, Status.TOO_LATE, began_ns, began_ns, message=message)
         return self._guarded(work, began_ns, lambda: self._execute(work, began_ns))
 
+    @abstractmethod
     def _execute(self, work: Start, began_ns: int) -> LaneDone | None:
         """Have the device do it; None if it ends later."""
-        raise NotImplementedError
 
     def _guarded(self, work: Start, began_ns: int, call: Callable[[], LaneDone | None]) -> LaneDone | None:
         """What ``call`` returns, or the failure of the action."""
@@ -500,7 +501,7 @@ class TimedLane(LaneExecution):
         self._timed = device
         self._wheel = wheel
         self._began_ns = 0
-        self._begun = Begun(0)
+        self._underway = Underway(0)
         self._calls: list[OpenCall] = []
 
     @property
@@ -521,12 +522,12 @@ class TimedLane(LaneExecution):
             self._rest()
         return over
 
-    def end(self) -> LaneDone:
-        """The end, which is due, of what was begun."""
+    def end(self, ended_ns: int) -> LaneDone:
+        """The end, which was seen to be due at ``ended_ns``, of what was begun."""
         work, calls = self._work, self._calls
         assert isinstance(work, Start)
         self._calls = []
-        done = self._guarded(work, self._began_ns, lambda: self._ended(work, calls))
+        done = self._guarded(work, self._began_ns, lambda: self._ended(work, calls, ended_ns))
         assert done is not None
         self._rest()
         return done
@@ -544,19 +545,19 @@ class TimedLane(LaneExecution):
             calls = self._executors.opened(action)
             check_epochs(calls)
             self._began_ns = time.monotonic_ns()
-            self._begun = self._timed.begin_infer(action, calls)
+            self._underway = self._timed.begin_infer(action, calls)
             self._calls = calls
         elif isinstance(action, Load):
             self._began_ns = began_ns
-            self._begun = self._timed.begin_load(action)
+            self._underway = self._timed.begin_load(action)
         else:
             self._device.unload(action)
             return self._done(work, Status.OK, began_ns, time.monotonic_ns())
-        self._wheel.push(self._begun.end_ns, self)
+        self._wheel.push(self._underway.end_ns, self)
         return None
 
-    def _ended(self, work: Start, calls: list[OpenCall]) -> LaneDone:
-        ended_ns, output_ns = time.monotonic_ns(), self._begun.output_ns
+    def _ended(self, work: Start, calls: list[OpenCall], ended_ns: int) -> LaneDone:
+        output_ns = self._underway.output_ns
         if not calls:
             return self._done(work, Status.OK, self._began_ns, ended_ns)
         check_epochs(calls)
@@ -627,7 +628,7 @@ class LaneWheel:
                 now_ns = time.monotonic_ns()
         over = []
         while ends and ends[0][0] <= now_ns:
-            over.append(heappop(ends)[2].end())
+            over.append(heappop(ends)[2].end(now_ns))
         with self._executors.lock:
             self._executors.step(*over)
         self.begin_assigned()
