@@ -392,6 +392,7 @@ def memory_of(outputs: Tensors, own: Region) -> memoryview:
 
 _LENGTH: Final = struct.Struct("<I")
 _AXES_MAX: Final = 32
+_encoder: Final = msgspec.msgpack.Encoder()
 
 
 class BadTensors(TransportError):
@@ -426,11 +427,14 @@ class Calls:
         self._spill = spill
         self._decoder = msgspec.msgpack.Decoder(Tensors)
 
-    def open(self, action: Infer) -> list[OpenCall]:
-        """Map the tensors of all calls. Raises :class:`RegionGone` or :class:`BadTensors`."""
+    def open(self, action: Infer, memories: dict[str, memoryview] | None = None) -> list[OpenCall]:
+        """Map the tensors of all calls. Raises :class:`RegionGone` or :class:`BadTensors`.
+
+        ``memories`` are the regions that were found to be there at this instant, one system call for each.
+        """
         self._spill.free_unused()
-        memories: dict[str, memoryview] = {}  # one system call per region
-        return [self._open(call, memories) for call in action.calls]
+        found: dict[str, memoryview] = {} if memories is None else memories
+        return [self._open(call, found) for call in action.calls]
 
     def _open(self, call: Call, memories: dict[str, memoryview]) -> OpenCall:
         try:
@@ -443,7 +447,8 @@ class Calls:
         end = len(memory)
         if not 0 <= tensors.header_offset <= end - HEADER_BYTES:
             raise _outside(call.request_id, "header", tensors.header_offset, HEADER_BYTES, end)
-        _check_epoch(call.request_id, tensors, memory)
+        if _EPOCH.unpack_from(memory, tensors.header_offset)[0] != tensors.epoch:
+            raise _withdrawn(call.request_id, tensors, memory)
         first, room = tensors.output_offset, tensors.output_bytes
         if first < 0 or room < 0 or first + room > end:
             raise _outside(call.request_id, "output", first, room, end)
@@ -465,7 +470,9 @@ def _inputs(request_id: str, refs: tuple[TensorRef, ...], memory: memoryview) ->
 def check_epochs(calls: Sequence[OpenCall]) -> None:
     """Raise :class:`RegionGone` if a slot was reused for another request."""
     for call in calls:
-        _check_epoch(call.request_id, call.tensors, call.memory)
+        tensors = call.tensors
+        if _EPOCH.unpack_from(call.memory, tensors.header_offset)[0] != tensors.epoch:
+            raise _withdrawn(call.request_id, tensors, call.memory)
 
 
 def encode_outputs(calls: Sequence[OpenCall]) -> tuple[bytes, ...]:
@@ -473,7 +480,8 @@ def encode_outputs(calls: Sequence[OpenCall]) -> tuple[bytes, ...]:
 
     Raises :class:`DeviceError` if an output is out of bounds.
     """
-    return tuple(msgspec.msgpack.encode(_outputs(call)) for call in calls)
+    encode = _encoder.encode
+    return tuple([encode(_outputs(call)) for call in calls])
 
 
 def _outputs(call: OpenCall) -> Tensors:
@@ -499,13 +507,12 @@ def _outputs(call: OpenCall) -> Tensors:
     )  # fmt: skip
 
 
-def _check_epoch(request_id: str, tensors: Tensors, memory: memoryview) -> None:
+def _withdrawn(request_id: str, tensors: Tensors, memory: memoryview) -> RegionGone:
     found = read_epoch(memory, tensors.header_offset)
-    if found != tensors.epoch:
-        raise RegionGone(
-            f"request {request_id}: its tensors were withdrawn: the slot at {tensors.header_offset} of "
-            f"region {tensors.region} has epoch {found}, expected {tensors.epoch}"
-        )
+    return RegionGone(
+        f"request {request_id}: its tensors were withdrawn: the slot at {tensors.header_offset} of "
+        f"region {tensors.region} has epoch {found}, expected {tensors.epoch}"
+    )
 
 
 def _array(request_id: str, ref: TensorRef, memory: memoryview) -> npt.NDArray[Any]:
