@@ -36,7 +36,7 @@ WEIGHTS_BYTES: Final = 98 * MIB
 """Weights of ResNet50, whose durations the profile has."""
 ROW: Final = 4
 """Numbers in an input, and in an output: tensors do not pass through the controller, so they need no size."""
-READY_S, GRACE_S, POLL_S = 60.0, 2.0, 0.02
+READY_S, GRACE_S, POLL_S = 60.0, 10.0, 0.02
 
 
 class Processes(Struct, frozen=True):
