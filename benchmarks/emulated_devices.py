@@ -205,7 +205,9 @@ def _code_and_model(frames: list[Frame]) -> tuple[CodeAdded, ModelAdded]:
     return code, model
 
 
-async def measure(devices: int, batch: int, seconds: float, rounds: int, seed: int) -> list[tuple[str, Told]]:
+async def measure(
+    devices: int, batch: int, seconds: float, rounds: int, seed: int, *, realtime: bool = False
+) -> list[tuple[str, Told]]:
     """Both cases in turns."""
     stand_in = StandIn(devices, batch, seed)
     found: list[tuple[str, Told]] = []
@@ -215,8 +217,9 @@ async def measure(devices: int, batch: int, seconds: float, rounds: int, seed: i
             socket, hello(Role.CONTROLLER, "controller"), stand_in.on_link, stand_in.on_frames, lambda _: None
         )
         config = WorkerConfig(
-            run_dir=folder, name="worker-0", devices=stand_in.configs, settings=Settings(log_level="warning")
-        )
+            run_dir=folder, name="worker-0", devices=stand_in.configs,
+            settings=Settings(log_level="warning", realtime=realtime),
+        )  # fmt: skip
         child = Child(Launch.of("worker-0", "worker", config), logging.getLogger(__name__).debug)
         try:
             await stand_in.prepare()
@@ -236,9 +239,12 @@ def main() -> int:
     options.add_argument("--batch", type=int, default=8)
     options.add_argument("--seconds", type=float, default=5.0, help="of each case in each round")
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--realtime", action="store_true", help="whatever else wants the cores: SCHED_FIFO")
     given = options.parse_args()
     outcome = Outcome("benchmarks.emulated_devices")
-    found = uvloop.run(measure(given.devices, given.batch, given.seconds, given.rounds, given.seed))
+    found = uvloop.run(
+        measure(given.devices, given.batch, given.seconds, given.rounds, given.seed, realtime=given.realtime)
+    )
     rows = [told.row(name, given.batch) for name, told in found]
     late = tuple(f"{what} late, {share:g}" for what in ("start", "end") for share in SHARES)
     print(f"{given.devices} devices in one process, batches of {given.batch}; us\n")
