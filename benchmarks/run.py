@@ -35,6 +35,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "scheduler_cost": ("6x1000", "64x10000", "--requests", "10000"),
     "fork_cost": (),
     "worker_cost": ("--actions", "5000"),
+    "emulated_devices": ("--seconds", "2", "--rounds", "1"),
     "simulator_speed": ("--minutes", "2"),
     "simulator_seeds": ("--count", "50"),
     "policy_ideas": ("--case", "cold", "--seeds", "1"),

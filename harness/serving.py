@@ -63,11 +63,15 @@ class Serving:
         return pid
 
     def exec_thread(self) -> int:
-        """The worker's thread that runs models: by name, else the one that used most CPU."""
+        """The worker's thread that runs models: by name, else the one that used most CPU.
+
+        An emulated device's actions are run by the process's only thread.
+        """
         pid = self.worker_pid()
-        others = [thread for thread in machine.threads(pid) if thread.tid != pid]
+        found = machine.threads(pid)
+        others = [thread for thread in found if thread.tid != pid]
         named = [thread for thread in others if "exec" in thread.name]
-        return max(named or others, key=lambda thread: thread.cpu_s).tid
+        return max(named or others or found, key=lambda thread: thread.cpu_s).tid
 
 
 def read_metrics(url: str, timeout_s: float = 30.0) -> Metrics:

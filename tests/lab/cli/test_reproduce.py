@@ -59,6 +59,8 @@ def test_json_goes_to_a_file(tmp_path: Path):
         (["fig5", "--out", "/proc/none"], "out: expected a folder"),
         (["fig5", "--seed", "-1"], "--seed"),
         (["fig5", "--policy", "none"], "policy: expected one of default, paper"),
+        (["fig5", "--real"], "real: expected fig9 --real"),
+        (["fig9", "--seconds", "5"], "real: expected fig9 --real"),
         ([], "FIGURE"),
     ],
 )

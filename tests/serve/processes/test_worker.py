@@ -18,6 +18,7 @@ import uvloop
 from msgspec import structs
 
 from clockwork_serve.config import Settings
+from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import (
     CodeAdded,
@@ -133,25 +134,47 @@ def test_outputs_in_its_memory_are_there_until_they_were_read(tmp_path: Path) ->
     run(test())
 
 
-def test_its_threads_stay_on_the_cpus_it_was_given(tmp_path: Path) -> None:
+COMPUTES = DeviceConfig(device="cpu:0", kind="cpu", memory_bytes=1 << 24, page_bytes=1 << 20)
+devices_and_threads = pytest.mark.parametrize(
+    ("devices", "threads"), [((DEVICE,), 1), ((COMPUTES,), 3), ((DEVICE, COMPUTES), 5)]
+)
+"""Only what takes time and computes nothing needs no thread for each lane."""
+
+
+async def joins(at: Orders) -> None:
+    await at.linked()
+    await at.hear(WorkerJoined)
+
+
+@devices_and_threads
+def test_its_threads_stay_on_the_cpus_it_was_given(
+    tmp_path: Path, devices: tuple[DeviceConfig, ...], threads: int
+) -> None:
     cpu = min(os.sched_getaffinity(0))
 
     async def test() -> None:
-        async with worker(tmp_path, pin_cpus=(cpu,)) as process, orders(tmp_path) as at:
-            await ready(at, tmp_path)
-            assert affinities(process.pid) == [{cpu}] * 3
+        async with worker(tmp_path, pin_cpus=(cpu,), devices=devices) as process, orders(tmp_path) as at:
+            await joins(at)
+            assert affinities(process.pid) == [{cpu}] * threads
 
     run(test())
 
 
-def test_real_time_is_granted_or_refused_with_what_it_needs(tmp_path: Path) -> None:
+@devices_and_threads
+def test_real_time_is_granted_or_refused_with_what_it_needs(
+    tmp_path: Path, devices: tuple[DeviceConfig, ...], threads: int
+) -> None:
     async def test() -> None:
-        async with worker(tmp_path, settings=Settings(realtime=True)) as process, orders(tmp_path) as at:
-            joined = asyncio.create_task(ready(at, tmp_path))
+        settings = Settings(realtime=True)
+        async with (
+            worker(tmp_path, settings=settings, devices=devices) as process,
+            orders(tmp_path) as at,
+        ):
+            joined = asyncio.create_task(joins(at))
             refused = asyncio.create_task(asyncio.to_thread(process.wait))
             await asyncio.wait((joined, refused), return_when=asyncio.FIRST_COMPLETED)
             if joined.done():
-                assert policies(process.pid) == [os.SCHED_FIFO] * 3
+                assert policies(process.pid) == [os.SCHED_FIFO] * threads
                 process.kill()
                 await refused
                 return

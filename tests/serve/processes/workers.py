@@ -31,7 +31,8 @@ def spawn(config: WorkerConfig) -> subprocess.Popen[bytes]:
 
 @asynccontextmanager
 async def worker(run_dir: Path, **settings: Any) -> AsyncIterator[subprocess.Popen[bytes]]:
-    process = spawn(WorkerConfig(run_dir=str(run_dir), name="w0", devices=(DEVICE,), **settings))
+    given: dict[str, Any] = {"devices": (DEVICE,), **settings}
+    process = spawn(WorkerConfig(run_dir=str(run_dir), name="w0", **given))
     try:
         yield process
     finally:

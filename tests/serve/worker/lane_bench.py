@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from msgspec import structs
 
-from clockwork_serve.devices.base import CallBuffers, Phases, put_outputs
+from clockwork_serve.devices.base import CallBuffers, Phases, Underway, put_outputs
 from clockwork_serve.messages import (
     Code,
     CodeAdded,
@@ -80,6 +81,20 @@ class Toy:
         self._note("close")
 
 
+class TimedToy(Toy):
+    """The same for a device that only takes time: a LOAD 1 ms, an INFER 2; ``y`` is 0."""
+
+    def begin_load(self, action: Load) -> Underway:
+        self.load(action)
+        return Underway(time.monotonic_ns() + ms(1))
+
+    def begin_infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Underway:
+        self._note(f"infer {action.model} {len(calls)}")
+        for call in calls:
+            put_outputs(call, [(Y, np.zeros((1, 1), np.float32))])
+        return Underway(time.monotonic_ns() + ms(2), 5)
+
+
 class Bench:
     """Lane executors around a brain and toy devices, and a queue of their answers."""
 
@@ -110,6 +125,18 @@ class Bench:
             assert self.notified.acquire(timeout=TIMEOUT_S), f"not notified; broken: {self.broken}"
             self._collect()
         return self.answers.get()
+
+    async def later(self) -> Answer:
+        """The next answer of lanes that are on the running loop."""
+        while self.answers.empty():
+            await asyncio.sleep(0.0005)
+            self._collect()
+        return self.answers.get()
+
+    async def result_later(self) -> Result:
+        got = await self.later()
+        assert isinstance(got, Result)
+        return got
 
     def result(self) -> Result:
         got = self.next()

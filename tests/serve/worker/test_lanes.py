@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import msgspec
 import numpy as np
@@ -29,9 +30,10 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.child import EXIT_BROKEN
 from clockwork_serve.serve.shm import Region, memory_of
 from clockwork_serve.serve.worker.lanes import LaneExecutors
+from clockwork_serve.units import ms
 from clockwork_serve.worker import ControllerLost, Stop, Worker
 from tests.serve.slots import Slot, answer, slot
-from tests.serve.worker.lane_bench import TIMEOUT_S, Bench, Toy, X, bench, over, timely
+from tests.serve.worker.lane_bench import TIMEOUT_S, Bench, TimedToy, Toy, X, bench, over, timely
 from tests.worker.actions import CODE, GPU, SPEC, infer, load, start, unload
 
 # Lanes: threads that execute what the brain starts, report results, and survive any failure of a device.
@@ -146,6 +148,7 @@ def test_a_window_that_closes_while_the_thread_wakes_is_too_late(toy: Toy) -> No
     with bench(toy) as at:
         work = structs.replace(load(1, "a", 0), window=Window(0, 1))
         done = at.executors._lanes[GPU][Lane.LOAD]._start(start(work))
+    assert done is not None
     assert done.status is Status.TOO_LATE
     assert "after its window closed" in done.message
     assert "load a" not in toy.log
@@ -464,3 +467,130 @@ def test_the_memory_of_a_gateway_that_died_is_let_go_without_the_collector() -> 
             assert view() is None
         finally:
             gc.enable()
+
+
+# Lanes of devices that only take time: the loop's thread begins actions, and its timer ends them.
+
+
+def on_loop(
+    test: Callable[[Bench], Awaitable[None]], *devices: Toy, changed: Callable[[], None] = lambda: None
+) -> None:
+    """Run a test beside the lanes, on their loop."""
+
+    async def body() -> None:
+        at = Bench(*devices, on_codes_changed=changed)
+        at.executors.start()
+        at.post(CodeAdded(code=CODE))
+        assert [type(await at.later()) for _ in devices] == [CodeReady] * len(devices)
+        await test(at)
+        assert at.executors.close(TIMEOUT_S)
+
+    asyncio.run(asyncio.wait_for(body(), TIMEOUT_S))
+
+
+def test_devices_that_only_take_time_have_no_threads(region: Region) -> None:
+    async def test(at: Bench) -> None:
+        assert at.executors.on_loop
+        assert threading.active_count() == before
+        at.post(timely(load(1, "a", 0)))
+        loaded = await at.result_later()
+        at.post(over(infer(2, "a", 0), slot(region, {"x": X})))
+        ran = await at.result_later()
+        for result, takes_ns in ((loaded, ms(1)), (ran, ms(2))):
+            assert result.status is Status.OK
+            assert result.ended_ns - result.started_ns >= takes_ns
+        np.testing.assert_array_equal(answer(region, ran.outputs[0])["y"], X[:1, :1] * 0)
+        assert (ran.input_ns, ran.run_ns + ran.output_ns) == (0, ran.ended_ns - ran.started_ns)
+
+    before = threading.active_count()
+    on_loop(test, TimedToy())
+
+
+def test_one_device_that_computes_gives_threads_to_all(region: Region) -> None:
+    timed = TimedToy(structs.replace(SPEC, device="gpu:1"))
+    with bench(Toy(), timed) as at:
+        assert not at.executors.on_loop
+        at.loaded(device="gpu:1")
+
+
+def test_timed_lanes_are_under_way_at_once_and_each_keeps_its_order(region: Region) -> None:
+    async def test(at: Bench) -> None:
+        for device in (GPU, "gpu:1"):
+            at.post(timely(load(1 + (device != GPU), "a", 0, device=device)))
+        assert {(await at.result_later()).action_id for _ in range(2)} == {1, 2}
+        asked = [
+            over(infer(3 + at_, "a", 0, device=(GPU, "gpu:1")[at_ % 2]), slot(region, {"x": X}))
+            for at_ in range(4)
+        ]
+        at.post(*asked)
+        found = {each.action_id: each for each in [await at.result_later() for _ in asked]}
+        assert max(found[3].started_ns, found[4].started_ns) < min(found[3].ended_ns, found[4].ended_ns)
+        assert found[3].ended_ns <= found[5].started_ns
+        assert found[4].ended_ns <= found[6].started_ns
+
+    on_loop(test, TimedToy(), TimedToy(structs.replace(SPEC, device="gpu:1")))
+
+
+def test_a_timed_lane_starts_nothing_before_its_window_and_an_earlier_action_goes_first() -> None:
+    async def test(at: Bench) -> None:
+        later = timely(load(1, "a", 0), after_ms=60)
+        at.post(later)
+        sooner = timely(load(2, "b", 2), after_ms=20)
+        at.post(sooner)
+        first, second = await at.result_later(), await at.result_later()
+        assert (first.action_id, second.action_id) == (2, 1)
+        assert first.started_ns >= sooner.window.earliest_ns
+        assert second.started_ns >= later.window.earliest_ns
+
+    on_loop(test, TimedToy())
+
+
+def test_whatever_a_timed_device_raises_is_the_result_of_that_action(region: Region) -> None:
+    toy = TimedToy()
+
+    async def test(at: Bench) -> None:
+        at.post(timely(load(1, "a", 0)))
+        assert (await at.result_later()).status is Status.OK
+        toy.act = _raiser(DeviceError("bus error"))
+        at.post(*[over(infer(number, "a", 0), slot(region, {"x": X})) for number in (2, 3)])
+        assert [(await at.result_later()).status for _ in range(2)] == [Status.DEVICE_FAULT] * 2
+        toy.act = lambda what: None
+        at.post(over(infer(4, "a", 0), slot(region, {"x": X})))
+        assert (await at.result_later()).status is Status.OK
+
+    on_loop(test, toy)
+
+
+def test_a_slot_that_is_reused_while_a_timed_device_is_at_it_gets_no_outputs(region: Region) -> None:
+    async def test(at: Bench) -> None:
+        at.post(timely(load(1, "a", 0)))
+        await at.result_later()
+        mine = slot(region, {"x": X})
+        at.post(over(infer(2, "a", 0), mine))
+        mine.take_back()
+        assert (await at.result_later()).status is Status.INPUT_GONE
+
+    on_loop(test, TimedToy())
+
+
+def test_timed_lanes_report_code_changes_once_all_are_at_rest() -> None:
+    changes: list[int] = []
+    toys = [TimedToy(), TimedToy(structs.replace(SPEC, device="gpu:1"))]
+
+    async def test(at: Bench) -> None:
+        while not changes:
+            await asyncio.sleep(0.001)
+
+    on_loop(test, *toys, changed=lambda: changes.append(sum(len(toy.log) for toy in toys)))
+    assert changes == [2]
+
+
+def test_a_stop_lets_timed_actions_end() -> None:
+    async def test(at: Bench) -> None:
+        at.post(timely(load(1, "a", 0)), timely(load(2, "b", 2)))
+        at.post(Stop())
+        found = [await at.result_later() for _ in range(2)]
+        assert {each.action_id: each.status for each in found} == {1: Status.OK, 2: Status.SHUTTING_DOWN}
+        assert at.executors.idle
+
+    on_loop(test, TimedToy())

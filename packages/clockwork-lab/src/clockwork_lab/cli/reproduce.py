@@ -12,7 +12,10 @@ from clockwork_serve.cli.screen import Progress, note, say, show_table
 from clockwork_serve.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from clockwork_lab.reproduce.figure import Figure
+    from clockwork_lab.reproduce.run import Run
 
 TRACES = "CLOCKWORK_TRACES"
 """The environment variable that names a folder of real traces, for fig9."""
@@ -43,9 +46,20 @@ _FOLDER = "figures"
     "--policy", "policies", multiple=True, metavar="NAME",
     help="Compare this policy too, in fig5 to fig9 and fig11; may be repeated.",
 )  # fmt: skip
-def reproduce(
-    figure: str, json_file: str | None, out: str | None, seed: int, short: bool,  # noqa: FBT001
-    policies: tuple[str, ...],
+@click.option(
+    "--real", is_flag=True, help="fig9 in real time: real processes and sockets, emulated devices; an hour."
+)
+@click.option(
+    "--seconds", type=click.FloatRange(min=1), metavar="S",
+    help="Length of a run in real time, after a warm-up as long, a minute at most. [default: 3600]",
+)  # fmt: skip
+@click.option(
+    "--rate", "rate_rps", type=click.FloatRange(min=1), metavar="RPS",
+    help="Requests/s of a run in real time. [default: 5600]",
+)  # fmt: skip
+def reproduce(  # noqa: PLR0913 - one parameter for each option
+    *, figure: str, json_file: str | None, out: str | None, seed: int, short: bool,
+    policies: tuple[str, ...], real: bool, seconds: float | None, rate_rps: float | None,
 ) -> int:  # fmt: skip
     """Reproduce a figure of the Clockwork paper: fig2, fig5, ..., fig11, or all.
 
@@ -59,12 +73,15 @@ def reproduce(
     for policy in policies:
         if not is_policy(policy):
             raise ConfigError(f"policy: expected one of {known_policies()}; found {policy!r}")
+    if (real or seconds or rate_rps) and not (real and figure == "fig9"):
+        raise ConfigError(f"real: expected fig9 --real with --seconds or --rate; found {figure!r}")
     chosen = NAMES if figure == ALL else (figure,)
     folder = Path(out) if out is not None else None if json_file is not None else Path(_FOLDER)
     _check_files(json_file, folder)
     figures = []
     for name in chosen:
-        made = _make(name, seed, short=short, quiet=json_file == _STDOUT, policies=policies)
+        make = _real(seconds, rate_rps) if real else _experiment(name)
+        made = _make(make, name, seed, short=short, quiet=json_file == _STDOUT, policies=policies)
         figures.append(made)
         _show(made, folder, quiet=json_file == _STDOUT)
     if json_file is not None:
@@ -86,15 +103,28 @@ def _check_files(json_file: str | None, folder: Path | None) -> None:
             )
 
 
-def _make(name: str, seed: int, *, short: bool, quiet: bool, policies: tuple[str, ...]) -> Figure:
+def _experiment(name: str) -> Callable[[Run], Figure]:
     from clockwork_lab.reproduce import experiment
+
+    return experiment(name)
+
+
+def _real(seconds: float | None, rate_rps: float | None) -> Callable[[Run], Figure]:
+    from clockwork_lab.reproduce.fig9_real import fig9_real
+
+    return lambda run: fig9_real(run, seconds, rate_rps)
+
+
+def _make(
+    make: Callable[[Run], Figure], name: str, seed: int, *, short: bool, quiet: bool,
+    policies: tuple[str, ...],
+) -> Figure:  # fmt: skip
     from clockwork_lab.reproduce.run import Run
 
     with Progress(name, quiet=quiet) as progress:
         folder = os.environ.get(TRACES)
         traces = None if folder is None else Path(folder)
-        run = Run(seed=seed, short=short, progress=progress.step, traces=traces, policies=policies)
-        return experiment(name)(run)
+        return make(Run(seed=seed, short=short, progress=progress.step, traces=traces, policies=policies))
 
 
 def _show(made: Figure, folder: Path | None, *, quiet: bool) -> None:

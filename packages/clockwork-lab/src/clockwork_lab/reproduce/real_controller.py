@@ -36,7 +36,7 @@ WEIGHTS_BYTES: Final = 98 * MIB
 """Weights of ResNet50, whose durations the profile has."""
 ROW: Final = 4
 """Numbers in an input, and in an output: tensors do not pass through the controller, so they need no size."""
-READY_S, GRACE_S, POLL_S = 60.0, 2.0, 0.02
+READY_S, GRACE_S, POLL_S = 60.0, 10.0, 0.02
 
 
 class Processes(Struct, frozen=True):
@@ -46,6 +46,10 @@ class Processes(Struct, frozen=True):
     models: tuple[str, ...]
     controller: int
     workers: tuple[int, ...]
+
+    def each_cpu_s(self) -> tuple[float, ...]:
+        """Seconds of CPU that the controller, each worker and this process have used."""
+        return *map(_process_s, (self.controller, *self.workers)), time.process_time()
 
     def cpu_s(self) -> tuple[float, float, float]:
         """Seconds of CPU that the controller, all workers and this process have used."""
@@ -61,7 +65,7 @@ async def processes(
     All are ended with the block. Raises :class:`ClockworkError` if one of them ends before.
     """
     configs = [emulated_config(f"emulated:{number}", PROFILE) for number in range(devices)]
-    frames = _catalogue(configs[0], config.max_batch, models)
+    frames = catalogue(configs[0], config.max_batch, models)
     async with started(config, configs, frames, workers) as real:
         yield real
 
@@ -112,7 +116,7 @@ def _launches(
     return launches
 
 
-def _catalogue(device: DeviceConfig, max_batch: int, models: int) -> list[Frame]:
+def catalogue(device: DeviceConfig, max_batch: int, models: int) -> list[Frame]:
     """Models with individual weights and one code, which takes the durations of the profile."""
     sizes = tuple(size for size in (1, 2, 4, 8, 16) if size <= max_batch)
     code = Code(

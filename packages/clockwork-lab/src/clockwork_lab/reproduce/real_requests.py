@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, local_reach
 from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, NS_PER_S
+from clockwork_serve.workload.stream import Workload
 
 NAME: Final = "gateway-0"
 READY_S, TICK_S = 10.0, 0.001
@@ -33,18 +35,27 @@ ANSWER_S: Final = 5.0
 class Accounting:
     """The outcomes of the requests of one step. One is ``good`` if it is OK and received by the deadline.
 
-    ``late``: OK after the deadline, or expired. ``unanswered`` and ``twice`` must be 0.
+    ``late``: OK after the deadline (``overdue``, by the clock of this process), or expired. ``broken``: not
+    served though it was promised. ``cold``: weights were loaded for it. ``unanswered`` and ``twice``: never.
     """
 
     offered: int = 0
     good: int = 0
     late: int = 0
+    overdue: int = 0
     rejected: int = 0
     failed: int = 0
+    broken: int = 0
+    cold: int = 0
     unanswered: int = 0
     twice: int = 0
     behind_s: float = 0.0
     """How late a request was sent at most, if this process could not keep up."""
+
+    @property
+    def lost(self) -> int:
+        """Requests that were not answered in time."""
+        return self.offered - self.good
 
     @property
     def balanced(self) -> bool:
@@ -67,7 +78,8 @@ class Requests:
         self._slots = Slots(64 * MIB)
         self._inputs = [InputTensor("x", "FP32", (1, ROW), bytes(4 * ROW))]
         self._free: list[bytes] = []  # encoded references to free slots
-        self._open: dict[str, tuple[int, bytes]] = {}  # deadline and slot of the requests without a response
+        self._open: dict[str, tuple[int, bytes, Accounting]] = {}
+        """Of each request without a response: its deadline, its slot, and where it is counted."""
         self._held: dict[str, bytes] = {}  # slots of answered requests that a worker may still touch
         self._count = 0
         self._lost = ""
@@ -87,26 +99,41 @@ class Requests:
 
         Raises :class:`ClockworkError` if the controller ends.
         """
-        self.accounting = accounting = Accounting()
+        self.accounting = Accounting()
         due_ns = _arrivals(rng, rate_rps, seconds)
         models = rng.integers(len(self._models), size=len(due_ns)).tolist()
-        start_ns = time.monotonic_ns()
-        sent = 0
-        while sent < len(due_ns):
-            now_ns = time.monotonic_ns() - start_ns
-            end = min(sent + AT_ONCE, int(np.searchsorted(due_ns, now_ns, side="right")))
-            for number in range(sent, end):
-                self._send(self._models[models[number]], start_ns + int(due_ns[number]))
-            if end > sent:
-                accounting.behind_s = max(accounting.behind_s, (now_ns - int(due_ns[sent])) / NS_PER_S)
-            await asyncio.sleep(0 if end == sent + AT_ONCE else TICK_S)
-            sent = end
+        await self._send_in_time(due_ns.tolist(), models, time.monotonic_ns())
         await self._answered()
-        if self._lost:
-            raise ClockworkError(f"the real controller: {self._lost}")
-        accounting.unanswered += len(self._open)
-        self._open.clear()
-        return accounting
+        return self.accounting
+
+    async def follow(
+        self, workload: Workload, bucket_ns: int, began: Callable[[int], None]
+    ) -> list[Accounting]:
+        """Send all requests of a workload, whose models are ours; the accounting of each stretch of time.
+
+        ``began`` is called with the number of each stretch before its requests are sent. Raises
+        :class:`ClockworkError` if the controller ends.
+        """
+        found: list[Accounting] = []
+        blocks = workload.open()
+        block = next(blocks, None)
+        start_ns = time.monotonic_ns()
+        while block is not None:
+            # The next block takes as long to draw as many requests wait.
+            coming = asyncio.create_task(asyncio.to_thread(next, blocks, None))
+            first = 0
+            while first < len(block.times_ns):
+                bucket = block.times_ns[first] // bucket_ns
+                while len(found) <= bucket:
+                    began(len(found))
+                    self.accounting = Accounting()
+                    found.append(self.accounting)
+                end = bisect_left(block.times_ns, (bucket + 1) * bucket_ns, first)
+                await self._send_in_time(block.times_ns[first:end], block.models[first:end], start_ns)
+                first = end
+            block = await coming
+        await self._answered()
+        return found
 
     async def close(self) -> None:
         """Close the link and free the tensors' memory."""
@@ -115,18 +142,39 @@ class Requests:
         self._link.close()
         self._slots.close()
 
+    async def _send_in_time(self, due_ns: Sequence[int], models: Sequence[int], start_ns: int) -> None:
+        """Send a request to each of these models, so long after the start."""
+        accounting, sent = self.accounting, 0
+        while sent < len(due_ns):
+            now_ns = time.monotonic_ns() - start_ns
+            end = min(sent + AT_ONCE, bisect_right(due_ns, now_ns, sent))
+            for number in range(sent, end):
+                self._send(self._models[models[number]], start_ns + due_ns[number])
+            if end > sent:
+                accounting.behind_s = max(accounting.behind_s, (now_ns - due_ns[sent]) / NS_PER_S)
+            await asyncio.sleep(0 if end == sent + AT_ONCE else TICK_S)
+            sent = end
+            if self._lost:
+                break
+
     async def _answered(self) -> None:
+        """Return once all requests have ended."""
         self._quiet.clear()
-        if self._open:
+        if self._open and not self._lost:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._quiet.wait(), ANSWER_S)
+        if self._lost:
+            raise ClockworkError(f"the real controller: {self._lost}")
+        for _, _, accounting in self._open.values():
+            accounting.unanswered += 1
+        self._open.clear()
 
     def _send(self, model: str, arrival_ns: int) -> None:
         slot = self._free.pop() if self._free else self._new_slot()
         self._count += 1
         request_id = f"{NAME}-{self._count}"
         deadline_ns = arrival_ns + self._slo_ns
-        self._open[request_id] = (deadline_ns, slot)
+        self._open[request_id] = (deadline_ns, slot, self.accounting)
         self.accounting.offered += 1
         self._link.submit(
             Request(
@@ -142,21 +190,25 @@ class Requests:
         return slot.encoded
 
     def _on_answer(self, answer: Answer) -> None:
-        accounting = self.accounting
         found = self._open.pop(answer.request_id, None)
         if found is None:
-            accounting.twice += 1
+            self.accounting.twice += 1
             return
-        deadline_ns, slot = found
+        deadline_ns, slot, accounting = found
+        accounting.cold += answer.cold
         match answer.outcome:
             case Outcome.OK if time.monotonic_ns() <= deadline_ns:
                 accounting.good += 1
-            case Outcome.OK | Outcome.EXPIRED:
+            case Outcome.OK:
+                accounting.late += 1
+                accounting.overdue += 1
+            case Outcome.EXPIRED:
                 accounting.late += 1
             case Outcome.REJECTED:
                 accounting.rejected += 1
             case _:
                 accounting.failed += 1
+        accounting.broken += answer.promised and answer.outcome is not Outcome.OK
         self._ended()
         if answer.release:
             self._free.append(slot)
@@ -164,8 +216,9 @@ class Requests:
             self._held[answer.request_id] = slot
 
     def _on_refused(self, request: Request, waited_ns: int) -> None:
-        self._free.append(self._open.pop(request.request_id)[1])
-        self.accounting.rejected += 1
+        _, slot, accounting = self._open.pop(request.request_id)
+        self._free.append(slot)
+        accounting.rejected += 1
         self._ended()
 
     def _ended(self) -> None:

@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -225,6 +225,28 @@ class Device(Protocol):
 
     def close(self) -> None:
         """Free everything."""
+
+
+@dataclass(slots=True, frozen=True)
+class Underway:
+    """An action that ends at ``end_ns`` by itself; ``output_ns`` of it went by with writing outputs."""
+
+    end_ns: int
+    output_ns: int = 0
+
+
+@runtime_checkable
+class TimedDevice(Device, Protocol):
+    """A device whose LOADs and INFERs only take time, so that no thread has to wait for their ends.
+
+    It reads no inputs. Errors are those of a :class:`Device`; what has begun does not fail any more.
+    """
+
+    def begin_load(self, action: Load) -> Underway:
+        """Begin to copy the weights."""
+
+    def begin_infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Underway:
+        """Begin to run one batch, whose outputs are written at once."""
 
 
 Array = npt.NDArray[Any]

@@ -41,23 +41,27 @@ from msgspec import Struct
 from clockwork_serve.devices.arena import span
 from clockwork_serve.devices.base import (
     NUMPY_DTYPES,
-    Array,
     CallBuffers,
     DeviceConfig,
     Phases,
     PreparedCodes,
+    Underway,
     full_shape,
     io_bytes,
-    put_outputs,
+    nbytes_of,
     rows_of,
 )
 from clockwork_serve.devices.files import read_record
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, Profile, TensorSpec, Unload
-from clockwork_serve.units import MIB, NS_PER_US, ms
+from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, Profile, TensorRef, Unload
+from clockwork_serve.units import MIB, NS_PER_US, align, ms
 
 PR_SET_TIMERSLACK: Final = 29
 DEFAULT_PROFILE: Final = "v100"
+PROFILE_FILE: Final = "profile.json"
+"""The durations of a code of backend ``emulated``, in its folder."""
+WIRE_LENGTH: Final = np.dtype("<u4")
+"""What stands before each string."""
 
 
 class CodeProfile(Struct, frozen=True, kw_only=True):
@@ -121,6 +125,7 @@ class EmulatedDevice:
         self._random = random.Random(config.seed)
         self._thread = threading.local()
         self._ready = PreparedCodes[tuple[Code, Profile]](config.device)
+        self._layouts: dict[tuple[str, int], list[TensorRef]] = {}  # by code and rows of a call
         self.spec = DeviceSpec(
             device=config.device,
             kind=device_kind(config),
@@ -138,31 +143,49 @@ class EmulatedDevice:
     def retire(self, code_id: str) -> None:
         """Delete the code's durations."""
         self._ready.pop(code_id, None)
+        for key in [key for key in self._layouts if key[0] == code_id]:
+            del self._layouts[key]
 
     def load(self, action: Load) -> int:
         """Sleep as long as copying ``action.weights.size`` bytes takes."""
-        end = self._clock() + self._vary(self._ready[action.code_id][1].load_ns(action.weights.size))
-        span(action.extent, 0, self.spec.pages, self.spec.page_bytes)
-        self._wait(end)
+        self._wait(self.begin_load(action).end_ns)
         return 0
+
+    def begin_load(self, action: Load) -> Underway:
+        """When copying ``action.weights.size`` bytes from now ends."""
+        end_ns = self._clock() + self._vary(self._ready[action.code_id][1].load_ns(action.weights.size))
+        span(action.extent, 0, self.spec.pages, self.spec.page_bytes)
+        return Underway(end_ns)
 
     def unload(self, action: Unload) -> None:
         """No-op."""
 
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
         """Write zeros, then sleep until the duration has passed."""
-        started = self._clock()
+        started_ns = self._clock()
+        underway = self.begin_infer(action, calls)
+        self._wait(underway.end_ns)
+        return Phases(0, self._clock() - started_ns - underway.output_ns, underway.output_ns)
+
+    def begin_infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Underway:
+        """Write zeros; the duration is from now."""
+        started_ns = self._clock()
         code, profile = self._ready[action.code_id]
         rows = rows_of(code, action, calls)
-        end = started + self._vary(interpolate(profile.infer_ns, action.batch))
+        end_ns = started_ns + self._vary(interpolate(profile.infer_ns, action.batch))
         for call, count in zip(calls, rows, strict=True):
-            put_outputs(call, [(spec, _zeros(spec, full_shape(code, spec, count))) for spec in code.outputs])
-        written = self._clock()
-        self._wait(end)
-        return Phases(0, self._clock() - written, written - started)
+            _put_zeros(call, self._layout(code, count))
+        return Underway(end_ns, self._clock() - started_ns)
 
     def close(self) -> None:
         """No-op."""
+
+    def _layout(self, code: Code, rows: int) -> list[TensorRef]:
+        """Where the outputs of a call of so many rows are in its room."""
+        layout = self._layouts.get((code.code_id, rows))
+        if layout is None:
+            layout = self._layouts[code.code_id, rows] = _layout(code, rows)
+        return layout
 
     def _vary(self, duration_ns: int) -> int:
         jitter = self._config.jitter
@@ -248,8 +271,8 @@ def read_profile(name: str) -> ProfileFile:
 
 
 def _read_code_profile(code: Code) -> CodeProfile:
-    profile = read_record(code, "profile.json", _code_profiles)
-    _check_curve(f"code {code.path}/profile.json: infer_ns", profile.infer_ns)
+    profile = read_record(code, PROFILE_FILE, _code_profiles)
+    _check_curve(f"code {code.path}/{PROFILE_FILE}: infer_ns", profile.infer_ns)
     return profile
 
 
@@ -258,13 +281,28 @@ def _check_curve(where: str, curve: Mapping[int, float]) -> None:
         raise ConfigError(f"{where}: expected a duration above 0 for at least one batch size, found {curve}")
 
 
-def _zeros(spec: TensorSpec, shape: tuple[int, ...]) -> Array:
-    """An output that is nothing, and takes no memory; open dimensions are 1."""
-    shape = tuple(1 if dim < 0 else dim for dim in shape)
-    nothing = (
-        np.full((), b"", object) if spec.datatype == "BYTES" else np.zeros((), NUMPY_DTYPES[spec.datatype])
-    )
-    return np.broadcast_to(nothing, shape)
+def _layout(code: Code, rows: int) -> list[TensorRef]:
+    """References to outputs one after the other; open dimensions are 1, strings are empty."""
+    refs: list[TensorRef] = []
+    end = 0
+    for spec in code.outputs:
+        shape = tuple([1 if dim < 0 else dim for dim in full_shape(code, spec, rows)])
+        dtype = WIRE_LENGTH if spec.datatype == "BYTES" else NUMPY_DTYPES[spec.datatype]
+        offset, nbytes = align(end), nbytes_of(shape, dtype)
+        end = offset + nbytes
+        refs.append(
+            TensorRef(name=spec.name, datatype=spec.datatype, shape=shape, offset=offset, nbytes=nbytes)
+        )
+    return refs
+
+
+def _put_zeros(call: CallBuffers, layout: list[TensorRef]) -> None:
+    """Fill the outputs with zeros, which are the wire form of empty strings, too."""
+    end = layout[-1].offset + layout[-1].nbytes if layout else 0
+    if end > len(call.output):
+        call.grow(end)
+    call.output[:end] = bytes(end)
+    call.outputs[:] = layout
 
 
 def _sleep_precisely() -> None:

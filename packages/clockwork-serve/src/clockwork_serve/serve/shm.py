@@ -392,6 +392,7 @@ def memory_of(outputs: Tensors, own: Region) -> memoryview:
 
 _LENGTH: Final = struct.Struct("<I")
 _AXES_MAX: Final = 32
+_encoder: Final = msgspec.msgpack.Encoder()
 
 
 class BadTensors(TransportError):
@@ -415,18 +416,25 @@ class OpenCall(CallBuffers):
 
 
 class Calls:
-    """Opens the calls of INFERs, whose outputs may ``spill``. For one thread."""
+    """Opens the calls of INFERs, whose outputs may ``spill``. For one thread.
 
-    def __init__(self, regions: RegionMap, spill: SpilledOutputs) -> None:
+    Without ``inputs`` those are left alone, for devices that do not read them.
+    """
+
+    def __init__(self, regions: RegionMap, spill: SpilledOutputs, *, inputs: bool = True) -> None:
         self._regions = regions
+        self._reads_inputs = inputs
         self._spill = spill
         self._decoder = msgspec.msgpack.Decoder(Tensors)
 
-    def open(self, action: Infer) -> list[OpenCall]:
-        """Map the tensors of all calls. Raises :class:`RegionGone` or :class:`BadTensors`."""
+    def open(self, action: Infer, memories: dict[str, memoryview] | None = None) -> list[OpenCall]:
+        """Map the tensors of all calls. Raises :class:`RegionGone` or :class:`BadTensors`.
+
+        ``memories`` are the regions that were found to be there at this instant, one system call for each.
+        """
         self._spill.free_unused()
-        memories: dict[str, memoryview] = {}  # one system call per region
-        return [self._open(call, memories) for call in action.calls]
+        found: dict[str, memoryview] = {} if memories is None else memories
+        return [self._open(call, found) for call in action.calls]
 
     def _open(self, call: Call, memories: dict[str, memoryview]) -> OpenCall:
         try:
@@ -439,24 +447,32 @@ class Calls:
         end = len(memory)
         if not 0 <= tensors.header_offset <= end - HEADER_BYTES:
             raise _outside(call.request_id, "header", tensors.header_offset, HEADER_BYTES, end)
-        _check_epoch(call.request_id, tensors, memory)
+        if _EPOCH.unpack_from(memory, tensors.header_offset)[0] != tensors.epoch:
+            raise _withdrawn(call.request_id, tensors, memory)
         first, room = tensors.output_offset, tensors.output_bytes
         if first < 0 or room < 0 or first + room > end:
             raise _outside(call.request_id, "output", first, room, end)
-        shared = memory.toreadonly()
-        inputs = {ref.name: _array(call.request_id, ref, shared) for ref in tensors.refs}
-        if len(inputs) != len(tensors.refs):
-            raise BadTensors(f"request {call.request_id}: inputs: expected each name once, found one twice")
         return OpenCall(
-            inputs=inputs, output=memory[first : first + room], request_id=call.request_id, tensors=tensors,
-            memory=memory, spill=self._spill,
+            inputs=_inputs(call.request_id, tensors.refs, memory) if self._reads_inputs else {},
+            output=memory[first : first + room], request_id=call.request_id, tensors=tensors, memory=memory,
+            spill=self._spill,
         )  # fmt: skip
+
+
+def _inputs(request_id: str, refs: tuple[TensorRef, ...], memory: memoryview) -> dict[str, npt.NDArray[Any]]:
+    shared = memory.toreadonly()
+    inputs = {ref.name: _array(request_id, ref, shared) for ref in refs}
+    if len(inputs) != len(refs):
+        raise BadTensors(f"request {request_id}: inputs: expected each name once, found one twice")
+    return inputs
 
 
 def check_epochs(calls: Sequence[OpenCall]) -> None:
     """Raise :class:`RegionGone` if a slot was reused for another request."""
     for call in calls:
-        _check_epoch(call.request_id, call.tensors, call.memory)
+        tensors = call.tensors
+        if _EPOCH.unpack_from(call.memory, tensors.header_offset)[0] != tensors.epoch:
+            raise _withdrawn(call.request_id, tensors, call.memory)
 
 
 def encode_outputs(calls: Sequence[OpenCall]) -> tuple[bytes, ...]:
@@ -464,7 +480,8 @@ def encode_outputs(calls: Sequence[OpenCall]) -> tuple[bytes, ...]:
 
     Raises :class:`DeviceError` if an output is out of bounds.
     """
-    return tuple(msgspec.msgpack.encode(_outputs(call)) for call in calls)
+    encode = _encoder.encode
+    return tuple([encode(_outputs(call)) for call in calls])
 
 
 def _outputs(call: OpenCall) -> Tensors:
@@ -490,13 +507,12 @@ def _outputs(call: OpenCall) -> Tensors:
     )  # fmt: skip
 
 
-def _check_epoch(request_id: str, tensors: Tensors, memory: memoryview) -> None:
+def _withdrawn(request_id: str, tensors: Tensors, memory: memoryview) -> RegionGone:
     found = read_epoch(memory, tensors.header_offset)
-    if found != tensors.epoch:
-        raise RegionGone(
-            f"request {request_id}: its tensors were withdrawn: the slot at {tensors.header_offset} of "
-            f"region {tensors.region} has epoch {found}, expected {tensors.epoch}"
-        )
+    return RegionGone(
+        f"request {request_id}: its tensors were withdrawn: the slot at {tensors.header_offset} of "
+        f"region {tensors.region} has epoch {found}, expected {tensors.epoch}"
+    )
 
 
 def _array(request_id: str, ref: TensorRef, memory: memoryview) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""A worker process: its devices, a thread per lane, and one thread for the link."""
+"""A worker process: its devices, a thread per lane that computes, and one thread for the link."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from clockwork_serve.devices import build
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.driver import use_batch_policy
+from clockwork_serve.serve.driver import use_batch_policy, use_short_slices
 from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
 from clockwork_serve.serve.worker.lanes import FIFO_PRIORITY, set_realtime
 
@@ -53,8 +53,11 @@ def main(argv: Sequence[str]) -> int:
 
 async def _serve(config: WorkerConfig, devices: dict[str, Device], stop: asyncio.Event) -> None:
     host = _host(config, devices)
-    # Called once the lanes' threads exist, so that they do not inherit it: only the link's thread may wait.
-    asyncio.get_running_loop().call_soon(use_batch_policy)
+    if host.executors.on_loop:
+        use_short_slices()
+    else:
+        # Called once the lanes' threads exist, so that they do not inherit it: only this thread may wait.
+        asyncio.get_running_loop().call_soon(use_batch_policy)
     child.answer_beats()
     await host.run(stop)
 

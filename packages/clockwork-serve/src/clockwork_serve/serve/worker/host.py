@@ -84,6 +84,7 @@ class WorkerHost:
         }
         self._specs = tuple(device.spec for device in devices.values())
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._link: Link | None = None  # None while there is no controller
         self._unlinked = asyncio.Event()
         self.executors = LaneExecutors(
@@ -97,8 +98,11 @@ class WorkerHost:
         self.verifier = Verifier(devices.values(), self.executors.report_damage)
 
     def _wake(self) -> None:
-        """Have the loop deliver the lanes' answers; for any thread."""
-        self._loop.call_soon_threadsafe(self._deliver)
+        """Deliver the lanes' answers, or have the loop do so; for any thread."""
+        if threading.get_ident() == self._thread:
+            self._deliver()
+        else:
+            self._loop.call_soon_threadsafe(self._deliver)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until ``stop``; then refuse queued actions, finish running ones, and return."""
