@@ -125,3 +125,24 @@ def test_the_lane_has_no_pause_under_a_crowd() -> None:
         crowd(made, 10)
         made.run(until_ms=10)
     assert sum(isinstance(one, Infer) for one in made.actions) >= 98, "of 100 times 10 ms"
+
+
+def returning(clients: int) -> list[int]:
+    """The batches of clients that ask again within 1 ms of an answer; 8 requests of 17 ms fit their 24 ms."""
+    made = world(together=True)
+    asked = [made.request("a", 24) for _ in range(clients)]
+    since = 0
+    for step in range(260):
+        if step == 130:
+            since = len(made.actions)
+        made.run(until_ms=1)
+        for at, request_id in enumerate(asked):
+            if request_id in made.answers:
+                asked[at] = made.request("a", 24)
+    return [len(one.calls) for one in made.actions[since:] if isinstance(one, Infer)]
+
+
+def test_who_came_too_early_for_the_next_full_batch_leaves_it_to_those_who_did_not() -> None:
+    batches = returning(20)
+    assert len(batches) > 5
+    assert sum(batches) >= 6 * len(batches), "half as much if all wait until nothing is left to hope for"

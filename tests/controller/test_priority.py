@@ -35,15 +35,20 @@ def test_a_priority_is_one_of_fifteen_classes_and_none_is_the_eighth() -> None:
     assert 8 * BAND_NS + BAND_NS < 1 << 62, "keys of all classes are below the time that never comes"
 
 
-@both
-def test_an_urgent_class_of_one_model_runs_before_earlier_deadlines_of_another(policy: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "slo_ms", "order"),
+    [("paper", 90, "acb"), ("default", 90, "abc"), ("default", 31, "acb"), ("default", 25, "ac")],
+)
+def test_an_urgent_class_goes_first_by_default_where_it_cannot_wait(
+    policy: str, slo_ms: float, order: str
+) -> None:
     made = world(policy)
     since = len(made.actions)
-    made.request("a", slo_ms=30)  # on the lane already when the others come
-    for name, slo_ms, priority in (("b", 50, 0), ("b", 60, 9), ("c", 90, 1)):
-        made.request(name, slo_ms=slo_ms, priority=priority)
+    made.request("a", slo_ms=24)  # on the lane already when the others come, for 10 ms
+    made.request("b", slo_ms=24 if order == "ac" else 35)
+    made.request("c", slo_ms=slo_ms, priority=1)
     made.run()
-    assert ran(made, since=since) == ["a", "c", "b", "b"]
+    assert ran(made, since=since) == list(order)
 
 
 @both
@@ -74,23 +79,58 @@ def test_a_steady_urgent_load_is_served_as_if_it_were_alone(policy: str) -> None
 def test_a_model_of_its_own_class_needs_no_word_from_its_requests(policy: str) -> None:
     made = world(policy, c=2)
     since = len(made.actions)
-    made.request("a", slo_ms=30)
-    made.request("b", slo_ms=50)
-    made.request("c", slo_ms=90, priority=2)
+    made.request("a", slo_ms=24)
+    made.request("b", slo_ms=35)
+    made.request("c", slo_ms=36, priority=2)
     made.run()
     assert ran(made, since=since) == ["a", "c", "b"]
 
 
-@both
-def test_one_class_of_a_model_shares_batches_and_two_do_not(policy: str) -> None:
+@pytest.mark.parametrize(("policy", "found"), [("paper", [(2, 2), (2, 2)]), ("default", [(4, 4)])])
+def test_classes_of_a_model_share_batches_by_default(policy: str, found: list[tuple[int, int]]) -> None:
     made = world(policy)
-    since = len(made.actions)
     made.request("a", slo_ms=30)
+    since = len(made.actions)
     for priority in (0, 1, 8, 1):
         made.request("b", slo_ms=300, priority=priority)
     made.run()
-    batches = [(len(one.calls), one.batch) for one in made.actions[since:] if isinstance(one, Infer)]
-    assert batches == [(1, 1), (2, 2), (2, 2)]
+    infers = [one for one in made.actions[since:] if isinstance(one, Infer) and one.model != "a/1"]
+    assert [(len(one.calls), one.batch) for one in infers] == found
+
+
+def test_a_batch_takes_the_most_urgent_first_and_leaves_out_who_would_be_late() -> None:
+    made = world("default")
+    made.request("a", slo_ms=30)  # 10 ms
+    made.run(until_ms=5)  # so the lane is free in 5 ms: a batch of 4 ends in 27 ms, one of 8 in 43
+    late = made.request("b", slo_ms=20, priority=15)
+    asked = [made.request("b", slo_ms=39, priority=priority) for priority in (15, 8, 1, 8, 15)]
+    since = len(made.actions)
+    made.run()
+    first = next(one for one in made.actions[since:] if isinstance(one, Infer))
+    assert sorted(call.request_id for call in first.calls) == sorted([asked[1], asked[2], asked[3], asked[0]])
+    assert made.answers[late].outcome is Outcome.REJECTED
+
+
+def shared_load(*, alone: bool) -> list[Outcome]:
+    """How requests of the urgent class end, alone or beside three times what the device can."""
+    made = world("default", names="abcd")
+    rng = random.Random(2)
+    urgent: list[str] = []
+    for _ in range(250):
+        name, others = rng.choice("abcd"), rng.choices("abcd", k=rng.choice([0, 4, 12]))
+        urgent.append(made.request(name, slo_ms=60, priority=1))
+        for other in others:
+            slo_ms, priority = rng.choice([25, 60, 200]), rng.choice([8, 15])
+            if not alone:
+                made.request(other, slo_ms=slo_ms, priority=priority)
+        made.run(until_ms=rng.choice([5, 15, 25]))
+    made.run()
+    return [made.answers[one].outcome for one in urgent]
+
+
+def test_the_urgent_class_loses_nothing_to_those_that_share_its_batches() -> None:
+    lost = sum(one is not Outcome.OK for one in shared_load(alone=False))
+    assert lost <= sum(one is not Outcome.OK for one in shared_load(alone=True)) + 1
 
 
 @both

@@ -18,6 +18,7 @@ from clockwork_serve.controller.placement import usual_cost_ns
 from clockwork_serve.controller.promises import Promises
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
+from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import AdmissionQuery, Outcome, Reason, Request
 from clockwork_serve.units import NS_PER_MS
 
@@ -49,6 +50,8 @@ SPARE_NS: Final = 10 * NS_PER_MS
 """On an overloaded lane, this fraction of the SLO (1 / ``SPARE``), at most ``SPARE_NS``, must remain: a
 response planned for the last moment is late if anything is slower than planned, and a shorter queue keeps the
 lane as busy."""
+FIT: Final = 8
+"""A batch fits an SLO if it leaves this part (1 / ``FIT``) of it over."""
 FRESH_NS: Final = 10 * NS_PER_MS
 """A pace that is older than this is computed again."""
 
@@ -143,15 +146,41 @@ class Admission(Record):
         # A batch less one waits even without a backlog: the policy chooses by which batches can be filled.
         before = ahead + 1 if model.batch == 1 else ahead + 1 - model.batch
         shortage_ns = start_ns + before * model.pace_ns - due_ns
-        if shortage_ns <= 0:
-            return None
         missed_by = f"{shortage_ns / NS_PER_MS:.1f} ms"
         message = f"the deadline would be missed by {missed_by}: {ahead} requests are due before it"
+        if shortage_ns <= 0 and max(self._belief.waiting_by_class, default=0) <= urgency:
+            shortage_ns = self._too_old_by_ns(request, model, now_ns)
+            message = "every device is busy, until it is too late for a batch worth its time"
+        if shortage_ns <= 0:
+            return None
         slot_ns = now_ns + shortage_ns
         for residency in model.residencies.values():
             slot_ns = residency.device.retry_slots.slot_ns(slot_ns, model.pace_ns, now_ns)
             break
         return Verdict(Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message, slot_ns - now_ns)
+
+    def _too_old_by_ns(self, request: Request, model: ServedModel, now_ns: int) -> int:
+        """By how much a request came too early for the next full batch of its model; 0 or less: it did not.
+
+        The batch is the largest that fits the SLO. Where all lanes are overloaded, whoever waits for them and
+        is too old for it then costs others more time than it is worth: those come who are not. If all such
+        requests waited until they are infeasible, that is one instant, their clients would return at one,
+        and would be too old again. Where a device lacks the weights nothing is said.
+        """
+        if model.main is None or len(model.residencies) < self._belief.capable_devices(model.code.backend):
+            return 0
+        slo_ns = request.slo_ns
+        soonest_ns = NEVER_NS
+        for residency in model.residencies.values():
+            lane = residency.device.exec
+            if residency.state != READY or now_ns - lane.busy_since_ns <= LONG * slo_ns:
+                return 0
+            infer_ns = 0
+            for batch in residency.code.batches("", model.main.sizes):
+                if batch.samples.estimate_ns <= slo_ns - slo_ns // FIT:
+                    infer_ns = batch.samples.estimate_ns
+            soonest_ns = min(soonest_ns, lane.available_ns(now_ns) + infer_ns)
+        return soonest_ns - self._belief.due_ns(request)
 
     def _over_quota(
         self, asked: Request | AdmissionQuery, model: ServedModel, rows: int, now_ns: int
@@ -237,8 +266,8 @@ class Admission(Record):
             message = (
                 f"no promise can be kept by the deadline: an SLO of {enough_ns / NS_PER_MS:.0f} ms could"
             )
-            later_ns = max(now_ns, now_ns + enough_ns - waiter.slo_ns)
-            retry_after_ns = device.retry_slots.slot_ns(later_ns, cost_ns, now_ns) - now_ns
+            soonest_ns = max(now_ns, now_ns + enough_ns - waiter.slo_ns)
+            retry_after_ns = device.retry_slots.slot_ns(soonest_ns, cost_ns, now_ns) - now_ns
         self._belief.answer(
             waiter, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message=message,
             retry_after_ns=retry_after_ns,

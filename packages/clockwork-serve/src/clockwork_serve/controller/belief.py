@@ -5,6 +5,7 @@ Decisions are made elsewhere (``policies``, ``feasibility``, ``admission``).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Final
 
 from msgspec.structs import replace
@@ -287,6 +288,8 @@ class Belief(Measured):
         """The instant of the current decision, where requests are promised."""
         self.displaced: list[Waiter] = []
         """Promised requests that lost their place in a plan; ``promises`` finds them another."""
+        self.waiting_by_class: dict[int, int] = {}
+        """By ``Queue.level``: how many queues of that class have waiting requests; none has 0."""
         self.timers = Timers()
         """When time alone changes something: lane timers, heads that become infeasible, deadlines."""
         self.load_moves = 0
@@ -499,6 +502,8 @@ class Belief(Measured):
         if (queue.add(waiter) or queue.watch is None) and not queue.to_recheck and self._reject:
             queue.to_recheck = True
             self.rechecks.append(queue)
+        if len(queue.dues) == 1:
+            self.waiting_by_class[queue.level] = self.waiting_by_class.get(queue.level, 0) + 1
         model.waiting += 1
         model.demand_ns += waiter.demand_ns
         if model.sole is not None:
@@ -512,10 +517,8 @@ class Belief(Measured):
         """Update counts and demand after ``count`` requests were removed from a queue."""
         model.waiting -= count
         model.demand_ns -= demand_ns
-        if queue is not model.main and not queue.waiters:
-            model.queues.pop((queue.signature, queue.rows, queue.alone, queue.level), None)
-            for strategy in queue.strategies:
-                strategy.device.plan.remove(strategy)
+        if not queue.waiters and count:
+            self._emptied(queue, model)
         if model.sole is not None:
             device = model.sole.device
             device.demand_ns -= demand_ns
@@ -523,16 +526,34 @@ class Belief(Measured):
                 return
         self.mark_dirty(model)
 
+    def _emptied(self, queue: Queue, model: ServedModel) -> None:
+        waiting = self.waiting_by_class
+        waiting[queue.level] -= 1
+        if not waiting[queue.level]:
+            del waiting[queue.level]
+        if queue is not model.main:
+            model.queues.pop((queue.signature, queue.rows, queue.alone, queue.level), None)
+            for strategy in queue.strategies:
+                strategy.device.plan.remove(strategy)
+
     # Actions
 
     def send_infer(
         self, strategy: Strategy, batch: BatchChoice, first: int, start_ns: int, now_ns: int
     ) -> None:
-        """Send ``batch.count`` requests, from index ``first`` of the strategy's queue, as an INFER."""
+        """Send ``batch.count`` requests, from index ``first`` of the strategy's queue, as an INFER.
+
+        Requests of other classes that can be in time take the places that its own requests leave free.
+        """
         residency, device, queue = strategy.residency, strategy.device, strategy.queue
         model = queue.model
-        waiters = queue.take(first, batch.count)
         expected_ns = batch.samples.estimate_ns
+        others = model.sharers(queue)
+        waiters = self._take(queue, first, batch.count)
+        for other in others:
+            if len(waiters) < batch.count:
+                first = bisect_left(other.dues, start_ns + expected_ns)
+                waiters += self._take(other, first, batch.count - len(waiters))
         latest_ns = start_ns + self._look_ahead_ns
         if not self._open_window:
             latest_ns = half_slack_end_ns(waiters) - expected_ns
@@ -544,16 +565,13 @@ class Belief(Measured):
             extent=residency.extent, version=residency.version, batch=batch.size, expected_ns=expected_ns,
             calls=calls_of(waiters), window=Window(now_ns, latest_ns), signature=queue.signature,
         )  # fmt: skip
-        demand_ns = 0
         for waiter in waiters:
             waiter.step(SEND)
             if waiter.place is not None:
                 waiter.place.leave(waiter)
             waiter.device = device
-            demand_ns += waiter.demand_ns
         if self._charges:
             self.tenants.sent(waiters, expected_ns)
-        self._after_removal(queue, model, len(waiters), demand_ns)
         self.sent[action_id] = sent = Sent(action, device, residency, batch.samples, waiters)
         if not device.exec:
             sent.idle_ns = now_ns
@@ -562,6 +580,15 @@ class Belief(Measured):
         device.used = residency.used = device.used + 1
         self._occupy(device.exec, action_id, expected_ns, now_ns)
         self.effects.append(action)
+
+    def _take(self, queue: Queue, first: int, count: int) -> list[Waiter]:
+        """Remove up to ``count`` requests from a queue, from index ``first``."""
+        waiters = queue.take(first, count)
+        demand_ns = 0
+        for waiter in waiters:
+            demand_ns += waiter.demand_ns
+        self._after_removal(queue, queue.model, len(waiters), demand_ns)
+        return waiters
 
     def send_load(
         self, device: DeviceBelief, model: ServedModel, extent: Extent, start_ns: int, now_ns: int

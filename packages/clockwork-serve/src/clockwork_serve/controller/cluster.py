@@ -182,8 +182,8 @@ class Queue(Record):
         del self.waiters[at]
 
     def take(self, first: int, count: int) -> list[Waiter]:
-        """Remove and return ``count`` requests, from index ``first``."""
-        if count == len(self.waiters):
+        """Remove and return up to ``count`` requests, from index ``first``."""
+        if not first and count >= len(self.waiters):
             taken, self.waiters = self.waiters, []
             self.dues.clear()
             return taken
@@ -288,6 +288,20 @@ class ServedModel(Record):
                 first = False
         return least_ns
 
+    def sharers(self, queue: Queue) -> list[Queue]:
+        """The queues of other classes whose requests may join a batch of this one, most urgent first."""
+        if len(self.queues) == 1 or queue.alone or queue.rows != 1:
+            return []
+        others = [
+            one
+            for one in self.queues.values()
+            if one.dues and one is not queue and one.rows == 1 and not one.alone
+            and one.signature == queue.signature
+        ]  # fmt: skip
+        if len(others) > 1:
+            others.sort(key=_level)
+        return others
+
     def find(self, request: Request, *, alone: bool) -> Queue | None:
         """The queue for such requests, if there is one."""
         return self.queues.get((request.signature, request.rows, alone, level(request.priority)))
@@ -312,6 +326,10 @@ class ServedModel(Record):
         if alone or not self.code.batched:
             return ((1, sizes[0]),)
         return tuple([(size, size) for size in sizes])
+
+
+def _level(queue: Queue) -> int:
+    return queue.level
 
 
 # ------------------------------------------------------------

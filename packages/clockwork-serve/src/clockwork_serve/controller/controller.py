@@ -107,6 +107,10 @@ def check_belief(belief: Belief) -> None:
             queue.check()
             assert model.queues[queue.signature, queue.rows, queue.alone, queue.level] is queue
             assert len(queue.strategies) == ready
+    by_class = Counter(
+        queue.level for model in belief.models.values() for queue in model.queues.values() if queue.dues
+    )
+    assert belief.waiting_by_class == by_class, f"{belief.waiting_by_class} is not {by_class}"
     waiting = sum(model.waiting for model in belief.models.values())
     states = [waiter.state for waiter in belief.waiters.values()]
     assert states.count(WAITING) == waiting

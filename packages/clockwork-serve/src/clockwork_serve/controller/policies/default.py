@@ -10,6 +10,8 @@ Differences to ``paper``; the gain of each is in docs/develop/policies.md:
   not full is run where that costs less per request than the full one below it.
 - *Least loss*: where running the most urgent batch first would make others too late, the batches that serve
   the fewest requests per lane time are dropped (Moore and Hodgson, on the few most urgent).
+- *Classes share*: a more urgent class goes first only where it could not wait, and its batches are filled up
+  with requests of other classes; none is lost for one of a class below.
 - *No sacrifice without need*: requests whose early deadlines limit their queue's batch are skipped only
   where the others cannot wait.
 - *Relaxed work stays short* while requests of a tighter SLO arrive at the same devices.
@@ -77,7 +79,7 @@ class Choice:
     of devices that could serve the queue.
     """
 
-    __slots__ = ("batch", "cost_ns", "first", "lasts_ns", "latest_ns", "strategy")
+    __slots__ = ("batch", "cost_ns", "first", "lasts_ns", "latest_ns", "rank", "strategy")
 
     def __init__(self, strategy: Strategy, first: int, batch: BatchChoice, due_ns: int) -> None:
         self.strategy = strategy
@@ -86,6 +88,8 @@ class Choice:
         self.lasts_ns = batch.samples.estimate_ns
         self.latest_ns = due_ns - self.lasts_ns
         self.cost_ns = self.lasts_ns // len(strategy.queue.strategies)
+        self.rank = strategy.queue.band_ns
+        """Lower for a more urgent class."""
 
 
 class Tight(Record):
@@ -182,8 +186,9 @@ class DefaultScheduler(PaperScheduler):
                 if key_ns > after.key_ns and key_ns > top_ns:
                     plan.push(strategy, key_ns)
                     continue
-                # If it runs first, the next one starts too late: choose which to drop.
-                if start_ns + choice.cost_ns + band_ns > after.key_ns:
+                # If it runs first, the next one, or one of a class below, is too late: choose which to drop.
+                several = len(self._belief.waiting_by_class) > 1
+                if several or start_ns + choice.cost_ns + band_ns > after.key_ns:
                     choice = self._least_loss(plan, choice, start_ns)
             if choice.batch.count < len(choice.strategy.queue.dues):
                 choice = self._better(plan, choice, start_ns, now_ns)
@@ -256,34 +261,80 @@ class DefaultScheduler(PaperScheduler):
         """The choice to run first so that as few requests as possible are late.
 
         Moore and Hodgson: in order of urgency, whenever a choice would start too late, drop the one so far
-        that serves the fewest requests per lane time. All but the returned one are put back into the plan.
+        that serves the fewest requests per lane time. Class by class: none is dropped for one of a class
+        below. All but the returned one are put back into the plan.
+        """
+        rivals = self._rivals(plan, urgent, start_ns)
+        kept: list[Choice] = []
+        for choice in sorted(rivals, key=_class_and_latest):
+            at = len(kept)
+            while at and kept[at - 1].latest_ns > choice.latest_ns:
+                at -= 1
+            kept.insert(at, choice)
+            late = _late(kept, start_ns)
+            if late >= 0:  # they do not all fit: drop the least efficient of this class
+                alike = [one for one in kept[late::-1] if one.rank == choice.rank]
+                kept.remove(min(alike or [choice], key=_efficiency))  # of equals, the one that is due last
+        winner = kept[0] if kept else min(rivals, key=_class_and_latest)  # it may still be in time
+        if kept:
+            winner = self._share(winner, kept, start_ns)
+            first = min(kept, key=_class_and_latest)
+            if first.rank < winner.rank:  # it gives way only where that serves as much for the time
+                first = self._share(first, kept, start_ns)
+                if _efficiency(first) > _efficiency(winner):
+                    winner = first
+        for choice in rivals:
+            if choice.strategy is not winner.strategy:
+                plan.push(choice.strategy, choice.latest_ns + choice.rank)
+        return winner
+
+    def _rivals(self, plan: LanePlan, urgent: Choice, start_ns: int) -> list[Choice]:
+        """The most urgent choices, taken out of the plan: those that cannot all wait for those before them.
+
+        Where there are several classes, also those that can: one of a class below may not.
         """
         rivals, end_ns = [urgent], start_ns + urgent.cost_ns
-        band_ns = urgent.strategy.queue.band_ns
-        while len(rivals) < RIVALS_MAX and (strategy := plan.top()) is not None:
-            if strategy.key_ns >= end_ns + band_ns:
-                break  # it and all after it can wait until the rivals so far have run
+        several = len(self._belief.waiting_by_class) > 1
+        while len(rivals) < (SCANNED_MAX if several else RIVALS_MAX) and (strategy := plan.top()) is not None:
+            if strategy.key_ns >= end_ns + urgent.rank and not several:
+                break
             plan.pop()
             choice = self._best(strategy, start_ns)
             if choice is not None:
                 rivals.append(choice)
                 end_ns += choice.cost_ns
-        rivals.sort(key=_latest)
-        kept: list[Choice] = []
-        end_ns = start_ns
-        for choice in rivals:
-            kept.append(choice)
-            late = end_ns > choice.latest_ns
-            end_ns += choice.cost_ns
-            if late:  # they do not all fit: drop the least efficient
-                worst = min(reversed(kept), key=_efficiency)  # of equals, the one that is due last
-                kept.remove(worst)
-                end_ns -= worst.cost_ns
-        winner = kept[0] if kept else rivals[0]  # none in time: the most urgent may still be
-        for choice in rivals:
-            if choice is not winner:
-                plan.push(choice.strategy, choice.latest_ns + band_ns)
-        return winner
+        return rivals
+
+    def _share(self, choice: Choice, kept: list[Choice], start_ns: int) -> Choice:
+        """A larger batch that requests of other classes of the model fill up, if it is more efficient.
+
+        Its own requests are still in time, and so are those in ``kept`` of classes above any that join, even
+        if as much comes for these meanwhile as the batch takes.
+        """
+        strategy, queue = choice.strategy, choice.strategy.queue
+        others = queue.model.sharers(queue)
+        if not others:
+            return choice
+        due_ns = queue.dues[choice.first]
+        for batch in strategy.batches:
+            lasts_ns = batch.samples.estimate_ns
+            if batch.count <= choice.batch.count:
+                continue
+            if start_ns + lasts_ns > due_ns:
+                break
+            count, rank = len(queue.dues) - choice.first, queue.band_ns
+            for other in others:
+                joining = len(other.dues) - bisect_left(other.dues, start_ns + lasts_ns)
+                if joining and count < batch.count:
+                    count, rank = min(count + joining, batch.count), max(rank, other.band_ns)
+            if count * choice.lasts_ns <= choice.batch.count * lasts_ns:
+                continue
+            end_ns = start_ns + lasts_ns // len(queue.strategies) + lasts_ns
+            above = [one for one in kept if one.rank < rank and one.strategy is not strategy]
+            if lasts_ns > choice.lasts_ns and not _all_in_time(above, end_ns):
+                break
+            choice = Choice(strategy, choice.first, BatchChoice(count, batch.size, batch.samples), due_ns)
+        return choice
 
     def _better(self, plan: LanePlan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
         """The most urgent more efficient batch of another strategy, if time is short; else ``choice``.
@@ -425,8 +476,35 @@ class DefaultScheduler(PaperScheduler):
         return False
 
 
-def _latest(choice: Choice) -> int:
-    return choice.latest_ns
+def _class_and_latest(choice: Choice) -> tuple[int, int]:
+    return choice.rank, choice.latest_ns
+
+
+def _late(choices: list[Choice], start_ns: int) -> int:
+    """The index of the first of them that is late if they run in this order, from ``start_ns``; else -1.
+
+    After one of a less urgent class, a part of the SLO must be left: others of its class may come meanwhile.
+    """
+    lowest = choices[0].rank if choices else 0
+    for at, choice in enumerate(choices):
+        latest_ns = choice.latest_ns
+        if choice.rank < lowest:
+            latest_ns -= choice.strategy.queue.waiters[choice.first].slo_ns // PRESSED
+        else:
+            lowest = choice.rank
+        if start_ns > latest_ns:
+            return at
+        start_ns += choice.cost_ns
+    return -1
+
+
+def _all_in_time(choices: list[Choice], start_ns: int) -> bool:
+    """Whether all are in time if they run in this order, from ``start_ns``."""
+    for choice in choices:
+        if start_ns > choice.latest_ns:
+            return False
+        start_ns += choice.cost_ns
+    return True
 
 
 def _efficiency(choice: Choice) -> float:
