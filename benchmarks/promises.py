@@ -1,19 +1,25 @@
-"""Promises at the door on virtual time: when the yes or no comes, whether the yes is kept, what it costs.
+"""Promises at the door: when the yes or no comes, whether the yes is kept, and what it costs in goodput.
 
     python -m benchmarks.promises                 loads of 120 s, some 15 minutes of CPU
     python -m benchmarks.promises --short         20 s each
     python -m benchmarks.promises --curve         also goodput by how long the yes or no may take
+    python -m benchmarks.promises --only real     real processes and sockets alone
 
-Models take 16 + 4n ms for n of 1, 2, 4 and 8 requests, with the noise of the paper's Fig 10; SLO 200 ms.
-Each load is played twice with the same requests and the same luck: with verdicts at the door, and without.
+Models take 16 + 4n ms for n of 1, 2, 4 and 8 requests; SLO 200 ms. On virtual time, with the noise of the
+paper's Fig 10, each load is played twice with the same requests and the same luck: with verdicts at the door,
+and without. Then a real server with an emulated device is asked by a client with its own clock, in turns.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from clockwork_serve.controller import ControllerConfig
@@ -24,7 +30,9 @@ from clockwork_serve.units import NS_PER_MS, ms
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.zoo import Zoo, ZooModel
-from harness import report
+from harness import report, repositories
+from harness.http_load import Sample, Shot, infer_message, open_loop, poisson, run
+from harness.serving import Serving, serve, total
 
 KIND: Final = "gpu_like"
 SLO_MS: Final = 200.0
@@ -34,6 +42,9 @@ VERDICT_MS: Final = min(10.0, SLO_MS / 10)
 KEPT: Final = 0.9999
 WORST: Final = 0.85
 """Shares asked: of promises kept, and of the mean model's share in time, of the worst model's."""
+
+REAL_RPS: Final = 250
+OK, REFUSED = 200, 429
 
 CURVE_MS: Final = (0.0, 10.0, 20.0, 40.0, 80.0, 120.0)
 
@@ -141,6 +152,48 @@ def play(load: Load, seed: int, seconds: float, decide_ms: float | None) -> Seen
     return seen
 
 
+def asked(serving: Serving, seed: int, seconds: float, parameters: dict[str, float]) -> list[Sample]:
+    """Requests to a real server, to 15 models by chance."""
+    rng, url = random.Random(seed), serving.http_url
+    x = [("x", "FP32", (1, 4), bytes(16))]
+    shots = [
+        Shot(at_ns, infer_message(url, f"m{rng.randrange(15)}", x, slo_ms=SLO_MS, parameters=parameters))
+        for at_ns in poisson(REAL_RPS, seconds, rng)
+    ]
+    return run(open_loop(url, shots)).samples
+
+
+def in_time(samples: Sequence[Sample]) -> int:
+    """How many were answered in time, by the client's clock."""
+    return sum(one.status == OK and one.done_ns - one.sent_ns <= ms(SLO_MS) for one in samples)
+
+
+def real(outcome: report.Outcome, seed: int, seconds: float, rounds: int) -> None:
+    """A real server with and without verdicts at the door, in turns; medians over the rounds."""
+    nos_ms: list[float] = []
+    shares: list[float] = []
+    with TemporaryDirectory() as folder:
+        root = Path(folder) / "models"
+        for at in range(15):
+            repositories.emulated(root, f"m{at}", {size: 16 + 4 * size for size in (1, 2, 4, 8)})
+        with serve(root, device="emulated") as serving:
+            asked(serving, seed, 2, {})  # weights are loaded
+            for at in range(rounds):
+                without = asked(serving, seed + at, seconds, {})
+                samples = asked(serving, seed + at, seconds, {"decide_ms": 0.0})
+                shares.append(in_time(samples) / in_time(without))
+                took = [one.done_ns - one.sent_ns for one in samples if one.status == REFUSED]
+                nos_ms.append(report.quantile(took, 0.99) / NS_PER_MS)
+            metrics = serving.metrics()
+    promised = total(metrics, "clockwork_model_promises_total")
+    broken = total(metrics, "clockwork_model_promises_broken_total")
+    name = f"real, 15 models, {REAL_RPS}/s"
+    outcome.at_most(f"{name}: p99 of the no", VERDICT_MS + 5, median(nos_ms), "ms")
+    outcome.at_least(f"{name}: promises kept, of {promised:,.0f}", 0.999, 1 - broken / promised, digits=5)
+    outcome.at_least(f"{name}: goodput, of that without", 0.93, median(shares), digits=3)
+    outcome.figures[name] = {"no_p99_ms": nos_ms, "goodput": shares, "promised": promised, "broken": broken}
+
+
 def judge(outcome: report.Outcome, load: Load, seen: Seen, before: Seen) -> None:
     """Add what is asked of one load."""
     name = load.name
@@ -181,6 +234,8 @@ def main() -> int:
         rows.append((load.name, f"{before.good.total() / before.asked.total():.1%}", f"{took_ms:.0f}", *line))
         outcome.figures[load.name] = {"goodput": line, "before_in_time": rows[-1][1], "before_no_ms": took_ms}
         print("  ".join(rows[-1]), flush=True)
+    if "real".startswith(given.only):
+        real(outcome, given.seed, seconds / 4, 3 if given.short else 5)
     ways = [f"{each:g} ms" for each in (CURVE_MS if given.curve else CURVE_MS[:1])]
     print("\n" + report.table(("load", "in time", "its no, ms", *ways), rows))
     return report.finish(outcome, given.json)
