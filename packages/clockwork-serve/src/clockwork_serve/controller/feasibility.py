@@ -14,7 +14,7 @@ from clockwork_serve.controller.cluster import (
     Waiter,
     Watch,
 )
-from clockwork_serve.controller.estimates import Samples, drop_outliers, reset_stale
+from clockwork_serve.controller.estimates import Samples, drop_outliers
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import ahead_ns, usual_cost_ns
 from clockwork_serve.controller.record import Record
@@ -406,9 +406,12 @@ class Feasibility(Record):
             allowed_ns = given_ns - strategy.lane.network_ns
             for batch in strategy.batches:
                 if batch.samples.estimate_ns > allowed_ns:
-                    reset_stale(batch.samples, allowed_ns, now_ns)
+                    strategy.residency.code.timings.reset_stale(batch.samples, allowed_ns, now_ns)
         allowed_ns = given_ns - finish.lane.network_ns - (finish.rest_ns - finish.samples.estimate_ns)
-        reset_stale(finish.samples, allowed_ns, now_ns)
+        timings = self._belief.estimator.timings(
+            finish.device.name, finish.device.spec.kind, queue.model.code_id
+        )
+        timings.reset_stale(finish.samples, allowed_ns, now_ns)
 
     def retry_advice(
         self, queue: Queue, finish: EarliestFinish, due_ns: int, given_ns: int, now_ns: int

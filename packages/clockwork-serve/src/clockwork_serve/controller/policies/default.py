@@ -170,9 +170,11 @@ class DefaultScheduler(PaperScheduler):
                 return
             strategy = heappop(heap)[2]
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
-            choice = self._best(strategy, start_ns)
+            # Due times leave the slack that some device needs; this one may need more.
+            plan_ns = start_ns + self._belief.extra_ns(plan.device, now_ns)
+            choice = self._best(strategy, plan_ns)
             if choice is None:
-                self._drop_outliers(strategy, start_ns, now_ns)
+                self._drop_outliers(strategy, plan_ns, now_ns)
                 continue
             after = plan.top()
             if after is not None:
@@ -183,11 +185,11 @@ class DefaultScheduler(PaperScheduler):
                     plan.push(strategy, key_ns)
                     continue
                 # If it runs first, the next one starts too late: choose which to drop.
-                if start_ns + choice.cost_ns + band_ns > after.key_ns:
-                    choice = self._least_loss(plan, choice, start_ns)
+                if plan_ns + choice.cost_ns + band_ns > after.key_ns:
+                    choice = self._least_loss(plan, choice, plan_ns)
             if choice.batch.count < len(choice.strategy.queue.dues):
-                choice = self._better(plan, choice, start_ns, now_ns)
-            choice = self._relaxed(plan, self._fuller(choice, start_ns), now_ns)
+                choice = self._better(plan, choice, plan_ns, now_ns)
+            choice = self._relaxed(plan, self._fuller(choice, plan_ns), now_ns)
             if plan.device.reserved:
                 kept = self._kept(choice, start_ns)
                 if kept is None or kept.strategy is not choice.strategy:
