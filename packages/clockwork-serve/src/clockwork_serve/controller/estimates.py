@@ -40,8 +40,17 @@ class Samples(Record):
     """
 
     __slots__ = (
-        "_second_ns", "_trial_ns", "estimate_ns", "guessed", "measured_ns", "profile_ns", "quantile",
-        "samples", "seed_ns", "size", "trial_failed",
+        "_second_ns",
+        "_trial_ns",
+        "estimate_ns",
+        "guessed",
+        "measured_ns",
+        "quantile",
+        "samples",
+        "seed_ns",
+        "size",
+        "trial_failed",
+        "usual_ns",
     )  # fmt: skip
 
     def __init__(self, seed_ns: int, size: int, quantile: float, *, guessed: bool = False) -> None:
@@ -49,7 +58,7 @@ class Samples(Record):
         self.samples: list[int] = [seed_ns]
         self.size = size
         self.quantile = quantile
-        self.profile_ns = self.seed_ns = self.estimate_ns = seed_ns
+        self.usual_ns = self.seed_ns = self.estimate_ns = seed_ns
         """The profile's duration; that as other batches of the code corrected it; the estimate."""
         self.measured_ns = 0
         """When the last sample was measured."""
@@ -70,7 +79,7 @@ class Samples(Record):
         new.guessed = self.guessed
         new.trial_failed = self.trial_failed
         new.measured_ns = self.measured_ns
-        new.profile_ns = self.profile_ns
+        new.usual_ns = self.usual_ns
         new.quantile = self.quantile
         new.samples = self.samples.copy()
         new.seed_ns = self.seed_ns
@@ -110,7 +119,7 @@ class Samples(Record):
         To the profile, if the seed is longer than that.
         """
         self.guessed = True
-        self.samples = [self.seed_ns if self.seed_ns <= most_ns else self.profile_ns]
+        self.samples = [self.seed_ns if self.seed_ns <= most_ns else self.usual_ns]
         self._trial_ns = most_ns
         self._update()
 
@@ -177,8 +186,8 @@ class Timings(Record):
         if window is None:
             known = next(iter(self._plain.values()), None)
             window = self._plain[batch] = self._seeded(batch)
-            if known is not None and known.seed_ns != known.profile_ns:
-                window.reseed(max(1, known.seed_ns * window.profile_ns // known.profile_ns), 0)
+            if known is not None and known.seed_ns != known.usual_ns:
+                window.reseed(max(1, known.seed_ns * window.usual_ns // known.usual_ns), 0)
         return window
 
     def load(self, size: int) -> Samples:
@@ -194,19 +203,19 @@ class Timings(Record):
         Call it where a duration was far from its seed: the device is not as fast as the one that was
         profiled, or not any more.
         """
-        seed_ns, profile_ns = samples.median_ns, samples.profile_ns
+        seed_ns, usual_ns = samples.median_ns, samples.usual_ns
         over_ns, limit_ns = seed_ns - samples.seed_ns, samples.seed_ns >> FAR_BITS
         if (over_ns > limit_ns or -over_ns > limit_ns) and not self._profile().guessed:
             for window in self._plain.values():
-                window.reseed(max(1, seed_ns * window.profile_ns // profile_ns), now_ns)
-            self.pace = self._pace_of(UNIT * seed_ns // profile_ns)
+                window.reseed(max(1, seed_ns * window.usual_ns // usual_ns), now_ns)
+            self.pace = self._pace_of(UNIT * seed_ns // usual_ns)
 
     def reset_stale(self, samples: Samples, allowed_ns: int, now_ns: int) -> None:
         """Reset an estimate that is stale and longer than a rejected request was allowed, for a trial.
 
         Not if other batches were measured a moment ago, and by those it would take too long as well.
         """
-        least_ns = min(samples.seed_ns, samples.profile_ns)
+        least_ns = min(samples.seed_ns, samples.usual_ns)
         if not least_ns <= allowed_ns < samples.estimate_ns or drop_outliers(samples, allowed_ns, now_ns):
             return
         if samples.seed_ns > allowed_ns:

@@ -171,10 +171,10 @@ class DefaultScheduler(PaperScheduler):
             strategy = heappop(heap)[2]
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
             # Due times leave the slack that some device needs; this one may need more.
-            plan_ns = start_ns + self._belief.extra_ns(plan.device, now_ns)
-            choice = self._best(strategy, plan_ns)
+            from_ns = start_ns + self._belief.extra_ns(plan.device, now_ns)
+            choice = self._best(strategy, from_ns)
             if choice is None:
-                self._drop_outliers(strategy, plan_ns, now_ns)
+                self._drop_outliers(strategy, from_ns, now_ns)
                 continue
             after = plan.top()
             if after is not None:
@@ -185,11 +185,11 @@ class DefaultScheduler(PaperScheduler):
                     plan.push(strategy, key_ns)
                     continue
                 # If it runs first, the next one starts too late: choose which to drop.
-                if plan_ns + choice.cost_ns + band_ns > after.key_ns:
-                    choice = self._least_loss(plan, choice, plan_ns)
+                if from_ns + choice.cost_ns + band_ns > after.key_ns:
+                    choice = self._least_loss(plan, choice, from_ns)
             if choice.batch.count < len(choice.strategy.queue.dues):
-                choice = self._better(plan, choice, plan_ns, now_ns)
-            choice = self._relaxed(plan, self._fuller(choice, plan_ns), now_ns)
+                choice = self._better(plan, choice, from_ns, now_ns)
+            choice = self._relaxed(plan, self._fuller(choice, from_ns), now_ns)
             if plan.device.reserved:
                 kept = self._kept(choice, start_ns)
                 if kept is None or kept.strategy is not choice.strategy:
