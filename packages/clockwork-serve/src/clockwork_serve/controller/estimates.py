@@ -93,8 +93,7 @@ class Samples(Record):
             self.trial_failed = lasted_ns > self._trial_ns
             self._trial_ns = 0
         self.add(lasted_ns)
-        over_ns, limit_ns = lasted_ns - self.seed_ns, self.seed_ns >> FAR_BITS
-        return over_ns > limit_ns or -over_ns > limit_ns
+        return self.far(lasted_ns)
 
     def add(self, sample_ns: int) -> None:
         """Add a sample and update the estimate."""
@@ -124,11 +123,17 @@ class Samples(Record):
         self._update()
 
     def reseed(self, seed_ns: int, now_ns: int) -> None:
-        """Change the seed, and in proportion all samples, unless one was measured a moment ago."""
-        if not self.measured_ns or now_ns > self.measured_ns + VALID_NS:
-            self.samples = [sample_ns * seed_ns // self.seed_ns for sample_ns in self.samples]
-            self._update()
+        """Change the seed; samples that are far from it give way to it, unless measured a moment ago."""
         self.seed_ns = seed_ns
+        if not self.measured_ns or (now_ns > self.measured_ns + VALID_NS and self.far(self.median_ns)):
+            self.guessed = self.measured_ns > 0
+            self.samples = [seed_ns]
+            self._update()
+
+    def far(self, lasted_ns: int) -> bool:
+        """Whether a duration is far from the seed."""
+        over_ns, limit_ns = lasted_ns - self.seed_ns, self.seed_ns >> FAR_BITS
+        return over_ns > limit_ns or -over_ns > limit_ns
 
     @property
     def unproven(self) -> bool:
@@ -204,8 +209,7 @@ class Timings(Record):
         profiled, or not any more.
         """
         seed_ns, usual_ns = samples.median_ns, samples.usual_ns
-        over_ns, limit_ns = seed_ns - samples.seed_ns, samples.seed_ns >> FAR_BITS
-        if (over_ns > limit_ns or -over_ns > limit_ns) and not self._profile().guessed:
+        if samples.far(seed_ns) and not self._profile().guessed:
             for window in self._plain.values():
                 window.reseed(max(1, seed_ns * window.usual_ns // usual_ns), now_ns)
             self.pace = self._pace_of(UNIT * seed_ns // usual_ns)

@@ -117,12 +117,18 @@ class Simulation:
         """All and only requests without a response."""
         kind = f"emulated:{zoo.name}"
         self.codes = [
-            CodeAdded(code=zoo.code(one, config.max_batch), profiles=(zoo.profile(one, kind),))
+            CodeAdded(
+                code=zoo.code(one, config.max_batch),
+                profiles=tuple(
+                    zoo.profile(one, each, slower) for each, slower in cluster.kinds(kind).items()
+                ),
+            )
             for one in dict.fromkeys(kind for _, kind in workload.models)
         ]
         """The codes of all and only models that are served."""
         self.models: list[Model] = [zoo.model(name, one) for name, one in workload.models]
         self.world = self._world(truth, seed, noise)
+        self.world.slower = cluster.slower()
         self.hosts: dict[str, SimulatedWorker] = {}
         """All and only workers that the controller believes up, by name."""
         self.by_device: dict[str, SimulatedWorker] = {}
