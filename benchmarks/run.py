@@ -38,6 +38,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "simulator_speed": ("--minutes", "2"),
     "simulator_seeds": ("--count", "50"),
     "policy_ideas": ("--case", "cold", "--seeds", "1"),
+    "causes": ("--short",),
 }
 """By benchmark, what makes it short; without it, it takes as long as the docs say."""
 
