@@ -10,6 +10,60 @@ from clockwork_serve.messages import Profile
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 # ------------------------------------------------------------
+# Quantiles of what was measured, from counts.
+
+
+class Spread(Record):
+    """Quantiles of a value, from counts by its size; recent values count most.
+
+    A count covers a 32nd of a power of two of microseconds, so quantiles are up to 3 % or 1 us too long;
+    negative values count as 0. All counts are halved whenever ``size`` values are there: the quantile follows
+    drift, and holds for a mixture of two modes as well.
+    """
+
+    __slots__ = ("_counts", "_size", "total")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._counts: dict[int, int] = {}
+        self.total = 0
+
+    def copy(self) -> Spread:
+        """A copy for a fork."""
+        new = Spread(self._size)
+        new._counts = self._counts.copy()
+        new.total = self.total
+        return new
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._counts.clear()
+        self.total = 0
+
+    def add(self, value_ns: int) -> None:
+        """Add a value, in ns."""
+        at = value_ns >> 10 if value_ns > 0 else 0
+        if at >= 64:
+            shift = at.bit_length() - 6
+            at = (shift << 5) + (at >> shift)
+        counts = self._counts
+        counts[at] = counts.get(at, 0) + 1
+        self.total += 1
+        while self.total >= self._size:
+            self._counts = {at: count >> 1 for at, count in self._counts.items() if count > 1}
+            self.total >>= 1
+
+    def quantile_ns(self, share: float) -> int:
+        """The value that this share of all does not exceed; 0 without values."""
+        allowed, counts = int((1.0 - share) * self.total), self._counts
+        for at in sorted(counts, reverse=True):
+            allowed -= counts[at]
+            if allowed < 0:
+                return ((at & 31) + 33 << (at >> 5) - 1 if at >= 64 else at + 1) << 10
+        return 0
+
+
+# ------------------------------------------------------------
 # Durations of actions: a high quantile, linearly interpolated, of the last ten measured ones (paper section
 # 5.3 and the released code).
 
@@ -28,6 +82,10 @@ FIRST_SAMPLES: Final = 2
 """With no more samples than these, a seed among them, an estimate is a first one."""
 
 
+PREDICTIONS: Final = 1 << 12
+"""Durations of one kind that count in full; see ``Spread``. Enough for a share of 99.9 %."""
+MEAN_BITS: Final = 4
+"""The mean is over about ``2 ** MEAN_BITS`` of them."""
 FAR_BITS: Final = 2
 """A duration is far from its seed if they differ by more than a quarter (1 / 2 ** ``FAR_BITS``) of that."""
 
@@ -40,17 +98,8 @@ class Samples(Record):
     """
 
     __slots__ = (
-        "_second_ns",
-        "_trial_ns",
-        "estimate_ns",
-        "guessed",
-        "measured_ns",
-        "quantile",
-        "samples",
-        "seed_ns",
-        "size",
-        "trial_failed",
-        "usual_ns",
+        "_errors", "_second_ns", "_trial_ns", "estimate_ns", "guessed", "mean_ns", "measured_ns", "quantile",
+        "samples", "seed_ns", "size", "trial_failed", "usual_ns",
     )  # fmt: skip
 
     def __init__(self, seed_ns: int, size: int, quantile: float, *, guessed: bool = False) -> None:
@@ -64,6 +113,10 @@ class Samples(Record):
         """When the last sample was measured."""
         self.trial_failed = False
         """The last trial measured a longer duration than it was allowed."""
+        self.mean_ns = 0
+        """The mean of about the last sixteen measured durations; 0 without one."""
+        self._errors: Spread | None = None
+        """By how much measured durations exceeded that mean, once there are some."""
         self._trial_ns = 0
         """The duration allowed to the trial for which longer samples were dropped, until the next
         measurement; 0: no trial."""
@@ -73,9 +126,11 @@ class Samples(Record):
     def copy(self) -> Samples:
         """A copy for a fork; made field by field for speed, for there are thousands."""
         new = Samples.__new__(Samples)
-        new._trial_ns = self._trial_ns  # noqa: SLF001 - it is one of us
+        new._errors = None if self._errors is None else self._errors.copy()  # noqa: SLF001 - it is one of us
+        new._trial_ns = self._trial_ns  # noqa: SLF001
         new._second_ns = self._second_ns  # noqa: SLF001
         new.estimate_ns = self.estimate_ns
+        new.mean_ns = self.mean_ns
         new.guessed = self.guessed
         new.trial_failed = self.trial_failed
         new.measured_ns = self.measured_ns
@@ -92,8 +147,30 @@ class Samples(Record):
         if self._trial_ns:
             self.trial_failed = lasted_ns > self._trial_ns
             self._trial_ns = 0
+        errors = self._errors
+        if errors is None:
+            self._errors = Spread(PREDICTIONS)
+            self.mean_ns = lasted_ns
+        else:
+            over_ns = lasted_ns - self.mean_ns
+            self.mean_ns += over_ns >> MEAN_BITS
+            if over_ns > 0:
+                errors.add(over_ns)
+            else:
+                errors.total += 1  # quantiles below the least count are 0
         self.add(lasted_ns)
-        return self.far(lasted_ns)
+        over_ns, limit_ns = lasted_ns - self.seed_ns, self.seed_ns >> FAR_BITS
+        return over_ns > limit_ns or -over_ns > limit_ns
+
+    def quantile_ns(self, share: float) -> int:
+        """The duration that this share of executions is expected not to exceed, for a promise.
+
+        The mean of the last few and, of what durations exceeded it by, the quantile over the last
+        ``PREDICTIONS`` or so: it moves with the mean. Of fewer than 1 / (1 - ``share``) results that is the
+        largest. The estimate where none was measured.
+        """
+        errors = self._errors
+        return self.estimate_ns if errors is None else self.mean_ns + errors.quantile_ns(share)
 
     def add(self, sample_ns: int) -> None:
         """Add a sample and update the estimate."""
@@ -367,49 +444,6 @@ class WindowMax(Record):
             self._blocks[-1] = value
             if value > self.value:
                 self.value = value
-
-
-class Spread(Record):
-    """Quantiles of a value, from counts by its size; recent values count most.
-
-    A count covers a 32nd of a power of two of microseconds, so quantiles are up to 3 % or 1 us too long;
-    negative values count as 0. All counts are halved whenever ``size`` values are there: the quantile follows
-    drift, and holds for a mixture of two modes as well.
-    """
-
-    __slots__ = ("_counts", "_size", "total")
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._counts: dict[int, int] = {}
-        self.total = 0
-
-    def clear(self) -> None:
-        """Forget all values."""
-        self._counts.clear()
-        self.total = 0
-
-    def add(self, value_ns: int) -> None:
-        """Add a value, in ns."""
-        at = value_ns >> 10 if value_ns > 0 else 0
-        if at >= 64:
-            shift = at.bit_length() - 6
-            at = (shift << 5) + (at >> shift)
-        counts = self._counts
-        counts[at] = counts.get(at, 0) + 1
-        self.total += 1
-        if self.total >= self._size:
-            self._counts = counts = {at: count >> 1 for at, count in counts.items() if count > 1}
-            self.total = sum(counts.values())
-
-    def quantile_ns(self, share: float) -> int:
-        """The value that this share of all does not exceed; 0 without values."""
-        allowed, counts = int((1.0 - share) * self.total), self._counts
-        for at in sorted(counts, reverse=True):
-            allowed -= counts[at]
-            if allowed < 0:
-                return ((at & 31) + 33 << (at >> 5) - 1 if at >= 64 else at + 1) << 10
-        return 0
 
 
 class Delays(Record):
