@@ -406,7 +406,7 @@ LEAST_SLACK_NS: Final = 100 * NS_PER_US
 LEAST_REACH_NS: Final = 20 * NS_PER_US
 """Lower bounds of slack and reach."""
 
-IN_TIME: Final = 0.98
+IN_TIME: Final = 0.97
 """The share of results whose error the slack covers."""
 ERRORS: Final = 256
 """Errors that count in full; see ``Spread``."""
