@@ -108,7 +108,7 @@ def test_it_is_used_again_although_others_could_do_alone(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("factor", "slo_ms", "rate_rps"), [(2.0, 21, 60), (30.0, 200, 90)])
+@pytest.mark.parametrize(("factor", "slo_ms", "rate_rps"), [(2.0, 20.2, 60), (30.0, 200, 90)])
 def test_devices_that_were_slow_serve_as_before_two_seconds_later(
     policy: str, factor: float, slo_ms: float, rate_rps: float
 ) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 # ruff: noqa: PLR1730 - min() costs 100 ns more than a condition
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop
 from typing import Final, Protocol
 
@@ -116,15 +116,7 @@ class Simulation:
         self.open: dict[str, Sent] = {}
         """All and only requests without a response."""
         kind = f"emulated:{zoo.name}"
-        self.codes = [
-            CodeAdded(
-                code=zoo.code(one, config.max_batch),
-                profiles=tuple(
-                    zoo.profile(one, each, slower) for each, slower in cluster.kinds(kind).items()
-                ),
-            )
-            for one in dict.fromkeys(kind for _, kind in workload.models)
-        ]
+        self.codes = _codes(workload, zoo, config, cluster.kinds(kind))
         """The codes of all and only models that are served."""
         self.models: list[Model] = [zoo.model(name, one) for name, one in workload.models]
         self.world = self._world(truth, seed, noise)
@@ -138,7 +130,7 @@ class Simulation:
         self.watchers: list[Watcher] = [*watchers, self.checks] if self.checks else list(watchers)
         self._hop_ns = self.constants.network.gateway_ns
         self._keys = [model.key for model in self.models]
-        self._whose = list(zip(workload.priorities, workload.tenants, strict=True))
+        self._whose = list(zip(workload.priorities, workload.tenants, workload.decides_ns, strict=True))
         self._seed = seed
         self._wake_ns = self._next_ns = FAR_NS
         self._stream = workload.open()
@@ -344,7 +336,7 @@ class Simulation:
         request_id = f"r{sent}"
         deadline_ns = sent_ns + slo_ns
         self.open[request_id] = (load, sent_ns, deadline_ns, client)
-        priority, tenant = self._whose[load]
+        priority, tenant, decide_ns = self._whose[load]
         tally = self.tally
         if sent_ns >= tally.warmup_ns:
             tally.loads[load].offered += 1
@@ -353,6 +345,7 @@ class Simulation:
         return Request(
             request_id=request_id, gateway=self.gateways[sent & 1], model=self._keys[model],
             arrival_ns=sent_ns, deadline_ns=deadline_ns, priority=priority, tenant=tenant,
+            decide_ns=decide_ns,
         )  # fmt: skip
 
     def _send_again(self, client: Client, now_ns: int) -> None:
@@ -380,3 +373,16 @@ class Simulation:
     def _retry_ns(self, load: ClosedLoad, answer: Answer) -> int:
         least_ns = self.constants.clients.retry_ns if load.retry_ns is None else load.retry_ns
         return max(least_ns, answer.retry_after_ns) if load.retry == "retry_after" else least_ns
+
+
+def _codes(
+    workload: Workload, zoo: Zoo, config: ControllerConfig, kinds: Mapping[str, float]
+) -> list[CodeAdded]:
+    """The codes of a workload's models; ``kinds``: by kind of device, how many times as slow it is."""
+    return [
+        CodeAdded(
+            code=zoo.code(one, config.max_batch),
+            profiles=tuple([zoo.profile(one, kind, slower) for kind, slower in kinds.items()]),
+        )
+        for one in dict.fromkeys(code for _, code in workload.models)
+    ]

@@ -88,7 +88,8 @@ class ModelCounters(Struct):
 
     ``outcomes`` counts by ``outcome`` or ``outcome:reason``. ``open`` requests have no answer yet; ``queued``
     of them are not in an INFER. ``rows`` counts executed rows, ``overruns`` batches that took longer than
-    expected. ``resident`` is bytes of weights by device.
+    expected. ``promises`` are over, and ``broken`` counts those not kept, by cause. ``resident`` is bytes of
+    weights by device.
     ``last_ns`` is when the last answer was good, on the controller's axis (0: never). ``quarantined`` tells
     that it is served to nobody, for it takes devices down.
     """
@@ -103,6 +104,8 @@ class ModelCounters(Struct):
     rows: int = 0
     overruns: int = 0
     cold_starts: int = 0
+    promises: int = 0
+    broken: dict[str, int] = {}
     loads: int = 0
     last_ns: int = 0
     quarantined: bool = False
