@@ -273,7 +273,8 @@ def _group(group: dict[str, Any]) -> str:
     """Devices of a cluster that are alike."""
     memory = "" if group["memory_mib"] is None else f", {group['memory_mib']} MiB each"
     known = "" if group["profiled"] else ", which no profile tells"
-    return f"{group['devices']} of them {group['slower']:g} times as slow{known}{memory}"
+    speed = "as the zoo says" if group["slower"] == 1 else f"{group['slower']:g} times as slow{known}"
+    return f"{group['devices']} of them {speed}{memory}"
 
 
 def _under(name: str, lines: Iterable[str]) -> list[str]:
