@@ -56,7 +56,7 @@ DURATIONS = frozenset(
         median mib model more most needed network notice offset old once other output over overdue
         owed pace patience planned prepare quantile queue quiet reach recovery rejoin remaining reserve rest
         restart retry room rooms row run sample second seed served server settled share shares shortage
-        shortest silent skew slack slacks slice slo slos slots spare spent stalled sum tick timed timeout took
+        shortest silent skew slack slice slo slos slots spare spent stalled sum tick timed timeout took
         total trial unit up usual value values wait waited wanted way whole window within worker
         """,
     )

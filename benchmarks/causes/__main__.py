@@ -14,11 +14,14 @@ import sys
 import time
 from typing import Final
 
-from benchmarks.causes import copies, eviction, few_devices, room
+from benchmarks.causes import classes, copies, eviction, few_devices, herds, room, slack, unequal
 from benchmarks.causes.cases import Case, Found, Given
 from harness.report import Outcome, finish, parser, table
 
-CASES: Final[tuple[Case, ...]] = (*copies.CASES, *eviction.CASES, *room.CASES, *few_devices.CASES)
+CASES: Final[tuple[Case, ...]] = (
+    *copies.CASES, *eviction.CASES, *room.CASES, *few_devices.CASES, *unequal.CASES, *slack.CASES,
+    *classes.CASES, *herds.CASES,
+)  # fmt: skip
 """A cause is a file beside this one and its name here."""
 
 

@@ -43,6 +43,41 @@ def test_without_a_size_devices_are_those_of_the_paper() -> None:
     assert [cluster_of(ClusterTable(lanes_share=one)).lanes_share for one in (True, False)] == [True, False]
 
 
+GROUPS = """devices_per_worker = 2
+groups = [{devices = 2}, {slower = 2, memory_mib = 512}, {slower = 3, profiled = false}]"""
+
+
+def test_devices_that_are_not_alike(tmp_path: Path) -> None:
+    question = ask(
+        written(tmp_path, STEADY.replace("[cluster]", f"[cluster]\n{GROUPS}")), config=ControllerConfig()
+    )
+
+    cluster = question.cluster
+    assert (cluster.devices, question.config.expected_devices) == (4, 4)
+    assert [[(one.kind, one.pages) for one in worker] for worker in cluster.specs("k")] == [
+        [("k", 16), ("k", 16)], [("k/2", 32), ("k", 16)],
+    ]  # fmt: skip
+    assert cluster.slower() == {"gpu2": 2, "gpu3": 3}
+    assert cluster.kinds("k") == {"k": 1, "k/2": 2}
+    told = "\n".join(words.setup_lines(report(question, play(question.simulation(checks=True)))))
+    assert "1 of them 2 times as slow, 512 MiB each" in told
+    assert "1 of them 3 times as slow, which no profile tells" in told
+    with pytest.raises(ConfigError, match=r"--devices: .*the 4 of groups"):
+        ask(question.scenario.source.file, config=ControllerConfig(), devices=3)
+
+
+def test_a_load_of_which_nothing_was_counted_is_not_called_good(tmp_path: Path) -> None:
+    text = STEADY.replace("warmup_s = 1", "warmup_s = 3").replace("slo_ms = 100", "slo_ms = 100\nstop_s = 2")
+    question = ask(written(tmp_path, text), config=ControllerConfig())
+
+    made = report(question, play(question.simulation()))
+
+    assert [row[4] for row in words.load_rows(made)] == ["-"]
+    told = "\n".join(words.closing_lines(made))
+    assert "none of its requests was sent after the warm-up of 3 s" in told
+    assert "all requests answered in time" not in told
+
+
 def test_long_scenarios_are_looked_at_by_the_minute(tmp_path: Path) -> None:
     text = STEADY.replace("seconds = 4", "seconds = 121")
 

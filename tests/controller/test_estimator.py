@@ -107,6 +107,19 @@ def test_load_is_linear_in_bytes() -> None:
     assert estimator.timings("d0", "cpu", "c").load(3 * MIB).estimate_ns == 80
 
 
+def test_a_promise_asks_for_what_is_seldom_exceeded() -> None:
+    samples = Samples(1_000_000, size=10, quantile=0.99)
+    assert samples.quantile_ns(0.999) == 1_000_000, "nothing is known but the profile"
+    for at in range(3000):
+        samples.learn(1_400_000 if at % 50 == 49 else 1_000_000 + at % 7 * 1000, at)
+    assert 1_390_000 < samples.quantile_ns(0.999) < 1_450_000, "one in fifty takes so long"
+    assert 1_000_000 < samples.quantile_ns(0.97) < 1_040_000
+    for at in range(3000):
+        samples.learn(2_000_000 + at % 7 * 1000, 3000 + at)
+    assert 2_000_000 < samples.quantile_ns(0.97) < 2_010_000, "it moves with the mean"
+    assert samples.copy().quantile_ns(0.999) == samples.quantile_ns(0.999)
+
+
 def test_a_lost_device_is_forgotten() -> None:
     estimator = Estimator(window=10, quantile=0.99)
     estimator.learn_profile(profile())

@@ -7,8 +7,8 @@ import random
 import pytest
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.estimates import Samples, drop_outliers, reset_stale
-from clockwork_serve.messages import Infer, Load, Outcome
+from clockwork_serve.controller.estimates import UNIT, Estimator, Samples, Timings, drop_outliers
+from clockwork_serve.messages import Infer, Load, Outcome, Profile
 from clockwork_serve.units import MIB, ms
 from tests.controller.honest import World, device, model, profile
 
@@ -21,6 +21,22 @@ def window(*lasted_ms: float, seed_ms: float = 10) -> Samples:
     for one in lasted_ms:
         samples.learn(ms(one), ms(1000))
     return samples
+
+
+def timings(estimator: Estimator | None = None) -> Timings:
+    """Of a code that takes 10 ms alone, 20 ms as a batch of four."""
+    estimator = estimator or Estimator(window=10, quantile=0.99)
+    estimator.learn_profile(
+        Profile(
+            code_id="c", device_kind="cpu", infer_ns={1: ms(10), 4: ms(20)}, load_base_ns=0, load_ns_per_mib=0
+        )
+    )
+    return estimator.timings("d", "cpu", "c")
+
+
+def reset_stale(samples: Samples, allowed_ns: int, now_ns: int) -> None:
+    """Where nothing is known of other batches."""
+    timings().reset_stale(samples, allowed_ns, now_ns)
 
 
 class Cluster:
@@ -92,7 +108,7 @@ def test_it_is_used_again_although_others_could_do_alone(policy: str) -> None:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("factor", "slo_ms", "rate_rps"), [(2.0, 21, 60), (30.0, 200, 90)])
+@pytest.mark.parametrize(("factor", "slo_ms", "rate_rps"), [(2.0, 20.2, 60), (30.0, 200, 90)])
 def test_devices_that_were_slow_serve_as_before_two_seconds_later(
     policy: str, factor: float, slo_ms: float, rate_rps: float
 ) -> None:
@@ -192,3 +208,38 @@ def test_after_a_trial_in_vain_the_next_one_waits_for_longer() -> None:
         samples.learn(ms(900), ms(6500))
     reset_stale(samples, ms(50), ms(7500))
     assert samples.estimate_ns == ms(10), "the last one was not in vain"
+
+
+def test_a_batch_is_expected_to_take_as_many_times_its_profile_as_another_one_did() -> None:
+    one, four = (timings_of := timings()).infer(1, ""), timings_of.infer(4, "")
+    for _ in range(2):
+        if one.learn(ms(30), ms(1000)):
+            timings_of.rescale(one, ms(1000))
+    assert four.estimate_ns == ms(60), "it was never measured"
+    assert timings_of.pace == 3 * UNIT
+    assert timings_of.infer(8, "").estimate_ns == ms(120), "nor was one that nobody asked for until now"
+
+
+def test_what_was_measured_is_not_reset_to_a_profile_that_others_contradict() -> None:
+    one, four = (timings_of := timings()).infer(1, ""), timings_of.infer(4, "")
+    for at in range(10):
+        for samples, lasted_ms in ((four, 60), (one, 30)):
+            if samples.learn(ms(lasted_ms), ms(1000 + at)):
+                timings_of.rescale(samples, ms(1000 + at))
+    timings_of.reset_stale(four, ms(40), ms(2008))
+    assert four.estimate_ns == ms(60), "batch 1 took three times as long a moment ago"
+    for at in range(10):
+        if one.learn(ms(10), ms(3000 + at)):
+            timings_of.rescale(one, ms(3000 + at))
+    assert four.estimate_ns == ms(20), "it is as fast as it was"
+
+
+def test_a_trial_is_made_where_nothing_else_tells_how_fast_a_device_is_now() -> None:
+    samples = (timings_of := timings()).infer(1, "")
+    for _ in range(10):
+        if samples.learn(ms(30), ms(1000)):
+            timings_of.rescale(samples, ms(1000))
+    timings_of.reset_stale(samples, ms(20), ms(1500))
+    assert samples.estimate_ns == ms(30)
+    timings_of.reset_stale(samples, ms(20), ms(2000))
+    assert samples.estimate_ns == ms(10)

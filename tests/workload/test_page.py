@@ -46,7 +46,7 @@ def rows(title: str) -> list[list[str]]:
 
 @pytest.mark.parametrize("title", TABLES)
 def test_each_field_is_there_with_its_default(title) -> None:
-    special = {"cluster": "one device", "faults": "none", "tenants": "none"}
+    special = {"cluster": "one device", "faults": "none", "tenants": "none", "groups": "none"}
     expected = []
     for one in fields(TABLES[title]):
         if one.name == "source":

@@ -126,6 +126,7 @@ def cluster_of(table: ClusterTable) -> Cluster:
         pages=memory_bytes // page_bytes,
         page_bytes=page_bytes,
         lanes_share=table.lanes_share,
+        groups=table.groups,
     )
 
 
@@ -156,13 +157,14 @@ def _zoo(scenario: Scenario, *, given: bool) -> Zoo:
 
 def _check_memory(scenario: Scenario, cluster: Cluster, zoo: Zoo, workload: Workload) -> None:
     """Every model fits on a device: one that does not would never be answered."""
+    pages = max(cluster.pages_of(group) for group in cluster.each())
     for kind in dict.fromkeys(kind for _, kind in workload.models):
         needed = -(-zoo[kind].weights_bytes // cluster.page_bytes)
-        if needed > cluster.pages:
+        if needed > pages:
             mib = -(-needed * cluster.page_bytes // MIB)
             raise scenario.wrong(
                 "cluster.memory_mib",
-                f"expected at least {mib} for {kind}, found {cluster.pages * cluster.page_bytes // MIB} "
+                f"expected at least {mib} for {kind}, found {pages * cluster.page_bytes // MIB} "
                 "in whole pages; raise it, or remove that kind",
             )
 
@@ -378,6 +380,7 @@ def _setup(question: SimulationQuestion) -> dict[str, Any]:
         "memory_mib": cluster.pages * cluster.page_bytes / MIB,
         "page_mib": cluster.page_bytes / MIB,
         "lanes_share": cluster.lanes_share,
+        "groups": [structs.asdict(group) for group in cluster.groups],
         "models": len(kinds),
         "kinds": len({row.kind for row in kinds}),
         "weights_mib": sum(row.weights_bytes for row in kinds) / MIB,

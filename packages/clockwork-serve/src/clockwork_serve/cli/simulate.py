@@ -176,6 +176,7 @@ def setup_lines(report: Report) -> list[str]:
     return [
         f"{report.scenario}: {report.seconds:g} s, of which {report.warmup_s:g} s of warm-up are not counted",
         f"  cluster    {devices}, {memory}{share}",
+        *_under("", [_group(group) for group in setup["groups"]]),
         f"  models     {models}, {setup['weights_mib']:,.0f} MiB of weights",
         f"  loads      {'; '.join(_asked(load) for load in report.loads)}",
         f"  policy     {setup['policy']}, batches of at most {setup['max_batch']}; seed {setup['seed']}",
@@ -189,8 +190,9 @@ def load_rows(report: Report) -> list[list[str]]:
     return [
         [
             load.name, f"{load.offered:,}", rate(load.offered_rps), rate(load.goodput_rps),
-            share(load.satisfaction), f"{load.late:,}", f"{sum(load.refused.values()):,}",
-            f"{load.cold:,}", "-" if load.mean_batch is None else f"{load.mean_batch:.2f}",
+            share(load.satisfaction) if load.offered > load.open else "-", f"{load.late:,}",
+            f"{sum(load.refused.values()):,}", f"{load.cold:,}",
+            "-" if load.mean_batch is None else f"{load.mean_batch:.2f}",
         ]
         for load in report.loads
     ]  # fmt: skip
@@ -225,7 +227,14 @@ def closing_lines(report: Report) -> list[str]:
     if report.faults:
         hits = ", ".join(f"{count:,} {kind}" for kind, count in report.faults.items())
         lines.append(f"faults that hit something: {hits}")
-    lines.append(_broke(report))
+    lines += [
+        f"nothing is known of {load.name}: none of its requests was sent after the warm-up of "
+        f"{report.warmup_s:g} s; a trace that is played faster ends sooner"
+        for load in report.loads
+        if not load.offered
+    ]
+    if any(load.offered for load in report.loads):
+        lines.append(_broke(report))
     ended = sum(load.offered - load.open for load in report.loads)
     speed = report.reached_s / report.took_s if report.took_s else 0.0
     lines.append(f"took {report.took_s:.1f} s, {speed:.3g} times real time; {ended:,} requests counted")
@@ -258,6 +267,14 @@ def _asked(load: LoadReport) -> str:
 def _latency(latency: Latency) -> list[str]:
     values = (latency.p50_ms, latency.p99_ms, latency.p999_ms, latency.max_ms)
     return [f"{latency.count:,}", *("-" if value is None else f"{value:.2f}" for value in values)]
+
+
+def _group(group: dict[str, Any]) -> str:
+    """Devices of a cluster that are alike."""
+    memory = "" if group["memory_mib"] is None else f", {group['memory_mib']} MiB each"
+    known = "" if group["profiled"] else ", which no profile tells"
+    speed = "as the zoo says" if group["slower"] == 1 else f"{group['slower']:g} times as slow{known}"
+    return f"{group['devices']} of them {speed}{memory}"
 
 
 def _under(name: str, lines: Iterable[str]) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import Queue, ServedModel, Waiter, level
+from clockwork_serve.controller.estimates import UNIT
 from clockwork_serve.controller.feasibility import EarliestFinish, Feasibility
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import usual_cost_ns
@@ -109,16 +110,19 @@ class Admission(Record):
         return no
 
     def find_pace(self, model: ServedModel, now_ns: int) -> None:
-        """Compute the device time per request in the best batch, divided by the number of capable devices."""
+        """Compute the device time per request in the best batch, if all capable devices share the work.
+
+        In the time of the code's first profile; a device that needs three times as much counts a third.
+        """
         best_ns, model.batch = 0.0, 1
         for residency in model.residencies.values():
             if residency.state == READY and model.main is not None:
                 for batch in residency.code.batches("", model.main.sizes):
-                    each_ns = batch.samples.median_ns / batch.count
+                    each_ns = batch.samples.median_ns * UNIT / (batch.count * residency.code.timings.pace)
                     if not best_ns or each_ns < best_ns:
                         best_ns, model.batch = each_ns, batch.count
         model.pace_at_ns = now_ns
-        model.pace_ns = int(best_ns / max(1, self._belief.capable_devices(model.code.backend)))
+        model.pace_ns = int(best_ns / self._belief.capacity(model))
 
     def _behind_backlog(self, request: Request, model: ServedModel, now_ns: int) -> Verdict | None:
         """The verdict, with a retry slot, if the requests before it leave too little time.

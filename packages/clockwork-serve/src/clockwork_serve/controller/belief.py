@@ -22,7 +22,7 @@ from clockwork_serve.controller.cluster import (
 )
 from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice, useful_sizes
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.estimates import VALID_NS, Estimator, Samples
+from clockwork_serve.controller.estimates import FIRST_SAMPLES, UNIT, VALID_NS, Estimator, Samples
 from clockwork_serve.controller.life import (
     ANSWER,
     ANSWER_EARLY,
@@ -157,6 +157,15 @@ class Measured(Record):
             self._capable_devices[backend] = count
         return count
 
+    def capacity(self, model: ServedModel) -> float:
+        """How many devices of the kind that was profiled first serve as much as those that can run it."""
+        capacity = 0.0
+        for device in self.devices.values():
+            if device.spec.runs(model.code.backend):
+                code = device.codes.get(model.code_id)
+                capacity += 1.0 if code is None else UNIT / code.timings.pace
+        return capacity or 1.0
+
     def cost_ns(self, model: ServedModel, rows: int) -> int:
         """The device time that a request of ``rows`` rows is expected to take if it runs alone."""
         base_ns = model.base_ns or self._base_ns(model)
@@ -170,31 +179,56 @@ class Measured(Record):
 
     def _base_ns(self, model: ServedModel) -> int:
         """The duration of batch 1 of a model, from the first profile known; 1 ms if there is none."""
-        for device in self.devices.values():
-            profile = self.estimator.profile(model.code_id, device.spec.kind)
-            if profile is not None:
-                model.base_ns = profile.infer_ns[1]
-                return model.base_ns
-        return NS_PER_MS
+        model.base_ns = self.estimator.base_ns(model.code_id)
+        return model.base_ns or NS_PER_MS
+
+    def rescale(self, sent: Sent, samples: Samples, now_ns: int) -> None:
+        """Learn from an INFER whose duration was far from what was expected of it at first."""
+        assert isinstance(sent.action, Infer)
+        code = sent.device.codes.get(sent.action.code_id)
+        if code is not None and not sent.action.signature:
+            code.timings.rescale(samples, now_ns)
 
     def measure(self, sent: Sent, started_ns: int, now_ns: int) -> None:
-        """Update the measured delays from an INFER's result; call it before its lane is updated."""
+        """Update the measured delays from an INFER's result; call it before its lane is updated.
+
+        Not where a first estimate was too short: by how much says nothing of delays.
+        """
         device = sent.device
         reach_ns = started_ns - sent.idle_ns if sent.idle_ns >= 0 else -1
         delays = device.delays
+        assert sent.samples is not None
+        error_ns = now_ns - device.exec.head_end_ns
+        if error_ns > delays.slack_ns and len(sent.samples.samples) <= FIRST_SAMPLES:
+            return
         old_slack_ns = delays.slack_ns
-        delays.measured(now_ns - device.exec.head_end_ns, reach_ns, now_ns)
+        delays.measured(error_ns, reach_ns, now_ns)
         device.exec.network_ns = delays.reach_ns
         self._slack_until_ns = now_ns + VALID_NS
-        if delays.slack_ns > self.slack_ns:
-            self.slack_ns = delays.slack_ns
-        elif delays.slack_ns < old_slack_ns >= self.slack_ns:
+        if delays.slack_ns != old_slack_ns:
             self._find_slack()
 
+    def extra_ns(self, device: DeviceBelief, now_ns: int) -> int:
+        """How much longer than ``slack_ns`` the slack is that this device needs, for a policy that measures.
+
+        Forgets what was measured too long ago: with a long slack, it may be the reason that nothing is.
+        """
+        delays = device.delays
+        if delays.extra_ns and now_ns > delays.measured_ns + VALID_NS:
+            delays.forget()
+            device.exec.network_ns = delays.reach_ns
+            self._find_slack()
+        return delays.extra_ns
+
     def _find_slack(self) -> None:
-        """Set the slack to the longest of any device's."""
-        slacks_ns = [device.delays.slack_ns for device in self.devices.values()]
-        self.slack_ns = max(slacks_ns, default=self._usual_slack_ns)
+        """Set the slack to the shortest of any device's; the others plan with what they need beyond it."""
+        slack_ns = NEVER_NS
+        for device in self.devices.values():
+            if device.delays.slack_ns < slack_ns:
+                slack_ns = device.delays.slack_ns
+        self.slack_ns = slack_ns if self.devices else self._usual_slack_ns
+        for device in self.devices.values():
+            device.delays.extra_ns = device.delays.slack_ns - slack_ns
 
     def _forget_delays(self) -> None:
         """Reset all measured delays, which have become stale."""
@@ -507,8 +541,8 @@ class Belief(Measured):
         model.waiting += 1
         model.demand_ns += waiter.demand_ns
         if model.sole is not None:
+            model.sole.assign(model.demand_ns)
             device = model.sole.device
-            device.demand_ns += waiter.demand_ns
             if device.demand_ns <= self.dirty_above_ns and not (model.sole.slow or device.exec.stalled):
                 return
         self.mark_dirty(model)
@@ -520,9 +554,8 @@ class Belief(Measured):
         if not queue.waiters and count:
             self._emptied(queue, model)
         if model.sole is not None:
-            device = model.sole.device
-            device.demand_ns -= demand_ns
-            if model.load_key is None and not device.plan.load_blocked:
+            model.sole.assign(model.demand_ns)
+            if model.load_key is None and not model.sole.device.plan.load_blocked:
                 return
         self.mark_dirty(model)
 

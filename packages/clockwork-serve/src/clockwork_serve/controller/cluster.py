@@ -12,7 +12,7 @@ from typing import Final
 
 from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice
 from clockwork_serve.controller.config import ControllerConfig
-from clockwork_serve.controller.estimates import Delays
+from clockwork_serve.controller.estimates import UNIT_BITS, Delays
 from clockwork_serve.controller.life import (
     LOADING,
     NEVER,
@@ -264,18 +264,18 @@ class ServedModel(Record):
             self.sole = None
         elif not self.residencies:
             self.sole = residency
-            residency.device.demand_ns += self.demand_ns
+            residency.assign(self.demand_ns)
         self.residencies[residency.device.name] = residency
 
     def remove_residency(self, residency: Residency) -> None:
         """Remove weights that have left a device."""
-        residency.device.demand_ns -= self.share_ns(residency)
+        residency.assign(0)
         residency.share_ns = 0
         del self.residencies[residency.device.name]
         self.sole = None
         if len(self.residencies) == 1:
             self.sole = sole = next(iter(self.residencies.values()))
-            sole.device.demand_ns += self.demand_ns - sole.share_ns
+            sole.assign(self.demand_ns)
             sole.share_ns = 0
 
     def band_ns(self) -> int:
@@ -654,8 +654,8 @@ class Residency(Record):
     """One model's weights on one device."""
 
     __slots__ = (
-        "code", "device", "extent", "in_flight", "model", "ready_ns", "reserved", "share_ns", "slow", "state",
-        "used", "version",
+        "code", "demand_ns", "device", "extent", "in_flight", "model", "ready_ns", "reserved", "share_ns",
+        "slow", "state", "used", "version",
     )  # fmt: skip
 
     def __init__(
@@ -677,8 +677,16 @@ class Residency(Record):
         """The device's use counter at the last use: the least recently used weights have the lowest."""
         self.share_ns = 0
         """The share of the model's demand that is assigned to its device; unused for a sole residency."""
+        self.demand_ns = 0
+        """That share in the device's own time: what it adds to the device's demand."""
         self.slow = False
         """Its least batch takes longer here than a waiting request's SLO; cleared by the next INFER here."""
+
+    def assign(self, share_ns: int) -> None:
+        """Have the device serve this share of the model's demand."""
+        demand_ns = share_ns * self.code.timings.pace >> UNIT_BITS
+        self.device.demand_ns += demand_ns - self.demand_ns
+        self.demand_ns = demand_ns
 
     def free_ns(self, lane_ns: int) -> int:
         """When a batch can start here on a lane that is free at ``lane_ns``: weights may still be loading."""
@@ -794,7 +802,7 @@ class DeviceBelief(Record):
         self.idle: list[tuple[int, int, Residency]] = []
         """Heap of (use, version, weights) of all weights here, each ``use`` corrected when it surfaces."""
         self.demand_ns = 0
-        """Demand assigned to this device: the sum of its residencies' shares."""
+        """Demand assigned to this device, in its own time: the sum of what its residencies are assigned."""
         self.load_key_ns = NEVER_NS
         """Its key in ``feasibility.Loaders``."""
         self.plan = LanePlan(self)

@@ -128,7 +128,7 @@ def check_belief(belief: Belief) -> None:
     assert not flying and not owed, "requests that are over are in flight"
     for device in belief.devices.values():
         device.check()
-        shares_ns = sum(one.model.share_ns(one) for one in device.pages.holders())
+        shares_ns = sum(one.demand_ns for one in device.pages.holders())
         assert device.demand_ns == shares_ns, f"{device.name}: {device.demand_ns} is not {shares_ns}"
     for sent in belief.sent.values():
         assert belief.devices[sent.action.device] is sent.device
@@ -293,7 +293,9 @@ class Controller(Record):
         if self._promises.active:
             self._promises.ended(sent, result, now_ns)
         if good and samples is not None:
-            samples.learn(result.ended_ns - result.started_ns - result.once_ns, now_ns)
+            lasted_ns = result.ended_ns - result.started_ns - result.once_ns
+            if samples.learn(lasted_ns, now_ns) and sent.waiters:
+                self._belief.rescale(sent, samples, now_ns)
         if sent.waiters:
             if self._charges:
                 self._tenants.measured(sent.waiters, result.ended_ns - result.started_ns, now_ns)

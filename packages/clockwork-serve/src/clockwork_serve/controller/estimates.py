@@ -10,6 +10,60 @@ from clockwork_serve.messages import Profile
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 # ------------------------------------------------------------
+# Quantiles of what was measured, from counts.
+
+
+class Spread(Record):
+    """Quantiles of a value, from counts by its size; recent values count most.
+
+    A count covers a 32nd of a power of two of microseconds, so quantiles are up to 3 % or 1 us too long;
+    negative values count as 0. All counts are halved whenever ``size`` values are there: the quantile follows
+    drift, and holds for a mixture of two modes as well.
+    """
+
+    __slots__ = ("_counts", "_size", "total")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._counts: dict[int, int] = {}
+        self.total = 0
+
+    def copy(self) -> Spread:
+        """A copy for a fork."""
+        new = Spread(self._size)
+        new._counts = self._counts.copy()
+        new.total = self.total
+        return new
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._counts.clear()
+        self.total = 0
+
+    def add(self, value_ns: int) -> None:
+        """Add a value, in ns."""
+        at = value_ns >> 10 if value_ns > 0 else 0
+        if at >= 64:
+            shift = at.bit_length() - 6
+            at = (shift << 5) + (at >> shift)
+        counts = self._counts
+        counts[at] = counts.get(at, 0) + 1
+        self.total += 1
+        while self.total >= self._size:
+            self._counts = {at: count >> 1 for at, count in self._counts.items() if count > 1}
+            self.total >>= 1
+
+    def quantile_ns(self, share: float) -> int:
+        """The value that this share of all does not exceed; 0 without values."""
+        allowed, counts = int((1.0 - share) * self.total), self._counts
+        for at in sorted(counts, reverse=True):
+            allowed -= counts[at]
+            if allowed < 0:
+                return ((at & 31) + 33 << (at >> 5) - 1 if at >= 64 else at + 1) << 10
+        return 0
+
+
+# ------------------------------------------------------------
 # Durations of actions: a high quantile, linearly interpolated, of the last ten measured ones (paper section
 # 5.3 and the released code).
 
@@ -17,8 +71,23 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 GUESS_NS: Final = NS_PER_MS
 """The estimate where the profile is a guess: with a higher one all requests might be rejected, and nothing
 would ever be measured."""
+UNIT_BITS: Final = 10
+UNIT: Final = 1 << UNIT_BITS
+"""A pace of one."""
 SIGNATURES_MAX: Final = 1024
 """Windows of one code on one device for shapes that requests choose; bounded, for clients choose them."""
+
+
+FIRST_SAMPLES: Final = 2
+"""With no more samples than these, a seed among them, an estimate is a first one."""
+
+
+PREDICTIONS: Final = 1 << 12
+"""Durations of one kind that count in full; see ``Spread``. Enough for a share of 99.9 %."""
+MEAN_BITS: Final = 4
+"""The mean is over about ``2 ** MEAN_BITS`` of them."""
+FAR_BITS: Final = 2
+"""A duration is far from its seed if they differ by more than a quarter (1 / 2 ** ``FAR_BITS``) of that."""
 
 
 class Samples(Record):
@@ -29,8 +98,8 @@ class Samples(Record):
     """
 
     __slots__ = (
-        "_second_ns", "_trial_ns", "estimate_ns", "guessed", "measured_ns", "quantile", "samples", "seed_ns",
-        "size", "trial_failed",
+        "_errors", "_second_ns", "_trial_ns", "estimate_ns", "guessed", "mean_ns", "measured_ns", "quantile",
+        "samples", "seed_ns", "size", "trial_failed", "usual_ns",
     )  # fmt: skip
 
     def __init__(self, seed_ns: int, size: int, quantile: float, *, guessed: bool = False) -> None:
@@ -38,11 +107,16 @@ class Samples(Record):
         self.samples: list[int] = [seed_ns]
         self.size = size
         self.quantile = quantile
-        self.seed_ns = self.estimate_ns = seed_ns
+        self.usual_ns = self.seed_ns = self.estimate_ns = seed_ns
+        """The profile's duration; that as other batches of the code corrected it; the estimate."""
         self.measured_ns = 0
         """When the last sample was measured."""
         self.trial_failed = False
         """The last trial measured a longer duration than it was allowed."""
+        self.mean_ns = 0
+        """The mean of about the last sixteen measured durations; 0 without one."""
+        self._errors: Spread | None = None
+        """By how much measured durations exceeded that mean, once there are some."""
         self._trial_ns = 0
         """The duration allowed to the trial for which longer samples were dropped, until the next
         measurement; 0: no trial."""
@@ -52,25 +126,51 @@ class Samples(Record):
     def copy(self) -> Samples:
         """A copy for a fork; made field by field for speed, for there are thousands."""
         new = Samples.__new__(Samples)
-        new._trial_ns = self._trial_ns  # noqa: SLF001 - it is one of us
+        new._errors = None if self._errors is None else self._errors.copy()  # noqa: SLF001 - it is one of us
+        new._trial_ns = self._trial_ns  # noqa: SLF001
         new._second_ns = self._second_ns  # noqa: SLF001
         new.estimate_ns = self.estimate_ns
+        new.mean_ns = self.mean_ns
         new.guessed = self.guessed
         new.trial_failed = self.trial_failed
         new.measured_ns = self.measured_ns
+        new.usual_ns = self.usual_ns
         new.quantile = self.quantile
         new.samples = self.samples.copy()
         new.seed_ns = self.seed_ns
         new.size = self.size
         return new
 
-    def learn(self, lasted_ns: int, now_ns: int) -> None:
-        """Add a measured duration, from a result that is observed now."""
+    def learn(self, lasted_ns: int, now_ns: int) -> bool:
+        """Add a measured duration, from a result that is observed now; true if it is far from its seed."""
         self.measured_ns = now_ns
         if self._trial_ns:
             self.trial_failed = lasted_ns > self._trial_ns
             self._trial_ns = 0
+        errors = self._errors
+        if errors is None:
+            self._errors = Spread(PREDICTIONS)
+            self.mean_ns = lasted_ns
+        else:
+            over_ns = lasted_ns - self.mean_ns
+            self.mean_ns += over_ns >> MEAN_BITS
+            if over_ns > 0:
+                errors.add(over_ns)
+            else:
+                errors.total += 1  # quantiles below the least count are 0
         self.add(lasted_ns)
+        over_ns, limit_ns = lasted_ns - self.seed_ns, self.seed_ns >> FAR_BITS
+        return over_ns > limit_ns or -over_ns > limit_ns
+
+    def quantile_ns(self, share: float) -> int:
+        """The duration that this share of executions is expected not to exceed, for a promise.
+
+        The mean of the last few and, of what durations exceeded it by, the quantile over the last
+        ``PREDICTIONS`` or so: it moves with the mean. Of fewer than 1 / (1 - ``share``) results that is the
+        largest. The estimate where none was measured.
+        """
+        errors = self._errors
+        return self.estimate_ns if errors is None else self.mean_ns + errors.quantile_ns(share)
 
     def add(self, sample_ns: int) -> None:
         """Add a sample and update the estimate."""
@@ -90,11 +190,27 @@ class Samples(Record):
         self._update()
 
     def restart(self, most_ns: int) -> None:
-        """Return to the seed for a trial of at most ``most_ns``; the next measurement replaces the seed."""
+        """Return to the seed for a trial of at most ``most_ns``; the next measurement replaces the seed.
+
+        To the profile, if the seed is longer than that.
+        """
         self.guessed = True
-        self.samples = [self.seed_ns]
+        self.samples = [self.seed_ns if self.seed_ns <= most_ns else self.usual_ns]
         self._trial_ns = most_ns
         self._update()
+
+    def reseed(self, seed_ns: int, now_ns: int) -> None:
+        """Change the seed; samples that are far from it give way to it, unless measured a moment ago."""
+        self.seed_ns = seed_ns
+        if not self.measured_ns or (now_ns > self.measured_ns + VALID_NS and self.far(self.median_ns)):
+            self.guessed = self.measured_ns > 0
+            self.samples = [seed_ns]
+            self._update()
+
+    def far(self, lasted_ns: int) -> bool:
+        """Whether a duration is far from the seed."""
+        over_ns, limit_ns = lasted_ns - self.seed_ns, self.seed_ns >> FAR_BITS
+        return over_ns > limit_ns or -over_ns > limit_ns
 
     @property
     def unproven(self) -> bool:
@@ -123,7 +239,7 @@ class Timings(Record):
     the most recently used are kept.
     """
 
-    __slots__ = ("_code_id", "_estimator", "_infer", "_kind", "_load", "_plain")
+    __slots__ = ("_code_id", "_estimator", "_infer", "_kind", "_load", "_plain", "pace")
 
     def __init__(self, estimator: Estimator, code_id: str, kind: str) -> None:
         self._estimator = estimator
@@ -133,6 +249,16 @@ class Timings(Record):
         """Windows of INFERs without a signature, by batch size."""
         self._infer: dict[tuple[int, str], Samples] = {}
         self._load: Samples | None = None
+        self.pace = self._pace_of(UNIT)
+        """How much time the device needs, in parts (1 / ``UNIT``) of what the code's first profile says."""
+
+    def _pace_of(self, times: int) -> int:
+        """The pace where everything takes so many times (in parts of ``UNIT``) what its profile says."""
+        profile = self._estimator.profile(self._code_id, self._kind)
+        base_ns = self._estimator.base_ns(self._code_id)
+        if profile is None or profile.guessed or not base_ns:
+            return UNIT
+        return max(1, times * profile.infer_ns[1] // base_ns)
 
     def infer(self, batch: int, signature: str) -> Samples:
         """The window of an INFER."""
@@ -140,7 +266,10 @@ class Timings(Record):
             return self._infer_of_shape((batch, signature))
         window = self._plain.get(batch)
         if window is None:
+            known = next(iter(self._plain.values()), None)
             window = self._plain[batch] = self._seeded(batch)
+            if known is not None and known.seed_ns != known.usual_ns:
+                window.reseed(max(1, known.seed_ns * window.usual_ns // known.usual_ns), 0)
         return window
 
     def load(self, size: int) -> Samples:
@@ -149,6 +278,33 @@ class Timings(Record):
             profile = self._profile()
             self._load = self._estimator.seeded(profile, profile.load_ns(size))
         return self._load
+
+    def rescale(self, samples: Samples, now_ns: int) -> None:
+        """Expect of all batches what a window has seen: as many times the profile as its median duration is.
+
+        Call it where a duration was far from its seed: the device is not as fast as the one that was
+        profiled, or not any more.
+        """
+        seed_ns, usual_ns = samples.median_ns, samples.usual_ns
+        if samples.far(seed_ns) and not self._profile().guessed:
+            for window in self._plain.values():
+                window.reseed(max(1, seed_ns * window.usual_ns // usual_ns), now_ns)
+            self.pace = self._pace_of(UNIT * seed_ns // usual_ns)
+
+    def reset_stale(self, samples: Samples, allowed_ns: int, now_ns: int) -> None:
+        """Reset an estimate that is stale and longer than a rejected request was allowed, for a trial.
+
+        Not if other batches were measured a moment ago, and by those it would take too long as well.
+        """
+        least_ns = min(samples.seed_ns, samples.usual_ns)
+        if not least_ns <= allowed_ns < samples.estimate_ns or drop_outliers(samples, allowed_ns, now_ns):
+            return
+        if samples.seed_ns > allowed_ns:
+            for other in self._plain.values():
+                if other is not samples and other.measured_ns and now_ns < other.measured_ns + VALID_NS:
+                    return
+        if _is_old(samples, now_ns):
+            samples.restart(allowed_ns)
 
     def _infer_of_shape(self, key: tuple[int, str]) -> Samples:
         windows = self._infer
@@ -178,12 +334,20 @@ class Estimator(Record):
         self._quantile = quantile
         self._profiles: dict[tuple[str, str], Profile] = {}
         """Profiles by (code, device kind): the seeds of windows."""
+        self._first_kinds: dict[str, str] = {}
+        """By code: the kind of device of its first profile, by which demand is counted."""
         self._timings: dict[str, dict[str, Timings]] = {}
         """By device and code: created at first use."""
 
     def learn_profile(self, profile: Profile) -> None:
         """Use a profile as the seed of windows that are created from now on."""
         self._profiles[profile.code_id, profile.device_kind] = profile
+        self._first_kinds.setdefault(profile.code_id, profile.device_kind)
+
+    def base_ns(self, code_id: str) -> int:
+        """The duration of batch 1 in the code's first profile; 0 without one."""
+        kind = self._first_kinds.get(code_id)
+        return 0 if kind is None else self._profiles[code_id, kind].infer_ns[1]
 
     def profile(self, code_id: str, kind: str) -> Profile | None:
         """The profile of a code on a kind of device, if one was measured."""
@@ -242,6 +406,13 @@ LEAST_SLACK_NS: Final = 100 * NS_PER_US
 LEAST_REACH_NS: Final = 20 * NS_PER_US
 """Lower bounds of slack and reach."""
 
+IN_TIME: Final = 0.97
+"""The share of results whose error the slack covers."""
+ERRORS: Final = 256
+"""Errors that count in full; see ``Spread``."""
+UPDATE_EVERY: Final = 16
+"""The slack is computed again after so many results, and when one of them needed more."""
+
 ANSWER_NS: Final = 50 * NS_PER_US
 """Delay from the controller to the gateway, which results do not measure; part of the slack."""
 
@@ -278,17 +449,24 @@ class WindowMax(Record):
 class Delays(Record):
     """Measured delays of one device; plans use ``reach_ns`` and ``slack_ns``."""
 
-    __slots__ = ("_error", "_reach", "_slack_max_ns", "_usual_ns", "measured_ns", "reach_ns", "slack_ns")
+    __slots__ = (
+        "_due", "_errors", "_reach", "_slack_max_ns", "_usual_ns", "extra_ns", "measured_ns", "reach_ns",
+        "slack_ns",
+    )  # fmt: skip
 
     def __init__(self, network_ns: int, slack_ns: int) -> None:
         self._usual_ns = network_ns
         self._slack_max_ns = slack_ns
-        self._error = WindowMax()
+        self._errors = Spread(ERRORS)
+        self._due = 0
+        """After so many more results the slack is computed again."""
         self._reach = WindowMax()
         self.measured_ns = 0
         """When the last delay was measured."""
         self.reach_ns = network_ns
         self.slack_ns = min(FIRST_SLACK_NS, slack_ns)
+        self.extra_ns = 0
+        """By how much it is longer than that of the device with the shortest: see ``Measured.slack_ns``."""
 
     def measured(self, error_ns: int, reach_ns: int, now_ns: int) -> None:
         """Add the delays of a result that arrived ``error_ns`` after its predicted end.
@@ -298,11 +476,14 @@ class Delays(Record):
         if now_ns > self.measured_ns + VALID_NS:
             self.forget()
         self.measured_ns = now_ns
-        self._error.add(error_ns)
-        slack_ns = self._error.value + ANSWER_NS
-        if slack_ns < LEAST_SLACK_NS:
-            slack_ns = LEAST_SLACK_NS
-        self.slack_ns = slack_ns if slack_ns < self._slack_max_ns else self._slack_max_ns
+        self._errors.add(error_ns)
+        self._due -= 1
+        if self._due < 0 or error_ns + ANSWER_NS > self.slack_ns:
+            self._due = UPDATE_EVERY
+            slack_ns = self._errors.quantile_ns(IN_TIME) + ANSWER_NS
+            if slack_ns < LEAST_SLACK_NS:
+                slack_ns = LEAST_SLACK_NS
+            self.slack_ns = slack_ns if slack_ns < self._slack_max_ns else self._slack_max_ns
         if reach_ns >= 0:
             self._reach.add(reach_ns)
             most_ns = 5 * self._usual_ns
@@ -311,7 +492,8 @@ class Delays(Record):
 
     def forget(self) -> None:
         """Return to the delays assumed without measurements."""
-        self._error.clear()
+        self._errors.clear()
+        self._due = 0
         self._reach.clear()
         self.reach_ns = self._usual_ns
         self.slack_ns = min(FIRST_SLACK_NS, self._slack_max_ns)
@@ -343,16 +525,6 @@ def drop_outliers(samples: Samples, allowed_ns: int, now_ns: int, *, at_once: bo
         return False
     samples.forget_above(allowed_ns)
     return True
-
-
-def reset_stale(samples: Samples, allowed_ns: int, now_ns: int) -> None:
-    """Reset an estimate that is stale and longer than a rejected request was allowed, for a trial."""
-    if (
-        samples.seed_ns <= allowed_ns < samples.estimate_ns
-        and not drop_outliers(samples, allowed_ns, now_ns)
-        and _is_old(samples, now_ns)
-    ):
-        samples.restart(allowed_ns)
 
 
 def _is_old(samples: Samples, now_ns: int) -> bool:

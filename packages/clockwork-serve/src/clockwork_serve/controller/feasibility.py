@@ -16,7 +16,7 @@ from clockwork_serve.controller.cluster import (
     ServedModel,
     Watch,
 )
-from clockwork_serve.controller.estimates import Samples, drop_outliers, reset_stale
+from clockwork_serve.controller.estimates import Samples, drop_outliers
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import ahead_ns
 from clockwork_serve.controller.record import Record
@@ -362,9 +362,12 @@ class Feasibility(Record):
             allowed_ns = given_ns - strategy.lane.network_ns
             for batch in strategy.batches:
                 if batch.samples.estimate_ns > allowed_ns:
-                    reset_stale(batch.samples, allowed_ns, now_ns)
+                    strategy.residency.code.timings.reset_stale(batch.samples, allowed_ns, now_ns)
         allowed_ns = given_ns - finish.lane.network_ns - (finish.rest_ns - finish.samples.estimate_ns)
-        reset_stale(finish.samples, allowed_ns, now_ns)
+        timings = self._belief.estimator.timings(
+            finish.device.name, finish.device.spec.kind, queue.model.code_id
+        )
+        timings.reset_stale(finish.samples, allowed_ns, now_ns)
 
     def best(self, queue: Queue, soonest: DeviceBelief | None, now_ns: int) -> EarliestFinish | None:
         """The earliest finish on any device; None if none can serve the model at all.

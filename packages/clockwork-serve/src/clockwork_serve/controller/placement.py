@@ -131,15 +131,18 @@ class Candidates(Record):
         residencies = list(model.residencies.values())
         demand_ns = model.demand_ns
         for residency in residencies:
-            residency.device.demand_ns -= residency.share_ns
+            residency.assign(0)
             residency.share_ns = 0
         if not demand_ns:
             return
-        inverses = [1 / (residency.device.demand_ns + NS_PER_MS) for residency in residencies]
+        inverses = [
+            1 / (residency.code.timings.pace * (residency.device.demand_ns + NS_PER_MS))
+            for residency in residencies
+        ]
         total = sum(inverses)
         for residency, inverse in zip(residencies, inverses, strict=True):
             residency.share_ns = share_ns = int(demand_ns * inverse / total)
-            residency.device.demand_ns += share_ns
+            residency.assign(share_ns)
 
     def check(self) -> None:
         """Assert the invariants."""

@@ -375,7 +375,8 @@ def _plan(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
     The first end is when the exec lane is free. It is kept for ``KEPT_NS`` while nothing changes: refusals
     change nothing, and the later it is, the fewer requests are expected.
     """
-    free_ns = device.exec.available_ns(now_ns)
+    # Due times leave the slack that some device needs; this one may need more.
+    free_ns = device.exec.available_ns(now_ns) + device.delays.extra_ns
     ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
     if ends_ns and free_ns <= ends_ns[0] and now_ns < device.ends_until_ns:
         return ends_ns, rooms_ns

@@ -292,6 +292,7 @@ class Forking:
         new.extent = old.extent
         new.in_flight = old.in_flight
         new.ready_ns = old.ready_ns
+        new.demand_ns = old.demand_ns
         new.reserved = old.reserved
         new.share_ns = old.share_ns
         new.slow = old.slow

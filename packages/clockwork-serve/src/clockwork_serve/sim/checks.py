@@ -55,15 +55,17 @@ class StoredWeights:
 class Truth:
     """The true state of one device: the contents of its pages, and what runs on its lanes."""
 
-    __slots__ = ("running", "slowest", "spec", "stalled_ns", "stored", "waited_ns")
+    __slots__ = ("running", "slower", "slowest", "spec", "stalled_ns", "stored", "waited_ns")
 
-    def __init__(self, spec: DeviceSpec) -> None:
+    def __init__(self, spec: DeviceSpec, slower: float = 1.0) -> None:
         self.spec = spec
+        self.slower = slower
+        """How many times as long as on the zoo's devices everything takes here."""
         self.stored: dict[int, StoredWeights] = {}
         """All weights that hold pages, by first page."""
         self.running: dict[Lane, Action] = {}
-        self.slowest = 1.0
-        """The largest factor so far by which a fault slowed it."""
+        self.slowest = max(1.0, slower)
+        """The largest factor so far by which it was slower than those, faults included."""
         self.stalled_ns = 0
         """For how long its lanes were stopped, in total."""
         self.waited_ns = 0
@@ -135,7 +137,7 @@ class CheckedHost(SimulatedWorker):
         super().__init__(name, specs, world)
         self._checks = checks
         self._steps = 0
-        self.truth = {spec.device: Truth(spec) for spec in specs}
+        self.truth = {spec.device: Truth(spec, world.slower.get(spec.device, 1.0)) for spec in specs}
 
     def observe(self, event: WorkerEvent, now_ns: int) -> None:
         """The true state changes first, then the brain observes it."""
@@ -161,7 +163,7 @@ class CheckedHost(SimulatedWorker):
         assert window.earliest_ns <= axis_ns <= window.latest_ns, f"{action} starts at {axis_ns}"
         truth = self.truth[effect.device]
         truth.start(action, effect.lane)
-        truth.slowest = max(truth.slowest, self.slowness.get(effect.device, 1.0))
+        truth.slowest = max(truth.slowest, truth.slower * self.slowness.get(effect.device, 1.0))
         self._checks.started(self, action)
         super()._start(effect, now_ns)
 
@@ -258,7 +260,7 @@ class Checks:
         """How often each open request may have run on a worker that was lost."""
         self._deaths: Counter[str] = Counter()
         """How many workers died while each model ran there, or its code was prepared."""
-        self._bounds: dict[tuple[str, int], tuple[int, int]] = {}
+        self._bounds: dict[tuple[str, int], tuple[int, int, float]] = {}
         noise = simulation.constants.noise
         self._infer_noise = _span(noise.infer_us)
         self._load_noise = _span(noise.load_us)
@@ -437,27 +439,37 @@ class Checks:
         key = (action.code_id, action.batch if isinstance(action, Infer) else 0)
         if key not in self._bounds:
             self._bounds[key] = self._range(action)
-        least_ns, most_ns = self._bounds[key]
+        least_ns, most_ns, scale = self._bounds[key]
         host = self._simulation.by_device[action.device]
         assert isinstance(host, CheckedHost)
         truth = host.truth[action.device]
-        most_ns = max(LEAST_NS, int(most_ns * truth.slowest)) + truth.stalled_ns + truth.waited_ns
+        most_ns = max(LEAST_NS, int(most_ns * truth.slowest)) + int(
+            scale * (truth.stalled_ns + truth.waited_ns)
+        )
+        least_ns = int(least_ns * min(1.0, truth.slower))
         assert least_ns - 1 <= action.expected_ns <= most_ns + 1, (
             f"{action.expected_ns} ns are expected of what takes {least_ns} to {most_ns}: {action}"
         )
 
-    def _range(self, action: Load | Infer) -> tuple[int, int]:
-        """The shortest and longest possible duration on a device that no fault slows."""
+    def _range(self, action: Load | Infer) -> tuple[int, int, float]:
+        """The shortest and longest possible duration on a device that no fault slows.
+
+        Of an INFER also by what other batches of the code may take, of which its seed is made; the last value
+        is by how much a delay of one of those may count.
+        """
         simulation, code_id = self._simulation, action.code_id
         profiles = [simulation.world.truth[code_id]]
         profiles += [code.profiles[0] for code in simulation.codes if code.code.code_id == code_id]
-        if isinstance(action, Infer):
-            usual = [profile.infer_ns[action.batch] for profile in profiles]
-            low_ns, high_ns = self._infer_noise
-        else:
-            usual = [profile.load_ns(action.weights.size) for profile in profiles]
+        if isinstance(action, Load):
+            lasts_ns = [profile.load_ns(action.weights.size) for profile in profiles]
             low_ns, high_ns = self._load_noise
-        return min(usual) + low_ns, max(usual) + high_ns
+            return min(lasts_ns) + low_ns, max(lasts_ns) + high_ns, 1.0
+        low_ns, high_ns = self._infer_noise
+        usual = profiles[1].infer_ns
+        scales = {size: usual[action.batch] / usual_ns for size, usual_ns in usual.items()}
+        least_ns = [scales[size] * (one.infer_ns[size] + low_ns) for size in usual for one in profiles]
+        most_ns = [scales[size] * (one.infer_ns[size] + high_ns) for size in usual for one in profiles]
+        return int(min(least_ns)), int(max(most_ns)) + 1, max(scales.values())
 
     # Every STRIDE steps
 

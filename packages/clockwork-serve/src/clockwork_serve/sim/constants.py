@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from clockwork_serve.messages import DeviceSpec
 from clockwork_serve.units import GIB, MIB, NS_PER_US
+from clockwork_serve.workload.tables import DeviceGroup
 
 # ------------------------------------------------------------
 # Delays and noise of the simulated world, read from ``constants.toml``; figures print them.
@@ -137,12 +138,13 @@ def uniform_us(least_ns: int, most_ns: int) -> Quantiles:
 
 
 # ------------------------------------------------------------
-# What is simulated: how many devices, of what size, on how many workers.
+# What is simulated: how many devices, of what size and speed, on how many workers.
 
 
 class Cluster(Struct, frozen=True, kw_only=True):
-    """Devices to simulate, all alike: those of the paper, with 1376 pages of 16 MiB for weights.
+    """Devices to simulate: those of the paper, with 1376 pages of 16 MiB for weights, all alike.
 
+    Or, with ``groups``, unlike: ``devices`` is their sum, and a group without ``memory_mib`` has ``pages``.
     Where ``lanes_share``, they are like a CPU of one core: a LOAD and an INFER are not done at once.
     """
 
@@ -151,15 +153,40 @@ class Cluster(Struct, frozen=True, kw_only=True):
     pages: int = 1376
     page_bytes: int = 16 * MIB
     lanes_share: bool = False
+    groups: tuple[DeviceGroup, ...] = ()
+
+    def each(self) -> Iterator[DeviceGroup]:
+        """The group of each device, in order."""
+        for group in self.groups or (DeviceGroup(devices=self.devices),):
+            for _ in range(group.devices):
+                yield group
+
+    def slower(self) -> dict[str, float]:
+        """By device, of those that are not as fast as the zoo's: how many times as long everything takes."""
+        return {f"gpu{at}": group.slower for at, group in enumerate(self.each()) if group.slower != 1}
+
+    def kinds(self, kind: str) -> dict[str, float]:
+        """The kinds of devices that are profiled, and how many times as long as in the zoo they take."""
+        kinds = {kind: 1.0}
+        kinds.update((_kind_of(kind, group), group.slower) for group in self.groups if group.profiled)
+        return kinds
+
+    def pages_of(self, group: DeviceGroup) -> int:
+        """The pages for weights of each device of a group."""
+        return self.pages if group.memory_mib is None else group.memory_mib * MIB // self.page_bytes
 
     def specs(self, kind: str) -> list[tuple[DeviceSpec, ...]]:
         """The devices of each worker."""
         specs = [
             DeviceSpec(
-                device=f"gpu{at}", kind=kind, pages=self.pages, page_bytes=self.page_bytes,
-                workspace_bytes=GIB, io_bytes=GIB, lanes_share=self.lanes_share,
+                device=f"gpu{at}", kind=_kind_of(kind, group), pages=self.pages_of(group),
+                page_bytes=self.page_bytes, workspace_bytes=GIB, io_bytes=GIB, lanes_share=self.lanes_share,
             )
-            for at in range(self.devices)
+            for at, group in enumerate(self.each())
         ]  # fmt: skip
         step = self.devices_per_worker
         return [tuple(specs[at : at + step]) for at in range(0, len(specs), step)]
+
+
+def _kind_of(kind: str, group: DeviceGroup) -> str:
+    return f"{kind}/{group.slower:g}" if group.profiled and group.slower != 1 else kind

@@ -89,8 +89,8 @@ class World:
     """
 
     __slots__ = (
-        "endless", "heap", "infer_noise", "jitter", "killers", "load_noise", "order", "prepare_ns", "tally",
-        "truth", "worker_delay_ns",
+        "endless", "heap", "infer_noise", "jitter", "killers", "load_noise", "order", "prepare_ns", "slower",
+        "tally", "truth", "worker_delay_ns",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +99,8 @@ class World:
         self.heap: list[Entry] = []
         self.order = 0
         self.truth = truth
+        self.slower: dict[str, float] = {}
+        """By device, where it is not 1: how many times as long as ``truth`` everything takes there."""
         self.tally = tally
         self.worker_delay_ns = worker_delay_ns
         self.prepare_ns = prepare_ns
@@ -297,6 +299,8 @@ class SimulatedWorker:
                 lasts_ns += world.load_noise.next()
         else:
             lasts_ns = LEAST_NS
+        if world.slower:
+            lasts_ns = int(lasts_ns * world.slower.get(device, 1.0))
         if self.slowness:
             lasts_ns = int(lasts_ns * self.slowness.get(device, 1.0))
         if lasts_ns < LEAST_NS:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 # ruff: noqa: PLR1730 - min() costs 100 ns more than a condition
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop
 from typing import Final, Protocol
 
@@ -116,13 +116,11 @@ class Simulation:
         self.open: dict[str, Sent] = {}
         """All and only requests without a response."""
         kind = f"emulated:{zoo.name}"
-        self.codes = [
-            CodeAdded(code=zoo.code(one, config.max_batch), profiles=(zoo.profile(one, kind),))
-            for one in dict.fromkeys(kind for _, kind in workload.models)
-        ]
+        self.codes = _codes(workload, zoo, config, cluster.kinds(kind))
         """The codes of all and only models that are served."""
         self.models: list[Model] = [zoo.model(name, one) for name, one in workload.models]
         self.world = self._world(truth, seed, noise)
+        self.world.slower = cluster.slower()
         self.hosts: dict[str, SimulatedWorker] = {}
         """All and only workers that the controller believes up, by name."""
         self.by_device: dict[str, SimulatedWorker] = {}
@@ -375,3 +373,16 @@ class Simulation:
     def _retry_ns(self, load: ClosedLoad, answer: Answer) -> int:
         least_ns = self.constants.clients.retry_ns if load.retry_ns is None else load.retry_ns
         return max(least_ns, answer.retry_after_ns) if load.retry == "retry_after" else least_ns
+
+
+def _codes(
+    workload: Workload, zoo: Zoo, config: ControllerConfig, kinds: Mapping[str, float]
+) -> list[CodeAdded]:
+    """The codes of a workload's models; ``kinds``: by kind of device, how many times as slow it is."""
+    return [
+        CodeAdded(
+            code=zoo.code(one, config.max_batch),
+            profiles=tuple([zoo.profile(one, kind, slower) for kind, slower in kinds.items()]),
+        )
+        for one in dict.fromkeys(code for _, code in workload.models)
+    ]

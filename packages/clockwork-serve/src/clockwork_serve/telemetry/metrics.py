@@ -147,6 +147,8 @@ def _models(counters: Counters) -> Iterator[Family]:
          lambda model: sum(each.run_ns for each in model.batches.values()) / NS_PER_S),
         ("model_executions_total", "counter", "Batches of a model that ran well.",
          lambda model: sum(each.executions for each in model.batches.values())),
+        ("model_overruns_total", "counter", "Batches of a model that took longer than expected.",
+         lambda model: model.overruns),
         ("model_cold_starts_total", "counter", "Good answers that waited for a LOAD.",
          lambda model: model.cold_starts),
     )  # fmt: skip

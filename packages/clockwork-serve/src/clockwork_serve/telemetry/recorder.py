@@ -294,6 +294,7 @@ class Recorder:
         if batch is None:
             batch = model.batches[action.batch] = BatchCounters()
         batch.executions += 1
+        model.overruns += result.lane_ns > action.expected_ns
         batch.input_ns += result.input_ns
         batch.run_ns += result.run_ns
         batch.output_ns += result.output_ns

@@ -19,6 +19,7 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.workload.tables import (
     NO_SLO_MS,
     ClusterTable,
+    DeviceGroup,
     FaultTable,
     FieldError,
     LoadTable,
@@ -209,6 +210,12 @@ def _record(source: Source, path: str, values: object, kind: type[Record]) -> Re
     if isinstance(values, dict) and kind is LoadTable:
         ramps = {key: _record(source, prefix + key, values[key], Ramp) for key in _RAMPS if key in values}
         values = {**values, **ramps}
+    if isinstance(values, dict) and kind is ClusterTable and isinstance(values.get("groups"), list):
+        rows = enumerate(values["groups"])
+        values = {
+            **values,
+            "groups": [_record(source, f"{prefix}groups[{i}]", row, DeviceGroup) for i, row in rows],
+        }
     try:
         return msgspec.convert(values, kind)
     except FieldError as error:

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any, Final, Literal
 
 from msgspec import Struct
+from msgspec.structs import force_setattr
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Quota
@@ -269,8 +270,29 @@ class TenantTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         )  # fmt: skip
 
 
+class DeviceGroup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Devices of a cluster that are alike: ``slower`` times as slow as the zoo's (below 1: faster).
+
+    ``profiled``: the controller knows that from a profile; else it believes the zoo, and has to find out.
+    """
+
+    devices: int = 1
+    slower: float = 1.0
+    memory_mib: int | None = None
+    profiled: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the fields. Raises :class:`FieldError`."""
+        require_within(self, ("devices",), 1, 1_000_000)
+        require_between(self, ("slower",), 0.01, 100.0)
+        require_within(self, ("memory_mib",), 1, 1 << 30)
+
+
 class ClusterTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The devices that a simulation serves the loads with; other users of a scenario ignore it."""
+    """The devices that a simulation serves the loads with; other users of a scenario ignore it.
+
+    With ``groups``, which are not alike, ``devices`` is their sum.
+    """
 
     zoo: str = "v100"
     devices: int = 1
@@ -278,10 +300,15 @@ class ClusterTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     memory_mib: int | None = None
     page_mib: int = 16
     lanes_share: bool = False
+    groups: tuple[DeviceGroup, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the fields. Raises :class:`FieldError`."""
         require_text(self, ("zoo",))
+        total = sum(group.devices for group in self.groups)
+        if self.groups and self.devices not in (1, total):
+            raise unfit("devices", f"none, or the {total} of groups", self.devices, "change the groups")
+        force_setattr(self, "devices", total or self.devices)
         require_within(self, ("devices", "devices_per_worker", "page_mib"), 1, 1_000_000)
         require_within(self, ("memory_mib",), 1, 1 << 30)
         if self.devices % self.devices_per_worker:

@@ -115,18 +115,19 @@ class Zoo:
             lifted=True,
         )
 
-    def profile(self, kind: str, device_kind: str = DEVICE_KIND) -> Profile:
-        """The row's durations; ``load_ns(weights_bytes)`` is its LOAD exactly.
+    def profile(self, kind: str, device_kind: str = DEVICE_KIND, slower: float = 1.0) -> Profile:
+        """The row's durations, each ``slower`` times; ``load_ns(weights_bytes)`` is its LOAD exactly.
 
         No workspace is named: on the paper's GPUs 512 MiB of workspace and of I/O area are never short.
         """
         row = self[kind]
-        per_mib = row.load_ns * MIB // row.weights_bytes
+        load_ns = int(row.load_ns * slower)
+        per_mib = load_ns * MIB // row.weights_bytes
         return Profile(
             code_id=kind,
             device_kind=device_kind,
-            infer_ns=dict(row.infer_ns),
-            load_base_ns=row.load_ns - (per_mib * row.weights_bytes >> 20),
+            infer_ns={size: int(lasts_ns * slower) for size, lasts_ns in row.infer_ns.items()},
+            load_base_ns=load_ns - (per_mib * row.weights_bytes >> 20),
             load_ns_per_mib=per_mib,
         )
 

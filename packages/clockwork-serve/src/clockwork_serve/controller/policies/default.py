@@ -174,9 +174,11 @@ class DefaultScheduler(PaperScheduler):
                 return
             strategy = heappop(heap)[2]
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
-            choice = self._best(strategy, start_ns)
+            # Due times leave the slack that some device needs; this one may need more.
+            from_ns = start_ns + self._belief.extra_ns(plan.device, now_ns)
+            choice = self._best(strategy, from_ns)
             if choice is None:
-                self._drop_outliers(strategy, start_ns, now_ns)
+                self._drop_outliers(strategy, from_ns, now_ns)
                 continue
             after = plan.top()
             if after is not None:
@@ -188,11 +190,11 @@ class DefaultScheduler(PaperScheduler):
                     continue
                 # If it runs first, the next one, or one of a class below, is too late: choose which to drop.
                 several = len(self._belief.waiting_by_class) > 1
-                if several or start_ns + choice.cost_ns + band_ns > after.key_ns:
-                    choice = self._least_loss(plan, choice, start_ns)
+                if several or from_ns + choice.cost_ns + band_ns > after.key_ns:
+                    choice = self._least_loss(plan, choice, from_ns)
             if choice.batch.count < len(choice.strategy.queue.dues):
-                choice = self._better(plan, choice, start_ns, now_ns)
-            choice = self._relaxed(plan, self._fuller(choice, start_ns), now_ns)
+                choice = self._better(plan, choice, from_ns, now_ns)
+            choice = self._relaxed(plan, self._fuller(choice, from_ns), now_ns)
             if plan.device.reserved:
                 kept = self._kept(choice, start_ns)
                 if kept is None or kept.strategy is not choice.strategy:

@@ -23,7 +23,7 @@ from clockwork_serve.controller.cluster import (
     Strategy,
 )
 from clockwork_serve.controller.codes import BatchChoice
-from clockwork_serve.controller.estimates import VALID_NS, drop_outliers, reset_stale
+from clockwork_serve.controller.estimates import VALID_NS, drop_outliers
 from clockwork_serve.controller.placement import Candidates, make_room
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
@@ -326,7 +326,7 @@ class PaperScheduler(Record):
             for queue in model.queues.values():
                 if queue.dues:
                     ready_ns = queue.dues[-1] - timings.infer(queue.least, queue.signature).estimate_ns
-                    reset_stale(samples, ready_ns - start_ns, now_ns)
+                    timings.reset_stale(samples, ready_ns - start_ns, now_ns)
         return samples.estimate_ns < old_estimate_ns
 
     def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
