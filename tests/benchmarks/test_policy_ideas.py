@@ -38,7 +38,9 @@ PLACES = {
     "loads by need": {"__init__", "_load_one"},
     "INFERs first": {"_infers_first"},
     "loads ahead": {"_for_others"},
-    "least missed first": {"__init__"},
+    "least missed first": {"__init__", "_load"},
+    "copies into idle memory": {"_find_roomy"},
+    "last copies stay": {"_load"},
 }
 """By idea, where the policy without it does otherwise."""
 

@@ -43,6 +43,7 @@ def test_the_quick_way_finds_what_the_search_finds(uses, tens: int, pages: int) 
             ask(made, served[at])
         elif what == "fly":
             residency.in_flight ^= 1
+            residency.loosen()
         elif not residency.in_flight:
             made.send_unload(residency, ms(20))
             held[at] = place(made, served[at], "d0", first=residency.extent.first)

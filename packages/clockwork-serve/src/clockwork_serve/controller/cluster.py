@@ -259,6 +259,8 @@ class ServedModel(Record):
     def add_residency(self, residency: Residency) -> None:
         """Add weights whose LOAD is sent; a sole residency is assigned the whole demand."""
         sole = self.sole
+        for other in self.residencies.values():
+            other.device.lower(other)
         if sole is not None:
             sole.share_ns = self.demand_ns
             self.sole = None
@@ -498,8 +500,8 @@ class LanePlan(Record):
     """A device's strategies by urgency; flags and timers are for the policy."""
 
     __slots__ = (
-        "changed", "device", "exec_full", "exec_timer", "full", "heap", "load_blocked", "load_dirty",
-        "load_timer",
+        "changed", "device", "exec_full", "exec_timer", "full", "heap", "in_vain", "load_blocked",
+        "load_dirty", "load_timer", "room_blocked",
     )  # fmt: skip
 
     def __init__(self, device: DeviceBelief) -> None:
@@ -516,8 +518,16 @@ class LanePlan(Record):
         self.load_dirty = False
         """All LOAD candidates are to be considered for the load lane, not only new ones."""
         self.load_blocked = False
-        """A candidate was declined for lack of pages or time; reconsider it when that may have changed."""
+        """A candidate was declined for lack of time; reconsider it when that may have changed."""
+        self.room_blocked = False
+        """A candidate was declined for lack of pages; reconsider it once ``in_vain`` is empty."""
         self.load_timer = LaneTimer(self, 2 * device.index + 1, is_exec=False)
+        self.in_vain: list[tuple[int, int, int]] = []
+        """Searches for room in vain, as (pages, demand, limit of worth), since more could be evicted."""
+
+    def may_load(self) -> bool:
+        """Whether a candidate that was declined may be accepted now."""
+        return self.load_blocked or (self.room_blocked and not self.in_vain)
 
     def push(self, strategy: Strategy, key_ns: int) -> None:
         """Add a strategy, or lower its key."""
@@ -602,6 +612,7 @@ class Reservation(Record):
         if not waiters:
             self.residency.device.reserved.remove(self)
             self.residency.reserved -= 1
+            self.residency.loosen()
             return
         self.due_ns = min([one.due_ns for one in waiters])
         self.batch = self.batch_of(len(waiters)) or self.batches[-1]
@@ -645,8 +656,8 @@ class Residency(Record):
     """One model's weights on one device."""
 
     __slots__ = (
-        "code", "device", "extent", "in_flight", "model", "ready_ns", "reserved", "share_ns", "slow", "state",
-        "used", "version",
+        "code", "considered", "device", "extent", "in_flight", "model", "ready_ns", "reserved", "share_ns",
+        "slow", "state", "used", "version",
     )  # fmt: skip
 
     def __init__(
@@ -670,6 +681,13 @@ class Residency(Record):
         """The share of the model's demand that is assigned to its device; unused for a sole residency."""
         self.slow = False
         """Its least batch takes longer here than a waiting request's SLO; cleared by the next INFER here."""
+        self.considered = False
+        """It could be evicted in each search of its device's ``in_vain`` that was not for a copy."""
+
+    def loosen(self) -> None:
+        """Have room sought anew: it may be possible to evict these weights, which it was not before."""
+        if not self.considered:
+            self.device.plan.in_vain.clear()
 
     def free_ns(self, lane_ns: int) -> int:
         """When a batch can start here on a lane that is free at ``lane_ns``: weights may still be loading."""
@@ -782,7 +800,7 @@ class DeviceBelief(Record):
         self.used = 0
         """A counter of uses, for least-recently-used order."""
         self.idle: list[tuple[int, int, Residency]] = []
-        """Heap of (use, version, weights) of all weights here, each ``use`` corrected when it surfaces."""
+        """Heap of (worth, version, weights) of all weights here, each worth corrected when it surfaces."""
         self.demand_ns = 0
         """Demand assigned to this device: the sum of its residencies' shares."""
         self.load_key_ns = NEVER_NS
@@ -839,6 +857,11 @@ class DeviceBelief(Record):
         """Assign pages to weights that are to be loaded."""
         self.touch(residency)
         self.pages.hold(residency.extent, residency)
+        self.lower(residency)
+
+    def lower(self, residency: Residency) -> None:
+        """Weights are here that are worth less than before, or new: another device has them, too."""
+        self.plan.in_vain.clear()
         heappush(self.idle, (residency.used, residency.version, residency))
         if len(self.idle) > 2 * len(self.pages) + IDLE_MIN:
             self.idle = [(one.used, one.version, one) for one in self.pages.holders()]

@@ -57,7 +57,7 @@ from clockwork_serve.controller.record import Record
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import Extent
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of saved states. To be raised with every change of a record's fields or of what they mean."""
 
 MODULES: Final = (
@@ -285,6 +285,7 @@ class Forking:
         new = new_residency()
         get = self._twins.get
         self._twins[old] = new
+        new.considered = old.considered
         new.extent = old.extent
         new.in_flight = old.in_flight
         new.ready_ns = old.ready_ns

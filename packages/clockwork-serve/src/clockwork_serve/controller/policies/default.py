@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from heapq import heappop
+from itertools import islice
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
@@ -65,6 +66,15 @@ PRESSED: Final = 4
 
 BETTER: Final = 1.02
 """A batch is more efficient if it serves this many times as many requests per lane time."""
+
+COPIED: Final = 4
+"""Idle memory takes another copy if this part (1 / ``COPIED``) of the horizon does not suffice for demand."""
+
+KEPT_FREE: Final = 16
+"""This part (1 / ``KEPT_FREE``) of a device's pages takes no copies."""
+
+ROOMY_MAX: Final = 8
+"""At most this many devices are tried for a copy."""
 
 TIGHT_NS: Final = NS_PER_S
 """How long an SLO counts on a device after the last request that had it."""
@@ -125,6 +135,10 @@ class DefaultScheduler(PaperScheduler):
         """While ``_spare``: time was short for some model."""
         self._network_ns = belief.config.network_ns
         self._tight: dict[LanePlan, Tight] = {}
+        self._roomy: dict[LanePlan, None] = {}
+        """Devices that have pages for copies."""
+        self._all_above_ns = belief.dirty_above_ns
+        """``Belief.dirty_above_ns`` where there is no memory for copies."""
 
     def queued(self, queue: Queue) -> None:
         """As in ``paper``; also updates popularity and the tightest SLO of devices."""
@@ -147,7 +161,26 @@ class DefaultScheduler(PaperScheduler):
     def device_lost(self, device: DeviceBelief) -> None:
         """Forget the device."""
         self._tight.pop(device.plan, None)
+        self._roomy.pop(device.plan, None)
         super().device_lost(device)
+
+    def device_changed(self, device: DeviceBelief) -> None:
+        """As in ``paper``; also notes whether it has memory for copies."""
+        self._find_roomy(device)
+        super().device_changed(device)
+
+    def load_changed(self, device: DeviceBelief) -> None:
+        """As in ``paper``; also notes whether it has memory for copies."""
+        self._find_roomy(device)
+        super().load_changed(device)
+
+    def _find_roomy(self, device: DeviceBelief) -> None:
+        free = device.pages.count - device.pages.used
+        if device.up and free > device.pages.count // KEPT_FREE:
+            self._roomy[device.plan] = None
+        else:
+            self._roomy.pop(device.plan, None)
+        self._belief.dirty_above_ns = self._all_above_ns // COPIED if self._roomy else self._all_above_ns
 
     # Exec lanes
 
@@ -355,6 +388,44 @@ class DefaultScheduler(PaperScheduler):
         return Choice(strategy, choice.first, short, strategy.queue.dues[choice.first])
 
     # LOADs
+
+    def _top_up_loads(self, now_ns: int) -> None:
+        """As in ``paper``; then idle load lanes take copies into idle memory."""
+        asked = [model for model in self._belief.dirty_models if model.waiting] if self._roomy else []
+        super()._top_up_loads(now_ns)
+        for model in asked:
+            if self._candidates.top() is not None:
+                return  # a LOAD that is needed comes first
+            if model.waiting and model.residencies and not model.removed:
+                self._copy(model, now_ns)
+
+    def _copy(self, model: ServedModel, now_ns: int) -> None:
+        """Send a LOAD of another copy of a model that is asked for, if a device is idle enough to take it.
+
+        It evicts nothing, and leaves half of the load lanes idle for LOADs that are needed.
+        """
+        if self._candidates.priority(model, COPIED) <= 0:
+            return
+        best: DeviceBelief | None = None
+        tried = idle = 0
+        for plan in islice(self._roomy, ROOMY_MAX):
+            device = plan.device
+            tried += 1
+            if device.load:
+                continue
+            idle += 1
+            if (
+                device.name not in model.residencies and model.code_id in device.codes
+                and (best is None or device.demand_ns < best.demand_ns)
+            ):  # fmt: skip
+                best = device
+        if best is None or 2 * (idle - 1) < tried - 1:
+            return
+        extent = best.pages.gap(best.spec.pages_of(model.model.weights.size))
+        if extent is not None:
+            self._belief.send_load(best, model, extent, best.load.available_ns(now_ns), now_ns)
+            self._rank_dirty()
+            self._has_room(best.plan, now_ns)
 
     def _load_ahead_ns(self, plan: LanePlan) -> int:
         """As for exec lanes, only as far ahead as the network needs."""
