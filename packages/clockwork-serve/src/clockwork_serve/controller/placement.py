@@ -209,10 +209,7 @@ COPY_LOSS: Final = 3 * ONE
 NO_LIMIT: Final = 1 << 64
 """Above every worth."""
 
-STEP: Final = ONE >> 1
-"""Room that was sought in vain for a copy is not sought at once for one that is worth little more."""
-
-TRIED_MAX: Final = 8
+TRIED_MAX: Final = 4
 """At most so many weights are tried for eviction in favour of a further copy, the least valuable ones."""
 
 IN_VAIN_MAX: Final = 8
@@ -251,10 +248,7 @@ def make_room(
     if len(in_vain) >= IN_VAIN_MAX:
         in_vain.clear()
     if limit != NO_LIMIT:
-        room = _in_place_of_one(device, count, wanted_ns, limit, TRIED_MAX, by_popularity=True)
-        if room is None:
-            in_vain.append((count, NEVER_NS, limit + STEP))
-        return room
+        return _in_place_of_one(device, count, wanted_ns, limit, TRIED_MAX, by_popularity=True)
     if pages.all_of(count):
         room = _in_place_of_one(
             device, count, wanted_ns, NO_LIMIT, len(device.idle), by_popularity=by_popularity
@@ -267,6 +261,16 @@ def make_room(
             other.considered = evictable and (other.considered or not in_vain)
         in_vain.append((count, wanted_ns, NO_LIMIT))
     return room
+
+
+def no_copy(device: DeviceBelief, model: ServedModel) -> bool:
+    """Whether room for a further copy was sought in vain here, for this model or such a one."""
+    limit = model.popularity - COPY_LOSS * len(model.residencies)
+    count = device.spec.pages_of(model.model.weights.size)
+    for vain_count, _, vain_limit in device.plan.in_vain:
+        if count >= vain_count and limit <= vain_limit != NO_LIMIT:
+            return all(one.serves for one in model.residencies.values())
+    return False
 
 
 def _rank(residency: Residency, wanted_ns: int, *, by_popularity: bool) -> int | None:
@@ -283,8 +287,12 @@ def _rank(residency: Residency, wanted_ns: int, *, by_popularity: bool) -> int |
 def _in_place_of_one(
     device: DeviceBelief, count: int, wanted_ns: int, limit: int, tries: int, *, by_popularity: bool
 ) -> ExtentChoice[Residency] | None:
-    """The first weights worth less than ``limit``, of at most ``tries``, that leave enough pages."""
+    """The first weights worth less than ``limit``, of at most ``tries``, that leave enough pages.
+
+    For a further copy, which is not urgent, a search in vain stands until more weights could be evicted.
+    """
     idle = device.idle
+    beyond = NO_LIMIT - 1
     aside: list[tuple[int, int, Residency]] = []
     room: ExtentChoice[Residency] | None = None
     while idle and len(aside) < tries:
@@ -297,6 +305,7 @@ def _in_place_of_one(
             heapreplace(idle, (value, version, residency))
             continue
         if value >= limit:
+            beyond = value
             break
         rank = _rank(residency, wanted_ns, by_popularity=by_popularity)
         if rank is not None and (room is None or rank < NEVER_NS):
@@ -308,4 +317,6 @@ def _in_place_of_one(
         aside.append(heappop(idle))
     for entry in aside:
         heappush(idle, entry)
+    if room is None and limit != NO_LIMIT:
+        device.plan.in_vain.append((count, NEVER_NS, beyond))
     return room

@@ -40,7 +40,7 @@ from clockwork_serve.controller.cluster import (
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, popularity_after
 from clockwork_serve.controller.life import READY
-from clockwork_serve.controller.placement import Candidates
+from clockwork_serve.controller.placement import Candidates, no_copy
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
@@ -75,6 +75,15 @@ KEPT_FREE: Final = 16
 
 ROOMY_MAX: Final = 8
 """At most this many devices are tried for a copy."""
+
+PATIENT: Final = 8
+"""Requests may be left to devices that are in use if their SLO is this many times as long as they take."""
+
+SPARED: Final = 4
+"""They are left to others for as long as this part (1 / ``SPARED``) of their SLO is to spare."""
+
+OTHERS_MAX: Final = 4
+"""At most this many other devices are considered for that."""
 
 TIGHT_NS: Final = NS_PER_S
 """How long an SLO counts on a device after the last request that had it."""
@@ -135,6 +144,8 @@ class DefaultScheduler(PaperScheduler):
         """While ``_spare``: time was short for some model."""
         self._network_ns = belief.config.network_ns
         self._tight: dict[LanePlan, Tight] = {}
+        self._left: list[Choice] = []
+        """What idle devices left to others in this decision."""
         self._roomy: dict[LanePlan, None] = {}
         """Devices that have pages for copies."""
         self._all_above_ns = belief.dirty_above_ns
@@ -207,6 +218,8 @@ class DefaultScheduler(PaperScheduler):
             if choice is None:
                 self._drop_outliers(strategy, start_ns, now_ns)
                 continue
+            if not lane and self._left_to_others(choice, now_ns):
+                continue
             after = plan.top()
             if after is not None:
                 band_ns = strategy.queue.band_ns
@@ -229,6 +242,42 @@ class DefaultScheduler(PaperScheduler):
                     return
                 choice = kept
             self._send(choice, start_ns, now_ns)
+
+    def schedule(self, now_ns: int) -> None:
+        """As in ``paper``; what was left to other devices stays in the plan."""
+        super().schedule(now_ns)
+        for choice in self._left:
+            strategy = choice.strategy
+            if strategy.queue.dues and strategy.key_ns == NEVER_NS and strategy in strategy.queue.strategies:
+                self._enqueue(strategy)
+        self._left.clear()
+
+    def _left_to_others(self, choice: Choice, now_ns: int) -> bool:
+        """Whether an idle device leaves a batch to one before it, which can well run it in time.
+
+        Where there is little to do, few devices do it, in larger batches; the others stay idle, and can be
+        seen to be needless. Not where the SLO is tight: what comes next may need the time that was left.
+        """
+        strategy, plan = choice.strategy, choice.strategy.plan
+        slo_ns = strategy.queue.waiters[choice.first].slo_ns
+        if slo_ns < PATIENT * strategy.least.estimate_ns or plan.device.reserved:
+            return False
+        limit_ns = choice.latest_ns - slo_ns // SPARED
+        if now_ns + plan.device.exec.network_ns >= limit_ns:
+            return False
+        others = 0
+        for other in strategy.queue.strategies:
+            if other.device.index < plan.device.index and other.residency.serves:
+                others += 1
+                if other.lane.available_ns(now_ns) <= limit_ns:
+                    self._left.append(choice)
+                    wake_ns = limit_ns - plan.device.exec.network_ns
+                    if wake_ns < plan.exec_timer.at_ns:
+                        self._timers.set(plan.exec_timer, wake_ns)
+                    return True
+                if others == OTHERS_MAX:
+                    break
+        return False
 
     def _send(self, choice: Choice, start_ns: int, now_ns: int) -> None:
         strategy = choice.strategy
@@ -474,6 +523,12 @@ class DefaultScheduler(PaperScheduler):
         sent = super()._load_one(plan, now_ns)
         self._spare = False
         return sent or (self._short and super()._load_one(plan, now_ns))
+
+    def _load(self, plan: LanePlan, model: ServedModel, now_ns: int) -> bool:
+        """As in ``paper``; a further copy is not tried again where there was room for none."""
+        if plan.in_vain and model.residencies and no_copy(plan.device, model):
+            return False
+        return super()._load(plan, model, now_ns)
 
     def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
         """Whether a LOAD that starts then is useful for a waiting request, or for later ones."""
