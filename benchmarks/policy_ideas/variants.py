@@ -157,6 +157,13 @@ class Alike(DefaultScheduler):
             vars(placement)["COPY_LOSS"] = usual
 
 
+class Everywhere(DefaultScheduler):
+    """An idle device leaves nothing to others."""
+
+    def _left_to_others(self, choice: Choice, now_ns: int) -> bool:
+        return False
+
+
 class Popular(DefaultScheduler):
     """Not kept: weights are loaded only if the model is asked for more than the one they would displace."""
 
@@ -243,6 +250,7 @@ IDEAS = (
     Idea("least missed first", ByUse),
     Idea("copies into idle memory", Uncopied),
     Idea("last copies stay", Alike, needs=("least missed first",)),
+    Idea("few devices where little is to do", Everywhere),
 )
 NAMES = tuple(idea.name for idea in IDEAS)
 NOT_KEPT: dict[str, type[DefaultScheduler]] = {

@@ -41,6 +41,7 @@ PLACES = {
     "least missed first": {"__init__", "_load"},
     "copies into idle memory": {"_find_roomy"},
     "last copies stay": {"_load"},
+    "few devices where little is to do": {"_left_to_others"},
 }
 """By idea, where the policy without it does otherwise."""
 
