@@ -34,12 +34,12 @@ def _play(kind: str, rate_rps: float, slo_ms: float) -> Callable[[Given], Found]
 
 CASES: Final = tuple(
     Case(
-        f"eviction-{at}", f"60 {kind} by Zipf's law, 2 devices that hold 30 each, {rate} r/s at {slo:g} ms",
+        f"eviction-{at}", f"60 {kind} (Zipf), 2 devices that hold 30 each, {rate} r/s at {slo:g} ms",
         asked=asked, before=before, play=_play(kind, rate, slo), note=note,
     )
     for at, (kind, rate, slo, asked, before, note) in enumerate((
         ("winograd_resnet18_v2", 2200, 6.0, 0.94, 0.787, ""),
-        ("resnet50_v1", 600, 8.0, 0.95, 0.782, "harder than the first: .950 was found where halves reach .919"),
+        ("resnet50_v1", 600, 8.0, 0.95, 0.782, "harder than the first, where halves reach .919"),
         ("resnet18_v1", 1500, 3.8, 0.84, 0.744, ""),
         ("resnet152_v2", 250, 19.5, 0.85, 0.733, "not the first case: .772 then, where halves reach .790"),
     ))

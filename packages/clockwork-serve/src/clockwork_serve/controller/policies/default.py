@@ -19,6 +19,9 @@ Differences to ``paper``; the gain of each is in docs/develop/policies.md:
 - *Loads ahead*: where no LOAD is fast enough for the SLO, weights are loaded for later requests.
 - *Least missed first*: weights of the least popular models are evicted, not the least recently used
   (``estimates.popularity_after``).
+- *Last copies stay*: a further copy is worth an eighth of the one before, and evicts nothing worth more.
+- *Copies into idle memory*: a free load lane copies what is asked for into free pages, before it is missed.
+- *Few devices where little is to do*: an idle device leaves relaxed batches to those before it.
 """
 
 from __future__ import annotations
@@ -77,7 +80,14 @@ ROOMY_MAX: Final = 8
 """At most this many devices are tried for a copy."""
 
 PATIENT: Final = 8
-"""Requests may be left to devices that are in use if their SLO is this many times as long as they take."""
+LAX: Final = 64
+"""Requests may be left to devices in use if their SLO is between so many times as long as one of them takes.
+
+With a longer one nobody waits for a deadline: such clients want throughput.
+"""
+
+LEFT_MAX: Final = 8
+"""At most this many batches are left to others in one decision: where there are more, there is much to do."""
 
 SPARED: Final = 4
 """They are left to others for as long as this part (1 / ``SPARED``) of their SLO is to spare."""
@@ -260,7 +270,10 @@ class DefaultScheduler(PaperScheduler):
         """
         strategy, plan = choice.strategy, choice.strategy.plan
         slo_ns = strategy.queue.waiters[choice.first].slo_ns
-        if slo_ns < PATIENT * strategy.least.estimate_ns or plan.device.reserved:
+        lasts_ns = strategy.least.estimate_ns
+        if not PATIENT * lasts_ns <= slo_ns <= LAX * lasts_ns or plan.device.reserved:
+            return False
+        if len(self._left) >= LEFT_MAX:
             return False
         limit_ns = choice.latest_ns - slo_ns // SPARED
         if now_ns + plan.device.exec.network_ns >= limit_ns:
