@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller import ControllerConfig, placement
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import (
+    DeviceBelief,
     LanePlan,
     Queue,
     ServedModel,
@@ -137,6 +138,32 @@ class ByUse(DefaultScheduler):
         self._by_popularity = False
 
 
+class Uncopied(DefaultScheduler):
+    """Idle memory stays empty until demand exceeds what those with the weights can serve."""
+
+    def _find_roomy(self, device: DeviceBelief) -> None:
+        pass
+
+
+class Alike(DefaultScheduler):
+    """A further copy is worth as much as the only one."""
+
+    def _load(self, plan: LanePlan, model: ServedModel, now_ns: int) -> bool:
+        usual = placement.COPY_LOSS
+        vars(placement)["COPY_LOSS"] = 0
+        try:
+            return super()._load(plan, model, now_ns)
+        finally:
+            vars(placement)["COPY_LOSS"] = usual
+
+
+class Everywhere(DefaultScheduler):
+    """An idle device leaves nothing to others."""
+
+    def _left_to_others(self, choice: Choice, now_ns: int) -> bool:
+        return False
+
+
 class Popular(DefaultScheduler):
     """Not kept: weights are loaded only if the model is asked for more than the one they would displace."""
 
@@ -221,6 +248,9 @@ IDEAS = (
     Idea("INFERs first", AtOnce),
     Idea("loads ahead", ForWaiters),
     Idea("least missed first", ByUse),
+    Idea("copies into idle memory", Uncopied),
+    Idea("last copies stay", Alike, needs=("least missed first",)),
+    Idea("few devices where little is to do", Everywhere),
 )
 NAMES = tuple(idea.name for idea in IDEAS)
 NOT_KEPT: dict[str, type[DefaultScheduler]] = {

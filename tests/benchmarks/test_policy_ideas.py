@@ -38,7 +38,10 @@ PLACES = {
     "loads by need": {"__init__", "_load_one"},
     "INFERs first": {"_infers_first"},
     "loads ahead": {"_for_others"},
-    "least missed first": {"__init__"},
+    "least missed first": {"__init__", "_load"},
+    "copies into idle memory": {"_find_roomy"},
+    "last copies stay": {"_load"},
+    "few devices where little is to do": {"_left_to_others"},
 }
 """By idea, where the policy without it does otherwise."""
 

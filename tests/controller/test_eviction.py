@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import Residency
+from clockwork_serve.controller.estimates import BASE, ONE
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import make_room
 from clockwork_serve.controller.timers import NEVER_NS
@@ -43,6 +44,7 @@ def test_the_quick_way_finds_what_the_search_finds(uses, tens: int, pages: int) 
             ask(made, served[at])
         elif what == "fly":
             residency.in_flight ^= 1
+            residency.loosen()
         elif not residency.in_flight:
             made.send_unload(residency, ms(20))
             held[at] = place(made, served[at], "d0", first=residency.extent.first)
@@ -66,3 +68,44 @@ def test_weights_of_many_sizes_make_room_together() -> None:
     room = make_room(made.devices["d0"], serve(made, "large", mib=3), NEVER_NS)
     assert room is not None
     assert [one.model.key for one in room.evicted] == ["m0/1", "m1/1", "m2/1"]
+
+
+def test_a_second_copy_goes_before_the_only_one_of_a_model_less_asked_for() -> None:
+    made = belief("d0", "d1", pages=8)
+    cool, hot, new = (serve(made, name) for name in ("cool", "hot", "new"))
+    place(made, cool, "d0")
+    place(made, hot, "d0", first=4)
+    place(made, hot, "d1")
+    cool.popularity, hot.popularity = BASE, BASE + 2 * ONE
+    for model in (cool, hot):
+        model.waiting = 0
+    room = make_room(made.devices["d0"], new, NEVER_NS, by_popularity=True)
+    assert room is not None and room.evicted == [hot.residencies["d0"]]
+    hot.popularity = BASE + 4 * ONE
+    room = make_room(made.devices["d0"], new, NEVER_NS, by_popularity=True)
+    assert room is not None and room.evicted == [cool.residencies["d0"]]
+
+
+def test_a_further_copy_evicts_only_what_is_worth_less() -> None:
+    made = belief("d0", "d1", pages=4)
+    cool, hot = serve(made, "cool"), serve(made, "hot")
+    place(made, cool, "d0")
+    place(made, hot, "d1")
+    cool.popularity, hot.popularity = BASE, BASE + 2 * ONE
+    assert make_room(made.devices["d0"], hot, NEVER_NS, by_popularity=True) is None
+    hot.popularity = BASE + 4 * ONE
+    room = make_room(made.devices["d0"], hot, NEVER_NS, by_popularity=True)
+    assert room is not None and room.evicted == [cool.residencies["d0"]]
+
+
+def test_room_that_was_sought_in_vain_is_sought_again_once_more_can_be_evicted() -> None:
+    made = belief("d0", pages=4)
+    held, new = place(made, serve(made, "held"), "d0"), serve(made, "new")
+    held.in_flight = 1
+    plan = made.devices["d0"].plan
+    assert make_room(made.devices["d0"], new, NEVER_NS) is None
+    assert plan.in_vain
+    held.in_flight = 0
+    assert make_room(made.devices["d0"], new, NEVER_NS) is None, "it is not looked for"
+    held.loosen()
+    assert make_room(made.devices["d0"], new, NEVER_NS) is not None

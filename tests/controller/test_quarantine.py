@@ -333,7 +333,7 @@ def test_what_is_refused_or_lost_when_its_model_is_in_quarantine_is_not_tried_ag
     for _ in range(40):
         world.request("bad", slo_ms=60)
     world.run(until_ms=500)
-    ids = [world.request("bad", slo_ms=300) for _ in range(16)]
+    ids = [world.request("bad", slo_ms=60) for _ in range(16)]
     die(world)
     assert world.quarantined
     die(world)

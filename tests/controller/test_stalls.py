@@ -201,9 +201,9 @@ def test_one_that_is_quick_again_is_believed_to_serve() -> None:
     world.join(device("d1"), worker="w1")
     world.actions.clear()
 
-    ends = asks(world, 20, slo_ms=28, pairs=True)
+    ends = asks(world, 20, slo_ms=28)
 
-    assert ends == {Outcome.OK: 40}
+    assert ends == {Outcome.OK: 20}
     assert loads(world) == []
 
 

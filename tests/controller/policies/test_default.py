@@ -393,3 +393,44 @@ def test_a_batch_that_leaves_too_few_behind_to_fill_a_larger_one_is_no_sign_that
     made.actions.clear()
     made.run(until_ms=100)
     assert infers(made)[0] == ("a/1", 2, 2), "four of b are a little more for their time"
+
+
+def test_idle_memory_takes_a_copy_of_what_waits_and_cannot_wait_long() -> None:
+    made = world("a", "b")
+    made.join(device("d1"), worker="w1")
+    made.run(until_ms=1)
+    made.request("b", slo_ms=28)
+    made.run(until_ms=1)
+    made.request("a", slo_ms=28)
+    assert loads(made) == ["a/1"], "its device is busy, and another one is idle"
+
+
+def test_idle_memory_takes_no_copy_of_what_can_wait_and_none_where_it_would_evict() -> None:
+    for pages, slo_ms in ((64, 300), (2, 28)):
+        made = world("a", "b")
+        made.join(device("d1", pages), worker="w1")
+        made.run(until_ms=1)
+        made.request("b", slo_ms=slo_ms)
+        made.run(until_ms=1)
+        made.request("a", slo_ms=slo_ms)
+        assert loads(made) == []
+
+
+def test_where_there_is_little_to_do_one_device_does_it() -> None:
+    made = world("a")
+    made.join(device("d1"), worker="w1")
+    made.run(until_ms=1)
+    for _ in range(40):
+        made.request("a", slo_ms=60)
+    made.run(until_ms=300)
+    made.actions.clear()
+    for _ in range(20):
+        made.request("a", slo_ms=200)
+        made.run(until_ms=10)
+    made.run(until_ms=200)
+    assert {one.device for one in made.actions if isinstance(one, Infer)} == {"d0"}
+    made.actions.clear()
+    for _ in range(20):
+        made.request("a", slo_ms=40)
+        made.run(until_ms=5)
+    assert {one.device for one in made.actions if isinstance(one, Infer)} == {"d0", "d1"}, "a tight SLO"

@@ -555,7 +555,8 @@ class Belief(Measured):
             self._emptied(queue, model)
         if model.sole is not None:
             model.sole.assign(model.demand_ns)
-            if model.load_key is None and not model.sole.device.plan.load_blocked:
+            plan = model.sole.device.plan
+            if model.load_key is None and not (plan.load_blocked or plan.room_blocked or plan.in_vain):
                 return
         self.mark_dirty(model)
 
@@ -693,6 +694,7 @@ class Belief(Measured):
     def loaded(self, residency: Residency) -> None:
         """Record that weights are ready: every queue of the model gets a strategy there."""
         residency.step(LOADED)
+        residency.loosen()
         for queue in residency.model.queues.values():
             queue.strategies = (*queue.strategies, Strategy(queue, residency))
             self.recheck(queue)
@@ -703,6 +705,7 @@ class Belief(Measured):
         if residency.reserved:
             self._displace(residency)
         device.pages.release(residency.extent)
+        device.plan.in_vain.clear()
         model.remove_residency(residency)
         for queue in model.queues.values():
             for strategy in queue.strategies:

@@ -259,6 +259,8 @@ class ServedModel(Record):
     def add_residency(self, residency: Residency) -> None:
         """Add weights whose LOAD is sent; a sole residency is assigned the whole demand."""
         sole = self.sole
+        for other in self.residencies.values():
+            other.device.lower(other)
         if sole is not None:
             sole.share_ns = self.demand_ns
             self.sole = None
@@ -516,8 +518,8 @@ class LanePlan(Record):
     """A device's strategies by urgency; flags and timers are for the policy."""
 
     __slots__ = (
-        "changed", "device", "exec_full", "exec_timer", "full", "heap", "load_blocked", "load_dirty",
-        "load_timer",
+        "changed", "device", "exec_full", "exec_timer", "full", "heap", "in_vain", "load_blocked",
+        "load_dirty", "load_timer", "room_blocked",
     )  # fmt: skip
 
     def __init__(self, device: DeviceBelief) -> None:
@@ -534,8 +536,16 @@ class LanePlan(Record):
         self.load_dirty = False
         """All LOAD candidates are to be considered for the load lane, not only new ones."""
         self.load_blocked = False
-        """A candidate was declined for lack of pages or time; reconsider it when that may have changed."""
+        """A candidate was declined for lack of time; reconsider it when that may have changed."""
+        self.room_blocked = False
+        """A candidate was declined for lack of pages; reconsider it once ``in_vain`` is empty."""
         self.load_timer = LaneTimer(self, 2 * device.index + 1, is_exec=False)
+        self.in_vain: list[tuple[int, int, int]] = []
+        """Searches for room in vain, as (pages, demand, limit of worth), since more could be evicted."""
+
+    def may_load(self) -> bool:
+        """Whether a candidate that was declined may be accepted now."""
+        return self.load_blocked or (self.room_blocked and not self.in_vain)
 
     def push(self, strategy: Strategy, key_ns: int) -> None:
         """Add a strategy, or lower its key."""
@@ -616,6 +626,7 @@ class Reservation(Record):
             self.enter()
         else:
             self.residency.reserved -= 1
+            self.residency.loosen()
 
     def enter(self) -> None:
         """Enter the plan of its device, after all that are due no later, and likewise its queue's list."""
@@ -654,8 +665,8 @@ class Residency(Record):
     """One model's weights on one device."""
 
     __slots__ = (
-        "code", "demand_ns", "device", "extent", "in_flight", "model", "ready_ns", "reserved", "share_ns",
-        "slow", "state", "used", "version",
+        "code", "considered", "demand_ns", "device", "extent", "in_flight", "model", "ready_ns", "reserved",
+        "share_ns", "slow", "state", "used", "version",
     )  # fmt: skip
 
     def __init__(
@@ -681,6 +692,13 @@ class Residency(Record):
         """That share in the device's own time: what it adds to the device's demand."""
         self.slow = False
         """Its least batch takes longer here than a waiting request's SLO; cleared by the next INFER here."""
+        self.considered = False
+        """It could be evicted in each search of its device's ``in_vain`` that was not for a copy."""
+
+    def loosen(self) -> None:
+        """Have room sought anew: it may be possible to evict these weights, which it was not before."""
+        if not self.considered:
+            self.device.plan.in_vain.clear()
 
     def assign(self, share_ns: int) -> None:
         """Have the device serve this share of the model's demand."""
@@ -800,7 +818,7 @@ class DeviceBelief(Record):
         self.used = 0
         """A counter of uses, for least-recently-used order."""
         self.idle: list[tuple[int, int, Residency]] = []
-        """Heap of (use, version, weights) of all weights here, each ``use`` corrected when it surfaces."""
+        """Heap of (worth, version, weights) of all weights here, each worth corrected when it surfaces."""
         self.demand_ns = 0
         """Demand assigned to this device, in its own time: the sum of what its residencies are assigned."""
         self.load_key_ns = NEVER_NS
@@ -838,6 +856,11 @@ class DeviceBelief(Record):
         """Assign pages to weights that are to be loaded."""
         self.touch(residency)
         self.pages.hold(residency.extent, residency)
+        self.lower(residency)
+
+    def lower(self, residency: Residency) -> None:
+        """Weights are here that are worth less than before, or new: another device has them, too."""
+        self.plan.in_vain.clear()
         heappush(self.idle, (residency.used, residency.version, residency))
         if len(self.idle) > 2 * len(self.pages) + IDLE_MIN:
             self.idle = [(one.used, one.version, one) for one in self.pages.holders()]

@@ -304,6 +304,7 @@ class Controller(Record):
             device.exec.end(result.action_id, result.ended_ns)
             assert sent.residency is not None
             sent.residency.in_flight -= 1
+            sent.residency.loosen()
             self._scheduler.exec_changed(device)
         else:
             if self._tenants.loads:

@@ -155,6 +155,7 @@ class Takeover(Record):
         device.exec.end(result.action_id, result.ended_ns)
         if residency is not None:
             residency.in_flight -= 1
+            residency.loosen()
             self._belief.has_pending = True  # its model may have been removed, and its weights wait for this
         self._scheduler.exec_changed(device)
 

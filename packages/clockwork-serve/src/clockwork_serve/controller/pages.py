@@ -101,10 +101,12 @@ class PageMap(Record, Generic[Holder]):
         """Whether all held extents have this size, so that evicting any one makes room for another."""
         return len(self._sizes) == 1 and count in self._sizes
 
-    def instead(self, extent: Extent) -> Extent:
-        """The extent for weights of the same size if those of a held extent are evicted."""
+    def instead(self, extent: Extent, count: int) -> Extent | None:
+        """``count`` pages in place of a held extent and the gaps beside it; None if these are too few."""
         at = bisect_left(self._firsts, extent.first)
-        return Extent(self._end(at - 1) if at else 0, extent.count)
+        start = self._end(at - 1) if at else 0
+        end = self._firsts[at + 1] if at + 1 < len(self._firsts) else self.count
+        return Extent(start, count) if end - start >= count else None
 
     def _end(self, at: int) -> int:
         extent = self._held[at][0]

@@ -16,6 +16,7 @@ from clockwork_serve.controller.cluster import (
     ServedModel,
 )
 from clockwork_serve.controller.codes import BatchChoice
+from clockwork_serve.controller.estimates import ONE
 from clockwork_serve.controller.life import GONE, READY
 from clockwork_serve.controller.pages import ExtentChoice
 from clockwork_serve.controller.record import Record
@@ -109,9 +110,12 @@ class Candidates(Record):
                     due_ns = queue.dues[0]
         return due_ns
 
-    def priority(self, model: ServedModel) -> int:
-        """Demand in ns that the devices with the weights cannot serve within the horizon; may be negative."""
-        capacity_ns, served_ns = self._capacity_ns, 0
+    def priority(self, model: ServedModel, parts: int = 1) -> int:
+        """Demand in ns that the devices with the weights cannot serve within the horizon; may be negative.
+
+        ``parts``: within so small a part of it.
+        """
+        capacity_ns, served_ns = self._capacity_ns // parts, 0
         if model.sole is not None:
             if not model.sole.serves:
                 return model.demand_ns
@@ -198,8 +202,28 @@ def usual_cost_ns(batches: Sequence[BatchChoice]) -> int:
 # ------------------------------------------------------------
 # Pages for a model's weights on a device, and eviction.
 #
-# Victims are the least recently used weights (the paper's order) or those of the least popular models
-# (``by_popularity``).
+# Victims are the least recently used weights (the paper's order) or the least valuable (``by_popularity``): a
+# copy serves those requests that come while the others are busy, so each further one is worth a fraction.
+
+
+COPY_LOSS: Final = 3 * ONE
+"""Each further copy of a model's weights is worth as much as those of a model asked for 8 times less."""
+
+NO_LIMIT: Final = 1 << 64
+"""Above every worth."""
+
+TRIED_MAX: Final = 4
+"""At most so many weights are tried for eviction in favour of a further copy, the least valuable ones."""
+
+IN_VAIN_MAX: Final = 8
+"""So many searches in vain are remembered for a device."""
+
+
+def worth(residency: Residency, *, by_popularity: bool) -> int:
+    """What weights are worth on their device; the least valuable are evicted first."""
+    if not by_popularity:
+        return residency.used
+    return residency.model.popularity - COPY_LOSS * (len(residency.model.residencies) - 1)
 
 
 def make_room(
@@ -209,7 +233,7 @@ def make_room(
 
     Weights in use are not evicted. Those that no request waits for are evicted first, the least valuable
     first; then those of models whose waiting requests are less urgent, or whose demand is below
-    ``wanted_ns``.
+    ``wanted_ns``. By popularity, a further copy evicts only what is worth less than itself.
     """
     wanted_ns -= model.band_ns()
     pages = device.pages
@@ -217,43 +241,85 @@ def make_room(
     gap = pages.gap(count)
     if gap is not None:
         return ExtentChoice(gap, [])
+    limit = NO_LIMIT
+    if by_popularity and (copies := sum([one.serves for one in model.residencies.values()])):
+        limit = model.popularity - COPY_LOSS * copies
+    in_vain = device.plan.in_vain
+    for vain_count, vain_wanted_ns, vain_limit in in_vain:
+        if count >= vain_count and wanted_ns <= vain_wanted_ns and limit <= vain_limit:
+            return None  # whatever can be evicted now could be then
+    if len(in_vain) >= IN_VAIN_MAX:
+        in_vain.clear()
+    if limit != NO_LIMIT:
+        return _in_place_of_one(device, count, wanted_ns, limit, TRIED_MAX, by_popularity=True)
     if pages.all_of(count):
-        victim = _eviction_victim(device, wanted_ns, by_popularity=by_popularity)
-        return None if victim is None else ExtentChoice(pages.instead(victim.extent), [victim])
+        room = _in_place_of_one(
+            device, count, wanted_ns, NO_LIMIT, len(device.idle), by_popularity=by_popularity
+        )
+    else:
+        room = pages.room(count, lambda other: _rank(other, wanted_ns, by_popularity=by_popularity))
+    if room is None:
+        for other in pages.holders():
+            evictable = _rank(other, wanted_ns, by_popularity=by_popularity) is not None
+            other.considered = evictable and (other.considered or not in_vain)
+        in_vain.append((count, wanted_ns, NO_LIMIT))
+    return room
 
-    def rank(other: Residency) -> int | None:
-        if other.state != READY or other.in_flight or other.reserved:
-            return None
-        worth = other.model.popularity if by_popularity else other.used
-        if not other.model.waiting:
-            return worth
-        return worth + NEVER_NS if other.model.demand_ns - other.model.band_ns() < wanted_ns else None
 
-    return pages.room(count, rank)
+def no_copy(device: DeviceBelief, model: ServedModel) -> bool:
+    """Whether room for a further copy was sought in vain here, for this model or such a one."""
+    limit = model.popularity - COPY_LOSS * len(model.residencies)
+    count = device.spec.pages_of(model.model.weights.size)
+    for vain_count, _, vain_limit in device.plan.in_vain:
+        if count >= vain_count and limit <= vain_limit != NO_LIMIT:
+            return all(one.serves for one in model.residencies.values())
+    return False
 
 
-def _eviction_victim(device: DeviceBelief, wanted_ns: int, *, by_popularity: bool) -> Residency | None:
-    """The weights to evict where all weights have one size."""
+def _rank(residency: Residency, wanted_ns: int, *, by_popularity: bool) -> int | None:
+    """The order of eviction; None if these weights may not be evicted. See ``make_room``."""
+    if residency.state != READY or residency.in_flight or residency.reserved:
+        return None
+    model = residency.model
+    value = worth(residency, by_popularity=by_popularity)
+    if not model.waiting:
+        return value
+    return value + NEVER_NS if model.demand_ns - model.band_ns() < wanted_ns else None
+
+
+def _in_place_of_one(
+    device: DeviceBelief, count: int, wanted_ns: int, limit: int, tries: int, *, by_popularity: bool
+) -> ExtentChoice[Residency] | None:
+    """The first weights worth less than ``limit``, of at most ``tries``, that leave enough pages.
+
+    For a further copy, which is not urgent, a search in vain stands until more weights could be evicted.
+    """
     idle = device.idle
+    beyond = NO_LIMIT - 1
     aside: list[tuple[int, int, Residency]] = []
-    victim: Residency | None = None
-    while idle:
+    room: ExtentChoice[Residency] | None = None
+    while idle and len(aside) < tries:
         known, version, residency = idle[0]
         if residency.state == GONE:
             heappop(idle)
             continue
-        worth = residency.model.popularity if by_popularity else residency.used
-        if worth != known:
-            heapreplace(idle, (worth, version, residency))
+        value = worth(residency, by_popularity=by_popularity)
+        if value != known:
+            heapreplace(idle, (value, version, residency))
             continue
-        if residency.state == READY and not residency.in_flight and not residency.reserved:
-            if not residency.model.waiting:
-                victim = residency
-                break
-            other = residency.model
-            if victim is None and other.demand_ns - other.band_ns() < wanted_ns:
-                victim = residency
+        if value >= limit:
+            beyond = value
+            break
+        rank = _rank(residency, wanted_ns, by_popularity=by_popularity)
+        if rank is not None and (room is None or rank < NEVER_NS):
+            extent = device.pages.instead(residency.extent, count)
+            if extent is not None:
+                room = ExtentChoice(extent, [residency])
+                if rank < NEVER_NS:
+                    break  # no request waits for it
         aside.append(heappop(idle))
     for entry in aside:
         heappush(idle, entry)
-    return victim
+    if room is None and limit != NO_LIMIT:
+        device.plan.in_vain.append((count, NEVER_NS, beyond))
+    return room

@@ -299,26 +299,27 @@ class Promises(Timer):
                 self._promise(waiter, new, now_ns)
 
     def _load(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> Residency | None:
-        """Send a LOAD to the device where the requests end first after it, if they are in time there."""
+        """Send a LOAD to the device with room where the requests end first after it, if they are in time."""
         model = queue.model
         size = model.model.weights.size
-        best: DeviceBelief | None = None
-        best_ns = NEVER_NS
+        found: list[tuple[int, int, DeviceBelief]] = []
         for device in self._belief.devices.values():
             code = device.codes.get(model.code_id)
             if code is None or device.name in model.residencies or size > device.room_bytes:
                 continue
             ready_ns = device.load.available_ns(now_ns) + code.timings.load(size).estimate_ns
             end_ns = self._end_ns(device, code, ready_ns, waiters, spare_ns, now_ns)
-            if end_ns < best_ns:
-                best, best_ns = device, end_ns
-        room = None if best is None else make_room(best, model, NEVER_NS, by_popularity=True)
-        if best is None or room is None:
-            return None
-        for residency in room.evicted:
-            self._belief.send_unload(residency, now_ns)
-        self._belief.send_load(best, model, room.extent, best.load.available_ns(now_ns), now_ns)
-        return model.residencies[best.name]
+            if end_ns < NEVER_NS:
+                found.append((end_ns, device.index, device))
+        for _, _, device in sorted(found):
+            room = make_room(device, model, NEVER_NS, by_popularity=True)
+            if room is not None:
+                for residency in room.evicted:
+                    self._belief.send_unload(residency, now_ns)
+                start_ns = device.load.available_ns(now_ns)
+                self._belief.send_load(device, model, room.extent, start_ns, now_ns)
+                return model.residencies[device.name]
+        return None
 
     def _end_ns(
         self, device: DeviceBelief, code: CodeOnDevice, ready_ns: int, waiters: list[Waiter], spare_ns: int,

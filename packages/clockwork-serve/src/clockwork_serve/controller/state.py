@@ -289,6 +289,7 @@ class Forking:
         new = new_residency()
         get = self._twins.get
         self._twins[old] = new
+        new.considered = old.considered
         new.extent = old.extent
         new.in_flight = old.in_flight
         new.ready_ns = old.ready_ns

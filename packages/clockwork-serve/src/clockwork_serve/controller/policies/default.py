@@ -21,12 +21,16 @@ Differences to ``paper``; the gain of each is in docs/develop/policies.md:
 - *Loads ahead*: where no LOAD is fast enough for the SLO, weights are loaded for later requests.
 - *Least missed first*: weights of the least popular models are evicted, not the least recently used
   (``estimates.popularity_after``).
+- *Last copies stay*: a further copy is worth an eighth of the one before, and evicts nothing worth more.
+- *Copies into idle memory*: a free load lane copies what is asked for into free pages, before it is missed.
+- *Few devices where little is to do*: an idle device leaves relaxed batches to those before it.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from heapq import heappop
+from itertools import islice
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
@@ -40,7 +44,7 @@ from clockwork_serve.controller.cluster import (
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, popularity_after
 from clockwork_serve.controller.life import READY
-from clockwork_serve.controller.placement import Candidates
+from clockwork_serve.controller.placement import Candidates, no_copy
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.promises import missed
 from clockwork_serve.controller.record import Record
@@ -67,6 +71,31 @@ PRESSED: Final = 4
 
 BETTER: Final = 1.02
 """A batch is more efficient if it serves this many times as many requests per lane time."""
+
+COPIED: Final = 4
+"""Idle memory takes another copy if this part (1 / ``COPIED``) of the horizon does not suffice for demand."""
+
+KEPT_FREE: Final = 16
+"""This part (1 / ``KEPT_FREE``) of a device's pages takes no copies."""
+
+ROOMY_MAX: Final = 8
+"""At most this many devices are tried for a copy."""
+
+PATIENT: Final = 8
+LAX: Final = 64
+"""Requests may be left to devices in use if their SLO is between so many times as long as one of them takes.
+
+With a longer one nobody waits for a deadline: such clients want throughput.
+"""
+
+LEFT_MAX: Final = 8
+"""At most this many batches are left to others in one decision: where there are more, there is much to do."""
+
+SPARED: Final = 4
+"""They are left to others for as long as this part (1 / ``SPARED``) of their SLO is to spare."""
+
+OTHERS_MAX: Final = 4
+"""At most this many other devices are considered for that."""
 
 TIGHT_NS: Final = NS_PER_S
 """How long an SLO counts on a device after the last request that had it."""
@@ -129,6 +158,12 @@ class DefaultScheduler(PaperScheduler):
         """While ``_spare``: time was short for some model."""
         self._network_ns = belief.config.network_ns
         self._tight: dict[LanePlan, Tight] = {}
+        self._left: list[Choice] = []
+        """What idle devices left to others in this decision."""
+        self._roomy: dict[LanePlan, None] = {}
+        """Devices that have pages for copies."""
+        self._all_above_ns = belief.dirty_above_ns
+        """``Belief.dirty_above_ns`` where there is no memory for copies."""
 
     def queued(self, queue: Queue) -> None:
         """As in ``paper``; also updates popularity and the tightest SLO of devices."""
@@ -151,7 +186,26 @@ class DefaultScheduler(PaperScheduler):
     def device_lost(self, device: DeviceBelief) -> None:
         """Forget the device."""
         self._tight.pop(device.plan, None)
+        self._roomy.pop(device.plan, None)
         super().device_lost(device)
+
+    def device_changed(self, device: DeviceBelief) -> None:
+        """As in ``paper``; also notes whether it has memory for copies."""
+        self._find_roomy(device)
+        super().device_changed(device)
+
+    def load_changed(self, device: DeviceBelief) -> None:
+        """As in ``paper``; also notes whether it has memory for copies."""
+        self._find_roomy(device)
+        super().load_changed(device)
+
+    def _find_roomy(self, device: DeviceBelief) -> None:
+        free = device.pages.count - device.pages.used
+        if device.up and free > device.pages.count // KEPT_FREE:
+            self._roomy[device.plan] = None
+        else:
+            self._roomy.pop(device.plan, None)
+        self._belief.dirty_above_ns = self._all_above_ns // COPIED if self._roomy else self._all_above_ns
 
     # Exec lanes
 
@@ -180,6 +234,8 @@ class DefaultScheduler(PaperScheduler):
             if choice is None:
                 self._drop_outliers(strategy, from_ns, now_ns)
                 continue
+            if not lane and self._left_to_others(choice, now_ns):
+                continue
             after = plan.top()
             if after is not None:
                 band_ns = strategy.queue.band_ns
@@ -203,6 +259,45 @@ class DefaultScheduler(PaperScheduler):
                     return
                 choice = kept
             self._send(choice, start_ns, now_ns)
+
+    def schedule(self, now_ns: int) -> None:
+        """As in ``paper``; what was left to other devices stays in the plan."""
+        super().schedule(now_ns)
+        for choice in self._left:
+            strategy = choice.strategy
+            if strategy.queue.dues and strategy.key_ns == NEVER_NS and strategy in strategy.queue.strategies:
+                self._enqueue(strategy)
+        self._left.clear()
+
+    def _left_to_others(self, choice: Choice, now_ns: int) -> bool:
+        """Whether an idle device leaves a batch to one before it, which can well run it in time.
+
+        Where there is little to do, few devices do it, in larger batches; the others stay idle, and can be
+        seen to be needless. Not where the SLO is tight: what comes next may need the time that was left.
+        """
+        strategy, plan = choice.strategy, choice.strategy.plan
+        slo_ns = strategy.queue.waiters[choice.first].slo_ns
+        lasts_ns = strategy.least.estimate_ns
+        if not PATIENT * lasts_ns <= slo_ns <= LAX * lasts_ns or plan.device.reserved:
+            return False
+        if len(self._left) >= LEFT_MAX:
+            return False
+        limit_ns = choice.latest_ns - slo_ns // SPARED
+        if now_ns + plan.device.exec.network_ns >= limit_ns:
+            return False
+        others = 0
+        for other in strategy.queue.strategies:
+            if other.device.index < plan.device.index and other.residency.serves:
+                others += 1
+                if other.lane.available_ns(now_ns) <= limit_ns:
+                    self._left.append(choice)
+                    wake_ns = limit_ns - plan.device.exec.network_ns
+                    if wake_ns < plan.exec_timer.at_ns:
+                        self._timers.set(plan.exec_timer, wake_ns)
+                    return True
+                if others == OTHERS_MAX:
+                    break
+        return False
 
     def _send(self, choice: Choice, start_ns: int, now_ns: int) -> None:
         strategy = choice.strategy
@@ -408,6 +503,44 @@ class DefaultScheduler(PaperScheduler):
 
     # LOADs
 
+    def _top_up_loads(self, now_ns: int) -> None:
+        """As in ``paper``; then idle load lanes take copies into idle memory."""
+        asked = [model for model in self._belief.dirty_models if model.waiting] if self._roomy else []
+        super()._top_up_loads(now_ns)
+        for model in asked:
+            if self._candidates.top() is not None:
+                return  # a LOAD that is needed comes first
+            if model.waiting and model.residencies and not model.removed:
+                self._copy(model, now_ns)
+
+    def _copy(self, model: ServedModel, now_ns: int) -> None:
+        """Send a LOAD of another copy of a model that is asked for, if a device is idle enough to take it.
+
+        It evicts nothing, and leaves half of the load lanes idle for LOADs that are needed.
+        """
+        if self._candidates.priority(model, COPIED) <= 0:
+            return
+        best: DeviceBelief | None = None
+        tried = idle = 0
+        for plan in islice(self._roomy, ROOMY_MAX):
+            device = plan.device
+            tried += 1
+            if device.load:
+                continue
+            idle += 1
+            if (
+                device.name not in model.residencies and model.code_id in device.codes
+                and (best is None or device.demand_ns < best.demand_ns)
+            ):  # fmt: skip
+                best = device
+        if best is None or 2 * (idle - 1) < tried - 1:
+            return
+        extent = best.pages.gap(best.spec.pages_of(model.model.weights.size))
+        if extent is not None:
+            self._belief.send_load(best, model, extent, best.load.available_ns(now_ns), now_ns)
+            self._rank_dirty()
+            self._has_room(best.plan, now_ns)
+
     def _load_ahead_ns(self, plan: LanePlan) -> int:
         """As for exec lanes, only as far ahead as the network needs."""
         device = plan.device
@@ -455,6 +588,12 @@ class DefaultScheduler(PaperScheduler):
         sent = super()._load_one(plan, now_ns)
         self._spare = False
         return sent or (self._short and super()._load_one(plan, now_ns))
+
+    def _load(self, plan: LanePlan, model: ServedModel, now_ns: int) -> bool:
+        """As in ``paper``; a further copy is not tried again where there was room for none."""
+        if plan.in_vain and model.residencies and no_copy(plan.device, model):
+            return False
+        return super()._load(plan, model, now_ns)
 
     def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
         """Whether a LOAD that starts then is useful for a waiting request, or for later ones."""

@@ -87,7 +87,7 @@ class PaperScheduler(Record):
     def exec_changed(self, device: DeviceBelief) -> None:
         """Have the exec lane topped up, and the load lane, if a candidate was declined there."""
         plan = device.plan
-        if plan.load_blocked:
+        if plan.may_load():
             self._mark_load_dirty(plan)
         if plan.exec_full:
             timer_ns = plan.exec_timer.at_ns
@@ -133,7 +133,7 @@ class PaperScheduler(Record):
             self._changed.append(plan)
 
     def _mark_load_dirty(self, plan: LanePlan) -> None:
-        plan.load_blocked = False
+        plan.load_blocked = plan.room_blocked = False
         if not plan.load_dirty:
             plan.load_dirty = True
             self._dirty_loads.append(plan)
@@ -253,10 +253,12 @@ class PaperScheduler(Record):
             model.dirty = False
             if self._candidates.rank(model):
                 self._new_candidates.append(model)
-            elif not model.waiting:
-                for residency in model.residencies.values():
-                    if residency.device.plan.load_blocked:
-                        self._mark_load_dirty(residency.device.plan)
+                continue
+            for residency in model.residencies.values():
+                if not residency.in_flight:
+                    residency.loosen()
+                if not model.waiting and residency.device.plan.may_load():
+                    self._mark_load_dirty(residency.device.plan)
         dirty.clear()
 
     def _has_room(self, plan: LanePlan, now_ns: int) -> bool:
@@ -308,7 +310,7 @@ class PaperScheduler(Record):
         wanted_ns = NEVER_NS if self._negative else self._candidates.priority(model)
         room = make_room(device, model, wanted_ns, by_popularity=self._by_popularity)
         if room is None:
-            plan.load_blocked = True
+            plan.room_blocked = plan.room_blocked or not model.residencies
             return False
         for residency in room.evicted:
             self._belief.send_unload(residency, now_ns)
