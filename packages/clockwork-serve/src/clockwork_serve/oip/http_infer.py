@@ -21,7 +21,6 @@ from clockwork_serve.oip.model import (
     BINARY_ONLY,
     DIMENSIONS_MAX,
     HEADER_BYTES_MAX,
-    STRINGS_MAX,
     InferCall,
     InputTensor,
     Known,
@@ -35,6 +34,7 @@ from clockwork_serve.oip.model import (
 )
 from clockwork_serve.oip.shared_memory import shared_ref
 from clockwork_serve.oip.status import TooLarge
+from clockwork_serve.oip.strings import STRINGS_MAX
 
 # ------------------------------------------------------------
 # The ``data`` of JSON tensors, to wire form and back; counts and ranges are checked.

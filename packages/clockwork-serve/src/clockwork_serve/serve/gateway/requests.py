@@ -22,6 +22,7 @@ from clockwork_serve.oip import (
     InputTensor,
     OutputTensor,
     Served,
+    StringsWalk,
     reason_of_error,
     status_of,
     status_of_error,
@@ -64,18 +65,27 @@ def _nothing() -> None:
 
 
 class Copying:
-    """Inputs still to be copied into a slot; False if none are left. ``release`` is to be called then."""
+    """Inputs still to be looked at, then to be copied into a slot; False if none are left.
 
-    __slots__ = ("_at", "_parts", "begun", "release")
+    ``release`` is to be called then.
+    """
+
+    __slots__ = ("_at", "_parts", "_strings", "begun", "release")
 
     def __init__(self) -> None:
+        self._strings: StringsWalk | None = None
         self._parts: list[tuple[memoryview, memoryview]] = []
         self.begun = False  # whether anything was ever added
         self._at = 0  # bytes of the first part that are copied
         self.release: Callable[[], None] = _nothing
 
     def __bool__(self) -> bool:
-        return bool(self._parts)
+        return bool(self._parts) or self._strings is not None
+
+    def look(self, strings: StringsWalk) -> None:
+        """Look at these, before anything is copied."""
+        self.begun = True
+        self._strings = strings
 
     def add(self, target: memoryview, source: memoryview) -> None:
         """Append a copy."""
@@ -83,8 +93,14 @@ class Copying:
         self._parts.append((target, source))
 
     def step(self) -> None:
-        """Copy the next piece, at most :data:`COPIED_AT_ONCE` bytes."""
-        assert self._parts
+        """Look at the next piece, or copy it: at most :data:`COPIED_AT_ONCE` bytes.
+
+        Raises :class:`InvalidRequest`.
+        """
+        if self._strings is not None:
+            if not self._strings.step():
+                self._strings = None
+            return
         target, source = self._parts[0]
         start, end = self._at, min(self._at + COPIED_AT_ONCE, len(source))
         target[start:end] = source[start:end]
@@ -97,11 +113,13 @@ class Copying:
 class Copies:
     """Slots that are being filled, by their requests' ids: one piece in each turn of the loop, in order.
 
-    ``filled`` is called with the id of each that is complete. For the running loop's thread.
+    ``filled`` is called with the id of each that is complete, ``refused`` with those whose inputs are wrong.
+    For the running loop's thread.
     """
 
-    def __init__(self, filled: Callable[[str], None]) -> None:
+    def __init__(self, filled: Callable[[str], None], refused: Callable[[str, InvalidRequest], None]) -> None:
         self._filled = filled
+        self._refused = refused
         self._open: dict[str, Copying] = {}
         self._steps = False
 
@@ -129,10 +147,15 @@ class Copies:
     def _step(self) -> None:
         request_id, copying = next(iter(self._open.items()), ("", None))
         if copying is not None:
-            copying.step()
-            if not copying:
+            try:
+                copying.step()
+            except InvalidRequest as error:
                 self.withdraw(request_id)
-                self._filled(request_id)
+                self._refused(request_id, error)
+            else:
+                if not copying:
+                    self.withdraw(request_id)
+                    self._filled(request_id)
         self._steps = bool(self._open)
         if self._steps:
             asyncio.get_running_loop().call_soon(self._step)
