@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,6 +12,7 @@ from clockwork_client.datatypes import Buffer, decode_strings, encode_strings
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import StringsWalk, strings
 from clockwork_serve.units import MIB
+from tests.oip.models import Recorded
 
 
 def walk(data: Buffer, count: int, *, text: bool = False) -> int:
@@ -24,21 +24,9 @@ def walk(data: Buffer, count: int, *, text: bool = False) -> int:
     return pieces
 
 
-class Recorded(bytes):
-    """Bytes that know the parts that were taken of them."""
-
-    taken: list[int]
-
-    def __getitem__(self, key: Any) -> Any:
-        found = super().__getitem__(key)
-        self.taken.append(len(found))
-        return found
-
-
 @pytest.mark.parametrize(("count", "nbytes"), [(13_702, 4096), (16_384, 3), (3, 20 * MIB), (1, 0)])
 def test_no_piece_is_larger_or_has_more_elements_than_is_said(count: int, nbytes: int) -> None:
     data = Recorded((struct.pack("<I", nbytes) + b"x" * nbytes) * count)
-    data.taken = []
     walked = StringsWalk()
     walked.add("X", data, count, text=True)
     more, read = True, 0

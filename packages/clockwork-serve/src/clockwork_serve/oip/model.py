@@ -390,6 +390,16 @@ class Served:
                     f"{what}: expected at most {len(known)} for model '{self.model.name}', found {found}"
                 )
 
+    def check_names(self, given: Sequence[str]) -> None:
+        """Raise :class:`InvalidRequest` for more inputs than the model has, before data are looked at.
+
+        They could be the same one's a hundred times.
+        """
+        if len(given) > len(self._inputs):
+            for name in given:
+                self._known(name)
+            self._check_names(given)
+
     @property
     def json_max(self) -> int | None:
         """Bytes of JSON that a request for this model can need; None where its shapes leave that open."""
@@ -474,10 +484,7 @@ class Served:
 
     def _check_inputs(self, inputs: list[InputTensor], strings: StringsWalk | None) -> int:
         if len(inputs) > len(self._inputs):
-            # Before any data is looked at, which could be the same one's a hundred times.
-            for tensor in inputs:
-                self._known(tensor.name)
-            self._check_names(inputs)
+            self.check_names([tensor.name for tensor in inputs])
         rows = 0
         for tensor in inputs:
             known = self._inputs.get(tensor.name) or self._known(tensor.name)
@@ -490,11 +497,10 @@ class Served:
             rows = own_rows
         # One input that is known cannot be there twice: the common case needs no look at the names.
         if len(inputs) != 1 or len(self._inputs) != 1:
-            self._check_names(inputs)
+            self._check_names([tensor.name for tensor in inputs])
         return rows or 1
 
-    def _check_names(self, inputs: list[InputTensor]) -> None:
-        given = [tensor.name for tensor in inputs]
+    def _check_names(self, given: Sequence[str]) -> None:
         missing = [name for name in self._required if name not in given]
         if missing:
             raise InvalidRequest(

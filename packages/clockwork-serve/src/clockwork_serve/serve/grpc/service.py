@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
@@ -16,7 +16,15 @@ from google.protobuf import json_format
 from clockwork_serve.errors import ConfigError, InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import InferCall, Served, UnknownModel, grpc_of_http
-from clockwork_serve.oip.grpc_infer import SMALL_BYTES, encode_infer, parse_infer, streamed, walk
+from clockwork_serve.oip.grpc_infer import (
+    SMALL_BYTES,
+    WalkedRequest,
+    encode_infer,
+    parse_in_steps,
+    parse_infer,
+    streamed,
+    walk,
+)
 from clockwork_serve.oip.protobuf import (
     HEALTH_SERVICE,
     INFERENCE_SERVICE,
@@ -229,6 +237,7 @@ class _GrpcInquiry(ABC):
         "gateway",
         "identity",
         "model",
+        "read",
         "remaining_s",
         "request",
         "rpc",
@@ -249,15 +258,38 @@ class _GrpcInquiry(ABC):
         self.remaining_s = rpc.time_allowed(gateway.clock)
         self.every_output_binary = True
         self.body: Body | None = None
+        self.read: InferCall | InvalidRequest | None = None  # what was parsed before
 
     @property
     def local(self) -> bool:
         """Whether the client is on this host."""
         return _local(self.rpc)
 
+    async def read_in_steps(self) -> None:
+        """Parse it, a piece in a turn of the loop, if it has strings to be built."""
+        if not isinstance(self.request, WalkedRequest) or not self.request.has_strings:
+            return
+        try:
+            steps = parse_in_steps(self.request, self.gateway.models.find(self.model, self.version))
+            while self.is_open:
+                next(steps)
+                await asyncio.sleep(0)
+        except StopIteration as end:
+            self.read = end.value
+        except InvalidRequest as error:
+            self.read = error.with_traceback(None)
+        except Exception:  # noqa: BLE001 - the gateway, which parses it again, will log it and end the request
+            return
+
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
-        return parse_infer(self.request, served)
+        read, self.read = self.read, None
+        if isinstance(read, InvalidRequest):
+            try:
+                raise read
+            finally:
+                del read  # its traceback refers to this frame
+        return read or parse_infer(self.request, served)
 
     @property
     @abstractmethod
@@ -383,7 +415,7 @@ class GatewayGrpc:
         self._gateway = gateway
         self._endpoints = endpoints
         self._codec = codec
-        self._writing: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._credentials = None if access.tls is None else access.tls.grpc_credentials()
         self._server = GrpcServer(
@@ -429,7 +461,19 @@ class GatewayGrpc:
     # Inference
 
     def _infer(self, rpc: GrpcCall, request: Any) -> None:
-        request_id = self._gateway.infer(_UnaryInquiry(request, rpc, self._gateway, self._write))
+        inquiry = _UnaryInquiry(request, rpc, self._gateway, self._write)
+        if isinstance(request, WalkedRequest) and request.has_strings:
+            self._start(self._infer_soon(rpc, inquiry))
+        else:
+            self._infer_now(rpc, inquiry)
+
+    async def _infer_soon(self, rpc: GrpcCall, inquiry: _UnaryInquiry) -> None:
+        await inquiry.read_in_steps()
+        if rpc.is_open:
+            self._infer_now(rpc, inquiry)
+
+    def _infer_now(self, rpc: GrpcCall, inquiry: _UnaryInquiry) -> None:
+        request_id = self._gateway.infer(inquiry)
         if request_id and rpc.is_open:
             # The client may leave, or its deadline pass.
             rpc.on_cancel = partial(self._gateway.cancel, request_id)
@@ -474,6 +518,7 @@ class GatewayGrpc:
             async for request in requests:
                 future = self._loop.create_future()
                 inquiry = _StreamInquiry(request, rpc, self._gateway, self._write, future)
+                await inquiry.read_in_steps()
                 inquiry.request_id = self._gateway.infer(inquiry)
                 try:
                     await open_inquiries.put(inquiry)
@@ -484,9 +529,12 @@ class GatewayGrpc:
             await open_inquiries.put(None)
 
     def _write(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
-        task = self._loop.create_task(self._write_soon(inquiry, heavy))
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
+        self._start(self._write_soon(inquiry, heavy))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _write_soon(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
         try:
