@@ -147,6 +147,20 @@ def test_a_new_region_leaves_the_old_one_to_its_workers(slots: Slots) -> None:
     assert bytes(slots.region.buffer[slot.tensors.refs[0].offset :][:3]) == b"abc"
 
 
+@pytest.mark.parametrize("freed_first", [True, False])
+def test_a_slot_that_is_kept_is_freed_by_the_last_who_needs_it(slots: Slots, *, freed_first: bool) -> None:
+    slot = slots.fill([tensor(b"abc")], 8)
+    assert slot is not None
+    release = slots.keep(slot)
+    first, last = (lambda: slots.free(slot)), release
+    if not freed_first:
+        first, last = last, first
+    first()
+    assert read_epoch(slots.region.buffer, slot.tensors.header_offset) == slot.tensors.epoch
+    last()
+    assert not slots.used_bytes
+
+
 def refused(request_id: str, error: InvalidRequest) -> None:
     pytest.fail(f"{request_id}: {error}")
 

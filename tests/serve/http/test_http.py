@@ -12,7 +12,11 @@ import pytest
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from clockwork_client.datatypes import Buffer
 from clockwork_serve.messages import Answer, Outcome, Quarantined, Question, Readiness, Reason, Reply, Request
+from clockwork_serve.serve.gateway.requests import COPIED_AT_ONCE
+from clockwork_serve.serve.http.exchange import HttpExchange, Outbox
+from clockwork_serve.serve.http.responses import Response
 from clockwork_serve.units import ms
 from tests.serve.gateway.running import RunningGateway, running_gateway
 from tests.serve.http.requests import BOMB, IDENT_JSON, INFER, X, ask, get, post, tensor
@@ -74,6 +78,55 @@ def test_tensors_of_any_size_are_echoed(client: Any, count: int) -> None:
     for _ in range(3):
         found = client.infer("any", [tensor("X", data, "FP32")])
         np.testing.assert_array_equal(found.as_numpy("Y"), data)
+
+
+def test_large_answers_are_copied_a_piece_in_a_turn_or_not_at_all(
+    gateway: RunningGateway, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[Buffer] = []
+    write = Outbox.write
+
+    def recorded(outbox: Outbox, exchange: HttpExchange, response: Response) -> None:
+        parts.extend(response.parts)
+        write(outbox, exchange, response)
+
+    monkeypatch.setattr(Outbox, "write", recorded)
+    data = np.random.default_rng(1).random(2_000_000).astype(np.float32)
+    for spilled in (True, False):
+        taken = gateway.controller.spill.used_bytes
+        found = client.infer("any", [tensor("X", data, "FP32")])
+        np.testing.assert_array_equal(found.as_numpy("Y"), data)
+        assert (gateway.controller.spill.used_bytes > taken) == spilled
+        gateway.controller.spill.free_unused()
+    # A copy made at once would be bytes.
+    assert [type(part) for part in parts if len(part) > COPIED_AT_ONCE] == [memoryview, memoryview]
+    gateway.until(lambda: not gateway.servers.gateway.slots.used_bytes)
+
+
+def test_a_client_that_leaves_while_its_answer_is_copied_holds_nothing(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies, begun = gateway.servers.http._copies, list[Any]()
+    begin = copies.begin
+    monkeypatch.setattr(copies, "begin", lambda *what: begun.append(what))
+    described = {
+        "name": "X",
+        "datatype": "FP32",
+        "shape": [200_000],
+        "parameters": {"binary_data_size": 800_000},
+    }
+    body = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
+    head = f"Inference-Header-Content-Length: {len(body)}"
+    with gateway.connect() as client:
+        client.sendall(post("/v2/models/any/infer", body + bytes(800_000), head))
+        gateway.until(lambda: begun)
+        assert gateway.servers.gateway.slots.used_bytes
+    gateway.until(lambda: not gateway.servers.gateway.connections)
+    gateway.do(lambda: begin(*begun[0]))
+    gateway.until(lambda: not gateway.servers.gateway.slots.used_bytes)
+    last = gateway.controller.requests[-1].request_id
+    gateway.until(lambda: last in gateway.controller.in_time)
+    assert gateway.controller.in_time.count(last) == 1
 
 
 def test_strings_and_halves(client: Any) -> None:

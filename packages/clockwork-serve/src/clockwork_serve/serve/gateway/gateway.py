@@ -626,7 +626,7 @@ class Gateway:
             self._deliver(inquiry, late_ending(answer.request_id, answer.outcome, pending.call))
             return
         try:
-            ending = ending_of(pending, answer)
+            ending = ending_of(pending, answer, self.slots)
             if pending.served.outputs_open and ending.outcome is Outcome.OK:
                 self._reserves.learn(pending.request, ending.outputs)
             if not ending.deadline_ns:

@@ -20,11 +20,12 @@ from msgspec import Struct
 
 from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import Coding, TooLarge, decompress, wanted_coding
+from clockwork_serve.oip import Coding, OutputTensor, TooLarge, decompress, wanted_coding
 from clockwork_serve.serve.accepting import BURST, Acceptor, Strangers, network_of
 from clockwork_serve.serve.gateway.access import AccessControl
 from clockwork_serve.serve.gateway.codec import INLINE_BYTES, Codec, CodecBusy, CodecFailed, Heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
+from clockwork_serve.serve.gateway.requests import Copies, Copying, Ending
 from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, json_excess
 from clockwork_serve.serve.gateway.timing import AcceptQueue
 from clockwork_serve.serve.gateway.tls import Tls
@@ -393,7 +394,9 @@ class HttpServer:
         self._endpoints = endpoints
         self._packer = Packer()
         self.codec = Codec()
-        self._writes = self._write  # bound once
+        self._writes, self._copy_outputs = self._write, self._copy  # bound once
+        self._copies = Copies(self._on_copied)
+        self._copied: dict[str, tuple[HttpExchange, Ending]] = {}  # by request, once it is
         self._connections: set[HttpConnection] = set()
         self._turned_away: set[HttpConnection] = set()  # of these: those that come to their end
         # Those who ask nothing, and handshakes: they make room for others.
@@ -482,6 +485,7 @@ class HttpServer:
             self._sweep.cancel()
         for task in self._tasks:
             task.cancel()
+        self._copies.clear()
         self._packer.close()
         self.codec.close()
 
@@ -585,7 +589,7 @@ class HttpServer:
         elif route.endpoint is None:
             if exchange.accepted and (coding := wanted_coding(exchange.accepted.decode("latin-1"))):
                 exchange.pack = partial(self._pack, coding)
-            exchange.write = self._writes
+            exchange.write, exchange.copy = self._writes, self._copy_outputs
             if size > INLINE_BYTES:
                 self._infer_large(exchange)
             else:
@@ -652,6 +656,31 @@ class HttpServer:
             self.gateway.discard(ending)
         else:
             exchange.end(ending, written=True)
+
+    def _copy(self, exchange: HttpExchange, ending: Ending) -> None:
+        """Copy outputs that are wanted out of their slot, a piece in a turn of the loop, and end it then."""
+        assert ending.keep is not None
+        assert ending.served is not None
+        assert ending.call is not None
+        wanted = {wish.name for wish in ending.served.wanted(ending.call)}
+        copying, copies = Copying(), []
+        for tensor in ending.outputs:
+            if tensor.name in wanted:
+                # Unlike a bytearray, it takes no memory before it is written to.
+                data = np.empty(len(tensor.data), np.uint8).data
+                copying.add(data, memoryview(tensor.data))
+                copies.append(OutputTensor(tensor.name, tensor.datatype, tensor.shape, data))
+        copying.release = ending.keep()
+        ending.outputs, ending.own, ending.keep = copies, True, None
+        self._copied[ending.request_id] = exchange, ending
+        self._copies.begin(ending.request_id, copying)
+
+    def _on_copied(self, request_id: str) -> None:
+        exchange, ending = self._copied.pop(request_id)
+        if exchange.abandoned:
+            self.gateway.discard(ending)
+        else:
+            exchange.end(ending)
 
     async def _respond_soon(self, exchange: HttpExchange, found: Awaitable[Response]) -> None:
         exchange.respond(await resolved(found))
