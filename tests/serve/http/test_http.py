@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from tritonclient.utils import InferenceServerException
 
 from clockwork_client.datatypes import Buffer
 from clockwork_serve.messages import Answer, Outcome, Quarantined, Question, Readiness, Reason, Reply, Request
+from clockwork_serve.serve.child import own_bytes
 from clockwork_serve.serve.gateway.requests import COPIED_AT_ONCE
+from clockwork_serve.serve.http import server
 from clockwork_serve.serve.http.exchange import HttpExchange, Outbox
 from clockwork_serve.serve.http.responses import Response
 from clockwork_serve.units import ms
@@ -127,6 +130,35 @@ def test_a_client_that_leaves_while_its_answer_is_copied_holds_nothing(
     last = gateway.controller.requests[-1].request_id
     gateway.until(lambda: last in gateway.controller.in_time)
     assert gateway.controller.in_time.count(last) == 1
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_large_body_s_memory_is_given_back_a_piece_in_a_turn(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, *, in_thread: bool
+) -> None:
+    http, pieces = gateway.servers.http, list[tuple[int, int]]()
+
+    class Recorded(mmap.mmap):
+        def madvise(self, option: int, start: int = 0, length: int = 0) -> None:
+            super().madvise(option, start, length or len(self))
+            if option == mmap.MADV_DONTNEED:
+                pieces.append((start, length))
+
+    monkeypatch.setattr(server.mmap, "mmap", Recorded)
+    size = 5 * server.GIVEN_BACK_BYTES + 1
+    rooms = [gateway.do(lambda: http.room(size))[1:]]
+    before = own_bytes()
+    rooms[0][:] = bytes(len(rooms[0]))
+    assert own_bytes() - before > size // 2
+    if in_thread:
+        rooms.clear()
+    else:
+        gateway.do(rooms.clear)
+    gateway.until(lambda: len(pieces) == 6)
+    assert [start for start, _ in pieces] == [*range(0, size, server.GIVEN_BACK_BYTES)]
+    assert max(length for _, length in pieces) == server.GIVEN_BACK_BYTES
+    assert own_bytes() - before < size // 2
+    assert len(http.room(server.GIVEN_BACK_BYTES)) == server.GIVEN_BACK_BYTES
 
 
 def test_strings_and_halves(client: Any) -> None:
