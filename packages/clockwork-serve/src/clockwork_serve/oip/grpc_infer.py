@@ -424,9 +424,17 @@ def parse_in_steps(request: InferRequest, served: Served) -> Generator[None, Non
 
 
 def encode_infer(
-    call: InferCall, served: Served, outputs: Sequence[OutputTensor], parameters: Mapping[str, Parameter]
+    call: InferCall,
+    served: Served,
+    outputs: Sequence[OutputTensor],
+    parameters: Mapping[str, Parameter],
+    *,
+    streamed: bool = False,
 ) -> bytes:
-    """The ``ModelInferResponse`` as it is sent."""
+    """The ``ModelInferResponse`` as it is sent; ``streamed``: the ``ModelStreamInferResponse`` that holds it.
+
+    Its tensors are copied once, all of it at once.
+    """
     response = ModelInferResponse(
         model_name=served.model.name, model_version=served.model.version, id=call.id
     )
@@ -447,12 +455,10 @@ def encode_infer(
     for name, value in parameters.items():
         _set_parameter(response.parameters[name], value)
     # Fields may come in any order. Through the message, large tensors would be copied three times.
-    return b"".join((response.SerializeToString(), *contents))
-
-
-def streamed(response: bytes) -> bytes:
-    """The ``ModelStreamInferResponse`` that holds a ``ModelInferResponse``."""
-    return _field(_INFER_RESPONSE, len(response)) + response
+    parts = [response.SerializeToString(), *contents]
+    if streamed:
+        parts.insert(0, _field(_INFER_RESPONSE, sum(map(len, parts))))
+    return b"".join(parts)
 
 
 def _field(number: int, length: int) -> bytes:

@@ -22,7 +22,6 @@ from clockwork_serve.oip.grpc_infer import (
     encode_infer,
     parse_in_steps,
     parse_infer,
-    streamed,
     walk,
 )
 from clockwork_serve.oip.protobuf import (
@@ -385,7 +384,7 @@ class _StreamInquiry(_GrpcInquiry):
         if ending.outcome is Outcome.OK:
             # There is only one response; clients that support several wait for this.
             ending.parameters["triton_final_response"] = True
-            found = streamed(_encoded(ending))
+            found = _encoded(ending, streamed=True)
             ending.outputs = []
         if ending.deadline_ns:
             self.ending = ending
@@ -697,10 +696,10 @@ def _local(rpc: GrpcCall) -> bool:
     return is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
-def _encoded(ending: Ending) -> bytes:
+def _encoded(ending: Ending, *, streamed: bool = False) -> bytes:
     assert ending.call is not None
     assert ending.served is not None
-    return encode_infer(ending.call, ending.served, ending.outputs, ending.parameters)
+    return encode_infer(ending.call, ending.served, ending.outputs, ending.parameters, streamed=streamed)
 
 
 def _failure(ending: Ending) -> tuple[grpc.StatusCode, str, Metadata]:
