@@ -14,7 +14,7 @@ STRINGS_MAX: Final = 1 << 14
 """Elements of one BYTES tensor: they are walked one by one, 0.3 us each."""
 STRINGS_AT_ONCE: Final = 1 << 10
 STRING_BYTES_AT_ONCE: Final = 512 * KIB
-"""Elements, and bytes of them, that are looked at in one piece, in 0.3 ms; or made of typed contents, in 0.6."""
+"""Elements, and bytes of them, looked at in one piece, in 0.3 ms; or made of typed contents, in 0.6."""
 LENGTH: Final = struct.Struct("<I")
 """Before each element."""
 

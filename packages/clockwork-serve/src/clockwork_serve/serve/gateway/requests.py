@@ -568,8 +568,12 @@ def ending_of(pending: Pending, answer: Answer, slots: Slots) -> Ending:
     if outcome is Outcome.OK:
         outputs, ending.own = pending.slot.outputs(answer.outputs)
         ending.outputs = pending.served.answered(outputs)
-        large = not ending.own and sum([len(tensor.data) for tensor in outputs]) > COPIED_AT_ONCE
-        if large and not pending.call.shared:
+        # The room for them is asked first: it is small for most, and costs no look at each.
+        if (
+            pending.slot.tensors.output_bytes > COPIED_AT_ONCE
+            and not (ending.own or pending.call.shared)
+            and sum([len(tensor.data) for tensor in outputs]) > COPIED_AT_ONCE
+        ):
             ending.keep = partial(slots.keep, pending.slot)
     return ending
 
