@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import queue
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -119,6 +121,27 @@ def test_many_strings_in_typed_contents(gateway: RunningGateway, channel: Any) -
     request.model_name = "nobody"
     with pytest.raises(grpc.RpcError, match="'nobody' is not found"):
         stub.ModelInfer(request)
+
+
+def test_a_stream_keeps_no_message_that_is_answered(gateway: RunningGateway, channel: Any) -> None:
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    request = service_pb2.ModelInferRequest(model_name="text")
+    words = [bytes(2 * MIB), bytes(2 * MIB), b""]
+    request.inputs.add(name="X", datatype="BYTES", shape=[1, 2], contents={"bytes_contents": words})
+    sent: queue.Queue[Any] = queue.Queue()
+    responses = stub.ModelStreamInfer(iter(sent.get, None))
+
+    def kept() -> list[int]:
+        referred = [found for each in gc.get_objects() for found in gc.get_referents(each)]
+        return [len(found) for found in referred if type(found) is bytes and len(found) > 3 * MIB]
+
+    before = len(kept())
+    for _ in range(2):
+        sent.put(request)
+        assert "expected 2 elements" in next(responses).error_message
+        gateway.until(lambda: len(kept()) <= before)
+    sent.put(None)
+    assert not list(responses)
 
 
 def test_slos(gateway: RunningGateway, client: Any) -> None:

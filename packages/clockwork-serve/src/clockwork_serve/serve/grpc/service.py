@@ -235,6 +235,7 @@ class _GrpcInquiry(ABC):
         "every_output_binary",
         "gateway",
         "identity",
+        "message_id",
         "model",
         "read",
         "remaining_s",
@@ -246,7 +247,8 @@ class _GrpcInquiry(ABC):
 
     def __init__(self, request: Any, rpc: GrpcCall, gateway: Gateway, write: _Write) -> None:
         self.write = write
-        self.request = request
+        self.request: Any = request  # until it was parsed
+        self.message_id: str = request.id
         self.gateway = gateway
         self.rpc = rpc
         self.model: str = request.model_name
@@ -282,13 +284,14 @@ class _GrpcInquiry(ABC):
 
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
+        request, self.request = self.request, None
         read, self.read = self.read, None
         if isinstance(read, InvalidRequest):
             try:
                 raise read
             finally:
                 del read  # its traceback refers to this frame
-        return read or parse_infer(self.request, served)
+        return read or parse_infer(request, served)
 
     @property
     @abstractmethod
@@ -495,7 +498,7 @@ class GatewayGrpc:
                     raise Aborted(*_failure(found))
                 else:
                     yield ModelStreamInferResponse(
-                        error_message=found.text, infer_response={"id": inquiry.request.id}
+                        error_message=found.text, infer_response={"id": inquiry.message_id}
                     ).SerializeToString()
             await reader
         finally:
@@ -517,6 +520,7 @@ class GatewayGrpc:
             async for request in requests:
                 future = self._loop.create_future()
                 inquiry = _StreamInquiry(request, rpc, self._gateway, self._write, future)
+                del request  # it may be large, and the next one may not come for long
                 await inquiry.read_in_steps()
                 inquiry.request_id = self._gateway.infer(inquiry)
                 try:
