@@ -199,7 +199,7 @@ class Clients:
         self._compared += 1
         if self._check is None or self._compared % CHECK_EVERY:
             return
-        for tensor in client.slot.outputs(answer.outputs):
+        for tensor in client.slot.outputs(answer.outputs)[0]:
             if tensor.name == self._output:
                 found = np.frombuffer(tensor.data, np.float32).reshape(tensor.shape)
                 self._told.errors.append(self._check(client.model, found))

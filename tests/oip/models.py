@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from clockwork_serve.messages import Code, Model, TensorSpec, Weights
 from clockwork_serve.oip import Served
 
@@ -53,3 +55,18 @@ def identity(datatype: str = "FP32", *shape: int, batched: bool = True) -> Serve
     """One input X, one output Y, of ``shape`` (default: two elements)."""
     shape = shape or (2,)
     return served((spec("X", datatype, *shape),), (spec("Y", datatype, *shape),), batched=batched)
+
+
+class Recorded(bytes):
+    """Bytes that know the parts that were taken of them."""
+
+    taken: list[int]
+
+    def __init__(self, content: bytes) -> None:
+        self.taken = []
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        if isinstance(key, slice):
+            self.taken.append(len(found))
+        return found

@@ -11,11 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_client.datatypes import decode_strings, encode_strings
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip import Served, decompress, grpc_infer, parse_infer, requested_slo_ns
-from clockwork_serve.oip.model import check_strings
 from clockwork_serve.oip.protobuf import ModelInferRequest
 from tests.oip.models import served, spec
 
@@ -69,6 +67,8 @@ def read(call_of: Any, model: Served) -> None:
         call = call_of()
         if not call.shared:
             model.check(call)
+            while call.strings is not None and call.strings.step():
+                pass
         requested_slo_ns(call.parameters)
     except InvalidRequest as error:
         told = str(error)
@@ -119,24 +119,6 @@ TENSORS = st.builds(
 def test_any_message(model: Served, tensors: list[Any], raw: list[bytes]) -> None:
     request = ModelInferRequest(model_name="m", inputs=tensors, raw_input_contents=raw)
     read(lambda: grpc_infer.parse_infer(request, model), model)
-
-
-@given(st.lists(st.binary(max_size=20), max_size=10))
-def test_strings_survive(elements: list[bytes]) -> None:
-    data = encode_strings(elements)
-    check_strings("X", data, len(elements))
-    assert list(decode_strings(data)) == elements
-
-
-@given(st.binary(max_size=40), st.integers(0, 5))
-def test_any_bytes_are_strings_or_refused(data: bytes, count: int) -> None:
-    try:
-        check_strings("X", data, count)
-    except InvalidRequest:
-        return
-    elements = list(decode_strings(data))
-    assert len(elements) == count
-    assert encode_strings(elements) == data
 
 
 @given(

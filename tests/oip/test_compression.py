@@ -6,11 +6,13 @@ import gzip
 import random
 import zlib
 
+import numpy as np
 import pytest
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import Coding, TooLarge, Unsupported, compress, decompress, wanted_coding
 from clockwork_serve.oip.compression import BELIEVED_BYTES
+from clockwork_serve.units import MIB
 
 BODY = b"all the numbers" * 100
 
@@ -75,10 +77,17 @@ def test_other_encodings_are_not_supported() -> None:
 
 @pytest.mark.parametrize("name", ["gzip", "deflate"])
 def test_what_is_compressed_comes_back_as_it_was(name: str) -> None:
-    packed = compress([BODY[:7], memoryview(BODY)[7:], b""], Coding(name, must=False))
+    packed = b"".join(compress([BODY[:7], memoryview(BODY)[7:], b""], Coding(name, must=False)))
     assert len(packed) < len(BODY) / 10
     assert decompress(packed, name, len(BODY)) == BODY
     assert (gzip.decompress if name == "gzip" else zlib.decompress)(packed) == BODY
+
+
+def test_a_large_answer_is_compressed_in_pieces_that_nobody_joins() -> None:
+    noise = np.random.default_rng(1).bytes(20 * MIB)
+    packed = compress([memoryview(noise)], Coding("gzip", must=False))
+    assert max(map(len, packed)) < 2 * MIB
+    assert gzip.decompress(b"".join(packed)) == noise
 
 
 @pytest.mark.parametrize(

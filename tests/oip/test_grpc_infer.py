@@ -10,7 +10,7 @@ import pytest
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import DATATYPES
 from clockwork_serve.oip import InferCall, InputTensor, OutputTensor, OutputWish, Served, SharedRef
-from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer, streamed
+from clockwork_serve.oip.grpc_infer import encode_infer, parse_infer
 from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
 from tests.oip.models import identity, served, spec
 
@@ -184,7 +184,10 @@ def test_contents_of_every_size_arrive_whole(size: int) -> None:
     expected = ModelInferResponse(model_name="ident", model_version="1", raw_output_contents=[data])
     expected.outputs.add(name="A", datatype="INT8", shape=[1, size])
     assert ModelInferResponse.FromString(encoded) == expected
-    assert ModelStreamInferResponse.FromString(streamed(encoded)).infer_response == expected
+    in_stream = encode_infer(
+        InferCall([]), of, [OutputTensor("A", "INT8", (1, size), memoryview(data))], {}, streamed=True
+    )
+    assert ModelStreamInferResponse.FromString(in_stream).infer_response == expected
 
 
 def test_an_answer_is_what_a_request_was() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -11,6 +12,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clockwork_client.datatypes import encode_strings
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InferCall, Served
 from clockwork_serve.oip.grpc_infer import (
@@ -19,12 +21,13 @@ from clockwork_serve.oip.grpc_infer import (
     FIELDS_MAX,
     SMALL_BYTES,
     MalformedMessage,
-    decode_contents,
+    decode_strings,
     parse_infer,
     walk,
 )
 from clockwork_serve.oip.protobuf import ModelInferRequest, message
-from tests.oip.models import served, spec
+from clockwork_serve.oip.strings import STRING_BYTES_AT_ONCE, STRINGS_AT_ONCE
+from tests.oip.models import Recorded, served, spec
 
 MIB = 1 << 20
 Contents = message("inference.InferTensorContents")
@@ -168,21 +171,39 @@ def test_more_elements_than_the_shape_has_are_refused_unbuilt(datatype: str, con
         parse_infer(read, model)
 
 
-class _Counted(bytes):
-    """Bytes that count how often one is looked at."""
-
-    looks = 0
-
-    def __getitem__(self, key: Any) -> Any:
-        type(self).looks += 1
-        return super().__getitem__(key)
-
-
 def test_no_more_than_one_string_too_many_is_looked_at() -> None:
-    contents = _Counted(b"\x42\0" * MIB)
+    contents = Recorded(b"\x42\0" * MIB)
     with pytest.raises(InvalidRequest, match=r"expected 3 elements .* found more"):
-        decode_contents("x", "BYTES", 3, contents, [(0, len(contents))])
-    assert _Counted.looks < 30
+        next(decode_strings("x", 3, contents, [(0, len(contents))]))
+    assert len(contents.taken) == 3
+
+
+@pytest.mark.parametrize(("count", "nbytes"), [(7090, 1180), (8192, 3), (3, 3 * MIB), (1, 0)])
+def test_strings_are_built_a_piece_at_a_time(count: int, nbytes: int) -> None:
+    contents = Recorded(_field(8, b"x" * nbytes) * count)
+    wire: list[bytearray] = []
+
+    def built() -> Iterator[None]:
+        wire.append((yield from decode_strings("x", count, contents, [(0, len(contents))])))
+
+    taken = 0
+    for _ in built():
+        assert sum(contents.taken) <= STRING_BYTES_AT_ONCE
+        assert len(contents.taken) <= STRINGS_AT_ONCE + 1
+        taken += sum(contents.taken)
+        contents.taken.clear()
+    assert taken + sum(contents.taken) == count * nbytes
+    assert wire == [encode_strings([b"x" * nbytes] * count)]
+
+
+def test_one_input_a_hundred_times_is_refused_unbuilt() -> None:
+    model = served((spec("x", "BYTES", -1),), (spec("y", "FP32", 1),), batched=False)
+    once = Input(name="x", datatype="BYTES", shape=[8000]).SerializeToString()
+    read = walk(_field(5, once + _field(5, b"\x42\0" * 8000)) * 60)
+    read.data = Recorded(read.data)
+    with pytest.raises(InvalidRequest, match="'x': expected once, found 60 times"):
+        parse_infer(read, model)
+    assert not read.data.taken
 
 
 @pytest.mark.parametrize(

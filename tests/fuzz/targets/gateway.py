@@ -61,6 +61,8 @@ def _connection(data: bytes) -> None:
 def _read(call: Any, model: Served) -> None:
     if not call.shared:
         model.check(call)
+        while call.strings is not None and call.strings.step():
+            pass
     model.wanted(call)
     requested_slo_ns(call.parameters)
     priority_of(call.parameters, 0)

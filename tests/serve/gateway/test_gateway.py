@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from clockwork_client.datatypes import encode_strings
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import (
     Answer,
@@ -270,6 +271,67 @@ def test_an_invalid_request_frees_its_body(tmp_path: Path) -> None:
         world.gateway.infer(client)
         assert client.ended == (Outcome.INVALID, Reason.BAD_INPUT)
         assert world.gateway.slots.used_bytes == 0
+
+    in_world(tmp_path, story)
+
+
+# Strings are looked at a piece in a turn of the loop, before the controller knows of their request.
+
+
+MANY = encode_strings(["é".encode()] * 9000)
+
+
+def test_many_strings_are_sent_once_all_are_looked_at(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        in_place, copied = Client("words", MANY), Client("words", MANY)
+        body = in_place.body = world.gateway.slots.body(len(MANY), 0)
+        assert body is not None
+        body.view[:] = MANY
+        in_place.data = body.view
+        for client in (in_place, copied):
+            assert world.gateway.infer(client)
+        await asyncio.sleep(0)
+        assert not world.controller.requests
+        await world.until(lambda: in_place.ends and copied.ends)
+        assert [*map(bytes, in_place.outputs), *map(bytes, copied.outputs)] == [MANY, MANY]
+        assert world.gateway.slots.used_bytes == 0
+
+    in_world(tmp_path, story)
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_wrong_string_among_many_ends_its_request_whenever_it_is_found(
+    tmp_path: Path, *, leaves: bool
+) -> None:
+    async def story(world: World) -> None:
+        client = Client("words", MANY[:-2] + b"\xc3\xc3")
+        request_id = world.gateway.infer(client)
+        assert request_id and not client.ends
+        if leaves:
+            world.gateway.cancel(request_id)
+        else:
+            await world.until(lambda: client.ends)
+            assert client.ended == (Outcome.INVALID, Reason.BAD_INPUT)
+            assert "element 8999: expected UTF-8" in client.ends[0].message
+        outcome = "cancelled" if leaves else f"invalid:{Reason.BAD_INPUT}"
+        assert [*world.gateway.counters().outcomes] == [outcome]
+        assert world.gateway.slots.used_bytes == 0
+        assert (await world.infer(Client("words", MANY))).ended == (Outcome.OK, Reason.NONE)
+        assert len(world.controller.requests) == 1
+
+    in_world(tmp_path, story)
+
+
+def test_many_strings_without_room_hold_nothing(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.on_request = world.keep
+        for _ in range(3):
+            world.gateway.infer(Client("any", bytes(300_000)))
+        used = world.gateway.slots.used_bytes
+        client = Client("words", encode_strings([b"x" * 20] * 9000))
+        client.body = world.gateway.slots.body(1000, 0)
+        assert (await world.infer(client)).ended == (Outcome.REJECTED, Reason.QUEUE_FULL)
+        assert world.gateway.slots.used_bytes == used
 
     in_world(tmp_path, story)
 

@@ -199,35 +199,33 @@ def test_a_process_s_private_memory_is_measured() -> None:
         assert own_bytes() - before > len(mine) // 2
 
 
-ARENAS_OF_THREADS = """
-import asyncio, ctypes, os, sys, threading
-from clockwork_serve.serve.child import trim_memory
+HEAPS = """
+import asyncio, ctypes, sys
+from clockwork_serve.config import Settings
+from clockwork_serve.serve.gateway.settings import GatewayConfig
+from clockwork_serve.serve.processes import gateway
 
 async def main():
-    if sys.argv[1] == "bounded":
-        asyncio.create_task(trim_memory())
-    await asyncio.sleep(0)
+    if sys.argv[2] == "unbounded":
+        gateway.limit_arenas = lambda: None
+    settings = Settings(http_port=0, grpc_port=0, metrics_port=None)
+    servers = gateway.GatewayServers(GatewayConfig(settings=settings, run_dir=sys.argv[1], name="g"))
+    await servers.start()
     library = ctypes.CDLL(None)
-    met = threading.Barrier(8)
-    def allocate():
-        library.malloc(100)
-        met.wait()
-    threads = [threading.Thread(target=allocate) for _ in range(8)]
-    for thread in threads: thread.start()
-    for thread in threads: thread.join()
     library.fdopen.restype = ctypes.c_void_p
     library.malloc_info(0, ctypes.c_void_p(library.fdopen(1, b"w")))
     library.fflush(None)
+    await servers.close(0)
 
 asyncio.run(main())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has arenas")
-def test_threads_share_two_heaps() -> None:
+def test_all_threads_of_a_gateway_share_two_heaps(tmp_path: Path) -> None:
     def heaps(how: str) -> int:
         done = subprocess.run(
-            [sys.executable, "-c", ARENAS_OF_THREADS, how], capture_output=True, text=True, check=True
+            [sys.executable, "-c", HEAPS, str(tmp_path), how], capture_output=True, text=True, check=True
         )
         return done.stdout.count("<heap nr=")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway.requests import COPIED_AT_ONCE, NO_EPOCH, Copies, Copying, Slots
 from clockwork_serve.serve.shm import RegionGone, RegionMap, read_epoch
@@ -146,6 +147,24 @@ def test_a_new_region_leaves_the_old_one_to_its_workers(slots: Slots) -> None:
     assert bytes(slots.region.buffer[slot.tensors.refs[0].offset :][:3]) == b"abc"
 
 
+@pytest.mark.parametrize("freed_first", [True, False])
+def test_a_slot_that_is_kept_is_freed_by_the_last_who_needs_it(slots: Slots, *, freed_first: bool) -> None:
+    slot = slots.fill([tensor(b"abc")], 8)
+    assert slot is not None
+    release = slots.keep(slot)
+    first, last = (lambda: slots.free(slot)), release
+    if not freed_first:
+        first, last = last, first
+    first()
+    assert read_epoch(slots.region.buffer, slot.tensors.header_offset) == slot.tensors.epoch
+    last()
+    assert not slots.used_bytes
+
+
+def refused(request_id: str, error: InvalidRequest) -> None:
+    pytest.fail(f"{request_id}: {error}")
+
+
 def test_large_inputs_are_copied_a_piece_in_a_turn() -> None:
     data = np.random.default_rng(1).integers(0, 255, 3 * COPIED_AT_ONCE + 5, np.uint8).tobytes()
     inputs = [InputTensor("A", "UINT8", (5,), b"12345"), InputTensor("B", "UINT8", (len(data),), data)]
@@ -154,7 +173,7 @@ def test_large_inputs_are_copied_a_piece_in_a_turn() -> None:
     async def main() -> None:
         slots = Slots(16 * COPIED_AT_ONCE)
         room = slots.body(100, 0)
-        copies, copying = Copies(filled.append), Copying()
+        copies, copying = Copies(filled.append, refused), Copying()
         slot = slots.fill(inputs, 8, room, copying)
         assert slot is not None and copying
         used = slots.used_bytes
@@ -183,7 +202,7 @@ def test_a_withdrawn_copy_is_not_reported() -> None:
 
     async def main() -> None:
         slots = Slots(16 * COPIED_AT_ONCE)
-        copies = Copies(filled.append)
+        copies = Copies(filled.append, refused)
         kept = []
         for name in ("one", "two"):
             copying = Copying()

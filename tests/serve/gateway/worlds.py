@@ -11,6 +11,7 @@ from typing import Any
 
 import uvloop
 
+from clockwork_client.datatypes import Buffer, decode_strings
 from clockwork_serve.config import Settings
 from clockwork_serve.messages import Answer, Outcome, Reason, Request
 from clockwork_serve.oip import InferCall, InputTensor, Parameter, Served
@@ -22,6 +23,7 @@ from clockwork_serve.units import MIB
 from tests.serve.gateway.fake_controller import FakeController, served, spec
 
 IDENT = served("ident", (spec("X", "FP32", 2),), (spec("Y", "FP32", 2),))
+WORDS = served("words", (spec("X", "BYTES", -1),), (spec("Y", "BYTES", -1),))
 ANY = served("any", (spec("X", "UINT8", -1),), (spec("Y", "UINT8", -1),), output_bytes=100)
 
 
@@ -42,7 +44,7 @@ class Client:
         self.ends: list[Ending] = []
         self.outputs: list[bytes] = []
         self.error: Exception | None = None
-        self._data = data
+        self.data: Buffer = data
         self._rows = rows
         self._parameters = parameters
 
@@ -50,8 +52,9 @@ class Client:
         if self.error is not None:
             raise self.error
         kind = served.code.inputs[0]
-        width = 2 if kind.datatype == "FP32" else len(self._data) // self._rows
-        tensor = InputTensor("X", kind.datatype, (self._rows, width), self._data)
+        elements = len([*decode_strings(self.data)]) if kind.datatype == "BYTES" else len(self.data)
+        width = 2 if kind.datatype == "FP32" else elements // self._rows
+        tensor = InputTensor("X", kind.datatype, (self._rows, width), self.data)
         return InferCall([tensor], parameters=dict(self._parameters))
 
     def end(self, ending: Ending) -> None:
@@ -69,7 +72,7 @@ SMALL = Settings(gateway_memory=1 * MIB, max_body=MIB // 2)
 
 class World:
     def __init__(self, run_dir: Path) -> None:
-        self.controller = FakeController(run_dir / "controller.sock", IDENT, ANY)
+        self.controller = FakeController(run_dir / "controller.sock", IDENT, ANY, WORDS)
         config = GatewayConfig(run_dir=str(run_dir), name="g0", settings=SMALL)
         self.tenants: dict[str, Tenant] = {}
         self.gateway = Gateway(config, caps=Caps(lambda: self.tenants))

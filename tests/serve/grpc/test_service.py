@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import queue
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +15,7 @@ import tritonclient.grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from clockwork_client.datatypes import encode_strings
 from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request
 from clockwork_serve.oip.protobuf import HEALTH_SERVICE, rpcs
 from clockwork_serve.units import MIB, ms
@@ -100,6 +103,45 @@ def test_typed_contents(gateway: RunningGateway, channel: Any) -> None:
     request = service_pb2.ModelInferRequest(model_name="ident")
     request.inputs.add(name="X", datatype="FP32", shape=[1, 2], contents={"fp32_contents": [1.5, -2]})
     assert stub.ModelInfer(request).raw_output_contents == [X.tobytes()]
+
+
+def test_many_strings_in_typed_contents(gateway: RunningGateway, channel: Any) -> None:
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    request = service_pb2.ModelInferRequest(model_name="text")
+    words = [b"a" * 3 * MIB, "é".encode() * 9]
+    request.inputs.add(name="X", datatype="BYTES", shape=[1, 2], contents={"bytes_contents": words})
+    assert stub.ModelInfer(request).raw_output_contents == [encode_strings(words)]
+    (streamed,) = stub.ModelStreamInfer(iter([request]))
+    assert streamed.infer_response.raw_output_contents == [encode_strings(words)]
+    request.inputs[0].contents.bytes_contents.append(b"")
+    (streamed,) = stub.ModelStreamInfer(iter([request]))
+    assert "expected 2 elements in contents.bytes_contents" in streamed.error_message
+    with pytest.raises(grpc.RpcError, match="expected 2 elements in contents"):
+        stub.ModelInfer(request)
+    request.model_name = "nobody"
+    with pytest.raises(grpc.RpcError, match="'nobody' is not found"):
+        stub.ModelInfer(request)
+
+
+def test_a_stream_keeps_no_message_that_is_answered(gateway: RunningGateway, channel: Any) -> None:
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    request = service_pb2.ModelInferRequest(model_name="text")
+    words = [bytes(2 * MIB), bytes(2 * MIB), b""]
+    request.inputs.add(name="X", datatype="BYTES", shape=[1, 2], contents={"bytes_contents": words})
+    sent: queue.Queue[Any] = queue.Queue()
+    responses = stub.ModelStreamInfer(iter(sent.get, None))
+
+    def kept() -> list[int]:
+        referred = [found for each in gc.get_objects() for found in gc.get_referents(each)]
+        return [len(found) for found in referred if type(found) is bytes and len(found) > 3 * MIB]
+
+    before = len(kept())
+    for _ in range(2):
+        sent.put(request)
+        assert "expected 2 elements" in next(responses).error_message
+        gateway.until(lambda: len(kept()) <= before)
+    sent.put(None)
+    assert not list(responses)
 
 
 def test_slos(gateway: RunningGateway, client: Any) -> None:

@@ -116,6 +116,9 @@ class Host:
     def body_buffer(self, exchange: HttpExchange, length: int) -> memoryview:
         return np.empty(length, np.uint8).data
 
+    def room(self, nbytes: int) -> memoryview:
+        return np.empty(nbytes, np.uint8).data
+
     def query_admission(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
         pass
 

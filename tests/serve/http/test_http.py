@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,13 @@ import pytest
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
+from clockwork_client.datatypes import Buffer
 from clockwork_serve.messages import Answer, Outcome, Quarantined, Question, Readiness, Reason, Reply, Request
+from clockwork_serve.serve.child import own_bytes
+from clockwork_serve.serve.gateway.requests import COPIED_AT_ONCE
+from clockwork_serve.serve.http import server
+from clockwork_serve.serve.http.exchange import HttpExchange, Outbox
+from clockwork_serve.serve.http.responses import Response
 from clockwork_serve.units import ms
 from tests.serve.gateway.running import RunningGateway, running_gateway
 from tests.serve.http.requests import BOMB, IDENT_JSON, INFER, X, ask, get, post, tensor
@@ -74,6 +81,87 @@ def test_tensors_of_any_size_are_echoed(client: Any, count: int) -> None:
     for _ in range(3):
         found = client.infer("any", [tensor("X", data, "FP32")])
         np.testing.assert_array_equal(found.as_numpy("Y"), data)
+
+
+def test_large_answers_are_copied_a_piece_in_a_turn_or_not_at_all(
+    gateway: RunningGateway, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[Buffer] = []
+    write = Outbox.write
+
+    def recorded(outbox: Outbox, exchange: HttpExchange, response: Response) -> None:
+        parts.extend(response.parts)
+        write(outbox, exchange, response)
+
+    monkeypatch.setattr(Outbox, "write", recorded)
+    data = np.random.default_rng(1).random(2_000_000).astype(np.float32)
+    for spilled in (True, False):
+        taken = gateway.controller.spill.used_bytes
+        found = client.infer("any", [tensor("X", data, "FP32")])
+        np.testing.assert_array_equal(found.as_numpy("Y"), data)
+        assert (gateway.controller.spill.used_bytes > taken) == spilled
+        gateway.controller.spill.free_unused()
+    wish = tritonclient.http.InferRequestedOutput("Y", binary_data=False)
+    found = client.infer("any", [tensor("X", data[:200_000], "FP32")], outputs=[wish])
+    np.testing.assert_array_equal(found.as_numpy("Y"), data[:200_000])
+    # A copy made at once would be bytes.
+    assert {type(part) for part in parts if len(part) > COPIED_AT_ONCE} == {memoryview}
+    gateway.until(lambda: not gateway.servers.gateway.slots.used_bytes)
+
+
+def test_a_client_that_leaves_while_its_answer_is_copied_holds_nothing(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies, begun = gateway.servers.http._copies, list[Any]()
+    begin = copies.begin
+    monkeypatch.setattr(copies, "begin", lambda *what: begun.append(what))
+    described = {
+        "name": "X",
+        "datatype": "FP32",
+        "shape": [200_000],
+        "parameters": {"binary_data_size": 800_000},
+    }
+    body = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
+    head = f"Inference-Header-Content-Length: {len(body)}"
+    with gateway.connect() as client:
+        client.sendall(post("/v2/models/any/infer", body + bytes(800_000), head))
+        gateway.until(lambda: begun)
+        assert gateway.servers.gateway.slots.used_bytes
+    gateway.until(lambda: not gateway.servers.gateway.connections)
+    gateway.do(lambda: begin(*begun[0]))
+    gateway.until(lambda: not gateway.servers.gateway.slots.used_bytes)
+    last = gateway.controller.requests[-1].request_id
+    gateway.until(lambda: last in gateway.controller.in_time)
+    assert gateway.controller.in_time.count(last) == 1
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_a_large_body_s_memory_is_given_back_a_piece_in_a_turn(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, *, in_thread: bool
+) -> None:
+    http, pieces = gateway.servers.http, list[tuple[int, int]]()
+
+    class Recorded(mmap.mmap):
+        def madvise(self, option: int, start: int = 0, length: int = 0) -> None:
+            super().madvise(option, start, length or len(self))
+            if option == mmap.MADV_DONTNEED:
+                pieces.append((start, length))
+
+    monkeypatch.setattr(server.mmap, "mmap", Recorded)
+    size = 5 * server.GIVEN_BACK_BYTES + 1
+    rooms = [gateway.do(lambda: http.room(size))[1:]]
+    before = own_bytes()
+    rooms[0][:] = bytes(len(rooms[0]))
+    assert own_bytes() - before > size // 2
+    if in_thread:
+        rooms.clear()
+    else:
+        gateway.do(rooms.clear)
+    gateway.until(lambda: len(pieces) == 6)
+    assert [start for start, _ in pieces] == [*range(0, size, server.GIVEN_BACK_BYTES)]
+    assert max(length for _, length in pieces) == server.GIVEN_BACK_BYTES
+    assert own_bytes() - before < size // 2
+    assert len(http.room(server.GIVEN_BACK_BYTES)) == server.GIVEN_BACK_BYTES
 
 
 def test_strings_and_halves(client: Any) -> None:

@@ -44,13 +44,14 @@ from clockwork_serve.oip.status import (
     status_of,
     status_of_error,
 )
+from clockwork_serve.oip.strings import StringsWalk
 
 __all__ = [
     "CUDA_SHARED_MEMORY", "OK", "SHARED_MEMORY_OFF", "ClientStatus", "Coding", "Forbidden", "InferCall",
     "InputTensor", "Known", "OutputTensor", "OutputWish", "Parameter", "RegionExists", "Served",
-    "SharedRef", "SharedRegion", "TooLarge", "UnknownModel", "UnknownRegion", "Unsupported", "compress",
-    "decide_ns_of", "decompress", "default_slo_ns", "encode_infer", "grpc_of_http", "http_description",
-    "missing", "model_metadata", "object_name", "parse_infer", "priority_of", "reason_of_error",
-    "requested_slo_ns", "server_metadata", "shared_region", "status_of", "status_of_error", "tightest",
-    "wanted_coding",
+    "SharedRef", "SharedRegion", "StringsWalk", "TooLarge", "UnknownModel", "UnknownRegion", "Unsupported",
+    "compress", "decide_ns_of", "decompress", "default_slo_ns", "encode_infer", "grpc_of_http",
+    "http_description", "missing", "model_metadata", "object_name", "parse_infer", "priority_of",
+    "reason_of_error", "requested_slo_ns", "server_metadata", "shared_region", "status_of",
+    "status_of_error", "tightest", "wanted_coding",
 ]  # fmt: skip

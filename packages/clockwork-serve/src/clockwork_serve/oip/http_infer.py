@@ -21,7 +21,6 @@ from clockwork_serve.oip.model import (
     BINARY_ONLY,
     DIMENSIONS_MAX,
     HEADER_BYTES_MAX,
-    STRINGS_MAX,
     InferCall,
     InputTensor,
     Known,
@@ -35,6 +34,7 @@ from clockwork_serve.oip.model import (
 )
 from clockwork_serve.oip.shared_memory import shared_ref
 from clockwork_serve.oip.status import TooLarge
+from clockwork_serve.oip.strings import STRINGS_MAX
 
 # ------------------------------------------------------------
 # The ``data`` of JSON tensors, to wire form and back; counts and ranges are checked.
@@ -324,8 +324,10 @@ def encode_infer(
     outputs: Sequence[OutputTensor],
     parameters: dict[str, Any],
     texts: Mapping[str, Buffer] | None = None,
+    *,
+    own: bool = False,
 ) -> InferBody:
-    """The response body; nothing in it refers to the outputs' memory any more.
+    """The response body. Unless it is their ``own``, nothing in it refers to the outputs' memory any more.
 
     ``outputs`` are all of the model's; those that the call asks for are sent. ``texts`` are the data in JSON
     of those that were written before, by name.
@@ -336,7 +338,7 @@ def encode_infer(
         and known.outputs_in_order is not None
         and len(outputs) == len(known.outputs_in_order)
     ):
-        found = _encode_again(known, call.id, served, outputs, parameters)
+        found = _encode_again(known, call.id, served, outputs, parameters, own)
         if found is not None:
             return found
     by_name = {tensor.name: tensor for tensor in outputs}
@@ -351,7 +353,7 @@ def encode_infer(
         # One in shared memory has no data, and no parameters: a stock client looks there for a size.
         if wish.shared is None and wish.binary:
             head.parameters = {"binary_data_size": len(tensor.data)}
-            parts.append(bytes(tensor.data))
+            parts.append(tensor.data if own else bytes(tensor.data))
         elif texts is not None and wish.name in texts:
             head.data = _WRITTEN
             written.append(texts[wish.name])
@@ -369,7 +371,12 @@ def encode_infer(
 
 
 def _encode_again(
-    known: Known, call_id: str, served: Served, outputs: Sequence[OutputTensor], parameters: dict[str, Any]
+    known: Known,
+    call_id: str,
+    served: Served,
+    outputs: Sequence[OutputTensor],
+    parameters: dict[str, Any],
+    own: bool,  # noqa: FBT001
 ) -> InferBody | None:
     """The same, where all outputs are wanted as they are, and only values and times differ each time."""
     parts: list[Buffer] = [b""]
@@ -377,7 +384,7 @@ def _encode_again(
     for name, tensor in zip(known.outputs_in_order or (), outputs, strict=True):
         if name != tensor.name:
             return None
-        data = bytes(tensor.data)
+        data = tensor.data if own else bytes(tensor.data)
         parts.append(data)
         shapes += (tensor.shape, len(data))
     key = tuple(shapes)

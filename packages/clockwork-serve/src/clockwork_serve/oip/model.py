@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Code, Model, TensorSpec
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 from clockwork_serve.oip.status import TooLarge, Unsupported
+from clockwork_serve.oip.strings import StringsWalk
 
 # ------------------------------------------------------------
 # An inference request and its answer as both protocols see them, without sockets and without a model.
@@ -60,6 +60,7 @@ class InferCall(Struct):
 
     ``shared``: whether any of its tensors is, or goes, into shared memory. ``known``: what is known of its
     header, if one like it was here before and was good; else ``header`` is that, if it may be remembered.
+    ``strings``: what is left to be looked at of its inputs once it was checked.
     """
 
     inputs: list[InputTensor]
@@ -70,6 +71,7 @@ class InferCall(Struct):
     shared: bool = False
     known: Known | None = None
     header: bytes = b""
+    strings: StringsWalk | None = None
 
 
 class OutputTensor(Struct):
@@ -269,43 +271,6 @@ def any_shared(inputs: list[InputTensor], outputs: list[OutputWish] | None) -> b
 BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
 """Types that have no form but the binary one."""
 
-STRINGS_MAX: Final = 1 << 14
-"""Elements of one BYTES tensor: they are walked one by one, 0.16 us each, while all others wait."""
-
-_LENGTH: Final = struct.Struct("<I")
-
-
-def check_strings(name: str, data: Buffer, count: int, *, text: bool = False) -> None:
-    """Raise :class:`InvalidRequest` unless ``data`` is exactly ``count`` BYTES elements in wire form.
-
-    ``text``: each must be UTF-8.
-    """
-    if count > STRINGS_MAX:
-        raise InvalidRequest(
-            f"inference input '{name}': expected at most {STRINGS_MAX} elements of BYTES, found {count}; "
-            "send fewer in one request"
-        )
-    size, at, found = len(data), 0, 0
-    unpack = _LENGTH.unpack_from
-    try:
-        while at + _LENGTH.size <= size and found < count:
-            start = at + _LENGTH.size
-            at = start + unpack(data, at)[0]
-            found += 1
-            if text:
-                str(data[start:at], "utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"inference input '{name}': element {found - 1}: expected UTF-8 text, as the strings of an ONNX "
-            f"model are, found byte {error.object[error.start]:#04x} at {error.start}"
-        ) from None
-    if found != count or at != size:
-        raise InvalidRequest(
-            f"inference input '{name}': expected {count} elements of BYTES, each a 4-byte little-endian "
-            f"length and that many bytes; found {size} bytes that hold "
-            f"{'more' if found == count and at < size else 'fewer'}"
-        )
-
 
 # ------------------------------------------------------------
 # The classification extension: the best classes of an output instead of its numbers.
@@ -389,6 +354,7 @@ class Served:
         """Inputs, or outputs, that a request may name before that alone is what is wrong with it."""
         self._required = [spec.name for spec in code.inputs if not spec.optional]
         self._static = all(not spec.optional and -1 not in spec.shape for spec in code.inputs)
+        self._has_strings = any(spec.datatype == "BYTES" for spec in code.inputs)
         self._strings_are_text = code.backend == "onnx"
         self._binary_only = [spec.name for spec in code.outputs if spec.datatype in BINARY_ONLY]
 
@@ -407,12 +373,16 @@ class Served:
     def check(self, call: InferCall, *, binary_only_allowed: bool = False) -> Checked:
         """Raise :class:`InvalidRequest` unless the call fits the model.
 
-        ``binary_only_allowed`` is for protocols where every output travels as bytes.
+        ``binary_only_allowed`` is for protocols where every output travels as bytes. Many or large strings
+        are left to the call's ``strings``.
         """
         if call.parameters:
             self._check_parameters(call)
-        rows = self._check_inputs(call.inputs)
+        strings = StringsWalk() if self._has_strings else None
+        rows = self._check_inputs(call.inputs, strings)
         self._check_outputs(call, binary_only_allowed)
+        if strings is not None and strings.step():
+            call.strings = strings
         return Checked(rows, "" if self._static else self._signature(call.inputs))
 
     def check_counts(self, inputs: int, outputs: int) -> None:
@@ -422,6 +392,16 @@ class Served:
                 raise InvalidRequest(
                     f"{what}: expected at most {len(known)} for model '{self.model.name}', found {found}"
                 )
+
+    def check_names(self, given: Sequence[str]) -> None:
+        """Raise :class:`InvalidRequest` for more inputs than the model has, before data are looked at.
+
+        They could be the same one's a hundred times.
+        """
+        if len(given) > len(self._inputs):
+            for name in given:
+                self._known(name)
+            self._check_names(given)
 
     @property
     def json_max(self) -> int | None:
@@ -505,16 +485,13 @@ class Served:
                     "send requests without sequence parameters"
                 )
 
-    def _check_inputs(self, inputs: list[InputTensor]) -> int:
+    def _check_inputs(self, inputs: list[InputTensor], strings: StringsWalk | None) -> int:
         if len(inputs) > len(self._inputs):
-            # Before any data is looked at, which could be the same one's a hundred times.
-            for tensor in inputs:
-                self._known(tensor.name)
-            self._check_names(inputs)
+            self.check_names([tensor.name for tensor in inputs])
         rows = 0
         for tensor in inputs:
             known = self._inputs.get(tensor.name) or self._known(tensor.name)
-            own_rows = self._check_input(known, tensor)
+            own_rows = self._check_input(known, tensor, strings)
             if rows not in (0, own_rows):
                 raise InvalidRequest(
                     f"inference input '{tensor.name}': expected a batch of {rows} as in '{inputs[0].name}', "
@@ -523,11 +500,10 @@ class Served:
             rows = own_rows
         # One input that is known cannot be there twice: the common case needs no look at the names.
         if len(inputs) != 1 or len(self._inputs) != 1:
-            self._check_names(inputs)
+            self._check_names([tensor.name for tensor in inputs])
         return rows or 1
 
-    def _check_names(self, inputs: list[InputTensor]) -> None:
-        given = [tensor.name for tensor in inputs]
+    def _check_names(self, given: Sequence[str]) -> None:
         missing = [name for name in self._required if name not in given]
         if missing:
             raise InvalidRequest(
@@ -570,12 +546,13 @@ class Served:
             )
         return rows
 
-    def _check_input(self, known: _Input, tensor: InputTensor) -> int:
-        """Check one input; its rows."""
+    def _check_input(self, known: _Input, tensor: InputTensor, strings: StringsWalk | None) -> int:
+        """Check one input, but leave elements of BYTES to ``strings``; its rows."""
         spec, shape = known.spec, tensor.shape
         rows = self._check_head(known, tensor.datatype, shape)
         if not known.element_bytes:
-            check_strings(spec.name, tensor.data, math.prod(shape), text=self._strings_are_text)
+            assert strings is not None
+            strings.add(spec.name, tensor.data, math.prod(shape), text=self._strings_are_text)
             return rows
         row_bytes = known.row_bytes
         if row_bytes is None:

@@ -326,15 +326,20 @@ class Trimmer:
         self._least_bytes = min(self._least_bytes, self._kept_bytes)
 
 
-async def trim_memory() -> None:
-    """Trim this process's memory until cancelled; return at once if the C library is not glibc.
+def limit_arenas() -> None:
+    """Have this process's threads share :data:`ARENAS`, if the C library is glibc.
 
-    To be called before there are many threads, each of which would get an arena.
+    To be called before there are any: those that threads have by then stay in use.
     """
-    library = ctypes.CDLL(None)
-    trim = getattr(library, "malloc_trim", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, ARENAS)
+
+
+async def trim_memory() -> None:
+    """Trim this process's memory until cancelled; return at once if the C library is not glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
-        library.mallopt(_M_ARENA_MAX, ARENAS)
         await Trimmer(lambda: trim(0), own_bytes).run()
 
 

@@ -229,7 +229,7 @@ def _is_heavy(wish: OutputWish, nbytes: int, shape: tuple[int, ...], *, batched:
 
 
 class Heavy:
-    """The outputs of an ending that the codec process is to encode, copied: their memory is freed soon.
+    """The outputs of an ending that the codec process is to encode; copied, unless their memory is their own.
 
     To be created before :meth:`Inquiry.end` returns.
     """
@@ -239,10 +239,12 @@ class Heavy:
         assert call is not None
         assert served is not None
         self.original = ending
-        ending.outputs = [
-            OutputTensor(tensor.name, tensor.datatype, tensor.shape, bytes(tensor.data))
-            for tensor in ending.outputs
-        ]
+        if not ending.own:
+            ending.outputs = [
+                OutputTensor(tensor.name, tensor.datatype, tensor.shape, bytes(tensor.data))
+                for tensor in ending.outputs
+            ]
+            ending.own = True
         self._wishes = served.wanted(call)
         self._tensors = {tensor.name: tensor for tensor in ending.outputs}
 

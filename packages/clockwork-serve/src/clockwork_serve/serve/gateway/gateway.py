@@ -32,8 +32,10 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.oip import (
     InferCall,
+    InputTensor,
     Known,
     Served,
+    StringsWalk,
     decide_ns_of,
     priority_of,
     reason_of_error,
@@ -56,6 +58,7 @@ from clockwork_serve.serve.gateway.controller_link import (
 from clockwork_serve.serve.gateway.requests import (
     ROOM_RETRY_NS,
     TIMELY,
+    Body,
     Copies,
     Copying,
     EarlyInquiry,
@@ -232,7 +235,7 @@ class Gateway:
         self._pending: dict[str, Pending] = {}  # exactly the requests submitted and not answered
         self._awaiting_failover = AwaitingFailover(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still access
-        self._copies = Copies(self._on_filled)
+        self._copies = Copies(self._on_filled, self._on_wrong)
         self._copying = Copying()  # of the next request that needs it; few do
         self._count = 0
         self._received = 0
@@ -287,7 +290,7 @@ class Gateway:
             return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = self._reserves.room(served, known.rows, known.signature, self.slots.region)
-        slot = self.slots.fill(served.sent(call.inputs), output_bytes, body, self._copying)
+        slot = self._fill(served.sent(call.inputs), output_bytes, body, call.strings)
         if slot is None:
             self._refuse_for_memory(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
             return ""
@@ -308,6 +311,17 @@ class Gateway:
         if self._overdue.timer is None:
             self._overdue.watch()
         return request_id
+
+    def _fill(
+        self, inputs: list[InputTensor], output_bytes: int, body: Body | None, strings: StringsWalk | None
+    ) -> Slot | None:
+        if strings is not None:
+            self._copying.look(strings)
+        slot = self.slots.fill(inputs, output_bytes, body, self._copying)
+        if slot is None and self._copying.begun:
+            copying, self._copying = self._copying, Copying()
+            copying.release()
+        return slot
 
     def _copy_first(self, request_id: str) -> None:
         copying, self._copying = self._copying, Copying()
@@ -462,6 +476,15 @@ class Gateway:
         else:
             self.link.submit(pending.request)
 
+    def _on_wrong(self, request_id: str, error: InvalidRequest) -> None:
+        inquiry = self._pending[request_id].inquiry
+        if inquiry is None:
+            self._drop(request_id, Outcome.EXPIRED, Reason.NONE)
+            return
+        ending = self.invalid(error, self._pending[request_id].served)
+        self.slots.free(self._pending.pop(request_id).slot)
+        inquiry.end(ending)
+
     def _on_release(self, release: Release) -> None:
         slot = self._held.pop(release.request_id, None)
         if slot is None:
@@ -608,7 +631,7 @@ class Gateway:
             self._deliver(inquiry, late_ending(answer.request_id, answer.outcome, pending.call))
             return
         try:
-            ending = ending_of(pending, answer)
+            ending = ending_of(pending, answer, self.slots)
             if pending.served.outputs_open and ending.outcome is Outcome.OK:
                 self._reserves.learn(pending.request, ending.outputs)
             if not ending.deadline_ns:

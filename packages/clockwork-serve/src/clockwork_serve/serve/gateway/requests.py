@@ -22,6 +22,7 @@ from clockwork_serve.oip import (
     InputTensor,
     OutputTensor,
     Served,
+    StringsWalk,
     reason_of_error,
     status_of,
     status_of_error,
@@ -64,18 +65,27 @@ def _nothing() -> None:
 
 
 class Copying:
-    """Inputs still to be copied into a slot; False if none are left. ``release`` is to be called then."""
+    """Tensors still to be looked at, then to be copied; False if none are left.
 
-    __slots__ = ("_at", "_parts", "begun", "release")
+    ``release`` is to be called then.
+    """
+
+    __slots__ = ("_at", "_parts", "_strings", "begun", "release")
 
     def __init__(self) -> None:
+        self._strings: StringsWalk | None = None
         self._parts: list[tuple[memoryview, memoryview]] = []
         self.begun = False  # whether anything was ever added
         self._at = 0  # bytes of the first part that are copied
         self.release: Callable[[], None] = _nothing
 
     def __bool__(self) -> bool:
-        return bool(self._parts)
+        return bool(self._parts) or self._strings is not None
+
+    def look(self, strings: StringsWalk) -> None:
+        """Look at these, before anything is copied."""
+        self.begun = True
+        self._strings = strings
 
     def add(self, target: memoryview, source: memoryview) -> None:
         """Append a copy."""
@@ -83,8 +93,14 @@ class Copying:
         self._parts.append((target, source))
 
     def step(self) -> None:
-        """Copy the next piece, at most :data:`COPIED_AT_ONCE` bytes."""
-        assert self._parts
+        """Look at the next piece, or copy it: at most :data:`COPIED_AT_ONCE` bytes.
+
+        Raises :class:`InvalidRequest`.
+        """
+        if self._strings is not None:
+            if not self._strings.step():
+                self._strings = None
+            return
         target, source = self._parts[0]
         start, end = self._at, min(self._at + COPIED_AT_ONCE, len(source))
         target[start:end] = source[start:end]
@@ -95,13 +111,17 @@ class Copying:
 
 
 class Copies:
-    """Slots that are being filled, by their requests' ids: one piece in each turn of the loop, in order.
+    """Slots that are being filled or read, by their requests' ids: one piece in a turn of the loop, in order.
 
-    ``filled`` is called with the id of each that is complete. For the running loop's thread.
+    ``filled`` is called with the id of each that is complete, ``refused`` with those whose inputs are wrong.
+    For the running loop's thread.
     """
 
-    def __init__(self, filled: Callable[[str], None]) -> None:
+    def __init__(
+        self, filled: Callable[[str], None], refused: Callable[[str, InvalidRequest], None] | None = None
+    ) -> None:
         self._filled = filled
+        self._refused = refused
         self._open: dict[str, Copying] = {}
         self._steps = False
 
@@ -129,10 +149,16 @@ class Copies:
     def _step(self) -> None:
         request_id, copying = next(iter(self._open.items()), ("", None))
         if copying is not None:
-            copying.step()
-            if not copying:
+            try:
+                copying.step()
+            except InvalidRequest as error:
+                assert self._refused is not None
                 self.withdraw(request_id)
-                self._filled(request_id)
+                self._refused(request_id, error)
+            else:
+                if not copying:
+                    self.withdraw(request_id)
+                    self._filled(request_id)
         self._steps = bool(self._open)
         if self._steps:
             asyncio.get_running_loop().call_soon(self._step)
@@ -150,12 +176,16 @@ class Slot(msgspec.Struct, frozen=True):
         """The references, as they are sent."""
         return _encode(self.tensors)
 
-    def outputs(self, encoded: bytes) -> list[OutputTensor]:
-        """Views of the outputs that a worker reports. Raises :class:`TransportError` if one is elsewhere."""
+    def outputs(self, encoded: bytes) -> tuple[list[OutputTensor], bool]:
+        """Views of the outputs that a worker reports, and whether their memory is their own, not the slot's.
+
+        Raises :class:`TransportError` if one is elsewhere.
+        """
         reported, tensors = _decode(encoded), self.tensors
         memory = memory_of(reported, self.region)
         first, end = tensors.output_offset, tensors.output_offset + tensors.output_bytes
-        if memory is not self.region.buffer:
+        own = memory is not self.region.buffer
+        if own:  # the worker frees it with the slot, and writes nothing else there; it lasts as it is mapped
             first, end = 0, len(memory)
         found = []
         for ref in reported.refs:
@@ -163,7 +193,7 @@ class Slot(msgspec.Struct, frozen=True):
                 raise TransportError(f"output {ref.name} lies outside of its request's slot")
             view = memory[ref.offset : ref.offset + ref.nbytes]
             found.append(OutputTensor(ref.name, ref.datatype, ref.shape, view))
-        return found
+        return found, own
 
 
 class Slots:
@@ -175,6 +205,7 @@ class Slots:
         self.copied_bytes = 0
         self._epoch = NO_EPOCH
         self._received = 0  # bytes of the region held by bodies still being received
+        self._kept: dict[int, bool] = {}  # slots that are still read, by epoch; whether they are free else
 
     @property
     def used_bytes(self) -> int:
@@ -241,8 +272,22 @@ class Slots:
         tensors = msgspec.structs.replace(slot.tensors, output_offset=piece, output_bytes=output_bytes)
         return Slot(slot.region, (*slot.pieces, piece), tensors)
 
+    def keep(self, slot: Slot) -> Callable[[], None]:
+        """Keep a slot from being freed until what this returns is called, exactly once."""
+        epoch = slot.tensors.epoch
+        self._kept[epoch] = False
+
+        def release() -> None:
+            if self._kept.pop(epoch):
+                self.free(slot)
+
+        return release
+
     def free(self, slot: Slot) -> None:
         """Free a slot that no worker accesses any more. Exactly once."""
+        if self._kept and slot.tensors.epoch in self._kept:
+            self._kept[slot.tensors.epoch] = True
+            return
         if slot.region is not self.region:
             return  # freed with its region
         write_epoch(slot.region.buffer, slot.tensors.header_offset, NO_EPOCH)
@@ -391,9 +436,12 @@ class Ending(Struct):
     """How a request ended. ``served`` and ``call`` are None if it was refused before they were known.
 
     With a ``deadline_ns`` the protocol's server must report back to the core: :meth:`Gateway.check_delivery`
-    when the response is written to the socket, or :meth:`Gateway.discard` if it never is. ``outputs`` refer
-    to memory that is freed when :meth:`Inquiry.end` returns. ``retry_after_ns`` is exact, ``retry_after_s``
-    is in whole seconds and randomised. ``texts`` are the data of outputs that are encoded as JSON already.
+    when the response is written to the socket, or :meth:`Gateway.discard` if it never is. ``retry_after_ns``
+    is exact, ``retry_after_s`` is in whole seconds and randomised. ``texts`` are the data of outputs that are
+    encoded as JSON already.
+
+    Unless it is their ``own``, ``outputs`` refer to memory that is freed when :meth:`Inquiry.end` returns. If
+    they are large, ``keep`` delays that, until what it returns is called.
     """
 
     outcome: Outcome
@@ -407,6 +455,8 @@ class Ending(Struct):
     retry_after_s: int = 0
     deadline_ns: int = 0
     outputs: list[OutputTensor] = []
+    own: bool = False
+    keep: Callable[[], Callable[[], None]] | None = None
     parameters: dict[str, Any] = {}
     texts: dict[str, Buffer] = {}
 
@@ -495,8 +545,8 @@ class Pending(Struct):
         return self.request.deadline_ns
 
 
-def ending_of(pending: Pending, answer: Answer) -> Ending:
-    """How a request ended, by the controller's answer."""
+def ending_of(pending: Pending, answer: Answer, slots: Slots) -> Ending:
+    """How a request ended, by the controller's answer. Its outputs may be in one of ``slots``."""
     outcome, reason = answer.outcome, answer.reason
     status = OK if outcome is Outcome.OK else status_of(outcome, reason)
     ending = Ending(
@@ -516,7 +566,15 @@ def ending_of(pending: Pending, answer: Answer) -> Ending:
     if outcome in TIMELY:
         ending.deadline_ns = pending.request.deadline_ns
     if outcome is Outcome.OK:
-        ending.outputs = pending.served.answered(pending.slot.outputs(answer.outputs))
+        outputs, ending.own = pending.slot.outputs(answer.outputs)
+        ending.outputs = pending.served.answered(outputs)
+        # The room for them is asked first: it is small for most, and costs no look at each.
+        if (
+            pending.slot.tensors.output_bytes > COPIED_AT_ONCE
+            and not (ending.own or pending.call.shared)
+            and sum([len(tensor.data) for tensor in outputs]) > COPIED_AT_ONCE
+        ):
+            ending.keep = partial(slots.keep, pending.slot)
     return ending
 
 

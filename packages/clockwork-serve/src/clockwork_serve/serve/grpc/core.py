@@ -383,7 +383,10 @@ class CoreCall(GrpcCall):
     async def _next_message(self) -> bytes | None:
         self._received = asyncio.get_running_loop().create_future()
         self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), _MESSAGE)
-        found: bytes | None = await self._received
+        try:
+            found: bytes | None = await self._received
+        finally:
+            self._received = None  # which would keep the message
         return found
 
     async def _send_message(self, message: bytes) -> None:

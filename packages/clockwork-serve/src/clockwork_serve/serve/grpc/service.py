@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import unquote
@@ -16,7 +16,14 @@ from google.protobuf import json_format
 from clockwork_serve.errors import ConfigError, InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import InferCall, Served, UnknownModel, grpc_of_http
-from clockwork_serve.oip.grpc_infer import SMALL_BYTES, encode_infer, parse_infer, streamed, walk
+from clockwork_serve.oip.grpc_infer import (
+    SMALL_BYTES,
+    WalkedRequest,
+    encode_infer,
+    parse_in_steps,
+    parse_infer,
+    walk,
+)
 from clockwork_serve.oip.protobuf import (
     HEALTH_SERVICE,
     INFERENCE_SERVICE,
@@ -228,7 +235,9 @@ class _GrpcInquiry(ABC):
         "every_output_binary",
         "gateway",
         "identity",
+        "message_id",
         "model",
+        "read",
         "remaining_s",
         "request",
         "rpc",
@@ -238,7 +247,8 @@ class _GrpcInquiry(ABC):
 
     def __init__(self, request: Any, rpc: GrpcCall, gateway: Gateway, write: _Write) -> None:
         self.write = write
-        self.request = request
+        self.request: Any = request  # until it was parsed
+        self.message_id: str = request.id
         self.gateway = gateway
         self.rpc = rpc
         self.model: str = request.model_name
@@ -249,15 +259,39 @@ class _GrpcInquiry(ABC):
         self.remaining_s = rpc.time_allowed(gateway.clock)
         self.every_output_binary = True
         self.body: Body | None = None
+        self.read: InferCall | InvalidRequest | None = None  # what was parsed before
 
     @property
     def local(self) -> bool:
         """Whether the client is on this host."""
         return _local(self.rpc)
 
+    async def read_in_steps(self) -> None:
+        """Parse it, a piece in a turn of the loop, if it has strings to be built."""
+        if not isinstance(self.request, WalkedRequest) or not self.request.has_strings:
+            return
+        try:
+            steps = parse_in_steps(self.request, self.gateway.models.find(self.model, self.version))
+            while self.is_open:
+                next(steps)
+                await asyncio.sleep(0)
+        except StopIteration as end:
+            self.read = end.value
+        except InvalidRequest as error:
+            self.read = error.with_traceback(None)
+        except Exception:  # noqa: BLE001 - the gateway, which parses it again, will log it and end the request
+            return
+
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
-        return parse_infer(self.request, served)
+        request, self.request = self.request, None
+        read, self.read = self.read, None
+        if isinstance(read, InvalidRequest):
+            try:
+                raise read
+            finally:
+                del read  # its traceback refers to this frame
+        return read or parse_infer(request, served)
 
     @property
     @abstractmethod
@@ -353,7 +387,7 @@ class _StreamInquiry(_GrpcInquiry):
         if ending.outcome is Outcome.OK:
             # There is only one response; clients that support several wait for this.
             ending.parameters["triton_final_response"] = True
-            found = streamed(_encoded(ending))
+            found = _encoded(ending, streamed=True)
             ending.outputs = []
         if ending.deadline_ns:
             self.ending = ending
@@ -383,7 +417,7 @@ class GatewayGrpc:
         self._gateway = gateway
         self._endpoints = endpoints
         self._codec = codec
-        self._writing: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._credentials = None if access.tls is None else access.tls.grpc_credentials()
         self._server = GrpcServer(
@@ -429,7 +463,19 @@ class GatewayGrpc:
     # Inference
 
     def _infer(self, rpc: GrpcCall, request: Any) -> None:
-        request_id = self._gateway.infer(_UnaryInquiry(request, rpc, self._gateway, self._write))
+        inquiry = _UnaryInquiry(request, rpc, self._gateway, self._write)
+        if isinstance(request, WalkedRequest) and request.has_strings:
+            self._start(self._infer_soon(rpc, inquiry))
+        else:
+            self._infer_now(rpc, inquiry)
+
+    async def _infer_soon(self, rpc: GrpcCall, inquiry: _UnaryInquiry) -> None:
+        await inquiry.read_in_steps()
+        if rpc.is_open:
+            self._infer_now(rpc, inquiry)
+
+    def _infer_now(self, rpc: GrpcCall, inquiry: _UnaryInquiry) -> None:
+        request_id = self._gateway.infer(inquiry)
         if request_id and rpc.is_open:
             # The client may leave, or its deadline pass.
             rpc.on_cancel = partial(self._gateway.cancel, request_id)
@@ -452,7 +498,7 @@ class GatewayGrpc:
                     raise Aborted(*_failure(found))
                 else:
                     yield ModelStreamInferResponse(
-                        error_message=found.text, infer_response={"id": inquiry.request.id}
+                        error_message=found.text, infer_response={"id": inquiry.message_id}
                     ).SerializeToString()
             await reader
         finally:
@@ -474,6 +520,8 @@ class GatewayGrpc:
             async for request in requests:
                 future = self._loop.create_future()
                 inquiry = _StreamInquiry(request, rpc, self._gateway, self._write, future)
+                del request  # it may be large, and the next one may not come for long
+                await inquiry.read_in_steps()
                 inquiry.request_id = self._gateway.infer(inquiry)
                 try:
                     await open_inquiries.put(inquiry)
@@ -484,9 +532,12 @@ class GatewayGrpc:
             await open_inquiries.put(None)
 
     def _write(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
-        task = self._loop.create_task(self._write_soon(inquiry, heavy))
-        self._writing.add(task)
-        task.add_done_callback(self._writing.discard)
+        self._start(self._write_soon(inquiry, heavy))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _write_soon(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
         try:
@@ -649,10 +700,10 @@ def _local(rpc: GrpcCall) -> bool:
     return is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
-def _encoded(ending: Ending) -> bytes:
+def _encoded(ending: Ending, *, streamed: bool = False) -> bytes:
     assert ending.call is not None
     assert ending.served is not None
-    return encode_infer(ending.call, ending.served, ending.outputs, ending.parameters)
+    return encode_infer(ending.call, ending.served, ending.outputs, ending.parameters, streamed=streamed)
 
 
 def _failure(ending: Ending) -> tuple[grpc.StatusCode, str, Metadata]:

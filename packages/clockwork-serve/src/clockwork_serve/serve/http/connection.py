@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 import httptools
-import numpy as np
 
 from clockwork_serve.config import Settings
 from clockwork_serve.serve.gateway.access import AccessControl
@@ -343,6 +342,9 @@ class HttpHost(Sender, Protocol):
     def body_buffer(self, exchange: HttpExchange, length: int) -> memoryview:
         """The buffer for a large body."""
 
+    def room(self, nbytes: int) -> memoryview:
+        """Memory outside of the region."""
+
     def query_admission(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
         """Send an admission query for a request with a large body."""
 
@@ -527,7 +529,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             if isinstance(room, bytes):
                 # Not a list of pieces, which may be many and small. A buffer for the longest body takes no
                 # memory before it is written to, and never grows, so nothing is moved.
-                before, room = room, np.empty(self._settings.max_body, np.uint8).data
+                before, room = room, self._server.room(self._settings.max_body)
                 room[:start] = before
                 self._content = room
             room[start:end] = content

@@ -75,6 +75,7 @@ class HttpExchange:
     response: Response | None = None
     abandoned = False
     write: Callable[[HttpExchange, Heavy], None] | None = None  # has the codec process encode large outputs
+    copy: Callable[[HttpExchange, Ending], None] | None = None  # copies large outputs, and ends it then
     read: InferCall | ClockworkError | None = None  # its parsed JSON, where the codec process did it
     ending: Ending | None = None  # until it was reported whether it was in time
 
@@ -156,6 +157,9 @@ class HttpExchange:
     def end(self, ending: Ending, *, written: bool = False) -> None:
         """Make the response. ``written``: the codec process has encoded large outputs already."""
         if self.abandoned:
+            return
+        if ending.keep is not None and self.copy is not None:
+            self.copy(self, ending)
             return
         known = None if ending.call is None else ending.call.known
         # In the common case all outputs are sent as they are, and is_heavy() need not be called.

@@ -70,13 +70,15 @@ def internal_error_response() -> Response:
 
 
 def infer_response(ending: Ending) -> Response:
-    """The response to an inference request; it holds no reference to the outputs' memory."""
+    """The response to an inference request; it refers to the outputs' memory only if that is their own."""
     identity = b"Clockwork-Request-Id: %s\r\n" % ending.request_id.encode() if ending.request_id else b""
     if ending.outcome is not Outcome.OK:
         return _failure(ending, identity)
     assert ending.served is not None
     assert ending.call is not None
-    body = encode_infer(ending.call, ending.served, ending.outputs, ending.parameters, ending.texts)
+    body = encode_infer(
+        ending.call, ending.served, ending.outputs, ending.parameters, ending.texts, own=ending.own
+    )
     parts, header_length = body.parts, body.header_length
     if header_length is None:
         return Response(200, parts, JSON, identity)
@@ -155,8 +157,8 @@ class Packer:
 
 
 def _packed(response: Response, coding: Coding, size: int) -> Response:
-    body = compress(response.parts, coding)
-    if len(body) >= size and not coding.must:
+    parts = compress(response.parts, coding)
+    if sum(map(len, parts)) >= size and not coding.must:
         return response
     headers = b"%sContent-Encoding: %s\r\n" % (response.headers, coding.name.encode())
-    return Response(response.status, (body,), response.content_type, headers)
+    return Response(response.status, parts, response.content_type, headers)

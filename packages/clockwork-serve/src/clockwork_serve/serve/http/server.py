@@ -8,8 +8,10 @@ import mmap
 import os
 import socket
 import struct
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -20,11 +22,12 @@ from msgspec import Struct
 
 from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import Coding, TooLarge, decompress, wanted_coding
+from clockwork_serve.oip import Coding, OutputTensor, TooLarge, decompress, wanted_coding
 from clockwork_serve.serve.accepting import BURST, Acceptor, Strangers, network_of
 from clockwork_serve.serve.gateway.access import AccessControl
 from clockwork_serve.serve.gateway.codec import INLINE_BYTES, Codec, CodecBusy, CodecFailed, Heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
+from clockwork_serve.serve.gateway.requests import Copies, Copying, Ending
 from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, json_excess
 from clockwork_serve.serve.gateway.timing import AcceptQueue
 from clockwork_serve.serve.gateway.tls import Tls
@@ -355,6 +358,8 @@ MIXED_JSON_BYTES: Final = MIB
 _MUCH_FOR_AN_ENDPOINT: Final = (
     f"body: expected at most {ENDPOINT_BYTES} bytes here, found more; send less in it"
 )
+GIVEN_BACK_BYTES: Final = 4 * MIB
+"""The memory of bodies that is given back to the system at once, in 0.4 ms."""
 SWEEP_S: Final = 1.0
 """The interval between checks of connections' time limits."""
 QUIET_S: Final = 5.0
@@ -393,7 +398,9 @@ class HttpServer:
         self._endpoints = endpoints
         self._packer = Packer()
         self.codec = Codec()
-        self._writes = self._write  # bound once
+        self._writes, self._copy_outputs = self._write, self._copy  # bound once
+        self._copies = Copies(self._on_copied)
+        self._copied: dict[str, tuple[HttpExchange, Ending]] = {}  # by request, once it is
         self._connections: set[HttpConnection] = set()
         self._turned_away: set[HttpConnection] = set()  # of these: those that come to their end
         # Those who ask nothing, and handshakes: they make room for others.
@@ -482,6 +489,7 @@ class HttpServer:
             self._sweep.cancel()
         for task in self._tasks:
             task.cancel()
+        self._copies.clear()
         self._packer.close()
         self.codec.close()
 
@@ -545,8 +553,31 @@ class HttpServer:
                 exchange.body = self.gateway.slots.body(length, at)
                 if exchange.body is not None:
                     return exchange.body.view
-        # Unlike a bytearray, it takes no memory before data arrives.
-        return np.empty(length, np.uint8).data
+        return self.room(length)
+
+    def room(self, nbytes: int) -> memoryview:
+        """Memory that is taken as it is written to, and given back in pieces once nobody refers to it.
+
+        At once, 56 MiB take 5 ms. NumPy would ask for large pages, each of which takes as long when it is
+        written to first.
+        """
+        if nbytes <= GIVEN_BACK_BYTES:
+            return np.empty(nbytes, np.uint8).data
+        memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        view = np.frombuffer(memory, np.uint8)
+        weakref.finalize(view, self._give_back_soon, memory).atexit = False
+        return view.data
+
+    def _give_back_soon(self, memory: mmap.mmap) -> None:
+        """In whichever thread had the last reference."""
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(self._give_back, memory, 0)
+
+    def _give_back(self, memory: mmap.mmap, at: int) -> None:
+        memory.madvise(mmap.MADV_DONTNEED, at, min(GIVEN_BACK_BYTES, len(memory) - at))
+        at += GIVEN_BACK_BYTES
+        if at < len(memory):
+            self.readers.add(partial(self._give_back, memory, at))
 
     def query_admission(self, exchange: HttpExchange, arrived_ns: Callable[[], int]) -> None:
         """Send an admission query for an inference request whose head says its SLO.
@@ -585,7 +616,7 @@ class HttpServer:
         elif route.endpoint is None:
             if exchange.accepted and (coding := wanted_coding(exchange.accepted.decode("latin-1"))):
                 exchange.pack = partial(self._pack, coding)
-            exchange.write = self._writes
+            exchange.write, exchange.copy = self._writes, self._copy_outputs
             if size > INLINE_BYTES:
                 self._infer_large(exchange)
             else:
@@ -652,6 +683,30 @@ class HttpServer:
             self.gateway.discard(ending)
         else:
             exchange.end(ending, written=True)
+
+    def _copy(self, exchange: HttpExchange, ending: Ending) -> None:
+        """Copy outputs that are wanted out of their slot, a piece in a turn of the loop, and end it then."""
+        assert ending.keep is not None
+        assert ending.served is not None
+        assert ending.call is not None
+        wanted = {wish.name for wish in ending.served.wanted(ending.call)}
+        copying, copies = Copying(), []
+        for tensor in ending.outputs:
+            if tensor.name in wanted:
+                data = self.room(len(tensor.data))
+                copying.add(data, memoryview(tensor.data))
+                copies.append(OutputTensor(tensor.name, tensor.datatype, tensor.shape, data))
+        copying.release = ending.keep()
+        ending.outputs, ending.own, ending.keep = copies, True, None
+        self._copied[ending.request_id] = exchange, ending
+        self._copies.begin(ending.request_id, copying)
+
+    def _on_copied(self, request_id: str) -> None:
+        exchange, ending = self._copied.pop(request_id)
+        if exchange.abandoned:
+            self.gateway.discard(ending)
+        else:
+            exchange.end(ending)
 
     async def _respond_soon(self, exchange: HttpExchange, found: Awaitable[Response]) -> None:
         exchange.respond(await resolved(found))

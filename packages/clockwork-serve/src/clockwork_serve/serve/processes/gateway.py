@@ -17,7 +17,7 @@ import msgspec
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve import child
-from clockwork_serve.serve.child import trim_memory
+from clockwork_serve.serve.child import limit_arenas, trim_memory
 from clockwork_serve.serve.driver import use_batch_policy
 from clockwork_serve.serve.gateway.access import AccessControl, Caps
 from clockwork_serve.serve.gateway.client_shm import Regions
@@ -43,6 +43,7 @@ class GatewayServers:
 
     def __init__(self, config: GatewayConfig) -> None:
         """Raises :class:`ConfigError` if a file of TLS or of keys cannot be used."""
+        limit_arenas()  # now: gRPC's check of itself starts eight threads before any task runs
         self.config = config
         settings = config.settings
         self.access = AccessControl(config)
