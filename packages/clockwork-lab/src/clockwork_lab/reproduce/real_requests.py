@@ -122,12 +122,15 @@ class Requests:
                 await asyncio.wait_for(self._quiet.wait(), ANSWER_S)
 
     def _send(self, model: str, arrival_ns: int) -> None:
+        deadline_ns = arrival_ns + self._slo_ns
+        self.accounting.offered += 1
+        if self._link.shortage_ns(model, deadline_ns, time.monotonic_ns()) > 0 or self._link.full:
+            self.accounting.rejected += 1  # as a gateway does, before it has memory for the tensors
+            return
         slot = self._free.pop() if self._free else self._new_slot()
         self._count += 1
         request_id = f"{NAME}-{self._count}"
-        deadline_ns = arrival_ns + self._slo_ns
         self._open[request_id] = (deadline_ns, slot)
-        self.accounting.offered += 1
         self._link.submit(
             Request(
                 request_id=request_id, gateway=NAME, model=model, arrival_ns=arrival_ns,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief
@@ -176,3 +177,26 @@ def _reply(
         announced_id=announced.announced_id, gateway=announced.gateway, reason=reason, message=message,
         retry_after_ns=retry_after_ns,
     )  # fmt: skip
+
+
+# ------------------------------------------------------------
+# A summary for gateways: which requests a query would find infeasible, without a query for each.
+
+
+def soonest_deadlines(
+    keys: Iterable[str], belief: Belief, feasibility: Feasibility, now_ns: int
+) -> dict[str, int]:
+    """By model key: the deadline, less ``way_ns``, before which ``admission_reply`` would reject any request.
+
+    Of these ``keys``, only models that have one. It is for requests of the model's main queue.
+    """
+    found: dict[str, int] = {}
+    if not belief.config.reject_infeasible:
+        return found
+    for key in keys:
+        model = belief.models.get(key)
+        if model is not None and not model.quarantined and model.main is not None:
+            due_ns = feasibility.soonest_due_ns(model.main, now_ns)
+            if due_ns:
+                found[key] = due_ns + belief.slack_ns
+    return found

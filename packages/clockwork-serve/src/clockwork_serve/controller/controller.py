@@ -6,10 +6,17 @@ Also here: its snapshot for screens, and the invariants that relate its parts.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final, assert_never
 
 from clockwork_serve.controller import state
-from clockwork_serve.controller.admission import Backlog, Refusal, admission_reply, refusal
+from clockwork_serve.controller.admission import (
+    Backlog,
+    Refusal,
+    admission_reply,
+    refusal,
+    soonest_deadlines,
+)
 from clockwork_serve.controller.belief import Belief, HungWorker
 from clockwork_serve.controller.cluster import (
     DeviceBelief,
@@ -474,6 +481,10 @@ class Controller(Record):
     def snapshot(self) -> dict[str, object]:
         """Queues, devices and resident models, for screens; plain data that encodes as JSON."""
         return snapshot(self._belief, self._quarantine.snapshot())
+
+    def soonest_deadlines(self, keys: Iterable[str], now_ns: int) -> dict[str, int]:
+        """Which requests gateways may reject by themselves; see ``admission.soonest_deadlines``."""
+        return soonest_deadlines(keys, self._belief, self._feasibility, now_ns)
 
     # Copies of the whole state
 

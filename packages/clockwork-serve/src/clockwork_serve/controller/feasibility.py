@@ -121,6 +121,10 @@ PROBED_RANK: Final = 7
 late, so a queue that is watched there is rarely rechecked."""
 
 
+ROUNDS_MAX: Final = 8
+"""Rounds in which a bound on the soonest due time is raised; any number of them is correct."""
+
+
 class EarliestFinish:
     """The earliest possible end of a queue's head on one lane.
 
@@ -296,6 +300,34 @@ class Feasibility(Record):
         if loadable:
             return None
         return best or self._best(queue, soonest, now_ns)
+
+    def soonest_due_ns(self, queue: Queue, now_ns: int) -> int:
+        """A due time before which every request that would join a queue now is infeasible; 0 if there is none.
+
+        A lower bound: ``earliest_finish`` finds no request feasible that is due before it. Nothing changes.
+        """
+        soonest_ns = NEVER_NS
+        for residency in queue.model.residencies.values():
+            device = residency.device
+            infer_ns = residency.code.timings.infer(queue.least, queue.signature).estimate_ns
+            end_ns = device.exec.available_ns(now_ns) + infer_ns
+            if residency.state != READY:
+                end_ns = max(end_ns, residency.ready_ns + infer_ns)
+            else:
+                # The later it is due, the more is due before it: each round can only raise the bound.
+                free_ns = end_ns
+                for _ in range(ROUNDS_MAX):
+                    before_ns = end_ns
+                    end_ns = free_ns + ahead_ns(device.plan, queue.level, before_ns, NEVER_NS)
+                    if end_ns <= before_ns:
+                        break
+            if end_ns < soonest_ns:
+                soonest_ns = end_ns
+        for device in self._belief.devices.values():
+            end_ns, _ = self._end_after_load(queue, device, now_ns)
+            if end_ns < soonest_ns:
+                soonest_ns = end_ns
+        return 0 if soonest_ns == NEVER_NS else soonest_ns
 
     def _feasible_after_load(
         self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True

@@ -59,6 +59,7 @@ from clockwork_serve.messages.links import (
     RetainWeights,
     Role,
     Running,
+    SoonestDeadlines,
     Undelivered,
     WorkerCrashed,
     WorkerHeard,
@@ -120,7 +121,7 @@ Frame = (
     | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused | Piece
     | Fetch | Part
     | FarGateway | RequestPiece | Undelivered | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
-    | Delivered | Preparing | ModelsAskedFor
+    | Delivered | Preparing | ModelsAskedFor | SoonestDeadlines
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -133,7 +134,7 @@ __all__ = [
     "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part", "Piece",
     "Ping", "Preparing", "ProcessesEnded", "Profile", "Quarantined", "Question", "Quota", "QuotasSet",
     "Readiness", "Reason", "Refused", "Release", "ReleaseFromQuarantine", "Reply", "Request", "RequestCredit",
-    "RequestPiece", "Resident", "Result", "RetainWeights", "Role", "Running", "Status", "TensorRef",
+    "RequestPiece", "Resident", "Result", "RetainWeights", "Role", "Running", "SoonestDeadlines", "Status", "TensorRef",
     "TensorSpec", "Tensors", "TorchIndex", "TorchTensor", "Undelivered", "Unload", "Weights", "Window",
     "WorkerCrashed", "WorkerHeard", "WorkerHung", "WorkerJoined", "WorkerLost", "WorkerSilent",
 ]  # fmt: skip

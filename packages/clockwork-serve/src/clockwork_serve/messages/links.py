@@ -309,6 +309,18 @@ class RequestCredit(Struct, frozen=True, kw_only=True, tag="intake"):
     held: int = 4096
 
 
+class SoonestDeadlines(Struct, frozen=True, kw_only=True, tag="soonest"):
+    """A summary for gateways while requests are rejected because they would miss their deadlines.
+
+    ``deadlines_ns``, by model key: a request for one row of the model, of its own class and without a
+    signature, is infeasible if its deadline, less its ``way_ns``, is before this instant. It counts until
+    ``until_ns``, and replaces the summary before.
+    """
+
+    deadlines_ns: dict[str, int]
+    until_ns: int
+
+
 class Ask(Struct, frozen=True, kw_only=True, tag="ask"):
     """A query to the controller process (``what`` is a :class:`Question`); answered by a Reply.
 

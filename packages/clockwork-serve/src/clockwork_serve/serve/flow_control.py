@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from msgspec import structs
@@ -15,6 +15,7 @@ from clockwork_serve.messages import (
     Frame,
     Request,
     RequestCredit,
+    SoonestDeadlines,
     WorkerHeard,
     WorkerHung,
     WorkerSilent,
@@ -88,6 +89,73 @@ class CreditIssuer:
 
 def _requests(frames: Collection[Frame]) -> int:
     return sum([type(frame) is Request for frame in frames])
+
+
+# ------------------------------------------------------------
+# Summaries of what is infeasible, from the controller to gateways.
+#
+# Where devices are overloaded, most requests would be sent only to be rejected: each costs the controller as
+# much as a decision, and takes credit from requests that can be served. So while requests are rejected since
+# they would miss their deadlines, all gateways are told the soonest deadlines that can be met. The controller
+# decides: what a gateway lets pass is judged as ever, and what it refuses the controller would have refused
+# when it made the summary.
+
+
+SUMMARY_NS: Final = ms(5)
+"""A summary is made at most this often, and costs at most 1 / ``SUMMARY_PART`` of the time."""
+SUMMARY_PART: Final = 50
+TRUSTED_NS: Final = ms(25)
+"""For how long a gateway relies on one: a controller that is stuck or dead publishes no other."""
+REJECTING_NS: Final = ms(500)
+"""For how long after a rejection summaries are made."""
+SUMMARY_MODELS_MAX: Final = 256
+
+
+class SummaryIssuer:
+    """Publishes summaries of the models asked for lately.
+
+    ``compute`` gets model keys and an instant; it returns the soonest deadlines that can be met.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Iterable[str], int], dict[str, int]],
+        send: Callable[[SoonestDeadlines], None],
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._compute = compute
+        self._send = send
+        self._clock = clock
+        self._asked: dict[str, None] = {}  # since the last summary, or limited by it
+        self._next_ns = 0
+        self._rejecting_until_ns = 0
+        self.active = False
+        """Whether summaries are made: only then the models asked for are to be noted."""
+
+    def asked_for(self, model: str) -> None:
+        """Note a request for a model; the first ones count, if there are too many."""
+        if len(self._asked) < SUMMARY_MODELS_MAX:
+            self._asked[model] = None
+
+    def rejected(self, now_ns: int) -> None:
+        """A request was rejected because it would miss its deadline."""
+        self._rejecting_until_ns = now_ns + REJECTING_NS
+        self.active = True
+
+    def publish(self, now_ns: int) -> None:
+        """Publish a summary if one is due; call it after each step of the brain, while ``active``."""
+        if now_ns < self._next_ns:
+            return
+        began_ns = self._clock()
+        soonest = self._compute(self._asked, now_ns)
+        # Those that can be met within the next period would be out of date at once.
+        soonest = {key: at_ns for key, at_ns in soonest.items() if at_ns > now_ns + SUMMARY_NS}
+        self._send(SoonestDeadlines(deadlines_ns=soonest, until_ns=now_ns + TRUSTED_NS))
+        self._asked = dict.fromkeys(soonest)
+        if soonest:
+            self._rejecting_until_ns = max(self._rejecting_until_ns, now_ns + SUMMARY_NS)
+        self.active = now_ns < self._rejecting_until_ns
+        self._next_ns = now_ns + max(SUMMARY_NS, SUMMARY_PART * (self._clock() - began_ns))
 
 
 # ------------------------------------------------------------
@@ -225,6 +293,8 @@ class WorkerHeartbeats:
 
 SWEEP_NS: Final = 2_000_000
 """How often a gateway checks for requests that have waited too long."""
+CROWDED_NS: Final = ms(250)
+"""For how long, after a request waited in vain, no more wait than may be in transit."""
 
 
 class CreditGate:
@@ -245,11 +315,27 @@ class CreditGate:
         self._credit = RequestCredit(heard=0, most=0)
         self._in_transit = 0  # sent and not yet acknowledged by a grant
         self._held: dict[str, tuple[Request, int]] = {}  # held back, and since when; the oldest first
+        self._crowded_until_ns = 0
 
     @property
     def holds(self) -> bool:
         """Whether any request is held back."""
         return bool(self._held)
+
+    def full(self) -> bool:
+        """Whether a request is to be refused at once, for those that wait already are not all sent in time.
+
+        A burst may wait. But once requests were refused after they had waited, more come than the controller
+        receives: then a short queue keeps it as busy, and a request that is refused at once costs less.
+        """
+        credit = self._credit
+        if not credit.most or len(self._held) < credit.most:
+            return False
+        now_ns = self._clock()
+        if now_ns >= self._crowded_until_ns:
+            return False
+        self._crowded_until_ns = now_ns + CROWDED_NS
+        return True
 
     def submit(self, request: Request) -> bool:
         """Send a request, now or once there is credit, or refuse it later; whether any is held back now.
@@ -297,6 +383,8 @@ class CreditGate:
         ]
         for request, _ in overdue:
             del self._held[request.request_id]
+        if overdue:
+            self._crowded_until_ns = now_ns + CROWDED_NS
         for request, waited_ns in overdue:
             self._refuse(request, waited_ns)
 
@@ -307,5 +395,5 @@ class CreditGate:
     def reset(self) -> None:
         """Forget all requests and the credit: the link was lost."""
         self._held.clear()
-        self._in_transit = 0
+        self._in_transit = self._crowded_until_ns = 0
         self._credit = RequestCredit(heard=0, most=0)

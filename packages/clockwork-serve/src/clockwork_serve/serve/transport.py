@@ -30,6 +30,7 @@ from clockwork_serve.messages import (
     Request,
     Result,
     Role,
+    SoonestDeadlines,
     Unload,
     Window,
 )
@@ -247,6 +248,11 @@ def to_local(frame: Frame, offset_ns: int, error_ns: int) -> Frame:
             return msgspec.structs.replace(frame, window=_local_window(frame.window, offset_ns, error_ns))
         case Quarantined() if frame.why:
             return msgspec.structs.replace(frame, since_ns=frame.since_ns + offset_ns)
+        case SoonestDeadlines():
+            # Earlier by the offset's error: nothing is refused that may be feasible.
+            shift_ns = offset_ns - error_ns
+            deadlines_ns = {key: at_ns + shift_ns for key, at_ns in frame.deadlines_ns.items()}
+            return SoonestDeadlines(deadlines_ns=deadlines_ns, until_ns=frame.until_ns + shift_ns)
         case _:
             return frame
 

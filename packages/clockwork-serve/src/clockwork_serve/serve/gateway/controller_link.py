@@ -36,6 +36,7 @@ from clockwork_serve.messages import (
     Request,
     RequestCredit,
     Role,
+    SoonestDeadlines,
     Undelivered,
 )
 from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
@@ -232,6 +233,7 @@ class GatewayLink:
         self._credit_gate = CreditGate(self.send, listener.on_refused)
         self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for credit
         self._pulse = PeerHeartbeat(self.send, self._on_pulse)
+        self._soonest: SoonestDeadlines | None = None
         # Ids of requests whose answers were delivered, or are not to be; reported soon. For any thread.
         self.in_time: deque[str] = deque()
         self.late: deque[str] = deque()
@@ -303,6 +305,22 @@ class GatewayLink:
         """Send one frame; dropped if there is no link."""
         if self._link is not None:
             self._link.send(frame)
+
+    def shortage_ns(self, model: str, deadline_ns: int, now_ns: int) -> int:
+        """By how much a request for a model key would miss its deadline, less its ``way_ns``, in ns.
+
+        By the controller's summary, so for requests that it counts for (:class:`messages.SoonestDeadlines`).
+        0 or less if it may be in time, or nothing is known.
+        """
+        soonest = self._soonest
+        if soonest is None or now_ns >= soonest.until_ns:
+            return 0
+        return soonest.deadlines_ns.get(model, 0) - deadline_ns
+
+    @property
+    def full(self) -> bool:
+        """Whether requests are to be refused at once, for too many wait for credit; see :class:`CreditGate`."""
+        return self._credit_gate.full()
 
     def submit(self, request: Request) -> None:
         """Send a request as soon as there is credit for it; else ``on_refused`` is called later."""
@@ -377,6 +395,8 @@ class GatewayLink:
                     waiter.set_result(frame)
             case RequestCredit():
                 self._credit_gate.on_credit(frame)
+            case SoonestDeadlines():
+                self._soonest = frame if frame.deadlines_ns else None
             case Beat():
                 self._pulse.beat_received()
             case Undelivered():
@@ -417,7 +437,7 @@ class GatewayLink:
 
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
-        self._link = None
+        self._link = self._soonest = None
         self._pulse.stop()
         self._credit_gate.reset()
         self._incoming = GatewayModels(self._server_slo_ns)

@@ -172,6 +172,7 @@ class OverdueSweep:
 NO_ANSWER: Final = "no answer by the deadline"
 UNREAD: Final = "the gateway failed to read the request; see its log"
 OVER: Final = "its deadline passed before the gateway handled it"
+CROWDED: Final = "more requests arrive than the server can schedule"
 SENT_NS: Final = 10 * NS_PER_MS
 """A response reported as sent may have left up to this much earlier."""
 PREPARED_NS: Final = 5 * NS_PER_S
@@ -235,6 +236,7 @@ class Gateway:
         self._outcomes: Counter[str] = Counter()
         self._unused_answers = {"left": 0, "over": 0}
         self._invalid_by_model: Counter[str] = Counter()
+        self._refused_by_summary = 0
         self._overdue = OverdueSweep(
             clock, lambda: self._pending, self._end_overdue, self._sweep_awaiting_failover
         )
@@ -278,8 +280,9 @@ class Gateway:
         wanted_ns = served.default_slo_ns if slo_ns is None else slo_ns
         given_ns, priority = self._caps.of(inquiry.identity, wanted_ns, known.priority)
         deadline_ns, other_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == wanted_ns else given_ns
-        if self.clock() > deadline_ns:
-            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
+        way_ns = self._delay.reserve_ns(given_ns, inquiry.arrival_ns)
+        usual = known.rows == 1 and not known.signature and priority == served.model.priority
+        if self._ends_unsent(inquiry, served.model.key if usual else "", deadline_ns, way_ns):
             return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = self._reserves.room(served, known.rows, known.signature, self.slots.region)
@@ -293,7 +296,7 @@ class Gateway:
             request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
             arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
             priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
-            way_ns=self._delay.reserve_ns(given_ns, inquiry.arrival_ns),
+            way_ns=way_ns,
         )  # fmt: skip
         self._pending[request_id] = Pending(inquiry, served, call, slot, request, other_ns)
         if self._copying.begun:
@@ -404,6 +407,7 @@ class Gateway:
             received_in_place_bytes=self.slots.in_place_bytes,
             copied_bytes=self.slots.copied_bytes,
             unheard=dict(self._unused_answers),
+            refused_by_summary=self._refused_by_summary,
         )
 
     def invalid_requests(self, key: str) -> int:
@@ -424,6 +428,26 @@ class Gateway:
         if len(self._pending) >= self.settings.max_requests:
             message = f"{self.settings.max_requests} requests wait for answers already; raise max_requests"
             self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
+            return False
+        return True
+
+    def _ends_unsent(self, inquiry: Inquiry, summarised: str, deadline_ns: int, way_ns: int) -> bool:
+        """End a request that would only cost the controller time; whether it was one.
+
+        ``summarised`` is the key of its model if the controller's summary counts for it.
+        """
+        now_ns = self.clock()
+        if now_ns > deadline_ns:
+            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
+            return True
+        short_ns = self.link.shortage_ns(summarised, deadline_ns - way_ns, now_ns)
+        if short_ns > 0:
+            self._refused_by_summary += 1
+            why = f"the deadline would be missed by {short_ns / NS_PER_MS:.1f} ms: others are due before it"
+            self._refuse(inquiry, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, why, short_ns)
+        elif self.link.full:
+            self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, CROWDED, ROOM_RETRY_NS)
+        else:
             return False
         return True
 
@@ -466,7 +490,7 @@ class Gateway:
 
     def _on_refused(self, request: Request, waited_ns: int) -> None:
         waited = f"this one waited {waited_ns / NS_PER_MS:.1f} ms"
-        why = f"more requests arrive than the server can schedule; {waited}"
+        why = f"{CROWDED}; {waited}"
         self._reject_undelivered(request.request_id, why)
 
     def _on_undelivered(self, undelivered: Undelivered) -> None:
