@@ -12,7 +12,7 @@ from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
-from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason, Request
+from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason, Request, SoonestEnd
 from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
@@ -180,23 +180,22 @@ def _reply(
 
 
 # ------------------------------------------------------------
-# A summary for gateways: which requests a query would find infeasible, without a query for each.
+# A summary for gateways: what queries would find infeasible, without a query for each request.
 
 
-def soonest_deadlines(
+def soonest_ends(
     keys: Iterable[str], belief: Belief, feasibility: Feasibility, now_ns: int
-) -> dict[str, int]:
-    """By model key: the deadline, less ``way_ns``, before which ``admission_reply`` would reject any request.
+) -> dict[str, SoonestEnd]:
+    """By model key, of these ``keys``: when a request that joins its main queue last could end.
 
-    Of these ``keys``, only models that have one. It is for requests of the model's main queue.
+    One that is due sooner would be rejected by ``admission_reply``.
     """
-    found: dict[str, int] = {}
-    if not belief.config.reject_infeasible:
-        return found
-    for key in keys:
-        model = belief.models.get(key)
-        if model is not None and not model.quarantined and model.main is not None:
-            due_ns = feasibility.soonest_due_ns(model.main, now_ns)
-            if due_ns:
-                found[key] = due_ns + belief.slack_ns
+    found: dict[str, SoonestEnd] = {}
+    if belief.config.reject_infeasible:
+        for key in keys:
+            model = belief.models.get(key)
+            if model is not None and not model.quarantined and model.main is not None:
+                soonest = feasibility.soonest_end(model.main, now_ns)
+                if soonest is not None:
+                    found[key] = soonest
     return found

@@ -15,7 +15,7 @@ from clockwork_serve.controller.admission import (
     Refusal,
     admission_reply,
     refusal,
-    soonest_deadlines,
+    soonest_ends,
 )
 from clockwork_serve.controller.belief import Belief, HungWorker
 from clockwork_serve.controller.cluster import (
@@ -62,6 +62,7 @@ from clockwork_serve.messages import (
     ReleaseFromQuarantine,
     Request,
     Result,
+    SoonestEnd,
     Status,
     WorkerCrashed,
     WorkerHeard,
@@ -482,9 +483,9 @@ class Controller(Record):
         """Queues, devices and resident models, for screens; plain data that encodes as JSON."""
         return snapshot(self._belief, self._quarantine.snapshot())
 
-    def soonest_deadlines(self, keys: Iterable[str], now_ns: int) -> dict[str, int]:
-        """Which requests gateways may reject by themselves; see ``admission.soonest_deadlines``."""
-        return soonest_deadlines(keys, self._belief, self._feasibility, now_ns)
+    def soonest_ends(self, keys: Iterable[str], now_ns: int) -> dict[str, SoonestEnd]:
+        """What gateways may reject requests by; see ``admission.soonest_ends``."""
+        return soonest_ends(keys, self._belief, self._feasibility, now_ns)
 
     # Copies of the whole state
 

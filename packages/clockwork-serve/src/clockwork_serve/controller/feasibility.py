@@ -19,7 +19,7 @@ from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import ahead_ns, usual_cost_ns
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
-from clockwork_serve.messages import Outcome, Reason
+from clockwork_serve.messages import Outcome, Reason, SoonestEnd
 from clockwork_serve.units import NS_PER_MS
 
 # ------------------------------------------------------------
@@ -119,10 +119,6 @@ LOADERS_MAX: Final = 4
 PROBED_RANK: Final = 7
 """The rank of the load lane that is tried first, if there are more than ``LOADERS_MAX``: the policy uses it
 late, so a queue that is watched there is rarely rechecked."""
-
-
-ROUNDS_MAX: Final = 8
-"""Rounds in which a bound on the soonest due time is raised; any number of them is correct."""
 
 
 class EarliestFinish:
@@ -301,33 +297,36 @@ class Feasibility(Record):
             return None
         return best or self._best(queue, soonest, now_ns)
 
-    def soonest_due_ns(self, queue: Queue, now_ns: int) -> int:
-        """A due time before which every request that would join a queue now is infeasible; 0 if there is none.
+    def soonest_end(self, queue: Queue, now_ns: int) -> SoonestEnd | None:
+        """When a request could end at the soonest that is due after all of a queue; None if it is empty.
 
-        A lower bound: ``earliest_finish`` finds no request feasible that is due before it. Nothing changes.
+        For gateways: a lower bound of what ``earliest_finish`` finds. Nothing changes.
         """
-        soonest_ns = NEVER_NS
+        if not queue.dues:
+            return None
+        due_ns = queue.dues[-1]
+        soonest_ns = elsewhere_ns = NEVER_NS
+        each_ns = NEVER_NS
         for residency in queue.model.residencies.values():
-            device = residency.device
             infer_ns = residency.code.timings.infer(queue.least, queue.signature).estimate_ns
-            end_ns = device.exec.available_ns(now_ns) + infer_ns
-            if residency.state != READY:
-                end_ns = max(end_ns, residency.ready_ns + infer_ns)
+            free_ns = residency.device.exec.available_ns(now_ns)
+            if residency.state == READY:
+                # The later a request is due, the more is due before it.
+                end_ns = free_ns + ahead_ns(residency.device.plan, queue.level, due_ns, NEVER_NS) + infer_ns
+                soonest_ns = min(soonest_ns, end_ns)
             else:
-                # The later it is due, the more is due before it: each round can only raise the bound.
-                free_ns = end_ns
-                for _ in range(ROUNDS_MAX):
-                    before_ns = end_ns
-                    end_ns = free_ns + ahead_ns(device.plan, queue.level, before_ns, NEVER_NS)
-                    if end_ns <= before_ns:
-                        break
-            if end_ns < soonest_ns:
-                soonest_ns = end_ns
+                elsewhere_ns = min(elsewhere_ns, max(free_ns, residency.ready_ns) + infer_ns)
+        for strategy in queue.strategies:
+            each_ns = min(each_ns, usual_cost_ns(strategy.batches) // len(queue.strategies))
         for device in self._belief.devices.values():
-            end_ns, _ = self._end_after_load(queue, device, now_ns)
-            if end_ns < soonest_ns:
-                soonest_ns = end_ns
-        return 0 if soonest_ns == NEVER_NS else soonest_ns
+            elsewhere_ns = min(elsewhere_ns, self._end_after_load(queue, device, now_ns)[0])
+        if not queue.strategies:
+            return None
+        slack_ns = self._belief.slack_ns
+        return SoonestEnd(
+            due_ns=due_ns + slack_ns, end_ns=soonest_ns + slack_ns, each_ns=each_ns,
+            elsewhere_ns=min(elsewhere_ns + slack_ns, NEVER_NS),
+        )  # fmt: skip
 
     def _feasible_after_load(
         self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True

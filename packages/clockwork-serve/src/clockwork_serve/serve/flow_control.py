@@ -15,7 +15,8 @@ from clockwork_serve.messages import (
     Frame,
     Request,
     RequestCredit,
-    SoonestDeadlines,
+    SoonestEnd,
+    SoonestEnds,
     WorkerHeard,
     WorkerHung,
     WorkerSilent,
@@ -92,20 +93,19 @@ def _requests(frames: Collection[Frame]) -> int:
 
 
 # ------------------------------------------------------------
-# Summaries of what is infeasible, from the controller to gateways.
+# Summaries for gateways of when requests could end, so that hopeless ones cost the controller nothing.
 #
-# Where devices are overloaded, most requests would be sent only to be rejected: each costs the controller as
-# much as a decision, and takes credit from requests that can be served. So while requests are rejected since
-# they would miss their deadlines, all gateways are told the soonest deadlines that can be met. The controller
-# decides: what a gateway lets pass is judged as ever, and what it refuses the controller would have refused
-# when it made the summary.
+# Where devices are overloaded, most requests would be sent only to be rejected: each costs the controller a
+# decision, and takes credit from requests that can be served. So while requests are rejected since they would
+# miss their deadlines, all gateways are sent the soonest ends, and refuse what would end too late by them.
+# What they let pass the controller judges as ever.
 
 
 SUMMARY_NS: Final = ms(5)
-"""A summary is made at most this often, and costs at most 1 / ``SUMMARY_PART`` of the time."""
+"""A summary is made at most this often, and takes at most 1 / ``SUMMARY_PART`` of the time."""
 SUMMARY_PART: Final = 50
 TRUSTED_NS: Final = ms(25)
-"""For how long a gateway relies on one: a controller that is stuck or dead publishes no other."""
+"""For how long gateways rely on one: a controller that is stuck or dead sends no other."""
 REJECTING_NS: Final = ms(500)
 """For how long after a rejection summaries are made."""
 SUMMARY_MODELS_MAX: Final = 256
@@ -114,48 +114,86 @@ SUMMARY_MODELS_MAX: Final = 256
 class SummaryIssuer:
     """Publishes summaries of the models asked for lately.
 
-    ``compute`` gets model keys and an instant; it returns the soonest deadlines that can be met.
+    ``compute`` gets model keys and an instant, and returns the soonest ends of those for which requests wait.
     """
 
     def __init__(
         self,
-        compute: Callable[[Iterable[str], int], dict[str, int]],
-        send: Callable[[SoonestDeadlines], None],
-        clock: Callable[[], int] = time.monotonic_ns,
+        compute: Callable[[Iterable[str], int], dict[str, SoonestEnd]],
+        send: Callable[[SoonestEnds], None],
+        cpu_clock: Callable[[], int] = time.thread_time_ns,
     ) -> None:
         self._compute = compute
         self._send = send
-        self._clock = clock
-        self._asked: dict[str, None] = {}  # since the last summary, or limited by it
+        self._cpu_clock = cpu_clock
+        self._asked: dict[str, None] = {}  # since the last summary, or in it
         self._next_ns = 0
         self._rejecting_until_ns = 0
         self.active = False
-        """Whether summaries are made: only then the models asked for are to be noted."""
+        """Whether summaries are made; the models asked for are to be noted only then."""
 
     def asked_for(self, model: str) -> None:
-        """Note a request for a model; the first ones count, if there are too many."""
+        """Note a request for a model; the first models count, if there are too many."""
         if len(self._asked) < SUMMARY_MODELS_MAX:
             self._asked[model] = None
 
     def rejected(self, now_ns: int) -> None:
-        """A request was rejected because it would miss its deadline."""
+        """Note that a request was rejected because it would miss its deadline."""
         self._rejecting_until_ns = now_ns + REJECTING_NS
         self.active = True
 
     def publish(self, now_ns: int) -> None:
-        """Publish a summary if one is due; call it after each step of the brain, while ``active``."""
+        """Publish a summary if one is due; to be called after each step of the brain, while ``active``."""
         if now_ns < self._next_ns:
             return
-        began_ns = self._clock()
-        soonest = self._compute(self._asked, now_ns)
-        # Those that can be met within the next period would be out of date at once.
-        soonest = {key: at_ns for key, at_ns in soonest.items() if at_ns > now_ns + SUMMARY_NS}
-        self._send(SoonestDeadlines(deadlines_ns=soonest, until_ns=now_ns + TRUSTED_NS))
-        self._asked = dict.fromkeys(soonest)
-        if soonest:
-            self._rejecting_until_ns = max(self._rejecting_until_ns, now_ns + SUMMARY_NS)
-        self.active = now_ns < self._rejecting_until_ns
-        self._next_ns = now_ns + max(SUMMARY_NS, SUMMARY_PART * (self._clock() - began_ns))
+        began_ns = self._cpu_clock()
+        soon_ns = now_ns + SUMMARY_NS  # what ends before is over by the next summary
+        ends = {
+            key: one
+            for key, one in self._compute(self._asked, now_ns).items()
+            if one.end_ns > soon_ns < one.elsewhere_ns
+        }
+        self._send(SoonestEnds(ends=ends, until_ns=now_ns + TRUSTED_NS))
+        self._asked = dict.fromkeys(ends)
+        self.active = bool(ends) or now_ns < self._rejecting_until_ns
+        self._next_ns = now_ns + max(SUMMARY_NS, SUMMARY_PART * (self._cpu_clock() - began_ns))
+
+
+class KnownEnds:
+    """What a gateway knows of when requests could end: the controller's last summary, and what it let pass.
+
+    All instants are ns on the clock of this process.
+    """
+
+    def __init__(self) -> None:
+        self._until_ns = 0
+        self._by_model: dict[str, tuple[int, int, int, int]] = {}
+
+    def update(self, summary: SoonestEnds) -> None:
+        """Replace what is known."""
+        self._until_ns = summary.until_ns
+        self._by_model = {
+            key: (one.due_ns, one.end_ns, one.each_ns, one.elsewhere_ns) for key, one in summary.ends.items()
+        }
+
+    def reset(self) -> None:
+        """Forget it: the link was lost."""
+        self._by_model = {}
+
+    def shortage_ns(self, model: str, due_ns: int, now_ns: int) -> int:
+        """By how much a request would miss ``due_ns``, its deadline less its ``way_ns``.
+
+        If it may be in time, this is 0, and the request counts among those before later ones.
+        """
+        known = self._by_model.get(model)
+        if known is None or now_ns >= self._until_ns:
+            return 0
+        latest_ns, end_ns, each_ns, elsewhere_ns = known
+        shortage_ns = min(end_ns, elsewhere_ns) - due_ns
+        if shortage_ns > 0 and due_ns >= latest_ns:
+            return shortage_ns
+        self._by_model[model] = (max(latest_ns, due_ns), end_ns + each_ns, each_ns, elsewhere_ns)
+        return 0
 
 
 # ------------------------------------------------------------

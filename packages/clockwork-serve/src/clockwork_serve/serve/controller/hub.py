@@ -52,7 +52,8 @@ from clockwork_serve.messages import (
     Result,
     RetainWeights,
     Role,
-    SoonestDeadlines,
+    SoonestEnd,
+    SoonestEnds,
     Status,
     Unload,
     WorkerCrashed,
@@ -159,8 +160,8 @@ class Brain(Machine[ControllerEvent, ControllerEffect], Protocol):
     def snapshot(self) -> dict[str, object]:
         """Its state, for screens: plain data that encodes as JSON."""
 
-    def soonest_deadlines(self, keys: Iterable[str], now_ns: int) -> dict[str, int]:
-        """By model key, of these, the soonest deadline that can be met, less the way to the client."""
+    def soonest_ends(self, keys: Iterable[str], now_ns: int) -> dict[str, SoonestEnd]:
+        """By model key, of these ``keys``, when one more request could end at the soonest."""
 
     def accounts(self) -> dict[str, dict[str, int]]:
         """Quota and charges of each tenant that has a quota, by name."""
@@ -206,7 +207,7 @@ class Hub:
         self._questions = Questions(self._answer_to, self._supervisor_stuck)
         self._supervisor_heartbeat = PeerHeartbeat(self._to_supervisor, self._on_supervisor_heartbeat)
         self._credit = CreditIssuer()
-        self._summaries = SummaryIssuer(brain.soonest_deadlines, self._to_gateways)
+        self._summaries = SummaryIssuer(brain.soonest_ends, self._to_gateways)
         self._heartbeats = WorkerHeartbeats(self.driver.post)
         self._lost_level = logging.WARNING  # of lost links; INFO while the server drains
         self._receivers: dict[Role, Callable[[Link, Frame], bool]] = {
@@ -536,7 +537,7 @@ class Hub:
                 _log.info("ready" if effect.ready else f"not ready: {effect.why}")
                 self._broadcast(effect)
 
-    def _to_gateways(self, frame: Preparing | SoonestDeadlines) -> None:
+    def _to_gateways(self, frame: Preparing | SoonestEnds) -> None:
         for gateway in self._gateways.values():
             gateway.send(frame)
 

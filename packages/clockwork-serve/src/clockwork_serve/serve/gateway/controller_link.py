@@ -36,11 +36,11 @@ from clockwork_serve.messages import (
     Request,
     RequestCredit,
     Role,
-    SoonestDeadlines,
+    SoonestEnds,
     Undelivered,
 )
 from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
-from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, PeerHeartbeat
+from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, KnownEnds, PeerHeartbeat
 from clockwork_serve.serve.gateway.requests import Pending, Slots
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import connect, hello
@@ -233,7 +233,7 @@ class GatewayLink:
         self._credit_gate = CreditGate(self.send, listener.on_refused)
         self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for credit
         self._pulse = PeerHeartbeat(self.send, self._on_pulse)
-        self._soonest: SoonestDeadlines | None = None
+        self._ends = KnownEnds()
         # Ids of requests whose answers were delivered, or are not to be; reported soon. For any thread.
         self.in_time: deque[str] = deque()
         self.late: deque[str] = deque()
@@ -306,20 +306,13 @@ class GatewayLink:
         if self._link is not None:
             self._link.send(frame)
 
-    def shortage_ns(self, model: str, deadline_ns: int, now_ns: int) -> int:
-        """By how much a request for a model key would miss its deadline, less its ``way_ns``, in ns.
-
-        By the controller's summary, so for requests that it counts for (:class:`messages.SoonestDeadlines`).
-        0 or less if it may be in time, or nothing is known.
-        """
-        soonest = self._soonest
-        if soonest is None or now_ns >= soonest.until_ns:
-            return 0
-        return soonest.deadlines_ns.get(model, 0) - deadline_ns
+    def shortage_ns(self, model: str, due_ns: int, now_ns: int) -> int:
+        """See :meth:`KnownEnds.shortage_ns`; only for requests that :class:`messages.SoonestEnds` is about."""
+        return self._ends.shortage_ns(model, due_ns, now_ns)
 
     @property
     def full(self) -> bool:
-        """Whether requests are to be refused at once, for too many wait for credit; see :class:`CreditGate`."""
+        """Whether to refuse a request at once, for too many wait for credit; see :meth:`CreditGate.full`."""
         return self._credit_gate.full()
 
     def submit(self, request: Request) -> None:
@@ -395,8 +388,8 @@ class GatewayLink:
                     waiter.set_result(frame)
             case RequestCredit():
                 self._credit_gate.on_credit(frame)
-            case SoonestDeadlines():
-                self._soonest = frame if frame.deadlines_ns else None
+            case SoonestEnds():
+                self._ends.update(frame)
             case Beat():
                 self._pulse.beat_received()
             case Undelivered():
@@ -437,7 +430,8 @@ class GatewayLink:
 
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
-        self._link = self._soonest = None
+        self._link = None
+        self._ends.reset()
         self._pulse.stop()
         self._credit_gate.reset()
         self._incoming = GatewayModels(self._server_slo_ns)
