@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from clockwork_serve.messages import Frame, Request, RequestCredit, Undelivered
-from clockwork_serve.serve.flow_control import CreditGate
+from clockwork_serve.serve.flow_control import CROWDED_NS, CreditGate
 from clockwork_serve.serve.gateway.controller_link import ControllerLink, GatewayLink, LinkListener
 from clockwork_serve.units import ms
 
@@ -85,6 +85,34 @@ def test_an_overdue_request_is_not_sent_when_there_is_credit() -> None:
     gate.now_ns += ms(30)
     gate.grant(2)
     assert (gate.sent, [name for name, _ in gate.refused]) == (["a", "b"], ["c"])
+
+
+def test_after_one_waited_in_vain_no_more_wait_than_may_be_in_transit() -> None:
+    gate = Gate()
+    gate.submit(*"abcdef")
+    assert not gate.credit_gate.full(), "a burst may wait"
+    gate.now_ns += ms(26)
+    gate.credit_gate.sweep()
+    assert [name for name, _ in gate.refused] == list("cdef")
+    gate.submit("g")
+    assert not gate.credit_gate.full()
+    gate.submit("h")
+    assert gate.credit_gate.full()
+    gate.now_ns += CROWDED_NS - 1
+    assert gate.credit_gate.full(), "it goes on while requests are refused"
+    gate.now_ns += CROWDED_NS
+    assert not gate.credit_gate.full()
+
+
+def test_where_there_is_no_limit_or_no_link_no_request_is_too_many() -> None:
+    gate = Gate()
+    gate.submit(*"abcdef")
+    gate.now_ns += ms(26)
+    gate.credit_gate.sweep()
+    gate.submit(*"gh")
+    assert gate.credit_gate.full()
+    gate.credit_gate.reset()
+    assert not gate.credit_gate.full()
 
 
 def test_only_a_waiting_request_can_be_withdrawn() -> None:

@@ -60,6 +60,20 @@ def test_a_request_without_credit_for_too_long_is_rejected_with_advice(gateway: 
     assert counters.region_used_bytes == 0
 
 
+def test_once_requests_waited_in_vain_others_are_refused_at_once(gateway: RunningGateway) -> None:
+    with ExitStack() as clients:
+        for _ in range(2):
+            begin(gateway, clients, 20_000)
+        assert end(begin(gateway, clients, 200)).json["reason"] == "queue_full"
+        for _ in range(2):
+            begin(gateway, clients, 20_000)
+        refused = end(begin(gateway, clients, 20_000))
+        assert (refused.status, refused.json["reason"]) == (429, "queue_full")
+        assert refused.json["error"].endswith("more requests arrive than the server can schedule")
+        assert refused.json["retry_after_ms"] > 0
+        assert len(gateway.controller.requests) == 2
+
+
 def test_the_newest_request_is_sent_first_when_there_is_credit(gateway: RunningGateway) -> None:
     with ExitStack() as clients:
         held = [begin(gateway, clients, 20_000) for _ in range(4)]

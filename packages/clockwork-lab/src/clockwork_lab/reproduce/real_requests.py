@@ -40,6 +40,8 @@ class Accounting:
     good: int = 0
     late: int = 0
     rejected: int = 0
+    by_summary: int = 0
+    """Of ``rejected``: those that the controller's summary showed to be hopeless."""
     failed: int = 0
     unanswered: int = 0
     twice: int = 0
@@ -124,8 +126,13 @@ class Requests:
     def _send(self, model: str, arrival_ns: int) -> None:
         deadline_ns = arrival_ns + self._slo_ns
         self.accounting.offered += 1
-        if self._link.shortage_ns(model, deadline_ns, time.monotonic_ns()) > 0 or self._link.full:
-            self.accounting.rejected += 1  # as a gateway does, before it has memory for the tensors
+        # As a gateway does, before it has memory for the tensors.
+        if self._link.shortage_ns(model, deadline_ns) > 0:
+            self.accounting.by_summary += 1
+            self.accounting.rejected += 1
+            return
+        if self._link.full:
+            self.accounting.rejected += 1
             return
         slot = self._free.pop() if self._free else self._new_slot()
         self._count += 1

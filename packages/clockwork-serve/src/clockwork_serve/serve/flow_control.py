@@ -167,33 +167,47 @@ class KnownEnds:
 
     def __init__(self) -> None:
         self._until_ns = 0
-        self._by_model: dict[str, tuple[int, int, int, int]] = {}
+        self.known: dict[str, tuple[int, int, int, int]] = {}
+        """By model key: the fields of :class:`messages.SoonestEnd`."""
+        self._retry_ns: dict[str, int] = {}  # by model key: after the retry of the last one that was refused
+        self.refused = 0
+        """How many requests it told a shortage of."""
 
     def update(self, summary: SoonestEnds) -> None:
         """Replace what is known."""
         self._until_ns = summary.until_ns
-        self._by_model = {
+        self.known = {
             key: (one.due_ns, one.end_ns, one.each_ns, one.elsewhere_ns) for key, one in summary.ends.items()
         }
 
+        self._retry_ns = {key: at_ns for key, at_ns in self._retry_ns.items() if key in self.known}
+
     def reset(self) -> None:
         """Forget it: the link was lost."""
-        self._by_model = {}
+        self.known = {}
 
-    def shortage_ns(self, model: str, due_ns: int, now_ns: int) -> int:
-        """By how much a request would miss ``due_ns``, its deadline less its ``way_ns``.
+    def shortage_ns(self, model: str, due_ns: int, now_ns: int, *, count: bool = True) -> int:
+        """By how much a request would miss ``due_ns`` (its deadline less ``way_ns``); 0 if it may be in time.
 
-        If it may be in time, this is 0, and the request counts among those before later ones.
+        Then, with ``count``, it is passed on, and is before later ones.
         """
-        known = self._by_model.get(model)
+        known = self.known.get(model)
         if known is None or now_ns >= self._until_ns:
             return 0
         latest_ns, end_ns, each_ns, elsewhere_ns = known
         shortage_ns = min(end_ns, elsewhere_ns) - due_ns
         if shortage_ns > 0 and due_ns >= latest_ns:
+            self.refused += 1
             return shortage_ns
-        self._by_model[model] = (max(latest_ns, due_ns), end_ns + each_ns, each_ns, elsewhere_ns)
+        if count:  # it is one more that is due before
+            self.known[model] = (max(latest_ns, due_ns), end_ns + each_ns, each_ns, elsewhere_ns)
         return 0
+
+    def retry_after_ns(self, model: str, shortage_ns: int, now_ns: int) -> int:
+        """The retry advice for a request with that shortage: each has a time of its own, as a device needs."""
+        retry_ns = max(self._retry_ns.get(model, 0), now_ns + shortage_ns)
+        self._retry_ns[model] = retry_ns + self.known[model][2]
+        return retry_ns - now_ns
 
 
 # ------------------------------------------------------------

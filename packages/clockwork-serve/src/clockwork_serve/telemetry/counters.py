@@ -211,8 +211,8 @@ class GatewayCounters(Struct):
     ``received`` counts every inference request that came in, passed on or not. ``received_in_place_bytes`` of
     input tensors went from the socket to where workers read them; ``copied_bytes`` were copied there.
     ``unheard`` are good answers that came when nobody waited for them any more, by why: their clients had
-    ``left``, or the gateway had told them that the deadline was ``over``. ``refused_by_summary`` are requests,
-    among ``outcomes``, that would have missed their deadlines by what the controller had published.
+    ``left``, or the gateway had told them that the deadline was ``over``.
+    Of ``outcomes``, ``refused_by_summary`` would have been late by what the controller had published.
     """
 
     gateway: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -233,7 +234,7 @@ class GatewayLink:
         self._credit_gate = CreditGate(self.send, listener.on_refused)
         self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for credit
         self._pulse = PeerHeartbeat(self.send, self._on_pulse)
-        self._ends = KnownEnds()
+        self.ends = KnownEnds()
         # Ids of requests whose answers were delivered, or are not to be; reported soon. For any thread.
         self.in_time: deque[str] = deque()
         self.late: deque[str] = deque()
@@ -306,9 +307,14 @@ class GatewayLink:
         if self._link is not None:
             self._link.send(frame)
 
-    def shortage_ns(self, model: str, due_ns: int, now_ns: int) -> int:
-        """See :meth:`KnownEnds.shortage_ns`; only for requests that :class:`messages.SoonestEnds` is about."""
-        return self._ends.shortage_ns(model, due_ns, now_ns)
+    def shortage_ns(self, model: str, due_ns: int, *, count: bool = True) -> int:
+        """See :meth:`KnownEnds.shortage_ns`; only for requests that :class:`SoonestEnds` is about."""
+        ends = self.ends
+        return ends.shortage_ns(model, due_ns, time.monotonic_ns(), count=count) if ends.known else 0
+
+    def retry_after_ns(self, model: str, shortage_ns: int) -> int:
+        """See :meth:`KnownEnds.retry_after_ns`."""
+        return self.ends.retry_after_ns(model, shortage_ns, time.monotonic_ns())
 
     @property
     def full(self) -> bool:
@@ -389,7 +395,7 @@ class GatewayLink:
             case RequestCredit():
                 self._credit_gate.on_credit(frame)
             case SoonestEnds():
-                self._ends.update(frame)
+                self.ends.update(frame)
             case Beat():
                 self._pulse.beat_received()
             case Undelivered():
@@ -431,7 +437,7 @@ class GatewayLink:
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
         self._link = None
-        self._ends.reset()
+        self.ends.reset()
         self._pulse.stop()
         self._credit_gate.reset()
         self._incoming = GatewayModels(self._server_slo_ns)

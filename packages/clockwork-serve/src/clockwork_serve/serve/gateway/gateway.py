@@ -68,6 +68,7 @@ from clockwork_serve.serve.gateway.requests import (
     gateway_ending,
     invalid_ending,
     late_ending,
+    missed_by,
     spread_s,
 )
 from clockwork_serve.serve.gateway.settings import GatewayConfig
@@ -236,7 +237,6 @@ class Gateway:
         self._outcomes: Counter[str] = Counter()
         self._unused_answers = {"left": 0, "over": 0}
         self._invalid_by_model: Counter[str] = Counter()
-        self._refused_by_summary = 0
         self._overdue = OverdueSweep(
             clock, lambda: self._pending, self._end_overdue, self._sweep_awaiting_failover
         )
@@ -407,7 +407,7 @@ class Gateway:
             received_in_place_bytes=self.slots.in_place_bytes,
             copied_bytes=self.slots.copied_bytes,
             unheard=dict(self._unused_answers),
-            refused_by_summary=self._refused_by_summary,
+            refused_by_summary=self.link.ends.refused,
         )
 
     def invalid_requests(self, key: str) -> int:
@@ -440,11 +440,11 @@ class Gateway:
         if now_ns > deadline_ns:
             self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
             return True
-        short_ns = self.link.shortage_ns(summarised, deadline_ns - way_ns, now_ns)
+        short_ns = self.link.shortage_ns(summarised, deadline_ns - way_ns)
         if short_ns > 0:
-            self._refused_by_summary += 1
-            why = f"the deadline would be missed by {short_ns / NS_PER_MS:.1f} ms: others are due before it"
-            self._refuse(inquiry, Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, why, short_ns)
+            retry_ns = self.link.retry_after_ns(summarised, short_ns)
+            reason, why = Reason.WOULD_MISS_DEADLINE, missed_by(short_ns)
+            self._refuse(inquiry, Outcome.REJECTED, reason, why, retry_ns)
         elif self.link.full:
             self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, CROWDED, ROOM_RETRY_NS)
         else:
