@@ -95,7 +95,7 @@ def test_who_is_due_last_ends_after_all_that_wait() -> None:
     assert not accepts(made, "a", soonest.end_ns - ms(0.1))
     assert accepts(made, "a", soonest.end_ns + ms(1))
     assert 0 < soonest.each_ns < ms(10), "in the largest batch"
-    assert soonest.elsewhere_ns == NEVER_NS, "the only device has the weights"
+    assert soonest.other_end_ns == NEVER_NS, "the only device has the weights"
 
 
 def test_a_device_that_they_do_not_wait_for_may_serve_it_sooner() -> None:
@@ -105,7 +105,7 @@ def test_a_device_that_they_do_not_wait_for_may_serve_it_sooner() -> None:
     for number in range(60):
         wait(made, f"p{number}", "a", made.now_ns + ms(100))
     soonest = ends(made)["a/1"]
-    assert soonest.elsewhere_ns - made.now_ns < ms(22) < soonest.end_ns - made.now_ns
+    assert soonest.other_end_ns - made.now_ns < ms(22) < soonest.end_ns - made.now_ns
 
 
 def test_models_that_nobody_waits_for_are_left_out() -> None:

@@ -125,10 +125,10 @@ def test_only_requests_of_connected_gateways_count() -> None:
 
 
 def end(
-    due_ms: float = 100, end_ms: float = 110, each_ms: float = 2, elsewhere_ms: float = 1e6
+    due_ms: float = 100, end_ms: float = 110, each_ms: float = 2, other_end_ms: float = 1e6
 ) -> SoonestEnd:
     return SoonestEnd(
-        due_ns=ms(due_ms), end_ns=ms(end_ms), each_ns=ms(each_ms), elsewhere_ns=ms(elsewhere_ms)
+        due_ns=ms(due_ms), end_ns=ms(end_ms), each_ns=ms(each_ms), other_end_ns=ms(other_end_ms)
     )
 
 
@@ -180,7 +180,7 @@ def test_summaries_go_on_while_they_tell_something() -> None:
 
 def test_ends_that_are_over_before_the_next_summary_are_left_out() -> None:
     made = Summaries()
-    made.ends = {"a": end(end_ms=4), "b": end(elsewhere_ms=4), "c": end(end_ms=6)}
+    made.ends = {"a": end(end_ms=4), "b": end(other_end_ms=4), "c": end(end_ms=6)}
     made.issuer.rejected(0)
     made.step(0, "a", "b", "c", "d")
     assert [*made.published[0].ends] == ["c"]
@@ -206,7 +206,7 @@ def test_a_gateway_refuses_what_is_due_last_and_ends_too_late() -> None:
 
 def test_what_a_gateway_passes_on_is_before_what_comes_later() -> None:
     known = KnownEnds()
-    known.update(SoonestEnds(ends={"a": end(elsewhere_ms=115)}, until_ns=ms(25)))
+    known.update(SoonestEnds(ends={"a": end(other_end_ms=115)}, until_ns=ms(25)))
     assert known.shortage_ns("a", ms(110), 0, count=False) == 0
     assert known.shortage_ns("a", ms(110), 0) == 0
     assert known.shortage_ns("a", ms(111), 0) == ms(1)

@@ -224,7 +224,7 @@ def test_gateways_are_sent_the_soonest_ends_while_requests_would_miss_their_dead
     async def story(world: World) -> None:
         gateways = [await world.peer(Role.GATEWAY, name) for name in ("g0", "g1")]
         soon_ns = time.monotonic_ns() + ms(60_000)
-        soonest = SoonestEnd(due_ns=0, end_ns=soon_ns, each_ns=1, elsewhere_ns=soon_ns)
+        soonest = SoonestEnd(due_ns=0, end_ns=soon_ns, each_ns=1, other_end_ns=soon_ns)
         world.brain.ends = {"m/1": soonest, "m/2": soonest}
         gateways[0].send(request(gateway="g0"))
         await until(lambda: world.brain.seen)

@@ -393,7 +393,7 @@ async def summarise(world: World, *, until_ms: float = 60_000) -> None:
     """The controller says that who is due last ends in 10 s at the soonest."""
     now_ns = time.monotonic_ns()
     soonest = SoonestEnd(
-        due_ns=now_ns, end_ns=now_ns + ms(10_000), each_ns=0, elsewhere_ns=now_ns + ms(20_000)
+        due_ns=now_ns, end_ns=now_ns + ms(10_000), each_ns=0, other_end_ns=now_ns + ms(20_000)
     )
     ends = {"ident/1": soonest}
     world.controller.send(SoonestEnds(ends=ends, until_ns=now_ns + ms(until_ms)))

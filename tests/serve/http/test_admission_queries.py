@@ -118,7 +118,7 @@ def test_it_is_counted_once_and_its_memory_is_freed(gateway: RunningGateway) -> 
 def test_what_a_summary_shows_to_be_hopeless_is_rejected_without_a_query(gateway: RunningGateway) -> None:
     now_ns, link = time.monotonic_ns(), gateway.servers.gateway.link
     late_ns = now_ns + ms(120_000)
-    ends = {"any/1": SoonestEnd(due_ns=now_ns, end_ns=late_ns, each_ns=0, elsewhere_ns=late_ns)}
+    ends = {"any/1": SoonestEnd(due_ns=now_ns, end_ns=late_ns, each_ns=0, other_end_ns=late_ns)}
     gateway.do(lambda: gateway.controller.send(SoonestEnds(ends=ends, until_ns=late_ns)))
     gateway.until(lambda: link.ends.known)
     head, body = message(VALUES, "x-slo-ms: 60000")

@@ -63,6 +63,9 @@ class Requests:
             self._on_answer, self._on_release, self._on_lost, lambda: None, on_refused=self._on_refused
         )
         self.accounting = Accounting()
+        self.refuses = True
+        """Whether it refuses by itself what a gateway would: what is hopeless by the controller's summary,
+        and what finds too many waiting for credit."""
         self._link = GatewayLink(local_reach(socket, NAME), None, listener)
         self._models = models
         self._slo_ns = slo_ns
@@ -126,14 +129,12 @@ class Requests:
     def _send(self, model: str, arrival_ns: int) -> None:
         deadline_ns = arrival_ns + self._slo_ns
         self.accounting.offered += 1
-        # As a gateway does, before it has memory for the tensors.
-        if self._link.shortage_ns(model, deadline_ns) > 0:
-            self.accounting.by_summary += 1
-            self.accounting.rejected += 1
-            return
-        if self._link.full:
-            self.accounting.rejected += 1
-            return
+        if self.refuses:
+            short = self._link.shortage_ns(model, deadline_ns) > 0
+            self.accounting.by_summary += short
+            if short or self._link.full:
+                self.accounting.rejected += 1
+                return
         slot = self._free.pop() if self._free else self._new_slot()
         self._count += 1
         request_id = f"{NAME}-{self._count}"

@@ -305,7 +305,7 @@ class Feasibility(Record):
         if not queue.dues:
             return None
         due_ns = queue.dues[-1]
-        soonest_ns = elsewhere_ns = NEVER_NS
+        soonest_ns = other_end_ns = NEVER_NS
         each_ns = NEVER_NS
         for residency in queue.model.residencies.values():
             infer_ns = residency.code.timings.infer(queue.least, queue.signature).estimate_ns
@@ -315,17 +315,17 @@ class Feasibility(Record):
                 end_ns = free_ns + ahead_ns(residency.device.plan, queue.level, due_ns, NEVER_NS) + infer_ns
                 soonest_ns = min(soonest_ns, end_ns)
             else:
-                elsewhere_ns = min(elsewhere_ns, max(free_ns, residency.ready_ns) + infer_ns)
+                other_end_ns = min(other_end_ns, max(free_ns, residency.ready_ns) + infer_ns)
         for strategy in queue.strategies:
             each_ns = min(each_ns, usual_cost_ns(strategy.batches) // len(queue.strategies))
         for device in self._belief.devices.values():
-            elsewhere_ns = min(elsewhere_ns, self._end_after_load(queue, device, now_ns)[0])
+            other_end_ns = min(other_end_ns, self._end_after_load(queue, device, now_ns)[0])
         if not queue.strategies:
             return None
         slack_ns = self._belief.slack_ns
         return SoonestEnd(
             due_ns=due_ns + slack_ns, end_ns=soonest_ns + slack_ns, each_ns=each_ns,
-            elsewhere_ns=min(elsewhere_ns + slack_ns, NEVER_NS),
+            other_end_ns=min(other_end_ns + slack_ns, NEVER_NS),
         )  # fmt: skip
 
     def _feasible_after_load(

@@ -314,13 +314,13 @@ class SoonestEnd(Struct, frozen=True, array_like=True):
 
     Where requests wait of which the latest is due at ``due_ns``, one that is due then or later cannot end
     before ``end_ns``, and for each further one due before it ``each_ns`` later; nor, if a device that they do
-    not wait for may serve it, before ``elsewhere_ns``, whichever is sooner.
+    not wait for may serve it, before ``other_end_ns``, whichever is sooner.
     """
 
     due_ns: int
     end_ns: int
     each_ns: int
-    elsewhere_ns: int
+    other_end_ns: int
 
 
 class SoonestEnds(Struct, frozen=True, kw_only=True, tag="soonest"):

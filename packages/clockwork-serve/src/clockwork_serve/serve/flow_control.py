@@ -147,11 +147,11 @@ class SummaryIssuer:
         if now_ns < self._next_ns:
             return
         began_ns = self._cpu_clock()
-        soon_ns = now_ns + SUMMARY_NS  # what ends before is over by the next summary
+        next_ns = now_ns + SUMMARY_NS  # what ends before is over by the next summary
         ends = {
             key: one
             for key, one in self._compute(self._asked, now_ns).items()
-            if one.end_ns > soon_ns < one.elsewhere_ns
+            if one.end_ns > next_ns < one.other_end_ns
         }
         self._send(SoonestEnds(ends=ends, until_ns=now_ns + TRUSTED_NS))
         self._asked = dict.fromkeys(ends)
@@ -169,7 +169,7 @@ class KnownEnds:
         self._until_ns = 0
         self.known: dict[str, tuple[int, int, int, int]] = {}
         """By model key: the fields of :class:`messages.SoonestEnd`."""
-        self._retry_ns: dict[str, int] = {}  # by model key: after the retry of the last one that was refused
+        self._slot_ns: dict[str, int] = {}  # by model key: after the retry of the last one that was refused
         self.refused = 0
         """How many requests it told a shortage of."""
 
@@ -177,10 +177,10 @@ class KnownEnds:
         """Replace what is known."""
         self._until_ns = summary.until_ns
         self.known = {
-            key: (one.due_ns, one.end_ns, one.each_ns, one.elsewhere_ns) for key, one in summary.ends.items()
+            key: (one.due_ns, one.end_ns, one.each_ns, one.other_end_ns) for key, one in summary.ends.items()
         }
 
-        self._retry_ns = {key: at_ns for key, at_ns in self._retry_ns.items() if key in self.known}
+        self._slot_ns = {key: at_ns for key, at_ns in self._slot_ns.items() if key in self.known}
 
     def reset(self) -> None:
         """Forget it: the link was lost."""
@@ -194,20 +194,20 @@ class KnownEnds:
         known = self.known.get(model)
         if known is None or now_ns >= self._until_ns:
             return 0
-        latest_ns, end_ns, each_ns, elsewhere_ns = known
-        shortage_ns = min(end_ns, elsewhere_ns) - due_ns
+        latest_ns, end_ns, each_ns, other_end_ns = known
+        shortage_ns = min(end_ns, other_end_ns) - due_ns
         if shortage_ns > 0 and due_ns >= latest_ns:
             self.refused += 1
             return shortage_ns
         if count:  # it is one more that is due before
-            self.known[model] = (max(latest_ns, due_ns), end_ns + each_ns, each_ns, elsewhere_ns)
+            self.known[model] = (max(latest_ns, due_ns), end_ns + each_ns, each_ns, other_end_ns)
         return 0
 
     def retry_after_ns(self, model: str, shortage_ns: int, now_ns: int) -> int:
-        """The retry advice for a request with that shortage: each has a time of its own, as a device needs."""
-        retry_ns = max(self._retry_ns.get(model, 0), now_ns + shortage_ns)
-        self._retry_ns[model] = retry_ns + self.known[model][2]
-        return retry_ns - now_ns
+        """The retry advice for a request with that shortage: each has a time of its own to come again."""
+        slot_ns = max(self._slot_ns.get(model, 0), now_ns + shortage_ns)
+        self._slot_ns[model] = slot_ns + self.known[model][2]
+        return slot_ns - now_ns
 
 
 # ------------------------------------------------------------

@@ -277,7 +277,7 @@ def _local_ends(frame: SoonestEnds, offset_ns: int, error_ns: int) -> SoonestEnd
             due_ns=one.due_ns + offset_ns + error_ns,
             end_ns=one.end_ns + offset_ns - error_ns,
             each_ns=one.each_ns,
-            elsewhere_ns=one.elsewhere_ns + offset_ns - error_ns,
+            other_end_ns=one.other_end_ns + offset_ns - error_ns,
         )
         for key, one in frame.ends.items()
     }

@@ -147,12 +147,12 @@ class AdmissionQueries:
 
     def _by_summary(self, query: AdmissionQuery, link: GatewayLink) -> AdmissionReply | None:
         """The rejection that the controller's summary tells without a query; None if it tells none."""
-        short_ns = link.shortage_ns(query.model, query.deadline_ns - query.way_ns, count=False)
-        if short_ns <= 0:
+        shortage_ns = link.shortage_ns(query.model, query.deadline_ns - query.way_ns, count=False)
+        if shortage_ns <= 0:
             return None
         return AdmissionReply(
             announced_id=query.announced_id, gateway=query.gateway, reason=Reason.WOULD_MISS_DEADLINE,
-            message=missed_by(short_ns), retry_after_ns=link.retry_after_ns(query.model, short_ns),
+            message=missed_by(shortage_ns), retry_after_ns=link.retry_after_ns(query.model, shortage_ns),
         )  # fmt: skip
 
     def _finish(self, query_id: str) -> None:

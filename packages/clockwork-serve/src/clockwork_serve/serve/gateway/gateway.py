@@ -440,10 +440,10 @@ class Gateway:
         if now_ns > deadline_ns:
             self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
             return True
-        short_ns = self.link.shortage_ns(summarised, deadline_ns - way_ns)
-        if short_ns > 0:
-            retry_ns = self.link.retry_after_ns(summarised, short_ns)
-            reason, why = Reason.WOULD_MISS_DEADLINE, missed_by(short_ns)
+        shortage_ns = self.link.shortage_ns(summarised, deadline_ns - way_ns)
+        if shortage_ns > 0:
+            retry_ns = self.link.retry_after_ns(summarised, shortage_ns)
+            reason, why = Reason.WOULD_MISS_DEADLINE, missed_by(shortage_ns)
             self._refuse(inquiry, Outcome.REJECTED, reason, why, retry_ns)
         elif self.link.full:
             self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, CROWDED, ROOM_RETRY_NS)
