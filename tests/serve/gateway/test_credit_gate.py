@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from msgspec import structs
+
 from clockwork_serve.messages import Frame, Request, RequestCredit, Undelivered
 from clockwork_serve.serve.flow_control import CROWDED_NS, CreditGate
 from clockwork_serve.serve.gateway.controller_link import ControllerLink, GatewayLink, LinkListener
@@ -90,18 +92,37 @@ def test_an_overdue_request_is_not_sent_when_there_is_credit() -> None:
 def test_after_one_waited_in_vain_no_more_wait_than_may_be_in_transit() -> None:
     gate = Gate()
     gate.submit(*"abcdef")
-    assert not gate.credit_gate.full(), "a burst may wait"
+    assert not gate.credit_gate.full("m/1"), "a burst may wait"
     gate.now_ns += ms(26)
     gate.credit_gate.sweep()
     assert [name for name, _ in gate.refused] == list("cdef")
     gate.submit("g")
-    assert not gate.credit_gate.full()
+    assert not gate.credit_gate.full("m/1")
     gate.submit("h")
-    assert gate.credit_gate.full()
+    assert gate.credit_gate.full("m/1")
     gate.now_ns += CROWDED_NS - 1
-    assert gate.credit_gate.full(), "it goes on while requests are refused"
+    assert gate.credit_gate.full("m/1"), "it goes on while requests are refused"
     gate.now_ns += CROWDED_NS
-    assert not gate.credit_gate.full()
+    assert not gate.credit_gate.full("m/1")
+
+
+def test_a_model_that_is_asked_for_too_much_leaves_others_their_share_of_the_queue() -> None:
+    gate = Gate(most=4)
+    gate.submit(*"abcdefgh")
+    gate.now_ns += ms(26)
+    gate.credit_gate.sweep()
+    gate.submit(*"ijkl")
+    full = gate.credit_gate.full
+    assert (full("m/1"), full("other/1")) == (True, False)
+    gate.credit_gate.submit(structs.replace(request("o", gate.now_ns, 100), model="other/1"))
+    assert (full("m/1"), full("other/1")) == (True, False), "each may have two"
+    gate.grant(3, most=4)
+    assert gate.sent == [*"abcd", "o", "l", "k"]
+    assert (full("m/1"), full("other/1")) == (False, False)
+    assert gate.credit_gate.withdraw("i")
+    assert gate.credit_gate.withdraw("j")
+    assert not gate.credit_gate.holds
+    assert gate.credit_gate._waiting == {}
 
 
 def test_where_there_is_no_limit_or_no_link_no_request_is_too_many() -> None:
@@ -110,9 +131,9 @@ def test_where_there_is_no_limit_or_no_link_no_request_is_too_many() -> None:
     gate.now_ns += ms(26)
     gate.credit_gate.sweep()
     gate.submit(*"gh")
-    assert gate.credit_gate.full()
+    assert gate.credit_gate.full("m/1")
     gate.credit_gate.reset()
-    assert not gate.credit_gate.full()
+    assert not gate.credit_gate.full("m/1")
 
 
 def test_only_a_waiting_request_can_be_withdrawn() -> None:

@@ -132,7 +132,7 @@ class Requests:
         if self.refuses:
             short = self._link.shortage_ns(model, deadline_ns) > 0
             self.accounting.by_summary += short
-            if short or self._link.full:
+            if short or self._link.full(model):
                 self.accounting.rejected += 1
                 return
         slot = self._free.pop() if self._free else self._new_slot()

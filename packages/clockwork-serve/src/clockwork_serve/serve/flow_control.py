@@ -367,6 +367,7 @@ class CreditGate:
         self._credit = RequestCredit(heard=0, most=0)
         self._in_transit = 0  # sent and not yet acknowledged by a grant
         self._held: dict[str, tuple[Request, int]] = {}  # held back, and since when; the oldest first
+        self._waiting: dict[str, int] = {}  # how many of these are for each model; none is 0
         self._crowded_until_ns = 0
 
     @property
@@ -374,14 +375,16 @@ class CreditGate:
         """Whether any request is held back."""
         return bool(self._held)
 
-    def full(self) -> bool:
-        """Whether a request is to be refused at once, for those that wait already are not all sent in time.
+    def full(self, model: str) -> bool:
+        """Whether a request for a model is to be refused at once, for too many of its kind wait already.
 
         A burst may wait. But once requests were refused after they had waited, more come than the controller
-        receives: then a short queue keeps it as busy, and a request that is refused at once costs less.
+        receives: then a short queue keeps it as busy, and a request that is refused at once costs less. The
+        queue is shared between models, so that one that is asked for too much takes nothing from others.
         """
-        credit = self._credit
-        if not credit.most or len(self._held) < credit.most:
+        most = self._credit.most
+        waiting = self._waiting
+        if not most or waiting.get(model, 0) < max(1, most // (len(waiting) or 1)):
             return False
         now_ns = self._clock()
         if now_ns >= self._crowded_until_ns:
@@ -404,8 +407,9 @@ class CreditGate:
             held = self._held
             now_ns = self._clock()
             held[request.request_id] = (request, now_ns)
+            self._waiting[request.model] = self._waiting.get(request.model, 0) + 1
             if len(held) > credit.held:
-                oldest, since_ns = held.pop(next(iter(held)))
+                oldest, since_ns = self._take(next(iter(held)))
                 self._refuse(oldest, now_ns - since_ns)
         return bool(self._held)
 
@@ -419,7 +423,7 @@ class CreditGate:
         self.sweep()
         while held and (self._in_transit < credit.most or not credit.most):
             self._in_transit += bool(credit.most)
-            self._send(held.popitem()[1][0])
+            self._send(self._take(next(reversed(held)))[0])
 
     def return_credit(self) -> None:
         """Return the credit of a sent request that was dropped before the controller received it."""
@@ -434,7 +438,7 @@ class CreditGate:
             if (now_ns - since_ns) * patience > request.slo_ns
         ]
         for request, _ in overdue:
-            del self._held[request.request_id]
+            self._take(request.request_id)
         if overdue:
             self._crowded_until_ns = now_ns + CROWDED_NS
         for request, waited_ns in overdue:
@@ -442,10 +446,22 @@ class CreditGate:
 
     def withdraw(self, request_id: str) -> bool:
         """Drop a request whose client has gone; whether it was held back here, and so never sent."""
-        return self._held.pop(request_id, None) is not None
+        found = request_id in self._held
+        if found:
+            self._take(request_id)
+        return found
+
+    def _take(self, request_id: str) -> tuple[Request, int]:
+        """Remove a request that is held back; since when it was."""
+        request, since_ns = self._held.pop(request_id)
+        self._waiting[request.model] -= 1
+        if not self._waiting[request.model]:
+            del self._waiting[request.model]
+        return request, since_ns
 
     def reset(self) -> None:
         """Forget all requests and the credit: the link was lost."""
         self._held.clear()
+        self._waiting.clear()
         self._in_transit = self._crowded_until_ns = 0
         self._credit = RequestCredit(heard=0, most=0)

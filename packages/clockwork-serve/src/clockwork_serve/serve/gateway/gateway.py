@@ -282,7 +282,7 @@ class Gateway:
         deadline_ns, other_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == wanted_ns else given_ns
         way_ns = self._delay.reserve_ns(given_ns, inquiry.arrival_ns)
         usual = known.rows == 1 and not known.signature and priority == served.model.priority
-        if self._ends_unsent(inquiry, served.model.key if usual else "", deadline_ns, way_ns):
+        if self._ends_unsent(inquiry, served.model.key, deadline_ns, way_ns, summarised=usual):
             return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = self._reserves.room(served, known.rows, known.signature, self.slots.region)
@@ -431,21 +431,23 @@ class Gateway:
             return False
         return True
 
-    def _ends_unsent(self, inquiry: Inquiry, summarised: str, deadline_ns: int, way_ns: int) -> bool:
-        """End a request that would only cost the controller time; whether it was one.
+    def _ends_unsent(
+        self, inquiry: Inquiry, key: str, deadline_ns: int, way_ns: int, *, summarised: bool
+    ) -> bool:
+        """End a request for a model key that would only cost the controller time; whether it was one.
 
-        ``summarised`` is the key of its model if the controller's summary counts for it.
+        ``summarised``: the controller's summary counts for it.
         """
         now_ns = self.clock()
         if now_ns > deadline_ns:
             self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
             return True
-        shortage_ns = self.link.shortage_ns(summarised, deadline_ns - way_ns)
+        shortage_ns = self.link.shortage_ns(key, deadline_ns - way_ns) if summarised else 0
         if shortage_ns > 0:
-            retry_ns = self.link.retry_after_ns(summarised, shortage_ns)
+            retry_ns = self.link.retry_after_ns(key, shortage_ns)
             reason, why = Reason.WOULD_MISS_DEADLINE, missed_by(shortage_ns)
             self._refuse(inquiry, Outcome.REJECTED, reason, why, retry_ns)
-        elif self.link.full:
+        elif self.link.full(key):
             self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, CROWDED, ROOM_RETRY_NS)
         else:
             return False
