@@ -89,16 +89,23 @@ def test_an_overdue_request_is_not_sent_when_there_is_credit() -> None:
     assert (gate.sent, [name for name, _ in gate.refused]) == (["a", "b"], ["c"])
 
 
-def test_after_one_waited_in_vain_no_more_wait_than_may_be_in_transit() -> None:
-    gate = Gate()
-    gate.submit(*"abcdef")
+def crowded(most: int, waiting: str) -> Gate:
+    """One request waited in vain; these wait now."""
+    gate = Gate(most=most)
+    gate.submit(*[f"sent-{at}" for at in range(most)], "in-vain")
     assert not gate.credit_gate.full("m/1"), "a burst may wait"
     gate.now_ns += ms(26)
     gate.credit_gate.sweep()
-    assert [name for name, _ in gate.refused] == list("cdef")
-    gate.submit("g")
+    assert [name for name, _ in gate.refused] == ["in-vain"]
+    gate.submit(*waiting)
+    gate.sent.clear()
+    return gate
+
+
+def test_after_one_waited_in_vain_no_more_wait_than_twice_what_may_be_in_transit() -> None:
+    gate = crowded(2, "ghi")
     assert not gate.credit_gate.full("m/1")
-    gate.submit("h")
+    gate.submit("j")
     assert gate.credit_gate.full("m/1")
     gate.now_ns += CROWDED_NS - 1
     assert gate.credit_gate.full("m/1"), "it goes on while requests are refused"
@@ -107,30 +114,24 @@ def test_after_one_waited_in_vain_no_more_wait_than_may_be_in_transit() -> None:
 
 
 def test_a_model_that_is_asked_for_too_much_leaves_others_their_share_of_the_queue() -> None:
-    gate = Gate(most=4)
-    gate.submit(*"abcdefgh")
-    gate.now_ns += ms(26)
-    gate.credit_gate.sweep()
-    gate.submit(*"ijkl")
+    gate = crowded(2, "ijkl")
     full = gate.credit_gate.full
     assert (full("m/1"), full("other/1")) == (True, False)
     gate.credit_gate.submit(structs.replace(request("o", gate.now_ns, 100), model="other/1"))
     assert (full("m/1"), full("other/1")) == (True, False), "each may have two"
-    gate.grant(3, most=4)
-    assert gate.sent == [*"abcd", "o", "l", "k"]
-    assert (full("m/1"), full("other/1")) == (False, False)
+    gate.grant(3)
+    assert gate.sent == ["o", "l"], "no more are in transit than may be"
+    gate.grant(1)
+    assert gate.sent == ["o", "l", "k"]
+    assert not full("m/1")
     assert gate.credit_gate.withdraw("i")
     assert gate.credit_gate.withdraw("j")
     assert not gate.credit_gate.holds
     assert gate.credit_gate._waiting == {}
 
 
-def test_where_there_is_no_limit_or_no_link_no_request_is_too_many() -> None:
-    gate = Gate()
-    gate.submit(*"abcdef")
-    gate.now_ns += ms(26)
-    gate.credit_gate.sweep()
-    gate.submit(*"gh")
+def test_where_there_is_no_link_no_request_is_too_many() -> None:
+    gate = crowded(2, "ghij")
     assert gate.credit_gate.full("m/1")
     gate.credit_gate.reset()
     assert not gate.credit_gate.full("m/1")

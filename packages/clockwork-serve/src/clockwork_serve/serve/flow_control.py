@@ -346,7 +346,9 @@ class WorkerHeartbeats:
 SWEEP_NS: Final = 2_000_000
 """How often a gateway checks for requests that have waited too long."""
 CROWDED_NS: Final = ms(250)
-"""For how long, after a request waited in vain, no more wait than may be in transit."""
+"""For how long, after a request waited in vain, no more than ``CROWDED_TIMES`` as many wait as may be in
+transit, each model's share of them."""
+CROWDED_TIMES: Final = 2
 
 
 class CreditGate:
@@ -384,7 +386,7 @@ class CreditGate:
         """
         most = self._credit.most
         waiting = self._waiting
-        if not most or waiting.get(model, 0) < max(1, most // (len(waiting) or 1)):
+        if not most or waiting.get(model, 0) < max(1, CROWDED_TIMES * most // (len(waiting) or 1)):
             return False
         now_ns = self._clock()
         if now_ns >= self._crowded_until_ns:
