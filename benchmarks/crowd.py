@@ -51,7 +51,7 @@ LOAD_MS, SLO_MS, NETWORK_NS = 8.0, 100.0, 50 * NS_PER_US
 COSTS_US: Final = {"turn": 20, "event": 32, "action": 32, "answer": 8, "summary": 40, "end": 16}
 """CPU time of a controller on a busy machine: a turn, an event, an effect, a summary, each model in it."""
 DRAINED_NS: Final = ms(400)
-RATES: Final = {32: (8_000.0, 13_000.0, 19_500.0, 39_000.0), 4: (3_000.0, 4_000.0, 6_000.0, 12_000.0)}
+RATES: Final = {32: (8_000.0, 12_000.0, 18_000.0, 36_000.0), 4: (3_000.0, 4_000.0, 6_000.0, 12_000.0)}
 """By devices: less than the best rate, then this, 1.5 and 3 times it. Of 32 the controller is the limit."""
 OTHERS: Final = {32: 6_000.0, 4: 1_500.0}
 CROWD: Final = 36_000.0
@@ -292,12 +292,12 @@ def name_of(case: Case) -> str:
 
 
 def conclude(judged: Judged, cases: list[Case], good_rps: dict[str, float]) -> None:
-    """The promise for each case beyond the best rate."""
+    """The promise for each case from the best rate on; more than the best goodput can be left beyond it."""
     for case in cases:
         kind, devices, rates_rps = case
         whole = rates_rps[False]
         if kind == "all":
-            whole = max([good_rps[name_of(one)] for one in cases if one[:2] == (kind, devices)])
+            whole = max([good_rps[name_of(("all", devices, {False: rate}))] for rate in RATES[devices][:2]])
         found = good_rps[name_of(case)]
         judged.judge(
             name_of(case), asked=f">= {LEAST:.0%} of {whole:,.0f}/s",
