@@ -3,8 +3,8 @@
 Real processes of a controller and emulated devices; HTTP and gRPC are left out, so that the controller is the
 bottleneck (with few ``--devices`` these are). The rate is raised until less than 97 % is good three times.
 Then the best rate, 1.5 and 3 times it are offered in turns; medians count, and the best goodput is the
-highest of them. In each turn the last is offered once more without what a gateway refuses by itself: by the
-controller's summary, and since too many requests wait for credit.
+highest of them. In each turn the last is offered once more without what a gateway refuses by the controller's
+summary.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Offered:
     cores: tuple[float, float, float]
     """Used by the controller, the workers and the generator."""
     refuses: bool
-    """Whether its gateway refused anything by itself."""
+    """Whether its gateway refused anything by the controller's summary."""
 
 
 async def offer(

@@ -89,52 +89,47 @@ def test_an_overdue_request_is_not_sent_when_there_is_credit() -> None:
     assert (gate.sent, [name for name, _ in gate.refused]) == (["a", "b"], ["c"])
 
 
-def crowded(most: int, waiting: str) -> Gate:
-    """One request waited in vain; these wait now."""
-    gate = Gate(most=most)
-    gate.submit(*[f"sent-{at}" for at in range(most)], "in-vain")
-    assert not gate.credit_gate.full("m/1"), "a burst may wait"
+def crowded() -> Gate:
+    """Two may be in transit, and one request has waited in vain."""
+    gate = Gate()
+    gate.submit("a", "b", *[f"burst-{at}" for at in range(9)])
+    assert not gate.refused, "a burst may wait"
     gate.now_ns += ms(26)
     gate.credit_gate.sweep()
-    assert [name for name, _ in gate.refused] == ["in-vain"]
-    gate.submit(*waiting)
+    assert len(gate.refused) == 9
     gate.sent.clear()
+    gate.refused.clear()
     return gate
 
 
-def test_after_one_waited_in_vain_no_more_wait_than_twice_what_may_be_in_transit() -> None:
-    gate = crowded(2, "ghi")
-    assert not gate.credit_gate.full("m/1")
-    gate.submit("j")
-    assert gate.credit_gate.full("m/1")
+def test_after_one_waited_in_vain_twice_as_many_wait_as_may_be_in_transit_and_the_oldest_is_rejected() -> (
+    None
+):
+    gate = crowded()
+    gate.submit(*"cdef")
+    assert not gate.refused
+    gate.submit("g")
     gate.now_ns += CROWDED_NS - 1
-    assert gate.credit_gate.full("m/1"), "it goes on while requests are refused"
+    gate.submit("h")
+    assert [name for name, _ in gate.refused] == ["c", "d"], "it goes on while requests are rejected"
     gate.now_ns += CROWDED_NS
-    assert not gate.credit_gate.full("m/1")
+    gate.submit(*"ijkl")
+    assert [name for name, _ in gate.refused] == ["c", "d"]
 
 
 def test_a_model_that_is_asked_for_too_much_leaves_others_their_share_of_the_queue() -> None:
-    gate = crowded(2, "ijkl")
-    full = gate.credit_gate.full
-    assert (full("m/1"), full("other/1")) == (True, False)
+    gate = crowded()
+    gate.submit(*"cdef")
     gate.credit_gate.submit(structs.replace(request("o", gate.now_ns, 100), model="other/1"))
-    assert (full("m/1"), full("other/1")) == (True, False), "each may have two"
-    gate.grant(3)
-    assert gate.sent == ["o", "l"], "no more are in transit than may be"
-    gate.grant(1)
-    assert gate.sent == ["o", "l", "k"]
-    assert not full("m/1")
-    assert gate.credit_gate.withdraw("i")
-    assert gate.credit_gate.withdraw("j")
+    assert not gate.refused
+    gate.submit(*"ghi")
+    assert [name for name, _ in gate.refused] == list("cde"), "there are two models, and each may have two"
+    gate.grant(2)
+    assert gate.sent == ["i", "h"]
+    for name in "fgo":
+        assert gate.credit_gate.withdraw(name)
     assert not gate.credit_gate.holds
     assert gate.credit_gate._waiting == {}
-
-
-def test_where_there_is_no_link_no_request_is_too_many() -> None:
-    gate = crowded(2, "ghij")
-    assert gate.credit_gate.full("m/1")
-    gate.credit_gate.reset()
-    assert not gate.credit_gate.full("m/1")
 
 
 def test_only_a_waiting_request_can_be_withdrawn() -> None:

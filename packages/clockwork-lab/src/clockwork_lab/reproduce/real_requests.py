@@ -64,8 +64,7 @@ class Requests:
         )
         self.accounting = Accounting()
         self.refuses = True
-        """Whether it refuses by itself what a gateway would: what is hopeless by the controller's summary,
-        and what finds too many waiting for credit."""
+        """Whether it refuses, as a gateway does, what is hopeless by the controller's summary."""
         self._link = GatewayLink(local_reach(socket, NAME), None, listener)
         self._models = models
         self._slo_ns = slo_ns
@@ -129,12 +128,10 @@ class Requests:
     def _send(self, model: str, arrival_ns: int) -> None:
         deadline_ns = arrival_ns + self._slo_ns
         self.accounting.offered += 1
-        if self.refuses:
-            short = self._link.shortage_ns(model, deadline_ns) > 0
-            self.accounting.by_summary += short
-            if short or self._link.full(model):
-                self.accounting.rejected += 1
-                return
+        if self.refuses and self._link.shortage_ns(model, deadline_ns) > 0:
+            self.accounting.by_summary += 1
+            self.accounting.rejected += 1
+            return
         slot = self._free.pop() if self._free else self._new_slot()
         self._count += 1
         request_id = f"{NAME}-{self._count}"

@@ -369,30 +369,15 @@ class CreditGate:
         self._credit = RequestCredit(heard=0, most=0)
         self._in_transit = 0  # sent and not yet acknowledged by a grant
         self._held: dict[str, tuple[Request, int]] = {}  # held back, and since when; the oldest first
-        self._waiting: dict[str, int] = {}  # how many of these are for each model; none is 0
+        self._waiting: dict[
+            str, dict[str, None]
+        ] = {}  # ids of these by model, the oldest first; none is empty
         self._crowded_until_ns = 0
 
     @property
     def holds(self) -> bool:
         """Whether any request is held back."""
         return bool(self._held)
-
-    def full(self, model: str) -> bool:
-        """Whether a request for a model is to be refused at once, for too many of its kind wait already.
-
-        A burst may wait. But once requests were refused after they had waited, more come than the controller
-        receives: then a short queue keeps it as busy, and a request that is refused at once costs less. The
-        queue is shared between models, so that one that is asked for too much takes nothing from others.
-        """
-        most = self._credit.most
-        waiting = self._waiting
-        if not most or waiting.get(model, 0) < max(1, CROWDED_TIMES * most // (len(waiting) or 1)):
-            return False
-        now_ns = self._clock()
-        if now_ns >= self._crowded_until_ns:
-            return False
-        self._crowded_until_ns = now_ns + CROWDED_NS
-        return True
 
     def submit(self, request: Request) -> bool:
         """Send a request, now or once there is credit, or refuse it later; whether any is held back now.
@@ -409,10 +394,13 @@ class CreditGate:
             held = self._held
             now_ns = self._clock()
             held[request.request_id] = (request, now_ns)
-            self._waiting[request.model] = self._waiting.get(request.model, 0) + 1
+            alike = self._waiting.setdefault(request.model, {})
+            alike[request.request_id] = None
             if len(held) > credit.held:
-                oldest, since_ns = self._take(next(iter(held)))
-                self._refuse(oldest, now_ns - since_ns)
+                self._refuse_oldest(held, now_ns)
+            elif now_ns < self._crowded_until_ns and len(alike) > self._share():
+                self._crowded_until_ns = now_ns + CROWDED_NS
+                self._refuse_oldest(alike, now_ns)
         return bool(self._held)
 
     def on_credit(self, credit: RequestCredit) -> None:
@@ -453,11 +441,24 @@ class CreditGate:
             self._take(request_id)
         return found
 
+    def _share(self) -> int:
+        """How many requests for one model may wait, once some have waited in vain.
+
+        A burst may wait. But then more come than the controller receives, and a short queue keeps it as busy.
+        It is shared between models, so that one that is asked for too much takes nothing from others.
+        """
+        return max(1, CROWDED_TIMES * self._credit.most // len(self._waiting))
+
+    def _refuse_oldest(self, ids: Iterable[str], now_ns: int) -> None:
+        request, since_ns = self._take(next(iter(ids)))
+        self._refuse(request, now_ns - since_ns)
+
     def _take(self, request_id: str) -> tuple[Request, int]:
         """Remove a request that is held back; since when it was."""
         request, since_ns = self._held.pop(request_id)
-        self._waiting[request.model] -= 1
-        if not self._waiting[request.model]:
+        alike = self._waiting[request.model]
+        del alike[request_id]
+        if not alike:
             del self._waiting[request.model]
         return request, since_ns
 

@@ -316,10 +316,6 @@ class GatewayLink:
         """See :meth:`KnownEnds.retry_after_ns`."""
         return self.ends.retry_after_ns(model, shortage_ns, time.monotonic_ns())
 
-    def full(self, model: str) -> bool:
-        """Whether to refuse a request at once, for too many wait for credit; see :meth:`CreditGate.full`."""
-        return self._credit_gate.full(model)
-
     def submit(self, request: Request) -> None:
         """Send a request as soon as there is credit for it; else ``on_refused`` is called later."""
         if self._credit_gate.submit(request) and self._sweep is None:

@@ -173,7 +173,6 @@ class OverdueSweep:
 NO_ANSWER: Final = "no answer by the deadline"
 UNREAD: Final = "the gateway failed to read the request; see its log"
 OVER: Final = "its deadline passed before the gateway handled it"
-CROWDED: Final = "more requests arrive than the server can schedule"
 SENT_NS: Final = 10 * NS_PER_MS
 """A response reported as sent may have left up to this much earlier."""
 PREPARED_NS: Final = 5 * NS_PER_S
@@ -447,11 +446,8 @@ class Gateway:
             retry_ns = self.link.retry_after_ns(key, shortage_ns)
             reason, why = Reason.WOULD_MISS_DEADLINE, missed_by(shortage_ns)
             self._refuse(inquiry, Outcome.REJECTED, reason, why, retry_ns)
-        elif self.link.full(key):
-            self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, CROWDED, ROOM_RETRY_NS)
-        else:
-            return False
-        return True
+            return True
+        return False
 
     # Callbacks of the link
 
@@ -492,7 +488,7 @@ class Gateway:
 
     def _on_refused(self, request: Request, waited_ns: int) -> None:
         waited = f"this one waited {waited_ns / NS_PER_MS:.1f} ms"
-        why = f"{CROWDED}; {waited}"
+        why = f"more requests arrive than the server can schedule; {waited}"
         self._reject_undelivered(request.request_id, why)
 
     def _on_undelivered(self, undelivered: Undelivered) -> None:
