@@ -39,6 +39,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "simulator_speed": ("--minutes", "2"),
     "simulator_seeds": ("--count", "50"),
     "policy_ideas": ("--case", "cold", "--seeds", "1"),
+    "promises": ("--short",),
 }
 """By benchmark, what makes it short; without it, it takes as long as the docs say."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.oip import default_slo_ns, priority_of, requested_slo_ns, tightest
+from clockwork_serve.oip import decide_ns_of, default_slo_ns, priority_of, requested_slo_ns, tightest
 from clockwork_serve.units import NS_PER_S, ms
 
 
@@ -96,3 +96,14 @@ def test_priority_zero_means_the_models_own() -> None:
     for wrong in (-1, "high", 1.5, True, 2**31):
         with pytest.raises(InvalidRequest, match="'priority'"):
             priority_of({"priority": wrong}, 0)
+
+
+def test_a_time_to_decide_may_be_none_and_zero_is_at_the_door() -> None:
+    assert [decide_ns_of({}), decide_ns_of({"decide_ms": 0}), decide_ns_of({"decide_ms": 2.5})] == [
+        -1,
+        0,
+        ms(2.5),
+    ]
+    for wrong in (-1, "soon", True, False, float("nan")):
+        with pytest.raises(InvalidRequest, match="'decide_ms'"):
+            decide_ns_of({"decide_ms": wrong})

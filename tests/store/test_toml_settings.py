@@ -24,6 +24,7 @@ def test_everything_that_may_be_said():
     output_bytes = 4096
     memory_bytes = 1024
     priority = 2
+    decide_ms = 0
     version_policy = {latest = 2}
     inputs = [{name = "x", dims = [3, -1], datatype = "TYPE_FP32"}]
     [[outputs]]
@@ -41,6 +42,7 @@ def test_everything_that_may_be_said():
         output_bytes=4096,
         memory_bytes=1024,
         priority=2,
+        decide_ms=0.0,
         version_policy=VersionPolicy(latest=2),
         inputs=(TensorSettings(name="x", dims=(3, -1), datatype="FP32"),),
         outputs=(TensorSettings(name="y", optional=True),),

@@ -16,7 +16,7 @@ from tests.serve.gateway.keys import entry, replaced, written
 
 ROOT = Path(__file__).parents[3]
 GOLD = '[[tenants]]\nname = "gold"\ndevice_ms_per_s = 250.5\nloaded_bytes_per_s = 100\nburst_s = 0.5\n'
-SILVER = '[[tenants]]\nname = "silver"\nmin_slo_ms = 20\nmax_priority = 4\n'
+SILVER = '[[tenants]]\nname = "silver"\nmin_slo_ms = 20\nmax_priority = 4\ndecide_ms = 30\n'
 OF_GOLD = entry("a", "k", "infer") + 'tenant = "gold"\n'
 
 
@@ -31,7 +31,7 @@ def test_a_tenant_s_fields_are_read(tmp_path: Path) -> None:
     ring = KeyRing(written(tmp_path, GOLD, SILVER, OF_GOLD))
     assert ring.tenants() == {
         "gold": Tenant(name="gold", device_ms_per_s=250.5, loaded_bytes_per_s=100, burst_s=0.5),
-        "silver": Tenant(name="silver", min_slo_ns=ms(20), max_priority=4),
+        "silver": Tenant(name="silver", min_slo_ns=ms(20), max_priority=4, decide_ns=ms(30)),
     }
 
 
@@ -76,6 +76,12 @@ def test_caps_relax_slos_and_priorities_of_their_tenant_only() -> None:
     assert (caps.of("u", 1, 1), caps.of("", 1), Caps().of("t", 1)) == ((1, 1), (1, 0), (1, 0))
     low = Caps(lambda: {"t": Tenant(name="t", max_priority=9)})
     assert low.of("t", 1, 0) == (1, 9), "the usual class is 8"
+
+
+def test_the_request_the_tenant_and_the_model_say_in_this_order_how_long_a_verdict_may_take() -> None:
+    caps = Caps(lambda: {"t": Tenant(name="t", decide_ns=ms(30)), "u": Tenant(name="u")})
+    assert [caps.decide_ns("t", asked, ms(9)) for asked in (-1, 0, ms(5))] == [ms(30), 0, ms(5)]
+    assert [caps.decide_ns(tenant, -1, ms(9)) for tenant in ("u", "v", "")] == [ms(9)] * 3
 
 
 def test_the_controller_receives_quotas(tmp_path: Path) -> None:

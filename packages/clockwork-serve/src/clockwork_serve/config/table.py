@@ -456,6 +456,11 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         "deadline of requests that name none; none: 100 ms, or 5 times what the model takes if that is more",
         GATEWAY, "none",
     )] = None
+    decide_ms: Annotated[float | None, Setting(
+        number(0, 3_600_000),
+        "how long the yes or no to a request may take; a yes is a promise; none: until its deadline",
+        shown="none",
+    )] = None
     policy: Annotated[str, Setting(
         read_policy, "scheduling policy, by name: of this package or installed",
     )] = "default"

@@ -139,6 +139,8 @@ class Measured(Record):
         self.estimator = Estimator(config.estimate_window, config.estimate_quantile)
         self.measures = False
         """The policy plans with measured delays, so they are measured."""
+        self.keeps_promises = False
+        """The policy runs only what leaves all promises feasible, so they are made."""
         self._slack_until_ns = 0
         """Until when the measured slack is valid."""
         self.devices: dict[str, DeviceBelief] = {}
@@ -239,7 +241,7 @@ class HungWorker(Timer):
 
 
 _CAUSES: Final = {
-    Reason.NOT_SERVING: Cause.MODEL_REMOVED, Reason.WORKER_LOST: Cause.DEVICE_LOST,
+    Reason.NOT_SERVING: Cause.DEVICE_LOST, Reason.WORKER_LOST: Cause.DEVICE_LOST,
     Reason.DEVICE_FAULT: Cause.DEVICE_LOST, Reason.MODEL_RAISED: Cause.MODEL_FAILED,
     Reason.QUARANTINED: Cause.MODEL_FAILED,
 }  # fmt: skip
@@ -407,7 +409,7 @@ class Belief(Measured):
         cause = Cause.NONE
         if waiter.promised_ns >= 0 and outcome is not Outcome.CANCELLED:
             cause = self.cause_of(waiter, reason)
-            if outcome is not Outcome.FAILED:
+            if outcome is not Outcome.FAILED and reason is not Reason.LATE:
                 outcome, reason = Outcome.EXPIRED, Reason.PROMISE_BROKEN
         if waiter.state == WAITING:
             waiter.queue.remove(waiter)
@@ -428,6 +430,8 @@ class Belief(Measured):
 
     def cause_of(self, waiter: Waiter, reason: Reason) -> Cause:
         """Why a promise is broken by an answer with this reason."""
+        if waiter.queue.model.removed:
+            return Cause.MODEL_REMOVED
         if reason in _CAUSES:
             return _CAUSES[reason]
         if waiter.cause is not Cause.NONE:

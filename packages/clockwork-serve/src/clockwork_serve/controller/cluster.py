@@ -38,7 +38,7 @@ from clockwork_serve.messages import (
     Model,
     Request,
 )
-from clockwork_serve.units import NS_PER_MS, NS_PER_US
+from clockwork_serve.units import NS_PER_MS
 
 # ruff: noqa: FURB136 - max() and min() cost 100 ns more than a condition
 
@@ -74,8 +74,8 @@ class Waiter(Record):
     """A request that is not over, and its state in the controller (``life``)."""
 
     __slots__ = (
-        "alone", "cause", "cold", "demand_ns", "device", "due_ns", "place", "promised_ns", "queue", "request",
-        "retries", "slo_ns", "state", "tensor_refs",
+        "alone", "cause", "cold", "demand_ns", "device", "due_ns", "place", "promised_ns",
+        "queue", "request", "retries", "slo_ns", "state", "tensor_refs",
     )  # fmt: skip
 
     def __init__(
@@ -109,11 +109,10 @@ class Waiter(Record):
 
     def step(self, step: int) -> None:
         """Change state by the table ``REQUEST_AFTER``; asserts that the step is legal."""
-        after = REQUEST_AFTER[self.state][step]
-        assert after != NEVER, (
-            f"{self.request.request_id}: {REQUEST_STEPS[step]} while {REQUEST_STATES[self.state]}"
+        state, self.state = self.state, REQUEST_AFTER[self.state][step]
+        assert self.state != NEVER, (
+            f"{self.request.request_id}: {REQUEST_STEPS[step]} while {REQUEST_STATES[state]}"
         )
-        self.state = after
 
 
 class Queue(Record):
@@ -124,8 +123,8 @@ class Queue(Record):
     """
 
     __slots__ = (
-        "alone", "band_ns", "dues", "floors", "least", "level", "model", "order", "place_ns", "rows",
-        "signature", "sizes", "strategies", "to_recheck", "waiters", "watch",
+        "alone", "band_ns", "dues", "floors", "least", "level", "model", "order", "place_ns", "reserved",
+        "rows", "signature", "sizes", "strategies", "to_recheck", "waiters", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -147,6 +146,8 @@ class Queue(Record):
         """All and only requests WAITING here."""
         self.strategies: tuple[Strategy, ...] = ()
         """One per device that has the weights READY."""
+        self.reserved: list[Reservation] = []
+        """Its reservations on all devices, by due time."""
         self.floors: dict[int, int] = {}
         """For policy ``released``, by batch (requests): those due before this are not run at that size."""
         self.least = self.sizes[0][1]
@@ -241,9 +242,8 @@ class ServedModel(Record):
         """The size of that batch."""
         self.pace_at_ns = 0
         """When both were computed."""
-        self.arrived_ns = 0
+        self.arrived_ns = self.gap_ns = 0
         """When the last request came, and the mean time between two; kept where requests are promised."""
-        self.gap_ns = 0
         self.dirty = False
         """Its demand or residencies changed since the policy ranked it; see ``Belief.dirty_models``."""
         self.load_key: int | None = None
@@ -558,63 +558,52 @@ class LanePlan(Record):
 # Reservations: batches of promised requests that wait, in the plan of a device.
 
 
-MARGIN_NS: Final = 100 * NS_PER_US
-MARGIN_BITS: Final = 7
-"""Plans end this much before each due time, and 1 / 128 of the SLO: durations add up their errors."""
-
-
-def margin_ns(slo_ns: int) -> int:
-    """How long before their due time plans end requests of an SLO."""
-    return MARGIN_NS + (slo_ns >> MARGIN_BITS)
-
-
 class Reservation(Record):
-    """A batch of promised requests of one queue, planned on a device that has, or is loading, the weights."""
+    """A batch of promised requests of one queue, planned on a device that has, or is loading, the weights.
+
+    ``batch`` is the smallest of the device's ``batches`` that takes its ``waiters``, of whom the first is due
+    at ``due_ns``; plans end it ``margin_ns`` before.
+    """
 
     __slots__ = ("batch", "batches", "due_ns", "margin_ns", "queue", "residency", "waiters")
 
-    def __init__(self, queue: Queue, residency: Residency, slo_ns: int) -> None:
-        self.margin_ns = margin_ns(slo_ns)
-        """Plans end it this much before it is due."""
+    def __init__(self, queue: Queue, residency: Residency, margin_ns: int) -> None:
         self.queue = queue
         self.residency = residency
+        self.margin_ns = margin_ns
         self.batches = residency.code.batches(queue.signature, queue.sizes)
-        """The batches that the device allows, ascending."""
         self.batch = self.batches[0]
-        """The smallest of them that takes all its requests."""
         self.due_ns = NEVER_NS
-        """The earliest due time of its requests."""
         self.waiters: list[Waiter] = []
 
-    def add(self, waiter: Waiter) -> None:
-        """Add a request, for which there is a batch."""
-        waiter.place = self
-        waiter.device = self.residency.device
-        self.waiters.append(waiter)
-        self.due_ns = min(self.due_ns, waiter.due_ns)
-        self.batch = self.batch_of(len(self.waiters)) or self.batches[-1]
+    def hold(self, waiters: list[Waiter]) -> None:
+        """Consist of these requests, for which there is a batch, by due time."""
+        self.waiters = waiters
+        self.due_ns = waiters[0].due_ns
+        self.batch = self.batch_of(len(waiters)) or self.batches[-1]
+        self.residency.device.ends_ns = []
+        for waiter in waiters:
+            waiter.place = self
+            waiter.device = self.residency.device
 
     def leave(self, waiter: Waiter) -> None:
         """Take out a request that was sent or is over; without requests, the reservation ends."""
         waiter.place = None
-        waiters = self.waiters
-        waiters.remove(waiter)
-        if not waiters:
-            self.residency.device.reserved.remove(self)
+        self.waiters.remove(waiter)
+        self.queue.reserved.remove(self)
+        self.residency.device.reserved.remove(self)
+        self.residency.device.ends_ns = []
+        if self.waiters:
+            self.hold(self.waiters)
+            self.enter()
+        else:
             self.residency.reserved -= 1
-            return
-        self.due_ns = min([one.due_ns for one in waiters])
-        self.batch = self.batch_of(len(waiters)) or self.batches[-1]
-        reserved = self.residency.device.reserved
-        reserved.remove(self)
-        reserved.insert(self.place_in(reserved), self)
 
-    def place_in(self, reserved: list[Reservation]) -> int:
-        """Its index in a plan: after all that are due no later."""
-        at = len(reserved)
-        while at and reserved[at - 1].due_ns > self.due_ns:
-            at -= 1
-        return at
+    def enter(self) -> None:
+        """Enter the plan of its device, after all that are due no later, and likewise its queue's list."""
+        self.residency.device.ends_ns = []
+        for reserved in (self.residency.device.reserved, self.queue.reserved):
+            reserved.insert(place_of(reserved, self.due_ns), self)
 
     def batch_of(self, count: int) -> BatchChoice | None:
         """The smallest batch that takes ``count`` requests; None if the largest is smaller."""
@@ -625,16 +614,18 @@ class Reservation(Record):
 
     def check(self) -> None:
         """Assert the invariants."""
-        assert self.waiters and self in self.residency.device.reserved
-        assert self.due_ns == min(one.due_ns for one in self.waiters)
+        assert self.waiters and self in self.residency.device.reserved and self in self.queue.reserved
+        assert self.due_ns == self.waiters[0].due_ns == min(one.due_ns for one in self.waiters)
         assert self.batch is (self.batch_of(len(self.waiters)) or self.batches[-1])
-        for one in self.waiters:
-            assert (
-                one.place is self
-                and one.promised_ns >= 0
-                and one.queue is self.queue
-                and one.state == WAITING
-            )
+        assert all(one.place is self and one.promised_ns >= 0 for one in self.waiters)
+
+
+def place_of(reserved: list[Reservation], due_ns: int) -> int:
+    """The index in a plan, or a queue's list, for what is due then: after all that are due no later."""
+    at = len(reserved)
+    while at and reserved[at - 1].due_ns > due_ns:
+        at -= 1
+    return at
 
 
 # ------------------------------------------------------------
@@ -752,9 +743,10 @@ class DeviceBelief(Record):
     """One device."""
 
     __slots__ = (
-        "codes", "delays", "demand_ns", "exec", "failed_codes", "hang_timer", "idle", "index", "load",
-        "load_key_ns", "name", "pages", "pending_codes", "plan", "reserved", "retry_slots", "room_bytes",
-        "since_ns", "slowed_ns", "spec", "stall_timer", "up", "used", "warm", "worker",
+        "codes", "delays", "demand_ns", "ends_ns", "ends_until_ns", "exec", "failed_codes", "hang_timer",
+        "idle", "index", "load", "load_key_ns", "name", "pages", "pending_codes", "plan", "reserved",
+        "retry_slots", "room_bytes", "rooms_ns", "since_ns", "slowed_ns", "spec", "stall_timer", "up", "used",
+        "warm", "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
@@ -791,6 +783,10 @@ class DeviceBelief(Record):
         """What the policy keeps for it."""
         self.reserved: list[Reservation] = []
         """Promised batches on its exec lane, in the order in which ``promises`` plans them."""
+        self.ends_ns: list[int] = []
+        """A cache of ``promises``, until an instant: when they end, and how much later they may be."""
+        self.rooms_ns: list[int] = []
+        self.ends_until_ns = 0
         self.slowed_ns = -1
         """When an action last took clearly longer than expected."""
         self.retry_slots = RetrySlots()
@@ -811,29 +807,6 @@ class DeviceBelief(Record):
         """Mark weights as the most recently used."""
         self.used += 1
         residency.used = self.used
-
-    def keeps(self, waiters: list[Waiter], end_ns: int, *, margin: bool) -> bool:
-        """Whether its plan stays feasible if these requests run next on its exec lane, until ``end_ns``.
-
-        ``margin``: with half of the margin of plans to spare.
-        """
-        taken: dict[Reservation, int] = {}
-        for waiter in waiters:
-            if waiter.place is not None:
-                taken[waiter.place] = taken.get(waiter.place, 0) + 1
-        for one in self.reserved:
-            batch: BatchChoice | None = one.batch
-            count = len(one.waiters)
-            if one in taken:
-                count -= taken[one]
-                if not count:
-                    continue
-                batch = one.batch_of(count)
-            assert batch is not None
-            end_ns = one.residency.free_ns(end_ns) + batch.samples.estimate_ns
-            if end_ns + (one.margin_ns >> 1 if margin else 0) > one.due_ns:
-                return False
-        return True
 
     def hold(self, residency: Residency) -> None:
         """Assign pages to weights that are to be loaded."""

@@ -164,7 +164,7 @@ class Controller(Record):
     def __init__(self, config: ControllerConfig) -> None:
         self.config = config
         self._belief = Belief(config)
-        self._promises = Promises(self._belief) if config.decide_ns >= 0 else None
+        self._promises = Promises(self._belief)
         self._scheduler = scheduler_for(self._belief)
         self._feasibility = Feasibility(self._belief)
         self._backlog = Backlog(self._belief)
@@ -246,7 +246,7 @@ class Controller(Record):
         assert model is not None
         left_ns = request.deadline_ns - now_ns
         # Only a long queue can make it infeasible. A request past its deadline is not rejected: it expires.
-        if model.waiting * model.pace_ns > left_ns >> 1 >= 0 and self._promises is None:
+        if model.waiting * model.pace_ns > left_ns >> 1 >= 0 and not self._promises.asked(request):
             rejection = self._backlog.refusal(request, model, now_ns)
             if rejection is not None:
                 self._reject_at_once(rejection)
@@ -256,8 +256,7 @@ class Controller(Record):
             if account is not None and not self._charge(request, account, model, now_ns):
                 return
         waiter = belief.admit(request, model)
-        if self._promises is not None:
-            self._promises.arrived(waiter, now_ns)
+        self._promises.arrived(waiter, now_ns)
         self._scheduler.queued(waiter.queue)
         self._deadlines.add(waiter)
 
@@ -293,7 +292,7 @@ class Controller(Record):
             return
         device, samples = sent.device, sent.samples
         good = result.status is GOOD
-        if self._promises is not None:
+        if self._promises.active:
             self._promises.ended(sent, result, now_ns)
         if good and samples is not None:
             samples.learn(result.ended_ns - result.started_ns - result.once_ns, now_ns)
@@ -409,8 +408,8 @@ class Controller(Record):
             elif timer is not None:
                 self._fire(timer, now_ns)
         scheduler.schedule(now_ns)
-        if self._promises is not None:
-            self._judge(self._promises, now_ns)
+        if self._promises.active:
+            self._judge(now_ns)
         while (belief.rechecks or belief.dirty_lanes) and self._feasibility.reject(now_ns):
             scheduler.schedule(now_ns)
         if self._queries:
@@ -423,9 +422,9 @@ class Controller(Record):
         effects, belief.effects = belief.effects, []
         return effects
 
-    def _judge(self, promises: Promises, now_ns: int) -> None:
+    def _judge(self, now_ns: int) -> None:
         """Give the verdicts that are due."""
-        for waiter in promises.judge(now_ns):
+        for waiter in self._promises.judge(now_ns):
             self._feasibility.refuse(waiter, now_ns)
         self._scheduler.schedule(now_ns)  # a LOAD may have been sent
 
@@ -527,4 +526,5 @@ class Controller(Record):
         self._scheduler.check()
         if self._reject:
             self._feasibility.check()
+        self._promises.check()
         self._deadlines.check([one for one in self._belief.waiters.values() if one.state != SPENT])

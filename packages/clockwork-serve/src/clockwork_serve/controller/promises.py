@@ -5,7 +5,7 @@ A verdict is due ``decide_ns`` after a request's arrival (``verdict_ns``). Until
 rejected at that instant. From the yes on it is *promised*, and nothing that comes later may make it late.
 
 A plan is a list of *reservations* by due time: batches of promised requests that wait. The policy still
-chooses what runs next, but only what leaves the plan feasible (``DeviceBelief.keeps``); else the first
+chooses what runs next, but only what leaves the plan feasible (``missed``); else the first
 reservation runs. Earliest due time first is optimal for batches that can all start now (Jackson's rule):
 where a plan fails in this order, it fails in any.
 
@@ -23,26 +23,26 @@ and is sent with it.
 
 from __future__ import annotations
 
+from bisect import insort
 from heapq import heappop, heappush
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief, Sent
 from clockwork_serve.controller.cluster import (
-    MARGIN_NS,
     DeviceBelief,
     Queue,
     Reservation,
     Residency,
     ServedModel,
     Waiter,
-    margin_ns,
+    place_of,
 )
 from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice
 from clockwork_serve.controller.life import SENT, WAITING
 from clockwork_serve.controller.placement import make_room
 from clockwork_serve.controller.timers import NEVER_NS, Timer
-from clockwork_serve.messages import Infer, Load, Result
-from clockwork_serve.units import NS_PER_MS
+from clockwork_serve.messages import Infer, Load, Request, Result
+from clockwork_serve.units import NS_PER_MS, NS_PER_US
 
 AT_ONCE_NS: Final = 8 * NS_PER_MS
 AT_ONCE: Final = 12
@@ -50,7 +50,19 @@ AT_ONCE: Final = 12
 
 SPARE: Final = 10
 """A reservation is opened for one request if this part (1 / ``SPARE``) of its SLO, or the time for verdicts
-if that is longer, is left over in the plan; for two requests half of it is enough, and so on."""
+if that is longer, is left over in the plan, and up to twice as much the more is refused. For two requests
+half of it is enough, and so on."""
+
+REFUSED_BITS: Final = 6
+REFUSED_ALL: Final = 1 << 10
+"""The share of requests refused is smoothed over ``2 ** REFUSED_BITS`` verdicts; ``REFUSED_ALL`` is all."""
+
+MARGIN_NS: Final = 100 * NS_PER_US
+MARGIN_BITS: Final = 7
+"""Plans end this much before each due time, and 1 / 128 of the SLO: durations add up their errors."""
+
+KEPT_NS: Final = NS_PER_MS
+"""For how long the ends of a plan that does not change are not computed again."""
 
 RATE_BITS: Final = 4
 """The mean time between arrivals is smoothed over about ``2 ** RATE_BITS`` of them."""
@@ -71,27 +83,67 @@ def planned_ns(
     The duration of the batch size that takes the least time per request.
     """
     expected = count + (start_ns - now_ns) / expected_gap_ns(model, now_ns)
-    best_ns, least = 0, 0.0
+    first_ns = best_ns = 0
+    least = 0.0
     for batch in batches:
         if batch.count >= count:
             lasts_ns = batch.samples.estimate_ns
             each_ns = lasts_ns / min(expected, batch.count)
-            if not best_ns or each_ns < least:
+            if not first_ns:
+                first_ns, best_ns, least = lasts_ns, lasts_ns, each_ns
+            elif each_ns < least:
                 best_ns, least = lasts_ns, each_ns
             if batch.count >= expected:
                 break
-    return best_ns
+    return max(first_ns, best_ns)  # a larger batch that was not measured lately may be believed to be shorter
+
+
+def margin_ns(slo_ns: int) -> int:
+    """How long before their due time plans end requests of an SLO."""
+    return MARGIN_NS + (slo_ns >> MARGIN_BITS)
+
+
+def missed(device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: bool) -> int:
+    """How many promised requests a device's plan misses if ``waiters`` run next, until ``end_ns``.
+
+    ``margin``: only what leaves half of the margin of plans counts as kept.
+    """
+    taken: dict[Reservation, int] = {}
+    for waiter in waiters:
+        if waiter.place is not None:
+            taken[waiter.place] = taken.get(waiter.place, 0) + 1
+    missed = 0
+    for one in device.reserved:
+        batch: BatchChoice | None = one.batch
+        count, due_ns = len(one.waiters), one.due_ns
+        if one in taken:
+            count -= taken[one]
+            if not count:
+                continue
+            batch = one.batch_of(count)
+            due_ns = min([each.due_ns for each in one.waiters if each not in waiters])
+        assert batch is not None
+        done_ns = one.residency.free_ns(end_ns) + batch.samples.estimate_ns
+        if done_ns + (one.margin_ns >> 1 if margin else 0) <= due_ns:
+            end_ns = done_ns
+        else:
+            missed += count  # it will not run, so that it delays no other
+    return missed
 
 
 class Promises(Timer):
     """Gives verdicts when they are due, and says what the policy may run. Itself the timer of verdicts."""
 
-    __slots__ = ("_belief", "_decide_ns", "_new", "_undecided")
+    __slots__ = ("_belief", "_decide_ns", "_new", "_refused", "_undecided", "active")
 
     def __init__(self, belief: Belief) -> None:
         super().__init__(-2)
         self._belief = belief
+        self.active = False
+        """Whether a request has ever asked for a verdict: until then there is nothing to do."""
         self._decide_ns = belief.config.decide_ns
+        self._refused = 0
+        """The share of verdicts that were no, of late."""
         self._new: list[Waiter] = []
         """Requests that arrived since the last verdicts."""
         self._undecided: list[tuple[int, int, Waiter]] = []
@@ -99,8 +151,15 @@ class Promises(Timer):
 
     # What is asked
 
+    def asked(self, request: Request) -> bool:
+        """Whether a request asks for a verdict before it is sent."""
+        return (request.decide_ns >= 0 or self._decide_ns >= 0) and self._belief.keeps_promises
+
     def arrived(self, waiter: Waiter, now_ns: int) -> None:
-        """A request was admitted to its queue: its verdict is pending."""
+        """A request was admitted to its queue: its verdict is pending, if it asks for one."""
+        if not self.asked(waiter.request):
+            return
+        self.active = True
         model = waiter.queue.model
         since_ns = now_ns - model.arrived_ns
         model.gap_ns += (since_ns - model.gap_ns) >> RATE_BITS if model.gap_ns else since_ns
@@ -118,10 +177,15 @@ class Promises(Timer):
         ):
             sent.device.slowed_ns = now_ns
 
+    def _decide_of(self, waiter: Waiter) -> int:
+        """How long a request's verdict may take."""
+        asked_ns = waiter.request.decide_ns
+        return asked_ns if asked_ns >= 0 else self._decide_ns
+
     def verdict_ns(self, waiter: Waiter) -> int:
         """When a request's verdict is due."""
         least_ns = min(AT_ONCE_NS, waiter.slo_ns // AT_ONCE)
-        return waiter.request.arrival_ns + max(self._decide_ns, least_ns)
+        return waiter.request.arrival_ns + max(self._decide_of(waiter), least_ns)
 
     # Verdicts
 
@@ -133,7 +197,11 @@ class Promises(Timer):
                 self._open(waiter.queue, [waiter], 0, now_ns)
         displaced.clear()
         for waiter in self._new:
-            if waiter.state <= SENT and not self._decide(waiter, now_ns):
+            if waiter.state > SENT:
+                continue
+            if self._decide(waiter, now_ns):
+                self._refused -= self._refused >> REFUSED_BITS
+            else:
                 heappush(self._undecided, (self.verdict_ns(waiter), self._belief.next_id(), waiter))
         self._new.clear()
         refused: list[Waiter] = []
@@ -143,8 +211,12 @@ class Promises(Timer):
             if due_ns > now_ns and waiter.state == WAITING and waiter.promised_ns < 0:
                 break
             heappop(undecided)
-            if waiter.state <= SENT and not self._decide(waiter, now_ns):
-                refused.append(waiter)
+            if waiter.state <= SENT:
+                found = 0
+                if not self._decide(waiter, now_ns):
+                    refused.append(waiter)
+                    found = REFUSED_ALL
+                self._refused += (found - self._refused) >> REFUSED_BITS
         self._belief.timers.set(self, undecided[0][0] if undecided else NEVER_NS)
         return refused
 
@@ -159,44 +231,52 @@ class Promises(Timer):
 
     def _open_all(self, queue: Queue, now_ns: int) -> None:
         """Open a reservation for the undecided requests of a queue, as far as one batch takes them."""
-        waiters = [one for one in queue.waiters if one.promised_ns < 0]
+        waiters = [one for one in queue.waiters if one.promised_ns < 0 and self.asked(one.request)]
         del waiters[queue.sizes[-1][0] :]
-        spare_ns = max(waiters[0].slo_ns // SPARE, self._decide_ns) >> (len(waiters) - 1)
+        first = waiters[0]
+        spare_ns = max(first.slo_ns // SPARE, self._decide_of(first)) * (REFUSED_ALL + self._refused)
+        spare_ns //= REFUSED_ALL
+        spare_ns >>= len(waiters) - 1
         self._open(queue, waiters, spare_ns, now_ns)
 
     def _promise(self, waiter: Waiter, reservation: Reservation, now_ns: int) -> None:
+        """Add a request to a reservation; those of its queue exchange requests: first due, first planned.
+
+        A request that is due sooner than the reservation stays in it, where it was found to be in time. With
+        any other, no reservation is due sooner after the exchange than before, so each plan stays feasible.
+        """
         if waiter.promised_ns < 0:
             waiter.promised_ns = now_ns
-        reservation.add(waiter)
+        reserved = waiter.queue.reserved
+        exchange = len(reserved) > 1 and waiter.due_ns >= reservation.due_ns
+        insort(reservation.waiters, waiter, key=_due)
+        if not exchange:
+            reservation.hold(reservation.waiters)
+            return
+        every = sorted([one for each in reserved for one in each.waiters], key=_due)
+        at = 0
+        for one in reserved:
+            count = len(one.waiters)
+            one.hold(every[at : at + count])
+            at += count
 
     def _join(self, waiter: Waiter, now_ns: int) -> bool:
         """Add a request to the first reservation of its queue that can take it."""
-        queue, due_ns = waiter.queue, waiter.due_ns
-        for residency in queue.model.residencies.values():
-            if not residency.reserved:
+        for one in waiter.queue.reserved:
+            batch = one.batch_of(len(one.waiters) + 1)
+            if batch is None:
                 continue
-            reserved = residency.device.reserved
-            start_ns = residency.device.exec.available_ns(now_ns)
-            for at, one in enumerate(reserved):
-                start_ns = one.residency.free_ns(start_ns)
-                if one.queue is queue and one.residency is residency:
-                    batch = one.batch_of(len(one.waiters) + 1)
-                    if batch is not None:
-                        if (
-                            batch is one.batch
-                            and start_ns + batch.samples.estimate_ns + one.margin_ns <= due_ns
-                        ):
-                            self._promise(waiter, one, now_ns)  # it takes no more time
-                            return True
-                        end_ns = start_ns + _planned_ns(one, len(one.waiters) + 1, start_ns, now_ns)
-                        if (
-                            end_ns <= due_ns
-                            and end_ns + one.margin_ns <= one.due_ns
-                            and _fits(reserved, at + 1, end_ns, now_ns)
-                        ):
-                            self._promise(waiter, one, now_ns)
-                            return True
-                start_ns += _planned_ns(one, len(one.waiters), start_ns, now_ns)
+            device = one.residency.device
+            at = device.reserved.index(one)
+            ends_ns, rooms_ns = _plan(device, now_ns)
+            start_ns = one.residency.free_ns(ends_ns[at])
+            due_ns = min(waiter.due_ns, one.due_ns) - one.margin_ns
+            if batch is not one.batch or start_ns + batch.samples.estimate_ns > due_ns:
+                end_ns = start_ns + _planned_ns(one, len(one.waiters) + 1, start_ns, now_ns)
+                if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
+                    continue
+            self._promise(waiter, one, now_ns)
+            return True
         return False
 
     def _open(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> None:
@@ -211,12 +291,12 @@ class Promises(Timer):
         if best is None:
             best = self._load(queue, waiters, spare_ns, now_ns)
         if best is not None:
-            new = Reservation(queue, best, waiters[0].slo_ns)
+            new = Reservation(queue, best, margin_ns(waiters[0].slo_ns))
+            new.due_ns = waiters[0].due_ns
+            new.enter()
+            best.reserved += 1
             for waiter in waiters[: new.batches[-1].count]:
                 self._promise(waiter, new, now_ns)
-            reserved = best.device.reserved
-            reserved.insert(new.place_in(reserved), new)
-            best.reserved += 1
 
     def _load(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> Residency | None:
         """Send a LOAD to the device where the requests end first after it, if they are in time there."""
@@ -252,20 +332,15 @@ class Promises(Timer):
         batches = code.batches(queue.signature, queue.sizes)
         waiters = waiters[: batches[-1].count]
         due_ns = min([waiter.due_ns for waiter in waiters])
-        reserved = device.reserved
-        start_ns = device.exec.available_ns(now_ns)
-        if device.exec.stalled or start_ns > due_ns:
+        if device.exec.stalled:
             return NEVER_NS
-        at = 0
-        for one in reserved:
-            if one.due_ns > due_ns:
-                break
-            at += 1
-            start_ns = one.residency.free_ns(start_ns)
-            start_ns += _planned_ns(one, len(one.waiters), start_ns, now_ns)
-        start_ns = max(start_ns, ready_ns)
+        at = place_of(device.reserved, due_ns)
+        ends_ns, rooms_ns = _plan(device, now_ns)
+        start_ns = max(ends_ns[at], ready_ns)
+        if start_ns > due_ns:
+            return NEVER_NS
         end_ns = start_ns + planned_ns(queue.model, batches, len(waiters), start_ns, now_ns) + spare_ns
-        if end_ns + margin_ns(waiters[0].slo_ns) > due_ns or not _fits(reserved, at, end_ns, now_ns):
+        if end_ns + margin_ns(waiters[0].slo_ns) > due_ns or end_ns - ends_ns[at] > rooms_ns[at]:
             return NEVER_NS
         return end_ns
 
@@ -273,19 +348,37 @@ class Promises(Timer):
         """Assert that every request that waits is promised, or has a verdict pending."""
         undecided = {id(one) for _, _, one in self._undecided}
         for waiter in self._belief.waiters.values():
-            if waiter.state == WAITING and waiter.promised_ns < 0:
+            if waiter.state == WAITING and waiter.promised_ns < 0 and self.asked(waiter.request):
                 assert id(waiter) in undecided, f"{waiter.request.request_id} has no verdict pending"
 
 
-def _fits(reserved: list[Reservation], at: int, start_ns: int, now_ns: int) -> bool:
-    """Whether all reservations from index ``at`` on are in time if the lane is free then."""
-    for one in reserved[at:]:
-        start_ns = one.residency.free_ns(start_ns)
-        start_ns += _planned_ns(one, len(one.waiters), start_ns, now_ns)
-        if start_ns + one.margin_ns > one.due_ns:
-            return False
-    return True
+def _plan(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
+    """A plan's ends, and by how much what begins at each may be later so that nothing after it is late.
+
+    The first end is when the exec lane is free. It is kept for ``KEPT_NS`` while nothing changes: refusals
+    change nothing, and the later it is, the fewer requests are expected.
+    """
+    free_ns = device.exec.available_ns(now_ns)
+    ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
+    if ends_ns and free_ns <= ends_ns[0] and now_ns < device.ends_until_ns:
+        return ends_ns, rooms_ns
+    reserved = device.reserved
+    device.ends_ns = ends_ns = [free_ns]
+    for one in reserved:
+        start_ns = one.residency.free_ns(ends_ns[-1])
+        ends_ns.append(start_ns + _planned_ns(one, len(one.waiters), start_ns, now_ns))
+    device.rooms_ns = rooms_ns = [NEVER_NS] * len(ends_ns)
+    room_ns = NEVER_NS
+    for at in range(len(reserved) - 1, -1, -1):
+        one = reserved[at]
+        rooms_ns[at] = room_ns = min(room_ns, one.due_ns - one.margin_ns - ends_ns[at + 1])
+    device.ends_until_ns = now_ns + KEPT_NS
+    return ends_ns, rooms_ns
 
 
 def _planned_ns(one: Reservation, count: int, start_ns: int, now_ns: int) -> int:
     return planned_ns(one.queue.model, one.batches, count, start_ns, now_ns)
+
+
+def _due(waiter: Waiter) -> int:
+    return waiter.due_ns

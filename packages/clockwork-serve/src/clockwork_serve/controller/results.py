@@ -133,7 +133,7 @@ class ResultHandler(Record):
                         "the answer came after the deadline",
                     )
                     if promised:
-                        reason, cause = Reason.PROMISE_BROKEN, self._belief.cause_of(waiter, NONE)
+                        cause = self._belief.cause_of(waiter, reason)
                 self._belief.finish(
                     waiter,
                     Answer(

@@ -37,6 +37,7 @@ from clockwork_serve.controller import (
     hangs,
     pages,
     placement,
+    promises,
     quarantine,
     results,
     tenants,
@@ -57,12 +58,12 @@ from clockwork_serve.controller.record import Record
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import Extent
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Of saved states. To be raised with every change of a record's fields or of what they mean."""
 
 MODULES: Final = (
     admission, belief, cluster, codes, deadlines, estimates, feasibility, fleet, hangs, pages, placement,
-    quarantine, results, tenants, timers, *(sys.modules[each.__module__] for each in FACTORIES),
+    promises, quarantine, results, tenants, timers, *(sys.modules[each.__module__] for each in FACTORIES),
 )  # fmt: skip
 """Where the classes of records are, beside the controller's own: also in the modules of policies."""
 
@@ -253,11 +254,13 @@ class Forking:
         new = new_model()
         twins = self._twins
         twins[old] = new
+        new.arrived_ns = old.arrived_ns
         new.base_ns = old.base_ns
         new.batch = old.batch
         new.code = old.code
         new.code_id = old.code_id
         new.demand_ns = old.demand_ns
+        new.gap_ns = old.gap_ns
         new.popularity = old.popularity
         new.key = old.key
         new.load_key = old.load_key
@@ -288,6 +291,7 @@ class Forking:
         new.extent = old.extent
         new.in_flight = old.in_flight
         new.ready_ns = old.ready_ns
+        new.reserved = old.reserved
         new.share_ns = old.share_ns
         new.slow = old.slow
         new.state = old.state
@@ -317,6 +321,7 @@ class Forking:
         new.watch = None if old.watch is None else self.twin(old.watch)
         new.model = get(old.model) or self._model(old.model)
         new.waiters = [self.twin(one) for one in old.waiters] if old.waiters else []
+        new.reserved = [self.twin(one) for one in old.reserved] if old.reserved else []
         new.strategies = ()
         for strategy in old.strategies:
             new.strategies += (get(strategy) or self._strategy(strategy),)
@@ -346,11 +351,14 @@ class Forking:
         new.cold = old.cold
         new.demand_ns = old.demand_ns
         new.due_ns = old.due_ns
+        new.promised_ns = old.promised_ns
         new.tensor_refs = old.tensor_refs
         new.request = old.request
         new.retries = old.retries
         new.slo_ns = old.slo_ns
         new.state = old.state
+        new.device = None if old.device is None else self.twin(old.device)
+        new.place = None if old.place is None else self.twin(old.place)
         new.queue = self._twins[old.queue] if old.queue in self._twins else self._queue(old.queue)
         return new
 

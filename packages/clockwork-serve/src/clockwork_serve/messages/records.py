@@ -87,6 +87,7 @@ class Model(Struct, frozen=True, kw_only=True):
     ``max_batch_size`` means what it means in Triton: 0, no batch axis is shown to clients.
     ``batch_sizes`` are those the scheduler may use: the code's, up to ``max_batch_size``.
     ``slo_ns`` is the model's own default SLO (None: the server's). ``queue_limit`` bounds waiting requests.
+    ``decide_ns``: how long the yes or no to its requests may take (-1: as the server's setting says).
     ``output_bytes`` is the room for a request's outputs, in bytes per request row: what they take, or the
     first guess if that is open.
     ``labels`` maps an output's name to its class labels. ``config`` is the model configuration as JSON, in
@@ -105,6 +106,7 @@ class Model(Struct, frozen=True, kw_only=True):
     slo_ns: int | None = None
     queue_limit: int = 1000
     priority: int = 0
+    decide_ns: int = -1
     labels: dict[str, tuple[str, ...]] = {}
     config: bytes = b"{}"
     warnings: tuple[str, ...] = ()

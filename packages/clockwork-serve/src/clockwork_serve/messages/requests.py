@@ -57,6 +57,8 @@ class Cause(enum.StrEnum):
     MODEL_REMOVED = "model_removed"
     MODEL_FAILED = "model_failed"
     """The model raised an error, or is in quarantine."""
+    DELIVERY_LATE = "delivery_late"
+    """The answer was in time, and its gateway gave it to the client too late."""
     UNEXPLAINED = "unexplained"
     """None of these: the plan was wrong."""
 
@@ -102,6 +104,8 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
     that is not batched, runs alone. ``signature`` is empty when all shapes are those that the model declares.
     ``priority`` is 1 (most urgent) to 15; 0 stands for the usual one, 8. ``tenant`` is whose quota it uses.
     ``way_ns`` of the time until the deadline goes by between the client and the controller, as measured.
+    ``decide_ns``: how long after its arrival it may be told no, or is promised an answer; below 0: as the
+    server's setting says.
     """
 
     request_id: str
@@ -115,6 +119,7 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
     tensors: bytes = b""
     tenant: str = ""
     way_ns: int = 0
+    decide_ns: int = -1
 
     @property
     def slo_ns(self) -> int:

@@ -29,7 +29,7 @@ from clockwork_serve.oip.shared_memory import (
     object_name,
     shared_region,
 )
-from clockwork_serve.oip.slo import default_slo_ns, priority_of, requested_slo_ns, tightest
+from clockwork_serve.oip.slo import decide_ns_of, default_slo_ns, priority_of, requested_slo_ns, tightest
 from clockwork_serve.oip.status import (
     OK,
     ClientStatus,
@@ -46,10 +46,10 @@ from clockwork_serve.oip.status import (
 )
 
 __all__ = [
-    "CUDA_SHARED_MEMORY", "OK", "SHARED_MEMORY_OFF", "ClientStatus", "Coding", "Forbidden",
-    "InferCall", "InputTensor", "Known", "OutputTensor", "OutputWish", "Parameter", "RegionExists",
-    "Served", "SharedRef", "SharedRegion", "TooLarge", "UnknownModel", "UnknownRegion", "Unsupported",
-    "compress", "decompress", "default_slo_ns", "encode_infer", "grpc_of_http", "http_description",
+    "CUDA_SHARED_MEMORY", "OK", "SHARED_MEMORY_OFF", "ClientStatus", "Coding", "Forbidden", "InferCall",
+    "InputTensor", "Known", "OutputTensor", "OutputWish", "Parameter", "RegionExists", "Served",
+    "SharedRef", "SharedRegion", "TooLarge", "UnknownModel", "UnknownRegion", "Unsupported", "compress",
+    "decide_ns_of", "decompress", "default_slo_ns", "encode_infer", "grpc_of_http", "http_description",
     "missing", "model_metadata", "object_name", "parse_infer", "priority_of", "reason_of_error",
     "requested_slo_ns", "server_metadata", "shared_region", "status_of", "status_of_error", "tightest",
     "wanted_coding",

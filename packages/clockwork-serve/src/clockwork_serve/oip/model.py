@@ -100,9 +100,9 @@ _ID: Final = re.compile(rb'\{ ?"id": ?"([\x20-\x21\x23-\x5b\x5d-\x7e]+)", ?')
 class Known(Struct):
     """What a header says. ``tensors``: name, datatype, shape and bytes of each input, in the body's order.
 
-    ``slo_ns`` is what its parameters ask for. ``outputs_in_order``: their names, where all are to be sent as
-    they are, in binary; then ``around_parameters`` is what a response's JSON has before and after its
-    parameters, by the outputs' shapes and bytes.
+    ``slo_ns`` and ``decide_ns`` are what its parameters ask for. ``outputs_in_order``: their names, where all
+    are to be sent as they are, in binary; then ``around_parameters`` is what a response's JSON has before and
+    after its parameters, by the outputs' shapes and bytes.
     """
 
     tensors: tuple[tuple[str, str, tuple[int, ...], int], ...]
@@ -114,6 +114,7 @@ class Known(Struct):
     signature: str
     slo_ns: int | None
     priority: int
+    decide_ns: int = -1
     outputs_in_order: tuple[str, ...] | None = None
     around_parameters: dict[tuple[Any, ...], tuple[bytes, bytes]] = {}
 
@@ -163,11 +164,13 @@ class Headers:
         signature: str,
         slo_ns: int | None,
         priority: int,
+        *,
+        decide_ns: int = -1,
     ) -> Known:
         """What a good request's header says but for its id. It is kept unless values must be looked at."""
         header, _ = _without_id(call.header)
         if not header or b'"id"' in header or call.shared or not all(map(_plain, call.inputs)):
-            return Known((), 0, None, {}, call.binary, rows, signature, slo_ns, priority)
+            return Known((), 0, None, {}, call.binary, rows, signature, slo_ns, priority, decide_ns)
         if len(self._known) >= HEADERS_MAX:
             self._known.clear()
         tensors = tuple(
@@ -175,7 +178,7 @@ class Headers:
         )
         known = self._known[header] = Known(
             tensors, sum(tensor[3] for tensor in tensors), call.outputs, call.parameters, call.binary, rows,
-            signature, slo_ns, priority, _in_order(wanted),
+            signature, slo_ns, priority, decide_ns, _in_order(wanted),
         )  # fmt: skip
         return known
 

@@ -75,6 +75,19 @@ def priority_of(parameters: Mapping[str, Parameter], default: int) -> int:
     return priority or default
 
 
+def decide_ns_of(parameters: Mapping[str, Parameter]) -> int:
+    """How long the yes or no may take, by the parameter ``decide_ms``; -1 if there is none.
+
+    Raises :class:`InvalidRequest`.
+    """
+    decide_ms = parameters.get("decide_ms") if parameters else None
+    if decide_ms is None:
+        return -1
+    if decide_ms == 0 and not isinstance(decide_ms, bool | str):
+        return 0
+    return _limit_ns("parameter 'decide_ms'", "milliseconds", decide_ms, NS_PER_MS)
+
+
 def _remaining_ns(remaining_s: float) -> int:
     """What a client's gRPC library leaves of its deadline, less what the wire may have added to it."""
     step_ms = next((step for limit_s, step in _GRPC_STEPS_MS if remaining_s < limit_s), _GRPC_STEP_MAX_MS)

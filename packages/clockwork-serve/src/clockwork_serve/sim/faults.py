@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
@@ -33,7 +34,7 @@ from clockwork_serve.sim.restarts import Restarts, Stops
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.worker.events import ControllerLost
 from clockwork_serve.workload.stream import Workload
-from clockwork_serve.workload.tables import FaultTable, did_you_mean
+from clockwork_serve.workload.tables import FaultTable, LoadTable, did_you_mean
 
 if TYPE_CHECKING:
     from clockwork_serve.sim.simulation import Simulation
@@ -396,6 +397,18 @@ def losses_allowed(seed: int) -> int:
 def shared_lanes(seed: int) -> bool:
     """Whether the lanes of a seed's devices share cores."""
     return bool(np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 7])).random() < 0.3)
+
+
+def verdicts(seed: int, loads: Sequence[LoadTable]) -> list[LoadTable]:
+    """In 40 % of seeds, some loads want their yes or no at the door, or within a share of their SLO."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 8]))
+    if rng.random() > 0.4:
+        return list(loads)
+    shares = rng.choice((-1.0, 0.0, 0.1, 0.5), size=len(loads)).tolist()
+    return [
+        load if share < 0 else replace(load, decide_ms=share * (load.slo_ms or 0.0))
+        for load, share in zip(loads, shares, strict=True)
+    ]
 
 
 def killers(seed: int, workload: Workload) -> list[FaultTable]:

@@ -491,7 +491,7 @@ class OpenRequests:
                 good = now_ns <= request.deadline_ns
             case Outcome.EXPIRED:
                 broken = answer.reason is Reason.PROMISE_BROKEN
-                good = broken == answer.promised and (broken or now_ns >= self._expires_ns(request))
+                good = answer.promised if broken else now_ns >= self._expires_ns(request)
             case Outcome.CANCELLED:
                 good = cancelled or request.gateway in self._lost_gateways
             case Outcome.INVALID:
@@ -521,4 +521,5 @@ class OpenRequests:
             return self._draining
         if reason is Reason.NOT_SERVING:
             return self._config.reject_infeasible or orphan or self._controller_lost
-        return reason is Reason.WOULD_MISS_DEADLINE and self._config.reject_infeasible
+        asks = request.decide_ns >= 0 or self._config.decide_ns >= 0
+        return reason is Reason.WOULD_MISS_DEADLINE and (self._config.reject_infeasible or asks)

@@ -30,6 +30,7 @@ from clockwork_serve.sim.faults import (
     losses_allowed,
     shared_lanes,
     stops,
+    verdicts,
     with_restarts,
 )
 from clockwork_serve.sim.simulation import Simulation, Watcher
@@ -139,7 +140,9 @@ def random_scenario(seed: int, requests: int = REQUESTS, policy: str | None = No
     mean_s = float(np.mean([model.infer_ns[1] for model in kinds])) / NS_PER_S
     rate_rps = devices / mean_s * rng.uniform(0.4, 1.6)
     tenants, loads = _with_tenants(seed, _loads(rng, sets, rate_rps), devices)
-    scenario, workload = _long_enough(seed, sets, loads, tenants, requests / rate_rps, requests)
+    scenario, workload = _long_enough(
+        seed, sets, verdicts(seed, loads), tenants, requests / rate_rps, requests
+    )
     table = ClusterTable(devices=devices, devices_per_worker=cluster.devices_per_worker)
     faults = _faults(rng, workload, cluster)
     config = replace(_config(rng), quarantine_after=losses_allowed(seed), **hang_settings(seed))

@@ -49,6 +49,7 @@ class Case(Struct, frozen=True, kw_only=True):
     loads: tuple[str, ...]
     priorities: tuple[int, ...]
     tenants: tuple[str, ...]
+    decides_ns: tuple[int, ...]
     quotas: tuple[Quota, ...]
     requests: tuple[Request, ...]
     closed: tuple[ClosedLoad, ...]
@@ -110,8 +111,9 @@ def case_of(chance: Chance) -> Case:
     )
     return Case(
         seed=chance.seed, models=workload.models, loads=workload.loads, priorities=workload.priorities,
-        tenants=workload.tenants, quotas=workload.quotas, requests=requests, closed=workload.closed,
-        faults=tuple(chance.scenario.faults), duration_ns=workload.duration_ns, cluster=chance.cluster,
+        tenants=workload.tenants, decides_ns=workload.decides_ns, quotas=workload.quotas, requests=requests,
+        closed=workload.closed, faults=tuple(chance.scenario.faults), duration_ns=workload.duration_ns,
+        cluster=chance.cluster,
         config=chance.config, truth=chance.truth, noise=chance.noise,
     )  # fmt: skip
 
@@ -142,7 +144,8 @@ def play_case(
     """Run a case with all checks; returns the failed check, if any."""
     workload = _Listed(
         models=case.models, loads=case.loads, priorities=case.priorities, tenants=case.tenants,
-        closed=case.closed, duration_ns=case.duration_ns, warmup_ns=0, quotas=case.quotas,
+        decides_ns=case.decides_ns, closed=case.closed, duration_ns=case.duration_ns, warmup_ns=0,
+        quotas=case.quotas,
         requests=case.requests,
     )  # fmt: skip
     simulation = None

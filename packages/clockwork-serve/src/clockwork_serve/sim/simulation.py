@@ -132,7 +132,7 @@ class Simulation:
         self.watchers: list[Watcher] = [*watchers, self.checks] if self.checks else list(watchers)
         self._hop_ns = self.constants.network.gateway_ns
         self._keys = [model.key for model in self.models]
-        self._whose = list(zip(workload.priorities, workload.tenants, strict=True))
+        self._whose = list(zip(workload.priorities, workload.tenants, workload.decides_ns, strict=True))
         self._seed = seed
         self._wake_ns = self._next_ns = FAR_NS
         self._stream = workload.open()
@@ -338,7 +338,7 @@ class Simulation:
         request_id = f"r{sent}"
         deadline_ns = sent_ns + slo_ns
         self.open[request_id] = (load, sent_ns, deadline_ns, client)
-        priority, tenant = self._whose[load]
+        priority, tenant, decide_ns = self._whose[load]
         tally = self.tally
         if sent_ns >= tally.warmup_ns:
             tally.loads[load].offered += 1
@@ -347,6 +347,7 @@ class Simulation:
         return Request(
             request_id=request_id, gateway=self.gateways[sent & 1], model=self._keys[model],
             arrival_ns=sent_ns, deadline_ns=deadline_ns, priority=priority, tenant=tenant,
+            decide_ns=decide_ns,
         )  # fmt: skip
 
     def _send_again(self, client: Client, now_ns: int) -> None:

@@ -280,6 +280,7 @@ class Compiler:
             slo_ns=None if settings.slo_ms is None else ms(settings.slo_ms),
             queue_limit=settings.queue_limit or self._config.queue_limit,
             priority=settings.priority or 0,
+            decide_ns=-1 if settings.decide_ms is None else ms(settings.decide_ms),
             labels=settings.labels,
             config=model_config(entry.name, settings, code, compiled.max_batch_size),
             warnings=tuple([printable(each) for each in (*entry.warnings, *compiled.warnings, *extra)]),

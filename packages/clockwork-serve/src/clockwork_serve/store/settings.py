@@ -166,6 +166,7 @@ class ModelSettings(Struct, frozen=True, kw_only=True):
     output_bytes: int | None = None
     memory_bytes: int | None = None
     priority: int | None = None
+    decide_ms: float | None = None
     inputs: tuple[TensorSettings, ...] = ()
     outputs: tuple[TensorSettings, ...] = ()
     version_policy: VersionPolicy | None = None
@@ -257,10 +258,10 @@ class Table:
         )
         return found
 
-    def milliseconds(self, key: str) -> float | None:
-        """A finite number above zero, or None."""
-        wanted = f"a number > 0 and less than {_LARGEST:g}"
-        found = self.checked(key, wanted, lambda value: _is_number(value) and value > 0)
+    def milliseconds(self, key: str, *, zero: bool = False) -> float | None:
+        """A finite number above zero, or also ``zero``; None if there is none."""
+        wanted = f"a number {'>=' if zero else '>'} 0 and less than {_LARGEST:g}"
+        found = self.checked(key, wanted, lambda value: _is_number(value) and (zero or value > 0))
         return None if found is None else float(found)
 
     def amount(self, key: str) -> float:
@@ -291,7 +292,7 @@ def read_toml(text: str) -> ModelSettings:
         FILE_NAME,
         (
             "backend", "max_batch_size", "slo_ms", "queue_limit", "output_bytes", "memory_bytes", "priority",
-            "inputs", "outputs", "version_policy", "labels", "emulated",
+            "decide_ms", "inputs", "outputs", "version_policy", "labels", "emulated",
         ),
     )  # fmt: skip
     backend = table.text("backend")
@@ -308,6 +309,7 @@ def read_toml(text: str) -> ModelSettings:
         output_bytes=table.integer("output_bytes", 1),
         memory_bytes=table.integer("memory_bytes", 1),
         priority=table.integer("priority", 0, LEAST_PRIORITY),
+        decide_ms=table.milliseconds("decide_ms", zero=True),
         inputs=_tensors(table.raw("inputs"), "inputs"),
         outputs=_tensors(table.raw("outputs"), "outputs"),
         version_policy=_version_policy(table.raw("version_policy")),

@@ -87,7 +87,8 @@ class ModelCounters(Struct):
     """Counters of one model's requests.
 
     ``outcomes`` counts by ``outcome`` or ``outcome:reason``. ``open`` requests have no answer yet; ``queued``
-    of them are not in an INFER. ``rows`` counts executed rows. ``resident`` is bytes of weights by device.
+    of them are not in an INFER. ``rows`` counts executed rows. ``promises`` are over,
+    and ``broken`` counts those not kept, by cause. ``resident`` is bytes of weights by device.
     ``last_ns`` is when the last answer was good, on the controller's axis (0: never). ``quarantined`` tells
     that it is served to nobody, for it takes devices down.
     """
@@ -101,6 +102,8 @@ class ModelCounters(Struct):
     queued: int = 0
     rows: int = 0
     cold_starts: int = 0
+    promises: int = 0
+    broken: dict[str, int] = {}
     loads: int = 0
     last_ns: int = 0
     quarantined: bool = False

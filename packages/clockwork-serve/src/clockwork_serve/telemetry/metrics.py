@@ -151,6 +151,18 @@ def _models(counters: Counters) -> Iterator[Family]:
          lambda model: model.cold_starts),
     )  # fmt: skip
     yield (
+        "model_promises_total", "counter", "Requests of a model that were promised an answer in time.",
+        ((labels, model.promises) for labels, model in used if model.promises),
+    )  # fmt: skip
+    yield (
+        "model_promises_broken_total", "counter", "Promises that were not kept, by cause.",
+        (
+            (f'{labels},cause="{cause}"', count)
+            for labels, model in used
+            for cause, count in sorted(model.broken.items())
+        ),
+    )  # fmt: skip
+    yield (
         "model_quarantined", "gauge", "Models that take devices down, and are not served.",
         ((labels, 1) for labels, model in models if model.quarantined),
     )  # fmt: skip

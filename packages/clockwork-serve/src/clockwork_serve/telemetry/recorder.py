@@ -15,6 +15,7 @@ import msgspec
 
 from clockwork_serve.messages import (
     Answer,
+    Cause,
     ControllerEffect,
     ControllerEvent,
     Delivered,
@@ -186,6 +187,8 @@ class Recorder:
 
     def _settle(self, opened: _Open, answer: Answer, now_ns: int) -> None:
         del self._open[answer.request_id]
+        if answer.promised:
+            self._promised(opened.model, answer, late=now_ns > opened.deadline_ns)
         late = answer.reason is Reason.LATE or (answer.outcome is Outcome.OK and now_ns > opened.deadline_ns)
         self._close(opened, answer.outcome, answer.reason, now_ns, late=late)
         if answer.outcome is not Outcome.OK:
@@ -196,6 +199,17 @@ class Recorder:
         model.queue.add(answer.queue_ns)
         model.cold_starts += answer.cold
         model.last_ns = now_ns
+
+    def _promised(self, model: ModelCounters, answer: Answer, *, late: bool) -> None:
+        """Count a promise that is over."""
+        if answer.outcome is Outcome.CANCELLED:
+            return
+        model.promises += 1
+        cause = answer.cause
+        if cause is Cause.NONE and (late or answer.outcome is not Outcome.OK):
+            cause = Cause.DELIVERY_LATE
+        if cause is not Cause.NONE:
+            model.broken[cause] = model.broken.get(cause, 0) + 1
 
     def _close(self, opened: _Open, outcome: Outcome, reason: Reason, now_ns: int, *, late: bool) -> None:
         counters, model = self.counters, opened.model

@@ -129,6 +129,7 @@ class Workload:
     loads: tuple[str, ...]
     priorities: tuple[int, ...]
     tenants: tuple[str, ...]
+    decides_ns: tuple[int, ...]
     closed: tuple[ClosedLoad, ...]
     duration_ns: int
     warmup_ns: int
@@ -267,6 +268,9 @@ def build(scenario: Scenario, seed: int, base: Path | None = None) -> Workload:
         loads=tuple(load.name for load in scenario.loads),
         priorities=tuple(load.priority for load in scenario.loads),
         tenants=tuple(load.tenant or "" for load in scenario.loads),
+        decides_ns=tuple(
+            -1 if load.decide_ms is None else round(load.decide_ms * NS_PER_MS) for load in scenario.loads
+        ),
         quotas=tuple(tenant.quota() for tenant in scenario.tenants),
         closed=tuple(closed),
         duration_ns=duration_ns,

@@ -169,6 +169,7 @@ class LoadTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retry: Retry = "fixed"
     retry_ms: float | None = None
     priority: int = 0
+    decide_ms: float | None = None
     tenant: str | None = None
     trace: str | tuple[str, ...] | None = None
     mapping: Mapping = "block"
@@ -199,6 +200,7 @@ class LoadTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         require_within(self, ("minutes",), 1, 10_000_000)
         require_within(self, ("first_minute", "drop_top"), 0, 10_000_000)
         require_within(self, ("priority",), 0, 15)
+        require_between(self, ("decide_ms",), 0, NO_SLO_MS)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -343,7 +345,7 @@ DEFAULTS: Final[dict[str, Any]] = dict(
         strict=True,
     )
 )
-_ALWAYS: Final = {"slo_ms", "slo_ramp", "start_s", "stop_s", "priority", "tenant"}
+_ALWAYS: Final = {"slo_ms", "slo_ramp", "start_s", "stop_s", "priority", "decide_ms", "tenant"}
 _POPULAR: Final = {"popularity", "zipf_s"}
 _OPEN: Final = {"rate_rps", "on_s", "off_s", "rate_ramp", "model_ramp", "active_models"} | _POPULAR
 _CUT: Final = {"rate_rps", "rate_scale", "mapping", "first_minute", "minutes", "drop_top", "cap_share"}

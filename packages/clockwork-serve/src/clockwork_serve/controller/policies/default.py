@@ -34,13 +34,13 @@ from clockwork_serve.controller.cluster import (
     Queue,
     ServedModel,
     Strategy,
-    Waiter,
 )
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, popularity_after
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import Candidates
 from clockwork_serve.controller.policies.paper import PaperScheduler
+from clockwork_serve.controller.promises import missed
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
@@ -116,7 +116,7 @@ class DefaultScheduler(PaperScheduler):
 
     def __init__(self, belief: Belief) -> None:
         super().__init__(belief)
-        belief.measures = True
+        belief.measures = belief.keeps_promises = True
         self._by_popularity = True
         self._candidates = Candidates(belief, by_due=True)
         self._spare = False
@@ -204,24 +204,23 @@ class DefaultScheduler(PaperScheduler):
             self._enqueue(strategy)
 
     def _kept(self, choice: Choice, start_ns: int) -> Choice | None:
-        """The choice, if all promises can be kept after it; else the first reservation.
+        """The choice, if as many promises are kept after it; else the first reservation that keeps as many.
 
-        None if its weights are still loading: the lane waits for them.
+        None if there is none but one whose weights are still loading: the lane waits for them.
         """
         device, queue = choice.strategy.device, choice.strategy.queue
         waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
-        if device.keeps(waiters, start_ns + choice.lasts_ns, margin=True):
+        if not missed(device, waiters, start_ns + choice.lasts_ns, margin=True):
             return choice
-        if not device.keeps([], start_ns, margin=False):
-            return choice  # not all can be kept, whatever runs
+        lost = missed(device, [], start_ns, margin=False)
+        if lost and missed(device, waiters, start_ns + choice.lasts_ns, margin=False) <= lost:
+            return choice
         for one in device.reserved:
             if one.residency.state == READY:
-                first = one.queue.waiters.index(min(one.waiters, key=_due))
+                first = one.queue.waiters.index(one.waiters[0])
                 waiters = one.queue.waiters[first : first + one.batch.count]
                 batch = BatchChoice(len(waiters), one.batch.size, one.batch.samples)
-                if one is device.reserved[0] or device.keeps(
-                    waiters, start_ns + batch.samples.estimate_ns, margin=False
-                ):
+                if missed(device, waiters, start_ns + batch.samples.estimate_ns, margin=False) <= lost:
                     strategy = next(each for each in one.queue.strategies if each.residency is one.residency)
                     return Choice(strategy, first, batch, one.due_ns)
         return None
@@ -424,10 +423,6 @@ class DefaultScheduler(PaperScheduler):
             if queue.waiters[-1].slo_ns < needed_ns + infer_ns + slack_ns:
                 return True
         return False
-
-
-def _due(waiter: Waiter) -> int:
-    return waiter.due_ns
 
 
 def _latest(choice: Choice) -> int:

@@ -44,7 +44,8 @@ class Tenant(Struct, frozen=True, kw_only=True):
     """What one tenant may use (None: no limit) and request.
 
     A request with an SLO below ``min_slo_ns`` gets that SLO; one with a priority above ``max_priority`` gets
-    that priority.
+    that priority. ``decide_ns``: how long the yes or no may take for requests that do not say; -1: as their
+    models say.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Tenant(Struct, frozen=True, kw_only=True):
     burst_s: float = 1.0
     min_slo_ns: int = 0
     max_priority: int = 1
+    decide_ns: int = -1
 
     @property
     def quota(self) -> Quota | None:
@@ -83,6 +85,13 @@ class Caps:
             priority = found.max_priority
         return max(slo_ns, found.min_slo_ns), priority
 
+    def decide_ns(self, tenant: str, wanted_ns: int, model_ns: int) -> int:
+        """How long a request's yes or no may take; -1: as the server's setting says."""
+        if wanted_ns >= 0:
+            return wanted_ns
+        found = self._known().get(tenant) if tenant else None
+        return model_ns if found is None or found.decide_ns < 0 else found.decide_ns
+
 
 _LIMITS: Final[dict[str, tuple[str, float, float]]] = {
     "device_ms_per_s": ("a number", 0.001, 1e9),
@@ -90,6 +99,7 @@ _LIMITS: Final[dict[str, tuple[str, float, float]]] = {
     "burst_s": ("a number", 0.001, 3600),
     "min_slo_ms": ("a number", 0.001, 24 * 3600 * 1000),
     "max_priority": ("a whole number", 1, LEAST_PRIORITY),
+    "decide_ms": ("a number", 0, 3600 * 1000),
 }
 FIELDS: Final = ("name", *_LIMITS)
 """The fields of a table ``[[tenants]]``."""
@@ -118,8 +128,10 @@ def _tenants(tables: Sequence[Mapping[str, object]], path: str) -> dict[str, Ten
             for field in _LIMITS
             if field in table
         }
-        min_slo_ms = numbers.pop("min_slo_ms", 0)
-        found[name] = Tenant(name=name, min_slo_ns=round(min_slo_ms * NS_PER_MS), **numbers)  # type: ignore[arg-type]
+        for field in ("min_slo_ms", "decide_ms"):
+            if field in numbers:
+                numbers[field.replace("_ms", "_ns")] = round(numbers.pop(field) * NS_PER_MS)
+        found[name] = Tenant(name=name, **numbers)  # type: ignore[arg-type]
     return found
 
 

@@ -34,6 +34,7 @@ from clockwork_serve.oip import (
     InferCall,
     Known,
     Served,
+    decide_ns_of,
     priority_of,
     reason_of_error,
     requested_slo_ns,
@@ -93,7 +94,10 @@ def check(inquiry: Inquiry, call: InferCall, served: Served, regions: Regions | 
         shared.check_outputs(call, served, rows)
     priority = priority_of(call.parameters, served.model.priority)
     slo_ns = requested_slo_ns(call.parameters)
-    return served.headers.remember(call, served.wanted(call), rows, signature, slo_ns, priority)
+    decide_ns = decide_ns_of(call.parameters)
+    return served.headers.remember(
+        call, served.wanted(call), rows, signature, slo_ns, priority, decide_ns=decide_ns
+    )
 
 
 # ------------------------------------------------------------
@@ -296,6 +300,7 @@ class Gateway:
             arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
             priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
             way_ns=way_ns,
+            decide_ns=self._caps.decide_ns(inquiry.identity, known.decide_ns, served.model.decide_ns),
         )  # fmt: skip
         self._pending[request_id] = Pending(inquiry, served, call, slot, request, other_ns)
         if self._copying.begun:

@@ -130,7 +130,8 @@ def controller_config(settings: Settings) -> ControllerConfig:
         if hasattr(settings, name):
             given[name] = getattr(settings, name)
         elif hasattr(settings, f"{stem}_ms"):
-            given[name] = ms(getattr(settings, f"{stem}_ms"))
+            value = getattr(settings, f"{stem}_ms")
+            given[name] = -1 if value is None else ms(value)
         elif hasattr(settings, f"{stem}_s"):
             given[name] = ms(1000 * getattr(settings, f"{stem}_s"))
     return ControllerConfig(**given)

@@ -1,0 +1,239 @@
+"""Promises at the door: when the yes or no comes, and that a yes is kept."""
+
+from __future__ import annotations
+
+import pytest
+
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller.promises import AT_ONCE_NS, planned_ns
+from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason
+from clockwork_serve.units import ms
+from tests.controller.honest import World, device, model, profile
+
+SLO = 200.0
+
+
+def world(*names: str, decide_ms: float | None = 0, devices: int = 1, pages: int = 16) -> World:
+    """Models of 16 + 4n ms whose weights are on every device, and a server that decides at the door."""
+    made = World(ControllerConfig(decide_ns=-1 if decide_ms is None else ms(decide_ms), max_batch=8))
+    made.serve(*[model(name) for name in names], times=profile(b1_ms=20, step_ms=4))
+    made.join(*[device(f"d{at}", pages) for at in range(devices)])
+    for name in names:
+        made.request(name, slo_ms=5000)
+        made.run(until_ms=200)
+    made.actions.clear()
+    return made
+
+
+def took_ms(made: World, request_id: str, sent_ns: int) -> float:
+    """How long an answer took."""
+    return (made.answered_ns[request_id] - sent_ns) / ms(1)
+
+
+def test_in_overload_the_no_comes_at_the_door_and_every_yes_is_kept():
+    made = world("a", "b", "c")
+    sent_ns = made.now_ns
+    ids = [made.request("abc"[at % 3], slo_ms=SLO) for at in range(60)]
+
+    made.run()
+
+    answers = [made.answers[one] for one in ids]
+    refused = [one for one, answer in zip(ids, answers, strict=True) if answer.outcome is Outcome.REJECTED]
+    assert refused and all(took_ms(made, one, sent_ns) <= AT_ONCE_NS / ms(1) for one in refused)
+    kept = [answer for answer in answers if answer.promised]
+    assert len(kept) == len(ids) - len(refused) > 20
+    assert all(answer.outcome is Outcome.OK for answer in kept)
+
+
+def test_without_a_time_to_decide_nothing_is_promised():
+    made = world("a", decide_ms=None)
+    ids = [made.request("a", slo_ms=SLO) for _ in range(60)]
+
+    made.run()
+
+    assert not any(made.answers[one].promised for one in ids)
+
+
+def test_a_request_says_itself_how_long_its_verdict_may_take():
+    made = world("a", decide_ms=None)
+    for _ in range(40):
+        made.request("a", slo_ms=SLO, decide_ns=0)
+    sent_ns = made.now_ns
+    hasty = made.request("a", slo_ms=SLO, decide_ns=0)
+    patient = made.request("a", slo_ms=SLO, decide_ns=ms(50))
+
+    made.run()
+
+    assert took_ms(made, hasty, sent_ns) <= AT_ONCE_NS / ms(1)
+    assert AT_ONCE_NS / ms(1) < took_ms(made, patient, sent_ns) <= 50
+
+
+def test_who_was_promised_gives_way_to_no_one_who_comes_later_and_is_due_sooner():
+    made = world("a", "b")
+    first = [made.request("a", slo_ms=100) for _ in range(8)]
+    made.run(until_ms=AT_ONCE_NS / ms(1))
+    for _ in range(30):
+        made.request("b", slo_ms=60)
+
+    made.run()
+
+    yes = [made.answers[one] for one in first if made.answers[one].promised]
+    assert len(yes) >= 4 and all(answer.outcome is Outcome.OK for answer in yes)
+
+
+def test_a_load_is_part_of_the_promise_and_its_weights_are_not_evicted_for_another():
+    made = World(ControllerConfig(decide_ns=0, max_batch=8))
+    made.serve(*[model(name, mib=4) for name in "abcdef"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
+    made.join(device("d0", 8))
+
+    ids = [made.request(name, slo_ms=SLO) for name in "abcdef"]
+    made.run()
+
+    loads = [action.model for action in made.actions if isinstance(action, Load)]
+    assert loads[0] == "a/1"
+    yes = [one for one in ids if made.answers[one].promised]
+    assert len(yes) >= 2 and all(made.answers[one].outcome is Outcome.OK for one in yes)
+
+
+def test_a_lane_waits_for_promised_weights_rather_than_run_what_would_make_them_late():
+    made = World(ControllerConfig(decide_ns=0, max_batch=8))
+    made.serve(model("cold"), model("warm"), times=profile(b1_ms=40, step_ms=4, load_ms=40))
+    made.join(device("d0", 16))
+    made.request("warm", slo_ms=5000)
+    made.run(until_ms=300)
+    promised = made.request("cold", slo_ms=100)
+    made.run(until_ms=20)
+    late = made.request("warm", slo_ms=70)
+
+    made.run()
+
+    assert made.answers[promised].outcome is Outcome.OK
+    assert made.answers[late].outcome is Outcome.REJECTED
+
+
+def test_a_lost_device_breaks_promises_that_no_other_can_keep_and_is_named_as_the_cause():
+    made = world("a", devices=1)
+    ids = [made.request("a", slo_ms=SLO) for _ in range(24)]
+    made.run(until_ms=30)
+
+    made.kill("w0", "d0")
+    made.run()
+
+    broken = [made.answers[one] for one in ids if made.answers[one].cause is not Cause.NONE]
+    assert broken and {answer.cause for answer in broken} == {Cause.DEVICE_LOST}
+    assert all(answer.promised and answer.outcome is not Outcome.OK for answer in broken)
+    waited = [answer for answer in broken if answer.reason is Reason.PROMISE_BROKEN]
+    assert waited and all(answer.outcome is Outcome.EXPIRED for answer in waited)
+
+
+def test_another_device_takes_over_what_a_lost_one_had_promised():
+    made = World(ControllerConfig(decide_ns=0, max_batch=8))
+    made.serve(model("a"), times=profile(b1_ms=20, step_ms=4))
+    made.join(device("d0"), worker="w0")
+    made.join(device("d1"), worker="w1")
+    for _ in range(6):
+        made.request("a", slo_ms=5000)
+    made.run(until_ms=400)
+    ids = [made.request("a", slo_ms=SLO) for _ in range(6)]
+    made.run(until_ms=5)
+
+    made.kill("w0", "d0", known=True)
+    made.run()
+
+    assert [made.answers[one].outcome for one in ids] == [Outcome.OK] * 6
+
+
+def test_a_model_that_leaves_is_the_cause():
+    made = world("a", "b")
+    for _ in range(8):
+        made.request("b", slo_ms=SLO)
+    waits = made.request("a", slo_ms=SLO)
+    made.run(until_ms=10)
+
+    made.tell(ModelRemoved(model="a/1"))
+    made.run()
+
+    answer = made.answers[waits]
+    assert (answer.outcome, answer.reason) == (Outcome.EXPIRED, Reason.PROMISE_BROKEN)
+    assert answer.cause is Cause.MODEL_REMOVED
+
+
+def test_a_device_that_became_slow_is_the_cause():
+    made = world("a")
+    ids = [made.request("a", slo_ms=SLO) for _ in range(24)]
+    made.slower = 3.0
+
+    made.run()
+
+    causes = {made.answers[one].cause for one in ids}
+    assert Cause.DEVICE_SLOWED in causes and Cause.UNEXPLAINED not in causes
+
+
+def test_requests_of_several_slos_exchange_places_so_that_those_due_first_run_first():
+    made = world("a")
+    slos = (SLO, 120.0, 160.0, 90.0, SLO, 110.0) * 2
+    ids = [made.request("a", slo_ms=slo) for slo in slos]
+    made.run(until_ms=9)
+    (reserved,) = [one.reserved for one in made.controller._belief.devices.values()]
+
+    dues_ns = [waiter.due_ns for one in reserved for waiter in one.waiters]
+    assert dues_ns == sorted(dues_ns)
+    made.run()
+    assert all(made.answers[one].outcome is Outcome.OK for one in ids if made.answers[one].promised)
+
+
+def test_a_client_that_cancels_frees_its_place():
+    made = world("a")
+    ids = [made.request("a", slo_ms=SLO) for _ in range(40)]
+    made.run(until_ms=10)
+    promised = [one for one in ids if one not in made.answers]
+    before = made.request("a", slo_ms=150)
+    made.run(until_ms=AT_ONCE_NS / ms(1))
+    made.tell(*[Cancel(request_id=one) for one in promised[8:]])
+
+    after = made.request("a", slo_ms=150)
+    made.run()
+
+    assert made.answers[before].outcome is Outcome.REJECTED
+    assert made.answers[after].outcome is Outcome.OK
+
+
+@pytest.mark.parametrize(
+    ("gap_ms", "start_ms", "size"),
+    [(1000, 150, 1), (60, 150, 4), (10, 150, 8), (60, 10, 1)],
+    ids=["nobody else", "some", "many", "it starts soon"],
+)
+def test_a_planned_batch_has_room_for_those_who_are_expected_until_it_starts(
+    gap_ms: float, start_ms: float, size: int
+) -> None:
+    made = world("a")
+    belief = made.controller._belief
+    served = belief.models["a/1"]
+    served.arrived_ns, served.gap_ns = made.now_ns, ms(gap_ms)
+    batches = next(iter(served.residencies.values())).code.batches("", served.main.sizes)
+
+    lasts_ns = planned_ns(served, batches, 1, made.now_ns + ms(start_ms), made.now_ns)
+
+    assert lasts_ns == next(one.samples.estimate_ns for one in batches if one.size == size)
+
+
+def test_a_batch_that_is_believed_to_be_shorter_than_a_smaller_one_shortens_no_plan():
+    made = world("a")
+    served = made.controller._belief.models["a/1"]
+    served.arrived_ns, served.gap_ns = made.now_ns, ms(10)
+    batches = next(iter(served.residencies.values())).code.batches("", served.main.sizes)
+    batches[0].samples.restart(0)
+    batches[0].samples.learn(ms(90), made.now_ns)
+
+    assert planned_ns(served, batches, 1, made.now_ns + ms(150), made.now_ns) == ms(90)
+
+
+def test_batches_are_sent_as_they_are_planned_in_overload():
+    made = world("a", "b", "c")
+    for at in range(90):
+        made.request("abc"[at % 3], slo_ms=SLO)
+
+    made.run()
+
+    sizes = [action.batch for action in made.actions if isinstance(action, Infer)]
+    assert sizes.count(8) >= 3
