@@ -24,6 +24,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "overload": ("--seconds", "30"),
     "overload_10x": ("--short",),
     "past_saturation": ("--seconds", "1", "--rounds", "1"),
+    "crowd": ("--seconds", "0.5"),
     "metastable": ("--count", "4"),
     "feasible_load": ("--seconds", "30"),
     "faults": ("--short",),

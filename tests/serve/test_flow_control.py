@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from typing import Any, cast
 
 import uvloop
@@ -16,6 +17,8 @@ from clockwork_serve.messages import (
     Request,
     RequestCredit,
     Role,
+    SoonestEnd,
+    SoonestEnds,
     WorkerHeard,
     WorkerHung,
     WorkerSilent,
@@ -27,11 +30,19 @@ from clockwork_serve.serve.flow_control import (
     LEAST,
     MOST,
     PEER_BEATS_MISSED,
+    REJECTING_NS,
+    SUMMARY_MODELS_MAX,
+    SUMMARY_NS,
+    SUMMARY_PART,
+    TRUSTED_NS,
     CreditIssuer,
+    KnownEnds,
     PeerHeartbeat,
+    SummaryIssuer,
     WorkerHeartbeats,
 )
 from clockwork_serve.serve.transport import Link
+from clockwork_serve.units import ms
 from tests.serve.links import until
 
 # The credit that the controller grants gateways: how many requests may be in transit.
@@ -108,6 +119,124 @@ def test_only_requests_of_connected_gateways_count() -> None:
     world.issuer.remove_gateway(peer.link)
     world.receive(1000, gap_ns=1000)
     assert len(peer.granted) == 1
+
+
+# Summaries of the soonest ends: when the controller makes them, and what a gateway concludes from them.
+
+
+def end(
+    due_ms: float = 100, end_ms: float = 110, each_ms: float = 2, other_end_ms: float = 1e6
+) -> SoonestEnd:
+    return SoonestEnd(
+        due_ns=ms(due_ms), end_ns=ms(end_ms), each_ns=ms(each_ms), other_end_ns=ms(other_end_ms)
+    )
+
+
+class Summaries:
+    """An issuer, the models that it computed, and what it published."""
+
+    def __init__(self, cost_ns: int = 0) -> None:
+        self.ends: dict[str, SoonestEnd] = {}
+        self.computed: list[list[str]] = []
+        self.published: list[SoonestEnds] = []
+        self.cost_ns = cost_ns
+        self.cpu_ns = 0
+        self.issuer = SummaryIssuer(self._compute, self.published.append, lambda: self.cpu_ns)
+
+    def _compute(self, keys: Iterable[str], now_ns: int) -> dict[str, SoonestEnd]:
+        self.computed.append(list(keys))
+        self.cpu_ns += self.cost_ns
+        return {key: self.ends[key] for key in self.computed[-1] if key in self.ends}
+
+    def step(self, now_ns: int, *asked: str) -> None:
+        """A step of the brain, after requests for these models."""
+        if self.issuer.active:
+            for model in asked:
+                self.issuer.asked_for(model)
+            self.issuer.publish(now_ns)
+
+
+def test_summaries_are_made_only_while_requests_are_rejected() -> None:
+    made = Summaries()
+    made.step(0, "a")
+    assert not made.published
+    made.issuer.rejected(0)
+    made.step(0, "a")
+    made.step(REJECTING_NS, "a")
+    assert not made.issuer.active
+    made.step(REJECTING_NS + SUMMARY_NS, "a")
+    assert [one.until_ns for one in made.published] == [TRUSTED_NS, REJECTING_NS + TRUSTED_NS]
+
+
+def test_summaries_go_on_while_they_tell_something() -> None:
+    made = Summaries()
+    made.ends["a"] = end(end_ms=5000)
+    made.issuer.rejected(0)
+    for at in range(4):
+        made.step(at * REJECTING_NS, *(["a"] if not at else []))
+    assert [[*one.ends] for one in made.published] == [["a"]] * 4
+    assert made.computed == [["a"]] * 4, "nobody asks any more, for gateways refuse all"
+
+
+def test_ends_that_are_over_before_the_next_summary_are_left_out() -> None:
+    made = Summaries()
+    made.ends = {"a": end(end_ms=4), "b": end(other_end_ms=4), "c": end(end_ms=6)}
+    made.issuer.rejected(0)
+    made.step(0, "a", "b", "c", "d")
+    assert [*made.published[0].ends] == ["c"]
+
+
+def test_summaries_take_a_small_part_of_the_time_and_of_the_models() -> None:
+    made = Summaries(cost_ns=ms(1))
+    made.issuer.rejected(0)
+    made.step(0, *[f"m{at}" for at in range(2 * SUMMARY_MODELS_MAX)])
+    assert len(made.computed[0]) == SUMMARY_MODELS_MAX
+    for now_ms in range(1, 4 * SUMMARY_PART):
+        made.step(ms(now_ms), "a")
+    assert len(made.published) == 4
+
+
+def test_a_gateway_refuses_what_is_due_last_and_ends_too_late() -> None:
+    known = KnownEnds()
+    known.update(SoonestEnds(ends={"a": end()}, until_ns=ms(25)))
+    assert known.shortage_ns("a", ms(108), 0) == ms(2)
+    assert known.shortage_ns("a", ms(99), 0) == 0, "it is due before others, and may go first"
+    assert known.shortage_ns("b", ms(1), 0) == 0
+
+
+def test_what_a_gateway_passes_on_is_before_what_comes_later() -> None:
+    known = KnownEnds()
+    known.update(SoonestEnds(ends={"a": end(other_end_ms=115)}, until_ns=ms(25)))
+    assert known.shortage_ns("a", ms(110), 0, count=False) == 0
+    assert known.shortage_ns("a", ms(110), 0) == 0
+    assert known.shortage_ns("a", ms(111), 0) == ms(1)
+    assert known.shortage_ns("a", ms(109), 0) == 0, "it is due before the one passed on"
+    for _ in range(9):
+        assert known.shortage_ns("a", ms(115), 0) == 0, "another device may serve it"
+    assert known.shortage_ns("a", ms(114), 0) == 0
+    assert known.shortage_ns("a", ms(115) - 1, 0) == 0
+
+
+def test_each_that_is_refused_is_advised_to_retry_at_a_time_of_its_own() -> None:
+    known = KnownEnds()
+    known.update(SoonestEnds(ends={"a": end()}, until_ns=ms(25)))
+    assert [known.retry_after_ns("a", ms(5), 0) for _ in range(3)] == [ms(5), ms(7), ms(9)]
+    known.update(SoonestEnds(ends={"a": end()}, until_ns=ms(25)))
+    assert known.retry_after_ns("a", ms(5), ms(1)) == ms(10)
+    assert known.retry_after_ns("a", ms(50), ms(1)) == ms(50)
+    known.update(SoonestEnds(ends={"b": end()}, until_ns=ms(25)))
+    known.update(SoonestEnds(ends={"a": end()}, until_ns=ms(25)))
+    assert known.retry_after_ns("a", ms(5), ms(1)) == ms(5)
+
+
+def test_a_summary_is_trusted_for_a_while_and_until_the_link_is_lost() -> None:
+    known = KnownEnds()
+    known.update(SoonestEnds(ends={"a": end()}, until_ns=ms(25)))
+    assert known.shortage_ns("a", ms(108), ms(25) - 1) == ms(2)
+    assert known.shortage_ns("a", ms(108), ms(25)) == 0, "the controller may be stuck or dead"
+    assert known.shortage_ns("a", ms(108), ms(24)) == ms(2)
+    known.reset()
+    assert known.shortage_ns("a", ms(108), ms(24)) == 0
 
 
 # Heartbeats find a stalled process, and none if it was the counting process that was stopped.

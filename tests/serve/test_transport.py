@@ -35,6 +35,8 @@ from clockwork_serve.messages import (
     Request,
     Result,
     Role,
+    SoonestEnd,
+    SoonestEnds,
     Status,
     Unload,
     Window,
@@ -641,6 +643,13 @@ def test_times_for_the_controller_are_shifted_back() -> None:
     )
     assert to_controller(announced, 500) == AdmissionQuery(
         announced_id="a", gateway="g", model="m/1", arrival_ns=1_000, deadline_ns=2_000
+    )
+
+
+def test_soonest_ends_are_shifted_and_refuse_less_by_the_error() -> None:
+    ends = {"m/1": SoonestEnd(due_ns=1_000, end_ns=2_000, each_ns=7, other_end_ns=3_000)}
+    assert to_local(SoonestEnds(ends=ends, until_ns=4_000), 500, 100) == SoonestEnds(
+        ends={"m/1": SoonestEnd(due_ns=1_600, end_ns=2_400, each_ns=7, other_end_ns=3_400)}, until_ns=4_400
     )
 
 

@@ -82,12 +82,17 @@ def test_models_that_nobody_asked_for_take_no_line() -> None:
 
 def test_a_gateway_adds_what_it_decided_itself() -> None:
     gateway = GatewayCounters(
-        gateway="g0", received=9, outcomes={"invalid:bad_input": 2}, unheard={"left": 3, "over": 1}
+        gateway="g0",
+        received=9,
+        outcomes={"invalid:bad_input": 2},
+        unheard={"left": 3, "over": 1},
+        refused_by_summary=5,
     )
     found = samples(render(recorded().counters, gateway))
     key = (("gateway", "g0"), ("outcome", "invalid"), ("reason", "bad_input"))
     assert found["clockwork_gateway_requests_total", key] == 2
     assert found["clockwork_gateway_unheard_answers_total", (("gateway", "g0"), ("why", "left"))] == 3
+    assert found["clockwork_gateway_refused_by_summary_total", (("gateway", "g0"),)] == 5
 
 
 def test_every_family_is_listed_in_the_docs() -> None:

@@ -26,6 +26,30 @@ async def flooded() -> tuple[Accounting, Accounting]:
             await requests.close()
 
 
+async def hopeless() -> Accounting:
+    """Five times what one device can do."""
+    rng = np.random.default_rng(1)
+    async with processes(ControllerConfig(max_batch=8), devices=1, models=2, workers=1) as real:
+        requests = Requests(real.socket, real.models, ms(100))
+        try:
+            await requests.ready()
+            await requests.offer(rng, 200, 1.0)
+            return await requests.offer(rng, 4_000, 2.0)
+        finally:
+            await requests.close()
+
+
+@pytest.mark.system
+def test_a_gateway_refuses_by_the_summary_of_a_real_controller(timing: Timing) -> None:
+    accounting = uvloop.run(hopeless())
+
+    assert accounting.balanced
+    assert 0 < accounting.by_summary <= accounting.rejected
+    with timing.judged():
+        assert accounting.by_summary > accounting.rejected / 2
+        assert accounting.good > 100
+
+
 @pytest.mark.system
 def test_goodput_does_not_collapse_and_hardly_any_answer_is_late(timing: Timing) -> None:
     few, accounting = uvloop.run(flooded())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from clockwork_serve.messages import (
     Question,
     Reply,
     Role,
+    SoonestEnd,
     WorkerJoined,
 )
 from clockwork_serve.serve.controller.hub import Hub
@@ -34,6 +35,7 @@ class Brain:
     def __init__(self) -> None:
         self.seen: list[ControllerEvent] = []
         self.effects: list[ControllerEffect] = []
+        self.ends: dict[str, SoonestEnd] = {}
 
     def observe(self, event: ControllerEvent, now_ns: int) -> None:
         self.seen.append(event)
@@ -50,6 +52,9 @@ class Brain:
 
     def snapshot(self) -> dict[str, object]:
         return {"seen": len(self.seen)}
+
+    def soonest_ends(self, keys: Iterable[str], now_ns: int) -> dict[str, SoonestEnd]:
+        return {key: self.ends[key] for key in keys if key in self.ends}
 
     def accounts(self) -> dict[str, dict[str, int]]:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,12 +35,15 @@ from clockwork_serve.messages import (
     ProcessesEnded,
     Question,
     Readiness,
+    Reason,
     Release,
     Reply,
     Request,
     RequestCredit,
     Result,
     Role,
+    SoonestEnd,
+    SoonestEnds,
     Status,
     Weights,
     Window,
@@ -49,6 +53,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.controller.hub import Questions
 from clockwork_serve.telemetry import decode, render
+from clockwork_serve.units import ms
 from tests.serve.controller.exchanges import World, code, joined, model, play
 from tests.serve.links import until
 
@@ -211,6 +216,28 @@ def test_effects_are_sent_to_the_right_process(tmp_path: Path) -> None:
         late = await world.peer(Role.GATEWAY, "late")
         await until(lambda: late.of(Readiness))
         assert late.of(Readiness) == [Readiness(ready=True)]
+
+    play(tmp_path, story)
+
+
+def test_gateways_are_sent_the_soonest_ends_while_requests_would_miss_their_deadlines(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        gateways = [await world.peer(Role.GATEWAY, name) for name in ("g0", "g1")]
+        soon_ns = time.monotonic_ns() + ms(60_000)
+        soonest = SoonestEnd(due_ns=0, end_ns=soon_ns, each_ns=1, other_end_ns=soon_ns)
+        world.brain.ends = {"m/1": soonest, "m/2": soonest}
+        gateways[0].send(request(gateway="g0"))
+        await until(lambda: world.brain.seen)
+        missed = Answer(
+            request_id="r1", gateway="g0", outcome=Outcome.REJECTED, reason=Reason.WOULD_MISS_DEADLINE
+        )
+        world.decide(missed)
+        await until(lambda: gateways[0].of(Answer))
+        while not gateways[1].of(SoonestEnds) or not gateways[1].of(SoonestEnds)[-1].ends:
+            gateways[0].send(request(gateway="g0"))
+            await asyncio.sleep(0.01)
+        for gateway in gateways:
+            assert gateway.of(SoonestEnds)[-1].ends == {"m/1": soonest}
 
     play(tmp_path, story)
 

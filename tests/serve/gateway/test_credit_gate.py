@@ -6,8 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from msgspec import structs
+
 from clockwork_serve.messages import Frame, Request, RequestCredit, Undelivered
-from clockwork_serve.serve.flow_control import CreditGate
+from clockwork_serve.serve.flow_control import CROWDED_NS, CreditGate
 from clockwork_serve.serve.gateway.controller_link import ControllerLink, GatewayLink, LinkListener
 from clockwork_serve.units import ms
 
@@ -85,6 +87,49 @@ def test_an_overdue_request_is_not_sent_when_there_is_credit() -> None:
     gate.now_ns += ms(30)
     gate.grant(2)
     assert (gate.sent, [name for name, _ in gate.refused]) == (["a", "b"], ["c"])
+
+
+def crowded() -> Gate:
+    """Two may be in transit, and one request has waited in vain."""
+    gate = Gate()
+    gate.submit("a", "b", *[f"burst-{at}" for at in range(9)])
+    assert not gate.refused, "a burst may wait"
+    gate.now_ns += ms(26)
+    gate.credit_gate.sweep()
+    assert len(gate.refused) == 9
+    gate.sent.clear()
+    gate.refused.clear()
+    return gate
+
+
+def test_after_one_waited_in_vain_twice_as_many_wait_as_may_be_in_transit_and_the_oldest_is_rejected() -> (
+    None
+):
+    gate = crowded()
+    gate.submit(*"cdef")
+    assert not gate.refused
+    gate.submit("g")
+    gate.now_ns += CROWDED_NS - 1
+    gate.submit("h")
+    assert [name for name, _ in gate.refused] == ["c", "d"], "it goes on while requests are rejected"
+    gate.now_ns += CROWDED_NS
+    gate.submit(*"ijkl")
+    assert [name for name, _ in gate.refused] == ["c", "d"]
+
+
+def test_a_model_that_is_asked_for_too_much_leaves_others_their_share_of_the_queue() -> None:
+    gate = crowded()
+    gate.submit(*"cdef")
+    gate.credit_gate.submit(structs.replace(request("o", gate.now_ns, 100), model="other/1"))
+    assert not gate.refused
+    gate.submit(*"ghi")
+    assert [name for name, _ in gate.refused] == list("cde"), "there are two models, and each may have two"
+    gate.grant(2)
+    assert gate.sent == ["i", "h"]
+    for name in "fgo":
+        assert gate.credit_gate.withdraw(name)
+    assert not gate.credit_gate.holds
+    assert gate.credit_gate._waiting == {}
 
 
 def test_only_a_waiting_request_can_be_withdrawn() -> None:

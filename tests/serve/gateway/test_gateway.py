@@ -21,6 +21,8 @@ from clockwork_serve.messages import (
     Reason,
     Reply,
     Request,
+    SoonestEnd,
+    SoonestEnds,
     Undelivered,
 )
 from clockwork_serve.oip import OutputTensor, Served
@@ -445,6 +447,57 @@ def test_a_stopped_gateway_reads_answers_before_it_ends_requests(tmp_path: Path)
         client = await world.infer(Client(slo_ms=50))
         # It was read, for it is known that it ran; but its time is over.
         assert client.ended == (Outcome.EXPIRED, Reason.LATE)
+
+    in_world(tmp_path, story)
+
+
+async def summarise(world: World, *, until_ms: float = 60_000) -> None:
+    """The controller says that who is due last ends in 10 s at the soonest."""
+    now_ns = time.monotonic_ns()
+    soonest = SoonestEnd(
+        due_ns=now_ns, end_ns=now_ns + ms(10_000), each_ns=0, other_end_ns=now_ns + ms(20_000)
+    )
+    ends = {"ident/1": soonest}
+    world.controller.send(SoonestEnds(ends=ends, until_ns=now_ns + ms(until_ms)))
+    await world.until(lambda: world.gateway.link.ends.known)
+
+
+def test_what_the_controllers_summary_shows_to_be_hopeless_is_refused_without_asking(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await summarise(world)
+        client = await world.infer(Client(slo_ms=1_000))
+        assert client.ended == (Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE)
+        assert ms(8_000) < client.ends[0].retry_after_ns < ms(9_100)
+        assert "the deadline would be missed by" in client.ends[0].message
+        assert world.controller.requests == []
+        assert world.gateway.slots.used_bytes == 0
+        counters = world.gateway.counters()
+        assert (counters.received, counters.refused_by_summary) == (1, 1)
+        assert counters.outcomes == {"rejected:would_miss_deadline": 1}
+
+    in_world(tmp_path, story)
+
+
+def test_a_summary_is_about_requests_of_the_models_own_class_and_of_one_row(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await summarise(world)
+        for client in (
+            Client(slo_ms=1_000, priority=1),
+            Client(slo_ms=1_000, priority=9),
+            Client(slo_ms=1_000, data=bytes(24), rows=3),
+            Client("any", slo_ms=1_000),
+            Client(slo_ms=15_000),
+        ):
+            assert (await world.infer(client)).ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story)
+
+
+def test_an_old_summary_refuses_nothing(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await summarise(world, until_ms=0)
+        assert (await world.infer(Client(slo_ms=1_000))).ended == (Outcome.OK, Reason.NONE)
+        assert world.gateway.counters().refused_by_summary == 0
 
     in_world(tmp_path, story)
 

@@ -60,6 +60,19 @@ def test_a_request_without_credit_for_too_long_is_rejected_with_advice(gateway: 
     assert counters.region_used_bytes == 0
 
 
+def test_once_requests_waited_in_vain_few_wait(gateway: RunningGateway) -> None:
+    with ExitStack() as clients:
+        gateway.do(lambda: gateway.controller.send(RequestCredit(heard=0, most=1)))
+        begin(gateway, clients, 20_000)
+        assert end(begin(gateway, clients, 100)).json["reason"] == "queue_full"
+        oldest, *_ = (begin(gateway, clients, 20_000) for _ in range(3))
+        refused = end(oldest)
+        assert (refused.status, refused.json["reason"]) == (429, "queue_full")
+        assert "more requests arrive than the server can schedule" in refused.json["error"]
+        assert refused.json["retry_after_ms"] > 0
+        assert len(gateway.controller.requests) == 1
+
+
 def test_the_newest_request_is_sent_first_when_there_is_credit(gateway: RunningGateway) -> None:
     with ExitStack() as clients:
         held = [begin(gateway, clients, 20_000) for _ in range(4)]

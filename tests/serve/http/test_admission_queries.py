@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason
+from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Outcome, Reason, SoonestEnd, SoonestEnds
 from clockwork_serve.serve.gateway import admission_queries
 from clockwork_serve.serve.http import connection
 from clockwork_serve.serve.http.connection import DIRECT_BYTES
@@ -113,6 +113,27 @@ def test_it_is_counted_once_and_its_memory_is_freed(gateway: RunningGateway) -> 
     assert counters.received == 3
     assert counters.outcomes == {"rejected:would_miss_deadline": 3}
     assert counters.region_used_bytes == 0
+
+
+def test_what_a_summary_shows_to_be_hopeless_is_rejected_without_a_query(gateway: RunningGateway) -> None:
+    now_ns, link = time.monotonic_ns(), gateway.servers.gateway.link
+    late_ns = now_ns + ms(120_000)
+    ends = {"any/1": SoonestEnd(due_ns=now_ns, end_ns=late_ns, each_ns=0, other_end_ns=late_ns)}
+    gateway.do(lambda: gateway.controller.send(SoonestEnds(ends=ends, until_ns=late_ns)))
+    gateway.until(lambda: link.ends.known)
+    head, body = message(VALUES, "x-slo-ms: 60000")
+    with gateway.connect() as client:
+        client.sendall(head)
+        first, told = read_response(client)
+        client.sendall(body)
+        client.sendall(head + body)
+        assert read_response(client)[0].startswith(b"HTTP/1.1 429 ")
+    assert first.startswith(b"HTTP/1.1 429 ")
+    assert told["reason"] == "would_miss_deadline"
+    assert gateway.controller.requests == gateway.controller.admission_queries == []
+    counters = gateway.do(gateway.servers.gateway.counters)
+    assert (counters.received, counters.refused_by_summary) == (2, 2)
+    assert (counters.outcomes, counters.region_used_bytes) == ({"rejected:would_miss_deadline": 2}, 0)
 
 
 def test_a_feasible_request_keeps_the_deadline_of_its_head(gateway: RunningGateway) -> None:

@@ -44,6 +44,8 @@ class Accounting:
     late: int = 0
     overdue: int = 0
     rejected: int = 0
+    by_summary: int = 0
+    """Of ``rejected``: those that the controller's summary showed to be hopeless."""
     failed: int = 0
     broken: int = 0
     cold: int = 0
@@ -72,6 +74,8 @@ class Requests:
             self._on_answer, self._on_release, self._on_lost, lambda: None, on_refused=self._on_refused
         )
         self.accounting = Accounting()
+        self.refuses = True
+        """Whether it refuses, as a gateway does, what is hopeless by the controller's summary."""
         self._link = GatewayLink(local_reach(socket, NAME), None, listener)
         self._models = models
         self._slo_ns = slo_ns
@@ -170,12 +174,16 @@ class Requests:
         self._open.clear()
 
     def _send(self, model: str, arrival_ns: int) -> None:
+        deadline_ns = arrival_ns + self._slo_ns
+        self.accounting.offered += 1
+        if self.refuses and self._link.shortage_ns(model, deadline_ns) > 0:
+            self.accounting.by_summary += 1
+            self.accounting.rejected += 1
+            return
         slot = self._free.pop() if self._free else self._new_slot()
         self._count += 1
         request_id = f"{NAME}-{self._count}"
-        deadline_ns = arrival_ns + self._slo_ns
         self._open[request_id] = (deadline_ns, slot, self.accounting)
-        self.accounting.offered += 1
         self._link.submit(
             Request(
                 request_id=request_id, gateway=NAME, model=model, arrival_ns=arrival_ns,

@@ -8,6 +8,7 @@ more; and, where requests are promised, about one that no plan has room for.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from clockwork_serve.controller.belief import Belief
@@ -20,7 +21,7 @@ from clockwork_serve.controller.promises import Promises
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
-from clockwork_serve.messages import AdmissionQuery, Outcome, Reason, Request
+from clockwork_serve.messages import AdmissionQuery, Outcome, Reason, Request, SoonestEnd
 from clockwork_serve.units import NS_PER_MS
 
 
@@ -296,3 +297,19 @@ class Admission(Record):
         missed_by = f"{shortage_ns / NS_PER_MS:.1f} ms"
         message = f"the deadline would be missed by {missed_by}: {needs}, {device.name} is busy"
         return Verdict(Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE, message, slot_ns - now_ns)
+
+    # A summary for gateways: what queries would find infeasible, without a query for each request
+
+    def soonest_ends(self, keys: Iterable[str], now_ns: int) -> dict[str, SoonestEnd]:
+        """By model key, of these ``keys``: when a request that joins its main queue last could end.
+
+        A query about one that is due sooner would be told no.
+        """
+        found: dict[str, SoonestEnd] = {}
+        for key in keys if self._rejects else ():
+            model = self._belief.models.get(key)
+            if model is not None and not model.quarantined and model.main is not None:
+                soonest = self._feasibility.soonest_end(model.main, now_ns)
+                if soonest is not None:
+                    found[key] = soonest
+        return found

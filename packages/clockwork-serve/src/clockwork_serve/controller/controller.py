@@ -6,6 +6,7 @@ Also here: its snapshot for screens, and the invariants that relate its parts.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final, assert_never
 
 from clockwork_serve.controller import state
@@ -55,6 +56,7 @@ from clockwork_serve.messages import (
     ReleaseFromQuarantine,
     Request,
     Result,
+    SoonestEnd,
     Status,
     WorkerCrashed,
     WorkerHeard,
@@ -478,6 +480,10 @@ class Controller(Record):
     def snapshot(self) -> dict[str, object]:
         """Queues, devices and resident models, for screens; plain data that encodes as JSON."""
         return snapshot(self._belief, self._quarantine.snapshot())
+
+    def soonest_ends(self, keys: Iterable[str], now_ns: int) -> dict[str, SoonestEnd]:
+        """What gateways may reject requests by; see ``Admission.soonest_ends``."""
+        return self._admission.soonest_ends(keys, now_ns)
 
     # Copies of the whole state
 

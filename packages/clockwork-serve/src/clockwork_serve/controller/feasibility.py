@@ -18,9 +18,10 @@ from clockwork_serve.controller.cluster import (
 )
 from clockwork_serve.controller.estimates import Samples, drop_outliers
 from clockwork_serve.controller.life import READY
-from clockwork_serve.controller.placement import ahead_ns
+from clockwork_serve.controller.placement import ahead_ns, usual_cost_ns
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.messages import SoonestEnd
 
 # ------------------------------------------------------------
 # Devices by when their load lanes are free, soonest first.
@@ -268,6 +269,37 @@ class Feasibility(Record):
         if loadable:
             return None
         return best or self.best(queue, soonest, now_ns)
+
+    def soonest_end(self, queue: Queue, now_ns: int) -> SoonestEnd | None:
+        """When a request could end at the soonest that is due after all of a queue; None if it is empty.
+
+        For gateways: a lower bound of what ``earliest_finish`` finds. Nothing changes.
+        """
+        if not queue.dues:
+            return None
+        due_ns = queue.dues[-1]
+        soonest_ns = other_end_ns = NEVER_NS
+        each_ns = NEVER_NS
+        for residency in queue.model.residencies.values():
+            infer_ns = residency.code.timings.infer(queue.least, queue.signature).estimate_ns
+            free_ns = residency.device.exec.available_ns(now_ns)
+            if residency.state == READY:
+                # The later a request is due, the more is due before it.
+                end_ns = free_ns + ahead_ns(residency.device.plan, queue.level, due_ns, NEVER_NS) + infer_ns
+                soonest_ns = min(soonest_ns, end_ns)
+            else:
+                other_end_ns = min(other_end_ns, max(free_ns, residency.ready_ns) + infer_ns)
+        for strategy in queue.strategies:
+            each_ns = min(each_ns, usual_cost_ns(strategy.batches) // len(queue.strategies))
+        for device in self._belief.devices.values():
+            other_end_ns = min(other_end_ns, self._end_after_load(queue, device, now_ns)[0])
+        if not queue.strategies:
+            return None
+        slack_ns = self._belief.slack_ns
+        return SoonestEnd(
+            due_ns=due_ns + slack_ns, end_ns=soonest_ns + slack_ns, each_ns=each_ns,
+            other_end_ns=min(other_end_ns + slack_ns, NEVER_NS),
+        )  # fmt: skip
 
     def feasible_after_load(
         self, queue: Queue, due_ns: int, now_ns: int, *, watch: bool = True

@@ -59,6 +59,8 @@ from clockwork_serve.messages.links import (
     RetainWeights,
     Role,
     Running,
+    SoonestEnd,
+    SoonestEnds,
     Undelivered,
     WorkerCrashed,
     WorkerHeard,
@@ -120,7 +122,7 @@ Frame = (
     | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused | Piece
     | Fetch | Part
     | FarGateway | RequestPiece | Undelivered | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
-    | Delivered | Preparing | ModelsAskedFor
+    | Delivered | Preparing | ModelsAskedFor | SoonestEnds
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -133,7 +135,8 @@ __all__ = [
     "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part", "Piece",
     "Ping", "Preparing", "ProcessesEnded", "Profile", "Quarantined", "Question", "Quota", "QuotasSet",
     "Readiness", "Reason", "Refused", "Release", "ReleaseFromQuarantine", "Reply", "Request", "RequestCredit",
-    "RequestPiece", "Resident", "Result", "RetainWeights", "Role", "Running", "Status", "TensorRef",
+    "RequestPiece", "Resident", "Result", "RetainWeights", "Role", "Running", "SoonestEnd",
+    "SoonestEnds", "Status", "TensorRef",
     "TensorSpec", "Tensors", "TorchIndex", "TorchTensor", "Undelivered", "Unload", "Weights", "Window",
     "WorkerCrashed", "WorkerHeard", "WorkerHung", "WorkerJoined", "WorkerLost", "WorkerSilent",
 ]  # fmt: skip

@@ -309,6 +309,32 @@ class RequestCredit(Struct, frozen=True, kw_only=True, tag="intake"):
     held: int = 4096
 
 
+class SoonestEnd(Struct, frozen=True, array_like=True):
+    """When one more request for a model, in a queue of the controller, would end at the soonest.
+
+    Where requests wait of which the latest is due at ``due_ns``, one that is due then or later cannot end
+    before ``end_ns``, and for each further one due before it ``each_ns`` later; nor, if a device that they do
+    not wait for may serve it, before ``other_end_ns``, whichever is sooner.
+    """
+
+    due_ns: int
+    end_ns: int
+    each_ns: int
+    other_end_ns: int
+
+
+class SoonestEnds(Struct, frozen=True, kw_only=True, tag="soonest"):
+    """A summary for gateways, while requests are rejected because they would miss their deadlines.
+
+    ``ends`` are by model key, for requests of one row, of the model's own class and without a signature. All
+    instants are as deadlines less ``way_ns``: the slack that the controller plans with is part of them. It
+    counts until ``until_ns``, and replaces the summary before.
+    """
+
+    ends: dict[str, SoonestEnd]
+    until_ns: int
+
+
 class Ask(Struct, frozen=True, kw_only=True, tag="ask"):
     """A query to the controller process (``what`` is a :class:`Question`); answered by a Reply.
 

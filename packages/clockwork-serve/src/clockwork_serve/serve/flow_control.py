@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from msgspec import structs
@@ -15,6 +15,8 @@ from clockwork_serve.messages import (
     Frame,
     Request,
     RequestCredit,
+    SoonestEnd,
+    SoonestEnds,
     WorkerHeard,
     WorkerHung,
     WorkerSilent,
@@ -88,6 +90,124 @@ class CreditIssuer:
 
 def _requests(frames: Collection[Frame]) -> int:
     return sum([type(frame) is Request for frame in frames])
+
+
+# ------------------------------------------------------------
+# Summaries for gateways of when requests could end, so that hopeless ones cost the controller nothing.
+#
+# Where devices are overloaded, most requests would be sent only to be rejected: each costs the controller a
+# decision, and takes credit from requests that can be served. So while requests are rejected since they would
+# miss their deadlines, all gateways are sent the soonest ends, and refuse what would end too late by them.
+# What they let pass the controller judges as ever.
+
+
+SUMMARY_NS: Final = ms(5)
+"""A summary is made at most this often, and takes at most 1 / ``SUMMARY_PART`` of the time."""
+SUMMARY_PART: Final = 50
+TRUSTED_NS: Final = ms(25)
+"""For how long gateways rely on one: a controller that is stuck or dead sends no other."""
+REJECTING_NS: Final = ms(500)
+"""For how long after a rejection summaries are made."""
+SUMMARY_MODELS_MAX: Final = 256
+
+
+class SummaryIssuer:
+    """Publishes summaries of the models asked for lately.
+
+    ``compute`` gets model keys and an instant, and returns the soonest ends of those for which requests wait.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[Iterable[str], int], dict[str, SoonestEnd]],
+        send: Callable[[SoonestEnds], None],
+        cpu_clock: Callable[[], int] = time.thread_time_ns,
+    ) -> None:
+        self._compute = compute
+        self._send = send
+        self._cpu_clock = cpu_clock
+        self._asked: dict[str, None] = {}  # since the last summary, or in it
+        self._next_ns = 0
+        self._rejecting_until_ns = 0
+        self.active = False
+        """Whether summaries are made; the models asked for are to be noted only then."""
+
+    def asked_for(self, model: str) -> None:
+        """Note a request for a model; the first models count, if there are too many."""
+        if len(self._asked) < SUMMARY_MODELS_MAX:
+            self._asked[model] = None
+
+    def rejected(self, now_ns: int) -> None:
+        """Note that a request was rejected because it would miss its deadline."""
+        self._rejecting_until_ns = now_ns + REJECTING_NS
+        self.active = True
+
+    def publish(self, now_ns: int) -> None:
+        """Publish a summary if one is due; to be called after each step of the brain, while ``active``."""
+        if now_ns < self._next_ns:
+            return
+        began_ns = self._cpu_clock()
+        next_ns = now_ns + SUMMARY_NS  # what ends before is over by the next summary
+        ends = {
+            key: one
+            for key, one in self._compute(self._asked, now_ns).items()
+            if one.end_ns > next_ns < one.other_end_ns
+        }
+        self._send(SoonestEnds(ends=ends, until_ns=now_ns + TRUSTED_NS))
+        self._asked = dict.fromkeys(ends)
+        self.active = bool(ends) or now_ns < self._rejecting_until_ns
+        self._next_ns = now_ns + max(SUMMARY_NS, SUMMARY_PART * (self._cpu_clock() - began_ns))
+
+
+class KnownEnds:
+    """What a gateway knows of when requests could end: the controller's last summary, and what it let pass.
+
+    All instants are ns on the clock of this process.
+    """
+
+    def __init__(self) -> None:
+        self._until_ns = 0
+        self.known: dict[str, tuple[int, int, int, int]] = {}
+        """By model key: the fields of :class:`messages.SoonestEnd`."""
+        self._slot_ns: dict[str, int] = {}  # by model key: after the retry of the last one that was refused
+        self.refused = 0
+        """How many requests it told a shortage of."""
+
+    def update(self, summary: SoonestEnds) -> None:
+        """Replace what is known."""
+        self._until_ns = summary.until_ns
+        self.known = {
+            key: (one.due_ns, one.end_ns, one.each_ns, one.other_end_ns) for key, one in summary.ends.items()
+        }
+
+        self._slot_ns = {key: at_ns for key, at_ns in self._slot_ns.items() if key in self.known}
+
+    def reset(self) -> None:
+        """Forget it: the link was lost."""
+        self.known = {}
+
+    def shortage_ns(self, model: str, due_ns: int, now_ns: int, *, count: bool = True) -> int:
+        """By how much a request would miss ``due_ns`` (its deadline less ``way_ns``); 0 if it may be in time.
+
+        Then, with ``count``, it is passed on, and is before later ones.
+        """
+        known = self.known.get(model)
+        if known is None or now_ns >= self._until_ns:
+            return 0
+        latest_ns, end_ns, each_ns, other_end_ns = known
+        shortage_ns = min(end_ns, other_end_ns) - due_ns
+        if shortage_ns > 0 and due_ns >= latest_ns:
+            self.refused += 1
+            return shortage_ns
+        if count:  # it is one more that is due before
+            self.known[model] = (max(latest_ns, due_ns), end_ns + each_ns, each_ns, other_end_ns)
+        return 0
+
+    def retry_after_ns(self, model: str, shortage_ns: int, now_ns: int) -> int:
+        """The retry advice for a request with that shortage: each has a time of its own to come again."""
+        slot_ns = max(self._slot_ns.get(model, 0), now_ns + shortage_ns)
+        self._slot_ns[model] = slot_ns + self.known[model][2]
+        return slot_ns - now_ns
 
 
 # ------------------------------------------------------------
@@ -225,6 +345,10 @@ class WorkerHeartbeats:
 
 SWEEP_NS: Final = 2_000_000
 """How often a gateway checks for requests that have waited too long."""
+CROWDED_NS: Final = ms(250)
+"""For how long, after a request waited in vain, no more than ``CROWDED_TIMES`` as many wait as may be in
+transit, each model's share of them."""
+CROWDED_TIMES: Final = 2
 
 
 class CreditGate:
@@ -245,6 +369,10 @@ class CreditGate:
         self._credit = RequestCredit(heard=0, most=0)
         self._in_transit = 0  # sent and not yet acknowledged by a grant
         self._held: dict[str, tuple[Request, int]] = {}  # held back, and since when; the oldest first
+        self._waiting: dict[
+            str, dict[str, None]
+        ] = {}  # ids of these by model, the oldest first; none is empty
+        self._crowded_until_ns = 0
 
     @property
     def holds(self) -> bool:
@@ -266,9 +394,13 @@ class CreditGate:
             held = self._held
             now_ns = self._clock()
             held[request.request_id] = (request, now_ns)
+            alike = self._waiting.setdefault(request.model, {})
+            alike[request.request_id] = None
             if len(held) > credit.held:
-                oldest, since_ns = held.pop(next(iter(held)))
-                self._refuse(oldest, now_ns - since_ns)
+                self._refuse_oldest(held, now_ns)
+            elif now_ns < self._crowded_until_ns and len(alike) > self._share():
+                self._crowded_until_ns = now_ns + CROWDED_NS
+                self._refuse_oldest(alike, now_ns)
         return bool(self._held)
 
     def on_credit(self, credit: RequestCredit) -> None:
@@ -281,7 +413,7 @@ class CreditGate:
         self.sweep()
         while held and (self._in_transit < credit.most or not credit.most):
             self._in_transit += bool(credit.most)
-            self._send(held.popitem()[1][0])
+            self._send(self._take(next(reversed(held)))[0])
 
     def return_credit(self) -> None:
         """Return the credit of a sent request that was dropped before the controller received it."""
@@ -296,16 +428,43 @@ class CreditGate:
             if (now_ns - since_ns) * patience > request.slo_ns
         ]
         for request, _ in overdue:
-            del self._held[request.request_id]
+            self._take(request.request_id)
+        if overdue:
+            self._crowded_until_ns = now_ns + CROWDED_NS
         for request, waited_ns in overdue:
             self._refuse(request, waited_ns)
 
     def withdraw(self, request_id: str) -> bool:
         """Drop a request whose client has gone; whether it was held back here, and so never sent."""
-        return self._held.pop(request_id, None) is not None
+        found = request_id in self._held
+        if found:
+            self._take(request_id)
+        return found
+
+    def _share(self) -> int:
+        """How many requests for one model may wait, once some have waited in vain.
+
+        A burst may wait. But then more come than the controller receives, and a short queue keeps it as busy.
+        It is shared between models, so that one that is asked for too much takes nothing from others.
+        """
+        return max(1, CROWDED_TIMES * self._credit.most // len(self._waiting))
+
+    def _refuse_oldest(self, ids: Iterable[str], now_ns: int) -> None:
+        request, since_ns = self._take(next(iter(ids)))
+        self._refuse(request, now_ns - since_ns)
+
+    def _take(self, request_id: str) -> tuple[Request, int]:
+        """Remove a request that is held back; since when it was."""
+        request, since_ns = self._held.pop(request_id)
+        alike = self._waiting[request.model]
+        del alike[request_id]
+        if not alike:
+            del self._waiting[request.model]
+        return request, since_ns
 
     def reset(self) -> None:
         """Forget all requests and the credit: the link was lost."""
         self._held.clear()
-        self._in_transit = 0
+        self._waiting.clear()
+        self._in_transit = self._crowded_until_ns = 0
         self._credit = RequestCredit(heard=0, most=0)

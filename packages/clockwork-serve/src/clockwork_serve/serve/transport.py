@@ -30,6 +30,8 @@ from clockwork_serve.messages import (
     Request,
     Result,
     Role,
+    SoonestEnd,
+    SoonestEnds,
     Unload,
     Window,
 )
@@ -247,6 +249,8 @@ def to_local(frame: Frame, offset_ns: int, error_ns: int) -> Frame:
             return msgspec.structs.replace(frame, window=_local_window(frame.window, offset_ns, error_ns))
         case Quarantined() if frame.why:
             return msgspec.structs.replace(frame, since_ns=frame.since_ns + offset_ns)
+        case SoonestEnds():
+            return _local_ends(frame, offset_ns, error_ns)
         case _:
             return frame
 
@@ -264,6 +268,20 @@ def to_controller(frame: Frame, offset_ns: int) -> Frame:
             )
         case _:
             return frame
+
+
+def _local_ends(frame: SoonestEnds, offset_ns: int, error_ns: int) -> SoonestEnds:
+    # Requests that are due sooner, or end later, than these instants pass; the error makes more of them pass.
+    ends = {
+        key: SoonestEnd(
+            due_ns=one.due_ns + offset_ns + error_ns,
+            end_ns=one.end_ns + offset_ns - error_ns,
+            each_ns=one.each_ns,
+            other_end_ns=one.other_end_ns + offset_ns - error_ns,
+        )
+        for key, one in frame.ends.items()
+    }
+    return SoonestEnds(ends=ends, until_ns=frame.until_ns + offset_ns - error_ns)
 
 
 def _local_window(window: Window, offset_ns: int, error_ns: int) -> Window:

@@ -217,6 +217,7 @@ class GatewayCounters(Struct):
     input tensors went from the socket to where workers read them; ``copied_bytes`` were copied there.
     ``unheard`` are good answers that came when nobody waited for them any more, by why: their clients had
     ``left``, or the gateway had told them that the deadline was ``over``.
+    Of ``outcomes``, ``refused_by_summary`` would have been late by what the controller had published.
     """
 
     gateway: str
@@ -229,6 +230,7 @@ class GatewayCounters(Struct):
     received_in_place_bytes: int = 0
     copied_bytes: int = 0
     unheard: dict[str, int] = {}
+    refused_by_summary: int = 0
 
 
 def outcome_key(outcome: str, reason: str) -> str:

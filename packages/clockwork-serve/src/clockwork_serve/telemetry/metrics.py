@@ -220,6 +220,12 @@ def _gateway(gateway: GatewayCounters) -> Iterator[Family]:
         ("received_total", "counter", "Inference requests that came to this gateway.", gateway.received),
         ("open", "gauge", "Requests without a response.", gateway.open),
         ("connections", "gauge", "Open client connections.", gateway.connections),
+        (
+            "refused_by_summary_total",
+            "counter",
+            "Requests refused by the controller's summary.",
+            gateway.refused_by_summary,
+        ),
     ):
         yield f"gateway_{short}", kind, text, [(name, value)]
     memory = {"all": gateway.region_bytes, "taken": gateway.region_used_bytes}

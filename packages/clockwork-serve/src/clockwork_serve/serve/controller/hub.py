@@ -44,6 +44,7 @@ from clockwork_serve.messages import (
     Question,
     QuotasSet,
     Readiness,
+    Reason,
     Release,
     ReleaseFromQuarantine,
     Reply,
@@ -51,13 +52,20 @@ from clockwork_serve.messages import (
     Result,
     RetainWeights,
     Role,
+    SoonestEnd,
+    SoonestEnds,
     Unload,
     WorkerCrashed,
     WorkerHung,
     WorkerJoined,
 )
 from clockwork_serve.serve.driver import Driver, LoopTimer
-from clockwork_serve.serve.flow_control import CreditIssuer, PeerHeartbeat, WorkerHeartbeats
+from clockwork_serve.serve.flow_control import (
+    CreditIssuer,
+    PeerHeartbeat,
+    SummaryIssuer,
+    WorkerHeartbeats,
+)
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.serve.worker.crash_report import ReadCrashReport, no_crash_report
@@ -151,6 +159,9 @@ class Brain(Machine[ControllerEvent, ControllerEffect], Protocol):
     def snapshot(self) -> dict[str, object]:
         """Its state, for screens: plain data that encodes as JSON."""
 
+    def soonest_ends(self, keys: Iterable[str], now_ns: int) -> dict[str, SoonestEnd]:
+        """By model key, of these ``keys``, when one more request could end at the soonest."""
+
     def accounts(self) -> dict[str, dict[str, int]]:
         """Quota and charges of each tenant that has a quota, by name."""
 
@@ -195,6 +206,7 @@ class Hub:
         self._questions = Questions(self._answer_to, self._supervisor_stuck)
         self._supervisor_heartbeat = PeerHeartbeat(self._to_supervisor, self._on_supervisor_heartbeat)
         self._credit = CreditIssuer()
+        self._summaries = SummaryIssuer(brain.soonest_ends, self._to_gateways)
         self._heartbeats = WorkerHeartbeats(self.driver.post)
         self._lost_level = logging.WARNING  # of lost links; INFO while the server drains
         self._receivers: dict[Role, Callable[[Link, Frame], bool]] = {
@@ -291,6 +303,8 @@ class Hub:
         match frame:
             case Request() if frame.gateway == link.peer.name:
                 self.driver.post(frame)
+                if self._summaries.active:
+                    self._summaries.asked_for(frame.model)
             case AdmissionQuery() if frame.gateway == link.peer.name:
                 self.driver.post(frame)
             case Cancel():
@@ -404,8 +418,7 @@ class Hub:
     def _on_preparing(self, frame: Preparing) -> None:
         self._preparing = frame
         self._recorder.counters.models_waiting = len(frame.waiting)
-        for gateway in self._gateways.values():
-            gateway.send(frame)
+        self._to_gateways(frame)
 
     def _on_catalogue_complete(self) -> None:
         unadmitted, self._unadmitted = self._unadmitted, None
@@ -510,6 +523,8 @@ class Hub:
             case Answer() | Release() | AdmissionReply():
                 if (gateway := self._gateways.get(effect.gateway)) is not None:
                     gateway.send(effect)
+                if type(effect) is Answer and effect.reason is Reason.WOULD_MISS_DEADLINE:
+                    self._summaries.rejected(time.monotonic_ns())
             case Load() | Infer() | Unload() | RetainWeights():
                 self._send_action(effect)
             case Quarantined():
@@ -520,6 +535,10 @@ class Hub:
                 self._readiness = effect
                 _log.info("ready" if effect.ready else f"not ready: {effect.why}")
                 self._broadcast(effect)
+
+    def _to_gateways(self, frame: Preparing | SoonestEnds) -> None:
+        for gateway in self._gateways.values():
+            gateway.send(frame)
 
     def _broadcast(self, effect: Readiness | Quarantined) -> None:
         for link in (*self._gateways.values(), *([self._supervisor] if self._supervisor else [])):
@@ -548,6 +567,8 @@ class Hub:
         worker.send(action)
 
     def _on_step(self, now_ns: int, events: list[ControllerEvent], effects: list[ControllerEffect]) -> None:
+        if self._summaries.active:
+            self._summaries.publish(now_ns)
         self._recorder.on_step(now_ns, events, effects)
         if self._journal is not None:
             self._journal.on_step(now_ns, events, effects)

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Final
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import AdmissionQuery, AdmissionReply
+from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Reason
 from clockwork_serve.oip import tightest
 from clockwork_serve.serve.gateway.access import Caps
 from clockwork_serve.serve.gateway.controller_link import GatewayLink
-from clockwork_serve.serve.gateway.requests import EarlyInquiry
+from clockwork_serve.serve.gateway.requests import EarlyInquiry, missed_by
 from clockwork_serve.serve.gateway.timing import GatewayDelay
 from clockwork_serve.units import NS_PER_S
 
@@ -136,10 +136,24 @@ class AdmissionQueries:
             self._finish(one.frame.announced_id)
             return
         one.sent = True
+        if reply := self._by_summary(one.frame, link):
+            # Never before ``start`` has returned the id.
+            self._loop.call_soon(self.on_admission_reply, reply)
+            return
         # Arrivals and the loop use the same clock. The deadline may have passed already.
         over_s = one.frame.deadline_ns / NS_PER_S + TIMER_S
         one.wait = self._loop.call_at(over_s, self._finish, one.frame.announced_id)
         link.send(one.frame)
+
+    def _by_summary(self, query: AdmissionQuery, link: GatewayLink) -> AdmissionReply | None:
+        """The rejection that the controller's summary tells without a query; None if it tells none."""
+        shortage_ns = link.shortage_ns(query.model, query.deadline_ns - query.way_ns, count=False)
+        if shortage_ns <= 0:
+            return None
+        return AdmissionReply(
+            announced_id=query.announced_id, gateway=query.gateway, reason=Reason.WOULD_MISS_DEADLINE,
+            message=missed_by(shortage_ns), retry_after_ns=link.retry_after_ns(query.model, shortage_ns),
+        )  # fmt: skip
 
     def _finish(self, query_id: str) -> None:
         one = self._open.get(query_id)

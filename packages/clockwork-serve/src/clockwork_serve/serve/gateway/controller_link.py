@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -36,10 +37,11 @@ from clockwork_serve.messages import (
     Request,
     RequestCredit,
     Role,
+    SoonestEnds,
     Undelivered,
 )
 from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
-from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, PeerHeartbeat
+from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, KnownEnds, PeerHeartbeat
 from clockwork_serve.serve.gateway.requests import Pending, Slots
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import connect, hello
@@ -232,6 +234,7 @@ class GatewayLink:
         self._credit_gate = CreditGate(self.send, listener.on_refused)
         self._sweep: asyncio.TimerHandle | None = None  # set while requests wait for credit
         self._pulse = PeerHeartbeat(self.send, self._on_pulse)
+        self.ends = KnownEnds()
         # Ids of requests whose answers were delivered, or are not to be; reported soon. For any thread.
         self.in_time: deque[str] = deque()
         self.late: deque[str] = deque()
@@ -303,6 +306,15 @@ class GatewayLink:
         """Send one frame; dropped if there is no link."""
         if self._link is not None:
             self._link.send(frame)
+
+    def shortage_ns(self, model: str, due_ns: int, *, count: bool = True) -> int:
+        """See :meth:`KnownEnds.shortage_ns`; only for requests that :class:`SoonestEnds` is about."""
+        ends = self.ends
+        return ends.shortage_ns(model, due_ns, time.monotonic_ns(), count=count) if ends.known else 0
+
+    def retry_after_ns(self, model: str, shortage_ns: int) -> int:
+        """See :meth:`KnownEnds.retry_after_ns`."""
+        return self.ends.retry_after_ns(model, shortage_ns, time.monotonic_ns())
 
     def submit(self, request: Request) -> None:
         """Send a request as soon as there is credit for it; else ``on_refused`` is called later."""
@@ -377,6 +389,8 @@ class GatewayLink:
                     waiter.set_result(frame)
             case RequestCredit():
                 self._credit_gate.on_credit(frame)
+            case SoonestEnds():
+                self.ends.update(frame)
             case Beat():
                 self._pulse.beat_received()
             case Undelivered():
@@ -418,6 +432,7 @@ class GatewayLink:
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
         self._link = None
+        self.ends.reset()
         self._pulse.stop()
         self._credit_gate.reset()
         self._incoming = GatewayModels(self._server_slo_ns)

@@ -72,6 +72,7 @@ from clockwork_serve.serve.gateway.requests import (
     gateway_ending,
     invalid_ending,
     late_ending,
+    missed_by,
     spread_s,
 )
 from clockwork_serve.serve.gateway.settings import GatewayConfig
@@ -285,8 +286,9 @@ class Gateway:
         wanted_ns = served.default_slo_ns if slo_ns is None else slo_ns
         given_ns, priority = self._caps.of(inquiry.identity, wanted_ns, known.priority)
         deadline_ns, other_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == wanted_ns else given_ns
-        if self.clock() > deadline_ns:
-            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
+        way_ns = self._delay.reserve_ns(given_ns, inquiry.arrival_ns)
+        usual = known.rows == 1 and not known.signature and priority == served.model.priority
+        if self._ends_unsent(inquiry, served.model.key, deadline_ns, way_ns, summarised=usual):
             return ""
         body, inquiry.body = inquiry.body, None
         output_bytes = self._reserves.room(served, known.rows, known.signature, self.slots.region)
@@ -300,7 +302,7 @@ class Gateway:
             request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
             arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
             priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
-            way_ns=self._delay.reserve_ns(given_ns, inquiry.arrival_ns),
+            way_ns=way_ns,
             decide_ns=self._caps.decide_ns(inquiry.identity, known.decide_ns, served.model.decide_ns),
         )  # fmt: skip
         self._pending[request_id] = Pending(inquiry, served, call, slot, request, other_ns)
@@ -423,6 +425,7 @@ class Gateway:
             received_in_place_bytes=self.slots.in_place_bytes,
             copied_bytes=self.slots.copied_bytes,
             unheard=dict(self._unused_answers),
+            refused_by_summary=self.link.ends.refused,
         )
 
     def invalid_requests(self, key: str) -> int:
@@ -445,6 +448,25 @@ class Gateway:
             self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
             return False
         return True
+
+    def _ends_unsent(
+        self, inquiry: Inquiry, key: str, deadline_ns: int, way_ns: int, *, summarised: bool
+    ) -> bool:
+        """End a request for a model key that would only cost the controller time; whether it was one.
+
+        ``summarised``: the controller's summary counts for it.
+        """
+        now_ns = self.clock()
+        if now_ns > deadline_ns:
+            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
+            return True
+        shortage_ns = self.link.shortage_ns(key, deadline_ns - way_ns) if summarised else 0
+        if shortage_ns > 0:
+            retry_ns = self.link.retry_after_ns(key, shortage_ns)
+            reason, why = Reason.WOULD_MISS_DEADLINE, missed_by(shortage_ns)
+            self._refuse(inquiry, Outcome.REJECTED, reason, why, retry_ns)
+            return True
+        return False
 
     # Callbacks of the link
 

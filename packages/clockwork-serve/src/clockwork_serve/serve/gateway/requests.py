@@ -593,6 +593,11 @@ def late_ending(request_id: str, outcome: Outcome, call: InferCall | None) -> En
     return ending
 
 
+def missed_by(shortage_ns: int) -> str:
+    """The message for a request that the controller's summary shows to be hopeless."""
+    return f"the deadline would be missed by {shortage_ns / NS_PER_MS:.1f} ms: others are due before it"
+
+
 def gateway_ending(
     outcome: Outcome, reason: Reason, message: str, request_id: str = "", pending: Pending | None = None
 ) -> Ending:
