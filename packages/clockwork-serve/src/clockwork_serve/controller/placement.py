@@ -209,7 +209,7 @@ def usual_cost_ns(batches: Sequence[BatchChoice]) -> int:
 COPY_LOSS: Final = 3 * ONE
 """Each further copy of a model's weights is worth as much as those of a model asked for 8 times less."""
 
-NO_LIMIT: Final = 1 << 64
+NO_LIMIT: Final = 1 << 62
 """Above every worth."""
 
 TRIED_MAX: Final = 4

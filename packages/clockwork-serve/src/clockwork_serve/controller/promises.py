@@ -38,6 +38,7 @@ from clockwork_serve.controller.cluster import (
     place_of,
 )
 from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice
+from clockwork_serve.controller.estimates import Samples
 from clockwork_serve.controller.life import SENT, WAITING
 from clockwork_serve.controller.placement import make_room
 from clockwork_serve.controller.timers import NEVER_NS, Timer
@@ -63,6 +64,9 @@ MARGIN_BITS: Final = 7
 
 KEPT_NS: Final = NS_PER_MS
 """For how long the ends of a plan that does not change are not computed again."""
+
+KEPT: Final = 0.999
+"""The share of promises that is to be kept, as far as that depends on how long inferences take."""
 
 RATE_BITS: Final = 4
 """The mean time between arrivals is smoothed over about ``2 ** RATE_BITS`` of them."""
@@ -98,9 +102,13 @@ def planned_ns(
     return max(first_ns, best_ns)  # a larger batch that was not measured lately may be believed to be shorter
 
 
-def margin_ns(slo_ns: int) -> int:
-    """How long before their due time plans end requests of an SLO."""
-    return MARGIN_NS + (slo_ns >> MARGIN_BITS)
+def margin_ns(slo_ns: int, samples: Samples) -> int:
+    """How long before their due time plans end requests of an SLO that take as long as ``samples``.
+
+    The batch itself may take longer than its estimate, which is of few durations, by what it takes to keep
+    ``KEPT`` of all promises.
+    """
+    return MARGIN_NS + (slo_ns >> MARGIN_BITS) + max(0, samples.quantile_ns(KEPT) - samples.estimate_ns)
 
 
 def missed(device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: bool) -> int:
@@ -291,7 +299,8 @@ class Promises(Timer):
         if best is None:
             best = self._load(queue, waiters, spare_ns, now_ns)
         if best is not None:
-            new = Reservation(queue, best, margin_ns(waiters[0].slo_ns))
+            samples = best.code.batches(queue.signature, queue.sizes)[0].samples
+            new = Reservation(queue, best, margin_ns(waiters[0].slo_ns, samples))
             new.due_ns = waiters[0].due_ns
             new.enter()
             best.reserved += 1
@@ -341,7 +350,10 @@ class Promises(Timer):
         if start_ns > due_ns:
             return NEVER_NS
         end_ns = start_ns + planned_ns(queue.model, batches, len(waiters), start_ns, now_ns) + spare_ns
-        if end_ns + margin_ns(waiters[0].slo_ns) > due_ns or end_ns - ends_ns[at] > rooms_ns[at]:
+        if (
+            end_ns + margin_ns(waiters[0].slo_ns, batches[0].samples) > due_ns
+            or end_ns - ends_ns[at] > rooms_ns[at]
+        ):
             return NEVER_NS
         return end_ns
 
