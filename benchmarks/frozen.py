@@ -3,6 +3,7 @@
     python -m benchmarks.frozen                        2,000 seeds and the journals kept beside this file
     python -m benchmarks.frozen --journal FOLDER       and all journals of that folder
     python -m benchmarks.frozen --keep                 note what is found as what must be found from now on
+    python -m benchmarks.frozen --record --keep        with journals of servers of today, not those kept
 
 Each seed is a scenario by chance, with faults, played in the simulator. What is hashed of it is every step
 of the controller as a journal holds it: the instant, the events (the workers' results among them) and the
@@ -17,8 +18,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
+import random
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -28,13 +33,29 @@ import msgspec
 from clockwork_serve.sim.replay import replay
 from clockwork_serve.sim.seeds import Digest, play_seed, process_pool
 from clockwork_serve.telemetry import Step, read_records
+from clockwork_serve.units import MIB
+from harness import repositories
+from harness.http_load import Shot, infer_message, open_loop, poisson, run
 from harness.report import Outcome, finish, parser
+from harness.serving import serve
 
 SEEDS: Final = 2_000
 BLOCK: Final = 100
 REQUESTS: Final = 500
 KEPT: Final = Path(__file__).with_suffix(".json")
 JOURNALS: Final = Path(__file__).parent / "journals"
+
+
+RECORDED: Final = {
+    "overload": (15, 250.0, 64 * MIB, ""),
+    "cold_models": (40, 60.0, 16 * MIB, ""),
+    "controller_killed": (5, 60.0, 64 * MIB, "controller"),
+    "worker_killed": (5, 60.0, 64 * MIB, "{worker}"),
+}
+"""Journals of real servers: models of 16 + 4n ms, requests a second, memory, and who is killed half way."""
+RECORDED_S: Final = 2.0
+ASKED: Final = 0.3
+"""The share of their requests that say themselves how long the yes or no may take."""
 
 
 class Frozen(msgspec.Struct, kw_only=True):
@@ -87,6 +108,28 @@ def unpacked(folder: Path) -> list[Path]:
     return found
 
 
+def record() -> None:
+    """Replace the journals kept here by those of servers of today."""
+    for name, (models, rate_rps, memory_bytes, victim) in RECORDED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            root, path = Path(folder) / "models", Path(folder) / f"{name}.journal"
+            for at in range(models):
+                repositories.emulated(root, f"m{at}", {size: 16 + 4 * size for size in (1, 2, 4, 8)})
+            with serve(root, device="emulated", memory_bytes=memory_bytes, journal=path) as serving:
+                rng, x = random.Random(1), [("x", "FP32", (1, 4), bytes(16))]
+                shots: list[Shot] = []
+                for at_ns in poisson(rate_rps, RECORDED_S, rng):
+                    asks = {"decide_ms": rng.choice((0, 50))} if rng.random() < ASKED else None
+                    name_of, slo_ms = f"m{rng.randrange(models)}", rng.choice((100, 200, 400))
+                    message = infer_message(serving.http_url, name_of, x, slo_ms=slo_ms, parameters=asks)
+                    shots.append(Shot(at_ns, message))
+                pid = None if not victim else serving.server.pid(victim.format(worker=serving.worker))
+                if pid is not None:
+                    threading.Timer(RECORDED_S / 2, os.kill, (pid, signal.SIGKILL)).start()
+                run(open_loop(serving.http_url, shots))
+            (JOURNALS / f"{name}.journal.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+
+
 def blocks(count: int, jobs: int) -> Iterator[str]:
     """In order, played in so many processes."""
     with process_pool(jobs) as pool:
@@ -136,7 +179,10 @@ def main() -> int:
     options.add_argument("--journal", type=Path, action="append", default=[], metavar="FOLDER")
     options.add_argument("--jobs", type=int, default=2)
     options.add_argument("--keep", action="store_true", help=f"write {KEPT.name} from what is found")
+    options.add_argument("--record", action="store_true", help="record the journals kept here anew, before")
     given = options.parse_args()
+    if given.record:
+        record()
     if given.seeds <= 0 or given.seeds % BLOCK:
         options.error(f"--seeds: expected a multiple of {BLOCK}, found {given.seeds}")
     journals = [path for folder in given.journal for path in sorted(folder.glob("*.journal"))]

@@ -22,6 +22,7 @@ CLASSES = {
     (Outcome.REJECTED, Reason.NOT_SERVING): NotServing,
     (Outcome.EXPIRED, Reason.NONE): Expired,
     (Outcome.EXPIRED, Reason.LATE): Expired,
+    (Outcome.EXPIRED, Reason.PROMISE_BROKEN): Expired,
     (Outcome.FAILED, Reason.MODEL_RAISED): Failed,
     (Outcome.FAILED, Reason.DEVICE_FAULT): Failed,
     (Outcome.FAILED, Reason.WORKER_LOST): Failed,

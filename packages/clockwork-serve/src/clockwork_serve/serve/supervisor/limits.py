@@ -22,7 +22,7 @@ from clockwork_serve.units import MIB
 # compiler and a gateway have that and more, a worker, where numpy may have one thread, does not.
 COMPILER_BYTES: Final = 384 * MIB
 GATEWAY_BYTES: Final = 256 * MIB
-GRPC_BYTES: Final = 640 * MIB
+GRPC_BYTES: Final = 256 * MIB
 """The stacks of gRPC's threads, most of all."""
 WORKER_BYTES: Final = 640 * MIB
 TORCH_BYTES: Final = 1024 * MIB
