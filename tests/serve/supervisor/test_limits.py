@@ -104,7 +104,7 @@ def test_the_need_follows_the_settings() -> None:
     # A worker on another machine has room of its own for inputs and outputs, a gateway there has no worker.
     assert most(SMALL, CPU, joining=True) > usual
     assert most(more, joining=True) - most(SMALL, joining=True) == GIB - 64 * MIB
-    assert most(Settings(), joining=True) - most(Settings(grpc_port=None), joining=True) == 640 * MIB
+    assert most(Settings(), joining=True) - most(Settings(grpc_port=None), joining=True) == 256 * MIB
 
 
 def test_each_process_needs_a_few_files() -> None:
