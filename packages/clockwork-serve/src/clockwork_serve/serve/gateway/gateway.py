@@ -301,8 +301,7 @@ class Gateway:
         request = Request(
             request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
             arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
-            priority=priority, tensors=slot.encoded, tenant=inquiry.identity,
-            way_ns=way_ns,
+            priority=priority, tensors=slot.encoded, tenant=inquiry.identity, way_ns=way_ns,
             decide_ns=self._caps.decide_ns(inquiry.identity, known.decide_ns, served.model.decide_ns),
         )  # fmt: skip
         self._pending[request_id] = Pending(inquiry, served, call, slot, request, other_ns)
