@@ -23,9 +23,6 @@ SOURCE = re.compile(r"packages/clockwork-(client|serve|lab)/src/(clockwork_\1/.*
 """A file of a distribution, and what it is called there."""
 SERVER = "packages/clockwork-serve/src/clockwork_serve/"
 LAB = "packages/clockwork-lab/src/clockwork_lab/"
-LONG_FILES = {SERVER + "controller/cluster.py": "records that refer to each other: a cut would be a circle"}
-"""Files that may be longer, up to ``LONG_LINES``, and why."""
-LONG_LINES = 950
 MODULES_THAT_PRINT = (
     SERVER + "cli/", SERVER + "apps/", LAB + "cli/", LAB + "demo/", LAB + "reproduce/",
     "benchmarks/", "comparison/", "examples/", "harness/", "qa/",
@@ -147,18 +144,11 @@ def texts() -> Iterator[tuple[str, int, str]]:
             yield from ((path, number, line) for number, line in enumerate(text.splitlines(), start=1))
 
 
-def most_lines(path: str) -> int:
-    """How long a file may be."""
-    if path in LONG_FILES:
-        return LONG_LINES
-    return TEST_FILE_LINES if path.startswith("tests/") else FILE_LINES
-
-
 def test_a_file_fits_in_the_head() -> None:
     long = [
         f"{source.path}: {source.lines} lines"
         for source in sources()
-        if source.lines > most_lines(source.path)
+        if source.lines > (TEST_FILE_LINES if source.path.startswith("tests/") else FILE_LINES)
     ]
 
     assert long == []

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.promises import AT_ONCE_NS, planned_ns
+from clockwork_serve.controller.plans import planned_ns
+from clockwork_serve.controller.promises import AT_ONCE_NS
 from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile

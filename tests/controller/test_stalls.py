@@ -6,9 +6,10 @@ from collections import Counter
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import STALL_CHECK_NS, DeviceBelief
+from clockwork_serve.controller.cluster import DeviceBelief
 from clockwork_serve.controller.fleet import ReadinessTracker
 from clockwork_serve.controller.hangs import UNRESPONSIVE_NS, Stalls
+from clockwork_serve.controller.timers import STALL_CHECK_NS
 from clockwork_serve.messages import Infer, Load, Outcome, Readiness, WorkerHeard, WorkerSilent
 from clockwork_serve.units import NS_PER_MS, ms
 from tests.controller.honest import device

@@ -11,7 +11,6 @@ from typing import Final
 from msgspec.structs import replace
 
 from clockwork_serve.controller.cluster import (
-    STALL_CHECK_NS,
     DeviceBelief,
     LaneBelief,
     Queue,
@@ -35,9 +34,10 @@ from clockwork_serve.controller.life import (
     UNLOAD,
     WAITING,
 )
+from clockwork_serve.controller.plans import leave
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.tenants import Tenants
-from clockwork_serve.controller.timers import NEVER_NS, Timer, Timers
+from clockwork_serve.controller.timers import NEVER_NS, STALL_CHECK_NS, Timer, Timers
 from clockwork_serve.messages import (
     Action,
     AdmissionQuery,
@@ -115,6 +115,26 @@ def calls_of(waiters: list[Waiter]) -> tuple[Call, ...]:
 
 def _call(request: Request) -> Call:
     return Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors)
+
+
+def sharers(queue: Queue) -> list[Queue]:
+    """The queues of other classes whose requests may join a batch of this one, most urgent first."""
+    queues = queue.model.queues
+    if len(queues) == 1 or queue.alone or queue.rows != 1:
+        return []
+    others = [
+        one
+        for one in queues.values()
+        if one.dues and one is not queue and one.rows == 1 and not one.alone
+        and one.signature == queue.signature
+    ]  # fmt: skip
+    if len(others) > 1:
+        others.sort(key=_level)
+    return others
+
+
+def _level(queue: Queue) -> int:
+    return queue.level
 
 
 def half_slack_end_ns(waiters: list[Waiter]) -> int:
@@ -431,7 +451,7 @@ class Belief(Measured):
         queue = waiter.queue
         queue.remove(waiter)
         if waiter.place is not None:
-            waiter.place.leave(waiter)
+            leave(waiter)
             self.displaced.append(waiter)
         self._after_removal(queue, queue.model, 1, waiter.demand_ns)
         waiter.queue = queue = self._queue(model, waiter.request, alone=waiter.alone)
@@ -451,7 +471,7 @@ class Belief(Measured):
         if waiter.state == WAITING:
             waiter.queue.remove(waiter)
             if waiter.place is not None:
-                waiter.place.leave(waiter)
+                leave(waiter)
             self._after_removal(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
             release = self._end(waiter)
         else:
@@ -582,7 +602,7 @@ class Belief(Measured):
         residency, device, queue = strategy.residency, strategy.device, strategy.queue
         model = queue.model
         expected_ns = batch.samples.estimate_ns
-        others = model.sharers(queue)
+        others = sharers(queue)
         waiters = self._take(queue, first, batch.count)
         for other in others:
             if len(waiters) < batch.count:
@@ -602,7 +622,7 @@ class Belief(Measured):
         for waiter in waiters:
             waiter.step(SEND)
             if waiter.place is not None:
-                waiter.place.leave(waiter)
+                leave(waiter)
             waiter.device = device
         if self._charges:
             self.tenants.sent(waiters, expected_ns)
@@ -722,5 +742,5 @@ class Belief(Measured):
         for one in [one for one in residency.device.reserved if one.residency is residency]:
             self.displaced += one.waiters
             for waiter in one.waiters.copy():
-                one.leave(waiter)
+                leave(waiter)
                 waiter.cause = Cause.DEVICE_LOST

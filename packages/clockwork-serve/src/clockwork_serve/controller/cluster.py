@@ -10,13 +10,12 @@ from bisect import bisect_left, bisect_right
 from heapq import heapify, heappop, heappush
 from typing import Final
 
-from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice
+from clockwork_serve.controller.codes import CodeOnDevice
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.estimates import UNIT_BITS, Delays
 from clockwork_serve.controller.life import (
     LOADING,
     NEVER,
-    READY,
     REQUEST_AFTER,
     REQUEST_STATES,
     REQUEST_STEPS,
@@ -47,9 +46,6 @@ STALE_MIN: Final = 64
 
 IDLE_MIN: Final = 64
 """A device's ``idle`` is rebuilt when it has this many more entries than twice the weights on the device."""
-
-STALL_CHECK_NS: Final = 25 * NS_PER_MS
-"""Interval of the check whether a device with work is stalled."""
 
 PAUSE_NS: Final = NS_PER_MS
 """A shorter time without work does not end a busy period of a lane."""
@@ -109,10 +105,11 @@ class Waiter(Record):
 
     def step(self, step: int) -> None:
         """Change state by the table ``REQUEST_AFTER``; asserts that the step is legal."""
-        state, self.state = self.state, REQUEST_AFTER[self.state][step]
-        assert self.state != NEVER, (
-            f"{self.request.request_id}: {REQUEST_STEPS[step]} while {REQUEST_STATES[state]}"
+        after = REQUEST_AFTER[self.state][step]
+        assert after != NEVER, (
+            f"{self.request.request_id}: {REQUEST_STEPS[step]} while {REQUEST_STATES[self.state]}"
         )
+        self.state = after
 
 
 class Queue(Record):
@@ -290,20 +287,6 @@ class ServedModel(Record):
                 first = False
         return least_ns
 
-    def sharers(self, queue: Queue) -> list[Queue]:
-        """The queues of other classes whose requests may join a batch of this one, most urgent first."""
-        if len(self.queues) == 1 or queue.alone or queue.rows != 1:
-            return []
-        others = [
-            one
-            for one in self.queues.values()
-            if one.dues and one is not queue and one.rows == 1 and not one.alone
-            and one.signature == queue.signature
-        ]  # fmt: skip
-        if len(others) > 1:
-            others.sort(key=_level)
-        return others
-
     def find(self, request: Request, *, alone: bool) -> Queue | None:
         """The queue for such requests, if there is one."""
         return self.queues.get((request.signature, request.rows, alone, level(request.priority)))
@@ -328,10 +311,6 @@ class ServedModel(Record):
         if alone or not self.code.batched:
             return ((1, sizes[0]),)
         return tuple([(size, size) for size in sizes])
-
-
-def _level(queue: Queue) -> int:
-    return queue.level
 
 
 # ------------------------------------------------------------
@@ -583,7 +562,7 @@ class LanePlan(Record):
 
 
 # ------------------------------------------------------------
-# Reservations: batches of promised requests that wait, in the plan of a device.
+# Reservations: batches of promised requests that wait, in the plan of a device (``plans``).
 
 
 class Reservation(Record):
@@ -603,58 +582,6 @@ class Reservation(Record):
         self.batch = self.batches[0]
         self.due_ns = NEVER_NS
         self.waiters: list[Waiter] = []
-
-    def hold(self, waiters: list[Waiter]) -> None:
-        """Consist of these requests, for which there is a batch, by due time."""
-        self.waiters = waiters
-        self.due_ns = waiters[0].due_ns
-        self.batch = self.batch_of(len(waiters)) or self.batches[-1]
-        self.residency.device.ends_ns = []
-        for waiter in waiters:
-            waiter.place = self
-            waiter.device = self.residency.device
-
-    def leave(self, waiter: Waiter) -> None:
-        """Take out a request that was sent or is over; without requests, the reservation ends."""
-        waiter.place = None
-        self.waiters.remove(waiter)
-        self.queue.reserved.remove(self)
-        self.residency.device.reserved.remove(self)
-        self.residency.device.ends_ns = []
-        if self.waiters:
-            self.hold(self.waiters)
-            self.enter()
-        else:
-            self.residency.reserved -= 1
-            self.residency.loosen()
-
-    def enter(self) -> None:
-        """Enter the plan of its device, after all that are due no later, and likewise its queue's list."""
-        self.residency.device.ends_ns = []
-        for reserved in (self.residency.device.reserved, self.queue.reserved):
-            reserved.insert(place_of(reserved, self.due_ns), self)
-
-    def batch_of(self, count: int) -> BatchChoice | None:
-        """The smallest batch that takes ``count`` requests; None if the largest is smaller."""
-        for batch in self.batches:
-            if batch.count >= count:
-                return batch
-        return None
-
-    def check(self) -> None:
-        """Assert the invariants."""
-        assert self.waiters and self in self.residency.device.reserved and self in self.queue.reserved
-        assert self.due_ns == self.waiters[0].due_ns == min(one.due_ns for one in self.waiters)
-        assert self.batch is (self.batch_of(len(self.waiters)) or self.batches[-1])
-        assert all(one.place is self and one.promised_ns >= 0 for one in self.waiters)
-
-
-def place_of(reserved: list[Reservation], due_ns: int) -> int:
-    """The index in a plan, or a queue's list, for what is due then: after all that are due no later."""
-    at = len(reserved)
-    while at and reserved[at - 1].due_ns > due_ns:
-        at -= 1
-    return at
 
 
 # ------------------------------------------------------------
@@ -705,10 +632,6 @@ class Residency(Record):
         demand_ns = share_ns * self.code.timings.pace >> UNIT_BITS
         self.device.demand_ns += demand_ns - self.demand_ns
         self.demand_ns = demand_ns
-
-    def free_ns(self, lane_ns: int) -> int:
-        """When a batch can start here on a lane that is free at ``lane_ns``: weights may still be loading."""
-        return self.ready_ns if self.state != READY and self.ready_ns > lane_ns else lane_ns
 
     @property
     def serves(self) -> bool:
@@ -826,9 +749,9 @@ class DeviceBelief(Record):
         self.plan = LanePlan(self)
         """What the policy keeps for it."""
         self.reserved: list[Reservation] = []
-        """Promised batches on its exec lane, in the order in which ``promises`` plans them."""
+        """Its plan: promised batches on its exec lane, in their order; see ``plans``."""
         self.ends_ns: list[int] = []
-        """A cache of ``promises``, until an instant: when they end, and how much later they may be."""
+        """A cache of ``plans``, until an instant: when they end, and how much later they may be."""
         self.rooms_ns: list[int] = []
         self.ends_until_ns = 0
         self.slowed_ns = -1
@@ -874,5 +797,3 @@ class DeviceBelief(Record):
         self.exec.check()
         self.load.check()
         assert not (self.pending_codes & self.codes.keys())
-        for reservation in self.reserved:
-            reservation.check()

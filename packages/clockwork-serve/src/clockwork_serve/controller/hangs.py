@@ -6,7 +6,6 @@ from typing import Final
 
 from clockwork_serve.controller.belief import AdoptedAction, Belief, HungWorker, Sent
 from clockwork_serve.controller.cluster import (
-    STALL_CHECK_NS,
     DeviceBelief,
     HangTimer,
     LaneBelief,
@@ -20,7 +19,7 @@ from clockwork_serve.controller.policies.base import Scheduler
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.results import BELIEF_WRONG, ResultHandler
-from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.controller.timers import NEVER_NS, STALL_CHECK_NS
 from clockwork_serve.messages import (
     Infer,
     Lane,

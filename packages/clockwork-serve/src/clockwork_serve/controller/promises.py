@@ -4,10 +4,8 @@ A verdict is due ``decide_ns`` after a request's arrival (``verdict_ns``). Until
 *undecided*: it may join or open a batch in a plan, or be sent by the policy, which is a yes; else it is
 rejected at that instant. From the yes on it is *promised*, and nothing that comes later may make it late.
 
-A plan is a list of *reservations* by due time: batches of promised requests that wait. The policy still
-chooses what runs next, but only what leaves the plan feasible (``missed``); else the first
-reservation runs. Earliest due time first is optimal for batches that can all start now (Jackson's rule):
-where a plan fails in this order, it fails in any.
+The policy still chooses what runs next, but only what leaves the plan feasible (``plans.missed``); else the
+first reservation runs.
 
 How requests are put into batches is a heuristic, judged by simulation:
 
@@ -33,17 +31,27 @@ from clockwork_serve.controller.cluster import (
     Queue,
     Reservation,
     Residency,
-    ServedModel,
     Waiter,
-    place_of,
 )
-from clockwork_serve.controller.codes import BatchChoice, CodeOnDevice
-from clockwork_serve.controller.estimates import Samples
+from clockwork_serve.controller.codes import CodeOnDevice
 from clockwork_serve.controller.life import SENT, WAITING
 from clockwork_serve.controller.placement import make_room
+from clockwork_serve.controller.plans import (
+    MARGIN_NS,
+    batch_for,
+    check,
+    enter,
+    free_ns,
+    hold,
+    margin_ns,
+    place_of,
+    plan_lasts_ns,
+    plan_of,
+    planned_ns,
+)
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import Infer, Load, Request, Result
-from clockwork_serve.units import NS_PER_MS, NS_PER_US
+from clockwork_serve.units import NS_PER_MS
 
 AT_ONCE_NS: Final = 8 * NS_PER_MS
 AT_ONCE: Final = 12
@@ -58,85 +66,8 @@ REFUSED_BITS: Final = 6
 REFUSED_ALL: Final = 1 << 10
 """The share of requests refused is smoothed over ``2 ** REFUSED_BITS`` verdicts; ``REFUSED_ALL`` is all."""
 
-MARGIN_NS: Final = 100 * NS_PER_US
-MARGIN_BITS: Final = 7
-"""Plans end this much before each due time, and 1 / 128 of the SLO: durations add up their errors."""
-
-KEPT_NS: Final = NS_PER_MS
-"""For how long the ends of a plan that does not change are not computed again."""
-
-KEPT: Final = 0.999
-"""The share of promises that is to be kept, as far as that depends on how long inferences take."""
-
 RATE_BITS: Final = 4
 """The mean time between arrivals is smoothed over about ``2 ** RATE_BITS`` of them."""
-
-
-def expected_gap_ns(model: ServedModel, now_ns: int) -> int:
-    """The expected time between two requests for a model; the longer, the longer none came."""
-    since_ns = now_ns - model.arrived_ns
-    gap_ns = max(since_ns, model.gap_ns)
-    return gap_ns * (len(model.residencies) or 1)
-
-
-def planned_ns(
-    model: ServedModel, batches: tuple[BatchChoice, ...], count: int, start_ns: int, now_ns: int
-) -> int:
-    """How long ``count`` requests of a model, and those expected until then, occupy a lane from ``start_ns``.
-
-    The duration of the batch size that takes the least time per request.
-    """
-    expected = count + (start_ns - now_ns) / expected_gap_ns(model, now_ns)
-    first_ns = best_ns = 0
-    least = 0.0
-    for batch in batches:
-        if batch.count >= count:
-            lasts_ns = batch.samples.estimate_ns
-            each_ns = lasts_ns / min(expected, batch.count)
-            if not first_ns:
-                first_ns, best_ns, least = lasts_ns, lasts_ns, each_ns
-            elif each_ns < least:
-                best_ns, least = lasts_ns, each_ns
-            if batch.count >= expected:
-                break
-    return max(first_ns, best_ns)  # a larger batch that was not measured lately may be believed to be shorter
-
-
-def margin_ns(slo_ns: int, samples: Samples) -> int:
-    """How long before their due time plans end requests of an SLO that take as long as ``samples``.
-
-    The batch itself may take longer than its estimate, which is of few durations, by what it takes to keep
-    ``KEPT`` of all promises.
-    """
-    return MARGIN_NS + (slo_ns >> MARGIN_BITS) + max(0, samples.quantile_ns(KEPT) - samples.estimate_ns)
-
-
-def missed(device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: bool) -> int:
-    """How many promised requests a device's plan misses if ``waiters`` run next, until ``end_ns``.
-
-    ``margin``: only what leaves half of the margin of plans counts as kept.
-    """
-    taken: dict[Reservation, int] = {}
-    for waiter in waiters:
-        if waiter.place is not None:
-            taken[waiter.place] = taken.get(waiter.place, 0) + 1
-    missed = 0
-    for one in device.reserved:
-        batch: BatchChoice | None = one.batch
-        count, due_ns = len(one.waiters), one.due_ns
-        if one in taken:
-            count -= taken[one]
-            if not count:
-                continue
-            batch = one.batch_of(count)
-            due_ns = min([each.due_ns for each in one.waiters if each not in waiters])
-        assert batch is not None
-        done_ns = one.residency.free_ns(end_ns) + batch.samples.estimate_ns
-        if done_ns + (one.margin_ns >> 1 if margin else 0) <= due_ns:
-            end_ns = done_ns
-        else:
-            missed += count  # it will not run, so that it delays no other
-    return missed
 
 
 class Promises(Timer):
@@ -259,28 +190,28 @@ class Promises(Timer):
         exchange = len(reserved) > 1 and waiter.due_ns >= reservation.due_ns
         insort(reservation.waiters, waiter, key=_due)
         if not exchange:
-            reservation.hold(reservation.waiters)
+            hold(reservation, reservation.waiters)
             return
         every = sorted([one for each in reserved for one in each.waiters], key=_due)
         at = 0
         for one in reserved:
             count = len(one.waiters)
-            one.hold(every[at : at + count])
+            hold(one, every[at : at + count])
             at += count
 
     def _join(self, waiter: Waiter, now_ns: int) -> bool:
         """Add a request to the first reservation of its queue that can take it."""
         for one in waiter.queue.reserved:
-            batch = one.batch_of(len(one.waiters) + 1)
+            batch = batch_for(one.batches, len(one.waiters) + 1)
             if batch is None:
                 continue
             device = one.residency.device
             at = device.reserved.index(one)
-            ends_ns, rooms_ns = _plan(device, now_ns)
-            start_ns = one.residency.free_ns(ends_ns[at])
+            ends_ns, rooms_ns = plan_of(device, now_ns)
+            start_ns = free_ns(one.residency, ends_ns[at])
             due_ns = min(waiter.due_ns, one.due_ns) - one.margin_ns
             if batch is not one.batch or start_ns + batch.samples.estimate_ns > due_ns:
-                end_ns = start_ns + _planned_ns(one, len(one.waiters) + 1, start_ns, now_ns)
+                end_ns = start_ns + plan_lasts_ns(one, len(one.waiters) + 1, start_ns, now_ns)
                 if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
                     continue
             self._promise(waiter, one, now_ns)
@@ -293,7 +224,7 @@ class Promises(Timer):
         best_ns = NEVER_NS
         for residency in queue.model.residencies.values():
             device = residency.device
-            end_ns = self._end_ns(device, residency.code, residency.free_ns(0), waiters, spare_ns, now_ns)
+            end_ns = self._end_ns(device, residency.code, free_ns(residency, 0), waiters, spare_ns, now_ns)
             if end_ns < best_ns:
                 best, best_ns = residency, end_ns
         if best is None:
@@ -302,7 +233,7 @@ class Promises(Timer):
             samples = best.code.batches(queue.signature, queue.sizes)[0].samples
             new = Reservation(queue, best, margin_ns(waiters[0].slo_ns, samples))
             new.due_ns = waiters[0].due_ns
-            new.enter()
+            enter(new)
             best.reserved += 1
             for waiter in waiters[: new.batches[-1].count]:
                 self._promise(waiter, new, now_ns)
@@ -345,7 +276,7 @@ class Promises(Timer):
         if device.exec.stalled:
             return NEVER_NS
         at = place_of(device.reserved, due_ns)
-        ends_ns, rooms_ns = _plan(device, now_ns)
+        ends_ns, rooms_ns = plan_of(device, now_ns)
         start_ns = max(ends_ns[at], ready_ns)
         if start_ns > due_ns:
             return NEVER_NS
@@ -365,7 +296,7 @@ class Promises(Timer):
         best: tuple[DeviceBelief, int, int] | None = None
         for residency in queue.model.residencies.values():
             lasts_ns = residency.code.batches(queue.signature, queue.sizes)[0].samples.estimate_ns
-            end_ns = max(_plan(residency.device, now_ns)[0][-1], residency.free_ns(0)) + lasts_ns
+            end_ns = max(plan_of(residency.device, now_ns)[0][-1], free_ns(residency, 0)) + lasts_ns
             if best is None or end_ns < best[1]:
                 best = residency.device, end_ns, lasts_ns
         return best
@@ -376,39 +307,12 @@ class Promises(Timer):
 
     def check(self) -> None:
         """Assert that every request that waits is promised, or has a verdict pending."""
+        for device in self._belief.devices.values():
+            check(device)
         undecided = {id(one) for _, _, one in self._undecided}
         for waiter in self._belief.waiters.values():
             if waiter.state == WAITING and waiter.promised_ns < 0 and self.asked(waiter.request):
                 assert id(waiter) in undecided, f"{waiter.request.request_id} has no verdict pending"
-
-
-def _plan(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
-    """A plan's ends, and by how much what begins at each may be later so that nothing after it is late.
-
-    The first end is when the exec lane is free. It is kept for ``KEPT_NS`` while nothing changes: refusals
-    change nothing, and the later it is, the fewer requests are expected.
-    """
-    # Due times leave the slack that some device needs; this one may need more.
-    free_ns = device.exec.available_ns(now_ns) + device.delays.extra_ns
-    ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
-    if ends_ns and free_ns <= ends_ns[0] and now_ns < device.ends_until_ns:
-        return ends_ns, rooms_ns
-    reserved = device.reserved
-    device.ends_ns = ends_ns = [free_ns]
-    for one in reserved:
-        start_ns = one.residency.free_ns(ends_ns[-1])
-        ends_ns.append(start_ns + _planned_ns(one, len(one.waiters), start_ns, now_ns))
-    device.rooms_ns = rooms_ns = [NEVER_NS] * len(ends_ns)
-    room_ns = NEVER_NS
-    for at in range(len(reserved) - 1, -1, -1):
-        one = reserved[at]
-        rooms_ns[at] = room_ns = min(room_ns, one.due_ns - one.margin_ns - ends_ns[at + 1])
-    device.ends_until_ns = now_ns + KEPT_NS
-    return ends_ns, rooms_ns
-
-
-def _planned_ns(one: Reservation, count: int, start_ns: int, now_ns: int) -> int:
-    return planned_ns(one.queue.model, one.batches, count, start_ns, now_ns)
 
 
 def _due(waiter: Waiter) -> int:

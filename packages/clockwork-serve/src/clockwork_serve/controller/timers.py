@@ -6,7 +6,7 @@ from heapq import heappop, heappush, heapreplace
 from typing import Final
 
 from clockwork_serve.controller.record import Record
-from clockwork_serve.units import NS_PER_S
+from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 # ------------------------------------------------------------
 # Timers in a lazy heap: at most one live entry for each, corrected when it surfaces.
@@ -14,6 +14,10 @@ from clockwork_serve.units import NS_PER_S
 
 NEVER_NS: Final = 1 << 62
 """Later than any instant."""
+
+
+STALL_CHECK_NS: Final = 25 * NS_PER_MS
+"""Interval of the check whether a device with work is stalled."""
 
 
 class Timer(Record):

@@ -33,7 +33,7 @@ from heapq import heappop
 from itertools import islice
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.belief import Belief, sharers
 from clockwork_serve.controller.cluster import (
     DeviceBelief,
     LanePlan,
@@ -45,8 +45,8 @@ from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, popularity_after
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import Candidates, no_copy
+from clockwork_serve.controller.plans import missed
 from clockwork_serve.controller.policies.paper import PaperScheduler
-from clockwork_serve.controller.promises import missed
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
@@ -409,7 +409,7 @@ class DefaultScheduler(PaperScheduler):
         if as much comes for these meanwhile as the batch takes.
         """
         strategy, queue = choice.strategy, choice.strategy.queue
-        others = queue.model.sharers(queue)
+        others = sharers(queue)
         if not others:
             return choice
         due_ns = queue.dues[choice.first]

@@ -1,0 +1,202 @@
+"""Plans of devices: which promised requests that wait run when, so that no promise is broken.
+
+A plan is a list of *reservations* by due time: batches of promised requests, one after another on the exec
+lane. Earliest due time first is optimal for batches that can all start now (Jackson's rule): where a plan
+fails in this order, it fails in any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from clockwork_serve.controller.cluster import DeviceBelief, Reservation, Residency, ServedModel, Waiter
+from clockwork_serve.controller.codes import BatchChoice
+from clockwork_serve.controller.estimates import Samples
+from clockwork_serve.controller.life import READY
+from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.units import NS_PER_MS, NS_PER_US
+
+MARGIN_NS: Final = 100 * NS_PER_US
+MARGIN_BITS: Final = 7
+"""Plans end this much before each due time, and 1 / 128 of the SLO: durations add up their errors."""
+
+KEPT_NS: Final = NS_PER_MS
+"""For how long the ends of a plan that does not change are not computed again."""
+
+KEPT: Final = 0.999
+"""The share of promises that is to be kept, as far as that depends on how long inferences take."""
+
+
+# ------------------------------------------------------------
+# Reservations and their requests.
+
+
+def batch_for(batches: Sequence[BatchChoice], count: int) -> BatchChoice | None:
+    """The smallest batch that takes ``count`` requests; None if the largest is smaller."""
+    for batch in batches:
+        if batch.count >= count:
+            return batch
+    return None
+
+
+def hold(reservation: Reservation, waiters: list[Waiter]) -> None:
+    """Have a reservation consist of these requests, for which there is a batch, by due time."""
+    device = reservation.residency.device
+    reservation.waiters = waiters
+    reservation.due_ns = waiters[0].due_ns
+    reservation.batch = batch_for(reservation.batches, len(waiters)) or reservation.batches[-1]
+    device.ends_ns = []
+    for waiter in waiters:
+        waiter.place = reservation
+        waiter.device = device
+
+
+def enter(reservation: Reservation) -> None:
+    """Put a reservation into the plan of its device and its queue's list, after all that are due no later."""
+    device = reservation.residency.device
+    device.ends_ns = []
+    for reserved in (device.reserved, reservation.queue.reserved):
+        reserved.insert(place_of(reserved, reservation.due_ns), reservation)
+
+
+def leave(waiter: Waiter) -> None:
+    """Take a request that was sent, or is over, out of its reservation, which ends without requests."""
+    reservation = waiter.place
+    if reservation is None:
+        return
+    device = reservation.residency.device
+    waiter.place = None
+    reservation.waiters.remove(waiter)
+    reservation.queue.reserved.remove(reservation)
+    device.reserved.remove(reservation)
+    device.ends_ns = []
+    if reservation.waiters:
+        hold(reservation, reservation.waiters)
+        enter(reservation)
+    else:
+        reservation.residency.reserved -= 1
+        reservation.residency.loosen()
+
+
+def place_of(reserved: list[Reservation], due_ns: int) -> int:
+    """The index in a plan, or a queue's list, for what is due then: after all that are due no later."""
+    at = len(reserved)
+    while at and reserved[at - 1].due_ns > due_ns:
+        at -= 1
+    return at
+
+
+# ------------------------------------------------------------
+# When reservations end, and what may run before them.
+
+
+def free_ns(residency: Residency, lane_ns: int) -> int:
+    """When a batch can start on a lane that is free at ``lane_ns``: its weights may still be loading."""
+    return residency.ready_ns if residency.state != READY and residency.ready_ns > lane_ns else lane_ns
+
+
+def expected_gap_ns(model: ServedModel, now_ns: int) -> int:
+    """The expected time between two requests for a model; the longer, the longer none came."""
+    since_ns = now_ns - model.arrived_ns
+    gap_ns = max(since_ns, model.gap_ns)
+    return gap_ns * (len(model.residencies) or 1)
+
+
+def planned_ns(
+    model: ServedModel, batches: tuple[BatchChoice, ...], count: int, start_ns: int, now_ns: int
+) -> int:
+    """How long ``count`` requests of a model, and those expected until then, occupy a lane from ``start_ns``.
+
+    The duration of the batch size that takes the least time per request.
+    """
+    expected = count + (start_ns - now_ns) / expected_gap_ns(model, now_ns)
+    first_ns = best_ns = 0
+    least = 0.0
+    for batch in batches:
+        if batch.count >= count:
+            lasts_ns = batch.samples.estimate_ns
+            each_ns = lasts_ns / min(expected, batch.count)
+            if not first_ns:
+                first_ns, best_ns, least = lasts_ns, lasts_ns, each_ns
+            elif each_ns < least:
+                best_ns, least = lasts_ns, each_ns
+            if batch.count >= expected:
+                break
+    return max(first_ns, best_ns)  # a larger batch that was not measured lately may be believed to be shorter
+
+
+def margin_ns(slo_ns: int, samples: Samples) -> int:
+    """How long before their due time plans end requests of an SLO that take as long as ``samples``.
+
+    The batch itself may take longer than its estimate, which is of few durations, by what it takes to keep
+    ``KEPT`` of all promises.
+    """
+    return MARGIN_NS + (slo_ns >> MARGIN_BITS) + max(0, samples.quantile_ns(KEPT) - samples.estimate_ns)
+
+
+def missed(device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: bool) -> int:
+    """How many promised requests a device's plan misses if ``waiters`` run next, until ``end_ns``.
+
+    ``margin``: only what leaves half of the margin of plans counts as kept.
+    """
+    taken: dict[Reservation, int] = {}
+    for waiter in waiters:
+        if waiter.place is not None:
+            taken[waiter.place] = taken.get(waiter.place, 0) + 1
+    missed = 0
+    for one in device.reserved:
+        batch: BatchChoice | None = one.batch
+        count, due_ns = len(one.waiters), one.due_ns
+        if one in taken:
+            count -= taken[one]
+            if not count:
+                continue
+            batch = batch_for(one.batches, count)
+            due_ns = min([each.due_ns for each in one.waiters if each not in waiters])
+        assert batch is not None
+        done_ns = free_ns(one.residency, end_ns) + batch.samples.estimate_ns
+        if done_ns + (one.margin_ns >> 1 if margin else 0) <= due_ns:
+            end_ns = done_ns
+        else:
+            missed += count  # it will not run, so that it delays no other
+    return missed
+
+
+def plan_lasts_ns(one: Reservation, count: int, start_ns: int, now_ns: int) -> int:
+    """How long a reservation with ``count`` requests occupies the lane; see ``planned_ns``."""
+    return planned_ns(one.queue.model, one.batches, count, start_ns, now_ns)
+
+
+def plan_of(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
+    """A plan's ends, and by how much what begins at each may be later so that nothing after it is late.
+
+    The first end is when the exec lane is free. It is kept for ``KEPT_NS`` while nothing changes: refusals
+    change nothing, and the later it is, the fewer requests are expected.
+    """
+    # Due times leave the slack that some device needs; this one may need more.
+    soonest_ns = device.exec.available_ns(now_ns) + device.delays.extra_ns
+    ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
+    if ends_ns and soonest_ns <= ends_ns[0] and now_ns < device.ends_until_ns:
+        return ends_ns, rooms_ns
+    reserved = device.reserved
+    device.ends_ns = ends_ns = [soonest_ns]
+    for one in reserved:
+        start_ns = free_ns(one.residency, ends_ns[-1])
+        ends_ns.append(start_ns + plan_lasts_ns(one, len(one.waiters), start_ns, now_ns))
+    device.rooms_ns = rooms_ns = [NEVER_NS] * len(ends_ns)
+    room_ns = NEVER_NS
+    for at in range(len(reserved) - 1, -1, -1):
+        one = reserved[at]
+        rooms_ns[at] = room_ns = min(room_ns, one.due_ns - one.margin_ns - ends_ns[at + 1])
+    device.ends_until_ns = now_ns + KEPT_NS
+    return ends_ns, rooms_ns
+
+
+def check(device: DeviceBelief) -> None:
+    """Assert the invariants of a device's plan."""
+    for one in device.reserved:
+        assert one.waiters and one in one.queue.reserved
+        assert one.due_ns == one.waiters[0].due_ns == min(each.due_ns for each in one.waiters)
+        assert one.batch is (batch_for(one.batches, len(one.waiters)) or one.batches[-1])
+        assert all(each.place is one and each.promised_ns >= 0 for each in one.waiters)
