@@ -157,6 +157,7 @@ class DefaultScheduler(PaperScheduler):
         self._short = False
         """While ``_spare``: time was short for some model."""
         self._network_ns = belief.config.network_ns
+        self._capacity_ns = belief.config.capacity_ns
         self._tight: dict[LanePlan, Tight] = {}
         self._left: list[Choice] = []
         """What idle devices left to others in this decision."""
@@ -524,6 +525,8 @@ class DefaultScheduler(PaperScheduler):
         tried = idle = 0
         for plan in islice(self._roomy, ROOMY_MAX):
             device = plan.device
+            if COPIED * device.demand_ns >= self._capacity_ns:
+                continue  # a copy would take time from others there
             tried += 1
             if device.load:
                 continue
