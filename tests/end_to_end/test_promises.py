@@ -59,7 +59,7 @@ def test_in_overload_the_no_comes_at_once_and_every_yes_is_kept(
         assert len(refused) + good == len(samples), "nothing else happens to a request"
         assert len(refused) > 300 and good > 300
         assert refused[int(0.99 * len(refused))] <= ms(8 + 25)
-        assert waited[len(waited) // 2] > 4 * refused[len(refused) // 2]
+        assert waited[int(0.9 * len(waited))] > 4 * refused[int(0.9 * len(refused))], "half come by a summary"
         assert promised == good and broken <= promised / 1000
 
 

@@ -43,6 +43,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.sim.constants import Draws
 from clockwork_serve.sim.tally import Busy, Tally
+from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.worker import Worker
 from clockwork_serve.worker.events import (
     ControllerFound,
@@ -421,6 +422,10 @@ def _add(busy: Busy, action: Action, lasts_ns: int) -> None:
 # Which requests are open, and which outcomes are legal for each, by the events that the controller observed.
 
 
+AT_ONCE_NS: Final = 10 * NS_PER_MS
+"""A verdict at the door may take this long, or a tenth of the SLO if that is less."""
+
+
 class OpenRequests:
     """Requests without a response, and what happened that makes each outcome legal; for the checks."""
 
@@ -501,7 +506,7 @@ class OpenRequests:
             case Outcome.INVALID:
                 good = request.model not in self.served
             case Outcome.REJECTED:
-                good = self._may_reject(request, answer.reason, orphan=orphan)
+                good = self._may_reject(request, answer.reason, now_ns, orphan=orphan)
             case Outcome.FAILED if answer.reason is Reason.QUARANTINED:
                 good = request.model in self.quarantined
             case Outcome.FAILED:
@@ -518,12 +523,17 @@ class OpenRequests:
         due_ns = request.deadline_ns - config.slack_ns
         return min(request.deadline_ns, max(due_ns, request.arrival_ns + config.floor_ns))
 
-    def _may_reject(self, request: Request, reason: Reason, *, orphan: bool) -> bool:
+    def _may_reject(self, request: Request, reason: Reason, now_ns: int, *, orphan: bool) -> bool:
         if reason is Reason.TENANT_QUOTA:
             return request.tenant in self._limited
         if reason is Reason.DRAINING:
             return self._draining
         if reason is Reason.NOT_SERVING:
             return self._config.reject_infeasible or orphan or self._controller_lost
-        asks = request.decide_ns >= 0 or self._config.decide_ns >= 0
-        return reason is Reason.WOULD_MISS_DEADLINE and (self._config.reject_infeasible or asks)
+        asked_ns = request.decide_ns if request.decide_ns >= 0 else self._config.decide_ns
+        if asked_ns < 0 or self._config.policy != "default":
+            return reason is Reason.WOULD_MISS_DEADLINE and self._config.reject_infeasible
+        # After the verdict a no would be a broken promise. What a dead controller promised is not known.
+        at_once_ns = min(AT_ONCE_NS, (request.deadline_ns - request.arrival_ns) // 10)
+        in_time = now_ns <= request.arrival_ns + max(asked_ns, at_once_ns)
+        return reason is Reason.WOULD_MISS_DEADLINE and (in_time or self._controller_lost)
