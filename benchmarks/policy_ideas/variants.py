@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from clockwork_serve.controller import ControllerConfig, placement
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import (
+    Agenda,
     DeviceBelief,
-    LanePlan,
     Queue,
     ServedModel,
     Strategy,
@@ -40,14 +40,14 @@ class Unmeasured(DefaultScheduler):
 class Early(DefaultScheduler):
     """Lanes are topped up 5 ms ahead."""
 
-    def _load_ahead_ns(self, _: LanePlan) -> int:
+    def _load_ahead_ns(self, _: Agenda) -> int:
         return self._look_ahead_ns
 
-    def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
+    def _top_up_exec(self, agenda: Agenda, now_ns: int) -> None:
         margin_ns = default.MARGIN_NS
-        vars(default)["MARGIN_NS"] = self._look_ahead_ns - plan.device.exec.network_ns
+        vars(default)["MARGIN_NS"] = self._look_ahead_ns - agenda.device.exec.network_ns
         try:
-            super()._top_up_exec(plan, now_ns)
+            super()._top_up_exec(agenda, now_ns)
         finally:
             vars(default)["MARGIN_NS"] = margin_ns
 
@@ -68,14 +68,14 @@ class LargestFull(DefaultScheduler):
 class MostUrgent(DefaultScheduler):
     """The most urgent runs first, whatever that costs others."""
 
-    def _least_loss(self, plan: LanePlan, urgent: Choice, start_ns: int) -> Choice:
+    def _least_loss(self, agenda: Agenda, urgent: Choice, start_ns: int) -> Choice:
         return urgent
 
 
 class Partial(DefaultScheduler):
     """The most urgent runs although less of its queue is served than another's batch serves for its time."""
 
-    def _better(self, plan: LanePlan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
+    def _better(self, agenda: Agenda, choice: Choice, start_ns: int, now_ns: int) -> Choice:
         return choice
 
 
@@ -86,8 +86,8 @@ class InOrder(DefaultScheduler):
         super().__init__(belief)
         self._candidates = Candidates(belief)
 
-    def _load_one(self, plan: LanePlan, now_ns: int) -> bool:
-        return super(DefaultScheduler, self)._load_one(plan, now_ns)
+    def _load_one(self, agenda: Agenda, now_ns: int) -> bool:
+        return super(DefaultScheduler, self)._load_one(agenda, now_ns)
 
 
 class Sacrificing(DefaultScheduler):
@@ -112,14 +112,14 @@ class Sparing(DefaultScheduler):
 class Long(DefaultScheduler):
     """Relaxed work takes its full batch."""
 
-    def _relaxed(self, plan: LanePlan, choice: Choice, now_ns: int) -> Choice:
+    def _relaxed(self, agenda: Agenda, choice: Choice, now_ns: int) -> Choice:
         return choice
 
 
 class AtOnce(DefaultScheduler):
     """LOADs wait for no INFERs, whosever time they take."""
 
-    def _infers_first(self, plan: LanePlan, now_ns: int) -> bool:
+    def _infers_first(self, agenda: Agenda, now_ns: int) -> bool:
         return False
 
 
@@ -148,11 +148,11 @@ class Uncopied(DefaultScheduler):
 class Alike(DefaultScheduler):
     """A further copy is worth as much as the only one."""
 
-    def _load(self, plan: LanePlan, model: ServedModel, now_ns: int) -> bool:
+    def _load(self, agenda: Agenda, model: ServedModel, now_ns: int) -> bool:
         usual = placement.COPY_LOSS
         vars(placement)["COPY_LOSS"] = 0
         try:
-            return super()._load(plan, model, now_ns)
+            return super()._load(agenda, model, now_ns)
         finally:
             vars(placement)["COPY_LOSS"] = usual
 
@@ -167,10 +167,10 @@ class Everywhere(DefaultScheduler):
 class Popular(DefaultScheduler):
     """Not kept: weights are loaded only if the model is asked for more than the one they would displace."""
 
-    def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
-        if not super()._timely(plan, model, start_ns, now_ns):
+    def _timely(self, agenda: Agenda, model: ServedModel, start_ns: int, now_ns: int) -> bool:
+        if not super()._timely(agenda, model, start_ns, now_ns):
             return False
-        room = make_room(plan.device, model, self._candidates.priority(model), by_popularity=True)
+        room = make_room(agenda.device, model, self._candidates.priority(model), by_popularity=True)
         return room is None or all(other.model.popularity < model.popularity for other in room.evicted)
 
 
@@ -181,20 +181,20 @@ class Deferred(DefaultScheduler):
 
     def __init__(self, belief: Belief) -> None:
         super().__init__(belief)
-        self._deferred: dict[LanePlan, list[Strategy]] = {}
+        self._deferred: dict[Agenda, list[Strategy]] = {}
 
-    def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
-        for strategy in self._deferred.pop(plan, ()):
+    def _top_up_exec(self, agenda: Agenda, now_ns: int) -> None:
+        for strategy in self._deferred.pop(agenda, ()):
             if strategy.queue.dues and strategy in strategy.queue.strategies:
                 self._enqueue(strategy)
-        super()._top_up_exec(plan, now_ns)
+        super()._top_up_exec(agenda, now_ns)
 
     def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
         choice = super()._best(strategy, start_ns)
         if choice is None:
             return None
         larger = next((one for one in strategy.batches if one.count > choice.batch.count), None)
-        queue, plan = strategy.queue, strategy.plan
+        queue, agenda = strategy.queue, strategy.agenda
         if larger is None or len(queue.dues) - choice.first > choice.batch.count:
             return choice
         request = queue.waiters[choice.first].request
@@ -202,10 +202,10 @@ class Deferred(DefaultScheduler):
         until_ns = queue.dues[choice.first] - larger.samples.estimate_ns - spare_ns
         if start_ns >= until_ns:
             return choice
-        self._deferred.setdefault(plan, []).append(strategy)
-        wake_ns = until_ns - plan.device.exec.network_ns
-        if wake_ns < plan.exec_timer.at_ns:
-            self._timers.set(plan.exec_timer, wake_ns)
+        self._deferred.setdefault(agenda, []).append(strategy)
+        wake_ns = until_ns - agenda.device.exec.network_ns
+        if wake_ns < agenda.exec_timer.at_ns:
+            self._timers.set(agenda.exec_timer, wake_ns)
         return None
 
 

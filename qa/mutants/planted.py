@@ -131,8 +131,8 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
      "                pass", "requests of a removed model wait for ever"),
     (f"{C}/belief", "        device.pages.release(residency.extent)", "        pass",
      "pages of weights that are gone stay taken"),
-    (f"{C}/belief", "                    device.plan.remove(strategy)", "                    pass",
-     "a plan keeps weights that are gone"),
+    (f"{C}/belief", "                    device.agenda.remove(strategy)", "                    pass",
+     "an agenda keeps weights that are gone"),
     # The worker's side.
     (f"{W}/device", "        if job.owed:", "        if True:", "a job is answered twice"),
     (f"{W}/device", "        if not job.owed:\n            return", "        if False:\n            return",

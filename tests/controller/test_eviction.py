@@ -102,9 +102,9 @@ def test_room_that_was_sought_in_vain_is_sought_again_once_more_can_be_evicted()
     made = belief("d0", pages=4)
     held, new = place(made, serve(made, "held"), "d0"), serve(made, "new")
     held.in_flight = 1
-    plan = made.devices["d0"].plan
+    agenda = made.devices["d0"].agenda
     assert make_room(made.devices["d0"], new, NEVER_NS) is None
-    assert plan.in_vain
+    assert agenda.in_vain
     held.in_flight = 0
     assert make_room(made.devices["d0"], new, NEVER_NS) is None, "it is not looked for"
     held.loosen()

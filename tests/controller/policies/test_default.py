@@ -331,9 +331,9 @@ def test_where_nobody_wants_a_load_no_lane_is_looked_at_for_one() -> None:
     made = pressed()
     assert loads(made) == ["b/1"], "it is there, and a is short of time"
     (found,) = made.controller._belief.devices.values()
-    assert not found.plan.load_blocked
+    assert not found.agenda.load_blocked
     made.request("c", slo_ms=130)
-    assert found.plan.load_blocked
+    assert found.agenda.load_blocked
 
 
 def test_a_load_waits_for_no_infers_whose_requests_are_gone() -> None:

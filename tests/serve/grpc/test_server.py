@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -462,7 +463,9 @@ def test_a_process_that_never_closed_the_server_exits() -> None:
         with grpc.insecure_channel(f"127.0.0.1:{int(process.stdout.readline())}") as channel:
             call = channel.unary_unary("/t/hold").future(b"x")
             told, errors = process.communicate(timeout=30)
-            assert (process.returncode, told, errors) == (0, "ends\n", "")
+            # gRPC's core itself may say that the connection ends under a call.
+            ours = [line for line in errors.splitlines() if not re.match(r"[IWE]\d{4} .*GOAWAY", line)]
+            assert (process.returncode, told, ours) == (0, "ends\n", [])
             assert refused(call.result).code() in {Code.CANCELLED, Code.UNAVAILABLE}
 
 

@@ -244,7 +244,7 @@ def test_a_disconnected_client_s_request_is_cancelled(gateway: RunningGateway, c
 def test_a_deadline_that_passes_cancels_too(gateway: RunningGateway, client: Any) -> None:
     gateway.controller.on_request = lambda request: None
     with pytest.raises(InferenceServerException, match=r"(?i)deadline"):
-        client.infer("ident", [tensor("X", X, "FP32")], client_timeout=1.0)
+        client.infer("ident", [tensor("X", X, "FP32")], client_timeout=3.0)  # the request gets there before
     gateway.until(lambda: gateway.controller.requests)
     (sent,) = gateway.controller.requests
     gateway.do(lambda: gateway.controller.send(gateway.controller.answer(sent, outcome=Outcome.CANCELLED)))

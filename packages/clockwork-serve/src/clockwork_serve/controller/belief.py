@@ -575,8 +575,8 @@ class Belief(Measured):
             self._emptied(queue, model)
         if model.sole is not None:
             model.sole.assign(model.demand_ns)
-            plan = model.sole.device.plan
-            if model.load_key is None and not (plan.load_blocked or plan.room_blocked or plan.in_vain):
+            agenda = model.sole.device.agenda
+            if model.load_key is None and not (agenda.load_blocked or agenda.room_blocked or agenda.in_vain):
                 return
         self.mark_dirty(model)
 
@@ -588,7 +588,7 @@ class Belief(Measured):
         if queue is not model.main:
             model.queues.pop((queue.signature, queue.rows, queue.alone, queue.level), None)
             for strategy in queue.strategies:
-                strategy.device.plan.remove(strategy)
+                strategy.device.agenda.remove(strategy)
 
     # Actions
 
@@ -725,12 +725,12 @@ class Belief(Measured):
         if residency.reserved:
             self._displace(residency)
         device.pages.release(residency.extent)
-        device.plan.in_vain.clear()
+        device.agenda.in_vain.clear()
         model.remove_residency(residency)
         for queue in model.queues.values():
             for strategy in queue.strategies:
                 if strategy.residency is residency:
-                    device.plan.remove(strategy)
+                    device.agenda.remove(strategy)
                     queue.strategies = tuple([one for one in queue.strategies if one is not strategy])
                     break
             if queue.waiters:

@@ -1,7 +1,8 @@
 """Records of belief: models, queues, requests, devices, lanes and weights, which refer to each other.
 
 A *model* has queues of *waiters* (requests that are not over) and *residencies* (its weights on a device). A
-queue has a *strategy* for each device that has its weights ready. A *device* has lanes, pages, codes, a plan.
+queue has a *strategy* for each device that has its weights ready. A *device* has lanes, pages, codes, and an
+*agenda*: its strategies by urgency.
 """
 
 from __future__ import annotations
@@ -485,15 +486,15 @@ class Watch(Timer):
 class LaneTimer(Timer):
     """When a policy is to top up a lane again."""
 
-    __slots__ = ("is_exec", "plan")
+    __slots__ = ("agenda", "is_exec")
 
-    def __init__(self, plan: LanePlan, order: int, *, is_exec: bool) -> None:
+    def __init__(self, agenda: Agenda, order: int, *, is_exec: bool) -> None:
         super().__init__(order)
-        self.plan = plan
+        self.agenda = agenda
         self.is_exec = is_exec
 
 
-class LanePlan(Record):
+class Agenda(Record):
     """A device's strategies by urgency; flags and timers are for the policy."""
 
     __slots__ = (
@@ -625,7 +626,7 @@ class Residency(Record):
     def loosen(self) -> None:
         """Have room sought anew: it may be possible to evict these weights, which it was not before."""
         if not self.considered:
-            self.device.plan.in_vain.clear()
+            self.device.agenda.in_vain.clear()
 
     def assign(self, share_ns: int) -> None:
         """Have the device serve this share of the model's demand."""
@@ -648,20 +649,20 @@ class Residency(Record):
 class Strategy(Record):
     """One way to serve a queue: on a device that has its weights READY, at one of its batch sizes."""
 
-    __slots__ = ("batches", "count", "device", "key_ns", "lane", "least", "plan", "queue", "residency")
+    __slots__ = ("agenda", "batches", "count", "device", "key_ns", "lane", "least", "queue", "residency")
 
     def __init__(self, queue: Queue, residency: Residency) -> None:
         self.queue = queue
         self.residency = residency
         self.device = residency.device
         self.lane = residency.device.exec
-        self.plan = residency.device.plan
+        self.agenda = residency.device.agenda
         self.batches = residency.code.batches(queue.signature, queue.sizes)
         """The batches that the device allows, ascending; the first runs one request."""
         self.least = residency.code.timings.infer(queue.least, queue.signature)
         """Durations of the smallest batch that the policy runs."""
         self.key_ns = NEVER_NS
-        """Its live key in its device's ``LanePlan``; NEVER_NS if it has none."""
+        """Its live key in its device's ``Agenda``; NEVER_NS if it has none."""
         self.count = 0
         """For policy ``released``: the batch (requests) that the key is for."""
 
@@ -710,10 +711,34 @@ class DeviceBelief(Record):
     """One device."""
 
     __slots__ = (
-        "codes", "delays", "demand_ns", "ends_ns", "ends_until_ns", "exec", "failed_codes", "hang_timer",
-        "idle", "index", "load", "load_key_ns", "name", "pages", "pending_codes", "plan", "reserved",
-        "retry_slots", "room_bytes", "rooms_ns", "since_ns", "slowed_ns", "spec", "stall_timer", "up", "used",
-        "warm", "worker",
+        "agenda",
+        "codes",
+        "delays",
+        "demand_ns",
+        "ends_ns",
+        "ends_until_ns",
+        "exec",
+        "failed_codes",
+        "hang_timer",
+        "idle",
+        "index",
+        "load",
+        "load_key_ns",
+        "name",
+        "pages",
+        "pending_codes",
+        "reserved",
+        "retry_slots",
+        "room_bytes",
+        "rooms_ns",
+        "since_ns",
+        "slowed_ns",
+        "spec",
+        "stall_timer",
+        "up",
+        "used",
+        "warm",
+        "worker",
     )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
@@ -746,7 +771,7 @@ class DeviceBelief(Record):
         """Demand assigned to this device, in its own time: the sum of what its residencies are assigned."""
         self.load_key_ns = NEVER_NS
         """Its key in ``feasibility.Loaders``."""
-        self.plan = LanePlan(self)
+        self.agenda = Agenda(self)
         """What the policy keeps for it."""
         self.reserved: list[Reservation] = []
         """Its plan: promised batches on its exec lane, in their order; see ``plans``."""
@@ -783,7 +808,7 @@ class DeviceBelief(Record):
 
     def lower(self, residency: Residency) -> None:
         """Weights are here that are worth less than before, or new: another device has them, too."""
-        self.plan.in_vain.clear()
+        self.agenda.in_vain.clear()
         heappush(self.idle, (residency.used, residency.version, residency))
         if len(self.idle) > 2 * len(self.pages) + IDLE_MIN:
             self.idle = [(one.used, one.version, one) for one in self.pages.holders()]

@@ -257,7 +257,7 @@ class Feasibility(Record):
             if residency.state == READY:
                 room_ns = due_ns - samples.estimate_ns - start_ns
                 if room_ns >= 0:
-                    start_ns += ahead_ns(residency.device.plan, queue.level, due_ns, room_ns)
+                    start_ns += ahead_ns(residency.device.agenda, queue.level, due_ns, room_ns)
             else:
                 start_ns = max(start_ns, residency.ready_ns)
             finish = _finish_where_loaded(residency.device, samples, start_ns)
@@ -285,7 +285,7 @@ class Feasibility(Record):
             free_ns = residency.device.exec.available_ns(now_ns)
             if residency.state == READY:
                 # The later a request is due, the more is due before it.
-                end_ns = free_ns + ahead_ns(residency.device.plan, queue.level, due_ns, NEVER_NS) + infer_ns
+                end_ns = free_ns + ahead_ns(residency.device.agenda, queue.level, due_ns, NEVER_NS) + infer_ns
                 soonest_ns = min(soonest_ns, end_ns)
             else:
                 other_end_ns = min(other_end_ns, max(free_ns, residency.ready_ns) + infer_ns)

@@ -10,8 +10,8 @@ from typing import Final
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import (
     STALE_MIN,
+    Agenda,
     DeviceBelief,
-    LanePlan,
     Residency,
     ServedModel,
 )
@@ -169,14 +169,14 @@ QUEUES_MAX: Final = 64
 """At most this many queues of a device are added up; the others are not counted."""
 
 
-def ahead_ns(plan: LanePlan, urgency: int, due_ns: int, enough_ns: int) -> int:
+def ahead_ns(agenda: Agenda, urgency: int, due_ns: int, enough_ns: int) -> int:
     """A lower bound of the lane time of requests due by ``due_ns`` whose class is no less urgent.
 
     Stops adding up above ``enough_ns``.
     """
     total_ns = 0
     cost_by_code: dict[int, int] = {}
-    for key_ns, _, strategy in plan.heap[:QUEUES_MAX]:
+    for key_ns, _, strategy in agenda.heap[:QUEUES_MAX]:
         if strategy.key_ns != key_ns:
             continue
         queue, batches = strategy.queue, strategy.batches
@@ -244,7 +244,7 @@ def make_room(
     limit = NO_LIMIT
     if by_popularity and (copies := sum([one.serves for one in model.residencies.values()])):
         limit = model.popularity - COPY_LOSS * copies
-    in_vain = device.plan.in_vain
+    in_vain = device.agenda.in_vain
     for vain_count, vain_wanted_ns, vain_limit in in_vain:
         if count >= vain_count and wanted_ns <= vain_wanted_ns and limit <= vain_limit:
             return None  # whatever can be evicted now could be then
@@ -270,7 +270,7 @@ def no_copy(device: DeviceBelief, model: ServedModel) -> bool:
     """Whether room for a further copy was sought in vain here, for this model or such a one."""
     limit = model.popularity - COPY_LOSS * len(model.residencies)
     count = device.spec.pages_of(model.model.weights.size)
-    for vain_count, _, vain_limit in device.plan.in_vain:
+    for vain_count, _, vain_limit in device.agenda.in_vain:
         if count >= vain_count and limit <= vain_limit != NO_LIMIT:
             return all(one.serves for one in model.residencies.values())
     return False
@@ -321,5 +321,5 @@ def _in_place_of_one(
     for entry in aside:
         heappush(idle, entry)
     if room is None and limit != NO_LIMIT:
-        device.plan.in_vain.append((count, NEVER_NS, beyond))
+        device.agenda.in_vain.append((count, NEVER_NS, beyond))
     return room

@@ -209,7 +209,7 @@ class Forking:
         self._twins[value] = new
         self._empty.append((value, new))
         if kind is DeviceBelief:  # records that refer to a device refer to these two, too
-            new.exec, new.plan = self.twin(value.exec), self.twin(value.plan)
+            new.exec, new.agenda = self.twin(value.exec), self.twin(value.agenda)
         return new
 
     # Containers. Sets hold no records, and no list is shared whose entries are numbers.
@@ -341,7 +341,7 @@ class Forking:
         new.residency = residency = get(old.residency) or self._residency(old.residency)
         new.device = device = residency.device
         new.lane = device.exec
-        new.plan = device.plan
+        new.agenda = device.agenda
         new.batches = self._containers.get(id(old.batches)) or self._container(old.batches)
         new.least = get(old.least) or self.twin(old.least)
         return new

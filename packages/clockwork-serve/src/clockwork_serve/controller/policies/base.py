@@ -5,7 +5,7 @@ A policy reads ``Belief`` and changes it only by ``send_infer``, ``send_load``, 
 
 What it reads:
 
-- ``device.plan``: its own heap of that device's strategies, flags and timers (``cluster.LanePlan``)
+- ``device.agenda``: its own heap of that device's strategies, flags and timers (``cluster.Agenda``)
 - ``queue.strategies``: one per device that has the queue's weights ready; ``strategy.batches`` are the ways
   to run the queue there, ascending, ``batch.samples.estimate_ns`` how long each takes
 - ``queue.dues``: the due times of its waiting requests, ascending; ``queue.waiters`` the requests
@@ -15,7 +15,7 @@ What it reads:
   and has its timer set 1 ns ahead again and again
 - ``model.residencies``: devices that have, or are loading, its weights; ``Candidates``: models that need a
   LOAD
-- ``belief.timers``: where it sets ``device.plan``'s timers, to be called again if nothing happens
+- ``belief.timers``: where it sets ``device.agenda``'s timers, to be called again if nothing happens
 - ``belief.dirty_models``: models whose demand or residencies changed since the policy last cleared it
 
 ``belief.require(queue, batch)`` has the rejecting layer count with that batch size or more, so that it
@@ -69,7 +69,7 @@ class Scheduler(Protocol):
         """Send every action that is due now; a second call at the same instant sends nothing."""
 
     def fired(self, timer: LaneTimer) -> None:
-        """A timer of the policy fired (``plan.exec_timer`` or ``plan.load_timer``)."""
+        """A timer of the policy fired (``agenda.exec_timer`` or ``agenda.load_timer``)."""
 
     def check(self) -> None:
         """Assert the policy's invariants."""

@@ -35,8 +35,8 @@ from typing import Final
 
 from clockwork_serve.controller.belief import Belief, sharers
 from clockwork_serve.controller.cluster import (
+    Agenda,
     DeviceBelief,
-    LanePlan,
     Queue,
     ServedModel,
     Strategy,
@@ -158,10 +158,10 @@ class DefaultScheduler(PaperScheduler):
         """While ``_spare``: time was short for some model."""
         self._network_ns = belief.config.network_ns
         self._capacity_ns = belief.config.capacity_ns
-        self._tight: dict[LanePlan, Tight] = {}
+        self._tight: dict[Agenda, Tight] = {}
         self._left: list[Choice] = []
         """What idle devices left to others in this decision."""
-        self._roomy: dict[LanePlan, None] = {}
+        self._roomy: dict[Agenda, None] = {}
         """Devices that have pages for copies."""
         self._all_above_ns = belief.dirty_above_ns
         """``Belief.dirty_above_ns`` where there is no memory for copies."""
@@ -175,19 +175,19 @@ class DefaultScheduler(PaperScheduler):
         )
         until_ns = arrival_ns + TIGHT_NS
         for strategy in queue.strategies:
-            tight = self._tight.get(strategy.device.plan)
+            tight = self._tight.get(strategy.device.agenda)
             if tight is not None and slo_ns == tight.slo_ns:
                 tight.until_ns = until_ns
             elif tight is None or slo_ns < tight.slo_ns or arrival_ns > tight.until_ns:
                 wait_ns = slo_ns - strategy.batches[0].samples.estimate_ns - 2 * self._network_ns
                 if wait_ns >= 0:  # else the SLO cannot be met, and shorter batches of others do not help
-                    self._tight[strategy.device.plan] = Tight(strategy, slo_ns, wait_ns, until_ns)
+                    self._tight[strategy.device.agenda] = Tight(strategy, slo_ns, wait_ns, until_ns)
         PaperScheduler.queued(self, queue)  # super() takes 100 ns more
 
     def device_lost(self, device: DeviceBelief) -> None:
         """Forget the device."""
-        self._tight.pop(device.plan, None)
-        self._roomy.pop(device.plan, None)
+        self._tight.pop(device.agenda, None)
+        self._roomy.pop(device.agenda, None)
         super().device_lost(device)
 
     def device_changed(self, device: DeviceBelief) -> None:
@@ -203,15 +203,15 @@ class DefaultScheduler(PaperScheduler):
     def _find_roomy(self, device: DeviceBelief) -> None:
         free = device.pages.count - device.pages.used
         if device.up and free > device.pages.count // KEPT_FREE:
-            self._roomy[device.plan] = None
+            self._roomy[device.agenda] = None
         else:
-            self._roomy.pop(device.plan, None)
+            self._roomy.pop(device.agenda, None)
         self._belief.dirty_above_ns = self._all_above_ns // COPIED if self._roomy else self._all_above_ns
 
     # Exec lanes
 
-    def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
-        lane, heap = plan.device.exec, plan.heap
+    def _top_up_exec(self, agenda: Agenda, now_ns: int) -> None:
+        lane, heap = agenda.device.exec, agenda.heap
         reach_ns = lane.network_ns + MARGIN_NS
         late_ns = now_ns - lane.head_end_ns
         while True:
@@ -223,46 +223,46 @@ class DefaultScheduler(PaperScheduler):
             # Full: it has work for as long as the next action takes to arrive, or its running action is so
             # late that its end cannot be predicted.
             if start_ns >= now_ns + reach_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
-                plan.exec_full = True
+                agenda.exec_full = True
                 if late_ns <= 0:  # else its next result says when there is room again
-                    self._timers.set(plan.exec_timer, start_ns - reach_ns + 1)
+                    self._timers.set(agenda.exec_timer, start_ns - reach_ns + 1)
                 return
             strategy = heappop(heap)[2]
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
             # Due times leave the slack that some device needs; this one may need more.
-            from_ns = start_ns + self._belief.extra_ns(plan.device, now_ns)
+            from_ns = start_ns + self._belief.extra_ns(agenda.device, now_ns)
             choice = self._best(strategy, from_ns)
             if choice is None:
                 self._drop_outliers(strategy, from_ns, now_ns)
                 continue
             if not lane and self._left_to_others(choice, now_ns):
                 continue
-            after = plan.top()
+            after = agenda.top()
             if after is not None:
                 band_ns = strategy.queue.band_ns
                 key_ns = choice.latest_ns + band_ns
                 # Keys are lower bounds: this one was too low, and another strategy is more urgent.
                 if key_ns > after.key_ns and key_ns > top_ns:
-                    plan.push(strategy, key_ns)
+                    agenda.push(strategy, key_ns)
                     continue
                 # If it runs first, the next one, or one of a class below, is too late: choose which to drop.
                 several = len(self._belief.waiting_by_class) > 1
                 if several or from_ns + choice.cost_ns + band_ns > after.key_ns:
-                    choice = self._least_loss(plan, choice, from_ns)
+                    choice = self._least_loss(agenda, choice, from_ns)
             if choice.batch.count < len(choice.strategy.queue.dues):
-                choice = self._better(plan, choice, from_ns, now_ns)
-            choice = self._relaxed(plan, self._fuller(choice, from_ns), now_ns)
-            if plan.device.reserved:
+                choice = self._better(agenda, choice, from_ns, now_ns)
+            choice = self._relaxed(agenda, self._fuller(choice, from_ns), now_ns)
+            if agenda.device.reserved:
                 kept = self._kept(choice, start_ns)
                 if kept is None or kept.strategy is not choice.strategy:
-                    plan.push(choice.strategy, choice.latest_ns + choice.strategy.queue.band_ns)
+                    agenda.push(choice.strategy, choice.latest_ns + choice.strategy.queue.band_ns)
                 if kept is None:
                     return
                 choice = kept
             self._send(choice, start_ns, now_ns)
 
     def schedule(self, now_ns: int) -> None:
-        """As in ``paper``; what was left to other devices stays in the plan."""
+        """As in ``paper``; what was left to other devices stays in the agenda."""
         super().schedule(now_ns)
         for choice in self._left:
             strategy = choice.strategy
@@ -276,25 +276,25 @@ class DefaultScheduler(PaperScheduler):
         Where there is little to do, few devices do it, in larger batches; the others stay idle, and can be
         seen to be needless. Not where the SLO is tight: what comes next may need the time that was left.
         """
-        strategy, plan = choice.strategy, choice.strategy.plan
+        strategy, agenda = choice.strategy, choice.strategy.agenda
         slo_ns = strategy.queue.waiters[choice.first].slo_ns
         lasts_ns = strategy.least.estimate_ns
-        if not PATIENT * lasts_ns <= slo_ns <= LAX * lasts_ns or plan.device.reserved:
+        if not PATIENT * lasts_ns <= slo_ns <= LAX * lasts_ns or agenda.device.reserved:
             return False
         if len(self._left) >= LEFT_MAX:
             return False
         limit_ns = choice.latest_ns - slo_ns // SPARED
-        if now_ns + plan.device.exec.network_ns >= limit_ns:
+        if now_ns + agenda.device.exec.network_ns >= limit_ns:
             return False
         others = 0
         for other in strategy.queue.strategies:
-            if other.device.index < plan.device.index and other.residency.serves:
+            if other.device.index < agenda.device.index and other.residency.serves:
                 others += 1
                 if other.lane.available_ns(now_ns) <= limit_ns:
                     self._left.append(choice)
-                    wake_ns = limit_ns - plan.device.exec.network_ns
-                    if wake_ns < plan.exec_timer.at_ns:
-                        self._timers.set(plan.exec_timer, wake_ns)
+                    wake_ns = limit_ns - agenda.device.exec.network_ns
+                    if wake_ns < agenda.exec_timer.at_ns:
+                        self._timers.set(agenda.exec_timer, wake_ns)
                     return True
                 if others == OTHERS_MAX:
                     break
@@ -355,14 +355,14 @@ class DefaultScheduler(PaperScheduler):
                 best = BatchChoice(waiting, batch.size, batch.samples)
         return Choice(strategy, first, best, due_ns)
 
-    def _least_loss(self, plan: LanePlan, urgent: Choice, start_ns: int) -> Choice:
+    def _least_loss(self, agenda: Agenda, urgent: Choice, start_ns: int) -> Choice:
         """The choice to run first so that as few requests as possible are late.
 
         Moore and Hodgson: in order of urgency, whenever a choice would start too late, drop the one so far
         that serves the fewest requests per lane time. Class by class: none is dropped for one of a class
-        below. All but the returned one are put back into the plan.
+        below. All but the returned one are put back into the agenda.
         """
-        rivals = self._rivals(plan, urgent, start_ns)
+        rivals = self._rivals(agenda, urgent, start_ns)
         kept: list[Choice] = []
         for choice in sorted(rivals, key=_class_and_latest):
             at = len(kept)
@@ -383,20 +383,22 @@ class DefaultScheduler(PaperScheduler):
                     winner = first
         for choice in rivals:
             if choice.strategy is not winner.strategy:
-                plan.push(choice.strategy, choice.latest_ns + choice.rank)
+                agenda.push(choice.strategy, choice.latest_ns + choice.rank)
         return winner
 
-    def _rivals(self, plan: LanePlan, urgent: Choice, start_ns: int) -> list[Choice]:
-        """The most urgent choices, taken out of the plan: those that cannot all wait for those before them.
+    def _rivals(self, agenda: Agenda, urgent: Choice, start_ns: int) -> list[Choice]:
+        """The most urgent choices, taken out of the agenda: those that cannot all wait for those before them.
 
         Where there are several classes, also those that can: one of a class below may not.
         """
         rivals, end_ns = [urgent], start_ns + urgent.cost_ns
         several = len(self._belief.waiting_by_class) > 1
-        while len(rivals) < (SCANNED_MAX if several else RIVALS_MAX) and (strategy := plan.top()) is not None:
+        while (
+            len(rivals) < (SCANNED_MAX if several else RIVALS_MAX) and (strategy := agenda.top()) is not None
+        ):
             if strategy.key_ns >= end_ns + urgent.rank and not several:
                 break
-            plan.pop()
+            agenda.pop()
             choice = self._best(strategy, start_ns)
             if choice is not None:
                 rivals.append(choice)
@@ -434,26 +436,26 @@ class DefaultScheduler(PaperScheduler):
             choice = Choice(strategy, choice.first, BatchChoice(count, batch.size, batch.samples), due_ns)
         return choice
 
-    def _better(self, plan: LanePlan, choice: Choice, start_ns: int, now_ns: int) -> Choice:
+    def _better(self, agenda: Agenda, choice: Choice, start_ns: int, now_ns: int) -> Choice:
         """The most urgent more efficient batch of another strategy, if time is short; else ``choice``.
 
         Only if this batch is smaller than one that its waiting requests could fill. Requests with much longer
         SLOs are not preferred: they can wait until time is not short. All but the returned choice are put
-        back into the plan.
+        back into the agenda.
         """
         queue, count = choice.strategy.queue, choice.batch.count
         slo_ns = queue.waiters[-1].slo_ns  # of the request that is due last, here and below
-        if now_ns - plan.device.exec.busy_since_ns <= SHORT * slo_ns:
+        if now_ns - agenda.device.exec.busy_since_ns <= SHORT * slo_ns:
             return choice
         waiting = len(queue.dues) - choice.first
         if not any(count < batch.count <= waiting for batch in choice.strategy.batches):
             return choice  # no larger batch could be filled
         passed: list[Choice] = []
         winner = choice
-        while len(passed) < SCANNED_MAX and winner is choice and (strategy := plan.top()) is not None:
+        while len(passed) < SCANNED_MAX and winner is choice and (strategy := agenda.top()) is not None:
             if strategy.queue.band_ns != queue.band_ns:
                 break  # a class of priority never gives way to a less urgent one
-            plan.pop()
+            agenda.pop()
             other = self._best(strategy, start_ns)
             if other is None:
                 continue
@@ -466,7 +468,7 @@ class DefaultScheduler(PaperScheduler):
         if winner is not choice:
             passed.append(choice)
         for other in passed:
-            plan.push(other.strategy, other.latest_ns + queue.band_ns)
+            agenda.push(other.strategy, other.latest_ns + queue.band_ns)
         return winner
 
     def _fuller(self, choice: Choice, start_ns: int) -> Choice:
@@ -483,9 +485,9 @@ class DefaultScheduler(PaperScheduler):
         fuller = Choice(strategy, first, larger, strategy.queue.dues[first])
         return fuller if start_ns + choice.cost_ns > fuller.latest_ns else choice
 
-    def _relaxed(self, plan: LanePlan, choice: Choice, now_ns: int) -> Choice:
+    def _relaxed(self, agenda: Agenda, choice: Choice, now_ns: int) -> Choice:
         """A smaller, shorter batch, if these requests are relaxed and others on this device are tight."""
-        tight = self._tight.get(plan)
+        tight = self._tight.get(agenda)
         if tight is None or now_ns > tight.until_ns:
             return choice
         strategy = choice.strategy
@@ -523,8 +525,8 @@ class DefaultScheduler(PaperScheduler):
             return
         best: DeviceBelief | None = None
         tried = idle = 0
-        for plan in islice(self._roomy, ROOMY_MAX):
-            device = plan.device
+        for agenda in islice(self._roomy, ROOMY_MAX):
+            device = agenda.device
             if COPIED * device.demand_ns >= self._capacity_ns:
                 continue  # a copy would take time from others there
             tried += 1
@@ -542,32 +544,32 @@ class DefaultScheduler(PaperScheduler):
         if extent is not None:
             self._belief.send_load(best, model, extent, best.load.available_ns(now_ns), now_ns)
             self._rank_dirty()
-            self._has_room(best.plan, now_ns)
+            self._has_room(best.agenda, now_ns)
 
-    def _load_ahead_ns(self, plan: LanePlan) -> int:
+    def _load_ahead_ns(self, agenda: Agenda) -> int:
         """As for exec lanes, only as far ahead as the network needs."""
-        device = plan.device
+        device = agenda.device
         return max(device.exec.network_ns, device.load.network_ns) + MARGIN_NS
 
-    def _has_room(self, plan: LanePlan, now_ns: int) -> bool:
+    def _has_room(self, agenda: Agenda, now_ns: int) -> bool:
         """As in ``paper``, but False while INFERs go first."""
-        return not self._infers_first(plan, now_ns) and super()._has_room(plan, now_ns)
+        return not self._infers_first(agenda, now_ns) and super()._has_room(agenda, now_ns)
 
     def _offer(self, model: ServedModel, now_ns: int) -> None:
-        for plan in tuple(self._free):
-            self._infers_first(plan, now_ns)
+        for agenda in tuple(self._free):
+            self._infers_first(agenda, now_ns)
         super()._offer(model, now_ns)
 
-    def _infers_first(self, plan: LanePlan, now_ns: int) -> bool:
+    def _infers_first(self, agenda: Agenda, now_ns: int) -> bool:
         """Whether LOADs have to wait for INFERs; if so, they are tried again when the exec lane changes.
 
         They have where both lanes use the same cores, the exec lane is pressed, and no model of a more urgent
         class needs a LOAD. One LOAD per SLO is sent even so; otherwise models that are on no device would
         starve.
         """
-        device = plan.device
+        device = agenda.device
         first = self._candidates.top() if device.spec.lanes_share else None
-        top = plan.top() if first is not None else None
+        top = agenda.top() if first is not None else None
         if first is None or top is None or not top.queue.waiters:
             return False
         queue = top.queue
@@ -578,37 +580,39 @@ class DefaultScheduler(PaperScheduler):
             or now_ns - device.load.free_ns >= slo_ns
         ):
             return False
-        self._free.pop(plan, None)
-        plan.load_blocked = True
+        self._free.pop(agenda, None)
+        agenda.load_blocked = True
         return True
 
-    def _load_one(self, plan: LanePlan, now_ns: int) -> bool:
+    def _load_one(self, agenda: Agenda, now_ns: int) -> bool:
         """Where time is short, first try models that could wait for another LOAD.
 
         Weights that are ready at the last moment are often useless: the exec lane has other work just then.
         """
         self._spare, self._short = True, False
-        sent = super()._load_one(plan, now_ns)
+        sent = super()._load_one(agenda, now_ns)
         self._spare = False
-        return sent or (self._short and super()._load_one(plan, now_ns))
+        return sent or (self._short and super()._load_one(agenda, now_ns))
 
-    def _load(self, plan: LanePlan, model: ServedModel, now_ns: int) -> bool:
+    def _load(self, agenda: Agenda, model: ServedModel, now_ns: int) -> bool:
         """As in ``paper``; a further copy is not tried again where there was room for none."""
-        if plan.in_vain and model.residencies and no_copy(plan.device, model):
+        if agenda.in_vain and model.residencies and no_copy(agenda.device, model):
             return False
-        return super()._load(plan, model, now_ns)
+        return super()._load(agenda, model, now_ns)
 
-    def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
+    def _timely(self, agenda: Agenda, model: ServedModel, start_ns: int, now_ns: int) -> bool:
         """Whether a LOAD that starts then is useful for a waiting request, or for later ones."""
-        timings = plan.device.codes[model.code_id].timings
+        timings = agenda.device.codes[model.code_id].timings
         needed_ns = timings.load(model.model.weights.size).estimate_ns
         queues = [queue for queue in model.queues.values() if queue.waiters]
         if self._spare:
-            busy_ns = now_ns - plan.device.load.busy_since_ns
+            busy_ns = now_ns - agenda.device.load.busy_since_ns
             if any(busy_ns > SHORT * queue.waiters[-1].slo_ns for queue in queues):
                 self._short = True
                 start_ns += needed_ns
-        return super()._timely(plan, model, start_ns, now_ns) or self._for_others(queues, timings, needed_ns)
+        return super()._timely(agenda, model, start_ns, now_ns) or self._for_others(
+            queues, timings, needed_ns
+        )
 
     def _for_others(self, queues: list[Queue], timings: Timings, needed_ns: int) -> bool:
         """Whether a LOAD takes longer than the SLO of a waiting request, so that only later ones profit."""

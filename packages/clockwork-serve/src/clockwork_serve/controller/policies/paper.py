@@ -14,8 +14,8 @@ from typing import Final
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import (
+    Agenda,
     DeviceBelief,
-    LanePlan,
     LaneTimer,
     Queue,
     Residency,
@@ -47,11 +47,11 @@ class PaperScheduler(Record):
         self._by_popularity = False
         """Weights of the least popular models are evicted first, not those least recently used."""
         self._candidates = Candidates(belief)
-        self._changed: list[LanePlan] = []
+        self._changed: list[Agenda] = []
         """Devices whose exec lanes are to be topped up in the next ``schedule``, in order of change."""
-        self._free: dict[LanePlan, None] = {}
+        self._free: dict[Agenda, None] = {}
         """Devices whose load lanes had room when last checked."""
-        self._dirty_loads: list[LanePlan] = []
+        self._dirty_loads: list[Agenda] = []
         """Devices for which all candidates are to be tried; the others need to try new candidates only."""
         self._new_candidates: list[ServedModel] = []
         """Candidates whose demand or residencies changed."""
@@ -63,16 +63,16 @@ class PaperScheduler(Record):
         """A request was queued: update the keys of its queue's strategies."""
         alone = len(queue.dues) == 1
         for strategy in queue.strategies:
-            plan = strategy.plan
+            agenda = strategy.agenda
             if alone:
                 key_ns = queue.dues[0] - strategy.batches[0].samples.estimate_ns + queue.band_ns
                 if key_ns < strategy.key_ns:
-                    plan.push(strategy, key_ns)
+                    agenda.push(strategy, key_ns)
             else:
                 self._enqueue(strategy)
-            if not plan.exec_full and not plan.changed:
-                plan.changed = True
-                self._changed.append(plan)
+            if not agenda.exec_full and not agenda.changed:
+                agenda.changed = True
+                self._changed.append(agenda)
 
     def loaded(self, residency: Residency) -> None:
         """Weights became ready: add the new strategies."""
@@ -82,64 +82,64 @@ class PaperScheduler(Record):
             strategy = queue.strategies[-1]
             if queue.waiters and strategy.residency is residency:
                 self._enqueue(strategy)
-        self._mark_exec_dirty(residency.device.plan)
+        self._mark_exec_dirty(residency.device.agenda)
 
     def exec_changed(self, device: DeviceBelief) -> None:
         """Have the exec lane topped up, and the load lane, if a candidate was declined there."""
-        plan = device.plan
-        if plan.may_load():
-            self._mark_load_dirty(plan)
-        if plan.exec_full:
-            timer_ns = plan.exec_timer.at_ns
+        agenda = device.agenda
+        if agenda.may_load():
+            self._mark_load_dirty(agenda)
+        if agenda.exec_full:
+            timer_ns = agenda.exec_timer.at_ns
             if timer_ns != NEVER_NS and device.exec.free_ns - self._look_ahead_ns >= timer_ns - 1:
                 return  # it is still full until the timer fires
-            plan.exec_full = False
-        if not plan.changed:
-            plan.changed = True
-            self._changed.append(plan)
+            agenda.exec_full = False
+        if not agenda.changed:
+            agenda.changed = True
+            self._changed.append(agenda)
 
     def load_changed(self, device: DeviceBelief) -> None:
         """Have the load lane topped up."""
-        self._mark_load_dirty(device.plan)
+        self._mark_load_dirty(device.agenda)
 
     def device_changed(self, device: DeviceBelief) -> None:
         """Have both lanes topped up."""
-        device.plan.exec_full = False
-        self._mark_exec_dirty(device.plan)
-        self._mark_load_dirty(device.plan)
+        device.agenda.exec_full = False
+        self._mark_exec_dirty(device.agenda)
+        self._mark_load_dirty(device.agenda)
 
     def device_lost(self, device: DeviceBelief) -> None:
         """Drop what is kept for the device."""
-        plan = device.plan
-        plan.heap.clear()
-        self._free.pop(plan, None)
-        self._timers.set(plan.exec_timer, NEVER_NS)
-        self._timers.set(plan.load_timer, NEVER_NS)
+        agenda = device.agenda
+        agenda.heap.clear()
+        self._free.pop(agenda, None)
+        self._timers.set(agenda.exec_timer, NEVER_NS)
+        self._timers.set(agenda.load_timer, NEVER_NS)
 
     def fired(self, timer: LaneTimer) -> None:
         """A lane that was full has room again."""
-        plan = timer.plan
+        agenda = timer.agenda
         if not timer.is_exec:
-            self._mark_load_dirty(plan)
+            self._mark_load_dirty(agenda)
             return
-        plan.exec_full = False
-        if not plan.changed:
-            plan.changed = True
-            self._changed.append(plan)
+        agenda.exec_full = False
+        if not agenda.changed:
+            agenda.changed = True
+            self._changed.append(agenda)
 
-    def _mark_exec_dirty(self, plan: LanePlan) -> None:
-        if not plan.exec_full and not plan.changed:
-            plan.changed = True
-            self._changed.append(plan)
+    def _mark_exec_dirty(self, agenda: Agenda) -> None:
+        if not agenda.exec_full and not agenda.changed:
+            agenda.changed = True
+            self._changed.append(agenda)
 
-    def _mark_load_dirty(self, plan: LanePlan) -> None:
-        plan.load_blocked = plan.room_blocked = False
-        if not plan.load_dirty:
-            plan.load_dirty = True
-            self._dirty_loads.append(plan)
+    def _mark_load_dirty(self, agenda: Agenda) -> None:
+        agenda.load_blocked = agenda.room_blocked = False
+        if not agenda.load_dirty:
+            agenda.load_dirty = True
+            self._dirty_loads.append(agenda)
 
     def _enqueue(self, strategy: Strategy) -> None:
-        """Add a strategy to the plan, keyed by the latest start of its largest batch that can be filled."""
+        """Add a strategy to the agenda, keyed by the latest start of its largest batch that can be filled."""
         dues, batches = strategy.queue.dues, strategy.batches
         waiting = len(dues)
         batch = batches[0]
@@ -150,7 +150,7 @@ class PaperScheduler(Record):
                 batch = other
         key_ns = dues[0] - batch.samples.estimate_ns + strategy.queue.band_ns
         if key_ns < strategy.key_ns:
-            strategy.plan.push(strategy, key_ns)
+            strategy.agenda.push(strategy, key_ns)
 
     # Choices
 
@@ -158,15 +158,15 @@ class PaperScheduler(Record):
         """Top up the lanes of every device that changed."""
         changed = self._changed
         if changed:
-            for plan in changed:
-                plan.changed = False
-                self._top_up_exec(plan, now_ns)
+            for agenda in changed:
+                agenda.changed = False
+                self._top_up_exec(agenda, now_ns)
             changed.clear()
         if self._dirty_loads or (self._free and self._belief.dirty_models):
             self._top_up_loads(now_ns)
 
-    def _top_up_exec(self, plan: LanePlan, now_ns: int) -> None:
-        lane, heap = plan.device.exec, plan.heap
+    def _top_up_exec(self, agenda: Agenda, now_ns: int) -> None:
+        lane, heap = agenda.device.exec, agenda.heap
         late_ns, full_from_ns = now_ns - lane.head_end_ns, now_ns + self._look_ahead_ns
         while True:
             while heap and heap[0][2].key_ns != heap[0][0]:
@@ -175,9 +175,9 @@ class PaperScheduler(Record):
                 return
             start_ns = lane.available_ns(now_ns)
             if start_ns >= full_from_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
-                plan.exec_full = True
+                agenda.exec_full = True
                 if late_ns <= 0:  # else its next result says when there is room again
-                    self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
+                    self._timers.set(agenda.exec_timer, start_ns - self._look_ahead_ns + 1)
                 return
             strategy = heappop(heap)[2]
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
@@ -187,8 +187,8 @@ class PaperScheduler(Record):
                 continue
             batch, first, latest_ns = fit
             urgency_ns = latest_ns + strategy.queue.band_ns
-            if urgency_ns > top_ns and (after := plan.top()) is not None and urgency_ns > after.key_ns:
-                plan.push(strategy, urgency_ns)
+            if urgency_ns > top_ns and (after := agenda.top()) is not None and urgency_ns > after.key_ns:
+                agenda.push(strategy, urgency_ns)
                 continue
             self._belief.send_infer(strategy, batch, first, start_ns, now_ns)
             if strategy.queue.dues:
@@ -235,10 +235,10 @@ class PaperScheduler(Record):
         while self._dirty_loads or self._new_candidates:
             if self._dirty_loads:
                 awake, self._dirty_loads = self._dirty_loads, []
-                for plan in awake:
-                    plan.load_dirty = False
-                    if plan.device.up and self._has_room(plan, now_ns) and self._load_one(plan, now_ns):
-                        self._mark_load_dirty(plan)
+                for agenda in awake:
+                    agenda.load_dirty = False
+                    if agenda.device.up and self._has_room(agenda, now_ns) and self._load_one(agenda, now_ns):
+                        self._mark_load_dirty(agenda)
                 continue
             fresh, self._new_candidates = self._new_candidates, []
             if len(fresh) > 1:
@@ -257,33 +257,33 @@ class PaperScheduler(Record):
             for residency in model.residencies.values():
                 if not residency.in_flight:
                     residency.loosen()
-                if not model.waiting and residency.device.plan.may_load():
-                    self._mark_load_dirty(residency.device.plan)
+                if not model.waiting and residency.device.agenda.may_load():
+                    self._mark_load_dirty(residency.device.agenda)
         dirty.clear()
 
-    def _has_room(self, plan: LanePlan, now_ns: int) -> bool:
+    def _has_room(self, agenda: Agenda, now_ns: int) -> bool:
         """Whether a load lane has room for a LOAD; if not, its timer or next result has it tried again."""
-        lane = plan.device.load
-        ahead_ns = self._load_ahead_ns(plan)
+        lane = agenda.device.load
+        ahead_ns = self._load_ahead_ns(agenda)
         if lane.available_ns(now_ns) < now_ns + ahead_ns:
-            self._free[plan] = None
+            self._free[agenda] = None
             return True
-        self._free.pop(plan, None)
+        self._free.pop(agenda, None)
         if lane.overdue_ns(now_ns) <= 0:
-            self._timers.set(plan.load_timer, lane.available_ns(now_ns) - ahead_ns + 1)
+            self._timers.set(agenda.load_timer, lane.available_ns(now_ns) - ahead_ns + 1)
         return False
 
-    def _load_ahead_ns(self, _: LanePlan) -> int:
+    def _load_ahead_ns(self, _: Agenda) -> int:
         """A load lane is topped up when it will be free in less than this."""
         return self._look_ahead_ns
 
-    def _load_one(self, plan: LanePlan, now_ns: int) -> bool:
+    def _load_one(self, agenda: Agenda, now_ns: int) -> bool:
         """Send a LOAD of the first candidate for which it is useful on a device; true if one was sent."""
         passed: list[ServedModel] = []
         sent = False
         while len(passed) < SURFACED_MAX and (model := self._candidates.pop()) is not None:
             passed.append(model)
-            if self._load(plan, model, now_ns):
+            if self._load(agenda, model, now_ns):
                 sent = True
                 break
         for model in passed:
@@ -292,31 +292,31 @@ class PaperScheduler(Record):
 
     def _offer(self, model: ServedModel, now_ns: int) -> None:
         """Send a LOAD of a model to the first device with room for which it is useful."""
-        for plan in self._free:
-            if self._load(plan, model, now_ns):
+        for agenda in self._free:
+            if self._load(agenda, model, now_ns):
                 return
 
-    def _load(self, plan: LanePlan, model: ServedModel, now_ns: int) -> bool:
+    def _load(self, agenda: Agenda, model: ServedModel, now_ns: int) -> bool:
         """Send a LOAD of a model to a device whose lane has room, if it is useful; true if it was sent."""
-        device = plan.device
+        device = agenda.device
         if device.name in model.residencies or model.code_id not in device.codes:
             return False
         start_ns = device.load.available_ns(now_ns)
-        if not self._timely(plan, model, start_ns, now_ns) and not (
+        if not self._timely(agenda, model, start_ns, now_ns) and not (
             self._reset_stale_load(device, model, start_ns, now_ns)
-            and self._timely(plan, model, start_ns, now_ns)
+            and self._timely(agenda, model, start_ns, now_ns)
         ):
             return False
         wanted_ns = NEVER_NS if self._negative else self._candidates.priority(model)
         room = make_room(device, model, wanted_ns, by_popularity=self._by_popularity)
         if room is None:
-            plan.room_blocked = plan.room_blocked or not model.residencies
+            agenda.room_blocked = agenda.room_blocked or not model.residencies
             return False
         for residency in room.evicted:
             self._belief.send_unload(residency, now_ns)
         self._belief.send_load(device, model, room.extent, start_ns, now_ns)
         self._rank_dirty()
-        self._has_room(plan, now_ns)
+        self._has_room(agenda, now_ns)
         return True
 
     def _reset_stale_load(self, device: DeviceBelief, model: ServedModel, start_ns: int, now_ns: int) -> bool:
@@ -331,11 +331,11 @@ class PaperScheduler(Record):
                     timings.reset_stale(samples, ready_ns - start_ns, now_ns)
         return samples.estimate_ns < old_estimate_ns
 
-    def _timely(self, plan: LanePlan, model: ServedModel, start_ns: int, now_ns: int) -> bool:
+    def _timely(self, agenda: Agenda, model: ServedModel, start_ns: int, now_ns: int) -> bool:
         """Whether a waiting request can be in time after a LOAD at ``start_ns`` (not in released code)."""
         if self._negative:
             return True
-        device = plan.device
+        device = agenda.device
         timings = device.codes[model.code_id].timings
         ready_ns = start_ns + timings.load(model.model.weights.size).estimate_ns
         exec_free_ns = device.exec.available_ns(now_ns)
@@ -348,7 +348,7 @@ class PaperScheduler(Record):
                         return True
                     soon = True
         if soon:
-            plan.load_blocked = True
+            agenda.load_blocked = True
         return False
 
     def check(self) -> None:
@@ -356,7 +356,7 @@ class PaperScheduler(Record):
         for model in self._belief.models.values():
             for queue in model.queues.values():
                 for strategy in queue.strategies:
-                    strategy.plan.check(strategy)
+                    strategy.agenda.check(strategy)
         self._candidates.check()
 
 

@@ -27,7 +27,7 @@ from bisect import bisect_left
 from heapq import heappop
 from typing import Final
 
-from clockwork_serve.controller.cluster import LanePlan, Queue, Strategy
+from clockwork_serve.controller.cluster import Agenda, Queue, Strategy
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.policies.paper import Fit, PaperScheduler
 from clockwork_serve.controller.timers import NEVER_NS
@@ -47,7 +47,7 @@ class ReleasedScheduler(PaperScheduler):
             queue.floors.clear()
         for strategy in queue.strategies:
             self._enqueue(strategy)
-            self._mark_exec_dirty(strategy.plan)
+            self._mark_exec_dirty(strategy.agenda)
 
     def _enqueue(self, strategy: Strategy) -> None:
         if strategy.key_ns == NEVER_NS:
@@ -65,7 +65,7 @@ class ReleasedScheduler(PaperScheduler):
                 urgent_ns = dues[first] - batch.samples.estimate_ns
                 strategy.count = batch.count
         if urgent_ns != NEVER_NS:
-            strategy.plan.push(strategy, urgent_ns)
+            strategy.agenda.push(strategy, urgent_ns)
 
     def schedule(self, now_ns: int) -> None:
         """Top up the lanes of every device that changed, in turns."""
@@ -73,24 +73,24 @@ class ReleasedScheduler(PaperScheduler):
         if changed:
             self._turn += 1
             at = self._turn % len(changed)
-            plans, self._changed = changed[at:] + changed[:at], []
-            for plan in plans:
-                plan.changed = False
-            while plans:
-                plans = [plan for plan in plans if self._send_one(plan, now_ns)]
+            agendas, self._changed = changed[at:] + changed[:at], []
+            for agenda in agendas:
+                agenda.changed = False
+            while agendas:
+                agendas = [agenda for agenda in agendas if self._send_one(agenda, now_ns)]
         super().schedule(now_ns)
 
-    def _send_one(self, plan: LanePlan, now_ns: int) -> bool:
+    def _send_one(self, agenda: Agenda, now_ns: int) -> bool:
         """Send an INFER to a device if its lane has room; true if one was sent."""
-        lane, heap = plan.device.exec, plan.heap
+        lane, heap = agenda.device.exec, agenda.heap
         start_ns = lane.available_ns(now_ns)
         late_ns = now_ns - lane.head_end_ns
         full = start_ns >= now_ns + self._look_ahead_ns or (late_ns > self._lag_ns and len(lane) > 1)
-        while plan.top() is not None:
+        while agenda.top() is not None:
             if full:
-                plan.exec_full = True
+                agenda.exec_full = True
                 if late_ns <= 0:  # else its next result says when there is room again
-                    self._timers.set(plan.exec_timer, start_ns - self._look_ahead_ns + 1)
+                    self._timers.set(agenda.exec_timer, start_ns - self._look_ahead_ns + 1)
                 return False
             strategy = heappop(heap)[2]
             strategy.key_ns = NEVER_NS
