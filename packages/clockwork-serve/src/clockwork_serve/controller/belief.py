@@ -593,17 +593,19 @@ class Belief(Measured):
     # Actions
 
     def send_infer(
-        self, strategy: Strategy, batch: BatchChoice, first: int, start_ns: int, now_ns: int
-    ) -> None:
+        self, strategy: Strategy, batch: BatchChoice, first: int, start_ns: int, now_ns: int,
+        planned: list[Waiter] | None = None,
+    ) -> None:  # fmt: skip
         """Send ``batch.count`` requests, from index ``first`` of the strategy's queue, as an INFER.
 
-        Requests of other classes that can be in time take the places that its own requests leave free.
+        Or those that were planned together, between which others of the queue may be due. Requests of other
+        classes that can be in time take the places that its own requests leave free.
         """
         residency, device, queue = strategy.residency, strategy.device, strategy.queue
         model = queue.model
         expected_ns = batch.samples.estimate_ns
         others = sharers(queue)
-        waiters = self._take(queue, first, batch.count)
+        waiters = self._take(queue, first, batch.count) if planned is None else self._take_out(queue, planned)
         for other in others:
             if len(waiters) < batch.count:
                 first = bisect_left(other.dues, start_ns + expected_ns)
@@ -637,7 +639,15 @@ class Belief(Measured):
 
     def _take(self, queue: Queue, first: int, count: int) -> list[Waiter]:
         """Remove up to ``count`` requests from a queue, from index ``first``."""
-        waiters = queue.take(first, count)
+        return self._taken(queue, queue.take(first, count))
+
+    def _take_out(self, queue: Queue, waiters: list[Waiter]) -> list[Waiter]:
+        """Remove these requests from a queue."""
+        for waiter in waiters:
+            queue.remove(waiter)
+        return self._taken(queue, waiters)
+
+    def _taken(self, queue: Queue, waiters: list[Waiter]) -> list[Waiter]:
         demand_ns = 0
         for waiter in waiters:
             demand_ns += waiter.demand_ns

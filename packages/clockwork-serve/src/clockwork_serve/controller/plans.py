@@ -7,6 +7,7 @@ fails in this order, it fails in any.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from typing import Final
 
@@ -191,6 +192,33 @@ def plan_of(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
         rooms_ns[at] = room_ns = min(room_ns, one.due_ns - one.margin_ns - ends_ns[at + 1])
     device.ends_until_ns = now_ns + KEPT_NS
     return ends_ns, rooms_ns
+
+
+def fits_beside(
+    device: DeviceBelief, rivals: list[tuple[int, int]], due_ns: int, lasts_ns: int, now_ns: int
+) -> bool:
+    """Whether a batch fits a plan together with its rivals, as far as those fit without it.
+
+    Rivals, best first, are (when it has to end, how long it takes), as the batch is ``due_ns``, ``lasts_ns``.
+    """
+    ends_ns, _ = plan_of(device, now_ns)
+    batches = [
+        (one.due_ns - one.margin_ns, ends_ns[at + 1] - ends_ns[at]) for at, one in enumerate(device.reserved)
+    ]
+    for rival in rivals:
+        insort(batches, rival)
+        if not _in_time(batches, ends_ns[0]):
+            batches.remove(rival)
+    insort(batches, (due_ns, lasts_ns))
+    return _in_time(batches, ends_ns[0])
+
+
+def _in_time(batches: list[tuple[int, int]], start_ns: int) -> bool:
+    for due_ns, lasts_ns in batches:
+        start_ns += lasts_ns
+        if start_ns > due_ns:
+            return False
+    return True
 
 
 def check(device: DeviceBelief) -> None:

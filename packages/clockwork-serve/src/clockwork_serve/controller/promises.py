@@ -10,10 +10,13 @@ first reservation runs.
 How requests are put into batches is a heuristic, judged by simulation:
 
 - A request joins the first reservation of its queue that can take it without making another one late.
-- A reservation occupies the time of the batch size that is best for the requests expected until it starts,
-  by its model's arrival rate. Otherwise plans fill with batches of one, and have no room for those who join.
-- A reservation is opened only if time is left (``spare_ns``), less for several requests than for one. So
-  the room that overload leaves goes to models of which several are asked for at once.
+- A reservation is opened as late as possible, when the verdict of its first request is due: others may have
+  come, for this model or for better batches of others.
+- It occupies the time of the batch size that is best for the requests expected until it starts, by its
+  model's arrival rate. Otherwise plans fill with batches of one, and have no room for those who join.
+- It is opened only if time is left (``spare_ns``), less for several requests than for one, and only if it
+  leaves room for *rivals*: batches of undecided requests that go first by class or use time better. So the
+  room that overload leaves goes to models of which several are asked for at once.
 
 The weights of a promised request are not evicted. If they are on no device, the LOAD is part of the promise
 and is sent with it.
@@ -41,6 +44,7 @@ from clockwork_serve.controller.plans import (
     batch_for,
     check,
     enter,
+    fits_beside,
     free_ns,
     hold,
     margin_ns,
@@ -51,16 +55,28 @@ from clockwork_serve.controller.plans import (
 )
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import Infer, Load, Request, Result
-from clockwork_serve.units import NS_PER_MS
+from clockwork_serve.units import NS_PER_US
 
-AT_ONCE_NS: Final = 8 * NS_PER_MS
+AT_ONCE_NS: Final = 9_500 * NS_PER_US
 AT_ONCE: Final = 12
 """A verdict at the door may take this long, or this part (1 / ``AT_ONCE``) of the SLO if that is shorter."""
 
-SPARE: Final = 10
-"""A reservation is opened for one request if this part (1 / ``SPARE``) of its SLO, or the time for verdicts
-if that is longer, is left over in the plan, and up to twice as much the more is refused. For two requests
-half of it is enough, and so on."""
+SPARE: Final = 50
+SPARE_REFUSED: Final = 5
+"""A reservation is opened for one request if these parts of its SLO are left over in the plan: 1 / ``SPARE``,
+and, by the share of requests refused, up to 1 / ``SPARE_REFUSED``."""
+
+SEVERAL: Final = 3
+"""For each further request that part (1 / ``SEVERAL``) of it is enough."""
+
+DISPLACED_NS: Final = -1
+"""Instead of a spare time: for requests that are promised already, whatever it takes."""
+
+RIVALS_MAX: Final = 32
+"""At most so many undecided requests are looked at for rivals."""
+
+BETTER_OF_TEN: Final = 9
+"""A rival serves at least 9 requests in the time in which the batch at hand serves 10."""
 
 REFUSED_BITS: Final = 6
 REFUSED_ALL: Final = 1 << 10
@@ -133,12 +149,16 @@ class Promises(Timer):
         displaced = self._belief.displaced
         for waiter in displaced:
             if waiter.state == WAITING and waiter.place is None:
-                self._open(waiter.queue, [waiter], 0, now_ns)
+                self._open(waiter.queue, [waiter], DISPLACED_NS, now_ns)
         displaced.clear()
         for waiter in self._new:
             if waiter.state > SENT:
                 continue
-            if self._decide(waiter, now_ns):
+            if waiter.state == SENT:
+                waiter.promised_ns = now_ns
+            elif waiter.promised_ns < 0:
+                self._join_all(waiter.queue, now_ns)
+            if waiter.promised_ns >= 0:
                 self._refused -= self._refused >> REFUSED_BITS
             else:
                 heappush(self._undecided, (self.verdict_ns(waiter), self._belief.next_id(), waiter))
@@ -157,26 +177,46 @@ class Promises(Timer):
                     found = REFUSED_ALL
                 self._refused += (found - self._refused) >> REFUSED_BITS
         self._belief.timers.set(self, undecided[0][0] if undecided else NEVER_NS)
-        return refused
+        # A batch that was opened for a later one may have taken in an earlier one.
+        return [waiter for waiter in refused if waiter.promised_ns < 0]
 
     def _decide(self, waiter: Waiter, now_ns: int) -> bool:
         """Promise a request if that can be kept; that it was sent is a promise, too."""
         if waiter.promised_ns < 0:
             if waiter.state == SENT:
                 waiter.promised_ns = now_ns
-            elif not self._join(waiter, now_ns):
-                self._open_all(waiter.queue, now_ns)
+            else:
+                self._join_all(waiter.queue, now_ns)
+                if waiter.promised_ns < 0:
+                    self._open_all(waiter.queue, now_ns)
         return waiter.promised_ns >= 0
+
+    def _undecided_of(self, queue: Queue) -> list[Waiter]:
+        """The undecided requests of a queue by due time, at most what one batch takes."""
+        found = []
+        for waiter in queue.waiters:
+            if waiter.promised_ns < 0 and self.asked(waiter.request):
+                found.append(waiter)
+                if len(found) == queue.sizes[-1][0]:
+                    break
+        return found
+
+    def _join_all(self, queue: Queue, now_ns: int) -> None:
+        """Promise undecided requests of a queue that can join its reservations: first due, first promised.
+
+        So a batch never leaves out one that is due between two of its requests.
+        """
+        if queue.reserved:
+            for waiter in self._undecided_of(queue):
+                if not self._join(waiter, now_ns):
+                    return
 
     def _open_all(self, queue: Queue, now_ns: int) -> None:
         """Open a reservation for the undecided requests of a queue, as far as one batch takes them."""
-        waiters = [one for one in queue.waiters if one.promised_ns < 0 and self.asked(one.request)]
-        del waiters[queue.sizes[-1][0] :]
-        first = waiters[0]
-        spare_ns = max(first.slo_ns // SPARE, self._decide_of(first)) * (REFUSED_ALL + self._refused)
-        spare_ns //= REFUSED_ALL
-        spare_ns >>= len(waiters) - 1
-        self._open(queue, waiters, spare_ns, now_ns)
+        waiters = self._undecided_of(queue)
+        part = REFUSED_ALL * SPARE_REFUSED + SPARE * self._refused
+        spare_ns = waiters[0].slo_ns * part // (REFUSED_ALL * SPARE_REFUSED * SPARE)
+        self._open(queue, waiters, spare_ns // SEVERAL ** (len(waiters) - 1), now_ns)
 
     def _promise(self, waiter: Waiter, reservation: Reservation, now_ns: int) -> None:
         """Add a request to a reservation; those of its queue exchange requests: first due, first planned.
@@ -280,13 +320,47 @@ class Promises(Timer):
         start_ns = max(ends_ns[at], ready_ns)
         if start_ns > due_ns:
             return NEVER_NS
-        end_ns = start_ns + planned_ns(queue.model, batches, len(waiters), start_ns, now_ns) + spare_ns
-        if (
-            end_ns + margin_ns(waiters[0].slo_ns, batches[0].samples) > due_ns
-            or end_ns - ends_ns[at] > rooms_ns[at]
-        ):
+        lasts_ns = planned_ns(queue.model, batches, len(waiters), start_ns, now_ns)
+        end_ns = start_ns + lasts_ns + max(0, spare_ns)
+        due_ns -= margin_ns(waiters[0].slo_ns, batches[0].samples)
+        if end_ns > due_ns or end_ns - ends_ns[at] > rooms_ns[at]:
             return NEVER_NS
+        if spare_ns != DISPLACED_NS:
+            rivals = self._rivals(device, queue, len(waiters), lasts_ns)
+            if rivals and not fits_beside(device, rivals, due_ns, lasts_ns, now_ns):
+                return NEVER_NS
         return end_ns
+
+    def _rivals(self, device: DeviceBelief, queue: Queue, count: int, lasts_ns: int) -> list[tuple[int, int]]:
+        """Batches of undecided requests of other queues that precede one on a device, best first.
+
+        Each as (when it has to end, its duration divided by the number of devices that could run it). They
+        are of a more urgent class, or of the same one and about as efficient or more.
+        """
+        found: list[tuple[int, float, int, int]] = []
+        seen = {queue}
+        for _, _, waiter in self._undecided[:RIVALS_MAX]:
+            other = waiter.queue
+            if other in seen or waiter.promised_ns >= 0 or waiter.state != WAITING:
+                continue
+            seen.add(other)
+            residency = other.model.residencies.get(device.name)
+            if residency is None or other.band_ns > queue.band_ns:
+                continue
+            waiters = self._undecided_of(other)
+            batches = residency.code.batches(other.signature, other.sizes)
+            batch = batch_for(batches, len(waiters)) or batches[-1]
+            cost_ns = batch.samples.estimate_ns
+            if (
+                other.band_ns == queue.band_ns
+                and 10 * len(waiters) * lasts_ns < BETTER_OF_TEN * count * cost_ns
+            ):
+                continue
+            due_ns = waiters[0].due_ns - margin_ns(waiters[0].slo_ns, batches[0].samples)
+            each_ns = cost_ns / len(waiters)
+            found.append((other.band_ns, each_ns, due_ns, cost_ns // len(other.model.residencies)))
+        found.sort()
+        return [(due_ns, cost_ns) for _, _, due_ns, cost_ns in found]
 
     def soonest(self, queue: Queue, now_ns: int) -> tuple[DeviceBelief, int, int] | None:
         """The device that would end one more request of a queue first, when, and how long that takes.
@@ -303,7 +377,8 @@ class Promises(Timer):
 
     def slo_ns(self, needed_ns: int) -> int:
         """The SLO with which one request is accepted that ends so long after its arrival."""
-        return needed_ns * SPARE * REFUSED_ALL // (SPARE * REFUSED_ALL - REFUSED_ALL - self._refused)
+        all_ = REFUSED_ALL * SPARE_REFUSED * SPARE
+        return needed_ns * all_ // (all_ - REFUSED_ALL * SPARE_REFUSED - SPARE * self._refused)
 
     def check(self) -> None:
         """Assert that every request that waits is promised, or has a verdict pending."""

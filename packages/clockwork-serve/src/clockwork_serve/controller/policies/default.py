@@ -38,8 +38,10 @@ from clockwork_serve.controller.cluster import (
     Agenda,
     DeviceBelief,
     Queue,
+    Reservation,
     ServedModel,
     Strategy,
+    Waiter,
 )
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, popularity_after
@@ -102,17 +104,21 @@ TIGHT_NS: Final = NS_PER_S
 
 
 class Choice:
-    """A batch that a strategy could run now: requests from index ``first`` on.
+    """A batch that a strategy could run now: requests from index ``first`` on, or ``waiters`` if given.
 
     It must start by ``latest_ns`` and takes ``lasts_ns``; ``cost_ns`` is ``lasts_ns`` divided by the number
     of devices that could serve the queue.
     """
 
-    __slots__ = ("batch", "cost_ns", "first", "lasts_ns", "latest_ns", "rank", "strategy")
+    __slots__ = ("batch", "cost_ns", "first", "lasts_ns", "latest_ns", "rank", "strategy", "waiters")
 
-    def __init__(self, strategy: Strategy, first: int, batch: BatchChoice, due_ns: int) -> None:
+    def __init__(
+        self, strategy: Strategy, first: int, batch: BatchChoice, due_ns: int,
+        waiters: list[Waiter] | None = None,
+    ) -> None:  # fmt: skip
         self.strategy = strategy
         self.first = first
+        self.waiters = waiters
         self.batch = batch
         self.lasts_ns = batch.samples.estimate_ns
         self.latest_ns = due_ns - self.lasts_ns
@@ -302,31 +308,47 @@ class DefaultScheduler(PaperScheduler):
 
     def _send(self, choice: Choice, start_ns: int, now_ns: int) -> None:
         strategy = choice.strategy
-        self._belief.send_infer(strategy, choice.batch, choice.first, start_ns, now_ns)
+        self._belief.send_infer(strategy, choice.batch, choice.first, start_ns, now_ns, choice.waiters)
         if strategy.queue.dues:
             self._enqueue(strategy)
 
     def _kept(self, choice: Choice, start_ns: int) -> Choice | None:
         """The choice, if as many promises are kept after it; else the first reservation that keeps as many.
 
-        None if there is none but one whose weights are still loading: the lane waits for them.
+        If there is none, that which keeps most. None if all of them are for weights that are still loading:
+        the lane waits for them.
         """
         device, queue = choice.strategy.device, choice.strategy.queue
         waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
         if not missed(device, waiters, start_ns + choice.lasts_ns, margin=True):
             return choice
-        lost = missed(device, [], start_ns, margin=False)
-        if lost and missed(device, waiters, start_ns + choice.lasts_ns, margin=False) <= lost:
+        least = missed(device, [], start_ns, margin=False)
+        if least and missed(device, waiters, start_ns + choice.lasts_ns, margin=False) <= least:
             return choice
+        best, most = None, NEVER_NS
         for one in device.reserved:
             if one.residency.state == READY:
-                first = one.queue.waiters.index(one.waiters[0])
-                waiters = one.queue.waiters[first : first + one.batch.count]
-                batch = BatchChoice(len(waiters), one.batch.size, one.batch.samples)
-                if missed(device, waiters, start_ns + batch.samples.estimate_ns, margin=False) <= lost:
-                    strategy = next(each for each in one.queue.strategies if each.residency is one.residency)
-                    return Choice(strategy, first, batch, one.due_ns)
-        return None
+                planned = self._planned(one)
+                lost = missed(device, planned.waiters or [], start_ns + planned.lasts_ns, margin=False)
+                if lost < most:
+                    best, most = planned, lost
+                if lost <= least:
+                    break
+        return best
+
+    def _planned(self, reservation: Reservation) -> Choice:
+        """A reservation's batch, filled up with requests of its queue that are due no sooner."""
+        queue, batch, residency = reservation.queue, reservation.batch, reservation.residency
+        first = queue.waiters.index(reservation.waiters[0])
+        waiters = list(reservation.waiters)
+        for waiter in queue.waiters[first:]:
+            if len(waiters) == batch.count:
+                break
+            if waiter.place is not reservation:
+                waiters.append(waiter)
+        strategy = next(each for each in queue.strategies if each.residency is residency)
+        filled = BatchChoice(len(waiters), batch.size, batch.samples)
+        return Choice(strategy, first, filled, reservation.due_ns, waiters)
 
     def _best(self, strategy: Strategy, start_ns: int) -> Choice | None:
         """The largest batch that meets the due time of the first request that is feasible at all."""
