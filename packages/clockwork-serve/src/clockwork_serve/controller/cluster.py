@@ -711,35 +711,11 @@ class DeviceBelief(Record):
     """One device."""
 
     __slots__ = (
-        "agenda",
-        "codes",
-        "delays",
-        "demand_ns",
-        "ends_ns",
-        "ends_until_ns",
-        "exec",
-        "failed_codes",
-        "hang_timer",
-        "idle",
-        "index",
-        "load",
-        "load_key_ns",
-        "name",
-        "pages",
-        "pending_codes",
-        "reserved",
-        "retry_slots",
-        "room_bytes",
-        "rooms_ns",
-        "since_ns",
-        "slowed_ns",
-        "spec",
-        "stall_timer",
-        "up",
-        "used",
-        "warm",
-        "worker",
-    )  # fmt: skip
+        "agenda", "codes", "delays", "demand_ns", "ends_ns", "ends_until_ns", "exec", "failed_codes",
+        "hang_timer", "idle", "index", "load", "load_key_ns", "name", "pages", "pending_codes", "reserved",
+        "retry_slots", "room_bytes", "rooms_ns", "since_ns", "slowed_ns", "spec", "stall_timer", "up", "used",
+        "warm", "worker",
+    )  # fmt: skip  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
         self.spec = spec
