@@ -368,11 +368,11 @@ class Belief(Measured):
         for queue in model.queues.values():
             self.recheck(queue)
 
-    def require(self, queue: Queue, batch: int) -> None:
-        """For policies: from now on this queue runs at batch size ``batch`` or above; feasibility uses it."""
-        queue.least = batch
+    def require(self, queue: Queue, size: int) -> None:
+        """For policies: they run this queue at this batch size or above from now on; feasibility counts on it."""
+        queue.least = size
         for strategy in queue.strategies:
-            strategy.least = strategy.residency.code.timings.infer(batch, queue.signature)
+            strategy.least = strategy.residency.code.timings.infer(size, queue.signature)
         self.recheck(queue)
 
     def mark_dirty(self, model: ServedModel) -> None:

@@ -10,16 +10,20 @@ What it reads:
   to run the queue there, ascending, ``batch.samples.estimate_ns`` how long each takes
 - ``queue.dues``: the due times of its waiting requests, ascending; ``queue.waiters`` the requests
 - ``device.exec``, ``device.load``: ``available_ns(now_ns)`` is when an action sent now could start
-- ``lane.network_ns``: the delay to the worker, measured on the exec lane alone; it can grow above any fixed
-  look-ahead. Lanes are topped up by it: a policy that looks ahead on a lane less than its delay never sends,
-  and has its timer set 1 ns ahead again and again
+- ``lane.network_ns``: the delay to the worker, measured on the exec lane alone. A lane has to be topped up so
+  long before it is free, or longer: ``paper`` does it ``look_ahead_ms`` before, which is to be more than any
+  delay, ``default`` by this delay. One that looks ahead less never sends, and has its timer set 1 ns ahead
+  again and again
 - ``model.residencies``: devices that have, or are loading, its weights; ``Candidates``: models that need a
   LOAD
 - ``belief.timers``: where it sets ``device.agenda``'s timers, to be called again if nothing happens
 - ``belief.dirty_models``: models whose demand or residencies changed since the policy last cleared it
 
-``belief.require(queue, batch)`` has the rejecting layer count with that batch size or more, so that it
-rejects what only a smaller one could save.
+``belief.require(queue, size)`` tells admission alone that the policy runs the queue at that batch size
+(``BatchChoice.size``) or above from now on, so that it rejects what only a smaller one could save.
+
+Promises (``decide_ms``) are made only if the policy sets ``belief.keeps_promises``. It then sends nothing
+that makes ``plans.missed`` more than before; ``default._kept`` is how.
 
 A policy is any class with these methods. Another package brings one by an entry point of the group
 ``clockwork_serve.policies``. It need not be a subclass of ours, and cannot where those are compiled by mypyc:
