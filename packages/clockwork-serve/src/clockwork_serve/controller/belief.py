@@ -369,7 +369,7 @@ class Belief(Measured):
             self.recheck(queue)
 
     def require(self, queue: Queue, size: int) -> None:
-        """For policies: they run this queue at this batch size or above from now on; feasibility counts on it."""
+        """For policies: this queue runs at this batch size or above from now on, as admission is told."""
         queue.least = size
         for strategy in queue.strategies:
             strategy.least = strategy.residency.code.timings.infer(size, queue.signature)
