@@ -5,7 +5,8 @@ Poisson arrivals, 1000 requests a second for each device, uniform over the model
 the *cold* one begins with nothing on any device; then every model still missing is requested until the
 weights of all are resident (not timed); then the *warm* part is measured, and judged by the mean of its
 tenths' better half: on a shared machine other programs evict caches, which CPU time does not show. A *call*
-is the work of one instant: observe its events, decide, get the next wake-up.
+is the work of one instant: observe its events, decide, get the next wake-up. One row is measured with
+verdicts at the door (``decide_ms`` 0), too.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ ROWS: dict[str, tuple[int, int, float | None, float | None]] = {
     "64x1000": (64, 1000, None, None), "64x10000": (64, 10_000, 14, 8), "256x10000": (256, 10_000, 30, 14),
 }  # fmt: skip
 """Devices, models, and what is promised in us a request: pure Python, compiled."""
+
+AT_THE_DOOR = "6x1000"
+DOOR_RATIO = 1.3
+"""The row that is measured with verdicts at the door, and what that may cost, by what it costs without."""
 
 RATE = 1000
 """Requests a second and device."""
@@ -105,12 +110,13 @@ class Bench:
     """One controller and honest workers, on a virtual clock."""
 
     def __init__(
-        self, devices: int, models: int, policy: str, seed: int, tenants: int = 0, slots: int = SLOTS
-    ) -> None:
+        self, devices: int, models: int, policy: str, seed: int, tenants: int = 0, slots: int = SLOTS,
+        *, decide_ns: int = -1,
+    ) -> None:  # fmt: skip
         self.models = models
         self.tenants = tenants
         self.rate_ns = devices * RATE / NS_PER_S
-        self.controller = Controller(ControllerConfig(policy=policy))
+        self.controller = Controller(ControllerConfig(policy=policy, decide_ns=decide_ns))
         self.part = Part()
         self.placed = [0] * models
         """On how many devices the weights of each model are."""
@@ -243,11 +249,12 @@ class Bench:
 
 
 def measure(
-    devices: int, models: int, policy: str, seed: int, requests: int | None, tenants: int = 0
-) -> dict[str, Any]:
+    devices: int, models: int, policy: str, seed: int, requests: int | None, tenants: int = 0,
+    *, decide_ns: int = -1,
+) -> dict[str, Any]:  # fmt: skip
     """One row: its cold and its warm part."""
     gc.collect()
-    bench = Bench(devices, models, policy, seed, tenants)
+    bench = Bench(devices, models, policy, seed, tenants, decide_ns=decide_ns)
     gc.collect()
     gc.freeze()
     usual = gc.get_threshold()
@@ -299,6 +306,16 @@ def main() -> int:
         spent_us = found["warm"]["better_half_us"]
         if limit_us is not None:
             outcome.at_most(f"{name}: CPU of the core per request", limit_us, spent_us, "us", digits=1)
+        if name == AT_THE_DOOR and given.policy == "default":
+            door = measure(
+                devices, models, given.policy, given.seed, given.requests, given.tenants, decide_ns=0
+            )
+            outcome.figures[f"{name}, verdicts at the door"] = door
+            lines.append(screen_row(name, "warm, verdicts at the door", door["warm"]))
+            ratio = door["warm"]["better_half_us"] / spent_us
+            outcome.at_most(
+                f"{name}: with verdicts at the door, of that without", DOOR_RATIO, ratio, digits=2
+            )
         if found["missing_when_warm"]:
             outcome.invalid = f"{name}: the weights of {found['missing_when_warm']} models were not placed"
     outcome.figures["brains"] = brains = "compiled by mypyc" if compiled else "pure Python"

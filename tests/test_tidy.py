@@ -35,7 +35,7 @@ INSTANTS = frozenset(
         bound by called counter ctime cut deadline delayed delivered done due earliest early end ended
         ends entered entry expires filled first free from full gone horizon idle key last latest
         lost measured message monotonic mtime next now oldest origin place promised ran reached read ready
-        received requested sent since slot slowed soonest start started starts stop stopped switch time
+        received renewed requested sent since slot slowed soonest start started starts stop stopped switch time
         timer times to top unpolled until upto urgency urgent used verdict wake wakeup warmup when
         """,
     )
@@ -51,7 +51,7 @@ DURATIONS = frozenset(
         given grace half hang head header held high hop in infer input jitter jump kill lag lane
         lasted lasts late latency lateness least left length limit load longer low margin max mean
         median mib model more most needed network notice offset old once other output over overdue
-        owed pace patience planned prepare quantile queue quiet reach recovery rejoin remaining reserve rest
+        owed pace patience planned prepare quantile queue quiet reach recovery rejoin remaining reserve reserved rest
         restart retry room rooms row run sample second seed served server settled share shares shortage
         shortest silent skew slack slice slo slos slots spare spent stalled sum tick timed timeout took
         total trial unit up usual value values wait waited wanted way whole window within worker

@@ -480,7 +480,7 @@ class Watch(Timer):
 # ------------------------------------------------------------
 # What a policy keeps for a device: its strategies by urgency, flags and timers.
 # The heap is lazy: at most one live entry for each strategy, whose key is a lower bound of the true urgency.
-# Pushing each batch size to each replica costs 500 us a request at 256 devices, lazy keys 9 to 22 us.
+# Pushing each batch size to each replica costs 500 us a request at 256 devices, lazy keys 9 to 22.
 
 
 class LaneTimer(Timer):
@@ -570,10 +570,10 @@ class Reservation(Record):
     """A batch of promised requests of one queue, planned on a device that has, or is loading, the weights.
 
     ``batch`` is the smallest of the device's ``batches`` that takes its ``waiters``, of whom the first is due
-    at ``due_ns``; plans end it ``margin_ns`` before.
+    at ``due_ns``; plans end it ``margin_ns`` before, and gave it ``lasts_ns`` when it last changed.
     """
 
-    __slots__ = ("batch", "batches", "due_ns", "margin_ns", "queue", "residency", "waiters")
+    __slots__ = ("batch", "batches", "due_ns", "lasts_ns", "margin_ns", "queue", "residency", "waiters")
 
     def __init__(self, queue: Queue, residency: Residency, margin_ns: int) -> None:
         self.queue = queue
@@ -582,6 +582,7 @@ class Reservation(Record):
         self.batches = residency.code.batches(queue.signature, queue.sizes)
         self.batch = self.batches[0]
         self.due_ns = NEVER_NS
+        self.lasts_ns = 0
         self.waiters: list[Waiter] = []
 
 
@@ -647,7 +648,7 @@ class Residency(Record):
 
 
 class Strategy(Record):
-    """One way to serve a queue: on a device that has its weights READY, at one of its batch sizes."""
+    """One way to serve a queue: on a device that has its weights READY, in batches of any of its sizes."""
 
     __slots__ = ("agenda", "batches", "count", "device", "key_ns", "lane", "least", "queue", "residency")
 
@@ -712,10 +713,10 @@ class DeviceBelief(Record):
 
     __slots__ = (
         "agenda", "codes", "delays", "demand_ns", "ends_ns", "ends_until_ns", "exec", "failed_codes",
-        "hang_timer", "idle", "index", "load", "load_key_ns", "name", "pages", "pending_codes", "reserved",
-        "retry_slots", "room_bytes", "rooms_ns", "since_ns", "slowed_ns", "spec", "stall_timer", "up", "used",
-        "warm", "worker",
-    )  # fmt: skip  # fmt: skip
+        "hang_timer", "idle", "index", "load", "load_key_ns", "name", "pages", "pending_codes", "renewed_ns",
+        "reserved", "reserved_ns", "retry_slots", "room_bytes", "rooms_ns", "since_ns", "slowed_ns", "spec",
+        "stall_timer", "up", "used", "warm", "worker",
+    )  # fmt: skip
 
     def __init__(self, spec: DeviceSpec, worker: str, index: int, config: ControllerConfig) -> None:
         self.spec = spec
@@ -729,7 +730,6 @@ class DeviceBelief(Record):
         self.exec = LaneBelief(config.network_ns)
         self.load = LaneBelief(config.network_ns)
         self.delays = Delays(config.network_ns, config.slack_ns)
-        """Measured delays, for a policy that plans with them."""
         self.pages: PageMap[Residency] = PageMap(spec.pages)
         self.codes: dict[str, CodeOnDevice] = {}
         """All and only codes that the worker prepared here."""
@@ -746,19 +746,19 @@ class DeviceBelief(Record):
         self.demand_ns = 0
         """Demand assigned to this device, in its own time: the sum of what its residencies are assigned."""
         self.load_key_ns = NEVER_NS
-        """Its key in ``feasibility.Loaders``."""
         self.agenda = Agenda(self)
-        """What the policy keeps for it."""
         self.reserved: list[Reservation] = []
         """Its plan: promised batches on its exec lane, in their order; see ``plans``."""
+        self.reserved_ns = 0
+        """The sum of their ``lasts_ns``, which were all computed anew at ``renewed_ns``."""
+        self.renewed_ns = 0
         self.ends_ns: list[int] = []
-        """A cache of ``plans``, until an instant: when they end, and how much later they may be."""
         self.rooms_ns: list[int] = []
         self.ends_until_ns = 0
+        """A cache of ``plans``, until an instant: when they end, and how much later they may be."""
         self.slowed_ns = -1
         """When an action last took clearly longer than expected."""
         self.retry_slots = RetrySlots()
-        """When rejected clients were advised to retry."""
         self.hang_timer = HangTimer(self, off=not config.hang_ns)
         self.stall_timer = StallTimer(self, off=config.released)
         self.since_ns = 0

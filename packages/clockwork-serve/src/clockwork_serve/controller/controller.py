@@ -422,8 +422,10 @@ class Controller(Record):
                 self._fire(timer, now_ns)
         scheduler.schedule(now_ns)
         if self._promises.active:
+            before = len(belief.effects)
             self._admission.judge(now_ns)
-            scheduler.schedule(now_ns)  # a LOAD may have been sent
+            if len(belief.effects) > before:  # a LOAD was sent, or requests were refused
+                scheduler.schedule(now_ns)
         while (belief.rechecks or belief.dirty_lanes) and self._admission.recheck(now_ns):
             scheduler.schedule(now_ns)
         if self._queries:

@@ -45,6 +45,7 @@ from clockwork_serve.controller.plans import (
     check,
     enter,
     fits_beside,
+    fits_in_any_order,
     free_ns,
     hold,
     margin_ns,
@@ -52,6 +53,7 @@ from clockwork_serve.controller.plans import (
     plan_lasts_ns,
     plan_of,
     planned_ns,
+    soonest_start_ns,
 )
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import Infer, Load, Request, Result
@@ -60,6 +62,9 @@ from clockwork_serve.units import NS_PER_US
 AT_ONCE_NS: Final = 9_500 * NS_PER_US
 AT_ONCE: Final = 12
 """A verdict at the door may take this long, or this part (1 / ``AT_ONCE``) of the SLO if that is shorter."""
+
+EARLY_NS: Final = 500 * NS_PER_US
+"""By so much a verdict is early where the controller is awake anyway: to wake for each costs most."""
 
 SPARE: Final = 50
 SPARE_REFUSED: Final = 5
@@ -74,6 +79,9 @@ DISPLACED_NS: Final = -1
 
 RIVALS_MAX: Final = 32
 """At most so many undecided requests are looked at for rivals."""
+
+CHOOSY: Final = 16
+"""They are looked at while more than 1 / ``CHOOSY`` of the requests are refused."""
 
 BETTER_OF_TEN: Final = 9
 """A rival serves at least 9 requests in the time in which the batch at hand serves 10."""
@@ -146,7 +154,10 @@ class Promises(Timer):
 
     def judge(self, now_ns: int) -> list[Waiter]:
         """Promise what can be kept; returns the requests whose verdict is due and that cannot be promised."""
-        displaced = self._belief.displaced
+        displaced, undecided = self._belief.displaced, self._undecided
+        until_ns = now_ns + EARLY_NS
+        if not (self._new or displaced or (undecided and undecided[0][0] <= until_ns)):
+            return []
         for waiter in displaced:
             if waiter.state == WAITING and waiter.place is None:
                 self._open(waiter.queue, [waiter], DISPLACED_NS, now_ns)
@@ -164,10 +175,9 @@ class Promises(Timer):
                 heappush(self._undecided, (self.verdict_ns(waiter), self._belief.next_id(), waiter))
         self._new.clear()
         refused: list[Waiter] = []
-        undecided = self._undecided
         while undecided:
             due_ns, _, waiter = undecided[0]
-            if due_ns > now_ns and waiter.state == WAITING and waiter.promised_ns < 0:
+            if due_ns > until_ns and waiter.state == WAITING and waiter.promised_ns < 0:
                 break
             heappop(undecided)
             if waiter.state <= SENT:
@@ -218,7 +228,7 @@ class Promises(Timer):
         spare_ns = waiters[0].slo_ns * part // (REFUSED_ALL * SPARE_REFUSED * SPARE)
         self._open(queue, waiters, spare_ns // SEVERAL ** (len(waiters) - 1), now_ns)
 
-    def _promise(self, waiter: Waiter, reservation: Reservation, now_ns: int) -> None:
+    def _promise(self, waiter: Waiter, reservation: Reservation, now_ns: int, planned_ns: int = 0) -> None:
         """Add a request to a reservation; those of its queue exchange requests: first due, first planned.
 
         A request that is due sooner than the reservation stays in it, where it was found to be in time. With
@@ -230,7 +240,7 @@ class Promises(Timer):
         exchange = len(reserved) > 1 and waiter.due_ns >= reservation.due_ns
         insort(reservation.waiters, waiter, key=_due)
         if not exchange:
-            hold(reservation, reservation.waiters)
+            hold(reservation, reservation.waiters, planned_ns)
             return
         every = sorted([one for each in reserved for one in each.waiters], key=_due)
         at = 0
@@ -246,15 +256,19 @@ class Promises(Timer):
             if batch is None:
                 continue
             device = one.residency.device
-            at = device.reserved.index(one)
-            ends_ns, rooms_ns = plan_of(device, now_ns)
-            start_ns = free_ns(one.residency, ends_ns[at])
+            start_ns = soonest_start_ns(device, now_ns)
             due_ns = min(waiter.due_ns, one.due_ns) - one.margin_ns
-            if batch is not one.batch or start_ns + batch.samples.estimate_ns > due_ns:
-                end_ns = start_ns + plan_lasts_ns(one, len(one.waiters) + 1, start_ns, now_ns)
-                if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
-                    continue
-            self._promise(waiter, one, now_ns)
+            lasts_ns = plan_lasts_ns(one, len(one.waiters) + 1, start_ns + device.reserved_ns, now_ns)
+            if not fits_in_any_order(device, start_ns, lasts_ns - one.lasts_ns, due_ns):
+                at = device.reserved.index(one)
+                ends_ns, rooms_ns = plan_of(device, now_ns)
+                start_ns = free_ns(one.residency, ends_ns[at])
+                if batch is not one.batch or start_ns + batch.samples.estimate_ns > due_ns:
+                    lasts_ns = plan_lasts_ns(one, len(one.waiters) + 1, start_ns, now_ns)
+                    end_ns = start_ns + lasts_ns
+                    if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
+                        continue
+            self._promise(waiter, one, now_ns, lasts_ns)
             return True
         return False
 
@@ -275,8 +289,11 @@ class Promises(Timer):
             new.due_ns = waiters[0].due_ns
             enter(new)
             best.reserved += 1
-            for waiter in waiters[: new.batches[-1].count]:
-                self._promise(waiter, new, now_ns)
+            waiters = waiters[: new.batches[-1].count]
+            last_ns = soonest_start_ns(best.device, now_ns) + best.device.reserved_ns
+            lasts_ns = plan_lasts_ns(new, len(waiters), last_ns, now_ns)
+            for waiter in waiters:
+                self._promise(waiter, new, now_ns, lasts_ns)
 
     def _load(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> Residency | None:
         """Send a LOAD to the device with room where the requests end first after it, if they are in time."""
@@ -315,6 +332,13 @@ class Promises(Timer):
         due_ns = min([waiter.due_ns for waiter in waiters])
         if device.exec.stalled:
             return NEVER_NS
+        limit_ns = due_ns - margin_ns(waiters[0].slo_ns, batches[0].samples)
+        start_ns = soonest_start_ns(device, now_ns)
+        last_ns = start_ns + device.reserved_ns
+        lasts_ns = planned_ns(queue.model, batches, len(waiters), last_ns, now_ns) + max(0, spare_ns)
+        choosy = self._refused > REFUSED_ALL // CHOOSY and spare_ns != DISPLACED_NS
+        if not (ready_ns or choosy) and fits_in_any_order(device, start_ns, lasts_ns, limit_ns):
+            return last_ns + lasts_ns
         at = place_of(device.reserved, due_ns)
         ends_ns, rooms_ns = plan_of(device, now_ns)
         start_ns = max(ends_ns[at], ready_ns)
@@ -322,12 +346,14 @@ class Promises(Timer):
             return NEVER_NS
         lasts_ns = planned_ns(queue.model, batches, len(waiters), start_ns, now_ns)
         end_ns = start_ns + lasts_ns + max(0, spare_ns)
-        due_ns -= margin_ns(waiters[0].slo_ns, batches[0].samples)
-        if end_ns > due_ns or end_ns - ends_ns[at] > rooms_ns[at]:
+        if end_ns > limit_ns or end_ns - ends_ns[at] > rooms_ns[at]:
             return NEVER_NS
-        if spare_ns != DISPLACED_NS:
+        if choosy:
             rivals = self._rivals(device, queue, len(waiters), lasts_ns)
-            if rivals and not fits_beside(device, rivals, due_ns, lasts_ns, now_ns):
+            room_ns = min(rooms_ns[at] - (end_ns - ends_ns[at]), limit_ns - end_ns)
+            if sum([cost_ns for _, cost_ns in rivals]) > room_ns and not fits_beside(
+                device, rivals, limit_ns, lasts_ns, now_ns
+            ):
                 return NEVER_NS
         return end_ns
 

@@ -47,7 +47,7 @@ from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, popularity_after
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import Candidates, no_copy
-from clockwork_serve.controller.plans import missed
+from clockwork_serve.controller.plans import fits_in_any_order, missed
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
@@ -170,7 +170,7 @@ class DefaultScheduler(PaperScheduler):
         self._roomy: dict[Agenda, None] = {}
         """Devices that have pages for copies."""
         self._all_above_ns = belief.dirty_above_ns
-        """``Belief.dirty_above_ns`` where there is no memory for copies."""
+        """``Belief.dirty_above_ns`` where there is no memory, or no time, for copies."""
 
     def queued(self, queue: Queue) -> None:
         """As in ``paper``; also updates popularity and the tightest SLO of devices."""
@@ -205,6 +205,12 @@ class DefaultScheduler(PaperScheduler):
         """As in ``paper``; also notes whether it has memory for copies."""
         self._find_roomy(device)
         super().load_changed(device)
+
+    def exec_changed(self, device: DeviceBelief) -> None:
+        """As in ``paper``; also notes whether it has time for copies."""
+        if device.agenda in self._roomy and COPIED * device.demand_ns < self._capacity_ns:
+            self._belief.dirty_above_ns = self._all_above_ns // COPIED
+        PaperScheduler.exec_changed(self, device)
 
     def _find_roomy(self, device: DeviceBelief) -> None:
         free = device.pages.count - device.pages.used
@@ -319,6 +325,8 @@ class DefaultScheduler(PaperScheduler):
         the lane waits for them.
         """
         device, queue = choice.strategy.device, choice.strategy.queue
+        if fits_in_any_order(device, start_ns, choice.lasts_ns, NEVER_NS):
+            return choice
         waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
         if not missed(device, waiters, start_ns + choice.lasts_ns, margin=True):
             return choice
@@ -560,6 +568,8 @@ class DefaultScheduler(PaperScheduler):
                 and (best is None or device.demand_ns < best.demand_ns)
             ):  # fmt: skip
                 best = device
+        if not tried:
+            self._belief.dirty_above_ns = self._all_above_ns  # until one has time again
         if best is None or 2 * (idle - 1) < tried - 1:
             return
         extent = best.pages.gap(best.spec.pages_of(model.model.weights.size))
