@@ -31,12 +31,13 @@ INSTANTS = frozenset(
     re.findall(
         r"\w+",
         """
-        accepted actual again answered armed arrival arrived at available axis before began begin
-        bound by called counter ctime cut deadline delayed delivered done due earliest early end ended
-        ends entered entry expires filled first free from full gone horizon idle key last latest
-        lost measured message monotonic mtime next now oldest origin place promised ran reached read ready
-        received renewed requested sent since slot slowed soonest start started starts stop stopped switch time
-        timer times to top unpolled until upto urgency urgent used verdict wake wakeup warmup when
+        accepted actual again answered armed arrival arrived at available axis before began begin bound
+        by called counter ctime cut deadline delayed delivered done due earliest early end ended ends
+        entered entry expires filled first free from full gone horizon idle key last latest lost
+        measured message monotonic mtime next now oldest origin place promised ran reached read ready
+        received renewed requested sent since slot slowed soonest start started starts stop stopped
+        switch time timer times to top unpolled until upto urgency urgent used verdict wake wakeup
+        warmup when
         """,
     )
 )
@@ -46,15 +47,16 @@ DURATIONS = frozenset(
         r"\w+",
         """
         1 above after age ahead all allowed alone asked band base behind best between bucket burst busy
-        capacity completion controller cost decide decides delay delta demand device disorder drain dropped
-        duration each elapsed enough error estimate every exec expected extra floor for gap gateway
-        given grace half hang head header held high hop in infer input jitter jump kill lag lane
-        lasted lasts late latency lateness least left length limit load longer low margin max mean
-        median mib model more most needed network notice offset old once other output over overdue
-        owed pace patience planned prepare quantile queue quiet reach recovery rejoin remaining reserve reserved rest
-        restart retry room rooms row run sample second seed served server settled share shares shortage
-        shortest silent skew slack slice slo slos slots spare spent stalled sum tick timed timeout took
-        total trial unit up usual value values wait waited wanted way whole window within worker
+        capacity completion controller cost decide decides delay delta demand device disorder drain
+        dropped duration each elapsed enough error estimate every exec expected extra floor for gap
+        gateway given grace half hang head header held high hop in infer input jitter jump kill lag
+        lane lasted lasts late latency lateness least left length limit load longer low margin max mean
+        median mib model more most needed network notice offset old once other output over overdue owed
+        pace patience planned prepare quantile queue quiet reach recovery rejoin remaining reserve
+        reserved rest restart retry room rooms row run sample second seed served server settled share
+        shares shortage shortest silent skew slack slice slo slos slots spare spent stalled sum tick
+        timed timeout took total trial unit up usual value values wait waited wanted way whole window
+        within worker
         """,
     )
 )
