@@ -9,9 +9,17 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
-from clockwork_serve.controller.cluster import DeviceBelief, Reservation, Residency, ServedModel, Waiter
+from clockwork_serve.controller.cluster import (
+    DeviceBelief,
+    Queue,
+    Reservation,
+    Residency,
+    ServedModel,
+    Waiter,
+)
 from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Samples
 from clockwork_serve.controller.life import READY
@@ -22,8 +30,8 @@ MARGIN_NS: Final = 100 * NS_PER_US
 MARGIN_BITS: Final = 7
 """Plans end this much before each due time, and 1 / 128 of the SLO: durations add up their errors."""
 
-KEPT_NS: Final = NS_PER_MS
-"""For how long the ends of a plan that does not change are not computed again."""
+KEPT_NS: Final = NS_PER_MS // 2
+"""The ends of a plan are computed again where the lane is free this much sooner."""
 
 EXPECTED_AGE_NS: Final = 8 * NS_PER_MS
 """How old the expected numbers of requests that plans are made with may be."""
@@ -50,24 +58,54 @@ def hold(reservation: Reservation, waiters: list[Waiter], planned_ns: int = 0) -
     ``planned_ns``: the time that it is planned to occupy, if that is more than what this batch takes.
     """
     device = reservation.residency.device
-    reservation.waiters = waiters
-    reservation.due_ns = waiters[0].due_ns
-    reservation.batch = batch_for(reservation.batches, len(waiters)) or reservation.batches[-1]
-    lasts_ns = max(planned_ns, reservation.batch.samples.estimate_ns)
+    batch = batch_for(reservation.batches, len(waiters)) or reservation.batches[-1]
+    due_ns, lasts_ns = waiters[0].due_ns, max(planned_ns, batch.samples.estimate_ns)
+    if reservation.waiters and (due_ns != reservation.due_ns or lasts_ns != reservation.lasts_ns):
+        device.ends_ns = []
     device.reserved_ns += lasts_ns - reservation.lasts_ns
-    reservation.lasts_ns = lasts_ns
-    device.ends_ns = []
+    reservation.batch, reservation.due_ns, reservation.lasts_ns = batch, due_ns, lasts_ns
+    reservation.waiters = waiters
     for waiter in waiters:
         waiter.place = reservation
         waiter.device = device
 
 
+def exchange(queue: Queue) -> None:
+    """Have the reservations of a queue exchange requests: first due, first planned.
+
+    None of them is due sooner afterwards, so each plan stays feasible.
+    """
+    reserved = queue.reserved
+    if any(one.waiters[-1].due_ns > other.waiters[0].due_ns for one, other in pairwise(reserved)):
+        every = sorted([waiter for one in reserved for waiter in one.waiters], key=_due)
+        at = 0
+        for one in reserved:
+            count = len(one.waiters)
+            hold(one, every[at : at + count], one.lasts_ns)
+            at += count
+
+
+def _due(waiter: Waiter) -> int:
+    return waiter.due_ns
+
+
 def enter(reservation: Reservation) -> None:
     """Put a reservation into the plan of its device and its queue's list, after all that are due no later."""
     device = reservation.residency.device
-    device.ends_ns = []
     for reserved in (device.reserved, reservation.queue.reserved):
         reserved.insert(place_of(reserved, reservation.due_ns), reservation)
+    ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
+    if not ends_ns or device.reserved[-1] is not reservation:
+        device.ends_ns = []
+        return
+    end_ns = free_ns(reservation.residency, ends_ns[-1]) + reservation.lasts_ns
+    room_ns = reservation.due_ns - reservation.margin_ns - end_ns
+    at = len(rooms_ns) - 1
+    while at >= 0 and rooms_ns[at] > room_ns:
+        rooms_ns[at] = room_ns
+        at -= 1
+    ends_ns.append(end_ns)
+    rooms_ns.append(NEVER_NS)
 
 
 def leave(waiter: Waiter) -> None:
@@ -77,17 +115,24 @@ def leave(waiter: Waiter) -> None:
         return
     device = reservation.residency.device
     waiter.place = None
-    reservation.waiters.remove(waiter)
+    at = device.reserved.index(reservation)
     reservation.queue.reserved.remove(reservation)
-    device.reserved.remove(reservation)
-    device.ends_ns = []
-    if reservation.waiters:
-        hold(reservation, reservation.waiters)
+    del device.reserved[at]
+    left = [one for one in reservation.waiters if one is not waiter]
+    if left:
+        device.ends_ns = []
+        hold(reservation, left)
         enter(reservation)
-    else:
-        device.reserved_ns -= reservation.lasts_ns
-        reservation.residency.reserved -= 1
-        reservation.residency.loosen()
+        return
+    reservation.waiters = left
+    device.reserved_ns -= reservation.lasts_ns
+    reservation.residency.reserved -= 1
+    reservation.residency.loosen()
+    if at or not device.ends_ns:
+        device.ends_ns = []
+    else:  # the others end as planned after what was sent, which takes no longer
+        del device.ends_ns[0]
+        del device.rooms_ns[0]
 
 
 def place_of(reserved: list[Reservation], due_ns: int) -> int:
@@ -159,6 +204,18 @@ def fits_in_any_order(device: DeviceBelief, start_ns: int, lasts_ns: int, due_ns
     return start_ns + device.reserved_ns + lasts_ns <= due_ns
 
 
+def is_next(device: DeviceBelief, waiters: list[Waiter], start_ns: int, lasts_ns: int) -> bool:
+    """Whether ``waiters`` are the first batch of a plan whose ends are known, and start as planned."""
+    if not device.ends_ns or start_ns > device.ends_ns[0] or device.rooms_ns[0] < 0:
+        return False
+    first = device.reserved[0]
+    count = len(first.waiters)
+    return (
+        lasts_ns <= first.lasts_ns and len(waiters) >= count
+        and waiters[0] is first.waiters[0] and waiters[count - 1] is first.waiters[-1]
+    )  # fmt: skip
+
+
 def missed(device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: bool) -> int:
     """How many promised requests a device's plan misses if ``waiters`` run next, until ``end_ns``.
 
@@ -200,12 +257,12 @@ def soonest_start_ns(device: DeviceBelief, now_ns: int) -> int:
 def plan_of(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
     """A plan's ends, and by how much what begins at each may be later so that nothing after it is late.
 
-    The first end is when the exec lane is free. It is kept for ``KEPT_NS`` while nothing changes: refusals
-    change nothing, and the later it is, the fewer requests are expected.
+    The first end is when the exec lane is free. They are kept while the lane is free about then; but the
+    later it is, the fewer requests are expected.
     """
     soonest_ns = soonest_start_ns(device, now_ns)
     ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
-    if ends_ns and soonest_ns <= ends_ns[0] and now_ns < device.ends_until_ns:
+    if ends_ns and 0 <= ends_ns[0] - soonest_ns <= KEPT_NS and now_ns < device.ends_until_ns:
         return ends_ns, rooms_ns
     reserved = device.reserved
     if now_ns >= device.renewed_ns + EXPECTED_AGE_NS:
@@ -232,7 +289,7 @@ def plan_of(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
         if left_ns < room_ns:  # noqa: PLR1730 - min() costs 100 ns more
             room_ns = left_ns
         rooms_ns[at] = room_ns
-    device.ends_until_ns = now_ns + KEPT_NS
+    device.ends_until_ns = now_ns + EXPECTED_AGE_NS
     return ends_ns, rooms_ns
 
 
@@ -270,4 +327,6 @@ def check(device: DeviceBelief) -> None:
         assert one.due_ns == one.waiters[0].due_ns == min(each.due_ns for each in one.waiters)
         assert one.batch is (batch_for(one.batches, len(one.waiters)) or one.batches[-1])
         assert all(each.place is one and each.promised_ns >= 0 for each in one.waiters)
+    if device.ends_ns:
+        assert len(device.ends_ns) == len(device.rooms_ns) == len(device.reserved) + 1
     assert device.reserved_ns == sum(one.lasts_ns for one in device.reserved)

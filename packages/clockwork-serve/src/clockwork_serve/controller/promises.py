@@ -44,6 +44,7 @@ from clockwork_serve.controller.plans import (
     batch_for,
     check,
     enter,
+    exchange,
     fits_beside,
     fits_in_any_order,
     free_ns,
@@ -228,30 +229,10 @@ class Promises(Timer):
         spare_ns = waiters[0].slo_ns * part // (REFUSED_ALL * SPARE_REFUSED * SPARE)
         self._open(queue, waiters, spare_ns // SEVERAL ** (len(waiters) - 1), now_ns)
 
-    def _promise(self, waiter: Waiter, reservation: Reservation, now_ns: int, planned_ns: int = 0) -> None:
-        """Add a request to a reservation; those of its queue exchange requests: first due, first planned.
-
-        A request that is due sooner than the reservation stays in it, where it was found to be in time. With
-        any other, no reservation is due sooner after the exchange than before, so each plan stays feasible.
-        """
-        if waiter.promised_ns < 0:
-            waiter.promised_ns = now_ns
-        reserved = waiter.queue.reserved
-        exchange = len(reserved) > 1 and waiter.due_ns >= reservation.due_ns
-        insort(reservation.waiters, waiter, key=_due)
-        if not exchange:
-            hold(reservation, reservation.waiters, planned_ns)
-            return
-        every = sorted([one for each in reserved for one in each.waiters], key=_due)
-        at = 0
-        for one in reserved:
-            count = len(one.waiters)
-            hold(one, every[at : at + count])
-            at += count
-
     def _join(self, waiter: Waiter, now_ns: int) -> bool:
         """Add a request to the first reservation of its queue that can take it."""
-        for one in waiter.queue.reserved:
+        queue = waiter.queue
+        for one in queue.reserved:
             batch = batch_for(one.batches, len(one.waiters) + 1)
             if batch is None:
                 continue
@@ -268,7 +249,13 @@ class Promises(Timer):
                     end_ns = start_ns + lasts_ns
                     if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
                         continue
-            self._promise(waiter, one, now_ns, lasts_ns)
+            waiter.promised_ns = now_ns
+            waiters = one.waiters.copy()
+            insort(waiters, waiter, key=_due)
+            hold(one, waiters, lasts_ns)
+            # One that is due sooner than the batch stays in it, where it was found to be in time.
+            if waiter is not waiters[0]:
+                exchange(queue)
             return True
         return False
 
@@ -286,14 +273,15 @@ class Promises(Timer):
         if best is not None:
             samples = best.code.batches(queue.signature, queue.sizes)[0].samples
             new = Reservation(queue, best, margin_ns(waiters[0].slo_ns, samples))
-            new.due_ns = waiters[0].due_ns
-            enter(new)
-            best.reserved += 1
             waiters = waiters[: new.batches[-1].count]
-            last_ns = soonest_start_ns(best.device, now_ns) + best.device.reserved_ns
-            lasts_ns = plan_lasts_ns(new, len(waiters), last_ns, now_ns)
             for waiter in waiters:
-                self._promise(waiter, new, now_ns, lasts_ns)
+                if waiter.promised_ns < 0:
+                    waiter.promised_ns = now_ns
+            last_ns = soonest_start_ns(best.device, now_ns) + best.device.reserved_ns
+            hold(new, waiters, plan_lasts_ns(new, len(waiters), last_ns, now_ns))
+            enter(new)
+            exchange(queue)
+            best.reserved += 1
 
     def _load(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> Residency | None:
         """Send a LOAD to the device with room where the requests end first after it, if they are in time."""

@@ -47,7 +47,7 @@ from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, popularity_after
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import Candidates, no_copy
-from clockwork_serve.controller.plans import fits_in_any_order, missed
+from clockwork_serve.controller.plans import fits_in_any_order, is_next, missed
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
@@ -328,6 +328,8 @@ class DefaultScheduler(PaperScheduler):
         if fits_in_any_order(device, start_ns, choice.lasts_ns, NEVER_NS):
             return choice
         waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
+        if is_next(device, waiters, start_ns, choice.lasts_ns):
+            return choice
         if not missed(device, waiters, start_ns + choice.lasts_ns, margin=True):
             return choice
         least = missed(device, [], start_ns, margin=False)
