@@ -166,7 +166,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
     (root / "nothing" / "1" / "model.onnx").symlink_to("/dev/zero")
     repositories.one_matrix(root, "bytes", repositories.matrix_of(1, 64, 16))
     (root / "bytes" / "clockwork.toml").write_bytes(b"\xff\xfe")
-    with start(root) as found:
+    with start(root, hang_s=30) as found:  # a busy machine takes seconds for the deepest
         yield found
 
 
