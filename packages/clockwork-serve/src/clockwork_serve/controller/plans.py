@@ -327,6 +327,11 @@ def check(device: DeviceBelief) -> None:
         assert one.due_ns == one.waiters[0].due_ns == min(each.due_ns for each in one.waiters)
         assert one.batch is (batch_for(one.batches, len(one.waiters)) or one.batches[-1])
         assert all(each.place is one and each.promised_ns >= 0 for each in one.waiters)
-    if device.ends_ns:
-        assert len(device.ends_ns) == len(device.rooms_ns) == len(device.reserved) + 1
+    ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
+    if ends_ns:
+        assert len(ends_ns) == len(rooms_ns) == len(device.reserved) + 1 and rooms_ns[-1] == NEVER_NS
+        for at, one in enumerate(device.reserved):
+            assert ends_ns[at + 1] >= ends_ns[at] + one.lasts_ns
+            left_ns = one.due_ns - one.margin_ns - ends_ns[at + 1]
+            assert rooms_ns[at] == min(left_ns, rooms_ns[at + 1])
     assert device.reserved_ns == sum(one.lasts_ns for one in device.reserved)
