@@ -230,7 +230,10 @@ def test_a_batch_that_is_believed_to_be_shorter_than_a_smaller_one_shortens_no_p
 
 
 def test_a_yes_given_with_a_later_verdict_of_the_same_instant_is_no_refusal():
-    made = world("a", "b", "c")
+    made = world("a", "b", "c", "d")
+    for _ in range(60):  # so much is refused that a batch leaves room for better ones
+        made.request("d", slo_ms=60)
+    made.run(until_ms=10)
     ids = [made.request("abc"[at % 3], slo_ms=SLO) for at in range(60)]
 
     made.run()
@@ -240,18 +243,22 @@ def test_a_yes_given_with_a_later_verdict_of_the_same_instant_is_no_refusal():
     ]
 
 
-def test_a_batch_is_promised_only_beside_better_ones_of_others_who_wait_for_their_verdict():
+@pytest.mark.parametrize(("priority", "refused"), [(8, "a"), (12, "b")], ids=["its class", "one below"])
+def test_a_batch_is_promised_only_beside_better_ones_of_others_who_wait_for_their_verdict(
+    priority: int, refused: str
+) -> None:
     made = world("a", "b", "c", decide_ms=10)
     busy = [made.request("c", slo_ms=120, decide_ns=0) for _ in range(60)]
     made.run(until_ms=30)
     alone = made.request("a", slo_ms=148)
-    several = [made.request("b", slo_ms=140, decide_ns=ms(60)) for _ in range(8)]
+    several = [made.request("b", slo_ms=140, decide_ns=ms(60), priority=priority) for _ in range(8)]
 
     made.run()
 
     assert {made.answers[one].outcome for one in busy} == {Outcome.OK, Outcome.REJECTED}, "it is overload"
-    assert all(made.answers[one].outcome is Outcome.OK for one in several)
-    assert made.answers[alone].outcome is Outcome.REJECTED
+    told = {"a": {made.answers[alone].outcome}, "b": {made.answers[one].outcome for one in several}}
+    assert told.pop(refused) == {Outcome.REJECTED}
+    assert list(told.values()) == [{Outcome.OK}]
 
 
 def test_a_planned_batch_takes_along_who_waits_between_two_of_its_requests():
