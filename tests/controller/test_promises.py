@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.plans import planned_ns
+from clockwork_serve.controller.plans import fits_in_any_order, is_next, plan_of, planned_ns
 from clockwork_serve.controller.promises import AT_ONCE_NS
 from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason
 from clockwork_serve.units import ms
@@ -276,6 +276,34 @@ def test_a_planned_batch_takes_along_who_waits_between_two_of_its_requests():
 
     assert all(made.answers[one].promised for one in yes)
     assert all(made.answers[one].outcome is Outcome.OK for one in yes)
+
+
+def test_the_first_batch_of_a_plan_is_next_only_if_it_starts_as_planned():
+    made = world("a", "b")
+    for at in range(16):
+        made.request("ab"[at % 2], slo_ms=SLO)
+    made.run(until_ms=12)
+    (planned,) = made.controller._belief.devices.values()
+    start_ns = plan_of(planned, made.now_ns)[0][0]
+    first = planned.reserved[0]
+
+    assert is_next(planned, first.waiters, start_ns, first.lasts_ns)
+    assert not is_next(planned, first.waiters, start_ns + ms(1), first.lasts_ns)
+    assert not is_next(planned, first.waiters, start_ns, first.lasts_ns + 1)
+    assert not is_next(planned, first.waiters[1:], start_ns, first.lasts_ns)
+
+
+def test_no_order_is_as_good_as_another_while_weights_are_loading():
+    made = World(ControllerConfig(decide_ns=0, max_batch=8))
+    made.serve(model("cold"), times=profile(b1_ms=20, step_ms=4, load_ms=40))
+    made.join(device("d0", 16))
+    made.request("cold", slo_ms=500)
+    made.run(until_ms=20)
+    (planned,) = made.controller._belief.devices.values()
+
+    assert not fits_in_any_order(planned, made.now_ns, ms(1), made.now_ns + ms(400))
+    made.run(until_ms=60)
+    assert fits_in_any_order(planned, made.now_ns, ms(1), made.now_ns + ms(400))
 
 
 def test_batches_are_sent_as_they_are_planned_in_overload():
