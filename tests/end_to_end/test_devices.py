@@ -18,16 +18,21 @@ from harness import repositories
 from harness.http_load import Report, closed_loop, infer_message, run
 from harness.serving import Serving, total, until
 from tests.end_to_end.conftest import PATIENT_SLO_MS
-from tests.timing import Timing
 
 WORKERS = ("worker-cpu:0", "worker-cpu:1")
+SLEEP_S = 0.1
+SLO_MS = 1000
+CLIENTS = 16
+"""More than one device can do within that time."""
+PAUSE_S = 0.05
+"""After a refusal: clients that ask again at once are all refused while two answers are computed."""
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Serving]:
-    """One model that takes 30 ms without using a core, on two devices."""
+    """One model that takes a while without using a core, on two devices."""
     root = tmp_path_factory.mktemp("pair") / "models"
-    repositories.sleeper(root, "hot", 0.03)
+    repositories.sleeper(root, "hot", SLEEP_S)
     config = ServerConfig(
         settings=Settings(
             repository=str(root), http_port=0, grpc_port=0, metrics_port=0, slo_ms=PATIENT_SLO_MS
@@ -41,10 +46,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Serv
 
 
 def load(serving: Serving, requests: int, kill: int | None = None) -> Report:
-    """More than one device can do: six clients that want an answer within 150 ms."""
     width = 4
     message = infer_message(
-        serving.http_url, "hot", [("x", "FP32", (1, width), bytes(4 * width))], slo_ms=150
+        serving.http_url, "hot", [("x", "FP32", (1, width), bytes(4 * width))], slo_ms=SLO_MS
     )
 
     def messages(index: int) -> bytes:
@@ -52,28 +56,28 @@ def load(serving: Serving, requests: int, kill: int | None = None) -> Report:
             os.kill(kill, signal.SIGKILL)
         return message
 
-    return run(closed_loop(serving.http_url, messages, requests=requests, connections=6))
+    return run(
+        closed_loop(serving.http_url, messages, requests=requests, connections=CLIENTS, pause_s=PAUSE_S)
+    )
 
 
 def infers(serving: Serving, device: str) -> float:
     return total(serving.metrics(), "clockwork_actions_total", device=device, action="infer", status="ok")
 
 
-def test_a_hot_model_runs_on_both_devices(pair: Serving, timing: Timing) -> None:
+def test_a_hot_model_runs_on_both_devices(pair: Serving) -> None:
     before = [infers(pair, f"cpu:{n}") for n in range(2)]
     report = load(pair, 120)
-    with timing.judged():
-        assert report.ends()["200"] >= 60
-        assert all(infers(pair, f"cpu:{n}") >= before[n] + 10 for n in range(2))
+    assert report.ends()["200"] >= 60
+    assert all(infers(pair, f"cpu:{n}") >= before[n] + 10 for n in range(2))
 
 
-def test_one_device_suffices_while_the_other_is_away(pair: Serving, timing: Timing) -> None:
+def test_one_device_suffices_while_the_other_is_away(pair: Serving) -> None:
     victim = pair.server.pid("worker-cpu:1")
     assert victim is not None
     report = load(pair, 150, kill=victim)
     assert len(report.samples) == 150
     assert report.unanswered == 0
     assert not report.ends().keys() - {"200", "429 would_miss_deadline", "504", "504 late", "500 worker_lost"}
+    assert report.ends()["200"] >= 50
     until("the other device is back", lambda: pair.server.pid("worker-cpu:1") not in {None, victim})
-    with timing.judged():
-        assert report.ends()["200"] >= 50
