@@ -4,7 +4,8 @@
     python -m qa.busy --times 1 tests/serve    any tests
     python -m qa.busy --whole                  all of ``make test``, once
 
-Each time is a pytest of its own, with servers of its own. A test that could not be judged was run again
+All tests have the same priority: beside such programs those with less would have a tenth of a core. Each time
+is a pytest of its own, with servers of its own. A test that could not be judged was run again
 (tests/timing.py) and counts by its last run. The programs end with this one, whatever ends it.
 """
 
@@ -143,8 +144,9 @@ def whole(log: Path) -> tuple[int, str]:
     last = ""
     with log.open("w") as file:
         process = subprocess.Popen(
-            [make, "test"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+            [make, "test"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "CLOCKWORK_TESTS_NICE": "no"},
+        )  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
