@@ -393,7 +393,7 @@ def measure(point: Point, asked: Peer, kinds: Kinds, out: Path) -> dict[str, Any
     setup = setup_of(point.load, folder, kinds)
     with serving(asked, setup, kinds) as up:
         played, loads = _played(point, up)
-        pss_bytes = up.pss_bytes()
+        pss_bytes, counted = up.pss_bytes(), asked.counted(setup)
         device = setup.device_log.read_text().splitlines() if setup.emulated else []
     raw = out / "raw" / f"{point.name}.cwbench"
     raw.parent.mkdir(parents=True, exist_ok=True)
@@ -405,7 +405,7 @@ def measure(point: Point, asked: Peer, kinds: Kinds, out: Path) -> dict[str, Any
         "silent": {"before": before.silent, "after": after.silent},
         "worst_error": max(before.worst, after.worst),
         "cpu_ms_per_request": 1e3 * up.used["server_cpu_s"] / max(1, len(played.table)), **up.used, **loads,
-        "pss_bytes": pss_bytes, **played.about, "device": record.device(device),
+        "pss_bytes": pss_bytes, "counted": counted, **played.about, "device": record.device(device),
         "settings": json.loads((folder / "models.json").read_text()),
     }  # fmt: skip
     result["noise"] = record.noise(result)

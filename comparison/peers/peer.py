@@ -198,6 +198,10 @@ class Peer:
         """Files outside ``setup.folder`` that a server may leave when it is killed; they are removed."""
         return ()
 
+    def counted(self, setup: Setup) -> Mapping[str, float]:
+        """What it counts itself that a table shows, read after a load."""
+        return {}
+
     def load_path(self, name: str, *, unload: bool = False) -> str:
         """Where to POST to have a model loaded or unloaded, if ``loads_by_call``."""
         return f"/v2/repository/models/{name}/{'unload' if unload else 'load'}"

@@ -15,7 +15,7 @@ import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,23 +113,23 @@ _STYLE: Final = """
 class Chart:
     """Where things are in the picture: requests a second across, answers in time a second upwards."""
 
-    def __init__(self, x_max: float, y_max: float) -> None:
-        self.x_max, self.y_max = x_max, y_max
+    def __init__(self, x_max: float, y_max: float, step: int = STEP) -> None:
+        self.x_max, self.y_max, self.step = x_max, y_max, step
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """A point, in pixels."""
         across = LEFT + x / self.x_max * (WIDTH - LEFT - RIGHT)
         return round(across, 1), round(HEIGHT - BOTTOM - y / self.y_max * (HEIGHT - TOP - BOTTOM), 1)
 
-    def axes(self) -> Iterator[str]:
-        """Grid, ticks and words."""
-        yield f'<text class="ink" x="{LEFT}" y="20" font-weight="600">Answers within the SLO, a second</text>'
-        yield f'<text class="dim" x="{LEFT}" y="36">15 models on one emulated device, SLO 200 ms</text>'
-        for y in range(0, int(self.y_max) + 1, STEP):
+    def axes(self, title: str, words: str, across: str) -> Iterator[str]:
+        """Grid, ticks and words: what is shown upwards, of what, and what is across."""
+        yield f'<text class="ink" x="{LEFT}" y="20" font-weight="600">{title}</text>'
+        yield f'<text class="dim" x="{LEFT}" y="36">{words}</text>'
+        for y in range(0, int(self.y_max) + 1, self.step):
             (x1, y1), (x2, _) = self.at(0, y), self.at(self.x_max, y)
             yield f'<line class="{"grid" if y else "axis"}" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y1}"/>'
             yield f'<text class="dim" x="{x1 - 8}" y="{y1 + 4}" text-anchor="end">{y}</text>'
-        for x in range(0, int(self.x_max) + 1, STEP):
+        for x in range(0, int(self.x_max) + 1, self.step):
             x1, y1 = self.at(x, 0)
             yield f'<line class="axis" x1="{x1}" y1="{y1}" x2="{x1}" y2="{y1 + 5}"/>'
             yield f'<text class="dim" x="{x1}" y="{y1 + 20}" text-anchor="middle">{x}</text>'
@@ -151,13 +151,22 @@ def drawing(found: dict[str, Curve]) -> str:
     top, furthest = limit_rps(), max(x for curve in found.values() for x, _ in curve)
     chart = Chart(10 * -(-furthest // 10), STEP * -(-top // STEP))
     limit: Curve = [(0, 0), (top, top), (chart.x_max, top)]
-    parts = [*chart.axes(), *chart.curve("limit", "ideal: full batches", limit, marks=False)]
+    title, words = "Answers within the SLO, a second", "15 models on one emulated device, SLO 200 ms"
+    parts = [
+        *chart.axes(title, words, "requests a second"),
+        *chart.curve("limit", "ideal: full batches", limit, marks=False),
+    ]
     for server in SERVERS:
         parts += chart.curve(server, NAMES[server], [(0.0, 0.0), *found[server]])
+    return picture("Goodput against load", parts)
+
+
+def picture(label: str, parts: Iterable[str]) -> str:
+    """An image of these parts."""
     inside = "\n".join(f"  {part}" for part in parts)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
-        f'height="{HEIGHT}" role="img" aria-label="Goodput against load">\n<style>{_STYLE}</style>\n'
+        f'height="{HEIGHT}" role="img" aria-label="{label}">\n<style>{_STYLE}</style>\n'
         f'  <rect class="paper" width="{WIDTH}" height="{HEIGHT}"/>\n{inside}\n</svg>\n'
     )
 
