@@ -85,7 +85,7 @@ def test_what_could_not_be_judged_is_run_again_and_nothing_else(
     (tmp_path / "test_cases.py").write_text(CASES)
     (tmp_path / "conftest.py").write_text(
         "from tests import timing as about_time\n\n\ndef pytest_configure(config):\n"
-        "    config.pluginmanager.register(about_time)\n"
+        "    about_time.PAUSE_S = 0.0\n    config.pluginmanager.register(about_time)\n"
     )
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:schemathesis", "-rf"]

@@ -3,8 +3,9 @@
 A test of behaviour asks with deadlines that a busy machine keeps, and needs nothing of this. Where time
 itself is what a test is about, it takes the fixture ``timing``, which watches the machine from then on, and
 asserts what is about time, and nothing else, inside ``with timing.judged():``. If that fails although the
-machine was left in peace, the test fails. If it was not, the test is run again with fixtures of its own, five
-times at most, and then it fails with the words *could not be judged*; it never passes unjudged.
+machine was left in peace, the test fails. If it was not, the test is run again with fixtures of its own,
+after a while that is longer each time, five times at most; then it fails with the words *could not be
+judged*. It never passes unjudged.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from _pytest.runner import runtestprotocol
 RUNS: Final = 5
 TIMEOUT_S: Final = 300
 """For one run of a test; pytest-timeout counts all of them together."""
+PAUSE_S = 2.0
+"""Before the second run; three times that before the fourth: what disturbed may be over."""
 BEAT_S: Final = 0.005
 LATE_S: Final = 0.025
 """A thread that only sleeps and wakes is never so late on a machine that is left in peace."""
@@ -171,6 +174,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
                 item.ihook.pytest_runtest_logreport(report=report)
         if not again:
             break
+        time.sleep(run * PAUSE_S)
         item._initrequest()  # type: ignore[attr-defined]
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
