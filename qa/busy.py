@@ -145,7 +145,7 @@ def whole(log: Path) -> tuple[int, str]:
     with log.open("w") as file:
         process = subprocess.Popen(
             [make, "test"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "CLOCKWORK_TESTS_NICE": "no"},
+            env={**os.environ, "TESTS_NICE": "no"},
         )  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:

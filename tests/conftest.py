@@ -97,8 +97,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Who judges time has priority, unless ``CLOCKWORK_TESTS_NICE`` is ``no``."""
-    if os.environ.get("PYTEST_XDIST_WORKER") and os.environ.get("CLOCKWORK_TESTS_NICE") != "no":
+    """Who judges time has priority, unless ``TESTS_NICE`` is ``no``."""
+    if os.environ.get("PYTEST_XDIST_WORKER") and os.environ.get("TESTS_NICE") != "no":
         turn, _ = turn_of(item.location[0])
         os.nice(max(0, turn - os.nice(0)))
 

@@ -90,6 +90,9 @@ async def started(
                 children[0].pid,
                 tuple(child.pid for child in children[1:]),
             )
+            for child in children:
+                if child.exited:
+                    await child.ended
             _check(children)
         finally:
             if link is not None:

@@ -267,6 +267,11 @@ class Child:
         """The process id."""
         return self._process.pid
 
+    @property
+    def exited(self) -> bool:
+        """Whether the process itself has ended; what it started, and its output, may be left."""
+        return self._process.returncode is not None
+
     def signal(self, number: int) -> None:
         """Send the process a signal, if it still runs."""
         if not self.ended.done():
