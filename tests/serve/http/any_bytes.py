@@ -12,8 +12,9 @@ import numpy as np
 from clockwork_serve.config import Settings
 from clockwork_serve.serve.gateway.access import AccessControl
 from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, GatewayConfig
-from clockwork_serve.serve.http.connection import HttpConnection, RoundRobin
+from clockwork_serve.serve.http.connection import HttpConnection
 from clockwork_serve.serve.http.exchange import HttpExchange
+from clockwork_serve.serve.http.reading import RoundRobin
 from clockwork_serve.serve.http.responses import json_response
 from clockwork_serve.serve.http.routes import Route
 from clockwork_serve.units import KIB
@@ -90,6 +91,7 @@ class Host:
         self.buffer = memoryview(self.received)
         self.small_buffer = self.buffer[:SMALL_READ_BYTES]
         self.readers = RoundRobin(self.loop)  # type: ignore[arg-type] # of a test
+        self.refused = RoundRobin(self.loop, 4)  # type: ignore[arg-type] # of a test
         none = SimpleNamespace(withdraw=lambda name: None, must_wait=lambda name: False)
         turns = SimpleNamespace(before_ns=0, begin=lambda: None, clock=lambda: 1, noting=True)
         self.gateway: Any = SimpleNamespace(

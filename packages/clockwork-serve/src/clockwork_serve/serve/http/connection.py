@@ -1,6 +1,6 @@
 """One HTTP/1.1 connection: parses requests, and writes responses in the requests' order.
 
-Also: the parser's callbacks, a cache for the last head, and the control of reading.
+Also: the parser's callbacks, and a cache for the last head.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clockwork_serve.serve.gateway.settings import (
     json_excess,
     overdue,
 )
-from clockwork_serve.serve.gateway.timing import AT_ONCE, Arrival, BodySocket, DiscardedBody, LoopTurns
+from clockwork_serve.serve.gateway.timing import AT_ONCE, DiscardedBody
 from clockwork_serve.serve.http.exchange import (
     BODY_OF_CONNECT,
     HEADERS_READ,
@@ -34,6 +34,7 @@ from clockwork_serve.serve.http.exchange import (
     byte_count,
     denial,
 )
+from clockwork_serve.serve.http.reading import ReadControl, RoundRobin
 from clockwork_serve.serve.http.responses import Response, error_response, internal_error_response
 from clockwork_serve.serve.http.routes import Route
 from clockwork_serve.units import KIB, NS_PER_S
@@ -190,7 +191,7 @@ def head_of(data: memoryview, exchange: HttpExchange, headers: dict[bytes, bytes
 
 
 # ------------------------------------------------------------
-# Whether an HTTP connection reads from its socket, and how much is incomplete.
+# How much of an HTTP connection's body is incomplete.
 
 
 class IncompleteBody:
@@ -213,100 +214,6 @@ class IncompleteBody:
         self._bytes = 0
 
 
-class RoundRobin:
-    """Connections with much to read: one in a turn of the loop, so that many do not block it longer."""
-
-    __slots__ = ("_loop", "_waiting")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._waiting: deque[Callable[[], None]] = deque()
-
-    def add(self, work: Callable[[], None]) -> None:
-        """Schedule work after that of others."""
-        self._waiting.append(work)
-        if len(self._waiting) == 1:
-            self._loop.call_soon(self._step)
-
-    def _step(self) -> None:
-        try:
-            self._waiting[0]()
-        finally:
-            self._waiting.popleft()
-            if self._waiting:
-                self._loop.call_soon(self._step)
-
-
-class ReadControl:
-    """Pauses and resumes reading of a connection. ``feed`` handles read bytes, and may call :meth:`keep`.
-
-    ``source`` reads large bodies from the socket directly; ``arrival`` measures when bytes arrived.
-    """
-
-    __slots__ = ("_feed", "_kept", "_readers", "_transport", "arrival", "paused", "source")
-
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        readers: RoundRobin,
-        feed: Callable[[memoryview], None],
-        turns: LoopTurns,
-        since_ns: int,
-    ) -> None:
-        self._transport = transport
-        self.source = BodySocket(transport)
-        self._readers = readers
-        self.arrival = Arrival(self.source, turns, since_ns)
-        self._feed = feed
-        self._kept = b""  # read, and to be fed before anything more is read
-        self.paused = False
-
-    def set_paused(self, *, pause: bool) -> bool:
-        """Pause or resume reading; whether it was resumed."""
-        before = self.paused
-        if self._transport.is_closing() or pause == before:
-            return False
-        self.paused = pause
-        if pause:
-            self._pause()
-        elif self._kept:
-            self._readers.add(self._read_on)
-        else:
-            self._resume()
-        return before
-
-    def keep(self, rest: memoryview) -> None:
-        """Feed these bytes in the loop's next turn."""
-        self._kept = bytes(rest)
-        self.continue_next_turn()
-
-    def continue_next_turn(self) -> None:
-        """Go on reading in the loop's next turn.
-
-        The loop otherwise reads from one socket, and from no other, for as long as that fills the buffer.
-        """
-        if not self._transport.is_closing():
-            self._pause()
-            self._readers.add(self._read_on)
-
-    def _read_on(self) -> None:
-        if self.paused or self._transport.is_closing():
-            return
-        kept, self._kept = self._kept, b""
-        if kept:
-            self._feed(memoryview(kept))
-        if not (self._kept or self.paused or self._transport.is_closing()):
-            self._resume()
-
-    def _pause(self) -> None:
-        self.arrival.pause()
-        self._transport.pause_reading()
-
-    def _resume(self) -> None:
-        self.arrival.resume()
-        self._transport.resume_reading()
-
-
 # ------------------------------------------------------------
 # What an HTTP connection needs of its server.
 
@@ -321,6 +228,7 @@ class HttpHost(Sender, Protocol):
     access: AccessControl
     loop: asyncio.AbstractEventLoop
     readers: RoundRobin
+    refused: RoundRobin
     buffer: memoryview
     small_buffer: memoryview
     received: bytearray
@@ -361,6 +269,9 @@ class HttpHost(Sender, Protocol):
 
 DIRECT_BYTES: Final = 64 * KIB
 """Bodies above this size are read from the socket into their own buffer."""
+
+TOO_MANY: Final = 429
+"""The status of refusals."""
 
 _IDLE, _HEAD, _BODY = range(3)
 
@@ -409,7 +320,9 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._local = bool(peer) and is_loopback(peer[0])
         turns = self._gateway.turns
         since_ns = turns.before_ns if self._since_ns is None else self._since_ns
-        self._read_control = ReadControl(self._transport, self._server.readers, self._feed, turns, since_ns)
+        self._read_control = ReadControl(
+            self._transport, self._server.readers, self._server.refused, self._feed, turns, since_ns
+        )
         self._outbox = Outbox(self._transport, self._server, self._read_control.source)
         self.new_parser()
         self.due_s = self._server.tick_s + self._settings.head_s  # not idle_s: there was no request yet
@@ -578,6 +491,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             if not exchange.keep_alive:
                 self._close()
                 return
+            if response.status == TOO_MANY:
+                self._read_control.rest()
         if queue and queue[0].wants_continue:
             queue[0].wants_continue = False
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
