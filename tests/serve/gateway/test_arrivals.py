@@ -68,11 +68,12 @@ class Connection:
         self.turns.turn(1002)
 
     def read(
-        self, now_ms: int, quiet_ms: int | None = None, *, first: bool = True, kept: bool = False
-    ) -> None:
+        self, now_ms: int, quiet_ms: int | None = None, *, first: bool = True, kept: bool = False,
+        full: bool = False,
+    ) -> None:  # fmt: skip
         self.turns.now_ns = ms(now_ms)
         self.source.quiet = None if quiet_ms is None else ms(quiet_ms)
-        self.arrival.read(first=first, kept=kept)
+        self.arrival.read(first=first, kept=kept, full=full)
 
 
 def test_bytes_arrived_after_the_last_poll_that_found_none() -> None:
@@ -92,6 +93,34 @@ def test_the_kernel_s_value_is_used_if_it_is_later() -> None:
     assert connection.arrival.of_single_read() == ms(1002)
     connection.read(2000, 300)
     assert (connection.arrival.arrived_ns, connection.arrival.oldest_ns) == (ms(1700), ms(1002))
+
+
+def test_the_kernel_s_value_is_about_bytes_that_may_have_come_after_a_full_buffer() -> None:
+    connection = Connection()
+    connection.turns.turn(2000)
+    connection.read(2000, 300, full=True)
+    assert connection.arrival.arrived_ns == ms(1002)
+
+
+def test_while_it_rested_nothing_came_before_the_first_byte_that_waits() -> None:
+    connection = Connection()
+    connection.arrival.pause()
+    connection.turns.turn(1100)
+    connection.arrival.rested(ms(60))
+    connection.arrival.resume()
+    connection.read(1110, 1, full=True)
+    assert connection.arrival.arrived_ns == ms(1040)
+
+
+def test_what_is_not_known_of_a_rest_makes_nothing_younger() -> None:
+    for waited_ns in (None, ms(5000)):
+        connection = Connection()
+        connection.arrival.pause()
+        connection.turns.turn(1100)
+        connection.arrival.rested(waited_ns)
+        connection.arrival.resume()
+        connection.read(1110, 1, full=True)
+        assert connection.arrival.arrived_ns == ms(1001)
 
 
 def test_a_recent_poll_is_precise_enough() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
 from clockwork_serve.serve.gateway.timing import AT_ONCE, PROBE_BYTES, BodySocket, DiscardedBody
-from clockwork_serve.units import MIB
+from clockwork_serve.units import MIB, ms
 
 
 class Stub:
@@ -60,6 +62,31 @@ def test_available_bytes_are_discarded_and_later_ones_kept(pair: tuple[socket.so
     theirs.sendall(bytes(40_000) + b"next")
     assert rest.received(ours.recv_into(rest.room()))
     assert ours.recv(100) == b"next"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux notes when bytes are received")
+def test_how_long_the_first_unread_byte_waits_is_the_kernel_s_word(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    ours.setblocking(False)
+    one = source(ours)
+    one.note_receipts()
+    time.sleep(0.02)  # the kernel begins to note a little later
+    assert one.waited_ns() == 0, "nothing is there"
+    theirs.sendall(bytes(100_000))
+    time.sleep(0.2)
+    before_s = time.monotonic()
+    theirs.sendall(b"more")
+
+    waited_ns = one.waited_ns()
+
+    assert waited_ns is not None and ms(200) <= waited_ns <= ms(
+        200 + 1000 * (time.monotonic() - before_s) + 1000
+    )
+    assert len(ours.recv(4096)) == 4096, "it is still there"
+    one.close()
+    assert one.waited_ns() is None
 
 
 def test_the_socket_stays_open(pair: tuple[socket.socket, socket.socket]) -> None:

@@ -128,12 +128,16 @@ def test_on_a_real_loop_each_gets_its_turn() -> None:
 class Refuses(Host):
     """Refuses every request at once."""
 
+    status = 429
+
     def dispatch(self, exchange: HttpExchange) -> None:
-        exchange.respond(error_response(429, "queue_full"))
+        exchange.respond(error_response(self.status, "no"))
 
 
-def test_a_client_that_is_refused_is_read_again_when_it_is_its_turn() -> None:
+@pytest.mark.parametrize("status", [400, 429, 504])
+def test_a_client_that_is_refused_is_read_again_when_it_is_its_turn(status: int) -> None:
     host: Any = Refuses()
+    host.status = status
     ask = b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n"
     transports: list[Any] = [Transport() for _ in range(5)]
     for transport in transports:
@@ -141,7 +145,7 @@ def test_a_client_that_is_refused_is_read_again_when_it_is_its_turn() -> None:
         connection.connection_made(transport)
         connection.get_buffer(-1)[: len(ask)] = ask
         connection.buffer_updated(len(ask))
-    assert all(b" 429 " in transport.written for transport in transports)
+    assert all(b" %d " % status in transport.written for transport in transports)
     assert not any(transport.reading for transport in transports)
 
     host.loop.turn()

@@ -11,10 +11,11 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from clockwork_serve.controller.estimates import VALID_NS, WindowMax
-from clockwork_serve.units import KIB, NS_PER_MS
+from clockwork_serve.units import KIB, NS_PER_MS, NS_PER_S
 
 # ------------------------------------------------------------
 # Direct access to a connection's socket: large bodies are read into their final place in few calls, bodies
@@ -33,6 +34,10 @@ PROBE_BYTES: Final = 4096
 AT_ONCE: Final = 768 * KIB
 """Bytes to read before other connections get their turn: under a millisecond, where memory is accessed for
 the first time. An image of 224 x 224 x 3 floats, 588 KiB, is read in one go."""
+_SO_TIMESTAMPNS: Final = 35
+"""Not in Python's ``socket``: the time of receipt, by the wall clock (socket(7))."""
+_TIMESPEC: Final = struct.Struct("qq")
+_NOTED_BYTES: Final = 64
 _INFO_BYTES: Final = 60
 """Size of ``struct tcp_info`` up to and including ``tcpi_last_data_recv``."""
 _LAST_DATA_AT: Final = 56
@@ -109,6 +114,28 @@ class BodySocket:
             return None
         last_ms: int = _last_data_ms(found, _LAST_DATA_AT)[0]
         return last_ms * NS_PER_MS
+
+    def note_receipts(self) -> None:
+        """Have the kernel note from now on when bytes are received; see :meth:`waited_ns`."""
+        if self._socket is not None:
+            with suppress(OSError):
+                self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+
+    def waited_ns(self) -> int | None:
+        """How long ago the first byte that is not read was received; 0 if there is none; None if unknown."""
+        if self._socket is None:
+            return None
+        try:
+            _, noted, _, _ = self._socket.recvmsg(1, _NOTED_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return None
+        for level, kind, data in noted:
+            if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS and len(data) == _TIMESPEC.size:
+                at: tuple[int, int] = _TIMESPEC.unpack(data)
+                return max(0, time.time_ns() - at[0] * NS_PER_S - at[1])
+        return None
 
     def read(self, room: memoryview) -> int:
         """Read what is available into ``room``; the number of bytes."""
@@ -276,6 +303,11 @@ class Arrival:
         """Reading goes on."""
         self._unpolled_ns = self._clock()
 
+    def rested(self, waited_ns: int | None) -> None:
+        """While reading was paused nothing came before ``waited_ns`` ago; None if that is not known."""
+        if waited_ns is not None:
+            self._since_ns = max(self._since_ns, self._clock() - waited_ns)
+
     def bound(self) -> int:
         """The last instant at which its socket was known to be empty."""
         before_ns = self._turns.before_ns
@@ -291,10 +323,11 @@ class Arrival:
         now_ns = self._clock()
         return bound_ns if now_ns - bound_ns <= NEAR_NS else self._refined(bound_ns, now_ns)
 
-    def read(self, *, first: bool, kept: bool = False) -> None:
+    def read(self, *, first: bool, kept: bool = False, full: bool = False) -> None:
         """Note a read.
 
-        ``first``: it begins a request. ``kept``: it was read some time ago, and is handled now.
+        ``first``: it begins a request. ``kept``: it was read some time ago, and is handled now. ``full``: it
+        filled its buffer. What the kernel reports is then about bytes that may have come long after these.
         """
         turns = self._turns
         if not turns.noting:
@@ -305,7 +338,7 @@ class Arrival:
         if first:
             self._read_ns = self._waited_ns = 0
             self.oldest_ns = bound_ns
-        if not kept and now_ns - bound_ns > NEAR_NS:
+        if not (kept or full) and now_ns - bound_ns > NEAR_NS:
             bound_ns = self._refined(bound_ns, now_ns)
         self._waited_ns += now_ns - max(bound_ns, self._read_ns)
         self._read_ns = now_ns

@@ -270,8 +270,8 @@ class HttpHost(Sender, Protocol):
 DIRECT_BYTES: Final = 64 * KIB
 """Bodies above this size are read from the socket into their own buffer."""
 
-TOO_MANY: Final = 429
-"""The status of refusals."""
+NO_ANSWER: Final = 400
+"""The least status of what is no answer: refused, expired, wrong."""
 
 _IDLE, _HEAD, _BODY = range(3)
 
@@ -491,7 +491,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             if not exchange.keep_alive:
                 self._close()
                 return
-            if response.status == TOO_MANY:
+            if response.status >= NO_ANSWER:
                 self._read_control.rest()
         if queue and queue[0].wants_continue:
             queue[0].wants_continue = False
@@ -565,7 +565,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     def _feed(self, data: memoryview, fresh_bytes: int = 0) -> None:
         """Parse. ``fresh_bytes`` of ``data`` were read just now, and not kept."""
         content_bytes, whole = self._content_bytes, self._phase == _IDLE
-        self._read_control.arrival.read(first=whole, kept=not fresh_bytes)
+        full = fresh_bytes >= len(self._server.small_buffer)
+        self._read_control.arrival.read(first=whole, kept=not fresh_bytes, full=full)
         self._began_bytes = fresh_bytes if whole else -1
         rest = data
         try:

@@ -91,11 +91,14 @@ class ReadControl:
         """
         if not (self._resting or self._transport.is_closing()):
             self._resting = True
+            self.source.note_receipts()
             self._pause()
             self._refused.add(self._rested)
 
     def _rested(self) -> None:
         self._resting = False
+        if not self._transport.is_closing():
+            self.arrival.rested(self.source.waited_ns())
         self._read_on()
 
     def keep(self, rest: memoryview) -> None:

@@ -359,8 +359,8 @@ MIXED_JSON_BYTES: Final = MIB
 _MUCH_FOR_AN_ENDPOINT: Final = (
     f"body: expected at most {ENDPOINT_BYTES} bytes here, found more; send less in it"
 )
-REFUSED_AT_ONCE: Final = 4
-"""Connections with a refusal that are read again in one turn of the loop: a millisecond of 600 kB each."""
+REFUSED_AT_ONCE: Final = 8
+"""Connections with a refusal that are read again in one turn of the loop: two milliseconds of 600 kB each."""
 GIVEN_BACK_BYTES: Final = 4 * MIB
 """The memory of bodies that is given back to the system at once, in 0.4 ms."""
 SWEEP_S: Final = 1.0
