@@ -128,6 +128,21 @@ def number(least: float, most: float, *, above: bool = False) -> Read[float]:
     return read
 
 
+def number_or_off(least: float, most: float) -> Read[float | None]:
+    """A reader of finite numbers from ``least`` to ``most``, or None for ``off``."""
+    read_number = number(least, most)
+
+    def read(value: object) -> float | None:
+        if _is_off(value):
+            return None
+        try:
+            return read_number(value)
+        except Unfit as unfit:
+            raise Unfit(f"{unfit.expected}, or off", f"{unfit.remedy}, or off") from unfit
+
+    return read
+
+
 def port(value: object) -> int:
     """A TCP port; 0 lets the system choose one."""
     try:
@@ -457,9 +472,9 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         GATEWAY, "none",
     )] = None
     decide_ms: Annotated[float | None, Setting(
-        number(0, 3_600_000),
-        "how long the yes or no to a request may take; a yes is a promise; none: until its deadline",
-        shown="none",
+        number_or_off(0, 3_600_000),
+        "how long the yes or no to a request may take; a yes is a promise; off: until its deadline",
+        shown="off",
     )] = None
     policy: Annotated[str, Setting(
         read_policy, "scheduling policy, by name: of this package or installed",

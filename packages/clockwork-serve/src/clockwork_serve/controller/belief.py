@@ -451,7 +451,7 @@ class Belief(Measured):
         queue = waiter.queue
         queue.remove(waiter)
         if waiter.place is not None:
-            leave(waiter)
+            leave([waiter])
             self.displaced.append(waiter)
         self._after_removal(queue, queue.model, 1, waiter.demand_ns)
         waiter.queue = queue = self._queue(model, waiter.request, alone=waiter.alone)
@@ -471,7 +471,7 @@ class Belief(Measured):
         if waiter.state == WAITING:
             waiter.queue.remove(waiter)
             if waiter.place is not None:
-                leave(waiter)
+                leave([waiter])
             self._after_removal(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
             release = self._end(waiter)
         else:
@@ -624,7 +624,7 @@ class Belief(Measured):
         for waiter in waiters:
             waiter.step(SEND)
             if waiter.place is not None:
-                leave(waiter)
+                leave(waiters)  # all of them at once
             waiter.device = device
         if self._charges:
             self.tenants.sent(waiters, expected_ns)
@@ -751,6 +751,6 @@ class Belief(Measured):
         """End the reservations that need weights which have left: their requests want another place."""
         for one in [one for one in residency.device.reserved if one.residency is residency]:
             self.displaced += one.waiters
-            for waiter in one.waiters.copy():
-                leave(waiter)
+            for waiter in one.waiters:
                 waiter.cause = Cause.DEVICE_LOST
+            leave(one.waiters)

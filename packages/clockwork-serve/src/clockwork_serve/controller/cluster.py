@@ -122,7 +122,7 @@ class Queue(Record):
 
     __slots__ = (
         "alone", "band_ns", "dues", "floors", "least", "level", "model", "order", "place_ns", "reserved",
-        "rows", "signature", "sizes", "strategies", "to_recheck", "waiters", "watch",
+        "rows", "signature", "sizes", "strategies", "to_recheck", "undecided", "waiters", "watch",
     )  # fmt: skip
 
     def __init__(
@@ -142,6 +142,8 @@ class Queue(Record):
         """``due_ns`` of each of ``waiters``, ascending."""
         self.waiters: list[Waiter] = []
         """All and only requests WAITING here."""
+        self.undecided: list[Waiter] = []
+        """Those whose verdict is pending, by due time; who is sent leaves when its verdict is due."""
         self.strategies: tuple[Strategy, ...] = ()
         """One per device that has the weights READY."""
         self.reserved: list[Reservation] = []
@@ -236,10 +238,8 @@ class ServedModel(Record):
         """The duration of batch 1, from the first profile known; 0 until needed."""
         self.pace_ns = 0
         """Device time per request in its best batch over all capable devices; 0: unknown."""
-        self.batch = 1
-        """The size of that batch."""
-        self.pace_at_ns = 0
-        """When both were computed."""
+        self.batch, self.pace_at_ns = 1, 0
+        """The size of that batch, and when both were computed."""
         self.arrived_ns = self.gap_ns = 0
         """When the last request came, and the mean time between two; kept where requests are promised."""
         self.dirty = False

@@ -14,7 +14,6 @@ from typing import Final
 
 from clockwork_serve.controller.cluster import (
     DeviceBelief,
-    Queue,
     Reservation,
     Residency,
     ServedModel,
@@ -34,7 +33,8 @@ KEPT_NS: Final = NS_PER_MS // 2
 """The ends of a plan are computed again where the lane is free this much sooner."""
 
 EXPECTED_AGE_NS: Final = 8 * NS_PER_MS
-"""How old the expected numbers of requests that plans are made with may be."""
+EXPECTED_AGE: Final = 32
+"""How old the expected numbers of requests that plans are made with may be, or this part of the plan."""
 
 KEPT: Final = 0.999
 """The share of promises that is to be kept, as far as that depends on how long inferences take."""
@@ -60,23 +60,33 @@ def hold(reservation: Reservation, waiters: list[Waiter], planned_ns: int = 0) -
     device = reservation.residency.device
     batch = batch_for(reservation.batches, len(waiters)) or reservation.batches[-1]
     due_ns, lasts_ns = waiters[0].due_ns, max(planned_ns, batch.samples.estimate_ns)
-    if reservation.waiters and (due_ns != reservation.due_ns or lasts_ns != reservation.lasts_ns):
-        device.ends_ns = []
-    device.reserved_ns += lasts_ns - reservation.lasts_ns
+    longer_ns = lasts_ns - reservation.lasts_ns
+    changed = reservation.waiters and (longer_ns or due_ns != reservation.due_ns)
+    device.reserved_ns += longer_ns
     reservation.batch, reservation.due_ns, reservation.lasts_ns = batch, due_ns, lasts_ns
     reservation.waiters = waiters
     for waiter in waiters:
         waiter.place = reservation
         waiter.device = device
+    if changed and device.ends_ns:
+        if device.load:
+            device.ends_ns = []
+        else:
+            at = device.reserved.index(reservation)
+            device.ends_ns[at + 1] += longer_ns
+            _delay(device, at + 2, longer_ns)
+            _update_rooms(device, at)
 
 
-def exchange(queue: Queue) -> None:
-    """Have the reservations of a queue exchange requests: first due, first planned.
+def exchange(changed: Reservation) -> None:
+    """Have the reservations of a queue exchange requests after one changed: first due, first planned.
 
     None of them is due sooner afterwards, so each plan stays feasible.
     """
-    reserved = queue.reserved
-    if any(one.waiters[-1].due_ns > other.waiters[0].due_ns for one, other in pairwise(reserved)):
+    reserved = changed.queue.reserved
+    at = reserved.index(changed)
+    around = reserved[max(0, at - 1) : at + 2]
+    if any(one.waiters[-1].due_ns > other.waiters[0].due_ns for one, other in pairwise(around)):
         every = sorted([waiter for one in reserved for waiter in one.waiters], key=_due)
         at = 0
         for one in reserved:
@@ -92,47 +102,84 @@ def _due(waiter: Waiter) -> int:
 def enter(reservation: Reservation) -> None:
     """Put a reservation into the plan of its device and its queue's list, after all that are due no later."""
     device = reservation.residency.device
-    for reserved in (device.reserved, reservation.queue.reserved):
-        reserved.insert(place_of(reserved, reservation.due_ns), reservation)
-    ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
-    if not ends_ns or device.reserved[-1] is not reservation:
-        device.ends_ns = []
+    reserved = reservation.queue.reserved
+    reserved.insert(place_of(reserved, reservation.due_ns), reservation)
+    at = place_of(device.reserved, reservation.due_ns)
+    device.reserved.insert(at, reservation)
+    ends_ns = device.ends_ns
+    if not ends_ns:
         return
-    end_ns = free_ns(reservation.residency, ends_ns[-1]) + reservation.lasts_ns
-    room_ns = reservation.due_ns - reservation.margin_ns - end_ns
-    at = len(rooms_ns) - 1
-    while at >= 0 and rooms_ns[at] > room_ns:
-        rooms_ns[at] = room_ns
-        at -= 1
-    ends_ns.append(end_ns)
-    rooms_ns.append(NEVER_NS)
+    if at + 1 < len(device.reserved) and (device.load or reservation.residency.state != READY):
+        device.ends_ns = []  # others may end later, or not
+        return
+    ends_ns.insert(at + 1, free_ns(reservation.residency, ends_ns[at]) + reservation.lasts_ns)
+    device.rooms_ns.insert(at, NEVER_NS)
+    _delay(device, at + 2, reservation.lasts_ns)
+    _update_rooms(device, at)
 
 
-def leave(waiter: Waiter) -> None:
-    """Take a request that was sent, or is over, out of its reservation, which ends without requests."""
-    reservation = waiter.place
-    if reservation is None:
-        return
+def leave(waiters: Sequence[Waiter]) -> None:
+    """Take requests that were sent, or are over, out of their reservations, which end without requests."""
+    places: dict[Reservation, None] = {}
+    for waiter in waiters:
+        if waiter.place is not None:
+            places[waiter.place] = None
+            waiter.place = None
+    for reservation in places:
+        left = [one for one in reservation.waiters if one.place is reservation]
+        _withdraw(reservation)
+        if left:
+            hold(reservation, left)
+            enter(reservation)
+        else:
+            reservation.residency.reserved -= 1
+            reservation.residency.loosen()
+
+
+def _withdraw(reservation: Reservation) -> None:
+    """Take a reservation out of its plan.
+
+    The ends of the others are those after it has run, for that is why most leave: what was planned before it
+    ends later, what was planned after it as before. Otherwise the lane is free sooner than they say.
+    """
     device = reservation.residency.device
-    waiter.place = None
     at = device.reserved.index(reservation)
     reservation.queue.reserved.remove(reservation)
     del device.reserved[at]
-    left = [one for one in reservation.waiters if one is not waiter]
-    if left:
-        device.ends_ns = []
-        hold(reservation, left)
-        enter(reservation)
-        return
-    reservation.waiters = left
     device.reserved_ns -= reservation.lasts_ns
-    reservation.residency.reserved -= 1
-    reservation.residency.loosen()
-    if at or not device.ends_ns:
+    ends_ns = device.ends_ns
+    if ends_ns and at and device.load:
         device.ends_ns = []
-    else:  # the others end as planned after what was sent, which takes no longer
-        del device.ends_ns[0]
-        del device.rooms_ns[0]
+    elif ends_ns:
+        del ends_ns[at if at == 0 else at + 1]
+        del device.rooms_ns[at]
+        for before in range(at and at + 1):
+            ends_ns[before] += reservation.lasts_ns
+        _update_rooms(device, at - 1, all_=True)
+    reservation.waiters, reservation.lasts_ns = [], 0
+
+
+def _delay(device: DeviceBelief, first: int, by_ns: int) -> None:
+    """Have all that is planned end later by so much, from the end with index ``first`` on."""
+    if by_ns:
+        ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
+        ends_ns[first:] = [end_ns + by_ns for end_ns in ends_ns[first:]]
+        rooms_ns[first - 1 : -1] = [room_ns - by_ns for room_ns in rooms_ns[first - 1 : -1]]
+
+
+def _update_rooms(device: DeviceBelief, at: int, *, all_: bool = False) -> None:
+    """Compute the room before the reservation ``at`` anew, and those before it that follow, or all."""
+    reserved, ends_ns, rooms_ns = device.reserved, device.ends_ns, device.rooms_ns
+    room_ns = rooms_ns[at + 1]
+    while at >= 0:
+        one = reserved[at]
+        left_ns = one.due_ns - one.margin_ns - ends_ns[at + 1]
+        if left_ns < room_ns:  # noqa: PLR1730 - min() costs 100 ns more
+            room_ns = left_ns
+        if room_ns == rooms_ns[at] and not all_:
+            return
+        rooms_ns[at] = room_ns
+        at -= 1
 
 
 def place_of(reserved: list[Reservation], due_ns: int) -> int:
@@ -265,14 +312,17 @@ def plan_of(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
     if ends_ns and 0 <= ends_ns[0] - soonest_ns <= KEPT_NS and now_ns < device.ends_until_ns:
         return ends_ns, rooms_ns
     reserved = device.reserved
-    if now_ns >= device.renewed_ns + EXPECTED_AGE_NS:
+    age_ns = max(EXPECTED_AGE_NS, device.reserved_ns // EXPECTED_AGE)
+    if now_ns >= device.renewed_ns + age_ns:
         device.renewed_ns = now_ns
         end_ns = soonest_ns
         for one in reserved:
-            start_ns = free_ns(one.residency, end_ns)
-            end_ns = start_ns + plan_lasts_ns(one, len(one.waiters), start_ns, now_ns)
-            device.reserved_ns += end_ns - start_ns - one.lasts_ns
-            one.lasts_ns = end_ns - start_ns
+            start_ns, lasts_ns = free_ns(one.residency, end_ns), one.batch.samples.estimate_ns
+            if one.lasts_ns != lasts_ns:  # as time passes, fewer requests are expected, and never more
+                lasts_ns = plan_lasts_ns(one, len(one.waiters), start_ns, now_ns)
+                device.reserved_ns += lasts_ns - one.lasts_ns
+                one.lasts_ns = lasts_ns
+            end_ns = start_ns + lasts_ns
     device.ends_ns = ends_ns = [soonest_ns]
     end_ns = soonest_ns
     for one in reserved:
@@ -289,7 +339,7 @@ def plan_of(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
         if left_ns < room_ns:  # noqa: PLR1730 - min() costs 100 ns more
             room_ns = left_ns
         rooms_ns[at] = room_ns
-    device.ends_until_ns = now_ns + EXPECTED_AGE_NS
+    device.ends_until_ns = now_ns + age_ns
     return ends_ns, rooms_ns
 
 

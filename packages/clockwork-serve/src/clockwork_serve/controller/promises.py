@@ -46,7 +46,6 @@ from clockwork_serve.controller.plans import (
     enter,
     exchange,
     fits_beside,
-    fits_in_any_order,
     free_ns,
     hold,
     margin_ns,
@@ -54,7 +53,6 @@ from clockwork_serve.controller.plans import (
     plan_lasts_ns,
     plan_of,
     planned_ns,
-    soonest_start_ns,
 )
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import Infer, Load, Request, Result
@@ -77,6 +75,9 @@ SEVERAL: Final = 3
 
 DISPLACED_NS: Final = -1
 """Instead of a spare time: for requests that are promised already, whatever it takes."""
+
+JOINED_MAX: Final = 16
+"""A request may join one of the last so many batches that are planned for its queue."""
 
 RIVALS_MAX: Final = 32
 """At most so many undecided requests are looked at for rivals."""
@@ -164,6 +165,9 @@ class Promises(Timer):
                 self._open(waiter.queue, [waiter], DISPLACED_NS, now_ns)
         displaced.clear()
         for waiter in self._new:
+            if waiter.state == WAITING and waiter.promised_ns < 0:
+                insort(waiter.queue.undecided, waiter, key=_due)
+        for waiter in self._new:
             if waiter.state > SENT:
                 continue
             if waiter.state == SENT:
@@ -176,6 +180,7 @@ class Promises(Timer):
                 heappush(self._undecided, (self.verdict_ns(waiter), self._belief.next_id(), waiter))
         self._new.clear()
         refused: list[Waiter] = []
+        over: list[Waiter] = []
         while undecided:
             due_ns, _, waiter = undecided[0]
             if due_ns > until_ns and waiter.state == WAITING and waiter.promised_ns < 0:
@@ -187,7 +192,11 @@ class Promises(Timer):
                     refused.append(waiter)
                     found = REFUSED_ALL
                 self._refused += (found - self._refused) >> REFUSED_BITS
+            over.append(waiter)
         self._belief.timers.set(self, undecided[0][0] if undecided else NEVER_NS)
+        for waiter in over:
+            if waiter in waiter.queue.undecided:
+                waiter.queue.undecided.remove(waiter)
         # A batch that was opened for a later one may have taken in an earlier one.
         return [waiter for waiter in refused if waiter.promised_ns < 0]
 
@@ -197,6 +206,8 @@ class Promises(Timer):
             if waiter.state == SENT:
                 waiter.promised_ns = now_ns
             else:
+                if waiter not in waiter.queue.undecided:  # it was moved, or was sent to a device that is lost
+                    insort(waiter.queue.undecided, waiter, key=_due)
                 self._join_all(waiter.queue, now_ns)
                 if waiter.promised_ns < 0:
                     self._open_all(waiter.queue, now_ns)
@@ -204,13 +215,8 @@ class Promises(Timer):
 
     def _undecided_of(self, queue: Queue) -> list[Waiter]:
         """The undecided requests of a queue by due time, at most what one batch takes."""
-        found = []
-        for waiter in queue.waiters:
-            if waiter.promised_ns < 0 and self.asked(waiter.request):
-                found.append(waiter)
-                if len(found) == queue.sizes[-1][0]:
-                    break
-        return found
+        queue.undecided = [one for one in queue.undecided if one.state == WAITING and one.promised_ns < 0]
+        return queue.undecided[: queue.sizes[-1][0]]
 
     def _join_all(self, queue: Queue, now_ns: int) -> None:
         """Promise undecided requests of a queue that can join its reservations: first due, first promised.
@@ -230,32 +236,27 @@ class Promises(Timer):
         self._open(queue, waiters, spare_ns // SEVERAL ** (len(waiters) - 1), now_ns)
 
     def _join(self, waiter: Waiter, now_ns: int) -> bool:
-        """Add a request to the first reservation of its queue that can take it."""
+        """Add a request to the first of the last reservations of its queue that can take it."""
         queue = waiter.queue
-        for one in queue.reserved:
-            batch = batch_for(one.batches, len(one.waiters) + 1)
-            if batch is None:
+        for one in queue.reserved[-JOINED_MAX:]:
+            if len(one.waiters) >= one.batches[-1].count:
                 continue
             device = one.residency.device
-            start_ns = soonest_start_ns(device, now_ns)
+            ends_ns, rooms_ns = plan_of(device, now_ns)
+            at = device.reserved.index(one)
+            start_ns = free_ns(one.residency, ends_ns[at])
+            lasts_ns = plan_lasts_ns(one, len(one.waiters) + 1, start_ns, now_ns)
+            end_ns = start_ns + lasts_ns
             due_ns = min(waiter.due_ns, one.due_ns) - one.margin_ns
-            lasts_ns = plan_lasts_ns(one, len(one.waiters) + 1, start_ns + device.reserved_ns, now_ns)
-            if not fits_in_any_order(device, start_ns, lasts_ns - one.lasts_ns, due_ns):
-                at = device.reserved.index(one)
-                ends_ns, rooms_ns = plan_of(device, now_ns)
-                start_ns = free_ns(one.residency, ends_ns[at])
-                if batch is not one.batch or start_ns + batch.samples.estimate_ns > due_ns:
-                    lasts_ns = plan_lasts_ns(one, len(one.waiters) + 1, start_ns, now_ns)
-                    end_ns = start_ns + lasts_ns
-                    if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
-                        continue
+            if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
+                continue
             waiter.promised_ns = now_ns
             waiters = one.waiters.copy()
             insort(waiters, waiter, key=_due)
             hold(one, waiters, lasts_ns)
             # One that is due sooner than the batch stays in it, where it was found to be in time.
             if waiter is not waiters[0]:
-                exchange(queue)
+                exchange(one)
             return True
         return False
 
@@ -270,18 +271,20 @@ class Promises(Timer):
                 best, best_ns = residency, end_ns
         if best is None:
             best = self._load(queue, waiters, spare_ns, now_ns)
-        if best is not None:
-            samples = best.code.batches(queue.signature, queue.sizes)[0].samples
-            new = Reservation(queue, best, margin_ns(waiters[0].slo_ns, samples))
-            waiters = waiters[: new.batches[-1].count]
-            for waiter in waiters:
-                if waiter.promised_ns < 0:
-                    waiter.promised_ns = now_ns
-            last_ns = soonest_start_ns(best.device, now_ns) + best.device.reserved_ns
-            hold(new, waiters, plan_lasts_ns(new, len(waiters), last_ns, now_ns))
-            enter(new)
-            exchange(queue)
-            best.reserved += 1
+            if best is None:
+                return
+        samples = best.code.batches(queue.signature, queue.sizes)[0].samples
+        new = Reservation(queue, best, margin_ns(waiters[0].slo_ns, samples))
+        waiters = waiters[: new.batches[-1].count]
+        for waiter in waiters:
+            if waiter.promised_ns < 0:
+                waiter.promised_ns = now_ns
+        ends_ns, _ = plan_of(best.device, now_ns)
+        start_ns = free_ns(best, ends_ns[place_of(best.device.reserved, waiters[0].due_ns)])
+        hold(new, waiters, plan_lasts_ns(new, len(waiters), start_ns, now_ns))
+        enter(new)
+        exchange(new)
+        best.reserved += 1
 
     def _load(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> Residency | None:
         """Send a LOAD to the device with room where the requests end first after it, if they are in time."""
@@ -321,12 +324,6 @@ class Promises(Timer):
         if device.exec.stalled:
             return NEVER_NS
         limit_ns = due_ns - margin_ns(waiters[0].slo_ns, batches[0].samples)
-        start_ns = soonest_start_ns(device, now_ns)
-        last_ns = start_ns + device.reserved_ns
-        lasts_ns = planned_ns(queue.model, batches, len(waiters), last_ns, now_ns) + max(0, spare_ns)
-        choosy = self._refused > REFUSED_ALL // CHOOSY and spare_ns != DISPLACED_NS
-        if not (ready_ns or choosy) and fits_in_any_order(device, start_ns, lasts_ns, limit_ns):
-            return last_ns + lasts_ns
         at = place_of(device.reserved, due_ns)
         ends_ns, rooms_ns = plan_of(device, now_ns)
         start_ns = max(ends_ns[at], ready_ns)
@@ -336,7 +333,7 @@ class Promises(Timer):
         end_ns = start_ns + lasts_ns + max(0, spare_ns)
         if end_ns > limit_ns or end_ns - ends_ns[at] > rooms_ns[at]:
             return NEVER_NS
-        if choosy:
+        if self._refused > REFUSED_ALL // CHOOSY and spare_ns != DISPLACED_NS:
             rivals = self._rivals(device, queue, len(waiters), lasts_ns)
             room_ns = min(rooms_ns[at] - (end_ns - ends_ns[at]), limit_ns - end_ns)
             if sum([cost_ns for _, cost_ns in rivals]) > room_ns and not fits_beside(

@@ -58,7 +58,7 @@ from clockwork_serve.controller.record import Record
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import Extent
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 """Of saved states. To be raised with every change of a record's fields or of what they mean."""
 
 MODULES: Final = (
@@ -325,6 +325,7 @@ class Forking:
         new.model = get(old.model) or self._model(old.model)
         new.waiters = [self.twin(one) for one in old.waiters] if old.waiters else []
         new.reserved = [self.twin(one) for one in old.reserved] if old.reserved else []
+        new.undecided = [self.twin(one) for one in old.undecided] if old.undecided else []
         new.strategies = ()
         for strategy in old.strategies:
             new.strategies += (get(strategy) or self._strategy(strategy),)

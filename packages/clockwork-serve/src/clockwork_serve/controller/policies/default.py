@@ -325,10 +325,10 @@ class DefaultScheduler(PaperScheduler):
         the lane waits for them.
         """
         device, queue = choice.strategy.device, choice.strategy.queue
-        if fits_in_any_order(device, start_ns, choice.lasts_ns, NEVER_NS):
-            return choice
         waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
-        if is_next(device, waiters, start_ns, choice.lasts_ns):
+        if is_next(device, waiters, start_ns, choice.lasts_ns) or fits_in_any_order(
+            device, start_ns, choice.lasts_ns, NEVER_NS
+        ):
             return choice
         if not missed(device, waiters, start_ns + choice.lasts_ns, margin=True):
             return choice
