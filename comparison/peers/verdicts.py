@@ -59,8 +59,8 @@ class Deciding(Clockwork):
 
     def command(self, setup: Setup) -> Sequence[str]:
         """As always, and that."""
-        command = super().command(setup)
-        return command if self.decide_ms == NONE else [*command, "--decide-ms", f"{self.decide_ms:g}"]
+        said = "off" if self.decide_ms == NONE else f"{self.decide_ms:g}"
+        return [*super().command(setup), "--decide-ms", said]
 
     def counted(self, setup: Setup) -> Mapping[str, float]:
         """Promises, and those of them that were broken, by cause."""

@@ -76,6 +76,14 @@ def test_off_is_offered_where_it_may_be_written() -> None:
         values.port_or_off("8002x")
 
 
+def test_a_number_that_may_be_off() -> None:
+    read = values.number_or_off(0, 100)
+    assert (read("40"), read(0), read("off"), read(False)) == (40.0, 0.0, None, None)
+    for wrong in ("101", -1, True, "x"):
+        with pytest.raises(Unfit, match="from 0 to 100, or off"):
+            read(wrong)
+
+
 @pytest.mark.parametrize("written", ["nan", "inf", "0", 0, "-1", True, "x", None, "1e400"])
 def test_a_number_above_zero_is_finite_and_positive(written: object) -> None:
     with pytest.raises(Unfit, match="above 0"):

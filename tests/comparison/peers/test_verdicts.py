@@ -26,11 +26,11 @@ def test_values_take_turns_and_each_repeat_begins_with_another() -> None:
     assert found[0].point.name == "gpu_one/decide-none-1"
 
 
-def test_a_server_is_told_its_time_unless_it_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_is_told_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comparison.peers.servers.Clockwork.command", lambda *_: ["serve"])
 
     assert Deciding(40.0).command(None) == ["serve", "--decide-ms", "40"]  # type: ignore[arg-type]
-    assert Deciding(NONE).command(None) == ["serve"]  # type: ignore[arg-type]
+    assert Deciding(NONE).command(None) == ["serve", "--decide-ms", "off"]  # type: ignore[arg-type]
     assert Variant.of(LOADS["gpu_one"], 0.0, 1).point.server == "decide-0"
 
 
