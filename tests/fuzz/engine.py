@@ -8,7 +8,9 @@ they reach; without it, seeds are changed at random.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib.util
+import os
 import resource
 import shutil
 import signal
@@ -17,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -29,6 +32,7 @@ HANG_S: Final = 1.0
 STUCK_S: Final = 30
 """Seconds of CPU after which an input is not waited for."""
 TOLD_BYTES: Final = 64 * 1024
+_PR_SET_PDEATHSIG: Final = 1
 
 
 class Wrong(AssertionError):
@@ -205,8 +209,22 @@ def main(argv: list[str]) -> int:
     found.mkdir(parents=True, exist_ok=True)
     if how or not has_atheris():
         return plain(name, float(seconds), found, int(seed))
-    guided(name, float(seconds), found, int(seed))
-    return 0
+    return forked(partial(guided, name, float(seconds), found, int(seed)))
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Work in a child that ends with this process; the exit status.
+
+    A program that is started begins with the peak memory of who started it, which libFuzzer takes for its
+    own. A child that is forked begins with what it has.
+    """
+    child = os.fork()
+    if not child:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        work()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return abs(os.waitstatus_to_exitcode(status))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,17 @@ def test_a_parser_does_not_trip_over_what_is_nearly_right(name: str, tmp_path: P
 
 
 @pytest.mark.slow
+def test_the_memory_of_who_starts_it_is_not_its_own(tmp_path: Path) -> None:
+    started = f"from tests.fuzz.__main__ import fuzz; fuzz(['hpack'], 1, Path({str(tmp_path)!r}), 1, 1)"
+    held = "held = bytearray(2200 << 20); held[::4096] = b'x' * (len(held) // 4096)"
+    code = f"from pathlib import Path; {held}; {started}"
+
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+
+    assert ended.stdout.strip().endswith(b"ok"), ended.stdout
+
+
+@pytest.mark.slow
 def test_a_row_tells_what_was_done(tmp_path: Path) -> None:
     (row,) = fuzz(["hpack"], 1, tmp_path, 1, 1)
 
