@@ -89,6 +89,16 @@ def test_how_long_the_first_unread_byte_waits_is_the_kernel_s_word(
     assert one.waited_ns() is None
 
 
+def test_over_tls_the_socket_does_not_say_what_waits(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, _ = pair
+    ours.setblocking(False)
+    one = source(ours, encrypted=True)
+    one.note_receipts()
+
+    assert one.waited_ns() is None, "its layer may hold bytes that it read meanwhile"
+    one.close()
+
+
 def test_the_socket_stays_open(pair: tuple[socket.socket, socket.socket]) -> None:
     ours, theirs = pair
     rest = unwanted(ours, 10_000)

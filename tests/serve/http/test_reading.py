@@ -85,6 +85,23 @@ def test_nothing_resumes_one_that_rests_before_its_turn_and_a_paused_one_stays_p
     assert one.transport.reading and one.fed == [b"kept"]
 
 
+def test_what_was_kept_came_before_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop()
+    one, other = some(loop, 2)
+    told: list[int | None] = []
+    for each in (one, other):
+        monkeypatch.setattr(type(each.control.source), "waited_ns", lambda _: 0)
+        monkeypatch.setattr(type(each.control.arrival), "rested", lambda _, waited_ns: told.append(waited_ns))
+        each.control.rest()
+    one.control.keep(memoryview(b"kept"))
+
+    loop.turn()
+    loop.turn()
+
+    assert one.fed == [b"kept"]
+    assert told == [0], "of the other one alone"
+
+
 def test_one_that_closed_meanwhile_is_passed_over() -> None:
     loop = Loop()
     one, other = some(loop, 2, at_once=1)

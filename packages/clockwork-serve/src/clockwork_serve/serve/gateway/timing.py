@@ -122,8 +122,12 @@ class BodySocket:
                 self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
     def waited_ns(self) -> int | None:
-        """How long ago the first byte that is not read was received; 0 if there is none; None if unknown."""
-        if self._socket is None:
+        """How long ago the first byte that is not read was received; 0 if there is none; None if unknown.
+
+        Unknown over TLS, whose layer reads on while its reader is paused. By the wall clock: if that is set
+        back meanwhile, bytes seem younger.
+        """
+        if self._socket is None or not self._plain:
             return None
         try:
             _, noted, _, _ = self._socket.recvmsg(1, _NOTED_BYTES, socket.MSG_PEEK | socket.MSG_DONTWAIT)

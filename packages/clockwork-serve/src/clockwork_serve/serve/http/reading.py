@@ -97,7 +97,7 @@ class ReadControl:
 
     def _rested(self) -> None:
         self._resting = False
-        if not self._transport.is_closing():
+        if not (self._kept or self._transport.is_closing()):  # what is kept came before it rested
             self.arrival.rested(self.source.waited_ns())
         self._read_on()
 
