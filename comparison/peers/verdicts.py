@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from clockwork_serve.controller.promises import AT_ONCE, AT_ONCE_NS
+from clockwork_serve.units import NS_PER_MS
 from comparison.peers import loads, run
 from comparison.peers.install import version
 from comparison.peers.loads import EMULATED, LOADS
@@ -44,9 +46,6 @@ PROMISES: Final = 0.999
 NO_MS: Final = {EMULATED: 5.0}
 NO_SHARED_MS: Final = 25.0
 """How much later than ``decide_ms`` refusals may be (p99): where models use no core, and where they do."""
-AT_DOOR: Final = 12
-AT_DOOR_MS: Final = 9.5
-"""A verdict takes this long at least, or this part (1 / ``AT_DOOR``) of the SLO if that is less."""
 
 Result = dict[str, Any]
 
@@ -162,10 +161,15 @@ def shares(lines: Sequence[Result]) -> dict[float, dict[str, float]]:
     }
 
 
-def smallest(lines: Sequence[Result]) -> float | None:
+def under_all(lines: Sequence[Result], of: Collection[str] = tuple(LOADS)) -> dict[float, dict[str, float]]:
+    """The shares of each ``decide_ms`` measured under all loads: others prove nothing of the worst."""
+    return {value: by_load for value, by_load in shares(lines).items() if by_load.keys() >= set(of)}
+
+
+def smallest(lines: Sequence[Result], of: Collection[str] = tuple(LOADS)) -> float | None:
     """The smallest ``decide_ms`` from which on every load keeps its goodput; None if there is none."""
     found = None
-    for value, by_load in sorted(shares(lines).items(), reverse=True):
+    for value, by_load in sorted(under_all(lines, of).items(), reverse=True):
         if min(by_load.values()) < GOODPUT:
             break
         found = value
@@ -189,7 +193,7 @@ def judge(lines: Sequence[Result], outcome: Outcome) -> None:
             late = [one["figures"]["no_p99_ms"] for one in own if one["figures"]["no_p99_ms"] is not None]
             if late:
                 about = LOADS[load]
-                due_ms = max(value, min(AT_DOOR_MS, about.slo_ms / AT_DOOR))
+                due_ms = max(value, min(AT_ONCE_NS / NS_PER_MS, about.slo_ms / AT_ONCE))
                 limit_ms = due_ms + NO_MS.get(about.kind, NO_SHARED_MS)
                 outcome.at_most(f"{name}: refusals, p99", limit_ms, median(late), "ms", digits=1)
             good, promised = kept_share(own)
@@ -206,7 +210,7 @@ def judge(lines: Sequence[Result], outcome: Outcome) -> None:
 
 def drawing(lines: Sequence[Result]) -> str:
     """The share of goodput kept against ``decide_ms``: the worst load, the middle one, and what is asked."""
-    found = shares(lines)
+    found = under_all(lines)
     worst: Curve = [(value, 100 * min(by_load.values())) for value, by_load in found.items()]
     middle: Curve = [(value, 100 * median(by_load.values())) for value, by_load in found.items()]
     x_max = max(found)

@@ -67,17 +67,17 @@ def test_a_port_lies_between_0_and_65535(written: object) -> None:
 
 @pytest.mark.parametrize("written", ["off", "none", False])
 def test_a_port_that_may_be_off(written: object) -> None:
-    assert values.port_or_off(written) is None
+    assert values.or_off(values.port)(written) is None
 
 
 def test_off_is_offered_where_it_may_be_written() -> None:
-    assert values.port_or_off("8002") == 8002
+    assert values.or_off(values.port)("8002") == 8002
     with pytest.raises(Unfit, match="or off"):
-        values.port_or_off("8002x")
+        values.or_off(values.port)("8002x")
 
 
 def test_a_number_that_may_be_off() -> None:
-    read = values.number_or_off(0, 100)
+    read = values.or_off(values.number(0, 100))
     assert (read("40"), read(0), read("off"), read(False)) == (40.0, 0.0, None, None)
     for wrong in ("101", -1, True, "x"):
         with pytest.raises(Unfit, match="from 0 to 100, or off"):

@@ -128,21 +128,6 @@ def number(least: float, most: float, *, above: bool = False) -> Read[float]:
     return read
 
 
-def number_or_off(least: float, most: float) -> Read[float | None]:
-    """A reader of finite numbers from ``least`` to ``most``, or None for ``off``."""
-    read_number = number(least, most)
-
-    def read(value: object) -> float | None:
-        if _is_off(value):
-            return None
-        try:
-            return read_number(value)
-        except Unfit as unfit:
-            raise Unfit(f"{unfit.expected}, or off", f"{unfit.remedy}, or off") from unfit
-
-    return read
-
-
 def port(value: object) -> int:
     """A TCP port; 0 lets the system choose one."""
     try:
@@ -151,14 +136,18 @@ def port(value: object) -> int:
         raise Unfit("a port from 0 to 65535", "choose a free port; 0 lets the system choose") from unfit
 
 
-def port_or_off(value: object) -> int | None:
-    """A TCP port, or None for ``off``."""
-    if _is_off(value):
-        return None
-    try:
-        return port(value)
-    except Unfit as unfit:
-        raise Unfit(f"{unfit.expected}, or off", unfit.remedy) from unfit
+def or_off(read: Read[Value]) -> Read[Value | None]:
+    """A reader of the same, or None for ``off``."""
+
+    def read_or_off(value: object) -> Value | None:
+        if _is_off(value):
+            return None
+        try:
+            return read(value)
+        except Unfit as unfit:
+            raise Unfit(f"{unfit.expected}, or off", unfit.remedy) from unfit
+
+    return read_or_off
 
 
 def _is_off(value: object) -> bool:
@@ -390,8 +379,8 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         text, "address to listen on; 0.0.0.0 for every interface", GATEWAY,
     )] = "127.0.0.1"
     http_port: Annotated[int, Setting(port, "port of HTTP; 0 lets the system choose", GATEWAY)] = 8000
-    grpc_port: Annotated[int | None, Setting(port_or_off, "port of gRPC, or off", GATEWAY)] = 8001
-    metrics_port: Annotated[int | None, Setting(port_or_off, "port of /metrics, or off", GATEWAY)] = 8002
+    grpc_port: Annotated[int | None, Setting(or_off(port), "port of gRPC, or off", GATEWAY)] = 8001
+    metrics_port: Annotated[int | None, Setting(or_off(port), "port of /metrics, or off", GATEWAY)] = 8002
     gateways: Annotated[int, Setting(
         integer(1, 64), "gateway processes, which share the HTTP and gRPC ports", GATEWAY,
     )] = 1
@@ -472,7 +461,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         GATEWAY, "none",
     )] = None
     decide_ms: Annotated[float | None, Setting(
-        number_or_off(0, 3_600_000),
+        or_off(number(0, 3_600_000)),
         "how long the yes or no to a request may take; a yes is a promise; off: until its deadline",
         shown="off",
     )] = None
