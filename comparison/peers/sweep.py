@@ -134,14 +134,18 @@ class Chart:
             yield f'<line class="axis" x1="{x1}" y1="{y1}" x2="{x1}" y2="{y1 + 5}"/>'
             yield f'<text class="dim" x="{x1}" y="{y1 + 20}" text-anchor="middle">{x}</text>'
         middle = f'x="{self.at(self.x_max / 2, 0)[0]}" y="{HEIGHT - 10}" text-anchor="middle"'
-        yield f'<text class="dim" {middle}>requests a second</text>'
+        yield f'<text class="dim" {middle}>{across}</text>'
 
     def curve(self, name: str, words: str, curve: Curve, *, marks: bool = True) -> Iterator[str]:
-        """A line with its name at its end."""
+        """A line with its name at its end; a mark at each point but the origin."""
         points = [self.at(x, y) for x, y in curve]
         yield f'<polyline class="line {name}" points="{" ".join(f"{x},{y}" for x, y in points)}"/>'
         if marks:
-            yield from (f'<circle class="{name}-fill" cx="{x}" cy="{y}" r="3.5"/>' for x, y in points[1:])
+            yield from (
+                f'<circle class="{name}-fill" cx="{x}" cy="{y}" r="3.5"/>'
+                for x, y in points
+                if (x, y) != self.at(0, 0)
+            )
         x, y = self.at(self.x_max, 0)[0] + 10, points[-1][1] + 4
         yield f'<text class="{name}-fill" x="{x}" y="{y}">{words}</text>'
 

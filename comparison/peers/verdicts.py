@@ -47,6 +47,8 @@ NO_MS: Final = {EMULATED: 5.0}
 NO_SHARED_MS: Final = 25.0
 """How much later than ``decide_ms`` refusals may be (p99): where models use no core, and where they do."""
 
+AXIS: Final = "decide_ms, how long a verdict may take"
+
 Result = dict[str, Any]
 
 
@@ -216,10 +218,10 @@ def drawing(lines: Sequence[Result]) -> str:
     x_max = max(found)
     chart = Chart(x_max, 120, step=20)
     asked: Curve = [(0, 100 * GOODPUT), (x_max, 100 * GOODPUT)]
-    words = f"% of that without verdicts at the door; {len(LOADS)} loads"
+    words = f"% of that without verdicts at the door; {len(LOADS)} loads; dashed: {GOODPUT:.0%}, as asked"
     return picture("Goodput against decide_ms", [
-        *chart.axes("Goodput that verdicts at the door keep", words, "decide_ms"),
-        *chart.curve("limit", f"asked: {GOODPUT:.0%}", asked, marks=False),
+        *chart.axes("Goodput that verdicts at the door keep", words, AXIS),
+        *chart.curve("limit", "", asked, marks=False),
         *chart.curve("clockwork", "the middle load", middle),
         *chart.curve("triton", "the worst load", worst),
     ])  # fmt: skip

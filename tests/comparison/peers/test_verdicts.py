@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import xml.etree.ElementTree as ET
 from typing import Any
 
 import pytest
 
 from comparison.peers.loads import LOADS
-from comparison.peers.verdicts import NONE, Deciding, Variant, judge, shares, smallest, variants
+from comparison.peers.verdicts import (
+    FIGURE,
+    KEPT_FILE,
+    NONE,
+    Deciding,
+    Variant,
+    drawing,
+    judge,
+    kept,
+    shares,
+    smallest,
+    variants,
+)
 from harness.report import Outcome
 
 
@@ -60,3 +73,12 @@ def test_rows_say_goodput_refusals_and_promises() -> None:
         ("kept", False),
         ("the smallest decide_ms that keeps it", False),  # of all loads only one was measured
     ]
+
+
+def test_the_picture_is_drawn_from_what_is_kept_and_says_what_its_axis_is() -> None:
+    text = drawing(kept())
+
+    assert text == FIGURE.read_text(), f"{KEPT_FILE.name} is newer: python -m comparison.peers.verdicts draw"
+    words = [one.text for one in ET.fromstring(text).iter("{http://www.w3.org/2000/svg}text")]
+    assert {"the middle load", "the worst load", "decide_ms, how long a verdict may take"} <= set(words)
+    assert "requests a second" not in words
