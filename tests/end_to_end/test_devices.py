@@ -23,8 +23,10 @@ WORKERS = ("worker-cpu:0", "worker-cpu:1")
 SLEEP_S = 0.1
 SLO_MS = 1000
 CLIENTS = 16
-"""More than one device can do within that time."""
-PAUSE_S = 0.05
+"""More than one device can do within that time: the model is copied to the second."""
+LONG_SLO_MS = 20_000
+"""One device can do it within that time: what is refused says nothing about the device that is away."""
+PAUSE_S = 0.5
 """After a refusal: clients that ask again at once are all refused while two answers are computed."""
 
 
@@ -45,10 +47,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[Serv
         yield Serving(server, WORKERS[0])
 
 
-def load(serving: Serving, requests: int, kill: int | None = None) -> Report:
+def load(serving: Serving, requests: int, *, slo_ms: int = SLO_MS, kill: int | None = None) -> Report:
     width = 4
     message = infer_message(
-        serving.http_url, "hot", [("x", "FP32", (1, width), bytes(4 * width))], slo_ms=SLO_MS
+        serving.http_url, "hot", [("x", "FP32", (1, width), bytes(4 * width))], slo_ms=slo_ms
     )
 
     def messages(index: int) -> bytes:
@@ -67,17 +69,19 @@ def infers(serving: Serving, device: str) -> float:
 
 def test_a_hot_model_runs_on_both_devices(pair: Serving) -> None:
     before = [infers(pair, f"cpu:{n}") for n in range(2)]
-    report = load(pair, 120)
-    assert report.ends()["200"] >= 60
+    load(pair, 120)
     assert all(infers(pair, f"cpu:{n}") >= before[n] + 10 for n in range(2))
 
 
 def test_one_device_suffices_while_the_other_is_away(pair: Serving) -> None:
+    load(pair, 40)
+    before = infers(pair, "cpu:1")
     victim = pair.server.pid("worker-cpu:1")
     assert victim is not None
-    report = load(pair, 150, kill=victim)
-    assert len(report.samples) == 150
+    report = load(pair, 90, slo_ms=LONG_SLO_MS, kill=victim)
+    assert infers(pair, "cpu:1") > before
+    assert len(report.samples) == 90
     assert report.unanswered == 0
-    assert not report.ends().keys() - {"200", "429 would_miss_deadline", "504", "504 late", "500 worker_lost"}
-    assert report.ends()["200"] >= 50
+    assert not report.ends().keys() - {"200", "500 worker_lost"}
+    assert report.ends()["200"] >= 84
     until("the other device is back", lambda: pair.server.pid("worker-cpu:1") not in {None, victim})
