@@ -17,10 +17,10 @@ from typing import Any
 import grpc
 import pytest
 
-from clockwork_serve.config import setting
+from clockwork_serve.config import SETTINGS, setting
 from clockwork_serve.messages import Request
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE
-from clockwork_serve.serve.gateway.settings import _LIMIT_TEXTS, excess
+from clockwork_serve.serve.gateway.settings import excess
 from clockwork_serve.serve.http.routes import _remembered
 from clockwork_serve.units import MIB
 from tests.serve.gateway.running import RunningGateway, running_gateway
@@ -83,9 +83,13 @@ def trickled(client: socket.socket, content: bytes, pause_s: float = 0.05) -> by
     raise AssertionError("nothing was limited")
 
 
-def test_every_limit_in_an_error_text_is_a_setting() -> None:
-    for name in _LIMIT_TEXTS:
-        assert excess(name, 1).endswith(f"or raise the server's {setting(name).name}")
+def test_who_exceeds_a_limit_is_told_the_setting_and_what_else_helps() -> None:
+    limits = [setting.name for setting in SETTINGS if any(setting.excess)]
+    assert {"max_head", "max_headers", "max_body", "max_json", "max_connections"} <= set(limits)
+    for name in limits:
+        text = excess(name, 1)
+        assert text.endswith(f"or raise the server's {name}")
+        assert all(part and part in text for part in setting(name).excess)
 
 
 @pytest.mark.parametrize(

@@ -326,13 +326,15 @@ class Setting(Struct, frozen=True):
 
     ``read`` converts what was written; ``help`` completes "NAME: ..."; ``elsewhere`` are the processes on
     other machines that use it too; ``shown`` is the default as a person writes it, if that differs from its
-    value. ``name`` and ``default`` come from the field.
+    value. ``excess`` is for limits: what a client exceeds, its unit, and what the client may do instead.
+    ``name`` and ``default`` come from the field.
     """
 
     read: Callable[[object], Any]
     help: str
     elsewhere: JoiningProcess = JoiningProcess.NONE
     shown: str | None = None
+    excess: tuple[str, str, str] = ("", "", "")
     name: str = ""
     default: Any = None
 
@@ -384,15 +386,19 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     gateways: Annotated[int, Setting(
         integer(1, 64), "gateway processes, which share the HTTP and gRPC ports", GATEWAY,
     )] = 1
-    max_body: Annotated[int, Setting(size(1024), "largest body of a request", GATEWAY, "64MiB")] = 64 * MIB
+    max_body: Annotated[int, Setting(
+        size(1024), "largest body of a request", GATEWAY, "64MiB", ("body", "bytes", "send less at once"),
+    )] = 64 * MIB
     max_message: Annotated[int, Setting(
         size(1024), "largest message over gRPC, and no larger than max_body", GATEWAY, "8MiB",
     )] = 8 * MIB
     max_json: Annotated[int, Setting(
         size(1024), "most JSON of a request; tensors may be binary", GATEWAY, "16MiB",
+        ("JSON", "bytes", "send tensors as binary data"),
     )] = 16 * MIB
     gateway_memory: Annotated[int, Setting(
         size(MIB), "room for tensors in flight, per gateway", GATEWAY | WORKER, "256MiB",
+        ("incomplete large bodies", "bytes together", "try again later"),
     )] = 256 * MIB
     model_control: Annotated[bool, Setting(
         switch, "whether clients may load and unload models", GATEWAY,
@@ -426,9 +432,14 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     )] = ()
     max_connections: Annotated[int, Setting(
         integer(1, 1_000_000), "connections at once, per gateway and port", GATEWAY,
+        excess=("connections", "of this port at once", "try again later"),
     )] = 10_000
-    max_head: Annotated[int, Setting(size(1024), "largest head of a request", GATEWAY, "32KiB")] = 32 * KIB
-    max_headers: Annotated[int, Setting(integer(1, 10_000), "most headers of a request", GATEWAY)] = 100
+    max_head: Annotated[int, Setting(
+        size(1024), "largest head of a request", GATEWAY, "32KiB", ("header", "bytes", "send less in it"),
+    )] = 32 * KIB
+    max_headers: Annotated[int, Setting(
+        integer(1, 10_000), "most headers of a request", GATEWAY, excess=("header", "lines", "send fewer"),
+    )] = 100
     max_calls: Annotated[int, Setting(
         integer(1, 1_000_000), "open calls of one gRPC connection", GATEWAY,
     )] = 1000

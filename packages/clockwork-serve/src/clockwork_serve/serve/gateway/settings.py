@@ -7,7 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from clockwork_serve.config import Settings
+from clockwork_serve.config import Settings, setting
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.transport import SOCKET_NAME
 from clockwork_serve.units import KIB, MIB
@@ -83,19 +83,9 @@ def check_gateways(settings: Settings) -> None:
         raise ConfigError(f"stuck_s: expected 1 to 3600, or 0 for ever; found {settings.stuck_s}")
 
 
-_LIMIT_TEXTS: Final = {
-    "max_head": ("header", "bytes", "send less in it"),
-    "max_headers": ("header", "lines", "send fewer"),
-    "max_body": ("body", "bytes", "send less at once"),
-    "max_json": ("JSON", "bytes", "send tensors as binary data"),
-    "gateway_memory": ("incomplete large bodies", "bytes together", "try again later"),
-    "max_connections": ("connections", "of this port at once", "try again later"),
-}
-
-
 def excess(limit: str, most: int, found: int | None = None) -> str:
-    """The text for a client that exceeds a ``limit``, the name of a setting."""
-    what, unit, remedy = _LIMIT_TEXTS[limit]
+    """The text for a client that exceeds a ``limit``, the name of a setting that says its ``excess``."""
+    what, unit, remedy = setting(limit).excess
     return (
         f"{what}: expected at most {most} {unit}, found {'more' if found is None else found}; "
         f"{remedy}, or raise the server's {limit}"
