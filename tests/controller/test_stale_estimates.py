@@ -6,13 +6,11 @@ import random
 
 import pytest
 
-from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.controller.estimates import UNIT, Estimator, Samples, Timings, drop_outliers
 from clockwork_serve.messages import Infer, Load, Outcome, Profile
 from clockwork_serve.units import MIB, ms
 from tests.controller.honest import World, device, model, profile
-
-POLICIES = ("default", "paper")
 
 
 def window(*lasted_ms: float, seed_ms: float = 10) -> Samples:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import threading
 import time
 from functools import partial
 from typing import cast
@@ -234,8 +235,15 @@ def test_an_idle_loop_beats_less_often() -> None:
 
 
 def hold_up(gateway: RunningGateway, seconds: float) -> None:
-    gateway.loop.call_soon_threadsafe(time.sleep, seconds)
-    time.sleep(0.05)
+    """Have the loop do nothing for so long, beginning before this returns."""
+    begun = threading.Event()
+
+    def sleep() -> None:
+        begun.set()
+        time.sleep(seconds)
+
+    gateway.loop.call_soon_threadsafe(sleep)
+    assert begun.wait(20)
 
 
 def only(gateway: RunningGateway) -> Request:
@@ -272,7 +280,7 @@ def test_of_several_requests_in_one_read_none_counts_as_later(gateway: RunningGa
         time.sleep(0.1)
         client.sendall(one)
         gateway.until(lambda: len(gateway.controller.requests) == 2)
-    assert all(request.arrival_ns <= sent_ns for request in gateway.controller.requests)
+    assert all(request.arrival_ns <= sent_ns + TICK_NS for request in gateway.controller.requests)
 
 
 def test_a_request_past_its_deadline_has_expired_and_is_counted(gateway: RunningGateway) -> None:

@@ -230,7 +230,8 @@ def greedy(gateway: RunningGateway, count: int, mib: int) -> socket.socket:
 def test_a_client_that_does_not_read_is_disconnected(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running_gateway(tmp_path, send_s=1.0, bytes_per_s=64 * MIB) as found, greedy(found, 1, 3):
+    with running_gateway(tmp_path, send_s=1.0, bytes_per_s=64 * MIB) as found, greedy(found, 1, 3) as client:
+        assert client.recv(1, socket.MSG_PEEK)  # else it may not be connected yet
         gone(found)
     assert "send_s 1" in caplog.text
 

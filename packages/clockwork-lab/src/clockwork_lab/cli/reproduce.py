@@ -40,7 +40,9 @@ _FOLDER = "figures"
     help="Seed of all random choices. [default: 1]",
 )
 @click.option(
-    "--short", is_flag=True, help="Seconds instead of minutes: a test that it works, without valid numbers."
+    "--short",
+    is_flag=True,
+    help="Seconds instead of minutes, for a few points: a test that it works, without valid numbers.",
 )
 @click.option(
     "--policy", "policies", multiple=True, metavar="NAME",

@@ -5,7 +5,9 @@ A policy reads ``Belief`` and changes it only by ``send_infer``, ``send_load``, 
 
 What it reads:
 
-- ``device.agenda``: its own heap of that device's strategies, flags and timers (``cluster.Agenda``)
+- ``device.agenda``: its own heap of that device's strategies, flags and timers (``cluster.Agenda``). What
+  waits is to stay in it, by its latest start: ``Candidates`` sees there how long a lane is busy
+- ``queue.band_ns``: lower for a more urgent class, which users are promised to go first
 - ``queue.strategies``: one per device that has the queue's weights ready; ``strategy.batches`` are the ways
   to run the queue there, ascending, ``batch.samples.estimate_ns`` how long each takes
 - ``queue.dues``: the due times of its waiting requests, ascending; ``queue.waiters`` the requests
