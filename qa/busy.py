@@ -59,6 +59,8 @@ while time.monotonic() < end_s and os.getppid() == parent:
     sum(range(100_000))
 """
 ENDS: Final = re.compile(r"^(PASSED|FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
+CLOSING: Final = re.compile(r"\b(?:passed|failed|errors?)\b.* in [0-9.]+s")
+"""Pytest's last line."""
 AGAIN: Final = re.compile(r"^(tests/.+?): could not be judged: ", re.MULTILINE)
 
 
@@ -137,7 +139,7 @@ def tests(names: Sequence[str], times: int, log: Path) -> Counts:
 
 
 def whole(log: Path) -> tuple[int, str]:
-    """``make test``: its exit status and its last line."""
+    """``make test``: its exit status, and pytest's last line or, if there is none, its own."""
     make = shutil.which("make")
     if make is None:
         return 1, "make is not in PATH"
@@ -151,7 +153,8 @@ def whole(log: Path) -> tuple[int, str]:
         for line in process.stdout:
             print(line, end="", flush=True)
             file.write(line)
-            last = line.strip("= \n") or last
+            if CLOSING.search(line) or not CLOSING.search(last):  # make says more after it
+                last = line.strip("= \n") or last
         return process.wait(), last
 
 

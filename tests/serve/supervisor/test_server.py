@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
@@ -203,6 +204,22 @@ def test_it_stops_and_leaves_nothing_behind(place: Path) -> None:
         assert served(running, "a")
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert not run_dir.exists()
+
+
+def test_it_is_closed_when_its_own_work_has_ended(place: Path) -> None:
+    ended: list[bool] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0.3)  # as a child takes to end
+            ended.append(True)
+
+    with running_server(config(place)) as running:
+        running._loop.call_soon_threadsafe(lambda: running.server._run(work()))
+        infer(running, "a", np.zeros((1, 64), np.float32))  # the task has begun
+    assert ended
 
 
 def test_a_taken_port_is_refused_before_anything_starts(place: Path) -> None:

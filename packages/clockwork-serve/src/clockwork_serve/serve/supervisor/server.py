@@ -171,10 +171,15 @@ class Server:
     async def close(self) -> None:
         """Kill all processes, and release ports and the private folder."""
         await self.repairs.close()
-        for task in self._tasks:
+        working = [*self._tasks]
+        for task in working:
             task.cancel()
         self._link.close()
         await self.supervisor.kill()
+        if (
+            working
+        ):  # a child that measures codes again is ended by its task; cancelled twice it would be left
+            await asyncio.wait(working)
         self.ports.close()
         self._run_dir.close()
 
