@@ -9,6 +9,10 @@ from clockwork_serve.controller.estimates import (
     ANSWER_NS,
     BLOCK,
     BLOCKS,
+    DRIFT_DOWN,
+    DRIFT_FIRST,
+    DRIFT_LEAST,
+    DRIFT_MOST,
     ERRORS,
     FIRST_SLACK_NS,
     Delays,
@@ -84,6 +88,26 @@ def test_what_is_not_measured_for_a_second_is_forgotten() -> None:
     delays.measured(us(60), us(90), NS_PER_S + 1)
     assert delays.reach_ns == us(90)
     assert close(delays.slack_ns - ANSWER_NS, us(60))
+
+
+def test_broken_promises_make_plans_end_earlier_and_kept_ones_let_them_end_later_again() -> None:
+    delays = Delays(network_ns=us(200), slack_ns=ms(2))
+    least_ns = delays.drift_ns(ms(128))
+    assert least_ns == ms(1)
+    for _ in range(3):
+        delays.broke_promise()
+    assert delays.drift_ns(ms(128)) == ms(4)
+    delays.kept_promises(2000)
+    assert ms(2.99) < delays.drift_ns(ms(128)) < ms(3.1), "one of two thousand may be broken"
+    delays.kept_promises(100_000)
+    assert delays.drift == DRIFT_LEAST
+    for _ in range(1000):
+        delays.broke_promise()
+    assert delays.drift == DRIFT_MOST and delays.drift_ns(ms(128)) == ms(64)
+    delays.forget()
+    delays.kept_promises(1)
+    assert delays.drift == DRIFT_MOST - DRIFT_DOWN, "it lasts"
+    assert Delays(us(200), ms(2), shares_cores=True).drift == DRIFT_FIRST > DRIFT_LEAST
 
 
 def test_each_device_plans_with_its_own_slack_and_the_shortest_is_common() -> None:

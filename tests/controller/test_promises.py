@@ -170,6 +170,40 @@ def test_a_device_that_became_slow_is_the_cause():
     assert Cause.DEVICE_SLOWED in causes and Cause.UNEXPLAINED not in causes
 
 
+def test_promises_broken_by_a_slow_device_make_its_next_ones_more_careful():
+    made = world("a", "b", devices=2)
+    d0, d1 = made.controller._belief.devices.values()
+    careful, calm = d0.delays.drift, d1.delays.drift
+    made.slower = 3.0
+    for _ in range(24):
+        made.request("a", slo_ms=SLO)
+    made.run()
+    broken = sum(answer.cause is Cause.DEVICE_SLOWED for answer in made.answers.values())
+    assert broken and d0.delays.drift + d1.delays.drift > careful + calm
+
+    made.slower = 1.0
+    learned = d0.delays.drift + d1.delays.drift
+    for _ in range(24):
+        made.request("a", slo_ms=1000)
+        made.run(until_ms=100)
+    made.run()
+    assert d0.delays.drift + d1.delays.drift < learned
+
+
+def test_a_promise_broken_by_a_model_that_leaves_says_nothing_about_the_device():
+    made = world("a")
+    made.request("a", slo_ms=SLO)
+    made.request("a", slo_ms=SLO)
+    made.run(until_ms=12)
+    drift = made.controller._belief.devices["d0"].delays.drift
+
+    made.tell(ModelRemoved(model="a/1"))
+    made.run()
+
+    assert any(answer.cause is Cause.MODEL_REMOVED for answer in made.answers.values())
+    assert made.controller._belief.devices["d0"].delays.drift == drift
+
+
 def test_requests_of_several_slos_exchange_places_so_that_those_due_first_run_first():
     made = world("a")
     slos = (SLO, 120.0, 160.0, 90.0, SLO, 110.0) * 2

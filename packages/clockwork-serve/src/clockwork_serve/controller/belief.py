@@ -465,7 +465,7 @@ class Belief(Measured):
         release = False
         cause = Cause.NONE
         if waiter.promised_ns >= 0 and outcome is not Outcome.CANCELLED:
-            cause = self.cause_of(waiter, reason)
+            cause = self.break_promise(waiter, reason)
             if outcome is not Outcome.FAILED and reason is not Reason.LATE:
                 outcome, reason = Outcome.EXPIRED, Reason.PROMISE_BROKEN
         if waiter.state == WAITING:
@@ -485,8 +485,14 @@ class Belief(Measured):
             )
         )  # fmt: skip
 
-    def cause_of(self, waiter: Waiter, reason: Reason) -> Cause:
-        """Why a promise is broken by an answer with this reason."""
+    def break_promise(self, waiter: Waiter, reason: Reason) -> Cause:
+        """Why a promise is broken by an answer with this reason; its device keeps more time for the next."""
+        cause = self._cause_of(waiter, reason)
+        if waiter.device is not None and (cause is Cause.DEVICE_SLOWED or cause is Cause.UNEXPLAINED):
+            waiter.device.delays.broke_promise()
+        return cause
+
+    def _cause_of(self, waiter: Waiter, reason: Reason) -> Cause:
         if waiter.queue.model.removed:
             return Cause.MODEL_REMOVED
         if reason in _CAUSES:

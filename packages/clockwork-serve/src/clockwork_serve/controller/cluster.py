@@ -729,7 +729,7 @@ class DeviceBelief(Record):
         self.up = True
         self.exec = LaneBelief(config.network_ns)
         self.load = LaneBelief(config.network_ns)
-        self.delays = Delays(config.network_ns, config.slack_ns)
+        self.delays = Delays(config.network_ns, config.slack_ns, shares_cores=spec.lanes_share)
         self.pages: PageMap[Residency] = PageMap(spec.pages)
         self.codes: dict[str, CodeOnDevice] = {}
         """All and only codes that the worker prepared here."""

@@ -416,6 +416,16 @@ UPDATE_EVERY: Final = 16
 ANSWER_NS: Final = 50 * NS_PER_US
 """Delay from the controller to the gateway, which results do not measure; part of the slack."""
 
+DRIFT_BITS: Final = 20
+DRIFT_LEAST: Final = 1 << DRIFT_BITS - 7
+DRIFT_MOST: Final = 1 << DRIFT_BITS - 1
+"""Bounds of ``Delays.drift``, of which ``2 ** DRIFT_BITS`` is a whole SLO."""
+DRIFT_FIRST: Final = 1 << DRIFT_BITS - 3
+"""What it begins with on a device that shares its cores: how long a batch takes there, others decide."""
+DRIFT_UP: Final = 1 << DRIFT_BITS - 7
+DRIFT_DOWN: Final = DRIFT_UP // 2000
+"""What a broken promise adds to it, and a kept one takes off: in balance where one of 2,000 is broken."""
+
 
 class WindowMax(Record):
     """The maximum of the last values."""
@@ -450,11 +460,11 @@ class Delays(Record):
     """Measured delays of one device; plans use ``reach_ns`` and ``slack_ns``."""
 
     __slots__ = (
-        "_due", "_errors", "_reach", "_slack_max_ns", "_usual_ns", "extra_ns", "measured_ns", "reach_ns",
-        "slack_ns",
+        "_due", "_errors", "_reach", "_slack_max_ns", "_usual_ns", "drift", "extra_ns", "measured_ns",
+        "reach_ns", "slack_ns",
     )  # fmt: skip
 
-    def __init__(self, network_ns: int, slack_ns: int) -> None:
+    def __init__(self, network_ns: int, slack_ns: int, *, shares_cores: bool = False) -> None:
         self._usual_ns = network_ns
         self._slack_max_ns = slack_ns
         self._errors = Spread(ERRORS)
@@ -467,6 +477,10 @@ class Delays(Record):
         self.slack_ns = min(FIRST_SLACK_NS, slack_ns)
         self.extra_ns = 0
         """By how much it is longer than that of the device with the shortest: see ``Measured.slack_ns``."""
+        self.drift = DRIFT_FIRST if shares_cores else DRIFT_LEAST
+        """By which share of an SLO plans of promises end early, for each batch may take longer than planned
+        and delays all after it. Learned from promises that were broken for that: a quantile of what would
+        have been enough, by stochastic approximation (Robbins and Monro, 1951)."""
 
     def measured(self, error_ns: int, reach_ns: int, now_ns: int) -> None:
         """Add the delays of a result that arrived ``error_ns`` after its predicted end.
@@ -490,8 +504,22 @@ class Delays(Record):
             reach_ns = self._reach.value if self._reach.value < most_ns else most_ns
             self.reach_ns = reach_ns if reach_ns > LEAST_REACH_NS else LEAST_REACH_NS
 
+    def kept_promises(self, count: int) -> None:
+        """So many promises were kept."""
+        drift = self.drift - count * DRIFT_DOWN
+        self.drift = drift if drift > DRIFT_LEAST else DRIFT_LEAST
+
+    def broke_promise(self) -> None:
+        """A promise was broken because the device took longer than planned."""
+        drift = self.drift + DRIFT_UP
+        self.drift = drift if drift < DRIFT_MOST else DRIFT_MOST
+
+    def drift_ns(self, slo_ns: int) -> int:
+        """How much earlier plans end requests of an SLO."""
+        return slo_ns * self.drift >> DRIFT_BITS
+
     def forget(self) -> None:
-        """Return to the delays assumed without measurements."""
+        """Return to the delays assumed without measurements, but for ``drift``, which few tell of."""
         self._errors.clear()
         self._due = 0
         self._reach.clear()

@@ -26,8 +26,7 @@ from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import NS_PER_MS, NS_PER_US
 
 MARGIN_NS: Final = 100 * NS_PER_US
-MARGIN_BITS: Final = 7
-"""Plans end this much before each due time, and 1 / 128 of the SLO: durations add up their errors."""
+"""Plans end this much before each due time, and by what each device learns (``Delays.drift``)."""
 
 KEPT_NS: Final = NS_PER_MS // 2
 """The ends of a plan are computed again where the lane is free this much sooner."""
@@ -229,13 +228,14 @@ def planned_ns(
     return max(first_ns, best_ns)  # a larger batch that was not measured lately may be believed to be shorter
 
 
-def margin_ns(slo_ns: int, samples: Samples) -> int:
-    """How long before their due time plans end requests of an SLO that take as long as ``samples``.
+def margin_ns(device: DeviceBelief, slo_ns: int, samples: Samples) -> int:
+    """How long before their due time a device ends requests of an SLO that take as long as ``samples``.
 
     The batch itself may take longer than its estimate, which is of few durations, by what it takes to keep
-    ``KEPT`` of all promises.
+    ``KEPT`` of all promises; those before it add up their errors.
     """
-    return MARGIN_NS + (slo_ns >> MARGIN_BITS) + max(0, samples.quantile_ns(KEPT) - samples.estimate_ns)
+    longer_ns = samples.quantile_ns(KEPT) - samples.estimate_ns
+    return MARGIN_NS + device.delays.drift_ns(slo_ns) + max(0, longer_ns)
 
 
 def fits_in_any_order(device: DeviceBelief, start_ns: int, lasts_ns: int, due_ns: int) -> bool:

@@ -274,7 +274,7 @@ class Promises(Timer):
             if best is None:
                 return
         samples = best.code.batches(queue.signature, queue.sizes)[0].samples
-        new = Reservation(queue, best, margin_ns(waiters[0].slo_ns, samples))
+        new = Reservation(queue, best, margin_ns(best.device, waiters[0].slo_ns, samples))
         waiters = waiters[: new.batches[-1].count]
         for waiter in waiters:
             if waiter.promised_ns < 0:
@@ -323,7 +323,7 @@ class Promises(Timer):
         due_ns = min([waiter.due_ns for waiter in waiters])
         if device.exec.stalled:
             return NEVER_NS
-        limit_ns = due_ns - margin_ns(waiters[0].slo_ns, batches[0].samples)
+        limit_ns = due_ns - margin_ns(device, waiters[0].slo_ns, batches[0].samples)
         at = place_of(device.reserved, due_ns)
         ends_ns, rooms_ns = plan_of(device, now_ns)
         start_ns = max(ends_ns[at], ready_ns)
@@ -367,7 +367,7 @@ class Promises(Timer):
                 and 10 * len(waiters) * lasts_ns < BETTER_OF_TEN * count * cost_ns
             ):
                 continue
-            due_ns = waiters[0].due_ns - margin_ns(waiters[0].slo_ns, batches[0].samples)
+            due_ns = waiters[0].due_ns - margin_ns(device, waiters[0].slo_ns, batches[0].samples)
             each_ns = cost_ns / len(waiters)
             found.append((other.band_ns, each_ns, due_ns, cost_ns // len(other.model.residencies)))
         found.sort()

@@ -119,6 +119,7 @@ class ResultHandler(Record):
         started_ns, exec_ns = result.started_ns, result.ended_ns - result.started_ns
         action, outputs = sent.action, result.outputs
         assert isinstance(action, Infer)
+        kept = 0
         for at, waiter in enumerate(sent.waiters):
             request = waiter.request
             if waiter.state == SPENT:
@@ -133,7 +134,9 @@ class ResultHandler(Record):
                         "the answer came after the deadline",
                     )
                     if promised:
-                        cause = self._belief.cause_of(waiter, reason)
+                        cause = self._belief.break_promise(waiter, reason)
+                elif promised:
+                    kept += 1
                 self._belief.finish(
                     waiter,
                     Answer(
@@ -143,6 +146,8 @@ class ResultHandler(Record):
                         expected_ns=action.expected_ns, promised=promised, cause=cause,
                     ),
                 )  # fmt: skip
+        if kept:
+            sent.device.delays.kept_promises(kept)
 
     def _handle_failure(self, sent: Sent, result: Result, now_ns: int) -> None:
         """Handle an action that the worker refused, or that failed."""
@@ -194,7 +199,7 @@ class ResultHandler(Record):
     def _finish(self, waiter: Waiter, outcome: Outcome, reason: Reason, message: str) -> None:
         """End a request whose INFER is over, and gave no outputs."""
         request = waiter.request
-        cause = self._belief.cause_of(waiter, reason) if waiter.promised_ns >= 0 else Cause.NONE
+        cause = self._belief.break_promise(waiter, reason) if waiter.promised_ns >= 0 else Cause.NONE
         if cause is not Cause.NONE and outcome is not Outcome.FAILED:
             outcome, reason = Outcome.EXPIRED, Reason.PROMISE_BROKEN
         self._belief.finish(
