@@ -39,7 +39,10 @@ def test_hopeless_requests_hear_at_once_and_the_rest_is_served(
     by_summary = total(metrics, "clockwork_gateway_refused_by_summary_total")
     refused = total(metrics, "clockwork_requests_total", reason="would_miss_deadline")
     assert refused + by_summary == len(found.lags_ns)
-    assert total(metrics, "clockwork_requests_received_total") + by_summary == len(samples) + 1
+    # On a busy machine the gateway may read a request after its deadline, which it then answers by itself.
+    answered_by_gateway = total(metrics, "clockwork_gateway_requests_total")
+    assert total(metrics, "clockwork_gateway_received_total") == len(samples) + 1
+    assert total(metrics, "clockwork_requests_received_total") + answered_by_gateway == len(samples) + 1
     with timing.judged():
         assert not found.other_ends
         assert len(found.late_ns) <= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,6 +187,14 @@ def test_nothing_outlives_the_supervisor(
         kill(process, pids)
         process.wait()
         until("all have ended", lambda: not any(map(alive, [*pids, guard])))
+
+
+def test_a_guard_is_never_ended_by_what_ends_the_others_not_even_while_it_starts(tmp_path: Path) -> None:
+    with supervisor(tmp_path) as (process, _):
+        guard = until("it has a guard", lambda: guard_of(process))
+        status = Path(f"/proc/{guard}/status").read_text()
+    blocked = int(re.search(r"^SigBlk:\s*([0-9a-f]+)$", status, re.MULTILINE)[1], 16)  # type: ignore[index]
+    assert all(blocked >> number - 1 & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
 def test_no_other_process_is_ended(tmp_path: Path) -> None:

@@ -34,6 +34,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _FAMILY_BYTES: Final = 5
 _PID_BITS: Final = 22
 """The kernel's PID_MAX_LIMIT."""
+_NOT_FOR_GUARDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Sent to every process of the server at its end, and the family is not to be ended before the others."""
 _CHECK_S: Final = 0.005
 _RESTART_S: Final = 0.1
 
@@ -124,6 +126,8 @@ def _kill(pid: int, wanted: Callable[[int], bool]) -> None:
 def _keep_guard(number: int, pid: int) -> None:
     """Run a guard for this process, and another one whenever it ends."""
     command = [sys.executable, "-I", "-S", __file__, str(number), str(pid)]
+    # A child inherits what is blocked in this thread: the guard is not ended while its interpreter starts.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _NOT_FOR_GUARDS)
     while True:
         started_s = time.monotonic()
         try:
@@ -142,8 +146,7 @@ def _keep_guard(number: int, pid: int) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Guard the family ``argv[1]`` of the supervisor with pid ``argv[2]``; returns the exit status."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Sent to every process of the server at its end, and the family is not to be ended before the others.
+    for number in _NOT_FOR_GUARDS:
         signal.signal(number, signal.SIG_IGN)
     # It may have been stopped with the whole server, which is then killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT, 0, 0, 0)
