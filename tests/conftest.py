@@ -103,6 +103,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         os.nice(max(0, turn - os.nice(0)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _inductor(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """All tests compile torch's headers once, which takes as long as a model."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(root / "inductor")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Reports can be sent on: logs of tests that raise what is no text would end the process that tests."""

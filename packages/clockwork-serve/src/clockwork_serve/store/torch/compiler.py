@@ -169,7 +169,9 @@ class TorchCompiler:
             target=self.target,
         )
         (folder / "job.json").write_bytes(msgspec.json.encode(job))
-        report = _run(folder / "job.json", self.target, self._cache.root / "inductor", on_step)
+        # Whoever has one for several caches compiles torch's headers once, which takes as long as a model.
+        inductor = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or self._cache.root / "inductor")
+        report = _run(folder / "job.json", self.target, inductor, on_step)
         if report.problem is not None:
             raise ProblemError(report.problem)
         return report, {each.name: each.read_bytes() for each in (folder / "made").iterdir()}
