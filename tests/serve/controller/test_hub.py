@@ -37,6 +37,7 @@ from clockwork_serve.messages import (
     Readiness,
     Reason,
     Release,
+    ReleaseFromQuarantine,
     Reply,
     Request,
     RequestCredit,
@@ -367,6 +368,18 @@ def test_state_and_counters_are_answered_here(tmp_path: Path) -> None:
         assert msgspec.json.decode(statistics.body)["model_stats"][0]["name"] == "m"
         assert (nonsense.ok, nonsense.code, unknown.ok, unknown.code) == (False, 400, False, 400)
         assert "expected one of" in msgspec.json.decode(unknown.body)["error"]
+
+    play(tmp_path, story)
+
+
+def test_an_answer_knows_what_was_sent_before_the_question(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        supervisor = await world.supervisor(code(), model())
+        before = len(world.brain.seen)
+        supervisor.send(ReleaseFromQuarantine(model="m"), Ask(ask_id=2, what=Question.STATE))
+        await until(lambda: len(supervisor.of(Reply)) == 2)
+        state = msgspec.json.decode(supervisor.of(Reply)[-1].body)
+        assert state["controller"]["seen"] == before + 1
 
     play(tmp_path, story)
 

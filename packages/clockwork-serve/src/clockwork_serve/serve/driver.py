@@ -128,6 +128,11 @@ class Driver(Generic[Event, Effect]):
             self._turn_due = True
             self._loop.call_soon(self._turn)
 
+    def settle(self) -> None:
+        """Have the machine observe what was posted, and decide, now: somebody asks for its state."""
+        if self._events:
+            self._turn()
+
     def close(self) -> None:
         """Stop: the machine is not called any more."""
         self._closed = True

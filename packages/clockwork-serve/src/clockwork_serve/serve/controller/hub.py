@@ -491,6 +491,7 @@ class Hub:
         )
 
     def _answer_to(self, ask: Ask) -> bytes:
+        self.driver.settle()  # what was sent before the question may have been read with it
         match ask.what:
             case Question.STATISTICS:
                 wanted = msgspec.json.decode(ask.body, type=dict[str, str | None])
