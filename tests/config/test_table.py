@@ -228,6 +228,7 @@ def test_a_profile_may_be_a_path_with_colons() -> None:
     ("specs", "remedy"),
     [
         (["cuda:x"], "'cuda:x' is none of these"),
+        (["cpu:" + 5000 * "1"], "is none of these"),
         (["cuda:"], "none of these"),
         (["torch"], "'torch' is none of these"),
         (["cuda:0", "cuda:00"], "leave one of the equal ones out"),

@@ -244,6 +244,7 @@ def hold_up(gateway: RunningGateway, seconds: float) -> None:
 
     gateway.loop.call_soon_threadsafe(sleep)
     assert begun.wait(20)
+    time.sleep(0.05)
 
 
 def only(gateway: RunningGateway) -> Request:
@@ -280,7 +281,8 @@ def test_of_several_requests_in_one_read_none_counts_as_later(gateway: RunningGa
         time.sleep(0.1)
         client.sendall(one)
         gateway.until(lambda: len(gateway.controller.requests) == 2)
-    assert all(request.arrival_ns <= sent_ns + TICK_NS for request in gateway.controller.requests)
+    late = [(request.arrival_ns - sent_ns) / 1e6 for request in gateway.controller.requests]
+    assert max(late) <= TICK_NS / 1e6, late
 
 
 def test_a_request_past_its_deadline_has_expired_and_is_counted(gateway: RunningGateway) -> None:

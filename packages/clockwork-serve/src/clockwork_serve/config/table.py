@@ -284,7 +284,9 @@ def _split(spec: str) -> tuple[str, str, str]:
     kind, colon, rest = spec.partition(":")
     if kind in _NUMBERED and not colon:
         return "", kind, ""
-    if kind in _NUMBERED and rest.isascii() and rest.isdigit():
+    if kind in _NUMBERED and re.fullmatch(
+        r"[0-9]{1,9}", rest
+    ):  # int() refuses very many digits in its own way
         return f"{kind}:{int(rest)}", kind, ""
     if kind == "emulated" and rest:
         return "", "emulated", rest
