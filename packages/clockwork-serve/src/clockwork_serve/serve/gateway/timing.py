@@ -283,7 +283,8 @@ class Arrival:
     """
 
     __slots__ = (
-        "_clock", "_read_ns", "_since_ns", "_source", "_turns", "_unpolled_ns", "_waited_ns", "oldest_ns",
+        "_clock", "_paused_ns", "_read_ns", "_since_ns", "_source", "_turns", "_unpolled_ns", "_waited_ns",
+        "oldest_ns",
     )  # fmt: skip
 
     def __init__(self, source: BodySocket, turns: LoopTurns, since_ns: int) -> None:
@@ -292,7 +293,7 @@ class Arrival:
         self._turns = turns
         self._clock = turns.clock
         # Its bytes may have arrived before it was accepted: no poll has found it empty yet.
-        self._since_ns = since_ns
+        self._since_ns = self._paused_ns = since_ns
         self._unpolled_ns = turns.clock()  # polled from then on; NEVER_NS while it is paused
         self._read_ns = self._waited_ns = 0
         self.oldest_ns = 0
@@ -300,7 +301,7 @@ class Arrival:
 
     def pause(self) -> None:
         """Reading stops: bytes that arrive from now on wait for us."""
-        self._since_ns = self.bound()
+        self._since_ns = self._paused_ns = self.bound()
         self._unpolled_ns = NEVER_NS
 
     def resume(self) -> None:
@@ -308,7 +309,11 @@ class Arrival:
         self._unpolled_ns = self._clock()
 
     def rested(self, waited_ns: int | None) -> None:
-        """While reading was paused nothing came before ``waited_ns`` ago; None if that is not known."""
+        """While reading was paused nothing came before ``waited_ns`` ago; None if that is not known.
+
+        That is when the last of several segments came which the kernel keeps as one: of several requests the
+        first may have come before.
+        """
         if waited_ns is not None:
             self._since_ns = max(self._since_ns, self._clock() - waited_ns)
 
@@ -341,7 +346,7 @@ class Arrival:
         bound_ns = self._since_ns if before_ns < self._unpolled_ns else before_ns
         if first:
             self._read_ns = self._waited_ns = 0
-            self.oldest_ns = bound_ns
+            self.oldest_ns = self._paused_ns if before_ns < self._unpolled_ns else before_ns
         if not (kept or full) and now_ns - bound_ns > NEAR_NS:
             bound_ns = self._refined(bound_ns, now_ns)
         self._waited_ns += now_ns - max(bound_ns, self._read_ns)
