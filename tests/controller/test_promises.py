@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.plans import fits_in_any_order, is_next, plan_of, planned_ns
@@ -188,6 +189,14 @@ def test_promises_broken_by_a_slow_device_make_its_next_ones_more_careful():
         made.run(until_ms=100)
     made.run()
     assert d0.delays.drift + d1.delays.drift < learned
+
+
+def test_a_device_that_shares_its_cores_is_careful_from_the_first_promise_on():
+    made = World(ControllerConfig())
+    made.join(device("own", 16), replace(device("shared", 16), lanes_share=True))
+
+    own, shared = made.controller._belief.devices.values()
+    assert shared.delays.drift_ns(ms(200)) == ms(25) > own.delays.drift_ns(ms(200))
 
 
 def test_a_promise_broken_by_a_model_that_leaves_says_nothing_about_the_device():

@@ -69,7 +69,8 @@ def infers(serving: Serving, device: str) -> float:
 
 def test_a_hot_model_runs_on_both_devices(pair: Serving) -> None:
     before = [infers(pair, f"cpu:{n}") for n in range(2)]
-    load(pair, 120)
+    report = load(pair, 120)
+    assert report.ends()["200"] >= 60
     assert all(infers(pair, f"cpu:{n}") >= before[n] + 10 for n in range(2))
 
 

@@ -84,12 +84,14 @@ def trickled(client: socket.socket, content: bytes, pause_s: float = 0.05) -> by
 
 
 def test_who_exceeds_a_limit_is_told_the_setting_and_what_else_helps() -> None:
-    limits = [setting.name for setting in SETTINGS if any(setting.excess)]
+    limits = [setting.name for setting in SETTINGS if setting.excess]
     assert {"max_head", "max_headers", "max_body", "max_json", "max_connections"} <= set(limits)
     for name in limits:
         text = excess(name, 1)
         assert text.endswith(f"or raise the server's {name}")
         assert all(part and part in text for part in setting(name).excess)
+    with pytest.raises(ValueError, match="unpack"):
+        excess("max_calls", 1)  # nothing says what is exceeded
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 _KNOWN = "cpu, torch-cpu, cuda (each also with :N) or emulated:PROFILE"
 _NUMBERED = ("cpu", "torch-cpu", "cuda")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+"""Of a device; int() refuses thousands of digits in words of its own."""
 
 
 class DeviceChoice(Struct, frozen=True):
@@ -284,9 +286,7 @@ def _split(spec: str) -> tuple[str, str, str]:
     kind, colon, rest = spec.partition(":")
     if kind in _NUMBERED and not colon:
         return "", kind, ""
-    if kind in _NUMBERED and re.fullmatch(
-        r"[0-9]{1,9}", rest
-    ):  # int() refuses very many digits in its own way
+    if kind in _NUMBERED and _NUMBER.fullmatch(rest):
         return f"{kind}:{int(rest)}", kind, ""
     if kind == "emulated" and rest:
         return "", "emulated", rest
@@ -336,7 +336,7 @@ class Setting(Struct, frozen=True):
     help: str
     elsewhere: JoiningProcess = JoiningProcess.NONE
     shown: str | None = None
-    excess: tuple[str, str, str] = ("", "", "")
+    excess: tuple[str, ...] = ()
     name: str = ""
     default: Any = None
 

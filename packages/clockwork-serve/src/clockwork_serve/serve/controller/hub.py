@@ -312,7 +312,7 @@ class Hub:
             case Delivered():
                 self._recorder.on_delivered(link.peer.name, frame, time.monotonic_ns())
             case Ask():
-                self._questions.ask(link, frame, self._supervisor)
+                self._on_ask(link, frame)
             case Beat():
                 link.send(frame)
             case ModelsAskedFor():
@@ -397,7 +397,7 @@ class Hub:
                 self.driver.post(frame)
             case Ask():
                 self._on_catalogue_complete()
-                self._questions.ask(link, frame, self._supervisor)
+                self._on_ask(link, frame)
             case Reply():
                 self._questions.reply(frame)
             case Beat():
@@ -405,6 +405,11 @@ class Hub:
             case _:
                 return False
         return True
+
+    def _on_ask(self, link: Link, ask: Ask) -> None:
+        """Answer with what was sent before the question, for both may have been read at once."""
+        self.driver.settle()
+        self._questions.ask(link, ask, self._supervisor)
 
     def _on_counted(self, frame: DamageCounted | ProcessesEnded) -> None:
         counters = self._recorder.counters
@@ -491,7 +496,6 @@ class Hub:
         )
 
     def _answer_to(self, ask: Ask) -> bytes:
-        self.driver.settle()  # what was sent before the question may have been read with it
         match ask.what:
             case Question.STATISTICS:
                 wanted = msgspec.json.decode(ask.body, type=dict[str, str | None])

@@ -301,7 +301,8 @@ class Arrival:
 
     def pause(self) -> None:
         """Reading stops: bytes that arrive from now on wait for us."""
-        self._since_ns = self._paused_ns = self.bound()
+        if self._turns.before_ns >= self._unpolled_ns:  # else no poll has looked since the pause before
+            self._since_ns = self._paused_ns = self._turns.before_ns
         self._unpolled_ns = NEVER_NS
 
     def resume(self) -> None:

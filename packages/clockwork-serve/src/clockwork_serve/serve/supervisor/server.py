@@ -176,9 +176,8 @@ class Server:
             task.cancel()
         self._link.close()
         await self.supervisor.kill()
-        if (
-            working
-        ):  # a child that measures codes again is ended by its task; cancelled twice it would be left
+        if working:
+            # A child that measures codes again is ended by its task; cancelled twice, that would leave it.
             await asyncio.wait(working)
         self.ports.close()
         self._run_dir.close()
