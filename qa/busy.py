@@ -153,9 +153,15 @@ def whole(log: Path) -> tuple[int, str]:
         for line in process.stdout:
             print(line, end="", flush=True)
             file.write(line)
-            if CLOSING.search(line) or not CLOSING.search(last):  # make says more after it
-                last = line.strip("= \n") or last
+            last = verdict(last, line)
         return process.wait(), last
+
+
+def verdict(before: str, line: str) -> str:
+    """What a run says of itself, after one more line: pytest's last one, whatever make says after it."""
+    if CLOSING.search(before) and not CLOSING.search(line):
+        return before
+    return line.strip("= \n") or before
 
 
 def main() -> int:

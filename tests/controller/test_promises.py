@@ -6,6 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller.estimates import DRIFT_LEAST, DRIFT_MOST
 from clockwork_serve.controller.plans import fits_in_any_order, is_next, plan_of, planned_ns
 from clockwork_serve.controller.promises import AT_ONCE_NS
 from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason
@@ -189,6 +190,19 @@ def test_promises_broken_by_a_slow_device_make_its_next_ones_more_careful():
         made.run(until_ms=100)
     made.run()
     assert d0.delays.drift + d1.delays.drift < learned
+
+
+def test_a_device_that_broke_promises_makes_fewer():
+    def promised(drift: int | None) -> int:
+        made = world("a", "b", "c")
+        if drift is not None:
+            made.controller._belief.devices["d0"].delays.drift = drift
+        for at in range(60):
+            made.request("abc"[at % 3], slo_ms=SLO)
+        made.run()
+        return sum(answer.promised for answer in made.answers.values())
+
+    assert promised(DRIFT_LEAST) == promised(None) > promised(DRIFT_MOST) > 0
 
 
 def test_a_device_that_shares_its_cores_is_careful_from_the_first_promise_on():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness import machine
 from harness.report import Outcome
-from qa.busy import FAILED_ONCE, Counts, programs
+from qa.busy import FAILED_ONCE, Counts, programs, verdict
 
 ROOT = Path(__file__).parents[2]
 SAID = """
@@ -38,6 +38,20 @@ def test_nothing_that_ran_is_no_pass() -> None:
     outcome = Outcome("qa.busy")
     Counts().judge(outcome, 2)
     assert outcome.verdict == "missed"
+
+
+def test_a_run_says_of_itself_what_pytest_says_last() -> None:
+    said = [
+        "FAILED tests/a.py::b",
+        "",
+        "== 1 failed, 8 passed in 12.34s (0:00:12) ==\n",
+        "make: *** Error 1\n",
+    ]
+    last = ""
+    for line in said:
+        last = verdict(last, line)
+    assert last == "1 failed, 8 passed in 12.34s (0:00:12)"
+    assert verdict("installing", "make: *** no network\n") == "make: *** no network"
 
 
 def test_programs_end_with_their_block() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,6 +136,12 @@ def zoo(works):
             for name, (_, _, sizes) in MODELS.items()
         }
     return {name: (models[name], done[name].result().only()) for name in MODELS}
+
+
+def test_torch_keeps_its_own_where_its_variable_says(zoo, works):
+    assert zoo
+    assert list(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).iterdir())
+    assert not (works.cache.root / "inductor").exists()
 
 
 @pytest.mark.parametrize("name", MODELS)
