@@ -430,6 +430,70 @@ def test_a_code_with_a_damaged_file_is_set_aside_and_stored_again(cache, name):
     assert cache.code_file("c", "other") is None
 
 
+def test_a_code_is_set_aside_though_somebody_removed_the_folder_for_that(cache):
+    cache.save_code(CODE, {"model.onnx": b"graph"})
+    damage(cache.root / "codes" / "c" / "model.onnx")
+    (cache.root / "damaged").rmdir()
+    assert cache.save_code(CODE, {"model.onnx": b"graph"}) is not None
+    assert cache.code_file("c", "model.onnx") == b"graph"
+
+
+def test_what_another_process_stores_while_it_is_looked_for_is_not_taken_for_damaged(tmp_path, cache):
+    """A code is looked for all the while that another process stores it: absent, then whole."""
+    codes = 150
+    maker = child(
+        """
+        import sys
+        import msgspec
+        from clockwork_serve.store import Cache
+        from tests.store.test_cache import CODE
+        with Cache(sys.argv[1]) as cache:
+            for number in range(int(sys.argv[2])):
+                files = {"model.onnx": b"graph"}
+                cache.save_code(msgspec.structs.replace(CODE, code_id=str(number)), files)
+        """,
+        tmp_path / "cache", codes,
+    )  # fmt: skip
+    for number in range(codes):
+        while cache.code(str(number)) is None:
+            assert maker.poll() in (None, 0), maker.communicate()[1]
+    assert maker.communicate(timeout=60)[1] == ""
+    assert cache.damage == [] == list((cache.root / "damaged").iterdir())
+
+
+@pytest.mark.parametrize("what", ["code", "record", "weights"])
+def test_what_took_the_place_of_a_damaged_artefact_since_it_was_read_stays(cache, monkeypatch, what):
+    """Between the reading of damage and setting it aside another process set it aside and made it again."""
+    weights_id = hash_of(b"w" * 1000)
+
+    def store(other: Cache) -> None:
+        other.save_code(CODE, {"model.onnx": b"graph"})
+        other.save_profile(PROFILE)
+        other.save_weights(b"w" * 1000)
+
+    store(cache)
+    place = cache._place(what, {"code": "c", "weights": weights_id}.get(what, "profiles"))
+    found = {"code": place / "model.onnx", "record": next(cache.root.glob("profiles/*")), "weights": place}
+    damage(found[what])
+    real = cache.set_aside
+
+    def made_again_first(*asked) -> bool:
+        monkeypatch.undo()
+        with Cache(cache.root.parent) as other:
+            assert other.set_aside(*asked)
+            store(other)
+        return real(*asked)
+
+    monkeypatch.setattr(cache, "set_aside", made_again_first)
+    looked = {
+        "code": lambda: cache.code("c"),
+        "record": lambda: cache.profile("c", "emulated:v100/x"),
+        "weights": lambda: cache.has_weights(weights_id, 1000),
+    }
+    assert looked[what]()
+    assert cache.damage == []
+
+
 def test_a_code_that_lacks_a_file_is_absent(cache):
     cache.save_code(CODE, {"model.onnx": b"graph"})
     (cache.root / "codes" / "c" / "model.onnx").unlink()

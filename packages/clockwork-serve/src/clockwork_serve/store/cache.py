@@ -43,7 +43,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from clockwork_serve.errors import RepositoryError, encodable, printable
-from clockwork_serve.integrity import Verified, file_digest, hash_of, make_private, sealed, unsealed
+from clockwork_serve.integrity import Facts, Verified, file_digest, hash_of, make_private, sealed, unsealed
 from clockwork_serve.messages import Code, CodeFile, Profile, TensorSpec, Weights
 from clockwork_serve.store.optimiser import runtime_fingerprint
 from clockwork_serve.store.settings import Damage, ModelSettings, ProblemError, problem
@@ -158,14 +158,15 @@ class Cache:
 
     def record(self, kind: str, key: str, type_: type[_Record]) -> _Record | None:
         """A stored record, or None if there is no valid one."""
+        judged = self._facts("record", f"{kind}/{key}.json")
         content = self.read(kind, f"{key}.json")
         if content is None:
             return None
         try:
             return msgspec.json.decode(content, type=type_)
         except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-            self.set_aside("record", f"{kind}/{key}.json", str(error))
-            return None
+            again = not self.set_aside("record", f"{kind}/{key}.json", str(error), judged)
+        return self.record(kind, key, type_) if again else None
 
     def save_record(self, kind: str, key: str, value: object) -> None:
         """Store a record, replacing an earlier one."""
@@ -174,13 +175,14 @@ class Cache:
     def read(self, kind: str, name: str) -> bytes | None:
         """The content of a sealed file, or None if there is no valid one."""
         place = f"{kind}/{name}"
+        judged = self._facts("record", place)
         try:
             return unsealed(place, (self.root / place).read_bytes())
         except OSError:
             return None
         except ValueError as error:
-            self.set_aside("record", place, str(error))
-            return None
+            again = not self.set_aside("record", place, str(error), judged)
+        return self.read(kind, name) if again else None
 
     def save(self, kind: str, name: str, content: bytes) -> None:
         """Store the content of a sealed file, replacing an earlier one; in a read-only cache, do nothing."""
@@ -204,6 +206,9 @@ class Cache:
         Files are hashed once, and again when they appear changed: a lifted graph is small.
         """
         folder, name = self.root / "codes" / code_id, "code.json"
+        judged = self._facts("code", code_id)
+        if judged is None:
+            return None
         try:
             code = opened_code(code_id, (folder / name).read_bytes())
             for file in code.files:
@@ -211,9 +216,8 @@ class Cache:
                 self._check_file(folder / name, file.sha256)
         except (OSError, ValueError) as error:
             found = error.strerror if isinstance(error, OSError) else error
-            if folder.exists():
-                self.set_aside("code", code_id, f"{name}: {found}")
-            return None
+            again = not self.set_aside("code", code_id, f"{name}: {found}", judged)
+            return self.code(code_id) if again else None
         return msgspec.structs.replace(code, path=str(folder))
 
     def _check_file(self, path: Path, sha256: str) -> None:
@@ -222,6 +226,7 @@ class Cache:
 
     def code_file(self, code_id: str, name: str) -> bytes | None:
         """The content of a file of a code; if it is not what was stored, None, and the code is set aside."""
+        judged = self._facts("code", code_id)
         code = self.code(code_id)
         wanted = {file.name: file.sha256 for file in code.files} if code is not None else {}
         if name not in wanted:
@@ -231,8 +236,8 @@ class Cache:
         except OSError:
             return None
         if hash_of(data) != wanted[name]:
-            self.set_aside("code", code_id, f"{name}: other content")
-            return None
+            again = not self.set_aside("code", code_id, f"{name}: other content", judged)
+            return self.code_file(code_id, name) if again else None
         return data
 
     def save_code(self, code: Code, files: Mapping[str, bytes]) -> Code:
@@ -247,8 +252,7 @@ class Cache:
             for name, data in files.items():
                 self._write_draft(draft / name, data, place / name)
             self._write_draft(draft / "code.json", record, place / "code.json")
-            if place.exists() and self.code(code.code_id) is None:
-                shutil.rmtree(place, ignore_errors=True)
+            self.code(code.code_id)  # a damaged one is set aside
             sync_folder(draft)
             with contextlib.suppress(FileExistsError):
                 draft.rename(place)
@@ -275,9 +279,9 @@ class Cache:
         data = memoryview(blob if isinstance(blob, bytes) else blob.tobytes() if not len(blob) else blob.data)
         weights_id = hash_of(data)
         path = self.weights_path(weights_id)
+        judged = self._facts("weights", weights_id)
         if not _holds(path, data):
-            if path.exists():
-                self.set_aside("weights", weights_id, "other content")
+            self.set_aside("weights", weights_id, "other content", judged)
             self._weights_folder(path)
             self.write(path, data)
         return weights_id
@@ -297,6 +301,7 @@ class Cache:
         ``file_bytes``, if known, is its expected size. It is read only if this cache ``reads_weights``.
         """
         path = self.weights_path(weights_id)
+        judged = self._facts("weights", weights_id)
         try:
             found = path.stat().st_size
             fits = file_bytes is None or found == file_bytes
@@ -304,8 +309,10 @@ class Cache:
                 return True
         except OSError:
             return False
-        self.set_aside("weights", weights_id, "other content" if fits else f"{found} bytes")
-        return False
+        again = not self.set_aside(
+            "weights", weights_id, "other content" if fits else f"{found} bytes", judged
+        )
+        return again and self.has_weights(weights_id, file_bytes)
 
     def inspect(self, what: str, name: str) -> bool:
         """Verify a suspected artefact by reading it anew; whether it is valid. It is set aside if not."""
@@ -318,23 +325,43 @@ class Cache:
         finally:
             self.reads_weights = reads
 
-    def set_aside(self, what: str, name: str, found: str) -> None:
-        """Move a damaged artefact to ``damaged``, so that it is made again; the last few are kept."""
-        place = {"code": self.root / "codes" / name, "weights": self.weights_path(name)}.get(
-            what, self.root / name
-        )
-        if self.read_only:
-            _log.error("cache: %s %s is damaged (%s), and cannot be set aside: %s", what, name, found, place)
-            return
+    def set_aside(self, what: str, name: str, found: str, judged: Facts | None) -> bool:
+        """Move a damaged artefact to ``damaged``, so that it is made again; the last few are kept.
+
+        ``judged`` are its metadata from before it was read. False if another artefact is there by now, which
+        another process made meanwhile and nobody here has read: it stays.
+        """
+        place = self._place(what, name)
         with self._setting_aside:
+            if self._facts(what, name) != judged:
+                return False
+            if self.read_only:
+                _log.error(
+                    "cache: %s %s is damaged (%s), and cannot be set aside: %s", what, name, found, place
+                )
+                return True
             kept = self.root / "damaged" / f"{time.time_ns():020d}-{what}-{name.replace('/', '-')}"
             try:
+                kept.parent.mkdir(exist_ok=True)
                 place.rename(kept)
             except OSError:
-                return  # another process moved it, or has made it again
+                return True  # another process moved it, or it cannot be moved
             self.damage.append(Damage(what, name, found))
             _log.error("cache: %s %s is damaged (%s) and was set aside: %s", what, name, found, kept)
             self._drop_oldest_damaged()
+        return True
+
+    def _place(self, what: str, name: str) -> Path:
+        if what == "code":
+            return self.root / "codes" / name
+        return self.weights_path(name) if what == "weights" else self.root / name
+
+    def _facts(self, what: str, name: str) -> Facts | None:
+        """The metadata of a stored artefact, which tell it from another one in its place; None if absent."""
+        try:
+            return Facts.of(self._place(what, name))
+        except OSError:
+            return None
 
     def _drop_oldest_damaged(self) -> None:
         room = KEPT_DAMAGED_BYTES
