@@ -58,9 +58,11 @@ def test_in_overload_the_no_comes_at_once_and_every_yes_is_kept(
     promised = total(metrics, "clockwork_model_promises_total")
     broken = total(metrics, "clockwork_model_promises_broken_total")
     waited = sorted(sample.done_ns - sample.sent_ns for sample in before)
-    assert others <= {(504, "promise_broken"), (504, "late")}, "and each is counted"
-    assert promised - good <= broken
+    # Without a reason it expired before its verdict: a yes that is not kept has one.
+    assert others <= {(504, "promise_broken"), (504, "late"), (504, "")}
+    assert promised - good <= broken, "and each is counted"
     with timing.judged():
+        assert (504, "") not in others
         assert len(refused) > 300 and good > 300
         assert refused[int(0.99 * len(refused))] <= ms(AT_ONCE_MS)
         assert waited[int(0.9 * len(waited))] > 4 * refused[int(0.9 * len(refused))], "half come by a summary"

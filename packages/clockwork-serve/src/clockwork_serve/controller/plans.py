@@ -83,6 +83,8 @@ def exchange(changed: Reservation) -> None:
     None of them is due sooner afterwards, so each plan stays feasible.
     """
     reserved = changed.queue.reserved
+    if len(reserved) == 1:
+        return
     at = reserved.index(changed)
     around = reserved[max(0, at - 1) : at + 2]
     if any(one.waiters[-1].due_ns > other.waiters[0].due_ns for one, other in pairwise(around)):

@@ -263,25 +263,30 @@ class Promises(Timer):
     def _open(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> None:
         """Open a reservation on the device where it ends first, if that much time is left over there."""
         best: Residency | None = None
-        best_ns = NEVER_NS
+        best_ns, lasts_ns = NEVER_NS, 0
         for residency in queue.model.residencies.values():
-            device = residency.device
-            end_ns = self._end_ns(device, residency.code, free_ns(residency, 0), waiters, spare_ns, now_ns)
+            ready_ns = free_ns(residency, 0)
+            end_ns, needs_ns = self._end_ns(
+                residency.device, residency.code, ready_ns, waiters, spare_ns, now_ns
+            )
             if end_ns < best_ns:
-                best, best_ns = residency, end_ns
+                best, best_ns, lasts_ns = residency, end_ns, needs_ns
         if best is None:
             best = self._load(queue, waiters, spare_ns, now_ns)
             if best is None:
                 return
+            lasts_ns = 0  # the LOAD may end at another time than it was planned with
         samples = best.code.batches(queue.signature, queue.sizes)[0].samples
         new = Reservation(queue, best, margin_ns(best.device, waiters[0].slo_ns, samples))
         waiters = waiters[: new.batches[-1].count]
         for waiter in waiters:
             if waiter.promised_ns < 0:
                 waiter.promised_ns = now_ns
-        ends_ns, _ = plan_of(best.device, now_ns)
-        start_ns = free_ns(best, ends_ns[place_of(best.device.reserved, waiters[0].due_ns)])
-        hold(new, waiters, plan_lasts_ns(new, len(waiters), start_ns, now_ns))
+        if not lasts_ns:
+            ends_ns, _ = plan_of(best.device, now_ns)
+            start_ns = free_ns(best, ends_ns[place_of(best.device.reserved, waiters[0].due_ns)])
+            lasts_ns = plan_lasts_ns(new, len(waiters), start_ns, now_ns)
+        hold(new, waiters, lasts_ns)
         enter(new)
         exchange(new)
         best.reserved += 1
@@ -296,7 +301,7 @@ class Promises(Timer):
             if code is None or device.name in model.residencies or size > device.room_bytes:
                 continue
             ready_ns = device.load.available_ns(now_ns) + code.timings.load(size).estimate_ns
-            end_ns = self._end_ns(device, code, ready_ns, waiters, spare_ns, now_ns)
+            end_ns, _ = self._end_ns(device, code, ready_ns, waiters, spare_ns, now_ns)
             if end_ns < NEVER_NS:
                 found.append((end_ns, device.index, device))
         for _, _, device in sorted(found):
@@ -312,35 +317,35 @@ class Promises(Timer):
     def _end_ns(
         self, device: DeviceBelief, code: CodeOnDevice, ready_ns: int, waiters: list[Waiter], spare_ns: int,
         now_ns: int,
-    ) -> int:  # fmt: skip
-        """When a new reservation would end on a device, with that much time left over; NEVER_NS if it cannot.
+    ) -> tuple[int, int]:  # fmt: skip
+        """When a new reservation would end on a device, with that much time left over, and how long it lasts.
 
-        ``ready_ns``: when the weights are there.
+        NEVER_NS if it cannot be opened there. ``ready_ns``: when the weights are there.
         """
         queue = waiters[0].queue
         batches = code.batches(queue.signature, queue.sizes)
         waiters = waiters[: batches[-1].count]
         due_ns = min([waiter.due_ns for waiter in waiters])
         if device.exec.stalled:
-            return NEVER_NS
+            return NEVER_NS, 0
         limit_ns = due_ns - margin_ns(device, waiters[0].slo_ns, batches[0].samples)
         at = place_of(device.reserved, due_ns)
         ends_ns, rooms_ns = plan_of(device, now_ns)
         start_ns = max(ends_ns[at], ready_ns)
         if start_ns > due_ns:
-            return NEVER_NS
+            return NEVER_NS, 0
         lasts_ns = planned_ns(queue.model, batches, len(waiters), start_ns, now_ns)
         end_ns = start_ns + lasts_ns + max(0, spare_ns)
         if end_ns > limit_ns or end_ns - ends_ns[at] > rooms_ns[at]:
-            return NEVER_NS
+            return NEVER_NS, 0
         if self._refused > REFUSED_ALL // CHOOSY and spare_ns != DISPLACED_NS:
             rivals = self._rivals(device, queue, len(waiters), lasts_ns)
             room_ns = min(rooms_ns[at] - (end_ns - ends_ns[at]), limit_ns - end_ns)
             if sum([cost_ns for _, cost_ns in rivals]) > room_ns and not fits_beside(
                 device, rivals, limit_ns, lasts_ns, now_ns
             ):
-                return NEVER_NS
-        return end_ns
+                return NEVER_NS, 0
+        return end_ns, lasts_ns
 
     def _rivals(self, device: DeviceBelief, queue: Queue, count: int, lasts_ns: int) -> list[tuple[int, int]]:
         """Batches of undecided requests of other queues that precede one on a device, best first.
