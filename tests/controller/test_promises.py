@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.estimates import DRIFT_LEAST, DRIFT_MOST
 from clockwork_serve.controller.plans import fits_in_any_order, is_next, plan_of, planned_ns
-from clockwork_serve.controller.promises import AT_ONCE_NS
+from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL
 from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
@@ -82,6 +82,79 @@ def test_who_was_promised_gives_way_to_no_one_who_comes_later_and_is_due_sooner(
 
     yes = [made.answers[one] for one in first if made.answers[one].promised]
     assert len(yes) >= 4 and all(answer.outcome is Outcome.OK for answer in yes)
+
+
+def full_plan(decide_ms: float) -> tuple[World, list[str]]:
+    """A device whose plan has no room left for a second, and the requests that it was promised to."""
+    made = world("a", "b", decide_ms=decide_ms)
+    ids = [made.request("a", slo_ms=1000, decide_ns=0) for _ in range(300)]
+    made.run(until_ms=40)
+    refused = [answer for answer in made.answers.values() if answer.outcome is Outcome.REJECTED]
+    assert 100 < len(refused) < 200
+    return made, ids
+
+
+def broken(made: World, ids: list[str]) -> list[Cause]:
+    """The causes of the promises among these requests that were broken."""
+    return [made.answers[one].cause for one in ids if made.answers[one].cause is not Cause.NONE]
+
+
+@pytest.mark.parametrize("urgent", [False, True])
+def test_a_more_urgent_class_outranks_promises_when_its_verdict_is_due(urgent: bool):
+    made, ids = full_plan(decide_ms=0)
+    later = [made.request("b", slo_ms=300, priority=4 if urgent else 8) for _ in range(8)]
+
+    made.run()
+
+    kept = [made.answers[one] for one in later if made.answers[one].promised]
+    assert len(kept) == (8 if urgent else 0)
+    assert all(answer.outcome is Outcome.OK for answer in kept)
+    assert broken(made, ids) == [Cause.OUTRANKED] * (8 if urgent else 0), "no more than it needs"
+
+
+@pytest.mark.parametrize("urgent", [False, True])
+def test_a_more_urgent_request_that_cannot_wait_runs_before_its_verdict(urgent: bool):
+    made, ids = full_plan(decide_ms=250)
+    later = made.request("b", slo_ms=120, priority=4 if urgent else 8)
+
+    made.run()
+
+    assert (made.answers[later].outcome is Outcome.OK) is urgent
+    assert set(broken(made, ids)) == ({Cause.OUTRANKED} if urgent else set())
+
+
+@pytest.mark.parametrize("urgent", [False, True])
+def test_weights_promised_to_less_urgent_classes_alone_give_way_to_those_of_a_more_urgent_one(urgent: bool):
+    made = World(ControllerConfig(decide_ns=0, max_batch=8))
+    made.serve(*[model(name, mib=4) for name in "abc"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
+    made.join(device("d0", 8))
+    ids = [made.request(name, slo_ms=1000) for name in "ab" * 40]
+    made.run(until_ms=60)
+    later = made.request("c", slo_ms=200, priority=4 if urgent else 8)
+
+    made.run()
+
+    assert (made.answers[later].outcome is Outcome.OK) is urgent
+    assert set(broken(made, ids)) <= ({Cause.OUTRANKED} if urgent else set())
+
+
+def test_who_is_outranked_moves_to_another_device_that_has_room():
+    made = World(ControllerConfig(decide_ns=0, max_batch=8))
+    made.serve(model("a"), model("b"), times=profile(b1_ms=20, step_ms=4))
+    made.join(device("d0"), worker="w0")
+    made.request("b", slo_ms=5000)
+    for _ in range(20):
+        made.request("a", slo_ms=5000)
+    made.run(until_ms=400)
+    ids = [made.request("a", slo_ms=1000) for _ in range(200)]
+    made.run(until_ms=40)
+    made.join(device("d1"), worker="w1")
+    urgent = [made.request("b", slo_ms=300, priority=4) for _ in range(8)]
+
+    made.run()
+
+    assert all(made.answers[one].outcome is Outcome.OK for one in urgent)
+    assert broken(made, ids) == []
 
 
 def test_a_load_is_part_of_the_promise_and_its_weights_are_not_evicted_for_another():
@@ -316,6 +389,21 @@ def test_a_batch_is_promised_only_beside_better_ones_of_others_who_wait_for_thei
     told = {"a": {made.answers[alone].outcome}, "b": {made.answers[one].outcome for one in several}}
     assert told.pop(refused) == {Outcome.REJECTED}
     assert list(told.values()) == [{Outcome.OK}]
+
+
+def test_a_rival_may_have_come_back_from_a_device_that_was_lost():
+    made = world("a", "b", decide_ms=500)
+    made.controller._promises._refused = REFUSED_ALL
+    made.request("a", slo_ms=2000)
+    back = made.request("b", slo_ms=2000, priority=4)
+    queue = made.controller._belief.waiters[back].queue
+    assert queue.undecided
+    queue.undecided.clear()  # as it is when a request returns to its queue
+    last = made.request("a", slo_ms=2000, decide_ns=0)
+
+    made.run()
+
+    assert made.answers[back].outcome is made.answers[last].outcome is Outcome.OK
 
 
 def test_a_planned_batch_takes_along_who_waits_between_two_of_its_requests():

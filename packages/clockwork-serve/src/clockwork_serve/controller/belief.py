@@ -14,6 +14,7 @@ from clockwork_serve.controller.cluster import (
     DeviceBelief,
     LaneBelief,
     Queue,
+    Reservation,
     Residency,
     ServedModel,
     Strategy,
@@ -695,6 +696,8 @@ class Belief(Measured):
         assert residency.in_flight == 0, f"{residency.model.key} is in use"
         device = residency.device
         residency.step(UNLOAD)
+        if residency.reserved:
+            self._displace(residency, Cause.OUTRANKED)
         self.drop(residency)
         action_id = self.next_id()
         action = Unload(
@@ -739,7 +742,7 @@ class Belief(Measured):
         """Remove weights that have left a device."""
         device, model = residency.device, residency.model
         if residency.reserved:
-            self._displace(residency)
+            self._displace(residency, Cause.DEVICE_LOST)
         device.pages.release(residency.extent)
         device.agenda.in_vain.clear()
         model.remove_residency(residency)
@@ -753,10 +756,13 @@ class Belief(Measured):
                 self.recheck(queue)
         self.mark_dirty(model)
 
-    def _displace(self, residency: Residency) -> None:
-        """End the reservations that need weights which have left: their requests want another place."""
-        for one in [one for one in residency.device.reserved if one.residency is residency]:
+    def _displace(self, residency: Residency, cause: Cause) -> None:
+        self.displace([one for one in residency.device.reserved if one.residency is residency], cause)
+
+    def displace(self, reservations: list[Reservation], cause: Cause) -> None:
+        """End reservations for a cause; their requests stay promised, and want another place."""
+        for one in reservations:
             self.displaced += one.waiters
             for waiter in one.waiters:
-                waiter.cause = Cause.DEVICE_LOST
+                waiter.cause = cause
             leave(one.waiters)

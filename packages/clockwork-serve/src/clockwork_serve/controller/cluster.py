@@ -520,8 +520,8 @@ class Agenda(Record):
         self.room_blocked = False
         """A candidate was declined for lack of pages; reconsider it once ``in_vain`` is empty."""
         self.load_timer = LaneTimer(self, 2 * device.index + 1, is_exec=False)
-        self.in_vain: list[tuple[int, int, int]] = []
-        """Searches for room in vain, as (pages, demand, limit of worth), since more could be evicted."""
+        self.in_vain: list[tuple[int, int, int, int]] = []
+        """Searches for room in vain since more could be evicted: pages, demand, limit of worth, class."""
 
     def may_load(self) -> bool:
         """Whether a candidate that was declined may be accepted now."""

@@ -233,7 +233,8 @@ def make_room(
 
     Weights in use are not evicted. Those that no request waits for are evicted first, the least valuable
     first; then those of models whose waiting requests are less urgent, or whose demand is below
-    ``wanted_ns``. By popularity, a further copy evicts only what is worth less than itself.
+    ``wanted_ns``; then those that are promised to less urgent classes alone. By popularity, a further copy
+    evicts only what is worth less than itself.
     """
     wanted_ns -= model.band_ns()
     pages = device.pages
@@ -244,25 +245,30 @@ def make_room(
     limit = NO_LIMIT
     if by_popularity and (copies := sum([one.serves for one in model.residencies.values()])):
         limit = model.popularity - COPY_LOSS * copies
+    # A further copy is worth no promise.
+    band_ns = model.band_ns() if limit == NO_LIMIT else NEVER_NS
     in_vain = device.agenda.in_vain
-    for vain_count, vain_wanted_ns, vain_limit in in_vain:
-        if count >= vain_count and wanted_ns <= vain_wanted_ns and limit <= vain_limit:
+    for vain_count, vain_wanted_ns, vain_limit, vain_band_ns in in_vain:
+        if (
+            count >= vain_count and wanted_ns <= vain_wanted_ns and limit <= vain_limit
+            and band_ns >= vain_band_ns
+        ):  # fmt: skip
             return None  # whatever can be evicted now could be then
     if len(in_vain) >= IN_VAIN_MAX:
         in_vain.clear()
     if limit != NO_LIMIT:
-        return _in_place_of_one(device, count, wanted_ns, limit, TRIED_MAX, by_popularity=True)
+        return _in_place_of_one(device, count, wanted_ns, band_ns, limit, TRIED_MAX, by_popularity=True)
     if pages.all_of(count):
         room = _in_place_of_one(
-            device, count, wanted_ns, NO_LIMIT, len(device.idle), by_popularity=by_popularity
+            device, count, wanted_ns, band_ns, NO_LIMIT, len(device.idle), by_popularity=by_popularity
         )
     else:
-        room = pages.room(count, lambda other: _rank(other, wanted_ns, by_popularity=by_popularity))
+        room = pages.room(count, lambda other: _rank(other, wanted_ns, band_ns, by_popularity=by_popularity))
     if room is None:
         for other in pages.holders():
-            evictable = _rank(other, wanted_ns, by_popularity=by_popularity) is not None
+            evictable = _rank(other, wanted_ns, band_ns, by_popularity=by_popularity) is not None
             other.considered = evictable and (other.considered or not in_vain)
-        in_vain.append((count, wanted_ns, NO_LIMIT))
+        in_vain.append((count, wanted_ns, NO_LIMIT, band_ns))
     return room
 
 
@@ -270,25 +276,37 @@ def no_copy(device: DeviceBelief, model: ServedModel) -> bool:
     """Whether room for a further copy was sought in vain here, for this model or such a one."""
     limit = model.popularity - COPY_LOSS * len(model.residencies)
     count = device.spec.pages_of(model.model.weights.size)
-    for vain_count, _, vain_limit in device.agenda.in_vain:
+    for vain_count, _, vain_limit, _ in device.agenda.in_vain:
         if count >= vain_count and limit <= vain_limit != NO_LIMIT:
             return all(one.serves for one in model.residencies.values())
     return False
 
 
-def _rank(residency: Residency, wanted_ns: int, *, by_popularity: bool) -> int | None:
+def _rank(residency: Residency, wanted_ns: int, band_ns: int, *, by_popularity: bool) -> int | None:
     """The order of eviction; None if these weights may not be evicted. See ``make_room``."""
-    if residency.state != READY or residency.in_flight or residency.reserved:
+    if residency.state != READY or residency.in_flight:
+        return None
+    if residency.reserved and any(
+        one.residency is residency and one.queue.band_ns <= band_ns for one in residency.device.reserved
+    ):
         return None
     model = residency.model
     value = worth(residency, by_popularity=by_popularity)
     if not model.waiting:
         return value
-    return value + NEVER_NS if model.demand_ns - model.band_ns() < wanted_ns else None
+    value += NEVER_NS << 1 if residency.reserved else NEVER_NS
+    return value if model.demand_ns - model.band_ns() < wanted_ns else None
 
 
 def _in_place_of_one(
-    device: DeviceBelief, count: int, wanted_ns: int, limit: int, tries: int, *, by_popularity: bool
+    device: DeviceBelief,
+    count: int,
+    wanted_ns: int,
+    band_ns: int,
+    limit: int,
+    tries: int,
+    *,
+    by_popularity: bool,
 ) -> ExtentChoice[Residency] | None:
     """The first weights worth less than ``limit``, of at most ``tries``, that leave enough pages.
 
@@ -310,7 +328,7 @@ def _in_place_of_one(
         if value >= limit:
             beyond = value
             break
-        rank = _rank(residency, wanted_ns, by_popularity=by_popularity)
+        rank = _rank(residency, wanted_ns, band_ns, by_popularity=by_popularity)
         if rank is not None and (room is None or rank < NEVER_NS):
             extent = device.pages.instead(residency.extent, count)
             if extent is not None:
@@ -321,5 +339,5 @@ def _in_place_of_one(
     for entry in aside:
         heappush(idle, entry)
     if room is None and limit != NO_LIMIT:
-        device.agenda.in_vain.append((count, NEVER_NS, beyond))
+        device.agenda.in_vain.append((count, NEVER_NS, beyond, band_ns))
     return room

@@ -23,6 +23,7 @@ from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Samples
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.messages import LEAST_PRIORITY
 from clockwork_serve.units import NS_PER_MS, NS_PER_US
 
 MARGIN_NS: Final = 100 * NS_PER_US
@@ -265,10 +266,13 @@ def is_next(device: DeviceBelief, waiters: list[Waiter], start_ns: int, lasts_ns
     )  # fmt: skip
 
 
-def missed(device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: bool) -> int:
+def missed(
+    device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: bool, level: int = LEAST_PRIORITY
+) -> int:
     """How many promised requests a device's plan misses if ``waiters`` run next, until ``end_ns``.
 
-    ``margin``: only what leaves half of the margin of plans counts as kept.
+    ``margin``: only what leaves half of the margin of plans counts as kept. Classes below ``level`` do not
+    count, and delay nobody.
     """
     taken: dict[Reservation, int] = {}
     for waiter in waiters:
@@ -276,6 +280,8 @@ def missed(device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: 
             taken[waiter.place] = taken.get(waiter.place, 0) + 1
     missed = 0
     for one in device.reserved:
+        if one.queue.level > level:
+            continue
         batch: BatchChoice | None = one.batch
         count, due_ns = len(one.waiters), one.due_ns
         if one in taken:
@@ -291,6 +297,43 @@ def missed(device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: 
         else:
             missed += count  # it will not run, so that it delays no other
     return missed
+
+
+def outranked(
+    device: DeviceBelief, level: int, start_ns: int, *, new: Reservation | None = None,
+    sent: Sequence[Waiter] = (),
+) -> list[Reservation] | None:  # fmt: skip
+    """The reservations of classes below ``level`` to end, so that a plan that begins then keeps all others.
+
+    The least urgent, and of those with most time for a request. ``new`` is planned, too; what consists of
+    ``sent`` is not. None if the others are not kept even so.
+    """
+    gone = set(sent)
+    planned = [one for one in device.reserved if not gone.issuperset(one.waiters)]
+    if new is not None:
+        planned.insert(place_of(planned, new.due_ns), new)
+    ended: list[Reservation] = []
+    while late := _first_late(planned, start_ns):
+        below = [one for one in planned[:late] if one.queue.level > level]
+        if not below:
+            return None
+        least = max(below, key=_rank)
+        planned.remove(least)
+        ended.append(least)
+    return ended
+
+
+def _first_late(planned: Sequence[Reservation], start_ns: int) -> int:
+    """The number of reservations up to the first that is late in this order; 0: none is."""
+    for number, one in enumerate(planned, start=1):
+        start_ns = free_ns(one.residency, start_ns) + one.lasts_ns
+        if start_ns > one.due_ns - one.margin_ns:
+            return number
+    return 0
+
+
+def _rank(one: Reservation) -> tuple[int, float]:
+    return one.queue.level, one.lasts_ns / len(one.waiters)
 
 
 def plan_lasts_ns(one: Reservation, count: int, start_ns: int, now_ns: int) -> int:

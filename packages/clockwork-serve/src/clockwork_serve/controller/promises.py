@@ -20,6 +20,9 @@ How requests are put into batches is a heuristic, judged by simulation:
 
 The weights of a promised request are not evicted. If they are on no device, the LOAD is part of the promise
 and is sent with it.
+
+A more urgent class *outranks* others: reservations that leave no room for it end, and their requests are
+planned elsewhere, or their promises are broken. It evicts weights that are promised to others alone.
 """
 
 from __future__ import annotations
@@ -49,13 +52,14 @@ from clockwork_serve.controller.plans import (
     free_ns,
     hold,
     margin_ns,
+    outranked,
     place_of,
     plan_lasts_ns,
     plan_of,
     planned_ns,
 )
 from clockwork_serve.controller.timers import NEVER_NS, Timer
-from clockwork_serve.messages import Infer, Load, Request, Result
+from clockwork_serve.messages import Cause, Infer, Load, Request, Result
 from clockwork_serve.units import NS_PER_US
 
 AT_ONCE_NS: Final = 9_500 * NS_PER_US
@@ -160,10 +164,7 @@ class Promises(Timer):
         until_ns = now_ns + EARLY_NS
         if not (self._new or displaced or (undecided and undecided[0][0] <= until_ns)):
             return []
-        for waiter in displaced:
-            if waiter.state == WAITING and waiter.place is None:
-                self._open(waiter.queue, [waiter], DISPLACED_NS, now_ns)
-        displaced.clear()
+        self._place_displaced(now_ns)
         for waiter in self._new:
             if waiter.state == WAITING and waiter.promised_ns < 0:
                 insort(waiter.queue.undecided, waiter, key=_due)
@@ -197,8 +198,16 @@ class Promises(Timer):
         for waiter in over:
             if waiter in waiter.queue.undecided:
                 waiter.queue.undecided.remove(waiter)
+        self._place_displaced(now_ns)  # those that a more urgent class outranked just now
         # A batch that was opened for a later one may have taken in an earlier one.
         return [waiter for waiter in refused if waiter.promised_ns < 0]
+
+    def _place_displaced(self, now_ns: int) -> None:
+        """Open reservations for promised requests that lost theirs; who outranks others displaces them."""
+        while displaced := self._belief.displaced:
+            waiter = displaced.pop(0)
+            if waiter.state == WAITING and waiter.place is None and not self._join(waiter, now_ns):
+                self._open(waiter.queue, [waiter], DISPLACED_NS, now_ns)
 
     def _decide(self, waiter: Waiter, now_ns: int) -> bool:
         """Promise a request if that can be kept; that it was sent is a promise, too."""
@@ -250,7 +259,8 @@ class Promises(Timer):
             due_ns = min(waiter.due_ns, one.due_ns) - one.margin_ns
             if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
                 continue
-            waiter.promised_ns = now_ns
+            if waiter.promised_ns < 0:
+                waiter.promised_ns = now_ns
             waiters = one.waiters.copy()
             insort(waiters, waiter, key=_due)
             hold(one, waiters, lasts_ns)
@@ -266,16 +276,18 @@ class Promises(Timer):
         best_ns, lasts_ns = NEVER_NS, 0
         for residency in queue.model.residencies.values():
             ready_ns = free_ns(residency, 0)
-            end_ns, needs_ns = self._end_ns(
+            end_ns, needed_ns = self._end_ns(
                 residency.device, residency.code, ready_ns, waiters, spare_ns, now_ns
             )
             if end_ns < best_ns:
-                best, best_ns, lasts_ns = residency, end_ns, needs_ns
+                best, best_ns, lasts_ns = residency, end_ns, needed_ns
         if best is None:
             best = self._load(queue, waiters, spare_ns, now_ns)
+            lasts_ns = 0  # the LOAD may end at another time than it was planned with
+        if best is None:
+            best, lasts_ns = self._outrank(queue, waiters, now_ns)
             if best is None:
                 return
-            lasts_ns = 0  # the LOAD may end at another time than it was planned with
         samples = best.code.batches(queue.signature, queue.sizes)[0].samples
         new = Reservation(queue, best, margin_ns(best.device, waiters[0].slo_ns, samples))
         waiters = waiters[: new.batches[-1].count]
@@ -290,6 +302,29 @@ class Promises(Timer):
         enter(new)
         exchange(new)
         best.reserved += 1
+
+    def _outrank(self, queue: Queue, waiters: list[Waiter], now_ns: int) -> tuple[Residency | None, int]:
+        """End reservations of less urgent classes on the device where that breaks fewest promises.
+
+        Returns where there is room now for these requests, and how long they take.
+        """
+        best: Residency | None = None
+        best_ended: list[Reservation] = []
+        fewest = lasts_ns = 0
+        for residency in queue.model.residencies.values() if len(self._belief.waiting_by_class) > 1 else ():
+            device = residency.device
+            if device.exec.stalled or not any(one.queue.level > queue.level for one in device.reserved):
+                continue
+            new = Reservation(queue, residency, 0)
+            new.margin_ns = margin_ns(device, waiters[0].slo_ns, new.batches[0].samples)
+            batch = batch_for(new.batches, len(waiters)) or new.batches[-1]
+            new.due_ns, new.lasts_ns = waiters[0].due_ns, batch.samples.estimate_ns
+            ended = outranked(device, queue.level, plan_of(device, now_ns)[0][0], new=new)
+            count = sum([len(one.waiters) for one in ended or ()])
+            if ended is not None and (best is None or count < fewest):
+                best, best_ended, fewest, lasts_ns = residency, ended, count, new.lasts_ns
+        self._belief.displace(best_ended, Cause.OUTRANKED)
+        return best, lasts_ns
 
     def _load(self, queue: Queue, waiters: list[Waiter], spare_ns: int, now_ns: int) -> Residency | None:
         """Send a LOAD to the device with room where the requests end first after it, if they are in time."""
@@ -363,7 +398,7 @@ class Promises(Timer):
             residency = other.model.residencies.get(device.name)
             if residency is None or other.band_ns > queue.band_ns:
                 continue
-            waiters = self._undecided_of(other)
+            waiters = self._undecided_of(other) or [waiter]  # it came back from a device that was lost
             batches = residency.code.batches(other.signature, other.sizes)
             batch = batch_for(batches, len(waiters)) or batches[-1]
             cost_ns = batch.samples.estimate_ns

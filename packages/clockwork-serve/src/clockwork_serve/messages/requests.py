@@ -54,6 +54,8 @@ class Cause(enum.StrEnum):
     """The device did not move."""
     DEVICE_SLOWED = "device_slowed"
     """An inference or a LOAD took longer than was planned for it."""
+    OUTRANKED = "outranked"
+    """A more urgent class needed its time."""
     MODEL_REMOVED = "model_removed"
     MODEL_FAILED = "model_failed"
     """The model raised an error, or is in quarantine."""

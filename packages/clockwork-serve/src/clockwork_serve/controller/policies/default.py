@@ -47,10 +47,11 @@ from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Timings, popularity_after
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import Candidates, no_copy
-from clockwork_serve.controller.plans import fits_in_any_order, is_next, missed
+from clockwork_serve.controller.plans import fits_in_any_order, free_ns, is_next, margin_ns, missed, outranked
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.messages import Cause
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
 MARGIN_NS: Final = 100 * NS_PER_US
@@ -322,7 +323,7 @@ class DefaultScheduler(PaperScheduler):
         """The choice, if as many promises are kept after it; else the first reservation that keeps as many.
 
         If there is none, that which keeps most. None if all of them are for weights that are still loading:
-        the lane waits for them.
+        the lane waits for them. A choice that cannot wait for it outranks promises of less urgent classes.
         """
         device, queue = choice.strategy.device, choice.strategy.queue
         waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
@@ -344,7 +345,27 @@ class DefaultScheduler(PaperScheduler):
                     best, most = planned, lost
                 if lost <= least:
                     break
-        return best
+        return choice if self._outranks(choice, best, waiters, start_ns) else best
+
+    def _outranks(self, choice: Choice, first: Choice | None, waiters: list[Waiter], start_ns: int) -> bool:
+        """Whether a choice runs though that breaks promises of less urgent classes, which are displaced.
+
+        It does if it would be late after what would run ``first``, which is of such a class.
+        """
+        device, level = choice.strategy.device, choice.strategy.queue.level
+        if first is None:
+            planned = device.reserved[0]
+            queue, end_ns = planned.queue, free_ns(planned.residency, start_ns) + planned.lasts_ns
+        else:
+            queue, end_ns = first.strategy.queue, start_ns + first.lasts_ns
+        spare_ns = margin_ns(device, waiters[0].slo_ns, choice.batch.samples)
+        if queue.level <= level or end_ns + spare_ns <= choice.latest_ns:
+            return False
+        ended = outranked(device, level, start_ns + choice.lasts_ns, sent=waiters)
+        if ended is None:
+            return False
+        self._belief.displace(ended, Cause.OUTRANKED)
+        return True
 
     def _planned(self, reservation: Reservation) -> Choice:
         """A reservation's batch, filled up with requests of its queue that are due no sooner."""
