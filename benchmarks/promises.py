@@ -23,6 +23,8 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Final
 
+from msgspec.structs import replace
+
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Answer, Cause, ControllerEffect, ControllerEvent, Outcome, Request
 from clockwork_serve.sim import Simulation
@@ -43,7 +45,11 @@ VERDICT: Final = 10
 
 KEPT: Final = 0.9999
 WORST: Final = 0.85
-"""Shares asked: of promises kept, and of the mean model's share in time, of the worst model's."""
+URGENT: Final = 0.999
+"""Shares asked: of promises kept; of the mean model's share in time, of the worst model's; of urgent requests
+in time."""
+
+URGENT_PRIORITY: Final = 4
 
 REAL_RPS: Final = 250
 OK, REFUSED = 200, 429
@@ -62,11 +68,26 @@ class Load:
     devices: int = 1
     cold: bool = False
     slo_ms: float = SLO_MS
+    urgent_rps: float = 0.0
+    """Requests of a more urgent class beside these, with an SLO of ``SLO_MS``."""
 
     @property
     def verdict_ms(self) -> float:
         """How long a verdict at the door may take."""
-        return min(VERDICT_MS, self.slo_ms / VERDICT)
+        return min(VERDICT_MS, (SLO_MS if self.urgent_rps else self.slo_ms) / VERDICT)
+
+    def tables(self, decide_ms: float | None) -> tuple[LoadTable, ...]:
+        """Its requests, with verdicts at the door or without."""
+        usual = LoadTable(
+            name="people", models=("m",), arrivals="poisson", rate_rps=self.rate_rps, slo_ms=self.slo_ms,
+            decide_ms=decide_ms,
+        )  # fmt: skip
+        if not self.urgent_rps:
+            return (usual,)
+        more = replace(
+            usual, name="urgent", rate_rps=self.urgent_rps, slo_ms=SLO_MS, priority=URGENT_PRIORITY
+        )
+        return usual, more
 
 
 LOADS: Final = (
@@ -83,6 +104,7 @@ LOADS: Final = (
     Load("15 models, 250/s, SLO 1 s", 15, 250, 0.93, slo_ms=1000),
     Load("15 models, 250/s, SLO 20 s", 15, 250, 0.93, slo_ms=20_000),
     Load("1 model, 250/s, SLO 20 s", 1, 250, 0.93, slo_ms=20_000),
+    Load("15 models, 250/s, SLO 1 s, urgent 20/s", 15, 250, 0.85, slo_ms=1000, urgent_rps=20),
 )
 
 
@@ -99,6 +121,8 @@ class Seen:
     broken: Counter[Cause] = field(default_factory=Counter)
     no_ns: list[int] = field(default_factory=list)
     """How long each refusal took."""
+    urgent: Counter[bool] = field(default_factory=Counter)
+    """Requests of the urgent class, by whether they were in time."""
 
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
@@ -115,6 +139,8 @@ class Seen:
     def _answered(self, answer: Answer, request: Request, delivered_ns: int) -> None:
         kept = answer.outcome is Outcome.OK and delivered_ns <= request.deadline_ns
         self.good[request.model] += kept
+        if request.priority == URGENT_PRIORITY:
+            self.urgent[kept] += 1
         if answer.promised:
             self.promised += 1
             if not kept:
@@ -144,12 +170,7 @@ def play(load: Load, seed: int, seconds: float, decide_ms: float | None) -> Seen
     scenario = Scenario(
         name=load.name, seconds=seconds, warmup_s=seconds / 20,
         models=(ModelSet(name="m", kind=KIND, copies=load.models),),
-        loads=(
-            LoadTable(
-                name="people", models=("m",), arrivals="poisson", rate_rps=load.rate_rps, slo_ms=load.slo_ms,
-                decide_ms=decide_ms,
-            ),
-        ),
+        loads=load.tables(decide_ms),
     )  # fmt: skip
     simulation = Simulation(
         workload=build(scenario, seed=seed), zoo=zoo(), cluster=Cluster(devices=load.devices),
@@ -209,7 +230,11 @@ def judge(outcome: report.Outcome, load: Load, seen: Seen, before: Seen) -> None
     """Add what is asked of one load."""
     name = load.name
     outcome.at_most(f"{name}: the longest no", load.verdict_ms, max(seen.no_ns, default=0) / NS_PER_MS, "ms")
-    kept = 1 - seen.broken.total() / max(1, seen.promised)
+    if load.urgent_rps:
+        share = seen.urgent[True] / seen.urgent.total()
+        outcome.at_least(f"{name}: urgent ones in time", URGENT, share, digits=4)
+    broken = seen.broken.total() - seen.broken[Cause.OUTRANKED]
+    kept = 1 - broken / max(1, seen.promised)
     why = ", ".join(f"{count} {cause}" for cause, count in seen.broken.items())
     outcome.at_least(f"{name}: promises kept, of {seen.promised:,}", KEPT, kept, digits=5, more=why)
     outcome.judge(
