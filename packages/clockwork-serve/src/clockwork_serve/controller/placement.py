@@ -299,15 +299,9 @@ def _rank(residency: Residency, wanted_ns: int, band_ns: int, *, by_popularity: 
 
 
 def _in_place_of_one(
-    device: DeviceBelief,
-    count: int,
-    wanted_ns: int,
-    band_ns: int,
-    limit: int,
-    tries: int,
-    *,
-    by_popularity: bool,
-) -> ExtentChoice[Residency] | None:
+    device: DeviceBelief, count: int, wanted_ns: int, band_ns: int, limit: int, tries: int,
+    *, by_popularity: bool,
+) -> ExtentChoice[Residency] | None:  # fmt: skip
     """The first weights worth less than ``limit``, of at most ``tries``, that leave enough pages.
 
     For a further copy, which is not urgent, a search in vain stands until more weights could be evicted.

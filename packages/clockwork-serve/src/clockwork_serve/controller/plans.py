@@ -23,7 +23,6 @@ from clockwork_serve.controller.codes import BatchChoice
 from clockwork_serve.controller.estimates import Samples
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.timers import NEVER_NS
-from clockwork_serve.messages import LEAST_PRIORITY
 from clockwork_serve.units import NS_PER_MS, NS_PER_US
 
 MARGIN_NS: Final = 100 * NS_PER_US
@@ -266,13 +265,10 @@ def is_next(device: DeviceBelief, waiters: list[Waiter], start_ns: int, lasts_ns
     )  # fmt: skip
 
 
-def missed(
-    device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: bool, level: int = LEAST_PRIORITY
-) -> int:
+def missed(device: DeviceBelief, waiters: list[Waiter], end_ns: int, *, margin: bool) -> int:
     """How many promised requests a device's plan misses if ``waiters`` run next, until ``end_ns``.
 
-    ``margin``: only what leaves half of the margin of plans counts as kept. Classes below ``level`` do not
-    count, and delay nobody.
+    ``margin``: only what leaves half of the margin of plans counts as kept.
     """
     taken: dict[Reservation, int] = {}
     for waiter in waiters:
@@ -280,8 +276,6 @@ def missed(
             taken[waiter.place] = taken.get(waiter.place, 0) + 1
     missed = 0
     for one in device.reserved:
-        if one.queue.level > level:
-            continue
         batch: BatchChoice | None = one.batch
         count, due_ns = len(one.waiters), one.due_ns
         if one in taken:
