@@ -238,16 +238,23 @@ def test_a_cancelled_call_is_noticed(served: Served) -> None:
     assert served.ask("double") == b"xx"
 
 
+def until_one_expires_there(served: Served, method: str, begun: list[Any]) -> None:
+    """Ask until a deadline passes of a call that the server began: on a busy machine short ones do before."""
+    timeout_s = 0.2
+    while not begun:
+        call = served.begin(method, timeout=timeout_s)
+        assert refused(call.result).code() is Code.DEADLINE_EXCEEDED
+        timeout_s *= 2
+
+
 def test_a_deadline_that_passes_is_noticed(served: Served) -> None:
-    call = served.begin("hold", timeout=0.2)
-    assert refused(call.result).code() is Code.DEADLINE_EXCEEDED
-    until(lambda: len(served.cancelled) == 1)
+    until_one_expires_there(served, "hold", served.held)
+    until(lambda: len(served.cancelled) == len(served.held))
 
 
 def test_a_coroutine_is_cancelled_with_its_call(served: Served) -> None:
-    call = served.begin("sleep", timeout=0.2)
-    assert refused(call.result).code() is Code.DEADLINE_EXCEEDED
-    until(lambda: served.ended == ["sleep"])
+    until_one_expires_there(served, "sleep", served.began)
+    until(lambda: served.ended == served.began)
 
 
 def test_an_idle_transport_has_no_gaps(served: Served, timing: Timing) -> None:
