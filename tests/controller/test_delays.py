@@ -97,15 +97,15 @@ def test_broken_promises_make_plans_end_earlier_and_kept_ones_let_them_end_later
     for _ in range(3):
         delays.broke_promise()
     assert delays.drift_ns(ms(128)) == ms(4)
-    delays.kept_promises(2000)
+    delays.kept_promises(2000, 8)
     assert ms(2.99) < delays.drift_ns(ms(128)) < ms(3.1), "one of two thousand may be broken"
-    delays.kept_promises(100_000)
+    delays.kept_promises(100_000, 8)
     assert delays.drift == DRIFT_LEAST
     for _ in range(1000):
         delays.broke_promise()
     assert delays.drift == DRIFT_MOST and delays.drift_ns(ms(128)) == ms(64)
     delays.forget()
-    delays.kept_promises(1)
+    delays.kept_promises(1, 8)
     assert delays.drift == DRIFT_MOST - DRIFT_DOWN, "it lasts"
     assert Delays(us(200), ms(2), shares_cores=True).drift == DRIFT_FIRST > DRIFT_LEAST
 
@@ -145,3 +145,18 @@ def test_each_device_plans_with_its_own_slack_and_the_shortest_is_common() -> No
     assert (made.slack_ns, made.extra_ns(d1, later_ns)) == (FIRST_SLACK_NS, 0), (
         "nor does one count that is gone"
     )
+
+
+def test_headroom_is_learned_by_class_from_promises_that_were_outranked() -> None:
+    delays = Delays(us(200), ms(2))
+    assert delays.headroom_ns(ms(128), 8) == 0
+    for _ in range(3):
+        delays.outranked_promise(8)
+    assert (delays.headroom_ns(ms(128), 8), delays.headroom_ns(ms(128), 4)) == (ms(3), 0)
+    delays.kept_promises(2000, 8)
+    assert ms(1.99) < delays.headroom_ns(ms(128), 8) < ms(2.1), "one of two thousand may be broken"
+    delays.kept_promises(100_000, 8)
+    assert delays.headroom_ns(ms(128), 8) == 0
+    for _ in range(100):
+        delays.outranked_promise(8)
+    assert delays.headroom_ns(ms(128), 8) == ms(64)

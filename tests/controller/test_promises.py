@@ -138,6 +138,21 @@ def test_weights_promised_to_less_urgent_classes_alone_give_way_to_those_of_a_mo
     assert set(broken(made, ids)) <= ({Cause.OUTRANKED} if urgent else set())
 
 
+def test_a_device_learns_to_leave_headroom_for_a_more_urgent_class():
+    made = world("a", "b", decide_ms=0)
+    broken_of: list[int] = []
+    for _ in range(12):  # a second each
+        ids = []
+        for _ in range(10):
+            ids += [made.request("a", slo_ms=800) for _ in range(30)]
+            made.request("b", slo_ms=200, priority=4)
+            made.run(until_ms=100)
+        broken_of.append(len(broken(made, [one for one in ids if one in made.answers])))
+    assert sum(broken_of[-6:]) < sum(broken_of[:6]) // 4
+    (headroom,) = made.controller._belief.devices["d0"].delays.headroom.items()
+    assert headroom[0] == 8 and headroom[1] > 0
+
+
 def test_who_is_outranked_moves_to_another_device_that_has_room():
     made = World(ControllerConfig(decide_ns=0, max_batch=8))
     made.serve(model("a"), model("b"), times=profile(b1_ms=20, step_ms=4))

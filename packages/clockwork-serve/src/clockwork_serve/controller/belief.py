@@ -489,8 +489,11 @@ class Belief(Measured):
     def break_promise(self, waiter: Waiter, reason: Reason) -> Cause:
         """Why a promise is broken by an answer with this reason; its device keeps more time for the next."""
         cause = self._cause_of(waiter, reason)
-        if waiter.device is not None and (cause is Cause.DEVICE_SLOWED or cause is Cause.UNEXPLAINED):
-            waiter.device.delays.broke_promise()
+        if waiter.device is not None:
+            if cause is Cause.DEVICE_SLOWED or cause is Cause.UNEXPLAINED:
+                waiter.device.delays.broke_promise()
+            elif cause is Cause.OUTRANKED:
+                waiter.device.delays.outranked_promise(waiter.queue.level)
         return cause
 
     def _cause_of(self, waiter: Waiter, reason: Reason) -> Cause:

@@ -419,7 +419,7 @@ ANSWER_NS: Final = 50 * NS_PER_US
 DRIFT_BITS: Final = 20
 DRIFT_LEAST: Final = 1 << DRIFT_BITS - 7
 DRIFT_MOST: Final = 1 << DRIFT_BITS - 1
-"""Bounds of ``Delays.drift``, of which ``2 ** DRIFT_BITS`` is a whole SLO."""
+"""Bounds of ``Delays.drift``, of which ``2 ** DRIFT_BITS`` is a whole SLO; also of ``headroom``, from 0."""
 DRIFT_FIRST: Final = 1 << DRIFT_BITS - 3
 """What it begins with on a device that shares its cores: how long a batch takes there, others decide."""
 DRIFT_UP: Final = 1 << DRIFT_BITS - 7
@@ -460,8 +460,8 @@ class Delays(Record):
     """Measured delays of one device; plans use ``reach_ns`` and ``slack_ns``."""
 
     __slots__ = (
-        "_due", "_errors", "_reach", "_slack_max_ns", "_usual_ns", "drift", "extra_ns", "measured_ns",
-        "reach_ns", "slack_ns",
+        "_due", "_errors", "_reach", "_slack_max_ns", "_usual_ns", "drift", "extra_ns", "headroom",
+        "measured_ns", "reach_ns", "slack_ns",
     )  # fmt: skip
 
     def __init__(self, network_ns: int, slack_ns: int, *, shares_cores: bool = False) -> None:
@@ -481,6 +481,9 @@ class Delays(Record):
         """By which share of an SLO plans of promises end early, for each batch may take longer than planned
         and delays all after it. Learned from promises that were broken for that: a quantile of what would
         have been enough, by stochastic approximation (Robbins and Monro, 1951)."""
+        self.headroom: dict[int, int] = {}
+        """By class of priority: which share of an SLO a promise leaves to more urgent ones when it is made.
+        Learned in the same way, from promises that those outranked."""
 
     def measured(self, error_ns: int, reach_ns: int, now_ns: int) -> None:
         """Add the delays of a result that arrived ``error_ns`` after its predicted end.
@@ -504,8 +507,10 @@ class Delays(Record):
             reach_ns = self._reach.value if self._reach.value < most_ns else most_ns
             self.reach_ns = reach_ns if reach_ns > LEAST_REACH_NS else LEAST_REACH_NS
 
-    def kept_promises(self, count: int) -> None:
-        """So many promises were kept."""
+    def kept_promises(self, count: int, level: int) -> None:
+        """So many promises of a class were kept."""
+        if level in self.headroom:
+            self.headroom[level] = max(0, self.headroom[level] - count * DRIFT_DOWN)
         drift = self.drift - count * DRIFT_DOWN
         self.drift = drift if drift > DRIFT_LEAST else DRIFT_LEAST
 
@@ -514,12 +519,20 @@ class Delays(Record):
         drift = self.drift + DRIFT_UP
         self.drift = drift if drift < DRIFT_MOST else DRIFT_MOST
 
+    def outranked_promise(self, level: int) -> None:
+        """A promise of a class was broken because a more urgent one needed its time."""
+        self.headroom[level] = min(DRIFT_MOST, self.headroom.get(level, 0) + DRIFT_UP)
+
+    def headroom_ns(self, slo_ns: int, level: int) -> int:
+        """How much earlier than it has to a promise of a class ends when it is made."""
+        return slo_ns * self.headroom.get(level, 0) >> DRIFT_BITS if self.headroom else 0
+
     def drift_ns(self, slo_ns: int) -> int:
         """How much earlier plans end requests of an SLO."""
         return slo_ns * self.drift >> DRIFT_BITS
 
     def forget(self) -> None:
-        """Return to the delays assumed without measurements, but for ``drift``, which few tell of."""
+        """Return to the delays assumed without measurements, but for what few tell of: promises broken."""
         self._errors.clear()
         self._due = 0
         self._reach.clear()

@@ -22,7 +22,8 @@ The weights of a promised request are not evicted. If they are on no device, the
 and is sent with it.
 
 A more urgent class *outranks* others: reservations that leave no room for it end, and their requests are
-planned elsewhere, or their promises are broken. It evicts weights that are promised to others alone.
+planned elsewhere, or their promises are broken. It evicts weights that are promised to others alone. From
+broken ones a device learns how much of an SLO to leave to more urgent classes (``Delays.headroom``).
 """
 
 from __future__ import annotations
@@ -257,6 +258,8 @@ class Promises(Timer):
             lasts_ns = plan_lasts_ns(one, len(one.waiters) + 1, start_ns, now_ns)
             end_ns = start_ns + lasts_ns
             due_ns = min(waiter.due_ns, one.due_ns) - one.margin_ns
+            if waiter.promised_ns < 0:
+                due_ns -= device.delays.headroom_ns(waiter.slo_ns, queue.level)
             if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
                 continue
             if waiter.promised_ns < 0:
@@ -364,6 +367,8 @@ class Promises(Timer):
         if device.exec.stalled:
             return NEVER_NS, 0
         limit_ns = due_ns - margin_ns(device, waiters[0].slo_ns, batches[0].samples)
+        if spare_ns != DISPLACED_NS:
+            limit_ns -= device.delays.headroom_ns(waiters[0].slo_ns, queue.level)
         at = place_of(device.reserved, due_ns)
         ends_ns, rooms_ns = plan_of(device, now_ns)
         start_ns = max(ends_ns[at], ready_ns)

@@ -147,7 +147,7 @@ class ResultHandler(Record):
                     ),
                 )  # fmt: skip
         if kept:
-            sent.device.delays.kept_promises(kept)
+            sent.device.delays.kept_promises(kept, sent.waiters[0].queue.level)
 
     def _handle_failure(self, sent: Sent, result: Result, now_ns: int) -> None:
         """Handle an action that the worker refused, or that failed."""
