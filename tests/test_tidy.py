@@ -48,8 +48,8 @@ DURATIONS = frozenset(
         """
         1 above after age ahead all allowed alone asked band base behind best between bucket burst busy
         capacity completion controller cost decide decides delay delta demand device disorder drain
-        drift dropped duration each elapsed enough error estimate every exec expected extra floor for gap headroom
-        gateway given grace half hang head header held high hop in infer input jitter jump kill lag
+        drift dropped duration each elapsed enough error estimate every exec expected extra floor for gap
+        gateway given grace half hang head header headroom held high hop in infer input jitter jump kill lag
         lane lasted lasts late latency lateness least left length limit load longer low margin max mean
         median mib model more most needed network notice offset old once other output over overdue owed
         pace patience planned prepare quantile queue quiet reach recovery rejoin remaining reserve
