@@ -102,7 +102,7 @@ def test_awaiting_failover_has_a_timeout(tmp_path: Path, monkeypatch: pytest.Mon
         client = Client(slo_ms=60_000)
         await sent(world, client)
         world.controller.stop()
-        await world.until(lambda: client.ends, 1)
+        await world.until(lambda: client.ends, 20)
         assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
 
     in_world(tmp_path, story)
