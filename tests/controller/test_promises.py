@@ -138,6 +138,57 @@ def test_weights_promised_to_less_urgent_classes_alone_give_way_to_those_of_a_mo
     assert set(broken(made, ids)) <= ({Cause.OUTRANKED} if urgent else set())
 
 
+def test_of_a_batch_that_is_outranked_as_many_as_can_find_another_place():
+    made, ids = full_plan(decide_ms=0)
+    urgent = made.request("b", slo_ms=300, priority=4)
+
+    made.run()
+
+    assert made.answers[urgent].outcome is Outcome.OK
+    assert len(broken(made, ids)) == 4, "a batch of eight ends, and four of them find another place"
+
+
+def test_a_more_urgent_request_that_can_wait_lets_promised_ones_run():
+    made, ids = full_plan(decide_ms=250)
+    made.actions.clear()
+    made.request("b", slo_ms=600, priority=4)
+
+    made.run(until_ms=150)
+
+    assert made.actions and all(one.model == "a/1" for one in made.actions)
+    assert broken(made, [one for one in ids if one in made.answers]) == []
+
+
+@pytest.mark.parametrize("urgent", [False, True])
+def test_a_more_urgent_class_needs_no_spare_time_beside_others(urgent: bool):
+    made = world("a", "b", decide_ms=0)
+    ids = [made.request("a", slo_ms=1000) for _ in range(30)]
+    made.run(until_ms=25)
+    made.controller._promises._refused = REFUSED_ALL
+    later = made.request("b", slo_ms=70, priority=4 if urgent else 8)
+
+    made.run()
+
+    assert made.answers[later].promised is urgent
+    assert broken(made, ids) == []
+
+
+def test_a_load_for_a_more_urgent_class_does_not_wait_for_its_verdict():
+    made = World(ControllerConfig(decide_ns=ms(500), max_batch=8))
+    made.serve(*[model(name, mib=4) for name in "abc"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
+    made.join(device("d0", 8))
+    for name in "ab" * 40:
+        made.request(name, slo_ms=1000, decide_ns=0)
+    made.run(until_ms=60)
+    made.request("c", slo_ms=150)
+    made.run(until_ms=5)
+    later = made.request("c", slo_ms=200, priority=4)
+
+    made.run(until_ms=240)
+
+    assert made.answers[later].outcome is Outcome.OK
+
+
 def test_a_device_learns_to_leave_headroom_for_a_more_urgent_class():
     made = world("a", "b", decide_ms=0)
     broken_of: list[int] = []
@@ -149,8 +200,13 @@ def test_a_device_learns_to_leave_headroom_for_a_more_urgent_class():
             made.run(until_ms=100)
         broken_of.append(len(broken(made, [one for one in ids if one in made.answers])))
     assert sum(broken_of[-6:]) < sum(broken_of[:6]) // 4
-    (headroom,) = made.controller._belief.devices["d0"].delays.headroom.items()
-    assert headroom[0] == 8 and headroom[1] > 0
+    headroom = made.controller._belief.devices["d0"].delays.headroom
+    assert list(headroom) == [8] and headroom[8] > 0
+    learned = headroom[8]
+    for _ in range(10):
+        made.request("a", slo_ms=800)
+    made.run()
+    assert headroom[8] < learned, "kept promises of that class take it off again"
 
 
 def test_who_is_outranked_moves_to_another_device_that_has_room():
@@ -164,6 +220,7 @@ def test_who_is_outranked_moves_to_another_device_that_has_room():
     ids = [made.request("a", slo_ms=1000) for _ in range(200)]
     made.run(until_ms=40)
     made.join(device("d1"), worker="w1")
+    made.controller._belief.devices["d1"].delays.headroom[8] = DRIFT_MOST  # it is for who has no promise yet
     urgent = [made.request("b", slo_ms=300, priority=4) for _ in range(8)]
 
     made.run()
