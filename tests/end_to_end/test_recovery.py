@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -160,8 +161,10 @@ def test_a_worker_dies_while_it_joins_the_next_controller(server: RunningServer)
         until(lambda: server.pid("controller") not in (None, dead["controller"]))
         for wait_s in (0.25, 0.0):
             time.sleep(wait_s)
-            if server.pid("worker-cpu:0") is not None:
-                dead |= kill(server, "worker-cpu:0")
+            if (pid := server.pid("worker-cpu:0")) is not None:
+                dead["worker-cpu:0"] = pid
+                with suppress(ProcessLookupError):  # it may die of the first kill only now
+                    os.kill(pid, signal.SIGKILL)
         back(server, dead)
         time.sleep(0.3)
         ends = load.stop()

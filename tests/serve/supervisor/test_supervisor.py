@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import uvloop
 from msgspec import structs
 
 from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG
+from clockwork_serve.serve.supervisor import processes
 from clockwork_serve.serve.supervisor.processes import (
     FAST_DEATHS,
     FAST_S,
@@ -204,6 +206,29 @@ def test_a_child_that_is_killed_is_restarted_and_whether_it_was_stopped_is_known
             await until(lambda pid=pid: supervisor.pid(name) not in {None, pid})
         await supervisor.kill()
         assert not stopped(1 << 22)
+
+    uvloop.run(main())
+
+
+def test_a_child_that_has_exited_has_no_process_id_while_what_it_started_is_ended(
+    launch: Callable[[str], Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(processes, "end_offspring", lambda pid: released.wait(60))
+
+    async def main() -> None:
+        supervisor = Supervisor(lambda line: None)
+        supervisor.start(launch(WAITER))
+        (name,) = supervisor.names
+        first = supervisor.pid(name)
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: not runs(first))
+        seen = supervisor.pid(name), supervisor.end(name)
+        released.set()
+        assert seen == (None, None)
+        await until(lambda: supervisor.pid(name) not in {None, first})
+        await supervisor.kill()
 
     uvloop.run(main())
 

@@ -487,7 +487,8 @@ class Supervisor:
 
     def _child(self, name: str) -> Child | None:
         kept = self._kept.get(name)
-        return None if kept is None else kept.child
+        # One that exited is kept until all that it started has ended; by then its process id may be reused.
+        return None if kept is None or kept.child is None or kept.child.exited else kept.child
 
     def _run(self, kept: _Kept) -> Child:
         child = kept.child = Child(kept.launch, self._on_line)
