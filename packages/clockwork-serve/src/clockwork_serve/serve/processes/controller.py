@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 import time
@@ -61,7 +62,8 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
         hub.on_lost,
     )
     hub.driver.wake()
-    asyncio.get_running_loop().call_later(_FREEZE_AFTER_S, child.freeze_live_objects, *_THRESHOLDS)
+    # What came since is frozen without a pass over it, which would stop the serving controller.
+    asyncio.get_running_loop().call_later(_FREEZE_AFTER_S, gc.freeze)
     child.freeze_live_objects(*_THRESHOLDS)
     child.answer_beats()
     try:
