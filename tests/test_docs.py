@@ -151,6 +151,16 @@ def test_pages_named_in_source_and_messages_exist() -> None:
     assert not gone
 
 
+def test_alerts_lead_to_pages_and_headings() -> None:
+    rules = (ROOT / "examples" / "monitoring" / "clockwork.rules.yml").read_text(encoding="utf-8")
+    links = re.findall(r"^ +runbook: clockwork docs (\S+\.md)(?:#(\S+))?$", rules, re.MULTILINE)
+    pages_by_name = {Path(name).name: name for name in pages()}
+
+    assert len(links) == rules.count("- alert: ") > 20
+    assert [page for page, _ in links if page not in pages_by_name] == []
+    assert [link for link in links if link[1] and link[1] not in anchors(pages_by_name[link[0]])] == []
+
+
 @pytest.mark.parametrize("page", ["ARCHITECTURE.md", "docs/develop/policies.md"])
 def test_source_files_that_a_page_names_exist(page: str) -> None:
     named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", (ROOT / page).read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ LOOP = ("checks", "faults", "host", "simulation", "tally")
 ROOTS = (Path(), Path("../.."))
 """Where pages and examples are: in an sdist, and in a checkout."""
 
-EXAMPLES = ("*.py", "*.sh", "*.toml", "models/**/*.*", "scenarios/*.toml")
+EXAMPLES = ("*.py", "*.sh", "*.toml", "models/**/*.*", "monitoring/*.*", "scenarios/*.toml")
 
 FOLDERS = ("use", "operate", "develop")
 """Of them, which are packed beside the index: figures and measurements are large."""

@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from clockwork_serve.messages import Outcome, Quarantined, Quota, QuotasSet, Reason
 from clockwork_serve.telemetry import GatewayCounters, Recorder
-from clockwork_serve.telemetry.counters import decode
+from clockwork_serve.telemetry.counters import decode, model_statistics
 from clockwork_serve.telemetry.metrics import render
 from clockwork_serve.units import ms
 from tests.telemetry import stories
@@ -95,11 +95,62 @@ def test_a_gateway_adds_what_it_decided_itself() -> None:
     assert found["clockwork_gateway_refused_by_summary_total", (("gateway", "g0"),)] == 5
 
 
+def test_triton_s_names_say_what_its_statistics_say() -> None:
+    recorder = recorded()
+    for index, (outcome, reason) in enumerate(
+        (
+            (Outcome.EXPIRED, Reason.LATE),
+            (Outcome.CANCELLED, Reason.NONE),
+            (Outcome.FAILED, Reason.MODEL_RAISED),
+        )
+    ):
+        recorder.on_step(
+            ms(20), [stories.request(f"x{index}", at_ms=20)], [stories.infer(9 + index, f"x{index}")]
+        )
+        recorder.on_step(ms(31), [stories.result(9 + index)], [stories.answer(f"x{index}", outcome, reason)])
+    recorder.on_step(ms(40), [stories.request("waits", at_ms=40), stories.model_added("idle")], [])
+    gateway = GatewayCounters(gateway="g0", invalid={"net/1": 2, "gone/1": 5})
+
+    found = {
+        # The parser ends the name of every counter as OpenMetrics does; Triton's do not.
+        (name.removeprefix("nv_inference_").removesuffix("_total"), dict(labels).get("reason", "")): value
+        for (name, labels), value in samples(render(recorder.counters, gateway, triton=True)).items()
+        if name.startswith("nv_") and {("model", "net"), ("version", "1")} <= {*labels}
+    }
+
+    (record,) = model_statistics(recorder.counters, "net/1", 0)["model_stats"]
+    told = record["inference_stats"]
+    reasons = {"REJECTED": 3 + 1, "CANCELED": 1, "BACKEND": 1, "OTHER": 2}
+    assert sum(reasons.values()) == told["fail"]["count"] + 2
+    assert found == {
+        **{("request_failure", reason): count for reason, count in reasons.items()},
+        ("request_success", ""): told["success"]["count"],
+        ("count", ""): record["inference_count"],
+        ("exec_count", ""): record["execution_count"],
+        ("request_duration_us", ""): told["success"]["ns"] // 1000,
+        ("queue_duration_us", ""): told["queue"]["ns"] // 1000,
+        **{
+            (f"{phase}_duration_us", ""): told[phase]["ns"] // 1000
+            for phase in ("compute_input", "compute_infer", "compute_output")
+        },
+        ("pending_request_count", ""): 1,
+    }
+    assert told["success"] == {"count": 1, "ns": ms(15)}
+    assert record["inference_count"] == 4
+
+
+def test_triton_s_names_are_there_only_if_they_are_asked_for() -> None:
+    assert b"nv_" not in render(recorded().counters, GatewayCounters(gateway="g0"))
+    assert b'nv_inference_request_success{model="net",version="1"} 1' in render(
+        recorded().counters, triton=True
+    )
+
+
 def test_every_family_is_listed_in_the_docs() -> None:
     from pathlib import Path
 
     page = (Path(__file__).parents[2] / "docs" / "operate" / "metrics.md").read_text()
-    text = render(recorded().counters, GatewayCounters(gateway="g0")).decode()
+    text = render(recorded().counters, GatewayCounters(gateway="g0"), triton=True).decode()
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(names) == len(set(names)) > 20
     assert [name for name in names if f"`{name}`" not in page] == []

@@ -33,6 +33,7 @@ from clockwork_serve.serve.gateway.client_shm import OBJECTS, Regions
 from clockwork_serve.serve.grpc.call import Aborted
 from clockwork_serve.serve.grpc.service import GatewayGrpc
 from clockwork_serve.serve.http.routes import Endpoints, RouteRefused, find_route
+from clockwork_serve.telemetry import GatewayCounters
 from clockwork_serve.units import MIB
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target, scratch
@@ -109,11 +110,8 @@ class _Gateway:
     def versions(self, name: str) -> list[str]:
         return ["1"]
 
-    def counters(self) -> Any:
-        return {}
-
-    def invalid_requests(self, key: str) -> int:
-        return 0
+    def counters(self) -> GatewayCounters:
+        return GatewayCounters(gateway="g0")
 
     async def ask(self, what: str, body: bytes = b"{}", timeout_s: float = 1.0) -> Reply:
         msgspec.json.decode(body)

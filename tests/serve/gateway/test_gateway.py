@@ -242,7 +242,7 @@ def test_invalid_requests_end_here_and_are_counted_here(
         counters = world.gateway.counters()
         assert counters.received == 1
         assert counters.outcomes == {f"invalid:{reason}": 1}
-        assert world.gateway.invalid_requests("ident/1") == (client.model == "ident")
+        assert world.gateway.counters().invalid.get("ident/1", 0) == (client.model == "ident")
         assert world.gateway.slots.used_bytes == 0
         await asyncio.sleep(0.01)
         assert world.controller.requests == []

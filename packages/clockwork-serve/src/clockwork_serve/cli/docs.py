@@ -109,8 +109,8 @@ def _found(page: str, pages: dict[str, Page]) -> Page:
 def examples(folder: str, as_json: bool) -> None:  # noqa: FBT001
     """Copy the examples that the documentation names into FOLDER, ./examples by default.
 
-    Three tiny models, scenarios for simulations and load tests, and a program for each client. What is there
-    already stays; where it is not the same, nothing is copied.
+    Three tiny models, scenarios for simulations and load tests, a program for each client, a dashboard and
+    alerts. What is there already stays; where it is not the same, nothing is copied.
     """
     source, target = _carried("examples", "keys.toml"), Path(folder)
     wanted = {path.relative_to(source): path.read_bytes() for path in _files(source)}

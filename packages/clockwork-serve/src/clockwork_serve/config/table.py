@@ -413,6 +413,9 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     triton_codes: Annotated[bool, Setting(
         switch, "answer refusals and missed deadlines as Triton does, with 503 and UNAVAILABLE", GATEWAY,
     )] = False
+    triton_metrics: Annotated[bool, Setting(
+        switch, "show requests under Triton's names of metrics, too: nv_inference_...", GATEWAY,
+    )] = False
 
     # Access and limits
     tls_certificate: Annotated[str, Setting(

@@ -213,8 +213,9 @@ class Counters(Struct):
 class GatewayCounters(Struct):
     """What a gateway saw and the controller did not: ``outcomes`` it decided itself (INVALID, not serving).
 
-    ``received`` counts every inference request that came in, passed on or not. ``received_in_place_bytes`` of
-    input tensors went from the socket to where workers read them; ``copied_bytes`` were copied there.
+    ``received`` counts every inference request that came in, passed on or not. ``invalid`` ones are counted
+    by model (``name/version``) where they name one that is served. ``received_in_place_bytes`` of input
+    tensors went from the socket to where workers read them; ``copied_bytes`` were copied there.
     ``unheard`` are good answers that came when nobody waited for them any more, by why: their clients had
     ``left``, or the gateway had told them that the deadline was ``over``.
     Of ``outcomes``, ``refused_by_summary`` would have been late by what the controller had published.
@@ -223,6 +224,7 @@ class GatewayCounters(Struct):
     gateway: str
     received: int = 0
     outcomes: dict[str, int] = {}
+    invalid: dict[str, int] = {}
     open: int = 0
     connections: int = 0
     region_bytes: int = 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from clockwork_serve.telemetry.counters import BOUNDS_NS, Counters, GatewayCounters, Histogram
-from clockwork_serve.units import NS_PER_S
+from clockwork_serve.units import NS_PER_S, NS_PER_US
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -27,16 +27,31 @@ _SHOWN: Final = tuple(
 Samples = Iterable[tuple[str, float | int]]
 """(labels as they stand inside braces, value)."""
 Family = tuple[str, str, str, Samples | Mapping[str, Histogram]]
-"""(name without ``clockwork_``, type, help, samples); those of a histogram are histograms by their labels."""
+"""(name without its prefix, type, help, samples); those of a histogram are histograms by their labels."""
+
+_TRITON_REASONS: Final = {
+    "rejected": "REJECTED",
+    "expired": "REJECTED",  # so Triton calls what waited for too long
+    "cancelled": "CANCELED",
+    "failed": "BACKEND",
+    "invalid": "OTHER",
+}
+"""Triton's reason of a failure, by our outcome."""
 
 
-def render(counters: Counters, gateway: GatewayCounters | None = None) -> bytes:
-    """All metrics as text; ``gateway`` adds what the answering gateway counted itself."""
+def render(counters: Counters, gateway: GatewayCounters | None = None, *, triton: bool = False) -> bytes:
+    """All metrics as text; ``gateway`` adds what the answering gateway counted itself.
+
+    ``triton`` adds what Triton's metrics of requests say, under its names.
+    """
     lines: list[str] = []
     for part in (_requests, _times, _tenants, _models, _devices):
         lines.extend(_lines(part(counters)))
     if gateway is not None:
         lines.extend(_lines(_gateway(gateway)))
+    if triton:
+        invalid = {} if gateway is None else gateway.invalid
+        lines.extend(_lines(_triton(counters, invalid), "nv_inference_"))
     lines.append("")
     return "\n".join(lines).encode()
 
@@ -244,6 +259,56 @@ def _gateway(gateway: GatewayCounters) -> Iterator[Family]:
         )
 
 
+def _triton(counters: Counters, invalid: Mapping[str, int]) -> Iterator[Family]:
+    """What ``counters.model_statistics`` has, under the names of Triton's metrics.
+
+    Only the gateway knows of ``invalid`` requests. As everywhere, a model appears with its first request.
+    """
+    used = [
+        (f'model="{_escape(model.name)}",version="{_escape(model.version)}"', key, model)
+        for key, model in counters.models.items()
+        if model.received or key in invalid
+    ]
+    yield (
+        "request_failure", "counter", "Requests that were not answered well, by Triton's reasons.",
+        (
+            (f'{labels},reason="{reason}"', count)
+            for labels, key, model in used
+            for reason, count in _triton_failures(model.outcomes, invalid.get(key, 0)).items()
+        ),
+    )  # fmt: skip
+    yield from _each(
+        [(labels, model) for labels, _, model in used],
+        ("request_success", "counter", "Requests that were answered well.",
+         lambda model: model.success.count),
+        ("count", "counter", "Rows that were executed: a request of n rows counts n times.",
+         lambda model: model.rows),
+        ("exec_count", "counter", "Batches that were executed.",
+         lambda model: sum(each.executions for each in model.batches.values())),
+        ("request_duration_us", "counter", "Arrival to answer, summed over good answers.",
+         lambda model: model.success.ns // NS_PER_US),
+        ("queue_duration_us", "counter", "Arrival to start, summed over good answers.",
+         lambda model: model.queue.ns // NS_PER_US),
+        ("compute_input_duration_us", "counter", "Time for inputs, summed over executed requests.",
+         lambda model: model.compute_input.ns // NS_PER_US),
+        ("compute_infer_duration_us", "counter", "Time that batches ran, summed over executed requests.",
+         lambda model: model.compute_infer.ns // NS_PER_US),
+        ("compute_output_duration_us", "counter", "Time for outputs, summed over executed requests.",
+         lambda model: model.compute_output.ns // NS_PER_US),
+        ("pending_request_count", "gauge", "Requests that wait for a device.", lambda model: model.queued),
+    )  # fmt: skip
+
+
+def _triton_failures(outcomes: Mapping[str, int], invalid: int) -> dict[str, int]:
+    """Requests by Triton's reason of their failure; all its reasons are there, as in Triton."""
+    found = dict.fromkeys(_TRITON_REASONS.values(), 0)
+    found["OTHER"] += invalid
+    for key, count in outcomes.items():
+        if reason := _TRITON_REASONS.get(key.partition(":")[0]):
+            found[reason] += count
+    return found
+
+
 def _each(
     rows: Sequence[tuple[str, Any]], *families: tuple[str, str, str, Callable[[Any], float]]
 ) -> Iterator[Family]:
@@ -258,9 +323,9 @@ def _ends(outcomes: Mapping[str, int]) -> Samples:
         yield f'outcome="{outcome}",reason="{reason}"', count
 
 
-def _lines(families: Iterable[Family]) -> Iterator[str]:
+def _lines(families: Iterable[Family], prefix: str = "clockwork_") -> Iterator[str]:
     for short, kind, text, samples in families:
-        name = f"clockwork_{short}"
+        name = f"{prefix}{short}"
         yield f"# HELP {name} {text}"
         yield f"# TYPE {name} {kind}"
         if isinstance(samples, Mapping):

@@ -416,6 +416,7 @@ class Gateway:
             gateway=self.name,
             received=self._received,
             outcomes=dict(self._outcomes),
+            invalid=dict(self._invalid_by_model),
             open=sum(one.inquiry is not None for one in self._pending.values())
             + len(self._awaiting_failover),
             connections=self.connections,
@@ -426,10 +427,6 @@ class Gateway:
             unheard=dict(self._unused_answers),
             refused_by_summary=self.link.ends.refused,
         )
-
-    def invalid_requests(self, key: str) -> int:
-        """How many requests for a model (``name/version``) were invalid."""
-        return self._invalid_by_model.get(key, 0)
 
     def _can_accept(self, inquiry: Inquiry) -> bool:
         """Whether the server serves and has capacity; if not, the request is ended."""

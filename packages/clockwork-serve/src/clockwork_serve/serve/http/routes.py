@@ -103,16 +103,16 @@ class Endpoints:
         asked = (f"{name}/{version}" if version else name) or None
         body = msgspec.json.encode({"model": asked})
         found: dict[str, Any] = msgspec.json.decode(_body(await self.gateway.ask(Question.STATISTICS, body)))
+        invalid = self.gateway.counters().invalid  # these never reached the controller
         for record in found["model_stats"]:
-            # Invalid requests never reached the controller.
-            wrong = self.gateway.invalid_requests(f"{record['name']}/{record['version']}")
+            wrong = invalid.get(f"{record['name']}/{record['version']}", 0)
             record["inference_stats"]["fail"]["count"] += wrong
         return found
 
     async def metrics(self) -> bytes:
         """All metrics in Prometheus' text format."""
         counters = decode(_body(await self.gateway.ask(Question.METRICS)))
-        return render(counters, self.gateway.counters())
+        return render(counters, self.gateway.counters(), triton=self.gateway.settings.triton_metrics)
 
     async def index(self, *, ready: bool) -> list[dict[str, Any]]:
         """The models of the repository and their states."""
