@@ -68,6 +68,11 @@ class Model:
 '''
 LONG = 3.0
 """Makes a model take 1.7 s, where it was measured to take next to nothing."""
+QUIET = {
+    "Refused by quota", "Lost and started again", "Cache", "Good answers that waited for a LOAD",
+    "Batches that took longer than expected",
+}  # fmt: skip
+"""Panels that show something only once it has happened, or while it happens."""
 LASTS_S = 90.0
 """For what happens within a second or two on a machine that is not busy."""
 
@@ -217,7 +222,7 @@ def prometheus(folder: Path, serving: Serving) -> Iterator[Prometheus]:
             cwd=folder, stderr=written,
         )  # fmt: skip
     try:
-        listens = r'msg="Listening on" address=(\S+)'
+        listens = r'msg="Listening on".* address=(\S+)'
         found = until("it listens", lambda: re.search(listens, log.read_text()), LASTS_S, every_s=0.1)
         yield Prometheus(f"http://{found[1]}")
     finally:
@@ -254,9 +259,10 @@ def test_a_late_answer_is_seen_by_prometheus_and_fires(tmp_path: Path, serving: 
         assert found["severity"] == "page"
         assert found["instance"] == target(serving)
 
-        # Each expression of the dashboard is one that Prometheus can answer, with what the server has.
-        for query in monitoring.queries():
-            expression = query.expression.replace("127.0.0.1:8002", target(serving))
-            watching.get("query", query=expression)
-        good = 'clockwork_requests_total{outcome="ok",instance="$instance"}'
-        assert watching.get("query", query=monitoring.filled(good, target(serving)))["result"]
+        panels = {panel["title"] for panel in monitoring.dashboard()["panels"]}
+        empty = {
+            query.where
+            for query in monitoring.queries(target(serving))
+            if not watching.get("query", query=query.expression)["result"] and query.where in panels
+        }
+        assert empty <= QUIET

@@ -37,8 +37,8 @@ def dashboard() -> dict[str, Any]:
     return found
 
 
-def queries() -> Iterator[Query]:
-    """Every expression, with Grafana's variables as it would fill them in."""
+def queries(instance: str = "127.0.0.1:8002") -> Iterator[Query]:
+    """Every expression, with Grafana's variables as it fills them in for one server and all that it has."""
     for rule in rules():
         texts = " ".join(rule.get("annotations", {}).values())
         name = rule.get("alert") or rule["record"]
@@ -46,14 +46,13 @@ def queries() -> Iterator[Query]:
     for panel in dashboard()["panels"]:
         for target in panel.get("targets", ()):
             shown = frozenset(re.findall(r"{{(\w+)}}", target.get("legendFormat", "")))
-            yield Query(panel["title"], filled(target["expr"]), shown)
+            yield Query(panel["title"], _filled(target["expr"], instance), shown)
     for variable in dashboard()["templating"]["list"]:
         if found := _CHOICE.fullmatch(variable["query"]):
-            yield Query(variable["name"], filled(found[1]), frozenset({found[2]}))
+            yield Query(variable["name"], _filled(found[1], instance), frozenset({found[2]}))
 
 
-def filled(expression: str, instance: str = "127.0.0.1:8002") -> str:
-    """With one server and all of its models, tenants and devices chosen."""
+def _filled(expression: str, instance: str) -> str:
     text = expression.replace("$__rate_interval", "1m").replace("$__range", "1h")
     return re.sub(r"\$\w+", ".*", text.replace("$instance", instance))
 
