@@ -1,7 +1,8 @@
-"""Writes ``grafana-dashboard.json``; run it after changing a panel here, with ``grafana-foundation-sdk``.
+"""Writes ``grafana-dashboard.json``; run it after changing a panel here.
 
-Or change the dashboard in Grafana and export it: nothing reads this file. Panels ask for what a server
-exposes and for nothing that ``clockwork.rules.yml`` records, so they are whole without those rules.
+It wants ``pip install 'grafana-foundation-sdk==1769699379!11.6.0'``, the schema of Grafana 11.6. Or change the
+dashboard in Grafana and export it: nothing reads this file. Panels ask for what a server exposes and for
+nothing that ``clockwork.rules.yml`` records, so they are whole without those rules.
 """
 
 from __future__ import annotations
