@@ -1,7 +1,7 @@
 """Writes ``grafana-dashboard.json``; run it after changing a panel here.
 
-It wants ``pip install 'grafana-foundation-sdk==1769699379!11.6.0'``, the schema of Grafana 11.6. Or change the
-dashboard in Grafana and export it: nothing reads this file. Panels ask for what a server exposes and for
+It wants ``pip install 'grafana-foundation-sdk==1769699379!11.6.0'``, the schema of Grafana 11.6. Or change
+the dashboard in Grafana and export it: nothing reads this file. Panels ask for what a server exposes and for
 nothing that ``clockwork.rules.yml`` records, so they are whole without those rules.
 """
 
