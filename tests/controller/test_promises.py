@@ -9,7 +9,7 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.estimates import DRIFT_LEAST, DRIFT_MOST
 from clockwork_serve.controller.plans import fits_in_any_order, is_next, plan_of, planned_ns
 from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL
-from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason
+from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason, Status
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
 
@@ -257,6 +257,43 @@ def test_a_lane_waits_for_promised_weights_rather_than_run_what_would_make_them_
 
     assert made.answers[promised].outcome is Outcome.OK
     assert made.answers[late].outcome is Outcome.REJECTED
+
+
+def loading(load_ms: float = 40) -> tuple[World, str, str]:
+    """A promise that needs a LOAD, which takes so long instead of 40 ms, and one that is to run after it."""
+    made = World(ControllerConfig(decide_ns=0, max_batch=8))
+    made.serve(model("cold"), model("warm"), times=profile(b1_ms=40, step_ms=4, load_ms=40))
+    made.join(device("d0", 16))
+    made.request("warm", slo_ms=5000)
+    made.run(until_ms=300)
+    made.durations["c"] = profile(b1_ms=40, step_ms=4, load_ms=load_ms)
+    cold = made.request("cold", slo_ms=100)
+    made.run(until_ms=20)
+    warm = made.request("warm", slo_ms=200)
+    made.run(until_ms=12)
+    assert {waiter.promised_ns > 0 for waiter in made.controller._belief.waiters.values()} == {True}
+    return made, cold, warm
+
+
+def test_a_promise_that_can_wait_runs_after_weights_that_another_one_waits_for():
+    made, cold, warm = loading()
+    made.request("warm", slo_ms=210)
+
+    made.run()
+
+    assert made.answers[cold].outcome is made.answers[warm].outcome is Outcome.OK
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["too slow", "refused"])
+def test_a_lane_waits_for_promised_weights_as_long_as_these_can_keep_the_promise(refused: bool):
+    made, cold, warm = loading(load_ms=40 if refused else 400)
+    if refused:
+        made._inbox = [(at, number, replace(one, status=Status.NO_ROOM)) for at, number, one in made._inbox]
+
+    made.run()
+
+    assert made.answers[cold].outcome is not Outcome.OK
+    assert made.answers[warm].outcome is Outcome.OK
 
 
 def test_a_lost_device_breaks_promises_that_no_other_can_keep_and_is_named_as_the_cause():
