@@ -59,9 +59,9 @@ def ask(made: Belief, served: ServedModel, slo_ms: float = 100, count: int = 1, 
 
 
 def promise(queue: Queue, residency: Residency, margin_ns: int = 0) -> Reservation:
-    """All that wait in a queue are promised, as one batch."""
+    """All that wait in a queue, and were not promised yet, are, as one batch."""
     reserved = Reservation(queue, residency, margin_ns)
-    waiters = list(queue.waiters)
+    waiters = [waiter for waiter in queue.waiters if waiter.promised_ns < 0]
     for waiter in waiters:
         waiter.promised_ns = ms(10)
     hold(reserved, waiters)

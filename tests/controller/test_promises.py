@@ -8,9 +8,10 @@ from msgspec.structs import replace
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.estimates import DRIFT_LEAST, DRIFT_MOST
 from clockwork_serve.controller.plans import fits_in_any_order, is_next, plan_of, planned_ns
-from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL
-from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason, Status
+from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL, Promises
+from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason, Status, Unload
 from clockwork_serve.units import ms
+from tests.controller.clusters import ask, belief, place, promise, serve
 from tests.controller.honest import World, device, model, profile
 
 SLO = 200.0
@@ -138,6 +139,27 @@ def test_weights_promised_to_less_urgent_classes_alone_give_way_to_those_of_a_mo
     assert set(broken(made, ids)) <= ({Cause.OUTRANKED} if urgent else set())
 
 
+def test_who_lost_its_weights_to_a_more_urgent_class_was_outranked():
+    made = World(ControllerConfig(decide_ns=0, max_batch=8))
+    made.serve(*[model(name, mib=4) for name in "abc"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
+    made.join(device("d0", 8))
+    for name in "ab":
+        made.request(name, slo_ms=5000)
+        made.run(until_ms=200)
+    for _ in range(8):
+        made.request("b", slo_ms=1000)
+    made.run(until_ms=1)
+    waits = made.request("a", slo_ms=100)
+    made.run(until_ms=12)
+    urgent = made.request("c", slo_ms=90, priority=4)
+
+    made.run()
+
+    assert made.answers[urgent].outcome is Outcome.OK
+    assert [one.model for one in made.actions if isinstance(one, Unload)] == ["a/1"]
+    assert made.answers[waits].cause is Cause.OUTRANKED
+
+
 def test_of_a_batch_that_is_outranked_as_many_as_can_find_another_place():
     made, ids = full_plan(decide_ms=0)
     urgent = made.request("b", slo_ms=300, priority=4)
@@ -229,6 +251,62 @@ def test_who_is_outranked_moves_to_another_device_that_has_room():
     assert broken(made, ids) == []
 
 
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another one"])
+def test_who_lost_its_place_needs_no_headroom_and_joins_a_batch_of_its_model(beside: bool):
+    made = belief("d0", "d1", config=ControllerConfig(decide_ns=0))
+    made.keeps_promises, served = True, serve(made, "a")
+    on_d0, on_d1 = place(made, served, "d0"), place(made, served, "d1")
+    for name in ("d0", "d1"):
+        made.devices[name].delays.headroom[8] = DRIFT_MOST  # half of the SLO
+    there = promise(ask(made, served, slo_ms=18), on_d1) if beside else None
+    gone = promise(ask(made, served, slo_ms=18), on_d0)
+    (waiter,) = gone.waiters
+    made.displace([gone], Cause.DEVICE_LOST)
+
+    promises = Promises(made)
+    assert promises.judge(ms(11)) == []
+
+    assert waiter.place is not None and waiter.promised_ns >= 0
+    assert (waiter.place is there) == beside
+    assert [len(device.reserved) for device in made.devices.values()] == ([0, 1] if beside else [1, 0])
+    late = ask(made, served, slo_ms=18).waiters[-1]
+    promises.arrived(late, ms(12))
+    assert promises.judge(ms(12)) == [late], "who has no promise yet needs it"
+
+
+@pytest.mark.parametrize("headroom", [0, DRIFT_MOST])
+def test_who_joins_leaves_headroom_too(headroom: int):
+    made = belief("d0", config=ControllerConfig(decide_ns=0))
+    made.keeps_promises, busy, served = True, serve(made, "b"), serve(made, "a")
+    promise(ask(made, busy, slo_ms=90, count=8), place(made, busy, "d0"))
+    batch = promise(ask(made, served, slo_ms=100), place(made, served, "d0", first=4))
+    made.devices["d0"].delays.headroom[8] = headroom  # half of the SLO, where 53 ms are planned
+    promises = Promises(made)
+    later = ask(made, served, slo_ms=100).waiters[-1]
+    promises.arrived(later, ms(10))
+
+    promises.judge(ms(10))
+
+    assert (later.place is batch) == (not headroom)
+
+
+def test_who_is_due_too_soon_for_a_batch_keeps_no_other_one_out_of_it():
+    made = belief("d0", config=ControllerConfig(decide_ns=0))
+    made.keeps_promises, busy, served = True, serve(made, "b"), serve(made, "a")
+    promise(ask(made, busy, slo_ms=90, count=8), place(made, busy, "d0"))
+    batch = promise(ask(made, served, slo_ms=100), place(made, served, "d0", first=4))
+    promises = Promises(made)
+    queue = ask(made, served, slo_ms=120)
+    later = queue.waiters[-1]
+    promises.arrived(later, ms(10))
+    sooner = ask(made, served, slo_ms=55).waiters[0]
+    promises.arrived(sooner, ms(10))
+
+    promises.judge(ms(10))
+
+    assert later.place is batch and sooner.promised_ns < 0
+
+
 def test_a_load_is_part_of_the_promise_and_its_weights_are_not_evicted_for_another():
     made = World(ControllerConfig(decide_ns=0, max_batch=8))
     made.serve(*[model(name, mib=4) for name in "abcdef"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
@@ -284,16 +362,28 @@ def test_a_promise_that_can_wait_runs_after_weights_that_another_one_waits_for()
     assert made.answers[cold].outcome is made.answers[warm].outcome is Outcome.OK
 
 
-@pytest.mark.parametrize("refused", [False, True], ids=["too slow", "refused"])
-def test_a_lane_waits_for_promised_weights_as_long_as_these_can_keep_the_promise(refused: bool):
-    made, cold, warm = loading(load_ms=40 if refused else 400)
-    if refused:
-        made._inbox = [(at, number, replace(one, status=Status.NO_ROOM)) for at, number, one in made._inbox]
+def test_a_lane_waits_for_promised_weights_as_long_as_these_can_keep_the_promise():
+    made, cold, warm = loading(load_ms=400)
 
     made.run()
 
-    assert made.answers[cold].outcome is not Outcome.OK
+    assert made.answers[cold].cause is Cause.DEVICE_SLOWED
     assert made.answers[warm].outcome is Outcome.OK
+
+
+def test_a_lane_does_not_wait_for_weights_that_could_not_be_loaded():
+    made, cold, warm = loading()
+    ((_, number, result),) = made._inbox
+    made._inbox = [
+        (made.now_ns + ms(1), number, replace(result, status=Status.NO_ROOM, ended_ns=made.now_ns))
+    ]
+    made.actions.clear()
+
+    made.run(until_ms=2)
+
+    assert [one.model for one in made.actions if isinstance(one, Infer)] == ["warm/1"]
+    made.run()
+    assert made.answers[cold].outcome is Outcome.FAILED and made.answers[warm].outcome is Outcome.OK
 
 
 def test_a_lost_device_breaks_promises_that_no_other_can_keep_and_is_named_as_the_cause():

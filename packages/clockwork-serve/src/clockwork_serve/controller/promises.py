@@ -229,14 +229,10 @@ class Promises(Timer):
         return queue.undecided[: queue.sizes[-1][0]]
 
     def _join_all(self, queue: Queue, now_ns: int) -> None:
-        """Promise undecided requests of a queue that can join its reservations: first due, first promised.
-
-        So a batch never leaves out one that is due between two of its requests.
-        """
+        """Promise undecided requests of a queue that can join its reservations: first due, first promised."""
         if queue.reserved:
             for waiter in self._undecided_of(queue):
-                if not self._join(waiter, now_ns):
-                    return
+                self._join(waiter, now_ns)
 
     def _open_all(self, queue: Queue, now_ns: int) -> None:
         """Open a reservation for the undecided requests of a queue, as far as one batch takes them."""

@@ -353,14 +353,13 @@ class DefaultScheduler(PaperScheduler):
         return best
 
     def _wait_for_weights(self, device: DeviceBelief, start_ns: int) -> None:
-        """Have a waiting lane topped up once weights are late, or too late for what they are promised to."""
+        """Have a waiting lane topped up once weights are too late for what they are promised to."""
         timer = device.agenda.exec_timer
         wake_ns = timer.at_ns
         for one in device.reserved:
-            if one.residency.state != READY:
-                for at_ns in (one.residency.ready_ns, one.due_ns - one.batch.samples.estimate_ns):
-                    if start_ns <= at_ns < wake_ns:
-                        wake_ns = at_ns + 1
+            latest_ns = one.due_ns - one.batch.samples.estimate_ns
+            if one.residency.state != READY and start_ns <= latest_ns < wake_ns:
+                wake_ns = latest_ns + 1
         self._timers.set(timer, wake_ns)
 
     def _outranks(self, choice: Choice, first: Choice | None, waiters: list[Waiter], start_ns: int) -> bool:
