@@ -12,7 +12,7 @@ from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL, Promise
 from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason, Status, Unload
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, promise, serve
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import CODE, World, device, model, profile
 
 SLO = 200.0
 
@@ -319,6 +319,30 @@ def test_a_load_is_part_of_the_promise_and_its_weights_are_not_evicted_for_anoth
     assert loads[0] == "a/1"
     yes = [one for one in ids if made.answers[one].promised]
     assert len(yes) >= 2 and all(made.answers[one].outcome is Outcome.OK for one in yes)
+
+
+def test_who_lost_its_weights_to_a_promise_is_loaded_elsewhere_at_once():
+    made = World(ControllerConfig(max_batch=8))
+    made.serve(*[model(name, mib=4) for name in "abc"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
+    slow = replace(CODE, code_id="slow")
+    made.serve(model("d", "slow", mib=60), code=slow, times=profile("slow", b1_ms=60))
+    for name, pages, held in (("d0", 8, "ab"), ("d1", 64, "d")):
+        made.join(device(name, pages), worker=name)
+        for each in held:
+            made.request(each, slo_ms=5000)
+            made.run(until_ms=200)
+    made.request("a", slo_ms=5000)
+    made.request("d", slo_ms=5000)
+    for _ in range(12):
+        made.request("b", slo_ms=500)
+    made.actions.clear()
+    made.request("c", slo_ms=47, decide_ns=0)  # d1 is free too late for it
+
+    made.run(until_ms=4.1)
+
+    assert [(type(one), one.model, one.device) for one in made.actions] == [
+        (Unload, "b/1", "d0"), (Load, "c/1", "d0"), (Load, "b/1", "d1"),
+    ]  # fmt: skip
 
 
 def test_a_lane_waits_for_promised_weights_rather_than_run_what_would_make_them_late():
