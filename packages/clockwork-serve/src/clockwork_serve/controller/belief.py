@@ -430,16 +430,15 @@ class Belief(Measured):
         self._enqueue(waiter, queue, model)
         return waiter
 
-    def readmit(self, waiter: Waiter, *, alone: bool, lost: bool) -> None:
-        """Put a request that was in flight back into a queue.
+    def readmit(self, waiter: Waiter, cause: Cause, *, alone: bool) -> None:
+        """Put a request that was in flight back into a queue, for a cause.
 
-        ``alone``: it may not share a batch again. ``lost``: the device or its weights were; else it came to
-        late to run.
+        ``alone``: it may not share a batch again.
         """
         waiter.step(RETURN)
         if waiter.promised_ns >= 0:
             self.displaced.append(waiter)
-            waiter.cause = Cause.DEVICE_LOST if lost else Cause.DEVICE_SLOWED
+            waiter.cause = cause
         waiter.alone = waiter.alone or alone
         model = waiter.queue.model
         waiter.queue = self._queue(model, waiter.request, alone=waiter.alone)
@@ -454,6 +453,7 @@ class Belief(Measured):
         if waiter.place is not None:
             leave([waiter])
             self.displaced.append(waiter)
+            waiter.cause = Cause.MODEL_REMOVED
         self._after_removal(queue, queue.model, 1, waiter.demand_ns)
         waiter.queue = queue = self._queue(model, waiter.request, alone=waiter.alone)
         self._enqueue(waiter, queue, model)
@@ -501,19 +501,18 @@ class Belief(Measured):
             return Cause.MODEL_REMOVED
         if reason in _CAUSES:
             return _CAUSES[reason]
-        if waiter.cause is not Cause.NONE:
+        sent = waiter.state == SENT  # to end before its due time, whatever was before
+        if not sent and waiter.cause is not Cause.NONE:
             return waiter.cause
-        if waiter.state == SENT:
-            return Cause.DEVICE_SLOWED  # it was sent to end before its due time
         device = waiter.device
         if device is None:
             return Cause.UNEXPLAINED
         if not device.up:
             return Cause.DEVICE_LOST
-        if device.exec.stalled or device.load.stalled:
+        if device.exec.stalled:
             return Cause.DEVICE_STALLED
-        late = device.exec.overdue_ns(self.now_ns) > 0 or device.load.overdue_ns(self.now_ns) > 0
-        return Cause.DEVICE_SLOWED if late or device.slowed_ns >= waiter.promised_ns else Cause.UNEXPLAINED
+        late = sent or device.exec.overdue_ns(self.now_ns) > 0 or device.load.overdue_ns(self.now_ns) > 0
+        return Cause.DEVICE_SLOWED if late or device.slowed_ns > waiter.promised_ns else Cause.UNEXPLAINED
 
     def finish(self, waiter: Waiter, answer: Answer) -> None:
         """End a request with a response made from the result of its INFER."""

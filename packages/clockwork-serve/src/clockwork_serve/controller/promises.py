@@ -258,8 +258,7 @@ class Promises(Timer):
                 due_ns -= device.delays.headroom_ns(waiter.slo_ns, queue.level)
             if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
                 continue
-            if waiter.promised_ns < 0:
-                waiter.promised_ns = now_ns
+            waiter.promised_ns, waiter.cause = now_ns, Cause.NONE
             waiters = one.waiters.copy()
             insort(waiters, waiter, key=_due)
             hold(one, waiters, lasts_ns)
@@ -291,8 +290,7 @@ class Promises(Timer):
         new = Reservation(queue, best, margin_ns(best.device, waiters[0].slo_ns, samples))
         waiters = waiters[: new.batches[-1].count]
         for waiter in waiters:
-            if waiter.promised_ns < 0:
-                waiter.promised_ns = now_ns
+            waiter.promised_ns, waiter.cause = now_ns, Cause.NONE
         if not lasts_ns:
             ends_ns, _ = plan_of(best.device, now_ns)
             start_ns = free_ns(best, ends_ns[place_of(best.device.reserved, waiters[0].due_ns)])
