@@ -17,14 +17,18 @@ from tests.controller.honest import World, device, model, profile
 
 
 class Moved:
-    """A promise that lost its place on d0 for a cause, and got another one, on d1, at 12 ms."""
+    """A promise that lost its place on d0 for a cause, and got another one, on d1, at 12 ms.
 
-    def __init__(self, cause: Cause) -> None:
+    ``joins``: it is in a batch with another one there.
+    """
+
+    def __init__(self, cause: Cause, *, joins: bool = False) -> None:
         self.belief: Belief = belief("d0", "d1", config=ControllerConfig(decide_ns=0))
         self.belief.keeps_promises = True
         self.model: ServedModel = serve(self.belief, "a")
         first: Residency = place(self.belief, self.model, "d0")
-        place(self.belief, self.model, "d1")
+        second = place(self.belief, self.model, "d1")
+        there = promise(ask(self.belief, self.model, slo_ms=70), second) if joins else None
         self.queue: Queue = ask(self.belief, self.model, slo_ms=60)
         gone = promise(self.queue, first)
         (self.waiter,) = gone.waiters
@@ -33,19 +37,22 @@ class Moved:
         self.belief.displace([gone], cause)
         Promises(self.belief).judge(ms(12))
         self.belief.now_ns = ms(50)
-        assert self.waiter.device is self.d1 and self.waiter.place is not None
+        assert self.waiter.device is self.d1
+        assert self.waiter.place is (there or self.d1.reserved[0])
 
     def broken(self, reason: Reason = Reason.NONE) -> Cause:
         """Its deadline passes."""
         return self.belief.break_promise(self.waiter, reason)
 
 
+JOINS = pytest.mark.parametrize("joins", [False, True], ids=["alone", "in a batch"])
 DISPLACED = pytest.mark.parametrize("displaced", [Cause.OUTRANKED, Cause.DEVICE_LOST])
 
 
+@JOINS
 @DISPLACED
-def test_who_has_a_place_again_and_is_late_is_so_for_what_happened_since(displaced: Cause):
-    moved = Moved(displaced)
+def test_who_has_a_place_again_and_is_late_is_so_for_what_happened_since(displaced: Cause, joins: bool):
+    moved = Moved(displaced, joins=joins)
     drift = moved.d1.delays.drift
     moved.d1.slowed_ns = ms(40)
 
@@ -54,9 +61,10 @@ def test_who_has_a_place_again_and_is_late_is_so_for_what_happened_since(displac
     assert not moved.d0.delays.headroom and not moved.d1.delays.headroom
 
 
+@JOINS
 @DISPLACED
-def test_a_device_that_was_slow_before_a_promise_came_there_is_no_cause(displaced: Cause):
-    moved = Moved(displaced)
+def test_a_device_that_was_slow_before_a_promise_came_there_is_no_cause(displaced: Cause, joins: bool):
+    moved = Moved(displaced, joins=joins)
     moved.d1.slowed_ns = ms(12)  # the promise was made at 10 ms
 
     assert moved.broken() is Cause.UNEXPLAINED
