@@ -488,15 +488,16 @@ class Belief(Measured):
 
     def break_promise(self, waiter: Waiter, reason: Reason) -> Cause:
         """Why a promise is broken by an answer with this reason; its device keeps more time for the next."""
-        cause = self._cause_of(waiter, reason)
-        if waiter.device is not None:
-            if cause is Cause.DEVICE_SLOWED or cause is Cause.UNEXPLAINED:
-                waiter.device.delays.broke_promise()
-            elif cause is Cause.OUTRANKED:
-                waiter.device.delays.outranked_promise(waiter.queue.level)
+        device = waiter.device
+        assert device is not None, f"{waiter.request.request_id} has no device"
+        cause = self._cause_of(waiter, device, reason)
+        if cause is Cause.DEVICE_SLOWED or cause is Cause.UNEXPLAINED:
+            device.delays.broke_promise()
+        elif cause is Cause.OUTRANKED:
+            device.delays.outranked_promise(waiter.queue.level)
         return cause
 
-    def _cause_of(self, waiter: Waiter, reason: Reason) -> Cause:
+    def _cause_of(self, waiter: Waiter, device: DeviceBelief, reason: Reason) -> Cause:
         if waiter.queue.model.removed:
             return Cause.MODEL_REMOVED
         if reason in _CAUSES:
@@ -504,11 +505,6 @@ class Belief(Measured):
         sent = waiter.state == SENT  # to end before its due time, whatever was before
         if not sent and waiter.cause is not Cause.NONE:
             return waiter.cause
-        device = waiter.device
-        if device is None:
-            return Cause.UNEXPLAINED
-        if not device.up:
-            return Cause.DEVICE_LOST
         if device.exec.stalled:
             return Cause.DEVICE_STALLED
         late = sent or device.exec.overdue_ns(self.now_ns) > 0 or device.load.overdue_ns(self.now_ns) > 0
