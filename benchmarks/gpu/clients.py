@@ -174,6 +174,7 @@ class Clients:
             self._told.accounting.twice += 1
             return
         took_ns = time.monotonic_ns() - client.arrival_ns
+        self._link.note_delivered(answer.request_id, in_time=took_ns <= client.slo_ns)
         if client.arrival_ns >= self._counts_ns:
             self._enter(answer, client, took_ns)
         if answer.release:

@@ -52,7 +52,7 @@ def test_a_refusal_out_of_order_only_takes_its_own_time_away() -> None:
     lane.send(2, 30, 110)
     lane.end(2, 120)
     assert lane.available_ns(121) == 155
-    assert len(lane) == 1
+    assert len(lane.outstanding) == 1
 
 
 def test_an_action_ends_once() -> None:

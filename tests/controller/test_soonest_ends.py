@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller.placement import ahead_ns, usual_cost_ns
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Reason, Request, SoonestEnd, SoonestEnds
 from clockwork_serve.serve.flow_control import KnownEnds
@@ -86,6 +87,22 @@ def test_what_is_refused_by_it_a_query_refuses_too(
             assert query(main, due_ns - belief.slack_ns, made.now_ns) is not None, "nothing is decided yet"
         else:
             wait(made, f"p{number}", name, due_ns)
+
+
+def test_a_queue_whose_urgency_is_again_what_it_was_is_counted_once() -> None:
+    made = cluster()
+    made.request("a", slo_ms=500)
+    made.run(until_ms=60)
+    wait(made, "p", "a", made.now_ns + ms(100))
+    (strategy,) = made.controller._belief.models["a/1"].main.strategies
+    agenda, usual_ns = strategy.agenda, strategy.key_ns
+    agenda.push(strategy, usual_ns - 1)
+    agenda.pop()
+
+    agenda.push(strategy, usual_ns)
+
+    assert len(agenda.heap) == 2, "the entry with which it began is live again"
+    assert ahead_ns(agenda, strategy.queue.level, NEVER_NS, NEVER_NS) == usual_cost_ns(strategy.batches)
 
 
 def test_who_is_due_last_ends_after_all_that_wait() -> None:

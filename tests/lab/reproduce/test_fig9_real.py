@@ -14,7 +14,7 @@ from clockwork_lab.reproduce.fig9_real import REQUESTS_LEAST, Bucket, claims, co
 from clockwork_lab.reproduce.figure import Claim
 from clockwork_lab.reproduce.real_requests import Accounting, Requests
 from clockwork_lab.reproduce.run import Run
-from clockwork_serve.messages import Answer, Outcome, Request
+from clockwork_serve.messages import Answer, Delivered, Frame, Outcome, Request
 from clockwork_serve.units import NS_PER_S, ms
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import Workload, build
@@ -61,6 +61,12 @@ class Told:
     def __init__(self, requests: Requests, outcomes: Iterator[tuple[Outcome, bool, float]]) -> None:
         self.requests, self.outcomes = requests, outcomes
         self.sent: list[Request] = []
+        self.delivered = Delivered()
+
+    def hear(self, frame: Frame) -> None:
+        assert isinstance(frame, Delivered)
+        known = self.delivered
+        self.delivered = Delivered(in_time=known.in_time + frame.in_time, late=known.late + frame.late)
 
     def submit(self, request: Request) -> None:
         self.sent.append(request)
@@ -87,9 +93,12 @@ def test_each_request_is_sent_in_time_and_counted_in_the_stretch_in_which_it_cam
         requests = Requests(tmp_path / "none", ["a-1/1", "a-2/1"], ms(50))
         told = Told(requests, iter(kinds + [(Outcome.OK, False, 0.0)] * 1000))
         monkeypatch.setattr(requests._link, "submit", told.submit)
+        monkeypatch.setattr(requests._link, "send", told.hear)
         began: list[int] = []
         try:
-            return await requests.follow(a_moment(), NS_PER_S // 10, began.append), told, began
+            found = await requests.follow(a_moment(), NS_PER_S // 10, began.append)
+            await asyncio.sleep(0)
+            return found, told, began
         finally:
             await requests.close()
 
@@ -108,6 +117,9 @@ def test_each_request_is_sent_in_time_and_counted_in_the_stretch_in_which_it_cam
     assert first.offered >= len(kinds)
     assert (first.late, first.overdue, first.rejected, first.failed, first.broken) == (3, 1, 1, 1, 1)
     assert all(each.balanced for each in found)
+    assert told.sent[1].request_id in told.delivered.late
+    ids = [*told.delivered.in_time, *told.delivered.late]
+    assert sorted(ids) == sorted(request.request_id for request in told.sent), "the controller forgets them"
 
 
 @pytest.mark.system

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -16,6 +17,7 @@ import pytest
 import uvloop
 
 from clockwork_serve.config import Settings
+from clockwork_serve.controller import Controller
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
     Answer,
@@ -39,6 +41,7 @@ from clockwork_serve.messages import (
     Status,
 )
 from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG
+from clockwork_serve.serve.processes import controller as process
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.supervisor.processes import Child, Launch
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
@@ -113,6 +116,40 @@ async def warm(run_dir: Path) -> tuple[Peer, Peer, Peer]:
     await gateway.until(Readiness, lambda frame: frame.ready)
     await supervisor.until(Readiness, lambda frame: frame.ready)
     return supervisor, worker, gateway
+
+
+def test_what_came_while_it_started_is_frozen_without_a_pass_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_FREEZE_AFTER_S", 0.05)
+    passes: list[int] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        passes.append(info["generation"])
+
+    async def main() -> None:
+        stop, config = asyncio.Event(), ControllerProcessConfig(run_dir=str(tmp_path))
+        serving = asyncio.create_task(process.serve(config, Controller(config.controller), stop))
+        async with asyncio.timeout(60):
+            while not gc.get_freeze_count():
+                await asyncio.sleep(0)
+            gc.callbacks.append(note)
+            came = [[] for _ in range(1000)]
+            before = gc.get_freeze_count()
+            while gc.get_freeze_count() < before + len(came):
+                await asyncio.sleep(0.01)
+        stop.set()
+        await serving
+
+    gc.unfreeze()
+    usual = gc.get_threshold()
+    try:
+        uvloop.run(main())
+    finally:
+        gc.callbacks.remove(note)
+        gc.freeze()
+        gc.set_threshold(*usual)
+    assert 2 not in passes
 
 
 def request(number: int) -> Request:

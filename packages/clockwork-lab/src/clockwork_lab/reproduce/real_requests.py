@@ -203,9 +203,11 @@ class Requests:
             self.accounting.twice += 1
             return
         deadline_ns, slot, accounting = found
+        in_time = time.monotonic_ns() <= deadline_ns
+        self._link.note_delivered(answer.request_id, in_time=in_time)
         accounting.cold += answer.cold
         match answer.outcome:
-            case Outcome.OK if time.monotonic_ns() <= deadline_ns:
+            case Outcome.OK if in_time:
                 accounting.good += 1
             case Outcome.OK:
                 accounting.late += 1

@@ -454,7 +454,7 @@ class Belief(Measured):
             leave([waiter])
             self.displaced.append(waiter)
             waiter.cause = Cause.MODEL_REMOVED
-        self._after_removal(queue, queue.model, 1, waiter.demand_ns)
+        self._after_removal(queue, [waiter])
         waiter.queue = queue = self._queue(model, waiter.request, alone=waiter.alone)
         self._enqueue(waiter, queue, model)
         return queue
@@ -473,7 +473,7 @@ class Belief(Measured):
             waiter.queue.remove(waiter)
             if waiter.place is not None:
                 leave([waiter])
-            self._after_removal(waiter.queue, waiter.queue.model, 1, waiter.demand_ns)
+            self._after_removal(waiter.queue, [waiter])
             release = self._end(waiter)
         else:
             waiter.tensor_refs += 1
@@ -563,6 +563,8 @@ class Belief(Measured):
             self.rechecks.append(queue)
         if len(queue.dues) == 1:
             self.waiting_by_class[queue.level] = self.waiting_by_class.get(queue.level, 0) + 1
+            if not model.waiting or queue.band_ns < model.band_ns:
+                model.band_ns = queue.band_ns
         model.waiting += 1
         model.demand_ns += waiter.demand_ns
         if model.sole is not None:
@@ -572,11 +574,13 @@ class Belief(Measured):
                 return
         self.mark_dirty(model)
 
-    def _after_removal(self, queue: Queue, model: ServedModel, count: int, demand_ns: int) -> None:
-        """Update counts and demand after ``count`` requests were removed from a queue."""
-        model.waiting -= count
-        model.demand_ns -= demand_ns
-        if not queue.waiters and count:
+    def _after_removal(self, queue: Queue, waiters: list[Waiter]) -> None:
+        """Update counts and demand after requests were removed from a queue."""
+        model = queue.model
+        model.waiting -= len(waiters)
+        for waiter in waiters:
+            model.demand_ns -= waiter.demand_ns
+        if waiters and not queue.waiters:
             self._emptied(queue, model)
         if model.sole is not None:
             model.sole.assign(model.demand_ns)
@@ -590,6 +594,9 @@ class Belief(Measured):
         waiting[queue.level] -= 1
         if not waiting[queue.level]:
             del waiting[queue.level]
+        model.band_ns = (
+            min([one.band_ns for one in model.queues.values() if one.dues]) if model.waiting else 0
+        )
         if queue is not model.main:
             model.queues.pop((queue.signature, queue.rows, queue.alone, queue.level), None)
             for strategy in queue.strategies:
@@ -609,7 +616,7 @@ class Belief(Measured):
         residency, device, queue = strategy.residency, strategy.device, strategy.queue
         model = queue.model
         expected_ns = batch.samples.estimate_ns
-        others = sharers(queue)
+        others = sharers(queue) if len(model.queues) > 1 else []
         waiters = self._take(queue, first, batch.count) if planned is None else self._take_out(queue, planned)
         for other in others:
             if len(waiters) < batch.count:
@@ -634,7 +641,7 @@ class Belief(Measured):
         if self._charges:
             self.tenants.sent(waiters, expected_ns)
         self.sent[action_id] = sent = Sent(action, device, residency, batch.samples, waiters)
-        if not device.exec:
+        if not device.exec.outstanding:
             sent.idle_ns = now_ns
             self.arm_checks(device, now_ns)
         residency.in_flight, residency.slow = residency.in_flight + 1, False
@@ -644,19 +651,15 @@ class Belief(Measured):
 
     def _take(self, queue: Queue, first: int, count: int) -> list[Waiter]:
         """Remove up to ``count`` requests from a queue, from index ``first``."""
-        return self._taken(queue, queue.take(first, count))
+        waiters = queue.take(first, count)
+        self._after_removal(queue, waiters)
+        return waiters
 
     def _take_out(self, queue: Queue, waiters: list[Waiter]) -> list[Waiter]:
         """Remove these requests from a queue."""
         for waiter in waiters:
             queue.remove(waiter)
-        return self._taken(queue, waiters)
-
-    def _taken(self, queue: Queue, waiters: list[Waiter]) -> list[Waiter]:
-        demand_ns = 0
-        for waiter in waiters:
-            demand_ns += waiter.demand_ns
-        self._after_removal(queue, queue.model, len(waiters), demand_ns)
+        self._after_removal(queue, waiters)
         return waiters
 
     def send_load(

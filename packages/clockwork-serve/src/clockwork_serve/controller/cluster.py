@@ -207,7 +207,7 @@ class ServedModel(Record):
     """A model that is served: its queues, its demand and where its weights are."""
 
     __slots__ = (
-        "arrived_ns", "base_ns", "batch", "code", "code_id", "demand_ns", "dirty", "gap_ns", "key",
+        "arrived_ns", "band_ns", "base_ns", "batch", "code", "code_id", "demand_ns", "dirty", "gap_ns", "key",
         "load_key", "main", "model", "order", "pace_at_ns", "pace_ns", "popularity", "priority",
         "quarantined", "queue_limit", "queues", "removed", "residencies", "sole", "waiting",
     )  # fmt: skip
@@ -230,6 +230,8 @@ class ServedModel(Record):
         """The only residency, if there is exactly one."""
         self.waiting = 0
         """Requests in all queues together."""
+        self.band_ns = 0
+        """``Queue.band_ns`` of the most urgent class that waits for it; 0 if none does."""
         self.demand_ns = 0
         """Lane time that the waiting requests need, weighted by how short their SLOs are."""
         self.popularity = 0
@@ -278,16 +280,6 @@ class ServedModel(Record):
             sole.assign(self.demand_ns)
             sole.share_ns = 0
 
-    def band_ns(self) -> int:
-        """``Queue.band_ns`` of the most urgent class that waits for it."""
-        least_ns = 0
-        first = True
-        for queue in self.queues.values():
-            if queue.dues and (first or queue.band_ns < least_ns):
-                least_ns = queue.band_ns
-                first = False
-        return least_ns
-
     def find(self, request: Request, *, alone: bool) -> Queue | None:
         """The queue for such requests, if there is one."""
         return self.queues.get((request.signature, request.rows, alone, level(request.priority)))
@@ -322,14 +314,14 @@ class LaneBelief(Record):
     """Predicts when a lane will be free. Actions on it run one after another, in the order sent."""
 
     __slots__ = (
-        "_outstanding", "behind_ns", "busy_since_ns", "dirty", "free_ns", "head_end_ns", "network_ns",
-        "stalled", "watch",
+        "behind_ns", "busy_since_ns", "dirty", "free_ns", "head_end_ns", "network_ns",
+        "outstanding", "stalled", "watch",
     )  # fmt: skip
 
     def __init__(self, network_ns: int) -> None:
         self.network_ns = network_ns
         """Delay of a message to the worker; corrected by measurements if the policy measures."""
-        self._outstanding: list[tuple[int, int]] = []
+        self.outstanding: list[tuple[int, int]] = []
         """(action id, expected duration) of all actions sent and not ended; the first one runs."""
         self.head_end_ns = NEVER_NS
         """When the running action is expected to end; NEVER_NS without one."""
@@ -346,18 +338,15 @@ class LaneBelief(Record):
         self.watch: Watch | None = None
         """The watch of ``feasibility``; None where rejection is off."""
 
-    def __len__(self) -> int:
-        return len(self._outstanding)
-
     @property
     def head_id(self) -> int:
         """The id of the running action."""
-        return self._outstanding[0][0]
+        return self.outstanding[0][0]
 
     @property
     def head_lasts_ns(self) -> int:
         """The expected duration of the running action."""
-        return self._outstanding[0][1]
+        return self.outstanding[0][1]
 
     def available_ns(self, now_ns: int) -> int:
         """When an action sent now could start; a running action that is late is assumed to end now."""
@@ -375,7 +364,7 @@ class LaneBelief(Record):
 
     def send(self, action_id: int, expected_ns: int, now_ns: int) -> None:
         """Add an action that is sent."""
-        if self._outstanding:
+        if self.outstanding:
             self.behind_ns += expected_ns
             self.free_ns += expected_ns
         else:
@@ -384,11 +373,11 @@ class LaneBelief(Record):
             soonest_ns = now_ns + self.network_ns
             begin_ns = self.free_ns if self.free_ns > soonest_ns else soonest_ns
             self.free_ns = self.head_end_ns = begin_ns + expected_ns
-        self._outstanding.append((action_id, expected_ns))
+        self.outstanding.append((action_id, expected_ns))
 
     def end(self, action_id: int, ended_ns: int) -> None:
         """Remove an action that ended, or was refused, at ``ended_ns``."""
-        outstanding = self._outstanding
+        outstanding = self.outstanding
         if outstanding and outstanding[0][0] == action_id:
             ended = outstanding.pop(0)
             self.stalled = False
@@ -412,7 +401,7 @@ class LaneBelief(Record):
 
     def check(self) -> None:
         """Assert the invariants."""
-        expected = [expected_ns for _, expected_ns in self._outstanding]
+        expected = [expected_ns for _, expected_ns in self.outstanding]
         assert self.behind_ns == sum(expected[1:])
         assert (self.head_end_ns == NEVER_NS) == (not expected)
         assert not expected or self.free_ns == self.head_end_ns + self.behind_ns

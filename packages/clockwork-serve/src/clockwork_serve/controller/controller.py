@@ -90,7 +90,7 @@ def _device(device: DeviceBelief) -> dict[str, object]:
         "resident": [residency.model.key for residency in ready],
         "codes": len(device.codes), "failed_codes": device.failed_codes,
         "pending_codes": len(device.pending_codes),
-        "exec_outstanding": len(device.exec), "load_outstanding": len(device.load),
+        "exec_outstanding": len(device.exec.outstanding), "load_outstanding": len(device.load.outstanding),
     }  # fmt: skip
 
 
@@ -104,6 +104,7 @@ def check_belief(belief: Belief) -> None:
         waiters = [waiter for queue in model.queues.values() for waiter in queue.waiters]
         assert model.waiting == len(waiters)
         assert model.demand_ns == sum(waiter.demand_ns for waiter in waiters)
+        assert model.band_ns == min([waiter.queue.band_ns for waiter in waiters], default=0)
         ready = sum(residency.state == READY for residency in model.residencies.values())
         for queue in model.queues.values():
             queue.check()
@@ -256,7 +257,8 @@ class Controller(Record):
             if account is not None:
                 self._tenants.admit(request, account, model, belief.cost_ns(model, request.rows))
         waiter = belief.admit(request, model)
-        self._promises.arrived(waiter, now_ns)
+        if request.decide_ns >= 0 or self.config.decide_ns >= 0:
+            self._promises.arrived(waiter, now_ns)
         self._scheduler.queued(waiter.queue)
         self._deadlines.add(waiter)
 

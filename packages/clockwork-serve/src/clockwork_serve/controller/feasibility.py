@@ -382,7 +382,7 @@ class Feasibility(Record):
         self, queue: Queue, finish: EarliestFinish, due_ns: int, given_ns: int, now_ns: int
     ) -> None:
         """A head is infeasible: drop and reset the estimates that may be why, and are outliers or stale."""
-        if not finish.lane:
+        if not finish.lane.outstanding:
             start_ns = now_ns + finish.rest_ns - finish.samples.estimate_ns
             drop_outliers(finish.samples, due_ns - start_ns, now_ns, at_once=True)
         self._reset_stale(queue, finish, given_ns, now_ns)

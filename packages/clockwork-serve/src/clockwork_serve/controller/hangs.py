@@ -96,7 +96,7 @@ class Hangs(Record):
                 continue
             if isinstance(event, WorkerHeard):
                 device.stall_timer.no_heartbeat = False
-            elif not device.exec or device.exec.stalled:
+            elif not device.exec.outstanding or device.exec.stalled:
                 # While an INFER runs that is not late, native code of a model may block the heartbeat.
                 device.stall_timer.no_heartbeat = True
             self._readiness.may_change = True
@@ -195,7 +195,7 @@ class Hangs(Record):
             self._belief.timers.set(timer, now_ns + self._hang_ns // CONFIRM + 1)
         elif self._exec_due_ns(device) <= now_ns:
             self._declare_late(device, device.exec, now_ns)
-        elif device.load:
+        elif device.load.outstanding:
             self._declare_late(device, device.load, now_ns)
         else:
             codes = ", ".join(sorted(device.pending_codes))
@@ -217,7 +217,7 @@ class Hangs(Record):
 
     def _check_stalled(self, event: WorkerSilent, now_ns: int) -> None:
         devices = [one for one in self._belief.devices.values() if one.worker == event.worker]
-        busy = any(one.exec or one.load or one.pending_codes for one in devices)
+        busy = any(one.exec.outstanding or one.load.outstanding or one.pending_codes for one in devices)
         if self._hang_ns and devices and (not busy or event.for_ns >= NO_HEARTBEAT * self._hang_ns):
             why = f"it has returned no beat in {_seconds(event.for_ns)}"
             self._declare_hung(event.worker, why, self._grace_ns, now_ns)
@@ -230,7 +230,7 @@ class Hangs(Record):
         belief.effects.append(WorkerHung(worker=worker, why=why))
         belief.timers.set(hung, now_ns + grace_ns)
         for device in devices:
-            if device.exec:
+            if device.exec.outstanding:
                 hung.heads.add(device.exec.head_id)
             hung.kept += device.pages.holders()
             hung.adopted |= self._takeover.release_device(device)
@@ -283,7 +283,7 @@ class Hangs(Record):
     def _exec_due_ns(self, device: DeviceBelief) -> int:
         """When the timeout of its running INFER ends; ``NEVER_NS`` if there is none."""
         lane = device.exec
-        if not lane:
+        if not lane.outstanding:
             return NEVER_NS
         timeout_ns = self._timeout_ns(self._head(device, lane))
         if device.pending_codes:  # preparing one may block the worker's interpreter
@@ -293,7 +293,7 @@ class Hangs(Record):
     def _load_due_ns(self, device: DeviceBelief) -> int:
         """When the timeout of its load lane's work ends; ``NEVER_NS`` if there is none."""
         lane = device.load
-        due_ns = lane.head_end_ns + self._timeout_ns(self._head(device, lane)) if lane else 0
+        due_ns = lane.head_end_ns + self._timeout_ns(self._head(device, lane)) if lane.outstanding else 0
         if device.pending_codes:
             due_ns = max(due_ns, device.since_ns + PREPARE * self._hang_ns)
         return due_ns or NEVER_NS
@@ -337,7 +337,7 @@ class Hangs(Record):
                 )
         if self._hang_ns:
             for device in belief.devices.values():
-                busy = device.exec or device.load or device.pending_codes
+                busy = device.exec.outstanding or device.load.outstanding or device.pending_codes
                 assert not busy or device.hang_timer.at_ns != NEVER_NS, f"{device.name} is not guarded"
 
 
@@ -374,7 +374,7 @@ class Stalls(Record):
         if unresponsive != timer.unresponsive:
             timer.unresponsive = unresponsive
             self._readiness.may_change = True
-        if not lane:
+        if not lane.outstanding:
             return
         self._belief.timers.set(timer, now_ns + STALL_CHECK_NS)
         if lane.stalled or lane.overdue_ns(now_ns) < max(STALL_CHECK_NS, lane.head_lasts_ns):

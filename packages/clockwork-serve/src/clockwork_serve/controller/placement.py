@@ -69,7 +69,7 @@ class Candidates(Record):
         if everywhere or (priority <= 0 and not self._negative):
             model.load_key = None
             return False
-        key = model.band_ns() - priority
+        key = model.band_ns - priority
         if key != model.load_key:
             model.load_key = key
             heappush(self._heap, (key, self._due_ns(model), model.order, model))
@@ -94,7 +94,7 @@ class Candidates(Record):
             if model.load_key != key:
                 continue
             model.load_key = None
-            now = model.band_ns() - self.priority(model)
+            now = model.band_ns - self.priority(model)
             if (now > key and not self._negative) or due_ns < self._due_ns(model):
                 self.enqueue(model)
                 continue
@@ -176,9 +176,11 @@ def ahead_ns(agenda: Agenda, urgency: int, due_ns: int, enough_ns: int) -> int:
     """
     total_ns = 0
     cost_by_code: dict[int, int] = {}
-    for key_ns, _, strategy in agenda.heap[:QUEUES_MAX]:
-        if strategy.key_ns != key_ns:
+    added: set[int] = set()
+    for key_ns, order, strategy in agenda.heap[:QUEUES_MAX]:
+        if strategy.key_ns != key_ns or order in added:  # an old entry may have the key that is live again
             continue
+        added.add(order)
         queue, batches = strategy.queue, strategy.batches
         if queue.level > urgency:
             continue
@@ -236,24 +238,25 @@ def make_room(
     ``wanted_ns``; then those that are promised to less urgent classes alone. By popularity, a further copy
     evicts only what is worth less than itself.
     """
-    wanted_ns -= model.band_ns()
-    pages = device.pages
+    pages, in_vain = device.pages, device.agenda.in_vain
     count = device.spec.pages_of(model.model.weights.size)
-    gap = pages.gap(count)
-    if gap is not None:
-        return ExtentChoice(gap, [])
+    band_ns = model.band_ns
+    wanted_ns -= band_ns
     limit = NO_LIMIT
-    if by_popularity and (copies := sum([one.serves for one in model.residencies.values()])):
+    if by_popularity and model.residencies and (
+        copies := sum([one.serves for one in model.residencies.values()])
+    ):  # fmt: skip
         limit = model.popularity - COPY_LOSS * copies
-    # A further copy is worth no promise.
-    band_ns = model.band_ns() if limit == NO_LIMIT else NEVER_NS
-    in_vain = device.agenda.in_vain
+        band_ns = NEVER_NS  # a further copy is worth no promise
     for vain_count, vain_wanted_ns, vain_limit, vain_band_ns in in_vain:
         if (
             count >= vain_count and wanted_ns <= vain_wanted_ns and limit <= vain_limit
             and band_ns >= vain_band_ns
         ):  # fmt: skip
-            return None  # whatever can be evicted now could be then
+            return None  # there was no gap, and whatever can be evicted now could be then
+    gap = pages.gap(count)
+    if gap is not None:
+        return ExtentChoice(gap, [])
     if len(in_vain) >= IN_VAIN_MAX:
         in_vain.clear()
     if limit != NO_LIMIT:
@@ -284,18 +287,19 @@ def no_copy(device: DeviceBelief, model: ServedModel) -> bool:
 
 def _rank(residency: Residency, wanted_ns: int, band_ns: int, *, by_popularity: bool) -> int | None:
     """The order of eviction; None if these weights may not be evicted. See ``make_room``."""
-    if residency.state != READY or residency.in_flight:
+    model = residency.model
+    if residency.state != READY or residency.in_flight or (
+        model.waiting and model.demand_ns - model.band_ns >= wanted_ns
+    ):  # fmt: skip
         return None
     if residency.reserved and any(
         one.residency is residency and one.queue.band_ns <= band_ns for one in residency.device.reserved
     ):
         return None
-    model = residency.model
     value = worth(residency, by_popularity=by_popularity)
-    if not model.waiting:
-        return value
-    value += NEVER_NS << 1 if residency.reserved else NEVER_NS
-    return value if model.demand_ns - model.band_ns() < wanted_ns else None
+    if model.waiting:
+        value += NEVER_NS << 1 if residency.reserved else NEVER_NS
+    return value
 
 
 def _in_place_of_one(

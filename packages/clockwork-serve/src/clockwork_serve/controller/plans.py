@@ -68,7 +68,7 @@ def hold(reservation: Reservation, waiters: list[Waiter], planned_ns: int = 0) -
         waiter.place = reservation
         waiter.device = device
     if changed and device.ends_ns:
-        if device.load:
+        if device.load.outstanding:
             device.ends_ns = []
         else:
             at = device.reserved.index(reservation)
@@ -110,7 +110,7 @@ def enter(reservation: Reservation) -> None:
     ends_ns = device.ends_ns
     if not ends_ns:
         return
-    if at + 1 < len(device.reserved) and (device.load or reservation.residency.state != READY):
+    if at + 1 < len(device.reserved) and (device.load.outstanding or reservation.residency.state != READY):
         device.ends_ns = []  # others may end later, or not
         return
     ends_ns.insert(at + 1, free_ns(reservation.residency, ends_ns[at]) + reservation.lasts_ns)
@@ -149,7 +149,7 @@ def _withdraw(reservation: Reservation) -> None:
     del device.reserved[at]
     device.reserved_ns -= reservation.lasts_ns
     ends_ns = device.ends_ns
-    if ends_ns and at and device.load:
+    if ends_ns and at and device.load.outstanding:
         device.ends_ns = []
     elif ends_ns:
         del ends_ns[at if at == 0 else at + 1]
@@ -245,7 +245,7 @@ def fits_in_any_order(device: DeviceBelief, start_ns: int, lasts_ns: int, due_ns
 
     That costs a sum. What it says no to may still fit in the order of the plan.
     """
-    if device.load:
+    if device.load.outstanding:
         return False  # it may have to wait for weights
     if device.reserved:
         first = device.reserved[0]

@@ -126,8 +126,8 @@ class Promises(Timer):
         return (request.decide_ns >= 0 or self._decide_ns >= 0) and self._belief.keeps_promises
 
     def arrived(self, waiter: Waiter, now_ns: int) -> None:
-        """A request was admitted to its queue: its verdict is pending, if it asks for one."""
-        if not self.asked(waiter.request):
+        """A request that asks for a verdict was admitted to its queue: its verdict is pending."""
+        if not self._belief.keeps_promises:
             return
         self.active = True
         model = waiter.queue.model

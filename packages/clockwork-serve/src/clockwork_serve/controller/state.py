@@ -58,7 +58,7 @@ from clockwork_serve.controller.record import Record
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import Extent
 
-FORMAT: Final = 7
+FORMAT: Final = 8
 """Of saved states. To be raised with every change of a record's fields or of what they mean."""
 
 MODULES: Final = (
@@ -256,6 +256,7 @@ class Forking:
         twins = self._twins
         twins[old] = new
         new.arrived_ns = old.arrived_ns
+        new.band_ns = old.band_ns
         new.base_ns = old.base_ns
         new.batch = old.batch
         new.code = old.code

@@ -227,7 +227,7 @@ class DefaultScheduler(PaperScheduler):
 
     def _top_up_exec(self, agenda: Agenda, now_ns: int) -> None:
         lane, heap = agenda.device.exec, agenda.heap
-        reach_ns = lane.network_ns + MARGIN_NS
+        sent, reach_ns = lane.outstanding, lane.network_ns + MARGIN_NS
         late_ns = now_ns - lane.head_end_ns
         while True:
             while heap and heap[0][2].key_ns != heap[0][0]:
@@ -237,7 +237,7 @@ class DefaultScheduler(PaperScheduler):
             start_ns = lane.available_ns(now_ns)
             # Full: it has work for as long as the next action takes to arrive, or its running action is so
             # late that its end cannot be predicted.
-            if start_ns >= now_ns + reach_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
+            if start_ns >= now_ns + reach_ns or (late_ns > self._lag_ns and (lane.stalled or len(sent) > 1)):
                 agenda.exec_full = True
                 if late_ns <= 0:  # else its next result says when there is room again
                     self._timers.set(agenda.exec_timer, start_ns - reach_ns + 1)
@@ -250,7 +250,7 @@ class DefaultScheduler(PaperScheduler):
             if choice is None:
                 self._drop_outliers(strategy, from_ns, now_ns)
                 continue
-            if not lane and self._left_to_others(choice, now_ns):
+            if not sent and self._left_to_others(choice, now_ns):
                 continue
             after = agenda.top()
             if after is not None:
@@ -598,7 +598,7 @@ class DefaultScheduler(PaperScheduler):
             if COPIED * device.demand_ns >= self._capacity_ns:
                 continue  # a copy would take time from others there
             tried += 1
-            if device.load:
+            if device.load.outstanding:
                 continue
             idle += 1
             if (
@@ -646,7 +646,7 @@ class DefaultScheduler(PaperScheduler):
         slo_ns, band_ns = queue.waiters[-1].slo_ns, queue.band_ns
         if (
             top.key_ns - band_ns - device.exec.available_ns(now_ns) >= slo_ns // PRESSED
-            or first.band_ns() < band_ns
+            or first.band_ns < band_ns
             or now_ns - device.load.free_ns >= slo_ns
         ):
             return False

@@ -174,7 +174,9 @@ class PaperScheduler(Record):
             if not heap:
                 return
             start_ns = lane.available_ns(now_ns)
-            if start_ns >= full_from_ns or (late_ns > self._lag_ns and (lane.stalled or len(lane) > 1)):
+            if start_ns >= full_from_ns or (
+                late_ns > self._lag_ns and (lane.stalled or len(lane.outstanding) > 1)
+            ):
                 agenda.exec_full = True
                 if late_ns <= 0:  # else its next result says when there is room again
                     self._timers.set(agenda.exec_timer, start_ns - self._look_ahead_ns + 1)
@@ -197,7 +199,7 @@ class PaperScheduler(Record):
     def _drop_outliers(self, strategy: Strategy, start_ns: int, now_ns: int) -> None:
         """No waiting request is feasible: on a free lane, drop outliers that may be the cause."""
         dues = strategy.queue.dues
-        if dues and not strategy.lane and drop_outliers(
+        if dues and not strategy.lane.outstanding and drop_outliers(
             strategy.batches[0].samples, dues[-1] - start_ns, now_ns
         ):  # fmt: skip
             self._enqueue(strategy)

@@ -85,7 +85,9 @@ class ReleasedScheduler(PaperScheduler):
         lane, heap = agenda.device.exec, agenda.heap
         start_ns = lane.available_ns(now_ns)
         late_ns = now_ns - lane.head_end_ns
-        full = start_ns >= now_ns + self._look_ahead_ns or (late_ns > self._lag_ns and len(lane) > 1)
+        full = start_ns >= now_ns + self._look_ahead_ns or (
+            late_ns > self._lag_ns and len(lane.outstanding) > 1
+        )
         while agenda.top() is not None:
             if full:
                 agenda.exec_full = True

@@ -321,6 +321,12 @@ class GatewayLink:
         if self._credit_gate.submit(request) and self._sweep is None:
             self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._sweep_waiting)
 
+    def note_delivered(self, request_id: str, *, in_time: bool) -> None:
+        """An answer was delivered: report it soon. For those that do not report in turns of their own."""
+        if not (self.in_time or self.late):
+            self._loop.call_soon(self.report_delivered)
+        (self.in_time if in_time else self.late).append(request_id)
+
     def report_delivered(self) -> None:
         """Report to the controller which answers were delivered in time, and which were late."""
         in_time, late = self.in_time, self.late
