@@ -501,3 +501,21 @@ def test_where_there_is_little_to_do_one_device_does_it() -> None:
         made.request("a", slo_ms=40)
         made.run(until_ms=5)
     assert {one.device for one in made.actions if isinstance(one, Infer)} == {"d0", "d1"}, "a tight SLO"
+
+
+@pytest.mark.parametrize(("busy", "left"), [(1, True), (3, True), (4, False)])
+def test_an_idle_device_leaves_work_to_any_of_the_first_before_it_that_have_time_for_it(
+    busy: int, left: bool
+) -> None:
+    made = belief(*[f"d{at}" for at in range(busy + 2)])
+    policy, served = DefaultScheduler(made), serve(made, "a")
+    for at, one in enumerate(made.devices.values()):
+        place(made, served, one.name)
+        if at <= busy:
+            one.exec.send(1, ms(300 if at < busy else 20), ms(10))
+    policy.queued(ask(made, served, slo_ms=200))
+    made.effects.clear()
+    policy.schedule(ms(10))
+    assert [one.device for one in made.effects if isinstance(one, Infer)] == (
+        [] if left else [f"d{busy + 1}"]
+    )
