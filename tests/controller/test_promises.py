@@ -6,10 +6,24 @@ import pytest
 from msgspec.structs import replace
 
 from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import DeviceBelief, Queue
 from clockwork_serve.controller.estimates import DRIFT_LEAST, DRIFT_MOST
+from clockwork_serve.controller.life import WAITING
 from clockwork_serve.controller.plans import fits_in_any_order, is_next, plan_of, planned_ns
 from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL, Promises
-from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason, Status, Unload
+from clockwork_serve.messages import (
+    Cancel,
+    Cause,
+    Infer,
+    Load,
+    ModelAdded,
+    ModelRemoved,
+    Outcome,
+    Reason,
+    Status,
+    Unload,
+)
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, promise, serve
 from tests.controller.honest import CODE, World, device, model, profile
@@ -371,7 +385,7 @@ def loading(load_ms: float = 40) -> tuple[World, str, str]:
     made.durations["c"] = profile(b1_ms=40, step_ms=4, load_ms=load_ms)
     cold = made.request("cold", slo_ms=100)
     made.run(until_ms=20)
-    warm = made.request("warm", slo_ms=200)
+    warm = made.request("warm", slo_ms=130)
     made.run(until_ms=12)
     assert {waiter.promised_ns > 0 for waiter in made.controller._belief.waiters.values()} == {True}
     return made, cold, warm
@@ -683,3 +697,60 @@ def test_batches_are_sent_as_they_are_planned_in_overload():
 
     sizes = [action.batch for action in made.actions if isinstance(action, Infer)]
     assert sizes.count(8) >= 3
+
+
+def test_a_request_that_moves_to_another_version_has_its_verdict_there():
+    made = world("a", "b", decide_ms=None)
+    for _ in range(9):
+        made.request("b", slo_ms=100)
+    moved = made.request("a", slo_ms=300, decide_ns=ms(50))
+    made.run(until_ms=10)
+    made.tell(ModelAdded(model=model("a", mib=5)))
+    waiter = made.controller._belief.waiters[moved]
+
+    made.run(until_ms=40)
+
+    assert waiter.state == WAITING and waiter.place is not None
+    made.run()
+    assert made.answers[moved].promised and made.answers[moved].outcome is Outcome.OK
+
+
+def test_a_promise_is_loaded_where_the_code_is_prepared():
+    made = belief("d0", config=ControllerConfig(decide_ns=0))
+    made.keeps_promises, promises = True, Promises(made)
+    unprepared = DeviceBelief(device("d1"), "w1", made.next_id(), made.config)
+    made.devices = {"d1": unprepared, **made.devices}
+    (waiter,) = ask(made, serve(made, "a")).waiters
+    promises.arrived(waiter, ms(10))
+
+    assert promises.judge(ms(19)) == []
+
+    assert waiter.device is made.devices["d0"]
+    assert [(type(one), one.device) for one in made.effects] == [(Load, "d0")]
+
+
+def rivals_of(made: Belief, promises: Promises, queue: Queue) -> list[int]:
+    """How long each rival of a lone request takes on d0, best first."""
+    found = promises._rivals(made.devices["d0"], queue, 1, ms(10))
+    return [lasts_ns for _, lasts_ns in found]
+
+
+def test_rivals_are_those_who_wait_for_their_verdict_each_model_once():
+    made = belief("d0", config=ControllerConfig(decide_ns=ms(50)))
+    made.keeps_promises, promises = True, Promises(made)
+    queues = [ask(made, serve(made, name), slo_ms=200 + at) for at, name in enumerate("abcd")]
+    for at, queue in enumerate(queues):
+        place(made, queue.model, "d0", first=4 * at)
+    own, promised, sent, twice = queues
+    ask(made, twice.model, slo_ms=204)
+    for queue in (promised, sent, twice, own):
+        for waiter in queue.waiters:
+            promises.arrived(waiter, ms(10))
+    promises.judge(ms(10))
+    assert rivals_of(made, promises, own) == [ms(14), ms(10), ms(10)], "two in 14 ms are best"
+
+    promise(promised, promised.model.residencies["d0"])
+    assert rivals_of(made, promises, own) == [ms(14), ms(10)]
+    strategy = sent.strategies[0]
+    made.send_infer(strategy, strategy.batches[0], 0, ms(10), ms(10))
+    assert rivals_of(made, promises, own) == [ms(14)]
