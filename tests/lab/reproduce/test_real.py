@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,4 +74,9 @@ def test_fig10_reads_errors_from_a_real_servers_journal():
         assert f" 0 {kind}s" not in figure.setup["experiment"]
         assert ours(figure, f"{kind} duration")
         assert ours(figure, f"{kind} completion")
-    assert all(claim.ours is not None for claim in figure.claims if claim.name.startswith("INFER"))
+    infers = re.search(r"([\d,]+) INFERs", figure.setup["experiment"])
+    assert infers is not None
+    enough = int(infers[1].replace(",", "")) >= 100  # a busy machine runs fewer, of which there is no p99
+    for claim in figure.claims:
+        if claim.name.startswith("INFER"):
+            assert (claim.ours is not None) == enough

@@ -52,11 +52,6 @@ async def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
     return process.returncode, said.decode()
 
 
-def affinities(pid: int) -> list[set[int]]:
-    """Of each of its threads."""
-    return [os.sched_getaffinity(int(entry.name)) for entry in Path(f"/proc/{pid}/task").iterdir()]
-
-
 async def ready(at: Orders, run_dir: Path, *, infer_ms: float = 1) -> None:
     """The worker joined and prepared an emulated code."""
     await at.linked()
@@ -147,20 +142,6 @@ async def joins(at: Orders) -> None:
 
 
 @devices_and_threads
-def test_its_threads_stay_on_the_cpus_it_was_given(
-    tmp_path: Path, devices: tuple[DeviceConfig, ...], threads: int
-) -> None:
-    cpu = min(os.sched_getaffinity(0))
-
-    async def test() -> None:
-        async with worker(tmp_path, pin_cpus=(cpu,), devices=devices) as process, orders(tmp_path) as at:
-            await joins(at)
-            assert affinities(process.pid) == [{cpu}] * threads
-
-    run(test())
-
-
-@devices_and_threads
 def test_real_time_is_granted_or_refused_with_what_it_needs(
     tmp_path: Path, devices: tuple[DeviceConfig, ...], threads: int
 ) -> None:
@@ -193,7 +174,6 @@ def policies(pid: int) -> list[int]:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"pin_cpus": (100_000,)}, "pin_cpus of w0: expected CPUs among"),
         ({"devices": (structs.replace(DEVICE, kind="quantum"),)}, "kind: expected one of cpu, torch-cpu"),
         ({"devices": (structs.replace(DEVICE, kind="cpu", page_bytes=1),)}, "page_bytes: expected"),
     ],

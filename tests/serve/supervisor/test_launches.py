@@ -45,7 +45,8 @@ def test_each_real_device_has_a_process_and_emulated_ones_share_one() -> None:
     controller = msgspec.json.decode(made[0].config, type=ControllerProcessConfig)
     assert (controller.run_dir, controller.controller.expected_devices) == ("/run", 4)
     worker = msgspec.json.decode(made[1].config, type=WorkerConfig)
-    assert (worker.name, worker.devices, worker.pin_cpus) == ("worker-cpu:0", DEVICES[:1], ())
+    assert (worker.name, worker.devices) == ("worker-cpu:0", DEVICES[:1])
+    assert not any(launch.cpus for launch in made)
 
 
 def test_all_but_workers_are_watched_unless_that_is_off() -> None:
@@ -104,11 +105,23 @@ def test_every_module_reads_exactly_the_configuration_that_it_is_given() -> None
         msgspec.json.decode(launch.config, type=record)
 
 
-def test_workers_are_pinned_to_cores_of_their_own() -> None:
-    assert pinned_cores(2, {0, 1, 2, 3, 4}) == {0: (3, 4), 1: (1, 2)}
-    assert pinned_cores(1, {2, 7}) == {0: (7,)}
-    with pytest.raises(ConfigError, match="pin: expected more than 2 cores for 2 devices; found 2"):
-        pinned_cores(2, {0, 1})
+@pytest.mark.parametrize(
+    ("cpus", "workers", "rest"),
+    [({0, 1, 2, 3, 4, 5, 6}, [(5, 6), (3, 4), (1, 2)], (0,)), ({2, 7, 8, 9}, [(9,), (8,), (7,)], (2,))],
+)
+def test_workers_are_pinned_to_cores_of_their_own_and_all_else_to_the_others(
+    cpus: set[int], workers: list[tuple[int, ...]], rest: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: cpus)
+    made = launches(config(devices=DEVICES, pin=True, **MACHINES), Path("/run"), {"http_port": 1})
+    assert [one.cpus for one in made if one.name.startswith("worker")] == workers
+    assert {one.cpus for one in made if not one.name.startswith("worker")} == {rest}
+
+
+def test_too_few_cores_to_pin_workers_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(ConfigError, match="pin: expected more than 2 cores for 2 workers; found 2"):
+        pinned_cores(Settings(repository="/r", pin=True), 2)
 
 
 @pytest.mark.parametrize(

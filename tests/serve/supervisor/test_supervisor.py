@@ -166,6 +166,20 @@ def test_stdout_is_read_separately(launch: Callable[[str], Launch]) -> None:
     uvloop.run(main())
 
 
+def test_a_child_runs_on_the_cpus_that_it_is_given_and_nobody_else_does(
+    launch: Callable[[str], Launch],
+) -> None:
+    before = os.sched_getaffinity(0)
+
+    async def main() -> None:
+        child = Child(structs.replace(launch(WAITER), cpus=(max(before),)), lambda line: None)
+        assert os.sched_getaffinity(child.pid) == {max(before)}
+        assert os.sched_getaffinity(0) == before
+        await child.stop(grace_s=20)
+
+    uvloop.run(main())
+
+
 def test_a_killed_child_is_restarted_until_it_is_stopped(launch: Callable[[str], Launch]) -> None:
     async def main() -> None:
         lines: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +24,7 @@ from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.controller.cluster import LaneBelief
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.messages import Infer, Load, Result, Status
+from clockwork_serve.serve.supervisor.processes import pinned_cores, running_on
 from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.telemetry.journal import Step, read_journal
@@ -61,7 +63,8 @@ def fig10(run: Run) -> Figure:
         setup=run.setup(
             simulated=False,
             experiment=f"{MODELS} copies of a network of 8 convolutions on one CPU device with room for "
-            f"{MEMORY_BYTES // MIB} MiB of weights, policy {policy}; {CLIENTS} clients by HTTP for "
+            f"{MEMORY_BYTES // MIB} MiB of weights{' and a core of its own' if has_own_core() else ''}, "
+            f"policy {policy}; {CLIENTS} clients by HTTP for "
             f"{_seconds(run):g} s, {THINK_S * 1e3:g} ms between an answer and the "
             f"next request, SLO {SLO_MS:g} ms: {counts.asked:,} requests, {counts.good:,} answered in time; "
             + ", ".join(f"{len(errors[kind].took_ns):,} {kind}s" for kind in KINDS),
@@ -79,6 +82,11 @@ def _seconds(run: Run) -> float:
     return SHORT_SECONDS if run.short else SECONDS
 
 
+def has_own_core() -> bool:
+    """Whether the device has a core of its own here: all else, clients too, runs on another."""
+    return len(os.sched_getaffinity(0)) > 1
+
+
 def serve_and_ask(run: Run, folder: Path, config: ControllerConfig) -> RequestCounts:
     """Start a server with a journal, send requests, stop it."""
     names = [f"convolutions_{number:02d}" for number in range(MODELS)]
@@ -87,13 +95,16 @@ def serve_and_ask(run: Run, folder: Path, config: ControllerConfig) -> RequestCo
     server_config = ServerConfig(
         settings=Settings(
             repository=str(folder / "models"), http_port=0, grpc_port=None, metrics_port=None,
-            journal=str(folder / "journal"), log_level="warning",
+            journal=str(folder / "journal"), log_level="warning", pin=has_own_core(),
         ),
         store=StoreConfig(cache_dir=str(folder / "cache")),
         devices=(DeviceConfig(device="cpu:0", memory_bytes=MEMORY_BYTES),), controller=config,
     )  # fmt: skip
     run.report(0.0, "starting a server")
-    with running_server(server_config, on_line=logging.getLogger(__name__).debug) as server:
+    with (
+        running_server(server_config, on_line=logging.getLogger(__name__).debug) as server,
+        running_on(pinned_cores(server_config.settings, 1)[1]),
+    ):
         counts = ask(server.http_url, names, _seconds(run), run)
     run.finished("asked a real server")
     return counts

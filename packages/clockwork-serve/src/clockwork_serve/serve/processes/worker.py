@@ -72,14 +72,6 @@ def _host(config: WorkerConfig, devices: dict[str, Device]) -> WorkerHost:
 
 def _set_priorities(config: WorkerConfig) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    if config.pin_cpus:
-        try:
-            os.sched_setaffinity(0, config.pin_cpus)
-        except (OSError, ValueError, OverflowError) as error:
-            raise ConfigError(
-                f"pin_cpus of {config.name}: expected CPUs among {sorted(os.sched_getaffinity(0))}, "
-                f"found {list(config.pin_cpus)} ({error})"
-            ) from None
     if config.settings.realtime:
         try:
             # Above the lanes' priority: this thread runs briefly, a lane's computation does not.

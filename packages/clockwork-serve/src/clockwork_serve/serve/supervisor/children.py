@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -98,14 +97,13 @@ def worker_launches(settings: Settings, run_dir: Path) -> list[Launch]:
                 f"machine_name: expected a name such that a device is called NAME.cpu:0; found "
                 f"{device.device}; give --machine-name"
             )
-    pins = pinned_cores(len(devices), os.sched_getaffinity(0)) if settings.pin else {}
+    pins, _ = pinned_cores(settings, len(devices))
     found = []
-    for number, device in enumerate(devices):
+    for device, cpus in zip(devices, pins, strict=True):
         worker = WorkerConfig(
-            run_dir=str(run_dir), name=device.device, devices=(device,), settings=settings, elsewhere=True,
-            pin_cpus=pins.get(number, ()),
-        )  # fmt: skip
-        found.append(Launch.of(f"worker-{device.device}", "worker", worker, UNRESPONSIVE_S))
+            run_dir=str(run_dir), name=device.device, devices=(device,), settings=settings, elsewhere=True
+        )
+        found.append(Launch.of(f"worker-{device.device}", "worker", worker, UNRESPONSIVE_S, cpus))
     return found
 
 

@@ -11,8 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -175,16 +175,20 @@ OnLine = Callable[[str], None]
 class Launch(Struct, frozen=True, kw_only=True):
     """What to run: ``python -m module config``, under a ``name`` for logs.
 
-    A process that returns no heartbeat for ``stuck_s`` is killed and restarted; 0: it is not watched.
+    A process that returns no heartbeat for ``stuck_s`` is killed and restarted; 0: it is not watched. It runs
+    on ``cpus``, if there are any; else where its supervisor may.
     """
 
     name: str
     module: str
     config: str
     stuck_s: float = 0.0
+    cpus: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, name: str, kind: str, config: object, stuck_s: float = 0.0) -> Launch:
+    def of(
+        cls, name: str, kind: str, config: object, stuck_s: float = 0.0, cpus: tuple[int, ...] = ()
+    ) -> Launch:
         """A launch of ``kind``: a module of ``processes``, or ``supervisor.preparation``.
 
         ``config`` is passed as JSON.
@@ -194,7 +198,19 @@ class Launch(Struct, frozen=True, kw_only=True):
             module="clockwork_serve.serve." + (kind if "." in kind else f"processes.{kind}"),
             config=msgspec.json.encode(config).decode(),
             stuck_s=stuck_s,
+            cpus=cpus,
         )
+
+
+@contextmanager
+def running_on(cpus: Collection[int]) -> Iterator[None]:
+    """Have this thread run on these CPUs, and what it starts; empty: change nothing."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus or before)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 class Backoff:
@@ -239,16 +255,17 @@ class Child:
         environment = environment_of_child()
         if theirs is not None:
             environment[BEATS_FD_VARIABLE] = str(theirs.fileno())
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", launch.module, launch.config],
-            stdin=subprocess.DEVNULL if on_output is None else subprocess.PIPE,
-            stdout=subprocess.DEVNULL if on_output is None else subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            # Its own session: Ctrl-C in the terminal is for the supervisor to handle.
-            start_new_session=True,
-            env=environment,
-            pass_fds=() if theirs is None else (theirs.fileno(),),
-        )
+        with running_on(launch.cpus):
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", launch.module, launch.config],
+                stdin=subprocess.DEVNULL if on_output is None else subprocess.PIPE,
+                stdout=subprocess.DEVNULL if on_output is None else subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                # Its own session: Ctrl-C in the terminal is for the supervisor to handle.
+                start_new_session=True,
+                env=environment,
+                pass_fds=() if theirs is None else (theirs.fileno(),),
+            )
         if theirs is not None:
             theirs.close()
         self.beats = None if beats is None else _BeatSocket(beats, self._process.pid, launch.stuck_s)
@@ -566,20 +583,19 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
         run_dir=place, settings=settings,
         controller=structs.replace(config.controller, expected_devices=len(config.devices)),
     )  # fmt: skip
-    pins = pinned_cores(len(config.devices), os.sched_getaffinity(0)) if settings.pin else {}
+    of_workers = workers_of(config.devices)
+    pins, rest = pinned_cores(settings, len(of_workers))
     workers = []
-    for number, (name, devices) in enumerate(workers_of(config.devices)):
-        worker = WorkerConfig(
-            run_dir=place, name=name, settings=settings, devices=devices, pin_cpus=pins.get(number, ())
-        )
-        workers.append(Launch.of(name, "worker", worker))
+    for (name, devices), cpus in zip(of_workers, pins, strict=True):
+        worker = WorkerConfig(run_dir=place, name=name, settings=settings, devices=devices)
+        workers.append(Launch.of(name, "worker", worker, cpus=cpus))
     bridges = []
     if settings.listen_machines:
         kinds = tuple(dict.fromkeys(profile_kind(device) for device in config.devices))
         bridge = BridgeConfig(run_dir=place, settings=settings, kinds=kinds)
-        bridges.append(Launch.of("bridge", "bridge", bridge, settings.stuck_s))
-    gateways = gateway_launches(settings, run_dir, port_by_name)
-    watched = Launch.of("controller", "controller", controller, settings.stuck_s)
+        bridges.append(Launch.of("bridge", "bridge", bridge, settings.stuck_s, rest))
+    gateways = gateway_launches(settings, run_dir, port_by_name, cpus=rest)
+    watched = Launch.of("controller", "controller", controller, settings.stuck_s, rest)
     return [watched, *workers, *gateways, *bridges]
 
 
@@ -594,18 +610,29 @@ def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, tuple[Devic
     return [*workers, ("worker-emulated", emulated)] if emulated else workers
 
 
-def pinned_cores(workers: int, cores: set[int]) -> dict[int, tuple[int, ...]]:
-    """Cores for each worker, by its number, from the last core down; the first is left to other processes."""
-    if len(cores) <= workers:
+def pinned_cores(settings: Settings, workers: int) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
+    """The CPUs of each worker, from the last one down, and those of all other processes; empty: any.
+
+    Raises :class:`ConfigError` if ``pin`` is set and there are too few.
+    """
+    if not settings.pin:
+        return [()] * workers, ()
+    cpus = sorted(os.sched_getaffinity(0), reverse=True)
+    if len(cpus) <= workers:
         raise ConfigError(
-            f"pin: expected more than {workers} cores for {workers} devices; found {len(cores)}; leave it out"
+            f"pin: expected more than {workers} cores for {workers} workers; found {len(cpus)}; leave it out"
         )
-    ordered, each = sorted(cores, reverse=True), (len(cores) - 1) // workers
-    return {number: tuple(sorted(ordered[number * each : (number + 1) * each])) for number in range(workers)}
+    each = (len(cpus) - 1) // workers
+    pins = [tuple(sorted(cpus[number * each : (number + 1) * each])) for number in range(workers)]
+    return pins, tuple(sorted(cpus[workers * each :]))
 
 
 def gateway_launches(
-    settings: Settings, run_dir: Path, port_by_name: Mapping[str, int], machine: str = ""
+    settings: Settings,
+    run_dir: Path,
+    port_by_name: Mapping[str, int],
+    machine: str = "",
+    cpus: tuple[int, ...] = (),
 ) -> list[Launch]:
     """The gateways of one machine, named ``gateway-0`` and so on.
 
@@ -621,7 +648,7 @@ def gateway_launches(
             run_dir=str(run_dir), name=f"{prefix}gateway-{number}", number=number, reuse_port=True,
             settings=structs.replace(settings, **own), elsewhere=bool(machine),
         )  # fmt: skip
-        launches.append(Launch.of(config.name, "gateway", config, settings.stuck_s))
+        launches.append(Launch.of(config.name, "gateway", config, settings.stuck_s, cpus))
     return launches
 
 

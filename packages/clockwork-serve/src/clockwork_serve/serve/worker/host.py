@@ -52,7 +52,7 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerConfig(Struct, frozen=True, kw_only=True):
-    """The configuration of a worker process. ``pin_cpus`` are the CPUs of all its threads (empty: any).
+    """The configuration of a worker process.
 
     ``settings.realtime`` runs its threads under SCHED_FIFO, which needs CAP_SYS_NICE or an rtprio limit of 11
     or more, and two CPUs at least: a lane that computes leaves no CPU to other threads. ``elsewhere``: the
@@ -63,7 +63,6 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
     name: str
     devices: tuple[DeviceConfig, ...]
     settings: Settings = Settings()
-    pin_cpus: tuple[int, ...] = ()
     elsewhere: bool = False
 
 
