@@ -10,7 +10,7 @@ from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, Queue
 from clockwork_serve.controller.estimates import DRIFT_LEAST, DRIFT_MOST
 from clockwork_serve.controller.life import WAITING
-from clockwork_serve.controller.plans import fits_in_any_order, is_next, plan_of, planned_ns
+from clockwork_serve.controller.plans import fits_in_any_order, is_next, margin_ns, plan_of, planned_ns
 from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL, Promises
 from clockwork_serve.messages import (
     Cancel,
@@ -748,6 +748,9 @@ def test_rivals_are_those_who_wait_for_their_verdict_each_model_once():
             promises.arrived(waiter, ms(10))
     promises.judge(ms(10))
     assert rivals_of(made, promises, own) == [ms(14), ms(10), ms(10)], "two in 14 ms are best"
+    ((due_ns, _), *_) = promises._rivals(made.devices["d0"], own, 1, ms(10))
+    samples = twice.strategies[0].batches[0].samples
+    assert due_ns == twice.dues[0] - margin_ns(made.devices["d0"], ms(203), samples)
 
     promise(promised, promised.model.residencies["d0"])
     assert rivals_of(made, promises, own) == [ms(14), ms(10)]
