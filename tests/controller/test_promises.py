@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.estimates import DRIFT_LEAST, DRIFT_MOST
+from clockwork_serve.controller.estimates import DRIFT_BITS, DRIFT_LEAST, DRIFT_MOST, HEADROOM_MOST
 from clockwork_serve.controller.plans import fits_in_any_order, is_next, plan_of, planned_ns
 from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL
 from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason
@@ -159,6 +159,21 @@ def test_a_more_urgent_request_that_can_wait_lets_promised_ones_run():
     assert broken(made, [one for one in ids if one in made.answers]) == []
 
 
+def test_promised_requests_that_share_a_batch_of_a_more_urgent_class_give_their_time_back():
+    made = world("a", "b", decide_ms=0)
+    ids = [made.request("ab"[at % 2] if at < 14 else "b", slo_ms=1000) for at in range(157)]
+    made.run(until_ms=40)
+    made.actions.clear()
+    urgent = made.request("a", slo_ms=200, priority=4)
+
+    made.run()
+
+    batches = [[call.request_id for call in one.calls] for one in made.actions if isinstance(one, Infer)]
+    assert [len(batch) for batch in batches if urgent in batch] == [7]
+    assert made.answers[urgent].outcome is Outcome.OK
+    assert broken(made, ids) == [], "alone it would have taken the time of others"
+
+
 @pytest.mark.parametrize("urgent", [False, True])
 def test_a_more_urgent_class_needs_no_spare_time_beside_others(urgent: bool):
     made = world("a", "b", decide_ms=0)
@@ -209,6 +224,40 @@ def test_a_device_learns_to_leave_headroom_for_a_more_urgent_class():
     assert headroom[8] < learned, "kept promises of that class take it off again"
 
 
+def promised(made: World, count: int) -> bool:
+    """Whether so many requests with an SLO of 120 ms are promised together behind a batch that runs."""
+    made.request("b", slo_ms=5000)
+    made.run(until_ms=2)
+    ids = [made.request("a", slo_ms=120) for _ in range(count)]
+    made.run()
+    return {made.answers[one].promised for one in ids} == {True}
+
+
+@pytest.mark.parametrize(("since_s", "yes"), [(None, True), (29, False), (31, True)])
+def test_headroom_is_left_while_requests_of_a_more_urgent_class_come(since_s: int | None, yes: bool) -> None:
+    made = world("a", "b", decide_ms=0)
+    made.controller._belief.devices["d0"].delays.headroom[8] = 1 << DRIFT_BITS
+    if since_s is not None:
+        made.request("b", slo_ms=200, priority=4)
+        made.run(until_ms=since_s * 1000)
+
+    assert promised(made, 8) is yes
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.5, 8), (1, 4), (2, 2), (4, 0)])
+def test_headroom_grows_with_the_time_until_a_batch_is_planned_to_end(share: float, most: int) -> None:
+    def made() -> World:
+        made = world("a", "b", decide_ms=0)
+        made.request("b", slo_ms=200, priority=4)
+        made.run(until_ms=100)
+        made.controller._belief.devices["d0"].delays.headroom[8] = int(share * (1 << DRIFT_BITS))
+        return made
+
+    assert [count for count in (1, 2, 4, 8) if promised(made(), count)] == [
+        count for count in (1, 2, 4, 8) if count <= most
+    ]
+
+
 def test_who_is_outranked_moves_to_another_device_that_has_room():
     made = World(ControllerConfig(decide_ns=0, max_batch=8))
     made.serve(model("a"), model("b"), times=profile(b1_ms=20, step_ms=4))
@@ -220,7 +269,9 @@ def test_who_is_outranked_moves_to_another_device_that_has_room():
     ids = [made.request("a", slo_ms=1000) for _ in range(200)]
     made.run(until_ms=40)
     made.join(device("d1"), worker="w1")
-    made.controller._belief.devices["d1"].delays.headroom[8] = DRIFT_MOST  # it is for who has no promise yet
+    made.controller._belief.devices["d1"].delays.headroom[8] = (
+        HEADROOM_MOST  # it is for who has no promise yet
+    )
     urgent = [made.request("b", slo_ms=300, priority=4) for _ in range(8)]
 
     made.run()
