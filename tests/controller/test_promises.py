@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, Queue
-from clockwork_serve.controller.estimates import DRIFT_LEAST, DRIFT_MOST
+from clockwork_serve.controller.estimates import DRIFT_BITS, DRIFT_LEAST, DRIFT_MOST, HEADROOM_MOST
 from clockwork_serve.controller.life import WAITING
 from clockwork_serve.controller.plans import fits_in_any_order, is_next, margin_ns, plan_of, planned_ns
 from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL, Promises
@@ -195,6 +195,21 @@ def test_a_more_urgent_request_that_can_wait_lets_promised_ones_run():
     assert broken(made, [one for one in ids if one in made.answers]) == []
 
 
+def test_promised_requests_that_share_a_batch_of_a_more_urgent_class_give_their_time_back():
+    made = world("a", "b", decide_ms=0)
+    ids = [made.request("ab"[at % 2] if at < 14 else "b", slo_ms=1000) for at in range(157)]
+    made.run(until_ms=40)
+    made.actions.clear()
+    urgent = made.request("a", slo_ms=200, priority=4)
+
+    made.run()
+
+    batches = [[call.request_id for call in one.calls] for one in made.actions if isinstance(one, Infer)]
+    assert [len(batch) for batch in batches if urgent in batch] == [7]
+    assert made.answers[urgent].outcome is Outcome.OK
+    assert broken(made, ids) == [], "alone it would have taken the time of others"
+
+
 @pytest.mark.parametrize("urgent", [False, True])
 def test_a_more_urgent_class_needs_no_spare_time_beside_others(urgent: bool):
     made = world("a", "b", decide_ms=0)
@@ -245,6 +260,40 @@ def test_a_device_learns_to_leave_headroom_for_a_more_urgent_class():
     assert headroom[8] < learned, "kept promises of that class take it off again"
 
 
+def promised(made: World, count: int) -> bool:
+    """Whether so many requests with an SLO of 120 ms are promised together behind a batch that runs."""
+    made.request("b", slo_ms=5000)
+    made.run(until_ms=2)
+    ids = [made.request("a", slo_ms=120) for _ in range(count)]
+    made.run()
+    return {made.answers[one].promised for one in ids} == {True}
+
+
+@pytest.mark.parametrize(("since_s", "yes"), [(None, True), (29, False), (31, True)])
+def test_headroom_is_left_while_requests_of_a_more_urgent_class_come(since_s: int | None, yes: bool) -> None:
+    made = world("a", "b", decide_ms=0)
+    made.controller._belief.devices["d0"].delays.headroom[8] = 1 << DRIFT_BITS
+    if since_s is not None:
+        made.request("b", slo_ms=200, priority=4)
+        made.run(until_ms=since_s * 1000)
+
+    assert promised(made, 8) is yes
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.5, 8), (1, 4), (2, 2), (4, 0)])
+def test_headroom_grows_with_the_time_until_a_batch_is_planned_to_end(share: float, most: int) -> None:
+    def made() -> World:
+        made = world("a", "b", decide_ms=0)
+        made.request("b", slo_ms=200, priority=4)
+        made.run(until_ms=100)
+        made.controller._belief.devices["d0"].delays.headroom[8] = int(share * (1 << DRIFT_BITS))
+        return made
+
+    assert [count for count in (1, 2, 4, 8) if promised(made(), count)] == [
+        count for count in (1, 2, 4, 8) if count <= most
+    ]
+
+
 def test_who_is_outranked_moves_to_another_device_that_has_room():
     made = World(ControllerConfig(decide_ns=0, max_batch=8))
     made.serve(model("a"), model("b"), times=profile(b1_ms=20, step_ms=4))
@@ -256,7 +305,9 @@ def test_who_is_outranked_moves_to_another_device_that_has_room():
     ids = [made.request("a", slo_ms=1000) for _ in range(200)]
     made.run(until_ms=40)
     made.join(device("d1"), worker="w1")
-    made.controller._belief.devices["d1"].delays.headroom[8] = DRIFT_MOST  # it is for who has no promise yet
+    made.controller._belief.devices["d1"].delays.headroom[8] = (
+        HEADROOM_MOST  # it is for who has no promise yet
+    )
     urgent = [made.request("b", slo_ms=300, priority=4) for _ in range(8)]
 
     made.run()
@@ -271,13 +322,14 @@ def test_who_lost_its_place_needs_no_headroom_and_joins_a_batch_of_its_model(bes
     made.keeps_promises, served = True, serve(made, "a")
     on_d0, on_d1 = place(made, served, "d0"), place(made, served, "d1")
     for name in ("d0", "d1"):
-        made.devices[name].delays.headroom[8] = DRIFT_MOST  # half of the SLO
+        made.devices[name].delays.headroom[8] = HEADROOM_MOST
     there = promise(ask(made, served, slo_ms=18), on_d1) if beside else None
     gone = promise(ask(made, served, slo_ms=18), on_d0)
     (waiter,) = gone.waiters
     made.displace([gone], Cause.DEVICE_LOST)
 
     promises = Promises(made)
+    promises._last_ns[1] = ms(11)  # a more urgent request came
     assert promises.judge(ms(11)) == []
 
     assert waiter.place is not None and waiter.promised_ns >= 0
@@ -288,14 +340,15 @@ def test_who_lost_its_place_needs_no_headroom_and_joins_a_batch_of_its_model(bes
     assert promises.judge(ms(12)) == [late], "who has no promise yet needs it"
 
 
-@pytest.mark.parametrize("headroom", [0, DRIFT_MOST])
+@pytest.mark.parametrize("headroom", [0, HEADROOM_MOST])
 def test_who_joins_leaves_headroom_too(headroom: int):
     made = belief("d0", config=ControllerConfig(decide_ns=0))
     made.keeps_promises, busy, served = True, serve(made, "b"), serve(made, "a")
     promise(ask(made, busy, slo_ms=90, count=8), place(made, busy, "d0"))
     batch = promise(ask(made, served, slo_ms=100), place(made, served, "d0", first=4))
-    made.devices["d0"].delays.headroom[8] = headroom  # half of the SLO, where 53 ms are planned
+    made.devices["d0"].delays.headroom[8] = headroom  # four times what is planned until then: 43 ms
     promises = Promises(made)
+    promises._last_ns[1] = ms(10)  # a more urgent request came
     later = ask(made, served, slo_ms=100).waiters[-1]
     promises.arrived(later, ms(10))
 

@@ -138,6 +138,15 @@ def _level(queue: Queue) -> int:
     return queue.level
 
 
+def joining(queue: Queue, places: int, end_ns: int) -> list[Waiter]:
+    """Requests of other classes that would take so many places of a batch of this queue that ends then."""
+    found: list[Waiter] = []
+    for other in sharers(queue):
+        first = bisect_left(other.dues, end_ns)
+        found += other.waiters[first : first + places - len(found)]
+    return found
+
+
 def half_slack_end_ns(waiters: list[Waiter]) -> int:
     """The latest end by which every request still has half of the slack that it was admitted with."""
     least = waiters[0].due_ns + waiters[0].request.deadline_ns

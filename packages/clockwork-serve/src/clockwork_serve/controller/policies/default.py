@@ -33,7 +33,7 @@ from heapq import heappop
 from itertools import islice
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief, sharers
+from clockwork_serve.controller.belief import Belief, joining, sharers
 from clockwork_serve.controller.cluster import (
     Agenda,
     DeviceBelief,
@@ -329,6 +329,8 @@ class DefaultScheduler(PaperScheduler):
         """
         device, queue = choice.strategy.device, choice.strategy.queue
         waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
+        if len(waiters) < choice.batch.count:  # the plan has time again for those of other classes that join
+            waiters += joining(queue, choice.batch.count - len(waiters), start_ns + choice.lasts_ns)
         if is_next(device, waiters, start_ns, choice.lasts_ns) or fits_in_any_order(
             device, start_ns, choice.lasts_ns, NEVER_NS
         ):
