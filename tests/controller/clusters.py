@@ -7,9 +7,11 @@ from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import (
     DeviceBelief,
     Queue,
+    Reservation,
     Residency,
     ServedModel,
 )
+from clockwork_serve.controller.plans import enter, hold
 from clockwork_serve.messages import Extent, Request
 from clockwork_serve.units import ms
 from tests.controller.honest import CODE, device, model, profile
@@ -45,13 +47,24 @@ def place(made: Belief, served: ServedModel, name: str, first: int = 0) -> Resid
     return residency
 
 
-def ask(made: Belief, served: ServedModel, slo_ms: float = 100, count: int = 1) -> Queue:
+def ask(made: Belief, served: ServedModel, slo_ms: float = 100, count: int = 1, priority: int = 0) -> Queue:
     """Requests wait for it."""
     for _ in range(count):
         request = Request(
             request_id=f"r{made.next_id()}", gateway="g", model=served.key, arrival_ns=ms(10),
-            deadline_ns=ms(10 + slo_ms),
+            deadline_ns=ms(10 + slo_ms), priority=priority,
         )  # fmt: skip
-        made.admit(request, served)
-    assert served.main is not None
-    return served.main
+        waiter = made.admit(request, served)
+    return waiter.queue
+
+
+def promise(queue: Queue, residency: Residency, margin_ns: int = 0) -> Reservation:
+    """All that wait in a queue, and were not promised yet, are, as one batch."""
+    reserved = Reservation(queue, residency, margin_ns)
+    waiters = [waiter for waiter in queue.waiters if waiter.promised_ns < 0]
+    for waiter in waiters:
+        waiter.promised_ns = ms(10)
+    hold(reserved, waiters)
+    enter(reserved)
+    residency.reserved += 1
+    return reserved

@@ -152,11 +152,11 @@ def test_headroom_is_learned_by_class_from_promises_that_were_outranked() -> Non
     assert delays.headroom_ns(ms(128), 8) == 0
     for _ in range(3):
         delays.outranked_promise(8)
-    assert (delays.headroom_ns(ms(128), 8), delays.headroom_ns(ms(128), 4)) == (ms(3), 0)
-    delays.kept_promises(2000, 8)
-    assert ms(1.99) < delays.headroom_ns(ms(128), 8) < ms(2.1), "one of two thousand may be broken"
+    assert (delays.headroom_ns(ms(64), 8), delays.headroom_ns(ms(64), 4)) == (ms(4.5), 0)
+    delays.kept_promises(1500, 8)
+    assert ms(2.99) < delays.headroom_ns(ms(64), 8) < ms(3.1), "one of fifteen hundred may be broken"
     delays.kept_promises(100_000, 8)
     assert delays.headroom_ns(ms(128), 8) == 0
-    for _ in range(100):
+    for _ in range(1000):
         delays.outranked_promise(8)
-    assert delays.headroom_ns(ms(128), 8) == ms(64)
+    assert delays.headroom_ns(ms(64), 8) == ms(256), "a fifth of the lane is left"

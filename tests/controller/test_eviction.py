@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,9 +11,10 @@ from clockwork_serve.controller.cluster import Residency
 from clockwork_serve.controller.estimates import BASE, ONE
 from clockwork_serve.controller.life import READY
 from clockwork_serve.controller.placement import make_room
+from clockwork_serve.controller.plans import leave
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import ms
-from tests.controller.clusters import ask, belief, place, serve
+from tests.controller.clusters import ask, belief, place, promise, serve
 
 
 def searched(made: Belief, wanted_ns: int) -> object:
@@ -109,3 +111,47 @@ def test_room_that_was_sought_in_vain_is_sought_again_once_more_can_be_evicted()
     assert make_room(made.devices["d0"], new, NEVER_NS) is None, "it is not looked for"
     held.loosen()
     assert make_room(made.devices["d0"], new, NEVER_NS) is not None
+
+
+def test_a_further_copy_is_worth_no_promise_not_even_of_a_less_urgent_class() -> None:
+    made = belief("d0", "d1", pages=4)
+    cool, hot = serve(made, "cool"), serve(made, "hot")
+    held = place(made, cool, "d0")
+    place(made, hot, "d1")
+    ask(made, hot)
+    promise(ask(made, cool, priority=12), held)
+    cool.popularity, hot.popularity = BASE, BASE + 4 * ONE
+    assert make_room(made.devices["d0"], hot, NEVER_NS, by_popularity=True) is None
+    leave(held.device.reserved[0].waiters)
+    room = make_room(made.devices["d0"], hot, NEVER_NS, by_popularity=True)
+    assert room is not None and room.evicted == [held], "it still waits, and was not promised"
+
+
+def test_a_search_in_vain_for_a_class_says_nothing_of_a_more_urgent_one() -> None:
+    made = belief("d0", pages=4)
+    held = place(made, serve(made, "held"), "d0")
+    promise(ask(made, held.model), held)
+    usual, urgent = serve(made, "usual"), serve(made, "urgent")
+    ask(made, usual)
+    ask(made, urgent, priority=4)
+    assert make_room(made.devices["d0"], usual, NEVER_NS) is None
+    room = make_room(made.devices["d0"], urgent, ms(100))
+    assert room is not None and room.evicted == [held]
+
+
+@pytest.mark.parametrize("sizes", [(4, 4), (3, 5)], ids=["of one size", "of several"])
+def test_promised_weights_go_last_though_they_were_used_longest_ago(sizes: tuple[int, int]) -> None:
+    made = belief("d0", pages=8)
+    promised, waiting = (
+        place(made, serve(made, name, mib=mib), "d0", first=first)
+        for name, mib, first in zip(("promised", "waiting"), sizes, (0, sizes[0]), strict=True)
+    )
+    promise(ask(made, promised.model, priority=12), promised)
+    ask(made, waiting.model)
+    new = serve(made, "new", mib=min(sizes))
+    ask(made, new, priority=4)
+    room = make_room(made.devices["d0"], new, NEVER_NS)
+    assert room is not None and room.evicted == [waiting]
+    waiting.in_flight = 1
+    room = make_room(made.devices["d0"], new, NEVER_NS)
+    assert room is not None and room.evicted == [promised]

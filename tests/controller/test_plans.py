@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import DeviceBelief, Queue, Reservation, Residency, Waiter
-from clockwork_serve.controller.plans import check, enter, hold, leave, plan_of
+from clockwork_serve.controller.plans import check, enter, hold, leave, outranked, plan_of
 from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve
@@ -27,17 +27,17 @@ class Plan:
         self.residency: Residency = place(self.belief, self.model, "d0")
         self.device: DeviceBelief = self.belief.devices["d0"]
 
-    def waiters(self, *slos_ms: int) -> list[Waiter]:
+    def waiters(self, *slos_ms: int, priority: int = 0) -> list[Waiter]:
         """New requests, by due time."""
         found = []
         for slo_ms in slos_ms:
-            queue: Queue = ask(self.belief, self.model, slo_ms)
+            queue: Queue = ask(self.belief, self.model, slo_ms, priority=priority)
             found.append(queue.waiters[-1] if len(queue.waiters) == 1 else max(queue.waiters, key=_number))
         return sorted(found, key=_due)
 
-    def open(self, *slos_ms: int) -> Reservation:
+    def open(self, *slos_ms: int, priority: int = 0) -> Reservation:
         """A reservation for new requests."""
-        waiters = self.waiters(*slos_ms)
+        waiters = self.waiters(*slos_ms, priority=priority)
         made = Reservation(waiters[0].queue, self.residency, MARGIN_NS)
         for waiter in waiters:
             waiter.promised_ns = NOW_NS
@@ -128,3 +128,20 @@ def test_a_batch_whose_weights_are_loading_may_change_all_ends():
     plan.open(50)
 
     assert plan.device.ends_ns == []
+
+
+def test_the_least_urgent_end_first_and_of_those_the_ones_with_most_time_for_a_request():
+    plan = Plan()
+    alone, least = plan.open(100), plan.open(*[101] * 4, priority=12)
+    several, urgent = plan.open(*[102] * 8), plan.open(104, priority=4)
+    lasts_ms = [one.lasts_ns / ms(1) for one in (alone, least, several, urgent)]
+    assert lasts_ms == [10, 22, 38, 10], "38 ms for eight are 4.75 for each"
+
+    def ended(room_ms: int) -> list[Reservation] | None:
+        return outranked(plan.device, 4, urgent.due_ns - urgent.margin_ns - ms(room_ms))
+
+    assert ended(80) == []
+    assert ended(79) == [least]
+    assert ended(57) == [least, alone]
+    assert ended(47) == [least, alone, several]
+    assert ended(9) is None, "it is late by itself"

@@ -6,12 +6,27 @@ import pytest
 from msgspec.structs import replace
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.controller.estimates import DRIFT_LEAST, DRIFT_MOST
-from clockwork_serve.controller.plans import fits_in_any_order, is_next, plan_of, planned_ns
-from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL
-from clockwork_serve.messages import Cancel, Cause, Infer, Load, ModelRemoved, Outcome, Reason
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import DeviceBelief, Queue
+from clockwork_serve.controller.estimates import DRIFT_BITS, DRIFT_LEAST, DRIFT_MOST, HEADROOM_MOST
+from clockwork_serve.controller.life import WAITING
+from clockwork_serve.controller.plans import fits_in_any_order, is_next, margin_ns, plan_of, planned_ns
+from clockwork_serve.controller.promises import AT_ONCE_NS, REFUSED_ALL, Promises
+from clockwork_serve.messages import (
+    Cancel,
+    Cause,
+    Infer,
+    Load,
+    ModelAdded,
+    ModelRemoved,
+    Outcome,
+    Reason,
+    Status,
+    Unload,
+)
 from clockwork_serve.units import ms
-from tests.controller.honest import World, device, model, profile
+from tests.controller.clusters import ask, belief, place, promise, serve
+from tests.controller.honest import CODE, World, device, model, profile
 
 SLO = 200.0
 
@@ -138,6 +153,27 @@ def test_weights_promised_to_less_urgent_classes_alone_give_way_to_those_of_a_mo
     assert set(broken(made, ids)) <= ({Cause.OUTRANKED} if urgent else set())
 
 
+def test_who_lost_its_weights_to_a_more_urgent_class_was_outranked():
+    made = World(ControllerConfig(decide_ns=0, max_batch=8))
+    made.serve(*[model(name, mib=4) for name in "abc"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
+    made.join(device("d0", 8))
+    for name in "ab":
+        made.request(name, slo_ms=5000)
+        made.run(until_ms=200)
+    for _ in range(8):
+        made.request("b", slo_ms=1000)
+    made.run(until_ms=1)
+    waits = made.request("a", slo_ms=100)
+    made.run(until_ms=12)
+    urgent = made.request("c", slo_ms=90, priority=4)
+
+    made.run()
+
+    assert made.answers[urgent].outcome is Outcome.OK
+    assert [one.model for one in made.actions if isinstance(one, Unload)] == ["a/1"]
+    assert made.answers[waits].cause is Cause.OUTRANKED
+
+
 def test_of_a_batch_that_is_outranked_as_many_as_can_find_another_place():
     made, ids = full_plan(decide_ms=0)
     urgent = made.request("b", slo_ms=300, priority=4)
@@ -157,6 +193,21 @@ def test_a_more_urgent_request_that_can_wait_lets_promised_ones_run():
 
     assert made.actions and all(one.model == "a/1" for one in made.actions)
     assert broken(made, [one for one in ids if one in made.answers]) == []
+
+
+def test_promised_requests_that_share_a_batch_of_a_more_urgent_class_give_their_time_back():
+    made = world("a", "b", decide_ms=0)
+    ids = [made.request("ab"[at % 2] if at < 14 else "b", slo_ms=1000) for at in range(157)]
+    made.run(until_ms=40)
+    made.actions.clear()
+    urgent = made.request("a", slo_ms=200, priority=4)
+
+    made.run()
+
+    batches = [[call.request_id for call in one.calls] for one in made.actions if isinstance(one, Infer)]
+    assert [len(batch) for batch in batches if urgent in batch] == [7]
+    assert made.answers[urgent].outcome is Outcome.OK
+    assert broken(made, ids) == [], "alone it would have taken the time of others"
 
 
 @pytest.mark.parametrize("urgent", [False, True])
@@ -209,6 +260,40 @@ def test_a_device_learns_to_leave_headroom_for_a_more_urgent_class():
     assert headroom[8] < learned, "kept promises of that class take it off again"
 
 
+def promised(made: World, count: int) -> bool:
+    """Whether so many requests with an SLO of 120 ms are promised together behind a batch that runs."""
+    made.request("b", slo_ms=5000)
+    made.run(until_ms=2)
+    ids = [made.request("a", slo_ms=120) for _ in range(count)]
+    made.run()
+    return {made.answers[one].promised for one in ids} == {True}
+
+
+@pytest.mark.parametrize(("since_s", "yes"), [(None, True), (29, False), (31, True)])
+def test_headroom_is_left_while_requests_of_a_more_urgent_class_come(since_s: int | None, yes: bool) -> None:
+    made = world("a", "b", decide_ms=0)
+    made.controller._belief.devices["d0"].delays.headroom[8] = 1 << DRIFT_BITS
+    if since_s is not None:
+        made.request("b", slo_ms=200, priority=4)
+        made.run(until_ms=since_s * 1000)
+
+    assert promised(made, 8) is yes
+
+
+@pytest.mark.parametrize(("share", "most"), [(0.5, 8), (1, 4), (2, 2), (4, 0)])
+def test_headroom_grows_with_the_time_until_a_batch_is_planned_to_end(share: float, most: int) -> None:
+    def made() -> World:
+        made = world("a", "b", decide_ms=0)
+        made.request("b", slo_ms=200, priority=4)
+        made.run(until_ms=100)
+        made.controller._belief.devices["d0"].delays.headroom[8] = int(share * (1 << DRIFT_BITS))
+        return made
+
+    assert [count for count in (1, 2, 4, 8) if promised(made(), count)] == [
+        count for count in (1, 2, 4, 8) if count <= most
+    ]
+
+
 def test_who_is_outranked_moves_to_another_device_that_has_room():
     made = World(ControllerConfig(decide_ns=0, max_batch=8))
     made.serve(model("a"), model("b"), times=profile(b1_ms=20, step_ms=4))
@@ -220,13 +305,73 @@ def test_who_is_outranked_moves_to_another_device_that_has_room():
     ids = [made.request("a", slo_ms=1000) for _ in range(200)]
     made.run(until_ms=40)
     made.join(device("d1"), worker="w1")
-    made.controller._belief.devices["d1"].delays.headroom[8] = DRIFT_MOST  # it is for who has no promise yet
+    made.controller._belief.devices["d1"].delays.headroom[8] = (
+        HEADROOM_MOST  # it is for who has no promise yet
+    )
     urgent = [made.request("b", slo_ms=300, priority=4) for _ in range(8)]
 
     made.run()
 
     assert all(made.answers[one].outcome is Outcome.OK for one in urgent)
     assert broken(made, ids) == []
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside another one"])
+def test_who_lost_its_place_needs_no_headroom_and_joins_a_batch_of_its_model(beside: bool):
+    made = belief("d0", "d1", config=ControllerConfig(decide_ns=0))
+    made.keeps_promises, served = True, serve(made, "a")
+    on_d0, on_d1 = place(made, served, "d0"), place(made, served, "d1")
+    for name in ("d0", "d1"):
+        made.devices[name].delays.headroom[8] = HEADROOM_MOST
+    there = promise(ask(made, served, slo_ms=18), on_d1) if beside else None
+    gone = promise(ask(made, served, slo_ms=18), on_d0)
+    (waiter,) = gone.waiters
+    made.displace([gone], Cause.DEVICE_LOST)
+
+    promises = Promises(made)
+    promises._last_ns[1] = ms(11)  # a more urgent request came
+    assert promises.judge(ms(11)) == []
+
+    assert waiter.place is not None and waiter.promised_ns >= 0
+    assert (waiter.place is there) == beside
+    assert [len(device.reserved) for device in made.devices.values()] == ([0, 1] if beside else [1, 0])
+    late = ask(made, served, slo_ms=18).waiters[-1]
+    promises.arrived(late, ms(12))
+    assert promises.judge(ms(12)) == [late], "who has no promise yet needs it"
+
+
+@pytest.mark.parametrize("headroom", [0, HEADROOM_MOST])
+def test_who_joins_leaves_headroom_too(headroom: int):
+    made = belief("d0", config=ControllerConfig(decide_ns=0))
+    made.keeps_promises, busy, served = True, serve(made, "b"), serve(made, "a")
+    promise(ask(made, busy, slo_ms=90, count=8), place(made, busy, "d0"))
+    batch = promise(ask(made, served, slo_ms=100), place(made, served, "d0", first=4))
+    made.devices["d0"].delays.headroom[8] = headroom  # four times what is planned until then: 43 ms
+    promises = Promises(made)
+    promises._last_ns[1] = ms(10)  # a more urgent request came
+    later = ask(made, served, slo_ms=100).waiters[-1]
+    promises.arrived(later, ms(10))
+
+    promises.judge(ms(10))
+
+    assert (later.place is batch) == (not headroom)
+
+
+def test_who_is_due_too_soon_for_a_batch_keeps_no_other_one_out_of_it():
+    made = belief("d0", config=ControllerConfig(decide_ns=0))
+    made.keeps_promises, busy, served = True, serve(made, "b"), serve(made, "a")
+    promise(ask(made, busy, slo_ms=90, count=8), place(made, busy, "d0"))
+    batch = promise(ask(made, served, slo_ms=100), place(made, served, "d0", first=4))
+    promises = Promises(made)
+    queue = ask(made, served, slo_ms=120)
+    later = queue.waiters[-1]
+    promises.arrived(later, ms(10))
+    sooner = ask(made, served, slo_ms=55).waiters[0]
+    promises.arrived(sooner, ms(10))
+
+    promises.judge(ms(10))
+
+    assert later.place is batch and sooner.promised_ns < 0
 
 
 def test_a_load_is_part_of_the_promise_and_its_weights_are_not_evicted_for_another():
@@ -243,6 +388,30 @@ def test_a_load_is_part_of_the_promise_and_its_weights_are_not_evicted_for_anoth
     assert len(yes) >= 2 and all(made.answers[one].outcome is Outcome.OK for one in yes)
 
 
+def test_who_lost_its_weights_to_a_promise_is_loaded_elsewhere_at_once():
+    made = World(ControllerConfig(max_batch=8))
+    made.serve(*[model(name, mib=4) for name in "abc"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
+    slow = replace(CODE, code_id="slow")
+    made.serve(model("d", "slow", mib=60), code=slow, times=profile("slow", b1_ms=60))
+    for name, pages, held in (("d0", 8, "ab"), ("d1", 64, "d")):
+        made.join(device(name, pages), worker=name)
+        for each in held:
+            made.request(each, slo_ms=5000)
+            made.run(until_ms=200)
+    made.request("a", slo_ms=5000)
+    made.request("d", slo_ms=5000)
+    for _ in range(12):
+        made.request("b", slo_ms=500)
+    made.actions.clear()
+    made.request("c", slo_ms=47, decide_ns=0)  # d1 is free too late for it
+
+    made.run(until_ms=4.1)
+
+    assert [(type(one), one.model, one.device) for one in made.actions] == [
+        (Unload, "b/1", "d0"), (Load, "c/1", "d0"), (Load, "b/1", "d1"),
+    ]  # fmt: skip
+
+
 def test_a_lane_waits_for_promised_weights_rather_than_run_what_would_make_them_late():
     made = World(ControllerConfig(decide_ns=0, max_batch=8))
     made.serve(model("cold"), model("warm"), times=profile(b1_ms=40, step_ms=4, load_ms=40))
@@ -257,6 +426,55 @@ def test_a_lane_waits_for_promised_weights_rather_than_run_what_would_make_them_
 
     assert made.answers[promised].outcome is Outcome.OK
     assert made.answers[late].outcome is Outcome.REJECTED
+
+
+def loading(load_ms: float = 40) -> tuple[World, str, str]:
+    """A promise that needs a LOAD, which takes so long instead of 40 ms, and one that is to run after it."""
+    made = World(ControllerConfig(decide_ns=0, max_batch=8))
+    made.serve(model("cold"), model("warm"), times=profile(b1_ms=40, step_ms=4, load_ms=40))
+    made.join(device("d0", 16))
+    made.request("warm", slo_ms=5000)
+    made.run(until_ms=300)
+    made.durations["c"] = profile(b1_ms=40, step_ms=4, load_ms=load_ms)
+    cold = made.request("cold", slo_ms=100)
+    made.run(until_ms=20)
+    warm = made.request("warm", slo_ms=130)
+    made.run(until_ms=12)
+    assert {waiter.promised_ns > 0 for waiter in made.controller._belief.waiters.values()} == {True}
+    return made, cold, warm
+
+
+def test_a_promise_that_can_wait_runs_after_weights_that_another_one_waits_for():
+    made, cold, warm = loading()
+    made.request("warm", slo_ms=210)
+
+    made.run()
+
+    assert made.answers[cold].outcome is made.answers[warm].outcome is Outcome.OK
+
+
+def test_a_lane_waits_for_promised_weights_as_long_as_these_can_keep_the_promise():
+    made, cold, warm = loading(load_ms=400)
+
+    made.run()
+
+    assert made.answers[cold].cause is Cause.DEVICE_SLOWED
+    assert made.answers[warm].outcome is Outcome.OK
+
+
+def test_a_lane_does_not_wait_for_weights_that_could_not_be_loaded():
+    made, cold, warm = loading()
+    ((_, number, result),) = made._inbox
+    made._inbox = [
+        (made.now_ns + ms(1), number, replace(result, status=Status.NO_ROOM, ended_ns=made.now_ns))
+    ]
+    made.actions.clear()
+
+    made.run(until_ms=2)
+
+    assert [one.model for one in made.actions if isinstance(one, Infer)] == ["warm/1"]
+    made.run()
+    assert made.answers[cold].outcome is Outcome.FAILED and made.answers[warm].outcome is Outcome.OK
 
 
 def test_a_lost_device_breaks_promises_that_no_other_can_keep_and_is_named_as_the_cause():
@@ -532,3 +750,63 @@ def test_batches_are_sent_as_they_are_planned_in_overload():
 
     sizes = [action.batch for action in made.actions if isinstance(action, Infer)]
     assert sizes.count(8) >= 3
+
+
+def test_a_request_that_moves_to_another_version_has_its_verdict_there():
+    made = world("a", "b", decide_ms=None)
+    for _ in range(9):
+        made.request("b", slo_ms=100)
+    moved = made.request("a", slo_ms=300, decide_ns=ms(50))
+    made.run(until_ms=10)
+    made.tell(ModelAdded(model=model("a", mib=5)))
+    waiter = made.controller._belief.waiters[moved]
+
+    made.run(until_ms=40)
+
+    assert waiter.state == WAITING and waiter.place is not None
+    made.run()
+    assert made.answers[moved].promised and made.answers[moved].outcome is Outcome.OK
+
+
+def test_a_promise_is_loaded_where_the_code_is_prepared():
+    made = belief("d0", config=ControllerConfig(decide_ns=0))
+    made.keeps_promises, promises = True, Promises(made)
+    unprepared = DeviceBelief(device("d1"), "w1", made.next_id(), made.config)
+    made.devices = {"d1": unprepared, **made.devices}
+    (waiter,) = ask(made, serve(made, "a")).waiters
+    promises.arrived(waiter, ms(10))
+
+    assert promises.judge(ms(19)) == []
+
+    assert waiter.device is made.devices["d0"]
+    assert [(type(one), one.device) for one in made.effects] == [(Load, "d0")]
+
+
+def rivals_of(made: Belief, promises: Promises, queue: Queue) -> list[int]:
+    """How long each rival of a lone request takes on d0, best first."""
+    found = promises._rivals(made.devices["d0"], queue, 1, ms(10))
+    return [lasts_ns for _, lasts_ns in found]
+
+
+def test_rivals_are_those_who_wait_for_their_verdict_each_model_once():
+    made = belief("d0", config=ControllerConfig(decide_ns=ms(50)))
+    made.keeps_promises, promises = True, Promises(made)
+    queues = [ask(made, serve(made, name), slo_ms=200 + at) for at, name in enumerate("abcd")]
+    for at, queue in enumerate(queues):
+        place(made, queue.model, "d0", first=4 * at)
+    own, promised, sent, twice = queues
+    ask(made, twice.model, slo_ms=204)
+    for queue in (promised, sent, twice, own):
+        for waiter in queue.waiters:
+            promises.arrived(waiter, ms(10))
+    promises.judge(ms(10))
+    assert rivals_of(made, promises, own) == [ms(14), ms(10), ms(10)], "two in 14 ms are best"
+    ((due_ns, _), *_) = promises._rivals(made.devices["d0"], own, 1, ms(10))
+    samples = twice.strategies[0].batches[0].samples
+    assert due_ns == twice.dues[0] - margin_ns(made.devices["d0"], ms(203), samples)
+
+    promise(promised, promised.model.residencies["d0"])
+    assert rivals_of(made, promises, own) == [ms(14), ms(10)]
+    strategy = sent.strategies[0]
+    made.send_infer(strategy, strategy.batches[0], 0, ms(10), ms(10))
+    assert rivals_of(made, promises, own) == [ms(14)]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from msgspec.structs import replace
 
 from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.controller.belief import Belief
+from clockwork_serve.controller.cluster import ServedModel
+from clockwork_serve.controller.policies.default import DefaultScheduler
 from clockwork_serve.messages import Cancel, CodeReady, Infer, Load, Outcome, Profile, Reason, Unload
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve
@@ -416,6 +420,69 @@ def test_idle_memory_takes_no_copy_of_what_can_wait_and_none_where_it_would_evic
         assert loads(made) == []
 
 
+def crowded(*others: str, pages: int = 16) -> tuple[Belief, DefaultScheduler, ServedModel]:
+    """A model whose device is asked for more than a quarter of its time; no lane has room for an INFER."""
+    made = belief("d0", *others, pages=pages)
+    policy, served = DefaultScheduler(made), serve(made, "a")
+    place(made, served, "d0")
+    for one in made.devices.values():
+        policy.device_changed(one)
+        one.exec.send(1, ms(80), ms(10))
+    policy.queued(ask(made, served, count=3))
+    return made, policy, served
+
+
+def copies(made: Belief, policy: DefaultScheduler) -> list[str]:
+    """The devices that are sent a copy now."""
+    made.effects.clear()
+    policy.schedule(ms(10))
+    return [one.device for one in made.effects if isinstance(one, Load)]
+
+
+@pytest.mark.parametrize(("count", "copied"), [(2, True), (3, False)], ids=["20 of 100 ms", "31 of 100 ms"])
+def test_a_copy_goes_where_less_than_a_quarter_of_the_time_is_asked_for(count: int, copied: bool) -> None:
+    made, policy, _ = crowded("d1")
+    other = serve(made, "b")
+    place(made, other, "d1")
+    policy.queued(ask(made, other, count=count))
+    assert copies(made, policy) == (["d1"] if copied else [])
+
+
+@pytest.mark.parametrize(("busy", "copied"), [("d1", True), ("d1 d2", False)])
+def test_half_of_the_load_lanes_stay_idle_for_loads_that_are_needed(busy: str, copied: bool) -> None:
+    made, policy, _ = crowded("d1", "d2", "d3")
+    for name in busy.split():
+        made.devices[name].load.send(2, ms(9), ms(10))
+    assert copies(made, policy) == (["d2"] if copied else [])
+
+
+def test_copies_are_made_again_once_a_device_has_time_for_them() -> None:
+    made, policy, served = crowded("d1")
+    other = serve(made, "b")
+    place(made, other, "d1")
+    queue = ask(made, other, count=3)
+    policy.queued(queue)
+    assert copies(made, policy) == []
+    assert made.dirty_above_ns == ms(100), "which models are asked for is not looked at meanwhile"
+    policy.exec_changed(made.devices["d1"])
+    assert made.dirty_above_ns == ms(100), "it has no more time than before"
+
+    for waiter in list(queue.waiters):
+        made.answer(waiter, Outcome.CANCELLED, Reason.NONE)
+    policy.exec_changed(made.devices["d1"])
+    policy.queued(ask(made, served))
+    assert copies(made, policy) == ["d1"]
+
+
+def test_where_no_device_has_memory_for_copies_no_time_for_them_is_noted() -> None:
+    made, policy, _ = crowded("d1", pages=4)
+    place(made, serve(made, "b"), "d1")
+    for one in made.devices.values():
+        policy.load_changed(one)
+    policy.exec_changed(made.devices["d1"])
+    assert made.dirty_above_ns == ms(100)
+
+
 def test_where_there_is_little_to_do_one_device_does_it() -> None:
     made = world("a")
     made.join(device("d1"), worker="w1")
@@ -434,3 +501,21 @@ def test_where_there_is_little_to_do_one_device_does_it() -> None:
         made.request("a", slo_ms=40)
         made.run(until_ms=5)
     assert {one.device for one in made.actions if isinstance(one, Infer)} == {"d0", "d1"}, "a tight SLO"
+
+
+@pytest.mark.parametrize(("busy", "left"), [(1, True), (3, True), (4, False)])
+def test_an_idle_device_leaves_work_to_any_of_the_first_before_it_that_have_time_for_it(
+    busy: int, left: bool
+) -> None:
+    made = belief(*[f"d{at}" for at in range(busy + 2)])
+    policy, served = DefaultScheduler(made), serve(made, "a")
+    for at, one in enumerate(made.devices.values()):
+        place(made, served, one.name)
+        if at <= busy:
+            one.exec.send(1, ms(300 if at < busy else 20), ms(10))
+    policy.queued(ask(made, served, slo_ms=200))
+    made.effects.clear()
+    policy.schedule(ms(10))
+    assert [one.device for one in made.effects if isinstance(one, Infer)] == (
+        [] if left else [f"d{busy + 1}"]
+    )

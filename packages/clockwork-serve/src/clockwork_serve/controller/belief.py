@@ -138,6 +138,15 @@ def _level(queue: Queue) -> int:
     return queue.level
 
 
+def joining(queue: Queue, places: int, end_ns: int) -> list[Waiter]:
+    """Requests of other classes that would take so many places of a batch of this queue that ends then."""
+    found: list[Waiter] = []
+    for other in sharers(queue):
+        first = bisect_left(other.dues, end_ns)
+        found += other.waiters[first : first + places - len(found)]
+    return found
+
+
 def half_slack_end_ns(waiters: list[Waiter]) -> int:
     """The latest end by which every request still has half of the slack that it was admitted with."""
     least = waiters[0].due_ns + waiters[0].request.deadline_ns
@@ -430,16 +439,15 @@ class Belief(Measured):
         self._enqueue(waiter, queue, model)
         return waiter
 
-    def readmit(self, waiter: Waiter, *, alone: bool, lost: bool) -> None:
-        """Put a request that was in flight back into a queue.
+    def readmit(self, waiter: Waiter, cause: Cause, *, alone: bool) -> None:
+        """Put a request that was in flight back into a queue, for a cause.
 
-        ``alone``: it may not share a batch again. ``lost``: the device or its weights were; else it came to
-        late to run.
+        ``alone``: it may not share a batch again.
         """
         waiter.step(RETURN)
         if waiter.promised_ns >= 0:
             self.displaced.append(waiter)
-            waiter.cause = Cause.DEVICE_LOST if lost else Cause.DEVICE_SLOWED
+            waiter.cause = cause
         waiter.alone = waiter.alone or alone
         model = waiter.queue.model
         waiter.queue = self._queue(model, waiter.request, alone=waiter.alone)
@@ -454,6 +462,7 @@ class Belief(Measured):
         if waiter.place is not None:
             leave([waiter])
             self.displaced.append(waiter)
+            waiter.cause = Cause.MODEL_REMOVED
         self._after_removal(queue, [waiter])
         waiter.queue = queue = self._queue(model, waiter.request, alone=waiter.alone)
         self._enqueue(waiter, queue, model)
@@ -488,32 +497,27 @@ class Belief(Measured):
 
     def break_promise(self, waiter: Waiter, reason: Reason) -> Cause:
         """Why a promise is broken by an answer with this reason; its device keeps more time for the next."""
-        cause = self._cause_of(waiter, reason)
-        if waiter.device is not None:
-            if cause is Cause.DEVICE_SLOWED or cause is Cause.UNEXPLAINED:
-                waiter.device.delays.broke_promise()
-            elif cause is Cause.OUTRANKED:
-                waiter.device.delays.outranked_promise(waiter.queue.level)
+        device = waiter.device
+        assert device is not None, f"{waiter.request.request_id} has no device"
+        cause = self._cause_of(waiter, device, reason)
+        if cause is Cause.DEVICE_SLOWED or cause is Cause.UNEXPLAINED:
+            device.delays.broke_promise()
+        elif cause is Cause.OUTRANKED:
+            device.delays.outranked_promise(waiter.queue.level)
         return cause
 
-    def _cause_of(self, waiter: Waiter, reason: Reason) -> Cause:
+    def _cause_of(self, waiter: Waiter, device: DeviceBelief, reason: Reason) -> Cause:
         if waiter.queue.model.removed:
             return Cause.MODEL_REMOVED
         if reason in _CAUSES:
             return _CAUSES[reason]
-        if waiter.cause is not Cause.NONE:
+        sent = waiter.state == SENT  # to end before its due time, whatever was before
+        if not sent and waiter.cause is not Cause.NONE:
             return waiter.cause
-        if waiter.state == SENT:
-            return Cause.DEVICE_SLOWED  # it was sent to end before its due time
-        device = waiter.device
-        if device is None:
-            return Cause.UNEXPLAINED
-        if not device.up:
-            return Cause.DEVICE_LOST
-        if device.exec.stalled or device.load.stalled:
+        if device.exec.stalled:
             return Cause.DEVICE_STALLED
-        late = device.exec.overdue_ns(self.now_ns) > 0 or device.load.overdue_ns(self.now_ns) > 0
-        return Cause.DEVICE_SLOWED if late or device.slowed_ns >= waiter.promised_ns else Cause.UNEXPLAINED
+        late = sent or device.exec.overdue_ns(self.now_ns) > 0 or device.load.overdue_ns(self.now_ns) > 0
+        return Cause.DEVICE_SLOWED if late or device.slowed_ns > waiter.promised_ns else Cause.UNEXPLAINED
 
     def finish(self, waiter: Waiter, answer: Answer) -> None:
         """End a request with a response made from the result of its INFER."""

@@ -96,13 +96,13 @@ class Waiter(Record):
         self.tensor_refs = 0
         """In-flight actions that have its tensors: on hung workers and, once SPENT, the one it was in."""
         self.promised_ns = -1
-        """When it was promised; -1 if it was not. See ``promises``."""
+        """When it was promised, or got another place after that; -1 if it was not. See ``promises``."""
         self.place: Reservation | None = None
         """While it is promised and waits: its place in a device's plan, unless that was lost."""
         self.device: DeviceBelief | None = None
         """Where it was planned last, or sent, if it is promised."""
         self.cause = Cause.NONE
-        """Why it lost its place, if it did."""
+        """Why it lost its place, until it has another one."""
 
     def step(self, step: int) -> None:
         """Change state by the table ``REQUEST_AFTER``; asserts that the step is legal."""

@@ -419,12 +419,18 @@ ANSWER_NS: Final = 50 * NS_PER_US
 DRIFT_BITS: Final = 20
 DRIFT_LEAST: Final = 1 << DRIFT_BITS - 7
 DRIFT_MOST: Final = 1 << DRIFT_BITS - 1
-"""Bounds of ``Delays.drift``, of which ``2 ** DRIFT_BITS`` is a whole SLO; also of ``headroom``, from 0."""
+"""Bounds of ``Delays.drift``, of which ``2 ** DRIFT_BITS`` is a whole SLO."""
 DRIFT_FIRST: Final = 1 << DRIFT_BITS - 3
 """What it begins with on a device that shares its cores: how long a batch takes there, others decide."""
 DRIFT_UP: Final = 1 << DRIFT_BITS - 7
 DRIFT_DOWN: Final = DRIFT_UP // 2000
 """What a broken promise adds to it, and a kept one takes off: in balance where one of 2,000 is broken."""
+
+HEADROOM_MOST: Final = 4 << DRIFT_BITS
+HEADROOM_UP: Final = 3 << DRIFT_BITS - 7
+HEADROOM_DOWN: Final = HEADROOM_UP // 1500
+"""As for drift, of ``Delays.headroom``: at most four fifths of the lane are left to more urgent classes. With
+smaller steps goodput is higher, and more promises are broken (``benchmarks.promises``)."""
 
 
 class WindowMax(Record):
@@ -482,8 +488,8 @@ class Delays(Record):
         and delays all after it. Learned from promises that were broken for that: a quantile of what would
         have been enough, by stochastic approximation (Robbins and Monro, 1951)."""
         self.headroom: dict[int, int] = {}
-        """By class of priority: which share of an SLO a promise leaves to more urgent ones when it is made.
-        Learned in the same way, from promises that those outranked."""
+        """By class of priority: how much time a promise leaves to more urgent ones when it is made, for that
+        until it is planned to end. Learned in the same way, from promises that those outranked."""
 
     def measured(self, error_ns: int, reach_ns: int, now_ns: int) -> None:
         """Add the delays of a result that arrived ``error_ns`` after its predicted end.
@@ -510,7 +516,7 @@ class Delays(Record):
     def kept_promises(self, count: int, level: int) -> None:
         """So many promises of a class were kept."""
         if level in self.headroom:
-            self.headroom[level] = max(0, self.headroom[level] - count * DRIFT_DOWN)
+            self.headroom[level] = max(0, self.headroom[level] - count * HEADROOM_DOWN)
         drift = self.drift - count * DRIFT_DOWN
         self.drift = drift if drift > DRIFT_LEAST else DRIFT_LEAST
 
@@ -521,11 +527,11 @@ class Delays(Record):
 
     def outranked_promise(self, level: int) -> None:
         """A promise of a class was broken because a more urgent one needed its time."""
-        self.headroom[level] = min(DRIFT_MOST, self.headroom.get(level, 0) + DRIFT_UP)
+        self.headroom[level] = min(HEADROOM_MOST, self.headroom.get(level, 0) + HEADROOM_UP)
 
-    def headroom_ns(self, slo_ns: int, level: int) -> int:
-        """How much earlier than it has to a promise of a class ends when it is made."""
-        return slo_ns * self.headroom.get(level, 0) >> DRIFT_BITS if self.headroom else 0
+    def headroom_ns(self, ahead_ns: int, level: int) -> int:
+        """How much earlier than it has to a promise of a class ends that is planned to end after so long."""
+        return ahead_ns * self.headroom.get(level, 0) >> DRIFT_BITS
 
     def drift_ns(self, slo_ns: int) -> int:
         """How much earlier plans end requests of an SLO."""

@@ -312,6 +312,7 @@ def _in_place_of_one(
     """
     idle = device.idle
     beyond = NO_LIMIT - 1
+    least = NEVER_NS << 2
     aside: list[tuple[int, int, Residency]] = []
     room: ExtentChoice[Residency] | None = None
     while idle and len(aside) < tries:
@@ -327,10 +328,10 @@ def _in_place_of_one(
             beyond = value
             break
         rank = _rank(residency, wanted_ns, band_ns, by_popularity=by_popularity)
-        if rank is not None and (room is None or rank < NEVER_NS):
+        if rank is not None and rank < least:  # of those worth less, the promised go later
             extent = device.pages.instead(residency.extent, count)
             if extent is not None:
-                room = ExtentChoice(extent, [residency])
+                room, least = ExtentChoice(extent, [residency]), rank
                 if rank < NEVER_NS:
                     break  # no request waits for it
         aside.append(heappop(idle))

@@ -23,7 +23,8 @@ and is sent with it.
 
 A more urgent class *outranks* others: reservations that leave no room for it end, and their requests are
 planned elsewhere, or their promises are broken. It evicts weights that are promised to others alone. From
-broken ones a device learns how much of an SLO to leave to more urgent classes (``Delays.headroom``).
+broken ones a device learns how much time to leave to more urgent classes (``Delays.headroom``); it is left
+while there are such.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ from clockwork_serve.controller.plans import (
 )
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import Cause, Infer, Load, Request, Result
-from clockwork_serve.units import NS_PER_US
+from clockwork_serve.units import NS_PER_S, NS_PER_US
 
 AT_ONCE_NS: Final = 9_500 * NS_PER_US
 AT_ONCE: Final = 12
@@ -97,6 +98,9 @@ REFUSED_BITS: Final = 6
 REFUSED_ALL: Final = 1 << 10
 """The share of requests refused is smoothed over ``2 ** REFUSED_BITS`` verdicts; ``REFUSED_ALL`` is all."""
 
+LATELY_NS: Final = 30 * NS_PER_S
+"""Headroom is left to a class of which a request came not longer ago."""
+
 RATE_BITS: Final = 4
 """The mean time between arrivals is smoothed over about ``2 ** RATE_BITS`` of them."""
 
@@ -104,13 +108,15 @@ RATE_BITS: Final = 4
 class Promises(Timer):
     """Gives verdicts when they are due, and says what the policy may run. Itself the timer of verdicts."""
 
-    __slots__ = ("_belief", "_decide_ns", "_new", "_refused", "_undecided", "active")
+    __slots__ = ("_belief", "_decide_ns", "_last_ns", "_new", "_refused", "_undecided", "active")
 
     def __init__(self, belief: Belief) -> None:
         super().__init__(-2)
         self._belief = belief
         self.active = False
         """Whether a request has ever asked for a verdict: until then there is nothing to do."""
+        self._last_ns: dict[int, int] = {}
+        """By class of priority: when a request of it came last."""
         self._decide_ns = belief.config.decide_ns
         self._refused = 0
         """The share of verdicts that were no, of late."""
@@ -126,8 +132,10 @@ class Promises(Timer):
         return (request.decide_ns >= 0 or self._decide_ns >= 0) and self._belief.keeps_promises
 
     def arrived(self, waiter: Waiter, now_ns: int) -> None:
-        """A request that asks for a verdict was admitted to its queue: its verdict is pending."""
-        if not self._belief.keeps_promises:
+        """A request was admitted to its queue: its verdict is pending, if it asks for one."""
+        if self.active:
+            self._last_ns[waiter.queue.level] = now_ns
+        if not self.asked(waiter.request):
             return
         self.active = True
         model = waiter.queue.model
@@ -229,14 +237,10 @@ class Promises(Timer):
         return queue.undecided[: queue.sizes[-1][0]]
 
     def _join_all(self, queue: Queue, now_ns: int) -> None:
-        """Promise undecided requests of a queue that can join its reservations: first due, first promised.
-
-        So a batch never leaves out one that is due between two of its requests.
-        """
+        """Promise undecided requests of a queue that can join its reservations: first due, first promised."""
         if queue.reserved:
             for waiter in self._undecided_of(queue):
-                if not self._join(waiter, now_ns):
-                    return
+                self._join(waiter, now_ns)
 
     def _open_all(self, queue: Queue, now_ns: int) -> None:
         """Open a reservation for the undecided requests of a queue, as far as one batch takes them."""
@@ -259,11 +263,10 @@ class Promises(Timer):
             end_ns = start_ns + lasts_ns
             due_ns = min(waiter.due_ns, one.due_ns) - one.margin_ns
             if waiter.promised_ns < 0:
-                due_ns -= device.delays.headroom_ns(waiter.slo_ns, queue.level)
+                due_ns -= self._headroom_ns(device, queue, end_ns, now_ns)
             if end_ns > due_ns or end_ns - ends_ns[at + 1] > rooms_ns[at + 1]:
                 continue
-            if waiter.promised_ns < 0:
-                waiter.promised_ns = now_ns
+            waiter.promised_ns, waiter.cause = now_ns, Cause.NONE
             waiters = one.waiters.copy()
             insort(waiters, waiter, key=_due)
             hold(one, waiters, lasts_ns)
@@ -295,8 +298,7 @@ class Promises(Timer):
         new = Reservation(queue, best, margin_ns(best.device, waiters[0].slo_ns, samples))
         waiters = waiters[: new.batches[-1].count]
         for waiter in waiters:
-            if waiter.promised_ns < 0:
-                waiter.promised_ns = now_ns
+            waiter.promised_ns, waiter.cause = now_ns, Cause.NONE
         if not lasts_ns:
             ends_ns, _ = plan_of(best.device, now_ns)
             start_ns = free_ns(best, ends_ns[place_of(best.device.reserved, waiters[0].due_ns)])
@@ -367,14 +369,14 @@ class Promises(Timer):
         if device.exec.stalled:
             return NEVER_NS, 0
         limit_ns = due_ns - margin_ns(device, waiters[0].slo_ns, batches[0].samples)
-        if spare_ns != DISPLACED_NS:
-            limit_ns -= device.delays.headroom_ns(waiters[0].slo_ns, queue.level)
         at = place_of(device.reserved, due_ns)
         ends_ns, rooms_ns = plan_of(device, now_ns)
         start_ns = max(ends_ns[at], ready_ns)
         if start_ns > due_ns:
             return NEVER_NS, 0
         lasts_ns = planned_ns(queue.model, batches, len(waiters), start_ns, now_ns)
+        if spare_ns != DISPLACED_NS:
+            limit_ns -= self._headroom_ns(device, queue, start_ns + lasts_ns, now_ns)
         end_ns = start_ns + lasts_ns + max(0, spare_ns)
         if end_ns > limit_ns or end_ns - ends_ns[at] > rooms_ns[at]:
             return NEVER_NS, 0
@@ -386,6 +388,17 @@ class Promises(Timer):
             ):
                 return NEVER_NS, 0
         return end_ns, lasts_ns
+
+    def _headroom_ns(self, device: DeviceBelief, queue: Queue, end_ns: int, now_ns: int) -> int:
+        """How much earlier than it has to a batch of new promises ends that is planned to end then.
+
+        The longer it waits, the more of those come that go before it.
+        """
+        if device.delays.headroom:
+            for level, last_ns in self._last_ns.items():
+                if level < queue.level and now_ns <= last_ns + LATELY_NS:
+                    return device.delays.headroom_ns(end_ns - now_ns, queue.level)
+        return 0
 
     def _rivals(self, device: DeviceBelief, queue: Queue, count: int, lasts_ns: int) -> list[tuple[int, int]]:
         """Batches of undecided requests of other queues that precede one on a device, best first.

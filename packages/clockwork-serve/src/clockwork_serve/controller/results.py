@@ -27,6 +27,12 @@ BELIEF_WRONG = frozenset(
 )
 """The worker's memory differs from belief: drop the weights from belief and plan again, a few times."""
 
+_CAUSES: Final = {
+    Status.TOO_EARLY: Cause.DEVICE_SLOWED, Status.TOO_LATE: Cause.DEVICE_SLOWED,
+    Status.MODEL_RAISED: Cause.MODEL_FAILED,
+}  # fmt: skip
+"""Why a promise lost its INFER, by its result; by others, a device or its weights were lost."""
+
 ATTEMPTS_MAX = 3
 """How often one request is planned again because belief was wrong."""
 
@@ -162,8 +168,8 @@ class ResultHandler(Record):
             if waiter.state == SPENT:
                 self._belief.release(waiter)
             elif self._may_retry(waiter, len(sent.waiters), status):
-                late = status in RETRY_STATUSES
-                self._return(waiter, alone=not late and status not in BELIEF_WRONG, lost=not late)
+                alone = status not in RETRY_STATUSES and status not in BELIEF_WRONG
+                self._return(waiter, _CAUSES.get(status, Cause.DEVICE_LOST), alone=alone)
             else:
                 self._fail(waiter, result, now_ns)
 
@@ -178,8 +184,8 @@ class ResultHandler(Record):
             return waiter.retries <= ATTEMPTS_MAX
         return status in (Status.MODEL_RAISED, Status.INPUT_GONE) and companions > 1
 
-    def _return(self, waiter: Waiter, *, alone: bool, lost: bool) -> None:
-        self._belief.readmit(waiter, alone=alone, lost=lost)
+    def _return(self, waiter: Waiter, cause: Cause, *, alone: bool) -> None:
+        self._belief.readmit(waiter, cause, alone=alone)
         self._scheduler.queued(waiter.queue)
 
     def _fail(self, waiter: Waiter, result: Result, now_ns: int) -> None:
@@ -259,7 +265,7 @@ class ResultHandler(Record):
         elif not model.removed:
             waiter.retries += ran
             if waiter.retries <= self._belief.config.retries:
-                self._return(waiter, alone=ran, lost=True)
+                self._return(waiter, Cause.DEVICE_LOST, alone=ran)
                 return
         self._finish(waiter, Outcome.FAILED, reason, message)
 

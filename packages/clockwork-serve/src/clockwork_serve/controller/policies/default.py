@@ -33,7 +33,7 @@ from heapq import heappop
 from itertools import islice
 from typing import Final
 
-from clockwork_serve.controller.belief import Belief, sharers
+from clockwork_serve.controller.belief import Belief, joining, sharers
 from clockwork_serve.controller.cluster import (
     Agenda,
     DeviceBelief,
@@ -203,8 +203,10 @@ class DefaultScheduler(PaperScheduler):
         super().device_changed(device)
 
     def load_changed(self, device: DeviceBelief) -> None:
-        """As in ``paper``; also notes whether it has memory for copies."""
+        """As in ``paper``; also notes whether it has memory for copies, and ends waiting for weights."""
         self._find_roomy(device)
+        if device.reserved:
+            self._mark_exec_dirty(device.agenda)
         super().load_changed(device)
 
     def exec_changed(self, device: DeviceBelief) -> None:
@@ -322,11 +324,13 @@ class DefaultScheduler(PaperScheduler):
     def _kept(self, choice: Choice, start_ns: int) -> Choice | None:
         """The choice, if as many promises are kept after it; else the first reservation that keeps as many.
 
-        If there is none, that which keeps most. None if all of them are for weights that are still loading:
-        the lane waits for them. A choice that cannot wait for it outranks promises of less urgent classes.
+        None if there is none: the lane waits for weights that are still loading. A choice that cannot wait
+        outranks promises of less urgent classes.
         """
         device, queue = choice.strategy.device, choice.strategy.queue
         waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
+        if len(waiters) < choice.batch.count:  # the plan has time again for those of other classes that join
+            waiters += joining(queue, choice.batch.count - len(waiters), start_ns + choice.lasts_ns)
         if is_next(device, waiters, start_ns, choice.lasts_ns) or fits_in_any_order(
             device, start_ns, choice.lasts_ns, NEVER_NS
         ):
@@ -336,16 +340,29 @@ class DefaultScheduler(PaperScheduler):
         least = missed(device, [], start_ns, margin=False)
         if least and missed(device, waiters, start_ns + choice.lasts_ns, margin=False) <= least:
             return choice
-        best, most = None, NEVER_NS
+        best: Choice | None = None
         for one in device.reserved:
             if one.residency.state == READY:
                 planned = self._planned(one)
-                lost = missed(device, planned.waiters or [], start_ns + planned.lasts_ns, margin=False)
-                if lost < most:
-                    best, most = planned, lost
-                if lost <= least:
+                end_ns = start_ns + planned.lasts_ns
+                if missed(device, planned.waiters or [], end_ns, margin=False) <= least:
+                    best = planned
                     break
-        return choice if self._outranks(choice, best, waiters, start_ns) else best
+        if self._outranks(choice, best, waiters, start_ns):
+            return choice
+        if best is None:
+            self._wait_for_weights(device, start_ns)
+        return best
+
+    def _wait_for_weights(self, device: DeviceBelief, start_ns: int) -> None:
+        """Have a waiting lane topped up once weights are too late for what they are promised to."""
+        timer = device.agenda.exec_timer
+        wake_ns = timer.at_ns
+        for one in device.reserved:
+            latest_ns = one.due_ns - one.batch.samples.estimate_ns
+            if one.residency.state != READY and start_ns <= latest_ns < wake_ns:
+                wake_ns = latest_ns + 1
+        self._timers.set(timer, wake_ns)
 
     def _outranks(self, choice: Choice, first: Choice | None, waiters: list[Waiter], start_ns: int) -> bool:
         """Whether a choice runs though that breaks promises of less urgent classes, which are displaced.
