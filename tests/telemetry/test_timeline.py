@@ -158,7 +158,7 @@ def check_actions(told: Told, trace: Trace) -> None:
             assert (one.begin_ns, one.end_ns) == (result.started_ns, result.ended_ns)
             assert one.args.get("status", "ok") == result.status
             assert one.args.get("message", "") == result.message
-            assert one.args["window.earliest_ms"] * 1e6 == pytest.approx(
+            assert one.args["window_earliest_ms"] * 1e6 == pytest.approx(
                 action.window.earliest_ns - result.started_ns, abs=1
             )
         else:
@@ -170,8 +170,8 @@ def check_actions(told: Told, trace: Trace) -> None:
             guess = predicted[at]
             assert guess.track == ("devices", f"{action.device} {lane}, predicted")
             assert guess.end_ns - guess.begin_ns == action.expected_ns
-            assert (guess.begin_ns - one.begin_ns) / 1e6 == pytest.approx(one.args["predicted.start_ms"])
-            assert (guess.end_ns - one.begin_ns) / 1e6 == pytest.approx(one.args["predicted.end_ms"])
+            assert (guess.begin_ns - one.begin_ns) / 1e6 == pytest.approx(one.args["predicted_start_ms"])
+            assert (guess.end_ns - one.begin_ns) / 1e6 == pytest.approx(one.args["predicted_end_ms"])
 
 
 def check_requests(told: Told, trace: Trace) -> None:
@@ -195,7 +195,7 @@ def check_requests(told: Told, trace: Trace) -> None:
         assert one.args.get("tenant", "") == request.tenant
         assert one.args.get("priority", 0) == request.priority
         if answer is not None and answer.outcome is Outcome.OK:
-            assert (one.args["batch"], one.args["cold"]) == (answer.batch, answer.cold)
+            assert (one.args["batch"], one.args.get("cold", False)) == (answer.batch, answer.cold)
             assert one.args["queue_ms"] == answer.queue_ns / 1e6
         if answer is not None and answer.promised:
             assert one.args["cause"] == answer.cause
@@ -322,9 +322,9 @@ def test_a_small_journal_as_a_whole(tmp_path: Path) -> None:
     assert not trace.counts, "nothing waited when a step was over"
     assert (report.requests, report.refused, report.actions, report.runs) == (3, 2, 3, 1)
     infer = trace.of("action")[1].args
-    assert infer["predicted.start_ms"] == -1
-    assert infer["predicted.end_ms"] == 9
-    assert infer["predicted.lasts_ms"] == 10
+    assert infer["predicted_start_ms"] == -1
+    assert infer["predicted_end_ms"] == 9
+    assert infer["predicted_lasts_ms"] == 10
 
 
 def test_a_part_of_it(tmp_path: Path) -> None:

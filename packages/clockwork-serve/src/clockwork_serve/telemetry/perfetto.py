@@ -87,7 +87,8 @@ class TraceFile:
 
     def __init__(self, out: IO[bytes]) -> None:
         self._out = out
-        self._trace = message_classes()["Trace"]()
+        self._made = message_classes()["Trace"]
+        self._trace = self._made()
         self._packet().sequence_flags = _STATE_CLEARED
         self._iids: dict[tuple[str, str], int] = {}
         self._tracks = 0
@@ -157,7 +158,7 @@ class TraceFile:
     def flush(self) -> None:
         """Write what was collected."""
         self._out.write(self._trace.SerializeToString())
-        self._trace.Clear()
+        self._trace = self._made()  # one that is cleared keeps its memory, and takes more for what comes
 
     def _event(self, what: int, track: int, name: str, kind: str, at_ns: int, args: Args) -> Any:
         name_iid, kind_iid = self._iid("event_names", name), self._iid("event_categories", kind)

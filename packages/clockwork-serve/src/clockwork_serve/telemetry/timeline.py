@@ -245,12 +245,6 @@ class Timeline:
         self._waiting[model] = self._waiting.get(model, 0) + change
         self._moved[model] = None
 
-    def _hold(self, asked: _Asked, sent: _Sent | None) -> None:
-        """A request is in an INFER, or waits again."""
-        if (asked.held is None) != (sent is None):
-            self._wait(asked.request.model, 1 if sent is None else -1)
-        asked.held = sent
-
     def _on_answer(self, answer: Answer) -> None:
         asked = self._asked.get(answer.request_id)
         if asked is None:
@@ -260,8 +254,10 @@ class Timeline:
         if answer.batch:
             args |= {
                 "queue_ms": to_ms(answer.queue_ns), "exec_ms": to_ms(answer.exec_ns),
-                "expected_ms": to_ms(answer.expected_ns), "batch": answer.batch, "cold": answer.cold,
+                "expected_ms": to_ms(answer.expected_ns), "batch": answer.batch,
             }  # fmt: skip
+        if answer.cold:
+            args["cold"] = True
         if answer.promised:
             args |= {"promised": True, "cause": answer.cause}
         if answer.message:
@@ -345,7 +341,9 @@ class Timeline:
         asked = [one for call in calls if (one := self._asked.get(call.request_id)) is not None]
         sent = _Sent(action, now_ns, lane.available_ns(now_ns), asked)
         for one in asked:
-            self._hold(one, sent)
+            if one.held is None:
+                self._wait(one.request.model, -1)
+            one.held = sent
         self._sent[action.action_id] = lane.sent[action.action_id] = sent
         if not isinstance(action, Unload):
             end_ns = sent.start_ns + sent.expected_ns
@@ -392,16 +390,19 @@ class Timeline:
         self._lane(sent.action).measured.slice(title, "action", from_ns, end_ns, args, flows)
 
     def _remove(self, sent: _Sent) -> _Lane:
-        """It is on its lane no more, and what it held waits again, unless that is answered now."""
+        """It is on its lane no more."""
         lane = self._lane(sent.action)
         del self._sent[sent.action.action_id], lane.sent[sent.action.action_id]
         self._release(sent)
         return lane
 
     def _release(self, sent: _Sent) -> None:
+        """What it held waits again, but what is over."""
         for asked in sent.asked:
-            if asked.held is sent and asked.answered_ns == _NEVER_NS:
-                self._hold(asked, None)
+            if asked.held is sent:
+                if asked.answered_ns == _NEVER_NS:
+                    self._wait(asked.request.model, 1)
+                asked.held = None
 
     # Workers, gateways, the server
 
@@ -489,15 +490,15 @@ def _action_args(sent: _Sent, start_ns: int) -> dict[str, Any]:
     action = sent.action
     args: dict[str, Any] = {
         "action": action.action_id, "model": action.model, "sent_ms": to_ms(sent.sent_ns - start_ns),
-        "window.earliest_ms": to_ms(action.window.earliest_ns - start_ns),
+        "window_earliest_ms": to_ms(action.window.earliest_ns - start_ns),
     }  # fmt: skip
     if action.window.latest_ns < _NEVER_NS:
-        args["window.latest_ms"] = to_ms(action.window.latest_ns - start_ns)
+        args["window_latest_ms"] = to_ms(action.window.latest_ns - start_ns)
     if not isinstance(action, Unload):
         args |= {
-            "predicted.start_ms": to_ms(sent.start_ns - start_ns),
-            "predicted.end_ms": to_ms(sent.start_ns + sent.expected_ns - start_ns),
-            "predicted.lasts_ms": to_ms(sent.expected_ns),
+            "predicted_start_ms": to_ms(sent.start_ns - start_ns),
+            "predicted_end_ms": to_ms(sent.start_ns + sent.expected_ns - start_ns),
+            "predicted_lasts_ms": to_ms(sent.expected_ns),
         }  # fmt: skip
     if isinstance(action, Infer):
         rows = sum(call.rows for call in action.calls)
