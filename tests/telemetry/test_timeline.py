@@ -7,20 +7,26 @@ import io
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import (
+    AdmissionReply,
     Answer,
+    DeviceState,
     GatewayLost,
     Infer,
+    Lane,
     Load,
     Outcome,
     Reason,
     Request,
     Result,
+    Running,
     Status,
     Unload,
     WorkerHung,
@@ -29,12 +35,13 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.telemetry import Journal, JournalHead, Step, head_of, read_records
 from clockwork_serve.telemetry.timeline import TimelineReport, draw_timeline
-from clockwork_serve.units import ms
+from clockwork_serve.units import NS_PER_S, ms
 from tests.sim.journals import written
 from tests.telemetry import stories
 from tests.telemetry.traces import Drawn, Trace, read_trace
 
-SEEDS = (3, 6, 14, 17, 33)
+SEEDS = (3, 6, 14, 17, 33, 68, 93)
+STARTED = datetime(2026, 11, 30, 12, 0, 0, tzinfo=UTC)
 REAL = Path(__file__).parents[2] / "benchmarks" / "journals"
 
 
@@ -54,6 +61,8 @@ class Told:
         """Of each action, the run that it was sent in."""
         self.actions: dict[int, Load | Unload | Infer] = {}
         self.results: dict[int, Result] = {}
+        self.heard_ns: dict[int, int] = {}
+        """When the controller got each result; a worker whose clock is ahead says that it started later."""
         self.waiting: list[tuple[int, Counter[str]]] = []
         self.seen: Counter[str] = Counter()
         self._open: dict[str, Request] = {}
@@ -100,7 +109,7 @@ class Told:
                     if isinstance(one, Infer):
                         self._held |= dict.fromkeys([call.request_id for call in one.calls], one.action_id)
                 case Result():
-                    self.results[one.action_id] = one
+                    self.results[one.action_id], self.heard_ns[one.action_id] = one, step.now_ns
                     self._held = {key: at for key, at in self._held.items() if at != one.action_id}
                 case WorkerJoined():
                     self._devices |= {spec.device: one.worker for spec in one.devices}
@@ -215,7 +224,8 @@ def check_flows(told: Told, trace: Trace) -> None:
         steps = trace.flows[one.flows[0]] if one.flows else [one]
         assert [step for step in steps if step.kind == "request"] == [one]
         assert {step.args["action"] for step in steps if step.kind == "action"} == {
-            at for at in ran.get((one.args["request"], run), ()) if told.results[at].started_ns < one.end_ns
+            at for at in ran.get((one.args["request"], run), ())
+            if told.results[at].started_ns < one.end_ns and told.results[at].started_ns <= told.heard_ns[at]
         }  # fmt: skip
         if outcome != "open":
             assert steps[-1].end_ns == one.end_ns
@@ -252,7 +262,7 @@ def test_the_journals_hold_all_that_may_happen(tmp_path: Path) -> None:
     for what in (
         "Load", "Unload", "Infer", "WorkerLost", "WorkerHung", "GatewayLost", "Readiness", "no result",
         "not ok", Outcome.CANCELLED, Outcome.EXPIRED, Reason.WOULD_MISS_DEADLINE, Reason.TENANT_QUOTA,
-        Reason.DRAINING, Reason.LATE, Reason.QUARANTINED,
+        Reason.DRAINING, Reason.LATE, Reason.QUARANTINED, Reason.PROMISE_BROKEN,
     ):  # fmt: skip
         assert seen[what], what
 
@@ -260,10 +270,9 @@ def test_the_journals_hold_all_that_may_happen(tmp_path: Path) -> None:
 # A journal written by hand.
 
 
-def journal(path: Path, *steps: tuple[float, tuple, tuple], started: str = "") -> Path:
-    """A run of steps: when, in ms, what was observed, and what was decided."""
-    head = head_of(ControllerConfig())
-    book = Journal(path, None if started == "none" else head)
+def journal(path: Path, *steps: tuple[float, tuple, tuple], head: bool = True) -> Path:
+    """A run of steps: when, in ms, what was observed, and what was decided; after those that are there."""
+    book = Journal(path, head_of(ControllerConfig(), STARTED) if head else None)
     for at_ms, events, effects in steps:
         book.on_step(ms(at_ms), events, effects)
     book.close()
@@ -327,6 +336,24 @@ def test_a_small_journal_as_a_whole(tmp_path: Path) -> None:
     assert infer["predicted_lasts_ms"] == 10
 
 
+def test_a_prediction_begins_when_what_was_sent_before_has_ended(tmp_path: Path) -> None:
+    """As predicted or, if that had ended, as measured; what runs and is late is taken to end at once."""
+    path = journal(
+        tmp_path / "j",
+        (0, (stories.worker_joined(),), (stories.infer(1), stories.infer(2))),
+        (5, (), (stories.infer(3),)),
+        (7, (result(1, 1, 6),), (stories.infer(4),)),
+        (27, (), (stories.infer(5, expected_ms=1),)),
+        (60, (), (stories.infer(6, expected_ms=1),)),
+    )
+    predicted = {
+        one.args["action"]: (one.begin_ns / ms(1), one.end_ns / ms(1))
+        for one in drawn(path)[1].of("prediction")
+    }
+
+    assert predicted == {1: (0, 10), 2: (10, 20), 3: (20, 30), 4: (26, 36), 5: (47, 48), 6: (81, 82)}
+
+
 def test_a_part_of_it(tmp_path: Path) -> None:
     """What overlaps the part is whole, and nothing else is there; no flow leads out of it."""
     path = journal(tmp_path / "j", *steps())
@@ -369,3 +396,121 @@ def test_the_queue_of_a_part_is_that_of_the_whole(tmp_path: Path) -> None:
     assert drawn(path)[1].counts == {waiting: [(ms(1), 2), (ms(5), 3), (ms(6), 1), (ms(6), 0)]}
     assert drawn(path, since_ns=ms(2))[1].counts == {waiting: [(ms(5), 3), (ms(6), 1), (ms(6), 0)]}
     assert drawn(path, since_ns=ms(2), until_ns=ms(5))[1].counts == {waiting: [(ms(5), 3)]}
+
+
+def test_a_run_after_a_restart_of_the_machine_is_drawn_after_the_one_before(tmp_path: Path) -> None:
+    path = journal(tmp_path / "j", *steps(), (40, (stories.request("d", 40),), ()))
+    journal(path, *[(at_ms + 1, *rest) for at_ms, *rest in steps()])
+    report, trace = drawn(path)
+
+    assert report.runs == 2
+    assert report.requests == 7
+    opened = [one for one in trace.of("request") if one.args["outcome"] == "open"]
+    assert [(one.args["request"], one.args["message"]) for one in opened] == [("d", "its controller died")]
+    first, second = (one for one in trace.of("event") if one.name == "controller started")
+    assert (first.begin_ns, second.begin_ns) == (0, ms(40) + NS_PER_S)
+    again = [one for one in trace.of("request") if one.begin_ns > second.begin_ns]
+    assert [one.name for one in again] == ["ok", "cancelled", "rejected: would_miss_deadline"]
+    assert trace.wall == [{6: 0, 1: int(STARTED.timestamp()) * NS_PER_S}]
+
+
+def test_what_a_new_controller_does_not_hear_of_has_no_result(tmp_path: Path) -> None:
+    """Of two INFERs that the one before sent, one runs when its worker joins again."""
+    before = (0, (stories.worker_joined(), stories.request("a"), stories.request("b")), ())
+    path = journal(tmp_path / "j", before, (1, (), (stories.infer(1, "a"), stories.infer(2, "b"))))
+    running = Running(action_id=2, lane=Lane.EXEC, version=1, left_ns=1)
+    state = DeviceState(device="cpu:0", running=(running,))
+    joined = msgspec.structs.replace(stories.worker_joined(), states=(state,))
+    journal(path, (50, (joined,), ()), (60, (result(2, 10, 55),), ()))
+
+    report, trace = drawn(path)
+
+    assert Counter(names(trace.of("action"))) == Counter(
+        [("net/1 x1: no result", 50, 50), ("net/1 x1", 10, 55)]
+    )
+    assert report.unmatched == 0
+    assert not trace.flows, "its requests were open when the controller died, and no INFER had run"
+
+
+def test_a_journal_that_lost_its_beginning_is_drawn_as_far_as_it_is_there(tmp_path: Path) -> None:
+    path = journal(
+        tmp_path / "j",
+        (10, (stories.request("a", 10), result(1, 2, 9)), (answered("z"), stories.infer(2, "a"))),
+        (30, (result(2, 11, 29),), (answered("a", batch=1),)),
+        head=False,
+    )
+    report, trace = drawn(path)
+
+    assert (report.runs, report.unmatched) == (0, 2)
+    assert names(trace.of("request")) == [("ok", 10, 30)]
+    assert names(trace.of("action")) == [("net/1 x1", 11, 29)]
+
+
+def test_steps_that_were_never_written_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    bodies = [msgspec.msgpack.encode((ms(at_ms), (), (), gone)) for at_ms, gone in ((1, 0), (2, 40), (3, 2))]
+    path.write_bytes(b"".join(len(body).to_bytes(4, "little") + body for body in bodies))
+
+    report, trace = drawn(path)
+
+    assert report.missing_steps == 42
+    assert [(one.name, one.args) for one in trace.of("event")] == [
+        ("steps are missing", {"steps": 40}), ("steps are missing", {"steps": 2}),
+    ]  # fmt: skip
+
+
+def test_what_happens_many_times_at_once_is_drawn_once(tmp_path: Path) -> None:
+    asked = [f"r{at}" for at in range(300)]
+    added = tuple(stories.model_added(f"m{at}") for at in range(1000))
+    path = journal(
+        tmp_path / "j",
+        (0, added, ()),
+        (1, tuple(stories.request(name, 1) for name in asked), ()),
+        (2, (), tuple(answered(name, Outcome.FAILED, reason=Reason.WORKER_LOST) for name in asked)),
+    )
+    report, trace = drawn(path)
+
+    assert report.refused == 300
+    (refusal,) = trace.of("refusal")
+    assert (refusal.track, refusal.args["times"]) == (("refusals", "failed: worker_lost"), 300)
+    assert len(refusal.flows) == len(trace.flows) == 300
+    assert [one.args.get("times") for one in trace.of("event") if one.name == "model added"] == [1000]
+    assert max(one.depth for one in trace.drawn) <= 1
+
+
+def test_a_query_that_is_refused_has_no_request(tmp_path: Path) -> None:
+    reply = AdmissionReply(announced_id="q", gateway="g0", reason=Reason.WOULD_MISS_DEADLINE)
+    admitted = AdmissionReply(announced_id="p", gateway="g0")
+    report, trace = drawn(journal(tmp_path / "j", (0, (), (reply, admitted))))
+
+    assert [(one.track[1], one.args) for one in trace.of("refusal")] == [
+        ("rejected: would_miss_deadline", {"query": "q"})
+    ]
+    assert (report.requests, report.refused) == (0, 0)
+
+
+def test_names_of_clients_and_models_are_data(tmp_path: Path) -> None:
+    hostile = "\x1b]0;\x07<img src=x onerror=alert(1)>\u202e" + "x" * 10_000
+    asked = msgspec.structs.replace(
+        stories.request("a", 0, gateway=hostile, model=hostile), tenant=hostile, signature=hostile
+    )
+    answer = answered("a", Outcome.FAILED, reason=Reason.MODEL_RAISED, message=hostile)
+    _, trace = drawn(journal(tmp_path / "j", (0, (asked,), ()), (1, (), (answer,))))
+
+    (one,) = trace.of("request")
+    for text in (*one.track, *(value for value in one.args.values() if isinstance(value, str))):
+        assert text.isprintable()
+        assert len(text) <= 1000
+    assert one.args["tenant"].startswith("\\x1b]0;\\x07<img")
+
+
+def test_one_that_is_stopped_leaves_a_whole_file(tmp_path: Path) -> None:
+    out, told = io.BytesIO(), []
+    report = draw_timeline(
+        written(tmp_path / "journal", 6, 600), out, tell=lambda *said: told.append(said), stopped=lambda: True
+    )
+
+    trace = read_trace(out.getvalue())
+    assert report.cut
+    assert len(told) == 1
+    assert len(trace.of("request")) == report.requests > told[0][1] > 0

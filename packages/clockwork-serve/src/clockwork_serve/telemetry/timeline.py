@@ -383,7 +383,7 @@ class Timeline:
         self.report.actions += 1
         flows = []
         for asked in sent.asked:
-            # One that was answered before, or by a worker's clock that is ahead, has its end already.
+            # Its flow may have ended before, or may yet end before, if the worker's clock is ahead.
             if asked.flow and start_ns <= self._now_ns and start_ns < asked.answered_ns:
                 asked.ran = True
                 flows.append(asked.flow)
