@@ -207,7 +207,7 @@ def check_requests(told: Told, trace: Trace) -> None:
             assert (one.args["batch"], one.args.get("cold", False)) == (answer.batch, answer.cold)
             assert one.args["queue_ms"] == answer.queue_ns / 1e6
         if answer is not None and answer.promised:
-            assert one.args["cause"] == answer.cause
+            assert one.args.get("cause", "") == answer.cause
 
 
 def check_flows(told: Told, trace: Trace) -> None:
@@ -399,7 +399,8 @@ def test_the_queue_of_a_part_is_that_of_the_whole(tmp_path: Path) -> None:
 
 
 def test_a_run_after_a_restart_of_the_machine_is_drawn_after_the_one_before(tmp_path: Path) -> None:
-    path = journal(tmp_path / "j", *steps(), (40, (stories.request("d", 40),), ()))
+    asked = (40, (stories.worker_joined(), stories.request("d", 40)), (stories.infer(9, "d"),))
+    path = journal(tmp_path / "j", *steps(), asked)
     journal(path, *[(at_ms + 1, *rest) for at_ms, *rest in steps()])
     report, trace = drawn(path)
 
@@ -411,6 +412,9 @@ def test_a_run_after_a_restart_of_the_machine_is_drawn_after_the_one_before(tmp_
     assert (first.begin_ns, second.begin_ns) == (0, ms(40) + NS_PER_S)
     again = [one for one in trace.of("request") if one.begin_ns > second.begin_ns]
     assert [one.name for one in again] == ["ok", "cancelled", "rejected: would_miss_deadline"]
+    assert [one.name for one in trace.of("action") if one.begin_ns == ms(40)] == ["net/1 x1: no result"]
+    assert len([track for track in trace.tracks.values() if track[-1] == "cpu:0 exec"]) == 1
+    assert [one.begin_ns - second.begin_ns for one in trace.of("prediction")][-3:] == [0, ms(10), ms(30)]
     assert trace.wall == [{6: 0, 1: int(STARTED.timestamp()) * NS_PER_S}]
 
 

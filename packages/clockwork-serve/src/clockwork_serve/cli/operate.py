@@ -315,7 +315,8 @@ def timeline(journal: str, out: str | None, since: float, until: float | None, a
         )
     file = Path(f"{journal}.pftrace" if out is None else out)
     files = journal_files(Path(journal))
-    if not file.absolute().parent.is_dir() or (file.exists() and not file.is_file()) or file in files:
+    taken = file.exists() and (not file.is_file() or any(file.samefile(one) for one in files))
+    if taken or not file.absolute().parent.is_dir():
         raise ConfigError(
             f"out: expected a file in a folder that exists, no journal, found {file}; name another"
         )
@@ -335,7 +336,7 @@ def timeline(journal: str, out: str | None, since: float, until: float | None, a
             )  # fmt: skip
         part.replace(file)
     except OSError as error:
-        raise ConfigError(f"out: cannot write {file}: {error.strerror}; name another") from None
+        raise ConfigError(f"cannot read {journal} or write {file}: {error.strerror or error}") from None
     finally:
         part.unlink(missing_ok=True)
     if as_json:
@@ -351,9 +352,9 @@ def _tell(file: Path, report: TimelineReport) -> None:
     say(f"wrote {file}, {size_text(file.stat().st_size)}: {asked}; {counted(report.actions, 'action')}")
     say(f"open it at {_PAGE}")
     if report.torn_bytes:
-        note(f"its last record is cut short by {report.torn_bytes:,} bytes: it was killed")
+        note(f"its last record lacks {report.torn_bytes:,} bytes: who wrote it was killed, or is writing it")
     if report.missing_steps:
-        note(f"{counted(report.missing_steps, 'step')} are missing: the disk was too slow")
+        note(f"never written, for the disk was too slow: {counted(report.missing_steps, 'step')}")
     if report.unmatched:
         note(f"left out: {report.unmatched:,} results and answers to what the journal does not hold")
     if report.cut:

@@ -206,16 +206,17 @@ class SliceRows:
 
     def __init__(self, file: TraceFile, name: str, parent: int, rank: int = 0) -> None:
         self._file, self._name, self._parent, self._rank = file, name, parent, rank
-        self._free: list[tuple[int, int]] = []  # (end of its last slice, track), sorted
+        self._free: list[tuple[int, int]] = []  # (end of its last slice on the file's clock, track), sorted
 
     def place(self, begin_ns: int, end_ns: int) -> int:
         """The track for a slice: of those that are free by then, the one that was used last."""
-        at = bisect_right(self._free, (begin_ns, INT64_MAX)) - 1
+        offset_ns = self._file.offset_ns
+        at = bisect_right(self._free, (begin_ns + offset_ns, INT64_MAX)) - 1
         if at >= 0:
             _, track = self._free.pop(at)
         else:
             track = self._file.track(self._name, self._parent, rank=self._rank)
-        insort(self._free, (end_ns, track))
+        insort(self._free, (end_ns + offset_ns, track))
         return track
 
     def slice(

@@ -170,8 +170,7 @@ class Timeline:
     def close(self) -> None:
         """Draw what is open when the journal ends."""
         self._end_run("")
-        for sent in list(self._sent.values()):
-            self._draw_unmeasured(sent, "no result")
+        self._end_actions()
         self._file.flush()
         if self._began_ns is not None:
             self.report.seconds = (self._now_ns + self._file.offset_ns - self._began_ns) / NS_PER_S
@@ -218,6 +217,7 @@ class Timeline:
                 with suppress(ValueError):
                     file.clock(now_ns, datetime.fromisoformat(head.started))
         elif now_ns < self._now_ns:
+            self._end_actions()
             file.offset_ns += self._now_ns + NS_PER_S - now_ns
         if head is not None:
             self._now_ns = now_ns
@@ -232,6 +232,14 @@ class Timeline:
         for state in (self._ready, *self._workers.values()):
             state.become("", self._now_ns)
         self._end_step()
+
+    def _end_actions(self) -> None:
+        """No result comes any more, and what lanes are free from is of no use to who comes next."""
+        for sent in list(self._sent.values()):
+            self._draw_unmeasured(sent, "no result")
+        for lanes in self._devices.values():
+            for lane in lanes:
+                lane.free_ns = 0
 
     # Requests
 
@@ -259,7 +267,7 @@ class Timeline:
         if answer.cold:
             args["cold"] = True
         if answer.promised:
-            args |= {"promised": True, "cause": answer.cause}
+            args |= {"promised": True, "cause": answer.cause} if answer.cause else {"promised": True}
         if answer.message:
             args["message"] = answer.message
         if answer.retry_after_ns:
@@ -443,7 +451,8 @@ class Timeline:
     def _on_worker_hung(self, effect: WorkerHung) -> None:
         """What a hung worker holds is planned anew."""
         name = "hung" if effect.why else "up"
-        self._worker(effect.worker).become(name, self._now_ns, {"message": effect.why})
+        args = {"message": effect.why} if effect.why else {}
+        self._worker(effect.worker).become(name, self._now_ns, args)
         for sent in self._sent_to(effect.worker) if effect.why else ():
             self._release(sent)
 
@@ -461,8 +470,10 @@ class Timeline:
             self._note(self._events, "code not prepared", args)
 
     def _on_quarantined(self, effect: Quarantined) -> None:
-        name = "quarantine" if effect.why else "quarantine ended"
-        self._note(self._events, name, {"model": effect.model, "message": effect.why})
+        args = {"model": effect.model}
+        if effect.why:
+            args["message"] = effect.why
+        self._note(self._events, "quarantine" if effect.why else "quarantine ended", args)
 
 
 def _title(action: Action) -> str:
