@@ -41,6 +41,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "simulator_seeds": ("--count", "50"),
     "policy_ideas": ("--case", "cold", "--seeds", "1"),
     "promises": ("--short",),
+    "timeline": ("--requests", "50000"),
     "causes": ("--short",),
 }
 """By benchmark, what makes it short; without it, it takes as long as the docs say."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ from clockwork_serve.store.pbtxt import read_pbtxt
 from clockwork_serve.store.repository import model_file
 from clockwork_serve.store.settings import ProblemError, merged, read_toml
 from clockwork_serve.telemetry import read_journal
+from clockwork_serve.telemetry.timeline import draw_timeline
 from clockwork_serve.units import MIB
 from clockwork_serve.workload.scenario import check_kinds, read_scenario
 from clockwork_serve.workload.stream import build
@@ -147,8 +149,10 @@ def _profiles(data: bytes) -> None:
 
 
 def _journal(data: bytes) -> None:
-    for _ in read_journal(_written("journal", data)):
+    path = _written("journal", data)
+    for _ in read_journal(path):
         pass
+    draw_timeline(path, io.BytesIO())
 
 
 def _cache_records(data: bytes) -> None:

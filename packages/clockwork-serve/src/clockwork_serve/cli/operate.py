@@ -1,10 +1,12 @@
-"""For who operates a server: ``clockwork models``, ``key`` and ``config``."""
+"""For who operates a server: ``clockwork models``, ``key``, ``config`` and ``timeline``."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import secrets
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
@@ -18,12 +20,24 @@ from clockwork_serve.cli.options import (
     setting_options,
     settings_from,
 )
-from clockwork_serve.cli.screen import say, show_json, show_table
+from clockwork_serve.cli.screen import (
+    Progress,
+    counted,
+    interruptible,
+    note,
+    say,
+    show_json,
+    show_table,
+    size_text,
+)
 from clockwork_serve.config import SETTINGS, Setting
 from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.units import NS_PER_S
 
 if TYPE_CHECKING:
     import ssl
+
+    from clockwork_serve.telemetry.timeline import TimelineReport
 
 # ------------------------------------------------------------
 # ``clockwork models``: lists, loads and unloads the models of a running server, by its public protocol.
@@ -262,3 +276,86 @@ def _text(entry: Setting, value: Any, source: str | None) -> str:
     if isinstance(written, bool):
         return str(written).lower()
     return "off" if written is None else str(written) or "(none)"
+
+
+# ------------------------------------------------------------
+# ``clockwork timeline``: a journal as a file that Perfetto's page opens.
+
+
+_PAGE = "https://ui.perfetto.dev"
+_INTERRUPTED = 130
+
+
+@click.command(epilog="How to read it: clockwork docs timeline (docs/operate/timeline.md)")
+@click.argument("journal", metavar="JOURNAL")
+@click.option("--out", metavar="FILE", help="Where to write it. [default: JOURNAL.pftrace]")
+@click.option(
+    "--since", type=float, default=0.0, metavar="SECONDS",
+    help="Leave out what ended earlier, from the journal's beginning. [default: 0]",
+)  # fmt: skip
+@click.option(
+    "--until", type=float, metavar="SECONDS",
+    help="Leave out what began later, from the journal's beginning. [default: its end]",
+)  # fmt: skip
+@json_flag
+def timeline(journal: str, out: str | None, since: float, until: float | None, as_json: bool) -> int:  # noqa: FBT001
+    """Draw JOURNAL, the --journal of a server or a simulation, as a timeline.
+
+    It shows what each device executed and what was predicted, every request until its answer or refusal, and
+    the queue of each model. Perfetto's page opens it: https://ui.perfetto.dev, which reads it in the browser
+    and sends it nowhere. Ctrl-C ends it early, with a file of what was reached.
+    """
+    from clockwork_serve.telemetry.journal import journal_files
+    from clockwork_serve.telemetry.timeline import draw_timeline
+
+    if not (0 <= since < math.inf and (until is None or since < until < math.inf)):
+        raise ConfigError(
+            f"since, until: expected seconds from 0 on, the second more than the first, found {since:g} and "
+            f"{'none' if until is None else f'{until:g}'}; correct them"
+        )
+    file = Path(f"{journal}.pftrace" if out is None else out)
+    files = journal_files(Path(journal))
+    taken = file.exists() and (not file.is_file() or any(file.samefile(one) for one in files))
+    if taken or not file.absolute().parent.is_dir():
+        raise ConfigError(
+            f"out: expected a file in a folder that exists, no journal, found {file}; name another"
+        )
+    total = 1 + (sum(each.stat().st_size for each in files) >> 20)
+    part = file.with_name(f"{file.name}.part")
+    try:
+        with (
+            open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as written,
+            Progress("drawing", quiet=as_json) as progress, interruptible() as stopped,
+        ):  # fmt: skip
+            report = draw_timeline(
+                Path(journal), written, since_ns=round(since * NS_PER_S),
+                until_ns=None if until is None else round(until * NS_PER_S), stopped=stopped,
+                tell=lambda done, requests: progress.step(
+                    done >> 20, total, f"MiB, {counted(requests, 'request')}"
+                ),
+            )  # fmt: skip
+        part.replace(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read {journal} or write {file}: {error.strerror or error}") from None
+    finally:
+        part.unlink(missing_ok=True)
+    if as_json:
+        show_json({"file": str(file), "bytes": file.stat().st_size, **msgspec.to_builtins(report)})
+    else:
+        _tell(file, report)
+    return _INTERRUPTED if report.cut else 0
+
+
+def _tell(file: Path, report: TimelineReport) -> None:
+    """What was written, where to open it, and what is missing."""
+    asked = f"{counted(report.requests, 'request')}, {report.refused:,} of them refused or failed"
+    say(f"wrote {file}, {size_text(file.stat().st_size)}: {asked}; {counted(report.actions, 'action')}")
+    say(f"open it at {_PAGE}")
+    if report.torn_bytes:
+        note(f"its last record lacks {report.torn_bytes:,} bytes: who wrote it was killed, or is writing it")
+    if report.missing_steps:
+        note(f"never written, for the disk was too slow: {counted(report.missing_steps, 'step')}")
+    if report.unmatched:
+        note(f"left out: {report.unmatched:,} results and answers to what the journal does not hold")
+    if report.cut:
+        note(f"CUT: it holds what the first {report.seconds:,.1f} s of the journal tell")
