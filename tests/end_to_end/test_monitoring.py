@@ -224,7 +224,9 @@ def prometheus(folder: Path, serving: Serving) -> Iterator[Prometheus]:
     try:
         listens = r'msg="Listening on".* address=(\S+)'
         found = until("it listens", lambda: re.search(listens, log.read_text()), LASTS_S, every_s=0.1)
-        yield Prometheus(f"http://{found[1]}")
+        url = f"http://{found[1]}"
+        until("it is ready", lambda: call(url, "/-/ready").status == 200, LASTS_S, every_s=0.1)
+        yield Prometheus(url)
     finally:
         process.terminate()
         process.wait(LASTS_S)
