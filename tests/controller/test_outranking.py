@@ -15,7 +15,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
-from tests.controller.test_promises import broken, full_plan, world
+from tests.controller.promised import broken, full_plan, world
 
 
 @pytest.mark.parametrize("urgent", [False, True])
