@@ -33,9 +33,9 @@ from clockwork_serve.workload.tables import ClusterTable
 from clockwork_serve.workload.zoo import Zoo
 from harness.report import Outcome, finish, parser
 
-RATE_RPS = 7000.0
+RATE_RPS = 14_000.0
 DEVICES = 12
-CPU_US = 150.0
+CPU_US = 100.0
 BYTES = 500.0
 GROWTH_MIB = 16.0
 

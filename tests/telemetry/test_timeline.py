@@ -367,20 +367,19 @@ def test_a_part_of_it(tmp_path: Path) -> None:
     assert report.unmatched == 0
 
 
-@pytest.mark.parametrize("part", [(0, 400), (350, 700), (900, 5000)])
-def test_parts_of_journals_with_faults(part: tuple[int, int], tmp_path: Path) -> None:
-    path = written(tmp_path / "journal", 6, 300)
+@pytest.mark.parametrize(("seed", "part"), [(33, (0, 100)), (33, (200, 600)), (6, (500, 5000))])
+def test_parts_of_journals_with_faults(seed: int, part: tuple[int, int], tmp_path: Path) -> None:
+    path = written(tmp_path / "journal", seed, 300)
     whole = drawn(path)[1]
-    first_ns, (since_ns, until_ns) = 0, (ms(part[0]), ms(part[1]))
+    since_ns, until_ns = ms(part[0]), ms(part[1])
     _, trace = drawn(path, since_ns=since_ns, until_ns=until_ns)
 
+    ends = [ns for ns in (since_ns, until_ns) if 0 < ns < ms(900)]
+    assert all(any(one.begin_ns < ns < one.end_ns for one in whole.of("request")) for ns in ends)
     for kind in ("request", "action", "prediction"):
-        inside = [
-            one for one in whole.of(kind)
-            if one.end_ns >= first_ns + since_ns and one.begin_ns <= first_ns + until_ns
-        ]  # fmt: skip
+        inside = [one for one in whole.of(kind) if one.end_ns >= since_ns and one.begin_ns <= until_ns]
         assert Counter(names(trace.of(kind))) == Counter(names(inside))
-    assert all(len(flow) > 1 for flow in trace.flows.values())
+    assert trace.flows.keys() == {flow for one in trace.of("request") for flow in one.flows}
 
 
 def test_the_queue_of_a_part_is_that_of_the_whole(tmp_path: Path) -> None:
@@ -390,12 +389,22 @@ def test_the_queue_of_a_part_is_that_of_the_whole(tmp_path: Path) -> None:
         (1, (stories.request("a", 1), stories.request("b", 1)), ()),
         (5, (stories.request("c", 5),), ()),
         (6, (), (stories.infer(1, "a", "b"),)),
+        (8, (stories.request("d", 8, model="other/1"),), ()),
+        (9, (stories.request("e", 9),), ()),
     )
 
-    waiting = ("requests", "net/1", "waiting")
-    assert drawn(path)[1].counts == {waiting: [(ms(1), 2), (ms(5), 3), (ms(6), 1), (ms(6), 0)]}
-    assert drawn(path, since_ns=ms(2))[1].counts == {waiting: [(ms(5), 3), (ms(6), 1), (ms(6), 0)]}
+    waiting, other = (("requests", name, "waiting") for name in ("net/1", "other/1"))
+    after = [(ms(5), 3), (ms(6), 1), (ms(9), 2)]
+    assert drawn(path)[1].counts == {
+        waiting: [(ms(1), 2), *after, (ms(9), 0)],
+        other: [(ms(8), 1), (ms(9), 0)],
+    }
+    assert drawn(path, since_ns=ms(2))[1].counts[waiting] == [*after, (ms(9), 0)]
     assert drawn(path, since_ns=ms(2), until_ns=ms(5))[1].counts == {waiting: [(ms(5), 3)]}
+    assert drawn(path, since_ns=ms(7), until_ns=ms(8))[1].counts == {
+        waiting: [(ms(8), 1)],
+        other: [(ms(8), 1)],
+    }
 
 
 def test_a_run_after_a_restart_of_the_machine_is_drawn_after_the_one_before(tmp_path: Path) -> None:
@@ -415,6 +424,10 @@ def test_a_run_after_a_restart_of_the_machine_is_drawn_after_the_one_before(tmp_
     assert [one.name for one in trace.of("action") if one.begin_ns == ms(40)] == ["net/1 x1: no result"]
     assert len([track for track in trace.tracks.values() if track[-1] == "cpu:0 exec"]) == 1
     assert [one.begin_ns - second.begin_ns for one in trace.of("prediction")][-3:] == [0, ms(10), ms(30)]
+    assert {one.depth for kind in ("request", "action", "prediction") for one in trace.of(kind)} == {0}
+    _, part = drawn(path, since_ns=second.begin_ns, until_ns=second.begin_ns + ms(12))
+    assert names(part.of("request")) == names(again)
+    assert names(part.of("action")) == names(trace.of("action"))[4:6]
     assert trace.wall == [{6: 0, 1: int(STARTED.timestamp()) * NS_PER_S}]
 
 

@@ -1,9 +1,9 @@
 """A file in Perfetto's trace format: slices, instants and counters on tracks, flows from one to another.
 
-The format is protobuf, which gRPC needs anyway. Chrome's JSON, by msgspec alone, took 702 instead of 196
-bytes a request, for 4 instead of 10 us of CPU, and knows neither ns nor tracks inside tracks. Only the
-messages and fields that are used are described here, by the format's names and numbers
-(``protos/perfetto/trace`` in Perfetto's sources).
+The format is protobuf, which gRPC needs anyway. Chrome's JSON, by msgspec alone, took 716 instead of 198
+bytes a request, for 3.6 instead of 7.7 us of CPU (a million made-up requests of two slices, two flows and a
+counter), and knows neither ns nor tracks inside tracks. Only the messages and fields that are used are
+described here, by the format's names and numbers (``protos/perfetto/trace`` in Perfetto's sources).
 """
 
 from __future__ import annotations
