@@ -40,8 +40,8 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
     # Settling: what follows from results and losses.
     (f"{C}/results", "            self._lost.clear()", "            pass",
      "losses are settled again at the next instant"),
-    (f"{C}/results", "                self._return(waiter, alone=ran, lost=True)\n                return",
-     "                self._return(waiter, alone=False, lost=True)\n                return",
+    (f"{C}/results", "                self._return(waiter, Cause.DEVICE_LOST, alone=ran)\n                return",
+     "                self._return(waiter, Cause.DEVICE_LOST, alone=False)\n                return",
      "a request that ran on a dying worker may take companions down"),
     (f"{C}/results", "            waiter.retries += ran", "            waiter.retries += 0",
      "a request costs any number of workers"),
