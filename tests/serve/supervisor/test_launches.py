@@ -11,11 +11,13 @@ import msgspec
 import pytest
 
 from clockwork_serve.config import Settings
+from clockwork_serve.config.table import read_devices
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.remote.config import BridgeConfig
+from clockwork_serve.serve.supervisor.children import worker_launches
 from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.serve.supervisor.processes import launches, pinned_cores, workers_of
 from clockwork_serve.serve.worker.host import WorkerConfig
@@ -116,6 +118,13 @@ def test_workers_are_pinned_to_cores_of_their_own_and_all_else_to_the_others(
     made = launches(config(devices=DEVICES, pin=True, **MACHINES), Path("/run"), {"http_port": 1})
     assert [one.cpus for one in made if one.name.startswith("worker")] == workers
     assert {one.cpus for one in made if not one.name.startswith("worker")} == {rest}
+
+
+def test_workers_of_another_machine_are_pinned_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
+    settings = Settings(device=read_devices("cpu:0,cpu:1"), pin=True, machine_name="m")
+    made = worker_launches(settings, Path("/run"))
+    assert [(one.name, one.cpus) for one in made] == [("worker-m.cpu:0", (2,)), ("worker-m.cpu:1", (1,))]
 
 
 def test_too_few_cores_to_pin_workers_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

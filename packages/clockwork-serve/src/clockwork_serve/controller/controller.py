@@ -257,6 +257,7 @@ class Controller(Record):
             if account is not None:
                 self._tenants.admit(request, account, model, belief.cost_ns(model, request.rows))
         waiter = belief.admit(request, model)
+        # Most servers promise nothing, and a call for each request costs.
         if self._promises.active or request.decide_ns >= 0 or self.config.decide_ns >= 0:
             self._promises.arrived(waiter, now_ns)
         self._scheduler.queued(waiter.queue)
