@@ -589,7 +589,7 @@ class Belief(Measured):
         model.waiting -= len(waiters)
         for waiter in waiters:
             model.demand_ns -= waiter.demand_ns
-        if waiters and not queue.waiters:
+        if not queue.waiters:
             self._emptied(queue, model)
         if model.sole is not None:
             model.sole.assign(model.demand_ns)
