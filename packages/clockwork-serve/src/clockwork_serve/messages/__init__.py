@@ -28,6 +28,7 @@ from clockwork_serve.messages.links import (
     CodeReady,
     CodeRemade,
     CodeRemoved,
+    CreditBlocked,
     DamageCounted,
     DeviceNumbers,
     DeviceState,
@@ -122,14 +123,15 @@ Frame = (
     | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused | Piece
     | Fetch | Part
     | FarGateway | RequestPiece | Undelivered | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
-    | Delivered | Preparing | ModelsAskedFor | SoonestEnds
+    | Delivered | Preparing | ModelsAskedFor | SoonestEnds | CreditBlocked
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
 __all__ = [
     "DATATYPES", "LEAST_PRIORITY", "USUAL_PRIORITY", "Action", "AdmissionQuery", "AdmissionReply", "Answer",
     "ArtefactDamaged", "Ask", "Beat", "Call", "Cancel", "Cause", "Code", "CodeAdded", "CodeFile", "CodeReady",
-    "CodeRemade", "CodeRemoved", "ControllerEffect", "ControllerEvent", "DamageCounted", "Delivered",
+    "CodeRemade", "CodeRemoved", "ControllerEffect", "ControllerEvent", "CreditBlocked", "DamageCounted",
+    "Delivered",
     "DeviceNumbers", "DeviceSpec", "DeviceState", "Drain", "Extent", "FarGateway", "Fetch", "Frame",
     "GatewayLost", "Hello", "Infer", "Lane", "Load", "MachineHello", "MeasuredDurations", "Model",
     "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part", "Piece",

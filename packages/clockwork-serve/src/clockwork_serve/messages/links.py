@@ -309,6 +309,13 @@ class RequestCredit(Struct, frozen=True, kw_only=True, tag="intake"):
     held: int = 4096
 
 
+class CreditBlocked(Struct, frozen=True, kw_only=True, tag="credit_blocked"):
+    """Flow control from a gateway to the controller: requests wait because their credit is used up.
+
+    Sent at most once after each :class:`RequestCredit`.
+    """
+
+
 class SoonestEnd(Struct, frozen=True, array_like=True):
     """When one more request for a model, in a queue of the controller, would end at the soonest.
 
