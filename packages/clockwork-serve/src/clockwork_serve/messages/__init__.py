@@ -3,6 +3,9 @@
 ``records`` describe codes, weights, models and devices; ``actions`` are what the controller sends to workers;
 ``requests`` are clients' requests and responses; ``links`` holds all other messages, on one machine and
 between machines.
+
+Messages and what they carry for each request are encoded as arrays: a field is found by its place. So fields
+are only appended, each with a default, and none is removed or moved (``tests/messages/test_wire.py``).
 """
 
 from __future__ import annotations
