@@ -309,7 +309,7 @@ class RequestCredit(Struct, frozen=True, kw_only=True, array_like=True, tag="int
     held: int = 4096
 
 
-class CreditBlocked(Struct, frozen=True, kw_only=True, tag="credit_blocked"):
+class CreditBlocked(Struct, frozen=True, kw_only=True, array_like=True, tag="credit_blocked"):
     """Flow control from a gateway to the controller: requests wait because their credit is used up.
 
     Sent at most once after each :class:`RequestCredit`.
