@@ -12,6 +12,7 @@ import pytest
 
 from clockwork_serve.controller import POLICIES, Controller, state
 from clockwork_serve.controller.cluster import Queue
+from clockwork_serve.controller.estimates import Samples
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import (
     ControllerEffect,
@@ -179,6 +180,13 @@ def with_kinds(saved: bytes, kinds: list[list[object]], version: int = state.FOR
 
 def test_what_a_controller_saved_is_restored(saved: bytes):
     assert Controller.restore(with_kinds(saved, kinds_of(saved))).save() == saved
+
+
+def test_a_copy_of_samples_knows_how_seldom_they_are_exceeded():
+    samples = Samples(1_000_000, size=10, quantile=0.99)
+    for at in range(3000):
+        samples.learn(1_400_000 if at % 50 == 49 else 1_000_000 + at % 7 * 1000, at)
+    assert samples.copy().quantile_ns(0.999) == samples.quantile_ns(0.999) > 1_390_000
 
 
 def test_another_format_is_refused(saved: bytes):
