@@ -132,14 +132,14 @@ class _Player:
 
     def take(self, number: int, record: JournalHead | Step | Torn) -> None:
         """Replay the next record, which is the ``number``-th."""
-        if isinstance(record, JournalHead):
+        if isinstance(record, JournalHead) and not record.continues:
             self._controller = Controller(record.controller_config())
             self.replayed.runs.append(Run(head=record, other_build=record.other_build(), first_record=number))
         elif not self.replayed.runs:
             raise ConfigError(_NO_HEAD)
         elif isinstance(record, Torn):
             self.replayed.runs[-1].torn_bytes = record.missing_bytes
-        elif self._controller is not None:
+        elif self._controller is not None and isinstance(record, Step):
             self._step(number, record)
 
     def _step(self, number: int, step: Step) -> None:
