@@ -13,8 +13,8 @@ import pytest
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.telemetry import (
-    Follower,
     Journal,
+    JournalFollower,
     JournalHead,
     Step,
     Torn,
@@ -26,7 +26,7 @@ from clockwork_serve.telemetry.journal import HEADER, journal_files
 from tests.telemetry import stories
 
 HEAD = head_of(ControllerConfig())
-Follow = Callable[..., Follower]
+Follow = Callable[..., JournalFollower]
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def follow() -> Iterator[Follow]:
     """Makes followers, and closes them."""
     with ExitStack() as stack:
 
-        def make(path: Path, first: int | None = None) -> Follower:
-            follower = Follower(path, first)
+        def make(path: Path, first: int | None = None) -> JournalFollower:
+            follower = JournalFollower(path, first)
             stack.callback(follower.close)
             return follower
 

@@ -10,7 +10,7 @@ from clockwork_serve.telemetry.counters import (
     encode,
     outcome_key,
 )
-from clockwork_serve.telemetry.following import Follower, numbered, read_journal, read_records
+from clockwork_serve.telemetry.following import JournalFollower, numbered, read_journal, read_records
 from clockwork_serve.telemetry.journal import Journal, JournalHead, Step, Torn, head_of
 from clockwork_serve.telemetry.metrics import CONTENT_TYPE, render
 from clockwork_serve.telemetry.recorder import Recorder
@@ -18,10 +18,10 @@ from clockwork_serve.telemetry.recorder import Recorder
 __all__ = [
     "CONTENT_TYPE",
     "Counters",
-    "Follower",
     "GatewayCounters",
     "Histogram",
     "Journal",
+    "JournalFollower",
     "JournalHead",
     "Recorder",
     "Step",

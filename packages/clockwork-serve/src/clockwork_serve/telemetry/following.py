@@ -116,7 +116,7 @@ class JournalFile:
         self._file.close()
 
 
-class Follower:
+class JournalFollower:
     """Reads a journal from record ``first`` on (None: the oldest that is there), and what is added to it.
 
     ``lost`` counts the records that were deleted unread, ``count`` the chunks that were read. ``torn`` is
@@ -248,7 +248,7 @@ def read_records(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
     The journal may grow meanwhile; steps that were deleted unread are said by the next one to be dropped.
     The head of a file in the midst of a run is only given where all before it is gone.
     """
-    follower = Follower(path)
+    follower = JournalFollower(path)
     try:
         for _, record in numbered(follower):
             yield follower.done_bytes, record
@@ -258,7 +258,7 @@ def read_records(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
         follower.close()
 
 
-def numbered(follower: Follower) -> Iterator[tuple[int, JournalHead | Step]]:
+def numbered(follower: JournalFollower) -> Iterator[tuple[int, JournalHead | Step]]:
     """What there is to read by now, as :func:`read_records` gives it, each record with its number."""
     lost, first = follower.lost, follower.first or 0
     for chunk in follower.chunks():
