@@ -198,8 +198,8 @@ def _mutate_journal(data: bytes, dice: mutators.Random) -> bytes:
             records = _RECORDS(zstandard.decompress(data[HEADER.size :]), dice)
         except zstandard.ZstdError:
             return mutators.raw(data, dice)
-        packed, (magic, *_, now_ns, first) = zstandard.compress(records), HEADER.unpack_from(data)
-        return HEADER.pack(magic, len(packed), len(records), 1, now_ns, first) + packed
+        packed, (magic, one, *_, now_ns, first) = zstandard.compress(records), HEADER.unpack_from(data)
+        return HEADER.pack(magic, one, len(packed), len(records), 1, now_ns, first) + packed
     return mutators.raw(data, dice)
 
 

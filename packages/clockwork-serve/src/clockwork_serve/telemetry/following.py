@@ -39,7 +39,6 @@ class Chunk(Struct, frozen=True):
     header: Header
     packed: bytes
     name: Path
-    file_first: int
     end: int
 
     def records(self) -> Iterator[tuple[int, JournalHead | Step]]:
@@ -94,15 +93,19 @@ class JournalFile:
         """The header there, None if it is not, or not whole. Raises :class:`ConfigError`."""
         return Header.read(os.pread(self._file.fileno(), HEADER.size, at), self.name)
 
-    def chunk(self, at: int, file_first: int) -> Chunk | None:
-        """The chunk there, None if it is not, or not whole. Raises :class:`ConfigError`."""
+    def chunk(self, at: int, from_record: int = 0) -> Chunk | None:
+        """The chunk there, None if it is not, or not whole; without its frame if its records are earlier.
+
+        Raises :class:`ConfigError`.
+        """
         header = self.header(at)
-        if header is None or at + HEADER.size + header.packed_bytes > self.size:
+        if header is None:
             return None
-        packed = os.pread(self._file.fileno(), header.packed_bytes, at + HEADER.size)
-        if len(packed) < header.packed_bytes:
-            return None
-        return Chunk(header, packed, self.name, file_first, at + HEADER.size + len(packed))
+        end, packed = at + HEADER.size + header.packed_bytes, b""
+        if header.first + header.count > from_record:
+            packed = os.pread(self._file.fileno(), header.packed_bytes, at + HEADER.size)
+            return Chunk(header, packed, self.name, end) if len(packed) == header.packed_bytes else None
+        return Chunk(header, packed, self.name, end) if end <= self.size else None
 
     def missing_bytes(self, at: int) -> int:
         """How many bytes the chunk lacks that begins there; 0 if none begins."""
@@ -149,10 +152,10 @@ class JournalFollower:
         while self._file is not None or self._open_next():
             assert self._file is not None
             ended = self._renamed()  # before reading: what it has then is all that it will have
-            chunk = self._file.chunk(self._at, self._file_first)
+            chunk = self._file.chunk(self._at, self._next or 0)
             if chunk is not None:
                 self._at = chunk.end
-                self.done_bytes += HEADER.size + len(chunk.packed)
+                self.done_bytes += HEADER.size + chunk.header.packed_bytes
                 after = chunk.header.first + chunk.header.count
                 if self._next is None or after > self._next:
                     self._next = after
@@ -274,3 +277,12 @@ def numbered(follower: JournalFollower) -> Iterator[tuple[int, JournalHead | Ste
                 gone = 0
             else:
                 yield number, record
+
+
+def first_header(path: Path) -> Header | None:
+    """The header of a journal's oldest chunk; None if it has none yet. Raises :class:`ConfigError`."""
+    follower = JournalFollower(path)
+    try:
+        return next((chunk.header for chunk in follower.chunks()), None)
+    finally:
+        follower.close()

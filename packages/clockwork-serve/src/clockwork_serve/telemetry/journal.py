@@ -19,6 +19,7 @@ import queue
 import struct
 import sys
 import threading
+import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -136,7 +137,7 @@ FILES: Final = 8
 """Into so many files a journal is divided: the oldest part of it is forgotten, an eighth at once."""
 
 MAGIC: Final = b"CWJ\x02"
-HEADER: Final = struct.Struct("<4sIIIqQ")
+HEADER: Final = struct.Struct("<4sIIIIqQ")
 LENGTH: Final = struct.Struct("<I")
 _LEVEL: Final = 1
 _log = logging.getLogger(__name__)
@@ -164,10 +165,12 @@ class Torn(Struct, frozen=True):
 class Header(Struct, frozen=True):
     """What stands before a chunk's frame.
 
-    Its bytes are as many ``packed`` and as many as records. It holds ``count`` records from number ``first``
-    on; none if it is the head with which a file continues a run. ``now_ns`` is its first step's.
+    ``journal`` tells the journal from others that had its name: a checksum of how it began. The chunk's bytes
+    are as many ``packed`` and as many as records. It holds ``count`` records from number ``first`` on; none
+    if it is the head with which a file continues a run. ``now_ns`` is its first step's.
     """
 
+    journal: int
     packed_bytes: int
     raw_bytes: int
     count: int
@@ -192,7 +195,9 @@ class Header(Struct, frozen=True):
 
     def pack(self) -> bytes:
         """Its bytes."""
-        return HEADER.pack(MAGIC, self.packed_bytes, self.raw_bytes, self.count, self.now_ns, self.first)
+        return HEADER.pack(
+            MAGIC, self.journal, self.packed_bytes, self.raw_bytes, self.count, self.now_ns, self.first
+        )
 
 
 def _no_chunk(data: bytes, name: Path) -> str:
@@ -243,7 +248,7 @@ class Journal:
         self._lock = threading.Lock()
         self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         try:
-            self._next = _mend(path)  # the number of the next record to be written
+            self._next, self._journal = _mend(path)  # the number of the next record, and which journal it is
             for existing in journal_files(path):
                 make_private("journal", existing)
             self._file: IO[bytes] = _opened(path, "ab")
@@ -342,7 +347,9 @@ class Journal:
 
     def _chunk(self, raw: bytes | bytearray, count: int, now_ns: int) -> bytes:
         packed = self._compress(raw)
-        return Header(len(packed), len(raw), count, now_ns, self._next).pack() + packed
+        if not self._next:
+            self._journal = zlib.crc32(raw)
+        return Header(self._journal, len(packed), len(raw), count, now_ns, self._next).pack() + packed
 
     def _write_all(self, chunk: bytes) -> None:
         view = memoryview(chunk)
@@ -374,24 +381,24 @@ def journal_files(path: Path) -> list[Path]:
     return found
 
 
-def _mend(path: Path) -> int:
+def _mend(path: Path) -> tuple[int, int]:
     """Truncate the incomplete last chunk of a killed process, so that appended ones can be read.
 
-    Returns the number of the record that is next.
+    Returns the number of the record that is next, and which journal it is.
     """
     if not path.is_file():
-        return 0
-    whole, size, following = 0, path.stat().st_size, 0
+        return 0, 0
+    whole, size, following, journal = 0, path.stat().st_size, 0, 0
     with path.open("rb") as file:
         while (header := Header.read(file.read(HEADER.size), path)) is not None:
             after = whole + HEADER.size + header.packed_bytes
             if after > size:
                 break
-            whole, following = after, header.first + header.count
+            whole, following, journal = after, header.first + header.count, header.journal
             file.seek(whole)
     if whole < size:
         os.truncate(path, whole)
-    return following
+    return following, journal
 
 
 def _older(path: Path, age: int) -> Path:
