@@ -10,15 +10,8 @@ from clockwork_serve.telemetry.counters import (
     encode,
     outcome_key,
 )
-from clockwork_serve.telemetry.journal import (
-    Journal,
-    JournalHead,
-    Step,
-    Torn,
-    head_of,
-    read_journal,
-    read_records,
-)
+from clockwork_serve.telemetry.following import JournalFollower, numbered, read_journal, read_records
+from clockwork_serve.telemetry.journal import Journal, JournalHead, Step, Torn, head_of
 from clockwork_serve.telemetry.metrics import CONTENT_TYPE, render
 from clockwork_serve.telemetry.recorder import Recorder
 
@@ -28,6 +21,7 @@ __all__ = [
     "GatewayCounters",
     "Histogram",
     "Journal",
+    "JournalFollower",
     "JournalHead",
     "Recorder",
     "Step",
@@ -35,6 +29,7 @@ __all__ = [
     "decode",
     "encode",
     "head_of",
+    "numbered",
     "outcome_key",
     "read_journal",
     "read_records",
