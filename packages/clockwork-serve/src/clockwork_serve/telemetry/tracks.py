@@ -36,12 +36,13 @@ OPEN: Final = "open"
 class OpenRequest:
     """A request without an answer, and later as long as an INFER that it was in has no result."""
 
-    __slots__ = ("answered_ns", "flow", "held", "ran", "request")
+    __slots__ = ("answered_ns", "device", "flow", "held", "ran", "request")
 
     def __init__(self, request: Request, flow: int) -> None:
         self.request = request
         self.flow = flow  # its number, from 1; 0: none is drawn
         self.held: SentAction | None = None  # the INFER that it is in
+        self.device = ""  # the one of the INFER that it was in last
         self.ran = False  # the flow leads through an INFER
         self.answered_ns = NEVER_NS
 
@@ -269,7 +270,7 @@ class Tracks:
         for one in asked:
             if one.held is None:
                 self._wait(one.request.model, -1)
-            one.held = sent
+            one.held, one.device = sent, action.device
         self._sent[action.action_id] = lane.sent[action.action_id] = sent
         self.action_sent(sent)
 
