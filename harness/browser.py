@@ -25,6 +25,8 @@ _START: Final = (
 )
 """The browser reads its commands from descriptor 3, and answers on 4."""
 _ANSWER_S: Final = 30.0
+_CODES: Final = {"Escape": 27, "Tab": 9, "Enter": 13}
+"""Keys that the browser itself acts on, which it knows by number."""
 
 
 class PageFailed(Exception):
@@ -136,7 +138,9 @@ class Browser:
 
     def press(self, key: str, code: str = "", text: str = "") -> None:
         """Press a key, and let it go."""
-        more = {"text": text} if text else {}
+        more: dict[str, Any] = {"text": text} if text else {}
+        if key in _CODES:
+            more["windowsVirtualKeyCode"] = _CODES[key]
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, code=code or key, **more)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, code=code or key)
 

@@ -362,3 +362,6 @@ function begin() {
 }
 
 begin();
+
+// For who drives the page: tests, and the console.
+globalThis.livePage = { store, view, charts, lanes, select, span, zoom };

@@ -39,20 +39,15 @@ export class Panels {
 
   // Ask anew; an answer that comes after another question is dropped.
   async refresh() {
-    const asked = this.asked += 1;
+    const asked = this.asked += 1, tab = this.tab;
     const [from, to] = this.page.stretch().map(Math.round);
-    let found, drawn;
-    if (this.tab === "events") drawn = this.events(from, to);
-    else if (this.tab === "requests") {
-      const only = this.only ? `&only=${this.only}` : "";
-      found = await this.page.ask(`requests?from=${from}&to=${to}&offset=${this.offset}&limit=${PAGE}${only}`);
-      drawn = found && this.requests(found);
-    } else {
-      found = await this.page.ask(`panels?from=${from}&to=${to}`);
-      if (found) this.page.clock.set(found.started);
-      drawn = found && this[this.tab](found);
-    }
-    if (asked !== this.asked || !drawn) return;
+    const only = this.only ? `&only=${this.only}` : "";
+    const path = tab === "requests" ? `requests?from=${from}&to=${to}&offset=${this.offset}&limit=${PAGE}${only}`
+      : `panels?from=${from}&to=${to}`;
+    const found = tab === "events" ? {} : await this.page.ask(path);
+    if (asked !== this.asked || !found) return;
+    if (found.started !== undefined) this.page.clock.set(found.started);
+    const drawn = tab === "events" ? this.events(from, to) : this[tab](found);
     const focus = this.pane.contains(document.activeElement) ? document.activeElement.dataset.id : undefined;
     const top = this.pane.scrollTop;
     this.pane.replaceChildren(...drawn);
