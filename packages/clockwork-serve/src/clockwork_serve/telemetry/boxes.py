@@ -29,6 +29,7 @@ MERGED: Final = np.dtype(
     ]
 )  # fmt: skip
 """``count`` boxes near each other, which took ``busy`` of ``lasted``; the model is that of the longest."""
+NONE_MERGED: Final = np.empty(0, MERGED)
 CHUNK_ROWS: Final = 256
 _U4: Final = (1 << 32) - 1
 _I4: Final = (1 << 31) - 1
@@ -53,7 +54,7 @@ def box(
 def merged(rows: Rows, width_us: int) -> Rows:
     """Boxes of ``BOX``, those that begin in the same stretch of ``width_us`` merged into one."""
     if not len(rows):
-        return np.empty(0, MERGED)
+        return NONE_MERGED
     key = rows["start"] // width_us
     rows = rows[np.lexsort((rows["lasted"], key))]
     key = rows["start"] // width_us
@@ -112,8 +113,8 @@ class LaneBoxes:
     def since(self, cursor: int) -> Rows:
         """The boxes that were added after the first ``cursor`` ones, as far as they are kept."""
         wanted = self.added - cursor
-        parts: list[Rows] = [np.array(self._new, BOX)]
         have = len(self._new)
+        parts: list[Rows] = [np.array(self._new[max(0, have - wanted) :], BOX)]
         for chunk in reversed(self._chunks):
             if have >= wanted:
                 break
@@ -153,10 +154,13 @@ def _overlapping(chunks: Iterable[Rows], from_us: int, to_us: int, kind: Any) ->
 
 
 def drawn(boxes: Rows, older: Rows, pixel_us: int) -> list[tuple[int, ...]]:
-    """Boxes for a screen: those of a pixel or more as they are, of ten numbers, all others merged, of six."""
+    """Boxes for a screen, by their starts: those of a pixel or more have ten numbers, merged ones six."""
     wide = boxes["lasted"] >= pixel_us
     rows: list[tuple[int, ...]] = boxes[wide].tolist()
-    return [*rows, *merged(boxes[~wide], pixel_us).tolist(), *_rejoined(older, pixel_us).tolist()]
+    rows += merged(boxes[~wide], pixel_us).tolist()
+    rows += _rejoined(older, pixel_us).tolist()
+    rows.sort()
+    return rows
 
 
 def _rejoined(rows: Rows, width_us: int) -> Rows:

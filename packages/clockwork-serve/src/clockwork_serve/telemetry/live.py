@@ -38,7 +38,7 @@ from clockwork_serve.messages import (
     Unload,
     WorkerJoined,
 )
-from clockwork_serve.telemetry.boxes import CHUNK_ROWS, LaneBoxes, box, drawn, merged
+from clockwork_serve.telemetry.boxes import CHUNK_ROWS, NONE_MERGED, LaneBoxes, box, drawn
 from clockwork_serve.telemetry.journal import JournalHead, Step, Torn
 from clockwork_serve.telemetry.tracks import OPEN, OpenRequest, SentAction, Tracks
 from clockwork_serve.units import NS_PER_US
@@ -378,7 +378,7 @@ class LiveView(Tracks):
             if reader.lanes[number] < one.added:
                 new = one.since(reader.lanes[number])
                 reader.lanes[number] = one.added
-                lanes.append([number, self._drawn(number, new, merged(new[:0], pixel_us), pixel_us)])
+                lanes.append([number, self._drawn(number, new, NONE_MERGED, pixel_us)])
         bins = [self._told(one) for one in self._bins if one.start >= reader.bin]
         reader.bin = self._bins[-1].start if self._bins else 0
         new_events = self._events_added - reader.events if not begins else 0

@@ -99,8 +99,9 @@ async function fetchWindow() {
   const found = await ask(`window?from=${from}&to=${to}&pixels=${pixels}&models=${known.models}&lanes=${known.lanes}`);
   asking = false;
   if (!found) return;
+  const before = store.covered;
   store.window(found, pixel);
-  lanes.flush();
+  lanes.reload(before);
   charts.changed();
   figures();
 }
@@ -158,7 +159,7 @@ function figures() {
   const seconds = Math.max(us / 1e6, 1e-3), last = bins[bins.length - 1];
   const waiting = last ? last.queues.reduce((sum, [, value]) => sum + value, 0) : 0;
   const rows = [["goodput", `${rate(good / seconds)}/s`], ["asked", `${rate(asked / seconds)}/s`],
-    ["satisfaction", good + bad ? share(good / (good + bad)) : "–"], ["not good", count(bad), bad > 0], ["p99, worst bin", p99 ? lasting(p99) : "–"],
+    ["satisfaction", good + bad ? share(good / (good + bad)) : "–"], ["not good", count(bad), bad > 0], ["p99 at worst", p99 ? lasting(p99) : "–"],
     ["waiting at the end", count(waiting)]];
   const parent = at("figures");
   if (parent.children.length !== rows.length) {
@@ -278,7 +279,7 @@ function hands(canvas, brushes) {
 
 const KEYS = [["Space", "pause, or follow"], ["← →", "earlier, later"], ["+ −", "zoom"], ["End", "the latest"],
   ["R", "requests of the stretch"], ["1 … 6", "tables"], ["T", "light or dark"], ["Esc", "nothing is selected"],
-  ["drag", "on charts: select a stretch; on lanes: move"], ["click", "a bar or a box: its requests; a request: why"],
+  ["a tab again", "folds the tables, for more lanes"], ["drag", "on charts: select a stretch; on lanes: move"], ["click", "a bar or a box: its requests; a request: why"],
   ["wheel", "on charts, or with Ctrl on lanes: zoom"]];
 
 function help() {

@@ -95,7 +95,7 @@ export class Charts {
     const step = tickStep(view.pixel, 110);
     context.font = "10.5px ui-monospace, Menlo, Consolas, monospace";
     context.textBaseline = "middle";
-    for (let at = Math.ceil(view.from / step) * step; at <= view.to; at += step) {
+    for (let at = Math.max(0, Math.ceil(view.from / step) * step); at <= view.to; at += step) {
       const x = Math.round(left + (at - view.from) / view.pixel);
       context.fillStyle = this.colours.line;
       context.fillRect(x, AXIS - 4, 1, this.height);
@@ -110,11 +110,12 @@ export class Charts {
     context.fillStyle = this.colours.text;
     context.fillText(name, 12, y);
     if (name === "latency") {
+      const under = left < 100 ? 26 : 1, beside = left < 100 ? 12 : left - 52;
       context.font = "10px ui-sans-serif, system-ui, sans-serif";
       context.fillStyle = this.colours.accent;
-      context.fillText("p50", left - 52, y + 1);
+      context.fillText("p50", beside, y + under);
       context.fillStyle = this.colours.warn;
-      context.fillText("p99", left - 28, y + 1);
+      context.fillText("p99", beside + 24, y + under);
     }
     context.fillStyle = this.colours.muted;
     context.font = "10px ui-monospace, Menlo, Consolas, monospace";

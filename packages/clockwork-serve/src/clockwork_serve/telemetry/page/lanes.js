@@ -35,6 +35,17 @@ export class Lanes {
 
   flush() { this.tiles.clear(); }
 
+  // Boxes were loaded: tiles of what was known before are as good as they were.
+  reload(before) {
+    const tileUs = TILE * this.pixel;
+    for (const number of this.tiles.keys()) {
+      const from = number * tileUs;
+      if (!before || from < before.from || from + tileUs > before.to || before.pixel !== this.store.covered.pixel) {
+        this.tiles.delete(number);
+      }
+    }
+  }
+
   // Rows: refusals by reason first, then each device with its two lanes.
   layOut() {
     if (this.laidOut === this.store.version) return;

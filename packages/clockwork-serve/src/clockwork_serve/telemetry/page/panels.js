@@ -15,7 +15,7 @@ export class Panels {
     this.offset = 0;
     this.asked = 0;
     this.buttons = TABS.map(([name, title], at) => element("button", {
-      role: "tab", "aria-selected": String(name === this.tab), title: `${title} (${at + 1})`, on: { click: () => this.show(name) },
+      role: "tab", "aria-selected": String(name === this.tab), title: `${title} (${at + 1})`, on: { click: () => this.choose(name) },
     }, title));
     tabs.append(...this.buttons);
     tabs.addEventListener("keydown", (event) => {
@@ -28,9 +28,17 @@ export class Panels {
     });
   }
 
-  number(at) { if (TABS[at]) this.show(TABS[at][0]); }
+  number(at) { if (TABS[at]) this.choose(TABS[at][0]); }
+
+  // The one that is shown already is folded away, for more lanes.
+  choose(name) {
+    const folded = this.tab === name && !document.body.classList.contains("folded");
+    document.body.classList.toggle("folded", folded);
+    if (!folded) this.show(name);
+  }
 
   show(name) {
+    document.body.classList.remove("folded");
     this.tab = name;
     this.offset = 0;
     TABS.forEach(([one], at) => this.buttons[at].setAttribute("aria-selected", one === name));

@@ -86,7 +86,6 @@ export class Store {
         if (frame.now > found.now) { this.addBoxes(frame.lanes); this.covered.to = Math.max(this.covered.to, frame.now); }
       }
     }
-    for (const lane of this.lanes) lane.boxes.sort((a, b) => a[0] - b[0]);
   }
 
   // Drop boxes that ended long before what is seen.
