@@ -17,7 +17,7 @@ import click
 
 from clockwork_serve import __version__
 from clockwork_serve.cli.docs import docs, examples
-from clockwork_serve.cli.operate import config, key, models, timeline
+from clockwork_serve.cli.operate import config, key, live, models, timeline
 from clockwork_serve.cli.repository import compile_, profile, validate
 from clockwork_serve.cli.screen import note
 from clockwork_serve.cli.serve import gateway, serve, worker
@@ -113,7 +113,7 @@ def clockwork() -> None:
 
 
 for _command in (
-    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, timeline, docs,
+    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, timeline, live, docs,
     examples,
 ):  # fmt: skip
     clockwork.add_command(_command)

@@ -1,4 +1,4 @@
-"""For who operates a server: ``clockwork models``, ``key``, ``config`` and ``timeline``."""
+"""For who operates a server: ``clockwork models``, ``key``, ``config``, ``timeline`` and ``live``."""
 
 from __future__ import annotations
 
@@ -284,6 +284,7 @@ def _text(entry: Setting, value: Any, source: str | None) -> str:
 
 _PAGE = "https://ui.perfetto.dev"
 _INTERRUPTED = 130
+_KEEP_MOST_S = 86_400
 
 
 @click.command(epilog="How to read it: clockwork docs timeline (docs/operate/timeline.md)")
@@ -359,3 +360,53 @@ def _tell(file: Path, report: TimelineReport) -> None:
         note(f"left out: {report.unmatched:,} results and answers to what the journal does not hold")
     if report.cut:
         note(f"CUT: it holds what the first {report.seconds:,.1f} s of the journal tell")
+
+
+# ------------------------------------------------------------
+# ``clockwork live``: a journal on a page that follows it.
+
+
+@click.command(epilog="How to read it: clockwork docs live (docs/operate/live.md)")
+@click.argument("journal", metavar="JOURNAL")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, metavar="PORT",
+    help="Port on 127.0.0.1; 0 lets the system choose. [default: 0]",
+)  # fmt: skip
+@click.option(
+    "--keep", type=float, default=600.0, metavar="SECONDS",
+    help="How much of the journal can be scrolled back to, from its end. [default: 600]",
+)  # fmt: skip
+@click.option(
+    "--speed", type=float, metavar="N",
+    help="Play it from its beginning, N times as fast as it happened. [default: go to its end]",
+)  # fmt: skip
+def live(journal: str, port: int, keep: float, speed: float | None) -> int:
+    """Show JOURNAL, the --journal of a server or a simulation, on a page in the browser.
+
+    The page follows a journal that grows. It shows what each device executes and what was predicted, refusals
+    by reason, queues, latency and memory, and leads from a bar to its requests. Only who knows the address
+    that is printed, on this machine, can open it. Ctrl-C ends it.
+    """
+    import asyncio
+    import signal
+
+    from clockwork_serve.apps.live import show as show_page
+    from clockwork_serve.telemetry.live import LiveLimits
+
+    if not 1 <= keep <= _KEEP_MOST_S or not (speed is None or 0 < speed < math.inf):
+        raise ConfigError(
+            f"keep, speed: expected 1 to {_KEEP_MOST_S} seconds and a number above 0, found {keep:g} and "
+            f"{'none' if speed is None else f'{speed:g}'}; correct them"
+        )
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await show_page(
+            Path(journal), port=port, limits=LiveLimits(keep_s=keep), speed=speed, stop=stop,
+            tell=lambda address: click.echo(f"open {address}"),
+        )  # fmt: skip
+
+    asyncio.run(run())
+    return 0

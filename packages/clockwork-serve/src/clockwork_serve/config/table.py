@@ -420,6 +420,9 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     triton_codes: Annotated[bool, Setting(
         switch, "answer refusals and missed deadlines as Triton does, with 503 and UNAVAILABLE", GATEWAY,
     )] = False
+    live_page: Annotated[bool, Setting(
+        switch, "whether the metrics port has the live page, with its stream and its tables", GATEWAY,
+    )] = True
     triton_metrics: Annotated[bool, Setting(
         switch, "show requests under Triton's names of metrics, too: nv_inference_...", GATEWAY,
     )] = False

@@ -6,7 +6,7 @@ devices and models.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -22,8 +22,8 @@ from clockwork_serve.messages import (
     Answer,
     CodeReady,
     Drain,
-    GatewayLost,
     Infer,
+    Lane,
     Load,
     ModelAdded,
     ModelRemoved,
@@ -34,19 +34,16 @@ from clockwork_serve.messages import (
     Result,
     Status,
     Unload,
-    WorkerHung,
     WorkerJoined,
-    WorkerLost,
 )
 from clockwork_serve.telemetry.following import read_records
-from clockwork_serve.telemetry.journal import JournalHead, Step, Torn, journal_files
+from clockwork_serve.telemetry.journal import JournalHead, journal_files
 from clockwork_serve.telemetry.perfetto import BY_NAME, BY_RANK, Args, SliceRows, StateTrack, TraceFile
+from clockwork_serve.telemetry.tracks import NEVER_NS, OPEN, OpenRequest, SentAction, Tracks
 from clockwork_serve.units import NS_PER_S, to_ms
 
 TELL_EVERY: Final = 1024
 """Records between two reports of progress."""
-_NEVER_NS: Final = 1 << 61
-"""Later than any instant; windows that end later are open."""
 
 
 class TimelineReport(Struct, kw_only=True):
@@ -68,85 +65,41 @@ class TimelineReport(Struct, kw_only=True):
     cut: bool = False
 
 
-class _Asked:
-    """A request without an answer, and later as long as an INFER that it was in has no result."""
-
-    __slots__ = ("answered_ns", "flow", "held", "ran", "request")
-
-    def __init__(self, request: Request, flow: int) -> None:
-        self.request = request
-        self.flow = flow  # 0: none is drawn
-        self.held: _Sent | None = None  # the INFER that it is in
-        self.ran = False  # the flow leads through an INFER
-        self.answered_ns = _NEVER_NS
-
-
-class _Sent:
-    """An action without a result, predicted to start at ``start_ns``."""
-
-    __slots__ = ("action", "asked", "expected_ns", "sent_ns", "start_ns")
-
-    def __init__(self, action: Action, sent_ns: int, start_ns: int, asked: list[_Asked]) -> None:
-        self.action, self.sent_ns, self.start_ns, self.asked = action, sent_ns, start_ns, asked
-        self.expected_ns = 0 if isinstance(action, Unload) else action.expected_ns
-
-
-class _Lane:
-    """A lane of a device: what was measured, what was predicted, and what was sent and has not ended."""
+class _LaneRows:
+    """What a lane was measured and predicted to do."""
 
     def __init__(self, file: TraceFile, name: str, devices: int, rank: int) -> None:
         self.measured = SliceRows(file, name, devices, rank)
         self.predicted = SliceRows(file, f"{name}, predicted", devices, rank + 1)
-        self.sent: dict[int, _Sent] = {}
-        self.free_ns = 0
-
-    def available_ns(self, now_ns: int) -> int:
-        """When all that was sent will have ended, as predicted; what runs and is late is taken to end now."""
-        free_ns = self.free_ns
-        for sent in self.sent.values():
-            free_ns = max(max(free_ns, sent.sent_ns) + sent.expected_ns, now_ns)
-        return max(free_ns, now_ns)
 
 
-class Timeline:
+class Timeline(Tracks):
     """Draws the records of a journal, in their order, and counts in ``report`` what it drew.
 
     What lies before ``since_ns`` or after ``until_ns`` is left out; both count from the first step.
     """
 
     def __init__(self, file: TraceFile, since_ns: int = 0, until_ns: int | None = None) -> None:
+        super().__init__()
         self.report = TimelineReport()
         self._file = file
         self._since_ns, self._until_ns = since_ns, until_ns
-        self._began_ns: int | None = None
-        self._now_ns = 0
-        self._head: JournalHead | None = None  # of a run whose first step is to come
-        self._flows = 0
-        self._asked: dict[str, _Asked] = {}
-        self._sent: dict[int, _Sent] = {}
-        self._waiting: dict[str, int] = {}  # by model, requests that are in no INFER, if there are any
-        self._shown: dict[str, int] = {}  # what was drawn of that
-        self._moved: dict[str, None] = {}  # models of which that changed in this step
+        self._shown: dict[str, int] = {}  # what was drawn of ``waiting``
         self._notes: dict[tuple[int, str, str], tuple[dict[str, Any], list[int]]] = {}  # of this step
-        self._lost_gateways: set[str] = set()  # of this step
         # The page shows these four in the order of their names.
-        self._lanes = file.track("devices", ordering=BY_RANK)
+        self._devices = file.track("devices", ordering=BY_RANK)
         self._refusals = file.track("refusals", ordering=BY_NAME)
         self._models = file.track("requests", ordering=BY_NAME)
         self._server = file.track("server", ordering=BY_RANK)
         self._ready = StateTrack(file, "readiness", self._server, 1)
         self._events = file.track("events", self._server, rank=2)
-        self._devices: dict[str, tuple[_Lane, _Lane]] = {}
+        self._rows: dict[str, dict[Lane, _LaneRows]] = {}
         self._reasons: dict[str, int] = {}
         self._model_tracks: dict[str, tuple[int, SliceRows, int]] = {}
         self._workers: dict[str, StateTrack] = {}
-        self._whose: dict[str, str] = {}  # by device, its worker
-        self._handlers: dict[type, Callable[[Any], None]] = {
-            Request: self._on_request, Answer: self._on_answer, AdmissionReply: self._on_admission_reply,
-            Infer: self._on_action, Load: self._on_action, Unload: self._on_action, Result: self._on_result,
-            WorkerJoined: self._on_worker_joined, WorkerLost: self._on_worker_lost,
-            WorkerHung: self._on_worker_hung, GatewayLost: self._on_gateway_lost,
-            Readiness: self._on_readiness, CodeReady: self._on_code_ready, Quarantined: self._on_quarantined,
+        self.handlers |= {
+            AdmissionReply: self._on_admission_reply, Readiness: self._on_readiness,
+            CodeReady: self._on_code_ready, Quarantined: self._on_quarantined,
             ModelAdded: lambda event: self._note(self._events, "model added", {"model": event.model.key}),
             ModelRemoved: lambda event: self._note(self._events, "model removed", {"model": event.model}),
             Drain: lambda event: self._note(self._events, "drain", {}),
@@ -155,139 +108,73 @@ class Timeline:
     @property
     def over(self) -> bool:
         """Whether nothing follows that is to be drawn."""
-        return self._file.past(self._now_ns) and not self._asked and not self._sent
+        return self.past() and not self.open
 
-    def take(self, record: JournalHead | Step | Torn) -> None:
-        """Draw the next record."""
-        if isinstance(record, Step):
-            self._step(record)
-        elif isinstance(record, Torn):
-            self.report.torn_bytes += record.missing_bytes
-        elif not record.continues:
-            self._end_run("its controller died")
-            self._head = record
-            self.report.runs += 1
+    def past(self) -> bool:
+        """Whether what begins now is not to be drawn."""
+        return self._file.past(self.now_ns)
 
     def close(self) -> None:
         """Draw what is open when the journal ends."""
-        self._end_run("")
-        self._end_actions()
+        self.end()
         self._file.flush()
-        if self._began_ns is not None:
-            self.report.seconds = (self._now_ns + self._file.offset_ns - self._began_ns) / NS_PER_S
+        report = self.report
+        report.runs, report.unmatched = self.runs, self.unmatched
+        report.missing_steps, report.torn_bytes = self.missing_steps, self.torn_bytes
+        if self.began_ns is not None:
+            report.seconds = (self.now_ns + self.offset_ns - self.began_ns) / NS_PER_S
 
-    def _step(self, step: Step) -> None:
-        if self._head is not None or self._began_ns is None:
-            self._begin_run(step.now_ns)
-        self._now_ns = step.now_ns
-        if step.dropped:
-            self.report.missing_steps += step.dropped
-            self._note(self._events, "steps are missing", {"steps": step.dropped})
-        handlers = self._handlers
-        for message in (*step.events, *step.effects):
-            if (handler := handlers.get(type(message))) is not None:
-                handler(message)
-        if self._lost_gateways:
-            for asked in [one for one in self._asked.values() if one.request.gateway in self._lost_gateways]:
-                self._end_request(asked, Outcome.CANCELLED, {"message": "its gateway was lost"})
-            self._lost_gateways.clear()
-        self._end_step()
-
-    def _end_step(self) -> None:
-        if self._moved:
-            self._count_waiting()
-        for (track, name, kind), (args, flows) in self._notes.items():
-            if len(flows) > 1:
-                args["times"] = len(flows)
-            self._file.instant(track, name, kind, self._now_ns, args, [flow for flow in flows if flow])
-        self._notes.clear()
-
-    def _note(self, track: int, name: str, args: Args, kind: str = "event", flow: int = 0) -> None:
-        """Something at this instant: once, if it happens many times, else they would lie on a pile."""
-        if flow or self._file.covers(self._now_ns, self._now_ns):
-            self._notes.setdefault((track, name, kind), (dict(args), []))[1].append(flow)
-
-    def _begin_run(self, now_ns: int) -> None:
-        """Its first step; where the clock began anew, the run is drawn a second after the one before."""
-        file, head = self._file, self._head
-        if self._began_ns is None:
-            self._began_ns = now_ns
+    def run_began(self, head: JournalHead | None, *, first: bool) -> None:
+        """Note a controller that started; the first step is where the file's times count from."""
+        file, now_ns = self._file, self.now_ns
+        file.offset_ns = self.offset_ns
+        if first:
             file.since_ns = now_ns + self._since_ns
-            file.until_ns = _NEVER_NS if self._until_ns is None else now_ns + self._until_ns
+            file.until_ns = NEVER_NS if self._until_ns is None else now_ns + self._until_ns
             if head is not None and head.started:
                 with suppress(ValueError):
                     file.clock(now_ns, datetime.fromisoformat(head.started))
-        elif now_ns < self._now_ns:
-            self._end_actions()
-            file.offset_ns += self._now_ns + NS_PER_S - now_ns
         if head is not None:
-            self._now_ns = now_ns
             named = {"version": head.version, "policy": str(head.config.get("policy", ""))}
             self._note(self._events, "controller started", named)
-        self._head = None
 
-    def _end_run(self, why: str) -> None:
-        """Nobody answers its requests any more; its actions go on, and a next controller gets the results."""
-        for asked in list(self._asked.values()):
-            self._end_request(asked, "open", {"message": why} if why else {}, answered=False)
+    def run_ended(self) -> None:
+        """Nothing is known of workers any more."""
         for state in (self._ready, *self._workers.values()):
-            state.become("", self._now_ns)
-        self._end_step()
+            state.become("", self.now_ns)
 
-    def _end_actions(self) -> None:
-        """No result comes any more, and what lanes are free from is of no use to who comes next."""
-        for sent in list(self._sent.values()):
-            self._draw_unmeasured(sent, "no result")
-        for lanes in self._devices.values():
-            for lane in lanes:
-                lane.free_ns = 0
+    def step_ended(self) -> None:
+        """Draw what was noted."""
+        for (track, name, kind), (args, flows) in self._notes.items():
+            if len(flows) > 1:
+                args["times"] = len(flows)
+            self._file.instant(track, name, kind, self.now_ns, args, [flow for flow in flows if flow])
+        self._notes.clear()
+
+    def steps_missing(self, steps: int) -> None:
+        """Note it."""
+        self._note(self._events, "steps are missing", {"steps": steps})
+
+    def _note(self, track: int, name: str, args: Args, kind: str = "event", flow: int = 0) -> None:
+        """Something at this instant: once, if it happens many times, else they would lie on a pile."""
+        if flow or self._file.covers(self.now_ns, self.now_ns):
+            self._notes.setdefault((track, name, kind), (dict(args), []))[1].append(flow)
 
     # Requests
 
-    def _on_request(self, request: Request) -> None:
-        if not self._file.past(self._now_ns):
-            self._flows += 1
-            self._asked[request.request_id] = _Asked(request, self._flows)
-            self._wait(request.model, 1)
-
-    def _wait(self, model: str, change: int) -> None:
-        self._waiting[model] = self._waiting.get(model, 0) + change
-        self._moved[model] = None
-
-    def _on_answer(self, answer: Answer) -> None:
-        asked = self._asked.get(answer.request_id)
-        if asked is None:
-            self.report.unmatched += not self._file.past(self._now_ns)
-            return
-        args: dict[str, Any] = {"reason": answer.reason} if answer.reason else {}
-        if answer.batch:
-            args |= {
-                "queue_ms": to_ms(answer.queue_ns), "exec_ms": to_ms(answer.exec_ns),
-                "expected_ms": to_ms(answer.expected_ns), "batch": answer.batch,
-            }  # fmt: skip
-        if answer.cold:
-            args["cold"] = True
-        if answer.promised:
-            args |= {"promised": True, "cause": answer.cause} if answer.cause else {"promised": True}
-        if answer.message:
-            args["message"] = answer.message
-        if answer.retry_after_ns:
-            args["retry_after_ms"] = to_ms(answer.retry_after_ns)
-        self._end_request(asked, answer.outcome, args)
-
-    def _end_request(self, asked: _Asked, outcome: str, found: Args, *, answered: bool = True) -> None:
+    def request_ended(self, asked: OpenRequest, outcome: str, answer: Answer | None, message: str) -> None:
         """Draw it from its arrival until now; a flow leads through its INFERs to its answer or refusal."""
-        request, now_ns, file = asked.request, self._now_ns, self._file
-        del self._asked[request.request_id]
-        asked.answered_ns = now_ns
-        if asked.held is None:
-            self._wait(request.model, -1)
+        request, now_ns, file = asked.request, self.now_ns, self._file
+        answered = outcome != OPEN
         covered = file.covers(request.arrival_ns, now_ns)
         if not covered or not (answered or asked.ran):
             asked.flow = 0
         if not covered:
             return
         self.report.requests += 1
+        found = {"message": message} if message else {}
+        if answer is not None:
+            found = _answer_args(answer)
         name = f"{outcome}: {found['reason']}" if "reason" in found else outcome
         _, rows, answers = self._model(request.model)
         args = {**_request_args(request, outcome, now_ns), **found}
@@ -324,47 +211,33 @@ class Timeline:
             tracks = self._model_tracks[key] = (waiting, SliceRows(file, "requests", group, 2), answers)
         return tracks
 
-    def _count_waiting(self) -> None:
+    def waiting_changed(self, models: Iterable[str]) -> None:
         """Draw the length of each queue that is another after this step."""
-        now_ns, shown, waiting = self._now_ns, self._shown, self._waiting
+        now_ns, shown, waiting = self.now_ns, self._shown, self.waiting
         if self._file.covers(now_ns, now_ns):
             # The first time, also what waited already: the file may begin in the midst of it.
-            for model in self._moved if shown else {**self._moved, **waiting}:
+            for model in models if shown else {**dict.fromkeys(models), **waiting}:
                 count = waiting[model]
                 if shown.get(model, 0) != count:
                     shown[model] = count
                     self._file.count(self._model(model)[0], now_ns, count)
-        for model in self._moved:
-            if not waiting[model]:
-                del waiting[model]
-        self._moved.clear()
 
     # Actions
 
-    def _on_action(self, action: Action) -> None:
-        now_ns = self._now_ns
-        if self._file.past(now_ns):
-            return
-        lane = self._lane(action)
-        calls = action.calls if isinstance(action, Infer) else ()
-        asked = [one for call in calls if (one := self._asked.get(call.request_id)) is not None]
-        sent = _Sent(action, now_ns, lane.available_ns(now_ns), asked)
-        for one in asked:
-            if one.held is None:
-                self._wait(one.request.model, -1)
-            one.held = sent
-        self._sent[action.action_id] = lane.sent[action.action_id] = sent
-        if not isinstance(action, Unload):
+    def action_sent(self, sent: SentAction) -> None:
+        """Draw what was predicted of it."""
+        rows = self._lane_rows(sent)
+        if not isinstance(sent.action, Unload):
             end_ns = sent.start_ns + sent.expected_ns
-            args = {"action": action.action_id}
-            lane.predicted.slice(_title(action), "prediction", sent.start_ns, end_ns, args)
+            args = {"action": sent.action.action_id}
+            rows.predicted.slice(_title(sent.action), "prediction", sent.start_ns, end_ns, args)
 
-    def _on_result(self, result: Result) -> None:
-        sent = self._sent.get(result.action_id)
-        if sent is None:
-            self.report.unmatched += not self._file.past(self._now_ns)
+    def action_ended(self, sent: SentAction, result: Result | None, why: str) -> None:
+        """Draw what was measured of it; one without a result has no length."""
+        if result is None:
+            args = _action_args(sent, self.now_ns)
+            self._draw_action(sent, f"{_title(sent.action)}: {why}", NEVER_NS, self.now_ns, args)
             return
-        self._remove(sent).free_ns = result.ended_ns
         title, args = _title(sent.action), _action_args(sent, result.started_ns)
         if result.status is not Status.OK:
             title = f"{title}: {result.status}"
@@ -378,13 +251,7 @@ class Timeline:
             args["once_ms"] = to_ms(result.once_ns)
         self._draw_action(sent, title, result.started_ns, result.ended_ns, args)
 
-    def _draw_unmeasured(self, sent: _Sent, why: str) -> None:
-        """An action of which it is known now that no result comes."""
-        self._remove(sent)
-        args = _action_args(sent, self._now_ns)
-        self._draw_action(sent, f"{_title(sent.action)}: {why}", _NEVER_NS, self._now_ns, args)
-
-    def _draw_action(self, sent: _Sent, title: str, start_ns: int, end_ns: int, args: Args) -> None:
+    def _draw_action(self, sent: SentAction, title: str, start_ns: int, end_ns: int, args: Args) -> None:
         """An action from its start; one that had none is drawn at its end, and no flow leads through it."""
         from_ns = min(start_ns, end_ns)
         if not self._file.covers(from_ns, end_ns):
@@ -393,36 +260,23 @@ class Timeline:
         flows = []
         for asked in sent.asked:
             # Its flow may have ended before, or may yet end before, if the worker's clock is ahead.
-            if asked.flow and start_ns <= self._now_ns and start_ns < asked.answered_ns:
+            if asked.flow and start_ns <= self.now_ns and start_ns < asked.answered_ns:
                 asked.ran = True
                 flows.append(asked.flow)
-        self._lane(sent.action).measured.slice(title, "action", from_ns, end_ns, args, flows)
+        self._lane_rows(sent).measured.slice(title, "action", from_ns, end_ns, args, flows)
 
-    def _remove(self, sent: _Sent) -> _Lane:
-        """It is on its lane no more."""
-        lane = self._lane(sent.action)
-        del self._sent[sent.action.action_id], lane.sent[sent.action.action_id]
-        self._release(sent)
-        return lane
-
-    def _release(self, sent: _Sent) -> None:
-        """What it held waits again, but what is over."""
-        for asked in sent.asked:
-            if asked.held is sent:
-                if asked.answered_ns == _NEVER_NS:
-                    self._wait(asked.request.model, 1)
-                asked.held = None
+    def _lane_rows(self, sent: SentAction) -> _LaneRows:
+        device = sent.action.device
+        rows = self._rows.get(device)
+        if rows is None:
+            rank = 4 * len(self._rows) + 1
+            rows = self._rows[device] = {
+                lane: _LaneRows(self._file, f"{device} {lane}", self._devices, rank + 2 * at)
+                for at, lane in enumerate((Lane.EXEC, Lane.LOAD))
+            }
+        return rows[sent.lane]
 
     # Workers, gateways, the server
-
-    def _lane(self, action: Action) -> _Lane:
-        lanes = self._devices.get(action.device)
-        if lanes is None:
-            rank = 4 * len(self._devices) + 1
-            exec_ = _Lane(self._file, f"{action.device} exec", self._lanes, rank)
-            lanes = exec_, _Lane(self._file, f"{action.device} load", self._lanes, rank + 2)
-            self._devices[action.device] = lanes
-        return lanes[0] if isinstance(action, Infer) else lanes[1]
 
     def _worker(self, name: str) -> StateTrack:
         found = self._workers.get(name)
@@ -430,40 +284,22 @@ class Timeline:
             found = self._workers[name] = StateTrack(self._file, f"worker {name}", self._server, 3)
         return found
 
-    def _sent_to(self, worker: str) -> list[_Sent]:
-        return [sent for sent in self._sent.values() if self._whose.get(sent.action.device) == worker]
-
-    def _on_worker_joined(self, event: WorkerJoined) -> None:
-        """What an earlier controller sent it, and it is not running, it has told that one, or never did."""
+    def worker_joined(self, event: WorkerJoined) -> None:
+        """It is up."""
         devices = ", ".join(spec.device for spec in event.devices)
-        self._worker(event.worker).become("up", self._now_ns, {"devices": devices})
-        self._whose.update((spec.device, event.worker) for spec in event.devices)
-        running = {one.action_id for state in event.states for one in state.running}
-        for sent in self._sent_to(event.worker):
-            if sent.action.action_id not in running:
-                self._draw_unmeasured(sent, "no result")
+        self._worker(event.worker).become("up", self.now_ns, {"devices": devices})
 
-    def _on_worker_lost(self, event: WorkerLost) -> None:
-        self._worker(event.worker).become("lost", self._now_ns)
-        for sent in self._sent_to(event.worker):
-            ran = sent.action.action_id in (event.running or ())
-            self._draw_unmeasured(sent, "running when its worker was lost" if ran else "worker lost")
+    def worker_became(self, worker: str, state: str, message: str) -> None:
+        """Draw it."""
+        self._worker(worker).become(state, self.now_ns, {"message": message} if message else {})
 
-    def _on_worker_hung(self, effect: WorkerHung) -> None:
-        """What a hung worker holds is planned anew."""
-        name = "hung" if effect.why else "up"
-        args = {"message": effect.why} if effect.why else {}
-        self._worker(effect.worker).become(name, self._now_ns, args)
-        for sent in self._sent_to(effect.worker) if effect.why else ():
-            self._release(sent)
-
-    def _on_gateway_lost(self, event: GatewayLost) -> None:
-        self._lost_gateways.add(event.gateway)
-        self._note(self._events, "gateway lost", {"gateway": event.gateway})
+    def gateway_lost(self, gateway: str) -> None:
+        """Note it."""
+        self._note(self._events, "gateway lost", {"gateway": gateway})
 
     def _on_readiness(self, effect: Readiness) -> None:
         name = "ready" if effect.ready else "not ready"
-        self._ready.become(name, self._now_ns, {"message": effect.why} if effect.why else {})
+        self._ready.become(name, self.now_ns, {"message": effect.why} if effect.why else {})
 
     def _on_code_ready(self, event: CodeReady) -> None:
         if not event.ok:
@@ -497,14 +333,33 @@ def _request_args(request: Request, outcome: str, now_ns: int) -> dict[str, Any]
     return args | {name: value for name, value in rare.items() if value}
 
 
-def _action_args(sent: _Sent, start_ns: int) -> dict[str, Any]:
+def _answer_args(answer: Answer) -> dict[str, Any]:
+    """What an answer says, without what is as usual."""
+    args: dict[str, Any] = {"reason": answer.reason} if answer.reason else {}
+    if answer.batch:
+        args |= {
+            "queue_ms": to_ms(answer.queue_ns), "exec_ms": to_ms(answer.exec_ns),
+            "expected_ms": to_ms(answer.expected_ns), "batch": answer.batch,
+        }  # fmt: skip
+    if answer.cold:
+        args["cold"] = True
+    if answer.promised:
+        args |= {"promised": True, "cause": answer.cause} if answer.cause else {"promised": True}
+    if answer.message:
+        args["message"] = answer.message
+    if answer.retry_after_ns:
+        args["retry_after_ms"] = to_ms(answer.retry_after_ns)
+    return args
+
+
+def _action_args(sent: SentAction, start_ns: int) -> dict[str, Any]:
     """What an action is, and what was expected of it: instants are counted from ``start_ns``."""
     action = sent.action
     args: dict[str, Any] = {
         "action": action.action_id, "model": action.model, "sent_ms": to_ms(sent.sent_ns - start_ns),
         "window_earliest_ms": to_ms(action.window.earliest_ns - start_ns),
     }  # fmt: skip
-    if action.window.latest_ns < _NEVER_NS:
+    if action.window.latest_ns < NEVER_NS:
         args["window_latest_ms"] = to_ms(action.window.latest_ns - start_ns)
     if not isinstance(action, Unload):
         args |= {

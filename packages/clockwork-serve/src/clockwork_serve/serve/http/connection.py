@@ -483,11 +483,20 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         while queue and (response := queue[0].response) is not None:
             exchange = queue.popleft()
             outbox = self._outbox
+            if response.follow is not None:
+                exchange.keep_alive = False
             if outbox.unread and outbox.full:
                 exchange.abandon(self._gateway)
                 self.disconnect("max_unsent")
                 return
             outbox.write(exchange, exchange.timely_response(response, self._gateway))
+            if response.follow is not None:
+                # It stays the one that is answered, until one of the two sides ends.
+                outbox.flush()
+                exchange.response, exchange.followed = None, True
+                queue.appendleft(exchange)
+                response.follow(self._transport)
+                return
             if not exchange.keep_alive:
                 self._close()
                 return
@@ -538,8 +547,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no response is owed."""
-        return not self._queue
+        """Whether no response is owed; one that has no end is none."""
+        return not self._queue or self._queue[0].followed
 
     def is_quiet_since(self, tick_s: float) -> bool:
         """Whether it became quiet: no response is owed, and no request has begun since then."""

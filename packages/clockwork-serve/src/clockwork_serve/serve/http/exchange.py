@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -19,7 +20,13 @@ from clockwork_serve.serve.gateway.requests import Body, Ending
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.gateway.timing import SEND_NOW, BodySocket
 from clockwork_serve.serve.http.responses import Response, error_response, infer_response
-from clockwork_serve.serve.http.routes import METRICS_ENDPOINTS, OPEN_ENDPOINTS, READING_POSTS, Route
+from clockwork_serve.serve.http.routes import (
+    METRICS_ENDPOINTS,
+    OPEN_ENDPOINTS,
+    READING_POSTS,
+    Route,
+    live_page,
+)
 from clockwork_serve.units import KIB, NS_PER_MS
 
 # ------------------------------------------------------------
@@ -53,6 +60,7 @@ class HttpExchange:
     model = ""
     version = ""
     identity = ""
+    narrow = False  # its key may see its tenant's requests, and nothing else
     keep_alive = False
     local = False
     old = False  # HTTP/1.0
@@ -73,6 +81,7 @@ class HttpExchange:
     body_deferred = False  # its body is not read while the query is open
     on_complete: Callable[[HttpExchange], None] | None = None  # called at its end if the body is complete
     response: Response | None = None
+    followed = False  # its head was written, and others write what follows
     abandoned = False
     write: Callable[[HttpExchange, Heavy], None] | None = None  # has the codec process encode large outputs
     copy: Callable[[HttpExchange, Ending], None] | None = None  # copies large outputs, and ends it then
@@ -358,6 +367,8 @@ def right_of(method: bytes, route: Route | None) -> Right | None:
 
 def denial(access: AccessControl, exchange: HttpExchange, headers: Mapping[bytes, bytes]) -> Response | None:
     """The response if access is denied; None if not: then the exchange has the key's tenant from now on."""
+    if exchange.route is not None and exchange.route.endpoint is live_page:
+        return _page_denial(access, exchange, headers)
     right = right_of(exchange.method, exchange.route)
     if right is None:
         return None
@@ -372,3 +383,40 @@ def denial(access: AccessControl, exchange: HttpExchange, headers: Mapping[bytes
             return error_response(403, str(denied))
         return error_response(401, str(denied), b"WWW-Authenticate: Bearer\r\n")
     return None
+
+
+def _page_denial(
+    access: AccessControl, exchange: HttpExchange, headers: Mapping[bytes, bytes]
+) -> Response | None:
+    """The same for the live page: who may read metrics sees all, who may infer his tenant's requests.
+
+    A browser asks for a name and a password, which is the key. Without keys, the page of another site may not
+    read this one: it has the names of all models.
+    """
+    given = headers.get(b"authorization"), headers.get(b"x-api-key")
+    if given[0] is not None and given[0][:6].lower() == b"basic ":
+        given = None, _password(given[0][6:])
+    try:
+        if access.keys is None:
+            access.sites.check(headers.get(b"host"), headers.get(b"origin"))
+            return None
+        try:
+            access.keys.authorize(Right.METRICS, *given)
+        except Denied as denied:
+            if not denied.known:
+                raise
+            exchange.identity = access.keys.authorize(Right.INFER, *given).tenant
+            exchange.narrow = True
+    except Denied as denied:
+        if denied.known:
+            return error_response(403, str(denied))
+        return error_response(401, str(denied), b'WWW-Authenticate: Basic realm="clockwork"\r\n')
+    return None
+
+
+def _password(credentials: bytes) -> bytes | None:
+    """What a browser was told as the password; the name is not looked at."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).partition(b":")[2]
+    except ValueError:
+        return None

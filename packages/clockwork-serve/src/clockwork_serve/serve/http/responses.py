@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any, Final
@@ -30,12 +30,17 @@ _log = logging.getLogger(__name__)
 
 
 class Response(msgspec.Struct, frozen=True):
-    """A response to send. ``headers`` are whole lines, each with its line end."""
+    """A response to send. ``headers`` are whole lines, each with its line end.
+
+    With ``follow`` it has no length: what follows its head is written to the transport that this gets, until
+    the connection ends.
+    """
 
     status: int
     parts: Sequence[Buffer] = ()
     content_type: bytes = JSON
     headers: bytes = b""
+    follow: Callable[[asyncio.WriteTransport], None] | None = None
 
     @property
     def body_bytes(self) -> int:
@@ -47,8 +52,9 @@ class Response(msgspec.Struct, frozen=True):
 
     def head(self, length: int, connection: bytes = b"") -> bytes:
         """Status line and headers for a body of ``length``; ``connection`` is a header line or empty."""
-        return b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n%s%s\r\n" % (
-            self.status, _PHRASES.get(self.status, b"Unknown"), self.content_type, length, self.headers,
+        size = b"Content-Length: %d\r\n" % length if self.follow is None else b""
+        return b"HTTP/1.1 %d %s\r\nContent-Type: %s\r\n%s%s%s\r\n" % (
+            self.status, _PHRASES.get(self.status, b"Unknown"), self.content_type, size, self.headers,
             connection,
         )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -269,7 +270,7 @@ class Route(Struct, frozen=True):
     """A path's ``endpoint`` (None: inference), its ``method``, and the model in the path, if any.
 
     For shared memory ``model`` is a region's name. ``local``: the client is on this host. ``method`` may be
-    several, separated by ", ", or empty for any.
+    several, separated by ", ", or empty for any. ``target``: what was asked for, where it is passed on whole.
     """
 
     method: bytes
@@ -277,6 +278,7 @@ class Route(Struct, frozen=True):
     model: str = ""
     version: str = ""
     local: bool = False
+    target: bytes = b""
 
     def takes(self, method: bytes) -> bool:
         """Whether the endpoint allows that method."""
@@ -312,15 +314,25 @@ def _find(url: bytes) -> Route | None:
             return None if endpoint is None else Route(method, endpoint)
 
 
+_TARGET: Final = re.compile(rb"[!-~]{1,2048}")
+"""What is passed on: nothing that could be the end of a line."""
 _PATH_MAX: Final = 4 * KIB
 """More than any names need; decoding 30 KiB of percent signs takes milliseconds."""
 _remembered: Final = lru_cache(maxsize=4096)(_find)
 
 
 def find_metrics_route(url: bytes) -> Route | None:
-    """The route on the metrics port, which has only metrics and health."""
+    """The route on the metrics port, which has only metrics, health and the live page."""
+    path = url.partition(b"?")[0]
+    if path == b"/" or path.startswith(b"/live/"):
+        return Route(b"GET", live_page, target=url) if _TARGET.fullmatch(url) else None
     route = find_route(url)
     return route if route is not None and route.endpoint in (_metrics, _live, _ready) else None
+
+
+def live_page(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+    """The live page: its server relays what is asked, where the setting says so."""
+    return error_response(404, "Not Found: the setting live_page is off")
 
 
 def answer(

@@ -34,8 +34,9 @@ from clockwork_serve.serve.gateway.tls import Tls
 from clockwork_serve.serve.http.connection import HttpConnection
 from clockwork_serve.serve.http.exchange import HttpExchange, Outbox, byte_count, send_held
 from clockwork_serve.serve.http.reading import RoundRobin
+from clockwork_serve.serve.http.relay import PageRelay
 from clockwork_serve.serve.http.responses import Packer, Response, error_response
-from clockwork_serve.serve.http.routes import Endpoints, Route, answer, find_route, resolved
+from clockwork_serve.serve.http.routes import Endpoints, Route, answer, find_route, live_page, resolved
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
@@ -399,6 +400,7 @@ class HttpServer:
         self.held_since_ns = 0
         gateway.batch_listeners.append(lambda: send_held(self.held) if self.held else None)
         self._endpoints = endpoints
+        self._relay = PageRelay(self.config.run_dir)
         self._packer = Packer()
         self.codec = Codec()
         self._writes, self._copy_outputs = self._write, self._copy  # bound once
@@ -626,6 +628,9 @@ class HttpServer:
                 exchange.request_id = self.gateway.infer(exchange)
         elif size > ENDPOINT_BYTES:
             exchange.respond(error_response(413, _MUCH_FOR_AN_ENDPOINT))
+        elif route.endpoint is live_page and self._settings.live_page:
+            whose = exchange.identity if exchange.narrow else None
+            self._start(self._relay.answer(exchange, route.target, whose))
         else:
             found = answer(self._endpoints, route, bytes(exchange.content), local=exchange.local)
             if isinstance(found, Response):
