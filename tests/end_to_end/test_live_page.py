@@ -38,10 +38,10 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def shown(view: LiveView) -> Iterator[str]:
+def shown(view: LiveView, port: int = 0) -> Iterator[str]:
     """The page of a view; its address."""
     loop, server = asyncio.new_event_loop(), PageServer(LivePage(view), key="key")
-    port = loop.run_until_complete(server.listen(0))
+    port = loop.run_until_complete(server.listen(port))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
@@ -222,3 +222,18 @@ def test_a_view_that_is_far_back_is_loaded_and_drawn(browser: Browser, journal: 
             " seen.add(d[i] << 16 | d[i + 1] << 8 | d[i + 2]); return seen.size; })()"
         )
         browser.until(f"{painted} > 4")
+
+
+def test_a_server_that_starts_again_is_followed_with_its_own_names(
+    browser: Browser, journal: LiveView
+) -> None:
+    other = LiveView()
+    other.on_record(Step(0, (stories.worker_joined(worker="new", device="new:0"),), ()))
+    other.on_record(Step(ms(100), (stories.request("r", 100, model="another/1"),), ()))
+    with shown(journal) as url:
+        opened(browser, url)
+        assert len(browser.run("livePage.store.models")) > 1
+    browser.until("document.getElementById('state').innerText === 'not connected'")
+    with shown(other, int(url.split(":")[2].partition("/")[0])):
+        browser.until("livePage.store.models.join() === 'another/1'")
+        assert browser.run("livePage.store.lanes.map((one) => one.name).join()") == "new:0,new:0"
