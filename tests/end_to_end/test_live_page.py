@@ -15,7 +15,7 @@ import pytest
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Answer, Outcome, Reason, WorkerLost
-from clockwork_serve.serve.http.live import LivePage, PageServer
+from clockwork_serve.serve.http.live import Explain, LivePage, PageServer
 from clockwork_serve.telemetry import Step, head_of, read_records
 from clockwork_serve.telemetry.live import LiveView
 from clockwork_serve.units import ms
@@ -38,9 +38,9 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def shown(view: LiveView, port: int = 0) -> Iterator[str]:
+def shown(view: LiveView, port: int = 0, explain: Explain | None = None) -> Iterator[str]:
     """The page of a view; its address."""
-    loop, server = asyncio.new_event_loop(), PageServer(LivePage(view), key="key")
+    loop, server = asyncio.new_event_loop(), PageServer(LivePage(view, explain), key="key")
     port = loop.run_until_complete(server.listen(port))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -111,7 +111,7 @@ def test_from_a_red_bar_to_the_sentence_are_three_clicks(browser: Browser, journ
         )
         browser.click(*place)  # 2: the request
         sentence = browser.until("document.querySelector('dialog[open] .sentence')?.innerText")
-        browser.until("document.querySelector('dialog[open] .muted')?.innerText.includes('not available')")
+        browser.until("document.querySelector('dialog[open] p.muted')?.innerText.includes('not available')")
         browser.picture(PICTURES / "request.png")
 
     assert "after it came" in sentence
@@ -237,3 +237,19 @@ def test_a_server_that_starts_again_is_followed_with_its_own_names(
     with shown(other, int(url.split(":")[2].partition("/")[0])):
         browser.until("livePage.store.models.join() === 'another/1'")
         assert browser.run("livePage.store.lanes.map((one) => one.name).join()") == "new:0,new:0"
+
+
+def test_an_explanation_replaces_what_the_page_says_by_itself(browser: Browser, journal: LiveView) -> None:
+    async def explain(request_id: str, tenant: str | None) -> dict[str, object]:
+        return {"sentence": f"Because of {HOSTILE}", "lines": ["Because", "first reason", HOSTILE]}
+
+    with shown(journal, explain=explain) as url:
+        opened(browser, url)
+        browser.run("livePage.select(0, 2e6)")
+        browser.until("!!document.querySelector('#pane tr.open .bad')")
+        browser.run("document.querySelector('#pane tr.open').click()")
+        browser.until("document.querySelector('dialog[open]')?.innerText.includes('first reason')")
+        told = browser.run("document.querySelector('dialog[open]').innerText")
+
+        assert "Because of <img" in told
+        assert browser.run("document.querySelectorAll('img').length === 0 && window.broken === undefined")

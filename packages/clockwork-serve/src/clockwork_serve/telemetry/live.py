@@ -237,8 +237,9 @@ class LiveView(Tracks):
     # Requests
 
     def request_came(self, asked: OpenRequest) -> None:
-        """Count it."""
+        """Count it; its model has a number, which is its colour, from now on."""
         found, request = self._bin(), asked.request
+        self._model_number(request.model)
         found.arrivals += 1
         found.of(found.models, request.model)[0] += 1
         if request.tenant:

@@ -108,10 +108,10 @@ async function fetchWindow() {
   const from = Math.floor(view.from - view.span * margin);
   const to = Math.ceil(view.to + (view.following ? 10e6 : view.span * margin + delay));
   const pixels = Math.max(1, Math.min(10000, Math.round((to - from) / view.pixel)));
-  const known = store.known, pixel = view.pixel;
+  const known = store.known, pixel = view.pixel, generation = store.generation;
   const found = await ask(`window?from=${from}&to=${to}&pixels=${pixels}&models=${known.models}&lanes=${known.lanes}`);
   asking = false;
-  if (!found) return;
+  if (!found || generation !== store.generation) return;
   const before = store.covered;
   store.window(found, pixel);
   lanes.reload(before);
@@ -208,13 +208,14 @@ async function explain(row) {
     ...line("ended", `${clock.text(ended)}, after ${lasting(ended - arrived)} of ${lasting(slo)}`),
     ...(device ? line("device", `${device}${cold ? ", weights were loaded for it" : ""}`) : []),
     ...(promised ? line("promised", "yes") : []), ...(message ? line("the server said", message) : [])));
+  const more = element("p", { class: "muted" }, "looking for the reasons …");
+  body.append(more);
   if (!at("answer").open) at("answer").showModal();
   const response = await fetch(`/live/explain?id=${encodeURIComponent(request)}`).catch(() => null);
   const found = response && await response.json().catch(() => null);
-  if (!found) return;
-  const text = found.sentence ?? found.text ?? found.error;
-  if (response.ok && text) told.textContent = text;
-  else body.append(element("p", { class: "muted" }, text ?? "not available"));
+  if (!response?.ok || !found?.sentence) { more.textContent = found?.error ?? "the server did not answer"; return; }
+  told.textContent = found.sentence;
+  more.replaceWith(...(found.lines ?? []).slice(1).map((one) => element("p", {}, one)));
 }
 
 function sentence([ended, arrived, , , , outcome, reason, slo, queue, ran, batch, device]) {

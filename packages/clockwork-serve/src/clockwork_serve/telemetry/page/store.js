@@ -6,6 +6,7 @@ export class Store {
   constructor() { this.clear(); }
 
   clear() {
+    this.generation = (this.generation ?? 0) + 1; // answers to what was asked before are of no use
     this.now = 0;
     this.kept = 0;
     this.models = [];
