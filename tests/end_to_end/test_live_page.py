@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from clockwork_serve.controller import ControllerConfig
@@ -253,3 +255,25 @@ def test_an_explanation_replaces_what_the_page_says_by_itself(browser: Browser, 
 
         assert "Because of <img" in told
         assert browser.run("document.querySelectorAll('img').length === 0 && window.broken === undefined")
+
+
+def test_a_page_that_is_paused_does_not_grow(browser: Browser) -> None:
+    view = LiveView()
+    view.on_record(Step(0, (stories.worker_joined(),), ()))
+    with shown(view) as url:
+        opened(browser, url)
+        browser.run("livePage.span(1e6)")
+        browser.press(" ", "Space", " ")
+        for number in range(1, 200):
+            at = 100.0 * number
+            ended = msgspec.structs.replace(stories.result(number), started_ns=ms(at), ended_ns=ms(at + 20))
+            view.on_record(Step(ms(at), (), (stories.infer(number),)))
+            view.on_record(Step(ms(at + 20), (ended,), ()))
+            time.sleep(0.01)
+        browser.until("livePage.store.now > 19e6")
+        held = "livePage.store.lanes.reduce((sum, one) => sum + one.boxes.length, 0)"
+
+        assert browser.run(held) < 150
+        browser.press("End")
+        browser.run("livePage.span(30e6)")
+        browser.until(f"{held} >= 199")

@@ -53,6 +53,8 @@ SHOWN_MOST: Final = 8
 NAMES_MOST: Final = 64
 """Models and tenants that a bin counts by name; what the others did is counted together."""
 OPEN_MOST: Final = 1000
+GIVE_UP_BINS: Final = 60
+"""After so many bins, what has been open for as long as anything is kept is given up."""
 REFUSED, LOST = "refused", 255
 OTHERS: Final = "(others)"
 _STATUS: Final = {status: number for number, status in enumerate(Status)}
@@ -353,6 +355,8 @@ class LiveView(Tracks):
             for kept in (self._good, self._bad):
                 while kept and kept[0].ended < now_us - self._keep_us:
                     kept.popleft()
+            if start // self._bin_us % GIVE_UP_BINS == 0:
+                self.give_up(self.now_ns - self._keep_us * NS_PER_US)
         return bins[-1]
 
     def _close(self, ended: _Bin) -> None:

@@ -153,7 +153,7 @@ function openStream(begun = () => { store.clear(); lanes.flush(); }) {
     const found = JSON.parse(event.data);
     hear(found.now);
     if (found.gap) store.covered = null;
-    const rows = store.frame(found);
+    const rows = store.frame(found, view.following || found.now - view.to < 2 * view.span + 5e6);
     lanes.layOut();
     lanes.add(rows);
     charts.changed();
