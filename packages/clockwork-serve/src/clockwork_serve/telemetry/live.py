@@ -38,7 +38,7 @@ from clockwork_serve.messages import (
     Unload,
     WorkerJoined,
 )
-from clockwork_serve.telemetry.boxes import CHUNK_ROWS, NONE_MERGED, LaneBoxes, box, drawn
+from clockwork_serve.telemetry.boxes import CHUNK_ROWS, LaneBoxes, box, drawn, drawn_new
 from clockwork_serve.telemetry.journal import JournalHead, Step, Torn
 from clockwork_serve.telemetry.tracks import OPEN, OpenRequest, SentAction, Tracks
 from clockwork_serve.units import NS_PER_US
@@ -148,6 +148,7 @@ class LiveView(Tracks):
         self._models: dict[str, int] = {}
         self._lanes_by_key: dict[tuple[str, str], int] = {}
         self._boxes: list[LaneBoxes] = []
+        self._refusals: set[int] = set()  # lanes that are reasons
         self._kept_chunks = 0
         self._unmeasured: dict[int, SentAction] = {}  # by action id, what was sent and has not ended
         self._devices: dict[str, tuple[DeviceSpec, str]] = {}  # with its worker
@@ -334,6 +335,8 @@ class LiveView(Tracks):
         number = self._lanes_by_key.get((name, kind))
         if number is None:
             number = self._lanes_by_key[name, kind] = len(self._boxes)
+            if kind == REFUSED:
+                self._refusals.add(number)
             self._boxes.append(LaneBoxes())
         return number
 
@@ -381,9 +384,9 @@ class LiveView(Tracks):
         lanes = []
         for number, one in enumerate(self._boxes):
             if reader.lanes[number] < one.added:
-                new = one.since(reader.lanes[number])
+                rows = drawn_new(one.since(reader.lanes[number]), pixel_us)
                 reader.lanes[number] = one.added
-                lanes.append([number, self._drawn(number, new, NONE_MERGED, pixel_us)])
+                lanes.append([number, self._dots(number, rows)])
         bins = [self._told(one) for one in self._bins if one.start >= reader.bin]
         reader.bin = self._bins[-1].start if self._bins else 0
         new_events = self._events_added - reader.events if not begins else 0
@@ -400,7 +403,7 @@ class LiveView(Tracks):
         for number, one in enumerate(self._boxes):
             boxes, older = one.between(from_us, to_us)
             if len(boxes) or len(older):
-                lanes.append([number, self._drawn(number, boxes, older, pixel_us)])
+                lanes.append([number, self._dots(number, drawn(boxes, older, pixel_us))])
         bins = [self._told(one) for one in self._bins if from_us - self._bin_us <= one.start <= to_us]
         events = [one for one in self._events if from_us <= one[0] <= to_us]
         return {
@@ -408,12 +411,9 @@ class LiveView(Tracks):
             "kept": self._bins[0].start if self._bins else 0, **self._names(ReaderCursor(known)),
         }  # fmt: skip
 
-    def _drawn(self, number: int, boxes: Any, older: Any, pixel_us: int) -> list[Any]:
-        rows = drawn(boxes, older, pixel_us)
-        return [[row[0], row[4], row[2]] for row in rows] if self._is_refusals(number) else rows
-
-    def _is_refusals(self, number: int) -> bool:
-        return next(islice(self._lanes_by_key, number, None))[1] == REFUSED
+    def _dots(self, number: int, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """Rows of a lane or, of refusals, what a dot needs: when, how many, a model."""
+        return [[row[0], row[4], row[2]] for row in rows] if number in self._refusals else rows
 
     def _names(self, reader: ReaderCursor) -> dict[str, Any]:
         """The names that a reader lacks."""

@@ -381,7 +381,7 @@ function begin() {
   placeView();
   openStream();
   setInterval(everySecond, 1000);
-  setInterval(() => { if (panels.tab !== "requests" && (view.following || panels.tab === "settings")) panels.refresh(); }, 2000);
+  setInterval(() => { if (panels.tab !== "requests" && (view.following || panels.tab === "settings")) panels.refresh(); }, 3000);
   setTimeout(() => panels.refresh(), 600);
   requestAnimationFrame(tick);
 }
