@@ -63,7 +63,7 @@ MODELS: Final = 24
 BATCH: Final = 4
 LEAD_NS: Final = 20 * NS_PER_MS
 REFUSED_EVERY: Final = 50
-TABLES_S: Final = 2.0
+TABLES_S: Final = 3.0
 """How often the page asks for the table that is shown."""
 
 

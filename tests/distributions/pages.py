@@ -64,6 +64,7 @@ run() {
     "clockwork serve "* | "chrt "*) stop_all; start '^ready: ' "$@" ;;
     "clockwork worker "*) start 'joined with' "$@" ;;
     "clockwork gateway "*) start '^  metrics' env CLOCKWORK_{HTTP,GRPC,METRICS}_PORT=0 "$@" ;;
+    "clockwork live "*) start '^open ' "$@" ;;
     "clockwork key "*) key "$@" ;;
     "curl "*) patiently "$@" ;;
     *) command "$@" ;;

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Answer, Outcome, Reason, WorkerLost
-from clockwork_serve.serve.http.live import LivePage, PageServer
+from clockwork_serve.serve.http.live import Explain, LivePage, PageServer
 from clockwork_serve.telemetry import Step, head_of, read_records
 from clockwork_serve.telemetry.live import LiveView
 from clockwork_serve.units import ms
@@ -38,10 +40,10 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def shown(view: LiveView) -> Iterator[str]:
+def shown(view: LiveView, port: int = 0, explain: Explain | None = None) -> Iterator[str]:
     """The page of a view; its address."""
-    loop, server = asyncio.new_event_loop(), PageServer(LivePage(view), key="key")
-    port = loop.run_until_complete(server.listen(0))
+    loop, server = asyncio.new_event_loop(), PageServer(LivePage(view, explain), key="key")
+    port = loop.run_until_complete(server.listen(port))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
@@ -111,7 +113,7 @@ def test_from_a_red_bar_to_the_sentence_are_three_clicks(browser: Browser, journ
         )
         browser.click(*place)  # 2: the request
         sentence = browser.until("document.querySelector('dialog[open] .sentence')?.innerText")
-        browser.until("document.querySelector('dialog[open] .muted')?.innerText.includes('not available')")
+        browser.until("document.querySelector('dialog[open] p.muted')?.innerText.includes('not available')")
         browser.picture(PICTURES / "request.png")
 
     assert "after it came" in sentence
@@ -222,3 +224,56 @@ def test_a_view_that_is_far_back_is_loaded_and_drawn(browser: Browser, journal: 
             " seen.add(d[i] << 16 | d[i + 1] << 8 | d[i + 2]); return seen.size; })()"
         )
         browser.until(f"{painted} > 4")
+
+
+def test_a_server_that_starts_again_is_followed_with_its_own_names(
+    browser: Browser, journal: LiveView
+) -> None:
+    other = LiveView()
+    other.on_record(Step(0, (stories.worker_joined(worker="new", device="new:0"),), ()))
+    other.on_record(Step(ms(100), (stories.request("r", 100, model="another/1"),), ()))
+    with shown(journal) as url:
+        opened(browser, url)
+        assert len(browser.run("livePage.store.models")) > 1
+    browser.until("document.getElementById('state').innerText === 'not connected'")
+    with shown(other, int(url.split(":")[2].partition("/")[0])):
+        browser.until("livePage.store.models.join() === 'another/1'")
+        assert browser.run("livePage.store.lanes.map((one) => one.name).join()") == "new:0,new:0"
+
+
+def test_an_explanation_replaces_what_the_page_says_by_itself(browser: Browser, journal: LiveView) -> None:
+    async def explain(request_id: str, tenant: str | None) -> dict[str, object]:
+        return {"sentence": f"Because of {HOSTILE}", "lines": ["Because", "first reason", HOSTILE]}
+
+    with shown(journal, explain=explain) as url:
+        opened(browser, url)
+        browser.run("livePage.select(0, 2e6)")
+        browser.until("!!document.querySelector('#pane tr.open .bad')")
+        browser.run("document.querySelector('#pane tr.open').click()")
+        browser.until("document.querySelector('dialog[open]')?.innerText.includes('first reason')")
+        told = browser.run("document.querySelector('dialog[open]').innerText")
+
+        assert "Because of <img" in told
+        assert browser.run("document.querySelectorAll('img').length === 0 && window.broken === undefined")
+
+
+def test_a_page_that_is_paused_does_not_grow(browser: Browser) -> None:
+    view = LiveView()
+    view.on_record(Step(0, (stories.worker_joined(),), ()))
+    with shown(view) as url:
+        opened(browser, url)
+        browser.run("livePage.span(1e6)")
+        browser.press(" ", "Space", " ")
+        for number in range(1, 200):
+            at = 100.0 * number
+            ended = msgspec.structs.replace(stories.result(number), started_ns=ms(at), ended_ns=ms(at + 20))
+            view.on_record(Step(ms(at), (), (stories.infer(number),)))
+            view.on_record(Step(ms(at + 20), (ended,), ()))
+            time.sleep(0.01)
+        browser.until("livePage.store.now > 19e6")
+        held = "livePage.store.lanes.reduce((sum, one) => sum + one.boxes.length, 0)"
+
+        assert browser.run(held) < 150
+        browser.press("End")
+        browser.run("livePage.span(30e6)")
+        browser.until(f"{held} >= 199")

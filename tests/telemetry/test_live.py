@@ -231,3 +231,17 @@ def test_foreign_text_is_made_printable() -> None:
     assert row.message.isprintable()
     assert row.model.isprintable()
     assert view.window(0, FOR_EVER, 1)["models"][1] == [row.model]
+
+
+def test_what_the_journal_lost_the_end_of_is_given_up() -> None:
+    view = LiveView(LiveLimits(keep_s=60))
+    view.on_record(step(0, stories.worker_joined()))
+    view.on_record(step(1, stories.request("a", 1), stories.request("b", 1, slo_ms=10_000_000)))
+    view.on_record(step(2, effects=(stories.infer(7, "a"),)))
+    view.on_record(Step(ms(200_000), (), (), 5))
+    for second in range(201, 215):
+        view.on_record(step(second * 1000))
+
+    assert [*view._asked] == ["b"], "its deadline is not over"
+    assert view.frame(ReaderCursor(), 1)["open"] == []
+    assert view.requests(0, FOR_EVER)["rows"][0].message == "its end is not in the journal"

@@ -14,7 +14,7 @@ import pytest
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Answer, Outcome, Reason
 from clockwork_serve.serve.http import live
-from clockwork_serve.serve.http.live import FILES, POLICY, LivePage, PageServer
+from clockwork_serve.serve.http.live import FILES, POLICY, Explain, LivePage, PageServer
 from clockwork_serve.telemetry import Step, head_of
 from clockwork_serve.telemetry.live import LiveView
 from clockwork_serve.units import ms
@@ -38,8 +38,8 @@ def view_of(count: int = 3) -> LiveView:
 
 
 @asynccontextmanager
-async def serving(view: LiveView, folder: Path, **given: str) -> AsyncIterator[PageServer]:
-    server = PageServer(LivePage(view), **given)
+async def serving(view: LiveView, folder: Path, explain: Explain | None = None) -> AsyncIterator[PageServer]:
+    server = PageServer(LivePage(view, explain))
     await server.listen_unix(folder / "o.sock")
     try:
         yield server
@@ -278,5 +278,40 @@ def test_who_does_not_know_the_key_or_comes_by_another_name_gets_nothing() -> No
         assert (await ask("/live/panels", known)).startswith(b"HTTP/1.1 200")
         assert (await ask("/live/panels", known, host="evil.example.com")).startswith(b"HTTP/1.1 403")
         server.close()
+
+    asyncio.run(main())
+
+
+def test_an_explanation_is_waited_for_and_others_are_answered_meanwhile(tmp_path: Path) -> None:
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def explain(request_id: str, tenant: str | None) -> dict[str, object] | None:
+            await go.wait()
+            if request_id == "broken":
+                raise RuntimeError
+            return {"sentence": f"{request_id} for {tenant}"} if request_id != "none" else None
+
+        async with serving(view_of(), tmp_path, explain) as server:
+            asking = [
+                asyncio.ensure_future(asked(tmp_path, f"/live/explain?id={name}"))
+                for name in ("x", "none", "broken")
+            ]
+            assert (await asked(tmp_path, "/live/panels"))[0] == 200
+            go.set()
+            found = [await one for one in asking]
+            assert [status for status, _, _ in found] == [200, 404, 500]
+            assert json.loads(found[0][2]) == {"sentence": "x for None"}
+            of_tenant = await asked(tmp_path, "/live/explain?id=x", "Clockwork-Tenant: team")
+            assert json.loads(of_tenant[2]) == {"sentence": "x for team"}
+            go.clear()
+            _, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
+            writer.write(b"GET /live/explain?id=x HTTP/1.1\r\n\r\n")
+            await asyncio.sleep(0.05)
+            (connection,) = server.connections
+            writer.close()
+            while server.connections:
+                await asyncio.sleep(0.01)
+            assert connection._waiting is None or connection._waiting.cancelled()
 
     asyncio.run(main())

@@ -7,13 +7,15 @@ The newest boxes are kept as they are; older ones are merged, so that each lane 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.void]
+Row = tuple[int, ...]
 
 BOX: Final = np.dtype(
     [
@@ -29,7 +31,6 @@ MERGED: Final = np.dtype(
     ]
 )  # fmt: skip
 """``count`` boxes near each other, which took ``busy`` of ``lasted``; the model is that of the longest."""
-NONE_MERGED: Final = np.empty(0, MERGED)
 CHUNK_ROWS: Final = 256
 _U4: Final = (1 << 32) - 1
 _I4: Final = (1 << 31) - 1
@@ -38,7 +39,7 @@ _U2: Final = (1 << 16) - 1
 
 def box(
     start_us: int, lasted_us: int, predicted: tuple[int, int], deadlines: tuple[int, int], *numbers: int
-) -> tuple[int, ...]:
+) -> Row:
     """A row of ``BOX``; ``predicted`` is an instant and a duration.
 
     ``numbers``: model, batch, requests, status. What does not fit is cut to the nearest number that does.
@@ -54,7 +55,7 @@ def box(
 def merged(rows: Rows, width_us: int) -> Rows:
     """Boxes of ``BOX``, those that begin in the same stretch of ``width_us`` merged into one."""
     if not len(rows):
-        return NONE_MERGED
+        return np.empty(0, MERGED)
     key = rows["start"] // width_us
     rows = rows[np.lexsort((rows["lasted"], key))]
     key = rows["start"] // width_us
@@ -71,6 +72,21 @@ def merged(rows: Rows, width_us: int) -> Rows:
     return found
 
 
+class _Chunk(NamedTuple):
+    """Rows that follow each other, and between when and when they lie; what they took in all."""
+
+    rows: Rows
+    start_us: int
+    end_us: int
+    busy_us: int
+
+
+def _chunk(rows: Rows, busy: str = "lasted") -> _Chunk:
+    last = rows[-1]
+    end_us = int(last["start"]) + int(last["lasted"])
+    return _Chunk(rows, int(rows["start"][0]), end_us, int(rows[busy].sum(dtype=np.int64)))
+
+
 class LaneBoxes:
     """The boxes of one lane, oldest first; ``added`` were ever added."""
 
@@ -78,74 +94,77 @@ class LaneBoxes:
 
     def __init__(self) -> None:
         self.added = 0
-        self._new: list[tuple[int, ...]] = []
-        self._chunks: deque[Rows] = deque()
-        self._merged: deque[Rows] = deque()
+        self._new: list[Row] = []
+        self._chunks: deque[_Chunk] = deque()
+        self._merged: deque[_Chunk] = deque()
 
-    def add(self, row: tuple[int, ...]) -> bool:
+    def add(self, row: Row) -> bool:
         """Add a row of ``BOX``; whether a chunk became full."""
         self.added += 1
         self._new.append(row)
         if len(self._new) < CHUNK_ROWS:
             return False
-        self._chunks.append(np.array(self._new, BOX))
+        self._chunks.append(_chunk(np.array(self._new, BOX)))
         self._new.clear()
         return True
 
     @property
     def oldest_us(self) -> int | None:
-        """When the last box of the oldest whole chunk began; None without one."""
-        return int(self._chunks[0]["start"][-1]) if self._chunks else None
+        """When the last box of the oldest whole chunk ended; None without one."""
+        return self._chunks[0].end_us if self._chunks else None
 
     def merge_oldest(self, width_us: int) -> None:
         """Give up the details of the oldest chunk."""
-        self._merged.append(merged(self._chunks.popleft(), width_us))
+        self._merged.append(_chunk(merged(self._chunks.popleft().rows, width_us), "busy"))
 
     def forget(self, until_us: int) -> int:
         """Drop what ended before; how many whole chunks of unmerged boxes that were."""
-        while self._merged and _ended_us(self._merged[0]) < until_us:
+        while self._merged and self._merged[0].end_us < until_us:
             self._merged.popleft()
         count = len(self._chunks)
-        while self._chunks and _ended_us(self._chunks[0]) < until_us:
+        while self._chunks and self._chunks[0].end_us < until_us:
             self._chunks.popleft()
         return count - len(self._chunks)
 
-    def since(self, cursor: int) -> Rows:
+    def since(self, cursor: int) -> list[Row]:
         """The boxes that were added after the first ``cursor`` ones, as far as they are kept."""
         wanted = self.added - cursor
         have = len(self._new)
-        parts: list[Rows] = [np.array(self._new[max(0, have - wanted) :], BOX)]
+        found = self._new[max(0, have - wanted) :]
         for chunk in reversed(self._chunks):
             if have >= wanted:
                 break
-            parts.append(chunk)
-            have += len(chunk)
-        found = np.concatenate(parts[::-1])
-        return found[max(0, len(found) - wanted) :]
+            found[:0] = chunk.rows[max(0, len(chunk.rows) - wanted + have) :].tolist()
+            have += len(chunk.rows)
+        return found
 
     def between(self, from_us: int, to_us: int) -> tuple[Rows, Rows]:
         """What overlaps a stretch: boxes, and merged ones."""
+        new = [_chunk(np.array(self._new, BOX))] if self._new else []
         return (
-            _overlapping([*self._chunks, np.array(self._new, BOX)], from_us, to_us, BOX),
+            _overlapping([*self._chunks, *new], from_us, to_us, BOX),
             _overlapping(self._merged, from_us, to_us, MERGED),
         )
 
     def busy_us(self, from_us: int, to_us: int) -> int:
-        """How much of a stretch the lane was busy."""
-        boxes, _ = self.between(from_us, to_us)
-        start = np.maximum(boxes["start"], from_us)
-        end = np.minimum(boxes["start"] + boxes["lasted"], to_us)
-        return int(np.maximum(end - start, 0).sum())
+        """How much of a stretch the lane was busy, as far as boxes have details."""
+        total = sum(_within(row[0], row[1], from_us, to_us) for row in self._new)
+        for chunk in self._chunks:
+            if from_us <= chunk.start_us and chunk.end_us <= to_us:
+                total += chunk.busy_us
+            elif chunk.start_us < to_us and chunk.end_us > from_us:
+                start = np.maximum(chunk.rows["start"], from_us)
+                end = np.minimum(chunk.rows["start"] + chunk.rows["lasted"], to_us)
+                total += int(np.maximum(end - start, 0).sum())
+        return total
 
 
-def _ended_us(rows: Rows) -> int:
-    return int(rows["start"][-1]) + int(rows["lasted"][-1])
+def _within(start_us: int, lasted_us: int, from_us: int, to_us: int) -> int:
+    return max(0, min(start_us + lasted_us, to_us) - max(start_us, from_us))
 
 
-def _overlapping(chunks: Iterable[Rows], from_us: int, to_us: int, kind: Any) -> Rows:
-    near = [
-        rows for rows in chunks if len(rows) and int(rows["start"][0]) <= to_us and _ended_us(rows) >= from_us
-    ]
+def _overlapping(chunks: Iterable[_Chunk], from_us: int, to_us: int, kind: Any) -> Rows:
+    near = [one.rows for one in chunks if one.start_us <= to_us and one.end_us >= from_us]
     if not near:
         return np.empty(0, kind)
     rows: Rows = np.concatenate(near)
@@ -153,10 +172,34 @@ def _overlapping(chunks: Iterable[Rows], from_us: int, to_us: int, kind: Any) ->
     return inside
 
 
-def drawn(boxes: Rows, older: Rows, pixel_us: int) -> list[tuple[int, ...]]:
+def drawn_new(rows: Iterable[Row], pixel_us: int) -> list[Sequence[int]]:
+    """A few boxes in the order in which they were added, as :func:`drawn` gives many."""
+    found: list[Sequence[int]] = []
+    open_: list[int] = []
+    pixel = longest = -1
+    for row in rows:
+        start, lasted = row[0], row[1]
+        if lasted >= pixel_us:
+            found.append(row)
+        elif start // pixel_us == pixel:
+            open_[1] = max(open_[1], start + lasted - open_[0])
+            open_[3] = max(open_[3], row[9])
+            open_[4] += 1
+            open_[5] += lasted
+            if lasted > longest:
+                open_[2], longest = row[6], lasted
+        else:
+            open_ = [start, lasted, row[6], row[9], 1, lasted]
+            pixel, longest = start // pixel_us, lasted
+            found.append(open_)
+    found.sort(key=itemgetter(0))
+    return found
+
+
+def drawn(boxes: Rows, older: Rows, pixel_us: int) -> list[Row]:
     """Boxes for a screen, by their starts: those of a pixel or more have ten numbers, merged ones six."""
     wide = boxes["lasted"] >= pixel_us
-    rows: list[tuple[int, ...]] = boxes[wide].tolist()
+    rows: list[Row] = boxes[wide].tolist()
     rows += merged(boxes[~wide], pixel_us).tolist()
     rows += _rejoined(older, pixel_us).tolist()
     rows.sort()

@@ -38,7 +38,7 @@ from clockwork_serve.messages import (
     Unload,
     WorkerJoined,
 )
-from clockwork_serve.telemetry.boxes import CHUNK_ROWS, NONE_MERGED, LaneBoxes, box, drawn
+from clockwork_serve.telemetry.boxes import CHUNK_ROWS, LaneBoxes, box, drawn, drawn_new
 from clockwork_serve.telemetry.journal import JournalHead, Step, Torn
 from clockwork_serve.telemetry.tracks import OPEN, OpenRequest, SentAction, Tracks
 from clockwork_serve.units import NS_PER_US
@@ -53,6 +53,8 @@ SHOWN_MOST: Final = 8
 NAMES_MOST: Final = 64
 """Models and tenants that a bin counts by name; what the others did is counted together."""
 OPEN_MOST: Final = 1000
+GIVE_UP_BINS: Final = 60
+"""After so many bins, what has been open for as long as anything is kept is given up."""
 REFUSED, LOST = "refused", 255
 OTHERS: Final = "(others)"
 _STATUS: Final = {status: number for number, status in enumerate(Status)}
@@ -146,6 +148,7 @@ class LiveView(Tracks):
         self._models: dict[str, int] = {}
         self._lanes_by_key: dict[tuple[str, str], int] = {}
         self._boxes: list[LaneBoxes] = []
+        self._refusals: set[int] = set()  # lanes that are reasons
         self._kept_chunks = 0
         self._unmeasured: dict[int, SentAction] = {}  # by action id, what was sent and has not ended
         self._devices: dict[str, tuple[DeviceSpec, str]] = {}  # with its worker
@@ -237,8 +240,9 @@ class LiveView(Tracks):
     # Requests
 
     def request_came(self, asked: OpenRequest) -> None:
-        """Count it."""
+        """Count it; its model has a number, which is its colour, from now on."""
         found, request = self._bin(), asked.request
+        self._model_number(request.model)
         found.arrivals += 1
         found.of(found.models, request.model)[0] += 1
         if request.tenant:
@@ -331,6 +335,8 @@ class LiveView(Tracks):
         number = self._lanes_by_key.get((name, kind))
         if number is None:
             number = self._lanes_by_key[name, kind] = len(self._boxes)
+            if kind == REFUSED:
+                self._refusals.add(number)
             self._boxes.append(LaneBoxes())
         return number
 
@@ -352,6 +358,8 @@ class LiveView(Tracks):
             for kept in (self._good, self._bad):
                 while kept and kept[0].ended < now_us - self._keep_us:
                     kept.popleft()
+            if start // self._bin_us % GIVE_UP_BINS == 0:
+                self.give_up(self.now_ns - self._keep_us * NS_PER_US)
         return bins[-1]
 
     def _close(self, ended: _Bin) -> None:
@@ -376,9 +384,9 @@ class LiveView(Tracks):
         lanes = []
         for number, one in enumerate(self._boxes):
             if reader.lanes[number] < one.added:
-                new = one.since(reader.lanes[number])
+                rows = drawn_new(one.since(reader.lanes[number]), pixel_us)
                 reader.lanes[number] = one.added
-                lanes.append([number, self._drawn(number, new, NONE_MERGED, pixel_us)])
+                lanes.append([number, self._dots(number, rows)])
         bins = [self._told(one) for one in self._bins if one.start >= reader.bin]
         reader.bin = self._bins[-1].start if self._bins else 0
         new_events = self._events_added - reader.events if not begins else 0
@@ -395,7 +403,7 @@ class LiveView(Tracks):
         for number, one in enumerate(self._boxes):
             boxes, older = one.between(from_us, to_us)
             if len(boxes) or len(older):
-                lanes.append([number, self._drawn(number, boxes, older, pixel_us)])
+                lanes.append([number, self._dots(number, drawn(boxes, older, pixel_us))])
         bins = [self._told(one) for one in self._bins if from_us - self._bin_us <= one.start <= to_us]
         events = [one for one in self._events if from_us <= one[0] <= to_us]
         return {
@@ -403,12 +411,9 @@ class LiveView(Tracks):
             "kept": self._bins[0].start if self._bins else 0, **self._names(ReaderCursor(known)),
         }  # fmt: skip
 
-    def _drawn(self, number: int, boxes: Any, older: Any, pixel_us: int) -> list[Any]:
-        rows = drawn(boxes, older, pixel_us)
-        return [[row[0], row[4], row[2]] for row in rows] if self._is_refusals(number) else rows
-
-    def _is_refusals(self, number: int) -> bool:
-        return next(islice(self._lanes_by_key, number, None))[1] == REFUSED
+    def _dots(self, number: int, rows: Sequence[Sequence[int]]) -> Sequence[Sequence[int]]:
+        """Rows of a lane or, of refusals, what a dot needs: when, how many, a model."""
+        return [[row[0], row[4], row[2]] for row in rows] if number in self._refusals else rows
 
     def _names(self, reader: ReaderCursor) -> dict[str, Any]:
         """The names that a reader lacks."""

@@ -171,6 +171,13 @@ class Tracks:
         self._end_run("")
         self._end_actions()
 
+    def give_up(self, before_ns: int) -> None:
+        """End what should have ended before: what came of it is not in the journal."""
+        for asked in [one for one in self._asked.values() if one.request.deadline_ns < before_ns]:
+            self._end_request(asked, OPEN, None, "its end is not in the journal")
+        for sent in [one for one in self._sent.values() if one.start_ns + one.expected_ns < before_ns]:
+            self._end_unmeasured(sent, "no result")
+
     def _step(self, step: Step) -> None:
         if self._head is not None or self.began_ns is None:
             self._begin_run(step.now_ns)

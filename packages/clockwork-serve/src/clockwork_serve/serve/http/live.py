@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -51,8 +51,11 @@ CONNECTIONS: Final = 256
 COOKIE: Final = "clockwork-live"
 NOT_EXPLAINED: Final = "explanations are not available here"
 
-Explain = Callable[[str, str | None], Mapping[str, Any] | None]
-"""By request id, and the tenant that the reader is, if he may not see all: what there is to say, or None."""
+Explain = Callable[[str, str | None], Awaitable[Mapping[str, Any] | None]]
+"""By request id, and the tenant that the reader is, if he may not see all: a ``sentence`` and more ``lines``.
+
+It gives None if there is no such request, or he may not see it.
+"""
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -93,8 +96,8 @@ class LivePage:
             "explain": self._explanation,
         }  # fmt: skip
 
-    def answer(self, path: str, query: str, tenant: str | None = None) -> Response:
-        """The answer to anything but the stream."""
+    def answer(self, path: str, query: str, tenant: str | None = None) -> Response | Awaitable[Response]:
+        """The answer to anything but the stream; an explanation is waited for."""
         name = "index.html" if path == "/" else path.removeprefix("/live/")
         if name in self._files and (path == "/" or path.startswith("/live/")):
             return self._files[name]
@@ -107,7 +110,7 @@ class LivePage:
             found = ask(Query(query), tenant)
         except ValueError as error:
             return refusal(400, str(error))
-        return found if isinstance(found, Response) else _json(found)
+        return found if isinstance(found, Response | Awaitable) else _json(found)
 
     def _window(self, query: Query, tenant: str | None) -> Any:
         from_us, to_us = self._stretch(query)
@@ -137,8 +140,14 @@ class LivePage:
             return refusal(404, "there is no such request")
         if self._explain is None:
             return refusal(501, NOT_EXPLAINED)
-        found = self._explain(request_id, tenant)
-        return refusal(404, "there is no such request") if found is None else found
+        return self._explained(self._explain(request_id, tenant))
+
+    async def _explained(self, explaining: Awaitable[Mapping[str, Any] | None]) -> Response:
+        try:
+            found = await explaining
+        except Exception:  # noqa: BLE001 - what explains may fail in any way, and the page goes on
+            return internal_error_response()
+        return refusal(404, "there is no such request") if found is None else _json(found)
 
     def _stretch(self, query: Query) -> tuple[int, int]:
         now_us = self.view.now_us
@@ -169,6 +178,7 @@ class PageConnection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._read_bytes = self._missed = 0
+        self._waiting: asyncio.Future[Response] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, if there is room."""
@@ -183,6 +193,8 @@ class PageConnection(asyncio.Protocol):
         self._server.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
 
     def end(self) -> None:
         """Close it."""
@@ -190,9 +202,9 @@ class PageConnection(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse; what comes while the stream runs is dropped."""
+        """Parse; what comes while the stream runs, or an explanation is made, is dropped."""
         self._read_bytes += len(data)
-        if self._timer is not None or self._transport is None:
+        if self._timer is not None or self._waiting is not None or self._transport is None:
             return
         try:
             if self._read_bytes > HEAD_BYTES:
@@ -216,6 +228,8 @@ class PageConnection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Answer."""
+        if self._waiting is not None:
+            return
         self._read_bytes = 0
         keep = bool(self._parser.should_keep_alive())
         try:
@@ -224,12 +238,20 @@ class PageConnection(asyncio.Protocol):
             found = internal_error_response()
         if isinstance(found, Response):
             self._write(found, keep=keep)
+        elif isinstance(found, Awaitable):
+            self._waiting = asyncio.ensure_future(found)
+            self._waiting.add_done_callback(self._waited)
         elif self._transport is not None:
             head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n%sConnection: close\r\n\r\n"
             self._transport.write(head % SAFE_HEADERS)
             self._frame(ReaderCursor(), found)
 
-    def _found(self) -> Response | int:
+    def _waited(self, waiting: asyncio.Future[Response]) -> None:
+        self._waiting = None
+        if not waiting.cancelled():
+            self._write(waiting.result(), keep=False)
+
+    def _found(self) -> Response | Awaitable[Response] | int:
         """The answer, or how many microseconds a pixel of the stream has."""
         if self._parser.get_method() not in (b"GET", b"HEAD"):
             return refusal(405, "Method Not Allowed")

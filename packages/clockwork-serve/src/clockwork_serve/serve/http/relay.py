@@ -61,7 +61,7 @@ class PageRelay:
                 b"GET %s HTTP/1.1\r\nHost: observer\r\n%sConnection: close\r\n\r\n" % (target, whose)
             )
             await self._pass_on(exchange, reader)
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        except (OSError, ValueError, IndexError, EOFError, asyncio.LimitOverrunError):
             exchange.respond(error_response(502, "the observer's answer broke off"))
         finally:
             self._readers -= 1

@@ -7,7 +7,8 @@ import { Clock, count, element, lasting, rate, share, theme } from "./show.js";
 import { Store } from "./store.js";
 
 const SPANS = [[1e6, "1 s"], [5e6, "5 s"], [30e6, "30 s"], [120e6, "2 min"], [600e6, "10 min"]];
-const DELAY_US = 400e3; // the right edge is so far behind the last frame: what comes is there before it is seen
+const DELAY_US = 400e3, DELAY_MOST_US = 4e6;
+const AGAIN_MS = 2000;
 const SETTLE_MS = 160;
 const LEAST_PIXEL = 1, MOST_PIXEL = 2e6;
 const at = (id) => document.getElementById(id);
@@ -17,6 +18,9 @@ const lanes = new Lanes(at("lanes"), at("scroll"), at("height"), store);
 const charts = new Charts(at("charts"), store, clock);
 const view = { from: 0, to: 30e6, pixel: 25e3, following: true, span: 30e6 };
 let stream = null, streamed = 0, heard = { now: 0, at: 0, moving: false }, connected = false;
+// The right edge is so far behind: what comes is there before it is seen. As journals are written in pieces, it
+// is as long as the longest wait of late.
+let delay = DELAY_US, waits = [];
 let changedAt = 0, asking = false, wanted = 0;
 const panels = new Panels(at("tabs"), at("pane"), { store, clock, stretch, ask, explain });
 
@@ -27,7 +31,16 @@ function plotWidth() { return Math.max(50, at("charts").clientWidth - gutter());
 // The instant at the right edge: goes on evenly between frames, and stops where they do.
 function latest() {
   const since = (performance.now() - heard.at) * 1e3;
-  return heard.now - DELAY_US + (heard.moving ? Math.min(since, 2 * DELAY_US) : DELAY_US);
+  return heard.now - delay + (heard.moving ? Math.min(since, delay) : delay);
+}
+
+function hear(now) {
+  const at = performance.now(), waited = (at - heard.at) * 1e3;
+  if (now > heard.now) {
+    if (heard.now && waited < DELAY_MOST_US) waits = [...waits.slice(-19), waited];
+    delay = Math.min(DELAY_MOST_US, Math.max(DELAY_US, 1.2 * Math.max(0, ...waits) + 100e3));
+    heard = { now, at, moving: true };
+  } else if (now < heard.now || waited > delay) heard = { now, at: heard.at, moving: false };
 }
 
 let edge = 0;
@@ -93,12 +106,12 @@ async function fetchWindow() {
   asking = true;
   const margin = view.following ? 0.1 : 0.6;
   const from = Math.floor(view.from - view.span * margin);
-  const to = Math.ceil(view.to + (view.following ? 5e6 : view.span * margin + DELAY_US));
+  const to = Math.ceil(view.to + (view.following ? 10e6 : view.span * margin + delay));
   const pixels = Math.max(1, Math.min(10000, Math.round((to - from) / view.pixel)));
-  const known = store.known, pixel = view.pixel;
+  const known = store.known, pixel = view.pixel, generation = store.generation;
   const found = await ask(`window?from=${from}&to=${to}&pixels=${pixels}&models=${known.models}&lanes=${known.lanes}`);
   asking = false;
-  if (!found) return;
+  if (!found || generation !== store.generation) return;
   const before = store.covered;
   store.window(found, pixel);
   lanes.reload(before);
@@ -117,17 +130,30 @@ function needsWindow() {
   return true;
 }
 
-function openStream() {
+function openStream(begun = () => { store.clear(); lanes.flush(); }) {
   if (stream) stream.close();
   streamed = Math.max(1, Math.round(view.pixel));
   stream = new EventSource(`/live/stream?pixel=${streamed}`);
-  stream.onopen = () => { connected = true; store.clear(); lanes.flush(); status(); };
-  stream.onerror = () => { connected = false; status(); };
+  let first = true;
+  stream.onopen = () => {
+    connected = true;
+    // A connection that was made anew may lead to another server, with other numbers for names.
+    if (first) begun(); else { store.clear(); lanes.flush(); }
+    first = false;
+    status();
+  };
+  const own = stream;
+  stream.onerror = () => {
+    connected = false;
+    status();
+    // One that was refused is not tried again by the browser.
+    if (own.readyState === EventSource.CLOSED) setTimeout(() => { if (stream === own) openStream(); }, AGAIN_MS);
+  };
   stream.onmessage = (event) => {
     const found = JSON.parse(event.data);
-    heard = { now: found.now, at: performance.now(), moving: found.now > heard.now };
+    hear(found.now);
     if (found.gap) store.covered = null;
-    const rows = store.frame(found);
+    const rows = store.frame(found, view.following || found.now - view.to < 2 * view.span + 5e6);
     lanes.layOut();
     lanes.add(rows);
     charts.changed();
@@ -139,7 +165,7 @@ function openStream() {
 
 function status() {
   const [text, kind] = !connected ? [denied ? "no access" : "not connected", "lost"] : !view.following ? ["paused", "paused"]
-    : heard.moving ? ["live", "live"] : ["at the end", ""];
+    : heard.moving ? ["live", "live"] : ["nothing new", ""];
   const state = at("state");
   if (state.textContent !== text) { state.textContent = text; state.className = `state ${kind}`; }
   at("pause").textContent = view.following ? "Pause" : "Follow";
@@ -182,13 +208,14 @@ async function explain(row) {
     ...line("ended", `${clock.text(ended)}, after ${lasting(ended - arrived)} of ${lasting(slo)}`),
     ...(device ? line("device", `${device}${cold ? ", weights were loaded for it" : ""}`) : []),
     ...(promised ? line("promised", "yes") : []), ...(message ? line("the server said", message) : [])));
+  const more = element("p", { class: "muted" }, "looking for the reasons …");
+  body.append(more);
   if (!at("answer").open) at("answer").showModal();
   const response = await fetch(`/live/explain?id=${encodeURIComponent(request)}`).catch(() => null);
   const found = response && await response.json().catch(() => null);
-  if (!found) return;
-  const text = found.sentence ?? found.text ?? found.error;
-  if (response.ok && text) told.textContent = text;
-  else body.append(element("p", { class: "muted" }, text ?? "not available"));
+  if (!response?.ok || !found?.sentence) { more.textContent = found?.error ?? "the server did not answer"; return; }
+  told.textContent = found.sentence;
+  more.replaceWith(...(found.lines ?? []).slice(1).map((one) => element("p", {}, one)));
 }
 
 function sentence([ended, arrived, , , , outcome, reason, slo, queue, ran, batch, device]) {
@@ -335,10 +362,7 @@ function everySecond() {
 
 // The stream is as fine as the screen shows it; what is here stays.
 function reopen() {
-  const before = stream;
-  openStream();
-  before.onmessage = null;
-  stream.onopen = () => { connected = true; store.covered = null; };
+  openStream(() => { store.covered = null; });
 }
 
 function begin() {
@@ -357,7 +381,7 @@ function begin() {
   placeView();
   openStream();
   setInterval(everySecond, 1000);
-  setInterval(() => { if (panels.tab !== "requests" && (view.following || panels.tab === "settings")) panels.refresh(); }, 2000);
+  setInterval(() => { if (panels.tab !== "requests" && (view.following || panels.tab === "settings")) panels.refresh(); }, 3000);
   setTimeout(() => panels.refresh(), 600);
   requestAnimationFrame(tick);
 }

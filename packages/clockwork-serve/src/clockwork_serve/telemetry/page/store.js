@@ -6,6 +6,7 @@ export class Store {
   constructor() { this.clear(); }
 
   clear() {
+    this.generation = (this.generation ?? 0) + 1; // answers to what was asked before are of no use
     this.now = 0;
     this.kept = 0;
     this.models = [];
@@ -29,13 +30,18 @@ export class Store {
     });
   }
 
-  // A frame of the stream; the rows that are new, by lane.
-  frame(found) {
+  // A frame of the stream; the rows that are new, by lane. Boxes far from what is seen are not kept.
+  frame(found, near) {
     this.names(found);
     this.now = Math.max(this.now, found.now);
     this.open = found.open;
     this.addBins(found.bins);
     this.addEvents(found.events);
+    if (!near) {
+      if (this.covered) this.covered.open = false;
+      this.recent = [];
+      return [];
+    }
     this.addBoxes(found.lanes);
     this.recent.push(found);
     if (this.recent.length > 30) this.recent.shift();
@@ -62,9 +68,9 @@ export class Store {
   }
 
   addEvents(events) {
-    for (const one of events) {
-      if (!this.events.some((known) => known[0] === one[0] && known[2] === one[2])) this.events.push(one);
-    }
+    if (!events.length) return;
+    const known = new Set(this.events.map(([at, , text]) => `${at} ${text}`));
+    for (const one of events) if (!known.has(`${one[0]} ${one[2]}`)) this.events.push(one);
     this.events.sort((a, b) => a[0] - b[0]);
     if (this.events.length > EVENTS_MOST) this.events.splice(0, this.events.length - EVENTS_MOST);
   }
