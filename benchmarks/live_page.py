@@ -37,7 +37,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.serve.http.live import FILES, LivePage, PageServer
-from clockwork_serve.serve.http.relay import OBSERVER_SOCKET
+from clockwork_serve.serve.transport import OBSERVER_SOCKET
 from clockwork_serve.sim import Cluster, Simulation
 from clockwork_serve.telemetry import Step, head_of
 from clockwork_serve.telemetry.live import LiveView

@@ -16,7 +16,7 @@ import pytest
 
 from clockwork_serve.messages import Outcome
 from clockwork_serve.serve.http.live import LivePage, PageServer
-from clockwork_serve.serve.http.relay import OBSERVER_SOCKET
+from clockwork_serve.serve.transport import OBSERVER_SOCKET
 from clockwork_serve.telemetry import Step
 from clockwork_serve.telemetry.live import LiveView
 from clockwork_serve.units import ms

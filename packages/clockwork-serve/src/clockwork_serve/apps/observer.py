@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -247,8 +248,10 @@ def become_idle() -> None:
 
 async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     """Observe a server until ``stop``."""
+    from clockwork_serve.serve.http.live import LivePage, PageConnection, PageServer
     from clockwork_serve.sim.history import Historian, History
     from clockwork_serve.telemetry.following import first_header
+    from clockwork_serve.telemetry.live import LiveView
 
     settings, run_dir = config.settings, Path(config.run_dir)
     path = settings.journal_path(config.run_dir)
@@ -263,7 +266,12 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     def find(asked: Mapping[str, Any]) -> object:
         return history.find(str(asked["request_id"]))
 
-    observer = Observer(path, {}, {"find": find})
+    parts: dict[str, ObserverPart] = {}
+    if settings.live_page:
+        parts["live page"] = view = LiveView(settings=settings.rows())
+    observer = Observer(path, parts, {"find": find})
+    if settings.live_page:
+        observer.page = partial(PageConnection, PageServer(LivePage(view)))
     with suppress(OSError):  # a folder that cannot be written: then there is no index
         historian = Historian(path, settings.journal_bytes // HISTORY_SHARE)
         observer.add(Feed("history", path, historian.take, historian.start, historian.flush))

@@ -237,19 +237,16 @@ def show(repository: str | None, config: str | None, as_json: bool, **flags: Any
     are shown, never what is in them.
     """
     settings = settings_from(repository, config, flags, needs_repository=False)
-    rows = [(entry, getattr(settings, entry.name), settings.sources.get(entry.name)) for entry in SETTINGS]
     if as_json:
-        show_json(
-            {
-                entry.name: {"value": _written(entry, value), "source": _kind(entry, source), "from": source}
-                for entry, value, source in rows
+        show_json({
+            entry.name: {
+                "value": entry.written(getattr(settings, entry.name)), "source": _kind(entry, source),
+                "from": source,
             }
-        )
+            for entry in SETTINGS for source in (settings.sources.get(entry.name),)
+        })  # fmt: skip
         return
-    show_table(
-        ("setting", "value", "from"),
-        [(entry.name, _text(entry, value, source), source or "default") for entry, value, source in rows],
-    )
+    show_table(("setting", "value", "from"), settings.rows())
 
 
 def _kind(entry: Setting, source: str | None) -> str:
@@ -257,25 +254,6 @@ def _kind(entry: Setting, source: str | None) -> str:
     if source in {None, entry.variable}:
         return "environment" if source else "default"
     return "flag" if source in {entry.flag, "command line"} else "file"
-
-
-def _written(entry: Setting, value: Any) -> Any:
-    """A value as a file of settings has it; None is off, or none."""
-    if entry.name == "device":
-        return [f"{each.kind}:{each.profile}" if each.profile else each.device for each in value]
-    is_share = isinstance(value, float) and (entry.shown or "").endswith(("B", "%"))
-    return f"{100 * value:g}%" if is_share else value
-
-
-def _text(entry: Setting, value: Any, source: str | None) -> str:
-    if source is None and entry.shown and entry.name != "cache":
-        return entry.shown
-    written = _written(entry, value)
-    if isinstance(written, list):
-        return ", ".join(written)
-    if isinstance(written, bool):
-        return str(written).lower()
-    return "off" if written is None else str(written) or "(none)"
 
 
 # ------------------------------------------------------------

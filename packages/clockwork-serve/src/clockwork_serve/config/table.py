@@ -357,6 +357,24 @@ class Setting(Struct, frozen=True):
         """Its name on the command line."""
         return "--" + self.name.replace("_", "-")
 
+    def written(self, value: Any) -> Any:
+        """A value as a file of settings has it; None is off, or none."""
+        if self.name == "device":
+            return [f"{each.kind}:{each.profile}" if each.profile else each.device for each in value]
+        is_share = isinstance(value, float) and (self.shown or "").endswith(("B", "%"))
+        return f"{100 * value:g}%" if is_share else value
+
+    def text(self, value: Any, source: str | None) -> str:
+        """A value for a table; without a ``source`` it is the default."""
+        if source is None and self.shown and self.name != "cache":
+            return self.shown
+        written = self.written(value)
+        if isinstance(written, list):
+            return ", ".join(written)
+        if isinstance(written, bool):
+            return str(written).lower()
+        return "off" if written is None else str(written) or "(none)"
+
 
 def default_cache(environment: Mapping[str, str]) -> str:
     """The default folder of artefacts. Raises :class:`ConfigError` if the user has no home, or an odd one."""
@@ -645,6 +663,14 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def is_set(self, name: str) -> bool:
         """Whether the setting is set anywhere, even to its default."""
         return name in self.sources
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Each setting's name, value, and where that comes from, for a table."""
+        return [
+            (entry.name, entry.text(getattr(self, entry.name), source), source or "default")
+            for entry in SETTINGS
+            for source in (self.sources.get(entry.name),)
+        ]
 
     @property
     def ports(self) -> dict[str, int | None]:

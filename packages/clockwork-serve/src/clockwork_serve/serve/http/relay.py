@@ -15,10 +15,9 @@ from typing import Final
 
 from clockwork_serve.serve.http.exchange import HttpExchange, byte_count
 from clockwork_serve.serve.http.responses import Response, error_response
+from clockwork_serve.serve.transport import OBSERVER_SOCKET
 from clockwork_serve.units import KIB, MIB
 
-OBSERVER_SOCKET: Final = "observer.sock"
-"""Its name in the run directory."""
 ANSWER_BYTES: Final = 32 * MIB
 """The longest answer that is passed on whole: a window of many devices has a few MiB."""
 READ_BYTES: Final = 64 * KIB
