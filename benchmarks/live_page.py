@@ -59,6 +59,7 @@ CLICKS: Final = 3
 LOOKED_AT: Final = 0.02
 RATE_RPS: Final = 5000
 GROWTH_MIB: Final = 8.0
+MEMORY_MIB: Final = 256.0
 MODELS: Final = 24
 BATCH: Final = 4
 LEAD_NS: Final = 20 * NS_PER_MS
@@ -207,11 +208,17 @@ def observer(
 
 
 WATCH: Final = """new Promise((done) => {
-  const times = []; let last = performance.now(); const until = last + %d;
+  const times = [], works = []; let last = performance.now(), work = 0; const until = last + %d;
+  for (const one of [livePage.charts, livePage.lanes]) {
+    const draw = Object.getPrototypeOf(one).draw;
+    one.draw = (...given) => {
+      const at = performance.now(); draw.apply(one, given); work += performance.now() - at;
+    };
+  }
   const step = (now) => {
-    times.push(now - last); last = now;
+    times.push(now - last); last = now; works.push(work); work = 0;
     %s
-    if (now < until) requestAnimationFrame(step); else done(times.slice(5));
+    if (now < until) requestAnimationFrame(step); else done([times.slice(5), works.slice(5)]);
   };
   requestAnimationFrame(step);
 })"""
@@ -233,8 +240,8 @@ ROW: Final = """(() => {
 
 def in_browser(outcome: Found, devices: int, rate_rps: float, minutes: float, seconds: float) -> None:
     """Frames and clicks."""
-    frames: dict[str, list[float]] = {}
-    with observer(devices, rate_rps, 60 * minutes) as (_, url), Browser() as browser:
+    frames: dict[str, tuple[list[float], list[float]]] = {}
+    with observer(devices, rate_rps, 60 * minutes) as (pid, url), Browser() as browser:
         browser.prefer("light")
         browser.open(url)
         views = {
@@ -247,10 +254,15 @@ def in_browser(outcome: Found, devices: int, rate_rps: float, minutes: float, se
             )
             browser.run("new Promise((done) => setTimeout(done, 3000))")
             frames[name] = browser.run(WATCH % (round(seconds * 1e3), each))
-        for name, times in frames.items():
+        for name, (times, works) in frames.items():
             p95, p50 = quantile(times, 0.95), quantile(times, 0.5)
-            beside = f"(median {p50:.1f}, worst {max(times):.0f}, {len(times)} frames)"
+            beside = (
+                f"(median {p50:.1f}, worst {max(times):.0f}, {len(times)} frames; drawing: median "
+                f"{quantile(works, 0.5):.1f}, p95 {quantile(works, 0.95):.1f})"
+            )
             outcome.at_most(f"p95 of frame times, {name}", FRAME_MS, p95, "ms", digits=1, more=beside)
+        what = f"memory of the observer that keeps {minutes:g} minutes of {devices} devices"
+        outcome.at_most(what, MEMORY_MIB, machine.rss_bytes(pid) / (1 << 20), "MiB", digits=0)
         browser.run("livePage.view.following = true, livePage.span(30e6)")
         browser.click(*browser.until(BAR))
         browser.click(*browser.until(ROW))
