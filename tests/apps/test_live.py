@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from contextlib import closing
 from http.cookiejar import CookieJar
 from pathlib import Path
 
@@ -35,14 +36,14 @@ def test_all_of_a_journal_is_read_and_then_what_is_added(tmp_path: Path) -> None
     journal = Journal(path, head_of(ControllerConfig()))
     steps(journal, 0, 5)
     journal.close()
-    found = records(path)
-    first = [next(found) for _ in range(7)]
-    assert [type(one).__name__ for one in first] == ["JournalHead", *["Step"] * 5, "NoneType"]
-    journal = Journal(path)
-    steps(journal, 5, 8)
-    journal.close()
+    with closing(records(path)) as found:
+        first = [next(found) for _ in range(7)]
+        journal = Journal(path)
+        steps(journal, 5, 8)
+        journal.close()
+        added = [next(found) for _ in range(4)]
 
-    added = [next(found) for _ in range(4)]
+    assert [type(one).__name__ for one in first] == ["JournalHead", *["Step"] * 5, "NoneType"]
     assert [one.now_ns for one in added if isinstance(one, Step)] == [ms(5), ms(6), ms(7)]
     assert added[3] is None
 
@@ -50,15 +51,16 @@ def test_all_of_a_journal_is_read_and_then_what_is_added(tmp_path: Path) -> None
 def test_a_record_that_is_half_written_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = Journal(path)
-    steps(journal, 0, 2)
+    steps(journal, 0, 1)
+    steps(journal, 1, 2)
     journal.close()
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
-    found = records(path)
 
-    assert [type(next(found)).__name__ for _ in range(2)] == ["Step", "NoneType"]
-    path.write_bytes(whole)
-    assert next(found).now_ns == ms(1)
+    with closing(records(path)) as found:
+        assert [type(next(found)).__name__ for _ in range(2)] == ["Step", "NoneType"]
+        path.write_bytes(whole)
+        assert next(found).now_ns == ms(1)
 
 
 def test_what_is_no_journal_is_said(tmp_path: Path) -> None:
@@ -76,6 +78,7 @@ def played(path: Path, speed: float | None, seconds: float) -> LiveView:
         task = asyncio.ensure_future(JournalPlayer(path, view, speed).run())
         await asyncio.sleep(seconds)
         task.cancel()
+        await asyncio.wait({task})
 
     asyncio.run(main())
     return view

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -21,7 +22,7 @@ SLICE_S: Final = 0.01
 POLL_S: Final = 0.1
 
 
-def records(path: Path) -> Iterator[JournalHead | Step | None]:
+def records(path: Path) -> Generator[JournalHead | Step | None, None, None]:
     """The records of a journal, then those that are added to it; None where there are no more by now.
 
     Raises :class:`ConfigError` where there is no journal.
@@ -29,10 +30,13 @@ def records(path: Path) -> Iterator[JournalHead | Step | None]:
     if not journal_files(path):
         raise ConfigError(f"journal: expected a file that `--journal` wrote; found nothing at {path}")
     follower = JournalFollower(path)
-    while True:
-        for _, record in numbered(follower):
-            yield record
-        yield None
+    try:
+        while True:
+            for _, record in numbered(follower):
+                yield record
+            yield None
+    finally:
+        follower.close()
 
 
 class JournalPlayer:
@@ -51,8 +55,9 @@ class JournalPlayer:
     async def run(self) -> None:
         """Until cancelled."""
         self._began_s = time.monotonic()
-        while True:  # noqa: ASYNC110 - the journal is a file, and tells nobody
-            await asyncio.sleep(self._slice())
+        with closing(self._records):
+            while True:  # noqa: ASYNC110 - the journal is a file, and tells nobody
+                await asyncio.sleep(self._slice())
 
     def _slice(self) -> float:
         """Take records for a moment; how long to wait until more can be had."""
