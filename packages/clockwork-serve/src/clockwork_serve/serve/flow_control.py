@@ -40,7 +40,7 @@ from clockwork_serve.units import NS_PER_S, ms
 
 DELAY_NS: Final = ms(2)
 """How long a request is in transit at most, roughly, even when gateways offer more than can be received."""
-EXTRA_MOST_NS: Final = ms(16)
+EXTRA_MOST_NS: Final = ms(6)
 """Of credit beyond that for gateways that take long to send the next requests, or are far away."""
 LEAST: Final = 32
 """The least credit of all gateways together: what a controller that is not busy receives in one turn."""
