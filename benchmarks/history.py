@@ -11,8 +11,11 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 from benchmarks.timeline import written
 from clockwork_serve.messages import Request
@@ -22,6 +25,8 @@ from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import MIB
 from harness.report import Outcome, finish, parser
 
+Took = tuple[float, float]
+Result = TypeVar("Result")
 LIMIT_S = 1.0
 LIMIT_MIB = 500.0
 DRAWN = 30
@@ -43,6 +48,13 @@ def some_ids(path: Path, seed: int) -> list[str]:
     return kept
 
 
+def timed(work: Callable[[], Result]) -> tuple[Result, Took]:
+    """What it gives, and its seconds of CPU and by the clock."""
+    began_s, wall_s = time.process_time(), time.perf_counter()
+    found = work()
+    return found, (time.process_time() - began_s, time.perf_counter() - wall_s)
+
+
 def measure(folder: Path, requests: int, seed: int) -> Outcome:
     """Write a journal and its history, then look."""
     outcome, path = Outcome("benchmarks.history"), folder / "journal"
@@ -52,22 +64,21 @@ def measure(folder: Path, requests: int, seed: int) -> Outcome:
     written_s = time.process_time() - began_s
     ids = some_ids(path, seed)
     history = History.open(path)
-    find_s, back_s, same = list[float](), list[float](), 0
+    find_s, back_s, same = list[Took](), list[Took](), 0
     for request_id in ids:
-        began_s = time.perf_counter()
-        moment = history.find(request_id)
-        find_s.append(time.perf_counter() - began_s)
+        moment, took = timed(partial(history.find, request_id))
+        find_s.append(took)
         assert moment is not None, request_id
-        began_s = time.perf_counter()
-        controller, steps = history.controller_at(moment)
-        back_s.append(time.perf_counter() - began_s)
+        (controller, steps), took = timed(partial(history.controller_at, moment))
+        back_s.append(took)
         same += all(
             first_difference(step.effects, decided_again(controller, step)) is None
             for step, _ in zip(steps, range(FOLLOWED), strict=False)
         )
-    outcome.at_most("find a request, slowest", LIMIT_S, max(find_s), "s", digits=2)
-    median = f"(median {sorted(back_s)[len(back_s) // 2]:.2f} s)"
-    outcome.at_most("a controller before it, slowest", LIMIT_S, max(back_s), "s", digits=2, more=median)
+    for what, found in (("find a request", find_s), ("a controller before it", back_s)):
+        cpu_s, wall_s = (sorted(column) for column in zip(*found, strict=True))
+        beside = f"(median {cpu_s[len(cpu_s) // 2]:.2f} s; by the clock {wall_s[-1]:.2f} s)"
+        outcome.at_most(f"{what}, CPU of the slowest", LIMIT_S, cpu_s[-1], "s", digits=2, more=beside)
     outcome.judge("which goes on the same", asked=f"{len(ids)}", found=f"{same}", good=same == len(ids))
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
     outcome.at_most("memory, of all this", LIMIT_MIB, peak_mib, "MiB", digits=0)
