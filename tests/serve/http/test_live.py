@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from clockwork_serve.config import read_settings
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Answer, Outcome, Reason
 from clockwork_serve.serve.http import live
-from clockwork_serve.serve.http.live import FILES, POLICY, Explain, LivePage, PageServer
+from clockwork_serve.serve.http.live import FILES, POLICY, Explain, LivePage, PageServer, shown_settings
 from clockwork_serve.telemetry import Step, head_of
 from clockwork_serve.telemetry.live import LiveView
 from clockwork_serve.units import ms
@@ -315,3 +316,43 @@ def test_an_explanation_is_waited_for_and_others_are_answered_meanwhile(tmp_path
             assert connection._waiting is None or connection._waiting.cancelled()
 
     asyncio.run(main())
+
+
+def test_a_connection_may_have_been_another_protocols_before(tmp_path: Path) -> None:
+    class Other(asyncio.Protocol):
+        def __init__(self, server: PageServer) -> None:
+            self._server = server
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self._transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            reader = self._server.connection()
+            self._transport.set_protocol(reader)
+            reader.connection_made(self._transport)
+            reader.data_received(data)
+
+    async def main() -> tuple[int, str, bytes]:
+        page = PageServer(LivePage(view_of()))
+        server = await asyncio.get_running_loop().create_unix_server(
+            lambda: Other(page), str(tmp_path / "o.sock")
+        )
+        found = await asked(tmp_path, "/live/panels")
+        server.close()
+        page.close()
+        return found
+
+    assert asyncio.run(main())[0] == 200
+
+
+def test_settings_are_shown_with_where_they_come_from() -> None:
+    settings = read_settings(
+        {"repository": "models", "device": ("cpu", "cpu:3")}, {"CLOCKWORK_SLO_MS": "50"}, None
+    )
+    rows = {name: (value, origin) for name, value, origin in shown_settings(settings)}
+
+    assert rows["slo_ms"] == ("50.0", "CLOCKWORK_SLO_MS")
+    assert rows["device"] == ("cpu:0, cpu:3", "--device")
+    assert rows["live_page"] == ("true", "default")
+    view = LiveView(settings=shown_settings(settings))
+    assert ["slo_ms", "50.0", "CLOCKWORK_SLO_MS"] in view.panels(0, 1)["settings"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,13 @@ from typing import Any
 import pytest
 
 from clockwork_serve.messages import Outcome
+from clockwork_serve.serve.http import relay
 from clockwork_serve.serve.http.live import LivePage, PageServer
 from clockwork_serve.serve.transport import OBSERVER_SOCKET
 from clockwork_serve.telemetry import Step
 from clockwork_serve.telemetry.live import LiveView
 from clockwork_serve.units import ms
+from tests.serve.certificates import certificates
 from tests.serve.gateway import keys
 from tests.serve.gateway.running import RunningGateway, running_gateway
 from tests.telemetry import stories
@@ -181,3 +184,47 @@ def test_the_page_of_another_site_cannot_read_it(gateway: RunningGateway, tmp_pa
 @pytest.mark.parametrize("target", ["/live/a b", "/live/" + "a" * 3000, "/live/\x01", "/live/\xe9"])
 def test_a_target_that_is_none_is_not_passed_on(gateway: RunningGateway, tmp_path: Path, target: str) -> None:
     assert ask(gateway, target)[0] in (400, 404)
+
+
+def test_over_tls_it_streams_as_well(tmp_path: Path) -> None:
+    files = certificates(tmp_path)
+    trusting = ssl.create_default_context(cafile=files.ca)
+    with (
+        observed(tmp_path, **files.tls_settings()) as (gateway, _),
+        connected(gateway) as plain,
+        trusting.wrap_socket(plain, server_hostname="localhost") as client,
+        client.makefile("rb") as file,
+    ):
+        client.sendall(b"GET /live/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        head = b"".join(iter(file.readline, b"\r\n"))
+        assert head.startswith(b"HTTP/1.1 200")
+        for _ in range(3):
+            assert json.loads(file.readline().removeprefix(b"data: "))["now"] == 2000
+            assert file.readline() == b"\n"
+
+
+def test_a_gateway_that_stops_ends_streams_at_once(tmp_path: Path) -> None:
+    with observed(tmp_path) as (gateway, _):
+        client = connected(gateway)
+        client.sendall(b"GET /live/stream HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(10)
+        began_s = time.monotonic()
+        gateway.run(gateway.servers.metrics.close(20))
+        while client.recv(65536):
+            pass
+        client.close()
+    assert time.monotonic() - began_s < 10, "a stream is no answer that is waited for"
+
+
+def test_no_more_than_so_many_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "READERS", 2)
+    with observed(tmp_path) as (gateway, _):
+        clients = [connected(gateway) for _ in range(2)]
+        for client in clients:
+            client.sendall(b"GET /live/stream HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(10)
+        assert ask(gateway, "/live/panels")[0] == 429
+        clients.pop().close()
+        gateway.until(lambda: gateway.servers.metrics._relay._readers == 1)
+        assert ask(gateway, "/live/panels")[0] == 200
+        clients.pop().close()

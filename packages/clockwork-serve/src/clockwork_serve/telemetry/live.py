@@ -169,6 +169,8 @@ class LiveView(Tracks):
 
     def on_record(self, record: JournalHead | Step | Torn) -> None:
         """Follow the next record."""
+        if isinstance(record, JournalHead):
+            self._head_of_run = record
         self.take(record)
         self._bin()
 
@@ -185,7 +187,6 @@ class LiveView(Tracks):
     def run_began(self, head: JournalHead | None, *, first: bool) -> None:
         """Note a controller that started."""
         if head is not None:
-            self._head_of_run = head
             self._note("server", f"controller started, {head.version}")
 
     def run_ended(self) -> None:

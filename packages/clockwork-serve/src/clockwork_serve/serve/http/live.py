@@ -10,7 +10,6 @@ import asyncio
 import hmac
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, cast
@@ -20,6 +19,8 @@ import httptools
 import msgspec
 
 import clockwork_serve.telemetry
+from clockwork_serve.config import SETTINGS, Settings
+from clockwork_serve.config.table import DeviceChoice
 from clockwork_serve.serve.http.responses import Response, error_response, internal_error_response
 from clockwork_serve.telemetry.live import LiveView, ReaderCursor
 from clockwork_serve.units import KIB
@@ -156,6 +157,22 @@ class LivePage:
         if to_us < from_us:
             raise ValueError(f"to: expected no less than from, found {to_us}")
         return from_us, to_us
+
+
+def shown_settings(settings: Settings) -> list[tuple[str, str, str]]:
+    """Each setting of a server, its value and where it comes from; none is a secret."""
+
+    def text(value: object) -> str:
+        if isinstance(value, tuple):
+            return ", ".join(map(text, value))
+        if isinstance(value, DeviceChoice):
+            return value.device
+        return "off" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+    return [
+        (entry.name, text(getattr(settings, entry.name)), settings.sources.get(entry.name, "default"))
+        for entry in SETTINGS
+    ]
 
 
 def refusal(status: int, message: str) -> Response:
@@ -316,16 +333,20 @@ class PageServer:
         self._server: asyncio.AbstractServer | None = None
         self._hosts: frozenset[bytes] = frozenset()
 
+    def connection(self) -> PageConnection:
+        """A reader's connection, for who listens: it may have been another protocol's before."""
+        return PageConnection(self)
+
     async def listen_unix(self, path: Path) -> None:
         """Listen on a socket that is its owner's alone, since its folder is. Raises OSError."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(partial(PageConnection, self), str(path))
+        self._server = await loop.create_unix_server(self.connection, str(path))
         os.chmod(path, 0o600)  # noqa: PTH101 - a moment, once
 
     async def listen(self, port: int) -> int:
         """Listen on 127.0.0.1; the port. Raises OSError."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(partial(PageConnection, self), "127.0.0.1", port)
+        server = await loop.create_server(self.connection, "127.0.0.1", port)
         self._server = server
         found = int(server.sockets[0].getsockname()[1])
         # Another name may be one of another site's that was made to lead here.

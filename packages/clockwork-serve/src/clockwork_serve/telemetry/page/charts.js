@@ -95,7 +95,10 @@ export class Charts {
     const step = tickStep(view.pixel, 110);
     context.font = "10.5px ui-monospace, Menlo, Consolas, monospace";
     context.textBaseline = "middle";
-    for (let at = Math.max(0, Math.ceil(view.from / step) * step); at <= view.to; at += step) {
+    // At whole seconds of the day, where that is known; none before the journal's beginning.
+    const shift = this.clock.beganMs === null ? 0 : this.clock.beganMs * 1000 % step;
+    const first = Math.ceil((Math.max(0, view.from) + shift) / step) * step - shift;
+    for (let at = first; at <= view.to; at += step) {
       const x = Math.round(left + (at - view.from) / view.pixel);
       context.fillStyle = this.colours.line;
       context.fillRect(x, AXIS - 4, 1, this.height);
