@@ -598,6 +598,12 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         one_of("debug", "info", "warning", "error"), "least level logged", GATEWAY | WORKER,
     )] = "info"
     journal: Annotated[str, Setting(path, "file to which every event and decision is appended")] = ""
+    otlp_endpoint: Annotated[str, Setting(
+        text, "URL of a collector of traces, such as http://127.0.0.1:4318; it is sent to by OTLP over HTTP",
+    )] = ""
+    trace_sample: Annotated[float, Setting(
+        number(0, 1), "share of requests that are traced; those refused, failed or late always are",
+    )] = 0.1
     # fmt: on
 
     sources: dict[str, str] = {}

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from clockwork_serve.controller import Controller
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.messages import ControllerEffect, ControllerEvent
+from clockwork_serve.messages import ControllerEffect, ControllerEvent, Delivered
 from clockwork_serve.telemetry import JournalHead, Step, Torn, read_records
 from clockwork_serve.telemetry.journal import journal_files
 
@@ -133,6 +133,11 @@ class _Player:
     def take(self, number: int, record: JournalHead | Step | Torn) -> None:
         """Replay the next record, which is the ``number``-th."""
         if isinstance(record, JournalHead):
+            if record.gateway:
+                raise ConfigError(
+                    f"journal: expected a controller's; found what {record.gateway} ended by itself; "
+                    "name the file without that ending"
+                )
             self._controller = Controller(record.controller_config())
             self.replayed.runs.append(Run(head=record, other_build=record.other_build(), first_record=number))
         elif not self.replayed.runs:
@@ -149,9 +154,10 @@ class _Player:
             run.gap, self._controller = step.dropped, None
             return
         found: list[ControllerEffect] = []
+        events = tuple([event for event in step.events if not isinstance(event, Delivered)])
         broke = ""
         try:
-            for event in step.events:
+            for event in events:
                 controller.observe(event, step.now_ns)
             found = controller.decide(step.now_ns)
             controller.next_wakeup_ns()  # a driver calls it after each decision, and it changes the heaps
@@ -163,7 +169,7 @@ class _Player:
         if broke or at is not None:
             at = at or 0
             self.replayed.difference = Difference(
-                record=number, run=len(self.replayed.runs), now_ns=step.now_ns, events=step.events, at=at,
+                record=number, run=len(self.replayed.runs), now_ns=step.now_ns, events=events, at=at,
                 expected=step.effects[at] if at < len(step.effects) else None,
                 found=found[at] if at < len(found) else None, broke=broke,
             )  # fmt: skip
@@ -171,7 +177,7 @@ class _Player:
         run.began_ns = run.began_ns if run.decisions else step.now_ns
         run.ended_ns = step.now_ns
         run.decisions += 1
-        run.events += len(step.events)
+        run.events += len(events)
         run.effects += len(found)
 
 

@@ -18,6 +18,7 @@ from clockwork_serve.telemetry.journal import (
     head_of,
     read_journal,
     read_records,
+    refusals_of,
 )
 from clockwork_serve.telemetry.metrics import CONTENT_TYPE, render
 from clockwork_serve.telemetry.recorder import Recorder
@@ -38,5 +39,6 @@ __all__ = [
     "outcome_key",
     "read_journal",
     "read_records",
+    "refusals_of",
     "render",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ than ``BACKLOG_BYTES``, steps are left out and the next record says how many. A 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import logging
@@ -18,19 +19,19 @@ import queue
 import struct
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 import clockwork_serve
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.integrity import make_private
-from clockwork_serve.messages import ControllerEffect, ControllerEvent
+from clockwork_serve.messages import ControllerEffect, ControllerEvent, Delivered
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
@@ -48,6 +49,7 @@ class JournalHead(Struct, frozen=True, kw_only=True, tag="clockwork journal", ta
 
     ``sources`` is a hash of the code that decides, ``build`` says whether it was compiled, ``config`` holds
     the fields of :class:`ControllerConfig`. Models, profiles, devices and quotas are events.
+    ``gateway`` is set where no controller wrote it: what that gateway ended by itself follows.
     """
 
     version: str
@@ -57,6 +59,7 @@ class JournalHead(Struct, frozen=True, kw_only=True, tag="clockwork journal", ta
     started: str
     config: dict[str, Any]
     format: int = FORMAT
+    gateway: str = ""
 
     def controller_config(self) -> ControllerConfig:
         """The controller's settings. Raises :class:`ConfigError` if this version does not know them."""
@@ -99,6 +102,21 @@ def head_of(config: ControllerConfig, started: datetime | None = None) -> Journa
     )
 
 
+_REFUSED: Final = "refused-"
+
+
+def refusals_of(path: Path, gateway: str, started: datetime | None = None) -> tuple[Path, JournalHead]:
+    """Where a gateway keeps what it ended by itself, beside a controller's journal, and how that begins."""
+    head = structs.replace(head_of(ControllerConfig(), started), config={}, gateway=gateway)
+    return path.with_name(f"{path.name}.{_REFUSED}{gateway}"), head
+
+
+def refusals_beside(path: Path) -> list[Path]:
+    """The files of :func:`refusals_of` that are there, of each gateway the one that it writes now."""
+    found = path.parent.glob(f"{glob.escape(path.name)}.{_REFUSED}*") if path.parent.is_dir() else ()
+    return sorted(each for each in found if not each.suffix[1:].isdigit())
+
+
 def sources_hash(package: Path, parts: Iterable[str] = DECIDES) -> str:
     """A short hash of some sources, by default those that decide; empty if they are not there."""
     found = hashlib.sha256()
@@ -129,11 +147,12 @@ _log = logging.getLogger(__name__)
 class Step(Struct, frozen=True, array_like=True):
     """What a driver told its machine at one instant, and what that decided.
 
-    ``dropped`` steps before it are gone: the disk was too slow.
+    ``dropped`` steps before it are gone: the disk was too slow. A gateway writes those of its own: a
+    request and its answer, or answers that were :class:`Delivered` late.
     """
 
     now_ns: int
-    events: tuple[ControllerEvent, ...]
+    events: tuple[ControllerEvent | Delivered, ...]
     effects: tuple[ControllerEffect, ...]
     dropped: int = 0
 
@@ -182,7 +201,7 @@ class Journal:
         self._thread.start()
 
     def on_step(
-        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
+        self, now_ns: int, events: Sequence[ControllerEvent | Delivered], effects: Sequence[ControllerEffect]
     ) -> None:
         """Append one step, an empty one too: that time has passed may change what a machine believes."""
         if self._queued_bytes > BACKLOG_BYTES:
@@ -272,7 +291,7 @@ def read_journal(path: Path) -> Iterator[Step]:
 
 def read_records(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
     """All records of a journal, oldest first, streamed; with each, how many bytes were read so far."""
-    steps, heads = msgspec.msgpack.Decoder(Step), msgspec.msgpack.Decoder(JournalHead)
+    decode = _decoder()
     done = 0
     for name in journal_files(path):
         with name.open("rb") as file:
@@ -283,11 +302,63 @@ def read_records(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
                 if len(head) < _LENGTH.size or len(body) < length:
                     yield done, Torn(name, _LENGTH.size - len(head) + length - len(body))
                     break
-                try:
-                    record = steps.decode(body) if body[0] >> 4 == _ARRAY else heads.decode(body)
-                except (ValueError, RecursionError) as error:
-                    raise ConfigError(f"{name}: expected a journal; found other bytes: {error}") from None
-                yield done, record
+                yield done, decode(name, body)
+
+
+class JournalTail:
+    """Reads a journal that is being written, one file after the other.
+
+    If more than one is renamed between two calls of :meth:`poll`, those between are left out.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+        self._decode = _decoder()
+
+    def poll(self) -> Iterator[JournalHead | Step]:
+        """The records that are whole by now. Raises :class:`ConfigError` where the file is no journal."""
+        while self._open():
+            file = self._file
+            assert file is not None
+            renamed = not self._path.exists() or os.stat(self._path).st_ino != os.fstat(file.fileno()).st_ino
+            yield from self._whole(file)
+            if not renamed:
+                return
+            self.close()
+            self._file = None
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._file is not None:
+            self._file.close()
+
+    def _open(self) -> bool:
+        if self._file is None and self._path.exists():
+            self._file = open(self._path, "rb")  # noqa: SIM115 - kept until it is renamed
+        return self._file is not None
+
+    def _whole(self, file: IO[bytes]) -> Iterator[JournalHead | Step]:
+        while True:
+            at = file.tell()
+            length = _length(head, self._path) if (head := file.read(_LENGTH.size)) else 0
+            body = file.read(length)
+            if not length or len(body) < length:
+                file.seek(at)
+                return
+            yield self._decode(self._path, body)
+
+
+def _decoder() -> Callable[[Path, bytes], JournalHead | Step]:
+    steps, heads = msgspec.msgpack.Decoder(Step), msgspec.msgpack.Decoder(JournalHead)
+
+    def decode(name: Path, body: bytes) -> JournalHead | Step:
+        try:
+            return steps.decode(body) if body[0] >> 4 == _ARRAY else heads.decode(body)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{name}: expected a journal; found other bytes: {error}") from None
+
+    return decode
 
 
 def _length(head: bytes, name: Path) -> int:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from clockwork_serve.telemetry.counters import BOUNDS_NS, Counters, GatewayCounters, Histogram
 from clockwork_serve.units import NS_PER_S, NS_PER_US
 
+PREFIX: Final = "clockwork_"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 _SHOWN: Final = tuple(
@@ -323,7 +324,7 @@ def _ends(outcomes: Mapping[str, int]) -> Samples:
         yield f'outcome="{outcome}",reason="{reason}"', count
 
 
-def _lines(families: Iterable[Family], prefix: str = "clockwork_") -> Iterator[str]:
+def _lines(families: Iterable[Family], prefix: str = PREFIX) -> Iterator[str]:
     for short, kind, text, samples in families:
         name = f"{prefix}{short}"
         yield f"# HELP {name} {text}"

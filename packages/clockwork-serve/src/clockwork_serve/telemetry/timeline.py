@@ -38,14 +38,21 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from clockwork_serve.telemetry.in_flight import (
+    NEVER_NS,
+    SentAction,
+    SentActions,
+    title_of,
+    told_of_action,
+    told_of_answer,
+    told_of_request,
+)
 from clockwork_serve.telemetry.journal import JournalHead, Step, Torn, journal_files, read_records
 from clockwork_serve.telemetry.perfetto import BY_NAME, BY_RANK, Args, SliceRows, StateTrack, TraceFile
 from clockwork_serve.units import NS_PER_S, to_ms
 
 TELL_EVERY: Final = 1024
 """Records between two reports of progress."""
-_NEVER_NS: Final = 1 << 61
-"""Later than any instant; windows that end later are open."""
 
 
 class TimelineReport(Struct, kw_only=True):
@@ -75,36 +82,20 @@ class _Asked:
     def __init__(self, request: Request, flow: int) -> None:
         self.request = request
         self.flow = flow  # 0: none is drawn
-        self.held: _Sent | None = None  # the INFER that it is in
+        self.held: SentAction[_Asked] | None = None  # the INFER that it is in
         self.ran = False  # the flow leads through an INFER
-        self.answered_ns = _NEVER_NS
+        self.answered_ns = NEVER_NS
 
 
-class _Sent:
-    """An action without a result, predicted to start at ``start_ns``."""
-
-    __slots__ = ("action", "asked", "expected_ns", "sent_ns", "start_ns")
-
-    def __init__(self, action: Action, sent_ns: int, start_ns: int, asked: list[_Asked]) -> None:
-        self.action, self.sent_ns, self.start_ns, self.asked = action, sent_ns, start_ns, asked
-        self.expected_ns = 0 if isinstance(action, Unload) else action.expected_ns
+_Sent = SentAction[_Asked]
 
 
-class _Lane:
-    """A lane of a device: what was measured, what was predicted, and what was sent and has not ended."""
+class _LaneRows:
+    """The tracks of a lane: what was measured, and what was predicted."""
 
     def __init__(self, file: TraceFile, name: str, devices: int, rank: int) -> None:
         self.measured = SliceRows(file, name, devices, rank)
         self.predicted = SliceRows(file, f"{name}, predicted", devices, rank + 1)
-        self.sent: dict[int, _Sent] = {}
-        self.free_ns = 0
-
-    def available_ns(self, now_ns: int) -> int:
-        """When all that was sent will have ended, as predicted; what runs and is late is taken to end now."""
-        free_ns = self.free_ns
-        for sent in self.sent.values():
-            free_ns = max(max(free_ns, sent.sent_ns) + sent.expected_ns, now_ns)
-        return max(free_ns, now_ns)
 
 
 class Timeline:
@@ -122,7 +113,7 @@ class Timeline:
         self._head: JournalHead | None = None  # of a run whose first step is to come
         self._flows = 0
         self._asked: dict[str, _Asked] = {}
-        self._sent: dict[int, _Sent] = {}
+        self._sent = SentActions[_Asked]()
         self._waiting: dict[str, int] = {}  # by model, requests that are in no INFER, if there are any
         self._shown: dict[str, int] = {}  # what was drawn of that
         self._moved: dict[str, None] = {}  # models of which that changed in this step
@@ -135,11 +126,10 @@ class Timeline:
         self._server = file.track("server", ordering=BY_RANK)
         self._ready = StateTrack(file, "readiness", self._server, 1)
         self._events = file.track("events", self._server, rank=2)
-        self._devices: dict[str, tuple[_Lane, _Lane]] = {}
+        self._devices: dict[str, tuple[_LaneRows, _LaneRows]] = {}
         self._reasons: dict[str, int] = {}
         self._model_tracks: dict[str, tuple[int, SliceRows, int]] = {}
         self._workers: dict[str, StateTrack] = {}
-        self._whose: dict[str, str] = {}  # by device, its worker
         self._handlers: dict[type, Callable[[Any], None]] = {
             Request: self._on_request, Answer: self._on_answer, AdmissionReply: self._on_admission_reply,
             Infer: self._on_action, Load: self._on_action, Unload: self._on_action, Result: self._on_result,
@@ -212,7 +202,7 @@ class Timeline:
         if self._began_ns is None:
             self._began_ns = now_ns
             file.since_ns = now_ns + self._since_ns
-            file.until_ns = _NEVER_NS if self._until_ns is None else now_ns + self._until_ns
+            file.until_ns = NEVER_NS if self._until_ns is None else now_ns + self._until_ns
             if head is not None and head.started:
                 with suppress(ValueError):
                     file.clock(now_ns, datetime.fromisoformat(head.started))
@@ -234,12 +224,8 @@ class Timeline:
         self._end_step()
 
     def _end_actions(self) -> None:
-        """No result comes any more, and what lanes are free from is of no use to who comes next."""
-        for sent in list(self._sent.values()):
+        for sent in self._sent.end():
             self._draw_unmeasured(sent, "no result")
-        for lanes in self._devices.values():
-            for lane in lanes:
-                lane.free_ns = 0
 
     # Requests
 
@@ -258,21 +244,7 @@ class Timeline:
         if asked is None:
             self.report.unmatched += not self._file.past(self._now_ns)
             return
-        args: dict[str, Any] = {"reason": answer.reason} if answer.reason else {}
-        if answer.batch:
-            args |= {
-                "queue_ms": to_ms(answer.queue_ns), "exec_ms": to_ms(answer.exec_ns),
-                "expected_ms": to_ms(answer.expected_ns), "batch": answer.batch,
-            }  # fmt: skip
-        if answer.cold:
-            args["cold"] = True
-        if answer.promised:
-            args |= {"promised": True, "cause": answer.cause} if answer.cause else {"promised": True}
-        if answer.message:
-            args["message"] = answer.message
-        if answer.retry_after_ns:
-            args["retry_after_ms"] = to_ms(answer.retry_after_ns)
-        self._end_request(asked, answer.outcome, args)
+        self._end_request(asked, answer.outcome, told_of_answer(answer))
 
     def _end_request(self, asked: _Asked, outcome: str, found: Args, *, answered: bool = True) -> None:
         """Draw it from its arrival until now; a flow leads through its INFERs to its answer or refusal."""
@@ -289,7 +261,7 @@ class Timeline:
         self.report.requests += 1
         name = f"{outcome}: {found['reason']}" if "reason" in found else outcome
         _, rows, answers = self._model(request.model)
-        args = {**_request_args(request, outcome, now_ns), **found}
+        args = {**told_of_request(request, outcome, now_ns), **found}
         flows = [asked.flow] if asked.flow else []
         rows.slice(name, "request", request.arrival_ns, now_ns, args, flows)
         ending = {"request": request.request_id}
@@ -344,27 +316,25 @@ class Timeline:
         now_ns = self._now_ns
         if self._file.past(now_ns):
             return
-        lane = self._lane(action)
         calls = action.calls if isinstance(action, Infer) else ()
         asked = [one for call in calls if (one := self._asked.get(call.request_id)) is not None]
-        sent = _Sent(action, now_ns, lane.available_ns(now_ns), asked)
+        sent = self._sent.send(action, now_ns, asked)
         for one in asked:
             if one.held is None:
                 self._wait(one.request.model, -1)
             one.held = sent
-        self._sent[action.action_id] = lane.sent[action.action_id] = sent
         if not isinstance(action, Unload):
             end_ns = sent.start_ns + sent.expected_ns
             args = {"action": action.action_id}
-            lane.predicted.slice(_title(action), "prediction", sent.start_ns, end_ns, args)
+            self._rows(action).predicted.slice(title_of(action), "prediction", sent.start_ns, end_ns, args)
 
     def _on_result(self, result: Result) -> None:
-        sent = self._sent.get(result.action_id)
+        sent = self._sent.ended(result)
         if sent is None:
             self.report.unmatched += not self._file.past(self._now_ns)
             return
-        self._remove(sent).free_ns = result.ended_ns
-        title, args = _title(sent.action), _action_args(sent, result.started_ns)
+        self._release(sent)
+        title, args = title_of(sent.action), told_of_action(sent, result.started_ns)
         if result.status is not Status.OK:
             title = f"{title}: {result.status}"
             args |= {"status": result.status, "message": result.message}
@@ -379,9 +349,9 @@ class Timeline:
 
     def _draw_unmeasured(self, sent: _Sent, why: str) -> None:
         """An action of which it is known now that no result comes."""
-        self._remove(sent)
-        args = _action_args(sent, self._now_ns)
-        self._draw_action(sent, f"{_title(sent.action)}: {why}", _NEVER_NS, self._now_ns, args)
+        self._release(sent)
+        args = told_of_action(sent, self._now_ns)
+        self._draw_action(sent, f"{title_of(sent.action)}: {why}", NEVER_NS, self._now_ns, args)
 
     def _draw_action(self, sent: _Sent, title: str, start_ns: int, end_ns: int, args: Args) -> None:
         """An action from its start; one that had none is drawn at its end, and no flow leads through it."""
@@ -395,31 +365,24 @@ class Timeline:
             if asked.flow and start_ns <= self._now_ns and start_ns < asked.answered_ns:
                 asked.ran = True
                 flows.append(asked.flow)
-        self._lane(sent.action).measured.slice(title, "action", from_ns, end_ns, args, flows)
-
-    def _remove(self, sent: _Sent) -> _Lane:
-        """It is on its lane no more."""
-        lane = self._lane(sent.action)
-        del self._sent[sent.action.action_id], lane.sent[sent.action.action_id]
-        self._release(sent)
-        return lane
+        self._rows(sent.action).measured.slice(title, "action", from_ns, end_ns, args, flows)
 
     def _release(self, sent: _Sent) -> None:
         """What it held waits again, but what is over."""
         for asked in sent.asked:
             if asked.held is sent:
-                if asked.answered_ns == _NEVER_NS:
+                if asked.answered_ns == NEVER_NS:
                     self._wait(asked.request.model, 1)
                 asked.held = None
 
     # Workers, gateways, the server
 
-    def _lane(self, action: Action) -> _Lane:
+    def _rows(self, action: Action) -> _LaneRows:
         lanes = self._devices.get(action.device)
         if lanes is None:
             rank = 4 * len(self._devices) + 1
-            exec_ = _Lane(self._file, f"{action.device} exec", self._lanes, rank)
-            lanes = exec_, _Lane(self._file, f"{action.device} load", self._lanes, rank + 2)
+            exec_ = _LaneRows(self._file, f"{action.device} exec", self._lanes, rank)
+            lanes = exec_, _LaneRows(self._file, f"{action.device} load", self._lanes, rank + 2)
             self._devices[action.device] = lanes
         return lanes[0] if isinstance(action, Infer) else lanes[1]
 
@@ -429,22 +392,16 @@ class Timeline:
             found = self._workers[name] = StateTrack(self._file, f"worker {name}", self._server, 3)
         return found
 
-    def _sent_to(self, worker: str) -> list[_Sent]:
-        return [sent for sent in self._sent.values() if self._whose.get(sent.action.device) == worker]
-
     def _on_worker_joined(self, event: WorkerJoined) -> None:
         """What an earlier controller sent it, and it is not running, it has told that one, or never did."""
         devices = ", ".join(spec.device for spec in event.devices)
         self._worker(event.worker).become("up", self._now_ns, {"devices": devices})
-        self._whose.update((spec.device, event.worker) for spec in event.devices)
-        running = {one.action_id for state in event.states for one in state.running}
-        for sent in self._sent_to(event.worker):
-            if sent.action.action_id not in running:
-                self._draw_unmeasured(sent, "no result")
+        for sent in self._sent.joined(event):
+            self._draw_unmeasured(sent, "no result")
 
     def _on_worker_lost(self, event: WorkerLost) -> None:
         self._worker(event.worker).become("lost", self._now_ns)
-        for sent in self._sent_to(event.worker):
+        for sent in self._sent.lost(event):
             ran = sent.action.action_id in (event.running or ())
             self._draw_unmeasured(sent, "running when its worker was lost" if ran else "worker lost")
 
@@ -453,7 +410,7 @@ class Timeline:
         name = "hung" if effect.why else "up"
         args = {"message": effect.why} if effect.why else {}
         self._worker(effect.worker).become(name, self._now_ns, args)
-        for sent in self._sent_to(effect.worker) if effect.why else ():
+        for sent in self._sent.of(effect.worker) if effect.why else ():
             self._release(sent)
 
     def _on_gateway_lost(self, event: GatewayLost) -> None:
@@ -474,49 +431,6 @@ class Timeline:
         if effect.why:
             args["message"] = effect.why
         self._note(self._events, "quarantine" if effect.why else "quarantine ended", args)
-
-
-def _title(action: Action) -> str:
-    """The name of its slices: those of equal names have one colour."""
-    if isinstance(action, Infer):
-        return f"{action.model} x{action.batch}"
-    return f"{'LOAD' if isinstance(action, Load) else 'UNLOAD'} {action.model}"
-
-
-def _request_args(request: Request, outcome: str, now_ns: int) -> dict[str, Any]:
-    """What a request asked for, and what it got; without what is as usual."""
-    args: dict[str, Any] = {
-        "request": request.request_id, "model": request.model, "gateway": request.gateway,
-        "outcome": outcome, "slo_ms": to_ms(request.slo_ns), "left_ms": to_ms(request.deadline_ns - now_ns),
-    }  # fmt: skip
-    rare = {
-        "tenant": request.tenant, "priority": request.priority, "signature": request.signature,
-        "rows": request.rows if request.rows > 1 else 0,
-    }  # fmt: skip
-    return args | {name: value for name, value in rare.items() if value}
-
-
-def _action_args(sent: _Sent, start_ns: int) -> dict[str, Any]:
-    """What an action is, and what was expected of it: instants are counted from ``start_ns``."""
-    action = sent.action
-    args: dict[str, Any] = {
-        "action": action.action_id, "model": action.model, "sent_ms": to_ms(sent.sent_ns - start_ns),
-        "window_earliest_ms": to_ms(action.window.earliest_ns - start_ns),
-    }  # fmt: skip
-    if action.window.latest_ns < _NEVER_NS:
-        args["window_latest_ms"] = to_ms(action.window.latest_ns - start_ns)
-    if not isinstance(action, Unload):
-        args |= {
-            "predicted_start_ms": to_ms(sent.start_ns - start_ns),
-            "predicted_end_ms": to_ms(sent.start_ns + sent.expected_ns - start_ns),
-            "predicted_lasts_ms": to_ms(sent.expected_ns),
-        }  # fmt: skip
-    if isinstance(action, Infer):
-        rows = sum(call.rows for call in action.calls)
-        args |= {"batch": action.batch, "requests": len(action.calls), "rows": rows}
-        if action.signature:
-            args["signature"] = action.signature
-    return args
 
 
 def draw_timeline(

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.messages import Outcome
-from clockwork_serve.oip import InferCall, Served, parse_infer
+from clockwork_serve.oip import InferCall, Served, parse_infer, trace_context
 from clockwork_serve.serve.gateway.access import AccessControl, Denied, Right
 from clockwork_serve.serve.gateway.codec import Heavy, is_heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
@@ -63,6 +63,7 @@ class HttpExchange:
     header_length: bytes | None = None
     json_length: int | None = None  # the same, where it was parsed before
     slo_header: str | None = None
+    trace = ""
     remaining_s: float | None = None
     every_output_binary = False
     arrival_ns = 0
@@ -100,6 +101,9 @@ class HttpExchange:
         self.header_length = None if length is None else length.strip()
         slo = headers.get(b"x-slo-ms")
         self.slo_header = None if slo is None else slo.decode("latin-1")
+        if b"traceparent" in headers:
+            state = headers.get(b"tracestate", b"").decode("latin-1")
+            self.trace = trace_context(headers[b"traceparent"].decode("latin-1"), state)
         return ""
 
     @property

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,12 +27,17 @@ from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
 from clockwork_serve.serve.remote.gateway import FarReach
+from clockwork_serve.telemetry import Journal, refusals_of
+from clockwork_serve.units import MIB
 
 if TYPE_CHECKING:
     from clockwork_serve.serve.grpc.service import GatewayGrpc
 
 DRAIN_S: Final = 2.0
 """How long requests in flight may take after SIGTERM, where the supervisor has drained the server before."""
+REFUSALS_BYTES: Final = 64 * MIB
+"""Of each of two files with what a gateway ended by itself: some 200,000 requests."""
+REFUSALS_FLUSH_S: Final = 1.0
 _THRESHOLDS: Final = (50_000, 20, 100)
 """Of garbage collection; requests create few reference cycles."""
 
@@ -54,13 +60,16 @@ class GatewayServers:
             self.far.grow = self.gateway.grow
         if settings.shared_memory is not None:
             self.gateway.regions = Regions(settings.shared_memory, Path(config.run_dir) / "regions")
+        if settings.journal:
+            path, head = refusals_of(Path(settings.journal), config.name, datetime.now(UTC))
+            self.gateway.refusals = Journal(path, head, file_bytes=REFUSALS_BYTES, files=2)
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"))
         self.http = HttpServer(self.gateway, self.endpoints, self.access)
         self.metrics = HttpServer(self.gateway, self.endpoints, self.access, find_metrics_route)
         self.grpc: GatewayGrpc | None = None
         self.port_by_name: dict[str, int] = {}
         loop = asyncio.get_running_loop()
-        works = (self.gateway.link.run(), self.access.keep_fresh(), trim_memory())
+        works = (self.gateway.link.run(), self.access.keep_fresh(), trim_memory(), self._keep_refusals())
         self._tasks = [loop.create_task(work) for work in works]
 
     async def start(self, before_listening: Callable[[], None] = lambda: None) -> None:
@@ -99,6 +108,13 @@ class GatewayServers:
             task.cancel()
         self.gateway.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.gateway.refusals is not None:
+            self.gateway.refusals.close()
+
+    async def _keep_refusals(self) -> None:
+        while self.gateway.refusals is not None:
+            await asyncio.sleep(REFUSALS_FLUSH_S)
+            self.gateway.refusals.flush()
 
     async def _listen(
         self, server: HttpServer, name: str, port: int, share: BalancerConfig | None = None
