@@ -134,6 +134,7 @@ def frame(now: ServerNow, url: str, width: int, height: int) -> list[str]:
 
 
 def _summary(now: ServerNow, url: str) -> list[str]:
+    models = f"{now.models:,} models, {now.models_resident:,}"
     ready = "ready" if now.ready else "NOT READY"
     waiting = f", {now.models_waiting:,} to be prepared" if now.models_waiting else ""
     bad = sum(now.ends.values())
@@ -141,7 +142,7 @@ def _summary(now: ServerNow, url: str) -> list[str]:
     reasons = ", ".join(f"{key.replace('rejected:', '')} {rate:,.1f}/s" for key, rate in now.ends.items())
     times = [f"{name} {_ms(value)}" for name, value in (("p50", now.p50_ms), ("p99", now.p99_ms))]
     return [
-        f"clockwork top - {url} - {ready} - {now.models:,} models, {now.models_resident:,} resident{waiting}",
+        f"{url.rpartition('//')[2]}   {ready}   {models} resident{waiting}",
         f"goodput {now.good_per_s:,.1f}/s   {'   '.join(times)}   open {now.open:,}   queued {now.queued:,}",
         f"not answered well: {share}{f' ({reasons})' if reasons else ''}",
     ]

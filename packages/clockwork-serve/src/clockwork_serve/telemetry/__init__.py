@@ -20,11 +20,12 @@ from clockwork_serve.telemetry.journal import (
     read_records,
     refusals_of,
 )
-from clockwork_serve.telemetry.metrics import CONTENT_TYPE, render
+from clockwork_serve.telemetry.metrics import CONTENT_TYPE, OPENMETRICS_TYPE, render
 from clockwork_serve.telemetry.recorder import Recorder
 
 __all__ = [
     "CONTENT_TYPE",
+    "OPENMETRICS_TYPE",
     "Counters",
     "GatewayCounters",
     "Histogram",

@@ -87,6 +87,14 @@ def is_sampled(ids: TraceIds, share: float) -> bool:
     return int.from_bytes(ids.trace_id[-7:]) < share * (1 << _SHARE_BITS)
 
 
+_BAD: Final = frozenset({Outcome.REJECTED, Outcome.EXPIRED, Outcome.FAILED, Outcome.INVALID})
+
+
+def is_kept(ids: TraceIds, answer: Answer, share: float) -> bool:
+    """Whether a request's spans are made: those that ended badly always are, else a share."""
+    return answer.outcome in _BAD or answer.cause is not Cause.NONE or is_sampled(ids, share)
+
+
 def child_id(request_id: str, name: str) -> bytes:
     """The id of a span inside of a request's own."""
     return blake2b(f"{request_id} {name}".encode(), digest_size=8).digest()
@@ -104,7 +112,6 @@ MATES_MAX: Final = 64
 _LOADS_KEPT: Final = 4
 _SAME_CLOCK_NS: Final = 60 * NS_PER_S
 """Two ways to the time of day differ less: how long a process takes to start, and how far clocks are set."""
-_BAD: Final = frozenset({Outcome.REJECTED, Outcome.EXPIRED, Outcome.FAILED, Outcome.INVALID})
 
 
 class Span(Struct, frozen=True):
@@ -316,7 +323,7 @@ class Spans:
         self.requests += 1
         self.refused += bad and not late
         self.late += late
-        if bad or answer.cause is not Cause.NONE or is_sampled(traced.ids, self._share):
+        if is_kept(traced.ids, answer, self._share):
             self._emit([self._root(traced, answer), *self._parts(traced)])
 
     def _root(self, traced: _Traced, answer: Answer) -> Span:
