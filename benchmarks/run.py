@@ -42,6 +42,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "policy_ideas": ("--case", "cold", "--seeds", "1"),
     "promises": ("--short",),
     "timeline": ("--requests", "50000"),
+    "traces": ("--rounds", "2", "--seconds", "3"),
     "causes": ("--short",),
 }
 """By benchmark, what makes it short; without it, it takes as long as the docs say."""
