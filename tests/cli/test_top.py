@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.server
 import json
+import os
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -127,3 +132,25 @@ def test_ctrl_c_ends_it_cleanly(url: str, *, as_json: bool) -> None:
 def test_a_server_that_is_not_there_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     assert run(["top", "--url", "http://127.0.0.1:1", "--once"]) == 1
     assert "expected a running server at http://127.0.0.1:1" in capfd.readouterr().err
+
+
+def test_on_a_terminal_it_redraws_the_screen_and_leaves_it_as_it_was(url: str) -> None:
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "clockwork_serve", "top", "--url", url, "--interval", "0.1"]
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=env | {"TERM": "xterm"}) as process:
+        os.close(its)
+        seen = b""
+        while seen.count(b"goodput") < 2:
+            seen += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # so a terminal says that nobody has it open any more
+            while more := os.read(ours, 65536):
+                seen += more
+        assert process.wait(30) == 0
+    os.close(ours)
+
+    assert seen.count(b"\x1b[?1049h") == seen.count(b"\x1b[?1049l") == 1
+    assert seen.rindex(b"\x1b[?25h") > seen.rindex(b"\x1b[?25l"), "the cursor is shown again"
+    assert b"Traceback" not in seen

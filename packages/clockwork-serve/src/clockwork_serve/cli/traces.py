@@ -73,7 +73,7 @@ def _send_all(path: Path, spans: Spans, exporter: OtlpExporter, stopped: Callabl
 
     from clockwork_serve.telemetry.journal import refusals_beside
     from clockwork_serve.telemetry.otlp import QUEUE_SPANS
-    from clockwork_serve.telemetry.spans import merged_records
+    from clockwork_serve.telemetry.spans import merged_files
 
     def wait_for(queued: int) -> None:
         while exporter.queued > queued and not stopped():
@@ -84,7 +84,7 @@ def _send_all(path: Path, spans: Spans, exporter: OtlpExporter, stopped: Callabl
             time.sleep(_PATIENCE_S)
 
     try:
-        for record in merged_records([path, *refusals_beside(path)]):
+        for record in merged_files([path, *refusals_beside(path)]):
             spans.on_record(record)
             wait_for(QUEUE_SPANS // 2)
             if stopped():
@@ -98,18 +98,18 @@ def _send_all(path: Path, spans: Spans, exporter: OtlpExporter, stopped: Callabl
 def _follow(path: Path, spans: Spans, stopped: Callable[[], bool]) -> None:
     """Read what is written, at idle priority, for the server goes first."""
     from clockwork_serve.telemetry.journal import JournalTail, refusals_beside
+    from clockwork_serve.telemetry.spans import merged
 
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     tails = {path: JournalTail(path)}
     while True:
-        ending = stopped()  # and read once more what is there
+        ending, now_ns = stopped(), time.monotonic_ns()
         for beside in refusals_beside(path):
             tails.setdefault(beside, JournalTail(beside))
-        for tail in tails.values():
-            for record in tail.poll():
-                spans.on_record(record)
-        spans.settle(time.monotonic_ns())
+        for record in merged([tail.poll() for tail in tails.values()]):
+            spans.on_record(record)
+        spans.settle(now_ns)
         if ending:
             spans.close()
             for tail in tails.values():

@@ -317,12 +317,13 @@ class JournalTail:
         self._decode = _decoder()
 
     def poll(self) -> Iterator[JournalHead | Step]:
-        """The records that are whole by now. Raises :class:`ConfigError` where the file is no journal."""
+        """The records that were whole when it began. Raises :class:`ConfigError` where it is no journal."""
         while self._open():
             file = self._file
             assert file is not None
+            end = os.fstat(file.fileno()).st_size
             renamed = not self._path.exists() or os.stat(self._path).st_ino != os.fstat(file.fileno()).st_ino
-            yield from self._whole(file)
+            yield from self._whole(file, end)
             if not renamed:
                 return
             self.close()
@@ -338,9 +339,8 @@ class JournalTail:
             self._file = open(self._path, "rb")  # noqa: SIM115 - kept until it is renamed
         return self._file is not None
 
-    def _whole(self, file: IO[bytes]) -> Iterator[JournalHead | Step]:
-        while True:
-            at = file.tell()
+    def _whole(self, file: IO[bytes], end: int) -> Iterator[JournalHead | Step]:
+        while (at := file.tell()) < end:
             length = _length(head, self._path) if (head := file.read(_LENGTH.size)) else 0
             body = file.read(length)
             if not length or len(body) < length:

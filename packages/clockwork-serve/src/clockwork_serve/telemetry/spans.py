@@ -151,10 +151,9 @@ class Spans:
     """Makes the spans of requests from records of journals: the controller's, and what gateways refused.
 
     ``emit`` gets all spans of one request at once, when it is over. Those that were refused, failed or were
-    late are always made, else a ``share`` of all. Records of several files may be told in any order that
-    keeps the order of each. ``offset_ns`` is :func:`host_offset_ns`, for journals of this boot of this
-    host; None: the time of day follows from the journal alone. What ended before ``since_ns``, in ns
-    since 1970, is left out.
+    late are always made, else a ``share`` of all. Records of several files are to be told as :func:`merged`
+    has them. ``offset_ns`` is :func:`host_offset_ns`, for journals of this boot of this host; None: the time
+    of day follows from the journal alone. What ended before ``since_ns``, in ns since 1970, is left out.
     """
 
     def __init__(
@@ -404,16 +403,24 @@ def _named(told: Told) -> Told:
 Record = JournalHead | Step | Torn
 
 
-def merged_records(paths: Iterable[Path]) -> Iterator[Record]:
-    """The records of journals, in the order of their instants, and those of each in its own."""
-    streams = [_timed(path) for path in paths]
-    return (record for _, record in heapq.merge(*streams, key=lambda timed: timed[0]))
+def merged(streams: Iterable[Iterable[Record]]) -> Iterator[Record]:
+    """The records of several journals in the order of their instants, and those of each in its own.
+
+    So what a gateway tells of an answer is read soon after the answer, however long ago both were written.
+    """
+    timed = [_timed(stream) for stream in streams]
+    return (record for _, record in heapq.merge(*timed, key=lambda found: found[0]))
 
 
-def _timed(path: Path) -> Iterator[tuple[int, Record]]:
+def merged_files(paths: Iterable[Path]) -> Iterator[Record]:
+    """The same, of files."""
+    return merged([(record for _, record in read_records(path)) for path in paths])
+
+
+def _timed(stream: Iterable[Record]) -> Iterator[tuple[int, Record]]:
     """Records with their instants; that of a head is its first step's."""
     now_ns, head = 0, None
-    for _, record in read_records(path):
+    for record in stream:
         if isinstance(record, JournalHead):
             head = record
             continue
@@ -422,6 +429,8 @@ def _timed(path: Path) -> Iterator[tuple[int, Record]]:
             yield now_ns, head
             head = None
         yield now_ns, record
+    if head is not None:
+        yield now_ns, head
 
 
 def host_offset_ns() -> int:
