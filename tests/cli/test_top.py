@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
+from msgspec import structs
 
 from clockwork_serve.cli.entry import run
 from clockwork_serve.cli.top import frame
@@ -93,6 +94,15 @@ def test_a_frame_of_80_by_24_says_it_all() -> None:
         "a-model-with-a-name-that-is-lo...      100.5       3.0     0.2      0.0        4",
         "a-model-with-a-name-that-is-lo...      100.5       3.0     0.2      0.0        4",
     ]
+
+
+def test_many_reasons_take_more_lines() -> None:
+    ends = {f"rejected:reason_{number}": 1000.0 - number for number in range(30)}
+    lines = frame(structs.replace(now(), ends=ends), "http://127.0.0.1:8002", 80, 24)
+
+    assert lines[2].startswith("not answered well: 70.5 % (reason_0 1,000.0/s, reason_1 999.0/s")
+    assert lines[3].startswith("reason_")
+    assert lines[6].startswith("DEVICE")
 
 
 def test_once_prints_one_look(url: str, capfd: pytest.CaptureFixture[str]) -> None:

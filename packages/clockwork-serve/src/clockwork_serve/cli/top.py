@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 METRICS_PORT: Final = 8002
 _WIDTH, _HEIGHT = 80, 24
 _BAR: Final = 12
+_REASON_LINES: Final = 3
 _LOOK_S: Final = 0.05
 """How soon Ctrl-C is noticed."""
 
@@ -105,7 +107,11 @@ def _watch(looks: Iterator[ServerNow], url: str) -> None:
         live.update(Text(f"reading {url} ..."), refresh=True)
         for now in looks:
             drawn = Text("\n").join(
-                Text(shown(line), style="bold" if at in (0, 4) or line[:5] == "MODEL" else "", no_wrap=True)
+                Text(
+                    shown(line),
+                    style="bold" if at == 0 or line[:6] in ("DEVICE", "MODEL ") else "",
+                    no_wrap=True,
+                )
                 for at, line in enumerate(frame(now, url, console.width, console.height))
             )
             live.update(drawn, refresh=True)
@@ -117,7 +123,7 @@ def _watch(looks: Iterator[ServerNow], url: str) -> None:
 
 def frame(now: ServerNow, url: str, width: int, height: int) -> list[str]:
     """The lines of a screen: the whole, devices, refusals, models; what does not fit is counted."""
-    lines = [*_summary(now, url), ""]
+    lines = [*_summary(now, url, width), ""]
     # A terminal of 24 lines shows eight devices and six models; the rest of a taller one is shared alike.
     left = height - len(lines) - 4
     most_devices = max(1, min(len(now.devices), left * 8 // 14))
@@ -133,18 +139,20 @@ def frame(now: ServerNow, url: str, width: int, height: int) -> list[str]:
     return [line[:width].rstrip() for line in lines[:height]]
 
 
-def _summary(now: ServerNow, url: str) -> list[str]:
+def _summary(now: ServerNow, url: str, width: int) -> list[str]:
     models = f"{now.models:,} models, {now.models_resident:,}"
     ready = "ready" if now.ready else "NOT READY"
     waiting = f", {now.models_waiting:,} to be prepared" if now.models_waiting else ""
     bad = sum(now.ends.values())
     share = f"{100 * bad / (bad + now.good_per_s):.1f} %" if bad else "0 %"
-    reasons = ", ".join(f"{key.replace('rejected:', '')} {rate:,.1f}/s" for key, rate in now.ends.items())
+    # No line is broken between a reason and its rate.
+    ends = ", ".join(f"{key.replace('rejected:', '')}\xa0{rate:,.1f}/s" for key, rate in now.ends.items())
+    why = wrap(f"not answered well: {share}{f' ({ends})' if ends else ''}", width)[:_REASON_LINES]
     times = [f"{name} {_ms(value)}" for name, value in (("p50", now.p50_ms), ("p99", now.p99_ms))]
     return [
         f"{url.rpartition('//')[2]}   {ready}   {models} resident{waiting}",
         f"goodput {now.good_per_s:,.1f}/s   {'   '.join(times)}   open {now.open:,}   queued {now.queued:,}",
-        f"not answered well: {share}{f' ({reasons})' if reasons else ''}",
+        *[line.replace("\xa0", " ") for line in why],
     ]
 
 
