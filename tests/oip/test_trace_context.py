@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clockwork_serve.oip import trace_context
+from clockwork_serve.telemetry.spans import trace_ids
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -50,3 +53,21 @@ def test_a_state_is_passed_on_or_dropped(state: str, kept: str) -> None:
     context = f"{TRACE}-{PARENT}-01"
 
     assert trace_context(f"00-{context}", state) == (f"{context} {kept}" if kept else context)
+
+
+PARTS = st.sampled_from(
+    ["00", "ff", "01", "cc", TRACE, PARENT, "0" * 32, "0" * 16, "-", "-", "-", ",", " ", "x"]
+)
+STATES = st.sampled_from(["a", "b", "=", "=", ",", ",", " ", "\t", "@", "1", "x" * 300, "\x00", "\u00fc"])
+
+
+@given(st.lists(PARTS, max_size=9).map("".join) | st.text(), st.lists(STATES, max_size=40).map("".join))
+def test_whatever_a_client_sends_is_ignored_or_can_be_read_again(parent: str, state: str) -> None:
+    found = trace_context(parent, state)
+
+    assert found.isascii()
+    assert len(found) <= 600
+    if found:
+        ids = trace_ids("r", found)
+        assert (len(ids.trace_id), len(ids.parent_id), len(ids.span_id)) == (16, 8, 8)
+        assert trace_context(f"00-{found.partition(' ')[0]}", ids.state) == found

@@ -286,6 +286,14 @@ def test_a_gateway_that_begins_ends_no_run() -> None:
     assert len(found) == 1
 
 
+def test_what_was_never_written_is_counted() -> None:
+    spans = Spans(lambda made: None)
+    for record in (head(), Step(ms(1), (), (), 3), Step(ms(2), (), (), 4)):
+        spans.on_record(record)
+
+    assert spans.missing_steps == 7
+
+
 # Sampling
 
 

@@ -120,16 +120,17 @@ def _follow(path: Path, spans: Spans, stopped: Callable[[], bool]) -> None:
 
 def _tell(spans: Spans, exporter: OtlpExporter, *, as_json: bool) -> None:
     if as_json:
-        show_json(
-            {
-                "requests": spans.requests, "refused": spans.refused, "late": spans.late,
-                "unanswered": spans.unanswered, "sent": exporter.sent, "failed": exporter.failed,
-                "dropped": exporter.dropped, "cpu_s": time.process_time(),
-            }
-        )  # fmt: skip
+        counts = {
+            "requests": spans.requests, "refused": spans.refused, "late": spans.late,
+            "unanswered": spans.unanswered, "missing_steps": spans.missing_steps, "sent": exporter.sent,
+            "failed": exporter.failed, "dropped": exporter.dropped, "cpu_s": time.process_time(),
+        }  # fmt: skip
+        show_json(counts)
         return
     ended = f"{spans.refused:,} of them refused or failed, {spans.late:,} late"
     say(f"sent {counted(exporter.sent, 'span')}; read {counted(spans.requests, 'request')}, {ended}")
+    if spans.missing_steps:
+        note(f"never written, for the disk was too slow: {counted(spans.missing_steps, 'step')}")
     if exporter.failed:
         note(f"not taken by the collector: {counted(exporter.failed, 'span')}; the last time: {exporter.why}")
     if exporter.dropped:

@@ -163,7 +163,7 @@ class Spans:
         offset_ns: int | None = None,
         since_ns: int = 0,
     ) -> None:
-        self.requests = self.refused = self.late = self.unanswered = 0
+        self.requests = self.refused = self.late = self.unanswered = self.missing_steps = 0
         self._emit, self._share, self._since_ns = emit, share, since_ns
         self._host_offset_ns = offset_ns
         self._offset_ns = offset_ns or 0  # from the journal's clock to the time of day
@@ -195,6 +195,7 @@ class Spans:
             if self._head is not None:
                 self._set_clock(self._head.started, record.now_ns)
             self._now_ns = record.now_ns
+            self.missing_steps += record.dropped
             handlers = self._handlers
             for message in (*record.events, *record.effects):
                 if (handler := handlers.get(type(message))) is not None:
