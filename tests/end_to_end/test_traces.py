@@ -51,7 +51,7 @@ def tracing(journal: Path, url: str, *more: str) -> Iterator[dict[str, Any]]:
             yield told
             time.sleep(2.5)  # until all is on disk
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             text, _ = process.communicate(timeout=60)
         assert process.returncode == 0
         told |= json.loads(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -56,6 +57,7 @@ def traces(journal: str, endpoint: str, sample: float, follow: bool, as_json: bo
     spans = Spans(exporter.offer, sample, host_offset_ns(), time.time_ns() if follow else 0)
     with interruptible() as stopped:
         if follow:
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a service is stopped so
             _follow(Path(journal), spans, stopped)
         else:
             _send_all(Path(journal), spans, exporter, stopped)

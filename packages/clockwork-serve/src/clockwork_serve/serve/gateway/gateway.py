@@ -671,8 +671,9 @@ class Gateway:
                 request_id=request.request_id, gateway=self.name, outcome=ending.outcome,
                 reason=ending.reason, message=ending.message, retry_after_ns=ending.retry_after_ns,
             )  # fmt: skip
-            told = msgspec.structs.replace(request, tensors=b"")
-            self.refusals.on_step(self.clock(), (told,), (answer,))
+            if request.tensors:
+                request = msgspec.structs.replace(request, tensors=b"")
+            self.refusals.on_step(self.clock(), (request,), (answer,))
 
     def _record_late(self, request_ids: tuple[str, ...]) -> None:
         if self.refusals is not None:
