@@ -189,6 +189,7 @@ def test_a_replay_for_machines(journal: Path, tmp_path: Path, capsys: pytest.Cap
     assert not found["agrees"]
     assert found["difference"]["record"] >= 50
     assert found["difference"]["expected"] is None
+    assert {"type", "gateway"} <= found["difference"]["found"].keys(), "fields have their names"
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,6 @@ def test_a_promise_asks_for_what_is_seldom_exceeded() -> None:
     for at in range(3000):
         samples.learn(2_000_000 + at % 7 * 1000, 3000 + at)
     assert 2_000_000 < samples.quantile_ns(0.97) < 2_010_000, "it moves with the mean"
-    assert samples.copy().quantile_ns(0.999) == samples.quantile_ns(0.999)
 
 
 def test_a_lost_device_is_forgotten() -> None:

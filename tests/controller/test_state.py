@@ -12,6 +12,7 @@ import pytest
 
 from clockwork_serve.controller import POLICIES, Controller, state
 from clockwork_serve.controller.cluster import Queue
+from clockwork_serve.controller.estimates import Samples
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import (
     ControllerEffect,
@@ -181,6 +182,13 @@ def test_what_a_controller_saved_is_restored(saved: bytes):
     assert Controller.restore(with_kinds(saved, kinds_of(saved))).save() == saved
 
 
+def test_a_copy_of_samples_knows_how_seldom_they_are_exceeded():
+    samples = Samples(1_000_000, size=10, quantile=0.99)
+    for at in range(3000):
+        samples.learn(1_400_000 if at % 50 == 49 else 1_000_000 + at % 7 * 1000, at)
+    assert samples.copy().quantile_ns(0.999) == samples.quantile_ns(0.999) > 1_390_000
+
+
 def test_another_format_is_refused(saved: bytes):
     with pytest.raises(StateError, match=f"expected format {state.FORMAT}; found {state.FORMAT + 1}: it was"):
         Controller.restore(with_kinds(saved, kinds_of(saved), state.FORMAT + 1))
@@ -224,4 +232,4 @@ def test_a_change_of_what_is_saved_raises_the_format(saved: bytes):
     found = hashlib.sha256(msgspec.json.encode(fields)).hexdigest()[:12]
 
     # Another one? Then raise ``state.FORMAT``, and note here what was found.
-    assert (state.FORMAT, found) == (8, "4b43f2951e70")
+    assert (state.FORMAT, found) == (9, "4b43f2951e70")

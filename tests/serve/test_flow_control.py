@@ -35,6 +35,7 @@ from clockwork_serve.serve.flow_control import (
     SUMMARY_NS,
     SUMMARY_PART,
     TRUSTED_NS,
+    BusyClock,
     CreditIssuer,
     KnownEnds,
     PeerHeartbeat,
@@ -53,6 +54,10 @@ class Peer:
 
     def __init__(self) -> None:
         self.granted: list[RequestCredit] = []
+        self.flushed = 0
+
+    def flush(self) -> None:
+        self.flushed = len(self.granted)
 
     def send(self, frame: Frame) -> None:
         assert isinstance(frame, RequestCredit)
@@ -64,20 +69,41 @@ class Peer:
 
 
 class World:
+    """Gateways of a controller that is busy with each request for a while, and then idle."""
+
     def __init__(self, peers: int = 1) -> None:
-        self.now_ns = 0
-        self.issuer = CreditIssuer(lambda: self.now_ns)
+        self.now_ns = self.busy_ns = 0
+        self.issuer = CreditIssuer(lambda: self.now_ns, lambda: self.busy_ns)
         self.peers = [Peer() for _ in range(peers)]
         for peer in self.peers:
             self.issuer.add_gateway(peer.link)
 
-    def receive(self, count: int, gap_ns: int) -> None:
+    def receive(self, count: int, gap_ns: int, idle_ns: int = 0) -> None:
         """Receive ``count`` requests from every gateway, one by one."""
         request = Request(request_id="r", gateway="g", model="m", arrival_ns=0, deadline_ns=1)
         for _ in range(count):
-            self.now_ns += gap_ns
+            self.now_ns += gap_ns + idle_ns
+            self.busy_ns += gap_ns
             for peer in self.peers:
                 self.issuer.received(peer.link, [request])
+
+    def turns(self, count: int, each_ns: int, turn_ns: int) -> float:
+        """One gateway always sends what it may, in turns; the part of the time in which we are not idle."""
+        request = Request(request_id="r", gateway="g", model="m", arrival_ns=0, deadline_ns=1)
+        (peer,) = self.peers
+        heard = sum(each.heard for each in peer.granted)
+        began_ns, began_busy_ns = self.now_ns, self.busy_ns
+        for _ in range(count):
+            self.issuer.blocked(peer.link)
+            may = sum(each.heard for each in peer.granted) + peer.granted[-1].most - heard
+            heard += may
+            next_ns = self.now_ns + turn_ns
+            for _ in range(may):
+                self.now_ns += each_ns
+                self.busy_ns += each_ns
+                self.issuer.received(peer.link, [request])
+            self.now_ns = max(self.now_ns, next_ns)
+        return (self.busy_ns - began_busy_ns) / (self.now_ns - began_ns)
 
 
 def test_a_new_gateway_is_granted_credit_at_once() -> None:
@@ -96,6 +122,55 @@ def test_credit_is_what_is_received_within_the_delay() -> None:
     world = World()
     world.receive(20_000, gap_ns=20_000)
     assert abs(world.peers[0].granted[-1].most - DELAY_NS // 20_000) <= 4
+
+
+def test_time_in_which_nothing_was_asked_for_takes_no_credit() -> None:
+    world = World()
+    world.receive(20_000, gap_ns=20_000, idle_ns=ms(1))
+    assert abs(world.peers[0].granted[-1].most - DELAY_NS // 20_000) <= 4
+
+
+def test_a_gateway_that_holds_requests_back_gets_more_until_the_controller_is_busy() -> None:
+    world = World()
+    assert world.turns(100, each_ns=60_000, turn_ns=ms(5)) > 0.9  # the delay alone: 2 of 5 ms
+    slow = world.peers[0].granted[-1].most
+    assert slow * 60_000 < ms(9)
+    world.receive(2_000, gap_ns=60_000, idle_ns=ms(1))  # it holds nothing back any more
+    assert world.peers[0].granted[-1].most <= DELAY_NS // 60_000 + 4 < slow
+
+
+def test_a_busy_controller_grants_what_it_works_through_in_time() -> None:
+    world = World()
+    world.turns(100, each_ns=60_000, turn_ns=ms(0.1))
+    assert world.peers[0].granted[-1].most <= DELAY_NS // 60_000 + 4
+
+
+def test_only_a_gateway_that_waits_is_sent_its_credit_at_once() -> None:
+    world = World()
+    (peer,) = world.peers
+    world.receive(200, gap_ns=20_000)
+    assert len(peer.granted) > 1
+    assert peer.flushed == 0
+    world.issuer.blocked(peer.link)
+    world.receive(100, gap_ns=20_000)
+    assert 1 < peer.flushed < len(peer.granted)
+
+
+def test_a_thread_is_busy_while_it_runs_and_idle_while_it_sleeps() -> None:
+    clock = BusyClock()
+    began_ns, began_cpu_ns = clock(), time.thread_time_ns()
+    while time.thread_time_ns() < began_cpu_ns + ms(20):
+        pass
+    ran_ns = clock() - began_ns
+    time.sleep(0.2)
+    assert ran_ns >= ms(19) > clock() - began_ns - ran_ns
+
+
+def test_without_statistics_of_the_kernel_a_thread_is_never_idle() -> None:
+    clock = BusyClock("/proc/thread-self/none")
+    began_ns = clock()
+    time.sleep(0.02)
+    assert clock() - began_ns >= ms(20)
 
 
 def test_credit_has_a_lower_and_an_upper_bound() -> None:

@@ -162,12 +162,13 @@ def raw_hello(boot: str | None = None) -> bytes:
         (b"GET / HTTP/1.1\r\n\r\n", False),
         (struct.pack("<I", 5) + b"\xc1" * 5, False),
         (
-            struct.pack("<I", 24) + msgspec.msgpack.encode({"type": "cancel", "request_id": "r"})[:24],
+            struct.pack("<I", 24) + msgspec.msgpack.encode(["cancel", "a longer request"])[:24],
             False,
         ),
         (raw_hello() + struct.pack("<I", 2) + b"\xc1\xc1", True),
         (raw_hello() + struct.pack("<I", FRAME_BYTES_MAX + 1), True),
     ],
+    ids=["other words", "no frame", "a shortened frame", "then no frame", "then a huge frame"],
 )
 def test_a_peer_that_breaks_the_protocol_loses_its_link_only(
     tmp_path: Path, sent: bytes, accepted: bool
@@ -380,14 +381,15 @@ def test_frames_before_a_malformed_one_are_delivered() -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        msgspec.msgpack.encode({"type": "no_such_frame"}),
-        msgspec.msgpack.encode({"type": "cancel"}),
-        msgspec.msgpack.encode({"type": "cancel", "request_id": 5}),
+        msgspec.msgpack.encode(["no_such_frame"]),
+        msgspec.msgpack.encode(["cancel"]),
+        msgspec.msgpack.encode(["cancel", 5]),
+        msgspec.msgpack.encode({"type": "cancel", "request_id": "of an older version"}),
         msgspec.msgpack.encode([1, 2]),
         b"",
         b"\xa4abc",
-        b"\x81\xa4type\xa6cancel",
-        b"\x82\xa4type\xa6cancel\xaarequest_id\xa1\xff",
+        b"\x92\xa6cancel",
+        b"\x92\xa6cancel\xa1\xff",
     ],
 )
 def test_malformed_frames_are_refused(payload: bytes) -> None:

@@ -129,3 +129,15 @@ def test_the_processes_that_play_end_with_who_was_killed():
         assert len(playing) >= 2
         process.kill()
     until("they have ended", lambda: not any(map(alive, playing)))
+
+
+LEFT = (
+    "import gc; from clockwork_serve.controller import Controller; from clockwork_serve.sim.seeds import *; "
+    "[play_seed(seed, 300) for seed in range(60)]; "
+    "print(sum(isinstance(one, Controller) for one in gc.get_objects()))"
+)
+
+
+def test_memory_of_simulations_that_are_over_is_used_again() -> None:
+    left = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, check=True).stdout
+    assert int(left) < 40  # all of the 60, if nobody collects them

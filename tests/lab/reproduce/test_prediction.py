@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_lab.reproduce.fig10 import errors_of, tail
+from clockwork_lab.reproduce.fig10 import Errors, errors_of, tail
 from clockwork_serve.messages import Action, Infer, Load, Result, Status
 from clockwork_serve.telemetry.journal import Step
 from clockwork_serve.units import ms, us
@@ -70,3 +70,11 @@ def test_tails_count_the_other_sign_as_nothing_and_leave_out_what_they_cannot_te
     assert tail(errors, over=False) == [(99.0, 2.0), (100.0, 2.0)]
     assert [share for share, _ in tail(errors * 20, over=True)] == [99.0, 99.9, 100.0]
     assert tail([], over=True) == []
+
+
+def test_in_hindsight_a_duration_is_that_of_those_of_its_size_before_and_after_it() -> None:
+    steady = [10, 11, 10, 11, 10, 11]
+    errors = Errors(took_ns=[*steady, 20, *steady, 200, 200], batches=[1] * 13 + [2] * 2)
+    shares = errors.shares_in_hindsight()
+    assert shares[6] == (20 - 10.5) / 20
+    assert all(abs(share) <= 0.1 for share in shares[:6] + shares[7:])

@@ -17,6 +17,7 @@ from clockwork_serve.messages import (
     Beat,
     Cancel,
     CodeAdded,
+    CreditBlocked,
     Delivered,
     Frame,
     ModelAdded,
@@ -98,6 +99,7 @@ class FakeController:
         self.asks: list[Ask] = []
         self.in_time: list[str] = []  # requests whose answers were delivered in time, as the gateway reports
         self.late: list[str] = []
+        self.blocked = 0  # how often a gateway said that it holds requests back
         self.asked_for: list[dict[str, int]] = []  # models that are still to be prepared, by requests refused
         self.links: list[Link] = []
         self.released: list[str] = []
@@ -214,6 +216,8 @@ class FakeController:
                 case Delivered():
                     self.in_time += frame.in_time
                     self.late += frame.late
+                case CreditBlocked():
+                    self.blocked += 1
                 case ModelsAskedFor():
                     self.asked_for.append(frame.requests)
                 case _:

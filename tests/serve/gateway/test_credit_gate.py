@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from msgspec import structs
 
-from clockwork_serve.messages import Frame, Request, RequestCredit, Undelivered
+from clockwork_serve.messages import CreditBlocked, Frame, Request, RequestCredit, Undelivered
 from clockwork_serve.serve.flow_control import CROWDED_NS, CreditGate
 from clockwork_serve.serve.gateway.controller_link import ControllerLink, GatewayLink, LinkListener
 from clockwork_serve.units import ms
@@ -27,11 +27,15 @@ class Gate:
     def __init__(self, most: int = 2, held: int = 4096) -> None:
         self.now_ns = ms(1000)
         self.sent: list[str] = []
+        self.blocked = 0
         self.refused: list[tuple[str, int]] = []
         self.credit_gate = CreditGate(self._send, self._refuse, lambda: self.now_ns)
         self.credit_gate.on_credit(RequestCredit(heard=0, most=most, held=held))
 
     def _send(self, frame: Frame) -> None:
+        if isinstance(frame, CreditBlocked):
+            self.blocked += 1
+            return
         assert isinstance(frame, Request)
         self.sent.append(frame.request_id)
 
@@ -50,6 +54,20 @@ def test_without_a_limit_all_are_sent() -> None:
     gate = Gate(most=0)
     gate.submit(*"abcdef")
     assert gate.sent == list("abcdef")
+
+
+def test_that_requests_wait_is_said_once_after_each_grant() -> None:
+    gate = Gate()
+    gate.submit(*"ab")
+    assert gate.blocked == 0
+    gate.submit(*"cdefg")
+    assert gate.blocked == 1
+    gate.grant(2)
+    assert gate.blocked == 2
+    gate.grant(2)
+    gate.grant(2)
+    assert gate.sent == list("abgfedc")
+    assert gate.blocked == 3
 
 
 def test_requests_beyond_the_credit_wait_and_the_newest_is_sent_first() -> None:
@@ -193,8 +211,8 @@ class Controller:
         return self
 
     def send(self, frame: Frame) -> None:
-        assert isinstance(frame, Request)
-        self.sent.append(frame.request_id)
+        if isinstance(frame, Request):
+            self.sent.append(frame.request_id)
 
     def close(self) -> None:
         self.is_open = False

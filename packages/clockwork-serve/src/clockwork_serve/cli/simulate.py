@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
+from msgspec import Struct
 
 from clockwork_serve.cli.options import setting_options, settings_from
 from clockwork_serve.cli.screen import Progress, counted, interruptible, note, say, show_json, show_table
@@ -340,8 +341,23 @@ def _replay(path: str, json_file: str | None, *, checks: bool) -> int:
 
 def _replay_json(path: str, replayed: Replayed) -> dict[str, Any]:
     """The result for machines."""
-    found: dict[str, Any] = msgspec.to_builtins(replayed)
+    found: dict[str, Any] = _named(replayed)
     return {"journal": path, "agrees": replayed.agrees, "decisions": replayed.decisions, **found}
+
+
+def _named(value: Any) -> Any:
+    """Plain data with the names of all fields, of messages too, which are arrays on links."""
+    match value:
+        case Struct():
+            tag = value.__struct_config__.tag
+            fields = {name: _named(getattr(value, name)) for name in value.__struct_fields__}
+            return fields if tag is None else {"type": tag, **fields}
+        case list() | tuple():
+            return [_named(each) for each in value]
+        case dict():
+            return {key: _named(each) for key, each in value.items()}
+        case _:
+            return msgspec.to_builtins(value)
 
 
 def _replay_lines(replayed: Replayed) -> list[str]:

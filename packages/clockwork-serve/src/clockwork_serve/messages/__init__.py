@@ -3,6 +3,9 @@
 ``records`` describe codes, weights, models and devices; ``actions`` are what the controller sends to workers;
 ``requests`` are clients' requests and responses; ``links`` holds all other messages, on one machine and
 between machines.
+
+Messages and what they carry for each request are encoded as arrays: a field is found by its place. So fields
+are only appended, each with a default, and none is removed or moved (``tests/messages/test_wire.py``).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from clockwork_serve.messages.links import (
     CodeReady,
     CodeRemade,
     CodeRemoved,
+    CreditBlocked,
     DamageCounted,
     DeviceNumbers,
     DeviceState,
@@ -122,14 +126,15 @@ Frame = (
     | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused | Piece
     | Fetch | Part
     | FarGateway | RequestPiece | Undelivered | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
-    | Delivered | Preparing | ModelsAskedFor | SoonestEnds
+    | Delivered | Preparing | ModelsAskedFor | SoonestEnds | CreditBlocked
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
 __all__ = [
     "DATATYPES", "LEAST_PRIORITY", "USUAL_PRIORITY", "Action", "AdmissionQuery", "AdmissionReply", "Answer",
     "ArtefactDamaged", "Ask", "Beat", "Call", "Cancel", "Cause", "Code", "CodeAdded", "CodeFile", "CodeReady",
-    "CodeRemade", "CodeRemoved", "ControllerEffect", "ControllerEvent", "DamageCounted", "Delivered",
+    "CodeRemade", "CodeRemoved", "ControllerEffect", "ControllerEvent", "CreditBlocked", "DamageCounted",
+    "Delivered",
     "DeviceNumbers", "DeviceSpec", "DeviceState", "Drain", "Extent", "FarGateway", "Fetch", "Frame",
     "GatewayLost", "Hello", "Infer", "Lane", "Load", "MachineHello", "MeasuredDurations", "Model",
     "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part", "Piece",

@@ -65,7 +65,7 @@ class Extent(Struct, frozen=True, array_like=True):
         return self.first < other.first + other.count and other.first < self.first + self.count
 
 
-class Load(Struct, frozen=True, kw_only=True, tag="load"):
+class Load(Struct, frozen=True, kw_only=True, array_like=True, tag="load"):
     """Copy weights into an extent; once the result is OK they are resident as ``version``."""
 
     action_id: int
@@ -79,7 +79,7 @@ class Load(Struct, frozen=True, kw_only=True, tag="load"):
     expected_ns: int
 
 
-class Unload(Struct, frozen=True, kw_only=True, tag="unload"):
+class Unload(Struct, frozen=True, kw_only=True, array_like=True, tag="unload"):
     """Remove the weights in an extent."""
 
     action_id: int
@@ -90,7 +90,7 @@ class Unload(Struct, frozen=True, kw_only=True, tag="unload"):
     window: Window
 
 
-class Call(Struct, frozen=True, kw_only=True):
+class Call(Struct, frozen=True, kw_only=True, array_like=True):
     """One request inside an INFER.
 
     ``rows`` is its own batch dimension (1 if the code is not batched). ``tensors`` is an encoded
@@ -102,7 +102,7 @@ class Call(Struct, frozen=True, kw_only=True):
     tensors: bytes
 
 
-class Infer(Struct, frozen=True, kw_only=True, tag="infer", omit_defaults=True):
+class Infer(Struct, frozen=True, kw_only=True, array_like=True, tag="infer"):
     """Run ``calls`` as one batch, by what was compiled for ``batch`` rows.
 
     They may have fewer rows: a batch of fixed shape repeats the last one, Python models get what there is.
@@ -125,7 +125,7 @@ class Infer(Struct, frozen=True, kw_only=True, tag="infer", omit_defaults=True):
 Action = Load | Unload | Infer
 
 
-class Result(Struct, frozen=True, kw_only=True, tag="result"):
+class Result(Struct, frozen=True, kw_only=True, array_like=True, tag="result"):
     """The one result of an action.
 
     ``started_ns`` and ``ended_ns`` bound the time on the lane (equal, at the instant of refusal, if it never

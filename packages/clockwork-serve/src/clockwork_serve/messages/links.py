@@ -23,7 +23,7 @@ class Role(enum.StrEnum):
     """The supervisor: reads the model repository, and starts and watches the others."""
 
 
-class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
+class Hello(Struct, frozen=True, kw_only=True, array_like=True, tag="hello"):
     """The first frame on a link, both ways.
 
     ``boot_id`` equal on both sides means that both read the same monotonic clock (offset zero).
@@ -34,10 +34,10 @@ class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     name: str
     pid: int
     boot_id: str
-    protocol: int = 1
+    protocol: int = 2
 
 
-class Ping(Struct, frozen=True, kw_only=True, tag="ping"):
+class Ping(Struct, frozen=True, kw_only=True, array_like=True, tag="ping"):
     """A sample for clock alignment: the sender's clock, and the least delay it has seen from the peer."""
 
     sent_ns: int
@@ -89,7 +89,7 @@ class DeviceState(Struct, frozen=True, kw_only=True):
     measured: tuple[MeasuredDurations, ...] = ()
 
 
-class WorkerJoined(Struct, frozen=True, kw_only=True, tag="worker_joined"):
+class WorkerJoined(Struct, frozen=True, kw_only=True, array_like=True, tag="worker_joined"):
     """A worker connected: with empty memory or, after a failover, with the ``states`` of its devices.
 
     In that case the controller replies with a :class:`RetainWeights` for each device.
@@ -100,14 +100,14 @@ class WorkerJoined(Struct, frozen=True, kw_only=True, tag="worker_joined"):
     states: tuple[DeviceState, ...] = ()
 
 
-class RetainWeights(Struct, frozen=True, kw_only=True, tag="keep"):
+class RetainWeights(Struct, frozen=True, kw_only=True, array_like=True, tag="keep"):
     """Of the weights on a device when its worker joined, keep these ``versions``; unload all others."""
 
     device: str
     versions: tuple[int, ...] = ()
 
 
-class WorkerLost(Struct, frozen=True, kw_only=True, tag="worker_lost"):
+class WorkerLost(Struct, frozen=True, kw_only=True, array_like=True, tag="worker_lost"):
     """A worker died or its link ended: all actions in flight on it are lost.
 
     ``running`` are the actions, and ``preparing`` the codes, that its lanes were executing when it died; if
@@ -121,33 +121,33 @@ class WorkerLost(Struct, frozen=True, kw_only=True, tag="worker_lost"):
     idle: bool = False
 
 
-class WorkerCrashed(Struct, frozen=True, kw_only=True, tag="worker_crashed"):
+class WorkerCrashed(Struct, frozen=True, kw_only=True, array_like=True, tag="worker_crashed"):
     """A worker that is lost, or will be at once, crashed: no other process killed it."""
 
     worker: str
 
 
-class Beat(Struct, frozen=True, kw_only=True, tag="beat"):
+class Beat(Struct, frozen=True, kw_only=True, array_like=True, tag="beat"):
     """A heartbeat: sent periodically, and returned at once by the other side's event loop.
 
     The controller sends it to workers and the supervisor, and gateways send it to the controller.
     """
 
 
-class WorkerSilent(Struct, frozen=True, kw_only=True, tag="worker_silent"):
+class WorkerSilent(Struct, frozen=True, kw_only=True, array_like=True, tag="worker_silent"):
     """A worker has returned no heartbeat for ``for_ns``; repeated while that lasts."""
 
     worker: str
     for_ns: int
 
 
-class WorkerHeard(Struct, frozen=True, kw_only=True, tag="worker_heard"):
+class WorkerHeard(Struct, frozen=True, kw_only=True, array_like=True, tag="worker_heard"):
     """A worker returned a heartbeat after a WorkerSilent."""
 
     worker: str
 
 
-class WorkerHung(Struct, frozen=True, kw_only=True, tag="worker_hung"):
+class WorkerHung(Struct, frozen=True, kw_only=True, array_like=True, tag="worker_hung"):
     """A worker hangs, and nothing is planned on it; without a ``why``, it has recovered.
 
     With ``end``, the supervisor is to kill it and start another one.
@@ -158,20 +158,20 @@ class WorkerHung(Struct, frozen=True, kw_only=True, tag="worker_hung"):
     end: bool = False
 
 
-class ProcessesEnded(Struct, frozen=True, kw_only=True, tag="processes_ended"):
+class ProcessesEnded(Struct, frozen=True, kw_only=True, array_like=True, tag="processes_ended"):
     """How often the supervisor has killed each process because it hung, since the server's start."""
 
     unanswering: dict[str, int]
 
 
-class CodeAdded(Struct, frozen=True, kw_only=True, tag="code_added"):
+class CodeAdded(Struct, frozen=True, kw_only=True, array_like=True, tag="code_added"):
     """A code was added, with its profiles; workers prepare it on every device."""
 
     code: Code
     profiles: tuple[Profile, ...] = ()
 
 
-class CodeReady(Struct, frozen=True, kw_only=True, tag="code_ready"):
+class CodeReady(Struct, frozen=True, kw_only=True, array_like=True, tag="code_ready"):
     """A worker prepared a code on a device, or failed to (``message`` says why)."""
 
     device: str
@@ -180,7 +180,7 @@ class CodeReady(Struct, frozen=True, kw_only=True, tag="code_ready"):
     message: str = ""
 
 
-class ArtefactDamaged(Struct, frozen=True, kw_only=True, tag="artefact_damaged"):
+class ArtefactDamaged(Struct, frozen=True, kw_only=True, array_like=True, tag="artefact_damaged"):
     """A worker found that an artefact (``what``: ``code`` or ``weights``) does not match its hash."""
 
     what: str
@@ -188,13 +188,13 @@ class ArtefactDamaged(Struct, frozen=True, kw_only=True, tag="artefact_damaged")
     message: str = ""
 
 
-class CodeRemade(Struct, frozen=True, kw_only=True, tag="code_remade"):
+class CodeRemade(Struct, frozen=True, kw_only=True, array_like=True, tag="code_remade"):
     """A damaged code was made again: workers that failed to prepare it are to try again."""
 
     code_id: str
 
 
-class DamageCounted(Struct, frozen=True, kw_only=True, tag="damage_counted"):
+class DamageCounted(Struct, frozen=True, kw_only=True, array_like=True, tag="damage_counted"):
     """How many files of the cache were found damaged since the server's start, by kind.
 
     ``remade`` counts the artefacts that were made again, ``lost`` those that could not be.
@@ -205,32 +205,32 @@ class DamageCounted(Struct, frozen=True, kw_only=True, tag="damage_counted"):
     lost: int = 0
 
 
-class DeviceNumbers(Struct, frozen=True, kw_only=True, tag="device_numbers"):
+class DeviceNumbers(Struct, frozen=True, kw_only=True, array_like=True, tag="device_numbers"):
     """Counters of a device, and its clock rates, by name: for metrics."""
 
     device: str
     numbers: dict[str, int]
 
 
-class CodeRemoved(Struct, frozen=True, kw_only=True, tag="code_removed"):
+class CodeRemoved(Struct, frozen=True, kw_only=True, array_like=True, tag="code_removed"):
     """A code was removed: no model uses it any more."""
 
     code_id: str
 
 
-class ModelAdded(Struct, frozen=True, kw_only=True, tag="model_added"):
+class ModelAdded(Struct, frozen=True, kw_only=True, array_like=True, tag="model_added"):
     """A model is served from now on; its code was added before."""
 
     model: Model
 
 
-class ModelRemoved(Struct, frozen=True, kw_only=True, tag="model_removed"):
+class ModelRemoved(Struct, frozen=True, kw_only=True, array_like=True, tag="model_removed"):
     """A model is no longer served."""
 
     model: str
 
 
-class Quarantined(Struct, frozen=True, kw_only=True, tag="quarantined"):
+class Quarantined(Struct, frozen=True, kw_only=True, array_like=True, tag="quarantined"):
     """A model entered quarantine for taking devices down; without a ``why``, it is released.
 
     ``since_ns`` is on the controller's clock. ``code_id``, if any, is not to be prepared meanwhile.
@@ -242,29 +242,29 @@ class Quarantined(Struct, frozen=True, kw_only=True, tag="quarantined"):
     code_id: str = ""
 
 
-class ReleaseFromQuarantine(Struct, frozen=True, kw_only=True, tag="pardon"):
+class ReleaseFromQuarantine(Struct, frozen=True, kw_only=True, array_like=True, tag="pardon"):
     """An operator releases all versions of the model of that name from quarantine."""
 
     model: str
 
 
-class QuotasSet(Struct, frozen=True, kw_only=True, tag="quotas_set"):
+class QuotasSet(Struct, frozen=True, kw_only=True, array_like=True, tag="quotas_set"):
     """The quotas of all tenants that have one; replaces all earlier ones."""
 
     quotas: tuple[Quota, ...]
 
 
-class GatewayLost(Struct, frozen=True, kw_only=True, tag="gateway_lost"):
+class GatewayLost(Struct, frozen=True, kw_only=True, array_like=True, tag="gateway_lost"):
     """A gateway is lost; its requests are cancelled."""
 
     gateway: str
 
 
-class Drain(Struct, frozen=True, kw_only=True, tag="drain"):
+class Drain(Struct, frozen=True, kw_only=True, array_like=True, tag="drain"):
     """Admit no new request; finish those that were admitted."""
 
 
-class Preparing(Struct, frozen=True, kw_only=True, tag="preparing"):
+class Preparing(Struct, frozen=True, kw_only=True, array_like=True, tag="preparing"):
     """Names of the models that are ``waiting`` to be prepared, of ``total`` that were present at the start.
 
     The others are served, or have a problem. The server is not ready while any waits.
@@ -279,7 +279,7 @@ class Preparing(Struct, frozen=True, kw_only=True, tag="preparing"):
         return self.total - len(self.waiting)
 
 
-class ModelsAskedFor(Struct, frozen=True, kw_only=True, tag="models_asked_for"):
+class ModelsAskedFor(Struct, frozen=True, kw_only=True, array_like=True, tag="models_asked_for"):
     """How many requests for each model, by name, a gateway has refused since its last such frame.
 
     They were refused because the model is not prepared yet; the most asked for are prepared first.
@@ -288,14 +288,14 @@ class ModelsAskedFor(Struct, frozen=True, kw_only=True, tag="models_asked_for"):
     requests: dict[str, int]
 
 
-class Readiness(Struct, frozen=True, kw_only=True, tag="readiness"):
+class Readiness(Struct, frozen=True, kw_only=True, array_like=True, tag="readiness"):
     """Whether the server is ready; ``why`` names what is missing."""
 
     ready: bool
     why: str = ""
 
 
-class RequestCredit(Struct, frozen=True, kw_only=True, tag="intake"):
+class RequestCredit(Struct, frozen=True, kw_only=True, array_like=True, tag="intake"):
     """Flow control from the controller to a gateway: how many requests may be on their way to it.
 
     ``heard`` more of the gateway's requests were received; at most ``most`` may be on their way from now on
@@ -307,6 +307,13 @@ class RequestCredit(Struct, frozen=True, kw_only=True, tag="intake"):
     most: int
     patience: int = 4
     held: int = 4096
+
+
+class CreditBlocked(Struct, frozen=True, kw_only=True, array_like=True, tag="credit_blocked"):
+    """Flow control from a gateway to the controller: requests wait because their credit is used up.
+
+    Sent at most once after each :class:`RequestCredit`.
+    """
 
 
 class SoonestEnd(Struct, frozen=True, array_like=True):
@@ -323,7 +330,7 @@ class SoonestEnd(Struct, frozen=True, array_like=True):
     other_end_ns: int
 
 
-class SoonestEnds(Struct, frozen=True, kw_only=True, tag="soonest"):
+class SoonestEnds(Struct, frozen=True, kw_only=True, array_like=True, tag="soonest"):
     """A summary for gateways, while requests are rejected because they would miss their deadlines.
 
     ``ends`` are by model key, for requests of one row, of the model's own class and without a signature. All
@@ -335,7 +342,7 @@ class SoonestEnds(Struct, frozen=True, kw_only=True, tag="soonest"):
     until_ns: int
 
 
-class Ask(Struct, frozen=True, kw_only=True, tag="ask"):
+class Ask(Struct, frozen=True, kw_only=True, array_like=True, tag="ask"):
     """A query to the controller process (``what`` is a :class:`Question`); answered by a Reply.
 
     ``body`` is JSON.
@@ -363,7 +370,7 @@ class Question(enum.StrEnum):
     """{"model": name}; done by the supervisor."""
 
 
-class Reply(Struct, frozen=True, kw_only=True, tag="reply"):
+class Reply(Struct, frozen=True, kw_only=True, array_like=True, tag="reply"):
     """The answer to an Ask. ``code`` is an HTTP status where ``ok`` is false; ``body`` is JSON."""
 
     ask_id: int
@@ -378,7 +385,7 @@ class Reply(Struct, frozen=True, kw_only=True, tag="reply"):
 # Tensors and artefacts are sent in pieces, so that no other message waits long behind them.
 
 
-class MachineHello(Struct, frozen=True, kw_only=True, tag="machine"):
+class MachineHello(Struct, frozen=True, kw_only=True, array_like=True, tag="machine"):
     """A remote worker's first frame: what it runs.
 
     ``runtime`` is what artefacts depend on beside their model, ``kinds`` those of its devices.
@@ -390,21 +397,21 @@ class MachineHello(Struct, frozen=True, kw_only=True, tag="machine"):
     kinds: tuple[str, ...]
 
 
-class FarGateway(Struct, frozen=True, kw_only=True, tag="far_gateway"):
+class FarGateway(Struct, frozen=True, kw_only=True, array_like=True, tag="far_gateway"):
     """A remote gateway's first frame: what it runs."""
 
     gateway: str
     version: str
 
 
-class Refused(Struct, frozen=True, kw_only=True, tag="refused"):
+class Refused(Struct, frozen=True, kw_only=True, array_like=True, tag="refused"):
     """A worker or gateway may not join; ``final``: it need not try again without a change."""
 
     why: str
     final: bool = True
 
 
-class Piece(Struct, frozen=True, kw_only=True, tag="piece"):
+class Piece(Struct, frozen=True, kw_only=True, array_like=True, tag="piece"):
     """Bytes of an INFER's tensors: inputs to the worker, outputs back.
 
     ``call`` is the index of the call in the action; ``at`` is the offset from the start of the call's inputs,
@@ -419,7 +426,7 @@ class Piece(Struct, frozen=True, kw_only=True, tag="piece"):
     grown: int = 0
 
 
-class RequestPiece(Struct, frozen=True, kw_only=True, tag="request_piece"):
+class RequestPiece(Struct, frozen=True, kw_only=True, array_like=True, tag="request_piece"):
     """Bytes of a request's tensors, in order: inputs from its gateway, outputs back.
 
     ``at`` is the offset from the start of its inputs, or of its room for outputs; ``grown`` as in
@@ -432,21 +439,21 @@ class RequestPiece(Struct, frozen=True, kw_only=True, tag="request_piece"):
     grown: int = 0
 
 
-class Undelivered(Struct, frozen=True, kw_only=True, tag="unheard"):
+class Undelivered(Struct, frozen=True, kw_only=True, array_like=True, tag="unheard"):
     """A remote gateway's request did not reach the controller: no room (``why``), or it was cancelled."""
 
     request_id: str
     why: str = ""
 
 
-class Fetch(Struct, frozen=True, kw_only=True, tag="fetch"):
+class Fetch(Struct, frozen=True, kw_only=True, array_like=True, tag="fetch"):
     """A worker requests an artefact: ``what`` is ``code`` or ``weights``, ``name`` its id."""
 
     what: str
     name: str
 
 
-class Part(Struct, frozen=True, kw_only=True, tag="part"):
+class Part(Struct, frozen=True, kw_only=True, array_like=True, tag="part"):
     """Bytes of a requested artefact, in order.
 
     ``file`` is the name of the file where there are several. ``last`` ends the whole artefact; ``error`` says

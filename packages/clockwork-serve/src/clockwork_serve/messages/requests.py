@@ -72,7 +72,7 @@ LEAST_PRIORITY: Final = 15
 """The least urgent class; 1 is the most urgent one."""
 
 
-class TensorRef(Struct, frozen=True, kw_only=True):
+class TensorRef(Struct, frozen=True, kw_only=True, array_like=True):
     """One tensor inside a region: ``nbytes`` from ``offset``, of full ``shape`` (batch axis included)."""
 
     name: str
@@ -82,7 +82,7 @@ class TensorRef(Struct, frozen=True, kw_only=True):
     nbytes: int
 
 
-class Tensors(Struct, frozen=True, kw_only=True):
+class Tensors(Struct, frozen=True, kw_only=True, array_like=True):
     """Where a request's tensors are.
 
     ``region`` names shared memory as ``PID:FD:BYTES`` of the gateway that owns it. For a request, ``refs``
@@ -99,7 +99,7 @@ class Tensors(Struct, frozen=True, kw_only=True):
     output_bytes: int = 0
 
 
-class Request(Struct, frozen=True, kw_only=True, tag="request"):
+class Request(Struct, frozen=True, kw_only=True, array_like=True, tag="request"):
     """A request as the controller sees it. ``deadline_ns`` is absolute.
 
     Requests share a batch only if model and ``signature`` are equal; a request of ``rows > 1``, or of a code
@@ -131,7 +131,7 @@ class Request(Struct, frozen=True, kw_only=True, tag="request"):
         return self.deadline_ns - self.arrival_ns
 
 
-class AdmissionQuery(Struct, frozen=True, kw_only=True, tag="announced"):
+class AdmissionQuery(Struct, frozen=True, kw_only=True, array_like=True, tag="announced"):
     """A gateway asks, when only the head of a request has arrived, whether the request would be admitted.
 
     Answered at once. ``announced_id`` is not the id of the :class:`Request` that may follow. Other fields are
@@ -147,7 +147,7 @@ class AdmissionQuery(Struct, frozen=True, kw_only=True, tag="announced"):
     way_ns: int = 0
 
 
-class AdmissionReply(Struct, frozen=True, kw_only=True, tag="foretold"):
+class AdmissionReply(Struct, frozen=True, kw_only=True, array_like=True, tag="foretold"):
     """The reply to an AdmissionQuery: with a ``reason``, the request would be rejected.
 
     Without one, it would be admitted now, which is no promise. Fields as in :class:`Answer`.
@@ -160,13 +160,13 @@ class AdmissionReply(Struct, frozen=True, kw_only=True, tag="foretold"):
     retry_after_ns: int = 0
 
 
-class Cancel(Struct, frozen=True, kw_only=True, tag="cancel"):
+class Cancel(Struct, frozen=True, kw_only=True, array_like=True, tag="cancel"):
     """The client cancelled a request, or disconnected."""
 
     request_id: str
 
 
-class Answer(Struct, frozen=True, kw_only=True, tag="answer"):
+class Answer(Struct, frozen=True, kw_only=True, array_like=True, tag="answer"):
     """The one answer to a request.
 
     ``release``: no worker uses its tensors any more; else a :class:`Release` follows.
@@ -193,7 +193,7 @@ class Answer(Struct, frozen=True, kw_only=True, tag="answer"):
     cause: Cause = Cause.NONE
 
 
-class Delivered(Struct, frozen=True, kw_only=True, tag="delivered"):
+class Delivered(Struct, frozen=True, kw_only=True, array_like=True, tag="delivered"):
     """Delivery report of a gateway, by request id, for the counters.
 
     Responses ``in_time`` were written to their clients' sockets, or dropped because the clients had
@@ -205,7 +205,7 @@ class Delivered(Struct, frozen=True, kw_only=True, tag="delivered"):
     late: tuple[str, ...] = ()
 
 
-class Release(Struct, frozen=True, kw_only=True, tag="release"):
+class Release(Struct, frozen=True, kw_only=True, array_like=True, tag="release"):
     """No worker uses the tensors of an answered request any more."""
 
     request_id: str

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
@@ -12,6 +15,7 @@ from msgspec import structs
 
 from clockwork_serve.messages import (
     Beat,
+    CreditBlocked,
     Frame,
     Request,
     RequestCredit,
@@ -27,13 +31,17 @@ from clockwork_serve.units import NS_PER_S, ms
 # ------------------------------------------------------------
 # The controller's side of credit-based flow control: how many requests each gateway may have in transit.
 #
-# A gateway is granted as many requests as the controller receives from it within a few milliseconds, measured
-# by the rate at which it received them lately. Which requests then wait, and which are refused, the gateway
-# chooses (:class:`CreditGate`).
+# A gateway is granted as many requests as the controller works through within a few milliseconds, by the time
+# that each took it lately, in which it ran or waited for a CPU. That is too few where a gateway takes long to
+# send the next: the controller idles meanwhile. So a gateway says when it has to hold requests back
+# (:class:`messages.CreditBlocked`), and gets more for as long as the controller idles. Which requests then
+# wait, and which are refused, the gateway chooses (:class:`CreditGate`).
 
 
 DELAY_NS: Final = ms(2)
 """How long a request is in transit at most, roughly, even when gateways offer more than can be received."""
+EXTRA_MOST_NS: Final = ms(16)
+"""Of credit beyond that for gateways that take long to send the next requests, or are far away."""
 LEAST: Final = 32
 """The least credit of all gateways together: what a controller that is not busy receives in one turn."""
 LEAST_EACH: Final = 16
@@ -41,31 +49,95 @@ MOST: Final = 4096
 FIRST: Final = 256
 WEIGHT: Final = 8
 """The mean is over about this many grants."""
+IDLE_PART: Final = 16
+"""A controller that holds requests back may idle for one part in this many of the time."""
+
+
+class BusyClock:
+    """For how long the calling thread has run or waited for a CPU, in ns: the rest of the time it was idle.
+
+    Without the kernel's statistics (``CONFIG_SCHED_INFO``) it was never idle. For the thread that made it.
+    """
+
+    def __init__(self, path: str = "/proc/thread-self/schedstat") -> None:
+        self._file: int | None = None
+        with contextlib.suppress(OSError):
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, self._file)
+
+    def __call__(self) -> int:
+        """Read it: about 2 us."""
+        if self._file is None:
+            return time.monotonic_ns()
+        ran_ns, waited_ns, _ = os.pread(self._file, 64, 0).split()
+        return int(ran_ns) + int(waited_ns)
 
 
 class _GatewayRate:
-    """Of one gateway: requests received since the last grant, and the mean time between two requests."""
+    """Of one gateway: requests received since the last grant, and what the next one follows from.
 
-    __slots__ = ("gap_ns", "incoming", "last_ns", "most")
+    In a *round*, as many requests are received as might be in transit when it began.
+    """
 
-    def __init__(self, now_ns: int) -> None:
+    __slots__ = (
+        "blocked", "busy_at_ns", "busy_ns", "extra_ns", "incoming", "last_ns", "most", "round_idle_ns",
+        "round_left", "round_took_ns",
+    )  # fmt: skip
+
+    def __init__(self, now_ns: int, busy_at_ns: int) -> None:
         self.incoming = 0
         self.most = FIRST
-        self.gap_ns = DELAY_NS // FIRST
-        self.last_ns = now_ns
+        self.blocked = False
+        """Whether it held requests back since the last grant."""
+        self.busy_ns = DELAY_NS // FIRST
+        """For each request, the mean."""
+        self.extra_ns = 0
+        """For how long more than ``DELAY_NS`` requests in transit keep the controller busy."""
+        self.last_ns, self.busy_at_ns = now_ns, busy_at_ns
+        self.round_took_ns = self.round_idle_ns = 0
+        self.round_left = FIRST
+
+    def received(self, now_ns: int, busy_at_ns: int) -> None:
+        """What was received since the last grant took until now."""
+        took_ns = now_ns - self.last_ns
+        busy_ns = min(took_ns, busy_at_ns - self.busy_at_ns)
+        self.busy_ns += (busy_ns // self.incoming - self.busy_ns) // WEIGHT
+        self.round_took_ns += took_ns
+        if self.blocked:  # else it idled because nothing was asked for
+            self.round_idle_ns += took_ns - busy_ns
+        self.round_left -= self.incoming
+        if self.round_left <= 0:
+            if self.round_idle_ns * IDLE_PART > self.round_took_ns:
+                self.extra_ns = min(EXTRA_MOST_NS, self.extra_ns + self.round_idle_ns // 2)
+            else:
+                self.extra_ns -= self.extra_ns // WEIGHT
+            self.round_took_ns = self.round_idle_ns = 0
+            self.round_left = self.most
+        self.incoming, self.blocked, self.last_ns, self.busy_at_ns = 0, False, now_ns, busy_at_ns
 
 
 class CreditIssuer:
-    """Grants each gateway its credit (:class:`messages.RequestCredit`). For the loop's own thread."""
+    """Grants each gateway its credit (:class:`messages.RequestCredit`). For the loop's own thread.
 
-    def __init__(self, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    ``busy_clock`` counts the time in which this thread was not idle.
+    """
+
+    def __init__(
+        self, clock: Callable[[], int] = time.monotonic_ns, busy_clock: Callable[[], int] | None = None
+    ) -> None:
         self._clock = clock
+        self._busy_clock = BusyClock() if busy_clock is None else busy_clock
         self._rates: dict[Link, _GatewayRate] = {}
 
     def add_gateway(self, link: Link) -> None:
         """Grant a gateway that connected its first credit."""
-        self._rates[link] = _GatewayRate(self._clock())
+        self._rates[link] = _GatewayRate(self._clock(), self._busy_clock())
         link.send(RequestCredit(heard=0, most=FIRST))
+
+    def blocked(self, link: Link) -> None:
+        """Note that a gateway has to hold requests back."""
+        if link in self._rates:
+            self._rates[link].blocked = True
 
     def remove_gateway(self, link: Link) -> None:
         """Forget a gateway whose link was lost."""
@@ -79,13 +151,13 @@ class CreditIssuer:
         rate.incoming += _requests(frames)
         if 4 * rate.incoming < rate.most:
             return
-        now_ns = self._clock()
-        gap_ns = (now_ns - rate.last_ns) // rate.incoming
-        rate.gap_ns += (gap_ns - rate.gap_ns) // WEIGHT
+        heard, blocked = rate.incoming, rate.blocked
+        rate.received(self._clock(), self._busy_clock())
         least = max(LEAST_EACH, LEAST // len(self._rates))
-        rate.most = min(MOST, max(least, DELAY_NS // max(1, rate.gap_ns)))
-        link.send(RequestCredit(heard=rate.incoming, most=rate.most))
-        rate.incoming, rate.last_ns = 0, now_ns
+        rate.most = min(MOST, max(least, (DELAY_NS + rate.extra_ns) // max(1, rate.busy_ns)))
+        link.send(RequestCredit(heard=heard, most=rate.most))
+        if blocked:  # it sends the next while these are decided about
+            link.flush()
 
 
 def _requests(frames: Collection[Frame]) -> int:
@@ -368,6 +440,7 @@ class CreditGate:
         self._clock = clock
         self._credit = RequestCredit(heard=0, most=0)
         self._in_transit = 0  # sent and not yet acknowledged by a grant
+        self._said = False  # that requests are held back, since the last grant
         self._held: dict[str, tuple[Request, int]] = {}  # held back, and since when; the oldest first
         self._waiting: dict[
             str, dict[str, None]
@@ -396,6 +469,7 @@ class CreditGate:
             held[request.request_id] = (request, now_ns)
             alike = self._waiting.setdefault(request.model, {})
             alike[request.request_id] = None
+            self._say_blocked()
             if len(held) > credit.held:
                 self._refuse_oldest(held, now_ns)
             elif now_ns < self._crowded_until_ns and len(alike) > self._share():
@@ -407,6 +481,7 @@ class CreditGate:
         """Apply a grant of the controller, and send what it allows, the newest first."""
         self._credit = credit
         self._in_transit = max(0, self._in_transit - credit.heard)
+        self._said = False
         held = self._held
         if not held:
             return
@@ -414,6 +489,14 @@ class CreditGate:
         while held and (self._in_transit < credit.most or not credit.most):
             self._in_transit += bool(credit.most)
             self._send(self._take(next(reversed(held)))[0])
+        if held:
+            self._say_blocked()
+
+    def _say_blocked(self) -> None:
+        """Tell the controller that requests are held back, once after each grant."""
+        if not self._said:
+            self._said = True
+            self._send(CreditBlocked())
 
     def return_credit(self) -> None:
         """Return the credit of a sent request that was dropped before the controller received it."""
@@ -466,5 +549,6 @@ class CreditGate:
         """Forget all requests and the credit: the link was lost."""
         self._held.clear()
         self._waiting.clear()
+        self._said = False
         self._in_transit = self._crowded_until_ns = 0
         self._credit = RequestCredit(heard=0, most=0)

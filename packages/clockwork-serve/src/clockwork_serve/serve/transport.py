@@ -301,7 +301,7 @@ def _local_window(window: Window, offset_ns: int, error_ns: int) -> Window:
 
 SOCKET_NAME: Final = "controller.sock"
 """The file in the run directory on which the controller listens; every other process connects to it."""
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 UNSENT_BYTES_MAX: Final = 256 * MIB
 """A peer that is this far behind has stopped reading, and its link is closed before it costs more memory."""
 HANDSHAKE_S: Final = 10.0

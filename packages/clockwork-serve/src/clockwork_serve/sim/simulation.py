@@ -15,6 +15,7 @@ from __future__ import annotations
 
 # ruff: noqa: PLR1730 - min() costs 100 ns more than a condition
 import gc
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from heapq import heappop
 from typing import Final, Protocol
@@ -54,6 +55,20 @@ JITTER, INFER_NOISE, LOAD_NOISE, START_JITTER = range(4)
 
 COLLECT_EVERY: Final = 100_000
 """Threshold of the garbage collector's youngest generation: a simulation makes hardly any cycles."""
+
+_kept_blocks: list[int] = [0]
+"""Of memory, after the last collection of all garbage."""
+
+
+def _collect_earlier() -> None:
+    """Collect what earlier simulations left, once memory has doubled.
+
+    They are cycles, and each run makes them the oldest garbage, which is hardly ever collected by itself.
+    """
+    if sys.getallocatedblocks() > 2 * _kept_blocks[0]:
+        gc.collect()
+        _kept_blocks[0] = sys.getallocatedblocks()
+
 
 _OK: Final = Outcome.OK
 
@@ -208,6 +223,7 @@ class Simulation:
         check finds a broken invariant.
         """
         thresholds = gc.get_threshold()
+        _collect_earlier()
         gc.freeze()
         gc.set_threshold(COLLECT_EVERY, *thresholds[1:])
         try:

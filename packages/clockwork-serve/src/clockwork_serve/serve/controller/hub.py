@@ -26,6 +26,7 @@ from clockwork_serve.messages import (
     CodeRemoved,
     ControllerEffect,
     ControllerEvent,
+    CreditBlocked,
     DamageCounted,
     Delivered,
     DeviceNumbers,
@@ -309,6 +310,8 @@ class Hub:
                 self.driver.post(frame)
             case Cancel():
                 self.driver.post(frame)
+            case CreditBlocked():
+                self._credit.blocked(link)
             case Delivered():
                 self._recorder.on_delivered(link.peer.name, frame, time.monotonic_ns())
             case Ask():

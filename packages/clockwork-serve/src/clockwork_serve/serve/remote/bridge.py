@@ -23,6 +23,7 @@ from clockwork_serve.messages import (
     Ask,
     Beat,
     Cancel,
+    CreditBlocked,
     Delivered,
     FarGateway,
     Frame,
@@ -270,7 +271,9 @@ class GatewayPeer(Peer):
                 for request_id in (*frame.in_time, *frame.late):
                     self._check(request_id, self.name)
                 self.inward(frame)
-            case ModelsAskedFor() | Ask() | Beat():  # the controller must answer beats, for they check it
+            case (
+                ModelsAskedFor() | Ask() | Beat() | CreditBlocked()
+            ):  # the controller must answer beats, for they check it
                 self.inward(frame)
             case _:
                 return False
