@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import (
@@ -156,6 +157,18 @@ def test_who_loses_the_controller_is_kept_as_it_was_told(tmp_path: Path) -> None
         assert client.ends[0].request_id == kept.steps[0].events[0].request_id == request_id
 
     assert kept_in(tmp_path, story).ends == [("ident/1", "rejected", "not_serving")]
+
+
+def test_an_answer_that_cannot_be_delivered_is_kept_as_the_client_was_told(tmp_path: Path) -> None:
+    async def story(world: World, kept: Kept) -> None:
+        world.controller.on_request = lambda request: structs.replace(
+            world.controller.echo(request), outputs=b"what nobody can read"
+        )
+        client = await world.infer(Client())
+        assert client.ended == (Outcome.FAILED, Reason.NONE)
+        assert kept.steps[0].events[0].request_id == world.controller.requests[0].request_id
+
+    assert kept_in(tmp_path, story).ends == [("ident/1", "failed", "")]
 
 
 def test_unreadable_bodies_are_kept(tmp_path: Path) -> None:

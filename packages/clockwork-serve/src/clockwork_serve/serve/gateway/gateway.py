@@ -714,12 +714,16 @@ class Gateway:
         except InvalidRequest as error:
             # The controller has counted it as answered.
             self.link.in_time.append(answer.request_id)
-            inquiry.end(invalid_ending(error, answer.request_id))
+            ending = invalid_ending(error, answer.request_id)
+            self._record(ending, pending.request)
+            inquiry.end(ending)
         except Exception:  # noqa: BLE001 - a bug that one answer triggers must not end all others
             _log.exception("delivering an answer failed", extra={"request_id": answer.request_id})
             self.link.in_time.append(answer.request_id)
             why = "the answer could not be delivered; see the gateway's log"
-            inquiry.end(gateway_ending(Outcome.FAILED, Reason.NONE, why, answer.request_id, pending))
+            ending = gateway_ending(Outcome.FAILED, Reason.NONE, why, answer.request_id, pending)
+            self._record(ending, pending.request)
+            inquiry.end(ending)
 
     def _deliver(self, inquiry: Inquiry, ending: Ending) -> None:
         if ending.outcome is not Outcome.OK:
