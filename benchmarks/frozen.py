@@ -16,10 +16,10 @@ a place.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -99,13 +99,9 @@ def journal_hash(path: Path) -> str:
     return found.hexdigest()
 
 
-def unpacked(folder: Path) -> list[Path]:
+def recorded() -> list[Path]:
     """The journals kept here: two seconds of servers that were overloaded, cold, or lost a process."""
-    found = []
-    for packed in sorted(JOURNALS.glob("*.journal.gz")):
-        found.append(folder / packed.stem)
-        found[-1].write_bytes(gzip.decompress(packed.read_bytes()))
-    return found
+    return sorted(JOURNALS.glob("*.journal"))
 
 
 def record() -> None:
@@ -127,7 +123,7 @@ def record() -> None:
                 if pid is not None:
                     threading.Timer(RECORDED_S / 2, os.kill, (pid, signal.SIGKILL)).start()
                 run(open_loop(serving.http_url, shots))
-            (JOURNALS / f"{name}.journal.gz").write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+            shutil.copy(path, JOURNALS)
 
 
 def blocks(count: int, jobs: int) -> Iterator[str]:
@@ -186,8 +182,7 @@ def main() -> int:
     if given.seeds <= 0 or given.seeds % BLOCK:
         options.error(f"--seeds: expected a multiple of {BLOCK}, found {given.seeds}")
     journals = [path for folder in given.journal for path in sorted(folder.glob("*.journal"))]
-    with tempfile.TemporaryDirectory() as folder:
-        found = freeze(given.seeds, [*unpacked(Path(folder)), *journals], given.jobs)
+    found = freeze(given.seeds, [*recorded(), *journals], given.jobs)
     if given.keep:
         KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
     outcome = Outcome("benchmarks.frozen")

@@ -14,6 +14,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from clockwork_serve.config import Settings
+from clockwork_serve.config.table import IN_MEMORY
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, running_server
@@ -98,7 +99,7 @@ def serve(
     device: str = "cpu",
     memory_bytes: int = 256 * MIB,
     io_bytes: int = 256 * MIB,
-    journal: Path | None = None,
+    journal: Path | str | None = IN_MEMORY,
     cache: Path | None = None,
     controller: ControllerConfig | None = None,
     on_line: Callable[[str], None] | None = None,
@@ -111,7 +112,7 @@ def serve(
     given: dict[str, Any] = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "log_level": "warning"}
     config = ServerConfig(
         settings=Settings(
-            repository=str(repository), journal="" if journal is None else str(journal), **given | settings
+            repository=str(repository), journal=None if journal is None else str(journal), **given | settings
         ),
         store=StoreConfig(cache_dir=str(cache or repository.parent / "cache")),
         devices=(

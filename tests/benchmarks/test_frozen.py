@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import msgspec
 import pytest
 
-from benchmarks.frozen import KEPT, Frozen, conclude, journal_hash, seed_hash, unpacked
+from benchmarks.frozen import KEPT, Frozen, conclude, journal_hash, recorded, seed_hash
 from harness.report import Outcome
 
 
@@ -37,8 +35,8 @@ def test_a_journal_must_be_decided_again_and_have_the_effects_that_are_kept():
 
 
 @pytest.mark.parametrize("name", ["controller_killed", "worker_killed"])
-def test_journals_of_real_servers_are_kept_and_can_be_replayed(tmp_path: Path, name: str):
-    paths = {path.stem: path for path in unpacked(tmp_path)}
+def test_journals_of_real_servers_are_kept_and_can_be_replayed(name: str):
+    paths = {path.stem: path for path in recorded()}
     kept = msgspec.json.decode(KEPT.read_bytes(), type=Frozen)
     assert paths.keys() == kept.journals.keys()
     assert len(journal_hash(paths[name])) == 64

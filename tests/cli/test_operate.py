@@ -303,6 +303,7 @@ def test_help_on_keys_names_the_page_on_security(capsys: pytest.CaptureFixture[s
 def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A journal in the current folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clockwork_serve.telemetry.journal.CHUNK_BYTES", 1000)
     return written(tmp_path / "run.journal").relative_to(tmp_path)
 
 
@@ -339,7 +340,7 @@ def test_a_killed_server_s_journal_is_drawn_as_far_as_it_goes(
 
     assert run(["timeline", str(journal)]) == 0
 
-    assert "its last record lacks " in capsys.readouterr().err
+    assert "its last chunk lacks " in capsys.readouterr().err
     assert read_trace(Path("run.journal.pftrace")).of("request")
 
 
@@ -347,7 +348,7 @@ def test_a_killed_server_s_journal_is_drawn_as_far_as_it_goes(
     ("arguments", "said"),
     [
         (["nowhere"], "journal: expected a file that `--journal` wrote; found nothing at nowhere"),
-        (["text"], "expected a journal; found a record of"),
+        (["text"], "expected a journal; found other bytes"),
         (["run.journal", "--out", "run.journal"], "out: expected a file in a folder that exists, no journal"),
         (["run.journal", "--out", "link"], "out: expected a file in a folder that exists, no journal"),
         (["run.journal", "--out", "no/file"], "out: expected a file in a folder that exists"),

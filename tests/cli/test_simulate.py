@@ -202,7 +202,7 @@ def test_a_replay_for_machines(journal: Path, tmp_path: Path, capsys: pytest.Cap
         (["--replay", "J", "--policy", "paper"], "expected a journal alone"),
         (["--replay", "J", "--seed", "3"], "found --seed too; leave it out"),
         (["x.toml", "--replay", "J"], "found SCENARIO too"),
-        (["--replay", "README.md"], "expected a journal; found a record of"),
+        (["--replay", "README.md"], "expected a journal; found other bytes"),
         ([], "SCENARIO: expected a file, found none"),
     ],
 )

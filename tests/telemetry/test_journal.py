@@ -58,8 +58,8 @@ def test_a_run_begins_with_its_head_which_is_no_step(tmp_path: Path) -> None:
     assert [step.now_ns for step in read_journal(tmp_path / "j")] == [1, 2]
 
 
-@pytest.mark.parametrize("cut", [1, 30])
-def test_a_torn_record_is_cut_off_before_more_is_written(tmp_path: Path, cut: int) -> None:
+@pytest.mark.parametrize("cut", [1, 40])
+def test_a_torn_chunk_is_cut_off_before_more_is_written(tmp_path: Path, cut: int) -> None:
     sizes = []
     for now_ns in (1, 2):
         journal = Journal(tmp_path / "j")
@@ -85,10 +85,12 @@ def test_nothing_is_appended_to_a_file_that_is_no_journal(tmp_path: Path) -> Non
     assert (tmp_path / "j").read_bytes() == b"this is some other file"
 
 
-def test_a_torn_record_ends_the_file(tmp_path: Path) -> None:
+def test_a_torn_chunk_ends_the_file(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     for now_ns in range(3):
         journal.on_step(now_ns, [stories.request("a")], [])
+        if now_ns < 2:
+            journal.flush()
     journal.close()
     whole = (tmp_path / "j").read_bytes()
     (tmp_path / "j").write_bytes(whole[:-1])

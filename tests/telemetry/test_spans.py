@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import shutil
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from msgspec import structs
@@ -15,7 +15,6 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import (
     Answer,
     Cause,
-    Delivered,
     GatewayLost,
     Outcome,
     Reason,
@@ -24,16 +23,24 @@ from clockwork_serve.messages import (
     Status,
     WorkerLost,
 )
-from clockwork_serve.telemetry import Journal, JournalHead, Step, head_of, read_journal, refusals_of
-from clockwork_serve.telemetry.journal import JournalTail, refusals_beside
+from clockwork_serve.telemetry import (
+    Journal,
+    JournalHead,
+    Step,
+    head_of,
+    read_journal,
+    read_records,
+    refusals_path,
+)
+from clockwork_serve.telemetry.journal import refusals_beside
 from clockwork_serve.telemetry.spans import (
     LATE_MAX,
     SETTLED_NS,
+    RequestTraces,
     Span,
     Spans,
     child_id,
     is_sampled,
-    merged_files,
     trace_ids,
 )
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
@@ -48,16 +55,27 @@ STARTED_NS = round(STARTED.timestamp()) * NS_PER_S
 BAD = {Outcome.REJECTED, Outcome.EXPIRED, Outcome.FAILED, Outcome.INVALID}
 
 
-def head(gateway: str = "") -> JournalHead:
-    return structs.replace(head_of(ControllerConfig(), STARTED), gateway=gateway)
+class Beside(NamedTuple):
+    """A step that a gateway kept."""
+
+    step: Step
 
 
-def told(*records: JournalHead | Step, share: float = 1.0, close: bool = True, **given) -> list[list[Span]]:
+def head() -> JournalHead:
+    return head_of(ControllerConfig(), STARTED)
+
+
+def told(
+    *records: JournalHead | Step | Beside, share: float = 1.0, close: bool = True, **given
+) -> list[list[Span]]:
     """The spans of each request, in the order in which they were made."""
     found: list[list[Span]] = []
     spans = Spans(found.append, share, **given)
     for record in records:
-        spans.on_record(record)
+        if isinstance(record, Beside):
+            spans.on_refusals(record.step)
+        else:
+            spans.on_record(record)
     if close:
         spans.close()
     return found
@@ -200,7 +218,8 @@ def late_answer(**more) -> list[JournalHead | Step]:
     ]  # fmt: skip
 
 
-MARK = step(140, Delivered(late=("a",)))
+LATE = step(140, effects=[answered("a", Outcome.EXPIRED, Reason.LATE)])
+MARK = Beside(LATE)
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -238,7 +257,7 @@ def test_a_good_answer_waits_for_what_its_gateway_tells() -> None:
 def test_marks_of_unknown_requests_are_bounded() -> None:
     spans = Spans(lambda made: None)
     for number in range(LATE_MAX + 10):
-        spans.on_record(Step(number, (Delivered(late=(f"r{number}",)),), ()))
+        spans.on_refusals(Step(number, (), (answered(f"r{number}", Outcome.EXPIRED, Reason.LATE),)))
 
     assert len(spans._late) == LATE_MAX
 
@@ -246,42 +265,83 @@ def test_marks_of_unknown_requests_are_bounded() -> None:
 # What a gateway ended by itself
 
 
-def test_a_gateway_s_refusals_are_requests_like_all_others(tmp_path: Path) -> None:
-    """They are read in time, although the controller's journal goes on for long after the late answer."""
+def written_beside(tmp_path: Path) -> Path:
+    """A controller's journal that goes on for long after a late answer, and what its gateway kept."""
     path = tmp_path / "run.journal"
     full = answered("g0-1", Outcome.REJECTED, Reason.QUEUE_FULL)
-    of_gateway = [step(5, stories.request("g0-1", 5), effects=[full]), MARK]
-    for (name, heading), records in (
-        ((path, head()), [*late_answer(), step(60_000)]),
-        (refusals_of(path, "gateway-0", STARTED), of_gateway),
-    ):
+    of_gateway = [step(5, stories.request("g0-1", 5), effects=[full]), LATE]
+    for name, heading, records in (
+        (path, head(), [*late_answer(), step(60_000)]), (refusals_path(path, "gateway-0"), None, of_gateway),
+    ):  # fmt: skip
         journal = Journal(name, heading)
         for record in records:
             if isinstance(record, Step):
                 journal.on_step(record.now_ns, record.events, record.effects)
         journal.close()
+    return path
 
-    beside = refusals_beside(path)
-    assert [each.name for each in beside] == ["run.journal.refused-gateway-0"]
-    for order in ([path, *beside], [*beside, path]):
-        found = told(*merged_files(order))
-        assert sorted(spans[0].error for spans in found) == ["expired: late", "rejected: queue_full"]
-        refused = next(spans for spans in found if "queue_full" in spans[0].error)
-        assert refused[0].start_ns == STARTED_NS + ms(4), "the first step, at 1 ms, was at the start"
+
+def test_a_gateway_s_refusals_are_read_when_they_were(tmp_path: Path) -> None:
+    path = written_beside(tmp_path)
+    found: list[list[Span]] = []
+    feed = RequestTraces(path, Spans(found.append), clock=lambda: 7.0)
+    for _, record in read_records(path):
+        feed.on_record(record)
+    feed.close()
+
+    assert [each.name for each in refusals_beside(path)] == ["run.journal.refused-gateway-0"]
+    assert sorted(spans[0].error for spans in found) == ["expired: late", "rejected: queue_full"]
+    refused = next(spans for spans in found if "queue_full" in spans[0].error)
+    assert refused[0].start_ns == STARTED_NS + ms(4), "the first step, at 1 ms, was at the start"
+
+
+def test_a_gateway_s_refusals_are_read_while_the_controller_is_idle(tmp_path: Path) -> None:
+    path = tmp_path / "run.journal"
+    found: list[list[Span]] = []
+    now_s = 0.0
+    feed = RequestTraces(path, Spans(found.append), clock=lambda: now_s)
+    journal = Journal(refusals_path(path, "gateway-0"))
+    for number in range(3):
+        now_s += 1
+        request = stories.request(f"r{number}", 5)
+        journal.on_step(ms(5), (request,), (answered(f"r{number}", Outcome.INVALID, Reason.BAD_INPUT),))
+        journal.flush()
+        until_written(journal)
+        feed.on_idle(ms(6) + SETTLED_NS)
+        assert len(found) == number + 1
+    journal.close()
+    feed.close()
+
+
+def test_what_is_no_journal_beside_it_is_left_out(tmp_path: Path) -> None:
+    path = written_beside(tmp_path)
+    refusals_path(path, "nonsense").write_text("this is no journal, but long enough to look like one, or not")
+    found: list[list[Span]] = []
+    feed = RequestTraces(path, Spans(found.append))
+    for _, record in read_records(path):
+        feed.on_record(record)
+    feed.close()
+
+    assert len(found) == 2
+
+
+def until_written(journal: Journal) -> None:
+    while journal._queued_bytes:
+        pass
 
 
 def test_what_a_gateway_ends_when_it_lost_the_link_is_one_request() -> None:
     request = stories.request("a", 1)
     unserved = answered("a", Outcome.REJECTED, Reason.NOT_SERVING)
-    (spans,) = told(
-        head(), step(1, request), step(9, GatewayLost(gateway="g0")), step(10, request, effects=[unserved])
-    )
+    refused = Beside(step(10, request, effects=[unserved]))
+    (spans,) = told(head(), step(1, request), step(9, GatewayLost(gateway="g0")), refused)
 
     assert spans[0].error == "rejected: not_serving"
 
 
-def test_a_gateway_that_begins_ends_no_run() -> None:
-    found = told(head(), step(1, stories.request("a", 1)), head("g1"), step(2, effects=[answered("a")]))
+def test_a_file_in_the_midst_of_a_run_ends_none() -> None:
+    goes_on = structs.replace(head(), continues=True)
+    found = told(head(), step(1, stories.request("a", 1)), goes_on, step(2, effects=[answered("a")]))
 
     assert len(found) == 1
 
@@ -336,8 +396,7 @@ def test_ids_follow_from_the_request_s_id() -> None:
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     if isinstance(request.param, int):
         return written(tmp_path / "journal", request.param, 300)
-    with gzip.open(REAL / f"{request.param}.journal.gz") as packed, (tmp_path / "journal").open("wb") as file:
-        shutil.copyfileobj(packed, file)
+    shutil.copy(REAL / f"{request.param}.journal", tmp_path / "journal")
     return tmp_path / "journal"
 
 
@@ -348,7 +407,7 @@ def test_every_request_is_there_once_and_every_span_has_its_parent(path: Path) -
         requests |= {event.request_id: event for event in one.events if isinstance(event, Request)}
         answers |= {effect.request_id: effect for effect in one.effects if isinstance(effect, Answer)}
 
-    found = told(*merged_files([path]))
+    found = told(*(record for _, record in read_records(path)))
 
     roots = {str(spans[0].attributes["clockwork.request"]): spans for spans in found}
     assert len(roots) == len(found)
@@ -372,51 +431,6 @@ def test_a_share_of_nothing_leaves_all_that_ended_badly(path: Path) -> None:
         if isinstance(effect, Answer) and (effect.outcome in BAD or effect.cause is not Cause.NONE)
     )
 
-    found = told(*merged_files([path]), share=0.0)
+    found = told(*(record for _, record in read_records(path)), share=0.0)
 
     assert Counter(str(spans[0].attributes["clockwork.request"]) for spans in found) == bad
-
-
-# A journal that is being written
-
-
-def test_a_tail_reads_what_is_whole_across_files(tmp_path: Path) -> None:
-    path = tmp_path / "journal"
-    tail = JournalTail(path)
-    assert list(tail.poll()) == []
-    journal = Journal(path, head(), file_bytes=2000, files=2)
-    read: list[int] = []
-    for number in range(40):
-        journal.on_step(number, (stories.request(f"r{number}"),), ())
-        journal.flush()
-        until_written(journal)
-        read += [one.now_ns for one in tail.poll() if isinstance(one, Step)]
-    journal.close()
-    read += [one.now_ns for one in tail.poll() if isinstance(one, Step)]
-    tail.close()
-
-    assert path.with_name("journal.1").exists()
-    assert read == list(range(40))
-
-
-def until_written(journal: Journal) -> None:
-    while journal._queued_bytes:
-        pass
-
-
-def test_a_tail_waits_for_the_rest_of_a_record(tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    journal = Journal(whole, None)
-    journal.on_step(7, (stories.request("a"),), ())
-    journal.close()
-    body = whole.read_bytes()
-    path = tmp_path / "journal"
-    tail = JournalTail(path)
-    for end in range(len(body)):
-        path.write_bytes(body[:end])
-        assert list(tail.poll()) == []
-    with path.open("ab") as file:
-        file.write(body[-1:])
-
-    assert [one.now_ns for one in tail.poll() if isinstance(one, Step)] == [7]
-    tail.close()

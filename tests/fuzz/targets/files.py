@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import msgspec
+import zstandard
 
 from clockwork_lab.bench.records import read_records
 from clockwork_serve.config.reader import read_settings
@@ -22,6 +23,7 @@ from clockwork_serve.store.pbtxt import read_pbtxt
 from clockwork_serve.store.repository import model_file
 from clockwork_serve.store.settings import ProblemError, merged, read_toml
 from clockwork_serve.telemetry import read_journal
+from clockwork_serve.telemetry.journal import HEADER
 from clockwork_serve.telemetry.timeline import draw_timeline
 from clockwork_serve.units import MIB
 from clockwork_serve.workload.scenario import check_kinds, read_scenario
@@ -186,7 +188,20 @@ def _mutate_trace(data: bytes, dice: mutators.Random) -> bytes:
     return mutators.text(data, dice)
 
 
-_JOURNAL = mutators.framed(mutators.as_msgpack)
+_RECORDS = mutators.framed(mutators.as_msgpack)
+
+
+def _mutate_journal(data: bytes, dice: mutators.Random) -> bytes:
+    """The records of its first chunk changed, and packed again; or the chunk itself."""
+    if len(data) > HEADER.size and dice.random() < 0.8:
+        try:
+            records = _RECORDS(zstandard.decompress(data[HEADER.size :]), dice)
+        except zstandard.ZstdError:
+            return mutators.raw(data, dice)
+        packed, (magic, one, *_, now_ns, first) = zstandard.compress(records), HEADER.unpack_from(data)
+        return HEADER.pack(magic, one, len(packed), len(records), 1, now_ns, first) + packed
+    return mutators.raw(data, dice)
+
 
 TARGETS = (
     Target("clockwork_toml", _clockwork_toml, (ProblemError,), mutators.text),
@@ -198,7 +213,9 @@ TARGETS = (
     Target("csv_trace", _csv_trace, (ConfigError,), _mutate_trace),
     Target("zoo", _zoo, (ConfigError,), mutators.text),
     Target("profiles", _profiles, (ConfigError,), mutators.text),
-    Target("journal", _journal, (ConfigError, msgspec.ValidationError), _JOURNAL, growth_bytes=96 * MIB),
+    Target(
+        "journal", _journal, (ConfigError, msgspec.ValidationError), _mutate_journal, growth_bytes=96 * MIB
+    ),
     Target("cache_records", _cache_records, (), mutators.as_json),
     Target("bench_records", _bench_records, (ConfigError,), mutators.headed(12, mutators.raw)),
 )

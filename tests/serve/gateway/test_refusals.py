@@ -12,7 +12,6 @@ from msgspec import structs
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import (
     Answer,
-    Delivered,
     Outcome,
     Readiness,
     Reason,
@@ -142,7 +141,9 @@ def test_late_answers_are_named(tmp_path: Path) -> None:
         client = await world.infer(Client(slo_ms=10))
         assert client.ended == (Outcome.EXPIRED, Reason.LATE)
         world.gateway.link.report_delivered()
-        assert kept.steps[0].events == (Delivered(late=(client.ends[0].request_id,)),)
+        (answer,) = kept.steps[0].effects
+        assert kept.steps[0].events == ()
+        assert (answer.request_id, answer.reason) == (client.ends[0].request_id, "late")
 
     kept_in(tmp_path, story)
 

@@ -14,6 +14,7 @@ from clockwork_serve.config import Settings
 from clockwork_serve.config.table import read_devices
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.child import ObserverConfig
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.remote.config import BridgeConfig
@@ -42,6 +43,7 @@ def test_each_real_device_has_a_process_and_emulated_ones_share_one() -> None:
     made = launches(config(devices=DEVICES, gateways=2), Path("/run"), {"http_port": 1, "metrics_port": 3})
     assert [launch.name for launch in made] == [
         "controller", "worker-cpu:0", "worker-cpu:1", "worker-emulated", "gateway-0", "gateway-1",
+        "observer",
     ]  # fmt: skip
     assert workers_of(DEVICES)[2][1] == (DEVICES[1], DEVICES[3])
     controller = msgspec.json.decode(made[0].config, type=ControllerProcessConfig)
@@ -56,9 +58,19 @@ def test_all_but_workers_are_watched_unless_that_is_off() -> None:
         made = launches(config(**MACHINES, stuck_s=stuck_s), Path("/run"), {"http_port": 1})
         assert {launch.name: launch.stuck_s for launch in made} == {
             "controller": stuck_s, "worker-cpu:0": 0.0, "gateway-0": stuck_s, "bridge": stuck_s,
+            "observer": 0.0,
         }  # fmt: skip
     with pytest.raises(ConfigError, match="stuck_s: expected 1 to 3600, or 0 for ever"):
         config(stuck_s=0.5)
+
+
+def test_an_observer_is_there_where_there_is_a_journal_and_nobody_waits_for_it() -> None:
+    for journal in ("memory", "/j"):
+        (made,) = (
+            one for one in launches(config(journal=journal), Path("/run"), {}) if one.name == "observer"
+        )
+        assert made.optional
+    assert "observer" not in {one.name for one in launches(config(journal=None), Path("/run"), {})}
 
 
 def test_emulated_devices_that_are_set_apart_have_a_process_each() -> None:
@@ -97,7 +109,7 @@ def test_every_module_reads_exactly_the_configuration_that_it_is_given() -> None
     ports = {"http_port": 1, "grpc_port": 2, "metrics_port": 3}
     records = {
         "gateway": GatewayConfig, "controller": ControllerProcessConfig, "worker": WorkerConfig,
-        "bridge": BridgeConfig,
+        "bridge": BridgeConfig, "observer": ObserverConfig,
     }  # fmt: skip
     for launch in launches(config(**MACHINES), Path("/run"), ports):
         record = records[launch.module.rpartition(".")[2]]

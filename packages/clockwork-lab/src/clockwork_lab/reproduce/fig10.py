@@ -27,7 +27,7 @@ from clockwork_serve.messages import Infer, Load, Result, Status
 from clockwork_serve.serve.supervisor.processes import pinned_cores, running_on
 from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
 from clockwork_serve.store import StoreConfig
-from clockwork_serve.telemetry.journal import Step, read_journal
+from clockwork_serve.telemetry import Step, read_journal
 from clockwork_serve.units import MIB, NS_PER_MS
 
 MODELS, MEMORY_BYTES = 12, 24 * MIB

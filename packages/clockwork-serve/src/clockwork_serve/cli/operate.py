@@ -358,7 +358,7 @@ def _tell(file: Path, report: TimelineReport) -> None:
     say(f"wrote {file}, {size_text(file.stat().st_size)}: {asked}; {counted(report.actions, 'action')}")
     say(f"open it at {_PAGE}")
     if report.torn_bytes:
-        note(f"its last record lacks {report.torn_bytes:,} bytes: who wrote it was killed, or is writing it")
+        note(f"its last chunk lacks {report.torn_bytes:,} bytes: who wrote it was killed, or is writing it")
     if report.missing_steps:
         note(f"never written, for the disk was too slow: {counted(report.missing_steps, 'step')}")
     if report.unmatched:

@@ -391,7 +391,7 @@ def _run_lines(run: Run, title: str) -> list[str]:
     if run.other_build:
         shown.append(f"  note: {run.other_build}: what differs may be meant so")
     if run.torn_bytes:
-        shown.append(f"  note: its last record is cut short by {run.torn_bytes:,} bytes: it was killed")
+        shown.append(f"  note: its last chunk is cut short by {run.torn_bytes:,} bytes: it was killed")
     if run.gap:
         shown.append(
             f"  note: then {run.gap:,} steps are missing (the disk was too slow), and all after them"

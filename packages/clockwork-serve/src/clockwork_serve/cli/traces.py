@@ -18,9 +18,9 @@ from clockwork_serve.errors import ClockworkError, ConfigError
 
 if TYPE_CHECKING:
     from clockwork_serve.telemetry.otlp import OtlpExporter
-    from clockwork_serve.telemetry.spans import Spans
+    from clockwork_serve.telemetry.spans import RequestTraces, Spans
 
-POLL_S: Final = 0.5
+POLL_S: Final = 0.2
 _INTERRUPTED: Final = 130
 _PATIENCE_S: Final = 0.01
 
@@ -46,7 +46,7 @@ def traces(journal: str, endpoint: str, sample: float, follow: bool, as_json: bo
     """
     from clockwork_serve.telemetry.journal import journal_files
     from clockwork_serve.telemetry.otlp import OtlpExporter, otlp_target
-    from clockwork_serve.telemetry.spans import Spans, host_offset_ns
+    from clockwork_serve.telemetry.spans import RequestTraces, Spans, host_offset_ns
 
     target = otlp_target(endpoint, os.environ)
     if target is None:
@@ -55,12 +55,13 @@ def traces(journal: str, endpoint: str, sample: float, follow: bool, as_json: bo
         raise ConfigError(f"journal: expected a file that `--journal` wrote; found nothing at {journal}")
     exporter = OtlpExporter(target)
     spans = Spans(exporter.offer, sample, host_offset_ns(), time.time_ns() if follow else 0)
+    feed = RequestTraces(Path(journal), spans)
     with interruptible() as stopped:
         if follow:
             signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # a service is stopped so
-            _follow(Path(journal), spans, stopped)
+            _follow(Path(journal), feed, stopped)
         else:
-            _send_all(Path(journal), spans, exporter, stopped)
+            _send_all(Path(journal), feed, exporter, stopped)
         interrupted = stopped()
     exporter.close(2 * target.timeout_s)
     _tell(spans, exporter, as_json=as_json)
@@ -69,13 +70,10 @@ def traces(journal: str, endpoint: str, sample: float, follow: bool, as_json: bo
     return 1 if exporter.failed + exporter.dropped else 0
 
 
-def _send_all(path: Path, spans: Spans, exporter: OtlpExporter, stopped: Callable[[], bool]) -> None:
+def _send_all(path: Path, feed: RequestTraces, exporter: OtlpExporter, stopped: Callable[[], bool]) -> None:
     """Read as fast as they are taken: here nobody else waits."""
-    import msgspec
-
-    from clockwork_serve.telemetry.journal import refusals_beside
+    from clockwork_serve.telemetry import read_records
     from clockwork_serve.telemetry.otlp import QUEUE_SPANS
-    from clockwork_serve.telemetry.spans import merged_files
 
     def wait_for(queued: int) -> None:
         while exporter.queued > queued and not stopped():
@@ -85,37 +83,30 @@ def _send_all(path: Path, spans: Spans, exporter: OtlpExporter, stopped: Callabl
                 )
             time.sleep(_PATIENCE_S)
 
-    try:
-        for record in merged_files([path, *refusals_beside(path)]):
-            spans.on_record(record)
-            wait_for(QUEUE_SPANS // 2)
-            if stopped():
-                return
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"journal: {path} is none, or of another version of clockwork: {error}") from None
-    spans.close()
+    for _, record in read_records(path):
+        feed.on_record(record)
+        wait_for(QUEUE_SPANS // 2)
+        if stopped():
+            return
+    feed.close()
     wait_for(0)
 
 
-def _follow(path: Path, spans: Spans, stopped: Callable[[], bool]) -> None:
+def _follow(path: Path, feed: RequestTraces, stopped: Callable[[], bool]) -> None:
     """Read what is written, at idle priority, for the server goes first."""
-    from clockwork_serve.telemetry.journal import JournalTail, refusals_beside
-    from clockwork_serve.telemetry.spans import merged
+    from clockwork_serve.telemetry import JournalFollower, numbered
 
     with suppress(OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    tails = {path: JournalTail(path)}
+    follower = JournalFollower(path)
     while True:
         ending, now_ns = stopped(), time.monotonic_ns()
-        for beside in refusals_beside(path):
-            tails.setdefault(beside, JournalTail(beside))
-        for record in merged([tail.poll() for tail in tails.values()]):
-            spans.on_record(record)
-        spans.settle(now_ns)
+        for _, record in numbered(follower):
+            feed.on_record(record)
+        feed.on_idle(now_ns)
         if ending:
-            spans.close()
-            for tail in tails.values():
-                tail.close()
+            feed.close()
+            follower.close()
             return
         time.sleep(POLL_S)
 

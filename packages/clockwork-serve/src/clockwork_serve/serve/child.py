@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import msgspec
 import uvloop
+from msgspec import Struct
 
 from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError, encodable, printable
@@ -168,6 +169,13 @@ EXIT_CONFIG: Final = 78
 
 _PR_SET_PDEATHSIG: Final = 1
 _log = logging.getLogger(__name__)
+
+
+class ObserverConfig(Struct, frozen=True, kw_only=True):
+    """The observer's configuration."""
+
+    run_dir: str
+    settings: Settings = Settings()
 
 
 def environment_of_child() -> dict[str, str]:

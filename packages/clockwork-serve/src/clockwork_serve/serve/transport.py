@@ -301,6 +301,8 @@ def _local_window(window: Window, offset_ns: int, error_ns: int) -> Window:
 
 SOCKET_NAME: Final = "controller.sock"
 """The file in the run directory on which the controller listens; every other process connects to it."""
+OBSERVER_SOCKET: Final = "observer.sock"
+"""Likewise, of the process that answers questions about the journal."""
 PROTOCOL: Final = 2
 UNSENT_BYTES_MAX: Final = 256 * MIB
 """A peer that is this far behind has stopped reading, and its link is closed before it costs more memory."""
@@ -400,7 +402,7 @@ async def listen(path: Path, hello: Hello, on_link: OnLink, on_frames: OnFrames,
         links.add(link)
         return link
 
-    server = await asyncio.get_running_loop().create_unix_server(accept, sock=_bind(path))
+    server = await asyncio.get_running_loop().create_unix_server(accept, sock=bind(path))
     return Listener(path, server, links)
 
 
@@ -554,7 +556,7 @@ class Link(asyncio.BufferedProtocol):
 
     def _why_refused(self, transport: asyncio.BaseTransport) -> str:
         """Why the peer is refused: it runs as another user; empty if it is accepted."""
-        uid = _peer_uid(transport)
+        uid = peer_uid(transport)
         return "" if uid == os.geteuid() else f"it runs as user id {uid}, expected {os.geteuid()}"
 
     def _deliver(self, frames: list[Frame]) -> None:
@@ -643,7 +645,13 @@ class Link(asyncio.BufferedProtocol):
             self._timer = None
 
 
-def _peer_uid(transport: asyncio.BaseTransport) -> int:
+def is_own_user(transport: asyncio.BaseTransport) -> bool:
+    """Whether the peer of a unix socket is a process of this process's user."""
+    return peer_uid(transport) == os.geteuid()
+
+
+def peer_uid(transport: asyncio.BaseTransport) -> int:
+    """The user of the peer of a unix socket."""
     connected: Any = transport.get_extra_info("socket")
     credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     uid: int = _CREDENTIALS.unpack(credentials)[1]
@@ -660,7 +668,8 @@ def check_path(path: Path) -> None:
         )
 
 
-def _bind(path: Path) -> socket.socket:
+def bind(path: Path) -> socket.socket:
+    """A unix socket at ``path``, mode 0600, in place of a stale one. Raises :class:`TransportError`."""
     try:
         if stat.S_ISSOCK(path.lstat().st_mode):
             path.unlink()

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from clockwork_serve.controller import Controller
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.messages import ControllerEffect, ControllerEvent, Delivered
+from clockwork_serve.messages import ControllerEffect, ControllerEvent
 from clockwork_serve.telemetry import JournalHead, Step, Torn, read_records
 from clockwork_serve.telemetry.journal import journal_files
 
@@ -122,6 +122,15 @@ def _records(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
         raise ConfigError(f"journal: {path} is none, or of another version of clockwork: {error}") from None
 
 
+def decided_again(controller: Controller, step: Step) -> list[ControllerEffect]:
+    """Have a controller observe a recorded step; returns what it decides."""
+    for event in step.events:
+        controller.observe(event, step.now_ns)
+    found = controller.decide(step.now_ns)
+    controller.next_wakeup_ns()  # a driver calls it after each decision, and it changes the heaps
+    return found
+
+
 class _Player:
     """Feeds one record after another to the controller of the run that they are in."""
 
@@ -132,19 +141,14 @@ class _Player:
 
     def take(self, number: int, record: JournalHead | Step | Torn) -> None:
         """Replay the next record, which is the ``number``-th."""
-        if isinstance(record, JournalHead):
-            if record.gateway:
-                raise ConfigError(
-                    f"journal: expected a controller's; found what {record.gateway} ended by itself; "
-                    "name the file without that ending"
-                )
+        if isinstance(record, JournalHead) and not record.continues:
             self._controller = Controller(record.controller_config())
             self.replayed.runs.append(Run(head=record, other_build=record.other_build(), first_record=number))
         elif not self.replayed.runs:
             raise ConfigError(_NO_HEAD)
         elif isinstance(record, Torn):
             self.replayed.runs[-1].torn_bytes = record.missing_bytes
-        elif self._controller is not None:
+        elif self._controller is not None and isinstance(record, Step):
             self._step(number, record)
 
     def _step(self, number: int, step: Step) -> None:
@@ -154,22 +158,18 @@ class _Player:
             run.gap, self._controller = step.dropped, None
             return
         found: list[ControllerEffect] = []
-        events = tuple([event for event in step.events if not isinstance(event, Delivered)])
         broke = ""
         try:
-            for event in events:
-                controller.observe(event, step.now_ns)
-            found = controller.decide(step.now_ns)
-            controller.next_wakeup_ns()  # a driver calls it after each decision, and it changes the heaps
+            found = decided_again(controller, step)
             if self._checks:
                 controller.check()
         except Exception as error:  # noqa: BLE001 - whatever a broken brain raises
             broke = repr(error)
-        at = _first_difference(step.effects, found)
+        at = first_difference(step.effects, found)
         if broke or at is not None:
             at = at or 0
             self.replayed.difference = Difference(
-                record=number, run=len(self.replayed.runs), now_ns=step.now_ns, events=events, at=at,
+                record=number, run=len(self.replayed.runs), now_ns=step.now_ns, events=step.events, at=at,
                 expected=step.effects[at] if at < len(step.effects) else None,
                 found=found[at] if at < len(found) else None, broke=broke,
             )  # fmt: skip
@@ -177,7 +177,7 @@ class _Player:
         run.began_ns = run.began_ns if run.decisions else step.now_ns
         run.ended_ns = step.now_ns
         run.decisions += 1
-        run.events += len(events)
+        run.events += len(step.events)
         run.effects += len(found)
 
 
@@ -187,7 +187,7 @@ _NO_HEAD: Final = (
 )
 
 
-def _first_difference(expected: tuple[ControllerEffect, ...], found: list[ControllerEffect]) -> int | None:
+def first_difference(expected: tuple[ControllerEffect, ...], found: list[ControllerEffect]) -> int | None:
     """The first effect that differs; None if none does."""
     if len(expected) == len(found) and all(map(_same, expected, found)):
         return None

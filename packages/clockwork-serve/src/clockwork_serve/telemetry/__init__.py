@@ -10,16 +10,8 @@ from clockwork_serve.telemetry.counters import (
     encode,
     outcome_key,
 )
-from clockwork_serve.telemetry.journal import (
-    Journal,
-    JournalHead,
-    Step,
-    Torn,
-    head_of,
-    read_journal,
-    read_records,
-    refusals_of,
-)
+from clockwork_serve.telemetry.following import JournalFollower, numbered, read_journal, read_records
+from clockwork_serve.telemetry.journal import Journal, JournalHead, Step, Torn, head_of, refusals_path
 from clockwork_serve.telemetry.metrics import CONTENT_TYPE, OPENMETRICS_TYPE, render
 from clockwork_serve.telemetry.recorder import Recorder
 
@@ -30,6 +22,7 @@ __all__ = [
     "GatewayCounters",
     "Histogram",
     "Journal",
+    "JournalFollower",
     "JournalHead",
     "Recorder",
     "Step",
@@ -37,9 +30,10 @@ __all__ = [
     "decode",
     "encode",
     "head_of",
+    "numbered",
     "outcome_key",
     "read_journal",
     "read_records",
-    "refusals_of",
+    "refusals_path",
     "render",
 ]  # fmt: skip

@@ -1,10 +1,11 @@
 """A journal of every step on disk; it never makes the driver wait and never grows without bound.
 
-A file is a row of records, each a 4-byte little-endian length and that many bytes of msgpack: a
-:class:`JournalHead` where a run begins,
-then one :class:`Step` each. A thread writes; when it falls behind by more
-than ``BACKLOG_BYTES``, steps are left out and the next record says how many. A full file is renamed to
-``NAME.1`` (and that to ``NAME.2``, ...), the oldest is deleted.
+A file is a row of chunks: a header (``Header``) and that many bytes of one zstd frame, in which each record
+is a 4-byte little-endian length and that many bytes of msgpack: a :class:`JournalHead` where a run begins,
+then one :class:`Step` each. Records are numbered from the journal's beginning, across its files. A thread
+compresses and writes; when it falls behind by more than ``BACKLOG_BYTES``, steps are left out and the next
+record says how many. A full file is renamed to ``NAME.1`` (and that to ``NAME.2``, ...), the oldest is
+deleted; each begins with the head of the run that it continues, so that it can be read alone.
 """
 
 from __future__ import annotations
@@ -19,26 +20,29 @@ import queue
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
 import msgspec
+import zstandard
 from msgspec import Struct, structs
 
 import clockwork_serve
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.integrity import make_private
-from clockwork_serve.messages import ControllerEffect, ControllerEvent, Delivered
+from clockwork_serve.messages import ControllerEffect, ControllerEvent
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
 # The first record of a run in a journal: all that a replay needs beside the steps.
 
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 PYTHON, COMPILED = "python", "compiled"
 DECIDES: Final = ("controller", "messages", "machine.py", "errors.py", "units.py")
 """What a decision follows from, beside the events and the configuration."""
@@ -48,8 +52,9 @@ class JournalHead(Struct, frozen=True, kw_only=True, tag="clockwork journal", ta
     """Who decided what follows, and how it was set; a controller has no other start and rolls no dice.
 
     ``sources`` is a hash of the code that decides, ``build`` says whether it was compiled, ``config`` holds
-    the fields of :class:`ControllerConfig`. Models, profiles, devices and quotas are events.
-    ``gateway`` is set where no controller wrote it: what that gateway ended by itself follows.
+    the fields of :class:`ControllerConfig`. Models, profiles, devices and quotas are events. ``started`` is
+    the time of day at ``started_ns`` of the controller's clock. ``continues``: no run begins here, but a
+    file in the midst of one whose beginning is in an older file.
     """
 
     version: str
@@ -59,7 +64,8 @@ class JournalHead(Struct, frozen=True, kw_only=True, tag="clockwork journal", ta
     started: str
     config: dict[str, Any]
     format: int = FORMAT
-    gateway: str = ""
+    started_ns: int = 0
+    continues: bool = False
 
     def controller_config(self) -> ControllerConfig:
         """The controller's settings. Raises :class:`ConfigError` if this version does not know them."""
@@ -89,8 +95,8 @@ class JournalHead(Struct, frozen=True, kw_only=True, tag="clockwork journal", ta
         return ""
 
 
-def head_of(config: ControllerConfig, started: datetime | None = None) -> JournalHead:
-    """The head of a run that this process begins."""
+def head_of(config: ControllerConfig, started: datetime | None = None, started_ns: int = 0) -> JournalHead:
+    """The head of a run that this process begins, at the time of day ``started``."""
     module = sys.modules[Controller.__module__]
     return JournalHead(
         version=clockwork_serve.__version__,
@@ -99,22 +105,8 @@ def head_of(config: ControllerConfig, started: datetime | None = None) -> Journa
         python=platform.python_version(),
         started="" if started is None else started.astimezone(UTC).isoformat(timespec="milliseconds"),
         config=msgspec.to_builtins(config),
+        started_ns=started_ns,
     )
-
-
-_REFUSED: Final = "refused-"
-
-
-def refusals_of(path: Path, gateway: str, started: datetime | None = None) -> tuple[Path, JournalHead]:
-    """Where a gateway keeps what it ended by itself, beside a controller's journal, and how that begins."""
-    head = structs.replace(head_of(ControllerConfig(), started), config={}, gateway=gateway)
-    return path.with_name(f"{path.name}.{_REFUSED}{gateway}"), head
-
-
-def refusals_beside(path: Path) -> list[Path]:
-    """The files of :func:`refusals_of` that are there, of each gateway the one that it writes now."""
-    found = path.parent.glob(f"{glob.escape(path.name)}.{_REFUSED}*") if path.parent.is_dir() else ()
-    return sorted(each for each in found if not each.suffix[1:].isdigit())
 
 
 def sources_hash(package: Path, parts: Iterable[str] = DECIDES) -> str:
@@ -133,35 +125,104 @@ def _sources(package: Path, parts: Iterable[str]) -> Iterable[Path]:
         yield from sorted(path.rglob("*.py")) if path.is_dir() else [path] if path.exists() else []
 
 
-CHUNK_BYTES: Final = 256 * KIB
-BACKLOG_BYTES: Final = 64 * MIB
-"""About a minute of a controller at full load; a disk that stalls for longer loses steps, not requests."""
-RECORD_BYTES_MAX: Final = 64 * MIB
+# ------------------------------------------------------------
+# Chunks.
 
-_LENGTH: Final = struct.Struct("<I")
-_ARRAY: Final = 0x9
-"""How the first byte of a step begins: a short array of msgpack."""
+
+CHUNK_BYTES: Final = 256 * KIB
+"""A chunk is written once its records take so much, before they are compressed, or when it is flushed."""
+BACKLOG_BYTES: Final = 64 * MIB
+"""Half a minute of a controller at full load; a disk that stalls for longer loses steps, not requests."""
+RECORD_BYTES_MAX: Final = 64 * MIB
+FILES: Final = 8
+"""Into so many files a journal is divided: the oldest part of it is forgotten, an eighth at once."""
+
+MAGIC: Final = b"CWJ\x02"
+HEADER: Final = struct.Struct("<4sIIIIqQ")
+LENGTH: Final = struct.Struct("<I")
+_LEVEL: Final = 1
 _log = logging.getLogger(__name__)
 
 
 class Step(Struct, frozen=True, array_like=True):
     """What a driver told its machine at one instant, and what that decided.
 
-    ``dropped`` steps before it are gone: the disk was too slow. A gateway writes those of its own: a
-    request and its answer, or answers that were :class:`Delivered` late.
+    ``dropped`` steps before it are gone: the disk was too slow.
     """
 
     now_ns: int
-    events: tuple[ControllerEvent | Delivered, ...]
+    events: tuple[ControllerEvent, ...]
     effects: tuple[ControllerEffect, ...]
     dropped: int = 0
 
 
 class Torn(Struct, frozen=True):
-    """A file ends inside a record: who wrote it was killed. ``missing_bytes`` of the record are not there."""
+    """A file ends inside a chunk: who wrote it was killed. ``missing_bytes`` of the chunk are not there."""
 
     file: Path
     missing_bytes: int
+
+
+class Header(Struct, frozen=True):
+    """What stands before a chunk's frame.
+
+    ``journal`` tells the journal from others that had its name: a checksum of how it began. The chunk's bytes
+    are as many ``packed`` and as many as records. It holds ``count`` records from number ``first`` on; none
+    if it is the head with which a file continues a run. ``now_ns`` is its first step's.
+    """
+
+    journal: int
+    packed_bytes: int
+    raw_bytes: int
+    count: int
+    now_ns: int
+    first: int
+
+    @classmethod
+    def read(cls, data: bytes, name: Path) -> Header | None:
+        """The header in these bytes of that file, None if they are only its beginning.
+
+        Raises :class:`ConfigError` if they are another's.
+        """
+        if len(data) < HEADER.size:
+            if data[: len(MAGIC)] != MAGIC[: len(data)]:
+                raise ConfigError(_no_chunk(data, name))
+            return None
+        magic, *fields = HEADER.unpack(data)
+        found = cls(*fields)
+        if magic != MAGIC or not 0 < found.raw_bytes <= RECORD_BYTES_MAX + CHUNK_BYTES:
+            raise ConfigError(_no_chunk(data, name))
+        return found
+
+    def pack(self) -> bytes:
+        """Its bytes."""
+        return HEADER.pack(
+            MAGIC, self.journal, self.packed_bytes, self.raw_bytes, self.count, self.now_ns, self.first
+        )
+
+
+def _no_chunk(data: bytes, name: Path) -> str:
+    older = len(data) > LENGTH.size and data[4] >> 4 == 0x8 and data[2:4] == bytes(2)  # a short head
+    if older or (data[:3] == MAGIC[:3] and data[:4] != MAGIC):
+        found = 1 if older else data[3]
+        return (
+            f"{name}: expected a journal of format {FORMAT}; found format {found}, of another version of "
+            "clockwork: read it with the version that wrote it, or name another file"
+        )
+    return f"{name}: expected a journal; found other bytes"
+
+
+# ------------------------------------------------------------
+# The writer.
+
+
+class _Batch(Struct):
+    """Records on their way to the writing thread, and the run that the last of them is in."""
+
+    raw: bytearray
+    count: int
+    now_ns: int
+    head: JournalHead | None
 
 
 class Journal:
@@ -174,85 +235,124 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, head: JournalHead | None = None, *, file_bytes: int = 256 * MIB, files: int = 4
-    ) -> None:
+        self, path: Path, head: JournalHead | None = None, *,
+        file_bytes: int = 256 * MIB, files: int = FILES,
+    ) -> None:  # fmt: skip
         assert file_bytes > 0 and files > 0, (file_bytes, files)
         self.path = path
         self.dropped = 0
         self._file_bytes, self._files = file_bytes, files
         self._encoder = msgspec.msgpack.Encoder()
-        self._buffer = bytearray()
+        self._batch = _Batch(bytearray(), 0, 0, head)
         self._unsaid = 0  # steps dropped since the last record
         self._queued_bytes = 0  # written by both threads under _lock
         self._lock = threading.Lock()
-        self._chunks: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         try:
-            _mend(path)
+            self._next, self._journal = _mend(path)  # the number of the next record, and which journal it is
             for existing in journal_files(path):
                 make_private("journal", existing)
             self._file: IO[bytes] = _opened(path, "ab")
         except OSError as error:
             raise ConfigError(f"journal: cannot write {path}: {error.strerror}; name another file") from None
-        self._head = head
+        # Of the writing thread
+        self._compress = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True).compress
+        self._written: JournalHead | None = None
         if head is not None:
-            self._append(self._encoder.encode(head))
+            self._append(head)
             self.flush()
-        self._thread = threading.Thread(target=self._write_chunks, name="journal", daemon=True)
+        self._thread = threading.Thread(target=self._write_batches, name="journal", daemon=True)
         self._thread.start()
 
     def on_step(
-        self, now_ns: int, events: Sequence[ControllerEvent | Delivered], effects: Sequence[ControllerEffect]
+        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
         """Append one step, an empty one too: that time has passed may change what a machine believes."""
         if self._queued_bytes > BACKLOG_BYTES:
             self.dropped += 1
             self._unsaid += 1
             return
-        body = self._encoder.encode((now_ns, events, effects, self._unsaid))
+        batch = self._batch
+        if not batch.count:
+            batch.now_ns = now_ns
+        try:
+            self._append((now_ns, events, effects, self._unsaid))
+        except (UnicodeEncodeError, OverflowError):  # it cannot be told; the driver goes on
+            self.dropped += 1
+            self._unsaid += 1
+            return
         self._unsaid = 0
-        self._append(body)
-        if len(self._buffer) >= CHUNK_BYTES:
+        if len(batch.raw) >= CHUNK_BYTES:
             self.flush()
 
     def on_controller(self, config: ControllerConfig) -> None:
         """A successor with that configuration takes over: begin a new run."""
-        if self._head is not None:
-            self._append(self._encoder.encode(head_of(config)))
+        if self._batch.head is not None:
+            self.flush()  # a batch is of one run
+            self._batch.head = head_of(config)
+            self._append(self._batch.head)
 
-    def _append(self, body: bytes) -> None:
-        self._buffer += _LENGTH.pack(len(body))
-        self._buffer += body
+    def _append(self, record: object) -> None:
+        batch = self._batch
+        raw = batch.raw
+        at = len(raw)
+        raw += b"\0\0\0\0"
+        try:
+            self._encoder.encode_into(record, raw, -1)
+        except Exception:
+            del raw[at:]
+            raise
+        LENGTH.pack_into(raw, at, len(raw) - at - LENGTH.size)
+        batch.count += 1
 
     def flush(self) -> None:
         """Hand what is buffered to the writing thread; the driver calls it when it is idle."""
-        if self._buffer:
+        batch = self._batch
+        if batch.count:
             with self._lock:
-                self._queued_bytes += len(self._buffer)
-            self._chunks.put(bytes(self._buffer))
-            self._buffer.clear()
+                self._queued_bytes += len(batch.raw)
+            self._batches.put(batch)
+            self._batch = _Batch(bytearray(), 0, 0, batch.head)
 
     def close(self) -> None:
         """Write what is left and close the file."""
         self.flush()
-        self._chunks.put(None)
+        self._batches.put(None)
         self._thread.join()
         self._file.close()
 
-    def _write_chunks(self) -> None:
+    def _write_batches(self) -> None:
+        with suppress(OSError):  # it preempts nobody when it wakes, least of all the driver
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         failed = False
-        while (chunk := self._chunks.get()) is not None:
+        while (batch := self._batches.get()) is not None:
             if not failed:
                 try:
-                    self._write(chunk)
+                    self._write(batch)
                 except OSError as error:
                     failed = True
                     _log.error("journal ends: cannot write %s: %s", self.path, error.strerror)
             with self._lock:
-                self._queued_bytes -= len(chunk)
+                self._queued_bytes -= len(batch.raw)
 
-    def _write(self, chunk: bytes) -> None:
+    def _write(self, batch: _Batch) -> None:
+        chunk = self._chunk(batch.raw, batch.count, batch.now_ns)
         if self._file.tell() and self._file.tell() + len(chunk) > self._file_bytes:
             self._rotate()
+            if self._written is not None:
+                body = msgspec.msgpack.encode(structs.replace(self._written, continues=True))
+                self._write_all(self._chunk(LENGTH.pack(len(body)) + body, 0, batch.now_ns))
+        self._write_all(chunk)
+        self._next += batch.count
+        self._written = batch.head
+
+    def _chunk(self, raw: bytes | bytearray, count: int, now_ns: int) -> bytes:
+        packed = self._compress(raw)
+        if not self._next:
+            self._journal = zlib.crc32(raw)
+        return Header(self._journal, len(packed), len(raw), count, now_ns, self._next).pack() + packed
+
+    def _write_all(self, chunk: bytes) -> None:
         view = memoryview(chunk)
         while view:
             view = view[self._file.write(view) :]
@@ -263,6 +363,7 @@ class Journal:
         for newer, older in reversed(list(itertools.pairwise(names))):
             if newer.exists():
                 newer.replace(older)
+        self.path.unlink(missing_ok=True)  # the only one: who reads it has it open
         self._file = _opened(self.path, "wb")
 
 
@@ -281,110 +382,42 @@ def journal_files(path: Path) -> list[Path]:
     return found
 
 
-def read_journal(path: Path) -> Iterator[Step]:
-    """The steps of a journal, oldest first, streamed; what was torn is left out.
+def _mend(path: Path) -> tuple[int, int]:
+    """Truncate the incomplete last chunk of a killed process, so that appended ones can be read.
 
-    Raises :class:`msgspec.ValidationError` or :class:`ConfigError` where a file is no journal.
+    Returns the number of the record that is next, and which journal it is.
     """
-    return (record for _, record in read_records(path) if type(record) is Step)
-
-
-def read_records(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
-    """All records of a journal, oldest first, streamed; with each, how many bytes were read so far."""
-    decode = _decoder()
-    done = 0
-    for name in journal_files(path):
-        with name.open("rb") as file:
-            while head := file.read(_LENGTH.size):
-                length = _length(head, name)
-                body = file.read(length)
-                done += len(head) + len(body)
-                if len(head) < _LENGTH.size or len(body) < length:
-                    yield done, Torn(name, _LENGTH.size - len(head) + length - len(body))
-                    break
-                yield done, decode(name, body)
-
-
-class JournalTail:
-    """Reads a journal that is being written, one file after the other.
-
-    If more than one is renamed between two calls of :meth:`poll`, those between are left out.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: IO[bytes] | None = None
-        self._decode = _decoder()
-
-    def poll(self) -> Iterator[JournalHead | Step]:
-        """The records that were whole when it began. Raises :class:`ConfigError` where it is no journal."""
-        while self._open():
-            file = self._file
-            assert file is not None
-            end = os.fstat(file.fileno()).st_size
-            renamed = not self._path.exists() or os.stat(self._path).st_ino != os.fstat(file.fileno()).st_ino
-            yield from self._whole(file, end)
-            if not renamed:
-                return
-            self.close()
-            self._file = None
-
-    def close(self) -> None:
-        """Read no more."""
-        if self._file is not None:
-            self._file.close()
-
-    def _open(self) -> bool:
-        if self._file is None and self._path.exists():
-            self._file = open(self._path, "rb")  # noqa: SIM115 - kept until it is renamed
-        return self._file is not None
-
-    def _whole(self, file: IO[bytes], end: int) -> Iterator[JournalHead | Step]:
-        while (at := file.tell()) < end:
-            length = _length(head, self._path) if (head := file.read(_LENGTH.size)) else 0
-            body = file.read(length)
-            if not length or len(body) < length:
-                file.seek(at)
-                return
-            yield self._decode(self._path, body)
-
-
-def _decoder() -> Callable[[Path, bytes], JournalHead | Step]:
-    steps, heads = msgspec.msgpack.Decoder(Step), msgspec.msgpack.Decoder(JournalHead)
-
-    def decode(name: Path, body: bytes) -> JournalHead | Step:
-        try:
-            return steps.decode(body) if body[0] >> 4 == _ARRAY else heads.decode(body)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{name}: expected a journal; found other bytes: {error}") from None
-
-    return decode
-
-
-def _length(head: bytes, name: Path) -> int:
-    """How long the record is that begins so; 0 if not even that is whole."""
-    if len(head) < _LENGTH.size:
-        return 0
-    (length,) = _LENGTH.unpack(head)
-    if not 0 < length <= RECORD_BYTES_MAX:
-        raise ConfigError(f"{name}: expected a journal; found a record of {length} bytes")
-    return int(length)
-
-
-def _mend(path: Path) -> None:
-    """Truncate the incomplete last record of a killed process, so that appended records can be read."""
     if not path.is_file():
-        return
-    whole, size = 0, path.stat().st_size
+        return 0, 0
+    whole, size, following, journal = 0, path.stat().st_size, 0, 0
     with path.open("rb") as file:
-        while whole + _LENGTH.size <= size:
-            after = whole + _LENGTH.size + _length(file.read(_LENGTH.size), path)
+        while (header := Header.read(file.read(HEADER.size), path)) is not None:
+            after = whole + HEADER.size + header.packed_bytes
             if after > size:
                 break
-            whole = after
+            whole, following, journal = after, header.first + header.count, header.journal
             file.seek(whole)
     if whole < size:
         os.truncate(path, whole)
+    return following, journal
+
+
+_REFUSED: Final = "refused-"
+
+
+def refusals_path(path: Path, gateway: str) -> Path:
+    """The journal in which a gateway keeps what it ends by itself, beside the controller's at ``path``.
+
+    A step has a request and its answer, or answers alone, to requests of which the controller knows: those
+    are what their clients got instead of its own, which were late.
+    """
+    return path.with_name(f"{path.name}.{_REFUSED}{gateway}")
+
+
+def refusals_beside(path: Path) -> list[Path]:
+    """Those of all gateways that are there."""
+    found = path.parent.glob(f"{glob.escape(path.name)}.{_REFUSED}*") if path.parent.is_dir() else ()
+    return sorted(each for each in found if not each.suffix[1:].isdigit())
 
 
 def _older(path: Path, age: int) -> Path:

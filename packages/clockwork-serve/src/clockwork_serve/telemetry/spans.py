@@ -6,10 +6,10 @@ same journal twice, or knows the id alone, finds the same spans.
 
 from __future__ import annotations
 
-import heapq
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from hashlib import blake2b
@@ -18,10 +18,10 @@ from typing import Any, Final
 
 from msgspec import Struct, structs
 
+from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
     Answer,
     Cause,
-    Delivered,
     GatewayLost,
     Infer,
     Load,
@@ -35,7 +35,9 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from clockwork_serve.telemetry.following import JournalFollower, numbered
 from clockwork_serve.telemetry.in_flight import (
+    NEVER_NS,
     SentAction,
     SentActions,
     Told,
@@ -43,7 +45,7 @@ from clockwork_serve.telemetry.in_flight import (
     told_of_answer,
     told_of_request,
 )
-from clockwork_serve.telemetry.journal import JournalHead, Step, Torn, read_records
+from clockwork_serve.telemetry.journal import JournalHead, Step, Torn, refusals_beside
 from clockwork_serve.units import NS_PER_S, to_ms
 
 # ------------------------------------------------------------
@@ -110,6 +112,7 @@ LATE_MAX: Final = 100_000
 """The most late answers that are remembered before the answer itself is read."""
 MATES_MAX: Final = 64
 _LOADS_KEPT: Final = 4
+_log = logging.getLogger(__name__)
 _SAME_CLOCK_NS: Final = 60 * NS_PER_S
 """Two ways to the time of day differ less: how long a process takes to start, and how far clocks are set."""
 
@@ -151,9 +154,9 @@ class Spans:
     """Makes the spans of requests from records of journals: the controller's, and what gateways refused.
 
     ``emit`` gets all spans of one request at once, when it is over. Those that were refused, failed or were
-    late are always made, else a ``share`` of all. Records of several files are to be told as :func:`merged`
-    has them. ``offset_ns`` is :func:`host_offset_ns`, for journals of this boot of this host; None: the time
-    of day follows from the journal alone. What ended before ``since_ns``, in ns since 1970, is left out.
+    late are always made, else a ``share`` of all. ``offset_ns`` is :func:`host_offset_ns`, for journals of
+    this boot of this host; None: the time of day follows from the journal alone. What ended before
+    ``since_ns``, in ns since 1970, is left out.
     """
 
     def __init__(
@@ -168,7 +171,6 @@ class Spans:
         self._host_offset_ns = offset_ns
         self._offset_ns = offset_ns or 0  # from the journal's clock to the time of day
         self._head: JournalHead | None = None  # of a run whose first step is to come
-        self._clock_known = False
         self._now_ns = 0
         self._open: dict[str, _Traced] = {}
         self._answered: dict[str, _Traced] = {}  # until they are settled, in the order of their answers
@@ -176,7 +178,7 @@ class Spans:
         self._sent = SentActions[_Traced]()
         self._loads: dict[str, deque[tuple[SentAction[_Traced], Result]]] = {}  # by model, the last ones
         self._handlers: dict[type, Callable[[Any], None]] = {
-            Request: self._on_request, Answer: self._on_answer, Delivered: self._on_delivered,
+            Request: self._on_request, Answer: self._on_answer,
             Infer: self._on_action, Load: self._on_action, Unload: self._on_action, Result: self._on_result,
             WorkerJoined: lambda event: self._forget(self._sent.joined(event)),
             WorkerLost: lambda event: self._forget(self._sent.lost(event)),
@@ -185,22 +187,35 @@ class Spans:
         }  # fmt: skip
 
     def on_record(self, record: JournalHead | Step | Torn) -> None:
-        """The next record of a journal."""
+        """The next record of the controller's journal."""
         if isinstance(record, JournalHead):
-            if not record.gateway:
+            self._head = record
+            if not record.continues:
                 self._end_run()
-            if not (record.gateway and self._clock_known):
-                self._head = record
         elif isinstance(record, Step):
             if self._head is not None:
-                self._set_clock(self._head.started, record.now_ns)
-            self._now_ns = record.now_ns
-            self.missing_steps += record.dropped
-            handlers = self._handlers
-            for message in (*record.events, *record.effects):
-                if (handler := handlers.get(type(message))) is not None:
-                    handler(message)
+                self._set_clock(self._head, record.now_ns)
+            self._step(record)
             self.settle(record.now_ns)
+
+    def on_refusals(self, record: JournalHead | Step | Torn) -> None:
+        """The next record of what a gateway ended by itself, before what is later in the controller's."""
+        if isinstance(record, Step):
+            if record.events:
+                self._step(record)
+                return
+            self.missing_steps += record.dropped
+            for answer in record.effects:
+                if isinstance(answer, Answer):
+                    self._on_late(answer, record.now_ns)
+
+    def _step(self, step: Step) -> None:
+        self._now_ns = step.now_ns
+        self.missing_steps += step.dropped
+        handlers = self._handlers
+        for message in (*step.events, *step.effects):
+            if (handler := handlers.get(type(message))) is not None:
+                handler(message)
 
     def settle(self, now_ns: int) -> None:
         """It is at least that time: make the spans of those of which nothing more will be told."""
@@ -223,11 +238,12 @@ class Spans:
             self._finish(traced)
         self._answered.clear()
 
-    def _set_clock(self, started: str, now_ns: int) -> None:
-        self._head, self._clock_known = None, True
+    def _set_clock(self, head: JournalHead, now_ns: int) -> None:
+        self._head = None
         with suppress(ValueError):
-            offset_ns = int(datetime.fromisoformat(started).timestamp() * NS_PER_S) - now_ns
-            # The clocks here are exact, if the journal is of this boot; what a head tells was some ms before.
+            started_ns = int(datetime.fromisoformat(head.started).timestamp() * NS_PER_S)
+            offset_ns = started_ns - (head.started_ns or now_ns)
+            # The clocks here are exact, if the journal is of this boot; a head has milliseconds.
             host_offset_ns = self._host_offset_ns
             if host_offset_ns is not None and abs(offset_ns - host_offset_ns) < _SAME_CLOCK_NS:
                 offset_ns = host_offset_ns
@@ -258,15 +274,14 @@ class Spans:
         if late_ns is not None:
             self._note_late(traced, late_ns)
 
-    def _on_delivered(self, delivered: Delivered) -> None:
-        for request_id in delivered.late:
-            traced = self._answered.get(request_id)
-            if traced is not None:
-                self._note_late(traced, self._now_ns)
-                continue
-            self._late[request_id] = self._now_ns
-            if len(self._late) > LATE_MAX:
-                del self._late[next(iter(self._late))]
+    def _on_late(self, told: Answer, now_ns: int) -> None:
+        traced = self._answered.get(told.request_id)
+        if traced is not None:
+            self._note_late(traced, now_ns)
+            return
+        self._late[told.request_id] = now_ns
+        if len(self._late) > LATE_MAX:
+            del self._late[next(iter(self._late))]
 
     def _note_late(self, traced: _Traced, now_ns: int) -> None:
         """Its client got EXPIRED instead, as ``recorder`` counts it."""
@@ -398,40 +413,84 @@ def _named(told: Told) -> Told:
 
 
 # ------------------------------------------------------------
-# Records of several journals that are written at once: a controller's, and its gateways'.
+# A controller's journal with what gateways ended by themselves.
 
 
-Record = JournalHead | Step | Torn
+LOOK_S: Final = 0.2
+"""How often it looks for what gateways wrote, while it has read all."""
 
 
-def merged(streams: Iterable[Iterable[Record]]) -> Iterator[Record]:
-    """The records of several journals in the order of their instants, and those of each in its own.
+class _Refusals:
+    """Reads what one gateway ended by itself, as far as the controller's journal was read."""
 
-    So what a gateway tells of an answer is read soon after the answer, however long ago both were written.
+    def __init__(self, path: Path) -> None:
+        self._follower = JournalFollower(path)
+        self._records: Iterator[tuple[int, JournalHead | Step]] = iter(())
+        self._next: Step | None = None
+
+    def until(self, now_ns: int, *, look: bool) -> Iterator[Step]:
+        """The steps up to that instant; ``look``: for new ones, if all that was there is read."""
+        if self._next is None and look:
+            self._records = numbered(self._follower)
+        while (step := self._next or self._following()) is not None:
+            self._next = step if step.now_ns > now_ns else None
+            if self._next is not None:
+                return
+            yield step
+
+    def _following(self) -> Step | None:
+        return next((record for _, record in self._records if isinstance(record, Step)), None)
+
+    def close(self) -> None:
+        """Read no more."""
+        self._follower.close()
+
+
+class RequestTraces:
+    """Feeds :class:`Spans` with the records of the controller's journal at ``path``, and what is beside it.
+
+    Its clock decides when to look for more of that. A file there that is no journal is left out.
     """
-    timed = [_timed(stream) for stream in streams]
-    return (record for _, record in heapq.merge(*timed, key=lambda found: found[0]))
 
+    def __init__(self, path: Path, spans: Spans, clock: Callable[[], float] = time.monotonic) -> None:
+        self.spans = spans
+        self._path, self._clock = path, clock
+        self._looked_s = -LOOK_S
+        self._beside: dict[Path, _Refusals] = {}
 
-def merged_files(paths: Iterable[Path]) -> Iterator[Record]:
-    """The same, of files."""
-    return merged([(record for _, record in read_records(path)) for path in paths])
+    def on_record(self, record: JournalHead | Step | Torn) -> None:
+        """The next record of the controller's journal."""
+        if isinstance(record, Step):
+            self._read_beside(record.now_ns)
+        self.spans.on_record(record)
 
+    def on_idle(self, now_ns: int) -> None:
+        """All is read that was there at that instant, of this host's clock."""
+        self._read_beside(now_ns)
+        self.spans.settle(now_ns)
 
-def _timed(stream: Iterable[Record]) -> Iterator[tuple[int, Record]]:
-    """Records with their instants; that of a head is its first step's."""
-    now_ns, head = 0, None
-    for record in stream:
-        if isinstance(record, JournalHead):
-            head = record
-            continue
-        now_ns = record.now_ns if isinstance(record, Step) else now_ns
-        if head is not None:
-            yield now_ns, head
-            head = None
-        yield now_ns, record
-    if head is not None:
-        yield now_ns, head
+    def close(self) -> None:
+        """Nothing follows: read what gateways still wrote, and make all spans that are left."""
+        self._looked_s = -LOOK_S
+        self._read_beside(NEVER_NS)
+        for beside in self._beside.values():
+            beside.close()
+        self.spans.close()
+
+    def _read_beside(self, now_ns: int) -> None:
+        now_s = self._clock()
+        look = now_s - self._looked_s >= LOOK_S
+        if look:
+            self._looked_s = now_s
+            for path in refusals_beside(self._path):
+                self._beside.setdefault(path, _Refusals(path))
+        for path, beside in list(self._beside.items()):
+            try:
+                for step in beside.until(now_ns, look=look):
+                    self.spans.on_refusals(step)
+            except (ConfigError, OSError) as error:
+                _log.warning("traces: %s is left out: %s", path, error)
+                self._beside[path] = _Refusals(path.with_name(f"{path.name}.none"))
 
 
 def host_offset_ns() -> int:

@@ -38,6 +38,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from clockwork_serve.telemetry.following import read_records
 from clockwork_serve.telemetry.in_flight import (
     NEVER_NS,
     SentAction,
@@ -47,7 +48,7 @@ from clockwork_serve.telemetry.in_flight import (
     told_of_answer,
     told_of_request,
 )
-from clockwork_serve.telemetry.journal import JournalHead, Step, Torn, journal_files, read_records
+from clockwork_serve.telemetry.journal import JournalHead, Step, Torn, journal_files
 from clockwork_serve.telemetry.perfetto import BY_NAME, BY_RANK, Args, SliceRows, StateTrack, TraceFile
 from clockwork_serve.units import NS_PER_S, to_ms
 
@@ -152,7 +153,7 @@ class Timeline:
             self._step(record)
         elif isinstance(record, Torn):
             self.report.torn_bytes += record.missing_bytes
-        else:
+        elif not record.continues:
             self._end_run("its controller died")
             self._head = record
             self.report.runs += 1

@@ -21,7 +21,6 @@ from clockwork_serve.messages import (
     AdmissionReply,
     Answer,
     Cancel,
-    Delivered,
     Outcome,
     Question,
     Reason,
@@ -677,7 +676,15 @@ class Gateway:
 
     def _record_late(self, request_ids: tuple[str, ...]) -> None:
         if self.refusals is not None:
-            self.refusals.on_step(self.clock(), (Delivered(late=request_ids),), ())
+            late = [late_ending(request_id, Outcome.OK, None) for request_id in request_ids]
+            answers = [
+                Answer(
+                    request_id=each.request_id, gateway=self.name, outcome=each.outcome, reason=each.reason,
+                    message=each.message,
+                )
+                for each in late
+            ]  # fmt: skip
+            self.refusals.on_step(self.clock(), (), answers)
 
     def _refuse_for_memory(self, inquiry: Inquiry, served: Served, needed: int, deadline_ns: int) -> None:
         size = self.slots.region.size

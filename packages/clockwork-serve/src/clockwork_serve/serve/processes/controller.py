@@ -25,8 +25,10 @@ from clockwork_serve.serve.driver import UrgentTimer, use_short_slices
 from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
 from clockwork_serve.serve.worker.crash_report import read_crash_report
 from clockwork_serve.telemetry import Journal, Recorder, head_of
+from clockwork_serve.telemetry.journal import FILES
 
-JOURNAL_FLUSH_S: Final = 1.0
+JOURNAL_FLUSH_S: Final = 0.25
+"""What the journal holds is at most so much older than the present, whoever looks at it."""
 _FREEZE_AFTER_S: Final = 5.0
 _THRESHOLDS: Final = (10_000, 1000, 1000)
 """Of garbage collection, which takes 0.4 us for each young object. The brain creates no reference cycles."""
@@ -44,9 +46,10 @@ class ControllerProcessConfig(Struct, frozen=True, kw_only=True):
 
 async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Event) -> None:
     """Run ``brain`` on RUN_DIR/controller.sock until ``stop``."""
-    journal = None
-    if config.settings.journal:
-        journal = Journal(Path(config.settings.journal), head_of(config.controller, datetime.now(UTC)))
+    settings, journal = config.settings, None
+    if (path := settings.journal_path(config.run_dir)) is not None:
+        head = head_of(config.controller, datetime.now(UTC), time.monotonic_ns())
+        journal = Journal(path, head, file_bytes=settings.journal_bytes // FILES)
     hub = Hub(
         brain,
         Recorder(config.settings.trace_sample if config.settings.otlp_endpoint else None),

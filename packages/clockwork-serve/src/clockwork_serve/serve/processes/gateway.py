@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -27,17 +26,17 @@ from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
 from clockwork_serve.serve.remote.gateway import FarReach
-from clockwork_serve.telemetry import Journal, refusals_of
-from clockwork_serve.units import MIB
+from clockwork_serve.telemetry import Journal, refusals_path
 
 if TYPE_CHECKING:
     from clockwork_serve.serve.grpc.service import GatewayGrpc
 
 DRAIN_S: Final = 2.0
 """How long requests in flight may take after SIGTERM, where the supervisor has drained the server before."""
-REFUSALS_BYTES: Final = 64 * MIB
-"""Of each of two files with what a gateway ended by itself: some 200,000 requests."""
-REFUSALS_FLUSH_S: Final = 1.0
+REFUSALS_SHARE: Final = 8
+"""What a gateway ended by itself may take the journal's bytes divided by this."""
+REFUSALS_FILES: Final = 2
+REFUSALS_FLUSH_S: Final = 0.25
 _THRESHOLDS: Final = (50_000, 20, 100)
 """Of garbage collection; requests create few reference cycles."""
 
@@ -60,9 +59,11 @@ class GatewayServers:
             self.far.grow = self.gateway.grow
         if settings.shared_memory is not None:
             self.gateway.regions = Regions(settings.shared_memory, Path(config.run_dir) / "regions")
-        if settings.journal:
-            path, head = refusals_of(Path(settings.journal), config.name, datetime.now(UTC))
-            self.gateway.refusals = Journal(path, head, file_bytes=REFUSALS_BYTES, files=2)
+        path = None if config.elsewhere else settings.journal_path(config.run_dir)
+        if path is not None:
+            size = settings.journal_bytes // REFUSALS_SHARE // REFUSALS_FILES
+            kept = refusals_path(path, config.name)
+            self.gateway.refusals = Journal(kept, file_bytes=size, files=REFUSALS_FILES)
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"))
         self.http = HttpServer(self.gateway, self.endpoints, self.access)
         self.metrics = HttpServer(self.gateway, self.endpoints, self.access, find_metrics_route)

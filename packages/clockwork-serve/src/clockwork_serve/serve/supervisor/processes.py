@@ -27,6 +27,7 @@ from clockwork_serve.serve.child import (
     BEATS_FD_VARIABLE,
     EXIT_BROKEN,
     EXIT_CONFIG,
+    ObserverConfig,
     environment_of_child,
 )
 from clockwork_serve.serve.gateway.settings import GatewayConfig
@@ -176,7 +177,8 @@ class Launch(Struct, frozen=True, kw_only=True):
     """What to run: ``python -m module config``, under a ``name`` for logs.
 
     A process that returns no heartbeat for ``stuck_s`` is killed and restarted; 0: it is not watched. It runs
-    on ``cpus``, if there are any; else where its supervisor may.
+    on ``cpus``, if there are any; else where its supervisor may. A server starts without one that is
+    ``optional``.
     """
 
     name: str
@@ -184,6 +186,7 @@ class Launch(Struct, frozen=True, kw_only=True):
     config: str
     stuck_s: float = 0.0
     cpus: tuple[int, ...] = ()
+    optional: bool = False
 
     @classmethod
     def of(
@@ -473,7 +476,7 @@ class Supervisor:
     def why_failing(self) -> str | None:
         """A message about a child that keeps failing, with its last lines; None if there is none."""
         for name, kept in self._kept.items():
-            if kept.backoff.keeps_failing:
+            if kept.backoff.keeps_failing and not kept.launch.optional:
                 said = "\n".join(kept.tail)
                 return f"{name} cannot run: it ends as soon as it starts; it said:\n{said}"
         return None
@@ -572,11 +575,15 @@ def describe_exit(status: int) -> str:
 # The processes of a server, and the configuration of each.
 
 
+OBSERVER: Final = "clockwork_serve.apps.observer"
+"""Its module, which no part of the server needs."""
+
+
 def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int]) -> list[Launch]:
-    """The long-running child processes: controller, workers, gateways, and a bridge to other machines.
+    """The long-running child processes: controller, workers, gateways, observer, a bridge to other machines.
 
     Workers have no watchdog here: the controller watches them, for it knows how long their actions may take.
-    Raises :class:`ConfigError`.
+    The observer has none: it waits for a core as long as others need it. Raises :class:`ConfigError`.
     """
     settings, place = config.settings, str(run_dir)
     controller = ControllerProcessConfig(
@@ -596,7 +603,11 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
         bridges.append(Launch.of("bridge", "bridge", bridge, settings.stuck_s, rest))
     gateways = gateway_launches(settings, run_dir, port_by_name, cpus=rest)
     watched = Launch.of("controller", "controller", controller, settings.stuck_s, rest)
-    return [watched, *workers, *gateways, *bridges]
+    observers = []
+    if settings.journal_path(place) is not None:
+        observed = msgspec.json.encode(ObserverConfig(run_dir=place, settings=settings)).decode()
+        observers.append(Launch(name="observer", module=OBSERVER, config=observed, cpus=rest, optional=True))
+    return [watched, *workers, *gateways, *bridges, *observers]
 
 
 def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, tuple[DeviceConfig, ...]]]:

@@ -163,7 +163,7 @@ class Server:
         """Refuse new requests, finish those in flight within ``drain_s``, and stop all processes."""
         await self._drain()
         names = self.supervisor.names
-        for prefix in ("gateway", "bridge", "worker", "controller"):
+        for prefix in ("gateway", "bridge", "worker", "controller", "observer"):
             group = [name for name in names if name.startswith(prefix)]
             await asyncio.gather(*(self.supervisor.stop(name, STOP_GRACE_S) for name in group))
         await self.close()
