@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -59,7 +59,8 @@ def observed(observer: Observer, meanwhile: Callable[[], Awaitable[None]]) -> No
         stop = asyncio.Event()
         running = asyncio.get_running_loop().create_task(observer.run(stop))
         try:
-            await meanwhile()
+            async with asyncio.timeout(30):
+                await meanwhile()
         finally:
             stop.set()
             await running
@@ -68,9 +69,8 @@ def observed(observer: Observer, meanwhile: Callable[[], Awaitable[None]]) -> No
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.005)
+    while not condition():
+        await asyncio.sleep(0.005)
 
 
 def test_a_part_that_fails_is_left_out_and_the_others_go_on(
@@ -163,8 +163,7 @@ class Page(asyncio.Protocol):
     """Says what it heard."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(b"heard " + data)

@@ -162,7 +162,7 @@ def test_who_loads_a_model_hears_that_the_supervisor_is_stopped(place: Path) -> 
 def test_a_pause_of_the_whole_server_ends_nobody(place: Path) -> None:
     with commanded(place) as (supervisor, port):
         pids = sorted(machine.children(supervisor.pid))
-        assert len(pids) == 4, "controller, worker, gateway, guard"
+        assert len(pids) == 5, "controller, worker, gateway, observer, guard"
         for order in (1, -1):
             for pid in [supervisor.pid, *pids][::order]:
                 os.kill(pid, signal.SIGSTOP)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import integers
+from msgspec import structs
 
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.errors import ConfigError
@@ -246,6 +247,20 @@ def test_after_missing_steps_there_is_no_checkpoint_until_the_next_run(tmp_path:
     assert moment is not None
     with pytest.raises(ConfigError, match="some are missing"):
         found.controller_at(moment)
+
+
+def test_a_run_of_another_version_ends_with_the_next_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "journal"
+    head = head_of(ControllerConfig())
+    other = structs.replace(head, config={**head.config, "a_setting_of_tomorrow": 1})
+    Journal(path, other).close()
+    written(path)
+    found = write_history(path)
+    assert "a_setting_of_tomorrow" in caplog.text
+    controller, steps = found.controller_at(list(arrivals(path).values())[-1])
+    assert check_goes_on(controller, steps) > 0
 
 
 def test_its_files_are_their_owner_s_alone(tmp_path: Path) -> None:

@@ -126,6 +126,18 @@ def test_steps_dropped_for_a_slow_disk_are_told(tmp_path: Path, monkeypatch: pyt
     assert journal.dropped == 1
 
 
+def test_a_step_that_cannot_be_encoded_is_left_out_and_told(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.on_step(1, [stories.request("a")], [])
+    journal.on_step(2, [stories.request("\ud800")], [])
+    journal.on_step(3, [stories.request("b", slo_ms=1e15)], [])
+    journal.on_step(4, [stories.request("c")], [])
+    journal.close()
+
+    assert [(step.now_ns, step.dropped) for step in read_journal(tmp_path / "j")] == [(1, 0), (4, 2)]
+    assert journal.dropped == 2
+
+
 def test_a_journal_that_cannot_be_written_is_a_setting_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="journal: cannot write"):
         Journal(tmp_path / "missing" / "j")

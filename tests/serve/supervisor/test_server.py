@@ -200,7 +200,7 @@ def test_it_stops_and_leaves_nothing_behind(place: Path) -> None:
         pids = [running.pid(name) for name in running.names]
         run_dir = running.server.run_dir
         assert run_dir.stat().st_mode & 0o777 == 0o700
-        assert len(running.names) == 4
+        assert len(running.names) == 5
         assert served(running, "a")
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert not run_dir.exists()

@@ -52,7 +52,7 @@ HISTORY_SHARE: Final = 2
 _log = logging.getLogger(__name__)
 
 
-class Part(Protocol):
+class ObserverPart(Protocol):
     """Whatever is fed with a journal's records, from the oldest that is there on."""
 
     def on_record(self, record: JournalHead | Step) -> None:
@@ -62,7 +62,7 @@ class Part(Protocol):
 Ask = Callable[[Mapping[str, Any]], object]
 """Answers a line: gets its object, returns what becomes JSON. It is called in a thread, one at a time.
 
-A :class:`ClockworkError` or ValueError becomes the answer ``{"error": ...}``.
+An exception becomes the answer ``{"error": ...}``.
 """
 
 
@@ -133,7 +133,9 @@ class Observer:
     ``page`` makes the protocol of a connection that is no line of JSON.
     """
 
-    def __init__(self, path: Path, parts: Mapping[str, Part], asks: Mapping[str, Ask] | None = None) -> None:
+    def __init__(
+        self, path: Path, parts: Mapping[str, ObserverPart], asks: Mapping[str, Ask] | None = None
+    ) -> None:
         self.path = path
         self.page: Callable[[], asyncio.Protocol] | None = None
         self.asks: dict[str, Ask] = {"status": lambda asked: self.status(), **(asks or {})}
@@ -174,13 +176,20 @@ class Observer:
         """What is to be said to a line."""
         try:
             asked = msgspec.json.decode(line, type=dict[str, Any])
-            ask = self.asks.get(str(asked.get("ask")))
-            if ask is None:
-                raise ConfigError(f"ask: expected one of {', '.join(sorted(self.asks))}")
+            ask = self._ask(str(asked.get("ask")))
             async with self._asking:
                 return msgspec.json.encode(await asyncio.to_thread(ask, asked))
-        except (ClockworkError, msgspec.MsgspecError, ValueError, TypeError, OSError) as error:
+        except (ClockworkError, msgspec.MsgspecError, ValueError) as error:
             return msgspec.json.encode({"error": str(error)})
+        except Exception as error:  # noqa: BLE001 - whatever an answer raises is no answer, and nothing else
+            _log.warning("a question was not answered: %r", error)
+            return msgspec.json.encode({"error": f"it cannot be answered: {error!r}"})
+
+    def _ask(self, name: str) -> Ask:
+        ask = self.asks.get(name)
+        if ask is None:
+            raise ConfigError(f"ask: expected one of {', '.join(sorted(self.asks))}")
+        return ask
 
     def background(self, task: asyncio.Task[None]) -> None:
         """Keep a task until it is done."""
@@ -188,7 +197,7 @@ class Observer:
         task.add_done_callback(self._tasks.discard)
 
 
-def _taker(part: Part) -> Callable[[int, JournalHead | Step], None]:
+def _taker(part: ObserverPart) -> Callable[[int, JournalHead | Step], None]:
     on_record = part.on_record
     return lambda number, record: on_record(record)
 

@@ -278,8 +278,7 @@ class Historian:
             self.flush(number)
             self._run = number
             if number >= self._decided:
-                self._work = 0
-                self._controller = None if record.continues else Controller(record.controller_config())
+                self._begin(record)
             return
         if number >= self._indexed:
             for event in record.events:
@@ -290,6 +289,14 @@ class Historian:
             self._play(number, self._controller, record)
         if len(self._numbers) >= SEGMENT_REQUESTS:
             self.flush(number + 1)
+
+    def _begin(self, head: JournalHead) -> None:
+        self._controller, self._work = None, 0
+        if not head.continues:
+            try:
+                self._controller = Controller(head.controller_config())
+            except ConfigError as error:  # of another version
+                self._end(str(error))
 
     def _play(self, number: int, controller: Controller, step: Step) -> None:
         if step.dropped:

@@ -50,6 +50,7 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
     if (path := settings.journal_path(config.run_dir)) is not None:
         head = head_of(config.controller, datetime.now(UTC), time.monotonic_ns())
         journal = Journal(path, head, file_bytes=settings.journal_bytes // FILES)
+        _log.info("journal: %s", path)
     hub = Hub(
         brain,
         Recorder(config.settings.trace_sample if config.settings.otlp_endpoint else None),
