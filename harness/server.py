@@ -39,7 +39,7 @@ STOP_S: Final = 25.0
 _BOX_LANE_BYTES: Final = 256
 """Of one lane in a worker's crash report (``serve.worker.crash_report``): first its action, then the last."""
 LOAD_LANE, EXEC_LANE = 0, 1
-_MODULE: Final = "clockwork_serve.serve."
+_MODULES: Final = (b"clockwork_serve.serve.", b"clockwork_serve.apps.observer")
 _CLONE_NEWNS: Final = 0x20000
 _MS_REC_PRIVATE: Final = 0x4000 | 0x40000
 
@@ -223,7 +223,7 @@ def name_of(pid: int) -> str:
         parts = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return ""
-    module = next((part.decode() for part in parts if part.startswith(_MODULE.encode())), "")
+    module = next((part.decode() for part in parts if part.startswith(_MODULES)), "")
     if not module:
         return ""
     plain = module.rpartition(".")[2].removesuffix("_process")

@@ -110,6 +110,7 @@ CORE: Final = (
         processes.stopped("controller", 1.0), quick=True),
     Row("controller-stop", "controller SIGSTOP for good", "under load",
         processes.stuck("controller"), after_s=3, whole_s=5, quick=True),
+    Row("observer-kill", "observer SIGKILL", "under load", processes.killed("observer")),
     Row("gateway-kill-idle", "gateway SIGKILL", "idle", processes.killed("gateway-0"), cuts=True, idle=True),
     Row("gateway-kill", "gateway SIGKILL", "mid-request", clients.at_once("gateway-0"), cuts=True,
         quick=True),

@@ -85,6 +85,8 @@ def test_requests_do_not_notice_that_it_is_killed_and_it_comes_again(models: Pat
             until("another one runs", lambda: serving.server.pid("observer") not in pids | {None}, 60)
         found = until("it answers again", lambda: ask(serving, ask="status"), 60)
         assert found["history"]["failed"] == ""
+        os.kill(serving.server.pid("observer") or 0, signal.SIGSTOP)
+        assert ends(serving, 300) == {"200": 300}
 
 
 def test_a_server_whose_observer_cannot_run_is_ready_and_serves(
