@@ -43,6 +43,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "promises": ("--short",),
     "timeline": ("--requests", "50000"),
     "live_page": ("--short",),
+    "traces": ("--rounds", "2", "--seconds", "3"),
     "causes": ("--short",),
 }
 """By benchmark, what makes it short; without it, it takes as long as the docs say."""

@@ -17,15 +17,18 @@ from typing import Any, cast
 import msgspec
 import pytest
 import uvloop
+from msgspec import structs
 
 from clockwork_serve.apps import observer as module
 from clockwork_serve.apps.observer import Feed, Observer
 from clockwork_serve.config import Settings
 from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.serve.child import ObserverConfig
 from clockwork_serve.serve.transport import OBSERVER_SOCKET
 from clockwork_serve.sim.history import folder_of
-from clockwork_serve.telemetry import Journal, JournalHead, Step, head_of
+from clockwork_serve.telemetry import Journal, JournalHead, Step, head_of, refusals_path
+from harness.collector import collecting
 from tests.sim.journals import written
 from tests.telemetry import stories
 
@@ -239,3 +242,43 @@ def test_the_process_is_idle_makes_a_history_and_ends_when_told(tmp_path: Path) 
         process.wait()
     assert folder_of(path).stat().st_mode & 0o777 == 0o700
     assert list(folder_of(path).glob("*.index"))
+
+
+# Traces
+
+
+def test_idleness_is_told_when_all_is_read(tmp_path: Path) -> None:
+    book, told = journal(tmp_path / "j", 3), list[tuple[int, int]]()
+    read: list[int] = []
+    observer = Observer(tmp_path / "j", {})
+    feed = Feed(
+        "kept", tmp_path / "j", lambda number, record: read.append(number),
+        idle=lambda now_ns: told.append((now_ns, len(read))),
+    )  # fmt: skip
+    observer.add(feed)
+    before_ns = time.monotonic_ns()
+    observed(observer, lambda: until(lambda: told and told[-1][1] == 4))
+    book.close()
+
+    assert [number for _, number in told] == sorted(number for _, number in told)
+    assert all(before_ns <= now_ns <= time.monotonic_ns() for now_ns, _ in told)
+
+
+def test_requests_are_sent_to_a_collector_with_what_gateways_refused(tmp_path: Path) -> None:
+    book, beside = journal(tmp_path / "j", 0), Journal(refusals_path(tmp_path / "j", "gateway-0"))
+    now_ns = time.monotonic_ns()
+    for name, into in (("by-controller", book), ("by-gateway", beside)):
+        request = structs.replace(stories.request(name), arrival_ns=now_ns)
+        into.on_step(now_ns, (request,), (stories.answer(name, Outcome.REJECTED, Reason.QUEUE_FULL),))
+        into.close()
+    with collecting() as collector:
+        observer = Observer(tmp_path / "j", {})
+        module._add_traces(observer, Settings(otlp_endpoint=collector.url, trace_sample=0.0))
+        observed(observer, lambda: until(lambda: observer.status()["traces"]["next"] == 2))
+        found = {each.value.string_value for span in collector.spans for each in span.attributes}
+
+        assert {"by-controller", "by-gateway"} <= found
+        told = observer.asks["traces"]({})
+    assert told == {
+        "requests": 2, "missing_steps": 0, "sent": len(collector.spans), "failed": 0, "dropped": 0, "why": "",
+    }  # fmt: skip

@@ -143,6 +143,20 @@ def test_what_is_no_prefix_says_how_to_write_one(written: object) -> None:
     assert "/clockwork-" in caught.value.remedy
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:4318", "https://[::1]:4318/base", " http://collector "])
+def test_a_url_is_read(url: str) -> None:
+    assert setting("otlp_endpoint").read(url) == url.strip()
+
+
+@pytest.mark.parametrize(
+    "url", ["", "collector:4318", "ftp://x", "http://", "http://a b", "http://x/\n/", 7, None]
+)
+def test_what_is_no_url_is_refused(url: object) -> None:
+    with pytest.raises(Unfit, match="a URL") as caught:
+        setting("otlp_endpoint").read(url)
+    assert "http://127.0.0.1:4318" in caught.value.remedy
+
+
 @pytest.mark.parametrize(
     ("written", "names"),
     [

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import structs
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from clockwork_serve.messages import Outcome, Quarantined, Quota, QuotasSet, Reason
 from clockwork_serve.telemetry import GatewayCounters, Recorder
 from clockwork_serve.telemetry.counters import decode, model_statistics
 from clockwork_serve.telemetry.metrics import render
+from clockwork_serve.telemetry.spans import trace_ids
 from clockwork_serve.units import ms
 from tests.telemetry import stories
 
@@ -189,3 +193,98 @@ def test_models_in_quarantine_have_a_line_and_others_none() -> None:
     found = samples(render(recorder.counters))
     assert ("clockwork_model_quarantined", labels) not in found
     assert found["clockwork_quarantines_total", ()] == 1
+
+
+# OpenMetrics, and exemplars
+
+
+def families(text: bytes) -> dict[str, Metric]:
+    return {family.name: family for family in openmetrics_families(text.decode())}
+
+
+def traced(share: float = 1.0) -> Recorder:
+    recorder = Recorder(share)
+    recorder.on_step(0, [stories.model_added()], [])
+    return recorder
+
+
+def asked(recorder: Recorder, name: str, at_ms: float, took_ms: float, outcome: Outcome = Outcome.OK) -> str:
+    """A request, and its trace's id."""
+    recorder.on_step(ms(at_ms), [stories.request(name, at_ms)], [])
+    recorder.on_step(ms(at_ms + took_ms), [], [stories.answer(name, outcome)])
+    return trace_ids(name).trace_id.hex()
+
+
+def exemplars(recorder: Recorder) -> dict[tuple[str, str], tuple[str, float]]:
+    counters = decode(recorder.encoded())
+    return {
+        (sample.labels["outcome"], sample.labels["le"]): (
+            sample.exemplar.labels["trace_id"], sample.exemplar.value,
+        )
+        for family in families(render(counters, openmetrics=True)).values()
+        for sample in family.samples if sample.exemplar is not None
+    }  # fmt: skip
+
+
+def test_openmetrics_say_what_the_text_format_says() -> None:
+    recorder = recorded()
+    gateway = GatewayCounters(gateway="g0", outcomes={"invalid:bad_input": 2}, unheard={"left": 1})
+    plain = samples(render(recorder.counters, gateway, triton=True))
+    found = families(render(recorder.counters, gateway, triton=True, openmetrics=True))
+
+    # The parser of the text format gives all counters this ending.
+    assert {
+        (sample.name.removesuffix("_total"), tuple(sorted(sample.labels.items()))): sample.value
+        for family in found.values()
+        for sample in family.samples
+    } == {(name.removesuffix("_total"), labels): value for (name, labels), value in plain.items()}
+    assert found["clockwork_requests"].type == "counter"
+    assert found["nv_inference_request_success"].type == "unknown"
+
+
+def test_buckets_have_requests_whose_traces_are_kept() -> None:
+    recorder = traced()
+    fast, slow = asked(recorder, "fast", 1, 2), asked(recorder, "slow", 2, 90)
+    refused = asked(recorder, "refused", 3, 4, Outcome.REJECTED)
+
+    assert exemplars(recorder) == {
+        ("ok", "0.002"): (fast, 0.002), ("ok", "0.1"): (slow, 0.09), ("rejected", "0.005"): (refused, 0.004),
+    }  # fmt: skip
+    assert b"trace_id" not in render(recorder.counters)
+
+
+def test_without_traces_there_are_no_exemplars() -> None:
+    recorder = Recorder()
+    recorder.on_step(0, [stories.model_added()], [])
+    asked(recorder, "a", 1, 2)
+
+    assert exemplars(recorder) == {}
+
+
+def test_a_trace_that_is_not_kept_is_no_exemplar() -> None:
+    recorder = traced(0.0)
+    asked(recorder, "good", 1, 2)
+    refused = asked(recorder, "refused", 3, 4, Outcome.REJECTED)
+
+    assert exemplars(recorder) == {("rejected", "0.005"): (refused, 0.004)}
+
+
+def test_a_bucket_has_a_recent_one_and_the_old_ones_go() -> None:
+    recorder = traced()
+    first = asked(recorder, "first", 0, 2)
+    asked(recorder, "second", 500, 2)
+    assert exemplars(recorder) == {("ok", "0.002"): (first, 0.002)}
+    third = asked(recorder, "third", 1100, 2)
+    assert exemplars(recorder) == {("ok", "0.002"): (third, 0.002)}
+    last = asked(recorder, "last", 400_000, 90)
+    assert exemplars(recorder) == {("ok", "0.1"): (last, 0.09)}
+
+
+def test_the_trace_of_a_client_is_the_exemplar_s() -> None:
+    recorder = traced()
+    trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+    request = structs.replace(stories.request("a"), trace=f"{trace}-00f067aa0ba902b7-01")
+    recorder.on_step(0, [request], [])
+    recorder.on_step(ms(300_000), [], [stories.answer("a")])
+
+    assert exemplars(recorder) == {("ok", "+Inf"): (trace, 300.0)}

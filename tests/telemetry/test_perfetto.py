@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from clockwork_serve.telemetry.perfetto import SliceRows, StateTrack, TraceFile, message_classes
+from clockwork_serve.telemetry.perfetto import _SCHEMA, SliceRows, StateTrack, TraceFile, message_classes
 from tests.telemetry.traces import Trace, format_, read_trace
 
 HOSTILE = [
@@ -23,10 +23,10 @@ def written(draw) -> Trace:
     return read_trace(out.getvalue())
 
 
-@pytest.mark.parametrize("name", message_classes())
+@pytest.mark.parametrize("name", message_classes(_SCHEMA))
 def test_every_field_is_as_perfetto_describes_it(name: str) -> None:
     """Texts that are written once are bytes in one of their tables; on the wire that is the same."""
-    ours = message_classes()[name].DESCRIPTOR
+    ours = message_classes(_SCHEMA)[name].DESCRIPTOR
     theirs = {
         "Clock": format_.ClockSnapshot.Clock, "Interned": format_.EventName,
     }.get(name) or getattr(format_, name)  # fmt: skip

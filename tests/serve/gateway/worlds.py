@@ -38,6 +38,7 @@ class Client:
         self.identity = ""
         self.arrival_ns = time.monotonic_ns()
         self.slo_header: str | None = None
+        self.trace = ""
         self.remaining_s: float | None = None
         self.every_output_binary = True
         self.body: Body | None = None

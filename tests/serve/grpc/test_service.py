@@ -155,6 +155,30 @@ def test_slos(gateway: RunningGateway, client: Any) -> None:
     assert ms(1) < slos_ns[4] <= ms(15_000)
 
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("sent", "found"),
+    [
+        ([], ""),
+        ([("traceparent", f"00-{TRACE}")], TRACE),
+        ([("traceparent", f"00-{TRACE}"), ("tracestate", "a=1"), ("tracestate", "b=2")], f"{TRACE} a=1,b=2"),
+        ([("traceparent", f"00-{TRACE}"), ("traceparent", f"00-{TRACE[::-1]}")], ""),
+        ([("traceparent", "nonsense"), ("tracestate", "a=1")], ""),
+    ],
+)
+def test_the_trace_of_a_client_goes_with_its_request(
+    gateway: RunningGateway, channel: Any, sent: list[tuple[str, str]], found: str
+) -> None:
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    request = service_pb2.ModelInferRequest(model_name="ident", raw_input_contents=[X.tobytes()])
+    request.inputs.add(name="X", datatype="FP32", shape=[1, 2])
+    stub.ModelInfer(request, metadata=sent)
+
+    assert [one.trace for one in gateway.controller.requests] == [found]
+
+
 @pytest.mark.parametrize(
     ("outcome", "reason", "status"),
     [

@@ -139,3 +139,31 @@ def test_an_invalid_body_with_a_reused_head_is_rejected(gateway: RunningGateway)
         for message, status in ((good, 200), (good, 200), (wrong, 400), (good, 200)):
             client.sendall(message)
             assert response(client)[0].startswith(b"HTTP/1.1 %d " % status)
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ((), ""),
+        ((f"traceparent: 00-{TRACE}",), TRACE),
+        ((f"TraceParent: 00-{TRACE}", "tracestate: a=1", "Tracestate: b=2"), f"{TRACE} a=1,b=2"),
+        ((f"traceparent: 00-{TRACE}", f"traceparent: 00-{TRACE}"), ""),
+        (("traceparent: nonsense", "tracestate: a=1"), ""),
+        (("tracestate: a=1",), ""),
+    ],
+)
+def test_the_trace_of_a_client_goes_with_each_request_of_its_head(
+    gateway: RunningGateway, heads: list[object], lines: tuple[str, ...], found: str
+) -> None:
+    with gateway.connect() as client:
+        for _ in range(3):
+            client.sendall(post(INFER, IDENT_JSON, *lines, close=False))
+            assert response(client)[0].startswith(b"HTTP/1.1 200")
+        client.sendall(post(INFER, IDENT_JSON, close=False))
+        response(client)
+
+    assert len(heads) == (2 if lines else 3)
+    assert [one.trace for one in gateway.controller.requests] == [found, found, found, ""]

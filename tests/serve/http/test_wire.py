@@ -199,6 +199,26 @@ def test_metrics_combine_the_controllers_counters_and_the_gateways(gateway: Runn
     assert ask(gateway, get("/metrics")).status == 200
 
 
+def test_who_asks_for_openmetrics_gets_them_on_a_connection_with_others(gateway: RunningGateway) -> None:
+    port = gateway.servers.port_by_name["metrics_port"]
+    asked = "Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
+    kinds = []
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        answers = client.makefile("rb")
+        for headers in ((), (asked,), (asked,), ()):
+            client.sendall(get("/metrics", *headers).replace(b"Connection: close\r\n", b""))
+            length = 0
+            while (line := answers.readline()) != b"\r\n":
+                name, _, value = line.decode().strip().partition(": ")
+                length = int(value) if name == "Content-Length" else length
+                kinds += [value] if name == "Content-Type" else []
+            assert answers.read(length).endswith(b"# EOF\n") == kinds[-1].startswith("application")
+
+    assert [kind.partition(";")[0] for kind in kinds] == [
+        "text/plain", "application/openmetrics-text", "application/openmetrics-text", "text/plain",
+    ]  # fmt: skip
+
+
 def test_the_port_for_metrics_serves_nothing_else(gateway: RunningGateway) -> None:
     port = gateway.servers.port_by_name["metrics_port"]
     for sent, status in (

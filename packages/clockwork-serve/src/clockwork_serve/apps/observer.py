@@ -30,9 +30,10 @@ from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.child import ObserverConfig
 from clockwork_serve.serve.transport import OBSERVER_SOCKET, bind, is_own_user
-from clockwork_serve.units import GIB, MIB
+from clockwork_serve.units import GIB, MIB, NS_PER_S
 
 if TYPE_CHECKING:  # imported once this process has become an idle one
+    from clockwork_serve.config import Settings
     from clockwork_serve.telemetry import JournalFollower, JournalHead, Step
 
 SLICE_S: Final = 0.02
@@ -42,6 +43,10 @@ POLL_S: Final = 0.1
 MEMORY_BYTES: Final = GIB
 """The process may have so much; a part that wants more fails."""
 LINE_BYTES: Final = MIB
+START_NS: Final = 60 * NS_PER_S
+"""It starts when others leave it a core: what ended this long before is traced, too."""
+EXPORT_S: Final = 2.0
+"""What is left of traces has so long at the end."""
 HISTORY_SHARE: Final = 2
 """Checkpoints may take the journal's bytes divided by this."""
 
@@ -65,12 +70,14 @@ An exception becomes the answer ``{"error": ...}``.
 class Feed:
     """Feeds one consumer, at its own pace, with the records of a journal from number ``first`` on.
 
-    ``end`` is called at the end, with the number of the record that would be next.
+    ``end`` is called at the end, with the number of the record that would be next; ``idle`` when all is read
+    that was there at an instant, of the monotonic clock.
     """
 
     def __init__(
         self, name: str, path: Path, take: Callable[[int, JournalHead | Step], None],
         first: int | None = None, end: Callable[[int], None] = lambda number: None,
+        *, idle: Callable[[int], None] = lambda now_ns: None,
     ) -> None:  # fmt: skip
         from clockwork_serve.telemetry import JournalFollower
 
@@ -78,10 +85,11 @@ class Feed:
         self.failed = ""
         self.next = first or 0
         self._take = take
-        self._end = end
+        self._end, self._idle = end, idle
         self._follower: JournalFollower = JournalFollower(path, first)
         self._records: Iterator[tuple[int, JournalHead | Step]] | None = None
         self._lost = 0
+        self._began_ns = 0  # when it last began to read what is there
 
     @property
     def lost(self) -> int:
@@ -94,6 +102,7 @@ class Feed:
 
         try:
             if self._records is None:
+                self._began_ns = time.monotonic_ns()
                 self._records = numbered(self._follower)
             for number, record in self._records:
                 self._take(number, record)
@@ -101,6 +110,7 @@ class Feed:
                 if time.monotonic() >= until_s:
                     return True
             self._records = None
+            self._idle(self._began_ns)
         except Exception as error:  # noqa: BLE001 - whatever a part raises ends that part alone
             self.failed = repr(error)
             self._follower.close()
@@ -275,6 +285,8 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     with suppress(OSError):  # a folder that cannot be written: then there is no index
         historian = Historian(path, settings.journal_bytes // HISTORY_SHARE)
         observer.add(Feed("history", path, historian.take, historian.start, historian.flush))
+    if settings.otlp_endpoint:
+        _add_traces(observer, settings)
     server = await observer.listen(run_dir / OBSERVER_SOCKET)
     gc.collect()
     gc.freeze()
@@ -282,6 +294,31 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
         await observer.run(stop)
     finally:
         server.close()
+
+
+def _add_traces(observer: Observer, settings: Settings) -> None:
+    """Send the requests that end from now on to a collector of traces, and those of just before."""
+    from clockwork_serve.telemetry.otlp import OtlpExporter, otlp_target
+    from clockwork_serve.telemetry.spans import RequestTraces, Spans, host_offset_ns
+
+    target = otlp_target(settings.otlp_endpoint, os.environ)
+    assert target is not None
+    exporter = OtlpExporter(target)
+    spans = Spans(exporter.offer, settings.trace_sample, host_offset_ns(), time.time_ns() - START_NS)
+    traces = RequestTraces(observer.path, spans)
+
+    def end(number: int) -> None:
+        traces.close()
+        exporter.close(EXPORT_S)
+
+    def take(number: int, record: JournalHead | Step) -> None:
+        traces.on_record(record)
+
+    observer.add(Feed("traces", observer.path, take, end=end, idle=traces.on_idle))
+    observer.asks["traces"] = lambda asked: {
+        "requests": spans.requests, "missing_steps": spans.missing_steps, "sent": exporter.sent,
+        "failed": exporter.failed, "dropped": exporter.dropped, "why": exporter.why,
+    }  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:

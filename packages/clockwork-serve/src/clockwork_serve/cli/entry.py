@@ -22,6 +22,8 @@ from clockwork_serve.cli.repository import compile_, profile, validate
 from clockwork_serve.cli.screen import note
 from clockwork_serve.cli.serve import gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
+from clockwork_serve.cli.top import top
+from clockwork_serve.cli.traces import traces
 from clockwork_serve.errors import ClockworkError, ConfigError, described
 
 if TYPE_CHECKING:
@@ -113,7 +115,8 @@ def clockwork() -> None:
 
 
 for _command in (
-    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, timeline, live, docs,
+    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, timeline, live, top,
+    traces, docs,
     examples,
 ):  # fmt: skip
     clockwork.add_command(_command)

@@ -120,13 +120,27 @@ def _done(name: str, what: str, *, as_json: bool) -> None:
 
 def ask(target: Target, path: str, body: dict[str, object]) -> Any:
     """POST to a server; its JSON response. Raises ``ClockworkError`` with the server's error message."""
+    status, phrase, data = exchange(target, "POST", path, 8000, msgspec.json.encode(body))
+    try:
+        answer = msgspec.json.decode(data) if data else None
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        answer = None
+    if status != 200:
+        message = answer.get("error") if isinstance(answer, dict) else None
+        raise ClockworkError(f"the server answered {status}: {message or phrase}")
+    return answer
+
+
+def exchange(
+    target: Target, method: str, path: str, usual_port: int, body: bytes | None = None
+) -> tuple[int, str, bytes]:
+    """Status, phrase and body of a server's response. Raises ``ClockworkError`` where there is no server."""
     import http.client
-    import json
 
     url = target.url
     try:
         parts = urlsplit(url if "://" in url else f"http://{url}")
-        host, port = parts.hostname, parts.port or 8000
+        host, port = parts.hostname, parts.port or usual_port
     except ValueError:
         parts, host, port = urlsplit(""), None, 0
     if parts.scheme not in ("http", "https") or not host or not host.isprintable():
@@ -136,7 +150,7 @@ def ask(target: Target, path: str, body: dict[str, object]) -> Any:
         )
     if target.key and not (target.key.isascii() and target.key.isprintable()):
         raise ConfigError("CLOCKWORK_API_KEY: expected visible ASCII characters, found others; correct it")
-    headers = {"Content-Type": "application/json"}
+    headers = {} if body is None else {"Content-Type": "application/json"}
     if target.key:
         headers["Authorization"] = f"Bearer {target.key}"
     connection = (
@@ -145,9 +159,9 @@ def ask(target: Target, path: str, body: dict[str, object]) -> Any:
         else http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=_trusting(target.ca))
     )
     try:
-        connection.request("POST", path, json.dumps(body), headers)
+        connection.request(method, path, body, headers)
         response = connection.getresponse()
-        data = response.read()
+        return response.status, response.reason, response.read()
     except (OSError, http.client.HTTPException, UnicodeError) as error:
         raise ClockworkError(
             f"url: expected a running server at {url}, found {str(error) or type(error).__name__}; "
@@ -155,14 +169,6 @@ def ask(target: Target, path: str, body: dict[str, object]) -> Any:
         ) from None
     finally:
         connection.close()
-    try:
-        answer = msgspec.json.decode(data) if data else None
-    except (msgspec.DecodeError, ValueError, RecursionError):
-        answer = None
-    if response.status != 200:
-        message = answer.get("error") if isinstance(answer, dict) else None
-        raise ClockworkError(f"the server answered {response.status}: {message or response.reason}")
-    return answer
 
 
 def _trusting(ca: str | None) -> ssl.SSLContext:

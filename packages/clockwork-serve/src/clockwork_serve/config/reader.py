@@ -24,7 +24,9 @@ from clockwork_serve.config.table import (
     wrong,
 )
 
-_OTHER_VARIABLES = {f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "CA", "GRPC_AIO")}
+_OTHER_VARIABLES = {
+    f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "METRICS_URL", "CA", "GRPC_AIO")
+}
 _SERVICE_LINK = re.compile(
     rf"{PREFIX}(?:\w+_)?(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )

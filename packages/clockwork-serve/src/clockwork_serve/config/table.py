@@ -168,6 +168,14 @@ def split_address(found: str) -> tuple[str, int]:
     return host.strip("[]"), int(number)
 
 
+def http_url(value: object) -> str:
+    """The URL of a server: ``http://127.0.0.1:4318``."""
+    found = value.strip() if isinstance(value, str) else ""
+    if re.fullmatch(r"https?://[A-Za-z0-9._:\[\]-]+(/[!-~]*)?", found):
+        return found
+    raise Unfit("a URL", "write it like http://127.0.0.1:4318")
+
+
 def machine_name(value: object) -> str:
     """A short name of letters, digits, dashes, dots and underscores."""
     found = value.strip() if isinstance(value, str) else ""
@@ -631,6 +639,13 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     journal_size: Annotated[int | None, Setting(
         size(MIB), "most that the journal takes; none: 64MiB in memory, 4GiB in a file", shown="none",
     )] = None
+    otlp_endpoint: Annotated[str, Setting(
+        http_url,
+        "URL of a collector of traces, such as http://127.0.0.1:4318; it is sent to by OTLP over HTTP",
+    )] = ""
+    trace_sample: Annotated[float, Setting(
+        number(0, 1), "share of requests that are traced; those refused, failed or late always are",
+    )] = 0.1
     # fmt: on
 
     sources: dict[str, str] = {}

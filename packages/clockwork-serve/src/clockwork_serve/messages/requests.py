@@ -107,7 +107,8 @@ class Request(Struct, frozen=True, kw_only=True, array_like=True, tag="request")
     ``priority`` is 1 (most urgent) to 15; 0 stands for the usual one, 8. ``tenant`` is whose quota it uses.
     ``way_ns`` of the time until the deadline goes by between the client and the controller, as measured.
     ``decide_ns``: how long after its arrival it may be told no, or is promised an answer; below 0: as the
-    server's setting says.
+    server's setting says. ``trace`` is the W3C trace context that its client sent, as
+    ``TRACE-PARENT-FLAGS`` in hexadecimal, with its ``tracestate`` after a space if there is one; empty: none.
     """
 
     request_id: str
@@ -122,6 +123,7 @@ class Request(Struct, frozen=True, kw_only=True, array_like=True, tag="request")
     tenant: str = ""
     way_ns: int = 0
     decide_ns: int = -1
+    trace: str = ""
 
     @property
     def slo_ns(self) -> int:

@@ -11,12 +11,13 @@ from clockwork_serve.telemetry.counters import (
     outcome_key,
 )
 from clockwork_serve.telemetry.following import JournalFollower, numbered, read_journal, read_records
-from clockwork_serve.telemetry.journal import Journal, JournalHead, Step, Torn, head_of
-from clockwork_serve.telemetry.metrics import CONTENT_TYPE, render
+from clockwork_serve.telemetry.journal import Journal, JournalHead, Step, Torn, head_of, refusals_path
+from clockwork_serve.telemetry.metrics import CONTENT_TYPE, OPENMETRICS_TYPE, render
 from clockwork_serve.telemetry.recorder import Recorder
 
 __all__ = [
     "CONTENT_TYPE",
+    "OPENMETRICS_TYPE",
     "Counters",
     "GatewayCounters",
     "Histogram",
@@ -33,5 +34,6 @@ __all__ = [
     "outcome_key",
     "read_journal",
     "read_records",
+    "refusals_path",
     "render",
 ]  # fmt: skip

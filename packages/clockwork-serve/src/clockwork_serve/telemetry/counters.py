@@ -29,6 +29,11 @@ BOUNDS_NS: Final[tuple[int, ...]] = (
 usual 1-2-5 bounds are among them."""
 
 
+def bucket_of(duration_ns: int) -> int:
+    """The bucket that counts a duration: its place in ``BOUNDS_NS``, or one above all of them."""
+    return bisect_left(BOUNDS_NS, duration_ns)
+
+
 class Histogram(Struct):
     """Durations in ns, by bucket: ``counts[i]`` are those up to ``BOUNDS_NS[i]``, the last one all above."""
 
@@ -60,6 +65,14 @@ class Histogram(Struct):
                 return round(low + (high - low) * max(0.0, wanted - seen) / count)
             seen += count
         raise AssertionError("the buckets hold fewer durations than their sum")
+
+
+class Exemplar(Struct, frozen=True, array_like=True):
+    """A request that a bucket of a histogram counts, by its trace; it ended then, by the journal's clock."""
+
+    trace_id: str
+    duration_ns: int
+    ended_ns: int
 
 
 class Durations(Struct):
@@ -175,7 +188,8 @@ class Counters(Struct):
     answer. ``queue`` is arrival to start, ``execution`` the lane time, of requests that were answered well.
     ``wakeup`` is how much later than it had asked the controller came to decide. ``processes_ended`` are
     those that did not answer, by name, since the server's start. ``damaged_files`` of the cache are counted
-    by what they are; ``models_lost`` could not be made again from the repository.
+    by what they are; ``models_lost`` could not be made again from the repository. ``exemplars`` are recent
+    ones of ``latency``, by outcome and bucket, where requests are traced.
     """
 
     received: int = 0
@@ -197,6 +211,7 @@ class Counters(Struct):
     models_waiting: int = 0
     keeper_up: bool = False
     latency: dict[str, Histogram] = {}
+    exemplars: dict[str, dict[int, Exemplar]] = {}
     queue: Histogram = field(default_factory=Histogram)
     execution: Histogram = field(default_factory=Histogram)
     load: Histogram = field(default_factory=Histogram)

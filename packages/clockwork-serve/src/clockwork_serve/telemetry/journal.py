@@ -10,6 +10,7 @@ deleted; each begins with the head of the run that it continues, so that it can 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import itertools
 import logging
@@ -399,6 +400,24 @@ def _mend(path: Path) -> tuple[int, int]:
     if whole < size:
         os.truncate(path, whole)
     return following, journal
+
+
+_REFUSED: Final = "refused-"
+
+
+def refusals_path(path: Path, gateway: str) -> Path:
+    """The journal in which a gateway keeps what it ends by itself, beside the controller's at ``path``.
+
+    A step has a request and its answer, or answers alone, to requests of which the controller knows: those
+    are what their clients got instead of its own, which were late.
+    """
+    return path.with_name(f"{path.name}.{_REFUSED}{gateway}")
+
+
+def refusals_beside(path: Path) -> list[Path]:
+    """Those of all gateways that are there."""
+    found = path.parent.glob(f"{glob.escape(path.name)}.{_REFUSED}*") if path.parent.is_dir() else ()
+    return sorted(each for each in found if not each.suffix[1:].isdigit())
 
 
 def _older(path: Path, age: int) -> Path:

@@ -40,7 +40,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.telemetry.boxes import CHUNK_ROWS, LaneBoxes, box, drawn, drawn_new
 from clockwork_serve.telemetry.journal import JournalHead, Step, Torn
-from clockwork_serve.telemetry.tracks import OPEN, OpenRequest, SentAction, Tracks
+from clockwork_serve.telemetry.tracks import OPEN, AskedAction, OpenRequest, Tracks
 from clockwork_serve.units import NS_PER_US
 
 US_PER_S: Final = 1_000_000
@@ -150,7 +150,7 @@ class LiveView(Tracks):
         self._boxes: list[LaneBoxes] = []
         self._refusals: set[int] = set()  # lanes that are reasons
         self._kept_chunks = 0
-        self._unmeasured: dict[int, SentAction] = {}  # by action id, what was sent and has not ended
+        self._unmeasured: dict[int, AskedAction] = {}  # by action id, what was sent and has not ended
         self._devices: dict[str, tuple[DeviceSpec, str]] = {}  # with its worker
         self._workers: dict[str, str] = {}
         self._resident: dict[str, dict[str, int]] = {}  # by device and model, bytes
@@ -288,7 +288,7 @@ class LiveView(Tracks):
 
     # Actions
 
-    def action_sent(self, sent: SentAction) -> None:
+    def action_sent(self, sent: AskedAction) -> None:
         """It has a place on its lane from now on."""
         action = sent.action
         if isinstance(action, Unload):
@@ -296,7 +296,7 @@ class LiveView(Tracks):
         else:
             self._unmeasured[action.action_id] = sent
 
-    def action_ended(self, sent: SentAction, result: Result | None, why: str) -> None:
+    def action_ended(self, sent: AskedAction, result: Result | None, why: str) -> None:
         """Keep its box."""
         action = sent.action
         self._unmeasured.pop(action.action_id, None)
@@ -309,7 +309,7 @@ class LiveView(Tracks):
                 self._resident.setdefault(action.device, {})[action.model] = action.weights.size
         self._add(self._lane_number(action.device, sent.lane), self._row(sent, start_ns, lasted_ns, status))
 
-    def _row(self, sent: SentAction, start_ns: int, lasted_ns: int, status: int) -> tuple[int, ...]:
+    def _row(self, sent: AskedAction, start_ns: int, lasted_ns: int, status: int) -> tuple[int, ...]:
         action, start_us = sent.action, self._us(start_ns)
         due = [self._us(one.request.deadline_ns) for one in sent.asked] or [start_us]
         predicted = self._us(sent.start_ns), sent.expected_ns // NS_PER_US

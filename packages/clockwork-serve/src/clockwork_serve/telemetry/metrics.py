@@ -10,15 +10,18 @@ with that library's parser.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from clockwork_serve.telemetry.counters import BOUNDS_NS, Counters, GatewayCounters, Histogram
 from clockwork_serve.units import NS_PER_S, NS_PER_US
 
+PREFIX: Final = "clockwork_"
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+OPENMETRICS_TYPE: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 _SHOWN: Final = tuple(
-    (index, f"{bound / NS_PER_S:.9f}".rstrip("0").rstrip("."))
+    (index, repr(bound / NS_PER_S))  # as Prometheus' own libraries write a number: "1e-05", "0.001", "1.0"
     for index, bound in enumerate(BOUNDS_NS)
     if str(bound).rstrip("0") in {"1", "2", "5"}
 )
@@ -39,20 +42,29 @@ _TRITON_REASONS: Final = {
 """Triton's reason of a failure, by our outcome."""
 
 
-def render(counters: Counters, gateway: GatewayCounters | None = None, *, triton: bool = False) -> bytes:
+def render(
+    counters: Counters,
+    gateway: GatewayCounters | None = None,
+    *,
+    triton: bool = False,
+    openmetrics: bool = False,
+) -> bytes:
     """All metrics as text; ``gateway`` adds what the answering gateway counted itself.
 
-    ``triton`` adds what Triton's metrics of requests say, under its names.
+    ``triton`` adds what Triton's metrics of requests say, under its names. ``openmetrics`` writes
+    OpenMetrics, with the exemplars that there are.
     """
     lines: list[str] = []
+    exemplars = _exemplars(counters) if openmetrics else {}
+    write = partial(_lines, openmetrics=openmetrics, exemplars=exemplars)
     for part in (_requests, _times, _tenants, _models, _devices):
-        lines.extend(_lines(part(counters)))
+        lines.extend(write(part(counters)))
     if gateway is not None:
-        lines.extend(_lines(_gateway(gateway)))
+        lines.extend(write(_gateway(gateway)))
     if triton:
         invalid = {} if gateway is None else gateway.invalid
-        lines.extend(_lines(_triton(counters, invalid), "nv_inference_"))
-    lines.append("")
+        lines.extend(write(_triton(counters, invalid), "nv_inference_"))
+    lines.append("# EOF\n" if openmetrics else "")
     return "\n".join(lines).encode()
 
 
@@ -323,27 +335,51 @@ def _ends(outcomes: Mapping[str, int]) -> Samples:
         yield f'outcome="{outcome}",reason="{reason}"', count
 
 
-def _lines(families: Iterable[Family], prefix: str = "clockwork_") -> Iterator[str]:
+Exemplars = Mapping[str, Mapping[int, str]]
+"""What stands behind a histogram's sample, by its labels and the bucket as it is shown."""
+
+
+def _exemplars(counters: Counters) -> Exemplars:
+    """Those of the finer buckets, each at the one shown that holds it; the latest, if there are several."""
+    found: dict[str, dict[int, str]] = {}
+    for outcome, exemplars in counters.exemplars.items():
+        shown = found.setdefault(f'outcome="{outcome}"', {})
+        for bucket, exemplar in sorted(exemplars.items(), key=lambda one: one[1].ended_ns):
+            at = next((index for index, _ in _SHOWN if index >= bucket), len(BOUNDS_NS))
+            seconds = max(0, exemplar.duration_ns) / NS_PER_S
+            shown[at] = f' # {{trace_id="{exemplar.trace_id}"}} {seconds}'
+    return found
+
+
+def _lines(
+    families: Iterable[Family], prefix: str = PREFIX, *, openmetrics: bool, exemplars: Exemplars
+) -> Iterator[str]:
     for short, kind, text, samples in families:
         name = f"{prefix}{short}"
-        yield f"# HELP {name} {text}"
-        yield f"# TYPE {name} {kind}"
+        family, type_ = name, kind
+        if openmetrics and kind == "counter":
+            # There a counter's samples end so; those that have Triton's names do not.
+            family, type_ = (name[:-6], kind) if name.endswith("_total") else (name, "unknown")
+        yield f"# HELP {family} {text}"
+        yield f"# TYPE {family} {type_}"
         if isinstance(samples, Mapping):
             for labels, histogram in samples.items():
-                yield from _histogram(name, labels, histogram)
+                behind = exemplars.get(labels, {}) if short == "request_seconds" else {}
+                yield from _histogram(name, labels, histogram, behind)
         else:
             for labels, value in samples:
                 yield f"{name}{{{labels}}} {value}" if labels else f"{name} {value}"
 
 
-def _histogram(name: str, labels: str, histogram: Histogram) -> Iterator[str]:
+def _histogram(name: str, labels: str, histogram: Histogram, behind: Mapping[int, str]) -> Iterator[str]:
     comma = "," if labels else ""
     below, start = 0, 0
     for index, label in _SHOWN:
         below += sum(histogram.counts[start : index + 1])
         start = index + 1
-        yield f'{name}_bucket{{{labels}{comma}le="{label}"}} {below}'
-    yield f'{name}_bucket{{{labels}{comma}le="+Inf"}} {histogram.count}'
+        yield f'{name}_bucket{{{labels}{comma}le="{label}"}} {below}{behind.get(index, "")}'
+    last = behind.get(len(BOUNDS_NS), "")
+    yield f'{name}_bucket{{{labels}{comma}le="+Inf"}} {histogram.count}{last}'
     braces = f"{{{labels}}}" if labels else ""
     yield f"{name}_sum{braces} {histogram.sum_ns / NS_PER_S}"
     yield f"{name}_count{braces} {histogram.count}"

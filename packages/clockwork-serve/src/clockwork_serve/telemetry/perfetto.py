@@ -41,9 +41,9 @@ _SCHEMA: Final = {
         debug_annotation_string_values=29:Interned*""",
     "Interned": "iid=1:uint64 name=2:string",
 }
-"""``name=number:type`` of each field of each message; ``*``: repeated."""
 _TYPES: Final = {
-    "double": 1, "int64": 3, "uint64": 4, "int32": 5, "fixed64": 6, "bool": 8, "string": 9, "uint32": 13,
+    "double": 1, "int64": 3, "uint64": 4, "int32": 5, "fixed64": 6, "bool": 8, "string": 9, "bytes": 12,
+    "uint32": 13, "fixed32": 7,
 }  # fmt: skip
 _BEGIN, _END, _INSTANT, _COUNTER = 1, 2, 3, 4
 BY_NAME, BY_RANK = 1, 3
@@ -59,23 +59,25 @@ _REPEATED: Final = frozenset({"model", "gateway", "tenant", "outcome", "reason",
 Args = Mapping[str, str | bool | int | float]
 
 
-def message_classes() -> dict[str, Any]:
-    """The messages of ``_SCHEMA``, in a pool of their own: another library may define the same names."""
-    file = descriptor_pb2.FileDescriptorProto(name="timeline.proto", package="perfetto.protos")
-    for message, fields in _SCHEMA.items():
+def message_classes(schema: Mapping[str, str]) -> dict[str, Any]:
+    """The messages of a schema, in a pool of their own: another library may define the same names.
+
+    Of each message it has the fields that are used: ``name=number:type``, with ``*`` where it is repeated.
+    """
+    file = descriptor_pb2.FileDescriptorProto(name="used.proto", package="used")
+    for message, fields in schema.items():
         described: Any = file.message_type.add(name=message)
         for text in fields.split():
             name, _, rest = text.partition("=")
             number, _, kind = rest.rstrip("*").partition(":")
             field = described.field.add(name=name, number=int(number), label=3 if rest[-1] == "*" else 1)
             field.type = _TYPES.get(kind, 11)
-            if kind in _SCHEMA:
-                field.type_name = f".perfetto.protos.{kind}"
+            if kind in schema:
+                field.type_name = f".used.{kind}"
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(file.SerializeToString())
     return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"perfetto.protos.{name}"))
-        for name in _SCHEMA
+        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"used.{name}")) for name in schema
     }
 
 
@@ -87,7 +89,7 @@ class TraceFile:
 
     def __init__(self, out: IO[bytes]) -> None:
         self._out = out
-        self._made = message_classes()["Trace"]
+        self._made = message_classes(_SCHEMA)["Trace"]
         self._trace = self._made()
         self._packet().sequence_flags = _STATE_CLEARED
         self._iids: dict[tuple[str, str], int] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -45,13 +45,17 @@ from clockwork_serve.telemetry.counters import (
     BatchCounters,
     Counters,
     DeviceCounters,
+    Exemplar,
     Histogram,
     ModelCounters,
     TenantCounters,
+    bucket_of,
     encode,
     model_statistics,
     outcome_key,
 )
+from clockwork_serve.telemetry.spans import is_kept, trace_ids
+from clockwork_serve.units import NS_PER_S
 
 
 @dataclass(slots=True)
@@ -65,17 +69,28 @@ class _Open:
     gateway: str
     arrival_ns: int
     deadline_ns: int
+    trace: str = ""
     tenant: TenantCounters | None = None
     sent: bool = False
     answer: Answer | None = None
     answered_ns: int = 0
 
 
-class Recorder:
-    """Adds up :class:`Counters` from the steps of a controller's driver."""
+EXEMPLAR_NS: Final = NS_PER_S
+"""How long a bucket keeps its exemplar at least: one a scrape is enough."""
+RECENT_NS: Final = 300 * NS_PER_S
+"""How much older than the newest one an exemplar may be, to be shown."""
 
-    def __init__(self) -> None:
+
+class Recorder:
+    """Adds up :class:`Counters` from the steps of a controller's driver.
+
+    Where requests are traced, ``trace_share`` is the share of them: then latencies have exemplars.
+    """
+
+    def __init__(self, trace_share: float | None = None) -> None:
         self.counters = Counters()
+        self._trace_share = trace_share
         self._open: dict[str, _Open] = {}  # all and only requests received and not counted by their end
         self._telling: set[str] = set()  # gateways that tell what becomes of answers
         self._early: dict[str, bool] = {}  # told before the step that answered: by request, whether in time
@@ -119,6 +134,7 @@ class Recorder:
             tenant.device_ns, tenant.device_ns_per_s = account["device_ns"], account["device_ns_per_s"]
             tenant.loaded_bytes = account["loaded_bytes"]
             tenant.loaded_bytes_per_s = account["loaded_bytes_per_s"]
+        self._forget_old_exemplars()
         return encode(self.counters)
 
     def statistics(self, model: str | None = None, wall_offset_ns: int | None = None) -> bytes:
@@ -136,7 +152,7 @@ class Recorder:
         counters = self.counters
         model = counters.models.get(request.model, self._unknown)
         self._open[request.request_id] = _Open(
-            model, request.gateway, request.arrival_ns, request.deadline_ns
+            model, request.gateway, request.arrival_ns, request.deadline_ns, request.trace
         )
         if counters.tenants and (tenant := counters.tenants.get(request.tenant)) is not None:
             self._open[request.request_id].tenant = tenant
@@ -191,6 +207,8 @@ class Recorder:
             self._promised(opened.model, answer, late=now_ns > opened.deadline_ns)
         late = answer.reason is Reason.LATE or (answer.outcome is Outcome.OK and now_ns > opened.deadline_ns)
         self._close(opened, answer.outcome, answer.reason, now_ns, late=late)
+        if self._trace_share is not None:
+            self._note_exemplar(opened, answer, now_ns, self._trace_share)
         if answer.outcome is not Outcome.OK:
             return
         self.counters.queue.add(answer.queue_ns)
@@ -199,6 +217,25 @@ class Recorder:
         model.queue.add(answer.queue_ns)
         model.cold_starts += answer.cold
         model.last_ns = now_ns
+
+    def _note_exemplar(self, opened: _Open, answer: Answer, now_ns: int, share: float) -> None:
+        """Remember a request whose trace is kept, if its bucket has had no other for a moment."""
+        duration_ns = now_ns - opened.arrival_ns
+        found = self.counters.exemplars.setdefault(str(answer.outcome), {})
+        bucket = bucket_of(duration_ns)
+        known = found.get(bucket)
+        if known is not None and now_ns - known.ended_ns < EXEMPLAR_NS:
+            return
+        ids = trace_ids(answer.request_id, opened.trace)
+        if is_kept(ids, answer, share):
+            found[bucket] = Exemplar(ids.trace_id.hex(), duration_ns, now_ns)
+
+    def _forget_old_exemplars(self) -> None:
+        exemplars = self.counters.exemplars
+        latest_ns = max((one.ended_ns for found in exemplars.values() for one in found.values()), default=0)
+        for outcome, found in exemplars.items():
+            recent = {at: one for at, one in found.items() if latest_ns - one.ended_ns <= RECENT_NS}
+            exemplars[outcome] = recent
 
     def _promised(self, model: ModelCounters, answer: Answer, *, late: bool) -> None:
         """Count a promise that is over."""

@@ -17,29 +17,34 @@ from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
-    Action,
     AdmissionReply,
     Answer,
     CodeReady,
     Drain,
     Infer,
     Lane,
-    Load,
     ModelAdded,
     ModelRemoved,
     Outcome,
     Quarantined,
     Readiness,
-    Request,
     Result,
     Status,
     Unload,
     WorkerJoined,
 )
 from clockwork_serve.telemetry.following import read_records
+from clockwork_serve.telemetry.in_flight import (
+    NEVER_NS,
+    Told,
+    title_of,
+    told_of_action,
+    told_of_answer,
+    told_of_request,
+)
 from clockwork_serve.telemetry.journal import JournalHead, journal_files
 from clockwork_serve.telemetry.perfetto import BY_NAME, BY_RANK, Args, SliceRows, StateTrack, TraceFile
-from clockwork_serve.telemetry.tracks import NEVER_NS, OPEN, OpenRequest, SentAction, Tracks
+from clockwork_serve.telemetry.tracks import OPEN, AskedAction, OpenRequest, Tracks
 from clockwork_serve.units import NS_PER_S, to_ms
 
 TELL_EVERY: Final = 1024
@@ -172,12 +177,12 @@ class Timeline(Tracks):
         if not covered:
             return
         self.report.requests += 1
-        found = {"message": message} if message else {}
+        found: Told = {"message": message} if message else {}
         if answer is not None:
-            found = _answer_args(answer)
+            found = told_of_answer(answer)
         name = f"{outcome}: {found['reason']}" if "reason" in found else outcome
         _, rows, answers = self._model(request.model)
-        args = {**_request_args(request, outcome, now_ns), **found}
+        args = {**told_of_request(request, outcome, now_ns), **found}
         flows = [asked.flow] if asked.flow else []
         rows.slice(name, "request", request.arrival_ns, now_ns, args, flows)
         ending = {"request": request.request_id}
@@ -224,21 +229,21 @@ class Timeline(Tracks):
 
     # Actions
 
-    def action_sent(self, sent: SentAction) -> None:
+    def action_sent(self, sent: AskedAction) -> None:
         """Draw what was predicted of it."""
         rows = self._lane_rows(sent)
         if not isinstance(sent.action, Unload):
             end_ns = sent.start_ns + sent.expected_ns
             args = {"action": sent.action.action_id}
-            rows.predicted.slice(_title(sent.action), "prediction", sent.start_ns, end_ns, args)
+            rows.predicted.slice(title_of(sent.action), "prediction", sent.start_ns, end_ns, args)
 
-    def action_ended(self, sent: SentAction, result: Result | None, why: str) -> None:
+    def action_ended(self, sent: AskedAction, result: Result | None, why: str) -> None:
         """Draw what was measured of it; one without a result has no length."""
         if result is None:
-            args = _action_args(sent, self.now_ns)
-            self._draw_action(sent, f"{_title(sent.action)}: {why}", NEVER_NS, self.now_ns, args)
+            args = told_of_action(sent, self.now_ns)
+            self._draw_action(sent, f"{title_of(sent.action)}: {why}", NEVER_NS, self.now_ns, args)
             return
-        title, args = _title(sent.action), _action_args(sent, result.started_ns)
+        title, args = title_of(sent.action), told_of_action(sent, result.started_ns)
         if result.status is not Status.OK:
             title = f"{title}: {result.status}"
             args |= {"status": result.status, "message": result.message}
@@ -251,7 +256,7 @@ class Timeline(Tracks):
             args["once_ms"] = to_ms(result.once_ns)
         self._draw_action(sent, title, result.started_ns, result.ended_ns, args)
 
-    def _draw_action(self, sent: SentAction, title: str, start_ns: int, end_ns: int, args: Args) -> None:
+    def _draw_action(self, sent: AskedAction, title: str, start_ns: int, end_ns: int, args: Args) -> None:
         """An action from its start; one that had none is drawn at its end, and no flow leads through it."""
         from_ns = min(start_ns, end_ns)
         if not self._file.covers(from_ns, end_ns):
@@ -265,7 +270,7 @@ class Timeline(Tracks):
                 flows.append(asked.flow)
         self._lane_rows(sent).measured.slice(title, "action", from_ns, end_ns, args, flows)
 
-    def _lane_rows(self, sent: SentAction) -> _LaneRows:
+    def _lane_rows(self, sent: AskedAction) -> _LaneRows:
         device = sent.action.device
         rows = self._rows.get(device)
         if rows is None:
@@ -311,68 +316,6 @@ class Timeline(Tracks):
         if effect.why:
             args["message"] = effect.why
         self._note(self._events, "quarantine" if effect.why else "quarantine ended", args)
-
-
-def _title(action: Action) -> str:
-    """The name of its slices: those of equal names have one colour."""
-    if isinstance(action, Infer):
-        return f"{action.model} x{action.batch}"
-    return f"{'LOAD' if isinstance(action, Load) else 'UNLOAD'} {action.model}"
-
-
-def _request_args(request: Request, outcome: str, now_ns: int) -> dict[str, Any]:
-    """What a request asked for, and what it got; without what is as usual."""
-    args: dict[str, Any] = {
-        "request": request.request_id, "model": request.model, "gateway": request.gateway,
-        "outcome": outcome, "slo_ms": to_ms(request.slo_ns), "left_ms": to_ms(request.deadline_ns - now_ns),
-    }  # fmt: skip
-    rare = {
-        "tenant": request.tenant, "priority": request.priority, "signature": request.signature,
-        "rows": request.rows if request.rows > 1 else 0,
-    }  # fmt: skip
-    return args | {name: value for name, value in rare.items() if value}
-
-
-def _answer_args(answer: Answer) -> dict[str, Any]:
-    """What an answer says, without what is as usual."""
-    args: dict[str, Any] = {"reason": answer.reason} if answer.reason else {}
-    if answer.batch:
-        args |= {
-            "queue_ms": to_ms(answer.queue_ns), "exec_ms": to_ms(answer.exec_ns),
-            "expected_ms": to_ms(answer.expected_ns), "batch": answer.batch,
-        }  # fmt: skip
-    if answer.cold:
-        args["cold"] = True
-    if answer.promised:
-        args |= {"promised": True, "cause": answer.cause} if answer.cause else {"promised": True}
-    if answer.message:
-        args["message"] = answer.message
-    if answer.retry_after_ns:
-        args["retry_after_ms"] = to_ms(answer.retry_after_ns)
-    return args
-
-
-def _action_args(sent: SentAction, start_ns: int) -> dict[str, Any]:
-    """What an action is, and what was expected of it: instants are counted from ``start_ns``."""
-    action = sent.action
-    args: dict[str, Any] = {
-        "action": action.action_id, "model": action.model, "sent_ms": to_ms(sent.sent_ns - start_ns),
-        "window_earliest_ms": to_ms(action.window.earliest_ns - start_ns),
-    }  # fmt: skip
-    if action.window.latest_ns < NEVER_NS:
-        args["window_latest_ms"] = to_ms(action.window.latest_ns - start_ns)
-    if not isinstance(action, Unload):
-        args |= {
-            "predicted_start_ms": to_ms(sent.start_ns - start_ns),
-            "predicted_end_ms": to_ms(sent.start_ns + sent.expected_ns - start_ns),
-            "predicted_lasts_ms": to_ms(sent.expected_ns),
-        }  # fmt: skip
-    if isinstance(action, Infer):
-        rows = sum(call.rows for call in action.calls)
-        args |= {"batch": action.batch, "requests": len(action.calls), "rows": rows}
-        if action.signature:
-            args["signature"] = action.signature
-    return args
 
 
 def draw_timeline(

@@ -14,7 +14,6 @@ from clockwork_serve.messages import (
     Answer,
     GatewayLost,
     Infer,
-    Lane,
     Load,
     Outcome,
     Request,
@@ -24,11 +23,10 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from clockwork_serve.telemetry.in_flight import NEVER_NS, SentAction, SentActions
 from clockwork_serve.telemetry.journal import JournalHead, Step, Torn
 from clockwork_serve.units import NS_PER_S
 
-NEVER_NS: Final = 1 << 61
-"""Later than any instant; windows that end later are open."""
 OPEN: Final = "open"
 """The outcome of a request that nobody answers any more: its controller died, or the journal ends."""
 
@@ -41,42 +39,14 @@ class OpenRequest:
     def __init__(self, request: Request, flow: int) -> None:
         self.request = request
         self.flow = flow  # its number, from 1; 0: none is drawn
-        self.held: SentAction | None = None  # the INFER that it is in
+        self.held: SentAction[OpenRequest] | None = None  # the INFER that it is in
         self.device = ""  # the one of the INFER that it was in last
         self.ran = False  # the flow leads through an INFER
         self.answered_ns = NEVER_NS
 
 
-class SentAction:
-    """An action without a result, predicted to start at ``start_ns``."""
-
-    __slots__ = ("action", "asked", "expected_ns", "sent_ns", "start_ns")
-
-    def __init__(self, action: Action, sent_ns: int, start_ns: int, asked: list[OpenRequest]) -> None:
-        self.action, self.sent_ns, self.start_ns, self.asked = action, sent_ns, start_ns, asked
-        self.expected_ns = 0 if isinstance(action, Unload) else action.expected_ns
-
-    @property
-    def lane(self) -> Lane:
-        """The lane that it is for."""
-        return Lane.EXEC if isinstance(self.action, Infer) else Lane.LOAD
-
-
-class _LaneQueue:
-    """A lane of a device: what was sent and has not ended."""
-
-    __slots__ = ("free_ns", "sent")
-
-    def __init__(self) -> None:
-        self.sent: dict[int, SentAction] = {}
-        self.free_ns = 0
-
-    def available_ns(self, now_ns: int) -> int:
-        """When all that was sent will have ended, as predicted; what runs and is late is taken to end now."""
-        free_ns = self.free_ns
-        for sent in self.sent.values():
-            free_ns = max(max(free_ns, sent.sent_ns) + sent.expected_ns, now_ns)
-        return max(free_ns, now_ns)
+AskedAction = SentAction[OpenRequest]
+"""An action without a result, with its requests."""
 
 
 class Tracks:
@@ -94,11 +64,9 @@ class Tracks:
         self._head: JournalHead | None = None  # of a run whose first step is to come
         self._flows = 0
         self._asked: dict[str, OpenRequest] = {}
-        self._sent: dict[int, SentAction] = {}
+        self._sent = SentActions[OpenRequest]()
         self._moved: dict[str, None] = {}  # models of which ``waiting`` changed in this step
         self._lost_gateways: set[str] = set()  # of this step
-        self._lanes: dict[tuple[str, Lane], _LaneQueue] = {}
-        self._whose: dict[str, str] = {}  # by device, its worker
         self.handlers: dict[type, Callable[[Any], None]] = {
             Request: self._on_request, Answer: self._on_answer, Infer: self._on_action,
             Load: self._on_action, Unload: self._on_action, Result: self._on_result,
@@ -124,10 +92,10 @@ class Tracks:
     def request_ended(self, asked: OpenRequest, outcome: str, answer: Answer | None, message: str) -> None:
         """A request was answered or, without an ``answer``, lost; its ``outcome`` may be ``OPEN``."""
 
-    def action_sent(self, sent: SentAction) -> None:
+    def action_sent(self, sent: AskedAction) -> None:
         """An action was sent."""
 
-    def action_ended(self, sent: SentAction, result: Result | None, why: str) -> None:
+    def action_ended(self, sent: AskedAction, result: Result | None, why: str) -> None:
         """Its result came or, as ``why`` says, none comes any more."""
 
     def worker_joined(self, event: WorkerJoined) -> None:
@@ -153,7 +121,7 @@ class Tracks:
     @property
     def open(self) -> bool:
         """Whether requests or actions have not ended."""
-        return bool(self._asked or self._sent)
+        return bool(self._asked) or bool(self._sent)
 
     def take(self, record: JournalHead | Step | Torn) -> None:
         """Follow the next record."""
@@ -175,7 +143,7 @@ class Tracks:
         """End what should have ended before: what came of it is not in the journal."""
         for asked in [one for one in self._asked.values() if one.request.deadline_ns < before_ns]:
             self._end_request(asked, OPEN, None, "its end is not in the journal")
-        for sent in [one for one in self._sent.values() if one.start_ns + one.expected_ns < before_ns]:
+        for sent in self._sent.due(before_ns):
             self._end_unmeasured(sent, "no result")
 
     def _step(self, step: Step) -> None:
@@ -224,11 +192,9 @@ class Tracks:
         self._end_step()
 
     def _end_actions(self) -> None:
-        """No result comes any more, and what lanes are free from is of no use to who comes next."""
-        for sent in list(self._sent.values()):
+        """No result comes any more."""
+        for sent in self._sent.end():
             self._end_unmeasured(sent, "no result")
-        for lane in self._lanes.values():
-            lane.free_ns = 0
 
     # Requests
 
@@ -259,49 +225,32 @@ class Tracks:
 
     # Actions
 
-    def _lane(self, action: Action) -> _LaneQueue:
-        key = action.device, Lane.EXEC if isinstance(action, Infer) else Lane.LOAD
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = _LaneQueue()
-        return lane
-
     def _on_action(self, action: Action) -> None:
-        now_ns = self.now_ns
         if self.past():
             return
-        lane = self._lane(action)
         calls = action.calls if isinstance(action, Infer) else ()
         asked = [one for call in calls if (one := self._asked.get(call.request_id)) is not None]
-        sent = SentAction(action, now_ns, lane.available_ns(now_ns), asked)
+        sent = self._sent.send(action, self.now_ns, asked)
         for one in asked:
             if one.held is None:
                 self._wait(one.request.model, -1)
             one.held, one.device = sent, action.device
-        self._sent[action.action_id] = lane.sent[action.action_id] = sent
         self.action_sent(sent)
 
     def _on_result(self, result: Result) -> None:
-        sent = self._sent.get(result.action_id)
+        sent = self._sent.ended(result)
         if sent is None:
             self.unmatched += not self.past()
             return
-        self._remove(sent).free_ns = result.ended_ns
+        self._release(sent)
         self.action_ended(sent, result, "")
 
-    def _end_unmeasured(self, sent: SentAction, why: str) -> None:
+    def _end_unmeasured(self, sent: AskedAction, why: str) -> None:
         """An action of which it is known now that no result comes."""
-        self._remove(sent)
+        self._release(sent)
         self.action_ended(sent, None, why)
 
-    def _remove(self, sent: SentAction) -> _LaneQueue:
-        """It is on its lane no more."""
-        lane = self._lane(sent.action)
-        del self._sent[sent.action.action_id], lane.sent[sent.action.action_id]
-        self._release(sent)
-        return lane
-
-    def _release(self, sent: SentAction) -> None:
+    def _release(self, sent: AskedAction) -> None:
         """What it held waits again, but what is over."""
         for asked in sent.asked:
             if asked.held is sent:
@@ -311,28 +260,22 @@ class Tracks:
 
     # Workers, gateways
 
-    def _sent_to(self, worker: str) -> list[SentAction]:
-        return [sent for sent in self._sent.values() if self._whose.get(sent.action.device) == worker]
-
     def _on_worker_joined(self, event: WorkerJoined) -> None:
         """What an earlier controller sent it, and it is not running, it has told that one, or never did."""
         self.worker_joined(event)
-        self._whose.update((spec.device, event.worker) for spec in event.devices)
-        running = {one.action_id for state in event.states for one in state.running}
-        for sent in self._sent_to(event.worker):
-            if sent.action.action_id not in running:
-                self._end_unmeasured(sent, "no result")
+        for sent in self._sent.joined(event):
+            self._end_unmeasured(sent, "no result")
 
     def _on_worker_lost(self, event: WorkerLost) -> None:
         self.worker_became(event.worker, "lost", "")
-        for sent in self._sent_to(event.worker):
+        for sent in self._sent.lost(event):
             ran = sent.action.action_id in (event.running or ())
             self._end_unmeasured(sent, "running when its worker was lost" if ran else "worker lost")
 
     def _on_worker_hung(self, effect: WorkerHung) -> None:
         """What a hung worker holds is planned anew."""
         self.worker_became(effect.worker, "hung" if effect.why else "up", effect.why)
-        for sent in self._sent_to(effect.worker) if effect.why else ():
+        for sent in self._sent.of(effect.worker) if effect.why else ():
             self._release(sent)
 
     def _on_gateway_lost(self, event: GatewayLost) -> None:

@@ -191,6 +191,7 @@ class LinkListener:
     - ``on_readiness``: readiness may have changed.
     - ``on_refused``: a request was not sent for lack of credit; with how long it waited, in ns.
     - ``on_undelivered``: a request was sent, and did not reach the controller's brain.
+    - ``on_late``: these answers came to their clients too late; the controller was told.
     - ``on_batch``, ``on_batch_end``: called before and after all frames that were read at once.
     """
 
@@ -204,6 +205,7 @@ class LinkListener:
     on_refused: Callable[[Request, int], None] = lambda request, waited_ns: None
     on_undelivered: Callable[[Undelivered], None] = lambda _: None
     on_stuck: Callable[[], None] = lambda: None
+    on_late: Callable[[tuple[str, ...]], None] = lambda _: None
 
 
 class GatewayLink:
@@ -331,12 +333,12 @@ class GatewayLink:
         """Report to the controller which answers were delivered in time, and which were late."""
         in_time, late = self.in_time, self.late
         if in_time or late:
+            overdue = tuple([late.popleft() for _ in range(len(late))])
             self.send(
-                Delivered(
-                    in_time=tuple([in_time.popleft() for _ in range(len(in_time))]),
-                    late=tuple([late.popleft() for _ in range(len(late))]),
-                )
+                Delivered(in_time=tuple([in_time.popleft() for _ in range(len(in_time))]), late=overdue)
             )
+            if overdue:
+                self._listener.on_late(overdue)
 
     def withdraw(self, request_id: str) -> bool:
         """Drop a request that waits for credit; False if it was sent already."""

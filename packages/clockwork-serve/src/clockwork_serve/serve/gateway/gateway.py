@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.errors import InvalidRequest, printable
 from clockwork_serve.messages import (
     AdmissionReply,
     Answer,
@@ -77,7 +77,7 @@ from clockwork_serve.serve.gateway.requests import (
 )
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.gateway.timing import GatewayDelay, LoopTurns
-from clockwork_serve.telemetry import GatewayCounters, outcome_key
+from clockwork_serve.telemetry import GatewayCounters, Journal, outcome_key
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 # ------------------------------------------------------------
@@ -180,6 +180,8 @@ class OverdueSweep:
 NO_ANSWER: Final = "no answer by the deadline"
 UNREAD: Final = "the gateway failed to read the request; see its log"
 OVER: Final = "its deadline passed before the gateway handled it"
+NAME_CHARS: Final = 200
+"""Longer names of models that nobody knows are cut where they are kept."""
 SENT_NS: Final = 10 * NS_PER_MS
 """A response reported as sent may have left up to this much earlier."""
 PREPARED_NS: Final = 5 * NS_PER_S
@@ -207,6 +209,7 @@ class Gateway:
         self.name = config.name
         self.settings = config.settings
         self.regions: Regions | None = None  # set where clients may use shared memory
+        self.refusals: Journal | None = None  # set where what this gateway ends by itself is kept, for traces
         self.slots = Slots(self.settings.gateway_memory)
         self._reserves = OutputReserves()
         self.clock = clock
@@ -228,7 +231,7 @@ class Gateway:
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
             self.admission_queries.on_admission_reply, self._on_batch, self._on_batch_end, self._on_refused,
-            self._on_undelivered, self.admission_queries.on_lost,
+            self._on_undelivered, self.admission_queries.on_lost, self._record_late,
         )  # fmt: skip
         reach = reach or local_reach(config.controller, config.name)
         self.link = GatewayLink(reach, self.settings.default_slo_ns, listener)
@@ -277,7 +280,7 @@ class Gateway:
                 slo_ns = tightest(slo_ns, inquiry.slo_header, inquiry.remaining_s)
         except InvalidRequest as error:
             self.drop_body(inquiry)
-            inquiry.end(self.invalid(error, served))
+            inquiry.end(self.invalid(inquiry, error, served))
             return ""
         except Exception:  # noqa: BLE001 - a bug that one request triggers must not end all others
             _log.exception("reading a request failed", extra={"model": inquiry.model})
@@ -294,14 +297,15 @@ class Gateway:
         output_bytes = self._reserves.room(served, known.rows, known.signature, self.slots.region)
         slot = self._fill(served.sent(call.inputs), output_bytes, body, call.strings)
         if slot is None:
-            self._refuse_for_memory(inquiry, served, self.slots.bytes_for(call.inputs, output_bytes))
+            needed = self.slots.bytes_for(call.inputs, output_bytes)
+            self._refuse_for_memory(inquiry, served, needed, deadline_ns)
             return ""
         self._count += 1
         request_id = f"{self._prefix}{self._count}"
         request = Request(
             request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
-            arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature,
-            priority=priority, tensors=slot.encoded, tenant=inquiry.identity, way_ns=way_ns,
+            arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature, way_ns=way_ns,
+            priority=priority, tensors=slot.encoded, tenant=inquiry.identity, trace=inquiry.trace,
             decide_ns=self._caps.decide_ns(inquiry.identity, known.decide_ns, served.model.decide_ns),
         )  # fmt: skip
         self._pending[request_id] = Pending(inquiry, served, call, slot, request, other_ns)
@@ -350,9 +354,15 @@ class Gateway:
         elif (awaiting := self._awaiting_failover.withdraw(request_id)) is not None:
             self.slots.free(awaiting.slot)
             self._count_outcome(Outcome.CANCELLED, Reason.NONE)
+            self._record(gateway_ending(Outcome.CANCELLED, Reason.NONE, "", request_id), awaiting.request)
 
-    def invalid(self, error: InvalidRequest, served: Served | None = None) -> Ending:
+    def invalid(self, inquiry: Inquiry, error: InvalidRequest, served: Served | None = None) -> Ending:
         """Count a request as invalid; how it ends."""
+        ending = self._count_invalid(error, served)
+        self._record_unsent(inquiry, ending, "" if served is None else served.model.key)
+        return ending
+
+    def _count_invalid(self, error: InvalidRequest, served: Served | None) -> Ending:
         self._count_outcome(Outcome.INVALID, reason_of_error(error))
         if served is not None:
             self._invalid_by_model[served.model.key] += 1
@@ -387,10 +397,10 @@ class Gateway:
         """The client left before its response was sent; nothing is to be counted as late."""
         self.link.in_time.append(ending.request_id)
 
-    def unreadable(self, error: InvalidRequest) -> Ending:
+    def unreadable(self, inquiry: Inquiry, error: InvalidRequest) -> Ending:
         """Count a request whose body cannot be decoded; how it ends."""
         self._received += 1
-        return self.invalid(error)
+        return self.invalid(inquiry, error)
 
     def refuse_unread(self, inquiry: Inquiry, message: str, *, busy: bool) -> None:
         """End a request whose body was not decoded: the codec is overloaded (``busy``), or it failed."""
@@ -454,13 +464,14 @@ class Gateway:
         """
         now_ns = self.clock()
         if now_ns > deadline_ns:
-            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
+            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER, key=key, deadline_ns=deadline_ns)
             return True
         shortage_ns = self.link.shortage_ns(key, deadline_ns - way_ns) if summarised else 0
         if shortage_ns > 0:
             retry_ns = self.link.retry_after_ns(key, shortage_ns)
             reason, why = Reason.WOULD_MISS_DEADLINE, missed_by(shortage_ns)
-            self._refuse(inquiry, Outcome.REJECTED, reason, why, retry_ns)
+            outcome = Outcome.REJECTED
+            self._refuse(inquiry, outcome, reason, why, retry_ns, key=key, deadline_ns=deadline_ns)
             return True
         return False
 
@@ -499,8 +510,10 @@ class Gateway:
         if inquiry is None:
             self._drop(request_id, Outcome.EXPIRED, Reason.NONE)
             return
-        ending = self.invalid(error, self._pending[request_id].served)
-        self.slots.free(self._pending.pop(request_id).slot)
+        pending = self._pending.pop(request_id)
+        ending = self._count_invalid(error, pending.served)
+        self._record(ending, pending.request)
+        self.slots.free(pending.slot)
         inquiry.end(ending)
 
     def _on_release(self, release: Release) -> None:
@@ -530,25 +543,27 @@ class Gateway:
         outcome, reason, retry_after_ns = Outcome.REJECTED, Reason.QUEUE_FULL, ROOM_RETRY_NS
         if self.clock() > self._pending[request_id].deadline_ns:
             outcome, reason, why, retry_after_ns = Outcome.EXPIRED, Reason.NONE, OVER, 0
-        pending = self._drop(request_id, outcome, reason)
+        pending = self._drop(request_id, outcome, reason, why)
         if pending.inquiry is not None:
             ending = gateway_ending(outcome, reason, why, request_id, pending)
             ending.retry_after_ns = retry_after_ns
             self._deliver(pending.inquiry, ending)
 
-    def _drop(self, request_id: str, outcome: Outcome, reason: Reason) -> Pending:
+    def _drop(self, request_id: str, outcome: Outcome, reason: Reason, why: str = "") -> Pending:
         """End a request that never reached the controller; its slot is free at once."""
         pending = self._pending.pop(request_id)
         self.slots.free(pending.slot)
         self._count_outcome(outcome, reason)
+        self._record(gateway_ending(outcome, reason, why, request_id), pending.request)
         return pending
 
     def _reject_early(self, inquiry: EarlyInquiry, told: AdmissionReply, deadline_ns: int) -> None:
         self._received += 1
         if self.clock() > deadline_ns:
-            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER)
+            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER, deadline_ns=deadline_ns)
             return
-        self._refuse(inquiry, Outcome.REJECTED, told.reason, told.message, told.retry_after_ns)
+        outcome, reason, wait_ns = Outcome.REJECTED, told.reason, told.retry_after_ns
+        self._refuse(inquiry, outcome, reason, told.message, wait_ns, deadline_ns=deadline_ns)
 
     def _on_lost(self, why: str) -> None:
         # Workers may still write outputs for requests of the lost controller. Its region is left to them.
@@ -608,7 +623,9 @@ class Gateway:
 
     def _end_unserved(self, inquiry: Inquiry, request_id: str, pending: Pending, why: str) -> None:
         self._count_outcome(Outcome.REJECTED, Reason.NOT_SERVING)
-        self._deliver(inquiry, gateway_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending))
+        ending = gateway_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
+        self._record(ending, pending.request)
+        self._deliver(inquiry, ending)
 
     def _end_all(self, why: str) -> None:
         pendings, self._pending = self._pending, {}
@@ -617,31 +634,75 @@ class Gateway:
             if pending.inquiry is not None:
                 self._end_unserved(pending.inquiry, request_id, pending, why)
             else:
-                self._count_outcome(Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
+                outcome = Outcome.EXPIRED if pending.expired else Outcome.CANCELLED
+                self._count_outcome(outcome, Reason.NONE)
+                self._record(gateway_ending(outcome, Reason.NONE, why, request_id), pending.request)
 
     def _refuse(
-        self, inquiry: Inquiry, outcome: Outcome, reason: Reason, message: str, retry_after_ns: int = 0
-    ) -> None:
+        self, inquiry: Inquiry, outcome: Outcome, reason: Reason, message: str, retry_after_ns: int = 0,
+        *, key: str = "", deadline_ns: int = 0,
+    ) -> None:  # fmt: skip
         self.drop_body(inquiry)
         self._count_outcome(outcome, reason)
         ending = gateway_ending(outcome, reason, message)
         ending.retry_after_ns = retry_after_ns
+        self._record_unsent(inquiry, ending, key, deadline_ns)
         self._deliver(inquiry, ending)
 
-    def _refuse_for_memory(self, inquiry: Inquiry, served: Served, needed: int) -> None:
+    def _record_unsent(self, inquiry: Inquiry, ending: Ending, key: str, deadline_ns: int = 0) -> None:
+        """Give a request that never had an id one, by which traces have it."""
+        if self.refusals is None:
+            return
+        self._count += 1
+        ending.request_id = f"{self._prefix}{self._count}"
+        arrival_ns = inquiry.arrival_ns or self.clock()
+        model = key or printable(f"{inquiry.model}/{inquiry.version}", NAME_CHARS)
+        request = Request(
+            request_id=ending.request_id, gateway=self.name, model=model, arrival_ns=arrival_ns,
+            deadline_ns=deadline_ns or arrival_ns, tenant=inquiry.identity, trace=inquiry.trace,
+        )  # fmt: skip
+        self._record(ending, request)
+
+    def _record(self, ending: Ending, request: Request) -> None:
+        """Keep what became of a request, for the controller will not."""
+        if self.refusals is not None:
+            answer = Answer(
+                request_id=request.request_id, gateway=self.name, outcome=ending.outcome,
+                reason=ending.reason, message=ending.message, retry_after_ns=ending.retry_after_ns,
+            )  # fmt: skip
+            if request.tensors:
+                request = msgspec.structs.replace(request, tensors=b"")
+            self.refusals.on_step(self.clock(), (request,), (answer,))
+
+    def _record_late(self, request_ids: tuple[str, ...]) -> None:
+        if self.refusals is not None:
+            late = [late_ending(request_id, Outcome.OK, None) for request_id in request_ids]
+            answers = [
+                Answer(
+                    request_id=each.request_id, gateway=self.name, outcome=each.outcome, reason=each.reason,
+                    message=each.message,
+                )
+                for each in late
+            ]  # fmt: skip
+            self.refusals.on_step(self.clock(), (), answers)
+
+    def _refuse_for_memory(self, inquiry: Inquiry, served: Served, needed: int, deadline_ns: int) -> None:
         size = self.slots.region.size
         if needed > size:
             error = InvalidRequest(
                 f"the request needs {needed} bytes for its inputs and outputs, expected at most {size}; "
                 "send fewer rows at once, or raise the server's gateway_memory"
             )
-            inquiry.end(self.invalid(error, served))
+            inquiry.end(self.invalid(inquiry, error, served))
             return
         message = (
             f"no room for {needed} bytes of one more request's tensors among the {size} of gateway_memory; "
             "raise it if this is often so"
         )
-        self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
+        self._refuse(
+            inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS, key=served.model.key,
+            deadline_ns=deadline_ns,
+        )  # fmt: skip
 
     def _deliver_answer(self, inquiry: Inquiry, pending: Pending, answer: Answer) -> None:
         if answer.outcome in TIMELY and self.batch_now_ns > pending.request.deadline_ns:
@@ -660,12 +721,16 @@ class Gateway:
         except InvalidRequest as error:
             # The controller has counted it as answered.
             self.link.in_time.append(answer.request_id)
-            inquiry.end(invalid_ending(error, answer.request_id))
+            ending = invalid_ending(error, answer.request_id)
+            self._record(ending, pending.request)
+            inquiry.end(ending)
         except Exception:  # noqa: BLE001 - a bug that one answer triggers must not end all others
             _log.exception("delivering an answer failed", extra={"request_id": answer.request_id})
             self.link.in_time.append(answer.request_id)
             why = "the answer could not be delivered; see the gateway's log"
-            inquiry.end(gateway_ending(Outcome.FAILED, Reason.NONE, why, answer.request_id, pending))
+            ending = gateway_ending(Outcome.FAILED, Reason.NONE, why, answer.request_id, pending)
+            self._record(ending, pending.request)
+            inquiry.end(ending)
 
     def _deliver(self, inquiry: Inquiry, ending: Ending) -> None:
         if ending.outcome is not Outcome.OK:

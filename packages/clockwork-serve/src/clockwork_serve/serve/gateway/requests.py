@@ -483,6 +483,7 @@ class Inquiry(Protocol):
 
     ``body`` is the room in the region that its tensors were received into, if any; :meth:`Gateway.infer`
     takes it over. ``identity`` is the tenant that the API key belongs to; empty where no keys are required.
+    ``trace`` is its ``Request.trace``.
     """
 
     model: str
@@ -490,6 +491,7 @@ class Inquiry(Protocol):
     identity: str
     arrival_ns: int
     slo_header: str | None
+    trace: str
     remaining_s: float | None
     every_output_binary: bool
     body: Body | None

@@ -15,7 +15,7 @@ from google.protobuf import json_format
 
 from clockwork_serve.errors import ConfigError, InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
-from clockwork_serve.oip import InferCall, Served, UnknownModel, grpc_of_http
+from clockwork_serve.oip import InferCall, Served, UnknownModel, grpc_of_http, trace_context
 from clockwork_serve.oip.grpc_infer import (
     SMALL_BYTES,
     WalkedRequest,
@@ -242,6 +242,7 @@ class _GrpcInquiry(ABC):
         "request",
         "rpc",
         "slo_header",
+        "trace",
         "version", "write",
     )  # fmt: skip
 
@@ -256,6 +257,7 @@ class _GrpcInquiry(ABC):
         self.identity = rpc.identity
         self.arrival_ns = rpc.arrival_ns
         self.slo_header = rpc.metadatum("x-slo-ms")
+        self.trace = _trace(rpc)
         self.remaining_s = rpc.time_allowed(gateway.clock)
         self.every_output_binary = True
         self.body: Body | None = None
@@ -332,6 +334,18 @@ class _Delivery:
     def on_sent(self) -> None:
         """It was sent."""
         self._gateway.note_sent(self._ending)
+
+
+def _trace(rpc: GrpcCall) -> str:
+    """The trace context that a call's metadata has; empty if it has none."""
+    parent = rpc.metadatum("traceparent")
+    if parent is None:
+        return ""
+    parents, states = [
+        ",".join(str(value) for name, value in rpc.metadata if name == key)
+        for key in ("traceparent", "tracestate")
+    ]
+    return trace_context(parents, states)
 
 
 class _UnaryInquiry(_GrpcInquiry):

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, cast
 import httptools
 
 from clockwork_serve.config import Settings
+from clockwork_serve.oip import TRACE_HEADERS
 from clockwork_serve.serve.gateway.access import AccessControl
 from clockwork_serve.serve.gateway.client_shm import is_loopback
 from clockwork_serve.serve.gateway.requests import spread_s
@@ -116,6 +117,9 @@ class HeadParser:
         name = name.lower()
         if name in HEADERS_READ:
             self.headers[name] = value
+        elif name in TRACE_HEADERS:
+            before = self.headers.get(name)
+            self.headers[name] = value if before is None else b"%s,%s" % (before, value)
 
     def limit_error(self, settings: Settings) -> str:
         """The error text for a head beyond a limit; "" if it is within all."""
@@ -144,6 +148,7 @@ class ParsedHead:
         "_method",
         "_route",
         "_slo",
+        "_trace",
         "headers",
         "raw",
         "whole",
@@ -155,6 +160,7 @@ class ParsedHead:
         self.headers = headers
         self._method, self._route, self._local = like.method, like.route, like.local
         self._header_length, self._slo, self._accepted = like.header_length, like.slo_header, like.accepted
+        self._trace = like.trace
         length = like.header_length
         self._json_length = None if length is None else byte_count(length)
 
@@ -171,6 +177,8 @@ class ParsedHead:
         exchange.json_length = self._json_length
         exchange.accepted = self._accepted
         exchange.slo_header = self._slo
+        if self._trace:
+            exchange.trace = self._trace
         return exchange
 
 

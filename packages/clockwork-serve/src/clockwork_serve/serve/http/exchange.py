@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Final, Protocol
 
+from msgspec import structs
+
 from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.messages import Outcome
-from clockwork_serve.oip import InferCall, Served, parse_infer
+from clockwork_serve.oip import InferCall, Served, parse_infer, trace_context
 from clockwork_serve.serve.gateway.access import AccessControl, Denied, Right
 from clockwork_serve.serve.gateway.codec import Heavy, is_heavy
 from clockwork_serve.serve.gateway.gateway import Gateway
@@ -35,7 +37,8 @@ from clockwork_serve.units import KIB, NS_PER_MS
 
 HEADERS_READ: Final = frozenset(
     {b"content-length", b"content-encoding", b"transfer-encoding", b"inference-header-content-length",
-     b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key", b"host", b"origin"}
+     b"x-slo-ms", b"expect", b"accept-encoding", b"authorization", b"x-api-key", b"host", b"origin",
+     b"accept"}
 )  # fmt: skip
 """The headers that are read."""
 BODY_OF_CONNECT: Final = "method CONNECT: expected no body, found one; there is no tunnel here"
@@ -71,6 +74,7 @@ class HttpExchange:
     header_length: bytes | None = None
     json_length: int | None = None  # the same, where it was parsed before
     slo_header: str | None = None
+    trace = ""
     remaining_s: float | None = None
     every_output_binary = False
     arrival_ns = 0
@@ -109,6 +113,13 @@ class HttpExchange:
         self.header_length = None if length is None else length.strip()
         slo = headers.get(b"x-slo-ms")
         self.slo_header = None if slo is None else slo.decode("latin-1")
+        route = self.route
+        if self.method == b"GET" and route is not None and route.endpoint in METRICS_ENDPOINTS:
+            wanted = b"application/openmetrics-text" in headers.get(b"accept", b"")
+            self.route = structs.replace(route, openmetrics=wanted)
+        if b"traceparent" in headers:
+            state = headers.get(b"tracestate", b"").decode("latin-1")
+            self.trace = trace_context(headers[b"traceparent"].decode("latin-1"), state)
         return ""
 
     @property

@@ -35,7 +35,7 @@ from clockwork_serve.serve.http.responses import (
     internal_error_response,
     json_response,
 )
-from clockwork_serve.telemetry import CONTENT_TYPE, decode, render
+from clockwork_serve.telemetry import CONTENT_TYPE, OPENMETRICS_TYPE, decode, render
 from clockwork_serve.units import KIB
 
 # ------------------------------------------------------------
@@ -110,10 +110,11 @@ class Endpoints:
             record["inference_stats"]["fail"]["count"] += wrong
         return found
 
-    async def metrics(self) -> bytes:
-        """All metrics in Prometheus' text format."""
+    async def metrics(self, *, openmetrics: bool = False) -> bytes:
+        """All metrics in Prometheus' text format, or as OpenMetrics."""
         counters = decode(_body(await self.gateway.ask(Question.METRICS)))
-        return render(counters, self.gateway.counters(), triton=self.gateway.settings.triton_metrics)
+        triton = self.gateway.settings.triton_metrics
+        return render(counters, self.gateway.counters(), triton=triton, openmetrics=openmetrics)
 
     async def index(self, *, ready: bool) -> list[dict[str, Any]]:
         """The models of the repository and their states."""
@@ -271,6 +272,7 @@ class Route(Struct, frozen=True):
 
     For shared memory ``model`` is a region's name. ``local``: the client is on this host. ``method`` may be
     several, separated by ", ", or empty for any. ``target``: what was asked for, where it is passed on whole.
+    ``openmetrics``: the client asked for metrics of that form.
     """
 
     method: bytes
@@ -279,6 +281,7 @@ class Route(Struct, frozen=True):
     version: str = ""
     local: bool = False
     target: bytes = b""
+    openmetrics: bool = False
 
     def takes(self, method: bytes) -> bool:
         """Whether the endpoint allows that method."""
@@ -423,7 +426,8 @@ async def _stats(endpoints: Endpoints, route: Route, body: bytes) -> Response:
 
 
 async def _metrics(endpoints: Endpoints, route: Route, body: bytes) -> Response:
-    return Response(200, (await endpoints.metrics(),), CONTENT_TYPE.encode())
+    kind = OPENMETRICS_TYPE if route.openmetrics else CONTENT_TYPE
+    return Response(200, (await endpoints.metrics(openmetrics=route.openmetrics),), kind.encode())
 
 
 async def _index(endpoints: Endpoints, route: Route, body: bytes) -> Response:

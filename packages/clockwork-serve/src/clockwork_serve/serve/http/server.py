@@ -617,7 +617,7 @@ class HttpServer:
             exchange.respond(error_response(405, "Method Not Allowed", b"Allow: %s\r\n" % route.method))
         elif much:
             self.gateway.drop_body(exchange)
-            exchange.end(self.gateway.unreadable(TooLarge(much)))
+            exchange.end(self.gateway.unreadable(exchange, TooLarge(much)))
         elif route.endpoint is None:
             if exchange.accepted and (coding := wanted_coding(exchange.accepted.decode("latin-1"))):
                 exchange.pack = partial(self._pack, coding)
@@ -730,7 +730,7 @@ class HttpServer:
         try:
             exchange.content = memoryview(self._unpacked(exchange))
         except InvalidRequest as error:
-            exchange.end(self.gateway.unreadable(error))
+            exchange.end(self.gateway.unreadable(exchange, error))
             return False
         return True
 
@@ -738,7 +738,7 @@ class HttpServer:
         try:
             found = await asyncio.to_thread(self._unpacked, exchange)
         except InvalidRequest as error:
-            exchange.end(self.gateway.unreadable(error))
+            exchange.end(self.gateway.unreadable(exchange, error))
             return
         exchange.content, exchange.encoding = memoryview(found), b""
         if not exchange.abandoned:

@@ -53,7 +53,7 @@ async def serve(config: ControllerProcessConfig, brain: Brain, stop: asyncio.Eve
         _log.info("journal: %s", path)
     hub = Hub(
         brain,
-        Recorder(),
+        Recorder(config.settings.trace_sample if config.settings.otlp_endpoint else None),
         journal,
         read_crash_report=partial(read_crash_report, Path(config.run_dir)),
         timer=UrgentTimer,

@@ -26,12 +26,17 @@ from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
 from clockwork_serve.serve.remote.gateway import FarReach
+from clockwork_serve.telemetry import Journal, refusals_path
 
 if TYPE_CHECKING:
     from clockwork_serve.serve.grpc.service import GatewayGrpc
 
 DRAIN_S: Final = 2.0
 """How long requests in flight may take after SIGTERM, where the supervisor has drained the server before."""
+REFUSALS_SHARE: Final = 8
+"""What a gateway ended by itself may take the journal's bytes divided by this."""
+REFUSALS_FILES: Final = 2
+REFUSALS_FLUSH_S: Final = 0.25
 _THRESHOLDS: Final = (50_000, 20, 100)
 """Of garbage collection; requests create few reference cycles."""
 
@@ -54,13 +59,18 @@ class GatewayServers:
             self.far.grow = self.gateway.grow
         if settings.shared_memory is not None:
             self.gateway.regions = Regions(settings.shared_memory, Path(config.run_dir) / "regions")
+        path = None if config.elsewhere else settings.journal_path(config.run_dir)
+        if path is not None:
+            size = settings.journal_bytes // REFUSALS_SHARE // REFUSALS_FILES
+            kept = refusals_path(path, config.name)
+            self.gateway.refusals = Journal(kept, file_bytes=size, files=REFUSALS_FILES)
         self.endpoints = Endpoints(self.gateway, version("clockwork-serve"))
         self.http = HttpServer(self.gateway, self.endpoints, self.access)
         self.metrics = HttpServer(self.gateway, self.endpoints, self.access, find_metrics_route)
         self.grpc: GatewayGrpc | None = None
         self.port_by_name: dict[str, int] = {}
         loop = asyncio.get_running_loop()
-        works = (self.gateway.link.run(), self.access.keep_fresh(), trim_memory())
+        works = (self.gateway.link.run(), self.access.keep_fresh(), trim_memory(), self._keep_refusals())
         self._tasks = [loop.create_task(work) for work in works]
 
     async def start(self, before_listening: Callable[[], None] = lambda: None) -> None:
@@ -99,6 +109,13 @@ class GatewayServers:
             task.cancel()
         self.gateway.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.gateway.refusals is not None:
+            self.gateway.refusals.close()
+
+    async def _keep_refusals(self) -> None:
+        while self.gateway.refusals is not None:
+            await asyncio.sleep(REFUSALS_FLUSH_S)
+            self.gateway.refusals.flush()
 
     async def _listen(
         self, server: HttpServer, name: str, port: int, share: BalancerConfig | None = None

@@ -1,0 +1,196 @@
+"""What a gateway ends by itself is kept, with an id that its client is told, and what it delivered late."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+import msgspec
+from msgspec import structs
+
+from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.messages import (
+    Answer,
+    Outcome,
+    Readiness,
+    Reason,
+    Request,
+    SoonestEnd,
+    SoonestEnds,
+    Undelivered,
+)
+from clockwork_serve.serve.gateway.gateway import NAME_CHARS
+from clockwork_serve.telemetry import Journal, Step
+from clockwork_serve.units import MIB, NS_PER_S, ms
+from tests.serve.gateway.worlds import Client, World, in_world
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+class Kept(Journal):
+    """Keeps steps in memory."""
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+
+    def on_step(self, now_ns, events, effects) -> None:
+        self.steps.append(Step(now_ns, tuple(events), tuple(effects)))
+
+    @property
+    def ends(self) -> list[tuple[str, str, str]]:
+        """Model, outcome and reason of each."""
+        return [
+            (request.model, answer.outcome, answer.reason)
+            for step in self.steps
+            for request, answer in zip(step.events, step.effects, strict=False)
+            if isinstance(request, Request) and isinstance(answer, Answer)
+        ]
+
+
+def kept_in(run_dir: Path, story: Callable[[World, Kept], Coroutine[None, None, None]]) -> Kept:
+    kept = Kept()
+
+    async def told(world: World) -> None:
+        world.gateway.refusals = kept
+        await story(world, kept)
+
+    in_world(run_dir, told)
+    return kept
+
+
+def test_who_is_answered_well_is_kept_by_the_controller_alone(tmp_path: Path) -> None:
+    async def story(world: World, kept: Kept) -> None:
+        client = Client()
+        client.trace = TRACE
+        await world.infer(client)
+        assert world.controller.requests[0].trace == TRACE
+
+    assert kept_in(tmp_path, story).steps == []
+
+
+def test_what_is_wrong_has_an_id_that_its_client_is_told(tmp_path: Path) -> None:
+    async def story(world: World, kept: Kept) -> None:
+        client, unknown = Client(data=b"123"), Client("x" * 1000)
+        client.trace, client.identity = TRACE, "team-a"
+        await world.infer(client)
+        await world.infer(unknown)
+        request, answer = kept.steps[0].events[0], kept.steps[0].effects[0]
+        assert isinstance(request, Request)
+        assert isinstance(answer, Answer)
+        assert request.request_id == answer.request_id == client.ends[0].request_id
+        assert (request.trace, request.tenant, request.gateway) == (TRACE, "team-a", "g0")
+        assert answer.message == client.ends[0].message
+        assert len({client.ends[0].request_id, unknown.ends[0].request_id, ""}) == 3
+
+    assert kept_in(tmp_path, story).ends == [
+        ("ident/1", "invalid", "bad_input"), ("x" * (NAME_CHARS - 3) + "...", "invalid", "unknown_model"),
+    ]  # fmt: skip
+
+
+def test_refusals_of_all_kinds_are_kept(tmp_path: Path) -> None:
+    async def story(world: World, kept: Kept) -> None:
+        gateway = world.gateway
+        world.controller.on_request = world.keep
+        # Its deadline was over before it was read.
+        old = Client()
+        old.arrival_ns -= NS_PER_S
+        await world.infer(old)
+        # Hopeless by the controller's summary.
+        now_ns = time.monotonic_ns()
+        soonest = SoonestEnd(due_ns=now_ns, end_ns=now_ns + ms(900), each_ns=0, other_end_ns=now_ns + ms(999))
+        world.controller.send(SoonestEnds(ends={"ident/1": soonest}, until_ns=now_ns + ms(60_000)))
+        await world.until(lambda: gateway.link.ends.known)
+        await world.infer(Client())
+        # No room for its tensors.
+        first = Client("any", bytes(MIB // 2))
+        gateway.infer(first)
+        await world.infer(Client("any", bytes(MIB // 2)))
+        # It was sent, and never reached the brain.
+        await world.until(lambda: world.controller.requests)
+        world.controller.send(
+            Undelivered(request_id=world.controller.requests[0].request_id, why="no credit")
+        )
+        await world.until(lambda: first.ends)
+        # The server does not serve.
+        world.controller.send(Readiness(ready=False, why="no worker"))
+        await world.until(lambda: not gateway.link.serves)
+        await world.infer(Client("nope"))
+
+    kept = kept_in(tmp_path, story)
+
+    assert kept.ends == [
+        ("ident/1", "expired", ""), ("ident/1", "rejected", "would_miss_deadline"),
+        ("any/1", "rejected", "queue_full"), ("any/1", "rejected", "queue_full"),
+        ("nope/", "rejected", "not_serving"),
+    ]  # fmt: skip
+    slos = [event.slo_ns for step in kept.steps for event in step.events if isinstance(event, Request)]
+    assert slos[:2] == [ms(100), ms(100)]
+    assert all(
+        not event.tensors for step in kept.steps for event in step.events if isinstance(event, Request)
+    )
+
+
+def test_late_answers_are_named(tmp_path: Path) -> None:
+    async def story(world: World, kept: Kept) -> None:
+        def late(request: Request) -> Answer:
+            time.sleep(0.03)
+            return world.controller.echo(request)
+
+        world.controller.on_request = late
+        client = await world.infer(Client(slo_ms=10))
+        assert client.ended == (Outcome.EXPIRED, Reason.LATE)
+        world.gateway.link.report_delivered()
+        (answer,) = kept.steps[0].effects
+        assert kept.steps[0].events == ()
+        assert (answer.request_id, answer.reason) == (client.ends[0].request_id, "late")
+
+    kept_in(tmp_path, story)
+
+
+def test_who_loses_the_controller_is_kept_as_it_was_told(tmp_path: Path) -> None:
+    async def story(world: World, kept: Kept) -> None:
+        world.controller.on_request = world.keep
+        client = Client()
+        request_id = world.gateway.infer(client)
+        world.gateway.close()
+        assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        assert client.ends[0].request_id == kept.steps[0].events[0].request_id == request_id
+
+    assert kept_in(tmp_path, story).ends == [("ident/1", "rejected", "not_serving")]
+
+
+def test_an_answer_that_cannot_be_delivered_is_kept_as_the_client_was_told(tmp_path: Path) -> None:
+    async def story(world: World, kept: Kept) -> None:
+        world.controller.on_request = lambda request: structs.replace(
+            world.controller.echo(request), outputs=b"what nobody can read"
+        )
+        client = await world.infer(Client())
+        assert client.ended == (Outcome.FAILED, Reason.NONE)
+        assert kept.steps[0].events[0].request_id == world.controller.requests[0].request_id
+
+    assert kept_in(tmp_path, story).ends == [("ident/1", "failed", "")]
+
+
+def test_unreadable_bodies_are_kept(tmp_path: Path) -> None:
+    async def story(world: World, kept: Kept) -> None:
+        ending = world.gateway.unreadable(Client(), InvalidRequest("no gzip"))
+        world.gateway.refuse_unread(Client(), "busy", busy=True)
+        assert ending.request_id
+
+    assert kept_in(tmp_path, story).ends == [
+        ("ident/", "invalid", "bad_input"), ("ident/", "rejected", "queue_full"),
+    ]  # fmt: skip
+
+
+def test_what_is_kept_is_small() -> None:
+    request = Request(
+        request_id="gateway-0-19b0b2c5d5e-12345", gateway="gateway-0", model="resnet50/1", arrival_ns=1 << 50,
+        deadline_ns=1 << 50,
+    )  # fmt: skip
+    answer = Answer(
+        request_id=request.request_id, gateway="gateway-0", outcome=Outcome.REJECTED,
+        reason=Reason.WOULD_MISS_DEADLINE, message="the deadline would be missed by 12.3 ms: others are due",
+    )  # fmt: skip
+
+    assert len(msgspec.msgpack.encode((1 << 50, (request,), (answer,), 0))) < 800
