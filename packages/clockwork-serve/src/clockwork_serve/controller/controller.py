@@ -51,6 +51,7 @@ from clockwork_serve.messages import (
     Drain,
     GatewayLost,
     Infer,
+    Model,
     ModelAdded,
     ModelRemoved,
     Outcome,
@@ -544,6 +545,16 @@ class Controller(Record):
     def codes(self) -> dict[str, Code]:
         """All codes, by id."""
         return self._belief.codes
+
+    def model(self, key: str) -> Model | None:
+        """The model of that key, if it is served."""
+        model = self._belief.models.get(key)
+        return None if model is None else model.model
+
+    def profiled_ns(self, code_id: str, kind: str, batch: int) -> int:
+        """What a profile says that an INFER takes; 0 if none does."""
+        profile = self._belief.estimator.profile(code_id, kind)
+        return 0 if profile is None else profile.infer_ns.get(batch, 0)
 
     def workers(self) -> list[WorkerJoined]:
         """The workers as believed, hung ones too: their devices, prepared codes and weights that are ready."""

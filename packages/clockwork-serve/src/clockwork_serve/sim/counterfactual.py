@@ -11,7 +11,8 @@ is as recorded, byte for byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from msgspec import Struct, msgpack
@@ -24,7 +25,6 @@ from clockwork_serve.messages import (
     CodeReady,
     ControllerEffect,
     ControllerEvent,
-    DeviceSpec,
     Infer,
     Load,
     ModelRemoved,
@@ -36,7 +36,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.sim.host import FAR_NS, LANE_DONE, TO_CONTROLLER, TO_WORKER, WAKE, World
+from clockwork_serve.sim.host import CALL, FAR_NS, LANE_DONE, TO_CONTROLLER, TO_WORKER, WAKE, World
 from clockwork_serve.sim.recording import RecordedWorker, Recording
 from clockwork_serve.sim.tally import Tally
 from clockwork_serve.telemetry import Step
@@ -105,8 +105,13 @@ class Scene:
 
 
 def _recording(controller: Controller, steps: Sequence[Step]) -> Recording:
-    recording = Recording(controller.in_flight(), steps[0].now_ns)
     devices = {one.worker: one.devices for one in controller.workers()}
+    kinds = {spec.device: spec.kind for each in devices.values() for spec in each}
+
+    def profiled_ns(action: Infer) -> int:
+        return controller.profiled_ns(action.code_id, kinds.get(action.device, ""), action.batch)
+
+    recording = Recording(controller.in_flight(), steps[0].now_ns, profiled_ns)
     for step in steps:
         for event in step.events:
             if isinstance(event, Result):
@@ -156,6 +161,7 @@ class _Player:
         self.played = Played(answers={}, rests_on={}, steps=[])
         self._keep_steps = keep_steps
         self._world = World({}, Tally(()), 0, 0)
+        self._now_ns = scene.began_ns
         self._hosts: dict[str, RecordedWorker] = {}
         self._by_device: dict[str, RecordedWorker] = {}
         in_flight = self.controller.in_flight()
@@ -166,8 +172,25 @@ class _Player:
             recorded, host = self._recording.actions.get(action.action_id), self._by_device.get(action.device)
             if recorded is not None and host is not None:
                 host.run_as(recorded, action, scene.began_ns)
+        for device, from_ns, until_ns in self._recording.silences:
+            if until_ns > scene.began_ns:
+                silent = partial(self._silent, device, until_ns)
+                self._world.at(max(from_ns, scene.began_ns), CALL, None, silent)
         wake_ns = self.controller.next_wakeup_ns()
         self._wake_ns = FAR_NS if wake_ns is None else wake_ns
+
+    def _silent(self, device: str, until_ns: int) -> tuple[ControllerEvent, ...]:
+        """The worker of a device is stopped, and goes on at that instant."""
+        host = self._by_device.get(device)
+        if host is not None and host.stopped is None:
+            host.stop(self._now_ns)
+            self._world.at(until_ns, CALL, None, partial(self._goes_on, host))
+        return ()
+
+    def _goes_on(self, host: RecordedWorker) -> tuple[ControllerEvent, ...]:
+        if host.stopped is not None and not host.gone:
+            host.resume(self._now_ns)
+        return ()
 
     def _join(self, joined: WorkerJoined) -> None:
         """A worker with the weights and codes that it has; what it runs is told otherwise."""
@@ -182,6 +205,7 @@ class _Player:
     def _lose(self, worker: str) -> None:
         host = self._hosts.pop(worker, None)
         if host is not None:
+            host.gone = True
             self._world.forget(host, (TO_WORKER, LANE_DONE, WAKE, TO_CONTROLLER))
             for spec in host.specs:
                 self._by_device.pop(spec.device, None)
@@ -207,6 +231,7 @@ class _Player:
             events: list[ControllerEvent] = []
             for event in step.events if step is not None else ():
                 self._pass_on(event, events, now_ns)
+            self._now_ns = now_ns
             if heap and heap[0][0] == now_ns:
                 self._world.happen(now_ns, events)
             if events or self._wake_ns <= now_ns or (step is not None and self.played.differs_ns is None):

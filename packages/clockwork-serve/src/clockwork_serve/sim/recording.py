@@ -9,7 +9,7 @@ batch nearby, else what the controller expected.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import median_low
 from typing import Final
 
@@ -21,7 +21,6 @@ from clockwork_serve.messages import (
     CodeAdded,
     CodeRemoved,
     DeviceSpec,
-    Extent,
     Infer,
     Load,
     Resident,
@@ -35,7 +34,7 @@ from clockwork_serve.sim.host import FAR_NS, LEAST_NS, TO_CONTROLLER, TO_WORKER,
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 from clockwork_serve.worker.events import WorkerEffect
 
-# ruff: noqa: FURB136, PLR1730 - as in host.py
+# ruff: noqa: PLR1730 - as in host.py
 
 RECORDED: Final = "recorded"
 NEARBY: Final = "nearby"
@@ -49,6 +48,16 @@ ABOUT_NS: Final = 100 * NS_PER_MS
 USUAL_DELAY_NS: Final = 100 * NS_PER_US
 """The delay of a message to or from a worker of which nothing was recorded."""
 LONGEST_NS: Final = 3600 * NS_PER_S
+SILENT_NS: Final = 10 * NS_PER_MS
+"""A worker was stopped where a result came so much later than usual, or an action took so much longer."""
+PACE_COUNT: Final = 3
+"""A device is as fast as the median of so many actions, the nearest in time, says."""
+PACES: Final = 1.25
+"""A recorded duration is corrected where the device was so many times as fast or slow as it is."""
+
+
+Profiled = Callable[[Infer], int]
+"""What an INFER's profile says that it takes; 0 without one."""
 
 
 class Nearby:
@@ -67,20 +76,29 @@ class Nearby:
         self._times.append(at_ns)
         self._values.append(value)
 
-    def at(self, at_ns: int) -> int:
+    def at(self, at_ns: int, count: int = NEARBY_COUNT) -> int:
         """The median of the nearest; there is at least one."""
+        low, high = self._range(at_ns, count)
+        return median_low(self._values[low:high])
+
+    def nearest(self, at_ns: int) -> tuple[int, int]:
+        """The instant of the nearest value, and the value."""
+        low, _ = self._range(at_ns, 1)
+        return self._times[low], self._values[low]
+
+    def _range(self, at_ns: int, count: int) -> tuple[int, int]:
         if not self._sorted:
             both = sorted(zip(self._times, self._values, strict=True))
             self._times, self._values = [one for one, _ in both], [value for _, value in both]
             self._sorted = True
         times = self._times
         high = low = bisect_left(times, at_ns)
-        while high - low < NEARBY_COUNT and (low > 0 or high < len(times)):
+        while high - low < count and (low > 0 or high < len(times)):
             if high == len(times) or (low > 0 and at_ns - times[low - 1] <= times[high] - at_ns):
                 low -= 1
             else:
                 high += 1
-        return median_low(self._values[low:high])
+        return low, high
 
 
 class RecordedAction:
@@ -126,7 +144,12 @@ class Recording:
     is read.
     """
 
-    def __init__(self, in_flight: Sequence[Action], began_ns: int) -> None:
+    def __init__(self, in_flight: Sequence[Action], began_ns: int, profiled_ns: Profiled) -> None:
+        self._profiled_ns = profiled_ns
+        self.silences: list[tuple[str, int, int]] = []
+        """(device, from, until) where its worker did nothing, as far as that can be seen."""
+        self._paces: dict[str, Nearby] = {}
+        """By device: durations in thousandths of what profiles say."""
         self.actions: dict[int, RecordedAction] = {}
         """By id."""
         self._infers: dict[tuple[str, str, int, str], list[RecordedAction]] = {}
@@ -164,6 +187,20 @@ class Recording:
         if result.status is not Status.OK:
             return
         started_ns, lasted_ns = result.started_ns, one.lasted_ns
+        if isinstance(action, Infer):
+            profiled_ns = self._profiled_ns(action)
+            if lasted_ns > 2 * max(profiled_ns, action.expected_ns) + SILENT_NS:
+                usual_ns, _ = self.lasts_ns(action, started_ns)
+                if lasted_ns > 2 * usual_ns + SILENT_NS:
+                    self._silent(action.device, started_ns + usual_ns, now_ns)
+                    return
+            if now_ns - result.ended_ns > SILENT_NS:
+                _, back_ns = self.delays_ns(action.device, started_ns)
+                if now_ns - result.ended_ns > SILENT_NS + 2 * back_ns:
+                    self._silent(action.device, result.ended_ns + back_ns, now_ns)
+            if profiled_ns:
+                paces = self._paces.setdefault(action.device, Nearby())
+                paces.add(started_ns, 1000 * lasted_ns // profiled_ns)
         if not isinstance(action, Unload):
             batch = action.batch if isinstance(action, Infer) else 0
             found = self._durations.setdefault((action.device, action.code_id, batch), Nearby())
@@ -174,6 +211,9 @@ class Recording:
             if one.idle:
                 out = self._out.setdefault(action.device, Nearby())
                 out.add(started_ns, started_ns - one.sent_ns)
+
+    def _silent(self, device: str, from_ns: int, until_ns: int) -> None:
+        self.silences.append((device, from_ns, until_ns))
 
     def device_lost(self, device: str) -> None:
         """What is in flight there has no result."""
@@ -199,6 +239,12 @@ class Recording:
             nearby = self._of_code.get((action.code_id, batch))
         if nearby is None:
             return action.expected_ns, EXPECTED
+        measured_ns, lasted_ns = nearby.nearest(now_ns)
+        paces = self._paces.get(action.device)
+        if paces is not None:
+            pace, before = paces.at(now_ns, PACE_COUNT), paces.at(measured_ns, PACE_COUNT)
+            if not before / PACES < pace < before * PACES:
+                return lasted_ns * pace // before, NEARBY
         return nearby.at(now_ns), NEARBY
 
     def delays_ns(self, device: str, now_ns: int) -> tuple[int, int]:
