@@ -28,6 +28,7 @@ from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.hangs import Hangs, Stalls
 from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITING
+from clockwork_serve.controller.outlook import Outlook, outlooks
 from clockwork_serve.controller.policies import scheduler_for
 from clockwork_serve.controller.promises import Promises
 from clockwork_serve.controller.quarantine import Quarantine
@@ -573,6 +574,10 @@ class Controller(Record):
     def in_flight(self) -> list[Action]:
         """All actions without a result, in the order in which they were sent."""
         return [sent.action for sent in self._belief.sent.values()]
+
+    def outlooks(self, request: Request, now_ns: int) -> list[Outlook]:
+        """When a request could end on each device, as believed now, and what it would wait for."""
+        return outlooks(self._belief, request, now_ns)
 
     def add_pages(self, pages: int) -> None:
         """Believe that each device has so many more pages for weights, from the next ``decide`` on."""

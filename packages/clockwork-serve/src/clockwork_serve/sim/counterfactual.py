@@ -37,7 +37,7 @@ from clockwork_serve.messages import (
     WorkerLost,
 )
 from clockwork_serve.sim.host import CALL, FAR_NS, LANE_DONE, TO_CONTROLLER, TO_WORKER, WAKE, World
-from clockwork_serve.sim.recording import RecordedWorker, Recording
+from clockwork_serve.sim.recording import ActionPlan, RecordedWorker, Recording
 from clockwork_serve.sim.tally import Tally
 from clockwork_serve.telemetry import Step
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
@@ -131,14 +131,19 @@ class Played(Struct, kw_only=True):
     """How a scene went with a change.
 
     ``answers`` are by request, with when they were decided. ``differs_ns``: the first instant at which
-    anything was not as recorded; None: nothing was. ``rests_on``: what the durations of INFERs rest on, by the
-    request that was in them. ``steps``: all of them, if they were asked for.
+    anything was not as recorded; None: nothing was. ``ran``: by request, how its last INFER went.
+    ``steps``: all of them, if they were asked for.
     """
 
     answers: dict[str, tuple[int, Answer]] = {}
     differs_ns: int | None = None
-    rests_on: dict[str, str] = {}
+    ran: dict[str, ActionPlan] = {}
     steps: list[Step] = []
+
+    def rests_on(self, request_id: str) -> str:
+        """What the duration of a request's INFER rests on; empty: it was in none."""
+        plan = self.ran.get(request_id)
+        return "" if plan is None else plan.rests_on
 
     def good(self, request_id: str) -> bool:
         """Whether a request got a good answer in time."""
@@ -158,7 +163,7 @@ class _Player:
         self.controller = scene.controller.fork()
         self._scene, self._change = scene, change
         self._recording = scene.recording
-        self.played = Played(answers={}, rests_on={}, steps=[])
+        self.played = Played(answers={}, ran={}, steps=[])
         self._keep_steps = keep_steps
         self._world = World({}, Tally(()), 0, 0)
         self._now_ns = scene.began_ns
@@ -250,7 +255,7 @@ class _Player:
                 host.machine.add_pages(change.pages)
             if host.name.startswith(ADDED):
                 host.hold(host.name, self.controller.codes.values(), ())
-        if events or change.pages:
+        if events:
             self._step(events, now_ns - 1, None)
 
     def _pass_on(self, event: ControllerEvent, events: list[ControllerEvent], now_ns: int) -> None:
@@ -299,6 +304,9 @@ class _Player:
                 host = self._by_device.get(effect.device)
                 if host is not None:
                     host.send(effect, now_ns)
+                    if isinstance(effect, Infer) and effect.action_id in host.plans:
+                        for call in effect.calls:
+                            played.ran[call.request_id] = host.plans[effect.action_id]
 
 
 def _same(step: Step | None, events: list[ControllerEvent], effects: list[ControllerEffect]) -> bool:

@@ -50,6 +50,7 @@ USUAL_DELAY_NS: Final = 100 * NS_PER_US
 LONGEST_NS: Final = 3600 * NS_PER_S
 SILENT_NS: Final = 10 * NS_PER_MS
 """A worker was stopped where a result came so much later than usual, or an action took so much longer."""
+PACE_UNIT: Final = 1 << 16
 PACE_COUNT: Final = 3
 """A device is as fast as the median of so many actions, the nearest in time, says."""
 PACES: Final = 1.25
@@ -86,11 +87,29 @@ class Nearby:
         low, _ = self._range(at_ns, 1)
         return self._times[low], self._values[low]
 
-    def _range(self, at_ns: int, count: int) -> tuple[int, int]:
+    def level(self, at_ns: int, count: int, times: float) -> int:
+        """The level that values have at an instant, where it may have changed at once by so many times.
+
+        The median of some before it and after it; where these two differ, that of the nearer side.
+        """
+        self._sort()
+        at = bisect_left(self._times, at_ns)
+        before, after = self._values[max(0, at - count) : at], self._values[at : at + count]
+        if not before or not after:
+            return median_low(before or after)
+        one, other = median_low(before), median_low(after)
+        if one / times < other < one * times:
+            return median_low(before + after)
+        return one if at_ns - self._times[at - 1] < self._times[at] - at_ns else other
+
+    def _sort(self) -> None:
         if not self._sorted:
             both = sorted(zip(self._times, self._values, strict=True))
             self._times, self._values = [one for one, _ in both], [value for _, value in both]
             self._sorted = True
+
+    def _range(self, at_ns: int, count: int) -> tuple[int, int]:
+        self._sort()
         times = self._times
         high = low = bisect_left(times, at_ns)
         while high - low < count and (low > 0 or high < len(times)):
@@ -149,7 +168,7 @@ class Recording:
         self.silences: list[tuple[str, int, int]] = []
         """(device, from, until) where its worker did nothing, as far as that can be seen."""
         self._paces: dict[str, Nearby] = {}
-        """By device: durations in thousandths of what profiles say."""
+        """By device: durations in parts (1 / ``PACE_UNIT``) of what profiles say."""
         self.actions: dict[int, RecordedAction] = {}
         """By id."""
         self._infers: dict[tuple[str, str, int, str], list[RecordedAction]] = {}
@@ -200,7 +219,7 @@ class Recording:
                     self._silent(action.device, result.ended_ns + back_ns, now_ns)
             if profiled_ns:
                 paces = self._paces.setdefault(action.device, Nearby())
-                paces.add(started_ns, 1000 * lasted_ns // profiled_ns)
+                paces.add(started_ns, PACE_UNIT * lasted_ns // profiled_ns)
         if not isinstance(action, Unload):
             batch = action.batch if isinstance(action, Infer) else 0
             found = self._durations.setdefault((action.device, action.code_id, batch), Nearby())
@@ -234,18 +253,35 @@ class Recording:
     def lasts_ns(self, action: Infer | Load, now_ns: int) -> tuple[int, str]:
         """How long an action that was not recorded takes if it starts now, and what that rests on."""
         batch = action.batch if isinstance(action, Infer) else 0
+        pace = self._pace(action.device, now_ns)
         nearby = self._durations.get((action.device, action.code_id, batch))
-        if nearby is None:
-            nearby = self._of_code.get((action.code_id, batch))
-        if nearby is None:
-            return action.expected_ns, EXPECTED
-        measured_ns, lasted_ns = nearby.nearest(now_ns)
-        paces = self._paces.get(action.device)
-        if paces is not None:
-            pace, before = paces.at(now_ns, PACE_COUNT), paces.at(measured_ns, PACE_COUNT)
-            if not before / PACES < pace < before * PACES:
-                return lasted_ns * pace // before, NEARBY
-        return nearby.at(now_ns), NEARBY
+        if nearby is not None:
+            measured_ns, lasted_ns = nearby.nearest(now_ns)
+            corrected_ns = self._at_pace(action.device, lasted_ns, measured_ns, now_ns)
+            return (nearby.at(now_ns) if corrected_ns == lasted_ns else corrected_ns), NEARBY
+        profiled_ns = self._profiled_ns(action) if isinstance(action, Infer) else 0
+        if pace and profiled_ns:
+            return profiled_ns * pace // PACE_UNIT, NEARBY
+        nearby = self._of_code.get((action.code_id, batch))
+        return (action.expected_ns, EXPECTED) if nearby is None else (nearby.at(now_ns), NEARBY)
+
+    def again_ns(self, recorded: RecordedAction, now_ns: int) -> int:
+        """How long the same action takes if it starts at another time."""
+        assert recorded.result is not None
+        started_ns = recorded.result.started_ns
+        return self._at_pace(recorded.action.device, recorded.lasted_ns, started_ns, now_ns)
+
+    def _at_pace(self, device: str, lasted_ns: int, measured_ns: int, now_ns: int) -> int:
+        """A duration that was measured at one instant, at another one."""
+        pace, before = self._pace(device, now_ns), self._pace(device, measured_ns)
+        if pace and before and not before / PACES < pace < before * PACES:
+            return lasted_ns * pace // before
+        return lasted_ns
+
+    def _pace(self, device: str, at_ns: int) -> int:
+        """How long everything takes on a device, in parts of what profiles say; 0: unknown."""
+        paces = self._paces.get(device)
+        return 0 if paces is None else paces.level(at_ns, PACE_COUNT, PACES)
 
     def delays_ns(self, device: str, now_ns: int) -> tuple[int, int]:
         """How long a message takes to a device, and back.
@@ -265,7 +301,7 @@ def _infer_key(action: Infer) -> tuple[str, str, int, str]:
     return action.device, action.model, action.batch, action.calls[0].request_id
 
 
-class _Plan:
+class ActionPlan:
     """How an action of a counterfactual goes: as ``recorded``, exactly or for about as long."""
 
     __slots__ = ("exact", "recorded", "rests_on", "track")
@@ -308,7 +344,7 @@ class RecordedWorker(SimulatedWorker):
         self.recording = recording
         self.passing = passing
         """By id of a recorded action: the id of the action whose result its result is."""
-        self.plans: dict[int, _Plan] = {}
+        self.plans: dict[int, ActionPlan] = {}
         """By id, of actions without a result."""
         self.tracks = {(spec.device, infers): _Track() for spec in specs for infers in (True, False)}
 
@@ -340,7 +376,7 @@ class RecordedWorker(SimulatedWorker):
             self.run_as(recorded, action, now_ns)
             return
         track.open += 1
-        self.plans[action.action_id] = _Plan(track, recorded, exact=False)
+        self.plans[action.action_id] = ActionPlan(track, recorded, exact=False)
         out_ns, _ = self.recording.delays_ns(action.device, now_ns)
         arrives_ns = now_ns + out_ns
         if arrives_ns < track.until_ns:
@@ -360,7 +396,7 @@ class RecordedWorker(SimulatedWorker):
             last_ns = recorded.arrived_ns - recorded.lasted_ns
             start_ns = max(now_ns, min(result.started_ns, last_ns))
         track.open += 1
-        self.plans[action.action_id] = _Plan(track, recorded, exact=True)
+        self.plans[action.action_id] = ActionPlan(track, recorded, exact=True)
         window = Window(min(action.window.earliest_ns, start_ns), max(action.window.latest_ns, start_ns))
         track.until_ns = max(track.until_ns, start_ns)
         self.world.at(start_ns, TO_WORKER, self, replace(action, window=window))
@@ -376,7 +412,7 @@ class RecordedWorker(SimulatedWorker):
         if recorded is not None and recorded.result is not None and recorded.result.status is Status.OK:
             if plan.exact:
                 return min(recorded.result.ended_ns, recorded.arrived_ns) - now_ns
-            return recorded.lasted_ns
+            return self.recording.again_ns(recorded, now_ns)
         if isinstance(action, Unload):
             return LEAST_NS
         lasts_ns, plan.rests_on = self.recording.lasts_ns(action, now_ns)
@@ -390,6 +426,8 @@ class RecordedWorker(SimulatedWorker):
             return
         plan.track.open -= 1
         if plan.exact:
+            if plan.recorded is not None and plan.recorded.result is not None:
+                self.from_worker_until_ns = max(self.from_worker_until_ns, plan.recorded.arrived_ns)
             return
         _, back_ns = self.recording.delays_ns(message.device, now_ns)
         arrives_ns = max(now_ns + back_ns, self.from_worker_until_ns)

@@ -88,7 +88,7 @@ def smallest_slo(case: Case, limit_ns: int, check: Callable[[], None]) -> Remedy
     change, played = search.played(slo_ns)
     return Remedy(
         kind=RemedyKind.SLO, helps=True, change=change, slo_ns=slo_ns, differs_ns=played.differs_ns,
-        rests_on=played.rests_on.get(case.request.request_id, ""),
+        rests_on=played.rests_on(case.request.request_id),
     )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def _tried(
     played = play(case.late if change.edits else case.early, change, until=request_id)
     return Remedy(
         kind=kind, change=change, helps=played.good(request_id), pages=pages, model=model, priority=priority,
-        differs_ns=played.differs_ns, rests_on=played.rests_on.get(request_id, ""),
+        differs_ns=played.differs_ns, rests_on=played.rests_on(request_id),
     )  # fmt: skip
 
 
