@@ -60,7 +60,7 @@ from harness import report
 
 REQUESTS: Final = 6_000
 """Of each run, about."""
-LEAD_NS: Final = int(float(os.environ.get('LEAD','2')) * NS_PER_S)
+LEAD_NS: Final = int(float(os.environ.get("LEAD", "2")) * NS_PER_S)
 AFTER_NS: Final = NS_PER_S
 """A case's steps begin so long before the arrival, and end so long after the deadline or 4 SLOs."""
 SLOS_TRIED: Final = (1.0, *STEPS_UP)
