@@ -44,9 +44,9 @@ from clockwork_serve.sim.remedies import (
     BELOW,
     SLO_TIMES,
     STEPS_UP,
-    Case,
     Remedy,
     RemedyKind,
+    RequestCase,
     other_remedies,
     smallest_slo,
 )
@@ -226,7 +226,7 @@ def kind_of(request: Request, answer: Answer, now_ns: int) -> str:
 
 def cases(
     steps: Sequence[Step], config: ControllerConfig, drawn: Sequence[Sampled]
-) -> Iterator[tuple[Sampled, Case]]:
+) -> Iterator[tuple[Sampled, RequestCase]]:
     """Each request that was drawn in its surroundings, with controllers as they were."""
     controller = Controller(config)
     wanted: deque[tuple[int, Sampled]] = deque(
@@ -240,7 +240,10 @@ def cases(
             end = next((n for n in range(one.arrived, len(steps)) if steps[n].now_ns > last_ns), len(steps))
             early = Scene(controller.fork(), steps[at:end])
             good = one.answer.outcome is Outcome.OK
-            yield one, Case(request=request, early=early, late=early.later(one.arrived - at), good=good)
+            yield (
+                one,
+                RequestCase(request=request, early=early, late=early.later(one.arrived - at), good=good),
+            )
         for event in step.events:
             controller.observe(event, step.now_ns)
         controller.decide(step.now_ns)
@@ -269,7 +272,7 @@ class Claim:
     true: bool = False
 
 
-def claims_of(one: Sampled, case: Case) -> list[Claim]:
+def claims_of(one: Sampled, case: RequestCase) -> list[Claim]:
     """All that an explanation of a case says."""
     request = case.request
     limit_ns = case.late.steps[-1].now_ns - request.arrival_ns - NS_PER_MS
@@ -290,7 +293,7 @@ def claims_of(one: Sampled, case: Case) -> list[Claim]:
     return claims
 
 
-def begins(case: Case, remedy: Remedy) -> int:
+def begins(case: RequestCase, remedy: Remedy) -> int:
     """The first instant of the scene that a remedy was tried in."""
     return case.late.began_ns if remedy.kind is RemedyKind.PRIORITY else case.early.began_ns
 
@@ -380,7 +383,7 @@ def examine(plan: Plan, seed: int, count: int, seen: Seen) -> None:
         seen.took_s.append(time.process_time() - began)
         same = play(case.early, until=one.request.request_id)
         _, answer = same.answers.get(one.request.request_id, (0, None))
-        seen.again += answer == one.answer and same.differs_ns is None
+        seen.again += answer == one.answer and same.from_ns is None
         seen.cases += 1
         seen.kinds[one.kind] += 1
     find_truth(plan, seed, claims)

@@ -49,8 +49,8 @@ def explain(  # noqa: PLR0917 - click gives them by name
 ) -> int:  # fmt: skip
     """Explain a request of JOURNAL, or all that were refused, late or slow.
 
-    JOURNAL is what `clockwork serve --journal` or `clockwork simulate --journal` wrote, ID the request's id, as
-    the answer and the log have it. Each remedy is tried: what surrounded the request is played again with it.
+    JOURNAL is what `clockwork serve --journal` or `clockwork simulate --journal` wrote, ID the request's id,
+    as the answer and the log have it. Each remedy is tried: what surrounded the request is played again with it.
     """
     if (request_id is None) == (which is None):
         raise ConfigError(
@@ -118,9 +118,9 @@ def _not_found(path: Path, request_id: str, tenant: str | None) -> str:
     like = f"nearest: {', '.join(near)}" if near else "none is like it"
     whose = "" if tenant is None else f" of tenant {tenant}"
     return (
-        f"{request_id}: expected a request{whose} that reached the controller while {path} was written; found "
-        f"none; {like}. What a gateway refuses by itself (too large, unknown, hopeless by the controller's last "
-        "summary) never reaches it: the answer's own message says why"
+        f"{request_id}: expected a request{whose} that reached the controller while {path} was written; "
+        f"found none; {like}. What a gateway refuses by itself (too large, unknown, hopeless by the "
+        "controller's last summary) never reaches it: the answer's own message says why"
     )
 
 

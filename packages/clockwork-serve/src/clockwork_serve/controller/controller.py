@@ -552,13 +552,13 @@ class Controller(Record):
         model = self._belief.models.get(key)
         return None if model is None else model.model
 
-    def profiled_ns(self, code_id: str, kind: str, batch: int) -> int:
+    def seed_ns(self, code_id: str, kind: str, batch: int) -> int:
         """What a profile says that an INFER takes; 0 if none does."""
         profile = self._belief.estimator.profile(code_id, kind)
         return 0 if profile is None else profile.infer_ns.get(batch, 0)
 
     def workers(self) -> list[WorkerJoined]:
-        """The workers as believed, hung ones too: their devices, prepared codes and weights that are ready."""
+        """The workers as believed, hung ones too: devices, prepared codes and weights that are ready."""
         devices: dict[str, list[DeviceBelief]] = {}
         hung = [device for one in self._belief.hung.values() for device in one.devices]
         for device in (*self._belief.devices.values(), *hung):

@@ -26,8 +26,8 @@ class Outlook(NamedTuple):
     """One device, for one request; instants on the controller's clock.
 
     ``weights``: ``ready``, ``loading``, ``absent``, or why it cannot serve the model. ``ready_ns``: when they
-    are or could be there. ``free_ns``: when what was ``sent`` to its lane will have ended. ``before_ns`` is the
-    lane time of those ``waiting`` that are due sooner. ``infer_ns``: how long the least batch takes.
+    are or could be there. ``free_ns``: when what was ``sent`` to its lane will have ended. ``before_ns`` is
+    the lane time of those ``waiting`` that are due sooner. ``infer_ns``: how long the least batch takes.
     ``end_ns``: the soonest end, 0 where it cannot serve the model.
     """
 

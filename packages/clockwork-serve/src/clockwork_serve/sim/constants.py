@@ -145,7 +145,7 @@ class KeyedDraws:
         self._infer_us, self._load_us = constants.noise.infer_us, constants.noise.load_us
         self._jitter_us = uniform_us(0, constants.network.jitter_ns)
 
-    def noise_ns(self, action: Action) -> int:
+    def extra_ns(self, action: Action) -> int:
         """By how much an action takes longer than the profile says."""
         if isinstance(action, Infer):
             return self._draw(self._infer_us, _key(action))

@@ -1,6 +1,6 @@
 """What would have happened, had one thing been different: a stretch of a journal, played on with a change.
 
-    scene = ...                                      a controller as it was, and the recorded steps from there on
+    scene = Scene(controller, steps)        a controller as it was, and the recorded steps from there on
     played = play(scene, Change(devices=1), until=request_id)
 
 The controller is driven as drivers do. What came from outside comes as recorded: requests, cancels, workers
@@ -108,10 +108,10 @@ def _recording(controller: Controller, steps: Sequence[Step]) -> Recording:
     devices = {one.worker: one.devices for one in controller.workers()}
     kinds = {spec.device: spec.kind for each in devices.values() for spec in each}
 
-    def profiled_ns(action: Infer) -> int:
-        return controller.profiled_ns(action.code_id, kinds.get(action.device, ""), action.batch)
+    def seed_ns(action: Infer) -> int:
+        return controller.seed_ns(action.code_id, kinds.get(action.device, ""), action.batch)
 
-    recording = Recording(controller.in_flight(), steps[0].now_ns, profiled_ns)
+    recording = Recording(controller.in_flight(), steps[0].now_ns, seed_ns)
     for step in steps:
         for event in step.events:
             if isinstance(event, Result):
@@ -127,16 +127,16 @@ def _recording(controller: Controller, steps: Sequence[Step]) -> Recording:
     return recording
 
 
-class Played(Struct, kw_only=True):
+class PlayedScene(Struct, kw_only=True):
     """How a scene went with a change.
 
-    ``answers`` are by request, with when they were decided. ``differs_ns``: the first instant at which
+    ``answers`` are by request, with when they were decided. ``from_ns``: the first instant at which
     anything was not as recorded; None: nothing was. ``ran``: by request, how its last INFER went.
     ``steps``: all of them, if they were asked for.
     """
 
     answers: dict[str, tuple[int, Answer]] = {}
-    differs_ns: int | None = None
+    from_ns: int | None = None
     ran: dict[str, ActionPlan] = {}
     steps: list[Step] = []
 
@@ -151,7 +151,9 @@ class Played(Struct, kw_only=True):
         return found is not None and found[1].outcome is Outcome.OK
 
 
-def play(scene: Scene, change: Change | None = None, *, until: str = "", keep_steps: bool = False) -> Played:
+def play(
+    scene: Scene, change: Change | None = None, *, until: str = "", keep_steps: bool = False
+) -> PlayedScene:
     """Play a scene with a change, until a request is answered, or to its end."""
     return _Player(scene, change or Change(), keep_steps=keep_steps).run(until)
 
@@ -163,7 +165,7 @@ class _Player:
         self.controller = scene.controller.fork()
         self._scene, self._change = scene, change
         self._recording = scene.recording
-        self.played = Played(answers={}, ran={}, steps=[])
+        self.played = PlayedScene(answers={}, ran={}, steps=[])
         self._keep_steps = keep_steps
         self._world = World({}, Tally(()), 0, 0)
         self._now_ns = scene.began_ns
@@ -215,7 +217,7 @@ class _Player:
             for spec in host.specs:
                 self._by_device.pop(spec.device, None)
 
-    def run(self, until: str) -> Played:
+    def run(self, until: str) -> PlayedScene:
         """Play on until that request is answered, or nothing is left to come."""
         scene, heap, steps, at = self._scene, self._world.heap, self._scene.steps, 0
         self._begin(scene.began_ns)
@@ -239,7 +241,7 @@ class _Player:
             self._now_ns = now_ns
             if heap and heap[0][0] == now_ns:
                 self._world.happen(now_ns, events)
-            if events or self._wake_ns <= now_ns or (step is not None and self.played.differs_ns is None):
+            if events or self._wake_ns <= now_ns or (step is not None and self.played.from_ns is None):
                 self._step(events, now_ns, step)
         return self.played
 
@@ -293,8 +295,8 @@ class _Player:
         effects = controller.decide(now_ns)
         wake_ns = controller.next_wakeup_ns()
         self._wake_ns = FAR_NS if wake_ns is None else wake_ns
-        if played.differs_ns is None and not _same(step, events, effects):
-            played.differs_ns = now_ns
+        if played.from_ns is None and not _same(step, events, effects):
+            played.from_ns = now_ns
         if self._keep_steps:
             played.steps.append(Step(now_ns, tuple(events), tuple(effects)))
         for effect in effects:

@@ -1,4 +1,4 @@
-"""Explains one request from a journal: what was believed, what was chosen, what happened, what would have helped.
+"""Explains a request from a journal: what was believed, chosen and measured, and what would have helped.
 
 Sentences are made here, once: for a terminal, for JSON, and for whoever else shows them. Times are in ms from
 the request's arrival, unless names say otherwise.
@@ -30,9 +30,9 @@ from clockwork_serve.messages import (
 from clockwork_serve.sim.counterfactual import Scene
 from clockwork_serve.sim.remedies import (
     SLO_TIMES,
-    Case,
     Remedy,
     RemedyKind,
+    RequestCase,
     other_remedies,
     smallest_slo,
 )
@@ -139,11 +139,11 @@ class _Reader:
         self._dropped = 0
         self._forks: list[tuple[int, Controller]] = []
         """(step that is next, controller) every ``FORK_EVERY_NS``."""
-        self._forked_ns = 0
+        self._renewed_ns = 0
         self._late_ns = 0
         self._pending: list[_Pending] = []
 
-    def take(self, record: JournalHead | Step | Torn) -> list[Case]:
+    def take(self, record: JournalHead | Step | Torn) -> list[RequestCase]:
         """Read a record; returns the requests whose steps are complete."""
         if isinstance(record, JournalHead):
             done = self.finish()
@@ -162,18 +162,18 @@ class _Reader:
         self._pending = [one for one in self._pending if record.now_ns <= one.last_ns]
         return done
 
-    def finish(self) -> list[Case]:
+    def finish(self) -> list[RequestCase]:
         """A run ends: what was read of its requests is all that there is."""
         done = [self._case(one) for one in self._pending]
         self._pending, self._steps, self._forks = [], [], []
-        self._dropped = self._forked_ns = 0
+        self._dropped = self._renewed_ns = 0
         return done
 
     def _replay(self, controller: Controller, step: Step) -> None:
         at = self._dropped + len(self._steps)
-        if step.now_ns - self._forked_ns >= FORK_EVERY_NS or not self._forks:
+        if step.now_ns - self._renewed_ns >= FORK_EVERY_NS or not self._forks:
             self._forks.append((at, controller.fork()))
-            self._forked_ns = step.now_ns
+            self._renewed_ns = step.now_ns
             self._trim(step.now_ns)
         wake_ns = controller.next_wakeup_ns()
         if not step.events and wake_ns is not None and step.now_ns > wake_ns:
@@ -202,7 +202,7 @@ class _Reader:
     def _time_of(self, fork: tuple[int, Controller]) -> int:
         """When a controller that is remembered made its next step."""
         at = fork[0] - self._dropped
-        return self._steps[at].now_ns if at < len(self._steps) else self._forked_ns
+        return self._steps[at].now_ns if at < len(self._steps) else self._renewed_ns
 
     def _trim(self, now_ns: int) -> None:
         """Forget what is too old for every request that comes or is pending."""
@@ -212,17 +212,17 @@ class _Reader:
         del self._steps[: oldest - self._dropped]
         self._dropped = oldest
 
-    def _case(self, one: _Pending) -> Case:
+    def _case(self, one: _Pending) -> RequestCase:
         steps = self._steps[one.began - self._dropped :]
         early = Scene(one.controller, steps, late_ns=self._late_ns)
         late = early.later(one.arrived - one.began)
-        return Case(request=one.request, early=early, late=late, good=one.good)
+        return RequestCase(request=one.request, early=early, late=late, good=one.good)
 
 
 def cases_of(
     path: Path, wanted: Collection[str], *, tell: Tell = lambda done: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[Case]:  # fmt: skip
+) -> Iterator[RequestCase]:  # fmt: skip
     """The requests of these ids, each in its surroundings, as they come in a journal."""
     reader = _Reader(wanted)
     left = len(wanted)
@@ -250,7 +250,7 @@ def records_of(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
 
 
 def explain(
-    case: Case, *, viewer: str | None = None, check: Callable[[], None] = lambda: None
+    case: RequestCase, *, viewer: str | None = None, check: Callable[[], None] = lambda: None
 ) -> Explanation:
     """Explain a request. ``viewer``: the tenant that is told; of others it sees no names.
 
@@ -261,7 +261,7 @@ def explain(
     return story.told([story.tried(one) for one in remedies])
 
 
-def _remedies(case: Case, check: Callable[[], None]) -> Iterator[Remedy]:
+def _remedies(case: RequestCase, check: Callable[[], None]) -> Iterator[Remedy]:
     request = case.request
     limit_ns = case.late.steps[-1].now_ns - request.arrival_ns - NS_PER_MS
     slo = smallest_slo(case, min(limit_ns, round(SLO_TIMES * request.slo_ns)), check)
@@ -274,10 +274,10 @@ def _remedies(case: Case, check: Callable[[], None]) -> Iterator[Remedy]:
 class _Story:
     """What happened to a request, in sentences."""
 
-    def __init__(self, case: Case, viewer: str | None) -> None:
+    def __init__(self, case: RequestCase, viewer: str | None) -> None:
         self._case, self._viewer = case, viewer
         self._request = request = case.request
-        self._zero_ns = request.arrival_ns
+        self._origin_ns = request.arrival_ns
         self._mine = {
             event.model
             for step in case.early.steps
@@ -298,7 +298,7 @@ class _Story:
         self._walk()
 
     def _ms(self, at_ns: int) -> float:
-        return to_ms(at_ns - self._zero_ns)
+        return to_ms(at_ns - self._origin_ns)
 
     def name(self, model: str) -> str:
         """A model's name, unless it is another tenant's."""
@@ -446,7 +446,7 @@ class _Story:
         }[one.kind]
         return Tried(
             kind=one.kind, helps=one.helps, text=text, rests_on=one.rests_on,
-            from_ms=None if one.differs_ns is None else self._ms(one.differs_ns),
+            from_ms=None if one.from_ns is None else self._ms(one.from_ns),
             slo_ms=to_ms(one.slo_ns) if one.slo_ns else None,
             memory_mib=memory_mib if one.pages else None, model=self.name(one.model) if one.model else None,
             priority=one.priority or None,

@@ -360,7 +360,7 @@ class SimulatedWorker:
         else:
             lasts_ns = LEAST_NS
         if world.keyed is not None:
-            lasts_ns += world.keyed.noise_ns(action)
+            lasts_ns += world.keyed.extra_ns(action)
         if world.slower:
             lasts_ns = int(lasts_ns * world.slower.get(device, 1.0))
         if self.slowness:

@@ -151,7 +151,7 @@ class RecordedAction:
                 mine.batch == action.batch
                 and mine.extent == action.extent
                 and len(calls) == len(action.calls)
-                and all(one.request_id == other.request_id for one, other in zip(calls, action.calls, strict=True))
+                and [one.request_id for one in calls] == [one.request_id for one in action.calls]
             )  # fmt: skip
         return mine.extent == action.extent
 
@@ -163,8 +163,8 @@ class Recording:
     is read.
     """
 
-    def __init__(self, in_flight: Sequence[Action], began_ns: int, profiled_ns: Profiled) -> None:
-        self._profiled_ns = profiled_ns
+    def __init__(self, in_flight: Sequence[Action], began_ns: int, seed_ns: Profiled) -> None:
+        self._seed_ns = seed_ns
         self.silences: list[tuple[str, int, int]] = []
         """(device, from, until) where its worker did nothing, as far as that can be seen."""
         self._paces: dict[str, Nearby] = {}
@@ -207,19 +207,19 @@ class Recording:
             return
         started_ns, lasted_ns = result.started_ns, one.lasted_ns
         if isinstance(action, Infer):
-            profiled_ns = self._profiled_ns(action)
-            if lasted_ns > 2 * max(profiled_ns, action.expected_ns) + SILENT_NS:
+            seed_ns = self._seed_ns(action)
+            if lasted_ns > 2 * max(seed_ns, action.expected_ns) + SILENT_NS:
                 usual_ns, _ = self.lasts_ns(action, started_ns)
                 if lasted_ns > 2 * usual_ns + SILENT_NS:
                     self._silent(action.device, started_ns + usual_ns, now_ns)
                     return
             if now_ns - result.ended_ns > SILENT_NS:
-                _, back_ns = self.delays_ns(action.device, started_ns)
-                if now_ns - result.ended_ns > SILENT_NS + 2 * back_ns:
-                    self._silent(action.device, result.ended_ns + back_ns, now_ns)
-            if profiled_ns:
+                _, back_delay_ns = self.link_delays(action.device, started_ns)
+                if now_ns - result.ended_ns > SILENT_NS + 2 * back_delay_ns:
+                    self._silent(action.device, result.ended_ns + back_delay_ns, now_ns)
+            if seed_ns:
                 paces = self._paces.setdefault(action.device, Nearby())
-                paces.add(started_ns, PACE_UNIT * lasted_ns // profiled_ns)
+                paces.add(started_ns, PACE_UNIT * lasted_ns // seed_ns)
         if not isinstance(action, Unload):
             batch = action.batch if isinstance(action, Infer) else 0
             found = self._durations.setdefault((action.device, action.code_id, batch), Nearby())
@@ -257,11 +257,11 @@ class Recording:
         nearby = self._durations.get((action.device, action.code_id, batch))
         if nearby is not None:
             measured_ns, lasted_ns = nearby.nearest(now_ns)
-            corrected_ns = self._at_pace(action.device, lasted_ns, measured_ns, now_ns)
-            return (nearby.at(now_ns) if corrected_ns == lasted_ns else corrected_ns), NEARBY
-        profiled_ns = self._profiled_ns(action) if isinstance(action, Infer) else 0
-        if pace and profiled_ns:
-            return profiled_ns * pace // PACE_UNIT, NEARBY
+            other_ns = self._at_pace(action.device, lasted_ns, measured_ns, now_ns)
+            return (nearby.at(now_ns) if other_ns == lasted_ns else other_ns), NEARBY
+        seed_ns = self._seed_ns(action) if isinstance(action, Infer) else 0
+        if pace and seed_ns:
+            return seed_ns * pace // PACE_UNIT, NEARBY
         nearby = self._of_code.get((action.code_id, batch))
         return (action.expected_ns, EXPECTED) if nearby is None else (nearby.at(now_ns), NEARBY)
 
@@ -283,18 +283,18 @@ class Recording:
         paces = self._paces.get(device)
         return 0 if paces is None else paces.level(at_ns, PACE_COUNT, PACES)
 
-    def delays_ns(self, device: str, now_ns: int) -> tuple[int, int]:
+    def link_delays(self, device: str, now_ns: int) -> tuple[int, int]:
         """How long a message takes to a device, and back.
 
         Where the device's clock is off, half of both.
         """
         out = self._out.get(device) or next(iter(self._out.values()), None)
         back = self._back.get(device) or next(iter(self._back.values()), None)
-        out_ns = USUAL_DELAY_NS if out is None else out.at(now_ns)
-        back_ns = USUAL_DELAY_NS if back is None else back.at(now_ns)
-        if out_ns < 0 or back_ns < 0:
-            out_ns = back_ns = max(0, out_ns + back_ns) // 2
-        return out_ns, back_ns
+        out_delay_ns = USUAL_DELAY_NS if out is None else out.at(now_ns)
+        back_delay_ns = USUAL_DELAY_NS if back is None else back.at(now_ns)
+        if out_delay_ns < 0 or back_delay_ns < 0:
+            out_delay_ns = back_delay_ns = max(0, out_delay_ns + back_delay_ns) // 2
+        return out_delay_ns, back_delay_ns
 
 
 def _infer_key(action: Infer) -> tuple[str, str, int, str]:
@@ -377,12 +377,12 @@ class RecordedWorker(SimulatedWorker):
             return
         track.open += 1
         self.plans[action.action_id] = ActionPlan(track, recorded, exact=False)
-        out_ns, _ = self.recording.delays_ns(action.device, now_ns)
-        arrives_ns = now_ns + out_ns
-        if arrives_ns < track.until_ns:
-            arrives_ns = track.until_ns
-        track.until_ns = arrives_ns
-        self.world.at(arrives_ns, TO_WORKER, self, action)
+        out_delay_ns, _ = self.recording.link_delays(action.device, now_ns)
+        arrival_ns = now_ns + out_delay_ns
+        if arrival_ns < track.until_ns:
+            arrival_ns = track.until_ns
+        track.until_ns = arrival_ns
+        self.world.at(arrival_ns, TO_WORKER, self, action)
 
     def run_as(self, recorded: RecordedAction, action: Action, now_ns: int) -> None:
         """Have an action run at the instants that were recorded: its lane is occupied until then."""
@@ -429,7 +429,7 @@ class RecordedWorker(SimulatedWorker):
             if plan.recorded is not None and plan.recorded.result is not None:
                 self.from_worker_until_ns = max(self.from_worker_until_ns, plan.recorded.arrived_ns)
             return
-        _, back_ns = self.recording.delays_ns(message.device, now_ns)
-        arrives_ns = max(now_ns + back_ns, self.from_worker_until_ns)
-        self.from_worker_until_ns = arrives_ns
-        self.world.at(arrives_ns, TO_CONTROLLER, self, message)
+        _, back_delay_ns = self.recording.link_delays(message.device, now_ns)
+        arrival_ns = max(now_ns + back_delay_ns, self.from_worker_until_ns)
+        self.from_worker_until_ns = arrival_ns
+        self.world.at(arrival_ns, TO_CONTROLLER, self, message)

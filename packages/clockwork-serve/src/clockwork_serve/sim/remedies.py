@@ -14,7 +14,7 @@ from typing import Final
 from msgspec import Struct
 
 from clockwork_serve.messages import Infer, Load, Request
-from clockwork_serve.sim.counterfactual import Change, Played, Scene, play
+from clockwork_serve.sim.counterfactual import Change, PlayedScene, Scene, play
 from clockwork_serve.units import NS_PER_MS
 
 
@@ -48,9 +48,9 @@ LEAST_SLO_NS: Final = NS_PER_MS // 10
 class Remedy(Struct, frozen=True, kw_only=True):
     """One change that was tried, and whether it ``helps``.
 
-    ``change`` is from the beginning of the earlier scene on, or of requests alone. ``slo_ns``, ``pages`` (more
-    of them on each device), ``model`` and ``priority`` are set by its kind. ``differs_ns`` is when anything
-    became different by it. ``rests_on``: what the duration of the request's own INFER rests on.
+    ``change`` is from the beginning of the earlier scene on, or of requests alone. ``slo_ns``, ``pages``
+    (more of them on each device), ``model`` and ``priority`` are set by its kind. ``from_ns`` is when
+    anything becomes different by it. ``rests_on``: what the duration of the request's own INFER rests on.
     """
 
     kind: RemedyKind
@@ -60,11 +60,11 @@ class Remedy(Struct, frozen=True, kw_only=True):
     pages: int = 0
     model: str = ""
     priority: int = 0
-    differs_ns: int | None = None
+    from_ns: int | None = None
     rests_on: str = ""
 
 
-class Case(Struct, kw_only=True):
+class RequestCase(Struct, kw_only=True):
     """A request in its surroundings: a scene that begins some time before, one at its arrival.
 
     ``good``: it got a good answer in time.
@@ -76,7 +76,7 @@ class Case(Struct, kw_only=True):
     good: bool
 
 
-def smallest_slo(case: Case, limit_ns: int, check: Callable[[], None]) -> Remedy | None:
+def smallest_slo(case: RequestCase, limit_ns: int, check: Callable[[], None]) -> Remedy | None:
     """The smallest SLO from which on the request is met; None if it is none below ``limit_ns``.
 
     ``check`` is called now and then, and may raise.
@@ -87,7 +87,7 @@ def smallest_slo(case: Case, limit_ns: int, check: Callable[[], None]) -> Remedy
         return None
     change, played = search.played(slo_ns)
     return Remedy(
-        kind=RemedyKind.SLO, helps=True, change=change, slo_ns=slo_ns, differs_ns=played.differs_ns,
+        kind=RemedyKind.SLO, helps=True, change=change, slo_ns=slo_ns, from_ns=played.from_ns,
         rests_on=played.rests_on(case.request.request_id),
     )  # fmt: skip
 
@@ -95,11 +95,11 @@ def smallest_slo(case: Case, limit_ns: int, check: Callable[[], None]) -> Remedy
 class _SloSearch:
     """Tries SLOs of one request."""
 
-    def __init__(self, case: Case, limit_ns: int, check: Callable[[], None]) -> None:
+    def __init__(self, case: RequestCase, limit_ns: int, check: Callable[[], None]) -> None:
         self._case, self._limit_ns, self._check = case, limit_ns, check
-        self._found: dict[int, tuple[Change, Played]] = {}
+        self._found: dict[int, tuple[Change, PlayedScene]] = {}
 
-    def played(self, slo_ns: int) -> tuple[Change, Played]:
+    def played(self, slo_ns: int) -> tuple[Change, PlayedScene]:
         """The change to that SLO, and what came of it."""
         found = self._found.get(slo_ns)
         if found is None:
@@ -126,18 +126,18 @@ class _SloSearch:
                 if high_ns is None:
                     return None
             while high_ns > low_ns * CLOSE and high_ns - low_ns > 1:
-                middle_ns = round((low_ns * high_ns) ** 0.5)
-                if self.met(middle_ns):
-                    high_ns = middle_ns
+                mean_ns = round((low_ns * high_ns) ** 0.5)
+                if self.met(mean_ns):
+                    high_ns = mean_ns
                 else:
-                    low_ns = middle_ns
-            for named_ns in (round(high_ns * ABOVE), max(high_ns, int(low_ns / BELOW))):
-                bad = [one for one in (1.0, *STEPS_UP) if not self.met(round(named_ns * one))]
-                if not bad and not self.met(round(named_ns * BELOW)):
-                    return named_ns
+                    low_ns = mean_ns
+            for enough_ns in (round(high_ns * ABOVE), max(high_ns, int(low_ns / BELOW))):
+                bad = [one for one in (1.0, *STEPS_UP) if not self.met(round(enough_ns * one))]
+                if not bad and not self.met(round(enough_ns * BELOW)):
+                    return enough_ns
             if not bad:
-                return named_ns
-            low_ns, high_ns = round(named_ns * max(bad)), None
+                return enough_ns
+            low_ns, high_ns = round(enough_ns * max(bad)), None
         return None
 
     def _bad_below(self, high_ns: int) -> int:
@@ -159,11 +159,13 @@ class _SloSearch:
             low_ns = high_ns
 
 
-def other_remedies(case: Case, check: Callable[[], None]) -> list[Remedy]:
+def other_remedies(case: RequestCase, check: Callable[[], None]) -> list[Remedy]:
     """One device more, more memory, a model that is not there, another priority: each that was tried."""
     found = [_tried(case, RemedyKind.DEVICE, Change(devices=1), check), *_memory(case, check)]
-    for model in models_beside(case)[:MODELS_TRIED]:
-        found.append(_tried(case, RemedyKind.MODEL, Change(without=model), check, model=model))
+    found += [
+        _tried(case, RemedyKind.MODEL, Change(without=model), check, model=model)
+        for model in models_beside(case)[:MODELS_TRIED]
+    ]
     if case.request.priority != MOST_URGENT:
         edits = {case.request.request_id: {"priority": MOST_URGENT}}
         found.append(_tried(case, RemedyKind.PRIORITY, Change(edits=edits), check, priority=MOST_URGENT))
@@ -171,7 +173,7 @@ def other_remedies(case: Case, check: Callable[[], None]) -> list[Remedy]:
 
 
 def _tried(
-    case: Case, kind: RemedyKind, change: Change, check: Callable[[], None], *, pages: int = 0,
+    case: RequestCase, kind: RemedyKind, change: Change, check: Callable[[], None], *, pages: int = 0,
     model: str = "", priority: int = 0,
 ) -> Remedy:  # fmt: skip
     check()
@@ -179,11 +181,11 @@ def _tried(
     played = play(case.late if change.edits else case.early, change, until=request_id)
     return Remedy(
         kind=kind, change=change, helps=played.good(request_id), pages=pages, model=model, priority=priority,
-        differs_ns=played.differs_ns, rests_on=played.rests_on(request_id),
+        from_ns=played.from_ns, rests_on=played.rests_on(request_id),
     )  # fmt: skip
 
 
-def _memory(case: Case, check: Callable[[], None]) -> list[Remedy]:
+def _memory(case: RequestCase, check: Callable[[], None]) -> list[Remedy]:
     """The smallest of a few sizes that helps, or the largest of them, that does not."""
     controller = case.early.controller
     specs = [spec for one in controller.workers() for spec in one.devices]
@@ -201,7 +203,7 @@ def _memory(case: Case, check: Callable[[], None]) -> list[Remedy]:
     return [best]
 
 
-def models_beside(case: Case) -> list[str]:
+def models_beside(case: RequestCase) -> list[str]:
     """Other models that took device time shortly before the request was due, by how much, most first."""
     request = case.request
     began_ns, end_ns = request.arrival_ns - request.slo_ns, request.deadline_ns

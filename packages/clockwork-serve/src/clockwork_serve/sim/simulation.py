@@ -213,8 +213,8 @@ class Simulation:
             late = Draws(self._seed, START_JITTER + load.load, uniform_us(0, load.start_jitter_ns))
             for model in load.models:
                 for _ in range(load.concurrency):
-                    begins_ns = load.start_ns + late.next()
-                    self.world.at(begins_ns, CALL, None, partial(self._send_again, Client(load, model)))
+                    start_ns = load.start_ns + late.next()
+                    self.world.at(start_ns, CALL, None, partial(self._send_again, Client(load, model)))
 
     # Time passes
 

@@ -1,8 +1,8 @@
 """Why many requests were refused, late or slow: counted by cause from a journal, and tried on a sample.
 
-Causes follow from what was recorded, the first that fits: a fault, a quota or limit, memory (no device had the
-weights when it came), estimates (it was sent, and ended later than planned), compute (all else). What would
-have helped is found for a sample by playing it again (``explain``).
+Causes follow from what was recorded, the first that fits: a quota or limit, a fault, memory (no device had
+the weights when it came), estimates (it was sent, and ended later than planned), compute (all else). What
+would have helped is found for a sample by playing it again (``explain``).
 """
 
 from __future__ import annotations
