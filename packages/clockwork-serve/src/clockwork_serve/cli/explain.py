@@ -50,7 +50,7 @@ def explain(  # noqa: PLR0917 - click gives them by name
     """Explain a request of JOURNAL, or all that were refused, late or slow.
 
     JOURNAL is what `clockwork serve --journal` or `clockwork simulate --journal` wrote, ID the request's id,
-    as the answer and the log have it. Each remedy is tried: what surrounded the request is played again with it.
+    as the answer and the log have it. Each remedy is tried: its surroundings are played again with it.
     """
     if (request_id is None) == (which is None):
         raise ConfigError(
@@ -69,7 +69,7 @@ def explain(  # noqa: PLR0917 - click gives them by name
 
             def check() -> None:
                 if stopped():
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt  # noqa: TRY301 - raised where it is called
 
             if request_id is not None:
                 told: Explanation | SurveyReport = _one(path, request_id, tenant, tell, check)

@@ -40,7 +40,7 @@ from clockwork_serve.telemetry import JournalHead, Step, Torn, read_records
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S, to_ms
 
 LEAD_NS: Final = 2 * NS_PER_S
-"""A device, memory or a model's absence is tried from so long before the request on."""
+"""One device more, and more memory, are tried from so long before the request on."""
 AFTER_NS: Final = NS_PER_S
 FORK_EVERY_NS: Final = NS_PER_S // 2
 TELL_EVERY: Final = 256
@@ -215,8 +215,7 @@ class _Reader:
     def _case(self, one: _Pending) -> RequestCase:
         steps = self._steps[one.began - self._dropped :]
         early = Scene(one.controller, steps, late_ns=self._late_ns)
-        late = early.later(one.arrived - one.began)
-        return RequestCase(request=one.request, early=early, late=late, good=one.good)
+        return RequestCase(one.request, early, one.arrived - one.began, good=one.good)
 
 
 def cases_of(

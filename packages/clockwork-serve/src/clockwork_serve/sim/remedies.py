@@ -42,15 +42,18 @@ SLO_TIMES: Final = 16.0
 SEARCHES_MAX: Final = 6
 """Where more is not enough again, the search goes on above that; so often at most."""
 MODELS_TRIED: Final = 3
+NEAR_SLOS: Final = 2
+NEAR_LEAST_NS: Final = 100 * NS_PER_MS
+"""A model is not there from so many SLOs before the request on, and from so long before it at least."""
 LEAST_SLO_NS: Final = NS_PER_MS // 10
 
 
 class Remedy(Struct, frozen=True, kw_only=True):
     """One change that was tried, and whether it ``helps``.
 
-    ``change`` is from the beginning of the earlier scene on, or of requests alone. ``slo_ns``, ``pages``
-    (more of them on each device), ``model`` and ``priority`` are set by its kind. ``from_ns`` is when
-    anything becomes different by it. ``rests_on``: what the duration of the request's own INFER rests on.
+    ``change`` is from the beginning of the case's scene for that ``kind`` on. ``slo_ns``, ``pages`` (more of
+    them on each device), ``model`` and ``priority`` are set by its kind. ``from_ns`` is when anything becomes
+    different by it. ``rests_on``: what the duration of the request's own INFER rests on.
     """
 
     kind: RemedyKind
@@ -64,16 +67,28 @@ class Remedy(Struct, frozen=True, kw_only=True):
     rests_on: str = ""
 
 
-class RequestCase(Struct, kw_only=True):
-    """A request in its surroundings: a scene that begins some time before, one at its arrival.
+class RequestCase:
+    """A request in its surroundings; ``good``: it got a good answer in time.
 
-    ``good``: it got a good answer in time.
+    Its scenes begin some time before it (``early``), shortly before it (``near``), and with its arrival
+    (``late``), which is step ``arrived`` of the early one. A remedy begins as late as it can still help: the
+    longer ago it is, the less is known of what followed.
     """
 
-    request: Request
-    early: Scene
-    late: Scene
-    good: bool
+    def __init__(self, request: Request, early: Scene, arrived: int, *, good: bool) -> None:
+        self.request = request
+        self.good = good
+        self.early = early
+        near_ns = request.arrival_ns - max(NEAR_SLOS * request.slo_ns, NEAR_LEAST_NS)
+        near = next(at for at, step in enumerate(early.steps) if at == arrived or step.now_ns >= near_ns)
+        self.near = early.later(near)
+        self.late = self.near.later(arrived - near)
+
+    def scene(self, kind: RemedyKind) -> Scene:
+        """The scene that a remedy of a kind is tried in."""
+        if kind in {RemedyKind.SLO, RemedyKind.PRIORITY}:
+            return self.late
+        return self.near if kind is RemedyKind.MODEL else self.early
 
 
 def smallest_slo(case: RequestCase, limit_ns: int, check: Callable[[], None]) -> Remedy | None:
@@ -178,7 +193,7 @@ def _tried(
 ) -> Remedy:  # fmt: skip
     check()
     request_id = case.request.request_id
-    played = play(case.late if change.edits else case.early, change, until=request_id)
+    played = play(case.scene(kind), change, until=request_id)
     return Remedy(
         kind=kind, change=change, helps=played.good(request_id), pages=pages, model=model, priority=priority,
         from_ns=played.from_ns, rests_on=played.rests_on(request_id),
