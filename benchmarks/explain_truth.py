@@ -100,20 +100,20 @@ AT_S: Final = 3.0
 """When faults begin."""
 M0: Final = "m0-0000"
 
-PLANS: Final = (
+PLANS: Final = (  # what begins or ends at an instant that no journal tells of is noisy in any case
     Plan(
         FaultTable(kind="crash", at_s=AT_S, for_s=0.3, worker=0),
         devices=2, kinds=MIXED, copies=4, rate=1.3, pages=1.2, slos_ms=(50, 100), noise=True,
     ),
     Plan(
         FaultTable(kind="hang", at_s=AT_S, for_s=0.2, worker=0),
-        devices=2, kinds=SMALL, copies=6, rate=1.0, pages=0.6, slos_ms=(30, 200), noise=False,
+        devices=2, kinds=SMALL, copies=6, rate=1.0, pages=0.6, slos_ms=(30, 200), noise=True,
     ),
     Plan(
         FaultTable(kind="stop", at_s=AT_S, for_s=0.15, worker=1),
         devices=3, kinds=MIXED, copies=6, rate=1.2, pages=0.5, slos_ms=(40, 80), noise=True, urgent=True,
     ),
-    Plan(  # a device that changes its speed at an instant that nobody is told of is noisy in any case
+    Plan(
         FaultTable(kind="slow", at_s=AT_S, for_s=2.0, device=0, factor=2.5),
         devices=1, kinds=MIXED, copies=3, rate=1.1, pages=1.5, slos_ms=(60, 150), noise=True,
     ),
@@ -127,7 +127,7 @@ PLANS: Final = (
     ),
     Plan(
         FaultTable(kind="remove_model", at_s=AT_S, for_s=1.0, model=M0),
-        devices=4, kinds=MIXED, copies=8, rate=1.5, pages=0.3, slos_ms=(40, 100), noise=True,
+        devices=4, kinds=MIXED, copies=8, rate=1.5, pages=0.3, slos_ms=(40, 100), noise=False,
     ),
     Plan(
         FaultTable(kind="add_model", at_s=AT_S, model=M0),

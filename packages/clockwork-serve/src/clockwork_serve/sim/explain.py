@@ -40,7 +40,7 @@ from clockwork_serve.telemetry import JournalHead, Step, Torn, read_records
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S, to_ms
 
 LEAD_NS: Final = 2 * NS_PER_S
-"""One device more, and more memory, are tried from so long before the request on."""
+"""What was measured so long before a request is known to those who try remedies."""
 AFTER_NS: Final = NS_PER_S
 FORK_EVERY_NS: Final = NS_PER_S // 2
 TELL_EVERY: Final = 256
@@ -171,6 +171,8 @@ class _Reader:
 
     def _replay(self, controller: Controller, step: Step) -> None:
         at = self._dropped + len(self._steps)
+        if self._forks and controller.workers() and not self._forks[0][1].workers():
+            self._forks.clear()  # before there was a device nothing can be tried
         if step.now_ns - self._renewed_ns >= FORK_EVERY_NS or not self._forks:
             self._forks.append((at, controller.fork()))
             self._renewed_ns = step.now_ns

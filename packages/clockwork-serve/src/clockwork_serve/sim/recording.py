@@ -141,8 +141,14 @@ class RecordedAction:
         return 0 if self.result is None else self.result.ended_ns - self.result.started_ns
 
     def is_same(self, action: Action) -> bool:
-        """Whether another action does the same with the same requests."""
-        mine = self.action
+        """Whether another action that is sent then does the same with the same requests, and ends so."""
+        mine, window, result = self.action, action.window, self.result
+        if window != mine.window and not (
+            result is not None
+            and result.status is Status.OK
+            and window.earliest_ns <= result.started_ns <= window.latest_ns
+        ):
+            return False  # it could start no more, or could start now
         if type(mine) is not type(action) or mine.device != action.device or mine.model != action.model:
             return False
         if isinstance(mine, Infer) and isinstance(action, Infer):
@@ -214,7 +220,7 @@ class Recording:
                     self._silent(action.device, started_ns + usual_ns, now_ns)
                     return
             if now_ns - result.ended_ns > SILENT_NS:
-                _, back_delay_ns = self.link_delays(action.device, started_ns)
+                _, back_delay_ns, _ = self.link_delays(action.device, started_ns)
                 if now_ns - result.ended_ns > SILENT_NS + 2 * back_delay_ns:
                     self._silent(action.device, result.ended_ns + back_delay_ns, now_ns)
             if seed_ns:
@@ -283,18 +289,25 @@ class Recording:
         paces = self._paces.get(device)
         return 0 if paces is None else paces.level(at_ns, PACE_COUNT, PACES)
 
-    def link_delays(self, device: str, now_ns: int) -> tuple[int, int]:
-        """How long a message takes to a device, and back.
+    def link_delays(self, device: str, now_ns: int) -> tuple[int, int, int]:
+        """How long a message takes to a device, and back; and by how much the device's clock is ahead.
 
-        Where the device's clock is off, half of both.
+        Where that is more than a message takes, both ways are taken to be as long.
         """
         out = self._out.get(device) or next(iter(self._out.values()), None)
         back = self._back.get(device) or next(iter(self._back.values()), None)
         out_delay_ns = USUAL_DELAY_NS if out is None else out.at(now_ns)
         back_delay_ns = USUAL_DELAY_NS if back is None else back.at(now_ns)
-        if out_delay_ns < 0 or back_delay_ns < 0:
-            out_delay_ns = back_delay_ns = max(0, out_delay_ns + back_delay_ns) // 2
-        return out_delay_ns, back_delay_ns
+        if out is not None and back is not None:
+            # A busy lane tells of one way alone: what changed on the way back did so on the way out.
+            measured_ns, value_ns = out.nearest(now_ns)
+            extra_ns = back_delay_ns - back.at(measured_ns)
+            if abs(extra_ns) > USUAL_DELAY_NS:
+                out_delay_ns = value_ns + extra_ns
+        if out_delay_ns >= 0 and back_delay_ns >= 0:
+            return out_delay_ns, back_delay_ns, 0
+        way_ns = max(0, out_delay_ns + back_delay_ns) // 2
+        return way_ns, way_ns, out_delay_ns - way_ns
 
 
 def _infer_key(action: Infer) -> tuple[str, str, int, str]:
@@ -377,12 +390,17 @@ class RecordedWorker(SimulatedWorker):
             return
         track.open += 1
         self.plans[action.action_id] = ActionPlan(track, recorded, exact=False)
-        out_delay_ns, _ = self.recording.link_delays(action.device, now_ns)
+        out_delay_ns, _, skew_ns = self.recording.link_delays(action.device, now_ns)
         arrival_ns = now_ns + out_delay_ns
         if arrival_ns < track.until_ns:
             arrival_ns = track.until_ns
         track.until_ns = arrival_ns
-        self.world.at(arrival_ns, TO_WORKER, self, action)
+        if skew_ns:
+            window = action.window
+            window = Window(window.earliest_ns - skew_ns, window.latest_ns - skew_ns)
+            self.world.at(arrival_ns, TO_WORKER, self, replace(action, window=window))
+        else:
+            self.world.at(arrival_ns, TO_WORKER, self, action)
 
     def run_as(self, recorded: RecordedAction, action: Action, now_ns: int) -> None:
         """Have an action run at the instants that were recorded: its lane is occupied until then."""
@@ -429,7 +447,10 @@ class RecordedWorker(SimulatedWorker):
             if plan.recorded is not None and plan.recorded.result is not None:
                 self.from_worker_until_ns = max(self.from_worker_until_ns, plan.recorded.arrived_ns)
             return
-        _, back_delay_ns = self.recording.link_delays(message.device, now_ns)
+        _, back_delay_ns, skew_ns = self.recording.link_delays(message.device, now_ns)
+        if skew_ns:
+            started_ns, ended_ns = message.started_ns + skew_ns, message.ended_ns + skew_ns
+            message = replace(message, started_ns=started_ns, ended_ns=ended_ns)
         arrival_ns = max(now_ns + back_delay_ns, self.from_worker_until_ns)
         self.from_worker_until_ns = arrival_ns
         self.world.at(arrival_ns, TO_CONTROLLER, self, message)

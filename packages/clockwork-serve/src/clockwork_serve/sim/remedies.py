@@ -42,9 +42,10 @@ SLO_TIMES: Final = 16.0
 SEARCHES_MAX: Final = 6
 """Where more is not enough again, the search goes on above that; so often at most."""
 MODELS_TRIED: Final = 3
-NEAR_SLOS: Final = 2
-NEAR_LEAST_NS: Final = 100 * NS_PER_MS
-"""A model is not there from so many SLOs before the request on, and from so long before it at least."""
+NEAR_SLOS: Final = 4
+NEAR_LEAST_NS: Final = 250 * NS_PER_MS
+"""A device or memory is there, and a model is not, from so many SLOs before the request on, and from so long
+before it at least: time for LOADs. The longer ago a change is, the less is known of what followed."""
 LEAST_SLO_NS: Final = NS_PER_MS // 10
 
 
@@ -70,9 +71,8 @@ class Remedy(Struct, frozen=True, kw_only=True):
 class RequestCase:
     """A request in its surroundings; ``good``: it got a good answer in time.
 
-    Its scenes begin some time before it (``early``), shortly before it (``near``), and with its arrival
-    (``late``), which is step ``arrived`` of the early one. A remedy begins as late as it can still help: the
-    longer ago it is, the less is known of what followed.
+    Its scenes begin some time before it (``early``: what was measured then is known), shortly before it
+    (``near``), and with its arrival (``late``), which is step ``arrived`` of the early one.
     """
 
     def __init__(self, request: Request, early: Scene, arrived: int, *, good: bool) -> None:
@@ -86,9 +86,7 @@ class RequestCase:
 
     def scene(self, kind: RemedyKind) -> Scene:
         """The scene that a remedy of a kind is tried in."""
-        if kind in {RemedyKind.SLO, RemedyKind.PRIORITY}:
-            return self.late
-        return self.near if kind is RemedyKind.MODEL else self.early
+        return self.late if kind in {RemedyKind.SLO, RemedyKind.PRIORITY} else self.near
 
 
 def smallest_slo(case: RequestCase, limit_ns: int, check: Callable[[], None]) -> Remedy | None:
