@@ -575,6 +575,10 @@ class Controller(Record):
         """All actions without a result, in the order in which they were sent."""
         return [sent.action for sent in self._belief.sent.values()]
 
+    def due_ns(self, request: Request) -> int:
+        """When its execution has to end, as believed now, for its answer to be in time."""
+        return self._belief.due_ns(request)
+
     def outlooks(self, request: Request, now_ns: int) -> list[Outlook]:
         """When a request could end on each device, as believed now, and what it would wait for."""
         return outlooks(self._belief, request, now_ns)

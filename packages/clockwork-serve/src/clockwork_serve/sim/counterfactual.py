@@ -209,6 +209,12 @@ class _Player:
         self._hosts[joined.worker] = host
         self._by_device.update((spec.device, host) for spec in joined.devices)
 
+    def _running(self, worker: str) -> tuple[int, ...]:
+        """Ids of what a worker executes."""
+        host = self._hosts.get(worker)
+        found = [] if host is None else host.machine.executing()
+        return tuple([one.action_id for one in found if isinstance(one, Infer | Load | Unload)])
+
     def _lose(self, worker: str) -> None:
         host = self._hosts.pop(worker, None)
         if host is not None:
@@ -274,6 +280,12 @@ class _Player:
             elif action_id != event.action_id:
                 event = replace(event, action_id=action_id)
         elif isinstance(event, WorkerLost | WorkerJoined):
+            if (
+                isinstance(event, WorkerLost)
+                and event.running is not None
+                and self.played.from_ns is not None
+            ):
+                event = replace(event, running=self._running(event.worker))
             self._lose(event.worker)
             if isinstance(event, WorkerJoined):
                 self._join(event)

@@ -294,6 +294,7 @@ class _Story:
         self.answer: Answer | None = None
         self.answered_ns = 0
         self._outlooks: list[Outlook] = []
+        self._due_ns = 0
         self._attempts: list[Attempt] = []
         self._loads: list[str] = []
         self._walk()
@@ -324,6 +325,7 @@ class _Story:
             )
             if not self._outlooks or (answer is not None and answer.outcome is not Outcome.OK):
                 self._outlooks = controller.outlooks(request, step.now_ns)
+                self._due_ns = controller.due_ns(request)
             for event in step.events:
                 controller.observe(event, step.now_ns)
             controller.decide(step.now_ns)
@@ -481,7 +483,8 @@ class _Story:
         lines = [self._sentence()]
         when = "when it came" if self._case.good else "when that was decided"
         if views:
-            lines.append(f"As the controller believed {when}:")
+            due = f"it had to end by {_at(self._ms(self._due_ns))}"
+            lines.append(f"As the controller believed {when}, {due}:")
             lines += [f"  {view.text}" for view in views]
         lines += [f"{one}" for one in self._loads]
         lines += [one.text for one in self._attempts]

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Final
 
 from msgspec import Struct
@@ -38,7 +38,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.sim.explain import TELL_EVERY, Explanation, Tell, cases_of, explain, records_of
 from clockwork_serve.sim.remedies import RemedyKind
 from clockwork_serve.telemetry import JournalHead, Step
-from clockwork_serve.units import NS_PER_S
+from clockwork_serve.units import NS_PER_S, to_ms
 
 FAULT_NS: Final = NS_PER_S // 2
 """A fault is the cause of what came so long after it at most."""
@@ -248,18 +248,23 @@ def _report(
             second, many = seconds.most_common(1)[0]
             text += f"; most in second {second} of the run: {many:,}"
         lines.append(text)
+    ran = [one[2] for one in chosen if one[2].batch]
+    if which is Which.SLOW and ran:
+        waited = to_ms(round(mean([one.queue_ns for one in ran])))
+        lasted = to_ms(round(mean([one.exec_ns for one in ran])))
+        lines.append(f"In the mean they waited for {waited:.1f} ms and ran for {lasted:.1f} ms.")
     saved = _saved(told)
-    if told:
-        lines.append(f"Of a sample of {len(told)}, these would have been met with:" if saved else "")
+    if saved:
+        lines.append(f"Of a sample of {len(told)}, these would have been met with:")
         lines += [f"  {_KINDS[one.kind]}: {one.met} of {one.tried}" for one in saved]
-        slos = [one.slo_ms / told_.slo_ms for told_ in told for one in told_.remedies if one.slo_ms]
-        if slos:
-            lines.append(f"  (a longer SLO: {median(slos):.2f} times as long in the median)")
+    slos = [one.slo_ms / each.slo_ms for each in told for one in each.remedies if one.slo_ms]
+    if slos:
+        lines.append(f"In the median they are met from an SLO of {median(slos):.2f} times theirs on.")
     return SurveyReport(
         which=which, requests=answered, chosen=len(chosen),
         causes={cause.value: count for cause, count in causes.items()},
         models=dict(models.most_common(NAMED)), sample=tuple([one.request_id for one in told]),
-        saved=tuple(saved), lines=tuple([line for line in lines if line]),
+        saved=tuple(saved), lines=tuple(lines),
     )  # fmt: skip
 
 
