@@ -37,7 +37,7 @@ from clockwork_serve.messages import (
     WorkerLost,
 )
 from clockwork_serve.sim.host import CALL, FAR_NS, LANE_DONE, TO_CONTROLLER, TO_WORKER, WAKE, World
-from clockwork_serve.sim.recording import ActionPlan, RecordedWorker, Recording
+from clockwork_serve.sim.recording import ActionPlan, Luck, RecordedWorker, Recording
 from clockwork_serve.sim.tally import Tally
 from clockwork_serve.telemetry import Step
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
@@ -152,22 +152,28 @@ class PlayedScene(Struct, kw_only=True):
 
 
 def play(
-    scene: Scene, change: Change | None = None, *, until: str = "", keep_steps: bool = False
+    scene: Scene, change: Change | None = None, *, until: str = "", keep_steps: bool = False, seed: int = 0
 ) -> PlayedScene:
-    """Play a scene with a change, until a request is answered, or to its end."""
-    return _Player(scene, change or Change(), keep_steps=keep_steps).run(until)
+    """Play a scene with a change, until a request is answered, or to its end.
+
+    With a ``seed``, what was measured nearby counts by luck, and not by its median: to see whether a result
+    depends on that.
+    """
+    luck = Luck(seed) if seed else None
+    return _Player(scene, change or Change(), keep_steps=keep_steps, luck=luck).run(until)
 
 
 class _Player:
     """One playing of a scene."""
 
-    def __init__(self, scene: Scene, change: Change, *, keep_steps: bool) -> None:
+    def __init__(self, scene: Scene, change: Change, *, keep_steps: bool, luck: Luck | None) -> None:
         self.controller = scene.controller.fork()
         self._scene, self._change = scene, change
         self._recording = scene.recording
         self.played = PlayedScene(answers={}, ran={}, steps=[])
         self._keep_steps = keep_steps
         self._world = World({}, Tally(()), 0, 0)
+        self._luck = luck
         self._now_ns = scene.began_ns
         self._hosts: dict[str, RecordedWorker] = {}
         self._by_device: dict[str, RecordedWorker] = {}
@@ -201,7 +207,10 @@ class _Player:
 
     def _join(self, joined: WorkerJoined) -> None:
         """A worker with the weights and codes that it has; what it runs is told otherwise."""
-        host = RecordedWorker(joined.worker, joined.devices, self._world, self._recording, self._passing)
+        host = RecordedWorker(
+            joined.worker, joined.devices, self._world, self._recording, self._passing, self._luck
+        )  # fmt: skip
+
         codes = self.controller.codes
         for state in joined.states:
             found = [codes[code_id] for code_id in state.codes if code_id in codes]

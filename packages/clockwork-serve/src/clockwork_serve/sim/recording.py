@@ -61,6 +61,20 @@ Profiled = Callable[[Infer], int]
 """What an INFER's profile says that it takes; 0 without one."""
 
 
+class Luck:
+    """Choices among what was measured nearby, in place of its median; the same ones for the same seed."""
+
+    __slots__ = ("_state",)
+
+    def __init__(self, seed: int) -> None:
+        self._state = seed
+
+    def below(self, count: int) -> int:
+        """A number from 0, less than ``count``."""
+        self._state = (self._state * 1_103_515_245 + 12_345) & 0x7FFF_FFFF
+        return (self._state >> 12) % count
+
+
 class Nearby:
     """Values by instant, and the median of those that are nearest to one."""
 
@@ -77,9 +91,11 @@ class Nearby:
         self._times.append(at_ns)
         self._values.append(value)
 
-    def at(self, at_ns: int, count: int = NEARBY_COUNT) -> int:
-        """The median of the nearest; there is at least one."""
+    def at(self, at_ns: int, count: int = NEARBY_COUNT, luck: Luck | None = None) -> int:
+        """The median of the nearest, or one of them by luck; there is at least one."""
         low, high = self._range(at_ns, count)
+        if luck is not None:
+            return self._values[low + luck.below(high - low)]
         return median_low(self._values[low:high])
 
     def nearest(self, at_ns: int) -> tuple[int, int]:
@@ -87,10 +103,11 @@ class Nearby:
         low, _ = self._range(at_ns, 1)
         return self._times[low], self._values[low]
 
-    def level(self, at_ns: int, count: int, times: float) -> int:
+    def level(self, at_ns: int, count: int, times: float, luck: Luck | None = None) -> int:
         """The level that values have at an instant, where it may have changed at once by so many times.
 
-        The median of some before it and after it; where these two differ, that of the nearer side.
+        The median of some before it and after it; where these two differ, that of the nearer side, or of one
+        of them by luck.
         """
         self._sort()
         at = bisect_left(self._times, at_ns)
@@ -100,6 +117,8 @@ class Nearby:
         one, other = median_low(before), median_low(after)
         if one / times < other < one * times:
             return median_low(before + after)
+        if luck is not None:
+            return other if luck.below(2) else one
         return one if at_ns - self._times[at - 1] < self._times[at] - at_ns else other
 
     def _sort(self) -> None:
@@ -256,48 +275,49 @@ class Recording:
         best = min(found, key=lambda one: abs(one.sent_ns - now_ns))
         return best if infers or abs(best.sent_ns - now_ns) <= ABOUT_NS else None
 
-    def lasts_ns(self, action: Infer | Load, now_ns: int) -> tuple[int, str]:
+    def lasts_ns(self, action: Infer | Load, now_ns: int, luck: Luck | None = None) -> tuple[int, str]:
         """How long an action that was not recorded takes if it starts now, and what that rests on."""
         batch = action.batch if isinstance(action, Infer) else 0
-        pace = self._pace(action.device, now_ns)
+        pace = self._pace(action.device, now_ns, luck)
         nearby = self._durations.get((action.device, action.code_id, batch))
         if nearby is not None:
             measured_ns, lasted_ns = nearby.nearest(now_ns)
-            other_ns = self._at_pace(action.device, lasted_ns, measured_ns, now_ns)
-            return (nearby.at(now_ns) if other_ns == lasted_ns else other_ns), NEARBY
+            other_ns = self._at_pace(action.device, lasted_ns, measured_ns, pace)
+            return (nearby.at(now_ns, luck=luck) if other_ns == lasted_ns else other_ns), NEARBY
         seed_ns = self._seed_ns(action) if isinstance(action, Infer) else 0
         if pace and seed_ns:
             return seed_ns * pace // PACE_UNIT, NEARBY
         nearby = self._of_code.get((action.code_id, batch))
         return (action.expected_ns, EXPECTED) if nearby is None else (nearby.at(now_ns), NEARBY)
 
-    def again_ns(self, recorded: RecordedAction, now_ns: int) -> int:
+    def again_ns(self, recorded: RecordedAction, now_ns: int, luck: Luck | None = None) -> int:
         """How long the same action takes if it starts at another time."""
         assert recorded.result is not None
         started_ns = recorded.result.started_ns
-        return self._at_pace(recorded.action.device, recorded.lasted_ns, started_ns, now_ns)
+        device = recorded.action.device
+        return self._at_pace(device, recorded.lasted_ns, started_ns, self._pace(device, now_ns, luck))
 
-    def _at_pace(self, device: str, lasted_ns: int, measured_ns: int, now_ns: int) -> int:
-        """A duration that was measured at one instant, at another one."""
-        pace, before = self._pace(device, now_ns), self._pace(device, measured_ns)
+    def _at_pace(self, device: str, lasted_ns: int, measured_ns: int, pace: int) -> int:
+        """A duration that was measured at one instant, where the device has that pace."""
+        before = self._pace(device, measured_ns)
         if pace and before and not before / PACES < pace < before * PACES:
             return lasted_ns * pace // before
         return lasted_ns
 
-    def _pace(self, device: str, at_ns: int) -> int:
+    def _pace(self, device: str, at_ns: int, luck: Luck | None = None) -> int:
         """How long everything takes on a device, in parts of what profiles say; 0: unknown."""
         paces = self._paces.get(device)
-        return 0 if paces is None else paces.level(at_ns, PACE_COUNT, PACES)
+        return 0 if paces is None else paces.level(at_ns, PACE_COUNT, PACES, luck)
 
-    def link_delays(self, device: str, now_ns: int) -> tuple[int, int, int]:
+    def link_delays(self, device: str, now_ns: int, luck: Luck | None = None) -> tuple[int, int, int]:
         """How long a message takes to a device, and back; and by how much the device's clock is ahead.
 
         Where that is more than a message takes, both ways are taken to be as long.
         """
         out = self._out.get(device) or next(iter(self._out.values()), None)
         back = self._back.get(device) or next(iter(self._back.values()), None)
-        out_delay_ns = USUAL_DELAY_NS if out is None else out.at(now_ns)
-        back_delay_ns = USUAL_DELAY_NS if back is None else back.at(now_ns)
+        out_delay_ns = USUAL_DELAY_NS if out is None else out.at(now_ns, luck=luck)
+        back_delay_ns = USUAL_DELAY_NS if back is None else back.at(now_ns, luck=luck)
         if out is not None and back is not None:
             # A busy lane tells of one way alone: what changed on the way back did so on the way out.
             measured_ns, value_ns = out.nearest(now_ns)
@@ -346,15 +366,16 @@ class RecordedWorker(SimulatedWorker):
     other is executed by the brain.
     """
 
-    __slots__ = ("passing", "plans", "recording", "tracks")
+    __slots__ = ("luck", "passing", "plans", "recording", "tracks")
 
     def __init__(
         self, name: str, specs: tuple[DeviceSpec, ...], world: World, recording: Recording,
-        passing: dict[int, int],
+        passing: dict[int, int], luck: Luck | None,
     ) -> None:  # fmt: skip
         super().__init__(name, specs, world)
         self.cores_busy_until_ns = {}  # recorded durations have that in them
         self.recording = recording
+        self.luck = luck
         self.passing = passing
         """By id of a recorded action: the id of the action whose result its result is."""
         self.plans: dict[int, ActionPlan] = {}
@@ -390,7 +411,7 @@ class RecordedWorker(SimulatedWorker):
             return
         track.open += 1
         self.plans[action.action_id] = ActionPlan(track, recorded, exact=False)
-        out_delay_ns, _, skew_ns = self.recording.link_delays(action.device, now_ns)
+        out_delay_ns, _, skew_ns = self.recording.link_delays(action.device, now_ns, self.luck)
         arrival_ns = now_ns + out_delay_ns
         if arrival_ns < track.until_ns:
             arrival_ns = track.until_ns
@@ -430,10 +451,10 @@ class RecordedWorker(SimulatedWorker):
         if recorded is not None and recorded.result is not None and recorded.result.status is Status.OK:
             if plan.exact:
                 return min(recorded.result.ended_ns, recorded.arrived_ns) - now_ns
-            return self.recording.again_ns(recorded, now_ns)
+            return self.recording.again_ns(recorded, now_ns, self.luck)
         if isinstance(action, Unload):
             return LEAST_NS
-        lasts_ns, plan.rests_on = self.recording.lasts_ns(action, now_ns)
+        lasts_ns, plan.rests_on = self.recording.lasts_ns(action, now_ns, self.luck)
         return lasts_ns
 
     def _send_to_controller(self, message: WorkerEffect, now_ns: int) -> None:
@@ -447,7 +468,7 @@ class RecordedWorker(SimulatedWorker):
             if plan.recorded is not None and plan.recorded.result is not None:
                 self.from_worker_until_ns = max(self.from_worker_until_ns, plan.recorded.arrived_ns)
             return
-        _, back_delay_ns, skew_ns = self.recording.link_delays(message.device, now_ns)
+        _, back_delay_ns, skew_ns = self.recording.link_delays(message.device, now_ns, self.luck)
         if skew_ns:
             started_ns, ended_ns = message.started_ns + skew_ns, message.ended_ns + skew_ns
             message = replace(message, started_ns=started_ns, ended_ns=ended_ns)
