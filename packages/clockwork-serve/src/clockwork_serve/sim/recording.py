@@ -236,12 +236,9 @@ class Recording:
             if lasted_ns > 2 * max(seed_ns, action.expected_ns) + SILENT_NS:
                 usual_ns, _ = self.lasts_ns(action, started_ns)
                 if lasted_ns > 2 * usual_ns + SILENT_NS:
-                    self._silent(action.device, started_ns + usual_ns, now_ns)
+                    self.silences.append((action.device, started_ns + usual_ns, now_ns))
                     return
-            if now_ns - result.ended_ns > SILENT_NS:
-                _, back_delay_ns, _ = self.link_delays(action.device, started_ns)
-                if now_ns - result.ended_ns > SILENT_NS + 2 * back_delay_ns:
-                    self._silent(action.device, result.ended_ns + back_delay_ns, now_ns)
+            self._delayed(one, result, now_ns)
             if seed_ns:
                 paces = self._paces.setdefault(action.device, Nearby())
                 paces.add(started_ns, PACE_UNIT * lasted_ns // seed_ns)
@@ -250,14 +247,19 @@ class Recording:
             found = self._durations.setdefault((action.device, action.code_id, batch), Nearby())
             found.add(started_ns, lasted_ns)
             self._of_code.setdefault((action.code_id, batch), Nearby()).add(started_ns, lasted_ns)
-        if isinstance(action, Infer):
-            self._back.setdefault(action.device, Nearby()).add(started_ns, now_ns - result.ended_ns)
-            if one.idle:
-                out = self._out.setdefault(action.device, Nearby())
-                out.add(started_ns, started_ns - one.sent_ns)
 
-    def _silent(self, device: str, from_ns: int, until_ns: int) -> None:
-        self.silences.append((device, from_ns, until_ns))
+    def _delayed(self, one: RecordedAction, result: Result, now_ns: int) -> None:
+        """Learn how long messages took; where its worker was stopped, that it was."""
+        device, started_ns = result.device, result.started_ns
+        after_ns = now_ns - result.ended_ns
+        if after_ns > SILENT_NS:
+            _, back_delay_ns, _ = self.link_delays(device, started_ns)
+            if after_ns > SILENT_NS + 2 * back_delay_ns:
+                self.silences.append((device, result.ended_ns + back_delay_ns, now_ns))
+                return
+        self._back.setdefault(device, Nearby()).add(started_ns, after_ns)
+        if one.idle and started_ns - one.sent_ns <= SILENT_NS + max(0, after_ns):
+            self._out.setdefault(device, Nearby()).add(started_ns, started_ns - one.sent_ns)
 
     def device_lost(self, device: str) -> None:
         """What is in flight there has no result."""
