@@ -29,6 +29,7 @@ from msgspec.structs import replace
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import (
     Answer,
+    Cancel,
     ControllerEffect,
     ControllerEvent,
     Outcome,
@@ -235,6 +236,9 @@ def sampled(steps: Sequence[Step], count: int, rng: random.Random) -> list[Sampl
     """Requests by chance, as many of each kind of end as there are, by arrival."""
     came: dict[str, tuple[Request, int]] = {}
     by_kind: dict[str, list[Sampled]] = {}
+    cancelled = {
+        event.request_id for step in steps for event in step.events if isinstance(event, Cancel)
+    }  # when their clients leave follows from their SLOs
     for at, step in enumerate(steps):
         for event in step.events:
             if isinstance(event, Request):
@@ -242,7 +246,7 @@ def sampled(steps: Sequence[Step], count: int, rng: random.Random) -> list[Sampl
         for effect in step.effects:
             if isinstance(effect, Answer) and (found := came.get(effect.request_id)) is not None:
                 request, arrived = found
-                if request.arrival_ns > LEAD_NS // 4:
+                if request.arrival_ns > LEAD_NS // 4 and effect.request_id not in cancelled:
                     kind = kind_of(request, effect, step.now_ns)
                     by_kind.setdefault(kind, []).append(Sampled(request, effect, kind, arrived))
     drawn: list[Sampled] = []

@@ -258,7 +258,8 @@ def explain(
     ``check`` is called now and then, and may raise.
     """
     story = _Story(case, viewer)
-    remedies = [*_remedies(case, check)]
+    ended = None if story.answer is None else story.answer.outcome
+    remedies = [] if ended in {Outcome.CANCELLED, Outcome.INVALID} else _remedies(case, check)
     return story.told([story.tried(one) for one in remedies])
 
 
@@ -491,7 +492,7 @@ class _Story:
         if helped:
             start = "It is met with" if self._case.good else "Answered, if:"
             lines.append(f"{start} {'; or '.join(helped)}.")
-        if not self._case.good and not helped:
+        if not self._case.good and tried and not helped:
             lines.append("Nothing that was tried would have helped.")
         if not_helped:
             lines.append(f"Not helped by: {'; '.join(not_helped)}.")
