@@ -315,7 +315,7 @@ def test_every_brain_is_compiled_but_for_its_records(monkeypatch: pytest.MonkeyP
         if re.match(SERVER + r"(controller|worker)/.*(?<!__init__)\.py", path)
     }
 
-    loop = {f"sim/{name}.py" for name in ("checks", "faults", "host", "simulation", "tally")}
+    loop = {f"sim/{name}.py" for name in ("checks", "faults", "host", "recording", "simulation", "tally")}
     assert compiled - brains == loop, "a new file counts from git add on"
     # A record takes its whole module with it; a compiled protocol has compiled instances only.
     assert brains - compiled == {"controller/config.py", "controller/policies/base.py", "worker/events.py"}

@@ -24,7 +24,7 @@ SOURCE = Path("src/clockwork_serve")
 
 PROTOCOL = SOURCE / "controller" / "policies" / "base.py"
 
-LOOP = ("checks", "faults", "host", "simulation", "tally")
+LOOP = ("checks", "faults", "host", "recording", "simulation", "tally")
 """Modules of the simulator that every simulated request passes through."""
 
 ROOTS = (Path(), Path("../.."))

@@ -110,3 +110,14 @@ def test_room_is_the_least_wanted_stretch_of_all(parts: list[tuple[int, int, int
         _, victims, at = min(stretches)
         assert room is not None
         assert (room.extent, room.evicted) == (Extent(ends[at], size), list(range(at, at + victims)))
+
+
+def test_pages_that_are_added_are_free_and_last() -> None:
+    pages: PageMap[str] = PageMap(4)
+    pages.hold(Extent(0, 3), "a")
+    assert pages.gap(3) is None
+
+    pages.add(2)
+
+    assert pages.gap(3) == Extent(3, 3)
+    pages.check()

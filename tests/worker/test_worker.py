@@ -15,6 +15,7 @@ from clockwork_serve.messages import (
     Infer,
     Lane,
     Load,
+    Resident,
     Result,
     RetainWeights,
     Running,
@@ -468,3 +469,33 @@ def test_a_wakeup_in_the_far_future_costs_one_entry() -> None:
         tell(at, done(forget, at))
     assert len(tell.worker._wakes) == 1
     assert tell.worker.next_wakeup_ns() == 9000 * NS_PER_MS
+
+
+# Begun in the middle of a run
+
+
+def test_a_worker_can_begin_with_the_codes_and_weights_that_one_held() -> None:
+    tell = Told(Worker((SPEC,)))
+    action = load(1, "a", 0)
+    held = Resident(
+        model="a", code_id="net", weights=action.weights, extent=action.extent, version=action.version
+    )
+    tell.worker.resume(GPU, [CODE], [held])
+
+    assert tell.worker.prepared(GPU, "net")
+    assert not tell.worker.prepared(GPU, "more")
+    read = infer(5, "a", 0)
+    assert tell(0, read) == [start(read)]
+    tell.worker.check()
+
+
+def test_pages_that_are_added_can_be_loaded() -> None:
+    tell = fresh()
+    late = load(1, "a", SPEC.pages)
+    assert statuses(tell(0, late)) == {1: Status.BAD_ACTION}
+
+    tell.worker.add_pages(2)
+
+    again = load(2, "a", SPEC.pages)
+    assert tell(1, again) == [start(again)]
+    tell.worker.check()

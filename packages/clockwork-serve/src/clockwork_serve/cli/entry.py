@@ -17,6 +17,7 @@ import click
 
 from clockwork_serve import __version__
 from clockwork_serve.cli.docs import docs, examples
+from clockwork_serve.cli.explain import explain
 from clockwork_serve.cli.operate import config, key, live, models, timeline
 from clockwork_serve.cli.repository import compile_, profile, validate
 from clockwork_serve.cli.screen import note
@@ -115,9 +116,8 @@ def clockwork() -> None:
 
 
 for _command in (
-    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, timeline, live, top,
-    traces, docs,
-    examples,
+    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, timeline, explain,
+    live, top, traces, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 

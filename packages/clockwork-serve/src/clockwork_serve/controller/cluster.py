@@ -11,6 +11,8 @@ from bisect import bisect_left, bisect_right
 from heapq import heapify, heappop, heappush
 from typing import Final
 
+from msgspec.structs import replace
+
 from clockwork_serve.controller.codes import CodeOnDevice
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.estimates import UNIT_BITS, Delays
@@ -759,6 +761,13 @@ class DeviceBelief(Record):
             self.pending_codes.add(code.code_id)
         else:
             self.failed_codes[code.code_id] = self.spec.misfit(code.backend)
+
+    def add_pages(self, pages: int) -> None:
+        """It has so many more pages."""
+        self.spec = replace(self.spec, pages=self.spec.pages + pages)
+        self.room_bytes = self.spec.pages * self.spec.page_bytes
+        self.pages.add(pages)
+        self.agenda.in_vain.clear()
 
     def touch(self, residency: Residency) -> None:
         """Mark weights as the most recently used."""

@@ -28,6 +28,7 @@ from clockwork_serve.controller.feasibility import Feasibility
 from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.hangs import Hangs, Stalls
 from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITING
+from clockwork_serve.controller.outlook import Outlook, outlooks
 from clockwork_serve.controller.policies import scheduler_for
 from clockwork_serve.controller.promises import Promises
 from clockwork_serve.controller.quarantine import Quarantine
@@ -35,19 +36,23 @@ from clockwork_serve.controller.record import Record
 from clockwork_serve.controller.results import ResultHandler
 from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import (
+    Action,
     AdmissionQuery,
     AdmissionReply,
     Answer,
     Cancel,
+    Code,
     CodeAdded,
     CodeReady,
     CodeRemade,
     CodeRemoved,
     ControllerEffect,
     ControllerEvent,
+    DeviceState,
     Drain,
     GatewayLost,
     Infer,
+    Model,
     ModelAdded,
     ModelRemoved,
     Outcome,
@@ -55,6 +60,7 @@ from clockwork_serve.messages import (
     Reason,
     ReleaseFromQuarantine,
     Request,
+    Resident,
     Result,
     SoonestEnd,
     Status,
@@ -92,6 +98,23 @@ def _device(device: DeviceBelief) -> dict[str, object]:
         "pending_codes": len(device.pending_codes),
         "exec_outstanding": len(device.exec.outstanding), "load_outstanding": len(device.load.outstanding),
     }  # fmt: skip
+
+
+def _state(device: DeviceBelief) -> DeviceState:
+    """What is believed to be on a device, but for what runs there."""
+    return DeviceState(
+        device=device.name, codes=tuple(device.codes),
+        weights=tuple(
+            [
+                Resident(
+                    model=one.model.key, code_id=one.model.code_id, weights=one.model.model.weights,
+                    extent=one.extent, version=one.version,
+                )
+                for one in device.pages.holders()
+                if one.state == READY
+            ]
+        ),
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------
@@ -516,6 +539,58 @@ class Controller(Record):
         Raises ``StateError`` for what another version saved, and for bytes that are no saved state.
         """
         return state.restore(saved, cls)
+
+    # For whoever goes on from here on virtual time
+
+    @property
+    def codes(self) -> dict[str, Code]:
+        """All codes, by id."""
+        return self._belief.codes
+
+    def model(self, key: str) -> Model | None:
+        """The model of that key, if it is served."""
+        model = self._belief.models.get(key)
+        return None if model is None else model.model
+
+    def seed_ns(self, code_id: str, kind: str, batch: int) -> int:
+        """What a profile says that an INFER takes; 0 if none does."""
+        profile = self._belief.estimator.profile(code_id, kind)
+        return 0 if profile is None else profile.infer_ns.get(batch, 0)
+
+    def workers(self) -> list[WorkerJoined]:
+        """The workers as believed, hung ones too: devices, prepared codes and weights that are ready."""
+        devices: dict[str, list[DeviceBelief]] = {}
+        hung = [device for one in self._belief.hung.values() for device in one.devices]
+        for device in (*self._belief.devices.values(), *hung):
+            devices.setdefault(device.worker, []).append(device)
+        return [
+            WorkerJoined(
+                worker=worker, devices=tuple([one.spec for one in each]),
+                states=tuple([_state(one) for one in each]),
+            )
+            for worker, each in devices.items()
+        ]  # fmt: skip
+
+    def in_flight(self) -> list[Action]:
+        """All actions without a result, in the order in which they were sent."""
+        return [sent.action for sent in self._belief.sent.values()]
+
+    def due_ns(self, request: Request) -> int:
+        """When its execution has to end, as believed now, for its answer to be in time."""
+        return self._belief.due_ns(request)
+
+    def outlooks(self, request: Request, now_ns: int) -> list[Outlook]:
+        """When a request could end on each device, as believed now, and what it would wait for."""
+        return outlooks(self._belief, request, now_ns)
+
+    def add_pages(self, pages: int) -> None:
+        """Believe that each device has so many more pages for weights, from the next ``decide`` on."""
+        for device in self._belief.devices.values():
+            device.add_pages(pages)
+            self._scheduler.device_changed(device)
+            for model in self._belief.models.values():
+                if model.waiting:
+                    self._belief.mark_dirty(model)
 
     def accounts(self) -> dict[str, dict[str, int]]:
         """What tenants with a quota may use and were charged, by name."""

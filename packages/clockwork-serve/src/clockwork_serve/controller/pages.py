@@ -46,6 +46,12 @@ class PageMap(Record, Generic[Holder]):
     def __len__(self) -> int:
         return len(self._held)
 
+    def add(self, count: int) -> None:
+        """Add free pages at the end."""
+        end = self._end(len(self._held) - 1) if self._held else 0
+        self.count += count
+        self._widest = max(self._widest, self.count - end)
+
     def hold(self, extent: Extent, holder: Holder) -> None:
         """Assign a free extent to a holder."""
         at = bisect_left(self._firsts, extent.first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from importlib.resources import files
 from itertools import pairwise
 from typing import Final
@@ -11,7 +12,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from clockwork_serve.messages import DeviceSpec
+from clockwork_serve.messages import Action, DeviceSpec, Infer, Load, Result, Unload
 from clockwork_serve.units import GIB, MIB, NS_PER_US
 from clockwork_serve.workload.tables import DeviceGroup
 
@@ -130,6 +131,47 @@ def _drawn(seed: int, stream: int, quantiles_us: Quantiles) -> Iterator[int]:
     values = np.array([value * NS_PER_US for _, value in quantiles_us])
     while True:
         yield from np.rint(np.interp(generator.random(BLOCK), shares, values)).astype(np.int64).tolist()
+
+
+class KeyedDraws:
+    """Noise that follows from the seed and from what draws it, however many others draw.
+
+    An INFER is known by its device, batch and first request, a LOAD by its device, its model and when it was
+    sent, a message by what it is about.
+    """
+
+    def __init__(self, seed: int, constants: Constants) -> None:
+        self._seed = seed
+        self._infer_us, self._load_us = constants.noise.infer_us, constants.noise.load_us
+        self._jitter_us = uniform_us(0, constants.network.jitter_ns)
+
+    def extra_ns(self, action: Action) -> int:
+        """By how much an action takes longer than the profile says."""
+        if isinstance(action, Infer):
+            return self._draw(self._infer_us, _key(action))
+        return self._draw(self._load_us, _key(action)) if isinstance(action, Load) else 0
+
+    def delay_ns(self, message: object) -> int:
+        """By how much a message takes longer than the least."""
+        return self._draw(self._jitter_us, _key(message))
+
+    def _draw(self, quantiles_us: Quantiles, key: str) -> int:
+        digest = blake2b(f"{self._seed} {key}".encode(), digest_size=8).digest()
+        share = int.from_bytes(digest, "little") / 2**64
+        low, high = next((low, high) for low, high in pairwise(quantiles_us) if share <= high[0])
+        part = (share - low[0]) / (high[0] - low[0])
+        return round((low[1] + part * (high[1] - low[1])) * NS_PER_US)
+
+
+def _key(message: object) -> str:
+    """What makes a message the same in two runs: ids of actions may differ."""
+    if isinstance(message, Infer):
+        return f"infer {message.device} {message.batch} {message.calls[0].request_id}"
+    if isinstance(message, Load | Unload):
+        return f"{type(message).__name__} {message.device} {message.model} {message.window.earliest_ns}"
+    if isinstance(message, Result):
+        return f"result {message.device} {message.started_ns} {message.ended_ns}"
+    return f"{type(message).__name__} {message}"
 
 
 def uniform_us(least_ns: int, most_ns: int) -> Quantiles:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from heapq import heapify, heappush
+from heapq import heapify, heappop, heappush
 from typing import Any, Final
 
 import numpy as np
@@ -41,7 +41,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.sim.constants import Draws
+from clockwork_serve.sim.constants import Draws, KeyedDraws
 from clockwork_serve.sim.tally import Busy, Tally
 from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.worker import Worker
@@ -69,8 +69,7 @@ TO_WORKER: Final = 0
 LANE_DONE: Final = 1
 WAKE: Final = 2
 TO_CONTROLLER: Final = 3
-CLIENT: Final = 4
-CALL: Final = 5
+CALL: Final = 4
 
 LEAST_NS: Final = 1_000
 """The shortest duration of anything on a lane."""
@@ -90,8 +89,8 @@ class World:
     """
 
     __slots__ = (
-        "endless", "heap", "infer_noise", "jitter", "killers", "load_noise", "order", "prepare_ns", "slower",
-        "tally", "truth", "worker_delay_ns",
+        "dirty", "endless", "heap", "infer_noise", "jitter", "keyed", "killers", "load_noise", "order",
+        "prepare_ns", "slower", "tally", "truth", "worker_delay_ns",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +98,8 @@ class World:
     ) -> None:
         self.heap: list[Entry] = []
         self.order = 0
+        self.dirty: list[SimulatedWorker] = []
+        """Workers that are to decide at this instant."""
         self.truth = truth
         self.slower: dict[str, float] = {}
         """By device, where it is not 1: how many times as long as ``truth`` everything takes there."""
@@ -108,6 +109,8 @@ class World:
         self.jitter: Draws | None = None
         self.infer_noise: Draws | None = None
         self.load_noise: Draws | None = None
+        self.keyed: KeyedDraws | None = None
+        """In place of these three: what each action and message draws follows from what it is."""
         self.killers: dict[str, Callable[[SimulatedWorker], Sequence[ControllerEvent]]] = {}
         """By a model's key: called with the host whenever an INFER of it ends, before the result is sent."""
 
@@ -123,6 +126,31 @@ class World:
         """The delay of the next message between controller and worker."""
         jitter = self.jitter
         return self.worker_delay_ns if jitter is None else self.worker_delay_ns + jitter.next()
+
+    def happen(self, now_ns: int, events: list[ControllerEvent]) -> None:
+        """Process all entries of this instant; appends to ``events`` what the controller observes."""
+        heap, dirty = self.heap, self.dirty
+        while heap and heap[0][0] == now_ns:
+            _, _, kind, whom, what = heappop(heap)
+            if kind == TO_CONTROLLER:
+                events.append(what)
+            elif kind <= WAKE:
+                host: SimulatedWorker = whom
+                if kind == WAKE:
+                    if what == host.wake_ns and host.stopped is None:
+                        dirty.append(host)
+                elif host.stopped is None:
+                    host.observe(what, now_ns)
+                    dirty.append(host)
+                else:
+                    host.stopped.append(what)
+            else:
+                events.extend(what())
+        if dirty:
+            for host in dirty:
+                if host.stopped is None:
+                    host.decide(now_ns)
+            dirty.clear()
 
     def forget(self, whom: Any, kinds: tuple[int, ...]) -> None:
         """Remove the entries of these kinds for ``whom`` from the event heap."""
@@ -243,6 +271,8 @@ class SimulatedWorker:
         when_ns = now_ns + world.worker_delay_ns
         if jitter is not None:
             when_ns += jitter.next()
+        elif world.keyed is not None:
+            when_ns += world.keyed.delay_ns(message)
         if self.link_fault is not None:
             delayed_ns = self.link_fault.arrival_ns(when_ns)
             if delayed_ns is None:
@@ -288,22 +318,8 @@ class SimulatedWorker:
 
     def _start(self, effect: Start, now_ns: int) -> None:
         world, action, device = self.world, effect.action, effect.device
-        outputs: tuple[bytes, ...] = ()
-        if type(action) is Infer:
-            lasts_ns = world.truth[action.code_id].infer_ns[action.batch]
-            if world.infer_noise is not None:
-                lasts_ns += world.infer_noise.next()
-            outputs = NOTHING[len(action.calls)]
-        elif type(action) is Load:
-            lasts_ns = world.truth[action.code_id].load_ns(action.weights.size)
-            if world.load_noise is not None:
-                lasts_ns += world.load_noise.next()
-        else:
-            lasts_ns = LEAST_NS
-        if world.slower:
-            lasts_ns = int(lasts_ns * world.slower.get(device, 1.0))
-        if self.slowness:
-            lasts_ns = int(lasts_ns * self.slowness.get(device, 1.0))
+        outputs = NOTHING[len(action.calls)] if type(action) is Infer else ()
+        lasts_ns = self.lasts_ns(action, now_ns)
         if lasts_ns < LEAST_NS:
             lasts_ns = LEAST_NS
         tally = world.tally
@@ -329,6 +345,27 @@ class SimulatedWorker:
             return
         world.order = order = world.order + 1
         heappush(world.heap, (now_ns + lasts_ns, order, LANE_DONE, self, done))
+
+    def lasts_ns(self, action: Action, now_ns: int) -> int:
+        """How long an action that starts now takes, if its device's lanes do not share cores."""
+        world, device = self.world, action.device
+        if type(action) is Infer:
+            lasts_ns = world.truth[action.code_id].infer_ns[action.batch]
+            if world.infer_noise is not None:
+                lasts_ns += world.infer_noise.next()
+        elif type(action) is Load:
+            lasts_ns = world.truth[action.code_id].load_ns(action.weights.size)
+            if world.load_noise is not None:
+                lasts_ns += world.load_noise.next()
+        else:
+            lasts_ns = LEAST_NS
+        if world.keyed is not None:
+            lasts_ns += world.keyed.extra_ns(action)
+        if world.slower:
+            lasts_ns = int(lasts_ns * world.slower.get(device, 1.0))
+        if self.slowness:
+            lasts_ns = int(lasts_ns * self.slowness.get(device, 1.0))
+        return lasts_ns
 
     def wait_ns(self, device: str, now_ns: int) -> int:
         """How long an action that starts now waits for the other lane, which uses the same cores."""

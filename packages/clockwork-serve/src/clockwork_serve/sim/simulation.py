@@ -17,8 +17,10 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from heapq import heappop
+from functools import partial
 from typing import Final, Protocol
+
+from msgspec.structs import replace
 
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import (
@@ -41,9 +43,16 @@ from clockwork_serve.messages import (
     WorkerHung,
 )
 from clockwork_serve.sim.checks import Checks
-from clockwork_serve.sim.constants import Cluster, Constants, Draws, read_constants, uniform_us
+from clockwork_serve.sim.constants import (
+    Cluster,
+    Constants,
+    Draws,
+    KeyedDraws,
+    read_constants,
+    uniform_us,
+)
 from clockwork_serve.sim.faults import Faults
-from clockwork_serve.sim.host import CALL, CLIENT, FAR_NS, TO_CONTROLLER, WAKE, SimulatedWorker, World
+from clockwork_serve.sim.host import CALL, FAR_NS, SimulatedWorker, World
 from clockwork_serve.sim.tally import Tally
 from clockwork_serve.worker.events import Prepare, Prepared
 from clockwork_serve.workload.stream import Arrivals, ClosedLoad, Workload
@@ -100,8 +109,10 @@ class Simulation:
     """One run of a workload on a simulated cluster.
 
     ``truth`` holds the true durations by code, where they differ from the zoo's profiles. ``noise`` switches
-    the noise of durations (not of the network). ``bucket_ns`` asks the tally for a time series. ``faults``
-    are injected. ``checks`` has the whole system checked after every step (several times slower).
+    the noise of durations (not of the network). ``keyed``: what an action draws follows from what it is, and
+    not from how many came before; so two runs that differ in one thing have the same luck (``noise`` is of
+    the network then, too). ``bucket_ns`` asks the tally for a time series. ``faults`` are injected.
+    ``checks`` has the whole system checked after every step (several times slower).
     """
 
     down: Callable[[Sequence[ControllerEvent]], None] | None = None
@@ -119,6 +130,7 @@ class Simulation:
         truth: dict[str, Profile] | None = None,
         watchers: Sequence[Watcher] = (),
         noise: bool = True,
+        keyed: bool = False,
         bucket_ns: int = 0,
         faults: Sequence[FaultTable] = (),
         checks: bool = False,
@@ -134,7 +146,7 @@ class Simulation:
         self.codes = _codes(workload, zoo, config, cluster.kinds(kind))
         """The codes of all and only models that are served."""
         self.models: list[Model] = [zoo.model(name, one) for name, one in workload.models]
-        self.world = self._world(truth, seed, noise)
+        self.world = self._world(truth, seed, noise, keyed)
         self.world.slower = cluster.slower()
         self.hosts: dict[str, SimulatedWorker] = {}
         """All and only workers that the controller believes up, by name."""
@@ -151,7 +163,8 @@ class Simulation:
         self._stream = workload.open()
         self._arrivals: Arrivals | None = None
         self._at = self._sent = 0
-        self._dirty: list[SimulatedWorker] = []
+        self.edits: dict[str, dict[str, int]] = {}
+        """By id of a request that is to come: fields that it has instead."""
         self._start([self.host(f"w{at}", specs) for at, specs in enumerate(cluster.specs(kind))])
         self._refill()
         self.faults = Faults(self, faults, seed) if faults else None
@@ -162,11 +175,14 @@ class Simulation:
             SimulatedWorker(name, specs, self.world) if self.checks is None else self.checks.host(name, specs)
         )
 
-    def _world(self, truth: dict[str, Profile] | None, seed: int, noise: bool) -> World:  # noqa: FBT001
+    def _world(self, truth: dict[str, Profile] | None, seed: int, noise: bool, keyed: bool) -> World:  # noqa: FBT001
         truth = truth or {one.code.code_id: one.profiles[0] for one in self.codes}
         constants = self.constants
         network = constants.network
         world = World(truth, self.tally, network.worker_ns, constants.worker.prepare_ns)
+        if keyed:
+            world.keyed = KeyedDraws(seed, constants) if noise else None
+            return world
         if network.jitter_ns:
             world.jitter = Draws(seed, JITTER, uniform_us(0, network.jitter_ns))
         if noise:
@@ -212,7 +228,8 @@ class Simulation:
             late = Draws(self._seed, START_JITTER + load.load, uniform_us(0, load.start_jitter_ns))
             for model in load.models:
                 for _ in range(load.concurrency):
-                    self.world.at(load.start_ns + late.next(), CLIENT, Client(load, model), None)
+                    start_ns = load.start_ns + late.next()
+                    self.world.at(start_ns, CALL, None, partial(self._send_again, Client(load, model)))
 
     # Time passes
 
@@ -248,7 +265,7 @@ class Simulation:
             self.now_ns = now_ns
             events: list[ControllerEvent] = []
             if heap and heap[0][0] == now_ns:
-                self._happen(now_ns, events)
+                self.world.happen(now_ns, events)
             if self._next_ns == now_ns:
                 self._arrive(now_ns, events)
             if events or self._wake_ns <= now_ns:
@@ -267,33 +284,6 @@ class Simulation:
         if not self.open and self.checks is not None:
             self.checks.check_end()
         return not self.open
-
-    def _happen(self, now_ns: int, events: list[ControllerEvent]) -> None:
-        """Process all heap entries of this instant; appends to ``events`` what the controller observes."""
-        heap, dirty = self.world.heap, self._dirty
-        while heap and heap[0][0] == now_ns:
-            _, _, kind, whom, what = heappop(heap)
-            if kind == TO_CONTROLLER:
-                events.append(what)
-            elif kind <= WAKE:
-                host: SimulatedWorker = whom
-                if kind == WAKE:
-                    if what == host.wake_ns and host.stopped is None:
-                        dirty.append(host)
-                elif host.stopped is None:
-                    host.observe(what, now_ns)
-                    dirty.append(host)
-                else:
-                    host.stopped.append(what)
-            elif kind == CLIENT:
-                self._send_again(whom, now_ns)
-            else:
-                events.extend(what())
-        if dirty:
-            for host in dirty:
-                if host.stopped is None:
-                    host.decide(now_ns)
-            dirty.clear()
 
     def _step_controller(self, events: list[ControllerEvent], now_ns: int) -> None:
         if self.down is not None:
@@ -358,14 +348,15 @@ class Simulation:
             tally.loads[load].offered += 1
         if tally.bucket_ns:
             tally.row(sent_ns)[load].offered += 1
-        return Request(
+        request = Request(
             request_id=request_id, gateway=self.gateways[sent & 1], model=self._keys[model],
             arrival_ns=sent_ns, deadline_ns=deadline_ns, priority=priority, tenant=tenant,
             decide_ns=decide_ns,
         )  # fmt: skip
+        return replace(request, **self.edits[request_id]) if request_id in self.edits else request
 
-    def _send_again(self, client: Client, now_ns: int) -> None:
-        load = client.load
+    def _send_again(self, client: Client) -> tuple[Request, ...]:
+        load, now_ns = client.load, self.now_ns
         if now_ns < load.stop_ns:
             slo_ns = load.slo.at(now_ns)
 
@@ -373,6 +364,7 @@ class Simulation:
                 return (self._request(client.model, load.load, now_ns, slo_ns, client),)
 
             self.world.at(now_ns + self._hop_ns, CALL, None, arrive)
+        return ()
 
     def deliver(self, answer: Answer, now_ns: int) -> None:
         """Send a response to its client, which it reaches one hop from now."""
@@ -384,7 +376,7 @@ class Simulation:
         self.tally.ended(load, sent_ns, delivered_ns, answer, in_time=good and delivered_ns <= deadline_ns)
         if client is not None:
             again_ns = delivered_ns if good else delivered_ns + self._retry_ns(client.load, answer)
-            self.world.at(again_ns, CLIENT, client, None)
+            self.world.at(again_ns, CALL, None, partial(self._send_again, client))
 
     def _retry_ns(self, load: ClosedLoad, answer: Answer) -> int:
         least_ns = self.constants.clients.retry_ns if load.retry_ns is None else load.retry_ns

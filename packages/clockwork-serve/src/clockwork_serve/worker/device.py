@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
+
+from msgspec.structs import replace
 
 from clockwork_serve.messages import (
     Action,
@@ -14,6 +17,7 @@ from clockwork_serve.messages import (
     Infer,
     Lane,
     Load,
+    Resident,
     Result,
     RetainWeights,
     Status,
@@ -322,6 +326,28 @@ class DeviceWorker:
         """All jobs that run or wait."""
         lanes = self.lanes.values()
         return [job for lane in lanes for job in (lane.running, *lane.queued()) if job is not None]
+
+    def resume(self, codes: Iterable[Code], weights: Iterable[Resident]) -> None:
+        """Hold codes and weights that are ready, as if they had been prepared and loaded before.
+
+        For simulations that begin in the middle of a run.
+        """
+        for code in codes:
+            held = self.codes[code.code_id] = HeldCode(code)
+            held.add(CodeAdded(code=code), self.spec)
+            held.ready_due = False
+            held.step(CodeStep.PREPARE)
+            held.step(CodeStep.OK)
+        for one in weights:
+            extent = HeldExtent(one.extent, one.version, one.model, one.code_id, one.weights)
+            extent.step(_LOADED)
+            self.pages.claim(extent)
+            self.codes[one.code_id].users += 1
+
+    def add_pages(self, pages: int) -> None:
+        """It has so many more pages."""
+        self.spec = replace(self.spec, pages=self.spec.pages + pages)
+        self.pages.count += pages
 
     # Belief
 

@@ -5,11 +5,13 @@ Also here: the report to a new controller, and the invariants.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from heapq import heappop, heappush
 from typing import assert_never
 
 from clockwork_serve.messages import (
     Action,
+    Code,
     CodeAdded,
     CodeRemoved,
     DeviceSpec,
@@ -255,6 +257,20 @@ class Worker:
         """What all lanes are executing."""
         lanes = [lane for device in self._all for lane in device.lanes.values()]
         return [lane.running.work for lane in lanes if lane.running is not None]
+
+    def resume(self, name: str, codes: Iterable[Code], weights: Iterable[Resident]) -> None:
+        """Have a device hold codes and weights that are ready; see ``DeviceWorker.resume``."""
+        self._devices[name].resume(codes, weights)
+
+    def prepared(self, name: str, code_id: str) -> bool:
+        """Whether a code is ready on a device."""
+        code = self._devices[name].codes.get(code_id)
+        return code is not None and code.state is CodeState.READY
+
+    def add_pages(self, pages: int) -> None:
+        """Each device has so many more pages for weights; for simulations."""
+        for device in self._all:
+            device.add_pages(pages)
 
     def check(self) -> None:
         """Assert every invariant of the state."""

@@ -1,0 +1,179 @@
+"""A request is explained from a journal alone: in sentences, with remedies that are true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.messages import Answer, Outcome, Request
+from clockwork_serve.sim.counterfactual import Change, play
+from clockwork_serve.sim.explain import cases_of, explain
+from clockwork_serve.sim.remedies import BELOW, STEPS_UP, RemedyKind, smallest_slo
+from clockwork_serve.sim.survey import SurveyCause, Which, nearest_ids, survey
+from clockwork_serve.telemetry import Step, read_journal
+from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from tests.sim.overload import journal_of
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return journal_of(tmp_path_factory.mktemp("explain") / "journal")
+
+
+@pytest.fixture(scope="module")
+def ends(path: Path) -> dict[str, tuple[Request, Answer, Step]]:
+    """Each request with its answer."""
+    asked: dict[str, Request] = {}
+    found = {}
+    for step in read_journal(path):
+        asked.update({one.request_id: one for one in step.events if isinstance(one, Request)})
+        found.update(
+            {
+                one.request_id: (asked[one.request_id], one, step)
+                for one in step.effects
+                if isinstance(one, Answer)
+            }
+        )
+    return found
+
+
+def some(ends, outcome: Outcome, tenant: str = "a") -> str:
+    """A request that came after a while, and ended so."""
+    return next(
+        name
+        for name, (request, answer, _) in ends.items()
+        if answer.outcome is outcome and request.tenant == tenant and request.arrival_ns > NS_PER_S
+    )
+
+
+def case_for(path: Path, name: str):
+    (case,) = cases_of(path, {name})
+    return case
+
+
+def test_a_refusal_says_what_was_believed_and_what_would_have_helped(path: Path, ends) -> None:
+    name = some(ends, Outcome.REJECTED)
+    _, answer, step = ends[name]
+    case = case_for(path, name)
+
+    told = explain(case)
+
+    assert told.request_id == name
+    assert told.outcome == "rejected"
+    assert told.message == answer.message
+    assert told.after_ms == pytest.approx((step.now_ns - case.request.arrival_ns) / NS_PER_MS)
+    assert told.sentence.startswith(f"Refused {told.after_ms:.1f} ms after it came (would_miss_deadline): ")
+    assert {one.device for one in told.devices} == {"gpu0", "gpu1"}
+    assert all("the soonest end was" in one.text for one in told.devices)
+    assert {one.kind for one in told.remedies} >= {RemedyKind.SLO, RemedyKind.DEVICE, RemedyKind.MEMORY}
+    assert all(
+        line in "\n".join(told.lines) for line in (told.sentence, *[one.text for one in told.remedies])
+    )
+
+
+def test_an_answer_says_where_it_ran_and_what_was_planned(path: Path, ends) -> None:
+    name = some(ends, Outcome.OK)
+
+    told = explain(case_for(path, name))
+
+    assert told.sentence.startswith("Answered ")
+    last = told.attempts[-1]
+    assert last.started_ms is not None and last.ended_ms is not None
+    assert abs(last.planned_end_ms - last.ended_ms) < 2
+    assert last.started_ms < last.ended_ms <= told.after_ms
+    assert [one.kind for one in told.remedies] == [RemedyKind.SLO]  # how short it could have been
+
+
+def test_the_smallest_slo_is_enough_and_two_percent_less_is_not(path: Path, ends) -> None:
+    for outcome in (Outcome.REJECTED, Outcome.OK):
+        case = case_for(path, some(ends, outcome))
+        found = smallest_slo(case, 600 * NS_PER_MS, lambda: None)
+        assert found is not None
+
+        def met(times: float, slo_ns: int = found.slo_ns, case=case) -> bool:
+            request = case.request
+            deadline_ns = request.arrival_ns + round(slo_ns * times)
+            change = Change(edits={request.request_id: {"deadline_ns": deadline_ns}})
+            return play(case.late, change, until=request.request_id).good(request.request_id)
+
+        assert [met(times) for times in (1.0, *STEPS_UP)] == [True] * 4
+        assert not met(BELOW)
+
+
+def test_no_slo_is_named_where_none_up_to_the_limit_is_enough(path: Path, ends) -> None:
+    case = case_for(path, some(ends, Outcome.REJECTED))
+
+    assert smallest_slo(case, case.request.slo_ns, lambda: None) is None
+
+
+def test_a_tenant_sees_no_names_of_others(path: Path, ends) -> None:
+    for outcome in (Outcome.REJECTED, Outcome.OK):
+        told = explain(case_for(path, some(ends, outcome)), viewer="a")
+
+        text = "\n".join(told.lines)
+        assert "/1" not in text.replace("a-000", "").replace(told.model, "") or "b-000" not in text
+        assert "b-0" not in text
+        theirs = {name for name, (request, _, _) in ends.items() if request.tenant == "b"}
+        assert not theirs & set(text.replace(",", " ").replace(":", " ").split())
+
+
+def test_what_is_asked_now_and_then_may_end_it(path: Path, ends) -> None:
+    case = case_for(path, some(ends, Outcome.REJECTED))
+
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        explain(case, check=check)
+
+
+def test_several_requests_are_found_in_one_reading(path: Path, ends) -> None:
+    names = [some(ends, Outcome.REJECTED), some(ends, Outcome.OK), some(ends, Outcome.REJECTED, "b")]
+
+    found = {case.request.request_id: case for case in cases_of(path, names)}
+
+    assert found.keys() == set(names)
+    for case in found.values():
+        assert play(case.early, until=case.request.request_id).from_ns is None
+        assert case.early.began_ns <= case.near.began_ns <= case.late.began_ns
+        assert case.request in case.late.steps[0].events
+
+
+def test_refusals_are_counted_by_cause_and_tried_on_a_sample(path: Path, ends) -> None:
+    refused = [one for one in ends.values() if one[1].outcome is Outcome.REJECTED]
+
+    told = survey(path, Which.REFUSED, sample=4)
+
+    assert told.requests == len(ends)
+    assert told.chosen == len(refused) == sum(told.causes.values())
+    assert told.causes[SurveyCause.MEMORY] > 0
+    assert len(told.sample) == 4
+    assert {one.kind for one in told.saved} == set(RemedyKind)
+    assert all(one.tried == 4 for one in told.saved)
+    assert told.lines[0] == f"{len(refused):,} of {len(ends):,} requests were refused."
+
+
+def test_of_a_tenant_and_of_the_last_second(path: Path, ends) -> None:
+    mine = survey(path, Which.REFUSED, tenant="b", sample=1)
+    last = survey(path, Which.REFUSED, since_ns=NS_PER_S // 2, sample=1)
+    slow = survey(path, Which.SLOW, sample=1)
+
+    assert mine.requests == sum(one[0].tenant == "b" for one in ends.values())
+    assert 0 < last.requests < len(ends)
+    assert slow.chosen > 0
+    assert slow.saved == ()
+
+
+def test_ids_like_an_unknown_one_are_found(path: Path) -> None:
+    assert "r1234" in nearest_ids(path, "r1234x") or nearest_ids(path, "r1234x")
+    assert nearest_ids(path, "something-else-altogether") == []
+
+
+def test_other_files_are_no_journals(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"\x05\x00\x00\x00hello")
+
+    with pytest.raises(ConfigError, match="expected a journal"):
+        list(cases_of(other, {"r1"}))
