@@ -69,8 +69,18 @@ def test_it_follows_the_journal_in_memory_and_finds_requests(models: Path) -> No
         run_dir = serving.server.server.run_dir
         assert (run_dir / "journal").stat().st_mode & 0o777 == 0o600
         assert (run_dir / OBSERVER_SOCKET).stat().st_mode & 0o777 == 0o600
+        told = ask(serving, ask="explain", request_id=name)
+        assert told["sentence"].startswith("Answered ")
+        assert told["devices"][0]["device"].startswith("emulated")
+        page = serving.server.metrics_url.removesuffix("/metrics")
+        with urllib.request.urlopen(f"{page}/live/explain?id={name}", timeout=30) as response:
+            assert json.load(response)["sentence"] == told["sentence"]
+        with urllib.request.urlopen(f"{page}/", timeout=30) as response:
+            assert b"<script" in response.read()
+        assert ask(serving, ask="explain", request_id=name, tenant="another") is None
+        assert ask(serving, ask="explain", request_id="nobody") is None
         assert ask(serving, ask="find", request_id="nobody") is None
-        assert "expected one of find, status" in ask(serving, ask="nothing")["error"]
+        assert "expected one of explain, find, status" in ask(serving, ask="nothing")["error"]
 
 
 def test_requests_do_not_notice_that_it_is_killed_and_it_comes_again(models: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, Outcome, Request
 from clockwork_serve.sim.counterfactual import Change, play
-from clockwork_serve.sim.explain import cases_of, explain
+from clockwork_serve.sim.explain import case_in, cases_of, explain
+from clockwork_serve.sim.history import write_history
 from clockwork_serve.sim.remedies import BELOW, STEPS_UP, RemedyKind, smallest_slo
 from clockwork_serve.sim.survey import SurveyCause, Which, nearest_ids, survey
 from clockwork_serve.telemetry import Step, read_journal
@@ -177,3 +178,14 @@ def test_other_files_are_no_journals(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="expected a journal"):
         list(cases_of(other, {"r1"}))
+
+
+def test_an_index_and_checkpoints_lead_to_the_same_explanation(path: Path, ends) -> None:
+    history = write_history(path)
+    for outcome in (Outcome.REJECTED, Outcome.OK):
+        name = some(ends, outcome)
+        found = case_in(history, name)
+        assert found is not None
+        told, whole = explain(found), explain(case_for(path, name))
+        assert (told.sentence, told.devices, told.attempts) == (whole.sentence, whole.devices, whole.attempts)
+    assert case_in(history, "nobody") is None

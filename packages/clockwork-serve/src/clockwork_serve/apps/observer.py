@@ -34,6 +34,7 @@ from clockwork_serve.units import GIB, MIB, NS_PER_S
 
 if TYPE_CHECKING:  # imported once this process has become an idle one
     from clockwork_serve.config import Settings
+    from clockwork_serve.serve.http.live import Explain
     from clockwork_serve.telemetry import JournalFollower, JournalHead, Step
 
 SLICE_S: Final = 0.02
@@ -192,6 +193,16 @@ class Observer:
             raise ConfigError(f"ask: expected one of {', '.join(sorted(self.asks))}")
         return ask
 
+    def thread(self, work: Callable[[str, str | None], object]) -> Explain:
+        """The same, called in a thread, one at a time with what is asked by lines; as an object of JSON."""
+
+        async def called(request_id: str, tenant: str | None) -> Mapping[str, Any] | None:
+            async with self._asking:
+                found = await asyncio.to_thread(work, request_id, tenant)
+            return None if found is None else cast("dict[str, Any]", msgspec.to_builtins(found))
+
+        return called
+
     def background(self, task: asyncio.Task[None]) -> None:
         """Keep a task until it is done."""
         self._tasks.add(task)
@@ -259,6 +270,7 @@ def become_idle() -> None:
 async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     """Observe a server until ``stop``."""
     from clockwork_serve.serve.http.live import LivePage, PageConnection, PageServer
+    from clockwork_serve.sim.explain import Explanation, case_in, explain
     from clockwork_serve.sim.history import Historian, History
     from clockwork_serve.telemetry.following import first_header
     from clockwork_serve.telemetry.live import LiveView
@@ -276,12 +288,20 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     def find(asked: Mapping[str, Any]) -> object:
         return history.find(str(asked["request_id"]))
 
+    def explained(request_id: str, tenant: str | None) -> Explanation | None:
+        case = case_in(history, request_id)
+        hidden = case is not None and tenant is not None and case.request.tenant != tenant
+        return None if case is None or hidden else explain(case, viewer=tenant)
+
     parts: dict[str, ObserverPart] = {}
     if settings.live_page:
         parts["live page"] = view = LiveView(settings=settings.rows())
-    observer = Observer(path, parts, {"find": find})
+    asks: dict[str, Ask] = {
+        "find": find, "explain": lambda asked: explained(str(asked["request_id"]), asked.get("tenant")),
+    }  # fmt: skip
+    observer = Observer(path, parts, asks)
     if settings.live_page:
-        observer.page = partial(PageConnection, PageServer(LivePage(view)))
+        observer.page = partial(PageConnection, PageServer(LivePage(view, observer.thread(explained))))
     with suppress(OSError):  # a folder that cannot be written: then there is no index
         historian = Historian(path, settings.journal_bytes // HISTORY_SHARE)
         observer.add(Feed("history", path, historian.take, historian.start, historian.flush))

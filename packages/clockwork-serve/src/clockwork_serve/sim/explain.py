@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from clockwork_serve.controller import Controller
 from clockwork_serve.controller.outlook import Ahead, Outlook
@@ -28,6 +28,7 @@ from clockwork_serve.messages import (
     Status,
 )
 from clockwork_serve.sim.counterfactual import Scene
+from clockwork_serve.sim.history import History
 from clockwork_serve.sim.remedies import (
     SLO_TIMES,
     Remedy,
@@ -41,6 +42,8 @@ from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S, to_ms
 
 LEAD_NS: Final = 2 * NS_PER_S
 """What was measured so long before a request is known to those who try remedies."""
+LEAD_RECORDS: Final = 20_000
+"""About as long, at 5,000 requests a second."""
 AFTER_NS: Final = NS_PER_S
 FORK_EVERY_NS: Final = NS_PER_S // 2
 TELL_EVERY: Final = 256
@@ -132,9 +135,9 @@ class _Pending:
 class _Reader:
     """Replays a journal, and remembers controllers as they were a while ago, and the steps since then."""
 
-    def __init__(self, wanted: Collection[str]) -> None:
+    def __init__(self, wanted: Collection[str], controller: Controller | None = None) -> None:
         self._wanted = wanted
-        self._controller: Controller | None = None
+        self._controller = controller
         self._steps: list[Step] = []
         self._dropped = 0
         self._forks: list[tuple[int, Controller]] = []
@@ -236,6 +239,29 @@ def cases_of(
             if stopped() or not left:
                 return
     yield from reader.finish()
+
+
+def case_in(
+    history: History, request_id: str, check: Callable[[], None] = lambda: None
+) -> RequestCase | None:
+    """A request in its surroundings, by a journal's index and checkpoints; None if the journal lacks it.
+
+    Raises :class:`ConfigError` where what was before it is gone, or the journal is damaged.
+    """
+    moment = history.find(request_id)
+    if moment is None:
+        return None
+    early = structs.replace(moment, record=max(moment.run + 1, moment.record - LEAD_RECORDS))
+    try:
+        controller, steps = history.controller_at(early)
+    except ConfigError:  # nothing is left of the time before it
+        controller, steps = history.controller_at(moment)
+    reader = _Reader({request_id}, controller)
+    for step in steps:
+        check()
+        for case in reader.take(step):
+            return case
+    return next(iter(reader.finish()), None)
 
 
 def records_of(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
