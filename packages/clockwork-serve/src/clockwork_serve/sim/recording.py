@@ -453,7 +453,8 @@ class RecordedWorker(SimulatedWorker):
         if recorded is not None and recorded.result is not None and recorded.result.status is Status.OK:
             if plan.exact:
                 return min(recorded.result.ended_ns, recorded.arrived_ns) - now_ns
-            return self.recording.again_ns(recorded, now_ns, self.luck)
+            if self.luck is None or not isinstance(action, Load):  # LOADs at another time may last as others
+                return self.recording.again_ns(recorded, now_ns, self.luck)
         if isinstance(action, Unload):
             return LEAST_NS
         lasts_ns, plan.rests_on = self.recording.lasts_ns(action, now_ns, self.luck)

@@ -47,7 +47,10 @@ NEAR_LEAST_NS: Final = 250 * NS_PER_MS
 """A device or memory is there, and a model is not, from so many SLOs before the request on, and from so long
 before it at least: time for LOADs. The longer ago a change is, the less is known of what followed."""
 VOTES: Final = 5
-"""So many times a remedy is tried, with other luck, where two trials differ; the majority counts."""
+SURE: Final = 3
+NAMED: Final = 0.8
+"""A remedy is tried so many times, with other luck; fewer if the first ``SURE`` say yes, or the first two no.
+It is named if this share says yes: who acts on it shall not be disappointed."""
 LEAST_SLO_NS: Final = NS_PER_MS // 10
 
 
@@ -195,14 +198,14 @@ def _tried(
     votes: list[bool] = []
     played = PlayedScene()
     for seed in range(VOTES):
-        if 2 * max(sum(votes), len(votes) - sum(votes)) > VOTES or (seed == 2 and votes[0] == votes[1]):
-            break  # the others cannot change it, or would not
+        if len(set(votes)) == 1 and seed >= (SURE if votes[0] else 2):
+            break
         check()
         again = play(scene, change, until=request_id, seed=seed)
         played = again if seed == 0 else played
         votes.append(again.good(request_id))
     return Remedy(
-        kind=kind, change=change, helps=2 * sum(votes) > len(votes), pages=pages, model=model,
+        kind=kind, change=change, helps=sum(votes) >= NAMED * len(votes), pages=pages, model=model,
         priority=priority, from_ns=played.from_ns, rests_on=played.rests_on(request_id),
     )  # fmt: skip
 
