@@ -15,7 +15,7 @@ from clockwork_serve.config import read_settings
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import Answer, Outcome, Reason
 from clockwork_serve.serve.http import live
-from clockwork_serve.serve.http.live import FILES, POLICY, Explain, LivePage, PageServer, shown_settings
+from clockwork_serve.serve.http.live import FILES, POLICY, Explain, LivePage, PageServer
 from clockwork_serve.telemetry import Step, head_of
 from clockwork_serve.telemetry.live import LiveView
 from clockwork_serve.units import ms
@@ -349,10 +349,10 @@ def test_settings_are_shown_with_where_they_come_from() -> None:
     settings = read_settings(
         {"repository": "models", "device": ("cpu", "cpu:3")}, {"CLOCKWORK_SLO_MS": "50"}, None
     )
-    rows = {name: (value, origin) for name, value, origin in shown_settings(settings)}
+    rows = {name: (value, origin) for name, value, origin in settings.rows()}
 
     assert rows["slo_ms"] == ("50.0", "CLOCKWORK_SLO_MS")
     assert rows["device"] == ("cpu:0, cpu:3", "--device")
     assert rows["live_page"] == ("true", "default")
-    view = LiveView(settings=shown_settings(settings))
+    view = LiveView(settings=settings.rows())
     assert ["slo_ms", "50.0", "CLOCKWORK_SLO_MS"] in view.panels(0, 1)["settings"]

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -269,7 +268,7 @@ def become_idle() -> None:
 
 async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     """Observe a server until ``stop``."""
-    from clockwork_serve.serve.http.live import LivePage, PageConnection, PageServer
+    from clockwork_serve.serve.http.live import LivePage, PageServer
     from clockwork_serve.sim.explain import Explanation, case_in, explain
     from clockwork_serve.sim.history import Historian, History
     from clockwork_serve.telemetry.following import first_header
@@ -301,7 +300,7 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     }  # fmt: skip
     observer = Observer(path, parts, asks)
     if settings.live_page:
-        observer.page = partial(PageConnection, PageServer(LivePage(view, observer.thread(explained))))
+        observer.page = PageServer(LivePage(view, observer.thread(explained))).connection
     with suppress(OSError):  # a folder that cannot be written: then there is no index
         historian = Historian(path, settings.journal_bytes // HISTORY_SHARE)
         observer.add(Feed("history", path, historian.take, historian.start, historian.flush))

@@ -19,8 +19,6 @@ import httptools
 import msgspec
 
 import clockwork_serve.telemetry
-from clockwork_serve.config import SETTINGS, Settings
-from clockwork_serve.config.table import DeviceChoice
 from clockwork_serve.serve.http.responses import Response, error_response, internal_error_response
 from clockwork_serve.telemetry.live import LiveView, ReaderCursor
 from clockwork_serve.units import KIB
@@ -157,22 +155,6 @@ class LivePage:
         if to_us < from_us:
             raise ValueError(f"to: expected no less than from, found {to_us}")
         return from_us, to_us
-
-
-def shown_settings(settings: Settings) -> list[tuple[str, str, str]]:
-    """Each setting of a server, its value and where it comes from; none is a secret."""
-
-    def text(value: object) -> str:
-        if isinstance(value, tuple):
-            return ", ".join(map(text, value))
-        if isinstance(value, DeviceChoice):
-            return value.device
-        return "off" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-    return [
-        (entry.name, text(getattr(settings, entry.name)), settings.sources.get(entry.name, "default"))
-        for entry in SETTINGS
-    ]
 
 
 def refusal(status: int, message: str) -> Response:
