@@ -52,12 +52,13 @@ def test_it_says_where_it_listens_and_ends_in_good_order(repository: Path, numbe
 def test_for_people_it_is_a_short_list(repository: Path) -> None:
     with serving(repository, *EMULATED, "--grpc-port", "off") as child:
         assert child.stdout is not None
-        lines = [child.stdout.readline().split() for _ in range(4)]
+        lines = [child.stdout.readline().split() for _ in range(5)]
         child.send_signal(signal.SIGTERM)
         child.communicate(timeout=60)
 
     assert lines[0] == ["ready:", "1", "model"]
-    assert [line[0] for line in lines[1:]] == ["http", "grpc", "metrics"]
+    assert [line[0] for line in lines[1:]] == ["http", "grpc", "metrics", "page"]
+    assert lines[3] == ["metrics", f"{lines[4][1]}metrics"]
     assert lines[2] == ["grpc", "off"]
 
 

@@ -136,21 +136,26 @@ def _announcer(shown: Stages, *, as_json: bool) -> Callable[[Server], None]:
         from clockwork_serve.store.repository import is_model_file
 
         shown.close()
+        settings, metrics_url = server.settings, server.metrics_url
+        has_page = metrics_url and settings.live_page and settings.journal
         facts = {
             "http": server.http_url,
             "grpc": server.grpc_url,
-            "metrics": server.metrics_url,
+            "metrics": metrics_url,
+            "page": metrics_url.removesuffix("metrics") if has_page else "",
             "models": len(server.catalogue.models),
         }
         if as_json:
             show_json_line({"ready": True, **facts})
             return
         say(f"ready: {counted(len(server.catalogue.models), 'model')}")
-        _say_addresses({name: str(facts[name]) for name in ("http", "grpc", "metrics")})
-        if is_model_file(server.settings.repository):
+        _say_addresses(
+            {name: str(facts[name]) for name in ("http", "grpc", "metrics", *(("page",) if has_page else ()))}
+        )
+        if is_model_file(settings.repository):
             (model,) = server.catalogue.models
             ask = sample_request(
-                server.http_url, model, server.catalogue.code_of(model), key=bool(server.settings.api_keys)
+                server.http_url, model, server.catalogue.code_of(model), key=bool(settings.api_keys)
             )
             say(f"  ask      {ask}")
 
