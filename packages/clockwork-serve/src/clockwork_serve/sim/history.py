@@ -339,7 +339,7 @@ class Historian:
             order = np.argsort(hashes, kind="stable")
             name = f"{first:x}-{end:x}-{self._run:x}.index"
             self._write(name, hashes[order].tobytes() + numbers[order].tobytes())
-            self._forget()
+        self._forget()
         self._hashes, self._numbers = bytearray(), array("Q")
         self._indexed = max(end, self._indexed)
 
