@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from clockwork_serve.serve.child import ObserverConfig
 from clockwork_serve.serve.transport import OBSERVER_SOCKET
 from clockwork_serve.sim.history import folder_of
 from clockwork_serve.telemetry import Journal, JournalHead, Step, head_of, refusals_path
+from harness import serving
 from harness.collector import collecting
 from tests.sim.journals import written
 from tests.telemetry import stories
@@ -223,6 +225,15 @@ def test_a_feed_begins_where_it_is_told(tmp_path: Path) -> None:
     assert (numbers, ended) == ([7, 8, 9, 10], [11])
 
 
+def status_at(path: Path) -> Any:
+    """What an observer says of its parts."""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(60)
+        link.connect(str(path))
+        link.sendall(b'{"ask": "status"}\n')
+        return json.loads(link.makefile().readline())
+
+
 def test_the_process_is_idle_makes_a_history_and_ends_when_told(tmp_path: Path) -> None:
     path = written(tmp_path / "journal", requests=1000)
     settings = Settings(repository="/r", journal=str(path))
@@ -235,6 +246,8 @@ def test_the_process_is_idle_makes_a_history_and_ends_when_told(tmp_path: Path) 
             assert time.monotonic() < end_s
             time.sleep(0.05)
         assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+        reads = tmp_path / OBSERVER_SOCKET
+        serving.until("it has read some", lambda: status_at(reads)["history"]["next"] > 100, 120, 0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:

@@ -69,6 +69,12 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> LiveView:
     return view
 
 
+def complaints(browser: Browser, url: str) -> list[str]:
+    """What the page of that address has complained of so far; one before it may ask a server that is gone."""
+    ours = url.partition("?")[0]
+    return [one for one in browser.said if ours in one or "http://127.0.0.1" not in one]
+
+
 def opened(browser: Browser, url: str) -> None:
     browser.said.clear()
     browser.sent.clear()
@@ -88,9 +94,10 @@ def test_it_shows_what_the_journal_holds_and_asks_nobody_else(browser: Browser, 
             browser.until("(() => new Promise((done) => setTimeout(() => done(true), 400)))()")
             browser.picture(PICTURES / f"{scheme}.png")
         browser.prefer("light")
+        said = complaints(browser, url)
 
     assert "satisfaction" in asked and "goodput" in asked
-    assert browser.said == []
+    assert said == []
     origin = url.partition("/?")[0]
     assert {one for one in browser.sent if not one.startswith((f"{origin}/", "data:"))} == set()
 
@@ -115,9 +122,10 @@ def test_from_a_red_bar_to_the_sentence_are_three_clicks(browser: Browser, journ
         sentence = browser.until("document.querySelector('dialog[open] .sentence')?.innerText")
         browser.until("document.querySelector('dialog[open] p.muted')?.innerText.includes('not available')")
         browser.picture(PICTURES / "request.png")
+        said = complaints(browser, url)
 
     assert "after it came" in sentence
-    assert all("501" in one for one in browser.said), "but for the explanation, nothing failed"
+    assert all("501" in one for one in said), "but for the explanation, nothing failed"
 
 
 def test_names_and_messages_stay_text(browser: Browser) -> None:
