@@ -139,6 +139,18 @@ def test_a_journal_is_read_while_it_is_written_and_its_files_are_renamed(
     assert instants(read_records(tmp_path / "j")) == list(range(3000))
 
 
+def test_nothing_is_lost_where_the_writer_is_stopped_while_it_renames(tmp_path: Path, follow: Follow) -> None:
+    path = tmp_path / "j"
+    journal = Journal(path, HEAD, file_bytes=1500, files=100)
+    told(journal, *range(100))
+    journal.close()
+    for age in range(len(list(tmp_path.iterdir())) - 1, 1, -1):
+        (tmp_path / f"j.{age}").rename(tmp_path / f"j.{age + 1}")
+    assert not (tmp_path / "j.2").exists()
+    assert instants(numbered(follow(path))) == list(range(100))
+    assert instants(read_records(path)) == list(range(100))
+
+
 def test_a_file_in_the_midst_of_a_run_can_be_read_alone(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j", HEAD, file_bytes=1500, files=2)
     told(journal, *range(100))

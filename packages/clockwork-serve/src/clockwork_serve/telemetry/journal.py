@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from glob import escape
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -373,13 +374,15 @@ def _opened(path: Path, mode: str) -> IO[bytes]:
 
 
 def journal_files(path: Path) -> list[Path]:
-    """The files of a journal that exist, oldest first."""
-    found = [path] if path.exists() else []
-    age = 1
-    while (older := _older(path, age)).exists():
-        found.insert(0, older)
-        age += 1
-    return found
+    """The files of a journal that exist, oldest first.
+
+    While they are renamed one name is free, for long if who writes is stopped just then: older ones count.
+    """
+    parts = [
+        (one, one.name.removeprefix(f"{path.name}.")) for one in path.parent.glob(f"{escape(path.name)}.*")
+    ]
+    aged = sorted([(int(age), one) for one, age in parts if age.isdecimal() and age.isascii()], reverse=True)
+    return [one for _, one in aged] + ([path] if path.exists() else [])
 
 
 def _mend(path: Path) -> tuple[int, int]:
