@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from clockwork_serve.cli.screen import interruptible, note, say, show_table
+from clockwork_serve.cli.screen import INTERRUPTED, interruptible, note, say, show_table
 from clockwork_serve.errors import ConfigError
 
 if TYPE_CHECKING:
     from clockwork_lab.bench.plan import Options
     from clockwork_lab.bench.report import Report
 
-INTERRUPTED = 130
 INVALID = 1
 _STDOUT = "-"
 _TRACES = "CLOCKWORK_TRACES"

@@ -20,7 +20,7 @@ from clockwork_serve.cli.docs import docs, examples
 from clockwork_serve.cli.explain import explain
 from clockwork_serve.cli.operate import config, key, live, models, timeline
 from clockwork_serve.cli.repository import compile_, profile, validate
-from clockwork_serve.cli.screen import note
+from clockwork_serve.cli.screen import INTERRUPTED, note
 from clockwork_serve.cli.serve import gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.top import top
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 FAILED = 1
 MISUSED = 2
-INTERRUPTED = 130
 COMMAND_GROUP: Final = "clockwork_serve.commands"
 """Entry points of this group are commands of other packages: ``name = "module:command"``."""
 LABORATORY: Final = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from clockwork_serve.cli.options import json_flag
-from clockwork_serve.cli.screen import Progress, interruptible, note, say, show_json
+from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, note, say, show_json
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.units import NS_PER_S
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from clockwork_serve.sim.explain import Explanation
     from clockwork_serve.sim.survey import SurveyReport
 
-INTERRUPTED: Final = 130
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

@@ -21,6 +21,7 @@ from clockwork_serve.cli.options import (
     settings_from,
 )
 from clockwork_serve.cli.screen import (
+    INTERRUPTED,
     Progress,
     counted,
     interruptible,
@@ -267,7 +268,6 @@ def _kind(entry: Setting, source: str | None) -> str:
 
 
 _PAGE = "https://ui.perfetto.dev"
-_INTERRUPTED = 130
 _KEEP_MOST_S = 86_400
 
 
@@ -328,7 +328,7 @@ def timeline(journal: str, out: str | None, since: float, until: float | None, a
         show_json({"file": str(file), "bytes": file.stat().st_size, **msgspec.to_builtins(report)})
     else:
         _tell(file, report)
-    return _INTERRUPTED if report.cut else 0
+    return INTERRUPTED if report.cut else 0
 
 
 def _tell(file: Path, report: TimelineReport) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import click
 import msgspec
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+INTERRUPTED: Final = 130
+"""The exit status after Ctrl-C."""
 _PLAIN_EVERY_S = 1.0
 _PLAIN_WIDTH = 160
 _TEXT_LEAST = 20

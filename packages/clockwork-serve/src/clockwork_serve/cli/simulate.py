@@ -12,14 +12,23 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve.cli.options import setting_options, settings_from
-from clockwork_serve.cli.screen import Progress, counted, interruptible, note, say, show_json, show_table
+from clockwork_serve.cli.screen import (
+    INTERRUPTED,
+    Progress,
+    counted,
+    interruptible,
+    note,
+    say,
+    show_json,
+    show_table,
+)
 from clockwork_serve.errors import ConfigError
 
 if TYPE_CHECKING:
     from clockwork_serve.apps.simulate import Latency, LoadReport, Played, Report, SimulationQuestion
     from clockwork_serve.sim.replay import Difference, Replayed, Run
 
-DIFFERENT, INTERRUPTED = 1, 130
+DIFFERENT = 1
 _STDOUT = "-"
 _TRACES = "CLOCKWORK_TRACES"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from clockwork_serve.cli.options import json_flag
-from clockwork_serve.cli.screen import counted, interruptible, note, say, show_json
+from clockwork_serve.cli.screen import INTERRUPTED, counted, interruptible, note, say, show_json
 from clockwork_serve.errors import ClockworkError, ConfigError
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from clockwork_serve.telemetry.spans import RequestTraces, Spans
 
 POLL_S: Final = 0.2
-_INTERRUPTED: Final = 130
 _PATIENCE_S: Final = 0.01
 
 
@@ -66,7 +65,7 @@ def traces(journal: str, endpoint: str, sample: float, follow: bool, as_json: bo
     exporter.close(2 * target.timeout_s)
     _tell(spans, exporter, as_json=as_json)
     if interrupted and not follow:
-        return _INTERRUPTED
+        return INTERRUPTED
     return 1 if exporter.failed + exporter.dropped else 0
 
 

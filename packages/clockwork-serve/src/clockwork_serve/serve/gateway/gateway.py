@@ -300,8 +300,7 @@ class Gateway:
             needed = self.slots.bytes_for(call.inputs, output_bytes)
             self._refuse_for_memory(inquiry, served, needed, deadline_ns)
             return ""
-        self._count += 1
-        request_id = f"{self._prefix}{self._count}"
+        request_id = self._next_id()
         request = Request(
             request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
             arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature, way_ns=way_ns,
@@ -316,6 +315,10 @@ class Gateway:
         if self._overdue.timer is None:
             self._overdue.watch()
         return request_id
+
+    def _next_id(self) -> str:
+        self._count += 1
+        return f"{self._prefix}{self._count}"
 
     def _fill(
         self, inputs: list[InputTensor], output_bytes: int, body: Body | None, strings: StringsWalk | None
@@ -653,8 +656,7 @@ class Gateway:
         """Give a request that never had an id one, by which traces have it."""
         if self.refusals is None:
             return
-        self._count += 1
-        ending.request_id = f"{self._prefix}{self._count}"
+        ending.request_id = self._next_id()
         arrival_ns = inquiry.arrival_ns or self.clock()
         model = key or printable(f"{inquiry.model}/{inquiry.version}", NAME_CHARS)
         request = Request(
