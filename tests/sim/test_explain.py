@@ -186,6 +186,8 @@ def test_an_index_and_checkpoints_lead_to_the_same_explanation(path: Path, ends)
         name = some(ends, outcome)
         found = case_in(history, name)
         assert found is not None
+        first_ns = found.early.steps[0].now_ns
+        assert first_ns < found.request.arrival_ns - NS_PER_S // 2, "remedies begin before it"
         told, whole = explain(found), explain(case_for(path, name))
         assert (told.sentence, told.devices, told.attempts) == (whole.sentence, whole.devices, whole.attempts)
     assert case_in(history, "nobody") is None
