@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any, cast
@@ -164,6 +165,20 @@ def test_a_thread_is_busy_while_it_runs_and_idle_while_it_sleeps() -> None:
     ran_ns = clock() - began_ns
     time.sleep(0.2)
     assert ran_ns >= ms(19) > clock() - began_ns - ran_ns
+
+
+def test_a_thread_that_waits_for_one_that_computes_is_not_idle() -> None:
+    def compute() -> None:
+        began_ns = time.thread_time_ns()
+        while time.thread_time_ns() < began_ns + ms(50):
+            pass
+
+    clock = BusyClock()
+    began_ns = clock()
+    other = threading.Thread(target=compute)
+    other.start()
+    other.join()
+    assert clock() - began_ns >= ms(49)
 
 
 def test_without_statistics_of_the_kernel_a_thread_is_never_idle() -> None:

@@ -54,9 +54,11 @@ IDLE_PART: Final = 16
 
 
 class BusyClock:
-    """For how long the calling thread has run or waited for a CPU, in ns: the rest of the time it was idle.
+    """For how long the calling thread was not idle, in ns: it ran, or waited for a CPU or for another thread.
 
-    Without the kernel's statistics (``CONFIG_SCHED_INFO``) it was never idle. For the thread that made it.
+    The CPU time of the whole process counts: while another of its threads runs, this one may be waiting for
+    the interpreter. Without the kernel's statistics (``CONFIG_SCHED_INFO``) it was never idle. For the thread
+    that made it.
     """
 
     def __init__(self, path: str = "/proc/thread-self/schedstat") -> None:
@@ -69,8 +71,8 @@ class BusyClock:
         """Read it: about 2 us."""
         if self._file is None:
             return time.monotonic_ns()
-        ran_ns, waited_ns, _ = os.pread(self._file, 64, 0).split()
-        return int(ran_ns) + int(waited_ns)
+        _, waited_ns, _ = os.pread(self._file, 64, 0).split()
+        return time.process_time_ns() + int(waited_ns)
 
 
 class _GatewayRate:
