@@ -20,8 +20,10 @@ import random
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from statistics import fmean
 from typing import Final
 
 from msgspec.structs import replace
@@ -42,8 +44,10 @@ from clockwork_serve.sim.counterfactual import Change, Scene, play
 from clockwork_serve.sim.host import CALL
 from clockwork_serve.sim.remedies import (
     BELOW,
+    LIKELY,
     SLO_TIMES,
     STEPS_UP,
+    UNLIKELY,
     RemedyKind,
     RequestCase,
     other_remedies,
@@ -66,6 +70,10 @@ SLOS_TRIED: Final = (1.0, *STEPS_UP)
 NOISY, EXACT = "noisy", "exact"
 ASKED: Final = {NOISY: 0.90, EXACT: 0.99}
 MISSED: Final = 0.05
+PERHAPS: Final = 0.25
+"""So many remedies may be said to depend on luck,"""
+CALIBRATED: Final = 0.1
+"""and as often as is said of them they shall help."""
 AGAIN: Final = 0.999
 ANSWER_S: Final = 10.0
 
@@ -299,15 +307,35 @@ def begin(steps: Sequence[Step], one: Sampled) -> int:
 
 @dataclass(slots=True)
 class Claim:
-    """What an explanation says of a request: with the change, from an instant on, it is met or not."""
+    """What an explanation says of a request: with the change, it is met with that ``chance``.
+
+    The change begins at ``began_ns``. ``met``: whether it is, in the hidden world; ``others``: in hidden
+    worlds with other dice for all that the journal does not tell of.
+    """
 
     sampled: Sampled
     label: str
     began_ns: int
     change: Change
-    good: bool
+    chance: float
     rests_on: str = ""
-    true: bool = False
+    met: bool = False
+    others: tuple[bool, ...] = ()
+
+    @property
+    def good(self) -> bool:
+        """It says that it helps."""
+        return self.chance >= LIKELY
+
+    @property
+    def perhaps(self) -> bool:
+        """It says that it may help."""
+        return UNLIKELY <= self.chance < LIKELY
+
+    @property
+    def wrong(self) -> bool:
+        """It says that it helps or that it does not, and that is not so."""
+        return not self.perhaps and self.good != self.met
 
 
 def claims_of(one: Sampled, case: RequestCase) -> list[Claim]:
@@ -321,10 +349,10 @@ def claims_of(one: Sampled, case: RequestCase) -> list[Claim]:
     for times in (2.0, 4.0) if slo is None else (BELOW, *SLOS_TRIED):  # none is said to be enough, or that
         edits = {request.request_id: {"deadline_ns": request.arrival_ns + round(slo_ns * times)}}
         label, good = ("slo, 2 % less" if times < 1 else "slo"), slo is not None and times >= 1
-        claims.append(Claim(one, label, case.late.began_ns, Change(edits=edits), good, rests_on))
+        claims.append(Claim(one, label, case.late.began_ns, Change(edits=edits), float(good), rests_on))
     others = [] if case.good else other_remedies(case, lambda: None)
     return claims + [
-        Claim(one, each.kind, case.scene(each.kind).began_ns, each.change, each.helps, each.rests_on)
+        Claim(one, each.kind, case.scene(each.kind).began_ns, each.change, each.chance, each.rests_on)
         for each in others
     ]
 
@@ -333,23 +361,46 @@ def claims_of(one: Sampled, case: RequestCase) -> list[Claim]:
 # In the world that they cannot see.
 
 
-def find_truth(plan: Plan, seed: int, claims: Sequence[Claim]) -> None:
-    """Run it again, and find for each claim what comes of its change."""
+def find_truth(
+    plan: Plan, seed: int, claims: Sequence[Claim], known: frozenset[str] = frozenset(), dice: int = 0
+) -> None:
+    """Run it again, and find for each claim what comes of its change: once, and with so many other ``dice``.
+
+    ``known``: what drew in the run that the journal tells of draws as there in any case.
+    """
     simulation = simulation_of(plan, seed)
     for claim in sorted(claims, key=lambda one: one.began_ns):
         if claim.began_ns - 2 > simulation.now_ns:
             simulation.run(until_ns=claim.began_ns - 2)
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            os.write(writing, b"1" if comes_true(simulation, claim) else b"0")
-            os._exit(0)
-        os.close(writing)
-        found = os.read(reading, 1)
-        os.close(reading)
-        os.waitpid(child, 0)
-        assert found, f"{claim}: the simulation broke"
-        claim.true = (found == b"1") == claim.good
+        claim.met = in_child(claim, partial(comes_true, simulation, claim))
+        others = dice if plan.noise and not claim.label.startswith("slo") else 0
+        claim.others = tuple([
+            in_child(claim, partial(rerolled, simulation, claim, die, known))
+            for die in range(1, others + 1)
+        ])  # fmt: skip
+
+
+def in_child(claim: Claim, work: Callable[[], bool]) -> bool:
+    """What ``work`` returns, called in a copy of this process."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, b"1" if work() else b"0")
+        os._exit(0)
+    os.close(writing)
+    found = os.read(reading, 1)
+    os.close(reading)
+    os.waitpid(child, 0)
+    assert found, f"{claim}: the simulation broke"
+    return found == b"1"
+
+
+def rerolled(simulation: Simulation, claim: Claim, die: int, known: frozenset[str]) -> bool:
+    """Whether the request is met with the change, if all that is not known has other luck."""
+    draws = simulation.world.keyed
+    assert draws is not None, "a run without noise"
+    draws.reroll(-die, known)
+    return comes_true(simulation, claim)
 
 
 def comes_true(simulation: Simulation, claim: Claim) -> bool:
@@ -401,8 +452,8 @@ class Seen:
     lines: list[str] = field(default_factory=list)
 
 
-def examine(plan: Plan, seed: int, count: int, seen: Seen) -> None:
-    """Explain requests of one run, and find whether it is true."""
+def examine(plan: Plan, seed: int, count: int, seen: Seen, dice: int = 0) -> None:
+    """Explain requests of one run, and find whether it is true; with so many other ``dice``, too."""
     recorder = Recorder()
     simulation = simulation_of(plan, seed, recorder)
     config = simulation.controller.config
@@ -417,15 +468,16 @@ def examine(plan: Plan, seed: int, count: int, seen: Seen) -> None:
         seen.again += answer == one.answer and same.from_ns is None
         seen.cases += 1
         seen.kinds[one.kind] += 1
-    find_truth(plan, seed, claims)
+    draws = simulation.world.keyed
+    find_truth(plan, seed, claims, frozenset() if draws is None else frozenset(draws.drawn), dice)
     seen.claims[NOISY if plan.noise else EXACT] += claims
-    wrong = Counter(f"{one.label}{'' if one.good else ' (no)'}" for one in claims if not one.true)
+    wrong = Counter(f"{one.label}{'' if one.good else ' (no)'}" for one in claims if one.wrong)
     print(f"{plan.name}: {len(claims)} claims, wrong {dict(wrong)}", flush=True)
     seen.lines += [
         f"{plan.name} {one.sampled.request.request_id} ({one.sampled.kind}) {one.label}: said "
         f"{'met' if one.good else 'not met'}, {one.rests_on or '-'}; {one.change}"
         for one in claims
-        if not one.true
+        if one.wrong
     ]
 
 
@@ -443,31 +495,73 @@ def judge(outcome: report.Outcome, seen: Seen) -> None:
             ("slo", "an SLO of T, T + 5, 10, 20 % is enough"),
             ("slo, 2 % less", "an SLO of T - 2 % is not enough"),
         ):
-            found = [one.true for one in claims if one.label == label and one.good == (label == "slo")]
+            found = [not one.wrong for one in claims if one.label == label and one.good == (label == "slo")]
             if found:
                 outcome.at_least(
                     f"{how}: {question}, of {len(found):,}", asked, sum(found) / len(found), digits=4
                 )
-        others = [one for one in claims if not one.label.startswith("slo")]
-        named = [one.true for one in others if one.good]
-        if named:
-            outcome.at_least(
-                f"{how}: other remedies that are named help, of {len(named):,}",
-                asked,
-                sum(named) / len(named),
+        judge_others(outcome, how, [one for one in claims if not one.label.startswith("slo")])
+    outcome.at_most("longest answer, of CPU", ANSWER_S, max(seen.took_s, default=0.0), "s")
+
+
+def judge_others(outcome: report.Outcome, how: str, others: Sequence[Claim]) -> None:
+    """What is asked of remedies other than SLOs."""
+    named = [one.met for one in others if one.good]
+    if named:
+        outcome.at_least(
+            f"{how}: other remedies that are named help, of {len(named):,}",
+            ASKED[how],
+            sum(named) / len(named),
+            digits=4,
+        )
+    for kind in RemedyKind:
+        helping = [one for one in others if one.label == kind and one.met]
+        missed = [one for one in helping if one.wrong]
+        if helping:
+            outcome.at_most(
+                f"{how}: {kind} would have helped and was missed, of {len(helping):,}",
+                MISSED,
+                len(missed) / len(helping),
                 digits=4,
             )
-        for kind in RemedyKind:
-            helping = [one for one in claims if one.label == kind and one.good == one.true]
-            missed = [one for one in helping if not one.good]
-            if helping:
-                outcome.at_most(
-                    f"{how}: {kind} would have helped and was missed, of {len(helping):,}",
-                    MISSED,
-                    len(missed) / len(helping),
-                    digits=4,
-                )
-    outcome.at_most("longest answer, of CPU", ANSWER_S, max(seen.took_s, default=0.0), "s")
+    perhaps = [one for one in others if one.perhaps]
+    if perhaps:
+        outcome.at_most(
+            f"{how}: neither said to help nor not to, of {len(others):,}",
+            PERHAPS,
+            len(perhaps) / len(others),
+            digits=4,
+        )
+        said, met = fmean([one.chance for one in perhaps]), fmean([one.met for one in perhaps])
+        outcome.at_most(
+            f"{how}: of these it is met as often as said ({said:.2f}; {met:.2f}), but for",
+            CALIBRATED,
+            abs(said - met),
+        )
+
+
+def share(found: Sequence[bool]) -> float:
+    """The share of those that are true; 0 of none."""
+    return fmean(found) if found else 0.0
+
+
+def limit(claims: Sequence[Claim]) -> list[str]:
+    """What anyone could say who knows all about the hidden worlds but the dice, in lines."""
+    lines: list[str] = []
+    for kind in RemedyKind:
+        rolled = [one for one in claims if one.label == kind and one.others]
+        if not rolled:
+            continue
+        chances = [(fmean(one.others), one.met) for one in rolled]
+        sure = [not UNLIKELY <= chance < LIKELY for chance, _ in chances]
+        named = [met for chance, met in chances if chance >= LIKELY]
+        helping = [chance for chance, met in chances if met]
+        lines.append(
+            f"  {kind}: of {len(rolled):,} {share(sure):.1%} do not depend on dice; of those named "
+            f"{share(named):.1%} help; missed {share([one < UNLIKELY for one in helping]):.1%}, "
+            f"{share([one < LIKELY for one in helping]):.1%} without a perhaps"
+        )
+    return lines
 
 
 def main() -> int:
@@ -477,12 +571,13 @@ def main() -> int:
     options.add_argument("--requests", type=int, help="so many requests")
     options.add_argument("--only", metavar="WORDS", default="", help="runs whose names begin so, by commas")
     options.add_argument("--failures", action="store_true", help="list every claim that is not true")
+    options.add_argument("--dice", type=int, default=0, metavar="N", help="the limit: try N other dice, too")
     given = options.parse_args()
     count = given.requests or (200 if given.short else 1000)
     seen = Seen()
     for at, plan in enumerate(PLANS):
         if plan.name.startswith(tuple(given.only.split(","))):
-            examine(plan, given.seed * 100 + at, count // len(PLANS), seen)
+            examine(plan, given.seed * 100 + at, count // len(PLANS), seen, given.dice)
     outcome = report.Outcome("benchmarks.explain_truth")
     judge(outcome, seen)
     outcome.figures = {
@@ -491,6 +586,8 @@ def main() -> int:
         "answer_s": report.quantile(seen.took_s, 0.5),
     }
     print(f"\nrequests: {dict(seen.kinds)}; median answer {report.quantile(seen.took_s, 0.5):.2f} s of CPU")
+    if lines := limit(seen.claims[NOISY]):
+        print("who knows all but the dice says:", *lines, sep="\n")
     for line in seen.lines if given.failures else seen.lines[:10]:
         print(f"  {line}")
     return report.finish(outcome, given.json)

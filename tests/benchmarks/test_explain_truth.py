@@ -19,7 +19,7 @@ def test_a_few_requests_of_a_run_are_explained_and_tried() -> None:
 
     assert seen.cases == seen.again == 3
     assert seen.claims[EXACT]
-    assert all(one.true for one in seen.claims[EXACT])
+    assert not any(one.wrong or one.perhaps for one in seen.claims[EXACT])
     outcome = Found("explain")
     judge(outcome, seen)
     assert {one.good for one in outcome.verdicts} == {True}
@@ -34,8 +34,11 @@ def test_a_claim_that_is_not_true_is_found() -> None:
     soon, late = (
         Change(edits={"r500": {"deadline_ns": deadline_ns}}) for deadline_ns in (1, 1000 * NS_PER_S)
     )
-    claims = [Claim(sampled, "slo", 1000, change, good) for change in (soon, late) for good in (True, False)]
+    claims = [
+        Claim(sampled, "slo", 1000, change, chance) for change in (soon, late) for chance in (1.0, 0.5, 0.0)
+    ]
 
     find_truth(PLAN, SEED, claims)
 
-    assert [one.true for one in claims] == [False, True, True, False]
+    assert [one.met for one in claims] == [False] * 3 + [True] * 3
+    assert [one.wrong for one in claims] == [True, False, False, False, False, True]

@@ -28,6 +28,18 @@ def test_the_same_action_draws_the_same_whatever_its_number() -> None:
     assert one.extra_ns(infer(1, "r7")) != other.extra_ns(infer(1, "r7"))
 
 
+def test_with_other_dice_only_what_is_not_known_draws_otherwise() -> None:
+    draws = KeyedDraws(1, read_constants())
+    known = draws.extra_ns(infer(1, "r7"))
+    drawn = frozenset(draws.drawn)
+    new = draws.extra_ns(infer(2, "r8"))
+
+    draws.reroll(2, drawn)
+
+    assert draws.extra_ns(infer(3, "r7")) == known
+    assert draws.extra_ns(infer(4, "r8")) != new
+
+
 def test_they_are_spread_like_those_of_a_stream() -> None:
     constants = read_constants()
     keyed, stream = KeyedDraws(1, constants), Draws(1, 1, constants.noise.infer_us)

@@ -137,13 +137,19 @@ class KeyedDraws:
     """Noise that follows from the seed and from what draws it, however many others draw.
 
     An INFER is known by its device, batch and first request, a LOAD by its device, its model and when it was
-    sent, a message by what it is about.
+    sent, a message by what it is about. ``drawn``: the keys of all that drew.
     """
 
     def __init__(self, seed: int, constants: Constants) -> None:
-        self._seed = seed
+        self.drawn: set[str] = set()
+        self._seed = self._other_seed = seed
+        self._known: frozenset[str] = frozenset()
         self._infer_us, self._load_us = constants.noise.infer_us, constants.noise.load_us
         self._jitter_us = uniform_us(0, constants.network.jitter_ns)
+
+    def reroll(self, seed: int, known: frozenset[str]) -> None:
+        """From now on, what is not ``known`` draws by another seed."""
+        self._other_seed, self._known = seed, known
 
     def extra_ns(self, action: Action) -> int:
         """By how much an action takes longer than the profile says."""
@@ -156,7 +162,9 @@ class KeyedDraws:
         return self._draw(self._jitter_us, _key(message))
 
     def _draw(self, quantiles_us: Quantiles, key: str) -> int:
-        digest = blake2b(f"{self._seed} {key}".encode(), digest_size=8).digest()
+        self.drawn.add(key)
+        seed = self._seed if key in self._known else self._other_seed
+        digest = blake2b(f"{seed} {key}".encode(), digest_size=8).digest()
         share = int.from_bytes(digest, "little") / 2**64
         low, high = next((low, high) for low, high in pairwise(quantiles_us) if share <= high[0])
         part = (share - low[0]) / (high[0] - low[0])

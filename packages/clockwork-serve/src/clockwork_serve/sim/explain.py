@@ -31,6 +31,7 @@ from clockwork_serve.sim.counterfactual import Scene
 from clockwork_serve.sim.history import History
 from clockwork_serve.sim.remedies import (
     SLO_TIMES,
+    UNLIKELY,
     Remedy,
     RemedyKind,
     RequestCase,
@@ -83,10 +84,14 @@ class Attempt(Struct, frozen=True, kw_only=True):
 
 
 class Tried(Struct, frozen=True, kw_only=True):
-    """A remedy in words. ``from_ms``: when its world begins to differ from what was recorded."""
+    """A remedy in words; ``chance``: the share of lucks with which the request is met.
+
+    ``from_ms``: when its world begins to differ from what was recorded.
+    """
 
     kind: RemedyKind
     helps: bool
+    chance: float
     text: str
     from_ms: float | None = None
     rests_on: str = ""
@@ -475,7 +480,8 @@ class _Story:
             RemedyKind.PRIORITY: f"priority {one.priority}",
         }[one.kind]
         return Tried(
-            kind=one.kind, helps=one.helps, text=text, rests_on=one.rests_on,
+            kind=one.kind, helps=one.helps, chance=one.chance,
+            text=f"{text} ({one.chance:.0%})" if one.may_help else text, rests_on=one.rests_on,
             from_ms=None if one.from_ns is None else self._ms(one.from_ns),
             slo_ms=to_ms(one.slo_ns) if one.slo_ns else None,
             memory_mib=memory_mib if one.pages else None, model=self.name(one.model) if one.model else None,
@@ -506,7 +512,8 @@ class _Story:
         request, answer = self._request, self.answer
         views = [self._view(one) for one in self._outlooks]
         helped = [one.text for one in tried if one.helps]
-        not_helped = [one.text for one in tried if not one.helps]
+        may_help = [one.text for one in tried if not one.helps and one.chance >= UNLIKELY]
+        not_helped = [one.text for one in tried if one.chance < UNLIKELY]
         lines = [self._sentence()]
         when = "when it came" if self._case.good else "when that was decided"
         if views:
@@ -518,7 +525,9 @@ class _Story:
         if helped:
             start = "It is met with" if self._case.good else "Answered, if:"
             lines.append(f"{start} {'; or '.join(helped)}.")
-        if not self._case.good and tried and not helped:
+        if may_help:
+            lines.append(f"Perhaps, depending on how long things take: {'; or '.join(may_help)}.")
+        if not self._case.good and tried and not helped and not may_help:
             lines.append("Nothing that was tried would have helped.")
         if not_helped:
             lines.append(f"Not helped by: {'; '.join(not_helped)}.")

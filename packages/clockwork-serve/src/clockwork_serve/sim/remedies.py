@@ -1,7 +1,8 @@
 """What would have changed a request's outcome: each remedy is tried by playing its surroundings again.
 
 The smallest SLO from which on it would have been met is searched for; the others are tried as they are. A
-remedy *helps* if the request gets a good answer in time.
+remedy *helps* if the request gets a good answer in time. Where that depends on how long actions take that
+were not recorded, several lucks are tried, and it may be neither sure to help nor sure not to.
 """
 
 from __future__ import annotations
@@ -46,16 +47,17 @@ NEAR_SLOS: Final = 4
 NEAR_LEAST_NS: Final = 250 * NS_PER_MS
 """A device or memory is there, and a model is not, from so many SLOs before the request on, and from so long
 before it at least: time for LOADs. The longer ago a change is, the less is known of what followed."""
-VOTES: Final = 5
-SURE: Final = 3
-NAMED: Final = 0.8
-"""A remedy is tried so many times, with other luck; fewer if the first ``SURE`` say yes, or the first two no.
-It is named if this share says yes: who acts on it shall not be disappointed."""
+LUCKS: Final = 12
+SURE: Final = 4
+"""A remedy is tried with so many lucks, or with ``SURE`` if these agree."""
+LIKELY: Final = 0.85
+UNLIKELY: Final = 0.15
+"""It helps if the request is met with this share of them, and does not if with less than that."""
 LEAST_SLO_NS: Final = NS_PER_MS // 10
 
 
 class Remedy(Struct, frozen=True, kw_only=True):
-    """One change that was tried, and whether it ``helps``.
+    """One change that was tried, and with what share of lucks the request is met by it: its ``chance``.
 
     ``change`` is from the beginning of the case's scene for that ``kind`` on. ``slo_ns``, ``pages`` (more of
     them on each device), ``model`` and ``priority`` are set by its kind. ``from_ns`` is when anything becomes
@@ -63,7 +65,7 @@ class Remedy(Struct, frozen=True, kw_only=True):
     """
 
     kind: RemedyKind
-    helps: bool
+    chance: float
     change: Change
     slo_ns: int = 0
     pages: int = 0
@@ -71,6 +73,16 @@ class Remedy(Struct, frozen=True, kw_only=True):
     priority: int = 0
     from_ns: int | None = None
     rests_on: str = ""
+
+    @property
+    def helps(self) -> bool:
+        """Whether it is as good as sure that the request is met by it."""
+        return self.chance >= LIKELY
+
+    @property
+    def may_help(self) -> bool:
+        """Whether it depends on luck."""
+        return UNLIKELY <= self.chance < LIKELY
 
 
 class RequestCase:
@@ -105,7 +117,7 @@ def smallest_slo(case: RequestCase, limit_ns: int, check: Callable[[], None]) ->
         return None
     change, played = search.played(slo_ns)
     return Remedy(
-        kind=RemedyKind.SLO, helps=True, change=change, slo_ns=slo_ns, from_ns=played.from_ns,
+        kind=RemedyKind.SLO, chance=1.0, change=change, slo_ns=slo_ns, from_ns=played.from_ns,
         rests_on=played.rests_on(case.request.request_id),
     )  # fmt: skip
 
@@ -195,18 +207,16 @@ def _tried(
     model: str = "", priority: int = 0,
 ) -> Remedy:  # fmt: skip
     scene, request_id = case.scene(kind), case.request.request_id
-    votes: list[bool] = []
+    met: list[bool] = []
     played = PlayedScene()
-    for seed in range(VOTES):
-        if len(set(votes)) == 1 and seed >= (SURE if votes[0] else 2):
-            break
+    while len(met) < SURE or (len(met) < LUCKS and len(set(met)) > 1):
         check()
-        again = play(scene, change, until=request_id, seed=seed)
-        played = again if seed == 0 else played
-        votes.append(again.good(request_id))
+        again = play(scene, change, until=request_id, seed=len(met))
+        played = played if met else again
+        met.append(again.good(request_id))
     return Remedy(
-        kind=kind, change=change, helps=sum(votes) >= NAMED * len(votes), pages=pages, model=model,
-        priority=priority, from_ns=played.from_ns, rests_on=played.rests_on(request_id),
+        kind=kind, change=change, chance=sum(met) / len(met), pages=pages, model=model, priority=priority,
+        from_ns=played.from_ns, rests_on=played.rests_on(request_id),
     )  # fmt: skip
 
 
