@@ -31,12 +31,12 @@ from clockwork_serve.serve.http.exchange import (
     HEADERS_READ,
     HttpExchange,
     Outbox,
-    Sender,
+    OutboxServer,
     byte_count,
     denial,
 )
 from clockwork_serve.serve.http.reading import ReadControl, RoundRobin
-from clockwork_serve.serve.http.responses import Response, error_response, internal_error_response
+from clockwork_serve.serve.http.responses import HttpResponse, error_response, internal_error_response
 from clockwork_serve.serve.http.routes import Route
 from clockwork_serve.units import KIB, NS_PER_S
 
@@ -226,7 +226,7 @@ class IncompleteBody:
 # What an HTTP connection needs of its server.
 
 
-class HttpHost(Sender, Protocol):
+class HttpHost(OutboxServer, Protocol):
     """What a connection needs of its server.
 
     All connections read into ``buffer``, one at a time; ``received`` is its memory, ``small_buffer`` its
@@ -672,7 +672,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     def _refuse(self, status: int, message: str, headers: bytes = b"") -> None:
         self._refuse_with(error_response(status, message, headers))
 
-    def _refuse_with(self, response: Response) -> None:
+    def _refuse_with(self, response: HttpResponse) -> None:
         """Respond to a request that cannot be read to its end, after those before it, and close."""
         if self._closing:
             return
