@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from clockwork_client.datatypes import encode_strings
 from clockwork_client.tensors import DTYPES
-from clockwork_lab.bench.server import Address, Shape, TensorInfo
+from clockwork_lab.bench.server import ServerAddress, Shape, TensorInfo
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.oip.protobuf import ModelInferRequest
 from clockwork_serve.units import NS_PER_MS, NS_PER_US
@@ -348,7 +348,9 @@ class Message(Struct, frozen=True):
 class Maker:
     """What all messages of a run have in common."""
 
-    def __init__(self, address: Address, headers: Sequence[tuple[str, str]], deadline: Deadline) -> None:
+    def __init__(
+        self, address: ServerAddress, headers: Sequence[tuple[str, str]], deadline: Deadline
+    ) -> None:
         self._address = address
         self._headers = headers
         self._deadline = deadline

@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 
 from clockwork_lab.bench.messages import Message, Undecodable, decode
 from clockwork_lab.bench.records import ABANDONED, Kind
-from clockwork_lab.bench.sender import Connection, Sender
+from clockwork_lab.bench.sender import LoadConnection, Sender
 
 _DATA, _HEADERS, _PRIORITY, _RESET, _SETTINGS, _PUSH, _PING, _GO_AWAY, _WINDOW, _CONTINUATION = range(10)
 _END_STREAM, _END_HEADERS, _PADDED, _WITH_PRIORITY, _ACK = 1, 4, 8, 32, 1
@@ -71,7 +71,7 @@ class PreparedCalls:
         self.blocks = [message.head for message in messages]
 
 
-class GrpcConnection(Connection):
+class GrpcLoadConnection(LoadConnection):
     """One connection with many concurrent calls."""
 
     __slots__ = (

@@ -15,7 +15,7 @@ import httptools
 
 from clockwork_lab.bench.messages import Message
 from clockwork_lab.bench.records import ABANDONED, ANSWERED, Kind
-from clockwork_lab.bench.sender import Connection, Sender
+from clockwork_lab.bench.sender import LoadConnection, Sender
 
 JOINED_BYTES: Final = 16 << 10
 """Requests up to this are prepared whole; for longer ones, models of equal inputs share the body."""
@@ -27,7 +27,7 @@ _SPECIAL: Final = re.compile(rb"\r\n(connection:[ \t]*close|transfer-encoding:)"
 _LATER: Final = (BlockingIOError,)
 
 
-class Prepared:
+class PreparedRequests:
     """All messages as bytes to send."""
 
     def __init__(self, messages: list[Message], bodies: list[bytes]) -> None:
@@ -40,7 +40,7 @@ class Prepared:
             self.halves.append((b"", b"") if short else (message.head, body))
 
 
-class HttpConnection(Connection):
+class HttpLoadConnection(LoadConnection):
     """One HTTP connection. ``row`` is the request in flight, -1 if none."""
 
     __slots__ = (
@@ -70,7 +70,7 @@ class HttpConnection(Connection):
     def send(self, row: int, message: int) -> None:
         """Send one request."""
         run = self.run
-        prepared: Prepared = run.prepared
+        prepared: PreparedRequests = run.prepared
         self.row = row
         data = prepared.whole[message]
         run.sent[row] = monotonic_ns() - run.start_ns

@@ -42,7 +42,7 @@ def outputs_of(result: Any, *, http: bool) -> Tensors:
     return {name: np.asarray(result.as_numpy(name)) for name in names}
 
 
-class Client:
+class DemoClient:
     """One request at a time, alternating between HTTP and gRPC."""
 
     def __init__(self, http_url: str, grpc_url: str) -> None:
@@ -198,7 +198,7 @@ def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0
     return DemoPlan(tuple(shots), rate, rate * mean_ms / 1000.0, floor_ms)
 
 
-class Load:
+class DemoLoad:
     """Sends a plan and collects the responses."""
 
     def __init__(self, mixes: Sequence[Mix], on_progress: Callable[[Answers], None]) -> None:

@@ -98,7 +98,7 @@ def _python(path: Path) -> Send:
 
 
 @dataclass(slots=True)
-class Recorder:
+class RecordedSend:
     """Forwards requests and records them: ``calls[i]`` is the i-th request and its outputs."""
 
     send: Send

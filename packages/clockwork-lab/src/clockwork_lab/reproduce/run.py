@@ -29,7 +29,7 @@ _PARTS: Final = 100
 """Progress of one run is reported in this many parts."""
 
 
-class Run:
+class FigureRun:
     """One run of one figure's experiments.
 
     ``short`` asks for seconds instead of minutes; ``traces`` is a folder of real traces, if there is one;
