@@ -64,7 +64,6 @@ DURATIONS = frozenset(
 SPILL_LINES = 80
 ONE_IMPORTER = {
     "lab.cli.demo": "a command is a module, imported when it is given",
-    "lab.demo.texts": "one kind of model's inputs and answers a module",
     "serve.client": "the name that the client had; users import it",
     "serve.oip.build_descriptor": "a tool that makes a file that is kept",
     "serve.serve.processes.bridge": "a process is a module, started by its name",

@@ -13,7 +13,7 @@ from typing import Final
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.http.live import Explain, LivePage, PageServer
 from clockwork_serve.telemetry.following import JournalFollower, numbered
-from clockwork_serve.telemetry.journal import JournalHead, Step, journal_files
+from clockwork_serve.telemetry.journal import JournalHead, Step, journal_bytes
 from clockwork_serve.telemetry.live import LiveLimits, LiveView
 from clockwork_serve.units import NS_PER_S
 
@@ -27,8 +27,7 @@ def records(path: Path) -> Generator[JournalHead | Step | None, None, None]:
 
     Raises :class:`ConfigError` where there is no journal.
     """
-    if not journal_files(path):
-        raise ConfigError(f"journal: expected a file that `--journal` wrote; found nothing at {path}")
+    journal_bytes(path)
     follower = JournalFollower(path)
     try:
         while True:

@@ -327,7 +327,8 @@ def _refuse_others(context: click.Context, taken: set[str]) -> None:
 
 def _replay(path: str, json_file: str | None, *, checks: bool) -> int:
     """Replay a journal and show the result; the exit status."""
-    from clockwork_serve.sim.replay import journal_bytes, replay
+    from clockwork_serve.sim.replay import replay
+    from clockwork_serve.telemetry.journal import journal_bytes
 
     total = max(1, journal_bytes(Path(path)) >> 20)
     with Progress("replaying", quiet=json_file == _STDOUT) as progress, interruptible() as stopped:

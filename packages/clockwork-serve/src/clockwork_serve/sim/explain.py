@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec import Struct, structs
 
 from clockwork_serve.controller import Controller
@@ -230,7 +229,7 @@ def cases_of(
     """The requests of these ids, each in its surroundings, as they come in a journal."""
     reader = _Reader(wanted)
     left = len(wanted)
-    for number, (done, record) in enumerate(records_of(path), start=1):
+    for number, (done, record) in enumerate(read_records(path), start=1):
         for case in reader.take(record):
             left -= 1
             yield case
@@ -262,14 +261,6 @@ def case_in(
         for case in reader.take(step):
             return case
     return next(iter(reader.finish()), None)
-
-
-def records_of(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
-    """The records of a journal. Raises :class:`ConfigError` where a file is none."""
-    try:
-        yield from read_records(path)
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"journal: {path} is none, or of another version of clockwork: {error}") from None
 
 
 # ------------------------------------------------------------

@@ -26,9 +26,10 @@ from msgspec import Struct
 from clockwork_serve.controller import Controller
 from clockwork_serve.errors import ConfigError, StateError
 from clockwork_serve.messages import Request
-from clockwork_serve.sim.replay import decided_again, first_difference, journal_bytes
+from clockwork_serve.sim.replay import decided_again, first_difference
 from clockwork_serve.telemetry import JournalFollower, JournalHead, Step, numbered
 from clockwork_serve.telemetry.following import first_header
+from clockwork_serve.telemetry.journal import journal_bytes
 from clockwork_serve.units import GIB
 
 CHECKPOINT_WORK: Final = 8_192
