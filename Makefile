@@ -88,7 +88,7 @@ compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a 
 	@rm -rf packages/*/build  # setuptools would pack what an earlier build left there
 	@CLOCKWORK_MYPYC=1 $(COMPILED)/bin/python $(PIP) install -c constraints.txt --no-build-isolation --no-deps --force-reinstall $(CLIENT) $(SERVE) $(LAB)
 	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.belief as m, clockwork_serve.sim.host as n; assert (m.__file__ + n.__file__).count(".so") == 2; print("compiled:", m.__file__)'
-	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim tests/lab/oracle
+	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim tests/harness/test_seeds.py tests/lab/oracle
 	@CLOCKWORK_MYPYC=1 $(BIN)/pytest -q -p no:cacheprovider tests/distributions -k compiled
 
 docs: $(STAMP) ## the documentation as a site with search, build/site/html; a link that leads nowhere fails it

@@ -79,7 +79,7 @@ FaultKind = Literal[
     "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
     "drain", "kills", "stop", "hangs", "controller",
 ]  # fmt: skip
-"""``sim.seeds`` draws the first eleven by their order, and the others from streams of their own."""
+"""``harness.seeds`` draws the first eleven by their order, and the others from streams of their own."""
 
 
 class Ramp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
