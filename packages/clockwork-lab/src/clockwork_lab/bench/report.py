@@ -18,7 +18,7 @@ from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.plan import Plan
 from clockwork_lab.bench.records import ANSWERED, OPEN, Kind, Records, Table
 from clockwork_serve import __version__
-from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from clockwork_serve.units import NS_PER_MS, NS_PER_S, counted
 from clockwork_serve.workload.tables import NO_SLO_MS, LoadTable
 
 SLO_CLASSES_MAX: Final = 12
@@ -471,12 +471,6 @@ def in_time(group: Group) -> str:
 def share(part: float) -> str:
     """A share in percent, truncated rather than rounded: 100 % means all."""
     return "100 %" if part >= 1 else f"{math.floor(part * 100_000) / 1000:.3f}\N{NO-BREAK SPACE}%"
-
-
-def counted(number: int, what: str) -> str:
-    """``1 model``, ``2 models``."""
-    plural = f"{what}es" if what.endswith("s") else f"{what}s"
-    return f"{number:,} {what if number == 1 else plural}"
 
 
 def _latency(found: Quantiles) -> Row:

@@ -15,10 +15,9 @@ from urllib.parse import quote, urlsplit
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.errors import ClockworkError, ConfigError, did_you_mean
 from clockwork_serve.oip.protobuf import message
-from clockwork_serve.workload.tables import did_you_mean
-from clockwork_serve.workload.traces import counted
+from clockwork_serve.units import counted
 
 Protocol = Literal["http", "grpc", "raw"]
 PROTOCOLS: Final = ("http", "grpc", "raw")

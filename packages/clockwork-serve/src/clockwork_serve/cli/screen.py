@@ -180,11 +180,6 @@ def size_text(nbytes: int) -> str:
     return f"{amount:.1f} TiB"
 
 
-def counted(number: int, what: str) -> str:
-    """``1 model``, ``2,000 models``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
-
-
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether an end was requested by Ctrl-C; a second one ends at once."""

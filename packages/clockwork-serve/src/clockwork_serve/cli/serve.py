@@ -17,9 +17,10 @@ from clockwork_serve.cli.options import (
     settings_from,
     taken_by,
 )
-from clockwork_serve.cli.screen import Progress, counted, say, show_json_line
+from clockwork_serve.cli.screen import Progress, say, show_json_line
 from clockwork_serve.config.table import GATEWAY, WORKER
 from clockwork_serve.messages import DATATYPES, Code, Model
+from clockwork_serve.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable

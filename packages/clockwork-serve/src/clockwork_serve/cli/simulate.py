@@ -15,7 +15,6 @@ from clockwork_serve.cli.options import setting_options, settings_from
 from clockwork_serve.cli.screen import (
     INTERRUPTED,
     Progress,
-    counted,
     interruptible,
     note,
     say,
@@ -23,6 +22,7 @@ from clockwork_serve.cli.screen import (
     show_table,
 )
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.units import counted
 
 if TYPE_CHECKING:
     from clockwork_serve.apps.simulate import Latency, LoadReport, Played, Report, SimulationQuestion

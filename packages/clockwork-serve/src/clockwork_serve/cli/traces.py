@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from clockwork_serve.cli.options import json_flag
-from clockwork_serve.cli.screen import INTERRUPTED, counted, interruptible, note, say, show_json
+from clockwork_serve.cli.screen import INTERRUPTED, interruptible, note, say, show_json
 from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.units import counted
 
 if TYPE_CHECKING:
     from clockwork_serve.telemetry.otlp import OtlpExporter

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, did_you_mean
 from clockwork_serve.messages import (
     Cancel,
     CodeRemoved,
@@ -30,7 +30,7 @@ from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, LinkFault, 
 from clockwork_serve.sim.restarts import Restarts, Stops
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.worker.events import ControllerLost
-from clockwork_serve.workload.tables import FaultTable, did_you_mean
+from clockwork_serve.workload.tables import FaultTable
 
 if TYPE_CHECKING:
     from clockwork_serve.sim.simulation import Simulation

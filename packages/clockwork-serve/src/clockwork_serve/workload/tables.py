@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, did_you_mean
 from clockwork_serve.messages import Quota
 from clockwork_serve.units import NS_PER_S, ms
 
@@ -45,16 +44,6 @@ def found(value: object) -> str:
 def unfit(field: str, expected: str, value: object, remedy: str) -> FieldError:
     """The error of one field."""
     return FieldError(field, f"expected {expected}, found {found(value)}; {remedy}")
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Advice for a name that nobody knows."""
-    choices = sorted(known)
-    near = get_close_matches(name, choices, n=1)
-    if near:
-        return f"did you mean {near[0]}?"
-    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
-    return f"known: {shown}" if choices else "none is known"
 
 
 # ------------------------------------------------------------
