@@ -104,7 +104,6 @@ class Digest:
         self._hash.update(self._encoder.encode((now_ns, events, effects, 0)))
 
     def hex(self) -> str:
-        """The hash so far."""
         return self._hash.hexdigest()
 
 

@@ -234,7 +234,6 @@ class HttpMetadata:
         )
 
     def close(self) -> None:
-        """Close the connection."""
         self._connection.close()
 
 
@@ -282,7 +281,6 @@ class GrpcMetadata:
         return [TensorInfo(each.name, each.datatype, tuple(each.shape)) for each in found.inputs]
 
     def close(self) -> None:
-        """Close the connection."""
         self._channel.close()
 
 

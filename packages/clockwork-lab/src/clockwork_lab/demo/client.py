@@ -61,7 +61,6 @@ class DemoClient:
         return outputs_of(result, http=http)
 
     def __enter__(self) -> Self:
-        """The client itself."""
         return self
 
     def __exit__(

@@ -61,7 +61,6 @@ class FigureRun:
 
     @cached_property
     def constants(self) -> Constants:
-        """The constants of the simulation."""
         return read_constants()
 
     def everyone(self) -> tuple[Player, ...]:
