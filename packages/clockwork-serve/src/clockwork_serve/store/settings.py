@@ -63,17 +63,17 @@ def problem(
     text = found if isinstance(found, str) else repr(found)
     return ProblemError(
         Problem(
-            model=shown(model),
+            model=shortened(model),
             version=version,
-            field=shown(field),
-            expected=shown(expected),
-            found=shown(text),
-            advice=shown(advice),
+            field=shortened(field),
+            expected=shortened(expected),
+            found=shortened(text),
+            advice=shortened(advice),
         )
     )
 
 
-def shown(text: str) -> str:
+def shortened(text: str) -> str:
     """Untrusted text, shortened for a problem."""
     return printable(text, _SHOWN)
 
