@@ -175,7 +175,7 @@ class Spans:
         self._late: dict[str, int] = {}  # told before their answers: when
         self._sent = SentActions[_Traced]()
         self._loads: dict[str, deque[tuple[SentAction[_Traced], Result]]] = {}  # by model, the last ones
-        self._handlers: dict[type, Callable[[Any], None]] = {
+        self._handlers: dict[type, Callable[[Any], object]] = {
             Request: self._on_request, Answer: self._on_answer,
             Infer: self._on_action, Load: self._on_action, Unload: self._on_action, Result: self._on_result,
             WorkerJoined: self._sent.joined, WorkerLost: self._sent.lost,
