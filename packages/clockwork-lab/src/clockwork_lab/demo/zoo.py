@@ -196,7 +196,7 @@ MODELS: tuple[DemoModel, ...] = (
 """All models, in the order of the screen; ``instances`` add up to 231."""
 
 
-def available(files: Files, models: tuple[DemoModel, ...] = MODELS) -> tuple[DemoModel, ...]:
+def available(files: Files) -> tuple[DemoModel, ...]:
     """The models all of whose files are present."""
     present = files.present()
-    return tuple(model for model in models if present.issuperset(model.needs))
+    return tuple(model for model in MODELS if present.issuperset(model.needs))

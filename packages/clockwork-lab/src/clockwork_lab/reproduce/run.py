@@ -91,7 +91,6 @@ class FigureRun:
         devices: int,
         bucket_s: float = 0.0,
         cluster: Cluster | None = None,
-        zoo: Zoo | None = None,
         base: Path | None = None,
     ) -> Tally:
         """Run the scenario under one policy on the paper's GPUs, cold; traces are in ``base``.
@@ -103,7 +102,7 @@ class FigureRun:
         text = f"{scenario.name}, {player.name}"
         simulation = Simulation(
             workload=workload,
-            zoo=zoo or self.zoo,
+            zoo=self.zoo,
             cluster=cluster or Cluster(devices=devices),
             config=player.config,
             seed=self.seed,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.http.live import Explain, LivePage, PageServer
+from clockwork_serve.serve.http.live import LivePage, PageServer
 from clockwork_serve.telemetry.following import JournalFollower, numbered
 from clockwork_serve.telemetry.journal import JournalHead, Step, journal_bytes
 from clockwork_serve.telemetry.live import LiveLimits, LiveView
@@ -91,7 +91,6 @@ async def show(
     speed: float | None,
     tell: Callable[[str], None],
     stop: asyncio.Event,
-    explain: Explain | None = None,
 ) -> None:
     """Serve the page of a journal until ``stop``; ``tell`` gets its address.
 
@@ -100,7 +99,7 @@ async def show(
     view = LiveView(limits)
     player = JournalPlayer(path, view, speed)
     key = secrets.token_urlsafe(16)
-    server = PageServer(LivePage(view, explain), key=key)
+    server = PageServer(LivePage(view), key=key)
     try:
         found = await server.listen(port)
     except OSError as error:

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -376,24 +376,14 @@ class Historian:
             kept.pop(at).path.unlink(missing_ok=True)
 
 
-def write_history(
-    path: Path, *, bytes_max: int = GIB, stopped: Callable[[], bool] = lambda: False,
-    tell: Callable[[int], None] = lambda done_bytes: None,
-) -> History:  # fmt: skip
-    """The history of a journal, made up to its present end; it may take as long as the journal did.
-
-    Raises :class:`ConfigError`.
-    """
+def write_history(path: Path, bytes_max: int = GIB) -> History:
+    """The history of a journal, made up to its present end. Raises :class:`ConfigError`."""
     history, historian = History.open(path), Historian(path, bytes_max)
     follower = JournalFollower(path, historian.start)
     try:
         number = -1
         for number, record in numbered(follower):
             historian.take(number, record)
-            if number % 256 == 0:
-                tell(follower.done_bytes)
-                if stopped():
-                    break
         historian.flush(number + 1)
     finally:
         follower.close()

@@ -51,7 +51,6 @@ from clockwork_serve.units import NS_PER_S, to_ms
 # The ids of a request's trace, and whether it is kept.
 
 
-UNSAMPLED: Final = "00"
 _SHARE_BITS: Final = 56
 """As OpenTelemetry's samplers: the last seven bytes of a trace's id are random enough to be a share."""
 

@@ -203,7 +203,6 @@ class Gateway:
     def __init__(
         self,
         config: GatewayConfig,
-        clock: Callable[[], int] = time.monotonic_ns,
         caps: Caps | None = None,
         connector: Connector | None = None,
     ) -> None:
@@ -213,7 +212,7 @@ class Gateway:
         self.refusals: Journal | None = None  # set where what this gateway ends by itself is kept, for traces
         self.slots = Slots(self.settings.gateway_memory)
         self._reserves = OutputReserves()
-        self.clock = clock
+        self.clock = clock = time.monotonic_ns
         self.rng = Random()
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []

@@ -58,9 +58,9 @@ class HttpResponse(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
-def json_response(found: Any, status: int = 200) -> HttpResponse:
+def json_response(found: Any) -> HttpResponse:
     """A response with a JSON body."""
-    return HttpResponse(status, (_encode(found),))
+    return HttpResponse(200, (_encode(found),))
 
 
 def error_response(status: int, message: str, headers: bytes = b"", **more: Any) -> HttpResponse:
