@@ -22,7 +22,7 @@ LAB := packages/clockwork-lab
 SOURCES := -e $(CLIENT) -e $(SERVE) -e '$(LAB)[demo,figures]'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench busy cases compiled docs faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
+.PHONY: help setup demo test check static lint types layers bench busy cases compiled docs faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,12 +55,22 @@ $(TORCH): $(STAMP)
 demo: $(STAMP) ## real pretrained models, real inputs, one screen of results
 	@$(BIN)/clockwork demo
 
-check: $(STAMP) ## format, lint, types, layers, quick tests: under two minutes
+check: $(STAMP) static ## format, lint, types, layers, quick tests: under two minutes
+	@$(BIN)/pytest -q -n auto --dist loadfile -m 'not slow and not system'
+
+# One beside the other, for types and layers use a core each.
+static: $(STAMP)
+	@$(MAKE) --no-print-directory --output-sync -j 3 lint types layers
+
+lint: $(STAMP)
 	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
 	@$(BIN)/ruff check --quiet
+
+types: $(STAMP)
 	@$(BIN)/mypy
+
+layers: $(STAMP)
 	@$(BIN)/lint-imports --no-logo
-	@$(BIN)/pytest -q -n auto --dist loadfile -m 'not slow and not system'
 
 test: $(STAMP) ## set-up, every check, then every test
 	@test -d $(TRITON) && test ! -e $(TRITON)/.set-up \
@@ -69,10 +79,7 @@ test: $(STAMP) ## set-up, every check, then every test
 	@$(MAKE) --no-print-directory --silent $(TORCH) 2>/dev/null \
 	  || echo "torch cannot be installed on this machine (is there a build of it for it?): its tests are skipped"
 	@command -v $${CXX:-g++} >/dev/null || echo "there is no C++ compiler (g++): tests of torch models are skipped"
-	@$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
-	@$(BIN)/ruff check --quiet
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo
+	@$(MAKE) --no-print-directory static
 	@$(BIN)/pytest -n auto --dist loadfile --basetemp "$$(mktemp -d -t cw-XXXXXX)"  # short: sockets' paths are limited
 
 bench: $(STAMP) ## measure what the docs promise; prints one table per question
@@ -88,7 +95,7 @@ compiled: $(STAMP) ## build the brains and the simulator's loop with mypyc in a 
 	@rm -rf packages/*/build  # setuptools would pack what an earlier build left there
 	@CLOCKWORK_MYPYC=1 $(COMPILED)/bin/python $(PIP) install -c constraints.txt --no-build-isolation --no-deps --force-reinstall $(CLIENT) $(SERVE) $(LAB)
 	@$(COMPILED)/bin/python -c 'import clockwork_serve.controller.belief as m, clockwork_serve.sim.host as n; assert (m.__file__ + n.__file__).count(".so") == 2; print("compiled:", m.__file__)'
-	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim tests/lab/oracle
+	@$(COMPILED)/bin/python -m pytest -q -p no:cacheprovider -m 'not slow' tests/controller tests/worker tests/sim tests/harness/test_seeds.py tests/lab/oracle
 	@CLOCKWORK_MYPYC=1 $(BIN)/pytest -q -p no:cacheprovider tests/distributions -k compiled
 
 docs: $(STAMP) ## the documentation as a site with search, build/site/html; a link that leads nowhere fails it

@@ -24,7 +24,7 @@ import tritonclient.http
 
 from clockwork_lab.demo.client import inputs_of, outputs_of
 from clockwork_lab.demo.fetch import Files
-from clockwork_lab.demo.judgement import Recorder, Send, Tensors, open_plain, relative_error
+from clockwork_lab.demo.judgement import RecordedSend, Send, Tensors, open_plain, relative_error
 from clockwork_lab.demo.stage import settings
 from clockwork_lab.demo.zoo import RECURRENT, DemoModel, available
 from clockwork_serve.config import default_cache
@@ -77,7 +77,7 @@ def write_repository(files: Files, models: Sequence[DemoModel], root: Path) -> N
 
 def real_inputs(model: DemoModel, files: Files, session: Send) -> list[Tensors]:
     """What the demo asks of it."""
-    recorder = Recorder(session)
+    recorder = RecordedSend(session)
     model.ask(files, recorder)
     return [inputs for inputs, _ in recorder.calls]
 

@@ -31,12 +31,12 @@ from typing import Final
 import msgspec
 
 from clockwork_serve.sim.replay import replay
-from clockwork_serve.sim.seeds import Digest, play_seed, process_pool
 from clockwork_serve.telemetry import Step, read_records
 from clockwork_serve.units import MIB
 from harness import repositories
 from harness.http_load import Shot, infer_message, open_loop, poisson, run
 from harness.report import Outcome, finish, parser
+from harness.seeds import Digest, play_seed, process_pool
 from harness.serving import serve
 
 SEEDS: Final = 2_000

@@ -21,7 +21,7 @@ import uvloop
 
 from clockwork_lab.bench.messages import literal
 from clockwork_lab.bench.plan import Options, make_plan
-from clockwork_lab.bench.report import Report
+from clockwork_lab.bench.report import BenchReport
 from clockwork_lab.bench.run import run
 from clockwork_serve.oip.protobuf import ModelInferResponse, message
 from harness.grpc_load import (
@@ -175,7 +175,7 @@ async def _serve(kind: str) -> None:
     await asyncio.Event().wait()
 
 
-def measured(scenario: Path, url: str, kind: str, thousands: int, *, realtime: bool) -> Report:
+def measured(scenario: Path, url: str, kind: str, thousands: int, *, realtime: bool) -> BenchReport:
     """One step."""
     protocol: Any = kind
     core = max(os.sched_getaffinity(0))

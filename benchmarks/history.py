@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +16,13 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from benchmarks.timeline import written
+from benchmarks.timeline import run, written
 from clockwork_serve.messages import Request
 from clockwork_serve.sim.history import History, folder_of, write_history
 from clockwork_serve.sim.replay import decided_again, first_difference
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import MIB
-from harness.report import Outcome, finish, parser
+from harness.report import Outcome
 
 Took = tuple[float, float]
 Result = TypeVar("Result")
@@ -100,20 +99,5 @@ def measure(folder: Path, requests: int, seed: int) -> Outcome:
     return outcome
 
 
-def main() -> int:
-    """Run it; returns the exit status."""
-    options = parser(__doc__)
-    options.add_argument("--requests", type=int, default=1_000_000)
-    options.add_argument(
-        "--keep", type=Path, metavar="FOLDER", help="leave the journal and its history there"
-    )
-    given = options.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = given.keep or Path(name)
-        folder.mkdir(exist_ok=True)
-        outcome = measure(folder, given.requests, given.seed)
-    return finish(outcome, given.json)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, measure))

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
@@ -129,12 +129,12 @@ def measure(folder: Path, requests: int, seed: int) -> Outcome:
     return outcome
 
 
-def main() -> int:
-    """Run it; returns the exit status."""
-    options = parser(__doc__)
+def run(description: str | None, measure: Callable[[Path, int, int], Outcome]) -> int:
+    """Measure a journal of some requests in a folder, as the command line says; returns the exit status."""
+    options = parser(description)
     options.add_argument("--requests", type=int, default=1_000_000)
     options.add_argument(
-        "--keep", type=Path, metavar="FOLDER", help="leave the journal and its timeline there"
+        "--keep", type=Path, metavar="FOLDER", help="leave the journal and what is made there"
     )
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -145,4 +145,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(__doc__, measure))

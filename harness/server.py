@@ -1,7 +1,7 @@
 """A server as its host sees it: its processes, what they hold, how they are killed. It asks nothing.
 
-Run as a program, it is the keeper of such a server, which may be killed like any other process. It prints one
-line of JSON when it is ready, and stops at the end of its standard input, when its parent has ended. Small
+Run as a program, it is the supervisor of such a server, and may be killed like any other process. It prints
+one line of JSON when it is ready, and stops at the end of its standard input, when its parent ended. Small
 file systems are mounted in a namespace of its own.
 """
 
@@ -253,7 +253,7 @@ def started(config: ServerConfig, log: Path, timeout_s: float = START_S) -> Iter
         server.close()
 
 
-# The keeper's process
+# The supervisor's process
 
 
 def mount_small(folders: Mapping[str, int]) -> None:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import clockwork_serve
-from clockwork_serve.sim.seeds import KINDS, REQUESTS, PlayedSeed, play_seeds
 from clockwork_serve.telemetry.journal import sources_hash
 from harness.report import Outcome, finish, parser
+from harness.seeds import KINDS, REQUESTS, PlayedSeed, play_seeds
 from qa.simulator_seeds import conclude
 
 SEEDS: Final = 10_000
@@ -36,7 +36,8 @@ PLAIN_EVERY_S: Final = 15.0
 def code_hash() -> str:
     """Of all that a seed's course depends on."""
     package = Path(clockwork_serve.__file__).parent
-    return sources_hash(package, ("controller", "messages", "worker", "sim", "workload", "machine.py"))
+    parts = ("controller", "messages", "worker", "sim", "workload", "machine.py")
+    return sources_hash(package, parts) + sources_hash(Path(__file__).parents[1], ("harness/seeds.py",))
 
 
 def read_done(path: Path, code: str, requests: int) -> dict[int, PlayedSeed]:

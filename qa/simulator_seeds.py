@@ -17,7 +17,8 @@ from pathlib import Path
 
 from clockwork_serve.controller.policies import is_policy, known_policies
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.sim.seeds import (
+from harness.report import Outcome, finish, parser, percent, table
+from harness.seeds import (
     KINDS,
     REQUESTS,
     Digest,
@@ -26,8 +27,7 @@ from clockwork_serve.sim.seeds import (
     play_seeds,
     random_scenario,
 )
-from clockwork_serve.sim.shrink import Case, case_of, play_case, read_case, shrink, write_case
-from harness.report import Outcome, finish, parser, percent, table
+from harness.shrink import Case, case_of, play_case, read_case, shrink, write_case
 
 TELL_EVERY_S = 1.0
 SHARE_MIN = 0.05

@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clockwork_serve.errors import ClockworkError, InvalidRequest, described, encodable, printable
+from clockwork_serve.errors import (
+    ClockworkError,
+    InvalidRequest,
+    described,
+    did_you_mean,
+    encodable,
+    printable,
+)
 
 ANY_TEXT = st.text(st.characters(), max_size=200)  # lone surrogates, too
 
@@ -117,3 +124,11 @@ def test_an_exception_is_described_without_its_help(make: Callable[[], BaseExcep
 
 def test_a_description_is_short() -> None:
     assert len(described(ValueError("x" * 10**7))) == 1000
+
+
+def test_advice_names_the_nearest_word_or_those_that_are_known() -> None:
+    assert did_you_mean("http-prt", ["host", "http_port"]) == "did you mean http_port?"
+    assert did_you_mean("Max_Batch", ["max_batch_size", "slo_ms"]) == "did you mean max_batch_size?"
+    assert did_you_mean("zzz", ["b", "a"]) == "known: a, b"
+    assert did_you_mean("zzz", [f"{at:02}" for at in range(13)]).endswith("10, 11, ...")
+    assert did_you_mean("zzz", []) == "none is known"

@@ -22,7 +22,7 @@ from clockwork_lab.reproduce.real_requests import Accounting
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Answer, Outcome, Question, Release, Request
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, local_reach
+from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, local_connector
 from clockwork_serve.serve.gateway.requests import Slot, Slots
 from clockwork_serve.store import ServedVersion
 from clockwork_serve.telemetry import Counters
@@ -96,7 +96,7 @@ class Clients:
         self._sent = self._compared = 0
         self._lost = ""
         listener = LinkListener(self._on_answer, self._on_release, self._on_lost, lambda: None)
-        self._link = GatewayLink(local_reach(socket, NAME), None, listener)
+        self._link = GatewayLink(local_connector(socket, NAME), None, listener)
         self._running = self._loop.create_task(self._link.run())
 
     async def ready(self) -> None:

@@ -32,9 +32,9 @@ from benchmarks.policy_ideas.variants import (
     without,
 )
 from clockwork_lab.reproduce import fig5, fig6, fig7, fig8, fig9
-from clockwork_lab.reproduce.figure import Role
+from clockwork_lab.reproduce.figure import SeriesRole
 from clockwork_lab.reproduce.players import Player
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.controller import belief
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.constants import Cluster
@@ -62,7 +62,7 @@ class Case:
     words: str
     devices: int
     bucket_s: float
-    scenario: Callable[[Run], Scenario]
+    scenario: Callable[[FigureRun], Scenario]
     goods: dict[str, Read]
     floors: dict[str, float] = field(default_factory=dict)
     cluster: Cluster | None = None
@@ -82,7 +82,7 @@ def fig5_case(slo_ms: float) -> Case:
     warmup_s = fig5.WARM_S + 0.25
     seconds = warmup_s + 1.0
 
-    def scenario(run: Run) -> Scenario:
+    def scenario(run: FigureRun) -> Scenario:
         return structs.replace(fig5._scenario(slo_ms, seconds), warmup_s=warmup_s)  # noqa: SLF001
 
     return Case(
@@ -110,7 +110,7 @@ def fig8_case() -> Case:
     """Latency-sensitive clients beside batch clients."""
     case = "12 batch clients of 16"
 
-    def scenario(run: Run) -> Scenario:
+    def scenario(run: FigureRun) -> Scenario:
         return structs.replace(fig8._scenario(case, STEP_S), seconds=5 * STEP_S)  # noqa: SLF001
 
     def batch(row: int) -> Read:
@@ -147,12 +147,12 @@ def in_time(tally: Tally) -> float:
     return 100 * tally.total().satisfaction
 
 
-def open_case(name: str, words: str, devices: int, scenario: Callable[[Run], Scenario]) -> Case:
+def open_case(name: str, words: str, devices: int, scenario: Callable[[FigureRun], Scenario]) -> Case:
     """A case in which each request counts alike."""
     return Case(name, words, devices, 1.0, scenario, {"% in time": in_time})
 
 
-def zipf(run: Run) -> Scenario:
+def zipf(run: FigureRun) -> Scenario:
     """Three times as many models as two GPUs hold, and more requests than their LOADs can follow."""
     load = LoadTable(name="calls", models=("resnet50",), arrivals="poisson", rate_rps=1500.0, slo_ms=100.0,
                 popularity="zipf", zipf_s=0.9)  # fmt: skip
@@ -160,7 +160,7 @@ def zipf(run: Run) -> Scenario:
     return Scenario(name="zipf", seconds=20.0, warmup_s=5.0, models=models, loads=(load,))
 
 
-def core(run: Run) -> Scenario:
+def core(run: FigureRun) -> Scenario:
     """Five times as many models as a core's memory holds, and more requests than it can serve."""
     load = LoadTable(name="calls", models=("net",), arrivals="poisson", rate_rps=700.0, slo_ms=100.0,
                 popularity="zipf", zipf_s=0.9)  # fmt: skip
@@ -168,14 +168,14 @@ def core(run: Run) -> Scenario:
     return Scenario(name="core", seconds=20.0, warmup_s=4.0, models=models, loads=(load,))
 
 
-def cold(run: Run) -> Scenario:
+def cold(run: FigureRun) -> Scenario:
     """No LOAD is quick enough for the SLO, and none was made before: Fig 7 without its step at leisure."""
     load = LoadTable(name="calls", models=("resnet50",), arrivals="poisson", rate_rps=1200.0, slo_ms=9.8)
     models = (ModelSet(name="resnet50", kind=fig7.KIND, copies=48),)
     return Scenario(name="cold", seconds=5.0, models=models, loads=(load,))
 
 
-def trace(rate_rps: float, seconds: float, warmup_s: float) -> Callable[[Run], Scenario]:
+def trace(rate_rps: float, seconds: float, warmup_s: float) -> Callable[[FigureRun], Scenario]:
     """Fig 9's generated trace."""
     return lambda run: fig9.sources(run)[0].scenario(seconds, warmup_s, rate_rps)
 
@@ -213,10 +213,10 @@ def play(case: Case, variant: Variant, seeds: Sequence[int]) -> Found:
     """Simulate a case under a variant, once a seed."""
     found = Found({name: [] for name in case.goods}, [])
     for seed in seeds:
-        run = Run(seed=seed)
+        run = FigureRun(seed=seed)
         scenario = case.scenario(run)
         with variant.installed():
-            player = Player(name=variant.name, role=Role.DEFAULT, cap=CAP, config=variant.config)
+            player = Player(name=variant.name, role=SeriesRole.DEFAULT, cap=CAP, config=variant.config)
             gc.collect()
             began = time.process_time()
             tally = run.simulate(

@@ -26,7 +26,7 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_lab.bench.messages import Maker, Message, Tensor, decode
-from clockwork_lab.bench.server import Address
+from clockwork_lab.bench.server import ServerAddress
 from clockwork_serve.units import NS_PER_MS
 from harness.grpc_load import ENABLE_PUSH, HEADER_TABLE, Connection
 from harness.http_load import infer_message
@@ -280,7 +280,7 @@ class GrpcClients:
         self.seen: list[Seen] = []
         self._plan = plan
         self._dice = random.Random(plan.seed)
-        maker = Maker(Address.of(plan.address, "grpc"), (), "header")
+        maker = Maker(ServerAddress.of(plan.address, "grpc"), (), "header")
         tensor = Tensor("x", "FP32", _shape(plan.floats), np.zeros(plan.floats, np.float32).tobytes())
         self._messages = {
             (model, slo_ms): maker.grpc(f"m{model}", [tensor], slo_ms * NS_PER_MS, 0)

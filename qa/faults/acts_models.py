@@ -160,14 +160,14 @@ def full(stage: Stage, folder: str) -> None:
 
 
 def no_large_files(stage: Stage) -> None:
-    """RLIMIT_FSIZE on the keeper, which its children inherit: nothing above 4 KiB can be written."""
-    keeper = stage.server.process.pid
-    before = resource.prlimit(keeper, resource.RLIMIT_FSIZE)
+    """RLIMIT_FSIZE on the supervisor, which its children inherit: nothing above 4 KiB can be written."""
+    supervisor = stage.server.process.pid
+    before = resource.prlimit(supervisor, resource.RLIMIT_FSIZE)
     stage.mark()
-    resource.prlimit(keeper, resource.RLIMIT_FSIZE, (4096, before[1]))
+    resource.prlimit(supervisor, resource.RLIMIT_FSIZE, (4096, before[1]))
     repositories.layers(stage.root, "newone", width=WIDE, depth=2, seed=301)
     expect(stage, "load", "newone", good=False)
-    resource.prlimit(keeper, resource.RLIMIT_FSIZE, before)
+    resource.prlimit(supervisor, resource.RLIMIT_FSIZE, before)
     expect(stage, "load", "newone", good=True)
 
 

@@ -137,7 +137,7 @@ def device_is_up(stage: Stage, device: str) -> bool:
     return total(page, "clockwork_device_up", device=device) == 1
 
 
-def keeper_killed(stage: Stage) -> None:
+def supervisor_killed(stage: Stage) -> None:
     """Everything must end by itself; then the server is started again on the same files."""
     others = {name: pid for name, pid in stage.server.pids().items() if name != "keeper"}
     start = time.monotonic_ns()
@@ -146,7 +146,7 @@ def keeper_killed(stage: Stage) -> None:
         for pid in others.values():
             stage.server.gone(pid)
     except TimeoutError as error:
-        stage.wrong.append(f"killing the keeper left processes: {error}")
+        stage.wrong.append(f"killing the supervisor left processes: {error}")
     ended_ns = time.monotonic_ns()
     stage.resets.append((start, ended_ns))
     stage.notes.append(f"all {len(others)} children ended within {(ended_ns - start) / 1e6:.0f} ms")

@@ -187,7 +187,7 @@ def _do(row: Row, stage: Stage, at_s: float, before: dict[str, Held]) -> None:
 
 
 def _restart(stage: Stage, folder: Path) -> None:
-    """The same server again, on the same ports and files, after its keeper died."""
+    """The same server again, on the same ports and files, after its supervisor died."""
     start, facts = stage.server.start, stage.server.facts
 
     http, grpc, metrics = ports(facts)

@@ -120,7 +120,7 @@ def _judge_by_tests(module: str) -> tuple[str, str]:
 def _judge_by_seeds(seeds: range) -> str:
     """What the first seed that notices says."""
     try:
-        from clockwork_serve.sim.seeds import play_seed
+        from harness.seeds import play_seed
     except Exception as error:  # noqa: BLE001
         return repr(error)
     for seed in seeds:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from clockwork_lab.bench.plan import Options, Plan, make_plan
-from clockwork_lab.bench.report import Report
-from clockwork_lab.bench.run import Moment, run
+from clockwork_lab.bench.report import BenchReport
+from clockwork_lab.bench.run import LoadSample, run
 from clockwork_lab.bench.server import Protocol
 from qa.soak.servers import Up
 
@@ -98,7 +98,7 @@ class Ends:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.reasons.update(other.reasons)
 
-    def take(self, report: Report) -> None:
+    def take(self, report: BenchReport) -> None:
         """Of one run of the generator."""
         total = report.total
         self.asked += total.offered
@@ -125,7 +125,7 @@ class Generator:
 
     def __init__(self, folder: Path, targets: Sequence[Target], seconds: float, seed: int) -> None:
         self.asked: dict[str, int] = {}
-        self._reports: list[tuple[str, Report]] = []
+        self._reports: list[tuple[str, BenchReport]] = []
         self._errors: list[str] = []
         self._threads = [
             threading.Thread(
@@ -167,7 +167,7 @@ class Generator:
         return make_plan(scenario(folder, target.scenario, seconds), options)
 
     def _run(self, server: str, plan: Plan) -> None:
-        def show(moment: Moment) -> None:
+        def show(moment: LoadSample) -> None:
             self.asked[server] = moment.asked
 
         try:

@@ -19,7 +19,7 @@ from benchmarks.policy_ideas.variants import (
     variants,
     without,
 )
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.config import ControllerConfig
 from clockwork_serve.controller.policies import SCHEDULERS, DefaultScheduler, PaperScheduler
@@ -46,7 +46,7 @@ PLACES = {
 """By idea, where the policy without it does otherwise."""
 
 
-def scenario(run: Run) -> Scenario:
+def scenario(run: FigureRun) -> Scenario:
     """A second in which two SLOs, cold models and more work than fits come together."""
     return Scenario(
         name="a second", seconds=1.0, models=(ModelSet(name="net", kind="resnet50_v2", copies=12),),

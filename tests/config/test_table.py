@@ -115,11 +115,6 @@ def test_what_is_no_switch(written: object) -> None:
         values.switch(written)
 
 
-def test_advice_names_the_nearest_word_or_all() -> None:
-    assert values.did_you_mean("http-prt", ["host", "http_port"]) == "did you mean http_port?"
-    assert values.did_you_mean("zzz", ["b", "a"]) == "known: a, b"
-
-
 @pytest.mark.parametrize(
     ("written", "prefix"),
     [

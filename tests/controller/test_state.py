@@ -23,7 +23,9 @@ from clockwork_serve.messages import (
     WorkerLost,
     WorkerSilent,
 )
-from clockwork_serve.sim.seeds import (
+from clockwork_serve.sim.simulation import Simulation
+from clockwork_serve.units import ms
+from harness.seeds import (
     PLAYED,
     Digest,
     play_seed,
@@ -31,8 +33,6 @@ from clockwork_serve.sim.seeds import (
     run_through,
     simulation_of,
 )
-from clockwork_serve.sim.simulation import Simulation
-from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model
 
 pytestmark = pytest.mark.skipif(hasattr(Queue, "__mypyc_attrs__"), reason="compiled records are not copied")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clockwork_lab.bench.report import Report
+from clockwork_lab.bench.report import BenchReport
 from clockwork_serve.cli.entry import run
 from harness import repositories
 from harness.serving import Serving, total, until
@@ -99,7 +99,7 @@ def counted(serving: Serving, **labels: str) -> float:
     return told + sum(by_gateway.values())
 
 
-def load(serving: Serving, folder: Path, protocol: str, rate: int, **options: object) -> Report:
+def load(serving: Serving, folder: Path, protocol: str, rate: int, **options: object) -> BenchReport:
     url = serving.grpc_url if protocol == "grpc" else serving.http_url
     given = {"renamed": {"m": "net{i}"}, "protocol": protocol, **options}
     return ran(folder, url, SCENARIO.format(rate=rate), **given).report

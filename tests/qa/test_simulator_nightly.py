@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from clockwork_serve.sim.seeds import PlayedSeed
+from harness.seeds import PlayedSeed
 from qa.simulator_nightly import code_hash, read_done, write_done
 
 ROOT = Path(__file__).parents[2]

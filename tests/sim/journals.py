@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from clockwork_serve.sim.seeds import play_seed, random_scenario
 from clockwork_serve.telemetry import Journal, head_of
+from harness.seeds import play_seed, random_scenario
 
 SEED = next(seed for seed in range(100) if len(random_scenario(seed, 200).scenario.faults) > 5)
 

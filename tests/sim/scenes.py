@@ -8,8 +8,8 @@ from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import Answer, ControllerEffect, ControllerEvent, Outcome, Request
 from clockwork_serve.sim.counterfactual import Scene
 from clockwork_serve.sim.remedies import RequestCase
-from clockwork_serve.sim.seeds import random_scenario, simulation_of
 from clockwork_serve.telemetry import Step
+from harness.seeds import random_scenario, simulation_of
 
 
 class KeptSteps:

@@ -19,7 +19,6 @@ from clockwork_serve.messages import Request
 from clockwork_serve.sim import history
 from clockwork_serve.sim.history import Historian, History, Moment, folder_of, write_history
 from clockwork_serve.sim.replay import decided_again, first_difference
-from clockwork_serve.sim.seeds import play_seed, random_scenario
 from clockwork_serve.telemetry import (
     Journal,
     JournalFollower,
@@ -31,6 +30,7 @@ from clockwork_serve.telemetry import (
 )
 from clockwork_serve.telemetry.following import first_header
 from clockwork_serve.telemetry.journal import PYTHON
+from harness.seeds import play_seed, random_scenario
 from tests.sim.journals import SEED, written
 from tests.telemetry import stories
 

@@ -7,10 +7,10 @@ from msgspec.structs import replace
 
 from clockwork_serve.messages import Answer, Infer, Load, Reason, Request, Result
 from clockwork_serve.sim import Simulation
-from clockwork_serve.sim.seeds import Digest
 from clockwork_serve.units import MIB, NS_PER_S, ms
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario, TenantTable
 from clockwork_serve.workload.tables import ClusterTable
+from harness.seeds import Digest
 from tests.sim.worlds import KIND, Steps, simulation
 
 SECONDS = 4.0

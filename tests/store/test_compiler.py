@@ -135,7 +135,7 @@ def test_warnings_of_the_configuration_are_the_models(shop):
 @pytest.mark.parametrize(
     ("toml", "field", "advice"),
     [
-        ('inputs = [{name = "X", dims = [8]}]', "inputs 'X'", "did you mean 'x'?"),
+        ('inputs = [{name = "X", dims = [8]}]', "inputs 'X'", "did you mean x?"),
         ('inputs = [{name = "x", dims = [9]}]', "inputs 'x' dims", "declare the dims"),
         ('inputs = [{name = "x", dims = [1, 8]}]', "inputs 'x' dims", "declare the dims"),
         ('inputs = [{name = "x", dims = [-1]}]', "inputs 'x' dims", "declare the dims"),

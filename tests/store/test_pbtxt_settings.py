@@ -122,7 +122,7 @@ def test_what_would_change_answers_or_makes_no_sense_is_refused_by_name(text, fi
 
 
 def test_a_field_spelt_wrong_is_answered_with_the_right_one():
-    with pytest.raises(ProblemError, match="did you mean 'max_batch_size'"):
+    with pytest.raises(ProblemError, match="did you mean max_batch_size"):
         read_pbtxt("max_batch_sizes: 8", "m")
 
 

@@ -10,7 +10,6 @@ from clockwork_serve.store.settings import (
     StoreConfig,
     TensorSettings,
     VersionPolicy,
-    did_you_mean,
     merged,
 )
 
@@ -60,9 +59,3 @@ def test_batch_sizes_are_powers_of_two_and_the_largest(most, sizes):
 )  # fmt: skip
 def test_fine_batch_sizes_are_all_of_the_small_ones(most, sizes):
     assert fine_batch_sizes(most) == sizes
-
-
-def test_advice_for_a_word_that_is_not_known():
-    assert did_you_mean("Max_Batch", ["max_batch_size", "slo_ms"]) == "did you mean 'max_batch_size'?"
-    assert did_you_mean("zzz", ["b", "a"]) == "known here: a, b"
-    assert did_you_mean("zzz", []) == "nothing is known here"

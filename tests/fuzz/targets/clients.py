@@ -14,9 +14,9 @@ from clockwork_client.wire import Address, Malformed, Response, ResponseReader
 from clockwork_lab.bench import server as bench_server
 from clockwork_lab.bench.messages import Message, Undecodable, decode
 from clockwork_lab.bench.records import Ends
-from clockwork_lab.bench.sender import Connection
-from clockwork_lab.bench.wire_grpc import GrpcConnection, PreparedCalls
-from clockwork_lab.bench.wire_http import HttpConnection, Prepared
+from clockwork_lab.bench.sender import LoadConnection
+from clockwork_lab.bench.wire_grpc import GrpcLoadConnection, PreparedCalls
+from clockwork_lab.bench.wire_http import HttpLoadConnection, PreparedRequests
 from clockwork_serve.errors import ClockworkError
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target
@@ -50,7 +50,7 @@ def _client_answers(data: bytes) -> None:
     call.read(Response(status, headers, body, keep_alive=True))
 
 
-class _NoSocket(Connection):
+class _NoSocket(LoadConnection):
     """What is written is thrown away."""
 
     def __init__(self, run: Any) -> None:
@@ -68,11 +68,11 @@ class _NoSocket(Connection):
         self.dead = True
 
 
-class _Http(HttpConnection, _NoSocket):
+class _Http(HttpLoadConnection, _NoSocket):
     pass
 
 
-class _Grpc(GrpcConnection, _NoSocket):
+class _Grpc(GrpcLoadConnection, _NoSocket):
     pass
 
 
@@ -124,7 +124,7 @@ def _feed(connection: Any, data: bytes) -> None:
 
 
 def _bench_http(data: bytes) -> None:
-    run = _Run(Prepared([_MESSAGE], _BODIES))
+    run = _Run(PreparedRequests([_MESSAGE], _BODIES))
     connection = _Http(run)
     connection.send(0, 0)
     _feed(connection, data)
@@ -147,7 +147,7 @@ def _addresses(data: bytes) -> None:
     url = data.decode(errors="replace")
     for protocol in bench_server.PROTOCOLS:
         try:
-            str(bench_server.Address.of(url, protocol))
+            str(bench_server.ServerAddress.of(url, protocol))
         except ClockworkError as error:
             assert "url: expected" in str(error)  # noqa: PT017 - the next reader is to have its turn
     Address.of(url, None, "agent").message("GET", "/", b"", ())

@@ -28,7 +28,7 @@ from clockwork_serve.oip import grpc_infer as grpc_wire
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, rpcs
 from clockwork_serve.oip.shared_memory import shared_ref
 from clockwork_serve.oip.slo import priority_of, tightest
-from clockwork_serve.serve.gateway.access import Denied, KeyRing, Right
+from clockwork_serve.serve.gateway.access import AccessDenied, KeyRing, Right
 from clockwork_serve.serve.gateway.client_shm import OBJECTS, Regions
 from clockwork_serve.serve.grpc.call import Aborted
 from clockwork_serve.serve.grpc.service import GatewayGrpc
@@ -236,6 +236,6 @@ TARGETS = (
     Target("grpc_infer", _grpc_infer, _GRPC_ERRORS, mutators.headed(2, mutators.protobuf)),
     Target("grpc_rpcs", _grpc_rpcs, (Aborted, DecodeError), mutators.headed(1, mutators.protobuf)),
     Target("compression", _compression, (InvalidRequest,), mutators.packed, growth_bytes=16 * MIB),
-    Target("api_keys", _api_keys, (ConfigError, Denied), mutators.text),
+    Target("api_keys", _api_keys, (ConfigError, AccessDenied), mutators.text),
     Target("shared_memory", _region_there, (InvalidRequest,), mutators.as_json),
 )

@@ -15,8 +15,8 @@ from clockwork_lab.bench.records import (
     Kind,
     Records,
 )
-from clockwork_lab.bench.report import Report, make_report
-from clockwork_lab.bench.server import Address
+from clockwork_lab.bench.report import BenchReport, make_report
+from clockwork_lab.bench.server import ServerAddress
 from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.workload.scenario import read_scenario
 from tests.lab.bench.loads import STEADY, written
@@ -29,7 +29,7 @@ def plan(tmp_path: Path, text: str = STEADY, **options) -> Plan:
     scenario = read_scenario(written(tmp_path, text))
     given = Options(url="h:1", drain_s=1.0, **options)
     schedule = make_schedule(scenario, seed=1)
-    return Plan(scenario, schedule, given, Address.of("h:1", "http"), {0: "m"}, [], [])
+    return Plan(scenario, schedule, given, ServerAddress.of("h:1", "http"), {0: "m"}, [], [])
 
 
 def records(*rows: tuple[float, float, float, int]) -> Records:
@@ -42,7 +42,7 @@ def records(*rows: tuple[float, float, float, int]) -> Records:
     return Records(table, ENDS)
 
 
-def report(tmp_path: Path, found: Records, cut_ms: float | None = None, **options) -> Report:
+def report(tmp_path: Path, found: Records, cut_ms: float | None = None, **options) -> BenchReport:
     cut_ns = None if cut_ms is None else round(cut_ms * NS_PER_MS)
     return make_report(
         plan(tmp_path, **options), found, [SenderMessage(over=True, connections=3)], cut_ns=cut_ns

@@ -21,14 +21,14 @@ from clockwork_lab.bench.messages import (
     literal,
     read_shapes,
 )
-from clockwork_lab.bench.server import Address, TensorInfo
+from clockwork_lab.bench.server import ServerAddress, TensorInfo
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.oip import parse_infer
 from clockwork_serve.oip.protobuf import ModelInferRequest
 from clockwork_serve.units import NS_PER_MS
 
 TENSORS = (Tensor("x", "FP32", (1, 2), b"12345678"), Tensor("y", "UINT8", (3,), b"abc"))
-PLACE = Address("host", 80, tls=False, base="/v")
+PLACE = ServerAddress("host", 80, tls=False, base="/v")
 
 
 def test_an_http_request_says_all_that_the_server_reads() -> None:
@@ -85,14 +85,14 @@ def test_equal_inputs_share_a_body() -> None:
 @pytest.mark.parametrize(
     ("url", "protocol", "address"),
     [
-        ("127.0.0.1:8000", "http", Address("127.0.0.1", 8000, tls=False, base="")),
-        ("https://host/serve/", "http", Address("host", 443, tls=True, base="/serve")),
-        ("[::1]:8001", "grpc", Address("::1", 8001, tls=False, base="")),
-        ("grpcs://host:1", "grpc", Address("host", 1, tls=True, base="")),
+        ("127.0.0.1:8000", "http", ServerAddress("127.0.0.1", 8000, tls=False, base="")),
+        ("https://host/serve/", "http", ServerAddress("host", 443, tls=True, base="/serve")),
+        ("[::1]:8001", "grpc", ServerAddress("::1", 8001, tls=False, base="")),
+        ("grpcs://host:1", "grpc", ServerAddress("host", 1, tls=True, base="")),
     ],
 )
-def test_where_a_server_is(url: str, protocol, address: Address) -> None:
-    assert Address.of(url, protocol) == address
+def test_where_a_server_is(url: str, protocol, address: ServerAddress) -> None:
+    assert ServerAddress.of(url, protocol) == address
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_where_a_server_is(url: str, protocol, address: Address) -> None:
 )  # fmt: skip
 def test_what_is_no_place_is_refused(url: str, protocol) -> None:
     with pytest.raises(ConfigError, match=r"url: expected http://HOST:PORT"):
-        Address.of(url, protocol)
+        ServerAddress.of(url, protocol)
 
 
 TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=400)

@@ -21,7 +21,7 @@ from clockwork_lab.bench.records import (
     read_records,
     write_records,
 )
-from clockwork_lab.bench.report import Report, closing_lines, group_rows
+from clockwork_lab.bench.report import BenchReport, closing_lines, group_rows
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_S
 from tests.lab.bench.loads import STEADY
@@ -121,7 +121,7 @@ def test_the_page_needs_nothing_else_and_says_what_servers_say_as_text(tmp_path:
 
 def test_the_report_is_json(tmp_path: Path) -> None:
     found = report(tmp_path, ALL)
-    again = msgspec.json.decode(found.to_json(), type=Report)
+    again = msgspec.json.decode(found.to_json(), type=BenchReport)
     assert again.total == found.total
 
 

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from clockwork_lab.bench.records import read_records
-from clockwork_lab.bench.run import Moment
+from clockwork_lab.bench.run import LoadSample
 from clockwork_lab.cli.bench import bench
 from clockwork_lab.cli.bench_screen import panel
 from clockwork_serve.cli.entry import run
@@ -179,7 +179,7 @@ def test_an_api_key_goes_with_every_request_and_into_no_report(tmp_path: Path) -
 
 
 def test_the_live_screen_says_how_it_goes() -> None:
-    moment = Moment(
+    moment = LoadSample(
         at_s=12.5, seconds=60, warming=False, stopping=False, asked=25_000, out=12, good=24_000, late=88,
         others={"rejected": 900}, reasons={"429 queue_full": 900}, asked_rps=2000.0, good_rps=1920.0,
         p50_ms=4.5, p99_ms=48.25, lateness_p99_ms=0.125, bars=(0.0, 0.5, 1.0),

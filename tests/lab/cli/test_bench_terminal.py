@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from clockwork_lab.bench.run import Moment
+from clockwork_lab.bench.run import LoadSample
 from clockwork_lab.cli.bench_screen import panel
 from tests.lab.bench.loads import STEADY, written
 from tests.lab.bench.scripted import scripted
@@ -91,7 +91,7 @@ def test_where_nothing_can_be_drawn_there_are_lines(tmp_path: Path, variables: d
 
 @pytest.mark.parametrize("width", [76, 50])
 def test_the_panel_is_as_wide_as_it_is_told_and_keeps_its_labels(width: int) -> None:
-    moment = Moment(
+    moment = LoadSample(
         at_s=12.5, seconds=1000, warming=False, stopping=True, asked=25_000, out=12, good=24_000, late=88,
         others={"rejected": 900}, reasons={"429 " + "x" * 100: 900}, asked_rps=2000.0, good_rps=1920.0,
         p50_ms=4.5, p99_ms=48.25, lateness_p99_ms=0.125, bars=(1.0,) * 60,

@@ -9,7 +9,7 @@ import pytest
 
 from clockwork_lab.demo import tiny
 from clockwork_lab.demo.fetch import Files
-from clockwork_lab.demo.judgement import Recorder, open_plain
+from clockwork_lab.demo.judgement import RecordedSend, open_plain
 from clockwork_serve.store import Cache, Repository, StoreConfig, compile_all
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "models"
@@ -32,7 +32,7 @@ def test_the_examples_are_what_the_code_writes(tmp_path):
 
 @pytest.mark.parametrize("model", tiny.MODELS, ids=lambda model: model.name)
 def test_each_answers_right(model, tmp_path):
-    recorder = Recorder(open_plain(EXAMPLES / model.name / "1"))
+    recorder = RecordedSend(open_plain(EXAMPLES / model.name / "1"))
     judgement = model.ask(Files(tmp_path), recorder)
     assert judgement.ok, judgement.answer
     assert recorder.calls

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clockwork_lab.demo.fetch import Files
-from clockwork_lab.demo.judgement import Recorder, open_plain
+from clockwork_lab.demo.judgement import RecordedSend, open_plain
 from clockwork_lab.demo.wheels import WHEELS
 from clockwork_lab.demo.zoo import MODELS, available
 from clockwork_serve.config import default_cache
@@ -35,6 +35,6 @@ def test_real_models_answer_right(model, tmp_path):
     if not all(files.path(member).is_file() for member in model.needs):
         pytest.skip(f"the files of {model.name} are not in {files.root}; `clockwork demo` fetches them")
     (tmp_path / "model.onnx").write_bytes(model.build(files))
-    recorder = Recorder(open_plain(tmp_path))
+    recorder = RecordedSend(open_plain(tmp_path))
     judgement = model.ask(files, recorder)
     assert judgement.ok, judgement.answer

@@ -13,7 +13,7 @@ pytest.importorskip("matplotlib", reason="pictures need matplotlib: pip install 
 
 def test_a_picture_is_the_same_each_time(tmp_path: Path):
     from clockwork_lab.reproduce.draw import COLOURS, draw
-    from clockwork_lab.reproduce.figure import Role
+    from clockwork_lab.reproduce.figure import SeriesRole
 
     draw(figure(), tmp_path / "one.svg")
     draw(figure(), tmp_path / "two.svg")
@@ -21,7 +21,7 @@ def test_a_picture_is_the_same_each_time(tmp_path: Path):
     picture = (tmp_path / "one.svg").read_text()
     assert picture == (tmp_path / "two.svg").read_text()
     assert picture.lstrip().startswith("<?xml")
-    assert COLOURS[Role.PAPER] in picture
-    assert COLOURS[Role.DEFAULT] in picture
+    assert COLOURS[SeriesRole.PAPER] in picture
+    assert COLOURS[SeriesRole.DEFAULT] in picture
     assert "stroke-dasharray" in picture  # the limit
     assert "<dc:date>" not in picture

@@ -14,29 +14,29 @@ from clockwork_lab.reproduce.fig11 import fig11
 from clockwork_lab.reproduce.fig11_real import (
     GOAL_RPS,
     SHORT_DEVICES,
-    Step,
+    RateStep,
     best,
     claims,
     measure,
     panels,
 )
-from clockwork_lab.reproduce.figure import Role
+from clockwork_lab.reproduce.figure import SeriesRole
 from clockwork_lab.reproduce.players import players
 from clockwork_lab.reproduce.real_controller import processes
 from clockwork_lab.reproduce.real_requests import Accounting
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ClockworkError
 
 
 @cache
-def measured() -> dict[int, list[Step]]:
-    return measure(Run(seed=1, short=True), players((8,))[-1])
+def measured() -> dict[int, list[RateStep]]:
+    return measure(FigureRun(seed=1, short=True), players((8,))[-1])
 
 
-def step(devices: int, good: int, offered: int = 1000, controller_s: float = 0.05) -> Step:
+def step(devices: int, good: int, offered: int = 1000, controller_s: float = 0.05) -> RateStep:
     accounting = Accounting(offered=offered, good=good, rejected=offered - good)
-    return Step(devices, 2.0, accounting, controller_s, workers_s=0.1, generator_s=0.02)
+    return RateStep(devices, 2.0, accounting, controller_s, workers_s=0.1, generator_s=0.02)
 
 
 def alive(pid: int) -> bool:
@@ -68,7 +68,7 @@ def test_all_processes_used_their_cpu():
 
 @pytest.mark.system
 def test_the_figure_holds_both_halves():
-    figure = fig11(Run(seed=1, short=True))
+    figure = fig11(FigureRun(seed=1, short=True))
 
     names = [f"{panel.name}: {series.name}" for panel in figure.panels for series in panel.series]
     assert len(set(names)) == len(names)
@@ -124,7 +124,7 @@ def test_the_best_step_is_shown_and_claimed():
     beyond = next(each for each in goodput.series if each.name == "real time, good answers, more offered")
     assert [(point.x, point.y) for point in beyond.points] == [(1, None), (8, 50)]
     controller = cpu.series[0]
-    assert (controller.role, controller.at(8)) == (Role.REAL, pytest.approx(40.0))
+    assert (controller.role, controller.at(8)) == (SeriesRole.REAL, pytest.approx(40.0))
     whole, alone = claims(found)
     assert (whole.ours, whole.target, whole.met) == (490, GOAL_RPS, False)
     assert (alone.ours, alone.met) == (pytest.approx(25_000), False)

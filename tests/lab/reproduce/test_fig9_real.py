@@ -10,18 +10,25 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from clockwork_lab.reproduce.fig9_real import REQUESTS_LEAST, Bucket, claims, cores_used, fig9_real, panels
+from clockwork_lab.reproduce.fig9_real import (
+    REQUESTS_LEAST,
+    TimeBucket,
+    claims,
+    cores_used,
+    fig9_real,
+    panels,
+)
 from clockwork_lab.reproduce.figure import Claim
 from clockwork_lab.reproduce.real_requests import Accounting, Requests
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.messages import Answer, Delivered, Frame, Outcome, Request
 from clockwork_serve.units import NS_PER_S, ms
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import Workload, build
 
 
-def counted(**counts: int) -> Bucket:
-    return Bucket(2.0, Accounting(**counts), (1.0, 0.5, 0.25, 0.5))
+def counted(**counts: int) -> TimeBucket:
+    return TimeBucket(2.0, Accounting(**counts), (1.0, 0.5, 0.25, 0.5))
 
 
 def ours(found: list[Claim]) -> dict[str, tuple[float | None, bool]]:
@@ -125,7 +132,7 @@ def test_each_request_is_sent_in_time_and_counted_in_the_stretch_in_which_it_cam
 
 @pytest.mark.system
 def test_a_short_run_makes_the_whole_figure():
-    figure = fig9_real(Run(seed=1, short=True))
+    figure = fig9_real(FigureRun(seed=1, short=True))
 
     assert figure.figure == "fig9_real"
     assert figure.to_json()

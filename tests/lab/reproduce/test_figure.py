@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from clockwork_lab.reproduce.figure import Claim, Role, curve, value
+from clockwork_lab.reproduce.figure import Claim, SeriesRole, curve, value
 from tests.lab.reproduce.figures import OURS, figure
 
 
@@ -60,7 +60,7 @@ def test_a_series_tells_its_value_where_it_has_one():
 def test_curves_are_as_published():
     goodput = curve("fig5", "Clockwork", "goodput_rps")
 
-    assert goodput.role is Role.PAPER
+    assert goodput.role is SeriesRole.PAPER
     assert [(point.x, point.y) for point in goodput.points] == [
         (10, 140), (25, 742), (50, 801), (100, 801), (250, 785), (500, 801),
     ]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 
 from clockwork_lab.reproduce.fig7 import DEVICES, KIND
 from clockwork_lab.reproduce.limits import LimitStretch, bound, satisfactions, stretches
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.units import NS_PER_S, ms
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import Arrivals
@@ -23,7 +23,7 @@ SCENARIO = Scenario(
 
 
 def test_stretches_are_cut_out_of_the_stream():
-    first, second = stretches(Run(), SCENARIO, [LimitStretch(1.0, 1.0), LimitStretch(4.0, 0.5)])
+    first, second = stretches(FigureRun(), SCENARIO, [LimitStretch(1.0, 1.0), LimitStretch(4.0, 0.5)])
 
     assert len(first.times_ns) == pytest.approx(100, abs=1)
     assert set(first.loads) == {0}
@@ -34,14 +34,14 @@ def test_stretches_are_cut_out_of_the_stream():
 
 
 def test_an_slo_below_the_duration_cannot_be_met_and_a_loose_one_can():
-    found = stretches(Run(), SCENARIO, [LimitStretch(0.0, 2.0), LimitStretch(4.0, 1.0)])
+    found = stretches(FigureRun(), SCENARIO, [LimitStretch(0.0, 2.0), LimitStretch(4.0, 1.0)])
 
-    assert satisfactions(Run(), KIND, found, devices=DEVICES) == [1.0, 0.0]
+    assert satisfactions(FigureRun(), KIND, found, devices=DEVICES) == [1.0, 0.0]
 
 
 def test_who_must_be_served_leaves_the_rest():
     requests = Arrivals([0] * 400, [0] * 200 + [1] * 200, [ms(100)] * 400, [0] * 200 + [1] * 200)
-    limit = bound(Run(), KIND, requests, devices=1, first_class=0)
+    limit = bound(FigureRun(), KIND, requests, devices=1, first_class=0)
 
     assert limit.offered == 400
     assert limit.goodput < 10 * 200

@@ -14,21 +14,21 @@ from clockwork_lab.reproduce.fig2 import (
     CLASSES,
     INPUT_SHAPE,
     THREADS,
-    Lane,
+    ModelLane,
     compile_models,
     fig2,
     write_model,
 )
 from clockwork_lab.reproduce.fig10 import KINDS, fig10
-from clockwork_lab.reproduce.figure import Figure, Role
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.figure import Figure, SeriesRole
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.devices import DeviceConfig, build
 from clockwork_serve.units import MIB
 
 
 def ours(figure: Figure, panel: str) -> list[float | None]:
     found = next(each for each in figure.panels if each.name == panel)
-    series = next(each for each in found.series if each.role is Role.REAL)
+    series = next(each for each in found.series if each.role is SeriesRole.REAL)
     return [point.y for point in series.points]
 
 
@@ -45,7 +45,7 @@ def test_models_share_a_code_and_run_on_the_device(tmp_path: Path):
     assert answer.shape == (2, CLASSES)
     device = build(DeviceConfig(device="cpu:0", memory_bytes=64 * MIB))
     try:
-        lane = Lane(device, first)
+        lane = ModelLane(device, first)
         lane.infer()
         lane.infer()
     finally:
@@ -55,7 +55,7 @@ def test_models_share_a_code_and_run_on_the_device(tmp_path: Path):
 @pytest.mark.slow
 def test_fig2_measures_alone_and_in_a_crowd():
     before = os.sched_getaffinity(0)
-    figure = fig2(Run(short=True))
+    figure = fig2(FigureRun(short=True))
 
     assert os.sched_getaffinity(0) == before
     assert ours(figure, "isolated runs")[0] == pytest.approx(1.0)
@@ -67,7 +67,7 @@ def test_fig2_measures_alone_and_in_a_crowd():
 
 @pytest.mark.system
 def test_fig10_reads_errors_from_a_real_servers_journal():
-    figure = fig10(Run(short=True))
+    figure = fig10(FigureRun(short=True))
 
     for kind in KINDS:
         assert f" {kind}s" in figure.setup["experiment"]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from clockwork_lab.reproduce.players import players
-from clockwork_lab.reproduce.run import Run, commit, provenance
+from clockwork_lab.reproduce.run import FigureRun, commit, provenance
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 
 SCENARIO = Scenario(
@@ -19,7 +19,7 @@ SCENARIO = Scenario(
 
 def test_progress_ends_at_its_total_and_never_falls():
     told: list[tuple[int, int, str]] = []
-    run = Run(progress=lambda done, total, text: told.append((done, total, text)))
+    run = FigureRun(progress=lambda done, total, text: told.append((done, total, text)))
     run.plan(2)
     for player in players((16,))[:2]:
         run.simulate(SCENARIO, player, devices=1)
@@ -32,7 +32,7 @@ def test_progress_ends_at_its_total_and_never_falls():
 
 def test_the_same_seed_gives_the_same_counts_and_another_does_not():
     def latencies(seed: int) -> dict[int, int]:
-        tally = Run(seed=seed).simulate(SCENARIO, players()[0], devices=1)
+        tally = FigureRun(seed=seed).simulate(SCENARIO, players()[0], devices=1)
         assert tally.loads[0].ok > 50
         return tally.loads[0].answered.counts
 
@@ -41,14 +41,14 @@ def test_the_same_seed_gives_the_same_counts_and_another_does_not():
 
 
 def test_the_setup_names_seed_length_and_constants():
-    setup = Run(seed=7, short=True).setup(experiment="words")
+    setup = FigureRun(seed=7, short=True).setup(experiment="words")
 
     assert (setup["experiment"], setup["seed"], setup["length"]) == ("words", 7, "short")
     assert any("network" in line for line in setup["constants of the simulated world"])
 
 
 def test_what_runs_on_real_devices_has_no_simulated_world():
-    assert "constants of the simulated world" not in Run().setup(simulated=False)
+    assert "constants of the simulated world" not in FigureRun().setup(simulated=False)
 
 
 def test_it_names_machine_python_and_whether_the_brains_are_compiled():

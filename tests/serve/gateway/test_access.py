@@ -245,9 +245,9 @@ def test_a_request_has_its_key_s_tenant(gateway: RunningGateway, client: Any) ->
     seen: list[str] = []
     plain = gateway.servers.gateway.infer
 
-    def infer(inquiry: Any) -> str:
-        seen.append(inquiry.identity)
-        return plain(inquiry)
+    def infer(exchange: Any) -> str:
+        seen.append(exchange.identity)
+        return plain(exchange)
 
     gateway.servers.gateway.infer = infer
     try:

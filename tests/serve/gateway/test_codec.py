@@ -18,8 +18,8 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.oip import OK, InferCall, OutputTensor, OutputWish, TooLarge, encode_infer, parse_infer
 from clockwork_serve.serve.gateway import codec as gateway_codec
-from clockwork_serve.serve.gateway.codec import Codec, CodecBusy, CodecFailed, Heavy, is_heavy
-from clockwork_serve.serve.gateway.requests import Ending
+from clockwork_serve.serve.gateway.codec import Codec, CodecBusy, CodecFailed, LargeOutputs, has_large_outputs
+from clockwork_serve.serve.gateway.requests import InferResponse
 from clockwork_serve.serve.http.exchange import HttpExchange
 from tests.oip.models import served, spec
 from tests.serve.gateway.running import RunningGateway, running_gateway
@@ -235,20 +235,22 @@ def test_large_responses_are_encoded_like_small_ones() -> None:
         [OutputWish("B", binary=True, classes=3), OutputWish("A")],
         [OutputWish("C"), OutputWish("A")],
     ):
-        ending = Ending(Outcome.OK, Reason.NONE, OK, served=of, call=InferCall([], wishes), outputs=outputs)
-        assert is_heavy(ending)
-        assert not is_heavy(msgspec.structs.replace(ending, outputs=[outputs[2]]))
-        plain = encode_infer(ending.call, of, outputs, {})  # type: ignore[arg-type]
+        response = InferResponse(
+            Outcome.OK, Reason.NONE, OK, served=of, call=InferCall([], wishes), outputs=outputs
+        )
+        assert has_large_outputs(response)
+        assert not has_large_outputs(msgspec.structs.replace(response, outputs=[outputs[2]]))
+        plain = encode_infer(response.call, of, outputs, {})  # type: ignore[arg-type]
 
-        async def main(ending: Ending = ending) -> Ending:
+        async def main(response: InferResponse = response) -> InferResponse:
             codec = Codec()
             try:
-                return await Heavy(ending).ending(codec, lambda: True)
+                return await LargeOutputs(response).response(codec, lambda: True)
             finally:
                 codec.close()
 
         found = asyncio.run(main())
         assert found.call is not None
-        heavy = encode_infer(found.call, of, found.outputs, {}, found.texts)
-        assert b"".join(heavy.parts) == b"".join(plain.parts)
-        assert heavy.header_length == plain.header_length
+        large = encode_infer(found.call, of, found.outputs, {}, found.texts)
+        assert b"".join(large.parts) == b"".join(plain.parts)
+        assert large.header_length == plain.header_length

@@ -204,7 +204,7 @@ class Controller:
         self.sent: list[str] = []
         self.say: Callable[[list[Frame]], None] | None = None
 
-    async def reach(
+    async def connect(
         self, on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]
     ) -> ControllerLink:
         self.say = on_frames
@@ -225,7 +225,7 @@ def test_a_link_reports_undelivered_requests_and_sends_the_next() -> None:
         listener = LinkListener(
             lambda _: None, lambda _: None, lambda _: None, lambda: None, on_undelivered=gone.append
         )
-        link = GatewayLink(controller.reach, None, listener)
+        link = GatewayLink(controller.connect, None, listener)
         running = asyncio.ensure_future(link.run())
         while controller.say is None:
             await asyncio.sleep(0)

@@ -512,8 +512,12 @@ def test_undelivered_requests_end_here(tmp_path: Path) -> None:
         world.controller.send(*[Undelivered(request_id=each, why="no room") for each in (*ids, "nobody")])
         await world.until(lambda: world.gateway.slots.used_bytes == 0)
         assert waiting.ended == (Outcome.REJECTED, Reason.QUEUE_FULL)
-        ending = waiting.ends[0]
-        assert (ending.message, ending.request_id, ending.retry_after_ns > 0) == ("no room", ids[0], True)
+        response = waiting.ends[0]
+        assert (response.message, response.request_id, response.retry_after_ns > 0) == (
+            "no room",
+            ids[0],
+            True,
+        )
         assert (len(left.ends), len(late.ends)) == (0, 1)
         counters = world.gateway.counters()
         assert counters.outcomes == {"rejected:queue_full": 1, "cancelled": 1, "expired": 1}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.gateway.access import Denied, KeyRing, Right, check_keys
+from clockwork_serve.serve.gateway.access import AccessDenied, KeyRing, Right, check_keys
 from tests.serve.gateway.keys import entry, replaced, written
 
 
@@ -45,16 +45,16 @@ def test_a_key_may_be_in_either_header(path: str) -> None:
 def test_a_missing_or_unknown_key_is_denied(
     path: str, authorization: bytes | None, api_key: bytes | None, found: str
 ) -> None:
-    with pytest.raises(Denied, match=found) as caught:
+    with pytest.raises(AccessDenied, match=found) as caught:
         KeyRing(path).authorize(Right.INFER, authorization, api_key)
     assert not caught.value.known
 
 
 def test_a_known_key_without_the_right_is_denied(path: str) -> None:
-    with pytest.raises(Denied, match="team-a: expected the right 'admin', found only infer") as caught:
+    with pytest.raises(AccessDenied, match="team-a: expected the right 'admin', found only infer") as caught:
         KeyRing(path).authorize(Right.ADMIN, b"Bearer alpha", None)
     assert caught.value.known
-    with pytest.raises(Denied, match="'metrics'"):
+    with pytest.raises(AccessDenied, match="'metrics'"):
         KeyRing(path).authorize(Right.METRICS, b"Bearer omega", None)
 
 
@@ -123,7 +123,7 @@ def test_a_changed_key_file_is_loaded(path: str) -> None:
     ring.authorize(Right.INFER, None, b"alpha")
     ring.refresh()
     assert ring.authorize(Right.INFER, None, b"beta").name == "team-b"
-    with pytest.raises(Denied):
+    with pytest.raises(AccessDenied):
         ring.authorize(Right.INFER, None, b"alpha")
 
 
@@ -147,7 +147,7 @@ def test_denials_are_logged_without_the_key(path: str, caplog: pytest.LogCapture
     caplog.set_level(logging.INFO)
     ring = KeyRing(path)
     for right, key in ((Right.INFER, b"guess"), (Right.ADMIN, b"alpha"), (Right.INFER, None)):
-        with pytest.raises(Denied):
+        with pytest.raises(AccessDenied):
             ring.authorize(right, None, key)
     ring.refresh()
     ring.refresh()

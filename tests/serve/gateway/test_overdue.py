@@ -26,11 +26,11 @@ class World:
 
     def ask(self, name: str, slo_ms: float, *, told: bool = False) -> None:
         due_ns = time.monotonic_ns() + ms(slo_ms)
-        self.open[name] = SimpleNamespace(inquiry=None if told else object(), deadline_ns=due_ns)
+        self.open[name] = SimpleNamespace(exchange=None if told else object(), deadline_ns=due_ns)
         self.overdue.watch()
 
     def _end(self, name: str, pending: Any) -> None:
-        pending.inquiry = None
+        pending.exchange = None
         self.ended.setdefault(name, []).append(time.monotonic_ns() - pending.deadline_ns)
 
     def _sweep_awaiting_failover(self) -> bool:

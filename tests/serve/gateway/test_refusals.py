@@ -174,9 +174,9 @@ def test_an_answer_that_cannot_be_delivered_is_kept_as_the_client_was_told(tmp_p
 
 def test_unreadable_bodies_are_kept(tmp_path: Path) -> None:
     async def story(world: World, kept: Kept) -> None:
-        ending = world.gateway.unreadable(Client(), InvalidRequest("no gzip"))
+        response = world.gateway.unreadable(Client(), InvalidRequest("no gzip"))
         world.gateway.refuse_unread(Client(), "busy", busy=True)
-        assert ending.request_id
+        assert response.request_id
 
     assert kept_in(tmp_path, story).ends == [
         ("ident/", "invalid", "bad_input"), ("ident/", "rejected", "queue_full"),

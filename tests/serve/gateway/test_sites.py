@@ -129,14 +129,14 @@ def test_a_page_of_another_site_changes_nothing(gateway: RunningGateway, origin:
 
 NAMED = """
 from clockwork_serve.config import Settings
-from clockwork_serve.serve.gateway.access import Denied, Sites
+from clockwork_serve.serve.gateway.access import AccessDenied, Sites
 
 sites = Sites(Settings())
 
 def told(name):
     try:
         sites.check(name, None)
-    except Denied:
+    except AccessDenied:
         return False
     return True
 

@@ -17,7 +17,7 @@ from clockwork_serve.messages import Answer, Outcome, Reason, Request
 from clockwork_serve.oip import InferCall, InputTensor, Parameter, Served
 from clockwork_serve.serve.gateway.access import Caps, Tenant
 from clockwork_serve.serve.gateway.gateway import Gateway
-from clockwork_serve.serve.gateway.requests import Body, Ending
+from clockwork_serve.serve.gateway.requests import Body, InferResponse
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.units import MIB
 from tests.serve.gateway.fake_controller import FakeController, served, spec
@@ -28,7 +28,7 @@ ANY = served("any", (spec("X", "UINT8", -1),), (spec("Y", "UINT8", -1),), output
 
 
 class Client:
-    """A client without a protocol: an inquiry, and how it ended."""
+    """A client without a protocol: an exchange, and how it ended."""
 
     def __init__(
         self, model: str = "ident", data: bytes = bytes(8), rows: int = 1, **parameters: Parameter
@@ -42,7 +42,7 @@ class Client:
         self.remaining_s: float | None = None
         self.every_output_binary = True
         self.body: Body | None = None
-        self.ends: list[Ending] = []
+        self.ends: list[InferResponse] = []
         self.outputs: list[bytes] = []
         self.error: Exception | None = None
         self.data: Buffer = data
@@ -58,14 +58,14 @@ class Client:
         tensor = InputTensor("X", kind.datatype, (self._rows, width), self.data)
         return InferCall([tensor], parameters=dict(self._parameters))
 
-    def end(self, ending: Ending) -> None:
-        self.ends.append(ending)
-        self.outputs = [bytes(output.data) for output in ending.outputs]
+    def end(self, response: InferResponse) -> None:
+        self.ends.append(response)
+        self.outputs = [bytes(output.data) for output in response.outputs]
 
     @property
     def ended(self) -> tuple[Outcome, Reason]:
-        (ending,) = self.ends
-        return ending.outcome, ending.reason
+        (response,) = self.ends
+        return response.outcome, response.reason
 
 
 SMALL = Settings(gateway_memory=1 * MIB, max_body=MIB // 2)

@@ -19,7 +19,7 @@ from clockwork_serve.messages import Answer, Outcome, Quarantined, Question, Rea
 from clockwork_serve.serve.gateway.requests import COPIED_AT_ONCE
 from clockwork_serve.serve.http import server
 from clockwork_serve.serve.http.exchange import HttpExchange, Outbox
-from clockwork_serve.serve.http.responses import Response
+from clockwork_serve.serve.http.responses import HttpResponse
 from clockwork_serve.units import ms
 from tests.serve.gateway.running import RunningGateway, running_gateway
 from tests.serve.http.requests import BOMB, IDENT_JSON, INFER, X, ask, get, post, tensor
@@ -89,7 +89,7 @@ def test_large_answers_are_copied_a_piece_in_a_turn_or_not_at_all(
     parts: list[Buffer] = []
     write = Outbox.write
 
-    def recorded(outbox: Outbox, exchange: HttpExchange, response: Response) -> None:
+    def recorded(outbox: Outbox, exchange: HttpExchange, response: HttpResponse) -> None:
         parts.extend(response.parts)
         write(outbox, exchange, response)
 

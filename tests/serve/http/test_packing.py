@@ -16,7 +16,13 @@ import pytest
 
 from clockwork_serve.messages import Answer, Outcome, Request
 from clockwork_serve.oip import Coding
-from clockwork_serve.serve.http.responses import INLINE_BYTES, LEAST_BYTES, WAITING_BYTES, Packer, Response
+from clockwork_serve.serve.http.responses import (
+    INLINE_BYTES,
+    LEAST_BYTES,
+    WAITING_BYTES,
+    HttpResponse,
+    Packer,
+)
 from tests.serve.certificates import certificates
 from tests.serve.gateway.running import RunningGateway, running_gateway
 from tests.serve.http.requests import IDENT_JSON, INFER, Found, ask, get, post, tensor
@@ -159,8 +165,8 @@ def test_a_client_that_disconnects_meanwhile_harms_no_other(gateway: RunningGate
 # What waits
 
 
-def response(size: int) -> Response:
-    return Response(200, (bytes(size),))
+def response(size: int) -> HttpResponse:
+    return HttpResponse(200, (bytes(size),))
 
 
 def test_while_much_is_queued_responses_are_not_compressed() -> None:
@@ -168,9 +174,9 @@ def test_while_much_is_queued_responses_are_not_compressed() -> None:
         packer = Packer()
         sizes = (WAITING_BYTES * 2, INLINE_BYTES + 1, INLINE_BYTES, LEAST_BYTES)
         found = [packer.pack(response(size), GZIP) for size in sizes]
-        done = [one if isinstance(one, Response) else await one for one in found]
+        done = [one if isinstance(one, HttpResponse) else await one for one in found]
         again = packer.pack(response(INLINE_BYTES + 1), GZIP)
-        assert not isinstance(again, Response), "there is room again"
+        assert not isinstance(again, HttpResponse), "there is room again"
         done.append(await again)
         packer.close()
         return ["gzip" if b"Content-Encoding: gzip" in one.headers else "" for one in done]
@@ -179,8 +185,8 @@ def test_while_much_is_queued_responses_are_not_compressed() -> None:
 
 
 def test_incompressible_responses_are_sent_as_they_are() -> None:
-    noise = Response(200, (np.random.default_rng(1).bytes(2000),))
+    noise = HttpResponse(200, (np.random.default_rng(1).bytes(2000),))
     assert Packer().pack(noise, GZIP) is noise
     packed = Packer().pack(noise, Coding("gzip", must=True))
-    assert isinstance(packed, Response)
+    assert isinstance(packed, HttpResponse)
     assert gzip.decompress(b"".join(packed.parts)) == noise.parts[0]

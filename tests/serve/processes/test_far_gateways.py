@@ -17,7 +17,7 @@ from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.messages import Frame
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME
-from clockwork_serve.serve.remote.gateway import FarReach
+from clockwork_serve.serve.remote.gateway import FarConnector
 from clockwork_serve.serve.supervisor import children as far_children
 from clockwork_serve.serve.supervisor import children as far_gateways
 from clockwork_serve.serve.supervisor.processes import Launch
@@ -189,19 +189,19 @@ def test_a_gateway_reaches_the_controller_from_there_or_gives_up(tmp_path: Path,
             files = theirs(certificates(tmp_path))
             settings = Settings(controller=f"127.0.0.1:{at.port}", **files.named())
             told: list[Frame] = []
-            reach = FarReach(GATEWAY, settings)
-            reaching = asyncio.ensure_future(reach(told.extend, lambda why: None))
+            connector = FarConnector(GATEWAY, settings)
+            reaching = asyncio.ensure_future(connector(told.extend, lambda why: None))
             if version == __version__:
                 await at.controller.linked()
                 at.controller.send(READY)
                 found = await reaching
-                assert (found.is_open, told, reach.refused.done()) == (True, [READY], False)
+                assert (found.is_open, told, connector.refused.done()) == (True, [READY], False)
                 found.close()
                 await until(at.controller.lost.is_set)
                 return
             with pytest.raises(TransportError, match="expected another, found"):
                 await reaching
             with pytest.raises(ConfigError, match=f"found {__version__}; install that"):
-                await reach.refused
+                await connector.refused
 
     run(test())

@@ -41,7 +41,7 @@ from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway.requests import Slot, Slots
 from clockwork_serve.serve.remote import gateway as far_controller
 from clockwork_serve.serve.remote.bridge import FarRequests
-from clockwork_serve.serve.remote.gateway import RETRY_S_MAX, FarController, FarReach
+from clockwork_serve.serve.remote.gateway import RETRY_S_MAX, FarConnector, FarController
 from clockwork_serve.serve.remote.link import decode, on_the_way
 from clockwork_serve.serve.shm import Calls, RegionMap, SpilledOutputs, encode_outputs
 from clockwork_serve.units import MIB, align
@@ -407,8 +407,8 @@ class Net:
         self.pauses: list[float] = []
         self.words = "nobody there"
         server = Settings(controller="h:7", silence_s=3.0, **theirs(certificates(folder)).named())
-        self.reach = FarReach("a.gateway-0", server)
-        self.reach._dice = Dice()  # type: ignore[assignment]
+        self.connector = FarConnector("a.gateway-0", server)
+        self.connector._dice = Dice()  # type: ignore[assignment]
         monkeypatch.setattr(far_controller, "connect_machine", self.connect)
         monkeypatch.setattr(asyncio, "sleep", self.sleep)
 
@@ -429,7 +429,7 @@ class Net:
     async def knock(self) -> FarController | None:
         """What comes of it, if anything."""
         try:
-            return await self.reach(lambda frames: None, lambda why: None)
+            return await self.connector(lambda frames: None, lambda why: None)
         except TransportError:
             return None
 
@@ -462,7 +462,7 @@ def test_after_a_link_that_lasted_it_comes_at_once_and_else_it_does_not(
             assert found is not None
             assert found.is_open
         assert net.wires[0].frames == [FarGateway(gateway="a.gateway-0", version=__version__)]
-        net.reach._linked_s -= 2 * RETRY_S_MAX
+        net.connector._linked_s -= 2 * RETRY_S_MAX
         for _ in range(2):
             await net.knock()
         assert net.pauses == [0.0, 0.05, 0.1, 0.0, 0.05]
@@ -478,13 +478,13 @@ def test_who_is_refused_for_good_gives_up_and_else_comes_again(
         net = Net(tmp_path, monkeypatch)
         net.first = Refused(why="no controller now", final=False)
         assert await net.knock() is None
-        assert not net.reach.refused.done()
+        assert not net.connector.refused.done()
         net.first = Refused(why="install that", final=True)
         for _ in range(2):
             with pytest.raises(TransportError, match="does not take this gateway: install that"):
-                await net.reach(lambda frames: None, lambda why: None)
+                await net.connector(lambda frames: None, lambda why: None)
         with pytest.raises(ConfigError, match=r"the server does not take a.gateway-0: install that"):
-            await net.reach.refused
+            await net.connector.refused
         assert [wire.closed for wire in net.wires] == [True] * 3
 
     run(test())
@@ -514,6 +514,6 @@ def test_files_that_will_not_do_are_named_at_once(tmp_path: Path) -> None:
     async def test() -> None:
         files = structs.replace(theirs(certificates(tmp_path)), ca=str(tmp_path / "nothing.pem"))
         with pytest.raises(ConfigError, match="cluster_ca"):
-            FarReach("a.gateway-0", Settings(controller="h:7", **files.named()))
+            FarConnector("a.gateway-0", Settings(controller="h:7", **files.named()))
 
     run(test())

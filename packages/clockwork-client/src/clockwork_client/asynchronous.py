@@ -12,8 +12,8 @@ from clockwork_client import calls
 from clockwork_client.base import LOAD_TIMEOUT_S, ClientBase, Pool
 from clockwork_client.blocking import is_stale
 from clockwork_client.calls import (
-    Call,
     CallTimeout,
+    ClientCall,
     Inputs,
     ModelMetadata,
     ModelState,
@@ -208,16 +208,16 @@ class AsyncClient(ClientBase):
 
     # Internals
 
-    async def _holds(self, call: Call[bool]) -> bool:
+    async def _holds(self, call: ClientCall[bool]) -> bool:
         try:
             return await self._call(call)
         except (NotServing, Expired, Disconnected):
             return False
 
-    async def _call(self, call: Call[T], timeout_s: float | None = None) -> T:
+    async def _call(self, call: ClientCall[T], timeout_s: float | None = None) -> T:
         return await self._run(call, self._new_timeout(time.monotonic(), timeout_s))
 
-    async def _run(self, call: Call[T], call_timeout: CallTimeout) -> T:
+    async def _run(self, call: ClientCall[T], call_timeout: CallTimeout) -> T:
         while True:
             try:
                 return call.read(await self._attempt(call, call_timeout))
@@ -228,7 +228,7 @@ class AsyncClient(ClientBase):
                     raise
             await _sleep(wait_s)
 
-    async def _attempt(self, call: Call[T], call_timeout: CallTimeout) -> Response:
+    async def _attempt(self, call: ClientCall[T], call_timeout: CallTimeout) -> Response:
         now = time.monotonic()
         until = call_timeout.start(now)
         try:
@@ -237,7 +237,7 @@ class AsyncClient(ClientBase):
         except TimeoutError:
             raise self._timed_out() from None
 
-    async def _exchange(self, call: Call[T], call_timeout: CallTimeout) -> Response:
+    async def _exchange(self, call: ClientCall[T], call_timeout: CallTimeout) -> Response:
         try:
             connection = await self._acquire()
         except OSError as error:

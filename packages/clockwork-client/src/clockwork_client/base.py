@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from clockwork_client import __version__, calls
-from clockwork_client.calls import Call, CallTimeout, Inputs, ModelMetadata, T, check_seconds
+from clockwork_client.calls import CallTimeout, ClientCall, Inputs, ModelMetadata, T, check_seconds
 from clockwork_client.datatypes import Buffer
 from clockwork_client.errors import Disconnected, Expired, Invalid, NotServing, ServingError
 from clockwork_client.wire import Address, Malformed
@@ -29,7 +29,7 @@ class Pooled(Protocol):
     idle_since: float
 
     @property
-    def stale(self) -> bool: ...  # noqa: D102 - documented above
+    def stale(self) -> bool: ...
 
 
 C = TypeVar("C", bound=Pooled)
@@ -166,7 +166,7 @@ class ClientBase:
             now, self._timeout_s if timeout_s is None else timeout_s, slo_ms, self._grace_s, retries
         )
 
-    def _message(self, call: Call[T], call_timeout: CallTimeout, now: float) -> tuple[Buffer, ...]:
+    def _message(self, call: ClientCall[T], call_timeout: CallTimeout, now: float) -> tuple[Buffer, ...]:
         remaining_ms = call_timeout.remaining_ms(now)
         headers = (
             call.headers if remaining_ms is None else b"%sx-slo-ms: %.3f\r\n" % (call.headers, remaining_ms)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Self
 from clockwork_client import calls
 from clockwork_client.base import LOAD_TIMEOUT_S, ClientBase, Pool
 from clockwork_client.calls import (
-    Call,
     CallTimeout,
+    ClientCall,
     Inputs,
     ModelMetadata,
     ModelState,
@@ -214,16 +214,16 @@ class Client(ClientBase):
 
     # Internals
 
-    def _holds(self, call: Call[bool]) -> bool:
+    def _holds(self, call: ClientCall[bool]) -> bool:
         try:
             return self._call(call)
         except (NotServing, Expired, Disconnected):
             return False
 
-    def _call(self, call: Call[T], timeout_s: float | None = None) -> T:
+    def _call(self, call: ClientCall[T], timeout_s: float | None = None) -> T:
         return self._run(call, self._new_timeout(time.monotonic(), timeout_s))
 
-    def _run(self, call: Call[T], call_timeout: CallTimeout) -> T:
+    def _run(self, call: ClientCall[T], call_timeout: CallTimeout) -> T:
         while True:
             try:
                 return call.read(self._attempt(call, call_timeout))
@@ -234,7 +234,7 @@ class Client(ClientBase):
                     raise
             time.sleep(wait_s)
 
-    def _attempt(self, call: Call[T], call_timeout: CallTimeout) -> Response:
+    def _attempt(self, call: ClientCall[T], call_timeout: CallTimeout) -> Response:
         now = time.monotonic()
         until = call_timeout.start(now)
         if not self._permits.acquire(timeout=max(0.0, until - now)):
@@ -244,7 +244,7 @@ class Client(ClientBase):
         finally:
             self._permits.release()
 
-    def _exchange(self, call: Call[T], call_timeout: CallTimeout, until: float) -> Response:
+    def _exchange(self, call: ClientCall[T], call_timeout: CallTimeout, until: float) -> Response:
         try:
             connection = self._acquire(until)
         except TimeoutError:

@@ -136,7 +136,7 @@ _encoder = msgspec.json.Encoder()
 
 
 @dataclass(slots=True, frozen=True)
-class Call(Generic[T]):
+class ClientCall(Generic[T]):
     """A request, which may be sent several times; ``read`` parses its response."""
 
     method: str
@@ -187,7 +187,7 @@ def infer(
     parameters: Mapping[str, Parameter] | None = None,
     request_id: str = "",
     datatypes: Mapping[str, str] | None = None,
-) -> Call[Result]:
+) -> ClientCall[Result]:
     """An inference request. Raises :class:`Invalid`."""
     if not isinstance(inputs, Mapping) or not inputs:
         raise Invalid(f"parameter 'inputs': expected arrays by name, found {inputs!r}")
@@ -219,7 +219,7 @@ def infer(
         len(parts[0])
     )
     path = f"{_model(model, version)}/infer"
-    return Call("POST", path, _read_result, tuple(parts), headers, request_id)
+    return ClientCall("POST", path, _read_result, tuple(parts), headers, request_id)
 
 
 def check(metadata: ModelMetadata, inputs: Inputs, outputs: Sequence[str] | None) -> None:
@@ -243,41 +243,43 @@ def check(metadata: ModelMetadata, inputs: Inputs, outputs: Sequence[str] | None
             raise Invalid(f"unexpected output '{name}' for model '{metadata.name}': expected {known}")
 
 
-def health(what: str) -> Call[bool]:
+def health(what: str) -> ClientCall[bool]:
     """The health query ``live`` or ``ready``."""
-    return Call("GET", f"/v2/health/{what}", _read_success)
+    return ClientCall("GET", f"/v2/health/{what}", _read_success)
 
 
-def model_ready(model: str, version: str) -> Call[bool]:
+def model_ready(model: str, version: str) -> ClientCall[bool]:
     """Whether a model is served now."""
-    return Call("GET", f"{_model(model, version)}/ready", _read_success)
+    return ClientCall("GET", f"{_model(model, version)}/ready", _read_success)
 
 
-def metadata() -> Call[ServerMetadata]:
+def metadata() -> ClientCall[ServerMetadata]:
     """The server's metadata."""
-    return Call("GET", "/v2", lambda response: _read(response, ServerMetadata))
+    return ClientCall("GET", "/v2", lambda response: _read(response, ServerMetadata))
 
 
-def model_metadata(model: str, version: str) -> Call[ModelMetadata]:
+def model_metadata(model: str, version: str) -> ClientCall[ModelMetadata]:
     """A model's inputs and outputs."""
-    return Call("GET", _model(model, version), lambda response: _read(response, ModelMetadata))
+    return ClientCall("GET", _model(model, version), lambda response: _read(response, ModelMetadata))
 
 
-def models() -> Call[list[ModelState]]:
+def models() -> ClientCall[list[ModelState]]:
     """All models in the repository."""
-    return Call("POST", "/v2/repository/index", lambda response: _read(response, list[ModelState]), (b"{}",))
+    return ClientCall(
+        "POST", "/v2/repository/index", lambda response: _read(response, list[ModelState]), (b"{}",)
+    )
 
 
-def statistics(model: str, version: str) -> Call[list[ModelStatistics]]:
+def statistics(model: str, version: str) -> ClientCall[list[ModelStatistics]]:
     """Statistics of one model, or of all if ``model`` is empty."""
     path = f"{_model(model, version)}/stats" if model else "/v2/models/stats"
-    return Call("GET", path, lambda response: _read(response, _Statistics).model_stats)
+    return ClientCall("GET", path, lambda response: _read(response, _Statistics).model_stats)
 
 
-def control(model: str, verb: str) -> Call[None]:
+def control(model: str, verb: str) -> ClientCall[None]:
     """Load or unload a model; ``verb`` is ``load`` or ``unload``."""
     path = f"/v2/repository/models/{_quoted(model)}/{verb}"
-    return Call("POST", path, _read_empty, (b"{}",))
+    return ClientCall("POST", path, _read_empty, (b"{}",))
 
 
 def error_of(response: Response) -> ServingError:

@@ -21,17 +21,20 @@ Foreign text (what a model raises, names in files, a client's strings) passes th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Final
 
 from clockwork_client.errors import ClockworkError, encodable
 
 __all__ = [
     "ClockworkError", "ConfigError", "DamageError", "DeviceError", "DeviceGone", "InvalidRequest",
-    "ModelError", "RepositoryError", "TransportError", "described", "encodable", "printable",
+    "ModelError", "RepositoryError", "TransportError", "described", "did_you_mean", "encodable", "printable",
 ]  # fmt: skip
 
 TEXT_MAX: Final = 1000
 """Characters of foreign text in a message, which goes into logs, responses and headers."""
+KNOWN_MOST: Final = 12
 _NAME_OF: Final = type.__dict__["__name__"].__get__
 
 
@@ -46,6 +49,21 @@ def printable(text: str, most: int = TEXT_MAX) -> str:
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
         whole = whole and len(text) <= most
     return text if whole else text[: most - 3] + "..."
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Advice for an unknown word: the nearest known one, or those that are known."""
+    names = sorted(known)
+    by_key = {_plain(name): name for name in names}
+    near = get_close_matches(_plain(word), by_key, n=1)
+    if near:
+        return f"did you mean {by_key[near[0]]}?"
+    shown = ", ".join(names[:KNOWN_MOST]) + (", ..." if len(names) > KNOWN_MOST else "")
+    return f"known: {shown}" if names else "none is known"
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "_")
 
 
 def described(error: BaseException, most: int = TEXT_MAX) -> str:

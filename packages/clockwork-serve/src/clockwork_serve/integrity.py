@@ -48,8 +48,7 @@ class Facts(NamedTuple):
 class Verified:
     """A cache of hashes of files, by path, valid while their metadata are the same. Thread-safe."""
 
-    def __init__(self, most: int = VERIFIED_MAX, settled_ns: int = SETTLED_NS) -> None:
-        self._most = most
+    def __init__(self, settled_ns: int = SETTLED_NS) -> None:
         self._settled_ns = settled_ns
         self._found: OrderedDict[str, tuple[Facts, str]] = OrderedDict()  # metadata and hash by path
         self._lock = threading.Lock()
@@ -70,7 +69,7 @@ class Verified:
             self._found.pop(path, None)
             if settled:
                 self._found[path] = facts, digest
-                if len(self._found) > self._most:
+                if len(self._found) > VERIFIED_MAX:
                     self._found.popitem(last=False)
 
     def __len__(self) -> int:

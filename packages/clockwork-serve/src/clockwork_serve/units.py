@@ -38,3 +38,9 @@ def to_ms(nanoseconds: int) -> float:
 def align(size: int, step: int = TENSOR_ALIGN) -> int:
     """The least multiple of ``step`` that is not below ``size``."""
     return -(-size // step) * step
+
+
+def counted(number: int, what: str) -> str:
+    """``1 model``, ``2,000 models``, ``2 processes``."""
+    plural = f"{what}es" if what.endswith("s") else f"{what}s"
+    return f"{number:,} {what if number == 1 else plural}"

@@ -16,10 +16,10 @@ import msgspec
 
 from clockwork_lab.bench.job import Job, SenderMessage, read_job
 from clockwork_lab.bench.records import End, Ends, Rows
-from clockwork_lab.bench.sender import Connection, Sender
+from clockwork_lab.bench.sender import LoadConnection, Sender
 from clockwork_lab.bench.server import tls_context
-from clockwork_lab.bench.wire_grpc import GrpcConnection, PreparedCalls
-from clockwork_lab.bench.wire_http import HttpConnection, Prepared
+from clockwork_lab.bench.wire_grpc import GrpcLoadConnection, PreparedCalls
+from clockwork_lab.bench.wire_http import HttpLoadConnection, PreparedRequests
 
 OPEN_S: Final = 10.0
 SLICE_NS: Final = 100_000
@@ -64,8 +64,8 @@ def _sender(job: Job) -> Sender:
         _send_line(SenderMessage(code=code, kind=end.kind, reason=end.reason))
 
     grpc = job.protocol == "grpc"
-    wire: type[Connection] = GrpcConnection if grpc else HttpConnection
-    prepared = PreparedCalls(job.messages, job.bodies) if grpc else Prepared(job.messages, job.bodies)
+    wire: type[LoadConnection] = GrpcLoadConnection if grpc else HttpLoadConnection
+    prepared = PreparedCalls(job.messages, job.bodies) if grpc else PreparedRequests(job.messages, job.bodies)
     rows = Rows(job.rows_fd, job.rows_size)
     tls = tls_context(job.tls_files, http2=grpc) if job.tls else None
     return Sender(job, rows, Ends(announce), wire=wire, prepared=prepared, tls=tls, stop_fd=0)

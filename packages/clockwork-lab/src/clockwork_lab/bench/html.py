@@ -11,7 +11,7 @@ from typing import Final
 from clockwork_lab.bench.report import (
     COLUMNS,
     REASON_COLUMNS,
-    Report,
+    BenchReport,
     closing_lines,
     group_rows,
     in_time,
@@ -247,7 +247,7 @@ pre{color:#555;white-space:pre-wrap;overflow-wrap:anywhere}svg{width:100%;height
 """
 
 
-def page(report: Report) -> str:
+def page(report: BenchReport) -> str:
     """The whole page."""
     total = report.total
     figures = (
@@ -292,11 +292,11 @@ def _reading() -> str:
     return f"<div><h2>What the words mean</h2><dl>{terms}</dl></div>"
 
 
-def _facts(report: Report) -> list[str]:
+def _facts(report: BenchReport) -> list[str]:
     return [*setup_lines(report), "", *closing_lines(report)]
 
 
-def _plots(report: Report) -> list[str]:
+def _plots(report: BenchReport) -> list[str]:
     end_s = report.warmup_s + report.measured_s
     x = _time_axis(end_s)
     warm_up = (report.warmup_s, "warm-up, not counted") if report.warmup_s else None
@@ -327,7 +327,7 @@ def _plots(report: Report) -> list[str]:
     return found
 
 
-def _counts(report: Report, end_s: float) -> tuple[list[PlottedCurve], Axis]:
+def _counts(report: BenchReport, end_s: float) -> tuple[list[PlottedCurve], Axis]:
     """Requests per second by outcome; the last interval may be short."""
     whole = report.stretch_s
     spans = [(one.from_s, min(whole, end_s - one.from_s), one) for one in report.stretches]
@@ -350,7 +350,7 @@ def _counts(report: Report, end_s: float) -> tuple[list[PlottedCurve], Axis]:
     ], linear("requests per second", [one.offered / span for _, span, one in spans])
 
 
-def _latencies(report: Report, end_s: float) -> list[PlottedCurve]:
+def _latencies(report: BenchReport, end_s: float) -> list[PlottedCurve]:
     times = [((one.from_s + min(one.from_s + report.stretch_s, end_s)) / 2, one) for one in report.stretches]
     return [
         PlottedCurve("p99 of answers", _BLUE, [(at, one.p99_ms) for at, one in times]),
@@ -381,7 +381,7 @@ def _points(distribution: Distribution) -> list[tuple[float, float | None]]:
     ]
 
 
-def _slo_marks(report: Report) -> list[tuple[float, str]]:
+def _slo_marks(report: BenchReport) -> list[tuple[float, str]]:
     found = [group.name for group in report.slos if group.name.endswith(" ms") and " to " not in group.name]
     return [(float(name.split()[0]), f"SLO {name}") for name in found] if len(found) <= _MARKS_MAX else []
 

@@ -8,12 +8,12 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_lab.bench.messages import Message
-from clockwork_lab.bench.server import TlsFiles
+from clockwork_lab.bench.server import ClientTlsFiles
 
 _LENGTH_BYTES = 8
 
 
-class Clients(Struct, frozen=True, kw_only=True):
+class ClosedClients(Struct, frozen=True, kw_only=True):
     """Clients of one closed load that send to one model, alike except for their start.
 
     ``steps``: changes of SLO and message over the run: (from ns, SLO in ns, message). After anything but a
@@ -37,13 +37,13 @@ class Job(Struct, frozen=True, kw_only=True):
     ip: str
     port: int
     tls: bool
-    tls_files: TlsFiles
+    tls_files: ClientTlsFiles
     messages: list[Message]
     bodies: list[bytes]
     rows_fd: int
     rows_size: int
     open_rows: int
-    clients: tuple[Clients, ...]
+    clients: tuple[ClosedClients, ...]
     connections: int
     first_connections: int
     reserve: int

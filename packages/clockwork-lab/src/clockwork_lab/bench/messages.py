@@ -14,9 +14,9 @@ from msgspec import Struct
 
 from clockwork_client.datatypes import encode_strings
 from clockwork_client.tensors import DTYPES
-from clockwork_lab.bench.server import Address, Shape, TensorInfo
+from clockwork_lab.bench.server import ServerAddress, Shape, TensorInfo
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.oip.protobuf import ModelInferRequest
+from clockwork_serve.oip.protobuf import ModelInferRequest, varint
 from clockwork_serve.units import NS_PER_MS, NS_PER_US
 from clockwork_serve.workload.tables import NO_SLO_MS
 
@@ -230,17 +230,7 @@ def literal(name: str, value: str) -> bytes:
 
 def _text(content: bytes) -> bytes:
     size = len(content)
-    return (bytes([size]) if size < 127 else b"\x7f" + _varint(size - 127)) + content
-
-
-def _varint(value: int) -> bytes:
-    """Seven bits a byte, the lowest first, as HPACK and Protocol Buffers write integers."""
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
+    return (bytes([size]) if size < 127 else b"\x7f" + varint(size - 127)) + content
 
 
 def decode(block: bytes) -> dict[str, str]:
@@ -348,7 +338,9 @@ class Message(Struct, frozen=True):
 class Maker:
     """What all messages of a run have in common."""
 
-    def __init__(self, address: Address, headers: Sequence[tuple[str, str]], deadline: Deadline) -> None:
+    def __init__(
+        self, address: ServerAddress, headers: Sequence[tuple[str, str]], deadline: Deadline
+    ) -> None:
         self._address = address
         self._headers = headers
         self._deadline = deadline
@@ -394,7 +386,7 @@ class Maker:
         if self._deadline == "header" and slo_ns < NO_SLO_NS:
             request.parameters["slo_ms"].double_param = slo_ns / NS_PER_MS
         start = request.SerializeToString()
-        contents = [part for each in tensors for part in (_RAW_INPUT + _varint(len(each.data)), each.data)]
+        contents = [part for each in tensors for part in (_RAW_INPUT + varint(len(each.data)), each.data)]
         size = len(start) + sum(map(len, contents))
         # The field's head in front of the last tensor ends the lead, so that the tensor itself is shared.
         lead = b"\0" + size.to_bytes(4, "big") + start + b"".join(contents[:-1])

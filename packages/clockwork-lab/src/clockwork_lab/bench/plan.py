@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Struct, structs
 
-from clockwork_lab.bench.job import Clients, Job
+from clockwork_lab.bench.job import ClosedClients, Job
 from clockwork_lab.bench.messages import Data, Deadline, Maker, Message, Tensor, read_shapes
 from clockwork_lab.bench.records import Rows
 from clockwork_lab.bench.server import (
-    Address,
-    GrpcServer,
-    HttpServer,
+    ClientTlsFiles,
+    GrpcMetadata,
+    HttpMetadata,
     Protocol,
-    TlsFiles,
+    ServerAddress,
     inputs_of,
     names_at_server,
     reached,
@@ -233,9 +233,8 @@ class Options(Struct, frozen=True, kw_only=True):
     realtime: bool = False
 
     @property
-    def tls_files(self) -> TlsFiles:
-        """The files for TLS."""
-        return TlsFiles(self.ca, self.cert, self.key)
+    def tls_files(self) -> ClientTlsFiles:
+        return ClientTlsFiles(self.ca, self.cert, self.key)
 
     @property
     def deadline_field(self) -> Deadline:
@@ -252,7 +251,7 @@ class Plan:
     scenario: Scenario
     schedule: Schedule
     options: Options
-    address: Address
+    address: ServerAddress
     names: dict[int, str]
     """The server's names of the models that get requests, by the scenario's number."""
     jobs: list[Job]
@@ -309,8 +308,8 @@ def make_plan(path: str | Path, options: Options) -> Plan:
     return Plan(scenario, schedule, options, address, names, jobs, rows)
 
 
-def _address(options: Options) -> Address:
-    address = Address.of(options.url, options.protocol)
+def _address(options: Options) -> ServerAddress:
+    address = ServerAddress.of(options.url, options.protocol)
     for name in ("ca", "cert", "key"):
         if getattr(options, name) is not None and not address.tls:
             raise ConfigError(
@@ -325,18 +324,18 @@ def _messages(
     maker: Maker,
     options: Options,
     names: Mapping[str, str],
-    address: Address,
+    address: ServerAddress,
     tls: ssl.SSLContext | None,
 ) -> Callable[[str, int, int], Message]:
     """A function that builds the message for a model, an SLO and a priority."""
     if options.protocol == "raw":
         body = _raw_body(options)
         return lambda model, slo_ns, priority: maker.raw(options.path, model, body, slo_ns)
-    server: HttpServer | GrpcServer
+    server: HttpMetadata | GrpcMetadata
     if options.protocol == "grpc":
-        server = GrpcServer(address, options.headers, tls, options.tls_files)
+        server = GrpcMetadata(address, options.headers, tls, options.tls_files)
     else:
-        server = HttpServer(address, options.headers, tls)
+        server = HttpMetadata(address, options.headers, tls)
     with closing(server):
         inputs = inputs_of(server, names, address)
     data, shapes = Data(options.input_data, options.seed), read_shapes(options.shapes)
@@ -382,7 +381,7 @@ def _of_rows(schedule: Schedule, message: Callable[[int, int, int], int]) -> np.
 
 def _clients(
     schedule: Schedule, options: Options, message: Callable[[int, int, int], int]
-) -> list[tuple[Clients, ...]]:
+) -> list[tuple[ClosedClients, ...]]:
     """The clients of each process, assigned round-robin."""
     workload = schedule.workload
     starts: list[dict[tuple[int, int], list[int]]] = [{} for _ in range(options.processes)]
@@ -395,7 +394,7 @@ def _clients(
             load = workload.closed[index]
             steps = slo_steps(load, schedule.end_ns)
             groups.append(
-                Clients(
+                ClosedClients(
                     load=load.load, model=model, starts_ns=tuple(starts_ns),
                     stop_ns=min(load.stop_ns, schedule.end_ns),
                     steps=tuple((at_ns, slo, message(model, slo, load.load)) for at_ns, slo in steps),
@@ -420,7 +419,9 @@ def _filled(part: Schedule, messages: np.ndarray, closed: bool) -> Rows:  # noqa
     return rows
 
 
-def _job(options: Options, address: Address, ip: str, part: Schedule, groups: tuple[Clients, ...]) -> Job:
+def _job(
+    options: Options, address: ServerAddress, ip: str, part: Schedule, groups: tuple[ClosedClients, ...]
+) -> Job:
     """A job without its rows, messages and core."""
     grpc = options.protocol == "grpc"
     most = options.connections or (GRPC_CONNECTIONS if grpc else HTTP_CONNECTIONS)

@@ -18,7 +18,7 @@ from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.plan import Plan
 from clockwork_lab.bench.records import ANSWERED, OPEN, Kind, Records, Table
 from clockwork_serve import __version__
-from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from clockwork_serve.units import NS_PER_MS, NS_PER_S, counted
 from clockwork_serve.workload.tables import NO_SLO_MS, LoadTable
 
 SLO_CLASSES_MAX: Final = 12
@@ -78,7 +78,7 @@ class Group(Struct, frozen=True, kw_only=True):
     bytes_per_s: float
 
 
-class Reason(Struct, frozen=True, kw_only=True):
+class EndReason(Struct, frozen=True, kw_only=True):
     """An end other than a successful response, in the server's words, and its latency."""
 
     kind: str
@@ -87,7 +87,7 @@ class Reason(Struct, frozen=True, kw_only=True):
     age: Quantiles
 
 
-class Stretch(Struct, frozen=True, kw_only=True):
+class BenchStretch(Struct, frozen=True, kw_only=True):
     """An interval of the run, by when requests were due; the warm-up too."""
 
     from_s: float
@@ -122,7 +122,7 @@ class Sending(Struct, frozen=True, kw_only=True):
     unexpected_bytes: int
 
 
-class Report(Struct, frozen=True, kw_only=True):
+class BenchReport(Struct, frozen=True, kw_only=True):
     """All figures. If it is not ``valid``, ``invalid`` says why, and it proves nothing about the server."""
 
     version: str
@@ -142,18 +142,19 @@ class Report(Struct, frozen=True, kw_only=True):
     loads: tuple[Group, ...]
     models: tuple[Group, ...]
     slos: tuple[Group, ...]
-    reasons: tuple[Reason, ...]
+    reasons: tuple[EndReason, ...]
     stretch_s: float
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[BenchStretch, ...]
     answers_curve: Curve | None
     refusals_curve: Curve | None
 
     def to_json(self) -> bytes:
-        """Indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
 
 
-def make_report(plan: Plan, records: Records, messages: list[SenderMessage], *, cut_ns: int | None) -> Report:
+def make_report(
+    plan: Plan, records: Records, messages: list[SenderMessage], *, cut_ns: int | None
+) -> BenchReport:
     """Compute the report; ``cut_ns``: when the run was stopped early, if it was."""
     schedule, options = plan.schedule, plan.options
     end_ns = schedule.end_ns if cut_ns is None else max(1, min(cut_ns, schedule.end_ns))
@@ -174,7 +175,7 @@ def make_report(plan: Plan, records: Records, messages: list[SenderMessage], *, 
         invalid = "clients of closed loads stopped early: there is no room for more requests in one run"
     groups = _Groups(part)
     stretch_s, stretches = _stretches(records, end_ns)
-    return Report(
+    return BenchReport(
         version=__version__, scenario=plan.scenario.name, url=str(plan.address), protocol=options.protocol,
         setup=_setup(plan), seconds=schedule.end_ns / NS_PER_S, warmup_s=from_ns / NS_PER_S,
         measured_s=measured_s, cut=cut_ns is not None, valid=not invalid, invalid=invalid,
@@ -262,7 +263,7 @@ def _slos(groups: _Groups, table: Table, seconds: float) -> Iterable[Group]:
         yield groups.of(name, steps == step, seconds)
 
 
-def _reasons(records: Records) -> list[Reason]:
+def _reasons(records: Records) -> list[EndReason]:
     table, found = records.table, []
     latency_ns = table["last_ns"] - table["scheduled_ns"]
     for code, end in enumerate(records.ends):
@@ -270,7 +271,7 @@ def _reasons(records: Records) -> list[Reason]:
         count = int(np.count_nonzero(chosen))
         if count and end.kind not in (Kind.ANSWERED, Kind.OPEN):
             found.append(
-                Reason(
+                EndReason(
                     kind=end.kind.name.lower(),
                     reason=end.reason,
                     count=count,
@@ -280,7 +281,7 @@ def _reasons(records: Records) -> list[Reason]:
     return sorted(found, key=lambda reason: -reason.count)
 
 
-def _stretches(records: Records, end_ns: int) -> tuple[float, tuple[Stretch, ...]]:
+def _stretches(records: Records, end_ns: int) -> tuple[float, tuple[BenchStretch, ...]]:
     """The run cut into seconds, or longer pieces if it is long."""
     stretch_s = float(max(1, -(-end_ns // (NS_PER_S * STRETCHES_MAX))))
     table, groups, kinds = records.table, _Groups(records), records.kinds
@@ -295,7 +296,7 @@ def _stretches(records: Records, end_ns: int) -> tuple[float, tuple[Stretch, ...
         refused = int(np.count_nonzero(groups.refused[here]))
         late = int(np.count_nonzero(answered)) - good
         found.append(
-            Stretch(
+            BenchStretch(
                 from_s=at * stretch_s, offered=rows.size, good=good, late=late, refused=refused,
                 failed=int(np.count_nonzero(kinds[here] >= Kind.FAILED))
                 + int(np.count_nonzero(kinds[here] == Kind.OPEN)),
@@ -370,7 +371,7 @@ MODELS_MAX: Final = 20
 """The most models shown; the worst ones if there are more."""
 
 
-def setup_lines(report: Report) -> list[str]:
+def setup_lines(report: BenchReport) -> list[str]:
     """The run's scenario, server and options."""
     setup = report.setup
     sent_as = {
@@ -402,7 +403,7 @@ def group_rows(groups: Sequence[Group]) -> list[Row]:
     ]  # fmt: skip
 
 
-def reason_rows(report: Report) -> list[Row]:
+def reason_rows(report: BenchReport) -> list[Row]:
     """A row for each reason, under ``REASON_COLUMNS``."""
     return [
         [
@@ -413,14 +414,14 @@ def reason_rows(report: Report) -> list[Row]:
     ]  # fmt: skip
 
 
-def worst_models(report: Report) -> tuple[Group, ...]:
+def worst_models(report: BenchReport) -> tuple[Group, ...]:
     """The models to show: all, or if they are many those with the least satisfaction."""
     if len(report.models) <= MODELS_MAX:
         return report.models
     return tuple(sorted(report.models, key=lambda model: model.satisfaction)[:MODELS_MAX])
 
 
-def closing_lines(report: Report) -> list[str]:
+def closing_lines(report: BenchReport) -> list[str]:
     """Totals, the generator's own figures, and warnings."""
     total, sending, late = report.total, report.sending, report.lateness
     rates = f"{rate(total.goodput_rps)} r/s of {rate(total.offered_rps)} offered"
@@ -469,12 +470,6 @@ def in_time(group: Group) -> str:
 def share(part: float) -> str:
     """A share in percent, truncated rather than rounded: 100 % means all."""
     return "100 %" if part >= 1 else f"{math.floor(part * 100_000) / 1000:.3f}\N{NO-BREAK SPACE}%"
-
-
-def counted(number: int, what: str) -> str:
-    """``1 model``, ``2 models``."""
-    plural = f"{what}es" if what.endswith("s") else f"{what}s"
-    return f"{number:,} {what if number == 1 else plural}"
 
 
 def _latency(found: Quantiles) -> Row:

@@ -33,7 +33,7 @@ from clockwork_lab.bench.records import (
     head_of,
     write_records,
 )
-from clockwork_lab.bench.report import Report, make_report
+from clockwork_lab.bench.report import BenchReport, make_report
 from clockwork_lab.bench.server import Unreachable
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
@@ -43,14 +43,14 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_S
 class Ran:
     """The result of a run."""
 
-    report: Report
+    report: BenchReport
     records: Records
 
 
 def run(
     plan: Plan,
     *,
-    show: Callable[[Moment], None] = lambda moment: None,
+    show: Callable[[LoadSample], None] = lambda moment: None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Ran:
     """Run the plan to its end, or until ``stopped()``, which is polled; requests in flight are awaited.
@@ -123,7 +123,6 @@ class SenderProcess:
         os.set_blocking(self._out.fileno(), False)
 
     def send_job(self) -> None:
-        """Send it its job."""
         with contextlib.suppress(BrokenPipeError):
             write_job(self._in, self.job)
 
@@ -256,7 +255,7 @@ class Crew:
 EVERY_S: Final = 0.25
 
 
-class Moment(Struct, frozen=True, kw_only=True):
+class LoadSample(Struct, frozen=True, kw_only=True):
     """A sample of the run. Quantiles are in ms, None if there were no requests.
 
     ``asked``: requests due so far; ``out``: those of them that are in flight. Rates are over the last
@@ -292,7 +291,7 @@ class Live:
         self._asked, self._then_s = 0, 0.0
         self._bars: list[float] = []
 
-    def sample(self, *, stopping: bool) -> Moment:
+    def sample(self, *, stopping: bool) -> LoadSample:
         """The state now, with rates since the previous call."""
         latencies, lateness = [], []
         good_before, over_before = self._good, self._over
@@ -328,7 +327,7 @@ class Live:
             others[end.kind.name.lower()] += count
             reasons[end.reason or end.kind.name.lower()] += count
         quantiles = _quantiles(latencies)
-        return Moment(
+        return LoadSample(
             at_s=max(0.0, at_s), seconds=self._plan.schedule.end_ns / NS_PER_S, stopping=stopping,
             warming=at_s * NS_PER_S < self._plan.schedule.warmup_ns, asked=asked, out=asked - self._over,
             good=self._good, late=self._late, others=dict(others), reasons=dict(reasons.most_common(8)),

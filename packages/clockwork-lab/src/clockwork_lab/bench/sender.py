@@ -17,7 +17,7 @@ from heapq import heappop, heappush
 from time import monotonic_ns
 from typing import Any, ClassVar, Final
 
-from clockwork_lab.bench.job import Clients, Job
+from clockwork_lab.bench.job import ClosedClients, Job
 from clockwork_lab.bench.records import ANSWERED, Ends, Kind, Rows
 from clockwork_serve.units import NS_PER_S
 
@@ -41,7 +41,7 @@ class Sender:
         rows: Rows,
         ends: Ends,
         *,
-        wire: type[Connection],
+        wire: type[LoadConnection],
         prepared: Any,
         tls: ssl.SSLContext | None,
         stop_fd: int,
@@ -56,8 +56,8 @@ class Sender:
         self.sent, self.first, self.nbytes = rows.view("sent_ns"), rows.view("first_ns"), rows.view("nbytes")
         self.epoll = select.epoll()
         self.handlers: dict[int, Callable[[int], None]] = {}
-        self.idle: deque[Connection] = deque()
-        self.dirty: list[Connection] = []
+        self.idle: deque[LoadConnection] = deque()
+        self.dirty: list[LoadConnection] = []
         self.trailers: dict[bytes, tuple[int, int | None]] = {}
         self.total = self.opening = 0
         self.unexpected = self.unexpected_bytes = 0
@@ -74,12 +74,12 @@ class Sender:
         self._stopping = False
         self._refusals: list[str] = []
         # Closed loads: when each client sends next; which client each row in flight belongs to.
-        self._next: list[tuple[int, int, Clients]] = []
-        self._of: dict[int, tuple[int, Clients]] = {}
+        self._next: list[tuple[int, int, ClosedClients]] = []
+        self._of: dict[int, tuple[int, ClosedClients]] = {}
         for group in job.clients:
             for due_ns in group.starts_ns:
                 heappush(self._next, (due_ns, len(self._next), group))
-        self._deadlines: list[tuple[int, int, Connection]] = []
+        self._deadlines: list[tuple[int, int, LoadConnection]] = []
         self._requeued: dict[int, int] = {}
         self._stop_fd = stop_fd
         self.epoll.register(stop_fd, select.EPOLLIN)
@@ -227,7 +227,7 @@ class Sender:
 
     # Called by wires
 
-    def free(self, connection: Connection) -> None:
+    def free(self, connection: LoadConnection) -> None:
         """A connection can accept a request."""
         self.idle.append(connection)
         if self._waiting:
@@ -304,7 +304,7 @@ OUT: Final = select.EPOLLOUT
 _LATER: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class Connection:
+class LoadConnection:
     """One connection of a sender. A wire handles connecting, received bytes and the connection's end.
 
     ``dead``: it may not be used any more. ``rest``: bytes to be written before any others.
@@ -335,11 +335,9 @@ class Connection:
         self.established()
 
     def send(self, row: int, message: int) -> None:
-        """Send one request."""
         raise AssertionError("to be implemented by a wire")
 
     def data_received(self, data: bytes) -> None:
-        """Parse received bytes."""
         raise AssertionError("to be implemented by a wire")
 
     def lost(self, why: str) -> None:
@@ -347,7 +345,6 @@ class Connection:
         raise AssertionError("to be implemented by a wire")
 
     def abandon(self, row: int) -> None:
-        """Cancel a request in flight."""
         raise AssertionError("to be implemented by a wire")
 
     def written(self) -> None:

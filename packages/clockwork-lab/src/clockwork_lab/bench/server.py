@@ -15,10 +15,9 @@ from urllib.parse import quote, urlsplit
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.errors import ClockworkError, ConfigError, did_you_mean
 from clockwork_serve.oip.protobuf import message
-from clockwork_serve.workload.tables import did_you_mean
-from clockwork_serve.workload.traces import counted
+from clockwork_serve.units import counted
 
 Protocol = Literal["http", "grpc", "raw"]
 PROTOCOLS: Final = ("http", "grpc", "raw")
@@ -35,7 +34,7 @@ class Unreachable(ClockworkError):
 
 
 @dataclass(slots=True, frozen=True)
-class Address:
+class ServerAddress:
     """Host and port, whether to use TLS, and the prefix of every path."""
 
     host: str
@@ -44,7 +43,7 @@ class Address:
     base: str
 
     @classmethod
-    def of(cls, url: str, protocol: Protocol) -> Address:
+    def of(cls, url: str, protocol: Protocol) -> ServerAddress:
         """From ``http://HOST:PORT/BASE`` or ``HOST:PORT``. Raises :class:`ConfigError`."""
         schemes = _SCHEMES[protocol]
         try:
@@ -69,7 +68,7 @@ class Address:
         return f"{'https' if self.tls else 'http'}://{self.name}{self.base}"
 
 
-class TlsFiles(Struct, frozen=True):
+class ClientTlsFiles(Struct, frozen=True):
     """PEM files: the authorities to trust (None: the system's), and the client certificate.
 
     ``key`` may be in the file of ``cert``; it has no passphrase.
@@ -80,7 +79,7 @@ class TlsFiles(Struct, frozen=True):
     key: str | None = None
 
 
-def tls_context(files: TlsFiles, *, http2: bool) -> ssl.SSLContext:
+def tls_context(files: ClientTlsFiles, *, http2: bool) -> ssl.SSLContext:
     """The context for TLS connections. Raises :class:`ConfigError`."""
     try:
         context = ssl.create_default_context(cafile=files.ca)
@@ -126,7 +125,7 @@ class Metadata(Struct):
     inputs: list[TensorInfo]
 
 
-def reached(address: Address, tls: ssl.SSLContext | None) -> str:
+def reached(address: ServerAddress, tls: ssl.SSLContext | None) -> str:
     """The IP address at which the server accepts connections. Raises :class:`Unreachable`.
 
     With ``tls`` its certificate is verified.
@@ -150,7 +149,7 @@ def reached(address: Address, tls: ssl.SSLContext | None) -> str:
     raise Unreachable(f"url: expected a server at {address}, found none: {reason}; is it running?")
 
 
-def _handshake(probe: socket.socket, address: Address, tls: ssl.SSLContext) -> None:
+def _handshake(probe: socket.socket, address: ServerAddress, tls: ssl.SSLContext) -> None:
     try:
         with tls.wrap_socket(probe, server_hostname=address.host) as secure:
             _check_accepted(secure, address)
@@ -167,7 +166,7 @@ def _handshake(probe: socket.socket, address: Address, tls: ssl.SSLContext) -> N
         ) from None
 
 
-def _check_accepted(secure: ssl.SSLSocket, address: Address) -> None:
+def _check_accepted(secure: ssl.SSLSocket, address: ServerAddress) -> None:
     """Raise :class:`Unreachable` if the server rejects the TLS handshake after its own part of it."""
     secure.settimeout(REJECTION_S)
     reason = ""
@@ -184,7 +183,7 @@ def _check_accepted(secure: ssl.SSLSocket, address: Address) -> None:
     )
 
 
-def _credentials(grpc: Any, tls: ssl.SSLContext, files: TlsFiles) -> Any:
+def _credentials(grpc: Any, tls: ssl.SSLContext, files: ClientTlsFiles) -> Any:
     cert = None if files.cert is None else Path(files.cert).read_bytes()
     key = cert if files.key is None else Path(files.key).read_bytes()
     return grpc.ssl_channel_credentials(_roots(tls, files.ca), key, cert)
@@ -197,11 +196,11 @@ def _roots(tls: ssl.SSLContext, ca: str | None) -> bytes:
     return "".join(map(ssl.DER_cert_to_PEM_cert, tls.get_ca_certs(binary_form=True))).encode()
 
 
-class HttpServer:
+class HttpMetadata:
     """A server queried over HTTP."""
 
     def __init__(
-        self, address: Address, headers: Sequence[tuple[str, str]], tls: ssl.SSLContext | None
+        self, address: ServerAddress, headers: Sequence[tuple[str, str]], tls: ssl.SSLContext | None
     ) -> None:
         self._address, self._headers = address, dict(headers)
         if tls is None:
@@ -235,19 +234,18 @@ class HttpServer:
         )
 
     def close(self) -> None:
-        """Close the connection."""
         self._connection.close()
 
 
-class GrpcServer:
+class GrpcMetadata:
     """A server queried over gRPC."""
 
     def __init__(
         self,
-        address: Address,
+        address: ServerAddress,
         headers: Sequence[tuple[str, str]],
         tls: ssl.SSLContext | None,
-        files: TlsFiles,
+        files: ClientTlsFiles,
     ) -> None:
         import grpc
 
@@ -283,7 +281,6 @@ class GrpcServer:
         return [TensorInfo(each.name, each.datatype, tuple(each.shape)) for each in found.inputs]
 
     def close(self) -> None:
-        """Close the connection."""
         self._channel.close()
 
 
@@ -315,7 +312,7 @@ def names_at_server(
 
 
 def inputs_of(
-    server: HttpServer | GrpcServer, names: Mapping[str, str], address: Address
+    server: HttpMetadata | GrpcMetadata, names: Mapping[str, str], address: ServerAddress
 ) -> dict[str, list[TensorInfo]]:
     """The inputs of each of the server's models. Raises :class:`ConfigError` naming those that it lacks."""
     found: dict[str, list[TensorInfo]] = {}
@@ -336,7 +333,7 @@ def inputs_of(
     return found
 
 
-def _read(address: Address, model: str, content: bytes) -> list[TensorInfo]:
+def _read(address: ServerAddress, model: str, content: bytes) -> list[TensorInfo]:
     try:
         return msgspec.json.decode(content, type=Metadata).inputs
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

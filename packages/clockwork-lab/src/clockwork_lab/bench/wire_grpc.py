@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 
 from clockwork_lab.bench.messages import Message, Undecodable, decode
 from clockwork_lab.bench.records import ABANDONED, Kind
-from clockwork_lab.bench.sender import Connection, Sender
+from clockwork_lab.bench.sender import LoadConnection, Sender
 
 _DATA, _HEADERS, _PRIORITY, _RESET, _SETTINGS, _PUSH, _PING, _GO_AWAY, _WINDOW, _CONTINUATION = range(10)
 _END_STREAM, _END_HEADERS, _PADDED, _WITH_PRIORITY, _ACK = 1, 4, 8, 32, 1
@@ -71,7 +71,7 @@ class PreparedCalls:
         self.blocks = [message.head for message in messages]
 
 
-class GrpcConnection(Connection):
+class GrpcLoadConnection(LoadConnection):
     """One connection with many concurrent calls."""
 
     __slots__ = (
@@ -158,7 +158,6 @@ class GrpcConnection(Connection):
             self.run.free(self)
 
     def flush(self) -> None:
-        """Write the frames of this iteration together."""
         if self._out and self.rest is None and not self.dead:
             frames, self._out = self._out, []
             self.write(b"".join(frames))
@@ -194,7 +193,6 @@ class GrpcConnection(Connection):
                 del self._windows[stream]
 
     def data_received(self, data: bytes) -> None:
-        """Parse complete frames."""
         received = self._received + data if self._received else data
         now_ns = monotonic_ns() - self.run.start_ns
         at, size = 0, len(received)
@@ -352,7 +350,6 @@ class GrpcConnection(Connection):
             self.run.ended(row, code, now_ns, 0, None)
 
     def abandon(self, row: int) -> None:
-        """Cancel a call."""
         stream = self._streams.get(row)
         if stream is not None:
             self._queue_frame(_frame(_RESET, 0, stream, _CANCEL.to_bytes(4, "big")))

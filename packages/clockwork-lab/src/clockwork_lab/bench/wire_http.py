@@ -15,7 +15,7 @@ import httptools
 
 from clockwork_lab.bench.messages import Message
 from clockwork_lab.bench.records import ABANDONED, ANSWERED, Kind
-from clockwork_lab.bench.sender import Connection, Sender
+from clockwork_lab.bench.sender import LoadConnection, Sender
 
 JOINED_BYTES: Final = 16 << 10
 """Requests up to this are prepared whole; for longer ones, models of equal inputs share the body."""
@@ -27,7 +27,7 @@ _SPECIAL: Final = re.compile(rb"\r\n(connection:[ \t]*close|transfer-encoding:)"
 _LATER: Final = (BlockingIOError,)
 
 
-class Prepared:
+class PreparedRequests:
     """All messages as bytes to send."""
 
     def __init__(self, messages: list[Message], bodies: list[bytes]) -> None:
@@ -40,7 +40,7 @@ class Prepared:
             self.halves.append((b"", b"") if short else (message.head, body))
 
 
-class HttpConnection(Connection):
+class HttpLoadConnection(LoadConnection):
     """One HTTP connection. ``row`` is the request in flight, -1 if none."""
 
     __slots__ = (
@@ -68,9 +68,8 @@ class HttpConnection(Connection):
         super().__init__(run)
 
     def send(self, row: int, message: int) -> None:
-        """Send one request."""
         run = self.run
-        prepared: Prepared = run.prepared
+        prepared: PreparedRequests = run.prepared
         self.row = row
         data = prepared.whole[message]
         run.sent[row] = monotonic_ns() - run.start_ns
@@ -99,7 +98,6 @@ class HttpConnection(Connection):
             self.run.free(self)
 
     def data_received(self, data: bytes) -> None:
-        """Parse more of the response."""
         row = self.row
         run = self.run
         if row < 0:
@@ -237,14 +235,11 @@ class _Chunks:
         self.whole = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
         self.has_length |= name.lower() in (b"transfer-encoding", b"content-length")
 
     def on_body(self, content: bytes) -> None:
-        """A part of the body."""
         if self._keep_body and len(self.body) < ERROR_BYTES_MAX:
             self.body += content
 
     def on_message_complete(self) -> None:
-        """The end of the response."""
         self.whole = True

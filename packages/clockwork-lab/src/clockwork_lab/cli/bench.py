@@ -13,7 +13,7 @@ from clockwork_serve.errors import ConfigError
 
 if TYPE_CHECKING:
     from clockwork_lab.bench.plan import Options
-    from clockwork_lab.bench.report import Report
+    from clockwork_lab.bench.report import BenchReport
 
 INVALID = 1
 _STDOUT = "-"
@@ -223,7 +223,7 @@ def _key(file: str) -> str:
     return key
 
 
-def _show(made: Report) -> None:
+def _show(made: BenchReport) -> None:
     from clockwork_lab.bench.report import (
         COLUMNS,
         REASON_COLUMNS,

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from clockwork_lab.bench.report import in_ms, share
-from clockwork_lab.bench.run import Moment
+from clockwork_lab.bench.run import LoadSample
 from clockwork_serve.cli.screen import drawing
 
 _PLAIN_EVERY_S = 2.0
@@ -24,7 +24,7 @@ _ECHO_WIDE = 4
 
 
 @contextmanager
-def bench_screen(title: str, *, quiet: bool) -> Iterator[Callable[[Moment], None]]:
+def bench_screen(title: str, *, quiet: bool) -> Iterator[Callable[[LoadSample], None]]:
     """A function that shows a sample on standard error; the terminal is restored at the end."""
     console = None if quiet else drawing()
     if quiet:
@@ -36,17 +36,17 @@ def bench_screen(title: str, *, quiet: bool) -> Iterator[Callable[[Moment], None
 
         with Live(console=console, auto_refresh=False, transient=True) as live:
 
-            def show(moment: Moment) -> None:
+            def show(moment: LoadSample) -> None:
                 width = min(_PANEL_WIDE, console.width - _ECHO_WIDE)
                 live.update(panel(title, moment, width), refresh=True)
 
             yield show
 
 
-def _lines() -> Callable[[Moment], None]:
+def _lines() -> Callable[[LoadSample], None]:
     shown_s = 0.0
 
-    def show(moment: Moment) -> None:
+    def show(moment: LoadSample) -> None:
         nonlocal shown_s
         if moment.asked and time.monotonic() - shown_s >= _PLAIN_EVERY_S:
             shown_s = time.monotonic()
@@ -55,7 +55,7 @@ def _lines() -> Callable[[Moment], None]:
     return show
 
 
-def _line(moment: Moment) -> str:
+def _line(moment: LoadSample) -> str:
     """A sample in one line."""
     others = ", ".join(f"{count:,} {reason}" for reason, count in moment.reasons.items())
     state = " stopping" if moment.stopping else " warm-up" if moment.warming else ""
@@ -67,7 +67,7 @@ def _line(moment: Moment) -> str:
     )
 
 
-def panel(title: str, moment: Moment, width: int = _PANEL_WIDE) -> Any:
+def panel(title: str, moment: LoadSample, width: int = _PANEL_WIDE) -> Any:
     """The screen as a rich renderable, cut to the terminal's width."""
     from rich.panel import Panel
     from rich.text import Text
@@ -87,7 +87,7 @@ def panel(title: str, moment: Moment, width: int = _PANEL_WIDE) -> Any:
     )  # fmt: skip
 
 
-def _rows(moment: Moment) -> list[tuple[str, str, str]]:
+def _rows(moment: LoadSample) -> list[tuple[str, str, str]]:
     """Labels, texts and styles."""
     filled = round((min(1.0, moment.at_s / moment.seconds) if moment.seconds else 1.0) * _WIDE)
     ended = moment.good + moment.late + sum(moment.others.values())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from clockwork_lab.reproduce.figure import Figure
-    from clockwork_lab.reproduce.run import Run
+    from clockwork_lab.reproduce.run import FigureRun
 
 TRACES = "CLOCKWORK_TRACES"
 """The environment variable that names a folder of real traces, for fig9."""
@@ -105,28 +105,30 @@ def _check_files(json_file: str | None, folder: Path | None) -> None:
             )
 
 
-def _experiment(name: str) -> Callable[[Run], Figure]:
+def _experiment(name: str) -> Callable[[FigureRun], Figure]:
     from clockwork_lab.reproduce import experiment
 
     return experiment(name)
 
 
-def _real(seconds: float | None, rate_rps: float | None) -> Callable[[Run], Figure]:
+def _real(seconds: float | None, rate_rps: float | None) -> Callable[[FigureRun], Figure]:
     from clockwork_lab.reproduce.fig9_real import fig9_real
 
     return lambda run: fig9_real(run, seconds, rate_rps)
 
 
 def _make(
-    make: Callable[[Run], Figure], name: str, seed: int, *, short: bool, quiet: bool,
+    make: Callable[[FigureRun], Figure], name: str, seed: int, *, short: bool, quiet: bool,
     policies: tuple[str, ...],
 ) -> Figure:  # fmt: skip
-    from clockwork_lab.reproduce.run import Run
+    from clockwork_lab.reproduce.run import FigureRun
 
     with Progress(name, quiet=quiet) as progress:
         folder = os.environ.get(TRACES)
         traces = None if folder is None else Path(folder)
-        return make(Run(seed=seed, short=short, progress=progress.step, traces=traces, policies=policies))
+        return make(
+            FigureRun(seed=seed, short=short, progress=progress.step, traces=traces, policies=policies)
+        )
 
 
 def _show(made: Figure, folder: Path | None, *, quiet: bool) -> None:

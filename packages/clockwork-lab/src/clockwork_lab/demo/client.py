@@ -42,7 +42,7 @@ def outputs_of(result: Any, *, http: bool) -> Tensors:
     return {name: np.asarray(result.as_numpy(name)) for name in names}
 
 
-class Client:
+class DemoClient:
     """One request at a time, alternating between HTTP and gRPC."""
 
     def __init__(self, http_url: str, grpc_url: str) -> None:
@@ -61,7 +61,6 @@ class Client:
         return outputs_of(result, http=http)
 
     def __enter__(self) -> Self:
-        """The client itself."""
         return self
 
     def __exit__(
@@ -198,7 +197,7 @@ def plan(mixes: Sequence[Mix], seconds: float, utilisation: float, seed: int = 0
     return DemoPlan(tuple(shots), rate, rate * mean_ms / 1000.0, floor_ms)
 
 
-class Load:
+class DemoLoad:
     """Sends a plan and collects the responses."""
 
     def __init__(self, mixes: Sequence[Mix], on_progress: Callable[[Answers], None]) -> None:

@@ -98,14 +98,13 @@ def _python(path: Path) -> Send:
 
 
 @dataclass(slots=True)
-class Recorder:
+class RecordedSend:
     """Forwards requests and records them: ``calls[i]`` is the i-th request and its outputs."""
 
     send: Send
     calls: list[tuple[Tensors, Tensors]] = field(default_factory=list)
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        """Send one request."""
         outputs = self.send(inputs)
         self.calls.append((inputs, outputs))
         return outputs

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import Progress as Bars
 from tritonclient.utils import InferenceServerException
 
-from clockwork_lab.demo.client import Answers, Client, DemoPlan, Load, Mix, plan
-from clockwork_lab.demo.judgement import Judgement, Recorder, Tensors, open_plain, relative_error
+from clockwork_lab.demo.client import Answers, DemoClient, DemoLoad, DemoPlan, Mix, plan
+from clockwork_lab.demo.judgement import Judgement, RecordedSend, Tensors, open_plain, relative_error
 from clockwork_lab.demo.report import (
     DemoReport,
     Meters,
@@ -58,13 +58,12 @@ class Demo:
         self._console = console or Console()
         self._busy = 0.0
         self._log: deque[str] = deque(maxlen=200)
-        self._recorders: dict[str, Recorder] = {}
+        self._recorders: dict[str, RecordedSend] = {}
         self._batch_1_ms: dict[str, float] = {}
         self._judgements: dict[str, Judgement] = {}
         self._errors: defaultdict[str, list[float]] = defaultdict(list)
 
     def run(self) -> int:
-        """Run everything; the exit status."""
         started = time.monotonic()
         self._busy = os.getloadavg()[0] / (os.cpu_count() or 1)
         with _quiet(self._log), progress_bar(self._console) as bars:
@@ -95,7 +94,7 @@ class Demo:
         task = bars.add_task("asking plain ONNX Runtime", total=len(stage.models), note="")
         for model in stage.models:
             bars.update(task, note=model.name)
-            recorder = Recorder(open_plain(stage.root / model.name / "1"))
+            recorder = RecordedSend(open_plain(stage.root / model.name / "1"))
             model.ask(stage.files, recorder)
             self._recorders[model.name] = recorder
             self._batch_1_ms[model.name] = recorder.typical_ms()
@@ -105,7 +104,7 @@ class Demo:
     def _ask_served(self, stage: Stage, server: RunningServer, bars: Bars) -> None:
         """Send the same requests to the server, alternating between HTTP and gRPC."""
         task = bars.add_task("asking the server", total=len(stage.models), note="")
-        with Client(server.http_url, server.grpc_url) as client:
+        with DemoClient(server.http_url, server.grpc_url) as client:
             for model in stage.models:
                 bars.update(task, note=model.name)
                 expected = iter(self._recorders[model.name].calls)
@@ -139,7 +138,7 @@ class Demo:
             note = f"{planned.rate:.0f} requests/s, {good} in time, {len(answers.hits) - good} not"
             bars.update(task, completed=len(answers.hits), note=note)
 
-        load = Load(mixes, on_progress)
+        load = DemoLoad(mixes, on_progress)
         answers = asyncio.run(load.send(planned.shots, server.http_url, server.grpc_url))
         bars.remove_task(task)
         return answers

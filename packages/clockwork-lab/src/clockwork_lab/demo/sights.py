@@ -112,16 +112,17 @@ def text_angle(files: Files, send: Send) -> Judgement:
 # Pictures as inputs of the models, with Pillow.
 
 
-def square(content: bytes, side: int = 224, *, mirrored: bool = False) -> Floats:
-    """The middle square of a picture, bicubic to ``side``, RGB in 0..1, shape [3, side, side]."""
+SIDE = 224
+
+
+def square(content: bytes) -> Floats:
+    """The middle square of a picture, bicubic, RGB in 0..1, shape [3, SIDE, SIDE]."""
     with Image.open(io.BytesIO(content)) as opened:
         picture = opened.convert("RGB")
-    if mirrored:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     edge = min(picture.size)
     left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
     middle = picture.crop((left, top, left + edge, top + edge))
-    return _channels_first(middle.resize((side, side), Image.Resampling.BICUBIC))
+    return _channels_first(middle.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def page(content: bytes, height: int, width: int) -> Floats:

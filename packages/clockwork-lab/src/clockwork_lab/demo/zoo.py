@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
-from clockwork_lab.demo import graphs, sights, sounds, texts, wheels
+import numpy as np
+from tokenizers import Tokenizer
+
+from clockwork_lab.demo import graphs, sights, sounds, wheels
 from clockwork_lab.demo.fetch import Files
 from clockwork_lab.demo.graphs import read_safetensors, read_torch
-from clockwork_lab.demo.judgement import Judgement, Send
+from clockwork_lab.demo.judgement import Judgement, Send, Tensors, cosine
 
 Dims = dict[str, tuple[int, ...]]
 Ask = Callable[[Files, Send], Judgement]
@@ -54,6 +62,76 @@ def _minilm(files: Files) -> bytes:
     return graphs.minilm_l6(read_safetensors(files.read(wheels.MINILM))).SerializeToString()
 
 
+# ------------------------------------------------------------
+# Requests to the models that read bytes and sentences, with the known results.
+
+
+TOKENS = 32
+"""Length to which sentences are padded."""
+
+HEAD, BLOCK, PADDING = 1024, 4096, 256
+"""Magika's input: the number of bytes of the first and last block, and the value for 'no byte'."""
+
+SENTENCES = (
+    "A man is eating food.",
+    "A man is eating a piece of bread.",
+    "A cheetah chases prey across a field.",
+)
+
+
+def file_type(files: Files, send: Send) -> Judgement:
+    """The types of five real files, from their bytes alone."""
+    labels = json.loads(files.read(wheels.MAGIKA_LABELS))["target_labels_space"]
+    contents = (
+        ("png", files.read(wheels.CHELSEA)),
+        ("jpeg", files.read(wheels.ROCKET)),
+        ("wav", files.read(wheels.READY)),
+        ("python", Path(inspect.getfile(argparse)).read_bytes()),
+        ("json", files.read(wheels.MINILM_TOKENS)),
+    )
+    results = [labels[int(send(magika_input(c))["target_label"][0].argmax())] for _, c in contents]
+    return Judgement(", ".join(results), results == [name for name, _ in contents])
+
+
+def magika_input(content: bytes) -> Tensors:
+    """The beginning and the end of a file as Magika's input: ``bytes`` i32 [1, 2048]."""
+    head = content[:BLOCK].lstrip()[:HEAD]
+    tail = content[-BLOCK:].rstrip()[-HEAD:]
+    values = np.full(2 * HEAD, PADDING, np.int32)
+    values[: len(head)] = np.frombuffer(head, np.uint8)
+    values[2 * HEAD - len(tail) :] = np.frombuffer(tail, np.uint8)
+    return {"bytes": values[None]}
+
+
+def sentences(files: Files, send: Send) -> Judgement:
+    """Whether two sentences about eating are closer to each other than to one about a cheetah."""
+    first, near, far = (send(sentence_input(files, text))["sentence_embedding"][0] for text in SENTENCES)
+    alike, unlike = cosine(first, near), cosine(first, far)
+    good = abs(alike - 0.755) < 0.005 and abs(unlike - 0.129) < 0.005
+    return Judgement(f'"eating food": "eating bread" {alike:.3f}, "cheetah" {unlike:.3f}', good)
+
+
+def sentence_input(files: Files, text: str) -> Tensors:
+    """``input_ids`` and ``attention_mask``, i64 [1, TOKENS]."""
+    encoded = _tokenizer(str(files.path(wheels.MINILM_TOKENS))).encode(text)
+    return {
+        "input_ids": np.array([encoded.ids], np.int64),
+        "attention_mask": np.array([encoded.attention_mask], np.int64),
+    }
+
+
+@cache
+def _tokenizer(path: str) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(path)
+    tokenizer.enable_truncation(TOKENS)
+    tokenizer.enable_padding(length=TOKENS)
+    return tokenizer
+
+
+# ------------------------------------------------------------
+# All models.
+
+
 MODELS: tuple[DemoModel, ...] = (
     DemoModel(
         "ocr_detect", "text detection", (wheels.OCR_DETECT, wheels.PAGE), _as_it_is(wheels.OCR_DETECT),
@@ -83,11 +161,11 @@ MODELS: tuple[DemoModel, ...] = (
             wheels.MAGIKA, wheels.MAGIKA_LABELS, wheels.CHELSEA, wheels.ROCKET, wheels.READY,
             wheels.MINILM_TOKENS,
         ),
-        _as_it_is(wheels.MAGIKA), texts.file_type, 24, 4, {"bytes": (2048,)},
+        _as_it_is(wheels.MAGIKA), file_type, 24, 4, {"bytes": (2048,)},
     ),
     DemoModel(
         "minilm", "text embedding", (wheels.MINILM, wheels.MINILM_TOKENS), _minilm,
-        texts.sentences, 1, 4, {"input_ids": (texts.TOKENS,), "attention_mask": (texts.TOKENS,)},
+        sentences, 1, 4, {"input_ids": (TOKENS,), "attention_mask": (TOKENS,)},
     ),
     DemoModel(
         "silero_vad", "voice activity", (wheels.SILERO, wheels.READY), _as_it_is(wheels.SILERO),
@@ -118,7 +196,7 @@ MODELS: tuple[DemoModel, ...] = (
 """All models, in the order of the screen; ``instances`` add up to 231."""
 
 
-def available(files: Files, models: tuple[DemoModel, ...] = MODELS) -> tuple[DemoModel, ...]:
+def available(files: Files) -> tuple[DemoModel, ...]:
     """The models all of whose files are present."""
     present = files.present()
-    return tuple(model for model in models if present.issuperset(model.needs))
+    return tuple(model for model in MODELS if present.issuperset(model.needs))

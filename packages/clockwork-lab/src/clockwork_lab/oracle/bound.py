@@ -73,9 +73,9 @@ class OracleBound(Struct, frozen=True, kw_only=True):
         return math.floor(self.goodput * (1 + 1e-9) + 1e-6)
 
 
-def model_costs(row: ZooModel, page_bytes: int, max_batch: int | None = None) -> ModelCosts:
+def model_costs(row: ZooModel, page_bytes: int) -> ModelCosts:
     """A row of a zoo as the oracle's input."""
-    sizes = row.batch_sizes(max_batch)
+    sizes = row.batch_sizes()
     return ModelCosts(
         infer_ns={size: row.infer_ns[size] for size in sizes},
         load_ns=row.load_ns,

@@ -15,17 +15,17 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from clockwork_lab.reproduce.figure import Figure, Panel, Role, Series
+from clockwork_lab.reproduce.figure import Figure, Panel, Series, SeriesRole
 from clockwork_lab.reproduce.write import number
 
 COLOURS: Final = {
-    Role.PAPER: "#8a8a8a",
-    Role.RELEASED: "#1f5fa8",
-    Role.MENDED: "#6fb1e8",
-    Role.DEFAULT: "#e8730c",
-    Role.OTHER: "#9c36b5",
-    Role.LIMIT: "#000000",
-    Role.REAL: "#2b8a3e",
+    SeriesRole.PAPER: "#8a8a8a",
+    SeriesRole.RELEASED: "#1f5fa8",
+    SeriesRole.MENDED: "#6fb1e8",
+    SeriesRole.DEFAULT: "#e8730c",
+    SeriesRole.OTHER: "#9c36b5",
+    SeriesRole.LIMIT: "#000000",
+    SeriesRole.REAL: "#2b8a3e",
 }
 _WIDE, _HIGH = 5.2, 3.6
 _MARKED_MOST = 24
@@ -98,7 +98,7 @@ def _draw_series(axes: Axes, series: Series) -> None:
     known = [(point.x, point.y) for point in series.points if point.y is not None]
     xs, ys = [x for x, _ in known], [y for _, y in known]
     line, marker = _STYLES[series.variant % len(_STYLES)]
-    limit = series.role is Role.LIMIT
+    limit = series.role is SeriesRole.LIMIT
     axes.plot(
         xs,
         ys,
@@ -108,7 +108,7 @@ def _draw_series(axes: Axes, series: Series) -> None:
         linewidth=1.3 if limit else 1.7,
         marker=None if limit or len(xs) > _MARKED_MOST else marker,
         markerfacecolor="white" if series.variant else None,
-        zorder={Role.LIMIT: 1.5, Role.DEFAULT: 4, Role.PAPER: 2}.get(series.role, 3),
+        zorder={SeriesRole.LIMIT: 1.5, SeriesRole.DEFAULT: 4, SeriesRole.PAPER: 2}.get(series.role, 3),
     )
 
 

@@ -17,8 +17,8 @@ from msgspec import Struct, field, structs
 
 from clockwork_client import Client, ServingError
 from clockwork_lab.reproduce.fig2 import INPUT_SHAPE, write_model
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, curve, points
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.config import Settings
 from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.controller.cluster import LaneBelief
@@ -51,7 +51,7 @@ NOTES = (
 SIDES = (("over", True), ("under", False))
 
 
-def fig10(run: Run) -> Figure:
+def fig10(run: FigureRun) -> Figure:
     """Serve, send requests, and compare predictions and measurements in the journal."""
     run.plan(1)
     policy = "default" if "default" in POLICIES else "paper"
@@ -80,7 +80,7 @@ def fig10(run: Run) -> Figure:
     )  # fmt: skip
 
 
-def _seconds(run: Run) -> float:
+def _seconds(run: FigureRun) -> float:
     return SHORT_SECONDS if run.short else SECONDS
 
 
@@ -89,7 +89,7 @@ def has_own_core() -> bool:
     return len(os.sched_getaffinity(0)) > 1
 
 
-def serve_and_ask(run: Run, folder: Path, config: ControllerConfig) -> RequestCounts:
+def serve_and_ask(run: FigureRun, folder: Path, config: ControllerConfig) -> RequestCounts:
     """Start a server with a journal, send requests, stop it."""
     names = [f"convolutions_{number:02d}" for number in range(MODELS)]
     for number, name in enumerate(names):
@@ -127,7 +127,7 @@ def _panel(kind: str, what: str, errors: Errors) -> Panel:
         ]
         if share:
             limit = tail(errors.shares_in_hindsight(), over=over, unit=0.01)
-            series.append(_real(f"in hindsight: {side}", variant, limit, Role.LIMIT))
+            series.append(_real(f"in hindsight: {side}", variant, limit, SeriesRole.LIMIT))
     return Panel(
         name=f"{kind} duration, share" if share else f"{kind} {what}",
         x_label=NINES_LABEL,
@@ -142,7 +142,9 @@ def _at_nines(series: Series, unit: float) -> Series:
     return structs.replace(series, points=points(pairs))
 
 
-def _real(name: str, variant: int, found: list[tuple[float, float]], role: Role = Role.REAL) -> Series:
+def _real(
+    name: str, variant: int, found: list[tuple[float, float]], role: SeriesRole = SeriesRole.REAL
+) -> Series:
     pairs = points((NINES[share], error or None) for share, error in found)
     return Series(name=name, role=role, variant=variant, points=pairs)
 
@@ -200,7 +202,7 @@ class Errors(Struct):
         return found
 
 
-class Pending(Struct, frozen=True):
+class InFlight(Struct, frozen=True):
     """An action in flight."""
 
     action: Infer | Load
@@ -215,7 +217,7 @@ def errors_of(steps: Iterable[Step], network_ns: int) -> dict[str, Errors]:
     """
     found = {"INFER": Errors(), "LOAD": Errors()}
     lanes: dict[tuple[str, str], LaneBelief] = {}
-    pending: dict[int, Pending] = {}
+    pending: dict[int, InFlight] = {}
     for step in steps:
         for event in step.events:
             if isinstance(event, Result) and (sent := pending.pop(event.action_id, None)) is not None:
@@ -228,7 +230,7 @@ def errors_of(steps: Iterable[Step], network_ns: int) -> dict[str, Errors]:
                 lane = lanes.setdefault((effect.device, _kind(effect)), LaneBelief(network_ns))
                 ends_ns = lane.available_ns(step.now_ns) + effect.expected_ns
                 lane.send(effect.action_id, effect.expected_ns, step.now_ns)
-                pending[effect.action_id] = Pending(effect, ends_ns)
+                pending[effect.action_id] = InFlight(effect, ends_ns)
     return found
 
 
@@ -236,7 +238,7 @@ def _kind(action: Infer | Load) -> str:
     return "INFER" if isinstance(action, Infer) else "LOAD"
 
 
-def _add(errors: Errors, sent: Pending, result: Result) -> None:
+def _add(errors: Errors, sent: InFlight, result: Result) -> None:
     errors.duration_ns.append(result.lane_ns - sent.action.expected_ns)
     errors.completion_ns.append(result.ended_ns - sent.ends_ns)
     errors.took_ns.append(result.lane_ns)
@@ -275,7 +277,7 @@ class RequestCounts(Struct, frozen=True):
     good: int
 
 
-def ask(url: str, models: Sequence[str], seconds: float, run: Run) -> RequestCounts:
+def ask(url: str, models: Sequence[str], seconds: float, run: FigureRun) -> RequestCounts:
     """Send requests until the time is over."""
     end_s = time.monotonic() + seconds
     with Client(url) as client, ThreadPoolExecutor(CLIENTS) as pool:

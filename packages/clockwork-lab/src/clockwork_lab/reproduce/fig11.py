@@ -11,9 +11,9 @@ from msgspec import Struct, structs
 
 from clockwork_lab.reproduce import fig11_real
 from clockwork_lab.reproduce.fig9 import FUNCTIONS, SLO_MS, model_sets
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, curve, value
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, SeriesRole, curve, value
 from clockwork_lab.reproduce.players import Player, named, players, soloists
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.units import ms
 from clockwork_serve.workload.scenario import LoadTable, Ramp, Scenario
 
@@ -43,7 +43,7 @@ class Reached(Struct, frozen=True):
         return max(self.rates, default=0.0)
 
 
-def fig11(run: Run) -> Figure:
+def fig11(run: FigureRun) -> Figure:
     """Every policy on virtual time; the last one, which is ours, in real time."""
     virtual = fig11_virtual(run)
     ours = _as_published(players((CAP,))[-1])
@@ -58,11 +58,11 @@ def fig11(run: Run) -> Figure:
     )
 
 
-def fig11_virtual(run: Run) -> Figure:
+def fig11_virtual(run: FigureRun) -> Figure:
     """Every number of workers under every policy, at the authors' largest batch."""
     workers = SHORT_WORKERS if run.short else WORKERS
     step_s = SHORT_STEP_S if run.short else STEP_S
-    alone = {player.role for player in soloists()} if run.short else set(Role)
+    alone = {player.role for player in soloists()} if run.short else set(SeriesRole)
     ours = [player for player in players((CAP,)) if player.role in alone]
     everyone = tuple(map(_as_published, (*ours, *named(run.policies, (CAP,)))))
     run.plan(len(workers) * len(everyone))
@@ -109,7 +109,7 @@ def _as_published(player: Player) -> Player:
     return structs.replace(player, config=structs.replace(player.config, max_exec_ns=ms(MAX_EXEC_MS)))
 
 
-def _scenario(run: Run, workers: int, step_s: float) -> Scenario:
+def _scenario(run: FigureRun, workers: int, step_s: float) -> Scenario:
     sets = model_sets(run.zoo)
     names = tuple(each.name for each in sets)
     first = FIRST_RPS * workers
@@ -128,7 +128,7 @@ def _scenario(run: Run, workers: int, step_s: float) -> Scenario:
     )  # fmt: skip
 
 
-def _measure(run: Run, player: Player, workers: int, step_s: float) -> Reached:
+def _measure(run: FigureRun, player: Player, workers: int, step_s: float) -> Reached:
     started = time.process_time()
     tally = run.simulate(_scenario(run, workers, step_s), player, devices=workers, bucket_s=step_s)
     cpu_s = time.process_time() - started
@@ -145,14 +145,14 @@ def _claims(
     for player in everyone:
         most = max(workers, key=lambda count: found[player.name, count].peak_rps)
         reached = found[player.name, most]
-        if player.role is Role.MENDED:
+        if player.role is SeriesRole.MENDED:
             continue
         claims.append(
             Claim(name=f"peak goodput on virtual time, at {most} workers: {player.name}",
                   paper=value("fig11", "Clockwork", "goodput_rps", 110.0), ours=reached.peak_rps, sense=">=",
                   target=value("fig11", "Clockwork", "goodput_rps", min(110.0, float(most))))
         )  # fmt: skip
-        if player.role is Role.DEFAULT:
+        if player.role is SeriesRole.DEFAULT:
             name = f"requests/s that one core carries at {most} workers, world and all: {player.name}"
             carried = 1 / reached.cpu_s if reached.cpu_s else None
             claims.append(Claim(name=name, paper=None, ours=carried, sense=">=", target=BRAIN_RPS))

@@ -16,11 +16,11 @@ import uvloop
 from msgspec import structs
 
 from clockwork_lab.reproduce.fig9 import SLO_MS
-from clockwork_lab.reproduce.figure import Claim, Panel, Role, Series, curve, points, value
+from clockwork_lab.reproduce.figure import Claim, Panel, Series, SeriesRole, curve, points, value
 from clockwork_lab.reproduce.players import Player
 from clockwork_lab.reproduce.real_controller import Processes, processes
 from clockwork_lab.reproduce.real_requests import Accounting, Requests
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.units import ms
 
 DEVICES, SHORT_DEVICES = (1, 2, 4, 8, 16, 24, 32, 48), (1, 2)
@@ -42,7 +42,7 @@ NOTES = (
 
 
 @dataclass(slots=True, frozen=True)
-class Step:
+class RateStep:
     """One offered rate on that many devices: the accounting, and CPU seconds of each kind of process."""
 
     devices: int
@@ -63,19 +63,19 @@ class Step:
         return self.accounting.good >= KEPT * self.accounting.offered
 
 
-def measure(run: Run, player: Player) -> dict[int, list[Step]]:
+def measure(run: FigureRun, player: Player) -> dict[int, list[RateStep]]:
     """All steps for each number of devices. Raises :class:`ClockworkError` if a process ends by itself."""
     counts = SHORT_DEVICES if run.short else DEVICES
     run.plan(len(counts))
     return {count: uvloop.run(_measure(run, player, count)) for count in counts}
 
 
-def best(steps: list[Step]) -> Step:
+def best(steps: list[RateStep]) -> RateStep:
     """The step of the greatest goodput."""
     return max(steps, key=lambda step: step.good_rps)
 
 
-def experiment(run: Run, player: Player) -> str:
+def experiment(run: FigureRun, player: Player) -> str:
     """A description of the experiment."""
     return (
         f"one controller process, policy {player.name}, up to {WORKERS} worker processes of emulated devices "
@@ -86,7 +86,7 @@ def experiment(run: Run, player: Player) -> str:
     )
 
 
-def panels(found: dict[int, list[Step]]) -> tuple[Panel, ...]:
+def panels(found: dict[int, list[RateStep]]) -> tuple[Panel, ...]:
     """Goodput, and CPU time per request where it is greatest, against the number of devices."""
     most = max(found)
     published = curve("fig11", "Clockwork", "goodput_rps", name="published: Clockwork")
@@ -119,7 +119,7 @@ def panels(found: dict[int, list[Step]]) -> tuple[Panel, ...]:
     )
 
 
-def claims(found: dict[int, list[Step]]) -> list[Claim]:
+def claims(found: dict[int, list[RateStep]]) -> list[Claim]:
     """The goal for a whole machine, and what the controller alone could serve."""
     top = best([step for steps in found.values() for step in steps])
     paper = value("fig11", "Clockwork", "goodput_rps", 110.0)
@@ -133,33 +133,33 @@ def claims(found: dict[int, list[Step]]) -> list[Claim]:
     ]  # fmt: skip
 
 
-def _beyond(steps: list[Step]) -> float | None:
+def _beyond(steps: list[RateStep]) -> float | None:
     """Goodput at the highest rate, if that is beyond the best one."""
     return None if steps[-1] is best(steps) else steps[-1].good_rps
 
 
 def _series(name: str, variant: int, pairs: Sequence[tuple[int, float | None]]) -> Series:
-    return Series(name=f"real time, {name}", role=Role.REAL, variant=variant, points=points(pairs))
+    return Series(name=f"real time, {name}", role=SeriesRole.REAL, variant=variant, points=points(pairs))
 
 
-def _cpu(name: str, variant: int, used: list[tuple[Step, float]]) -> Series:
+def _cpu(name: str, variant: int, used: list[tuple[RateStep, float]]) -> Series:
     return _series(
         name, variant, [(step.devices, US_PER_S * used_s / step.accounting.offered) for step, used_s in used]
     )
 
 
-def _shares(run: Run) -> tuple[float, ...]:
+def _shares(run: FigureRun) -> tuple[float, ...]:
     return SHORT_SHARES if run.short else SHARES
 
 
-def _step_s(run: Run) -> float:
+def _step_s(run: FigureRun) -> float:
     return SHORT_STEP_S if run.short else STEP_S
 
 
-async def _measure(run: Run, player: Player, devices: int) -> list[Step]:
+async def _measure(run: FigureRun, player: Player, devices: int) -> list[RateStep]:
     text = f"real time, {devices} devices"
     run.report(0.0, text)
-    steps: list[Step] = []
+    steps: list[RateStep] = []
     rng = np.random.default_rng([run.seed, devices])
     async with processes(player.config, devices=devices, models=MODELS * devices, workers=WORKERS) as real:
         requests = Requests(real.socket, real.models, ms(SLO_MS))
@@ -181,8 +181,8 @@ async def _measure(run: Run, player: Player, devices: int) -> list[Step]:
 
 async def _step(
     requests: Requests, rng: np.random.Generator, real: Processes, devices: int, rps: float, seconds: float
-) -> Step:
+) -> RateStep:
     before = real.cpu_s()
     accounting = await requests.offer(rng, rps, seconds)
     used = [after - earlier for earlier, after in zip(before, real.cpu_s(), strict=True)]
-    return Step(devices, seconds, accounting, *used)
+    return RateStep(devices, seconds, accounting, *used)

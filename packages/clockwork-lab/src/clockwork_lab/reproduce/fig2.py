@@ -21,8 +21,8 @@ from msgspec import Struct, structs
 from onnx import TensorProto, helper
 
 from clockwork_lab.demo.graphs import Graph
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points, value
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, curve, points, value
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.messages import Call, Extent, Infer, Load, Window
 from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
@@ -50,7 +50,7 @@ class Crowd(Struct, frozen=True):
     most_ms: float
 
 
-def fig2(run: Run) -> Figure:
+def fig2(run: FigureRun) -> Figure:
     """One core is the device: first one request at a time, then 1 to 16 threads."""
     run.plan(1 + len(THREADS))
     with tempfile.TemporaryDirectory() as folder, one_core() as core, collector_off():
@@ -132,13 +132,13 @@ def over_median(durations_ms: list[float]) -> list[tuple[float, float]]:
     return [(share, float(np.percentile(durations_ms, share)) / middle) for share in PERCENTILES]
 
 
-def isolated(run: Run, folder: Path) -> Alone:
+def isolated(run: FigureRun, folder: Path) -> Alone:
     """Runs one after another through the CPU device."""
     count = SHORT_RUNS if run.short else RUNS
     (served,) = compile_models(folder / "models", folder / "cache")
     device = build(DeviceConfig(device="cpu:0", memory_bytes=64 * MIB))
     try:
-        lane = Lane(device, served)
+        lane = ModelLane(device, served)
         for _ in range(WARM_RUNS):
             lane.infer()
         alone = Alone([], [])
@@ -155,7 +155,7 @@ def isolated(run: Run, folder: Path) -> Alone:
     return alone
 
 
-def crowded(run: Run, path: Path) -> dict[int, Crowd]:
+def crowded(run: FigureRun, path: Path) -> dict[int, Crowd]:
     """Concurrent threads that all run one plain session without scheduling."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -192,7 +192,7 @@ def _crowd(work: Callable[[], object], threads: int, seconds: float) -> Crowd:
 
 
 def _real(pairs: Iterable[tuple[float, float]], name: str = "ours: CPU", variant: int = 0) -> Series:
-    return Series(name=name, role=Role.REAL, points=points(pairs), variant=variant)
+    return Series(name=name, role=SeriesRole.REAL, points=points(pairs), variant=variant)
 
 
 def _published(series: str, y_name: str, unit: float | None = None, most: float = math.inf) -> Series:
@@ -265,7 +265,7 @@ def compile_models(root: Path, cache_dir: Path) -> list[ServedVersion]:
     return served
 
 
-class Lane:
+class ModelLane:
     """One model on a device of this process, run by the caller: isolated if there is one thread."""
 
     def __init__(self, device: Device, served: ServedVersion) -> None:
@@ -289,6 +289,5 @@ class Lane:
         self._calls = [CallBuffers(inputs={"x": picture}, output=room)]
 
     def infer(self) -> None:
-        """One request, alone."""
         self._calls[0].outputs.clear()
         self._device.infer(self._action, self._calls)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from clockwork_lab.oracle.bound import closed_loop_limit_rps
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points, value
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, curve, points, value
 from clockwork_lab.reproduce.players import GOAL_CAP, Player, dominance_claims
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import DurationHistogram
 from clockwork_serve.units import ms, to_ms
@@ -27,7 +27,7 @@ Values = dict[tuple[str, float], float]
 """By player and SLO."""
 
 
-def fig5(run: Run) -> Figure:
+def fig5(run: FigureRun) -> Figure:
     """Every policy at every SLO."""
     slos = (50.0, 250.0) if run.short else SLOS_MS
     everyone = run.everyone()
@@ -88,10 +88,10 @@ def _scenario(slo_ms: float, seconds: float) -> Scenario:
     )  # fmt: skip
 
 
-def _limit(run: Run, slos: Sequence[float]) -> Series:
+def _limit(run: FigureRun, slos: Sequence[float]) -> Series:
     infer_ns, network = run.zoo[KIND].infer_ns, run.constants.network
     rates = [(slo, closed_loop_limit_rps(infer_ns, ms(slo), GOAL_CAP, network=network)) for slo in slos]
-    return Series(name=f"limit, batch ≤ {GOAL_CAP}", role=Role.LIMIT, points=points(rates))
+    return Series(name=f"limit, batch ≤ {GOAL_CAP}", role=SeriesRole.LIMIT, points=points(rates))
 
 
 def _quantile_ms(tally: Tally, share: float) -> float:

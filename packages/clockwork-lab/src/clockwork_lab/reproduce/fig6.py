@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points, value
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, curve, points, value
 from clockwork_lab.reproduce.limits import OTHERS_WEIGH, LimitStretch, bound, stretches
 from clockwork_lab.reproduce.players import Player, dominance_claims
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import Busy, Count
 from clockwork_serve.units import NS_PER_S, to_ms
@@ -28,7 +28,7 @@ Value = Callable[[Sequence[Count], Busy], float | None]
 Pairs = list[tuple[float, float | None]]
 
 
-def fig6(run: Run) -> Figure:
+def fig6(run: FigureRun) -> Figure:
     """The hour, under every policy."""
     hour_s = SHORT_HOUR_S if run.short else HOUR_S
     shrink = hour_s / HOUR_S
@@ -117,7 +117,7 @@ def _cold(row: Sequence[Count], busy: Busy) -> float | None:
     return 100 * row[MAJOR].cold / row[MAJOR].ok if row[MAJOR].ok else None
 
 
-def _limit(run: Run, lead_s: float, hour_s: float) -> Series:
+def _limit(run: FigureRun, lead_s: float, hour_s: float) -> Series:
     """The oracle's limit for Major if Minor is served in full, at the minutes of the published curve."""
     shrink = hour_s / HOUR_S
     seconds = LIMIT_S * shrink
@@ -129,7 +129,7 @@ def _limit(run: Run, lead_s: float, hour_s: float) -> Series:
         rates = [MINOR_RPS] + [each_rps] * max(requests.models)
         limit = bound(run, KIND, requests, devices=1, rates_rps=rates, first_class=MINOR)
         values.append((limit.goodput - OTHERS_WEIGH * requests.loads.count(MINOR)) / seconds)
-    return Series(name="limit", role=Role.LIMIT, points=points(zip(minutes, values, strict=True)))
+    return Series(name="limit", role=SeriesRole.LIMIT, points=points(zip(minutes, values, strict=True)))
 
 
 def _claims(everyone: Sequence[Player], tallies: dict[str, Tally], major: Panel, minor: Panel) -> list[Claim]:
@@ -160,7 +160,7 @@ def _published_minutes(name: str) -> list[tuple[float, float]]:
 
 
 def _own_claims(player: Player, tally: Tally, major: Panel, own: Series, own_minor: Series) -> list[Claim]:
-    limit = next(series for series in major.series if series.role is Role.LIMIT).at(58.0) or 0.0
+    limit = next(series for series in major.series if series.role is SeriesRole.LIMIT).at(58.0) or 0.0
     longest_ms = max(to_ms(count.answered.max_ns) for count in tally.loads)
     return [
         Claim(name=f"Major goodput at 58 min against the limit: {player.name}",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, curve, points
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, curve, points
 from clockwork_lab.reproduce.limits import LimitStretch, satisfactions, stretches
 from clockwork_lab.reproduce.players import Player, dominance_claims
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.sim import Tally
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Ramp, Scenario
 
@@ -29,7 +29,7 @@ STEPPED_LOAD = 1
 Case = tuple[int, int]
 
 
-def fig7(run: Run) -> Figure:
+def fig7(run: FigureRun) -> Figure:
     """Every case under every policy."""
     cases = CASES[-1:] if run.short else CASES
     everyone = run.everyone()
@@ -88,11 +88,11 @@ def over_steps(player: Player, values: Sequence[float]) -> Series:
     return player.series(zip(STEPS_MS, values, strict=False))
 
 
-def limit_of_steps(run: Run, scenario: Scenario, step_s: float, name: str) -> Series:
+def limit_of_steps(run: FigureRun, scenario: Scenario, step_s: float, name: str) -> Series:
     """The oracle's limit of satisfaction, from the first seconds of each step."""
     wanted = [LimitStretch(step_s * (1 + step), min(LIMIT_S, step_s)) for step in range(len(STEPS_MS))]
     values = satisfactions(run, KIND, stretches(run, scenario, wanted), devices=DEVICES)
-    return Series(name=name, role=Role.LIMIT, points=points(zip(STEPS_MS, values, strict=True)))
+    return Series(name=name, role=SeriesRole.LIMIT, points=points(zip(STEPS_MS, values, strict=True)))
 
 
 def satisfaction_panel(name: str, series: Sequence[Series]) -> Panel:

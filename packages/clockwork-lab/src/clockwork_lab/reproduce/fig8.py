@@ -20,7 +20,7 @@ from clockwork_lab.reproduce.fig7 import (
 )
 from clockwork_lab.reproduce.figure import Claim, Figure, Panel, curve
 from clockwork_lab.reproduce.players import Player
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.sim import Tally
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 
@@ -41,7 +41,7 @@ Tallies = dict[tuple[str, str], Tally]
 """By player and case."""
 
 
-def fig8(run: Run) -> Figure:
+def fig8(run: FigureRun) -> Figure:
     """Every case under every policy."""
     step_s = SHORT_STEP_S if run.short else STEP_S
     everyone = run.everyone()

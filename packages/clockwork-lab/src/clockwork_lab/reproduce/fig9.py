@@ -7,10 +7,10 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points, value
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, points, value
 from clockwork_lab.reproduce.limits import LimitStretch, bound, stretches
 from clockwork_lab.reproduce.players import Player
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.sim import Tally
 from clockwork_serve.sim.tally import Count
 from clockwork_serve.units import NS_PER_S, to_ms
@@ -31,7 +31,7 @@ WARMUP_S, SHORT_WARMUP_S = 60.0, 0.5
 Read = Callable[[Count], float | None]
 
 
-def fig9(run: Run, requests: int | None = None) -> Figure:
+def fig9(run: FigureRun, requests: int | None = None) -> Figure:
     """The trace under every policy; ``requests`` is the length of the run (None: by its own setting)."""
     everyone = run.everyone()
     rates = SWEEP[::8] if run.short else SWEEP
@@ -67,7 +67,7 @@ def fig9(run: Run, requests: int | None = None) -> Figure:
     )
 
 
-def _requests(run: Run, player: Player, requests: int | None) -> int:
+def _requests(run: FigureRun, player: Player, requests: int | None) -> int:
     if requests is not None:
         return requests
     if run.short:
@@ -75,7 +75,7 @@ def _requests(run: Run, player: Player, requests: int | None) -> int:
     return REQUESTS if player.ours else BASELINE_REQUESTS
 
 
-def _warmup_s(run: Run) -> float:
+def _warmup_s(run: FigureRun) -> float:
     """Excludes the first calls of thousands of models, which are all cold at once."""
     return SHORT_WARMUP_S if run.short else WARMUP_S
 
@@ -86,7 +86,7 @@ def lost(count: Count) -> int:
 
 
 def _panels(
-    source: Source, everyone: tuple[Player, ...], tallies: dict[str, Tally], bucket_s: float
+    source: TraceSource, everyone: tuple[Player, ...], tallies: dict[str, Tally], bucket_s: float
 ) -> list[Panel]:
     def panel(
         what: str, y_label: str, read: Read, published: str = "", limit: tuple[Series, ...] = ()
@@ -102,7 +102,7 @@ def _panels(
     longest = max(tallies.values(), key=lambda tally: len(tally.rows))
     offered = Series(
         name="offered",
-        role=Role.LIMIT,
+        role=SeriesRole.LIMIT,
         points=points(_minutes(longest, lambda count: count.offered / bucket_s, bucket_s)),
     )
     return [
@@ -125,7 +125,7 @@ def _minutes(tally: Tally, read: Read, bucket_s: float) -> list[tuple[float, flo
 
 
 def _busy_panel(
-    source: Source, everyone: tuple[Player, ...], tallies: dict[str, Tally], bucket_s: float
+    source: TraceSource, everyone: tuple[Player, ...], tallies: dict[str, Tally], bucket_s: float
 ) -> Panel:
     whole_ns = bucket_s * NS_PER_S * DEVICES
     return Panel(
@@ -149,14 +149,16 @@ def _published(name: str, ours: list[Series]) -> list[Series]:
     xs = [point.x for series in ours for point in series.points] or [0.0]
     level = value("fig9", name, name, 0.0)
     ends = dict.fromkeys((min(xs), max(xs)))
-    return [Series(name="published: mean", role=Role.PAPER, points=points((x, level) for x in ends))]
+    return [Series(name="published: mean", role=SeriesRole.PAPER, points=points((x, level) for x in ends))]
 
 
 def _latency_ms(count: Count, share: float) -> float | None:
     return to_ms(count.answered.quantile_ns(share)) if count.ok else None
 
 
-def _sweep(run: Run, source: Source, everyone: tuple[Player, ...], factors: tuple[float, ...]) -> Panel:
+def _sweep(
+    run: FigureRun, source: TraceSource, everyone: tuple[Player, ...], factors: tuple[float, ...]
+) -> Panel:
     """Requests lost in a million, as the load grows."""
     count = SHORT_SWEEP_REQUESTS if run.short else SWEEP_REQUESTS
     ours = []
@@ -181,7 +183,7 @@ def _sweep(run: Run, source: Source, everyone: tuple[Player, ...], factors: tupl
     )
 
 
-def _unavoidable(run: Run, source: Source, rates: list[float]) -> Series:
+def _unavoidable(run: FigureRun, source: TraceSource, rates: list[float]) -> Series:
     """Requests that no policy could serve, by the oracle, which knows all requests in advance."""
     kinds = [each.kind for each in source.models for _ in range(each.copies)]
     stretch = LimitStretch(SHORT_WARMUP_S, 1.0) if run.short else LimitStretch(SWEEP_WARMUP_S, LIMIT_S)
@@ -190,10 +192,10 @@ def _unavoidable(run: Run, source: Source, rates: list[float]) -> Series:
         scenario = source.scenario(stretch.seconds, stretch.start_s, rate)
         limit = bound(run, kinds, stretches(run, scenario, [stretch])[0], devices=DEVICES)
         pairs.append((rate, 100 * max(0.0, 1 - limit.goodput / limit.offered)))
-    return Series(name="lost at least, by the oracle", role=Role.LIMIT, points=points(pairs))
+    return Series(name="lost at least, by the oracle", role=SeriesRole.LIMIT, points=points(pairs))
 
 
-def _claims(source: Source, player: Player, tally: Tally, seconds: float) -> list[Claim]:
+def _claims(source: TraceSource, player: Player, tally: Tally, seconds: float) -> list[Claim]:
     if not player.ours and not player.agrees:
         return []
     count = tally.loads[0]
@@ -226,7 +228,7 @@ REAL_INSTANCES, REAL_RATE_RPS, REAL_CAP = 500, 9_000.0, 0.25
 """The real trace's first function makes 63 % of all calls; it is cut to a quarter, as is printed."""
 
 
-class Source(Struct, frozen=True, kw_only=True):
+class TraceSource(Struct, frozen=True, kw_only=True):
     """A trace, on which models, at which rate. ``trace`` is a file in ``folder``; None: it is generated."""
 
     name: str
@@ -256,10 +258,10 @@ class Source(Struct, frozen=True, kw_only=True):
         )
 
 
-def sources(run: Run) -> list[Source]:
+def sources(run: FigureRun) -> list[TraceSource]:
     """The generated trace, and the real one where its folder is known."""
     found = [
-        Source(
+        TraceSource(
             name="generated trace",
             words=f"generated trace of {FUNCTIONS:,} functions on {COPIES} copies of each of the paper's 61 "
             f"models at {RATE_RPS:g} r/s, functions dealt out in stripes, busiest first, to instances in "
@@ -271,7 +273,7 @@ def sources(run: Run) -> list[Source]:
     file = None if run.traces is None else next(iter(sorted(run.traces.rglob(REAL_FILE))), None)
     if file is not None:
         found.append(
-            Source(
+            TraceSource(
                 name="real trace",
                 words=f"the real trace of 500 functions on {REAL_INSTANCES} instances of the 61 models at "
                 f"{REAL_RATE_RPS:g} r/s, its first function cut to {REAL_CAP:.0%} of the calls",

@@ -15,11 +15,11 @@ import uvloop
 from msgspec import structs
 
 from clockwork_lab.reproduce.fig9 import COLD_LEAST, DEVICES, LOST_MOST, SLO_MS, sources
-from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Role, Series, points
+from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesRole, points
 from clockwork_lab.reproduce.players import GOAL_CAP, Player, players
 from clockwork_lab.reproduce.real_controller import PROFILE, ROW, started
 from clockwork_lab.reproduce.real_requests import Accounting, Requests
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.devices.base import DeviceConfig
 from clockwork_serve.devices.emulated import PROFILE_FILE, CodeProfile, emulated_config, emulated_profile
 from clockwork_serve.integrity import hash_of
@@ -47,7 +47,7 @@ NOTES = (
 
 
 @dataclass(slots=True, frozen=True)
-class Bucket:
+class TimeBucket:
     """One point of the curves: its accounting, and seconds of CPU of controller, workers and generator."""
 
     seconds: float
@@ -55,7 +55,7 @@ class Bucket:
     cpu_s: tuple[float, ...]
 
 
-def fig9_real(run: Run, seconds: float | None = None, rate_rps: float | None = None) -> Figure:
+def fig9_real(run: FigureRun, seconds: float | None = None, rate_rps: float | None = None) -> Figure:
     """The trace for so many seconds after the warm-up (None: an hour) at that rate (None: 5,600 r/s).
 
     Raises :class:`ClockworkError` if a process ends by itself.
@@ -86,16 +86,16 @@ def fig9_real(run: Run, seconds: float | None = None, rate_rps: float | None = N
     )
 
 
-def panels(found: Sequence[Bucket]) -> tuple[Panel, ...]:
+def panels(found: Sequence[TimeBucket]) -> tuple[Panel, ...]:
     """Goodput, what is lost, cold starts and CPU along the run."""
 
-    def rate(count: Callable[[Accounting], int]) -> Callable[[Bucket], float]:
+    def rate(count: Callable[[Accounting], int]) -> Callable[[TimeBucket], float]:
         return lambda each: count(each.accounting) / each.seconds
 
-    def lost(count: Callable[[Accounting], int]) -> Callable[[Bucket], float]:
+    def lost(count: Callable[[Accounting], int]) -> Callable[[TimeBucket], float]:
         return lambda each: float(count(each.accounting))
 
-    def cores(first: int, end: int | None) -> Callable[[Bucket], float]:
+    def cores(first: int, end: int | None) -> Callable[[TimeBucket], float]:
         return lambda each: sum(each.cpu_s[first:end]) / each.seconds
 
     return (
@@ -114,7 +114,7 @@ def panels(found: Sequence[Bucket]) -> tuple[Panel, ...]:
     )  # fmt: skip
 
 
-def claims(found: Sequence[Bucket]) -> list[Claim]:
+def claims(found: Sequence[TimeBucket]) -> list[Claim]:
     """What is asked of an hour; a shorter run misses its number of requests."""
 
     def total(count: Callable[[Accounting], int]) -> float:
@@ -143,7 +143,7 @@ def claims(found: Sequence[Bucket]) -> list[Claim]:
     ]  # fmt: skip
 
 
-def cores_used(found: Sequence[Bucket]) -> str:
+def cores_used(found: Sequence[TimeBucket]) -> str:
     """Of each process."""
     seconds = sum(each.seconds for each in found)
     used = [sum(each.cpu_s[at] for each in found) / seconds for at in range(len(found[0].cpu_s))]
@@ -152,7 +152,7 @@ def cores_used(found: Sequence[Bucket]) -> str:
 
 
 def _panel(
-    name: str, y_label: str, found: Sequence[Bucket], read: dict[str, Callable[[Bucket], float]]
+    name: str, y_label: str, found: Sequence[TimeBucket], read: dict[str, Callable[[TimeBucket], float]]
 ) -> Panel:
     ends = [sum(each.seconds for each in found[: at + 1]) for at in range(len(found))]
     return Panel(
@@ -162,7 +162,7 @@ def _panel(
         series=tuple(
             Series(
                 name=f"real time: {series}",
-                role=Role.REAL,
+                role=SeriesRole.REAL,
                 variant=variant,
                 points=points((end_s / 60, get(each)) for end_s, each in zip(ends, found, strict=True)),
             )
@@ -171,7 +171,7 @@ def _panel(
     )
 
 
-async def _measure(run: Run, player: Player, workload: Workload, bucket_s: float) -> list[Bucket]:
+async def _measure(run: FigureRun, player: Player, workload: Workload, bucket_s: float) -> list[TimeBucket]:
     cpu_s: list[tuple[float, ...]] = []
     length_s = workload.duration_ns / NS_PER_S
     with tempfile.TemporaryDirectory(prefix="clockwork-") as folder:
@@ -193,7 +193,7 @@ async def _measure(run: Run, player: Player, workload: Workload, bucket_s: float
                 await requests.close()
     run.finished("real time")
     return [
-        Bucket(bucket_s, accounting, tuple(after - before for before, after in zip(*ends, strict=True)))
+        TimeBucket(bucket_s, accounting, tuple(after - before for before, after in zip(*ends, strict=True)))
         for accounting, ends in zip(counted, pairwise(cpu_s), strict=True)
     ]
 

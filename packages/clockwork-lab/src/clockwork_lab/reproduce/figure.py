@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 
 
-class Role(enum.StrEnum):
+class SeriesRole(enum.StrEnum):
     """What a curve stands for; its colour follows from it."""
 
     PAPER = "paper"
@@ -42,7 +42,7 @@ class Series(Struct, frozen=True, kw_only=True):
     """One curve of a panel. ``variant`` tells curves of one role apart: 0 solid, 1 dotted, ... ."""
 
     name: str
-    role: Role
+    role: SeriesRole
     points: tuple[Point, ...]
     variant: int = 0
 
@@ -172,7 +172,7 @@ def curve(figure: str, series: str, y_name: str, *, name: str = "", variant: int
     """One published curve; KeyError if there is none of that name."""
     return Series(
         name=name or f"published: {series}",
-        role=Role.PAPER,
+        role=SeriesRole.PAPER,
         points=_table()[figure, series, y_name],
         variant=variant,
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import Struct
 
 from clockwork_lab.oracle.bound import OracleBound, model_costs, upper_bound
-from clockwork_lab.reproduce.run import Run
+from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.sim import Cluster
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.scenario import Scenario
@@ -25,7 +25,7 @@ class LimitStretch(Struct, frozen=True):
     seconds: float
 
 
-def stretches(run: Run, scenario: Scenario, wanted: Sequence[LimitStretch]) -> list[Arrivals]:
+def stretches(run: FigureRun, scenario: Scenario, wanted: Sequence[LimitStretch]) -> list[Arrivals]:
     """The requests of open loads in each stretch, read in one pass; stretches ascend and do not overlap."""
     found = [Arrivals([], [], [], []) for _ in wanted]
     bounds = [
@@ -44,7 +44,7 @@ def stretches(run: Run, scenario: Scenario, wanted: Sequence[LimitStretch]) -> l
 
 
 def bound(
-    run: Run, kinds: str | Sequence[str], requests: Arrivals, *, devices: int,
+    run: FigureRun, kinds: str | Sequence[str], requests: Arrivals, *, devices: int,
     rates_rps: Sequence[float] | None = None, first_class: int | None = None,
 ) -> OracleBound:  # fmt: skip
     """The oracle's bound for a stretch of a longer run, on models of one kind, or of a kind each.
@@ -65,7 +65,7 @@ def bound(
     )  # fmt: skip
 
 
-def satisfactions(run: Run, kind: str, found: Iterable[Arrivals], *, devices: int) -> list[float]:
+def satisfactions(run: FigureRun, kind: str, found: Iterable[Arrivals], *, devices: int) -> list[float]:
     """The largest share of each stretch's requests that can be answered in time."""
     limits = [bound(run, kind, requests, devices=devices) for requests in found]
     return [min(1.0, limit.goodput / limit.offered) for limit in limits]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct, structs
 
-from clockwork_lab.reproduce.figure import Claim, Panel, Role, Series, points
+from clockwork_lab.reproduce.figure import Claim, Panel, Series, SeriesRole, points
 from clockwork_serve.controller import POLICIES, ControllerConfig
 
 GOAL_CAP, RELEASED_CAP = 16, 8
@@ -21,7 +21,7 @@ class Player(Struct, frozen=True, kw_only=True):
     """One policy with its settings, and how its curves are named and drawn."""
 
     name: str
-    role: Role
+    role: SeriesRole
     cap: int
     config: ControllerConfig
 
@@ -33,12 +33,12 @@ class Player(Struct, frozen=True, kw_only=True):
     @property
     def agrees(self) -> bool:
         """Whether it is expected to reproduce the published values."""
-        return self.role is Role.RELEASED and self.cap == RELEASED_CAP
+        return self.role is SeriesRole.RELEASED and self.cap == RELEASED_CAP
 
     @property
     def ours(self) -> bool:
         """Whether it is expected to reach our goals."""
-        return self.role is Role.DEFAULT and self.cap == GOAL_CAP
+        return self.role is SeriesRole.DEFAULT and self.cap == GOAL_CAP
 
 
 def players(caps: tuple[int, ...] = CAPS) -> tuple[Player, ...]:
@@ -50,7 +50,7 @@ def named(policies: Iterable[str], caps: tuple[int, ...] = CAPS) -> tuple[Player
     """Other policies, which were asked for by name, at each cap."""
     others = [name for name in dict.fromkeys(policies) if name not in COMPARED]
     return tuple(
-        _player(name, Role.OTHER, ControllerConfig(policy=name), cap) for name in others for cap in caps
+        _player(name, SeriesRole.OTHER, ControllerConfig(policy=name), cap) for name in others for cap in caps
     )
 
 
@@ -62,18 +62,18 @@ def soloists() -> tuple[Player, ...]:
     )
 
 
-def _player(name: str, role: Role, config: ControllerConfig, cap: int) -> Player:
+def _player(name: str, role: SeriesRole, config: ControllerConfig, cap: int) -> Player:
     config = structs.replace(config, max_batch=cap)
     return Player(name=f"{name}, batch ≤ {cap}", role=role, cap=cap, config=config)
 
 
-def _policies() -> list[tuple[str, Role, ControllerConfig]]:
+def _policies() -> list[tuple[str, SeriesRole, ControllerConfig]]:
     policies = [
-        ("paper as released", Role.RELEASED, ControllerConfig.as_released()),
-        ("paper mended", Role.MENDED, ControllerConfig(policy="paper")),
+        ("paper as released", SeriesRole.RELEASED, ControllerConfig.as_released()),
+        ("paper mended", SeriesRole.MENDED, ControllerConfig(policy="paper")),
     ]
     if "default" in POLICIES:
-        policies.append(("default", Role.DEFAULT, ControllerConfig(policy="default")))
+        policies.append(("default", SeriesRole.DEFAULT, ControllerConfig(policy="default")))
     return policies
 
 
@@ -89,11 +89,11 @@ def dominance_claims(panels: Sequence[Panel], everyone: Sequence[Player]) -> lis
     """For each cap: how many points of ``default`` lie below policy ``paper``, where more is better."""
     claims = []
     for cap in CAPS:
-        ours = [player.name for player in everyone if player.role is Role.DEFAULT and player.cap == cap]
+        ours = [player.name for player in everyone if player.role is SeriesRole.DEFAULT and player.cap == cap]
         theirs = [
             player.name
             for player in everyone
-            if player.role in (Role.RELEASED, Role.MENDED) and player.cap == cap
+            if player.role in (SeriesRole.RELEASED, SeriesRole.MENDED) and player.cap == cap
         ]
         if not ours or not theirs:
             continue

@@ -18,7 +18,7 @@ from clockwork_lab.reproduce.real_controller import ROW
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Answer, Outcome, Release, Request
 from clockwork_serve.oip import InputTensor
-from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, local_reach
+from clockwork_serve.serve.gateway.controller_link import GatewayLink, LinkListener, local_connector
 from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, NS_PER_S
 from clockwork_serve.workload.stream import Workload
@@ -76,7 +76,7 @@ class Requests:
         self.accounting = Accounting()
         self.refuses = True
         """Whether it refuses, as a gateway does, what is hopeless by the controller's summary."""
-        self._link = GatewayLink(local_reach(socket, NAME), None, listener)
+        self._link = GatewayLink(local_connector(socket, NAME), None, listener)
         self._models = models
         self._slo_ns = slo_ns
         self._slots = Slots(64 * MIB)

@@ -29,7 +29,7 @@ _PARTS: Final = 100
 """Progress of one run is reported in this many parts."""
 
 
-class Run:
+class FigureRun:
     """One run of one figure's experiments.
 
     ``short`` asks for seconds instead of minutes; ``traces`` is a folder of real traces, if there is one;
@@ -61,7 +61,6 @@ class Run:
 
     @cached_property
     def constants(self) -> Constants:
-        """The constants of the simulation."""
         return read_constants()
 
     def everyone(self) -> tuple[Player, ...]:
@@ -92,7 +91,6 @@ class Run:
         devices: int,
         bucket_s: float = 0.0,
         cluster: Cluster | None = None,
-        zoo: Zoo | None = None,
         base: Path | None = None,
     ) -> Tally:
         """Run the scenario under one policy on the paper's GPUs, cold; traces are in ``base``.
@@ -104,7 +102,7 @@ class Run:
         text = f"{scenario.name}, {player.name}"
         simulation = Simulation(
             workload=workload,
-            zoo=zoo or self.zoo,
+            zoo=self.zoo,
             cluster=cluster or Cluster(devices=devices),
             config=player.config,
             seed=self.seed,

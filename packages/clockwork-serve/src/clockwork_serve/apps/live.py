@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.serve.http.live import Explain, LivePage, PageServer
+from clockwork_serve.serve.http.live import LivePage, PageServer
 from clockwork_serve.telemetry.following import JournalFollower, numbered
-from clockwork_serve.telemetry.journal import JournalHead, Step, journal_files
+from clockwork_serve.telemetry.journal import JournalHead, Step, journal_bytes
 from clockwork_serve.telemetry.live import LiveLimits, LiveView
 from clockwork_serve.units import NS_PER_S
 
@@ -27,8 +27,7 @@ def records(path: Path) -> Generator[JournalHead | Step | None, None, None]:
 
     Raises :class:`ConfigError` where there is no journal.
     """
-    if not journal_files(path):
-        raise ConfigError(f"journal: expected a file that `--journal` wrote; found nothing at {path}")
+    journal_bytes(path)
     follower = JournalFollower(path)
     try:
         while True:
@@ -92,7 +91,6 @@ async def show(
     speed: float | None,
     tell: Callable[[str], None],
     stop: asyncio.Event,
-    explain: Explain | None = None,
 ) -> None:
     """Serve the page of a journal until ``stop``; ``tell`` gets its address.
 
@@ -101,7 +99,7 @@ async def show(
     view = LiveView(limits)
     player = JournalPlayer(path, view, speed)
     key = secrets.token_urlsafe(16)
-    server = PageServer(LivePage(view, explain), key=key)
+    server = PageServer(LivePage(view), key=key)
     try:
         found = await server.listen(port)
     except OSError as error:

@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 import click
 
 from clockwork_serve.cli.options import json_flag
-from clockwork_serve.cli.screen import counted, say, show_json, show_table
+from clockwork_serve.cli.screen import say, show_json, show_table
 from clockwork_serve.errors import ClockworkError, ConfigError, printable
+from clockwork_serve.units import counted
 
 SECTIONS: Final = ("use", "operate", "develop")
 """Folders of pages, in the order of the list."""

@@ -57,7 +57,7 @@ def explain(  # noqa: PLR0917 - click gives them by name
             f"{'both' if which else 'neither'}; give one of them"
         )
     path = Path(journal)
-    from clockwork_serve.sim.replay import journal_bytes
+    from clockwork_serve.telemetry.journal import journal_bytes
 
     total = 1 + (journal_bytes(path) >> 20)
     try:

@@ -23,7 +23,6 @@ from clockwork_serve.cli.options import (
 from clockwork_serve.cli.screen import (
     INTERRUPTED,
     Progress,
-    counted,
     interruptible,
     note,
     say,
@@ -33,7 +32,7 @@ from clockwork_serve.cli.screen import (
 )
 from clockwork_serve.config import SETTINGS, Setting
 from clockwork_serve.errors import ClockworkError, ConfigError
-from clockwork_serve.units import NS_PER_S
+from clockwork_serve.units import NS_PER_S, counted
 
 if TYPE_CHECKING:
     import ssl

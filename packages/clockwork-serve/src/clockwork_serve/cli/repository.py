@@ -18,8 +18,8 @@ from clockwork_serve.cli.options import (
     setting_options,
     settings_from,
 )
-from clockwork_serve.cli.screen import Progress, counted, note, say, show_json, show_table, size_text
-from clockwork_serve.units import to_ms
+from clockwork_serve.cli.screen import Progress, note, say, show_json, show_table, size_text
+from clockwork_serve.units import counted, to_ms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

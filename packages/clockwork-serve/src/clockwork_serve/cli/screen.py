@@ -59,7 +59,6 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -121,7 +120,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str
                 Text(name), justify="right" if number else "left", overflow="fold", no_wrap=number
             )
         for row in rows:
-            table.add_row(*(Text(shown(row[at])) for at in part))
+            table.add_row(*(Text(printable_lines(row[at])) for at in part))
         console.print(table)
 
 
@@ -147,15 +146,15 @@ def _parts(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
 
 def say(line: str) -> None:
     """One line on standard output."""
-    click.echo(shown(line))
+    click.echo(printable_lines(line))
 
 
 def note(line: str) -> None:
     """One line on standard error, for people rather than machines."""
-    click.echo(shown(line), err=True)
+    click.echo(printable_lines(line), err=True)
 
 
-def shown(text: str) -> str:
+def printable_lines(text: str) -> str:
     """Text made safe for a terminal: names and messages of servers and models may contain control codes."""
     return _OURS.sub(lambda line: printable(line[0], _LINE_MAX), text)
 
@@ -178,11 +177,6 @@ def size_text(nbytes: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} TiB"
-
-
-def counted(number: int, what: str) -> str:
-    """``1 model``, ``2,000 models``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 @contextmanager

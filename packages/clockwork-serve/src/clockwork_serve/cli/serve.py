@@ -17,9 +17,10 @@ from clockwork_serve.cli.options import (
     settings_from,
     taken_by,
 )
-from clockwork_serve.cli.screen import Progress, counted, say, show_json_line
+from clockwork_serve.cli.screen import Progress, say, show_json_line
 from clockwork_serve.config.table import GATEWAY, WORKER
 from clockwork_serve.messages import DATATYPES, Code, Model
+from clockwork_serve.units import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,7 +85,6 @@ class Stages:
         self._progress: Progress | None = None
 
     def step(self, progress: Any) -> None:
-        """Show a ``StartProgress``."""
         if progress.stage != self._stage:
             self.close()
             self._stage = progress.stage
@@ -93,7 +93,6 @@ class Stages:
             self._progress.step(progress.done, progress.total, progress.text)
 
     def close(self) -> None:
-        """Restore the terminal."""
         if self._progress is not None:
             self._progress.close()
             self._progress = None

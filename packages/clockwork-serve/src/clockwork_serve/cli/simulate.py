@@ -15,7 +15,6 @@ from clockwork_serve.cli.options import setting_options, settings_from
 from clockwork_serve.cli.screen import (
     INTERRUPTED,
     Progress,
-    counted,
     interruptible,
     note,
     say,
@@ -23,6 +22,7 @@ from clockwork_serve.cli.screen import (
     show_table,
 )
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.units import counted
 
 if TYPE_CHECKING:
     from clockwork_serve.apps.simulate import Latency, LoadReport, Played, Report, SimulationQuestion
@@ -327,7 +327,8 @@ def _refuse_others(context: click.Context, taken: set[str]) -> None:
 
 def _replay(path: str, json_file: str | None, *, checks: bool) -> int:
     """Replay a journal and show the result; the exit status."""
-    from clockwork_serve.sim.replay import journal_bytes, replay
+    from clockwork_serve.sim.replay import replay
+    from clockwork_serve.telemetry.journal import journal_bytes
 
     total = max(1, journal_bytes(Path(path)) >> 20)
     with Progress("replaying", quiet=json_file == _STDOUT) as progress, interruptible() as stopped:

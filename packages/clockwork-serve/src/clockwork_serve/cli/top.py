@@ -13,7 +13,7 @@ import click
 
 from clockwork_serve.cli.operate import Target, exchange
 from clockwork_serve.cli.options import json_flag
-from clockwork_serve.cli.screen import interruptible, say, show_json, show_json_line, shown
+from clockwork_serve.cli.screen import interruptible, printable_lines, say, show_json, show_json_line
 from clockwork_serve.errors import ClockworkError
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def _watch(looks: Iterator[ServerNow], url: str) -> None:
         for now in looks:
             drawn = Text("\n").join(
                 Text(
-                    shown(line),
+                    printable_lines(line),
                     style="bold" if at == 0 or line[:6] in ("DEVICE", "MODEL ") else "",
                     no_wrap=True,
                 )

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from clockwork_serve.cli.options import json_flag
-from clockwork_serve.cli.screen import INTERRUPTED, counted, interruptible, note, say, show_json
+from clockwork_serve.cli.screen import INTERRUPTED, interruptible, note, say, show_json
 from clockwork_serve.errors import ClockworkError, ConfigError
+from clockwork_serve.units import counted
 
 if TYPE_CHECKING:
     from clockwork_serve.telemetry.otlp import OtlpExporter
@@ -43,15 +44,15 @@ def traces(journal: str, endpoint: str, sample: float, follow: bool, as_json: bo
     they refused by themselves, are read as well. OTEL_EXPORTER_OTLP_HEADERS, _TIMEOUT, _CERTIFICATE and the
     like are heeded.
     """
-    from clockwork_serve.telemetry.journal import journal_files
+    from clockwork_serve.telemetry.journal import journal_bytes
     from clockwork_serve.telemetry.otlp import OtlpExporter, otlp_target
     from clockwork_serve.telemetry.spans import RequestTraces, Spans, host_offset_ns
 
     target = otlp_target(endpoint, os.environ)
     if target is None:
         raise ConfigError("endpoint: expected the URL of a collector, found none; give --endpoint")
-    if not follow and not journal_files(Path(journal)):
-        raise ConfigError(f"journal: expected a file that `--journal` wrote; found nothing at {journal}")
+    if not follow:
+        journal_bytes(Path(journal))
     exporter = OtlpExporter(target)
     spans = Spans(exporter.offer, sample, host_offset_ns(), time.time_ns() if follow else 0)
     feed = RequestTraces(Path(journal), spans)

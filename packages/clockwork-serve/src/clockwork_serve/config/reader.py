@@ -19,10 +19,10 @@ from clockwork_serve.config.table import (
     Settings,
     Unfit,
     default_cache,
-    did_you_mean,
     path,
     wrong,
 )
+from clockwork_serve.errors import did_you_mean
 
 _OTHER_VARIABLES = {
     f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "METRICS_URL", "CA", "GRPC_AIO")

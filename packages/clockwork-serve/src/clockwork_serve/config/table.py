@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping
 from enum import Flag, auto
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 from msgspec import Struct, structs
 
-from clockwork_serve.errors import ConfigError, encodable
+from clockwork_serve.errors import ConfigError, did_you_mean, encodable
 from clockwork_serve.units import GIB, KIB, MIB, ms
 
 # ------------------------------------------------------------
@@ -245,13 +244,6 @@ def size_or_share(least: int) -> Read[int | float]:
             raise Unfit(f"{unfit.expected}, or a share", f"{unfit.remedy}; or 80% for GPUs") from None
 
     return read
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Advice for an unknown word: the nearest known one, or all of them."""
-    names = sorted(known)
-    near = get_close_matches(word.lower().replace("-", "_"), names, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(names)}"
 
 
 # ------------------------------------------------------------

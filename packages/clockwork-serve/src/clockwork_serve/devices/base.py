@@ -137,8 +137,7 @@ class PreparedCodes(dict[str, _Prepared]):
 class Bindings(Generic[_Bound]):
     """What is bound to weights, by (code, first page), the least recently used dropped first. Thread-safe."""
 
-    def __init__(self, tensors_max: int = BOUND_TENSORS_MAX) -> None:
-        self._tensors_max = tensors_max
+    def __init__(self) -> None:
         self._tensors = 0  # the weights in all bindings held
         self._bound_by_place: OrderedDict[tuple[str, int], tuple[_Bound, int]] = OrderedDict()
         self._lock = threading.Lock()
@@ -158,7 +157,7 @@ class Bindings(Generic[_Bound]):
             self._forget((code_id, page))
             self._bound_by_place[code_id, page] = bound, tensors
             self._tensors += tensors
-            while self._tensors > self._tensors_max and len(self._bound_by_place) > 1:
+            while self._tensors > BOUND_TENSORS_MAX and len(self._bound_by_place) > 1:
                 self._forget(next(iter(self._bound_by_place)))
 
     def retire(self, code_id: str) -> None:

@@ -24,7 +24,12 @@ from clockwork_serve.oip.model import (
     shared_and_sent,
     wish_of,
 )
-from clockwork_serve.oip.protobuf import ModelInferRequest, ModelInferResponse, ModelStreamInferResponse
+from clockwork_serve.oip.protobuf import (
+    ModelInferRequest,
+    ModelInferResponse,
+    ModelStreamInferResponse,
+    varint,
+)
 from clockwork_serve.oip.shared_memory import SharedRef, shared_ref
 from clockwork_serve.oip.strings import LENGTH, STRING_BYTES_AT_ONCE, STRINGS_AT_ONCE
 
@@ -104,17 +109,14 @@ class WalkedRequest:
 
     @property
     def model_name(self) -> str:
-        """As the message has it."""
         return str(self.head.model_name)
 
     @property
     def model_version(self) -> str:
-        """As the message has it."""
         return str(self.head.model_version)
 
     @property
     def id(self) -> str:
-        """As the message has it."""
         return str(self.head.id)
 
 
@@ -227,15 +229,6 @@ def _read_varint(data: bytes, at: int, end: int, longest: int) -> tuple[int, int
             return found, index + 1
         shift += 7
     raise MalformedMessage
-
-
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
 
 
 def _pieces(name: str, field: str, kind: int, data: bytes, spans: Sequence[Span]) -> list[memoryview]:
@@ -463,7 +456,7 @@ def encode_infer(
 
 def _field(number: int, length: int) -> bytes:
     """The head of a field of protobuf whose content is so many bytes."""
-    return _varint(number << 3 | _DELIMITED) + _varint(length)
+    return varint(number << 3 | _DELIMITED) + varint(length)
 
 
 def parameters_of(given: Mapping[str, Any]) -> dict[str, Parameter]:

@@ -52,6 +52,16 @@ def rpcs(service: str) -> dict[str, Rpc]:
     return {method.name: Rpc(method) for method in pool.FindServiceByName(service).methods}
 
 
+def varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first, as Protocol Buffers and HPACK write integers."""
+    found = bytearray()
+    while value > 0x7F:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    found.append(value)
+    return bytes(found)
+
+
 ModelInferRequest: Final = message("inference.ModelInferRequest")
 ModelInferResponse: Final = message("inference.ModelInferResponse")
 ModelStreamInferResponse: Final = message("inference.ModelStreamInferResponse")

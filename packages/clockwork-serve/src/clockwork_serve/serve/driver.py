@@ -59,7 +59,6 @@ class LoopTimer:
         """Note how many messages were received since the last call; ignored here, for subclasses."""
 
     def close(self) -> None:
-        """Never fire again."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)
@@ -287,8 +286,8 @@ class _Attributes(ctypes.Structure):
     )  # fmt: skip
 
 
-def use_short_slices(slice_ns: int = SHORT_NS) -> bool:
-    """Give this thread a time slice of ``slice_ns``; returns whether the kernel accepted it.
+def use_short_slices() -> bool:
+    """Give this thread a time slice of ``SHORT_NS``; returns whether the kernel accepted it.
 
     A policy other than SCHED_OTHER, set by the operator, is kept.
     """
@@ -296,9 +295,9 @@ def use_short_slices(slice_ns: int = SHORT_NS) -> bool:
     if machine not in _SETATTR or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return False
     libc = ctypes.CDLL(None, use_errno=True)
-    wanted = _Attributes(size=ctypes.sizeof(_Attributes), runtime=slice_ns)
+    wanted = _Attributes(size=ctypes.sizeof(_Attributes), runtime=SHORT_NS)
     wanted.nice = os.getpriority(os.PRIO_PROCESS, 0)
-    return libc.syscall(_SETATTR[machine], 0, ctypes.byref(wanted), 0) == 0 and own_slice_ns() == slice_ns
+    return libc.syscall(_SETATTR[machine], 0, ctypes.byref(wanted), 0) == 0 and own_slice_ns() == SHORT_NS
 
 
 def use_batch_policy() -> bool:

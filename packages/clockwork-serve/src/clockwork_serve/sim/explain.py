@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from msgspec import Struct, structs
 
 from clockwork_serve.controller import Controller
@@ -235,7 +234,7 @@ def cases_of(
     """The requests of these ids, each in its surroundings, as they come in a journal."""
     reader = _Reader(wanted)
     left = len(wanted)
-    for number, (done, record) in enumerate(records_of(path), start=1):
+    for number, (done, record) in enumerate(read_records(path), start=1):
         for case in reader.take(record):
             left -= 1
             yield case
@@ -267,14 +266,6 @@ def case_in(
         for case in reader.take(step):
             return case
     return next(iter(reader.finish()), None)
-
-
-def records_of(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
-    """The records of a journal. Raises :class:`ConfigError` where a file is none."""
-    try:
-        yield from read_records(path)
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"journal: {path} is none, or of another version of clockwork: {error}") from None
 
 
 # ------------------------------------------------------------
@@ -508,7 +499,6 @@ class _Story:
         return f"{what} {after}{reason}{message}; its SLO was {slo}."
 
     def told(self, tried: list[Tried]) -> Explanation:
-        """The whole."""
         request, answer = self._request, self.answer
         views = [self._view(one) for one in self._outlooks]
         helped = [one.text for one in tried if one.helps]

@@ -1,20 +1,18 @@
-"""Fault injection for the simulator: carries out the ``faults`` of a scenario; makes random ones for seeds.
+"""Fault injection for the simulator: carries out the ``faults`` of a scenario.
 
 Faults act on workers, links, clients and gateways from outside; none changes the state inside a brain.
 """
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
-from msgspec.structs import replace
 
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, did_you_mean
 from clockwork_serve.messages import (
     Cancel,
     CodeRemoved,
@@ -28,13 +26,11 @@ from clockwork_serve.messages import (
     Request,
     WorkerCrashed,
 )
-from clockwork_serve.sim.constants import Cluster
 from clockwork_serve.sim.host import CALL, TO_CONTROLLER, TO_WORKER, LinkFault, SimulatedWorker, is_cut
 from clockwork_serve.sim.restarts import Restarts, Stops
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.worker.events import ControllerLost
-from clockwork_serve.workload.stream import Workload
-from clockwork_serve.workload.tables import FaultTable, LoadTable, did_you_mean
+from clockwork_serve.workload.tables import FaultTable
 
 if TYPE_CHECKING:
     from clockwork_serve.sim.simulation import Simulation
@@ -379,93 +375,3 @@ def _check_models(tables: Sequence[FaultTable], known: Sequence[str]) -> None:
         if table.model is not None and table.model not in known:
             advice = did_you_mean(table.model, known)
             raise ConfigError(f"faults[{index}].model: expected a model, found {table.model!r}; {advice}")
-
-
-# ------------------------------------------------------------
-# Random faults of seeds. Each function draws from a random stream of its own, so that adding one changes no
-# other choice of a seed.
-
-
-FAULT_SCHEDULE_STREAM: Final = 1 << 17
-
-
-def losses_allowed(seed: int) -> int:
-    """``quarantine_after`` of a seed: how many workers a model may take down."""
-    return int(np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 2])).integers(0, 4))
-
-
-def shared_lanes(seed: int) -> bool:
-    """Whether the lanes of a seed's devices share cores."""
-    return bool(np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 7])).random() < 0.3)
-
-
-def verdicts(seed: int, loads: Sequence[LoadTable]) -> list[LoadTable]:
-    """In 40 % of seeds, some loads want their yes or no at the door, or within a share of their SLO."""
-    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 8]))
-    if rng.random() > 0.4:
-        return list(loads)
-    shares = rng.choice((-1.0, 0.0, 0.1, 0.5), size=len(loads)).tolist()
-    return [
-        load if share < 0 else replace(load, decide_ms=share * (load.slo_ms or 0.0))
-        for load, share in zip(loads, shares, strict=True)
-    ]
-
-
-def killers(seed: int, workload: Workload) -> list[FaultTable]:
-    """In 30 % of seeds, a model that kills the workers that run it."""
-    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 3]))
-    if rng.random() > 0.3:
-        return []
-    seconds = workload.duration_ns / NS_PER_S
-    name = str(rng.choice([name for name, _ in workload.models]))
-    at_s, for_s = seconds * float(rng.uniform(0.02, 0.9)), seconds * log_uniform(rng, 0.02, 0.5)
-    return [FaultTable(kind="kills", at_s=at_s, for_s=for_s, model=name)]
-
-
-def hang_settings(seed: int) -> dict[str, int]:
-    """``hang_ns`` and ``hang_grace_ns`` of a seed: often so short that slow workers count as hung, too."""
-    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 4]))
-    hang_ms, grace_ms = log_uniform(rng, 15, 500), log_uniform(rng, 5, 1000)
-    return {"hang_ns": 0 if rng.random() < 0.15 else ms(hang_ms), "hang_grace_ns": ms(grace_ms)}
-
-
-def stops(seed: int, workload: Workload, cluster: Cluster) -> list[FaultTable]:
-    """Up to two faults of kind ``stop`` or ``hangs``."""
-    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 5]))
-    seconds = workload.duration_ns / NS_PER_S
-    names = [name for name, _ in workload.models]
-    found: list[FaultTable] = []
-    for _ in range(int(rng.integers(0, 3))):
-        at_s, for_s = seconds * float(rng.uniform(0.02, 0.9)), seconds * log_uniform(rng, 0.005, 0.5)
-        if rng.random() < 0.6:
-            found.append(FaultTable(kind="hangs", at_s=at_s, for_s=for_s, model=str(rng.choice(names))))
-            continue
-        worker = int(rng.integers(cluster.devices // cluster.devices_per_worker))
-        found.append(
-            FaultTable(
-                kind="stop", at_s=at_s, for_s=None if rng.random() < 0.3 else for_s,
-                worker=None if rng.random() < 0.2 else worker,
-            )
-        )  # fmt: skip
-    return found
-
-
-def with_restarts(seed: int, workload: Workload, faults: tuple[FaultTable, ...]) -> tuple[FaultTable, ...]:
-    """In 30 % of seeds, one to three deaths of the controller, often close to another fault."""
-    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 6]))
-    if rng.random() > 0.3:
-        return faults
-    seconds = workload.duration_ns / NS_PER_S
-    restarts = []
-    for _ in range(int(rng.integers(1, 4))):
-        at_s = seconds * float(rng.uniform(0.02, 0.9))
-        if faults and rng.random() < 0.5:
-            at_s = max(0.0, faults[int(rng.integers(len(faults)))].at_s + float(rng.uniform(-0.01, 0.01)))
-        for_s = None if rng.random() < 0.3 else log_uniform(rng, 0.01, 1)
-        restarts.append(FaultTable(kind="controller", at_s=at_s, for_s=for_s))
-    return (*faults, *restarts)
-
-
-def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    """A random number between two bounds, uniform on a logarithmic scale."""
-    return math.exp(rng.uniform(math.log(low), math.log(high)))

@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -26,9 +26,10 @@ from msgspec import Struct
 from clockwork_serve.controller import Controller
 from clockwork_serve.errors import ConfigError, StateError
 from clockwork_serve.messages import Request
-from clockwork_serve.sim.replay import decided_again, first_difference, journal_bytes
+from clockwork_serve.sim.replay import decided_again, first_difference
 from clockwork_serve.telemetry import JournalFollower, JournalHead, Step, numbered
 from clockwork_serve.telemetry.following import first_header
+from clockwork_serve.telemetry.journal import journal_bytes
 from clockwork_serve.units import GIB
 
 CHECKPOINT_WORK: Final = 8_192
@@ -273,7 +274,6 @@ class Historian:
             self.start = min(self._indexed, self._decided)
 
     def take(self, number: int, record: JournalHead | Step) -> None:
-        """The next record."""
         if isinstance(record, JournalHead):
             self.flush(number)
             self._run = number
@@ -376,24 +376,14 @@ class Historian:
             kept.pop(at).path.unlink(missing_ok=True)
 
 
-def write_history(
-    path: Path, *, bytes_max: int = GIB, stopped: Callable[[], bool] = lambda: False,
-    tell: Callable[[int], None] = lambda done_bytes: None,
-) -> History:  # fmt: skip
-    """The history of a journal, made up to its present end; it may take as long as the journal did.
-
-    Raises :class:`ConfigError`.
-    """
+def write_history(path: Path, bytes_max: int = GIB) -> History:
+    """The history of a journal, made up to its present end. Raises :class:`ConfigError`."""
     history, historian = History.open(path), Historian(path, bytes_max)
     follower = JournalFollower(path, historian.start)
     try:
         number = -1
         for number, record in numbered(follower):
             historian.take(number, record)
-            if number % 256 == 0:
-                tell(follower.done_bytes)
-                if stopped():
-                    break
         historian.flush(number + 1)
     finally:
         follower.close()

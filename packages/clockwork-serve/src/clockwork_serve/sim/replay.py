@@ -6,7 +6,7 @@ its effects must be the same. The first difference is reported, and ends the rep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +17,7 @@ from clockwork_serve.controller import Controller
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import ControllerEffect, ControllerEvent
 from clockwork_serve.telemetry import JournalHead, Step, Torn, read_records
-from clockwork_serve.telemetry.journal import journal_files
+from clockwork_serve.telemetry.journal import journal_bytes
 
 TELL_EVERY: Final = 256
 """Records between two reports of progress."""
@@ -80,14 +80,6 @@ class Replayed(Struct, kw_only=True):
         return sum(run.decisions for run in self.runs)
 
 
-def journal_bytes(path: Path) -> int:
-    """The size of a journal's files. Raises :class:`ConfigError` if there is no such journal."""
-    files = journal_files(path)
-    if not files:
-        raise ConfigError(f"journal: expected a file that `--journal` wrote; found nothing at {path}")
-    return sum(file.stat().st_size for file in files)
-
-
 def replay(
     path: Path,
     *,
@@ -101,7 +93,7 @@ def replay(
     """
     journal_bytes(path)
     player = _Player(checks=checks)
-    for number, (done_bytes, record) in enumerate(_records(path), start=1):
+    for number, (done_bytes, record) in enumerate(read_records(path), start=1):
         player.take(number, record)
         if player.replayed.difference is not None:
             break
@@ -113,13 +105,6 @@ def replay(
     if not player.replayed.runs:
         raise ConfigError(f"journal: expected records; found none in {path}; let the server run on")
     return player.replayed
-
-
-def _records(path: Path) -> Iterator[tuple[int, JournalHead | Step | Torn]]:
-    try:
-        yield from read_records(path)
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"journal: {path} is none, or of another version of clockwork: {error}") from None
 
 
 def decided_again(controller: Controller, step: Step) -> list[ControllerEffect]:

@@ -91,7 +91,7 @@ class Watcher(Protocol):
         """Called with all events that the controller observed at ``now_ns``, and the effects it decided."""
 
 
-class Client:
+class ClosedClient:
     """One closed-loop client: it has one request open, or waits to send the next."""
 
     __slots__ = ("load", "model")
@@ -101,7 +101,7 @@ class Client:
         self.model = model
 
 
-Sent = tuple[int, int, int, Client | None]
+Sent = tuple[int, int, int, ClosedClient | None]
 """An open request: (load, when it was sent, its deadline, the closed-loop client that waits for it)."""
 
 
@@ -229,7 +229,7 @@ class Simulation:
             for model in load.models:
                 for _ in range(load.concurrency):
                     start_ns = load.start_ns + late.next()
-                    self.world.at(start_ns, CALL, None, partial(self._send_again, Client(load, model)))
+                    self.world.at(start_ns, CALL, None, partial(self._send_again, ClosedClient(load, model)))
 
     # Time passes
 
@@ -337,7 +337,9 @@ class Simulation:
             else:
                 self._refill()
 
-    def _request(self, model: int, load: int, sent_ns: int, slo_ns: int, client: Client | None) -> Request:
+    def _request(
+        self, model: int, load: int, sent_ns: int, slo_ns: int, client: ClosedClient | None
+    ) -> Request:
         self._sent = sent = self._sent + 1
         request_id = f"r{sent}"
         deadline_ns = sent_ns + slo_ns
@@ -355,7 +357,7 @@ class Simulation:
         )  # fmt: skip
         return replace(request, **self.edits[request_id]) if request_id in self.edits else request
 
-    def _send_again(self, client: Client) -> tuple[Request, ...]:
+    def _send_again(self, client: ClosedClient) -> tuple[Request, ...]:
         load, now_ns = client.load, self.now_ns
         if now_ns < load.stop_ns:
             slo_ns = load.slo.at(now_ns)

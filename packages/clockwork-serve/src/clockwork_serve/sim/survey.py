@@ -35,9 +35,9 @@ from clockwork_serve.messages import (
     WorkerLost,
     WorkerSilent,
 )
-from clockwork_serve.sim.explain import TELL_EVERY, Explanation, Tell, cases_of, explain, records_of
+from clockwork_serve.sim.explain import TELL_EVERY, Explanation, Tell, cases_of, explain
 from clockwork_serve.sim.remedies import RemedyKind
-from clockwork_serve.telemetry import JournalHead, Step
+from clockwork_serve.telemetry import JournalHead, Step, read_records
 from clockwork_serve.units import NS_PER_S, to_ms
 
 FAULT_NS: Final = NS_PER_S // 2
@@ -131,7 +131,6 @@ class _Survey:
         self.began_ns = 0
 
     def step(self, step: Step) -> None:
-        """Read one step."""
         self.now_ns = step.now_ns
         self.began_ns = self.began_ns or step.now_ns
         for event in step.events:
@@ -209,7 +208,7 @@ def survey(
 ) -> SurveyReport:  # fmt: skip
     """Count by cause the requests of a journal, or of its last ``since_ns``, and try remedies on a sample."""
     found = _Survey(which, tenant)
-    for number, (done, record) in enumerate(records_of(path), start=1):
+    for number, (done, record) in enumerate(read_records(path), start=1):
         if isinstance(record, JournalHead):
             found.head()
         elif isinstance(record, Step):
@@ -290,7 +289,7 @@ def _saved(told: Sequence[Explanation]) -> list[Saved]:
 def nearest_ids(path: Path, request_id: str) -> list[str]:
     """Ids in a journal that are most like one that is not."""
     known: list[str] = []
-    for _, record in records_of(path):
+    for _, record in read_records(path):
         if isinstance(record, Step):
             known += [one.request_id for one in record.events if isinstance(one, Request)]
         if len(known) >= LOOKED_AT_MAX:

@@ -9,12 +9,12 @@ from typing import Any, Final, TypeVar, cast
 
 from google.protobuf.text_format import ParseError, ParseFloat, ParseInteger, Tokenizer
 
+from clockwork_serve.errors import did_you_mean
 from clockwork_serve.store.settings import (
     ModelSettings,
     TensorSettings,
     VersionPolicy,
     datatype_of,
-    did_you_mean,
     problem,
 )
 

@@ -24,7 +24,7 @@ from clockwork_serve.store.settings import (
     merged,
     placed,
     problem,
-    shown,
+    shortened,
 )
 
 # ------------------------------------------------------------
@@ -138,7 +138,7 @@ class Repository:
 
     def _entry(self, name: str) -> Entry:
         path = self.root / name
-        blank = Entry(name=shown(name), path=shown(str(path)), root=str(self.root))
+        blank = Entry(name=shortened(name), path=shortened(str(path)), root=str(self.root))
         try:
             return self._read(blank)
         except ProblemError as error:
@@ -154,7 +154,7 @@ class Repository:
         if not _NAME.fullmatch(blank.name):
             raise _bad_name(blank.name, "rename the folder")
         folder = inside(self.root, Path(blank.path))
-        if shown(str(folder)) != str(folder):
+        if shortened(str(folder)) != str(folder):
             raise problem(
                 "path", expected="a folder whose name is text", found=str(folder), advice="rename it"
             )
@@ -300,12 +300,12 @@ def _file_alone(given: Path) -> Entry:
         raise RepositoryError(
             f"model file: expected a readable file, found {os.fspath(given)!r}; correct its name"
         )
-    folder = shown(str(file.parent))
+    folder = shortened(str(file.parent))
     entry = Entry(
-        name=shown(given.stem), path=folder, root=folder, alone=True, versions=(1,), present=(1,),
-        backend=_BACKEND_OF_ENDING[given.suffix], settings=ModelSettings(file_name=shown(file.name)),
+        name=shortened(given.stem), path=folder, root=folder, alone=True, versions=(1,), present=(1,),
+        backend=_BACKEND_OF_ENDING[given.suffix], settings=ModelSettings(file_name=shortened(file.name)),
     )  # fmt: skip
-    wrong = [text for text in (given.stem, str(file)) if shown(text) != text]
+    wrong = [text for text in (given.stem, str(file)) if shortened(text) != text]
     if _NAME.fullmatch(given.stem) and not wrong:
         return entry
     found = _bad_name(wrong[0] if wrong else given.stem, "rename the file, whose name is the model's")

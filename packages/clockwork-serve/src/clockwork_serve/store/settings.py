@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.errors import RepositoryError, printable
+from clockwork_serve.errors import RepositoryError, did_you_mean, printable
 from clockwork_serve.messages import DATATYPES, LEAST_PRIORITY, Code, Model
 from clockwork_serve.units import MIB, ms
 
@@ -64,17 +63,17 @@ def problem(
     text = found if isinstance(found, str) else repr(found)
     return ProblemError(
         Problem(
-            model=shown(model),
+            model=shortened(model),
             version=version,
-            field=shown(field),
-            expected=shown(expected),
-            found=shown(text),
-            advice=shown(advice),
+            field=shortened(field),
+            expected=shortened(expected),
+            found=shortened(text),
+            advice=shortened(advice),
         )
     )
 
 
-def shown(text: str) -> str:
+def shortened(text: str) -> str:
     """Untrusted text, shortened for a problem."""
     return printable(text, _SHOWN)
 
@@ -85,16 +84,6 @@ def placed(error: ProblemError, *, model: str, version: str = "") -> ProblemErro
     return ProblemError(
         msgspec.structs.replace(old, model=old.model or model, version=old.version or version)
     )
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Advice for an unknown word: the nearest known one, or all of them."""
-    names = sorted(known)
-    by_lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
-    if near:
-        return f"did you mean '{by_lower[near[0]]}'?"
-    return f"known here: {', '.join(names)}" if names else "nothing is known here"
 
 
 # ------------------------------------------------------------

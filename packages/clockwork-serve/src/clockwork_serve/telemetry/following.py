@@ -55,7 +55,7 @@ class Chunk(Struct, frozen=True):
                 raise ConfigError(f"{self.name}: expected a journal; found a record of {length} bytes")
             try:
                 yield number, _steps.decode(body) if body[0] >> 4 == _ARRAY else _heads.decode(body)
-            except (ValueError, RecursionError) as error:
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise ConfigError(f"{self.name}: expected a journal; found other bytes: {error}") from None
             at += length
             number += 1
@@ -115,7 +115,6 @@ class JournalFile:
         return whole - there if there > 0 else 0
 
     def close(self) -> None:
-        """Close it."""
         self._file.close()
 
 
@@ -240,7 +239,7 @@ class JournalFollower:
 def read_journal(path: Path) -> Iterator[Step]:
     """The steps of a journal, oldest first, streamed; what was torn is left out.
 
-    Raises :class:`msgspec.ValidationError` or :class:`ConfigError` where a file is no journal.
+    Raises :class:`ConfigError` where a file is no journal.
     """
     return (record for _, record in read_records(path) if type(record) is Step)
 

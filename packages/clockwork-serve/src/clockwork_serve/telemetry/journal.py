@@ -10,7 +10,6 @@ deleted; each begins with the head of the run that it continues, so that it can 
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import itertools
 import logging
@@ -316,7 +315,6 @@ class Journal:
             self._batch = _Batch(bytearray(), 0, 0, batch.head)
 
     def close(self) -> None:
-        """Write what is left and close the file."""
         self.flush()
         self._batches.put(None)
         self._thread.join()
@@ -385,6 +383,14 @@ def journal_files(path: Path) -> list[Path]:
     return [one for _, one in aged] + ([path] if path.exists() else [])
 
 
+def journal_bytes(path: Path) -> int:
+    """The size of a journal's files. Raises :class:`ConfigError` if there is no such journal."""
+    files = journal_files(path)
+    if not files:
+        raise ConfigError(f"journal: expected a file that `--journal` wrote; found nothing at {path}")
+    return sum(file.stat().st_size for file in files)
+
+
 def _mend(path: Path) -> tuple[int, int]:
     """Truncate the incomplete last chunk of a killed process, so that appended ones can be read.
 
@@ -419,7 +425,7 @@ def refusals_path(path: Path, gateway: str) -> Path:
 
 def refusals_beside(path: Path) -> list[Path]:
     """Those of all gateways that are there."""
-    found = path.parent.glob(f"{glob.escape(path.name)}.{_REFUSED}*") if path.parent.is_dir() else ()
+    found = path.parent.glob(f"{escape(path.name)}.{_REFUSED}*") if path.parent.is_dir() else ()
     return sorted(each for each in found if not each.suffix[1:].isdigit())
 
 

@@ -73,7 +73,7 @@ class LiveLimits(Struct, frozen=True, kw_only=True):
     events: int = 1000
 
 
-class Shown(Struct, frozen=True, array_like=True):
+class EndedRequest(Struct, frozen=True, array_like=True):
     """A request that has ended, as a table shows it; durations in microseconds."""
 
     ended: int
@@ -157,8 +157,8 @@ class LiveView(Tracks):
         self._bins: deque[_Bin] = deque()
         self._events: deque[tuple[int, str, str]] = deque(maxlen=limits.events)
         self._events_added = 0
-        self._good: deque[Shown] = deque(maxlen=limits.requests)
-        self._bad: deque[Shown] = deque(maxlen=limits.requests)
+        self._good: deque[EndedRequest] = deque(maxlen=limits.requests)
+        self._bad: deque[EndedRequest] = deque(maxlen=limits.requests)
         self.handlers |= {
             AdmissionReply: self._on_admission_reply, Readiness: self._on_readiness,
             CodeReady: self._on_code_ready, Quarantined: self._on_quarantined,
@@ -168,7 +168,6 @@ class LiveView(Tracks):
         }  # fmt: skip
 
     def on_record(self, record: JournalHead | Step | Torn) -> None:
-        """Follow the next record."""
         if isinstance(record, JournalHead):
             self._head_of_run = record
         self.take(record)
@@ -195,11 +194,9 @@ class LiveView(Tracks):
             self._workers[worker] = ""
 
     def steps_missing(self, steps: int) -> None:
-        """Note it."""
         self._note("server", f"{steps} steps are missing in the journal")
 
     def gateway_lost(self, gateway: str) -> None:
-        """Note it."""
         self._note("worker", f"gateway lost: {gateway}")
 
     def worker_joined(self, event: WorkerJoined) -> None:
@@ -265,7 +262,7 @@ class LiveView(Tracks):
                 found.lasted.append((self.now_ns - request.arrival_ns) // NS_PER_US)
         else:
             self._refused(f"{outcome}: {reason}" if reason else outcome, request.model)
-        shown = Shown(
+        shown = EndedRequest(
             ended=self.now_us, arrived=self._us(request.arrival_ns), request=request.request_id,
             model=request.model, tenant=request.tenant, outcome=outcome, reason=reason,
             slo=request.slo_ns // NS_PER_US, queue=answer.queue_ns // NS_PER_US if answer else 0,
@@ -476,7 +473,7 @@ class LiveView(Tracks):
         page = found[max(0, offset) : max(0, offset) + min(max(1, limit), TABLE_MOST)]
         return {"total": len(found), "since": max(full, default=0), "rows": [_safe(one) for one in page]}
 
-    def find(self, request_id: str) -> Shown | None:
+    def find(self, request_id: str) -> EndedRequest | None:
         """A request that has ended, if it is kept."""
         return next(
             (one for rows in (self._bad, self._good) for one in rows if one.request == request_id), None
@@ -541,7 +538,7 @@ def _most(counts: dict[str, list[int]]) -> list[tuple[str, list[int]]]:
     return heapq.nlargest(TABLE_MOST, counts.items(), key=lambda item: item[1][0])
 
 
-def _safe(one: Shown) -> Shown:
+def _safe(one: EndedRequest) -> EndedRequest:
     """With foreign text made printable."""
     return msgspec.structs.replace(
         one, model=printable(one.model), tenant=printable(one.tenant), message=printable(one.message)

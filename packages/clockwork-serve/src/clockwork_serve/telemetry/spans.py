@@ -31,7 +31,6 @@ from clockwork_serve.messages import (
     Result,
     Status,
     Unload,
-    WorkerHung,
     WorkerJoined,
     WorkerLost,
 )
@@ -52,7 +51,6 @@ from clockwork_serve.units import NS_PER_S, to_ms
 # The ids of a request's trace, and whether it is kept.
 
 
-UNSAMPLED: Final = "00"
 _SHARE_BITS: Final = 56
 """As OpenTelemetry's samplers: the last seven bytes of a trace's id are random enough to be a share."""
 
@@ -136,14 +134,13 @@ class Span(Struct, frozen=True):
 
 
 class _Traced:
-    """A request; ``answer`` is how it ended, at ``ended_ns``; ``pending`` is an INFER without a result."""
+    """A request; ``answer`` is how it ended, at ``ended_ns``."""
 
-    __slots__ = ("answer", "answered_ns", "attempts", "ended_ns", "ids", "loads", "pending", "request")
+    __slots__ = ("answer", "answered_ns", "attempts", "ended_ns", "ids", "loads", "request")
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.ids = trace_ids(request.request_id, request.trace)
-        self.pending: SentAction[_Traced] | None = None
         self.attempts: list[tuple[SentAction[_Traced], Result]] = []
         self.loads: list[tuple[SentAction[_Traced], Result]] = []
         self.answer: Answer | None = None
@@ -177,12 +174,10 @@ class Spans:
         self._late: dict[str, int] = {}  # told before their answers: when
         self._sent = SentActions[_Traced]()
         self._loads: dict[str, deque[tuple[SentAction[_Traced], Result]]] = {}  # by model, the last ones
-        self._handlers: dict[type, Callable[[Any], None]] = {
+        self._handlers: dict[type, Callable[[Any], object]] = {
             Request: self._on_request, Answer: self._on_answer,
             Infer: self._on_action, Load: self._on_action, Unload: self._on_action, Result: self._on_result,
-            WorkerJoined: lambda event: self._forget(self._sent.joined(event)),
-            WorkerLost: lambda event: self._forget(self._sent.lost(event)),
-            WorkerHung: lambda event: self._forget(self._sent.of(event.worker)) if event.why else None,
+            WorkerJoined: self._sent.joined, WorkerLost: self._sent.lost,
             GatewayLost: self._on_gateway_lost,
         }  # fmt: skip
 
@@ -305,9 +300,7 @@ class Spans:
     def _on_action(self, action: Infer | Load | Unload) -> None:
         calls = action.calls if isinstance(action, Infer) else ()
         asked = [one for call in calls if (one := self._open.get(call.request_id)) is not None]
-        sent = self._sent.send(action, self._now_ns, asked)
-        for traced in asked:
-            traced.pending = sent
+        self._sent.send(action, self._now_ns, asked)
 
     def _on_result(self, result: Result) -> None:
         sent = self._sent.ended(result)
@@ -317,15 +310,6 @@ class Spans:
             self._loads.setdefault(sent.action.model, deque(maxlen=_LOADS_KEPT)).append((sent, result))
         for traced in sent.asked:
             traced.attempts.append((sent, result))
-            if traced.pending is sent:
-                traced.pending = None
-
-    def _forget(self, gone: list[SentAction[_Traced]]) -> None:
-        """No result comes of these; when they began, nobody knows."""
-        for sent in gone:
-            for traced in sent.asked:
-                if traced.pending is sent:
-                    traced.pending = None
 
     # Spans
 
@@ -442,7 +426,6 @@ class _Refusals:
         return next((record for _, record in self._records if isinstance(record, Step)), None)
 
     def close(self) -> None:
-        """Read no more."""
         self._follower.close()
 
 

@@ -12,10 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
-import msgspec
 from msgspec import Struct
 
-from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
     AdmissionReply,
     Answer,
@@ -42,7 +40,7 @@ from clockwork_serve.telemetry.in_flight import (
     told_of_answer,
     told_of_request,
 )
-from clockwork_serve.telemetry.journal import JournalHead, journal_files
+from clockwork_serve.telemetry.journal import JournalHead, journal_bytes
 from clockwork_serve.telemetry.perfetto import BY_NAME, BY_RANK, Args, SliceRows, StateTrack, TraceFile
 from clockwork_serve.telemetry.tracks import OPEN, AskedAction, OpenRequest, Tracks
 from clockwork_serve.units import NS_PER_S, to_ms
@@ -157,7 +155,6 @@ class Timeline(Tracks):
         self._notes.clear()
 
     def steps_missing(self, steps: int) -> None:
-        """Note it."""
         self._note(self._events, "steps are missing", {"steps": steps})
 
     def _note(self, track: int, name: str, args: Args, kind: str = "event", flow: int = 0) -> None:
@@ -290,16 +287,13 @@ class Timeline(Tracks):
         return found
 
     def worker_joined(self, event: WorkerJoined) -> None:
-        """It is up."""
         devices = ", ".join(spec.device for spec in event.devices)
         self._worker(event.worker).become("up", self.now_ns, {"devices": devices})
 
     def worker_became(self, worker: str, state: str, message: str) -> None:
-        """Draw it."""
         self._worker(worker).become(state, self.now_ns, {"message": message} if message else {})
 
     def gateway_lost(self, gateway: str) -> None:
-        """Note it."""
         self._note(self._events, "gateway lost", {"gateway": gateway})
 
     def _on_readiness(self, effect: Readiness) -> None:
@@ -332,19 +326,15 @@ def draw_timeline(
     ``tell`` is called with the bytes read and the requests drawn. If ``stopped``, the file is whole as far as
     it goes. Raises :class:`ConfigError` where there is no journal.
     """
-    if not journal_files(path):
-        raise ConfigError(f"journal: expected a file that `--journal` wrote; found nothing at {path}")
+    journal_bytes(path)
     timeline = Timeline(TraceFile(out), since_ns, until_ns)
     report = timeline.report
-    try:
-        for number, (done_bytes, record) in enumerate(read_records(path), start=1):
-            timeline.take(record)
-            if number % TELL_EVERY == 0:
-                tell(done_bytes, report.requests)
-                report.cut = stopped()
-            if report.cut or timeline.over:
-                break
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"journal: {path} is none, or of another version of clockwork: {error}") from None
+    for number, (done_bytes, record) in enumerate(read_records(path), start=1):
+        timeline.take(record)
+        if number % TELL_EVERY == 0:
+            tell(done_bytes, report.requests)
+            report.cut = stopped()
+        if report.cut or timeline.over:
+            break
     timeline.close()
     return report

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, did_you_mean
 from clockwork_serve.workload.tables import (
     NO_SLO_MS,
     ClusterTable,
@@ -26,7 +26,6 @@ from clockwork_serve.workload.tables import (
     ModelSet,
     Ramp,
     TenantTable,
-    did_you_mean,
     found,
     lines_of,
     require_between,

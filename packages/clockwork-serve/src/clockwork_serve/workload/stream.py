@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 
+from clockwork_serve.errors import did_you_mean
 from clockwork_serve.messages import Quota
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 from clockwork_serve.workload.processes import (
@@ -33,7 +34,7 @@ from clockwork_serve.workload.processes import (
     renewals,
 )
 from clockwork_serve.workload.scenario import ALL_KINDS, Scenario
-from clockwork_serve.workload.tables import NO_SLO_MS, FieldError, LoadTable, Ramp, Retry, did_you_mean
+from clockwork_serve.workload.tables import NO_SLO_MS, FieldError, LoadTable, Ramp, Retry
 from clockwork_serve.workload.traces import Place, trace_files, trace_load
 from clockwork_serve.workload.zoo import Zoo
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Any, Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, did_you_mean
 from clockwork_serve.messages import Quota
 from clockwork_serve.units import NS_PER_S, ms
 
@@ -47,16 +46,6 @@ def unfit(field: str, expected: str, value: object, remedy: str) -> FieldError:
     return FieldError(field, f"expected {expected}, found {found(value)}; {remedy}")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Advice for a name that nobody knows."""
-    choices = sorted(known)
-    near = get_close_matches(name, choices, n=1)
-    if near:
-        return f"did you mean {near[0]}?"
-    shown = ", ".join(choices[:12]) + (", ..." if len(choices) > 12 else "")
-    return f"known: {shown}" if choices else "none is known"
-
-
 # ------------------------------------------------------------
 # The tables of a scenario as records; they say what is asked for and never how it is served.
 
@@ -79,7 +68,7 @@ FaultKind = Literal[
     "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
     "drain", "kills", "stop", "hangs", "controller",
 ]  # fmt: skip
-"""``sim.seeds`` draws the first eleven by their order, and the others from streams of their own."""
+"""``harness.seeds`` draws the first eleven by their order, and the others from streams of their own."""
 
 
 class Ramp(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -10,7 +10,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from clockwork_serve.units import NS_PER_S
+from clockwork_serve.units import NS_PER_S, counted
 from clockwork_serve.workload import processes as purposes
 from clockwork_serve.workload.generated import GeneratedTrace
 from clockwork_serve.workload.processes import (
@@ -265,11 +265,6 @@ def _cap(volumes: Floats, kept: Floats, share: float) -> str:
     dropped = 1.0 - float((volumes * kept).sum()) / before
     cut = f"{counted(capped, 'function')} cut, {dropped:.1%} of all calls dropped"
     return f"cap of {share:.1%} of the calls per function: {cut}"
-
-
-def counted(number: int, what: str) -> str:
-    """A number and what it counts."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 # ------------------------------------------------------------

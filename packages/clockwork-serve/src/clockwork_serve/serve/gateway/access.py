@@ -181,7 +181,7 @@ class Holder(Struct, frozen=True):
     tenant: str
 
 
-class Denied(ClockworkError):
+class AccessDenied(ClockworkError):
     """Access is denied. ``known``: not for want of a known key, but what it asks is not allowed."""
 
     def __init__(self, message: str, *, known: bool) -> None:
@@ -219,7 +219,7 @@ class KeyRing:
         self._denials = Lock()
 
     def authorize(self, right: Right, authorization: bytes | None, api_key: bytes | None) -> Holder:
-        """The holder of the key in a request's headers. Raises :class:`Denied`."""
+        """The holder of the key in a request's headers. Raises :class:`AccessDenied`."""
         key = api_key
         if authorization is not None and authorization[:7].lower() == b"bearer ":
             key = authorization[7:].strip()
@@ -227,13 +227,13 @@ class KeyRing:
         if holder is None:
             self._count(known=False)
             found = "none" if key is None else "one that is unknown"
-            raise Denied(
+            raise AccessDenied(
                 f"API key: expected one in 'Authorization: Bearer KEY' or 'x-api-key: KEY', found {found}",
                 known=False,
             )
         if right not in holder.rights:
             self._count(known=True)
-            raise Denied(
+            raise AccessDenied(
                 f"API key of {holder.name}: expected the right '{right}', found only "
                 f"{', '.join(sorted(holder.rights))}",
                 known=True,
@@ -339,7 +339,7 @@ class Sites:
         self._warned: set[str] = set()
 
     def check(self, host: bytes | None, origin: bytes | None) -> None:
-        """Raise :class:`Denied` if the headers ``Host`` and ``Origin`` are those of another site's page."""
+        """Raise :class:`AccessDenied` if ``Host`` and ``Origin`` are those of another site's page."""
         name, port = _authority(b"" if host is None else b"//" + host)
         if host is not None and not self._is_own(name):
             self._deny("Host", host, "a name of this server")
@@ -367,7 +367,7 @@ class Sites:
                 "trusted_hosts: refused a request to change something, with %s '%s'; add that if it is a "
                 "name of this server", header, shown,
             )  # fmt: skip
-        raise Denied(
+        raise AccessDenied(
             f"header '{header}': expected {expected}, since a page of another site might ask this through a "
             f"browser, and there are no API keys here; found '{shown}'; ask by an address of this server, or "
             "add the name to its trusted_hosts, or give it api_keys",

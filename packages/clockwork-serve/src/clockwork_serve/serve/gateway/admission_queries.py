@@ -15,7 +15,7 @@ from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Reason
 from clockwork_serve.oip import tightest
 from clockwork_serve.serve.gateway.access import Caps
 from clockwork_serve.serve.gateway.controller_link import GatewayLink
-from clockwork_serve.serve.gateway.requests import EarlyInquiry, missed_by
+from clockwork_serve.serve.gateway.requests import EarlyExchange, missed_by
 from clockwork_serve.serve.gateway.timing import GatewayDelay
 from clockwork_serve.units import NS_PER_S
 
@@ -30,10 +30,10 @@ BODY_WAIT_S: Final = 0.002
 class _OpenQuery:
     """One query. ``wait`` is the timer that sends it, then the one that gives up on a reply."""
 
-    __slots__ = ("frame", "inquiry", "sent", "wait")
+    __slots__ = ("exchange", "frame", "sent", "wait")
 
-    def __init__(self, inquiry: EarlyInquiry, frame: AdmissionQuery) -> None:
-        self.inquiry = inquiry
+    def __init__(self, exchange: EarlyExchange, frame: AdmissionQuery) -> None:
+        self.exchange = exchange
         self.frame = frame
         self.sent = False
         self.wait: asyncio.TimerHandle | None = None
@@ -43,14 +43,14 @@ class AdmissionQueries:
     """The open admission queries of one gateway; only for the running loop's thread.
 
     ``on_reject`` is called for a request that the controller would reject, with the reply and the request's
-    deadline. In every other case the request goes on: see :meth:`EarlyInquiry.query_done`.
+    deadline. In every other case the request goes on: see :meth:`EarlyExchange.query_done`.
     """
 
     def __init__(
         self,
         name: str,
         prefix: str,
-        on_reject: Callable[[EarlyInquiry, AdmissionReply, int], None],
+        on_reject: Callable[[EarlyExchange, AdmissionReply, int], None],
         caps: Caps | None = None,
         delay: GatewayDelay | None = None,
     ) -> None:
@@ -68,29 +68,29 @@ class AdmissionQueries:
         """Whether the last reply was a rejection. If so, bodies are not read until their own reply is
         there."""
 
-    def start(self, inquiry: EarlyInquiry, link: GatewayLink) -> str:
+    def start(self, exchange: EarlyExchange, link: GatewayLink) -> str:
         """Send a query for a request, now or after a delay; the query's id, or "" if there will be none.
 
         There is none without ``x-slo-ms`` in the head, because the SLO may then be in the body.
         """
-        if not link.serves or inquiry.slo_header is None:
+        if not link.serves or exchange.slo_header is None:
             return ""
         try:
-            served = link.models.find(inquiry.model, inquiry.version)
-            slo_ns = tightest(None, inquiry.slo_header, None)
+            served = link.models.find(exchange.model, exchange.version)
+            slo_ns = tightest(None, exchange.slo_header, None)
         except InvalidRequest:
             return ""  # the error is reported when the request is complete
         if slo_ns is None:
             return ""
-        slo_ns, _ = self._caps.of(inquiry.identity, slo_ns)
+        slo_ns, _ = self._caps.of(exchange.identity, slo_ns)
         self._count += 1
         query_id = f"{self._prefix}a{self._count}"
         frame = AdmissionQuery(
             announced_id=query_id, gateway=self._name, model=served.model.key,
-            arrival_ns=inquiry.arrival_ns, deadline_ns=inquiry.arrival_ns + slo_ns,
-            tenant=inquiry.identity, way_ns=self._delay.reserve_ns(slo_ns, inquiry.arrival_ns),
+            arrival_ns=exchange.arrival_ns, deadline_ns=exchange.arrival_ns + slo_ns,
+            tenant=exchange.identity, way_ns=self._delay.reserve_ns(slo_ns, exchange.arrival_ns),
         )  # fmt: skip
-        one = self._open[query_id] = _OpenQuery(inquiry, frame)
+        one = self._open[query_id] = _OpenQuery(exchange, frame)
         if self._loop.time() < self._rejections_until_s:
             self._send(one, link)
         else:
@@ -123,7 +123,7 @@ class AdmissionQueries:
         self.rejecting = bool(reply.reason)
         one = self._open.get(reply.announced_id)
         if one is not None and reply.reason:
-            self._on_reject(one.inquiry, reply, one.frame.deadline_ns)
+            self._on_reject(one.exchange, reply, one.frame.deadline_ns)
         self._finish(reply.announced_id)
 
     def on_lost(self) -> None:
@@ -159,4 +159,4 @@ class AdmissionQueries:
         one = self._open.get(query_id)
         if one is not None:
             self.withdraw(query_id)
-            one.inquiry.query_done()
+            one.exchange.query_done()

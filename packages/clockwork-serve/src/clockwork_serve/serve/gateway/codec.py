@@ -29,7 +29,7 @@ from clockwork_serve.serve.gateway.codec_process import (
     receive,
     send,
 )
-from clockwork_serve.serve.gateway.requests import Ending
+from clockwork_serve.serve.gateway.requests import InferResponse
 from clockwork_serve.units import KIB, MIB
 
 # ------------------------------------------------------------
@@ -78,7 +78,6 @@ class Codec:
         self._executor().submit(self._running)
 
     def close(self) -> None:
-        """End the process."""
         if self._thread is not None:
             self._thread.submit(self._end)
             self._thread.shutdown(wait=False)
@@ -205,17 +204,17 @@ CLASSES: Final = 1024
 """Classes of an output, in all its rows, that are ranked in the loop: a microsecond each."""
 
 
-def is_heavy(ending: Ending) -> bool:
+def has_large_outputs(response: InferResponse) -> bool:
     """Whether an output is to be encoded by the codec process."""
-    call, served = ending.call, ending.served
+    call, served = response.call, response.served
     if call is None or served is None:
         return False
-    for tensor in ending.outputs:
+    for tensor in response.outputs:
         if len(tensor.data) > JSON_BYTES:
             break
     else:  # the common case; small outputs have few classes
         return call.outputs is not None and any(wish.classes > CLASSES // 8 for wish in call.outputs)
-    sizes = {tensor.name: (len(tensor.data), tensor.shape) for tensor in ending.outputs}
+    sizes = {tensor.name: (len(tensor.data), tensor.shape) for tensor in response.outputs}
     return any(
         _is_heavy(wish, *sizes[wish.name], batched=served.code.batched) for wish in served.wanted(call)
     )
@@ -228,35 +227,35 @@ def _is_heavy(wish: OutputWish, nbytes: int, shape: tuple[int, ...], *, batched:
     return wish.shared is None and not wish.binary and nbytes > JSON_BYTES
 
 
-class Heavy:
-    """The outputs of an ending that the codec process is to encode; copied, unless their memory is their own.
+class LargeOutputs:
+    """Outputs of a response that the codec process is to encode; copied, unless their memory is their own.
 
-    To be created before :meth:`Inquiry.end` returns.
+    To be created before :meth:`Exchange.end` returns.
     """
 
-    def __init__(self, ending: Ending) -> None:
-        call, served = ending.call, ending.served
+    def __init__(self, response: InferResponse) -> None:
+        call, served = response.call, response.served
         assert call is not None
         assert served is not None
-        self.original = ending
-        if not ending.own:
-            ending.outputs = [
+        self.original = response
+        if not response.own:
+            response.outputs = [
                 OutputTensor(tensor.name, tensor.datatype, tensor.shape, bytes(tensor.data))
-                for tensor in ending.outputs
+                for tensor in response.outputs
             ]
-            ending.own = True
+            response.own = True
         self._wishes = served.wanted(call)
-        self._tensors = {tensor.name: tensor for tensor in ending.outputs}
+        self._tensors = {tensor.name: tensor for tensor in response.outputs}
 
-    async def ending(self, codec: Codec, wanted: Callable[[], bool]) -> Ending:
-        """The ending with classes as tensors, and ``texts`` of the outputs to be sent as JSON.
+    async def response(self, codec: Codec, wanted: Callable[[], bool]) -> InferResponse:
+        """The response with classes as tensors, and ``texts`` of the outputs to be sent as JSON.
 
         Raises :class:`InvalidRequest`, and :class:`CodecFailed`; the latter also if it is no longer
         ``wanted``.
         """
-        ending = self.original
-        assert ending.call is not None
-        assert ending.served is not None
+        response = self.original
+        assert response.call is not None
+        assert response.served is not None
         outputs, data = [], []
         for wish in self._wishes:
             tensor = self._tensors[wish.name]
@@ -269,8 +268,8 @@ class Heavy:
                 )  # fmt: skip
                 data.append(tensor.data)
         names = {output.name for output in outputs if output.classes}
-        labels = {name: found for name, found in ending.served.model.labels.items() if name in names}
-        job = Write(outputs, labels, ending.served.code.batched)
+        labels = {name: found for name, found in response.served.model.labels.items() if name in names}
+        job = Write(outputs, labels, response.served.code.batched)
         texts: dict[str, Buffer] = {}
         for output, content in await codec.write(job, data, wanted):
             if output.json:
@@ -278,5 +277,5 @@ class Heavy:
                 content = b""  # type: ignore[assignment] # noqa: PLW2901
             self._tensors[output.name] = OutputTensor(output.name, output.datatype, output.shape, content)
         wishes = [msgspec.structs.replace(wish, classes=0) for wish in self._wishes]
-        call = msgspec.structs.replace(ending.call, outputs=wishes)
-        return msgspec.structs.replace(ending, call=call, outputs=[*self._tensors.values()], texts=texts)
+        call = msgspec.structs.replace(response.call, outputs=wishes)
+        return msgspec.structs.replace(response, call=call, outputs=[*self._tensors.values()], texts=texts)

@@ -42,7 +42,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
 from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, KnownEnds, PeerHeartbeat
-from clockwork_serve.serve.gateway.requests import Pending, Slots
+from clockwork_serve.serve.gateway.requests import PendingRequest, Slots
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import connect, hello
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
@@ -96,7 +96,6 @@ class GatewayModels:
         self._set_versions(model.name, versions)
 
     def remove(self, key: str) -> None:
-        """Remove a model (``name/version``)."""
         name, _, version = key.rpartition("/")
         if self._by_version.pop((name, version), None) is not None:
             self._set_versions(name, set(self._versions[name]) - {version})
@@ -137,7 +136,7 @@ def _order(version: str) -> tuple[int, str]:
 # ------------------------------------------------------------
 # A gateway's link to the controller's process: reconnects, keeps the catalogue, asks questions.
 #
-# Answers to requests go to the listener. Where the controller runs is known to ``Reach`` alone.
+# Answers to requests go to the listener. Where the controller runs is known to ``Connector`` alone.
 
 
 RECONNECT_S: Final = 0.05
@@ -161,7 +160,7 @@ class ControllerLink(Protocol):
         """Close once everything queued was sent; ``on_lost`` is not called."""
 
 
-Reach = Callable[[Callable[[list[Frame]], None], Callable[[str], None]], Awaitable[ControllerLink]]
+Connector = Callable[[Callable[[list[Frame]], None], Callable[[str], None]], Awaitable[ControllerLink]]
 """Connects to the controller, given the callbacks ``on_frames`` and ``on_lost`` (called at most once, with
 the reason).
 
@@ -169,10 +168,10 @@ Raises :class:`TransportError` if it cannot be reached now.
 """
 
 
-def local_reach(controller: Path, name: str) -> Reach:
+def local_connector(controller: Path, name: str) -> Connector:
     """Connects to a controller on this host, at that socket."""
 
-    async def reach(
+    async def connect_here(
         on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]
     ) -> ControllerLink:
         own = hello(Role.GATEWAY, name)
@@ -180,7 +179,7 @@ def local_reach(controller: Path, name: str) -> Reach:
             controller, own, lambda _, frames: on_frames(frames), lambda link: on_lost(link.lost_because)
         )
 
-    return reach
+    return connect_here
 
 
 @dataclass(slots=True, frozen=True)
@@ -216,14 +215,14 @@ class GatewayLink:
     its start. What answers mean for requests is for the listener.
     """
 
-    def __init__(self, reach: Reach, server_slo_ns: int | None, listener: LinkListener) -> None:
+    def __init__(self, connector: Connector, server_slo_ns: int | None, listener: LinkListener) -> None:
         self.models = GatewayModels(server_slo_ns)
         self.serves = False  # read for each request, so it is not computed each time
         self.ready = False
         self.preparing = Preparing()
         self._waiting: frozenset[str] = frozenset()  # the names in it
         self._asked_for: Counter[str] = Counter()  # of these, since the last report
-        self._reach = reach
+        self._connector = connector
         self._server_slo_ns = server_slo_ns
         self._listener = listener
         self._loop = asyncio.get_running_loop()
@@ -288,7 +287,7 @@ class GatewayLink:
             self._incoming = GatewayModels(self._server_slo_ns)
             self._lost.clear()
             try:
-                link = await self._reach(self._on_frames, self._on_lost)
+                link = await self._connector(self._on_frames, self._on_lost)
             except TransportError as error:
                 _log.debug("%s", error)
             else:
@@ -501,7 +500,7 @@ FAILOVER_TIMEOUT_NS: Final = 3 * NS_PER_S
 RESUBMITTED: Final = "-2"
 """Added to the id of a request that is submitted again."""
 
-Pendings = dict[str, Pending]
+Pendings = dict[str, PendingRequest]
 
 
 class AwaitingFailover:
@@ -522,7 +521,7 @@ class AwaitingFailover:
         waiting = self._waiting | {
             request_id: pending
             for request_id, pending in pendings.items()
-            if pending.inquiry is not None
+            if pending.exchange is not None
             and not pending.resubmitted
             and pending.deadline_ns - now_ns >= FAILOVER_LEAST_NS
         }
@@ -554,6 +553,6 @@ class AwaitingFailover:
             del self._waiting[one]
         return found
 
-    def withdraw(self, request_id: str) -> Pending | None:
+    def withdraw(self, request_id: str) -> PendingRequest | None:
         """Remove one whose client left; None if there is none of that id."""
         return self._waiting.pop(request_id, None)

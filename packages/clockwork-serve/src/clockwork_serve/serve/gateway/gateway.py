@@ -49,30 +49,30 @@ from clockwork_serve.serve.gateway.client_shm import Regions, allowed
 from clockwork_serve.serve.gateway.controller_link import (
     RESUBMITTED,
     AwaitingFailover,
+    Connector,
     GatewayLink,
     GatewayModels,
     LinkListener,
-    Reach,
-    local_reach,
+    local_connector,
 )
 from clockwork_serve.serve.gateway.requests import (
+    EXPIRE_WHEN_LATE,
     ROOM_RETRY_NS,
-    TIMELY,
     Body,
     Copies,
     Copying,
-    EarlyInquiry,
-    Ending,
-    Inquiry,
+    EarlyExchange,
+    Exchange,
+    InferResponse,
     OutputReserves,
-    Pending,
+    PendingRequest,
     Slot,
     Slots,
-    ending_of,
-    gateway_ending,
-    invalid_ending,
-    late_ending,
+    gateway_response,
+    invalid_response,
+    late_response,
     missed_by,
+    response_of,
     spread_s,
 )
 from clockwork_serve.serve.gateway.settings import GatewayConfig
@@ -84,15 +84,17 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_S
 # Validation of a request against its model.
 
 
-def check(inquiry: Inquiry, call: InferCall, served: Served, regions: Regions | None, slots: Slots) -> Known:
+def check(
+    exchange: Exchange, call: InferCall, served: Served, regions: Regions | None, slots: Slots
+) -> Known:
     """Validate a request against its model. Raises :class:`InvalidRequest`.
 
     What is found is remembered for requests with the same header.
     """
-    shared = allowed(regions, local=inquiry.local) if call.shared else None
+    shared = allowed(regions, local=exchange.local) if call.shared else None
     if shared is not None:
-        inquiry.body = shared.read_inputs(call, slots, inquiry.body)
-    rows, signature = served.check(call, binary_only_allowed=inquiry.every_output_binary)
+        exchange.body = shared.read_inputs(call, slots, exchange.body)
+    rows, signature = served.check(call, binary_only_allowed=exchange.every_output_binary)
     if shared is not None:
         shared.check_outputs(call, served, rows)
     priority = priority_of(call.parameters, served.model.priority)
@@ -129,8 +131,8 @@ class OverdueSweep:
     def __init__(
         self,
         clock: Callable[[], int],
-        open_requests: Callable[[], Mapping[str, Pending]],
-        end: Callable[[str, Pending], None],
+        open_requests: Callable[[], Mapping[str, PendingRequest]],
+        end: Callable[[str, PendingRequest], None],
         awaiting: Callable[[], bool],
     ) -> None:
         self._clock, self._open, self._end, self._awaiting_failover = clock, open_requests, end, awaiting
@@ -143,7 +145,6 @@ class OverdueSweep:
             self.timer = self._loop.call_later(SWEEP_S, self._sweep)
 
     def close(self) -> None:
-        """Stop."""
         if self.timer is not None:
             self.timer.cancel()
 
@@ -153,7 +154,7 @@ class OverdueSweep:
         if not pendings and not awaiting:
             return
         due_before_ns = self._clock() - GRACE_NS
-        waiting = [one.deadline_ns for one in pendings.values() if one.inquiry is not None]
+        waiting = [one.deadline_ns for one in pendings.values() if one.exchange is not None]
         left_s = (min(waiting) - due_before_ns) / NS_PER_S if waiting else SWEEP_S
         if left_s < 0:
             # If this process was stopped until now, answers wait in the socket: read them first.
@@ -163,7 +164,7 @@ class OverdueSweep:
 
     def _end_late(self, due_before_ns: int) -> None:
         for request_id, pending in self._open().items():
-            if pending.inquiry is not None and pending.deadline_ns < due_before_ns:
+            if pending.exchange is not None and pending.deadline_ns < due_before_ns:
                 self._end(request_id, pending)
         self.timer = self._loop.call_later(SWEEP_LEAST_S, self._sweep)
 
@@ -195,16 +196,15 @@ _log = logging.getLogger(__name__)
 class Gateway:
     """All methods are for the running loop's thread, unless they say otherwise.
 
-    ``reach`` replaces the way to the controller that ``config`` describes, for one on another machine.
+    ``connector`` replaces the way to the controller that ``config`` describes, for one on another machine.
     ``rng`` spreads retries.
     """
 
     def __init__(
         self,
         config: GatewayConfig,
-        clock: Callable[[], int] = time.monotonic_ns,
         caps: Caps | None = None,
-        reach: Reach | None = None,
+        connector: Connector | None = None,
     ) -> None:
         self.name = config.name
         self.settings = config.settings
@@ -212,7 +212,7 @@ class Gateway:
         self.refusals: Journal | None = None  # set where what this gateway ends by itself is kept, for traces
         self.slots = Slots(self.settings.gateway_memory)
         self._reserves = OutputReserves()
-        self.clock = clock
+        self.clock = clock = time.monotonic_ns
         self.rng = Random()
         self.connections = 0
         self.readiness_listeners: list[Callable[[], None]] = []
@@ -233,10 +233,10 @@ class Gateway:
             self.admission_queries.on_admission_reply, self._on_batch, self._on_batch_end, self._on_refused,
             self._on_undelivered, self.admission_queries.on_lost, self._record_late,
         )  # fmt: skip
-        reach = reach or local_reach(config.controller, config.name)
-        self.link = GatewayLink(reach, self.settings.default_slo_ns, listener)
+        connector = connector or local_connector(config.controller, config.name)
+        self.link = GatewayLink(connector, self.settings.default_slo_ns, listener)
         self.turns = LoopTurns(clock, self.link.report_delivered)
-        self._pending: dict[str, Pending] = {}  # exactly the requests submitted and not answered
+        self._pending: dict[str, PendingRequest] = {}  # exactly the requests submitted and not answered
         self._awaiting_failover = AwaitingFailover(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still access
         self._copies = Copies(self._on_filled, self._on_wrong)
@@ -252,7 +252,6 @@ class Gateway:
 
     @property
     def models(self) -> GatewayModels:
-        """The catalogue of served models."""
         return self.link.models
 
     def close(self) -> None:
@@ -265,49 +264,49 @@ class Gateway:
         self._overdue.close()
         self.slots.close()
 
-    def infer(self, inquiry: Inquiry) -> str:
+    def infer(self, exchange: Exchange) -> str:
         """Validate a request and submit it; its id, or "" if it has ended already."""
         self._received += 1
         served: Served | None = None
         try:
-            if not self._can_accept(inquiry):
+            if not self._can_accept(exchange):
                 return ""
-            served = self.link.models.find(inquiry.model, inquiry.version)
-            call = inquiry.call(served)
-            known = call.known or check(inquiry, call, served, self.regions, self.slots)
+            served = self.link.models.find(exchange.model, exchange.version)
+            call = exchange.call(served)
+            known = call.known or check(exchange, call, served, self.regions, self.slots)
             slo_ns = known.slo_ns
-            if inquiry.slo_header is not None or inquiry.remaining_s is not None:
-                slo_ns = tightest(slo_ns, inquiry.slo_header, inquiry.remaining_s)
+            if exchange.slo_header is not None or exchange.remaining_s is not None:
+                slo_ns = tightest(slo_ns, exchange.slo_header, exchange.remaining_s)
         except InvalidRequest as error:
-            self.drop_body(inquiry)
-            inquiry.end(self.invalid(inquiry, error, served))
+            self.drop_body(exchange)
+            exchange.end(self.invalid(exchange, error, served))
             return ""
         except Exception:  # noqa: BLE001 - a bug that one request triggers must not end all others
-            _log.exception("reading a request failed", extra={"model": inquiry.model})
-            self._refuse(inquiry, Outcome.FAILED, Reason.NONE, UNREAD)
+            _log.exception("reading a request failed", extra={"model": exchange.model})
+            self._refuse(exchange, Outcome.FAILED, Reason.NONE, UNREAD)
             return ""
         wanted_ns = served.default_slo_ns if slo_ns is None else slo_ns
-        given_ns, priority = self._caps.of(inquiry.identity, wanted_ns, known.priority)
-        deadline_ns, other_ns = inquiry.arrival_ns + given_ns, 0 if given_ns == wanted_ns else given_ns
-        way_ns = self._delay.reserve_ns(given_ns, inquiry.arrival_ns)
+        given_ns, priority = self._caps.of(exchange.identity, wanted_ns, known.priority)
+        deadline_ns, other_ns = exchange.arrival_ns + given_ns, 0 if given_ns == wanted_ns else given_ns
+        way_ns = self._delay.reserve_ns(given_ns, exchange.arrival_ns)
         usual = known.rows == 1 and not known.signature and priority == served.model.priority
-        if self._ends_unsent(inquiry, served.model.key, deadline_ns, way_ns, summarised=usual):
+        if self._ends_unsent(exchange, served.model.key, deadline_ns, way_ns, summarised=usual):
             return ""
-        body, inquiry.body = inquiry.body, None
+        body, exchange.body = exchange.body, None
         output_bytes = self._reserves.room(served, known.rows, known.signature, self.slots.region)
         slot = self._fill(served.sent(call.inputs), output_bytes, body, call.strings)
         if slot is None:
             needed = self.slots.bytes_for(call.inputs, output_bytes)
-            self._refuse_for_memory(inquiry, served, needed, deadline_ns)
+            self._refuse_for_memory(exchange, served, needed, deadline_ns)
             return ""
         request_id = self._next_id()
         request = Request(
             request_id=request_id, gateway=self.name, model=served.model.key, rows=known.rows,
-            arrival_ns=inquiry.arrival_ns, deadline_ns=deadline_ns, signature=known.signature, way_ns=way_ns,
-            priority=priority, tensors=slot.encoded, tenant=inquiry.identity, trace=inquiry.trace,
-            decide_ns=self._caps.decide_ns(inquiry.identity, known.decide_ns, served.model.decide_ns),
+            arrival_ns=exchange.arrival_ns, deadline_ns=deadline_ns, signature=known.signature, way_ns=way_ns,
+            priority=priority, tensors=slot.encoded, tenant=exchange.identity, trace=exchange.trace,
+            decide_ns=self._caps.decide_ns(exchange.identity, known.decide_ns, served.model.decide_ns),
         )  # fmt: skip
-        self._pending[request_id] = Pending(inquiry, served, call, slot, request, other_ns)
+        self._pending[request_id] = PendingRequest(exchange, served, call, slot, request, other_ns)
         if self._copying.begun:
             self._copy_first(request_id)
         else:
@@ -345,11 +344,11 @@ class Gateway:
         return slot.tensors
 
     def cancel(self, request_id: str) -> None:
-        """The client of an open request left: stop the request; :meth:`Inquiry.end` is not called."""
+        """The client of an open request left: stop the request; :meth:`Exchange.end` is not called."""
         sent_id = request_id if request_id in self._pending else request_id + RESUBMITTED
         pending = self._pending.get(sent_id)
-        if pending is not None and pending.inquiry is not None:
-            pending.inquiry = None
+        if pending is not None and pending.exchange is not None:
+            pending.exchange = None
             if self._copies.withdraw(sent_id) or self.link.withdraw(sent_id):
                 self._drop(sent_id, Outcome.CANCELLED, Reason.NONE)
             else:
@@ -357,65 +356,67 @@ class Gateway:
         elif (awaiting := self._awaiting_failover.withdraw(request_id)) is not None:
             self.slots.free(awaiting.slot)
             self._count_outcome(Outcome.CANCELLED, Reason.NONE)
-            self._record(gateway_ending(Outcome.CANCELLED, Reason.NONE, "", request_id), awaiting.request)
+            self._record(gateway_response(Outcome.CANCELLED, Reason.NONE, "", request_id), awaiting.request)
 
-    def invalid(self, inquiry: Inquiry, error: InvalidRequest, served: Served | None = None) -> Ending:
+    def invalid(
+        self, exchange: Exchange, error: InvalidRequest, served: Served | None = None
+    ) -> InferResponse:
         """Count a request as invalid; how it ends."""
-        ending = self._count_invalid(error, served)
-        self._record_unsent(inquiry, ending, "" if served is None else served.model.key)
-        return ending
+        response = self._count_invalid(error, served)
+        self._record_unsent(exchange, response, "" if served is None else served.model.key)
+        return response
 
-    def _count_invalid(self, error: InvalidRequest, served: Served | None) -> Ending:
+    def _count_invalid(self, error: InvalidRequest, served: Served | None) -> InferResponse:
         self._count_outcome(Outcome.INVALID, reason_of_error(error))
         if served is not None:
             self._invalid_by_model[served.model.key] += 1
-        return invalid_ending(error, served=served)
+        return invalid_response(error, served=served)
 
-    def check_delivery(self, ending: Ending) -> Ending | None:
+    def check_delivery(self, response: InferResponse) -> InferResponse | None:
         """A response is about to be written to its client's socket.
 
         None if that is in time, else what to send instead. For any thread, like :meth:`discard`.
         """
-        if self.clock() <= ending.deadline_ns:
-            self.link.in_time.append(ending.request_id)
+        if self.clock() <= response.deadline_ns:
+            self.link.in_time.append(response.request_id)
             return None
-        return self.check_late(ending)
+        return self.check_late(response)
 
-    def check_late(self, ending: Ending) -> Ending | None:
+    def check_late(self, response: InferResponse) -> InferResponse | None:
         """None if it is not late; else count it as late, and say what to send instead.
 
         For a response that is reported by :meth:`note_sent` once it was sent. For any thread.
         """
-        if self.clock() <= ending.deadline_ns:
+        if self.clock() <= response.deadline_ns:
             return None
-        self.link.late.append(ending.request_id)
-        return self._with_triton_status(late_ending(ending.request_id, ending.outcome, ending.call))
+        self.link.late.append(response.request_id)
+        return self._with_triton_status(late_response(response.request_id, response.outcome, response.call))
 
-    def note_sent(self, ending: Ending) -> None:
+    def note_sent(self, response: InferResponse) -> None:
         """Count a response whose transport reports only later that it was sent. For any thread."""
-        in_time = self.clock() <= ending.deadline_ns + SENT_NS
-        (self.link.in_time if in_time else self.link.late).append(ending.request_id)
+        in_time = self.clock() <= response.deadline_ns + SENT_NS
+        (self.link.in_time if in_time else self.link.late).append(response.request_id)
 
-    def discard(self, ending: Ending) -> None:
+    def discard(self, response: InferResponse) -> None:
         """The client left before its response was sent; nothing is to be counted as late."""
-        self.link.in_time.append(ending.request_id)
+        self.link.in_time.append(response.request_id)
 
-    def unreadable(self, inquiry: Inquiry, error: InvalidRequest) -> Ending:
+    def unreadable(self, exchange: Exchange, error: InvalidRequest) -> InferResponse:
         """Count a request whose body cannot be decoded; how it ends."""
         self._received += 1
-        return self.invalid(inquiry, error)
+        return self.invalid(exchange, error)
 
-    def refuse_unread(self, inquiry: Inquiry, message: str, *, busy: bool) -> None:
+    def refuse_unread(self, exchange: Exchange, message: str, *, busy: bool) -> None:
         """End a request whose body was not decoded: the codec is overloaded (``busy``), or it failed."""
         self._received += 1
         if busy:
-            self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
+            self._refuse(exchange, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
         else:
-            self._refuse(inquiry, Outcome.FAILED, Reason.NONE, message)
+            self._refuse(exchange, Outcome.FAILED, Reason.NONE, message)
 
-    def drop_body(self, inquiry: Inquiry) -> None:
+    def drop_body(self, exchange: Exchange) -> None:
         """Free the memory that a request's body was received into, if it is not passed on."""
-        body, inquiry.body = inquiry.body, None
+        body, exchange.body = exchange.body, None
         if body is not None:
             self.slots.drop(body)
 
@@ -430,7 +431,7 @@ class Gateway:
             received=self._received,
             outcomes=dict(self._outcomes),
             invalid=dict(self._invalid_by_model),
-            open=sum(one.inquiry is not None for one in self._pending.values())
+            open=sum(one.exchange is not None for one in self._pending.values())
             + len(self._awaiting_failover),
             connections=self.connections,
             region_bytes=self.slots.region.size,
@@ -441,25 +442,25 @@ class Gateway:
             refused_by_summary=self.link.ends.refused,
         )
 
-    def _can_accept(self, inquiry: Inquiry) -> bool:
+    def _can_accept(self, exchange: Exchange) -> bool:
         """Whether the server serves and has capacity; if not, the request is ended."""
         link = self.link
         # For a model in the catalogue, let the controller say why it is not served.
-        if not link.serves and (not link.is_open or link.stuck or not link.models.versions(inquiry.model)):
-            self._refuse(inquiry, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}")
+        if not link.serves and (not link.is_open or link.stuck or not link.models.versions(exchange.model)):
+            self._refuse(exchange, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}")
             return False
-        if not link.ready and (why := link.why_waiting(inquiry.model)):
-            link.report_asked_for(inquiry.model)
-            self._refuse(inquiry, Outcome.REJECTED, Reason.NOT_SERVING, why, PREPARED_NS)
+        if not link.ready and (why := link.why_waiting(exchange.model)):
+            link.report_asked_for(exchange.model)
+            self._refuse(exchange, Outcome.REJECTED, Reason.NOT_SERVING, why, PREPARED_NS)
             return False
         if len(self._pending) >= self.settings.max_requests:
             message = f"{self.settings.max_requests} requests wait for answers already; raise max_requests"
-            self._refuse(inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
+            self._refuse(exchange, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
             return False
         return True
 
     def _ends_unsent(
-        self, inquiry: Inquiry, key: str, deadline_ns: int, way_ns: int, *, summarised: bool
+        self, exchange: Exchange, key: str, deadline_ns: int, way_ns: int, *, summarised: bool
     ) -> bool:
         """End a request for a model key that would only cost the controller time; whether it was one.
 
@@ -467,14 +468,14 @@ class Gateway:
         """
         now_ns = self.clock()
         if now_ns > deadline_ns:
-            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER, key=key, deadline_ns=deadline_ns)
+            self._refuse(exchange, Outcome.EXPIRED, Reason.NONE, OVER, key=key, deadline_ns=deadline_ns)
             return True
         shortage_ns = self.link.shortage_ns(key, deadline_ns - way_ns) if summarised else 0
         if shortage_ns > 0:
             retry_ns = self.link.retry_after_ns(key, shortage_ns)
             reason, why = Reason.WOULD_MISS_DEADLINE, missed_by(shortage_ns)
             outcome = Outcome.REJECTED
-            self._refuse(inquiry, outcome, reason, why, retry_ns, key=key, deadline_ns=deadline_ns)
+            self._refuse(exchange, outcome, reason, why, retry_ns, key=key, deadline_ns=deadline_ns)
             return True
         return False
 
@@ -485,14 +486,14 @@ class Gateway:
         if pending is None:
             _log.error("answer to a request that is not open", extra={"request_id": answer.request_id})
             return
-        inquiry = pending.inquiry
-        if inquiry is not None:
+        exchange = pending.exchange
+        if exchange is not None:
             if answer.exec_ns:
-                self._delay.lane_ended(inquiry.arrival_ns + answer.queue_ns + answer.exec_ns)
-            self._deliver_answer(inquiry, pending, answer)
+                self._delay.lane_ended(exchange.arrival_ns + answer.queue_ns + answer.exec_ns)
+            self._deliver_answer(exchange, pending, answer)
         else:
             # A client that was told EXPIRED got no answer, however good this one is.
-            over = pending.expired and answer.outcome in TIMELY
+            over = pending.expired and answer.outcome in EXPIRE_WHEN_LATE
             (self.link.late if over else self.link.in_time).append(answer.request_id)
             if answer.outcome is Outcome.OK:
                 self._unused_answers["over" if over else "left"] += 1
@@ -503,21 +504,21 @@ class Gateway:
 
     def _on_filled(self, request_id: str) -> None:
         pending = self._pending[request_id]
-        if pending.inquiry is None:
+        if pending.exchange is None:
             self._drop(request_id, Outcome.EXPIRED, Reason.NONE)
         else:
             self.link.submit(pending.request)
 
     def _on_wrong(self, request_id: str, error: InvalidRequest) -> None:
-        inquiry = self._pending[request_id].inquiry
-        if inquiry is None:
+        exchange = self._pending[request_id].exchange
+        if exchange is None:
             self._drop(request_id, Outcome.EXPIRED, Reason.NONE)
             return
         pending = self._pending.pop(request_id)
-        ending = self._count_invalid(error, pending.served)
-        self._record(ending, pending.request)
+        response = self._count_invalid(error, pending.served)
+        self._record(response, pending.request)
         self.slots.free(pending.slot)
-        inquiry.end(ending)
+        exchange.end(response)
 
     def _on_release(self, release: Release) -> None:
         slot = self._held.pop(release.request_id, None)
@@ -536,7 +537,7 @@ class Gateway:
         pending = self._pending.get(request_id)
         if pending is None:
             _log.error("an undelivered request is not open", extra={"request_id": request_id})
-        elif pending.inquiry is None:
+        elif pending.exchange is None:
             self._drop(request_id, Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
         else:
             self._reject_undelivered(request_id, undelivered.why)
@@ -547,26 +548,26 @@ class Gateway:
         if self.clock() > self._pending[request_id].deadline_ns:
             outcome, reason, why, retry_after_ns = Outcome.EXPIRED, Reason.NONE, OVER, 0
         pending = self._drop(request_id, outcome, reason, why)
-        if pending.inquiry is not None:
-            ending = gateway_ending(outcome, reason, why, request_id, pending)
-            ending.retry_after_ns = retry_after_ns
-            self._deliver(pending.inquiry, ending)
+        if pending.exchange is not None:
+            response = gateway_response(outcome, reason, why, request_id, pending)
+            response.retry_after_ns = retry_after_ns
+            self._deliver(pending.exchange, response)
 
-    def _drop(self, request_id: str, outcome: Outcome, reason: Reason, why: str = "") -> Pending:
+    def _drop(self, request_id: str, outcome: Outcome, reason: Reason, why: str = "") -> PendingRequest:
         """End a request that never reached the controller; its slot is free at once."""
         pending = self._pending.pop(request_id)
         self.slots.free(pending.slot)
         self._count_outcome(outcome, reason)
-        self._record(gateway_ending(outcome, reason, why, request_id), pending.request)
+        self._record(gateway_response(outcome, reason, why, request_id), pending.request)
         return pending
 
-    def _reject_early(self, inquiry: EarlyInquiry, told: AdmissionReply, deadline_ns: int) -> None:
+    def _reject_early(self, exchange: EarlyExchange, told: AdmissionReply, deadline_ns: int) -> None:
         self._received += 1
         if self.clock() > deadline_ns:
-            self._refuse(inquiry, Outcome.EXPIRED, Reason.NONE, OVER, deadline_ns=deadline_ns)
+            self._refuse(exchange, Outcome.EXPIRED, Reason.NONE, OVER, deadline_ns=deadline_ns)
             return
         outcome, reason, wait_ns = Outcome.REJECTED, told.reason, told.retry_after_ns
-        self._refuse(inquiry, outcome, reason, told.message, wait_ns, deadline_ns=deadline_ns)
+        self._refuse(exchange, outcome, reason, told.message, wait_ns, deadline_ns=deadline_ns)
 
     def _on_lost(self, why: str) -> None:
         # Workers may still write outputs for requests of the lost controller. Its region is left to them.
@@ -601,15 +602,15 @@ class Gateway:
 
     # Requests that the gateway ends
 
-    def _end_overdue(self, request_id: str, pending: Pending) -> None:
+    def _end_overdue(self, request_id: str, pending: PendingRequest) -> None:
         """The controller's answer is overdue: tell the client.
 
         The outcome is counted later, with the answer or when the link is lost.
         """
-        inquiry, pending.inquiry, pending.expired = pending.inquiry, None, True
-        if inquiry is not None:
+        exchange, pending.exchange, pending.expired = pending.exchange, None, True
+        if exchange is not None:
             self._deliver(
-                inquiry, gateway_ending(Outcome.EXPIRED, Reason.NONE, NO_ANSWER, request_id, pending)
+                exchange, gateway_response(Outcome.EXPIRED, Reason.NONE, NO_ANSWER, request_id, pending)
             )
 
     def _sweep_awaiting_failover(self) -> bool:
@@ -617,60 +618,62 @@ class Gateway:
             self._end_awaiting_failover(self._awaiting_failover.overdue())
         return len(self._awaiting_failover) > 0
 
-    def _end_awaiting_failover(self, awaiting: dict[str, Pending]) -> None:
+    def _end_awaiting_failover(self, awaiting: dict[str, PendingRequest]) -> None:
         why = "the link to the controller was lost, and no controller took over in time"
         for request_id, pending in awaiting.items():
             self.slots.free(pending.slot)
-            if pending.inquiry is not None:
-                self._end_unserved(pending.inquiry, request_id, pending, why)
+            if pending.exchange is not None:
+                self._end_unserved(pending.exchange, request_id, pending, why)
 
-    def _end_unserved(self, inquiry: Inquiry, request_id: str, pending: Pending, why: str) -> None:
+    def _end_unserved(self, exchange: Exchange, request_id: str, pending: PendingRequest, why: str) -> None:
         self._count_outcome(Outcome.REJECTED, Reason.NOT_SERVING)
-        ending = gateway_ending(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
-        self._record(ending, pending.request)
-        self._deliver(inquiry, ending)
+        response = gateway_response(Outcome.REJECTED, Reason.NOT_SERVING, why, request_id, pending)
+        self._record(response, pending.request)
+        self._deliver(exchange, response)
 
     def _end_all(self, why: str) -> None:
         pendings, self._pending = self._pending, {}
         self._held.clear()
         for request_id, pending in pendings.items():
-            if pending.inquiry is not None:
-                self._end_unserved(pending.inquiry, request_id, pending, why)
+            if pending.exchange is not None:
+                self._end_unserved(pending.exchange, request_id, pending, why)
             else:
                 outcome = Outcome.EXPIRED if pending.expired else Outcome.CANCELLED
                 self._count_outcome(outcome, Reason.NONE)
-                self._record(gateway_ending(outcome, Reason.NONE, why, request_id), pending.request)
+                self._record(gateway_response(outcome, Reason.NONE, why, request_id), pending.request)
 
     def _refuse(
-        self, inquiry: Inquiry, outcome: Outcome, reason: Reason, message: str, retry_after_ns: int = 0,
+        self, exchange: Exchange, outcome: Outcome, reason: Reason, message: str, retry_after_ns: int = 0,
         *, key: str = "", deadline_ns: int = 0,
     ) -> None:  # fmt: skip
-        self.drop_body(inquiry)
+        self.drop_body(exchange)
         self._count_outcome(outcome, reason)
-        ending = gateway_ending(outcome, reason, message)
-        ending.retry_after_ns = retry_after_ns
-        self._record_unsent(inquiry, ending, key, deadline_ns)
-        self._deliver(inquiry, ending)
+        response = gateway_response(outcome, reason, message)
+        response.retry_after_ns = retry_after_ns
+        self._record_unsent(exchange, response, key, deadline_ns)
+        self._deliver(exchange, response)
 
-    def _record_unsent(self, inquiry: Inquiry, ending: Ending, key: str, deadline_ns: int = 0) -> None:
+    def _record_unsent(
+        self, exchange: Exchange, response: InferResponse, key: str, deadline_ns: int = 0
+    ) -> None:
         """Give a request that never had an id one, by which traces have it."""
         if self.refusals is None:
             return
-        ending.request_id = self._next_id()
-        arrival_ns = inquiry.arrival_ns or self.clock()
-        model = key or printable(f"{inquiry.model}/{inquiry.version}", NAME_CHARS)
+        response.request_id = self._next_id()
+        arrival_ns = exchange.arrival_ns or self.clock()
+        model = key or printable(f"{exchange.model}/{exchange.version}", NAME_CHARS)
         request = Request(
-            request_id=ending.request_id, gateway=self.name, model=model, arrival_ns=arrival_ns,
-            deadline_ns=deadline_ns or arrival_ns, tenant=inquiry.identity, trace=inquiry.trace,
+            request_id=response.request_id, gateway=self.name, model=model, arrival_ns=arrival_ns,
+            deadline_ns=deadline_ns or arrival_ns, tenant=exchange.identity, trace=exchange.trace,
         )  # fmt: skip
-        self._record(ending, request)
+        self._record(response, request)
 
-    def _record(self, ending: Ending, request: Request) -> None:
+    def _record(self, response: InferResponse, request: Request) -> None:
         """Keep what became of a request, for the controller will not."""
         if self.refusals is not None:
             answer = Answer(
-                request_id=request.request_id, gateway=self.name, outcome=ending.outcome,
-                reason=ending.reason, message=ending.message, retry_after_ns=ending.retry_after_ns,
+                request_id=request.request_id, gateway=self.name, outcome=response.outcome,
+                reason=response.reason, message=response.message, retry_after_ns=response.retry_after_ns,
             )  # fmt: skip
             if request.tensors:
                 request = msgspec.structs.replace(request, tensors=b"")
@@ -678,7 +681,7 @@ class Gateway:
 
     def _record_late(self, request_ids: tuple[str, ...]) -> None:
         if self.refusals is not None:
-            late = [late_ending(request_id, Outcome.OK, None) for request_id in request_ids]
+            late = [late_response(request_id, Outcome.OK, None) for request_id in request_ids]
             answers = [
                 Answer(
                     request_id=each.request_id, gateway=self.name, outcome=each.outcome, reason=each.reason,
@@ -688,66 +691,66 @@ class Gateway:
             ]  # fmt: skip
             self.refusals.on_step(self.clock(), (), answers)
 
-    def _refuse_for_memory(self, inquiry: Inquiry, served: Served, needed: int, deadline_ns: int) -> None:
+    def _refuse_for_memory(self, exchange: Exchange, served: Served, needed: int, deadline_ns: int) -> None:
         size = self.slots.region.size
         if needed > size:
             error = InvalidRequest(
                 f"the request needs {needed} bytes for its inputs and outputs, expected at most {size}; "
                 "send fewer rows at once, or raise the server's gateway_memory"
             )
-            inquiry.end(self.invalid(inquiry, error, served))
+            exchange.end(self.invalid(exchange, error, served))
             return
         message = (
             f"no room for {needed} bytes of one more request's tensors among the {size} of gateway_memory; "
             "raise it if this is often so"
         )
         self._refuse(
-            inquiry, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS, key=served.model.key,
+            exchange, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS, key=served.model.key,
             deadline_ns=deadline_ns,
         )  # fmt: skip
 
-    def _deliver_answer(self, inquiry: Inquiry, pending: Pending, answer: Answer) -> None:
-        if answer.outcome in TIMELY and self.batch_now_ns > pending.request.deadline_ns:
+    def _deliver_answer(self, exchange: Exchange, pending: PendingRequest, answer: Answer) -> None:
+        if answer.outcome in EXPIRE_WHEN_LATE and self.batch_now_ns > pending.request.deadline_ns:
             self.link.late.append(answer.request_id)
-            self._deliver(inquiry, late_ending(answer.request_id, answer.outcome, pending.call))
+            self._deliver(exchange, late_response(answer.request_id, answer.outcome, pending.call))
             return
         try:
-            ending = ending_of(pending, answer, self.slots)
-            if pending.served.outputs_open and ending.outcome is Outcome.OK:
-                self._reserves.learn(pending.request, ending.outputs)
-            if not ending.deadline_ns:
+            response = response_of(pending, answer, self.slots)
+            if pending.served.outputs_open and response.outcome is Outcome.OK:
+                self._reserves.learn(pending.request, response.outputs)
+            if not response.deadline_ns:
                 self.link.in_time.append(answer.request_id)
-            if pending.call.shared and self.regions is not None and ending.outcome is Outcome.OK:
-                self.regions.write_outputs(pending.call, ending.outputs)
-            self._deliver(inquiry, ending)
+            if pending.call.shared and self.regions is not None and response.outcome is Outcome.OK:
+                self.regions.write_outputs(pending.call, response.outputs)
+            self._deliver(exchange, response)
         except InvalidRequest as error:
             # The controller has counted it as answered.
             self.link.in_time.append(answer.request_id)
-            ending = invalid_ending(error, answer.request_id)
-            self._record(ending, pending.request)
-            inquiry.end(ending)
+            response = invalid_response(error, answer.request_id)
+            self._record(response, pending.request)
+            exchange.end(response)
         except Exception:  # noqa: BLE001 - a bug that one answer triggers must not end all others
             _log.exception("delivering an answer failed", extra={"request_id": answer.request_id})
             self.link.in_time.append(answer.request_id)
             why = "the answer could not be delivered; see the gateway's log"
-            ending = gateway_ending(Outcome.FAILED, Reason.NONE, why, answer.request_id, pending)
-            self._record(ending, pending.request)
-            inquiry.end(ending)
+            response = gateway_response(Outcome.FAILED, Reason.NONE, why, answer.request_id, pending)
+            self._record(response, pending.request)
+            exchange.end(response)
 
-    def _deliver(self, inquiry: Inquiry, ending: Ending) -> None:
-        if ending.outcome is not Outcome.OK:
-            if ending.outcome is Outcome.REJECTED:
+    def _deliver(self, exchange: Exchange, response: InferResponse) -> None:
+        if response.outcome is not Outcome.OK:
+            if response.outcome is Outcome.REJECTED:
                 self.admission_queries.note_rejection()
-            if ending.reason is Reason.NOT_SERVING and not ending.retry_after_ns:
-                ending.retry_after_ns = RECOVERY_NS
-            ending.retry_after_s = spread_s(ending.retry_after_ns, self.rng)
-            ending = self._with_triton_status(ending)
-        inquiry.end(ending)
+            if response.reason is Reason.NOT_SERVING and not response.retry_after_ns:
+                response.retry_after_ns = RECOVERY_NS
+            response.retry_after_s = spread_s(response.retry_after_ns, self.rng)
+            response = self._with_triton_status(response)
+        exchange.end(response)
 
-    def _with_triton_status(self, ending: Ending) -> Ending:
-        if self.settings.triton_codes and ending.outcome is not Outcome.OK:
-            ending.status = status_of(ending.outcome, ending.reason, triton=True)
-        return ending
+    def _with_triton_status(self, response: InferResponse) -> InferResponse:
+        if self.settings.triton_codes and response.outcome is not Outcome.OK:
+            response.status = status_of(response.outcome, response.reason, triton=True)
+        return response
 
     def _count_outcome(self, outcome: Outcome, reason: Reason) -> None:
         self._outcomes[outcome_key(outcome, reason)] += 1

@@ -88,7 +88,6 @@ class Copying:
         self._strings = strings
 
     def add(self, target: memoryview, source: memoryview) -> None:
-        """Append a copy."""
         self.begun = True
         self._parts.append((target, source))
 
@@ -306,7 +305,6 @@ class Slots:
         return moved
 
     def close(self) -> None:
-        """Free the memory."""
         self.region.close()
 
     def _forget(self, body: Body) -> None:
@@ -432,16 +430,16 @@ def _ref(tensor: InputTensor, offset: int) -> TensorRef:
 # A client's request as the core of a gateway sees it, over any protocol, and how one ended.
 
 
-class Ending(Struct):
-    """How a request ended. ``served`` and ``call`` are None if it was refused before they were known.
+class InferResponse(Struct):
+    """A response, not encoded yet. ``served`` and ``call`` are None if it was refused before they were known.
 
     With a ``deadline_ns`` the protocol's server must report back to the core: :meth:`Gateway.check_delivery`
     when the response is written to the socket, or :meth:`Gateway.discard` if it never is. ``retry_after_ns``
     is exact, ``retry_after_s`` is in whole seconds and randomised. ``texts`` are the data of outputs that are
     encoded as JSON already.
 
-    Unless it is their ``own``, ``outputs`` refer to memory that is freed when :meth:`Inquiry.end` returns. If
-    they are large, ``keep`` delays that, until what it returns is called.
+    Unless it is their ``own``, ``outputs`` refer to memory that is freed when :meth:`Exchange.end` returns.
+    If they are large, ``keep`` delays that, until what it returns is called.
     """
 
     outcome: Outcome
@@ -478,7 +476,7 @@ def spread_s(wait_ns: int, rng: Random) -> int:
     return least_s + rng.randint(0, max(1, least_s // 2)) if least_s > 0 else 0
 
 
-class Inquiry(Protocol):
+class Exchange(Protocol):
     """One inference request of a client, over any protocol, as the core of a gateway sees it.
 
     ``body`` is the room in the region that its tensors were received into, if any; :meth:`Gateway.infer`
@@ -503,11 +501,11 @@ class Inquiry(Protocol):
     def call(self, served: Served) -> InferCall:
         """Parse it. Raises :class:`InvalidRequest`."""
 
-    def end(self, ending: Ending) -> None:
+    def end(self, response: InferResponse) -> None:
         """Respond to the client, perhaps before :meth:`Gateway.infer` returns. Again only if it raised."""
 
 
-class EarlyInquiry(Inquiry, Protocol):
+class EarlyExchange(Exchange, Protocol):
     """A request whose head is received before its body."""
 
     def query_done(self) -> None:
@@ -522,17 +520,17 @@ ROOM_RETRY_NS: Final = 50 * NS_PER_MS
 """Retry advice if there is no capacity: about as long as most requests hold a slot."""
 
 
-TIMELY: Final = frozenset({Outcome.OK, Outcome.REJECTED})
+EXPIRE_WHEN_LATE: Final = frozenset({Outcome.OK, Outcome.REJECTED})
 """Outcomes that are worth something only in time: after its deadline a request has expired."""
 
 
-class Pending(Struct):
-    """A request that the controller has not answered; ``inquiry`` is None once its client needs no response.
+class PendingRequest(Struct):
+    """A request that the controller has not answered; ``exchange`` is None once its client needs no response.
 
     ``request`` is what the controller was sent.
     """
 
-    inquiry: Inquiry | None
+    exchange: Exchange | None
     served: Served
     call: InferCall
     slot: Slot
@@ -547,16 +545,16 @@ class Pending(Struct):
         return self.request.deadline_ns
 
 
-def ending_of(pending: Pending, answer: Answer, slots: Slots) -> Ending:
+def response_of(pending: PendingRequest, answer: Answer, slots: Slots) -> InferResponse:
     """How a request ended, by the controller's answer. Its outputs may be in one of ``slots``."""
     outcome, reason = answer.outcome, answer.reason
     status = OK if outcome is Outcome.OK else status_of(outcome, reason)
-    ending = Ending(
+    response = InferResponse(
         outcome, reason, status, answer.message, answer.request_id, pending.served,
         pending.call, answer.retry_after_ns,
     )  # fmt: skip
     if answer.batch:
-        ending.parameters = {
+        response.parameters = {
             "queue_ms": answer.queue_ns // 1000 / 1000,
             "exec_ms": answer.exec_ns // 1000 / 1000,
             "expected_ms": answer.expected_ns // 1000 / 1000,
@@ -564,35 +562,37 @@ def ending_of(pending: Pending, answer: Answer, slots: Slots) -> Ending:
             "cold_start": answer.cold,
         }
         if pending.slo_ns:
-            ending.parameters["slo_ms"] = pending.slo_ns / NS_PER_MS
-    if outcome in TIMELY:
-        ending.deadline_ns = pending.request.deadline_ns
+            response.parameters["slo_ms"] = pending.slo_ns / NS_PER_MS
+    if outcome in EXPIRE_WHEN_LATE:
+        response.deadline_ns = pending.request.deadline_ns
     if outcome is Outcome.OK:
-        outputs, ending.own = pending.slot.outputs(answer.outputs)
-        ending.outputs = pending.served.answered(outputs)
+        outputs, response.own = pending.slot.outputs(answer.outputs)
+        response.outputs = pending.served.answered(outputs)
         # The room for them is asked first: it is small for most, and costs no look at each.
         if (
             pending.slot.tensors.output_bytes > COPIED_AT_ONCE
-            and not (ending.own or pending.call.shared)
+            and not (response.own or pending.call.shared)
             and sum([len(tensor.data) for tensor in outputs]) > COPIED_AT_ONCE
         ):
-            ending.keep = partial(slots.keep, pending.slot)
-    return ending
+            response.keep = partial(slots.keep, pending.slot)
+    return response
 
 
-def invalid_ending(error: InvalidRequest, request_id: str = "", served: Served | None = None) -> Ending:
+def invalid_response(
+    error: InvalidRequest, request_id: str = "", served: Served | None = None
+) -> InferResponse:
     """How an invalid request ends."""
     reason = reason_of_error(error)
-    return Ending(Outcome.INVALID, reason, status_of_error(error), str(error), request_id, served)
+    return InferResponse(Outcome.INVALID, reason, status_of_error(error), str(error), request_id, served)
 
 
-def late_ending(request_id: str, outcome: Outcome, call: InferCall | None) -> Ending:
+def late_response(request_id: str, outcome: Outcome, call: InferCall | None) -> InferResponse:
     """How a request ends whose response, of that outcome, could not be sent to its client in time."""
     message = "the gateway could give its answer to the client only after the deadline"
     reason = Reason.LATE if outcome is Outcome.OK else Reason.NONE
-    ending = gateway_ending(Outcome.EXPIRED, reason, message, request_id)
-    ending.call = call
-    return ending
+    response = gateway_response(Outcome.EXPIRED, reason, message, request_id)
+    response.call = call
+    return response
 
 
 def missed_by(shortage_ns: int) -> str:
@@ -600,11 +600,15 @@ def missed_by(shortage_ns: int) -> str:
     return f"the deadline would be missed by {shortage_ns / NS_PER_MS:.1f} ms: others are due before it"
 
 
-def gateway_ending(
-    outcome: Outcome, reason: Reason, message: str, request_id: str = "", pending: Pending | None = None
-) -> Ending:
+def gateway_response(
+    outcome: Outcome,
+    reason: Reason,
+    message: str,
+    request_id: str = "",
+    pending: PendingRequest | None = None,
+) -> InferResponse:
     """How a request ends that the gateway ends itself."""
-    ending = Ending(outcome, reason, status_of(outcome, reason), message, request_id)
+    response = InferResponse(outcome, reason, status_of(outcome, reason), message, request_id)
     if pending is not None:
-        ending.served, ending.call = pending.served, pending.call
-    return ending
+        response.served, response.call = pending.served, pending.call
+    return response

@@ -34,11 +34,11 @@ from clockwork_serve.oip.protobuf import (
     reflect,
     rpcs,
 )
-from clockwork_serve.serve.gateway.access import AccessControl, Denied, Right
+from clockwork_serve.serve.gateway.access import AccessControl, AccessDenied, Right
 from clockwork_serve.serve.gateway.client_shm import is_loopback
-from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, Heavy, is_heavy
+from clockwork_serve.serve.gateway.codec import Codec, CodecFailed, LargeOutputs, has_large_outputs
 from clockwork_serve.serve.gateway.gateway import Gateway
-from clockwork_serve.serve.gateway.requests import Body, Ending, gateway_ending
+from clockwork_serve.serve.gateway.requests import Body, InferResponse, gateway_response
 from clockwork_serve.serve.gateway.settings import excess, grpc_options
 from clockwork_serve.serve.grpc.call import Aborted, Failure, GrpcCall, Metadata, Method
 from clockwork_serve.serve.grpc.server import AccessCheck, GrpcServer, callback, coroutine, stream
@@ -88,7 +88,7 @@ def access_check(access: AccessControl) -> AccessCheck:
             return ""
         try:
             return _authorized(access, right, dict(metadata))
-        except Denied as denied:
+        except AccessDenied as denied:
             code = grpc.StatusCode.PERMISSION_DENIED if denied.known else grpc.StatusCode.UNAUTHENTICATED
             raise Aborted(code, str(denied)) from None
 
@@ -96,7 +96,7 @@ def access_check(access: AccessControl) -> AccessCheck:
 
 
 def _authorized(access: AccessControl, right: Right, metadata: Mapping[str, str | bytes]) -> str:
-    """The tenant of the caller's key; "" where there are no keys. Raises :class:`Denied`.
+    """The tenant of the caller's key; "" where there are no keys. Raises :class:`AccessDenied`.
 
     No browser speaks this protocol, but a proxy may translate from one that pages can speak (gRPC-Web), and
     passes their Origin on.
@@ -222,12 +222,12 @@ _ModelConfig: Final = message("inference.ModelConfig")
 _RegionStatus: Final = message("inference.SystemSharedMemoryStatusResponse.RegionStatus")
 
 
-_Write = Callable[["_GrpcInquiry", Heavy], None]
-"""Has the codec process encode the outputs of an ending, and then responds."""
+_Write = Callable[["_GrpcExchange", LargeOutputs], None]
+"""Has the codec process encode large outputs, and then responds."""
 
 
-class _GrpcInquiry(ABC):
-    """A ``ModelInferRequest`` as the gateway's :class:`Inquiry`; subclasses respond."""
+class _GrpcExchange(ABC):
+    """A ``ModelInferRequest`` as the gateway's :class:`Exchange`; subclasses respond."""
 
     __slots__ = (
         "arrival_ns",
@@ -300,40 +300,44 @@ class _GrpcInquiry(ABC):
     def is_open(self) -> bool:
         """Whether the client still waits for a response."""
 
-    def end(self, ending: Ending) -> None:
+    def end(self, response: InferResponse) -> None:
         """Encode the response while the outputs' memory is there, or have the codec process do it."""
-        call = ending.call
+        call = response.call
         # Classes are requested of named outputs only.
-        if call is not None and call.outputs and ending.outcome is Outcome.OK and is_heavy(ending):
-            self.write(self, Heavy(ending))
+        if (
+            call is not None
+            and call.outputs
+            and response.outcome is Outcome.OK
+            and has_large_outputs(response)
+        ):
+            self.write(self, LargeOutputs(response))
         else:
-            self.respond(ending)
+            self.respond(response)
 
     @abstractmethod
-    def respond(self, ending: Ending) -> None:
+    def respond(self, response: InferResponse) -> None:
         """Encode the response."""
 
 
 class _Delivery:
     """The delivery of a good answer. It must not refer to its call, which refers to it."""
 
-    __slots__ = ("_ending", "_gateway")
+    __slots__ = ("_gateway", "_response")
 
-    def __init__(self, gateway: Gateway, ending: Ending) -> None:
+    def __init__(self, gateway: Gateway, response: InferResponse) -> None:
         self._gateway = gateway
-        self._ending = ending
+        self._response = response
 
     def failure(self) -> Failure | None:
         """The status to send instead, if it is late."""
-        gateway, ending = self._gateway, self._ending
-        if gateway.clock() <= ending.deadline_ns:  # as most are
+        gateway, response = self._gateway, self._response
+        if gateway.clock() <= response.deadline_ns:  # as most are
             return None
-        late = gateway.check_late(ending)
+        late = gateway.check_late(response)
         return None if late is None else _failure(late)
 
     def on_sent(self) -> None:
-        """It was sent."""
-        self._gateway.note_sent(self._ending)
+        self._gateway.note_sent(self._response)
 
 
 def _trace(rpc: GrpcCall) -> str:
@@ -348,7 +352,7 @@ def _trace(rpc: GrpcCall) -> str:
     return trace_context(parents, states)
 
 
-class _UnaryInquiry(_GrpcInquiry):
+class _UnaryExchange(_GrpcExchange):
     """A ``ModelInfer``."""
 
     __slots__ = ()
@@ -358,32 +362,31 @@ class _UnaryInquiry(_GrpcInquiry):
         """Whether the client still waits for a response."""
         return self.rpc.is_open
 
-    def respond(self, ending: Ending) -> None:
-        """Encode the response."""
+    def respond(self, response: InferResponse) -> None:
         if not self.rpc.is_open:
-            if ending.deadline_ns:
-                self.gateway.discard(ending)
-        elif ending.outcome is Outcome.OK:
-            message = _encoded(ending)
-            ending.outputs = []
-            trailers = (("clockwork-request-id", ending.request_id),)
-            self.rpc.reply_unless(_Delivery(self.gateway, ending), message, trailers)
+            if response.deadline_ns:
+                self.gateway.discard(response)
+        elif response.outcome is Outcome.OK:
+            message = _encoded(response)
+            response.outputs = []
+            trailers = (("clockwork-request-id", response.request_id),)
+            self.rpc.reply_unless(_Delivery(self.gateway, response), message, trailers)
         else:
-            late = self.gateway.check_delivery(ending) if ending.deadline_ns else None
-            self.rpc.fail(*_failure(late or ending))
+            late = self.gateway.check_delivery(response) if response.deadline_ns else None
+            self.rpc.fail(*_failure(late or response))
 
 
-class _StreamInquiry(_GrpcInquiry):
-    """One request of a ``ModelStreamInfer``. ``ended`` becomes its response, or the :class:`Ending`."""
+class _StreamExchange(_GrpcExchange):
+    """One request of a ``ModelStreamInfer``. ``ended`` gets its response, or the :class:`InferResponse`."""
 
-    __slots__ = ("ended", "ending", "request_id")
+    __slots__ = ("ended", "request_id", "unreported")
 
     def __init__(
         self, request: Any, rpc: GrpcCall, gateway: Gateway, write: _Write, ended: asyncio.Future[Any]
     ) -> None:
         super().__init__(request, rpc, gateway, write)
         self.ended = ended
-        self.ending: Ending | None = None  # until it was reported whether it was in time
+        self.unreported: InferResponse | None = None  # until it was reported whether it was in time
         self.request_id = ""  # "" where it ended at once
 
     @property
@@ -391,33 +394,31 @@ class _StreamInquiry(_GrpcInquiry):
         """Whether the client still waits for a response."""
         return not self.ended.done()
 
-    def respond(self, ending: Ending) -> None:
-        """Encode the response."""
+    def respond(self, response: InferResponse) -> None:
         if self.ended.done():
-            if ending.deadline_ns:
-                self.gateway.discard(ending)
+            if response.deadline_ns:
+                self.gateway.discard(response)
             return
-        found: bytes | Ending = ending
-        if ending.outcome is Outcome.OK:
+        found: bytes | InferResponse = response
+        if response.outcome is Outcome.OK:
             # There is only one response; clients that support several wait for this.
-            ending.parameters["triton_final_response"] = True
-            found = _encoded(ending, streamed=True)
-            ending.outputs = []
-        if ending.deadline_ns:
-            self.ending = ending
+            response.parameters["triton_final_response"] = True
+            found = _encoded(response, streamed=True)
+            response.outputs = []
+        if response.deadline_ns:
+            self.unreported = response
         self.ended.set_result(found)
 
-    def timely_result(self, found: bytes | Ending) -> bytes | Ending:
+    def timely_result(self, found: bytes | InferResponse) -> bytes | InferResponse:
         """The response to send now: the given one, or another if the deadline has passed."""
-        ending, self.ending = self.ending, None
-        late = None if ending is None else self.gateway.check_delivery(ending)
+        response, self.unreported = self.unreported, None
+        late = None if response is None else self.gateway.check_delivery(response)
         return late or found
 
     def abandon(self, gateway: Gateway) -> None:
-        """The client left."""
-        ending, self.ending = self.ending, None
-        if ending is not None:
-            gateway.discard(ending)
+        response, self.unreported = self.unreported, None
+        if response is not None:
+            gateway.discard(response)
         if self.request_id and (self.ended.cancelled() or not self.ended.done()):
             gateway.cancel(self.request_id)
 
@@ -477,19 +478,19 @@ class GatewayGrpc:
     # Inference
 
     def _infer(self, rpc: GrpcCall, request: Any) -> None:
-        inquiry = _UnaryInquiry(request, rpc, self._gateway, self._write)
+        exchange = _UnaryExchange(request, rpc, self._gateway, self._write)
         if isinstance(request, WalkedRequest) and request.has_strings:
-            self._start(self._infer_soon(rpc, inquiry))
+            self._start(self._infer_soon(rpc, exchange))
         else:
-            self._infer_now(rpc, inquiry)
+            self._infer_now(rpc, exchange)
 
-    async def _infer_soon(self, rpc: GrpcCall, inquiry: _UnaryInquiry) -> None:
-        await inquiry.read_in_steps()
+    async def _infer_soon(self, rpc: GrpcCall, exchange: _UnaryExchange) -> None:
+        await exchange.read_in_steps()
         if rpc.is_open:
-            self._infer_now(rpc, inquiry)
+            self._infer_now(rpc, exchange)
 
-    def _infer_now(self, rpc: GrpcCall, inquiry: _UnaryInquiry) -> None:
-        request_id = self._gateway.infer(inquiry)
+    def _infer_now(self, rpc: GrpcCall, exchange: _UnaryExchange) -> None:
+        request_id = self._gateway.infer(exchange)
         if request_id and rpc.is_open:
             # The client may leave, or its deadline pass.
             rpc.on_cancel = partial(self._gateway.cancel, request_id)
@@ -500,27 +501,27 @@ class GatewayGrpc:
         An error is sent as a response, unless the client wants a status, which ends the stream.
         """
         as_status = rpc.metadatum("triton_grpc_error") == "true"
-        open_inquiries: asyncio.Queue[_StreamInquiry | None] = asyncio.Queue(_STREAMED_MAX)
-        reader = self._loop.create_task(self._read_stream(requests, rpc, open_inquiries))
-        inquiry: _StreamInquiry | None = None
+        open_exchanges: asyncio.Queue[_StreamExchange | None] = asyncio.Queue(_STREAMED_MAX)
+        reader = self._loop.create_task(self._read_stream(requests, rpc, open_exchanges))
+        exchange: _StreamExchange | None = None
         try:
-            while (inquiry := await open_inquiries.get()) is not None:
-                found = inquiry.timely_result(await inquiry.ended)
-                if not isinstance(found, Ending):
+            while (exchange := await open_exchanges.get()) is not None:
+                found = exchange.timely_result(await exchange.ended)
+                if not isinstance(found, InferResponse):
                     yield found
                 elif as_status:
                     raise Aborted(*_failure(found))
                 else:
                     yield ModelStreamInferResponse(
-                        error_message=found.text, infer_response={"id": inquiry.message_id}
+                        error_message=found.text, infer_response={"id": exchange.message_id}
                     ).SerializeToString()
             await reader
         finally:
             reader.cancel()
-            if inquiry is not None:
-                inquiry.abandon(self._gateway)
-            while not open_inquiries.empty():
-                if (left := open_inquiries.get_nowait()) is not None:
+            if exchange is not None:
+                exchange.abandon(self._gateway)
+            while not open_exchanges.empty():
+                if (left := open_exchanges.get_nowait()) is not None:
                     left.abandon(self._gateway)
             del reader  # breaks a cycle: its error's traceback refers to this frame
 
@@ -528,39 +529,41 @@ class GatewayGrpc:
         self,
         requests: AsyncIterator[Any],
         rpc: GrpcCall,
-        open_inquiries: asyncio.Queue[_StreamInquiry | None],
+        open_exchanges: asyncio.Queue[_StreamExchange | None],
     ) -> None:
         try:
             async for request in requests:
                 future = self._loop.create_future()
-                inquiry = _StreamInquiry(request, rpc, self._gateway, self._write, future)
+                exchange = _StreamExchange(request, rpc, self._gateway, self._write, future)
                 del request  # it may be large, and the next one may not come for long
-                await inquiry.read_in_steps()
-                inquiry.request_id = self._gateway.infer(inquiry)
+                await exchange.read_in_steps()
+                exchange.request_id = self._gateway.infer(exchange)
                 try:
-                    await open_inquiries.put(inquiry)
+                    await open_exchanges.put(exchange)
                 except asyncio.CancelledError:
-                    inquiry.abandon(self._gateway)
+                    exchange.abandon(self._gateway)
                     raise
         finally:
-            await open_inquiries.put(None)
+            await open_exchanges.put(None)
 
-    def _write(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
-        self._start(self._write_soon(inquiry, heavy))
+    def _write(self, exchange: _GrpcExchange, large: LargeOutputs) -> None:
+        self._start(self._write_soon(exchange, large))
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _write_soon(self, inquiry: _GrpcInquiry, heavy: Heavy) -> None:
+    async def _write_soon(self, exchange: _GrpcExchange, large: LargeOutputs) -> None:
         try:
-            ending = await heavy.ending(self._codec, lambda: inquiry.is_open)
+            response = await large.response(self._codec, lambda: exchange.is_open)
         except (InvalidRequest, CodecFailed) as error:
             # The controller has counted it as answered.
-            self._gateway.discard(heavy.original)
-            ending = gateway_ending(Outcome.FAILED, Reason.NONE, f"the answer could not be written: {error}")
-        inquiry.respond(ending)
+            self._gateway.discard(large.original)
+            response = gateway_response(
+                Outcome.FAILED, Reason.NONE, f"the answer could not be written: {error}"
+            )
+        exchange.respond(response)
 
     # All other RPCs
 
@@ -714,20 +717,22 @@ def _local(rpc: GrpcCall) -> bool:
     return is_loopback(address.rpartition(":")[0].strip("[]"))
 
 
-def _encoded(ending: Ending, *, streamed: bool = False) -> bytes:
-    assert ending.call is not None
-    assert ending.served is not None
-    return encode_infer(ending.call, ending.served, ending.outputs, ending.parameters, streamed=streamed)
+def _encoded(response: InferResponse, *, streamed: bool = False) -> bytes:
+    assert response.call is not None
+    assert response.served is not None
+    return encode_infer(
+        response.call, response.served, response.outputs, response.parameters, streamed=streamed
+    )
 
 
-def _failure(ending: Ending) -> tuple[grpc.StatusCode, str, Metadata]:
-    return grpc.StatusCode[ending.status.grpc], ending.text, _trailers(ending)
+def _failure(response: InferResponse) -> tuple[grpc.StatusCode, str, Metadata]:
+    return grpc.StatusCode[response.status.grpc], response.text, _trailers(response)
 
 
-def _trailers(ending: Ending) -> Metadata:
-    trailers = [("clockwork-outcome", str(ending.outcome)), ("clockwork-reason", str(ending.reason))]
-    if ending.request_id:
-        trailers.append(("clockwork-request-id", ending.request_id))
-    if ending.retry_after_ns > 0:
-        trailers.append(("clockwork-retry-after-ms", f"{ending.retry_after_ns / NS_PER_MS:.3f}"))
+def _trailers(response: InferResponse) -> Metadata:
+    trailers = [("clockwork-outcome", str(response.outcome)), ("clockwork-reason", str(response.reason))]
+    if response.request_id:
+        trailers.append(("clockwork-request-id", response.request_id))
+    if response.retry_after_ns > 0:
+        trailers.append(("clockwork-retry-after-ms", f"{response.retry_after_ns / NS_PER_MS:.3f}"))
     return tuple(trailers)

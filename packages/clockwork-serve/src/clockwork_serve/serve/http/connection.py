@@ -31,12 +31,12 @@ from clockwork_serve.serve.http.exchange import (
     HEADERS_READ,
     HttpExchange,
     Outbox,
-    Sender,
+    OutboxServer,
     byte_count,
     denial,
 )
 from clockwork_serve.serve.http.reading import ReadControl, RoundRobin
-from clockwork_serve.serve.http.responses import Response, error_response, internal_error_response
+from clockwork_serve.serve.http.responses import HttpResponse, error_response, internal_error_response
 from clockwork_serve.serve.http.routes import Route
 from clockwork_serve.units import KIB, NS_PER_S
 
@@ -212,12 +212,10 @@ class IncompleteBody:
         self._bytes = 0
 
     def add(self, nbytes: int) -> None:
-        """Count more bytes."""
         self._bytes += nbytes
         self._all.arriving_bytes += nbytes
 
     def forget(self) -> None:
-        """The body is complete or dropped."""
         self._all.arriving_bytes -= self._bytes
         self._bytes = 0
 
@@ -226,7 +224,7 @@ class IncompleteBody:
 # What an HTTP connection needs of its server.
 
 
-class HttpHost(Sender, Protocol):
+class HttpHost(OutboxServer, Protocol):
     """What a connection needs of its server.
 
     All connections read into ``buffer``, one at a time; ``received`` is its memory, ``small_buffer`` its
@@ -337,7 +335,6 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._server.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """The buffer for the next read."""
         if self._direct is not None and not self._closing:
             return self._direct[self._content_bytes : self._content_bytes + AT_ONCE]
         if self._discarding is not None and not self._closing:
@@ -347,7 +344,6 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         return self._server.buffer[:left] if left > len(small) else small
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Handle bytes that were read."""
         if self._closing:
             return
         if self._discarding is not None:
@@ -387,7 +383,6 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._update_reading()
 
     def resume_writing(self) -> None:
-        """It reads again."""
         self._outbox.resume()
         self._update_reading()
 
@@ -403,7 +398,6 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     # Called by the parser
 
     def on_message_begin(self) -> None:
-        """A request begins."""
         self._phase, self._head_bytes = _HEAD, -1
         self.due_s = self._server.tick_s + self._settings.head_s
         self.begin_head()
@@ -432,7 +426,6 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._read_headers(exchange, headers)
 
     def on_body(self, content: bytes) -> None:
-        """A piece of the body."""
         if self._closing:
             return
         start, end = self._content_bytes, self._content_bytes + len(content)
@@ -457,7 +450,6 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._count(len(content))
 
     def on_message_complete(self) -> None:
-        """The request is complete."""
         if self._closing or self.plain_head:
             return
         exchange, self._current = self._current, None
@@ -672,7 +664,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     def _refuse(self, status: int, message: str, headers: bytes = b"") -> None:
         self._refuse_with(error_response(status, message, headers))
 
-    def _refuse_with(self, response: Response) -> None:
+    def _refuse_with(self, response: HttpResponse) -> None:
         """Respond to a request that cannot be read to its end, after those before it, and close."""
         if self._closing:
             return

@@ -15,13 +15,13 @@ from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import ClockworkError, InvalidRequest
 from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import InferCall, Served, parse_infer, trace_context
-from clockwork_serve.serve.gateway.access import AccessControl, Denied, Right
-from clockwork_serve.serve.gateway.codec import Heavy, is_heavy
+from clockwork_serve.serve.gateway.access import AccessControl, AccessDenied, Right
+from clockwork_serve.serve.gateway.codec import LargeOutputs, has_large_outputs
 from clockwork_serve.serve.gateway.gateway import Gateway
-from clockwork_serve.serve.gateway.requests import Body, Ending
+from clockwork_serve.serve.gateway.requests import Body, InferResponse
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.gateway.timing import SEND_NOW, BodySocket
-from clockwork_serve.serve.http.responses import Response, error_response, infer_response
+from clockwork_serve.serve.http.responses import HttpResponse, error_response, http_response
 from clockwork_serve.serve.http.routes import (
     METRICS_ENDPOINTS,
     OPEN_ENDPOINTS,
@@ -57,7 +57,7 @@ def byte_count(text: bytes) -> int | None:
 
 
 class HttpExchange:
-    """One request on a connection, and later its response. It is the gateway's :class:`Inquiry`."""
+    """One request on a connection, and later its response. It is the gateway's :class:`Exchange`."""
 
     # Class attributes, for most requests never set them.
     model = ""
@@ -70,7 +70,7 @@ class HttpExchange:
     wants_continue = False
     encoding = b""
     accepted = b""
-    pack: Callable[[HttpExchange, Response], None] | None = None  # what compresses its response
+    pack: Callable[[HttpExchange, HttpResponse], None] | None = None  # what compresses its response
     header_length: bytes | None = None
     json_length: int | None = None  # the same, where it was parsed before
     slo_header: str | None = None
@@ -84,13 +84,17 @@ class HttpExchange:
     query_id = ""  # of its admission query, while that is open
     body_deferred = False  # its body is not read while the query is open
     on_complete: Callable[[HttpExchange], None] | None = None  # called at its end if the body is complete
-    response: Response | None = None
+    response: HttpResponse | None = None
     followed = False  # its head was written, and others write what follows
     abandoned = False
-    write: Callable[[HttpExchange, Heavy], None] | None = None  # has the codec process encode large outputs
-    copy: Callable[[HttpExchange, Ending], None] | None = None  # copies large outputs, and ends it then
+    write: Callable[[HttpExchange, LargeOutputs], None] | None = (
+        None  # has the codec process encode large outputs
+    )
+    copy: Callable[[HttpExchange, InferResponse], None] | None = (
+        None  # copies large outputs, and ends it then
+    )
     read: InferCall | ClockworkError | None = None  # its parsed JSON, where the codec process did it
-    ending: Ending | None = None  # until it was reported whether it was in time
+    unreported: InferResponse | None = None  # until it was reported whether it was in time
 
     def __init__(self, on_response: Callable[[], None], method: bytes, route: Route | None) -> None:
         self.on_response = on_response
@@ -133,9 +137,9 @@ class HttpExchange:
         self.abandoned = True
         gateway.drop_body(self)
         gateway.admission_queries.withdraw(self.query_id)
-        if self.ending is not None:
-            gateway.discard(self.ending)
-            self.ending = None
+        if self.unreported is not None:
+            gateway.discard(self.unreported)
+            self.unreported = None
         if self.request_id:
             gateway.cancel(self.request_id)
 
@@ -174,49 +178,48 @@ class HttpExchange:
         if go_on is not None and self.response is None and not self.abandoned:
             go_on(self)
 
-    def end(self, ending: Ending, *, written: bool = False) -> None:
+    def end(self, response: InferResponse, *, written: bool = False) -> None:
         """Make the response. ``written``: the codec process has encoded large outputs already."""
         if self.abandoned:
             return
-        if ending.keep is not None and self.copy is not None:
-            self.copy(self, ending)
+        if response.keep is not None and self.copy is not None:
+            self.copy(self, response)
             return
-        known = None if ending.call is None else ending.call.known
-        # In the common case all outputs are sent as they are, and is_heavy() need not be called.
+        known = None if response.call is None else response.call.known
+        # In the common case all outputs are sent as they are, and has_large_outputs() need not be called.
         if (
             (known is None or known.outputs_in_order is None)
             and self.write is not None
             and not written
-            and ending.outcome is Outcome.OK
-            and is_heavy(ending)
+            and response.outcome is Outcome.OK
+            and has_large_outputs(response)
         ):
-            self.write(self, Heavy(ending))
+            self.write(self, LargeOutputs(response))
             return
-        response = infer_response(ending)
-        if ending.deadline_ns:
-            ending.outputs = []
-            self.ending = ending
+        made = http_response(response)
+        if response.deadline_ns:
+            response.outputs = []
+            self.unreported = response
         if self.pack is not None:
-            self.pack(self, response)
+            self.pack(self, made)
         elif self.response is None:
-            self.response = response
+            self.response = made
             self.on_response()
 
-    def timely_response(self, response: Response, gateway: Gateway) -> Response:
+    def timely_response(self, response: HttpResponse, gateway: Gateway) -> HttpResponse:
         """The response to write now: the given one, or another if the deadline has passed."""
-        ending = self.ending
-        if ending is None:
+        unreported = self.unreported
+        if unreported is None:
             return response
-        self.ending = None
+        self.unreported = None
         now_ns = gateway.batch_now_ns = gateway.clock()
-        if now_ns <= ending.deadline_ns:
-            gateway.link.in_time.append(ending.request_id)
+        if now_ns <= unreported.deadline_ns:
+            gateway.link.in_time.append(unreported.request_id)
             return response
-        late = gateway.check_late(ending)
-        return response if late is None else infer_response(late)
+        late = gateway.check_late(unreported)
+        return response if late is None else http_response(late)
 
-    def respond(self, response: Response) -> None:
-        """Set the response, to be sent after those before it."""
+    def respond(self, response: HttpResponse) -> None:
         if self.response is None:
             self.response = response
             self.on_response()
@@ -236,7 +239,7 @@ HELD_NS: Final = NS_PER_MS
 """The longest that one is held back, for a core shared with others: it was in time when it was made."""
 
 
-class Sender(Protocol):
+class OutboxServer(Protocol):
     """What an outbox needs of its server.
 
     ``tick_s`` is the loop's time, to a second. ``held`` are the outboxes that hold responses back, the first
@@ -257,17 +260,17 @@ class Outbox:
     ``due_s``.
     """
 
-    __slots__ = ("_held", "_sender", "_socket", "_transport", "due_s", "unread")
+    __slots__ = ("_held", "_server", "_socket", "_transport", "due_s", "unread")
 
-    def __init__(self, transport: asyncio.Transport, sender: Sender, sock: BodySocket) -> None:
+    def __init__(self, transport: asyncio.Transport, server: OutboxServer, sock: BodySocket) -> None:
         self._transport = transport
         self._socket = sock
-        self._sender = sender
+        self._server = server
         self._held = b""
         self.unread = False
         self.due_s = math.inf
 
-    def write(self, exchange: HttpExchange, response: Response) -> None:
+    def write(self, exchange: HttpExchange, response: HttpResponse) -> None:
         """Write a response, or hold it back for a moment."""
         connection = b""
         if not exchange.keep_alive:
@@ -281,7 +284,7 @@ class Outbox:
             message = [head, *response.parts]
             if length <= JOIN_BYTES:
                 message = b"".join(message)
-        sender = self._sender
+        server = self._server
         if isinstance(message, list):
             self.flush()
             self._transport.writelines(message)
@@ -289,21 +292,20 @@ class Outbox:
             self._held += message
             if len(self._held) > JOIN_BYTES:
                 self.flush()
-        elif sender.gateway.batching and not self.unread:
+        elif server.gateway.batching and not self.unread:
             self._held = message
-            now_ns = sender.gateway.batch_now_ns
-            if not sender.held:
-                sender.held_since_ns = now_ns
-            sender.held.append(self)
-            if len(sender.held) >= HELD_MAX or now_ns - sender.held_since_ns > HELD_NS:
-                send_held(sender.held)
+            now_ns = server.gateway.batch_now_ns
+            if not server.held:
+                server.held_since_ns = now_ns
+            server.held.append(self)
+            if len(server.held) >= HELD_MAX or now_ns - server.held_since_ns > HELD_NS:
+                send_held(server.held)
         else:
             self._send(message)
         if self.unread:
             self._expect()
 
     def flush(self) -> None:
-        """Write what was held back."""
         held, self._held = self._held, b""
         if held and not self._transport.is_closing():
             self._send(held)
@@ -312,16 +314,14 @@ class Outbox:
     def full(self) -> bool:
         """Whether the client left too much unread to get more. One response alone is never too much."""
         return (
-            self.unread and self._transport.get_write_buffer_size() > self._sender.config.settings.max_unsent
+            self.unread and self._transport.get_write_buffer_size() > self._server.config.settings.max_unsent
         )
 
     def pause(self) -> None:
-        """The client does not read."""
         self.unread = True
         self._expect()
 
     def resume(self) -> None:
-        """It reads again."""
         self.unread = False
         self.due_s = math.inf
 
@@ -339,9 +339,9 @@ class Outbox:
         transport.write(message)
 
     def _expect(self) -> None:
-        config = self._sender.config
+        config = self._server.config
         unread_s = self._transport.get_write_buffer_size() / config.bytes_per_s
-        self.due_s = self._sender.tick_s + config.settings.send_s + unread_s
+        self.due_s = self._server.tick_s + config.settings.send_s + unread_s
 
 
 def send_held(held: list[Outbox]) -> None:
@@ -376,7 +376,9 @@ def right_of(method: bytes, route: Route | None) -> Right | None:
     return Right.INFER if method in _READS or endpoint in READING_POSTS else Right.ADMIN
 
 
-def denial(access: AccessControl, exchange: HttpExchange, headers: Mapping[bytes, bytes]) -> Response | None:
+def denial(
+    access: AccessControl, exchange: HttpExchange, headers: Mapping[bytes, bytes]
+) -> HttpResponse | None:
     """The response if access is denied; None if not: then the exchange has the key's tenant from now on."""
     if exchange.route is not None and exchange.route.endpoint is live_page:
         return _page_denial(access, exchange, headers)
@@ -389,7 +391,7 @@ def denial(access: AccessControl, exchange: HttpExchange, headers: Mapping[bytes
             exchange.identity = holder.tenant
         elif right is Right.ADMIN:
             access.sites.check(headers.get(b"host"), headers.get(b"origin"))
-    except Denied as denied:
+    except AccessDenied as denied:
         if denied.known:
             return error_response(403, str(denied))
         return error_response(401, str(denied), b"WWW-Authenticate: Bearer\r\n")
@@ -398,7 +400,7 @@ def denial(access: AccessControl, exchange: HttpExchange, headers: Mapping[bytes
 
 def _page_denial(
     access: AccessControl, exchange: HttpExchange, headers: Mapping[bytes, bytes]
-) -> Response | None:
+) -> HttpResponse | None:
     """The same for the live page: who may read metrics sees all, who may infer his tenant's requests.
 
     A browser asks for a name and a password, which is the key. Without keys, the page of another site may not
@@ -413,12 +415,12 @@ def _page_denial(
             return None
         try:
             access.keys.authorize(Right.METRICS, *given)
-        except Denied as denied:
+        except AccessDenied as denied:
             if not denied.known:
                 raise
             exchange.identity = access.keys.authorize(Right.INFER, *given).tenant
             exchange.narrow = True
-    except Denied as denied:
+    except AccessDenied as denied:
         if denied.known:
             return error_response(403, str(denied))
         return error_response(401, str(denied), b'WWW-Authenticate: Basic realm="clockwork"\r\n')

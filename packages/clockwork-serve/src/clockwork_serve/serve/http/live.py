@@ -19,7 +19,7 @@ import httptools
 import msgspec
 
 import clockwork_serve.telemetry
-from clockwork_serve.serve.http.responses import Response, error_response, internal_error_response
+from clockwork_serve.serve.http.responses import HttpResponse, error_response, internal_error_response
 from clockwork_serve.telemetry.live import LiveView, ReaderCursor
 from clockwork_serve.units import KIB
 
@@ -86,7 +86,7 @@ class LivePage:
         self.view = view
         self._explain = explain
         self._files = {
-            path.name: Response(200, (path.read_bytes(),), TYPES[path.suffix], SAFE_HEADERS)
+            path.name: HttpResponse(200, (path.read_bytes(),), TYPES[path.suffix], SAFE_HEADERS)
             for path in sorted(FILES.iterdir())
             if path.suffix in TYPES
         }
@@ -95,7 +95,9 @@ class LivePage:
             "explain": self._explanation,
         }  # fmt: skip
 
-    def answer(self, path: str, query: str, tenant: str | None = None) -> Response | Awaitable[Response]:
+    def answer(
+        self, path: str, query: str, tenant: str | None = None
+    ) -> HttpResponse | Awaitable[HttpResponse]:
         """The answer to anything but the stream; an explanation is waited for."""
         name = "index.html" if path == "/" else path.removeprefix("/live/")
         if name in self._files and (path == "/" or path.startswith("/live/")):
@@ -109,7 +111,7 @@ class LivePage:
             found = ask(Query(query), tenant)
         except ValueError as error:
             return refusal(400, str(error))
-        return found if isinstance(found, Response | Awaitable) else _json(found)
+        return found if isinstance(found, HttpResponse | Awaitable) else _json(found)
 
     def _window(self, query: Query, tenant: str | None) -> Any:
         from_us, to_us = self._stretch(query)
@@ -141,7 +143,7 @@ class LivePage:
             return refusal(501, NOT_EXPLAINED)
         return self._explained(self._explain(request_id, tenant))
 
-    async def _explained(self, explaining: Awaitable[Mapping[str, Any] | None]) -> Response:
+    async def _explained(self, explaining: Awaitable[Mapping[str, Any] | None]) -> HttpResponse:
         try:
             found = await explaining
         except Exception:  # noqa: BLE001 - what explains may fail in any way, and the page goes on
@@ -157,13 +159,13 @@ class LivePage:
         return from_us, to_us
 
 
-def refusal(status: int, message: str) -> Response:
+def refusal(status: int, message: str) -> HttpResponse:
     """An answer that is none."""
     return msgspec.structs.replace(error_response(status, message), headers=SAFE_HEADERS)
 
 
-def _json(found: Any) -> Response:
-    return Response(200, (_encode(found),), headers=SAFE_HEADERS)
+def _json(found: Any) -> HttpResponse:
+    return HttpResponse(200, (_encode(found),), headers=SAFE_HEADERS)
 
 
 class PageConnection(asyncio.Protocol):
@@ -177,17 +179,15 @@ class PageConnection(asyncio.Protocol):
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
         self._read_bytes = self._missed = 0
-        self._waiting: asyncio.Future[Response] | None = None
+        self._waiting: asyncio.Future[HttpResponse] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, if there is room."""
         self._transport = cast("asyncio.Transport", transport)
         self._server.connections.add(self)
         if len(self._server.connections) > CONNECTIONS:
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The reader is gone."""
         self._transport = None
         self._server.connections.discard(self)
         if self._timer is not None:
@@ -196,7 +196,6 @@ class PageConnection(asyncio.Protocol):
             self._waiting.cancel()
 
     def end(self) -> None:
-        """Close it."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -214,19 +213,15 @@ class PageConnection(asyncio.Protocol):
             self._write(refusal(400, "malformed HTTP request"), keep=False)
 
     def on_message_begin(self) -> None:
-        """Called by the parser."""
         self._url, self._headers = b"", {}
 
     def on_url(self, url: bytes) -> None:
-        """Called by the parser."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser."""
         self._headers[name.lower()] = value
 
     def on_message_complete(self) -> None:
-        """Answer."""
         if self._waiting is not None:
             return
         self._read_bytes = 0
@@ -235,7 +230,7 @@ class PageConnection(asyncio.Protocol):
             found = self._found()
         except Exception:  # noqa: BLE001 - a bug that one request triggers must not end all others
             found = internal_error_response()
-        if isinstance(found, Response):
+        if isinstance(found, HttpResponse):
             self._write(found, keep=keep)
         elif isinstance(found, Awaitable):
             self._waiting = asyncio.ensure_future(found)
@@ -245,12 +240,12 @@ class PageConnection(asyncio.Protocol):
             self._transport.write(head % SAFE_HEADERS)
             self._frame(ReaderCursor(), found)
 
-    def _waited(self, waiting: asyncio.Future[Response]) -> None:
+    def _waited(self, waiting: asyncio.Future[HttpResponse]) -> None:
         self._waiting = None
         if not waiting.cancelled():
             self._write(waiting.result(), keep=False)
 
-    def _found(self) -> Response | Awaitable[Response] | int:
+    def _found(self) -> HttpResponse | Awaitable[HttpResponse] | int:
         """The answer, or how many microseconds a pixel of the stream has."""
         if self._parser.get_method() not in (b"GET", b"HEAD"):
             return refusal(405, "Method Not Allowed")
@@ -271,7 +266,7 @@ class PageConnection(asyncio.Protocol):
         except ValueError as error:
             return refusal(400, str(error))
 
-    def _write(self, response: Response, *, keep: bool) -> None:
+    def _write(self, response: HttpResponse, *, keep: bool) -> None:
         if self._transport is None:
             return
         head = response.head(response.body_bytes, b"" if keep else b"Connection: close\r\n")
@@ -335,7 +330,7 @@ class PageServer:
         self._hosts = frozenset(f"{name}:{found}".encode() for name in ("127.0.0.1", "localhost"))
         return found
 
-    def refused(self, path: str, query: str, headers: Mapping[bytes, bytes]) -> Response | None:
+    def refused(self, path: str, query: str, headers: Mapping[bytes, bytes]) -> HttpResponse | None:
         """The answer to who may not ask, or has to be told to remember the key."""
         if self._hosts and headers.get(b"host", b"") not in self._hosts:
             return refusal(403, "header 'Host': expected this machine's own address, found another name")
@@ -345,14 +340,13 @@ class PageServer:
         if hmac.compare_digest(named.encode(), self._key.encode()):
             remember = f"{COOKIE}={self._key}; Path=/; HttpOnly; SameSite=Strict"
             headers_there = b"Location: /\r\nSet-Cookie: %s\r\n%s" % (remember.encode(), SAFE_HEADERS)
-            return Response(HTTPStatus.SEE_OTHER, (), TYPES[".txt"], headers_there)
+            return HttpResponse(HTTPStatus.SEE_OTHER, (), TYPES[".txt"], headers_there)
         given = [one.strip() for one in headers.get(b"cookie", b"").decode("latin-1").split(";")]
         if any(hmac.compare_digest(one.encode(), f"{COOKIE}={self._key}".encode()) for one in given):
             return None
         return refusal(401, "expected the address that was printed, with its key")
 
     def close(self) -> None:
-        """Stop listening, and end all streams."""
         if self._server is not None:
             self._server.close()
         for connection in tuple(self.connections):

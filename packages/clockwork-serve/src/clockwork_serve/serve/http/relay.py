@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from clockwork_serve.serve.http.exchange import HttpExchange, byte_count
-from clockwork_serve.serve.http.responses import Response, error_response
+from clockwork_serve.serve.http.responses import HttpResponse, error_response
 from clockwork_serve.serve.transport import OBSERVER_SOCKET
 from clockwork_serve.units import KIB, MIB
 
@@ -81,11 +81,11 @@ class PageRelay:
                 return
             async with asyncio.timeout(ANSWER_S):
                 body = await reader.readexactly(size)
-            exchange.respond(Response(code, (body,), kind, kept))
+            exchange.respond(HttpResponse(code, (body,), kind, kept))
             return
         stream: asyncio.Future[asyncio.WriteTransport] = asyncio.get_running_loop().create_future()
         follow: Callable[[asyncio.WriteTransport], None] = stream.set_result
-        exchange.respond(Response(code, (), kind, kept, follow if exchange.method == b"GET" else None))
+        exchange.respond(HttpResponse(code, (), kind, kept, follow if exchange.method == b"GET" else None))
         if exchange.method != b"GET":
             return
         while not exchange.abandoned and not (await asyncio.wait({stream}, timeout=ANSWER_S))[0]:

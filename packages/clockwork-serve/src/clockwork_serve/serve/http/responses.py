@@ -15,7 +15,7 @@ import msgspec
 from clockwork_client.datatypes import Buffer
 from clockwork_serve.messages import Outcome
 from clockwork_serve.oip import Coding, compress, encode_infer
-from clockwork_serve.serve.gateway.requests import Ending
+from clockwork_serve.serve.gateway.requests import InferResponse
 from clockwork_serve.units import KIB, MIB, NS_PER_MS
 
 # ------------------------------------------------------------
@@ -29,7 +29,7 @@ _encode = msgspec.json.Encoder().encode
 _log = logging.getLogger(__name__)
 
 
-class Response(msgspec.Struct, frozen=True):
+class HttpResponse(msgspec.Struct, frozen=True):
     """A response to send. ``headers`` are whole lines, each with its line end.
 
     With ``follow`` it has no length: what follows its head is written to the transport that this gets, until
@@ -44,7 +44,6 @@ class Response(msgspec.Struct, frozen=True):
 
     @property
     def body_bytes(self) -> int:
-        """The length of the body."""
         length = 0
         for part in self.parts:
             length += len(part)
@@ -59,56 +58,61 @@ class Response(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
-def json_response(found: Any, status: int = 200) -> Response:
+def json_response(found: Any) -> HttpResponse:
     """A response with a JSON body."""
-    return Response(status, (_encode(found),))
+    return HttpResponse(200, (_encode(found),))
 
 
-def error_response(status: int, message: str, headers: bytes = b"", **more: Any) -> Response:
+def error_response(status: int, message: str, headers: bytes = b"", **more: Any) -> HttpResponse:
     """A response with the body ``{"error": message}`` and more fields."""
-    return Response(status, (_encode({"error": message, **more}),), JSON, headers)
+    return HttpResponse(status, (_encode({"error": message, **more}),), JSON, headers)
 
 
-def internal_error_response() -> Response:
+def internal_error_response() -> HttpResponse:
     """The response to a request that triggered a bug; the exception being handled is logged."""
     _log.exception("answering a request failed")
     return error_response(500, "the gateway failed to answer the request; see its log")
 
 
-def infer_response(ending: Ending) -> Response:
+def http_response(response: InferResponse) -> HttpResponse:
     """The response to an inference request; it refers to the outputs' memory only if that is their own."""
-    identity = b"Clockwork-Request-Id: %s\r\n" % ending.request_id.encode() if ending.request_id else b""
-    if ending.outcome is not Outcome.OK:
-        return _failure(ending, identity)
-    assert ending.served is not None
-    assert ending.call is not None
+    identity = b"Clockwork-Request-Id: %s\r\n" % response.request_id.encode() if response.request_id else b""
+    if response.outcome is not Outcome.OK:
+        return _failure(response, identity)
+    assert response.served is not None
+    assert response.call is not None
     body = encode_infer(
-        ending.call, ending.served, ending.outputs, ending.parameters, ending.texts, own=ending.own
+        response.call,
+        response.served,
+        response.outputs,
+        response.parameters,
+        response.texts,
+        own=response.own,
     )
     parts, header_length = body.parts, body.header_length
     if header_length is None:
-        return Response(200, parts, JSON, identity)
-    return Response(
+        return HttpResponse(200, parts, JSON, identity)
+    return HttpResponse(
         200, parts, _BINARY, b"%sInference-Header-Content-Length: %d\r\n" % (identity, header_length)
     )
 
 
-def _failure(ending: Ending, headers: bytes) -> Response:
+def _failure(response: InferResponse, headers: bytes) -> HttpResponse:
     body: dict[str, Any] = {
-        "error": ending.text,
-        "outcome": ending.outcome,
-        "reason": ending.reason,
+        "error": response.text,
+        "outcome": response.outcome,
+        "reason": response.reason,
     }
-    if ending.call is not None and ending.call.id:
-        body["id"] = ending.call.id
-    if ending.parameters:
-        body["parameters"] = ending.parameters
-    if ending.retry_after_ns > 0:
-        body["retry_after_ms"] = ending.retry_after_ns / NS_PER_MS
-        headers += b"Retry-After: %d\r\n" % ending.retry_after_s
-    if ending.status.http == http.HTTPStatus.NOT_IMPLEMENTED:
+    if response.call is not None and response.call.id:
+        body["id"] = response.call.id
+    if response.parameters:
+        body["parameters"] = response.parameters
+    if response.retry_after_ns > 0:
+        body["retry_after_ms"] = response.retry_after_ns / NS_PER_MS
+        headers += b"Retry-After: %d\r\n" % response.retry_after_s
+    if response.status.http == http.HTTPStatus.NOT_IMPLEMENTED:
         headers += b"Accept-Encoding: gzip, deflate\r\n"
-    return Response(ending.status.http, (_encode(body),), JSON, headers)
+    return HttpResponse(response.status.http, (_encode(body),), JSON, headers)
 
 
 # ------------------------------------------------------------
@@ -134,7 +138,7 @@ class Packer:
         self._thread: ThreadPoolExecutor | None = None
         self._waiting_bytes = 0
 
-    def pack(self, response: Response, coding: Coding) -> Response | Awaitable[Response]:
+    def pack(self, response: HttpResponse, coding: Coding) -> HttpResponse | Awaitable[HttpResponse]:
         """The response compressed, at once or later; as it is, if compression is not worthwhile."""
         size = sum(map(len, response.parts))
         # Stock clients do not expect compressed errors.
@@ -148,11 +152,10 @@ class Packer:
         return self._pack_soon(response, coding, size)
 
     def close(self) -> None:
-        """End the thread after its current job."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
 
-    async def _pack_soon(self, response: Response, coding: Coding, size: int) -> Response:
+    async def _pack_soon(self, response: HttpResponse, coding: Coding, size: int) -> HttpResponse:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, "packer")
         try:
@@ -162,9 +165,9 @@ class Packer:
             self._waiting_bytes -= size
 
 
-def _packed(response: Response, coding: Coding, size: int) -> Response:
+def _packed(response: HttpResponse, coding: Coding, size: int) -> HttpResponse:
     parts = compress(response.parts, coding)
     if sum(map(len, parts)) >= size and not coding.must:
         return response
     headers = b"%sContent-Encoding: %s\r\n" % (response.headers, coding.name.encode())
-    return Response(response.status, parts, response.content_type, headers)
+    return HttpResponse(response.status, parts, response.content_type, headers)

@@ -30,7 +30,7 @@ from clockwork_serve.oip import (
 from clockwork_serve.serve.gateway.client_shm import allowed
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.http.responses import (
-    Response,
+    HttpResponse,
     error_response,
     internal_error_response,
     json_response,
@@ -63,7 +63,6 @@ class Endpoints:
     version: str
 
     def server(self) -> dict[str, Any]:
-        """The server's metadata."""
         more = () if self.gateway.regions is None else ("system_shared_memory",)
         return server_metadata(self.version, *more)
 
@@ -86,7 +85,6 @@ class Endpoints:
             raise RouteRefused(503, f"model {key} is not ready: {why}")
 
     def models(self) -> list[str]:
-        """The names of all models."""
         return self.gateway.models.names()
 
     def metadata(self, name: str, version: str) -> dict[str, Any]:
@@ -149,12 +147,10 @@ class Endpoints:
         return [msgspec.structs.asdict(region) for region in found]
 
     def register(self, name: str, fields: Mapping[str, Any], *, local: bool) -> None:
-        """Register a region."""
         with _refusals():
             allowed(self.gateway.regions, local=local).register(shared_region(name, fields))
 
     def unregister(self, name: str, *, local: bool) -> None:
-        """Unregister one region, or all."""
         with _refusals():
             allowed(self.gateway.regions, local=local).unregister(name)
 
@@ -264,7 +260,7 @@ def _check_unchanged(what: str, current: Mapping[str, Any], changes: Mapping[str
 # Routes by path.
 
 
-Endpoint = Callable[[Endpoints, "Route", bytes], Response | Awaitable[Response]]
+Endpoint = Callable[[Endpoints, "Route", bytes], HttpResponse | Awaitable[HttpResponse]]
 
 
 class Route(Struct, frozen=True):
@@ -333,14 +329,14 @@ def find_metrics_route(url: bytes) -> Route | None:
     return route if route is not None and route.endpoint in (_metrics, _live, _ready) else None
 
 
-def live_page(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def live_page(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     """The live page: its server relays what is asked, where the setting says so."""
     return error_response(404, "Not Found: the setting live_page is off")
 
 
 def answer(
     endpoints: Endpoints, route: Route, body: bytes, *, local: bool = False
-) -> Response | Awaitable[Response]:
+) -> HttpResponse | Awaitable[HttpResponse]:
     """Call a route's endpoint; its response, at once or later. ``local``: the client is on this host."""
     assert route.endpoint is not None
     try:
@@ -352,7 +348,7 @@ def answer(
     return found
 
 
-async def resolved(found: Awaitable[Response]) -> Response:
+async def resolved(found: Awaitable[HttpResponse]) -> HttpResponse:
     """Wait for a response; errors become responses as well."""
     try:
         return await found
@@ -362,7 +358,7 @@ async def resolved(found: Awaitable[Response]) -> Response:
         return internal_error_response()
 
 
-def refusal(error: UnknownModel | RouteRefused) -> Response:
+def refusal(error: UnknownModel | RouteRefused) -> HttpResponse:
     """The response to an error."""
     if isinstance(error, RouteRefused):
         return error_response(error.code, str(error), **error.more)
@@ -382,21 +378,21 @@ def _model_route(name: str, rest: list[str]) -> Route | None:
     return None if endpoint is None else Route(method, endpoint, name, version)
 
 
-def _live(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _live(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     return json_response({"live": True})
 
 
-def _ready(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _ready(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     endpoints.check_ready()
     return json_response({"ready": True})
 
 
-def _server(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _server(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     return json_response(endpoints.server())
 
 
-def _description(endpoints: Endpoints, route: Route, body: bytes) -> Response:
-    return Response(200, (_described(endpoints.version),))
+def _description(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
+    return HttpResponse(200, (_described(endpoints.version),))
 
 
 @lru_cache(maxsize=1)
@@ -404,86 +400,86 @@ def _described(version: str) -> bytes:
     return msgspec.json.encode(http_description(version))
 
 
-def _models(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _models(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     return json_response({"models": endpoints.models()})
 
 
-def _metadata(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _metadata(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     return json_response(endpoints.metadata(route.model, route.version))
 
 
-def _model_ready(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _model_ready(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     endpoints.check_model_ready(route.model, route.version)
     return json_response({"name": route.model, "ready": True})
 
 
-def _config(endpoints: Endpoints, route: Route, body: bytes) -> Response:
-    return Response(200, (endpoints.config(route.model, route.version),))
+def _config(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
+    return HttpResponse(200, (endpoints.config(route.model, route.version),))
 
 
-async def _stats(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+async def _stats(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     return json_response(await endpoints.statistics(route.model, route.version))
 
 
-async def _metrics(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+async def _metrics(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     kind = OPENMETRICS_TYPE if route.openmetrics else CONTENT_TYPE
-    return Response(200, (await endpoints.metrics(openmetrics=route.openmetrics),), kind.encode())
+    return HttpResponse(200, (await endpoints.metrics(openmetrics=route.openmetrics),), kind.encode())
 
 
-async def _index(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+async def _index(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     ready = _object(body).get("ready", False)
     if not isinstance(ready, bool):
         raise RouteRefused(400, f"ready: expected true or false, found {ready!r}")
     return json_response(await endpoints.index(ready=ready))
 
 
-async def _load(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+async def _load(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     await endpoints.load(route.model, _parameters(body))
     return json_response({})
 
 
-async def _unload(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+async def _unload(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     _parameters(body)
     await endpoints.unload(route.model)
     return json_response({})
 
 
-def _regions(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _regions(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     return json_response(endpoints.regions(route.model, local=route.local))
 
 
-def _register(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _register(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     endpoints.register(route.model, _object(body), local=route.local)
     return json_response({})
 
 
-def _unregister(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _unregister(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     endpoints.unregister(route.model, local=route.local)
     return json_response({})
 
 
-def _cuda_regions(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _cuda_regions(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     return json_response(endpoints.cuda_regions(route.model))
 
 
-def _register_cuda(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _register_cuda(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     endpoints.register_cuda()
     return json_response({})
 
 
-def _unregister_cuda(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _unregister_cuda(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     return json_response({})
 
 
-def _trace(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _trace(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     return json_response(trace_settings(endpoints, route.model, _object(body), route.version))
 
 
-def _logging(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _logging(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     return json_response(log_settings(_object(body)))
 
 
-def _generate(endpoints: Endpoints, route: Route, body: bytes) -> Response:
+def _generate(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
     return error_response(501, "the generate extension is not supported; use infer")
 
 

@@ -25,9 +25,9 @@ from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.oip import Coding, OutputTensor, TooLarge, decompress, wanted_coding
 from clockwork_serve.serve.accepting import BURST, Acceptor, Strangers, network_of
 from clockwork_serve.serve.gateway.access import AccessControl
-from clockwork_serve.serve.gateway.codec import INLINE_BYTES, Codec, CodecBusy, CodecFailed, Heavy
+from clockwork_serve.serve.gateway.codec import INLINE_BYTES, Codec, CodecBusy, CodecFailed, LargeOutputs
 from clockwork_serve.serve.gateway.gateway import Gateway
-from clockwork_serve.serve.gateway.requests import Copies, Copying, Ending
+from clockwork_serve.serve.gateway.requests import Copies, Copying, InferResponse
 from clockwork_serve.serve.gateway.settings import SMALL_READ_BYTES, json_excess
 from clockwork_serve.serve.gateway.timing import AcceptQueue
 from clockwork_serve.serve.gateway.tls import Tls
@@ -35,7 +35,7 @@ from clockwork_serve.serve.http.connection import HttpConnection
 from clockwork_serve.serve.http.exchange import HttpExchange, Outbox, byte_count, send_held
 from clockwork_serve.serve.http.reading import RoundRobin
 from clockwork_serve.serve.http.relay import PageRelay
-from clockwork_serve.serve.http.responses import Packer, Response, error_response
+from clockwork_serve.serve.http.responses import HttpResponse, Packer, error_response
 from clockwork_serve.serve.http.routes import Endpoints, Route, answer, find_route, live_page, resolved
 from clockwork_serve.units import KIB, MIB
 
@@ -90,7 +90,6 @@ class ConnectionCounts:
         self._given[self._number, to] += 1
 
     def count_closed(self) -> None:
-        """Count a closed connection of ours."""
         self._ended[self._number] += 1
 
     def beat(self) -> None:
@@ -405,7 +404,7 @@ class HttpServer:
         self.codec = Codec()
         self._writes, self._copy_outputs = self._write, self._copy  # bound once
         self._copies = Copies(self._on_copied)
-        self._copied: dict[str, tuple[HttpExchange, Ending]] = {}  # by request, once it is
+        self._copied: dict[str, tuple[HttpExchange, InferResponse]] = {}  # by request, once it is
         self._connections: set[HttpConnection] = set()
         self._turned_away: set[HttpConnection] = set()  # of these: those that come to their end
         # Those who ask nothing, and handshakes: they make room for others.
@@ -502,7 +501,6 @@ class HttpServer:
         return not all(connection.idle for connection in self._connections)
 
     def opened(self, connection: HttpConnection) -> None:
-        """A connection was made."""
         admitted = self._beyond() < 0 or self._make_room(network_of(connection.host))
         self._connections.add(connection)
         if self._sweep is None:
@@ -536,7 +534,6 @@ class HttpServer:
         self._reached[limit] += 1
 
     def closed(self, connection: HttpConnection) -> None:
-        """A connection was closed."""
         self._connections.discard(connection)
         self._turned_away.discard(connection)
         self._strangers.discard(connection)
@@ -602,7 +599,6 @@ class HttpServer:
             exchange.body_deferred = queries.rejecting and bool(exchange.query_id)
 
     def dispatch(self, exchange: HttpExchange) -> None:
-        """Handle a complete request."""
         if exchange.encoding and exchange.encoding.lower() != b"identity":
             if len(exchange.content) > UNPACK_BYTES:
                 self._start(self._unpacked_soon(exchange))
@@ -633,7 +629,7 @@ class HttpServer:
             self._start(self._relay.answer(exchange, route.target, whose))
         else:
             found = answer(self._endpoints, route, bytes(exchange.content), local=exchange.local)
-            if isinstance(found, Response):
+            if isinstance(found, HttpResponse):
                 exchange.respond(found)
             else:
                 self._start(self._respond_soon(exchange, found))
@@ -676,52 +672,52 @@ class HttpServer:
         else:
             exchange.request_id = self.gateway.infer(exchange)
 
-    def _write(self, exchange: HttpExchange, heavy: Heavy) -> None:
-        self._start(self._write_soon(exchange, heavy))
+    def _write(self, exchange: HttpExchange, large: LargeOutputs) -> None:
+        self._start(self._write_soon(exchange, large))
 
-    async def _write_soon(self, exchange: HttpExchange, heavy: Heavy) -> None:
+    async def _write_soon(self, exchange: HttpExchange, large: LargeOutputs) -> None:
         try:
-            ending = await heavy.ending(self.codec, lambda: not exchange.abandoned)
+            response = await large.response(self.codec, lambda: not exchange.abandoned)
         except (InvalidRequest, CodecFailed) as error:
             # The controller has counted it as answered.
-            self.gateway.discard(heavy.original)
+            self.gateway.discard(large.original)
             exchange.respond(error_response(500, f"the answer could not be written: {error}"))
             return
         if exchange.abandoned:
-            self.gateway.discard(ending)
+            self.gateway.discard(response)
         else:
-            exchange.end(ending, written=True)
+            exchange.end(response, written=True)
 
-    def _copy(self, exchange: HttpExchange, ending: Ending) -> None:
+    def _copy(self, exchange: HttpExchange, response: InferResponse) -> None:
         """Copy outputs that are wanted out of their slot, a piece in a turn of the loop, and end it then."""
-        assert ending.keep is not None
-        assert ending.served is not None
-        assert ending.call is not None
-        wanted = {wish.name for wish in ending.served.wanted(ending.call)}
+        assert response.keep is not None
+        assert response.served is not None
+        assert response.call is not None
+        wanted = {wish.name for wish in response.served.wanted(response.call)}
         copying, copies = Copying(), []
-        for tensor in ending.outputs:
+        for tensor in response.outputs:
             if tensor.name in wanted:
                 data = self.room(len(tensor.data))
                 copying.add(data, memoryview(tensor.data))
                 copies.append(OutputTensor(tensor.name, tensor.datatype, tensor.shape, data))
-        copying.release = ending.keep()
-        ending.outputs, ending.own, ending.keep = copies, True, None
-        self._copied[ending.request_id] = exchange, ending
-        self._copies.begin(ending.request_id, copying)
+        copying.release = response.keep()
+        response.outputs, response.own, response.keep = copies, True, None
+        self._copied[response.request_id] = exchange, response
+        self._copies.begin(response.request_id, copying)
 
     def _on_copied(self, request_id: str) -> None:
-        exchange, ending = self._copied.pop(request_id)
+        exchange, response = self._copied.pop(request_id)
         if exchange.abandoned:
-            self.gateway.discard(ending)
+            self.gateway.discard(response)
         else:
-            exchange.end(ending)
+            exchange.end(response)
 
-    async def _respond_soon(self, exchange: HttpExchange, found: Awaitable[Response]) -> None:
+    async def _respond_soon(self, exchange: HttpExchange, found: Awaitable[HttpResponse]) -> None:
         exchange.respond(await resolved(found))
 
-    def _pack(self, coding: Coding, exchange: HttpExchange, response: Response) -> None:
+    def _pack(self, coding: Coding, exchange: HttpExchange, response: HttpResponse) -> None:
         found = self._packer.pack(response, coding)
-        if isinstance(found, Response):
+        if isinstance(found, HttpResponse):
             exchange.respond(found)
         else:
             self._start(self._respond_soon(exchange, found))

@@ -25,7 +25,7 @@ from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
-from clockwork_serve.serve.remote.gateway import FarReach
+from clockwork_serve.serve.remote.gateway import FarConnector
 from clockwork_serve.telemetry import Journal, refusals_path
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class GatewayServers:
         settings = config.settings
         self.access = AccessControl(config)
         keys = self.access.keys
-        self.far = FarReach(config.name, settings) if config.elsewhere else None
-        self.gateway = Gateway(config, caps=None if keys is None else Caps(keys.tenants), reach=self.far)
+        self.far = FarConnector(config.name, settings) if config.elsewhere else None
+        self.gateway = Gateway(config, caps=None if keys is None else Caps(keys.tenants), connector=self.far)
         if self.far is not None:
             self.far.grow = self.gateway.grow
         if settings.shared_memory is not None:

@@ -61,7 +61,7 @@ Grow = Callable[[str, int], Tensors | None]
 """Gives the request of an id room for that many bytes of outputs, in its slot; None if there is none."""
 
 
-class FarReach:
+class FarConnector:
     """Connects to the controller on another machine, with a growing pause while links are lost at once.
 
     ``refused`` ends with a :class:`ConfigError` if the server refuses this gateway for good. ``grow`` is the
@@ -82,7 +82,7 @@ class FarReach:
         self._told = ""
 
     async def __call__(self, on_frames: OnFrames, on_lost: OnLost) -> FarController:
-        """As :data:`~clockwork_serve.serve.gateway.controller_link.Reach`."""
+        """As :data:`~clockwork_serve.serve.gateway.controller_link.Connector`."""
         lasted_s = self._loop.time() - self._linked_s
         self._linked_s = math.inf
         well = lasted_s >= RETRY_S_MAX

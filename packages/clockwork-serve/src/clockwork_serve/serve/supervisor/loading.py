@@ -38,7 +38,7 @@ from clockwork_serve.serve.supervisor.preparation import (
 )
 from clockwork_serve.store import Problem, Repository, StoreConfig
 from clockwork_serve.store.repository import model_names
-from clockwork_serve.store.settings import shown
+from clockwork_serve.store.settings import shortened
 
 POLL_S: Final = 0.02
 SETTLE_S: Final = 60.0
@@ -300,7 +300,6 @@ class Loader:
         return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
 
     async def unload(self, name: str) -> bytes:
-        """Serve a model no more."""
         frames: list[Frame] = self._catalogue.remove(name)
         if not frames:
             # A model of the repository that is not served is unloaded already.
@@ -366,7 +365,7 @@ class Loader:
 
 
 def _names(repository: str) -> list[str]:
-    return [shown(name) for name in model_names(repository)]
+    return [shortened(name) for name in model_names(repository)]
 
 
 def _present(repository: str, store: StoreConfig) -> tuple[list[str], list[Problem]]:

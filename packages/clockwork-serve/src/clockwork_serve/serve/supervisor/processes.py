@@ -284,7 +284,6 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The process id."""
         return self._process.pid
 
     @property
@@ -344,7 +343,6 @@ class _BeatSocket:
         self._loop.add_reader(beats.fileno(), self._read)
 
     def close(self) -> None:
-        """Close the socket: the child has ended."""
         self._loop.remove_reader(self._beats.fileno())
         self._beats.close()
 

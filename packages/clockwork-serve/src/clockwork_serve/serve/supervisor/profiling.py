@@ -33,7 +33,7 @@ from clockwork_serve.serve.supervisor.profile_process import (
     ProfileConfig,
 )
 from clockwork_serve.store import Problem, ServedVersion
-from clockwork_serve.store.settings import shown
+from clockwork_serve.store.settings import shortened
 from clockwork_serve.units import KIB, MIB, NS_PER_MS
 
 if TYPE_CHECKING:
@@ -146,7 +146,6 @@ class Profiler:
         )
 
     def close(self) -> None:
-        """End all processes."""
         self._processes.close()
 
     def _settled(self, code: Code, config: DeviceConfig, key: tuple[str, str]) -> bool:
@@ -204,7 +203,7 @@ def _unprepared(model: Model, error: Unprepared) -> Problem:
         version=model.version,
         field="model",
         expected="a class that can be imported",
-        found=shown(str(error)),
+        found=shortened(str(error)),
         advice="correct it, and load the model again",
     )
 
@@ -247,7 +246,6 @@ class ProfileProcesses:
         return _guessed(code, config, f"model {model.key}: profiling failed ({why})")
 
     def close(self) -> None:
-        """End all processes."""
         if self._requests is not None:
             self._requests.close()
             self._requests = None

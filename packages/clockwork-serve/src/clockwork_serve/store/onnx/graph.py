@@ -9,8 +9,9 @@ import msgspec
 import onnx
 from msgspec import Struct
 
+from clockwork_serve.errors import did_you_mean
 from clockwork_serve.messages import TensorSpec
-from clockwork_serve.store.settings import ModelSettings, StoreConfig, TensorSettings, did_you_mean, problem
+from clockwork_serve.store.settings import ModelSettings, StoreConfig, TensorSettings, problem
 from clockwork_serve.store.trial import Dim, GraphTensor, Interface
 
 # ------------------------------------------------------------

@@ -269,12 +269,12 @@ def array_of(output: Any) -> Array:
     return array
 
 
-def scrambled(values: Values, dtypes: Sequence[str], seed: int = 1) -> Values:
+def scrambled(values: Values, dtypes: Sequence[str]) -> Values:
     """Other weights of the same scale and signs: the elements of each constant permuted and scaled.
 
     Integers are kept, for they are positions and the like.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(1)
     made: dict[int, npt.NDArray[np.void]] = {}
 
     def other(number: int) -> npt.NDArray[np.void]:

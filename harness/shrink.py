@@ -26,12 +26,12 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile, Quota
 from clockwork_serve.sim.constants import Cluster
-from clockwork_serve.sim.seeds import BEATS_MAX, Chance, run_through
 from clockwork_serve.sim.simulation import Simulation
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.stream import Arrivals, ClosedLoad, Workload
 from clockwork_serve.workload.tables import FaultTable
 from clockwork_serve.workload.zoo import Zoo
+from harness.seeds import BEATS_MAX, Chance, run_through
 
 Request = tuple[int, int, int, int]
 """When it is sent in ns, its model, its SLO in ns, its load."""

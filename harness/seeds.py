@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -22,17 +23,6 @@ from msgspec.structs import replace
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Profile
 from clockwork_serve.sim.constants import Cluster
-from clockwork_serve.sim.faults import (
-    FAULT_SCHEDULE_STREAM,
-    hang_settings,
-    killers,
-    log_uniform,
-    losses_allowed,
-    shared_lanes,
-    stops,
-    verdicts,
-    with_restarts,
-)
 from clockwork_serve.sim.simulation import Simulation, Watcher
 from clockwork_serve.units import MIB, NS_PER_S, ms
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
@@ -54,6 +44,8 @@ SLOW_NS: Final = ms(12)
 
 _PR_SET_PDEATHSIG: Final = 1
 
+FAULT_SCHEDULE_STREAM: Final = 1 << 17
+"""The random stream that a seed's scenario is drawn from; those after it belong to parts of it."""
 BEATS_MAX: Final = 40
 """A seed takes a few pulses of its simulation; one that takes this many is taken for a livelock."""
 
@@ -112,7 +104,6 @@ class Digest:
         self._hash.update(self._encoder.encode((now_ns, events, effects, 0)))
 
     def hex(self) -> str:
-        """The hash so far."""
         return self._hash.hexdigest()
 
 
@@ -422,3 +413,90 @@ def _delay_ends(fault: FaultTable, workload: Workload) -> FaultTable:
 
 def _of(rng: np.random.Generator, *choices: str) -> str:
     return choices[int(rng.integers(len(choices)))]
+
+
+# ------------------------------------------------------------
+# Random faults of seeds. Each function draws from a random stream of its own, so that adding one changes no
+# other choice of a seed.
+
+
+def losses_allowed(seed: int) -> int:
+    """``quarantine_after`` of a seed: how many workers a model may take down."""
+    return int(np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 2])).integers(0, 4))
+
+
+def shared_lanes(seed: int) -> bool:
+    """Whether the lanes of a seed's devices share cores."""
+    return bool(np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 7])).random() < 0.3)
+
+
+def verdicts(seed: int, loads: Sequence[LoadTable]) -> list[LoadTable]:
+    """In 40 % of seeds, some loads want their yes or no at the door, or within a share of their SLO."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 8]))
+    if rng.random() > 0.4:
+        return list(loads)
+    shares = rng.choice((-1.0, 0.0, 0.1, 0.5), size=len(loads)).tolist()
+    return [
+        load if share < 0 else replace(load, decide_ms=share * (load.slo_ms or 0.0))
+        for load, share in zip(loads, shares, strict=True)
+    ]
+
+
+def killers(seed: int, workload: Workload) -> list[FaultTable]:
+    """In 30 % of seeds, a model that kills the workers that run it."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 3]))
+    if rng.random() > 0.3:
+        return []
+    seconds = workload.duration_ns / NS_PER_S
+    name = str(rng.choice([name for name, _ in workload.models]))
+    at_s, for_s = seconds * float(rng.uniform(0.02, 0.9)), seconds * log_uniform(rng, 0.02, 0.5)
+    return [FaultTable(kind="kills", at_s=at_s, for_s=for_s, model=name)]
+
+
+def hang_settings(seed: int) -> dict[str, int]:
+    """``hang_ns`` and ``hang_grace_ns`` of a seed: often so short that slow workers count as hung, too."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 4]))
+    hang_ms, grace_ms = log_uniform(rng, 15, 500), log_uniform(rng, 5, 1000)
+    return {"hang_ns": 0 if rng.random() < 0.15 else ms(hang_ms), "hang_grace_ns": ms(grace_ms)}
+
+
+def stops(seed: int, workload: Workload, cluster: Cluster) -> list[FaultTable]:
+    """Up to two faults of kind ``stop`` or ``hangs``."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 5]))
+    seconds = workload.duration_ns / NS_PER_S
+    names = [name for name, _ in workload.models]
+    found: list[FaultTable] = []
+    for _ in range(int(rng.integers(0, 3))):
+        at_s, for_s = seconds * float(rng.uniform(0.02, 0.9)), seconds * log_uniform(rng, 0.005, 0.5)
+        if rng.random() < 0.6:
+            found.append(FaultTable(kind="hangs", at_s=at_s, for_s=for_s, model=str(rng.choice(names))))
+            continue
+        worker = int(rng.integers(cluster.devices // cluster.devices_per_worker))
+        found.append(
+            FaultTable(
+                kind="stop", at_s=at_s, for_s=None if rng.random() < 0.3 else for_s,
+                worker=None if rng.random() < 0.2 else worker,
+            )
+        )  # fmt: skip
+    return found
+
+
+def with_restarts(seed: int, workload: Workload, faults: tuple[FaultTable, ...]) -> tuple[FaultTable, ...]:
+    """In 30 % of seeds, one to three deaths of the controller, often close to another fault."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 6]))
+    if rng.random() > 0.3:
+        return faults
+    seconds = workload.duration_ns / NS_PER_S
+    restarts = []
+    for _ in range(int(rng.integers(1, 4))):
+        at_s = seconds * float(rng.uniform(0.02, 0.9))
+        if faults and rng.random() < 0.5:
+            at_s = max(0.0, faults[int(rng.integers(len(faults)))].at_s + float(rng.uniform(-0.01, 0.01)))
+        for_s = None if rng.random() < 0.3 else log_uniform(rng, 0.01, 1)
+        restarts.append(FaultTable(kind="controller", at_s=at_s, for_s=for_s))
+    return (*faults, *restarts)
+
+
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A random number between two bounds, uniform on a logarithmic scale."""
+    return math.exp(rng.uniform(math.log(low), math.log(high)))

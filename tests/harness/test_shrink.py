@@ -13,10 +13,10 @@ from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.results import ResultHandler
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Outcome
-from clockwork_serve.sim.seeds import Digest, play_seed, random_scenario, simulation_of
-from clockwork_serve.sim.shrink import case_of, play_case, read_case, shrink, write_case
 from clockwork_serve.telemetry import head_of
 from clockwork_serve.telemetry.journal import PYTHON
+from harness.seeds import Digest, play_seed, random_scenario, simulation_of
+from harness.shrink import case_of, play_case, read_case, shrink, write_case
 
 REQUESTS = 400
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,8 @@ from collections import Counter
 import pytest
 
 from clockwork_serve.controller import POLICIES
-from clockwork_serve.sim.seeds import (
+from harness import machine
+from harness.seeds import (
     KINDS,
     PLAYED,
     REQUESTS,
@@ -21,7 +22,6 @@ from clockwork_serve.sim.seeds import (
     play_seeds,
     random_scenario,
 )
-from harness import machine
 from harness.serving import until
 from tests.end_to_end.commands import alive
 
@@ -35,7 +35,7 @@ FOUND = (
 SHARE_MIN = 0.05
 WITH_FAULTS = next(seed for seed in range(100) if len(random_scenario(seed, 200).scenario.faults) > 5)
 HASH = (
-    "import sys; from clockwork_serve.sim.seeds import *; digest = Digest(); "
+    "import sys; from harness.seeds import *; digest = Digest(); "
     "play_seed(int(sys.argv[1]), 500, (digest,)); print(digest.hex())"
 )
 
@@ -120,7 +120,7 @@ def test_what_fails_names_the_command_that_repeats_it():
 
 def test_the_processes_that_play_end_with_who_was_killed():
     program = (
-        "from clockwork_serve.sim.seeds import play_seeds\n"
+        "from harness.seeds import play_seeds\n"
         "for played in play_seeds(range(10**5), 2):\n    print(played.seed, flush=True)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
@@ -132,7 +132,7 @@ def test_the_processes_that_play_end_with_who_was_killed():
 
 
 LEFT = (
-    "import gc; from clockwork_serve.controller import Controller; from clockwork_serve.sim.seeds import *; "
+    "import gc; from clockwork_serve.controller import Controller; from harness.seeds import *; "
     "[play_seed(seed, 300) for seed in range(60)]; "
     "print(sum(isinstance(one, Controller) for one in gc.get_objects()))"
 )
