@@ -93,6 +93,7 @@ class HttpYardstick(asyncio.Protocol):
         self._body.append(data)
 
     def on_message_complete(self) -> None:
+        """Answer."""
         body = memoryview(b"".join(self._body))
         self._body.clear()
         head = _heads.decode(body[: self._header_length])

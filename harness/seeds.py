@@ -104,6 +104,7 @@ class Digest:
         self._hash.update(self._encoder.encode((now_ns, events, effects, 0)))
 
     def hex(self) -> str:
+        """The hash so far."""
         return self._hash.hexdigest()
 
 

@@ -66,6 +66,7 @@ class BuildWithPages(build_py):
     """Adds pages and examples to what a wheel is made of."""
 
     def run(self) -> None:
+        """Build, then write them."""
         super().run()
         if self.editable_mode:
             return

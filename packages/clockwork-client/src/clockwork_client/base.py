@@ -29,7 +29,7 @@ class Pooled(Protocol):
     idle_since: float
 
     @property
-    def stale(self) -> bool: ...
+    def stale(self) -> bool: ...  # noqa: D102 - documented above
 
 
 C = TypeVar("C", bound=Pooled)

@@ -101,6 +101,7 @@ class ResponseReader:
         self._whole: Response | None = None
 
     def get_buffer(self) -> memoryview:
+        """The buffer to receive the next bytes into."""
         return self._buffer if self._direct is None else self._direct[self._direct_bytes :]
 
     def received(self, nbytes: int) -> Response | None:
@@ -128,6 +129,7 @@ class ResponseReader:
             self._whole = self._whole._replace(keep_alive=False)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
@@ -142,6 +144,7 @@ class ResponseReader:
             self._direct = np.empty(int(length), np.uint8).data
 
     def on_body(self, content: bytes) -> None:
+        """A part of the body."""
         if self._direct is None:
             self._chunks.append(content)
             return

@@ -149,6 +149,7 @@ class BenchReport(Struct, frozen=True, kw_only=True):
     refusals_curve: Curve | None
 
     def to_json(self) -> bytes:
+        """Indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
 
 

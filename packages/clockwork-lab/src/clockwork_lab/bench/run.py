@@ -123,6 +123,7 @@ class SenderProcess:
         os.set_blocking(self._out.fileno(), False)
 
     def send_job(self) -> None:
+        """Send it its job."""
         with contextlib.suppress(BrokenPipeError):
             write_job(self._in, self.job)
 

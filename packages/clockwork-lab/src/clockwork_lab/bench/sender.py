@@ -335,9 +335,11 @@ class LoadConnection:
         self.established()
 
     def send(self, row: int, message: int) -> None:
+        """Send one request."""
         raise AssertionError("to be implemented by a wire")
 
     def data_received(self, data: bytes) -> None:
+        """Parse received bytes."""
         raise AssertionError("to be implemented by a wire")
 
     def lost(self, why: str) -> None:
@@ -345,6 +347,7 @@ class LoadConnection:
         raise AssertionError("to be implemented by a wire")
 
     def abandon(self, row: int) -> None:
+        """Cancel a request in flight."""
         raise AssertionError("to be implemented by a wire")
 
     def written(self) -> None:

@@ -234,6 +234,7 @@ class HttpMetadata:
         )
 
     def close(self) -> None:
+        """Close the connection."""
         self._connection.close()
 
 
@@ -281,6 +282,7 @@ class GrpcMetadata:
         return [TensorInfo(each.name, each.datatype, tuple(each.shape)) for each in found.inputs]
 
     def close(self) -> None:
+        """Close the connection."""
         self._channel.close()
 
 

@@ -158,6 +158,7 @@ class GrpcLoadConnection(LoadConnection):
             self.run.free(self)
 
     def flush(self) -> None:
+        """Write the frames of this iteration together."""
         if self._out and self.rest is None and not self.dead:
             frames, self._out = self._out, []
             self.write(b"".join(frames))
@@ -193,6 +194,7 @@ class GrpcLoadConnection(LoadConnection):
                 del self._windows[stream]
 
     def data_received(self, data: bytes) -> None:
+        """Parse complete frames."""
         received = self._received + data if self._received else data
         now_ns = monotonic_ns() - self.run.start_ns
         at, size = 0, len(received)
@@ -350,6 +352,7 @@ class GrpcLoadConnection(LoadConnection):
             self.run.ended(row, code, now_ns, 0, None)
 
     def abandon(self, row: int) -> None:
+        """Cancel a call."""
         stream = self._streams.get(row)
         if stream is not None:
             self._queue_frame(_frame(_RESET, 0, stream, _CANCEL.to_bytes(4, "big")))

@@ -68,6 +68,7 @@ class HttpLoadConnection(LoadConnection):
         super().__init__(run)
 
     def send(self, row: int, message: int) -> None:
+        """Send one request."""
         run = self.run
         prepared: PreparedRequests = run.prepared
         self.row = row
@@ -98,6 +99,7 @@ class HttpLoadConnection(LoadConnection):
             self.run.free(self)
 
     def data_received(self, data: bytes) -> None:
+        """Parse more of the response."""
         row = self.row
         run = self.run
         if row < 0:
@@ -235,11 +237,14 @@ class _Chunks:
         self.whole = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
         self.has_length |= name.lower() in (b"transfer-encoding", b"content-length")
 
     def on_body(self, content: bytes) -> None:
+        """A part of the body."""
         if self._keep_body and len(self.body) < ERROR_BYTES_MAX:
             self.body += content
 
     def on_message_complete(self) -> None:
+        """The end of the response."""
         self.whole = True

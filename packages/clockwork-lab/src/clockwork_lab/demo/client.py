@@ -61,6 +61,7 @@ class DemoClient:
         return outputs_of(result, http=http)
 
     def __enter__(self) -> Self:
+        """The client itself."""
         return self
 
     def __exit__(

@@ -105,6 +105,7 @@ class RecordedSend:
     calls: list[tuple[Tensors, Tensors]] = field(default_factory=list)
 
     def __call__(self, inputs: Tensors) -> Tensors:
+        """Send one request."""
         outputs = self.send(inputs)
         self.calls.append((inputs, outputs))
         return outputs

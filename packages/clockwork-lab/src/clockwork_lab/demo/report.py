@@ -84,6 +84,7 @@ class DemoReport(Struct, frozen=True, kw_only=True):
         )
 
     def to_json(self) -> bytes:
+        """As indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 

@@ -64,6 +64,7 @@ class Demo:
         self._errors: defaultdict[str, list[float]] = defaultdict(list)
 
     def run(self) -> int:
+        """Run everything; the exit status."""
         started = time.monotonic()
         self._busy = os.getloadavg()[0] / (os.cpu_count() or 1)
         with _quiet(self._log), progress_bar(self._console) as bars:

@@ -289,5 +289,6 @@ class ModelLane:
         self._calls = [CallBuffers(inputs={"x": picture}, output=room)]
 
     def infer(self) -> None:
+        """One request, alone."""
         self._calls[0].outputs.clear()
         self._device.infer(self._action, self._calls)

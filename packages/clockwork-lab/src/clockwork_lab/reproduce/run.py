@@ -61,6 +61,7 @@ class FigureRun:
 
     @cached_property
     def constants(self) -> Constants:
+        """The constants of the simulation."""
         return read_constants()
 
     def everyone(self) -> tuple[Player, ...]:

@@ -121,6 +121,7 @@ class Feed:
         return False
 
     def close(self) -> None:
+        """Read no more."""
         self._records = None
         self._follower.close()
         if not self.failed:
@@ -144,6 +145,7 @@ class Observer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, feed: Feed) -> None:
+        """Feed another consumer."""
         self._feeds.append(feed)
 
     def status(self) -> dict[str, dict[str, object]]:

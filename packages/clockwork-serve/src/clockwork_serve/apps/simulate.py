@@ -332,6 +332,7 @@ class Report(Struct, frozen=True, kw_only=True):
     stretches: tuple[Stretch, ...]
 
     def to_json(self) -> bytes:
+        """Indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
 
 

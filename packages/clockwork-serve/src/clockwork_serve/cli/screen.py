@@ -59,6 +59,7 @@ class Progress:
         self.close()
 
     def close(self) -> None:
+        """Restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

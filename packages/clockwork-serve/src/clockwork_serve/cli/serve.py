@@ -85,6 +85,7 @@ class Stages:
         self._progress: Progress | None = None
 
     def step(self, progress: Any) -> None:
+        """Show a ``StartProgress``."""
         if progress.stage != self._stage:
             self.close()
             self._stage = progress.stage
@@ -93,6 +94,7 @@ class Stages:
             self._progress.step(progress.done, progress.total, progress.text)
 
     def close(self) -> None:
+        """Restore the terminal."""
         if self._progress is not None:
             self._progress.close()
             self._progress = None

@@ -141,6 +141,7 @@ class EmulatedDevice:
             self._ready[code.code_id] = (code, emulated_profile(self._config, code))
 
     def retire(self, code_id: str) -> None:
+        """Delete the code's durations."""
         self._ready.pop(code_id, None)
         for key in [key for key in self._layouts if key[0] == code_id]:
             del self._layouts[key]

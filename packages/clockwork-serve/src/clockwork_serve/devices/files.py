@@ -131,6 +131,7 @@ class Blobs:
             raise damage("weights", weights.weights_id, weights.path, "other content")
 
     def close(self) -> None:
+        """Close every file."""
         for path in list(self._fd_by_path):
             self._drop(path)
 

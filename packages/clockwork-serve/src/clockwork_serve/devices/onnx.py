@@ -512,6 +512,7 @@ class CpuDevice:
             backend.retire(code_id)
 
     def load(self, action: Load) -> int:
+        """Load with the code's backend."""
         return self._backend_by_code[action.code_id].load(action)
 
     def verify(self, weights: Weights) -> None:
@@ -524,9 +525,11 @@ class CpuDevice:
             backend.unload(action)
 
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
+        """Run with the code's backend."""
         return self._backend_by_code[action.code_id].infer(action, calls)
 
     def close(self) -> None:
+        """Free everything."""
         for backend in self._backends.values():
             backend.close()
         self._backend_by_code.clear()

@@ -126,6 +126,7 @@ class PythonBackend:
         return Phases(gathered - started, ran - gathered, time.monotonic_ns() - ran)
 
     def close(self) -> None:
+        """Unload every model."""
         for code_id in list(self._prepared):
             self.retire(code_id)
 

@@ -534,6 +534,7 @@ class TorchDevice:
         return self._accelerator.used_bytes()
 
     def close(self) -> None:
+        """Free everything."""
         self._running = None
         self._graphs.clear()
         self._prepared.clear()

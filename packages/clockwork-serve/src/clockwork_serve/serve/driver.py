@@ -59,6 +59,7 @@ class LoopTimer:
         """Note how many messages were received since the last call; ignored here, for subclasses."""
 
     def close(self) -> None:
+        """Never fire again."""
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
             os.close(self._fd)

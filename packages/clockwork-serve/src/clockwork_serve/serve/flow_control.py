@@ -142,6 +142,7 @@ class CreditIssuer:
             self._rates[link].blocked = True
 
     def remove_gateway(self, link: Link) -> None:
+        """Forget a gateway whose link was lost."""
         self._rates.pop(link, None)
 
     def received(self, link: Link, frames: Collection[Frame]) -> None:
@@ -247,6 +248,7 @@ class KnownEnds:
         """How many requests it told a shortage of."""
 
     def update(self, summary: SoonestEnds) -> None:
+        """Replace what is known."""
         self._until_ns = summary.until_ns
         self.known = {
             key: (one.due_ns, one.end_ns, one.each_ns, one.other_end_ns) for key, one in summary.ends.items()

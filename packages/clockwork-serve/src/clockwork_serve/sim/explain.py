@@ -499,6 +499,7 @@ class _Story:
         return f"{what} {after}{reason}{message}; its SLO was {slo}."
 
     def told(self, tried: list[Tried]) -> Explanation:
+        """The whole."""
         request, answer = self._request, self.answer
         views = [self._view(one) for one in self._outlooks]
         helped = [one.text for one in tried if one.helps]

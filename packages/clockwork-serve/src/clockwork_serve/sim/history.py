@@ -274,6 +274,7 @@ class Historian:
             self.start = min(self._indexed, self._decided)
 
     def take(self, number: int, record: JournalHead | Step) -> None:
+        """The next record."""
         if isinstance(record, JournalHead):
             self.flush(number)
             self._run = number

@@ -118,6 +118,7 @@ class World:
         """By a model's key: called with the host whenever an INFER of it starts; that INFER never ends."""
 
     def at(self, when_ns: int, kind: int, whom: Any, what: Any) -> None:
+        """Add an entry to the event heap."""
         self.order += 1
         heappush(self.heap, (when_ns, self.order, kind, whom, what))
 
@@ -489,6 +490,7 @@ class OpenRequests:
         """Keys of models that the controller has in quarantine."""
 
     def observe(self, event: ControllerEvent) -> None:
+        """The controller observes an event."""
         match event:
             case Request():
                 assert event.request_id not in self.open.keys() - self.awaiting_failover, (

@@ -86,6 +86,7 @@ class Nearby:
         self._sorted = True
 
     def add(self, at_ns: int, value: int) -> None:
+        """Add a value."""
         self._sorted = self._sorted and (not self._times or self._times[-1] <= at_ns)
         self._times.append(at_ns)
         self._values.append(value)

@@ -229,6 +229,7 @@ class Stops:
         """Stopped workers that the controller knows to be stalled."""
 
     def hang(self, table: FaultTable) -> Events:
+        """Stop processes."""
         return self._stop(table, lanes=False)
 
     def stop(self, table: FaultTable) -> Events:

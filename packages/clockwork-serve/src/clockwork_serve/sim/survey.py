@@ -131,6 +131,7 @@ class _Survey:
         self.began_ns = 0
 
     def step(self, step: Step) -> None:
+        """Read one step."""
         self.now_ns = step.now_ns
         self.began_ns = self.began_ns or step.now_ns
         for event in step.events:

@@ -169,6 +169,7 @@ class Cache:
         return self.record(kind, key, type_) if again else None
 
     def save_record(self, kind: str, key: str, value: object) -> None:
+        """Store a record, replacing an earlier one."""
         self.save(kind, f"{key}.json", msgspec.json.encode(value))
 
     def read(self, kind: str, name: str) -> bytes | None:
@@ -194,6 +195,7 @@ class Cache:
         return self.record("profiles", _profile_key(code_id, device_kind), Profile)
 
     def save_profile(self, profile: Profile) -> None:
+        """Store a profile."""
         self.save_record("profiles", _profile_key(profile.code_id, profile.device_kind), profile)
 
     # Codes and weights

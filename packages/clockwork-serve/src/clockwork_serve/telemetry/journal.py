@@ -315,6 +315,7 @@ class Journal:
             self._batch = _Batch(bytearray(), 0, 0, batch.head)
 
     def close(self) -> None:
+        """Write what is left and close the file."""
         self.flush()
         self._batches.put(None)
         self._thread.join()

@@ -168,6 +168,7 @@ class LiveView(Tracks):
         }  # fmt: skip
 
     def on_record(self, record: JournalHead | Step | Torn) -> None:
+        """Follow the next record."""
         if isinstance(record, JournalHead):
             self._head_of_run = record
         self.take(record)
@@ -194,9 +195,11 @@ class LiveView(Tracks):
             self._workers[worker] = ""
 
     def steps_missing(self, steps: int) -> None:
+        """Note it."""
         self._note("server", f"{steps} steps are missing in the journal")
 
     def gateway_lost(self, gateway: str) -> None:
+        """Note it."""
         self._note("worker", f"gateway lost: {gateway}")
 
     def worker_joined(self, event: WorkerJoined) -> None:

@@ -281,6 +281,7 @@ class OtlpExporter:
         return self._queued
 
     def offer(self, spans: list[Span]) -> None:
+        """Send these soon, or drop them all."""
         with self._lock:
             full = self._queued + len(spans) > QUEUE_SPANS
             self._queued += 0 if full else len(spans)

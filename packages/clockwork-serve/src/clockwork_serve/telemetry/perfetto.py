@@ -142,6 +142,7 @@ class TraceFile:
         self._event(_BEGIN, track, name, kind, at_ns, args).flow_ids.extend(flows)
 
     def end(self, track: int, at_ns: int) -> None:
+        """The end of the slice that began last."""
         event = self._packet(at_ns).track_event
         event.type, event.track_uuid = _END, track
 
@@ -152,10 +153,12 @@ class TraceFile:
         self._event(_INSTANT, track, name, kind, at_ns, args).terminating_flow_ids.extend(flows)
 
     def count(self, track: int, at_ns: int, value: int) -> None:
+        """A counter's value from then on."""
         event = self._packet(at_ns).track_event
         event.type, event.track_uuid, event.counter_value = _COUNTER, track, value
 
     def flush(self) -> None:
+        """Write what was collected."""
         self._out.write(self._trace.SerializeToString())
         self._trace = self._made()  # one that is cleared keeps its memory, and takes more for what comes
 

@@ -426,6 +426,7 @@ class _Refusals:
         return next((record for _, record in self._records if isinstance(record, Step)), None)
 
     def close(self) -> None:
+        """Read no more."""
         self._follower.close()
 
 

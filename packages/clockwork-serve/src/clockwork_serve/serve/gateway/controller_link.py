@@ -96,6 +96,7 @@ class GatewayModels:
         self._set_versions(model.name, versions)
 
     def remove(self, key: str) -> None:
+        """Remove a model (``name/version``)."""
         name, _, version = key.rpartition("/")
         if self._by_version.pop((name, version), None) is not None:
             self._set_versions(name, set(self._versions[name]) - {version})

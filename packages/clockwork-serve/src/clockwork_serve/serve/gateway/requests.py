@@ -88,6 +88,7 @@ class Copying:
         self._strings = strings
 
     def add(self, target: memoryview, source: memoryview) -> None:
+        """Append a copy."""
         self.begun = True
         self._parts.append((target, source))
 
@@ -305,6 +306,7 @@ class Slots:
         return moved
 
     def close(self) -> None:
+        """Free the memory."""
         self.region.close()
 
     def _forget(self, body: Body) -> None:

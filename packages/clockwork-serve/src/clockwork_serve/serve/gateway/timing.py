@@ -92,6 +92,7 @@ class BodySocket:
         self.close()
 
     def close(self) -> None:
+        """Stop using the socket."""
         lent, self._socket = self._socket, None
         self._plain = False
         self.send_now = None
@@ -175,6 +176,7 @@ class DiscardedBody:
         self._source = source
 
     def room(self) -> memoryview:
+        """The buffer for the next read."""
         return self._buffer[: min(self.left, PROBE_BYTES if self._source.plain else len(self._buffer))]
 
     def received(self, nbytes: int) -> bool:
@@ -233,6 +235,7 @@ class LoopTurns:
             self._loop.call_soon(self._note)
 
     def close(self) -> None:
+        """Stop the timer."""
         self._timer.cancel()
 
     def _note(self) -> None:
@@ -303,6 +306,7 @@ class Arrival:
         self._unpolled_ns = NEVER_NS
 
     def resume(self) -> None:
+        """Reading goes on."""
         self._unpolled_ns = self._clock()
 
     def rested(self, waited_ns: int | None) -> None:

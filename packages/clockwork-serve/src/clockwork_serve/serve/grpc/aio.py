@@ -104,6 +104,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
         return port
 
     async def start(self) -> None:
+        """Accept calls."""
         await self._server.start()
         self._loop.set_exception_handler(self._on_loop_error)
         self._beat()

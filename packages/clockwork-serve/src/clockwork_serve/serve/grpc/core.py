@@ -137,6 +137,7 @@ class CoreTransport:
         return port
 
     async def start(self) -> None:
+        """Accept calls."""
         self._server.start()
         for _ in range(ACCEPTING):
             self._server.request_call(self._queue, self._queue, _ACCEPT)

@@ -337,6 +337,7 @@ class _Delivery:
         return None if late is None else _failure(late)
 
     def on_sent(self) -> None:
+        """It was sent."""
         self._gateway.note_sent(self._response)
 
 
@@ -363,6 +364,7 @@ class _UnaryExchange(_GrpcExchange):
         return self.rpc.is_open
 
     def respond(self, response: InferResponse) -> None:
+        """Encode the response."""
         if not self.rpc.is_open:
             if response.deadline_ns:
                 self.gateway.discard(response)
@@ -395,6 +397,7 @@ class _StreamExchange(_GrpcExchange):
         return not self.ended.done()
 
     def respond(self, response: InferResponse) -> None:
+        """Encode the response."""
         if self.ended.done():
             if response.deadline_ns:
                 self.gateway.discard(response)
@@ -416,6 +419,7 @@ class _StreamExchange(_GrpcExchange):
         return late or found
 
     def abandon(self, gateway: Gateway) -> None:
+        """The client left."""
         response, self.unreported = self.unreported, None
         if response is not None:
             gateway.discard(response)

@@ -220,6 +220,7 @@ class HttpExchange:
         return response if late is None else http_response(late)
 
     def respond(self, response: HttpResponse) -> None:
+        """Set the response, to be sent after those before it."""
         if self.response is None:
             self.response = response
             self.on_response()
@@ -306,6 +307,7 @@ class Outbox:
             self._expect()
 
     def flush(self) -> None:
+        """Write what was held back."""
         held, self._held = self._held, b""
         if held and not self._transport.is_closing():
             self._send(held)
@@ -318,10 +320,12 @@ class Outbox:
         )
 
     def pause(self) -> None:
+        """The client does not read."""
         self.unread = True
         self._expect()
 
     def resume(self) -> None:
+        """It reads again."""
         self.unread = False
         self.due_s = math.inf
 

@@ -182,12 +182,14 @@ class PageConnection(asyncio.Protocol):
         self._waiting: asyncio.Future[HttpResponse] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin, if there is room."""
         self._transport = cast("asyncio.Transport", transport)
         self._server.connections.add(self)
         if len(self._server.connections) > CONNECTIONS:
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The reader is gone."""
         self._transport = None
         self._server.connections.discard(self)
         if self._timer is not None:
@@ -196,6 +198,7 @@ class PageConnection(asyncio.Protocol):
             self._waiting.cancel()
 
     def end(self) -> None:
+        """Close it."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -213,15 +216,19 @@ class PageConnection(asyncio.Protocol):
             self._write(refusal(400, "malformed HTTP request"), keep=False)
 
     def on_message_begin(self) -> None:
+        """Called by the parser."""
         self._url, self._headers = b"", {}
 
     def on_url(self, url: bytes) -> None:
+        """Called by the parser."""
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
         self._headers[name.lower()] = value
 
     def on_message_complete(self) -> None:
+        """Answer."""
         if self._waiting is not None:
             return
         self._read_bytes = 0
@@ -347,6 +354,7 @@ class PageServer:
         return refusal(401, "expected the address that was printed, with its key")
 
     def close(self) -> None:
+        """Stop listening, and end all streams."""
         if self._server is not None:
             self._server.close()
         for connection in tuple(self.connections):

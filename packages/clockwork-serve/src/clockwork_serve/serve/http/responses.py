@@ -44,6 +44,7 @@ class HttpResponse(msgspec.Struct, frozen=True):
 
     @property
     def body_bytes(self) -> int:
+        """The length of the body."""
         length = 0
         for part in self.parts:
             length += len(part)
@@ -152,6 +153,7 @@ class Packer:
         return self._pack_soon(response, coding, size)
 
     def close(self) -> None:
+        """End the thread after its current job."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
 

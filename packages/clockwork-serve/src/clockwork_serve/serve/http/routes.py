@@ -63,6 +63,7 @@ class Endpoints:
     version: str
 
     def server(self) -> dict[str, Any]:
+        """The server's metadata."""
         more = () if self.gateway.regions is None else ("system_shared_memory",)
         return server_metadata(self.version, *more)
 
@@ -85,6 +86,7 @@ class Endpoints:
             raise RouteRefused(503, f"model {key} is not ready: {why}")
 
     def models(self) -> list[str]:
+        """The names of all models."""
         return self.gateway.models.names()
 
     def metadata(self, name: str, version: str) -> dict[str, Any]:
@@ -147,10 +149,12 @@ class Endpoints:
         return [msgspec.structs.asdict(region) for region in found]
 
     def register(self, name: str, fields: Mapping[str, Any], *, local: bool) -> None:
+        """Register a region."""
         with _refusals():
             allowed(self.gateway.regions, local=local).register(shared_region(name, fields))
 
     def unregister(self, name: str, *, local: bool) -> None:
+        """Unregister one region, or all."""
         with _refusals():
             allowed(self.gateway.regions, local=local).unregister(name)
 

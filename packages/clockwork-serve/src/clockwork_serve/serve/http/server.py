@@ -90,6 +90,7 @@ class ConnectionCounts:
         self._given[self._number, to] += 1
 
     def count_closed(self) -> None:
+        """Count a closed connection of ours."""
         self._ended[self._number] += 1
 
     def beat(self) -> None:
@@ -501,6 +502,7 @@ class HttpServer:
         return not all(connection.idle for connection in self._connections)
 
     def opened(self, connection: HttpConnection) -> None:
+        """A connection was made."""
         admitted = self._beyond() < 0 or self._make_room(network_of(connection.host))
         self._connections.add(connection)
         if self._sweep is None:
@@ -534,6 +536,7 @@ class HttpServer:
         self._reached[limit] += 1
 
     def closed(self, connection: HttpConnection) -> None:
+        """A connection was closed."""
         self._connections.discard(connection)
         self._turned_away.discard(connection)
         self._strangers.discard(connection)
@@ -599,6 +602,7 @@ class HttpServer:
             exchange.body_deferred = queries.rejecting and bool(exchange.query_id)
 
     def dispatch(self, exchange: HttpExchange) -> None:
+        """Handle a complete request."""
         if exchange.encoding and exchange.encoding.lower() != b"identity":
             if len(exchange.content) > UNPACK_BYTES:
                 self._start(self._unpacked_soon(exchange))

@@ -236,6 +236,7 @@ class GatewayPeer(Peer):
         self._requests: FarRequests | None = None  # None before it was admitted, and at the end
 
     def close(self, why: str) -> None:
+        """Close both links and the region."""
         super().close(why)
         requests, self._requests = self._requests, None
         if requests is not None:
@@ -348,6 +349,7 @@ class Bridge:
             await asyncio.sleep(RECONNECT_S)
 
     def close(self) -> None:
+        """Close all peers."""
         for peer in list(self._peers.values()):
             peer.close("the server stops")
 

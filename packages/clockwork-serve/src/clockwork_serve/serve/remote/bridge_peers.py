@@ -96,6 +96,7 @@ class Peer(ABC):
         return self.name
 
     def close(self, why: str) -> None:
+        """Close both links."""
         if self._over:
             return
         self._over = True

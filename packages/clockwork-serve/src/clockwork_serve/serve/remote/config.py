@@ -48,6 +48,7 @@ class ClusterFiles(Struct, frozen=True, kw_only=True):
             _log.warning("cluster_key: every user of this host may read %s; chmod 600 it", self.key)
 
     def named(self) -> dict[str, str]:
+        """The paths by setting."""
         return {"cluster_certificate": self.certificate, "cluster_key": self.key, "cluster_ca": self.ca}
 
 

@@ -477,6 +477,7 @@ class MachineTensors:
         old.close()
 
     def close(self) -> None:
+        """Close the region."""
         self._region.close()
 
     def _place(self, call: Call, slot: _Slot) -> Call | None:

@@ -82,6 +82,7 @@ class SupervisorLink:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        """Connect from now on."""
         self._task = asyncio.get_running_loop().create_task(self._hold())
 
     def send(self, *frames: Frame) -> None:
@@ -114,6 +115,7 @@ class SupervisorLink:
         return found
 
     def close(self) -> None:
+        """Close the link, and connect no more."""
         if self._task is not None:
             self._task.cancel()
         self._reset()

@@ -300,6 +300,7 @@ class Loader:
         return msgspec.json.encode({"loaded": [each.model.key for each in prepared.served]})
 
     async def unload(self, name: str) -> bytes:
+        """Serve a model no more."""
         frames: list[Frame] = self._catalogue.remove(name)
         if not frames:
             # A model of the repository that is not served is unloaded already.

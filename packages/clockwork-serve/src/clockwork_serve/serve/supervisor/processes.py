@@ -284,6 +284,7 @@ class Child:
 
     @property
     def pid(self) -> int:
+        """The process id."""
         return self._process.pid
 
     @property
@@ -343,6 +344,7 @@ class _BeatSocket:
         self._loop.add_reader(beats.fileno(), self._read)
 
     def close(self) -> None:
+        """Close the socket: the child has ended."""
         self._loop.remove_reader(self._beats.fileno())
         self._beats.close()
 

@@ -166,6 +166,7 @@ class Ports:
             raise
 
     def close(self) -> None:
+        """Release all ports."""
         for held in self._held:
             held.close()
         self._held.clear()
