@@ -47,7 +47,7 @@ NEAR_SLOS: Final = 4
 NEAR_LEAST_NS: Final = 250 * NS_PER_MS
 """A device or memory is there, and a model is not, from so many SLOs before the request on, and from so long
 before it at least: time for LOADs. The longer ago a change is, the less is known of what followed."""
-LUCKS: Final = 12
+LUCKS: Final = 10
 SURE: Final = 4
 """A remedy is tried with so many lucks, or with ``SURE`` if these agree."""
 LIKELY: Final = 0.85
