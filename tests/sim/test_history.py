@@ -198,6 +198,8 @@ def test_what_belongs_to_deleted_parts_is_deleted(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     head = head_of(random_scenario(SEED, 600).config)
     journal = Journal(path, head, file_bytes=12_000, files=2)
+    while first_header(path) is None:  # as the observer waits for it
+        time.sleep(0.001)
     historian, follower = Historian(path), JournalFollower(path)
 
     class Observing(Flushing):
