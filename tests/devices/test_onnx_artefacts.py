@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from clockwork_serve.devices import DeviceConfig, build
+from clockwork_serve.devices import DeviceConfig, base, build
 from clockwork_serve.errors import DamageError, DeviceError
 from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import Weights
@@ -127,8 +127,8 @@ def test_a_retired_code_is_gone_and_can_come_back(device, tmp_path):
             device.infer(lifted.infer(code, [1]), [call])
 
 
-def test_bindings_are_bounded_and_made_again(device, tmp_path):
-    device._backends["onnx"]._bindings._tensors_max = 8
+def test_bindings_are_bounded_and_made_again(device, tmp_path, monkeypatch):
+    monkeypatch.setattr(base, "BOUND_TENSORS_MAX", 8)
     plain, code, weights = dense(tmp_path)
     device.prepare(code)
     for page in range(10):

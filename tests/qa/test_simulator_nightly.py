@@ -26,7 +26,7 @@ def test_what_was_played_is_read_again_unless_the_code_is_another(tmp_path: Path
         file.write('{"seed": 4, "requ')  # it was killed
     assert read_done(path, "abc", 100) == done
     assert read_done(tmp_path / "nothing", "abc", 100) == {}
-    assert len(code_hash()) == 12
+    assert len(code_hash()) == 24
 
 
 @pytest.mark.slow
