@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, Final
 
+from clockwork_serve.serve.transport import OBSERVER_SOCKET
 from harness.server import alive
 from harness.serving import read_metrics, total, until
-from qa.faults.stage import NotMeasured, Stage, handle_of, made
+from qa.faults.stage import Act, NotMeasured, Stage, handle_of, made
 
 STUCK_S = 10.0
+EXPLAINED_S: Final = 30.0
+"""The observer runs when a core has nothing else to do; so long after the last request of a load at most."""
 KILL, STOP, CONT, TERM = signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM
 
 
@@ -137,6 +144,47 @@ def device_is_up(stage: Stage, device: str) -> bool:
     return total(page, "clockwork_device_up", device=device) == 1
 
 
+@made
+def explained_after(stage: Stage, act: Act) -> None:
+    """An act on the observer; then it has to explain a request, as it did before."""
+    for done in (None, act):
+        if done is not None:
+            done(stage)
+        request_id, began = _asked(stage), time.monotonic()
+        try:
+            told = until("a request is explained", partial(_explained, stage, request_id), EXPLAINED_S, 0.1)
+        except TimeoutError as error:
+            stage.wrong.append(f"{'before' if done is None else 'afterwards'}: {error}")
+            return
+        took_s = time.monotonic() - began
+        stage.notes.append(f"{request_id} was explained within {took_s:.1f} s: {told['sentence']}")
+
+
+def _asked(stage: Stage) -> str:
+    """The id of a request that was answered."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]}
+    url = f"{stage.server.http_url}/v2/models/{stage.setup.models[0]}/infer"
+    body = json.dumps({"inputs": [tensor], "parameters": {"slo_ms": 1000}}).encode()
+    with urllib.request.urlopen(url, body, timeout=10) as response:  # noqa: S310 - a URL of ours
+        return str(response.headers["Clockwork-Request-Id"])
+
+
+def _explained(stage: Stage, request_id: str) -> dict[str, Any] | None:
+    """What the observer says of a request; None while it does not."""
+    with socket.socket(socket.AF_UNIX) as link:
+        link.settimeout(EXPLAINED_S)
+        try:
+            link.connect(str(Path(stage.server.facts["run_dir"]) / OBSERVER_SOCKET))
+            link.sendall(json.dumps({"ask": "explain", "request_id": request_id}).encode() + b"\n")
+            answer = link.makefile().readline()
+        except OSError:
+            return None
+    told: dict[str, Any] | None = json.loads(answer) if answer else None
+    if told is not None and "error" in told:
+        raise RuntimeError(f"the observer said: {told['error']}")
+    return told
+
+
 def supervisor_killed(stage: Stage) -> None:
     """Everything must end by itself; then the server is started again on the same files."""
     others = {name: pid for name, pid in stage.server.pids().items() if name != "keeper"}
@@ -162,14 +210,18 @@ MAY_STEP_CLOCK = "CLOCKWORK_MAY_STEP_CLOCK"
 """Set by whoever owns the machine alone: everything on it sees the step."""
 
 
-def hog(stage: Stage) -> None:
-    """A program on each core that wants all of it."""
+@made
+def hog(stage: Stage, seconds: float, niceness: int = 0) -> None:
+    """A program on each core that wants all of it, for so long; in the short form, less."""
     cores = sorted(os.sched_getaffinity(0))
-    code = "import os,sys\nos.sched_setaffinity(0,{int(sys.argv[1])})\nwhile True: pass"
+    code = (
+        "import os,sys\nos.nice(int(sys.argv[2]))\nos.sched_setaffinity(0,{int(sys.argv[1])})\n"
+        "while True: pass"
+    )
     stage.mark()
-    hogs = [subprocess.Popen([sys.executable, "-c", code, str(core)]) for core in cores]
+    hogs = [subprocess.Popen([sys.executable, "-c", code, str(core), str(niceness)]) for core in cores]
     try:
-        stage.sleep(2.0 if stage.short else 5.0)
+        stage.sleep(0.4 * seconds if stage.short else seconds)
     finally:
         for each in hogs:
             each.kill()

@@ -115,7 +115,7 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
      "what ran on a dying worker does not count as run"),
     (f"{C}/fleet", "        for residency in list(device.pages.holders()):\n            belief.drop(residency)",
      "        pass", "weights of a lost worker are still believed there"),
-    (f"{C}/fleet", "        self._scheduler.device_lost(device)", "        pass",
+    (f"{C}/fleet", "        self.scheduler.device_lost(device)", "        pass",
      "the scheduler plans on for a lost device"),
     (f"{C}/fleet", "            belief.estimator.forget_device(device.name)", "            pass",
      "a new worker inherits the durations of the old one"),

@@ -102,3 +102,22 @@ def test_ctrl_c_ends_it_in_a_line(journal: str) -> None:
     assert child.returncode == 130
     assert out == ""
     assert err.splitlines()[-1] == "interrupted: nothing was found so far"
+
+
+def test_a_change_is_asked_for_and_one_that_cannot_be_is_named(
+    journal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = refused(journal, capsys)["sample"][0]
+
+    assert run(["explain", journal, name, "--if", "traffic=0", "--if", "priority=1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert run(["explain", journal, name, "--if", "traffic=0", "--if", "priority=1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+
+    assert lines == told["lines"]
+    assert lines[-1].startswith("With no other requests and priority 1: met at +")
+    assert told["changed"]["outcome"] == "ok"
+    assert run(["explain", journal, name, "--if", "memory:gpu9=1GiB"]) == 2
+    assert "expected a device that was there (gpu0, gpu1); found 'gpu9'" in capsys.readouterr().err
+    assert run(["explain", journal, "--late", "--if", "priority=1"]) == 2
+    assert "if: expected the ID of a request with it" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -250,7 +250,7 @@ def test_a_server_that_starts_again_is_followed_with_its_own_names(
 
 
 def test_an_explanation_replaces_what_the_page_says_by_itself(browser: Browser, journal: LiveView) -> None:
-    async def explain(request_id: str, tenant: str | None) -> dict[str, object]:
+    async def explain(request_id: str, tenant: str | None, changes: Sequence[str]) -> dict[str, object]:
         return {"sentence": f"Because of {HOSTILE}", "lines": ["Because", "first reason", HOSTILE]}
 
     with shown(journal, explain=explain) as url:

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,21 @@ def test_requests_do_not_notice_that_it_is_killed_and_it_comes_again(models: Pat
             until("another one runs", lambda: serving.server.pid("observer") not in pids | {None}, 60)
         found = until("it answers again", lambda: ask(serving, ask="status"), 60)
         assert found["history"]["failed"] == ""
-        os.kill(serving.server.pid("observer") or 0, signal.SIGSTOP)
+
+
+def test_requests_do_not_notice_that_it_is_stopped_and_it_is_replaced(models: Path) -> None:
+    with serve(models, device="emulated") as serving:
+        until("it answers", lambda: ask(serving, ask="status"))
+        before = asked(serving)
+        pid = serving.server.pid("observer")
+        os.kill(pid or 0, signal.SIGSTOP)
         assert ends(serving, 300) == {"200": 300}
+        until("another one runs", lambda: serving.server.pid("observer") not in {pid, None}, 60)
+        for name in (before, asked(serving)):
+            line = {"ask": "explain", "request_id": name, "if": ["priority=1"]}
+            told = until("it explains", partial(ask, serving, **line), 60)
+            assert told["sentence"].startswith("Answered ")
+            assert told["changed"]["outcome"] == "ok"
 
 
 def test_a_server_whose_observer_cannot_run_is_ready_and_serves(

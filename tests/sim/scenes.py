@@ -29,9 +29,9 @@ class KeptSteps:
         self._over = True
 
 
-def run_of(seed: int, requests: int = 300) -> tuple[ControllerConfig, list[Step]]:
-    """The steps of a seed, faults and all."""
-    chance = random_scenario(seed, requests)
+def run_of(seed: int, requests: int = 300, policy: str | None = None) -> tuple[ControllerConfig, list[Step]]:
+    """The steps of a seed, faults and all; by its own policy, or that one."""
+    chance = random_scenario(seed, requests, policy)
     kept = KeptSteps()
     simulation_of(chance, checks=False, watchers=[kept]).run()
     return chance.config, kept.steps

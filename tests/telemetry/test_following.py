@@ -20,6 +20,7 @@ from clockwork_serve.telemetry import (
     Torn,
     head_of,
     numbered,
+    read_journal,
     read_records,
 )
 from clockwork_serve.telemetry.journal import HEADER, journal_files
@@ -226,3 +227,26 @@ def test_other_files_and_other_formats_are_named(tmp_path: Path, content: bytes,
         with pytest.raises(ConfigError, match=said):
             use()
     assert (tmp_path / "j").read_bytes() == content
+
+
+def test_one_journal_is_read_by_several_threads_at_once(tmp_path: Path) -> None:
+    """An observer answers in a thread while it goes on reading."""
+    dice, path = Random(1), tmp_path / "j"
+    journal = Journal(path, HEAD)
+    for now_ns in range(4000):
+        journal.on_step(now_ns, [stories.request(dice.randbytes(60).hex())], [])
+    journal.close()
+    found: list[object] = []
+
+    def read() -> None:
+        try:
+            found.extend([step.now_ns for step in read_journal(path)] for _ in range(8))
+        except ConfigError as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == 32 * [list(range(4000))]

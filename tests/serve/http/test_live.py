@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 
 from clockwork_serve.config import read_settings
 from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, Outcome, Reason
 from clockwork_serve.serve.http import live
 from clockwork_serve.serve.http.live import FILES, POLICY, Explain, LivePage, PageServer
@@ -287,10 +288,14 @@ def test_an_explanation_is_waited_for_and_others_are_answered_meanwhile(tmp_path
     async def main() -> None:
         go = asyncio.Event()
 
-        async def explain(request_id: str, tenant: str | None) -> dict[str, object] | None:
+        async def explain(
+            request_id: str, tenant: str | None, changes: Sequence[str]
+        ) -> dict[str, object] | None:
             await go.wait()
             if request_id == "broken":
                 raise RuntimeError
+            if "odd" in changes:
+                raise ConfigError("if: expected a change")
             return {"sentence": f"{request_id} for {tenant}"} if request_id != "none" else None
 
         async with serving(view_of(), tmp_path, explain) as server:
@@ -305,6 +310,9 @@ def test_an_explanation_is_waited_for_and_others_are_answered_meanwhile(tmp_path
             assert json.loads(found[0][2]) == {"sentence": "x for None"}
             of_tenant = await asked(tmp_path, "/live/explain?id=x", "Clockwork-Tenant: team")
             assert json.loads(of_tenant[2]) == {"sentence": "x for team"}
+            refused = await asked(tmp_path, "/live/explain?id=x&if=priority%3D1&if=odd")
+            assert refused[0] == 400
+            assert b"if: expected a change" in refused[2]
             go.clear()
             _, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
             writer.write(b"GET /live/explain?id=x HTTP/1.1\r\n\r\n")

@@ -58,7 +58,7 @@ def test_all_but_workers_are_watched_unless_that_is_off() -> None:
         made = launches(config(**MACHINES, stuck_s=stuck_s), Path("/run"), {"http_port": 1})
         assert {launch.name: launch.stuck_s for launch in made} == {
             "controller": stuck_s, "worker-cpu:0": 0.0, "gateway-0": stuck_s, "bridge": stuck_s,
-            "observer": 0.0,
+            "observer": stuck_s,
         }  # fmt: skip
     with pytest.raises(ConfigError, match="stuck_s: expected 1 to 3600, or 0 for ever"):
         config(stuck_s=0.5)

@@ -276,16 +276,24 @@ def test_kill_ends_all_at_once(launch: Callable[[str], Launch]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("does", "ended"), [("serves", 0), ("sticks", 1), ("is stopped", 1), ("unwatched", 0)]
+    ("does", "optional", "ended"),
+    [
+        ("serves", False, 0),
+        ("sticks", False, 1),
+        ("is stopped", False, 1),
+        ("unwatched", False, 0),
+        ("sticks", True, 0),
+        ("is stopped", True, 1),
+    ],
 )
 def test_an_unresponsive_child_is_killed_and_restarted(
-    launch: Callable[[str], Launch], does: str, ended: int
+    launch: Callable[[str], Launch], does: str, optional: bool, ended: int
 ) -> None:
     async def main() -> None:
         lines: list[str] = []
         supervisor = Supervisor(lines.append)
         stuck_s = 0.0 if does == "unwatched" else 1.0
-        watched = structs.replace(launch(ANSWERS), config=does, stuck_s=stuck_s)
+        watched = structs.replace(launch(ANSWERS), config=does, stuck_s=stuck_s, optional=optional)
         supervisor.start(watched)
         await until(lambda: lines)
         first = supervisor.pid(watched.name)

@@ -120,6 +120,14 @@ def test_a_child_that_waits_for_a_disk_or_has_ended_is_not_stuck() -> None:
         assert playing.ticks_to_end() is None
 
 
+def test_a_child_that_is_asked_for_no_beats_may_be_silent_and_may_not_be_stopped() -> None:
+    seen = SLEEPS
+    watch = ProcessWatch(7, LIMIT_S, None, lambda pid: seen)
+    assert not any(watch.tick() for _ in range(1000))
+    seen = STOPPED
+    assert [bool(watch.tick()) for _ in range(TICKS_STOPPED)] == [*[False] * (TICKS_STOPPED - 1), True]
+
+
 def test_the_state_of_a_real_process_is_read() -> None:
     own = read_thread_state(os.getpid())
     assert own is not None

@@ -192,12 +192,14 @@ class Observer:
             raise ConfigError(f"ask: expected one of {', '.join(sorted(self.asks))}")
         return ask
 
-    def thread(self, work: Callable[[str, str | None], object]) -> Explain:
+    def thread(self, work: Callable[[str, str | None, Sequence[str]], object]) -> Explain:
         """The same, called in a thread, one at a time with what is asked by lines; as an object of JSON."""
 
-        async def called(request_id: str, tenant: str | None) -> Mapping[str, Any] | None:
+        async def called(
+            request_id: str, tenant: str | None, changes: Sequence[str]
+        ) -> Mapping[str, Any] | None:
             async with self._asking:
-                found = await asyncio.to_thread(work, request_id, tenant)
+                found = await asyncio.to_thread(work, request_id, tenant, changes)
             return None if found is None else cast("dict[str, Any]", msgspec.to_builtins(found))
 
         return called
@@ -287,17 +289,20 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     def find(asked: Mapping[str, Any]) -> object:
         return history.find(str(asked["request_id"]))
 
-    def explained(request_id: str, tenant: str | None) -> Explanation | None:
+    def explained(request_id: str, tenant: str | None, changes: Sequence[str]) -> Explanation | None:
         case = case_in(history, request_id)
-        hidden = case is not None and tenant is not None and case.request.tenant != tenant
-        return None if case is None or hidden else explain(case, viewer=tenant)
+        if case is None or (tenant is not None and case.request.tenant != tenant):
+            return None
+        return explain(case, viewer=tenant, changes=changes)
+
+    def explain_line(asked: Mapping[str, Any]) -> Explanation | None:
+        changes = msgspec.convert(asked.get("if", []), list[str])
+        return explained(str(asked["request_id"]), asked.get("tenant"), changes)
 
     parts: dict[str, ObserverPart] = {}
     if settings.live_page:
         parts["live page"] = view = LiveView(settings=settings.rows())
-    asks: dict[str, Ask] = {
-        "find": find, "explain": lambda asked: explained(str(asked["request_id"]), asked.get("tenant")),
-    }  # fmt: skip
+    asks: dict[str, Ask] = {"find": find, "explain": explain_line}
     observer = Observer(path, parts, asks)
     if settings.live_page:
         observer.page = PageServer(LivePage(view, observer.thread(explained))).connection

@@ -40,22 +40,30 @@ class NotFound(ClockworkError):
     "--sample", type=click.IntRange(1, 10_000), default=20, metavar="N", show_default=True,
     help="On so many of them remedies are tried.",
 )  # fmt: skip
+@click.option(
+    "--if", "changes", multiple=True, metavar="CHANGE",
+    help="How it would have gone with this change, such as priority=1; may be given again.",
+)  # fmt: skip
 @click.option("--tenant", metavar="NAME", help="Only this tenant's requests, and no names of others' models.")
 @json_flag
 def explain(  # noqa: PLR0917 - click gives them by name
     journal: str, request_id: str | None, which: str | None, since: str | None, sample: int,
-    tenant: str | None, as_json: bool,  # noqa: FBT001
+    changes: tuple[str, ...], tenant: str | None, as_json: bool,  # noqa: FBT001
 ) -> int:  # fmt: skip
     """Explain a request of JOURNAL, or all that were refused, late or slow.
 
     JOURNAL is what `clockwork serve --journal` or `clockwork simulate --journal` wrote, ID the request's id,
-    as the answer and the log have it. Each remedy is tried: its surroundings are played again with it.
+    as the answer and the log have it. Each remedy is tried: its surroundings are played again with it. So is
+    each CHANGE: slo=MS, priority=1, devices=+1, memory=+SIZE, memory:DEVICE=+SIZE, without=MODEL,
+    policy=NAME, traffic=TIMES, tenant:NAME=TIMES, model:NAME=TIMES; all that are given at once.
     """
     if (request_id is None) == (which is None):
         raise ConfigError(
             "ID: expected a request's id, or one of --refused, --late and --slow, found "
             f"{'both' if which else 'neither'}; give one of them"
         )
+    if changes and request_id is None:
+        raise ConfigError("if: expected the ID of a request with it; found none; give one")
     path = Path(journal)
     from clockwork_serve.telemetry.journal import journal_bytes
 
@@ -71,7 +79,9 @@ def explain(  # noqa: PLR0917 - click gives them by name
                     raise KeyboardInterrupt  # noqa: TRY301 - raised where it is called
 
             if request_id is not None:
-                told: Explanation | SurveyReport = _one(path, request_id, tenant, tell, check)
+                told: Explanation | SurveyReport = _one(
+                    path, request_id, tenant, tell, check, changes=changes
+                )
             else:
                 from clockwork_serve.sim.survey import Which, survey
 
@@ -96,6 +106,8 @@ def _one(
     tenant: str | None,
     tell: Callable[[int], None],
     check: Callable[[], None],
+    *,
+    changes: tuple[str, ...],
 ) -> Explanation:
     from clockwork_serve.sim.explain import case_in, cases_of
     from clockwork_serve.sim.explain import explain as explained
@@ -112,7 +124,7 @@ def _one(
         cases = cases_of(path, {request_id}, tell=told)
     for case in cases:
         if tenant is None or case.request.tenant == tenant:
-            return explained(case, viewer=tenant, check=check)
+            return explained(case, viewer=tenant, changes=changes, check=check)
     raise NotFound(_not_found(path, request_id, tenant))
 
 

@@ -29,7 +29,7 @@ from clockwork_serve.controller.fleet import Fleet, ReadinessTracker, Takeover
 from clockwork_serve.controller.hangs import Hangs, Stalls
 from clockwork_serve.controller.life import ANSWERED, READY, SENT, SPENT, WAITING
 from clockwork_serve.controller.outlook import Outlook, outlooks
-from clockwork_serve.controller.policies import scheduler_for
+from clockwork_serve.controller.policies import scheduler_for, successor_for
 from clockwork_serve.controller.promises import Promises
 from clockwork_serve.controller.quarantine import Quarantine
 from clockwork_serve.controller.record import Record
@@ -583,14 +583,36 @@ class Controller(Record):
         """When a request could end on each device, as believed now, and what it would wait for."""
         return outlooks(self._belief, request, now_ns)
 
-    def add_pages(self, pages: int) -> None:
-        """Believe that each device has so many more pages for weights, from the next ``decide`` on."""
-        for device in self._belief.devices.values():
-            device.add_pages(pages)
-            self._scheduler.device_changed(device)
-            for model in self._belief.models.values():
-                if model.waiting:
-                    self._belief.mark_dirty(model)
+    def add_pages(self, pages: int, device: str = "") -> None:
+        """Believe that a device, or each, has so many more pages for weights, from the next ``decide`` on."""
+        for one in self._belief.devices.values():
+            if device in {"", one.name}:
+                one.add_pages(pages)
+                self._scheduler.device_changed(one)
+        for model in self._belief.models.values():
+            if model.waiting:
+                self._belief.mark_dirty(model)
+
+    def use_policy(self, policy: str) -> None:
+        """Go on with another policy; what waits and what is in flight stays.
+
+        Raises ``ConfigError`` as ``policies.successor_for`` does; this controller is of no use then.
+        """
+        if policy == self.config.policy:
+            return
+        belief = self._belief
+        promised = belief.keeps_promises
+        scheduler = successor_for(belief, policy)
+        self._scheduler = self._result_handler.scheduler = scheduler
+        self._takeover.scheduler = self._fleet.scheduler = self._hangs.scheduler = scheduler
+        self.config = belief.config
+        self._counts = self.config.reject_infeasible and belief.measures
+        for model in belief.models.values():
+            model.pace_ns = 0
+            if self._counts:
+                self._admission.find_pace(model, belief.now_ns)
+        if promised != belief.keeps_promises:
+            self._promises.policy_changed()
 
     def accounts(self) -> dict[str, dict[str, int]]:
         """What tenants with a quota may use and were charged, by name."""

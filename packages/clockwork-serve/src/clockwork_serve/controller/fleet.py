@@ -47,7 +47,7 @@ class Takeover(Record):
 
     def __init__(self, belief: Belief, scheduler: Scheduler, feasibility: Feasibility) -> None:
         self._belief = belief
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._feasibility = feasibility
         self.running: dict[tuple[str, int], AdoptedAction] = {}
         """All and only adopted actions on devices in ``Belief.devices``, by device and action id."""
@@ -66,7 +66,7 @@ class Takeover(Record):
             if code_id in device.pending_codes and self._belief.prepare(device, code_id):
                 device.pending_codes.discard(code_id)
         self._learn(device, state.measured, now_ns)
-        self._scheduler.device_changed(device)
+        self.scheduler.device_changed(device)
         loading = {one.version: one for one in state.running if one.lane is Lane.LOAD}
         found = [self._adopt_weights(device, one, loading) for one in state.weights]
         kept = {residency.version: residency for residency in found if residency is not None}
@@ -136,7 +136,7 @@ class Takeover(Record):
 
     def _ready(self, residency: Residency) -> None:
         self._belief.loaded(residency)
-        self._scheduler.loaded(residency)
+        self.scheduler.loaded(residency)
 
     def observe_result(self, result: Result, now_ns: int) -> None:
         """Handle the result of an adopted action; any other result is ignored."""
@@ -150,14 +150,14 @@ class Takeover(Record):
                 self._feasibility.load_ended(device, now_ns)
             if residency is not None:
                 self._loaded(residency, good=result.status is GOOD)
-            self._scheduler.load_changed(device)
+            self.scheduler.load_changed(device)
             return
         device.exec.end(result.action_id, result.ended_ns)
         if residency is not None:
             residency.in_flight -= 1
             residency.loosen()
             self._belief.has_pending = True  # its model may have been removed, and its weights wait for this
-        self._scheduler.exec_changed(device)
+        self.scheduler.exec_changed(device)
 
     def _loaded(self, residency: Residency, *, good: bool) -> None:
         if good:
@@ -255,7 +255,7 @@ class Fleet(Record):
         readiness: ReadinessTracker,
     ) -> None:
         self._belief = belief
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._feasibility = feasibility
         self._quarantine = quarantine
         self._result_handler = result_handler
@@ -288,7 +288,7 @@ class Fleet(Record):
             belief.arm_checks(device, now_ns)
         if self._reject:
             self._feasibility.device_joined(device)
-        self._scheduler.device_changed(device)
+        self.scheduler.device_changed(device)
 
     def changed(self) -> None:
         """Devices were added: have all waiting requests rechecked."""
@@ -338,7 +338,7 @@ class Fleet(Record):
             self._readiness.may_change = True
         if not device.up:
             return
-        self._scheduler.device_changed(device)
+        self.scheduler.device_changed(device)
         for model in belief.models.values():
             if model.waiting and model.code_id == event.code_id:
                 belief.recheck_model(model)
@@ -355,7 +355,7 @@ class Fleet(Record):
         for residency in list(device.pages.holders()):
             belief.drop(residency)
         self._takeover.release_device(device)
-        self._scheduler.device_lost(device)
+        self.scheduler.device_lost(device)
         if device.hang_timer.entry_ns != NEVER_NS:
             belief.timers.set(device.hang_timer, NEVER_NS)
         if device.stall_timer.entry_ns != NEVER_NS:

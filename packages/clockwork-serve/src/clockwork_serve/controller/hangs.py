@@ -74,7 +74,7 @@ class Hangs(Record):
     ) -> None:  # fmt: skip
         self._belief = belief
         self._fleet = fleet
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._result_handler = result_handler
         self._quarantine = quarantine
         self._takeover = takeover
@@ -265,7 +265,7 @@ class Hangs(Record):
             self._result_handler.retire(model)
         else:
             self._belief.mark_dirty(model)
-            self._scheduler.loaded(residency)
+            self.scheduler.loaded(residency)
 
     def _release_hold(self, waiter: Waiter) -> None:
         """An action is over that held the tensors of a request."""

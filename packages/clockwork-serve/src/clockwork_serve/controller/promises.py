@@ -53,6 +53,7 @@ from clockwork_serve.controller.plans import (
     fits_beside,
     free_ns,
     hold,
+    leave,
     margin_ns,
     outranked,
     place_of,
@@ -154,6 +155,20 @@ class Promises(Timer):
             or (lane.head_id == result.action_id and result.ended_ns > lane.head_end_ns + allowed_ns)
         ):
             sent.device.slowed_ns = now_ns
+
+    def policy_changed(self) -> None:
+        """Another policy goes on: what waits is bound by no promise; one that keeps them gives verdicts."""
+        belief = self._belief
+        waiting = [one for one in belief.waiters.values() if one.state == WAITING]
+        leave(waiting)
+        for waiter in waiting:
+            waiter.promised_ns = -1
+            waiter.queue.undecided = []
+        belief.displaced.clear()
+        self._undecided.clear()
+        belief.timers.set(self, NEVER_NS)
+        self._new = [one for one in waiting if self.asked(one.request)]
+        self.active = self.active or bool(self._new)
 
     def _decide_of(self, waiter: Waiter) -> int:
         """How long a request's verdict may take."""

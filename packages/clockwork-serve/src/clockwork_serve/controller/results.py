@@ -42,7 +42,7 @@ class ResultHandler(Record):
 
     def __init__(self, belief: Belief, scheduler: Scheduler, quarantine: Quarantine) -> None:
         self._belief = belief
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self._quarantine = quarantine
         self._results: list[tuple[Sent, Result]] = []
         """Results observed and not handled yet."""
@@ -72,7 +72,7 @@ class ResultHandler(Record):
             waiter = one[0]
             if waiter.state == WAITING and _is_valid_for(waiter, model):
                 ending.remove(one)
-                self._scheduler.queued(self._belief.move(waiter, model))
+                self.scheduler.queued(self._belief.move(waiter, model))
 
     def process(self, now_ns: int) -> None:
         """Handle all results, losses and removals that were observed."""
@@ -186,7 +186,7 @@ class ResultHandler(Record):
 
     def _return(self, waiter: Waiter, cause: Cause, *, alone: bool) -> None:
         self._belief.readmit(waiter, cause, alone=alone)
-        self._scheduler.queued(waiter.queue)
+        self.scheduler.queued(waiter.queue)
 
     def _fail(self, waiter: Waiter, result: Result, now_ns: int) -> None:
         status = result.status

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from hashlib import blake2b
 from typing import Final
 
 from msgspec import Struct, msgpack
@@ -21,6 +22,7 @@ from msgspec.structs import replace
 from clockwork_serve.controller import Controller
 from clockwork_serve.messages import (
     Answer,
+    Cancel,
     CodeAdded,
     CodeReady,
     ControllerEffect,
@@ -41,38 +43,87 @@ from clockwork_serve.sim.recording import ActionPlan, Luck, RecordedWorker, Reco
 from clockwork_serve.sim.tally import Tally
 from clockwork_serve.telemetry import Step
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from clockwork_serve.worker import Worker
 
 ADDED: Final = "added"
 """What devices and workers are called that a change adds, before their number."""
 
+FOLLOWS_NS: Final = 100 * NS_PER_MS
+"""A request that is there once more comes so much later at most."""
 LATE_MAX_NS: Final = 2 * NS_PER_MS
 """A driver that is later than this was held up by something else."""
+
+
+class Traffic(Struct, frozen=True, kw_only=True):
+    """So many ``times`` the requests of a ``tenant`` and of a ``model``, by key; None: of every one."""
+
+    times: float
+    tenant: str | None = None
+    model: str | None = None
 
 
 class Change(Struct, frozen=True, kw_only=True):
     """What is different from the beginning of a scene on; without any field, nothing.
 
     ``edits``: fields of requests that are to come, by id. ``devices``: so many more, each like the first one,
-    empty, and with all codes prepared. ``pages``: so many more pages for weights on every device.
-    ``without``: the key of a model that is not there.
+    empty, and with all codes prepared. ``pages``: so many more pages for weights on every device that is
+    there; ``pages_on``: on some, by name. ``without``: keys of models that are not there. ``policy``: the
+    controller goes on with that one. ``traffic``: of each request that is to come, as many as all of these
+    say that fit it, multiplied: by its id alone it is left out, or others like it follow.
     """
 
     edits: dict[str, dict[str, int]] = {}
     devices: int = 0
     pages: int = 0
-    without: str = ""
+    pages_on: dict[str, int] = {}
+    without: tuple[str, ...] = ()
+    policy: str = ""
+    traffic: tuple[Traffic, ...] = ()
 
     def begin(self, controller: Controller) -> list[ControllerEvent]:
-        """Change a controller's memory, and return the events that tell it of everything else."""
-        if self.pages:
-            controller.add_pages(self.pages)
-        events: list[ControllerEvent] = [ModelRemoved(model=self.without)] if self.without else []
+        """Change a controller's memory and policy, and return the events that tell it of everything else.
+
+        Raises :class:`ConfigError` where another policy cannot go on.
+        """
+        self.add_pages(controller)
+        if self.policy:
+            controller.use_policy(self.policy)
+        events: list[ControllerEvent] = [ModelRemoved(model=key) for key in self.without]
         specs = [spec for one in controller.workers() for spec in one.devices]
         for at in range(self.devices if specs else 0):
             name = f"{ADDED}{at}"
             events.append(WorkerJoined(worker=name, devices=(replace(specs[0], device=name),)))
             events += [CodeReady(device=name, code_id=code_id) for code_id in controller.codes]
         return events
+
+    def add_pages(self, brain: Controller | Worker) -> None:
+        """Change the memory of a controller's or a worker's devices."""
+        for device, pages in {"": self.pages, **self.pages_on}.items():
+            if pages:
+                brain.add_pages(pages, device)
+
+    def copies(self, request: Request) -> list[Request]:
+        """What comes instead of a request: none, itself, or itself and others of ids of their own, later."""
+        times = 1.0
+        for one in self.traffic:
+            if one.tenant in {None, request.tenant} and one.model in {None, request.model}:
+                times *= one.times
+        count = int(times)
+        count += _share(request.request_id) < times - count
+        found = [request] if count else []
+        for number in range(1, count):
+            request_id = f"{request.request_id}+{number}"
+            delay_ns = 1 + int(_share(request_id) * FOLLOWS_NS)
+            arrival_ns, deadline_ns = request.arrival_ns + delay_ns, request.deadline_ns + delay_ns
+            found.append(
+                replace(request, request_id=request_id, arrival_ns=arrival_ns, deadline_ns=deadline_ns)
+            )
+        return found
+
+
+def _share(request_id: str) -> float:
+    """A number from 0, below 1, that is a request's own."""
+    return int.from_bytes(blake2b(request_id.encode(), digest_size=6).digest()) / (1 << 48)
 
 
 class Scene:
@@ -160,15 +211,17 @@ def play(
     depends on that.
     """
     luck = Luck(seed) if seed else None
-    return _Player(scene, change or Change(), keep_steps=keep_steps, luck=luck).run(until)
+    return _Player(scene, change or Change(), until, keep_steps=keep_steps, luck=luck).run()
 
 
 class _Player:
     """One playing of a scene."""
 
-    def __init__(self, scene: Scene, change: Change, *, keep_steps: bool, luck: Luck | None) -> None:
+    def __init__(
+        self, scene: Scene, change: Change, until: str, *, keep_steps: bool, luck: Luck | None
+    ) -> None:
         self.controller = scene.controller.fork()
-        self._scene, self._change = scene, change
+        self._scene, self._change, self._until = scene, change, until
         self._recording = scene.recording
         self.played = PlayedScene(answers={}, ran={}, steps=[])
         self._keep_steps = keep_steps
@@ -178,6 +231,8 @@ class _Player:
         self._hosts: dict[str, RecordedWorker] = {}
         self._by_device: dict[str, RecordedWorker] = {}
         in_flight = self.controller.in_flight()
+        self._followers: dict[str, list[tuple[int, str]]] = {}
+        """By request: how much later which copies of it come."""
         self._passing = {action.action_id: action.action_id for action in in_flight}
         for joined in self.controller.workers():
             self._join(joined)
@@ -232,9 +287,10 @@ class _Player:
             for spec in host.specs:
                 self._by_device.pop(spec.device, None)
 
-    def run(self, until: str) -> PlayedScene:
-        """Play on until that request is answered, or nothing is left to come."""
-        scene, heap, steps, at = self._scene, self._world.heap, self._scene.steps, 0
+    def run(self) -> PlayedScene:
+        """Play on until the request that is waited for is answered, or nothing is left to come."""
+        scene, until = self._scene, self._until
+        heap, steps, at = self._world.heap, scene.steps, 0
         self._begin(scene.began_ns)
         answers = self.played.answers
         while not until or until not in answers:
@@ -268,18 +324,36 @@ class _Player:
             if isinstance(event, WorkerJoined):
                 self._join(event)
         for host in self._hosts.values():
-            if change.pages and not host.name.startswith(ADDED):
-                host.machine.add_pages(change.pages)
             if host.name.startswith(ADDED):
                 host.hold(host.name, self.controller.codes.values(), ())
-        if events:
+            else:
+                change.add_pages(host.machine)
+        if events or self.controller.config != self._scene.controller.config:
             self._step(events, now_ns - 1, None)
+
+    def _arrive(self, request: Request, events: list[ControllerEvent], now_ns: int) -> None:
+        """A recorded request, as the change has it: edited, left out, or with others that follow it."""
+        change, request_id = self._change, request.request_id
+        come = change.copies(request) if change.traffic else [request]
+        if come or request_id == self._until:  # the one that is asked about comes in any case
+            edits = change.edits.get(request_id)
+            events.append(replace(request, **edits) if edits else request)
+        for other in come[1:]:
+            delay_ns = other.arrival_ns - request.arrival_ns
+            self._comes(other, now_ns + delay_ns)
+            self._followers.setdefault(request_id, []).append((delay_ns, other.request_id))
+
+    def _comes(self, event: Request | Cancel, at_ns: int) -> None:
+        self._world.at(at_ns, CALL, None, lambda: (event,))
 
     def _pass_on(self, event: ControllerEvent, events: list[ControllerEvent], now_ns: int) -> None:
         """Have the controller observe a recorded event, if it comes in this course of events, too."""
         if isinstance(event, Request):
-            if event.request_id in self._change.edits:
-                event = replace(event, **self._change.edits[event.request_id])
+            self._arrive(event, events, now_ns)
+            return
+        if isinstance(event, Cancel):
+            for delay_ns, request_id in self._followers.get(event.request_id, ()):
+                self._comes(Cancel(request_id=request_id), now_ns + delay_ns)
         elif isinstance(event, Result):
             action_id = self._passing.pop(event.action_id, None)
             if action_id is None:

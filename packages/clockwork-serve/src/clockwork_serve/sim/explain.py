@@ -6,7 +6,7 @@ the request's arrival, unless names say otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,9 +26,12 @@ from clockwork_serve.messages import (
     Result,
     Status,
 )
-from clockwork_serve.sim.counterfactual import Scene
+from clockwork_serve.sim.changes import AskedChange, asked_change
+from clockwork_serve.sim.counterfactual import PlayedScene, Scene, play
 from clockwork_serve.sim.history import History
+from clockwork_serve.sim.recording import EXPECTED, NEARBY, RECORDED
 from clockwork_serve.sim.remedies import (
+    LUCKS,
     SLO_TIMES,
     UNLIKELY,
     Remedy,
@@ -100,6 +103,26 @@ class Tried(Struct, frozen=True, kw_only=True):
     priority: int | None = None
 
 
+class Changed(Struct, frozen=True, kw_only=True):
+    """How it would have gone with a change that was asked for; ``outcome`` is "open" if it got no answer.
+
+    ``from_ms``: when its world begins to differ from what was recorded; None: it does not. So it went
+    (answered in time, or not) in ``alike`` of ``tries``, by luck among what was measured nearby.
+    """
+
+    change: str
+    outcome: str
+    reason: str
+    message: str
+    after_ms: float | None
+    deadline_ms: float
+    from_ms: float | None
+    rests_on: str
+    alike: int
+    tries: int
+    text: str
+
+
 class Explanation(Struct, frozen=True, kw_only=True):
     """All that is said of one request; ``lines`` are what people read, in their order."""
 
@@ -116,6 +139,7 @@ class Explanation(Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceView, ...]
     attempts: tuple[Attempt, ...]
     remedies: tuple[Tried, ...]
+    changed: Changed | None
     lines: tuple[str, ...]
 
 
@@ -273,13 +297,18 @@ def case_in(
 
 
 def explain(
-    case: RequestCase, *, viewer: str | None = None, check: Callable[[], None] = lambda: None
-) -> Explanation:
+    case: RequestCase, *, viewer: str | None = None, changes: Sequence[str] = (),
+    check: Callable[[], None] = lambda: None,
+) -> Explanation:  # fmt: skip
     """Explain a request. ``viewer``: the tenant that is told; of others it sees no names.
 
-    ``check`` is called now and then, and may raise.
+    With ``changes``, how it would have gone with them (``changes.asked_change``) is told, in place of
+    remedies. ``check`` is called now and then, and may raise. Raises :class:`ConfigError` for changes that
+    cannot be.
     """
     story = _Story(case, viewer)
+    if changes:
+        return story.told([], story.changed(asked_change(case, changes, viewer), check))
     ended = None if story.answer is None else story.answer.outcome
     remedies = [] if ended in {Outcome.CANCELLED, Outcome.INVALID} else _remedies(case, check)
     return story.told([story.tried(one) for one in remedies])
@@ -479,6 +508,41 @@ class _Story:
             priority=one.priority or None,
         )  # fmt: skip
 
+    def changed(self, asked: AskedChange, check: Callable[[], None]) -> Changed:
+        """How it goes with a change."""
+        request_id, change = self._request.request_id, asked.change
+        plays: list[PlayedScene] = []
+        for seed in range(LUCKS):
+            check()
+            plays.append(play(asked.scene, change, until=request_id, seed=seed))
+            if plays[0].from_ns is None:
+                break  # there is nothing that luck could change
+        goods = [one.good(request_id) for one in plays]
+        alike = max(goods.count(True), goods.count(False))
+        first = plays[goods.index(goods.count(True) == alike)]
+        at_ns, answer = first.answers.get(request_id, (0, None))
+        deadline_ns = change.edits.get(request_id, {}).get("deadline_ns", self._request.deadline_ns)
+        if answer is None:
+            how = "it gets no answer within what was recorded"
+        elif answer.outcome is Outcome.OK:
+            left = to_ms(deadline_ns - at_ns)
+            how = f"met at {_at(self._ms(at_ns))}, {left:.1f} ms before its deadline"
+        else:
+            how = f"{_ENDED[answer.outcome].lower()} at {_at(self._ms(at_ns))}{_why(answer)}"
+        rests_on = first.rests_on(request_id)
+        from_ms = None if first.from_ns is None else self._ms(first.from_ns)
+        text = f"With {asked.text}: {how}; "
+        text += "nothing is different" if from_ms is None else f"different from {_at(from_ms)} on"
+        text += f"; its duration rests on {_RESTS[rests_on]}" if rests_on else ""
+        text += f"; so in {alike} of {len(plays)} tries" if alike < len(plays) else ""
+        return Changed(
+            change=asked.text, outcome="open" if answer is None else str(answer.outcome),
+            reason="" if answer is None else str(answer.reason),
+            message="" if answer is None else answer.message,
+            after_ms=None if answer is None else self._ms(at_ns), deadline_ms=self._ms(deadline_ns),
+            from_ms=from_ms, rests_on=rests_on, alike=alike, tries=len(plays), text=f"{text}.",
+        )  # fmt: skip
+
     def _sentence(self) -> str:
         request, answer = self._request, self.answer
         slo = f"{to_ms(request.slo_ns):g} ms"
@@ -490,15 +554,9 @@ class _Story:
             where = "" if last is None else f", on {last.device} in a batch of {last.requests}"
             cold = ", once its weights were loaded" if answer.cold else ""
             return f"Answered {after}{where}{cold}; its SLO was {slo}."
-        what = {
-            Outcome.REJECTED: "Refused", Outcome.EXPIRED: "Not answered in time, told so",
-            Outcome.CANCELLED: "Cancelled", Outcome.FAILED: "Failed", Outcome.INVALID: "Invalid, told so",
-        }[answer.outcome]  # fmt: skip
-        reason = f" ({answer.reason.value})" if answer.reason is not Reason.NONE else ""
-        message = f": {answer.message}" if answer.message else ""
-        return f"{what} {after}{reason}{message}; its SLO was {slo}."
+        return f"{_ENDED[answer.outcome]} {after}{_why(answer)}; its SLO was {slo}."
 
-    def told(self, tried: list[Tried]) -> Explanation:
+    def told(self, tried: list[Tried], changed: Changed | None = None) -> Explanation:
         """The whole."""
         request, answer = self._request, self.answer
         views = [self._view(one) for one in self._outlooks]
@@ -522,11 +580,13 @@ class _Story:
             lines.append("Nothing that was tried would have helped.")
         if not_helped:
             lines.append(f"Not helped by: {'; '.join(not_helped)}.")
-        guessed = [one.text for one in tried if one.helps and one.rests_on == "expected"]
+        guessed = [one.text for one in tried if one.helps and one.rests_on == EXPECTED]
         if guessed:
             lines.append(
                 f"Of {', '.join(guessed)}: nothing like it was measured nearby, so it rests on estimates."
             )
+        if changed is not None:
+            lines.append(changed.text)
         return Explanation(
             request_id=request.request_id, model=request.model, tenant=request.tenant,
             priority=request.priority or USUAL_PRIORITY, slo_ms=to_ms(request.slo_ns),
@@ -534,8 +594,24 @@ class _Story:
             reason="" if answer is None else str(answer.reason),
             message="" if answer is None else answer.message, after_ms=self._ms(self.answered_ns),
             sentence=lines[0], devices=tuple(views), attempts=tuple(self._attempts), remedies=tuple(tried),
-            lines=tuple(lines),
+            changed=changed, lines=tuple(lines),
         )  # fmt: skip
+
+
+_ENDED: Final = {
+    Outcome.REJECTED: "Refused", Outcome.EXPIRED: "Not answered in time, told so",
+    Outcome.CANCELLED: "Cancelled", Outcome.FAILED: "Failed", Outcome.INVALID: "Invalid, told so",
+}  # fmt: skip
+_RESTS: Final = {
+    RECORDED: "what was recorded", NEARBY: "what was measured nearby",
+    EXPECTED: "estimates, for nothing like it was measured",
+}  # fmt: skip
+
+
+def _why(answer: Answer) -> str:
+    """`` (would_miss_deadline): the deadline would be missed by ...``."""
+    reason = f" ({answer.reason.value})" if answer.reason is not Reason.NONE else ""
+    return f"{reason}: {answer.message}" if answer.message else reason
 
 
 def _at(ms: float) -> str:

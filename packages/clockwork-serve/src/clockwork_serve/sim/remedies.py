@@ -193,7 +193,7 @@ def other_remedies(case: RequestCase, check: Callable[[], None]) -> list[Remedy]
     """One device more, more memory, a model that is not there, another priority: each that was tried."""
     found = [_tried(case, RemedyKind.DEVICE, Change(devices=1), check), *_memory(case, check)]
     found += [
-        _tried(case, RemedyKind.MODEL, Change(without=model), check, model=model)
+        _tried(case, RemedyKind.MODEL, Change(without=(model,)), check, model=model)
         for model in models_beside(case)[:MODELS_TRIED]
     ]
     if case.request.priority != MOST_URGENT:

@@ -64,7 +64,7 @@ class Chunk(Struct, frozen=True):
         size = self.header.raw_bytes
         try:
             if zstandard.frame_content_size(self.packed) == size:
-                return memoryview(_zstd.decompress(self.packed))
+                return memoryview(zstandard.decompress(self.packed))  # its objects are for one thread each
         except zstandard.ZstdError as error:
             raise ConfigError(f"{self.name}: expected a journal; found a damaged chunk: {error}") from None
         raise ConfigError(f"{self.name}: expected a journal; found a chunk of another size than it says")
@@ -72,7 +72,6 @@ class Chunk(Struct, frozen=True):
 
 _steps: Final = msgspec.msgpack.Decoder(Step)
 _heads: Final = msgspec.msgpack.Decoder(JournalHead)
-_zstd: Final = zstandard.ZstdDecompressor()
 
 
 class JournalFile:

@@ -267,10 +267,11 @@ class Worker:
         code = self._devices[name].codes.get(code_id)
         return code is not None and code.state is CodeState.READY
 
-    def add_pages(self, pages: int) -> None:
-        """Each device has so many more pages for weights; for simulations."""
-        for device in self._all:
-            device.add_pages(pages)
+    def add_pages(self, pages: int, device: str = "") -> None:
+        """A device, or each, has so many more pages for weights; for simulations."""
+        for one in self._all:
+            if device in {"", one.name}:
+                one.add_pages(pages)
 
     def check(self) -> None:
         """Assert every invariant of the state."""

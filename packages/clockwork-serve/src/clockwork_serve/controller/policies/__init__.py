@@ -6,11 +6,14 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.policies.base import Scheduler, SchedulerFactory
 from clockwork_serve.controller.policies.default import DefaultScheduler
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.policies.released import ReleasedScheduler
+from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -56,6 +59,60 @@ def scheduler_for(belief: Belief) -> Scheduler:
     return _installed(config.policy, belief) if factory is None else factory(belief)
 
 
+def successor_for(belief: Belief, policy: str) -> Scheduler:
+    """Another policy for a run that goes on, told of all that waits; what the one before kept is dropped.
+
+    ConfigError as in ``scheduler_for``, and after the authors' code as released, whose deadlines are others.
+    """
+    config = belief.config
+    if config.released:
+        raise ConfigError(
+            "policy: expected a run that another policy can go on with; found one of the authors' code as "
+            "released, which has deadlines of its own"
+        )
+    belief.config = replace(config, policy=policy)
+    belief.measures = belief.keeps_promises = False
+    belief.dirty_above_ns = -1 if config.load_negative else config.capacity_ns
+    _forget_agendas(belief)
+    scheduler = scheduler_for(belief)
+    if belief.measures:
+        belief.reset_bases()
+    else:
+        belief.slack_ns = config.slack_ns
+    for device in belief.devices.values():
+        if not belief.measures:
+            device.delays.forget()
+            device.delays.extra_ns = 0
+            device.exec.network_ns = config.network_ns
+        scheduler.device_changed(device)
+    for model in belief.models.values():
+        if model.waiting:
+            belief.mark_dirty(model)
+        for queue in model.queues.values():
+            if queue.dues:
+                scheduler.queued(queue)
+    return scheduler
+
+
+def _forget_agendas(belief: Belief) -> None:
+    """Drop what a policy keeps for devices, queues and models."""
+    for device in belief.devices.values():
+        agenda = device.agenda
+        agenda.heap.clear()
+        agenda.in_vain.clear()
+        agenda.changed = agenda.exec_full = False
+        agenda.load_dirty = agenda.load_blocked = agenda.room_blocked = False
+        for timer in (agenda.exec_timer, agenda.load_timer):
+            belief.timers.set(timer, NEVER_NS)
+    for model in belief.models.values():
+        model.load_key = None
+        for queue in model.queues.values():
+            for strategy in queue.strategies:
+                strategy.key_ns = NEVER_NS
+            if queue.least != queue.sizes[0][1]:
+                belief.require(queue, queue.sizes[0][1])
+
+
 def _installed(name: str, belief: Belief) -> Scheduler:
     entry = installed_policies().get(name)
     if entry is None:
@@ -84,5 +141,5 @@ _METHODS = sorted(name for name, value in vars(Scheduler).items() if name[0] != 
 
 __all__ = [
     "FACTORIES", "POLICIES", "SCHEDULERS", "DefaultScheduler", "PaperScheduler", "ReleasedScheduler",
-    "Scheduler", "scheduler_for",
+    "Scheduler", "scheduler_for", "successor_for",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, cast
@@ -19,6 +19,7 @@ import httptools
 import msgspec
 
 import clockwork_serve.telemetry
+from clockwork_serve.errors import ClockworkError
 from clockwork_serve.serve.http.responses import HttpResponse, error_response, internal_error_response
 from clockwork_serve.telemetry.live import LiveView, ReaderCursor
 from clockwork_serve.units import KIB
@@ -50,10 +51,11 @@ CONNECTIONS: Final = 256
 COOKIE: Final = "clockwork-live"
 NOT_EXPLAINED: Final = "explanations are not available here"
 
-Explain = Callable[[str, str | None], Awaitable[Mapping[str, Any] | None]]
-"""By request id, and the tenant that the reader is, if he may not see all: a ``sentence`` and more ``lines``.
+Explain = Callable[[str, str | None, Sequence[str]], Awaitable[Mapping[str, Any] | None]]
+"""By request id, the tenant that the reader is, if he may not see all, and changes that he asks for: a
+``sentence`` and more ``lines``.
 
-It gives None if there is no such request, or he may not see it.
+It gives None if there is no such request, or he may not see it, and raises ClockworkError for a bad change.
 """
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -62,15 +64,20 @@ class Query:
     """The parameters of a request for the page. Raises ValueError, with a message for who asks."""
 
     def __init__(self, text: str) -> None:
-        self._found = {name: values[-1] for name, values in parse_qs(text, max_num_fields=32).items()}
+        self._found = parse_qs(text, max_num_fields=32)
 
     def text(self, name: str) -> str | None:
         """A parameter, or None."""
-        return self._found.get(name)
+        found = self._found.get(name)
+        return found[-1] if found else None
+
+    def texts(self, name: str) -> list[str]:
+        """A parameter as often as it is given."""
+        return self._found.get(name, [])
 
     def number(self, name: str, usual: int, least: int = 0, most: int = 1 << 53) -> int:
         """A whole number between two others."""
-        text = self._found.get(name)
+        text = self.text(name)
         if text is None:
             return usual
         digits = text.removeprefix("-")
@@ -141,11 +148,13 @@ class LivePage:
             return refusal(404, "there is no such request")
         if self._explain is None:
             return refusal(501, NOT_EXPLAINED)
-        return self._explained(self._explain(request_id, tenant))
+        return self._explained(self._explain(request_id, tenant, query.texts("if")))
 
     async def _explained(self, explaining: Awaitable[Mapping[str, Any] | None]) -> HttpResponse:
         try:
             found = await explaining
+        except ClockworkError as error:
+            return refusal(400, str(error))
         except Exception:  # noqa: BLE001 - what explains may fail in any way, and the page goes on
             return internal_error_response()
         return refusal(404, "there is no such request") if found is None else _json(found)

@@ -83,10 +83,13 @@ def read_thread_state(pid: int) -> ThreadState | None:
 
 
 class ProcessWatch:
-    """The watchdog of one child: it may return no beat for ``limit_s``; ``send`` sends it one."""
+    """The watchdog of one child: it may return no beat for ``limit_s``; ``send`` sends it one.
+
+    Without ``send`` it is asked for none, and may only not be stopped.
+    """
 
     def __init__(
-        self, pid: int, limit_s: float, send: Callable[[], None],
+        self, pid: int, limit_s: float, send: Callable[[], None] | None,
         read_state: Callable[[int], ThreadState | None] = read_thread_state,
     ) -> None:  # fmt: skip
         self._pid = pid
@@ -115,7 +118,8 @@ class ProcessWatch:
         self._last_state = now
         if before is None:
             self._silent_s = self._stopped_s = 0.0
-            self._send()
+            if self._send is not None:
+                self._send()
             return ""
         if paused:
             self._silent_s = self._stopped_s = 0.0
@@ -123,7 +127,8 @@ class ProcessWatch:
         self._silent_s += _responsive_s(before, now)
         if self._stopped_s >= STOPPED_SHARE * self._limit_s:
             return f"it has been stopped by a signal for {self._stopped_s:.1f} s"
-        if self._silent_s >= (self._limit_s if self._started else START_LIMIT_FACTOR * self._limit_s):
+        limit_s = self._limit_s if self._started else START_LIMIT_FACTOR * self._limit_s
+        if self._send is not None and self._silent_s >= limit_s:
             return f"it has not answered for {self._silent_s:.1f} s in which it could have"
         return ""
 
@@ -178,7 +183,8 @@ class Launch(Struct, frozen=True, kw_only=True):
 
     A process that returns no heartbeat for ``stuck_s`` is killed and restarted; 0: it is not watched. It runs
     on ``cpus``, if there are any; else where its supervisor may. A server starts without one that is
-    ``optional``.
+    ``optional``; it is asked for no heartbeats, for it may wait for a core for ever, and is killed only where
+    it is stopped for long.
     """
 
     name: str
@@ -254,7 +260,8 @@ class Child:
         self.started_s = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[int] = self._loop.create_future()
-        beats, theirs = socket.socketpair() if launch.stuck_s else (None, None)
+        asked = launch.stuck_s and not launch.optional
+        beats, theirs = socket.socketpair() if asked else (None, None)
         environment = environment_of_child()
         if theirs is not None:
             environment[BEATS_FD_VARIABLE] = str(theirs.fileno())
@@ -272,6 +279,9 @@ class Child:
         if theirs is not None:
             theirs.close()
         self.beats = None if beats is None else _BeatSocket(beats, self._process.pid, launch.stuck_s)
+        self.watch = None if self.beats is None else self.beats.watch
+        if launch.stuck_s and launch.optional:
+            self.watch = ProcessWatch(self._process.pid, launch.stuck_s, None)
         self._on_line = on_line
         self._pidfd = os.pidfd_open(self._process.pid)
         self._loop.add_reader(self._pidfd, self._exited)
@@ -512,7 +522,7 @@ class Supervisor:
 
     def _run(self, kept: _Kept) -> Child:
         child = kept.child = Child(kept.launch, self._on_line)
-        if child.beats is not None and self._ticks is None:
+        if child.watch is not None and self._ticks is None:
             self._ticked_s = time.monotonic()
             self._ticks = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         _log.debug("%s started", kept.launch.name, extra={"pid": child.pid})
@@ -525,12 +535,12 @@ class Supervisor:
         self._ticked_s = now_s
         for name, kept in self._kept.items():
             child = kept.child
-            if child is None or child.beats is None or not (why := child.beats.watch.tick(paused=paused)):
+            if child is None or child.watch is None or not (why := child.watch.tick(paused=paused)):
                 continue
             self.unresponsive[name] += 1
             _log.error("%s does not answer: %s; it is ended", name, why, extra={"pid": child.pid})
             child.signal(signal.SIGKILL)
-            child.beats.watch.beat_received()  # so that it is not reported again while it ends
+            child.watch.beat_received()  # so that it is not reported again while it ends
 
     async def _keep(self, kept: _Kept, child: Child) -> None:
         name, backoff = kept.launch.name, kept.backoff
@@ -583,7 +593,8 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
     """The long-running child processes: controller, workers, gateways, observer, a bridge to other machines.
 
     Workers have no watchdog here: the controller watches them, for it knows how long their actions may take.
-    The observer has none: it waits for a core as long as others need it. Raises :class:`ConfigError`.
+    The observer returns no heartbeats: it waits for a core as long as others need it. Raises
+    :class:`ConfigError`.
     """
     settings, place = config.settings, str(run_dir)
     controller = ControllerProcessConfig(
@@ -606,7 +617,12 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
     observers = []
     if settings.journal_path(place) is not None:
         observed = msgspec.json.encode(ObserverConfig(run_dir=place, settings=settings)).decode()
-        observers.append(Launch(name="observer", module=OBSERVER, config=observed, cpus=rest, optional=True))
+        observers.append(
+            Launch(
+                name="observer", module=OBSERVER, config=observed, cpus=rest, optional=True,
+                stuck_s=settings.stuck_s,
+            )
+        )  # fmt: skip
     return [watched, *workers, *gateways, *bridges, *observers]
 
 
