@@ -59,7 +59,7 @@ def claims_of(one: Sampled, case: RequestCase) -> Iterator[Claim]:
     where = "weights there" if any(view.weights == "ready" for view in views) else "weights absent"
 
     def claim(label: str, change: Change, scene: Scene = late) -> Claim:
-        return Claim(one, f"{where}: {label}", scene.began_ns, change, good=True)
+        return Claim(one, f"{where}: {label}", scene.began_ns, change, 1.0)
 
     def slo(label: str, slo_ns: float) -> Claim:
         deadline_ns = request.arrival_ns + round(slo_ns)
@@ -120,7 +120,7 @@ def main() -> int:
     held: dict[str, list[bool]] = {}
     for at, plan in enumerate(PLANS):
         for claim in examine(plan, given.seed * 100 + at, given.each):
-            held.setdefault(claim.label, []).append(claim.true)
+            held.setdefault(claim.label, []).append(claim.met)
     print()
     for label, found in sorted(held.items()):
         print(f"{label:60} {100 * sum(found) / len(found):3.0f} % of {len(found)}")

@@ -89,7 +89,7 @@ def errors_of(window: Samples, measured: Sequence[int]) -> list[int]:
     errors = []
     for duration_ns in measured:
         errors.append(duration_ns - window.estimate_ns)
-        window.add(duration_ns)
+        window.learn(duration_ns, 0)
     return errors
 
 

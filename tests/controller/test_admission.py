@@ -118,7 +118,7 @@ def test_a_head_is_told_when_to_return_by_what_it_waits_for() -> None:
     door = Door()
     door.be_slow()
     (head,) = door.belief.waiters.values()
-    found = door.admission.verdict(head, door.model, NOW_NS)
+    found = door.admission.hopeless(head, NOW_NS)
     assert found is not None
     assert (found.outcome, found.reason) == (Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE)
     assert found.retry_after_ns > ms(100), "200 ms of work, and a deadline 90 ms from now"

@@ -21,7 +21,7 @@ def test_models_of_one_code_share_their_batches_and_what_is_learned() -> None:
         strategies.append(ask(made, served).strategies[0])
     assert strategies[0].batches is strategies[1].batches
     assert [(batch.count, batch.size) for batch in strategies[0].batches] == [(1, 1), (2, 2), (4, 4), (8, 8)]
-    strategies[0].batches[0].samples.add(ms(99))
+    strategies[0].batches[0].samples.learn(ms(99), 0)
     assert strategies[1].least.estimate_ns > ms(90)
 
 

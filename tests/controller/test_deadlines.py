@@ -17,7 +17,7 @@ QUEUE = ServedModel(model("a"), CODE, 1).open("", 1, 2, alone=False)
 
 def waiter(name: str, deadline_ns: int, due_ns: int | None = None) -> Waiter:
     request = Request(request_id=name, gateway="g", model="a/1", arrival_ns=0, deadline_ns=deadline_ns)
-    return Waiter(request, deadline_ns if due_ns is None else due_ns, request.slo_ns, 1, QUEUE, cold=False)
+    return Waiter(request, deadline_ns if due_ns is None else due_ns, request.slo_ns, 1, QUEUE)
 
 
 def test_an_answered_request_needs_no_timer() -> None:

@@ -19,14 +19,14 @@ def test_a_window_starts_from_its_seed() -> None:
 def test_the_estimate_is_nearly_the_largest_of_the_last_ten() -> None:
     samples = Samples(100, size=10, quantile=0.99)
     for value in (10, 20, 30, 40, 50, 60, 70, 80, 90, 200):
-        samples.add(value)
+        samples.learn(value, 0)
     assert samples.estimate_ns == round(0.91 * 200 + 0.09 * 90), "the paper's interpolation"
 
 
 def test_a_step_down_is_adopted_within_one_window() -> None:
     samples = Samples(1000, size=10, quantile=0.99)
     for _ in range(10):
-        samples.add(100)
+        samples.learn(100, 0)
     assert samples.estimate_ns == 100
 
 
@@ -47,7 +47,7 @@ def test_of_the_shapes_that_clients_choose_the_last_ones_used_are_known() -> Non
 
 def test_what_is_forgotten_leaves_the_rest() -> None:
     samples = Samples(100, size=10, quantile=0.99)
-    samples.add(900)
+    samples.learn(900, 0)
     samples.forget_above(899)
     samples.forget_above(100)
     assert samples.estimate_ns == 100
@@ -57,7 +57,7 @@ def test_what_is_forgotten_leaves_the_rest() -> None:
 def test_an_estimate_lies_between_the_samples_it_rests_on(values: list[int], quantile: float) -> None:
     samples = Samples(values[0], size=10, quantile=quantile)
     for value in values[1:]:
-        samples.add(value)
+        samples.learn(value, 0)
     assert min(values[-10:]) <= samples.estimate_ns <= max(values[-10:])
 
 
@@ -70,7 +70,7 @@ def test_the_estimate_is_the_quantile_of_the_window_whatever_came(
 ) -> None:
     samples, window = Samples(values[0], size, quantile), [values[0]]
     for at, value in enumerate(values[1:]):
-        samples.add(value)
+        samples.learn(value, 0)
         window = [*window, value][-size:]
         if at in doubts and len(window) > 1:
             most = sorted(window)[-2]
@@ -90,7 +90,7 @@ def profile() -> Profile:
 def test_models_of_one_code_share_a_window_and_devices_do_not() -> None:
     estimator = Estimator(window=10, quantile=0.99)
     estimator.learn_profile(profile())
-    estimator.timings("d0", "cpu", "c").infer(1, "").add(500)
+    estimator.timings("d0", "cpu", "c").infer(1, "").learn(500, 0)
     assert estimator.timings("d0", "cpu", "c").infer(1, "").estimate_ns > 400
     assert estimator.timings("d1", "cpu", "c").infer(1, "").estimate_ns == 100
 
@@ -122,6 +122,6 @@ def test_a_promise_asks_for_what_is_seldom_exceeded() -> None:
 def test_a_lost_device_is_forgotten() -> None:
     estimator = Estimator(window=10, quantile=0.99)
     estimator.learn_profile(profile())
-    estimator.timings("d0", "cpu", "c").infer(1, "").add(500)
+    estimator.timings("d0", "cpu", "c").infer(1, "").learn(500, 0)
     estimator.forget_device("d0")
     assert estimator.timings("d0", "cpu", "c").infer(1, "").estimate_ns == 100

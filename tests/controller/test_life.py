@@ -51,6 +51,6 @@ def test_the_rows_by_number_say_what_the_table_says(life, states, steps, rows) -
 def test_a_step_that_is_not_in_the_table_is_a_bug_with_its_story() -> None:
     queue = ServedModel(model("a"), CODE, 1).open("", 1, 2, alone=False)
     request = Request(request_id="r1", gateway="g", model="a/1", arrival_ns=0, deadline_ns=9)
-    waiter = Waiter(request, 9, request.slo_ns, 1, queue, cold=False)
+    waiter = Waiter(request, 9, request.slo_ns, 1, queue)
     with pytest.raises(AssertionError, match="r1: release while waiting"):
         waiter.step(RELEASE)

@@ -38,7 +38,7 @@ def test_who_waits_again_holds_again() -> None:
     tenants, t, _, served = two()
     request = a_request("r1")
     tenants.admit(request, t, served, ms(5))
-    waiter = Waiter(request, ms(90), request.slo_ns, 1, served.open("", 1, 2, alone=False), cold=True)
+    waiter = Waiter(request, ms(90), request.slo_ns, 1, served.open("", 1, 2, alone=False))
     tenants.measured([waiter], 0, now_ns=0)
     assert t.device.held == 0
     tenants.returned(waiter, ms(5))
@@ -50,7 +50,7 @@ def test_of_several_queues_whose_request_is_due_first_pays_for_another_copy() ->
     for account, name, due_ms, signature in ((t, "r1", 70, ""), (u, "r2", 50, "X:3")):
         request = a_request(name, due_ms, signature)
         queue = served.open(signature, 1, 2, alone=False)
-        queue.add(Waiter(request, request.deadline_ns, request.slo_ns, 1, queue, cold=False))
+        queue.add(Waiter(request, request.deadline_ns, request.slo_ns, 1, queue))
         tenants.admit(request, account, served, ms(1))
     tenants.loading(served, action_id=1)
     tenants.loading(served, action_id=2)

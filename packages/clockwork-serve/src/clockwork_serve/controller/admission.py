@@ -73,15 +73,13 @@ class Admission(Record):
         self.draining = False
         """The server is shutting down: nothing more is admitted."""
 
-    def verdict(  # noqa: PLR0911 - one return for each reason, in their order
-        self, asked: Request | AdmissionQuery | Waiter, model: ServedModel | None, now_ns: int
+    def verdict(
+        self, asked: Request | AdmissionQuery, model: ServedModel | None, now_ns: int
     ) -> Verdict | None:
-        """The first reason to say no to a request for ``model``; None: it is admitted, or goes on waiting.
+        """The first reason to say no to a request for ``model``; None: it is admitted.
 
         A query's is no promise: what would be admitted now may be rejected once it is complete.
         """
-        if isinstance(asked, Waiter):  # it was admitted: only time can have changed what it is told
-            return self._hopeless(asked, now_ns)
         if model is None:
             message = f"model {asked.model!r} is not served"
             return Verdict(Outcome.INVALID, Reason.UNKNOWN_MODEL, message)
@@ -89,7 +87,8 @@ class Admission(Record):
             return Verdict(Outcome.REJECTED, Reason.DRAINING, "the server is shutting down")
         if model.quarantined:
             return Verdict(Outcome.FAILED, Reason.QUARANTINED, self._quarantine.reason(model, now_ns))
-        rows = asked.rows if isinstance(asked, Request) else 1
+        request = asked if isinstance(asked, Request) else None
+        rows = 1 if request is None else request.rows
         if rows != 1 and not model.fits(rows):  # every model takes one
             message = f"batch: expected 1 to {model.model.batch_sizes[-1]}; found {rows}"
             return Verdict(Outcome.INVALID, Reason.BAD_INPUT, message)
@@ -97,12 +96,12 @@ class Admission(Record):
             message = f"{model.waiting} requests wait for this model already"
             return Verdict(Outcome.REJECTED, Reason.QUEUE_FULL, message)
         no: Verdict | None = None
-        if isinstance(asked, Request):
+        if request is not None:
             # Only a long queue can make it infeasible. One past its deadline is not rejected: it expires.
             # Plans say more about a backlog than a queue's length does.
-            left_ns = asked.deadline_ns - now_ns
-            if model.waiting * model.pace_ns > left_ns >> 1 >= 0 and not self._promises.asked(asked):
-                no = self._behind_backlog(asked, model, now_ns)
+            left_ns = request.deadline_ns - now_ns
+            if model.waiting * model.pace_ns > left_ns >> 1 >= 0 and not self._promises.asked(request):
+                no = self._behind_backlog(request, model, now_ns)
             return self._over_quota(asked, model, rows, now_ns) if no is None and self._accounts else no
         if self._accounts:
             no = self._over_quota(asked, model, rows, now_ns)
@@ -201,7 +200,7 @@ class Admission(Record):
 
     # Feasibility, and when to return
 
-    def _infeasible(self, query: AdmissionQuery, queue: Queue, now_ns: int) -> Verdict | None:
+    def _infeasible(self, query: Request | AdmissionQuery, queue: Queue, now_ns: int) -> Verdict | None:
         """The verdict on a request that would join a queue now, behind those that are due before it."""
         due_ns = self._belief.due_ns(query)
         finish = self._feasibility.earliest_finish(queue, due_ns, now_ns)
@@ -226,7 +225,7 @@ class Admission(Record):
             dues = queue.dues
             while dues and not feasibility.feasible(queue, dues[0], now_ns):
                 head = queue.waiters[0]
-                no = self.verdict(head, queue.model, now_ns)
+                no = self.hopeless(head, now_ns)
                 if no is None:
                     changed = feasibility.mark_slow(queue) or changed
                     break
@@ -236,7 +235,7 @@ class Admission(Record):
                 changed = True
         return changed
 
-    def _hopeless(self, head: Waiter, now_ns: int) -> Verdict | None:
+    def hopeless(self, head: Waiter, now_ns: int) -> Verdict | None:
         """The verdict on a head that no device with its weights can serve in time; None: a LOAD can help."""
         queue = head.queue
         loadable, soonest = self._feasibility.feasible_after_load(queue, head.due_ns, now_ns)
@@ -250,14 +249,16 @@ class Admission(Record):
         self._feasibility.reset_estimates(queue, finish, head.due_ns, given_ns, now_ns)
         return self._miss(queue, finish, head.due_ns, given_ns, now_ns)
 
-    def judge(self, now_ns: int) -> None:
+    def judge(self, now_ns: int) -> bool:
         """Reject requests whose verdict is due and that no plan has room for, though each may be feasible.
 
         The others whose verdict is due are promised. Called by ``Controller.decide`` after the policy, which
-        is then to schedule again.
+        is to schedule again if this is true: a LOAD was sent, or requests were refused.
         """
+        before = len(self._belief.effects)
         for waiter in self._promises.judge(now_ns):
             self._refuse(waiter, now_ns)
+        return len(self._belief.effects) > before
 
     def _refuse(self, waiter: Waiter, now_ns: int) -> None:
         """Reject a request that no plan has room for, and name an SLO that could be promised."""

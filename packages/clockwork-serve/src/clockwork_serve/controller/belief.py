@@ -107,17 +107,6 @@ class AdoptedAction(Record):
         self.residency = residency
 
 
-def calls_of(waiters: list[Waiter]) -> tuple[Call, ...]:
-    """The calls of an INFER that runs these requests."""
-    if len(waiters) == 1:
-        return (_call(waiters[0].request),)
-    return tuple([_call(waiter.request) for waiter in waiters])
-
-
-def _call(request: Request) -> Call:
-    return Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors)
-
-
 def sharers(queue: Queue) -> list[Queue]:
     """The queues of other classes whose requests may join a batch of this one, most urgent first."""
     queues = queue.model.queues
@@ -145,16 +134,6 @@ def joining(queue: Queue, places: int, end_ns: int) -> list[Waiter]:
         first = bisect_left(other.dues, end_ns)
         found += other.waiters[first : first + places - len(found)]
     return found
-
-
-def half_slack_end_ns(waiters: list[Waiter]) -> int:
-    """The latest end by which every request still has half of the slack that it was admitted with."""
-    least = waiters[0].due_ns + waiters[0].request.deadline_ns
-    for waiter in waiters:
-        both = waiter.due_ns + waiter.request.deadline_ns
-        if both < least:
-            least = both
-    return least // 2
 
 
 # ------------------------------------------------------------
@@ -313,6 +292,13 @@ _CAUSES: Final = {
 """Why a promise is broken by an answer with this reason; after others, it has to be found out."""
 
 
+def _take_out(queue: Queue, waiters: list[Waiter]) -> list[Waiter]:
+    """Remove these requests from a queue, where others may be between them."""
+    for waiter in waiters:
+        queue.remove(waiter)
+    return waiters
+
+
 class Belief(Measured):
     """All that the controller believes: models, devices, requests and actions in flight."""
 
@@ -422,7 +408,7 @@ class Belief(Measured):
         """Put a request into its queue."""
         if self.measures and request.arrival_ns > self._slack_until_ns:
             self._forget_delays()
-        due_ns, slo_ns = self.due_ns(request), request.slo_ns
+        due_ns, slo_ns = self.due_ns(request), request.deadline_ns - request.arrival_ns
         wanted_ns = slo_ns - self._usual_slack_ns
         if self._floor_ns:
             due_ns = max(due_ns, request.arrival_ns + self._floor_ns)
@@ -433,8 +419,7 @@ class Belief(Measured):
         queue = model.main
         if queue is None or request.signature or request.rows != 1 or request.priority != model.priority:
             queue = self._queue(model, request, alone=False)
-        cold = model.sole is None and not model.residencies
-        waiter = Waiter(request, due_ns, slo_ns, demand_ns, queue, cold=cold)
+        waiter = Waiter(request, due_ns, slo_ns, demand_ns, queue)
         self.waiters[request.request_id] = waiter
         self._enqueue(waiter, queue, model)
         return waiter
@@ -576,10 +561,11 @@ class Belief(Measured):
                 model.band_ns = queue.band_ns
         model.waiting += 1
         model.demand_ns += waiter.demand_ns
-        if model.sole is not None:
-            model.sole.assign(model.demand_ns)
-            device = model.sole.device
-            if device.demand_ns <= self.dirty_above_ns and not (model.sole.slow or device.exec.stalled):
+        sole = model.sole
+        if sole is not None:
+            sole.assign(model.demand_ns)
+            device = sole.device
+            if device.demand_ns <= self.dirty_above_ns and not (sole.slow or device.exec.stalled):
                 return
         self.mark_dirty(model)
 
@@ -590,26 +576,24 @@ class Belief(Measured):
         for waiter in waiters:
             model.demand_ns -= waiter.demand_ns
         if not queue.waiters:
-            self._emptied(queue, model)
-        if model.sole is not None:
-            model.sole.assign(model.demand_ns)
-            agenda = model.sole.device.agenda
+            waiting = self.waiting_by_class
+            waiting[queue.level] -= 1
+            if not waiting[queue.level]:
+                del waiting[queue.level]
+            model.band_ns = (
+                min([one.band_ns for one in model.queues.values() if one.dues]) if model.waiting else 0
+            )
+            if queue is not model.main:
+                model.queues.pop((queue.signature, queue.rows, queue.alone, queue.level), None)
+                for strategy in queue.strategies:
+                    strategy.device.agenda.remove(strategy)
+        sole = model.sole
+        if sole is not None:
+            sole.assign(model.demand_ns)
+            agenda = sole.device.agenda
             if model.load_key is None and not (agenda.load_blocked or agenda.room_blocked or agenda.in_vain):
                 return
         self.mark_dirty(model)
-
-    def _emptied(self, queue: Queue, model: ServedModel) -> None:
-        waiting = self.waiting_by_class
-        waiting[queue.level] -= 1
-        if not waiting[queue.level]:
-            del waiting[queue.level]
-        model.band_ns = (
-            min([one.band_ns for one in model.queues.values() if one.dues]) if model.waiting else 0
-        )
-        if queue is not model.main:
-            model.queues.pop((queue.signature, queue.rows, queue.alone, queue.level), None)
-            for strategy in queue.strategies:
-                strategy.device.agenda.remove(strategy)
 
     # Actions
 
@@ -623,30 +607,38 @@ class Belief(Measured):
         classes that can be in time take the places that its own requests leave free.
         """
         residency, device, queue = strategy.residency, strategy.device, strategy.queue
-        model = queue.model
-        expected_ns = batch.samples.estimate_ns
+        model, expected_ns = queue.model, batch.samples.estimate_ns
         others = sharers(queue) if len(model.queues) > 1 else []
-        waiters = self._take(queue, first, batch.count) if planned is None else self._take_out(queue, planned)
+        waiters = queue.take(first, batch.count) if planned is None else _take_out(queue, planned)
+        self._after_removal(queue, waiters)
         for other in others:
             if len(waiters) < batch.count:
                 first = bisect_left(other.dues, start_ns + expected_ns)
-                waiters += self._take(other, first, batch.count - len(waiters))
+                joined = other.take(first, batch.count - len(waiters))
+                self._after_removal(other, joined)
+                waiters += joined
+        calls: list[Call] = []
+        least_ns = NEVER_NS
+        for waiter in waiters:
+            request = waiter.request
+            calls.append(Call(request_id=request.request_id, rows=request.rows, tensors=request.tensors))
+            if waiter.due_ns + request.deadline_ns < least_ns:
+                least_ns = waiter.due_ns + request.deadline_ns
+            waiter.step(SEND)
+            if waiter.place is not None:
+                leave(waiters)  # all of them at once
+            waiter.device = device
         latest_ns = start_ns + self._look_ahead_ns
-        if not self._open_window:
-            latest_ns = half_slack_end_ns(waiters) - expected_ns
+        if not self._open_window:  # so that each still has half of the slack that it was admitted with
+            latest_ns = least_ns // 2 - expected_ns
             if latest_ns < start_ns:
                 latest_ns = start_ns
         self._counter = action_id = self._counter + 1
         action = Infer(
             action_id=action_id, device=device.name, model=model.key, code_id=model.code_id,
             extent=residency.extent, version=residency.version, batch=batch.size, expected_ns=expected_ns,
-            calls=calls_of(waiters), window=Window(now_ns, latest_ns), signature=queue.signature,
+            calls=tuple(calls), window=Window(now_ns, latest_ns), signature=queue.signature,
         )  # fmt: skip
-        for waiter in waiters:
-            waiter.step(SEND)
-            if waiter.place is not None:
-                leave(waiters)  # all of them at once
-            waiter.device = device
         if self._charges:
             self.tenants.sent(waiters, expected_ns)
         self.sent[action_id] = sent = Sent(action, device, residency, batch.samples, waiters)
@@ -657,19 +649,6 @@ class Belief(Measured):
         device.used = residency.used = device.used + 1
         self._occupy(device.exec, action_id, expected_ns, now_ns)
         self.effects.append(action)
-
-    def _take(self, queue: Queue, first: int, count: int) -> list[Waiter]:
-        """Remove up to ``count`` requests from a queue, from index ``first``."""
-        waiters = queue.take(first, count)
-        self._after_removal(queue, waiters)
-        return waiters
-
-    def _take_out(self, queue: Queue, waiters: list[Waiter]) -> list[Waiter]:
-        """Remove these requests from a queue."""
-        for waiter in waiters:
-            queue.remove(waiter)
-        self._after_removal(queue, waiters)
-        return waiters
 
     def send_load(
         self, device: DeviceBelief, model: ServedModel, extent: Extent, start_ns: int, now_ns: int

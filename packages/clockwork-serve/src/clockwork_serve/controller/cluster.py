@@ -50,6 +50,9 @@ STALE_MIN: Final = 64
 IDLE_MIN: Final = 64
 """A device's ``idle`` is rebuilt when it has this many more entries than twice the weights on the device."""
 
+UNBROKEN: Final = Cause.NONE
+"""No cause: every request has this one, and a member of an enumeration takes 50 ns to find."""
+
 PAUSE_NS: Final = NS_PER_MS
 """A shorter time without work does not end a busy period of a lane."""
 
@@ -77,9 +80,7 @@ class Waiter(Record):
         "queue", "request", "retries", "slo_ns", "state", "tensor_refs",
     )  # fmt: skip
 
-    def __init__(
-        self, request: Request, due_ns: int, slo_ns: int, demand_ns: int, queue: Queue, *, cold: bool
-    ) -> None:
+    def __init__(self, request: Request, due_ns: int, slo_ns: int, demand_ns: int, queue: Queue) -> None:
         self.request = request
         self.due_ns = due_ns
         """The instant by which its execution must end; see ``Belief.due_ns``."""
@@ -89,7 +90,7 @@ class Waiter(Record):
         """What it adds to its model's demand while it waits."""
         self.queue = queue
         self.state: int = WAITING
-        self.cold = cold
+        self.cold = not queue.model.residencies
         """Its weights were on no device when it arrived."""
         self.alone = False
         """It shared a batch that failed, and may not share one again."""
@@ -103,7 +104,7 @@ class Waiter(Record):
         """While it is promised and waits: its place in a device's plan, unless that was lost."""
         self.device: DeviceBelief | None = None
         """Where it was planned last, or sent, if it is promised."""
-        self.cause = Cause.NONE
+        self.cause = UNBROKEN
         """Why it lost its place, until it has another one."""
 
     def step(self, step: int) -> None:
@@ -769,14 +770,9 @@ class DeviceBelief(Record):
         self.pages.add(pages)
         self.agenda.in_vain.clear()
 
-    def touch(self, residency: Residency) -> None:
-        """Mark weights as the most recently used."""
-        self.used += 1
-        residency.used = self.used
-
     def hold(self, residency: Residency) -> None:
         """Assign pages to weights that are to be loaded."""
-        self.touch(residency)
+        self.used = residency.used = self.used + 1
         self.pages.hold(residency.extent, residency)
         self.lower(residency)
 

@@ -194,6 +194,7 @@ class Controller(Record):
         self._quarantine = Quarantine(self._belief)
         self._admission = Admission(self._belief, self._feasibility, self._quarantine, self._promises)
         self._result_handler = ResultHandler(self._belief, self._scheduler, self._quarantine)
+        self._results = self._result_handler.results
         self._takeover = Takeover(self._belief, self._scheduler, self._feasibility)
         self._noted: list[ControllerEvent] = []
         """All and only events observed since the last ``decide``, in order."""
@@ -346,7 +347,8 @@ class Controller(Record):
                     self._admission.find_pace(sent.residency.model, now_ns)
                 self._scheduler.loaded(sent.residency)
             self._scheduler.load_changed(device)
-        self._result_handler.observe_result(sent, result)
+        self._results.append((sent, result))
+        self._belief.has_pending = True
 
     # Workers
 
@@ -433,7 +435,9 @@ class Controller(Record):
             noted.clear()
         if belief.has_pending:
             belief.has_pending = False
-            belief.effects[:0] = self._takeover.pop_effects()  # what workers keep is said before all else
+            if self._takeover.retained:  # what workers keep is said before all else
+                belief.effects[:0] = self._takeover.retained
+                self._takeover.retained.clear()
             if self._ending:
                 self._answer_ending()
             if self._hangs.has_pending:
@@ -447,17 +451,12 @@ class Controller(Record):
             elif timer is not None:
                 self._fire(timer, now_ns)
         scheduler.schedule(now_ns)
-        if self._promises.active:
-            before = len(belief.effects)
-            self._admission.judge(now_ns)
-            if len(belief.effects) > before:  # a LOAD was sent, or requests were refused
-                scheduler.schedule(now_ns)
+        if self._promises.active and self._admission.judge(now_ns):
+            scheduler.schedule(now_ns)
         while (belief.rechecks or belief.dirty_lanes) and self._admission.recheck(now_ns):
             scheduler.schedule(now_ns)
-        if self._queries:
-            for query in self._queries:
-                self._reply(query, now_ns)
-            self._queries.clear()
+        while self._queries:
+            self._reply(self._queries.pop(0), now_ns)
         if self._readiness.may_change:
             self._readiness.update(draining=self._admission.draining)
         effects, belief.effects = belief.effects, []
@@ -472,6 +471,8 @@ class Controller(Record):
 
     def _fire(self, timer: Timer, now_ns: int) -> None:
         """Handle a timer that fired: a watched lane, a device to check, a hung worker, or deadlines."""
+        if timer is self._promises:
+            return  # verdicts are given after the policy has chosen
         if isinstance(timer, Watch):
             self._feasibility.check_watch(timer, now_ns)
             return
@@ -481,8 +482,6 @@ class Controller(Record):
         if isinstance(timer, HangTimer | HungWorker):
             self._hangs.fired(timer, now_ns)
             return
-        if timer is self._promises:
-            return  # verdicts are given after the policy has chosen
         for waiter in self._deadlines.passed(now_ns):
             reason = Reason.LATE if waiter.state == SENT else Reason.NONE
             self._belief.answer(waiter, Outcome.EXPIRED, reason, message="no answer by the deadline")

@@ -158,7 +158,13 @@ class Samples(Record):
                 errors.add(over_ns)
             else:
                 errors.total += 1  # quantiles below the least count are 0
-        self.add(lasted_ns)
+        samples, dropped_ns = self.samples, -1
+        if self.guessed or len(samples) >= self.size:
+            dropped_ns = samples.pop(0)
+        self.guessed = False
+        samples.append(lasted_ns)
+        if lasted_ns != dropped_ns and (lasted_ns > self._second_ns or not -1 < dropped_ns < self._second_ns):
+            self._update()
         over_ns, limit_ns = lasted_ns - self.seed_ns, self.seed_ns >> FAR_BITS
         return over_ns > limit_ns or -over_ns > limit_ns
 
@@ -171,17 +177,6 @@ class Samples(Record):
         """
         errors = self._errors
         return self.estimate_ns if errors is None else self.mean_ns + errors.quantile_ns(share)
-
-    def add(self, sample_ns: int) -> None:
-        """Add a sample and update the estimate."""
-        samples = self.samples
-        dropped_ns = -1
-        if self.guessed or len(samples) >= self.size:
-            dropped_ns = samples.pop(0)
-        self.guessed = False
-        samples.append(sample_ns)
-        if sample_ns != dropped_ns and (sample_ns > self._second_ns or not -1 < dropped_ns < self._second_ns):
-            self._update()
 
     def forget_above(self, most_ns: int) -> None:
         """Drop all samples above ``most_ns`` for a trial; at least one sample must remain."""

@@ -51,7 +51,7 @@ class Takeover(Record):
         self._feasibility = feasibility
         self.running: dict[tuple[str, int], AdoptedAction] = {}
         """All and only adopted actions on devices in ``Belief.devices``, by device and action id."""
-        self._retained: list[RetainWeights] = []
+        self.retained: list[RetainWeights] = []
         """To be sent in the next decision."""
 
     def adopt(self, states: Iterable[DeviceState], now_ns: int) -> None:
@@ -75,7 +75,7 @@ class Takeover(Record):
             residency = kept.get(running.version)
             adopted = AdoptedAction(device, running, residency, sizes.get(running.version, 0))
             self._adopt_action(running, adopted, now_ns)
-        self._retained.append(RetainWeights(device=device.name, versions=tuple(kept)))
+        self.retained.append(RetainWeights(device=device.name, versions=tuple(kept)))
         self._belief.has_pending = True
         for residency in kept.values():
             if residency.version not in loading:
@@ -127,13 +127,6 @@ class Takeover(Record):
                 residency.in_flight += 1
         self.running[device.name, running.action_id] = one
 
-    def pop_effects(self) -> list[RetainWeights]:
-        """Return and clear the lists of weights to retain, which workers are sent before any action."""
-        keeps = self._retained
-        if keeps:
-            self._retained = []
-        return keeps
-
     def _ready(self, residency: Residency) -> None:
         self._belief.loaded(residency)
         self.scheduler.loaded(residency)
@@ -173,7 +166,7 @@ class Takeover(Record):
         found = {key: one for key, one in self.running.items() if one.device is device}
         for key in found:
             del self.running[key]
-        self._retained = [keep for keep in self._retained if keep.device != device.name]
+        self.retained = [keep for keep in self.retained if keep.device != device.name]
         return found
 
     def running_of(self, event: WorkerLost) -> set[int]:

@@ -132,16 +132,10 @@ class Candidates(Record):
 
     def _share(self, model: ServedModel) -> None:
         """Divide a model's demand among the devices that have, or are loading, its weights."""
-        residencies = list(model.residencies.values())
-        demand_ns = model.demand_ns
-        for residency in residencies:
-            residency.assign(0)
-            residency.share_ns = 0
-        if not demand_ns:
-            return
+        residencies, demand_ns = model.residencies.values(), model.demand_ns
         inverses = [
-            1 / (residency.code.timings.pace * (residency.device.demand_ns + NS_PER_MS))
-            for residency in residencies
+            1 / (one.code.timings.pace * (one.device.demand_ns - one.demand_ns + NS_PER_MS))
+            for one in residencies
         ]
         total = sum(inverses)
         for residency, inverse in zip(residencies, inverses, strict=True):

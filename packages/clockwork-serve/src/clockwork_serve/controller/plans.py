@@ -7,9 +7,9 @@ fails in this order, it fails in any.
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_right, insort
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Final
 
 from clockwork_serve.controller.cluster import (
@@ -113,10 +113,13 @@ def enter(reservation: Reservation) -> None:
     if at + 1 < len(device.reserved) and (device.load.outstanding or reservation.residency.state != READY):
         device.ends_ns = []  # others may end later, or not
         return
-    ends_ns.insert(at + 1, free_ns(reservation.residency, ends_ns[at]) + reservation.lasts_ns)
-    device.rooms_ns.insert(at, NEVER_NS)
-    _delay(device, at + 2, reservation.lasts_ns)
-    _update_rooms(device, at)
+    end_ns = free_ns(reservation.residency, ends_ns[at]) + reservation.lasts_ns
+    _delay(device, at + 1, reservation.lasts_ns)
+    ends_ns.insert(at + 1, end_ns)
+    rooms_ns = device.rooms_ns
+    room_ns = min(reservation.due_ns - reservation.margin_ns - end_ns, rooms_ns[at])
+    first = bisect_right(rooms_ns, room_ns, 0, at)  # none has more room than what is after it
+    rooms_ns[first:at] = [room_ns] * (at + 1 - first)
 
 
 def leave(waiters: Sequence[Waiter]) -> None:
@@ -152,17 +155,18 @@ def _withdraw(reservation: Reservation) -> None:
     if ends_ns and at and device.load.outstanding:
         device.ends_ns = []
     elif ends_ns:
-        del ends_ns[at if at == 0 else at + 1]
+        del ends_ns[at + 1 if at else 0]
         del device.rooms_ns[at]
-        for before in range(at and at + 1):
-            ends_ns[before] += reservation.lasts_ns
-        _update_rooms(device, at - 1, all_=True)
+        if at:
+            for before in range(at + 1):
+                ends_ns[before] += reservation.lasts_ns
+            _update_rooms(device, at - 1, all_=True)
     reservation.waiters, reservation.lasts_ns = [], 0
 
 
 def _delay(device: DeviceBelief, first: int, by_ns: int) -> None:
     """Have all that is planned end later by so much, from the end with index ``first`` on."""
-    if by_ns:
+    if by_ns and first < len(device.ends_ns):
         ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
         ends_ns[first:] = [end_ns + by_ns for end_ns in ends_ns[first:]]
         rooms_ns[first - 1 : -1] = [room_ns - by_ns for room_ns in rooms_ns[first - 1 : -1]]
@@ -200,13 +204,6 @@ def free_ns(residency: Residency, lane_ns: int) -> int:
     return residency.ready_ns if residency.state != READY and residency.ready_ns > lane_ns else lane_ns
 
 
-def expected_gap_ns(model: ServedModel, now_ns: int) -> int:
-    """The expected time between two requests for a model; the longer, the longer none came."""
-    since_ns = now_ns - model.arrived_ns
-    gap_ns = max(since_ns, model.gap_ns)
-    return gap_ns * (len(model.residencies) or 1)
-
-
 def planned_ns(
     model: ServedModel, batches: tuple[BatchChoice, ...], count: int, start_ns: int, now_ns: int
 ) -> int:
@@ -214,7 +211,8 @@ def planned_ns(
 
     The duration of the batch size that takes the least time per request.
     """
-    expected = count + (start_ns - now_ns) / expected_gap_ns(model, now_ns)
+    gap_ns = max(now_ns - model.arrived_ns, model.gap_ns)  # the longer none came, the longer it is
+    expected = count + (start_ns - now_ns) / (gap_ns * (len(model.residencies) or 1))
     first_ns = best_ns = 0
     least = 0.0
     for batch in batches:
@@ -335,18 +333,14 @@ def plan_lasts_ns(one: Reservation, count: int, start_ns: int, now_ns: int) -> i
     return planned_ns(one.queue.model, one.batches, count, start_ns, now_ns)
 
 
-def soonest_start_ns(device: DeviceBelief, now_ns: int) -> int:
-    """When a plan can begin. Due times leave the slack that some device needs; this one may need more."""
-    return device.exec.available_ns(now_ns) + device.delays.extra_ns
-
-
 def plan_of(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
     """A plan's ends, and by how much what begins at each may be later so that nothing after it is late.
 
     The first end is when the exec lane is free. They are kept while the lane is free about then; but the
     later it is, the fewer requests are expected.
     """
-    soonest_ns = soonest_start_ns(device, now_ns)
+    # Due times leave the slack that some device needs; this one may need more.
+    soonest_ns = device.exec.available_ns(now_ns) + device.delays.extra_ns
     ends_ns, rooms_ns = device.ends_ns, device.rooms_ns
     if ends_ns and 0 <= ends_ns[0] - soonest_ns <= KEPT_NS and now_ns < device.ends_until_ns:
         return ends_ns, rooms_ns
@@ -362,22 +356,15 @@ def plan_of(device: DeviceBelief, now_ns: int) -> tuple[list[int], list[int]]:
                 device.reserved_ns += lasts_ns - one.lasts_ns
                 one.lasts_ns = lasts_ns
             end_ns = start_ns + lasts_ns
-    device.ends_ns = ends_ns = [soonest_ns]
-    end_ns = soonest_ns
-    for one in reserved:
-        residency = one.residency
-        if residency.state != READY and residency.ready_ns > end_ns:
-            end_ns = residency.ready_ns
-        end_ns += one.lasts_ns
-        ends_ns.append(end_ns)
-    device.rooms_ns = rooms_ns = [NEVER_NS] * len(ends_ns)
-    room_ns = NEVER_NS
-    for at in range(len(reserved) - 1, -1, -1):
-        one = reserved[at]
-        left_ns = one.due_ns - one.margin_ns - ends_ns[at + 1]
-        if left_ns < room_ns:  # noqa: PLR1730 - min() costs 100 ns more
-            room_ns = left_ns
-        rooms_ns[at] = room_ns
+    if device.load.outstanding:  # it may have to wait for weights
+        ends_ns = [soonest_ns]
+        for one in reserved:
+            ends_ns.append(free_ns(one.residency, ends_ns[-1]) + one.lasts_ns)
+    else:
+        ends_ns = [*accumulate([one.lasts_ns for one in reserved], initial=soonest_ns)]
+    left_ns = [one.due_ns - one.margin_ns - end_ns for one, end_ns in zip(reserved, ends_ns[1:], strict=True)]
+    rooms_ns = [*accumulate(reversed(left_ns), min, initial=NEVER_NS)][::-1]
+    device.ends_ns, device.rooms_ns = ends_ns, rooms_ns
     device.ends_until_ns = now_ns + age_ns
     return ends_ns, rooms_ns
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from bisect import insort
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import Final
 
 from clockwork_serve.controller.belief import Belief, Sent
@@ -62,7 +63,7 @@ from clockwork_serve.controller.plans import (
     planned_ns,
 )
 from clockwork_serve.controller.timers import NEVER_NS, Timer
-from clockwork_serve.messages import Cause, Infer, Load, Request, Result
+from clockwork_serve.messages import Cause, Request, Result, Unload
 from clockwork_serve.units import NS_PER_S, NS_PER_US
 
 AT_ONCE_NS: Final = 9_500 * NS_PER_US
@@ -104,6 +105,8 @@ LATELY_NS: Final = 30 * NS_PER_S
 
 RATE_BITS: Final = 4
 """The mean time between arrivals is smoothed over about ``2 ** RATE_BITS`` of them."""
+
+_due: Final = attrgetter("due_ns")
 
 
 class Promises(Timer):
@@ -150,7 +153,7 @@ class Promises(Timer):
         """Note that a device is slower than planned; call it before its lane is updated."""
         lane = sent.device.exec if sent.waiters else sent.device.load
         allowed_ns = MARGIN_NS // 2
-        if isinstance(sent.action, Infer | Load) and (
+        if not isinstance(sent.action, Unload) and (
             result.ended_ns - result.started_ns > sent.action.expected_ns + allowed_ns
             or (lane.head_id == result.action_id and result.ended_ns > lane.head_end_ns + allowed_ns)
         ):
@@ -170,15 +173,11 @@ class Promises(Timer):
         self._new = [one for one in waiting if self.asked(one.request)]
         self.active = self.active or bool(self._new)
 
-    def _decide_of(self, waiter: Waiter) -> int:
-        """How long a request's verdict may take."""
-        asked_ns = waiter.request.decide_ns
-        return asked_ns if asked_ns >= 0 else self._decide_ns
-
     def verdict_ns(self, waiter: Waiter) -> int:
         """When a request's verdict is due."""
-        least_ns = min(AT_ONCE_NS, waiter.slo_ns // AT_ONCE)
-        return waiter.request.arrival_ns + max(self._decide_of(waiter), least_ns)
+        request = waiter.request
+        given_ns = request.decide_ns if request.decide_ns >= 0 else self._decide_ns
+        return request.arrival_ns + max(given_ns, min(AT_ONCE_NS, waiter.slo_ns // AT_ONCE))
 
     # Verdicts
 
@@ -188,7 +187,8 @@ class Promises(Timer):
         until_ns = now_ns + EARLY_NS
         if not (self._new or displaced or (undecided and undecided[0][0] <= until_ns)):
             return []
-        self._place_displaced(now_ns)
+        if displaced:
+            self._place_displaced(now_ns)
         for waiter in self._new:
             if waiter.state == WAITING and waiter.promised_ns < 0:
                 insort(waiter.queue.undecided, waiter, key=_due)
@@ -222,7 +222,8 @@ class Promises(Timer):
         for waiter in over:
             if waiter in waiter.queue.undecided:
                 waiter.queue.undecided.remove(waiter)
-        self._place_displaced(now_ns)  # those that a more urgent class outranked just now
+        if displaced:  # those that a more urgent class outranked just now
+            self._place_displaced(now_ns)
         # A batch that was opened for a later one may have taken in an earlier one.
         return [waiter for waiter in refused if waiter.promised_ns < 0]
 
@@ -380,7 +381,7 @@ class Promises(Timer):
         queue = waiters[0].queue
         batches = code.batches(queue.signature, queue.sizes)
         waiters = waiters[: batches[-1].count]
-        due_ns = min([waiter.due_ns for waiter in waiters])
+        due_ns = waiters[0].due_ns
         if device.exec.stalled:
             return NEVER_NS, 0
         limit_ns = due_ns - margin_ns(device, waiters[0].slo_ns, batches[0].samples)
@@ -472,7 +473,3 @@ class Promises(Timer):
         for waiter in self._belief.waiters.values():
             if waiter.state == WAITING and waiter.promised_ns < 0 and self.asked(waiter.request):
                 assert id(waiter) in undecided, f"{waiter.request.request_id} has no verdict pending"
-
-
-def _due(waiter: Waiter) -> int:
-    return waiter.due_ns

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from clockwork_serve.controller.belief import Belief, Sent
 from clockwork_serve.controller.cluster import Residency, ServedModel, Waiter
 from clockwork_serve.controller.life import FAILED, READY, SPENT, UNLOAD, WAITING
@@ -17,7 +19,6 @@ from clockwork_serve.messages import Answer, Cause, Infer, Load, Outcome, Reason
 
 GOOD: Final = Status.OK
 OK: Final = Outcome.OK
-NONE: Final = Reason.NONE
 
 RETRY_STATUSES = frozenset({Status.TOO_EARLY, Status.TOO_LATE, Status.SHUTTING_DOWN})
 """Refused for reasons of time: the requests are planned again, any number of times."""
@@ -44,17 +45,12 @@ class ResultHandler(Record):
         self._belief = belief
         self.scheduler = scheduler
         self._quarantine = quarantine
-        self._results: list[tuple[Sent, Result]] = []
-        """Results observed and not handled yet."""
+        self.results: list[tuple[Sent, Result]] = []
+        """Results observed and not handled yet; the controller adds them."""
         self._lost: list[tuple[Sent, bool]] = []
         """Actions that were in flight on a lost worker, and whether they may have run when it died."""
         self._retired: dict[ServedModel, None] = {}
         """Removed or quarantined models whose weights may still be on a device."""
-
-    def observe_result(self, sent: Sent, result: Result) -> None:
-        """Record a result of an action in flight."""
-        self._results.append((sent, result))
-        self._belief.has_pending = True
 
     def action_lost(self, sent: Sent, *, ran: bool) -> None:
         """Record an action that was in flight on a lost worker; ``ran``: it may have been running."""
@@ -78,18 +74,18 @@ class ResultHandler(Record):
         """Handle all results, losses and removals that were observed."""
         quarantine = self._quarantine
         if quarantine.watched:
-            for sent, result in self._results:
+            for sent, result in self.results:
                 if sent.waiters and result.status is GOOD:
                     quarantine.succeeded(sent.action.model)
         for model in quarantine.process(now_ns) if quarantine.has_pending else ():
             self._quarantined(model, now_ns)
-        if self._results:
-            for sent, result in self._results:
+        if self.results:
+            for sent, result in self.results:
                 if result.status is not GOOD:
                     self._handle_failure(sent, result, now_ns)
                 elif sent.waiters:
                     self._answer(sent, result, now_ns)
-            self._results.clear()
+            self.results.clear()
         if self._lost:
             for sent, ran in self._lost:
                 self._charge_lost(sent, now_ns, ran=ran)
@@ -131,27 +127,21 @@ class ResultHandler(Record):
             if waiter.state == SPENT:
                 self._belief.release(waiter)
             else:
-                outcome, reason, message = OK, NONE, ""
-                promised, cause = waiter.promised_ns >= 0, Cause.NONE
+                promised = waiter.promised_ns >= 0
+                answer = Answer(
+                    request_id=request.request_id, gateway=request.gateway, outcome=OK, cold=waiter.cold,
+                    batch=action.batch, outputs=outputs[at], queue_ns=started_ns - request.arrival_ns,
+                    exec_ns=exec_ns, expected_ns=action.expected_ns, promised=promised,
+                )  # fmt: skip
                 if now_ns > request.deadline_ns:
-                    outcome, reason, message = (
-                        Outcome.EXPIRED,
-                        Reason.LATE,
-                        "the answer came after the deadline",
-                    )
-                    if promised:
-                        cause = self._belief.break_promise(waiter, reason)
+                    answer = replace(
+                        answer, outcome=Outcome.EXPIRED, reason=Reason.LATE,
+                        message="the answer came after the deadline",
+                        cause=self._belief.break_promise(waiter, Reason.LATE) if promised else Cause.NONE,
+                    )  # fmt: skip
                 elif promised:
                     kept += 1
-                self._belief.finish(
-                    waiter,
-                    Answer(
-                        request_id=request.request_id, gateway=request.gateway, cold=waiter.cold,
-                        batch=action.batch, outcome=outcome, reason=reason, message=message,
-                        outputs=outputs[at], queue_ns=started_ns - request.arrival_ns, exec_ns=exec_ns,
-                        expected_ns=action.expected_ns, promised=promised, cause=cause,
-                    ),
-                )  # fmt: skip
+                self._belief.finish(waiter, answer)
         if kept:
             sent.device.delays.kept_promises(kept, sent.waiters[0].queue.level)
 

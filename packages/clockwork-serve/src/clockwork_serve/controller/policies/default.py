@@ -166,8 +166,6 @@ class DefaultScheduler(PaperScheduler):
         self._network_ns = belief.config.network_ns
         self._capacity_ns = belief.config.capacity_ns
         self._tight: dict[Agenda, Tight] = {}
-        self._left: list[Choice] = []
-        """What idle devices left to others in this decision."""
         self._roomy: dict[Agenda, None] = {}
         """Devices that have pages for copies."""
         self._all_above_ns = belief.dirty_above_ns
@@ -226,9 +224,9 @@ class DefaultScheduler(PaperScheduler):
     # Exec lanes
 
     def _top_up_exec(self, agenda: Agenda, now_ns: int) -> None:
-        lane, heap = agenda.device.exec, agenda.heap
-        sent, reach_ns = lane.outstanding, lane.network_ns + MARGIN_NS
-        late_ns = now_ns - lane.head_end_ns
+        device, heap = agenda.device, agenda.heap
+        lane, sent = device.exec, device.exec.outstanding
+        reach_ns, late_ns = lane.network_ns + MARGIN_NS, now_ns - lane.head_end_ns
         while True:
             while heap and heap[0][2].key_ns != heap[0][0]:
                 heappop(heap)
@@ -245,7 +243,7 @@ class DefaultScheduler(PaperScheduler):
             strategy = heappop(heap)[2]
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
             # Due times leave the slack that some device needs; this one may need more.
-            from_ns = start_ns + self._belief.extra_ns(agenda.device, now_ns)
+            from_ns = start_ns + (device.delays.extra_ns and self._belief.extra_ns(device, now_ns))
             choice = self._best(strategy, from_ns)
             if choice is None:
                 self._drop_outliers(strategy, from_ns, now_ns)
@@ -261,29 +259,20 @@ class DefaultScheduler(PaperScheduler):
                     agenda.push(strategy, key_ns)
                     continue
                 # If it runs first, the next one, or one of a class below, is too late: choose which to drop.
-                several = len(self._belief.waiting_by_class) > 1
-                if several or from_ns + choice.cost_ns + band_ns > after.key_ns:
+                end_ns = from_ns + choice.cost_ns + band_ns
+                if end_ns > after.key_ns or len(self._belief.waiting_by_class) > 1:
                     choice = self._least_loss(agenda, choice, from_ns)
             if choice.batch.count < len(choice.strategy.queue.dues):
-                choice = self._better(agenda, choice, from_ns, now_ns)
-            choice = self._relaxed(agenda, self._fuller(choice, from_ns), now_ns)
-            if agenda.device.reserved:
-                kept = self._kept(choice, start_ns)
-                if kept is None or kept.strategy is not choice.strategy:
-                    agenda.push(choice.strategy, choice.latest_ns + choice.strategy.queue.band_ns)
-                if kept is None:
+                choice = self._fuller(self._better(agenda, choice, from_ns, now_ns), from_ns)
+            choice = self._relaxed(agenda, choice, now_ns)
+            if device.reserved:
+                choice = self._kept(choice, start_ns)
+                if choice is None:
                     return
-                choice = kept
-            self._send(choice, start_ns, now_ns)
-
-    def schedule(self, now_ns: int) -> None:
-        """As in ``paper``; what was left to other devices stays in the agenda."""
-        super().schedule(now_ns)
-        for choice in self._left:
             strategy = choice.strategy
-            if strategy.queue.dues and strategy.key_ns == NEVER_NS and strategy in strategy.queue.strategies:
+            self._belief.send_infer(strategy, choice.batch, choice.first, start_ns, now_ns, choice.waiters)
+            if strategy.queue.dues:
                 self._enqueue(strategy)
-        self._left.clear()
 
     def _left_to_others(self, choice: Choice, now_ns: int) -> bool:
         """Whether an idle device leaves a batch to one before it, which can well run it in time.
@@ -306,7 +295,7 @@ class DefaultScheduler(PaperScheduler):
             if other.device.index < agenda.device.index and other.residency.serves:
                 others += 1
                 if other.lane.available_ns(now_ns) <= limit_ns:
-                    self._left.append(choice)
+                    self._left.append(strategy)
                     wake_ns = limit_ns - agenda.device.exec.network_ns
                     if wake_ns < agenda.exec_timer.at_ns:
                         self._timers.set(agenda.exec_timer, wake_ns)
@@ -315,17 +304,11 @@ class DefaultScheduler(PaperScheduler):
                     break
         return False
 
-    def _send(self, choice: Choice, start_ns: int, now_ns: int) -> None:
-        strategy = choice.strategy
-        self._belief.send_infer(strategy, choice.batch, choice.first, start_ns, now_ns, choice.waiters)
-        if strategy.queue.dues:
-            self._enqueue(strategy)
-
     def _kept(self, choice: Choice, start_ns: int) -> Choice | None:
         """The choice, if as many promises are kept after it; else the first reservation that keeps as many.
 
-        None if there is none: the lane waits for weights that are still loading. A choice that cannot wait
-        outranks promises of less urgent classes.
+        None if there is none: the lane waits for weights that are still loading. A choice that does not run
+        is put back into the agenda; one that cannot wait outranks promises of less urgent classes.
         """
         device, queue = choice.strategy.device, choice.strategy.queue
         waiters = queue.waiters[choice.first : choice.first + choice.batch.count]
@@ -352,6 +335,9 @@ class DefaultScheduler(PaperScheduler):
             return choice
         if best is None:
             self._wait_for_weights(device, start_ns)
+        if best is None or best.strategy is not choice.strategy:
+            strategy = choice.strategy
+            strategy.agenda.push(strategy, choice.latest_ns + queue.band_ns)
         return best
 
     def _wait_for_weights(self, device: DeviceBelief, start_ns: int) -> None:
@@ -410,10 +396,9 @@ class DefaultScheduler(PaperScheduler):
         if waiting <= 0:
             return None
         due_ns = dues[first]
-        for at in range(1, len(batches)):
+        for batch in batches:
             if best.count >= waiting:
                 break
-            batch = batches[at]
             infer_ns = batch.samples.estimate_ns
             if start_ns + infer_ns > due_ns:
                 break

@@ -55,6 +55,8 @@ class PaperScheduler(Record):
         """Devices for which all candidates are to be tried; the others need to try new candidates only."""
         self._new_candidates: list[ServedModel] = []
         """Candidates whose demand or residencies changed."""
+        self._left: list[Strategy] = []
+        """What a subclass takes out of the agendas for the rest of a decision."""
         self._timers = belief.timers
 
     # What changed
@@ -164,6 +166,15 @@ class PaperScheduler(Record):
             changed.clear()
         if self._dirty_loads or (self._free and self._belief.dirty_models):
             self._top_up_loads(now_ns)
+        if self._left:
+            for strategy in self._left:
+                if (
+                    strategy.queue.dues
+                    and strategy.key_ns == NEVER_NS
+                    and strategy in strategy.queue.strategies
+                ):
+                    self._enqueue(strategy)
+            self._left.clear()
 
     def _top_up_exec(self, agenda: Agenda, now_ns: int) -> None:
         lane, heap = agenda.device.exec, agenda.heap
