@@ -59,8 +59,9 @@ ASKED: Final = 0.3
 
 
 class Frozen(msgspec.Struct, kw_only=True):
-    """What must be found: hashes of blocks of seeds, in order, and of journals by name."""
+    """What must be found: hashes of the first seed, of blocks of seeds, in order, and of journals by name."""
 
+    first: str = ""
     blocks: list[str] = []
     journals: dict[str, str] = {}
 
@@ -134,7 +135,7 @@ def blocks(count: int, jobs: int) -> Iterator[str]:
 
 def freeze(count: int, journals: Sequence[Path], jobs: int) -> Frozen:
     """Hash it all; tells on a terminal how far it is."""
-    found = Frozen()
+    found = Frozen(first=seed_hash(0).hex())
     for block in blocks(count, jobs):
         found.blocks.append(block)
         if sys.stderr.isatty():

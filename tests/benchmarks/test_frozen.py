@@ -40,3 +40,10 @@ def test_journals_of_real_servers_are_kept_and_can_be_replayed(name: str):
     kept = msgspec.json.decode(KEPT.read_bytes(), type=Frozen)
     assert paths.keys() == kept.journals.keys()
     assert len(journal_hash(paths[name])) == 64
+
+
+def test_what_is_kept_is_of_this_version():
+    kept = msgspec.json.decode(KEPT.read_bytes(), type=Frozen)
+    assert seed_hash(0).hex() == kept.first, (
+        "explain it, and keep what is found: python -m benchmarks.frozen --keep"
+    )
