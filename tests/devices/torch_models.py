@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -70,16 +71,23 @@ class Whole(torch.nn.Module):
 def artefact(
     name: str, model, inputs: Callable[[int], tuple], sizes: tuple[int, ...], *, batched: bool = True
 ) -> Code:
-    """The code of a model, compiled now or by an earlier run of these very lines with this torch."""
+    """The code of a model, compiled now or by an earlier run of these very lines with this torch.
+
+    Several processes may compile it at once: one folder counts, the first that is complete.
+    """
     text = inspect.getsource(type(model)) + inspect.getsource(_compile) + torch.__version__ + str(sizes)
     code_id = f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    folder = Path(tempfile.gettempdir()) / "clockwork-torch-models" / code_id
+    folder = Path(tempfile.gettempdir()) / "clockwork-torch-packages" / code_id
     record = folder / "code.json"
     if not record.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with warnings.catch_warnings():
+        folder.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as made, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's compiler warns of itself
-            _compile(folder, code_id, model, inputs, sizes, batched=batched)
+            whole = Path(made) / code_id
+            whole.mkdir()
+            _compile(whole, code_id, model, inputs, sizes, batched=batched)
+            with suppress(OSError):  # another process was first
+                whole.rename(folder)
     return msgspec.structs.replace(msgspec.json.decode(record.read_bytes(), type=Code), path=str(folder))
 
 
