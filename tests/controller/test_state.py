@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 from clockwork_serve.controller import POLICIES, Controller, state
-from clockwork_serve.controller.cluster import Queue
 from clockwork_serve.controller.estimates import Samples
 from clockwork_serve.errors import StateError
 from clockwork_serve.messages import (
@@ -34,8 +33,9 @@ from harness.seeds import (
     simulation_of,
 )
 from tests.controller.honest import World, device, model
+from tests.pure import NEEDS_PURE
 
-pytestmark = pytest.mark.skipif(hasattr(Queue, "__mypyc_attrs__"), reason="compiled records are not copied")
+pytestmark = NEEDS_PURE
 
 SEEDS = (*range(20), 133, 349)
 """In the last ones a promised request was planned on a device that has gone and shares sets with its

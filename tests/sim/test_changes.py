@@ -14,7 +14,10 @@ from clockwork_serve.sim.explain import cases_of, explain
 from clockwork_serve.sim.remedies import LUCKS, RemedyKind, RequestCase
 from clockwork_serve.telemetry import read_journal
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from tests.pure import NEEDS_PURE
 from tests.sim.overload import journal_of
+
+pytestmark = NEEDS_PURE
 
 DOCS = Path(__file__).parents[2] / "docs" / "use" / "explain.md"
 

@@ -14,7 +14,10 @@ from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.zoo import Zoo
+from tests.pure import NEEDS_PURE
 from tests.sim.scenes import KeptSteps, answers, run_of, scene_of, walked
+
+pytestmark = NEEDS_PURE
 
 ZOO = Zoo.read("v100")
 

@@ -15,7 +15,10 @@ from clockwork_serve.sim.remedies import BELOW, STEPS_UP, RemedyKind, smallest_s
 from clockwork_serve.sim.survey import SurveyCause, Which, nearest_ids, survey
 from clockwork_serve.telemetry import Step, read_journal
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
+from tests.pure import NEEDS_PURE
 from tests.sim.overload import journal_of
+
+pytestmark = NEEDS_PURE
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,10 @@ from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.controller.policies import DefaultScheduler, PaperScheduler
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import ms
+from tests.pure import NEEDS_PURE
 from tests.sim.scenes import run_of, walked
+
+pytestmark = NEEDS_PURE
 
 OTHER = {"default": "paper", "paper": "default"}
 
