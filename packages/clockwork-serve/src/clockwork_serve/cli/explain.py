@@ -57,13 +57,7 @@ def explain(  # noqa: PLR0917 - click gives them by name
     each CHANGE: slo=MS, priority=1, devices=+1, memory=+SIZE, memory:DEVICE=+SIZE, without=MODEL,
     policy=NAME, traffic=TIMES, tenant:NAME=TIMES, model:NAME=TIMES; all that are given at once.
     """
-    if (request_id is None) == (which is None):
-        raise ConfigError(
-            "ID: expected a request's id, or one of --refused, --late and --slow, found "
-            f"{'both' if which else 'neither'}; give one of them"
-        )
-    if changes and request_id is None:
-        raise ConfigError("if: expected the ID of a request with it; found none; give one")
+    _check_asked(request_id, which, changes)
     path = Path(journal)
     from clockwork_serve.telemetry.journal import journal_bytes
 
@@ -98,6 +92,17 @@ def explain(  # noqa: PLR0917 - click gives them by name
         for line in told.lines:
             say(line)
     return 0
+
+
+def _check_asked(request_id: str | None, which: str | None, changes: tuple[str, ...]) -> None:
+    """Raise :class:`ConfigError` where it is not clear which requests are asked about."""
+    if (request_id is None) == (which is None):
+        raise ConfigError(
+            "ID: expected a request's id, or one of --refused, --late and --slow, found "
+            f"{'both' if which else 'neither'}; give one of them"
+        )
+    if changes and request_id is None:
+        raise ConfigError("if: expected the ID of a request with it; found none; give one")
 
 
 def _one(

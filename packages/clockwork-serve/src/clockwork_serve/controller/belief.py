@@ -611,12 +611,8 @@ class Belief(Measured):
         others = sharers(queue) if len(model.queues) > 1 else []
         waiters = queue.take(first, batch.count) if planned is None else _take_out(queue, planned)
         self._after_removal(queue, waiters)
-        for other in others:
-            if len(waiters) < batch.count:
-                first = bisect_left(other.dues, start_ns + expected_ns)
-                joined = other.take(first, batch.count - len(waiters))
-                self._after_removal(other, joined)
-                waiters += joined
+        if others:
+            self._take_joining(waiters, others, batch.count, start_ns + expected_ns)
         calls: list[Call] = []
         least_ns = NEVER_NS
         for waiter in waiters:
@@ -649,6 +645,14 @@ class Belief(Measured):
         device.used = residency.used = device.used + 1
         self._occupy(device.exec, action_id, expected_ns, now_ns)
         self.effects.append(action)
+
+    def _take_joining(self, waiters: list[Waiter], others: list[Queue], count: int, end_ns: int) -> None:
+        """Fill a batch up to ``count`` with requests of other queues that are due after its end."""
+        for queue in others:
+            if len(waiters) < count:
+                joined = queue.take(bisect_left(queue.dues, end_ns), count - len(waiters))
+                self._after_removal(queue, joined)
+                waiters += joined
 
     def send_load(
         self, device: DeviceBelief, model: ServedModel, extent: Extent, start_ns: int, now_ns: int
