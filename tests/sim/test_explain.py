@@ -8,10 +8,12 @@ import pytest
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, Outcome, Request
-from clockwork_serve.sim.counterfactual import Change, play
+from clockwork_serve.sim import explain as explanations
+from clockwork_serve.sim import remedies
+from clockwork_serve.sim.counterfactual import Change, PlayedScene, play
 from clockwork_serve.sim.explain import case_in, cases_of, explain
 from clockwork_serve.sim.history import write_history
-from clockwork_serve.sim.remedies import BELOW, STEPS_UP, RemedyKind, smallest_slo
+from clockwork_serve.sim.remedies import BELOW, LUCKS, STEPS_UP, SURE, RemedyKind, smallest_slo
 from clockwork_serve.sim.survey import SurveyCause, Which, nearest_ids, survey
 from clockwork_serve.telemetry import Step, read_journal
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
@@ -194,3 +196,38 @@ def test_an_index_and_checkpoints_lead_to_the_same_explanation(path: Path, ends)
         told, whole = explain(found), explain(case_for(path, name))
         assert (told.sentence, told.devices, told.attempts) == (whole.sentence, whole.devices, whole.attempts)
     assert case_in(history, "nobody") is None
+
+
+class Drawn(PlayedScene):
+    """How a scene went by a die: met or not."""
+
+    met: bool = False
+
+    def good(self, request_id: str) -> bool:
+        return self.met
+
+
+@pytest.mark.parametrize(
+    ("met", "tries", "words"),
+    [
+        ([True] * SURE, SURE, "Answered, if:"),
+        ([False] * SURE, SURE, "Not helped by:"),
+        ([True, False] * (LUCKS // 2), LUCKS, "Perhaps, depending on how long things take:"),
+        ([False] + [True] * (LUCKS - 1), LUCKS, "Answered, if:"),
+    ],
+)
+def test_what_depends_on_luck_is_tried_again_and_said_to_help_perhaps(
+    path: Path, ends, monkeypatch: pytest.MonkeyPatch, met: list[bool], tries: int, words: str
+) -> None:
+    case = case_for(path, some(ends, Outcome.REJECTED))
+    left = iter(met)
+    monkeypatch.setattr(remedies, "play", lambda *_, **__: Drawn(met=next(left)))
+
+    device = remedies._tried(case, RemedyKind.DEVICE, Change(devices=1), lambda: None)
+
+    assert device.chance == sum(met) / tries
+    assert list(left) == []
+    monkeypatch.setattr(explanations, "_remedies", lambda *_: [device])
+    (line,) = [one for one in explain(case).lines if "one device more" in one]
+    assert line.startswith(words)
+    assert ("(50%)" in line) is device.may_help
