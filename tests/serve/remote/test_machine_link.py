@@ -7,7 +7,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Coroutine, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,17 +155,19 @@ def test_a_server_that_is_none_of_ours_is_told_nothing(tmp_path: Path) -> None:
 def test_who_shakes_hands_for_ever_holds_up_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine_link, "CONNECT_S", 0.5)
-
     async def test() -> None:
         async with far(tmp_path) as there:
-            slow = [socket.create_connection(("127.0.0.1", there.port)) for _ in range(30)]
-            await until(lambda: len(there.listener._shaking) == len(slow))
-            link = await connect(Side(), there.port, theirs(certificates(tmp_path)))
-            assert link.is_open
-            await until(lambda: not len(there.listener._shaking))
-            for each in slow:
-                each.close()
+            with ExitStack() as stack:
+                monkeypatch.setattr(machine_link, "CONNECT_S", 2.0)
+                for _ in range(30):
+                    stack.enter_context(socket.create_connection(("127.0.0.1", there.port)))
+                await until(lambda: len(there.listener._shaking) == 30)
+                monkeypatch.setattr(
+                    machine_link, "CONNECT_S", 30.0
+                )  # time limits that began stay as they are
+                link = await connect(Side(), there.port, theirs(certificates(tmp_path)))
+                assert link.is_open
+                await until(lambda: not len(there.listener._shaking))
 
     run(test())
 

@@ -176,7 +176,7 @@ async def connect_machine(
         async with asyncio.timeout(CONNECT_S):
             await loop.create_connection(lambda: link, host, port, ssl=context, server_hostname=host)
     except (TimeoutError, OSError) as error:
-        why = f"nothing within {CONNECT_S:.0f} s" if isinstance(error, TimeoutError) else reason_of(error)
+        why = f"nothing within {CONNECT_S:g} s" if isinstance(error, TimeoutError) else reason_of(error)
         raise TransportError(f"cannot connect to {host}:{port}: {why}") from None
     await handshake.done(link)
     return link
