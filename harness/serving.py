@@ -125,7 +125,7 @@ def serve(
         yield Serving(server, worker)
 
 
-def until(what: str, condition: Callable[[], Any], timeout_s: float = 30.0, every_s: float = 0.005) -> Any:
+def until(what: str, condition: Callable[[], Any], timeout_s: float = 60.0, every_s: float = 0.005) -> Any:
     """Wait for a condition; what it gave. TimeoutError names it when it does not come."""
     end = time.monotonic() + timeout_s
     while not (found := condition()):

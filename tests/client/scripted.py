@@ -26,7 +26,7 @@ def request(connection: socket.socket) -> bytes:
 def scripted(*scripts: Script) -> Iterator[str]:
     """The address of a server that plays each script with one connection, in order, then takes no more."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(10)
+        listener.settimeout(60)
 
         def play() -> None:
             for script in scripts:
@@ -35,7 +35,7 @@ def scripted(*scripts: Script) -> Iterator[str]:
                 except OSError:
                     return
                 with connection:
-                    connection.settimeout(10)
+                    connection.settimeout(60)
                     script(connection)
 
         thread = threading.Thread(target=play, daemon=True)

@@ -416,7 +416,7 @@ def test_a_pulled_cable_and_a_gateway_in_a_network_of_its_own(
         joined(serving, worker)
         until("it serves", lambda: ask(gateway)[0].status == 200)
         cable.pull()
-        until("the server forgot it", lambda: gateway.gateway not in serving.server.state()["gateways"], 10)
+        until("the server forgot it", lambda: gateway.gateway not in serving.server.state()["gateways"], 60)
         cable.put_back()
         healed_s = time.monotonic()
         until("it serves again", lambda: gateway.ready and ask(gateway)[0].status == 200, 2 * BACK_S)

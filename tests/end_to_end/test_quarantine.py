@@ -98,7 +98,7 @@ def test_three_kills_quarantine_a_model_until_it_is_loaded_again(
         steps = read_journal(tmp_path / "journal")
         return [one for step in steps for one in step.effects if isinstance(one, Quarantined)]
 
-    until("the journal shows both", lambda: len(told()) == 2, 10.0)
+    until("the journal shows both", lambda: len(told()) == 2, 60)
     assert [bool(one.why) for one in told()] == [True, False]
 
 

@@ -190,7 +190,7 @@ def test_a_killed_controller_leaves_two_runs_and_both_replay(tmp_path: Path, sta
             assert ask(serving, "/v2/models/m0/infer", body) == 200
         time.sleep(1)  # the journal is written four times a second
         os.kill(controller, signal.SIGKILL)
-        until("a controller is back", lambda: serving.server.pid("controller") not in {None, controller}, 30)
+        until("a controller is back", lambda: serving.server.pid("controller") not in {None, controller}, 60)
         until("it answers", lambda: ask(serving, "/v2/models/m0/infer", body) == 200, RECOVERY_S)
 
     replayed = replay(tmp_path / "journal")

@@ -115,7 +115,7 @@ def test_who_comes_when_no_descriptor_is_left_is_accepted_later() -> None:
         accepted = asyncio.get_running_loop().create_future()
         acceptor = Acceptor(listening, lambda *found: accepted.set_result(found))
         with socket.create_connection(listening.getsockname()) as client:
-            connected, host = await asyncio.wait_for(accepted, 30)
+            connected, host = await asyncio.wait_for(accepted, 60)
             assert (connected.getpeername(), host) == (client.getsockname(), "127.0.0.1")
             connected.close()
         acceptor.close()

@@ -78,7 +78,7 @@ def end(pids: list[int]) -> None:
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 60))
+    uvloop.run(asyncio.wait_for(test, 120))
 
 
 def test_what_a_child_started_has_ended_with_it() -> None:

@@ -105,7 +105,7 @@ def test_the_supervisor_is_notified_once_each_and_forgets_it_with_the_controller
         link.start()
         controller = FakeController()
         listener = await controller.listen(path)
-        await asyncio.wait_for(link.connected.wait(), 20)
+        await asyncio.wait_for(link.connected.wait(), 60)
         controller.links[0].send(ALONE)
         await until(lambda: bool(link.quarantines.reasons()))
         controller.links[0].send(OVER)

@@ -462,7 +462,7 @@ def as_nobody(path: Path) -> int:
             os.setgid(NOBODY)
             os.setuid(NOBODY)
             with socket.socket(socket.AF_UNIX) as stranger:
-                stranger.settimeout(10)
+                stranger.settimeout(60)
                 stranger.connect(os.fspath(path))
                 stranger.send(b"\x05\0\0\0hello")
                 told = len(stranger.recv(4096))
@@ -542,7 +542,7 @@ def test_our_processes_refuse_a_socket_of_another_user(tmp_path: Path) -> None:
             stranger.listen()
             os.write(told, b"x")
             with stranger.accept()[0] as accepted:
-                accepted.settimeout(10)
+                accepted.settimeout(60)
                 os._exit(len(accepted.recv(4096)))
     os.read(ready, 1)
 

@@ -46,7 +46,7 @@ def span(name: str = "clockwork.request", **more) -> Span:
     return Span(name=name, **given | more)
 
 
-def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

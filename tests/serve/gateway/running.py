@@ -34,7 +34,7 @@ CATALOGUE = (
 )
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -60,7 +60,7 @@ class RunningGateway:
         return f"127.0.0.1:{self.servers.port_by_name['grpc_port']}"
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(90)
 
     def do(self, function: Callable[[], T]) -> T:
         async def body() -> T:
@@ -68,11 +68,11 @@ class RunningGateway:
 
         return self.run(body())
 
-    def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = 60.0) -> None:
         until(lambda: self.do(condition), seconds)
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.http_port), timeout=20)
+        return socket.create_connection(("127.0.0.1", self.http_port), timeout=60)
 
     def exchange(self, sent: bytes) -> bytes:
         """All bytes received until the server closes."""

@@ -78,7 +78,7 @@ def trickled(client: socket.socket, content: bytes, pause_s: float = 0.05) -> by
             continue
         except ConnectionError:
             return b""
-        client.settimeout(20)
+        client.settimeout(60)
         return part + rest(client)
     raise AssertionError("nothing was limited")
 
@@ -218,7 +218,7 @@ def greedy(gateway: RunningGateway, count: int, mib: int) -> socket.socket:
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.connect(("127.0.0.1", gateway.http_port))
-    client.settimeout(20)
+    client.settimeout(60)
     sent = post("/v2/models/any/infer", bytes(mib * MIB), "Inference-Header-Content-Length: 0", close=False)
     try:
         for _ in range(count):

@@ -120,7 +120,7 @@ def test_an_observer_that_ends_ends_its_streams(gateway: RunningGateway, tmp_pat
         client.sendall(b"GET /live/stream HTTP/1.1\r\nHost: a\r\n\r\n")
         assert client.recv(10)
         gateway.do(server.close)
-        client.settimeout(20)
+        client.settimeout(60)
         while client.recv(65536):
             pass
 

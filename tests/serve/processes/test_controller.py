@@ -265,7 +265,7 @@ def test_all_links_end_when_it_is_killed(tmp_path: Path) -> None:
 def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     async def main() -> None:
         async with controller(tmp_path, settings=Settings(journal=str(tmp_path / "no" / "journal"))) as child:
-            assert await asyncio.wait_for(child.ended, 30) == EXIT_CONFIG
+            assert await asyncio.wait_for(child.ended, 60) == EXIT_CONFIG
             assert any("journal: cannot write" in line for line in child.tail)
 
     uvloop.run(main())
@@ -277,7 +277,7 @@ def test_a_broken_invariant_ends_it(tmp_path: Path) -> None:
             _, _, gateway = await warm(tmp_path)
             gateway.link.send(request(1))
             gateway.link.send(request(1))
-            assert await asyncio.wait_for(child.ended, 30) == EXIT_BROKEN
+            assert await asyncio.wait_for(child.ended, 60) == EXIT_BROKEN
             assert any("r1 came twice" in line for line in child.tail)
 
     uvloop.run(main())

@@ -46,7 +46,7 @@ MODEL = records.model("a", "net", size=8, sizes=(1,), path="/x/w.bin", platform=
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 60))
+    uvloop.run(asyncio.wait_for(test, 120))
 
 
 class Middle:

@@ -53,7 +53,7 @@ READY = Readiness(ready=True)
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 60))
+    uvloop.run(asyncio.wait_for(test, 120))
 
 
 class Wire:

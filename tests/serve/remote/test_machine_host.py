@@ -30,7 +30,7 @@ from tests.worker.actions import CODE, load
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 90))
+    uvloop.run(asyncio.wait_for(test, 120))
 
 
 def statuses(found: dict[int, Result]) -> dict[int, Status]:
@@ -111,7 +111,7 @@ def test_after_a_lost_link_it_joins_again_with_empty_memory_and_answers_nothing_
             began_s = time.monotonic()
             frame: Any = None
             while not isinstance(frame, MachineHello):
-                frame = await asyncio.wait_for(at.heard.get(), 30)
+                frame = await asyncio.wait_for(at.heard.get(), 60)
                 assert not isinstance(frame, Result), "it was asked on a link that is gone"
             await at.hear(WorkerJoined)
             assert time.monotonic() - began_s < 10

@@ -28,7 +28,7 @@ from tests.serve.remote.machine_links import SILENCE_S, connect, ours, theirs
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 60))
+    uvloop.run(asyncio.wait_for(test, 120))
 
 
 class Far:

@@ -191,7 +191,7 @@ class World:
 
 
 def play(story: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(story, 30))
+    asyncio.run(asyncio.wait_for(story, 60))
 
 
 def test_a_code_is_rebuilt_once_and_sent_again() -> None:

@@ -35,7 +35,7 @@ def test_each_controller_is_sent_the_catalogue_then_a_question(tmp_path: Path) -
         link.send(ModelRemoved(model="said to nobody"))
         first = FakeController()
         listener = await first.listen(path)
-        await asyncio.wait_for(link.connected.wait(), 20)
+        await asyncio.wait_for(link.connected.wait(), 60)
         assert first.told == [ModelRemoved(model="one"), Ask(ask_id=1, what=Question.STATE)]
         first.links[0].send(Readiness(ready=True))
         await until(lambda: link.readiness.ready)
@@ -47,7 +47,7 @@ def test_each_controller_is_sent_the_catalogue_then_a_question(tmp_path: Path) -
         catalogue.append(ModelRemoved(model="two"))
         second = FakeController()
         listener = await second.listen(path)
-        await asyncio.wait_for(link.connected.wait(), 20)
+        await asyncio.wait_for(link.connected.wait(), 60)
         assert second.told[:3] == [ModelRemoved(model="one"), ModelRemoved(model="two"), Drain()]
         link.close()
         listener.close()
@@ -62,7 +62,7 @@ def test_questions_go_both_ways(tmp_path: Path) -> None:
         listener = await controller.listen(tmp_path / "c.sock")
         link = SupervisorLink(tmp_path / "c.sock", list, asked.append)
         link.start()
-        await asyncio.wait_for(link.connected.wait(), 20)
+        await asyncio.wait_for(link.connected.wait(), 60)
         assert await link.ask(Question.STATE) == {"open": 3}
         question = Ask(ask_id=9, what=Question.INDEX)
         controller.links[0].send(question)
@@ -80,7 +80,7 @@ def test_a_question_fails_when_the_link_is_lost(tmp_path: Path) -> None:
         listener = await controller.listen(tmp_path / "c.sock")
         link = SupervisorLink(tmp_path / "c.sock", list, lambda ask: None)
         link.start()
-        await asyncio.wait_for(link.connected.wait(), 20)
+        await asyncio.wait_for(link.connected.wait(), 60)
         controller.silent = True
         question = asyncio.ensure_future(link.ask(Question.STATE))
         await until(lambda: len(controller.told) == 2)
@@ -100,13 +100,13 @@ def test_of_two_questions_at_once_both_are_answered_and_none_is_kept(tmp_path: P
         listener = await controller.listen(tmp_path / "c.sock")
         link = SupervisorLink(tmp_path / "c.sock", list, lambda ask: None)
         link.start()
-        await asyncio.wait_for(link.connected.wait(), 20)
+        await asyncio.wait_for(link.connected.wait(), 60)
         controller.silent = True
         questions = [asyncio.ensure_future(link.ask(Question.STATE)) for _ in range(2)]
         await until(lambda: len(controller.told) == 3)
         for ask_id in (2, 3):
             controller.links[0].send(Reply(ask_id=ask_id, ok=True, body=b"{}"))
-            assert await asyncio.wait_for(questions[ask_id - 2], 2) == {}
+            assert await asyncio.wait_for(questions[ask_id - 2], 60) == {}
         assert link._replies == {}
         link.close()
         listener.close()

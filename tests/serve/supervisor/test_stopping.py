@@ -13,7 +13,7 @@ from clockwork_serve.serve.supervisor.server import Stopping, run_unless
 
 async def send(number: signal.Signals, received: asyncio.Event) -> None:
     os.kill(os.getpid(), number)
-    await asyncio.wait_for(received.wait(), 10)
+    await asyncio.wait_for(received.wait(), 60)
 
 
 def test_the_first_signal_requests_and_the_second_forces() -> None:

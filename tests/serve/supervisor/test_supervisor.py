@@ -364,7 +364,7 @@ def test_children_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
         async def gone() -> None:
             ended = asyncio.Event()
             asyncio.get_running_loop().add_reader(watch, ended.set)
-            await asyncio.wait_for(ended.wait(), 30)
+            await asyncio.wait_for(ended.wait(), 60)
 
         uvloop.run(gone())
         os.close(watch)
