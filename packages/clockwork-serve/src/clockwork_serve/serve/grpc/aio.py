@@ -5,7 +5,7 @@ all methods as streams, so that calls are rejected before a message is read, and
 differs in what a call costs (docs/operate/operations.md), and in this:
 
 - A call takes two tasks. What blocks the loop also blocks the acceptance of calls. Of those that begin
-  meanwhile gRPC queues :data:`WAITING`, and rejects others as RESOURCE_EXHAUSTED.
+  meanwhile gRPC queues as many as its options say, and rejects others as RESOURCE_EXHAUSTED.
 - The arrival of a message is derived from gaps of the loop, not from gaps of a thread of gRPC's own. A
   message that waits for some turns of a busy loop, none of which is a gap, counts from when it is read.
 - A call whose path is not UTF-8 ends the acceptance of others (grpcio 1.85 decodes it outside of any
@@ -47,13 +47,6 @@ from clockwork_serve.serve.grpc.call import (
     details,
 )
 
-WAITING: Final = 20_000
-"""Calls that may be queued for the loop to accept; gRPC rejects others at once."""
-_WAITING_OPTIONS: Final = (
-    ("grpc.server.max_pending_requests", WAITING),
-    ("grpc.server.max_pending_requests_hard_limit", WAITING),
-)
-
 REOPEN_S: Final = 10.0
 """How long to try to open a closed port again: gRPC closes it in a thread of its own."""
 _REOPEN_EVERY_S: Final = 0.005
@@ -71,7 +64,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
         self, options: Sequence[tuple[str, Any]], admit: Admit, silence: SilentCalls[GrpcCall],
         clock: Callable[[], int],
     ) -> None:  # fmt: skip
-        self._options = (*_WAITING_OPTIONS, *options)
+        self._options = tuple(options)
         self._admit = admit
         self._silence = silence
         self.clock = clock

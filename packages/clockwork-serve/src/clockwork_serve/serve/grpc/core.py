@@ -60,8 +60,7 @@ NEEDED: Final = {
 }  # fmt: skip
 """What must exist in ``grpc._cython.cygrpc``."""
 ACCEPTING: Final = 64
-"""Calls that may begin between two rounds of the thread; the core queues a thousand more, and rejects
-others."""
+"""Calls that may begin between two rounds of the thread; the core queues more, as its options say."""
 EVENTS_MAX: Final = 64
 """The most events that are passed to the loop at once."""
 LARGE_BYTES: Final = 64 * 1024

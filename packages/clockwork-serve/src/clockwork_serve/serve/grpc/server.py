@@ -32,6 +32,13 @@ SUPPORTED_GRPCIO: Final = ">=1.66,<1.86"
 """The versions of grpcio whose core is known to do as ``core`` expects; ``pyproject.toml`` requires these."""
 FALL_BACK_VARIABLE: Final = "CLOCKWORK_GRPC_AIO"
 """If set in the environment, ``grpc.aio`` is used, whatever grpcio is like."""
+_PENDING: Final = 20_000
+"""Calls that gRPC may queue until they are accepted; it rejects others at once, as RESOURCE_EXHAUSTED. By its
+own limit, a thousand, it rejects some whenever a busy machine delays this process by part of a second."""
+_PENDING_OPTIONS: Final = (
+    ("grpc.server.max_pending_requests", _PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", _PENDING),
+)
 AccessCheck = Callable[[str, Metadata], str]
 """Checks access by path and metadata, and returns the client's identity. Raises :class:`Aborted`. It is
 called in the transport's thread."""
@@ -97,7 +104,7 @@ class GrpcServer:
     async def listen(self, address: str, credentials: Any = None) -> int:
         """Accept connections; the port (chosen if 0). Raises :class:`OSError` if it cannot be opened."""
         make = await find_transport()
-        transport = make(self._options, self._admit, self._silence, self._clock)
+        transport = make((*_PENDING_OPTIONS, *self._options), self._admit, self._silence, self._clock)
         port = transport.listen(address, credentials)
         await transport.start()
         self._transport = transport
