@@ -114,7 +114,7 @@ class Server:
         while _alive(mine) and time.monotonic() < end_s + 10:
             time.sleep(0.02)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(10)
+            self._process.wait(60)
         return not left
 
 

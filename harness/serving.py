@@ -44,7 +44,7 @@ class Serving:
 
     def get(self, path: str) -> Any:
         """The JSON of a GET."""
-        with urllib.request.urlopen(f"{self.http_url}{path}", timeout=30) as response:  # noqa: S310 (a URL of ours)
+        with urllib.request.urlopen(f"{self.http_url}{path}", timeout=60) as response:  # noqa: S310 (a URL of ours)
             return json.load(response)
 
     def metrics(self, url: str = "") -> Metrics:

@@ -103,15 +103,15 @@ def test_the_command_tells_an_address_that_lets_in_who_knows_it(tmp_path: Path) 
             found = re.fullmatch(r"open (http://127\.0\.0\.1:\d+/)\?key=\S+\n", process.stdout.readline())
             assert found is not None
             known = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
-            with known.open(found[0].split()[1], timeout=20) as response:
+            with known.open(found[0].split()[1], timeout=60) as response:
                 assert b"clockwork" in response.read()
-            with known.open(f"{found[1]}live/panels", timeout=20) as response:
+            with known.open(f"{found[1]}live/panels", timeout=60) as response:
                 assert response.status == 200
             with pytest.raises(urllib.error.HTTPError, match="401"):
-                urllib.request.urlopen(f"{found[1]}live/panels", timeout=20)
+                urllib.request.urlopen(f"{found[1]}live/panels", timeout=60)
         finally:
             process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def observed(observer: Observer, meanwhile: Callable[[], Awaitable[None]]) -> No
         stop = asyncio.Event()
         running = asyncio.get_running_loop().create_task(observer.run(stop))
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await meanwhile()
         finally:
             stop.set()
@@ -252,7 +252,7 @@ def test_the_process_is_idle_makes_a_history_and_ends_when_told(tmp_path: Path) 
         serving.until("it has read some", has_read, 120, 0.1)
         assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

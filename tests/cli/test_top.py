@@ -133,7 +133,7 @@ def test_ctrl_c_ends_it_cleanly(url: str, *, as_json: bool) -> None:
         assert process.stdout is not None
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
 
     assert first
     assert (process.returncode, errors) == (0, "")
@@ -158,7 +158,7 @@ def test_on_a_terminal_it_redraws_the_screen_and_leaves_it_as_it_was(url: str) -
         with suppress(OSError):  # so a terminal says that nobody has it open any more
             while more := os.read(ours, 65536):
                 seen += more
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
     os.close(ours)
 
     assert seen.count(b"\x1b[?1049h") == seen.count(b"\x1b[?1049l") == 1

@@ -41,5 +41,5 @@ def scripted(*scripts: Script) -> Iterator[str]:
         thread = threading.Thread(target=play, daemon=True)
         thread.start()
         yield f"127.0.0.1:{listener.getsockname()[1]}"
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()

@@ -153,7 +153,7 @@ def test_a_place_in_line_is_waited_for_no_longer_than_the_deadline(gateway):
             client.infer("ident", {"X": X}, slo_ms=20)
         (sent,) = gateway.controller.requests
         gateway.do(lambda: gateway.controller.send(gateway.controller.echo(sent)))
-        np.testing.assert_array_equal(first.result(10)["Y"], X)
+        np.testing.assert_array_equal(first.result(60)["Y"], X)
 
 
 # Other ends
@@ -315,7 +315,7 @@ def test_a_connection_that_the_server_closed_meanwhile_is_not_used():
 
     with scripted(once, reply) as url, Client(url) as client:
         assert client.metadata().name == "mock"
-        assert closed.wait(10)
+        assert closed.wait(60)
         time.sleep(0.05)
         assert client.metadata().name == "mock"
 
@@ -405,7 +405,7 @@ def test_closing_ends_calls_in_other_threads(gateway):
         gateway.until(lambda: gateway.controller.requests)
         client.close()
         with pytest.raises(Disconnected):
-            waiting.result(10)
+            waiting.result(60)
     with pytest.raises(RuntimeError, match="closed"):
         client.live()
     gateway.until(lambda: gateway.controller.cancels)

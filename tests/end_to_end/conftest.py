@@ -71,7 +71,7 @@ def call(url: str, path: str, body: bytes | None = None, headers: dict[str, str]
     """One plain HTTP request; any status is an answer."""
     request = urllib.request.Request(f"{url}{path}", data=body, headers=headers or {})
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=60) as response:
             status, found, text = response.status, response.headers, response.read()
     except urllib.error.HTTPError as error:
         status, found, text = error.code, error.headers, error.read()

@@ -119,7 +119,7 @@ class FarGateway(FarProcess):
     def ready(self) -> bool:
         """Whether it would serve."""
         try:
-            with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=10) as response:
+            with urllib.request.urlopen(f"{self.url}/v2/health/ready", timeout=60) as response:
                 return bool(response.status == 200)
         except OSError:
             return False
@@ -177,12 +177,12 @@ def kept(far: Far) -> Iterator[Far]:
     finally:
         process.terminate()
         try:
-            process.wait(15)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             far.signal_children(signal.SIGKILL)
             process.kill()
             process.wait()
-        listening.join(5)
+        listening.join(60)
         assert process.stderr is not None
         process.stderr.close()
 

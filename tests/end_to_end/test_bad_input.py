@@ -102,7 +102,7 @@ def test_a_body_over_the_limit_is_refused_without_being_read(server: Serving) ->
     import http.client
 
     host, port = server.http_url.removeprefix("http://").split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    connection = http.client.HTTPConnection(host, int(port), timeout=60)
     connection.putrequest("POST", "/v2/models/moody/infer")
     connection.putheader("Content-Length", str(1 << 40))
     connection.endheaders(b"{}")

@@ -95,7 +95,7 @@ def test_who_comes_back_when_told_is_answered(slow: Serving) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
 
     assert ends == [(1, 4), (1, 4)]
     assert total(slow.metrics(), "clockwork_requests_total", outcome="rejected") > refused_before

@@ -121,10 +121,10 @@ def test_metrics_want_a_key_and_tls(
     scrape = urllib.request.Request(
         ready["metrics"], headers={"Authorization": f"Bearer {keys[1]['prometheus']}"}
     )
-    with urllib.request.urlopen(scrape, timeout=30, context=context) as response:
+    with urllib.request.urlopen(scrape, timeout=60, context=context) as response:
         assert b"clockwork_ready 1" in response.read()
     with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(ready["metrics"], timeout=30, context=context)
+        urllib.request.urlopen(ready["metrics"], timeout=60, context=context)
     with caught.value as refused:
         assert refused.code == 401
         assert "Authorization: Bearer KEY" in json.load(refused)["error"]

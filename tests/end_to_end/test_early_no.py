@@ -23,7 +23,7 @@ def test_a_hopeless_request_hears_so_before_its_body_is_sent(tmp_path: Path, sta
     repositories.emulated(root, "slow", {1: 400})
     with start(root, device="emulated") as serving:
         host, port = serving.http_url.rsplit("/", 1)[-1].split(":")
-        busy, large = (socket.create_connection((host, int(port)), timeout=20) for _ in range(2))
+        busy, large = (socket.create_connection((host, int(port)), timeout=60) for _ in range(2))
         with busy, large:
             small = infer_message(serving.http_url, "slow", [("x", "FP32", (1, 4), bytes(16))], slo_ms=5000)
             busy.sendall(small)

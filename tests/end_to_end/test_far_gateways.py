@@ -242,7 +242,7 @@ def test_it_ends_when_told_and_the_server_forgets_it(place: Place) -> None:
         until("both joined", lambda: names <= set(place.serving.server.state()["gateways"]))
         check_answer(found)
         found.process.send_signal(signal.SIGTERM)
-        assert found.process.wait(15) == 0, found.said
+        assert found.process.wait(60) == 0, found.said
         until("both are gone", lambda: not names & set(place.serving.server.state()["gateways"]))
 
 
@@ -257,7 +257,7 @@ def test_another_gateway_of_the_same_name_waits(place: Place) -> None:
             assert sum("another gateway" in line for line in second.said) < 3, "it says so once"
             check_answer(first)
             first.process.send_signal(signal.SIGTERM)
-            first.process.wait(15)
+            first.process.wait(60)
             serves(second)
             check_answer(second)
 

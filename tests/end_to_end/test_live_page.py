@@ -54,7 +54,7 @@ def shown(view: LiveView, port: int = 0, explain: Explain | None = None) -> Iter
             server.close()
             await asyncio.sleep(0.05)
 
-        asyncio.run_coroutine_threadsafe(close(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(close(), loop).result(60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

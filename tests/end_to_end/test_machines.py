@@ -226,7 +226,7 @@ def test_a_second_worker_of_the_same_name_waits_until_the_first_is_gone(cluster:
             assert sum("another worker" in line for line in second.said) < 12, "it asks less and less often"
             check_answer(cluster.serving, 0)
             first.process.send_signal(signal.SIGTERM)
-            first.process.wait(15)
+            first.process.wait(60)
             joined(cluster.serving, second)
             check_answer(cluster.serving, 0)
 

@@ -45,7 +45,7 @@ def asked(serving: Serving) -> str:
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]}
     body = json.dumps({"inputs": [tensor]}).encode()
     url = f"{serving.http_url}/v2/models/m/infer"
-    with urllib.request.urlopen(url, body, timeout=30) as response:
+    with urllib.request.urlopen(url, body, timeout=60) as response:
         return str(response.headers["Clockwork-Request-Id"])
 
 
@@ -74,9 +74,9 @@ def test_it_follows_the_journal_in_memory_and_finds_requests(models: Path) -> No
         assert told["sentence"].startswith("Answered ")
         assert told["devices"][0]["device"].startswith("emulated")
         page = serving.server.metrics_url.removesuffix("/metrics")
-        with urllib.request.urlopen(f"{page}/live/explain?id={name}", timeout=30) as response:
+        with urllib.request.urlopen(f"{page}/live/explain?id={name}", timeout=60) as response:
             assert json.load(response)["sentence"] == told["sentence"]
-        with urllib.request.urlopen(f"{page}/", timeout=30) as response:
+        with urllib.request.urlopen(f"{page}/", timeout=60) as response:
             assert b"<script" in response.read()
         assert ask(serving, ask="explain", request_id=name, tenant="another") is None
         assert ask(serving, ask="explain", request_id="nobody") is None

@@ -86,7 +86,7 @@ def ask(told: Told, url: str, context: ssl.SSLContext, body: bytes | None = None
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(url, data=body, headers=named)
     try:
-        with urllib.request.urlopen(request, timeout=30, context=context) as response:
+        with urllib.request.urlopen(request, timeout=60, context=context) as response:
             status, text, found = response.status, response.read(), response.headers
     except urllib.error.HTTPError as error:
         status, text, found = error.code, error.read(), error.headers
@@ -123,7 +123,7 @@ def over_grpc(told: Told, ready: dict[str, Any], files: Certificates) -> None:
             for key in (GOOD, WEAK, WRONG):
                 for metadata in ((("authorization", f"Bearer {key}"),), (("x-api-key", key),)):
                     try:
-                        told.add("grpc", method(message, metadata=metadata, timeout=20))
+                        told.add("grpc", method(message, metadata=metadata, timeout=60))
                     except grpc.RpcError as error:
                         told.add("grpc", f"{error} {error.trailing_metadata()}")  # type: ignore[attr-defined]
 

@@ -47,7 +47,7 @@ def stopped(serving: Serving) -> Iterator[None]:
 
 def connect(serving: Serving) -> socket.socket:
     host, _, port = serving.http_url.partition("//")[2].partition(":")
-    return socket.create_connection((host, int(port)), timeout=30)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def message(serving: Serving, model: str) -> bytes:
@@ -88,7 +88,7 @@ def test_what_came_while_the_gateway_was_stopped_has_expired(serving: Serving) -
         )
         tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4]}
         request = ModelInferRequest(model_name="quick", inputs=[tensor], raw_input_contents=[X])
-        infer(request, timeout=30)
+        infer(request, timeout=60)
         good = ended(serving)["ok"] - before["ok"]
         with stopped(serving):
             known.sendall(message(serving, "quick"))

@@ -61,7 +61,7 @@ class Probes:
 
     def _run(self) -> None:
         while not self._stop.wait(0.05):
-            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+            connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
             try:
                 connection.request("GET", "/v2/health/ready")
                 self.found.append(connection.getresponse().status)
@@ -142,7 +142,7 @@ def test_who_loads_a_model_hears_that_the_supervisor_is_stopped(place: Path) -> 
         )  # fmt: skip
         assert said.returncode != 0
         assert f"the supervisor (process {supervisor.pid}) has not answered for" in said.stderr, said
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=60) as reply:
             assert reply.status == 200, "serving goes on"
         supervisor.send_signal(signal.SIGCONT)
         body = b'{"ready":true}'
@@ -150,7 +150,7 @@ def test_who_loads_a_model_hears_that_the_supervisor_is_stopped(place: Path) -> 
         def answers() -> bool:
             asked = urllib.request.Request(f"http://127.0.0.1:{port}/v2/repository/index", data=body)
             try:
-                with urllib.request.urlopen(asked, timeout=10) as reply:
+                with urllib.request.urlopen(asked, timeout=60) as reply:
                     return bool(json.load(reply))
             except OSError:
                 return False
@@ -172,7 +172,7 @@ def test_a_pause_of_the_whole_server_ends_nobody(place: Path) -> None:
                 time.sleep(0.1)
             time.sleep(4)
             assert sorted(machine.children(supervisor.pid)) == pids
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=60) as reply:
             assert reply.status == 200
 
 
@@ -189,7 +189,7 @@ def test_who_wants_to_look_at_a_stopped_process_may_switch_that_off(place: Path)
 
         def ready() -> bool:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=10) as reply:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=60) as reply:
                     return bool(reply.status == 200)
             except OSError:
                 return False

@@ -115,7 +115,7 @@ def answered(samples: list[Sample]) -> int:
 
 def metrics(serving: Serving, name: str) -> dict[str, float]:
     request = urllib.request.Request(serving.server.metrics_url, headers={"x-api-key": "modest"})
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         lines = response.read().decode().splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if line.startswith(name)]
     return {labels.removeprefix(name): float(value) for labels, value in pairs}

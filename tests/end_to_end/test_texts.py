@@ -209,7 +209,7 @@ def test_what_a_model_raises_is_that_requests_failure_alone(serving: Serving, op
 def raw(serving: Serving, message: bytes) -> bytes:
     """The first bytes of what is answered to these; nothing, if the connection ends."""
     host, port = serving.http_url.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection, suppress(OSError):
+    with socket.create_connection((host, int(port)), timeout=60) as connection, suppress(OSError):
         connection.sendall(message)
         return connection.recv(1000)
     return b""
@@ -256,9 +256,9 @@ def test_what_a_client_writes_over_grpc_ends_nobody(serving: Serving) -> None:
                 size = len(data)
                 length = bytes([size]) if size < 128 else bytes([size & 127 | 128, size >> 7])
                 with pytest.raises(grpc.RpcError) as caught:
-                    ask(request + field + length + data, timeout=30)
+                    ask(request + field + length + data, timeout=60)
                 assert caught.value.code() in (
                     grpc.StatusCode.INTERNAL, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT
                 )  # fmt: skip
             with pytest.raises((grpc.RpcError, ValueError)):
-                ask(request, timeout=30, metadata=(("x-slo-ms", text), ("other-bin", data)))
+                ask(request, timeout=60, metadata=(("x-slo-ms", text), ("other-bin", data)))

@@ -24,9 +24,9 @@ def port() -> Iterator[int]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     yield found
-    asyncio.run_coroutine_threadsafe(server.close(0), loop).result(20)
+    asyncio.run_coroutine_threadsafe(server.close(0), loop).result(60)
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(20)
+    thread.join(60)
     loop.close()
 
 

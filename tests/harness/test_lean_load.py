@@ -64,11 +64,11 @@ def server(*, status: int = 200, body: int = 0, early: bool = False) -> Iterator
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     ((port, stop),) = made
     yield port
     stop()
-    thread.join(20)
+    thread.join(60)
 
 
 def plan(port: int, folder: Path, **fields: object) -> Plan:

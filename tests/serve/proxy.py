@@ -122,7 +122,7 @@ class Proxy:
         self._writers.discard(sink)
 
     def _do(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
 
 async def _take(way: Way, source: asyncio.StreamReader, held: asyncio.Queue[tuple[float, bytes]]) -> None:

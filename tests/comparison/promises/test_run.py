@@ -161,7 +161,7 @@ def test_clients_that_hang_up_are_measured_on_a_real_server(tmp_path: Path) -> N
         said, _ = process.communicate(timeout=100)
     finally:
         process.terminate()
-        process.wait(15)
+        process.wait(60)
     for variant in ("http", "grpc"):
         told = json.loads((tmp_path / "results" / "abandoned" / f"{variant}-1.json").read_text())
         assert told["status"] == "measured", told

@@ -129,11 +129,11 @@ def async_infer(stock: Stock) -> str:
         ends.put((result, error))
 
     stock("async_infer", "echo_FP32", x_of(stock), told)
-    result, error = ends.get(timeout=30)
+    result, error = ends.get(timeout=60)
     assert error is None
     check(result)
     stock("async_infer", "slow", x_of(stock, np.zeros((1, 4), np.float32)), told).cancel()
-    result, error = ends.get(timeout=30)
+    result, error = ends.get(timeout=60)
     assert result is None
     assert isinstance(error, InferenceServerException)
     return WORKS
@@ -148,9 +148,9 @@ def stream(stock: Stock) -> str:
         stock("async_stream_infer", model, x_of(stock, data), request_id="7")
         if cancel:
             stock("stop_stream", cancel_requests=True)
-            assert ends.get(timeout=30)[1].status() == "StatusCode.CANCELLED"
+            assert ends.get(timeout=60)[1].status() == "StatusCode.CANCELLED"
         else:
-            result, error = ends.get(timeout=30)
+            result, error = ends.get(timeout=60)
             assert (error, result.get_response().id) == (None, "7")
             check(result)
             stock("stop_stream")
@@ -177,7 +177,7 @@ def generate_request_body(stock: Stock) -> str:
         f"{stock.server.http_url}/v2/models/echo_FP32/infer", body,
         {"Inference-Header-Content-Length": str(length)},
     )  # fmt: skip
-    with urllib.request.urlopen(request, timeout=30) as response:
+    with urllib.request.urlopen(request, timeout=60) as response:
         size = int(response.headers["Inference-Header-Content-Length"])
         found = stock("parse_response_body", response.read(), header_length=size)
     assert found.get_response()["id"] == "7"

@@ -52,7 +52,7 @@ def later(stock: Stock, model: str, *given: Any, **more: Any) -> Any:
         return stock("async_infer", model, *given, **more).get_result()
     ends: queue.Queue[Any] = queue.Queue()
     stock("async_infer", model, *given, lambda result, error: ends.put((result, error)), **more)
-    result, error = ends.get(timeout=30)
+    result, error = ends.get(timeout=60)
     assert error is None
     return result
 
@@ -63,7 +63,7 @@ def streamed(stock: Stock, model: str, inputs: list[Any], **more: Any) -> Any:
     ends: queue.Queue[Any] = queue.Queue()
     stock("start_stream", callback=lambda result, error: ends.put((result, error)))
     stock("async_stream_infer", model, inputs, **more)
-    result, error = ends.get(timeout=30)
+    result, error = ends.get(timeout=60)
     stock("stop_stream")
     assert error is None
     return result

@@ -253,7 +253,7 @@ def test_one_stream_carries_answers_errors_and_the_final_flag(stock: Stock) -> N
         stock("async_stream_infer", "echo_FP32", x_of(stock, X * int(request_id)), **more)
     stock("async_stream_infer", "nosuch", x_of(stock))
     stock("async_stream_infer", "echo_FP32", x_of(stock), sequence_id=7, sequence_start=True)
-    told = [ends.get(timeout=30) for _ in range(4)]
+    told = [ends.get(timeout=60) for _ in range(4)]
     stock("stop_stream")
     for index in (0, 1):
         result, error = told[index]
@@ -287,7 +287,7 @@ def test_a_body_can_be_made_and_read_without_the_client(stock: Stock) -> None:
     body, length = stock("generate_request_body", x_of(stock), outputs=[stock.wish("y")], request_id="7")
     head = {"Inference-Header-Content-Length": str(length)} if length else {}
     url = f"{stock.server.http_url}/v2/models/echo_FP32/infer"
-    with urllib.request.urlopen(urllib.request.Request(url, body, head), timeout=30) as response:
+    with urllib.request.urlopen(urllib.request.Request(url, body, head), timeout=60) as response:
         size = response.headers["Inference-Header-Content-Length"]
         found = stock("parse_response_body", response.read(), header_length=int(size))
     np.testing.assert_array_equal(found.as_numpy("y"), X)

@@ -189,10 +189,10 @@ def scripted(
 
     thread = threading.Thread(target=lambda: asyncio.run(main()), daemon=True)
     thread.start()
-    assert ready.wait(20)
+    assert ready.wait(60)
     try:
         yield played
     finally:
         stop[0]()
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()

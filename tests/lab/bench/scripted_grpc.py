@@ -106,4 +106,4 @@ def scripted_grpc(
     try:
         yield played
     finally:
-        server.stop(0).wait(20)
+        server.stop(0).wait(60)

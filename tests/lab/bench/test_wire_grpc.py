@@ -135,7 +135,7 @@ def test_a_call_that_the_server_refuses_unseen_waits_until_another_ends(tmp_path
         server.start()
         url = f"127.0.0.1:{listener.getsockname()[1]}"
         report = ran(tmp_path, url, protocol="grpc", connections=1, drain_s=10.0).report
-        server.join(10)
+        server.join(60)
 
     assert report.total.offered == report.total.answers.count == 100, report.reasons
 

@@ -118,10 +118,10 @@ def running_gateway(run_dir: Path, **fields: Any) -> Iterator[RunningGateway]:
 
     thread = threading.Thread(target=lambda: uvloop.run(main()), daemon=True)
     thread.start()
-    assert started.wait(30)
+    assert started.wait(60)
     try:
         yield found
     finally:
         found.loop.call_soon_threadsafe(stop[0])
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()

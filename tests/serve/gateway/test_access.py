@@ -153,7 +153,7 @@ def test_exactly_the_endpoints_described_as_needing_a_key_need_one(gateway: Runn
 def test_the_metrics_port_needs_a_key_too(gateway: RunningGateway) -> None:
     port = gateway.servers.port_by_name["metrics_port"]
     for headers, status in (((), 401), (ALPHA, 403), (SCRAPE, 200)):
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
             client.sendall(get("/metrics", *headers))
             assert Found(client.makefile("rb").read()).status == status
 
@@ -236,7 +236,7 @@ def test_a_stream_without_a_key_ends_before_its_first_message(gateway: RunningGa
         )  # fmt: skip
         nothing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with pytest.raises(grpc.RpcError) as caught:
-            next(call(iter(nothing.get, None), timeout=20))
+            next(call(iter(nothing.get, None), timeout=60))
         nothing.put(None)
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 

@@ -257,7 +257,7 @@ def hold_up(gateway: RunningGateway, seconds: float) -> None:
         time.sleep(seconds)
 
     gateway.loop.call_soon_threadsafe(sleep)
-    assert begun.wait(20)
+    assert begun.wait(60)
     time.sleep(0.05)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from msgspec import structs
 
 from clockwork_serve.messages import CreditBlocked, Frame, Request, RequestCredit, Undelivered
-from clockwork_serve.serve.flow_control import CROWDED_NS, CreditGate
+from clockwork_serve.serve.flow_control import CROWDED_NS, SCARCE_NS, CreditGate
 from clockwork_serve.serve.gateway.controller_link import ControllerLink, GatewayLink, LinkListener
 from clockwork_serve.units import ms
 
@@ -68,6 +68,22 @@ def test_that_requests_wait_is_said_once_after_each_grant() -> None:
     gate.grant(2)
     assert gate.sent == list("abgfedc")
     assert gate.blocked == 3
+
+
+def test_credit_is_scarce_for_a_while_after_a_request_was_held_back() -> None:
+    gate = Gate()
+    gate.submit(*"ab")
+    assert not gate.credit_gate.scarce
+    gate.submit("c")
+    gate.grant(2)
+    gate.now_ns += SCARCE_NS - 1
+    assert gate.credit_gate.scarce
+    gate.now_ns += 1
+    assert not gate.credit_gate.scarce
+    gate.submit(*"de")
+    assert gate.credit_gate.scarce
+    gate.credit_gate.reset()
+    assert not gate.credit_gate.scarce, "another controller may have time for all"
 
 
 def test_requests_beyond_the_credit_wait_and_the_newest_is_sent_first() -> None:

@@ -462,9 +462,18 @@ async def summarise(world: World, *, until_ms: float = 60_000) -> None:
     await world.until(lambda: world.gateway.link.ends.known)
 
 
-def test_what_the_controllers_summary_shows_to_be_hopeless_is_refused_without_asking(tmp_path: Path) -> None:
+def test_while_the_controller_has_time_it_judges_better_than_its_summary(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await summarise(world)
+        assert (await world.infer(Client(slo_ms=1_000))).ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story)
+
+
+def test_what_the_controllers_summary_shows_to_be_hopeless_takes_no_scarce_credit(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        await summarise(world)
+        world.hold_back()
         client = await world.infer(Client(slo_ms=1_000))
         assert client.ended == (Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE)
         assert ms(8_000) < client.ends[0].retry_after_ns < ms(9_100)
@@ -481,6 +490,7 @@ def test_what_the_controllers_summary_shows_to_be_hopeless_is_refused_without_as
 def test_a_summary_is_about_requests_of_the_models_own_class_and_of_one_row(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await summarise(world)
+        world.hold_back()
         for client in (
             Client(slo_ms=1_000, priority=1),
             Client(slo_ms=1_000, priority=9),
@@ -496,6 +506,7 @@ def test_a_summary_is_about_requests_of_the_models_own_class_and_of_one_row(tmp_
 def test_an_old_summary_refuses_nothing(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         await summarise(world, until_ms=0)
+        world.hold_back()
         assert (await world.infer(Client(slo_ms=1_000))).ended == (Outcome.OK, Reason.NONE)
         assert world.gateway.counters().refused_by_summary == 0
 

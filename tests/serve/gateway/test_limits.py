@@ -299,7 +299,7 @@ def test_a_connection_beyond_the_limit_gets_an_error(
 def test_grpc_connections_are_limited_and_silent_ones_closed(tmp_path: Path, grpc_transport: str) -> None:
     with running_gateway(tmp_path, max_connections=3, head_s=1.0, grpc_port=0) as found, ExitStack() as stack:
         silent = [
-            stack.enter_context(socket.create_connection(("127.0.0.1", grpc_port(found)), timeout=20))
+            stack.enter_context(socket.create_connection(("127.0.0.1", grpc_port(found)), timeout=60))
             for _ in range(8)
         ]
         # The server greets those that it takes.
@@ -307,7 +307,7 @@ def test_grpc_connections_are_limited_and_silent_ones_closed(tmp_path: Path, grp
         for client in silent[:3]:
             assert b"before handshake timeout" in rest(client)
         with grpc.insecure_channel(found.grpc_url) as channel:
-            assert channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")(b"", timeout=20)
+            assert channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")(b"", timeout=60)
 
 
 # Other clients are not affected
@@ -343,7 +343,7 @@ def test_a_hundred_slow_and_garbage_clients_do_not_block_others(gateway: Running
             answered += ask(gateway, post(INFER, IDENT_JSON)).status == 200
         assert answered == asked
         with grpc.insecure_channel(gateway.grpc_url) as channel:
-            assert channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")(b"", timeout=20)
+            assert channel.unary_unary(f"/{INFERENCE_SERVICE}/ServerLive")(b"", timeout=60)
         # In the end all are closed, though the clients keep their sides open.
         gone(gateway)
 

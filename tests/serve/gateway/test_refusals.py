@@ -101,6 +101,7 @@ def test_refusals_of_all_kinds_are_kept(tmp_path: Path) -> None:
         soonest = SoonestEnd(due_ns=now_ns, end_ns=now_ns + ms(900), each_ns=0, other_end_ns=now_ns + ms(999))
         world.controller.send(SoonestEnds(ends={"ident/1": soonest}, until_ns=now_ns + ms(60_000)))
         await world.until(lambda: gateway.link.ends.known)
+        world.hold_back()
         await world.infer(Client())
         # No room for its tensors.
         first = Client("any", bytes(MIB // 2))

@@ -192,7 +192,7 @@ def test_curl_as_it_is_loads_and_curl_as_a_page_does_not(gateway: RunningGateway
     def curl(*options: str) -> str:
         url = f"http://localhost:{gateway.http_port}{LOAD}"
         command = ["curl", "-4", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST", *options, url]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
     assert [curl(), curl("-d", "{}")] == ["200", "200"]
     assert curl("-H", "Origin: http://evil.example") == "403"
@@ -222,7 +222,7 @@ def test_every_rpc_that_changes_something_is_guarded_and_no_other(gateway: Runni
             call = channel.unary_unary(path, rpc.request.SerializeToString, rpc.response.FromString)
             code = grpc.StatusCode.OK
             try:
-                call(rpc.request(), timeout=20, metadata=(("origin", "https://evil.example"),))
+                call(rpc.request(), timeout=60, metadata=(("origin", "https://evil.example"),))
             except grpc.RpcError as error:
                 code = error.code()
             refused = code is grpc.StatusCode.PERMISSION_DENIED
@@ -247,7 +247,7 @@ def test_with_tls_a_browser_has_checked_the_name_and_pages_are_still_told_apart(
     with running_gateway(folder, **files.tls_settings()) as found:
 
         def status(*headers: str) -> int:
-            plain = socket.create_connection(("127.0.0.1", found.http_port), timeout=20)
+            plain = socket.create_connection(("127.0.0.1", found.http_port), timeout=60)
             with context.wrap_socket(plain, server_hostname="localhost") as client:
                 client.sendall(request(LOAD, "models.example.net", *headers))
                 return Found(client.makefile("rb").read()).status

@@ -82,7 +82,7 @@ def grpc_client(gateway: RunningGateway, files: Certificates, *, known: bool = F
 
 def over_tls(gateway: RunningGateway, context: ssl.SSLContext, sent: bytes, port: int = 0) -> bytes:
     with (
-        socket.create_connection(("127.0.0.1", port or gateway.http_port), timeout=20) as plain,
+        socket.create_connection(("127.0.0.1", port or gateway.http_port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as client,
     ):
         client.sendall(sent)
@@ -114,7 +114,7 @@ def test_the_metrics_port_has_tls_too(gateway: RunningGateway, files: Certificat
 def test_curl_gets_its_answer(gateway: RunningGateway, files: Certificates) -> None:
     url = f"https://localhost:{gateway.http_port}/v2/health/live"
     found = subprocess.run(
-        ["curl", "-sS", "--cacert", files.ca, url], capture_output=True, timeout=30, check=False
+        ["curl", "-sS", "--cacert", files.ca, url], capture_output=True, timeout=60, check=False
     )
     assert (found.stdout, found.stderr) == (b'{"live":true}', b"")
 
@@ -150,7 +150,7 @@ def test_tls_1_2_is_the_oldest_version(
     context.set_alpn_protocols(["h2", "http/1.1"])
     context.minimum_version = context.maximum_version = ssl.TLSVersion[version]
     address = ("127.0.0.1", gateway.servers.port_by_name[port])
-    with socket.create_connection(address, timeout=20) as plain:
+    with socket.create_connection(address, timeout=60) as plain:
         try:
             with context.wrap_socket(plain, server_hostname="localhost") as client:
                 assert client.version() == version.replace("_", ".")

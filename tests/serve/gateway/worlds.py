@@ -19,7 +19,7 @@ from clockwork_serve.serve.gateway.access import Caps, Tenant
 from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.requests import Body, InferResponse
 from clockwork_serve.serve.gateway.settings import GatewayConfig
-from clockwork_serve.units import MIB
+from clockwork_serve.units import MIB, ms
 from tests.serve.gateway.fake_controller import FakeController, served, spec
 
 IDENT = served("ident", (spec("X", "FP32", 2),), (spec("Y", "FP32", 2),))
@@ -86,6 +86,11 @@ class World:
         async with asyncio.timeout(seconds):
             while not condition():
                 await asyncio.sleep(0.002)
+
+    def hold_back(self) -> None:
+        """As if a request had been held back now, for want of credit, and the next were for a long time."""
+        gate = self.gateway.link._credit_gate
+        gate._scarce_until_ns = gate._clock() + ms(60_000)
 
     async def infer(self, client: Client) -> Client:
         self.gateway.infer(client)

@@ -141,7 +141,7 @@ class Served:
             self.ended.append("echo")
 
     def run(self, work: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(60)
 
     def do(self, function: Callable[[], Any]) -> Any:
         async def body() -> Any:
@@ -167,7 +167,7 @@ class Served:
         self.run(self.server.close(grace_s))
         self.channel.close()
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(20)
+        self.thread.join(60)
         self.loop.close()
 
 
@@ -210,7 +210,7 @@ def test_thousands_of_waiting_calls_take_no_thread(served: Served) -> None:
     assert threads() <= before + 2
     # All of them in one turn of the loop.
     served.answer_all()
-    assert {call.result(20) for call in waiting} == {b"late"}
+    assert {call.result(60) for call in waiting} == {b"late"}
     assert served.cancelled == []
 
 
@@ -359,7 +359,7 @@ def test_an_invalid_message_is_an_error(served: Served) -> None:
 
 def test_a_call_without_its_message_is_an_error(served: Served) -> None:
     call = served.channel.stream_unary("/t/double")
-    assert refused(lambda: call(iter([]), timeout=20)).code() is Code.UNIMPLEMENTED
+    assert refused(lambda: call(iter([]), timeout=60)).code() is Code.UNIMPLEMENTED
 
 
 def test_a_stream_goes_both_ways_while_it_is_open(served: Served) -> None:
@@ -372,7 +372,7 @@ def test_a_stream_goes_both_ways_while_it_is_open(served: Served) -> None:
             yield each.encode()
 
     found = []
-    for response in served.channel.stream_stream("/t/echo")(requests(), timeout=20):
+    for response in served.channel.stream_stream("/t/echo")(requests(), timeout=60):
         found.append(response)
         gone.release()
     assert found == [b"begin", b"1", b"2", b"3"]
@@ -381,12 +381,12 @@ def test_a_stream_goes_both_ways_while_it_is_open(served: Served) -> None:
 
 def test_a_stream_may_be_long_and_its_server_may_end_it(served: Served) -> None:
     sent = [bytes([number % 251]) * 1000 for number in range(2000)]
-    found = list(served.channel.stream_stream("/t/echo")(iter([*sent, b"end"]), timeout=20))
+    found = list(served.channel.stream_stream("/t/echo")(iter([*sent, b"end"]), timeout=60))
     assert found == [b"begin", *sent]
 
 
 def test_a_stream_that_raises_ends_as_internal(served: Served, caplog: pytest.LogCaptureFixture) -> None:
-    responses = served.channel.stream_stream("/t/echo")(iter([b"1", b"raise"]), timeout=20)
+    responses = served.channel.stream_stream("/t/echo")(iter([b"1", b"raise"]), timeout=60)
     assert (next(responses), next(responses)) == (b"begin", b"1")
     error = refused(lambda: next(responses))
     assert (error.code(), "secret" in error.details()) == (Code.INTERNAL, False)
@@ -409,8 +409,8 @@ def test_stopping_lets_open_calls_complete(served: Served) -> None:
     time.sleep(0.05)
     assert not stopping.done()
     served.answer_all()
-    assert call.result(20) == b"late"
-    stopping.result(20)
+    assert call.result(60) == b"late"
+    stopping.result(60)
     assert not [thread for thread in threading.enumerate() if thread.name == "grpc"]
     error = refused(lambda: served.begin("double", timeout=0.5).result())
     assert error.code() in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}
@@ -418,7 +418,7 @@ def test_stopping_lets_open_calls_complete(served: Served) -> None:
 
 def test_stopping_cancels_calls_after_the_grace_period(served: Served) -> None:
     calls = [served.begin("hold") for _ in range(20)] + [served.begin("sleep")]
-    responses = served.channel.stream_stream("/t/echo")(iter([]), timeout=20)
+    responses = served.channel.stream_stream("/t/echo")(iter([]), timeout=60)
     list(responses)
     until(lambda: len(served.held) == 20 and served.began)
     served.run(served.server.close(0.1))
@@ -471,7 +471,7 @@ def test_a_process_that_never_closed_the_server_exits() -> None:
         assert process.stdout is not None
         with grpc.insecure_channel(f"127.0.0.1:{int(process.stdout.readline())}") as channel:
             call = channel.unary_unary("/t/hold").future(b"x")
-            told, errors = process.communicate(timeout=30)
+            told, errors = process.communicate(timeout=60)
             # gRPC's core itself may say that the connection ends under a call.
             ours = [line for line in errors.splitlines() if not re.match(r"[IWE]\d{4} .*GOAWAY", line)]
             assert (process.returncode, told, ours) == (0, "ends\n", [])
@@ -488,7 +488,7 @@ def test_a_grpcio_without_what_is_needed_is_named() -> None:
 
 
 def test_a_delivery_is_checked_when_the_core_gets_the_reply(served: Served) -> None:
-    answer, call = served.channel.unary_unary("/t/unless").with_call(b"in time", timeout=20)
+    answer, call = served.channel.unary_unary("/t/unless").with_call(b"in time", timeout=60)
     assert (answer, dict(call.trailing_metadata())["answer"]) == (b"good", "first")
     until(lambda: served.began == ["sent"])
     with pytest.raises(grpc.RpcError) as caught:
@@ -507,7 +507,7 @@ def test_a_path_that_is_not_utf_8_closes_the_port_for_a_moment_only(
         attack(served.port, grpc_paths_that_are_no_text(random.Random(number)))
         until(lambda: answered(served))
     served.answer_all()
-    assert waits.result(20) == b"late", "open calls go on"
+    assert waits.result(60) == b"late", "open calls go on"
 
 
 def answered(served: Served) -> bool:
@@ -515,7 +515,7 @@ def answered(served: Served) -> bool:
         f"127.0.0.1:{served.port}", (("grpc.use_local_subchannel_pool", 1),)
     ) as channel:
         try:
-            return bool(channel.unary_unary("/t/double")(b"x", timeout=20) == b"xx")
+            return bool(channel.unary_unary("/t/double")(b"x", timeout=60) == b"xx")
         except grpc.RpcError:
             return False  # it began when the port was about to be closed, or while it was
 
@@ -530,7 +530,7 @@ def test_messages_during_a_gap_of_the_loop_count_from_its_start(fallen_back: Ser
     fallen_back.ask("tell")
     begun_ns = time.monotonic_ns()
     fallen_back.loop.call_soon_threadsafe(hold)
-    assert held.wait(20)
+    assert held.wait(60)
     fallen_back.ask("tell")
     assert fallen_back.arrival_ns <= begun_ns + ms(50), "the loop takes messages, and stood for 300 ms"
 

@@ -60,7 +60,7 @@ def test_responses_are_in_the_requests_order(client: Any, ends: queue.Queue[Any]
         send(client, "ident", request_id)
     send(client, "nope", "3")
     send(client, "ident", "4")
-    told = [ends.get(timeout=20) for _ in range(5)]
+    told = [ends.get(timeout=60) for _ in range(5)]
     assert [result.get_response().id for result, _ in (*told[:3], told[4])] == ["0", "1", "2", "4"]
     np.testing.assert_array_equal(told[0][0].as_numpy("Y"), X)
     assert "unknown model: 'nope'" in str(told[3][1])
@@ -79,7 +79,7 @@ def test_requests_of_one_stream_run_concurrently(
         controller.send(*(controller.echo(request) for request in reversed(controller.requests)))
 
     gateway.do(answer_backwards)
-    told = [ends.get(timeout=20) for _ in range(3)]
+    told = [ends.get(timeout=60) for _ in range(3)]
     assert [result.get_response().id for result, _ in told] == ["first", "second", "third"]
 
 
@@ -101,7 +101,7 @@ def test_cancelling_a_stream_cancels_its_requests(gateway: RunningGateway, clien
         send(client, "ident", request_id)
     gateway.until(lambda: len(gateway.controller.requests) == 3)
     client.stop_stream(cancel_requests=True)
-    result, error = ends.get(timeout=20)
+    result, error = ends.get(timeout=60)
     assert result is None
     assert isinstance(error, InferenceServerException)
     assert error.status() == "StatusCode.CANCELLED"
@@ -153,7 +153,7 @@ def test_a_client_that_wants_a_status_gets_one_and_the_stream_ends(
     gateway.controller.on_request = hold
     send(client, "nope", "wrong")
     send(client, "ident", "behind it")
-    _, error = ends.get(timeout=20)
+    _, error = ends.get(timeout=60)
     assert (error.status(), "unknown model" in error.message()) == ("StatusCode.NOT_FOUND", True)
     client.stop_stream()
     # Later messages were not sent, or were dropped.
@@ -165,7 +165,7 @@ def test_a_client_that_wants_a_status_gets_one_and_the_stream_ends(
 @pytest.mark.parametrize("wanted", [True, False])
 def test_the_only_response_is_the_final_one(client: Any, ends: queue.Queue[Any], *, wanted: bool) -> None:
     send(client, "ident", "1", enable_empty_final_response=wanted)
-    result, error = ends.get(timeout=20)
+    result, error = ends.get(timeout=60)
     assert error is None
     assert result.get_response().parameters["triton_final_response"].bool_param
 
@@ -208,7 +208,7 @@ def test_an_invalid_message_ends_its_stream_only(
         list(call(iter([b"\xff\xff\xff"])))
     assert caught.value.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}
     send(client, "ident", "mine")
-    assert ends.get(timeout=20)[0].get_response().id == "mine"
+    assert ends.get(timeout=60)[0].get_response().id == "mine"
 
 
 def test_a_stream_may_end_without_a_message(channel: Any) -> None:

@@ -239,7 +239,7 @@ def test_after_a_rejection_no_body_is_read_before_the_reply(
         assert connection._content_bytes <= SMALL_READ_BYTES
         gateway.do(lambda: controller.send(word(controller.admission_queries[1])))
         assert read_response(client)[0].startswith(b"HTTP/1.1 200 " if word is feasible else b"HTTP/1.1 429 ")
-        sending.result(20)
+        sending.result(60)
         assert read_response(client)[1] == {"live": True}
 
 

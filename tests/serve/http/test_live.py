@@ -54,7 +54,7 @@ async def asked(folder: Path, target: str, *headers: str, method: str = "GET") -
     reader, writer = await asyncio.open_unix_connection(str(folder / "o.sock"))
     lines = [f"{method} {target} HTTP/1.1", "Connection: close", *headers, "", ""]
     writer.write("\r\n".join(lines).encode())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         head, _, body = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     return int(head.split()[1]), head.decode(), body
@@ -140,7 +140,7 @@ def test_what_is_no_request_ends_its_connection_alone(tmp_path: Path, data: byte
         async with serving(view_of(), tmp_path):
             reader, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
             writer.write(data)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert (await reader.read()).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
             writer.close()
             assert (await asked(tmp_path, "/"))[0] == 200
@@ -179,7 +179,7 @@ def test_the_stream_tells_what_is_new(tmp_path: Path, monkeypatch: pytest.Monkey
             data = await reader.readuntil(b"\n\n")
             refused(view, "late", 50)
             while b"50000" not in data:
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     data += await reader.readuntil(b"\n\n")
             writer.close()
             return frames(data)

@@ -53,7 +53,7 @@ def gateway(tmp_path: Path) -> Iterator[RunningGateway]:
 
 
 def connected(gateway: RunningGateway, port: str = "metrics_port") -> socket.socket:
-    return socket.create_connection(("127.0.0.1", gateway.servers.port_by_name[port]), timeout=20)
+    return socket.create_connection(("127.0.0.1", gateway.servers.port_by_name[port]), timeout=60)
 
 
 def ask(

@@ -184,7 +184,7 @@ def test_no_requests_are_read_while_a_client_reads_no_responses(gateway: Running
 def test_metrics_combine_the_controllers_counters_and_the_gateways(gateway: RunningGateway) -> None:
     ask(gateway, post("/v2/models/nope/infer", IDENT_JSON))
     url = f"127.0.0.1:{gateway.servers.port_by_name['metrics_port']}"
-    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as client:
         client.sendall(get("/metrics"))
         found = Found(client.makefile("rb").read())
     assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
@@ -203,7 +203,7 @@ def test_who_asks_for_openmetrics_gets_them_on_a_connection_with_others(gateway:
     port = gateway.servers.port_by_name["metrics_port"]
     asked = "Accept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3"
     kinds = []
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         answers = client.makefile("rb")
         for headers in ((), (asked,), (asked,), ()):
             client.sendall(get("/metrics", *headers).replace(b"Connection: close\r\n", b""))
@@ -228,7 +228,7 @@ def test_the_port_for_metrics_serves_nothing_else(gateway: RunningGateway) -> No
         (get("/v2"), 404),
         (post(INFER, IDENT_JSON), 404),
     ):
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
             client.sendall(sent)
             assert Found(client.makefile("rb").read()).status == status
 

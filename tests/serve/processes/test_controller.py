@@ -67,7 +67,7 @@ class Peer:
         return [frame for frame in self.frames if isinstance(frame, kind)]
 
     async def until(self, kind: type, condition: Callable[[Any], bool] = lambda frame: True) -> Any:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 for frame in self.of(kind):
                     if condition(frame):
@@ -87,7 +87,7 @@ async def controller(run_dir: Path, **fields: Any) -> AsyncIterator[Child]:
 
 async def peer(run_dir: Path, role: Role, name: str) -> Peer:
     made = Peer()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while True:
             try:
                 made.link = await connect(
@@ -201,7 +201,7 @@ def test_a_lost_worker_makes_it_not_ready_and_every_request_is_answered(tmp_path
             again.link.send(CodeReady(device="d", code_id="c1"))
             answered: set[str] = set()
             done: set[int] = set()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while len(answered) < 5:
                     for action in [*again.of(Load), *again.of(Infer)]:
                         if action.action_id not in done:
@@ -221,7 +221,7 @@ def test_it_uses_the_batch_policy_while_messages_arrive_in_bursts_only(tmp_path:
             _, _, gateway = await warm(tmp_path)
 
             async def until(policy: int, messages: int) -> None:
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     while os.sched_getscheduler(child.pid) != policy:
                         for _ in range(messages):
                             gateway.link.send(Cancel(request_id="of nobody"))
@@ -254,7 +254,7 @@ def test_all_links_end_when_it_is_killed(tmp_path: Path) -> None:
         async with controller(tmp_path) as child:
             peers = await warm(tmp_path)
             child.signal(signal.SIGKILL)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 for each in peers:
                     await each.lost.wait()
             assert await child.ended == -signal.SIGKILL

@@ -60,7 +60,7 @@ def running(**fields: Any) -> Iterator[tuple[subprocess.Popen[bytes], dict[str, 
 
 
 def status(port: int, path: str) -> int:
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(f"GET {path} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
         return int(client.makefile("rb").read().split()[1])
 
@@ -74,7 +74,7 @@ def test_it_listens_waits_for_its_controller_and_ends_on_sigterm(tmp_path: Path)
         time.sleep(0.1)
         assert status(listening["http_port"], "/v2/health/live") == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("name", ["http_port", "metrics_port", "grpc_port"])
@@ -84,7 +84,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, name: str) -> None:
         other.listen()
         port = other.getsockname()[1]
         process = launch(run_dir=str(tmp_path), **{name: port})
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == EXIT_CONFIG
     last = json.loads(errors.splitlines()[-1])
     assert f"{name}: expected a free port; found {port} on 127.0.0.1" in last["message"]

@@ -171,8 +171,11 @@ def _requests(frames: Collection[Frame]) -> int:
 #
 # Where devices are overloaded, most requests would be sent only to be rejected: each costs the controller a
 # decision, and takes credit from requests that can be served. So while requests are rejected since they would
-# miss their deadlines, all gateways are sent the soonest ends, and refuse what would end too late by them.
-# What they let pass the controller judges as ever.
+# miss their deadlines, all gateways are sent the soonest ends. By them they answer a query that only the head
+# of a request has caused, as the controller would; and where credit is scarce they refuse what would end too
+# late. What they let pass the controller judges as ever. It judges better: some of the requests that are due
+# before will be refused themselves, which a summary does not know. (Refusing by it without need cost a closed
+# loop its full batches: 142 answers a second instead of 162.)
 
 
 SUMMARY_NS: Final = ms(5)
@@ -423,6 +426,8 @@ CROWDED_NS: Final = ms(250)
 """For how long, after a request waited in vain, no more than ``CROWDED_TIMES`` as many wait as may be in
 transit, each model's share of them."""
 CROWDED_TIMES: Final = 2
+SCARCE_NS: Final = ms(500)
+"""For how long after a request was held back credit counts as scarce."""
 
 
 class CreditGate:
@@ -447,12 +452,17 @@ class CreditGate:
         self._waiting: dict[
             str, dict[str, None]
         ] = {}  # ids of these by model, the oldest first; none is empty
-        self._crowded_until_ns = 0
+        self._crowded_until_ns = self._scarce_until_ns = 0
 
     @property
     def holds(self) -> bool:
         """Whether any request is held back."""
         return bool(self._held)
+
+    @property
+    def scarce(self) -> bool:
+        """Whether requests were held back lately: a hopeless one would take the credit of another."""
+        return self._clock() < self._scarce_until_ns
 
     def submit(self, request: Request) -> bool:
         """Send a request, now or once there is credit, or refuse it later; whether any is held back now.
@@ -496,6 +506,7 @@ class CreditGate:
 
     def _say_blocked(self) -> None:
         """Tell the controller that requests are held back, once after each grant."""
+        self._scarce_until_ns = self._clock() + SCARCE_NS
         if not self._said:
             self._said = True
             self._send(CreditBlocked())
@@ -552,5 +563,5 @@ class CreditGate:
         self._held.clear()
         self._waiting.clear()
         self._said = False
-        self._in_transit = self._crowded_until_ns = 0
+        self._in_transit = self._crowded_until_ns = self._scarce_until_ns = 0
         self._credit = RequestCredit(heard=0, most=0)

@@ -310,9 +310,14 @@ class GatewayLink:
             self._link.send(frame)
 
     def shortage_ns(self, model: str, due_ns: int, *, count: bool = True) -> int:
-        """See :meth:`KnownEnds.shortage_ns`; only for requests that :class:`SoonestEnds` is about."""
+        """See :meth:`KnownEnds.shortage_ns`; only for requests that :class:`SoonestEnds` is about.
+
+        With ``count`` it is about to be sent, and nothing is known of it where credit is not scarce.
+        """
         ends = self.ends
-        return ends.shortage_ns(model, due_ns, time.monotonic_ns(), count=count) if ends.known else 0
+        if not ends.known or (count and not self._credit_gate.scarce):
+            return 0
+        return ends.shortage_ns(model, due_ns, time.monotonic_ns(), count=count)
 
     def retry_after_ns(self, model: str, shortage_ns: int) -> int:
         """See :meth:`KnownEnds.retry_after_ns`."""
