@@ -16,6 +16,7 @@ from pathlib import Path
 from comparison.peers import run, table
 from comparison.peers.install import install
 from comparison.peers.loads import LOADS
+from comparison.peers.measure import Failed
 from comparison.peers.run import isolate
 from comparison.peers.servers import PEERS
 
@@ -75,7 +76,11 @@ def main() -> int:
     if given.command == "check":
         with tempfile.TemporaryDirectory() as folder:
             return run.check_all(given.servers, given.kinds.split(","), Path(folder))
-    return run.run(given)
+    try:
+        return run.run(given)
+    except Failed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

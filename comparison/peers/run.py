@@ -233,10 +233,11 @@ def chosen(given: Namespace) -> tuple[list[str], list[Load]]:
     """Servers and loads that were asked for. :class:`Failed` names a load that does not exist."""
     here = (name for name in PEERS if name == "clockwork" or (INSTALLED / name / MARK).is_file())
     servers = given.servers or list(SHORT_SERVERS if given.short else here)
-    wanted = given.loads.split(",") if given.loads else SHORT_LOADS if given.short else sorted(LOADS)
+    wanted = given.loads.split(",") if given.loads else SHORT_LOADS if given.short else ["all"]
+    wanted = sorted(LOADS) if wanted == ["all"] else wanted
     for name in wanted:
         if name not in LOADS:
-            raise Failed(f"--loads: expected some of {', '.join(sorted(LOADS))}; found {name}")
+            raise Failed(f"--loads: expected all, or some of {', '.join(sorted(LOADS))}; found {name}")
     return servers, [LOADS[name] for name in wanted]
 
 
