@@ -131,6 +131,27 @@ def test_only_the_named_models_are_prepared(preparation: Preparation) -> None:
     assert [each.model.key for each in prepared.served] == ["b/1"]
 
 
+def test_what_one_machine_prepared_another_takes_from_the_store(
+    preparation: Preparation, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+
+    def prepared_on(machine: str) -> PreparedRepository:
+        config = msgspec.structs.replace(
+            preparation.store, cache_dir=str(tmp_path / machine), shared=str(store)
+        )
+        cpu = DeviceConfig(device="cpu:0", memory_bytes=MIB)
+        return run(msgspec.structs.replace(preparation, devices=(cpu,), store=config))[0]
+
+    first, second = prepared_on("one"), prepared_on("two")
+    assert first.measured == {each.code.code_id for each in first.served} != set()
+    assert second.measured == frozenset()
+    assert second.profiles == first.profiles
+    assert [each.model.key for each in second.served] == ["a/1", "b/1"]
+    assert all(str(tmp_path / "two") in each.model.weights.path for each in second.served)
+
+
 def test_a_model_that_is_not_there_is_named(preparation: Preparation) -> None:
     with pytest.raises(RepositoryError, match=r"model 'nobody'.*none of that name"):
         run(msgspec.structs.replace(preparation, names=("nobody",)))

@@ -14,7 +14,7 @@ from clockwork_serve.config.table import JoiningProcess, switch
 Command = TypeVar("Command", bound=Callable[..., Any])
 _METAVARS = {
     "port": "PORT", "ms": "MS", "s": "SECONDS", "memory": "PREFIX", "device": "DEVICE", "cache": "FOLDER",
-    "journal": "memory|FILE|off", "size": "SIZE",
+    "store": "FOLDER|URL", "journal": "memory|FILE|off", "size": "SIZE",
     "host": "ADDRESS", "policy": "NAME", "format": "text|json", "level": "LEVEL",
     "certificate": "FILE", "key": "FILE", "ca": "FILE", "keys": "FILE", "machines": "HOST:PORT",
     "controller": "HOST:PORT", "name": "NAME",

@@ -44,7 +44,7 @@ def _compile(
         store_config(settings), torch_target="auto" if torch_target is None else torch_target
     )
     repository = Repository(settings.repository, store)
-    cache = Cache(settings.cache)
+    cache = Cache(settings.cache, store=settings.store)
     with Progress("compiling", quiet=quiet) as progress:
         served, problems = compile_all(repository, cache, progress.step)
     return cache, served, problems
@@ -62,6 +62,11 @@ def _show(
     for problem in problems:
         note(f"problem: {problem}")
     say(summary)
+
+
+def _beside(settings: Settings) -> str:
+    """What the summary says of the shared store."""
+    return f", store: {settings.store}" if settings.store else ""
 
 
 def _warnings(served: Sequence[ServedVersion]) -> list[str]:
@@ -82,7 +87,7 @@ def _compiling(command: Command) -> Command:
         "--torch-target", type=click.Choice(["cpu", "cuda"]),
         help="What to compile model.pt2 for. [default: cuda where torch sees a GPU, else cpu]",
     )  # fmt: skip
-    options = setting_options("cache", "max_batch", "largest_batch")
+    options = setting_options("cache", "store", "max_batch", "largest_batch")
     return repository_argument(options(target(json_flag(command))))
 
 
@@ -94,6 +99,7 @@ def compile_(
     """Compile the models in REPO into shared code and weights; exits with 1 if one fails."""
     settings = settings_from(repository, config, flags)
     cache, served, problems = _compile(settings, torch_target, quiet=as_json)
+    problems = [*problems, *cache.share()]
     cache.close()
     if as_json:
         models = [
@@ -131,7 +137,7 @@ def compile_(
     ]
     summary = (
         f"{counted(len(served), 'model version')} share {counted(len(sharing), 'code')}, "
-        f"{counted(len(problems), 'problem')}; cache: {cache.root}"
+        f"{counted(len(problems), 'problem')}; cache: {cache.root}{_beside(settings)}"
     )
     columns = ["model", "code", ">used by", ">weights", "kept", "batch sizes"]
     _show(columns, rows, _warnings(served), problems, summary)
@@ -187,7 +193,7 @@ def _name(problem: Problem) -> str:
 
 @click.command()
 @repository_argument
-@setting_options("device", "cache", "max_batch", "largest_batch", "threads")
+@setting_options("device", "cache", "store", "max_batch", "largest_batch", "threads")
 @click.option("--again", is_flag=True, help="Measure again what was measured before.")
 @json_flag
 def profile(
@@ -204,9 +210,9 @@ def profile(
     try:
         with Progress("profiling", quiet=as_json) as progress:
             profiled = profile_all(served, devices, cache, progress.step, again=again)
+        problems = [*problems, *profiled.problems, *cache.share()]
     finally:
         cache.close()
-    problems = [*problems, *profiled.problems]
     if as_json:
         show_json(
             {"profiles": profiled.profiles, "models": _names(served),
@@ -214,7 +220,7 @@ def profile(
              "problems": problems}
         )  # fmt: skip
         return 1 if problems else 0
-    kept = f"{counted(len(profiled.profiles), 'profile')} kept in {cache.root}"
+    kept = f"{counted(len(profiled.profiles), 'profile')} kept in {cache.root}{_beside(settings)}"
     columns = ["models", "code", "device", ">ms by batch size", ">LOAD", ">scratch"]
     _show(columns, _rows(served, profiled.profiles), profiled.warnings, problems, kept)
     return 1 if problems else 0

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _OF_SERVERS = (
     "device", "slo_ms", "host", "http_port", "grpc_port", "metrics_port", "gateways", "tls_certificate",
-    "tls_key", "api_keys", "device_memory", "page_size", "policy", "reject", "drain_s", "cache",
+    "tls_key", "api_keys", "device_memory", "page_size", "policy", "reject", "drain_s", "cache", "store",
     "model_control", "pin", "realtime", "listen_machines", "cluster_certificate", "cluster_key", "cluster_ca",
     "log_format", "log_level",
 )  # fmt: skip

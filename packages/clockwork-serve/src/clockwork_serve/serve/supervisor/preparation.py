@@ -344,7 +344,9 @@ def _prepare(preparation: Preparation) -> PreparedRepository:
     asked = bool(preparation.names or preparation.suspects)
     missing: list[Problem] = []
     with (
-        closing(Cache(preparation.store.cache_dir, reads_weights=asked)) as cache,
+        closing(
+            Cache(preparation.store.cache_dir, reads_weights=asked, store=preparation.store.shared)
+        ) as cache,
         closing(Profiler(preparation.devices, cache, again=preparation.again)) as profiler,
     ):
         for suspect in preparation.suspects:
