@@ -100,14 +100,18 @@ def _metavar(entry: Setting) -> str:
 
 
 def settings_from(
-    repository: str | None, config: str | None, flags: Mapping[str, object], *, needs_repository: bool = True
-) -> Settings:
-    """All settings, the command line first. Warnings go to standard error."""
+    repository: str | None, config: str | None, flags: Mapping[str, object], *,
+    needs_repository: bool = True, or_store: bool = False,
+) -> Settings:  # fmt: skip
+    """All settings, the command line first. Warnings go to standard error.
+
+    ``or_store``: a shared store will do, which may have a catalogue.
+    """
     given = {name: None if value == () else value for name, value in flags.items()}
     settings = read_settings({"repository": repository, **given}, os.environ, config)
     for warning in settings.warnings:
         click.echo(f"warning: {warning}", err=True)
-    if needs_repository and not settings.repository:
+    if needs_repository and not (settings.repository or (or_store and settings.store)):
         raise click.UsageError(
             "REPO: expected the folder of a model repository, found none; what is in it: "
             "clockwork docs model-repository.",

@@ -64,6 +64,22 @@ def _show(
     say(summary)
 
 
+def _share(cache: Cache, served: Sequence[ServedVersion], problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """Add all to the shared store, if there is one, then to its catalogue; what is wrong with the store."""
+    from clockwork_serve.store import ProblemError, publish
+
+    found = cache.share()
+    if found or cache.shared is None:
+        return found
+    failed = {(problem.model, problem.version) for problem in problems}
+    whole = [each for each in served if (each.model.name, each.model.version) not in failed]
+    try:
+        publish(cache.shared, whole, kept={problem.model for problem in problems})
+    except ProblemError as error:
+        return (error.problem,)
+    return ()
+
+
 def _beside(settings: Settings) -> str:
     """What the summary says of the shared store."""
     return f", store: {settings.store}" if settings.store else ""
@@ -99,7 +115,7 @@ def compile_(
     """Compile the models in REPO into shared code and weights; exits with 1 if one fails."""
     settings = settings_from(repository, config, flags)
     cache, served, problems = _compile(settings, torch_target, quiet=as_json)
-    problems = [*problems, *cache.share()]
+    problems = [*problems, *_share(cache, served, problems)]
     cache.close()
     if as_json:
         models = [
@@ -210,7 +226,8 @@ def profile(
     try:
         with Progress("profiling", quiet=as_json) as progress:
             profiled = profile_all(served, devices, cache, progress.step, again=again)
-        problems = [*problems, *profiled.problems, *cache.share()]
+        problems = [*problems, *profiled.problems]
+        problems += _share(cache, served, problems)
     finally:
         cache.close()
     if as_json:

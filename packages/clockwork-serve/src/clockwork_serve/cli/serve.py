@@ -58,9 +58,11 @@ _STAGES = {"prepare": "preparing", "start": "starting"}
 def serve(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
     """Serve the models in REPO, or the one in a file NAME.onnx or NAME.pt2, until told to stop.
 
+    Without REPO, those of the catalogue in --store.
+
     Ctrl-C or SIGTERM once: finish what waits, then stop. Twice: stop at once.
     """
-    settings = settings_from(repository, config, flags)
+    settings = settings_from(repository, config, flags, or_store=True)
 
     from clockwork_serve.serve import child as logs
     from clockwork_serve.serve.supervisor.config import server_config

@@ -76,6 +76,20 @@ def digest_of(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
+def runtime_of(fingerprint: Mapping[str, str] | None = None) -> tuple[str, bytes]:
+    """The id of this runtime on this CPU, and what it stands for, as JSON."""
+    facts = msgspec.json.encode(
+        dict(runtime_fingerprint() if fingerprint is None else fingerprint), order="sorted"
+    )
+    return digest_of(facts)[:16], facts
+
+
+def shared_store(place: str) -> SharedStore:
+    """The shared store at a place, for this runtime on this CPU."""
+    runtime, facts = runtime_of()
+    return SharedStore(place, f"v{LAYOUT}-{runtime}", facts)
+
+
 class Cache:
     """Artefacts for this runtime on this CPU. Raises ``RepositoryError`` if the folder cannot be used.
 
@@ -97,8 +111,7 @@ class Cache:
         reads_weights: bool = True,
         store: str = "",
     ) -> None:
-        facts = dict(runtime_fingerprint() if fingerprint is None else fingerprint)
-        self.runtime = digest_of(msgspec.json.encode(facts, order="sorted"))[:16]
+        self.runtime, facts = runtime_of(fingerprint)
         self.root = Path(cache_dir).expanduser().absolute() / f"v{LAYOUT}-{self.runtime}"
         if encodable(str(self.root)) != str(self.root):
             found = printable(str(self.root))
@@ -110,12 +123,11 @@ class Cache:
         self._verified = Verified()
         self._setting_aside = threading.Lock()
         self._count = itertools.count()
-        given = msgspec.json.encode(facts)
-        self.shared = SharedStore(store, self.root.name, given) if store else None
+        self.shared = SharedStore(store, self.root.name, facts) if store else None
         self._own: Path | None = None
         self.read_only = ""
         try:
-            self._open(given)
+            self._open(facts)
         except OSError as error:
             self.read_only = error.strerror or str(error)
             if not os.access(self.root / _RUNTIME, os.R_OK):

@@ -3,7 +3,7 @@
     STORE/objects/ID[:2]/ID                        weights, and files of codes, by the hash of their content
           v6-RUNTIME/runtime.json                  the runtime and the CPU that the records beside it are for
                      codes/CODE_ID/code.json       has the hash of each of the code's files
-                     compiled/ architectures/ profiles/
+                     compiled/ architectures/ profiles/ catalogue/
           tmp/                                     drafts, if it is a folder
 
 An object never changes, and a record is written in one piece after the objects that it names. So whoever
@@ -31,7 +31,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from clockwork_serve.errors import described
-from clockwork_serve.integrity import file_digest, hash_of, unsealed
+from clockwork_serve.integrity import file_digest, hash_of, sealed, unsealed
 from clockwork_serve.store.settings import Problem, ProblemError, problem
 from clockwork_serve.units import MIB
 
@@ -41,6 +41,8 @@ STALL_S: Final = 60.0
 """An operation that moves no byte for so long has failed."""
 PAUSES_S: Final = (0.5, 2.0)
 """Before an operation that failed is tried again; not if it would fail again: no rights, or no room."""
+CREATES: Final = frozenset({"s3", "s3a", "memory"})
+"""Protocols by which a file is created only if it is absent, even by several at once."""
 DRAFT_S: Final = 86_400.0
 """A draft as old as that is left from a process that was killed; on which machine, nobody knows."""
 _PIECE: Final = 8 * MIB
@@ -60,7 +62,7 @@ Tick = Callable[[], object]
 # Where the files of a store are. Each method may raise OSError, those by fsspec whatever its libraries do.
 
 
-class Files(Protocol):
+class StoreFiles(Protocol):
     """Files by name, with slashes between folders; a file that is written is complete or absent."""
 
     def read(self, name: str) -> bytes:
@@ -69,8 +71,11 @@ class Files(Protocol):
     def get(self, name: str, into: Path, tick: Tick) -> None:
         """Copy a file to a local one. Raises FileNotFoundError."""
 
-    def put(self, name: str, source: bytes | Path, tick: Tick) -> None:
-        """Write a file, replacing an earlier one; ``source`` is its content, or a local file."""
+    def put(self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False) -> None:
+        """Write a file, replacing an earlier one; ``source`` is its content, or a local file.
+
+        ``new``: raises FileExistsError instead, and of several who try at once one succeeds.
+        """
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -96,20 +101,20 @@ class FolderFiles:
                 )  # fmt: skip
 
     def read(self, name: str) -> bytes:
-        """See :class:`Files`."""
+        """See :class:`StoreFiles`."""
         self._check()
         return (self._root / name).read_bytes()
 
     def get(self, name: str, into: Path, tick: Tick) -> None:
-        """See :class:`Files`."""
+        """See :class:`StoreFiles`."""
         self._check()
         with open(self._root / name, "rb", buffering=0) as file, open(into, "wb", buffering=0) as copy:
             while piece := file.read(_PIECE):
                 _write(copy, piece)
                 tick()
 
-    def put(self, name: str, source: bytes | Path, tick: Tick) -> None:
-        """See :class:`Files`."""
+    def put(self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False) -> None:
+        """See :class:`StoreFiles`."""
         self._check()
         self._sweep()
         path, draft = self._root / name, self._root / "tmp" / uuid.uuid4().hex
@@ -124,18 +129,22 @@ class FolderFiles:
                             _write(file, piece)
                             tick()
                 os.fsync(file.fileno())
-            draft.rename(path)
+            if new:
+                os.link(draft, path)
+            else:
+                draft.rename(path)
         finally:
-            draft.unlink(missing_ok=True)
+            with suppress(OSError):  # renamed, or not even made
+                draft.unlink()
         sync_folder(path.parent)
 
     def has(self, name: str) -> bool:
-        """See :class:`Files`."""
+        """See :class:`StoreFiles`."""
         self._check()
         return (self._root / name).is_file()
 
     def names(self, folder: str) -> set[str]:
-        """See :class:`Files`."""
+        """See :class:`StoreFiles`."""
         self._check()
         try:
             return {path.name for path in (self._root / folder).iterdir()}
@@ -189,26 +198,44 @@ class FsspecFiles:
         self._root = root.rstrip("/")
 
     def read(self, name: str) -> bytes:
-        """See :class:`Files`."""
+        """See :class:`StoreFiles`."""
         return bytes(self._files.cat_file(self._path(name)))
 
     def get(self, name: str, into: Path, tick: Tick) -> None:
-        """See :class:`Files`."""
+        """See :class:`StoreFiles`."""
         self._files.get_file(self._path(name), str(into), callback=_callback(tick))
 
-    def put(self, name: str, source: bytes | Path, tick: Tick) -> None:
-        """See :class:`Files`."""
-        if isinstance(source, bytes):
+    def put(self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False) -> None:
+        """See :class:`StoreFiles`."""
+        if new:
+            self._create(name, source)
+        elif isinstance(source, bytes):
             self._files.pipe_file(self._path(name), source)
         else:
             self._files.put_file(str(source), self._path(name), callback=_callback(tick))
 
+    def _create(self, name: str, source: bytes | Path) -> None:
+        protocols = self._files.protocol
+        protocols = {protocols} if isinstance(protocols, str) else {*protocols}
+        if not protocols & CREATES:
+            raise PermissionError(
+                errno.EPERM,
+                "no file there is created only if it is absent: a catalogue needs a folder, or s3://",
+            )
+        assert isinstance(source, bytes)
+        try:
+            self._files.pipe_file(self._path(name), source, mode="create")
+        except OSError:  # some of its libraries say so by other errors
+            if self.has(name):
+                raise FileExistsError(errno.EEXIST, "it is there", name) from None
+            raise
+
     def has(self, name: str) -> bool:
-        """See :class:`Files`."""
+        """See :class:`StoreFiles`."""
         return bool(self._files.exists(self._path(name)))
 
     def names(self, folder: str) -> set[str]:
-        """See :class:`Files`."""
+        """See :class:`StoreFiles`."""
         try:
             found = self._files.ls(self._path(folder).rstrip("/"), detail=False)
         except FileNotFoundError:
@@ -247,7 +274,9 @@ class SharedStore:
         self._stall_s = stall_s
         self._pauses_s = pauses_s
         protocol, _, path = place.rpartition("://")
-        self._files: Files = FsspecFiles(place) if protocol not in ("", "file") else FolderFiles(Path(path))
+        self._files: StoreFiles = (
+            FsspecFiles(place) if protocol not in ("", "file") else FolderFiles(Path(path))
+        )
         self._given_up: dict[str, Problem] = {}  # by "read" and "write"
         self._damaged: set[str] = set()  # names of files that were found so, to be written anew
         self._introduced = False
@@ -295,16 +324,12 @@ class SharedStore:
         return False
 
     def names(self, kind: str) -> set[str]:
-        """The names of valid records of a kind, or of codes, as far as is known."""
-        return self._names(f"{self._runtime}/{kind}")
+        """The names of records of a kind, or of codes."""
+        return self._read(lambda tick: self._files.names(f"{self._runtime}/{kind}")) or set()
 
     def objects(self, prefix: str) -> set[str]:
         """The hashes of objects that begin with those two characters."""
-        return self._names(f"objects/{prefix}")
-
-    def _names(self, folder: str) -> set[str]:
-        there = self._read(lambda tick: self._files.names(folder)) or set()
-        return {name for name in there if f"{folder}/{name}" not in self._damaged}
+        return self._read(lambda tick: self._files.names(f"objects/{prefix}")) or set()
 
     def _verified(self, name: str, check: Callable[[bytes], bytes]) -> bytes | None:
         """What ``check`` returns of a file's content, or None."""
@@ -366,6 +391,15 @@ class SharedStore:
             self._introduced = True
         self._save(f"{self._runtime}/{place}", stored)
 
+    def create(self, place: str, content: bytes) -> bool:
+        """Store a record unless its place is taken; whether it is this one. Raises ``ProblemError``."""
+        name, stored = f"{self._runtime}/{place}", sealed(place, content)
+        try:
+            self._tried("write", lambda tick: self._files.put(name, stored, tick, new=True), FileExistsError)
+        except FileExistsError:
+            return self.record(place) == content  # by an attempt of ours whose answer was lost
+        return True
+
     def save_object(self, digest: str, source: bytes | Path) -> None:
         """Store a content of that hash, or a local file of it, unless it is there."""
         self._save(_object(digest), source, anew=False)
@@ -392,7 +426,7 @@ class SharedStore:
         if "read" in self._given_up:
             return None
         try:
-            return self._tried("read", work)
+            return self._tried("read", work, FileNotFoundError)
         except FileNotFoundError:
             return None
         except ProblemError as error:
@@ -405,17 +439,19 @@ class SharedStore:
         if known is why:
             _log.error("%s; it is not %s any more", why, "read" if what == "read" else "written to")
 
-    def _tried(self, what: str, work: Callable[[Tick], Answer]) -> Answer:
+    def _tried(
+        self, what: str, work: Callable[[Tick], Answer], answer: type[OSError] | tuple[()] = ()
+    ) -> Answer:
         """What ``work`` returns, tried again where that may help. Raises ``ProblemError``.
 
-        For a reader FileNotFoundError is an answer, and a full disk its own.
+        ``answer`` is an error that is an answer, and raised as it is. So is a reader's own full disk.
         """
         for pause_s in (*self._pauses_s, 0.0):
             try:
                 return _watched(work, self._stall_s)
             except Exception as error:  # libraries of fsspec raise what they like
-                own = isinstance(error, FileNotFoundError) or getattr(error, "errno", None) in FULL
-                if what == "read" and own:
+                own_disk = what == "read" and getattr(error, "errno", None) in FULL
+                if own_disk or isinstance(error, answer):
                     raise
                 failure = self._failure(what, error)
                 if _is_final(error):
