@@ -224,3 +224,31 @@ def test_a_cache_that_cannot_be_written_is_one_line(
 
     assert run(["compile", str(repository), "--cache", str(blocked)]) == 1
     assert capsys.readouterr().err.startswith("error: cache_dir: expected a folder that can be written")
+
+
+@pytest.mark.parametrize("command", ["compile", "profile"])
+def test_the_store_gets_what_the_cache_holds(
+    command: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices = ["--device", "emulated:v100"] if command == "profile" else []
+    assert run([command, str(repository), *devices]) == 0
+    store = tmp_path / "store"
+    store.mkdir()
+
+    assert run([command, str(repository), "--store", str(store), *devices]) == 0
+    assert f"store: {store}" in capsys.readouterr().out
+    assert len(list(store.glob("*/codes/*/code.json"))) == 1
+    assert len(list(store.glob("objects/*/*"))) == 1
+
+
+def test_a_store_that_is_not_there_is_a_problem_and_what_was_made_is_kept_here(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing"
+
+    assert run(["compile", str(repository), "--store", str(missing)]) == 1
+    shown = capsys.readouterr()
+    assert "slow/1" in shown.out
+    assert f"store: expected a store that can be reached, found {missing}: NotADirectoryError" in shown.err
+    assert not missing.exists()
+    assert list((tmp_path / "cache").glob("*/codes/*"))

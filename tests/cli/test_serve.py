@@ -16,12 +16,14 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
+from clockwork_serve.cli.entry import run
+
 pytestmark = pytest.mark.system
 EMULATED = ("--device", "emulated:v100", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 
 
 @contextmanager
-def serving(repository: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def serving(repository: Path | str, *options: str) -> Iterator[subprocess.Popen[str]]:
     """A ``clockwork serve`` process, ended at the latest with the block."""
     command = [sys.executable, "-m", "clockwork_serve", "serve", str(repository), *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
@@ -141,6 +143,32 @@ def test_one_file_is_served_and_the_command_that_is_shown_asks_it(
         child.send_signal(signal.SIGTERM)
         child.communicate(timeout=60)
     assert file.read_bytes() == doubling(shape)
+
+
+def test_without_a_repository_the_catalogue_of_a_store_is_served(repository: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    with serving(f"--store={store}", *EMULATED) as child:
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert said.splitlines()[-1].startswith("error: repository: store: expected a catalogue for this version")
+
+    assert run(["profile", str(repository), "--device", "emulated:v100", "--store", str(store)]) == 0
+    shutil.rmtree(repository)
+    elsewhere = ("--cache", str(tmp_path / "elsewhere"))
+    with serving(f"--store={store}", *elsewhere, *EMULATED, "--json") as child:
+        assert child.stdout is not None
+        ready = json.loads(child.stdout.readline())
+        assert ready["models"] == 1
+        for action in ("unload", "load"):
+            wish = urllib.request.Request(f"{ready['http']}/v2/repository/models/slow/{action}", b"{}")
+            with urllib.request.urlopen(wish, timeout=60) as answer:
+                assert answer.status == 200
+        with urllib.request.urlopen(f"{ready['http']}/v2/models/slow/ready", timeout=60) as answer:
+            assert answer.status == 200
+        child.send_signal(signal.SIGTERM)
+        child.communicate(timeout=60)
+    assert child.returncode == 0
 
 
 def doubling(shape: tuple[int, ...]) -> bytes:

@@ -258,3 +258,10 @@ def test_a_spec_that_does_not_fit_says_what_to_write(specs: object, remedy: str)
         read_devices(specs)
 
     assert remedy in caught.value.remedy
+
+
+def test_a_store_is_a_folder_or_a_url() -> None:
+    assert values.folder_or_url(" s3://bucket/models ") == "s3://bucket/models"
+    assert values.folder_or_url("~/store") == str(Path("~/store").expanduser())
+    with pytest.raises(Unfit):
+        values.folder_or_url("")

@@ -50,7 +50,7 @@ def test_what_is_set_arrives_in_the_parts_units() -> None:
     flags = {
         "device": ["cpu", "emulated:v100"], "device_memory": "64MiB", "page_size": "64KiB", "jitter": "0.1",
         "seed": "7", "look_ahead_ms": "2.5", "slack_ms": "0.25", "reject": False,
-        "max_batch": "4", "largest_batch": "2", "cache": "/c",
+        "max_batch": "4", "largest_batch": "2", "cache": "/c", "store": "s3://b/c",
     }  # fmt: skip
     settings = read_settings(flags, {}, None)
 
@@ -65,7 +65,8 @@ def test_what_is_set_arrives_in_the_parts_units() -> None:
     )  # fmt: skip
     assert (controller.look_ahead_ns, controller.slack_ns) == (2_500_000, 250_000)
     assert (controller.reject_infeasible, controller.max_batch) == (False, 4)
-    assert (store.cache_dir, store.max_batch_size, store.largest_batch) == ("/c", 4, 4)
+    assert (store.cache_dir, store.shared) == ("/c", "s3://b/c")
+    assert (store.max_batch_size, store.largest_batch) == (4, 4)
 
 
 def test_an_emulated_device_has_its_profile_s_memory_unless_a_size_was_set() -> None:

@@ -28,7 +28,8 @@ from clockwork_serve.serve.supervisor.preparation import (
     prepare,
     runnable,
 )
-from clockwork_serve.store import Entry, Problem, StoreConfig
+from clockwork_serve.store import Entry, Problem, StoreConfig, publish
+from clockwork_serve.store.cache import shared_store
 from clockwork_serve.units import MIB
 from harness import repositories
 from tests.serve.onnx_models import affine, put
@@ -129,6 +130,46 @@ def test_only_the_named_models_are_prepared(preparation: Preparation) -> None:
     prepared, _, _ = run(msgspec.structs.replace(preparation, names=("b",), nice=5))
     assert prepared.names == ("b",)
     assert [each.model.key for each in prepared.served] == ["b/1"]
+
+
+def test_what_one_machine_prepared_another_takes_from_the_store(
+    preparation: Preparation, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+
+    def prepared_on(machine: str) -> PreparedRepository:
+        config = msgspec.structs.replace(
+            preparation.store, cache_dir=str(tmp_path / machine), shared=str(store)
+        )
+        cpu = DeviceConfig(device="cpu:0", memory_bytes=MIB)
+        return run(msgspec.structs.replace(preparation, devices=(cpu,), store=config))[0]
+
+    first, second = prepared_on("one"), prepared_on("two")
+    assert first.measured == {each.code.code_id for each in first.served} != set()
+    assert second.measured == frozenset()
+    assert second.profiles == first.profiles
+    assert [each.model.key for each in second.served] == ["a/1", "b/1"]
+    assert all(str(tmp_path / "two") in each.model.weights.path for each in second.served)
+
+
+def test_without_a_repository_the_catalogue_of_the_store_is_prepared(
+    preparation: Preparation, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    config = msgspec.structs.replace(preparation.store, shared=str(tmp_path / "store"))
+    cpu = DeviceConfig(device="cpu:0", memory_bytes=MIB)
+    there = run(msgspec.structs.replace(preparation, devices=(cpu,), store=config))[0]
+    publish(shared_store(config.shared), there.served, ())
+
+    here = msgspec.structs.replace(config, cache_dir=str(tmp_path / "elsewhere"))
+    alone = msgspec.structs.replace(preparation, settings=Settings(), devices=(cpu,), store=here)
+    found = run(alone)[0]
+    assert [each.model.key for each in found.served] == ["a/1", "b/1"]
+    assert found.problems == ()
+    assert found.measured == frozenset()
+    assert found.profiles == there.profiles
+    assert run(msgspec.structs.replace(alone, names=("b",)))[0].names == ("b",)
 
 
 def test_a_model_that_is_not_there_is_named(preparation: Preparation) -> None:

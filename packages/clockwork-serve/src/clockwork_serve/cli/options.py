@@ -14,7 +14,7 @@ from clockwork_serve.config.table import JoiningProcess, switch
 Command = TypeVar("Command", bound=Callable[..., Any])
 _METAVARS = {
     "port": "PORT", "ms": "MS", "s": "SECONDS", "memory": "PREFIX", "device": "DEVICE", "cache": "FOLDER",
-    "journal": "memory|FILE|off", "size": "SIZE",
+    "store": "FOLDER|URL", "journal": "memory|FILE|off", "size": "SIZE",
     "host": "ADDRESS", "policy": "NAME", "format": "text|json", "level": "LEVEL",
     "certificate": "FILE", "key": "FILE", "ca": "FILE", "keys": "FILE", "machines": "HOST:PORT",
     "controller": "HOST:PORT", "name": "NAME",
@@ -100,14 +100,18 @@ def _metavar(entry: Setting) -> str:
 
 
 def settings_from(
-    repository: str | None, config: str | None, flags: Mapping[str, object], *, needs_repository: bool = True
-) -> Settings:
-    """All settings, the command line first. Warnings go to standard error."""
+    repository: str | None, config: str | None, flags: Mapping[str, object], *,
+    needs_repository: bool = True, or_store: bool = False,
+) -> Settings:  # fmt: skip
+    """All settings, the command line first. Warnings go to standard error.
+
+    ``or_store``: a shared store will do, which may have a catalogue.
+    """
     given = {name: None if value == () else value for name, value in flags.items()}
     settings = read_settings({"repository": repository, **given}, os.environ, config)
     for warning in settings.warnings:
         click.echo(f"warning: {warning}", err=True)
-    if needs_repository and not settings.repository:
+    if needs_repository and not (settings.repository or (or_store and settings.store)):
         raise click.UsageError(
             "REPO: expected the folder of a model repository, found none; what is in it: "
             "clockwork docs model-repository.",

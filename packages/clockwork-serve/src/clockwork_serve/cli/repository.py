@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from clockwork_serve.config import Settings
     from clockwork_serve.messages import Profile
+    from clockwork_serve.serve.supervisor.preparation import PreparedRepository
     from clockwork_serve.store import Cache, Problem, ServedVersion
 
 
@@ -34,17 +35,15 @@ def _compile(
 ) -> tuple[Cache, list[ServedVersion], list[Problem]]:
     """Every model of the repository, compiled into the cache (which the caller closes), and the problems.
 
-    ``torch_target``: ``cpu`` or ``cuda``; None: this machine's; "": no device runs torch models.
+    ``torch_target``: ``cpu`` or ``cuda``; None: this machine's.
     Raises :class:`~clockwork_serve.errors.RepositoryError` if repository or cache cannot be used.
     """
     from clockwork_serve.serve.supervisor.config import store_config
     from clockwork_serve.store import Cache, Repository, compile_all
 
-    store = msgspec.structs.replace(
-        store_config(settings), torch_target="auto" if torch_target is None else torch_target
-    )
+    store = msgspec.structs.replace(store_config(settings), torch_target=torch_target or "auto")
     repository = Repository(settings.repository, store)
-    cache = Cache(settings.cache)
+    cache = Cache(settings.cache, store=settings.store)
     with Progress("compiling", quiet=quiet) as progress:
         served, problems = compile_all(repository, cache, progress.step)
     return cache, served, problems
@@ -62,6 +61,27 @@ def _show(
     for problem in problems:
         note(f"problem: {problem}")
     say(summary)
+
+
+def _share(cache: Cache, served: Sequence[ServedVersion], problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """Add all to the shared store, if there is one, then to its catalogue; what is wrong with the store."""
+    from clockwork_serve.store import ProblemError, publish
+
+    found = cache.share()
+    if found or cache.shared is None:
+        return found
+    failed = {(problem.model, problem.version) for problem in problems}
+    whole = [each for each in served if (each.model.name, each.model.version) not in failed]
+    try:
+        publish(cache.shared, whole, kept={problem.model for problem in problems})
+    except ProblemError as error:
+        return (error.problem,)
+    return ()
+
+
+def _beside(settings: Settings) -> str:
+    """What the summary says of the shared store."""
+    return f", store: {settings.store}" if settings.store else ""
 
 
 def _warnings(served: Sequence[ServedVersion]) -> list[str]:
@@ -82,7 +102,7 @@ def _compiling(command: Command) -> Command:
         "--torch-target", type=click.Choice(["cpu", "cuda"]),
         help="What to compile model.pt2 for. [default: cuda where torch sees a GPU, else cpu]",
     )  # fmt: skip
-    options = setting_options("cache", "max_batch", "largest_batch")
+    options = setting_options("cache", "store", "max_batch", "largest_batch")
     return repository_argument(options(target(json_flag(command))))
 
 
@@ -94,6 +114,7 @@ def compile_(
     """Compile the models in REPO into shared code and weights; exits with 1 if one fails."""
     settings = settings_from(repository, config, flags)
     cache, served, problems = _compile(settings, torch_target, quiet=as_json)
+    problems = [*problems, *_share(cache, served, problems)]
     cache.close()
     if as_json:
         models = [
@@ -131,7 +152,7 @@ def compile_(
     ]
     summary = (
         f"{counted(len(served), 'model version')} share {counted(len(sharing), 'code')}, "
-        f"{counted(len(problems), 'problem')}; cache: {cache.root}"
+        f"{counted(len(problems), 'problem')}; cache: {cache.root}{_beside(settings)}"
     )
     columns = ["model", "code", ">used by", ">weights", "kept", "batch sizes"]
     _show(columns, rows, _warnings(served), problems, summary)
@@ -182,41 +203,83 @@ def _name(problem: Problem) -> str:
 
 
 # ------------------------------------------------------------
-# ``profile`` measures how long every code takes on the devices.
+# ``profile`` measures how long every code takes on the devices, as a server does at its start: in a process
+# of its own, for a compiler or a model may crash.
+
+
+class _Steps:
+    """One bar after the other: models are measured while others are compiled, which is shown first."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar = Progress("compiling", quiet=quiet)
+        self._compiled = False
+
+    def step(self, progress: Any) -> None:
+        """Show a ``StartProgress``."""
+        if progress.stage == "compile" or self._compiled:
+            self._bar.step(progress.done, progress.total, progress.text)
+        if not self._compiled and progress.done == progress.total and progress.stage == "compile":
+            self._compiled = True
+            self.close()
+            self._bar = Progress("profiling", quiet=self._quiet)
+
+    def close(self) -> None:
+        """Restore the terminal."""
+        self._bar.close()
+
+
+def _prepared(settings: Settings, *, again: bool, quiet: bool) -> PreparedRepository:
+    """All models of the repository, compiled and measured. Raises ``ClockworkError`` if that cannot be."""
+    import asyncio
+    import tempfile
+
+    from clockwork_serve.serve.supervisor.config import server_config
+    from clockwork_serve.serve.supervisor.preparation import Preparation, prepare
+
+    config = server_config(settings)
+    log_level = settings.log_level if settings.is_set("log_level") else "warning"
+    shown = _Steps(quiet=quiet)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            preparation = Preparation(
+                settings=msgspec.structs.replace(settings, log_level=log_level), store=config.store,
+                devices=config.devices, result=f"{folder}/prepared", again=again,
+            )  # fmt: skip
+            return asyncio.run(prepare(preparation, shown.step, note))
+    finally:
+        shown.close()
 
 
 @click.command()
 @repository_argument
-@setting_options("device", "cache", "max_batch", "largest_batch", "threads")
+@setting_options("device", "cache", "store", "max_batch", "largest_batch", "threads")
 @click.option("--again", is_flag=True, help="Measure again what was measured before.")
 @json_flag
 def profile(
     repository: str | None, config: str | None, again: bool, as_json: bool, **flags: Any  # noqa: FBT001
 ) -> int:  # fmt: skip
     """Measure every code in REPO on the devices, and keep the profiles; exits with 1 if a model fails."""
-    from clockwork_serve.devices import torch_target
-    from clockwork_serve.serve.supervisor.config import device_configs
-    from clockwork_serve.serve.supervisor.profiling import profile_all
+    from clockwork_serve.serve.supervisor.config import store_config
+    from clockwork_serve.store import Cache, Repository
 
     settings = settings_from(repository, config, flags)
-    devices = device_configs(settings)
-    cache, served, problems = _compile(settings, torch_target(devices) or "", quiet=as_json)
-    try:
-        with Progress("profiling", quiet=as_json) as progress:
-            profiled = profile_all(served, devices, cache, progress.step, again=again)
-    finally:
-        cache.close()
-    problems = [*problems, *profiled.problems]
+    misplaced = Repository(settings.repository, store_config(settings)).find_misplaced()
+    found = _prepared(settings, again=again, quiet=as_json)
+    served = sorted(found.served, key=lambda each: (each.model.name, int(each.model.version)))
+    profiles = found.profiles
+    problems = [*misplaced, *found.problems]
+    with Cache(settings.cache, store=settings.store) as cache:
+        problems += _share(cache, served, problems)
     if as_json:
         show_json(
-            {"profiles": profiled.profiles, "models": _names(served),
-             "tables": _tables(served, profiled.profiles), "warnings": profiled.warnings,
-             "problems": problems}
+            {"profiles": profiles, "models": _names(served), "tables": _tables(served, profiles),
+             "warnings": found.warnings, "problems": problems}
         )  # fmt: skip
         return 1 if problems else 0
-    kept = f"{counted(len(profiled.profiles), 'profile')} kept in {cache.root}"
+    kept = f"{counted(len(profiles), 'profile')} kept in {cache.root}{_beside(settings)}"
     columns = ["models", "code", "device", ">ms by batch size", ">LOAD", ">scratch"]
-    _show(columns, _rows(served, profiled.profiles), profiled.warnings, problems, kept)
+    _show(columns, _rows(served, profiles), found.warnings, problems, kept)
     return 1 if problems else 0
 
 

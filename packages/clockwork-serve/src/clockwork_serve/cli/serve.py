@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _OF_SERVERS = (
     "device", "slo_ms", "host", "http_port", "grpc_port", "metrics_port", "gateways", "tls_certificate",
-    "tls_key", "api_keys", "device_memory", "page_size", "policy", "reject", "drain_s", "cache",
+    "tls_key", "api_keys", "device_memory", "page_size", "policy", "reject", "drain_s", "cache", "store",
     "model_control", "pin", "realtime", "listen_machines", "cluster_certificate", "cluster_key", "cluster_ca",
     "log_format", "log_level",
 )  # fmt: skip
@@ -58,9 +58,11 @@ _STAGES = {"prepare": "preparing", "start": "starting"}
 def serve(repository: str | None, config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
     """Serve the models in REPO, or the one in a file NAME.onnx or NAME.pt2, until told to stop.
 
+    Without REPO, those of the catalogue in --store.
+
     Ctrl-C or SIGTERM once: finish what waits, then stop. Twice: stop at once.
     """
-    settings = settings_from(repository, config, flags)
+    settings = settings_from(repository, config, flags, or_store=True)
 
     from clockwork_serve.serve import child as logs
     from clockwork_serve.serve.supervisor.config import server_config

@@ -32,6 +32,7 @@ _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 _HOST_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 _UNITS = {
     "": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
@@ -63,6 +64,12 @@ def path(value: object) -> str:
         return str(Path(text(value)).expanduser())
     except RuntimeError:  # no such user, or one without a home
         raise Unfit("a path whose ~ is the home of a user", "write the whole path, or set HOME") from None
+
+
+def folder_or_url(value: object) -> str:
+    """A path, with ``~`` resolved, or a URL: ``s3://bucket/models``."""
+    found = text(value)
+    return found if _URL.match(found) else path(found)
 
 
 def switch(value: object) -> bool:
@@ -607,6 +614,10 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     # Running
     cache: Annotated[str, Setting(
         path, "folder of compiled models and profiles", WORKER, "~/.cache/clockwork-serve",
+    )] = ""
+    store: Annotated[str, Setting(
+        folder_or_url,
+        "folder or URL (s3://BUCKET/NAME) of compiled models and profiles for all machines, behind the cache",
     )] = ""
     compile_memory: Annotated[int | float, Setting(
         size_or_share(512 * MIB),

@@ -22,17 +22,22 @@ from clockwork_serve.store.trial import Fill, generate_inputs
 
 if TYPE_CHECKING:
     from clockwork_serve.store.cache import Cache, opened_code
+    from clockwork_serve.store.catalogue import CatalogueCompiler, CatalogueRepository, publish
     from clockwork_serve.store.compiler import Compiler, compile_all
     from clockwork_serve.store.optimiser import runtime_fingerprint
 
 _MODULE_OF = {
-    "Cache": "cache", "opened_code": "cache", "Compiler": "compiler", "compile_all": "compiler",
+    "Cache": "cache", "opened_code": "cache", "CatalogueCompiler": "catalogue",
+    "CatalogueRepository": "catalogue", "publish": "catalogue", "Compiler": "compiler",
+    "compile_all": "compiler",
     "runtime_fingerprint": "optimiser",
 }  # fmt: skip
 
 __all__ = [
-    "Cache", "Compiler", "Damage", "Entry", "Fill", "ModelSettings", "Problem", "ProblemError",
+    "Cache", "CatalogueCompiler", "CatalogueRepository", "Compiler", "Damage", "Entry", "Fill",
+    "ModelSettings", "Problem", "ProblemError",
     "Repository", "ServedVersion", "StoreConfig", "compile_all", "generate_inputs", "opened_code",
+    "publish",
     "runtime_fingerprint",
 ]  # fmt: skip
 
@@ -41,3 +46,15 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def opened(root: str, config: StoreConfig) -> Repository:
+    """The repository at a path, or without one the catalogue of the shared store, which loads compilers.
+
+    Raises ``RepositoryError`` if there is none.
+    """
+    if root or not config.shared:
+        return Repository(root, config)
+    from clockwork_serve.store.catalogue import CatalogueRepository as InStore
+
+    return InStore(config)

@@ -46,7 +46,8 @@ from clockwork_serve.errors import RepositoryError, encodable, printable
 from clockwork_serve.integrity import Facts, Verified, file_digest, hash_of, make_private, sealed, unsealed
 from clockwork_serve.messages import Code, CodeFile, Profile, TensorSpec, Weights
 from clockwork_serve.store.optimiser import runtime_fingerprint
-from clockwork_serve.store.settings import Damage, ModelSettings, ProblemError, problem
+from clockwork_serve.store.settings import Damage, ModelSettings, Problem, ProblemError, problem
+from clockwork_serve.store.shared import FULL, RECORDS, SharedStore, sync_folder
 from clockwork_serve.units import KIB, MIB, align
 
 LAYOUT = 6
@@ -60,7 +61,6 @@ _FOLDERS = (
 _RUNTIME = "runtime.json"
 _COMPARED_BYTES = 1 * MIB
 _LOCKS = 64
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _Record = TypeVar("_Record")
 
 _log = logging.getLogger(__name__)
@@ -76,11 +76,28 @@ def digest_of(*parts: bytes | str) -> str:
     return digest.hexdigest()
 
 
+def runtime_of(fingerprint: Mapping[str, str] | None = None) -> tuple[str, bytes]:
+    """The id of this runtime on this CPU, and what it stands for, as JSON."""
+    facts = msgspec.json.encode(
+        dict(runtime_fingerprint() if fingerprint is None else fingerprint), order="sorted"
+    )
+    return digest_of(facts)[:16], facts
+
+
+def shared_store(place: str) -> SharedStore:
+    """The shared store at a place, for this runtime on this CPU."""
+    runtime, facts = runtime_of()
+    return SharedStore(place, f"v{LAYOUT}-{runtime}", facts)
+
+
 class Cache:
     """Artefacts for this runtime on this CPU. Raises ``RepositoryError`` if the folder cannot be used.
 
     ``reads_weights``: a blob counts as present only once it was read and hashed, not if its size alone
     matches. Without it, the process that copies the blob verifies it. ``damage`` lists what was set aside.
+
+    ``store``: the shared store behind this cache (a folder, or a URL for fsspec), if any. What is absent here
+    is taken from there, and what is stored here is stored there, too.
 
     A folder that cannot be written (``read_only`` says why) is used as it is, if it is not empty: records are
     not kept, and what is missing is a ``ProblemError`` where it would be stored.
@@ -92,9 +109,9 @@ class Cache:
         *,
         fingerprint: Mapping[str, str] | None = None,
         reads_weights: bool = True,
+        store: str = "",
     ) -> None:
-        facts = dict(runtime_fingerprint() if fingerprint is None else fingerprint)
-        self.runtime = digest_of(msgspec.json.encode(facts, order="sorted"))[:16]
+        self.runtime, facts = runtime_of(fingerprint)
         self.root = Path(cache_dir).expanduser().absolute() / f"v{LAYOUT}-{self.runtime}"
         if encodable(str(self.root)) != str(self.root):
             found = printable(str(self.root))
@@ -106,10 +123,11 @@ class Cache:
         self._verified = Verified()
         self._setting_aside = threading.Lock()
         self._count = itertools.count()
+        self.shared = SharedStore(store, self.root.name, facts) if store else None
         self._own: Path | None = None
         self.read_only = ""
         try:
-            self._open(msgspec.json.encode(facts))
+            self._open(facts)
         except OSError as error:
             self.read_only = error.strerror or str(error)
             if not os.access(self.root / _RUNTIME, os.R_OK):
@@ -173,7 +191,15 @@ class Cache:
         self.save(kind, f"{key}.json", msgspec.json.encode(value))
 
     def read(self, kind: str, name: str) -> bytes | None:
-        """The content of a sealed file, or None if there is no valid one."""
+        """The content of a sealed file, here or in the shared store, or None if there is no valid one."""
+        content = self._here(kind, name)
+        if content is None and self.shared is not None and kind in RECORDS:
+            content = self.shared.record(f"{kind}/{name}")
+            if content is not None and not self.read_only:
+                self.write(self.root / kind / name, sealed(f"{kind}/{name}", content))
+        return content
+
+    def _here(self, kind: str, name: str) -> bytes | None:
         place = f"{kind}/{name}"
         judged = self._facts("record", place)
         try:
@@ -182,13 +208,17 @@ class Cache:
             return None
         except ValueError as error:
             again = not self.set_aside("record", place, str(error), judged)
-        return self.read(kind, name) if again else None
+        return self._here(kind, name) if again else None
 
     def save(self, kind: str, name: str, content: bytes) -> None:
         """Store the content of a sealed file, replacing an earlier one; in a read-only cache, do nothing."""
         if self.read_only:
             return
-        self.write(self.root / kind / name, sealed(f"{kind}/{name}", content))
+        place = f"{kind}/{name}"
+        stored = sealed(place, content)
+        self.write(self.root / place, stored)
+        if self.shared is not None and kind in RECORDS:
+            self.shared.save_record(place, stored)
 
     def profile(self, code_id: str, device_kind: str) -> Profile | None:
         """The stored profile, or None."""
@@ -203,8 +233,12 @@ class Cache:
     def code(self, code_id: str) -> Code | None:
         """A stored code, with its path in this cache; None unless all its files are present and valid.
 
-        Files are hashed once, and again when they appear changed: a lifted graph is small.
+        Files are hashed once, and again when they appear changed: a lifted graph is small. One that is not
+        here is taken from the shared store.
         """
+        return self._code_here(code_id) or self._taken_code(code_id)
+
+    def _code_here(self, code_id: str) -> Code | None:
         folder, name = self.root / "codes" / code_id, "code.json"
         judged = self._facts("code", code_id)
         if judged is None:
@@ -217,7 +251,7 @@ class Cache:
         except (OSError, ValueError) as error:
             found = error.strerror if isinstance(error, OSError) else error
             again = not self.set_aside("code", code_id, f"{name}: {found}", judged)
-            return self.code(code_id) if again else None
+            return self._code_here(code_id) if again else None
         return msgspec.structs.replace(code, path=str(folder))
 
     def _check_file(self, path: Path, sha256: str) -> None:
@@ -242,6 +276,11 @@ class Cache:
 
     def save_code(self, code: Code, files: Mapping[str, bytes]) -> Code:
         """Store a code and its files, unless another process did; the code with its path."""
+        stored = self._store_code(code, files)
+        self._share_code(stored)
+        return stored
+
+    def _store_code(self, code: Code, files: Mapping[str, bytes]) -> Code:
         place = self.root / "codes" / code.code_id
         manifest = tuple(CodeFile(name, hash_of(data)) for name, data in sorted(files.items()))
         code = msgspec.structs.replace(code, files=manifest, path="")
@@ -252,7 +291,7 @@ class Cache:
             for name, data in files.items():
                 self._write_draft(draft / name, data, place / name)
             self._write_draft(draft / "code.json", record, place / "code.json")
-            self.code(code.code_id)  # a damaged one is set aside
+            self._code_here(code.code_id)  # a damaged one is set aside
             sync_folder(draft)
             with contextlib.suppress(FileExistsError):
                 draft.rename(place)
@@ -263,7 +302,7 @@ class Cache:
                 raise
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-        stored = self.code(code.code_id)
+        stored = self._code_here(code.code_id)
         if stored is None:
             raise RepositoryError(
                 f"cache_dir: expected a code at {place}, found none; is someone emptying it?"
@@ -284,6 +323,8 @@ class Cache:
             self.set_aside("weights", weights_id, "other content", judged)
             self._weights_folder(path)
             self.write(path, data)
+        if self.shared is not None:
+            self.shared.save_object(weights_id, path)
         return weights_id
 
     def take_weights(self, draft: Path, weights_id: str) -> None:
@@ -296,10 +337,13 @@ class Cache:
         sync_folder(path.parent)
 
     def has_weights(self, weights_id: str, file_bytes: int | None = None) -> bool:
-        """Whether the blob is present; it is set aside if it does not match.
+        """Whether the blob is present, or was in the shared store; it is set aside if it does not match.
 
         ``file_bytes``, if known, is its expected size. It is read only if this cache ``reads_weights``.
         """
+        return self._weights_here(weights_id, file_bytes) or self._taken_weights(weights_id, file_bytes)
+
+    def _weights_here(self, weights_id: str, file_bytes: int | None) -> bool:
         path = self.weights_path(weights_id)
         judged = self._facts("weights", weights_id)
         try:
@@ -312,7 +356,7 @@ class Cache:
         again = not self.set_aside(
             "weights", weights_id, "other content" if fits else f"{found} bytes", judged
         )
-        return again and self.has_weights(weights_id, file_bytes)
+        return again and self._weights_here(weights_id, file_bytes)
 
     def inspect(self, what: str, name: str) -> bool:
         """Verify a suspected artefact by reading it anew; whether it is valid. It is set aside if not."""
@@ -376,6 +420,74 @@ class Cache:
                 else:
                     path.unlink(missing_ok=True)
 
+    # The shared store behind it
+
+    def share(self) -> tuple[Problem, ...]:
+        """Add to the shared store, if there is one, what it lacks of what is here; what is wrong with it."""
+        shared = self.shared
+        if shared is None:
+            return ()
+        there = shared.names("codes")
+        for folder in sorted((self.root / "codes").iterdir()):
+            if folder.name not in there and (code := self._code_here(folder.name)) is not None:
+                self._share_code(code)
+        for folder in sorted((self.root / "weights").iterdir()):
+            there = shared.objects(folder.name)
+            for path in sorted(folder.glob("*.bin")):
+                if path.stem not in there and file_digest(path, self._verified) == path.stem:
+                    shared.save_object(path.stem, path)
+        for kind in RECORDS:
+            there = shared.names(kind)
+            for path in sorted((self.root / kind).iterdir()):
+                place = f"{kind}/{path.name}"
+                if path.name not in there and (content := self._here(kind, path.name)) is not None:
+                    shared.save_record(place, sealed(place, content))
+        return shared.problems
+
+    def _share_code(self, code: Code) -> None:
+        """Store a code that is here in the shared store: its files, then its record."""
+        if self.shared is None:
+            return
+        folder = Path(code.path)
+        for file in code.files:
+            self.shared.save_object(file.sha256, folder / file.name)
+        self.shared.save_record(_code_place(code.code_id), (folder / "code.json").read_bytes())
+
+    def _taken_code(self, code_id: str) -> Code | None:
+        """A code from the shared store, stored here; None if it is not there."""
+        place = _code_place(code_id)
+        if self.shared is None or self.read_only or (record := self.shared.record(place)) is None:
+            return None
+        try:
+            code = opened_code(code_id, sealed(place, record))
+        except ValueError as error:
+            _log.error("store: %s in %s cannot be read: %s", place, self.shared.place, error)
+            return None
+        files = {}
+        for file in code.files:
+            content = self.shared.object(file.sha256)
+            if content is None:
+                return None
+            files[file.name] = content
+        return self._store_code(code, files)
+
+    def _taken_weights(self, weights_id: str, file_bytes: int | None) -> bool:
+        """Whether the blob was in the shared store, and is here now."""
+        if self.shared is None or self.read_only:
+            return False
+        path, draft = self.weights_path(weights_id), self._draft()
+        try:
+            if not self.shared.fetch(weights_id, draft):
+                return False
+            self.take_weights(draft, weights_id)
+        except OSError as error:
+            if error.errno in FULL:
+                raise _full(path, file_bytes or 1, error) from None
+            raise
+        finally:
+            draft.unlink(missing_ok=True)
+        return True
+
     # Files
 
     def write(self, path: Path, data: bytes | memoryview) -> None:
@@ -434,7 +546,7 @@ class Cache:
                 os.fsync(file.fileno())
         except OSError as error:
             draft.unlink(missing_ok=True)
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise _full(place, len(data), error) from None
             raise
 
@@ -484,15 +596,6 @@ def opened_code(code_id: str, record: bytes) -> Code:
     if any(Path(file.name).name != file.name for file in code.files):
         raise ValueError("names of files that lead elsewhere")
     return code
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the entries of a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _code_place(code_id: str) -> str:

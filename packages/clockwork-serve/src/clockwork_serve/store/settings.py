@@ -97,13 +97,14 @@ BACKENDS = ("onnx", "torch", "python", "emulated")
 class StoreConfig(Struct, frozen=True, kw_only=True):
     """How models are compiled, and defaults for what a model's own configuration leaves out.
 
-    ``cache_dir`` is where artefacts are kept. ``max_batch_size`` is the default of a model that can be
-    batched, ``largest_batch`` the most that a model may ask for. ``torch_target`` is what torch programs are
-    compiled for: ``cpu``, ``cuda:sm_90``, ``cuda`` (this machine's GPU), ``auto`` (that, or else the CPU), or
-    empty: no device here runs them.
+    ``cache_dir`` is where artefacts are kept, ``shared`` the shared store behind it (a folder, or a URL), if
+    any. ``max_batch_size`` is the default of a model that can be batched, ``largest_batch`` the most that a
+    model may ask for. ``torch_target`` is what torch programs are compiled for: ``cpu``, ``cuda:sm_90``,
+    ``cuda`` (this machine's GPU), ``auto`` (that, or else the CPU), or empty: no device here runs them.
     """
 
     cache_dir: str
+    shared: str = ""
     max_batch_size: int = 16
     largest_batch: int = 64
     queue_limit: int = 1000

@@ -71,6 +71,7 @@ def store_config(settings: Settings) -> StoreConfig:
     """The store's configuration."""
     return StoreConfig(
         cache_dir=settings.cache,
+        shared=settings.store,
         max_batch_size=settings.max_batch,
         largest_batch=max(settings.largest_batch, settings.max_batch),
         queue_limit=settings.queue_limit,

@@ -36,7 +36,7 @@ from clockwork_serve.serve.supervisor.preparation import (
     StartProgress,
     Steering,
 )
-from clockwork_serve.store import Problem, Repository, StoreConfig
+from clockwork_serve.store import Problem, StoreConfig, opened
 from clockwork_serve.store.repository import model_names
 from clockwork_serve.store.settings import shortened
 
@@ -255,7 +255,7 @@ class Loader:
 
     async def index(self, *, ready: bool) -> bytes:
         """The repository index as JSON; ``ready``: only what can be asked."""
-        known = await asyncio.to_thread(_names, self._repository)
+        known = await asyncio.to_thread(_names, self._repository, self._store)
         entries = self._catalogue.index(known, self._link.quarantines.reasons(), self._waiting)
         return msgspec.json.encode([entry for entry in entries if entry.state == "READY" or not ready])
 
@@ -310,7 +310,7 @@ class Loader:
         return b"{}"
 
     async def _check_known(self, name: str, verb: str) -> None:
-        if name not in await asyncio.to_thread(_names, self._repository):
+        if name not in await asyncio.to_thread(_names, self._repository, self._store):
             raise NotInRepository(
                 f"failed to {verb} '{name}', failed to poll from model repository: no model of that name; "
                 "see its index"
@@ -365,14 +365,16 @@ class Loader:
             await asyncio.sleep(POLL_S)
 
 
-def _names(repository: str) -> list[str]:
-    return [shortened(name) for name in model_names(repository)]
+def _names(repository: str, store: StoreConfig) -> list[str]:
+    in_store = not repository and store.shared
+    names = [entry.name for entry in opened("", store).entries] if in_store else model_names(repository)
+    return [shortened(name) for name in names]
 
 
 def _present(repository: str, store: StoreConfig) -> tuple[list[str], list[Problem]]:
     """The names of its models, and what is wrong with the repository itself."""
-    found = Repository(repository, store)
-    return _names(repository), found.find_misplaced()
+    found = opened(repository, store)
+    return _names(repository, store), found.find_misplaced()
 
 
 def _not_loaded(name: str, problems: Sequence[Problem]) -> str:

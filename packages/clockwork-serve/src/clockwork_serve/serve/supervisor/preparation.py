@@ -39,6 +39,7 @@ from clockwork_serve.store import (
     Repository,
     ServedVersion,
     StoreConfig,
+    opened,
 )
 from clockwork_serve.units import KIB
 
@@ -338,13 +339,15 @@ def _write_result(file: str, prepared: PreparedRepository) -> None:
 def _prepare(preparation: Preparation) -> PreparedRepository:
     # Imported here: they load compilers, which the supervisor needs not.
     from clockwork_serve.serve.supervisor.profiling import Profiler
-    from clockwork_serve.store import Cache, compile_all
+    from clockwork_serve.store import Cache, CatalogueCompiler, CatalogueRepository, compile_all
 
-    repository = Repository(preparation.settings.repository, preparation.store)
+    repository = opened(preparation.settings.repository, preparation.store)
     asked = bool(preparation.names or preparation.suspects)
     missing: list[Problem] = []
     with (
-        closing(Cache(preparation.store.cache_dir, reads_weights=asked)) as cache,
+        closing(
+            Cache(preparation.store.cache_dir, reads_weights=asked, store=preparation.store.shared)
+        ) as cache,
         closing(Profiler(preparation.devices, cache, again=preparation.again)) as profiler,
     ):
         for suspect in preparation.suspects:
@@ -355,6 +358,9 @@ def _prepare(preparation: Preparation) -> PreparedRepository:
         work = _Work(able, [*preparation.crashed, *unfit, *missing], cache, profiler)
         compiling = partial(
             compile_all, repository, cache, _progress_reporter("compile"), entries=able,
+            compiler=CatalogueCompiler(cache, repository)
+            if isinstance(repository, CatalogueRepository)
+            else None,
             threads=preparation.threads, urgent=lambda: work.urgent, tell=work.on_compiling,
         )  # fmt: skip
         with work.in_parts(preparation.result) if preparation.parts else nullcontext():

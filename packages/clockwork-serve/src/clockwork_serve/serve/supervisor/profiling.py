@@ -10,12 +10,11 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
-from msgspec import Struct
 
 from clockwork_serve.devices import DeviceConfig, emulated_profile, profile_kind, runs
 from clockwork_serve.errors import DeviceError, printable
@@ -48,20 +47,6 @@ TRIES: Final = 2
 REPLY_BYTES: Final = 64
 """The most of a reply of the process that forks those which measure."""
 
-Progress = Callable[[int, int, str], None]
-"""Called with (done, total, text) after each code."""
-
-
-class Profiled(Struct, frozen=True, kw_only=True):
-    """The profile of every code on every kind of device that can run it, with warnings about guesses.
-
-    ``problems`` are models that crash the process that runs them, or cannot be prepared.
-    """
-
-    profiles: tuple[Profile, ...] = ()
-    warnings: tuple[str, ...] = ()
-    problems: tuple[Problem, ...] = ()
-
 
 class Crashed(Exception):
     """The process that measured a model crashed; so would a worker."""
@@ -69,36 +54,6 @@ class Crashed(Exception):
 
 class Unprepared(Exception):
     """The import of the model's own code raised, or did not end; the message says which."""
-
-
-def profile_all(
-    served: Sequence[ServedVersion],
-    devices: Sequence[DeviceConfig],
-    cache: Cache,
-    progress: Progress | None = None,
-    *,
-    again: bool = False,
-    limit_s: float = TIME_LIMIT_S,
-) -> Profiled:
-    """Profile each distinct code on each kind of device.
-
-    ``again`` measures codes whose profiles are in the cache, too. ``limit_s`` applies to each code.
-
-    Raises :class:`ConfigError` if a device's configuration is wrong.
-    """
-    sharing: dict[str, list[ServedVersion]] = {}
-    for each in served:
-        sharing.setdefault(each.code.code_id, []).append(each)
-    problems: list[Problem] = []
-    with closing(Profiler(devices, cache, again=again, limit_s=limit_s)) as profiler:
-        for done, models in enumerate(sharing.values(), start=1):
-            problems += [found for each in models for found in profiler.profile(each)]
-            if progress is not None:
-                progress(done, len(sharing), models[0].model.key)
-        return Profiled(
-            profiles=tuple(profiler.profiles.values()), warnings=tuple(profiler.warnings),
-            problems=tuple(problems),
-        )  # fmt: skip
 
 
 class Profiler:

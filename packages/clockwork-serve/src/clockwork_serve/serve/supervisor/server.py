@@ -57,7 +57,7 @@ from clockwork_serve.serve.supervisor.processes import (
 )
 from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir, addresses
 from clockwork_serve.serve.transport import SOCKET_NAME
-from clockwork_serve.store.repository import Repository
+from clockwork_serve.store import opened
 from clockwork_serve.telemetry import Counters
 
 __all__ = ["RunningServer", "Server", "ServerConfig", "StartError", "StartProgress", "run", "running_server"]
@@ -92,7 +92,7 @@ class Server:
         a file or a port that cannot be used.
         """
         settings = self.settings = config.settings
-        Repository(settings.repository, config.store)
+        opened(settings.repository, config.store)
         check_access_files(settings)
         check_limits(settings, config.devices)
         if settings.listen_machines:
