@@ -446,8 +446,10 @@ class GatewayLink:
             self._update_readiness()
 
     def _on_readiness(self, frame: Readiness) -> None:
-        # The first one ends the catalogue, which a new link begins with.
-        if self._incoming is not None:
+        # The first one ends the catalogue, which a new link begins with. A controller that has just taken the
+        # lead may have none yet; until it has, the one before counts.
+        incoming = self._incoming
+        if incoming is not None and (len(incoming) or frame.ready or not len(self.models)):
             self.models, self._incoming = self._incoming, None
         self._readiness = frame
         self._update_readiness()
