@@ -113,8 +113,13 @@ def _zoo() -> Zoo:
     return Zoo.read("v100")
 
 
-def random_scenario(seed: int, requests: int = REQUESTS, policy: str | None = None) -> Chance:
-    """The scenario of a seed, with at least that many requests; ``policy`` replaces the one it draws."""
+def random_scenario(
+    seed: int, requests: int = REQUESTS, policy: str | None = None, *, deposed: bool = True
+) -> Chance:
+    """The scenario of a seed, with at least that many requests; ``policy`` replaces the one it draws.
+
+    Without ``deposed``, no controller loses the lead without knowing it.
+    """
     rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM]))
     kinds = _kinds(rng)
     sets = [
@@ -147,10 +152,13 @@ def random_scenario(seed: int, requests: int = REQUESTS, policy: str | None = No
         scenario=replace(
             scenario,
             cluster=table,
-            faults=with_restarts(
-                seed,
-                workload,
-                (*faults, *killers(seed, workload), *stops(seed, workload, cluster)),
+            faults=(
+                *with_restarts(
+                    seed,
+                    workload,
+                    (*faults, *killers(seed, workload), *stops(seed, workload, cluster)),
+                ),
+                *(depositions(seed, workload) if deposed else ()),
             ),
         ),
         workload=workload,
@@ -171,10 +179,11 @@ def simulation_of(chance: Chance, *, checks: bool = True, watchers: Sequence[Wat
 
 
 def play_seed(
-    seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] = (), policy: str | None = None
-) -> PlayedSeed:
+    seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] = (), policy: str | None = None,
+    *, deposed: bool = True,
+) -> PlayedSeed:  # fmt: skip
     """Play one seed with all checks. Raises AssertionError with the command that repeats it."""
-    chance = random_scenario(seed, requests, policy)
+    chance = random_scenario(seed, requests, policy, deposed=deposed)
     simulation = simulation_of(chance, watchers=watchers)
     try:
         run_through(simulation, chance.scenario.faults)
@@ -363,7 +372,7 @@ def _truth(rng: np.random.Generator, kinds: list[ZooModel]) -> dict[str, Profile
 
 def _faults(rng: np.random.Generator, workload: Workload, cluster: Cluster) -> list[FaultTable]:
     count = int(rng.integers(0, FAULTS_MAX + 1))
-    others = KINDS[:-4]  # the last four are drawn from random streams of their own
+    others = KINDS[:-5]  # the last five are drawn from random streams of their own
     kinds = [others[at] for at in rng.integers(len(others), size=count).tolist()]
     names = [name for name, _ in workload.models]
     seconds = workload.duration_ns / NS_PER_S
@@ -496,6 +505,20 @@ def with_restarts(seed: int, workload: Workload, faults: tuple[FaultTable, ...])
         for_s = None if rng.random() < 0.3 else log_uniform(rng, 0.01, 1)
         restarts.append(FaultTable(kind="controller", at_s=at_s, for_s=for_s))
     return (*faults, *restarts)
+
+
+def depositions(seed: int, workload: Workload) -> list[FaultTable]:
+    """In 20 % of seeds, one or two controllers that lose the lead and do not know it."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 9]))
+    if rng.random() > 0.2:
+        return []
+    seconds = workload.duration_ns / NS_PER_S
+    return [
+        FaultTable(
+            kind="deposed", at_s=seconds * float(rng.uniform(0.02, 0.9)), for_s=log_uniform(rng, 0.001, 0.5)
+        )
+        for _ in range(int(rng.integers(1, 3)))
+    ]
 
 
 def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -36,7 +36,7 @@ PLAIN_EVERY_S: Final = 15.0
 def code_hash() -> str:
     """Of all that a seed's course depends on."""
     package = Path(clockwork_serve.__file__).parent
-    parts = ("controller", "messages", "worker", "sim", "workload", "machine.py")
+    parts = ("controller", "messages", "worker", "sim", "workload", "fence.py", "machine.py")
     return sources_hash(package, parts) + sources_hash(Path(__file__).parents[1], ("harness/seeds.py",))
 
 

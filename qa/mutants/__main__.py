@@ -87,9 +87,11 @@ class FirstFailure:
 
 def _files(module: str) -> list[str]:
     """The tests of the module itself, those of its brain, those of the other brain."""
-    brain, *_, name = module.split("/")
+    brain, _, rest = module.partition("/")
+    name = module.rpartition("/")[2]
     if brain not in BRAINS:
-        return sorted(str(path) for path in Path("tests", brain).glob(f"test_{name}*.py"))
+        folder = Path("tests", brain) if rest else Path("tests")
+        return sorted(str(path) for path in folder.rglob(f"test_{name}*.py"))
     found = [str(path) for folder in BRAINS for path in Path("tests", folder).rglob("test_*.py")]
     return sorted(
         found, key=lambda at: (f"test_{name}.py" not in at, f"/{brain}/" not in at, "state" in at, at)
@@ -98,7 +100,7 @@ def _files(module: str) -> list[str]:
 
 def _judge(module: str, planted: bool) -> tuple[str, str, str]:  # noqa: FBT001
     """In the mutant's process: what noticed, which one of these, and which seed."""
-    brain = module.startswith(BRAINS)
+    brain = module.startswith((*BRAINS, "fence"))
     told = _judge_by_seeds(SEEDS_OF_PLANTED) if planted and brain else ""
     fate, by = _judge_by_tests(module)
     if fate == SURVIVED:

@@ -153,6 +153,15 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
      "an INFER runs with another version of the weights"),
     (f"{W}/pages", "held.count != extent.count or held.version != version:", "held.count != extent.count:",
      "an UNLOAD takes another version away"),
+    # Who leads.
+    ("fence", "        return epoch < self.epoch", "        return False", "a deposed controller is obeyed"),
+    ("fence", "        self.epoch = epoch\n", "        pass\n", "it is forgotten that a later controller was joined"),
+    (f"{S}/transport", "            if self._fence.bars(self._epoch):\n                self.abort(self._why_barred())\n            else:",
+     "            if True:", "a link to a deposed controller lives on"),
+    (f"{S}/transport", "        self._fence.join(self._epoch)\n", "        pass\n", "no process remembers whom it has joined"),
+    (f"{S}/lease", "            epoch = _last_epoch(fd) + 1", "            epoch = _last_epoch(fd)", "two controllers have one epoch"),
+    (f"{S}/lease", "            if not _locked_at_once(fd):\n                await _locked(fd)", "            _locked_at_once(fd)",
+     "two controllers lead"),
     # Links of the controller's process.
     (f"{S}/controller/hub", "            self.driver.post(GatewayLost(gateway=name))", "            pass",
      "nobody hears that a gateway died"),

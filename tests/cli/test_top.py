@@ -96,6 +96,13 @@ def test_a_frame_of_80_by_24_says_it_all() -> None:
     ]
 
 
+def test_controllers_that_took_over_or_stand_by_are_told() -> None:
+    for epoch, standbys in ((1, 1), (2, 0)):
+        seen = structs.replace(now(), epoch=epoch, standbys=standbys)
+        first = frame(seen, "http://127.0.0.1:8002", 120, 24)[0]
+        assert first.endswith(f"2 to be prepared   epoch {epoch}, {standbys} standing by")
+
+
 def test_many_reasons_take_more_lines() -> None:
     ends = {f"rejected:reason_{number}": 1000.0 - number for number in range(30)}
     lines = frame(structs.replace(now(), ends=ends), "http://127.0.0.1:8002", 80, 24)

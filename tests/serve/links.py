@@ -79,10 +79,9 @@ class FakeController:
         self.links: list[Link] = []
         self.silent = False
 
-    async def listen(self, path: Path) -> Listener:
-        return await listen(
-            path, hello(Role.CONTROLLER, "controller"), self.links.append, self._on_frames, lambda link: None
-        )
+    async def listen(self, path: Path, epoch: int = 0) -> Listener:
+        own = hello(Role.CONTROLLER, "controller", epoch)
+        return await listen(path, own, self.links.append, self._on_frames, lambda link: None)
 
     def _on_frames(self, link: Link, frames: list[Frame]) -> None:
         self.told += frames

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clockwork_serve.errors import TransportError
+from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
     AdmissionQuery,
     Ask,
@@ -30,6 +31,7 @@ from clockwork_serve.messages import (
     DeviceNumbers,
     Extent,
     Frame,
+    Hello,
     Ping,
     Quarantined,
     Request,
@@ -45,6 +47,7 @@ from clockwork_serve.serve import transport
 from clockwork_serve.serve.supervisor.run_dir import RunDir
 from clockwork_serve.serve.transport import (
     FRAME_BYTES_MAX,
+    PROTOCOL,
     ClockAlignment,
     FrameReader,
     FrameWriter,
@@ -54,6 +57,7 @@ from clockwork_serve.serve.transport import (
     hello,
     to_controller,
     to_local,
+    why_strange,
 )
 from tests.serve.links import Side, bytes_of, cancels, until
 
@@ -136,14 +140,89 @@ def test_a_path_too_long_for_a_socket_says_what_to_do(tmp_path: Path) -> None:
         uvloop.run(Side().listen(tmp_path / ("x" * 120)))
 
 
-def test_another_protocol_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("protocol", [PROTOCOL + 2, 99])
+def test_a_protocol_that_is_no_neighbour_is_refused(tmp_path: Path, protocol: int) -> None:
     async def main() -> None:
         server = Side()
         listener = await server.listen(tmp_path / "c.sock")
-        with pytest.raises(TransportError, match="protocol"):
-            await Side().connect(tmp_path / "c.sock", protocol=99)
+        with pytest.raises(TransportError, match=r"speaks protocol \d+, expected \d+ to \d+; restart all"):
+            await Side().connect(tmp_path / "c.sock", protocol=protocol)
         assert server.links == []
         listener.close()
+
+    uvloop.run(main())
+
+
+def test_neighbouring_protocols_understand_each_other(tmp_path: Path) -> None:
+    async def main() -> None:
+        server, client = Side(), Side()
+        server.reply = lambda link, frame: link.send(frame)
+        listener = await server.listen(tmp_path / "c.sock")
+        link = await client.connect(tmp_path / "c.sock", protocol=PROTOCOL + 1)
+        link.send(cancels(1)[0])
+        await until(lambda: client.frames == cancels(1))
+        listener.close()
+
+    uvloop.run(main())
+
+
+@pytest.mark.parametrize(
+    ("own", "understood"), [(3, {3, 4}), (4, {3, 4, 5}), (5, {4, 5, 6}), (9, {8, 9, 10})]
+)
+def test_a_protocol_understands_those_beside_it_since_the_third(own: int, understood: set[int]) -> None:
+    assert {peer for peer in range(12) if not why_strange(own, peer)} == understood
+
+
+def test_a_hello_of_a_build_with_more_or_fewer_fields_can_be_read() -> None:
+    own = hello(Role.CONTROLLER, "c", epoch=7)
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(own))
+    for sent, epoch in (([*fields, "more"], 7), (fields[:-1], 0)):
+        found = msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=Hello)
+        assert (found.name, found.protocol, found.epoch) == ("c", PROTOCOL, epoch)
+
+
+# Fences: a process that has joined a controller obeys none of a lower epoch, whatever links are open.
+
+
+def test_a_controller_that_was_deposed_is_not_joined(tmp_path: Path) -> None:
+    async def main() -> None:
+        fence, path, own, ours = Fence(), tmp_path / "c.sock", hello(Role.WORKER, "w"), Side()
+        for epoch in (1, 3, 3):
+            listener = await Side().listen(path, hello(Role.CONTROLLER, "c", epoch))
+            await connect(path, own, ours.on_frames, ours.on_lost, fence)
+            listener.close()
+            assert fence.epoch == epoch
+        listener = await Side().listen(path, hello(Role.CONTROLLER, "c", 2))
+        with pytest.raises(TransportError, match=r"'c' .* deposed: its epoch is 2, and one of epoch 3 leads"):
+            await connect(path, own, ours.on_frames, ours.on_lost, fence)
+        assert fence.epoch == 3
+        await connect(path, own, ours.on_frames, ours.on_lost)  # a process that has joined no other
+        listener.close()
+
+    uvloop.run(main())
+
+
+def test_what_a_deposed_controller_sends_is_dropped_and_its_link_lost(tmp_path: Path) -> None:
+    async def main() -> None:
+        fence, first, second, ours = Fence(), Side(), Side(), Side()
+        old = await first.listen(tmp_path / "old.sock", hello(Role.CONTROLLER, "c", 1))
+        new = await second.listen(tmp_path / "new.sock", hello(Role.CONTROLLER, "c", 2))
+        own = hello(Role.WORKER, "w")
+        await connect(tmp_path / "old.sock", own, ours.on_frames, ours.on_lost, fence)
+        await until(lambda: first.links)
+        first.links[0].send(cancels(1)[0])
+        await until(lambda: ours.frames == cancels(1))
+        await connect(tmp_path / "new.sock", own, ours.on_frames, ours.on_lost, fence)
+        await until(lambda: second.links)
+        for frame in cancels(3):
+            first.links[0].send(frame)
+        await until(lambda: ours.lost)
+        assert "it was deposed: its epoch is 1, and one of epoch 2 leads" in ours.lost[0].lost_because
+        assert ours.frames == cancels(1)
+        second.links[0].send(cancels(2)[1])
+        await until(lambda: ours.frames == cancels(2))
+        old.close()
+        new.close()
 
     uvloop.run(main())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
     Answer,
     Infer,
@@ -16,10 +17,10 @@ from clockwork_serve.messages import (
     WorkerHung,
     WorkerJoined,
 )
-from clockwork_serve.sim import read_constants
+from clockwork_serve.sim import Simulation, host, read_constants
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.tables import FaultTable as Fault
-from tests.sim.worlds import played, scenario
+from tests.sim.worlds import Steps, played, scenario, simulation
 
 TIMES = read_constants().faults
 BACK_NS = NS_PER_S + TIMES.controller_ns
@@ -115,3 +116,63 @@ def test_a_model_that_hangs_across_controllers_is_found_by_the_next_and_its_work
     assert [word.end for _, word in hung] == [False, True]
     assert "of before it joined" in hung[0][1].why
     assert [now_ns for now_ns, _ in steps.done(Infer) if now_ns > hung[1][0]], "another worker serves"
+
+
+# A controller loses the lead and does not know it.
+
+
+# More load than two devices can do, so that there is always something that it would do.
+DEPOSED = [Fault(kind="deposed", at_s=0.4 + 0.5 * at, for_s=0.05) for at in range(6)]
+
+
+def deposed(seed: int) -> tuple[Simulation, Steps]:
+    made = scenario(*DEPOSED, seconds=3.5, rate_rps=2200, slo_ms=1000, devices=2)
+    return simulation(made, seed=seed, pages=12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_controller_that_was_deposed_and_goes_on_changes_nothing(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+):
+    barred: list[int] = []
+    bars = Fence.bars
+
+    def noted(fence: Fence, epoch: int) -> bool:
+        found = bars(fence, epoch)
+        barred.extend([epoch] * found)
+        return found
+
+    monkeypatch.setattr(Fence, "bars", noted)
+    made, steps = deposed(seed)
+    made.run()
+
+    assert made.faults is not None and made.faults.executed == {"deposed": 6}
+    assert made.epoch == 7
+    assert set(barred) <= set(range(1, 7)) and len(set(barred)) > 1, "nothing that it sent had to be barred"
+    answered = [answer.request_id for _, answer in steps.done(Answer)]
+    assert len(answered) == len(set(answered))
+    assert not made.open
+
+
+def test_without_fences_a_deposed_controller_is_found_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Fence, "bars", lambda fence, epoch: False)
+    for seed in range(4):
+        with pytest.raises(AssertionError):
+            deposed(seed)[0].run()
+
+
+class Gate(Fence):
+    """A fence that bars nobody."""
+
+    def bars(self, epoch: int) -> bool:
+        return False
+
+
+def test_workers_without_fences_are_found_out(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(host, "Fence", Gate)
+    found = []
+    for seed in range(4):
+        with pytest.raises(AssertionError) as caught:
+            deposed(seed)[0].run()
+        found.append(str(caught.value))
+    assert any("no controller waits for it" in text for text in found), found

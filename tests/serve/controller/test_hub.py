@@ -45,6 +45,7 @@ from clockwork_serve.messages import (
     Role,
     SoonestEnd,
     SoonestEnds,
+    StandbysCounted,
     Status,
     Weights,
     Window,
@@ -539,6 +540,8 @@ def test_the_supervisor_reports_processes_that_it_ended_since_the_start(tmp_path
         text = b'clockwork_processes_ended_total{process="gateway-0"} 2'
         await until(lambda: text in render(world.recorder.counters))
         assert b'clockwork_processes_ended_total{process="controller"} 1' in render(world.recorder.counters)
+        supervisor.send(StandbysCounted(ready=1))
+        await until(lambda: b"clockwork_controllers_standing_by 1" in render(world.recorder.counters))
 
     play(tmp_path, story)
 

@@ -93,6 +93,7 @@ class FakeController:
         self.path = path
         self.catalogue = list(catalogue)
         self.ready = Readiness(ready=True)
+        self.leads_with = 0  # its epoch
         self.requests: list[Request] = []
         self.cancels: list[Cancel] = []
         self.admission_queries: list[AdmissionQuery] = []
@@ -116,8 +117,9 @@ class FakeController:
 
     async def start(self) -> None:
         self._listener = await listen(
-            self.path, hello(Role.CONTROLLER, "controller"), self._on_link, self._on_frames, self.links.remove
-        )
+            self.path, hello(Role.CONTROLLER, "controller", self.leads_with), self._on_link, self._on_frames,
+            self.links.remove,
+        )  # fmt: skip
 
     def stop(self) -> None:
         if self._listener is not None:

@@ -7,14 +7,15 @@ import struct
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
-from clockwork_serve.messages import Outcome, Readiness, Reason, Request
+from clockwork_serve.messages import HandingOver, Outcome, Readiness, Reason, Request
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway import controller_link
 from clockwork_serve.serve.gateway.controller_link import RESUBMITTED
 from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, ms
-from tests.serve.gateway.worlds import Client, World, in_world
+from tests.serve.gateway.worlds import SMALL, Client, World, in_world
 
 X = struct.pack("<2f", 1.5, -2.0)
 
@@ -27,6 +28,12 @@ async def sent(world: World, *clients: Client) -> list[Request]:
         world.gateway.infer(client)
     await world.until(lambda: len(world.controller.requests) == before + len(clients))
     return world.controller.requests[before:]
+
+
+async def stopped(world: World) -> None:
+    """The controller is gone, and the gateway knows."""
+    world.controller.stop()
+    await world.until(lambda: not world.gateway.link.is_open)
 
 
 async def next_controller(world: World) -> None:
@@ -187,6 +194,176 @@ def test_requests_that_await_failover_end_when_the_gateway_closes(tmp_path: Path
 
     in_world(tmp_path, story)
     assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+
+
+def test_a_controller_that_was_deposed_gets_no_request(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.leads_with = 2
+        await stopped(world)
+        await next_controller(world)
+        await stopped(world)
+        world.controller.leads_with = 1
+        await world.controller.start()
+        await asyncio.sleep(0.1)
+        assert not world.gateway.link.is_open
+        client = await world.infer(Client(slo_ms=60_000))
+        assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        assert world.controller.requests == []
+        world.controller.stop()
+        world.controller.leads_with = 3
+        await next_controller(world)
+
+    in_world(tmp_path, story)
+
+
+# A controller stands by: what comes while it takes over waits for it, too.
+
+
+STANDBY = structs.replace(SMALL, controllers=2)
+
+
+def test_what_comes_while_a_standby_takes_over_is_submitted_to_it_and_answered(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+        clients = [Client(data=X, slo_ms=60_000) for _ in range(5)]
+        ids = [world.gateway.infer(client) for client in clients]
+        left = clients.pop()
+        world.gateway.cancel(ids.pop())
+        assert world.gateway.counters().open == 4
+        await next_controller(world)
+        await world.until(lambda: all(client.ends for client in clients))
+        assert [one.request_id for one in world.controller.requests] == ids, "no controller had them before"
+        assert {client.ended for client in clients} == {(Outcome.OK, Reason.NONE)}
+        assert all(client.outputs == [X] for client in clients)
+        assert left.ends == []
+        assert world.gateway.slots.used_bytes == 0
+
+    in_world(tmp_path, story, STANDBY)
+
+
+def test_the_catalogue_of_before_counts_until_a_standby_has_one(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        controller = world.controller
+        await stopped(world)
+        catalogue, controller.catalogue = controller.catalogue, []
+        controller.ready = Readiness(ready=False, why="starting")
+        await controller.start()
+        await world.until(lambda: controller.links)
+        await asyncio.sleep(0.05)
+        client = Client(data=X, slo_ms=60_000)
+        world.gateway.infer(client)
+        assert client.ends == [], "the model is known"
+        controller.catalogue = catalogue
+        controller.send(*[frame for added in catalogue for frame in added], Readiness(ready=True))
+        await world.until(lambda: client.ends)
+        assert client.ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story, STANDBY)
+
+
+def test_what_waited_for_a_standby_may_wait_for_the_next_one_too(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+        client = Client(data=X, slo_ms=60_000)
+        request_id = world.gateway.infer(client)
+        world.controller.on_request = world.keep
+        await next_controller(world)
+        await world.until(lambda: world.controller.requests)
+        world.controller.stop()
+        world.controller.on_request = world.controller.echo
+        await next_controller(world)
+        await world.until(lambda: client.ends)
+        assert [one.request_id for one in world.controller.requests] == [request_id + RESUBMITTED]
+        assert client.ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story, STANDBY)
+
+
+def test_where_a_standby_does_not_come_requests_are_refused_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controller_link, "TAKEOVER_NS", ms(150))
+
+    async def story(world: World) -> None:
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+        short = Client(slo_ms=60)
+        world.gateway.infer(short)
+        assert short.ends == []
+        await world.until(lambda: short.ends)
+        assert short.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        await asyncio.sleep(0.15)
+        late = Client(slo_ms=60_000)
+        assert world.gateway.infer(late) == ""
+        assert late.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        unknown = Client(slo_ms=60_000, model="nobody")
+        world.gateway.infer(unknown)
+        assert unknown.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+
+    in_world(tmp_path, story, STANDBY)
+
+
+def test_what_comes_while_the_controller_is_stuck_waits_as_well(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        for replaced in (False, True):
+            world.controller.requests.clear()
+            world.controller.beats = False
+            await world.until(lambda: world.gateway.link.stuck)
+            client = Client(data=X, slo_ms=60_000)
+            world.gateway.infer(client)
+            assert (client.ends, world.controller.requests) == ([], [])
+            world.controller.beats = True
+            if replaced:
+                world.controller.stop()
+                await next_controller(world)
+            else:
+                world.controller.send(*world.controller.kept_beats)
+            await world.until(lambda client=client: client.ends)
+            assert client.ended == (Outcome.OK, Reason.NONE)
+            assert len(world.controller.requests) == 1
+
+    in_world(tmp_path, story, STANDBY)
+
+
+def test_a_standby_answers_what_is_due_soon(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        client = Client(data=X, slo_ms=95)
+        await sent(world, client)
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+        assert client.ends == [], "without a standby it would have ended"
+        await world.until(lambda: client.ends)
+
+    in_world(tmp_path, story, STANDBY)
+
+
+def test_what_comes_while_the_controller_hands_over_waits_for_the_next_one(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        before, after = Client(data=X, slo_ms=60_000), Client(data=X, slo_ms=60_000)
+        (first,) = await sent(world, before)
+        world.controller.send(HandingOver())
+        await world.until(lambda: not world.gateway.link.serves)
+        assert world.gateway.link.why_not_ready == "the controller hands over to another one"
+        second = world.gateway.infer(after)
+        await asyncio.sleep(0.02)
+        assert [one.request_id for one in world.controller.requests] == [first.request_id]
+        world.controller.send(world.controller.echo(first))
+        await world.until(lambda: before.ends)
+        assert before.ended == (Outcome.OK, Reason.NONE), "it finishes what it has"
+        world.controller.stop()
+        world.controller.on_request = world.controller.echo
+        await next_controller(world)
+        await world.until(lambda: after.ends)
+        assert [one.request_id for one in world.controller.requests] == [second]
+        assert after.ended == (Outcome.OK, Reason.NONE)
+        # One that is lost, and did not hand over, is another matter.
+        world.controller.stop()
+        await world.until(lambda: not world.gateway.link.is_open)
+        assert (await world.infer(Client(slo_ms=60_000))).ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+
+    in_world(tmp_path, story)
 
 
 def test_requests_without_room_in_the_new_region_are_not_kept() -> None:

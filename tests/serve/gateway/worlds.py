@@ -72,9 +72,9 @@ SMALL = Settings(gateway_memory=1 * MIB, max_body=MIB // 2)
 
 
 class World:
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, settings: Settings = SMALL) -> None:
         self.controller = FakeController(run_dir / "controller.sock", IDENT, ANY, WORDS)
-        config = GatewayConfig(run_dir=str(run_dir), name="g0", settings=SMALL)
+        config = GatewayConfig(run_dir=str(run_dir), name="g0", settings=settings)
         self.tenants: dict[str, Tenant] = {}
         self.gateway = Gateway(config, caps=Caps(lambda: self.tenants))
 
@@ -99,8 +99,8 @@ class World:
 
 
 @asynccontextmanager
-async def a_world(run_dir: Path) -> AsyncIterator[World]:
-    world = World(run_dir)
+async def a_world(run_dir: Path, settings: Settings = SMALL) -> AsyncIterator[World]:
+    world = World(run_dir, settings)
     await world.controller.start()
     link = asyncio.get_running_loop().create_task(world.gateway.link.run())
     await world.until(lambda: world.gateway.link.is_open)
@@ -112,9 +112,11 @@ async def a_world(run_dir: Path) -> AsyncIterator[World]:
         world.controller.stop()
 
 
-def in_world(run_dir: Path, story: Callable[[World], Coroutine[Any, Any, None]]) -> None:
+def in_world(
+    run_dir: Path, story: Callable[[World], Coroutine[Any, Any, None]], settings: Settings = SMALL
+) -> None:
     async def main() -> None:
-        async with a_world(run_dir) as world:
+        async with a_world(run_dir, settings) as world:
             await story(world)
 
     uvloop.run(main())

@@ -17,7 +17,6 @@ import pytest
 import uvloop
 
 from clockwork_serve.config import Settings
-from clockwork_serve.controller import Controller
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
     Answer,
@@ -25,8 +24,10 @@ from clockwork_serve.messages import (
     Cancel,
     CodeAdded,
     CodeReady,
+    Delivered,
     Drain,
     Frame,
+    HandingOver,
     Infer,
     Load,
     ModelAdded,
@@ -41,6 +42,7 @@ from clockwork_serve.messages import (
     Status,
 )
 from clockwork_serve.serve.child import EXIT_BROKEN, EXIT_CONFIG
+from clockwork_serve.serve.lease import LEASE_NAME, create_lease
 from clockwork_serve.serve.processes import controller as process
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.supervisor.processes import Child, Launch
@@ -77,12 +79,28 @@ class Peer:
 
 @asynccontextmanager
 async def controller(run_dir: Path, **fields: Any) -> AsyncIterator[Child]:
+    if not (run_dir / LEASE_NAME).exists():
+        create_lease(run_dir)
     config = ControllerProcessConfig(run_dir=str(run_dir), **fields)
-    child = Child(Launch.of("controller", "controller", config), lambda line: None)
+    child = Child(Launch.of(config.name, "controller", config), lambda line: None)
     try:
         yield child
     finally:
         await child.stop(grace_s=20)
+
+
+def waiting_for_locks() -> set[int]:
+    """Processes that wait for a file's lock."""
+    lines = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return {int(words[5]) for words in lines if words[1:3] == ["->", "FLOCK"]}
+
+
+async def standing_by(child: Child) -> None:
+    """Return once it waits for the lock."""
+    async with asyncio.timeout(30):
+        while child.pid not in waiting_for_locks():
+            assert not child.exited
+            await asyncio.sleep(0.01)
 
 
 async def peer(run_dir: Path, role: Role, name: str) -> Peer:
@@ -118,6 +136,24 @@ async def warm(run_dir: Path) -> tuple[Peer, Peer, Peer]:
     return supervisor, worker, gateway
 
 
+class StandIn:
+    """A lease that is free from the start, or once the test says so, and may be lost."""
+
+    def __init__(self, *, free: bool = True) -> None:
+        self.lost = asyncio.Event()
+        self.free = asyncio.Event()
+        self.released = False
+        if free:
+            self.free.set()
+
+    async def acquire(self) -> int:
+        await self.free.wait()
+        return 7
+
+    def release(self) -> None:
+        self.released = True
+
+
 def test_what_came_while_it_started_is_frozen_without_a_pass_over_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +164,7 @@ def test_what_came_while_it_started_is_frozen_without_a_pass_over_it(
 
     async def main() -> None:
         stop, config = asyncio.Event(), ControllerProcessConfig(run_dir=str(tmp_path))
-        serving = asyncio.create_task(process.serve(config, Controller(config.controller), stop))
+        serving = asyncio.create_task(process.lead_once(config, StandIn(), stop))
         async with asyncio.timeout(60):
             while done.count("freeze") < 2:
                 await asyncio.sleep(0.01)
@@ -141,6 +177,44 @@ def test_what_came_while_it_started_is_frozen_without_a_pass_over_it(
     finally:
         gc.set_threshold(*usual)
     assert done == ["collect", "freeze", "freeze"]
+
+
+def test_it_leads_no_longer_once_the_lease_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process.child, "freeze_live_objects", lambda *_: None)
+
+    async def main() -> None:
+        config, lease = ControllerProcessConfig(run_dir=str(tmp_path)), StandIn()
+        leading = asyncio.create_task(process.lead_once(config, lease, asyncio.Event()))
+        gateway = await peer(tmp_path, Role.GATEWAY, "g")
+        assert gateway.link.peer.epoch == 7
+        assert not lease.released
+        lease.lost.set()
+        async with asyncio.timeout(30):
+            await gateway.lost.wait()
+            await leading
+        assert lease.released
+
+    uvloop.run(main())
+
+
+def test_who_stands_by_ends_when_it_is_told_to_and_never_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process.child, "freeze_live_objects", lambda *_: None)
+
+    async def main() -> None:
+        stop, lease = asyncio.Event(), StandIn(free=False)
+        config = ControllerProcessConfig(run_dir=str(tmp_path))
+        waiting = asyncio.create_task(process.lead_once(config, lease, stop))
+        await asyncio.sleep(0.05)
+        stop.set()
+        lease.free.set()  # at the same instant
+        async with asyncio.timeout(30):
+            await waiting
+        assert lease.released
+        assert not (tmp_path / SOCKET_NAME).exists()
+
+    uvloop.run(main())
 
 
 def request(number: int) -> Request:
@@ -258,6 +332,68 @@ def test_all_links_end_when_it_is_killed(tmp_path: Path) -> None:
                 for each in peers:
                     await each.lost.wait()
             assert await child.ended == -signal.SIGKILL
+
+    uvloop.run(main())
+
+
+def test_one_that_stands_by_takes_over_from_what_workers_hold(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controller(tmp_path) as first:
+            _, worker, gateway = await warm(tmp_path)
+            gateway.link.send(request(1))
+            worker.link.send(ok(await worker.until(Load)))
+            infer = await worker.until(Infer)
+            async with controller(tmp_path, name="controller-1") as second:
+                await standing_by(second)
+                assert (await peer(tmp_path, Role.GATEWAY, "h")).link.peer.name == "controller"
+                assert gateway.link.peer.epoch == 1
+                first.signal(signal.SIGKILL)
+                again = await peer(tmp_path, Role.SUPERVISOR, "keeper")
+                assert (again.link.peer.name, again.link.peer.epoch) == ("controller-1", 2)
+                for frame in (CODE, MODEL, Ask(ask_id=1, what=Question.STATE)):
+                    again.link.send(frame)
+                state = msgspec.json.decode((await again.until(Reply)).body)
+                assert (state["epoch"], state["standbys"]) == (2, 0)
+                _, other, asking = await warm(tmp_path)
+                asking.link.send(request(2))
+                later = await other.until(Load)
+                assert later.action_id > infer.action_id, "ids are never used again"
+                assert await second.stop(grace_s=20) == 0
+
+    uvloop.run(main())
+
+
+def test_by_a_signal_it_finishes_what_it_has_and_hands_over(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controller(tmp_path) as first:
+            _, worker, gateway = await warm(tmp_path)
+            gateway.link.send(request(1))
+            worker.link.send(ok(await worker.until(Load)))
+            infer = await worker.until(Infer)
+            async with controller(tmp_path, name="controller-1") as second:
+                await standing_by(second)
+                second.signal(signal.SIGUSR1)  # it has nothing to give up
+                first.signal(signal.SIGUSR1)
+                await gateway.until(HandingOver)
+                worker.link.send(ok(infer))
+                assert (await gateway.until(Answer)).outcome is Outcome.OK
+                gateway.link.send(Delivered(in_time=("r1",)))
+                async with asyncio.timeout(30):
+                    await gateway.lost.wait()
+                    assert await first.ended == 0
+                again = await peer(tmp_path, Role.GATEWAY, "g")
+                assert (again.link.peer.name, again.link.peer.epoch) == ("controller-1", 2)
+                assert not second.exited
+
+    uvloop.run(main())
+
+
+def test_a_lease_that_is_damaged_is_named(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / LEASE_NAME).write_bytes(b"7")
+        async with controller(tmp_path) as child:
+            assert await asyncio.wait_for(child.ended, 30) == EXIT_CONFIG
+            assert any("lease: expected the epoch of the last controller" in line for line in child.tail)
 
     uvloop.run(main())
 

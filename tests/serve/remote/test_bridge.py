@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,24 @@ def test_a_far_worker_is_to_the_controller_a_worker_here(tmp_path: Path) -> None
             far.link.close()
             await until(at.controller.lost.is_set)
             assert not at.bridge._peers
+
+    run(test())
+
+
+def test_nothing_of_a_controller_that_was_deposed_reaches_another_machine(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            for epoch in (2, 1):
+                at.controller.close()
+                await until(lambda: not at.bridge._complete)
+                at.controller.epoch = epoch
+                await at.controller.open()
+                await at.controller.linked()
+                at.controller.send(READY)
+                await until(lambda: at.bridge._complete) if epoch == 2 else await asyncio.sleep(0.2)
+            far = await at.machine(MACHINE, joining(NAME))
+            assert (await far.refusal()).why == "the server has no controller now"
+            assert at.controller.heard.empty()
 
     run(test())
 

@@ -53,6 +53,15 @@ def test_each_real_device_has_a_process_and_emulated_ones_share_one() -> None:
     assert not any(launch.cpus for launch in made)
 
 
+def test_a_second_controller_has_a_name_of_its_own_and_else_the_same_configuration() -> None:
+    made = launches(config(controllers=2), Path("/run"), {"http_port": 1})
+    first, second = (msgspec.json.decode(one.config, type=ControllerProcessConfig) for one in made[:2])
+    assert [one.name for one in made[:3]] == ["controller", "controller-1", "worker-cpu:0"]
+    assert (first.name, second.name) == ("controller", "controller-1")
+    assert msgspec.structs.replace(second, name=first.name) == first
+    assert made[0].stuck_s == made[1].stuck_s > 0
+
+
 def test_all_but_workers_are_watched_unless_that_is_off() -> None:
     for stuck_s in (3.0, 7.0, 0.0):
         made = launches(config(**MACHINES, stuck_s=stuck_s), Path("/run"), {"http_port": 1})

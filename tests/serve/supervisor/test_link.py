@@ -114,6 +114,27 @@ def test_of_two_questions_at_once_both_are_answered_and_none_is_kept(tmp_path: P
     uvloop.run(main())
 
 
+def test_a_controller_that_was_deposed_is_told_nothing(tmp_path: Path) -> None:
+    async def main() -> None:
+        path, told = tmp_path / "c.sock", FakeController()
+        link = SupervisorLink(path, list, lambda ask: None)
+        link.start()
+        for epoch, joined in ((2, True), (1, False), (2, True)):
+            told.told.clear()
+            listener = await told.listen(path, epoch)
+            if joined:
+                await asyncio.wait_for(link.connected.wait(), 20)
+            else:
+                await asyncio.sleep(0.1)
+                assert not link.connected.is_set()
+            assert bool(told.told) is joined
+            listener.close()
+            await until(lambda: not link.connected.is_set())
+        link.close()
+
+    uvloop.run(main())
+
+
 # Workers that never connect are ended; connected workers and other processes are not.
 
 

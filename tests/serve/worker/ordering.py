@@ -18,9 +18,10 @@ PATIENCE_S = 30.0
 class Orders:
     """Listens where a controller would; one worker at a time."""
 
-    def __init__(self, run_dir: Path, role: Role = Role.CONTROLLER) -> None:
+    def __init__(self, run_dir: Path, role: Role = Role.CONTROLLER, epoch: int = 0) -> None:
         self.path = run_dir / "controller.sock"
         self.role = role
+        self.epoch = epoch
         self.heard: asyncio.Queue[Frame] = asyncio.Queue()
         self.lost = asyncio.Event()
         self._linked: asyncio.Queue[Link] = asyncio.Queue()
@@ -28,7 +29,7 @@ class Orders:
         self._link: Link | None = None
 
     async def open(self) -> None:
-        own = hello(self.role, "controller")
+        own = hello(self.role, "controller", self.epoch)
         self._listener = await listen(self.path, own, self._on_link, self._on_frames, self._on_lost)
 
     def close(self) -> None:

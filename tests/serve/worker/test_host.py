@@ -131,6 +131,23 @@ def test_memory_of_a_dead_gateway_is_unmapped_without_another_request(
     run(test())
 
 
+def test_it_joins_no_controller_that_was_deposed(tmp_path: Path) -> None:
+    async def test() -> None:
+        worker, at = Running(tmp_path, Toy()), Orders(tmp_path)
+        for epoch in (2, 1, 3):
+            at.epoch = epoch
+            await at.open()
+            if epoch == 1:
+                await asyncio.sleep(0.1)
+                assert at.heard.empty()
+            else:
+                assert (await at.hear(WorkerJoined)).worker == "w0"
+            at.close()
+        await worker.end()
+
+    run(test())
+
+
 def test_it_waits_until_a_controller_is_up(tmp_path: Path) -> None:
     async def test() -> None:
         worker = Running(tmp_path, Toy())

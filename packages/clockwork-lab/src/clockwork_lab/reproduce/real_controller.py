@@ -23,6 +23,7 @@ from clockwork_serve.devices.base import DeviceConfig
 from clockwork_serve.devices.emulated import emulated_config, emulated_profile
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.messages import Ask, Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
+from clockwork_serve.serve.lease import create_lease
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.supervisor.link import SupervisorLink
 from clockwork_serve.serve.supervisor.processes import Child, Launch, describe_exit
@@ -80,6 +81,7 @@ async def started(
     link: SupervisorLink | None = None
     with tempfile.TemporaryDirectory(prefix="clockwork-") as folder:
         try:
+            create_lease(Path(folder))
             launches = _launches(Path(folder), config, configs, workers)
             children.extend(Child(launch, logging.getLogger(__name__).debug) for launch in launches)
             link = SupervisorLink(Path(folder) / SOCKET_NAME, lambda: frames, _ignore)

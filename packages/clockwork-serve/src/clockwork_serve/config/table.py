@@ -548,6 +548,9 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         "seconds that any other process may not respond before it is restarted; 0: for ever",
         GATEWAY,
     )] = 3.0
+    controllers: Annotated[int, Setting(
+        integer(1, 2), "controller processes; of 2, one stands by and takes over when the other one ends",
+    )] = 1
 
     # Devices
     device: Annotated[tuple[DeviceChoice, ...], Setting(

@@ -39,6 +39,7 @@ from clockwork_serve.messages.links import (
     FarGateway,
     Fetch,
     GatewayLost,
+    HandingOver,
     Hello,
     MachineHello,
     MeasuredDurations,
@@ -65,6 +66,7 @@ from clockwork_serve.messages.links import (
     Running,
     SoonestEnd,
     SoonestEnds,
+    StandbysCounted,
     Undelivered,
     WorkerCrashed,
     WorkerHeard,
@@ -126,7 +128,8 @@ Frame = (
     | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused | Piece
     | Fetch | Part
     | FarGateway | RequestPiece | Undelivered | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
-    | Delivered | Preparing | ModelsAskedFor | SoonestEnds | CreditBlocked
+    | Delivered | Preparing | ModelsAskedFor | SoonestEnds | CreditBlocked | StandbysCounted
+    | HandingOver
 )  # fmt: skip
 """What may be sent on a link between our processes."""
 
@@ -136,12 +139,13 @@ __all__ = [
     "CodeRemade", "CodeRemoved", "ControllerEffect", "ControllerEvent", "CreditBlocked", "DamageCounted",
     "Delivered",
     "DeviceNumbers", "DeviceSpec", "DeviceState", "Drain", "Extent", "FarGateway", "Fetch", "Frame",
-    "GatewayLost", "Hello", "Infer", "Lane", "Load", "MachineHello", "MeasuredDurations", "Model",
+    "GatewayLost", "HandingOver", "Hello", "Infer", "Lane", "Load", "MachineHello", "MeasuredDurations",
+    "Model",
     "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part", "Piece",
     "Ping", "Preparing", "ProcessesEnded", "Profile", "Quarantined", "Question", "Quota", "QuotasSet",
     "Readiness", "Reason", "Refused", "Release", "ReleaseFromQuarantine", "Reply", "Request", "RequestCredit",
     "RequestPiece", "Resident", "Result", "RetainWeights", "Role", "Running", "SoonestEnd",
-    "SoonestEnds", "Status", "TensorRef",
+    "SoonestEnds", "StandbysCounted", "Status", "TensorRef",
     "TensorSpec", "Tensors", "TorchIndex", "TorchTensor", "Undelivered", "Unload", "Weights", "Window",
     "WorkerCrashed", "WorkerHeard", "WorkerHung", "WorkerJoined", "WorkerLost", "WorkerSilent",
 ]  # fmt: skip

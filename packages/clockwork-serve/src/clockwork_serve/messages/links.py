@@ -27,7 +27,8 @@ class Hello(Struct, frozen=True, kw_only=True, array_like=True, tag="hello"):
     """The first frame on a link, both ways.
 
     ``boot_id`` equal on both sides means that both read the same monotonic clock (offset zero).
-    ``protocol`` must be equal too.
+    ``protocol`` is the sender's: see ``serve.transport``. ``epoch`` is that of a controller that leads by a
+    lease, else 0. Whatever is added comes last and has a default, so that any two builds can read it.
     """
 
     role: Role
@@ -35,6 +36,7 @@ class Hello(Struct, frozen=True, kw_only=True, array_like=True, tag="hello"):
     pid: int
     boot_id: str
     protocol: int = 2
+    epoch: int = 0
 
 
 class Ping(Struct, frozen=True, kw_only=True, array_like=True, tag="ping"):
@@ -162,6 +164,16 @@ class ProcessesEnded(Struct, frozen=True, kw_only=True, array_like=True, tag="pr
     """How often the supervisor has killed each process because it hung, since the server's start."""
 
     unanswering: dict[str, int]
+
+
+class StandbysCounted(Struct, frozen=True, kw_only=True, array_like=True, tag="standbys_counted"):
+    """How many controllers stand by, and would take over at once, beside the one that leads."""
+
+    ready: int
+
+
+class HandingOver(Struct, frozen=True, kw_only=True, array_like=True, tag="handing_over"):
+    """The controller is about to give the lead up: gateways keep new requests for the next one."""
 
 
 class CodeAdded(Struct, frozen=True, kw_only=True, array_like=True, tag="code_added"):

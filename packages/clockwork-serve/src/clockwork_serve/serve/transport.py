@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from clockwork_serve.errors import TransportError, encodable
+from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
     AdmissionQuery,
     Frame,
@@ -303,13 +304,22 @@ SOCKET_NAME: Final = "controller.sock"
 """The file in the run directory on which the controller listens; every other process connects to it."""
 OBSERVER_SOCKET: Final = "observer.sock"
 """Likewise, of the process that answers questions about the journal."""
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
+"""What this build speaks. Neighbours understand each other, so that processes can be upgraded one by one: a
+peer of the protocol before it is sent nothing that is new, and one of the protocol after it will do likewise.
+Fields may be added at the end of any record, with a default."""
+FIRST_NEIGHBOUR: Final = 3
+"""The first protocol of which that is true: those before it accept no other than their own."""
 UNSENT_BYTES_MAX: Final = 256 * MIB
 """A peer that is this far behind has stopped reading, and its link is closed before it costs more memory."""
 HANDSHAKE_S: Final = 10.0
 ALIGN_EXCHANGES: Final = 16
 """Pings that each side answers at once on a new link between hosts: enough that one meets no queue."""
 PING_EVERY_S: Final = 1.0
+RETRY_S: Final = 0.05
+"""The usual pause between attempts to reach a controller on this host."""
+QUICK_RETRY_S, QUICK_TRIES = 0.005, 100
+"""The first ones follow each other faster: one that stands by listens within milliseconds."""
 
 _CREDENTIALS: Final = struct.Struct("3i")  # pid, uid, gid
 _PATH_BYTES_MAX: Final = 107  # sun_path of Linux, less its closing zero
@@ -320,9 +330,23 @@ OnLink = Callable[["Link"], None]
 OnLost = Callable[["Link"], None]
 
 
-def hello(role: Role, name: str) -> Hello:
-    """The Hello of this process, its first frame on a new link."""
-    return Hello(role=role, name=name, pid=os.getpid(), boot_id=boot_id(), protocol=PROTOCOL)
+def hello(role: Role, name: str, epoch: int = 0) -> Hello:
+    """The Hello of this process, its first frame on a new link; ``epoch``: of a controller by its lease."""
+    return Hello(role=role, name=name, pid=os.getpid(), boot_id=boot_id(), protocol=PROTOCOL, epoch=epoch)
+
+
+def why_strange(own: int, peer: int) -> str:
+    """Why a process of protocol ``own`` does not speak with one of protocol ``peer``; "" if it does.
+
+    Who is refused has got our Hello, finds the same by it, and says so in its own log.
+    """
+    least, most = max(own - 1, FIRST_NEIGHBOUR), own + 1
+    if least <= peer <= most:
+        return ""
+    return (
+        f"speaks protocol {peer}, expected {least} to {most}; restart all processes from one installation, "
+        "or upgrade them by one protocol at a time"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -336,16 +360,24 @@ def boot_id() -> str:
         return boot
 
 
-async def connect(path: Path, hello: Hello, on_frames: OnFrames, on_lost: OnLost) -> Link:
+def retry_s(tries: int) -> float:
+    """How long to wait before another attempt to reach a controller on this host, after so many in vain."""
+    return QUICK_RETRY_S if tries < QUICK_TRIES else RETRY_S
+
+
+async def connect(
+    path: Path, hello: Hello, on_frames: OnFrames, on_lost: OnLost, fence: Fence | None = None
+) -> Link:
     """Connect to the process that listens on ``path``; returns the link once both have sent their Hello.
 
-    ``on_lost`` is called at most once, and never after :meth:`Link.close`. Raises :class:`TransportError` if
-    no process listens there, or the peer is refused.
+    ``on_lost`` is called at most once, and never after :meth:`Link.close`. ``fence`` is that of this process,
+    where a controller listens: one that it bars is refused, and its link is lost once another link has joined
+    a later one. Raises :class:`TransportError` if no process listens there, or the peer is refused.
     """
     check_path(path)
     loop = asyncio.get_running_loop()
     handshake = Handshake()
-    link = Link(hello, handshake.handlers(on_frames, on_lost))
+    link = Link(hello, handshake.handlers(on_frames, on_lost), fence)
     try:
         await loop.create_unix_connection(lambda: link, os.fspath(path))
     except OSError as error:
@@ -443,16 +475,18 @@ class Link(asyncio.BufferedProtocol):
     samples = SAMPLES_MAX
     """How many samples of the peer's clock are used."""
 
-    def __init__(self, own: Hello, handlers: Handlers) -> None:
+    def __init__(self, own: Hello, handlers: Handlers, fence: Fence | None = None) -> None:
         self.own = own
         self.lost_because = ""
         self._handlers = handlers
+        self._fence = fence or Fence()
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None  # None before the connection and after its end
         self._reader = FrameReader()
         self._writer = FrameWriter()
         self._flush_due = False
         self._peer: Hello | None = None
+        self._epoch = 0  # the peer's
         self._alignment = ClockAlignment(same_clock=True)
         self._exchanges = 0
         self._open = False  # from the end of the handshake to the end of the link
@@ -565,18 +599,22 @@ class Link(asyncio.BufferedProtocol):
         if not self._alignment.same_clock:
             frames = self._inbound(frames)
         if frames and self._open:
-            self._handlers.on_frames(self, frames)
+            if self._fence.bars(self._epoch):
+                self.abort(self._why_barred())
+            else:
+                self._handlers.on_frames(self, frames)
+
+    def _why_barred(self) -> str:
+        return f"it was deposed: its epoch is {self._epoch}, and one of epoch {self._fence.epoch} leads"
 
     def _on_hello(self, frame: Frame) -> None:
         if not isinstance(frame, Hello):
             self.abort(f"its first frame is {type(frame).__name__}, expected Hello")
-        elif frame.protocol != self.own.protocol:
-            self.abort(
-                f"{frame.role} {frame.name!r} speaks protocol {frame.protocol}, not {self.own.protocol}; "
-                "restart all processes from one installation"
-            )
+        elif why := why_strange(self.own.protocol, frame.protocol):
+            self.abort(f"{frame.role} {frame.name!r} {why}")
         else:
             self._peer = frame
+            self._epoch = frame.epoch
             same_clock = frame.boot_id == self.own.boot_id
             self._alignment = ClockAlignment(same_clock=same_clock, samples=self.samples)
             if self._alignment.same_clock:
@@ -586,8 +624,12 @@ class Link(asyncio.BufferedProtocol):
 
     def _opened(self) -> None:
         assert self._timer is not None and not self._open
+        if self._fence.bars(self._epoch):
+            self.abort(self._why_barred())
+            return
         self._timer.cancel()
         self._timer = None
+        self._fence.join(self._epoch)
         self._open = True
         self._handlers.on_ready(self)
         if not self._alignment.same_clock and self._transport is not None:

@@ -323,6 +323,10 @@ class Checks:
         self._no_failover = False
         self.open_requests.controller_died()
 
+    def deposed_sent(self, action: Action) -> None:
+        """A controller that was deposed sent an action: no controller that leads waits for it."""
+        self._orphaned.add(action.action_id)
+
     # One step
 
     def _result(self, result: Result) -> None:

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 # cancel        a share of the clients cancels before the response
 # drain         the server admits no new requests
 # controller    the controller dies, and a successor is started (see ``restarts``)
+# deposed       likewise, but it does not die, and goes on for a while as if it led
 
 
 STREAM = 1 << 16
@@ -95,8 +96,9 @@ class Faults:
             "skew": self._begin_skew, "remove_model": self._begin_remove, "add_model": self._begin_add,
             "gateway": self._kill_gateway,
             "cancel": self._begin_cancels, "drain": self._begin_drain, "controller": restarts.kill,
+            "deposed": restarts.depose,
         }  # fmt: skip
-        if any(table.kind == "controller" for table in tables):
+        if any(table.kind in {"controller", "deposed"} for table in tables):
             simulation.watchers.append(restarts)
         for table in tables:
             if table.kind == "add_model":
@@ -184,6 +186,7 @@ class Faults:
         simulation, now_ns = self._simulation, self._simulation.now_ns
         before = simulation.hosts.get(host.name)
         lost = NOTHING if before is None else self._lost(before)
+        host.fence.join(simulation.epoch)
         host.link_fault = None
         host.to_worker_until_ns = host.from_worker_until_ns = now_ns
         simulation.hosts[host.name] = host

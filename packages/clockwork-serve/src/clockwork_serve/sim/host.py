@@ -15,6 +15,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
     Action,
     Answer,
@@ -164,7 +165,7 @@ class LinkFault:
     It delays them by ``delay_ns``, or loses a share of them.
     """
 
-    __slots__ = ("cut", "cut_link", "delay_ns", "dice", "loss")
+    __slots__ = ("cut", "cut_link", "delay_ns", "dice", "divert", "loss")
 
     def __init__(self, dice: np.random.Generator, cut_link: Callable[[], None]) -> None:
         self.delay_ns = 0
@@ -172,6 +173,8 @@ class LinkFault:
         """The share of messages that is lost."""
         self.cut = False
         """A message was lost: none arrives any more."""
+        self.divert: Callable[[int, object], None] | None = None
+        """Gets messages to the controller that do not arrive, and when they would."""
         self.dice = dice
         self.cut_link = cut_link
 
@@ -203,8 +206,8 @@ class SimulatedWorker:
     """
 
     __slots__ = (
-        "cores_busy_until_ns", "died_at", "from_worker_until_ns", "gone", "joined", "link_fault", "machine",
-        "name", "not_before_ns", "skew_ns", "slowness", "specs", "stopped", "stopped_ns", "stuck",
+        "cores_busy_until_ns", "died_at", "fence", "from_worker_until_ns", "gone", "joined", "link_fault",
+        "machine", "name", "not_before_ns", "skew_ns", "slowness", "specs", "stopped", "stopped_ns", "stuck",
         "to_worker_until_ns", "wake_ns", "world",
     )  # fmt: skip
 
@@ -213,6 +216,7 @@ class SimulatedWorker:
         self.specs = specs
         self.world = world
         self.machine = Worker(specs)
+        self.fence = Fence()
         self.gone = False
         """It crashed; another worker of the same name may have replaced it."""
         self.died_at: list[Work] = []
@@ -276,6 +280,8 @@ class SimulatedWorker:
         if self.link_fault is not None:
             delayed_ns = self.link_fault.arrival_ns(when_ns)
             if delayed_ns is None:
+                if kind == TO_CONTROLLER and self.link_fault.divert is not None:
+                    self.link_fault.divert(when_ns, message)
                 return before_ns
             when_ns = delayed_ns
         if when_ns < before_ns:

@@ -1,15 +1,16 @@
-"""Faults with a recovery of their own: failover of the controller, and workers or lanes that stop."""
+"""Faults with a recovery of their own: failover of controllers, deposed ones, workers or lanes that stop."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 from msgspec.structs import replace
 
 from clockwork_serve.controller import Controller, ControllerConfig
+from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
     Answer,
     Cancel,
@@ -17,11 +18,15 @@ from clockwork_serve.messages import (
     ControllerEvent,
     Drain,
     GatewayLost,
+    Infer,
     Lane,
+    Load,
     Outcome,
     Readiness,
     Reason,
     Request,
+    RetainWeights,
+    Unload,
     WorkerCrashed,
     WorkerHeard,
     WorkerSilent,
@@ -73,13 +78,37 @@ class Restarts:
         self.awaiting_failover: dict[str, Request] = {}
         """All and only requests that await failover."""
         self._draining = False
+        self._fences: dict[str, Fence] = {}
+        """Of all gateways that have joined a successor, by name."""
 
     def kill(self, table: FaultTable) -> Events:
         """Kill the controller, if one runs."""
-        simulation = self._simulation
+        if self._simulation.down is None:
+            self._faults.executed["controller"] += 1
+            self._lose(table, None)
+        return ()
+
+    def depose(self, table: FaultTable) -> Events:
+        """Have the controller, if one runs, lose the lead without knowing it."""
+        simulation, dice = self._simulation, self._faults.dice
         if simulation.down is not None:
             return ()
-        self._faults.executed["controller"] += 1
+        self._faults.executed["deposed"] += 1
+        under_way = sorted(
+            (*entry[:2], entry[4])
+            for entry in simulation.world.heap
+            if entry[2] == TO_CONTROLLER and not is_cut(entry[3])
+        )
+        late = [message for _, _, message in under_way]
+        deposed = Deposed(self._faults, simulation, late, self._fences)
+        takeover_delay_ns = self._lose(table, deposed)
+        paused_ns = takeover_delay_ns + int(dice.integers(AWARE_AFTER_NS)) if dice.random() < 0.5 else 0
+        deposed.go_on(paused_ns, takeover_delay_ns)
+        return ()
+
+    def _lose(self, table: FaultTable, deposed: Deposed | None) -> int:
+        """The controller died, or was deposed: its successor takes over in so many ns."""
+        simulation = self._simulation
         simulation.down = self.while_down
         now_ns = simulation.now_ns
         for host in simulation.hosts.values():
@@ -87,8 +116,10 @@ class Restarts:
             if not is_cut(host):
                 link = host.link_fault = LinkFault(self._faults.dice, lambda: None)
                 link.cut = True
-                ends_ns = max(now_ns + simulation.world.delay_ns(), host.to_worker_until_ns)
+                ends_ns = max(now_ns + self._notice_ns(deposed), host.to_worker_until_ns)
                 self._faults.later(ends_ns - now_ns, partial(self._faults.worker_timeout, host, link))
+                if deposed is not None:
+                    deposed.dropped(host, link, ends_ns)
         simulation.hosts.clear()
         simulation.by_device.clear()
         if simulation.checks is not None:
@@ -97,7 +128,14 @@ class Restarts:
         usual_ns = simulation.constants.faults.controller_ns
         after_ns = usual_ns if table.for_s is None else round(table.for_s * NS_PER_S)
         self._faults.later(after_ns, self._start_successor)
-        return ()
+        return after_ns
+
+    def _notice_ns(self, deposed: Deposed | None) -> int:
+        """How long until a worker drops its link to a controller: that of a dead one is closed."""
+        if deposed is None:
+            return self._simulation.world.delay_ns()
+        notice_ns = self._simulation.constants.faults.notice_ns
+        return int(self._faults.dice.integers(notice_ns // 2, notice_ns * 3 // 2))
 
     def _hold_for_failover(self, now_ns: int) -> None:
         asked, self._requests = self._requests, {}
@@ -152,7 +190,10 @@ class Restarts:
         simulation = self._simulation
         config = replace(simulation.controller.config, first_id=simulation.now_ns)
         simulation.controller = Controller(config)
+        simulation.epoch += 1
         simulation.down = None
+        for gateway in simulation.gateways:
+            self._fences.setdefault(gateway, Fence()).join(simulation.epoch)
         for watcher in simulation.watchers:
             if isinstance(watcher, Follower):
                 watcher.on_controller(config)
@@ -197,6 +238,113 @@ def adopted_infers(controller: Controller, known: set[int]) -> Counter[tuple[str
         if one.residency is not None and one.lane is Lane.EXEC:
             found[device, one.residency.version] += 1
     return found
+
+
+# ------------------------------------------------------------
+# A controller that lost the lead and does not know it: it is paused, or cut off from who decides who leads.
+#
+# Workers obey it, and it hears them, until they have noticed; what it sends later arrives, too, as over a
+# network that delivers late. Once they have joined its successor, their fences alone keep it away. Gateways
+# notice at once, and have fences, too.
+
+
+AWARE_AFTER_NS: Final = 300 * NS_PER_MS
+"""So long after its successor took over, or after it resumed if that is later, it knows, and ends."""
+
+
+class Deposed:
+    """A controller that goes on after it was deposed. ``late``: messages that were under way to it.
+
+    ``fences`` are those of gateways.
+    """
+
+    def __init__(
+        self, faults: Faults, simulation: Simulation, late: list[ControllerEvent], fences: dict[str, Fence]
+    ) -> None:
+        self._faults = faults
+        self._simulation = simulation
+        self._controller = simulation.controller
+        self._epoch = simulation.epoch
+        self._hosts = dict(simulation.by_device)
+        self._late = late
+        self._fences = fences
+        self._links: dict[SimulatedWorker, tuple[LinkFault, int]] = {}
+        """Workers whose links to it were whole: its link to each, and when that is dropped."""
+        self._arrival_ns = {host: host.to_worker_until_ns for host in simulation.hosts.values()}
+        self._resume_at_ns = self._end_ns = 0
+        """From when until when it acts."""
+        self._due_ns = -1
+        """When it is to act next."""
+
+    def dropped(self, host: SimulatedWorker, link: LinkFault, at_ns: int) -> None:
+        """A worker, whose link to it is this, will drop that at ``at_ns``; until then it is heard."""
+        self._links[host] = (link, at_ns)
+
+        def hear(arrival_ns: int, message: object) -> None:
+            if arrival_ns < at_ns:
+                self._faults.later(arrival_ns - self._simulation.now_ns, partial(self._hear, message))
+
+        link.divert = hear
+
+    def go_on(self, after_ns: int, takeover_delay_ns: int) -> None:
+        """Have it act again in ``after_ns``, until it knows; its successor comes in ``takeover_delay_ns``."""
+        now_ns = self._simulation.now_ns
+        self._resume_at_ns = now_ns + after_ns
+        self._end_ns = now_ns + max(after_ns, takeover_delay_ns) + AWARE_AFTER_NS
+        self._plan(self._resume_at_ns)
+
+    def _plan(self, at_ns: int) -> None:
+        self._due_ns = at_ns
+        self._faults.later(at_ns - self._simulation.now_ns, partial(self._step, at_ns))
+
+    def _hear(self, message: Any) -> Events:
+        self._late.append(message)
+        if self._resume_at_ns <= self._simulation.now_ns < self._end_ns:
+            self._plan(self._simulation.now_ns)
+        return ()
+
+    def _step(self, due_ns: int) -> Events:
+        if due_ns != self._due_ns:
+            return ()  # it acted before, and planned anew
+        late, self._late = self._late, []
+        for event in late:
+            self._controller.observe(event, due_ns)
+        hop_ns = self._simulation.constants.network.gateway_ns
+        for effect in self._controller.decide(due_ns):
+            if isinstance(effect, Load | Unload | Infer | RetainWeights):
+                self._send(effect)
+            elif isinstance(effect, Answer):
+                self._faults.later(hop_ns, partial(self._answer, effect))
+        wake_ns = self._controller.next_wakeup_ns()
+        if wake_ns is not None and wake_ns < self._end_ns:
+            self._plan(wake_ns)
+        return ()
+
+    def _send(self, message: Load | Unload | Infer | RetainWeights) -> None:
+        simulation, host = self._simulation, self._hosts[message.device]
+        if host not in self._links:
+            return  # that link was cut before
+        if simulation.checks is not None and not isinstance(message, RetainWeights):
+            simulation.checks.deposed_sent(message)
+        arrival_ns = max(simulation.now_ns + simulation.world.delay_ns(), self._arrival_ns[host])
+        self._arrival_ns[host] = arrival_ns
+        self._faults.later(arrival_ns - simulation.now_ns, partial(self._arrive, host, message))
+
+    def _arrive(self, host: SimulatedWorker, message: Load | Unload | Infer | RetainWeights) -> Events:
+        link, dropped_at_ns = self._links[host]
+        obeyed = self._simulation.now_ns < dropped_at_ns
+        joined = host.link_fault is not link  # another controller, since
+        if not host.gone and (obeyed or joined) and not host.fence.bars(self._epoch):
+            host.deliver_now(message, self._simulation.now_ns)
+        return ()
+
+    def _answer(self, answer: Answer) -> Events:
+        simulation, fence = self._simulation, self._fences.get(answer.gateway)
+        if simulation.down is not None or fence is None or answer.gateway not in simulation.gateways:
+            return ()  # that gateway has no link to any controller
+        if not fence.bars(self._epoch):
+            simulation.deliver(answer, simulation.now_ns)
+        return ()
 
 
 # ------------------------------------------------------------

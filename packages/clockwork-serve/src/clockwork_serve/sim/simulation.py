@@ -118,6 +118,9 @@ class Simulation:
     down: Callable[[Sequence[ControllerEvent]], None] | None = None
     """While no controller runs, receives the events that it would have observed; else None."""
 
+    epoch: int = 1
+    """Of the controller that leads."""
+
     def __init__(  # noqa: PLR0913 - a simulation is made of many independent things
         self,
         *,
@@ -195,6 +198,7 @@ class Simulation:
         events = self.catalogue(self.models)
         for host in hosts:
             self.hosts[host.name] = host
+            host.fence.join(self.epoch)
             self.by_device.update((spec.device, host) for spec in host.specs)
             events.append(host.connect(0))
             events += self.prepare(host)

@@ -189,7 +189,8 @@ class Counters(Struct):
     ``wakeup`` is how much later than it had asked the controller came to decide. ``processes_ended`` are
     those that did not answer, by name, since the server's start. ``damaged_files`` of the cache are counted
     by what they are; ``models_lost`` could not be made again from the repository. ``exemplars`` are recent
-    ones of ``latency``, by outcome and bucket, where requests are traced.
+    ones of ``latency``, by outcome and bucket, where requests are traced. ``epoch`` is the controller's own,
+    ``standbys`` how many others would take over at once.
     """
 
     received: int = 0
@@ -210,6 +211,8 @@ class Counters(Struct):
     ready: bool = False
     models_waiting: int = 0
     keeper_up: bool = False
+    epoch: int = 0
+    standbys: int = 0
     latency: dict[str, Histogram] = {}
     exemplars: dict[str, dict[int, Exemplar]] = {}
     queue: Histogram = field(default_factory=Histogram)

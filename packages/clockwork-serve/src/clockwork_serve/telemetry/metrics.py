@@ -90,6 +90,8 @@ def _requests(counters: Counters) -> Iterator[Family]:
         ("models_waiting", "gauge", "Models that are still to be prepared since the start.",
          counters.models_waiting),
         ("keeper_up", "gauge", "Whether the supervisor answers.", int(counters.keeper_up)),
+        ("controller_epoch", "gauge", "How many controllers have led so far.", counters.epoch),
+        ("controllers_standing_by", "gauge", "Controllers that would take over at once.", counters.standbys),
     ):  # fmt: skip
         yield name, kind, text, [("", value)]
     yield (

@@ -81,6 +81,7 @@ class ServerNow(Struct, frozen=True):
 
     ``ends`` are all requests a second that did not end well, by outcome and reason, as
     ``rejected:queue_full``; those that the gateway which was asked ended by itself are among them.
+    ``epoch`` is that of the controller that leads, ``standbys`` others that would take over at once.
     """
 
     seconds: float
@@ -97,6 +98,8 @@ class ServerNow(Struct, frozen=True):
     ends: dict[str, float]
     devices: list[DeviceNow]
     busiest: list[ModelNow]
+    epoch: int = 0
+    standbys: int = 0
 
 
 def server_now(before: Reading, after: Reading, seconds: float, most: int = 1000) -> ServerNow:
@@ -116,6 +119,7 @@ def server_now(before: Reading, after: Reading, seconds: float, most: int = 1000
         open=int(rates.now("requests_open")), queued=int(rates.now("requests_queued")),
         p50_ms=rates.quantile_ms("request_seconds", 0.5), p99_ms=rates.quantile_ms("request_seconds", 0.99),
         ends=bad, devices=_devices(rates), busiest=busiest[:most],
+        epoch=int(rates.now("controller_epoch")), standbys=int(rates.now("controllers_standing_by")),
     )  # fmt: skip
 
 

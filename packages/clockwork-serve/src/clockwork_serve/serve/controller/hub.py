@@ -34,6 +34,7 @@ from clockwork_serve.messages import (
     Drain,
     Frame,
     GatewayLost,
+    HandingOver,
     Infer,
     Load,
     ModelAdded,
@@ -55,6 +56,7 @@ from clockwork_serve.messages import (
     Role,
     SoonestEnd,
     SoonestEnds,
+    StandbysCounted,
     Unload,
     WorkerCrashed,
     WorkerHung,
@@ -215,6 +217,16 @@ class Hub:
             Role.WORKER: self._from_worker,
             Role.SUPERVISOR: self._from_supervisor,
         }
+
+    @property
+    def open_requests(self) -> int:
+        """How many requests have no answer."""
+        return self._recorder.counters.open
+
+    def hand_over(self) -> None:
+        """Have gateways keep new requests for the next controller."""
+        for gateway in self._gateways.values():
+            gateway.send(HandingOver())
 
     # Links
 
@@ -388,7 +400,7 @@ class Hub:
                 self._on_code_remade(frame)
             case Preparing():
                 self._on_preparing(frame)
-            case DamageCounted() | ProcessesEnded():
+            case DamageCounted() | ProcessesEnded() | StandbysCounted():
                 self._on_counted(frame)
             case ModelRemoved():
                 if self._models.pop(frame.model, None) is not None:
@@ -414,10 +426,12 @@ class Hub:
         self.driver.settle()
         self._questions.ask(link, ask, self._supervisor)
 
-    def _on_counted(self, frame: DamageCounted | ProcessesEnded) -> None:
+    def _on_counted(self, frame: DamageCounted | ProcessesEnded | StandbysCounted) -> None:
         counters = self._recorder.counters
         if isinstance(frame, ProcessesEnded):
             counters.processes_ended = frame.unanswering
+        elif isinstance(frame, StandbysCounted):
+            counters.standbys = frame.ready
         else:
             counters.damaged_files = frame.found
             counters.artefacts_remade = frame.remade
@@ -515,6 +529,8 @@ class Hub:
         return {
             "ready": self._readiness.ready,
             "why": self._readiness.why,
+            "epoch": counters.epoch,
+            "standbys": counters.standbys,
             "open": counters.open,
             "queued": counters.queued,
             "gateways": sorted(self._gateways),

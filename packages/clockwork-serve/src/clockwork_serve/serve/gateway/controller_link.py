@@ -15,6 +15,7 @@ import msgspec
 from msgspec import structs
 
 from clockwork_serve.errors import TransportError
+from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
     AdmissionReply,
     Answer,
@@ -24,6 +25,7 @@ from clockwork_serve.messages import (
     CodeRemoved,
     Delivered,
     Frame,
+    HandingOver,
     Model,
     ModelAdded,
     ModelRemoved,
@@ -44,7 +46,7 @@ from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
 from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, KnownEnds, PeerHeartbeat
 from clockwork_serve.serve.gateway.requests import PendingRequest, Slots
 from clockwork_serve.serve.quarantines import Quarantines
-from clockwork_serve.serve.transport import connect, hello
+from clockwork_serve.serve.transport import connect, hello, retry_s
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 # ------------------------------------------------------------
@@ -140,7 +142,6 @@ def _order(version: str) -> tuple[int, str]:
 # Answers to requests go to the listener. Where the controller runs is known to ``Connector`` alone.
 
 
-RECONNECT_S: Final = 0.05
 REPORT_S: Final = 0.1
 """Within this time, requests for models that are still to be prepared are reported together."""
 
@@ -171,14 +172,16 @@ Raises :class:`TransportError` if it cannot be reached now.
 
 def local_connector(controller: Path, name: str) -> Connector:
     """Connects to a controller on this host, at that socket."""
+    fence = Fence()
 
     async def connect_here(
         on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]
     ) -> ControllerLink:
         own = hello(Role.GATEWAY, name)
         return await connect(
-            controller, own, lambda _, frames: on_frames(frames), lambda link: on_lost(link.lost_because)
-        )
+            controller, own, lambda _, frames: on_frames(frames), lambda link: on_lost(link.lost_because),
+            fence,
+        )  # fmt: skip
 
     return connect_here
 
@@ -191,6 +194,7 @@ class LinkListener:
     - ``on_readiness``: readiness may have changed.
     - ``on_refused``: a request was not sent for lack of credit; with how long it waited, in ns.
     - ``on_undelivered``: a request was sent, and did not reach the controller's brain.
+    - ``on_handing_over``: the controller gives the lead up; requests are to wait for the next one.
     - ``on_late``: these answers came to their clients too late; the controller was told.
     - ``on_batch``, ``on_batch_end``: called before and after all frames that were read at once.
     """
@@ -206,6 +210,7 @@ class LinkListener:
     on_undelivered: Callable[[Undelivered], None] = lambda _: None
     on_stuck: Callable[[], None] = lambda: None
     on_late: Callable[[tuple[str, ...]], None] = lambda _: None
+    on_handing_over: Callable[[], None] = lambda: None
 
 
 class GatewayLink:
@@ -229,6 +234,7 @@ class GatewayLink:
         self._loop = asyncio.get_running_loop()
         self._link: ControllerLink | None = None
         self._readiness = Readiness(ready=False, why="connecting to the controller")
+        self._handing_over = False  # the controller said so
         self._incoming: GatewayModels | None = None  # the catalogue of a new link, until it is complete
         self._open_questions: dict[int, asyncio.Future[Reply]] = {}  # exactly the questions without a reply
         self._ask_count = 0
@@ -256,6 +262,8 @@ class GatewayLink:
         """Why the server is not ready, for clients and the log."""
         if not self.is_open:
             return "no link to the controller"
+        if self._handing_over:
+            return "the controller hands over to another one"
         if self._pulse.stalled:
             return f"the controller has not answered for {self._pulse.stalled_s:.1f} s"
         if self._readiness.ready and self.models.all_quarantined:
@@ -284,14 +292,17 @@ class GatewayLink:
 
     async def run(self) -> None:
         """Keep a link until cancelled."""
+        tries = 0
         while True:
             self._incoming = GatewayModels(self._server_slo_ns)
             self._lost.clear()
             try:
                 link = await self._connector(self._on_frames, self._on_lost)
             except TransportError as error:
+                tries += 1
                 _log.debug("%s", error)
             else:
+                tries = 0
                 # It may have been lost again already.
                 if link.is_open:
                     self._link = link
@@ -302,7 +313,7 @@ class GatewayLink:
                     _log.info("connected to the controller")
                     self._update_readiness()
                     await self._lost.wait()
-            await asyncio.sleep(RECONNECT_S)
+            await asyncio.sleep(retry_s(tries))
 
     def send(self, frame: Frame) -> None:
         """Send one frame; dropped if there is no link."""
@@ -404,6 +415,10 @@ class GatewayLink:
                 self._credit_gate.on_credit(frame)
             case SoonestEnds():
                 self.ends.update(frame)
+            case HandingOver():
+                self._handing_over = True
+                self._listener.on_handing_over()
+                self._update_readiness()
             case Beat():
                 self._pulse.beat_received()
             case Undelivered():
@@ -436,8 +451,10 @@ class GatewayLink:
             self._update_readiness()
 
     def _on_readiness(self, frame: Readiness) -> None:
-        # The first one ends the catalogue, which a new link begins with.
-        if self._incoming is not None:
+        # The first one ends the catalogue, which a new link begins with. A controller that has just taken the
+        # lead may have none yet; until it has, the one before counts.
+        incoming = self._incoming
+        if incoming is not None and (len(incoming) or frame.ready or not len(self.models)):
             self.models, self._incoming = self._incoming, None
         self._readiness = frame
         self._update_readiness()
@@ -445,6 +462,7 @@ class GatewayLink:
     def _on_lost(self, why: str) -> None:
         _log.warning("link lost: %s", why)
         self._link = None
+        self._handing_over = False
         self.ends.reset()
         self._pulse.stop()
         self._credit_gate.reset()
@@ -469,7 +487,7 @@ class GatewayLink:
 
     def _update_readiness(self) -> None:
         """Something that readiness depends on has changed."""
-        able = self.is_open and self._readiness.ready and not self._pulse.stalled
+        able = self.is_open and self._readiness.ready and not self._pulse.stalled and not self._handing_over
         self.serves = able and not self.models.all_quarantined
         self.ready = self.serves and not self.preparing.waiting
         self._listener.on_readiness()
@@ -499,7 +517,11 @@ def _refusal(code: int, why: str) -> Reply:
 
 
 FAILOVER_LEAST_NS: Final = 100 * NS_PER_MS
-"""A new controller takes at least this long: requests due sooner are ended at once."""
+"""A controller that starts takes at least this long: requests due sooner are ended at once."""
+TAKEOVER_LEAST_NS: Final = 20 * NS_PER_MS
+"""Likewise, one that stands by."""
+TAKEOVER_NS: Final = NS_PER_S
+"""One that stands by serves within this time: until then new requests await it, too."""
 FAILOVER_TIMEOUT_NS: Final = 3 * NS_PER_S
 """If there is no controller by then, it will take long, and clients had better try another server."""
 
@@ -510,26 +532,32 @@ Pendings = dict[str, PendingRequest]
 
 
 class AwaitingFailover:
-    """Requests that await failover, by id, in order of arrival. The caller ends those that it returns."""
+    """Requests that await failover, by id, in order of arrival. The caller ends those that it returns.
 
-    def __init__(self, clock: Callable[[], int]) -> None:
+    ``standby``: a controller stands by, so that failover takes milliseconds.
+    """
+
+    def __init__(self, clock: Callable[[], int], *, standby: bool = False) -> None:
         self._clock = clock
+        self._standby = standby
         self._waiting: Pendings = {}
-        self._until_ns = 0
+        self._unsent: set[str] = set()  # those of them that no controller was sent
+        self._lost_ns = -FAILOVER_TIMEOUT_NS  # when the controller was last lost, stuck, or gave the lead up
+        self._handed_over = False  # it did that
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def keep(self, pendings: Pendings, slots: Slots) -> Pendings:
         """The controller died before it answered these: keep some; return the others, to be ended."""
-        now_ns = self._clock()
-        self._until_ns = now_ns + FAILOVER_TIMEOUT_NS
+        now_ns = self._lost_ns = self._clock()
+        least_ns = TAKEOVER_LEAST_NS if self._standby else FAILOVER_LEAST_NS
         waiting = self._waiting | {
             request_id: pending
             for request_id, pending in pendings.items()
             if pending.exchange is not None
             and not pending.resubmitted
-            and pending.deadline_ns - now_ns >= FAILOVER_LEAST_NS
+            and pending.deadline_ns - now_ns >= least_ns
         }
         moved = slots.renew([pending.slot for pending in waiting.values()])
         self._waiting = {}
@@ -542,17 +570,40 @@ class AwaitingFailover:
 
     def release(self) -> Pendings:
         """There is a new controller: all requests, to be submitted to it, by their new ids."""
-        released, self._waiting = self._waiting, {}
-        for request_id, pending in released.items():
-            pending.resubmitted = True
-            pending.request = structs.replace(pending.request, request_id=request_id + RESUBMITTED)
-        return {request_id + RESUBMITTED: pending for request_id, pending in released.items()}
+        self._handed_over = False
+        waiting, self._waiting = self._waiting, {}
+        unsent, self._unsent = self._unsent, set()
+        for request_id, pending in waiting.items():
+            if request_id not in unsent:
+                pending.resubmitted = True
+                pending.request = structs.replace(pending.request, request_id=request_id + RESUBMITTED)
+        return {pending.request.request_id: pending for pending in waiting.values()}
+
+    @property
+    def holding(self) -> bool:
+        """Whether new requests are to wait, too: the controller was lost just now, and another takes over."""
+        expected = self._standby or self._handed_over
+        return expected and self._clock() < self._lost_ns + TAKEOVER_NS
+
+    def stuck(self) -> None:
+        """The controller is stuck: it will be ended, or go on."""
+        self._lost_ns = self._clock()
+
+    def hand_over(self) -> None:
+        """The controller gives the lead up, so another one is there soon."""
+        self._lost_ns, self._handed_over = self._clock(), True
+
+    def add(self, request_id: str, pending: PendingRequest) -> None:
+        """Keep a new request, which no controller was sent."""
+        self._waiting[request_id] = pending
+        self._unsent.add(request_id)
 
     def overdue(self) -> Pendings:
         """Remove and return those whose deadline, or whose time to wait, has passed."""
         now_ns = self._clock()
-        if now_ns >= self._until_ns:
+        if now_ns >= self._lost_ns + FAILOVER_TIMEOUT_NS:
             found, self._waiting = self._waiting, {}
+            self._unsent.clear()
             return found
         found = {one: pending for one, pending in self._waiting.items() if pending.deadline_ns <= now_ns}
         for one in found:

@@ -229,16 +229,17 @@ class Gateway:
         self.admission_queries = AdmissionQueries(
             config.name, self._prefix, self._reject_early, self._caps, self._delay
         )
+        self._awaiting_failover = AwaitingFailover(clock, standby=self.settings.controllers > 1)
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
             self.admission_queries.on_admission_reply, self._on_batch, self._on_batch_end, self._on_refused,
-            self._on_undelivered, self.admission_queries.on_lost, self._record_late,
+            self._on_undelivered, self._on_stuck, self._record_late,
+            self._awaiting_failover.hand_over,
         )  # fmt: skip
         connector = connector or local_connector(config.controller, config.name)
         self.link = GatewayLink(connector, self.settings.default_slo_ns, listener)
         self.turns = LoopTurns(clock, self.link.report_delivered)
         self._pending: dict[str, PendingRequest] = {}  # exactly the requests submitted and not answered
-        self._awaiting_failover = AwaitingFailover(clock)
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still access
         self._copies = Copies(self._on_filled, self._on_wrong)
         self._copying = Copying()  # of the next request that needs it; few do
@@ -312,7 +313,8 @@ class Gateway:
         if self._copying.begun:
             self._copy_first(request_id)
         else:
-            self.link.submit(request)
+            submit = self.link.submit if self.link.serves else self._submit_unserved
+            submit(request)
         if self._overdue.timer is None:
             self._overdue.watch()
         return request_id
@@ -331,6 +333,13 @@ class Gateway:
             copying, self._copying = self._copying, Copying()
             copying.release()
         return slot
+
+    def _submit_unserved(self, request: Request) -> None:
+        """The server does not serve: keep an open request for a controller that takes over, if any does."""
+        if self._awaiting_failover.holding:
+            self._awaiting_failover.add(request.request_id, self._pending.pop(request.request_id))
+        else:
+            self.link.submit(request)
 
     def _copy_first(self, request_id: str) -> None:
         copying, self._copying = self._copying, Copying()
@@ -447,8 +456,7 @@ class Gateway:
     def _can_accept(self, exchange: Exchange) -> bool:
         """Whether the server serves and has capacity; if not, the request is ended."""
         link = self.link
-        # For a model in the catalogue, let the controller say why it is not served.
-        if not link.serves and (not link.is_open or link.stuck or not link.models.versions(exchange.model)):
+        if not link.serves and not self._may_wait(exchange.model):
             self._refuse(exchange, Outcome.REJECTED, Reason.NOT_SERVING, f"not ready: {link.why_not_ready}")
             return False
         if not link.ready and (why := link.why_waiting(exchange.model)):
@@ -460,6 +468,16 @@ class Gateway:
             self._refuse(exchange, Outcome.REJECTED, Reason.QUEUE_FULL, message, ROOM_RETRY_NS)
             return False
         return True
+
+    def _may_wait(self, model: str) -> bool:
+        """Whether to accept a request although the server does not serve.
+
+        For a model in the catalogue, the controller says why it is not served, or one takes over.
+        """
+        link, awaiting = self.link, self._awaiting_failover
+        connected = link.is_open and not link.stuck
+        takes_over = awaiting.holding and len(awaiting) < self.settings.max_requests
+        return (connected or takes_over) and bool(link.models.versions(model))
 
     def _ends_unsent(
         self, exchange: Exchange, key: str, deadline_ns: int, way_ns: int, *, summarised: bool
@@ -509,7 +527,8 @@ class Gateway:
         if pending.exchange is None:
             self._drop(request_id, Outcome.EXPIRED, Reason.NONE)
         else:
-            self.link.submit(pending.request)
+            submit = self.link.submit if self.link.serves else self._submit_unserved
+            submit(pending.request)
 
     def _on_wrong(self, request_id: str, error: InvalidRequest) -> None:
         exchange = self._pending[request_id].exchange
@@ -577,6 +596,10 @@ class Gateway:
             self._pending[request_id].resubmitted = True  # do not resubmit it: its inputs are incomplete
         self._pending = self._awaiting_failover.keep(self._pending, self.slots)
         self._end_all(why)
+        self.admission_queries.on_lost()
+
+    def _on_stuck(self) -> None:
+        self._awaiting_failover.stuck()
         self.admission_queries.on_lost()
 
     def _resubmit(self) -> None:

@@ -11,12 +11,14 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
 
 from msgspec import structs
 
 from clockwork_serve.errors import TransportError
+from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
     AdmissionQuery,
     Answer,
@@ -44,7 +46,7 @@ from clockwork_serve.messages import (
     Tensors,
     Undelivered,
 )
-from clockwork_serve.serve.remote.bridge_peers import Judge, Peer, WorkerPeer
+from clockwork_serve.serve.remote.bridge_peers import Judge, Peer, Reach, WorkerPeer
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME
 from clockwork_serve.serve.remote.link import (
     HEADER,
@@ -58,7 +60,7 @@ from clockwork_serve.serve.remote.link import (
     run_bytes,
 )
 from clockwork_serve.serve.shm import NO_EPOCH, Region, memory_of, write_epoch
-from clockwork_serve.serve.transport import Link, connect, hello
+from clockwork_serve.serve.transport import RETRY_S, Link, connect, hello
 from clockwork_serve.units import align
 
 # ------------------------------------------------------------
@@ -226,10 +228,10 @@ class GatewayPeer(Peer):
     role: ClassVar[Role] = Role.GATEWAY
 
     def __init__(
-        self, link: MachineLink, controller: Path, models: Mapping[str, Model], judge: Judge,
+        self, link: MachineLink, reach: Reach, models: Mapping[str, Model], judge: Judge,
         on_gone: Callable[[Peer], None], region_bytes: int,
     ) -> None:  # fmt: skip
-        super().__init__(link, controller, models, judge, on_gone)
+        super().__init__(link, reach, models, judge, on_gone)
         self._region_bytes = region_bytes
         # Only ids of its own: with those of another gateway it could cancel that one's requests.
         self._own_id = re.compile(re.escape(self.name) + r"-[0-9a-f]+-a?\d+(?:-2)?", re.ASCII).fullmatch
@@ -310,7 +312,6 @@ class GatewayPeer(Peer):
 # the work of the network is done in this process.
 
 
-RECONNECT_S: Final = 0.05
 NAME: Final = "bridge"
 _FORMS: Final = {Role.WORKER: FAR_NAME, Role.GATEWAY: FAR_GATEWAY}
 
@@ -321,12 +322,13 @@ class Bridge:
     """Admits processes of other machines, and represents each by a :class:`Peer`.
 
     ``judge`` returns why one may not join. ``region_bytes``: shared memory for each gateway's requests;
-    ``spill_bytes``: for outputs of each worker that outgrow their slots.
+    ``spill_bytes``: for outputs of each worker that outgrow their slots. All links to controllers have one
+    fence: nothing of a controller that was deposed reaches another machine.
     """
 
     def __init__(self, controller: Path, judge: Judge, region_bytes: int, spill_bytes: int) -> None:
         self.models: dict[str, Model] = {}
-        self._controller = controller
+        self._reach: Reach = partial(connect, controller, fence=Fence())
         self._judge = judge
         self._region_bytes = region_bytes
         self._spill_bytes = spill_bytes
@@ -339,14 +341,12 @@ class Bridge:
         while True:
             self._lost.clear()
             try:
-                await connect(
-                    self._controller, hello(Role.GATEWAY, NAME), self._on_catalogue, self._on_catalogue_lost
-                )
+                await self._reach(hello(Role.GATEWAY, NAME), self._on_catalogue, self._on_catalogue_lost)
             except TransportError as error:
                 _log.debug("%s", error)
             else:
                 await self._lost.wait()
-            await asyncio.sleep(RECONNECT_S)
+            await asyncio.sleep(RETRY_S)
 
     def close(self) -> None:
         """Close all peers."""
@@ -402,7 +402,7 @@ class Bridge:
         self._peers[link] = peer
 
     def _peer_of(self, link: MachineLink) -> Peer:
-        given = link, self._controller, self.models, self._judge, self._on_gone
+        given = link, self._reach, self.models, self._judge, self._on_gone
         if link.peer.role is Role.GATEWAY:
             return GatewayPeer(*given, self._region_bytes)
         return WorkerPeer(*given, self._spill_bytes)

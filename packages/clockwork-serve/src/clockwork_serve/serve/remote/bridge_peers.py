@@ -6,9 +6,8 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, Final
 
 from msgspec import structs
@@ -24,6 +23,7 @@ from clockwork_serve.messages import (
     FarGateway,
     Fetch,
     Frame,
+    Hello,
     Infer,
     Load,
     MachineHello,
@@ -52,7 +52,7 @@ from clockwork_serve.serve.shm import (
     check_epochs,
     encode_outputs,
 )
-from clockwork_serve.serve.transport import Link, connect, hello
+from clockwork_serve.serve.transport import Link, OnFrames, OnLost, hello
 
 # ------------------------------------------------------------
 # A process on another machine as the bridge represents it: a link to the process, and one to the controller,
@@ -62,6 +62,9 @@ from clockwork_serve.serve.transport import Link, connect, hello
 _log = logging.getLogger(__name__)
 
 Judge = Callable[[MachineHello | FarGateway], Refused | None]
+Reach = Callable[[Hello, OnFrames, OnLost], Awaitable[Link]]
+"""Connects to the controller, as :func:`~clockwork_serve.serve.transport.connect` does, behind the bridge's
+fence."""
 
 
 class Peer(ABC):
@@ -70,13 +73,13 @@ class Peer(ABC):
     role: ClassVar[Role]
 
     def __init__(
-        self, link: MachineLink, controller: Path, models: Mapping[str, Model], judge: Judge,
+        self, link: MachineLink, reach: Reach, models: Mapping[str, Model], judge: Judge,
         on_gone: Callable[[Peer], None],
     ) -> None:  # fmt: skip
         self.link = link
         self.name = link.peer.name
         self.models = models
-        self._controller = controller
+        self._reach_controller = reach
         self._judge = judge
         self._on_gone = on_gone
         self._inside: Link | None = None
@@ -177,7 +180,7 @@ class Peer(ABC):
         """Connect to the controller in the name of the process."""
         own = hello(self.role, self.inside_name)
         try:
-            inside = await connect(self._controller, own, self.from_controller, self._controller_lost)
+            inside = await self._reach_controller(own, self.from_controller, self._controller_lost)
         except TransportError as error:
             self.close(str(error))
             return
@@ -388,10 +391,10 @@ class WorkerPeer(Peer):
     role: ClassVar[Role] = Role.WORKER
 
     def __init__(
-        self, link: MachineLink, controller: Path, models: Mapping[str, Model], judge: Judge,
+        self, link: MachineLink, reach: Reach, models: Mapping[str, Model], judge: Judge,
         on_gone: Callable[[Peer], None], spill_bytes: int,
     ) -> None:  # fmt: skip
-        super().__init__(link, controller, models, judge, on_gone)
+        super().__init__(link, reach, models, judge, on_gone)
         self._actions = Actions(spill_bytes)
         self._codes: dict[str, CodeAdded] = {}  # that the controller sent for it
 

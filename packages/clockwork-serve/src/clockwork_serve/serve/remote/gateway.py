@@ -32,7 +32,6 @@ from clockwork_serve.messages import (
     Tensors,
     Undelivered,
 )
-from clockwork_serve.serve.gateway.controller_link import RECONNECT_S
 from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
 from clockwork_serve.serve.remote.link import (
     MachineLink,
@@ -45,7 +44,7 @@ from clockwork_serve.serve.remote.link import (
     pieces,
 )
 from clockwork_serve.serve.shm import RegionMap
-from clockwork_serve.serve.transport import Link, hello
+from clockwork_serve.serve.transport import RETRY_S, Link, hello
 
 FULL: Final = (
     "outputs: no room for them among this gateway's gateway_memory; ask for less, try again, or raise it"
@@ -86,7 +85,7 @@ class FarConnector:
         lasted_s = self._loop.time() - self._linked_s
         self._linked_s = math.inf
         well = lasted_s >= RETRY_S_MAX
-        self._pause_s = 0.0 if well else min(RETRY_S_MAX, 2 * self._pause_s or RECONNECT_S)
+        self._pause_s = 0.0 if well else min(RETRY_S_MAX, 2 * self._pause_s or RETRY_S)
         await asyncio.sleep(self._pause_s * self._dice.uniform(0.5, 1.0))
         try:
             found = await self._connect(on_frames, on_lost)

@@ -43,8 +43,8 @@ from clockwork_serve.messages import (
 from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
 from clockwork_serve.serve.remote.link import MachineLink, MachineTensors, connect_machine, waiting_s
 from clockwork_serve.serve.remote.transfer import MachineArtefacts
-from clockwork_serve.serve.transport import Link
-from clockwork_serve.serve.worker.host import LAST_WORDS_S, RETRY_S, WorkerConfig, WorkerHost
+from clockwork_serve.serve.transport import RETRY_S, Link
+from clockwork_serve.serve.worker.host import LAST_WORDS_S, WorkerConfig, WorkerHost
 from clockwork_serve.store import Cache, runtime_fingerprint
 from clockwork_serve.worker import WorkerEvent
 

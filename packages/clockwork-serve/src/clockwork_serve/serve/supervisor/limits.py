@@ -123,7 +123,8 @@ def file_needs(
     """The open files that each process needs."""
     workers = len(workers_of(devices))
     gateways = 0 if joining and devices else settings.gateways
-    children = workers + gateways + (0 if joining else 2 + bool(settings.listen_machines))
+    others = 0 if joining else 1 + settings.controllers + bool(settings.listen_machines)
+    children = workers + gateways + others
     yield Need(
         "the supervisor",
         SUPERVISOR_FILES + CHILD_FILES * children,

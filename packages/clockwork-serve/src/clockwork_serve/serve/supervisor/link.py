@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from clockwork_serve.errors import TransportError
+from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
     ArtefactDamaged,
     Ask,
@@ -31,14 +32,13 @@ from clockwork_serve.serve.gateway.access import read_keys
 from clockwork_serve.serve.gateway.tls import REFRESH_S, Watched
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.supervisor.processes import Supervisor
-from clockwork_serve.serve.transport import Link, connect, hello
+from clockwork_serve.serve.transport import Link, connect, hello, retry_s
 
 # ------------------------------------------------------------
 # The supervisor's link to the controller: connected again whenever it is lost, with the whole catalogue sent
 # first.
 
 
-RETRY_S: Final = 0.02
 REPLY_S: Final = 5.0
 _log = logging.getLogger(__name__)
 
@@ -74,12 +74,18 @@ class SupervisorLink:
         self._on_damaged = on_damaged
         self._on_asked_for = on_asked_for
         self._lost = asyncio.Event()
+        self._fence = Fence()
         self._link: Link | None = None
         self._replies: dict[int, asyncio.Future[Reply]] = {}  # all and only asks without a reply
         self._asks = 0
         self._drain: Drain | None = None  # once it was sent: repeated to each controller from then on
         self._lost_level = logging.WARNING  # of lost links; INFO while the server drains
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def leader(self) -> str:
+        """The name of the controller that is connected; "" if none is."""
+        return "" if self._link is None else self._link.peer.name
 
     def start(self) -> None:
         """Connect from now on."""
@@ -121,15 +127,17 @@ class SupervisorLink:
         self._reset()
 
     async def _hold(self) -> None:
-        own = hello(Role.SUPERVISOR, "keeper")
+        own, tries = hello(Role.SUPERVISOR, "keeper"), 0
         while True:
             self._lost.clear()
             try:
-                link = await connect(self._path, own, self._on_frames, self._on_lost)
+                link = await connect(self._path, own, self._on_frames, self._on_lost, self._fence)
             except TransportError as error:
                 _log.debug("%s", error)
-                await asyncio.sleep(RETRY_S)
+                tries += 1
+                await asyncio.sleep(retry_s(tries))
                 continue
+            tries = 0
             self._link = link
             self.send(*self._catalogue())
             if self._drain is not None:

@@ -96,7 +96,7 @@ class ProcessWatch:
         self._limit_s = limit_s
         self._send = send
         self._read_state = read_state
-        self._started = False  # it has returned a beat
+        self.started = False  # it has returned a beat
         # Its state at the last tick while a beat is not returned; None while none is out.
         self._last_state: ThreadState | None = None
         self._silent_s = 0.0
@@ -104,7 +104,7 @@ class ProcessWatch:
 
     def beat_received(self) -> None:
         """Note that the child returned a beat."""
-        self._started = True
+        self.started = True
         self._last_state = None
 
     def tick(self, *, paused: bool = False) -> str:
@@ -127,7 +127,7 @@ class ProcessWatch:
         self._silent_s += _responsive_s(before, now)
         if self._stopped_s >= STOPPED_SHARE * self._limit_s:
             return f"it has been stopped by a signal for {self._stopped_s:.1f} s"
-        limit_s = self._limit_s if self._started else START_LIMIT_FACTOR * self._limit_s
+        limit_s = self._limit_s if self.started else START_LIMIT_FACTOR * self._limit_s
         if self._send is not None and self._silent_s >= limit_s:
             return f"it has not answered for {self._silent_s:.1f} s in which it could have"
         return ""
@@ -465,6 +465,11 @@ class Supervisor:
         child = self._child(name)
         return None if child is None else child.pid
 
+    def started(self, prefix: str) -> int:
+        """How many children whose names have this prefix run, and have started as far as is known."""
+        children = [self._child(name) for name in self._kept if name.startswith(prefix)]
+        return sum(child is not None and (child.watch is None or child.watch.started) for child in children)
+
     def end(self, name: str) -> bool | None:
         """Kill a child, which is then restarted; None if it does not run.
 
@@ -590,19 +595,21 @@ OBSERVER: Final = "clockwork_serve.apps.observer"
 
 
 def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int]) -> list[Launch]:
-    """The long-running child processes: controller, workers, gateways, observer, a bridge to other machines.
+    """The long-running child processes: controllers, workers, gateways, observer, a bridge to other machines.
 
     Workers have no watchdog here: the controller watches them, for it knows how long their actions may take.
     The observer returns no heartbeats: it waits for a core as long as others need it. Raises
     :class:`ConfigError`.
     """
     settings, place = config.settings, str(run_dir)
-    controller = ControllerProcessConfig(
-        run_dir=place, settings=settings,
-        controller=structs.replace(config.controller, expected_devices=len(config.devices)),
-    )  # fmt: skip
     of_workers = workers_of(config.devices)
     pins, rest = pinned_cores(settings, len(of_workers))
+    brain = structs.replace(config.controller, expected_devices=len(config.devices))
+    controllers = []
+    for number in range(settings.controllers):
+        name = f"controller-{number}" if number else "controller"
+        controller = ControllerProcessConfig(run_dir=place, name=name, settings=settings, controller=brain)
+        controllers.append(Launch.of(name, "controller", controller, settings.stuck_s, rest))
     workers = []
     for (name, devices), cpus in zip(of_workers, pins, strict=True):
         worker = WorkerConfig(run_dir=place, name=name, settings=settings, devices=devices)
@@ -613,7 +620,6 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
         bridge = BridgeConfig(run_dir=place, settings=settings, kinds=kinds)
         bridges.append(Launch.of("bridge", "bridge", bridge, settings.stuck_s, rest))
     gateways = gateway_launches(settings, run_dir, port_by_name, cpus=rest)
-    watched = Launch.of("controller", "controller", controller, settings.stuck_s, rest)
     observers = []
     if settings.journal_path(place) is not None:
         observed = msgspec.json.encode(ObserverConfig(run_dir=place, settings=settings)).decode()
@@ -623,7 +629,7 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
                 stuck_s=settings.stuck_s,
             )
         )  # fmt: skip
-    return [watched, *workers, *gateways, *bridges, *observers]
+    return [*controllers, *workers, *gateways, *bridges, *observers]
 
 
 def workers_of(devices: tuple[DeviceConfig, ...]) -> list[tuple[str, tuple[DeviceConfig, ...]]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from clockwork_serve.errors import ConfigError, TransportError, encodable, printable
+from clockwork_serve.serve.lease import create_lease
 from clockwork_serve.serve.supervisor.processes import reachable
 from clockwork_serve.serve.transport import SOCKET_NAME, check_path
 
@@ -50,6 +51,7 @@ class RunDir:
             try:
                 self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
                 self._lock = _locked(self.path)
+                create_lease(self.path)
                 break
             except OSError as error:
                 refused.append(f"{base} ({error.strerror})")

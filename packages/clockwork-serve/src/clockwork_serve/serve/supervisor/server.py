@@ -27,6 +27,7 @@ from clockwork_serve.messages import (
     ProcessesEnded,
     Question,
     Reply,
+    StandbysCounted,
     WorkerCrashed,
     WorkerHung,
 )
@@ -70,6 +71,8 @@ _log = logging.getLogger(__name__)
 
 
 POLL_S: Final = 0.02
+STANDBY_POLL_S: Final = 0.25
+"""How often it is looked how many controllers stand by: the watchdog sends its beats as often."""
 PROBES: Final = 4
 """Of each gateway on average, before all are taken for ready."""
 STOP_GRACE_S: Final = 5.0
@@ -119,6 +122,7 @@ class Server:
         self._hung: set[str] = set()  # workers that were killed because they hung, and have not ended yet
         self._preparing = asyncio.Lock()
         self._preparations = 0
+        self._standbys = 0  # as the controller was told
         self._tasks: set[asyncio.Task[None]] = set()  # background work, and answers to questions
 
     async def start(self) -> None:
@@ -132,6 +136,8 @@ class Server:
         self._run(end_unconnected_workers(self.supervisor, self.state))
         for launch in launches(self.config, self.run_dir, self.ports.number_by_name):
             self.supervisor.start(launch)
+        if self.settings.controllers > 1:
+            self._run(self._watch_standbys())
         total = self._loader.preparing.total
         text = f"models are served at {self.http_url} as they are ready"
         self._on_progress(StartProgress(stage="prepare", done=0, total=total, text=text))
@@ -181,6 +187,11 @@ class Server:
             await asyncio.wait(working)
         self.ports.close()
         self._run_dir.close()
+
+    @property
+    def leader(self) -> str:
+        """The name of the controller process that leads; "" while none is connected."""
+        return self._link.leader
 
     async def state(self) -> dict[str, Any]:
         """The controller's state. Raises :class:`TransportError` if it does not answer."""
@@ -268,6 +279,7 @@ class Server:
             *self.catalogue.frames(),
             *self._ended_counts(),
             self.repairs.counted,
+            self._standbys_counted(),
         ]
 
     def _ended_counts(self) -> list[Frame]:
@@ -277,6 +289,18 @@ class Server:
         """
         counts = self.supervisor.unresponsive
         return [ProcessesEnded(unanswering=dict(counts))] if counts else []
+
+    def _standbys_counted(self) -> StandbysCounted:
+        self._standbys = max(0, self.supervisor.started("controller") - 1)
+        return StandbysCounted(ready=self._standbys)
+
+    async def _watch_standbys(self) -> None:
+        """Tell the controller how many others stand by, whenever that changes; never returns."""
+        while True:
+            await asyncio.sleep(STANDBY_POLL_S)
+            before, counted = self._standbys, self._standbys_counted()
+            if counted.ready != before:
+                self._link.send(counted)
 
     def _send(self, *frames: Frame) -> None:
         self._link.send(*frames)
@@ -413,6 +437,11 @@ class RunningServer:
     def names(self) -> list[str]:
         """The names of its processes, such as ``controller``, ``worker-cpu:0``, ``gateway-0``."""
         return self.server.supervisor.names
+
+    @property
+    def leader(self) -> str:
+        """See :attr:`Server.leader`."""
+        return self.server.leader
 
     def pid(self, name: str) -> int | None:
         """The process id of one of them, while it runs."""

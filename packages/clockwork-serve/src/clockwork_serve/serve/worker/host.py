@@ -17,6 +17,7 @@ from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import DamageError, TransportError
+from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
     Beat,
     CodeAdded,
@@ -34,12 +35,11 @@ from clockwork_serve.messages import (
     Weights,
     WorkerJoined,
 )
-from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello
+from clockwork_serve.serve.transport import SOCKET_NAME, Link, connect, hello, retry_s
 from clockwork_serve.serve.worker.crash_report import create_recorder
 from clockwork_serve.serve.worker.lanes import Answer, LaneExecutors
 from clockwork_serve.worker import ControllerFound, ControllerLost, Stop, Worker, WorkerEvent
 
-RETRY_S: Final = 0.05
 REPORT_INTERVAL_S: Final = 5.0
 """How often the counters of devices are sent to the controller."""
 PRUNE_INTERVAL_S: Final = 2.0
@@ -84,6 +84,7 @@ class WorkerHost:
         self._specs = tuple(device.spec for device in devices.values())
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
+        self._fence = Fence()
         self._link: Link | None = None  # None while there is no controller
         self._unlinked = asyncio.Event()
         self.executors = LaneExecutors(
@@ -165,10 +166,10 @@ class WorkerHost:
             return
 
     async def _connect(self, own: Hello) -> Link:
-        return await connect(self._path, own, self._on_frames, self._on_lost)
+        return await connect(self._path, own, self._on_frames, self._on_lost, self._fence)
 
     def _retry_s(self, tries: int) -> float:
-        return RETRY_S
+        return retry_s(tries)
 
     def _offer(self, link: Link) -> None:
         """Announce the devices on a new link."""
