@@ -46,7 +46,6 @@ from clockwork_serve.messages.links import (
     ModelRemoved,
     ModelsAskedFor,
     Part,
-    Piece,
     Ping,
     Preparing,
     ProcessesEnded,
@@ -58,14 +57,12 @@ from clockwork_serve.messages.links import (
     ReleaseFromQuarantine,
     Reply,
     RequestCredit,
-    RequestPiece,
     Resident,
     RetainWeights,
     Role,
     Running,
     SoonestEnd,
     SoonestEnds,
-    Undelivered,
     WorkerCrashed,
     WorkerHeard,
     WorkerHung,
@@ -123,9 +120,8 @@ Frame = (
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | AdmissionQuery | AdmissionReply | Quarantined
     | ReleaseFromQuarantine | WorkerCrashed
-    | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused | Piece
-    | Fetch | Part
-    | FarGateway | RequestPiece | Undelivered | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
+    | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused
+    | Fetch | Part | FarGateway | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
     | Delivered | Preparing | ModelsAskedFor | SoonestEnds | CreditBlocked
 )  # fmt: skip
 """What may be sent on a link between our processes."""
@@ -137,11 +133,11 @@ __all__ = [
     "Delivered",
     "DeviceNumbers", "DeviceSpec", "DeviceState", "Drain", "Extent", "FarGateway", "Fetch", "Frame",
     "GatewayLost", "Hello", "Infer", "Lane", "Load", "MachineHello", "MeasuredDurations", "Model",
-    "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part", "Piece",
-    "Ping", "Preparing", "ProcessesEnded", "Profile", "Quarantined", "Question", "Quota", "QuotasSet",
+    "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part", "Ping",
+    "Preparing", "ProcessesEnded", "Profile", "Quarantined", "Question", "Quota", "QuotasSet",
     "Readiness", "Reason", "Refused", "Release", "ReleaseFromQuarantine", "Reply", "Request", "RequestCredit",
-    "RequestPiece", "Resident", "Result", "RetainWeights", "Role", "Running", "SoonestEnd",
+    "Resident", "Result", "RetainWeights", "Role", "Running", "SoonestEnd",
     "SoonestEnds", "Status", "TensorRef",
-    "TensorSpec", "Tensors", "TorchIndex", "TorchTensor", "Undelivered", "Unload", "Weights", "Window",
+    "TensorSpec", "Tensors", "TorchIndex", "TorchTensor", "Unload", "Weights", "Window",
     "WorkerCrashed", "WorkerHeard", "WorkerHung", "WorkerJoined", "WorkerLost", "WorkerSilent",
 ]  # fmt: skip
