@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -158,6 +159,20 @@ def test_what_a_worker_stops_comes_no_further(tmp_path: Path) -> None:
             await until(lambda: worker.heads and worker.heads[-1].transfer == 2)
             assert len(worker.heads) < 41
             assert Kind.GONE not in {head.kind for head in worker.heads}
+
+    run(test())
+
+
+def test_a_worker_that_is_gone_without_a_word_is_noticed_by_the_kernel(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with peer(tmp_path) as (gateway, worker):
+            await until(lambda: [link for link in gateway.server._workers if link.is_open])
+            for link in (worker.link, *gateway.server._workers):
+                assert link._transport is not None
+                connected = link._transport.get_extra_info("socket")
+                assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+                idle_s = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+                assert idle_s == machine_link.KEEP_IDLE_S
 
     run(test())
 

@@ -44,6 +44,8 @@ MET_MAX: Final = 1024
 """Networks from which machines have joined, and are remembered."""
 SAID_AGAIN_S: Final = 600.0
 """The same warning about the same address is not logged again for this long."""
+KEEP_IDLE_S: Final = 30
+"""After how long without data the kernel asks whether the peer is still there."""
 _CROWDED: Final = "too many handshakes at once"
 _TCP_USER_TIMEOUT: Final = 18
 _TCP_NOTSENT_LOWAT: Final = 25
@@ -172,12 +174,17 @@ def why_refused(transport: asyncio.BaseTransport) -> str:
 
 
 def tune(transport: asyncio.BaseTransport, silence_s: float) -> None:
-    """Send without delay, keep little unsent data in the kernel, and time out without acknowledgements."""
+    """Send without delay, keep little unsent data in the kernel, and end without acknowledgements.
+
+    A peer that is gone without a word is noticed on a connection that nobody uses, too.
+    """
     connected: Any = transport.get_extra_info("socket")
     with suppress(OSError, AttributeError):
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connected.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, PIECE_BYTES)
         connected.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, round(2000 * silence_s))
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEP_IDLE_S)
 
 
 class MachineAcceptor(ABC):
