@@ -20,6 +20,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "against_triton": ("--rounds", "2", "--seconds", "1"),
     "wakeup_lateness": ("--seconds", "8"),
     "gateway_balance": ("--gateways", "2", "--connections", "16", "--turns", "2", "--seconds", "3"),
+    "far_tensors": ("--short",),
     "generator_capacity": ("--rounds", "1", "--seconds", "2"),
     "overload": ("--seconds", "30"),
     "overload_10x": ("--short",),

@@ -56,6 +56,7 @@ def laid() -> Iterator[Cable]:
         ip("link", "set", near, "up")
         ip("-n", name, "addr", "add", f"{THERE}/30", "dev", far)
         ip("-n", name, "link", "set", far, "up")
+        ip("-n", name, "link", "set", "lo", "up")  # a worker and a gateway there reach each other by it
     except subprocess.CalledProcessError as error:
         with suppress(subprocess.CalledProcessError):
             ip("netns", "del", name)
@@ -73,7 +74,7 @@ def certificates_of_cable(folder: Path) -> Certificates:
     authority.cert_pem.write_to_path(found.ca)
     for leaf, chain, key in (
         (authority.issue_cert(HERE), found.certificate, found.key),
-        (authority.issue_cert("client"), found.client_certificate, found.client_key),
+        (authority.issue_cert("client", THERE), found.client_certificate, found.client_key),
     ):
         leaf.private_key_pem.write_to_path(key)
         Path(chain).write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))

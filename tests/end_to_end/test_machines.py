@@ -26,12 +26,14 @@ from tests.end_to_end.machines import (
     OTHER_CLOCK,
     PAGE,
     WIDE,
+    far_gateway,
     far_worker,
     joined,
     other_clocks,
     product,
 )
 from tests.serve.certificates import Certificates, certificates, renewed_certificates
+from tests.serve.proxy import proxy
 
 Start = Callable[..., AbstractContextManager[Serving]]
 
@@ -59,15 +61,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
         yield Cluster(serving, port, files, root / "far", said)
 
 
-def asked(serving: Serving, index: int, rows: int = 1, slo_ms: float = 5000) -> Any:
+def asked(serving: Serving, index: int, rows: int = 1, slo_ms: float = 5000, url: str = "") -> Any:
     x = np.random.default_rng(index + rows).standard_normal((rows, WIDE), dtype=np.float32)
     body = x_json(x.ravel().tolist(), [rows, WIDE], parameters={"slo_ms": slo_ms})
-    response = call(serving.http_url, f"/v2/models/m{index}/infer", body)
+    response = call(url or serving.http_url, f"/v2/models/m{index}/infer", body)
     return response, x
 
 
-def check_answer(serving: Serving, index: int, rows: int = 1) -> Any:
-    response, x = asked(serving, index, rows)
+def check_answer(serving: Serving, index: int, rows: int = 1, url: str = "") -> Any:
+    response, x = asked(serving, index, rows, url=url)
     assert response.status == 200, response.json
     (y,) = response.json["outputs"]
     found = np.asarray(y["data"], np.float32).reshape(rows, LONG)
@@ -122,6 +124,27 @@ def test_a_large_tensor_goes_there_and_back(cluster: Cluster) -> None:
         joined(cluster.serving, worker)
         check_answer(cluster.serving, 0)
         check_answer(cluster.serving, 2, rows=16)
+
+
+def test_tensors_go_straight_from_a_gateway_elsewhere_to_a_worker_elsewhere(cluster: Cluster) -> None:
+    files, requests, rows = cluster.certificates, 20, 16
+    with (
+        proxy(cluster.port) as between,
+        far_worker(between.port, files, cluster.cache) as worker,
+        far_gateway(between.port, files) as gateway,
+    ):
+        joined(cluster.serving, worker)
+        until("it serves", lambda: gateway.ready, machines.PATIENCE_S)
+        check_answer(cluster.serving, 0, rows, gateway.url)
+        before = between.there.bytes + between.back.bytes
+        for _ in range(requests):
+            check_answer(cluster.serving, 0, rows, gateway.url)
+        passed = between.there.bytes + between.back.bytes - before
+        assert passed < requests * rows * WIDE, "a quarter of the inputs"
+        until(
+            "its memory is free",
+            lambda: total(gateway.metrics(), "clockwork_gateway_region_bytes", state="taken") == 0,
+        )
 
 
 def test_two_machines_share_the_work(cluster: Cluster) -> None:

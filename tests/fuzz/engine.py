@@ -64,7 +64,7 @@ GROUPS: Final = {
         "api_keys", "shared_memory",
     ),
     "tests.fuzz.targets.links": ("frames", "tensor_calls", "region_names", "crash_report"),
-    "tests.fuzz.targets.machines": ("far_requests", "far_answers"),
+    "tests.fuzz.targets.machines": ("tensor_server", "tensor_source"),
     "tests.fuzz.targets.files": (
         "clockwork_toml", "config_pbtxt", "settings", "repository", "scenario", "azure_trace", "csv_trace",
         "zoo", "profiles", "journal", "cache_records", "bench_records",

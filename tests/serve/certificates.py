@@ -32,7 +32,8 @@ class Certificates:
 def _made(generation: int) -> tuple[trustme.CA, trustme.LeafCert, trustme.LeafCert, trustme.LeafCert]:
     authority = trustme.CA()
     names = ("localhost", "127.0.0.1")
-    return authority, authority.issue_cert(*names), authority.issue_cert("client"), authority.issue_cert("x")
+    server, client = authority.issue_cert(*names), authority.issue_cert("client", "127.0.0.1")
+    return authority, server, client, authority.issue_cert("x")
 
 
 def certificates(folder: Path) -> Certificates:

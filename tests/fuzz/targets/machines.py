@@ -1,142 +1,139 @@
-"""What a machine that was let in tells the bridge, and what a server tells a gateway elsewhere."""
+"""What a worker on another machine sends a gateway for its tensors, and what that sends back."""
 
 from __future__ import annotations
 
 import asyncio
-import struct
-from collections.abc import Iterator
+import ssl
+from collections.abc import Iterable
 
 from clockwork_serve.errors import TransportError
-from clockwork_serve.messages import (
-    Answer,
-    Cancel,
-    Frame,
-    Outcome,
-    Release,
-    Request,
-    RequestPiece,
-    Tensors,
-    Undelivered,
-)
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway.requests import Slot, Slots
-from clockwork_serve.serve.remote.bridge import FarRequests
-from clockwork_serve.serve.remote.gateway import FarController
-from clockwork_serve.serve.transport import FrameReader
+from clockwork_serve.serve.remote.tensor_link import TensorLink, TransferKind, Transfers, packed
+from clockwork_serve.serve.remote.tensor_server import TensorServer
+from clockwork_serve.serve.remote.tensors import TensorSource, Transfer
 from tests.fuzz import mutators
 from tests.fuzz.engine import Target
 
 _ROOM = 16384
-_SLOTS = Slots(_ROOM)
+_EPOCH = 7
+_NUMBER = 1
 
 
-def _frames(data: bytes) -> Iterator[Frame]:
-    """Frames one after the other, as far as they can be read; their lengths are another parser's."""
-    at = 0
-    while at + 4 <= len(data):
-        (length,) = struct.unpack_from("<I", data, at)
-        whole, frames = data[at : at + 4 + length], list[Frame]()
-        at += 4 + length
-        if at > len(data):
-            return
-        reader = FrameReader()
-        reader.room()[: len(whole)] = whole
-        reader.received(len(whole), frames)
-        yield from frames
+class _Files:
+    """Stands for the context of connections, of which none is made."""
 
-
-def _far_requests(data: bytes) -> None:
-    """What a gateway elsewhere sends, and what the controller says to it."""
-    requests = FarRequests(_ROOM)
-    try:
-        for frame in _frames(data):
-            match frame:
-                case Request():
-                    requests.take(frame)
-                case RequestPiece():
-                    requests.write(frame)
-                case Cancel():
-                    requests.cancel(frame.request_id)
-                case Answer():
-                    list(requests.answer(frame))
-                case Release():
-                    requests.release(frame.request_id)
-                case _:
-                    pass
-            requests.region.check()
-    finally:
-        requests.close()
+    def now(self) -> ssl.SSLContext:
+        raise AssertionError
 
 
 class _Network:
-    """A link on which nothing leaves."""
+    """A connection on which nothing arrives."""
 
-    is_open = True
-    lost_because = "cut off"
-
-    def __init__(self) -> None:
-        self.ended = False
-
-    def send(self, frame: Frame) -> None:
+    def write(self, data: bytes) -> None:
         pass
 
-    def queue(self, frames: Iterator[Frame]) -> None:
-        list(frames)
+    def writelines(self, pieces: Iterable[bytes]) -> None:
+        list(pieces)
 
-    def abort(self, why: str) -> None:
-        assert why
-        self.ended = True
+    def abort(self) -> None:
+        pass
+
+    close = abort
 
 
-def _beside(rooms: list[Slot]) -> bytes:
-    """All memory but the room for outputs."""
-    memory = bytearray(_SLOTS.region.buffer)
-    for room in (slot.tensors for slot in rooms):
-        memory[room.output_offset : room.output_offset + room.output_bytes] = bytes(room.output_bytes)
+def _hear(link: TensorLink, why: list[str], data: bytes) -> None:
+    link._transport = _Network()  # type: ignore[assignment]
+    at = 0
+    while at < len(data) and link.is_open:
+        room = link.get_buffer(-1)
+        assert room, "there is always room for more"
+        nbytes = min(len(room), len(data) - at)
+        room[:nbytes] = data[at : at + nbytes]
+        link.buffer_updated(nbytes)
+        at += nbytes
+    if link.aborted:
+        raise TransportError(why[0])
+
+
+def _beside(slots: Slots, rooms: list[tuple[int, int]]) -> bytes:
+    """All memory but the rooms for outputs."""
+    memory = bytearray(slots.region.buffer)
+    for start, nbytes in rooms:
+        memory[start : start + nbytes] = bytes(nbytes)
     return bytes(memory)
 
 
-async def _hear(data: bytes) -> None:
-    told: list[Frame] = []
-    network = _Network()
-    slot = _SLOTS.fill([InputTensor("x", "FP32", (1, 4), bytes(16))], 64)
+def _room(slot: Slot) -> tuple[int, int]:
+    return slot.tensors.output_offset, slot.tensors.output_bytes
+
+
+async def _serve(data: bytes) -> None:
+    slots, why = Slots(_ROOM), list[str]()
+    slot = slots.fill([InputTensor("x", "FP32", (1, 4), bytes(16))], 64)
     assert slot is not None
-    rooms = [slot]
-    before = bytes(_SLOTS.region.buffer)
-
-    def grow(request_id: str, nbytes: int) -> Tensors | None:
-        larger = _SLOTS.grow(rooms[-1], nbytes) if request_id == "g-1" else None
-        rooms.extend([] if larger is None else [larger])
-        return larger and larger.tensors
-
-    controller = FarController(told.extend, lambda why: None, grow)
-    controller._link = network  # type: ignore[assignment]
-    controller.send(
-        Request(request_id="g-1", gateway="g", model="m/1", arrival_ns=0, deadline_ns=1, tensors=slot.encoded)
-    )
+    slots._open[_EPOCH] = slot
+    rooms, before = [_room(slot)], bytes(slots.region.buffer)
+    server = TensorServer(slots, _Files(), 1.0)  # type: ignore[arg-type]
+    server.complain = lambda host, said: why.append(said)  # type: ignore[method-assign]
     try:
-        for frame in _frames(data):
-            if not network.ended:
-                controller.on_frames(network, [frame])  # type: ignore[arg-type]
-        assert not any(isinstance(frame, RequestPiece) for frame in told)
-        # A gateway takes the first end of a request; another is of one that is not open.
-        ends = [one for one in told if isinstance(one, Answer | Undelivered) and one.request_id == "g-1"]
-        if ends and isinstance(ends[0], Answer) and ends[0].outcome is Outcome.OK and ends[0].outputs:
-            rooms[-1].outputs(ends[0].outputs)
-        after = _beside(rooms)
-        _SLOTS.region.buffer[:] = before
-        assert after == _beside(rooms), "beyond its room"
+        _hear(server.made(), why, data)
     finally:
-        _SLOTS.free(rooms[-1])
+        rooms.append(_room(slot))
+        after = _beside(slots, rooms)
+        slots.region.buffer[:] = before
+        assert after == _beside(slots, rooms), "beyond its room"
+        slots.region.check()
+        server.close()
+        slots.close()
 
 
-def _far_answers(data: bytes) -> None:
-    """What a server sends a gateway elsewhere that waits for one answer."""
-    asyncio.run(_hear(data))
+class _Source(TensorSource):
+    """One that is not connected again."""
+
+    def __init__(self, why: list[str]) -> None:
+        super().__init__("h:7", _Files(), 1.0, lambda source: None)  # type: ignore[arg-type]
+        self.why = why
+
+    def lost(self, link: TensorLink, why: str) -> None:
+        self.why.append(why)
 
 
-_MUTATOR = mutators.framed(mutators.as_msgpack)
+async def _read(data: bytes) -> None:
+    slots, why, told = Slots(_ROOM), list[str](), list[TransferKind]()
+    slot = slots.fill(
+        [InputTensor("x", "FP32", (1, 4), bytes(16)), InputTensor("z", "INT8", (5,), b"12345")], 0
+    )
+    assert slot is not None
+    memory = bytearray(_ROOM)
+    refs = slot.tensors.refs
+    source = _Source(why)
+    transfers: Transfers = source
+    link = TensorLink(transfers, 1.0)
+    link._transport = _Network()  # type: ignore[assignment]
+    source._link = link
+    wanted = memoryview(memory)[1024 : 1024 + 128]
+    source.begin(_NUMBER, Transfer(_EPOCH, wanted, refs, packed(refs), lambda number, how: told.append(how)))
+    try:
+        _hear(link, why, data)
+    finally:
+        assert not any(memory[:1024]) and not any(memory[1024 + 128 :]), "beyond its memory"
+        assert len(told) < 2, "it ends once"
+        source.close()
+        slots.close()
+
+
+def _tensor_server(data: bytes) -> None:
+    """What a worker elsewhere sends a gateway that has one request."""
+    asyncio.run(_serve(data))
+
+
+def _tensor_source(data: bytes) -> None:
+    """What a gateway sends a worker elsewhere that waits for the inputs of one request."""
+    asyncio.run(_read(data))
+
+
 TARGETS = (
-    Target("far_requests", _far_requests, (TransportError,), _MUTATOR),
-    Target("far_answers", _far_answers, (TransportError,), _MUTATOR),
+    Target("tensor_server", _tensor_server, (TransportError,), mutators.raw),
+    Target("tensor_source", _tensor_source, (TransportError,), mutators.raw),
 )

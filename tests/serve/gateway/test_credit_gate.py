@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable
-
 from msgspec import structs
 
-from clockwork_serve.messages import CreditBlocked, Frame, Request, RequestCredit, Undelivered
+from clockwork_serve.messages import CreditBlocked, Frame, Request, RequestCredit
 from clockwork_serve.serve.flow_control import CROWDED_NS, SCARCE_NS, CreditGate
-from clockwork_serve.serve.gateway.controller_link import ControllerLink, GatewayLink, LinkListener
 from clockwork_serve.units import ms
 
 
@@ -182,77 +177,3 @@ def test_a_lost_link_resets_the_queue_and_the_limit() -> None:
     gate.submit(*"def")
     assert gate.sent == ["a", "b", "d", "e", "f"]
     assert not gate.refused
-
-
-def test_an_undelivered_request_returns_its_credit() -> None:
-    gate = Gate(most=1)
-    gate.submit(*"ab")
-    assert gate.sent == ["a"]
-    gate.credit_gate.return_credit()
-    assert gate.sent == ["a", "b"]
-    gate.submit("c")
-    assert gate.sent == ["a", "b"], "all credit is used"
-    gate.grant(1, most=1)
-    assert gate.sent == ["a", "b", "c"]
-
-
-def test_returned_credit_is_limited() -> None:
-    gate = Gate(most=1)
-    gate.credit_gate.return_credit()
-    gate.credit_gate.return_credit()
-    gate.submit(*"abc")
-    assert gate.sent == ["a"]
-
-
-def test_without_a_limit_no_credit_is_returned() -> None:
-    gate = Gate(most=0)
-    gate.submit(*"ab")
-    gate.credit_gate.return_credit()
-    gate.submit("c")
-    assert gate.sent == ["a", "b", "c"]
-
-
-class Controller:
-    """Stands for a link to a controller, and for how it is reached."""
-
-    def __init__(self) -> None:
-        self.is_open = True
-        self.sent: list[str] = []
-        self.say: Callable[[list[Frame]], None] | None = None
-
-    async def connect(
-        self, on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]
-    ) -> ControllerLink:
-        self.say = on_frames
-        return self
-
-    def send(self, frame: Frame) -> None:
-        if isinstance(frame, Request):
-            self.sent.append(frame.request_id)
-
-    def close(self) -> None:
-        self.is_open = False
-
-
-def test_a_link_reports_undelivered_requests_and_sends_the_next() -> None:
-    async def test() -> None:
-        controller = Controller()
-        gone: list[Undelivered] = []
-        listener = LinkListener(
-            lambda _: None, lambda _: None, lambda _: None, lambda: None, on_undelivered=gone.append
-        )
-        link = GatewayLink(controller.connect, None, listener)
-        running = asyncio.ensure_future(link.run())
-        while controller.say is None:
-            await asyncio.sleep(0)
-        controller.say([RequestCredit(heard=0, most=1)])
-        for name in "ab":
-            link.submit(request(name, time.monotonic_ns(), 60_000))
-        assert controller.sent == ["a"]
-        controller.say([Undelivered(request_id="a", why="no room")])
-        assert controller.sent == ["a", "b"]
-        assert gone == [Undelivered(request_id="a", why="no room")]
-        running.cancel()
-        link.close()
-
-    asyncio.run(test())

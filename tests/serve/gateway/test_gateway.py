@@ -23,7 +23,6 @@ from clockwork_serve.messages import (
     Request,
     SoonestEnd,
     SoonestEnds,
-    Undelivered,
 )
 from clockwork_serve.oip import OutputTensor, Served
 from clockwork_serve.serve.gateway import controller_link
@@ -509,30 +508,6 @@ def test_an_old_summary_refuses_nothing(tmp_path: Path) -> None:
         world.hold_back()
         assert (await world.infer(Client(slo_ms=1_000))).ended == (Outcome.OK, Reason.NONE)
         assert world.gateway.counters().refused_by_summary == 0
-
-    in_world(tmp_path, story)
-
-
-def test_undelivered_requests_end_here(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        world.controller.on_request = world.keep
-        waiting, left, late = Client(slo_ms=60_000), Client(slo_ms=60_000), Client(slo_ms=100)
-        ids = [world.gateway.infer(client) for client in (waiting, left, late)]
-        world.gateway.cancel(ids[1])
-        await world.until(lambda: late.ends and world.controller.cancels)
-        world.controller.send(*[Undelivered(request_id=each, why="no room") for each in (*ids, "nobody")])
-        await world.until(lambda: world.gateway.slots.used_bytes == 0)
-        assert waiting.ended == (Outcome.REJECTED, Reason.QUEUE_FULL)
-        response = waiting.ends[0]
-        assert (response.message, response.request_id, response.retry_after_ns > 0) == (
-            "no room",
-            ids[0],
-            True,
-        )
-        assert (len(left.ends), len(late.ends)) == (0, 1)
-        counters = world.gateway.counters()
-        assert counters.outcomes == {"rejected:queue_full": 1, "cancelled": 1, "expired": 1}
-        assert counters.open == 0
 
     in_world(tmp_path, story)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
+import msgspec
 import numpy as np
 import pytest
 
-from clockwork_serve.errors import InvalidRequest
+from clockwork_serve.errors import InvalidRequest, TransportError
+from clockwork_serve.messages import TensorRef, Tensors
 from clockwork_serve.oip import InputTensor
 from clockwork_serve.serve.gateway.requests import COPIED_AT_ONCE, NO_EPOCH, Copies, Copying, Slots
 from clockwork_serve.serve.shm import RegionGone, RegionMap, read_epoch
@@ -145,6 +147,55 @@ def test_a_new_region_leaves_the_old_one_to_its_workers(slots: Slots) -> None:
     assert slot is not None
     assert slot.region is slots.region
     assert bytes(slots.region.buffer[slot.tensors.refs[0].offset :][:3]) == b"abc"
+
+
+def test_a_slot_is_found_by_an_epoch_that_nobody_guesses_until_it_is_free(slots: Slots) -> None:
+    hidden = slots.fill([], 1)
+    slots.server = "10.0.0.1:7001"
+    first, second = slots.fill([], 1), slots.fill([], 1)
+    assert hidden is not None
+    assert first is not None
+    assert second is not None
+    epochs = [slot.tensors.epoch for slot in (hidden, first, second)]
+    assert [slots.find(epoch) for epoch in epochs] == [None, first, second]
+    assert abs(epochs[1] - epochs[2]) > 2**32
+    assert (first.tensors.server, first.tensors.region) == ("10.0.0.1:7001", slots.region.name)
+    release = slots.keep(first)
+    slots.free(first)
+    assert slots.find(epochs[1]) is first, "it is still read"
+    release()
+    assert slots.find(epochs[1]) is None
+    slots.renew()
+    assert slots.find(epochs[2]) is None
+
+
+def test_a_slot_that_grows_is_the_same_slot(slots: Slots) -> None:
+    slot = slots.fill([tensor(b"abc")], 8)
+    assert slot is not None
+    assert not slots.grow(slot, 64 * KIB)
+    assert slots.grow(slot, 1000)
+    room = slot.tensors
+    assert (room.output_bytes, bytes(slots.region.buffer[room.refs[0].offset :][:3])) == (1000, b"abc")
+    slots.free(slot)
+    assert slots.used_bytes == 0
+
+
+def test_outputs_that_name_no_region_are_in_the_slot_s_room(slots: Slots) -> None:
+    slot = slots.fill([tensor(b"secret")], 100)
+    assert slot is not None
+    start = slot.tensors.output_offset
+    slots.region.buffer[start : start + 70] = b"y" * 70
+    (found,), own = slot.outputs(there(0, 70))
+    assert (bytes(found.data), own) == (b"y" * 70, False)
+    for offset, nbytes in ((-64, 64), (1, 100), (0, 101)):
+        with pytest.raises(TransportError, match="lies outside of its request's slot"):
+            slot.outputs(there(offset, nbytes))
+
+
+def there(offset: int, nbytes: int) -> bytes:
+    """Outputs as a worker on another machine describes them."""
+    ref = TensorRef(name="y", datatype="UINT8", shape=(1, nbytes), offset=offset, nbytes=nbytes)
+    return msgspec.msgpack.encode(Tensors(region="", epoch=0, header_offset=0, refs=(ref,)))
 
 
 @pytest.mark.parametrize("freed_first", [True, False])

@@ -22,14 +22,13 @@ from clockwork_serve.messages import (
     Role,
     WorkerJoined,
 )
-from clockwork_serve.serve.remote.bridge import Bridge, FarRequests, GatewayPeer, judge_of
+from clockwork_serve.serve.remote.bridge import Bridge, judge_of
 from clockwork_serve.serve.remote.config import ClusterContext, bound
 from clockwork_serve.serve.remote.link import (
     MachineLink,
     MachineListener,
 )
 from clockwork_serve.serve.transport import hello
-from clockwork_serve.units import MIB
 from harness import records
 from tests.serve.certificates import certificates
 from tests.serve.links import Side, until
@@ -56,7 +55,7 @@ class Middle:
         self.folder = folder
         self.controller = Orders(folder)
         judge = judge_of(version, {"cpu": "good"}, ("toy",))
-        self.bridge = Bridge(self.controller.path, judge, 1 * MIB, 1 * MIB)
+        self.bridge = Bridge(self.controller.path, judge)
         self.port = 0
 
     async def machine(self, *frames: Frame, name: str = NAME, role: Role = Role.WORKER) -> Far:
@@ -82,14 +81,6 @@ class Middle:
         far = await self.machine(GUEST, name=GATEWAY, role=Role.GATEWAY)
         await self.controller.linked()
         return far
-
-    @property
-    def requests(self) -> FarRequests:
-        """Those of the one gateway."""
-        (peer,) = self.bridge._peers.values()
-        assert isinstance(peer, GatewayPeer)
-        assert peer._requests is not None
-        return peer._requests
 
 
 class Far:
@@ -144,7 +135,3 @@ async def middle(folder: Path, *, ready: bool = True, version: str = "1") -> Asy
         bridge.close()
         made.controller.close()
         await asyncio.sleep(0.05)
-
-
-def used(requests: FarRequests) -> int:
-    return requests.region.size - requests.region.free_bytes

@@ -1,4 +1,4 @@
-"""A bridge's part in tests of far workers: accepts one over TCP, gives it artefacts, orders what is said."""
+"""A bridge's and a gateway's part in tests of far workers: artefacts, orders, and tensors."""
 
 from __future__ import annotations
 
@@ -28,19 +28,20 @@ from clockwork_serve.messages import (
     Load,
     MachineHello,
     Part,
-    Piece,
     Result,
     Role,
     Status,
-    TensorRef,
     Window,
     WorkerJoined,
 )
+from clockwork_serve.oip import InputTensor
+from clockwork_serve.serve.gateway.requests import Slot, Slots
 from clockwork_serve.serve.remote.config import ClusterContext, bound
-from clockwork_serve.serve.remote.link import MachineListener, on_the_way
+from clockwork_serve.serve.remote.link import MachineListener
+from clockwork_serve.serve.remote.tensor_server import TensorServer
 from clockwork_serve.serve.transport import Link, hello
 from clockwork_serve.serve.worker.host import WorkerConfig
-from clockwork_serve.units import ms
+from clockwork_serve.units import MIB, ms
 from tests.serve.certificates import certificates
 from tests.serve.processes.workers import spawn
 from tests.serve.proxy import Proxy, proxy
@@ -55,7 +56,7 @@ ROOM = 64
 
 
 class FarOrders:
-    """One worker at a time; ``proxy`` is the network to it."""
+    """One worker at a time; ``proxy`` is the network to it, ``gateways`` that from it to the tensors."""
 
     def __init__(self, folder: Path, silence_s: float) -> None:
         self.heard: asyncio.Queue[Frame] = asyncio.Queue()
@@ -63,12 +64,16 @@ class FarOrders:
         self.link: Link | None = None
         self.lost: list[Link] = []
         self.proxy: Proxy
+        self.gateways: Proxy
         self.process: subprocess.Popen[bytes]
         own = hello(Role.CONTROLLER, "bridge")
         context = ClusterContext(ours(certificates(folder)), server=True)
         self.listener = MachineListener(
             context, own, self._on_link, self._on_frames, self.lost.append, silence_s
         )
+        self.slots = Slots(MIB)
+        self.tensors = TensorServer(self.slots, context, silence_s)
+        self.asked: dict[int, Slot] = {}  # by INFER
 
     def send(self, *frames: Frame) -> None:
         assert self.link is not None
@@ -82,7 +87,7 @@ class FarOrders:
         return frame
 
     async def results(self, count: int) -> dict[int, Result]:
-        """So many results, by action; outputs beside them are let pass."""
+        """So many results, by action."""
         found: dict[int, Result] = {}
         while len(found) < count:
             frame = await asyncio.wait_for(self.heard.get(), PATIENCE_S)
@@ -90,6 +95,21 @@ class FarOrders:
                 assert frame.action_id not in found, "an action has one result"
                 found[frame.action_id] = frame
         return found
+
+    def asking(self, action_id: int, for_ms: float, room: int = ROOM) -> Infer:
+        """An INFER of model ``a``, which may start from now on for so long; its inputs are in a slot here."""
+        slot = self.slots.fill([InputTensor("x", "FP32", (1, 4), X.tobytes())], room)
+        assert slot is not None
+        self.asked[action_id] = slot
+        action = infer(action_id, "a", 0)
+        call = structs.replace(action.calls[0], tensors=slot.encoded)
+        return timely(structs.replace(action, calls=(call,)), for_ms)
+
+    def outputs(self, result: Result) -> list[bytes]:
+        """The outputs of one, as they are in its slot."""
+        found, own = self.asked[result.action_id].outputs(result.outputs[0])
+        assert not own
+        return [bytes(output.data) for output in found]
 
     async def ready(self) -> None:
         """It joined, fetched its code, and has the weights of model ``a``."""
@@ -130,18 +150,6 @@ def timely(action: Timed, for_ms: float) -> Timed:
     return structs.replace(action, window=Window(now_ns, now_ns + ms(for_ms)))
 
 
-def asking(action_id: int, for_ms: float, room: int = ROOM) -> Infer:
-    """An INFER of model ``a`` as it travels; its inputs are :func:`inputs`."""
-    ref = TensorRef(name="x", datatype="FP32", shape=(1, 4), offset=0, nbytes=X.nbytes)
-    action = infer(action_id, "a", 0)
-    call = structs.replace(action.calls[0], tensors=on_the_way((ref,), room))
-    return timely(structs.replace(action, calls=(call,)), for_ms)
-
-
-def inputs(action_id: int) -> Piece:
-    return Piece(action_id=action_id, call=0, at=0, data=X.tobytes())
-
-
 @asynccontextmanager
 async def far_orders(folder: Path, silence_s: float, infer_ms: float = 1) -> AsyncIterator[FarOrders]:
     """A worker process that joins over a network of ours, ready for what is said."""
@@ -151,8 +159,9 @@ async def far_orders(folder: Path, silence_s: float, infer_ms: float = 1) -> Asy
     port = listening.getsockname()[1]
     made.listener.listen(listening)
     (folder / "run").mkdir()
-    with proxy(port) as between:
-        made.proxy = between
+    with proxy(port) as between, proxy(made.tensors.listen_at("127.0.0.1", 0)) as gateways:
+        made.proxy, made.gateways = between, gateways
+        made.slots.server = f"127.0.0.1:{gateways.port}"
         settings = Settings(
             controller=f"127.0.0.1:{between.port}", cache=str(folder / "cache"), silence_s=silence_s,
             **theirs(certificates(folder)).named(),
@@ -168,4 +177,6 @@ async def far_orders(folder: Path, silence_s: float, infer_ms: float = 1) -> Asy
             made.process.kill()
             await asyncio.to_thread(made.process.communicate)
             made.listener.close()
+            made.tensors.close()
+            made.slots.close()
             await asyncio.sleep(0.05)

@@ -22,28 +22,24 @@ from clockwork_serve.messages import (
     ModelRemoved,
     Outcome,
     Part,
-    Piece,
     Question,
     Readiness,
     Refused,
     Release,
     Request,
-    RequestPiece,
     Result,
     Role,
     Status,
     TensorRef,
-    Undelivered,
+    Tensors,
     WorkerJoined,
 )
 from clockwork_serve.serve.remote.bridge import judge_of
 from clockwork_serve.serve.remote.config import FAR_NAME
-from clockwork_serve.serve.remote.link import decode, encode, moved, on_the_way
-from clockwork_serve.serve.shm import RegionGone, RegionMap
-from clockwork_serve.units import MIB
+from clockwork_serve.serve.remote.tensor_link import encode
 from tests.serve.certificates import certificates
 from tests.serve.links import Side, until
-from tests.serve.remote.bridges import GATEWAY, GUEST, MACHINE, MODEL, NAME, READY, joining, middle, run, used
+from tests.serve.remote.bridges import GATEWAY, GUEST, MACHINE, MODEL, NAME, READY, joining, middle, run
 from tests.serve.remote.machine_links import connect, theirs
 
 OWN_ID, OWN_HEAD, FOREIGN_ID = f"{GATEWAY}-1a-7", f"{GATEWAY}-1a-a3", "beta.gateway-0-1a-7"
@@ -211,26 +207,17 @@ def test_with_the_controller_all_machines_are_let_go(tmp_path: Path) -> None:
 # Gateways
 
 
-def request(nbytes: int = 3, name: str = OWN_ID, room: int = 64, **fields: Any) -> Request:
-    ref = msgspec.structs.replace(X, shape=(1, nbytes), nbytes=nbytes)
+THERE = Tensors(region="", epoch=7, header_offset=0, refs=(X,), output_bytes=64, server="10.0.0.9:7001")
+
+
+def request(name: str = OWN_ID, **fields: Any) -> Request:
     made = Request(request_id=name, gateway=GATEWAY, model="a/1", arrival_ns=1, deadline_ns=2)
-    return msgspec.structs.replace(made, **({"tensors": on_the_way((ref,), room)} | fields))
+    return msgspec.structs.replace(made, **({"tensors": encode(THERE)} | fields))
 
 
-def inputs(data: bytes = b"abc", at: int = 0) -> RequestPiece:
-    return RequestPiece(request_id=OWN_ID, at=at, data=data)
-
-
-def answered(passed: Request, data: bytes, *, release: bool) -> Answer:
-    """What a worker here wrote, and the controller says of it."""
-    tensors = decode(passed.tensors)
-    at = tensors.output_offset
-    RegionMap().view(tensors.region)[at : at + len(data)] = data
-    y = moved(msgspec.structs.replace(X, name="y"), at)
-    outputs = encode(msgspec.structs.replace(tensors, refs=(y,)))
-    return Answer(
-        request_id=passed.request_id, gateway=GATEWAY, outcome=Outcome.OK, outputs=outputs, release=release
-    )
+def placed(**changes: Any) -> Request:
+    """A request whose tensors are said to be elsewhere."""
+    return request(tensors=encode(msgspec.structs.replace(THERE, **changes)))
 
 
 ASK = Ask(ask_id=1, what=Question.INDEX, body=b"{}")
@@ -253,67 +240,28 @@ def test_a_far_gateway_is_to_the_controller_a_gateway_of_its_name(tmp_path: Path
             told = ModelAdded(model=MODEL), READY, AdmissionReply(announced_id=OWN_HEAD, gateway=GATEWAY)
             at.controller.send(*told)
             await far.hears(*told)  # from the controller, and nothing from the bridge
-            region = at.requests.region.name
             far.link.close()
             await until(at.controller.lost.is_set)
             assert not at.bridge._peers
-            with pytest.raises(RegionGone):
-                RegionMap().view(region)
 
     run(test())
 
 
-def test_a_request_comes_with_its_inputs_and_goes_with_its_outputs(tmp_path: Path) -> None:
+def test_requests_answers_and_releases_pass_as_they_are(tmp_path: Path) -> None:
     async def test() -> None:
         async with middle(tmp_path) as at:
             far = await at.guest()
-            far.send(request(), inputs())
-            passed = await at.controller.hear(Request)
-            tensors = decode(passed.tensors)
-            (x,) = tensors.refs
-            assert bytes(RegionMap().view(tensors.region)[x.offset : x.offset + 3]) == b"abc"
-            assert msgspec.structs.replace(passed, tensors=request().tensors) == request()
-
-            at.controller.send(answered(passed, b"xyz", release=False), READY)
-            await until(lambda: READY in far.side.frames)
-            sent, told, _ = far.side.frames
-            assert sent == RequestPiece(request_id=OWN_ID, at=0, data=b"xyz")
-            assert isinstance(told, Answer)
-            assert (told.release, decode(told.outputs).refs[0].offset) == (True, 0)
-            assert used(at.requests) > 0, "a worker still touches it"
-            at.controller.send(Release(request_id=OWN_ID, gateway=GATEWAY), READY)
-            await far.hears(sent, told, READY, READY)
-            assert used(at.requests) == 0
-
-    run(test())
-
-
-def test_the_controller_never_hears_of_who_left_before_his_inputs_came(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            far = await at.guest()
-            far.send(request(), Cancel(request_id=OWN_ID), inputs(), ASK)
-            await at.controller.hear(Ask)
-            await far.hears(Undelivered(request_id=OWN_ID))
-            assert used(at.requests) == 0
-            far.send(request(), inputs(), Cancel(request_id=OWN_ID))
-            await at.controller.hear(Request)
+            far.send(request(), Cancel(request_id=OWN_ID))
+            assert await at.controller.hear(Request) == request()
             await at.controller.hear(Cancel)
-            assert used(at.requests) > 0
-
-    run(test())
-
-
-def test_the_controller_never_hears_of_who_has_no_room(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            far = await at.guest()
-            far.send(request(room=2 * MIB), inputs(), ASK)
-            await at.controller.hear(Ask)
-            await until(lambda: far.side.frames)
-            (told,) = far.side.frames
-            assert isinstance(told, Undelivered)
-            assert "no room among 1048576 bytes at the server" in told.why
+            answer = Answer(
+                request_id=OWN_ID, gateway=GATEWAY, outcome=Outcome.OK, outputs=b"there", release=False
+            )
+            release = Release(request_id=OWN_ID, gateway=GATEWAY)
+            at.controller.send(answer, release)
+            await far.hears(answer, release)
+            far.send(request())
+            assert await at.controller.hear(Request) == request(), "the id is free again"
 
     run(test())
 
@@ -327,13 +275,14 @@ def test_the_controller_never_hears_of_who_has_no_room(tmp_path: Path) -> None:
         [Cancel(request_id=FOREIGN_ID)],
         [msgspec.structs.replace(ANNOUNCED, announced_id=FOREIGN_ID)],
         [request(tensors=b"\xc1")],
-        [request(), request()],
-        [request(), inputs(at=64)],
-        [request(), inputs(b"four")],
+        [placed(region="1:2:4096")],
+        [placed(server="")],
+        [placed(server=":7001")],
+        [placed(server="10.0.0.9")],
+        [placed(output_bytes=-1)],
         [msgspec.structs.replace(ANNOUNCED, gateway="gateway-0")],
         [joining(NAME)],
         [Result(action_id=7, device=NAME, status=Status.OK, started_ns=1, ended_ns=2)],
-        [Piece(action_id=1, call=0, at=0, data=b"x")],
         [Fetch(what="weights", name="w")],
         [Answer(request_id=OWN_ID, gateway=GATEWAY, outcome=Outcome.OK)],
         [READY],
@@ -390,5 +339,20 @@ def test_a_gateway_s_name_is_given_once_and_its_own_process_takes_over(tmp_path:
             await until(lambda: first.side.lost)
             await at.controller.linked()
             assert again.is_open
+
+    run(test())
+
+
+def test_a_request_that_a_gateway_sends_twice_is_passed_on_once(tmp_path: Path) -> None:
+    """The controller takes an id that comes twice for an error of its own."""
+
+    async def test() -> None:
+        async with middle(tmp_path) as at:
+            far = await at.guest()
+            far.send(request(), request(), ASK)
+            assert await at.controller.hear(Request) == request()
+            await until(lambda: far.side.lost)
+            await until(at.controller.lost.is_set)
+            assert at.controller.heard.empty()
 
     run(test())

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import uvloop
 
 from clockwork_serve.messages import (
@@ -18,14 +17,12 @@ from clockwork_serve.messages import (
     Fetch,
     MachineHello,
     Part,
-    Piece,
     Result,
     Status,
     WorkerJoined,
 )
-from clockwork_serve.serve.remote.link import decode
 from tests.serve.links import until
-from tests.serve.remote.far_orders import X, asking, far_orders, inputs, timely
+from tests.serve.remote.far_orders import X, far_orders, timely
 from tests.worker.actions import CODE, load
 
 
@@ -40,27 +37,77 @@ def statuses(found: dict[int, Result]) -> dict[int, Status]:
 def test_an_infer_waits_for_its_inputs_within_its_window(tmp_path: Path) -> None:
     async def test() -> None:
         async with far_orders(tmp_path, silence_s=10) as at:
-            at.send(asking(2, 10_000))
+            at.gateways.cut()
+            at.send(at.asking(2, 10_000))
             await asyncio.sleep(0.1)
             assert at.heard.empty()
-            at.send(inputs(2))
-            outputs = await at.hear(Piece)
+            at.gateways.heal()
             result = await at.hear(Result)
             assert result.status is Status.OK, result
-            (ref,) = decode(result.outputs[0]).refs
-            found = np.frombuffer(outputs.data, np.float32).reshape(ref.shape)
-            np.testing.assert_array_equal(found, np.zeros_like(X))
+            assert at.outputs(result) == [bytes(X.nbytes)], "they are there before the result"
 
-            at.send(asking(5, 10_000, room=1), inputs(5))
-            grown = await at.hear(Piece)
-            assert (outputs.grown, grown.grown, grown.data) == (0, 64, outputs.data), "it needs more room"
-            assert (await at.hear(Result)).status is Status.OK
+            at.send(at.asking(5, 10_000, room=1))
+            result = await at.hear(Result)
+            assert (result.status, at.outputs(result)) == (Status.OK, [bytes(X.nbytes)])
+            assert at.asked[5].tensors.output_bytes == X.nbytes, "it needed more room"
 
-            at.send(asking(3, 100))
+            at.gateways.cut()
+            at.send(at.asking(3, 100))
             result = await at.hear(Result)
             assert (result.action_id, result.status) == (3, Status.TOO_LATE), "they never came"
-            at.send(inputs(3), asking(4, 10_000), inputs(4))
+            at.gateways.heal()
+            at.send(at.asking(4, 10_000))
             assert statuses(await at.results(1)) == {4: Status.OK}, "what comes after the end harms nobody"
+
+    run(test())
+
+
+def test_a_slot_that_is_another_request_s_is_neither_read_nor_written(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with far_orders(tmp_path, silence_s=10, infer_ms=200) as at:
+            action = at.asking(2, 10_000)
+            at.slots.free(at.asked[2])
+            at.send(action)
+            found = await at.hear(Result)
+            assert (found.status, found.lane_ns) == (Status.INPUT_GONE, 0)
+            assert "its tensors were withdrawn" in found.message
+
+            at.send(at.asking(3, 10_000))
+            await asyncio.sleep(0.1)  # it runs
+            at.slots.free(at.asked[3])
+            before = bytes(at.slots.region.buffer)
+            assert statuses(await at.results(1)) == {3: Status.INPUT_GONE}
+            assert bytes(at.slots.region.buffer) == before
+
+    run(test())
+
+
+def test_tensors_whose_connection_breaks_come_by_the_next_one(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with far_orders(tmp_path, silence_s=10, infer_ms=200) as at:
+            at.gateways.cut()
+            at.send(at.asking(2, 10_000))
+            await asyncio.sleep(0.1)
+            at.gateways.reset()
+            at.gateways.heal()
+            await asyncio.sleep(0.3)
+            at.gateways.reset()
+            result = await at.hear(Result)
+            assert (result.status, at.outputs(result)) == (Status.OK, [bytes(X.nbytes)])
+            assert not at.lost, "the link to the server is another"
+
+    run(test())
+
+
+def test_a_gateway_that_says_nothing_is_given_up_and_its_request_ends(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with far_orders(tmp_path, silence_s=0.5, infer_ms=200) as at:
+            at.send(at.asking(2, 10_000))
+            await asyncio.sleep(0.1)
+            at.gateways.cut(there=False)
+            result = await at.hear(Result)
+            assert result.status is Status.INPUT_GONE
+            assert "its gateway took no outputs" in result.message
 
     run(test())
 
@@ -69,10 +116,10 @@ def test_actions_that_the_network_held_back_are_stale_and_not_executed(tmp_path:
     async def test() -> None:
         async with far_orders(tmp_path, silence_s=20) as at:
             at.proxy.cut(there=False, back=True)
-            at.send(asking(2, 200), inputs(2), asking(3, 200), inputs(3), timely(load(4, "b", 4), 200))
+            at.send(at.asking(2, 200), at.asking(3, 200), timely(load(4, "b", 4), 200))
             await asyncio.sleep(0.6)
             at.proxy.heal()
-            at.send(asking(5, 10_000), inputs(5))
+            at.send(at.asking(5, 10_000))
             found = await at.results(4)
             late = Status.TOO_LATE
             assert statuses(found) == {2: late, 3: late, 4: late, 5: Status.OK}
@@ -87,7 +134,7 @@ def test_a_worker_that_nobody_speaks_to_stops_at_the_end_of_its_windows(tmp_path
 
     async def test() -> None:
         async with far_orders(tmp_path, silence_s=20, infer_ms=300) as at:
-            at.send(asking(2, 10_000), inputs(2), asking(3, 100), inputs(3), asking(4, 10_000), inputs(4))
+            at.send(at.asking(2, 10_000), at.asking(3, 100), at.asking(4, 10_000))
             await asyncio.sleep(0.05)
             at.proxy.cut()
             await asyncio.sleep(1.0)
@@ -102,7 +149,7 @@ def test_a_worker_that_nobody_speaks_to_stops_at_the_end_of_its_windows(tmp_path
 def test_after_a_lost_link_it_joins_again_with_empty_memory_and_answers_nothing_old(tmp_path: Path) -> None:
     async def test() -> None:
         async with far_orders(tmp_path, silence_s=0.5, infer_ms=300) as at:
-            at.send(asking(2, 10_000), inputs(2), asking(3, 10_000), inputs(3))
+            at.send(at.asking(2, 10_000), at.asking(3, 10_000))
             await asyncio.sleep(0.05)
             at.proxy.cut()
             await until(lambda: at.lost)
@@ -117,11 +164,11 @@ def test_after_a_lost_link_it_joins_again_with_empty_memory_and_answers_nothing_
             assert time.monotonic() - began_s < 10
             at.send(CodeAdded(code=CODE))
             assert (await at.hear(CodeReady)).ok, "it kept the code, and has it in its cache"
-            at.send(asking(4, 10_000), inputs(4))
+            at.send(at.asking(4, 10_000))
             assert statuses(await at.results(1)) == {4: Status.WEIGHTS_MISSING}
             at.send(timely(load(5, "a", 0), 10_000))
             assert statuses(await at.results(1)) == {5: Status.OK}
-            at.send(asking(6, 10_000), inputs(6))
+            at.send(at.asking(6, 10_000))
             assert statuses(await at.results(1)) == {6: Status.OK}
 
     run(test())

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from clockwork_serve.messages import (
     CodeReady,
     DeviceNumbers,
     Drain,
+    Infer,
     Result,
     RetainWeights,
     Role,
@@ -85,6 +86,60 @@ def test_it_joins_prepares_loads_and_answers(tmp_path: Path) -> None:
             await worker.end()
             await asyncio.wait_for(at.lost.wait(), PATIENCE_S)
         region.close()
+
+    run(test())
+
+
+class AtOnce:
+    """Brings inputs in no time; what it is given it posts, and passes results on when told to."""
+
+    idle = True
+
+    def __init__(self, host: WorkerHost) -> None:
+        self.host = host
+        self.held: list[Result] = []
+        self.renewed = 0
+
+    def bring(self, action: Infer) -> bool:
+        self.host.post(action)
+        return True
+
+    def answer(self, result: Result) -> Result | None:
+        if result.action_id != 2:
+            return result
+        self.held.append(result)
+        return None
+
+    def renew(self) -> None:
+        self.renewed += 1
+
+    def close(self) -> None:
+        self.held.clear()
+
+
+def test_tensors_from_elsewhere_are_brought_in_order_and_results_wait_for_them(tmp_path: Path) -> None:
+    async def test() -> None:
+        region = Region.create(4096)
+        async with orders(tmp_path) as at:
+            worker = Running(tmp_path, Toy())
+            tensors = worker.host.tensors = AtOnce(worker.host)
+            await joined(at)
+            await prepared(at)
+            infers = [over(infer(number, "a", 0), slot(region, {"x": X})) for number in (2, 3)]
+            at.send(timely(load(1, "a", 0)), *infers)
+            found = [await at.hear(Result) for _ in (1, 3)]
+            assert {(one.action_id, one.status) for one in found} == {(1, Status.OK), (3, Status.OK)}
+            (held,) = tensors.held
+            worker.host.send(held)
+            assert (await at.hear(Result)).status is Status.OK, "it was posted after the LOAD"
+            at.close()
+            await asyncio.wait_for(_until(lambda: tensors.renewed), PATIENCE_S)
+            await worker.end()
+        region.close()
+
+    async def _until(condition: Callable[[], object]) -> None:
+        while not condition():
+            await asyncio.sleep(0.01)
 
     run(test())
 

@@ -595,6 +595,11 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     listen_machines: Annotated[str, Setting(
         address, "HOST:PORT where workers and gateways on other machines may join",
     )] = ""
+    tensor_port: Annotated[int, Setting(
+        port,
+        "first port at which gateways give tensors to workers on other machines; 0 lets the system choose",
+        GATEWAY,
+    )] = 0
     controller: Annotated[str, Setting(
         address, "HOST:PORT of the server that `clockwork worker` or `gateway` joins", GATEWAY | WORKER,
     )] = ""

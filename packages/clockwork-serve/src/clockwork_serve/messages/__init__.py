@@ -47,7 +47,6 @@ from clockwork_serve.messages.links import (
     ModelRemoved,
     ModelsAskedFor,
     Part,
-    Piece,
     Ping,
     Preparing,
     ProcessesEnded,
@@ -59,7 +58,6 @@ from clockwork_serve.messages.links import (
     ReleaseFromQuarantine,
     Reply,
     RequestCredit,
-    RequestPiece,
     Resident,
     RetainWeights,
     Role,
@@ -67,7 +65,6 @@ from clockwork_serve.messages.links import (
     SoonestEnd,
     SoonestEnds,
     StandbysCounted,
-    Undelivered,
     WorkerCrashed,
     WorkerHeard,
     WorkerHung,
@@ -125,9 +122,8 @@ Frame = (
     | WorkerJoined | CodeAdded | CodeReady | CodeRemoved | ModelAdded | ModelRemoved | QuotasSet
     | Drain | Readiness | Ask | Reply | AdmissionQuery | AdmissionReply | Quarantined
     | ReleaseFromQuarantine | WorkerCrashed
-    | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused | Piece
-    | Fetch | Part
-    | FarGateway | RequestPiece | Undelivered | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
+    | DeviceNumbers | Beat | WorkerHung | RequestCredit | RetainWeights | MachineHello | Refused
+    | Fetch | Part | FarGateway | ProcessesEnded | ArtefactDamaged | CodeRemade | DamageCounted
     | Delivered | Preparing | ModelsAskedFor | SoonestEnds | CreditBlocked | StandbysCounted
     | HandingOver
 )  # fmt: skip
@@ -140,12 +136,11 @@ __all__ = [
     "Delivered",
     "DeviceNumbers", "DeviceSpec", "DeviceState", "Drain", "Extent", "FarGateway", "Fetch", "Frame",
     "GatewayLost", "HandingOver", "Hello", "Infer", "Lane", "Load", "MachineHello", "MeasuredDurations",
-    "Model",
-    "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part", "Piece",
+    "Model", "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part",
     "Ping", "Preparing", "ProcessesEnded", "Profile", "Quarantined", "Question", "Quota", "QuotasSet",
     "Readiness", "Reason", "Refused", "Release", "ReleaseFromQuarantine", "Reply", "Request", "RequestCredit",
-    "RequestPiece", "Resident", "Result", "RetainWeights", "Role", "Running", "SoonestEnd",
+    "Resident", "Result", "RetainWeights", "Role", "Running", "SoonestEnd",
     "SoonestEnds", "StandbysCounted", "Status", "TensorRef",
-    "TensorSpec", "Tensors", "TorchIndex", "TorchTensor", "Undelivered", "Unload", "Weights", "Window",
+    "TensorSpec", "Tensors", "TorchIndex", "TorchTensor", "Unload", "Weights", "Window",
     "WorkerCrashed", "WorkerHeard", "WorkerHung", "WorkerJoined", "WorkerLost", "WorkerSilent",
 ]  # fmt: skip

@@ -394,7 +394,7 @@ class Reply(Struct, frozen=True, kw_only=True, array_like=True, tag="reply"):
 # ------------------------------------------------------------
 # Messages between processes on other machines and the server's bridge, beside those above.
 #
-# Tensors and artefacts are sent in pieces, so that no other message waits long behind them.
+# Artefacts are sent in parts, so that no other message waits long behind them.
 
 
 class MachineHello(Struct, frozen=True, kw_only=True, array_like=True, tag="machine"):
@@ -421,41 +421,6 @@ class Refused(Struct, frozen=True, kw_only=True, array_like=True, tag="refused")
 
     why: str
     final: bool = True
-
-
-class Piece(Struct, frozen=True, kw_only=True, array_like=True, tag="piece"):
-    """Bytes of an INFER's tensors: inputs to the worker, outputs back.
-
-    ``call`` is the index of the call in the action; ``at`` is the offset from the start of the call's inputs,
-    or of its room for outputs. ``grown``: how many bytes the call's outputs have that are larger than that
-    room, else 0.
-    """
-
-    action_id: int
-    call: int
-    at: int
-    data: bytes
-    grown: int = 0
-
-
-class RequestPiece(Struct, frozen=True, kw_only=True, array_like=True, tag="request_piece"):
-    """Bytes of a request's tensors, in order: inputs from its gateway, outputs back.
-
-    ``at`` is the offset from the start of its inputs, or of its room for outputs; ``grown`` as in
-    :class:`Piece`.
-    """
-
-    request_id: str
-    at: int
-    data: bytes
-    grown: int = 0
-
-
-class Undelivered(Struct, frozen=True, kw_only=True, array_like=True, tag="unheard"):
-    """A remote gateway's request did not reach the controller: no room (``why``), or it was cancelled."""
-
-    request_id: str
-    why: str = ""
 
 
 class Fetch(Struct, frozen=True, kw_only=True, array_like=True, tag="fetch"):

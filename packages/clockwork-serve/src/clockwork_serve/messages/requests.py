@@ -85,10 +85,13 @@ class TensorRef(Struct, frozen=True, kw_only=True, array_like=True):
 class Tensors(Struct, frozen=True, kw_only=True, array_like=True):
     """Where a request's tensors are.
 
-    ``region`` names shared memory as ``PID:FD:BYTES`` of the gateway that owns it. For a request, ``refs``
+    ``region`` names shared memory as ``PID:FD:BYTES`` of the gateway that owns it; empty: no process of the
+    server's host can map it. ``server``, if any, is where workers on other machines get its tensors, as
+    ``HOST:PORT``; without a host, that of the server. For a request, ``refs``
     are the inputs and ``output_offset``/``output_bytes`` the room for outputs; for a result, ``refs`` are
     the outputs. ``epoch`` is also stored in the 8 bytes at ``header_offset`` for as long as the slot belongs
-    to this request: a reader that finds another number must refuse.
+    to this request: a reader that finds another number must refuse. Outputs without a region are in their
+    request's room, with offsets from its start.
     """
 
     region: str
@@ -97,6 +100,7 @@ class Tensors(Struct, frozen=True, kw_only=True, array_like=True):
     refs: tuple[TensorRef, ...]
     output_offset: int = 0
     output_bytes: int = 0
+    server: str = ""
 
 
 class Request(Struct, frozen=True, kw_only=True, array_like=True, tag="request"):

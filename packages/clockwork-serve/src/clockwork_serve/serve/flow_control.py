@@ -11,8 +11,6 @@ import weakref
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
-from msgspec import structs
-
 from clockwork_serve.messages import (
     Beat,
     CreditBlocked,
@@ -510,10 +508,6 @@ class CreditGate:
         if not self._said:
             self._said = True
             self._send(CreditBlocked())
-
-    def return_credit(self) -> None:
-        """Return the credit of a sent request that was dropped before the controller received it."""
-        self.on_credit(structs.replace(self._credit, heard=1))
 
     def sweep(self) -> None:
         """Refuse each request that has waited for more than the ``patience``-th part of its SLO."""

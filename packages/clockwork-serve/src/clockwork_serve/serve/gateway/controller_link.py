@@ -40,7 +40,6 @@ from clockwork_serve.messages import (
     RequestCredit,
     Role,
     SoonestEnds,
-    Undelivered,
 )
 from clockwork_serve.oip import Served, UnknownModel, default_slo_ns, missing
 from clockwork_serve.serve.flow_control import SWEEP_NS, CreditGate, KnownEnds, PeerHeartbeat
@@ -149,7 +148,7 @@ _log = logging.getLogger(__name__)
 
 
 class ControllerLink(Protocol):
-    """A connection to the controller, direct or through a bridge."""
+    """A connection to the controller, direct or through the bridge."""
 
     @property
     def is_open(self) -> bool:
@@ -193,7 +192,6 @@ class LinkListener:
     - ``on_lost``: the link was lost; with the reason. ``on_stuck``: it is open, without heartbeats.
     - ``on_readiness``: readiness may have changed.
     - ``on_refused``: a request was not sent for lack of credit; with how long it waited, in ns.
-    - ``on_undelivered``: a request was sent, and did not reach the controller's brain.
     - ``on_handing_over``: the controller gives the lead up; requests are to wait for the next one.
     - ``on_late``: these answers came to their clients too late; the controller was told.
     - ``on_batch``, ``on_batch_end``: called before and after all frames that were read at once.
@@ -207,7 +205,6 @@ class LinkListener:
     on_batch: Callable[[], None] = lambda: None
     on_batch_end: Callable[[], None] = lambda: None
     on_refused: Callable[[Request, int], None] = lambda request, waited_ns: None
-    on_undelivered: Callable[[Undelivered], None] = lambda _: None
     on_stuck: Callable[[], None] = lambda: None
     on_late: Callable[[tuple[str, ...]], None] = lambda _: None
     on_handing_over: Callable[[], None] = lambda: None
@@ -421,9 +418,6 @@ class GatewayLink:
                 self._update_readiness()
             case Beat():
                 self._pulse.beat_received()
-            case Undelivered():
-                listener.on_undelivered(frame)
-                self._credit_gate.return_credit()
             case Readiness():
                 self._on_readiness(frame)
             case Preparing():

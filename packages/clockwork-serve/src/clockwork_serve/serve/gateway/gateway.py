@@ -27,8 +27,6 @@ from clockwork_serve.messages import (
     Release,
     Reply,
     Request,
-    Tensors,
-    Undelivered,
 )
 from clockwork_serve.oip import (
     InferCall,
@@ -211,7 +209,7 @@ class Gateway:
         self.settings = config.settings
         self.regions: Regions | None = None  # set where clients may use shared memory
         self.refusals: Journal | None = None  # set where what this gateway ends by itself is kept, for traces
-        self.slots = Slots(self.settings.gateway_memory)
+        self.slots = Slots(self.settings.gateway_memory, elsewhere=config.elsewhere)
         self._reserves = OutputReserves()
         self.clock = clock = time.monotonic_ns
         self.rng = Random()
@@ -233,8 +231,7 @@ class Gateway:
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
             self.admission_queries.on_admission_reply, self._on_batch, self._on_batch_end, self._on_refused,
-            self._on_undelivered, self._on_stuck, self._record_late,
-            self._awaiting_failover.hand_over,
+            self._on_stuck, self._record_late, self._awaiting_failover.hand_over,
         )  # fmt: skip
         connector = connector or local_connector(config.controller, config.name)
         self.link = GatewayLink(connector, self.settings.default_slo_ns, listener)
@@ -344,15 +341,6 @@ class Gateway:
     def _copy_first(self, request_id: str) -> None:
         copying, self._copying = self._copying, Copying()
         self._copies.begin(request_id, copying)
-
-    def grow(self, request_id: str, output_bytes: int) -> Tensors | None:
-        """Give an open request other, larger room for its outputs; None if there is none."""
-        pending = self._pending.get(request_id)
-        slot = None if pending is None else self.slots.grow(pending.slot, output_bytes)
-        if pending is None or slot is None:
-            return None
-        pending.slot = slot
-        return slot.tensors
 
     def cancel(self, request_id: str) -> None:
         """The client of an open request left: stop the request; :meth:`Exchange.end` is not called."""
@@ -551,26 +539,12 @@ class Gateway:
     def _on_refused(self, request: Request, waited_ns: int) -> None:
         waited = f"this one waited {waited_ns / NS_PER_MS:.1f} ms"
         why = f"more requests arrive than the server can schedule; {waited}"
-        self._reject_undelivered(request.request_id, why)
-
-    def _on_undelivered(self, undelivered: Undelivered) -> None:
-        request_id = undelivered.request_id
-        pending = self._pending.get(request_id)
-        if pending is None:
-            _log.error("an undelivered request is not open", extra={"request_id": request_id})
-        elif pending.exchange is None:
-            self._drop(request_id, Outcome.EXPIRED if pending.expired else Outcome.CANCELLED, Reason.NONE)
-        else:
-            self._reject_undelivered(request_id, undelivered.why)
-
-    def _reject_undelivered(self, request_id: str, why: str) -> None:
-        """End a request that never reached the controller, and whose client waits."""
         outcome, reason, retry_after_ns = Outcome.REJECTED, Reason.QUEUE_FULL, ROOM_RETRY_NS
-        if self.clock() > self._pending[request_id].deadline_ns:
+        if self.clock() > request.deadline_ns:
             outcome, reason, why, retry_after_ns = Outcome.EXPIRED, Reason.NONE, OVER, 0
-        pending = self._drop(request_id, outcome, reason, why)
+        pending = self._drop(request.request_id, outcome, reason, why)
         if pending.exchange is not None:
-            response = gateway_response(outcome, reason, why, request_id, pending)
+            response = gateway_response(outcome, reason, why, request.request_id, pending)
             response.retry_after_ns = retry_after_ns
             self._deliver(pending.exchange, response)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -164,8 +165,11 @@ class Copies:
             asyncio.get_running_loop().call_soon(self._step)
 
 
-class Slot(msgspec.Struct, frozen=True):
-    """The memory of one request: ``pieces`` of ``region``, and the references that its worker gets."""
+class Slot(msgspec.Struct):
+    """The memory of one request: ``pieces`` of ``region``, and the references that its worker gets.
+
+    Only :meth:`Slots.grow` changes it.
+    """
 
     region: Region
     pieces: tuple[int, ...]
@@ -182,25 +186,36 @@ class Slot(msgspec.Struct, frozen=True):
         Raises :class:`TransportError` if one is elsewhere.
         """
         reported, tensors = _decode(encoded), self.tensors
-        memory = memory_of(reported, self.region)
         first, end = tensors.output_offset, tensors.output_offset + tensors.output_bytes
+        # A worker on another machine counts from the start of the room, for it does not know where that is.
+        memory, base = self.region.buffer, first
+        if reported.region:
+            memory, base = memory_of(reported, self.region), 0
         own = memory is not self.region.buffer
         if own:  # the worker frees it with the slot, and writes nothing else there; it lasts as it is mapped
             first, end = 0, len(memory)
         found = []
         for ref in reported.refs:
-            if ref.offset < first or ref.offset + ref.nbytes > end:
+            offset = base + ref.offset
+            if offset < first or offset + ref.nbytes > end:
                 raise TransportError(f"output {ref.name} lies outside of its request's slot")
-            view = memory[ref.offset : ref.offset + ref.nbytes]
+            view = memory[offset : offset + ref.nbytes]
             found.append(OutputTensor(ref.name, ref.datatype, ref.shape, view))
         return found, own
 
 
 class Slots:
-    """Allocates slots in one region. For one thread."""
+    """Allocates slots in one region. For one thread.
 
-    def __init__(self, region_bytes: int) -> None:
+    With a ``server``, as in :class:`Tensors`, workers on other machines find them by :meth:`find`;
+    ``elsewhere``: no worker is on this host.
+    """
+
+    def __init__(self, region_bytes: int, *, elsewhere: bool = False) -> None:
         self.region = Region.create(region_bytes)
+        self.server = ""
+        self._elsewhere = elsewhere
+        self._open: dict[int, Slot] = {}  # by epoch: all and only slots of the region that have a server
         self.in_place_bytes = 0  # of all inputs so far that stayed where they were received
         self.copied_bytes = 0
         self._epoch = NO_EPOCH
@@ -264,13 +279,18 @@ class Slots:
         """The size of a slot for these."""
         return _HEADER + sum(align(len(tensor.data)) for tensor in inputs) + align(output_bytes)
 
-    def grow(self, slot: Slot, output_bytes: int) -> Slot | None:
-        """The slot with other, larger room for outputs; None if there is none."""
+    def find(self, epoch: int) -> Slot | None:
+        """The slot that has this epoch, for workers on other machines; None once it is free."""
+        return self._open.get(epoch)
+
+    def grow(self, slot: Slot, output_bytes: int) -> bool:
+        """Give a slot other, larger room for outputs; False if there is none."""
         piece = self.region.allocate(output_bytes) if slot.region is self.region else None
         if piece is None:
-            return None
-        tensors = msgspec.structs.replace(slot.tensors, output_offset=piece, output_bytes=output_bytes)
-        return Slot(slot.region, (*slot.pieces, piece), tensors)
+            return False
+        slot.pieces = (*slot.pieces, piece)
+        slot.tensors = msgspec.structs.replace(slot.tensors, output_offset=piece, output_bytes=output_bytes)
+        return True
 
     def keep(self, slot: Slot) -> Callable[[], None]:
         """Keep a slot from being freed until what this returns is called, exactly once."""
@@ -290,6 +310,7 @@ class Slots:
             return
         if slot.region is not self.region:
             return  # freed with its region
+        self._open.pop(slot.tensors.epoch, None)
         write_epoch(slot.region.buffer, slot.tensors.header_offset, NO_EPOCH)
         for piece in slot.pieces:
             slot.region.free(piece)
@@ -300,6 +321,7 @@ class Slots:
         Returns, for each slot in ``kept``, a new slot with its inputs; None if there is no room.
         """
         old, self.region = self.region, Region.create(self.region.size)
+        self._open.clear()
         self._received = 0
         moved = [self._copy(_inputs(slot), slot.tensors.output_bytes) for slot in kept]
         old.close()
@@ -378,13 +400,18 @@ class Slots:
         output_bytes: int,
     ) -> Slot:
         region = self.region
-        epoch = self._epoch = self._epoch + 1
+        server = self.server
+        # Who can tell the epoch may have the tensors, so others must not guess it.
+        epoch = self._epoch = secrets.randbits(63) | 1 if server else self._epoch + 1
         write_epoch(region.buffer, header, epoch)
         tensors = Tensors(
-            region=region.name, epoch=epoch, header_offset=header, refs=refs, output_offset=outputs,
-            output_bytes=output_bytes,
+            region="" if self._elsewhere else region.name, epoch=epoch, header_offset=header, refs=refs,
+            output_offset=outputs, output_bytes=output_bytes, server=server,
         )  # fmt: skip
-        return Slot(region, pieces, tensors)
+        slot = Slot(region, pieces, tensors)
+        if server:
+            self._open[epoch] = slot
+        return slot
 
 
 class OutputReserves:

@@ -32,8 +32,6 @@ async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
     bridge = Bridge(
         Path(config.run_dir) / SOCKET_NAME,
         judge_of(__version__, runtime_fingerprint(), config.kinds),
-        settings.gateway_memory,
-        settings.io_memory,
     )
     listener = MachineListener(
         ClusterContext(cluster_files(settings), server=True), hello(Role.CONTROLLER, NAME),

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.config.table import split_address
+from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.child import limit_arenas, trim_memory
 from clockwork_serve.serve.driver import use_batch_policy
@@ -25,7 +26,9 @@ from clockwork_serve.serve.gateway.gateway import Gateway
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
+from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
 from clockwork_serve.serve.remote.gateway import FarConnector
+from clockwork_serve.serve.remote.tensor_server import TensorServer
 from clockwork_serve.telemetry import Journal, refusals_path
 
 if TYPE_CHECKING:
@@ -53,10 +56,12 @@ class GatewayServers:
         settings = config.settings
         self.access = AccessControl(config)
         keys = self.access.keys
-        self.far = FarConnector(config.name, settings) if config.elsewhere else None
+        self.far = FarConnector(config.name, settings, self._on_host) if config.elsewhere else None
         self.gateway = Gateway(config, caps=None if keys is None else Caps(keys.tenants), connector=self.far)
-        if self.far is not None:
-            self.far.grow = self.gateway.grow
+        self.tensors: TensorServer | None = None
+        if config.elsewhere or settings.listen_machines:
+            context = ClusterContext(cluster_files(settings), server=True)
+            self.tensors = TensorServer(self.gateway.slots, context, settings.silence_s)
         if settings.shared_memory is not None:
             self.gateway.regions = Regions(settings.shared_memory, Path(config.run_dir) / "regions")
         path = None if config.elsewhere else settings.journal_path(config.run_dir)
@@ -80,6 +85,10 @@ class GatewayServers:
         be read is not known. Raises :class:`ConfigError` if a port cannot be had.
         """
         config, settings = self.config, self.config.settings
+        if settings.listen_machines and not config.elsewhere:
+            # Workers elsewhere reach it at the address by which they reach the server.
+            port = self._listen_for_workers(split_address(settings.listen_machines)[0])
+            self.gateway.slots.server = f":{port}"
         if settings.grpc_port is not None:
             from clockwork_serve.serve.grpc.service import GatewayGrpc
 
@@ -107,10 +116,25 @@ class GatewayServers:
         await asyncio.gather(*closing)
         for task in self._tasks:
             task.cancel()
+        if self.tensors is not None:
+            self.tensors.close()
         self.gateway.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.gateway.refusals is not None:
             self.gateway.refusals.close()
+
+    def _on_host(self, host: str) -> None:
+        """Have workers get tensors at the address of this machine that is on the way to the server."""
+        try:
+            port = self._listen_for_workers(host)
+        except ConfigError as error:
+            raise TransportError(str(error)) from None
+        self.gateway.slots.server = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def _listen_for_workers(self, host: str) -> int:
+        assert self.tensors is not None, "others may get tensors here"
+        first = self.config.settings.tensor_port
+        return self.tensors.listen_at(host, first and first + self.config.number)
 
     async def _keep_refusals(self) -> None:
         while self.gateway.refusals is not None:

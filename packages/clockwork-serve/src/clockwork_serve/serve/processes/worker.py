@@ -63,11 +63,15 @@ async def _serve(config: WorkerConfig, devices: dict[str, Device], stop: asyncio
 
 
 def _host(config: WorkerConfig, devices: dict[str, Device]) -> WorkerHost:
-    if not config.elsewhere:
+    if not (config.elsewhere or config.settings.listen_machines):
         return WorkerHost(config, devices, child.freeze_live_objects)
-    from clockwork_serve.serve.remote.worker import MachineHost
+    from clockwork_serve.serve.remote.worker import MachineHost, tensors_of
 
-    return MachineHost(config, devices, child.freeze_live_objects)
+    if config.elsewhere:
+        return MachineHost(config, devices, child.freeze_live_objects)
+    host = WorkerHost(config, devices, child.freeze_live_objects)
+    host.tensors = tensors_of(host, config.settings)  # of gateways elsewhere
+    return host
 
 
 def _set_priorities(config: WorkerConfig) -> None:

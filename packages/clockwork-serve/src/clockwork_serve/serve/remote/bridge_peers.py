@@ -1,4 +1,4 @@
-"""A worker on another machine as the bridge represents it: two links, actions in flight, network time."""
+"""A worker on another machine as the bridge represents it: two links, actions in flight, their durations."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Final
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 from msgspec import structs
 
-from clockwork_serve.errors import DeviceError, ModelError, TransportError
+from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import (
     ArtefactDamaged,
     Beat,
@@ -30,28 +30,17 @@ from clockwork_serve.messages import (
     Model,
     ModelAdded,
     ModelRemoved,
-    Piece,
     Refused,
     Result,
     Role,
     Status,
-    TensorRef,
     Unload,
-    Window,
     WorkerJoined,
 )
-from clockwork_serve.serve.remote.link import MachineLink, decode, on_the_way, packed, pieces, run_bytes
+from clockwork_serve.serve.remote.link import MachineLink
+from clockwork_serve.serve.remote.tensor_link import decode
+from clockwork_serve.serve.remote.tensors import Key, LaneTiming, key_of
 from clockwork_serve.serve.remote.transfer import code_parts, no_parts, weights_parts
-from clockwork_serve.serve.shm import (
-    BadTensors,
-    Calls,
-    OpenCall,
-    RegionGone,
-    RegionMap,
-    SpilledOutputs,
-    check_epochs,
-    encode_outputs,
-)
 from clockwork_serve.serve.transport import Link, OnFrames, OnLost, hello
 
 # ------------------------------------------------------------
@@ -195,55 +184,8 @@ class Peer(ABC):
 
 
 # ------------------------------------------------------------
-# The duration of an INFER on another machine as the controller should see it: with the time that its inputs
-# and outputs take on the network, so that this becomes part of the estimates.
-
-
-KEYS_MAX: Final = 1024
-"""For how many kinds of INFERs the network time is remembered."""
-_FADE: Final = 8
-"""The longest network time decays by this part with each sample that is shorter."""
-
-Key = tuple[str, int, int]
-"""The kind of an INFER: code, batch size, bytes of inputs."""
-
-
-class LaneTiming:
-    """The timing of the INFERs of one device."""
-
-    def __init__(self) -> None:
-        self._ended_ns = 0  # when the last result was received
-        self._way_ns: dict[Key, int] = {}  # how long inputs took lately
-
-    def ordered(self, action: Infer, key: Key) -> Infer:
-        """An INFER with its window extended by the time that its inputs take on the network."""
-        way_ns = self._way_ns.get(key, 0)
-        if not way_ns:
-            return action
-        window = Window(action.window.earliest_ns, action.window.latest_ns + way_ns)
-        return structs.replace(action, window=window)
-
-    def ended(self, result: Result, key: Key, sent_ns: int, now_ns: int, output_bytes: int) -> Result:
-        """The result, complete at ``now_ns``, of an INFER sent at ``sent_ns``, with instants of our clock."""
-        if result.status is not Status.OK:
-            return structs.replace(result, started_ns=now_ns, ended_ns=now_ns)
-        lane_ns = max(0, result.lane_ns)
-        # Since the result before this one it had the lane, or the network, for itself.
-        started_ns = min(max(sent_ns, self._ended_ns), now_ns - lane_ns)
-        self._ended_ns = now_ns
-        over_ns = now_ns - started_ns - lane_ns
-        in_ns = over_ns * (key[2] + 1) // (key[2] + output_bytes + 2)
-        self._learn(key, in_ns)
-        return structs.replace(
-            result, started_ns=started_ns, ended_ns=now_ns, input_ns=result.input_ns + in_ns,
-            output_ns=result.output_ns + over_ns - in_ns,
-        )  # fmt: skip
-
-    def _learn(self, key: Key, in_ns: int) -> None:
-        old_ns = self._way_ns.pop(key, 0)
-        if len(self._way_ns) >= KEYS_MAX:
-            del self._way_ns[next(iter(self._way_ns))]
-        self._way_ns[key] = max(in_ns, old_ns - old_ns // _FADE)
+# The actions in flight on one remote worker. Tensors go straight between it and gateways; what they took is
+# part of the durations that the controller sees.
 
 
 def not_after(result: Result, now_ns: int) -> Result:
@@ -254,90 +196,33 @@ def not_after(result: Result, now_ns: int) -> Result:
     return structs.replace(result, started_ns=result.started_ns - ahead_ns, ended_ns=now_ns)
 
 
-# ------------------------------------------------------------
-# The actions in flight on one remote worker, and the tensors of INFERs, in regions of gateways here.
-#
-# Outputs of an action that has ended are not written.
-
-
 @dataclass(slots=True)
 class _Sent:
-    """An action without a result. ``calls`` of an INFER, ``packed`` its inputs as they travel.
-
-    ``excess`` says that there was no room for its outputs.
-    """
+    """An action without a result; ``key`` of an INFER."""
 
     action: Load | Unload | Infer
     at_ns: int
-    calls: list[OpenCall] = field(default_factory=list)
-    packed: list[tuple[TensorRef, ...]] = field(default_factory=list)
     key: Key = ("", 0, 0)
-    excess: str = ""
 
 
 class Actions:
-    """The actions in flight on one worker, ``spill_bytes`` for large outputs. For one thread."""
+    """The actions in flight on one worker. For one thread."""
 
-    def __init__(self, spill_bytes: int) -> None:
-        self.regions = RegionMap()
-        self.spill = SpilledOutputs(spill_bytes)
-        self._calls = Calls(self.regions, self.spill)
+    def __init__(self) -> None:
         self._sent: dict[int, _Sent] = {}  # all and only actions in flight
         self._timing: dict[str, LaneTiming] = {}  # by device
 
     def __len__(self) -> int:
         return len(self._sent)
 
-    def send(self, action: Load | Unload, now_ns: int) -> None:
-        """Register a LOAD or UNLOAD, which the caller forwards unchanged."""
-        self._sent[action.action_id] = _Sent(action, now_ns)
-
-    def send_infer(self, action: Infer, now_ns: int) -> Infer | Result:
-        """The INFER to send, followed by its :meth:`inputs`; or its result, if its tensors are gone."""
-        try:
-            calls = self._calls.open(action)
-        except (RegionGone, BadTensors) as error:
-            status = Status.INPUT_GONE if isinstance(error, RegionGone) else Status.BAD_ACTION
-            return _refusal(action, status, str(error), now_ns)
-        runs = [packed(call.tensors.refs) for call in calls]
-        key = (action.code_id, action.batch, sum(map(run_bytes, runs)))
-        self._sent[action.action_id] = _Sent(action, now_ns, calls, runs, key)
-        bare = tuple(
-            [
-                structs.replace(call, tensors=on_the_way(run, opened.tensors.output_bytes))
-                for call, run, opened in zip(action.calls, runs, calls, strict=True)
-            ]
-        )
-        return self._of(action.device).ordered(structs.replace(action, calls=bare), key)
-
-    def inputs(self, action_id: int) -> Iterator[Frame]:
-        """The inputs of an INFER in pieces; ends early once it is no longer in flight."""
-        sent = self._sent.get(action_id)
-        for at, call in enumerate(sent.calls if sent is not None else ()):
-            assert sent is not None
-            refs, run = call.tensors.refs, sent.packed[at]
-            for offset, data in pieces(refs, run, call.memory, lambda: action_id in self._sent):
-                yield Piece(action_id=action_id, call=at, at=offset, data=data)
-
-    def write(self, piece: Piece) -> None:
-        """Write a piece of outputs. Raises :class:`TransportError` if it is outside of the output memory."""
-        sent = self._sent.get(piece.action_id)
-        if sent is None or not 0 <= piece.call < len(sent.calls):
-            raise TransportError(f"it sent outputs of action {piece.action_id}, which it was not given")
-        call = sent.calls[piece.call]
-        if piece.grown > len(call.output) and not sent.excess:
-            try:
-                call.grow(piece.grown)
-            except ModelError as error:
-                sent.excess = str(error)
-        if sent.excess:
-            return
-        end = piece.at + len(piece.data)
-        if piece.at < 0 or end > len(call.output):
-            raise TransportError(
-                f"it sent outputs of {len(piece.data)} bytes at {piece.at}, the room is {len(call.output)}"
-            )
-        call.output[piece.at : end] = piece.data
+    def send(self, action: Load | Unload | Infer, now_ns: int) -> Load | Unload | Infer:
+        """The action as it is to be sent."""
+        if not isinstance(action, Infer):
+            self._sent[action.action_id] = _Sent(action, now_ns)
+            return action
+        key = key_of(action)
+        self._sent[action.action_id] = _Sent(action, now_ns, key)
+        return self._of(action.device).ordered(action, key)
 
     def end(self, result: Result, now_ns: int) -> Result:
         """The result for the controller. Raises :class:`TransportError` if no such action is in flight."""
@@ -346,39 +231,28 @@ class Actions:
             raise TransportError(f"it sent a result of action {result.action_id}, which it was not given")
         if not isinstance(sent.action, Infer):
             return not_after(result, now_ns)
-        if result.status is Status.OK and sent.excess:
-            result = _refusal(sent.action, Status.MODEL_RAISED, sent.excess, now_ns)
-        elif result.status is Status.OK:
+        written = 0
+        if result.status is Status.OK:
             try:
-                result = structs.replace(result, outputs=_outputs(sent, result))
-            except RegionGone as error:
-                result = _refusal(sent.action, Status.INPUT_GONE, str(error), now_ns)
-            except DeviceError as error:
-                result = _refusal(sent.action, Status.DEVICE_FAULT, str(error), now_ns)
-        written = sum([ref.nbytes for call in sent.calls for ref in call.outputs])
+                written = _output_bytes(sent.action, result)
+            except TransportError as error:
+                result = structs.replace(
+                    result, status=Status.DEVICE_FAULT, message=f"outputs: {error}", outputs=()
+                )
         return self._of(result.device).ended(result, sent.key, sent.at_ns, now_ns, written)
 
     def _of(self, device: str) -> LaneTiming:
         return self._timing.setdefault(device, LaneTiming())
 
 
-def _outputs(sent: _Sent, result: Result) -> tuple[bytes, ...]:
-    if len(result.outputs) != len(sent.calls):
-        raise DeviceError(f"outputs: expected those of {len(sent.calls)} calls, found {len(result.outputs)}")
-    for call, encoded in zip(sent.calls, result.outputs, strict=True):
-        try:
-            call.outputs.extend(decode(encoded).refs)
-        except TransportError as error:
-            raise DeviceError(f"outputs: {error}") from None
-    check_epochs(sent.calls)
-    return encode_outputs(sent.calls)
-
-
-def _refusal(action: Infer, status: Status, message: str, now_ns: int) -> Result:
-    return Result(
-        action_id=action.action_id, device=action.device, status=status, started_ns=now_ns, ended_ns=now_ns,
-        message=message,
-    )  # fmt: skip
+def _output_bytes(action: Infer, result: Result) -> int:
+    """The bytes of outputs. Raises :class:`TransportError` if one may be elsewhere than in its room."""
+    if len(result.outputs) != len(action.calls):
+        raise TransportError(f"expected those of {len(action.calls)} calls, found {len(result.outputs)}")
+    found = [decode(encoded) for encoded in result.outputs]
+    if any(tensors.region for tensors in found):
+        raise TransportError("expected them in the rooms of their requests, found others")
+    return sum([ref.nbytes for tensors in found for ref in tensors.refs])
 
 
 # ------------------------------------------------------------
@@ -386,27 +260,22 @@ def _refusal(action: Infer, status: Status, message: str, now_ns: int) -> Result
 
 
 class WorkerPeer(Peer):
-    """A remote worker (see :class:`Peer`). ``spill_bytes``: memory for outputs that outgrow their slots."""
+    """A remote worker (see :class:`Peer`)."""
 
     role: ClassVar[Role] = Role.WORKER
 
     def __init__(
         self, link: MachineLink, reach: Reach, models: Mapping[str, Model], judge: Judge,
-        on_gone: Callable[[Peer], None], spill_bytes: int,
+        on_gone: Callable[[Peer], None],
     ) -> None:  # fmt: skip
         super().__init__(link, reach, models, judge, on_gone)
-        self._actions = Actions(spill_bytes)
+        self._actions = Actions()
         self._codes: dict[str, CodeAdded] = {}  # that the controller sent for it
 
     @property
     def inside_name(self) -> str:
         """Its name at the controller, of the same form as those of the server's own workers."""
         return f"worker-{self.name}"
-
-    def close(self, why: str) -> None:
-        """Close both links, and free outputs."""
-        super().close(why)
-        self._actions.spill.close()
 
     def on_catalogue(self, frame: ModelAdded | ModelRemoved) -> None:
         """Forward it: the worker fetches the weights of all served models."""
@@ -424,10 +293,8 @@ class WorkerPeer(Peer):
             self.link.send(ModelAdded(model=model))
 
     def from_there(self, frame: Frame) -> bool:
-        """Handle outputs, results, and requests for artefacts."""
+        """Handle results, and requests for artefacts."""
         match frame:
-            case Piece():
-                self._actions.write(frame)
             case Result():
                 self.inward(self._actions.end(frame, time.monotonic_ns()))
             case CodeReady() | DeviceNumbers() | ArtefactDamaged():
@@ -451,12 +318,8 @@ class WorkerPeer(Peer):
             match frame:
                 case Beat():
                     link.send(frame)  # answered here: the link to the worker has heartbeats of its own
-                    self._actions.spill.free_unused()
-                case Infer():
-                    self._infer(frame, now_ns)
-                case Load() | Unload():
-                    self._actions.send(frame, now_ns)
-                    self.link.send(frame)
+                case Load() | Unload() | Infer():
+                    self.link.send(self._actions.send(frame, now_ns))
                 case CodeAdded():
                     self._codes[frame.code.code_id] = frame
                     self.link.send(frame)
@@ -467,14 +330,6 @@ class WorkerPeer(Peer):
                     pass  # the bridge has them from its own link
                 case _:
                     _log.error("the controller sent a %s, which no worker takes", type(frame).__name__)
-
-    def _infer(self, action: Infer, now_ns: int) -> None:
-        found = self._actions.send_infer(action, now_ns)
-        if isinstance(found, Result):
-            self.inward(found)
-            return
-        self.link.send(found)
-        self.link.queue(self._actions.inputs(action.action_id))
 
     # Artefacts
 
@@ -488,4 +343,4 @@ class WorkerPeer(Peer):
                 if model.weights.weights_id == asked.name:
                     parts = weights_parts(asked, model.weights)
                     break
-        self.link.queue(parts, bulk=True)
+        self.link.queue(parts)

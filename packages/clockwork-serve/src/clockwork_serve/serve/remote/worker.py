@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from clockwork_serve import __version__
+from clockwork_serve.config import Settings
 from clockwork_serve.config.table import split_address
 from clockwork_serve.devices import profile_kind
 from clockwork_serve.devices.base import Device
@@ -33,20 +34,19 @@ from clockwork_serve.messages import (
     ModelAdded,
     ModelRemoved,
     Part,
-    Piece,
     Refused,
-    Result,
     RetainWeights,
     Unload,
     WorkerJoined,
 )
 from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
-from clockwork_serve.serve.remote.link import MachineLink, MachineTensors, connect_machine, waiting_s
+from clockwork_serve.serve.remote.link import connect_machine
+from clockwork_serve.serve.remote.tensors import RemoteTensors, waiting_s
 from clockwork_serve.serve.remote.transfer import MachineArtefacts
 from clockwork_serve.serve.transport import RETRY_S, Link
-from clockwork_serve.serve.worker.host import LAST_WORDS_S, WorkerConfig, WorkerHost
+from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
+from clockwork_serve.serve.worker.lanes import Answer
 from clockwork_serve.store import Cache, runtime_fingerprint
-from clockwork_serve.worker import WorkerEvent
 
 RETRY_S_MAX: Final = 1.0
 """The longest pause between attempts to connect."""
@@ -71,9 +71,7 @@ class MachineHost(WorkerHost):
         self._artefacts = MachineArtefacts(
             Cache(settings.cache, reads_weights=False), self._ask, self._tell_damage, self.verifier.add
         )
-        # Room for inputs and outputs of the actions that run, and of those that follow.
-        region_bytes = 2 * max(settings.io_memory, settings.gateway_memory)
-        self._tensors = MachineTensors(region_bytes, self._post)
+        self.tensors = tensors_of(self, settings, split_address(settings.controller)[0])
         self._removed: set[str] = set()  # codes that were removed while they were fetched
         self._refused: asyncio.Future[None] = self._loop.create_future()
         self._linked_s = 0.0  # when the last link was opened
@@ -87,7 +85,6 @@ class MachineHost(WorkerHost):
             stop.set()
         await serving
         self._artefacts.close()
-        self._tensors.close()
         if self._refused.done():
             self._refused.result()
 
@@ -132,26 +129,15 @@ class MachineHost(WorkerHost):
         self._pause_s = min(RETRY_S_MAX, 2 * self._pause_s or RETRY_S) if short else 0.0
         super()._on_lost(link)
         self._artefacts.forget()
-        self._tensors.renew()
-        self.executors.regions.prune()
-
-    async def _before_close(self) -> None:
-        end_s = self._loop.time() + LAST_WORDS_S
-        while isinstance(self._link, MachineLink) and not self._link.all_sent:
-            if self._loop.time() > end_s:
-                return
-            await asyncio.sleep(0.01)
 
     # Received frames
 
     def _on_frames(self, link: Link, frames: list[Frame]) -> None:
         for frame in frames:
             match frame:
-                case Piece():
-                    self._tensors.write(frame)
                 case Infer():
-                    if (refusal := self._tensors.take(frame)) is not None:
-                        link.send(refusal)
+                    if not self._brought(frame, []):
+                        self.post(frame)
                 case Load():
                     self._load(link, frame)
                 case CodeAdded():
@@ -159,9 +145,9 @@ class MachineHost(WorkerHost):
                     self._artefacts.code(frame, self._on_code)
                 case CodeRemoved():
                     self._removed.add(frame.code_id)
-                    self._post(frame)
+                    self.post(frame)
                 case Unload():
-                    self._post(frame)
+                    self.post(frame)
                 case ModelAdded():
                     self._artefacts.add_model(frame.model)
                 case ModelRemoved():
@@ -173,10 +159,6 @@ class MachineHost(WorkerHost):
                 case _:
                     _log.error("the server sent a %s, which no worker takes", type(frame).__name__)
 
-    def _post(self, event: WorkerEvent) -> None:
-        self.executors.post(event)
-        self._deliver()
-
     def _load(self, link: Link, action: Load) -> None:
         """Post a LOAD once its weights are cached, or when its window closes, so that its lane rejects it."""
         waits = True
@@ -185,7 +167,7 @@ class MachineHost(WorkerHost):
             nonlocal waits
             if waits and self._link is link:
                 waits = False
-                self._post(there)
+                self.post(there)
 
         if not self._artefacts.load(action, go):
             left_ns = action.window.latest_ns - time.monotonic_ns()
@@ -195,7 +177,7 @@ class MachineHost(WorkerHost):
         code = added.code
         if not error:
             if code.code_id not in self._removed:
-                self._post(added)
+                self.post(added)
             return
         for spec in self._specs:
             if spec.runs(code.backend) and self._link is not None:
@@ -209,19 +191,15 @@ class MachineHost(WorkerHost):
         if self._link is not None:
             self._link.send(asked)
 
-    # Sent frames
+    def _answer(self, answer: Answer) -> None:
+        if isinstance(answer, ArtefactDamaged):
+            self._artefacts.damaged(answer)
+        super()._answer(answer)
 
-    def _deliver(self) -> None:
-        answers = self.executors.take_answers()
-        link = self._link
-        if link is None:
-            return
-        assert isinstance(link, MachineLink)
-        for answer in answers:
-            if isinstance(answer, ArtefactDamaged):
-                self._artefacts.damaged(answer)
-            if isinstance(answer, Result):
-                link.queue(self._tensors.answer(answer))
-            else:
-                link.send(answer)
-        link.flush()
+
+def tensors_of(host: WorkerHost, settings: Settings, server: str = "") -> RemoteTensors:
+    """The tensors that a worker has elsewhere; ``server`` as in :class:`RemoteTensors`."""
+    context = ClusterContext(cluster_files(settings), server=False)
+    # Room for inputs and outputs of the actions that run, and of those that follow.
+    region_bytes = 2 * max(settings.io_memory, settings.gateway_memory)
+    return RemoteTensors(region_bytes, context, settings.silence_s, host.post, host.send, server)

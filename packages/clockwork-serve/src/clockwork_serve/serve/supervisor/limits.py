@@ -93,11 +93,9 @@ def address_needs(
         compiler_bytes = TORCH_BYTES if torch else COMPILER_BYTES
         yield Need("compiling models", supervisor_bytes + compiler_bytes, "Python and runtimes")
     for name, group in workers_of(devices):
-        mapped = (
-            2 * max(settings.io_memory, settings.gateway_memory)
-            if joining
-            else (settings.gateways * settings.gateway_memory)
-        )
+        mapped = 0 if joining else settings.gateways * settings.gateway_memory
+        if joining or settings.listen_machines:
+            mapped += 2 * max(settings.io_memory, settings.gateway_memory)
         reserved = [each for each in group if each.kind != "emulated"]
         memory = sum(each.memory_bytes + each.io_bytes for each in reserved)
         libraries = TORCH_BYTES if group[0].kind in TORCH_KINDS else WORKER_BYTES

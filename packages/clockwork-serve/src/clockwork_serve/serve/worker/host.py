@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from msgspec import Struct
 
@@ -29,6 +29,7 @@ from clockwork_serve.messages import (
     Lane,
     Load,
     ModelAdded,
+    Result,
     RetainWeights,
     Role,
     Unload,
@@ -66,8 +67,31 @@ class WorkerConfig(Struct, frozen=True, kw_only=True):
     elsewhere: bool = False
 
 
+class TensorCarrier(Protocol):
+    """Brings inputs from gateways on other machines, and outputs to them."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is on its way."""
+
+    def bring(self, action: Infer) -> bool:
+        """Have the inputs of an INFER brought, to post it then; False if it can be posted now."""
+
+    def answer(self, result: Result) -> Result | None:
+        """The result if it can be sent now; else it is sent once its outputs are there."""
+
+    def renew(self) -> None:
+        """Forget all INFERs: the link was lost."""
+
+    def close(self) -> None:
+        """Close all connections."""
+
+
 class WorkerHost:
-    """One worker on the running loop. ``on_codes_changed``: see :class:`LaneExecutors`."""
+    """One worker on the running loop. ``on_codes_changed``: see :class:`LaneExecutors`.
+
+    ``tensors`` is set where gateways may be on other machines.
+    """
 
     def __init__(
         self,
@@ -86,6 +110,7 @@ class WorkerHost:
         self._thread = threading.get_ident()
         self._fence = Fence()
         self._link: Link | None = None  # None while there is no controller
+        self.tensors: TensorCarrier | None = None
         self._unlinked = asyncio.Event()
         self.executors = LaneExecutors(
             Worker(self._specs),
@@ -195,6 +220,8 @@ class WorkerHost:
         events: list[WorkerEvent] = []
         for frame in frames:
             match frame:
+                case Infer() if self._brought(frame, events):
+                    pass
                 case Load() | Unload() | Infer() | CodeAdded() | CodeRemoved() | RetainWeights():
                     events.append(frame)
                 case ModelAdded():
@@ -213,15 +240,42 @@ class WorkerHost:
         self._unlinked.set()
         self.executors.post(ControllerLost())
         self._deliver()
+        if self.tensors is not None:
+            self.tensors.renew()
         self.executors.regions.prune()
+
+    def post(self, event: WorkerEvent) -> None:
+        """Post an event, and send what comes of it at once."""
+        self.executors.post(event)
+        self._deliver()
+
+    def send(self, frame: Frame | None) -> None:
+        """Send a frame, if there is one, and a link."""
+        if frame is not None and self._link is not None:
+            self._link.send(frame)
+
+    def _brought(self, action: Infer, before: list[WorkerEvent]) -> bool:
+        """Whether an INFER waits for inputs from elsewhere; what came before it is posted first."""
+        if self.tensors is None:
+            return False
+        if before:
+            self.executors.post(*before)
+            before.clear()
+        return self.tensors.bring(action)
 
     def _deliver(self) -> None:
         answers = self.executors.take_answers()
         if self._link is None or not answers:
             return
         for answer in answers:
-            self._link.send(answer)
+            self._answer(answer)
         self._link.flush()
+
+    def _answer(self, answer: Answer) -> None:
+        if self.tensors is not None and isinstance(answer, Result):
+            self.send(self.tensors.answer(answer))
+        else:
+            self.send(answer)
 
     async def _finish(self) -> None:
         self.verifier.close()
@@ -235,11 +289,13 @@ class WorkerHost:
             self._link.close()
         if not self.executors.close():
             _log.error("a lane did not end")
+        if self.tensors is not None:
+            self.tensors.close()
 
     async def _before_close(self) -> None:
-        """Wait for what would be lost with this process: outputs that no gateway has read."""
+        """Wait for what would be lost with this process: outputs that no gateway has."""
         end_s = self._loop.time() + LAST_WORDS_S
-        while self.executors.spill.free_unused():
+        while self.executors.spill.free_unused() or not (self.tensors is None or self.tensors.idle):
             if self._loop.time() > end_s:
                 return
             await asyncio.sleep(_IDLE_POLL_S)

@@ -1,0 +1,569 @@
+"""Tensors of INFERs that are in gateways on other machines: read before they run, and outputs written back.
+
+A worker has a connection to each such gateway, and keeps it. Inputs are read into memory of the worker from
+the moment that the INFER arrives, long before its window opens where the device is busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+from msgspec import structs
+
+from clockwork_serve.config.table import split_address
+from clockwork_serve.errors import TransportError
+from clockwork_serve.messages import Infer, Result, Status, TensorRef, Tensors, Window
+from clockwork_serve.serve.remote.config import ClusterContext
+from clockwork_serve.serve.remote.link import dial
+from clockwork_serve.serve.remote.tensor_link import (
+    SERVER,
+    Pieces,
+    TensorLink,
+    TransferHead,
+    TransferKind,
+    decode,
+    encode,
+    moved,
+    outputs_there,
+    packed,
+    pieces_of,
+    run_bytes,
+    stretches,
+)
+from clockwork_serve.serve.shm import HEADER_BYTES, NO_EPOCH, Region, memory_of, write_epoch
+from clockwork_serve.units import NS_PER_S, align, us
+
+RECONNECT_S: Final = 0.05
+RECONNECT_S_MAX: Final = 1.0
+"""The pause between attempts to connect doubles up to this."""
+GONE: Final = "its tensors were withdrawn: no slot of its gateway has its epoch"
+FULL: Final = (
+    "outputs: no room for them among its gateway's gateway_memory; ask for less, try again, or raise it"
+)
+_HEADER: Final = align(HEADER_BYTES)
+
+_log = logging.getLogger(__name__)
+
+
+# ------------------------------------------------------------
+# The duration of an INFER whose tensors come over a network as the controller should see it: with the time
+# that inputs and outputs took, so that this becomes part of the estimates.
+
+
+KEYS_MAX: Final = 1024
+"""For how many kinds of INFERs the network time is remembered."""
+_FADE: Final = 8
+"""The longest network time decays by this part with each sample that is shorter."""
+DELAY_NS: Final = us(1500)
+"""Of the way there and back, so much is a delay as the controller measures it, for any device: it plans with
+it, and does not count it as time of the lane, which another action may have meanwhile."""
+
+Key = tuple[str, int, int]
+"""The kind of an INFER: code, batch size, bytes of inputs."""
+
+
+class LaneTiming:
+    """The timing of the INFERs of one device."""
+
+    def __init__(self) -> None:
+        self.ended_ns = 0  # when the last result was known
+        self._way_ns: dict[Key, int] = {}  # how long inputs took lately
+
+    def ordered(self, action: Infer, key: Key) -> Infer:
+        """An INFER with its window extended by the time that its inputs take on the network."""
+        way_ns = self._way_ns.get(key, 0)
+        if not way_ns:
+            return action
+        window = Window(action.window.earliest_ns, action.window.latest_ns + way_ns)
+        return structs.replace(action, window=window)
+
+    def ended(self, result: Result, key: Key, sent_ns: int, now_ns: int, output_bytes: int) -> Result:
+        """The result, complete at ``now_ns``, of an INFER sent at ``sent_ns``, with instants of our clock."""
+        if result.status is not Status.OK:
+            return structs.replace(result, started_ns=now_ns, ended_ns=now_ns)
+        lane_ns = max(0, result.lane_ns)
+        # Since the result before this one it had the lane, or the network, for itself.
+        started_ns = min(max(sent_ns, self.ended_ns), now_ns - lane_ns)
+        self.ended_ns = now_ns
+        over_ns = now_ns - started_ns - lane_ns
+        in_ns = over_ns * (key[2] + 1) // (key[2] + output_bytes + 2)
+        self._learn(key, in_ns)
+        delay_ns = min(over_ns, DELAY_NS)
+        in_delay_ns = delay_ns * in_ns // max(1, over_ns)
+        out_delay_ns = delay_ns - in_delay_ns
+        return structs.replace(
+            result, started_ns=started_ns + in_delay_ns, ended_ns=now_ns - out_delay_ns,
+            input_ns=result.input_ns + in_ns - in_delay_ns,
+            output_ns=result.output_ns + over_ns - in_ns - out_delay_ns,
+        )  # fmt: skip
+
+    def _learn(self, key: Key, in_ns: int) -> None:
+        old_ns = self._way_ns.pop(key, 0)
+        if len(self._way_ns) >= KEYS_MAX:
+            del self._way_ns[next(iter(self._way_ns))]
+        self._way_ns[key] = max(in_ns, old_ns - old_ns // _FADE)
+
+
+def key_of(action: Infer) -> Key:
+    """The kind of an INFER."""
+    try:
+        calls = [decode(call.tensors) for call in action.calls]
+    except TransportError:
+        calls = []  # its lane says what is wrong with it
+    return _key(action, calls)
+
+
+def _key(action: Infer, calls: Sequence[Tensors]) -> Key:
+    nbytes = sum([ref.nbytes for tensors in calls for ref in tensors.refs])
+    return (action.code_id, action.batch, nbytes)
+
+
+# ------------------------------------------------------------
+# One gateway, and what is read from it and written to it.
+#
+# A transfer whose connection breaks begins again with the next one: whoever waits for it knows how long.
+
+
+@dataclass(slots=True)
+class Transfer:
+    """Inputs to be read into ``memory``, or outputs to be written: the tensors ``refs`` there.
+
+    ``ended`` gets its number, and how it ended: LAST (all was read), DONE, GONE or FULL.
+    """
+
+    epoch: int
+    memory: memoryview
+    refs: tuple[TensorRef, ...]
+    targets: tuple[TensorRef, ...]
+    ended: Callable[[int, TransferKind], None]
+    writes: bool = False
+    left: int = 0  # bytes of inputs that are to come, from ``upto`` on
+    upto: int = 0
+
+
+class TensorSource:
+    """The tensor server of a gateway at ``address``; ``unused`` is called once nothing is left to do there.
+
+    For the running loop's thread.
+    """
+
+    def __init__(
+        self, address: str, context: ClusterContext, silence_s: float, unused: Callable[[TensorSource], None]
+    ) -> None:
+        self.address = address
+        self._context = context
+        self._silence_s = silence_s
+        self._unused = unused
+        self._loop = asyncio.get_running_loop()
+        self._link: TensorLink | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._linked_s = 0.0  # when it was connected
+        self._watch: asyncio.TimerHandle | None = None
+        self._transfers: dict[int, Transfer] = {}  # all and only those that have not ended
+
+    def begin(self, number: int, transfer: Transfer) -> None:
+        """Begin a transfer of this number."""
+        self._transfers[number] = transfer
+        if self._link is not None:
+            self._send(self._link, number, transfer)
+        elif self._connecting is None:
+            self._connecting = self._loop.create_task(self._connect())
+
+    def drop(self, number: int) -> None:
+        """End a transfer: its memory is not touched any more, and ``ended`` is not called."""
+        if self._transfers.pop(number, None) is not None and self._link is not None:
+            self._link.send(TransferHead(TransferKind.STOP, 0, number))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._transfers.clear()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._link is not None:
+            self._link.close()
+
+    async def _connect(self, pause_s: float = 0.0) -> None:
+        told = ""
+        while self._transfers:
+            if pause_s:
+                await asyncio.sleep(pause_s)
+            pause_s = min(max(RECONNECT_S, 2 * pause_s), RECONNECT_S_MAX)
+            link = TensorLink(self, self._silence_s)
+            try:
+                await dial(split_address(self.address), self._context.now(), link)
+            except TransportError as error:
+                if str(error) != told:
+                    told = str(error)
+                    _log.warning("no tensors from %s: %s", self.address, told)
+                continue
+            if link.is_open:
+                self._connecting, self._link, self._linked_s = None, link, self._loop.time()
+                for number, transfer in list(self._transfers.items()):
+                    self._send(link, number, transfer)
+                return
+        self._connecting = None
+        self._unused(self)
+
+    def _send(self, link: TensorLink, number: int, transfer: Transfer) -> None:
+        if transfer.writes:
+            link.send(
+                TransferHead(TransferKind.WRITE, 0, number, transfer.epoch, room_bytes(transfer.targets))
+            )
+            nbytes = sum([ref.nbytes for ref in transfer.refs])
+            link.queue(self._outputs(number, transfer), nbytes)
+        else:
+            transfer.left = sum([nbytes for _, _, nbytes in stretches(transfer.refs, transfer.targets)])
+            transfer.upto = 0
+            link.send(TransferHead(TransferKind.READ, 0, number, transfer.epoch))
+        if self._watch is None:
+            self._watch = self._loop.call_later(self._silence_s, self._listen_for_silence)
+
+    def _outputs(self, number: int, transfer: Transfer) -> Pieces:
+        for piece in pieces_of(number, transfer.memory, transfer.refs, transfer.targets):
+            if self._transfers.get(number) is not transfer:
+                return
+            yield piece
+
+    def _listen_for_silence(self) -> None:
+        self._watch = None
+        link = self._link
+        if link is None or not self._transfers:
+            return
+        silent_s = self._loop.time() - link.heard_s
+        if silent_s >= self._silence_s:
+            link.abort(f"silent for {silent_s:.1f} s")
+        else:
+            self._watch = self._loop.call_later(self._silence_s - silent_s, self._listen_for_silence)
+
+    # What the gateway says
+
+    def take(self, link: TensorLink, head: TransferHead) -> None:
+        """End a transfer, or check where inputs are to go."""
+        transfer = self._transfers.get(head.transfer)
+        match head.kind:
+            case TransferKind.DATA | TransferKind.LAST:
+                if transfer is not None:
+                    _check(transfer, head)
+            case TransferKind.DONE | TransferKind.GONE | TransferKind.FULL:
+                self._end(head.transfer, TransferKind(head.kind))
+            case _:
+                raise TransportError(f"it sent a message of kind {head.kind}, which no gateway sends")
+
+    def room(self, link: TensorLink, head: TransferHead, done: int) -> memoryview | None:
+        """The memory of the inputs."""
+        transfer = self._transfers.get(head.transfer)
+        return None if transfer is None else transfer.memory[head.at + done : head.at + head.nbytes]
+
+    def received(self, link: TensorLink, head: TransferHead) -> None:
+        """Inputs were received."""
+        if head.kind == TransferKind.LAST:
+            self._end(head.transfer, TransferKind.LAST)
+
+    def lost(self, link: TensorLink, why: str) -> None:
+        """Connect again, if there is anything to do."""
+        if link is not self._link:
+            return  # it never served
+        self._link = None
+        if self._transfers:
+            _log.warning("no tensors from %s: %s", self.address, why)
+            short = self._loop.time() - self._linked_s < RECONNECT_S_MAX
+            self._connecting = self._loop.create_task(self._connect(RECONNECT_S if short else 0.0))
+        else:
+            self._unused(self)
+
+    def _end(self, number: int, how: TransferKind) -> None:
+        transfer = self._transfers.pop(number, None)
+        if transfer is not None:
+            transfer.ended(number, how)
+
+
+def room_bytes(targets: Sequence[TensorRef]) -> int:
+    """The room that outputs need."""
+    return max([ref.offset + ref.nbytes for ref in targets], default=0)
+
+
+def _check(transfer: Transfer, head: TransferHead) -> None:
+    """Raise :class:`TransportError` for inputs that are not the next, or more or less than there are."""
+    end = head.at + head.nbytes
+    transfer.left -= head.nbytes
+    last = head.kind == TransferKind.LAST
+    if (
+        transfer.writes or head.at < transfer.upto or end > len(transfer.memory)
+        or transfer.left < 0 or last != (transfer.left == 0)
+    ):  # fmt: skip
+        raise TransportError(
+            f"it sent inputs from {head.at} to {end}, {transfer.left} bytes before their end; "
+            f"expected them in order, from {transfer.upto} to {len(transfer.memory)}"
+        )
+    transfer.upto = end
+
+
+# ------------------------------------------------------------
+# The tensors of a worker's INFERs: in memory of its own, until the result was sent.
+#
+# An INFER is posted to its lane once its inputs are complete, or when its window has closed; the lane then
+# rejects it as too late.
+
+
+@dataclass(slots=True)
+class _Slot:
+    """The memory of one INFER's calls. ``servers``: of each call the server and epoch, None if it is here."""
+
+    region: Region
+    action: Infer
+    key: Key
+    sent_ns: int
+    servers: list[tuple[str, int] | None] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    open: dict[int, TensorSource] = field(default_factory=dict)  # transfers that have not ended
+    timer: asyncio.TimerHandle | None = None
+    result: Result | None = None  # OK, while its outputs are being written
+    outputs: list[bytes] = field(default_factory=list)
+    output_bytes: int = 0
+
+    def stop(self) -> None:
+        """End all transfers."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        for number, source in self.open.items():
+            source.drop(number)
+        self.open.clear()
+
+    def free(self) -> None:
+        """End all transfers, and free the memory."""
+        self.stop()
+        for place in self.places:
+            write_epoch(self.region.buffer, place, NO_EPOCH)
+            self.region.free(place)
+        self.places.clear()
+
+
+class RemoteTensors:
+    """The tensors of all INFERs of a worker that are elsewhere. For the running loop's thread.
+
+    ``post`` hands an INFER to the lanes, ``send`` sends a result. With a ``server``, the host that the worker
+    joined from another machine, all are elsewhere, and gateways of that host name only their port. Without,
+    only those are that no process of this host can map, and their way is added to durations here.
+    """
+
+    def __init__(
+        self, region_bytes: int, context: ClusterContext, silence_s: float, post: Callable[[Infer], None],
+        send: Callable[[Result], None], server: str = "",
+    ) -> None:  # fmt: skip
+        self._region = Region.create(region_bytes)
+        self._context = context
+        self._silence_s = silence_s
+        self._post = post
+        self._send = send
+        self._server = server
+        self._loop = asyncio.get_running_loop()
+        self._count = 0  # of epochs and transfers
+        self._sources: dict[str, TensorSource] = {}
+        self._slots: dict[int, _Slot] = {}  # of INFERs whose result was not sent yet
+        self._timing: dict[str, LaneTiming] = {}  # by device
+
+    @property
+    def used_bytes(self) -> int:
+        """Memory in use by INFERs."""
+        return self._region.size - self._region.free_bytes
+
+    @property
+    def idle(self) -> bool:
+        """Whether no INFER waits for its tensors, or for its outputs to be there."""
+        return not self._slots
+
+    def bring(self, action: Infer) -> bool:
+        """Have the inputs of an INFER brought, to post it then; False if they are here."""
+        try:
+            calls = [decode(call.tensors) for call in action.calls]
+        except TransportError:
+            return False  # its lane says what is wrong with it
+        away = [tensors for tensors in calls if self._server or not tensors.region]
+        if not away or not all(SERVER.fullmatch(tensors.server) for tensors in away):
+            return False
+        key = _key(action, calls)
+        slot = _Slot(self._region, action, key, time.monotonic_ns())
+        if not self._server:
+            slot.action = self._timing.setdefault(action.device, LaneTiming()).ordered(action, key)
+        reads = self._place(slot, calls)
+        self._slots[action.action_id] = slot
+        if reads is None:
+            self._refuse_for_room(slot, away)
+            return True
+        for server, transfer in reads:
+            self._begin(slot, server, transfer)
+        if slot.open:
+            self._wait(slot)
+        else:
+            self._pass_on(slot)
+        return True
+
+    def answer(self, result: Result) -> Result | None:
+        """The result to send now, if any: one with outputs is sent once these are in their gateways."""
+        slot = self._slots.get(result.action_id)
+        if slot is None:
+            if (timing := self._timing.get(result.device)) is not None:
+                timing.ended_ns = max(timing.ended_ns, result.ended_ns)
+            return result
+        if result.status is not Status.OK:
+            return self._finished(slot, result)
+        slot.result, slot.outputs = result, list(result.outputs)
+        for at, there in enumerate(slot.servers):
+            if there is not None:
+                self._write(slot, at, *there)
+        if not slot.open:
+            return self._finished(slot, result)
+        why = f"its gateway took no outputs for {self._silence_s:g} s"
+        slot.timer = self._loop.call_later(self._silence_s, self._fail, slot, Status.INPUT_GONE, why)
+        return None
+
+    def renew(self) -> None:
+        """Forget all INFERs, because the link was lost; those that still run keep the old region."""
+        for slot in self._slots.values():
+            slot.stop()
+        self._slots.clear()
+        old, self._region = self._region, Region.create(self._region.size)
+        old.close()
+
+    def close(self) -> None:
+        """Close the connections and the region."""
+        for source in list(self._sources.values()):
+            source.close()
+        self._region.close()
+
+    def _place(self, slot: _Slot, calls: list[Tensors]) -> list[tuple[str, Transfer]] | None:
+        """Find memory for tensors that are elsewhere; what is to be read where, None if there is no room."""
+        reads, placed = [], list(slot.action.calls)
+        for at, tensors in enumerate(calls):
+            if tensors.region and not self._server:
+                slot.servers.append(None)
+                continue
+            refs = packed(tensors.refs)
+            nbytes = run_bytes(refs)
+            place = slot.region.allocate(_HEADER + nbytes + tensors.output_bytes)
+            if place is None:
+                return None
+            self._count += 1
+            write_epoch(slot.region.buffer, place, self._count)
+            slot.places.append(place)
+            slot.servers.append((tensors.server, tensors.epoch))
+            start = place + _HEADER
+            here = Tensors(
+                region=slot.region.name, epoch=self._count, header_offset=place,
+                refs=tuple([moved(ref, start + ref.offset) for ref in refs]), output_offset=start + nbytes,
+                output_bytes=tensors.output_bytes,
+            )  # fmt: skip
+            placed[at] = structs.replace(placed[at], tensors=encode(here))
+            memory, ended = slot.region.buffer[start : start + nbytes], partial(self._read, slot)
+            if any(ref.nbytes for ref in refs):
+                reads.append((tensors.server, Transfer(tensors.epoch, memory, tensors.refs, refs, ended)))
+        slot.action = structs.replace(slot.action, calls=tuple(placed))
+        return reads
+
+    def _refuse_for_room(self, slot: _Slot, calls: list[Tensors]) -> None:
+        """Refuse an INFER that is too large, at once; or for want of room now, when its window closes."""
+        slot.free()
+        size = self._region.size
+        needed = sum([_HEADER + run_bytes(packed(one.refs)) + align(one.output_bytes) for one in calls])
+        if needed > size:
+            why = (
+                f"tensors: expected at most {size} bytes, twice io_memory or gateway_memory; found {needed}; "
+                "ask for less at once, or raise io_memory"
+            )
+            self._fail(slot, Status.MODEL_RAISED, why)
+            return
+        why = f"there was no room for its tensors, {needed} of {size} bytes, in its window"
+        left_ns = slot.action.window.latest_ns - time.monotonic_ns()
+        slot.timer = self._loop.call_later(waiting_s(left_ns), self._fail, slot, Status.TOO_LATE, why)
+
+    def _begin(self, slot: _Slot, server: str, transfer: Transfer) -> None:
+        host, _, port = server.rpartition(":")
+        address = f"{host or self._server}:{port}"
+        source = self._sources.get(address)
+        if source is None:
+            source = TensorSource(address, self._context, self._silence_s, self._forget)
+            self._sources[address] = source
+        self._count += 1
+        slot.open[self._count] = source
+        source.begin(self._count, transfer)
+
+    def _forget(self, source: TensorSource) -> None:
+        if self._sources.get(source.address) is source:
+            del self._sources[source.address]
+
+    # Inputs
+
+    def _read(self, slot: _Slot, number: int, how: TransferKind) -> None:
+        """A call's inputs are here, or gone."""
+        del slot.open[number]
+        if how is not TransferKind.LAST:
+            self._fail(slot, Status.INPUT_GONE, GONE)
+        elif not slot.open:
+            self._pass_on(slot)
+
+    def _wait(self, slot: _Slot) -> None:
+        left_ns = slot.action.window.latest_ns - time.monotonic_ns()
+        if left_ns < 0:
+            self._pass_on(slot)
+        else:
+            slot.timer = self._loop.call_later(waiting_s(left_ns), self._wait, slot)
+
+    def _pass_on(self, slot: _Slot) -> None:
+        slot.stop()
+        self._post(slot.action)
+
+    # Outputs
+
+    def _write(self, slot: _Slot, at: int, server: str, epoch: int) -> None:
+        found = decode(slot.outputs[at])
+        memory = memory_of(found, slot.region)
+        targets = tuple([moved(ref, ref.offset - found.output_offset) for ref in found.refs])
+        slot.outputs[at] = outputs_there(targets)
+        slot.output_bytes += sum([ref.nbytes for ref in targets])
+        ended = partial(self._written, slot)
+        self._begin(slot, server, Transfer(epoch, memory, found.refs, targets, ended, writes=True))
+
+    def _written(self, slot: _Slot, number: int, how: TransferKind) -> None:
+        """A call's outputs are in its gateway, or have no place there."""
+        del slot.open[number]
+        if how is TransferKind.FULL:
+            self._fail(slot, Status.MODEL_RAISED, FULL)
+        elif how is not TransferKind.DONE:
+            self._fail(slot, Status.INPUT_GONE, GONE)
+        elif not slot.open:
+            assert slot.result is not None, "its lane has ended"
+            self._send(self._finished(slot, structs.replace(slot.result, outputs=tuple(slot.outputs))))
+
+    def _finished(self, slot: _Slot, result: Result) -> Result:
+        """The result to be sent, of an INFER whose memory is not needed any more."""
+        del self._slots[result.action_id]
+        slot.free()
+        timing = self._timing.get(result.device)
+        if timing is None:
+            return result
+        return timing.ended(result, slot.key, slot.sent_ns, time.monotonic_ns(), slot.output_bytes)
+
+    def _fail(self, slot: _Slot, status: Status, why: str) -> None:
+        self._send(self._finished(slot, _refusal(slot.action, status, why)))
+
+
+def _refusal(action: Infer, status: Status, message: str) -> Result:
+    now_ns = time.monotonic_ns()
+    return Result(
+        action_id=action.action_id, device=action.device, status=status, started_ns=now_ns, ended_ns=now_ns,
+        message=message,
+    )  # fmt: skip
+
+
+def waiting_s(left_ns: int) -> float:
+    """How long to wait for the end of a window, in a loop whose timers may fire half a millisecond early."""
+    return min(3600.0, max(0.0, left_ns / NS_PER_S)) + 0.001
