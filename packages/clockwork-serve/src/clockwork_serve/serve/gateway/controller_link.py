@@ -449,7 +449,7 @@ class GatewayLink:
         # lead may have none yet; until it has, the one before counts.
         incoming = self._incoming
         if incoming is not None and (len(incoming) or frame.ready or not len(self.models)):
-            self.models, self._incoming = self._incoming, None
+            self.models, self._incoming = incoming, None
         self._readiness = frame
         self._update_readiness()
 
