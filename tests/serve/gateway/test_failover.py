@@ -242,6 +242,26 @@ def test_what_comes_while_a_standby_takes_over_is_submitted_to_it_and_answered(t
     in_world(tmp_path, story, STANDBY)
 
 
+def test_the_catalogue_of_before_counts_until_a_standby_has_one(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        controller = world.controller
+        await stopped(world)
+        catalogue, controller.catalogue = controller.catalogue, []
+        controller.ready = Readiness(ready=False, why="starting")
+        await controller.start()
+        await world.until(lambda: controller.links)
+        await asyncio.sleep(0.05)
+        client = Client(data=X, slo_ms=60_000)
+        world.gateway.infer(client)
+        assert client.ends == [], "the model is known"
+        controller.catalogue = catalogue
+        controller.send(*[frame for added in catalogue for frame in added], Readiness(ready=True))
+        await world.until(lambda: client.ends)
+        assert client.ended == (Outcome.OK, Reason.NONE)
+
+    in_world(tmp_path, story, STANDBY)
+
+
 def test_what_waited_for_a_standby_may_wait_for_the_next_one_too(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.controller.stop()

@@ -33,10 +33,10 @@ from clockwork_serve.telemetry.journal import FILES
 JOURNAL_FLUSH_S: Final = 0.25
 """What the journal holds is at most so much older than the present, whoever looks at it."""
 _FREEZE_AFTER_S: Final = 5.0
-HAND_OVER_S: Final = 0.1
+HAND_OVER_S: Final = 0.02
 """So long a controller that gives the lead up goes on with the requests that it has; gateways ask the next
 one for those that are left."""
-HEARD_S: Final = 0.005
+HEARD_S: Final = 0.002
 """By then gateways have heard of it, and what they sent before is here."""
 _THRESHOLDS: Final = (10_000, 1000, 1000)
 """Of garbage collection, which takes 0.4 us for each young object. The brain creates no reference cycles."""
