@@ -28,6 +28,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "metastable": ("--count", "4"),
     "feasible_load": ("--seconds", "30"),
     "faults": ("--short",),
+    "failover": ("--short",),
     "hostile": ("--seconds", "60"),
     "start": ("--models", "150"),
     "many_models": ("--models", "200", "--held", "20", "--idle-seconds", "10"),

@@ -27,12 +27,15 @@ from msgspec import Struct
 
 from clockwork_serve.errors import ClockworkError
 from clockwork_serve.serve import child
+from clockwork_serve.serve.lease import LEASE_NAME
 from clockwork_serve.serve.supervisor.server import Server as Supervisor
 from clockwork_serve.serve.supervisor.server import ServerConfig, run
 from harness import machine
 from harness.process_tree import descendants
 from harness.serving import until
 
+LEADER, STANDBY = "leader", "standby"
+"""For the controller that leads, and the one that stands by: either has either process's name in turn."""
 ROOT: Final = Path(__file__).parents[1]
 START_S: Final = 120.0
 STOP_S: Final = 25.0
@@ -144,9 +147,19 @@ class Server:
         return found
 
     def pid(self, name: str, timeout_s: float = 20.0) -> int:
-        """Of the process of that name, once it runs."""
-        found: int = until(f"{name} runs", lambda: self.pids().get(name), timeout_s)
+        """Of the process of that name, or of the controller in that part, once it runs."""
+        found: int = until(f"{name} runs", lambda: self.find(name), timeout_s)
         return found
+
+    def find(self, name: str) -> int | None:
+        """The same, if it runs now. Who leads the kernel knows, by the lock of the lease."""
+        if name not in (LEADER, STANDBY):
+            return self.pids().get(name)
+        lease = (Path(self.facts["run_dir"]) / LEASE_NAME).stat()
+        leader = holder_of_lock(lease.st_ino)
+        both = [pid for name, pid in self.pids().items() if name.startswith("controller")]
+        found = [pid for pid in both if (pid == leader) is (name == LEADER)]
+        return found[0] if found and leader in both else None
 
     def signal(self, name: str, number: int = signal.SIGKILL) -> int:
         """Send it a signal; its pid."""
@@ -215,6 +228,15 @@ class Server:
         for stream in (self.process.stdin, self.process.stdout):
             if stream is not None:
                 stream.close()
+
+
+def holder_of_lock(inode: int) -> int:
+    """The process that has a file locked; 0 if none has."""
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()
+        if words[1] == "FLOCK" and words[5].endswith(f":{inode}"):
+            return int(words[4])
+    return 0
 
 
 def name_of(pid: int) -> str:

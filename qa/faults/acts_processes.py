@@ -132,7 +132,7 @@ def _back(stage: Stage, name: str, before: int) -> None:
 
 def successor(stage: Stage, name: str, before: int) -> bool:
     """Whether another process of that name runs."""
-    return stage.server.pids().get(name, before) != before
+    return stage.server.find(name) not in (None, before)
 
 
 def device_is_up(stage: Stage, device: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from harness.server import LEADER, STANDBY
 from qa.faults import acts_clients as clients
 from qa.faults import acts_models as models
 from qa.faults import acts_processes as processes
@@ -110,6 +111,16 @@ CORE: Final = (
         processes.stopped("controller", 1.0), quick=True),
     Row("controller-stop", "controller SIGSTOP for good", "under load",
         processes.stuck("controller"), after_s=3, whole_s=5, quick=True),
+    Row("standby-kill", "leading controller SIGKILL", "another stands by", processes.killed(LEADER),
+        "standby", quick=True),
+    Row("standby-kill-every", "leading controller SIGKILL every 5 s", "another stands by",
+        processes.every(5.0, lambda stage: [LEADER], 4, 1), "standby"),
+    Row("standby-stop", "leading controller SIGSTOP for good", "another stands by", processes.stuck(LEADER),
+        "standby", after_s=3, whole_s=5),
+    Row("standby-kill-other", "controller that stands by SIGKILL", "under load", processes.killed(STANDBY),
+        "standby"),
+    Row("standby-kill-both", "both controllers SIGKILL", "at once", processes.killed(STANDBY, LEADER),
+        "standby"),
     Row("observer-kill", "observer SIGKILL", "under load",
         processes.explained_after(processes.killed("observer"))),
     Row("observer-stop", "observer SIGSTOP for good", "under load",

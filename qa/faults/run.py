@@ -75,6 +75,8 @@ def grown(result: Result) -> list[str]:
         more = [after - before for before, after in (held.rss_mib, held.files, held.threads)]
         if held.pid[0] != held.pid[1]:
             more[0] = 0.0  # a new process takes its memory as it warms
+        if name.startswith("controller") and result.setup == "standby":
+            more[1] = 0  # who stood by has links once it leads
         if more[0] > GROWTH_MIB or more[1] > GROWTH_FILES or more[2] > GROWTH_THREADS:
             found.append(f"{name} grew: {more[0]:+.0f} MiB, {more[1]:+.0f} files, {more[2]:+.0f} threads")
     before, after = result.segments
@@ -200,7 +202,7 @@ def _restart(stage: Stage, folder: Path) -> None:
 def _look_back(row: Row, stage: Stage, result: Result, before: dict[str, Held]) -> None:
     """What is held after it, and whether the books are equal; then its end."""
     server = stage.server
-    names = [name for name in before if name in ("keeper", "controller") or name[:3] in ("wor", "gat")]
+    names = [name for name in before if name == "keeper" or name[:3] in ("con", "wor", "gat")]
     after: dict[str, Held] = {}
 
     def settled() -> bool:
@@ -240,5 +242,5 @@ def _segments(found: dict[str, Held]) -> int:
 
 def _same(before: dict[str, Held], after: dict[str, Held]) -> bool:
     """Whether those that count requests are still the same processes."""
-    counting = [name for name in before if name == "controller" or name.startswith("gateway")]
+    counting = [name for name in before if name.startswith(("controller", "gateway"))]
     return all(name in after and before[name].pid == after[name].pid for name in counting)

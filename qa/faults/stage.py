@@ -87,6 +87,7 @@ class Setup:
     devices: tuple[DeviceConfig, ...]
     device_ms: float = 0.0
     gateways: int = 1
+    controllers: int = 1
 
     def start(self, root: Path, cache: Path, run_dir: Path, small: dict[str, int]) -> Start:
         """The configuration of its server; ``small`` file systems by folder."""
@@ -94,7 +95,7 @@ class Setup:
             server=ServerConfig(
                 settings=Settings(
                     repository=str(root), http_port=0, grpc_port=0, metrics_port=0,
-                    gateways=self.gateways, log_level="warning", drain_s=2.0,
+                    gateways=self.gateways, controllers=self.controllers, log_level="warning", drain_s=2.0,
                 ),
                 store=StoreConfig(cache_dir=str(cache)), devices=self.devices,
                 controller=ControllerConfig(), run_dir=str(run_dir),
@@ -135,6 +136,9 @@ SETUPS: Final[dict[str, Setup]] = {
     "two70": Setup(_names(4), 140, 200, _emulated(4, 10, 2), _devices("emulated", 2, **_ROOM), 10),
     "gateways": Setup(
         _names(4), 90, 200, _emulated(4, 10, 2), _devices("emulated", 2, **_ROOM), 10, gateways=2
+    ),
+    "standby": Setup(
+        _names(4), 90, 200, _emulated(4, 10, 2), _devices("emulated", 2, **_ROOM), 10, controllers=2
     ),
     "long": Setup(_names(2), 14, 600, _emulated(2, 100, 2), _devices("emulated", 2, **_ROOM), 100),
     "swap": Setup(_names(8), 60, 400, _emulated(8, 5, 15), _devices("emulated", 2, memory_bytes=3 * MIB), 20),

@@ -1,0 +1,225 @@
+"""The leading controller killed again and again under load, while another one stands by: what clients notice.
+
+Two emulated devices at 60 % of what they can do, with SLOs of 2 s, 200 ms and 50 ms in equal parts. After
+each SIGKILL the one that stands by takes over; the next kill waits until there is one again. With
+``--controllers 1`` nobody stands by, and the same is shown of a controller that is started again; with
+``--hand-over`` it is asked to hand over, and not killed.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+from clockwork_serve.config import Settings
+from clockwork_serve.devices import DeviceConfig
+from clockwork_serve.serve.supervisor.config import ServerConfig
+from clockwork_serve.store import StoreConfig
+from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
+from harness import repositories
+from harness.http_load import Report, Sample, Shot, infer_message, open_loop, poisson, run
+from harness.report import Outcome, finish, parser, percent, quantile
+from harness.server import LEADER, Server, started
+from harness.serving import Metrics, read_metrics, total, until
+
+SLOS_MS: Final = (2000, 200, 50)
+KILLS, KILLS_SHORT = 20, 4
+MODELS, DEVICES = 4, 2
+SERVICE_MS: Final = 10.0
+SHARE: Final = 0.6
+BACK_S: Final = 0.5
+"""Within this time of a kill good answers come again, at p95; who is due later than that can wait."""
+LATE_MS: Final = 10
+"""What a good answer may be late by: its way, and a client that reads late."""
+AFTER_S: Final = 1.0
+"""So long after a kill requests are counted as touched by it."""
+IN_TIME: Final = {2000: 1.0, 200: 0.9, 50: 0.8}
+"""By SLO: which share of those is answered in time at least."""
+LEAD_S: Final = {1: 6.0, 2: 3.0}
+"""By controllers: how long one leads at least. One that lived for less than 5 s is started again later."""
+LONGEST_S: Final = 1800.0
+X: Final = [("x", "FP32", (1, 4), bytes(16))]
+
+
+@dataclass(slots=True)
+class Kill:
+    """One kill: when, and what its victim had counted: its epoch, requests that had to wait for a LOAD."""
+
+    at_ns: int
+    epoch: int
+    cold: int
+    gap_ms: float = 0.0
+    """Until the first good answer to a request that was due after it."""
+
+
+@dataclass(slots=True)
+class Killer:
+    """Kills whoever leads, ``times`` times; ``wrong`` says what it stumbled over."""
+
+    server: Server
+    times: int
+    controllers: int
+    number: int = signal.SIGKILL
+    kills: list[Kill] = field(default_factory=list)
+    wrong: str = ""
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Do it, from a thread of its own."""
+        try:
+            for _ in range(self.times):
+                time.sleep(LEAD_S[self.controllers])
+                found = until("another one stands by", self._whole, 30, 0.05)
+                epoch = round(total(found, "clockwork_controller_epoch"))
+                cold = round(total(found, "clockwork_model_cold_starts_total"))
+                pid = self.server.pid(LEADER)
+                self.kills.append(Kill(time.monotonic_ns(), epoch, cold))
+                os.kill(pid, self.number)
+            time.sleep(2 * AFTER_S)
+        except (OSError, TimeoutError) as error:
+            self.wrong = f"{error}"
+        self.over.set()
+
+    def _whole(self) -> Metrics | None:
+        """The metrics, if the server is ready and as many stand by as should."""
+        try:
+            found = read_metrics(self.server.facts["metrics"], 5)
+        except OSError:
+            return None
+        there = total(found, "clockwork_controllers_standing_by") == self.controllers - 1
+        return found if there and total(found, "clockwork_ready") else None
+
+
+def shots(url: str, over: threading.Event, seed: int) -> Iterator[Shot]:
+    """Requests, until it is over; each is called by its SLO."""
+    dice = random.Random(seed)
+    messages = [
+        (f"{slo_ms}", infer_message(url, f"m{model}", X, slo_ms=slo_ms))
+        for model in range(MODELS)
+        for slo_ms in SLOS_MS
+    ]
+    rate_rps = SHARE * DEVICES * 1000 / SERVICE_MS
+    for at_ns in poisson(rate_rps, LONGEST_S, random.Random(seed)):
+        if over.is_set():
+            return
+        name, message = dice.choice(messages)
+        yield Shot(at_ns, message, name)
+
+
+def judged(report: Report, kills: list[Kill], controllers: int) -> Outcome:
+    """What was promised, beside what was found."""
+    outcome = Outcome("benchmarks.failover")
+    samples = sorted(report.samples, key=lambda one: one.due_ns)
+    for kill in kills:
+        later = [one.done_ns for one in samples if one.due_ns >= kill.at_ns and in_time(one)]
+        kill.gap_ms = (min(later) - kill.at_ns) / NS_PER_MS if later else float("inf")
+    gaps = [kill.gap_ms for kill in kills]
+    told, p95_ms = f"most {max(gaps):.0f}, median {quantile(gaps, 0.5):.0f}", quantile(gaps, 0.95)
+    outcome.at_most("good answers again after a kill (p95)", BACK_S * 1000, p95_ms, "ms", digits=0, more=told)
+    for slo_ms in SLOS_MS:
+        touched = [one for one in samples if one.name == f"{slo_ms}" and touched_by(one, kills)]
+        good = sum(map(in_time, touched))
+        outcome.judge(
+            f"SLO {slo_ms} ms: in time, of those around a kill", asked=f">= {IN_TIME[slo_ms]:.0%}",
+            found=f"{percent(good, len(touched))} of {len(touched)}",
+            good=good >= IN_TIME[slo_ms] * len(touched),
+        )  # fmt: skip
+    waits = [one for one in samples if not in_time(one) and could_wait(one, kills)]
+    outcome.none("could wait, and not answered in time", [one.end for one in waits])
+    late = [one for one in samples if one.status == 200 and took_ms(one) > int(one.name) + LATE_MS]
+    outcome.none("good answers that were late", [f"{took_ms(one):.0f} of {one.name} ms" for one in late])
+    outcome.none("without a response", [one.name for one in samples if one.status == 0])
+    outcome.at_most("answered twice: bytes that nobody asked for", 0, report.unexpected_bytes, digits=0)
+    cold = [kill.cold for kill in kills[1:] if kill.cold]
+    outcome.none("take-overs after which requests waited for weights", cold)
+    epochs = [kill.epoch for kill in kills]
+    outcome.judge(
+        "epochs of those who led", asked="rising by one", found=f"{epochs[0]} to {epochs[-1]}",
+        good=epochs == list(range(epochs[0], epochs[0] + len(kills))),
+    )  # fmt: skip
+    outcome.figures = {
+        "controllers": controllers, "kills": [asdict(kill) for kill in kills], "sent": len(samples),
+        "ends": dict(report.ends()), "client_late_sends": report.late_sends,
+    }  # fmt: skip
+    return outcome
+
+
+def in_time(sample: Sample) -> bool:
+    """Whether it was answered well by its deadline."""
+    return sample.status == 200 and took_ms(sample) <= int(sample.name)
+
+
+def took_ms(sample: Sample) -> float:
+    """From sending to the whole response."""
+    return (sample.done_ns - sample.sent_ns) / NS_PER_MS
+
+
+def touched_by(sample: Sample, kills: list[Kill]) -> bool:
+    """Whether it was out when a controller was killed, or due soon after."""
+    return any(
+        sample.due_ns <= kill.at_ns + AFTER_S * NS_PER_S and sample.done_ns >= kill.at_ns for kill in kills
+    )
+
+
+def could_wait(sample: Sample, kills: list[Kill]) -> bool:
+    """Whether it was touched by a kill, and had time after it until its deadline."""
+    deadline_ns = sample.due_ns + int(sample.name) * NS_PER_MS
+    return any(
+        touched_by(sample, [kill]) and deadline_ns - max(kill.at_ns, sample.due_ns) >= BACK_S * NS_PER_S
+        for kill in kills
+    )
+
+
+def measure(folder: Path, times: int, controllers: int, seed: int, number: int) -> Outcome:
+    """A server, its load and its killer."""
+    root = folder / "models"
+    for model in range(MODELS):
+        repositories.emulated(root, f"m{model}", {1: SERVICE_MS}, load_ms=2)
+    config = ServerConfig(
+        settings=Settings(
+            repository=str(root), http_port=0, grpc_port=0, metrics_port=0,
+            controllers=controllers, log_level="warning", drain_s=2.0,
+        ),
+        store=StoreConfig(cache_dir=str(folder / "cache")),
+        devices=tuple(
+            DeviceConfig(device=f"emulated:{at}", kind="emulated", apart=True, memory_bytes=64 * MIB)
+            for at in range(DEVICES)
+        ),
+        run_dir=str(folder),
+    )  # fmt: skip
+    with started(config, folder / "log") as server:
+        killer = Killer(server, times, controllers, number)
+        thread = threading.Thread(target=killer.run, daemon=True)
+        thread.start()
+        report = run(open_loop(server.http_url, shots(server.http_url, killer.over, seed)))
+        thread.join()
+    if killer.wrong or not killer.kills:
+        return Outcome("benchmarks.failover", invalid=killer.wrong or "nobody was killed")
+    return judged(report, killer.kills, controllers)
+
+
+def main() -> int:
+    """Run it; returns the exit status."""
+    options = parser(__doc__)
+    options.add_argument("--short", action="store_true", help=f"{KILLS_SHORT} kills instead of {KILLS}")
+    options.add_argument("--controllers", type=int, choices=sorted(LEAD_S), default=2)
+    options.add_argument("--hand-over", action="store_true", help="SIGUSR1 in place of SIGKILL")
+    given = options.parse_args()
+    times = KILLS_SHORT if given.short else KILLS
+    with tempfile.TemporaryDirectory(prefix="cw") as name:
+        number = signal.SIGUSR1 if given.hand_over else signal.SIGKILL
+        outcome = measure(Path(name), times, given.controllers, given.seed, number)
+    return finish(outcome, given.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
