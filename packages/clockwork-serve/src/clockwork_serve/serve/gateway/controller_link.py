@@ -215,10 +215,13 @@ class GatewayLink:
 
     All methods are for the running loop's thread. ``models`` is the catalogue of the open link; ``serves``
     says whether the server can serve, and ``ready`` whether it can and nothing is still to be prepared since
-    its start. What answers mean for requests is for the listener.
+    its start. What answers mean for requests is for the listener. ``standby``: a controller stands by.
     """
 
-    def __init__(self, connector: Connector, server_slo_ns: int | None, listener: LinkListener) -> None:
+    def __init__(
+        self, connector: Connector, server_slo_ns: int | None, listener: LinkListener,
+        *, standby: bool = False,
+    ) -> None:  # fmt: skip
         self.models = GatewayModels(server_slo_ns)
         self.serves = False  # read for each request, so it is not computed each time
         self.ready = False
@@ -228,6 +231,7 @@ class GatewayLink:
         self._connector = connector
         self._server_slo_ns = server_slo_ns
         self._listener = listener
+        self._standby = standby
         self._loop = asyncio.get_running_loop()
         self._link: ControllerLink | None = None
         self._readiness = Readiness(ready=False, why="connecting to the controller")
@@ -445,10 +449,10 @@ class GatewayLink:
             self._update_readiness()
 
     def _on_readiness(self, frame: Readiness) -> None:
-        # The first one ends the catalogue, which a new link begins with. A controller that has just taken the
-        # lead may have none yet; until it has, the one before counts.
+        # The first one ends the catalogue, which a new link begins with. A controller that stood by may have
+        # none yet; until it has, the one before counts.
         incoming = self._incoming
-        if incoming is not None and (len(incoming) or frame.ready or not len(self.models)):
+        if incoming is not None and (len(incoming) or frame.ready or not self._standby):
             self.models, self._incoming = incoming, None
         self._readiness = frame
         self._update_readiness()
