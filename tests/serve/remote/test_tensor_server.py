@@ -154,7 +154,7 @@ def test_what_a_worker_stops_comes_no_further(tmp_path: Path) -> None:
             await until(lambda: [each for each in gateway.server._workers.values() if each.reading])
             worker.say(Head(Kind.STOP, 0, 1))
             worker.say(read(gateway.ask(b"next"), 2))
-            await until(lambda: [each for each in gateway.server._workers.values() if not each.reading])
+            await until(lambda: not [each for each in gateway.server._workers.values() if 1 in each.reading])
             worker.link._transport.resume_reading()  # type: ignore[union-attr]
             await until(lambda: worker.heads and worker.heads[-1].transfer == 2)
             assert len(worker.heads) < 301
