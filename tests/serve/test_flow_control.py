@@ -133,17 +133,17 @@ def test_time_in_which_nothing_was_asked_for_takes_no_credit() -> None:
 
 def test_a_gateway_that_holds_requests_back_gets_more_until_the_controller_is_busy() -> None:
     world = World()
-    assert world.turns(100, each_ns=60_000, turn_ns=ms(5)) > 0.9  # the delay alone: 2 of 5 ms
+    assert world.turns(100, each_ns=60_000, turn_ns=ms(5)) > 0.9  # the delay alone: 1 of 5 ms
     slow = world.peers[0].granted[-1].most
     assert slow * 60_000 < ms(9)
     world.receive(2_000, gap_ns=60_000, idle_ns=ms(1))  # it holds nothing back any more
-    assert world.peers[0].granted[-1].most <= DELAY_NS // 60_000 + 4 < slow
+    assert world.peers[0].granted[-1].most <= max(LEAST, DELAY_NS // 60_000) + 4 < slow
 
 
 def test_a_busy_controller_grants_what_it_works_through_in_time() -> None:
     world = World()
-    world.turns(100, each_ns=60_000, turn_ns=ms(0.1))
-    assert world.peers[0].granted[-1].most <= DELAY_NS // 60_000 + 4
+    world.turns(100, each_ns=20_000, turn_ns=ms(0.1))
+    assert world.peers[0].granted[-1].most <= DELAY_NS // 20_000 + 4
 
 
 def test_only_a_gateway_that_waits_is_sent_its_credit_at_once() -> None:

@@ -139,6 +139,18 @@ def test_checkpoints_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert len(again) <= CHECKPOINT
 
 
+def test_a_damaged_checkpoint_that_claims_more_than_there_is_memory_is_passed_over(tmp_path: Path) -> None:
+    path = written(tmp_path / "journal")
+    found, moment = write_history(path), list(arrivals(path).values())[-1]
+    whole = found.controller_at(moment)[0].save()
+    checkpoints = list(folder_of(path).glob("*.state"))
+    for one in checkpoints:
+        magic, size = b"\x28\xb5\x2f\xfd\xe0", (1 << 55).to_bytes(8, "little")
+        one.write_bytes(magic + size + b"\x01\x00\x00")
+    assert checkpoints
+    assert found.controller_at(moment)[0].save() == whole
+
+
 def test_a_journal_whose_beginning_is_gone_is_read_from_its_first_checkpoint_on(tmp_path: Path) -> None:
     whole = small_files(tmp_path / "whole", 1000)
     part = small_files(tmp_path / "part", 2)

@@ -26,28 +26,31 @@ async def flooded() -> tuple[Accounting, Accounting]:
             await requests.close()
 
 
-async def hopeless() -> Accounting:
-    """Five times what one device can do."""
+async def hopeless() -> tuple[Accounting, Accounting]:
+    """Twice what a device can do, for which the controller has time; forty times, for which it has not."""
     rng = np.random.default_rng(1)
     async with processes(ControllerConfig(max_batch=8), devices=1, models=2, workers=1) as real:
         requests = Requests(real.socket, real.models, ms(100))
         try:
             await requests.ready()
             await requests.offer(rng, 200, 1.0)
-            return await requests.offer(rng, 4_000, 2.0)
+            return await requests.offer(rng, 2_000, 2.0), await requests.offer(rng, 40_000, 2.0)
         finally:
             await requests.close()
 
 
 @pytest.mark.system
-def test_a_gateway_refuses_by_the_summary_of_a_real_controller(timing: Timing) -> None:
-    accounting = uvloop.run(hopeless())
+def test_a_gateway_refuses_by_the_summary_of_a_controller_that_has_no_time(timing: Timing) -> None:
+    few, many = uvloop.run(hopeless())
 
-    assert accounting.balanced
-    assert 0 < accounting.by_summary <= accounting.rejected
+    assert few.balanced
+    assert many.balanced
+    assert 0 < many.by_summary <= many.rejected
     with timing.judged():
-        assert accounting.by_summary > accounting.rejected / 2
-        assert accounting.good > 100
+        assert few.by_summary == 0
+        assert few.rejected > few.offered / 4
+        assert many.by_summary > many.rejected / 2
+        assert many.good > few.good / 2
 
 
 @pytest.mark.system

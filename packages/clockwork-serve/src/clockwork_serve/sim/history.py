@@ -115,8 +115,9 @@ def _restored(checkpoint: _Checkpoint) -> Controller:
     """Raises :class:`StateError`, or OSError where it was deleted meanwhile."""
     try:
         saved = zstandard.decompress(checkpoint.path.read_bytes())
-    except zstandard.ZstdError as error:
-        raise StateError(f"history: expected a checkpoint; found {checkpoint.path}: {error}") from None
+    except (zstandard.ZstdError, MemoryError) as error:  # a damaged one may claim any size
+        found = str(error) or "more bytes than there is memory"
+        raise StateError(f"history: expected a checkpoint; found {checkpoint.path}: {found}") from None
     return Controller.restore(saved)
 
 
