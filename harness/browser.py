@@ -34,12 +34,16 @@ class PageFailed(Exception):
 
 
 class Browser:
-    """One page in one browser. ``said`` are the errors that the page wrote, ``sent`` what it asked for."""
+    """One page in one browser. ``said`` are the errors that the page wrote, ``sent`` what it asked for.
+
+    A page that was there before may write and ask for a while; of what it asks, nothing is in ``sent``.
+    """
 
     def __init__(self, *, width: int = 1366, height: int = 768, flags: tuple[str, ...] = ()) -> None:
         assert CHROMIUM is not None, ABSENT
         self.said: list[str] = []
         self.sent: list[str] = []
+        self._origin = ""  # of the page that was opened last
         self._folder = tempfile.TemporaryDirectory(prefix="cw-browser-", ignore_cleanup_errors=True)
         ours_read, theirs_write = os.pipe()
         theirs_read, ours_write = os.pipe()
@@ -103,6 +107,7 @@ class Browser:
 
     def open(self, url: str) -> None:
         """Load a page."""
+        self._origin = "/".join(url.split("/")[:3])
         self.call("Page.navigate", url=url)
         self.until("document.readyState === 'complete'")
 
@@ -185,7 +190,7 @@ class Browser:
                 self.said.append(" ".join(str(one.get("value", one)) for one in about["args"]))
             case "Log.entryAdded" if about["entry"]["level"] == "error":
                 self.said.append(f"{about['entry']['text']} {about['entry'].get('url', '')}")
-            case "Network.requestWillBeSent":
+            case "Network.requestWillBeSent" if str(about["documentURL"]).startswith(self._origin):
                 self.sent.append(str(about["request"]["url"]))
             case _:
                 pass
