@@ -147,20 +147,11 @@ def random_scenario(
         config = replace(config, policy=policy, released=False)
     if config.open_window:
         faults = [_delay_ends(fault, workload) for fault in faults]
+    more = (*faults, *killers(seed, workload), *stops(seed, workload, cluster))
+    whole = (*with_restarts(seed, workload, more), *(depositions(seed, workload) if deposed else ()))
     return Chance(
         seed=seed,
-        scenario=replace(
-            scenario,
-            cluster=table,
-            faults=(
-                *with_restarts(
-                    seed,
-                    workload,
-                    (*faults, *killers(seed, workload), *stops(seed, workload, cluster)),
-                ),
-                *(depositions(seed, workload) if deposed else ()),
-            ),
-        ),
+        scenario=replace(scenario, cluster=table, faults=whole),
         workload=workload,
         cluster=cluster,
         config=config,

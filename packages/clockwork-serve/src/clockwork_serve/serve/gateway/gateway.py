@@ -310,8 +310,7 @@ class Gateway:
         if self._copying.begun:
             self._copy_first(request_id)
         else:
-            submit = self.link.submit if self.link.serves else self._submit_unserved
-            submit(request)
+            self._submit(request)
         if self._overdue.timer is None:
             self._overdue.watch()
         return request_id
@@ -331,9 +330,9 @@ class Gateway:
             copying.release()
         return slot
 
-    def _submit_unserved(self, request: Request) -> None:
-        """The server does not serve: keep an open request for a controller that takes over, if any does."""
-        if self._awaiting_failover.holding:
+    def _submit(self, request: Request) -> None:
+        """Send an open request, or keep it for a controller that takes over, if one is about to."""
+        if not self.link.serves and self._awaiting_failover.holding:
             self._awaiting_failover.add(request.request_id, self._pending.pop(request.request_id))
         else:
             self.link.submit(request)
@@ -515,8 +514,7 @@ class Gateway:
         if pending.exchange is None:
             self._drop(request_id, Outcome.EXPIRED, Reason.NONE)
         else:
-            submit = self.link.submit if self.link.serves else self._submit_unserved
-            submit(pending.request)
+            self._submit(pending.request)
 
     def _on_wrong(self, request_id: str, error: InvalidRequest) -> None:
         exchange = self._pending[request_id].exchange
