@@ -177,6 +177,21 @@ def test_a_worker_that_is_gone_without_a_word_is_noticed_by_the_kernel(tmp_path:
     run(test())
 
 
+def test_a_slot_that_is_freed_while_it_is_read_is_gone(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with peer(tmp_path) as (gateway, worker):
+            slot = gateway.ask(bytes(300 * PIECE_BYTES))  # more than sockets hold
+            worker.link._transport.pause_reading()  # type: ignore[union-attr]
+            worker.say(read(slot))
+            await until(lambda: [each for each in gateway.server._workers.values() if each.reading])
+            gateway.slots.free(slot)
+            worker.link._transport.resume_reading()  # type: ignore[union-attr]
+            await until(lambda: worker.heads and worker.heads[-1].kind in (Kind.GONE, Kind.LAST))
+            assert worker.heads[-1].kind == Kind.GONE, "it may be another request's by now"
+
+    run(test())
+
+
 def test_open_transfers_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_server, "TRANSFERS_MAX", 3)
 
