@@ -108,7 +108,7 @@ class World:
         self._lanes: dict[str, Sides] = {}
         self._open: dict[str, tuple[int, bool]] = {}
         self._wire = _Wire(lambda: self._flush(0))
-        self._credit = CreditIssuer(lambda: self._now_ns, lambda: self._ran_ns)
+        self._credit = CreditIssuer(self._event, lambda: self._now_ns, lambda: self._ran_ns)
         self._summaries = SummaryIssuer(self._brain.soonest_ends, self._wire.send, lambda: 0)
         self._gate = CreditGate(self._to_controller, self._refused, lambda: self._now_ns)
         self._sweeps = False

@@ -11,7 +11,7 @@ effects, in the bytes in which they go between processes. A journal is replayed:
 once made must be made again, byte for byte, and its effects are hashed likewise. Names of classes, modules
 and attributes are in none of these bytes, so the hash outlives every move of code that changes no decision;
 any other change of it is to be explained. Seeds are hashed in blocks of a hundred, so that a difference has
-a place. Controllers that are deposed, of which the first hashes had none, are left out.
+a place. Controllers that are deposed or busy, of which the first hashes had none, are left out.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def seed_hash(seed: int) -> bytes:
     """Of one seed, or of how it failed."""
     digest = Digest()
     try:
-        play_seed(seed, REQUESTS, (digest,), deposed=False)
+        play_seed(seed, REQUESTS, (digest,), frozen=True)
     except AssertionError as error:
         print(f"  seed {seed} fails: {error}", file=sys.stderr)
         return b"failed"

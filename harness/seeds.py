@@ -114,11 +114,11 @@ def _zoo() -> Zoo:
 
 
 def random_scenario(
-    seed: int, requests: int = REQUESTS, policy: str | None = None, *, deposed: bool = True
+    seed: int, requests: int = REQUESTS, policy: str | None = None, *, frozen: bool = False
 ) -> Chance:
     """The scenario of a seed, with at least that many requests; ``policy`` replaces the one it draws.
 
-    Without ``deposed``, no controller loses the lead without knowing it.
+    ``frozen``: without the kinds of faults that came after ``benchmarks.frozen`` was first recorded.
     """
     rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM]))
     kinds = _kinds(rng)
@@ -148,7 +148,9 @@ def random_scenario(
     if config.open_window:
         faults = [_delay_ends(fault, workload) for fault in faults]
     more = (*faults, *killers(seed, workload), *stops(seed, workload, cluster))
-    whole = (*with_restarts(seed, workload, more), *(depositions(seed, workload) if deposed else ()))
+    whole = with_restarts(seed, workload, more)
+    if not frozen:
+        whole = (*whole, *depositions(seed, workload), *busy_spells(seed, workload))
     return Chance(
         seed=seed,
         scenario=replace(scenario, cluster=table, faults=whole),
@@ -171,10 +173,10 @@ def simulation_of(chance: Chance, *, checks: bool = True, watchers: Sequence[Wat
 
 def play_seed(
     seed: int, requests: int = REQUESTS, watchers: Sequence[Watcher] = (), policy: str | None = None,
-    *, deposed: bool = True,
+    *, frozen: bool = False,
 ) -> PlayedSeed:  # fmt: skip
     """Play one seed with all checks. Raises AssertionError with the command that repeats it."""
-    chance = random_scenario(seed, requests, policy, deposed=deposed)
+    chance = random_scenario(seed, requests, policy, frozen=frozen)
     simulation = simulation_of(chance, watchers=watchers)
     try:
         run_through(simulation, chance.scenario.faults)
@@ -363,7 +365,7 @@ def _truth(rng: np.random.Generator, kinds: list[ZooModel]) -> dict[str, Profile
 
 def _faults(rng: np.random.Generator, workload: Workload, cluster: Cluster) -> list[FaultTable]:
     count = int(rng.integers(0, FAULTS_MAX + 1))
-    others = KINDS[:-5]  # the last five are drawn from random streams of their own
+    others = KINDS[:-6]  # the last six are drawn from random streams of their own
     kinds = [others[at] for at in rng.integers(len(others), size=count).tolist()]
     names = [name for name, _ in workload.models]
     seconds = workload.duration_ns / NS_PER_S
@@ -509,6 +511,20 @@ def depositions(seed: int, workload: Workload) -> list[FaultTable]:
             kind="deposed", at_s=seconds * float(rng.uniform(0.02, 0.9)), for_s=log_uniform(rng, 0.001, 0.5)
         )
         for _ in range(int(rng.integers(1, 3)))
+    ]
+
+
+def busy_spells(seed: int, workload: Workload) -> list[FaultTable]:
+    """In 30 % of seeds, up to four spells in which the controller counts as busy, or it does all the time."""
+    rng = np.random.Generator(np.random.PCG64([seed, FAULT_SCHEDULE_STREAM + 10]))
+    if rng.random() > 0.3:
+        return []
+    seconds = workload.duration_ns / NS_PER_S
+    if rng.random() < 0.3:
+        return [FaultTable(kind="busy", at_s=0.0)]
+    return [
+        FaultTable(kind="busy", at_s=seconds * float(rng.uniform(0, 0.9)), for_s=log_uniform(rng, 0.01, 2))
+        for _ in range(int(rng.integers(1, 5)))
     ]
 
 

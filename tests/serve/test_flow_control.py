@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, cast
 
 import uvloop
@@ -26,6 +27,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.serve.flow_control import (
     BEATS_MISSED,
+    BUSY_NS,
     DELAY_NS,
     FIRST,
     LEAST,
@@ -74,7 +76,10 @@ class World:
 
     def __init__(self, peers: int = 1) -> None:
         self.now_ns = self.busy_ns = 0
-        self.issuer = CreditIssuer(lambda: self.now_ns, lambda: self.busy_ns)
+        self.busy: list[int] = []  # when the controller was told that it is
+        self.issuer = CreditIssuer(
+            lambda event: self.busy.append(self.now_ns), lambda: self.now_ns, lambda: self.busy_ns
+        )
         self.peers = [Peer() for _ in range(peers)]
         for peer in self.peers:
             self.issuer.add_gateway(peer.link)
@@ -129,6 +134,28 @@ def test_time_in_which_nothing_was_asked_for_takes_no_credit() -> None:
     world = World()
     world.receive(20_000, gap_ns=20_000, idle_ns=ms(1))
     assert abs(world.peers[0].granted[-1].most - DELAY_NS // 20_000) <= 4
+
+
+def test_a_controller_without_time_to_spare_is_told_so_while_requests_are_held_back() -> None:
+    world = World()
+    for _ in range(20_000):
+        world.issuer.blocked(world.peers[0].link)
+        world.receive(1, gap_ns=60_000)
+    told = [*world.busy, world.now_ns]
+    gaps_ns = [after - before for before, after in pairwise(told)]
+    assert len(told) > 10
+    assert max(gaps_ns) < BUSY_NS, "before it would count no longer"
+    assert min(gaps_ns[:-1]) >= BUSY_NS // 2, "each time costs a turn"
+
+
+def test_a_controller_that_idles_or_holds_nothing_back_is_not_busy() -> None:
+    idles = World()
+    for _ in range(2_000):
+        idles.issuer.blocked(idles.peers[0].link)
+        idles.receive(1, gap_ns=60_000, idle_ns=10_000)
+    heard = World()
+    heard.receive(20_000, gap_ns=60_000)
+    assert idles.busy == heard.busy == []
 
 
 def test_a_gateway_that_holds_requests_back_gets_more_until_the_controller_is_busy() -> None:

@@ -31,7 +31,7 @@ class KeptSteps:
 
 def run_of(seed: int, requests: int = 300, policy: str | None = None) -> tuple[ControllerConfig, list[Step]]:
     """The steps of a seed, faults and all; by its own policy, or that one."""
-    chance = random_scenario(seed, requests, policy, deposed=False)
+    chance = random_scenario(seed, requests, policy, frozen=True)
     kept = KeptSteps()
     simulation_of(chance, checks=False, watchers=[kept]).run()
     return chance.config, kept.steps

@@ -9,7 +9,17 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
 from clockwork_serve.controller.cluster import ServedModel
 from clockwork_serve.controller.policies.default import DefaultScheduler
-from clockwork_serve.messages import Cancel, CodeReady, Infer, Load, Outcome, Profile, Reason, Unload
+from clockwork_serve.messages import (
+    Cancel,
+    CodeReady,
+    ControllerBusy,
+    Infer,
+    Load,
+    Outcome,
+    Profile,
+    Reason,
+    Unload,
+)
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve
 from tests.controller.honest import CODE, World, device, model, profile
@@ -519,3 +529,68 @@ def test_an_idle_device_leaves_work_to_any_of_the_first_before_it_that_have_time
     assert [one.device for one in made.effects if isinstance(one, Infer)] == (
         [] if left else [f"d{busy + 1}"]
     )
+
+
+def filled(made: World, requests: int, *, every_ms: float = 2, slo_ms: float = 200) -> list[str]:
+    """Request a model again and again; the requests."""
+    asked = []
+    for _ in range(requests):
+        asked.append(made.request("a", slo_ms=slo_ms))
+        made.run(until_ms=every_ms)
+    made.run(until_ms=300)
+    assert all(made.answers[one].outcome is Outcome.OK for one in asked)
+    return asked
+
+
+def test_while_the_controller_is_busy_a_batch_is_filled_first() -> None:
+    made = world("a")
+    made.tell(ControllerBusy(for_ns=ms(1000)))
+    filled(made, 8)
+    assert infers(made) == [("a/1", 8, 8)]
+
+
+def test_otherwise_it_is_not() -> None:
+    made = world("a")
+    made.tell(ControllerBusy(for_ns=ms(1)))
+    made.run(until_ms=2)
+    filled(made, 8)
+    assert infers(made)[0] == ("a/1", 1, 1)
+
+
+def test_it_is_filled_only_for_as_long_as_there_is_time_to_spare() -> None:
+    made = world("a")
+    made.tell(ControllerBusy(for_ns=ms(1000)))
+    filled(made, 3, every_ms=1)
+    assert infers(made) == [("a/1", 4, 3)], "a quarter of the SLO before it would be too late"
+    made = world("a")
+    made.tell(ControllerBusy(for_ns=ms(1000)))
+    filled(made, 1, slo_ms=30)
+    assert infers(made) == [("a/1", 1, 1)]
+
+
+def test_it_is_filled_no_longer_once_the_controller_is_not_busy() -> None:
+    made = world("a")
+    made.tell(ControllerBusy(for_ns=ms(20)))
+    made.request("a", slo_ms=5000)
+    made.run(until_ms=19)
+    assert not infers(made)
+    made.run(until_ms=2)
+    assert infers(made) == [("a/1", 1, 1)]
+
+
+def test_without_a_deadline_none_waits_for_more_than_the_horizon() -> None:
+    made = world("a")
+    made.tell(ControllerBusy(for_ns=ms(10_000)))
+    made.request("a", slo_ms=1e7)
+    made.run(until_ms=101)
+    assert infers(made) == [("a/1", 1, 1)]
+
+
+def test_no_batch_is_filled_where_devices_have_no_time_to_spare() -> None:
+    made = world("a", "b")
+    made.tell(ControllerBusy(for_ns=ms(1000)))
+    for _ in range(60):
+        made.request("b", slo_ms=400)
+    filled(made, 2, slo_ms=300)
+    assert ("a/1", 2, 2) in infers(made)
+    assert made.actions[-1].model == "b/1"

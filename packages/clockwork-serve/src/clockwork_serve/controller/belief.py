@@ -346,6 +346,8 @@ class Belief(Measured):
         """Changes of load lanes so far: actions sent or ended."""
         self.has_pending = False
         """Events were observed that the next ``decide`` has to process first."""
+        self.busy_until_ns = 0
+        """Until then the controller counts as short of time: few, large batches cost it least."""
         self._counter = config.first_id
 
     def next_id(self) -> int:

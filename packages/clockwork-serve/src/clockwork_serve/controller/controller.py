@@ -46,6 +46,7 @@ from clockwork_serve.messages import (
     CodeReady,
     CodeRemade,
     CodeRemoved,
+    ControllerBusy,
     ControllerEffect,
     ControllerEvent,
     DeviceState,
@@ -239,14 +240,14 @@ class Controller(Record):
                 self._on_code_ready(event, now_ns)
             case WorkerJoined() | WorkerLost():
                 self._on_worker(event, now_ns)
+            case ControllerBusy():
+                self._belief.busy_until_ns = now_ns + event.for_ns
             case WorkerSilent() | WorkerHeard():
                 self._hangs.observe(event)
             case ReleaseFromQuarantine() | WorkerCrashed():
                 self._quarantine.observe(event)
-            case CodeAdded() | CodeRemade():
+            case CodeAdded() | CodeRemade() | CodeRemoved():
                 self._on_code(event, now_ns)
-            case CodeRemoved():
-                self._on_code_removed(event.code_id)
             case ModelAdded():
                 self._on_model(event)
             case ModelRemoved():
@@ -371,9 +372,12 @@ class Controller(Record):
 
     # Models
 
-    def _on_code(self, event: CodeAdded | CodeRemade, now_ns: int) -> None:
+    def _on_code(self, event: CodeAdded | CodeRemade | CodeRemoved, now_ns: int) -> None:
         if isinstance(event, CodeRemade):
             self._on_code_remade(event.code_id, now_ns)
+            return
+        if isinstance(event, CodeRemoved):
+            self._on_code_removed(event.code_id)
             return
         code_id = event.code.code_id
         for profile in event.profiles:
@@ -482,6 +486,8 @@ class Controller(Record):
         if isinstance(timer, HangTimer | HungWorker):
             self._hangs.fired(timer, now_ns)
             return
+        if timer is not self._deadlines:
+            return  # the policy's own: it is asked next
         for waiter in self._deadlines.passed(now_ns):
             reason = Reason.LATE if waiter.state == SENT else Reason.NONE
             self._belief.answer(waiter, Outcome.EXPIRED, reason, message="no answer by the deadline")

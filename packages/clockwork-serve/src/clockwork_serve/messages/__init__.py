@@ -31,6 +31,7 @@ from clockwork_serve.messages.links import (
     CodeReady,
     CodeRemade,
     CodeRemoved,
+    ControllerBusy,
     CreditBlocked,
     DamageCounted,
     DeviceNumbers,
@@ -107,7 +108,7 @@ ControllerEvent = (
     Request | Cancel | Result | WorkerJoined | WorkerLost | CodeAdded | CodeReady | CodeRemoved | CodeRemade
     | ModelAdded | ModelRemoved | ReleaseFromQuarantine | QuotasSet | GatewayLost | Drain | AdmissionQuery
     | WorkerCrashed
-    | WorkerSilent | WorkerHeard
+    | WorkerSilent | WorkerHeard | ControllerBusy
 )  # fmt: skip
 """What the controller observes."""
 
@@ -132,8 +133,8 @@ Frame = (
 __all__ = [
     "DATATYPES", "LEAST_PRIORITY", "USUAL_PRIORITY", "Action", "AdmissionQuery", "AdmissionReply", "Answer",
     "ArtefactDamaged", "Ask", "Beat", "Call", "Cancel", "Cause", "Code", "CodeAdded", "CodeFile", "CodeReady",
-    "CodeRemade", "CodeRemoved", "ControllerEffect", "ControllerEvent", "CreditBlocked", "DamageCounted",
-    "Delivered",
+    "CodeRemade", "CodeRemoved", "ControllerBusy", "ControllerEffect", "ControllerEvent", "CreditBlocked",
+    "DamageCounted", "Delivered",
     "DeviceNumbers", "DeviceSpec", "DeviceState", "Drain", "Extent", "FarGateway", "Fetch", "Frame",
     "GatewayLost", "HandingOver", "Hello", "Infer", "Lane", "Load", "MachineHello", "MeasuredDurations",
     "Model", "ModelAdded", "ModelRemoved", "ModelsAskedFor", "OnnxIndex", "OnnxTensor", "Outcome", "Part",

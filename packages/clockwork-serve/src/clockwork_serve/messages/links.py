@@ -328,6 +328,15 @@ class CreditBlocked(Struct, frozen=True, kw_only=True, array_like=True, tag="cre
     """
 
 
+class ControllerBusy(Struct, frozen=True, kw_only=True, array_like=True, tag="controller_busy"):
+    """Gateways hold requests back, for the controller has no time to spare; counts for ``for_ns`` from now.
+
+    An event of the controller alone: it is never sent.
+    """
+
+    for_ns: int
+
+
 class SoonestEnd(Struct, frozen=True, array_like=True):
     """When one more request for a model, in a queue of the controller, would end at the soonest.
 

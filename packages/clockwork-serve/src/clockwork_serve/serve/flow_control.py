@@ -13,6 +13,7 @@ from typing import Final
 
 from clockwork_serve.messages import (
     Beat,
+    ControllerBusy,
     CreditBlocked,
     Frame,
     Request,
@@ -51,6 +52,9 @@ WEIGHT: Final = 8
 IDLE_PART: Final = 16
 """A controller that holds requests back may idle for one part in this many of the time."""
 
+BUSY_NS: Final = ms(100)
+"""For how long a controller counts as busy once it had no time to spare while gateways held requests back."""
+
 
 class BusyClock:
     """For how long the calling thread was not idle, in ns: it ran, or waited for a CPU or for another thread.
@@ -81,8 +85,8 @@ class _GatewayRate:
     """
 
     __slots__ = (
-        "blocked", "busy_at_ns", "busy_ns", "extra_ns", "incoming", "last_ns", "most", "round_idle_ns",
-        "round_left", "round_took_ns",
+        "blocked", "busy_at_ns", "busy_ns", "extra_ns", "incoming", "last_ns", "most", "round_held_ns",
+        "round_idle_ns", "round_left", "round_took_ns", "short",
     )  # fmt: skip
 
     def __init__(self, now_ns: int, busy_at_ns: int) -> None:
@@ -94,8 +98,10 @@ class _GatewayRate:
         """For each request, the mean."""
         self.extra_ns = 0
         """For how long more than ``DELAY_NS`` requests in transit keep the controller busy."""
+        self.short = False
+        """Whether the controller was busy in the last round, in most of which requests were held back."""
         self.last_ns, self.busy_at_ns = now_ns, busy_at_ns
-        self.round_took_ns = self.round_idle_ns = 0
+        self.round_took_ns = self.round_idle_ns = self.round_held_ns = 0
         self.round_left = FIRST
 
     def received(self, now_ns: int, busy_at_ns: int) -> None:
@@ -106,13 +112,16 @@ class _GatewayRate:
         self.round_took_ns += took_ns
         if self.blocked:  # else it idled because nothing was asked for
             self.round_idle_ns += took_ns - busy_ns
+            self.round_held_ns += took_ns
         self.round_left -= self.incoming
         if self.round_left <= 0:
-            if self.round_idle_ns * IDLE_PART > self.round_took_ns:
+            idled = self.round_idle_ns * IDLE_PART > self.round_took_ns
+            self.short = not idled and 2 * self.round_held_ns > self.round_took_ns
+            if idled:
                 self.extra_ns = min(EXTRA_MOST_NS, self.extra_ns + self.round_idle_ns // 2)
             else:
                 self.extra_ns -= self.extra_ns // WEIGHT
-            self.round_took_ns = self.round_idle_ns = 0
+            self.round_took_ns = self.round_idle_ns = self.round_held_ns = 0
             self.round_left = self.most
         self.incoming, self.blocked, self.last_ns, self.busy_at_ns = 0, False, now_ns, busy_at_ns
 
@@ -120,12 +129,18 @@ class _GatewayRate:
 class CreditIssuer:
     """Grants each gateway its credit (:class:`messages.RequestCredit`). For the loop's own thread.
 
+    ``post`` tells the controller that it is short of time: requests are held back, and it does not idle.
     ``busy_clock`` counts the time in which this thread was not idle.
     """
 
     def __init__(
-        self, clock: Callable[[], int] = time.monotonic_ns, busy_clock: Callable[[], int] | None = None
+        self,
+        post: Callable[[ControllerBusy], None],
+        clock: Callable[[], int] = time.monotonic_ns,
+        busy_clock: Callable[[], int] | None = None,
     ) -> None:
+        self._post = post
+        self._post_from_ns = 0
         self._clock = clock
         self._busy_clock = BusyClock() if busy_clock is None else busy_clock
         self._rates: dict[Link, _GatewayRate] = {}
@@ -152,13 +167,16 @@ class CreditIssuer:
         rate.incoming += _requests(frames)
         if 4 * rate.incoming < rate.most:
             return
-        heard, blocked = rate.incoming, rate.blocked
-        rate.received(self._clock(), self._busy_clock())
+        heard, blocked, now_ns = rate.incoming, rate.blocked, self._clock()
+        rate.received(now_ns, self._busy_clock())
         least = max(LEAST_EACH, LEAST // len(self._rates))
         rate.most = min(MOST, max(least, (DELAY_NS + rate.extra_ns) // max(1, rate.busy_ns)))
         link.send(RequestCredit(heard=heard, most=rate.most))
         if blocked:  # it sends the next while these are decided about
             link.flush()
+        if rate.short and now_ns >= self._post_from_ns:
+            self._post_from_ns = now_ns + BUSY_NS // 2
+            self._post(ControllerBusy(for_ns=BUSY_NS))
 
 
 def _requests(frames: Collection[Frame]) -> int:

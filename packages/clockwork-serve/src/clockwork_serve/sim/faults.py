@@ -16,6 +16,7 @@ from clockwork_serve.errors import ConfigError, did_you_mean
 from clockwork_serve.messages import (
     Cancel,
     CodeRemoved,
+    ControllerBusy,
     ControllerEffect,
     ControllerEvent,
     Drain,
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 # drain         the server admits no new requests
 # controller    the controller dies, and a successor is started (see ``restarts``)
 # deposed       likewise, but it does not die, and goes on for a while as if it led
+# busy          the controller counts as short of time
 
 
 STREAM = 1 << 16
@@ -63,6 +65,9 @@ STREAM = 1 << 16
 
 CANCEL_WITHIN_NS = 100 * NS_PER_MS
 """Clients without a deadline that cancel do so within this time."""
+
+FOREVER_NS = 1 << 60
+"""Longer than any simulation."""
 
 Events = Sequence[ControllerEvent]
 NOTHING: Events = ()
@@ -96,7 +101,7 @@ class Faults:
             "skew": self._begin_skew, "remove_model": self._begin_remove, "add_model": self._begin_add,
             "gateway": self._kill_gateway,
             "cancel": self._begin_cancels, "drain": self._begin_drain, "controller": restarts.kill,
-            "deposed": restarts.depose,
+            "deposed": restarts.depose, "busy": self._be_busy,
         }  # fmt: skip
         if any(table.kind in {"controller", "deposed"} for table in tables):
             simulation.watchers.append(restarts)
@@ -355,6 +360,10 @@ class Faults:
     def _begin_drain(self, table: FaultTable) -> Events:
         self.executed["drain"] += 1
         return (Drain(),)
+
+    def _be_busy(self, table: FaultTable) -> Events:
+        self.executed["busy"] += 1
+        return (ControllerBusy(for_ns=FOREVER_NS if table.for_s is None else round(table.for_s * NS_PER_S)),)
 
 
 class _Cancels:

@@ -66,7 +66,7 @@ Counts = Literal["rates", "exact"]
 Retry = Literal["fixed", "retry_after"]
 FaultKind = Literal[
     "crash", "hang", "slow", "loss", "delay", "skew", "remove_model", "add_model", "gateway", "cancel",
-    "drain", "kills", "stop", "hangs", "controller", "deposed",
+    "drain", "kills", "stop", "hangs", "controller", "deposed", "busy",
 ]  # fmt: skip
 """``harness.seeds`` draws the first eleven by their order, and the others from streams of their own."""
 

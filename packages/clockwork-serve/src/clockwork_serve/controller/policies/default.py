@@ -24,12 +24,13 @@ Differences to ``paper``; the gain of each is in docs/develop/policies.md:
 - *Last copies stay*: a further copy is worth an eighth of the one before, and evicts nothing worth more.
 - *Copies into idle memory*: a free load lane copies what is asked for into free pages, before it is missed.
 - *Few devices where little is to do*: an idle device leaves relaxed batches to those before it.
+- *Few actions while the controller is busy*: where devices have time, batches wait until they are full.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from heapq import heappop
+from heapq import heappop, heappush
 from itertools import islice
 from typing import Final
 
@@ -50,7 +51,7 @@ from clockwork_serve.controller.placement import Candidates, no_copy
 from clockwork_serve.controller.plans import fits_in_any_order, free_ns, is_next, margin_ns, missed, outranked
 from clockwork_serve.controller.policies.paper import PaperScheduler
 from clockwork_serve.controller.record import Record
-from clockwork_serve.controller.timers import NEVER_NS
+from clockwork_serve.controller.timers import NEVER_NS, Timer
 from clockwork_serve.messages import Cause
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, NS_PER_US
 
@@ -93,6 +94,9 @@ With a longer one nobody waits for a deadline: such clients want throughput.
 
 LEFT_MAX: Final = 8
 """At most this many batches are left to others in one decision: where there are more, there is much to do."""
+
+IDLE: Final = 2
+"""Devices are not busy if this many times what is asked of them would still be done in time."""
 
 SPARED: Final = 4
 """They are left to others for as long as this part (1 / ``SPARED``) of their SLO is to spare."""
@@ -151,6 +155,35 @@ class Tight(Record):
         return self._wait_ns + 2 * self._infer_ns * (devices - 1) // devices
 
 
+class Filling(Timer):
+    """Queues whose next batches wait for more requests. Itself the timer of the first that has to run."""
+
+    __slots__ = ("queues",)
+
+    def __init__(self) -> None:
+        super().__init__(-3)
+        self.queues: list[tuple[int, int, Queue]] = []
+        """Heap of (until when at most, queue order, queue)."""
+
+    def add(self, queue: Queue, until_ns: int) -> None:
+        """Add a queue."""
+        queue.filling = True
+        heappush(self.queues, (until_ns, queue.order, queue))
+
+    def due(self, now_ns: int) -> list[Queue]:
+        """Remove and return those that have waited for long enough."""
+        found = []
+        while self.queues and self.queues[0][0] <= now_ns:
+            queue = heappop(self.queues)[2]
+            queue.filling = False
+            found.append(queue)
+        return found
+
+    def next_ns(self) -> int:
+        """When the first of them has."""
+        return self.queues[0][0] if self.queues else NEVER_NS
+
+
 class DefaultScheduler(PaperScheduler):
     """The default policy; see the module for the differences to its base class."""
 
@@ -166,6 +199,7 @@ class DefaultScheduler(PaperScheduler):
         self._network_ns = belief.config.network_ns
         self._capacity_ns = belief.config.capacity_ns
         self._tight: dict[Agenda, Tight] = {}
+        self._filling = Filling()
         self._roomy: dict[Agenda, None] = {}
         """Devices that have pages for copies."""
         self._all_above_ns = belief.dirty_above_ns
@@ -187,7 +221,8 @@ class DefaultScheduler(PaperScheduler):
                 wait_ns = slo_ns - strategy.batches[0].samples.estimate_ns - 2 * self._network_ns
                 if wait_ns >= 0:  # else the SLO cannot be met, and shorter batches of others do not help
                     self._tight[strategy.device.agenda] = Tight(strategy, slo_ns, wait_ns, until_ns)
-        PaperScheduler.queued(self, queue)  # super() takes 100 ns more
+        if arrival_ns >= self._belief.busy_until_ns or not self._held(queue, arrival_ns):
+            PaperScheduler.queued(self, queue)  # super() takes 100 ns more
 
     def device_lost(self, device: DeviceBelief) -> None:
         """Forget the device."""
@@ -221,7 +256,47 @@ class DefaultScheduler(PaperScheduler):
             self._roomy.pop(device.agenda, None)
         self._belief.dirty_above_ns = self._all_above_ns // COPIED if self._roomy else self._all_above_ns
 
+    def schedule(self, now_ns: int) -> None:
+        """As in ``paper``; first the queues whose batches were filled for long enough."""
+        if self._filling.queues:
+            for queue in self._filling.due(now_ns):
+                if queue.dues and not self._held(queue, now_ns):
+                    PaperScheduler.queued(self, queue)
+            self._timers.set(self._filling, self._filling.next_ns())
+        PaperScheduler.schedule(self, now_ns)
+
     # Exec lanes
+
+    def _held(self, queue: Queue, now_ns: int) -> bool:
+        """Whether no device is to look at a queue yet."""
+        return bool(queue.strategies) and self._fills(queue.strategies[0], now_ns)
+
+    def _fills(self, strategy: Strategy, now_ns: int) -> bool:
+        """Whether a batch waits for more requests while the controller is busy and devices are not.
+
+        An action costs the controller more than twice as much as a request in it. So none is sent for fewer
+        than the largest batch, for as long as there is time to spare: where devices have time for all that
+        is asked, larger batches serve more only by that.
+        """
+        queue, device = strategy.queue, strategy.device
+        largest = strategy.batches[-1]
+        if len(queue.dues) >= largest.count:
+            return False
+        if queue.filling:
+            return True
+        if device.reserved or IDLE * device.demand_ns > self._capacity_ns:
+            return False
+        first = queue.waiters[0]
+        until_ns = min(
+            first.due_ns - first.slo_ns // SPARED - largest.samples.estimate_ns - self._network_ns,
+            first.request.arrival_ns + self._capacity_ns,  # without a deadline none waits for ever
+            self._belief.busy_until_ns,
+        )
+        if until_ns <= now_ns:
+            return False
+        self._filling.add(queue, until_ns)
+        self._timers.set(self._filling, self._filling.next_ns())
+        return True
 
     def _top_up_exec(self, agenda: Agenda, now_ns: int) -> None:
         device, heap = agenda.device, agenda.heap
@@ -248,7 +323,7 @@ class DefaultScheduler(PaperScheduler):
             if choice is None:
                 self._drop_outliers(strategy, from_ns, now_ns)
                 continue
-            if not sent and self._left_to_others(choice, now_ns):
+            if self._waits(choice, now_ns):
                 continue
             after = agenda.top()
             if after is not None:
@@ -273,6 +348,13 @@ class DefaultScheduler(PaperScheduler):
             self._belief.send_infer(strategy, choice.batch, choice.first, start_ns, now_ns, choice.waiters)
             if strategy.queue.dues:
                 self._enqueue(strategy)
+
+    def _waits(self, choice: Choice, now_ns: int) -> bool:
+        """Whether a batch is not for now, or not for this device."""
+        strategy = choice.strategy
+        if now_ns < self._belief.busy_until_ns and self._fills(strategy, now_ns):
+            return True
+        return not strategy.lane.outstanding and self._left_to_others(choice, now_ns)
 
     def _left_to_others(self, choice: Choice, now_ns: int) -> bool:
         """Whether an idle device leaves a batch to one before it, which can well run it in time.

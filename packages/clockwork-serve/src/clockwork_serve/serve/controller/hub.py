@@ -208,7 +208,7 @@ class Hub:
         self._preparing = Preparing()
         self._questions = Questions(self._answer_to, self._supervisor_stuck)
         self._supervisor_heartbeat = PeerHeartbeat(self._to_supervisor, self._on_supervisor_heartbeat)
-        self._credit = CreditIssuer()
+        self._credit = CreditIssuer(self.driver.post)
         self._summaries = SummaryIssuer(brain.soonest_ends, self._to_gateways)
         self._heartbeats = WorkerHeartbeats(self.driver.post)
         self._lost_level = logging.WARNING  # of lost links; INFO while the server drains
