@@ -44,7 +44,7 @@ def test_what_a_lost_controller_cannot_answer_is_no_miss() -> None:
     ("word", "report"),
     [
         ("no kill touched", Report([sample(30, status=503)])),
-        ("kills of workers", Report([sample(41, status=503)])),
+        ("could wait", Report([sample(41, status=503)])),
         ("without a response", Report([sample(21, status=0)])),
         ("answered twice", Report([sample(10)], unexpected_bytes=1)),
     ],

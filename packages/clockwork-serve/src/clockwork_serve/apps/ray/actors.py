@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Struct
 
-from clockwork_serve.apps.ray.deployment import CONTROLLER_ROLE, GATEWAY_ROLE, ClusterRole, command_of, joined
+from clockwork_serve.apps.ray.deployment import CONTROLLER_ROLE, ClusterRole, command_of, joined
 from clockwork_serve.errors import described, printable
 
 PEM: Final = serialization.Encoding.PEM
@@ -107,6 +107,8 @@ def _named(name: str) -> x509.Name:
 BEAT_S, TEND_S, PATIENCE_S = 1.0, 0.1, 3.0
 PAUSE_S, PAUSE_S_MAX, STEADY_S = 0.1, 10.0, 10.0
 """Between starts: the first pause, doubled up to the last; after a run that long, the first again."""
+LIVES_S: Final = 3.0
+"""A worker that has lived for so long is taken to be well."""
 RENEW_S: Final = CERTIFICATE_DAYS * 86_400 / 3
 COMPLETE_S: Final = 30.0
 """So long a role waits until all controllers have an address; then some will do."""
@@ -180,11 +182,17 @@ class Keeper:
     def _state(self, pid: int | None, at: dict[str, str]) -> str:
         if self._stopped.is_set():
             return "stopped"
-        if pid is None:
-            return "failing" if self._failures > 1 else "waiting"
-        if self._role.kind == GATEWAY_ROLE:
-            return "ready" if _is_ready(at.get("http", "")) else "starting"
-        return "starting" if self._role.kind == CONTROLLER_ROLE and not self._facts else "ready"
+        if pid is not None:
+            match self._role.kind:
+                case "gateway":
+                    ready = _is_ready(at.get("http", ""))
+                case "controller":
+                    ready = bool(self._facts)
+                case _:  # which says nothing: what is wrong with its settings ends it sooner
+                    ready = time.monotonic() - self._started_s >= LIVES_S
+            if ready:
+                return "ready"
+        return "failing" if self._failures > 1 else "starting" if pid is not None else "waiting"
 
     def stop(self) -> None:
         """End the process, which finishes what waits, and forget the role; returns when it has ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ PREFIX: Final = "clockwork-"
 """Of the namespace of a cluster's actors; its name follows."""
 GROUP: Final = "controllers"
 """The placement group's name, in that namespace."""
-ASK_S, TICK_S, GONE_S = 5.0, 0.5, 30.0
+ASK_S, TICK_S, GONE_S, REACH_S = 5.0, 0.5, 30.0, 3.0
 HOPELESS_S: Final = 20.0
 """A role that fails for so long ends ``up``, which says why."""
 
@@ -55,16 +56,17 @@ def joined_ray(address: str, name: str, *, local: bool = False) -> Iterator[None
 
     ``local``: if there is none, one is started of this machine alone, which lasts until ``ray stop``.
     """
-    where = address or os.environ.get("RAY_ADDRESS", "auto")
+    where = address or os.environ.get("RAY_ADDRESS") or _current()
     init: dict[str, Any] = {"namespace": PREFIX + name, "log_to_driver": False, "logging_level": "ERROR"}
     try:
         try:
-            ray.init(address=where, **init)
-        except ConnectionError:
+            _reach(where)
+        except OSError:
             if not local:
                 raise
             _start_local()
-            ray.init(address=where, **init)
+            where = _current()
+        ray.init(address=where, **init)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise ConfigError(
             f"address: expected a Ray cluster that this machine is a node of, at {where}; found "
@@ -75,6 +77,24 @@ def joined_ray(address: str, name: str, *, local: bool = False) -> Iterator[None
         yield
     finally:
         ray.shutdown()
+
+
+def _current() -> str:
+    """The address of the cluster that this machine is a node of, as Ray wrote it down, or ``auto``."""
+    folder = os.environ.get("RAY_TMPDIR", "/tmp")  # noqa: S108 - Ray's place for it
+    try:
+        return Path(folder, "ray", "ray_current_cluster").read_text().strip()
+    except OSError:
+        return "auto"
+
+
+def _reach(where: str) -> None:
+    """Raise OSError if nobody listens there: Ray itself would go on trying for minutes."""
+    host, _, port = where.rpartition(":")
+    if where == "auto":
+        raise ConnectionError("none that was started on this machine")
+    if port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
 
 
 def _start_local() -> None:
