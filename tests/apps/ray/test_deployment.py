@@ -108,8 +108,10 @@ def test_command_lines_hold_what_the_file_says_and_what_the_place_is(tmp_path: P
     found = large(tmp_path)
 
     controller = words(found["controller-0"])
-    assert controller[:3] == [sys.executable, "-m", "clockwork_serve"]
-    assert {"--store=s3://models/shop", "--listen-machines=10.0.0.9:7000", "--slo-ms=50"} <= {*controller}
+    assert controller[:4] == [sys.executable, "-m", "clockwork_serve", "controller"]
+    assert {"--store=s3://models/shop", "--lease=shop", "--listen-machines=10.0.0.9:7000", "--slo-ms=50"} <= {
+        *controller
+    }
     gateway = words(found["gateway-aaaaaaaa-0"])
     assert gateway[3:] == [
         "gateway", "--json", "--host=0.0.0.0", "--no-model-control", "--shared-memory=off",
@@ -118,7 +120,7 @@ def test_command_lines_hold_what_the_file_says_and_what_the_place_is(tmp_path: P
         "--cluster-key=/run/key.pem", "--cluster-ca=/run/ca.pem",
     ]  # fmt: skip
     worker = words(found["worker-cuda-2"])
-    assert worker[3:6] == ["worker", "--device=cuda", "--device=cuda"]
+    assert worker[3:7] == ["worker", "--device=cuda", "--device=cuda", "--store=s3://models/shop"]
     assert "--machine-name=worker-cuda-2" in worker
 
 
@@ -137,6 +139,7 @@ def test_an_address_of_version_6_stands_in_brackets(tmp_path: Path) -> None:
 
 
 SMALL = 'name = "small"\nrepository = "models"\n[[workers]]\ndevice = "cpu"\n'
+STORED = SMALL.replace("repository", "store")
 
 
 def test_a_small_file_is_one_of_everything(tmp_path: Path) -> None:
@@ -161,6 +164,7 @@ def test_a_small_file_is_one_of_everything(tmp_path: Path) -> None:
         (SMALL + "count = 0\n", "workers[0].count (from FILE): expected int >= 1, found 0"),
         (SMALL + "count = 1\nper_node = 1\n", "workers[0].per_node (from FILE): expected no count beside it"),
         (SMALL + "[controllers]\ncount = 3\n", "controllers.count (from FILE): expected int <= 2, found 3"),
+        (SMALL + "[controllers]\ncount = 2\n", "controllers.count (from FILE): expected 1 with a repository"),
         (SMALL + "[controllers]\nper_node = 1\n", "controllers.per_node (from FILE): expected no count"),
         (SMALL.replace('"cpu"', '"gpu"'), "workers[0].device (from FILE): expected cpu, torch-cpu, cuda"),
         (SMALL.replace('"cpu"', '"cpu:1"'), "workers[0].device (from FILE): expected a kind of device"),
@@ -187,7 +191,7 @@ def test_a_file_that_is_not_there_is_named() -> None:
     ("text", "nodes", "said"),
     [
         (SMALL, [], "controllers.count: expected 1 nodes for controllers; found 0 in the Ray cluster"),
-        (SMALL + "[controllers]\ncount = 2\n", NODES[:1], "controllers.count: expected 2 nodes"),
+        (STORED + "[controllers]\ncount = 2\n", NODES[:1], "controllers.count: expected 2 nodes"),
         (SMALL + 'labels = {x = "y"}\n', NODES, "workers.labels: expected a node with {'x': 'y'}"),
         (SMALL.replace("cpu", "cuda"), NODES[:1], "workers.labels: expected a node with 1 GPUs"),
         (SMALL.replace("cpu", "cuda") + "count = 9\n", NODES, "gpus: expected 9 GPUs for all roles; found 8"),

@@ -119,6 +119,9 @@ def _check(found: Deployment, file: str) -> None:
             "store", file, "a shared store, or a repository, that nodes of controllers see", "neither",
             'write store = "FOLDER|URL" or repository = "FOLDER"',
         )  # fmt: skip
+    if found.repository and found.controllers.count > 1:
+        remedy = "leave the repository out: there may be 2 with the catalogue of a store"
+        raise wrong("controllers.count", file, "1 with a repository", found.controllers.count, remedy)
     if not found.workers:
         raise wrong("workers", file, "one at least", "none", 'write [[workers]] with device = "cpu"')
     for name, part in found.parts.items():
@@ -146,7 +149,7 @@ def _check(found: Deployment, file: str) -> None:
 _PROCESS: Final = {"controllers": JoiningProcess.NONE, "gateways": GATEWAY, "workers": WORKER}
 _GIVEN: Final = frozenset({
     "repository", "store", "device", "controller", "machine_name", "listen_machines", "cluster_certificate",
-    "cluster_key", "cluster_ca",
+    "cluster_key", "cluster_ca", "lease",
 })  # fmt: skip
 """Settings that follow from the rest of the file, or from where a role runs."""
 
@@ -224,8 +227,9 @@ def roles_of(deployment: Deployment, nodes: Sequence[Node]) -> tuple[ClusterRole
         raise _short("controllers.count", f"{controllers.count} nodes for controllers", fit)
     found = [*_roles(deployment, "controllers", controllers, controller_words(deployment), nodes)]
     found += _roles(deployment, "gateways", deployment.gateways, (GATEWAY_ROLE, "--json"), nodes)
+    store = [f"--store={deployment.store}"] if deployment.store else []
     for one in deployment.workers:
-        words = (WORKER_ROLE, *[f"--device={one.device}"] * one.devices)
+        words = (WORKER_ROLE, *[f"--device={one.device}"] * one.devices, *store)
         found += _roles(deployment, "workers", one, words, nodes)
     for what, wanted, there in (
         ("CPUs", sum(role.cpus for role in found), sum(node.cpus for node in nodes)),
@@ -285,12 +289,16 @@ def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
 
 
 def controller_words(deployment: Deployment) -> tuple[str, ...]:
-    """The command of a controller, but for what is known where it runs, and its settings."""
-    source = [deployment.repository] if deployment.repository else []
-    source += [f"--store={deployment.store}"] if deployment.store else []
+    """The command of a controller, but for what is known where it runs, and its settings.
+
+    With a store's catalogue it is one by itself, with a repository a server that has a device of each kind.
+    """
+    store = [f"--store={deployment.store}"] if deployment.store else []
+    if not deployment.repository:
+        return ("controller", *store, f"--lease={deployment.name}", "--json", "--metrics-port=0")
     devices = dict.fromkeys(one.device for one in deployment.workers)
     own = [f"--{port}-port=0" for port in ("http", "grpc", "metrics")]
-    return ("serve", *source, "--json", *(f"--device={device}" for device in devices), *own)
+    return ("serve", deployment.repository, *store, "--json", *(f"--device={one}" for one in devices), *own)
 
 
 def command_of(
