@@ -13,6 +13,7 @@ MUTANTS := build/mutants
 STOCK := build/stock
 TRITON := build/triton
 TORCH := .venv/.torch
+RAY := .venv/.ray
 PIP := -m pip --quiet --disable-pip-version-check
 # The first pip that knows dependency groups, and the first setuptools that knows licences by their names.
 INSTALLERS := 'pip>=25.1' 'setuptools>=77'
@@ -22,7 +23,7 @@ LAB := packages/clockwork-lab
 SOURCES := -e $(CLIENT) -e $(SERVE) -e '$(LAB)[demo,figures]'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check static lint types layers bench busy cases compiled docs faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
+.PHONY: help setup demo test check static lint types layers bench busy cases compiled docs engine faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +51,12 @@ $(TRITON)/.set-up: constraints-triton.txt
 $(TORCH): $(STAMP)
 	@echo "installing torch into .venv"
 	@$(BIN)/python $(PIP) install -c constraints.txt -e $(CLIENT) -e '$(SERVE)[torch]' torchvision
+	@touch $@
+
+# Nor this, for it is large and only serves `clockwork ray`.
+$(RAY): $(STAMP)
+	@echo "installing Ray into .venv"
+	@$(BIN)/python $(PIP) install -c constraints.txt -e $(CLIENT) -e '$(SERVE)[ray]'
 	@touch $@
 
 demo: $(STAMP) ## real pretrained models, real inputs, one screen of results
@@ -119,6 +126,9 @@ faults-all: $(STAMP) ## every fault, and workers and controllers killed again an
 
 hostile: $(STAMP) ## ten minutes of hostile traffic beside honest clients: does anything end, grow or slow down?
 	@$(BIN)/python -m qa.hostile $(HOSTILE_WITH)
+
+engine: $(RAY) ## a server on a Ray cluster of three nodes here: up, hit, down; ENGINE_WITH="--short" takes two minutes
+	@$(BIN)/python -m qa.engine $(ENGINE_WITH)
 
 soak: $(STAMP) ## an hour of mixed load with faults: does anything grow, leak, drift or go wrong? SOAK_WITH="--minutes 2"
 	@$(BIN)/python -m qa.soak $(SOAK_WITH)

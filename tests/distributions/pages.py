@@ -23,7 +23,7 @@ PAGES: Final = (
 )
 PROGRAMS: Final = (
     "clockwork", "curl", "pip", "make", "perf_analyzer", "grpcurl", "grpc_health_probe", "chrt", "python",
-    "docker", "podman", "kubectl", "helm", "prometheus", "promtool",
+    "docker", "podman", "kubectl", "helm", "prometheus", "promtool", "ray",
 )  # fmt: skip
 """Each is a function of the shell, which decides whether and how to run it."""
 ELSEWHERE: Final = {
@@ -35,6 +35,8 @@ ELSEWHERE: Final = {
     "clockwork bench *": "of clockwork-lab; on a busy machine a run is INVALID, as it should be",
     "clockwork demo*": "of clockwork-lab; fetches 200 MB",
     "clockwork reproduce *": "of clockwork-lab; takes minutes",
+    "clockwork ray *": "needs Ray, which is large; tests/qa/test_engine.py runs it",
+    "ray *": "a program of others",
     "perf_analyzer *": "a program of others, for some machines only; tests/end_to_end/stock runs it",
     "grpcurl *": "a program of others",
     "grpc_health_probe *": "a program of others",

@@ -19,6 +19,7 @@ from clockwork_serve import __version__
 from clockwork_serve.cli.docs import docs, examples
 from clockwork_serve.cli.explain import explain
 from clockwork_serve.cli.operate import config, key, live, models, timeline
+from clockwork_serve.cli.ray import ray
 from clockwork_serve.cli.repository import compile_, profile, validate
 from clockwork_serve.cli.screen import INTERRUPTED, note
 from clockwork_serve.cli.serve import controller, gateway, serve, worker
@@ -116,7 +117,7 @@ def clockwork() -> None:
 
 for _command in (
     serve, controller, worker, gateway, validate, compile_, profile, models, config, key, simulate,
-    timeline, explain, live, top, traces, docs, examples,
+    timeline, explain, live, top, traces, ray, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 

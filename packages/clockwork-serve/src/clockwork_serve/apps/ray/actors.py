@@ -1,0 +1,344 @@
+"""The actors: one for each role, which keeps its process, and the directory, which signs and remembers.
+
+No request, tensor or timed action passes through an actor: processes speak to each other, by mutual TLS.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+from typing import IO, Any, Final
+from urllib.parse import urlsplit
+
+import ray
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec import Struct
+
+from clockwork_serve.apps.ray.deployment import CONTROLLER_ROLE, ClusterRole, command_of, joined
+from clockwork_serve.errors import described, printable
+
+PEM: Final = serialization.Encoding.PEM
+
+# ------------------------------------------------------------
+# The directory. A new one, after its node was lost, has another key: roles then ask it for new certificates,
+# and tell it again where they are.
+
+
+DIRECTORY: Final = "directory"
+AUTHORITY_DAYS, CERTIFICATE_DAYS = 3650, 30
+_DAY: Final = dt.timedelta(days=1)
+
+
+class Register(Struct, frozen=True, kw_only=True):
+    """What the directory tells a role: addresses of controllers by name, its own restarts, the authority."""
+
+    controllers: dict[str, str] = {}
+    restarts: int = 0
+    authority: bytes = b""
+
+
+class Directory:
+    """Signs a cluster's certificates, with a key that never leaves it, and knows where controllers listen."""
+
+    def __init__(self) -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _named("clockwork cluster")
+        own = x509.BasicConstraints(ca=True, path_length=0)
+        self._authority = self._signed(self._name, self._key.public_key(), AUTHORITY_DAYS, own)
+        self._controllers: dict[str, str] = {}
+        self._lives: dict[str, set[str]] = {}
+
+    def beat(self, name: str, life: str, address: str) -> Register:
+        """A role is alive; ``life`` is its actor's, ``address`` a controller's, once it has one."""
+        lives = self._lives.setdefault(name, set())
+        lives.add(life)
+        if address:
+            self._controllers[name] = address
+        return Register(controllers=self._controllers, restarts=len(lives) - 1, authority=self._authority)
+
+    def forget(self, name: str) -> None:
+        """A role is no more."""
+        self._controllers.pop(name, None)
+        self._lives.pop(name, None)
+
+    def certify(self, request: bytes, host: str) -> bytes:
+        """A certificate for who has the key of a request (both PEM), at that address."""
+        asked, own = x509.load_pem_x509_csr(request), ipaddress.ip_address(host)
+        # Whoever connects to an address of the loopback does so from this one.
+        more = [ipaddress.ip_address("127.0.0.1")] if own.is_loopback else []
+        at = x509.SubjectAlternativeName([x509.IPAddress(one) for one in dict.fromkeys([own, *more])])
+        return self._signed(asked.subject, asked.public_key(), CERTIFICATE_DAYS, at)
+
+    def _signed(self, name: x509.Name, key: Any, days: int, more: x509.ExtensionType) -> bytes:
+        now = dt.datetime.now(dt.UTC)
+        signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        made = x509.CertificateBuilder().issuer_name(self._name).subject_name(name).public_key(key)
+        made = made.serial_number(x509.random_serial_number())
+        made = made.not_valid_before(now - _DAY).not_valid_after(now + days * _DAY)
+        made = made.add_extension(more, critical=isinstance(more, x509.BasicConstraints))
+        made = made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        made = made.add_extension(signer, critical=False)
+        return made.sign(self._key, hashes.SHA256()).public_bytes(PEM)
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
+# ------------------------------------------------------------
+# The keeper of a role's process.
+
+
+BEAT_S, TEND_S, PATIENCE_S = 1.0, 0.1, 3.0
+PAUSE_S, PAUSE_S_MAX, STEADY_S = 0.1, 10.0, 10.0
+"""Between starts: the first pause, doubled up to the last; after a run that long, the first again."""
+LIVES_S: Final = 3.0
+"""A worker that has lived for so long is taken to be well."""
+RENEW_S: Final = CERTIFICATE_DAYS * 86_400 / 3
+COMPLETE_S: Final = 30.0
+"""So long a role waits until all controllers have an address; then some will do."""
+TURN_S: Final = 15.0
+"""Roles that know one controller of two are started again in turns of this length."""
+LAUNCH: Final = (
+    "import ctypes, os, sys\n"
+    "ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)\n"  # SIGKILL at the end of the thread that started it
+    "if os.getppid() != int(sys.argv[1]): sys.exit()\n"
+    "try: os.setpriority(os.PRIO_PROCESS, 0, 0)\n"  # Ray's processes have 15, which may be for ever
+    "except OSError: pass\n"
+    "os.execv(sys.argv[2], sys.argv[2:])"
+)
+"""The program that becomes a role's process: one that ends with its actor, however that ends."""
+
+
+class RoleReport(Struct, frozen=True, kw_only=True):
+    """What an actor says of its role. ``at`` are addresses, ``said`` what its process said when it ended."""
+
+    role: ClusterRole
+    node: str
+    host: str
+    state: str
+    pid: int | None
+    leads: bool
+    nice: int
+    restarts: int
+    at: dict[str, str]
+    said: str
+    log: str
+
+
+class Keeper:
+    """The actor of a role: starts its process, again when it ended, and ends it with itself."""
+
+    def __init__(self, role: ClusterRole) -> None:
+        here = ray.get_runtime_context()
+        self._role = role
+        self._host: str = ray.util.get_node_ip_address()
+        self._node: str = here.get_node_id()
+        self._directory = ray.get_actor(DIRECTORY, namespace=here.namespace)
+        self._folder = _private_folder(f"{here.namespace}-{self._node[:12]}-{role.name}")
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._register = Register()
+        self._address = ""  # of a controller, once it has a port
+        self._certified_s = -RENEW_S
+        self._child: subprocess.Popen[bytes] | None = None
+        self._facts: dict[str, Any] = {}  # that it has told
+        self._known: frozenset[str] = frozenset()  # controllers that it was told
+        self._started_s = self._changed_s = time.monotonic()
+        self._restarts = self._failures = 0
+        self._said = ""
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+
+    def report(self) -> RoleReport:
+        """How it is."""
+        child = self._child
+        pid = child.pid if child is not None and child.poll() is None else None
+        at = {name: str(self._facts[name]) for name in ("http", "grpc", "metrics") if self._facts.get(name)}
+        if self._address:
+            at = {"machines": self._address, **at}
+        leads = pid is not None and self._role.kind == CONTROLLER_ROLE and _is_ready(at.get("metrics", ""))
+        return RoleReport(
+            role=self._role, node=self._node, host=self._host, state=self._state(pid, at), pid=pid,
+            leads=leads, nice=os.getpriority(os.PRIO_PROCESS, pid or 0), at=at, said=self._said,
+            restarts=self._restarts + self._register.restarts, log=str(self._folder / "log"),
+        )  # fmt: skip
+
+    def _state(self, pid: int | None, at: dict[str, str]) -> str:
+        if self._stopped.is_set():
+            return "stopped"
+        if pid is not None:
+            match self._role.kind:
+                case "gateway":
+                    ready = _is_ready(at.get("http", ""))
+                case "controller":
+                    ready = bool(self._facts)
+                case _:  # which says nothing: what is wrong with its settings ends it sooner
+                    ready = time.monotonic() - self._started_s >= LIVES_S
+            if ready:
+                return "ready"
+        return "failing" if self._failures > 1 else "starting" if pid is not None else "waiting"
+
+    def stop(self) -> None:
+        """End the process, which finishes what waits, and forget the role; returns when it has ended."""
+        self._stopped.set()
+        self._thread.join()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        ray.get(self._directory.forget.remote(self._role.name), timeout=PATIENCE_S)
+
+    def _keep(self) -> None:
+        """In a thread of its own, which lives as long as the actor, for the process ends with it."""
+        beaten_s = -BEAT_S
+        while not self._stopped.wait(TEND_S):
+            try:
+                if time.monotonic() - beaten_s >= BEAT_S:
+                    self._beat()
+                    beaten_s = time.monotonic()
+                self._tend()
+            except Exception as error:  # noqa: BLE001 - whatever it is, it is said, and tried again
+                self._said = described(error)
+        self._end()
+
+    def _beat(self) -> None:
+        """Ask the directory, and for a certificate if its authority is another one, or ours is old."""
+        beat = self._directory.beat.remote(self._role.name, f"{self._node}:{os.getpid()}", self._address)
+        found: Register = ray.get(beat, timeout=PATIENCE_S)
+        old = time.monotonic() - self._certified_s >= RENEW_S
+        if old or found.authority != self._register.authority:
+            self._certify(found.authority)
+            self._certified_s = time.monotonic()
+        self._register = found
+        if self._role.kind == CONTROLLER_ROLE and not self._address:
+            before = found.controllers.get(self._role.name, "")
+            self._address = joined(self._host, self._role.port or _free_port(self._host, before))
+
+    def _certify(self, authority: bytes) -> None:
+        """Files for the process, which reads them again for each connection."""
+        asked = x509.CertificateSigningRequestBuilder(_named(self._role.name)).sign(
+            self._key, hashes.SHA256()
+        )
+        certified = self._directory.certify.remote(asked.public_bytes(PEM), self._host)
+        form = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        for what, content in (
+            ("key", self._key.private_bytes(PEM, *form)),
+            ("certificate", ray.get(certified, timeout=PATIENCE_S)),
+            ("ca", authority),
+        ):
+            path = Path(self._file(what))
+            path.touch(mode=0o600)
+            path.write_bytes(content)
+
+    def _file(self, what: str) -> str:
+        return str(self._folder / f"{what}.pem")
+
+    def _tend(self) -> None:
+        """Start the process, or once more."""
+        now_s = time.monotonic()
+        child = self._child
+        if child is not None and child.poll() is not None:
+            self._failures = 1 if now_s - self._started_s >= STEADY_S else self._failures + 1
+            self._restarts += 1
+            self._said = f"ended with {child.returncode}: {_last_line(self._folder / 'log')}"
+            self._child = child = None
+        if child is not None:
+            if self._outdated(now_s):
+                self._end()
+            return
+        there, waited_s = len(self._register.controllers), now_s - self._started_s
+        enough = there >= self._role.controllers or (there and waited_s >= COMPLETE_S)
+        pause_s = min(PAUSE_S_MAX, PAUSE_S * 2**self._failures) if self._failures else 0.0
+        if (enough or self._address) and waited_s >= pause_s:
+            self._start()
+
+    def _outdated(self, now_s: float) -> bool:
+        """Whether it must learn of other controllers: at once if it knows none, else when it is its turn."""
+        there = frozenset(self._register.controllers.values())
+        if self._role.kind == CONTROLLER_ROLE or there <= self._known:
+            self._changed_s = now_s
+            return False
+        return now_s - self._changed_s >= (TURN_S * (1 + self._role.number) if self._known & there else 0)
+
+    def _start(self) -> None:
+        controllers = sorted(self._register.controllers.values())
+        port = int(self._address.rpartition(":")[2] or 0)
+        command = command_of(self._role, self._host, port, controllers, self._file)
+        self._facts, self._known, self._started_s = {}, frozenset(controllers), time.monotonic()
+        with (self._folder / "log").open("ab") as log:
+            self._child = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", LAUNCH, str(os.getpid()), *command],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        threading.Thread(target=_listen, args=(self._child.stdout, self._facts), daemon=True).start()
+
+    def _end(self) -> None:
+        """End the process by its pid: it drains; if that takes too long, it is killed."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(self._role.grace_s)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def _private_folder(name: str) -> Path:
+    """A folder of this user alone, the same one for each life of an actor on a node. Raises OSError."""
+    top = Path(tempfile.gettempdir(), f"clockwork-ray-{os.geteuid()}")
+    top.mkdir(mode=0o700, exist_ok=True)
+    found = top.lstat()
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise PermissionError(f"expected {top} to be a folder of this user alone; remove it")
+    (top / name).mkdir(exist_ok=True)
+    return top / name
+
+
+def _listen(stdout: IO[bytes], facts: dict[str, Any]) -> None:
+    """Note what a process says, in lines of JSON, until it ends."""
+    with stdout:
+        for line in stdout:
+            with suppress(ValueError):
+                facts.update(json.loads(line))
+
+
+def _free_port(host: str, before: str) -> int:
+    """A port that is free now: that of the address which another life had here, if there is one."""
+    number = int(before.rpartition(":")[2]) if before.startswith(joined(host, 0)[:-1]) else 0
+    for port in (number, 0):
+        with suppress(OSError), socket.create_server((host, port)) as found:
+            return int(found.getsockname()[1])
+    raise OSError(f"no port is free at {host}")
+
+
+def _is_ready(url: str) -> bool:
+    """Whether who listens there serves, or leads. With TLS of an authority not known here: it listens."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname is None:
+        return parts.scheme == "https"
+    with closing(HTTPConnection(parts.hostname, parts.port, timeout=1)) as connection:
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_bytes()[-4096:].decode(errors="replace").splitlines()
+    return printable(next((line for line in reversed(lines) if line.strip()), ""))
