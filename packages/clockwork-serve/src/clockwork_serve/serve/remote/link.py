@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -18,7 +17,7 @@ from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Frame, Hello, Ping
 from clockwork_serve.serve.accepting import Acceptor, Strangers, network_of
 from clockwork_serve.serve.gateway.tls import reason_of
-from clockwork_serve.serve.remote.config import PROTOCOL_NAME, ClusterContext
+from clockwork_serve.serve.remote.config import PROTOCOL_NAME, ClusterContext, PeerContext
 from clockwork_serve.serve.transport import Handlers, Handshake, Link, OnFrames, OnLink, OnLost
 from clockwork_serve.units import KIB
 
@@ -140,7 +139,7 @@ class MachineLink(Link):
 
 
 async def connect_machine(
-    address: tuple[str, int], context: ssl.SSLContext, own: Hello, on_frames: OnFrames, on_lost: OnLost,
+    address: tuple[str, int], context: PeerContext, own: Hello, on_frames: OnFrames, on_lost: OnLost,
     silence_s: float = SILENCE_S,
 ) -> MachineLink:  # fmt: skip
     """Connect to the bridge at ``address``; as :func:`~clockwork_serve.serve.transport.connect`."""
@@ -151,13 +150,14 @@ async def connect_machine(
     return link
 
 
-async def dial(address: tuple[str, int], context: ssl.SSLContext, protocol: asyncio.BaseProtocol) -> None:
+async def dial(address: tuple[str, int], context: PeerContext, protocol: asyncio.BaseProtocol) -> None:
     """Connect and shake hands with the machine at ``address``. Raises :class:`TransportError`."""
     host, port = address
+    name = context.name or host
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(CONNECT_S):
-            await loop.create_connection(lambda: protocol, host, port, ssl=context, server_hostname=host)
+            await loop.create_connection(lambda: protocol, host, port, ssl=context, server_hostname=name)
     except (TimeoutError, OSError) as error:
         why = f"nothing within {CONNECT_S:g} s" if isinstance(error, TimeoutError) else reason_of(error)
         raise TransportError(f"cannot connect to {host}:{port}: {why}") from None
