@@ -160,7 +160,10 @@ PLANTED: Final[tuple[tuple[str, str, str, str], ...]] = (
      "            if True:", "a link to a deposed controller lives on"),
     (f"{S}/transport", "        self._fence.join(self._epoch)\n", "        pass\n", "no process remembers whom it has joined"),
     (f"{S}/lease", "            epoch = _last_epoch(fd) + 1", "            epoch = _last_epoch(fd)", "two controllers have one epoch"),
-    (f"{S}/lease", "            if not _locked_at_once(fd):\n                await _locked(fd)", "            _locked_at_once(fd)",
+    (f"{S}/lease", "        except FileExistsError:\n            return False", "        except FileExistsError:\n            pass", "two hosts have one epoch"),
+    (f"{S}/lease", "        if self.left_s(now_s) > 0:\n", "        if True:\n", "a heartbeat that came too late keeps a controller in the lead"),
+    (f"{S}/lease", "        return began_s - self._since_s >= self._lease_s", "        return read_s - self._since_s >= self._lease_s", "one that was paused takes the lead from one that lives"),
+    (f"{S}/lease", "            if not _locked_at_once(fd):\n                await _in_thread(partial(fcntl.flock, fd, fcntl.LOCK_EX), partial(os.close, fd))", "            _locked_at_once(fd)",
      "two controllers lead"),
     # Links of the controller's process.
     (f"{S}/controller/hub", "            self.driver.post(GatewayLost(gateway=name))", "            pass",

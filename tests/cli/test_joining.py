@@ -55,7 +55,8 @@ def taken() -> Iterator[str]:
 def test_it_is_among_the_commands_and_explains_itself() -> None:
     code, said, _ = clockwork("--help")
     assert code == 0
-    assert "  gateway    Serve clients on this machine" in said
+    assert "  gateway     Serve clients on this machine" in said
+    assert "  controller  Lead workers and gateways" in said
     code, said, _ = clockwork("gateway", "--help")
     assert code == 0
     for option in ("--controller HOST:PORT", "--machine-name", "--cluster-ca", "--http-port", "--json"):
@@ -148,3 +149,42 @@ def test_serve_takes_no_setting_that_is_for_workers_alone(repository: Path) -> N
     code, _, said = clockwork("serve", str(repository), "--controller", "127.0.0.1:7000")
     assert code == 2
     assert "No such option" in said
+
+
+# ``clockwork controller``, and several of them to join.
+
+
+def test_a_controller_says_what_it_needs(tmp_path: Path) -> None:
+    code, said, _ = clockwork("controller", "--help")
+    assert code == 0
+    for option in ("--store FOLDER|URL", "--listen-machines HOST:PORT", "--lease-s", "--metrics-port"):
+        assert option in said
+    for option in ("--device", "--http-port", "--gateways"):
+        assert option not in said
+    store = str(tmp_path)
+    files = words(joined_files(tmp_path))
+    for given, wanted in (
+        ((), "store: expected the shared store"),
+        (("--store", store), "listen_machines: expected HOST:PORT"),
+        (("--store", store, "--listen-machines", "127.0.0.1:7000"), "store: expected a catalogue"),
+        (("--store", f"{store}/none", "--listen-machines", "127.0.0.1:7000", *files), "no such folder"),
+    ):
+        code, _, said = clockwork("controller", *given)
+        assert code in (1, 2)
+        assert wanted in said
+
+
+def joined_files(folder: Path) -> dict[str, str]:
+    made = certificates(folder)
+    return {
+        "--cluster-certificate": made.certificate, "--cluster-key": made.key, "--cluster-ca": made.ca,
+    }  # fmt: skip
+
+
+def test_of_several_controllers_each_has_an_address_and_a_port() -> None:
+    code, _, said = clockwork("worker", "--controller", "10.0.0.1:7000,10.0.0.2")
+    assert code == 2
+    assert "expected an address and a port, or several with commas between" in said
+    code, _, said = clockwork("gateway", "--controller", "10.0.0.1:7000, b:7000")
+    assert code == 2
+    assert "cluster_certificate: expected a PEM file" in said

@@ -242,7 +242,7 @@ def test_another_version_is_refused_and_ends(place: Place, tmp_path: Path) -> No
     program.write_text(
         "import sys\n"
         "from clockwork_serve.serve.processes import gateway\n"
-        "from clockwork_serve.serve.remote import gateway as remote\n"
+        "from clockwork_serve.serve.remote import finding as remote\n"
         "remote.__version__ = '0.0'\n"
         "sys.exit(gateway.main(sys.argv))\n"
     )

@@ -140,7 +140,7 @@ def test_a_document_whose_acknowledgement_was_lost_is_ours(folder):
 def test_where_files_cannot_be_created_only_if_absent_there_is_no_catalogue(folder):
     store = SharedStore(str(folder), "v6-0", b"{}")
     store._files = FsspecFiles(f"file://{folder}")
-    with pytest.raises(RepositoryError, match="a catalogue needs a folder, or s3"):
+    with pytest.raises(RepositoryError, match="catalogues and leases need a folder, or s3"):
         publish(store, [version("a")], ())
 
 

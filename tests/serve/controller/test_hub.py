@@ -542,6 +542,11 @@ def test_the_supervisor_reports_processes_that_it_ended_since_the_start(tmp_path
         assert b'clockwork_processes_ended_total{process="controller"} 1' in render(world.recorder.counters)
         supervisor.send(StandbysCounted(ready=1))
         await until(lambda: b"clockwork_controllers_standing_by 1" in render(world.recorder.counters))
+        bridge = await world.peer(Role.GATEWAY, "bridge")
+        bridge.send(StandbysCounted(ready=1))  # on other hosts
+        await until(lambda: b"clockwork_controllers_standing_by 2" in render(world.recorder.counters))
+        bridge.link.close()
+        await until(lambda: b"clockwork_controllers_standing_by 1" in render(world.recorder.counters))
 
     play(tmp_path, story)
 

@@ -17,7 +17,7 @@ from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.messages import Frame
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME
-from clockwork_serve.serve.remote.gateway import FarConnector
+from clockwork_serve.serve.remote.finding import FarConnector
 from clockwork_serve.serve.supervisor import children as far_children
 from clockwork_serve.serve.supervisor import children as far_gateways
 from clockwork_serve.serve.supervisor.processes import Launch

@@ -148,6 +148,7 @@ def test_a_name_that_is_taken_is_to_be_tried_again_but_its_own_process_takes_ove
             assert not refused.final
             files = theirs(certificates(tmp_path))
             again = await connect(Side(), at.port, files, name=NAME, pid=first.link.own.pid)
+            again.send(MACHINE)
             await until(lambda: first.side.lost)
             assert again.is_open
 

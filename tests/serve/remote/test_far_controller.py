@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from msgspec import structs
 from clockwork_serve import __version__
 from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError, TransportError
-from clockwork_serve.messages import Answer, Cancel, FarGateway, Frame, Outcome, Readiness, Refused, Role
-from clockwork_serve.serve.remote import gateway as far_controller
-from clockwork_serve.serve.remote.gateway import RETRY_S_MAX, FarConnector, FarController
+from clockwork_serve.messages import Answer, FarGateway, Frame, Outcome, Readiness, Refused, Role
+from clockwork_serve.serve.remote import finding
+from clockwork_serve.serve.remote.finding import RETRY_S_MAX, FarConnector
+from clockwork_serve.serve.remote.link import MachineLink
 from tests.serve.certificates import certificates
 from tests.serve.remote.machine_links import theirs
 
@@ -38,113 +40,91 @@ class Wire:
         self.is_open = True
         self.lost_because = ""
         self.closed = False
-        self.far: FarController | None = None  # who is told that it is lost
+        self.reply: Callable[[], None] | None = None  # to what is sent first
 
     def send(self, frame: Frame) -> None:
         self.frames.append(frame)
+        if self.reply is not None:
+            asyncio.get_running_loop().call_soon(self.reply)
 
     def close(self) -> None:
         self.is_open, self.closed = False, True
 
-    def lose(self, why: str) -> None:
-        self.is_open, self.lost_because = False, why
-        if self.far is not None:
-            self.far.on_link_lost(self)  # type: ignore[arg-type]
-
 
 class World:
-    """What stands for a gateway's controller, and whom that tells."""
+    """A connector that reaches a server of ours, and what its gateway is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wire = Wire()
         self.told: list[Frame] = []
         self.lost: list[str] = []
-        self.far = self.wire.far = FarController(self.told.extend, self.lost.append)
+        settings = Settings(controller="127.0.0.1:7", **theirs(certificates(folder)).named())
+        self.connector = FarConnector("a.gateway-0", settings)
+        monkeypatch.setattr(self.connector._finder, "connect", self._connect)
 
-    @classmethod
-    async def begun(cls) -> World:
-        world = cls()
-        world.hear(READY)
-        assert await world.far.begin(world.wire) is None  # type: ignore[arg-type]
-        assert world.told.pop() == READY
-        return world
+    async def _connect(self) -> Wire:
+        return self.wire
+
+    async def begin(self, *first: Frame) -> None:
+        """Connect; the server's first words are these."""
+        connecting = asyncio.ensure_future(self.connector(self.told.extend, self.lost.append))
+        await asyncio.sleep(0)
+        assert self.wire.frames.pop() == FarGateway(gateway="a.gateway-0", version=__version__)
+        if first:
+            self.hear(*first)
+        await connecting
 
     def hear(self, *frames: Frame) -> None:
-        self.far.on_frames(self.wire, list(frames))  # type: ignore[arg-type]
+        self.connector._on_link_frames(self.wire, list(frames))  # type: ignore[arg-type]
+
+    def lose(self, why: str) -> None:
+        self.wire.is_open, self.wire.lost_because = False, why
+        self.connector._on_link_lost(self.wire)  # type: ignore[arg-type]
 
 
 def answer(name: str = "r") -> Answer:
     return Answer(request_id=name, gateway="a.gateway-0", outcome=Outcome.OK, exec_ns=5)
 
 
-def test_frames_pass_both_ways() -> None:
+def test_the_server_s_frames_pass_once_it_has_admitted_the_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test() -> None:
-        world = await World.begun()
-        world.far.send(Cancel(request_id="r"))
-        world.hear(READY, answer())
-        assert world.wire.frames == [Cancel(request_id="r")]
-        assert world.told == [READY, answer()]
+        world = World(tmp_path, monkeypatch)
+        await world.begin(READY, answer())
+        world.hear(answer("s"))
+        assert world.told == [READY, answer(), answer("s")]
+        world.lose("gone")
+        assert world.lost == ["gone"]
 
     run(test())
 
 
-# Ends
-
-
-@pytest.mark.parametrize("close", [True, False])
-def test_a_link_that_is_lost_is_told_once_and_one_that_is_closed_is_not(close: bool) -> None:
+def test_who_is_refused_is_told_why_and_nobody_hears_of_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test() -> None:
-        world = await World.begun()
-        assert world.far.is_open
-        if close:
-            world.far.close()
-            assert world.wire.closed
-        else:
-            world.wire.lose("gone")
-        assert world.lost == ([] if close else ["gone"])
-        assert not world.far.is_open
-
-    run(test())
-
-
-def test_before_it_begins_nothing_can_be_sent() -> None:
-    async def test() -> None:
-        world = World()
-        assert not world.far.is_open
-        world.far.send(READY)
-        world.far.close()
-        assert world.wire.frames == []
-
-    run(test())
-
-
-def test_who_is_refused_is_told_why_and_nobody_hears_of_the_end() -> None:
-    async def test() -> None:
-        world, refused = World(), Refused(why="another version", final=True)
-        beginning = asyncio.ensure_future(world.far.begin(world.wire))  # type: ignore[arg-type]
-        await asyncio.sleep(0)
-        world.hear(refused)
-        assert await beginning == refused
-        world.wire.lose("it closed the connection")
+        world = World(tmp_path, monkeypatch)
+        with pytest.raises(TransportError, match="does not take this gateway: another version"):
+            await world.begin(Refused(why="another version", final=True))
+        assert world.wire.closed
+        world.hear(READY)
+        world.lose("it closed the connection")
         assert (world.told, world.lost) == ([], [])
+        with pytest.raises(ConfigError):
+            world.connector.refused.result()
 
     run(test())
 
 
-@pytest.mark.parametrize("when", ["before it begins", "without a word", "while it waits"])
-def test_a_link_that_is_lost_before_the_server_said_anything_is_none(when: str) -> None:
+def test_a_link_that_is_lost_before_the_server_said_anything_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test() -> None:
-        world = World()
-        if when == "before it begins":
-            world.wire.lose("gone")
-        elif when == "without a word":
-            world.wire.is_open, world.wire.lost_because = False, "gone"
-        beginning = asyncio.ensure_future(world.far.begin(world.wire))  # type: ignore[arg-type]
-        await asyncio.sleep(0)
-        if when == "while it waits":
-            world.wire.lose("gone")
+        world = World(tmp_path, monkeypatch)
+        asyncio.get_running_loop().call_later(0.05, world.lose, "gone")
         with pytest.raises(TransportError, match="gone"):
-            await beginning
+            await world.begin()
         assert world.lost == []
 
     run(test())
@@ -167,27 +147,30 @@ class Net:
         self.wires: list[Wire] = []
         self.pauses: list[float] = []
         self.words = "nobody there"
-        server = Settings(controller="h:7", silence_s=3.0, **theirs(certificates(folder)).named())
+        server = Settings(controller="127.0.0.1:7", silence_s=3.0, **theirs(certificates(folder)).named())
         self.connector = FarConnector("a.gateway-0", server)
-        self.connector._dice = Dice()  # type: ignore[assignment]
-        monkeypatch.setattr(far_controller, "connect_machine", self.connect)
+        self.connector._finder._dice = Dice()  # type: ignore[assignment]
+        monkeypatch.setattr(finding, "connect_machine", self.connect)
         monkeypatch.setattr(asyncio, "sleep", self.sleep)
 
     async def sleep(self, seconds: float) -> None:
         self.pauses.append(seconds)
 
     async def connect(
-        self, address: tuple[str, int], context: Any, own: Any, on_frames: Any, on_lost: Any, silence_s: float
+        self, address: tuple[str, int], context: Any, own: Any, *given: Any, **more: Any
     ) -> Wire:
-        assert (address, own.role, own.name, silence_s) == (("h", 7), Role.GATEWAY, "a.gateway-0", 3.0)
+        on_frames, _, silence_s = given
+        assert (address, own.role, own.name, silence_s) == (
+            ("127.0.0.1", 7), Role.GATEWAY, "a.gateway-0", 3.0,
+        )  # fmt: skip
         if self.first is None:
             raise TransportError(self.words)
         wire = Wire()
         self.wires.append(wire)
-        asyncio.get_running_loop().call_soon(on_frames, wire, [self.first])
+        wire.reply = partial(on_frames, wire, [self.first])
         return wire
 
-    async def knock(self) -> FarController | None:
+    async def knock(self) -> MachineLink | None:
         """What comes of it, if anything."""
         try:
             return await self.connector(lambda frames: None, lambda why: None)
@@ -206,7 +189,7 @@ def test_it_comes_again_less_and_less_often_and_says_once_why(
         net.words = "nobody at all"
         await net.knock()
 
-    caplog.set_level(logging.WARNING, far_controller.__name__)
+    caplog.set_level(logging.WARNING, finding.__name__)
     run(test())
     said = [record.getMessage() for record in caplog.records]
     assert said == ["no controller yet: nobody there", "no controller yet: nobody at all"]
@@ -223,7 +206,7 @@ def test_after_a_link_that_lasted_it_comes_at_once_and_else_it_does_not(
             assert found is not None
             assert found.is_open
         assert net.wires[0].frames == [FarGateway(gateway="a.gateway-0", version=__version__)]
-        net.connector._linked_s -= 2 * RETRY_S_MAX
+        net.connector._finder._linked_s -= 2 * RETRY_S_MAX
         for _ in range(2):
             await net.knock()
         assert net.pauses == [0.0, 0.05, 0.1, 0.0, 0.05]
@@ -278,12 +261,12 @@ def test_who_stops_while_the_server_says_nothing_leaves_no_link(
         net = Net(tmp_path, monkeypatch)
         wire = Wire()
 
-        async def silent(*given: Any) -> Wire:
+        async def silent(*given: Any, **more: Any) -> Wire:
             return wire
 
-        monkeypatch.setattr(far_controller, "connect_machine", silent)
+        monkeypatch.setattr(finding, "connect_machine", silent)
         knocking = asyncio.ensure_future(net.knock())
-        asyncio.get_running_loop().call_soon(knocking.cancel)
+        asyncio.get_running_loop().call_later(0.1, knocking.cancel)  # by then it is connected
         with pytest.raises(asyncio.CancelledError):
             await knocking
         assert wire.closed

@@ -19,7 +19,7 @@ from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.remote.config import BridgeConfig
 from clockwork_serve.serve.supervisor.children import worker_launches
-from clockwork_serve.serve.supervisor.config import ServerConfig
+from clockwork_serve.serve.supervisor.config import ServerConfig, controller_alone
 from clockwork_serve.serve.supervisor.processes import launches, pinned_cores, workers_of
 from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.store import StoreConfig
@@ -112,6 +112,36 @@ def test_other_machines_may_join_only_where_it_is_configured() -> None:
     )
     found = msgspec.json.decode(made.config, type=BridgeConfig)
     assert (found.run_dir, found.settings.listen_machines, found.kinds) == ("/run", "[::1]:7", ("cpu",))
+
+
+def test_a_controller_by_itself_has_a_lease_that_hosts_share_and_no_port_for_clients() -> None:
+    settings = Settings(store="/s", listen_machines="[::1]:7", gateways=3, host="10.0.0.1", repository="/r")
+    alone = controller_alone(settings)
+    assert (alone.devices, alone.settings.silence_s, alone.settings.repository) == ((), 0.75, "")
+    made = {one.name: one.config for one in launches(alone, Path("/run"), {"metrics_port": 3})}
+    assert list(made) == ["controller", "gateway-0", "bridge", "observer"]
+    controller = msgspec.json.decode(made["controller"], type=ControllerProcessConfig)
+    assert (controller.shared, controller.controller.expected_devices) == (True, 1)
+    gateway = msgspec.json.decode(made["gateway-0"], type=GatewayConfig)
+    assert (gateway.metrics_only, gateway.settings.metrics_port, gateway.settings.grpc_port) == (
+        True,
+        3,
+        None,
+    )
+    bridge = msgspec.json.decode(made["bridge"], type=BridgeConfig)
+    assert (bridge.shared, bridge.kinds) == (True, ())
+    assert "gateway-0" not in {one.name for one in launches(alone, Path("/run"), {})}, "metrics are off"
+    (usual, *_) = launches(config(), Path("/run"), {"http_port": 1})
+    assert not msgspec.json.decode(usual.config, type=ControllerProcessConfig).shared
+
+
+@pytest.mark.parametrize("lacking", ["store", "listen_machines"])
+def test_a_controller_by_itself_needs_a_store_and_a_port_for_others(lacking: str) -> None:
+    given = {"store": "/s", "listen_machines": "[::1]:7"}
+    del given[lacking]
+    flag = lacking.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"{lacking}: expected .*; found none; .*--{flag}"):
+        controller_alone(Settings(**given))
 
 
 def test_every_module_reads_exactly_the_configuration_that_it_is_given() -> None:

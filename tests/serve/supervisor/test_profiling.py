@@ -30,6 +30,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.profiles: dict[tuple[str, str], Profile] = {}
+        self.shared = None
 
     def profile(self, code_id: str, device_kind: str) -> Profile | None:
         return self.profiles.get((code_id, device_kind))
@@ -267,3 +268,43 @@ def test_codes_are_measured_only_on_devices_that_run_them(served: list[ServedVer
     found = profile_all(served, [torch, CPU], Shelf())
     assert [profile.device_kind for profile in found.profiles] == ["cpu"]
     assert found.warnings == ()
+
+
+# A server without devices: profiles are those that others measured.
+
+
+def test_without_devices_all_profiles_that_there_are_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    code, model = records.code("c1"), records.model("a", "c1")
+    served = ServedVersion(model=model, code=code)
+    profiles = [records.profile("c1", {1: 10**6}, device_kind=kind) for kind in ("cpu", "cuda:sm_90")]
+    with Cache(tmp_path / "builder", store=str(tmp_path / "store")) as builder:
+        builder.save_profile(profiles[0])
+        builder.save_profile(records.profile("c10", {1: 1}, device_kind="cpu"))
+    with Cache(tmp_path / "here", store=str(tmp_path / "store")) as cache:
+        cache.save_profile(profiles[1])
+        with closing(Profiler((), cache)) as profiler:
+            assert profiler.is_known(code)
+            assert profiler.profile(served) == []
+            assert profiler.profiles == {("c1", one.device_kind): one for one in profiles}
+            assert not profiler.measured
+            other = ServedVersion(model=records.model("b", "c2"), code=records.code("c2"))
+            (problem,) = profiler.profile(other)
+            assert "store: expected a profile of its code, found none" in str(problem)
+            assert "--device KIND" in str(problem)
+
+
+def test_durations_of_an_emulated_device_are_in_the_shared_store_for_servers_without_one(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "store").mkdir()
+    served = ServedVersion(model=records.model("a", "c1"), code=records.code("c1", backend="onnx"))
+    device = DeviceConfig(device="emulated:0", kind="emulated", profile="v100")
+    for at in ("first", "second"):
+        with (
+            Cache(tmp_path / at, store=str(tmp_path / "store")) as cache,
+            closing(Profiler((device,), cache)) as profiler,
+        ):
+            assert profiler.profile(served) == []
+    with Cache(tmp_path / "other", store=str(tmp_path / "store")) as other:
+        assert [one.device_kind for one in other.profiles("c1")] == ["emulated:v100"]

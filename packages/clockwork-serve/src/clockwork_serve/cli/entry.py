@@ -21,7 +21,7 @@ from clockwork_serve.cli.explain import explain
 from clockwork_serve.cli.operate import config, key, live, models, timeline
 from clockwork_serve.cli.repository import compile_, profile, validate
 from clockwork_serve.cli.screen import INTERRUPTED, note
-from clockwork_serve.cli.serve import gateway, serve, worker
+from clockwork_serve.cli.serve import controller, gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.top import top
 from clockwork_serve.cli.traces import traces
@@ -115,8 +115,8 @@ def clockwork() -> None:
 
 
 for _command in (
-    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, timeline, explain,
-    live, top, traces, docs, examples,
+    serve, controller, worker, gateway, validate, compile_, profile, models, config, key, simulate,
+    timeline, explain, live, top, traces, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 

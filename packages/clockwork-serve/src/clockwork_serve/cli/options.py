@@ -17,7 +17,7 @@ _METAVARS = {
     "store": "FOLDER|URL", "journal": "memory|FILE|off", "size": "SIZE",
     "host": "ADDRESS", "policy": "NAME", "format": "text|json", "level": "LEVEL",
     "certificate": "FILE", "key": "FILE", "ca": "FILE", "keys": "FILE", "machines": "HOST:PORT",
-    "controller": "HOST:PORT", "name": "NAME",
+    "controller": "HOST:PORT", "name": "NAME", "lease": "NAME",
 }  # fmt: skip
 """By the last word of a setting's name, where its default does not show what its values are."""
 

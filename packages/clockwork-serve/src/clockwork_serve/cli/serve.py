@@ -1,4 +1,4 @@
-"""``clockwork serve`` starts a server; ``gateway`` and ``worker`` join one on another machine."""
+"""``clockwork serve`` starts a server; workers and gateways elsewhere join it, or a ``controller``."""
 
 from __future__ import annotations
 
@@ -40,7 +40,16 @@ _OF_GATEWAYS = (
 )  # fmt: skip
 _OF_WORKERS = (
     "controller", "device", "machine_name", "cluster_certificate", "cluster_key", "cluster_ca", "cache",
-    "device_memory", "page_size", "threads", "pin", "realtime", "silence_s", "log_format", "log_level",
+    "store", "device_memory", "page_size", "threads", "pin", "realtime", "silence_s", "log_format",
+    "log_level",
+)  # fmt: skip
+_OF_CONTROLLERS = (
+    "store", "listen_machines", "lease", "lease_s", "cluster_certificate", "cluster_key", "cluster_ca",
+    "host", "metrics_port", "slo_ms", "policy", "reject", "controllers", "silence_s", "cache", "journal",
+    "log_format", "log_level",
+)  # fmt: skip
+_NOT_OF_CONTROLLERS = (
+    "controller", "machine_name", "device", "http_port", "grpc_port", "gateways", "pin", "realtime",
 )  # fmt: skip
 FEW_ELEMENTS: Final = 32
 """The most elements that the sample request spells out."""
@@ -172,6 +181,39 @@ def _say_addresses(at: dict[str, str]) -> None:
 
 # ------------------------------------------------------------
 # Processes of this machine that join a server on another, which was started with --listen-machines.
+
+
+@click.command(epilog="How to set up several machines: clockwork docs machines")
+@setting_options(*_OF_CONTROLLERS, hidden=all_but(*_OF_CONTROLLERS, *_NOT_OF_CONTROLLERS))
+@json_flag
+def controller(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FBT001
+    """Lead workers and gateways that join at --listen-machines, until told to stop.
+
+    It serves what is in the catalogue of --store. Of several with one store, on any hosts, one leads by a
+    lease there; the others stand by and take over.
+    """
+    settings = settings_from(None, config, flags, needs_repository=False)
+
+    from clockwork_serve.serve import child as logs
+    from clockwork_serve.serve.supervisor.config import controller_alone
+    from clockwork_serve.serve.supervisor.server import run
+
+    logs.configure("keeper", settings.log_level, settings.log_format)
+    shown = Stages(quiet=as_json)
+
+    def announce(server: Server) -> None:
+        shown.close()
+        at = {"machines": settings.listen_machines, "metrics": server.metrics_url}
+        if as_json:
+            show_json_line({"listening": True, **at, "models": len(server.catalogue.models)})
+            return
+        say(f"leads or stands by: {counted(len(server.catalogue.models), 'model')}")
+        _say_addresses(at)
+
+    try:
+        return run(controller_alone(settings), on_progress=shown.step, on_ready=announce)
+    finally:
+        shown.close()
 
 
 @click.command(epilog="How to set up several machines: clockwork docs machines")

@@ -168,10 +168,24 @@ def address(value: object) -> str:
     raise Unfit("an address and a port", "write it like 10.0.0.1:7000")
 
 
+def addresses(value: object) -> str:
+    """One address and port, or several with commas between: ``10.0.0.1:7000,10.0.0.2:7000``."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [""]
+    try:
+        return ",".join(map(address, parts))
+    except Unfit as unfit:
+        raise Unfit(f"{unfit.expected}, or several with commas between", unfit.remedy) from None
+
+
 def split_address(found: str) -> tuple[str, int]:
     """The two parts of an :func:`address`."""
     host, _, number = found.rpartition(":")
     return host.strip("[]"), int(number)
+
+
+def split_addresses(found: str) -> list[tuple[str, int]]:
+    """The parts of each of some :func:`addresses`, in their order."""
+    return [split_address(one) for one in found.split(",")]
 
 
 def http_url(value: object) -> str:
@@ -609,8 +623,18 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         GATEWAY,
     )] = 0
     controller: Annotated[str, Setting(
-        address, "HOST:PORT of the server that `clockwork worker` or `gateway` joins", GATEWAY | WORKER,
+        addresses,
+        "HOST:PORT of the server that `clockwork worker` or `gateway` joins; of all controllers, with commas",
+        GATEWAY | WORKER,
     )] = ""
+    lease: Annotated[str, Setting(
+        machine_name, "name of the lease in the store by which one of several `clockwork controller` leads",
+    )] = "main"
+    lease_s: Annotated[float | None, Setting(
+        number(0.2, 600),
+        "seconds without a sign of life in the store after which another one may lead; none: 1, at a URL 10",
+        shown="none",
+    )] = None
     machine_name: Annotated[str, Setting(
         machine_name, "name of this machine there; none: its host name", GATEWAY | WORKER,
     )] = ""
@@ -638,6 +662,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     store: Annotated[str, Setting(
         folder_or_url,
         "folder or URL (s3://BUCKET/NAME) of compiled models and profiles for all machines, behind the cache",
+        WORKER,
     )] = ""
     compile_memory: Annotated[int | float, Setting(
         size_or_share(512 * MIB),
@@ -726,6 +751,17 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """The most that the journal's files take."""
         default = JOURNAL_BYTES_IN_MEMORY if self.journal == IN_MEMORY else JOURNAL_BYTES
         return self.journal_size or default
+
+    @property
+    def lease_time_s(self) -> float:
+        """The time of the lease in the shared store."""
+        far = _URL.match(self.store) and not self.store.startswith("file:")
+        return self.lease_s or (10.0 if far else 1.0)
+
+    @property
+    def has_standby(self) -> bool:
+        """Whether another controller stands by, here or elsewhere."""
+        return self.controllers > 1 or "," in self.controller
 
     @property
     def default_slo_ns(self) -> int | None:

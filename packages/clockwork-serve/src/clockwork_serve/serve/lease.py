@@ -1,23 +1,38 @@
 """Who leads: a lease that one controller holds at a time, and the epoch that it gives its holder.
 
 Leases only make progress: they see to it that somebody leads and, as a rule, nobody else. That no two
-controllers are obeyed is due to epochs alone (``fence``). So a lease may be a lock on one host, as here, or
-an entry with a time to live in a store that many hosts see.
+controllers are obeyed is due to epochs alone (``fence``). There are two: a lock on a file, for the
+controllers of one host, and numbered documents in the shared store, for those of several.
 """
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
+import logging
 import os
 import re
 import threading
+import time
+import uuid
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
-from clockwork_serve.errors import ConfigError
+import msgspec
+from msgspec import Struct
+
+from clockwork_serve.errors import ConfigError, described
+
+if TYPE_CHECKING:
+    from clockwork_serve.store.shared import StoreFiles
+
+Answer = TypeVar("Answer")
+_log = logging.getLogger(__name__)
 
 
 class Lease(Protocol):
@@ -34,6 +49,36 @@ class Lease(Protocol):
 
     def release(self) -> None:
         """Let another one have it. To be called by the holder, once it leads no longer."""
+
+
+async def _in_thread(work: Callable[[], Answer], given_up: Callable[[], object] = lambda: None) -> Answer:
+    """What ``work`` returns or raises; ``given_up`` is called if it succeeds when nobody waits any more.
+
+    In a thread of its own, which does not keep the process alive.
+    """
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[Answer] = loop.create_future()
+
+    def tell(answer: Any, error: Exception | None) -> None:
+        if ended.cancelled():
+            if error is None:
+                given_up()
+        elif error is None:
+            ended.set_result(answer)
+        else:
+            ended.set_exception(error)
+
+    def run() -> None:
+        answer, error = None, None
+        try:
+            answer = work()
+        except Exception as raised:  # noqa: BLE001 - raised where it is waited for
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed, and the process about to end
+            loop.call_soon_threadsafe(tell, answer, error)
+
+    threading.Thread(target=run, name="lease", daemon=True).start()
+    return await ended
 
 
 # ------------------------------------------------------------
@@ -72,7 +117,7 @@ class FileLease:
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             if not _locked_at_once(fd):
-                await _locked(fd)
+                await _in_thread(partial(fcntl.flock, fd, fcntl.LOCK_EX), partial(os.close, fd))
             self._fd = fd
             epoch = _last_epoch(fd) + 1
             os.pwrite(fd, _written(epoch), 0)
@@ -115,29 +160,212 @@ def _locked_at_once(fd: int) -> bool:
     return True
 
 
-async def _locked(fd: int) -> None:
-    """Wait for the lock without a try in between; if it comes when nobody waits any more, it is given up.
+# ------------------------------------------------------------
+# Documents in the shared store, for the controllers of several hosts.
+#
+#     STORE/leases/NAME/000000007.epoch   who has that epoch: created once, so that no two can have it
+#                       000000007.beat    the heartbeat of its holder, which rewrites it
+#
+# The highest epoch leads. Clocks of hosts are not compared: who stands by waits, by its own clock, until a
+# heartbeat has stayed the same for the time of the lease; who leads stops earlier, by its own, if it could
+# not write one. That is for progress: whoever takes the next epoch, early or not, is the one to be obeyed.
 
-    In a thread of its own, which does not keep the process alive.
+
+TENURE: Final = 0.7
+"""The share of the lease's time for which a heartbeat lets its holder lead; the rest is for how late it may
+notice that this is over."""
+BEATS: Final = 4
+"""How many heartbeats are written within the lease's time."""
+READS: Final = 8
+"""How often it is read within that time."""
+LAST_WORDS_S: Final = 0.5
+"""How long a holder that ends waits until the store has its word that the lease is free."""
+_EPOCH: Final = re.compile(r"(\d{9})\.epoch")
+
+
+class LeaseBeat(Struct, frozen=True, kw_only=True):
+    """A heartbeat: ``count`` is another one each time.
+
+    ``address`` is where other machines join the holder. ``released``: it leads no longer.
     """
-    loop = asyncio.get_running_loop()
-    locked: asyncio.Future[OSError | None] = loop.create_future()
 
-    def tell(error: OSError | None) -> None:
-        if locked.cancelled():
-            os.close(fd)
-        else:
-            locked.set_result(error)
+    count: int
+    address: str = ""
+    released: bool = False
 
-    def wait() -> None:
-        error = None
+
+class LeaseSeen(NamedTuple):
+    """What was read of a lease: its highest epoch (0: none) and the heartbeat of that, if there is one."""
+
+    epoch: int
+    beat: LeaseBeat | None
+
+
+class LeaseWatch:
+    """Whether a lease is free, for one who stands by. All instants are of its own monotonic clock, in s."""
+
+    def __init__(self, lease_s: float) -> None:
+        self._lease_s = lease_s
+        self._seen: LeaseSeen | None = None
+        self._since_s = 0.0  # when that was first known
+        self._dead = 0
+
+    def leader_died(self, epoch: int) -> None:
+        """Who has this epoch is dead, for sure: its lease is not waited for."""
+        self._dead = epoch
+
+    def free(self, seen: LeaseSeen, began_s: float, read_s: float) -> bool:
+        """Whether the next epoch may be taken, by a read that began and ended then."""
+        if seen != self._seen:
+            self._seen, self._since_s = seen, read_s
+        if not seen.epoch or seen.epoch == self._dead or (seen.beat is not None and seen.beat.released):
+            return True
+        # By when it began: if this process was paused since, another heartbeat may be there by now.
+        return began_s - self._since_s >= self._lease_s
+
+
+class Tenure:
+    """How long its holder may lead. All instants are of its own monotonic clock, in s."""
+
+    def __init__(self, lease_s: float, began_s: float) -> None:
+        """``began_s``: before the epoch was taken."""
+        self._for_s = TENURE * lease_s
+        self._began_s = began_s
+
+    def renewed(self, began_s: float, now_s: float) -> None:
+        """A heartbeat that began to be written then is in the store; it counts unless it is late."""
+        if self.left_s(now_s) > 0:
+            self._began_s = began_s
+
+    def left_s(self, now_s: float) -> float:
+        """How much longer it may lead without another heartbeat; not above 0 if it may not."""
+        return self._began_s + self._for_s - now_s
+
+
+class StoreLease:
+    """The :class:`Lease` of that name in a shared store, for controllers on any host that reaches it.
+
+    ``address`` is where other machines join this controller, for those that stand by.
+    """
+
+    def __init__(self, files: StoreFiles, name: str, lease_s: float, address: str = "") -> None:
+        self.lost = asyncio.Event()
+        self.leader = 0, ""
+        """Epoch and address of who leads, as last read by one who stands by."""
+        self._files = files
+        self._folder = f"leases/{name}"
+        self._lease_s = lease_s
+        self._address = address
+        self._watch = LeaseWatch(lease_s)
+        self._look_now = asyncio.Event()
+        self._epoch = 0  # where it is held
+        self._writing = threading.Lock()
+        self._keeping: asyncio.Task[None] | None = None
+        self._said = ""
+
+    async def acquire(self) -> int:
+        """As :meth:`Lease.acquire`. While the store fails, it is tried again."""
+        while True:
+            try:
+                began_s = time.monotonic()
+                seen = await _in_thread(self._read)
+                self.leader = seen.epoch, "" if seen.beat is None else seen.beat.address
+                if self._watch.free(seen, began_s, time.monotonic()) and await self._take(seen.epoch + 1):
+                    return seen.epoch + 1
+            except PermissionError as error:
+                raise ConfigError(
+                    "store: expected one that this process may write, where a file is created only if it is "
+                    f"absent (a folder, or s3://), for the lease; found {described(error)}; give it the "
+                    "right, or name another one"
+                ) from None
+            except Exception as error:  # noqa: BLE001 - libraries of fsspec raise what they like
+                self._complain(error)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look_now.wait(), self._lease_s / READS)
+            self._look_now.clear()
+
+    def leader_died(self, epoch: int) -> None:
+        """See :meth:`LeaseWatch.leader_died`."""
+        self._watch.leader_died(epoch)
+        self._look_now.set()
+
+    def release(self) -> None:
+        """As :meth:`Lease.release`; has no effect where it is not held."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = None
+        epoch, self._epoch = self._epoch, 0
+        if epoch and not self.lost.is_set():
+            work = partial(self._say_released, epoch)
+            last = threading.Thread(target=work, name="lease", daemon=True)
+            last.start()
+            last.join(LAST_WORDS_S)
+
+    async def _take(self, epoch: int) -> bool:
+        """Take that epoch, unless another one was first."""
+        began_s = time.monotonic()
+        place, own = f"{self._folder}/{epoch:09}.epoch", uuid.uuid4().hex.encode()
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError as raised:
-            error = raised
-        with suppress(RuntimeError):  # the loop is closed, and the process about to end
-            loop.call_soon_threadsafe(tell, error)
+            await _in_thread(partial(self._files.put, place, own, lambda: None, new=True))
+        except FileExistsError:
+            return False
+        self._epoch = epoch
+        self._keeping = asyncio.create_task(self._keep(epoch, Tenure(self._lease_s, began_s)))
+        return True
 
-    threading.Thread(target=wait, name="lease", daemon=True).start()
-    if (error := await locked) is not None:
-        raise error
+    async def _keep(self, epoch: int, tenure: Tenure) -> None:
+        """Write heartbeats, until the lease is lost."""
+        for count in itertools.count(1):
+            began_s = time.monotonic()
+            beat = LeaseBeat(count=count, address=self._address)
+            renewing = asyncio.ensure_future(_in_thread(partial(self._renew, epoch, beat)))
+            await asyncio.wait((renewing,), timeout=max(0.0, tenure.left_s(began_s)))
+            if not renewing.done():
+                renewing.cancel()
+            elif (error := renewing.exception()) is not None:
+                self._complain(error)
+            elif (newest := renewing.result()) > epoch:
+                _log.error("another controller has taken the lead, with epoch %d", newest)
+                break
+            else:
+                tenure.renewed(began_s, time.monotonic())
+                self._said = ""
+            left_s = tenure.left_s(time.monotonic())
+            if left_s <= 0:
+                _log.error("the store took no heartbeat for %.1f s", TENURE * self._lease_s)
+                break
+            await asyncio.sleep(min(left_s, self._lease_s / BEATS))
+        self.lost.set()
+
+    def _renew(self, epoch: int, beat: LeaseBeat) -> int:
+        """Write a heartbeat; returns the highest epoch. For any thread, as the others below."""
+        with self._writing:
+            if self._epoch == epoch:  # not released meanwhile
+                self._write(epoch, beat)
+        return self._newest()
+
+    def _say_released(self, epoch: int) -> None:
+        with self._writing:
+            self._write(epoch, LeaseBeat(count=0, released=True))
+
+    def _write(self, epoch: int, beat: LeaseBeat) -> None:
+        self._files.put(f"{self._folder}/{epoch:09}.beat", msgspec.json.encode(beat), lambda: None)
+
+    def _read(self) -> LeaseSeen:
+        epoch = self._newest()
+        try:
+            content = self._files.read(f"{self._folder}/{epoch:09}.beat")
+            return LeaseSeen(epoch, msgspec.json.decode(content, type=LeaseBeat))
+        except (FileNotFoundError, ValueError, msgspec.MsgspecError):
+            return LeaseSeen(epoch, None)  # not written yet, or of no use: it does not change
+
+    def _newest(self) -> int:
+        found = [match[1] for name in self._files.names(self._folder) if (match := _EPOCH.fullmatch(name))]
+        return max(map(int, found), default=0)
+
+    def _complain(self, error: BaseException) -> None:
+        """Log an error, unless it was the last one, too."""
+        said = described(error)
+        if said != self._said:
+            self._said = said
+            _log.warning("lease: the store fails: %s", said)

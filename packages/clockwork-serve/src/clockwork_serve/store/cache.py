@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import itertools
 import logging
@@ -223,6 +224,20 @@ class Cache:
     def profile(self, code_id: str, device_kind: str) -> Profile | None:
         """The stored profile, or None."""
         return self.record("profiles", _profile_key(code_id, device_kind), Profile)
+
+    def profiles(self, code_id: str) -> list[Profile]:
+        """The profiles of a code for all kinds of device that there were, here and in the shared store."""
+        found = [self.record("profiles", key, Profile) for key in sorted(self._profile_keys.get(code_id, ()))]
+        return [each for each in found if each is not None]
+
+    @functools.cached_property
+    def _profile_keys(self) -> dict[str, set[str]]:
+        """The keys of all profiles, by code."""
+        names = {path.name for path in (self.root / "profiles").glob("*.json")}
+        keys: dict[str, set[str]] = {}
+        for name in names | (self.shared.names("profiles") if self.shared is not None else set()):
+            keys.setdefault(name.partition(".")[0], set()).add(name.removesuffix(".json"))
+        return keys
 
     def save_profile(self, profile: Profile) -> None:
         """Store a profile."""

@@ -8,18 +8,18 @@ of writers at once each builds on the document of the one before it, and no read
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
 from clockwork_serve.messages import Code, Model
-from clockwork_serve.store.cache import Cache, shared_store
+from clockwork_serve.store.cache import LAYOUT, Cache, runtime_of, shared_store
 from clockwork_serve.store.compiler import Compiler
 from clockwork_serve.store.repository import PLATFORMS, Entry, Repository
 from clockwork_serve.store.settings import Problem, ProblemError, ServedVersion, StoreConfig, problem
-from clockwork_serve.store.shared import SharedStore
+from clockwork_serve.store.shared import SharedStore, files_of
 from clockwork_serve.store.torch.compiler import OnStep
 
 KIND: Final = "catalogue"
@@ -40,6 +40,19 @@ class CatalogueDocument(Struct, frozen=True, kw_only=True):
 def documents(store: SharedStore) -> list[str]:
     """The names of all documents, ascending by number."""
     return sorted(filter(_DOCUMENT.fullmatch, store.names(KIND)))
+
+
+def newest_of(place: str) -> Callable[[], str]:
+    """What returns the name of the newest document in the store there; "" if none can be read."""
+    files, folder = files_of(place), f"v{LAYOUT}-{runtime_of()[0]}/{KIND}"
+
+    def newest() -> str:
+        try:
+            return max(filter(_DOCUMENT.fullmatch, files.names(folder)), default="")
+        except Exception:  # noqa: BLE001 - libraries of fsspec raise what they like
+            return ""
+
+    return newest
 
 
 def read_catalogue(store: SharedStore, names: Sequence[str]) -> CatalogueDocument:

@@ -220,7 +220,7 @@ class FsspecFiles:
         if not protocols & CREATES:
             raise PermissionError(
                 errno.EPERM,
-                "no file there is created only if it is absent: a catalogue needs a folder, or s3://",
+                "no file there is created only if it is absent: catalogues and leases need a folder, or s3://",
             )
         assert isinstance(source, bytes)
         try:
@@ -253,6 +253,15 @@ def _callback(tick: Tick) -> Any:
     return Callback(hooks={"tick": lambda *_, **__: tick()})
 
 
+def files_of(place: str) -> StoreFiles:
+    """The files of the store at ``place``: a folder, or a URL for fsspec.
+
+    Raises ``ProblemError`` if no library reaches the URL.
+    """
+    protocol, _, path = place.rpartition("://")
+    return FsspecFiles(place) if protocol not in ("", "file") else FolderFiles(Path(path))
+
+
 # ------------------------------------------------------------
 # The store: verified, watched, tried again.
 
@@ -273,10 +282,7 @@ class SharedStore:
         self._facts = facts
         self._stall_s = stall_s
         self._pauses_s = pauses_s
-        protocol, _, path = place.rpartition("://")
-        self._files: StoreFiles = (
-            FsspecFiles(place) if protocol not in ("", "file") else FolderFiles(Path(path))
-        )
+        self._files = files_of(place)
         self._given_up: dict[str, Problem] = {}  # by "read" and "write"
         self._damaged: set[str] = set()  # names of files that were found so, to be written anew
         self._introduced = False

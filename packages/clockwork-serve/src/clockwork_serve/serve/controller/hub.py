@@ -208,6 +208,7 @@ class Hub:
         self._preparing = Preparing()
         self._questions = Questions(self._answer_to, self._supervisor_stuck)
         self._supervisor_heartbeat = PeerHeartbeat(self._to_supervisor, self._on_supervisor_heartbeat)
+        self._standbys: dict[str, int] = {}  # how many each process knows: the supervisor, and the bridge
         self._credit = CreditIssuer()
         self._summaries = SummaryIssuer(brain.soonest_ends, self._to_gateways)
         self._heartbeats = WorkerHeartbeats(self.driver.post)
@@ -258,6 +259,8 @@ class Hub:
     def on_lost(self, link: Link) -> None:
         """Unregister a link, and post an event about what its process had in flight."""
         role, name = link.peer.role, link.peer.name
+        if self._standbys.pop(name, 0):
+            self._recorder.counters.standbys = sum(self._standbys.values())
         _log.log(self._lost_level, "link lost: %s", link.lost_because)
         if role is Role.WORKER and self._workers.get(name) is link:
             del self._workers[name]
@@ -326,6 +329,8 @@ class Hub:
                 self._credit.blocked(link)
             case Delivered():
                 self._recorder.on_delivered(link.peer.name, frame, time.monotonic_ns())
+            case StandbysCounted():
+                self._count_standbys(link, frame)
             case Ask():
                 self._on_ask(link, frame)
             case Beat():
@@ -400,7 +405,9 @@ class Hub:
                 self._on_code_remade(frame)
             case Preparing():
                 self._on_preparing(frame)
-            case DamageCounted() | ProcessesEnded() | StandbysCounted():
+            case StandbysCounted():
+                self._count_standbys(link, frame)
+            case DamageCounted() | ProcessesEnded():
                 self._on_counted(frame)
             case ModelRemoved():
                 if self._models.pop(frame.model, None) is not None:
@@ -426,12 +433,14 @@ class Hub:
         self.driver.settle()
         self._questions.ask(link, ask, self._supervisor)
 
-    def _on_counted(self, frame: DamageCounted | ProcessesEnded | StandbysCounted) -> None:
+    def _count_standbys(self, link: Link, frame: StandbysCounted) -> None:
+        self._standbys[link.peer.name] = frame.ready
+        self._recorder.counters.standbys = sum(self._standbys.values())
+
+    def _on_counted(self, frame: DamageCounted | ProcessesEnded) -> None:
         counters = self._recorder.counters
         if isinstance(frame, ProcessesEnded):
             counters.processes_ended = frame.unanswering
-        elif isinstance(frame, StandbysCounted):
-            counters.standbys = frame.ready
         else:
             counters.damaged_files = frame.found
             counters.artefacts_remade = frame.remade

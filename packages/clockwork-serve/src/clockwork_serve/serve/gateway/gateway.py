@@ -227,14 +227,14 @@ class Gateway:
         self.admission_queries = AdmissionQueries(
             config.name, self._prefix, self._reject_early, self._caps, self._delay
         )
-        self._awaiting_failover = AwaitingFailover(clock, standby=settings.controllers > 1)
+        self._awaiting_failover = AwaitingFailover(clock, standby=settings.has_standby)
         listener = LinkListener(
             self._on_answer, self._on_release, self._on_lost, self._on_readiness,
             self.admission_queries.on_admission_reply, self._on_batch, self._on_batch_end, self._on_refused,
             self._on_stuck, self._record_late, self._awaiting_failover.hand_over,
         )  # fmt: skip
         connect = connector or local_connector(config.controller, config.name)
-        self.link = GatewayLink(connect, settings.default_slo_ns, listener, standby=settings.controllers > 1)
+        self.link = GatewayLink(connect, settings.default_slo_ns, listener, standby=settings.has_standby)
         self.turns = LoopTurns(clock, self.link.report_delivered)
         self._pending: dict[str, PendingRequest] = {}  # exactly the requests submitted and not answered
         self._held: dict[str, Slot] = {}  # slots of answered requests that a worker may still access

@@ -34,7 +34,8 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     ``settings`` are the server's, with the ports that this process listens on. ``number`` is its index among
     all ``settings.gateways``, from 0. ``reuse_port``: other processes of this server listen there too.
-    ``elsewhere``: the server runs on another machine, at ``settings.controller``.
+    ``elsewhere``: the server runs on another machine, at ``settings.controller``. ``metrics_only``: it has no
+    port for clients.
 
     Time limits are kept to a second or two, and never cut short. A body may take ``body_s``, and a second for
     each ``bytes_per_s`` of it; so may the responses that a client has not read. A gRPC message is limited by
@@ -49,6 +50,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     number: int = 0
     reuse_port: bool = False
     elsewhere: bool = False
+    metrics_only: bool = False
     bytes_per_s: int = _BYTES_PER_S
 
     def __post_init__(self) -> None:

@@ -26,17 +26,25 @@ _log = logging.getLogger(__name__)
 
 
 async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
-    """Accept other machines until ``stop``. Raises :class:`ConfigError` if a file or port cannot be used."""
-    settings = config.settings
+    """Accept other machines until ``stop``. Raises :class:`ConfigError` if a file or port cannot be used.
+
+    Where controllers on other machines may lead, too, it accepts them only while the one here does, and says
+    its epoch. That of a controller by itself means nothing to others.
+    """
+    settings, kinds = config.settings, set(config.kinds)
     host, port = split_address(settings.listen_machines)
-    bridge = Bridge(
-        Path(config.run_dir) / SOCKET_NAME,
-        judge_of(__version__, runtime_fingerprint(), config.kinds),
-    )
+
+    def leads(epoch: int) -> None:
+        if config.shared:
+            listener.turns_away, listener.own = not epoch, hello(Role.CONTROLLER, NAME, epoch)
+
+    judge = judge_of(__version__, runtime_fingerprint(), kinds, grow=config.shared)
+    bridge = Bridge(Path(config.run_dir) / SOCKET_NAME, judge, kinds, leads)
     listener = MachineListener(
         ClusterContext(cluster_files(settings), server=True), hello(Role.CONTROLLER, NAME),
         bridge.on_link, bridge.on_frames, bridge.on_lost, settings.silence_s,
     )  # fmt: skip
+    leads(0)
     try:
         listener.listen(bound(host, port))
     except OSError as error:

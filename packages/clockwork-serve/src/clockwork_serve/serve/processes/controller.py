@@ -7,6 +7,8 @@ import gc
 import logging
 import os
 import signal
+import socket
+import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -19,13 +21,15 @@ import msgspec
 from msgspec import Struct, structs
 
 from clockwork_serve.config import Settings
+from clockwork_serve.config.table import split_address
 from clockwork_serve.controller import Controller, ControllerConfig
+from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
 from clockwork_serve.serve.controller.hub import Brain, Hub
 from clockwork_serve.serve.driver import UrgentTimer, use_short_slices
-from clockwork_serve.serve.lease import FileLease, Lease
-from clockwork_serve.serve.transport import SOCKET_NAME, hello, listen
+from clockwork_serve.serve.lease import FileLease, Lease, StoreLease
+from clockwork_serve.serve.transport import SOCKET_NAME, Link, hello, listen
 from clockwork_serve.serve.worker.crash_report import read_crash_report
 from clockwork_serve.telemetry import Journal, Recorder, head_of
 from clockwork_serve.telemetry.journal import FILES
@@ -38,6 +42,10 @@ HAND_OVER_S: Final = 0.02
 one for those that are left."""
 HEARD_S: Final = 0.002
 """By then gateways have heard of it, and what they sent before is here."""
+IDS_BITS: Final = 44
+"""Where hosts share a lease, the ids of a controller's actions are its epoch, and so many bits."""
+LOOK_S: Final = 0.1
+"""How often one who stands by tries to reach who leads."""
 _THRESHOLDS: Final = (10_000, 1000, 1000)
 """Of garbage collection, which takes 0.4 us for each young object. The brain creates no reference cycles."""
 
@@ -45,11 +53,15 @@ _log = logging.getLogger(__name__)
 
 
 class ControllerProcessConfig(Struct, frozen=True, kw_only=True):
-    """The process's configuration. Ids of actions begin when it takes the lead, not as in ``controller``."""
+    """The process's configuration. Ids of actions begin when it takes the lead, not as in ``controller``.
+
+    ``shared``: who leads has the lease in the shared store, for which controllers on other hosts wait, too.
+    """
 
     run_dir: str
     name: str = "controller"
     controller: ControllerConfig = ControllerConfig()
+    shared: bool = False
     settings: Settings = Settings()
 
 
@@ -61,18 +73,34 @@ async def lead_once(config: ControllerProcessConfig, lease: Lease, stop: asyncio
     Controller(config.controller)  # imports its policy
     child.freeze_live_objects(*_THRESHOLDS)
     child.answer_beats()
+    watching = None
+    if isinstance(lease, StoreLease):
+        watching = asyncio.create_task(watch_leader(lease, config.name, config.settings))
     epoch = await _acquired(lease, stop)
+    if watching is not None:
+        watching.cancel()
     if epoch:
         _log.info("leads, with epoch %d", epoch, extra={"pid": os.getpid()})
         lost = asyncio.create_task(_stop_if_lost(lease, stop))
-        # Less than one id is used per ns, so all ids of an earlier controller are smaller.
-        brain = structs.replace(config.controller, first_id=time.time_ns())
+        brain = structs.replace(config.controller, first_id=first_id(epoch, shared=config.shared))
         leave = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, leave.set)
+        loop = asyncio.get_running_loop()
+        # Where another host takes over, even who is to end for good loses no request.
+        for number in (signal.SIGUSR1, *([signal.SIGTERM] if config.shared else [])):
+            loop.add_signal_handler(number, leave.set)
         config = structs.replace(config, controller=brain)
         await serve(config, Controller(brain), stop, epoch=epoch, leave=leave)
         lost.cancel()
     lease.release()
+
+
+def first_id(epoch: int, *, shared: bool) -> int:
+    """The first id of a controller's actions, larger than all of those that led before.
+
+    On one host it is the time, for less than one id is used per ns. Clocks of hosts differ, so what hosts
+    share goes by the epoch: there are ids for five years of 100,000 a second.
+    """
+    return epoch << IDS_BITS if shared else time.time_ns()
 
 
 async def _acquired(lease: Lease, stop: asyncio.Event) -> int:
@@ -152,6 +180,64 @@ async def _flush_until(stop: asyncio.Event, journal: Journal | None) -> None:
             journal.flush()
 
 
+# ------------------------------------------------------------
+# Standing by for a leader on another host: the lease is in the shared store.
+
+
+def shared_lease(settings: Settings) -> StoreLease:
+    """The lease of controllers on several hosts. Raises ``ProblemError`` if no library reaches the store."""
+    from clockwork_serve.store.shared import files_of
+
+    host, port = split_address(settings.listen_machines)
+    if host in ("0.0.0.0", "::"):
+        host = socket.getfqdn()
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return StoreLease(files_of(settings.store), settings.lease, settings.lease_time_s, address)
+
+
+async def watch_leader(lease: StoreLease, name: str, settings: Settings) -> None:
+    """Tell the lease at once when who leads is dead, and not merely slow; never returns.
+
+    This keeps a link to the bridge beside the leader, which closes it when the leader ends; or the kernel
+    does. Then who leads is dead if another link is refused, too. Of a host that is cut off nothing is heard,
+    and its lease has to end by itself.
+    """
+    from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
+    from clockwork_serve.serve.remote.link import connect_machine
+
+    context = ClusterContext(cluster_files(settings), server=False)
+    reached = 0  # the epoch of the last leader to which there was a link
+    while True:
+        lost = asyncio.Event()
+        epoch, address = lease.leader
+        if not address:
+            await asyncio.sleep(LOOK_S)
+            continue
+        try:
+            async with asyncio.timeout(settings.silence_s):
+                link = await connect_machine(
+                    split_address(address), context.now(), hello(Role.CONTROLLER, name),
+                    lambda link, frames: None, partial(_set, lost), settings.silence_s,
+                )  # fmt: skip
+        except TransportError as error:
+            refused = isinstance(error.__cause__, ConnectionError | ssl.SSLError)
+            if refused and epoch == reached:
+                lease.leader_died(epoch)
+            await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            pass  # it is slow, or cut off
+        else:
+            reached = link.peer.epoch
+            try:
+                await lost.wait()
+            finally:
+                link.close()
+
+
+def _set(event: asyncio.Event, link: Link) -> None:
+    event.set()
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the process whose configuration is the JSON in ``argv[1]``; returns its exit status."""
     config = msgspec.json.decode(argv[1], type=ControllerProcessConfig)
@@ -159,7 +245,14 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to hand over
     if not use_short_slices():
         _log.debug("the kernel gives no short time slices: on a busy host decisions will be later")
-    return child.run_until_stopped(lambda stop: lead_once(config, FileLease(Path(config.run_dir)), stop))
+
+    async def lead(stop: asyncio.Event) -> None:
+        lease: Lease = FileLease(Path(config.run_dir))
+        if config.shared:
+            lease = shared_lease(config.settings)
+        await lead_once(config, lease, stop)
+
+    return child.run_until_stopped(lead)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.http.routes import Endpoints, find_metrics_route
 from clockwork_serve.serve.http.server import BalancerConfig, HttpServer
 from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
-from clockwork_serve.serve.remote.gateway import FarConnector
+from clockwork_serve.serve.remote.finding import FarConnector
 from clockwork_serve.serve.remote.tensor_server import TensorServer
 from clockwork_serve.telemetry import Journal, refusals_path
 
@@ -85,7 +85,7 @@ class GatewayServers:
         be read is not known. Raises :class:`ConfigError` if a port cannot be had.
         """
         config, settings = self.config, self.config.settings
-        if settings.listen_machines and not config.elsewhere:
+        if settings.listen_machines and not (config.elsewhere or config.metrics_only):
             # Workers elsewhere reach it at the address by which they reach the server.
             port = self._listen_for_workers(split_address(settings.listen_machines)[0])
             self.gateway.slots.server = f":{port}"
@@ -100,6 +100,8 @@ class GatewayServers:
             self.port_by_name["grpc_port"] = await self.grpc.listen(settings.host, settings.grpc_port)
         if settings.metrics_port is not None:
             await self._listen(self.metrics, "metrics_port", settings.metrics_port)
+        if config.metrics_only:
+            return
         share = None
         if settings.gateways > 1:
             share = BalancerConfig(Path(config.run_dir), "http", settings.gateways, config.number)

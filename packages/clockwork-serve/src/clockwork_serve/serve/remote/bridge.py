@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Final
@@ -21,6 +21,7 @@ from clockwork_serve.messages import (
     Ask,
     Beat,
     Cancel,
+    CodeAdded,
     CreditBlocked,
     Delivered,
     FarGateway,
@@ -36,6 +37,7 @@ from clockwork_serve.messages import (
     Release,
     Request,
     Role,
+    StandbysCounted,
 )
 from clockwork_serve.serve.remote.bridge_peers import Judge, Peer, Reach, WorkerPeer
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME
@@ -121,6 +123,7 @@ def _check_tensors(request: Request) -> None:
 
 NAME: Final = "bridge"
 _FORMS: Final = {Role.WORKER: FAR_NAME, Role.GATEWAY: FAR_GATEWAY}
+_STANDBY: Final = re.compile(r"controller(-\d)?")
 
 _log = logging.getLogger(__name__)
 
@@ -128,16 +131,24 @@ _log = logging.getLogger(__name__)
 class Bridge:
     """Admits processes of other machines, and represents each by a :class:`Peer`.
 
-    ``judge`` returns why one may not join. All links to controllers have one fence: nothing of a
-    controller that was deposed reaches another machine.
+    ``judge`` returns why one may not join. ``leads`` is told the epoch of the controller here, and 0 once
+    that is lost. ``kinds`` are those of devices for which there are profiles; those of the catalogue are
+    added. All links to controllers have one fence: nothing of one that was deposed reaches another machine.
     """
 
-    def __init__(self, controller: Path, judge: Judge) -> None:
+    def __init__(
+        self, controller: Path, judge: Judge, kinds: set[str] | None = None,
+        leads: Callable[[int], None] = lambda epoch: None,
+    ) -> None:  # fmt: skip
         self.models: dict[str, Model] = {}
         self._reach: Reach = partial(connect, controller, fence=Fence())
         self._judge = judge
+        self._leads = leads
+        self._kinds = set[str]() if kinds is None else kinds
         self._peers: dict[Link, Peer] = {}
+        self._standbys: set[Link] = set()  # controllers elsewhere, which want to know when this one ends
         self._complete = False  # the whole catalogue was received
+        self._link: Link | None = None  # to the controller
         self._lost = asyncio.Event()
 
     async def run(self) -> None:
@@ -154,27 +165,37 @@ class Bridge:
 
     def close(self) -> None:
         """Close all peers."""
+        self._close_standbys()
         for peer in list(self._peers.values()):
             peer.close("the server stops")
 
     def _on_catalogue(self, link: Link, frames: list[Frame]) -> None:
         for frame in frames:
             match frame:
+                case CodeAdded():
+                    self._kinds.update(profile.device_kind for profile in frame.profiles)
                 case ModelAdded():
                     self.models[frame.model.key] = frame.model
                     self._tell(frame)
                 case ModelRemoved():
                     self.models.pop(frame.model, None)
                     self._tell(frame)
-                case Readiness():
+                case Readiness() if not self._complete:
                     self._complete = True
+                    self._link = link
+                    self._leads(link.peer.epoch)
                 case _:
                     pass  # other frames for gateways
 
     def _on_catalogue_lost(self, link: Link) -> None:
         _log.warning("link lost: %s", link.lost_because)
         self._complete = False
+        self._link = None
+        self._leads(0)
         self.models.clear()
+        self._close_standbys()
+        for peer in list(self._peers.values()):
+            peer.close("its controller ended")
         self._lost.set()
 
     def _tell(self, frame: ModelAdded | ModelRemoved) -> None:
@@ -186,6 +207,11 @@ class Bridge:
     def on_link(self, link: Link) -> None:
         """Admit or refuse a process of another machine that connected."""
         assert isinstance(link, MachineLink)
+        if link.peer.role is Role.CONTROLLER and _STANDBY.fullmatch(link.peer.name) and self._complete:
+            _log.info("controller %s at %s stands by", link.peer.name, link.at)
+            self._standbys.add(link)
+            self._count_standbys()
+            return
         peer = self._peer_of(link)
         form = _FORMS.get(link.peer.role)
         if form is None or not form.fullmatch(peer.name):
@@ -198,16 +224,20 @@ class Bridge:
         if not self._complete:
             peer.refuse(Refused(why="the server has no controller now", final=False))
             return
-        for other in list(self._peers.values()):
-            if other.name == peer.name and not self._replaced(other, link.peer):
-                why = f"another {peer.role} of this server is called {peer.name}; give it --machine-name"
-                peer.refuse(Refused(why=why, final=False))
-                return
         self._peers[link] = peer
 
     def _peer_of(self, link: MachineLink) -> Peer:
         kind = GatewayPeer if link.peer.role is Role.GATEWAY else WorkerPeer
         return kind(link, self._reach, self.models, self._judge, self._on_gone)
+
+    def _may_join(self, peer: Peer) -> bool:
+        """Whether it has its name for itself, now that it introduces itself; else it is refused."""
+        for other in list(self._peers.values()):
+            if other.name == peer.name and other.introduced and not self._replaced(other, peer.link.peer):
+                why = f"another {peer.role} of this server is called {peer.name}; give it --machine-name"
+                peer.refuse(Refused(why=why, final=False))
+                return False
+        return True
 
     def _replaced(self, other: Peer, new: Hello) -> bool:
         """Whether the new link is of the same process, so that the other one was given up, and is closed."""
@@ -219,22 +249,41 @@ class Bridge:
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
         """Handle frames of another machine."""
         if (peer := self._peers.get(link)) is not None:
-            peer.on_frames(frames)
+            if peer.introduced or self._may_join(peer):
+                peer.on_frames(frames)
+        elif link in self._standbys:
+            _log.error("cut off controller %s: it sent %r", link.peer.name, type(frames[0]).__name__)
+            self.on_lost(link)
+            link.close()
 
     def on_lost(self, link: Link) -> None:
         """Close the peer of a link that was lost."""
+        if link in self._standbys:
+            self._standbys.discard(link)
+            self._count_standbys()
         if (peer := self._peers.get(link)) is not None:
             peer.close(link.lost_because)
+
+    def _count_standbys(self) -> None:
+        if self._link is not None:
+            self._link.send(StandbysCounted(ready=len(self._standbys)))
+
+    def _close_standbys(self) -> None:
+        for link in self._standbys:
+            link.close()
+        self._standbys.clear()
 
     def _on_gone(self, peer: Peer) -> None:
         self._peers.pop(peer.link, None)
 
 
-def judge_of(version: str, runtime: Mapping[str, str], kinds: Sequence[str]) -> Judge:
+def judge_of(
+    version: str, runtime: Mapping[str, str], kinds: Collection[str], *, grow: bool = False
+) -> Judge:
     """Returns the check of who may join a server of this ``version`` whose artefacts need this ``runtime``.
 
-    ``kinds`` are the kinds of the server's devices, for which it has profiles. A gateway runs no model, so
-    only its version is checked.
+    ``kinds`` are those of devices for which it has profiles; unless they ``grow``, who has another one is
+    refused for good. A gateway runs no model, so only its version is checked.
     """
 
     def judge(machine: MachineHello | FarGateway) -> Refused | None:
@@ -256,9 +305,12 @@ def judge_of(version: str, runtime: Mapping[str, str], kinds: Sequence[str]) -> 
             )
         strange = [kind for kind in machine.kinds if kind not in kinds]
         if strange:
+            known = ", ".join(sorted(kinds)) or "(none yet)"
             return Refused(
-                why=f"device: expected one of kind {', '.join(kinds)}, for which the server has measured its "
-                f"models; found {', '.join(strange)}; give the server a device of that kind, too"
+                why=f"device: expected one of kind {known}, for which the server has measured its "
+                f"models; found {', '.join(strange)}; give the server a device of that kind, too, or have a "
+                "builder measure them on one (clockwork profile REPO --store STORE --device)",
+                final=not grow,
             )
         return None
 

@@ -32,6 +32,7 @@ from clockwork_serve.messages import (
     ModelRemoved,
     Refused,
     Result,
+    RetainWeights,
     Role,
     Status,
     Unload,
@@ -72,7 +73,7 @@ class Peer(ABC):
         self._judge = judge
         self._on_gone = on_gone
         self._inside: Link | None = None
-        self._welcome = False  # it was admitted
+        self.introduced = False  # it said what it runs, and was admitted
         self._early: list[Frame] = []  # frames for the controller until that is connected
         self._reaching: asyncio.Task[None] | None = None
         self._over = False
@@ -117,7 +118,7 @@ class Peer(ABC):
             if self._over:
                 return
             try:
-                known = self.from_there(frame) if self._welcome else self._first(frame)
+                known = self.from_there(frame) if self.introduced else self._first(frame)
             except TransportError as error:
                 _log.error("cut off %s %s: %s", self.role, self.name, error)
                 self.close("cut off")
@@ -160,7 +161,7 @@ class Peer(ABC):
         if refused is not None:
             self.refuse(refused)
             return True
-        self._welcome = True
+        self.introduced = True
         self.welcomed()
         self._reaching = asyncio.get_running_loop().create_task(self._reach())
         return True
@@ -172,6 +173,10 @@ class Peer(ABC):
             inside = await self._reach_controller(own, self.from_controller, self._controller_lost)
         except TransportError as error:
             self.close(str(error))
+            return
+        if self.link.own.epoch not in (0, inside.peer.epoch):
+            inside.close()
+            self.close("the controller that it joined leads no longer")
             return
         self._inside = inside
         _log.info("%s %s joins from %s", self.role, self.name, self.link.at)
@@ -209,11 +214,12 @@ class Actions:
     """The actions in flight on one worker. For one thread."""
 
     def __init__(self) -> None:
-        self._sent: dict[int, _Sent] = {}  # all and only actions in flight
+        self._sent: dict[int, _Sent] = {}  # all and only actions in flight that were sent here
+        self._adopted: dict[int, str] = {}  # devices of those that run since an earlier controller, by action
         self._timing: dict[str, LaneTiming] = {}  # by device
 
     def __len__(self) -> int:
-        return len(self._sent)
+        return len(self._sent) + len(self._adopted)
 
     def send(self, action: Load | Unload | Infer, now_ns: int) -> Load | Unload | Infer:
         """The action as it is to be sent."""
@@ -224,8 +230,15 @@ class Actions:
         self._sent[action.action_id] = _Sent(action, now_ns, key)
         return self._of(action.device).ordered(action, key)
 
+    def adopt(self, joined: WorkerJoined) -> None:
+        """The worker runs actions that an earlier controller sent, and will send their results here."""
+        for state in joined.states:
+            self._adopted.update((running.action_id, state.device) for running in state.running)
+
     def end(self, result: Result, now_ns: int) -> Result:
         """The result for the controller. Raises :class:`TransportError` if no such action is in flight."""
+        if self._adopted.pop(result.action_id, None) == result.device:
+            return not_after(structs.replace(result, outputs=()), now_ns)  # it answers nobody
         sent = self._sent.pop(result.action_id, None)
         if sent is None or sent.action.device != result.device:
             raise TransportError(f"it sent a result of action {result.action_id}, which it was not given")
@@ -300,8 +313,10 @@ class WorkerPeer(Peer):
             case CodeReady() | DeviceNumbers() | ArtefactDamaged():
                 self.inward(frame)
             case WorkerJoined():
-                if [spec.device for spec in frame.devices] != [self.name]:
+                of = [spec.device for spec in frame.devices]
+                if of != [self.name] or [state.device for state in frame.states] not in ([], of):
                     raise TransportError(f"it has not one device that is called {self.name}")
+                self._actions.adopt(frame)
                 self.inward(structs.replace(frame, worker=self.inside_name))
             case Fetch():
                 self._fetch(frame)
@@ -320,6 +335,8 @@ class WorkerPeer(Peer):
                     link.send(frame)  # answered here: the link to the worker has heartbeats of its own
                 case Load() | Unload() | Infer():
                     self.link.send(self._actions.send(frame, now_ns))
+                case RetainWeights():
+                    self.link.send(frame)
                 case CodeAdded():
                     self._codes[frame.code.code_id] = frame
                     self.link.send(frame)

@@ -103,11 +103,15 @@ FAR_GATEWAY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\.gateway-\d{1,
 
 
 class BridgeConfig(Struct, frozen=True, kw_only=True):
-    """The configuration of the bridge process. ``kinds``: those of the server's devices, as in profiles."""
+    """The configuration of the bridge process. ``kinds``: those of the server's devices, as in profiles.
+
+    ``shared``: controllers on other machines may lead, too.
+    """
 
     run_dir: str
     settings: Settings
     kinds: tuple[str, ...]
+    shared: bool = False
 
 
 def cluster_files(settings: Settings) -> ClusterFiles:

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from clockwork_serve.errors import TransportError
+from clockwork_serve.fence import Fence
 from clockwork_serve.messages import Frame, Hello, Ping
 from clockwork_serve.serve.accepting import Acceptor, Strangers, network_of
 from clockwork_serve.serve.gateway.tls import reason_of
@@ -58,8 +59,8 @@ class MachineLink(Link):
     samples = 32
     """Those of the last ten seconds: undisciplined clocks drift apart by up to 50 us in each second."""
 
-    def __init__(self, own: Hello, handlers: Handlers, silence_s: float) -> None:
-        super().__init__(own, handlers)
+    def __init__(self, own: Hello, handlers: Handlers, silence_s: float, fence: Fence | None = None) -> None:
+        super().__init__(own, handlers, fence)
         self.at = "?"
         self.host = ""
         self._silence_s = silence_s
@@ -140,27 +141,33 @@ class MachineLink(Link):
 
 async def connect_machine(
     address: tuple[str, int], context: PeerContext, own: Hello, on_frames: OnFrames, on_lost: OnLost,
-    silence_s: float = SILENCE_S,
+    silence_s: float = SILENCE_S, *, fence: Fence | None = None, name: str = "",
 ) -> MachineLink:  # fmt: skip
-    """Connect to the bridge at ``address``; as :func:`~clockwork_serve.serve.transport.connect`."""
+    """Connect to the bridge at ``address``; as :func:`~clockwork_serve.serve.transport.connect`.
+
+    Its certificate must be of ``name``, if there is one, else of the address.
+    """
     handshake = Handshake()
-    link = MachineLink(own, handshake.handlers(on_frames, on_lost), silence_s)
-    await dial(address, context, link)
+    link = MachineLink(own, handshake.handlers(on_frames, on_lost), silence_s, fence)
+    await dial(address, context, link, name)
     await handshake.done(link)
     return link
 
 
-async def dial(address: tuple[str, int], context: PeerContext, protocol: asyncio.BaseProtocol) -> None:
+async def dial(
+    address: tuple[str, int], context: PeerContext, protocol: asyncio.BaseProtocol, name: str = ""
+) -> None:
     """Connect and shake hands with the machine at ``address``. Raises :class:`TransportError`."""
     host, port = address
-    name = context.name or host
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(CONNECT_S):
-            await loop.create_connection(lambda: protocol, host, port, ssl=context, server_hostname=name)
+            await loop.create_connection(
+                lambda: protocol, host, port, ssl=context, server_hostname=context.name or name or host
+            )
     except (TimeoutError, OSError) as error:
         why = f"nothing within {CONNECT_S:g} s" if isinstance(error, TimeoutError) else reason_of(error)
-        raise TransportError(f"cannot connect to {host}:{port}: {why}") from None
+        raise TransportError(f"cannot connect to {host}:{port}: {why}") from error
 
 
 def why_refused(transport: asyncio.BaseTransport) -> str:
@@ -200,6 +207,8 @@ class MachineAcceptor(ABC):
         self._met: dict[str, None] = {}  # networks of machines, the last that joined last
         self._said: dict[str, float] = {}  # warnings, and when each was logged
         self._acceptor: Acceptor | None = None
+        self.turns_away = False
+        """Whether who connects is cut off at once, without a handshake: others are to be asked."""
 
     @abstractmethod
     def made(self) -> asyncio.BaseProtocol:
@@ -231,6 +240,9 @@ class MachineAcceptor(ABC):
         _log.warning("turned a machine away: %s", said)
 
     def _accepted(self, connected: socket.socket, host: str) -> None:
+        if self.turns_away:
+            connected.close()
+            return
         network = network_of(host)
         table = self._shaking_again if network in self._met else self._shaking
         now_s = self._loop.time()
@@ -268,14 +280,17 @@ class MachineAcceptor(ABC):
 
 
 class MachineListener(MachineAcceptor):
-    """Accepts links. ``on_link`` is called once a peer's Hello was accepted."""
+    """Accepts links. ``on_link`` is called once a peer's Hello was accepted.
+
+    ``own`` is said on each link from now on.
+    """
 
     def __init__(
         self, context: ClusterContext, own: Hello, on_link: OnLink, on_frames: OnFrames, on_lost: OnLost,
         silence_s: float = SILENCE_S,
     ) -> None:  # fmt: skip
         super().__init__(context)
-        self._own = own
+        self.own = own
         self._on_lost = on_lost
         self._silence_s = silence_s
         self._links: set[Link] = set()
@@ -283,7 +298,7 @@ class MachineListener(MachineAcceptor):
 
     def made(self) -> MachineLink:
         """A link, which is kept until its end."""
-        link = MachineLink(self._own, self._handlers, self._silence_s)
+        link = MachineLink(self.own, self._handlers, self._silence_s)
         self._links.add(link)
         return link
 

@@ -364,7 +364,7 @@ class RemoteTensors:
         self._silence_s = silence_s
         self._post = post
         self._send = send
-        self._server = server
+        self.server = server
         self._loop = asyncio.get_running_loop()
         self._count = 0  # of epochs and transfers
         self._sources: dict[str, TensorSource] = {}
@@ -387,12 +387,12 @@ class RemoteTensors:
             calls = [decode(call.tensors) for call in action.calls]
         except TransportError:
             return False  # its lane says what is wrong with it
-        away = [tensors for tensors in calls if self._server or not tensors.region]
+        away = [tensors for tensors in calls if self.server or not tensors.region]
         if not away or not all(SERVER.fullmatch(tensors.server) for tensors in away):
             return False
         key = _key(action, calls)
         slot = _Slot(self._region, action, key, time.monotonic_ns())
-        if not self._server:
+        if not self.server:
             slot.action = self._timing.setdefault(action.device, LaneTiming()).ordered(action, key)
         reads = self._place(slot, calls)
         self._slots[action.action_id] = slot
@@ -444,7 +444,7 @@ class RemoteTensors:
         """Find memory for tensors that are elsewhere; what is to be read where, None if there is no room."""
         reads, placed = [], list(slot.action.calls)
         for at, tensors in enumerate(calls):
-            if tensors.region and not self._server:
+            if tensors.region and not self.server:
                 slot.servers.append(None)
                 continue
             refs = packed(tensors.refs)
@@ -487,7 +487,7 @@ class RemoteTensors:
 
     def _begin(self, slot: _Slot, server: str, transfer: Transfer) -> None:
         host, _, port = server.rpartition(":")
-        address = f"{host or self._server}:{port}"
+        address = f"{host or self.server}:{port}"
         source = self._sources.get(address)
         if source is None:
             source = TensorSource(address, self._context, self._silence_s, self._forget)

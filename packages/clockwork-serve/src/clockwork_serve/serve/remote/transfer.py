@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
@@ -152,7 +153,8 @@ class MachineArtefacts:
     """The artefacts of a remote worker. For one thread.
 
     ``ask`` sends a :class:`Fetch` to the server, ``tell`` reports artefacts that arrived damaged; ``verify``
-    queues weights in the cache for verification.
+    queues weights in the cache for verification. ``store`` is a cache in the same folder, with the shared
+    store behind it: what is there is taken from there, and only the rest is asked for.
     """
 
     def __init__(
@@ -161,25 +163,32 @@ class MachineArtefacts:
         ask: Callable[[Fetch], None],
         tell: Callable[[ArtefactDamaged], None] = lambda damaged: None,
         verify: Callable[[Weights], None] = lambda weights: None,
+        store: Cache | None = None,
     ) -> None:
         self._cache = cache
         self._ask = ask
         self._tell = tell
         self._verify = verify
+        self._store = store
+        self._taking: set[asyncio.Task[None]] = set()  # from the store
         self._models: dict[str, Model] = {}
         self._waiting: dict[Fetch, list[Then]] = {}  # artefacts to be fetched, in order
-        self._arriving: dict[Fetch, IncomingArtefact] = {}  # those of them that are being fetched
+        # Those of them that are being fetched, or taken from the store (None).
+        self._arriving: dict[Fetch, IncomingArtefact | None] = {}
         self._failed: dict[str, str] = {}  # ids of artefacts that could not be fetched, and why
 
     def close(self) -> None:
         """Stop fetching, and close the cache."""
         self.forget()
         self._cache.close()
+        if self._store is not None:
+            self._store.close()
 
     def forget(self) -> None:
         """Forget models and fetches: the link was lost, and the next one starts with the catalogue."""
         for arriving in self._arriving.values():
-            arriving.close()
+            if arriving is not None:
+                arriving.close()
         self._arriving.clear()
         self._waiting.clear()
         self._failed.clear()
@@ -264,10 +273,13 @@ class MachineArtefacts:
             _log.error("%s %s cannot be had: %s", part.what, part.name, error)
         if part.last or error:
             arriving.close()
-            del self._arriving[asked]
-            for then in self._waiting.pop(asked, []):
-                then(error)
-            self._ask_next()
+            self._arrived(asked, error)
+
+    def _arrived(self, asked: Fetch, error: str) -> None:
+        del self._arriving[asked]
+        for then in self._waiting.pop(asked, []):
+            then(error)
+        self._ask_next()
 
     def _need(self, what: str, name: str, then: Then, *, first: bool = False) -> None:
         there = self._cache.code(name) if what == "code" else self._cache.weights_path(name).exists()
@@ -289,9 +301,36 @@ class MachineArtefacts:
                 self._arrive(asked)
 
     def _arrive(self, asked: Fetch) -> None:
+        if self._store is None:
+            self._fetch(asked)
+            return
+        self._arriving[asked] = None
+        taking = asyncio.get_running_loop().create_task(self._take_from(self._store, asked))
+        self._taking.add(taking)
+        taking.add_done_callback(self._taking.discard)
+
+    async def _take_from(self, store: Cache, asked: Fetch) -> None:
+        """Take an artefact from the shared store, or ask the server for it."""
+        there = False
+        try:
+            if asked.what == "code":
+                there = await asyncio.to_thread(store.code, asked.name) is not None
+            else:
+                there = await asyncio.to_thread(store.has_weights, asked.name)
+        except (OSError, RepositoryError) as error:
+            _log.warning("%s %s cannot be taken from the store: %s", asked.what, asked.name, error)
+        if self._arriving.get(asked, self) is not None:
+            return  # the link was lost meanwhile
+        if there:
+            self._arrived(asked, "")
+        else:
+            self._fetch(asked)
+
+    def _fetch(self, asked: Fetch) -> None:
         try:
             self._arriving[asked] = IncomingArtefact(asked, self._cache)
         except (OSError, RepositoryError) as error:
+            self._arriving.pop(asked, None)
             self._failed[asked.name] = f"it cannot be stored: {error}"
             _log.error("%s %s cannot be stored: %s", asked.what, asked.name, error)
             for then in self._waiting.pop(asked, []):

@@ -1,6 +1,7 @@
 """A worker on another machine than its controller: the same lanes, behind a link over the network.
 
-After a lost link it joins with empty memory, whatever weights it holds.
+Where controllers of several hosts share a lease, whoever leads next is told what it holds. Any other server
+has versions of weights of its own, so there it joins with empty memory after a lost link.
 """
 
 from __future__ import annotations
@@ -9,17 +10,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from random import Random
-from typing import Final
 
 import msgspec
 
 from clockwork_serve import __version__
 from clockwork_serve.config import Settings
-from clockwork_serve.config.table import split_address
+from clockwork_serve.config.table import split_addresses
 from clockwork_serve.devices import profile_kind
 from clockwork_serve.devices.base import Device
-from clockwork_serve.errors import ConfigError
+from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.messages import (
     ArtefactDamaged,
     CodeAdded,
@@ -36,20 +35,18 @@ from clockwork_serve.messages import (
     Part,
     Refused,
     RetainWeights,
+    Role,
     Unload,
     WorkerJoined,
 )
 from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
-from clockwork_serve.serve.remote.link import connect_machine
+from clockwork_serve.serve.remote.finding import LeaderFinder
 from clockwork_serve.serve.remote.tensors import RemoteTensors, waiting_s
 from clockwork_serve.serve.remote.transfer import MachineArtefacts
-from clockwork_serve.serve.transport import RETRY_S, Link
+from clockwork_serve.serve.transport import Link, hello
 from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
 from clockwork_serve.serve.worker.lanes import Answer
 from clockwork_serve.store import Cache, runtime_fingerprint
-
-RETRY_S_MAX: Final = 1.0
-"""The longest pause between attempts to connect."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,16 +63,20 @@ class MachineHost(WorkerHost):
         super().__init__(config, devices, on_codes_changed)
         settings = self._settings = config.settings
         self._kinds = tuple(profile_kind(device) for device in config.devices)
-        self._context = ClusterContext(cluster_files(settings), server=False)
-        self._dice = Random()
-        self._artefacts = MachineArtefacts(
-            Cache(settings.cache, reads_weights=False), self._ask, self._tell_damage, self.verifier.add
+        self._finder = LeaderFinder(
+            settings, hello(Role.WORKER, config.name), self._on_frames, self._on_lost, self._fence
         )
-        self.tensors = tensors_of(self, settings, split_address(settings.controller)[0])
+        self._artefacts = MachineArtefacts(
+            Cache(settings.cache, reads_weights=False),
+            self._ask,
+            self._tell_damage,
+            self.verifier.add,
+            Cache(settings.cache, reads_weights=False, store=settings.store) if settings.store else None,
+        )
+        self.tensors = self._tensors = tensors_of(self, settings, split_addresses(settings.controller)[0][0])
         self._removed: set[str] = set()  # codes that were removed while they were fetched
         self._refused: asyncio.Future[None] = self._loop.create_future()
-        self._linked_s = 0.0  # when the last link was opened
-        self._pause_s = 0.0  # before the next one
+        self._epoch = 0  # of the last controller that it joined; 0 if that had no lease that hosts share
 
     async def run(self, stop: asyncio.Event) -> None:
         """As :meth:`WorkerHost.run`. Raises :class:`ConfigError` if the server refuses it for good."""
@@ -91,27 +92,27 @@ class MachineHost(WorkerHost):
     # Joining
 
     async def _connect(self, own: Hello) -> Link:
-        await asyncio.sleep(self._pause_s)
-        link = await connect_machine(
-            split_address(self._settings.controller), self._context.now(), own, self._on_frames,
-            self._on_lost, self._settings.silence_s,
-        )  # fmt: skip
-        self._linked_s = self._loop.time()
-        return link
-
-    def _retry_s(self, tries: int) -> float:
-        return float(min(RETRY_S_MAX, RETRY_S * 2 ** min(tries - 1, 10)) * self._dice.uniform(0.5, 1.0))
+        while True:
+            try:
+                link = await self._finder.connect()
+            except TransportError:
+                continue  # it was logged, and the next attempt is made after a pause
+            self._tensors.server = self._finder.host
+            return link
 
     def _offer(self, link: Link) -> None:
         machine = MachineHello(
             worker=self._name, version=__version__, runtime=runtime_fingerprint(), kinds=self._kinds
         )
         link.send(machine)
-        # It joins with empty memory, for versions of weights are not comparable between two servers.
+        # Versions of weights are comparable between controllers that share a lease, and between no others.
+        known = bool(self._epoch and link.peer.epoch)
+        self._epoch = link.peer.epoch
         for answer in self._joined_answers():
-            empty = isinstance(answer, WorkerJoined)
+            empty = isinstance(answer, WorkerJoined) and not known
             link.send(msgspec.structs.replace(answer, states=()) if empty else answer)
-        self.executors.post(*(RetainWeights(device=spec.device) for spec in self._specs))
+        if not known:
+            self.executors.post(*(RetainWeights(device=spec.device) for spec in self._specs))
         _log.info("offered %s to %s", self._name, self._settings.controller)
 
     def _on_refused(self, link: Link, refused: Refused) -> None:
@@ -124,9 +125,6 @@ class MachineHost(WorkerHost):
         _log.warning("the server does not take this worker yet: %s", refused.why)
 
     def _on_lost(self, link: Link) -> None:
-        # While links are lost soon after they were opened, the pause before the next attempt grows.
-        short = self._loop.time() - self._linked_s < RETRY_S_MAX
-        self._pause_s = min(RETRY_S_MAX, 2 * self._pause_s or RETRY_S) if short else 0.0
         super()._on_lost(link)
         self._artefacts.forget()
 
@@ -146,7 +144,7 @@ class MachineHost(WorkerHost):
                 case CodeRemoved():
                     self._removed.add(frame.code_id)
                     self.post(frame)
-                case Unload():
+                case Unload() | RetainWeights():
                     self.post(frame)
                 case ModelAdded():
                     self._artefacts.add_model(frame.model)

@@ -17,7 +17,7 @@ from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.serve.gateway.access import check_access_files
 from clockwork_serve.serve.gateway.settings import check_gateways
 from clockwork_serve.serve.remote.config import FAR_GATEWAY, FAR_NAME, check_joining
-from clockwork_serve.serve.supervisor.config import device_configs
+from clockwork_serve.serve.supervisor.config import device_configs, heard_soon
 from clockwork_serve.serve.supervisor.limits import check_limits
 from clockwork_serve.serve.supervisor.processes import (
     Launch,
@@ -110,6 +110,7 @@ def worker_launches(settings: Settings, run_dir: Path) -> list[Launch]:
 def run_workers(settings: Settings) -> int:
     """Run workers as :func:`run_until_stopped`. Raises :class:`ConfigError` if a setting is missing."""
     check_joining(settings, "a worker")
+    settings = heard_soon(settings) if "," in settings.controller else settings
     check_limits(settings, device_configs(settings), joining=True)
     return run_until_stopped(lambda run_dir: worker_launches(settings, run_dir), settings.drain_s)
 
@@ -135,6 +136,7 @@ def run_gateways(settings: Settings, on_listening: Callable[[dict[str, str]], No
     :class:`ConfigError` if a setting is missing, a port cannot be had, or a file cannot be used.
     """
     check_joining(settings, "a gateway")
+    settings = heard_soon(settings) if "," in settings.controller else settings
     check_gateways(settings)
     machine = machine_of(settings)
     if not FAR_GATEWAY.fullmatch(f"{machine}.gateway-0"):

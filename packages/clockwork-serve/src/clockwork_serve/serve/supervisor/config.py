@@ -22,7 +22,8 @@ from clockwork_serve.units import MIB, ms
 class ServerConfig(Struct, frozen=True, kw_only=True):
     """The configuration of a server, for its supervisor.
 
-    ``store``, ``devices`` and ``controller`` configure parts that do not read settings.
+    ``store``, ``devices`` and ``controller`` configure parts that do not read settings. Without devices it is
+    a controller by itself: whatever executes or is asked joins it from other machines.
     ``run_dir``: where the private folder of sockets is made (empty: XDG_RUNTIME_DIR, the temporary folder or
     ``/dev/shm``).
     """
@@ -36,7 +37,8 @@ class ServerConfig(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         """Check what the parts do not check themselves. Raises :class:`ConfigError`."""
         names = [config.device for config in self.devices]
-        if not names or len(set(names)) < len(names):
+        joined = self.settings.listen_machines and self.settings.store
+        if len(set(names)) < len(names) or not (names or joined):
             raise ConfigError(f"devices: expected at least one, each once; found {names}; correct --device")
         check_gateways(self.settings)
 
@@ -54,6 +56,38 @@ def server_config(settings: Settings) -> ServerConfig:
         devices=devices,
         controller=controller_config(settings),
     )
+
+
+def controller_alone(settings: Settings) -> ServerConfig:
+    """The configuration of a controller without devices and gateways, which may stand by for others.
+
+    Raises :class:`ConfigError` if it has no shared store, or nobody could join it.
+    """
+    if not settings.store:
+        raise ConfigError(
+            "store: expected the shared store, for the lease of who leads and the catalogue of models; found "
+            "none; fill it with clockwork profile REPO --store STORE, and give it with --store"
+        )
+    if not settings.listen_machines:
+        raise ConfigError(
+            "listen_machines: expected HOST:PORT where workers and gateways may join; found none; give it by "
+            "--listen-machines"
+        )
+    settings = msgspec.structs.replace(heard_soon(settings), repository="", gateways=1, grpc_port=None)
+    return ServerConfig(
+        settings=settings, store=store_config(settings), devices=(), controller=controller_config(settings)
+    )
+
+
+STANDBY_SILENCE_S: Final = 0.75
+"""``silence_s`` where controllers share a lease, unless it is set: less than the lease's time."""
+
+
+def heard_soon(settings: Settings) -> Settings:
+    """The settings of a process of a server with several controllers."""
+    if settings.is_set("silence_s"):
+        return settings
+    return msgspec.structs.replace(settings, silence_s=STANDBY_SILENCE_S)
 
 
 GPU_SHARE: Final = 0.8

@@ -47,6 +47,8 @@ REPLACED_GRACE_S: Final = 5.0
 """How long a version that was replaced is kept for requests that wait for it."""
 LOST_MAX: Final = 3
 """How often preparing a repository may end unexpectedly, and is begun again."""
+FOLLOW_S: Final = 5.0
+"""How often a controller that stands by looks whether the store has another catalogue."""
 REFINE_POLL_S: Final = 5.0
 REFINE_IDLE_S: Final = 20.0
 """Profiles that were measured beside other work are measured again once no request came for so long."""
@@ -190,15 +192,16 @@ class Loader:
         """Serve what was prepared; it waits no more once devices have prepared its codes.
 
         The controller is told of the models before, so that it knows which one kills those that prepare it.
+        One without devices here may stand by, and is told all once it leads.
         """
-        while not self._link.connected.is_set():
+        while self._own_devices and not self._link.connected.is_set():
             self._check_running()
             await asyncio.sleep(POLL_S)
         self._rough |= part.measured
         self._problems += part.problems
         frames = self._catalogue.put(part)
         self._link.send(*frames)
-        if frames and not await self._settled(self._own_devices):
+        if frames and self._own_devices and not await self._settled(self._own_devices):
             _log.warning("devices have not prepared all codes within %.0f s", SETTLE_S)
         self._done(part.names)
         if self._catalogue.models:
@@ -211,6 +214,28 @@ class Loader:
             self._waiting.pop(name, None)
         if len(self._waiting) < before:
             self._link.send(self.preparing)
+
+    async def follow(self) -> None:
+        """Keep to the catalogue as builders change it, while this controller stands by; never returns."""
+        from clockwork_serve.store.catalogue import newest_of
+
+        newest = newest_of(self._store.shared)
+        known = await asyncio.to_thread(newest)
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            found = await asyncio.to_thread(newest)
+            if found in ("", known) or self._waiting or self._link.connected.is_set():
+                continue
+            parts: list[PreparedRepository] = []
+            with suppress(ClockworkError):
+                parts.append(await self._prepare_all(lambda _: None, parts.append, Steering()))
+                for part in parts:
+                    self._report(part)
+                    self._link.send(*self._catalogue.put(part))
+                for name in self._catalogue.names() - {name for part in parts for name in part.names}:
+                    self._link.send(*self._catalogue.remove(name))
+                known = found
+                _log.info("the catalogue is %s now, with %d models", found, len(self._catalogue.models))
 
     # Profiles that were measured beside other work
 

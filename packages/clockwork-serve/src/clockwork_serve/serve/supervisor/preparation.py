@@ -546,11 +546,11 @@ def limit_memory(nbytes: int) -> None:
 
 
 def runnable(entries: Sequence[Entry], devices: Sequence[DeviceConfig]) -> tuple[list[Entry], list[Problem]]:
-    """The models that some device can run, and problems of the others."""
+    """The models that some device can run, or without devices all, and problems of the others."""
     able: list[Entry] = []
     unfit: list[Problem] = []
     for entry in entries:
-        if entry.problems or any(runs(config, entry.backend) for config in devices):
+        if entry.problems or not devices or any(runs(config, entry.backend) for config in devices):
             able.append(entry)
             continue
         wanted = "torch-cpu or cuda:0" if entry.backend == "torch" else "cpu"

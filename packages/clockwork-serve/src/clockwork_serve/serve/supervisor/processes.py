@@ -604,11 +604,14 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
     settings, place = config.settings, str(run_dir)
     of_workers = workers_of(config.devices)
     pins, rest = pinned_cores(settings, len(of_workers))
-    brain = structs.replace(config.controller, expected_devices=len(config.devices))
+    alone = not config.devices
+    brain = structs.replace(config.controller, expected_devices=max(1, len(config.devices)))
     controllers = []
     for number in range(settings.controllers):
         name = f"controller-{number}" if number else "controller"
-        controller = ControllerProcessConfig(run_dir=place, name=name, settings=settings, controller=brain)
+        controller = ControllerProcessConfig(
+            run_dir=place, name=name, settings=settings, controller=brain, shared=alone
+        )
         controllers.append(Launch.of(name, "controller", controller, settings.stuck_s, rest))
     workers = []
     for (name, devices), cpus in zip(of_workers, pins, strict=True):
@@ -617,9 +620,11 @@ def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int
     bridges = []
     if settings.listen_machines:
         kinds = tuple(dict.fromkeys(profile_kind(device) for device in config.devices))
-        bridge = BridgeConfig(run_dir=place, settings=settings, kinds=kinds)
+        bridge = BridgeConfig(run_dir=place, settings=settings, kinds=kinds, shared=alone)
         bridges.append(Launch.of("bridge", "bridge", bridge, settings.stuck_s, rest))
-    gateways = gateway_launches(settings, run_dir, port_by_name, cpus=rest)
+    gateways = []
+    if not alone or port_by_name:
+        gateways = gateway_launches(settings, run_dir, port_by_name, cpus=rest, metrics_only=alone)
     observers = []
     if settings.journal_path(place) is not None:
         observed = msgspec.json.encode(ObserverConfig(run_dir=place, settings=settings)).decode()
@@ -648,7 +653,7 @@ def pinned_cores(settings: Settings, workers: int) -> tuple[list[tuple[int, ...]
 
     Raises :class:`ConfigError` if ``pin`` is set and there are too few.
     """
-    if not settings.pin:
+    if not (settings.pin and workers):
         return [()] * workers, ()
     cpus = sorted(os.sched_getaffinity(0), reverse=True)
     if len(cpus) <= workers:
@@ -666,20 +671,24 @@ def gateway_launches(
     port_by_name: Mapping[str, int],
     machine: str = "",
     cpus: tuple[int, ...] = (),
+    *,
+    metrics_only: bool = False,
 ) -> list[Launch]:
     """The gateways of one machine, named ``gateway-0`` and so on.
 
     ``machine`` is the prefix of their names, and is given where they join a server on another machine.
+    ``metrics_only``: they serve no clients.
     """
     prefix = f"{machine}." if machine else ""
-    ports = {name: port_by_name.get(name) for name in settings.ports}
+    names = ("metrics_port",) if metrics_only else tuple(settings.ports)
+    ports = {name: port_by_name.get(name) for name in names}
     launches = []
     for number in range(settings.gateways):
         # Each gateway has its own counters, so only the first one serves the page of metrics.
         own = ports if number == 0 else ports | {"metrics_port": None}
         config = GatewayConfig(
             run_dir=str(run_dir), name=f"{prefix}gateway-{number}", number=number, reuse_port=True,
-            settings=structs.replace(settings, **own), elsewhere=bool(machine),
+            settings=structs.replace(settings, **own), elsewhere=bool(machine), metrics_only=metrics_only,
         )  # fmt: skip
         launches.append(Launch.of(config.name, "gateway", config, settings.stuck_s, cpus))
     return launches

@@ -60,7 +60,8 @@ class Profiler:
     """Profiles codes as their models come, each code once on each kind of device.
 
     ``profiles`` are all so far by code id and kind, ``warnings`` about guesses in them, and ``measured`` the
-    ids of codes whose profiles were not in the cache.
+    ids of codes whose profiles were not in the cache. Without devices nothing is measured, and all profiles
+    of a code are taken that there are.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class Profiler:
 
     def profile(self, each: ServedVersion) -> list[Problem]:
         """Profile the code of a model, unless that was done; the problems of the model."""
+        if not self._devices:
+            return self._take_all(each)
         found = []
         for kind, config in self._devices.items():
             key = each.code.code_id, kind
@@ -93,6 +96,21 @@ class Profiler:
             if problem is not None:
                 found.append(problem)
         return found
+
+    def _take_all(self, each: ServedVersion) -> list[Problem]:
+        """Take all profiles of the code of a model; its problem if there is none."""
+        code_id = each.code.code_id
+        profiles = self._cache.profiles(code_id)
+        self.profiles.update(((code_id, profile.device_kind), profile) for profile in profiles)
+        if profiles:
+            return []
+        return [
+            Problem(
+                model=each.model.name, version=each.model.version, field="store",
+                expected="a profile of its code", found="none",
+                advice="run clockwork profile REPO --store --device KIND for the kinds that will serve",
+            )
+        ]  # fmt: skip
 
     def is_known(self, code: Code) -> bool:
         """Whether nothing of a code is still to be measured."""
@@ -113,6 +131,8 @@ class Profiler:
                 self._over.add(key)
             elif config.kind == "emulated":
                 known = emulated_profile(config, code)
+                if self._cache.shared is not None and self._cache.profile(*key) != known:
+                    self._cache.save_profile(known)  # for servers without such a device
             elif not self._again:
                 known = self._cache.profile(*key)
             if known is not None:

@@ -142,7 +142,7 @@ def addresses(host: str, number_by_name: Mapping[str, int], *, tls: bool) -> dic
     scheme = "https" if tls else "http"
     metrics = at.get("metrics_port")
     return {
-        "http": f"{scheme}://{at['http_port']}",
+        "http": f"{scheme}://{at['http_port']}" if "http_port" in at else "",
         "grpc": at.get("grpc_port", ""),
         "metrics": f"{scheme}://{metrics}/metrics" if metrics else "",
     }

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -71,6 +71,8 @@ _log = logging.getLogger(__name__)
 
 
 POLL_S: Final = 0.02
+CHECK_S: Final = 1.0
+"""How often it is looked whether a controller by itself keeps failing."""
 STANDBY_POLL_S: Final = 0.25
 """How often it is looked how many controllers stand by: the watchdog sends its beats as often."""
 PROBES: Final = 4
@@ -101,7 +103,8 @@ class Server:
         if settings.listen_machines:
             check_listening(settings)
         self.config = config
-        self.ports = Ports(settings.host, settings.ports)
+        ports = settings.ports if config.devices else {"metrics_port": settings.metrics_port}
+        self.ports = Ports(settings.host, ports)
         self.catalogue = Catalogue()
         self.quotas = Quotas(settings.api_keys)
         self._run_dir = RunDir(config.run_dir)
@@ -117,7 +120,7 @@ class Server:
         self._loader = Loader(
             config, self.catalogue, self._link, self.repairs,
             prepare=self._prepare, prepare_all=self._prepare_all, report=self._report,
-            check_running=self._check_running,
+            check_running=self.check_running,
         )  # fmt: skip
         self._hung: set[str] = set()  # workers that were killed because they hung, and have not ended yet
         self._preparing = asyncio.Lock()
@@ -138,8 +141,11 @@ class Server:
             self.supervisor.start(launch)
         if self.settings.controllers > 1:
             self._run(self._watch_standbys())
+        if not self.config.devices:
+            self._run(self._loader.follow())
         total = self._loader.preparing.total
-        text = f"models are served at {self.http_url} as they are ready"
+        place = self.http_url or self.settings.listen_machines
+        text = f"models are served at {place} as they are ready"
         self._on_progress(StartProgress(stage="prepare", done=0, total=total, text=text))
         await self._loader.load_all(self._on_progress)
         self._run(self._loader.refine())
@@ -152,7 +158,7 @@ class Server:
         link = self._link
         deadline_s = time.monotonic() + timeout_s
         while not (link.readiness.ready and await self._gateways_ready()):
-            self._check_running()
+            self.check_running()
             if time.monotonic() > deadline_s:
                 why = "its gateways do not answer" if link.readiness.ready else link.readiness.why
                 raise StartError(f"not ready within {timeout_s:.0f} s: {why}")
@@ -160,16 +166,20 @@ class Server:
             await asyncio.sleep(POLL_S)
         self._on_progress(StartProgress(stage="start", done=1, total=1, text="ready"))
 
-    def _check_running(self) -> None:
+    def check_running(self) -> None:
         """Raise :class:`StartError` if a process keeps failing."""
         if (why := self.supervisor.why_failing()) is not None:
             raise StartError(why)
 
     async def stop(self) -> None:
         """Refuse new requests, finish those in flight within ``drain_s``, and stop all processes."""
-        await self._drain()
+        order: tuple[str, ...] = ("gateway", "bridge", "worker", "controller", "observer")
+        if self.config.devices:
+            await self._drain()
+        else:  # another controller takes over, with what waits at gateways
+            order = ("controller", "bridge", "gateway", "observer")
         names = self.supervisor.names
-        for prefix in ("gateway", "bridge", "worker", "controller", "observer"):
+        for prefix in order:
             group = [name for name in names if name.startswith(prefix)]
             await asyncio.gather(*(self.supervisor.stop(name, STOP_GRACE_S) for name in group))
         await self.close()
@@ -523,8 +533,9 @@ def run(
 ) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit status. For the main thread.
 
-    The first signal drains and stops, a second one stops at once. Raises :class:`ClockworkError` if the
-    server cannot start.
+    The first signal drains and stops, a second one stops at once. A controller by itself is ready once it
+    has started, for it may stand by. Raises :class:`ClockworkError` if the server cannot start, or that keeps
+    failing.
     """
     return uvloop.run(_run(config, on_progress, on_ready, on_line, timeout_s))
 
@@ -541,7 +552,8 @@ async def _run(
 
     async def start() -> None:
         await server.start()
-        await server.wait_ready(timeout_s)
+        if config.devices:
+            await server.wait_ready(timeout_s)
 
     try:
         if not await run_unless(stopping.requested, start()):
@@ -549,7 +561,11 @@ async def _run(
                 await run_unless(stopping.forced, server.stop())
             return stopping.status
         on_ready(server)
-        await stopping.requested.wait()
+        while not stopping.requested.is_set():
+            if not config.devices:
+                server.check_running()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.requested.wait(), CHECK_S)
         _log.info("%s: draining", stopping.signal.name)
         return 0 if await run_unless(stopping.forced, server.stop()) else stopping.status
     finally:

@@ -181,7 +181,7 @@ class WorkerHost:
                     logged = str(error)
                     _log.info("no controller yet: %s", logged)
                 tries += 1
-                await asyncio.sleep(self._retry_s(tries))
+                await asyncio.sleep(retry_s(tries))
                 continue
             self._check(link.peer)
             self._link = link
@@ -192,9 +192,6 @@ class WorkerHost:
 
     async def _connect(self, own: Hello) -> Link:
         return await connect(self._path, own, self._on_frames, self._on_lost, self._fence)
-
-    def _retry_s(self, tries: int) -> float:
-        return retry_s(tries)
 
     def _offer(self, link: Link) -> None:
         """Announce the devices on a new link."""

@@ -1,0 +1,227 @@
+"""Finding who leads: how workers and gateways of this machine reach one of the server's controllers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import socket
+from collections.abc import Callable
+from random import Random
+from typing import Final, NamedTuple
+
+from clockwork_serve import __version__
+from clockwork_serve.config import Settings
+from clockwork_serve.config.table import split_addresses
+from clockwork_serve.errors import ConfigError, TransportError
+from clockwork_serve.fence import Fence
+from clockwork_serve.messages import FarGateway, Frame, Hello, Refused, Role
+from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
+from clockwork_serve.serve.remote.link import MachineLink, connect_machine
+from clockwork_serve.serve.transport import RETRY_S, Link, OnFrames, OnLost, hello
+
+RETRY_S_MAX: Final = 1.0
+"""The longest pause between attempts to connect; a link that lasted this long resets the pause."""
+TAKEOVER_S: Final = 5.0
+"""For so long after a link was lost the pause does not grow where there are other controllers."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Place(NamedTuple):
+    """One address of a controller, and the name that its certificate must have."""
+
+    name: str
+    host: str
+    port: int
+
+
+class LeaderFinder:
+    """Connects to whichever of ``settings.controller`` leads; who does not turns away who connects.
+
+    All addresses are tried at once, those of a name too, and each again as soon as it has refused. While
+    links are lost at once, the pause between attempts grows.
+    """
+
+    def __init__(
+        self, settings: Settings, own: Hello, on_frames: OnFrames, on_lost: OnLost, fence: Fence
+    ) -> None:
+        """``on_lost`` is called for a link that was returned. Raises :class:`ConfigError` naming a file."""
+        self.host = ""
+        """The name or address by which the last link was made."""
+        self._addresses = split_addresses(settings.controller)
+        self._silence_s = settings.silence_s
+        self._context = ClusterContext(cluster_files(settings), server=False)
+        self._own = own
+        self._on_frames = on_frames
+        self._on_lost = on_lost
+        self._fence = fence
+        self._loop = asyncio.get_running_loop()
+        self._dice = Random()
+        self._several = len(self._addresses) > 1
+        self._trying: dict[_Place, asyncio.Task[MachineLink]] = {}  # attempts that have not been looked at
+        self._unwanted: set[asyncio.Task[MachineLink]] = set()  # attempts that are to end by themselves
+        self._link: MachineLink | None = None  # the last one that was returned
+        self._linked_s = -math.inf  # when that was
+        self._lost_s = -math.inf  # when it was found to be lost
+        self._pause_s = 0.0
+        self._told: set[str] = set()  # since a link that lasted
+
+    async def connect(self) -> MachineLink:
+        """A link to who leads, after a pause. Raises :class:`TransportError` if there is none now."""
+        try:
+            await asyncio.sleep(self._next_pause_s() * self._dice.uniform(0.5, 1.0))
+            for place in await self._places():
+                if place not in self._trying:
+                    self._trying[place] = self._loop.create_task(self._connect(place))
+            await asyncio.wait(self._trying.values(), return_when=asyncio.FIRST_COMPLETED)
+        except BaseException:
+            self.close()
+            raise
+        link = self._link = self._first_open()
+        self._linked_s = self._loop.time()
+        return link
+
+    def close(self) -> None:
+        """Want no attempt any more; those under way end by themselves, for a handshake ends badly halfway."""
+        for task in self._trying.values():
+            self._unwanted.add(task)
+            task.add_done_callback(self._drop)
+        self._trying.clear()
+
+    def _drop(self, task: asyncio.Task[MachineLink]) -> None:
+        self._unwanted.discard(task)
+        if not task.cancelled() and task.exception() is None:
+            task.result().close()
+
+    def say(self, why: str) -> None:
+        """Log why there is no controller, once."""
+        if why not in self._told:
+            self._told.add(why)
+            _log.warning("no controller yet: %s", why)
+
+    def _next_pause_s(self) -> float:
+        now_s = self._loop.time()
+        if now_s - self._linked_s >= RETRY_S_MAX:
+            self._pause_s, self._lost_s = 0.0, now_s
+            self._told.clear()
+        elif self._several and now_s - self._lost_s < TAKEOVER_S:
+            self._pause_s = RETRY_S
+        else:
+            self._pause_s = min(RETRY_S_MAX, 2 * self._pause_s or RETRY_S)
+        self._linked_s = math.inf
+        return self._pause_s
+
+    async def _places(self) -> list[_Place]:
+        resolving = [self._loop.getaddrinfo(*each, type=socket.SOCK_STREAM) for each in self._addresses]
+        found, why = dict[_Place, None](), list[str]()
+        for (name, port), known in zip(
+            self._addresses, await asyncio.gather(*resolving, return_exceptions=True), strict=True
+        ):
+            if isinstance(known, OSError):
+                why.append(f"{name}: {known.strerror or known}")
+            elif isinstance(known, BaseException):
+                raise known
+            else:
+                found.update((_Place(name, str(address[0]), port), None) for *_, address in known)
+        for each in why:
+            self.say(each)
+        if not found and not self._trying:
+            raise TransportError("; ".join(why))
+        self._several = len(found) > 1
+        return list(found)
+
+    async def _connect(self, place: _Place) -> MachineLink:
+        return await connect_machine(
+            (place.host, place.port), self._context.now(), self._own, self._on_frames, self._on_link_lost,
+            self._silence_s, fence=self._fence, name=place.name,
+        )  # fmt: skip
+
+    def _on_link_lost(self, link: Link) -> None:
+        if link is self._link:
+            self._on_lost(link)
+
+    def _first_open(self) -> MachineLink:
+        """The link of an attempt that succeeded; ends all others. Raises the errors of those that failed."""
+        why = []
+        for place, task in list(self._trying.items()):
+            if not task.done():
+                continue
+            del self._trying[place]
+            error = task.exception()
+            if error is None and task.result().is_open:
+                self.host = place.name
+                self.close()
+                return task.result()
+            if error is not None and not isinstance(error, TransportError):
+                raise error
+            why.append(str(error or task.result().lost_because))
+            self.say(why[-1])
+        raise TransportError("; ".join(why))
+
+
+# ------------------------------------------------------------
+# A gateway that joins: the first frame that it is sent says whether it may.
+
+
+class FarConnector:
+    """Connects to the controller on another machine: see :class:`LeaderFinder`.
+
+    ``refused`` ends with a :class:`ConfigError` if the server refuses this gateway for good. ``on_host`` gets
+    the address of this machine on the way there, before any frame is received.
+    """
+
+    def __init__(
+        self, name: str, settings: Settings, on_host: Callable[[str], None] = lambda host: None
+    ) -> None:
+        """Raises :class:`ConfigError` naming the setting of a file that cannot be used."""
+        self._on_host = on_host
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self.refused: asyncio.Future[None] = self._loop.create_future()
+        self._finder = LeaderFinder(
+            settings, hello(Role.GATEWAY, name), self._on_link_frames, self._on_link_lost, Fence()
+        )
+        # Of the last link: what the server said first, and the callbacks, from when it has admitted this one.
+        self._verdict: asyncio.Future[Refused | None] = self._loop.create_future()
+        self._admitted = False
+        self._on_frames: Callable[[list[Frame]], None] = lambda frames: None
+        self._on_lost: Callable[[str], None] = lambda why: None
+
+    async def __call__(
+        self, on_frames: Callable[[list[Frame]], None], on_lost: Callable[[str], None]
+    ) -> MachineLink:
+        """As :data:`~clockwork_serve.serve.gateway.controller_link.Connector`."""
+        self._verdict, self._admitted = self._loop.create_future(), False
+        self._on_frames, self._on_lost = on_frames, on_lost
+        link = await self._finder.connect()
+        link.send(FarGateway(gateway=self._name, version=__version__))
+        try:
+            self._on_host(link.host)
+            refused = await self._verdict
+        except BaseException as error:
+            link.close()
+            if isinstance(error, TransportError):
+                self._finder.say(str(error))
+            raise
+        if refused is None:
+            return link
+        link.close()
+        if refused.final and not self.refused.done():
+            self.refused.set_exception(ConfigError(f"the server does not take {self._name}: {refused.why}"))
+        self._finder.say(why := f"the server does not take this gateway: {refused.why}")
+        raise TransportError(why)
+
+    def _on_link_frames(self, link: Link, frames: list[Frame]) -> None:
+        if not self._verdict.done():
+            first = frames[0]
+            self._admitted = not isinstance(first, Refused)
+            self._verdict.set_result(first if isinstance(first, Refused) else None)
+        if self._admitted:
+            self._on_frames(frames)
+
+    def _on_link_lost(self, link: Link) -> None:
+        if not self._verdict.done():
+            self._verdict.set_exception(TransportError(link.lost_because))
+        elif self._admitted:
+            self._on_lost(link.lost_because)

@@ -1,0 +1,211 @@
+"""Controllers on several hosts: one leads, all of its processes die or stop, and the next one goes on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from harness.hosts import Host, Machine
+from harness.process_tree import descendants
+from harness.serving import Metrics, read_metrics, total, until
+from tests.end_to_end.machines import free_port
+from tests.end_to_end.steady import how, steady
+from tests.serve.certificates import Certificates, certificates
+from tests.serve.onnx_models import affine, put
+from tests.timing import Timing
+
+pytestmark = [pytest.mark.system, pytest.mark.slow]
+
+MODELS = ("m0", "m1")
+HERE = Host("127.0.0.1")
+LEASE_S = 1.0
+KILLED_MS, STOPPED_MS = 500, 1500
+REFUSED = {"503", "UNAVAILABLE"}
+PATIENCE_S = 60.0
+
+
+@dataclass
+class Cluster:
+    """Two controllers with one store, and a gateway and a worker that may join either."""
+
+    folder: Path
+    files: Certificates
+    ports: tuple[int, int]
+    stack: ExitStack
+    controllers: dict[int, Machine] = field(default_factory=dict)
+    """By port; all that run."""
+    metrics: dict[int, str] = field(default_factory=dict)
+    http_port: int = 0
+    grpc_port: int = 0
+    worker: Machine = None  # type: ignore[assignment]
+
+    def machine(self, name: str, *words: str) -> Machine:
+        found = Machine(HERE, words, self.folder / f"{name}.log")
+        self.stack.callback(found.close)
+        return found
+
+    def start(self, port: int) -> None:
+        """A controller there."""
+        files = self.files
+        made = self.machine(
+            f"controller-{port}", "controller", "--store", str(self.folder / "store"),
+            "--listen-machines", f"127.0.0.1:{port}", "--lease-s", str(LEASE_S), "--metrics-port", "0",
+            "--cache", str(self.folder / f"cache-{port}"), "--cluster-certificate", files.certificate,
+            "--cluster-key", files.key, "--cluster-ca", files.ca, "--json",
+        )  # fmt: skip
+        self.controllers[port] = made
+        self.metrics[port] = made.facts()["metrics"]
+
+    def joining(self, command: str) -> list[str]:
+        at = ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        return [
+            command, "--controller", at, "--machine-name", "far",
+            "--cluster-certificate", self.files.client_certificate,
+            "--cluster-key", self.files.client_key, "--cluster-ca", self.files.ca,
+        ]  # fmt: skip
+
+    def seen(self, port: int) -> Metrics:
+        """The metrics of a controller; none of one that stands by, or is not there."""
+        try:
+            return read_metrics(self.metrics[port], 5)
+        except OSError:
+            return {}
+
+    @property
+    def leader(self) -> int:
+        """The port of the controller that leads and is ready; 0 for none."""
+        ready = [port for port in self.controllers if total(self.seen(port), "clockwork_ready")]
+        return ready[0] if len(ready) == 1 else 0
+
+    def whole(self, epoch: int = 0) -> int:
+        """The port of one that leads, once the other one stands by."""
+
+        def found() -> int:
+            leader = self.leader
+            metrics = self.seen(leader) if leader else {}
+            there = total(metrics, "clockwork_controllers_standing_by") == len(self.controllers) - 1
+            later = total(metrics, "clockwork_controller_epoch") >= epoch
+            return leader if metrics and there and later else 0
+
+        port: int = until("one leads, and the other one stands by", found, PATIENCE_S)
+        return port
+
+    def epoch(self) -> int:
+        return round(total(self.seen(self.leader), "clockwork_controller_epoch"))
+
+
+def build(folder: Path) -> None:
+    """Have a builder put the models into the store."""
+    words = f"profile {folder}/models --store {folder}/store --cache {folder}/built".split()
+    command = [sys.executable, "-m", "clockwork_serve", *words]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    for at, name in enumerate(MODELS):
+        put(folder / "models", name, affine(at))
+    (folder / "store").mkdir()
+    build(folder)
+    with ExitStack() as stack:
+        made = Cluster(folder, certificates(folder), (free_port(), free_port()), stack)
+        for port in made.ports:
+            made.start(port)
+        made.worker = made.machine(
+            "worker", *made.joining("worker"), "--store", str(folder / "store"),
+            "--cache", str(folder / "far"), "--device-memory", "16MiB",
+        )  # fmt: skip
+        ports = [f"--{which}-port=0" for which in ("http", "grpc", "metrics")]
+        gateway = made.machine("gateway", *made.joining("gateway"), *ports, "--json")
+        facts = gateway.facts()
+        made.http_port, made.grpc_port = (int(facts[name].rpartition(":")[2]) for name in ("http", "grpc"))
+        made.whole()
+        until("the gateway serves", lambda: _ready(facts["http"]), PATIENCE_S)
+        yield made
+
+
+def _ready(url: str, what: str = "ready") -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/v2/health/{what}", timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:
+        return False
+
+
+def test_an_engine_finds_one_that_stands_by_alive_and_not_ready(cluster: Cluster) -> None:
+    leader = cluster.whole()
+    (other,) = set(cluster.ports) - {leader}
+    at = {port: cluster.metrics[port].removesuffix("/metrics") for port in cluster.ports}
+    assert (_ready(at[leader], "live"), _ready(at[leader])) == (True, True)
+    assert (_ready(at[other], "live"), _ready(at[other])) == (True, False)
+    blobs = list((cluster.folder / "far").glob("*/weights/*/*.bin"))
+    assert len(blobs) == len(MODELS), "from the store"
+
+
+@pytest.mark.parametrize("how_it_ends", ["killed", "stopped", "asked to end"])
+def test_the_leader_s_host_ends_and_every_request_is_answered(
+    cluster: Cluster, how_it_ends: str, timing: Timing
+) -> None:
+    leader = cluster.whole()
+    epoch, worker = cluster.epoch(), set(descendants(cluster.worker.process.pid))
+    dead = cluster.controllers[leader]
+    with steady(cluster.http_port, cluster.grpc_port, MODELS) as load:
+        time.sleep(1.0)
+        gone_s = time.monotonic()
+        if how_it_ends == "killed":
+            dead.kill()
+        elif how_it_ends == "stopped":
+            dead.signal(signal.SIGSTOP)
+        else:
+            dead.process.terminate()
+        if how_it_ends != "stopped":
+            del cluster.controllers[leader]
+        (other,) = set(cluster.ports) - {leader}
+
+        def led_by_the_other() -> bool:
+            found = cluster.seen(other)
+            return bool(total(found, "clockwork_ready")) and (
+                total(found, "clockwork_controller_epoch") == epoch + 1
+            )
+
+        until("the other one leads", led_by_the_other, PATIENCE_S)
+        found = cluster.seen(other)
+        assert total(found, "clockwork_model_cold_starts_total") == 0, "nobody waited for weights"
+        time.sleep(1.0)
+        if how_it_ends == "stopped":
+            dead.signal(signal.SIGCONT)  # it does not know yet that it was deposed
+        else:
+            dead.close()
+            cluster.start(leader)
+        assert cluster.whole(epoch + 1) == other
+        time.sleep(0.5)
+        ends = load.stop()
+    assert {end.how for end in ends if not end.good} <= REFUSED, how(ends)
+    assert set(descendants(cluster.worker.process.pid)) == worker
+    with timing.judged():
+        assert not how(ends), "what could wait waited"
+        first_s = min(end.ended_s for end in ends if end.sent_s > gone_s)
+        assert (first_s - gone_s) * 1e3 < (STOPPED_MS if how_it_ends == "stopped" else KILLED_MS)
+    assert total(cluster.seen(other), "clockwork_answers_unmatched_total") == 0
+
+
+def test_one_that_stands_by_has_what_a_builder_added(cluster: Cluster) -> None:
+    leader = cluster.whole()
+    (other,) = set(cluster.ports) - {leader}
+    put(cluster.folder / "models", "late", affine(9))
+    build(cluster.folder)
+    until("it is known", lambda: "with 3 models" in cluster.controllers[other].said, PATIENCE_S)
+    cluster.controllers.pop(leader).kill()
+    until("the other one leads", lambda: cluster.leader == other, PATIENCE_S)
+    with steady(cluster.http_port, cluster.grpc_port, ("late",)) as load:
+        until("it is served", lambda: any(end.good for end in load.ends), PATIENCE_S)

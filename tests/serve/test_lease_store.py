@@ -1,0 +1,351 @@
+"""The lease that hosts share: one epoch each, whoever fails; and, as a rule, one holder at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.lease import BEATS, READS, LeaseBeat, LeaseSeen, LeaseWatch, StoreLease, Tenure
+from clockwork_serve.store.shared import FolderFiles, FsspecFiles, StoreFiles, Tick
+from tests.serve.links import until
+
+LEASE_S = 0.4
+PATIENCE_S = 20.0
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    uvloop.run(asyncio.wait_for(test, 60))
+
+
+class Faulty:
+    """The files of a folder, unless they fail, or hang until they do not any more."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files: StoreFiles = FolderFiles(folder)
+        self.fails: Exception | None = None
+        self.goes_on = threading.Event()
+        self.goes_on.set()
+
+    def read(self, name: str) -> bytes:
+        self._may_fail()
+        return self.files.read(name)
+
+    def get(self, name: str, into: Path, tick: Tick) -> None:
+        raise AssertionError
+
+    def put(self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False) -> None:
+        self._may_fail()
+        self.files.put(name, source, tick, new=new)
+
+    def has(self, name: str) -> bool:
+        raise AssertionError
+
+    def names(self, folder: str) -> set[str]:
+        self._may_fail()
+        return self.files.names(folder)
+
+    def _may_fail(self) -> None:
+        self.goes_on.wait(PATIENCE_S)
+        if self.fails is not None:
+            raise self.fails
+
+
+def lease(folder: Path, name: str = "main", address: str = "") -> tuple[StoreLease, Faulty]:
+    files = Faulty(folder)
+    return StoreLease(files, name, LEASE_S, address), files
+
+
+def die(held: StoreLease) -> None:
+    """As when its process is killed."""
+    assert held._keeping is not None
+    held._keeping.cancel()
+
+
+def test_each_holder_has_the_next_epoch_and_who_releases_it_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async def test() -> None:
+        for epoch in range(1, 5):
+            held, _ = lease(tmp_path)
+            began_s = time.monotonic()
+            assert await held.acquire() == epoch
+            assert time.monotonic() - began_s < LEASE_S, "it was released"
+            await asyncio.sleep(0.05)
+            held.release()
+            held.release()
+            assert not held.lost.is_set()
+
+    run(test())
+
+
+def test_who_stands_by_waits_while_there_are_heartbeats_and_for_the_lease_s_time_after(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        (held, _), (other, _) = lease(tmp_path, address="a:7000"), lease(tmp_path)
+        assert await held.acquire() == 1
+        waiting = asyncio.ensure_future(other.acquire())
+        await asyncio.sleep(3 * LEASE_S)
+        assert not waiting.done()
+        assert not held.lost.is_set()
+        assert other.leader == (1, "a:7000")
+        die(held)
+        began_s = time.monotonic()
+        assert await waiting == 2
+        assert time.monotonic() - began_s > LEASE_S / 2
+        other.release()
+
+    run(test())
+
+
+def test_who_knows_that_the_leader_is_dead_does_not_wait_and_else_it_is_deposed(tmp_path: Path) -> None:
+    async def test() -> None:
+        (held, _), (other, _) = lease(tmp_path), lease(tmp_path)
+        assert await held.acquire() == 1
+        waiting = asyncio.ensure_future(other.acquire())
+        await until(lambda: other.leader[0] == 1)
+        other.leader_died(7)
+        await asyncio.sleep(LEASE_S)
+        assert not waiting.done(), "somebody else died"
+        began_s = time.monotonic()
+        other.leader_died(1)
+        assert await waiting == 2
+        assert time.monotonic() - began_s < LEASE_S
+        assert not other.lost.is_set()
+        await asyncio.wait_for(held.lost.wait(), LEASE_S)  # it lives, and finds out by its next heartbeat
+        held.release()
+        assert sorted(path.name for path in (tmp_path / "leases/main").iterdir()) == [
+            "000000001.beat", "000000001.epoch", "000000002.beat", "000000002.epoch",
+        ]  # fmt: skip
+        other.release()
+
+    run(test())
+
+
+def test_of_many_at_once_each_has_an_epoch_of_its_own(tmp_path: Path) -> None:
+    async def test() -> None:
+        contenders = [lease(tmp_path)[0] for _ in range(8)]
+        waiting = {asyncio.ensure_future(one.acquire()): one for one in contenders}
+        found = []
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert len(done) == 1, "one holds it at a time"
+            (had,) = done
+            found.append(had.result())
+            waiting.pop(had).release()
+        assert found == list(range(1, 9))
+
+    run(test())
+
+
+def test_leases_of_two_names_in_one_store_have_nothing_to_do_with_each_other(tmp_path: Path) -> None:
+    async def test() -> None:
+        (one, _), (two, _) = lease(tmp_path, "one"), lease(tmp_path, "two")
+        assert (await one.acquire(), await two.acquire()) == (1, 1)
+        die(two)
+        await asyncio.sleep(2 * LEASE_S)
+        assert not one.lost.is_set()
+        third, _ = lease(tmp_path, "two")
+        assert await third.acquire() == 2
+        one.release()
+        third.release()
+
+    run(test())
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+def test_a_holder_whose_store_is_gone_stops_before_another_may_lead(tmp_path: Path, how: str) -> None:
+    async def test() -> None:
+        held, files = lease(tmp_path)
+        await held.acquire()
+        await asyncio.sleep(LEASE_S)
+        assert not held.lost.is_set()
+        if how == "fails":
+            files.fails = OSError(5, "Input/output error")
+        else:
+            files.goes_on.clear()
+        began_s = time.monotonic()
+        await asyncio.wait_for(held.lost.wait(), PATIENCE_S)
+        assert time.monotonic() - began_s < LEASE_S
+        files.goes_on.set()
+        held.release()
+
+    run(test())
+
+
+def test_a_store_that_fails_for_a_while_loses_nothing_but_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        (held, files), (other, others) = lease(tmp_path), lease(tmp_path)
+        files.fails = others.fails = OSError(5, "Input/output error")
+        waiting = asyncio.ensure_future(held.acquire())
+        await asyncio.sleep(LEASE_S)
+        assert not waiting.done()
+        files.fails = None
+        assert await waiting == 1
+        standing_by = asyncio.ensure_future(other.acquire())
+        await asyncio.sleep(2 * LEASE_S)
+        others.fails = None
+        await asyncio.sleep(2 * LEASE_S)
+        assert not standing_by.done(), "what it did not see is no reason to lead"
+        files.fails = OSError(5, "Input/output error")
+        await asyncio.sleep(LEASE_S / 4)
+        files.fails = None
+        await asyncio.sleep(2 * LEASE_S)
+        assert not held.lost.is_set()
+        held.release()
+        assert await standing_by == 2
+        other.release()
+
+    run(test())
+    assert sum("the store fails" in record.getMessage() for record in caplog.records) in (2, 3), "each once"
+
+
+def test_where_no_file_is_created_only_if_it_is_absent_there_is_no_lease(tmp_path: Path) -> None:
+    async def test() -> None:
+        with pytest.raises(ConfigError, match=r"store: expected one .* created only if it is absent"):
+            await StoreLease(FsspecFiles(f"file://{tmp_path}"), "main", LEASE_S).acquire()
+
+    run(test())
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0", b"{}", b'{"count": "x"}'])
+def test_a_heartbeat_that_cannot_be_read_is_one_that_does_not_change(tmp_path: Path, content: bytes) -> None:
+    async def test() -> None:
+        held, _ = lease(tmp_path)
+        await held.acquire()
+        await asyncio.sleep(0.05)
+        die(held)
+        await asyncio.sleep(0.05)
+        (tmp_path / "leases/main/000000001.beat").write_bytes(content)
+        other, _ = lease(tmp_path)
+        assert await other.acquire() == 2
+        other.release()
+
+    run(test())
+
+
+# ------------------------------------------------------------
+# The rules of both sides on virtual time, against an oracle that sees all of it: hosts that are paused at any
+# point for longer than the lease, clocks that differ in all but their rate, a store that is slow or fails.
+
+
+TIME_S = 1.0
+HORIZON_S = 300.0
+
+
+@dataclass
+class World:
+    """The true time, the store, and who may lead until when."""
+
+    dice: random.Random
+    now_s: float = 0.0
+    fails_until_s: float = 0.0
+    epochs: dict[int, str] = field(default_factory=dict)
+    beats: dict[int, LeaseBeat] = field(default_factory=dict)
+    may_lead: dict[int, float] = field(default_factory=dict)
+    """By epoch: until which true time its holder may lead."""
+
+    @property
+    def newest(self) -> int:
+        return max(self.epochs, default=0)
+
+    def seen(self) -> LeaseSeen:
+        return LeaseSeen(self.newest, self.beats.get(self.newest))
+
+    def create(self, epoch: int, holder: str) -> bool:
+        if epoch in self.epochs:
+            return False
+        assert epoch == self.newest + 1
+        for other, until_s in self.may_lead.items():
+            assert until_s <= self.now_s, f"{holder} leads with {epoch}, while {other} may until {until_s}"
+        self.epochs[epoch] = holder
+        return True
+
+    def delay_s(self) -> float:
+        """Of one step: mostly short, sometimes a pause beyond everything."""
+        long = self.dice.random() < 0.02
+        return self.dice.uniform(0.5, 3.0) * TIME_S if long else self.dice.expovariate(1 / 0.01)
+
+    def fails(self) -> bool:
+        if self.dice.random() < 0.005:
+            self.fails_until_s = self.now_s + self.dice.uniform(0, 3 * TIME_S)
+        return self.now_s < self.fails_until_s
+
+
+def host(world: World, name: str) -> Iterator[float]:
+    """One controller after the other on a host, in steps: yields how long each takes."""
+    offset_s, rate = world.dice.uniform(0, 1e6), world.dice.uniform(0.9995, 1.0005)
+
+    def clock_s() -> float:
+        return offset_s + rate * world.now_s
+
+    def true_s(clock: float) -> float:
+        return (clock - offset_s) / rate
+
+    while True:
+        epoch, began_s = 0, 0.0
+        watch = LeaseWatch(TIME_S)
+        while not epoch:
+            began_s = clock_s()
+            yield world.delay_s()
+            seen = None if world.fails() else world.seen()
+            yield world.delay_s()
+            if seen is not None and watch.free(seen, began_s, clock_s()):
+                began_s = clock_s()
+                yield world.delay_s()
+                if not world.fails() and world.create(seen.epoch + 1, name):
+                    epoch = seen.epoch + 1
+                yield world.delay_s()
+            yield TIME_S / READS
+        yield from reign(world, epoch, Tenure(TIME_S, began_s), clock_s, true_s)
+        yield world.delay_s()
+
+
+def reign(
+    world: World, epoch: int, tenure: Tenure, clock_s: Callable[[], float], true_s: Callable[[float], float]
+) -> Iterator[float]:
+    """As long as it leads."""
+    for count in range(1, 1_000_000):
+        left_s = tenure.left_s(clock_s())
+        world.may_lead[epoch] = true_s(clock_s() + left_s)
+        if left_s <= 0 or world.dice.random() < 0.01:  # or it is killed
+            world.may_lead.pop(epoch)
+            return
+        began_s = clock_s()
+        yield world.delay_s()
+        good = not world.fails()
+        if good:
+            world.beats[epoch] = LeaseBeat(count=count)
+        newest = world.newest
+        yield world.delay_s()
+        if good and newest > epoch:
+            world.may_lead.pop(epoch)
+            return
+        if good:
+            tenure.renewed(began_s, clock_s())
+            world.may_lead[epoch] = true_s(clock_s() + tenure.left_s(clock_s()))
+        yield min(max(0.0, tenure.left_s(clock_s())), TIME_S / BEATS)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_two_may_lead_at_any_time_whoever_is_paused_or_fails(seed: int) -> None:
+    world = World(random.Random(seed))
+    hosts = {name: host(world, name) for name in ("a", "b", "c")}
+    steps = [(0.0, name) for name in hosts]
+    while steps[0][0] < HORIZON_S:
+        world.now_s, name = heapq.heappop(steps)
+        heapq.heappush(steps, (world.now_s + next(hosts[name]), name))
+    assert sorted(world.epochs) == list(range(1, world.newest + 1))
+    assert len({*world.epochs.values()}) == 3, "each led"
+    assert world.newest > HORIZON_S / 60, "and it went on"
