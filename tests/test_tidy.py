@@ -377,7 +377,7 @@ def test_every_package_of_tests_has_its_package() -> None:
     packages |= {"client", "lab"}
     apart = {
         "benchmarks", "comparison", "distributions", "end_to_end", "docs", "fuzz", "golden", "examples",
-        "harness", "qa",
+        "deploy", "harness", "qa",
     }  # fmt: skip
     tested = {path.split("/")[1] for path in tracked() if re.match(r"tests/\w+/", path)}
 

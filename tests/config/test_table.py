@@ -174,6 +174,13 @@ def test_what_are_no_names_of_hosts_says_how_to_write_them(written: object) -> N
     assert "models.example.com" in caught.value.remedy
 
 
+def test_the_name_of_one_host() -> None:
+    assert values.host_name(" Clockwork.internal ") == "clockwork.internal"
+    for written in ("", "a,b", "a:80", "*.a", None, ["a"]):
+        with pytest.raises(Unfit, match="the name of a host"):
+            values.host_name(written)
+
+
 def test_a_share_is_told_from_a_size_by_its_type() -> None:
     read = size_or_share(1024)
     assert read("80%") == 0.8

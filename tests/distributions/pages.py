@@ -23,7 +23,7 @@ PAGES: Final = (
 )
 PROGRAMS: Final = (
     "clockwork", "curl", "pip", "make", "perf_analyzer", "grpcurl", "grpc_health_probe", "chrt", "python",
-    "docker", "podman", "kubectl", "helm", "prometheus", "promtool", "ray",
+    "docker", "podman", "kubectl", "helm", "kind", "prometheus", "promtool", "ray",
 )  # fmt: skip
 """Each is a function of the shell, which decides whether and how to run it."""
 ELSEWHERE: Final = {
@@ -42,6 +42,10 @@ ELSEWHERE: Final = {
     "grpc_health_probe *": "a program of others",
     "prometheus *": "a program of others; tests/end_to_end/test_monitoring.py runs it",
     "promtool *": "likewise; tests/examples/test_monitoring.py",
+    "docker build *": "needs a container engine",
+    "kind *": "likewise",
+    "kubectl *": "needs a cluster",
+    "helm *": "likewise; tests/deploy renders what it would install",
 }
 """Commands that are not run here, as patterns of the shell, and why."""
 _FENCE = re.compile(r"^(```+)(\w*)\n(.*?)^\1$", re.MULTILINE | re.DOTALL)

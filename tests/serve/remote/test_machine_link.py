@@ -74,6 +74,19 @@ def test_frames_go_both_ways_and_pings_stay_inside(tmp_path: Path) -> None:
     run(test())
 
 
+def test_a_name_of_the_cluster_is_asked_for_instead_of_the_address(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with far(tmp_path) as there:
+            here = Side()
+            joining = theirs(certificates(tmp_path))
+            link = await connect(here, there.port, msgspec.structs.replace(joining, name="localhost"))
+            link.close()
+            with pytest.raises(TransportError, match=r"not valid for 'clockwork\.internal'"):
+                await connect(here, there.port, msgspec.structs.replace(joining, name="clockwork.internal"))
+
+    run(test())
+
+
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.WARNING, machine_link.__name__)

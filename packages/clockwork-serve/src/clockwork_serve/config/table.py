@@ -207,6 +207,14 @@ def machine_name(value: object) -> str:
     )
 
 
+def host_name(value: object) -> str:
+    """The name of one host, in small letters."""
+    found = value.strip().lower() if isinstance(value, str) else ""
+    if _HOST_NAME.fullmatch(found):
+        return found
+    raise Unfit("the name of a host", "write it like clockwork.example.com")
+
+
 def host_names(value: object) -> tuple[str, ...]:
     """Names of hosts, without ports, in a list or in text with commas between; in small letters."""
     found = value.split(",") if isinstance(value, str) else value
@@ -638,6 +646,10 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     )] = ""
     cluster_ca: Annotated[str, Setting(
         path, "PEM file of the authority of all machines' certificates", GATEWAY | WORKER,
+    )] = ""
+    cluster_name: Annotated[str, Setting(
+        host_name, "name that certificates of other machines must have; none: the address of each",
+        GATEWAY | WORKER,
     )] = ""
     silence_s: Annotated[float, Setting(
         number(0.2, 60), "seconds without data after which the link to a machine is lost", GATEWAY | WORKER,

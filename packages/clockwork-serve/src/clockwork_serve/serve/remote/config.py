@@ -29,11 +29,15 @@ _log = logging.getLogger(__name__)
 
 
 class ClusterFiles(Struct, frozen=True, kw_only=True):
-    """Paths of PEM files: this machine's certificate, its key, and the authority of all machines."""
+    """Paths of PEM files: this machine's certificate, its key, and the authority of all machines.
+
+    ``name`` is what the certificates of others name; empty: the address at which each is.
+    """
 
     certificate: str = ""
     key: str = ""
     ca: str = ""
+    name: str = ""
 
     def check(self, asked_by: str) -> None:
         """Raise :class:`ConfigError` unless all three are there and fit; ``asked_by`` is what needs them."""
@@ -52,11 +56,18 @@ class ClusterFiles(Struct, frozen=True, kw_only=True):
         return {"cluster_certificate": self.certificate, "cluster_key": self.key, "cluster_ca": self.ca}
 
 
-def context_of(files: ClusterFiles, *, server: bool) -> ssl.SSLContext:
+class PeerContext(ssl.SSLContext):
+    """The TLS context of one side. ``name`` is that of the peer, as in :class:`ClusterFiles`."""
+
+    name = ""
+
+
+def context_of(files: ClusterFiles, *, server: bool) -> PeerContext:
     """The TLS context of one side. Raises :class:`ConfigError` naming the setting of a file that is wrong."""
     for setting, path in files.named().items():
         pem.read(setting, path)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context = PeerContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+    context.name = files.name
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols([PROTOCOL_NAME])
     pem.load_chain(context, "cluster", files.certificate, files.key)
@@ -72,7 +83,7 @@ class ClusterContext:
         """Raises :class:`ConfigError` naming the setting."""
         self._watched = Watched(list(files.named().values()), lambda: context_of(files, server=server))
 
-    def now(self) -> ssl.SSLContext:
+    def now(self) -> PeerContext:
         """The context for a connection made now."""
         self._watched.refresh()
         return self._watched.content
@@ -106,7 +117,10 @@ class BridgeConfig(Struct, frozen=True, kw_only=True):
 def cluster_files(settings: Settings) -> ClusterFiles:
     """The certificate and key of this machine, and the authority of all machines."""
     return ClusterFiles(
-        certificate=settings.cluster_certificate, key=settings.cluster_key, ca=settings.cluster_ca
+        certificate=settings.cluster_certificate,
+        key=settings.cluster_key,
+        ca=settings.cluster_ca,
+        name=settings.cluster_name,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import ssl
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -19,7 +18,7 @@ from clockwork_serve.fence import Fence
 from clockwork_serve.messages import Frame, Hello, Ping
 from clockwork_serve.serve.accepting import Acceptor, Strangers, network_of
 from clockwork_serve.serve.gateway.tls import reason_of
-from clockwork_serve.serve.remote.config import PROTOCOL_NAME, ClusterContext
+from clockwork_serve.serve.remote.config import PROTOCOL_NAME, ClusterContext, PeerContext
 from clockwork_serve.serve.transport import Handlers, Handshake, Link, OnFrames, OnLink, OnLost
 from clockwork_serve.units import KIB
 
@@ -141,7 +140,7 @@ class MachineLink(Link):
 
 
 async def connect_machine(
-    address: tuple[str, int], context: ssl.SSLContext, own: Hello, on_frames: OnFrames, on_lost: OnLost,
+    address: tuple[str, int], context: PeerContext, own: Hello, on_frames: OnFrames, on_lost: OnLost,
     silence_s: float = SILENCE_S, *, fence: Fence | None = None, name: str = "",
 ) -> MachineLink:  # fmt: skip
     """Connect to the bridge at ``address``; as :func:`~clockwork_serve.serve.transport.connect`.
@@ -156,7 +155,7 @@ async def connect_machine(
 
 
 async def dial(
-    address: tuple[str, int], context: ssl.SSLContext, protocol: asyncio.BaseProtocol, name: str = ""
+    address: tuple[str, int], context: PeerContext, protocol: asyncio.BaseProtocol, name: str = ""
 ) -> None:
     """Connect and shake hands with the machine at ``address``. Raises :class:`TransportError`."""
     host, port = address
@@ -164,7 +163,7 @@ async def dial(
     try:
         async with asyncio.timeout(CONNECT_S):
             await loop.create_connection(
-                lambda: protocol, host, port, ssl=context, server_hostname=name or host
+                lambda: protocol, host, port, ssl=context, server_hostname=context.name or name or host
             )
     except (TimeoutError, OSError) as error:
         why = f"nothing within {CONNECT_S:g} s" if isinstance(error, TimeoutError) else reason_of(error)
