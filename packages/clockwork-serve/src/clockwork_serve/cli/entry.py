@@ -25,6 +25,7 @@ from clockwork_serve.cli.serve import gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.top import top
 from clockwork_serve.cli.traces import traces
+from clockwork_serve.cli.workload import workload
 from clockwork_serve.errors import ClockworkError, ConfigError, described
 
 if TYPE_CHECKING:
@@ -115,8 +116,8 @@ def clockwork() -> None:
 
 
 for _command in (
-    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, timeline, explain,
-    live, top, traces, docs, examples,
+    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, workload, timeline,
+    explain, live, top, traces, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 
