@@ -25,6 +25,7 @@ from clockwork_serve.cli.serve import gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.top import top
 from clockwork_serve.cli.traces import traces
+from clockwork_serve.cli.what_if import what_if
 from clockwork_serve.cli.workload import workload
 from clockwork_serve.errors import ClockworkError, ConfigError, described
 
@@ -117,7 +118,7 @@ def clockwork() -> None:
 
 for _command in (
     serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, workload, timeline,
-    explain, live, top, traces, docs, examples,
+    explain, what_if, live, top, traces, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 
