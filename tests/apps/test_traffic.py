@@ -104,7 +104,7 @@ def test_what_gateways_ended_counts_too_once_and_not_if_it_was_invalid(tmp_path:
     made = transcribe(path, tmp_path / "again.toml", NOTHING)
 
     assert made.requests == len(asked_in(path)) + 1
-    assert "1 requests were invalid, and are left out" in made.notes
+    assert "1 request left out, for it was invalid" in made.notes
 
 
 def test_where_a_run_began_at_a_time_of_day_parts_are_chosen_by_it(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def test_an_access_log(tmp_path) -> None:
     notes = "\n".join(traffic.notes())
     assert "times are whole seconds" in notes
     assert "SLOs are not told" in notes
-    assert "1 lines ask for no model (health, metadata, ...), the first in line 3" in notes
-    assert "1 lines are not of an access log, the first in line 5" in notes
+    assert "1 line without a model in its path (health, metadata, ...), the first in line 3" in notes
+    assert "1 line in another form than an access log has, the first in line 5" in notes
 
 
 def test_a_log_of_other_paths(tmp_path) -> None:
@@ -97,7 +97,7 @@ def test_json_lines(tmp_path) -> None:
     assert told(requests) == [(1_500_000_000, "resnet"), (NOON * NS_PER_S, "bert-base")]
     assert requests[0].slo_ns == 20_000_000
     assert requests[0].whose.tenant == "web"
-    assert any("1 lines ask for no model" in note for note in traffic.notes())
+    assert any("1 line without a model" in note for note in traffic.notes())
 
 
 def test_rows_that_name_no_model_get_the_one_that_is_given(tmp_path) -> None:

@@ -40,6 +40,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.telemetry import JournalHead, Step, Torn, read_records
 from clockwork_serve.telemetry.journal import MAGIC
 from clockwork_serve.units import MIB, NS_PER_S, counted
+from clockwork_serve.workload.traffic import told
 from clockwork_serve.workload.zoo import Zoo, check_machine, row_of
 
 KEPT: Final = 255
@@ -76,10 +77,10 @@ class LearnedProfiles:
             self._present.clear()
             return
         if isinstance(record, Torn):
-            self.lost["chunk is cut short: requests in it are missing"] += 1
+            self.lost["chunk cut short, and its requests missing"] += 1
             return
         if record.dropped:
-            self.lost["steps are missing, and the requests in them"] += record.dropped
+            self.lost["step missing, with the requests in it"] += record.dropped
         for event in record.events:
             self._observe(event)
         for effect in record.effects:
@@ -98,8 +99,8 @@ class LearnedProfiles:
                 if sent is not None and event.status is Status.OK:
                     self._learn(sent, event)
             case Request():
-                self.lost["requests had several rows, and count as one"] += event.rows > 1
-                self.lost["requests had inputs of other shapes than their models declare"] += bool(
+                self.lost["request of several rows, which has one here"] += event.rows > 1
+                self.lost["request with inputs of other shapes than its model declares"] += bool(
                     event.signature
                 )
             case CodeAdded():
@@ -117,11 +118,11 @@ class LearnedProfiles:
                 }
             case WorkerLost():
                 self._present.pop(event.worker, None)
-                self.lost["workers were lost: here none is"] += 1
+                self.lost["worker lost: here none is"] += 1
             case ModelRemoved():
-                self.lost["models were removed: here all are there from the beginning to the end"] += 1
+                self.lost["model removed: here all are there all the time"] += 1
             case Cancel():
-                self.lost["requests were cancelled by their clients, who wait here"] += 1
+                self.lost["request cancelled by clients, who wait here"] += 1
             case QuotasSet():
                 self.quotas = {quota.tenant: quota for quota in event.quotas}
             case _:
@@ -223,7 +224,7 @@ class LearnedProfiles:
 
     def notes(self) -> list[str]:
         """What was lost, in sentences."""
-        said = [f"{count:,} {what}" for what, count in self.lost.items() if count]
+        said = told(self.lost)
         others = [f"{counted(number, 'device')} of {kind}" for kind, number in self.devices.items()]
         if len(others) > 1:
             said.append(f"the table is of {self.kind} alone; there were {', '.join(others)}")

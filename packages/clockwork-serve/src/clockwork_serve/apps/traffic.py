@@ -28,6 +28,7 @@ from clockwork_serve.workload.traffic import (
     RequestClass,
     TrafficSource,
     open_traffic,
+    told,
 )
 from clockwork_serve.workload.transcript import TrafficChanges, Transcriber, Transcript
 from clockwork_serve.workload.zoo import FILES, Zoo
@@ -86,9 +87,9 @@ class JournalTraffic:
                 if not isinstance(event, Request):
                     continue
                 if event.request_id in invalid:
-                    self._lost["requests were invalid, and are left out"] += 1
+                    self._lost["request left out, for it was invalid"] += 1
                     continue
-                self._lost["requests were ended by gateways: here they reach the controller"] += 1
+                self._lost["request ended by a gateway alone: here the controller decides"] += 1
                 yield event.request_id, self._logged(number, event)
 
     def _begin(self, head: JournalHead) -> None:
@@ -109,7 +110,7 @@ class JournalTraffic:
 
     def notes(self) -> list[str]:
         """What was lost, in sentences."""
-        return [*self.learned.notes(), *[f"{count:,} {what}" for what, count in self._lost.items()]]
+        return [*self.learned.notes(), *told(self._lost)]
 
 
 def transcribe(

@@ -10,7 +10,7 @@ import math
 import re
 from calendar import timegm
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import NS_PER_S
+from clockwork_serve.units import NS_PER_S, counted
 from clockwork_serve.workload.tables import MOST_RPS
 from clockwork_serve.workload.trace_files import header_of, instant, lines, seconds, slo_of, wrong
 
@@ -123,9 +123,8 @@ class _Lines:
         said = ["sizes of inputs are not told: each request has one row of its model's usual shape"]
         if not self._slos:
             said.append("SLOs are not told: --slo-ms gives one to all")
-        return said + [
-            f"{count:,} {what}, the first in line {self._first[what]}" for what, count in self._lost.items()
-        ]
+        first = [f", the first in line {self._first[what]}" for what in self._lost]
+        return said + [one + where for one, where in zip(told(self._lost), first, strict=True)]
 
     def _named(self, line: int, name: bytes) -> str:
         """A model's name. Raises :class:`ConfigError` for one that no scenario can have."""
@@ -242,7 +241,7 @@ class JsonTraffic(_Lines):
                 model = self._named(number, name)
             elif path := _value(row, _PATHS):
                 if (named := self._in_path(path)) is None:
-                    self._lose("lines ask for no model (health, metadata, ...)", number)
+                    self._lose("line without a model in its path (health, metadata, ...)", number)
                     continue
                 model = self._named(number, named)
             else:
@@ -277,12 +276,12 @@ class LogTraffic(_Lines):
         for number, line in self._lines():
             match = _LOG.match(line)
             if match is None:
-                self._lose("lines are not of an access log", number)
+                self._lose("line in another form than an access log has", number)
                 continue
             *when, asked = match.groups()
             named = self._in_path(asked)
             if named is None:
-                self._lose("lines ask for no model (health, metadata, ...)", number)
+                self._lose("line without a model in its path (health, metadata, ...)", number)
                 continue
             request = LoggedRequest(number, self._second(number, when), self._named(number, named))
             if held and request.at_ns != held[0].at_ns:
@@ -462,6 +461,12 @@ def begin(path: Path) -> bytes:
         raise ConfigError(
             f"{path}: expected a readable file; found: {error.strerror}; check the path"
         ) from None
+
+
+def told(lost: Mapping[str, int]) -> list[str]:
+    """What was lost, and how often, in words that begin with what is counted."""
+    parts = [(count, what.partition(" ")) for what, count in lost.items() if count]
+    return [f"{counted(count, noun)} {rest}" for count, (noun, _, rest) in parts]
 
 
 def _of(names: list[str], known: Iterable[str]) -> int | None:
