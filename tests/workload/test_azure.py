@@ -125,7 +125,7 @@ def test_a_row_of_2021_came_at_its_end_less_its_duration(tmp_path) -> None:
     file = written(tmp_path, "app,func,end_timestamp,duration\na,f,10.5,0.25\na,g,10.75,10\n")
 
     assert is_2021(file)
-    assert list(rows_2021(file)) == [(2, 10_250_000_000, b"a,f"), (3, 750_000_000, b"a,g")]
+    assert list(rows_2021(file)) == [(2, 10_250_000_000, b"a,f", 0), (3, 750_000_000, b"a,g", 0)]
 
 
 @pytest.mark.parametrize(

@@ -194,3 +194,55 @@ def test_a_trace_is_found_beside_its_scenario_too(base, tmp_path_factory) -> Non
     )
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     assert run(build(read_scenario(base / "s.toml"), 1, elsewhere))["times_ns"].size == 240
+
+
+NAMED = "time,model,slo_ms\n0,m-0001,20\n1,m-0000,\n2,m-0001,30\n"
+
+
+def test_calls_go_to_the_models_that_they_name_with_their_own_slos(tmp_path) -> None:
+    (tmp_path / "named.csv").write_text(NAMED)
+    fields = {"trace": "named.csv", "mapping": "named"}
+
+    workload = build(scenario(load("timestamps", **fields)), 1, tmp_path)
+    made = run(workload)
+    one_slo = requests(load("timestamps", slo_ms=5, **fields), base=tmp_path)
+
+    assert made["models"].tolist() == one_slo["models"].tolist() == [1, 0, 1]
+    assert made["slos_ns"].tolist() == [20_000_000, 86_400 * NS_PER_S, 30_000_000]
+    assert set(one_slo["slos_ns"]) == {5_000_000}
+    assert workload.notes[-1] == "load: SLOs as the trace has them"
+
+
+def test_minutes_go_to_the_models_that_they_name(tmp_path) -> None:
+    (tmp_path / "t.csv").write_text(
+        "HashOwner,HashApp,HashFunction,Trigger,1\no,a,m-0002,x,9\no,b,m-0001,x,5\n"
+    )
+
+    made = requests(load("azure", trace="t.csv", mapping="named", counts="exact"), base=tmp_path, seconds=60)
+
+    assert np.bincount(made["models"]).tolist() == [0, 5, 9]
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "text", "line"),
+    [
+        ("timestamps", NAMED.replace("m-0000", "m-0009"), 3),
+        ("azure", "app,func,end_timestamp,duration\na,m-0001,1,0\nb,m-0009,2,0\n", 3),
+        ("azure", "HashOwner,HashApp,HashFunction,Trigger,1\no,a,m-0001,x,1\no,b,m-0009,x,1\n", 3),
+    ],
+)
+def test_a_model_that_is_not_there_is_named_by_its_line(tmp_path, arrivals, text, line) -> None:
+    (tmp_path / "t.csv").write_text(text)
+
+    with pytest.raises(ConfigError) as caught:
+        build(scenario(load(arrivals, trace="t.csv", mapping="named")), 1, tmp_path)
+
+    assert (
+        f"t.csv:{line}: function: expected the name of one of the load's models, found 'm-0009'; add it"
+        in str(caught.value)
+    )
+
+
+def test_functions_that_are_drawn_have_no_names() -> None:
+    with pytest.raises(ConfigError, match="mapping: expected block, stripe or shuffled, found 'named'"):
+        build(scenario(load("generated", functions=5, mapping="named")), 1)

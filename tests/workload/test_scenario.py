@@ -90,7 +90,7 @@ WRONG = [
     ("factor = 1.5,", "factor = 1.5, add = 1,", 28, "loads[0].slo_ramp.factor: expected either factor or add"),
     ("every_s = 5,", "every_s = 0,", 28, "loads[0].slo_ramp.every_s: expected a number"),
     ('"day2.csv.gz"]', '"day2.csv.gz"]\nrate_scale = 2\nrate_rps = 5', 35, "rate_scale: expected either rate_rps or"),
-    ('mapping = "stripe"', 'mapping = "strip"', 35, "one of block, stripe, shuffled, found 'strip'; did you mean stripe"),
+    ('mapping = "stripe"', 'mapping = "strip"', 35, "one of block, stripe, shuffled, named, found 'strip'; did you mean stripe"),
     ('mapping = "stripe"', "cap_share = 1.5", 35, "loads[1].cap_share: expected a share in (0, 1], found 1.5"),
     ('mapping = "stripe"', 'counts = "exact"', 36, 'loads[1].rate_ramp: expected no value with counts = "exact"'),
     ("add = 2", "ad = 2", 38, "loads[1].rate_ramp.ad: expected a known field, found 'ad'; did you mean add?"),

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from clockwork_serve import __version__
+from clockwork_serve.apps.learned import is_journal, read_zoo
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.messages import Profile
@@ -86,12 +87,13 @@ def ask(
     zoo: str | None = None,
     devices: int | None = None,
     traces: str | Path | None = None,
+    foreign: bool = False,
 ) -> SimulationQuestion:
     """Read a scenario and make it ready.
 
     ``zoo`` and ``devices`` stand in for those of the scenario's cluster; ``traces`` is the folder of its
-    trace files (None: beside the scenario). Raises :class:`ConfigError`, which names file, line and field
-    where a file is wrong.
+    trace files (None: beside the scenario). ``foreign``: a profile of another machine will do. Raises
+    :class:`ConfigError`, which names file, line and field where a file is wrong.
     """
     scenario = read_scenario(path)
     table = _cluster_table(scenario, zoo, devices)
@@ -99,7 +101,7 @@ def ask(
         scenario = structs.replace(scenario, cluster=table)
     except FieldError as error:
         raise scenario.wrong(error.field, error.what) from None
-    models = _zoo(scenario, given=zoo is not None)
+    models = _zoo(scenario, given=zoo is not None, foreign=foreign)
     check_kinds(scenario, models.models)
     workload = build(scenario, seed, None if traces is None else Path(traces))
     cluster = cluster_of(table)
@@ -133,8 +135,10 @@ def cluster_of(table: ClusterTable) -> Cluster:
 def _cluster_table(scenario: Scenario, zoo: str | None, devices: int | None) -> ClusterTable:
     """The scenario's cluster with the caller's changes; a zoo's file is looked for beside the scenario."""
     table = scenario.cluster
-    if zoo is None and table.zoo.endswith(FILES) and scenario.source is not None:
-        table = structs.replace(table, zoo=str(Path(scenario.source.file).parent / table.zoo))
+    if zoo is None and scenario.source is not None:
+        beside = Path(scenario.source.file).parent / table.zoo
+        if table.zoo.endswith(FILES) or is_journal(beside):
+            table = structs.replace(table, zoo=str(beside))
     changes = {"zoo": zoo, "devices": devices}
     try:
         return ClusterTable(
@@ -145,12 +149,12 @@ def _cluster_table(scenario: Scenario, zoo: str | None, devices: int | None) -> 
         raise ConfigError(f"--{name}: {error}") from None
 
 
-def _zoo(scenario: Scenario, *, given: bool) -> Zoo:
+def _zoo(scenario: Scenario, *, given: bool, foreign: bool) -> Zoo:
     name = scenario.cluster.zoo
     try:
-        return Zoo.read(name)
+        return read_zoo(name, foreign=foreign)
     except ConfigError as error:
-        if given or name.endswith(FILES):
+        if given or name.endswith(FILES) or is_journal(name):
             raise
         raise scenario.wrong("cluster.zoo", str(error).removeprefix("zoo: ")) from None
 

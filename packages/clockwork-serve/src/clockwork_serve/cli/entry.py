@@ -26,6 +26,8 @@ from clockwork_serve.cli.serve import controller, gateway, serve, worker
 from clockwork_serve.cli.simulate import simulate
 from clockwork_serve.cli.top import top
 from clockwork_serve.cli.traces import traces
+from clockwork_serve.cli.what_if import what_if
+from clockwork_serve.cli.workload import workload
 from clockwork_serve.errors import ClockworkError, ConfigError, described
 
 if TYPE_CHECKING:
@@ -116,8 +118,8 @@ def clockwork() -> None:
 
 
 for _command in (
-    serve, controller, worker, gateway, validate, compile_, profile, models, config, key, simulate,
-    timeline, explain, live, top, traces, ray, docs, examples,
+    serve, controller, worker, gateway, validate, compile_, profile, models, config, key, simulate, workload,
+    timeline, explain, what_if, live, top, traces, ray, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 

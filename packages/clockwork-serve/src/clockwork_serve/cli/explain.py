@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
-from clockwork_serve.cli.options import json_flag
+from clockwork_serve.cli.options import duration_ns, json_flag
 from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, note, say, show_json
 from clockwork_serve.errors import ClockworkError, ConfigError
-from clockwork_serve.units import NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from clockwork_serve.sim.explain import Explanation
     from clockwork_serve.sim.survey import SurveyReport
-
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class NotFound(ClockworkError):
@@ -80,8 +76,9 @@ def explain(  # noqa: PLR0917 - click gives them by name
                 from clockwork_serve.sim.survey import Which, survey
 
                 told = survey(
-                    path, Which(which or "refused"), since_ns=None if since is None else _nanoseconds(since),
-                    tenant=tenant, sample=sample, tell=tell, stopped=stopped, check=check,
+                    path, Which(which or "refused"),
+                    since_ns=None if since is None else duration_ns("since", since), tenant=tenant,
+ sample=sample, tell=tell, stopped=stopped, check=check,
                 )  # fmt: skip
     except KeyboardInterrupt:
         note("interrupted: nothing was found so far")
@@ -144,10 +141,3 @@ def _not_found(path: Path, request_id: str, tenant: str | None) -> str:
         f"found none; {like}. What a gateway refuses by itself (too large, unknown, hopeless by the "
         "controller's last summary) never reaches it: the answer's own message says why"
     )
-
-
-def _nanoseconds(text: str) -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if found is None or not float(found[1]):
-        raise ConfigError(f"since: expected a time such as 90s, 30m, 1h or 2d, found {text!r}; correct it")
-    return round(float(found[1]) * _UNITS[found[2]] * NS_PER_S)

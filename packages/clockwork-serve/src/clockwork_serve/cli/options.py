@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from clockwork_serve.config import SETTINGS, Setting, Settings, read_settings, setting
 from clockwork_serve.config.table import JoiningProcess, switch
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.units import NS_PER_S
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
 _METAVARS = {
     "port": "PORT", "ms": "MS", "s": "SECONDS", "memory": "PREFIX", "device": "DEVICE", "cache": "FOLDER",
     "store": "FOLDER|URL", "journal": "memory|FILE|off", "size": "SIZE",
@@ -30,6 +35,16 @@ def repository_argument(command: Command) -> Command:
 def json_flag(command: Command) -> Command:
     """``--json``: the output as JSON, on standard output."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(command)
+
+
+def duration_ns(name: str, text: str) -> int:
+    """A time such as ``90s``, ``30m``, ``1h`` or ``2d``. Raises :class:`ConfigError`, with that name."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if found is None or not float(found[1]):
+        raise ConfigError(
+            f"{name}: expected a time such as 90s, 30m, 1h or 2d, found {text!r:.40}; correct it"
+        )
+    return round(float(found[1]) * _UNITS[found[2]] * NS_PER_S)
 
 
 def setting_options(*shown: str, hidden: tuple[str, ...] = ()) -> Callable[[Command], Command]:

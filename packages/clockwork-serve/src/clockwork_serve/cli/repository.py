@@ -260,6 +260,7 @@ def profile(
     repository: str | None, config: str | None, again: bool, as_json: bool, **flags: Any  # noqa: FBT001
 ) -> int:  # fmt: skip
     """Measure every code in REPO on the devices, and keep the profiles; exits with 1 if a model fails."""
+    from clockwork_serve.devices.kinds import machine_name
     from clockwork_serve.serve.supervisor.config import store_config
     from clockwork_serve.store import Cache, Repository
 
@@ -274,7 +275,7 @@ def profile(
     if as_json:
         show_json(
             {"profiles": profiles, "models": _names(served), "tables": _tables(served, profiles),
-             "warnings": found.warnings, "problems": problems}
+             "measured_on": machine_name(), "warnings": found.warnings, "problems": problems}
         )  # fmt: skip
         return 1 if problems else 0
     kept = f"{counted(len(profiles), 'profile')} kept in {cache.root}{_beside(settings)}"

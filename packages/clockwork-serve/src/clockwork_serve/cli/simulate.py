@@ -48,8 +48,9 @@ _TRACES = "CLOCKWORK_TRACES"
 )
 @click.option(
     "--zoo", metavar="NAME|FILE",
-    help="Table of models, instead of the scenario's: v100, a CSV file, or a profile as JSON.",
+    help="Table of models, instead of the scenario's: v100, a CSV file, a profile as JSON, or a journal.",
 )  # fmt: skip
+@click.option("--foreign-profile", "foreign", is_flag=True, help="--zoo may be measured on another machine.")
 @click.option(
     "--trace-dir", "traces", metavar="DIR", envvar=_TRACES,
     help=f"Folder of trace files. [default: {_TRACES}, else beside the scenario]",
@@ -70,6 +71,7 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
     seed: int,
     devices: int | None,
     zoo: str | None,
+    foreign: bool,
     traces: str | None,
     config: str | None,
     json_file: str | None,
@@ -98,8 +100,9 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
     settings = settings_from(None, config, flags, needs_repository=False)
     _check_files(json_file, journal, traces)
     question = ask(
-        scenario, config=controller_config(settings), seed=seed, zoo=zoo, devices=devices, traces=traces
-    )
+        scenario, config=controller_config(settings), seed=seed, zoo=zoo, devices=devices, traces=traces,
+        foreign=foreign,
+    )  # fmt: skip
     played = _play(question, journal, checks=checks, quiet=json_file == _STDOUT)
     made = report(question, played)
     if json_file == _STDOUT:
@@ -341,7 +344,7 @@ def _replay(path: str, json_file: str | None, *, checks: bool) -> int:
     if json_file == _STDOUT:
         show_json(_replay_json(path, replayed))
     else:
-        for line in _replay_lines(replayed):
+        for line in replay_lines(replayed):
             say(line)
         _write(json_file, msgspec.json.encode(_replay_json(path, replayed)))
     if replayed.cut:
@@ -351,26 +354,26 @@ def _replay(path: str, json_file: str | None, *, checks: bool) -> int:
 
 def _replay_json(path: str, replayed: Replayed) -> dict[str, Any]:
     """The result for machines."""
-    found: dict[str, Any] = _named(replayed)
+    found: dict[str, Any] = named(replayed)
     return {"journal": path, "agrees": replayed.agrees, "decisions": replayed.decisions, **found}
 
 
-def _named(value: Any) -> Any:
+def named(value: Any) -> Any:
     """Plain data with the names of all fields, of messages too, which are arrays on links."""
     match value:
         case Struct():
             tag = value.__struct_config__.tag
-            fields = {name: _named(getattr(value, name)) for name in value.__struct_fields__}
+            fields = {name: named(getattr(value, name)) for name in value.__struct_fields__}
             return fields if tag is None else {"type": tag, **fields}
         case list() | tuple():
-            return [_named(each) for each in value]
+            return [named(each) for each in value]
         case dict():
-            return {key: _named(each) for key, each in value.items()}
+            return {key: named(each) for key, each in value.items()}
         case _:
             return msgspec.to_builtins(value)
 
 
-def _replay_lines(replayed: Replayed) -> list[str]:
+def replay_lines(replayed: Replayed) -> list[str]:
     """The result for people."""
     shown: list[str] = []
     for number, run in enumerate(replayed.runs, start=1):
@@ -411,7 +414,7 @@ def _run_lines(run: Run, title: str) -> list[str]:
 
 def _difference_lines(found: Difference, replayed: Replayed) -> list[str]:
     run = replayed.runs[found.run - 1]
-    events = [f"    {_short(event)}" for event in found.events[:_EVENTS_SHOWN]]
+    events = [f"    {short(event)}" for event in found.events[:_EVENTS_SHOWN]]
     if len(found.events) > _EVENTS_SHOWN:
         events.append(f"    and {len(found.events) - _EVENTS_SHOWN:,} more")
     after_s = (found.now_ns - (run.began_ns or found.now_ns)) / 1e9
@@ -426,11 +429,12 @@ def _difference_lines(found: Difference, replayed: Replayed) -> list[str]:
     return [
         *shown,
         f"  effect {found.at + 1}",
-        f"    expected {_short(found.expected)}",
-        f"    found    {_short(found.found)}",
+        f"    expected {short(found.expected)}",
+        f"    found    {short(found.found)}",
     ]
 
 
-def _short(what: object) -> str:
+def short(what: object) -> str:
+    """A message as a line shows it, cut if it is long."""
     text = "nothing" if what is None else repr(what)
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(text):,} characters)"

@@ -54,7 +54,8 @@ class JournalHead(Struct, frozen=True, kw_only=True, tag="clockwork journal", ta
     ``sources`` is a hash of the code that decides, ``build`` says whether it was compiled, ``config`` holds
     the fields of :class:`ControllerConfig`. Models, profiles, devices and quotas are events. ``started`` is
     the time of day at ``started_ns`` of the controller's clock. ``continues``: no run begins here, but a
-    file in the midst of one whose beginning is in an older file.
+    file in the midst of one whose beginning is in an older file. ``machine`` is that of its devices, if they
+    are real.
     """
 
     version: str
@@ -66,6 +67,7 @@ class JournalHead(Struct, frozen=True, kw_only=True, tag="clockwork journal", ta
     format: int = FORMAT
     started_ns: int = 0
     continues: bool = False
+    machine: str = ""
 
     def controller_config(self) -> ControllerConfig:
         """The controller's settings. Raises :class:`ConfigError` if this version does not know them."""

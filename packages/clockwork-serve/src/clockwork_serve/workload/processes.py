@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 import numpy as np
@@ -95,11 +96,15 @@ _DUE: Final = 1e-6
 
 @dataclass(slots=True)
 class Block:
-    """All requests of a load until before ``end_ns``: ``times_ns`` ascending, and the model of each."""
+    """All requests of a load until before ``end_ns``: ``times_ns`` ascending, and the model of each.
+
+    ``slos_ns``: the SLO of each, where a trace has them; None: as the load says.
+    """
 
     end_ns: int
     times_ns: Ints
     models: Indices
+    slos_ns: Ints | None = None
 
 
 class Popularity:
@@ -246,7 +251,11 @@ def _joined(blocks: list[Block]) -> Block:
     if len(blocks) == 1:
         return blocks[0]
     times = np.concatenate([block.times_ns for block in blocks])
-    return Block(blocks[-1].end_ns, times, np.concatenate([block.models for block in blocks]))
+    slos = [block.slos_ns for block in blocks if block.slos_ns is not None]
+    return Block(
+        blocks[-1].end_ns, times, np.concatenate([block.models for block in blocks]),
+        np.concatenate(slos) if slos else None,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------
@@ -258,6 +267,11 @@ ARRIVALS: Final = 1
 MAPPING: Final = 2
 FUNCTIONS: Final = 3
 MINUTES: Final = 4
+
+
+def share_of(name: str) -> float:
+    """A number from 0, below 1, that is a name's own."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=6).digest()) / (1 << 48)
 
 
 def dice(seed: int, load: int, *purpose: int) -> np.random.Generator:

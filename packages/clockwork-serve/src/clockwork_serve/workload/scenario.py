@@ -43,7 +43,7 @@ __all__ = [
 ALL_KINDS: Final = "*"
 LONGEST_S: Final = 1e8
 """Seconds of a run, some three years: an axis of ns in 64 bits holds more."""
-_LARGEST_FILE: Final = 1 << 20
+LARGEST_FILE: Final = 1 << 20
 _TABLES: Final[dict[str, type[Struct]]] = {
     "models": ModelSet, "loads": LoadTable, "tenants": TenantTable, "faults": FaultTable,
 }  # fmt: skip
@@ -189,9 +189,9 @@ def check_kinds(scenario: Scenario, kinds: Iterable[str]) -> None:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.stat().st_size > _LARGEST_FILE:
+        if path.stat().st_size > LARGEST_FILE:
             raise ConfigError(
-                f"{path}: expected a scenario of at most {_LARGEST_FILE} bytes; is it another file?"
+                f"{path}: expected a scenario of at most {LARGEST_FILE} bytes; is it another file?"
             )
         return path.read_text(encoding="utf-8")
     except OSError as error:

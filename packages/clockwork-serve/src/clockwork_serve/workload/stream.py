@@ -192,7 +192,8 @@ class _Head:
         if first == last:
             return None
         times = block.times_ns[first:last]
-        return _Part(self._stream.load, times, block.models[first:last], self._stream.slo.of(times))
+        slos = self._stream.slo.of(times) if block.slos_ns is None else block.slos_ns[first:last]
+        return _Part(self._stream.load, times, block.models[first:last], slos)
 
 
 def _merged(parts: list[_Part]) -> Iterator[Arrivals]:
@@ -259,7 +260,8 @@ def build(scenario: Scenario, seed: int, base: Path | None = None) -> Workload:
             continue
         place = Place(seed, index, slo.start_ns, stop_ns)
         if load.arrivals in ("azure", "timestamps", "generated"):
-            blocks, said = _trace_blocks(scenario, load, models.size, place, base)
+            called = [names[at][0] for at in models.tolist()]
+            blocks, said = _trace_blocks(scenario, load, called, place, base)
             notes += said
         else:
             blocks = _open_blocks(load, models.size, place)
@@ -334,7 +336,7 @@ def _open_blocks(load: LoadTable, models: int, place: Place) -> Blocks:
 
 
 def _trace_blocks(
-    scenario: Scenario, load: LoadTable, models: int, place: Place, base: Path | None
+    scenario: Scenario, load: LoadTable, models: list[str], place: Place, base: Path | None
 ) -> tuple[Blocks, tuple[str, ...]]:
     """How to begin the blocks of a trace, and the notes about it."""
     beside = Path(scenario.source.file).parent if scenario.source else Path()
@@ -351,6 +353,6 @@ def _with_models(begin: Blocks, models: np.ndarray) -> Blocks:
 
     def blocks() -> Iterator[Block]:
         for block in gathered(begin()):
-            yield Block(block.end_ns, block.times_ns, models[block.models])
+            yield Block(block.end_ns, block.times_ns, models[block.models], block.slos_ns)
 
     return blocks

@@ -61,7 +61,7 @@ SHORTEST_S: Final = 0.001
 
 Arrival = Literal["poisson", "gamma", "fixed", "closed", "azure", "timestamps", "generated"]
 Popularity = Literal["uniform", "zipf"]
-Mapping = Literal["block", "stripe", "shuffled"]
+Mapping = Literal["block", "stripe", "shuffled", "named"]
 Counts = Literal["rates", "exact"]
 Retry = Literal["fixed", "retry_after"]
 FaultKind = Literal[

@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
+from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import NS_PER_S
-from clockwork_serve.workload.processes import Floats, Indices, Ints
-from clockwork_serve.workload.tables import found
+from clockwork_serve.units import NS_PER_S, ms
+from clockwork_serve.workload.processes import Floats, Ints
+from clockwork_serve.workload.tables import NO_SLO_MS, found
 
 # ------------------------------------------------------------
 # Lines of a trace file, plain or gzipped, one at a time; it never holds a file or guesses at line ends.
@@ -26,6 +28,7 @@ from clockwork_serve.workload.tables import found
 _LONGEST: Final = 1 << 20
 """Bytes of a line; a row of the official Azure files (1,440 minutes) has some 5,000."""
 _BOM: Final = b"\xef\xbb\xbf"
+_POINTER: Final = b"version https://git-lfs.github.com/"
 
 
 def wrong(path: Path, line: int, field: str, expected: str, value: object, remedy: str) -> ConfigError:
@@ -45,6 +48,10 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
         with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as file:
             while line := file.readline(_LONGEST):
                 number += 1
+                if number == 1 and line.startswith(_POINTER):
+                    raise wrong(
+                        path, 1, "file", "a trace", "a pointer to it, of git-lfs", "fetch it: git lfs pull"
+                    )
                 if len(line) == _LONGEST and not line.endswith(b"\n"):
                     ends = "a longer one with a lone \\r in it" if b"\r" in line[:-1] else "a longer one"
                     raise wrong(
@@ -79,13 +86,15 @@ def header_of(path: Path) -> tuple[int, bytes]:
 # ------------------------------------------------------------
 # Traces of one row per call, read as a stream and put in order; they are never held whole.
 #
-# A CSV file with a column TIMESTAMP (ISO 8601, such as ``2023-11-16 18:15:46.6805900``, or seconds) or
-# ``seconds``, and perhaps a column ``function``; or a file of nothing but seconds, one a line. All names of
-# columns in any case.
+# A CSV file with a column TIMESTAMP (ISO 8601, such as ``2023-11-16 18:15:46.6805900``, or seconds), ``time``
+# or ``seconds``, and perhaps columns ``function`` (or ``model``) and ``slo_ms``; a file of nothing but
+# seconds, one a line; or JSON lines, such as Mooncake's, whose timestamps are ms. All names of columns in any
+# case.
 
 
-Call = tuple[int, int, bytes]
-"""Line of the file, ns on the trace's own axis, name of the function (empty if the trace has none)."""
+Call = tuple[int, int, bytes, int]
+"""Line of the file, ns on the trace's own axis, name of the function (empty if the trace has none), SLO in ns
+(0: the row has none)."""
 Rows = Callable[[], Iterator[Call]]
 
 LONGEST_DISORDER_NS: Final = 24 * 3600 * NS_PER_S
@@ -94,8 +103,9 @@ _CHUNK: Final = 1 << 13
 _MINUTE_NS: Final = 60 * NS_PER_S
 FAR_NS: Final = 1 << 62
 _MOST_S: Final = 4e9
-_TIME_COLUMNS: Final = ("timestamp", "seconds")
-_FUNCTION_COLUMNS: Final = ("function", "func")
+_TIME_COLUMNS: Final = ("timestamp", "seconds", "time")
+_FUNCTION_COLUMNS: Final = ("function", "func", "model")
+_SLO_COLUMNS: Final = ("slo_ms", "slo")
 _ISO: Final = re.compile(
     rb"\s*\"?(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d(?:\.\d{1,9})?)(Z|[+-]\d\d:?\d\d)?\"?\s*", re.IGNORECASE
 )
@@ -118,40 +128,34 @@ class CallTrace:
     disorder_ns: int
     rows: Rows
 
-    def chunks(self) -> Iterator[tuple[int, Ints, Indices]]:
-        """Calls in order: until before when a chunk is complete, times and functions; in ns after the origin.
+    def chunks(self) -> Iterator[tuple[int, Ints, Ints, Ints]]:
+        """Calls in order: until when a chunk is complete; times (ns after the origin), functions, SLOs.
 
         Equal times stay in the order of the file. What is held is as long as the file's disorder.
         """
         place = {name: index for index, name in enumerate(self.names)}
-        held_times, held_functions = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int32)
-        times: list[int] = []
-        functions: list[int] = []
+        held = np.empty((0, 3), dtype=np.int64)
+        came: list[tuple[int, int, int]] = []
         latest = self.origin_ns
-        for _, at_ns, name in self.rows():
+        for _, at_ns, name, slo_ns in self.rows():
             latest = max(latest, at_ns)
             if self.origin_ns <= at_ns < self.until_ns:
-                times.append(at_ns - self.origin_ns)
-                functions.append(place[name])
+                came.append((at_ns - self.origin_ns, place[name], slo_ns))
             elif latest - self.disorder_ns >= self.until_ns:
                 break
-            if len(times) >= max(_CHUNK, held_times.size):
-                held_times, held_functions = _sorted(held_times, held_functions, times, functions)
-                times, functions = [], []
+            if len(came) >= max(_CHUNK, len(held)):
+                held, came = _sorted(held, came), []
                 horizon = latest - self.disorder_ns - self.origin_ns
-                due = int(np.searchsorted(held_times, horizon))
-                yield horizon, held_times[:due], held_functions[:due]
-                held_times, held_functions = held_times[due:], held_functions[due:]
-        yield self.length_ns, *_sorted(held_times, held_functions, times, functions)
+                due = int(np.searchsorted(held[:, 0], horizon))
+                yield horizon, *held[:due].T
+                held = held[due:]
+        yield self.length_ns, *_sorted(held, came).T
 
 
-def _sorted(
-    held_times: Ints, held_functions: Indices, times: list[int], functions: list[int]
-) -> tuple[Ints, Indices]:
-    """What was held and what came, in order of time."""
-    all_times = np.concatenate([held_times, np.array(times, dtype=np.int64)])
-    order = np.argsort(all_times, kind="stable")
-    return all_times[order], np.concatenate([held_functions, np.array(functions, dtype=np.int32)])[order]
+def _sorted(held: Ints, came: list[tuple[int, int, int]]) -> Ints:
+    """The rows that were held and those that came, in order of time."""
+    rows = np.concatenate([held, np.array(came, dtype=np.int64).reshape(-1, 3)])
+    return rows[np.argsort(rows[:, 0], kind="stable")]
 
 
 def survey(path: Path, rows: Rows, first: int, minutes: int | None) -> CallTrace:
@@ -160,7 +164,7 @@ def survey(path: Path, rows: Rows, first: int, minutes: int | None) -> CallTrace
     ``first`` minutes after its first call are left out, ``minutes`` follow. Raises :class:`ConfigError`.
     """
     begin, latest, disorder = FAR_NS, -FAR_NS, 0
-    for line, at_ns, _ in rows():
+    for line, at_ns, _, _ in rows():
         begin = min(begin, at_ns)
         if at_ns < latest - disorder:
             disorder = latest - at_ns
@@ -174,7 +178,7 @@ def survey(path: Path, rows: Rows, first: int, minutes: int | None) -> CallTrace
     origin = begin + first * _MINUTE_NS
     until = FAR_NS if minutes is None else origin + minutes * _MINUTE_NS
     volumes: dict[bytes, int] = {}
-    for _, at_ns, name in rows():
+    for _, at_ns, name, _ in rows():
         if origin <= at_ns < until:
             volumes[name] = volumes.get(name, 0) + 1
     if not volumes:
@@ -199,30 +203,78 @@ def seconds(path: Path, line: int, field: str, text: bytes) -> int:
     return round(value * NS_PER_S)
 
 
-def has_functions(path: Path) -> bool:
-    """Whether the file names functions."""
-    return _columns(path)[2] is not None
+class CallColumns(NamedTuple):
+    """Lines of header, the number of columns, and which of them tells what; None: none does."""
+
+    skipped: int
+    width: int
+    time: int
+    function: int | None = None
+    slo: int | None = None
 
 
 def rows_timestamps(path: Path) -> Iterator[Call]:
     """Every row in the file's order. Raises :class:`ConfigError`."""
-    skip, time_column, function_column, width = _columns(path)
+    columns = columns_of(path)
+    if columns is None:
+        yield from _rows_json(path)
+        return
+    time_column, function_column, slo_column = columns.time, columns.function, columns.slo
     for number, line in lines(path):
-        if number <= skip:
+        if number <= columns.skipped:
             continue
         fields = line.split(b",")
-        if len(fields) != width:
+        if len(fields) != columns.width:
             raise wrong(
-                path, number, "row", f"{width} fields, as the first line has", len(fields), "is it cut?"
-            )
+                path, number, "row", f"{columns.width} fields, as the first line has", len(fields),
+                "is it cut?",
+            )  # fmt: skip
         text = fields[time_column]
-        at_ns = _instant(path, number, text) if text.count(b"-") >= 2 else seconds(path, number, "time", text)
-        yield number, at_ns, b"" if function_column is None else fields[function_column].strip()
+        at_ns = (
+            instant(path, number, "TIMESTAMP", text)
+            if text.count(b"-") >= 2
+            else seconds(path, number, "time", text)
+        )
+        function = b"" if function_column is None else fields[function_column].strip(b' "')
+        yield number, at_ns, function, 0 if slo_column is None else slo_of(path, number, fields[slo_column])
 
 
-def _columns(path: Path) -> tuple[int, int, int | None, int]:
-    """Lines of header, index of the column of times, of functions if there is one, number of columns."""
+def slo_of(path: Path, line: int, text: bytes) -> int:
+    """An SLO in ms, as ns; 0 where there is none. Raises :class:`ConfigError`."""
+    if not text.strip():
+        return 0
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.001 <= value <= NO_SLO_MS:
+        raise wrong(path, line, "slo_ms", f"milliseconds, 0.001 to {NO_SLO_MS:g}", text, "correct the row")
+    return ms(value)
+
+
+def _rows_json(path: Path) -> Iterator[Call]:
+    """Rows of JSON lines, whose ``timestamp`` is ms, as Mooncake's is."""
+    for number, line in lines(path):
+        try:
+            at_ms = msgspec.json.decode(line, type=_JsonCall).timestamp
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise wrong(
+                path, number, "row", '{"timestamp": MS, ...}', line, f"correct it ({error})"
+            ) from None
+        if not 0 <= at_ms < _MOST_S * 1e3:
+            raise wrong(path, number, "timestamp", f"ms, less than {_MOST_S * 1e3:g}", at_ms, "correct it")
+        yield number, ms(at_ms), b"", 0
+
+
+class _JsonCall(Struct):
+    timestamp: float
+
+
+def columns_of(path: Path) -> CallColumns | None:
+    """The columns of a file of single calls, by its first line; None: it has JSON lines."""
     number, line = header_of(path)
+    if line.lstrip().startswith(b"{"):
+        return None
     names = [name.strip(b" \"'").decode("utf-8", "replace").lower() for name in line.split(b",")]
     if len(names) == 1 and names[0] not in _TIME_COLUMNS:
         try:
@@ -230,37 +282,34 @@ def _columns(path: Path) -> tuple[int, int, int | None, int]:
         except ValueError:
             pass
         else:
-            return 0, 0, None, 1
-    time_column = next((names.index(name) for name in _TIME_COLUMNS if name in names), None)
+            return CallColumns(0, 1, 0)
+
+    def of(known: tuple[str, ...]) -> int | None:
+        return next((names.index(name) for name in known if name in names), None)
+
+    time_column = of(_TIME_COLUMNS)
     if time_column is None:
-        raise wrong(
-            path,
-            number,
-            "header",
-            "a column TIMESTAMP or seconds",
-            line,
-            "rename the column that holds the times",
-        )
-    function_column = next((names.index(name) for name in _FUNCTION_COLUMNS if name in names), None)
-    return number, time_column, function_column, len(names)
+        advice = "rename the column that holds the times"
+        raise wrong(path, number, "header", "a column TIMESTAMP, time or seconds", line, advice)
+    return CallColumns(number, len(names), time_column, of(_FUNCTION_COLUMNS), of(_SLO_COLUMNS))
 
 
-def _instant(path: Path, line: int, text: bytes) -> int:
+def instant(path: Path, line: int, field: str, text: bytes) -> int:
     """A date and time as ns since 1970 UTC; one that names no offset is taken for UTC."""
     expected = "a time such as 2023-11-16 18:15:46.6805900"
     match = _ISO.fullmatch(text)
     if match is None:
-        raise wrong(path, line, "TIMESTAMP", expected, text, "correct the row")
+        raise wrong(path, line, field, expected, text, "correct the row")
     day, clock, offset = match.groups()
     try:
-        instant = np.datetime64(f"{day.decode()}T{clock.decode()}", "ns").astype(np.int64)
+        at_ns = np.datetime64(f"{day.decode()}T{clock.decode()}", "ns").astype(np.int64)
     except ValueError:
-        raise wrong(path, line, "TIMESTAMP", expected, text, "correct the row") from None
+        raise wrong(path, line, field, expected, text, "correct the row") from None
     shift = 0
     if offset and offset not in b"Zz":
         sign = -1 if offset[:1] == b"-" else 1
         shift = sign * (int(offset[1:3]) * 3600 + int(offset[-2:]) * 60)
-    return int(instant) - shift * NS_PER_S
+    return int(at_ns) - shift * NS_PER_S
 
 
 # ------------------------------------------------------------
@@ -336,6 +385,11 @@ def read_minutes(paths: list[Path], first: int, minutes: int | None, kept: int) 
     if not volumes:
         raise ConfigError(f"{paths[0]}: expected at least one call in minutes {first} to {stop}, found none")
     return _sorted_minutes(volumes, parts, stop - first, kept)
+
+
+def line_2019(paths: list[Path], name: bytes) -> tuple[Path, int]:
+    """The file and line of a function's first row; it is in one of them."""
+    return next((path, number) for path in paths for number, line in lines(path) if line.startswith(name))
 
 
 def _sorted_minutes(
@@ -437,4 +491,4 @@ def rows_2021(path: Path) -> Iterator[Call]:
         took = seconds(path, number, "duration", duration)
         if took < 0:
             raise wrong(path, number, "duration", "seconds >= 0", duration, "correct the row")
-        yield number, seconds(path, number, "end_timestamp", end) - took, app + b"," + function
+        yield number, seconds(path, number, "end_timestamp", end) - took, app + b"," + function, 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from clockwork_serve.units import NS_PER_S, counted
+from clockwork_serve.errors import did_you_mean, printable
+from clockwork_serve.units import NS_PER_S, counted, ms
 from clockwork_serve.workload import processes as purposes
 from clockwork_serve.workload.generated import GeneratedTrace
 from clockwork_serve.workload.processes import (
@@ -25,16 +26,27 @@ from clockwork_serve.workload.processes import (
     in_order,
     steps_at,
 )
-from clockwork_serve.workload.tables import DEFAULTS, MOST_RPS, Counts, FieldError, LoadTable, Ramp, unfit
+from clockwork_serve.workload.tables import (
+    DEFAULTS,
+    MOST_RPS,
+    NO_SLO_MS,
+    Counts,
+    FieldError,
+    LoadTable,
+    Ramp,
+    unfit,
+)
 from clockwork_serve.workload.trace_files import (
     CallTrace,
     MinuteTrace,
-    has_functions,
+    columns_of,
     is_2021,
+    line_2019,
     read_minutes,
     rows_2021,
     rows_timestamps,
     survey,
+    wrong,
 )
 
 # ------------------------------------------------------------
@@ -57,7 +69,7 @@ class Replay:
     """How a trace is played: from ``start_ns`` until before ``stop_ns``, function f as model ``models[f]``.
 
     ``share``: by what each function's calls are multiplied. ``ramp`` changes a rate of ``rate_rps`` in steps,
-    and all calls with it.
+    and all calls with it. ``own_slos``: each call has an SLO of its own.
     """
 
     start_ns: int
@@ -66,6 +78,7 @@ class Replay:
     share: Floats
     rate_rps: float
     ramp: Ramp | None
+    own_slos: bool = False
 
     def pieces(self, calls: np.ndarray, begin_ns: int) -> Iterator[tuple[int, int, Floats]]:
         """A minute in pieces of constant rates and bounded size: start, end, expected of each function."""
@@ -166,7 +179,7 @@ def as_called(
     A function's calls are kept with the probability of its ``share``. With ``popularity`` the trace has no
     functions, and each call goes to a model drawn by it.
     """
-    for end_ns, called_ns, functions in trace.chunks():
+    for end_ns, called_ns, functions, slos in trace.chunks():
         times = replay.start_ns + np.minimum(called_ns / faster, replay.stop_ns).astype(np.int64)
         upto_ns = replay.start_ns + int(end_ns / faster) + 1
         stays = rng.random(times.size) < replay.share[functions]
@@ -176,7 +189,8 @@ def as_called(
             models = replay.models[functions[stays]]
         else:
             models = popularity.draw(rng, popularity.weights.size, times.size).astype(np.int32)
-        yield Block(min(upto_ns, replay.stop_ns), times, models)
+        own = np.where(slos > 0, slos, ms(NO_SLO_MS))[stays] if replay.own_slos else None
+        yield Block(min(upto_ns, replay.stop_ns), times, models, own)
         if upto_ns >= replay.stop_ns:
             return
 
@@ -202,11 +216,13 @@ class Assignment:
     notes: tuple[str, ...]
 
 
-def assign(volumes: Floats, load: LoadTable, models: int, rng: np.random.Generator) -> Assignment:
+def assign(
+    volumes: Floats, load: LoadTable, models: int, rng: np.random.Generator, named: Ints | None = None
+) -> Assignment:
     """Map functions, given by their volumes in descending order, to models as the load asks.
 
     ``block``: function i of F goes to model floor(i * M / F). ``stripe``: to i mod M. ``shuffled``: striped
-    after a shuffle. Raises :class:`FieldError`.
+    after a shuffle. ``named``: to the one that is given. Raises :class:`FieldError`.
     """
     functions = volumes.size
     if load.drop_top >= functions:
@@ -222,7 +238,9 @@ def assign(volumes: Floats, load: LoadTable, models: int, rng: np.random.Generat
         notes.append(_cap(volumes, kept, load.cap_share))
     mapped = functions - load.drop_top
     places = np.arange(mapped, dtype=np.int64)
-    if load.mapping == "block":
+    if named is not None:
+        chosen = named[load.drop_top :]
+    elif load.mapping == "block":
         chosen = places * models // mapped
     else:
         chosen = (rng.permutation(mapped) if load.mapping == "shuffled" else places) % models
@@ -271,6 +289,10 @@ def _cap(volumes: Floats, kept: Floats, share: float) -> str:
 # Makes a load's trace ready: reads it, scales it, maps it, and says what was done; it draws no arrival.
 
 
+RowsOf = Callable[[bytes], tuple[Path, int]]
+"""Where a function is named first: file and line."""
+
+
 @dataclass(slots=True)
 class TraceLoad:
     """A trace load made ready: how to begin its blocks (models counted from 0 within the load), and notes."""
@@ -299,17 +321,38 @@ class Place:
     stop_ns: int
 
 
-def trace_load(load: LoadTable, models: int, files: list[Path], place: Place) -> TraceLoad:
-    """Read the trace of a load of ``models`` models. Raises :class:`ConfigError`."""
+def trace_load(load: LoadTable, models: Sequence[str], files: list[Path], place: Place) -> TraceLoad:
+    """Read the trace of a load of models of these names. Raises :class:`ConfigError`."""
     if load.arrivals == "generated":
-        return _generated(load, models, place)
+        return _generated(load, len(models), place)
     if load.arrivals == "azure" and not is_2021(files[0]):
         return _azure_2019(load, models, files, place)
     return _called(load, models, files, place)
 
 
+def _by_name(load: LoadTable, models: Sequence[str], names: Sequence[bytes], rows: RowsOf) -> Ints | None:
+    """With mapping ``named``, the models of functions; None with another. Raises :class:`ConfigError`."""
+    if load.mapping != "named":
+        return None
+    places = {name.encode(): at for at, name in enumerate(models)}
+    found = [places.get(name.rpartition(b",")[2], -1) for name in names]
+    if -1 in found:
+        unknown = names[found.index(-1)]
+        path, line = rows(unknown)
+        called = printable(unknown.rpartition(b",")[2].decode("utf-8", "replace"))
+        raise wrong(
+            path, line, "function", "the name of one of the load's models", called,
+            f"add it to [[models]] and to the load; {did_you_mean(called, models)}",
+        )  # fmt: skip
+    return np.array(found, dtype=np.int64)
+
+
 def _generated(load: LoadTable, models: int, place: Place) -> TraceLoad:
     assert load.functions is not None
+    if load.mapping == "named":
+        raise unfit(
+            "mapping", "block, stripe or shuffled", load.mapping, "functions that are drawn have no names"
+        )
     trace = GeneratedTrace(
         load.functions,
         lambda number: dice(
@@ -328,7 +371,7 @@ def _generated(load: LoadTable, models: int, place: Place) -> TraceLoad:
     return _minutes(load, place, trace, given, process, natural_rps=given.volume / 3600)
 
 
-def _azure_2019(load: LoadTable, models: int, files: list[Path], place: Place) -> TraceLoad:
+def _azure_2019(load: LoadTable, models: Sequence[str], files: list[Path], place: Place) -> TraceLoad:
     wanted = -(-(place.stop_ns - place.start_ns) // MINUTE_NS)
     trace: MinuteTrace = read_minutes(files, load.first_minute, load.minutes, wanted)
     calls = trace.volumes.sum()
@@ -337,7 +380,8 @@ def _azure_2019(load: LoadTable, models: int, files: list[Path], place: Place) -
         f"{load.first_minute + trace.minutes - 1}, {trace.volumes.size:,} functions, {calls:,.0f} calls "
         f"({calls / trace.minutes / 60:,.1f}/s)"
     )
-    given = assign(trace.volumes, load, models, _mapping_dice(place))
+    named = _by_name(load, models, trace.names, partial(line_2019, files))
+    given = assign(trace.volumes, load, len(models), _mapping_dice(place), named)
     cv = 1.0 if load.cv is None else load.cv
     natural = given.volume / trace.minutes / 60
     process = Process(cv, load.counts or "rates", source, f"{cv:g}")
@@ -363,7 +407,7 @@ def _minutes(
     )
 
 
-def _called(load: LoadTable, models: int, files: list[Path], place: Place) -> TraceLoad:
+def _called(load: LoadTable, models: Sequence[str], files: list[Path], place: Place) -> TraceLoad:
     """Traces of single calls."""
     if len(files) > 1:
         raise unfit("trace", "one file of single calls", [file.name for file in files], "join the files")
@@ -373,17 +417,23 @@ def _called(load: LoadTable, models: int, files: list[Path], place: Place) -> Tr
         _refuse(load, ("cv", "counts", "rate_ramp"), "a trace of single calls has its own times")
     rows = partial(rows_2021 if azure else rows_timestamps, file)
     trace = survey(file, rows, load.first_minute, load.minutes)
-    named = azure or has_functions(file)
+    columns = None if azure else columns_of(file)
     popularity: Popularity | None = None
-    if named:
+    if azure or (columns is not None and columns.function is not None):
         _refuse(load, ("popularity", "zipf_s"), "the trace's functions are mapped to models")
     else:
         _refuse(load, ("drop_top", "cap_share", "mapping"), "the trace has no column `function`")
-        popularity = Popularity(models, (load.zipf_s or 1.0) if load.popularity == "zipf" else None)
-    given = assign(trace.volumes, load, models, _mapping_dice(place))
+        popularity = Popularity(len(models), (load.zipf_s or 1.0) if load.popularity == "zipf" else None)
+    named = _by_name(
+        load, models, trace.names, lambda name: (file, next(row[0] for row in rows() if row[2] == name))
+    )
+    given = assign(trace.volumes, load, len(models), _mapping_dice(place), named)
     natural_rps = given.volume * NS_PER_S / trace.length_ns
     faster = _scale(load, natural_rps)
-    replay = Replay(place.start_ns, place.stop_ns, given.models, given.kept, natural_rps * faster, None)
+    own_slos = load.slo_ms is None and columns is not None and columns.slo is not None
+    replay = Replay(
+        place.start_ns, place.stop_ns, given.models, given.kept, natural_rps * faster, None, own_slos
+    )
     calls = trace.volumes.sum()
     length_s = trace.length_ns / NS_PER_S
     source = (
@@ -399,7 +449,7 @@ def _called(load: LoadTable, models: int, files: list[Path], place: Place) -> Tr
     speed = f"played {faster:.4g} times as fast: {lasts}"
     return TraceLoad(
         lambda: as_called(trace, replay, faster, popularity, dice(place.seed, place.load, purposes.ARRIVALS)),
-        _named(load, (source, *how, speed)),
+        _named(load, (source, *how, speed, *(["SLOs as the trace has them"] if own_slos else []))),
     )
 
 

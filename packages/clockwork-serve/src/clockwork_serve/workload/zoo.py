@@ -11,7 +11,7 @@ import csv
 import difflib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -67,8 +67,11 @@ class Zoo:
         self.models = models
 
     @staticmethod
-    def read(source: str | Path) -> Zoo:
-        """The built-in table of that name, or the file at that path; ConfigError naming what is wrong."""
+    def read(source: str | Path, here: str = "") -> Zoo:
+        """The built-in table of that name, or the file at that path; ConfigError naming what is wrong.
+
+        ``here``: the machine on which a profile must have been measured.
+        """
         file = _find(source)
         try:
             text = file.read_text(encoding="utf-8-sig")
@@ -76,9 +79,15 @@ class Zoo:
             raise ConfigError(
                 f"zoo {source}: expected a file in UTF-8; it cannot be read ({error})"
             ) from error
+        if str(source).endswith(".json"):
+            return Zoo.of(str(source), _profiled_rows(str(source), text, here))
+        return Zoo.of(str(source), _rows(str(source), text))
+
+    @staticmethod
+    def of(source: str, rows: Iterable[tuple[str, dict[str, str]]]) -> Zoo:
+        """The table of rows by column, each with its place; ConfigError naming what is wrong."""
         models: dict[str, ZooModel] = {}
-        rows = _profiled_rows if str(source).endswith(".json") else _rows
-        for where, row in rows(str(source), text):
+        for where, row in rows:
             model = _model(where, row)
             if model.kind in models:
                 raise ConfigError(f"{where}: model: expected each name once, found {model.kind!r} again")
@@ -183,14 +192,24 @@ def _rows(source: str, text: str) -> Iterator[tuple[str, dict[str, str]]]:
         yield where, dict(zip(header, cells, strict=True))
 
 
-def _profiled_rows(source: str, text: str) -> Iterator[tuple[str, dict[str, str]]]:
+def check_machine(source: str, measured_on: str, here: str, kind: str) -> None:
+    """Raise ConfigError for what was measured on another machine than ``here``, unless it was no real one."""
+    if here and measured_on not in {"", here} and not kind.startswith("emulated"):
+        raise ConfigError(
+            f"zoo {source}: measured_on: expected a profile of {printable(here)}, found one of "
+            f"{printable(measured_on)}; profile there, or say --foreign-profile"
+        )
+
+
+def _profiled_rows(source: str, text: str, here: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Each row of what ``clockwork profile --json`` prints, by column, with its place."""
     try:
-        tables = msgspec.json.decode(text, type=_Profiled).tables
+        found = msgspec.json.decode(text, type=_Profiled)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"zoo {source}: expected what clockwork profile --json prints, found {printable(str(error))}"
         ) from None
+    tables = found.tables
     if len(tables) != 1:
         kinds = ", ".join(printable(kind) for kind in tables) or "none"
         raise ConfigError(
@@ -198,6 +217,7 @@ def _profiled_rows(source: str, text: str) -> Iterator[tuple[str, dict[str, str]
             "profile with one --device"
         )
     for kind, rows in tables.items():
+        check_machine(source, found.measured_on, here, kind)
         for number, row in enumerate(rows):
             where = f"{source}: tables[{printable(kind)}][{number}]"
             _check_header(where, list(row))
@@ -206,6 +226,7 @@ def _profiled_rows(source: str, text: str) -> Iterator[tuple[str, dict[str, str]
 
 class _Profiled(Struct):
     tables: dict[str, list[dict[str, str | float]]]
+    measured_on: str = ""
 
 
 def row_of(kind: str, model: Model, code: Code, profile: Profile) -> dict[str, str | float]:

@@ -23,6 +23,7 @@ from msgspec import Struct, structs
 from clockwork_serve.config import Settings
 from clockwork_serve.config.table import split_address
 from clockwork_serve.controller import Controller, ControllerConfig
+from clockwork_serve.devices.kinds import machine_name
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
@@ -126,7 +127,10 @@ async def serve(
     """Run ``brain`` on RUN_DIR/controller.sock until ``stop``, which it sets itself soon after ``leave``."""
     settings, journal = config.settings, None
     if (path := settings.journal_path(config.run_dir)) is not None:
-        head = head_of(config.controller, datetime.now(UTC), time.monotonic_ns())
+        head = structs.replace(
+            head_of(config.controller, datetime.now(UTC), time.monotonic_ns()), machine=machine_name()
+        )
+
         journal = Journal(path, head, file_bytes=settings.journal_bytes // FILES)
         _log.info("journal: %s", path)
     recorder = Recorder(config.settings.trace_sample if config.settings.otlp_endpoint else None)

@@ -1,0 +1,108 @@
+"""Profiles as a journal has them: medians of what was measured, and what follows for other batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from clockwork_serve.apps.learned import LearnedProfiles, machine_of, read_zoo
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.devices.kinds import machine_name
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.messages import (
+    CodeAdded,
+    DeviceSpec,
+    Extent,
+    Infer,
+    ModelAdded,
+    Result,
+    Status,
+    Window,
+    WorkerJoined,
+)
+from clockwork_serve.telemetry import Journal, Step, head_of
+from clockwork_serve.units import MIB, NS_PER_MS
+from clockwork_serve.workload.zoo import Zoo
+
+ZOO = Zoo.read("v100")
+KIND = "cpu"
+SPEC = DeviceSpec(device="d", kind=KIND, pages=8, page_bytes=16 * MIB, workspace_bytes=0, io_bytes=0)
+
+
+def steps(times: float = 2.0, count: int = 9) -> list[Step]:
+    """A model whose batches of one take so many times what its profile says."""
+    code, profile = ZOO.code("resnet50_v2"), ZOO.profile("resnet50_v2", KIND)
+    found = [
+        Step(0, (WorkerJoined(worker="w", devices=(SPEC,)), CodeAdded(code=code, profiles=(profile,))), ()),
+        Step(1, (ModelAdded(model=ZOO.model("net", "resnet50_v2")),), ()),
+    ]
+    for at in range(count):
+        infer = Infer(
+            action_id=at, device="d", model="net/1", code_id="resnet50_v2", extent=Extent(0, 1), version=1,
+            batch=1, calls=(), window=Window(0, 1), expected_ns=1,
+        )  # fmt: skip
+        lasted_ns = round(profile.infer_ns[1] * times) + (100 * NS_PER_MS if at == 0 else 0)
+        result = Result(action_id=at, device="d", status=Status.OK, started_ns=5, ended_ns=5 + lasted_ns)
+        found += [Step(10 + at, (), (infer,)), Step(11 + at, (result,), ())]
+    return found
+
+
+def learned(*records: Step) -> LearnedProfiles:
+    found = LearnedProfiles()
+    for record in records:
+        found.take(record)
+    return found
+
+
+def journal(path: Path, machine: str = "") -> str:
+    book = Journal(path, structs.replace(head_of(ControllerConfig()), machine=machine))
+    for step in steps():
+        book.on_step(step.now_ns, step.events, step.effects)
+    book.close()
+    return str(path)
+
+
+def test_the_median_counts_and_batches_that_never_ran_follow() -> None:
+    (row,) = learned(*steps()).rows()
+
+    profile = ZOO.profile("resnet50_v2", KIND)
+    for batch in (1, 2, 16):
+        assert row[f"infer_b{batch}_ms"] == pytest.approx(2 * profile.infer_ns[batch] / NS_PER_MS, rel=1e-3)
+    assert row["load_ms"] == pytest.approx(ZOO["resnet50_v2"].load_ns / NS_PER_MS, rel=1e-3)
+    assert row["model"] == "net"
+
+
+def test_without_results_it_is_what_was_profiled() -> None:
+    (row,) = learned(*steps(count=0)).rows()
+
+    assert row["infer_b1_ms"] == ZOO["resnet50_v2"].infer_ns[1] / NS_PER_MS
+
+
+def test_devices_are_the_clusters() -> None:
+    assert learned(*steps()).cluster() == {
+        "devices": 1, "page_mib": 16, "memory_mib": 128, "lanes_share": None,
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="journal: expected devices that joined, found none"):
+        _ = learned().kind
+
+
+def test_versions_have_names_of_their_own() -> None:
+    found = learned()
+
+    assert [found.name_of(key) for key in ("a/1", "a/2", "b/1", "a/1")] == ["a", "a.2", "b", "a"]
+
+
+def test_a_journal_is_a_zoo_and_one_of_another_machine_is_refused(tmp_path: Path) -> None:
+    mine, other = journal(tmp_path / "mine", machine_name()), journal(tmp_path / "other", "64 x Another CPU")
+
+    assert list(read_zoo(mine).models) == ["net"]
+    assert list(read_zoo(journal(tmp_path / "unknown")).models) == ["net"]
+    assert machine_of(Path(other)) == "64 x Another CPU"
+    with pytest.raises(
+        ConfigError, match="found one of 64 x Another CPU; profile there, or say --foreign-profile"
+    ):
+        read_zoo(other)
+    assert list(read_zoo(other, foreign=True).models) == ["net"]
+    assert list(read_zoo(other, here="64 x Another CPU").models) == ["net"]

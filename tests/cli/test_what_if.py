@@ -1,0 +1,84 @@
+"""``clockwork what-if`` from its command line to its exit code."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from clockwork_serve.cli.entry import run
+from tests.pure import NEEDS_PURE
+from tests.sim.overload import journal_of
+
+pytestmark = NEEDS_PURE
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(journal_of(tmp_path_factory.mktemp("what_if") / "journal"))
+
+
+def test_without_a_change_it_says_that_all_is_the_same(
+    journal: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["what-if", journal]) == 0
+
+    assert capsys.readouterr().out.splitlines()[-1].startswith("the same: ")
+
+
+def test_both_sides_are_shown_and_what_changed(journal: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["what-if", journal, "--devices", "+1"]) == 0
+    shown = capsys.readouterr().out
+    assert run(["what-if", journal, "--devices", "+1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+
+    gained = told["gained"]
+    assert gained["count"] > 10
+    assert f"answered only with the change: {gained['count']:,} ({', '.join(gained['first'])}, ...)" in shown
+    assert "the first decision that differs, " in shown
+    assert "durations of the answers that were executed: " in shown
+    assert {one["name"] for one in told["tenants"]} == {"a", "b"}
+    assert told["all"]["changed"]["in_time"] > told["all"]["recorded"]["in_time"]
+    assert told["agrees"]
+
+
+def test_a_gate_closes_below_its_share(journal: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["what-if", journal, "--rate", "0.2", "--without-tenant", "b"]
+
+    assert run([*words, "--fail-below", "50"]) == 0
+    assert run(["what-if", journal, "--rate", "1.5", "--fail-below", "99.9"]) == 1
+    assert "less than 99.9 % would have been answered in time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--devices", "2"], "devices: expected +N or -N, N from 1 to 99; found '2'"),
+        (["--slo-ms", "x"], "slo_ms: expected MODEL=MS, found 'x'"),
+        (["--slo-ms", "q=5"], "slo_ms: expected a model that the journal has, found 'q'"),
+        (["--policy", "nobody"], "policy: expected one of"),
+        (["--profile", "none.csv"], "zoo none.csv: expected a file in UTF-8"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    journal: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["what-if", journal, *words]) == 2
+
+    assert said in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_it_in_a_line(journal: str) -> None:
+    command = [sys.executable, "-m", "clockwork_serve", "what-if", journal, "--rate", "4"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        child.stderr.readline()  # it is reading
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+
+    assert child.returncode == 130
+    assert out == ""
+    assert err.splitlines()[-1] == "interrupted: nothing was found so far"

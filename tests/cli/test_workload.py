@@ -1,0 +1,143 @@
+"""``clockwork workload from`` from its command line to a scenario that is simulated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve.cli.entry import run
+from clockwork_serve.workload.scenario import read_scenario
+from tests.sim.overload import journal_of
+
+CALLS = "time,model,slo_ms\n" + "".join(f"{at / 10},resnet50_v2,50\n" for at in range(200))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "calls.csv").write_text(CALLS)
+    return tmp_path
+
+
+def test_a_table_becomes_a_scenario_that_is_simulated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["workload", "from", "calls.csv"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert run(["simulate", "calls.toml", "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+
+    assert told[0] == "calls.toml: 200 requests for 1 model in 19.9 s (10.0/s)"
+    assert told[1] == "  loads: requests 200"
+    assert told[3].startswith("  note: sizes of inputs are not told")
+    assert report["loads"][0]["in_time"] == 200
+
+
+def test_a_journal_becomes_one_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal_of(folder / "run.journal")
+
+    assert run(["workload", "from", "run.journal", "--json"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert run(["simulate", "run.toml", "--json", "-"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert run(["simulate", "run.toml", "--zoo", "run.journal", "--json", "-"]) == 0
+    again = json.loads(capsys.readouterr().out)
+
+    assert made["loads"].keys() == {"a", "b"}
+    assert sum(load["offered"] for load in report["loads"]) == made["requests"]
+    assert [load["in_time"] for load in again["loads"]] == [load["in_time"] for load in report["loads"]]
+
+
+def test_what_is_to_be_otherwise(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (
+        "--out mine.toml --from 5s --to 0.25m --scale 2 --burst 3@2s+1s --add-model densenet121=5 --slo-ms 80"
+    )
+
+    assert run(["workload", "from", "calls.csv", *words.split()]) == 0
+
+    scenario = read_scenario(folder / "mine.toml")
+    assert scenario.seconds == 10
+    assert [(load.name, load.slo_ms) for load in scenario.loads] == [
+        ("requests", 80.0),
+        ("added densenet121", 80.0),
+    ]
+    assert "mine.toml: 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["none.csv"], "source: expected a file, found none at none.csv"),
+        (["calls.csv", "--from", "soon"], "from: expected a time such as 90s, 30m, 1h or 2d, found 'soon'"),
+        (["calls.csv", "--from", "2026-11-30"], "found a date; calls.csv does not tell the time of day"),
+        (["calls.csv", "--from", "2026-11-3x"], "from: expected a date and time such as"),
+        (["calls.csv", "--from", "2s", "--to", "1s"], "to: expected a time after --from, found '1s'"),
+        (["calls.csv", "--from", "2s", "--to", "2026-11-30"], "to: expected a time as --from has it"),
+        (["calls.csv", "--scale", "0"], "scale: expected a number above 0, up to 1000, found '0'"),
+        (["calls.csv", "--burst", "3"], "burst: expected X@AT+FOR such as 3@10m+30s, found '3'"),
+        (["calls.csv", "--add-model", "x"], "add_model: expected NAME=VALUE, found 'x'"),
+        (["calls.csv", "--zoo", "v10"], "zoo: expected a .csv or .json file, or one of"),
+        (["calls.csv", "--out", "mine.txt"], "out: expected a new file NAME.toml"),
+    ],
+)
+def test_what_is_wrong_is_named(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["workload", "from", *words]) == 2
+
+    assert said in capsys.readouterr().err
+
+
+def test_models_without_a_profile_are_told_and_refused_where_a_zoo_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "calls.csv").write_text(CALLS.replace("resnet50_v2", "mine"))
+
+    assert run(["workload", "from", "calls.csv"]) == 0
+    assert "note: 1 model without a profile in v100 (mine)" in capsys.readouterr().out
+    assert run(["workload", "from", "calls.csv", "--out", "b.toml", "--zoo", "v100"]) == 2
+    assert "calls.csv:2: model: expected one that has a profile in v100" in capsys.readouterr().err
+    assert run(["workload", "from", "calls.csv", "--out", "c.toml", "--kind", "resnet50_v2"]) == 0
+
+
+def test_a_real_prometheus_is_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    program = shutil.which("prometheus")
+    if program is None:
+        pytest.skip("no prometheus is installed")
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        port = one.getsockname()[1]
+    (folder / "prometheus.yml").write_text(
+        "global: {scrape_interval: 100ms, evaluation_interval: 100ms}\nrule_files: [rules.yml]\n"
+    )
+    (folder / "rules.yml").write_text(
+        "groups: [{name: g, rules: [{record: asked, expr: vector(50), labels: {model: resnet50_v2}}]}]\n"
+    )
+    options = [
+        "--config.file=prometheus.yml",
+        "--storage.tsdb.path=data",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with subprocess.Popen([program, *options], stderr=subprocess.DEVNULL) as server:
+        try:
+            made = _asked_until_it_answers(port, capsys)
+        finally:
+            server.terminate()
+
+    assert list(made["loads"]) == ["requests"]
+    assert made["requests"] > 0
+    assert read_scenario(folder / "prometheus.toml").loads[0].models == ("resnet50_v2",)
+
+
+def _asked_until_it_answers(port: int, capsys: pytest.CaptureFixture[str]) -> dict:
+    deadline = time.monotonic() + 50
+    while True:
+        now = time.time()
+        query = f"query=asked&start={now - 10:.3f}&end={now:.3f}&step=1"
+        code = run(["workload", "from", f"http://127.0.0.1:{port}/api/v1/query_range?{query}", "--json"])
+        shown = capsys.readouterr()
+        if code == 0:
+            return json.loads(shown.out)
+        assert time.monotonic() < deadline, shown.err
+        time.sleep(0.5)
