@@ -19,6 +19,7 @@ from clockwork_serve import __version__
 from clockwork_serve.cli.docs import docs, examples
 from clockwork_serve.cli.explain import explain
 from clockwork_serve.cli.operate import config, key, live, models, timeline
+from clockwork_serve.cli.plan import plan
 from clockwork_serve.cli.repository import compile_, profile, validate
 from clockwork_serve.cli.screen import INTERRUPTED, note
 from clockwork_serve.cli.serve import gateway, serve, worker
@@ -115,8 +116,8 @@ def clockwork() -> None:
 
 
 for _command in (
-    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, timeline, explain,
-    live, top, traces, docs, examples,
+    serve, worker, gateway, validate, compile_, profile, models, config, key, simulate, plan, timeline,
+    explain, live, top, traces, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 
