@@ -95,6 +95,16 @@ def ask(
     trace files (None: beside the scenario). ``foreign``: a profile of another machine will do. Raises
     :class:`ConfigError`, which names file, line and field where a file is wrong.
     """
+    scenario, models = read_with_zoo(path, zoo=zoo, devices=devices)
+    question = question_of(scenario, models, config=config, seed=seed, traces=traces)
+    _check_memory(scenario, question.cluster, models, question.workload)
+    return question
+
+
+def read_with_zoo(
+    path: str | Path, *, zoo: str | None = None, devices: int | None = None
+) -> tuple[Scenario, Zoo]:
+    """A scenario with the caller's changes, and its models' table. Raises :class:`ConfigError`."""
     scenario = read_scenario(path)
     table = _cluster_table(scenario, zoo, devices)
     try:
@@ -103,13 +113,18 @@ def ask(
         raise scenario.wrong(error.field, error.what) from None
     models = _zoo(scenario, given=zoo is not None, foreign=foreign)
     check_kinds(scenario, models.models)
-    workload = build(scenario, seed, None if traces is None else Path(traces))
-    cluster = cluster_of(table)
-    _check_memory(scenario, cluster, models, workload)
+    return scenario, models
+
+
+def question_of(
+    scenario: Scenario, zoo: Zoo, *, config: ControllerConfig, seed: int, traces: str | Path | None = None
+) -> SimulationQuestion:
+    """A scenario made ready. Raises :class:`ConfigError` for what only shows now, as a broken trace."""
+    cluster = cluster_of(scenario.cluster)
     return SimulationQuestion(
         scenario=scenario,
-        workload=workload,
-        zoo=models,
+        workload=build(scenario, seed, None if traces is None else Path(traces)),
+        zoo=zoo,
         cluster=cluster,
         config=structs.replace(config, expected_devices=cluster.devices),
         constants=read_constants(),

@@ -19,6 +19,7 @@ from clockwork_serve import __version__
 from clockwork_serve.cli.docs import docs, examples
 from clockwork_serve.cli.explain import explain
 from clockwork_serve.cli.operate import config, key, live, models, timeline
+from clockwork_serve.cli.plan import plan
 from clockwork_serve.cli.ray import ray
 from clockwork_serve.cli.repository import compile_, profile, validate
 from clockwork_serve.cli.screen import INTERRUPTED, note
@@ -118,8 +119,8 @@ def clockwork() -> None:
 
 
 for _command in (
-    serve, controller, worker, gateway, validate, compile_, profile, models, config, key, simulate, workload,
-    timeline, explain, what_if, live, top, traces, ray, docs, examples,
+    serve, controller, worker, gateway, validate, compile_, profile, models, config, key, simulate, plan,
+    workload, timeline, explain, what_if, live, top, traces, ray, docs, examples,
 ):  # fmt: skip
     clockwork.add_command(_command)
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 DIFFERENT = 1
 _STDOUT = "-"
-_TRACES = "CLOCKWORK_TRACES"
+TRACES_VARIABLE = "CLOCKWORK_TRACES"
 
 
 @click.command()
@@ -52,8 +52,8 @@ _TRACES = "CLOCKWORK_TRACES"
 )  # fmt: skip
 @click.option("--foreign-profile", "foreign", is_flag=True, help="--zoo may be measured on another machine.")
 @click.option(
-    "--trace-dir", "traces", metavar="DIR", envvar=_TRACES,
-    help=f"Folder of trace files. [default: {_TRACES}, else beside the scenario]",
+    "--trace-dir", "traces", metavar="DIR", envvar=TRACES_VARIABLE,
+    help=f"Folder of trace files. [default: {TRACES_VARIABLE}, else beside the scenario]",
 )  # fmt: skip
 @setting_options("policy", "max_batch", hidden=("look_ahead_ms", "slack_ms", "reject", "retries"))
 @click.option(
@@ -123,13 +123,16 @@ def _show(made: Report) -> None:
         say(line)
 
 
+def check_folder(name: str, file: str | None) -> None:
+    """Check an output file before the run, not after it. Raises :class:`ConfigError`."""
+    if file not in {None, _STDOUT} and not Path(str(file)).absolute().parent.is_dir():
+        raise ConfigError(f"{name}: expected a file in a folder that exists, found {file}; make the folder")
+
+
 def _check_files(json_file: str | None, journal: str | None, traces: str | None) -> None:
-    """Check output files before the run, not after it."""
-    for name, file in (("json", json_file), ("journal", journal)):
-        if file not in {None, _STDOUT} and not Path(str(file)).absolute().parent.is_dir():
-            raise ConfigError(
-                f"{name}: expected a file in a folder that exists, found {file}; make the folder"
-            )
+    """Check files before the run, not after it."""
+    check_folder("json", json_file)
+    check_folder("journal", journal)
     if journal is not None and Path(journal).exists():
         raise ConfigError(
             f"journal: expected a file that is not there yet, found {journal}; one journal holds one run"

@@ -1,0 +1,66 @@
+"""A prediction held against what was measured: counts, quantiles, single requests; what it needs for that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve.apps.plan import check
+from clockwork_serve.apps.plan.check import Ends, check_report, predicted_ends
+from clockwork_serve.apps.plan.demand import kinds_of
+from clockwork_serve.apps.plan.report import PlanQuestion
+from clockwork_serve.apps.simulate import ask, play, read_with_zoo
+from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.units import ms
+from tests.apps.scenarios import STEADY, written
+
+
+def asked(file: str) -> PlanQuestion:
+    scenario, _ = read_with_zoo(file)
+    return PlanQuestion(
+        scenario=scenario, kinds=kinds_of(scenario), target=0.99, seeds=(1,), config=ControllerConfig()
+    )
+
+
+def test_every_request_is_predicted(tmp_path: Path) -> None:
+    file = written(tmp_path, STEADY.replace("rate_rps = 100", "rate_rps = 500"))
+
+    ends = predicted_ends(asked(file))
+
+    total = play(ask(file, config=ControllerConfig()).simulation()).tally.total()
+    counted = [good for (due_ns, _), (good, _) in ends.items() if due_ns >= ms(1000)]
+    assert len(counted) == total.offered
+    assert sum(counted) == total.ok < total.offered
+    assert {model for _, model in ends} == {"s-0000", "s-0001"}
+
+
+def test_both_sides_are_compared_by_model_and_by_request(tmp_path: Path) -> None:
+    predicted: Ends = {(ms(2000 + at), "a"): (True, ms(5)) for at in range(100)}
+    predicted |= {(ms(2000 + at), "b"): (at % 2 == 0, ms(7)) for at in range(100)}
+    measured: Ends = {key: (good, took + ms(1)) for key, (good, took) in predicted.items()}
+    for at in range(10):
+        measured[ms(2000 + at), "b"] = (True, ms(9))
+    predicted[ms(10), "a"] = measured[ms(10), "a"] = (False, ms(1))  # of the warm-up
+    measured[ms(3500), "a"] = (True, ms(1))  # that nobody predicted
+
+    made = check_report(asked(written(tmp_path)), predicted, measured, url="http://127.0.0.1:1", invalid="")
+
+    assert (made.both, made.neither, made.only_predicted, made.only_measured) == (150, 45, 0, 5)
+    assert made.unmatched == 1
+    a, b = made.models
+    assert (a.requests, a.near, a.off, a.predicted_ms, a.measured_ms) == (100, True, 0, (5, 5), (6, 6))
+    assert (b.near, round(b.off, 3), b.predicted_rps) == (False, -0.091, pytest.approx(50 / 3))
+    assert not made.good
+    assert b'"only_measured": 5' in made.to_json()
+
+
+def test_without_the_laboratory_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(check, "import_module", missing)
+
+    with pytest.raises(ConfigError, match=r"pip install 'clockwork-serve\[lab\]'"):
+        check.measured_ends("x.toml", "http://127.0.0.1:1", seed=1, traces=None)

@@ -1,0 +1,106 @@
+"""``clockwork plan`` from its command line to its exit code."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clockwork_serve.cli.entry import run
+from tests.apps.scenarios import STEADY, written
+
+BUSY = STEADY.replace("rate_rps = 100", "rate_rps = 900")
+
+
+@pytest.fixture
+def scenario(tmp_path: Path, repository: Path) -> str:
+    """A scenario, and nothing of the caller's environment."""
+    return written(tmp_path, BUSY)
+
+
+def test_one_screen_tells_all(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["--json", str(tmp_path / "out.json"), "--html", str(tmp_path / "out.html")]
+
+    assert run(["plan", scenario, "--slo-ms", "50", "--target", "99", "--jobs", "2", *files]) == 0
+
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "out.json").read_bytes())
+    count = found["answer"]["devices"]["device"]
+    assert f"\n{count} devices\n" in shown
+    assert "web 50 ms" in shown
+    assert "it breaks first from 1 to 4 s" in shown
+    assert f"with {count + 1} devices: 100 % instead of " in shown
+    assert f'<p class="answer">{count} devices</p>' in (tmp_path / "out.html").read_text()
+
+    assert run(["plan", scenario, "--slo-ms", "50", "--target", "99", "--json", "-"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["reused"], again["answer"]) == (found["simulations"], found["answer"])
+
+
+def test_kinds_have_prices(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = tmp_path / "kinds.toml"
+    kinds.write_text(
+        "[[kind]]\nname = 'small'\nspeed = 0.5\nprice = 1.5\nmemory = '1GiB'\nat_most = 9\n"
+        "[[kind]]\nname = 'large'\nspeed = 4\nprice = 3.5\n"
+    )
+    assert run(["plan", scenario, "--target", "99", "--max-devices", "9", "--kinds", str(kinds)]) == 0
+
+    shown = capsys.readouterr().out
+    assert "small: 0.5 times as fast as the profile, 1GiB for weights, price 1.5, at most 9" in shown
+    assert "\n1 x large, for 3.5\n" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--target", "0"], "0.0 is not in the range"),
+        (["--slo-ms", "3"], "loads[0].slo_ms: no number of these devices does"),
+        (["--kinds", "nowhere.toml"], "kinds: expected a TOML file of [[kind]], found nowhere.toml"),
+        (["--devices", "2"], "devices: expected none without --check"),
+        (["--check", "http://127.0.0.1:1", "--slo-ms", "9"], "slo_ms: expected none with --check"),
+        (["--json", "nowhere/out.json"], "json: expected a file in a folder that exists"),
+        (["--html", "nowhere/out.html"], "html: expected a file in a folder that exists"),
+        (["--trace-dir", "nowhere"], "trace_dir: expected a folder of trace files"),
+    ],
+)
+def test_misuse_is_one_line(
+    scenario: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plan", scenario, *arguments]) == 2
+
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert said in shown.err
+
+
+def test_where_nothing_does_it_says_so(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["plan", scenario, "--max-devices", "1"]) == 1
+
+    shown = capsys.readouterr().out
+    assert "NO: not even 1 device" in shown
+    assert "the work alone, in the largest batches, takes 2." in shown
+
+
+@pytest.mark.slow
+def test_interrupted_it_shows_what_was_found_and_goes_on_later(scenario: str, tmp_path: Path) -> None:
+    Path(scenario).write_text(BUSY.replace("seconds = 4", "seconds = 3000"))
+    child = subprocess.Popen(
+        [sys.executable, "-m", "clockwork_serve", "plan", scenario, "--jobs", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stderr is not None
+    line = child.stderr.readline()
+    child.send_signal(signal.SIGINT)
+    shown, _ = child.communicate(timeout=120)
+
+    assert line.startswith("planning ")
+    assert child.returncode == 130
+    assert "NO ANSWER YET" in shown
+    assert "INTERRUPTED" in shown
