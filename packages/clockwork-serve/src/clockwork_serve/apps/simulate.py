@@ -95,16 +95,16 @@ def ask(
     trace files (None: beside the scenario). ``foreign``: a profile of another machine will do. Raises
     :class:`ConfigError`, which names file, line and field where a file is wrong.
     """
-    scenario, models = read_with_zoo(path, zoo=zoo, devices=devices)
+    scenario, models = read_with_zoo(path, zoo=zoo, devices=devices, foreign=foreign)
     question = question_of(scenario, models, config=config, seed=seed, traces=traces)
     _check_memory(scenario, question.cluster, models, question.workload)
     return question
 
 
 def read_with_zoo(
-    path: str | Path, *, zoo: str | None = None, devices: int | None = None
+    path: str | Path, *, zoo: str | None = None, devices: int | None = None, foreign: bool = False
 ) -> tuple[Scenario, Zoo]:
-    """A scenario with the caller's changes, and its models' table. Raises :class:`ConfigError`."""
+    """A scenario with the caller's changes, and its models' table; as in :func:`ask`."""
     scenario = read_scenario(path)
     table = _cluster_table(scenario, zoo, devices)
     try:

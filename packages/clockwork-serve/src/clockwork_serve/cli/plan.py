@@ -26,7 +26,7 @@ NO_ANSWER = 1
 _STDOUT = "-"
 _STEPS = 100
 """Of the progress bar, for each simulation."""
-_OWN = ("slo_ms", "kinds_file", "max_devices", "zoo", "traces", "devices")
+_OWN = ("slo_ms", "kinds_file", "max_devices", "zoo", "foreign", "traces", "devices")
 _MODELS_SHOWN = 20
 _CHECKED = (
     "model", ">requests", ">predicted r/s", ">measured r/s", ">off", ">predicted p50, p99 ms",
@@ -59,6 +59,7 @@ _CHECKED = (
     "--seed", type=click.IntRange(0, 1 << 31), default=1, metavar="N", help="The first. [default: 1]"
 )
 @click.option("--zoo", metavar="NAME|FILE", help="Table of models, instead of the scenario's.")
+@click.option("--foreign-profile", "foreign", is_flag=True, help="--zoo may be measured on another machine.")
 @click.option(
     "--trace-dir", "traces", metavar="DIR", envvar=TRACES_VARIABLE,
     help=f"Folder of trace files. [default: {TRACES_VARIABLE}, else beside the scenario]",
@@ -181,7 +182,7 @@ def _pair(found_ms: tuple[float, float] | None) -> str:
 
 def _read(
     scenario: str, *, slo_ms: float | None, kinds_file: str | None, max_devices: int, zoo: str | None,
-    traces: str | None, devices: int | None,
+    foreign: bool, traces: str | None, devices: int | None,
 ) -> tuple[Scenario, tuple[DeviceKind, ...]]:  # fmt: skip
     """The scenario and the kinds of devices that the command line asks for."""
     from clockwork_serve.apps.plan.demand import kinds_of, read_kinds, with_slo
@@ -189,7 +190,7 @@ def _read(
 
     if traces is not None and not Path(traces).is_dir():
         raise ConfigError(f"trace_dir: expected a folder of trace files, found {traces}; correct it")
-    found, _ = read_with_zoo(scenario, zoo=zoo, devices=devices)
+    found, _ = read_with_zoo(scenario, zoo=zoo, devices=devices, foreign=foreign)
     kinds = kinds_of(found) if kinds_file is None else read_kinds(kinds_file)
     return found if slo_ms is None else with_slo(found, slo_ms), kinds
 

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve import __version__
+from clockwork_serve.apps.learned import read_zoo
 from clockwork_serve.apps.plan.demand import (
     MINUTE_S,
     Demand,
@@ -28,7 +29,6 @@ from clockwork_serve.apps.simulate import SimulationQuestion, question_of
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import MIB, NS_PER_S
 from clockwork_serve.workload.scenario import Scenario
-from clockwork_serve.workload.zoo import Zoo
 
 SLACKER: Final = 2.0
 """By what SLOs are multiplied to see whether that would save a device."""
@@ -302,7 +302,7 @@ def make_plan(asked: PlanQuestion, runs: PlanRuns) -> PlanReport:
     If it is interrupted, ``cut`` says so, and the rest is what was found until then.
     """
     began = time.monotonic()
-    zoo = Zoo.read(asked.scenario.cluster.zoo)
+    zoo = read_zoo(asked.scenario.cluster.zoo, foreign=True)
     question = question_of(asked.scenario, zoo, config=asked.config, seed=asked.seeds[0], traces=asked.traces)
     demand = demand_of(question, asked.kinds, asked.target)
     planner = _Planner(asked, demand, runs)
