@@ -3,7 +3,8 @@
 Two emulated devices at 60 % of what they can do, with SLOs of 2 s, 200 ms and 50 ms in equal parts. After
 each SIGKILL the one that stands by takes over; the next kill waits until there is one again. With
 ``--controllers 1`` nobody stands by, and the same is shown of a controller that is started again; with
-``--hand-over`` it is asked to hand over, and not killed.
+``--hand-over`` it is asked to hand over, and not killed. With ``--hosts`` controllers are on hosts of their
+own, with a shared store: all processes of who leads are killed; then its cable is pulled, again and again.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
@@ -26,6 +29,7 @@ from clockwork_serve.serve.supervisor.config import ServerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
 from harness import repositories
+from harness.hosts import START_S, Host, Machine, certificates, hosts, words_of
 from harness.http_load import Report, Sample, Shot, infer_message, open_loop, poisson, run
 from harness.report import Outcome, finish, parser, percent, quantile
 from harness.server import LEADER, Server, started
@@ -116,41 +120,54 @@ def shots(url: str, over: threading.Event, seed: int) -> Iterator[Shot]:
 
 
 def judged(report: Report, kills: list[Kill], controllers: int) -> Outcome:
-    """What was promised, beside what was found."""
+    """What was promised of one host, beside what was found."""
     outcome = Outcome("benchmarks.failover")
+    outcome.figures["controllers"] = controllers
+    judge(outcome, report, kills)
+    return outcome
+
+
+def judge(
+    outcome: Outcome, report: Report, kills: list[Kill], what: str = "", back_s: float = BACK_S,
+    shares: Mapping[int, float] = IN_TIME,
+) -> None:  # fmt: skip
+    """Add what was promised, beside what was found."""
     samples = sorted(report.samples, key=lambda one: one.due_ns)
     for kill in kills:
         later = [one.done_ns for one in samples if one.due_ns >= kill.at_ns and in_time(one)]
         kill.gap_ms = (min(later) - kill.at_ns) / NS_PER_MS if later else float("inf")
     gaps = [kill.gap_ms for kill in kills]
     told, p95_ms = f"most {max(gaps):.0f}, median {quantile(gaps, 0.5):.0f}", quantile(gaps, 0.95)
-    outcome.at_most("good answers again after a kill (p95)", BACK_S * 1000, p95_ms, "ms", digits=0, more=told)
-    for slo_ms in SLOS_MS:
+    outcome.at_most(f"{what}good answers again (p95)", back_s * 1000, p95_ms, "ms", digits=0, more=told)
+    for slo_ms, share in shares.items():
         touched = [one for one in samples if one.name == f"{slo_ms}" and touched_by(one, kills)]
         good = sum(map(in_time, touched))
         outcome.judge(
-            f"SLO {slo_ms} ms: in time, of those around a kill", asked=f">= {IN_TIME[slo_ms]:.0%}",
+            f"{what}SLO {slo_ms} ms: in time, of those around", asked=f">= {share:.0%}",
             found=f"{percent(good, len(touched))} of {len(touched)}",
-            good=good >= IN_TIME[slo_ms] * len(touched),
+            good=good >= share * len(touched),
         )  # fmt: skip
-    waits = [one for one in samples if not in_time(one) and could_wait(one, kills)]
-    outcome.none("could wait, and not answered in time", [one.end for one in waits])
+    waits = [one for one in samples if not in_time(one) and could_wait(one, kills, back_s)]
+    outcome.none(f"{what}could wait, and not answered in time", [one.end for one in waits])
     late = [one for one in samples if one.status == 200 and took_ms(one) > int(one.name) + LATE_MS]
-    outcome.none("good answers that were late", [f"{took_ms(one):.0f} of {one.name} ms" for one in late])
-    outcome.none("without a response", [one.name for one in samples if one.status == 0])
-    outcome.at_most("answered twice: bytes that nobody asked for", 0, report.unexpected_bytes, digits=0)
+    outcome.none(
+        f"{what}good answers that were late", [f"{took_ms(one):.0f} of {one.name} ms" for one in late]
+    )
+    outcome.none(f"{what}without a response", [one.name for one in samples if one.status == 0])
+    outcome.at_most(
+        f"{what}answered twice: bytes that nobody asked for", 0, report.unexpected_bytes, digits=0
+    )
     cold = [kill.cold for kill in kills[1:] if kill.cold]
-    outcome.none("take-overs after which requests waited for weights", cold)
+    outcome.none(f"{what}take-overs after which requests waited for weights", cold)
     epochs = [kill.epoch for kill in kills]
     outcome.judge(
-        "epochs of those who led", asked="rising by one", found=f"{epochs[0]} to {epochs[-1]}",
+        f"{what}epochs of those who led", asked="rising by one", found=f"{epochs[0]} to {epochs[-1]}",
         good=epochs == list(range(epochs[0], epochs[0] + len(kills))),
     )  # fmt: skip
-    outcome.figures = {
-        "controllers": controllers, "kills": [asdict(kill) for kill in kills], "sent": len(samples),
-        "ends": dict(report.ends()), "client_late_sends": report.late_sends,
+    outcome.figures |= {
+        f"{what}kills": [asdict(kill) for kill in kills], f"{what}sent": len(samples),
+        f"{what}ends": dict(report.ends()), f"{what}client_late_sends": report.late_sends,
     }  # fmt: skip
-    return outcome
 
 
 def in_time(sample: Sample) -> bool:
@@ -170,11 +187,11 @@ def touched_by(sample: Sample, kills: list[Kill]) -> bool:
     )
 
 
-def could_wait(sample: Sample, kills: list[Kill]) -> bool:
+def could_wait(sample: Sample, kills: list[Kill], back_s: float = BACK_S) -> bool:
     """Whether it was touched by a kill, and had time after it until its deadline."""
     deadline_ns = sample.due_ns + int(sample.name) * NS_PER_MS
     return any(
-        touched_by(sample, [kill]) and deadline_ns - max(kill.at_ns, sample.due_ns) >= BACK_S * NS_PER_S
+        touched_by(sample, [kill]) and deadline_ns - max(kill.at_ns, sample.due_ns) >= back_s * NS_PER_S
         for kill in kills
     )
 
@@ -207,15 +224,164 @@ def measure(folder: Path, times: int, controllers: int, seed: int, number: int) 
     return judged(report, killer.kills, controllers)
 
 
+# ------------------------------------------------------------
+# Controllers on hosts of their own, each in a network of its own where this system permits that.
+
+
+LEASE_S: Final = 1.0
+CABLE_BACK_S: Final = 1.5
+"""The same of its host being cut off: it may be slow, until its lease is over."""
+IN_TIME_OF_HOSTS: Final = {2000: 1.0, 200: 0.6}
+HOSTS: Final = ("controller-a", "controller-b", "worker", "gateway")
+
+
+class Hosts:
+    """Two controllers with one store, a worker with two devices, and a gateway, on a host each."""
+
+    def __init__(self, folder: Path, home: list[Host], stack: ExitStack) -> None:
+        self._folder, self._stack = folder, stack
+        self._home = dict(zip(HOSTS, home, strict=True))
+        self._files = dict(zip(HOSTS, certificates(folder, [host.address for host in home]), strict=True))
+        self._at = {name: f"{self._home[name].address}:{_free_port(self._home[name])}" for name in HOSTS[:2]}
+        self.controllers: dict[str, Machine] = {}
+        """All that should run."""
+        self._metrics: dict[str, str] = {}
+        builder = ["profile", str(folder / "models"), "--device", "emulated:v100"]
+        self._end(self._machine("builder", home[2], [*builder, *self._stored("builder")]))
+        for name in HOSTS[:2]:
+            self.start(name)
+        joins = {"controller": ",".join(self._at.values()), "machine_name": "far", "log_level": "warning"}
+        devices = ["--device", "emulated:v100"] * DEVICES
+        worker = words_of(joins | self._files["worker"])
+        self._machine("worker", home[2], ["worker", *worker, *devices, *self._stored("worker")])
+        ports = {"host": home[3].address, "http_port": 0, "grpc_port": "off", "metrics_port": "off"}
+        gateway = words_of(joins | ports | self._files["gateway"])
+        self.http_url = self._machine("gateway", home[3], ["gateway", *gateway, "--json"]).facts()["http"]
+
+    def start(self, name: str) -> None:
+        """Start a controller."""
+        host = self._home[name]
+        settings = {
+            "listen_machines": self._at[name], "lease_s": LEASE_S, "host": host.address,
+            "metrics_port": 0, "log_level": "warning",
+        }  # fmt: skip
+        words = ["controller", *words_of(settings | self._files[name]), *self._stored(name), "--json"]
+        self.controllers[name] = self._machine(name, host, words)
+        self._metrics[name] = self.controllers[name].facts()["metrics"]
+
+    def whole(self, epoch: int = 0) -> tuple[str, Metrics] | None:
+        """The name of a later leader and its metrics, if it is ready, and the other one stands by."""
+        for name in self.controllers:
+            with suppress(OSError):
+                found = read_metrics(self._metrics[name], 2)
+                later = total(found, "clockwork_controller_epoch") > epoch
+                whole = total(found, "clockwork_controllers_standing_by") == 1
+                if later and whole and total(found, "clockwork_ready"):
+                    return name, found
+        return None
+
+    def _stored(self, name: str) -> list[str]:
+        return ["--store", str(self._folder / "store"), "--cache", str(self._folder / f"cache-{name}")]
+
+    def _machine(self, name: str, host: Host, words: list[str]) -> Machine:
+        made = Machine(host, words, self._folder / f"{name}.log")
+        self._stack.callback(made.close)
+        return made
+
+    def _end(self, builder: Machine) -> None:
+        if builder.process.wait(START_S):
+            raise RuntimeError(f"the builder failed:\n{builder.said[-2000:]}")
+
+
+def _free_port(host: Host) -> int:
+    """A port that is free here; in a network of its own, so is every one."""
+    with socket.create_server(("127.0.0.1" if host.before else host.address, 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+@dataclass(slots=True)
+class HostKiller:
+    """Kills all of who leads, ``times`` times, or cuts it off; from its store too, so it is stopped then."""
+
+    hosts: Hosts
+    times: int
+    cut: bool
+    kills: list[Kill] = field(default_factory=list)
+    wrong: str = ""
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Do it, from a thread of its own."""
+        try:
+            for _ in range(self.times):
+                time.sleep(LEAD_S[2])
+                name, found = self._whole()
+                epoch = round(total(found, "clockwork_controller_epoch"))
+                cold = round(total(found, "clockwork_model_cold_starts_total"))
+                victim = self.hosts.controllers[name]
+                pids = victim.pids()
+                self.kills.append(Kill(time.monotonic_ns(), epoch, cold))
+                if not self.cut:
+                    victim.kill(pids)
+                    self.hosts.start(name)
+                    continue
+                victim.host.pull()
+                victim.signal(signal.SIGSTOP, pids)
+                time.sleep(2 * CABLE_BACK_S)
+                victim.host.put_back()
+                victim.signal(signal.SIGCONT)
+            self._whole()
+            time.sleep(2 * AFTER_S)
+        except (OSError, TimeoutError, RuntimeError) as error:
+            self.wrong = f"{error}"
+        self.over.set()
+
+    def _whole(self) -> tuple[str, Metrics]:
+        last = self.kills[-1].epoch if self.kills else 0
+        found: tuple[str, Metrics] = until(
+            "one leads, and one stands by", lambda: self.hosts.whole(last), 60, 0.05
+        )
+        return found
+
+
+def measure_hosts(folder: Path, times: int, seed: int, outcome: Outcome, *, cut: bool) -> None:
+    """Controllers on two hosts, their load and their killer."""
+    what = "cable pulled: " if cut else "host killed: "
+    (folder / "store").mkdir(parents=True)
+    for model in range(MODELS):
+        repositories.emulated(folder / "models", f"m{model}", {1: SERVICE_MS}, load_ms=2)
+    with hosts(len(HOSTS)) as (_, home, truth), ExitStack() as stack:
+        outcome.figures["hosts"] = truth
+        made = Hosts(folder, home, stack)
+        killer = HostKiller(made, times, cut)
+        until("it serves", made.whole, 60, 0.05)
+        thread = threading.Thread(target=killer.run, daemon=True)
+        thread.start()
+        report = run(open_loop(made.http_url, shots(made.http_url, killer.over, seed)))
+        thread.join()
+    if killer.wrong or not killer.kills:
+        outcome.invalid = f"{what}{killer.wrong or 'nobody was killed'}"
+    else:
+        back_s, shares = (CABLE_BACK_S, {}) if cut else (BACK_S, IN_TIME_OF_HOSTS)
+        judge(outcome, report, killer.kills, what, back_s, shares)
+
+
 def main() -> int:
     """Run it; returns the exit status."""
     options = parser(__doc__)
     options.add_argument("--short", action="store_true", help=f"{KILLS_SHORT} kills instead of {KILLS}")
     options.add_argument("--controllers", type=int, choices=sorted(LEAD_S), default=2)
     options.add_argument("--hand-over", action="store_true", help="SIGUSR1 in place of SIGKILL")
+    options.add_argument("--hosts", action="store_true", help="controllers on several hosts")
     given = options.parse_args()
     times = KILLS_SHORT if given.short else KILLS
     with tempfile.TemporaryDirectory(prefix="cw") as name:
+        if given.hosts:
+            outcome = Outcome("benchmarks.failover")
+            for cut in (False, True):
+                measure_hosts(Path(name) / f"{cut}", times, given.seed, outcome, cut=cut)
+            return finish(outcome, given.json)
         number = signal.SIGUSR1 if given.hand_over else signal.SIGKILL
         outcome = measure(Path(name), times, given.controllers, given.seed, number)
     return finish(outcome, given.json)

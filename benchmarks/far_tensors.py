@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import shutil
 import socket
@@ -23,13 +22,12 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import trustme
 
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
@@ -39,6 +37,7 @@ from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import KIB, MIB
 from harness import repositories
+from harness.hosts import Host, certificates, hosts
 from harness.http_load import Report, Shot, closed_loop, infer_message, open_loop, poisson, run
 from harness.machine import cpu_s
 from harness.report import Outcome, finish, in_turns, parser, quantile, table
@@ -53,66 +52,6 @@ COST, HOST_US, GOODPUT, WAY_MS = 0.6, 60.0, 0.98, 0.4
 LATE_SENDS: Final = 0.02
 """A client that sends more than this share late was itself the bottleneck."""
 HOSTS: Final = ("gateway-a", "gateway-b", "worker-a", "worker-b")
-
-
-@dataclass(frozen=True)
-class Host:
-    """A machine: its address, and what stands before a command that is to run there."""
-
-    address: str
-    before: tuple[str, ...] = ()
-
-
-def ip(*words: str) -> None:
-    """Change networks. CalledProcessError if that is not permitted."""
-    subprocess.run([shutil.which("ip") or "ip", *words], check=True, capture_output=True)
-
-
-@contextmanager
-def hosts() -> Iterator[tuple[Host, list[Host], str]]:
-    """The server's host, the others, and what they are in truth."""
-    with ExitStack() as stack:
-        switch, net = f"cwb{os.getpid() % 10_000}", f"10.{178 + os.getpid() % 40}.{os.getpid() % 250}"
-        try:
-            ip("link", "add", switch, "type", "bridge")
-            stack.callback(_quietly, "link", "del", switch)
-            ip("addr", "add", f"{net}.1/24", "dev", switch)
-            ip("link", "set", switch, "up")
-            found = []
-            for number in range(2, 2 + len(HOSTS)):
-                name, near = f"{switch}n{number}", f"{switch}v{number}"
-                ip("netns", "add", name)
-                stack.callback(_quietly, "netns", "del", name)
-                ip("link", "add", near, "type", "veth", "peer", "name", "eth0", "netns", name)
-                ip("link", "set", near, "master", switch, "up")
-                ip("-n", name, "addr", "add", f"{net}.{number}/24", "dev", "eth0")
-                ip("-n", name, "link", "set", "eth0", "up")
-                ip("-n", name, "link", "set", "lo", "up")
-                found.append(Host(f"{net}.{number}", ("ip", "netns", "exec", name)))
-        except (OSError, subprocess.CalledProcessError):
-            stack.close()
-            yield Host("127.0.0.1"), [Host("127.0.0.1")] * len(HOSTS), "the loopback"
-        else:
-            yield Host(f"{net}.1"), found, "network namespaces"
-
-
-def _quietly(*words: str) -> None:
-    with suppress(OSError, subprocess.CalledProcessError):
-        ip(*words)
-
-
-def certificates(folder: Path, addresses: list[str]) -> list[dict[str, Any]]:
-    """Settings of an authority's certificate for each address."""
-    authority, found = trustme.CA(), list[dict[str, Any]]()
-    authority.cert_pem.write_to_path(folder / "ca.pem")
-    for number, address in enumerate(addresses):
-        leaf = authority.issue_cert(address)
-        leaf.private_key_pem.write_to_path(folder / f"{number}.key")
-        (folder / f"{number}.key").chmod(0o600)
-        (folder / f"{number}.pem").write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
-        names = {"certificate": f"{number}.pem", "key": f"{number}.key", "ca": "ca.pem"}
-        found.append({f"cluster_{name}": str(folder / file) for name, file in names.items()})
-    return found
 
 
 @dataclass
@@ -273,7 +212,11 @@ def main() -> int:
     given = options.parse_args()
     rounds, seconds = (1, 3.0) if given.short else (3, 10.0)
     outcome = Outcome("benchmarks.far_tensors")
-    with tempfile.TemporaryDirectory() as name, hosts() as (home, others, truth), ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        hosts(len(HOSTS)) as (home, others, truth),
+        ExitStack() as stack,
+    ):
         arms = {}
         for arm in ("one host", "apart"):
             folder = Path(name) / arm.replace(" ", "-")

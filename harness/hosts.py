@@ -126,15 +126,19 @@ class Machine:
             return found
         raise RuntimeError(f"it did not start:\n{self.said[-2000:]}")
 
-    def signal(self, number: int) -> None:
-        """Send all its processes a signal."""
-        for pid in descendants(self.process.pid):
+    def pids(self) -> list[int]:
+        """All its processes."""
+        return list(descendants(self.process.pid))
+
+    def signal(self, number: int, pids: Sequence[int] = ()) -> None:
+        """Send all its processes a signal; ``pids`` are those, where it is to be done at once."""
+        for pid in pids or self.pids():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    def kill(self) -> None:
+    def kill(self, pids: Sequence[int] = ()) -> None:
         """Kill all, as when its host loses power; but its kernel tells those who are connected."""
-        self.signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL, pids)
         self.process.wait(STOP_S)
 
     def close(self) -> None:

@@ -273,9 +273,9 @@ class World:
         return True
 
     def delay_s(self) -> float:
-        """Of one step: mostly short, sometimes a pause beyond everything."""
-        long = self.dice.random() < 0.02
-        return self.dice.uniform(0.5, 3.0) * TIME_S if long else self.dice.expovariate(1 / 0.01)
+        """Of one step: mostly short, sometimes a pause of up to more than the lease."""
+        long = self.dice.random() < 0.06
+        return self.dice.uniform(0.1, 1.5) * TIME_S if long else self.dice.expovariate(1 / 0.01)
 
     def fails(self) -> bool:
         if self.dice.random() < 0.005:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
+from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Outcome, Quarantined, Question, Readiness, Reason
+from clockwork_serve.serve.gateway.controller_link import ControllerLink, GatewayLink, LinkListener
 from tests.serve.gateway.running import RunningGateway, running_gateway
 from tests.serve.gateway.worlds import Client, World, in_world
 from tests.serve.http.requests import IDENT_JSON, INFER, Found, get, post
@@ -125,3 +130,23 @@ def test_ready_is_503_whenever_requests_are_not_served_and_live_is_200(tmp_path:
         controller.beats = True
         gateway.run(controller.start())
         turns(to=True)
+
+
+@pytest.mark.parametrize("standby", [True, False])
+def test_who_waits_for_a_silent_controller_waits_on_where_another_one_stands_by(standby: bool) -> None:
+    async def test() -> None:
+        unwanted = LinkListener(*[lambda *_: None] * 4)
+        link = GatewayLink(_nobody, None, unwanted, standby=standby)
+        swept: list[bool] = []
+        link._credit_gate.sweep = lambda: swept.append(True)  # type: ignore[method-assign]
+        link._sweep_waiting()
+        assert swept == [True], "it answers"
+        link._pulse._missed = 1
+        link._sweep_waiting()
+        assert len(swept) == (1 if standby else 2)
+
+    asyncio.run(test())
+
+
+async def _nobody(*_: Any) -> ControllerLink:
+    raise TransportError("nobody")

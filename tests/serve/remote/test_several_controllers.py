@@ -133,6 +133,28 @@ def test_who_leads_is_found_and_after_it_the_next_but_none_that_was_deposed(
     run(test())
 
 
+def test_one_controller_by_two_names_is_joined_once_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with hosts(tmp_path, monkeypatch) as (a, _):
+            await a.lead(2)
+            made, side = finder(tmp_path, a)
+            made._addresses.append(("localhost", a.port))
+            async with asyncio.timeout(30):
+                link = await made.connect()
+            link.send(
+                MachineHello(worker=NAME, version=__version__, runtime=runtime_fingerprint(), kinds=("toy",))
+            )
+            await a.controller.linked()
+            await asyncio.sleep(0.3)
+            assert link.is_open
+            assert not side.lost
+            made.close()
+
+    run(test())
+
+
 def test_a_bridge_that_does_not_lead_shakes_no_hands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with hosts(tmp_path, monkeypatch) as (a, _):

@@ -346,6 +346,11 @@ class PeerHeartbeat:
         """How long the peer has returned no beat, counted in ticks."""
         return max(0, self._missed) * self._beat_s
 
+    @property
+    def late(self) -> bool:
+        """Whether a beat was not returned before the next one was due."""
+        return self._missed >= 1
+
     def start(self) -> None:
         """Send beats from now on: the peer connected."""
         self.stop()

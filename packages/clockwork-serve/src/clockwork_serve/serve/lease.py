@@ -176,7 +176,7 @@ TENURE: Final = 0.7
 notice that this is over."""
 BEATS: Final = 4
 """How many heartbeats are written within the lease's time."""
-READS: Final = 8
+READS: Final = 20
 """How often it is read within that time."""
 LAST_WORDS_S: Final = 0.5
 """How long a holder that ends waits until the store has its word that the lease is free."""
