@@ -88,7 +88,7 @@ def test_a_command_of_another_package_that_is_broken_breaks_nothing_else(
     )
 
     assert helped.returncode == 0
-    assert "hello      Cannot be loaded." in helped.stdout
+    assert re.search(r"^  hello +Cannot be loaded\.$", helped.stdout, re.MULTILINE)
     assert given.returncode == 2
     assert said in given.stderr
 

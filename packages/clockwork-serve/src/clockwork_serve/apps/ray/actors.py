@@ -101,7 +101,7 @@ def _named(name: str) -> x509.Name:
 
 
 # ------------------------------------------------------------
-# The keeper of a role's process.
+# The actor of a role.
 
 
 BEAT_S, TEND_S, PATIENCE_S = 1.0, 0.1, 3.0
@@ -141,7 +141,7 @@ class RoleReport(Struct, frozen=True, kw_only=True):
     log: str
 
 
-class Keeper:
+class RoleActor:
     """The actor of a role: starts its process, again when it ended, and ends it with itself."""
 
     def __init__(self, role: ClusterRole) -> None:

@@ -16,7 +16,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from clockwork_serve.apps.ray.actors import DIRECTORY, Directory, Keeper, RoleReport
+from clockwork_serve.apps.ray.actors import DIRECTORY, Directory, RoleActor, RoleReport
 from clockwork_serve.apps.ray.deployment import (
     CONTROLLER_ROLE,
     GATEWAY_ROLE,
@@ -209,7 +209,7 @@ def _create(role: ClusterRole, left: Collection[str]) -> None:
     else:
         avoided = {NODE_ID: f"!in({','.join(sorted(left))})"} if left else {}
         options |= {"scheduling_strategy": "SPREAD", "label_selector": {**avoided, **role.labels}}
-    actor = ray.remote(Keeper).options(name=role.name, max_concurrency=4, **_FOR_EVER, **options)
+    actor = ray.remote(RoleActor).options(name=role.name, max_concurrency=4, **_FOR_EVER, **options)
     actor.remote(role)
 
 

@@ -90,9 +90,15 @@ def read_deployment(file: str) -> Deployment:
     except ValueError as error:
         raise wrong("CONFIG", file, "valid TOML", str(error), "correct the line it names") from None
     _check(found, file)
+    found = msgspec.structs.replace(found, repository=_whole(found.repository), store=_whole(found.store))
     for name, part in found.parts.items():
         _flags(part.settings, _PROCESS[name.partition("[")[0]], f"{name}.settings", file)
     return found
+
+
+def _whole(place: str) -> str:
+    """A path as it is for any process of this user, wherever that runs; a URL as it is."""
+    return place if not place or "://" in place else str(Path(place).expanduser().absolute())
 
 
 def _misfit(said: str, values: Any, file: str) -> ConfigError:
