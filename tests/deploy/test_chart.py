@@ -199,12 +199,14 @@ def test_memory_is_enough_for_what_the_settings_say(
 
 def test_pods_have_no_right_that_they_do_not_need(pods: list[Pod]) -> None:
     for pod in pods:
-        context, own = pod.spec["securityContext"], pod.container["securityContext"]
+        context = pod.spec["securityContext"]
         assert pod.spec["enableServiceLinks"] is False
         assert pod.spec["automountServiceAccountToken"] is False
         assert (context["runAsNonRoot"], context["seccompProfile"]) == (True, {"type": "RuntimeDefault"})
-        assert own["readOnlyRootFilesystem"]
-        assert (own["allowPrivilegeEscalation"], own["capabilities"]) == (False, {"drop": ["ALL"]})
+        for container in (pod.container, *pod.spec.get("initContainers", ())):
+            own = container["securityContext"]
+            assert own["readOnlyRootFilesystem"]
+            assert (own["allowPrivilegeEscalation"], own["capabilities"]) == (False, {"drop": ["ALL"]})
         for volume in pod.volumes.values():
             if "secret" in volume:  # keys that others may write are refused, those that they may read told of
                 assert volume["secret"]["defaultMode"] == 0o440

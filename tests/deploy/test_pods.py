@@ -162,3 +162,22 @@ def test_pods_find_each_other_serve_and_end_within_their_grace(host: Host) -> No
     for name, pod in (("gateway", pods["gateway"]), ("worker", pods["worker"])):
         host.running[name].send_signal(signal.SIGTERM)
         assert host.running[name].wait(pod.spec["terminationGracePeriodSeconds"]) == 0, host.logs()
+
+
+def test_controllers_wait_for_the_catalogue_that_builders_write(tmp_path: Path) -> None:
+    (pod,) = [
+        each for each in charts.pods(charts.rendered(charts.values_of("small"))) if each.role == "controller"
+    ]
+    (waiting,) = pod.spec["initContainers"]
+    command = [word.replace("/store", str(tmp_path)) for word in waiting["command"]]
+
+    process = subprocess.Popen(command)
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        (tmp_path / "v6-0" / "catalogue").mkdir(parents=True)
+        (tmp_path / "v6-0" / "catalogue" / "000000001.json").touch()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
