@@ -97,7 +97,7 @@ def predicted_ends(asked: PlanQuestion) -> Ends:
     zoo = read_zoo(asked.scenario.cluster.zoo, foreign=True)
     question = question_of(asked.scenario, zoo, config=asked.config, seed=asked.seeds[0], traces=asked.traces)
     ends = _Ends(question.constants.network.gateway_ns)
-    play(question.simulation(watchers=[ends]))
+    play(question.simulation(watchers=[ends], stretches=False))
     return ends.found
 
 

@@ -22,7 +22,7 @@ th{font-weight:600;color:#555}th.text,td.text{text-align:left}
 pre{color:#555;white-space:pre-wrap;overflow-wrap:anywhere;font:inherit}svg{width:100%;height:auto}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(440px,100%),1fr));gap:0 1.2em}
 """
-_PERCENT: Final[Callable[[float], str]] = lambda value: f"{100 * value:.6g} %"  # noqa: E731
+_PERCENT: Final[Callable[[float], str]] = lambda value: f"{100 * value:.5g} %"  # noqa: E731
 _NUMBER: Final[Callable[[float], str]] = lambda value: f"{value:,.4g}"  # noqa: E731
 
 Series = tuple[str, str, Sequence[tuple[int, SeedSpread]]]

@@ -235,7 +235,7 @@ def run_job(
     question = question_of(job.scenario, zoo, config=job.config, seed=job.seed, traces=job.traces)
     count = MissCount(PlanMinutes.of(job.scenario), question.constants.network.gateway_ns, job.allowed)
     played = play(
-        question.simulation(watchers=[count]), tell=lambda now_s, took_s: tell(now_s),
+        question.simulation(watchers=[count], stretches=False), tell=lambda now_s, took_s: tell(now_s),
         stopped=lambda: count.hopeless or stopped(),
     )  # fmt: skip
     if played.cut and not count.hopeless:
