@@ -548,6 +548,10 @@ class CreditGate:
         for request, waited_ns in overdue:
             self._refuse(request, waited_ns)
 
+    def wait_on(self) -> None:
+        """Refuse nothing for having waited, for now: nobody grants credit."""
+        self._crowded_until_ns = 0
+
     def withdraw(self, request_id: str) -> bool:
         """Drop a request whose client has gone; whether it was held back here, and so never sent."""
         found = request_id in self._held

@@ -492,7 +492,9 @@ class GatewayLink:
 
     def _sweep_waiting(self) -> None:
         self._sweep = None
-        if not (self._standby and self._pulse.late):  # else the next controller may answer what waits
+        if self._standby and self._pulse.late:  # the next controller may answer what waits
+            self._credit_gate.wait_on()
+        else:
             self._credit_gate.sweep()
         if self._credit_gate.holds:
             self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._sweep_waiting)
