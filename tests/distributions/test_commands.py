@@ -22,7 +22,7 @@ BEFORE = {
     "README.md": "",
     "docs/use/getting-started.md": "cp $given/mine.onnx .",
     "docs/operate/security.md": f"{STARTED}; cp $given/*.pem .",
-    "docs/operate/machines.md": f"{STARTED}; cp $given/keys.toml $given/chain.pem $given/key.pem .; mkdir store",
+    "docs/operate/machines.md": f"{STARTED}; cp $given/{{keys.toml,chain.pem,key.pem}} .; mkdir store",
     "docs/operate/kubernetes.md": SERVES,
     "docs/operate/operations.md": SERVES,
     "docs/use/clients.md": SERVES,

@@ -130,6 +130,19 @@ def test_from_any_checkpoint_it_goes_on_as_from_the_start(tmp_path_factory, seed
         assert check_goes_on(controller, steps) > 0
 
 
+def test_a_checkpoint_made_where_the_next_run_begins_is_not_of_that_run(tmp_path: Path, monkeypatch) -> None:
+    path = written(tmp_path / "journal", seed=44)  # its controller dies
+    wanted = [moment for moment in arrivals(path).values() if moment.run]
+    monkeypatch.setattr(history, "CHECKPOINT_WORK", 1)
+    found = write_history(path)
+    made = {int(one.stem.partition("-")[2], 16): one for one in folder_of(path).glob("*.state")}
+    del made[wanted[0].run]
+    for one in made.values():
+        one.unlink()
+    controller, _ = found.controller_at(wanted[0])
+    assert controller.save() == from_the_start(path, wanted[0])[0].save()
+
+
 def test_checkpoints_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path / "journal")
     found, moment = write_history(path), list(arrivals(path).values())[-1]

@@ -161,7 +161,8 @@ class History:
         beginning is gone and no checkpoint is left before the step.
         """
         header = first_header(self.path)
-        first = max(moment.run, 0 if header is None else header.first)
+        # One made just before a run's head is of the run before it.
+        first = max(moment.run + 1, 0 if header is None else header.first)
         for checkpoint in reversed(_checkpoints(self.path)):
             if first <= checkpoint.record <= moment.record:
                 try:
