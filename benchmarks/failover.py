@@ -231,7 +231,7 @@ def measure(folder: Path, times: int, controllers: int, seed: int, number: int) 
 LEASE_S: Final = 1.0
 CABLE_BACK_S: Final = 1.5
 """The same of its host being cut off: it may be slow, until its lease is over."""
-IN_TIME_OF_HOSTS: Final = {2000: 1.0, 200: 0.6}
+IN_TIME_OF_HOSTS: Final = {2000: 1.0, 200: 0.9}
 HOSTS: Final = ("controller-a", "controller-b", "worker", "gateway")
 
 
