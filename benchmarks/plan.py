@@ -134,9 +134,9 @@ CASES: Final = (
 
 def question(path: Path, **changes: Any) -> PlanQuestion:
     """A plan's question of a scenario as it stands."""
-    scenario, _ = read_with_zoo(path)
+    scenario, zoo = read_with_zoo(path)
     given: dict[str, Any] = {
-        "scenario": scenario, "kinds": kinds_of(scenario), "target": TARGET, "seeds": (1,),
+        "scenario": scenario, "zoo": zoo, "kinds": kinds_of(scenario), "target": TARGET, "seeds": (1,),
         "config": ControllerConfig(), "most": 16,
     }  # fmt: skip
     return PlanQuestion(**given | changes)

@@ -70,9 +70,9 @@ class Here(PlanRuns):
 
 
 def asked(file: str, **changes: object) -> PlanQuestion:
-    scenario, _ = read_with_zoo(file)
+    scenario, zoo = read_with_zoo(file)
     given = {
-        "scenario": scenario, "kinds": kinds_of(scenario), "target": 0.99, "seeds": (1,),
+        "scenario": scenario, "zoo": zoo, "kinds": kinds_of(scenario), "target": 0.99, "seeds": (1,),
         "config": ControllerConfig(), "most": 16,
     }  # fmt: skip
     return PlanQuestion(**given | changes)
@@ -185,7 +185,12 @@ def test_the_cheapest_set_of_several_kinds(tmp_path: Path) -> None:
 
     def meets(mix: tuple[int, int]) -> bool:
         run = run_job(
-            PlanJob(scenario=with_devices(question.scenario, kinds, mix), config=question.config, seed=1)
+            PlanJob(
+                scenario=with_devices(question.scenario, kinds, mix),
+                zoo=question.zoo,
+                config=question.config,
+                seed=1,
+            )
         )
         return run is not None and run.met(question.target)
 
@@ -220,8 +225,8 @@ def without_times(made: PlanReport) -> object:
 
 
 def test_a_kept_run_is_of_its_scenario_alone(tmp_path: Path) -> None:
-    scenario, _ = read_with_zoo(written(tmp_path))
-    job = PlanJob(scenario=scenario, config=ControllerConfig(), seed=1)
+    scenario, zoo = read_with_zoo(written(tmp_path))
+    job = PlanJob(scenario=scenario, zoo=zoo, config=ControllerConfig(), seed=1)
 
     others = [
         structs.replace(job, seed=2),
@@ -236,7 +241,7 @@ def test_a_kept_run_is_of_its_scenario_alone(tmp_path: Path) -> None:
     (tmp_path / "two.csv").write_text(
         (tmp_path / "two.csv").read_text().replace("small,16,2,4,6", "small,16,2,4,7")
     )
-    assert job.key() != before
+    assert structs.replace(job, zoo=read_with_zoo(tmp_path / "scenario.toml")[1]).key() != before
 
 
 def test_a_file_that_was_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
@@ -276,8 +281,8 @@ def test_minutes_begin_after_the_warm_up_and_the_last_has_what_is_left(tmp_path:
 
 def test_a_run_that_missed_beyond_repair_is_stopped_after_that_minute(tmp_path: Path) -> None:
     text = BUSY.replace("seconds = 4", "seconds = 241")
-    scenario, _ = read_with_zoo(written(tmp_path, text))
-    job = PlanJob(scenario=scenario, config=ControllerConfig(), seed=1, allowed=(50,) * 4)
+    scenario, zoo = read_with_zoo(written(tmp_path, text))
+    job = PlanJob(scenario=scenario, zoo=zoo, config=ControllerConfig(), seed=1, allowed=(50,) * 4)
 
     run = run_job(job)
 
@@ -384,7 +389,7 @@ def test_what_gateways_refuse_while_no_controller_runs_is_missed_too(tmp_path: P
     text = STEADY + '\n[[faults]]\nkind = "controller"\nat_s = 2\n'
     question = asked(written(tmp_path, text))
 
-    run = run_job(PlanJob(scenario=question.scenario, config=question.config, seed=1))
+    run = run_job(PlanJob(scenario=question.scenario, zoo=question.zoo, config=question.config, seed=1))
 
     assert run is not None
     (load,) = run.loads

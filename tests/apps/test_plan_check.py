@@ -18,10 +18,11 @@ from tests.apps.scenarios import STEADY, written
 
 
 def asked(file: str) -> PlanQuestion:
-    scenario, _ = read_with_zoo(file)
+    scenario, zoo = read_with_zoo(file)
     return PlanQuestion(
-        scenario=scenario, kinds=kinds_of(scenario), target=0.99, seeds=(1,), config=ControllerConfig()
-    )
+        scenario=scenario, zoo=zoo, kinds=kinds_of(scenario), target=0.99, seeds=(1,),
+        config=ControllerConfig(),
+    )  # fmt: skip
 
 
 def test_every_request_is_predicted(tmp_path: Path) -> None:

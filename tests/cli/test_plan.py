@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from clockwork_serve.apps.learned import read_zoo
 from clockwork_serve.cli.entry import run
 from tests.apps.scenarios import STEADY, written
 
@@ -52,6 +53,22 @@ def test_kinds_have_prices(scenario: str, tmp_path: Path, capsys: pytest.Capture
     shown = capsys.readouterr().out
     assert "small: 0.5 times as fast as the profile, 1GiB for weights, price 1.5, at most 9" in shown
     assert "\n1 x large, for 3.5\n" in shown
+
+
+def test_what_a_journal_learned_is_a_table_that_is_read_once(
+    scenario: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal, read = tmp_path / "run.journal", []
+    assert run(["simulate", scenario, "--journal", str(journal)]) == 0
+    monkeypatch.setattr(
+        "clockwork_serve.apps.simulate.read_zoo", lambda *a, **k: read.append(a) or read_zoo(*a, **k)
+    )
+
+    Path(scenario).write_text(BUSY.replace('"small"', '"s-0000"'))  # a journal knows models by their names
+    assert run(["plan", scenario, "--zoo", str(journal), "--target", "99"]) == 0
+
+    assert "models of " + str(journal) in capsys.readouterr().out
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize(

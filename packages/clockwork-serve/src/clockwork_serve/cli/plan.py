@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clockwork_serve.apps.plan.demand import DeviceKind
     from clockwork_serve.apps.plan.report import MixReport, PlanQuestion, PlanReport, SeedSpread
     from clockwork_serve.workload.scenario import Scenario
+    from clockwork_serve.workload.zoo import Zoo
 
 NO_ANSWER = 1
 _STDOUT = "-"
@@ -92,9 +93,9 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     settings = settings_from(None, config, given, needs_repository=False)
     for name, file in (("json", json_file), ("html", html_file)):
         check_folder(name, file)
-    text, kinds = _read(scenario, **own)
+    text, models, kinds = _read(scenario, **own)
     asked = PlanQuestion(
-        scenario=text, kinds=kinds, target=target / 100, seeds=tuple(range(seed, seed + seeds)),
+        scenario=text, zoo=models, kinds=kinds, target=target / 100, seeds=tuple(range(seed, seed + seeds)),
         config=controller_config(settings), traces=own["traces"], most=own["max_devices"],
     )  # fmt: skip
     if url is not None:
@@ -183,16 +184,16 @@ def _pair(found_ms: tuple[float, float] | None) -> str:
 def _read(
     scenario: str, *, slo_ms: float | None, kinds_file: str | None, max_devices: int, zoo: str | None,
     foreign: bool, traces: str | None, devices: int | None,
-) -> tuple[Scenario, tuple[DeviceKind, ...]]:  # fmt: skip
-    """The scenario and the kinds of devices that the command line asks for."""
+) -> tuple[Scenario, Zoo, tuple[DeviceKind, ...]]:  # fmt: skip
+    """The scenario, its models and the kinds of devices that the command line asks for."""
     from clockwork_serve.apps.plan.demand import kinds_of, read_kinds, with_slo
     from clockwork_serve.apps.simulate import read_with_zoo
 
     if traces is not None and not Path(traces).is_dir():
         raise ConfigError(f"trace_dir: expected a folder of trace files, found {traces}; correct it")
-    found, _ = read_with_zoo(scenario, zoo=zoo, devices=devices, foreign=foreign)
+    found, models = read_with_zoo(scenario, zoo=zoo, devices=devices, foreign=foreign)
     kinds = kinds_of(found) if kinds_file is None else read_kinds(kinds_file)
-    return found if slo_ms is None else with_slo(found, slo_ms), kinds
+    return found if slo_ms is None else with_slo(found, slo_ms), models, kinds
 
 
 # ------------------------------------------------------------

@@ -11,9 +11,8 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from clockwork_serve.apps.learned import read_zoo
 from clockwork_serve.apps.plan.report import PlanQuestion
-from clockwork_serve.apps.simulate import play, question_of
+from clockwork_serve.apps.simulate import play
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, ControllerEffect, ControllerEvent, Outcome, Request
 from clockwork_serve.units import NS_PER_S, to_ms
@@ -94,8 +93,7 @@ class _Ends:
 
 def predicted_ends(asked: PlanQuestion) -> Ends:
     """Simulate the scenario as it is, with the first seed."""
-    zoo = read_zoo(asked.scenario.cluster.zoo, foreign=True)
-    question = question_of(asked.scenario, zoo, config=asked.config, seed=asked.seeds[0], traces=asked.traces)
+    question = asked.simulated()
     ends = _Ends(question.constants.network.gateway_ns)
     play(question.simulation(watchers=[ends], stretches=False))
     return ends.found

@@ -13,7 +13,6 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve import __version__
-from clockwork_serve.apps.learned import read_zoo
 from clockwork_serve.apps.plan.demand import (
     MINUTE_S,
     Demand,
@@ -29,6 +28,7 @@ from clockwork_serve.apps.simulate import SimulationQuestion, question_of
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.units import MIB, NS_PER_S
 from clockwork_serve.workload.scenario import Scenario
+from clockwork_serve.workload.zoo import Zoo
 
 SLACKER: Final = 2.0
 """By what SLOs are multiplied to see whether that would save a device."""
@@ -38,12 +38,19 @@ class PlanQuestion(Struct, frozen=True, kw_only=True):
     """What is asked: ``target`` is the share in time of every minute, ``most`` the most devices looked at."""
 
     scenario: Scenario
+    zoo: Zoo
     kinds: tuple[DeviceKind, ...]
     target: float
     seeds: tuple[int, ...]
     config: ControllerConfig
     traces: str | None = None
     most: int = 64
+
+    def simulated(self) -> SimulationQuestion:
+        """The scenario as it is, with the first seed."""
+        return question_of(
+            self.scenario, self.zoo, config=self.config, seed=self.seeds[0], traces=self.traces
+        )
 
 
 class SeedSpread(Struct, frozen=True):
@@ -164,8 +171,9 @@ class _Planner:
         asked = self._asked
         jobs = [
             PlanJob(
-                scenario=with_slack(with_devices(asked.scenario, asked.kinds, mix), slack), seed=seed,
-                config=asked.config, traces=asked.traces, allowed=None if at < len(whole) else self._allowed,
+                scenario=with_slack(with_devices(asked.scenario, asked.kinds, mix), slack), zoo=asked.zoo,
+                seed=seed, config=asked.config, traces=asked.traces,
+                allowed=None if at < len(whole) else self._allowed,
             )
             for at, (mix, seed, slack) in enumerate([*whole, *cut])
         ]  # fmt: skip
@@ -302,8 +310,7 @@ def make_plan(asked: PlanQuestion, runs: PlanRuns) -> PlanReport:
     If it is interrupted, ``cut`` says so, and the rest is what was found until then.
     """
     began = time.monotonic()
-    zoo = read_zoo(asked.scenario.cluster.zoo, foreign=True)
-    question = question_of(asked.scenario, zoo, config=asked.config, seed=asked.seeds[0], traces=asked.traces)
+    question = asked.simulated()
     demand = demand_of(question, asked.kinds, asked.target)
     planner = _Planner(asked, demand, runs)
     cut = False

@@ -19,7 +19,6 @@ import msgspec
 from msgspec import Struct, structs
 
 import clockwork_serve
-from clockwork_serve.apps.learned import read_zoo
 from clockwork_serve.apps.plan.demand import BUSY, PlanMinutes, may_miss
 from clockwork_serve.apps.simulate import DeviceReport, LoadReport, play, question_of, report
 from clockwork_serve.controller import ControllerConfig
@@ -42,6 +41,7 @@ from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.workload.scenario import Scenario
 from clockwork_serve.workload.tables import NO_SLO_MS
 from clockwork_serve.workload.traces import trace_files
+from clockwork_serve.workload.zoo import Zoo
 
 COMPUTE: Final = "too little time on devices"
 MEMORY: Final = "weights had been evicted: too little memory"
@@ -65,6 +65,7 @@ class PlanJob(Struct, frozen=True, kw_only=True):
     """
 
     scenario: Scenario
+    zoo: Zoo
     config: ControllerConfig
     seed: int
     traces: str | None = None
@@ -80,7 +81,7 @@ class PlanJob(Struct, frozen=True, kw_only=True):
         for part in (
             clockwork_serve.__version__, _sources(),
             structs.replace(scenario, source=None, cluster=structs.replace(scenario.cluster, zoo="zoo")),
-            list(read_zoo(scenario.cluster.zoo, foreign=True).models.values()), self.config,
+            list(self.zoo.models.values()), self.config,
             read_constants(), self.seed, self.allowed,
         ):  # fmt: skip
             found.update(msgspec.json.encode(part))
@@ -231,8 +232,7 @@ def run_job(
     stopped: Callable[[], bool] = lambda: False,
 ) -> PlanRun | None:  # fmt: skip
     """Simulate; None if somebody stopped it. ``tell`` is told how far it is, in simulated seconds."""
-    zoo = read_zoo(job.scenario.cluster.zoo, foreign=True)
-    question = question_of(job.scenario, zoo, config=job.config, seed=job.seed, traces=job.traces)
+    question = question_of(job.scenario, job.zoo, config=job.config, seed=job.seed, traces=job.traces)
     count = MissCount(PlanMinutes.of(job.scenario), question.constants.network.gateway_ns, job.allowed)
     played = play(
         question.simulation(watchers=[count], stretches=False), tell=lambda now_s, took_s: tell(now_s),
