@@ -586,11 +586,21 @@ def test_without_a_deadline_none_waits_for_more_than_the_horizon() -> None:
     assert infers(made) == [("a/1", 1, 1)]
 
 
+def test_each_queue_is_released_in_its_own_time() -> None:
+    made = world("a", "b")
+    made.tell(ControllerBusy(for_ns=ms(1000)))
+    made.request("a", slo_ms=100)
+    made.run(until_ms=30)  # longer than a's batch takes: no other event wakes the controller
+    made.request("b", slo_ms=100)
+    made.run(until_ms=60)
+    assert infers(made) == [("a/1", 1, 1), ("b/1", 1, 1)], "58 ms after each, 17 and 25 before its deadline"
+
+
 def test_no_batch_is_filled_where_devices_have_no_time_to_spare() -> None:
     made = world("a", "b")
     made.tell(ControllerBusy(for_ns=ms(1000)))
     for _ in range(60):
-        made.request("b", slo_ms=400)
-    filled(made, 2, slo_ms=300)
-    assert ("a/1", 2, 2) in infers(made)
-    assert made.actions[-1].model == "b/1"
+        made.request("b", slo_ms=200)
+    made.request("a", slo_ms=150)
+    made.run(until_ms=60)
+    assert ("a/1", 1, 1) in infers(made), "it is due first; with more time it would wait for 95 ms"

@@ -20,6 +20,8 @@ from clockwork_serve.messages import (
     CodeReady,
     CodeRemade,
     CodeRemoved,
+    ControllerBusy,
+    CreditBlocked,
     DamageCounted,
     DeviceNumbers,
     Drain,
@@ -53,6 +55,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from clockwork_serve.serve import flow_control
 from clockwork_serve.serve.controller.hub import Questions
 from clockwork_serve.telemetry import decode, render
 from clockwork_serve.units import ms
@@ -117,6 +120,23 @@ def test_changes_are_sent_to_all_connected_processes(tmp_path: Path) -> None:
         assert gateway.frames[2:] == changes
         assert worker.frames == [code(), model(), CodeRemoved(code_id="c1")]
         assert [*world.brain.seen] == [joined("w", "d"), *changes]
+
+    play(tmp_path, story)
+
+
+def test_a_controller_without_time_is_told_so_while_gateways_hold_requests_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_control, "BusyClock", lambda: time.monotonic_ns)  # it never idles
+
+    async def story(world: World) -> None:
+        gateway = await world.peer(Role.GATEWAY, "g")
+
+        def told() -> bool:
+            gateway.send(CreditBlocked(), *[request(f"r{at}") for at in range(100)])
+            return any(isinstance(event, ControllerBusy) for event in world.brain.seen)
+
+        await until(told)
 
     play(tmp_path, story)
 
