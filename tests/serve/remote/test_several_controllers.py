@@ -85,6 +85,11 @@ async def hosts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
         await asyncio.sleep(0.05)
 
 
+def introduction(kind: str) -> MachineHello:
+    """Of a worker with one device."""
+    return MachineHello(worker=NAME, version=__version__, runtime=runtime_fingerprint(), kinds=(kind,))
+
+
 def finder(
     folder: Path, *found: Host, role: Role = Role.WORKER, name: str = NAME
 ) -> tuple[LeaderFinder, Side]:
@@ -143,9 +148,7 @@ def test_one_controller_by_two_names_is_joined_once_and_stays(
             made._addresses.append(("localhost", a.port))
             async with asyncio.timeout(30):
                 link = await made.connect()
-            link.send(
-                MachineHello(worker=NAME, version=__version__, runtime=runtime_fingerprint(), kinds=("toy",))
-            )
+            link.send(introduction("toy"))
             await a.controller.linked()
             await asyncio.sleep(0.3)
             assert link.is_open
@@ -179,9 +182,7 @@ def test_a_worker_is_adopted_with_what_it_holds_and_runs(
             assert link.peer.epoch == 2
             running = Running(action_id=17, lane=Lane.EXEC, version=5, left_ns=10**6)
             state = DeviceState(device=NAME, running=(running,))
-            link.send(
-                MachineHello(worker=NAME, version=__version__, runtime=runtime_fingerprint(), kinds=("toy",))
-            )
+            link.send(introduction("toy"))
             link.send(msgspec.structs.replace(joining(NAME), states=(state,)))
             await a.controller.linked()
             assert (await a.controller.hear(WorkerJoined)).states == (state,)
@@ -209,11 +210,7 @@ def test_a_device_of_a_kind_that_nobody_measured_waits_and_is_told_what_to_do(
             made, side = finder(tmp_path, a)
             async with asyncio.timeout(30):
                 link = await made.connect()
-            link.send(
-                MachineHello(
-                    worker=NAME, version=__version__, runtime=runtime_fingerprint(), kinds=("cuda:sm_90",)
-                )
-            )
+            link.send(introduction("cuda:sm_90"))
             await until(lambda: side.frames)
             (refused,) = [frame for frame in side.frames if isinstance(frame, Refused)]
             assert "expected one of kind toy" in refused.why

@@ -65,7 +65,7 @@ def from_source(
     *, source: str, out: str | None, zoo: str | None, model: str, paths: str | None, quiet: bool,
     as_json: bool, **asked: Any,
 ) -> int:  # fmt: skip
-    """Write SOURCE down as a scenario, for `clockwork simulate` and `clockwork bench`.
+    """Write SOURCE down as a scenario, for `clockwork simulate`, `plan` and `bench`.
 
     SOURCE is a server's --journal, a recording of `clockwork bench`, an access log (common or combined
     format), JSON lines, a CSV file of times, models and SLOs, or what Prometheus answers to a range query, as
