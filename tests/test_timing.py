@@ -82,18 +82,7 @@ def test_last(timing, whole):
 def test_what_could_not_be_judged_is_run_again_and_nothing_else(
     tmp_path: Path, more: tuple[str, ...]
 ) -> None:
-    (tmp_path / "test_cases.py").write_text(CASES)
-    (tmp_path / "conftest.py").write_text(
-        "from tests import timing as about_time\n\n\ndef pytest_configure(config):\n"
-        "    about_time.PAUSE_S = 0.0\n    config.pluginmanager.register(about_time)\n"
-    )
-    (tmp_path / "pytest.ini").write_text("[pytest]\n")
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:schemathesis", "-rf"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *more, str(tmp_path)],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "300"},
-    )  # fmt: skip
+    done = run_tests(tmp_path, CASES, *more, "-rf")
     counts = {
         path.name: len(path.read_text()) for path in tmp_path.iterdir() if path.is_file() and not path.suffix
     }
@@ -104,6 +93,82 @@ def test_what_could_not_be_judged_is_run_again_and_nothing_else(
     assert f"3 failed, 3 passed, {2 + RUNS - 1 + 1} run again" in done.stdout, done.stdout
     assert done.stdout.count("::test_third: could not be judged: other processes took 1.50 of a core") == 2
     assert "test_never - tests.timing.CouldNotJudge: could not be judged" in done.stdout
+
+
+BESIDE = '''"""Made up: when each ran is written to a file of its own."""
+
+import contextlib
+import os
+import pathlib
+import time
+
+import pytest
+
+from tests.timing import Disturbance
+
+FOLDER = pathlib.Path(__file__).parent
+
+
+@contextlib.contextmanager
+def noted(name):
+    began = time.monotonic()
+    yield
+    with (FOLDER / name).open("a") as file:
+        print(began, time.monotonic(), file=file)
+
+
+@pytest.mark.parametrize("number", range(150))
+def test_short(number):
+    with noted(f"short-{os.environ['PYTEST_XDIST_WORKER']}"):
+        time.sleep(0.02)
+
+
+def test_alone(timing):
+    timing.read = lambda: Disturbance(seconds=10, late_s=0.3, others_s=15.0)
+    with noted("alone"):
+        time.sleep(0.2)
+    with timing.judged():
+        assert len((FOLDER / "alone").read_text().splitlines()) == 4
+'''
+
+
+def test_who_is_run_again_is_alone(tmp_path: Path) -> None:
+    done = run_tests(tmp_path, BESIDE, "-n", "3")
+    assert "151 passed, 3 run again" in done.stdout, done.stdout
+    first, *again = times(tmp_path / "alone")
+    assert len(again) == 3
+    short = [each for path in tmp_path.glob("short-*") for each in times(path)]
+    assert any(beside(first, each) for each in short), "the first run shares the machine"
+    assert any(each > again[0] for each in short), "and others go on afterwards"
+    assert not [(run, each) for run in again for each in short if beside(run, each)]
+
+
+def run_tests(folder: Path, text: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """A pytest of its own; ``test_alone`` comes first."""
+    (folder / "test_cases.py").write_text(text)
+    (folder / "conftest.py").write_text(
+        "from tests import timing as about_time\n\n\ndef pytest_configure(config):\n"
+        "    about_time.PAUSE_S = 0.0\n    config.pluginmanager.register(about_time)\n\n\n"
+        "def pytest_collection_modifyitems(items):\n"
+        "    items.sort(key=lambda item: item.name != 'test_alone')\n"
+    )
+    (folder / "pytest.ini").write_text("[pytest]\n")
+    plugins = ["-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:schemathesis"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *plugins, *options, str(folder)],
+        cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "300"},
+    )  # fmt: skip
+
+
+def times(path: Path) -> list[tuple[float, float]]:
+    """When each began and ended, as a case wrote it."""
+    return [(float(began), float(ended)) for began, ended in map(str.split, path.read_text().splitlines())]
+
+
+def beside(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether both ran at some time."""
+    return one[0] < other[1] and other[0] < one[1]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ A test of behaviour asks with deadlines that a busy machine keeps, and needs not
 itself is what a test is about, it takes the fixture ``timing``, which watches the machine from then on, and
 asserts what is about time, and nothing else, inside ``with timing.judged():``. If that fails although the
 machine was left in peace, the test fails. If it was not, the test is run again with fixtures of its own,
-after a while that is longer each time, five times at most; then it fails with the words *could not be
-judged*. It never passes unjudged.
+after a while that is longer each time, five times at most, while the other processes of the same run begin
+no test; then it fails with the words *could not be judged*. It never passes unjudged.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
 import time
@@ -106,6 +107,28 @@ class Timing:
         )
 
 
+class Room:
+    """Tests of several processes go in together, or one alone: locks on two files that all of them know.
+
+    Who wants to be alone waits at the door until all have left, and keeps it shut meanwhile. Locks are a
+    process's own: those of one that died are gone, and those of servers that it started are none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """``folder``: of the run, the same for all its processes."""
+        self._door, self._room = ((folder / name).open("a+b") for name in ("door", "room"))
+
+    def enter(self, *, alone: bool) -> None:
+        """Wait until one may; only after :meth:`leave`."""
+        fcntl.lockf(self._door, fcntl.LOCK_EX)
+        fcntl.lockf(self._room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.lockf(self._door, fcntl.LOCK_UN)
+
+    def leave(self) -> None:
+        """Let others be alone."""
+        fcntl.lockf(self._room, fcntl.LOCK_UN)
+
+
 def busy_s() -> float:
     """Seconds, summed over cores, that anything ran since boot here, or elsewhere instead of this machine."""
     user, nice, system, _idle, _iowait, irq, softirq, stolen = map(
@@ -159,8 +182,38 @@ def pytest_runtest_makereport(
     return report
 
 
+ROOM: Final = pytest.StashKey[Room]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Processes of one run share a room; a run of one process needs none."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        session.config.stash[ROOM] = Room(Path(session.config.option.basetemp).parent)
+
+
+class AroundTests:
+    """What is done around each test: a plugin of its own, for a module has one hook of a name."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Waits, outside the test's time limit, while a test of another process wants to be alone."""
+        room = item.config.stash.get(ROOM, None)
+        if room is None:
+            return (yield)
+        room.enter(alone=False)
+        try:
+            return (yield)
+        finally:
+            room.leave()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers what a module cannot hold."""
+    config.pluginmanager.register(AroundTests())
+
+
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    """Runs a test again that could not be judged, with fixtures of its own."""
+    """Runs a test again that could not be judged, with fixtures of its own, and alone."""
     if not _may_run_again(item):
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
@@ -174,6 +227,10 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
                 item.ihook.pytest_runtest_logreport(report=report)
         if not again:
             break
+        room = item.config.stash.get(ROOM, None)
+        if room is not None:
+            room.leave()
+            room.enter(alone=True)
         time.sleep(run * PAUSE_S)
         item._initrequest()  # type: ignore[attr-defined]
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
