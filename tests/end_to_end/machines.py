@@ -131,7 +131,7 @@ def far_worker(
     before: tuple[str, ...] = (), host: str = "127.0.0.1",
 ) -> Iterator[FarWorker]:  # fmt: skip
     """One on ``host`` and ``port``; ``before`` its command come other words."""
-    command = joining("worker", f"{host}:{port}", certificates, name)
+    command = [*joining("worker", f"{host}:{port}", certificates, name), "--log-level", "info"]
     process = spoken([*before, *command, "--cache", str(cache), "--device-memory", "16MiB", *options])
     with kept(FarWorker(process, name)) as worker:
         yield worker
@@ -197,8 +197,9 @@ def devices(serving: Serving) -> dict[str, bool]:
 
 
 def joined(serving: Serving, *workers: FarWorker, timeout_s: float = PATIENCE_S) -> None:
-    """Wait until the controller has these, ready."""
+    """Wait until the controller has these, ready: themselves, and not others of their names before them."""
     for worker in workers:
+        until(f"{worker.device} has joined", lambda worker=worker: worker.heard("joined with"), timeout_s)
         until(
             f"{worker.device} is ready", lambda worker=worker: devices(serving).get(worker.device), timeout_s
         )

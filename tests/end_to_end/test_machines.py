@@ -77,6 +77,18 @@ def check_answer(serving: Serving, index: int, rows: int = 1, url: str = "") -> 
     return response.json["parameters"]
 
 
+def served_again(serving: Serving, index: int) -> Any:
+    """What the first answer says. Refusals are passed over: a state may be of before the death."""
+
+    def answered() -> Any:
+        response, _ = asked(serving, index)
+        return response.json["parameters"] if response.status == 200 else None
+
+    first = until("it is served", answered)
+    check_answer(serving, index)
+    return first
+
+
 def test_models_that_only_another_machine_can_hold_are_answered_there(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -166,9 +178,7 @@ def test_a_worker_that_dies_is_started_again_and_joins_with_empty_memory(cluster
         (victim,) = worker.children
         worker.signal_children(signal.SIGKILL)
         until("another process", lambda: worker.children not in ([], [victim]))
-        until("it joins", lambda: machines.devices(cluster.serving).get(worker.device))
-        told = check_answer(cluster.serving, 0)
-        assert told["cold_start"] is True
+        assert served_again(cluster.serving, 0)["cold_start"] is True
 
 
 def test_a_dead_bridge_is_replaced_and_workers_come_back(cluster: Cluster) -> None:
@@ -179,8 +189,7 @@ def test_a_dead_bridge_is_replaced_and_workers_come_back(cluster: Cluster) -> No
         machines.os.kill(victim, signal.SIGKILL)
         until("another bridge", lambda: cluster.serving.server.pid("bridge") not in (None, victim))
         until("the device is gone", lambda: worker.heard("lost the controller"))
-        joined(cluster.serving, worker)
-        check_answer(cluster.serving, 0)
+        served_again(cluster.serving, 0)
 
 
 def test_a_killed_controller_is_replaced_and_workers_join_the_new_one(cluster: Cluster) -> None:

@@ -48,9 +48,7 @@ def network(tmp_path_factory: pytest.TempPathFactory, start: Start) -> Iterator[
     with (
         start(machines.matrices(root / "models"), memory_bytes=PAGE, **settings) as serving,
         proxy(port) as between,
-        far_worker(
-            between.port, files, root / "far", "--silence-s", str(SILENCE_S), "--log-level", "info"
-        ) as worker,
+        far_worker(between.port, files, root / "far", "--silence-s", str(SILENCE_S)) as worker,
     ):
         joined(serving, worker)
         yield Network(serving, worker, between)
