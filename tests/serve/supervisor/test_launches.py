@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from clockwork_serve.config import Settings
-from clockwork_serve.config.table import read_devices
+from clockwork_serve.config.values import read_devices
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.child import ObserverConfig

@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 import click
 
 from clockwork_serve.config import SETTINGS, Setting, Settings, read_settings, setting
-from clockwork_serve.config.table import JoiningProcess, switch
+from clockwork_serve.config.table import JoiningProcess
+from clockwork_serve.config.values import switch
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_S
 

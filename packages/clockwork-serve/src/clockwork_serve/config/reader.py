@@ -12,16 +12,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from clockwork_serve.config.table import (
-    PREFIX,
-    SETTINGS,
-    Setting,
-    Settings,
-    Unfit,
-    default_cache,
-    path,
-    wrong,
-)
+from clockwork_serve.config.table import PREFIX, SETTINGS, Setting, Settings, default_cache, wrong
+from clockwork_serve.config.values import Unfit, path
 from clockwork_serve.errors import did_you_mean
 
 _OTHER_VARIABLES = {

@@ -2,7 +2,7 @@
 
 Leases only make progress: they see to it that somebody leads and, as a rule, nobody else. That no two
 controllers are obeyed is due to epochs alone (``fence``). There are two: a lock on a file, for the
-controllers of one host, and numbered documents in the shared store, for those of several.
+controllers of one host, and numbered documents in the shared store or in etcd, for those of several.
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError, described
-
-if TYPE_CHECKING:
-    from clockwork_serve.store.shared import StoreFiles
 
 Answer = TypeVar("Answer")
 _log = logging.getLogger(__name__)
@@ -161,7 +158,7 @@ def _locked_at_once(fd: int) -> bool:
 
 
 # ------------------------------------------------------------
-# Documents in the shared store, for the controllers of several hosts.
+# Documents in the shared store, or in etcd, for the controllers of several hosts.
 #
 #     STORE/leases/NAME/000000007.epoch   who has that epoch: created once, so that no two can have it
 #                       000000007.beat    the heartbeat of its holder, which rewrites it
@@ -199,6 +196,19 @@ class LeaseSeen(NamedTuple):
 
     epoch: int
     beat: LeaseBeat | None
+
+
+class LeaseDocuments(Protocol):
+    """Where they are; see :class:`~clockwork_serve.store.shared.StoreFiles`, which are such."""
+
+    def read(self, name: str) -> bytes:
+        """The content of one. Raises FileNotFoundError."""
+
+    def put(self, name: str, source: bytes, tick: Callable[[], None], *, new: bool = False) -> None:
+        """Write one; ``new``: raises FileExistsError if it is there, and of several at once one succeeds."""
+
+    def names(self, folder: str) -> set[str]:
+        """The names in a folder, none if it is absent."""
 
 
 class LeaseWatch:
@@ -243,12 +253,12 @@ class Tenure:
 
 
 class StoreLease:
-    """The :class:`Lease` of that name in a shared store, for controllers on any host that reaches it.
+    """The :class:`Lease` of that name in a shared store or etcd, for controllers on hosts that reach it.
 
     ``address`` is where other machines join this controller, for those that stand by.
     """
 
-    def __init__(self, files: StoreFiles, name: str, lease_s: float, address: str = "") -> None:
+    def __init__(self, files: LeaseDocuments, name: str, lease_s: float, address: str = "") -> None:
         self.lost = asyncio.Event()
         self.leader = 0, ""
         """Epoch and address of who leads, as last read by one who stands by."""

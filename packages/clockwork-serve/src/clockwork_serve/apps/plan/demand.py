@@ -21,7 +21,7 @@ from msgspec import Struct, structs
 
 from clockwork_serve.apps.plan.search import Mix
 from clockwork_serve.apps.simulate import SimulationQuestion
-from clockwork_serve.config.table import Unfit, size
+from clockwork_serve.config.values import Unfit, size
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import MIB, NS_PER_S, to_ms
 from clockwork_serve.workload.scenario import Scenario, Source

@@ -17,7 +17,8 @@ from msgspec import Meta, Struct
 
 from clockwork_serve import __version__
 from clockwork_serve.config import SETTINGS, setting
-from clockwork_serve.config.table import GATEWAY, WORKER, JoiningProcess, Unfit, read_devices, switch, wrong
+from clockwork_serve.config.table import GATEWAY, WORKER, JoiningProcess, wrong
+from clockwork_serve.config.values import Unfit, read_devices, switch
 from clockwork_serve.errors import ConfigError, did_you_mean
 
 # ------------------------------------------------------------

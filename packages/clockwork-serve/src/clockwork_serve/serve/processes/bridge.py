@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from clockwork_serve import __version__
-from clockwork_serve.config.table import split_address
+from clockwork_serve.config.values import split_address
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child

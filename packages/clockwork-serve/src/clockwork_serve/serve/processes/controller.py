@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from clockwork_serve.config import Settings
-from clockwork_serve.config.table import split_address
+from clockwork_serve.config.values import split_address
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.devices.kinds import machine_name
 from clockwork_serve.errors import TransportError
@@ -45,6 +45,8 @@ HEARD_S: Final = 0.002
 """By then gateways have heard of it, and what they sent before is here."""
 IDS_BITS: Final = 44
 """Where hosts share a lease, the ids of a controller's actions are its epoch, and so many bits."""
+ETCD_ASKED: Final = 5
+"""How many members of etcd may be asked in vain within the lease's time: a heartbeat needs two answers."""
 LOOK_S: Final = 0.1
 """How often one who stands by tries to reach who leads."""
 _THRESHOLDS: Final = (10_000, 1000, 1000)
@@ -185,18 +187,25 @@ async def _flush_until(stop: asyncio.Event, journal: Journal | None) -> None:
 
 
 # ------------------------------------------------------------
-# Standing by for a leader on another host: the lease is in the shared store.
+# Standing by for a leader on another host: the lease is in the shared store, or in etcd.
 
 
 def shared_lease(settings: Settings) -> StoreLease:
-    """The lease of controllers on several hosts. Raises ``ProblemError`` if no library reaches the store."""
+    """The lease of controllers on several hosts.
+
+    Raises ``ProblemError`` if no library reaches the store, or etcd.
+    """
+    from clockwork_serve.store.etcd import EtcdDocuments
     from clockwork_serve.store.shared import files_of
 
     host, port = split_address(settings.listen_machines)
     if host in ("0.0.0.0", "::"):
         host = socket.getfqdn()
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    return StoreLease(files_of(settings.store), settings.lease, settings.lease_time_s, address)
+    members, name = settings.lease_place
+    lease_s = settings.lease_time_s
+    documents = EtcdDocuments(members, lease_s / ETCD_ASKED) if members else files_of(settings.store)
+    return StoreLease(documents, name, lease_s, address)
 
 
 async def watch_leader(lease: StoreLease, name: str, settings: Settings) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from clockwork_serve.config.table import split_address
+from clockwork_serve.config.values import split_address
 from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.serve import child
 from clockwork_serve.serve.child import limit_arenas, trim_memory

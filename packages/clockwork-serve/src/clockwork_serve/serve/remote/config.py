@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from clockwork_serve.config import Settings
-from clockwork_serve.config.table import split_address
+from clockwork_serve.config.values import split_address
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.gateway import tls as pem
 from clockwork_serve.serve.gateway.tls import Watched

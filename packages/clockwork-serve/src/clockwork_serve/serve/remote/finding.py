@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from clockwork_serve import __version__
 from clockwork_serve.config import Settings
-from clockwork_serve.config.table import split_addresses
+from clockwork_serve.config.values import split_addresses
 from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.fence import Fence
 from clockwork_serve.messages import FarGateway, Frame, Hello, Refused, Role

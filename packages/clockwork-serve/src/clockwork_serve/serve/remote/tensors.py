@@ -16,7 +16,7 @@ from typing import Final
 
 from msgspec import structs
 
-from clockwork_serve.config.table import split_address
+from clockwork_serve.config.values import split_address
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Infer, Result, Status, TensorRef, Tensors, Window
 from clockwork_serve.serve.remote.config import ClusterContext

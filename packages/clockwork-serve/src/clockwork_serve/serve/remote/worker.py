@@ -15,7 +15,7 @@ import msgspec
 
 from clockwork_serve import __version__
 from clockwork_serve.config import Settings
-from clockwork_serve.config.table import split_addresses
+from clockwork_serve.config.values import split_addresses
 from clockwork_serve.devices import profile_kind
 from clockwork_serve.devices.base import Device
 from clockwork_serve.errors import ConfigError, TransportError

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve.config import Settings, setting
-from clockwork_serve.config.table import DeviceChoice
+from clockwork_serve.config.values import DeviceChoice
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices import DeviceConfig, emulated_config, torch_target
 from clockwork_serve.errors import ConfigError
