@@ -17,7 +17,7 @@ import pytest
 from harness.hosts import Host, Machine
 from harness.process_tree import descendants
 from harness.serving import Metrics, read_metrics, total, until
-from tests.end_to_end.machines import free_port
+from tests.end_to_end.machines import another_build, free_port
 from tests.end_to_end.steady import how, steady
 from tests.serve.certificates import Certificates, certificates
 from tests.serve.onnx_models import affine, put
@@ -47,9 +47,12 @@ class Cluster:
     http_port: int = 0
     grpc_port: int = 0
     worker: Machine = None  # type: ignore[assignment]
+    gateway: Machine = None  # type: ignore[assignment]
+    host: Host = HERE
+    """Where the next machine is."""
 
     def machine(self, name: str, *words: str) -> Machine:
-        found = Machine(HERE, words, self.folder / f"{name}.log")
+        found = Machine(self.host, words, self.folder / f"{name}.log")
         self.stack.callback(found.close)
         return found
 
@@ -65,13 +68,29 @@ class Cluster:
         self.controllers[port] = made
         self.metrics[port] = made.facts()["metrics"]
 
-    def joining(self, command: str) -> list[str]:
+    def joining(self, command: str, name: str = "far") -> list[str]:
         at = ",".join(f"127.0.0.1:{port}" for port in self.ports)
         return [
-            command, "--controller", at, "--machine-name", "far",
+            command, "--controller", at, "--machine-name", name,
             "--cluster-certificate", self.files.client_certificate,
             "--cluster-key", self.files.client_key, "--cluster-ca", self.files.ca,
         ]  # fmt: skip
+
+    def start_worker(self, name: str) -> None:
+        """A worker; the one before is left to its caller."""
+        self.worker = self.machine(
+            f"worker-{name}", *self.joining("worker", name), "--store", str(self.folder / "store"),
+            "--cache", str(self.folder / "far"), "--device-memory", "16MiB",
+        )  # fmt: skip
+
+    def start_gateway(self, name: str) -> None:
+        """A gateway that serves; likewise."""
+        ports = [f"--{which}-port=0" for which in ("http", "grpc", "metrics")]
+        self.gateway = self.machine(f"gateway-{name}", *self.joining("gateway", name), *ports, "--json")
+        facts = self.gateway.facts()
+        self.http_port, self.grpc_port = (int(facts[at].rpartition(":")[2]) for at in ("http", "grpc"))
+        self.whole()
+        until("the gateway serves", lambda: _ready(facts["http"]), PATIENCE_S)
 
     def seen(self, port: int) -> Metrics:
         """The metrics of a controller; none of one that stands by, or is not there."""
@@ -121,16 +140,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         made = Cluster(folder, certificates(folder), (free_port(), free_port()), stack)
         for port in made.ports:
             made.start(port)
-        made.worker = made.machine(
-            "worker", *made.joining("worker"), "--store", str(folder / "store"),
-            "--cache", str(folder / "far"), "--device-memory", "16MiB",
-        )  # fmt: skip
-        ports = [f"--{which}-port=0" for which in ("http", "grpc", "metrics")]
-        gateway = made.machine("gateway", *made.joining("gateway"), *ports, "--json")
-        facts = gateway.facts()
-        made.http_port, made.grpc_port = (int(facts[name].rpartition(":")[2]) for name in ("http", "grpc"))
-        made.whole()
-        until("the gateway serves", lambda: _ready(facts["http"]), PATIENCE_S)
+        made.start_worker("far")
+        made.start_gateway("far")
         yield made
 
 
@@ -210,3 +221,36 @@ def test_one_that_stands_by_has_what_a_builder_added(cluster: Cluster) -> None:
     blobs = list((cluster.folder / "far").glob("*/weights/*/*.bin"))
     assert len(blobs) == len(MODELS) + 1, "the worker took them from the store"
     cluster.start(leader)  # for the tests that come after
+
+
+def test_each_role_is_upgraded_by_a_protocol_under_load_and_no_request_is_lost(
+    cluster: Cluster, tmp_path: Path, timing: Timing
+) -> None:
+    leader = cluster.whole()
+    cluster.host = Host("127.0.0.1", another_build(tmp_path, 1))
+    with steady(cluster.http_port, cluster.grpc_port, MODELS) as load:
+        for port in sorted(cluster.ports, key=lambda port: port == leader):  # who leads, last: it hands over
+            cluster.controllers.pop(port).close()
+            cluster.start(port)
+            cluster.whole()
+        old = cluster.worker
+        cluster.start_worker("next")
+
+        def there() -> float:
+            return total(cluster.seen(cluster.leader), "clockwork_device_up", device="next.cpu:0")
+
+        until("it is there", there, PATIENCE_S)
+        old.close()
+        answered = len(load.ends)
+        until("it serves", lambda: len(load.ends) > answered + 100, PATIENCE_S)
+        old = cluster.gateway
+        cluster.start_gateway("next")
+        with steady(cluster.http_port, cluster.grpc_port, MODELS) as moved:
+            ends = load.stop()
+            old.close()
+            time.sleep(0.5)
+            ends += moved.stop()
+    for machine in (*cluster.controllers.values(), cluster.worker, cluster.gateway):
+        assert "of clockwork-serve" not in machine.said, "all understand each other"
+    with timing.judged():
+        assert not how(ends)
