@@ -31,6 +31,7 @@ def test_each_promise_can_be_missed() -> None:
     for wrong, report, kills in (
         ("could wait", steady(sample(AT_MS - 5, 30, 2000, status=503)), [kill]),
         ("late", steady(sample(AT_MS - 5, 300)), [kill]),
+        ("not even told", steady(sample(AT_MS - 5, 251, status=503)), [kill]),
         ("without a response", steady(sample(AT_MS - 5, 30, status=0)), [kill]),
         ("waited for weights", steady(), [kill, Kill(11_000 * NS_PER_MS, 2, 1)]),
         ("epochs", steady(), [kill, Kill(11_000 * NS_PER_MS, 1, 0)]),

@@ -231,6 +231,23 @@ def worker_config(port: int, certificates: Certificates, folder: Path, name: str
     return msgspec.json.encode(config).decode()
 
 
+ANOTHER_BUILD = """
+import clockwork_serve
+
+clockwork_serve.__version__ = "9.9"
+
+from clockwork_serve.serve import transport
+
+transport.PROTOCOL += {ahead}
+"""
+
+
+def another_build(folder: Path, ahead: int) -> tuple[str, ...]:
+    """Words before a command that is to run as a build of another protocol, with all that it starts."""
+    (folder / "sitecustomize.py").write_text(ANOTHER_BUILD.format(ahead=ahead))
+    return ("env", f"PYTHONPATH={folder}")
+
+
 # Without --fork: it takes the place of unshare, and its children get the clock.
 OTHER_CLOCK = ("unshare", "--user", "--map-root-user", "--time", "--monotonic", "1000000", "--")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,12 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
-from clockwork_serve.config import Settings
-from clockwork_serve.serve.gateway.settings import GatewayConfig
+from clockwork_serve import __version__
+from clockwork_serve.serve.transport import PROTOCOL
 from harness import repositories
 from harness.http_load import Report, closed_loop, infer_message, run
 from harness.serving import Serving, total, until
@@ -237,26 +235,21 @@ def test_another_gateway_of_the_same_name_waits(place: Place) -> None:
             check_answer(second)
 
 
-def test_another_version_is_refused_and_ends(place: Place, tmp_path: Path) -> None:
-    program = tmp_path / "other.py"
-    program.write_text(
-        "import sys\n"
-        "from clockwork_serve.serve.processes import gateway\n"
-        "from clockwork_serve.serve.remote import finding as remote\n"
-        "remote.__version__ = '0.0'\n"
-        "sys.exit(gateway.main(sys.argv))\n"
-    )
-    files = machines.cluster_files(place.certificates)
-    settings = Settings(
-        http_port=0, grpc_port=None, metrics_port=None, controller=f"127.0.0.1:{place.port}", **files.named()
-    )
-    config = GatewayConfig(settings=settings, run_dir=str(tmp_path), name="odd.gateway-0", elsewhere=True)
-    command = [sys.executable, str(program), msgspec.json.encode(config).decode()]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert ended.returncode == 78, ended
-    assert "the server does not take odd.gateway-0: clockwork-serve: expected" in ended.stderr
-    assert "found 0.0; install that" in ended.stderr
-    until("the server says so", lambda: any("odd.gateway-0" in line for line in place.said))
+def test_a_build_of_the_next_protocol_serves(place: Place, tmp_path: Path) -> None:
+    with place.gateway(name="next", before=machines.another_build(tmp_path, 1)) as found:
+        serves(found)
+        check_answer(found)
+
+
+def test_a_build_of_no_neighbouring_protocol_is_told_both_versions_and_comes_again(
+    place: Place, tmp_path: Path
+) -> None:
+    with place.gateway(name="odd", before=machines.another_build(tmp_path, 2)) as found:
+        told = f"is of clockwork-serve {__version__!r} and speaks protocol {PROTOCOL}, expected"
+        until("it is told", lambda: found.heard(told) and found.heard("as '9.9' here"))
+        told_here = f"is of clockwork-serve '9.9' and speaks protocol {PROTOCOL + 2}, expected"
+        until("the server says so", lambda: any(told_here in line for line in place.said))
+        assert found.process.poll() is None
 
 
 @pytest.mark.parametrize(

@@ -225,8 +225,8 @@ def test_another_cpu_or_runtime_is_refused_with_what_differs(cluster: Cluster, t
         "import sys\n"
         "from clockwork_serve.serve.processes import worker\n"
         "from clockwork_serve.serve.remote import worker as remote\n"
-        "honest = remote.runtime_fingerprint\n"
-        "remote.runtime_fingerprint = lambda: {**honest(), 'onnxruntime': '0.1'}\n"
+        "honest = remote.runtime\n"
+        "remote.runtime = lambda: {**honest(), 'onnxruntime': '0.1'}\n"
         "sys.exit(worker.main(sys.argv))\n"
     )
     config = machines.worker_config(cluster.port, cluster.certificates, tmp_path, "odd.cpu:0")

@@ -8,16 +8,17 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from harness.etcd import ETCD, etcd
 from harness.hosts import Host, Machine
 from harness.process_tree import descendants
 from harness.serving import Metrics, read_metrics, total, until
-from tests.end_to_end.machines import free_port
+from tests.end_to_end.machines import another_build, free_port
 from tests.end_to_end.steady import how, steady
 from tests.serve.certificates import Certificates, certificates
 from tests.serve.onnx_models import affine, put
@@ -47,9 +48,13 @@ class Cluster:
     http_port: int = 0
     grpc_port: int = 0
     worker: Machine = None  # type: ignore[assignment]
+    gateway: Machine = None  # type: ignore[assignment]
+    host: Host = HERE
+    """Where the next machine is."""
+    lease: tuple[str, ...] = ("--lease-s", str(LEASE_S))
 
     def machine(self, name: str, *words: str) -> Machine:
-        found = Machine(HERE, words, self.folder / f"{name}.log")
+        found = Machine(self.host, words, self.folder / f"{name}.log")
         self.stack.callback(found.close)
         return found
 
@@ -58,20 +63,36 @@ class Cluster:
         files = self.files
         made = self.machine(
             f"controller-{port}", "controller", "--store", str(self.folder / "store"),
-            "--listen-machines", f"127.0.0.1:{port}", "--lease-s", str(LEASE_S), "--metrics-port", "0",
+            "--listen-machines", f"127.0.0.1:{port}", *self.lease, "--metrics-port", "0",
             "--cache", str(self.folder / f"cache-{port}"), "--cluster-certificate", files.certificate,
             "--cluster-key", files.key, "--cluster-ca", files.ca, "--json",
         )  # fmt: skip
         self.controllers[port] = made
         self.metrics[port] = made.facts()["metrics"]
 
-    def joining(self, command: str) -> list[str]:
+    def joining(self, command: str, name: str = "far") -> list[str]:
         at = ",".join(f"127.0.0.1:{port}" for port in self.ports)
         return [
-            command, "--controller", at, "--machine-name", "far",
+            command, "--controller", at, "--machine-name", name,
             "--cluster-certificate", self.files.client_certificate,
             "--cluster-key", self.files.client_key, "--cluster-ca", self.files.ca,
         ]  # fmt: skip
+
+    def start_worker(self, name: str) -> None:
+        """A worker; the one before is left to its caller."""
+        self.worker = self.machine(
+            f"worker-{name}", *self.joining("worker", name), "--store", str(self.folder / "store"),
+            "--cache", str(self.folder / "far"), "--device-memory", "16MiB",
+        )  # fmt: skip
+
+    def start_gateway(self, name: str) -> None:
+        """A gateway that serves; likewise."""
+        ports = [f"--{which}-port=0" for which in ("http", "grpc", "metrics")]
+        self.gateway = self.machine(f"gateway-{name}", *self.joining("gateway", name), *ports, "--json")
+        facts = self.gateway.facts()
+        self.http_port, self.grpc_port = (int(facts[at].rpartition(":")[2]) for at in ("http", "grpc"))
+        self.whole()
+        until("the gateway serves", lambda: _ready(facts["http"]), PATIENCE_S)
 
     def seen(self, port: int) -> Metrics:
         """The metrics of a controller; none of one that stands by, or is not there."""
@@ -111,26 +132,31 @@ def build(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    folder = tmp_path_factory.mktemp("cluster")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a store that has the models."""
+    made = tmp_path_factory.mktemp("cluster")
     for at, name in enumerate(MODELS):
-        put(folder / "models", name, affine(at))
-    (folder / "store").mkdir()
-    build(folder)
+        put(made / "models", name, affine(at))
+    (made / "store").mkdir()
+    build(made)
+    return made
+
+
+@contextmanager
+def started(folder: Path, *lease: str) -> Iterator[Cluster]:
     with ExitStack() as stack:
         made = Cluster(folder, certificates(folder), (free_port(), free_port()), stack)
+        made.lease = lease or made.lease
         for port in made.ports:
             made.start(port)
-        made.worker = made.machine(
-            "worker", *made.joining("worker"), "--store", str(folder / "store"),
-            "--cache", str(folder / "far"), "--device-memory", "16MiB",
-        )  # fmt: skip
-        ports = [f"--{which}-port=0" for which in ("http", "grpc", "metrics")]
-        gateway = made.machine("gateway", *made.joining("gateway"), *ports, "--json")
-        facts = gateway.facts()
-        made.http_port, made.grpc_port = (int(facts[name].rpartition(":")[2]) for name in ("http", "grpc"))
-        made.whole()
-        until("the gateway serves", lambda: _ready(facts["http"]), PATIENCE_S)
+        made.start_worker("far")
+        made.start_gateway("far")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def cluster(folder: Path) -> Iterator[Cluster]:
+    with started(folder) as made:
         yield made
 
 
@@ -210,3 +236,65 @@ def test_one_that_stands_by_has_what_a_builder_added(cluster: Cluster) -> None:
     blobs = list((cluster.folder / "far").glob("*/weights/*/*.bin"))
     assert len(blobs) == len(MODELS) + 1, "the worker took them from the store"
     cluster.start(leader)  # for the tests that come after
+
+
+def test_each_role_is_upgraded_by_a_protocol_under_load_and_no_request_is_lost(
+    cluster: Cluster, tmp_path: Path, timing: Timing
+) -> None:
+    leader = cluster.whole()
+    cluster.host = Host("127.0.0.1", another_build(tmp_path, 1))
+    with steady(cluster.http_port, cluster.grpc_port, MODELS) as load:
+        for port in sorted(cluster.ports, key=lambda port: port == leader):  # who leads, last: it hands over
+            cluster.controllers.pop(port).close()
+            cluster.start(port)
+            cluster.whole()
+        old = cluster.worker
+        cluster.start_worker("next")
+
+        def there() -> float:
+            return total(cluster.seen(cluster.leader), "clockwork_device_up", device="next.cpu:0")
+
+        until("it is there", there, PATIENCE_S)
+        old.close()
+        answered = len(load.ends)
+        until("it serves", lambda: len(load.ends) > answered + 100, PATIENCE_S)
+        old = cluster.gateway
+        cluster.start_gateway("next")
+        with steady(cluster.http_port, cluster.grpc_port, MODELS) as moved:
+            ends = load.stop()
+            old.close()
+            time.sleep(0.5)
+            ends += moved.stop()
+    for machine in (*cluster.controllers.values(), cluster.worker, cluster.gateway):
+        assert "of clockwork-serve" not in machine.said, "all understand each other"
+    with timing.judged():
+        assert not how(ends)
+
+
+@pytest.mark.skipif(ETCD is None, reason="etcd is not installed: Debian's package is etcd-server")
+def test_with_the_lease_in_etcd_somebody_leads_while_most_of_its_members_answer(
+    folder: Path, tmp_path: Path
+) -> None:
+    with etcd(tmp_path) as kept:
+        at = ",".join(f"{host}:{port}" for host, port in kept.addresses)
+        with started(folder, "--lease", f"etcd://{at}/main", "--lease-s", "3") as made:
+            leader, epoch = made.leader, made.epoch()
+            kept.members[0].send(signal.SIGKILL)
+            with steady(made.http_port, made.grpc_port, MODELS, each=2) as load:
+                time.sleep(4)
+                ends = load.stop()
+            assert {end.how for end in ends if not end.good} == set(), how(ends)
+            assert (made.leader, made.epoch()) == (leader, epoch), "a member is lost, and the lease is not"
+
+            made.controllers.pop(leader).kill()
+            (other,) = set(made.ports) - {leader}
+            until("the other one leads", lambda: made.leader == other, PATIENCE_S)
+            assert made.epoch() == epoch + 1
+
+            kept.members[1].send(signal.SIGKILL)
+            until("nobody leads", lambda: not made.leader, PATIENCE_S)
+            for member in kept.members[:2]:
+                kept.start(member)
+            until("it leads again", lambda: made.leader == other and made.epoch() > epoch + 1, PATIENCE_S)
+            with steady(made.http_port, made.grpc_port, MODELS, each=2) as load:
+                until("it is served", lambda: any(end.good for end in load.ends), PATIENCE_S)

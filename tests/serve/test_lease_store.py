@@ -33,6 +33,8 @@ class Faulty:
 
     def __init__(self, folder: Path) -> None:
         self.files: StoreFiles = FolderFiles(folder)
+        self.disk_s = 0.0  # what it takes to write anything for ever
+        self.bad_disk: Exception | None = None
         self.fails: Exception | None = None
         self.goes_on = threading.Event()
         self.goes_on.set()
@@ -44,9 +46,20 @@ class Faulty:
     def get(self, name: str, into: Path, tick: Tick) -> None:
         raise AssertionError
 
-    def put(self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False) -> None:
+    def put(
+        self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False, lasts: bool = True
+    ) -> None:
         self._may_fail()
-        self.files.put(name, source, tick, new=new)
+        time.sleep(self.disk_s if lasts else 0)
+        self.files.put(name, source, tick, new=new, lasts=lasts)
+
+    def persist(self, name: str) -> None:
+        self._may_fail()
+        time.sleep(self.disk_s)
+        failed, self.bad_disk = self.bad_disk, None
+        if failed is not None:
+            raise failed
+        self.files.persist(name)
 
     def has(self, name: str) -> bool:
         raise AssertionError
@@ -177,6 +190,45 @@ def test_a_holder_whose_store_is_gone_stops_before_another_may_lead(tmp_path: Pa
         await asyncio.wait_for(held.lost.wait(), PATIENCE_S)
         assert time.monotonic() - began_s < LEASE_S
         files.goes_on.set()
+        held.release()
+
+    run(test())
+
+
+def test_a_disk_that_is_slower_than_a_lease_costs_time_and_no_lease(tmp_path: Path) -> None:
+    async def test() -> None:
+        held, files = lease(tmp_path)
+        files.disk_s = 2 * LEASE_S
+        assert await held.acquire() == 1
+        await asyncio.sleep(3 * LEASE_S)
+        assert not held.lost.is_set()
+        held.release()
+
+    run(test())
+
+
+def test_who_cannot_keep_an_epoch_for_ever_leaves_it_and_takes_the_next(tmp_path: Path) -> None:
+    async def test() -> None:
+        held, files = lease(tmp_path)
+        files.bad_disk = OSError(5, "Input/output error")
+        assert await held.acquire() == 2
+        await asyncio.sleep(LEASE_S)
+        assert not held.lost.is_set()
+        held.release()
+
+    run(test())
+
+
+def test_a_store_that_does_not_answer_once_is_asked_again(tmp_path: Path) -> None:
+    async def test() -> None:
+        held, files = lease(tmp_path)
+        files.goes_on.clear()
+        began_s, waiting = time.monotonic(), asyncio.ensure_future(held.acquire())
+        await asyncio.sleep(LEASE_S / 2)
+        files.goes_on = threading.Event()  # what was asked before gets no answer
+        files.goes_on.set()
+        assert await waiting == 1
+        assert time.monotonic() - began_s < PATIENCE_S / 2
         held.release()
 
     run(test())

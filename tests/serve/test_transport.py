@@ -22,6 +22,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clockwork_serve import __version__
 from clockwork_serve.errors import TransportError
 from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
@@ -145,7 +146,8 @@ def test_a_protocol_that_is_no_neighbour_is_refused(tmp_path: Path, protocol: in
     async def main() -> None:
         server = Side()
         listener = await server.listen(tmp_path / "c.sock")
-        with pytest.raises(TransportError, match=r"speaks protocol \d+, expected \d+ to \d+; restart all"):
+        told = rf"is of clockwork-serve '{__version__}' and speaks protocol \d+, expected \d+ to \d+, as '"
+        with pytest.raises(TransportError, match=told):
             await Side().connect(tmp_path / "c.sock", protocol=protocol)
         assert server.links == []
         listener.close()
@@ -170,13 +172,15 @@ def test_neighbouring_protocols_understand_each_other(tmp_path: Path) -> None:
     ("own", "understood"), [(3, {3, 4}), (4, {3, 4, 5}), (5, {4, 5, 6}), (9, {8, 9, 10})]
 )
 def test_a_protocol_understands_those_beside_it_since_the_third(own: int, understood: set[int]) -> None:
-    assert {peer for peer in range(12) if not why_strange(own, peer)} == understood
+    ours = msgspec.structs.replace(hello(Role.WORKER, "w"), protocol=own)
+    peers = [msgspec.structs.replace(hello(Role.CONTROLLER, "c"), protocol=peer) for peer in range(12)]
+    assert {peer.protocol for peer in peers if not why_strange(ours, peer)} == understood
 
 
 def test_a_hello_of_a_build_with_more_or_fewer_fields_can_be_read() -> None:
     own = hello(Role.CONTROLLER, "c", epoch=7)
     fields = msgspec.msgpack.decode(msgspec.msgpack.encode(own))
-    for sent, epoch in (([*fields, "more"], 7), (fields[:-1], 0)):
+    for sent, epoch in (([*fields, "more"], 7), (fields[:-1], 7), (fields[:-2], 0)):
         found = msgspec.msgpack.decode(msgspec.msgpack.encode(sent), type=Hello)
         assert (found.name, found.protocol, found.epoch) == ("c", PROTOCOL, epoch)
 

@@ -44,6 +44,11 @@ class Gate:
     def grant(self, received: int, most: int = 2) -> None:
         self.credit_gate.on_credit(RequestCredit(heard=received, most=most))
 
+    def passes_over(self) -> None:
+        """The controller grants credit for nothing more: who waits now was not chosen."""
+        self.now_ns += 1
+        self.grant(0)
+
 
 def test_without_a_limit_all_are_sent() -> None:
     gate = Gate(most=0)
@@ -137,6 +142,7 @@ def test_after_one_waited_in_vain_twice_as_many_wait_as_may_be_in_transit_and_th
     gate = crowded()
     gate.submit(*"cdef")
     assert not gate.refused
+    gate.passes_over()
     gate.submit("g")
     gate.now_ns += CROWDED_NS - 1
     gate.submit("h")
@@ -146,11 +152,20 @@ def test_after_one_waited_in_vain_twice_as_many_wait_as_may_be_in_transit_and_th
     assert [name for name, _ in gate.refused] == ["c", "d"]
 
 
+def test_where_no_credit_is_granted_any_more_nobody_is_refused_because_others_came() -> None:
+    gate = crowded()
+    gate.submit(*"cdefghij", slo_ms=2000)
+    gate.now_ns += CROWDED_NS // 2
+    gate.submit(*"klm", slo_ms=2000)
+    assert not gate.refused, "their controller may be dead, and they may wait for the next one"
+
+
 def test_a_model_that_is_asked_for_too_much_leaves_others_their_share_of_the_queue() -> None:
     gate = crowded()
     gate.submit(*"cdef")
     gate.credit_gate.submit(structs.replace(request("o", gate.now_ns, 100), model="other/1"))
     assert not gate.refused
+    gate.passes_over()
     gate.submit(*"ghi")
     assert [name for name, _ in gate.refused] == list("cde"), "there are two models, and each may have two"
     gate.grant(2)

@@ -285,6 +285,7 @@ def test_where_a_standby_does_not_come_requests_are_refused_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(controller_link, "TAKEOVER_NS", ms(150))
+    monkeypatch.setattr(controller_link, "FAILOVER_TIMEOUT_NS", ms(1500))
 
     async def story(world: World) -> None:
         world.controller.stop()
@@ -294,10 +295,18 @@ def test_where_a_standby_does_not_come_requests_are_refused_after_a_while(
         assert short.ends == []
         await world.until(lambda: short.ends)
         assert short.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
-        await asyncio.sleep(0.15)
-        late = Client(slo_ms=60_000)
-        assert world.gateway.infer(late) == ""
-        assert late.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        await asyncio.sleep(0.3)
+        late, patient = Client(slo_ms=250), Client(slo_ms=60_000)
+        for client in (late, patient):
+            world.gateway.infer(client)
+        await world.until(lambda: late.ends, 0.2)
+        assert late.ended == (Outcome.REJECTED, Reason.NOT_SERVING), "it cannot wait for as long again"
+        assert not patient.ends
+        await world.until(lambda: patient.ends)
+        assert patient.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+        last = Client(slo_ms=60_000)
+        assert world.gateway.infer(last) == ""
+        assert last.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
         unknown = Client(slo_ms=60_000, model="nobody")
         world.gateway.infer(unknown)
         assert unknown.ended == (Outcome.REJECTED, Reason.NOT_SERVING)

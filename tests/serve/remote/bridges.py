@@ -51,10 +51,10 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 class Middle:
     """A bridge with a controller of ours on one side, and machines of ours on the other."""
 
-    def __init__(self, folder: Path, version: str) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.controller = Orders(folder)
-        judge = judge_of(version, {"cpu": "good"}, ("toy",))
+        judge = judge_of({"cpu": "good"}, ("toy",))
         self.bridge = Bridge(self.controller.path, judge)
         self.port = 0
 
@@ -111,8 +111,8 @@ def joining(device: str) -> WorkerJoined:
 
 
 @asynccontextmanager
-async def middle(folder: Path, *, ready: bool = True, version: str = "1") -> AsyncIterator[Middle]:
-    made = Middle(folder, version)
+async def middle(folder: Path, *, ready: bool = True) -> AsyncIterator[Middle]:
+    made = Middle(folder)
     await made.controller.open()
     bridge = made.bridge
     listener = MachineListener(

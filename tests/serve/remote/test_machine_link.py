@@ -185,6 +185,28 @@ def test_who_shakes_hands_for_ever_holds_up_nobody_else(
     run(test())
 
 
+def test_a_host_of_which_nothing_is_heard_is_asked_again_sooner_than_by_its_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        files, loop = theirs(certificates(tmp_path)), asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
+            port: int = full.getsockname()[1]
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))  # no other is heard now
+            for _ in range(3):
+                began_s = loop.time()
+                with pytest.raises(TransportError, match=r"nothing within 0\.4 s"):
+                    await connect(Side(), port, files)
+                assert loop.time() - began_s >= 0.4
+            monkeypatch.setattr(machine_link, "CONNECT_S", 1.0)
+            full.accept()[0].close()
+            with pytest.raises(TransportError) as caught:  # it is heard, and shakes no hands
+                await connect(Side(), port, files)
+            assert "nothing within 1 s" in str(caught.value)
+
+    run(test())
+
+
 def test_silence_is_noticed_on_both_sides(tmp_path: Path) -> None:
     async def test() -> None:
         async with far(tmp_path) as there:

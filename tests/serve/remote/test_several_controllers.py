@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -31,10 +32,9 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.serve.processes import bridge as process
-from clockwork_serve.serve.remote.config import BridgeConfig
+from clockwork_serve.serve.remote.config import BridgeConfig, runtime
 from clockwork_serve.serve.remote.finding import LeaderFinder
 from clockwork_serve.serve.transport import hello
-from clockwork_serve.store import runtime_fingerprint
 from harness import records
 from tests.end_to_end.machines import free_port
 from tests.serve.certificates import Certificates, certificates
@@ -87,7 +87,7 @@ async def hosts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
 
 def introduction(kind: str) -> MachineHello:
     """Of a worker with one device."""
-    return MachineHello(worker=NAME, version=__version__, runtime=runtime_fingerprint(), kinds=(kind,))
+    return MachineHello(worker=NAME, version=__version__, runtime=runtime(), kinds=(kind,))
 
 
 def finder(
@@ -153,6 +153,34 @@ def test_one_controller_by_two_names_is_joined_once_and_stays(
             await asyncio.sleep(0.3)
             assert link.is_open
             assert not side.lost
+            made.close()
+
+    run(test())
+
+
+def test_a_name_that_cannot_be_looked_up_keeps_nobody_from_who_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with hosts(tmp_path, monkeypatch) as (a, _):
+            loop, asked = asyncio.get_running_loop(), list[str]()
+            look_up = loop.getaddrinfo
+
+            async def looked_up(name: str, *more: Any, **given: Any) -> Any:
+                asked.append(name)
+                if name == "dead.example":
+                    await asyncio.Event().wait()
+                return await look_up(name, *more, **given)
+
+            monkeypatch.setattr(loop, "getaddrinfo", looked_up)
+            made, side = finder(tmp_path, a)
+            made._addresses.insert(0, ("dead.example", 7))
+            for epoch in (2, 3):
+                await a.lead(epoch)
+                assert await joined(made) == a.port
+                a.controller.close()
+                await until(lambda epoch=epoch: len(side.lost) == epoch - 1)
+            assert asked.count("dead.example") == 1
             made.close()
 
     run(test())

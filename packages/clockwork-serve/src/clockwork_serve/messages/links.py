@@ -28,7 +28,8 @@ class Hello(Struct, frozen=True, kw_only=True, array_like=True, tag="hello"):
 
     ``boot_id`` equal on both sides means that both read the same monotonic clock (offset zero).
     ``protocol`` is the sender's: see ``serve.transport``. ``epoch`` is that of a controller that leads by a
-    lease, else 0. Whatever is added comes last and has a default, so that any two builds can read it.
+    lease, else 0. ``version`` is that of its build, for people: protocols are compared. Whatever is added
+    comes last and has a default, so that any two builds can read it.
     """
 
     role: Role
@@ -37,6 +38,7 @@ class Hello(Struct, frozen=True, kw_only=True, array_like=True, tag="hello"):
     boot_id: str
     protocol: int = 2
     epoch: int = 0
+    version: str = ""
 
 
 class Ping(Struct, frozen=True, kw_only=True, array_like=True, tag="ping"):

@@ -474,6 +474,7 @@ class CreditGate:
         self._waiting: dict[
             str, dict[str, None]
         ] = {}  # ids of these by model, the oldest first; none is empty
+        self._granted_at_ns = 0  # when credit was last granted
         self._crowded_until_ns = self._scarce_until_ns = 0
 
     @property
@@ -506,13 +507,14 @@ class CreditGate:
             self._say_blocked()
             if len(held) > credit.held:
                 self._refuse_oldest(held, now_ns)
-            elif now_ns < self._crowded_until_ns and len(alike) > self._share():
+            elif now_ns < self._crowded_until_ns and len(alike) > self._share() and self._passed_over(alike):
                 self._crowded_until_ns = now_ns + CROWDED_NS
                 self._refuse_oldest(alike, now_ns)
         return bool(self._held)
 
     def on_credit(self, credit: RequestCredit) -> None:
         """Apply a grant of the controller, and send what it allows, the newest first."""
+        self._granted_at_ns = self._clock()
         self._credit = credit
         self._in_transit = max(0, self._in_transit - credit.heard)
         self._said = False
@@ -548,10 +550,6 @@ class CreditGate:
         for request, waited_ns in overdue:
             self._refuse(request, waited_ns)
 
-    def wait_on(self) -> None:
-        """Refuse nothing for having waited, for now: nobody grants credit."""
-        self._crowded_until_ns = 0
-
     def withdraw(self, request_id: str) -> bool:
         """Drop a request whose client has gone; whether it was held back here, and so never sent."""
         found = request_id in self._held
@@ -566,6 +564,10 @@ class CreditGate:
         It is shared between models, so that one that is asked for too much takes nothing from others.
         """
         return max(1, CROWDED_TIMES * self._credit.most // len(self._waiting))
+
+    def _passed_over(self, alike: Iterable[str]) -> bool:
+        """Whether credit was granted since the oldest of these waits: a dead controller grants none."""
+        return self._held[next(iter(alike))][1] < self._granted_at_ns
 
     def _refuse_oldest(self, ids: Iterable[str], now_ns: int) -> None:
         request, since_ns = self._take(next(iter(ids)))

@@ -204,8 +204,13 @@ class LeaseDocuments(Protocol):
     def read(self, name: str) -> bytes:
         """The content of one. Raises FileNotFoundError."""
 
-    def put(self, name: str, source: bytes, tick: Callable[[], None], *, new: bool = False) -> None:
+    def put(
+        self, name: str, source: bytes, tick: Callable[[], None], *, new: bool = False, lasts: bool = True
+    ) -> None:
         """Write one; ``new``: raises FileExistsError if it is there, and of several at once one succeeds."""
+
+    def persist(self, name: str) -> None:
+        """Have one outlast a loss of power, that was written without ``lasts``."""
 
     def names(self, folder: str) -> set[str]:
         """The names in a folder, none if it is absent."""
@@ -278,7 +283,7 @@ class StoreLease:
         while True:
             try:
                 began_s = time.monotonic()
-                seen = await _in_thread(self._read)
+                seen = await asyncio.wait_for(_in_thread(self._read), self._lease_s)  # it may never answer
                 self.leader = seen.epoch, "" if seen.beat is None else seen.beat.address
                 if self._watch.free(seen, began_s, time.monotonic()) and await self._take(seen.epoch + 1):
                     return seen.epoch + 1
@@ -316,11 +321,17 @@ class StoreLease:
         began_s = time.monotonic()
         place, own = f"{self._folder}/{epoch:09}.epoch", uuid.uuid4().hex.encode()
         try:
-            await _in_thread(partial(self._files.put, place, own, lambda: None, new=True))
+            await _in_thread(partial(self._files.put, place, own, lambda: None, new=True, lasts=False))
         except FileExistsError:
             return False
         self._epoch = epoch
         self._keeping = asyncio.create_task(self._keep(epoch, Tenure(self._lease_s, began_s)))
+        # It has to last, for ids begin by it. Heartbeats go on meanwhile: a busy disk may take its time.
+        try:
+            await _in_thread(partial(self._files.persist, place))
+        except Exception:
+            self.release()
+            raise
         return True
 
     async def _keep(self, epoch: int, tenure: Tenure) -> None:
@@ -359,7 +370,9 @@ class StoreLease:
             self._write(epoch, LeaseBeat(count=0, released=True))
 
     def _write(self, epoch: int, beat: LeaseBeat) -> None:
-        self._files.put(f"{self._folder}/{epoch:09}.beat", msgspec.json.encode(beat), lambda: None)
+        place, content = f"{self._folder}/{epoch:09}.beat", msgspec.json.encode(beat)
+        # Not for ever, as an epoch is: where many write, a disk takes longer than a tenure for that.
+        self._files.put(place, content, lambda: None, lasts=False)
 
     def _read(self) -> LeaseSeen:
         epoch = self._newest()

@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from clockwork_serve import __version__
 from clockwork_serve.errors import TransportError, encodable
 from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
@@ -332,20 +333,24 @@ OnLost = Callable[["Link"], None]
 
 def hello(role: Role, name: str, epoch: int = 0) -> Hello:
     """The Hello of this process, its first frame on a new link; ``epoch``: of a controller by its lease."""
-    return Hello(role=role, name=name, pid=os.getpid(), boot_id=boot_id(), protocol=PROTOCOL, epoch=epoch)
+    return Hello(
+        role=role, name=name, pid=os.getpid(), boot_id=boot_id(), protocol=PROTOCOL, epoch=epoch,
+        version=__version__,
+    )  # fmt: skip
 
 
-def why_strange(own: int, peer: int) -> str:
-    """Why a process of protocol ``own`` does not speak with one of protocol ``peer``; "" if it does.
+def why_strange(own: Hello, peer: Hello) -> str:
+    """Why a process that says ``own`` does not speak with one that says ``peer``; "" if it does.
 
     Who is refused has got our Hello, finds the same by it, and says so in its own log.
     """
-    least, most = max(own - 1, FIRST_NEIGHBOUR), own + 1
-    if least <= peer <= most:
+    least, most = max(own.protocol - 1, FIRST_NEIGHBOUR), own.protocol + 1
+    if least <= peer.protocol <= most:
         return ""
     return (
-        f"speaks protocol {peer}, expected {least} to {most}; restart all processes from one installation, "
-        "or upgrade them by one protocol at a time"
+        f"{peer.role} {peer.name!r:.80} is of clockwork-serve {peer.version!r:.20} and speaks protocol "
+        f"{peer.protocol}, expected {least} to {most}, as {own.version!r} here understands; restart all "
+        "processes from one installation, or upgrade them by one protocol at a time"
     )
 
 
@@ -610,8 +615,8 @@ class Link(asyncio.BufferedProtocol):
     def _on_hello(self, frame: Frame) -> None:
         if not isinstance(frame, Hello):
             self.abort(f"its first frame is {type(frame).__name__}, expected Hello")
-        elif why := why_strange(self.own.protocol, frame.protocol):
-            self.abort(f"{frame.role} {frame.name!r} {why}")
+        elif why := why_strange(self.own, frame):
+            self.abort(why)
         else:
             self._peer = frame
             self._epoch = frame.epoch

@@ -71,11 +71,17 @@ class StoreFiles(Protocol):
     def get(self, name: str, into: Path, tick: Tick) -> None:
         """Copy a file to a local one. Raises FileNotFoundError."""
 
-    def put(self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False) -> None:
+    def put(
+        self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False, lasts: bool = True
+    ) -> None:
         """Write a file, replacing an earlier one; ``source`` is its content, or a local file.
 
-        ``new``: raises FileExistsError instead, and of several who try at once one succeeds.
+        ``new``: raises FileExistsError instead, and of several who try at once one succeeds. Unless it
+        ``lasts``, it waits for no disk, and a loss of power may take it until :meth:`persist`.
         """
+
+    def persist(self, name: str) -> None:
+        """Have a file outlast a loss of power."""
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -113,7 +119,9 @@ class FolderFiles:
                 _write(copy, piece)
                 tick()
 
-    def put(self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False) -> None:
+    def put(
+        self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False, lasts: bool = True
+    ) -> None:
         """See :class:`StoreFiles`."""
         self._check()
         self._sweep()
@@ -128,7 +136,8 @@ class FolderFiles:
                         while piece := original.read(_PIECE):
                             _write(file, piece)
                             tick()
-                os.fsync(file.fileno())
+                if lasts:
+                    os.fsync(file.fileno())
             if new:
                 os.link(draft, path)
             else:
@@ -136,6 +145,14 @@ class FolderFiles:
         finally:
             with suppress(OSError):  # renamed, or not even made
                 draft.unlink()
+        if lasts:
+            sync_folder(path.parent)
+
+    def persist(self, name: str) -> None:
+        """See :class:`StoreFiles`."""
+        path = self._root / name
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
         sync_folder(path.parent)
 
     def has(self, name: str) -> bool:
@@ -205,7 +222,9 @@ class FsspecFiles:
         """See :class:`StoreFiles`."""
         self._files.get_file(self._path(name), str(into), callback=_callback(tick))
 
-    def put(self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False) -> None:
+    def put(
+        self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False, lasts: bool = True
+    ) -> None:
         """See :class:`StoreFiles`."""
         if new:
             self._create(name, source)
@@ -213,6 +232,9 @@ class FsspecFiles:
             self._files.pipe_file(self._path(name), source)
         else:
             self._files.put_file(str(source), self._path(name), callback=_callback(tick))
+
+    def persist(self, name: str) -> None:
+        """See :class:`StoreFiles`."""  # every file there does
 
     def _create(self, name: str, source: bytes | Path) -> None:
         protocols = self._files.protocol

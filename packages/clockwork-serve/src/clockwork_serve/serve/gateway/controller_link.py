@@ -492,9 +492,7 @@ class GatewayLink:
 
     def _sweep_waiting(self) -> None:
         self._sweep = None
-        if self._standby and self._pulse.late:  # the next controller may answer what waits
-            self._credit_gate.wait_on()
-        else:
+        if not (self._standby and self._pulse.late):  # else the next controller may answer what waits
             self._credit_gate.sweep()
         if self._credit_gate.holds:
             self._sweep = self._loop.call_later(SWEEP_NS / NS_PER_S, self._sweep_waiting)
@@ -522,7 +520,8 @@ FAILOVER_LEAST_NS: Final = 100 * NS_PER_MS
 TAKEOVER_LEAST_NS: Final = 20 * NS_PER_MS
 """Likewise, one that stands by."""
 TAKEOVER_NS: Final = NS_PER_S
-"""One that stands by serves within this time: until then new requests await it, too."""
+"""One that stands by serves within this time as a rule: until then new requests await it, too, and later
+those that can wait for as long again."""
 FAILOVER_TIMEOUT_NS: Final = 3 * NS_PER_S
 """If there is no controller by then, it will take long, and clients had better try another server."""
 
@@ -543,6 +542,7 @@ class AwaitingFailover:
         self._standby = standby
         self._waiting: Pendings = {}
         self._unsent: set[str] = set()  # those of them that no controller was sent
+        self._hopeless: set[str] = set()  # those that came too late to await it
         self._lost_ns = -FAILOVER_TIMEOUT_NS  # when the controller was last lost, stuck, or gave the lead up
         self._handed_over = False  # it did that
 
@@ -584,7 +584,7 @@ class AwaitingFailover:
     def holding(self) -> bool:
         """Whether new requests are to wait, too: the controller was lost just now, and another takes over."""
         expected = self._standby or self._handed_over
-        return expected and self._clock() < self._lost_ns + TAKEOVER_NS
+        return expected and self._clock() < self._lost_ns + FAILOVER_TIMEOUT_NS
 
     def stuck(self) -> None:
         """The controller is stuck: it will be ended, or go on."""
@@ -598,15 +598,23 @@ class AwaitingFailover:
         """Keep a new request, which no controller was sent."""
         self._waiting[request_id] = pending
         self._unsent.add(request_id)
+        gone_ns = (now_ns := self._clock()) - self._lost_ns
+        if gone_ns >= TAKEOVER_NS and pending.deadline_ns - now_ns < gone_ns:
+            self._hopeless.add(request_id)
 
     def overdue(self) -> Pendings:
-        """Remove and return those whose deadline, or whose time to wait, has passed."""
+        """Remove and return those whose deadline, or whose time to wait, has passed; and the hopeless."""
         now_ns = self._clock()
         if now_ns >= self._lost_ns + FAILOVER_TIMEOUT_NS:
             found, self._waiting = self._waiting, {}
             self._unsent.clear()
             return found
-        found = {one: pending for one, pending in self._waiting.items() if pending.deadline_ns <= now_ns}
+        hopeless, self._hopeless = self._hopeless, set()
+        found = {
+            one: pending
+            for one, pending in self._waiting.items()
+            if pending.deadline_ns <= now_ns or one in hopeless
+        }
         for one in found:
             del self._waiting[one]
         return found

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from clockwork_serve import __version__
 from clockwork_serve.config.values import split_address
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
 from clockwork_serve.serve.driver import use_batch_policy
 from clockwork_serve.serve.remote.bridge import NAME, Bridge, judge_of
-from clockwork_serve.serve.remote.config import BridgeConfig, ClusterContext, bound, cluster_files
+from clockwork_serve.serve.remote.config import BridgeConfig, ClusterContext, bound, cluster_files, runtime
 from clockwork_serve.serve.remote.link import MachineListener
 from clockwork_serve.serve.transport import SOCKET_NAME, hello
-from clockwork_serve.store import runtime_fingerprint
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ async def serve(config: BridgeConfig, stop: asyncio.Event) -> None:
         if config.shared:
             listener.turns_away, listener.own = not epoch, hello(Role.CONTROLLER, NAME, epoch)
 
-    judge = judge_of(__version__, runtime_fingerprint(), kinds, grow=config.shared)
+    judge = judge_of(runtime(), kinds, grow=config.shared)
     bridge = Bridge(Path(config.run_dir) / SOCKET_NAME, judge, kinds, leads)
     listener = MachineListener(
         ClusterContext(cluster_files(settings), server=True), hello(Role.CONTROLLER, NAME),

@@ -277,18 +277,14 @@ class Bridge:
         self._peers.pop(peer.link, None)
 
 
-def judge_of(
-    version: str, runtime: Mapping[str, str], kinds: Collection[str], *, grow: bool = False
-) -> Judge:
-    """Returns the check of who may join a server of this ``version`` whose artefacts need this ``runtime``.
+def judge_of(runtime: Mapping[str, str], kinds: Collection[str], *, grow: bool = False) -> Judge:
+    """Returns the check of which worker may join a server whose artefacts need this ``runtime``.
 
     ``kinds`` are those of devices for which it has profiles; unless they ``grow``, who has another one is
-    refused for good. A gateway runs no model, so only its version is checked.
+    refused for good. A gateway runs no model. Whether builds understand each other their Hellos have said.
     """
 
     def judge(machine: MachineHello | FarGateway) -> Refused | None:
-        if machine.version != version:
-            return Refused(why=f"clockwork-serve: expected {version}, found {machine.version}; install that")
         if isinstance(machine, FarGateway):
             return None
         differ = sorted(
@@ -301,7 +297,8 @@ def judge_of(
             ]
             return Refused(
                 why=f"{', '.join(differ)}: expected what the server's models were compiled for, found "
-                f"another one ({'; '.join(pairs)}); use machines with the same ONNX Runtime and CPU"
+                f"another one ({'; '.join(pairs)}); use machines with the same ONNX Runtime and CPU, "
+                "and builds with the same layout"
             )
         strange = [kind for kind in machine.kinds if kind not in kinds]
         if strange:

@@ -16,6 +16,8 @@ from clockwork_serve.config.values import split_address
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.gateway import tls as pem
 from clockwork_serve.serve.gateway.tls import Watched
+from clockwork_serve.store import runtime_fingerprint
+from clockwork_serve.store.cache import LAYOUT
 
 # ------------------------------------------------------------
 # TLS between the server's machines: both sides must have a certificate of the same authority.
@@ -145,6 +147,11 @@ def check_joining(settings: Settings, joining: str) -> None:
             "give it with --controller"
         )
     cluster_files(settings).check(f"{joining} on another machine")
+
+
+def runtime() -> dict[str, str]:
+    """What the artefacts of this machine depend on beside their models, and how they are laid out."""
+    return {**runtime_fingerprint(), "layout": f"{LAYOUT}"}
 
 
 BACKLOG: Final = 1024

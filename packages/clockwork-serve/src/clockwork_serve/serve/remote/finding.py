@@ -22,6 +22,8 @@ from clockwork_serve.serve.transport import RETRY_S, Link, OnFrames, OnLost, hel
 
 RETRY_S_MAX: Final = 1.0
 """The longest pause between attempts to connect; a link that lasted this long resets the pause."""
+RESOLVE_S: Final = 0.2
+"""How long is waited for the first addresses of names: a name server may have died with the leader."""
 TAKEOVER_S: Final = 5.0
 """For so long after a link was lost the pause does not grow where there are other controllers."""
 
@@ -59,6 +61,8 @@ class LeaderFinder:
         self._loop = asyncio.get_running_loop()
         self._dice = Random()
         self._several = len(self._addresses) > 1
+        self._known: dict[tuple[str, int], list[_Place]] = {}  # by address, as last looked up
+        self._resolving: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._trying: dict[_Place, asyncio.Task[MachineLink]] = {}  # attempts that have not been looked at
         self._unwanted: set[asyncio.Task[MachineLink]] = set()  # attempts that are to end by themselves
         self._link: MachineLink | None = None  # the last one that was returned
@@ -71,7 +75,8 @@ class LeaderFinder:
         """A link to who leads, after a pause. Raises :class:`TransportError` if there is none now."""
         try:
             await asyncio.sleep(self._next_pause_s() * self._dice.uniform(0.5, 1.0))
-            for place in await self._places():
+            await self._resolve()
+            for place in self._places():
                 if place not in self._trying:
                     self._trying[place] = self._loop.create_task(self._connect(place))
             await asyncio.wait(self._trying.values(), return_when=asyncio.FIRST_COMPLETED)
@@ -112,22 +117,29 @@ class LeaderFinder:
         self._linked_s = math.inf
         return self._pause_s
 
-    async def _places(self) -> list[_Place]:
-        resolving = [self._loop.getaddrinfo(*each, type=socket.SOCK_STREAM) for each in self._addresses]
-        found, why = dict[_Place, None](), list[str]()
-        for (name, port), known in zip(
-            self._addresses, await asyncio.gather(*resolving, return_exceptions=True), strict=True
-        ):
-            if isinstance(known, OSError):
-                why.append(f"{name}: {known.strerror or known}")
-            elif isinstance(known, BaseException):
-                raise known
-            else:
-                found.update((_Place(name, str(address[0]), port), None) for *_, address in known)
-        for each in why:
-            self.say(each)
-        if not found and not self._trying:
-            raise TransportError("; ".join(why))
+    async def _resolve(self) -> None:
+        """Look up all names, and wait a little if no address is known yet. Raises :class:`TransportError`."""
+        for address in self._addresses:
+            if address not in self._resolving:
+                self._resolving[address] = self._loop.create_task(self._look_up(address))
+        if not self._known:
+            await asyncio.wait(self._resolving.values(), timeout=RESOLVE_S)
+        if not self._known and not self._trying:
+            raise TransportError("no address of a controller is known")
+
+    async def _look_up(self, address: tuple[str, int]) -> None:
+        name, port = address
+        try:
+            found = await self._loop.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            self.say(f"{name}: {error.strerror or error}")
+        else:
+            self._known[address] = [_Place(name, str(at[0]), port) for *_, at in found]
+        finally:
+            del self._resolving[address]
+
+    def _places(self) -> list[_Place]:
+        found = dict.fromkeys(each for places in self._known.values() for each in places)
         self._several = len(found) > 1
         return list(found)
 

@@ -37,6 +37,9 @@ PIECE_BYTES: Final = 128 * KIB
 """The most bytes of tensors and artefacts in one frame: a millisecond of a fast network."""
 CONNECT_S: Final = 5.0
 """The time limit for connecting: TCP and TLS together."""
+TCP_S: Final = 0.4
+"""That of TCP alone, after which another attempt is worth more: to a host of which nothing is heard the
+kernel tries again only after 1, 3 and 7 s, though it may be there again. Of a busy one something is heard."""
 SHAKING_MAX: Final = 256
 """The most concurrent handshakes, for these peers are not authenticated yet: of networks from which no
 machine has joined, and of those from which one has."""
@@ -159,15 +162,39 @@ async def dial(
 ) -> None:
     """Connect and shake hands with the machine at ``address``. Raises :class:`TransportError`."""
     host, port = address
-    loop = asyncio.get_running_loop()
+    asked = context.name or name or host
+    loop, connected, limit_s = asyncio.get_running_loop(), None, TCP_S
     try:
-        async with asyncio.timeout(CONNECT_S):
-            await loop.create_connection(
-                lambda: protocol, host, port, ssl=context, server_hostname=context.name or name or host
-            )
+        async with asyncio.timeout(TCP_S) as limit:
+            connected = await _connected(host, port)
+            limit_s = CONNECT_S
+            limit.reschedule(loop.time() + CONNECT_S)
+            await loop.create_connection(lambda: protocol, sock=connected, ssl=context, server_hostname=asked)
     except (TimeoutError, OSError) as error:
-        why = f"nothing within {CONNECT_S:g} s" if isinstance(error, TimeoutError) else reason_of(error)
+        if connected is not None:
+            with suppress(OSError):
+                connected.close()
+        why = f"nothing within {limit_s:g} s" if isinstance(error, TimeoutError) else reason_of(error)
         raise TransportError(f"cannot connect to {host}:{port}: {why}") from error
+
+
+async def _connected(host: str, port: int) -> socket.socket:
+    """A socket that is connected to the first of its addresses that answers. Raises OSError."""
+    loop, error = asyncio.get_running_loop(), OSError("it has no address")
+    for family, *_, at in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        made = socket.socket(family, socket.SOCK_STREAM)
+        made.setblocking(False)  # noqa: FBT003 - the socket's own word
+        try:
+            await loop.sock_connect(made, at)
+        except OSError as failed:
+            made.close()
+            error = failed
+        except BaseException:
+            made.close()
+            raise
+        else:
+            return made
+    raise error
 
 
 def why_refused(transport: asyncio.BaseTransport) -> str:

@@ -39,14 +39,14 @@ from clockwork_serve.messages import (
     Unload,
     WorkerJoined,
 )
-from clockwork_serve.serve.remote.config import ClusterContext, cluster_files
+from clockwork_serve.serve.remote.config import ClusterContext, cluster_files, runtime
 from clockwork_serve.serve.remote.finding import LeaderFinder
 from clockwork_serve.serve.remote.tensors import RemoteTensors, waiting_s
 from clockwork_serve.serve.remote.transfer import MachineArtefacts
 from clockwork_serve.serve.transport import Link, hello
 from clockwork_serve.serve.worker.host import WorkerConfig, WorkerHost
 from clockwork_serve.serve.worker.lanes import Answer
-from clockwork_serve.store import Cache, runtime_fingerprint
+from clockwork_serve.store import Cache
 
 _log = logging.getLogger(__name__)
 
@@ -101,10 +101,7 @@ class MachineHost(WorkerHost):
             return link
 
     def _offer(self, link: Link) -> None:
-        machine = MachineHello(
-            worker=self._name, version=__version__, runtime=runtime_fingerprint(), kinds=self._kinds
-        )
-        link.send(machine)
+        link.send(MachineHello(worker=self._name, version=__version__, runtime=runtime(), kinds=self._kinds))
         # Versions of weights are comparable between controllers that share a lease, and between no others.
         known = bool(self._epoch and link.peer.epoch)
         self._epoch = link.peer.epoch
