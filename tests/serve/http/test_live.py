@@ -135,17 +135,14 @@ def test_nothing_but_get_and_head_is_answered(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data", [b"\x16\x03\x01", b"GET / HTTP/1.1\r\nA: " + b"b" * 20_000, b"\r\nrubbish\r\n\r\n"]
 )
-def test_what_is_no_request_ends_its_connection_alone(tmp_path: Path, data: bytes) -> None:
-    async def main() -> None:
-        async with serving(view_of(), tmp_path):
-            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
-            writer.write(data)
-            async with asyncio.timeout(60):
-                assert (await reader.read()).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
-            writer.close()
-            assert (await asked(tmp_path, "/"))[0] == 200
-
-    asyncio.run(main())
+async def test_what_is_no_request_ends_its_connection_alone(tmp_path: Path, data: bytes) -> None:
+    async with serving(view_of(), tmp_path):
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
+        writer.write(data)
+        async with asyncio.timeout(60):
+            assert (await reader.read()).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
+        writer.close()
+        assert (await asked(tmp_path, "/"))[0] == 200
 
 
 def test_a_tenant_gets_his_requests_and_nothing_else(tmp_path: Path) -> None:
@@ -256,74 +253,68 @@ def test_a_reader_that_was_slow_is_told_of_the_gap(tmp_path: Path) -> None:
     assert [one.get("gap") for one in found] == [None, True]
 
 
-def test_who_does_not_know_the_key_or_comes_by_another_name_gets_nothing() -> None:
-    async def main() -> None:
-        server = PageServer(LivePage(view_of()), key="secret")
-        port = await server.listen(0)
+async def test_who_does_not_know_the_key_or_comes_by_another_name_gets_nothing() -> None:
+    server = PageServer(LivePage(view_of()), key="secret")
+    port = await server.listen(0)
 
-        async def ask(target: str, *headers: str, host: str = f"127.0.0.1:{port}") -> bytes:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            lines = [f"GET {target} HTTP/1.1", f"Host: {host}", "Connection: close", *headers, "", ""]
-            writer.write("\r\n".join(lines).encode())
-            data = await reader.read()
-            writer.close()
-            return data
+    async def ask(target: str, *headers: str, host: str = f"127.0.0.1:{port}") -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        lines = [f"GET {target} HTTP/1.1", f"Host: {host}", "Connection: close", *headers, "", ""]
+        writer.write("\r\n".join(lines).encode())
+        data = await reader.read()
+        writer.close()
+        return data
 
-        assert (await ask("/")).startswith(b"HTTP/1.1 401")
-        assert (await ask("/?key=wrong")).startswith(b"HTTP/1.1 401")
-        assert (await ask("/live/panels?key=secret")).startswith(b"HTTP/1.1 401")
-        entered = await ask("/?key=secret")
-        assert entered.startswith(b"HTTP/1.1 303")
-        cookie = re.search(rb"Set-Cookie: ([^;]+); Path=/; HttpOnly; SameSite=Strict", entered)
-        assert cookie is not None
-        known = f"Cookie: other=1; {cookie[1].decode()}"
-        assert (await ask("/live/panels", known)).startswith(b"HTTP/1.1 200")
-        assert (await ask("/live/panels", known, host="evil.example.com")).startswith(b"HTTP/1.1 403")
-        server.close()
-
-    asyncio.run(main())
+    assert (await ask("/")).startswith(b"HTTP/1.1 401")
+    assert (await ask("/?key=wrong")).startswith(b"HTTP/1.1 401")
+    assert (await ask("/live/panels?key=secret")).startswith(b"HTTP/1.1 401")
+    entered = await ask("/?key=secret")
+    assert entered.startswith(b"HTTP/1.1 303")
+    cookie = re.search(rb"Set-Cookie: ([^;]+); Path=/; HttpOnly; SameSite=Strict", entered)
+    assert cookie is not None
+    known = f"Cookie: other=1; {cookie[1].decode()}"
+    assert (await ask("/live/panels", known)).startswith(b"HTTP/1.1 200")
+    assert (await ask("/live/panels", known, host="evil.example.com")).startswith(b"HTTP/1.1 403")
+    server.close()
 
 
-def test_an_explanation_is_waited_for_and_others_are_answered_meanwhile(tmp_path: Path) -> None:
-    async def main() -> None:
-        go = asyncio.Event()
+async def test_an_explanation_is_waited_for_and_others_are_answered_meanwhile(tmp_path: Path) -> None:
+    go = asyncio.Event()
 
-        async def explain(
-            request_id: str, tenant: str | None, changes: Sequence[str]
-        ) -> dict[str, object] | None:
-            await go.wait()
-            if request_id == "broken":
-                raise RuntimeError
-            if "odd" in changes:
-                raise ConfigError("if: expected a change")
-            return {"sentence": f"{request_id} for {tenant}"} if request_id != "none" else None
+    async def explain(
+        request_id: str, tenant: str | None, changes: Sequence[str]
+    ) -> dict[str, object] | None:
+        await go.wait()
+        if request_id == "broken":
+            raise RuntimeError
+        if "odd" in changes:
+            raise ConfigError("if: expected a change")
+        return {"sentence": f"{request_id} for {tenant}"} if request_id != "none" else None
 
-        async with serving(view_of(), tmp_path, explain) as server:
-            asking = [
-                asyncio.ensure_future(asked(tmp_path, f"/live/explain?id={name}"))
-                for name in ("x", "none", "broken")
-            ]
-            assert (await asked(tmp_path, "/live/panels"))[0] == 200
-            go.set()
-            found = [await one for one in asking]
-            assert [status for status, _, _ in found] == [200, 404, 500]
-            assert json.loads(found[0][2]) == {"sentence": "x for None"}
-            of_tenant = await asked(tmp_path, "/live/explain?id=x", "Clockwork-Tenant: team")
-            assert json.loads(of_tenant[2]) == {"sentence": "x for team"}
-            refused = await asked(tmp_path, "/live/explain?id=x&if=priority%3D1&if=odd")
-            assert refused[0] == 400
-            assert b"if: expected a change" in refused[2]
-            go.clear()
-            _, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
-            writer.write(b"GET /live/explain?id=x HTTP/1.1\r\n\r\n")
-            await asyncio.sleep(0.05)
-            (connection,) = server.connections
-            writer.close()
-            while server.connections:
-                await asyncio.sleep(0.01)
-            assert connection._waiting is None or connection._waiting.cancelled()
-
-    asyncio.run(main())
+    async with serving(view_of(), tmp_path, explain) as server:
+        asking = [
+            asyncio.ensure_future(asked(tmp_path, f"/live/explain?id={name}"))
+            for name in ("x", "none", "broken")
+        ]
+        assert (await asked(tmp_path, "/live/panels"))[0] == 200
+        go.set()
+        found = [await one for one in asking]
+        assert [status for status, _, _ in found] == [200, 404, 500]
+        assert json.loads(found[0][2]) == {"sentence": "x for None"}
+        of_tenant = await asked(tmp_path, "/live/explain?id=x", "Clockwork-Tenant: team")
+        assert json.loads(of_tenant[2]) == {"sentence": "x for team"}
+        refused = await asked(tmp_path, "/live/explain?id=x&if=priority%3D1&if=odd")
+        assert refused[0] == 400
+        assert b"if: expected a change" in refused[2]
+        go.clear()
+        _, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
+        writer.write(b"GET /live/explain?id=x HTTP/1.1\r\n\r\n")
+        await asyncio.sleep(0.05)
+        (connection,) = server.connections
+        writer.close()
+        while server.connections:
+            await asyncio.sleep(0.01)
+        assert connection._waiting is None or connection._waiting.cancelled()
 
 
 def test_a_connection_may_have_been_another_protocols_before(tmp_path: Path) -> None:
