@@ -60,20 +60,19 @@ async def asked(folder: Path, target: str, *headers: str, method: str = "GET") -
     return int(head.split()[1]), head.decode(), body
 
 
-def one(view: LiveView, folder: Path, target: str, *headers: str, **given: str) -> tuple[int, str, bytes]:
-    async def main() -> tuple[int, str, bytes]:
-        async with serving(view, folder):
-            return await asked(folder, target, *headers, **given)
-
-    return asyncio.run(main())
+async def one(
+    view: LiveView, folder: Path, target: str, *headers: str, **given: str
+) -> tuple[int, str, bytes]:
+    async with serving(view, folder):
+        return await asked(folder, target, *headers, **given)
 
 
 @pytest.mark.parametrize("name", [path.name for path in FILES.iterdir()])
-def test_every_file_of_the_page_is_there_with_its_type_and_may_do_nothing_else(
+async def test_every_file_of_the_page_is_there_with_its_type_and_may_do_nothing_else(
     tmp_path: Path, name: str
 ) -> None:
     target = "/" if name == "index.html" else f"/live/{name}"
-    status, head, body = one(view_of(), tmp_path, target)
+    status, head, body = await one(view_of(), tmp_path, target)
 
     assert (status, body) == (200, (FILES / name).read_bytes())
     assert f"Content-Security-Policy: {POLICY}\r\n" in head
@@ -117,18 +116,18 @@ def test_the_page_is_small_and_runs_its_own_files_alone() -> None:
         ("/metrics", 404, b"Not Found"),
     ],
 )
-def test_what_is_asked_is_answered_or_refused_with_a_reason(
+async def test_what_is_asked_is_answered_or_refused_with_a_reason(
     tmp_path: Path, target: str, status: int, part: bytes
 ) -> None:
-    found, head, body = one(view_of(), tmp_path, target)
+    found, head, body = await one(view_of(), tmp_path, target)
 
     assert (found, part in body) == (status, True), body
     assert "nosniff" in head
 
 
-def test_nothing_but_get_and_head_is_answered(tmp_path: Path) -> None:
-    assert one(view_of(), tmp_path, "/live/panels", method="POST")[0] == 405
-    status, _, body = one(view_of(), tmp_path, "/live/panels", method="HEAD")
+async def test_nothing_but_get_and_head_is_answered(tmp_path: Path) -> None:
+    assert (await one(view_of(), tmp_path, "/live/panels", method="POST"))[0] == 405
+    status, _, body = await one(view_of(), tmp_path, "/live/panels", method="HEAD")
     assert (status, body) == (200, b"")
 
 
@@ -145,15 +144,15 @@ async def test_what_is_no_request_ends_its_connection_alone(tmp_path: Path, data
         assert (await asked(tmp_path, "/"))[0] == 200
 
 
-def test_a_tenant_gets_his_requests_and_nothing_else(tmp_path: Path) -> None:
+async def test_a_tenant_gets_his_requests_and_nothing_else(tmp_path: Path) -> None:
     for target, status in (
         ("/live/window", 403), ("/live/panels", 403), ("/live/stream", 404), ("/live/requests?to=99999", 200),
         ("/live/explain?id=r1", 404), ("/", 200),
     ):  # fmt: skip
-        found, _, body = one(view_of(), tmp_path, target, "Clockwork-Tenant: team")
+        found, _, body = await one(view_of(), tmp_path, target, "Clockwork-Tenant: team")
         assert found == status, target
         assert b"r1" not in body, target
-    found = one(view_of(), tmp_path, "/live/requests?to=99999&tenant=", "Clockwork-Tenant: team")
+    found = await one(view_of(), tmp_path, "/live/requests?to=99999&tenant=", "Clockwork-Tenant: team")
     assert json.loads(found[2])["total"] == 0
 
 
@@ -163,65 +162,56 @@ def frames(data: bytes) -> list[dict]:
     ]
 
 
-def test_the_stream_tells_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_stream_tells_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "FRAME_S", 0.01)
     view = view_of()
-
-    async def main() -> list[dict]:
-        async with serving(view, tmp_path):
-            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
-            writer.write(b"GET /live/stream?pixel=100 HTTP/1.1\r\n\r\n")
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert b"text/event-stream" in head and b"Content-Length" not in head
-            data = await reader.readuntil(b"\n\n")
-            refused(view, "late", 50)
-            while b"50000" not in data:
-                async with asyncio.timeout(60):
-                    data += await reader.readuntil(b"\n\n")
-            writer.close()
-            return frames(data)
-
-    found = asyncio.run(main())
+    async with serving(view, tmp_path):
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
+        writer.write(b"GET /live/stream?pixel=100 HTTP/1.1\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"text/event-stream" in head and b"Content-Length" not in head
+        data = await reader.readuntil(b"\n\n")
+        refused(view, "late", 50)
+        while b"50000" not in data:
+            async with asyncio.timeout(60):
+                data += await reader.readuntil(b"\n\n")
+        writer.close()
+    found = frames(data)
     assert found[0]["lanes"] == []
     assert found[0]["names"][1] == [["cpu:0", "load"], ["cpu:0", "exec"], ["rejected: queue_full", "refused"]]
     assert [lane for one in found for lane in one["lanes"]] == [[2, [[50_000, 1, 0]]]]
 
 
-def test_readers_that_stop_reading_cost_one_frame_and_are_let_go(
+async def test_readers_that_stop_reading_cost_one_frame_and_are_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "FRAME_S", 0.001)
     view = view_of()
-
-    async def main() -> tuple[int, list[int]]:
-        most = 0
-        async with serving(view, tmp_path) as server:
-            writers = []
-            for _ in range(10):
-                _, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"), limit=1)
-                writer.write(b"GET /live/stream?pixel=1 HTTP/1.1\r\n\r\n")
-                writers.append(writer)
-            for at in range(100, 20_000):
-                refused(view, f"r{at}", at, model=f"model-{at}")
-                if at % 20 == 0:
-                    await asyncio.sleep(0)
-                    held = [
-                        one._transport.get_write_buffer_size() for one in server.connections if one._transport
-                    ]
-                    most = max(most, *held, 0)
-                if not server.connections and at > 5000:
-                    break
-            until = asyncio.get_running_loop().time() + 20
-            while server.connections and asyncio.get_running_loop().time() < until:
-                await asyncio.sleep(0.01)
-            left = len(server.connections)
-            for writer in writers:
-                writer.close()
-        return most, [left]
-
-    most, left = asyncio.run(main())
+    most = 0
+    async with serving(view, tmp_path) as server:
+        writers = []
+        for _ in range(10):
+            _, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"), limit=1)
+            writer.write(b"GET /live/stream?pixel=1 HTTP/1.1\r\n\r\n")
+            writers.append(writer)
+        for at in range(100, 20_000):
+            refused(view, f"r{at}", at, model=f"model-{at}")
+            if at % 20 == 0:
+                await asyncio.sleep(0)
+                held = [
+                    one._transport.get_write_buffer_size() for one in server.connections if one._transport
+                ]
+                most = max(most, *held, 0)
+            if not server.connections and at > 5000:
+                break
+        until = asyncio.get_running_loop().time() + 20
+        while server.connections and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.01)
+        left = len(server.connections)
+        for writer in writers:
+            writer.close()
     assert most < 2_000_000
-    assert left == [0]
+    assert left == 0
 
 
 def test_a_reader_that_was_slow_is_told_of_the_gap(tmp_path: Path) -> None:
