@@ -191,10 +191,7 @@ def steps(outcome: Outcome, kind: str, given: Any) -> float:
     most = 0.0
     print(f"\n{kind}: requests/s sent late p50, p99, max ms  answered  p99 ms  core  us each")
     core = min(os.sched_getaffinity(0))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        module(core, NAME, "--server", kind) as (pid, url),
-    ):
+    with tempfile.TemporaryDirectory() as folder, module(core, NAME, "--server", kind) as (pid, url):
         if given.realtime:
             os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(1))
         scenario = Path(folder) / "flat.toml"

@@ -16,14 +16,7 @@ from subprocess import PIPE, Popen
 from typing import Any
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import (
-    ControllerEffect,
-    ControllerEvent,
-    Infer,
-    Load,
-    Request,
-    Unload,
-)
+from clockwork_serve.messages import ControllerEffect, ControllerEvent, Infer, Load, Request, Unload
 from clockwork_serve.sim import Cluster, Simulation
 from clockwork_serve.telemetry import Journal, head_of
 from clockwork_serve.units import GIB, MIB

@@ -343,6 +343,8 @@ async def _connect(url: str, report: Report, done: Callable[[Connection], None])
 async def _sleep_until(at_ns: int) -> None:
     """Sleep, at least giving the loop one turn to read responses."""
     await asyncio.sleep(max(0.0, (at_ns - time.monotonic_ns()) / 1e9))
+    while (left_ns := at_ns - time.monotonic_ns()) > 0:  # noqa: ASYNC110 - its timers round to ms
+        await asyncio.sleep(left_ns / 1e9)
 
 
 async def _until_none_out(out: Callable[[], int], finished: asyncio.Event, grace_s: float) -> None:

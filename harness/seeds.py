@@ -357,8 +357,7 @@ def _truth(rng: np.random.Generator, kinds: list[ZooModel]) -> dict[str, Profile
         profile = _zoo().profile(model.kind)
         factor = float(rng.uniform(0.7, 1.6)) if wrong else 1.0
         truth[model.kind] = replace(
-            profile,
-            infer_ns={size: round(lasts_ns * factor) for size, lasts_ns in profile.infer_ns.items()},
+            profile, infer_ns={size: round(lasts_ns * factor) for size, lasts_ns in profile.infer_ns.items()}
         )
     return truth
 

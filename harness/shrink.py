@@ -178,10 +178,7 @@ def read_case(path: Path) -> Case:
 
 
 def shrink(
-    case: Case,
-    *,
-    seconds: float = 60.0,
-    tell: Callable[[Case, int], None] = lambda case, attempts: None,
+    case: Case, *, seconds: float = 60.0, tell: Callable[[Case, int], None] = lambda case, attempts: None
 ) -> Shrunk:
     """The smallest case found in ``seconds``. Raises :class:`ConfigError` if ``case`` does not fail."""
     violation = play_case(case)

@@ -137,10 +137,7 @@ def retries(dice: Dice) -> Case:
 def short_deadlines(dice: Dice) -> Case:
     """The crowd's deadlines are shorter than the queue of the others."""
     slo_ms = float(dice.rng.uniform(1.5, 6)) * dice.one_ms + 2
-    loads = (
-        dice.steady(("m",), dice.share() * dice.capacity_rps),
-        dice.crowd(("m", "other"), slo_ms=slo_ms),
-    )
+    loads = (dice.steady(("m",), dice.share() * dice.capacity_rps), dice.crowd(("m", "other"), slo_ms=slo_ms))
     models = (ModelSet(name="m", kind=dice.kind), ModelSet(name="other", kind=dice.kind))
     return dice.case("short deadlines", models, loads, 64)
 
@@ -148,10 +145,7 @@ def short_deadlines(dice: Dice) -> Case:
 def tighter(dice: Dice) -> Case:
     """Who is refused comes again with a deadline that is tighter each time."""
     ramp = Ramp(every_s=0.1, factor=float(dice.rng.uniform(0.6, 0.9)))
-    loads = (
-        dice.steady(("m",), dice.share() * dice.capacity_rps),
-        dice.crowd(("m",), slo_ramp=ramp),
-    )
+    loads = (dice.steady(("m",), dice.share() * dice.capacity_rps), dice.crowd(("m",), slo_ramp=ramp))
     return dice.case("tighter", (ModelSet(name="m", kind=dice.kind),), loads, 64)
 
 

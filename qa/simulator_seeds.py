@@ -18,15 +18,7 @@ from pathlib import Path
 from clockwork_serve.controller.policies import is_policy, known_policies
 from clockwork_serve.errors import ConfigError
 from harness.report import Outcome, finish, parser, percent, table
-from harness.seeds import (
-    KINDS,
-    REQUESTS,
-    Digest,
-    PlayedSeed,
-    play_seed,
-    play_seeds,
-    random_scenario,
-)
+from harness.seeds import KINDS, REQUESTS, Digest, PlayedSeed, play_seed, play_seeds, random_scenario
 from harness.shrink import Case, case_of, play_case, read_case, shrink, write_case
 
 TELL_EVERY_S = 1.0

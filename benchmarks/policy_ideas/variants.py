@@ -12,13 +12,7 @@ from dataclasses import dataclass
 
 from clockwork_serve.controller import ControllerConfig, placement
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import (
-    Agenda,
-    DeviceBelief,
-    Queue,
-    ServedModel,
-    Strategy,
-)
+from clockwork_serve.controller.cluster import Agenda, DeviceBelief, Queue, ServedModel, Strategy
 from clockwork_serve.controller.estimates import Timings
 from clockwork_serve.controller.placement import Candidates, make_room
 from clockwork_serve.controller.policies import SCHEDULERS, DefaultScheduler, PaperScheduler, default

@@ -332,11 +332,7 @@ def seen_row(share: float, runs: Sequence[Run]) -> list[str]:
 
 
 def conclude(
-    outcome: Outcome,
-    found: Calibration,
-    capacity: float,
-    pairs: Sequence[Pair],
-    disturbed: Disturbance,
+    outcome: Outcome, found: Calibration, capacity: float, pairs: Sequence[Pair], disturbed: Disturbance
 ) -> None:
     """Print the tables; judge."""
     print("\nthe simulated world, measured at 0.65 of the capacity:")

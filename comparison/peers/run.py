@@ -22,16 +22,7 @@ from clockwork_serve.errors import ClockworkError
 from comparison.peers import served, table
 from comparison.peers.install import packages, version
 from comparison.peers.loads import LOADS, Load, names
-from comparison.peers.measure import (
-    CLIENT_CORE,
-    Failed,
-    Point,
-    cores,
-    free_port,
-    measure,
-    serving,
-    setup_of,
-)
+from comparison.peers.measure import CLIENT_CORE, Failed, Point, cores, free_port, measure, serving, setup_of
 from comparison.peers.models import Kinds
 from comparison.peers.peer import INSTALLED, MARK, Peer
 from comparison.peers.record import main_figures

@@ -100,11 +100,7 @@ def each_of(
             for number, case in enumerate(cases, 1):
                 end = "" if sys.stderr.isatty() else "\n"
                 if not end or number % 100 == 0:
-                    print(
-                        f"\r{number} of {len(cases)}  {case.name:<70.70}",
-                        end=end,
-                        file=sys.stderr,
-                    )
+                    print(f"\r{number} of {len(cases)}  {case.name:<70.70}", end=end, file=sys.stderr)
                 yield play_one(case, store, on)
     finally:
         store.close()

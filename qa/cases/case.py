@@ -11,15 +11,7 @@ import onnx
 
 from benchmarks.rows import asking
 from benchmarks.rows.graph import Array
-from benchmarks.rows.judge import (
-    Arrays,
-    Refused,
-    Rows,
-    judge,
-    plain_rows,
-    session_of,
-    specs_of,
-)
+from benchmarks.rows.judge import Arrays, Refused, Rows, judge, plain_rows, session_of, specs_of
 from clockwork_serve.devices import Device
 
 POOL = 24

@@ -1,4 +1,4 @@
-"""A model repository that needs no graph, and a cache of its own."""
+"""The command line; a model repository that needs no graph, and a cache of its own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.commands import Cli
+
 SLOW = """
 backend = "emulated"
 max_batch_size = 8
@@ -14,6 +16,11 @@ inputs = [{name = "x", dims = [4], datatype = "FP32"}]
 outputs = [{name = "y", dims = [4], datatype = "FP32"}]
 emulated = {weights_mb = 2, infer_ms = {1 = 5, 8 = 20}, load_ms = 3}
 """
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
 
 
 @pytest.fixture

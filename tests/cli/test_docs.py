@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import subprocess
@@ -12,16 +11,14 @@ from pathlib import Path
 import pytest
 
 from clockwork_serve.cli.docs import pages_there
-from clockwork_serve.cli.entry import run
+from tests.cli.commands import Cli
 
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_every_page_is_listed_by_its_first_heading(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["docs"]) == 0
-    shown = capsys.readouterr().out
-    assert run(["docs", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)
+def test_every_page_is_listed_by_its_first_heading(cli: Cli) -> None:
+    shown = cli("docs").out
+    listed = cli("docs", "--json").json
 
     paths = [
         page for folder in ("", "use", "operate", "develop") for page in sorted((DOCS / folder).glob("*.md"))
@@ -37,16 +34,12 @@ def test_every_page_is_listed_by_its_first_heading(capsys: pytest.CaptureFixture
     "name",
     ["machines", "operate/machines", "../operate/machines.md#certificates", "docs/operate/machines.md"],
 )
-def test_a_page_is_found_by_its_name_and_by_a_link_to_it(
-    name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["docs", name]) == 0
-    assert capsys.readouterr().out == (DOCS / "operate" / "machines.md").read_text()
+def test_a_page_is_found_by_its_name_and_by_a_link_to_it(name: str, cli: Cli) -> None:
+    assert cli("docs", name).out == (DOCS / "operate" / "machines.md").read_text()
 
 
-def test_a_page_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["docs", "soak", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["text"] == (DOCS / "develop" / "soak.md").read_text()
+def test_a_page_for_machines(cli: Cli) -> None:
+    assert cli("docs", "soak", "--json").json["text"] == (DOCS / "develop" / "soak.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -57,9 +50,8 @@ def test_a_page_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
         ("\x1b[31m", r"found '\x1b[31m'; for the list: clockwork docs."),
     ],
 )
-def test_a_page_that_is_none(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["docs", name]) == 2
-    assert said in capsys.readouterr().err
+def test_a_page_that_is_none(name: str, said: str, cli: Cli) -> None:
+    assert said in cli("docs", name, code=2).err
 
 
 @pytest.mark.slow
@@ -94,11 +86,10 @@ def _read(terminal: int) -> bytes:
 
 
 def test_examples_are_copied_whole_and_what_is_there_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run(["examples"]) == 0
-    assert "copied to examples; next: clockwork serve examples/models" in capsys.readouterr().out
+    assert "copied to examples; next: clockwork serve examples/models" in cli("examples").out
 
     source, copy = DOCS.parent / "examples", tmp_path / "examples"
     listed = subprocess.run(["git", "ls-files"], cwd=source, capture_output=True, text=True, check=True)
@@ -108,16 +99,14 @@ def test_examples_are_copied_whole_and_what_is_there_stays(
     assert os.access(copy / "09_curl.sh", os.X_OK)
 
     (copy / "05_client.py").unlink()
-    assert run(["examples", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["copied"] == ["05_client.py"]
+    assert cli("examples", "--json").json["copied"] == ["05_client.py"]
 
 
-def test_examples_overwrite_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_overwrite_nothing(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "keys.toml").write_text("mine")
-    assert run(["examples", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
+    said = cli("examples", tmp_path, code=2).err
     assert f"found another {tmp_path / 'keys.toml'}; name another folder: clockwork examples FOLDER" in said
     assert [path.name for path in tmp_path.iterdir()] == ["keys.toml"]
 
-    assert run(["examples", str(tmp_path / "keys.toml")]) == 2
-    assert "folder: expected one that can be written, found File exists at" in capsys.readouterr().err
+    wrote = cli("examples", tmp_path / "keys.toml", code=2)
+    assert "folder: expected one that can be written, found File exists at" in wrote.err

@@ -14,8 +14,9 @@ import click
 import pytest
 
 from clockwork_serve import __version__
-from clockwork_serve.cli.entry import clockwork, run
+from clockwork_serve.cli.entry import clockwork
 from clockwork_serve.cli.serve import serve
+from tests.cli.commands import Cli
 
 HEAVY = ("asyncio", "grpc", "numpy", "onnx", "onnxruntime", "rich", "uvloop")
 
@@ -33,10 +34,9 @@ print("heavy:", [name for name in {HEAVY} if name in sys.modules])
     assert ended.stdout.splitlines()[-1] == "heavy: []"
 
 
-def test_every_command_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_command_explains_itself(cli: Cli) -> None:
     for name in clockwork.list_commands(click.Context(clockwork)):
-        assert run([name, "--help"]) == 0
-        assert "Usage: clockwork" in capsys.readouterr().out
+        assert "Usage: clockwork" in cli(name, "--help").out
 
 
 WITHOUT_ENTRY_POINTS = """
@@ -93,14 +93,12 @@ def test_a_command_of_another_package_that_is_broken_breaks_nothing_else(
     assert said in given.stderr
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--version"]) == 0
-    assert capsys.readouterr().out == f"clockwork {__version__}\n"
+def test_version(cli: Cli) -> None:
+    assert cli("--version").out == f"clockwork {__version__}\n"
 
 
-def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([]) == 2
-    assert "serve" in capsys.readouterr().out
+def test_alone_it_shows_its_help(cli: Cli) -> None:
+    assert "serve" in cli(code=2).out
 
 
 @pytest.mark.parametrize(
@@ -123,24 +121,17 @@ def test_alone_it_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_misuse_is_one_line_that_says_what_to_do(
-    arguments: list[str], said: str, repository: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], said: str, repository: Path, cli: Cli
 ) -> None:
-    assert run(arguments) == 2
-
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith("error: ")
-    assert shown.err.count("\n") == 1
-    assert said in shown.err
+    assert said in cli.refused(*arguments)
 
 
 def test_a_misspelt_variable_is_mentioned(
-    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    repository: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     monkeypatch.setenv("CLOCKWORK_HTPP_PORT", "80")
 
-    assert run(["validate", str(repository)]) == 0
-    assert "warning: CLOCKWORK_HTPP_PORT: no setting has this name" in capsys.readouterr().err
+    assert "warning: CLOCKWORK_HTPP_PORT: no setting has this name" in cli("validate", repository).err
 
 
 def test_ctrl_c_ends_it_without_a_traceback() -> None:
@@ -172,20 +163,16 @@ def test_a_reader_that_went_away_is_no_traceback(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "gateway", "worker", "simulate"])
-def test_help_all_shows_every_setting_that_the_command_takes(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_all_shows_every_setting_that_the_command_takes(command: str, cli: Cli) -> None:
     taken = clockwork.commands[command].params
     hidden = {one.opts[0] for one in taken if isinstance(one, click.Option) and one.hidden}
     assert hidden
 
     for _ in range(2):
-        assert run([command, "--help"]) == 0
-        usual = {*re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)}
+        usual = {*re.findall(r"--[a-z][\w-]*", cli(command, "--help").out)}
         assert "--help-all" in usual
         assert not hidden & usual
-        assert run([command, "--help-all"]) == 0
-        assert hidden | usual <= {*re.findall(r"--[a-z][\w-]*", capsys.readouterr().out)}
+        assert hidden | usual <= {*re.findall(r"--[a-z][\w-]*", cli(command, "--help-all").out)}
 
 
 def test_help_shows_what_kind_of_value_each_setting_takes() -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from clockwork_serve.cli.entry import run
 from clockwork_serve.cli.screen import show_table
 from clockwork_serve.config import SETTINGS
 from clockwork_serve.serve.gateway.access import KeyRing, Right
 from clockwork_serve.units import ms
+from tests.cli.commands import Cli
 from tests.sim.journals import written
 from tests.telemetry.traces import read_trace
 
@@ -72,55 +72,46 @@ def server() -> Iterator[tuple[str, list[tuple[str, object]]]]:
         thread.join()
 
 
-def test_list_shows_state_and_reason(
-    server: tuple[str, list[tuple[str, object]]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_list_shows_state_and_reason(server: tuple[str, list[tuple[str, object]]], cli: Cli) -> None:
     url, asked = server
 
-    assert run(["models", "--url", url, "list", "--ready"]) == 0
-
-    shown = capsys.readouterr().out
+    shown = cli("models", "--url", url, "list", "--ready").out
     assert "unloaded" in shown
     assert "1 of 2 model versions ready" in shown
     assert asked == [("/v2/repository/index", {"ready": True})]
 
 
-def test_list_for_machines(
-    server: tuple[str, list[tuple[str, object]]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["models", "--url", server[0], "list", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == INDEX
+def test_list_for_machines(server: tuple[str, list[tuple[str, object]]], cli: Cli) -> None:
+    assert cli("models", "--url", server[0], "list", "--json").json == INDEX
 
 
 @pytest.mark.parametrize(("command", "done"), [("load", "loaded"), ("unload", "unloaded")])
 def test_load_and_unload_quote_the_name(
-    server: tuple[str, list[tuple[str, object]]], command: str, done: str, capsys: pytest.CaptureFixture[str]
+    server: tuple[str, list[tuple[str, object]]], command: str, done: str, cli: Cli
 ) -> None:
     url, asked = server
 
-    assert run(["models", "--url", url, command, "a/cat"]) == 0
-    assert capsys.readouterr().out == f"a/cat: {done}\n"
+    assert cli("models", "--url", url, command, "a/cat").out == f"a/cat: {done}\n"
     assert asked == [(f"/v2/repository/models/a%2Fcat/{command}", {})]
-    assert run(["models", "--url", url, command, "a/cat", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"model": "a/cat", "state": done}
+    assert cli("models", "--url", url, command, "a/cat", "--json").json == {"model": "a/cat", "state": done}
 
 
 def test_a_refusal_is_told_in_the_server_s_words(
-    server: tuple[str, list[tuple[str, object]]], capsys: pytest.CaptureFixture[str]
+    server: tuple[str, list[tuple[str, object]]], cli: Cli
 ) -> None:
-    assert run(["models", "--url", server[0], "load", "cow"]) == 1
-    assert capsys.readouterr().err == "error: the server answered 404: unknown model\n"
-    assert run(["models", "--url", server[0], "load", "html"]) == 1
-    assert capsys.readouterr().err == "error: the server answered 502: Bad Gateway\n"
+    wrote = cli("models", "--url", server[0], "load", "cow", code=1)
+    assert wrote.err == "error: the server answered 404: unknown model\n"
+    wrote = cli("models", "--url", server[0], "load", "html", code=1)
+    assert wrote.err == "error: the server answered 502: Bad Gateway\n"
 
 
 def test_what_a_server_says_does_not_move_the_cursor(
-    server: tuple[str, list[tuple[str, object]]], capsys: pytest.CaptureFixture[str]
+    server: tuple[str, list[tuple[str, object]]], cli: Cli
 ) -> None:
-    assert run(["models", "--url", server[0], "load", "evil"]) == 1
-    assert capsys.readouterr().err == "error: the server answered 500: \\x1b[2J\\u202enever mind\n"
-    assert run(["models", "--url", server[0], "load", "half"]) == 1
-    assert capsys.readouterr().err == "error: the server answered 500: Internal Server Error\n"
+    wrote = cli("models", "--url", server[0], "load", "evil", code=1)
+    assert wrote.err == "error: the server answered 500: \\x1b[2J\\u202enever mind\n"
+    wrote = cli("models", "--url", server[0], "load", "half", code=1)
+    assert wrote.err == "error: the server answered 500: Internal Server Error\n"
 
 
 def test_tables_do_not_move_the_cursor_either(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,67 +122,61 @@ def test_tables_do_not_move_the_cursor_either(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     "url", ["ftp://x", "http://", "http://x:port", "http://x:99999", "http://[x", "http://a\x01b"]
 )
-def test_an_address_that_is_none(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["models", "--url", url, "list"]) == 2
-    assert "url: expected http://HOST:PORT" in capsys.readouterr().err
+def test_an_address_that_is_none(url: str, cli: Cli) -> None:
+    assert "url: expected http://HOST:PORT" in cli("models", "--url", url, "list", code=2).err
 
 
 def test_a_name_that_is_no_text_is_sent_as_it_is(
-    server: tuple[str, list[tuple[str, object]]], capsys: pytest.CaptureFixture[str]
+    server: tuple[str, list[tuple[str, object]]], cli: Cli
 ) -> None:
-    assert run(["models", "--url", server[0], "load", "\udcff"]) == 1
-    assert capsys.readouterr().err == "error: the server answered 404: unknown model\n"
+    wrote = cli("models", "--url", server[0], "load", "\udcff", code=1)
+    assert wrote.err == "error: the server answered 404: unknown model\n"
     assert server[1] == [("/v2/repository/models/%FF/load", {})]
 
 
 def test_a_key_that_would_be_two_headers_is_refused_and_not_shown(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CLOCKWORK_API_KEY", "secret\nX-Other: b")
-    assert run(["models", "list"]) == 2
-    said = capsys.readouterr().err
+    said = cli("models", "list", code=2).err
     assert "CLOCKWORK_API_KEY: expected visible ASCII" in said
     assert "secret" not in said
 
 
-def test_no_server_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["models", "--url", "127.0.0.1:1", "list"]) == 1
-    assert "start one with clockwork serve REPO" in capsys.readouterr().err
+def test_no_server_there(cli: Cli) -> None:
+    wrote = cli("models", "--url", "127.0.0.1:1", "list", code=1)
+    assert "start one with clockwork serve REPO" in wrote.err
 
 
 def test_the_api_key_comes_from_the_environment(
-    server: tuple[str, list[tuple[str, object]]], monkeypatch: pytest.MonkeyPatch
+    server: tuple[str, list[tuple[str, object]]], monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     seen: list[str | None] = []
     plain = Repository.do_POST
     monkeypatch.setattr(
         Repository, "do_POST", lambda self: (seen.append(self.headers["Authorization"]), plain(self))
     )
-    assert run(["models", "--url", server[0], "list"]) == 0
+    cli("models", "--url", server[0], "list")
     monkeypatch.setenv("CLOCKWORK_API_KEY", "secret")
-    assert run(["models", "--url", server[0], "list"]) == 0
+    cli("models", "--url", server[0], "list")
     assert seen == [None, "Bearer secret"]
 
 
-def test_a_file_of_authorities_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["models", "--url", "https://127.0.0.1:1", "--ca", str(tmp_path / "none"), "list"]) == 2
-    assert "ca: expected a PEM file of certificates, found No such file" in capsys.readouterr().err
+def test_a_file_of_authorities_that_is_none(tmp_path: Path, cli: Cli) -> None:
+    wrote = cli("models", "--url", "https://127.0.0.1:1", "--ca", tmp_path / "none", "list", code=2)
+    assert "ca: expected a PEM file of certificates, found No such file" in wrote.err
 
 
 # ``clockwork key``: what it prints is what a server reads.
 
 
-def test_the_entry_is_one_that_a_server_reads_and_the_key_opens_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["key", "team-a"]) == 0
-    assert run(["key", "ops", "--may", "admin", "--may", "metrics"]) == 0
-    shown = capsys.readouterr()
+def test_the_entry_is_one_that_a_server_reads_and_the_key_opens_it(tmp_path: Path, cli: Cli) -> None:
+    shown = cli("key", "team-a"), cli("key", "ops", "--may", "admin", "--may", "metrics")
     path = tmp_path / "keys.toml"
-    path.write_text(shown.out)
+    path.write_text("".join(one.out for one in shown))
     path.chmod(0o600)
-    first, second = (line.split()[-1] for line in shown.err.splitlines())
-    assert first not in shown.out
+    first, second = (one.err.split()[-1] for one in shown)
+    assert first not in shown[0].out
     assert len({first, second}) == 2
     assert len(first) >= 43
     ring = KeyRing(str(path))
@@ -199,31 +184,27 @@ def test_the_entry_is_one_that_a_server_reads_and_the_key_opens_it(
     assert ring.authorize(Right.ADMIN, None, second.encode()).rights == {Right.ADMIN, Right.METRICS}
 
 
-def test_a_key_may_be_of_a_tenant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["key", "web", "--tenant", "shop"]) == 0
-    shown = capsys.readouterr()
+def test_a_key_may_be_of_a_tenant(tmp_path: Path, cli: Cli) -> None:
+    shown = cli("key", "web", "--tenant", "shop")
     path = tmp_path / "keys.toml"
     path.write_text(f'[[tenants]]\nname = "shop"\n\n{shown.out}')
     path.chmod(0o600)
     key = shown.err.split()[-1].encode()
     assert KeyRing(str(path)).authorize(Right.INFER, None, key).tenant == "shop"
-    assert run(["key", "web", "--tenant", "a shop", "--json"]) == 2
-    assert "tenant: expected 1 to 64 letters" in capsys.readouterr().err
-    assert run(["key", "web", "--tenant", "shop", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["tenant"] == "shop"
+    wrote = cli("key", "web", "--tenant", "a shop", "--json", code=2)
+    assert "tenant: expected 1 to 64 letters" in wrote.err
+    assert cli("key", "web", "--tenant", "shop", "--json").json["tenant"] == "shop"
 
 
-def test_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["key", "a", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
+def test_for_machines(cli: Cli) -> None:
+    found = cli("key", "a", "--json").json
     assert found["sha256"] == hashlib.sha256(found["key"].encode()).hexdigest()
     assert (found["name"], found["may"]) == ("a", ["infer"])
 
 
 @pytest.mark.parametrize("name", ["", "a b", 'a"', "é", "a" * 65])
-def test_a_name_that_is_none(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["key", name]) == 2
-    assert "name: expected 1 to 64 letters" in capsys.readouterr().err
+def test_a_name_that_is_none(name: str, cli: Cli) -> None:
+    assert "name: expected 1 to 64 letters" in cli("key", name, code=2).err
 
 
 # ``clockwork config``.
@@ -246,11 +227,8 @@ def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return [str(tmp_path), "--http-port", "0", "--device", "cpu", "--device", "emulated:v100"]
 
 
-def test_settings_are_shown_with_where_they_come_from(
-    sources: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["config", "show", *sources, "--json"]) == 0
-    said = capsys.readouterr().out
+def test_settings_are_shown_with_where_they_come_from(sources: list[str], tmp_path: Path, cli: Cli) -> None:
+    said = cli("config", "show", *sources, "--json").out
     found = json.loads(said)
 
     file = str(tmp_path / "clockwork.toml")
@@ -269,11 +247,8 @@ def test_settings_are_shown_with_where_they_come_from(
     assert "secret" not in said
 
 
-def test_settings_are_shown_as_they_are_written(
-    sources: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["config", "show", *sources]) == 0
-    said = capsys.readouterr().out
+def test_settings_are_shown_as_they_are_written(sources: list[str], cli: Cli) -> None:
+    said = cli("config", "show", *sources).out
     shown = {line.split()[0]: " ".join(line.split()[1:]) for line in said.splitlines() if line.strip()}
 
     assert shown["http_port"] == "0 --http-port"
@@ -285,14 +260,13 @@ def test_settings_are_shown_as_they_are_written(
     assert "secret" not in said
 
 
-def test_a_setting_that_will_not_do_is_told_as_serve_tells_it(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["config", "show", "--http-port", "x"]) == 2
-    assert capsys.readouterr().err.startswith("error: http_port (from --http-port): expected a port")
+def test_a_setting_that_will_not_do_is_told_as_serve_tells_it(cli: Cli) -> None:
+    wrote = cli("config", "show", "--http-port", "x", code=2)
+    assert wrote.err.startswith("error: http_port (from --http-port): expected a port")
 
 
-def test_help_on_keys_names_the_page_on_security(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["key", "--help"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+def test_help_on_keys_names_the_page_on_security(cli: Cli) -> None:
+    said = " ".join(cli("key", "--help").out.split())
     assert "clockwork docs security (docs/operate/security.md)" in said
 
 
@@ -307,10 +281,8 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return written(tmp_path / "run.journal").relative_to(tmp_path)
 
 
-def test_a_journal_becomes_a_file_of_its_owner_s(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["timeline", str(journal)]) == 0
-
-    shown = capsys.readouterr().out
+def test_a_journal_becomes_a_file_of_its_owner_s(journal: Path, cli: Cli) -> None:
+    shown = cli("timeline", journal).out
     found = read_trace(Path("run.journal.pftrace"))
     assert "wrote run.journal.pftrace" in shown
     assert f"{len(found.of('request')):,} requests" in shown
@@ -319,11 +291,9 @@ def test_a_journal_becomes_a_file_of_its_owner_s(journal: Path, capsys: pytest.C
     assert sorted(one.name for one in Path().iterdir()) == ["run.journal", "run.journal.pftrace"]
 
 
-def test_a_part_of_a_journal_for_machines(journal: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_of_a_journal_for_machines(journal: Path, cli: Cli) -> None:
     arguments = ["timeline", str(journal), "--out", "part", "--since", "0.1", "--until", "0.2", "--json"]
-    assert run(arguments) == 0
-
-    shown = capsys.readouterr()
+    shown = cli(*arguments)
     found = json.loads(shown.out)
     part = read_trace(Path("part"))
     assert shown.err == ""
@@ -332,15 +302,11 @@ def test_a_part_of_a_journal_for_machines(journal: Path, capsys: pytest.CaptureF
     assert all(one.end_ns >= ms(100) and one.begin_ns <= ms(200) for one in part.of("request"))
 
 
-def test_a_killed_server_s_journal_is_drawn_as_far_as_it_goes(
-    journal: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_server_s_journal_is_drawn_as_far_as_it_goes(journal: Path, cli: Cli) -> None:
     whole = journal.read_bytes()
     journal.write_bytes(whole[: len(whole) // 2])
 
-    assert run(["timeline", str(journal)]) == 0
-
-    assert "its last chunk lacks " in capsys.readouterr().err
+    assert "its last chunk lacks " in cli("timeline", journal).err
     assert read_trace(Path("run.journal.pftrace")).of("request")
 
 
@@ -359,14 +325,12 @@ def test_a_killed_server_s_journal_is_drawn_as_far_as_it_goes(
     ],
 )
 def test_misuse_of_a_timeline_is_one_line_and_leaves_no_file(
-    arguments: list[str], said: str, journal: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], said: str, journal: Path, cli: Cli
 ) -> None:
     Path("text").write_text("This is some text, and no journal at all.")
     Path("link").symlink_to("run.journal")
 
-    assert run(["timeline", *arguments]) == 2
-
-    shown = capsys.readouterr()
+    shown = cli("timeline", *arguments, code=2)
     assert shown.err.count("\n") == 1
     assert said in shown.err
     assert sorted(one.name for one in Path().iterdir()) == ["link", "run.journal", "text"]

@@ -8,120 +8,95 @@ from pathlib import Path
 
 import pytest
 
-from clockwork_serve.cli.entry import run
 from clockwork_serve.cli.repository import _durations
 from clockwork_serve.messages import Profile
+from tests.cli.commands import Cli
 
 COMMANDS = ("validate", "compile", "profile")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_good_repository_is_a_table_and_exit_0(
-    command: str, repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_good_repository_is_a_table_and_exit_0(command: str, repository: Path, cli: Cli) -> None:
     devices = ["--device", "emulated:v100"] if command == "profile" else []
 
-    assert run([command, str(repository), *devices]) == 0
-
-    shown = capsys.readouterr()
+    shown = cli(command, repository, *devices)
     assert "slow/1" in shown.out
     assert "compiling 1/1: slow/1" in shown.err
     assert "problem:" not in shown.err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_broken_model_is_named_and_exit_1(
-    command: str, broken: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_model_is_named_and_exit_1(command: str, broken: Path, cli: Cli) -> None:
     devices = ["--device", "emulated:v100"] if command == "profile" else []
 
-    assert run([command, str(broken), *devices]) == 1
-
-    shown = capsys.readouterr()
+    shown = cli(command, broken, *devices, code=1)
     assert "slow/1" in shown.out
     assert "problem: model 'broken'" in shown.err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_folder_that_is_not_there_is_one_line(
-    command: str, repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run([command, str(repository / "none")]) == 1
-    assert capsys.readouterr().err.startswith("error: model repository: expected a readable folder")
+def test_a_folder_that_is_not_there_is_one_line(command: str, repository: Path, cli: Cli) -> None:
+    wrote = cli(command, repository / "none", code=1)
+    assert wrote.err.startswith("error: model repository: expected a readable folder")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_empty_folder_is_a_problem_and_exit_1(
-    command: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, repository: Path, tmp_path: Path, cli: Cli
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
 
-    assert run([command, str(empty)]) == 1
-    said = capsys.readouterr().err
+    said = cli(command, empty, code=1).err
     assert "problem: repository: models: expected each model at MODEL/1/model.onnx (or model.pt2" in said
     assert f"found no model in {empty}" in said
 
 
-def test_a_model_file_in_the_root_is_a_problem_beside_what_is_served(
-    repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_file_in_the_root_is_a_problem_beside_what_is_served(repository: Path, cli: Cli) -> None:
     (repository / "model.onnx").write_bytes(b"")
 
-    assert run(["validate", str(repository)]) == 1
-    shown = capsys.readouterr()
+    shown = cli("validate", repository, code=1)
     assert "slow/1" in shown.out
     assert "1 model version can be served, 1 problem" in shown.out
     assert "found model.onnx in the repository's own folder; move it to MODEL/1/model.onnx" in shown.err
 
 
 def test_a_models_own_folder_is_told_as_that_and_its_settings_are_not_the_servers(
-    repository: Path, capsys: pytest.CaptureFixture[str]
+    repository: Path, cli: Cli
 ) -> None:
     (repository / "slow" / "1").mkdir()
     (repository / "slow" / "1" / "model.onnx").write_bytes(b"")
 
-    assert run(["validate", str(repository / "slow")]) == 1
-    said = capsys.readouterr().err
+    said = cli("validate", repository / "slow", code=1).err
     assert f"1 is a version: give the folder above that of the model, {repository}" in said
 
 
-def test_one_file_is_validated_by_itself(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_file_is_validated_by_itself(repository: Path, tmp_path: Path, cli: Cli) -> None:
     file = tmp_path / "net.onnx"
     file.write_bytes(b"not a graph")
-    assert run(["validate", str(file)]) == 1
-    assert "problem: model 'net' version 1" in capsys.readouterr().err
-    assert run(["validate", str(tmp_path / "none.onnx")]) == 1
-    assert capsys.readouterr().err.startswith("error: model file: expected a readable file")
+    assert "problem: model 'net' version 1" in cli("validate", file, code=1).err
+    wrote = cli("validate", tmp_path / "none.onnx", code=1)
+    assert wrote.err.startswith("error: model file: expected a readable file")
 
 
 @pytest.mark.parametrize("command", ["validate", "compile"])
 def test_a_torch_program_for_a_gpu_that_is_not_here_is_a_problem_and_the_rest_is_served(
-    command: str, repository: Path, capsys: pytest.CaptureFixture[str]
+    command: str, repository: Path, cli: Cli
 ) -> None:
     (repository / "program" / "1").mkdir(parents=True)
     (repository / "program" / "1" / "model.pt2").write_bytes(b"no program")
 
-    assert run([command, str(repository), "--torch-target", "cuda"]) == 1
-
-    shown = capsys.readouterr()
+    shown = cli(command, repository, "--torch-target", "cuda", code=1)
     assert "slow/1" in shown.out
     assert "problem: model 'program' version 1" in shown.err
 
 
 @pytest.mark.parametrize("command", ["validate", "compile"])
-def test_a_torch_target_that_there_is_not_is_named(
-    command: str, repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run([command, str(repository), "--torch-target", "gpu"]) == 2
-    assert "'cpu', 'cuda'" in capsys.readouterr().err
+def test_a_torch_target_that_there_is_not_is_named(command: str, repository: Path, cli: Cli) -> None:
+    assert "'cpu', 'cuda'" in cli(command, repository, "--torch-target", "gpu", code=2).err
 
 
-def test_validate_says_how_much_is_reserved_for_outputs(
-    repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_validate_says_how_much_is_reserved_for_outputs(repository: Path, cli: Cli) -> None:
     told = (repository / "slow" / "clockwork.toml").read_text()
     for name, output in (
         ("open", "dims = [-1], datatype = 'FP32'"),
@@ -136,8 +111,7 @@ def test_validate_says_how_much_is_reserved_for_outputs(
         "output_bytes = 3145728\n" + (repository / "open" / "clockwork.toml").read_text()
     )
 
-    assert run(["validate", str(repository)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = cli("validate", repository).out.splitlines()
     rooms = {line.split()[0]: line for line in lines if "/1 " in line}
     for key, room in (
         ("slow/1", " 64 B "), ("open/1", "open, first 64.0 KiB"), ("texts/1", "open, first 64.0 KiB"),
@@ -146,10 +120,8 @@ def test_validate_says_how_much_is_reserved_for_outputs(
         assert room in rooms[key]
 
 
-def test_validate_for_machines(broken: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["validate", str(broken), "--json"]) == 1
-
-    shown = capsys.readouterr()
+def test_validate_for_machines(broken: Path, cli: Cli) -> None:
+    shown = cli("validate", broken, "--json", code=1)
     found = json.loads(shown.out)
     assert shown.err == ""
     assert found["ok"] is False
@@ -159,42 +131,35 @@ def test_validate_for_machines(broken: Path, capsys: pytest.CaptureFixture[str])
     assert [problem["model"] for problem in found["problems"]] == ["broken"]
 
 
-def test_compile_for_machines(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["compile", str(repository), "--json"]) == 0
-
-    [model] = json.loads(capsys.readouterr().out)["models"]
+def test_compile_for_machines(repository: Path, cli: Cli) -> None:
+    [model] = cli("compile", repository, "--json").json["models"]
     assert (model["name"], model["backend"], model["weights_bytes"]) == ("slow", "emulated", 2 << 20)
 
 
-def test_profile_for_machines(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["profile", str(repository), "--device", "emulated:v100", "--json"]) == 0
-
-    found = json.loads(capsys.readouterr().out)
+def test_profile_for_machines(repository: Path, cli: Cli) -> None:
+    found = cli("profile", repository, "--device", "emulated:v100", "--json").json
     [profile] = found["profiles"]
     assert profile["device_kind"] == "emulated:v100"
     assert profile["infer_ns"] == {"1": 5_000_000, "8": 20_000_000}
     assert found["models"] == {profile["code_id"]: ["slow/1"]}
 
 
-def test_a_profile_is_a_table_for_simulate(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_profile_is_a_table_for_simulate(repository: Path, tmp_path: Path, cli: Cli) -> None:
     shutil.copytree(repository / "slow", repository / "many")
     (repository / "many" / "clockwork.toml").write_text(
         (repository / "slow" / "clockwork.toml").read_text() + 'version_policy = "all"\n'
     )
     for version in ("1", "2"):
         (repository / "many" / version).mkdir()
-    assert run(["profile", str(repository), "--device", "emulated:v100", "--json"]) == 0
+    table = cli("profile", repository, "--device", "emulated:v100", "--json").out
     zoo, scenario = tmp_path / "mine.json", tmp_path / "mine.toml"
-    zoo.write_text(capsys.readouterr().out)
+    zoo.write_text(table)
     scenario.write_text(
         'name = "mine"\nseconds = 5\n[[models]]\nname = "slow"\nkind = "slow"\n'
         '[[loads]]\nname = "all"\nmodels = ["slow"]\narrivals = "poisson"\nslo_ms = 100\nrate_rps = 50\n'
     )
 
-    assert run(["simulate", str(scenario), "--zoo", str(zoo), "--json", "-"]) == 0
-    found = json.loads(capsys.readouterr().out)
+    found = cli("simulate", scenario, "--zoo", zoo, "--json", "-").json
     assert (found["setup"]["zoo"], found["loads"][0]["satisfaction"]) == (str(zoo), 1)
     rows = json.loads(zoo.read_text())["tables"]["emulated:v100"]
     assert sorted(row["model"] for row in rows) == ["many", "many.1", "slow"]
@@ -209,45 +174,41 @@ def test_profile_shows_powers_of_two_and_the_largest() -> None:
     assert _durations(profile) == "1: 1.50  2: 3.00  4: 6.00  6: 9.00"
 
 
-def test_a_setting_reaches_the_work(repository: Path, tmp_path: Path) -> None:
+def test_a_setting_reaches_the_work(repository: Path, tmp_path: Path, cli: Cli) -> None:
     cache = tmp_path / "elsewhere"
 
-    assert run(["compile", str(repository), "--cache", str(cache)]) == 0
+    cli("compile", repository, "--cache", cache)
     assert list(cache.iterdir()) != []
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cache_that_cannot_be_written_is_one_line(repository: Path, tmp_path: Path, cli: Cli) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
 
-    assert run(["compile", str(repository), "--cache", str(blocked)]) == 1
-    assert capsys.readouterr().err.startswith("error: cache_dir: expected a folder that can be written")
+    wrote = cli("compile", repository, "--cache", blocked, code=1)
+    assert wrote.err.startswith("error: cache_dir: expected a folder that can be written")
 
 
 @pytest.mark.parametrize("command", ["compile", "profile"])
 def test_the_store_gets_what_the_cache_holds(
-    command: str, repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, repository: Path, tmp_path: Path, cli: Cli
 ) -> None:
     devices = ["--device", "emulated:v100"] if command == "profile" else []
-    assert run([command, str(repository), *devices]) == 0
+    cli(command, repository, *devices)
     store = tmp_path / "store"
     store.mkdir()
 
-    assert run([command, str(repository), "--store", str(store), *devices]) == 0
-    assert f"store: {store}" in capsys.readouterr().out
+    assert f"store: {store}" in cli(command, repository, "--store", store, *devices).out
     assert len(list(store.glob("*/codes/*/code.json"))) == 1
     assert len(list(store.glob("objects/*/*"))) == 1
 
 
 def test_a_store_that_is_not_there_is_a_problem_and_what_was_made_is_kept_here(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    repository: Path, tmp_path: Path, cli: Cli
 ) -> None:
     missing = tmp_path / "missing"
 
-    assert run(["compile", str(repository), "--store", str(missing)]) == 1
-    shown = capsys.readouterr()
+    shown = cli("compile", repository, "--store", missing, code=1)
     assert "slow/1" in shown.out
     assert f"store: expected a store that can be reached, found {missing}: NotADirectoryError" in shown.err
     assert not missing.exists()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from onnx import TensorProto, helper
 
-from clockwork_serve.cli.entry import run
+from tests.cli.commands import Cli
 
 pytestmark = pytest.mark.system
 EMULATED = ("--device", "emulated:v100", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
@@ -145,7 +145,9 @@ def test_one_file_is_served_and_the_command_that_is_shown_asks_it(
     assert file.read_bytes() == doubling(shape)
 
 
-def test_without_a_repository_the_catalogue_of_a_store_is_served(repository: Path, tmp_path: Path) -> None:
+def test_without_a_repository_the_catalogue_of_a_store_is_served(
+    repository: Path, tmp_path: Path, cli: Cli
+) -> None:
     store = tmp_path / "store"
     store.mkdir()
     with serving(f"--store={store}", *EMULATED) as child:
@@ -153,7 +155,7 @@ def test_without_a_repository_the_catalogue_of_a_store_is_served(repository: Pat
     assert child.returncode == 1
     assert said.splitlines()[-1].startswith("error: repository: store: expected a catalogue for this version")
 
-    assert run(["profile", str(repository), "--device", "emulated:v100", "--store", str(store)]) == 0
+    cli("profile", repository, "--device", "emulated:v100", "--store", store)
     shutil.rmtree(repository)
     elsewhere = ("--cache", str(tmp_path / "elsewhere"))
     with serving(f"--store={store}", *elsewhere, *EMULATED, "--json") as child:

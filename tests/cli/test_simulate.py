@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from clockwork_serve.cli.entry import run
 from clockwork_serve.telemetry import Journal, JournalHead, Step, read_journal, read_records
 from tests.apps.scenarios import STEADY, written
+from tests.cli.commands import Cli, interrupted
 
 # ``clockwork simulate`` from its command line to its exit code.
 
@@ -23,47 +20,44 @@ def scenario(tmp_path: Path, repository: Path) -> str:
     return written(tmp_path)
 
 
-def test_one_screen_tells_all(scenario: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["simulate", scenario, "--seed", "3", "--devices", "2", "--max-batch", "4"]) == 0
-
-    shown = capsys.readouterr().out
+def test_one_screen_tells_all(scenario: str, cli: Cli) -> None:
+    shown = cli("simulate", scenario, "--seed", "3", "--devices", "2", "--max-batch", "4").out
     assert "2 devices of" in shown
     assert "policy     default, batches of at most 4; seed 3" in shown
     assert "100 %" in shown
     assert "all requests answered in time" in shown
 
 
-def test_the_same_for_machines(scenario: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_for_machines(scenario: str, tmp_path: Path, cli: Cli) -> None:
     file = tmp_path / "out.json"
 
-    assert run(["simulate", scenario, "--json", "-"]) == 0
-    one = json.loads(capsys.readouterr().out)
-    assert run(["simulate", scenario, "--json", str(file)]) == 0
+    one = cli("simulate", scenario, "--json", "-").json
+    cli("simulate", scenario, "--json", file)
 
     two = json.loads(file.read_bytes())
     one["took_s"] = two["took_s"]
     assert one == two
 
 
-def test_a_seed_decides(scenario: str, tmp_path: Path) -> None:
+def test_a_seed_decides(scenario: str, tmp_path: Path, cli: Cli) -> None:
     offered = []
     for seed in ("1", "1", "2"):
         file = tmp_path / "out.json"
-        assert run(["simulate", scenario, "--seed", seed, "--json", str(file)]) == 0
+        cli("simulate", scenario, "--seed", seed, "--json", file)
         found = json.loads(file.read_bytes())
         offered.append((found["loads"][0]["offered"], found["loads"][0]["answers"]))
     assert offered[0] == offered[1] != offered[2]
 
 
-def test_a_journal_holds_every_step(scenario: str, tmp_path: Path) -> None:
+def test_a_journal_holds_every_step(scenario: str, tmp_path: Path, cli: Cli) -> None:
     file = tmp_path / "journal"
 
-    assert run(["simulate", scenario, "--journal", str(file), "--checks"]) == 0
+    cli("simulate", scenario, "--journal", file, "--checks")
 
     times = [step.now_ns for step in read_journal(file)]
     assert times == sorted(times)
     assert len(times) > 500
-    assert run(["simulate", scenario, "--journal", str(file)]) == 2
+    cli("simulate", scenario, "--journal", file, code=2)
 
 
 @pytest.mark.parametrize(
@@ -78,44 +72,22 @@ def test_a_journal_holds_every_step(scenario: str, tmp_path: Path) -> None:
         (["--seed", "x"], "'x' is not a valid integer range"),
     ],
 )
-def test_misuse_is_one_line(
-    scenario: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["simulate", scenario, *arguments]) == 2
-
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith("error: ")
-    assert shown.err.count("\n") == 1
-    assert said in shown.err
+def test_misuse_is_one_line(scenario: str, arguments: list[str], said: str, cli: Cli) -> None:
+    assert said in cli.refused("simulate", scenario, *arguments)
 
 
-def test_a_bad_scenario_is_named_with_its_line(
-    tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_scenario_is_named_with_its_line(tmp_path: Path, repository: Path, cli: Cli) -> None:
     file = written(tmp_path, STEADY.replace("rate_rps = 100", 'rate_rps = "many"'))
 
-    assert run(["simulate", file]) == 2
-
-    assert f"error: {file}:19: loads[0].rate_rps: expected " in capsys.readouterr().err
+    assert f"error: {file}:19: loads[0].rate_rps: expected " in cli("simulate", file, code=2).err
 
 
 def test_interrupted_it_shows_what_was_reached(scenario: str, tmp_path: Path) -> None:
     Path(scenario).write_text(STEADY.replace("seconds = 4", "seconds = 100000"))
-    child = subprocess.Popen(
-        [sys.executable, "-m", "clockwork_serve", "simulate", scenario, "--json", str(tmp_path / "out.json")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stderr is not None
-    line = child.stderr.readline()
-    child.send_signal(signal.SIGINT)
-    shown, _ = child.communicate(timeout=60)
+    line, wrote = interrupted("simulate", scenario, "--json", tmp_path / "out.json")
 
     assert line.startswith("simulating 0/100000")
-    assert child.returncode == 130
-    assert "CUT at" in shown
+    assert "CUT at" in wrote.out
     found = json.loads((tmp_path / "out.json").read_bytes())
     assert found["cut"]
     assert 0 < found["reached_s"] < 100000
@@ -125,11 +97,11 @@ def test_interrupted_it_shows_what_was_reached(scenario: str, tmp_path: Path) ->
 
 
 @pytest.fixture
-def journal(tmp_path: Path, repository: Path) -> Path:
+def journal(tmp_path: Path, repository: Path, cli: Cli) -> Path:
     """What a simulation wrote."""
     path = tmp_path / "journal"
     scenario = written(tmp_path, STEADY)
-    assert run(["simulate", scenario, "--devices", "2", "--policy", "paper", "--journal", str(path)]) == 0
+    cli("simulate", scenario, "--devices", "2", "--policy", "paper", "--journal", path)
     return path
 
 
@@ -148,43 +120,31 @@ def spoil(path: Path, at: int) -> None:
     book.close()
 
 
-def test_a_journal_that_agrees_is_told_in_a_few_lines(
-    journal: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    capsys.readouterr()
+def test_a_journal_that_agrees_is_told_in_a_few_lines(journal: Path, cli: Cli) -> None:
 
-    assert run(["simulate", "--replay", str(journal)]) == 0
-
-    shown = capsys.readouterr().out
+    shown = cli("simulate", "--replay", journal).out
     assert "policy paper, batches of at most 16, 2 devices" in shown
     assert "decisions agree, and none differs" in shown
 
 
-def test_the_first_difference_is_shown_and_the_exit_code_is_1(
-    journal: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_first_difference_is_shown_and_the_exit_code_is_1(journal: Path, cli: Cli) -> None:
     spoil(journal, 100)
-    capsys.readouterr()
 
-    assert run(["simulate", "--replay", str(journal)]) == 1
-
-    shown = capsys.readouterr().out
+    shown = cli("simulate", "--replay", journal, code=1).out
     assert "DIFFERENT at record 1" in shown
     assert "decisions before it agree" in shown
     assert "    expected nothing\n    found    " in shown
 
 
-def test_a_replay_for_machines(journal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert run(["simulate", "--replay", str(journal), "--json", "-", "--checks"]) == 0
-    found = json.loads(capsys.readouterr().out)
+def test_a_replay_for_machines(journal: Path, tmp_path: Path, cli: Cli) -> None:
+    found = cli("simulate", "--replay", journal, "--json", "-", "--checks").json
     assert (found["agrees"], found["difference"], len(found["runs"])) == (True, None, 1)
     assert found["decisions"] == found["runs"][0]["decisions"] > 500
     assert found["runs"][0]["head"]["config"]["policy"] == "paper"
 
     spoil(journal, 50)
     file = tmp_path / "out.json"
-    assert run(["simulate", "--replay", str(journal), "--json", str(file)]) == 1
+    cli("simulate", "--replay", journal, "--json", file, code=1)
     found = json.loads(file.read_bytes())
     assert not found["agrees"]
     assert found["difference"]["record"] >= 50
@@ -208,14 +168,9 @@ def test_a_replay_for_machines(journal: Path, tmp_path: Path, capsys: pytest.Cap
 )
 def test_misuse_of_a_replay_is_one_line(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    cli: Cli,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("README.md").write_text("This is some text, and no journal at all.")
 
-    assert run(["simulate", *arguments]) == 2
-
-    shown = capsys.readouterr()
-    assert shown.err.startswith("error: ")
-    assert shown.err.count("\n") == 1
-    assert said in shown.err
+    assert said in cli.refused("simulate", *arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import http.server
-import json
 import os
 import signal
 import struct
@@ -18,9 +17,9 @@ from contextlib import suppress
 import pytest
 from msgspec import structs
 
-from clockwork_serve.cli.entry import run
 from clockwork_serve.cli.top import frame
 from clockwork_serve.telemetry.top import DeviceNow, ModelNow, ServerNow
+from tests.cli.commands import Cli
 
 PAGE = """clockwork_ready 1
 clockwork_models 2
@@ -112,19 +111,15 @@ def test_many_reasons_take_more_lines() -> None:
     assert lines[6].startswith("DEVICE")
 
 
-def test_once_prints_one_look(url: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["top", "--url", url, "--once", "--interval", "0.1"]) == 0
-
-    said = capfd.readouterr().out
+def test_once_prints_one_look(url: str, cli: Cli) -> None:
+    said = cli("top", "--url", url, "--once", "--interval", "0.1").out
     assert "ready   2 models" in said
     assert "cpu:0" in said
     assert "\x1b" not in said
 
 
-def test_once_in_json_is_an_object(url: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["top", "--url", url, "--once", "--json", "--interval", "0.1"]) == 0
-
-    found = json.loads(capfd.readouterr().out)
+def test_once_in_json_is_an_object(url: str, cli: Cli) -> None:
+    found = cli("top", "--url", url, "--once", "--json", "--interval", "0.1").json
     assert (found["ready"], found["models"], found["busiest"][0]["queued"]) == (True, 2, 3)
 
 
@@ -146,9 +141,9 @@ def test_ctrl_c_ends_it_cleanly(url: str, *, as_json: bool) -> None:
     assert (process.returncode, errors) == (0, "")
 
 
-def test_a_server_that_is_not_there_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["top", "--url", "http://127.0.0.1:1", "--once"]) == 1
-    assert "expected a running server at http://127.0.0.1:1" in capfd.readouterr().err
+def test_a_server_that_is_not_there_is_told(cli: Cli) -> None:
+    wrote = cli("top", "--url", "http://127.0.0.1:1", "--once", code=1)
+    assert "expected a running server at http://127.0.0.1:1" in wrote.err
 
 
 def test_on_a_terminal_it_redraws_the_screen_and_leaves_it_as_it_was(url: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from clockwork_serve.cli.entry import run
 from harness.collector import collecting
+from tests.cli.commands import Cli
 from tests.sim.journals import written
 
 
@@ -18,11 +17,10 @@ def journal(tmp_path: Path) -> Path:
     return written(tmp_path / "run.journal", requests=200)
 
 
-def test_a_journal_is_sent_whole(journal: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_journal_is_sent_whole(journal: Path, cli: Cli) -> None:
     with collecting() as collector:
-        assert run(["traces", str(journal), "--endpoint", collector.url, "--json"]) == 0
+        told = cli("traces", journal, "--endpoint", collector.url, "--json").json
 
-    told = json.loads(capfd.readouterr().out)
     names = Counter(span.name for span in collector.spans)
     assert told["sent"] == len(collector.spans)
     assert told["requests"] == names["clockwork.request"] > 100
@@ -30,11 +28,10 @@ def test_a_journal_is_sent_whole(journal: Path, capfd: pytest.CaptureFixture[str
     assert set(collector.paths) == {"/v1/traces"}
 
 
-def test_it_says_how_much_that_was(journal: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_says_how_much_that_was(journal: Path, cli: Cli) -> None:
     with collecting() as collector:
-        assert run(["traces", str(journal), "--endpoint", collector.url, "--sample", "0"]) == 0
+        said = cli("traces", journal, "--endpoint", collector.url, "--sample", "0").out
 
-    said = capfd.readouterr().out
     assert f"sent {len(collector.spans):,} spans; read" in said
     assert all(
         span.status.code == 2 or any(each.key == "clockwork.cause" for each in span.attributes)
@@ -43,19 +40,18 @@ def test_it_says_how_much_that_was(journal: Path, capfd: pytest.CaptureFixture[s
     )
 
 
-def test_the_environment_names_a_collector(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_names_a_collector(journal: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     with collecting() as collector:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
-        assert run(["traces", str(journal)]) == 0
+        cli("traces", journal)
 
     assert collector.spans
 
 
-def test_a_collector_that_takes_nothing_is_told(journal: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_collector_that_takes_nothing_is_told(journal: Path, cli: Cli) -> None:
     with collecting(400) as collector:
-        assert run(["traces", str(journal), "--endpoint", collector.url]) == 1
+        said = cli("traces", journal, "--endpoint", collector.url, code=1).err
 
-    said = capfd.readouterr().err
     assert "expected a collector that takes spans, found: it answered 400" in said
 
 
@@ -68,17 +64,15 @@ def test_a_collector_that_takes_nothing_is_told(journal: Path, capfd: pytest.Cap
     ],
 )
 def test_what_is_wrong_is_told(
-    arguments: list[str], words: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str], words: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OTEL_EXPORTER_OTLP_ENDPOINT", raising=False)
 
-    assert run(["traces", *arguments]) == 2
-    assert words in capfd.readouterr().err
+    assert words in cli("traces", *arguments, code=2).err
 
 
-def test_what_is_no_journal_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_no_journal_is_told(tmp_path: Path, cli: Cli) -> None:
     path = tmp_path / "text"
     path.write_text("this is no journal, but it is long enough to look like a record of one")
     with collecting() as collector:
-        assert run(["traces", str(path), "--endpoint", collector.url]) == 2
-    assert "expected a journal" in capfd.readouterr().err
+        assert "expected a journal" in cli("traces", path, "--endpoint", collector.url, code=2).err

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
-
 import pytest
 
-from clockwork_serve.cli.entry import run
+from tests.cli.commands import Cli, interrupted
 from tests.pure import NEEDS_PURE
 from tests.sim.overload import journal_of
 
@@ -21,19 +16,13 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(journal_of(tmp_path_factory.mktemp("what_if") / "journal"))
 
 
-def test_without_a_change_it_says_that_all_is_the_same(
-    journal: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["what-if", journal]) == 0
-
-    assert capsys.readouterr().out.splitlines()[-1].startswith("the same: ")
+def test_without_a_change_it_says_that_all_is_the_same(journal: str, cli: Cli) -> None:
+    assert cli("what-if", journal).out.splitlines()[-1].startswith("the same: ")
 
 
-def test_both_sides_are_shown_and_what_changed(journal: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["what-if", journal, "--devices", "+1"]) == 0
-    shown = capsys.readouterr().out
-    assert run(["what-if", journal, "--devices", "+1", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+def test_both_sides_are_shown_and_what_changed(journal: str, cli: Cli) -> None:
+    shown = cli("what-if", journal, "--devices", "+1").out
+    told = cli("what-if", journal, "--devices", "+1", "--json").json
 
     gained = told["gained"]
     assert gained["count"] > 10
@@ -45,12 +34,12 @@ def test_both_sides_are_shown_and_what_changed(journal: str, capsys: pytest.Capt
     assert told["agrees"]
 
 
-def test_a_gate_closes_below_its_share(journal: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gate_closes_below_its_share(journal: str, cli: Cli) -> None:
     words = ["what-if", journal, "--rate", "0.2", "--without-tenant", "b"]
 
-    assert run([*words, "--fail-below", "50"]) == 0
-    assert run(["what-if", journal, "--rate", "1.5", "--fail-below", "99.9"]) == 1
-    assert "less than 99.9 % would have been answered in time" in capsys.readouterr().err
+    cli(*words, "--fail-below", "50")
+    wrote = cli("what-if", journal, "--rate", "1.5", "--fail-below", "99.9", code=1)
+    assert "less than 99.9 % would have been answered in time" in wrote.err
 
 
 @pytest.mark.parametrize(
@@ -63,22 +52,10 @@ def test_a_gate_closes_below_its_share(journal: str, capsys: pytest.CaptureFixtu
         (["--profile", "none.csv"], "zoo none.csv: expected a file in UTF-8"),
     ],
 )
-def test_what_is_wrong_is_named(
-    journal: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(["what-if", journal, *words]) == 2
-
-    assert said in capsys.readouterr().err
+def test_what_is_wrong_is_named(journal: str, words: list[str], said: str, cli: Cli) -> None:
+    assert said in cli("what-if", journal, *words, code=2).err
 
 
 def test_ctrl_c_ends_it_in_a_line(journal: str) -> None:
-    command = [sys.executable, "-m", "clockwork_serve", "what-if", journal, "--rate", "4"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stderr is not None
-        child.stderr.readline()  # it is reading
-        child.send_signal(signal.SIGINT)
-        out, err = child.communicate(timeout=60)
-
-    assert child.returncode == 130
-    assert out == ""
-    assert err.splitlines()[-1] == "interrupted: nothing was found so far"
+    _, wrote = interrupted("what-if", journal, "--rate", "4")  # it is reading
+    assert wrote == ("", "interrupted: nothing was found so far\n")

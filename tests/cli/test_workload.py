@@ -13,6 +13,7 @@ import pytest
 
 from clockwork_serve.cli.entry import run
 from clockwork_serve.workload.scenario import read_scenario
+from tests.cli.commands import Cli
 from tests.sim.overload import journal_of
 
 CALLS = "time,model,slo_ms\n" + "".join(f"{at / 10},resnet50_v2,50\n" for at in range(200))
@@ -25,11 +26,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_table_becomes_a_scenario_that_is_simulated(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["workload", "from", "calls.csv"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert run(["simulate", "calls.toml", "--json", "-"]) == 0
-    report = json.loads(capsys.readouterr().out)
+def test_a_table_becomes_a_scenario_that_is_simulated(cli: Cli) -> None:
+    told = cli("workload", "from", "calls.csv").out.splitlines()
+    report = cli("simulate", "calls.toml", "--json", "-").json
 
     assert told[0] == "calls.toml: 200 requests for 1 model in 19.9 s (10.0/s)"
     assert told[1] == "  loads: requests 200"
@@ -37,27 +36,24 @@ def test_a_table_becomes_a_scenario_that_is_simulated(capsys: pytest.CaptureFixt
     assert report["loads"][0]["in_time"] == 200
 
 
-def test_a_journal_becomes_one_too(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_journal_becomes_one_too(folder: Path, cli: Cli) -> None:
     journal_of(folder / "run.journal")
 
-    assert run(["workload", "from", "run.journal", "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert run(["simulate", "run.toml", "--json", "-"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert run(["simulate", "run.toml", "--zoo", "run.journal", "--json", "-"]) == 0
-    again = json.loads(capsys.readouterr().out)
+    made = cli("workload", "from", "run.journal", "--json").json
+    report = cli("simulate", "run.toml", "--json", "-").json
+    again = cli("simulate", "run.toml", "--zoo", "run.journal", "--json", "-").json
 
     assert made["loads"].keys() == {"a", "b"}
     assert sum(load["offered"] for load in report["loads"]) == made["requests"]
     assert [load["in_time"] for load in again["loads"]] == [load["in_time"] for load in report["loads"]]
 
 
-def test_what_is_to_be_otherwise(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_to_be_otherwise(folder: Path, cli: Cli) -> None:
     words = (
         "--out mine.toml --from 5s --to 0.25m --scale 2 --burst 3@2s+1s --add-model densenet121=5 --slo-ms 80"
     )
 
-    assert run(["workload", "from", "calls.csv", *words.split()]) == 0
+    shown = cli("workload", "from", "calls.csv", *words.split()).out
 
     scenario = read_scenario(folder / "mine.toml")
     assert scenario.seconds == 10
@@ -65,7 +61,7 @@ def test_what_is_to_be_otherwise(folder: Path, capsys: pytest.CaptureFixture[str
         ("requests", 80.0),
         ("added densenet121", 80.0),
     ]
-    assert "mine.toml: 2" in capsys.readouterr().out
+    assert "mine.toml: 2" in shown
 
 
 @pytest.mark.parametrize(
@@ -84,22 +80,17 @@ def test_what_is_to_be_otherwise(folder: Path, capsys: pytest.CaptureFixture[str
         (["calls.csv", "--out", "mine.txt"], "out: expected a new file NAME.toml"),
     ],
 )
-def test_what_is_wrong_is_named(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["workload", "from", *words]) == 2
-
-    assert said in capsys.readouterr().err
+def test_what_is_wrong_is_named(words: list[str], said: str, cli: Cli) -> None:
+    assert said in cli("workload", "from", *words, code=2).err
 
 
-def test_models_without_a_profile_are_told_and_refused_where_a_zoo_is_named(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_without_a_profile_are_told_and_refused_where_a_zoo_is_named(folder: Path, cli: Cli) -> None:
     (folder / "calls.csv").write_text(CALLS.replace("resnet50_v2", "mine"))
 
-    assert run(["workload", "from", "calls.csv"]) == 0
-    assert "note: 1 model without a profile in v100 (mine)" in capsys.readouterr().out
-    assert run(["workload", "from", "calls.csv", "--out", "b.toml", "--zoo", "v100"]) == 2
-    assert "calls.csv:2: model: expected one that has a profile in v100" in capsys.readouterr().err
-    assert run(["workload", "from", "calls.csv", "--out", "c.toml", "--kind", "resnet50_v2"]) == 0
+    assert "note: 1 model without a profile in v100 (mine)" in cli("workload", "from", "calls.csv").out
+    wrote = cli("workload", "from", "calls.csv", "--out", "b.toml", "--zoo", "v100", code=2)
+    assert "calls.csv:2: model: expected one that has a profile in v100" in wrote.err
+    cli("workload", "from", "calls.csv", "--out", "c.toml", "--kind", "resnet50_v2")
 
 
 def test_a_real_prometheus_is_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,16 +12,7 @@ import numpy as np
 import pytest
 import uvloop
 
-from clockwork_client import (
-    AsyncClient,
-    Denied,
-    Disconnected,
-    Expired,
-    Failed,
-    Invalid,
-    NotServing,
-    Rejected,
-)
+from clockwork_client import AsyncClient, Denied, Disconnected, Expired, Failed, Invalid, NotServing, Rejected
 from clockwork_serve.messages import Outcome, Reason
 from clockwork_serve.units import ms
 from tests.client.arrays import ARRAYS
@@ -181,8 +172,7 @@ def test_a_place_in_line_is_waited_for_no_longer_than_the_deadline(ask, gateway)
 
 
 @pytest.mark.parametrize(
-    ("outcome", "kind"),
-    [(Outcome.REJECTED, Rejected), (Outcome.EXPIRED, Expired), (Outcome.FAILED, Failed)],
+    ("outcome", "kind"), [(Outcome.REJECTED, Rejected), (Outcome.EXPIRED, Expired), (Outcome.FAILED, Failed)]
 )
 def test_each_outcome_is_an_exception(ask, gateway, outcome, kind):
     controller = gateway.controller

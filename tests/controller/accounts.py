@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import (
-    Outcome,
-    Quota,
-    QuotasSet,
-    Reason,
-)
+from clockwork_serve.messages import Outcome, Quota, QuotasSet, Reason
 from clockwork_serve.units import MIB, ms
 from tests.controller.honest import World, device, model
 

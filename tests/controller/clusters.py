@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.belief import Belief
-from clockwork_serve.controller.cluster import (
-    DeviceBelief,
-    Queue,
-    Reservation,
-    Residency,
-    ServedModel,
-)
+from clockwork_serve.controller.cluster import DeviceBelief, Queue, Reservation, Residency, ServedModel
 from clockwork_serve.controller.plans import enter, hold
 from clockwork_serve.messages import Extent, Request
 from clockwork_serve.units import ms

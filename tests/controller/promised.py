@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import (
-    Cause,
-    Outcome,
-)
+from clockwork_serve.messages import Cause, Outcome
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
 

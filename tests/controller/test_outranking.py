@@ -7,12 +7,7 @@ import pytest
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.estimates import DRIFT_BITS, HEADROOM_MOST
 from clockwork_serve.controller.promises import REFUSED_ALL
-from clockwork_serve.messages import (
-    Cause,
-    Infer,
-    Outcome,
-    Unload,
-)
+from clockwork_serve.messages import Cause, Infer, Outcome, Unload
 from clockwork_serve.units import ms
 from tests.controller.honest import World, device, model, profile
 from tests.controller.promised import broken, full_plan, world

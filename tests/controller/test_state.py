@@ -24,14 +24,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.sim.simulation import Simulation
 from clockwork_serve.units import ms
-from harness.seeds import (
-    PLAYED,
-    Digest,
-    play_seed,
-    random_scenario,
-    run_through,
-    simulation_of,
-)
+from harness.seeds import PLAYED, Digest, play_seed, random_scenario, run_through, simulation_of
 from tests.controller.honest import World, device, model
 from tests.pure import NEEDS_PURE
 

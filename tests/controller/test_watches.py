@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from clockwork_serve.controller.cluster import (
-    STALE_MIN,
-    LaneBelief,
-    Queue,
-    Watch,
-)
+from clockwork_serve.controller.cluster import STALE_MIN, LaneBelief, Queue, Watch
 from tests.controller.clusters import ask, belief, serve
 
 

@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 from msgspec import structs
 
-from clockwork_serve.devices.base import (
-    encode_bytes,
-    io_bytes,
-    put_outputs,
-    rows_of,
-    stack,
-    write_outputs,
-)
+from clockwork_serve.devices.base import encode_bytes, io_bytes, put_outputs, rows_of, stack, write_outputs
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import Code
 from tests.devices import lifted

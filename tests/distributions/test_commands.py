@@ -30,9 +30,7 @@ BEFORE = {
     "docs/use/rest.md": SERVES,
 }
 """What a page's reader has and did before, where that is not what getting started tells."""
-VARIES = {
-    "docs/use/simulate.md": re.compile(r"^(took|clockwork) .*$", re.MULTILINE),
-}
+VARIES = {"docs/use/simulate.md": re.compile(r"^(took|clockwork) .*$", re.MULTILINE)}
 """Pages whose output is compared number by number, but for some lines; elsewhere any number is as good."""
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e-\d+)?")
 

@@ -25,10 +25,7 @@ from harness.browser import ABSENT, CHROMIUM, Browser
 from tests.sim.journals import written
 from tests.telemetry import stories
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason=ABSENT),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason=ABSENT)]
 PICTURES = Path(__file__).parents[2] / "build" / "live_page"
 HOSTILE = "<img src=x onerror='window.broken=1'><script>window.broken=2</script>"
 

@@ -36,9 +36,7 @@ slo_ms = 250
 
 
 def test_a_prediction_is_held_against_a_server(
-    tmp_path: Path,
-    start: Callable[..., AbstractContextManager[Serving]],
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, start: Callable[..., AbstractContextManager[Serving]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for copy in range(2):
         repositories.emulated(tmp_path / "models", f"net-{copy:04d}", {1: 10.0, 8: 24.0})

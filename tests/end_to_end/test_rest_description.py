@@ -125,9 +125,7 @@ def counted(events: Path) -> tuple[Counter[str], Counter[tuple[str, int]]]:
 
 
 def test_every_answer_is_one_that_the_description_has(
-    tmp_path: Path,
-    start: Callable[..., AbstractContextManager[Serving]],
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, start: Callable[..., AbstractContextManager[Serving]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     repository = tmp_path / "models"
     example_models(repository)

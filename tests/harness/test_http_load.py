@@ -6,8 +6,6 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 
-import pytest
-
 from harness.http_load import Report, Shot, closed_loop, header_of, http_message, infer_message, open_loop
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -56,7 +54,6 @@ async def run_open(answers: dict[str, bytes], paths: list[str]) -> Report:
     return await against(answers, work)
 
 
-@pytest.mark.asyncio
 async def test_every_request_gets_a_sample() -> None:
     report = await run_open({"/a": OK}, ["/a"] * 20)
     assert report.ends() == {"200": 20}
@@ -65,7 +62,6 @@ async def test_every_request_gets_a_sample() -> None:
     assert all(sample.body == b"ok" for sample in report.samples)
 
 
-@pytest.mark.asyncio
 async def test_a_refusal_is_named_by_its_reason() -> None:
     body = b'{"error":"no","reason":"would_miss_deadline"}'
     answer = b"HTTP/1.1 429 No\r\nClockwork-Request-Id: g-1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -75,20 +71,17 @@ async def test_a_refusal_is_named_by_its_reason() -> None:
     assert header_of(report.samples[0], "retry-after") == ""
 
 
-@pytest.mark.asyncio
 async def test_a_connection_that_ends_is_a_request_without_response() -> None:
     report = await run_open({"/a": OK, "/gone": b""}, ["/a", "/gone", "/a"])
     assert report.unanswered == 1
     assert report.ends() == {"200": 2, "0": 1}
 
 
-@pytest.mark.asyncio
 async def test_a_second_response_is_noticed() -> None:
     report = await run_open({"/a": OK + OK}, ["/a"])
     assert report.unexpected_bytes == len(OK)
 
 
-@pytest.mark.asyncio
 async def test_a_connection_that_is_refused_is_tried_again() -> None:
     """A gateway that is killed under load takes its listening socket with it, for a moment."""
     with socket.socket() as held:
@@ -104,7 +97,6 @@ async def test_a_connection_that_is_refused_is_tried_again() -> None:
         assert (await load).ends() == {"200": 20}
 
 
-@pytest.mark.asyncio
 async def test_a_closed_loop_sends_each_number_once() -> None:
     sent: list[int] = []
 

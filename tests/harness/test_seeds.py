@@ -12,16 +12,7 @@ import pytest
 
 from clockwork_serve.controller import POLICIES
 from harness import machine
-from harness.seeds import (
-    KINDS,
-    PLAYED,
-    REQUESTS,
-    Digest,
-    PlayedSeed,
-    play_seed,
-    play_seeds,
-    random_scenario,
-)
+from harness.seeds import KINDS, PLAYED, REQUESTS, Digest, PlayedSeed, play_seed, play_seeds, random_scenario
 from harness.serving import until
 from tests.end_to_end.commands import alive
 

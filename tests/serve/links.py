@@ -9,14 +9,7 @@ from typing import Any
 
 import msgspec
 
-from clockwork_serve.messages import (
-    Ask,
-    Cancel,
-    Frame,
-    Hello,
-    Reply,
-    Role,
-)
+from clockwork_serve.messages import Ask, Cancel, Frame, Hello, Reply, Role
 from clockwork_serve.serve.transport import FrameWriter, Link, Listener, connect, hello, listen
 
 # Links between processes: what one end received, and waiting for it.

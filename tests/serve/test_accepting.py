@@ -9,7 +9,6 @@ import socket
 from collections import Counter
 
 import pytest
-import uvloop
 
 from clockwork_serve.serve.accepting import PATIENCE_S, Acceptor, Strangers, network_of
 
@@ -107,18 +106,15 @@ class Exhausted(socket.socket):
         return super().accept()
 
 
-def test_who_comes_when_no_descriptor_is_left_is_accepted_later() -> None:
-    async def test() -> None:
-        listening = Exhausted()
-        listening.bind(("127.0.0.1", 0))
-        listening.listen()
-        accepted = asyncio.get_running_loop().create_future()
-        acceptor = Acceptor(listening, lambda *found: accepted.set_result(found))
-        with socket.create_connection(listening.getsockname()) as client:
-            connected, host = await asyncio.wait_for(accepted, 60)
-            assert (connected.getpeername(), host) == (client.getsockname(), "127.0.0.1")
-            connected.close()
-        acceptor.close()
-        assert listening.fileno() < 0
-
-    uvloop.run(test())
+async def test_who_comes_when_no_descriptor_is_left_is_accepted_later() -> None:
+    listening = Exhausted()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    accepted = asyncio.get_running_loop().create_future()
+    acceptor = Acceptor(listening, lambda *found: accepted.set_result(found))
+    with socket.create_connection(listening.getsockname()) as client:
+        connected, host = await asyncio.wait_for(accepted, 60)
+        assert (connected.getpeername(), host) == (client.getsockname(), "127.0.0.1")
+        connected.close()
+    acceptor.close()
+    assert listening.fileno() < 0

@@ -59,49 +59,39 @@ class Echo:
         pass
 
 
-def test_events_of_one_turn_share_one_now_and_one_decision() -> None:
-    async def main() -> None:
-        machine, performed = Echo(), list[str]()
-        ticks = itertools.count(100)
-        driver = Driver(machine, performed.append, clock=lambda: next(ticks))
-        driver.post("a", "b")
-        driver.post("c")
-        assert machine.calls == [], "nothing is decided in the middle of a turn"
-        await until(lambda: performed)
-        assert machine.calls == [
-            ("observe", "a", 100), ("observe", "b", 100), ("observe", "c", 100), ("decide", None, 100),
-        ]  # fmt: skip
-        assert performed == ["did a", "did b", "did c"]
-        driver.close()
-
-    uvloop.run(main())
+async def test_events_of_one_turn_share_one_now_and_one_decision() -> None:
+    machine, performed = Echo(), list[str]()
+    ticks = itertools.count(100)
+    driver = Driver(machine, performed.append, clock=lambda: next(ticks))
+    driver.post("a", "b")
+    driver.post("c")
+    assert machine.calls == [], "nothing is decided in the middle of a turn"
+    await until(lambda: performed)
+    assert machine.calls == [
+        ("observe", "a", 100), ("observe", "b", 100), ("observe", "c", 100), ("decide", None, 100),
+    ]  # fmt: skip
+    assert performed == ["did a", "did b", "did c"]
+    driver.close()
 
 
-def test_events_posted_while_performing_belong_to_the_next_turn() -> None:
-    async def main() -> None:
-        machine, performed = Echo(), list[str]()
-        ticks = itertools.count(1)
+async def test_events_posted_while_performing_belong_to_the_next_turn() -> None:
+    machine, performed = Echo(), list[str]()
+    ticks = itertools.count(1)
 
-        def perform(effect: str) -> None:
-            performed.append(effect)
-            if effect == "did a":
-                driver.post("again")
+    def perform(effect: str) -> None:
+        performed.append(effect)
+        if effect == "did a":
+            driver.post("again")
 
-        driver = Driver(machine, perform, clock=lambda: next(ticks))
-        driver.post("a", "b")
-        await until(lambda: len(performed) == 3)
-        assert performed == ["did a", "did b", "did again"]
-        assert machine.calls[2:] == [
-            ("decide", None, 1),
-            ("observe", "again", 2),
-            ("decide", None, 2),
-        ]
-        driver.close()
-
-    uvloop.run(main())
+    driver = Driver(machine, perform, clock=lambda: next(ticks))
+    driver.post("a", "b")
+    await until(lambda: len(performed) == 3)
+    assert performed == ["did a", "did b", "did again"]
+    assert machine.calls[2:] == [("decide", None, 1), ("observe", "again", 2), ("decide", None, 2)]
+    driver.close()
 
 
-def test_the_machine_is_woken_when_it_asked_and_not_before() -> None:
+async def test_the_machine_is_woken_when_it_asked_and_not_before() -> None:
     async def woken_after(ms: int) -> bool:
         """False if this host was so late that no wake-up was necessary."""
         machine = Echo()
@@ -118,80 +108,63 @@ def test_the_machine_is_woken_when_it_asked_and_not_before() -> None:
         driver.close()
         return calls == 3
 
-    async def main() -> None:
-        assert any([await woken_after(ms) for ms in (5, 50, 500)])
-
-    uvloop.run(main())
+    assert any([await woken_after(ms) for ms in (5, 50, 500)])
 
 
-def test_a_wakeup_that_is_not_later_raises() -> None:
-    async def main() -> None:
-        reported: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+async def test_a_wakeup_that_is_not_later_raises() -> None:
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
 
-        class Stuck(Echo):
-            def next_wakeup_ns(self) -> int | None:
-                return 50
+    class Stuck(Echo):
+        def next_wakeup_ns(self) -> int | None:
+            return 50
 
-        driver = Driver(Stuck(), lambda effect: None, clock=lambda: 50)
+    driver = Driver(Stuck(), lambda effect: None, clock=lambda: 50)
+    driver.wake()
+    await until(lambda: reported)
+    with pytest.raises(AssertionError, match="asked to wake at 50, not after 50"):
+        raise reported[0]["exception"]
+    driver.close()
+
+
+async def test_the_journal_gets_each_turn_unchanged() -> None:
+    journal: list[tuple[int, list[str], list[str]]] = []
+    ticks = itertools.count(7)
+    driver = Driver(
+        Echo(),
+        lambda effect: None,
+        clock=lambda: next(ticks),
+        journal=lambda now_ns, events, effects: journal.append((now_ns, events, effects)),
+    )
+    driver.post("a", "b")
+    await until(lambda: journal)
+    driver.wake()
+    await until(lambda: len(journal) == 2)
+    assert journal == [(7, ["a", "b"], ["did a", "did b"]), (8, [], [])]
+    driver.close()
+
+
+async def test_a_closed_driver_does_not_call_the_machine() -> None:
+    machine = Echo()
+    driver = Driver(machine, lambda effect: None)
+    driver.post("a")
+    driver.close()
+    driver.post("b")
+    await asyncio.sleep(0.01)
+    assert machine.calls == []
+
+
+async def test_the_lateness_of_each_wakeup_is_reported() -> None:
+    machine, late = Echo(), list[int]()
+    far_ns = time.monotonic_ns() + 3600 * NS_PER_S  # the timer itself never rings
+    times = iter([far_ns + 10, far_ns + 40, far_ns + 55, far_ns + 70])
+    driver = Driver(machine, lambda effect: None, clock=lambda: next(times), woke=late.append)
+    for asked_ns, calls in ((far_ns + 30, 1), (far_ns + 60, 2), (far_ns + 65, 3), (None, 4)):
+        machine.wakeup_ns = asked_ns
         driver.wake()
-        await until(lambda: reported)
-        with pytest.raises(AssertionError, match="asked to wake at 50, not after 50"):
-            raise reported[0]["exception"]
-        driver.close()
-
-    uvloop.run(main())
-
-
-def test_the_journal_gets_each_turn_unchanged() -> None:
-    async def main() -> None:
-        journal: list[tuple[int, list[str], list[str]]] = []
-        ticks = itertools.count(7)
-        driver = Driver(
-            Echo(),
-            lambda effect: None,
-            clock=lambda: next(ticks),
-            journal=lambda now_ns, events, effects: journal.append((now_ns, events, effects)),
-        )
-        driver.post("a", "b")
-        await until(lambda: journal)
-        driver.wake()
-        await until(lambda: len(journal) == 2)
-        assert journal == [(7, ["a", "b"], ["did a", "did b"]), (8, [], [])]
-        driver.close()
-
-    uvloop.run(main())
-
-
-def test_a_closed_driver_does_not_call_the_machine() -> None:
-    async def main() -> None:
-        machine = Echo()
-        driver = Driver(machine, lambda effect: None)
-        driver.post("a")
-        driver.close()
-        driver.post("b")
-        await asyncio.sleep(0.01)
-        assert machine.calls == []
-
-    uvloop.run(main())
-
-
-def test_the_lateness_of_each_wakeup_is_reported() -> None:
-    async def main() -> None:
-        machine, late = Echo(), list[int]()
-        far_ns = time.monotonic_ns() + 3600 * NS_PER_S  # the timer itself never rings
-        times = iter([far_ns + 10, far_ns + 40, far_ns + 55, far_ns + 70])
-        driver = Driver(machine, lambda effect: None, clock=lambda: next(times), woke=late.append)
-        for asked_ns, calls in ((far_ns + 30, 1), (far_ns + 60, 2), (far_ns + 65, 3), (None, 4)):
-            machine.wakeup_ns = asked_ns
-            driver.wake()
-            await until(lambda calls=calls: len(machine.calls) == calls)
-        assert late == [10, 5], (
-            "at 40 what was asked for at 30; nothing at 55; at 70 what was asked for at 65"
-        )
-        driver.close()
-
-    uvloop.run(main())
+        await until(lambda calls=calls: len(machine.calls) == calls)
+    assert late == [10, 5], "at 40 what was asked for at 30; nothing at 55; at 70 what was asked for at 65"
+    driver.close()
 
 
 # The timer fires once, not before its time.
@@ -225,37 +198,31 @@ def test_it_fires_once_and_never_early(run: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("past_ns", [0, -5, 1, 1000])
-def test_a_past_time_fires_at_once(past_ns: int) -> None:
-    async def main() -> None:
-        rings = Rings()
-        timer = LoopTimer(rings)
-        timer.arm(past_ns)
-        await asyncio.wait_for(rings.rang.wait(), 60)
-        timer.arm(past_ns)
-        await asyncio.sleep(0.02)
-        assert len(rings.times) == 2, "the same time may be armed again once it rang"
-        timer.close()
-
-    uvloop.run(main())
+async def test_a_past_time_fires_at_once(past_ns: int) -> None:
+    rings = Rings()
+    timer = LoopTimer(rings)
+    timer.arm(past_ns)
+    await asyncio.wait_for(rings.rang.wait(), 60)
+    timer.arm(past_ns)
+    await asyncio.sleep(0.02)
+    assert len(rings.times) == 2, "the same time may be armed again once it rang"
+    timer.close()
 
 
-def test_the_last_arming_wins_and_none_disarms() -> None:
-    async def main() -> None:
-        rings = Rings()
-        timer = LoopTimer(rings)
-        timer.arm(time.monotonic_ns() + 20 * NS_PER_MS)
-        timer.arm(None)
-        await asyncio.sleep(0.05)
-        assert rings.times == []
-        timer.arm(time.monotonic_ns() + 1000 * NS_PER_S)
-        soon_ns = time.monotonic_ns() + NS_PER_MS
-        timer.arm(soon_ns)
-        await asyncio.wait_for(rings.rang.wait(), 60)
-        assert rings.times[0] >= soon_ns
-        timer.close()
-        timer.close()
-
-    uvloop.run(main())
+async def test_the_last_arming_wins_and_none_disarms() -> None:
+    rings = Rings()
+    timer = LoopTimer(rings)
+    timer.arm(time.monotonic_ns() + 20 * NS_PER_MS)
+    timer.arm(None)
+    await asyncio.sleep(0.05)
+    assert rings.times == []
+    timer.arm(time.monotonic_ns() + 1000 * NS_PER_S)
+    soon_ns = time.monotonic_ns() + NS_PER_MS
+    timer.arm(soon_ns)
+    await asyncio.wait_for(rings.rang.wait(), 60)
+    assert rings.times[0] >= soon_ns
+    timer.close()
+    timer.close()
 
 
 # The timer's thread preempts others when its time is near, and uses the batch policy in bursts.

@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any, cast
 
-import uvloop
-
 from clockwork_serve.messages import (
     Beat,
     Cancel,
@@ -384,60 +382,48 @@ class WorkerProbe:
         self.heartbeat.watch(self.link)
 
 
-def test_a_worker_that_returns_beats_is_not_stalled() -> None:
-    async def main() -> None:
-        one = WorkerProbe()
-        for _ in range(3 * BEATS_MISSED):
-            await asyncio.sleep(BEAT_S)
-            if one.fake.sent:
-                one.heartbeat.beat_received(one.link)
-        assert len(one.fake.sent) > 1
-        assert set(map(type, one.fake.sent)) == {Beat}
-        assert one.posted == []
-
-    uvloop.run(main())
+async def test_a_worker_that_returns_beats_is_not_stalled() -> None:
+    one = WorkerProbe()
+    for _ in range(3 * BEATS_MISSED):
+        await asyncio.sleep(BEAT_S)
+        if one.fake.sent:
+            one.heartbeat.beat_received(one.link)
+    assert len(one.fake.sent) > 1
+    assert set(map(type, one.fake.sent)) == {Beat}
+    assert one.posted == []
 
 
-def test_a_stall_is_posted_at_each_tick_until_a_beat_is_returned() -> None:
-    async def main() -> None:
-        one = WorkerProbe()
-        await until(lambda: len(one.posted) > 1)
-        assert one.fake.sent == [Beat()], "a stopped process is not sent more and more"
-        silent = [each for each in one.posted if isinstance(each, WorkerSilent)]
-        assert silent == one.posted
-        assert silent[0].for_ns < silent[-1].for_ns
-        one.heartbeat.beat_received(one.link)
-        assert one.posted[-1] == WorkerHeard(worker="w0")
-        one.heartbeat.unwatch(one.link)
-        one.posted.clear()
-        await asyncio.sleep((BEATS_MISSED + 6) * BEAT_S)
-        assert one.posted == []
-
-    uvloop.run(main())
+async def test_a_stall_is_posted_at_each_tick_until_a_beat_is_returned() -> None:
+    one = WorkerProbe()
+    await until(lambda: len(one.posted) > 1)
+    assert one.fake.sent == [Beat()], "a stopped process is not sent more and more"
+    silent = [each for each in one.posted if isinstance(each, WorkerSilent)]
+    assert silent == one.posted
+    assert silent[0].for_ns < silent[-1].for_ns
+    one.heartbeat.beat_received(one.link)
+    assert one.posted[-1] == WorkerHeard(worker="w0")
+    one.heartbeat.unwatch(one.link)
+    one.posted.clear()
+    await asyncio.sleep((BEATS_MISSED + 6) * BEAT_S)
+    assert one.posted == []
 
 
-def test_a_controller_that_was_stopped_itself_finds_no_worker_stalled() -> None:
-    async def main() -> None:
-        one = WorkerProbe()
-        await asyncio.sleep(1.5 * BEAT_S)
-        time.sleep(3 * BEATS_MISSED * BEAT_S)  # noqa: ASYNC251 - that is what it is about
-        await asyncio.sleep(1.5 * BEAT_S)
-        one.heartbeat.beat_received(one.link)
-        assert one.posted == []
-
-    uvloop.run(main())
+async def test_a_controller_that_was_stopped_itself_finds_no_worker_stalled() -> None:
+    one = WorkerProbe()
+    await asyncio.sleep(1.5 * BEAT_S)
+    time.sleep(3 * BEATS_MISSED * BEAT_S)  # noqa: ASYNC251 - that is what it is about
+    await asyncio.sleep(1.5 * BEAT_S)
+    one.heartbeat.beat_received(one.link)
+    assert one.posted == []
 
 
-def test_only_a_worker_that_is_to_be_ended_is_reported_to_the_supervisor() -> None:
-    async def main() -> None:
-        one, supervisor = WorkerProbe(), FakeLink("keeper")
-        end = WorkerHung(worker="w0", why="late", end=True)
-        for hung in (WorkerHung(worker="w0", why="late"), end, WorkerHung(worker="w0")):
-            one.heartbeat.report_hung(hung, cast("Link", supervisor))
-            one.heartbeat.report_hung(hung, None)
-        assert supervisor.sent == [end]
-
-    uvloop.run(main())
+async def test_only_a_worker_that_is_to_be_ended_is_reported_to_the_supervisor() -> None:
+    one, supervisor = WorkerProbe(), FakeLink("keeper")
+    end = WorkerHung(worker="w0", why="late", end=True)
+    for hung in (WorkerHung(worker="w0", why="late"), end, WorkerHung(worker="w0")):
+        one.heartbeat.report_hung(hung, cast("Link", supervisor))
+        one.heartbeat.report_hung(hung, None)
+    assert supervisor.sent == [end]
 
 
 class PeerProbe:
@@ -452,50 +438,41 @@ class PeerProbe:
         self.heartbeat.start()
 
 
-def test_a_peer_is_stalled_while_it_returns_no_beats() -> None:
-    async def main() -> None:
-        one = PeerProbe()
-        for _ in range(3 * PEER_BEATS_MISSED):
-            await asyncio.sleep(BEAT_S)
-            one.heartbeat.beat_received()
-        assert len(one.sent) > 1
-        assert one.changes == []
-        sent = len(one.sent)
-        await until(lambda: one.changes)
-        await asyncio.sleep((PEER_BEATS_MISSED + 6) * BEAT_S)
-        assert len(one.sent) <= sent + 1
-        assert one.changes == [True]
-        assert one.heartbeat.stalled_s >= PEER_BEATS_MISSED * BEAT_S
+async def test_a_peer_is_stalled_while_it_returns_no_beats() -> None:
+    one = PeerProbe()
+    for _ in range(3 * PEER_BEATS_MISSED):
+        await asyncio.sleep(BEAT_S)
         one.heartbeat.beat_received()
-        assert one.changes == [True, False]
-        one.heartbeat.stop()
-
-    uvloop.run(main())
-
-
-def test_a_disconnected_peer_is_not_stalled() -> None:
-    async def main() -> None:
-        one = PeerProbe()
-        await until(lambda: one.changes)
-        one.heartbeat.stop()
-        assert not one.heartbeat.stalled
-        sent = len(one.sent)
-        await asyncio.sleep((PEER_BEATS_MISSED + 6) * BEAT_S)
-        assert len(one.sent) == sent
-        assert one.changes == [True]
-
-    uvloop.run(main())
+    assert len(one.sent) > 1
+    assert one.changes == []
+    sent = len(one.sent)
+    await until(lambda: one.changes)
+    await asyncio.sleep((PEER_BEATS_MISSED + 6) * BEAT_S)
+    assert len(one.sent) <= sent + 1
+    assert one.changes == [True]
+    assert one.heartbeat.stalled_s >= PEER_BEATS_MISSED * BEAT_S
+    one.heartbeat.beat_received()
+    assert one.changes == [True, False]
+    one.heartbeat.stop()
 
 
-def test_a_process_that_was_stopped_itself_finds_no_peer_stalled() -> None:
-    async def main() -> None:
-        one = PeerProbe()
-        for _ in range(5):
-            await asyncio.sleep(1.5 * BEAT_S)
-            time.sleep(3 * PEER_BEATS_MISSED * BEAT_S)  # noqa: ASYNC251 - that is what it is about
-            await asyncio.sleep(1.5 * BEAT_S)
-            one.heartbeat.beat_received()
-        assert one.changes == []
-        one.heartbeat.stop()
+async def test_a_disconnected_peer_is_not_stalled() -> None:
+    one = PeerProbe()
+    await until(lambda: one.changes)
+    one.heartbeat.stop()
+    assert not one.heartbeat.stalled
+    sent = len(one.sent)
+    await asyncio.sleep((PEER_BEATS_MISSED + 6) * BEAT_S)
+    assert len(one.sent) == sent
+    assert one.changes == [True]
 
-    uvloop.run(main())
+
+async def test_a_process_that_was_stopped_itself_finds_no_peer_stalled() -> None:
+    one = PeerProbe()
+    for _ in range(5):
+        await asyncio.sleep(1.5 * BEAT_S)
+        time.sleep(3 * PEER_BEATS_MISSED * BEAT_S)  # noqa: ASYNC251 - that is what it is about
+        await asyncio.sleep(1.5 * BEAT_S)
+        one.heartbeat.beat_received()
+    assert one.changes == []
+    one.heartbeat.stop()

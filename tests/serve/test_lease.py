@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Coroutine
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvloop
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.lease import LEASE_NAME, FileLease, create_lease
@@ -32,26 +30,29 @@ asyncio.run(main())
 """
 
 
-def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 60))
-
-
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     create_lease(tmp_path)
     return tmp_path
 
 
-def test_each_holder_has_the_next_epoch(run_dir: Path) -> None:
-    async def test() -> None:
-        for epoch in range(1, 13):
-            lease = FileLease(run_dir)
-            assert await lease.acquire() == epoch
-            assert not lease.lost.is_set()
-            lease.release()
-            lease.release()
+@contextmanager
+def holding(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lease."""
+    command = [sys.executable, "-c", HOLDER, str(run_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "1\n"
+        yield holder
 
-    run(test())
+
+async def test_each_holder_has_the_next_epoch(run_dir: Path) -> None:
+    for epoch in range(1, 13):
+        lease = FileLease(run_dir)
+        assert await lease.acquire() == epoch
+        assert not lease.lost.is_set()
+        lease.release()
+        lease.release()
 
 
 def test_the_file_is_private_and_made_once(run_dir: Path) -> None:
@@ -63,57 +64,45 @@ def test_the_file_is_private_and_made_once(run_dir: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_others_wait_until_it_is_released_and_then_one_of_them_has_it(run_dir: Path) -> None:
-    async def test() -> None:
-        first, others = FileLease(run_dir), [FileLease(run_dir) for _ in range(3)]
-        assert await first.acquire() == 1
-        waiting = {asyncio.ensure_future(other.acquire()): other for other in others}
-        for epoch in (2, 3, 4):
-            done, _ = await asyncio.wait(waiting, timeout=0.05)
-            assert not done
-            first.release()
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            (had,) = done
-            assert had.result() == epoch
-            first = waiting.pop(had)
+async def test_others_wait_until_it_is_released_and_then_one_of_them_has_it(run_dir: Path) -> None:
+    first, others = FileLease(run_dir), [FileLease(run_dir) for _ in range(3)]
+    assert await first.acquire() == 1
+    waiting = {asyncio.ensure_future(other.acquire()): other for other in others}
+    for epoch in (2, 3, 4):
+        done, _ = await asyncio.wait(waiting, timeout=0.05)
+        assert not done
         first.release()
-
-    run(test())
-
-
-def test_who_stopped_waiting_does_not_keep_it(run_dir: Path) -> None:
-    async def test() -> None:
-        first, second, third = (FileLease(run_dir) for _ in range(3))
-        await first.acquire()
-        given_up = asyncio.ensure_future(second.acquire())
-        await asyncio.sleep(0.05)
-        given_up.cancel()
-        await asyncio.wait({given_up})
-        first.release()
-        assert await third.acquire() == 2
-        third.release()
-
-    run(test())
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        (had,) = done
+        assert had.result() == epoch
+        first = waiting.pop(had)
+    first.release()
 
 
-def test_a_holder_that_is_killed_frees_it_at_once(run_dir: Path) -> None:
-    async def test(holder: int) -> None:
+async def test_who_stopped_waiting_does_not_keep_it(run_dir: Path) -> None:
+    first, second, third = (FileLease(run_dir) for _ in range(3))
+    await first.acquire()
+    given_up = asyncio.ensure_future(second.acquire())
+    await asyncio.sleep(0.05)
+    given_up.cancel()
+    await asyncio.wait({given_up})
+    first.release()
+    assert await third.acquire() == 2
+    third.release()
+
+
+async def test_a_holder_that_is_killed_frees_it_at_once(run_dir: Path) -> None:
+    with holding(run_dir) as holder:
         lease = FileLease(run_dir)
         waiting = asyncio.ensure_future(lease.acquire())
         await asyncio.sleep(0.05)
         assert not waiting.done()
-        os.kill(holder, signal.SIGSTOP)
+        holder.send_signal(signal.SIGSTOP)
         await asyncio.sleep(0.05)
         assert not waiting.done(), "who is stopped may go on"
-        os.kill(holder, signal.SIGKILL)
+        holder.kill()
         assert await waiting == 2
         lease.release()
-
-    command = [sys.executable, "-c", HOLDER, str(run_dir)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "1\n"
-        run(test(holder.pid))
 
 
 @pytest.mark.parametrize(
@@ -123,34 +112,29 @@ def test_a_holder_that_is_killed_frees_it_at_once(run_dir: Path) -> None:
         b"epoch 00000000000000000000 fffffff\n", b"epoch %s" % (b"9" * 300),
     ],
 )  # fmt: skip
-def test_a_damaged_file_is_an_error_and_stays_as_it_is(run_dir: Path, content: bytes) -> None:
+async def test_a_damaged_file_is_an_error_and_stays_as_it_is(run_dir: Path, content: bytes) -> None:
     path = run_dir / LEASE_NAME
     path.write_bytes(content)
-
-    async def test() -> None:
-        lease = FileLease(run_dir)
-        for _ in range(2):  # it is not held by who could not read it
-            with pytest.raises(ConfigError, match=r"lease: expected the epoch .*; found .*; stop the server"):
-                await lease.acquire()
-
-    run(test())
+    lease = FileLease(run_dir)
+    for _ in range(2):  # it is not held by who could not read it
+        with pytest.raises(ConfigError, match=r"lease: expected the epoch .*; found .*; stop the server"):
+            await lease.acquire()
     assert path.read_bytes() == content
 
 
-def test_a_file_that_is_gone_or_none_is_an_error(tmp_path: Path) -> None:
-    async def test(found: str) -> None:
+async def test_a_file_that_is_gone_or_none_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / LEASE_NAME
+    for found, make in (
+        ("No such file", lambda: None),
+        ("Too many levels of symbolic links", lambda: path.symlink_to(tmp_path / "other")),
+        ("Is a directory", lambda: (path.unlink(), path.mkdir())),
+    ):
+        make()
         with pytest.raises(ConfigError, match=f"lease: .*{LEASE_NAME}; found {found}"):
             await FileLease(tmp_path).acquire()
 
-    run(test("No such file"))
-    (tmp_path / LEASE_NAME).symlink_to(tmp_path / "other")
-    run(test("Too many levels of symbolic links"))
-    (tmp_path / LEASE_NAME).unlink()
-    (tmp_path / LEASE_NAME).mkdir()
-    run(test("Is a directory"))
 
-
-def test_an_interrupted_write_leaves_an_epoch_or_an_error(run_dir: Path) -> None:
+async def test_an_interrupted_write_leaves_an_epoch_or_an_error(run_dir: Path) -> None:
     """Whatever part of the next content was written: never an epoch that was there before."""
     path = run_dir / LEASE_NAME
     before = path.read_bytes()
@@ -164,11 +148,11 @@ def test_an_interrupted_write_leaves_an_epoch_or_an_error(run_dir: Path) -> None
         finally:
             lease.release()
 
-    assert uvloop.run(epoch()) == 1
+    assert await epoch() == 1
     after = path.read_bytes()
     assert len(after) == len(before)
     found = set()
     for cut in range(len(after) + 1):
         path.write_bytes(after[:cut] + before[cut:])
-        found.add(uvloop.run(epoch()))
+        found.add(await epoch())
     assert found == {1, -1, 2}

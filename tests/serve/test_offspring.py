@@ -8,13 +8,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvloop
 
 from clockwork_serve.serve import offspring
 from clockwork_serve.serve.supervisor.processes import Child, Launch
@@ -77,24 +75,17 @@ def end(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 120))
-
-
-def test_what_a_child_started_has_ended_with_it() -> None:
-    async def test() -> None:
-        lines: list[str] = []
-        child = Child(Launch(name="runaways", module="runaways", config="{}"), lines.append)
-        while len(lines) < COUNT:
-            await asyncio.sleep(0.01)
-        pids = [int(line) for line in lines]
-        assert all(map(alive, pids))
-        child.signal(signal.SIGKILL)
-        assert await child.ended == -signal.SIGKILL
-        end(left := [pid for pid in pids if alive(pid)])
-        assert not left
-
-    run(test())
+async def test_what_a_child_started_has_ended_with_it() -> None:
+    lines: list[str] = []
+    child = Child(Launch(name="runaways", module="runaways", config="{}"), lines.append)
+    while len(lines) < COUNT:
+        await asyncio.sleep(0.01)
+    pids = [int(line) for line in lines]
+    assert all(map(alive, pids))
+    child.signal(signal.SIGKILL)
+    assert await child.ended == -signal.SIGKILL
+    end(left := [pid for pid in pids if alive(pid)])
+    assert not left
 
 
 @contextmanager
@@ -197,16 +188,14 @@ def test_a_guard_is_never_ended_by_what_ends_the_others_not_even_while_it_starts
     assert all(blocked >> number - 1 & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
-def test_no_other_process_is_ended(tmp_path: Path) -> None:
+async def test_no_other_process_is_ended(tmp_path: Path) -> None:
     """Neither what the supervisor itself started, nor another child's."""
-    with (
-        supervisor(tmp_path) as (_, others),
-        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as own,
-    ):
-        test_what_a_child_started_has_ended_with_it()
-        assert own.poll() is None
-        assert all(map(alive, others))
-        own.communicate(b"\n")
+    own = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=subprocess.PIPE)
+    with supervisor(tmp_path) as (_, others):
+        await test_what_a_child_started_has_ended_with_it()
+        assert own.returncode is None
+        assert all(map(alive, [own.pid, *others]))
+    await own.communicate(b"\n")
 
 
 def test_a_limit_that_cannot_be_set_is_said_and_nothing_else() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import uvloop
+import pytest
 
 from clockwork_serve.messages import (
     CodeRemoved,
@@ -20,13 +21,19 @@ from clockwork_serve.serve.controller.hub import Hub
 from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.supervisor.catalogue import Catalogue
 from clockwork_serve.serve.supervisor.link import SupervisorLink
-from tests.serve.controller.exchanges import World, code, model, play
+from tests.serve.controller.exchanges import World, a_world, code, model
 from tests.serve.links import FakeController, until
 from tests.serve.supervisor.catalogues import put, served
 
 ALONE = Quarantined(model="m/1", why="it kills", since_ns=5)
 WITH_CODE = Quarantined(model="m/1", why="it kills", since_ns=5, code_id="c1")
 OVER = Quarantined(model="m/1")
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with a_world(tmp_path) as found:
+        yield found
 
 
 def test_a_reason_has_the_wall_clock_time() -> None:
@@ -41,51 +48,38 @@ def test_a_reason_has_the_wall_clock_time() -> None:
     assert (quarantines.reasons(), quarantines.frames()) == ({}, [])
 
 
-def test_gateways_and_the_supervisor_are_notified_also_if_they_connect_later(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        supervisor = await world.supervisor(code(), model())
-        gateway = await world.peer(Role.GATEWAY, "g")
-        worker = await world.worker("w", "d")
-        await until(lambda: gateway.of(Readiness) and worker.frames)
-        world.decide(ALONE)
-        await until(lambda: gateway.of(Quarantined) and supervisor.of(Quarantined))
-        late = await world.peer(Role.GATEWAY, "late")
-        await until(lambda: late.of(Readiness))
-        assert late.frames[:4] == [code(), model(), ALONE, Readiness(ready=False, why="starting")]
-        again = await world.peer(Role.SUPERVISOR, "keeper")
-        await until(lambda: again.of(Quarantined))
-        assert worker.frames == [code(), model()], "its code goes on"
-        world.decide(OVER)
-        await until(lambda: OVER in late.frames)
-
-    play(tmp_path, story)
+async def test_gateways_and_the_supervisor_are_notified_also_if_they_connect_later(world: World) -> None:
+    supervisor = await world.supervisor(code(), model())
+    gateway = await world.peer(Role.GATEWAY, "g")
+    worker = await world.worker("w", "d")
+    await until(lambda: gateway.of(Readiness) and worker.frames)
+    world.decide(ALONE)
+    await until(lambda: gateway.of(Quarantined) and supervisor.of(Quarantined))
+    late = await world.peer(Role.GATEWAY, "late")
+    await until(lambda: late.of(Readiness))
+    assert late.frames[:4] == [code(), model(), ALONE, Readiness(ready=False, why="starting")]
+    again = await world.peer(Role.SUPERVISOR, "keeper")
+    await until(lambda: again.of(Quarantined))
+    assert worker.frames == [code(), model()], "its code goes on"
+    world.decide(OVER)
+    await until(lambda: OVER in late.frames)
 
 
-def test_a_code_in_quarantine_is_removed_from_workers_and_sent_again_after(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        supervisor = await world.supervisor(code(), code("c2"), model())
-        worker = await world.worker("w", "d")
-        await until(lambda: len(worker.frames) == 3)
-        world.decide(WITH_CODE)
-        await until(lambda: worker.frames[3:] == [CodeRemoved(code_id="c1")])
-        late = await world.worker("late", "d2")
-        await until(lambda: late.frames == [code("c2"), model()])
-        supervisor.send(ReleaseFromQuarantine(model="m"))
-        await until(lambda: ReleaseFromQuarantine(model="m") in world.brain.seen)
-        world.decide(OVER)
-        await until(lambda: worker.frames[4:] == [code()] and late.frames[2:] == [code()])
-
-    play(tmp_path, story)
+async def test_a_code_in_quarantine_is_removed_from_workers_and_sent_again_after(world: World) -> None:
+    supervisor = await world.supervisor(code(), code("c2"), model())
+    worker = await world.worker("w", "d")
+    await until(lambda: len(worker.frames) == 3)
+    world.decide(WITH_CODE)
+    await until(lambda: worker.frames[3:] == [CodeRemoved(code_id="c1")])
+    late = await world.worker("late", "d2")
+    await until(lambda: late.frames == [code("c2"), model()])
+    supervisor.send(ReleaseFromQuarantine(model="m"))
+    await until(lambda: ReleaseFromQuarantine(model="m") in world.brain.seen)
+    world.decide(OVER)
+    await until(lambda: worker.frames[4:] == [code()] and late.frames[2:] == [code()])
 
 
-def test_the_brain_observes_a_worker_s_crash_report(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        await world.supervisor()
-        worker = await world.worker("w", "d")
-        await until(lambda: world.brain.seen)
-        worker.link.close()
-        await until(lambda: WorkerLost(worker="w", running=(worker.link.own.pid,)) in world.brain.seen)
-
+async def test_the_brain_observes_a_worker_s_crash_report(tmp_path: Path) -> None:
     class Informed(World):
         def __init__(self, path: Path) -> None:
             super().__init__(path)
@@ -95,29 +89,33 @@ def test_the_brain_observes_a_worker_s_crash_report(tmp_path: Path) -> None:
                 read_crash_report=lambda name, pid: WorkerLost(worker=name, running=(pid,)),
             )
 
-    play(tmp_path, story, Informed)
+    async with a_world(tmp_path, Informed) as world:
+        await world.supervisor()
+        worker = await world.worker("w", "d")
+        await until(lambda: world.brain.seen)
+        worker.link.close()
+        await until(lambda: WorkerLost(worker="w", running=(worker.link.own.pid,)) in world.brain.seen)
 
 
-def test_the_supervisor_is_notified_once_each_and_forgets_it_with_the_controller(tmp_path: Path) -> None:
-    async def main() -> None:
-        path, told = tmp_path / "c.sock", []
-        link = SupervisorLink(path, list, lambda ask: None, lambda: told.append(1))
-        link.start()
-        controller = FakeController()
-        listener = await controller.listen(path)
-        await asyncio.wait_for(link.connected.wait(), 60)
-        controller.links[0].send(ALONE)
-        await until(lambda: bool(link.quarantines.reasons()))
-        controller.links[0].send(OVER)
-        await until(lambda: not link.quarantines.reasons())
-        controller.links[0].send(ALONE)
-        await until(lambda: bool(link.quarantines.reasons()))
-        listener.close()
-        await until(lambda: not link.quarantines.reasons())
-        assert len(told) == 2
-        link.close()
-
-    uvloop.run(main())
+async def test_the_supervisor_is_notified_once_each_and_forgets_it_with_the_controller(
+    tmp_path: Path,
+) -> None:
+    path, told = tmp_path / "c.sock", []
+    link = SupervisorLink(path, list, lambda ask: None, lambda: told.append(1))
+    link.start()
+    controller = FakeController()
+    listener = await controller.listen(path)
+    await asyncio.wait_for(link.connected.wait(), 60)
+    controller.links[0].send(ALONE)
+    await until(lambda: bool(link.quarantines.reasons()))
+    controller.links[0].send(OVER)
+    await until(lambda: not link.quarantines.reasons())
+    controller.links[0].send(ALONE)
+    await until(lambda: bool(link.quarantines.reasons()))
+    listener.close()
+    await until(lambda: not link.quarantines.reasons())
+    assert len(told) == 2
+    link.close()
 
 
 def test_the_index_says_why() -> None:

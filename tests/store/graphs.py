@@ -47,11 +47,7 @@ def convnet(seed: int = 0, *, classes: int = 10, side: int | str = 8, **attribut
         h.make_node("Gemm", ["f", "fw", "fb"], ["y"], transB=1),
     ]
     return model(
-        nodes,
-        [("x", T.FLOAT, ["N", 3, side, side])],
-        [("y", T.FLOAT, ["N", classes])],
-        weights,
-        **attributes,
+        nodes, [("x", T.FLOAT, ["N", 3, side, side])], [("y", T.FLOAT, ["N", classes])], weights, **attributes
     )
 
 

@@ -6,14 +6,7 @@ import os
 
 import pytest
 
-from clockwork_serve.store import (
-    Cache,
-    Compiler,
-    Problem,
-    ProblemError,
-    Repository,
-    compile_all,
-)
+from clockwork_serve.store import Cache, Compiler, Problem, ProblemError, Repository, compile_all
 from clockwork_serve.store.onnx.source import FileFacts
 from clockwork_serve.units import MIB, ms
 from tests.store import graphs

@@ -276,13 +276,7 @@ def test_what_an_analysis_cannot_clear_is_served_one_by_one_and_the_operator_is_
     assert "set max_batch_size > 0 to batch them" in warning
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"toml": "max_batch_size = 4"},
-        {"pbtxt": "max_batch_size: 4"},
-    ],
-)
+@pytest.mark.parametrize("settings", [{"toml": "max_batch_size = 4"}, {"pbtxt": "max_batch_size: 4"}])
 def test_a_setting_enforces_a_batch_where_only_the_analysis_vetoed(shop, settings):
     served = shop.served("m", vetoed(), **settings)
     assert served.model.max_batch_size == 4

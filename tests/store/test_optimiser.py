@@ -73,8 +73,7 @@ def test_artefacts_depend_on_the_runtime_and_on_the_instruction_sets(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "block"),
-    [("sse avx avx2 avx512f", 16), ("sse avx avx2", 8), ("sse avx", 0), ("avx512fp16", 0)],
+    ("flags", "block"), [("sse avx avx2 avx512f", 16), ("sse avx avx2", 8), ("sse avx", 0), ("avx512fp16", 0)]
 )
 def test_the_channels_in_a_block_are_known_by_the_instruction_sets(tmp_path, flags, block):
     (tmp_path / "cpuinfo").write_text(f"processor : 0\nmodel name : X\nflags : {flags}\n")

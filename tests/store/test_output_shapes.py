@@ -155,10 +155,7 @@ def test_stated_dims_are_believed_and_an_open_one_opens_what_the_graph_has(shop)
 
 
 def test_shapes_that_are_those_of_the_trial_by_chance_are_not_believed(shop):
-    nodes = [
-        h.make_node("ConstantOfShape", ["n"], ["zeros"]),
-        h.make_node("Relu", ["zeros"], ["y"]),
-    ]
+    nodes = [h.make_node("ConstantOfShape", ["n"], ["zeros"]), h.make_node("Relu", ["zeros"], ["y"])]
     model = graphs.model(nodes, [("n", T.INT64, [1])], [("y", T.FLOAT, [16000])])
     model.graph.value_info.append(h.make_tensor_value_info("zeros", T.FLOAT, [16000]))
     assert shop.served("m", model).code.outputs[0].shape == (-1,)

@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clockwork_serve.store.cache import batch_sizes, fine_batch_sizes
-from clockwork_serve.store.settings import (
-    ModelSettings,
-    StoreConfig,
-    TensorSettings,
-    VersionPolicy,
-    merged,
-)
+from clockwork_serve.store.settings import ModelSettings, StoreConfig, TensorSettings, VersionPolicy, merged
 
 CONFIG = StoreConfig(cache_dir="unused")
 

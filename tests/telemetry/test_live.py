@@ -152,10 +152,7 @@ def test_memory_follows_loads_unloads_and_lost_workers() -> None:
         found = view.panels(0, FOR_EVER)["devices"][0]
         return found["models"], view.window(0, FOR_EVER, 1)["bins"][-1]["memory"]
 
-    loaded = (
-        step(1, effects=(stories.load(1),)),
-        step(9, ran(1, 1, 9)),
-    )
+    loaded = (step(1, effects=(stories.load(1),)), step(9, ran(1, 1, 9)))
     view = view_of(*loaded)
     assert held(view) == (1, [(stories.MODEL, stories.load(1).weights.size)])
     view.on_record(step(20, effects=(stories.unload(2),)))

@@ -279,10 +279,7 @@ def test_a_code_without_a_batch_axis_takes_one_call_of_any_rows() -> None:
 
 def test_a_batch_that_needs_more_workspace_than_the_device_has_finds_no_room() -> None:
     status, message = fresh().refusal(0, infer(1, "a", 0, batch=8))
-    assert (status, message) == (
-        Status.NO_ROOM,
-        "INFER of a: workspace: batch 8 needs 1001 bytes, has 1000",
-    )
+    assert (status, message) == (Status.NO_ROOM, "INFER of a: workspace: batch 8 needs 1001 bytes, has 1000")
 
 
 def test_a_batch_that_needs_more_io_than_the_device_has_finds_no_room() -> None:

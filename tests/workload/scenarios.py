@@ -8,12 +8,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from clockwork_serve.workload.scenario import (
-    LoadTable,
-    ModelSet,
-    Ramp,
-    Scenario,
-)
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Ramp, Scenario
 from clockwork_serve.workload.stream import Arrivals, Workload, build
 
 ROOT = Path(__file__).resolve().parents[2]

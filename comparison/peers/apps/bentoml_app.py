@@ -26,8 +26,5 @@ def _api(name: str) -> Any:
 
 
 Models = bentoml.service(
-    workers=1,
-    traffic={"timeout": 60},
-    logging={"access": {"enabled": False}},
-    metrics={"enabled": False},
+    workers=1, traffic={"timeout": 60}, logging={"access": {"enabled": False}}, metrics={"enabled": False}
 )(type("Models", (), {name.replace("-", "_"): _api(name) for name in served.names()}))

@@ -24,8 +24,7 @@ GPU_COLUMNS = ("Avg GPU Utilization", "Avg GPU Power Usage", "Max GPU Memory Usa
 
 pytestmark = [
     pytest.mark.skipif(
-        ANALYZER is None,
-        reason="perf_analyzer is not here: it is for x86-64 with glibc 2.38 or later",
+        ANALYZER is None, reason="perf_analyzer is not here: it is for x86-64 with glibc 2.38 or later"
     ),
     # It hung once in hundreds of runs, with every request answered: then it is run again.
     pytest.mark.usefixtures("timing"),

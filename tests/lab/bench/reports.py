@@ -8,13 +8,7 @@ import numpy as np
 
 from clockwork_lab.bench.job import SenderMessage
 from clockwork_lab.bench.plan import Options, Plan, make_schedule
-from clockwork_lab.bench.records import (
-    FIRST_ENDS,
-    ROW,
-    End,
-    Kind,
-    Records,
-)
+from clockwork_lab.bench.records import FIRST_ENDS, ROW, End, Kind, Records
 from clockwork_lab.bench.report import BenchReport, make_report
 from clockwork_lab.bench.server import ServerAddress
 from clockwork_serve.units import NS_PER_MS

@@ -12,15 +12,7 @@ import numpy as np
 import pytest
 
 from clockwork_lab.bench.html import page
-from clockwork_lab.bench.records import (
-    FIRST_ENDS,
-    End,
-    Kind,
-    Records,
-    head_of,
-    read_records,
-    write_records,
-)
+from clockwork_lab.bench.records import FIRST_ENDS, End, Kind, Records, head_of, read_records, write_records
 from clockwork_lab.bench.report import BenchReport, closing_lines, group_rows
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_S

@@ -51,10 +51,7 @@ def test_json_goes_to_a_file(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (
-            ["fig3"],
-            "figure: expected one of fig",
-        ),
+        (["fig3"], "figure: expected one of fig"),
         (["fig5", "--json", "/nowhere/at/all.json"], "json: expected a file in a folder that exists"),
         (["fig5", "--out", "/proc/none"], "out: expected a folder"),
         (["fig5", "--seed", "-1"], "--seed"),

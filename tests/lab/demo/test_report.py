@@ -12,14 +12,7 @@ from rich.console import Console
 
 from clockwork_lab.demo.client import Hit, Shot
 from clockwork_lab.demo.judgement import Judgement
-from clockwork_lab.demo.report import (
-    Counted,
-    DemoReport,
-    PredictionError,
-    model_row,
-    prediction_error,
-    read,
-)
+from clockwork_lab.demo.report import Counted, DemoReport, PredictionError, model_row, prediction_error, read
 from clockwork_lab.demo.screen import show
 from clockwork_lab.demo.tiny import MODELS
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-
-import uvloop
 
 from clockwork_serve.messages import (
     Ask,
@@ -119,26 +118,17 @@ class World:
         self.exchange.driver.wake()
 
 
-def play(
-    tmp_path: Path, story: Callable[[World], Coroutine[Any, Any, None]], make: Callable[[Path], World] = World
-) -> None:
-    async def main() -> None:
-        world = make(tmp_path / "c.sock")
-        exchange = world.exchange
-        listener = await listen(
-            world.path,
-            hello(Role.CONTROLLER, "controller"),
-            exchange.on_link,
-            exchange.on_frames,
-            exchange.on_lost,
-        )
-        try:
-            await story(world)
-        finally:
-            listener.close()
-            exchange.driver.close()
-
-    uvloop.run(main())
+@asynccontextmanager
+async def a_world(tmp_path: Path, make: Callable[[Path], World] = World) -> AsyncIterator[World]:
+    world = make(tmp_path / "c.sock")
+    hub = world.exchange
+    own = hello(Role.CONTROLLER, "controller")
+    listener = await listen(world.path, own, hub.on_link, hub.on_frames, hub.on_lost)
+    try:
+        yield world
+    finally:
+        listener.close()
+        hub.driver.close()
 
 
 def joined(worker: str, *devices: str) -> WorkerJoined:

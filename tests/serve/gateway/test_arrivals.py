@@ -12,7 +12,6 @@ from functools import partial
 from typing import cast
 
 import pytest
-import uvloop
 
 from clockwork_serve.messages import Answer, Request
 from clockwork_serve.serve.gateway.timing import (
@@ -214,35 +213,29 @@ def test_the_kernel_s_value_is_not_used_for_kept_bytes() -> None:
     assert connection.arrival.arrived_ns == since_ns
 
 
-def test_the_loop_polls_between_two_instants() -> None:
-    async def main() -> None:
-        beats: list[int] = []
-        turns = LoopTurns(on_beat=lambda: beats.append(1))
-        begun_ns = time.monotonic_ns()
-        while len(beats) < 5:  # it beats while nothing happens
-            await asyncio.sleep(0.001)
-        assert begun_ns <= turns.before_ns <= time.monotonic_ns()
-        held_ns = time.monotonic_ns()
-        while time.monotonic_ns() < held_ns + ms(20):
-            pass
-        turns.begin()
-        await asyncio.sleep(0)
-        assert turns.before_ns <= held_ns, "the last whole poll was before"
-        turns.close()
-
-    uvloop.run(main())
+async def test_the_loop_polls_between_two_instants() -> None:
+    beats: list[int] = []
+    turns = LoopTurns(on_beat=lambda: beats.append(1))
+    begun_ns = time.monotonic_ns()
+    while len(beats) < 5:  # it beats while nothing happens
+        await asyncio.sleep(0.001)
+    assert begun_ns <= turns.before_ns <= time.monotonic_ns()
+    held_ns = time.monotonic_ns()
+    while time.monotonic_ns() < held_ns + ms(20):
+        pass
+    turns.begin()
+    await asyncio.sleep(0)
+    assert turns.before_ns <= held_ns, "the last whole poll was before"
+    turns.close()
 
 
-def test_an_idle_loop_beats_less_often() -> None:
-    async def main() -> None:
-        instants: list[int] = []
-        turns = LoopTurns(on_beat=lambda: instants.append(time.monotonic_ns()))
-        while len(instants) < IDLE_AFTER + 4:
-            await asyncio.sleep(0.2)
-        assert instants[-1] - instants[-2] > ms(15)
-        turns.close()
-
-    uvloop.run(main())
+async def test_an_idle_loop_beats_less_often() -> None:
+    instants: list[int] = []
+    turns = LoopTurns(on_beat=lambda: instants.append(time.monotonic_ns()))
+    while len(instants) < IDLE_AFTER + 4:
+        await asyncio.sleep(0.2)
+    assert instants[-1] - instants[-2] > ms(15)
+    turns.close()
 
 
 # With sockets

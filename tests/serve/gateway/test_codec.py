@@ -109,28 +109,24 @@ def read(text: bytes, whole: memoryview, length: int | None) -> InferCall:
     return asyncio.run(main())
 
 
-def test_a_process_that_dies_fails_one_request_and_is_restarted() -> None:
+async def test_a_process_that_dies_fails_one_request_and_is_restarted() -> None:
     once = (
         sys.executable, "-c",
         ("import socket, os; from clockwork_serve.serve.gateway import codec_process as c; "
         "c.receive(socket.socket(fileno=os.dup(0)))"),
     )  # fmt: skip
-
-    async def main() -> None:
-        codec = Codec(once)
-        text = body([1], [1])
-        try:
-            with pytest.raises(CodecFailed, match="send tensors as binary data"):
-                await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)
-            codec._command = Codec()._command
-            assert (await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)).id == "7"
-        finally:
-            codec.close()
-
-    asyncio.run(main())
+    codec = Codec(once)
+    text = body([1], [1])
+    try:
+        with pytest.raises(CodecFailed, match="send tensors as binary data"):
+            await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)
+        codec._command = Codec()._command
+        assert (await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)).id == "7"
+    finally:
+        codec.close()
 
 
-def test_an_idle_process_trims_its_memory_once(tmp_path: Path) -> None:
+async def test_an_idle_process_trims_its_memory_once(tmp_path: Path) -> None:
     trimmed = tmp_path / "trimmed"
     trimming = (
         sys.executable, "-c",
@@ -138,39 +134,32 @@ def test_an_idle_process_trims_its_memory_once(tmp_path: Path) -> None:
         "c._trim = lambda: open(sys.argv[1], 'a').write('t'); c.main()"),
         str(trimmed),
     )  # fmt: skip
-
-    async def main() -> None:
-        codec = Codec(trimming)
-        text = body([1], [1])
-        try:
-            for times in (1, 2):
-                assert (await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)).id == "7"
-                async with asyncio.timeout(60):
-                    while not trimmed.exists() or trimmed.stat().st_size < times:
-                        await asyncio.sleep(0.01)
-                await asyncio.sleep(0.2)
-                assert trimmed.stat().st_size == times
-        finally:
-            codec.close()
-
-    asyncio.run(main())
+    codec = Codec(trimming)
+    text = body([1], [1])
+    try:
+        for times in (1, 2):
+            assert (await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)).id == "7"
+            async with asyncio.timeout(60):
+                while not trimmed.exists() or trimmed.stat().st_size < times:
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.2)
+            assert trimmed.stat().st_size == times
+    finally:
+        codec.close()
 
 
-def test_unwanted_json_is_skipped_and_a_long_queue_is_rejected() -> None:
-    async def main() -> None:
-        codec = Codec()
-        text = body([1], [1])
-        try:
-            with pytest.raises(CodecFailed, match="the client left"):
-                await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: False)
-            assert codec._process is None
-            codec._waiting_bytes = gateway_codec.WAITING_BYTES
-            with pytest.raises(CodecBusy, match="are queued to be parsed already"):
-                await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)
-        finally:
-            codec.close()
-
-    asyncio.run(main())
+async def test_unwanted_json_is_skipped_and_a_long_queue_is_rejected() -> None:
+    codec = Codec()
+    text = body([1], [1])
+    try:
+        with pytest.raises(CodecFailed, match="the client left"):
+            await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: False)
+        assert codec._process is None
+        codec._waiting_bytes = gateway_codec.WAITING_BYTES
+        with pytest.raises(CodecBusy, match="are queued to be parsed already"):
+            await codec.read(text, memoryview(text), None, TENSORS_MAX, lambda: True)
+    finally:
+        codec.close()
 
 
 @pytest.fixture(scope="module")

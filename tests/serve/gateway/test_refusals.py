@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine
-from pathlib import Path
 
 import msgspec
+import pytest
 from msgspec import structs
 
 from clockwork_serve.errors import InvalidRequest
-from clockwork_serve.messages import (
-    Answer,
-    Outcome,
-    Readiness,
-    Reason,
-    Request,
-    SoonestEnd,
-    SoonestEnds,
-)
+from clockwork_serve.messages import Answer, Outcome, Readiness, Reason, Request, SoonestEnd, SoonestEnds
 from clockwork_serve.serve.gateway.gateway import NAME_CHARS
 from clockwork_serve.telemetry import Journal, Step
 from clockwork_serve.units import MIB, NS_PER_S, ms
-from tests.serve.gateway.worlds import Client, World, in_world
+from tests.serve.gateway.worlds import Client, World
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -47,79 +38,66 @@ class Kept(Journal):
         ]
 
 
-def kept_in(run_dir: Path, story: Callable[[World, Kept], Coroutine[None, None, None]]) -> Kept:
-    kept = Kept()
-
-    async def told(world: World) -> None:
-        world.gateway.refusals = kept
-        await story(world, kept)
-
-    in_world(run_dir, told)
-    return kept
+@pytest.fixture
+def kept(world: World) -> Kept:
+    world.gateway.refusals = found = Kept()
+    return found
 
 
-def test_who_is_answered_well_is_kept_by_the_controller_alone(tmp_path: Path) -> None:
-    async def story(world: World, kept: Kept) -> None:
-        client = Client()
-        client.trace = TRACE
-        await world.infer(client)
-        assert world.controller.requests[0].trace == TRACE
-
-    assert kept_in(tmp_path, story).steps == []
+async def test_who_is_answered_well_is_kept_by_the_controller_alone(world: World, kept: Kept) -> None:
+    client = Client()
+    client.trace = TRACE
+    await world.infer(client)
+    assert world.controller.requests[0].trace == TRACE
+    assert kept.steps == []
 
 
-def test_what_is_wrong_has_an_id_that_its_client_is_told(tmp_path: Path) -> None:
-    async def story(world: World, kept: Kept) -> None:
-        client, unknown = Client(data=b"123"), Client("x" * 1000)
-        client.trace, client.identity = TRACE, "team-a"
-        await world.infer(client)
-        await world.infer(unknown)
-        request, answer = kept.steps[0].events[0], kept.steps[0].effects[0]
-        assert isinstance(request, Request)
-        assert isinstance(answer, Answer)
-        assert request.request_id == answer.request_id == client.ends[0].request_id
-        assert (request.trace, request.tenant, request.gateway) == (TRACE, "team-a", "g0")
-        assert answer.message == client.ends[0].message
-        assert len({client.ends[0].request_id, unknown.ends[0].request_id, ""}) == 3
-
-    assert kept_in(tmp_path, story).ends == [
+async def test_what_is_wrong_has_an_id_that_its_client_is_told(world: World, kept: Kept) -> None:
+    client, unknown = Client(data=b"123"), Client("x" * 1000)
+    client.trace, client.identity = TRACE, "team-a"
+    await world.infer(client)
+    await world.infer(unknown)
+    request, answer = kept.steps[0].events[0], kept.steps[0].effects[0]
+    assert isinstance(request, Request)
+    assert isinstance(answer, Answer)
+    assert request.request_id == answer.request_id == client.ends[0].request_id
+    assert (request.trace, request.tenant, request.gateway) == (TRACE, "team-a", "g0")
+    assert answer.message == client.ends[0].message
+    assert len({client.ends[0].request_id, unknown.ends[0].request_id, ""}) == 3
+    assert kept.ends == [
         ("ident/1", "invalid", "bad_input"), ("x" * (NAME_CHARS - 3) + "...", "invalid", "unknown_model"),
     ]  # fmt: skip
 
 
-def test_refusals_of_all_kinds_are_kept(tmp_path: Path) -> None:
-    async def story(world: World, kept: Kept) -> None:
-        gateway = world.gateway
-        world.controller.on_request = world.keep
-        # Its deadline was over before it was read.
-        old = Client()
-        old.arrival_ns -= NS_PER_S
-        await world.infer(old)
-        # Hopeless by the controller's summary.
-        now_ns = time.monotonic_ns()
-        soonest = SoonestEnd(due_ns=now_ns, end_ns=now_ns + ms(900), each_ns=0, other_end_ns=now_ns + ms(999))
-        world.controller.send(SoonestEnds(ends={"ident/1": soonest}, until_ns=now_ns + ms(60_000)))
-        await world.until(lambda: gateway.link.ends.known)
-        world.hold_back()
-        await world.infer(Client())
-        # No room for its tensors.
-        first = Client("any", bytes(MIB // 2))
-        gateway.infer(first)
-        await world.infer(Client("any", bytes(MIB // 2)))
-        await world.until(lambda: world.controller.requests)
-        (sent,) = world.controller.requests
-        refused, reason = Outcome.REJECTED, Reason.QUEUE_FULL
-        world.controller.send(
-            Answer(request_id=sent.request_id, gateway=sent.gateway, outcome=refused, reason=reason)
-        )
-        await world.until(lambda: first.ends)  # the controller has kept it itself
-        # The server does not serve.
-        world.controller.send(Readiness(ready=False, why="no worker"))
-        await world.until(lambda: not gateway.link.serves)
-        await world.infer(Client("nope"))
-
-    kept = kept_in(tmp_path, story)
-
+async def test_refusals_of_all_kinds_are_kept(world: World, kept: Kept) -> None:
+    gateway = world.gateway
+    world.controller.on_request = world.keep
+    # Its deadline was over before it was read.
+    old = Client()
+    old.arrival_ns -= NS_PER_S
+    await world.infer(old)
+    # Hopeless by the controller's summary.
+    now_ns = time.monotonic_ns()
+    soonest = SoonestEnd(due_ns=now_ns, end_ns=now_ns + ms(900), each_ns=0, other_end_ns=now_ns + ms(999))
+    world.controller.send(SoonestEnds(ends={"ident/1": soonest}, until_ns=now_ns + ms(60_000)))
+    await world.until(lambda: gateway.link.ends.known)
+    world.hold_back()
+    await world.infer(Client())
+    # No room for its tensors.
+    first = Client("any", bytes(MIB // 2))
+    gateway.infer(first)
+    await world.infer(Client("any", bytes(MIB // 2)))
+    await world.until(lambda: world.controller.requests)
+    (sent,) = world.controller.requests
+    refused, reason = Outcome.REJECTED, Reason.QUEUE_FULL
+    world.controller.send(
+        Answer(request_id=sent.request_id, gateway=sent.gateway, outcome=refused, reason=reason)
+    )
+    await world.until(lambda: first.ends)  # the controller has kept it itself
+    # The server does not serve.
+    world.controller.send(Readiness(ready=False, why="no worker"))
+    await world.until(lambda: not gateway.link.serves)
+    await world.infer(Client("nope"))
     assert kept.ends == [
         ("ident/1", "expired", ""), ("ident/1", "rejected", "would_miss_deadline"),
         ("any/1", "rejected", "queue_full"),
@@ -132,54 +110,47 @@ def test_refusals_of_all_kinds_are_kept(tmp_path: Path) -> None:
     )
 
 
-def test_late_answers_are_named(tmp_path: Path) -> None:
-    async def story(world: World, kept: Kept) -> None:
-        def late(request: Request) -> Answer:
-            time.sleep(0.03)
-            return world.controller.echo(request)
+async def test_late_answers_are_named(world: World, kept: Kept) -> None:
+    def late(request: Request) -> Answer:
+        time.sleep(0.03)
+        return world.controller.echo(request)
 
-        world.controller.on_request = late
-        client = await world.infer(Client(slo_ms=10))
-        assert client.ended == (Outcome.EXPIRED, Reason.LATE)
-        world.gateway.link.report_delivered()
-        (answer,) = kept.steps[0].effects
-        assert kept.steps[0].events == ()
-        assert (answer.request_id, answer.reason) == (client.ends[0].request_id, "late")
-
-    kept_in(tmp_path, story)
+    world.controller.on_request = late
+    client = await world.infer(Client(slo_ms=10))
+    assert client.ended == (Outcome.EXPIRED, Reason.LATE)
+    world.gateway.link.report_delivered()
+    (answer,) = kept.steps[0].effects
+    assert kept.steps[0].events == ()
+    assert (answer.request_id, answer.reason) == (client.ends[0].request_id, "late")
 
 
-def test_who_loses_the_controller_is_kept_as_it_was_told(tmp_path: Path) -> None:
-    async def story(world: World, kept: Kept) -> None:
-        world.controller.on_request = world.keep
-        client = Client()
-        request_id = world.gateway.infer(client)
-        world.gateway.close()
-        assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
-        assert client.ends[0].request_id == kept.steps[0].events[0].request_id == request_id
-
-    assert kept_in(tmp_path, story).ends == [("ident/1", "rejected", "not_serving")]
+async def test_who_loses_the_controller_is_kept_as_it_was_told(world: World, kept: Kept) -> None:
+    world.controller.on_request = world.keep
+    client = Client()
+    request_id = world.gateway.infer(client)
+    world.gateway.close()
+    assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+    assert client.ends[0].request_id == kept.steps[0].events[0].request_id == request_id
+    assert kept.ends == [("ident/1", "rejected", "not_serving")]
 
 
-def test_an_answer_that_cannot_be_delivered_is_kept_as_the_client_was_told(tmp_path: Path) -> None:
-    async def story(world: World, kept: Kept) -> None:
-        world.controller.on_request = lambda request: structs.replace(
-            world.controller.echo(request), outputs=b"what nobody can read"
-        )
-        client = await world.infer(Client())
-        assert client.ended == (Outcome.FAILED, Reason.NONE)
-        assert kept.steps[0].events[0].request_id == world.controller.requests[0].request_id
+async def test_an_answer_that_cannot_be_delivered_is_kept_as_the_client_was_told(
+    world: World, kept: Kept
+) -> None:
+    world.controller.on_request = lambda request: structs.replace(
+        world.controller.echo(request), outputs=b"what nobody can read"
+    )
+    client = await world.infer(Client())
+    assert client.ended == (Outcome.FAILED, Reason.NONE)
+    assert kept.steps[0].events[0].request_id == world.controller.requests[0].request_id
+    assert kept.ends == [("ident/1", "failed", "")]
 
-    assert kept_in(tmp_path, story).ends == [("ident/1", "failed", "")]
 
-
-def test_unreadable_bodies_are_kept(tmp_path: Path) -> None:
-    async def story(world: World, kept: Kept) -> None:
-        response = world.gateway.unreadable(Client(), InvalidRequest("no gzip"))
-        world.gateway.refuse_unread(Client(), "busy", busy=True)
-        assert response.request_id
-
-    assert kept_in(tmp_path, story).ends == [
+async def test_unreadable_bodies_are_kept(world: World, kept: Kept) -> None:
+    response = world.gateway.unreadable(Client(), InvalidRequest("no gzip"))
+    world.gateway.refuse_unread(Client(), "busy", busy=True)
+    assert response.request_id
+    assert kept.ends == [
         ("ident/", "invalid", "bad_input"), ("ident/", "rejected", "queue_full"),
     ]  # fmt: skip
 

@@ -216,55 +216,47 @@ def refused(request_id: str, error: InvalidRequest) -> None:
     pytest.fail(f"{request_id}: {error}")
 
 
-def test_large_inputs_are_copied_a_piece_in_a_turn() -> None:
+async def test_large_inputs_are_copied_a_piece_in_a_turn() -> None:
     data = np.random.default_rng(1).integers(0, 255, 3 * COPIED_AT_ONCE + 5, np.uint8).tobytes()
     inputs = [InputTensor("A", "UINT8", (5,), b"12345"), InputTensor("B", "UINT8", (len(data),), data)]
     filled: list[str] = []
-
-    async def main() -> None:
-        slots = Slots(16 * COPIED_AT_ONCE)
-        room = slots.body(100, 0)
-        copies, copying = Copies(filled.append, refused), Copying()
-        slot = slots.fill(inputs, 8, room, copying)
-        assert slot is not None and copying
-        used = slots.used_bytes
-        copies.begin("one", copying)
-        turns = 0
-        while not filled:
-            await asyncio.sleep(0)
-            turns += 1
-        assert turns >= 5
-        assert slots.used_bytes < used  # the body's room is given back
-        buffer = slots.region.buffer
-        found = [bytes(buffer[ref.offset : ref.offset + ref.nbytes]) for ref in slot.tensors.refs]
-        assert found == [b"12345", data]
-        slots.free(slot)
-        assert not slots.used_bytes
-        del buffer
-        slots.close()
-
-    asyncio.run(main())
+    slots = Slots(16 * COPIED_AT_ONCE)
+    room = slots.body(100, 0)
+    copies, copying = Copies(filled.append, refused), Copying()
+    slot = slots.fill(inputs, 8, room, copying)
+    assert slot is not None and copying
+    used = slots.used_bytes
+    copies.begin("one", copying)
+    turns = 0
+    while not filled:
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 5
+    assert slots.used_bytes < used  # the body's room is given back
+    buffer = slots.region.buffer
+    found = [bytes(buffer[ref.offset : ref.offset + ref.nbytes]) for ref in slot.tensors.refs]
+    assert found == [b"12345", data]
+    slots.free(slot)
+    assert not slots.used_bytes
+    del buffer
+    slots.close()
     assert filled == ["one"]
 
 
-def test_a_withdrawn_copy_is_not_reported() -> None:
+async def test_a_withdrawn_copy_is_not_reported() -> None:
     inputs = [InputTensor("B", "UINT8", (COPIED_AT_ONCE * 3,), bytes(COPIED_AT_ONCE * 3))]
     filled: list[str] = []
-
-    async def main() -> None:
-        slots = Slots(16 * COPIED_AT_ONCE)
-        copies = Copies(filled.append, refused)
-        kept = []
-        for name in ("one", "two"):
-            copying = Copying()
-            kept.append(slots.fill(inputs, 8, None, copying))
-            copies.begin(name, copying)
-        assert copies.withdraw("one")
-        assert not copies.withdraw("one")
-        while not filled:
-            await asyncio.sleep(0)
-        assert copies.clear() == []
-        slots.close()
-
-    asyncio.run(main())
+    slots = Slots(16 * COPIED_AT_ONCE)
+    copies = Copies(filled.append, refused)
+    kept = []
+    for name in ("one", "two"):
+        copying = Copying()
+        kept.append(slots.fill(inputs, 8, None, copying))
+        copies.begin(name, copying)
+    assert copies.withdraw("one")
+    assert not copies.withdraw("one")
+    while not filled:
+        await asyncio.sleep(0)
+    assert copies.clear() == []
+    slots.close()
     assert filled == ["two"]

@@ -235,11 +235,7 @@ def test_invalid_requests_get_an_explanation(
 
 
 def test_unknown_models_are_not_found_everywhere(client: Any) -> None:
-    for ask in (
-        client.get_model_metadata,
-        client.get_model_config,
-        client.get_inference_statistics,
-    ):
+    for ask in (client.get_model_metadata, client.get_model_config, client.get_inference_statistics):
         with pytest.raises(InferenceServerException, match="NOT_FOUND"):
             ask("nope")
     assert not client.is_model_ready("nope")

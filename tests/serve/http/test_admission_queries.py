@@ -195,9 +195,7 @@ def test_a_query_ends_after_its_deadline_though_timers_may_fire_a_millisecond_ea
     assert [round((at_s - query.deadline_ns / 1e9) * 1e3) for at_s in timers.at_s] == [1]
 
 
-def test_a_query_without_a_reply_ends_at_the_deadline(
-    gateway: RunningGateway,
-) -> None:
+def test_a_query_without_a_reply_ends_at_the_deadline(gateway: RunningGateway) -> None:
     gateway.controller.on_admission_query = lambda _: None
     with gateway.connect() as client:
         client.sendall(b"".join(message(VALUES, "x-slo-ms: 100")))

@@ -304,9 +304,7 @@ def test_each_outcome_has_its_status_and_reason(
     assert found.headers["clockwork-request-id"] == gateway.controller.requests[0].request_id
 
 
-def test_retry_advice_is_randomised(
-    gateway: RunningGateway,
-) -> None:
+def test_retry_advice_is_randomised(gateway: RunningGateway) -> None:
     def answered(request: Request) -> Answer:
         return gateway.controller.answer(
             request, outcome=Outcome.REJECTED, reason=Reason.QUEUE_FULL, retry_after_ns=ms(7)

@@ -60,20 +60,19 @@ async def asked(folder: Path, target: str, *headers: str, method: str = "GET") -
     return int(head.split()[1]), head.decode(), body
 
 
-def one(view: LiveView, folder: Path, target: str, *headers: str, **given: str) -> tuple[int, str, bytes]:
-    async def main() -> tuple[int, str, bytes]:
-        async with serving(view, folder):
-            return await asked(folder, target, *headers, **given)
-
-    return asyncio.run(main())
+async def one(
+    view: LiveView, folder: Path, target: str, *headers: str, **given: str
+) -> tuple[int, str, bytes]:
+    async with serving(view, folder):
+        return await asked(folder, target, *headers, **given)
 
 
 @pytest.mark.parametrize("name", [path.name for path in FILES.iterdir()])
-def test_every_file_of_the_page_is_there_with_its_type_and_may_do_nothing_else(
+async def test_every_file_of_the_page_is_there_with_its_type_and_may_do_nothing_else(
     tmp_path: Path, name: str
 ) -> None:
     target = "/" if name == "index.html" else f"/live/{name}"
-    status, head, body = one(view_of(), tmp_path, target)
+    status, head, body = await one(view_of(), tmp_path, target)
 
     assert (status, body) == (200, (FILES / name).read_bytes())
     assert f"Content-Security-Policy: {POLICY}\r\n" in head
@@ -117,46 +116,43 @@ def test_the_page_is_small_and_runs_its_own_files_alone() -> None:
         ("/metrics", 404, b"Not Found"),
     ],
 )
-def test_what_is_asked_is_answered_or_refused_with_a_reason(
+async def test_what_is_asked_is_answered_or_refused_with_a_reason(
     tmp_path: Path, target: str, status: int, part: bytes
 ) -> None:
-    found, head, body = one(view_of(), tmp_path, target)
+    found, head, body = await one(view_of(), tmp_path, target)
 
     assert (found, part in body) == (status, True), body
     assert "nosniff" in head
 
 
-def test_nothing_but_get_and_head_is_answered(tmp_path: Path) -> None:
-    assert one(view_of(), tmp_path, "/live/panels", method="POST")[0] == 405
-    status, _, body = one(view_of(), tmp_path, "/live/panels", method="HEAD")
+async def test_nothing_but_get_and_head_is_answered(tmp_path: Path) -> None:
+    assert (await one(view_of(), tmp_path, "/live/panels", method="POST"))[0] == 405
+    status, _, body = await one(view_of(), tmp_path, "/live/panels", method="HEAD")
     assert (status, body) == (200, b"")
 
 
 @pytest.mark.parametrize(
     "data", [b"\x16\x03\x01", b"GET / HTTP/1.1\r\nA: " + b"b" * 20_000, b"\r\nrubbish\r\n\r\n"]
 )
-def test_what_is_no_request_ends_its_connection_alone(tmp_path: Path, data: bytes) -> None:
-    async def main() -> None:
-        async with serving(view_of(), tmp_path):
-            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
-            writer.write(data)
-            async with asyncio.timeout(60):
-                assert (await reader.read()).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
-            writer.close()
-            assert (await asked(tmp_path, "/"))[0] == 200
-
-    asyncio.run(main())
+async def test_what_is_no_request_ends_its_connection_alone(tmp_path: Path, data: bytes) -> None:
+    async with serving(view_of(), tmp_path):
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
+        writer.write(data)
+        async with asyncio.timeout(60):
+            assert (await reader.read()).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
+        writer.close()
+        assert (await asked(tmp_path, "/"))[0] == 200
 
 
-def test_a_tenant_gets_his_requests_and_nothing_else(tmp_path: Path) -> None:
+async def test_a_tenant_gets_his_requests_and_nothing_else(tmp_path: Path) -> None:
     for target, status in (
         ("/live/window", 403), ("/live/panels", 403), ("/live/stream", 404), ("/live/requests?to=99999", 200),
         ("/live/explain?id=r1", 404), ("/", 200),
     ):  # fmt: skip
-        found, _, body = one(view_of(), tmp_path, target, "Clockwork-Tenant: team")
+        found, _, body = await one(view_of(), tmp_path, target, "Clockwork-Tenant: team")
         assert found == status, target
         assert b"r1" not in body, target
-    found = one(view_of(), tmp_path, "/live/requests?to=99999&tenant=", "Clockwork-Tenant: team")
+    found = await one(view_of(), tmp_path, "/live/requests?to=99999&tenant=", "Clockwork-Tenant: team")
     assert json.loads(found[2])["total"] == 0
 
 
@@ -166,65 +162,56 @@ def frames(data: bytes) -> list[dict]:
     ]
 
 
-def test_the_stream_tells_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_stream_tells_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "FRAME_S", 0.01)
     view = view_of()
-
-    async def main() -> list[dict]:
-        async with serving(view, tmp_path):
-            reader, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
-            writer.write(b"GET /live/stream?pixel=100 HTTP/1.1\r\n\r\n")
-            head = await reader.readuntil(b"\r\n\r\n")
-            assert b"text/event-stream" in head and b"Content-Length" not in head
-            data = await reader.readuntil(b"\n\n")
-            refused(view, "late", 50)
-            while b"50000" not in data:
-                async with asyncio.timeout(60):
-                    data += await reader.readuntil(b"\n\n")
-            writer.close()
-            return frames(data)
-
-    found = asyncio.run(main())
+    async with serving(view, tmp_path):
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
+        writer.write(b"GET /live/stream?pixel=100 HTTP/1.1\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"text/event-stream" in head and b"Content-Length" not in head
+        data = await reader.readuntil(b"\n\n")
+        refused(view, "late", 50)
+        while b"50000" not in data:
+            async with asyncio.timeout(60):
+                data += await reader.readuntil(b"\n\n")
+        writer.close()
+    found = frames(data)
     assert found[0]["lanes"] == []
     assert found[0]["names"][1] == [["cpu:0", "load"], ["cpu:0", "exec"], ["rejected: queue_full", "refused"]]
     assert [lane for one in found for lane in one["lanes"]] == [[2, [[50_000, 1, 0]]]]
 
 
-def test_readers_that_stop_reading_cost_one_frame_and_are_let_go(
+async def test_readers_that_stop_reading_cost_one_frame_and_are_let_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(live, "FRAME_S", 0.001)
     view = view_of()
-
-    async def main() -> tuple[int, list[int]]:
-        most = 0
-        async with serving(view, tmp_path) as server:
-            writers = []
-            for _ in range(10):
-                _, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"), limit=1)
-                writer.write(b"GET /live/stream?pixel=1 HTTP/1.1\r\n\r\n")
-                writers.append(writer)
-            for at in range(100, 20_000):
-                refused(view, f"r{at}", at, model=f"model-{at}")
-                if at % 20 == 0:
-                    await asyncio.sleep(0)
-                    held = [
-                        one._transport.get_write_buffer_size() for one in server.connections if one._transport
-                    ]
-                    most = max(most, *held, 0)
-                if not server.connections and at > 5000:
-                    break
-            until = asyncio.get_running_loop().time() + 20
-            while server.connections and asyncio.get_running_loop().time() < until:
-                await asyncio.sleep(0.01)
-            left = len(server.connections)
-            for writer in writers:
-                writer.close()
-        return most, [left]
-
-    most, left = asyncio.run(main())
+    most = 0
+    async with serving(view, tmp_path) as server:
+        writers = []
+        for _ in range(10):
+            _, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"), limit=1)
+            writer.write(b"GET /live/stream?pixel=1 HTTP/1.1\r\n\r\n")
+            writers.append(writer)
+        for at in range(100, 20_000):
+            refused(view, f"r{at}", at, model=f"model-{at}")
+            if at % 20 == 0:
+                await asyncio.sleep(0)
+                held = [
+                    one._transport.get_write_buffer_size() for one in server.connections if one._transport
+                ]
+                most = max(most, *held, 0)
+            if not server.connections and at > 5000:
+                break
+        until = asyncio.get_running_loop().time() + 20
+        while server.connections and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(0.01)
+        left = len(server.connections)
+        for writer in writers:
+            writer.close()
     assert most < 2_000_000
-    assert left == [0]
+    assert left == 0
 
 
 def test_a_reader_that_was_slow_is_told_of_the_gap(tmp_path: Path) -> None:
@@ -256,74 +243,68 @@ def test_a_reader_that_was_slow_is_told_of_the_gap(tmp_path: Path) -> None:
     assert [one.get("gap") for one in found] == [None, True]
 
 
-def test_who_does_not_know_the_key_or_comes_by_another_name_gets_nothing() -> None:
-    async def main() -> None:
-        server = PageServer(LivePage(view_of()), key="secret")
-        port = await server.listen(0)
+async def test_who_does_not_know_the_key_or_comes_by_another_name_gets_nothing() -> None:
+    server = PageServer(LivePage(view_of()), key="secret")
+    port = await server.listen(0)
 
-        async def ask(target: str, *headers: str, host: str = f"127.0.0.1:{port}") -> bytes:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            lines = [f"GET {target} HTTP/1.1", f"Host: {host}", "Connection: close", *headers, "", ""]
-            writer.write("\r\n".join(lines).encode())
-            data = await reader.read()
-            writer.close()
-            return data
+    async def ask(target: str, *headers: str, host: str = f"127.0.0.1:{port}") -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        lines = [f"GET {target} HTTP/1.1", f"Host: {host}", "Connection: close", *headers, "", ""]
+        writer.write("\r\n".join(lines).encode())
+        data = await reader.read()
+        writer.close()
+        return data
 
-        assert (await ask("/")).startswith(b"HTTP/1.1 401")
-        assert (await ask("/?key=wrong")).startswith(b"HTTP/1.1 401")
-        assert (await ask("/live/panels?key=secret")).startswith(b"HTTP/1.1 401")
-        entered = await ask("/?key=secret")
-        assert entered.startswith(b"HTTP/1.1 303")
-        cookie = re.search(rb"Set-Cookie: ([^;]+); Path=/; HttpOnly; SameSite=Strict", entered)
-        assert cookie is not None
-        known = f"Cookie: other=1; {cookie[1].decode()}"
-        assert (await ask("/live/panels", known)).startswith(b"HTTP/1.1 200")
-        assert (await ask("/live/panels", known, host="evil.example.com")).startswith(b"HTTP/1.1 403")
-        server.close()
-
-    asyncio.run(main())
+    assert (await ask("/")).startswith(b"HTTP/1.1 401")
+    assert (await ask("/?key=wrong")).startswith(b"HTTP/1.1 401")
+    assert (await ask("/live/panels?key=secret")).startswith(b"HTTP/1.1 401")
+    entered = await ask("/?key=secret")
+    assert entered.startswith(b"HTTP/1.1 303")
+    cookie = re.search(rb"Set-Cookie: ([^;]+); Path=/; HttpOnly; SameSite=Strict", entered)
+    assert cookie is not None
+    known = f"Cookie: other=1; {cookie[1].decode()}"
+    assert (await ask("/live/panels", known)).startswith(b"HTTP/1.1 200")
+    assert (await ask("/live/panels", known, host="evil.example.com")).startswith(b"HTTP/1.1 403")
+    server.close()
 
 
-def test_an_explanation_is_waited_for_and_others_are_answered_meanwhile(tmp_path: Path) -> None:
-    async def main() -> None:
-        go = asyncio.Event()
+async def test_an_explanation_is_waited_for_and_others_are_answered_meanwhile(tmp_path: Path) -> None:
+    go = asyncio.Event()
 
-        async def explain(
-            request_id: str, tenant: str | None, changes: Sequence[str]
-        ) -> dict[str, object] | None:
-            await go.wait()
-            if request_id == "broken":
-                raise RuntimeError
-            if "odd" in changes:
-                raise ConfigError("if: expected a change")
-            return {"sentence": f"{request_id} for {tenant}"} if request_id != "none" else None
+    async def explain(
+        request_id: str, tenant: str | None, changes: Sequence[str]
+    ) -> dict[str, object] | None:
+        await go.wait()
+        if request_id == "broken":
+            raise RuntimeError
+        if "odd" in changes:
+            raise ConfigError("if: expected a change")
+        return {"sentence": f"{request_id} for {tenant}"} if request_id != "none" else None
 
-        async with serving(view_of(), tmp_path, explain) as server:
-            asking = [
-                asyncio.ensure_future(asked(tmp_path, f"/live/explain?id={name}"))
-                for name in ("x", "none", "broken")
-            ]
-            assert (await asked(tmp_path, "/live/panels"))[0] == 200
-            go.set()
-            found = [await one for one in asking]
-            assert [status for status, _, _ in found] == [200, 404, 500]
-            assert json.loads(found[0][2]) == {"sentence": "x for None"}
-            of_tenant = await asked(tmp_path, "/live/explain?id=x", "Clockwork-Tenant: team")
-            assert json.loads(of_tenant[2]) == {"sentence": "x for team"}
-            refused = await asked(tmp_path, "/live/explain?id=x&if=priority%3D1&if=odd")
-            assert refused[0] == 400
-            assert b"if: expected a change" in refused[2]
-            go.clear()
-            _, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
-            writer.write(b"GET /live/explain?id=x HTTP/1.1\r\n\r\n")
-            await asyncio.sleep(0.05)
-            (connection,) = server.connections
-            writer.close()
-            while server.connections:
-                await asyncio.sleep(0.01)
-            assert connection._waiting is None or connection._waiting.cancelled()
-
-    asyncio.run(main())
+    async with serving(view_of(), tmp_path, explain) as server:
+        asking = [
+            asyncio.ensure_future(asked(tmp_path, f"/live/explain?id={name}"))
+            for name in ("x", "none", "broken")
+        ]
+        assert (await asked(tmp_path, "/live/panels"))[0] == 200
+        go.set()
+        found = [await one for one in asking]
+        assert [status for status, _, _ in found] == [200, 404, 500]
+        assert json.loads(found[0][2]) == {"sentence": "x for None"}
+        of_tenant = await asked(tmp_path, "/live/explain?id=x", "Clockwork-Tenant: team")
+        assert json.loads(of_tenant[2]) == {"sentence": "x for team"}
+        refused = await asked(tmp_path, "/live/explain?id=x&if=priority%3D1&if=odd")
+        assert refused[0] == 400
+        assert b"if: expected a change" in refused[2]
+        go.clear()
+        _, writer = await asyncio.open_unix_connection(str(tmp_path / "o.sock"))
+        writer.write(b"GET /live/explain?id=x HTTP/1.1\r\n\r\n")
+        await asyncio.sleep(0.05)
+        (connection,) = server.connections
+        writer.close()
+        while server.connections:
+            await asyncio.sleep(0.01)
+        assert connection._waiting is None or connection._waiting.cancelled()
 
 
 def test_a_connection_may_have_been_another_protocols_before(tmp_path: Path) -> None:

@@ -131,15 +131,12 @@ def test_the_others_go_on_although_one_raises() -> None:
     assert done == [0, 1, 2] and loop.soon == []
 
 
-def test_on_a_real_loop_each_gets_its_turn() -> None:
-    async def test() -> list[int]:
-        line, done = RoundRobin(asyncio.get_running_loop(), 2), []
-        for at in range(5):
-            line.add(lambda at=at: done.append(at))  # type: ignore[misc]
-        await asyncio.sleep(0.05)
-        return done
-
-    assert asyncio.run(test()) == [0, 1, 2, 3, 4]
+async def test_on_a_real_loop_each_gets_its_turn() -> None:
+    line, done = RoundRobin(asyncio.get_running_loop(), 2), []
+    for at in range(5):
+        line.add(lambda at=at: done.append(at))  # type: ignore[misc]
+    await asyncio.sleep(0.05)
+    assert done == [0, 1, 2, 3, 4]
 
 
 class Refuses(Host):

@@ -179,42 +179,36 @@ def test_what_came_while_it_started_is_frozen_without_a_pass_over_it(
     assert done == ["collect", "freeze", "freeze"]
 
 
-def test_it_leads_no_longer_once_the_lease_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process.child, "freeze_live_objects", lambda *_: None)
-
-    async def main() -> None:
-        config, lease = ControllerProcessConfig(run_dir=str(tmp_path)), StandIn()
-        leading = asyncio.create_task(process.lead_once(config, lease, asyncio.Event()))
-        gateway = await peer(tmp_path, Role.GATEWAY, "g")
-        assert gateway.link.peer.epoch == 7
-        assert not lease.released
-        lease.lost.set()
-        async with asyncio.timeout(30):
-            await gateway.lost.wait()
-            await leading
-        assert lease.released
-
-    uvloop.run(main())
-
-
-def test_who_stands_by_ends_when_it_is_told_to_and_never_listens(
+async def test_it_leads_no_longer_once_the_lease_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(process.child, "freeze_live_objects", lambda *_: None)
+    config, lease = ControllerProcessConfig(run_dir=str(tmp_path)), StandIn()
+    leading = asyncio.create_task(process.lead_once(config, lease, asyncio.Event()))
+    gateway = await peer(tmp_path, Role.GATEWAY, "g")
+    assert gateway.link.peer.epoch == 7
+    assert not lease.released
+    lease.lost.set()
+    async with asyncio.timeout(30):
+        await gateway.lost.wait()
+        await leading
+    assert lease.released
 
-    async def main() -> None:
-        stop, lease = asyncio.Event(), StandIn(free=False)
-        config = ControllerProcessConfig(run_dir=str(tmp_path))
-        waiting = asyncio.create_task(process.lead_once(config, lease, stop))
-        await asyncio.sleep(0.05)
-        stop.set()
-        lease.free.set()  # at the same instant
-        async with asyncio.timeout(30):
-            await waiting
-        assert lease.released
-        assert not (tmp_path / SOCKET_NAME).exists()
 
-    uvloop.run(main())
+async def test_who_stands_by_ends_when_it_is_told_to_and_never_listens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process.child, "freeze_live_objects", lambda *_: None)
+    stop, lease = asyncio.Event(), StandIn(free=False)
+    config = ControllerProcessConfig(run_dir=str(tmp_path))
+    waiting = asyncio.create_task(process.lead_once(config, lease, stop))
+    await asyncio.sleep(0.05)
+    stop.set()
+    lease.free.set()  # at the same instant
+    async with asyncio.timeout(30):
+        await waiting
+    assert lease.released
+    assert not (tmp_path / SOCKET_NAME).exists()
 
 
 def request(number: int) -> Request:
@@ -237,183 +231,153 @@ def ok(action: Load | Infer) -> Result:
     )  # fmt: skip
 
 
-def test_a_request_is_loaded_for_executed_and_answered(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with controller(tmp_path, settings=Settings(journal=str(tmp_path / "journal"))) as child:
-            supervisor, worker, gateway = await warm(tmp_path)
-            gateway.link.send(request(1))
-            worker.link.send(ok(await worker.until(Load)))
-            infer = await worker.until(Infer)
-            assert [call.request_id for call in infer.calls] == ["r1"]
-            worker.link.send(ok(infer))
-            answer = await gateway.until(Answer)
-            assert (answer.request_id, answer.outcome, answer.outputs) == ("r1", Outcome.OK, b"out")
-            supervisor.link.send(Ask(ask_id=2, what=Question.STATE))
-            state = msgspec.json.decode((await supervisor.until(Reply, lambda reply: reply.ask_id == 2)).body)
-            assert (state["open"], state["ready"], state["devices"]["d"]["actions"]) == (
-                0, True, {"load:ok": 1, "infer:ok": 1},
-            )  # fmt: skip
-            assert await child.stop(grace_s=20) == 0
-        events = [event for step in read_journal(tmp_path / "journal") for event in step.events]
-        assert [event.request_id for event in events if isinstance(event, Request)] == ["r1"]
-
-    uvloop.run(main())
+async def test_a_request_is_loaded_for_executed_and_answered(tmp_path: Path) -> None:
+    async with controller(tmp_path, settings=Settings(journal=str(tmp_path / "journal"))) as child:
+        supervisor, worker, gateway = await warm(tmp_path)
+        gateway.link.send(request(1))
+        worker.link.send(ok(await worker.until(Load)))
+        infer = await worker.until(Infer)
+        assert [call.request_id for call in infer.calls] == ["r1"]
+        worker.link.send(ok(infer))
+        answer = await gateway.until(Answer)
+        assert (answer.request_id, answer.outcome, answer.outputs) == ("r1", Outcome.OK, b"out")
+        supervisor.link.send(Ask(ask_id=2, what=Question.STATE))
+        state = msgspec.json.decode((await supervisor.until(Reply, lambda reply: reply.ask_id == 2)).body)
+        assert (state["open"], state["ready"], state["devices"]["d"]["actions"]) == (
+            0, True, {"load:ok": 1, "infer:ok": 1},
+        )  # fmt: skip
+        assert await child.stop(grace_s=20) == 0
+    events = [event for step in read_journal(tmp_path / "journal") for event in step.events]
+    assert [event.request_id for event in events if isinstance(event, Request)] == ["r1"]
 
 
-def test_a_lost_worker_makes_it_not_ready_and_every_request_is_answered(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with controller(tmp_path):
-            _, worker, gateway = await warm(tmp_path)
-            for number in range(5):
-                gateway.link.send(request(number))
-            await worker.until(Load)
-            worker.link.close()
-            await gateway.until(Readiness, lambda frame: not frame.ready and "warm" in frame.why)
-            again = await peer(tmp_path, Role.WORKER, "w")
-            again.link.send(joined("w", "d"))
-            await again.until(CodeAdded)
-            again.link.send(CodeReady(device="d", code_id="c1"))
-            answered: set[str] = set()
-            done: set[int] = set()
-            async with asyncio.timeout(60):
-                while len(answered) < 5:
-                    for action in [*again.of(Load), *again.of(Infer)]:
-                        if action.action_id not in done:
-                            done.add(action.action_id)
-                            again.link.send(ok(action))
-                    answered = {answer.request_id for answer in gateway.of(Answer)}
-                    await asyncio.sleep(0.002)
-            assert len(gateway.of(Answer)) == 5, "each once"
-
-    uvloop.run(main())
+async def test_a_lost_worker_makes_it_not_ready_and_every_request_is_answered(tmp_path: Path) -> None:
+    async with controller(tmp_path):
+        _, worker, gateway = await warm(tmp_path)
+        for number in range(5):
+            gateway.link.send(request(number))
+        await worker.until(Load)
+        worker.link.close()
+        await gateway.until(Readiness, lambda frame: not frame.ready and "warm" in frame.why)
+        again = await peer(tmp_path, Role.WORKER, "w")
+        again.link.send(joined("w", "d"))
+        await again.until(CodeAdded)
+        again.link.send(CodeReady(device="d", code_id="c1"))
+        answered: set[str] = set()
+        done: set[int] = set()
+        async with asyncio.timeout(60):
+            while len(answered) < 5:
+                for action in [*again.of(Load), *again.of(Infer)]:
+                    if action.action_id not in done:
+                        done.add(action.action_id)
+                        again.link.send(ok(action))
+                answered = {answer.request_id for answer in gateway.of(Answer)}
+                await asyncio.sleep(0.002)
+        assert len(gateway.of(Answer)) == 5, "each once"
 
 
 @pytest.mark.skipif(os.sched_getscheduler(0) != os.SCHED_OTHER, reason="given another scheduling class")
-def test_it_uses_the_batch_policy_while_messages_arrive_in_bursts_only(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with controller(tmp_path) as child:
-            _, _, gateway = await warm(tmp_path)
+async def test_it_uses_the_batch_policy_while_messages_arrive_in_bursts_only(tmp_path: Path) -> None:
+    async with controller(tmp_path) as child:
+        _, _, gateway = await warm(tmp_path)
 
-            async def until(policy: int, messages: int) -> None:
-                async with asyncio.timeout(60):
-                    while os.sched_getscheduler(child.pid) != policy:
-                        for _ in range(messages):
-                            gateway.link.send(Cancel(request_id="of nobody"))
-                        gateway.link.send(Ask(ask_id=1, what=Question.STATE))
-                        await gateway.until(Reply)
-                        gateway.frames.clear()
-
-            assert os.sched_getscheduler(child.pid) == os.SCHED_OTHER
-            await until(os.SCHED_BATCH, 64)
-            await until(os.SCHED_OTHER, 1)
-
-    uvloop.run(main())
-
-
-def test_draining_refuses_new_requests_and_says_so(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with controller(tmp_path):
-            supervisor, _, gateway = await warm(tmp_path)
-            supervisor.link.send(Drain())
-            await gateway.until(Readiness, lambda frame: frame.why == "draining")
-            gateway.link.send(request(1))
-            answer = await gateway.until(Answer)
-            assert (answer.outcome, answer.reason) == (Outcome.REJECTED, Reason.DRAINING)
-
-    uvloop.run(main())
-
-
-def test_all_links_end_when_it_is_killed(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with controller(tmp_path) as child:
-            peers = await warm(tmp_path)
-            child.signal(signal.SIGKILL)
+        async def until(policy: int, messages: int) -> None:
             async with asyncio.timeout(60):
-                for each in peers:
-                    await each.lost.wait()
-            assert await child.ended == -signal.SIGKILL
+                while os.sched_getscheduler(child.pid) != policy:
+                    for _ in range(messages):
+                        gateway.link.send(Cancel(request_id="of nobody"))
+                    gateway.link.send(Ask(ask_id=1, what=Question.STATE))
+                    await gateway.until(Reply)
+                    gateway.frames.clear()
 
-    uvloop.run(main())
-
-
-def test_one_that_stands_by_takes_over_from_what_workers_hold(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with controller(tmp_path) as first:
-            _, worker, gateway = await warm(tmp_path)
-            gateway.link.send(request(1))
-            worker.link.send(ok(await worker.until(Load)))
-            infer = await worker.until(Infer)
-            async with controller(tmp_path, name="controller-1") as second:
-                await standing_by(second)
-                assert (await peer(tmp_path, Role.GATEWAY, "h")).link.peer.name == "controller"
-                assert gateway.link.peer.epoch == 1
-                first.signal(signal.SIGKILL)
-                again = await peer(tmp_path, Role.SUPERVISOR, "keeper")
-                assert (again.link.peer.name, again.link.peer.epoch) == ("controller-1", 2)
-                for frame in (CODE, MODEL, Ask(ask_id=1, what=Question.STATE)):
-                    again.link.send(frame)
-                state = msgspec.json.decode((await again.until(Reply)).body)
-                assert (state["epoch"], state["standbys"]) == (2, 0)
-                _, other, asking = await warm(tmp_path)
-                asking.link.send(request(2))
-                later = await other.until(Load)
-                assert later.action_id > infer.action_id, "ids are never used again"
-                assert await second.stop(grace_s=20) == 0
-
-    uvloop.run(main())
+        assert os.sched_getscheduler(child.pid) == os.SCHED_OTHER
+        await until(os.SCHED_BATCH, 64)
+        await until(os.SCHED_OTHER, 1)
 
 
-def test_by_a_signal_it_finishes_what_it_has_and_hands_over(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with controller(tmp_path) as first:
-            _, worker, gateway = await warm(tmp_path)
-            gateway.link.send(request(1))
-            worker.link.send(ok(await worker.until(Load)))
-            infer = await worker.until(Infer)
-            async with controller(tmp_path, name="controller-1") as second:
-                await standing_by(second)
-                second.signal(signal.SIGUSR1)  # it has nothing to give up
-                first.signal(signal.SIGUSR1)
-                await gateway.until(HandingOver)
-                worker.link.send(ok(infer))
-                assert (await gateway.until(Answer)).outcome is Outcome.OK
-                gateway.link.send(Delivered(in_time=("r1",)))
-                async with asyncio.timeout(30):
-                    await gateway.lost.wait()
-                    assert await first.ended == 0
-                again = await peer(tmp_path, Role.GATEWAY, "g")
-                assert (again.link.peer.name, again.link.peer.epoch) == ("controller-1", 2)
-                assert not second.exited
-
-    uvloop.run(main())
+async def test_draining_refuses_new_requests_and_says_so(tmp_path: Path) -> None:
+    async with controller(tmp_path):
+        supervisor, _, gateway = await warm(tmp_path)
+        supervisor.link.send(Drain())
+        await gateway.until(Readiness, lambda frame: frame.why == "draining")
+        gateway.link.send(request(1))
+        answer = await gateway.until(Answer)
+        assert (answer.outcome, answer.reason) == (Outcome.REJECTED, Reason.DRAINING)
 
 
-def test_a_lease_that_is_damaged_is_named(tmp_path: Path) -> None:
-    async def main() -> None:
-        (tmp_path / LEASE_NAME).write_bytes(b"7")
-        async with controller(tmp_path) as child:
-            assert await asyncio.wait_for(child.ended, 30) == EXIT_CONFIG
-            assert any("lease: expected the epoch of the last controller" in line for line in child.tail)
-
-    uvloop.run(main())
-
-
-def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with controller(tmp_path, settings=Settings(journal=str(tmp_path / "no" / "journal"))) as child:
-            assert await asyncio.wait_for(child.ended, 60) == EXIT_CONFIG
-            assert any("journal: cannot write" in line for line in child.tail)
-
-    uvloop.run(main())
+async def test_all_links_end_when_it_is_killed(tmp_path: Path) -> None:
+    async with controller(tmp_path) as child:
+        peers = await warm(tmp_path)
+        child.signal(signal.SIGKILL)
+        async with asyncio.timeout(60):
+            for each in peers:
+                await each.lost.wait()
+        assert await child.ended == -signal.SIGKILL
 
 
-def test_a_broken_invariant_ends_it(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with controller(tmp_path) as child:
-            _, _, gateway = await warm(tmp_path)
-            gateway.link.send(request(1))
-            gateway.link.send(request(1))
-            assert await asyncio.wait_for(child.ended, 60) == EXIT_BROKEN
-            assert any("r1 came twice" in line for line in child.tail)
+async def test_one_that_stands_by_takes_over_from_what_workers_hold(tmp_path: Path) -> None:
+    async with controller(tmp_path) as first:
+        _, worker, gateway = await warm(tmp_path)
+        gateway.link.send(request(1))
+        worker.link.send(ok(await worker.until(Load)))
+        infer = await worker.until(Infer)
+        async with controller(tmp_path, name="controller-1") as second:
+            await standing_by(second)
+            assert (await peer(tmp_path, Role.GATEWAY, "h")).link.peer.name == "controller"
+            assert gateway.link.peer.epoch == 1
+            first.signal(signal.SIGKILL)
+            again = await peer(tmp_path, Role.SUPERVISOR, "keeper")
+            assert (again.link.peer.name, again.link.peer.epoch) == ("controller-1", 2)
+            for frame in (CODE, MODEL, Ask(ask_id=1, what=Question.STATE)):
+                again.link.send(frame)
+            state = msgspec.json.decode((await again.until(Reply)).body)
+            assert (state["epoch"], state["standbys"]) == (2, 0)
+            _, other, asking = await warm(tmp_path)
+            asking.link.send(request(2))
+            later = await other.until(Load)
+            assert later.action_id > infer.action_id, "ids are never used again"
+            assert await second.stop(grace_s=20) == 0
 
-    uvloop.run(main())
+
+async def test_by_a_signal_it_finishes_what_it_has_and_hands_over(tmp_path: Path) -> None:
+    async with controller(tmp_path) as first:
+        _, worker, gateway = await warm(tmp_path)
+        gateway.link.send(request(1))
+        worker.link.send(ok(await worker.until(Load)))
+        infer = await worker.until(Infer)
+        async with controller(tmp_path, name="controller-1") as second:
+            await standing_by(second)
+            second.signal(signal.SIGUSR1)  # it has nothing to give up
+            first.signal(signal.SIGUSR1)
+            await gateway.until(HandingOver)
+            worker.link.send(ok(infer))
+            assert (await gateway.until(Answer)).outcome is Outcome.OK
+            gateway.link.send(Delivered(in_time=("r1",)))
+            async with asyncio.timeout(30):
+                await gateway.lost.wait()
+                assert await first.ended == 0
+            again = await peer(tmp_path, Role.GATEWAY, "g")
+            assert (again.link.peer.name, again.link.peer.epoch) == ("controller-1", 2)
+            assert not second.exited
+
+
+async def test_a_lease_that_is_damaged_is_named(tmp_path: Path) -> None:
+    (tmp_path / LEASE_NAME).write_bytes(b"7")
+    async with controller(tmp_path) as child:
+        assert await asyncio.wait_for(child.ended, 30) == EXIT_CONFIG
+        assert any("lease: expected the epoch of the last controller" in line for line in child.tail)
+
+
+async def test_a_journal_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    async with controller(tmp_path, settings=Settings(journal=str(tmp_path / "no" / "journal"))) as child:
+        assert await asyncio.wait_for(child.ended, 60) == EXIT_CONFIG
+        assert any("journal: cannot write" in line for line in child.tail)
+
+
+async def test_a_broken_invariant_ends_it(tmp_path: Path) -> None:
+    async with controller(tmp_path) as child:
+        _, _, gateway = await warm(tmp_path)
+        gateway.link.send(request(1))
+        gateway.link.send(request(1))
+        assert await asyncio.wait_for(child.ended, 60) == EXIT_BROKEN
+        assert any("r1 came twice" in line for line in child.tail)

@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import uvloop
 
 from clockwork_serve.config import Settings
 from clockwork_serve.errors import ConfigError
@@ -102,23 +101,19 @@ def test_two_gateways_may_share_ports(tmp_path: Path) -> None:
         assert (second["http_port"], second["grpc_port"]) == (first["http_port"], first["grpc_port"])
 
 
-def test_http_is_listened_on_last(tmp_path: Path) -> None:
+async def test_http_is_listened_on_last(tmp_path: Path) -> None:
     """A request that arrived before would wait unread, and be answered late as if it were in time."""
-
-    async def main() -> None:
-        config = GatewayConfig(
-            settings=Settings(http_port=0, grpc_port=0, metrics_port=0), run_dir=str(tmp_path), name="g"
-        )
-        servers = GatewayServers(config)
-        listening: list[list[str]] = []
-        try:
-            await servers.start(lambda: listening.append(list(servers.port_by_name)))
-        finally:
-            await servers.close()
-        assert listening == [[]]
-        assert list(servers.port_by_name)[-1] == "http_port"
-
-    uvloop.run(main())
+    config = GatewayConfig(
+        settings=Settings(http_port=0, grpc_port=0, metrics_port=0), run_dir=str(tmp_path), name="g"
+    )
+    servers = GatewayServers(config)
+    listening: list[list[str]] = []
+    try:
+        await servers.start(lambda: listening.append(list(servers.port_by_name)))
+    finally:
+        await servers.close()
+    assert listening == [[]]
+    assert list(servers.port_by_name)[-1] == "http_port"
 
 
 def test_a_region_must_hold_two_bodies(tmp_path: Path) -> None:
@@ -131,20 +126,17 @@ def test_grpc_may_be_off(tmp_path: Path) -> None:
         assert "grpc_port" not in found.servers.port_by_name
 
 
-def test_a_start_that_failed_can_be_closed(tmp_path: Path) -> None:
-    async def main() -> None:
-        with socket.socket() as other:
-            other.bind(("127.0.0.1", 0))
-            other.listen()
-            config = GatewayConfig(
-                settings=Settings(http_port=0, grpc_port=other.getsockname()[1], metrics_port=None),
-                run_dir=str(tmp_path),
-                name="g",
-            )
-            servers = GatewayServers(config)
-            with pytest.raises(ConfigError, match="grpc_port"):
-                await servers.start()
-        await servers.close()
-        assert len(asyncio.all_tasks()) <= 2
-
-    uvloop.run(main())
+async def test_a_start_that_failed_can_be_closed(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        config = GatewayConfig(
+            settings=Settings(http_port=0, grpc_port=other.getsockname()[1], metrics_port=None),
+            run_dir=str(tmp_path),
+            name="g",
+        )
+        servers = GatewayServers(config)
+        with pytest.raises(ConfigError, match="grpc_port"):
+            await servers.start()
+    await servers.close()
+    assert len(asyncio.all_tasks()) <= 2

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import uvloop
 from msgspec import structs
 
 from clockwork_serve.devices.base import put_outputs
@@ -28,10 +27,6 @@ from tests.serve.remote.machine_links import ours, theirs
 from tests.worker.actions import GPU, infer
 
 REGION = 64 * MIB
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 60))
 
 
 class Worker:

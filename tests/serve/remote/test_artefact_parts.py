@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-import uvloop
 from msgspec import structs
 
 from clockwork_serve.errors import RepositoryError
@@ -235,30 +233,27 @@ def test_so_many_at_once_and_none_after_the_link_is_lost(home: Cache, away: Cach
 # A worker that has the shared store.
 
 
-def test_what_is_in_the_shared_store_is_taken_from_there_and_only_the_rest_is_asked_for(
+async def test_what_is_in_the_shared_store_is_taken_from_there_and_only_the_rest_is_asked_for(
     tmp_path: Path,
 ) -> None:
-    async def test() -> None:
-        (tmp_path / "store").mkdir()
-        place = str(tmp_path / "store")
-        with Cache(tmp_path / "builder", store=place) as builder:
-            there = weights(builder)
-            builder.save_code(CODE, {"index.json": b"{}"})
-        asked: list[Fetch] = []
-        cache, store = Cache(tmp_path / "away"), Cache(tmp_path / "away", store=place)
-        artefacts = MachineArtefacts(cache, asked.append, store=store)
-        model = structs.replace(MODEL, code_id=CODE.code_id, weights=there)
-        artefacts.add_model(model)
-        coded: list[tuple[str, str]] = []
-        artefacts.code(CodeAdded(code=CODE), lambda added, error: coded.append((added.code.path, error)))
-        await until(lambda: coded)
-        ((path, error),) = coded
-        assert (Path(path).parent.parent, error) == (cache.root, "")
-        assert cache.weights_path(there.weights_id).read_bytes() == BLOB
-        other = structs.replace(there, weights_id="f" * 64, path=f"/x/{'f' * 64}.bin")
-        artefacts.add_model(structs.replace(model, name="other", weights=other))
-        await until(lambda: asked)
-        assert asked == [Fetch(what="weights", name="f" * 64)]
-        artefacts.close()
-
-    uvloop.run(asyncio.wait_for(test(), 60))
+    (tmp_path / "store").mkdir()
+    place = str(tmp_path / "store")
+    with Cache(tmp_path / "builder", store=place) as builder:
+        there = weights(builder)
+        builder.save_code(CODE, {"index.json": b"{}"})
+    asked: list[Fetch] = []
+    cache, store = Cache(tmp_path / "away"), Cache(tmp_path / "away", store=place)
+    artefacts = MachineArtefacts(cache, asked.append, store=store)
+    model = structs.replace(MODEL, code_id=CODE.code_id, weights=there)
+    artefacts.add_model(model)
+    coded: list[tuple[str, str]] = []
+    artefacts.code(CodeAdded(code=CODE), lambda added, error: coded.append((added.code.path, error)))
+    await until(lambda: coded)
+    ((path, error),) = coded
+    assert (Path(path).parent.parent, error) == (cache.root, "")
+    assert cache.weights_path(there.weights_id).read_bytes() == BLOB
+    other = structs.replace(there, weights_id="f" * 64, path=f"/x/{'f' * 64}.bin")
+    artefacts.add_model(structs.replace(model, name="other", weights=other))
+    await until(lambda: asked)
+    assert asked == [Fetch(what="weights", name="f" * 64)]
+    artefacts.close()

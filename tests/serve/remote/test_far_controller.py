@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 from msgspec import structs
 
 from clockwork_serve import __version__
@@ -24,10 +23,6 @@ from tests.serve.certificates import certificates
 from tests.serve.remote.machine_links import theirs
 
 READY = Readiness(ready=True)
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 120))
 
 
 class Wire:
@@ -86,48 +81,39 @@ def answer(name: str = "r") -> Answer:
     return Answer(request_id=name, gateway="a.gateway-0", outcome=Outcome.OK, exec_ns=5)
 
 
-def test_the_server_s_frames_pass_once_it_has_admitted_the_gateway(
+async def test_the_server_s_frames_pass_once_it_has_admitted_the_gateway(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        world = World(tmp_path, monkeypatch)
-        await world.begin(READY, answer())
-        world.hear(answer("s"))
-        assert world.told == [READY, answer(), answer("s")]
-        world.lose("gone")
-        assert world.lost == ["gone"]
-
-    run(test())
+    world = World(tmp_path, monkeypatch)
+    await world.begin(READY, answer())
+    world.hear(answer("s"))
+    assert world.told == [READY, answer(), answer("s")]
+    world.lose("gone")
+    assert world.lost == ["gone"]
 
 
-def test_who_is_refused_is_told_why_and_nobody_hears_of_the_end(
+async def test_who_is_refused_is_told_why_and_nobody_hears_of_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        world = World(tmp_path, monkeypatch)
-        with pytest.raises(TransportError, match="does not take this gateway: another version"):
-            await world.begin(Refused(why="another version", final=True))
-        assert world.wire.closed
-        world.hear(READY)
-        world.lose("it closed the connection")
-        assert (world.told, world.lost) == ([], [])
-        with pytest.raises(ConfigError):
-            world.connector.refused.result()
-
-    run(test())
+    world = World(tmp_path, monkeypatch)
+    with pytest.raises(TransportError, match="does not take this gateway: another version"):
+        await world.begin(Refused(why="another version", final=True))
+    assert world.wire.closed
+    world.hear(READY)
+    world.lose("it closed the connection")
+    assert (world.told, world.lost) == ([], [])
+    with pytest.raises(ConfigError):
+        world.connector.refused.result()
 
 
-def test_a_link_that_is_lost_before_the_server_said_anything_is_none(
+async def test_a_link_that_is_lost_before_the_server_said_anything_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        world = World(tmp_path, monkeypatch)
-        asyncio.get_running_loop().call_later(0.05, world.lose, "gone")
-        with pytest.raises(TransportError, match="gone"):
-            await world.begin()
-        assert world.lost == []
-
-    run(test())
+    world = World(tmp_path, monkeypatch)
+    asyncio.get_running_loop().call_later(0.05, world.lose, "gone")
+    with pytest.raises(TransportError, match="gone"):
+        await world.begin()
+    assert world.lost == []
 
 
 # Again and again
@@ -178,106 +164,88 @@ class Net:
             return None
 
 
-def test_it_comes_again_less_and_less_often_and_says_once_why(
+async def test_it_comes_again_less_and_less_often_and_says_once_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def test() -> None:
-        net = Net(tmp_path, monkeypatch)
-        for _ in range(8):
-            assert await net.knock() is None
-        assert net.pauses == [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, RETRY_S_MAX, RETRY_S_MAX]
-        net.words = "nobody at all"
-        await net.knock()
-
     caplog.set_level(logging.WARNING, finding.__name__)
-    run(test())
+    net = Net(tmp_path, monkeypatch)
+    for _ in range(8):
+        assert await net.knock() is None
+    assert net.pauses == [0.0, 0.05, 0.1, 0.2, 0.4, 0.8, RETRY_S_MAX, RETRY_S_MAX]
+    net.words = "nobody at all"
+    await net.knock()
     said = [record.getMessage() for record in caplog.records]
     assert said == ["no controller yet: nobody there", "no controller yet: nobody at all"]
 
 
-def test_after_a_link_that_lasted_it_comes_at_once_and_else_it_does_not(
+async def test_after_a_link_that_lasted_it_comes_at_once_and_else_it_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        net = Net(tmp_path, monkeypatch)
-        net.first = READY
-        for _ in range(3):
-            found = await net.knock()
-            assert found is not None
-            assert found.is_open
-        assert net.wires[0].frames == [FarGateway(gateway="a.gateway-0", version=__version__)]
-        net.connector._finder._linked_s -= 2 * RETRY_S_MAX
-        for _ in range(2):
-            await net.knock()
-        assert net.pauses == [0.0, 0.05, 0.1, 0.0, 0.05]
-        assert not any(wire.closed for wire in net.wires)
-
-    run(test())
+    net = Net(tmp_path, monkeypatch)
+    net.first = READY
+    for _ in range(3):
+        found = await net.knock()
+        assert found is not None
+        assert found.is_open
+    assert net.wires[0].frames == [FarGateway(gateway="a.gateway-0", version=__version__)]
+    net.connector._finder._linked_s -= 2 * RETRY_S_MAX
+    for _ in range(2):
+        await net.knock()
+    assert net.pauses == [0.0, 0.05, 0.1, 0.0, 0.05]
+    assert not any(wire.closed for wire in net.wires)
 
 
-def test_who_is_refused_for_good_gives_up_and_else_comes_again(
+async def test_who_is_refused_for_good_gives_up_and_else_comes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        net = Net(tmp_path, monkeypatch)
-        net.first = Refused(why="no controller now", final=False)
-        assert await net.knock() is None
-        assert not net.connector.refused.done()
-        net.first = Refused(why="install that", final=True)
-        for _ in range(2):
-            with pytest.raises(TransportError, match="does not take this gateway: install that"):
-                await net.connector(lambda frames: None, lambda why: None)
-        with pytest.raises(ConfigError, match=r"the server does not take a.gateway-0: install that"):
-            await net.connector.refused
-        assert [wire.closed for wire in net.wires] == [True] * 3
-
-    run(test())
+    net = Net(tmp_path, monkeypatch)
+    net.first = Refused(why="no controller now", final=False)
+    assert await net.knock() is None
+    assert not net.connector.refused.done()
+    net.first = Refused(why="install that", final=True)
+    for _ in range(2):
+        with pytest.raises(TransportError, match="does not take this gateway: install that"):
+            await net.connector(lambda frames: None, lambda why: None)
+    with pytest.raises(ConfigError, match=r"the server does not take a.gateway-0: install that"):
+        await net.connector.refused
+    assert [wire.closed for wire in net.wires] == [True] * 3
 
 
-def test_the_address_of_this_machine_is_told_before_the_server_s_first_word(
+async def test_the_address_of_this_machine_is_told_before_the_server_s_first_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        net, told = Net(tmp_path, monkeypatch), list[str]()
-        net.first = READY
-        net.connector._on_host = told.append
-        found = await net.connector(lambda frames: told.append("frames"), lambda why: None)
-        assert (found.is_open, told) == (True, [Wire.host, "frames"])
+    net, told = Net(tmp_path, monkeypatch), list[str]()
+    net.first = READY
+    net.connector._on_host = told.append
+    found = await net.connector(lambda frames: told.append("frames"), lambda why: None)
+    assert (found.is_open, told) == (True, [Wire.host, "frames"])
 
-        def no_port(host: str) -> None:
-            raise TransportError("tensor_port: expected a free port")
+    def no_port(host: str) -> None:
+        raise TransportError("tensor_port: expected a free port")
 
-        net.connector._on_host = no_port
-        assert await net.knock() is None
-        assert net.wires[-1].closed
-
-    run(test())
+    net.connector._on_host = no_port
+    assert await net.knock() is None
+    assert net.wires[-1].closed
 
 
-def test_who_stops_while_the_server_says_nothing_leaves_no_link(
+async def test_who_stops_while_the_server_says_nothing_leaves_no_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        net = Net(tmp_path, monkeypatch)
-        wire = Wire()
+    net = Net(tmp_path, monkeypatch)
+    wire = Wire()
 
-        async def silent(*given: Any, **more: Any) -> Wire:
-            return wire
+    async def silent(*given: Any, **more: Any) -> Wire:
+        return wire
 
-        monkeypatch.setattr(finding, "connect_machine", silent)
-        knocking = asyncio.ensure_future(net.knock())
-        asyncio.get_running_loop().call_later(0.1, knocking.cancel)  # by then it is connected
-        with pytest.raises(asyncio.CancelledError):
-            await knocking
-        assert wire.closed
-
-    run(test())
+    monkeypatch.setattr(finding, "connect_machine", silent)
+    knocking = asyncio.ensure_future(net.knock())
+    asyncio.get_running_loop().call_later(0.1, knocking.cancel)  # by then it is connected
+    with pytest.raises(asyncio.CancelledError):
+        await knocking
+    assert wire.closed
 
 
-def test_files_that_will_not_do_are_named_at_once(tmp_path: Path) -> None:
-    async def test() -> None:
-        files = structs.replace(theirs(certificates(tmp_path)), ca=str(tmp_path / "nothing.pem"))
-        with pytest.raises(ConfigError, match="cluster_ca"):
-            FarConnector("a.gateway-0", Settings(controller="h:7", **files.named()))
-
-    run(test())
+async def test_files_that_will_not_do_are_named_at_once(tmp_path: Path) -> None:
+    files = structs.replace(theirs(certificates(tmp_path)), ca=str(tmp_path / "nothing.pem"))
+    with pytest.raises(ConfigError, match="cluster_ca"):
+        FarConnector("a.gateway-0", Settings(controller="h:7", **files.named()))

@@ -25,7 +25,7 @@ from clockwork_serve.serve.remote.tensor_link import TransferKind as Kind
 from tests.serve.certificates import certificates, renewed_certificates
 from tests.serve.links import Side, until
 from tests.serve.remote.machine_links import connect, ours, theirs
-from tests.serve.remote.tensor_ends import Gateway, Worker, over, run
+from tests.serve.remote.tensor_ends import Gateway, Worker, over
 
 NOBODY = 12345
 
@@ -78,169 +78,130 @@ def write(slot: Slot, room: int, transfer: int = 1) -> Head:
     return Head(Kind.WRITE, 0, transfer, slot.tensors.epoch, room)
 
 
-def test_who_knows_no_epoch_gets_nothing(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with peer(tmp_path) as (gateway, worker):
-            slot = gateway.ask(b"secret", room=64)
-            before = bytes(gateway.slots.region.buffer)
-            for number, epoch in enumerate((0, 1, slot.tensors.epoch ^ 1)):
-                worker.say(Head(Kind.READ, 0, number, epoch))
-                worker.say(Head(Kind.WRITE, 0, 10 + number, epoch, 4))
-                worker.say(Head(Kind.LAST, 4, 10 + number), b"evil")
-            await until(lambda: len(worker.heads) == 6)
-            assert {head.kind for head in worker.heads} == {Kind.GONE}
-            assert bytes(gateway.slots.region.buffer) == before
-            worker.say(read(slot))
-            await until(lambda: len(worker.heads) == 7)
-            assert worker.heads[-1] == Head(Kind.LAST, 6, 1)
-
-    run(test())
+async def test_who_knows_no_epoch_gets_nothing(tmp_path: Path) -> None:
+    async with peer(tmp_path) as (gateway, worker):
+        slot = gateway.ask(b"secret", room=64)
+        before = bytes(gateway.slots.region.buffer)
+        for number, epoch in enumerate((0, 1, slot.tensors.epoch ^ 1)):
+            worker.say(Head(Kind.READ, 0, number, epoch))
+            worker.say(Head(Kind.WRITE, 0, 10 + number, epoch, 4))
+            worker.say(Head(Kind.LAST, 4, 10 + number), b"evil")
+        await until(lambda: len(worker.heads) == 6)
+        assert {head.kind for head in worker.heads} == {Kind.GONE}
+        assert bytes(gateway.slots.region.buffer) == before
+        worker.say(read(slot))
+        await until(lambda: len(worker.heads) == 7)
+        assert worker.heads[-1] == Head(Kind.LAST, 6, 1)
 
 
 @pytest.mark.parametrize(
     ("messages", "why"),
     [
-        (
-            [(Head(Kind.DATA, 4, 1, at=97), b"evil")],
-            "outputs from 97 to 101; expected them from 0 to 100",
-        ),
+        ([(Head(Kind.DATA, 4, 1, at=97), b"evil")], "outputs from 97 to 101; expected them from 0 to 100"),
         ([(Head(Kind.DATA, 4, 1, at=(1 << 64) - 2), b"evil")], "expected them from 0 to 100"),
-        (
-            [
-                (Head(Kind.DATA, 4, 1), b"good"),
-                (Head(Kind.LAST, 4, 1), b"evil"),
-            ],
-            "expected them from 4 to 100",
-        ),
+        ([(Head(Kind.DATA, 4, 1), b"good"), (Head(Kind.LAST, 4, 1), b"evil")], "expected them from 4 to 100"),
         ([(Head(Kind.DONE, 0, 1), b"")], "it sent a message of kind 6"),
         ([(Head(99, 0, 1), b"")], "it sent a message of kind 99"),
-        (
-            [(Head(Kind.DATA, PIECE_BYTES + 1, 1), b"x")],
-            f"it sent {PIECE_BYTES + 1} bytes at once",
-        ),
+        ([(Head(Kind.DATA, PIECE_BYTES + 1, 1), b"x")], f"it sent {PIECE_BYTES + 1} bytes at once"),
         ([(Head(Kind.STOP, 1, 1), b"x")], "it sent 1 bytes at once"),
     ],
     ids=["beyond", "far beyond", "twice", "a gateway's", "no kind", "too much", "data behind others"],
 )
-def test_a_worker_that_makes_no_sense_is_cut_off(
+async def test_a_worker_that_makes_no_sense_is_cut_off(
     tmp_path: Path, messages: list[tuple[Head, bytes]], why: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, machine_link.__name__)
-
-    async def test() -> None:
-        async with peer(tmp_path) as (gateway, worker):
-            slot, neighbour = gateway.ask(room=100), gateway.ask(b"neighbour", room=64)
-            before = bytes(gateway.slots.region.buffer)
-            worker.say(write(slot, 100))
-            for head, data in messages:
-                worker.say(head, data)
-            await until(lambda: worker.why)
-            start = slot.tensors.output_offset
-            after = bytes(gateway.slots.region.buffer)
-            assert (after[:start], after[start + 100 :]) == (before[:start], before[start + 100 :])
-            assert (gateway.server._workers, neighbour.tensors.output_bytes) == ({}, 64)
-
-    run(test())
+    async with peer(tmp_path) as (gateway, worker):
+        slot, neighbour = gateway.ask(room=100), gateway.ask(b"neighbour", room=64)
+        before = bytes(gateway.slots.region.buffer)
+        worker.say(write(slot, 100))
+        for head, data in messages:
+            worker.say(head, data)
+        await until(lambda: worker.why)
+        start = slot.tensors.output_offset
+        after = bytes(gateway.slots.region.buffer)
+        assert (after[:start], after[start + 100 :]) == (before[:start], before[start + 100 :])
+        assert (gateway.server._workers, neighbour.tensors.output_bytes) == ({}, 64)
     (said,) = [record.getMessage() for record in caplog.records]
     assert why in said
 
 
-def test_what_a_worker_stops_comes_no_further(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with peer(tmp_path) as (gateway, worker):
-            slot = gateway.ask(bytes(300 * PIECE_BYTES))  # more than sockets hold
-            worker.link._transport.pause_reading()  # type: ignore[union-attr]
-            worker.say(read(slot))
-            await until(lambda: [each for each in gateway.server._workers.values() if each.reading])
-            worker.say(Head(Kind.STOP, 0, 1))
-            worker.say(read(gateway.ask(b"next"), 2))
-            await until(lambda: not [each for each in gateway.server._workers.values() if 1 in each.reading])
-            worker.link._transport.resume_reading()  # type: ignore[union-attr]
-            await until(lambda: worker.heads and worker.heads[-1].transfer == 2)
-            assert len(worker.heads) < 301
-            assert Kind.GONE not in {head.kind for head in worker.heads}
-
-    run(test())
+async def test_what_a_worker_stops_comes_no_further(tmp_path: Path) -> None:
+    async with peer(tmp_path) as (gateway, worker):
+        slot = gateway.ask(bytes(300 * PIECE_BYTES))  # more than sockets hold
+        worker.link._transport.pause_reading()  # type: ignore[union-attr]
+        worker.say(read(slot))
+        await until(lambda: [each for each in gateway.server._workers.values() if each.reading])
+        worker.say(Head(Kind.STOP, 0, 1))
+        worker.say(read(gateway.ask(b"next"), 2))
+        await until(lambda: not [each for each in gateway.server._workers.values() if 1 in each.reading])
+        worker.link._transport.resume_reading()  # type: ignore[union-attr]
+        await until(lambda: worker.heads and worker.heads[-1].transfer == 2)
+        assert len(worker.heads) < 301
+        assert Kind.GONE not in {head.kind for head in worker.heads}
 
 
-def test_a_worker_that_is_gone_without_a_word_is_noticed_by_the_kernel(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with peer(tmp_path) as (gateway, worker):
-            await until(lambda: [link for link in gateway.server._workers if link.is_open])
-            for link in (worker.link, *gateway.server._workers):
-                assert link._transport is not None
-                connected = link._transport.get_extra_info("socket")
-                assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-                idle_s = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
-                assert idle_s == machine_link.KEEP_IDLE_S
-
-    run(test())
+async def test_a_worker_that_is_gone_without_a_word_is_noticed_by_the_kernel(tmp_path: Path) -> None:
+    async with peer(tmp_path) as (gateway, worker):
+        await until(lambda: [link for link in gateway.server._workers if link.is_open])
+        for link in (worker.link, *gateway.server._workers):
+            assert link._transport is not None
+            connected = link._transport.get_extra_info("socket")
+            assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            idle_s = connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+            assert idle_s == machine_link.KEEP_IDLE_S
 
 
-def test_a_slot_that_is_freed_while_it_is_read_is_gone(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with peer(tmp_path) as (gateway, worker):
-            slot = gateway.ask(bytes(300 * PIECE_BYTES))  # more than sockets hold
-            worker.link._transport.pause_reading()  # type: ignore[union-attr]
-            worker.say(read(slot))
-            await until(lambda: [each for each in gateway.server._workers.values() if each.reading])
-            gateway.slots.free(slot)
-            worker.link._transport.resume_reading()  # type: ignore[union-attr]
-            await until(lambda: worker.heads and worker.heads[-1].kind in (Kind.GONE, Kind.LAST))
-            assert worker.heads[-1].kind == Kind.GONE, "it may be another request's by now"
-
-    run(test())
+async def test_a_slot_that_is_freed_while_it_is_read_is_gone(tmp_path: Path) -> None:
+    async with peer(tmp_path) as (gateway, worker):
+        slot = gateway.ask(bytes(300 * PIECE_BYTES))  # more than sockets hold
+        worker.link._transport.pause_reading()  # type: ignore[union-attr]
+        worker.say(read(slot))
+        await until(lambda: [each for each in gateway.server._workers.values() if each.reading])
+        gateway.slots.free(slot)
+        worker.link._transport.resume_reading()  # type: ignore[union-attr]
+        await until(lambda: worker.heads and worker.heads[-1].kind in (Kind.GONE, Kind.LAST))
+        assert worker.heads[-1].kind == Kind.GONE, "it may be another request's by now"
 
 
-def test_open_transfers_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_open_transfers_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensor_server, "TRANSFERS_MAX", 3)
-
-    async def test() -> None:
-        async with peer(tmp_path) as (gateway, worker):
-            slot = gateway.ask(room=64)
-            for number in range(4):
-                worker.say(write(slot, 4, number))
-            await until(lambda: worker.why)
-            assert not gateway.server._workers
-
-    run(test())
+    async with peer(tmp_path) as (gateway, worker):
+        slot = gateway.ask(room=64)
+        for number in range(4):
+            worker.say(write(slot, 4, number))
+        await until(lambda: worker.why)
+        assert not gateway.server._workers
 
 
-def test_who_is_of_another_authority_or_speaks_otherwise_is_turned_away(tmp_path: Path) -> None:
+async def test_who_is_of_another_authority_or_speaks_otherwise_is_turned_away(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-
-    async def test() -> None:
-        gateway = Gateway(tmp_path)
-        strangers = renewed_certificates(tmp_path / "other")
-        files = msgspec.structs.replace(theirs(strangers), ca=certificates(tmp_path).ca)
-        stranger = Peer()
-        try:
-            await dial(("127.0.0.1", gateway.port), context_of(files, server=False), stranger.link)
-        except TransportError:
-            pass
-        else:  # TLS 1.3: it hears of the refusal later
-            await until(lambda: stranger.why)
-        with pytest.raises(TransportError):
-            await connect(Side(), gateway.port, theirs(certificates(tmp_path)))  # a link of another kind
-        await until(lambda: not gateway.server._workers)
-        gateway.close()
-
-    run(test())
+    gateway = Gateway(tmp_path)
+    strangers = renewed_certificates(tmp_path / "other")
+    files = msgspec.structs.replace(theirs(strangers), ca=certificates(tmp_path).ca)
+    stranger = Peer()
+    try:
+        await dial(("127.0.0.1", gateway.port), context_of(files, server=False), stranger.link)
+    except TransportError:
+        pass
+    else:  # TLS 1.3: it hears of the refusal later
+        await until(lambda: stranger.why)
+    with pytest.raises(TransportError):
+        await connect(Side(), gateway.port, theirs(certificates(tmp_path)))  # a link of another kind
+    await until(lambda: not gateway.server._workers)
+    gateway.close()
 
 
-def test_it_listens_at_one_address_and_moves_with_it(tmp_path: Path) -> None:
-    async def test() -> None:
-        gateway = Gateway(tmp_path)
-        assert gateway.server.listen_at("127.0.0.1", 0) == gateway.port, "the link was made again"
-        moved = gateway.server.listen_at("127.0.0.2", 0)
-        context = context_of(theirs(certificates(tmp_path)), server=False)
-        with pytest.raises(TransportError):
-            await dial(("127.0.0.1", gateway.port), context, Peer().link)
-        with bound("127.0.0.3", moved), pytest.raises(ConfigError, match="tensor_port: expected a free port"):
-            gateway.server.listen_at("127.0.0.3", moved)
-        gateway.close()
-
-    run(test())
+async def test_it_listens_at_one_address_and_moves_with_it(tmp_path: Path) -> None:
+    gateway = Gateway(tmp_path)
+    assert gateway.server.listen_at("127.0.0.1", 0) == gateway.port, "the link was made again"
+    moved = gateway.server.listen_at("127.0.0.2", 0)
+    context = context_of(theirs(certificates(tmp_path)), server=False)
+    with pytest.raises(TransportError):
+        await dial(("127.0.0.1", gateway.port), context, Peer().link)
+    with bound("127.0.0.3", moved), pytest.raises(ConfigError, match="tensor_port: expected a free port"):
+        gateway.server.listen_at("127.0.0.3", moved)
+    gateway.close()
 
 
 # What a worker thinks of a gateway
@@ -273,57 +234,48 @@ class Liar(MachineAcceptor):
         [(Head(Kind.DATA, 8, 1, at=124), b"too late")],
         [(Head(Kind.DATA, 8, 1, at=(1 << 64) - 8), b"far away")],
         [(Head(Kind.LAST, 8, 1), b"too few!")],
-        [
-            (Head(Kind.DATA, 64, 1), b"x" * 64),
-            (Head(Kind.LAST, 36, 1, at=28), b"y" * 36),
-        ],
+        [(Head(Kind.DATA, 64, 1), b"x" * 64), (Head(Kind.LAST, 36, 1, at=28), b"y" * 36)],
         [(Head(Kind.LAST, 101, 1), b"x" * 101)],
         [(Head(Kind.READ, 0, 1), b"")],
         [(Head(77, 0, 1), b"")],
     ],
     ids=["beyond", "far beyond", "too few", "twice", "too many", "a worker's", "no kind"],
 )
-def test_a_gateway_that_makes_no_sense_gives_no_inputs(
+async def test_a_gateway_that_makes_no_sense_gives_no_inputs(
     tmp_path: Path, messages: list[tuple[Head, bytes]]
 ) -> None:
-    async def test() -> None:
-        worker, liar, honest = Worker(tmp_path), Liar(tmp_path, messages), Gateway(tmp_path)
-        listening = bound("127.0.0.1", 0)
-        liar.listen(listening)
-        slot = honest.ask(b"x" * 100)
-        slot.tensors = msgspec.structs.replace(slot.tensors, server=f"127.0.0.1:{listening.getsockname()[1]}")
-        action = over(1, slot, for_ms=300)
-        assert worker.tensors.bring(action)
-        await until(lambda: worker.posted)
-        assert len(liar.peers) > 1, "it tried again, in vain"
-        (call,) = worker.open(worker.posted.pop())
-        assert call.inputs["x0"].shape == (1, 100)
-        after = bytes(worker.tensors._region.buffer[64 + 128 :])
-        assert not any(after), "beyond its inputs nothing is written"
-        liar.close()
-        honest.close()
-        worker.tensors.close()
-        await asyncio.sleep(0.05)
-
-    run(test())
+    worker, liar, honest = Worker(tmp_path), Liar(tmp_path, messages), Gateway(tmp_path)
+    listening = bound("127.0.0.1", 0)
+    liar.listen(listening)
+    slot = honest.ask(b"x" * 100)
+    slot.tensors = msgspec.structs.replace(slot.tensors, server=f"127.0.0.1:{listening.getsockname()[1]}")
+    action = over(1, slot, for_ms=300)
+    assert worker.tensors.bring(action)
+    await until(lambda: worker.posted)
+    assert len(liar.peers) > 1, "it tried again, in vain"
+    (call,) = worker.open(worker.posted.pop())
+    assert call.inputs["x0"].shape == (1, 100)
+    after = bytes(worker.tensors._region.buffer[64 + 128 :])
+    assert not any(after), "beyond its inputs nothing is written"
+    liar.close()
+    honest.close()
+    worker.tensors.close()
+    await asyncio.sleep(0.05)
 
 
-def test_a_gateway_that_tells_that_nothing_is_there_is_believed(tmp_path: Path) -> None:
-    async def test() -> None:
-        worker, liar, honest = (
-            Worker(tmp_path),
-            Liar(tmp_path, [(Head(Kind.GONE, 0, 1), b"")]),
-            Gateway(tmp_path),
-        )
-        listening = bound("127.0.0.1", 0)
-        liar.listen(listening)
-        slot = honest.ask(b"x" * 100)
-        slot.tensors = msgspec.structs.replace(slot.tensors, server=f"127.0.0.1:{listening.getsockname()[1]}")
-        assert worker.tensors.bring(over(1, slot))
-        assert (await worker.result()).status is Status.INPUT_GONE
-        liar.close()
-        honest.close()
-        worker.tensors.close()
-        await asyncio.sleep(0.05)
-
-    run(test())
+async def test_a_gateway_that_tells_that_nothing_is_there_is_believed(tmp_path: Path) -> None:
+    worker, liar, honest = (
+        Worker(tmp_path),
+        Liar(tmp_path, [(Head(Kind.GONE, 0, 1), b"")]),
+        Gateway(tmp_path),
+    )
+    listening = bound("127.0.0.1", 0)
+    liar.listen(listening)
+    slot = honest.ask(b"x" * 100)
+    slot.tensors = msgspec.structs.replace(slot.tensors, server=f"127.0.0.1:{listening.getsockname()[1]}")
+    assert worker.tensors.bring(over(1, slot))
+    assert (await worker.result()).status is Status.INPUT_GONE
+    liar.close()
+    honest.close()
+    worker.tensors.close()
+    await asyncio.sleep(0.05)

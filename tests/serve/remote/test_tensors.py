@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
@@ -21,7 +22,7 @@ from clockwork_serve.serve.remote.tensors import DELAY_NS, Transfer
 from clockwork_serve.units import MIB, align, ms
 from tests.serve.links import until
 from tests.serve.proxy import proxy
-from tests.serve.remote.tensor_ends import REGION, Gateway, Worker, answered, ends, over, run, seen
+from tests.serve.remote.tensor_ends import REGION, Gateway, Worker, answered, ends, over, seen
 from tests.worker.actions import GPU
 
 LARGE = 20 * MIB
@@ -64,141 +65,121 @@ def test_tensors_arrive_as_they_left_there_and_back(
     calls: list[tuple[list[int], list[int]]], seed: int
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        run(there_and_back(calls, Random(seed), Path(folder)))
+        uvloop.run(there_and_back(calls, Random(seed), Path(folder)))
 
 
-def test_a_worker_of_the_server_s_host_brings_only_what_it_cannot_map(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with ends(tmp_path, server="") as (gateway, worker):
-            far = Gateway(tmp_path, elsewhere=True)
-            near = gateway.ask(b"near", room=64)
-            assert not worker.tensors.bring(over(1, near)), "its lane maps it"
-            away = far.ask(b"away", room=64)
-            action = await worker.post(over(2, near, away))
-            assert action.calls[0].tensors == near.encoded
-            opened = worker.open(action)
-            assert seen(opened) == [[b"near"], [b"away"]]
-            worker.end(action, opened, [[b"y" * 64], [b"z" * 64]])
+async def test_a_worker_of_the_server_s_host_brings_only_what_it_cannot_map(tmp_path: Path) -> None:
+    async with ends(tmp_path, server="") as (gateway, worker):
+        far = Gateway(tmp_path, elsewhere=True)
+        near = gateway.ask(b"near", room=64)
+        assert not worker.tensors.bring(over(1, near)), "its lane maps it"
+        away = far.ask(b"away", room=64)
+        action = await worker.post(over(2, near, away))
+        assert action.calls[0].tensors == near.encoded
+        opened = worker.open(action)
+        assert seen(opened) == [[b"near"], [b"away"]]
+        worker.end(action, opened, [[b"y" * 64], [b"z" * 64]])
+        result = await worker.result()
+        assert [answered(slot, told) for slot, told in zip((near, away), result.outputs, strict=True)] == [
+            [b"y" * 64],
+            [b"z" * 64],
+        ]
+        far.close()
+
+
+async def test_the_way_of_tensors_is_part_of_what_an_infer_took(tmp_path: Path) -> None:
+    async with ends(tmp_path, server="") as (_, worker):
+        far = Gateway(tmp_path, elsewhere=True)
+        with proxy(far.port) as between:
+            far.slots.server = f"127.0.0.1:{between.port}"
+            between.delay(0.05)
+            sent_ns, first = time.monotonic_ns(), over(1, far.ask(bytes(1000), room=64))
+            action = await worker.post(first)
+            assert action.window == first.window
+            worker.end(action, worker.open(action), [[b"y"]])
             result = await worker.result()
-            assert [
-                answered(slot, told) for slot, told in zip((near, away), result.outputs, strict=True)
-            ] == [[b"y" * 64], [b"z" * 64]]
-            far.close()
-
-    run(test())
-
-
-def test_the_way_of_tensors_is_part_of_what_an_infer_took(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with ends(tmp_path, server="") as (_, worker):
-            far = Gateway(tmp_path, elsewhere=True)
-            with proxy(far.port) as between:
-                far.slots.server = f"127.0.0.1:{between.port}"
-                between.delay(0.05)
-                sent_ns, first = time.monotonic_ns(), over(1, far.ask(bytes(1000), room=64))
-                action = await worker.post(first)
-                assert action.window == first.window
-                worker.end(action, worker.open(action), [[b"y"]])
-                result = await worker.result()
-                assert (result.started_ns >= sent_ns, result.lane_ns >= ms(150) - DELAY_NS) == (True, True)
-                assert result.input_ns > ms(50)
-                second = over(2, far.ask(bytes(1000), room=64))
-                longer = (await worker.post(second)).window.latest_ns - second.window.latest_ns
-                assert longer >= ms(50), "the lane waits for as long as inputs took"
-            far.close()
-
-    run(test())
+            assert (result.started_ns >= sent_ns, result.lane_ns >= ms(150) - DELAY_NS) == (True, True)
+            assert result.input_ns > ms(50)
+            second = over(2, far.ask(bytes(1000), room=64))
+            longer = (await worker.post(second)).window.latest_ns - second.window.latest_ns
+            assert longer >= ms(50), "the lane waits for as long as inputs took"
+        far.close()
 
 
-def test_a_small_tensor_does_not_wait_behind_large_ones(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with ends(tmp_path) as (gateway, worker):
-            with proxy(gateway.port) as between:
-                gateway.slots.server = f"127.0.0.1:{between.port}"
-                await worker.post(over(1, gateway.ask(b"first")))
-                between.delay(0.002)  # so that not all is sent at once
-                large = gateway.ask(bytes(LARGE))
-                small = gateway.ask(b"small")
-                assert worker.tensors.bring(over(2, large))
-                assert worker.tensors.bring(over(3, small))
-                await until(lambda: len(worker.posted) == 2)
-                assert [action.action_id for action in worker.posted] == [3, 2]
-
-    run(test())
+async def test_a_small_tensor_does_not_wait_behind_large_ones(tmp_path: Path) -> None:
+    async with ends(tmp_path) as (gateway, worker):
+        with proxy(gateway.port) as between:
+            gateway.slots.server = f"127.0.0.1:{between.port}"
+            await worker.post(over(1, gateway.ask(b"first")))
+            between.delay(0.002)  # so that not all is sent at once
+            large = gateway.ask(bytes(LARGE))
+            small = gateway.ask(b"small")
+            assert worker.tensors.bring(over(2, large))
+            assert worker.tensors.bring(over(3, small))
+            await until(lambda: len(worker.posted) == 2)
+            assert [action.action_id for action in worker.posted] == [3, 2]
 
 
-def test_what_is_too_large_is_refused_at_once_and_what_has_no_room_now_when_its_window_closes(
+async def test_what_is_too_large_is_refused_at_once_and_what_has_no_room_now_when_its_window_closes(
     tmp_path: Path,
 ) -> None:
-    async def test() -> None:
-        async with ends(tmp_path) as (gateway, worker):
-            assert worker.tensors.bring(over(1, gateway.ask(room=33 * MIB)))
-            slot = gateway.ask(b"x", room=64)
-            slot.tensors = structs.replace(slot.tensors, output_bytes=REGION)
-            assert worker.tensors.bring(over(2, slot))
-            refused = worker.results.pop()
-            assert (refused.action_id, refused.status) == (2, Status.MODEL_RAISED)
-            assert f"expected at most {REGION} bytes" in refused.message
-            slot.tensors = structs.replace(slot.tensors, output_bytes=33 * MIB)
-            crowded = over(3, slot, for_ms=100)
-            assert worker.tensors.bring(crowded)
-            assert not worker.results
-            refused = await worker.result()
-            assert (refused.action_id, refused.status) == (3, Status.TOO_LATE)
-            assert refused.started_ns > crowded.window.latest_ns
-            assert [action.action_id for action in worker.posted] == [1]
-
-    run(test())
+    async with ends(tmp_path) as (gateway, worker):
+        assert worker.tensors.bring(over(1, gateway.ask(room=33 * MIB)))
+        slot = gateway.ask(b"x", room=64)
+        slot.tensors = structs.replace(slot.tensors, output_bytes=REGION)
+        assert worker.tensors.bring(over(2, slot))
+        refused = worker.results.pop()
+        assert (refused.action_id, refused.status) == (2, Status.MODEL_RAISED)
+        assert f"expected at most {REGION} bytes" in refused.message
+        slot.tensors = structs.replace(slot.tensors, output_bytes=33 * MIB)
+        crowded = over(3, slot, for_ms=100)
+        assert worker.tensors.bring(crowded)
+        assert not worker.results
+        refused = await worker.result()
+        assert (refused.action_id, refused.status) == (3, Status.TOO_LATE)
+        assert refused.started_ns > crowded.window.latest_ns
+        assert [action.action_id for action in worker.posted] == [1]
 
 
-def test_outputs_that_find_no_room_in_their_gateway_fail_their_infer(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with ends(tmp_path) as (gateway, worker):
-            first, second = gateway.ask(b"x", room=64), gateway.ask(room=63 * MIB)
-            action = await worker.post(over(1, first))
-            worker.end(action, worker.open(action), [[bytes(2 * MIB)]])
+async def test_outputs_that_find_no_room_in_their_gateway_fail_their_infer(tmp_path: Path) -> None:
+    async with ends(tmp_path) as (gateway, worker):
+        first, second = gateway.ask(b"x", room=64), gateway.ask(room=63 * MIB)
+        action = await worker.post(over(1, first))
+        worker.end(action, worker.open(action), [[bytes(2 * MIB)]])
+        result = await worker.result()
+        assert (result.status, result.outputs) == (Status.MODEL_RAISED, ())
+        assert "gateway_memory" in result.message
+        assert (worker.tensors.used_bytes, second.tensors.output_bytes) == (0, 63 * MIB)
+
+
+async def test_inputs_of_a_slot_that_is_freed_on_the_way_come_no_further(tmp_path: Path) -> None:
+    async with ends(tmp_path) as (gateway, worker):
+        with proxy(gateway.port) as between:
+            gateway.slots.server = f"127.0.0.1:{between.port}"
+            between.delay(0.002)
+            slot = gateway.ask(b"x" * LARGE)
+            assert worker.tensors.bring(over(1, slot))
+            await until(lambda: any(one.upto for one in transfers(worker)))
+            gateway.slots.free(slot)
             result = await worker.result()
-            assert (result.status, result.outputs) == (Status.MODEL_RAISED, ())
-            assert "gateway_memory" in result.message
-            assert (worker.tensors.used_bytes, second.tensors.output_bytes) == (0, 63 * MIB)
-
-    run(test())
+            assert (result.status, worker.posted) == (Status.INPUT_GONE, [])
+            assert worker.tensors.used_bytes == 0
 
 
-def test_inputs_of_a_slot_that_is_freed_on_the_way_come_no_further(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with ends(tmp_path) as (gateway, worker):
-            with proxy(gateway.port) as between:
-                gateway.slots.server = f"127.0.0.1:{between.port}"
-                between.delay(0.002)
-                slot = gateway.ask(b"x" * LARGE)
-                assert worker.tensors.bring(over(1, slot))
-                await until(lambda: any(one.upto for one in transfers(worker)))
-                gateway.slots.free(slot)
-                result = await worker.result()
-                assert (result.status, worker.posted) == (Status.INPUT_GONE, [])
-                assert worker.tensors.used_bytes == 0
-
-    run(test())
-
-
-def test_outputs_for_a_slot_that_is_freed_on_the_way_are_written_nowhere(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with ends(tmp_path) as (gateway, worker):
-            with proxy(gateway.port) as between:
-                gateway.slots.server = f"127.0.0.1:{between.port}"
-                between.delay(0.002)
-                slot = gateway.ask(room=LARGE)
-                action = await worker.post(over(1, slot))
-                worker.end(action, worker.open(action), [[b"y" * LARGE]])
-                await until(lambda: any(one.upto for one in writings(gateway)))
-                gateway.slots.free(slot)
-                after = gateway.ask(bytes(LARGE))  # where that was
-                assert (await worker.result()).status is Status.INPUT_GONE
-                memory, (x,) = gateway.slots.region.buffer, after.tensors.refs
-                assert not any(memory[x.offset : x.offset + x.nbytes]), "it is another's"
-
-    run(test())
+async def test_outputs_for_a_slot_that_is_freed_on_the_way_are_written_nowhere(tmp_path: Path) -> None:
+    async with ends(tmp_path) as (gateway, worker):
+        with proxy(gateway.port) as between:
+            gateway.slots.server = f"127.0.0.1:{between.port}"
+            between.delay(0.002)
+            slot = gateway.ask(room=LARGE)
+            action = await worker.post(over(1, slot))
+            worker.end(action, worker.open(action), [[b"y" * LARGE]])
+            await until(lambda: any(one.upto for one in writings(gateway)))
+            gateway.slots.free(slot)
+            after = gateway.ask(bytes(LARGE))  # where that was
+            assert (await worker.result()).status is Status.INPUT_GONE
+            memory, (x,) = gateway.slots.region.buffer, after.tensors.refs
+            assert not any(memory[x.offset : x.offset + x.nbytes]), "it is another's"
 
 
 def transfers(worker: Worker) -> list[Transfer]:
@@ -209,84 +190,69 @@ def writings(gateway: Gateway) -> list[Any]:
     return [one for each in gateway.server._workers.values() for one in each.writing.values()]
 
 
-def test_all_is_forgotten_with_the_link_and_nothing_is_written_to_what_is_free(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with ends(tmp_path) as (gateway, worker):
-            with proxy(gateway.port) as between:
-                gateway.slots.server = f"127.0.0.1:{between.port}"
-                await worker.post(over(1, gateway.ask(b"first")))
-                between.cut(there=False)
-                assert worker.tensors.bring(over(2, gateway.ask(b"x" * 1000)))
-                await asyncio.sleep(0.1)
-                worker.tensors.renew()
-                assert worker.tensors.idle
-                between.heal()
-                action = await worker.post(over(3, gateway.ask(b"third")))
-                assert action.action_id == 3
-                assert seen(worker.open(action)) == [[b"third"]]
-
-    run(test())
+async def test_all_is_forgotten_with_the_link_and_nothing_is_written_to_what_is_free(tmp_path: Path) -> None:
+    async with ends(tmp_path) as (gateway, worker):
+        with proxy(gateway.port) as between:
+            gateway.slots.server = f"127.0.0.1:{between.port}"
+            await worker.post(over(1, gateway.ask(b"first")))
+            between.cut(there=False)
+            assert worker.tensors.bring(over(2, gateway.ask(b"x" * 1000)))
+            await asyncio.sleep(0.1)
+            worker.tensors.renew()
+            assert worker.tensors.idle
+            between.heal()
+            action = await worker.post(over(3, gateway.ask(b"third")))
+            assert action.action_id == 3
+            assert seen(worker.open(action)) == [[b"third"]]
 
 
-def test_an_infer_whose_window_closed_is_posted_and_its_memory_is_not_touched_any_more(
+async def test_an_infer_whose_window_closed_is_posted_and_its_memory_is_not_touched_any_more(
     tmp_path: Path,
 ) -> None:
-    async def test() -> None:
-        async with ends(tmp_path) as (gateway, worker):
-            with proxy(gateway.port) as between:
-                gateway.slots.server = f"127.0.0.1:{between.port}"
-                await worker.post(over(1, gateway.ask(b"first")))
-                between.cut(there=False)
-                late = over(2, gateway.ask(b"x" * 1000), for_ms=50)
-                action = await worker.post(late)
-                assert time.monotonic_ns() > action.window.latest_ns
-                (call,) = worker.open(action)
-                between.heal()
-                await asyncio.sleep(0.1)
-                assert not call.inputs["x0"].any()
-
-    run(test())
-
-
-def test_malformed_tensors_are_for_the_lane_to_refuse(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with ends(tmp_path) as (gateway, worker):
-            slot = gateway.ask(b"x")
-            for server in ("", "10.0.0.1", "nowhere:x", "a b:7"):
-                slot.tensors = structs.replace(slot.tensors, server=server)
-                assert not worker.tensors.bring(over(1, slot)), server
-            call = structs.replace(over(1, slot).calls[0], tensors=b"\xc1")
-            assert not worker.tensors.bring(structs.replace(over(1, slot), calls=(call,)))
-
-    run(test())
-
-
-def test_a_gateway_that_cannot_be_reached_is_tried_until_the_window_closes(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with ends(tmp_path) as (gateway, worker):
-            slot = gateway.ask(b"x")
-            gateway.server.close()
-            action = await worker.post(over(1, slot, for_ms=200))
+    async with ends(tmp_path) as (gateway, worker):
+        with proxy(gateway.port) as between:
+            gateway.slots.server = f"127.0.0.1:{between.port}"
+            await worker.post(over(1, gateway.ask(b"first")))
+            between.cut(there=False)
+            late = over(2, gateway.ask(b"x" * 1000), for_ms=50)
+            action = await worker.post(late)
             assert time.monotonic_ns() > action.window.latest_ns
-            await until(lambda: not worker.tensors._sources, 5)
-            again = Gateway(tmp_path)
-            assert seen(worker.open(await worker.post(over(2, again.ask(b"again"))))) == [[b"again"]]
-            again.close()
-
-    run(test())
+            (call,) = worker.open(action)
+            between.heal()
+            await asyncio.sleep(0.1)
+            assert not call.inputs["x0"].any()
 
 
-def test_results_of_others_and_refusals_pass(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with ends(tmp_path) as (gateway, worker):
-            other = Result(action_id=99, device=GPU, status=Status.OK, started_ns=1, ended_ns=2)
-            assert worker.tensors.answer(other) == other
-            action = await worker.post(over(1, gateway.ask(b"x")))
-            refused = structs.replace(other, action_id=action.action_id, status=Status.WEIGHTS_MISSING)
-            assert worker.tensors.answer(refused) == refused
-            assert (worker.tensors.idle, worker.tensors.used_bytes) == (True, 0)
+async def test_malformed_tensors_are_for_the_lane_to_refuse(tmp_path: Path) -> None:
+    async with ends(tmp_path) as (gateway, worker):
+        slot = gateway.ask(b"x")
+        for server in ("", "10.0.0.1", "nowhere:x", "a b:7"):
+            slot.tensors = structs.replace(slot.tensors, server=server)
+            assert not worker.tensors.bring(over(1, slot)), server
+        call = structs.replace(over(1, slot).calls[0], tensors=b"\xc1")
+        assert not worker.tensors.bring(structs.replace(over(1, slot), calls=(call,)))
 
-    run(test())
+
+async def test_a_gateway_that_cannot_be_reached_is_tried_until_the_window_closes(tmp_path: Path) -> None:
+    async with ends(tmp_path) as (gateway, worker):
+        slot = gateway.ask(b"x")
+        gateway.server.close()
+        action = await worker.post(over(1, slot, for_ms=200))
+        assert time.monotonic_ns() > action.window.latest_ns
+        await until(lambda: not worker.tensors._sources, 5)
+        again = Gateway(tmp_path)
+        assert seen(worker.open(await worker.post(over(2, again.ask(b"again"))))) == [[b"again"]]
+        again.close()
+
+
+async def test_results_of_others_and_refusals_pass(tmp_path: Path) -> None:
+    async with ends(tmp_path) as (gateway, worker):
+        other = Result(action_id=99, device=GPU, status=Status.OK, started_ns=1, ended_ns=2)
+        assert worker.tensors.answer(other) == other
+        action = await worker.post(over(1, gateway.ask(b"x")))
+        refused = structs.replace(other, action_id=action.action_id, status=Status.WEIGHTS_MISSING)
+        assert worker.tensors.answer(refused) == refused
+        assert (worker.tensors.idle, worker.tensors.used_bytes) == (True, 0)
 
 
 def ref(offset: int, nbytes: int) -> TensorRef:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
 
 from clockwork_serve.errors import RepositoryError
 from clockwork_serve.messages import (
@@ -190,73 +188,57 @@ class World:
             await asyncio.sleep(0.001)
 
 
-def play(story: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(story, 60))
-
-
-def test_a_code_is_rebuilt_once_and_sent_again() -> None:
-    async def story() -> None:
-        supervisor = World()
-        supervisor.answers.append(
-            PreparedRepository(names=("a",), served=(A,), profiles=(), problems=(), damage=FOUND)
-        )
-        for _ in range(3):
-            supervisor.repairs.on_damaged(DAMAGED)
-        await supervisor.done()
-        assert supervisor.asked == [(("a",), (SuspectArtefact("code", A.code.code_id),))]
-        counted = DamageCounted(found={"code": 1}, remade=1)
-        assert supervisor.sent == [CodeRemade(code_id=A.code.code_id), counted]
-        assert supervisor.repairs.counted == counted
-
-    play(story())
-
-
-def test_a_model_that_cannot_be_rebuilt_is_served_no_more_and_named() -> None:
-    async def story() -> None:
-        supervisor = World()
-        gone = Problem(model="a", field="name", expected="a folder", found="none", advice="see")
-        supervisor.answers.append(
-            PreparedRepository(names=("a",), served=(), profiles=(), problems=(gone,), damage=FOUND)
-        )
+async def test_a_code_is_rebuilt_once_and_sent_again() -> None:
+    supervisor = World()
+    supervisor.answers.append(
+        PreparedRepository(names=("a",), served=(A,), profiles=(), problems=(), damage=FOUND)
+    )
+    for _ in range(3):
         supervisor.repairs.on_damaged(DAMAGED)
-        await supervisor.done()
-        assert ModelRemoved(model="a/1") in supervisor.sent
-        assert CodeRemoved(code_id=A.code.code_id) in supervisor.sent
-        assert supervisor.repairs.counted.lost == 1
-        (entry,) = supervisor.catalogue.index(["a"])
-        assert (entry.state, entry.reason) == ("UNAVAILABLE", str(gone))
-
-    play(story())
+    await supervisor.done()
+    assert supervisor.asked == [(("a",), (SuspectArtefact("code", A.code.code_id),))]
+    counted = DamageCounted(found={"code": 1}, remade=1)
+    assert supervisor.sent == [CodeRemade(code_id=A.code.code_id), counted]
+    assert supervisor.repairs.counted == counted
 
 
-def test_a_model_that_was_unloaded_meanwhile_stays_unloaded() -> None:
-    async def story() -> None:
-        supervisor = World()
-        supervisor.answers.append(PreparedRepository(names=("a",), served=(A,), profiles=(), problems=()))
-        supervisor.repairs.on_damaged(DAMAGED)
-        await asyncio.sleep(0)
-        supervisor.catalogue.remove("a")
-        await supervisor.done()
-        assert supervisor.catalogue.names() == set()
+async def test_a_model_that_cannot_be_rebuilt_is_served_no_more_and_named() -> None:
+    supervisor = World()
+    gone = Problem(model="a", field="name", expected="a folder", found="none", advice="see")
+    supervisor.answers.append(
+        PreparedRepository(names=("a",), served=(), profiles=(), problems=(gone,), damage=FOUND)
+    )
+    supervisor.repairs.on_damaged(DAMAGED)
+    await supervisor.done()
+    assert ModelRemoved(model="a/1") in supervisor.sent
+    assert CodeRemoved(code_id=A.code.code_id) in supervisor.sent
+    assert supervisor.repairs.counted.lost == 1
+    (entry,) = supervisor.catalogue.index(["a"])
+    assert (entry.state, entry.reason) == ("UNAVAILABLE", str(gone))
 
-    play(story())
+
+async def test_a_model_that_was_unloaded_meanwhile_stays_unloaded() -> None:
+    supervisor = World()
+    supervisor.answers.append(PreparedRepository(names=("a",), served=(A,), profiles=(), problems=()))
+    supervisor.repairs.on_damaged(DAMAGED)
+    await asyncio.sleep(0)
+    supervisor.catalogue.remove("a")
+    await supervisor.done()
+    assert supervisor.catalogue.names() == set()
 
 
-def test_a_failed_repair_is_retried_after_a_delay_at_the_next_report() -> None:
-    async def story() -> None:
-        supervisor = World()
-        supervisor.answers += [
-            RepositoryError("the compiler is not there"),
-            PreparedRepository(names=("a",), served=(A,), profiles=(), problems=(), damage=FOUND),
-        ]
-        supervisor.repairs.on_damaged(DAMAGED)
-        await supervisor.done()
-        assert supervisor.sent == []
-        supervisor.repairs.on_damaged(DAMAGED)
-        suspect = SuspectArtefact("code", A.code.code_id)
-        assert 0 < supervisor.repairs._backoff_s(suspect, supervisor.repairs._repaired_s[suspect][1]) <= 1
-        await supervisor.done()
-        assert len(supervisor.asked) == 2
-        assert supervisor.catalogue.names() == {"a"}
-
-    play(story())
+async def test_a_failed_repair_is_retried_after_a_delay_at_the_next_report() -> None:
+    supervisor = World()
+    supervisor.answers += [
+        RepositoryError("the compiler is not there"),
+        PreparedRepository(names=("a",), served=(A,), profiles=(), problems=(), damage=FOUND),
+    ]
+    supervisor.repairs.on_damaged(DAMAGED)
+    await supervisor.done()
+    assert supervisor.sent == []
+    supervisor.repairs.on_damaged(DAMAGED)
+    suspect = SuspectArtefact("code", A.code.code_id)
+    assert 0 < supervisor.repairs._backoff_s(suspect, supervisor.repairs._repaired_s[suspect][1]) <= 1
+    await supervisor.done()
+    assert len(supervisor.asked) == 2
+    assert supervisor.catalogue.names() == {"a"}

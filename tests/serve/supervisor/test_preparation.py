@@ -196,16 +196,13 @@ def test_a_child_that_ends_without_a_result_is_an_error_with_its_last_lines(prep
         run(beyond)
 
 
-def test_cancelling_stops_the_child(preparation: Preparation) -> None:
-    async def main() -> None:
-        started = asyncio.Event()
-        work = asyncio.ensure_future(prepare(preparation, lambda progress: started.set(), lambda line: None))
-        await asyncio.wait_for(started.wait(), 60)
-        work.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await work
-
-    uvloop.run(main())
+async def test_cancelling_stops_the_child(preparation: Preparation) -> None:
+    started = asyncio.Event()
+    work = asyncio.ensure_future(prepare(preparation, lambda progress: started.set(), lambda line: None))
+    await asyncio.wait_for(started.wait(), 60)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
 
 
 KILLS = """

@@ -48,10 +48,7 @@ class Found(NamedTuple):
 
 
 def profile_all(
-    served: Sequence[ServedVersion],
-    devices: Sequence[DeviceConfig],
-    shelf: Shelf,
-    limit_s: float = 60.0,
+    served: Sequence[ServedVersion], devices: Sequence[DeviceConfig], shelf: Shelf, limit_s: float = 60.0
 ) -> Found:
     with closing(Profiler(devices, shelf, limit_s=limit_s)) as profiler:
         problems = [found for each in served for found in profiler.profile(each)]

@@ -26,12 +26,7 @@ import pytest
 
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.errors import ConfigError, RepositoryError
-from clockwork_serve.serve.supervisor.server import (
-    RunningServer,
-    ServerConfig,
-    StartError,
-    running_server,
-)
+from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig, StartError, running_server
 from tests.serve.onnx_models import affine, put
 from tests.serve.supervisor.servers import call, config, infer, refusal, until
 
@@ -263,11 +258,7 @@ def test_a_signal_stops_it(place: Path, tmp_path: Path, number: signal.Signals) 
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     settings = msgspec.json.encode(config(place, run_dir=str(run_dir))).decode()
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, settings],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, settings], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         assert process.stdout.readline().startswith("ready http://127.0.0.1:")

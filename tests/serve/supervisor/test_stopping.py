@@ -16,42 +16,33 @@ async def send(number: signal.Signals, received: asyncio.Event) -> None:
     await asyncio.wait_for(received.wait(), 60)
 
 
-def test_the_first_signal_requests_and_the_second_forces() -> None:
-    async def run() -> None:
-        stopping = Stopping()
-        await send(signal.SIGINT, stopping.requested)
-        assert (stopping.signal, stopping.status) == (signal.SIGINT, 130)
-        assert not stopping.forced.is_set()
-        await send(signal.SIGTERM, stopping.forced)
-        assert stopping.status == 143
-
-    asyncio.run(run())
+async def test_the_first_signal_requests_and_the_second_forces() -> None:
+    stopping = Stopping()
+    await send(signal.SIGINT, stopping.requested)
+    assert (stopping.signal, stopping.status) == (signal.SIGINT, 130)
+    assert not stopping.forced.is_set()
+    await send(signal.SIGTERM, stopping.forced)
+    assert stopping.status == 143
 
 
-def test_work_ends_or_is_cancelled() -> None:
-    async def run() -> None:
-        event, ended = asyncio.Event(), []
+async def test_work_ends_or_is_cancelled() -> None:
+    event, ended = asyncio.Event(), []
 
-        async def work(seconds: float) -> None:
-            try:
-                await asyncio.sleep(seconds)
-            finally:
-                ended.append(seconds)
+    async def work(seconds: float) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            ended.append(seconds)
 
-        assert await run_unless(event, work(0))
-        asyncio.get_running_loop().call_later(0.01, event.set)
-        assert not await run_unless(event, work(3600))
-        assert ended == [0, 3600]
-
-    asyncio.run(run())
+    assert await run_unless(event, work(0))
+    asyncio.get_running_loop().call_later(0.01, event.set)
+    assert not await run_unless(event, work(3600))
+    assert ended == [0, 3600]
 
 
-def test_an_error_of_the_work_is_raised() -> None:
-    async def run() -> None:
-        async def work() -> None:
-            raise ValueError("broken")
+async def test_an_error_of_the_work_is_raised() -> None:
+    async def work() -> None:
+        raise ValueError("broken")
 
-        with pytest.raises(ValueError, match="broken"):
-            await run_unless(asyncio.Event(), work())
-
-    asyncio.run(run())
+    with pytest.raises(ValueError, match="broken"):
+        await run_unless(asyncio.Event(), work())

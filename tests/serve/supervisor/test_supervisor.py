@@ -110,169 +110,136 @@ def runs(pid: int | None) -> bool:
     return pid is not None and Path(f"/proc/{pid}").exists()
 
 
-def test_a_child_gets_its_config_and_its_output_is_read(launch: Callable[[str], Launch]) -> None:
-    async def main() -> None:
-        lines: list[str] = []
-        child = Child(launch(WAITER), lines.append)
-        await until(lambda: lines)
-        assert lines == list(child.tail) == ['hello from {"x": 1}']
-        assert await child.stop(grace_s=20) == -signal.SIGTERM
-
-    uvloop.run(main())
+async def test_a_child_gets_its_config_and_its_output_is_read(launch: Callable[[str], Launch]) -> None:
+    lines: list[str] = []
+    child = Child(launch(WAITER), lines.append)
+    await until(lambda: lines)
+    assert lines == list(child.tail) == ['hello from {"x": 1}']
+    assert await child.stop(grace_s=20) == -signal.SIGTERM
 
 
-def test_a_child_that_does_not_stop_is_killed(launch: Callable[[str], Launch]) -> None:
-    async def main() -> None:
-        lines: list[str] = []
-        child = Child(launch(STUBBORN), lines.append)
-        await until(lambda: lines)
-        assert await child.stop(grace_s=0.05) == -signal.SIGKILL
-
-    uvloop.run(main())
+async def test_a_child_that_does_not_stop_is_killed(launch: Callable[[str], Launch]) -> None:
+    lines: list[str] = []
+    child = Child(launch(STUBBORN), lines.append)
+    await until(lambda: lines)
+    assert await child.stop(grace_s=0.05) == -signal.SIGKILL
 
 
-def test_the_last_line_is_kept_even_without_a_newline(launch: Callable[[str], Launch]) -> None:
-    async def main() -> None:
-        lines: list[str] = []
-        child = Child(launch(DIES), lines.append)
-        assert await child.ended == 3
-        assert lines == list(child.tail) == ["no luck", "today"]
-
-    uvloop.run(main())
+async def test_the_last_line_is_kept_even_without_a_newline(launch: Callable[[str], Launch]) -> None:
+    lines: list[str] = []
+    child = Child(launch(DIES), lines.append)
+    assert await child.ended == 3
+    assert lines == list(child.tail) == ["no luck", "today"]
 
 
-def test_an_endless_line_is_delivered_in_pieces(launch: Callable[[str], Launch]) -> None:
-    async def main() -> None:
-        lines: list[str] = []
-        child = Child(launch("import sys; sys.stderr.write('x' * 10**6)"), lines.append)
-        assert await child.ended == 0
-        assert "".join(lines) == "x" * 10**6
-        assert max(map(len, lines)) <= 3 * LINE_MAX
-
-    uvloop.run(main())
+async def test_an_endless_line_is_delivered_in_pieces(launch: Callable[[str], Launch]) -> None:
+    lines: list[str] = []
+    child = Child(launch("import sys; sys.stderr.write('x' * 10**6)"), lines.append)
+    assert await child.ended == 0
+    assert "".join(lines) == "x" * 10**6
+    assert max(map(len, lines)) <= 3 * LINE_MAX
 
 
-def test_stdout_is_read_separately(launch: Callable[[str], Launch]) -> None:
-    async def main() -> None:
-        lines: list[str] = []
-        output: list[str] = []
-        program = (
-            "import sys; print('out\\nput'); print('err', file=sys.stderr); sys.stdout.buffer.write(b'\\xff')"
-        )
-        child = Child(launch(program), lines.append, output.append)
-        assert await child.ended == 0
-        assert (lines, output) == (["err"], ["out", "put", "\\xff"])
-
-    uvloop.run(main())
+async def test_stdout_is_read_separately(launch: Callable[[str], Launch]) -> None:
+    lines: list[str] = []
+    output: list[str] = []
+    program = (
+        "import sys; print('out\\nput'); print('err', file=sys.stderr); sys.stdout.buffer.write(b'\\xff')"
+    )
+    child = Child(launch(program), lines.append, output.append)
+    assert await child.ended == 0
+    assert (lines, output) == (["err"], ["out", "put", "\\xff"])
 
 
-def test_a_child_runs_on_the_cpus_that_it_is_given_and_nobody_else_does(
+async def test_a_child_runs_on_the_cpus_that_it_is_given_and_nobody_else_does(
     launch: Callable[[str], Launch],
 ) -> None:
     before = os.sched_getaffinity(0)
-
-    async def main() -> None:
-        child = Child(structs.replace(launch(WAITER), cpus=(max(before),)), lambda line: None)
-        assert os.sched_getaffinity(child.pid) == {max(before)}
-        assert os.sched_getaffinity(0) == before
-        await child.stop(grace_s=20)
-
-    uvloop.run(main())
+    child = Child(structs.replace(launch(WAITER), cpus=(max(before),)), lambda line: None)
+    assert os.sched_getaffinity(child.pid) == {max(before)}
+    assert os.sched_getaffinity(0) == before
+    await child.stop(grace_s=20)
 
 
-def test_a_killed_child_is_restarted_until_it_is_stopped(launch: Callable[[str], Launch]) -> None:
-    async def main() -> None:
-        lines: list[str] = []
-        supervisor = Supervisor(lines.append)
-        waiter = launch(WAITER)
-        supervisor.start(waiter)
-        await until(lambda: len(lines) == 1)
-        first = supervisor.pid(waiter.name)
-        assert first is not None
-        os.kill(first, signal.SIGKILL)
-        await until(lambda: len(lines) == 2)
-        second = supervisor.pid(waiter.name)
-        assert second not in (None, first)
-        assert supervisor.why_failing() is None
-        await supervisor.stop(waiter.name, grace_s=20)
-        assert supervisor.pid(waiter.name) is None
-        assert supervisor.names == []
-        assert not runs(second)
-
-    uvloop.run(main())
+async def test_a_killed_child_is_restarted_until_it_is_stopped(launch: Callable[[str], Launch]) -> None:
+    lines: list[str] = []
+    supervisor = Supervisor(lines.append)
+    waiter = launch(WAITER)
+    supervisor.start(waiter)
+    await until(lambda: len(lines) == 1)
+    first = supervisor.pid(waiter.name)
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: len(lines) == 2)
+    second = supervisor.pid(waiter.name)
+    assert second not in (None, first)
+    assert supervisor.why_failing() is None
+    await supervisor.stop(waiter.name, grace_s=20)
+    assert supervisor.pid(waiter.name) is None
+    assert supervisor.names == []
+    assert not runs(second)
 
 
-def test_a_child_that_is_killed_is_restarted_and_whether_it_was_stopped_is_known(
+async def test_a_child_that_is_killed_is_restarted_and_whether_it_was_stopped_is_known(
     launch: Callable[[str], Launch],
 ) -> None:
-    async def main() -> None:
-        supervisor = Supervisor(lambda line: None)
-        assert supervisor.end("nobody") is None
-        supervisor.start(launch(WAITER))
-        (name,) = supervisor.names
-        for stop_it in (False, True):
-            pid = supervisor.pid(name)
-            assert pid is not None
-            if stop_it:
-                os.kill(pid, signal.SIGSTOP)
-                await until(lambda pid=pid: stopped(pid))
-            assert supervisor.end(name) is not stop_it
-            await until(lambda pid=pid: supervisor.pid(name) not in {None, pid})
-        await supervisor.kill()
-        assert not stopped(1 << 22)
-
-    uvloop.run(main())
+    supervisor = Supervisor(lambda line: None)
+    assert supervisor.end("nobody") is None
+    supervisor.start(launch(WAITER))
+    (name,) = supervisor.names
+    for stop_it in (False, True):
+        pid = supervisor.pid(name)
+        assert pid is not None
+        if stop_it:
+            os.kill(pid, signal.SIGSTOP)
+            await until(lambda pid=pid: stopped(pid))
+        assert supervisor.end(name) is not stop_it
+        await until(lambda pid=pid: supervisor.pid(name) not in {None, pid})
+    await supervisor.kill()
+    assert not stopped(1 << 22)
 
 
-def test_a_child_that_has_exited_has_no_process_id_while_what_it_started_is_ended(
+async def test_a_child_that_has_exited_has_no_process_id_while_what_it_started_is_ended(
     launch: Callable[[str], Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     released = threading.Event()
     monkeypatch.setattr(processes, "end_offspring", lambda pid: released.wait(60))
-
-    async def main() -> None:
-        supervisor = Supervisor(lambda line: None)
-        supervisor.start(launch(WAITER))
-        (name,) = supervisor.names
-        first = supervisor.pid(name)
-        assert first is not None
-        os.kill(first, signal.SIGKILL)
-        await until(lambda: not runs(first))
-        seen = supervisor.pid(name), supervisor.end(name)
-        released.set()
-        assert seen == (None, None)
-        await until(lambda: supervisor.pid(name) not in {None, first})
-        await supervisor.kill()
-
-    uvloop.run(main())
+    supervisor = Supervisor(lambda line: None)
+    supervisor.start(launch(WAITER))
+    (name,) = supervisor.names
+    first = supervisor.pid(name)
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: not runs(first))
+    seen = supervisor.pid(name), supervisor.end(name)
+    released.set()
+    assert seen == (None, None)
+    await until(lambda: supervisor.pid(name) not in {None, first})
+    await supervisor.kill()
 
 
-def test_a_child_that_keeps_failing_is_reported_with_its_last_lines(launch: Callable[[str], Launch]) -> None:
-    async def main() -> None:
-        supervisor = Supervisor(lambda line: None)
-        supervisor.start(launch(DIES))
-        await until(supervisor.why_failing)
-        why = supervisor.why_failing()
-        assert why is not None
-        assert "no luck\ntoday" in why
-        await supervisor.kill()
+async def test_a_child_that_keeps_failing_is_reported_with_its_last_lines(
+    launch: Callable[[str], Launch],
+) -> None:
+    supervisor = Supervisor(lambda line: None)
+    supervisor.start(launch(DIES))
+    await until(supervisor.why_failing)
+    why = supervisor.why_failing()
+    assert why is not None
+    assert "no luck\ntoday" in why
+    await supervisor.kill()
 
-    uvloop.run(main())
 
-
-def test_kill_ends_all_at_once(launch: Callable[[str], Launch]) -> None:
-    async def main() -> None:
-        lines: list[str] = []
-        supervisor = Supervisor(lines.append)
-        launches = [launch(WAITER), launch(STUBBORN)]
-        for each in launches:
-            supervisor.start(each)
-        await until(lambda: len(lines) == 2)
-        pids = [supervisor.pid(each.name) for each in launches]
-        await supervisor.kill()
-        assert [runs(pid) for pid in pids] == [False, False]
-
-    uvloop.run(main())
+async def test_kill_ends_all_at_once(launch: Callable[[str], Launch]) -> None:
+    lines: list[str] = []
+    supervisor = Supervisor(lines.append)
+    launches = [launch(WAITER), launch(STUBBORN)]
+    for each in launches:
+        supervisor.start(each)
+    await until(lambda: len(lines) == 2)
+    pids = [supervisor.pid(each.name) for each in launches]
+    await supervisor.kill()
+    assert [runs(pid) for pid in pids] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -286,53 +253,47 @@ def test_kill_ends_all_at_once(launch: Callable[[str], Launch]) -> None:
         ("is stopped", True, 1),
     ],
 )
-def test_an_unresponsive_child_is_killed_and_restarted(
+async def test_an_unresponsive_child_is_killed_and_restarted(
     launch: Callable[[str], Launch], does: str, optional: bool, ended: int
 ) -> None:
-    async def main() -> None:
-        lines: list[str] = []
-        supervisor = Supervisor(lines.append)
-        stuck_s = 0.0 if does == "unwatched" else 1.0
-        watched = structs.replace(launch(ANSWERS), config=does, stuck_s=stuck_s, optional=optional)
-        supervisor.start(watched)
-        await until(lambda: lines)
-        first = supervisor.pid(watched.name)
-        assert first is not None
-        if does in {"is stopped", "unwatched"}:
-            os.kill(first, signal.SIGSTOP)
-        if ended:
-            await until(lambda: supervisor.pid(watched.name) not in {None, first})
-            await until(lambda: len(lines) == 2)
-            assert supervisor.unresponsive[watched.name] >= 1
-        else:
-            await asyncio.sleep(3)
-            assert supervisor.pid(watched.name) == first
-            assert not supervisor.unresponsive
-        await supervisor.kill()
-
-    uvloop.run(main())
-
-
-def test_a_pause_of_the_whole_machine_kills_no_child(launch: Callable[[str], Launch]) -> None:
-    async def main() -> None:
-        lines: list[str] = []
-        supervisor = Supervisor(lines.append)
-        watched = structs.replace(launch(ANSWERS), config="serves", stuck_s=1.0)
-        supervisor.start(watched)
-        await until(lambda: lines)
-        first = supervisor.pid(watched.name)
-        assert first is not None
-        for _ in range(3):
-            os.kill(first, signal.SIGSTOP)
-            time.sleep(2)  # noqa: ASYNC251 - the supervisor is stopped, too
-            await asyncio.sleep(0)
-            os.kill(first, signal.SIGCONT)
-            await asyncio.sleep(0.3)
+    lines: list[str] = []
+    supervisor = Supervisor(lines.append)
+    stuck_s = 0.0 if does == "unwatched" else 1.0
+    watched = structs.replace(launch(ANSWERS), config=does, stuck_s=stuck_s, optional=optional)
+    supervisor.start(watched)
+    await until(lambda: lines)
+    first = supervisor.pid(watched.name)
+    assert first is not None
+    if does in {"is stopped", "unwatched"}:
+        os.kill(first, signal.SIGSTOP)
+    if ended:
+        await until(lambda: supervisor.pid(watched.name) not in {None, first})
+        await until(lambda: len(lines) == 2)
+        assert supervisor.unresponsive[watched.name] >= 1
+    else:
+        await asyncio.sleep(3)
         assert supervisor.pid(watched.name) == first
         assert not supervisor.unresponsive
-        await supervisor.kill()
+    await supervisor.kill()
 
-    uvloop.run(main())
+
+async def test_a_pause_of_the_whole_machine_kills_no_child(launch: Callable[[str], Launch]) -> None:
+    lines: list[str] = []
+    supervisor = Supervisor(lines.append)
+    watched = structs.replace(launch(ANSWERS), config="serves", stuck_s=1.0)
+    supervisor.start(watched)
+    await until(lambda: lines)
+    first = supervisor.pid(watched.name)
+    assert first is not None
+    for _ in range(3):
+        os.kill(first, signal.SIGSTOP)
+        time.sleep(2)  # noqa: ASYNC251 - the supervisor is stopped, too
+        await asyncio.sleep(0)
+        os.kill(first, signal.SIGCONT)
+        await asyncio.sleep(0.3)
+    assert supervisor.pid(watched.name) == first
+    assert not supervisor.unresponsive
+    await supervisor.kill()
 
 
 SUPERVISOR = """
@@ -387,29 +348,23 @@ def test_a_child_whose_supervisor_has_died_already_does_not_start(launch: Callab
     assert (ended.returncode, ended.stderr) == (1, "the supervisor has died\n")
 
 
-def test_a_child_stops_cleanly_on_sigterm_and_leaves_ctrl_c_to_the_supervisor(
+async def test_a_child_stops_cleanly_on_sigterm_and_leaves_ctrl_c_to_the_supervisor(
     launch: Callable[[str], Launch],
 ) -> None:
-    async def main() -> None:
-        lines: list[str] = []
-        child = Child(launch(TAME), lines.append)
-        await until(lambda: lines)
-        child.signal(signal.SIGINT)
-        await asyncio.sleep(0.05)
-        assert not child.ended.done()
-        assert await child.stop(grace_s=20) == 0
-        assert lines == ["up", "bye"]
-
-    uvloop.run(main())
+    lines: list[str] = []
+    child = Child(launch(TAME), lines.append)
+    await until(lambda: lines)
+    child.signal(signal.SIGINT)
+    await asyncio.sleep(0.05)
+    assert not child.ended.done()
+    assert await child.stop(grace_s=20) == 0
+    assert lines == ["up", "bye"]
 
 
-def test_an_uncaught_error_ends_the_process(launch: Callable[[str], Launch]) -> None:
-    async def main() -> None:
-        lines: list[str] = []
-        assert await Child(launch(BROKEN), lines.append).ended == EXIT_BROKEN
-        assert any("ZeroDivisionError" in line for line in lines)
-
-    uvloop.run(main())
+async def test_an_uncaught_error_ends_the_process(launch: Callable[[str], Launch]) -> None:
+    lines: list[str] = []
+    assert await Child(launch(BROKEN), lines.append).ended == EXIT_BROKEN
+    assert any("ZeroDivisionError" in line for line in lines)
 
 
 def test_the_first_restart_is_at_once_and_fast_deaths_delay_the_next() -> None:
@@ -445,19 +400,16 @@ def test_exit_statuses_are_described(status: int, words: str) -> None:
     assert describe_exit(status) == words
 
 
-def test_deaths_before_a_reset_do_not_count() -> None:
-    async def main() -> None:
-        supervisor = Supervisor(lambda line: None)
-        for name in ("worker-a", "gateway"):
-            kept = supervisor._kept[name] = _Kept(Launch(name=name, module="", config=""))
-            for _ in range(FAST_DEATHS):
-                kept.backoff.died(0.1)
-        supervisor.reset_backoff("worker")
-        assert supervisor.why_failing() is not None, "the gateway is"
-        supervisor.reset_backoff("gateway")
-        assert supervisor.why_failing() is None
-
-    asyncio.run(main())
+async def test_deaths_before_a_reset_do_not_count() -> None:
+    supervisor = Supervisor(lambda line: None)
+    for name in ("worker-a", "gateway"):
+        kept = supervisor._kept[name] = _Kept(Launch(name=name, module="", config=""))
+        for _ in range(FAST_DEATHS):
+            kept.backoff.died(0.1)
+    supervisor.reset_backoff("worker")
+    assert supervisor.why_failing() is not None, "the gateway is"
+    supervisor.reset_backoff("gateway")
+    assert supervisor.why_failing() is None
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import msgspec
 import numpy as np
@@ -18,15 +19,7 @@ import pytest
 from msgspec import structs
 
 from clockwork_serve.errors import DeviceError, DeviceGone, ModelError
-from clockwork_serve.messages import (
-    CodeAdded,
-    CodeReady,
-    CodeRemoved,
-    Lane,
-    Status,
-    Tensors,
-    Window,
-)
+from clockwork_serve.messages import CodeAdded, CodeReady, CodeRemoved, Lane, Status, Tensors, Window
 from clockwork_serve.serve.child import EXIT_BROKEN
 from clockwork_serve.serve.shm import Region, memory_of
 from clockwork_serve.serve.worker.lanes import LaneExecutors
@@ -472,24 +465,21 @@ def test_the_memory_of_a_gateway_that_died_is_let_go_without_the_collector() -> 
 # Lanes of devices that only take time: the loop's thread begins actions, and its timer ends them.
 
 
-def on_loop(
-    test: Callable[[Bench], Awaitable[None]], *devices: Toy, changed: Callable[[], None] = lambda: None
-) -> None:
-    """Run a test beside the lanes, on their loop."""
-
-    async def body() -> None:
-        at = Bench(*devices, on_codes_changed=changed)
-        at.executors.start()
-        at.post(CodeAdded(code=CODE))
+@asynccontextmanager
+async def on_loop(*devices: Toy, changed: Callable[[], None] = lambda: None) -> AsyncIterator[Bench]:
+    """Beside the lanes, on their loop."""
+    at = Bench(*devices, on_codes_changed=changed)
+    at.executors.start()
+    at.post(CodeAdded(code=CODE))
+    async with asyncio.timeout(TIMEOUT_S):
         assert [type(await at.later()) for _ in devices] == [CodeReady] * len(devices)
-        await test(at)
-        assert at.executors.close(TIMEOUT_S)
-
-    asyncio.run(asyncio.wait_for(body(), TIMEOUT_S))
+        yield at
+    assert at.executors.close(TIMEOUT_S)
 
 
-def test_devices_that_only_take_time_have_no_threads(region: Region) -> None:
-    async def test(at: Bench) -> None:
+async def test_devices_that_only_take_time_have_no_threads(region: Region) -> None:
+    before = threading.active_count()
+    async with on_loop(TimedToy()) as at:
         assert at.executors.on_loop
         assert threading.active_count() == before
         at.post(timely(load(1, "a", 0)))
@@ -502,9 +492,6 @@ def test_devices_that_only_take_time_have_no_threads(region: Region) -> None:
         np.testing.assert_array_equal(answer(region, ran.outputs[0])["y"], X[:1, :1] * 0)
         assert (ran.input_ns, ran.run_ns + ran.output_ns) == (0, ran.ended_ns - ran.started_ns)
 
-    before = threading.active_count()
-    on_loop(test, TimedToy())
-
 
 def test_one_device_that_computes_gives_threads_to_all(region: Region) -> None:
     timed = TimedToy(structs.replace(SPEC, device="gpu:1"))
@@ -513,8 +500,8 @@ def test_one_device_that_computes_gives_threads_to_all(region: Region) -> None:
         at.loaded(device="gpu:1")
 
 
-def test_timed_lanes_are_under_way_at_once_and_each_keeps_its_order(region: Region) -> None:
-    async def test(at: Bench) -> None:
+async def test_timed_lanes_are_under_way_at_once_and_each_keeps_its_order(region: Region) -> None:
+    async with on_loop(TimedToy(), TimedToy(structs.replace(SPEC, device="gpu:1"))) as at:
         for device in (GPU, "gpu:1"):
             at.post(timely(load(1 + (device != GPU), "a", 0, device=device)))
         assert {(await at.result_later()).action_id for _ in range(2)} == {1, 2}
@@ -528,11 +515,9 @@ def test_timed_lanes_are_under_way_at_once_and_each_keeps_its_order(region: Regi
         assert found[3].ended_ns <= found[5].started_ns
         assert found[4].ended_ns <= found[6].started_ns
 
-    on_loop(test, TimedToy(), TimedToy(structs.replace(SPEC, device="gpu:1")))
 
-
-def test_a_timed_lane_starts_nothing_before_its_window_and_an_earlier_action_goes_first() -> None:
-    async def test(at: Bench) -> None:
+async def test_a_timed_lane_starts_nothing_before_its_window_and_an_earlier_action_goes_first() -> None:
+    async with on_loop(TimedToy()) as at:
         later = timely(load(1, "a", 0), after_ms=60)
         at.post(later)
         sooner = timely(load(2, "b", 2), after_ms=20)
@@ -542,13 +527,10 @@ def test_a_timed_lane_starts_nothing_before_its_window_and_an_earlier_action_goe
         assert first.started_ns >= sooner.window.earliest_ns
         assert second.started_ns >= later.window.earliest_ns
 
-    on_loop(test, TimedToy())
 
-
-def test_whatever_a_timed_device_raises_is_the_result_of_that_action(region: Region) -> None:
+async def test_whatever_a_timed_device_raises_is_the_result_of_that_action(region: Region) -> None:
     toy = TimedToy()
-
-    async def test(at: Bench) -> None:
+    async with on_loop(toy) as at:
         at.post(timely(load(1, "a", 0)))
         assert (await at.result_later()).status is Status.OK
         toy.act = _raiser(DeviceError("bus error"))
@@ -558,11 +540,9 @@ def test_whatever_a_timed_device_raises_is_the_result_of_that_action(region: Reg
         at.post(over(infer(4, "a", 0), slot(region, {"x": X})))
         assert (await at.result_later()).status is Status.OK
 
-    on_loop(test, toy)
 
-
-def test_a_slot_that_is_reused_while_a_timed_device_is_at_it_gets_no_outputs(region: Region) -> None:
-    async def test(at: Bench) -> None:
+async def test_a_slot_that_is_reused_while_a_timed_device_is_at_it_gets_no_outputs(region: Region) -> None:
+    async with on_loop(TimedToy()) as at:
         at.post(timely(load(1, "a", 0)))
         await at.result_later()
         mine = slot(region, {"x": X})
@@ -570,27 +550,20 @@ def test_a_slot_that_is_reused_while_a_timed_device_is_at_it_gets_no_outputs(reg
         mine.take_back()
         assert (await at.result_later()).status is Status.INPUT_GONE
 
-    on_loop(test, TimedToy())
 
-
-def test_timed_lanes_report_code_changes_once_all_are_at_rest() -> None:
+async def test_timed_lanes_report_code_changes_once_all_are_at_rest() -> None:
     changes: list[int] = []
     toys = [TimedToy(), TimedToy(structs.replace(SPEC, device="gpu:1"))]
-
-    async def test(at: Bench) -> None:
+    async with on_loop(*toys, changed=lambda: changes.append(sum(len(toy.log) for toy in toys))):
         while not changes:
             await asyncio.sleep(0.001)
-
-    on_loop(test, *toys, changed=lambda: changes.append(sum(len(toy.log) for toy in toys)))
     assert changes == [2]
 
 
-def test_a_stop_lets_timed_actions_end() -> None:
-    async def test(at: Bench) -> None:
+async def test_a_stop_lets_timed_actions_end() -> None:
+    async with on_loop(TimedToy()) as at:
         at.post(timely(load(1, "a", 0)), timely(load(2, "b", 2)))
         at.post(Stop())
         found = [await at.result_later() for _ in range(2)]
         assert {each.action_id: each.status for each in found} == {1: Status.OK, 2: Status.SHUTTING_DOWN}
         assert at.executors.idle
-
-    on_loop(test, TimedToy())

@@ -43,17 +43,7 @@ class PreparedRequests:
 class HttpLoadConnection(LoadConnection):
     """One HTTP connection. ``row`` is the request in flight, -1 if none."""
 
-    __slots__ = (
-        "_error",
-        "_head",
-        "_keep",
-        "_left",
-        "_nbytes",
-        "_parser",
-        "_received",
-        "_status",
-        "row",
-    )
+    __slots__ = ("_error", "_head", "_keep", "_left", "_nbytes", "_parser", "_received", "_status", "row")
 
     def __init__(self, run: Sender) -> None:
         self.row = -1

@@ -238,8 +238,7 @@ def _show(made: BenchReport) -> None:
         say(line)
     say("")
     show_table(
-        ("load", *COLUMNS[1:]),
-        group_rows([*made.loads, *([made.total] if len(made.loads) > 1 else [])]),
+        ("load", *COLUMNS[1:]), group_rows([*made.loads, *([made.total] if len(made.loads) > 1 else [])])
     )
     if len(made.slos) > 1:
         show_table(("SLO", *COLUMNS[1:]), group_rows(made.slos))

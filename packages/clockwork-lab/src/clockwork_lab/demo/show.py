@@ -18,14 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from clockwork_lab.demo.client import Answers, DemoClient, DemoLoad, DemoPlan, Mix, plan
 from clockwork_lab.demo.judgement import Judgement, RecordedSend, Tensors, open_plain, relative_error
-from clockwork_lab.demo.report import (
-    DemoReport,
-    Meters,
-    model_row,
-    percentile,
-    prediction_error,
-    scrape,
-)
+from clockwork_lab.demo.report import DemoReport, Meters, model_row, percentile, prediction_error, scrape
 from clockwork_lab.demo.screen import progress_bar, show
 from clockwork_lab.demo.stage import Stage, set_up
 from clockwork_lab.demo.start import DemoOptions

@@ -75,7 +75,7 @@ def fig11_virtual(run: FigureRun) -> Figure:
         setup=run.setup(
             experiment=f"N workers of one GPU, {FUNCTIONS:,} generated functions on 4,026 instances of the "
             f"paper's models, SLO {SLO_MS:g} ms, batch ≤ {CAP}, INFERs of at most {MAX_EXEC_MS:g} ms; "
-            f"{FIRST_RPS:g} r/s for each worker, x {FACTOR:g} every {step_s:g} s, {STEPS} steps",
+            f"{FIRST_RPS:g} r/s for each worker, x {FACTOR:g} every {step_s:g} s, {STEPS} steps"
         ),
         panels=(
             Panel(

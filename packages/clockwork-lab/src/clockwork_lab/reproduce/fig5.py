@@ -57,7 +57,7 @@ def fig5(run: FigureRun) -> Figure:
         setup=run.setup(
             experiment=f"1 GPU, {MODELS} copies of {KIND}, {CLIENTS} closed-loop clients each, "
             f"{seconds - WARMUP_S:g} s after a warm-up of {WARMUP_S:g} s, which starts with {WARM_S:g} s of "
-            f"{WARM_RPS:g} r/s at {WARM_SLO_MS:g} ms and no clients",
+            f"{WARM_RPS:g} r/s at {WARM_SLO_MS:g} ms and no clients"
         ),
         panels=(
             goodput,

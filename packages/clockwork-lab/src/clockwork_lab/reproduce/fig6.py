@@ -64,7 +64,7 @@ def fig6(run: FigureRun) -> Figure:
         setup=run.setup(
             experiment=f"1 GPU of 1376 pages; Minor: 1 copy of {KIND} at {MINOR_RPS:g} r/s; Major: "
             f"{MAJOR_RPS:g} r/s evenly over 1 copy, one more every {hour_s / MODELS:g} s up to {MODELS}; "
-            f"Poisson; SLO {SLO_MS:g} ms; {lead_s:g} s of Minor alone before; one point for {bucket_s:g} s",
+            f"Poisson; SLO {SLO_MS:g} ms; {lead_s:g} s of Minor alone before; one point for {bucket_s:g} s"
         ),
         panels=panels,
         claims=() if run.short else tuple(_claims(everyone, tallies, panels[0], panels[1])),

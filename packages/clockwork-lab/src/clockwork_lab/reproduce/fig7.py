@@ -48,7 +48,7 @@ def fig7(run: FigureRun) -> Figure:
         title="satisfaction against the SLO, six GPUs",
         setup=run.setup(
             experiment=f"{DEVICES} GPUs, N copies of {KIND}, Poisson arrivals of R r/s over all of them, SLO "
-            f"x {FACTOR:g} every {step_s:g} s from {FIRST_MS:g} ms, after {step_s:g} s at {WARM_SLO_MS:g} ms",
+            f"x {FACTOR:g} every {step_s:g} s from {FIRST_MS:g} ms, after {step_s:g} s at {WARM_SLO_MS:g} ms"
         ),
         panels=tuple(panels),
         claims=(*_claims(cases, everyone, found), *dominance_claims(panels, everyone)),

@@ -61,7 +61,7 @@ def fig8(run: FigureRun) -> Figure:
             experiment=f"{DEVICES} GPUs; {SENSITIVE} latency-sensitive copies of {KIND} at {SENSITIVE_RPS:g} "
             f"r/s each, Poisson; their SLO: {WARM_SLO_MS:g} ms for {step_s:g} s, then {FIRST_MS:g} ms, x "
             f"{FACTOR:g} every {step_s:g} s; batch clients: closed loop, a day of SLO, started within "
-            f"{min(JITTER_S, step_s / 2):g} s",
+            f"{min(JITTER_S, step_s / 2):g} s"
         ),
         panels=tuple(panels),
         claims=tuple(_claims(everyone, tallies, step_s)),

@@ -56,7 +56,7 @@ def fig9(run: FigureRun, requests: int | None = None) -> Figure:
         title="a trace on thousands of models, twelve GPUs",
         setup=run.setup(
             experiment=f"{DEVICES} GPUs, one a worker; {warmup_s:g} s of warm-up, from cold; "
-            f"SLO {SLO_MS:g} ms; " + "; ".join(source.words for source in found),
+            f"SLO {SLO_MS:g} ms; " + "; ".join(source.words for source in found)
         ),
         panels=(*panels, sweep),
         claims=tuple(claims),

@@ -338,9 +338,7 @@ class Served:
         self._own_dims = {spec.name: spec.shape for spec in code.inputs if spec.name in seen}
         self._output_dims = _reshaped_dims(model.config, "output")
         self.code = code = replace(
-            code,
-            inputs=_with_dims(code.inputs, seen),
-            outputs=_with_dims(code.outputs, self._output_dims),
+            code, inputs=_with_dims(code.inputs, seen), outputs=_with_dims(code.outputs, self._output_dims)
         )
         self.default_slo_ns = default_slo_ns
         self.headers = Headers()

@@ -10,13 +10,7 @@ from typing import Any, Final, TypeVar, cast
 from google.protobuf.text_format import ParseError, ParseFloat, ParseInteger, Tokenizer
 
 from clockwork_serve.errors import did_you_mean
-from clockwork_serve.store.settings import (
-    ModelSettings,
-    TensorSettings,
-    VersionPolicy,
-    datatype_of,
-    problem,
-)
+from clockwork_serve.store.settings import ModelSettings, TensorSettings, VersionPolicy, datatype_of, problem
 
 # ------------------------------------------------------------
 # Protobuf's text format without a schema: protobuf's own tokens, with the line of each field.
@@ -338,10 +332,7 @@ def _tensors(
                 warnings.extend(_ignored(path) for path in _leaves(block, key_of_it, f"{key}[{name}]."))
         tensors.append(
             TensorSettings(
-                name=name,
-                dims=dims,
-                datatype=_datatype(block, where),
-                optional=_boolean(block, "optional"),
+                name=name, dims=dims, datatype=_datatype(block, where), optional=_boolean(block, "optional")
             )
         )
     return tuple(tensors), reshaped, label_files

@@ -17,15 +17,7 @@ import zstandard
 from msgspec import Struct, structs
 
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.telemetry.journal import (
-    HEADER,
-    LENGTH,
-    Header,
-    JournalHead,
-    Step,
-    Torn,
-    journal_files,
-)
+from clockwork_serve.telemetry.journal import HEADER, LENGTH, Header, JournalHead, Step, Torn, journal_files
 
 _ARRAY: Final = 0x9
 """How the first byte of a step begins: a short array of msgpack."""

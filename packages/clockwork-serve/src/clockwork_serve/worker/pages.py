@@ -38,10 +38,7 @@ class WeightsStep(enum.StrEnum):
 
 
 WEIGHTS_LIFE: dict[WeightsState, dict[WeightsStep, WeightsState]] = {
-    WeightsState.LOADING: {
-        WeightsStep.LOADED: WeightsState.READY,
-        WeightsStep.FAILED: WeightsState.EMPTY,
-    },
+    WeightsState.LOADING: {WeightsStep.LOADED: WeightsState.READY, WeightsStep.FAILED: WeightsState.EMPTY},
     WeightsState.READY: {WeightsStep.UNLOAD: WeightsState.UNLOADING},
     WeightsState.UNLOADING: {WeightsStep.FORGOTTEN: WeightsState.EMPTY},
     WeightsState.EMPTY: {},

@@ -168,11 +168,7 @@ def _replayed_minutes(trace: Minutes, replay: Replay) -> Iterator[tuple[int, np.
 
 
 def as_called(
-    trace: CallTrace,
-    replay: Replay,
-    faster: float,
-    popularity: Popularity | None,
-    rng: np.random.Generator,
+    trace: CallTrace, replay: Replay, faster: float, popularity: Popularity | None, rng: np.random.Generator
 ) -> Iterator[Block]:
     """Single calls at their own times, ``faster`` times as fast.
 

@@ -442,12 +442,7 @@ class GatewayGrpc:
         self._server = GrpcServer(
             [
                 callback(f"/{INFERENCE_SERVICE}/ModelInfer", _read, self._infer),
-                stream(
-                    f"/{INFERENCE_SERVICE}/ModelStreamInfer",
-                    _read,
-                    bytes,
-                    self._stream_infer,
-                ),
+                stream(f"/{INFERENCE_SERVICE}/ModelStreamInfer", _read, bytes, self._stream_infer),
                 *methods(INFERENCE_SERVICE, self._inference()),
                 *methods(HEALTH_SERVICE, Health(gateway).answers()),
                 *methods(REFLECTION_SERVICE, REFLECTION),

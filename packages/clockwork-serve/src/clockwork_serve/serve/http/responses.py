@@ -99,11 +99,7 @@ def http_response(response: InferResponse) -> HttpResponse:
 
 
 def _failure(response: InferResponse, headers: bytes) -> HttpResponse:
-    body: dict[str, Any] = {
-        "error": response.text,
-        "outcome": response.outcome,
-        "reason": response.reason,
-    }
+    body: dict[str, Any] = {"error": response.text, "outcome": response.outcome, "reason": response.reason}
     if response.call is not None and response.call.id:
         body["id"] = response.call.id
     if response.parameters:

@@ -49,13 +49,7 @@ from clockwork_serve.serve.supervisor.preparation import (
     SuspectArtefact,
     prepare,
 )
-from clockwork_serve.serve.supervisor.processes import (
-    Supervisor,
-    crashed,
-    launches,
-    listens,
-    to_stderr,
-)
+from clockwork_serve.serve.supervisor.processes import Supervisor, crashed, launches, listens, to_stderr
 from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir, addresses
 from clockwork_serve.serve.transport import SOCKET_NAME
 from clockwork_serve.store import opened

@@ -19,14 +19,7 @@ from heapq import heappop, heappush
 from typing import Final
 
 from clockwork_serve.devices.base import Device, TimedDevice, Underway
-from clockwork_serve.errors import (
-    ClockworkError,
-    DamageError,
-    DeviceGone,
-    ModelError,
-    described,
-    printable,
-)
+from clockwork_serve.errors import ClockworkError, DamageError, DeviceGone, ModelError, described, printable
 from clockwork_serve.messages import (
     ArtefactDamaged,
     CodeReady,
@@ -52,16 +45,7 @@ from clockwork_serve.serve.shm import (
 )
 from clockwork_serve.serve.worker.crash_report import FlightRecorder, LaneRecord
 from clockwork_serve.units import NS_PER_S, us
-from clockwork_serve.worker import (
-    LaneDone,
-    Prepare,
-    Prepared,
-    Retire,
-    Retired,
-    Start,
-    Worker,
-    WorkerEvent,
-)
+from clockwork_serve.worker import LaneDone, Prepare, Prepared, Retire, Retired, Start, Worker, WorkerEvent
 
 SPIN_NS: Final = us(150)
 """A lane sleeps until this long before a start and spins the rest: 0.3 us late, not 30."""

@@ -163,10 +163,7 @@ class TorchCompiler:
         write_archive(archive, folder / "program.pt2")
         (folder / "made").mkdir()
         job = CompileJob(
-            program=str(folder / "program.pt2"),
-            folder=str(folder / "made"),
-            plan=plan,
-            target=self.target,
+            program=str(folder / "program.pt2"), folder=str(folder / "made"), plan=plan, target=self.target
         )
         (folder / "job.json").write_bytes(msgspec.json.encode(job))
         # Whoever has one for several caches compiles torch's headers once, which takes as long as a model.

@@ -98,9 +98,7 @@ class BlobRecipe(Struct, frozen=True, kw_only=True):
         return list(dict.fromkeys(sources[number].entry for number in numbers))
 
 
-def laid_out(
-    named: Sequence[tuple[str, str, tuple[int, ...], int]],
-) -> tuple[tuple[TorchTensor, ...], int]:
+def laid_out(named: Sequence[tuple[str, str, tuple[int, ...], int]]) -> tuple[tuple[TorchTensor, ...], int]:
     """Tensors (name, dtype, shape, bytes of an element) laid out in order, and the length of the blob."""
     tensors = []
     offset = 0
