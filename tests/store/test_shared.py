@@ -360,6 +360,15 @@ def test_a_store_for_other_machines_is_told_in_what_they_differ(tmp_path, store,
     assert "onnxruntime 1.99, not 2.0" in caplog.text
 
 
+def test_what_need_not_last_is_written_over_and_leaves_no_draft(tmp_path):
+    files = FolderFiles(tmp_path)
+    for content in (b"of some length", b"shorter", b"of some length again"):
+        files.put("a/b", content, lambda: None, lasts=False)
+        assert files.read("a/b") == content
+    files.persist("a/b")
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
 def test_one_that_every_user_may_write_to_is_warned_of(store, caplog):
     store.chmod(0o777)
     SharedStore(str(store), "v6-0", b"{}")

@@ -324,8 +324,12 @@ class StoreLease:
             await _in_thread(partial(self._files.put, place, own, lambda: None, new=True, lasts=False))
         except FileExistsError:
             return False
+        tenure = Tenure(self._lease_s, began_s)
         self._epoch = epoch
-        self._keeping = asyncio.create_task(self._keep(epoch, Tenure(self._lease_s, began_s)))
+        if tenure.left_s(time.monotonic()) <= 0:
+            await _in_thread(partial(self._say_released, epoch))
+            return False  # others may have waited in vain for a heartbeat: the next one is tried
+        self._keeping = asyncio.create_task(self._keep(epoch, tenure))
         # It has to last, for ids begin by it. Heartbeats go on meanwhile: a busy disk may take its time.
         try:
             await _in_thread(partial(self._files.persist, place))

@@ -77,7 +77,8 @@ class StoreFiles(Protocol):
         """Write a file, replacing an earlier one; ``source`` is its content, or a local file.
 
         ``new``: raises FileExistsError instead, and of several who try at once one succeeds. Unless it
-        ``lasts``, it waits for no disk, and a loss of power may take it until :meth:`persist`.
+        ``lasts``, it waits for no disk: a loss of power may take it until :meth:`persist`, and who reads it
+        meanwhile may find a part.
         """
 
     def persist(self, name: str) -> None:
@@ -127,6 +128,14 @@ class FolderFiles:
         self._sweep()
         path, draft = self._root / name, self._root / "tmp" / uuid.uuid4().hex
         path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(source, bytes) and not (new or lasts):
+            # A draft that replaces a file waits for its content to reach the disk, whoever asks for that.
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            with open(descriptor, "wb", buffering=0) as file:
+                _write(file, source)
+                if file.tell() != os.fstat(descriptor).st_size:
+                    file.truncate()
+            return
         try:
             with open(draft, "xb", buffering=0) as file:
                 if isinstance(source, bytes):
