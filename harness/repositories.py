@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import dedent, indent
 
 import numpy as np
 import numpy.typing as npt
@@ -17,22 +18,17 @@ inputs = [{name = "x", dims = [4], datatype = "FP32"}]
 outputs = [{name = "y", dims = [4], datatype = "FP32"}]
 """
 
-PYTHON_SLEEPER = '''"""A model that takes its time and echoes its input."""
-
-import time
-
-
+_ECHO = """
 class Model:
     def load(self, path):
         pass
 
     def infer(self, inputs):
-        time.sleep({seconds})
-        return {{"y": inputs["x"]}}
+FIRST        return {"y": inputs["x"]}
 
     def unload(self):
         pass
-'''
+"""
 
 
 def emulated(
@@ -54,7 +50,17 @@ def emulated(
 
 def sleeper(root: Path, name: str, seconds: float) -> None:
     """A user's class that sleeps and echoes ``x`` as ``y``."""
-    python_model(root, name, PYTHON_SLEEPER.format(seconds=seconds))
+    python_model(root, name, echoing("import time", f"time.sleep({seconds})"))
+
+
+def echoing(head: str = "", first: str = "") -> str:
+    """A user's class that echoes ``x`` as ``y``, below ``head``.
+
+    ``first`` is what its ``infer`` does before that, where ``mood`` is the first number.
+    """
+    if first:
+        first = f'mood = float(inputs["x"].reshape(-1)[0])\n{dedent(first).strip()}\n'
+    return dedent(head) + _ECHO.replace("FIRST", indent(first, " " * 8))
 
 
 def python_model(root: Path, name: str, source: str, *, max_batch_size: int = 1) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 from clockwork_serve.controller import Controller, ControllerConfig
 from clockwork_serve.messages import (
@@ -195,3 +196,13 @@ class World:
             ended_ns=end_ns, outputs=outputs,
         )  # fmt: skip
         self._inbox.append((max(end_ns, self.now_ns) + self.network_ns, action.action_id, result))
+
+
+def serving(
+    *models: str | Model, mib: int = 4, pages: int = 16, times: Profile | None = None, **config: Any
+) -> World:
+    """A world with one device that serves models of one code, of ``mib`` MiB where only a name is given."""
+    made = World(ControllerConfig(**config) if config else None)
+    made.serve(*[model(one, mib=mib) if isinstance(one, str) else one for one in models], times=times)
+    made.join(device(pages=pages))
+    return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import AdmissionQuery, AdmissionReply, Drain, Outcome, Reason
 from clockwork_serve.units import ms
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import World, device, model, profile, serving
 
 
 def world(**settings: object) -> World:
@@ -60,9 +60,7 @@ def test_who_may_be_in_time_is_told_nothing() -> None:
 
 
 def test_those_who_wait_for_the_same_model_and_are_due_before_go_first() -> None:
-    made = World(ControllerConfig(policy="default"))
-    made.serve(model("a"), times=profile(b1_ms=10, step_ms=1))
-    made.join(device())
+    made = serving("a", times=profile(b1_ms=10, step_ms=1), policy="default")
     made.request("a", slo_ms=500)
     made.run(until_ms=100)
     for _ in range(33):
@@ -79,9 +77,7 @@ def test_those_who_wait_for_the_same_model_and_are_due_before_go_first() -> None
 
 
 def test_those_of_a_less_urgent_class_do_not_go_first() -> None:
-    made = World(ControllerConfig(policy="default"))
-    made.serve(model("a"), model("b"), times=profile(b1_ms=10, step_ms=1))
-    made.join(device())
+    made = serving("a", "b", times=profile(b1_ms=10, step_ms=1), policy="default")
     for name in ("a", "b"):
         made.request(name, slo_ms=500)
     made.run(until_ms=100)
@@ -125,9 +121,9 @@ def test_nothing_is_told_where_hopeless_requests_are_not_rejected() -> None:
 
 
 def test_weights_that_are_not_there_add_their_load() -> None:
-    made = World(ControllerConfig(policy="default"))
-    made.serve(model("a", mib=9), model("b", mib=9), times=profile(b1_ms=10, load_ms=8))
-    made.join(device(pages=10))
+    made = serving(
+        model("a", mib=9), model("b", mib=9), pages=10, times=profile(b1_ms=10, load_ms=8), policy="default"
+    )
     for name in ("a", "b"):
         made.request(name, slo_ms=500)
         made.run(until_ms=100)

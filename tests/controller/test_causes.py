@@ -13,7 +13,7 @@ from clockwork_serve.controller.promises import Promises
 from clockwork_serve.messages import Cause, ModelAdded, Outcome, Reason, Status
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, promise, serve
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import World, model, profile, serving
 
 
 class Moved:
@@ -94,9 +94,7 @@ def test_what_was_sent_to_a_device_that_does_not_move_tells_nothing_of_how_fast_
 
 def warm(*names: str) -> World:
     """Models on a device that is idle."""
-    made = World(ControllerConfig(decide_ns=0, max_batch=8))
-    made.serve(*[model(name) for name in names], times=profile(b1_ms=20, step_ms=4, load_ms=60))
-    made.join(device("d0"))
+    made = serving(*names, times=profile(b1_ms=20, step_ms=4, load_ms=60), decide_ns=0, max_batch=8)
     for name in names:
         made.request(name, slo_ms=5000)
         made.run(until_ms=200)

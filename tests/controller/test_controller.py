@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import msgspec
 
-from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import (
     Cancel,
     Drain,
@@ -20,7 +19,7 @@ from clockwork_serve.messages import (
     Unload,
 )
 from clockwork_serve.units import ms
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import World, device, model, profile, serving
 
 
 def served(world: World, *ids: str) -> list[Outcome]:
@@ -28,9 +27,7 @@ def served(world: World, *ids: str) -> list[Outcome]:
 
 
 def test_a_cold_request_is_loaded_run_and_answered() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     request_id = world.request("a", slo_ms=100)
     world.run()
     assert served(world, request_id) == [Outcome.OK]
@@ -39,9 +36,7 @@ def test_a_cold_request_is_loaded_run_and_answered() -> None:
 
 
 def test_a_warm_request_needs_no_load() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     world.request("a", slo_ms=100)
     world.run()
     request_id = world.request("a", slo_ms=15)
@@ -51,9 +46,7 @@ def test_a_warm_request_needs_no_load() -> None:
 
 
 def test_a_hopeless_request_is_refused_at_once_with_the_reason() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     request_id = world.request("a", slo_ms=9)
     answer = world.answers[request_id]
     assert (answer.outcome, answer.reason) == (Outcome.REJECTED, Reason.WOULD_MISS_DEADLINE)
@@ -61,9 +54,7 @@ def test_a_hopeless_request_is_refused_at_once_with_the_reason() -> None:
 
 
 def test_without_the_rejecting_layer_a_hopeless_request_hears_at_its_deadline() -> None:
-    world = World(ControllerConfig(reject_infeasible=False))
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a", reject_infeasible=False)
     request_id = world.request("a", slo_ms=9)
     arrived_ns = world.now_ns
     world.run()
@@ -72,9 +63,7 @@ def test_without_the_rejecting_layer_a_hopeless_request_hears_at_its_deadline() 
 
 
 def test_a_request_is_refused_when_the_device_is_given_away() -> None:
-    world = World()
-    world.serve(model("a"), model("b"), times=profile(b1_ms=100))
-    world.join(device())
+    world = serving("a", "b", times=profile(b1_ms=100))
     world.request("a", slo_ms=500)
     world.request("b", slo_ms=500)
     world.run()
@@ -86,9 +75,7 @@ def test_a_request_is_refused_when_the_device_is_given_away() -> None:
 
 
 def test_requests_that_wait_are_run_as_one_batch() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     ids = [world.request("a", slo_ms=200) for _ in range(9)]
     world.run()
     assert served(world, *ids) == [Outcome.OK] * 9
@@ -96,9 +83,7 @@ def test_requests_that_wait_are_run_as_one_batch() -> None:
 
 
 def test_a_batch_never_makes_a_member_late() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     world.request("a", slo_ms=200)
     world.run()
     tight, *relaxed = [world.request("a", slo_ms=slo) for slo in (13, 200, 200, 200)]
@@ -107,9 +92,7 @@ def test_a_batch_never_makes_a_member_late() -> None:
 
 
 def test_the_earliest_deadline_runs_first_whatever_the_order_of_arrival() -> None:
-    world = World(ControllerConfig(max_batch=1))
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a", max_batch=1)
     world.request("a", slo_ms=200)
     world.run()
     ids = [world.request("a", slo_ms=slo) for slo in (300, 300, 40, 30)]
@@ -119,9 +102,7 @@ def test_the_earliest_deadline_runs_first_whatever_the_order_of_arrival() -> Non
 
 
 def test_least_recently_used_weights_make_room() -> None:
-    world = World()
-    world.serve(model("a"), model("b"), model("c"))
-    world.join(device(pages=8))
+    world = serving("a", "b", "c", pages=8)
     for name in ("a", "b", "a", "c"):
         world.request(name, slo_ms=100)
         world.run()
@@ -130,9 +111,7 @@ def test_least_recently_used_weights_make_room() -> None:
 
 
 def test_lanes_are_topped_up_only_to_the_look_ahead() -> None:
-    world = World(ControllerConfig(max_batch=1))
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a", max_batch=1)
     world.request("a", slo_ms=100)
     world.run()
     before = len(world.actions)
@@ -142,9 +121,7 @@ def test_lanes_are_topped_up_only_to_the_look_ahead() -> None:
 
 
 def test_an_infer_that_missed_its_window_is_planned_again() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     world.request("a", slo_ms=100)
     world.run()
     world.lanes["d0", "exec"].free_ns = world.now_ns + ms(60)
@@ -155,9 +132,7 @@ def test_an_infer_that_missed_its_window_is_planned_again() -> None:
 
 
 def test_a_running_request_hears_at_its_deadline_and_its_tensors_are_released_later() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     world.request("a", slo_ms=100)
     world.run()
     world.slower = 5.0
@@ -169,9 +144,7 @@ def test_a_running_request_hears_at_its_deadline_and_its_tensors_are_released_la
 
 
 def test_a_cancelled_request_leaves_its_queue() -> None:
-    world = World(ControllerConfig(max_batch=1))
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a", max_batch=1)
     world.request("a", slo_ms=500)
     world.run()
     ids = [world.request("a", slo_ms=500) for _ in range(3)]
@@ -181,9 +154,7 @@ def test_a_cancelled_request_leaves_its_queue() -> None:
 
 
 def test_requests_of_a_lost_gateway_are_cancelled() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     request_id = world.request("a", slo_ms=500)
     world.tell(GatewayLost(gateway="g0"))
     world.run()
@@ -191,9 +162,7 @@ def test_requests_of_a_lost_gateway_are_cancelled() -> None:
 
 
 def test_a_lost_workers_requests_are_planned_elsewhere_once() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device("d0"), worker="w0")
+    world = serving("a")
     world.join(device("d1"), worker="w1")
     request_id = world.request("a", slo_ms=500)
     world.run(until_ms=9)
@@ -231,9 +200,7 @@ def test_without_any_worker_requests_are_refused_at_once() -> None:
 
 
 def test_weights_that_fit_no_device_are_refused_by_name() -> None:
-    world = World()
-    world.serve(model("a", mib=17))
-    world.join(device(pages=16))
+    world = serving(model("a", mib=17))
     request_id = world.request("a", slo_ms=500)
     assert world.answers[request_id].reason is Reason.NOT_SERVING
     assert world.answers[request_id].message == (
@@ -242,9 +209,7 @@ def test_weights_that_fit_no_device_are_refused_by_name() -> None:
 
 
 def test_a_model_that_raises_fails_only_the_request_that_raised() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     world.request("a", slo_ms=500)
     world.run()
     blocker = world.request("a", slo_ms=500)
@@ -261,9 +226,7 @@ def test_a_model_that_raises_fails_only_the_request_that_raised() -> None:
 
 
 def test_a_load_that_fails_fails_its_requests_with_its_message() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     honest = world.reply
 
     def failing(action, status, start_ns, end_ns):  # type: ignore[no-untyped-def]
@@ -277,18 +240,14 @@ def test_a_load_that_fails_fails_its_requests_with_its_message() -> None:
 
 
 def test_a_full_queue_refuses() -> None:
-    world = World(ControllerConfig(max_batch=1))
-    world.serve(model("a", queue_limit=2))
-    world.join(device())
+    world = serving(model("a", queue_limit=2), max_batch=1)
     ids = [world.request("a", slo_ms=5000) for _ in range(4)]
     world.run()
     assert [world.answers[one].reason for one in ids] == [Reason.NONE, Reason.NONE, *[Reason.QUEUE_FULL] * 2]
 
 
 def test_draining_refuses_new_requests_and_finishes_old_ones() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     old = world.request("a", slo_ms=500)
     world.tell(Drain())
     new = world.request("a", slo_ms=500)
@@ -305,9 +264,7 @@ def test_a_server_that_drains_is_not_ready() -> None:
 
 
 def test_a_removed_model_leaves_the_device_and_is_unknown() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     world.request("a", slo_ms=500)
     world.run()
     world.tell(ModelRemoved(model="a/1"))
@@ -317,9 +274,7 @@ def test_a_removed_model_leaves_the_device_and_is_unknown() -> None:
 
 
 def test_a_model_removed_before_a_refused_action_can_be_planned_again_is_not_served() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     request_id = world.request("a", slo_ms=500)
     world.run(until_ms=9)
     infer = world.actions[-1]
@@ -335,9 +290,7 @@ def test_a_model_removed_before_a_refused_action_can_be_planned_again_is_not_ser
 
 
 def test_who_waits_for_a_model_that_is_removed_hears_so() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     request_id = world.request("a", slo_ms=500)
     world.tell(ModelRemoved(model="a/1"))
     answer = world.answers[request_id]
@@ -345,9 +298,7 @@ def test_who_waits_for_a_model_that_is_removed_hears_so() -> None:
 
 
 def test_a_request_of_many_rows_runs_alone_at_the_next_size() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     request_id = world.request("a", slo_ms=500, rows=3)
     world.run()
     infer = world.actions[-1]
@@ -357,17 +308,13 @@ def test_a_request_of_many_rows_runs_alone_at_the_next_size() -> None:
 
 
 def test_a_request_of_too_many_rows_is_invalid() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     request_id = world.request("a", slo_ms=500, rows=9)
     assert world.answers[request_id].outcome is Outcome.INVALID
 
 
 def test_different_signatures_never_share_a_batch() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     ids = [world.request("a", slo_ms=500, signature=f"x:{at % 2}") for at in range(6)]
     world.run()
     assert served(world, *ids) == [Outcome.OK] * 6
@@ -376,9 +323,7 @@ def test_different_signatures_never_share_a_batch() -> None:
 
 
 def test_a_request_without_a_signature_never_joins_those_with_one() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     ids = [world.request("a", slo_ms=500, signature=signature) for signature in ("x:1", "", "x:1", "")]
     world.run()
     calls = [[call.request_id for call in one.calls] for one in world.actions if isinstance(one, Infer)]
@@ -386,9 +331,7 @@ def test_a_request_without_a_signature_never_joins_those_with_one() -> None:
 
 
 def test_one_outlier_does_not_lock_a_model_out() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     world.request("a", slo_ms=500)
     world.run()
     world.slower = 8.0
@@ -417,9 +360,7 @@ def test_a_guess_never_locks_a_model_out_and_the_first_execution_replaces_it() -
 
 
 def test_a_hot_model_is_replicated_and_a_lukewarm_one_is_not() -> None:
-    world = World(ControllerConfig(max_batch=1))
-    world.serve(model("hot"), model("lukewarm"))
-    world.join(device("d0"), worker="w0")
+    world = serving("hot", "lukewarm", max_batch=1)
     world.join(device("d1"), worker="w1")
     world.request("lukewarm", slo_ms=100)
     world.run()
@@ -434,9 +375,7 @@ def test_a_hot_model_is_replicated_and_a_lukewarm_one_is_not() -> None:
 
 
 def test_a_result_that_comes_twice_or_after_its_worker_was_lost_changes_nothing() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     request_id = world.request("a", slo_ms=500)
     told: list[Result] = []
     tell = world.tell
@@ -455,9 +394,7 @@ def test_a_result_that_comes_twice_or_after_its_worker_was_lost_changes_nothing(
 
 
 def test_a_snapshot_names_all_that_a_screen_shows() -> None:
-    world = World()
-    world.serve(model("a"), model("b"))
-    world.join(device())
+    world = serving("a", "b")
     world.request("a", slo_ms=500)
     world.run()
     for name in ("a", "a", "b"):

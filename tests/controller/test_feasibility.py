@@ -22,7 +22,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
 )
 from clockwork_serve.units import ms
-from tests.controller.honest import Lane, World, device, model, profile
+from tests.controller.honest import Lane, World, device, model, profile, serving
 
 
 def warm(*names: str, b1_ms: float = 100, config: ControllerConfig | None = None) -> World:
@@ -120,9 +120,7 @@ def test_a_refusal_says_how_long_it_takes_and_by_how_much_it_would_miss() -> Non
 
 
 def test_a_request_for_weights_that_arrive_too_late_is_refused_at_once() -> None:
-    world = World()
-    world.serve(model("a"), times=profile(b1_ms=10, load_ms=50))
-    world.join(device())
+    world = serving("a", times=profile(b1_ms=10, load_ms=50))
     world.request("a", slo_ms=500)
     hopeless = world.request("a", slo_ms=55)
     assert world.answers[hopeless].reason is Reason.WOULD_MISS_DEADLINE
@@ -228,9 +226,7 @@ def batches(world: World) -> set[int]:
 
 
 def test_a_batch_size_that_saves_no_time_is_not_used() -> None:
-    world = World()
-    world.serve(model("a"), times=profile(b1_ms=10, step_ms=9.8))
-    world.join(device())
+    world = serving("a", times=profile(b1_ms=10, step_ms=9.8))
     assert batches(world) == {1}
 
 
@@ -243,9 +239,7 @@ def test_a_batch_size_that_does_not_fit_the_io_area_is_not_used() -> None:
 
 
 def test_a_batch_that_takes_too_long_is_not_used() -> None:
-    world = World(ControllerConfig(max_exec_ns=ms(25)))
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a", max_exec_ns=ms(25))
     assert max(batches(world)) == 4
 
 

@@ -15,7 +15,7 @@ from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Answer, Infer, Load
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve
-from tests.controller.honest import World, device, model
+from tests.controller.honest import serving
 
 INFER_NS, LOAD_NS = ms(10), ms(8)
 times_ms = st.sampled_from([0, 1, 7.5, 8, 10, 20, 33])
@@ -88,9 +88,7 @@ def test_every_change_of_a_load_lane_is_counted() -> None:
 
 
 def test_the_layer_hears_that_a_load_ended() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     world.request("a", slo_ms=500)
     before = world.controller._belief.load_moves
     world.run(until_ms=9)

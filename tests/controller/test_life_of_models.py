@@ -19,14 +19,12 @@ from clockwork_serve.messages import (
     Unload,
 )
 from clockwork_serve.units import ms
-from tests.controller.honest import CODE, World, device, model
+from tests.controller.honest import CODE, World, model, serving
 
 
 def loaded() -> World:
     """One device that has the weights of one model."""
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     world.request("a", slo_ms=500)
     world.run()
     world.actions.clear()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.outlook import Ahead
 from clockwork_serve.messages import Request
 from clockwork_serve.units import ms
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import World, model, profile, serving
 
 
 def world() -> World:
     """Model ``a`` is loaded on d0; ``b`` is on no device, ``huge`` fits none."""
-    made = World(ControllerConfig(policy="paper", max_batch=1))
-    made.serve(model("a"), model("b"), model("huge", mib=100), times=profile(b1_ms=10, load_ms=8))
-    made.join(device())
+    made = serving(
+        "a", "b", model("huge", mib=100), times=profile(b1_ms=10, load_ms=8), policy="paper", max_batch=1
+    )
     made.request("a", slo_ms=5000)
     made.run()
     return made

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.estimates import DRIFT_BITS, HEADROOM_MOST
 from clockwork_serve.controller.promises import REFUSED_ALL
 from clockwork_serve.messages import Cause, Infer, Outcome, Unload
 from clockwork_serve.units import ms
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import World, device, profile, serving
 from tests.controller.promised import broken, full_plan, world
 
 
@@ -39,9 +38,7 @@ def test_a_more_urgent_request_that_cannot_wait_runs_before_its_verdict(urgent: 
 
 @pytest.mark.parametrize("urgent", [False, True])
 def test_weights_promised_to_less_urgent_classes_alone_give_way_to_those_of_a_more_urgent_one(urgent: bool):
-    made = World(ControllerConfig(decide_ns=0, max_batch=8))
-    made.serve(*[model(name, mib=4) for name in "abc"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
-    made.join(device("d0", 8))
+    made = serving(*"abc", pages=8, times=profile(b1_ms=20, step_ms=4, load_ms=9), decide_ns=0, max_batch=8)
     ids = [made.request(name, slo_ms=1000) for name in "ab" * 40]
     made.run(until_ms=60)
     later = made.request("c", slo_ms=200, priority=4 if urgent else 8)
@@ -53,9 +50,7 @@ def test_weights_promised_to_less_urgent_classes_alone_give_way_to_those_of_a_mo
 
 
 def test_who_lost_its_weights_to_a_more_urgent_class_was_outranked():
-    made = World(ControllerConfig(decide_ns=0, max_batch=8))
-    made.serve(*[model(name, mib=4) for name in "abc"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
-    made.join(device("d0", 8))
+    made = serving(*"abc", pages=8, times=profile(b1_ms=20, step_ms=4, load_ms=9), decide_ns=0, max_batch=8)
     for name in "ab":
         made.request(name, slo_ms=5000)
         made.run(until_ms=200)
@@ -124,9 +119,9 @@ def test_a_more_urgent_class_needs_no_spare_time_beside_others(urgent: bool):
 
 
 def test_a_load_for_a_more_urgent_class_does_not_wait_for_its_verdict():
-    made = World(ControllerConfig(decide_ns=ms(500), max_batch=8))
-    made.serve(*[model(name, mib=4) for name in "abc"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
-    made.join(device("d0", 8))
+    made = serving(
+        *"abc", pages=8, times=profile(b1_ms=20, step_ms=4, load_ms=9), decide_ns=ms(500), max_batch=8
+    )
     for name in "ab" * 40:
         made.request(name, slo_ms=1000, decide_ns=0)
     made.run(until_ms=60)
@@ -194,9 +189,7 @@ def test_headroom_grows_with_the_time_until_a_batch_is_planned_to_end(share: flo
 
 
 def test_who_is_outranked_moves_to_another_device_that_has_room():
-    made = World(ControllerConfig(decide_ns=0, max_batch=8))
-    made.serve(model("a"), model("b"), times=profile(b1_ms=20, step_ms=4))
-    made.join(device("d0"), worker="w0")
+    made = serving("a", "b", times=profile(b1_ms=20, step_ms=4), decide_ns=0, max_batch=8)
     made.request("b", slo_ms=5000)
     for _ in range(20):
         made.request("a", slo_ms=5000)

@@ -6,19 +6,19 @@ import random
 
 import pytest
 
-from clockwork_serve.controller import POLICIES, ControllerConfig
+from clockwork_serve.controller import POLICIES
 from clockwork_serve.controller.cluster import BAND_NS, level
 from clockwork_serve.messages import Infer, Load, Outcome, Unload
-from tests.controller.honest import World, device, model
+from tests.controller.honest import World, model, serving
 
 both = pytest.mark.parametrize("policy", POLICIES)
 
 
 def world(policy: str, names: str = "abc", pages: int = 16, **priorities: int) -> World:
     """Models of 10 ms (4 MiB each) on one device, warm as far as they fit."""
-    made = World(ControllerConfig(policy=policy))
-    made.serve(*[model(name, priority=priorities.get(name, 0)) for name in names])
-    made.join(device(pages=pages))
+    made = serving(
+        *[model(name, priority=priorities.get(name, 0)) for name in names], pages=pages, policy=policy
+    )
     for name in names[: pages // 4]:
         made.request(name, slo_ms=500)
         made.run()

@@ -26,7 +26,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, promise, serve
-from tests.controller.honest import CODE, World, device, model, profile
+from tests.controller.honest import CODE, World, device, model, profile, serving
 from tests.controller.promised import SLO, took_ms, world
 
 
@@ -140,9 +140,9 @@ def test_who_is_due_too_soon_for_a_batch_keeps_no_other_one_out_of_it():
 
 
 def test_a_load_is_part_of_the_promise_and_its_weights_are_not_evicted_for_another():
-    made = World(ControllerConfig(decide_ns=0, max_batch=8))
-    made.serve(*[model(name, mib=4) for name in "abcdef"], times=profile(b1_ms=20, step_ms=4, load_ms=9))
-    made.join(device("d0", 8))
+    made = serving(
+        *"abcdef", pages=8, times=profile(b1_ms=20, step_ms=4, load_ms=9), decide_ns=0, max_batch=8
+    )
 
     ids = [made.request(name, slo_ms=SLO) for name in "abcdef"]
     made.run()
@@ -178,9 +178,7 @@ def test_who_lost_its_weights_to_a_promise_is_loaded_elsewhere_at_once():
 
 
 def test_a_lane_waits_for_promised_weights_rather_than_run_what_would_make_them_late():
-    made = World(ControllerConfig(decide_ns=0, max_batch=8))
-    made.serve(model("cold"), model("warm"), times=profile(b1_ms=40, step_ms=4, load_ms=40))
-    made.join(device("d0", 16))
+    made = serving("cold", "warm", times=profile(b1_ms=40, step_ms=4, load_ms=40), decide_ns=0, max_batch=8)
     made.request("warm", slo_ms=5000)
     made.run(until_ms=300)
     promised = made.request("cold", slo_ms=100)
@@ -195,9 +193,7 @@ def test_a_lane_waits_for_promised_weights_rather_than_run_what_would_make_them_
 
 def loading(load_ms: float = 40) -> tuple[World, str, str]:
     """A promise that needs a LOAD, which takes so long instead of 40 ms, and one that is to run after it."""
-    made = World(ControllerConfig(decide_ns=0, max_batch=8))
-    made.serve(model("cold"), model("warm"), times=profile(b1_ms=40, step_ms=4, load_ms=40))
-    made.join(device("d0", 16))
+    made = serving("cold", "warm", times=profile(b1_ms=40, step_ms=4, load_ms=40), decide_ns=0, max_batch=8)
     made.request("warm", slo_ms=5000)
     made.run(until_ms=300)
     made.durations["c"] = profile(b1_ms=40, step_ms=4, load_ms=load_ms)
@@ -258,9 +254,7 @@ def test_a_lost_device_breaks_promises_that_no_other_can_keep_and_is_named_as_th
 
 
 def test_another_device_takes_over_what_a_lost_one_had_promised():
-    made = World(ControllerConfig(decide_ns=0, max_batch=8))
-    made.serve(model("a"), times=profile(b1_ms=20, step_ms=4))
-    made.join(device("d0"), worker="w0")
+    made = serving("a", times=profile(b1_ms=20, step_ms=4), decide_ns=0, max_batch=8)
     made.join(device("d1"), worker="w1")
     for _ in range(6):
         made.request("a", slo_ms=5000)
@@ -494,9 +488,7 @@ def test_the_first_batch_of_a_plan_is_next_only_if_it_starts_as_planned():
 
 
 def test_no_order_is_as_good_as_another_while_weights_are_loading():
-    made = World(ControllerConfig(decide_ns=0, max_batch=8))
-    made.serve(model("cold"), times=profile(b1_ms=20, step_ms=4, load_ms=40))
-    made.join(device("d0", 16))
+    made = serving("cold", times=profile(b1_ms=20, step_ms=4, load_ms=40), decide_ns=0, max_batch=8)
     made.request("cold", slo_ms=500)
     made.run(until_ms=20)
     (planned,) = made.controller._belief.devices.values()

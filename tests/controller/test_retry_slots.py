@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.timers import RETRY_MAX_NS, RetrySlots
 from clockwork_serve.units import ms
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import profile, serving
 
 
 def test_turns_follow_one_another_by_what_each_costs() -> None:
@@ -30,9 +29,7 @@ def test_no_turn_is_later_than_the_limit_unless_there_is_no_room_before() -> Non
 
 
 def test_who_is_refused_in_one_instant_is_not_told_to_come_back_in_one_instant() -> None:
-    world = World(ControllerConfig(max_batch=4))
-    world.serve(model("a"), times=profile(b1_ms=10, step_ms=2))
-    world.join(device())
+    world = serving("a", times=profile(b1_ms=10, step_ms=2), max_batch=4)
     world.request("a", slo_ms=500)
     world.run()
     world.request("a", slo_ms=500)

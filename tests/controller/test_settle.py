@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.life import GONE
 from clockwork_serve.messages import Infer, Load, ModelRemoved, Outcome, Reason, Status
 from clockwork_serve.units import ms
-from tests.controller.honest import World, device, model
+from tests.controller.honest import World, device, serving
 
 
 def failing(kind: type, status: Status, times: int = 1000) -> World:
     """A cold device on which the first ``times`` actions of a kind end badly."""
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     honest, left = world.reply, [times]
 
     def reply(action, said, start_ns, end_ns):  # type: ignore[no-untyped-def]
@@ -126,9 +123,7 @@ def test_requests_that_were_lost_together_are_tried_alone() -> None:
 
 
 def test_a_worker_that_comes_back_is_not_believed_as_slow_as_its_old_self() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     world.slower = 3.0
     ids = []
     for _ in range(2):
@@ -144,9 +139,7 @@ def test_a_worker_that_comes_back_is_not_believed_as_slow_as_its_old_self() -> N
 
 
 def test_weights_that_one_missed_stay_believed_while_another_reads_them() -> None:
-    world = World(ControllerConfig(policy="paper", look_ahead_ns=ms(50), max_batch=1))
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a", policy="paper", look_ahead_ns=ms(50), max_batch=1)
     honest, infers = world.reply, []
 
     def reply(action, said, start_ns, end_ns):  # type: ignore[no-untyped-def]
@@ -163,9 +156,7 @@ def test_weights_that_one_missed_stay_believed_while_another_reads_them() -> Non
 
 
 def test_what_ran_on_a_lost_worker_is_not_tried_again_once_its_model_was_removed() -> None:
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     request_id = world.request("a", slo_ms=5000)
     while not any(isinstance(one, Infer) for one in world.actions):
         world.run(until_ms=0.5)

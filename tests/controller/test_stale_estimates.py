@@ -10,7 +10,7 @@ from clockwork_serve.controller import POLICIES, ControllerConfig
 from clockwork_serve.controller.estimates import UNIT, Estimator, Samples, Timings, drop_outliers
 from clockwork_serve.messages import Infer, Load, Outcome, Profile
 from clockwork_serve.units import MIB, ms
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import World, device, model, profile, serving
 
 
 def window(*lasted_ms: float, seed_ms: float = 10) -> Samples:
@@ -137,9 +137,7 @@ def test_weights_come_again_to_a_device_whose_loads_were_slow(policy: str) -> No
 
 @pytest.mark.parametrize("what", ["load", "infer"])
 def test_a_device_without_weights_that_was_slow_once_loads_them(what: str) -> None:
-    world = World(ControllerConfig(policy="paper"))
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a", policy="paper")
     timings = world.controller._belief.devices["d0"].codes["c"].timings
     for _ in range(10):
         (timings.load(4 * MIB) if what == "load" else timings.infer(1, "")).learn(ms(300), world.now_ns)
@@ -154,9 +152,7 @@ def test_a_device_without_weights_that_was_slow_once_loads_them(what: str) -> No
 
 @pytest.mark.parametrize("before", [0, 20])
 def test_trials_of_what_stays_slow_leave_most_of_the_lane_to_others(before: int) -> None:
-    world = World(ControllerConfig(policy="paper", hang_ns=0))
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a", policy="paper", hang_ns=0)
     for _ in range(before):
         world.request("a", slo_ms=500)
         world.run(until_ms=100)

@@ -25,7 +25,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.sim.simulation import Simulation
 from clockwork_serve.units import ms
 from harness.seeds import PLAYED, Digest, play_seed, random_scenario, run_through, simulation_of
-from tests.controller.honest import World, device, model
+from tests.controller.honest import serving
 from tests.pure import NEEDS_PURE
 
 pytestmark = NEEDS_PURE
@@ -152,9 +152,7 @@ def test_copies_decide_what_the_original_decides_and_disturb_it_in_nothing():
 @pytest.fixture
 def saved() -> bytes:
     """What a controller saves that has a model, a device and requests that wait."""
-    world = World()
-    world.serve(model("a"))
-    world.join(device())
+    world = serving("a")
     world.request("a", slo_ms=100)
     return world.controller.save()
 

@@ -9,7 +9,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.controller.tenants import Bucket
 from clockwork_serve.messages import (
     AdmissionQuery,
@@ -24,7 +23,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.units import NS_PER_S, ms
 from tests.controller.accounts import BOTH, accounts, quota, why, world
 from tests.controller.clusters import belief, serve
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import device, profile, serving
 
 # The bucket
 
@@ -297,9 +296,7 @@ def test_a_tenant_that_stays_owes_what_it_owed_and_one_without_a_quota_is_free()
 
 @pytest.mark.parametrize("policy", ["default", "paper"])
 def test_a_tenant_far_over_its_quota_with_the_tightest_slo_takes_no_more_than_its_quota(policy: str) -> None:
-    made = World(ControllerConfig(policy=policy))
-    made.serve(model("a"), model("b"), times=profile(b1_ms=2, step_ms=1))
-    made.join(device())
+    made = serving("a", "b", times=profile(b1_ms=2, step_ms=1), policy=policy)
     for name in "ab":
         made.request(name, slo_ms=500)
     made.run()

@@ -29,26 +29,15 @@ MATRICES = 30
 PATIENT_SLO_MS = 20_000.0
 """For requests that name no SLO: the usual default of 100 ms is more than a busy machine can keep."""
 
-MOODY = '''"""Echoes, unless the first number says otherwise."""
-
-import os
-
-
-class Model:
-    def load(self, path):
-        pass
-
-    def infer(self, inputs):
-        mood = float(inputs["x"].reshape(-1)[0])
-        if mood == 13.0:
-            raise ValueError("thirteen is not served")
-        if mood == 666.0:
-            os.abort()
-        return {"y": inputs["x"]}
-
-    def unload(self):
-        pass
-'''
+MOODY = repositories.echoing(
+    "import os",
+    """
+    if mood == 13.0:
+        raise ValueError("thirteen is not served")
+    if mood == 666.0:
+        os.abort()
+    """,
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,7 +24,7 @@ def test_a_large_tensor_is_received_where_the_worker_reads_it(
 ) -> None:
     """One copy, the kernel's to us; the device binds that memory, or gathers a batch from it: at most two."""
     root = tmp_path / "models"
-    repositories.python_model(root, "echo", repositories.PYTHON_SLEEPER.format(seconds=0), max_batch_size=4)
+    repositories.python_model(root, "echo", repositories.echoing(), max_batch_size=4)
     config = root / "echo" / "clockwork.toml"
     config.write_text(config.read_text().replace("dims = [4]", f"dims = [{WIDTH}]"))
     sent = np.arange(WIDTH, dtype=np.float32)[None]

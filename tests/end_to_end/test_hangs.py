@@ -26,31 +26,20 @@ from tests.end_to_end.two_workers import SOON, busiest, two_workers
 
 Start = Callable[..., AbstractContextManager[Serving]]
 
-HANGING = '''"""Echoes; some numbers are never answered."""
-
-import pathlib
-import time
-
-
-class Model:
-    def load(self, path):
-        pass
-
-    def infer(self, inputs):
-        mood = float(inputs["x"].reshape(-1)[0])
-        if mood == 666.0:
-            while True:
-                pass
-        if mood == 667.0:
-            time.sleep(1000)
-        if mood == 668.0 and not pathlib.Path("MARK").exists():
-            pathlib.Path("MARK").touch()
-            time.sleep(1000)
-        return {"y": inputs["x"]}
-
-    def unload(self):
-        pass
-'''
+HANGING = repositories.echoing(
+    "import pathlib, time",
+    """
+    if mood == 666.0:
+        while True:
+            pass
+    if mood == 667.0:
+        time.sleep(1000)
+    if mood == 668.0 and not pathlib.Path("MARK").exists():
+        pathlib.Path("MARK").touch()
+        time.sleep(1000)
+    """,
+)
+"""Some numbers are never answered."""
 RECOVERY_S = 30.0
 """Far above what is promised: these machines are shared."""
 LONG = {"slo_ms": 20000}

@@ -43,29 +43,17 @@ sha256 = "{hashlib.sha256(KEY.encode()).hexdigest()}"
 may = ["infer", "metrics", "admin"]
 tenant = "team"
 """
-ODD = '''"""Echoes, unless the first number says otherwise."""
-
-import os
-import time
-
-
-class Model:
-    def load(self, path):
-        pass
-
-    def infer(self, inputs):
-        mood = float(inputs["x"].reshape(-1)[0])
-        if mood == 3.0:
-            time.sleep(1.7)  # not hung yet
-        if mood == 13.0:
-            raise ValueError("thirteen is not served")
-        if mood == 666.0:
-            os.abort()
-        return {"y": inputs["x"]}
-
-    def unload(self):
-        pass
-'''
+ODD = repositories.echoing(
+    "import os, time",
+    """
+    if mood == 3.0:
+        time.sleep(1.7)  # not hung yet
+    if mood == 13.0:
+        raise ValueError("thirteen is not served")
+    if mood == 666.0:
+        os.abort()
+    """,
+)
 LONG = 3.0
 """Makes a model take 1.7 s, where it was measured to take next to nothing."""
 QUIET = {

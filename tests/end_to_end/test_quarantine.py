@@ -113,25 +113,15 @@ def test_a_model_that_answers_well_in_between_is_found_out_all_the_same(tmp_path
         assert total(serving.metrics(), "clockwork_workers_lost_total") == 3
 
 
-ONCE = '''"""Echoes; where a file tells so, it ends whoever imports it, as some new library might."""
+ONCE = repositories.echoing(
+    """
+    import ctypes, pathlib
 
-import ctypes
-import pathlib
-
-if pathlib.Path("MARK").exists():
-    ctypes.string_at(0)
-
-
-class Model:
-    def load(self, path):
-        pass
-
-    def infer(self, inputs):
-        return {"y": inputs["x"]}
-
-    def unload(self):
-        pass
-'''
+    if pathlib.Path("MARK").exists():
+        ctypes.string_at(0)
+    """
+)
+"""Where a file tells so, it ends whoever imports it, as some new library might."""
 
 
 @pytest.mark.slow

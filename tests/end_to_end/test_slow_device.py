@@ -16,28 +16,18 @@ from tests.end_to_end.conftest import call, x_json
 from tests.end_to_end.two_workers import busiest, two_workers
 from tests.timing import Timing
 
-SLEEPER = '''"""Echoes after a while, which a file for this process may make longer."""
+SLEEPER = repositories.echoing(
+    """
+    import os, pathlib, time
 
-import os
-import pathlib
-import time
-
-
-USUAL_S, SLOW_S = 0.04, 0.08  # NUMBER
-
-
-class Model:
-    def load(self, path):
-        pass
-
-    def infer(self, inputs):
-        slow = pathlib.Path("FOLDER", f"slow.{os.getpid()}").exists()
-        time.sleep(SLOW_S if slow else USUAL_S)
-        return {"y": inputs["x"]}
-
-    def unload(self):
-        pass
-'''
+    USUAL_S, SLOW_S = 0.04, 0.08  # NUMBER
+    """,
+    """
+    slow = pathlib.Path("FOLDER", f"slow.{os.getpid()}").exists()
+    time.sleep(SLOW_S if slow else USUAL_S)
+    """,
+)
+"""Takes a while, which a file for its process may make longer."""
 CLIENTS, SLO_MS = 12, 240
 SLOW_S = 0.08
 BETWEEN_NS = 72_000_000

@@ -98,94 +98,81 @@ def die(held: StoreLease) -> None:
     held._keeping.cancel()
 
 
-def test_each_holder_has_the_next_epoch_and_who_releases_it_keeps_nobody_waiting(tmp_path: Path) -> None:
-    async def test() -> None:
-        for epoch in range(1, 5):
-            held, _ = lease(tmp_path)
-            began_s = time.monotonic()
-            assert await held.acquire() == epoch
-            assert time.monotonic() - began_s < LEASE_S, "it was released"
-            await asyncio.sleep(0.05)
-            held.release()
-            held.release()
-            assert not held.lost.is_set()
-
-    run(test())
-
-
-def test_who_stands_by_waits_while_there_are_heartbeats_and_for_the_lease_s_time_after(
+async def test_each_holder_has_the_next_epoch_and_who_releases_it_keeps_nobody_waiting(
     tmp_path: Path,
 ) -> None:
-    async def test() -> None:
-        (held, _), (other, _) = lease(tmp_path, address="a:7000"), lease(tmp_path)
-        assert await held.acquire() == 1
-        waiting = asyncio.ensure_future(other.acquire())
-        await asyncio.sleep(3 * LEASE_S)
-        assert not waiting.done()
-        assert not held.lost.is_set()
-        assert other.leader == (1, "a:7000")
-        die(held)
+    for epoch in range(1, 5):
+        held, _ = lease(tmp_path)
         began_s = time.monotonic()
-        assert await waiting == 2
-        assert time.monotonic() - began_s > LEASE_S / 2
-        other.release()
-
-    run(test())
-
-
-def test_who_knows_that_the_leader_is_dead_does_not_wait_and_else_it_is_deposed(tmp_path: Path) -> None:
-    async def test() -> None:
-        (held, _), (other, _) = lease(tmp_path), lease(tmp_path)
-        assert await held.acquire() == 1
-        waiting = asyncio.ensure_future(other.acquire())
-        await until(lambda: other.leader[0] == 1)
-        other.leader_died(7)
-        await asyncio.sleep(LEASE_S)
-        assert not waiting.done(), "somebody else died"
-        began_s = time.monotonic()
-        other.leader_died(1)
-        assert await waiting == 2
-        assert time.monotonic() - began_s < LEASE_S
-        assert not other.lost.is_set()
-        await asyncio.wait_for(held.lost.wait(), LEASE_S)  # it lives, and finds out by its next heartbeat
+        assert await held.acquire() == epoch
+        assert time.monotonic() - began_s < LEASE_S, "it was released"
+        await asyncio.sleep(0.05)
         held.release()
-        assert sorted(path.name for path in (tmp_path / "leases/main").iterdir()) == [
-            "000000001.beat", "000000001.epoch", "000000002.beat", "000000002.epoch",
-        ]  # fmt: skip
-        other.release()
-
-    run(test())
+        held.release()
+        assert not held.lost.is_set()
 
 
-def test_of_many_at_once_each_has_an_epoch_of_its_own(tmp_path: Path) -> None:
-    async def test() -> None:
-        contenders = [lease(tmp_path)[0] for _ in range(8)]
-        waiting = {asyncio.ensure_future(one.acquire()): one for one in contenders}
-        found = []
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            assert len(done) == 1, "one holds it at a time"
-            (had,) = done
-            found.append(had.result())
-            waiting.pop(had).release()
-        assert found == list(range(1, 9))
+async def test_who_stands_by_waits_while_there_are_heartbeats_and_for_the_lease_s_time_after(
+    tmp_path: Path,
+) -> None:
+    (held, _), (other, _) = lease(tmp_path, address="a:7000"), lease(tmp_path)
+    assert await held.acquire() == 1
+    waiting = asyncio.ensure_future(other.acquire())
+    await asyncio.sleep(3 * LEASE_S)
+    assert not waiting.done()
+    assert not held.lost.is_set()
+    assert other.leader == (1, "a:7000")
+    die(held)
+    began_s = time.monotonic()
+    assert await waiting == 2
+    assert time.monotonic() - began_s > LEASE_S / 2
+    other.release()
 
-    run(test())
+
+async def test_who_knows_that_the_leader_is_dead_does_not_wait_and_else_it_is_deposed(tmp_path: Path) -> None:
+    (held, _), (other, _) = lease(tmp_path), lease(tmp_path)
+    assert await held.acquire() == 1
+    waiting = asyncio.ensure_future(other.acquire())
+    await until(lambda: other.leader[0] == 1)
+    other.leader_died(7)
+    await asyncio.sleep(LEASE_S)
+    assert not waiting.done(), "somebody else died"
+    began_s = time.monotonic()
+    other.leader_died(1)
+    assert await waiting == 2
+    assert time.monotonic() - began_s < LEASE_S
+    assert not other.lost.is_set()
+    await asyncio.wait_for(held.lost.wait(), LEASE_S)  # it lives, and finds out by its next heartbeat
+    held.release()
+    assert sorted(path.name for path in (tmp_path / "leases/main").iterdir()) == [
+        "000000001.beat", "000000001.epoch", "000000002.beat", "000000002.epoch",
+    ]  # fmt: skip
+    other.release()
 
 
-def test_leases_of_two_names_in_one_store_have_nothing_to_do_with_each_other(tmp_path: Path) -> None:
-    async def test() -> None:
-        (one, _), (two, _) = lease(tmp_path, "one"), lease(tmp_path, "two")
-        assert (await one.acquire(), await two.acquire()) == (1, 1)
-        die(two)
-        await asyncio.sleep(2 * LEASE_S)
-        assert not one.lost.is_set()
-        third, _ = lease(tmp_path, "two")
-        assert await third.acquire() == 2
-        one.release()
-        third.release()
+async def test_of_many_at_once_each_has_an_epoch_of_its_own(tmp_path: Path) -> None:
+    contenders = [lease(tmp_path)[0] for _ in range(8)]
+    waiting = {asyncio.ensure_future(one.acquire()): one for one in contenders}
+    found = []
+    while waiting:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        assert len(done) == 1, "one holds it at a time"
+        (had,) = done
+        found.append(had.result())
+        waiting.pop(had).release()
+    assert found == list(range(1, 9))
 
-    run(test())
+
+async def test_leases_of_two_names_in_one_store_have_nothing_to_do_with_each_other(tmp_path: Path) -> None:
+    (one, _), (two, _) = lease(tmp_path, "one"), lease(tmp_path, "two")
+    assert (await one.acquire(), await two.acquire()) == (1, 1)
+    die(two)
+    await asyncio.sleep(2 * LEASE_S)
+    assert not one.lost.is_set()
+    third, _ = lease(tmp_path, "two")
+    assert await third.acquire() == 2
+    one.release()
+    third.release()
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])
@@ -288,28 +275,24 @@ def test_a_store_that_fails_for_a_while_loses_nothing_but_time(
     assert sum("the store fails" in record.getMessage() for record in caplog.records) in (2, 3), "each once"
 
 
-def test_where_no_file_is_created_only_if_it_is_absent_there_is_no_lease(tmp_path: Path) -> None:
-    async def test() -> None:
-        with pytest.raises(ConfigError, match=r"store: expected one .* created only if it is absent"):
-            await StoreLease(FsspecFiles(f"file://{tmp_path}"), "main", LEASE_S).acquire()
-
-    run(test())
+async def test_where_no_file_is_created_only_if_it_is_absent_there_is_no_lease(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"store: expected one .* created only if it is absent"):
+        await StoreLease(FsspecFiles(f"file://{tmp_path}"), "main", LEASE_S).acquire()
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0", b"{}", b'{"count": "x"}'])
-def test_a_heartbeat_that_cannot_be_read_is_one_that_does_not_change(tmp_path: Path, content: bytes) -> None:
-    async def test() -> None:
-        held, _ = lease(tmp_path)
-        await held.acquire()
-        await asyncio.sleep(0.05)
-        die(held)
-        await asyncio.sleep(0.05)
-        (tmp_path / "leases/main/000000001.beat").write_bytes(content)
-        other, _ = lease(tmp_path)
-        assert await other.acquire() == 2
-        other.release()
-
-    run(test())
+async def test_a_heartbeat_that_cannot_be_read_is_one_that_does_not_change(
+    tmp_path: Path, content: bytes
+) -> None:
+    held, _ = lease(tmp_path)
+    await held.acquire()
+    await asyncio.sleep(0.05)
+    die(held)
+    await asyncio.sleep(0.05)
+    (tmp_path / "leases/main/000000001.beat").write_bytes(content)
+    other, _ = lease(tmp_path)
+    assert await other.acquire() == 2
+    other.release()
 
 
 # ------------------------------------------------------------

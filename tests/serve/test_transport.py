@@ -65,25 +65,22 @@ from tests.serve.links import Side, bytes_of, cancels, until
 # Links over real unix sockets: order, batching, handshakes, and peers that misbehave or die.
 
 
-def test_both_sides_learn_who_the_other_is(tmp_path: Path) -> None:
-    async def main() -> None:
-        server, client = Side(), Side()
-        listener = await server.listen(tmp_path / "c.sock")
-        link = await client.connect(tmp_path / "c.sock", name="cpu")
-        await until(lambda: server.links)
-        assert (link.peer.role, link.peer.name, link.peer.pid) == (
-            Role.CONTROLLER,
-            "controller",
-            os.getpid(),
-        )
-        assert (server.links[0].peer.role, server.links[0].peer.name) == (
-            Role.WORKER,
-            "cpu",
-        )
-        assert link.offset_ns == server.links[0].offset_ns == 0
-        listener.close()
-
-    uvloop.run(main())
+async def test_both_sides_learn_who_the_other_is(tmp_path: Path) -> None:
+    server, client = Side(), Side()
+    listener = await server.listen(tmp_path / "c.sock")
+    link = await client.connect(tmp_path / "c.sock", name="cpu")
+    await until(lambda: server.links)
+    assert (link.peer.role, link.peer.name, link.peer.pid) == (
+        Role.CONTROLLER,
+        "controller",
+        os.getpid(),
+    )
+    assert (server.links[0].peer.role, server.links[0].peer.name) == (
+        Role.WORKER,
+        "cpu",
+    )
+    assert link.offset_ns == server.links[0].offset_ns == 0
+    listener.close()
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
@@ -102,33 +99,27 @@ def test_frames_arrive_in_order_both_ways(tmp_path: Path, run: Callable[..., Non
     run(main())
 
 
-def test_frames_of_one_turn_arrive_as_one_read(tmp_path: Path) -> None:
-    async def main() -> None:
-        server, client = Side(), Side()
-        listener = await server.listen(tmp_path / "c.sock")
-        link = await client.connect(tmp_path / "c.sock")
-        for frame in cancels(100):
-            link.send(frame)
-        await until(lambda: server.reads)
-        assert server.reads == [cancels(100)]
-        listener.close()
-
-    uvloop.run(main())
+async def test_frames_of_one_turn_arrive_as_one_read(tmp_path: Path) -> None:
+    server, client = Side(), Side()
+    listener = await server.listen(tmp_path / "c.sock")
+    link = await client.connect(tmp_path / "c.sock")
+    for frame in cancels(100):
+        link.send(frame)
+    await until(lambda: server.reads)
+    assert server.reads == [cancels(100)]
+    listener.close()
 
 
-def test_the_socket_is_private_and_a_stale_one_is_replaced(tmp_path: Path) -> None:
-    async def main() -> None:
-        path = tmp_path / "c.sock"
-        stale = socket.socket(socket.AF_UNIX)
-        stale.bind(os.fspath(path))
-        stale.close()
-        listener = await Side().listen(path)
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        (await Side().connect(path)).close()
-        listener.close()
-        assert not path.exists()
-
-    uvloop.run(main())
+async def test_the_socket_is_private_and_a_stale_one_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "c.sock"
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(os.fspath(path))
+    stale.close()
+    listener = await Side().listen(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    (await Side().connect(path)).close()
+    listener.close()
+    assert not path.exists()
 
 
 def test_connecting_where_no_process_listens_is_an_error(tmp_path: Path) -> None:
@@ -155,17 +146,14 @@ def test_a_protocol_that_is_no_neighbour_is_refused(tmp_path: Path, protocol: in
     uvloop.run(main())
 
 
-def test_neighbouring_protocols_understand_each_other(tmp_path: Path) -> None:
-    async def main() -> None:
-        server, client = Side(), Side()
-        server.reply = lambda link, frame: link.send(frame)
-        listener = await server.listen(tmp_path / "c.sock")
-        link = await client.connect(tmp_path / "c.sock", protocol=PROTOCOL + 1)
-        link.send(cancels(1)[0])
-        await until(lambda: client.frames == cancels(1))
-        listener.close()
-
-    uvloop.run(main())
+async def test_neighbouring_protocols_understand_each_other(tmp_path: Path) -> None:
+    server, client = Side(), Side()
+    server.reply = lambda link, frame: link.send(frame)
+    listener = await server.listen(tmp_path / "c.sock")
+    link = await client.connect(tmp_path / "c.sock", protocol=PROTOCOL + 1)
+    link.send(cancels(1)[0])
+    await until(lambda: client.frames == cancels(1))
+    listener.close()
 
 
 @pytest.mark.parametrize(
@@ -188,47 +176,41 @@ def test_a_hello_of_a_build_with_more_or_fewer_fields_can_be_read() -> None:
 # Fences: a process that has joined a controller obeys none of a lower epoch, whatever links are open.
 
 
-def test_a_controller_that_was_deposed_is_not_joined(tmp_path: Path) -> None:
-    async def main() -> None:
-        fence, path, own, ours = Fence(), tmp_path / "c.sock", hello(Role.WORKER, "w"), Side()
-        for epoch in (1, 3, 3):
-            listener = await Side().listen(path, hello(Role.CONTROLLER, "c", epoch))
-            await connect(path, own, ours.on_frames, ours.on_lost, fence)
-            listener.close()
-            assert fence.epoch == epoch
-        listener = await Side().listen(path, hello(Role.CONTROLLER, "c", 2))
-        with pytest.raises(TransportError, match=r"'c' .* deposed: its epoch is 2, and one of epoch 3 leads"):
-            await connect(path, own, ours.on_frames, ours.on_lost, fence)
-        assert fence.epoch == 3
-        await connect(path, own, ours.on_frames, ours.on_lost)  # a process that has joined no other
+async def test_a_controller_that_was_deposed_is_not_joined(tmp_path: Path) -> None:
+    fence, path, own, ours = Fence(), tmp_path / "c.sock", hello(Role.WORKER, "w"), Side()
+    for epoch in (1, 3, 3):
+        listener = await Side().listen(path, hello(Role.CONTROLLER, "c", epoch))
+        await connect(path, own, ours.on_frames, ours.on_lost, fence)
         listener.close()
+        assert fence.epoch == epoch
+    listener = await Side().listen(path, hello(Role.CONTROLLER, "c", 2))
+    with pytest.raises(TransportError, match=r"'c' .* deposed: its epoch is 2, and one of epoch 3 leads"):
+        await connect(path, own, ours.on_frames, ours.on_lost, fence)
+    assert fence.epoch == 3
+    await connect(path, own, ours.on_frames, ours.on_lost)  # a process that has joined no other
+    listener.close()
 
-    uvloop.run(main())
 
-
-def test_what_a_deposed_controller_sends_is_dropped_and_its_link_lost(tmp_path: Path) -> None:
-    async def main() -> None:
-        fence, first, second, ours = Fence(), Side(), Side(), Side()
-        old = await first.listen(tmp_path / "old.sock", hello(Role.CONTROLLER, "c", 1))
-        new = await second.listen(tmp_path / "new.sock", hello(Role.CONTROLLER, "c", 2))
-        own = hello(Role.WORKER, "w")
-        await connect(tmp_path / "old.sock", own, ours.on_frames, ours.on_lost, fence)
-        await until(lambda: first.links)
-        first.links[0].send(cancels(1)[0])
-        await until(lambda: ours.frames == cancels(1))
-        await connect(tmp_path / "new.sock", own, ours.on_frames, ours.on_lost, fence)
-        await until(lambda: second.links)
-        for frame in cancels(3):
-            first.links[0].send(frame)
-        await until(lambda: ours.lost)
-        assert "it was deposed: its epoch is 1, and one of epoch 2 leads" in ours.lost[0].lost_because
-        assert ours.frames == cancels(1)
-        second.links[0].send(cancels(2)[1])
-        await until(lambda: ours.frames == cancels(2))
-        old.close()
-        new.close()
-
-    uvloop.run(main())
+async def test_what_a_deposed_controller_sends_is_dropped_and_its_link_lost(tmp_path: Path) -> None:
+    fence, first, second, ours = Fence(), Side(), Side(), Side()
+    old = await first.listen(tmp_path / "old.sock", hello(Role.CONTROLLER, "c", 1))
+    new = await second.listen(tmp_path / "new.sock", hello(Role.CONTROLLER, "c", 2))
+    own = hello(Role.WORKER, "w")
+    await connect(tmp_path / "old.sock", own, ours.on_frames, ours.on_lost, fence)
+    await until(lambda: first.links)
+    first.links[0].send(cancels(1)[0])
+    await until(lambda: ours.frames == cancels(1))
+    await connect(tmp_path / "new.sock", own, ours.on_frames, ours.on_lost, fence)
+    await until(lambda: second.links)
+    for frame in cancels(3):
+        first.links[0].send(frame)
+    await until(lambda: ours.lost)
+    assert "it was deposed: its epoch is 1, and one of epoch 2 leads" in ours.lost[0].lost_because
+    assert ours.frames == cancels(1)
+    second.links[0].send(cancels(2)[1])
+    await until(lambda: ours.frames == cancels(2))
+    old.close()
+    new.close()
 
 
 def raw_hello(boot: str | None = None) -> bytes:
@@ -253,84 +235,71 @@ def raw_hello(boot: str | None = None) -> bytes:
     ],
     ids=["other words", "no frame", "a shortened frame", "then no frame", "then a huge frame"],
 )
-def test_a_peer_that_breaks_the_protocol_loses_its_link_only(
+async def test_a_peer_that_breaks_the_protocol_loses_its_link_only(
     tmp_path: Path, sent: bytes, accepted: bool
 ) -> None:
-    async def main() -> None:
-        server, good = Side(), Side()
-        server.reply = lambda link, frame: link.send(frame)
-        listener = await server.listen(tmp_path / "c.sock")
-        link = await good.connect(tmp_path / "c.sock")
-        reader, writer = await asyncio.open_unix_connection(tmp_path / "c.sock")
-        writer.write(sent)
-        with contextlib.suppress(ConnectionResetError):
-            await asyncio.wait_for(reader.read(), 20)  # its Hello, then the end
-        writer.close()
-        assert len(server.links) == (2 if accepted else 1)
-        assert len(server.lost) == (1 if accepted else 0)
-        link.send(Cancel(request_id="still here"))
-        await until(lambda: good.frames == [Cancel(request_id="still here")])
-        listener.close()
-
-    uvloop.run(main())
+    server, good = Side(), Side()
+    server.reply = lambda link, frame: link.send(frame)
+    listener = await server.listen(tmp_path / "c.sock")
+    link = await good.connect(tmp_path / "c.sock")
+    reader, writer = await asyncio.open_unix_connection(tmp_path / "c.sock")
+    writer.write(sent)
+    with contextlib.suppress(ConnectionResetError):
+        await asyncio.wait_for(reader.read(), 20)  # its Hello, then the end
+    writer.close()
+    assert len(server.links) == (2 if accepted else 1)
+    assert len(server.lost) == (1 if accepted else 0)
+    link.send(Cancel(request_id="still here"))
+    await until(lambda: good.frames == [Cancel(request_id="still here")])
+    listener.close()
 
 
-def test_a_peer_that_does_not_read_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_peer_that_does_not_read_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "UNSENT_BYTES_MAX", 1 << 20)
-
-    async def main() -> None:
-        server = Side()
-        listener = await server.listen(tmp_path / "c.sock")
-        deaf = socket.socket(socket.AF_UNIX)
-        deaf.connect(os.fspath(tmp_path / "c.sock"))
-        deaf.sendall(raw_hello())
-        await until(lambda: server.links)
-        for number in range(64):
-            server.links[0].send(Ask(ask_id=number, what="index", body=b"x" * 100_000))
-            await asyncio.sleep(0)
-        await until(lambda: server.lost)
-        assert "does not read" in server.links[0].lost_because
-        assert not server.links[0].is_open
-        server.links[0].send(Cancel(request_id="dropped"))
-        deaf.close()
-        listener.close()
-
-    uvloop.run(main())
+    server = Side()
+    listener = await server.listen(tmp_path / "c.sock")
+    deaf = socket.socket(socket.AF_UNIX)
+    deaf.connect(os.fspath(tmp_path / "c.sock"))
+    deaf.sendall(raw_hello())
+    await until(lambda: server.links)
+    for number in range(64):
+        server.links[0].send(Ask(ask_id=number, what="index", body=b"x" * 100_000))
+        await asyncio.sleep(0)
+    await until(lambda: server.lost)
+    assert "does not read" in server.links[0].lost_because
+    assert not server.links[0].is_open
+    server.links[0].send(Cancel(request_id="dropped"))
+    deaf.close()
+    listener.close()
 
 
-def test_a_frame_too_large_is_refused_at_the_sender_and_the_link_lives(
+async def test_a_frame_too_large_is_refused_at_the_sender_and_the_link_lives(
     tmp_path: Path,
 ) -> None:
-    async def main() -> None:
-        server, client = Side(), Side()
-        listener = await server.listen(tmp_path / "c.sock")
-        link = await client.connect(tmp_path / "c.sock")
-        with pytest.raises(TransportError, match="more than"):
-            link.send(Ask(ask_id=1, what="index", body=b"x" * (FRAME_BYTES_MAX + 1)))
-        link.send(Cancel(request_id="r"))
-        await until(lambda: server.frames == [Cancel(request_id="r")])
-        listener.close()
-
-    uvloop.run(main())
+    server, client = Side(), Side()
+    listener = await server.listen(tmp_path / "c.sock")
+    link = await client.connect(tmp_path / "c.sock")
+    with pytest.raises(TransportError, match="more than"):
+        link.send(Ask(ask_id=1, what="index", body=b"x" * (FRAME_BYTES_MAX + 1)))
+    link.send(Cancel(request_id="r"))
+    await until(lambda: server.frames == [Cancel(request_id="r")])
+    listener.close()
 
 
-def test_close_sends_queued_frames_and_notifies_the_peer_only(
+async def test_close_sends_queued_frames_and_notifies_the_peer_only(
     tmp_path: Path,
 ) -> None:
-    async def main() -> None:
-        server, client = Side(), Side()
-        listener = await server.listen(tmp_path / "c.sock")
-        link = await client.connect(tmp_path / "c.sock")
-        for frame in cancels(2_000):
-            link.send(frame)
-        link.close()
-        await until(lambda: server.lost)
-        assert server.frames == cancels(2_000)
-        assert server.lost == server.links
-        assert client.lost == []
-        listener.close()
-
-    uvloop.run(main())
+    server, client = Side(), Side()
+    listener = await server.listen(tmp_path / "c.sock")
+    link = await client.connect(tmp_path / "c.sock")
+    for frame in cancels(2_000):
+        link.send(frame)
+    link.close()
+    await until(lambda: server.lost)
+    assert server.frames == cancels(2_000)
+    assert server.lost == server.links
+    assert client.lost == []
+    listener.close()
 
 
 CHILD = """
@@ -352,65 +321,59 @@ def spawn(path: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", CHILD, os.fspath(path)])
 
 
-def test_a_killed_process_is_noticed(tmp_path: Path) -> None:
-    async def main() -> None:
-        server = Side()
-        listener = await server.listen(tmp_path / "c.sock")
-        child = spawn(tmp_path / "c.sock")
-        try:
-            await until(lambda: server.frames)
-            assert server.links[0].peer.pid == child.pid
-            child.send_signal(signal.SIGKILL)
-            await until(lambda: server.lost)
-            assert str(child.pid) in server.lost[0].lost_because
-        finally:
-            child.kill()
-            child.wait()
-        listener.close()
-
-    uvloop.run(main())
+async def test_a_killed_process_is_noticed(tmp_path: Path) -> None:
+    server = Side()
+    listener = await server.listen(tmp_path / "c.sock")
+    child = spawn(tmp_path / "c.sock")
+    try:
+        await until(lambda: server.frames)
+        assert server.links[0].peer.pid == child.pid
+        child.send_signal(signal.SIGKILL)
+        await until(lambda: server.lost)
+        assert str(child.pid) in server.lost[0].lost_because
+    finally:
+        child.kill()
+        child.wait()
+    listener.close()
 
 
-def test_another_boot_id_means_another_clock_and_times_are_converted(
+async def test_another_boot_id_means_another_clock_and_times_are_converted(
     tmp_path: Path,
 ) -> None:
-    async def main() -> None:
-        server, client = Side(), Side()
-        listener = await server.listen(tmp_path / "c.sock")
-        link = await client.connect(tmp_path / "c.sock", boot_id="another host")
-        await until(lambda: server.links)
-        # It is the same clock in truth, so what was measured is the error.
-        assert abs(link.offset_ns) < 1_000_000_000
-        window = Window(10**12, 2 * 10**12)
-        server.links[0].send(
-            Unload(
-                action_id=1,
-                device="d",
-                model="m/1",
-                extent=Extent(0, 1),
-                version=1,
-                window=window,
-            )
+    server, client = Side(), Side()
+    listener = await server.listen(tmp_path / "c.sock")
+    link = await client.connect(tmp_path / "c.sock", boot_id="another host")
+    await until(lambda: server.links)
+    # It is the same clock in truth, so what was measured is the error.
+    assert abs(link.offset_ns) < 1_000_000_000
+    window = Window(10**12, 2 * 10**12)
+    server.links[0].send(
+        Unload(
+            action_id=1,
+            device="d",
+            model="m/1",
+            extent=Extent(0, 1),
+            version=1,
+            window=window,
         )
-        link.send(
-            Result(
-                action_id=1,
-                device="d",
-                status=Status.OK,
-                started_ns=10**12,
-                ended_ns=10**12 + 5,
-            )
+    )
+    link.send(
+        Result(
+            action_id=1,
+            device="d",
+            status=Status.OK,
+            started_ns=10**12,
+            ended_ns=10**12 + 5,
         )
-        await until(lambda: client.frames and server.frames)
-        got, result = client.frames[0], server.frames[0]
-        assert isinstance(got, Unload) and isinstance(result, Result)
-        assert abs(got.window.earliest_ns - window.earliest_ns) < 10**9
-        assert got.window.latest_ns - got.window.earliest_ns < 10**12, "narrowed by the error of the offset"
-        assert result.ended_ns - result.started_ns == 5
-        assert len(client.frames) == len(server.frames) == 1, "pings stay inside the link"
-        listener.close()
-
-    uvloop.run(main())
+    )
+    await until(lambda: client.frames and server.frames)
+    got, result = client.frames[0], server.frames[0]
+    assert isinstance(got, Unload) and isinstance(result, Result)
+    assert abs(got.window.earliest_ns - window.earliest_ns) < 10**9
+    assert got.window.latest_ns - got.window.earliest_ns < 10**12, "narrowed by the error of the offset"
+    assert result.ended_ns - result.started_ns == 5
+    assert len(client.frames) == len(server.frames) == 1, "pings stay inside the link"
+    listener.close()
 
 
 # Frames survive any cutting of the byte stream; anything else is a clear error.

@@ -22,7 +22,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve
-from tests.controller.honest import CODE, World, device, model, profile
+from tests.controller.honest import CODE, World, device, model, profile, serving
 
 
 def world(*names: str, times: Profile | None = None, devices: int = 1, pages: int = 64) -> World:
@@ -218,9 +218,7 @@ def test_an_slo_that_nobody_can_meet_shortens_nothing() -> None:
 
 
 def test_weights_are_loaded_for_those_who_come_next_where_no_load_is_quick_enough() -> None:
-    made = World(ControllerConfig(policy="default"))
-    made.serve(model("a"), times=profile(b1_ms=2, step_ms=1, load_ms=8))
-    made.join(device())
+    made = serving("a", times=profile(b1_ms=2, step_ms=1, load_ms=8), policy="default")
     first = made.request("a", slo_ms=6)
     made.run(until_ms=20)
     second = made.request("a", slo_ms=6)
@@ -236,9 +234,7 @@ def loads(made: World) -> list[str]:
 
 
 def test_of_models_wanted_equally_the_one_whose_request_is_due_first_is_loaded() -> None:
-    made = World(ControllerConfig(policy="default"))
-    made.serve(*[model(name, mib=1) for name in ("a", "b", "busy")])
-    made.join(device())
+    made = serving(*("a", "b", "busy"), mib=1, policy="default")
     made.request("busy", slo_ms=100)
     made.request("b", slo_ms=100)
     made.run(until_ms=2)
@@ -248,9 +244,7 @@ def test_of_models_wanted_equally_the_one_whose_request_is_due_first_is_loaded()
 
 
 def test_a_load_lane_is_topped_up_when_it_is_nearly_free() -> None:
-    made = World(ControllerConfig(policy="default"))
-    made.serve(*[model(name, mib=1) for name in ("a", "b", "busy")])
-    made.join(device())
+    made = serving(*("a", "b", "busy"), mib=1, policy="default")
     made.request("busy", slo_ms=100)
     made.request("a", slo_ms=100)
     made.run(until_ms=7)
@@ -361,9 +355,7 @@ def test_a_load_waits_for_no_infers_whose_requests_are_gone() -> None:
 
 
 def test_weights_least_asked_for_make_room_not_those_used_longest_ago() -> None:
-    made = World(ControllerConfig(policy="default"))
-    made.serve(*[model(name, mib=1) for name in ("hot", "cold", "new")])
-    made.join(device(pages=2))
+    made = serving(*("hot", "cold", "new"), mib=1, pages=2, policy="default")
     for name in ("hot", "hot", "hot", "cold", "new"):
         made.request(name, slo_ms=500)
         made.run(until_ms=100)

@@ -11,7 +11,7 @@ from clockwork_serve.controller.timers import NEVER_NS
 from clockwork_serve.messages import Cancel, Infer, Load, Outcome, Request, Unload
 from clockwork_serve.units import ms
 from tests.controller.clusters import ask, belief, place, serve
-from tests.controller.honest import World, device, model, profile
+from tests.controller.honest import World, device, model, profile, serving
 
 
 def warm(*names: str, **settings: object) -> World:
@@ -101,9 +101,9 @@ def test_a_queue_that_is_less_urgent_than_it_was_lets_others_go_first_at_once() 
 
 
 def test_weights_that_found_no_room_are_loaded_once_there_is_though_others_were_loaded_meanwhile() -> None:
-    made = World(ControllerConfig(policy="paper"))
-    made.serve(model("x"), model("y"), model("a"), model("b", mib=8), times=profile(b1_ms=100, load_ms=8))
-    made.join(device(pages=12))
+    made = serving(
+        "x", "y", "a", model("b", mib=8), pages=12, times=profile(b1_ms=100, load_ms=8), policy="paper"
+    )
     made.request("x", slo_ms=5000)
     made.run(until_ms=20)
     ids = [made.request(name, slo_ms=5000) for name in ("y", "b", "b", "a")]
@@ -114,9 +114,7 @@ def test_weights_that_found_no_room_are_loaded_once_there_is_though_others_were_
 
 
 def test_weights_that_nobody_waits_for_any_more_make_room_at_once() -> None:
-    made = World(ControllerConfig(policy="paper"))
-    made.serve(model("x"), model("y"), model("b"), times=profile(b1_ms=100, load_ms=8))
-    made.join(device(pages=8))
+    made = serving("x", "y", "b", pages=8, times=profile(b1_ms=100, load_ms=8), policy="paper")
     for name in ("x", "y"):
         made.request(name, slo_ms=5000)
         made.run(until_ms=500)
@@ -130,9 +128,7 @@ def test_weights_that_nobody_waits_for_any_more_make_room_at_once() -> None:
 
 
 def test_weights_that_would_have_come_too_late_for_a_busy_lane_are_loaded_if_it_is_free_early() -> None:
-    made = World(ControllerConfig(policy="paper", reject_infeasible=False))
-    made.serve(model("x"), model("b"), times=profile(b1_ms=50, load_ms=8))
-    made.join(device())
+    made = serving("x", "b", times=profile(b1_ms=50, load_ms=8), policy="paper", reject_infeasible=False)
     made.request("x", slo_ms=500)
     made.run(until_ms=100)
     made.slower = 0.2

@@ -53,26 +53,11 @@ def echo(root: Path, datatype: str) -> None:
     onnx.save(model, str(folder / "model.onnx"))
 
 
-BYTES_ECHO = '''"""Echoes bytes of any kind, which a graph's strings are not."""
-
-
-class Model:
-    def load(self, path):
-        pass
-
-    def infer(self, inputs):
-        return {"y": inputs["x"]}
-
-    def unload(self):
-        pass
-'''
-
-
 def bytes_echo(root: Path) -> None:
-    """``y = x`` of BYTES, in Python."""
+    """``y = x`` of BYTES of any kind, which a graph's strings are not."""
     folder = root / "any_bytes" / "1"
     folder.mkdir(parents=True)
-    (folder / "model.py").write_text(BYTES_ECHO)
+    (folder / "model.py").write_text(repositories.echoing())
     tensor = '[{name = "%s", dims = [1], datatype = "BYTES"}]'
     (root / "any_bytes" / "clockwork.toml").write_text(
         f'backend = "python"\nmax_batch_size = 4\nmemory_bytes = 65536\noutput_bytes = 65536\n'

@@ -42,146 +42,121 @@ async def next_controller(world: World) -> None:
     await world.until(lambda: world.gateway.link.ready)
 
 
-def test_a_request_is_resubmitted_once_and_its_answer_delivered(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        client = Client(data=X, slo_ms=60_000)
-        (first,) = await sent(world, client)
-        old = world.controller.memory(world.controller.tensors(first))
-        world.controller.stop()
-        await world.until(lambda: not world.gateway.link.is_open)
-        assert world.gateway.counters().open == 1
-        # Actions of the dead controller may still write, to the old region.
-        tensors = world.controller.tensors(first)
-        old[tensors.output_offset : tensors.output_offset + 8] = bytes(8)
-        world.controller.on_request = world.controller.echo
-        await next_controller(world)
-        await world.until(lambda: client.ends)
-        (again,) = world.controller.requests
-        assert client.ended == (Outcome.OK, Reason.NONE)
-        assert client.outputs == [X]
-        assert again.request_id == first.request_id + RESUBMITTED, (
-            "a controller that only lost the link may know the first"
-        )
-        assert (again.arrival_ns, again.deadline_ns) == (first.arrival_ns, first.deadline_ns)
-        assert world.controller.tensors(again).region != tensors.region
-        world.controller.send(world.controller.answer(again, outcome=Outcome.OK))  # a second answer
-        await asyncio.sleep(0.05)
-        assert len(client.ends) == 1
-        assert world.gateway.slots.used_bytes == 0
-        assert world.gateway.counters().outcomes == {}
-
-    in_world(tmp_path, story)
+async def test_a_request_is_resubmitted_once_and_its_answer_delivered(world: World) -> None:
+    client = Client(data=X, slo_ms=60_000)
+    (first,) = await sent(world, client)
+    old = world.controller.memory(world.controller.tensors(first))
+    world.controller.stop()
+    await world.until(lambda: not world.gateway.link.is_open)
+    assert world.gateway.counters().open == 1
+    # Actions of the dead controller may still write, to the old region.
+    tensors = world.controller.tensors(first)
+    old[tensors.output_offset : tensors.output_offset + 8] = bytes(8)
+    world.controller.on_request = world.controller.echo
+    await next_controller(world)
+    await world.until(lambda: client.ends)
+    (again,) = world.controller.requests
+    assert client.ended == (Outcome.OK, Reason.NONE)
+    assert client.outputs == [X]
+    assert again.request_id == first.request_id + RESUBMITTED, (
+        "a controller that only lost the link may know the first"
+    )
+    assert (again.arrival_ns, again.deadline_ns) == (first.arrival_ns, first.deadline_ns)
+    assert world.controller.tensors(again).region != tensors.region
+    world.controller.send(world.controller.answer(again, outcome=Outcome.OK))  # a second answer
+    await asyncio.sleep(0.05)
+    assert len(client.ends) == 1
+    assert world.gateway.slots.used_bytes == 0
+    assert world.gateway.counters().outcomes == {}
 
 
-def test_requests_due_before_a_failover_are_ended_at_once(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        soon, later = Client(slo_ms=95), Client(slo_ms=60_000)
-        await sent(world, soon, later)
-        world.controller.stop()
-        await world.until(lambda: soon.ends, 0.09)
-        assert soon.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
-        assert soon.ends[0].status.http == 503
-        assert soon.ends[0].retry_after_ns > 0
-        assert later.ends == []
-
-    in_world(tmp_path, story)
+async def test_requests_due_before_a_failover_are_ended_at_once(world: World) -> None:
+    soon, later = Client(slo_ms=95), Client(slo_ms=60_000)
+    await sent(world, soon, later)
+    world.controller.stop()
+    await world.until(lambda: soon.ends, 0.09)
+    assert soon.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+    assert soon.ends[0].status.http == 503
+    assert soon.ends[0].retry_after_ns > 0
+    assert later.ends == []
 
 
-def test_requests_that_await_failover_end_at_their_deadlines(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        client = Client(slo_ms=250)
-        await sent(world, client)
-        world.controller.stop()
-        await world.until(lambda: client.ends, 0.5)
-        late_ns = world.gateway.clock() - client.arrival_ns - ms(250)
-        assert 0 <= late_ns < ms(50)
-        assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
-        assert world.gateway.slots.used_bytes == 0
-        assert world.gateway.counters().open == 0
-
-    in_world(tmp_path, story)
+async def test_requests_that_await_failover_end_at_their_deadlines(world: World) -> None:
+    client = Client(slo_ms=250)
+    await sent(world, client)
+    world.controller.stop()
+    await world.until(lambda: client.ends, 0.5)
+    late_ns = world.gateway.clock() - client.arrival_ns - ms(250)
+    assert 0 <= late_ns < ms(50)
+    assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+    assert world.gateway.slots.used_bytes == 0
+    assert world.gateway.counters().open == 0
 
 
-def test_awaiting_failover_has_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_awaiting_failover_has_a_timeout(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller_link, "FAILOVER_TIMEOUT_NS", ms(100))
-
-    async def story(world: World) -> None:
-        client = Client(slo_ms=60_000)
-        await sent(world, client)
-        world.controller.stop()
-        await world.until(lambda: client.ends, 20)
-        assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
-
-    in_world(tmp_path, story)
+    client = Client(slo_ms=60_000)
+    await sent(world, client)
+    world.controller.stop()
+    await world.until(lambda: client.ends, 20)
+    assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
 
 
-def test_a_request_is_submitted_to_two_controllers_at_most(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        client = Client(slo_ms=60_000)
-        await sent(world, client)
-        world.controller.stop()
-        await next_controller(world)
-        await world.until(lambda: world.controller.requests)
-        assert client.ends == []
-        world.controller.stop()
-        await world.until(lambda: client.ends)
-        assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
-
-    in_world(tmp_path, story)
+async def test_a_request_is_submitted_to_two_controllers_at_most(world: World) -> None:
+    client = Client(slo_ms=60_000)
+    await sent(world, client)
+    world.controller.stop()
+    await next_controller(world)
+    await world.until(lambda: world.controller.requests)
+    assert client.ends == []
+    world.controller.stop()
+    await world.until(lambda: client.ends)
+    assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
 
 
-def test_requests_await_a_controller_that_is_ready(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        client = Client(slo_ms=60_000)
-        await sent(world, client)
-        world.controller.stop()
-        world.controller.requests.clear()
-        world.controller.ready = Readiness(ready=False, why="0 of 1 devices are warm")
-        await world.controller.start()
-        await world.until(lambda: world.gateway.link.is_open)
-        await asyncio.sleep(0.05)
-        assert world.controller.requests == []
-        # It dies before it is ready: that has no effect on requests.
-        world.controller.stop()
-        await world.until(lambda: not world.gateway.link.is_open)
-        world.controller.ready = Readiness(ready=True)
-        world.controller.on_request = world.controller.echo
-        await next_controller(world)
-        await world.until(lambda: client.ends)
-        assert client.ended == (Outcome.OK, Reason.NONE)
-
-    in_world(tmp_path, story)
+async def test_requests_await_a_controller_that_is_ready(world: World) -> None:
+    client = Client(slo_ms=60_000)
+    await sent(world, client)
+    world.controller.stop()
+    world.controller.requests.clear()
+    world.controller.ready = Readiness(ready=False, why="0 of 1 devices are warm")
+    await world.controller.start()
+    await world.until(lambda: world.gateway.link.is_open)
+    await asyncio.sleep(0.05)
+    assert world.controller.requests == []
+    # It dies before it is ready: that has no effect on requests.
+    world.controller.stop()
+    await world.until(lambda: not world.gateway.link.is_open)
+    world.controller.ready = Readiness(ready=True)
+    world.controller.on_request = world.controller.echo
+    await next_controller(world)
+    await world.until(lambda: client.ends)
+    assert client.ended == (Outcome.OK, Reason.NONE)
 
 
-def test_a_request_whose_client_left_is_not_resubmitted(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        client = Client(slo_ms=60_000)
-        (request,) = await sent(world, client)
-        world.controller.stop()
-        await world.until(lambda: not world.gateway.link.is_open)
-        world.gateway.cancel(request.request_id)
-        assert world.gateway.slots.used_bytes == 0
-        await next_controller(world)
-        await asyncio.sleep(0.05)
-        assert world.controller.requests == []
-        assert client.ends == []
-        assert world.gateway.counters().outcomes == {"cancelled": 1}
-
-    in_world(tmp_path, story)
+async def test_a_request_whose_client_left_is_not_resubmitted(world: World) -> None:
+    client = Client(slo_ms=60_000)
+    (request,) = await sent(world, client)
+    world.controller.stop()
+    await world.until(lambda: not world.gateway.link.is_open)
+    world.gateway.cancel(request.request_id)
+    assert world.gateway.slots.used_bytes == 0
+    await next_controller(world)
+    await asyncio.sleep(0.05)
+    assert world.controller.requests == []
+    assert client.ends == []
+    assert world.gateway.counters().outcomes == {"cancelled": 1}
 
 
-def test_a_resubmitted_request_is_cancelled_by_its_second_id(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        (request,) = await sent(world, Client(slo_ms=60_000))
-        world.controller.stop()
-        await world.until(lambda: not world.gateway.link.is_open)
-        await next_controller(world)
-        await world.until(lambda: world.controller.requests)
-        world.gateway.cancel(request.request_id)
-        await world.until(lambda: world.controller.cancels)
-        assert [one.request_id for one in world.controller.cancels] == [request.request_id + RESUBMITTED]
-
-    in_world(tmp_path, story)
+async def test_a_resubmitted_request_is_cancelled_by_its_second_id(world: World) -> None:
+    (request,) = await sent(world, Client(slo_ms=60_000))
+    world.controller.stop()
+    await world.until(lambda: not world.gateway.link.is_open)
+    await next_controller(world)
+    await world.until(lambda: world.controller.requests)
+    world.gateway.cancel(request.request_id)
+    await world.until(lambda: world.controller.cancels)
+    assert [one.request_id for one in world.controller.cancels] == [request.request_id + RESUBMITTED]
 
 
 def test_requests_that_await_failover_end_when_the_gateway_closes(tmp_path: Path) -> None:
@@ -196,89 +171,81 @@ def test_requests_that_await_failover_end_when_the_gateway_closes(tmp_path: Path
     assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
 
 
-def test_a_controller_that_was_deposed_gets_no_request(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        world.controller.leads_with = 2
-        await stopped(world)
-        await next_controller(world)
-        await stopped(world)
-        world.controller.leads_with = 1
-        await world.controller.start()
-        await asyncio.sleep(0.1)
-        assert not world.gateway.link.is_open
-        client = await world.infer(Client(slo_ms=60_000))
-        assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
-        assert world.controller.requests == []
-        world.controller.stop()
-        world.controller.leads_with = 3
-        await next_controller(world)
-
-    in_world(tmp_path, story)
+async def test_a_controller_that_was_deposed_gets_no_request(world: World) -> None:
+    world.controller.leads_with = 2
+    await stopped(world)
+    await next_controller(world)
+    await stopped(world)
+    world.controller.leads_with = 1
+    await world.controller.start()
+    await asyncio.sleep(0.1)
+    assert not world.gateway.link.is_open
+    client = await world.infer(Client(slo_ms=60_000))
+    assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+    assert world.controller.requests == []
+    world.controller.stop()
+    world.controller.leads_with = 3
+    await next_controller(world)
 
 
 # A controller stands by: what comes while it takes over waits for it, too.
 
 
 STANDBY = structs.replace(SMALL, controllers=2)
+with_standby = pytest.mark.parametrize("world", [STANDBY], indirect=True)
 
 
-def test_what_comes_while_a_standby_takes_over_is_submitted_to_it_and_answered(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        world.controller.stop()
-        await world.until(lambda: not world.gateway.link.is_open)
-        clients = [Client(data=X, slo_ms=60_000) for _ in range(5)]
-        ids = [world.gateway.infer(client) for client in clients]
-        left = clients.pop()
-        world.gateway.cancel(ids.pop())
-        assert world.gateway.counters().open == 4
-        await next_controller(world)
-        await world.until(lambda: all(client.ends for client in clients))
-        assert [one.request_id for one in world.controller.requests] == ids, "no controller had them before"
-        assert {client.ended for client in clients} == {(Outcome.OK, Reason.NONE)}
-        assert all(client.outputs == [X] for client in clients)
-        assert left.ends == []
-        assert world.gateway.slots.used_bytes == 0
-
-    in_world(tmp_path, story, STANDBY)
+@with_standby
+async def test_what_comes_while_a_standby_takes_over_is_submitted_to_it_and_answered(world: World) -> None:
+    world.controller.stop()
+    await world.until(lambda: not world.gateway.link.is_open)
+    clients = [Client(data=X, slo_ms=60_000) for _ in range(5)]
+    ids = [world.gateway.infer(client) for client in clients]
+    left = clients.pop()
+    world.gateway.cancel(ids.pop())
+    assert world.gateway.counters().open == 4
+    await next_controller(world)
+    await world.until(lambda: all(client.ends for client in clients))
+    assert [one.request_id for one in world.controller.requests] == ids, "no controller had them before"
+    assert {client.ended for client in clients} == {(Outcome.OK, Reason.NONE)}
+    assert all(client.outputs == [X] for client in clients)
+    assert left.ends == []
+    assert world.gateway.slots.used_bytes == 0
 
 
-def test_the_catalogue_of_before_counts_until_a_standby_has_one(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        controller = world.controller
-        await stopped(world)
-        catalogue, controller.catalogue = controller.catalogue, []
-        controller.ready = Readiness(ready=False, why="starting")
-        await controller.start()
-        await world.until(lambda: controller.links)
-        await asyncio.sleep(0.05)
-        client = Client(data=X, slo_ms=60_000)
-        world.gateway.infer(client)
-        assert client.ends == [], "the model is known"
-        controller.catalogue = catalogue
-        controller.send(*[frame for added in catalogue for frame in added], Readiness(ready=True))
-        await world.until(lambda: client.ends)
-        assert client.ended == (Outcome.OK, Reason.NONE)
-
-    in_world(tmp_path, story, STANDBY)
+@with_standby
+async def test_the_catalogue_of_before_counts_until_a_standby_has_one(world: World) -> None:
+    controller = world.controller
+    await stopped(world)
+    catalogue, controller.catalogue = controller.catalogue, []
+    controller.ready = Readiness(ready=False, why="starting")
+    await controller.start()
+    await world.until(lambda: controller.links)
+    await asyncio.sleep(0.05)
+    client = Client(data=X, slo_ms=60_000)
+    world.gateway.infer(client)
+    assert client.ends == [], "the model is known"
+    controller.catalogue = catalogue
+    controller.send(*[frame for added in catalogue for frame in added], Readiness(ready=True))
+    await world.until(lambda: client.ends)
+    assert client.ended == (Outcome.OK, Reason.NONE)
 
 
-def test_what_waited_for_a_standby_may_wait_for_the_next_one_too(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        world.controller.stop()
-        await world.until(lambda: not world.gateway.link.is_open)
-        client = Client(data=X, slo_ms=60_000)
-        request_id = world.gateway.infer(client)
-        world.controller.on_request = world.keep
-        await next_controller(world)
-        await world.until(lambda: world.controller.requests)
-        world.controller.stop()
-        world.controller.on_request = world.controller.echo
-        await next_controller(world)
-        await world.until(lambda: client.ends)
-        assert [one.request_id for one in world.controller.requests] == [request_id + RESUBMITTED]
-        assert client.ended == (Outcome.OK, Reason.NONE)
-
-    in_world(tmp_path, story, STANDBY)
+@with_standby
+async def test_what_waited_for_a_standby_may_wait_for_the_next_one_too(world: World) -> None:
+    world.controller.stop()
+    await world.until(lambda: not world.gateway.link.is_open)
+    client = Client(data=X, slo_ms=60_000)
+    request_id = world.gateway.infer(client)
+    world.controller.on_request = world.keep
+    await next_controller(world)
+    await world.until(lambda: world.controller.requests)
+    world.controller.stop()
+    world.controller.on_request = world.controller.echo
+    await next_controller(world)
+    await world.until(lambda: client.ends)
+    assert [one.request_id for one in world.controller.requests] == [request_id + RESUBMITTED]
+    assert client.ended == (Outcome.OK, Reason.NONE)
 
 
 def test_where_a_standby_does_not_come_requests_are_refused_after_a_while(
@@ -314,65 +281,58 @@ def test_where_a_standby_does_not_come_requests_are_refused_after_a_while(
     in_world(tmp_path, story, STANDBY)
 
 
-def test_what_comes_while_the_controller_is_stuck_waits_as_well(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        for replaced in (False, True):
-            world.controller.requests.clear()
-            world.controller.beats = False
-            await world.until(lambda: world.gateway.link.stuck)
-            client = Client(data=X, slo_ms=60_000)
-            world.gateway.infer(client)
-            assert (client.ends, world.controller.requests) == ([], [])
-            world.controller.beats = True
-            if replaced:
-                world.controller.stop()
-                await next_controller(world)
-            else:
-                world.controller.send(*world.controller.kept_beats)
-            await world.until(lambda client=client: client.ends)
-            assert client.ended == (Outcome.OK, Reason.NONE)
-            assert len(world.controller.requests) == 1
-
-    in_world(tmp_path, story, STANDBY)
+@with_standby
+async def test_what_comes_while_the_controller_is_stuck_waits_as_well(world: World) -> None:
+    for replaced in (False, True):
+        world.controller.requests.clear()
+        world.controller.beats = False
+        await world.until(lambda: world.gateway.link.stuck)
+        client = Client(data=X, slo_ms=60_000)
+        world.gateway.infer(client)
+        assert (client.ends, world.controller.requests) == ([], [])
+        world.controller.beats = True
+        if replaced:
+            world.controller.stop()
+            await next_controller(world)
+        else:
+            world.controller.send(*world.controller.kept_beats)
+        await world.until(lambda client=client: client.ends)
+        assert client.ended == (Outcome.OK, Reason.NONE)
+        assert len(world.controller.requests) == 1
 
 
-def test_a_standby_answers_what_is_due_soon(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        client = Client(data=X, slo_ms=95)
-        await sent(world, client)
-        world.controller.stop()
-        await world.until(lambda: not world.gateway.link.is_open)
-        assert client.ends == [], "without a standby it would have ended"
-        await world.until(lambda: client.ends)
-
-    in_world(tmp_path, story, STANDBY)
+@with_standby
+async def test_a_standby_answers_what_is_due_soon(world: World) -> None:
+    client = Client(data=X, slo_ms=95)
+    await sent(world, client)
+    world.controller.stop()
+    await world.until(lambda: not world.gateway.link.is_open)
+    assert client.ends == [], "without a standby it would have ended"
+    await world.until(lambda: client.ends)
 
 
-def test_what_comes_while_the_controller_hands_over_waits_for_the_next_one(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        before, after = Client(data=X, slo_ms=60_000), Client(data=X, slo_ms=60_000)
-        (first,) = await sent(world, before)
-        world.controller.send(HandingOver())
-        await world.until(lambda: not world.gateway.link.serves)
-        assert world.gateway.link.why_not_ready == "the controller hands over to another one"
-        second = world.gateway.infer(after)
-        await asyncio.sleep(0.02)
-        assert [one.request_id for one in world.controller.requests] == [first.request_id]
-        world.controller.send(world.controller.echo(first))
-        await world.until(lambda: before.ends)
-        assert before.ended == (Outcome.OK, Reason.NONE), "it finishes what it has"
-        world.controller.stop()
-        world.controller.on_request = world.controller.echo
-        await next_controller(world)
-        await world.until(lambda: after.ends)
-        assert [one.request_id for one in world.controller.requests] == [second]
-        assert after.ended == (Outcome.OK, Reason.NONE)
-        # One that is lost, and did not hand over, is another matter.
-        world.controller.stop()
-        await world.until(lambda: not world.gateway.link.is_open)
-        assert (await world.infer(Client(slo_ms=60_000))).ended == (Outcome.REJECTED, Reason.NOT_SERVING)
-
-    in_world(tmp_path, story)
+async def test_what_comes_while_the_controller_hands_over_waits_for_the_next_one(world: World) -> None:
+    before, after = Client(data=X, slo_ms=60_000), Client(data=X, slo_ms=60_000)
+    (first,) = await sent(world, before)
+    world.controller.send(HandingOver())
+    await world.until(lambda: not world.gateway.link.serves)
+    assert world.gateway.link.why_not_ready == "the controller hands over to another one"
+    second = world.gateway.infer(after)
+    await asyncio.sleep(0.02)
+    assert [one.request_id for one in world.controller.requests] == [first.request_id]
+    world.controller.send(world.controller.echo(first))
+    await world.until(lambda: before.ends)
+    assert before.ended == (Outcome.OK, Reason.NONE), "it finishes what it has"
+    world.controller.stop()
+    world.controller.on_request = world.controller.echo
+    await next_controller(world)
+    await world.until(lambda: after.ends)
+    assert [one.request_id for one in world.controller.requests] == [second]
+    assert after.ended == (Outcome.OK, Reason.NONE)
+    # One that is lost, and did not hand over, is another matter.
+    world.controller.stop()
+    await world.until(lambda: not world.gateway.link.is_open)
+    assert (await world.infer(Client(slo_ms=60_000))).ended == (Outcome.REJECTED, Reason.NOT_SERVING)
 
 
 def test_requests_without_room_in_the_new_region_are_not_kept() -> None:

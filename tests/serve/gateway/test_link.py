@@ -13,72 +13,63 @@ from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Outcome, Quarantined, Question, Readiness, Reason
 from clockwork_serve.serve.gateway.controller_link import ControllerLink, GatewayLink, LinkListener
 from tests.serve.gateway.running import RunningGateway, running_gateway
-from tests.serve.gateway.worlds import Client, World, in_world
+from tests.serve.gateway.worlds import Client, World
 from tests.serve.http.requests import IDENT_JSON, INFER, Found, get, post
 
 
-def test_a_stuck_controller_gets_no_more_questions(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        gateway, controller = world.gateway, world.controller
-        changes: list[bool] = []
-        gateway.readiness_listeners.append(lambda: changes.append(gateway.link.ready))
-        controller.on_request = world.keep
-        waits = Client(slo_ms=60_000)
-        gateway.infer(waits)
-        await world.until(lambda: controller.requests)
-        controller.beats = False
-        await world.until(lambda: gateway.link.stuck)
-        assert changes[-1] is False
-        assert "the controller has not answered for" in gateway.link.why_not_ready
-        late = Client(slo_ms=60_000)
-        assert gateway.infer(late) == "", "it is refused at once"
-        assert late.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
-        assert late.ends[0].retry_after_ns > 0
-        reply = await gateway.ask(Question.STATISTICS)
-        assert (reply.ok, reply.code) == (False, 503)
-        assert not waits.ends, "its controller may be back, or another one be there, in time"
-        # It continues: heartbeats are returned, and the answer is sent.
-        controller.beats = True
-        controller.send(*controller.kept_beats)
-        await world.until(lambda: gateway.link.ready)
-        assert changes[-1] is True
-        controller.send(controller.echo(controller.requests[0]))
-        await world.until(lambda: waits.ends)
-        assert waits.ended == (Outcome.OK, Reason.NONE)
-        assert len(controller.requests) == 1
-
-    in_world(tmp_path, story)
+async def test_a_stuck_controller_gets_no_more_questions(world: World) -> None:
+    gateway, controller = world.gateway, world.controller
+    changes: list[bool] = []
+    gateway.readiness_listeners.append(lambda: changes.append(gateway.link.ready))
+    controller.on_request = world.keep
+    waits = Client(slo_ms=60_000)
+    gateway.infer(waits)
+    await world.until(lambda: controller.requests)
+    controller.beats = False
+    await world.until(lambda: gateway.link.stuck)
+    assert changes[-1] is False
+    assert "the controller has not answered for" in gateway.link.why_not_ready
+    late = Client(slo_ms=60_000)
+    assert gateway.infer(late) == "", "it is refused at once"
+    assert late.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
+    assert late.ends[0].retry_after_ns > 0
+    reply = await gateway.ask(Question.STATISTICS)
+    assert (reply.ok, reply.code) == (False, 503)
+    assert not waits.ends, "its controller may be back, or another one be there, in time"
+    # It continues: heartbeats are returned, and the answer is sent.
+    controller.beats = True
+    controller.send(*controller.kept_beats)
+    await world.until(lambda: gateway.link.ready)
+    assert changes[-1] is True
+    controller.send(controller.echo(controller.requests[0]))
+    await world.until(lambda: waits.ends)
+    assert waits.ended == (Outcome.OK, Reason.NONE)
+    assert len(controller.requests) == 1
 
 
-def test_open_questions_fail_when_the_controller_is_stuck(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        world.controller.on_ask = lambda ask: None
-        world.controller.beats = False
-        reply = await world.gateway.ask(Question.LOAD, timeout_s=600)
-        assert (reply.ok, reply.code) == (False, 503)
-        assert "the controller has not answered" in msgspec.json.decode(reply.body)["error"]
-
-    in_world(tmp_path, story)
+async def test_open_questions_fail_when_the_controller_is_stuck(world: World) -> None:
+    world.controller.on_ask = lambda ask: None
+    world.controller.beats = False
+    reply = await world.gateway.ask(Question.LOAD, timeout_s=600)
+    assert (reply.ok, reply.code) == (False, 503)
+    assert "the controller has not answered" in msgspec.json.decode(reply.body)["error"]
 
 
-def test_the_next_controller_gets_the_requests_of_a_stuck_one(tmp_path: Path) -> None:
-    async def story(world: World) -> None:
-        world.controller.on_request = world.keep
-        client = Client(slo_ms=60_000)
-        world.gateway.infer(client)
-        await world.until(lambda: world.controller.requests)
-        world.controller.beats = False
-        await world.until(lambda: world.gateway.link.stuck)
-        world.controller.stop()
-        world.controller.beats = True
-        world.controller.on_request = world.controller.echo
-        await world.until(lambda: not world.gateway.link.is_open)
-        await world.controller.start()
-        await world.until(lambda: client.ends)
-        assert client.ended == (Outcome.OK, Reason.NONE)
-        assert world.gateway.link.ready
-
-    in_world(tmp_path, story)
+async def test_the_next_controller_gets_the_requests_of_a_stuck_one(world: World) -> None:
+    world.controller.on_request = world.keep
+    client = Client(slo_ms=60_000)
+    world.gateway.infer(client)
+    await world.until(lambda: world.controller.requests)
+    world.controller.beats = False
+    await world.until(lambda: world.gateway.link.stuck)
+    world.controller.stop()
+    world.controller.beats = True
+    world.controller.on_request = world.controller.echo
+    await world.until(lambda: not world.gateway.link.is_open)
+    await world.controller.start()
+    await world.until(lambda: client.ends)
+    assert client.ended == (Outcome.OK, Reason.NONE)
+    assert world.gateway.link.ready
 
 
 def probe(gateway: RunningGateway, path: str) -> int:

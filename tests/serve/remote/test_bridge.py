@@ -45,39 +45,33 @@ OWN_ID, OWN_HEAD, FOREIGN_ID = f"{GATEWAY}-1a-7", f"{GATEWAY}-1a-a3", "beta.gate
 X = TensorRef(name="x", datatype="UINT8", shape=(1, 3), offset=0, nbytes=3)
 
 
-def test_a_far_worker_is_to_the_controller_a_worker_here(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            far = await at.machine(MACHINE, joining(NAME))
-            inside = await at.controller.linked()
-            told = await at.controller.hear(WorkerJoined)
-            assert (inside.peer.role, inside.peer.name, told.worker) == (
-                Role.WORKER, f"worker-{NAME}", f"worker-{NAME}",
-            )  # fmt: skip
-            await until(lambda: ModelAdded(model=MODEL) in far.side.frames)
-            far.link.close()
-            await until(at.controller.lost.is_set)
-            assert not at.bridge._peers
-
-    run(test())
+async def test_a_far_worker_is_to_the_controller_a_worker_here(tmp_path: Path) -> None:
+    async with middle(tmp_path) as at:
+        far = await at.machine(MACHINE, joining(NAME))
+        inside = await at.controller.linked()
+        told = await at.controller.hear(WorkerJoined)
+        assert (inside.peer.role, inside.peer.name, told.worker) == (
+            Role.WORKER, f"worker-{NAME}", f"worker-{NAME}",
+        )  # fmt: skip
+        await until(lambda: ModelAdded(model=MODEL) in far.side.frames)
+        far.link.close()
+        await until(at.controller.lost.is_set)
+        assert not at.bridge._peers
 
 
-def test_nothing_of_a_controller_that_was_deposed_reaches_another_machine(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            for epoch in (2, 1):
-                at.controller.close()
-                await until(lambda: not at.bridge._complete)
-                at.controller.epoch = epoch
-                await at.controller.open()
-                await at.controller.linked()
-                at.controller.send(READY)
-                await until(lambda: at.bridge._complete) if epoch == 2 else await asyncio.sleep(0.2)
-            far = await at.machine(MACHINE, joining(NAME))
-            assert (await far.refusal()).why == "the server has no controller now"
-            assert at.controller.heard.empty()
-
-    run(test())
+async def test_nothing_of_a_controller_that_was_deposed_reaches_another_machine(tmp_path: Path) -> None:
+    async with middle(tmp_path) as at:
+        for epoch in (2, 1):
+            at.controller.close()
+            await until(lambda: not at.bridge._complete)
+            at.controller.epoch = epoch
+            await at.controller.open()
+            await at.controller.linked()
+            at.controller.send(READY)
+            await until(lambda: at.bridge._complete) if epoch == 2 else await asyncio.sleep(0.2)
+        far = await at.machine(MACHINE, joining(NAME))
+        assert (await far.refusal()).why == "the server has no controller now"
+        assert at.controller.heard.empty()
 
 
 @pytest.mark.parametrize(
@@ -107,17 +101,14 @@ def test_who_does_not_fit_is_told_why_for_good(tmp_path: Path, changed: dict[str
         (NAME, Role.SUPERVISOR), (GATEWAY, Role.CONTROLLER),
     ],
 )  # fmt: skip
-def test_nobody_from_elsewhere_passes_for_a_process_of_the_server(
+async def test_nobody_from_elsewhere_passes_for_a_process_of_the_server(
     tmp_path: Path, name: str, role: Role
 ) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            far = await at.machine(name=name, role=role)
-            refused = await far.refusal()
-            assert "expected a worker that is called NAME.DEVICE:NUMBER" in refused.why
-            assert refused.final
-
-    run(test())
+    async with middle(tmp_path) as at:
+        far = await at.machine(name=name, role=role)
+        refused = await far.refusal()
+        assert "expected a worker that is called NAME.DEVICE:NUMBER" in refused.why
+        assert refused.final
 
 
 def test_no_local_worker_has_a_name_that_a_far_one_may_have() -> None:
@@ -127,30 +118,26 @@ def test_no_local_worker_has_a_name_that_a_far_one_may_have() -> None:
     assert FAR_NAME.fullmatch("../etc.cpu:0") is None
 
 
-def test_without_a_controller_one_is_to_come_again(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with middle(tmp_path, ready=False) as at:
-            refused = await (await at.machine(MACHINE)).refusal()
-            assert not refused.final
-
-    run(test())
+async def test_without_a_controller_one_is_to_come_again(tmp_path: Path) -> None:
+    async with middle(tmp_path, ready=False) as at:
+        refused = await (await at.machine(MACHINE)).refusal()
+        assert not refused.final
 
 
-def test_a_name_that_is_taken_is_to_be_tried_again_but_its_own_process_takes_over(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            first = await at.joined()
-            other = await at.machine(MACHINE)
-            refused = await other.refusal()
-            assert "another worker of this server is called alpha.cpu:0" in refused.why
-            assert not refused.final
-            files = theirs(certificates(tmp_path))
-            again = await connect(Side(), at.port, files, name=NAME, pid=first.link.own.pid)
-            again.send(MACHINE)
-            await until(lambda: first.side.lost)
-            assert again.is_open
-
-    run(test())
+async def test_a_name_that_is_taken_is_to_be_tried_again_but_its_own_process_takes_over(
+    tmp_path: Path,
+) -> None:
+    async with middle(tmp_path) as at:
+        first = await at.joined()
+        other = await at.machine(MACHINE)
+        refused = await other.refusal()
+        assert "another worker of this server is called alpha.cpu:0" in refused.why
+        assert not refused.final
+        files = theirs(certificates(tmp_path))
+        again = await connect(Side(), at.port, files, name=NAME, pid=first.link.own.pid)
+        again.send(MACHINE)
+        await until(lambda: first.side.lost)
+        assert again.is_open
 
 
 @pytest.mark.parametrize(
@@ -164,43 +151,34 @@ def test_a_name_that_is_taken_is_to_be_tried_again_but_its_own_process_takes_ove
     ],
     ids=lambda frame: type(frame).__name__,
 )
-def test_who_sends_what_is_not_his_is_cut_off_and_the_controller_hears_nothing_of_it(
+async def test_who_sends_what_is_not_his_is_cut_off_and_the_controller_hears_nothing_of_it(
     tmp_path: Path, frame: Frame
 ) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            far = await at.joined()
-            far.link.send(frame)
-            await until(lambda: far.side.lost)
-            await until(at.controller.lost.is_set)
-            assert at.controller.heard.empty()
-
-    run(test())
+    async with middle(tmp_path) as at:
+        far = await at.joined()
+        far.link.send(frame)
+        await until(lambda: far.side.lost)
+        await until(at.controller.lost.is_set)
+        assert at.controller.heard.empty()
 
 
-def test_what_is_not_served_is_not_given(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            far = await at.joined()
-            far.link.send(Fetch(what="code", name="../../etc"))
-            far.link.send(Fetch(what="weights", name="nobody"))
-            await until(lambda: sum(isinstance(frame, Part) for frame in far.side.frames) == 2)
-            parts = [frame for frame in far.side.frames if isinstance(frame, Part)]
-            assert all(part.last and "is not served here" in part.error and not part.data for part in parts)
-
-    run(test())
+async def test_what_is_not_served_is_not_given(tmp_path: Path) -> None:
+    async with middle(tmp_path) as at:
+        far = await at.joined()
+        far.link.send(Fetch(what="code", name="../../etc"))
+        far.link.send(Fetch(what="weights", name="nobody"))
+        await until(lambda: sum(isinstance(frame, Part) for frame in far.side.frames) == 2)
+        parts = [frame for frame in far.side.frames if isinstance(frame, Part)]
+        assert all(part.last and "is not served here" in part.error and not part.data for part in parts)
 
 
-def test_with_the_controller_all_machines_are_let_go(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            worker, gateway = await at.joined(), await at.guest()
-            gateway.send(request())
-            at.controller.close()
-            await until(lambda: worker.side.lost and gateway.side.lost)
-            await until(lambda: not at.bridge._peers)
-
-    run(test())
+async def test_with_the_controller_all_machines_are_let_go(tmp_path: Path) -> None:
+    async with middle(tmp_path) as at:
+        worker, gateway = await at.joined(), await at.guest()
+        gateway.send(request())
+        at.controller.close()
+        await until(lambda: worker.side.lost and gateway.side.lost)
+        await until(lambda: not at.bridge._peers)
 
 
 # Gateways
@@ -223,46 +201,40 @@ ASK = Ask(ask_id=1, what=Question.INDEX, body=b"{}")
 ANNOUNCED = AdmissionQuery(announced_id=OWN_HEAD, gateway=GATEWAY, model="a/1", arrival_ns=1, deadline_ns=2)
 
 
-def test_a_far_gateway_is_to_the_controller_a_gateway_of_its_name(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            catalogue = at.controller._link
-            assert catalogue is not None
-            far = await at.machine(GUEST, ASK, name=GATEWAY, role=Role.GATEWAY)
-            inside = await at.controller.linked()
-            assert (inside.peer.role, inside.peer.name) == (Role.GATEWAY, GATEWAY)
-            assert await at.controller.hear(Ask) == ASK
-            far.send(ANNOUNCED)
-            assert await at.controller.hear(AdmissionQuery) == ANNOUNCED
-            catalogue.send(ModelRemoved(model="a/1"))
-            await until(lambda: not at.bridge.models)
-            told = ModelAdded(model=MODEL), READY, AdmissionReply(announced_id=OWN_HEAD, gateway=GATEWAY)
-            at.controller.send(*told)
-            await far.hears(*told)  # from the controller, and nothing from the bridge
-            far.link.close()
-            await until(at.controller.lost.is_set)
-            assert not at.bridge._peers
-
-    run(test())
+async def test_a_far_gateway_is_to_the_controller_a_gateway_of_its_name(tmp_path: Path) -> None:
+    async with middle(tmp_path) as at:
+        catalogue = at.controller._link
+        assert catalogue is not None
+        far = await at.machine(GUEST, ASK, name=GATEWAY, role=Role.GATEWAY)
+        inside = await at.controller.linked()
+        assert (inside.peer.role, inside.peer.name) == (Role.GATEWAY, GATEWAY)
+        assert await at.controller.hear(Ask) == ASK
+        far.send(ANNOUNCED)
+        assert await at.controller.hear(AdmissionQuery) == ANNOUNCED
+        catalogue.send(ModelRemoved(model="a/1"))
+        await until(lambda: not at.bridge.models)
+        told = ModelAdded(model=MODEL), READY, AdmissionReply(announced_id=OWN_HEAD, gateway=GATEWAY)
+        at.controller.send(*told)
+        await far.hears(*told)  # from the controller, and nothing from the bridge
+        far.link.close()
+        await until(at.controller.lost.is_set)
+        assert not at.bridge._peers
 
 
-def test_requests_answers_and_releases_pass_as_they_are(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            far = await at.guest()
-            far.send(request(), Cancel(request_id=OWN_ID))
-            assert await at.controller.hear(Request) == request()
-            await at.controller.hear(Cancel)
-            answer = Answer(
-                request_id=OWN_ID, gateway=GATEWAY, outcome=Outcome.OK, outputs=b"there", release=False
-            )
-            release = Release(request_id=OWN_ID, gateway=GATEWAY)
-            at.controller.send(answer, release)
-            await far.hears(answer, release)
-            far.send(request())
-            assert await at.controller.hear(Request) == request(), "the id is free again"
-
-    run(test())
+async def test_requests_answers_and_releases_pass_as_they_are(tmp_path: Path) -> None:
+    async with middle(tmp_path) as at:
+        far = await at.guest()
+        far.send(request(), Cancel(request_id=OWN_ID))
+        assert await at.controller.hear(Request) == request()
+        await at.controller.hear(Cancel)
+        answer = Answer(
+            request_id=OWN_ID, gateway=GATEWAY, outcome=Outcome.OK, outputs=b"there", release=False
+        )
+        release = Release(request_id=OWN_ID, gateway=GATEWAY)
+        at.controller.send(answer, release)
+        await far.hears(answer, release)
+        far.send(request())
+        assert await at.controller.hear(Request) == request(), "the id is free again"
 
 
 @pytest.mark.parametrize(
@@ -289,17 +261,16 @@ def test_requests_answers_and_releases_pass_as_they_are(tmp_path: Path) -> None:
     ],
     ids=lambda frames: " ".join(type(frame).__name__ for frame in frames),
 )
-def test_a_gateway_that_sends_what_is_not_its_to_send_is_cut_off(tmp_path: Path, frames: list[Frame]) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            far = await at.guest()
-            far.send(*frames, ASK)
-            await until(lambda: far.side.lost)
-            await until(at.controller.lost.is_set)
-            assert at.controller.heard.empty()
-            assert not at.bridge._peers
-
-    run(test())
+async def test_a_gateway_that_sends_what_is_not_its_to_send_is_cut_off(
+    tmp_path: Path, frames: list[Frame]
+) -> None:
+    async with middle(tmp_path) as at:
+        far = await at.guest()
+        far.send(*frames, ASK)
+        await until(lambda: far.side.lost)
+        await until(at.controller.lost.is_set)
+        assert at.controller.heard.empty()
+        assert not at.bridge._peers
 
 
 @pytest.mark.parametrize(
@@ -325,33 +296,26 @@ def test_a_worker_needs_more_than_a_gateway_and_neither_the_server_s_version() -
         assert judge(msgspec.structs.replace(MACHINE, **lacking)) is not None, "a worker needs more"
 
 
-def test_a_gateway_s_name_is_given_once_and_its_own_process_takes_over(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            first = await at.guest()
-            refused = await (await at.machine(GUEST, name=GATEWAY, role=Role.GATEWAY)).refusal()
-            assert "another gateway of this server is called alpha.gateway-0" in refused.why
-            assert not refused.final
-            files, pid = theirs(certificates(tmp_path)), first.link.own.pid
-            again = await connect(Side(), at.port, files, name=GATEWAY, role=Role.GATEWAY, pid=pid)
-            again.send(GUEST)
-            await until(lambda: first.side.lost)
-            await at.controller.linked()
-            assert again.is_open
-
-    run(test())
+async def test_a_gateway_s_name_is_given_once_and_its_own_process_takes_over(tmp_path: Path) -> None:
+    async with middle(tmp_path) as at:
+        first = await at.guest()
+        refused = await (await at.machine(GUEST, name=GATEWAY, role=Role.GATEWAY)).refusal()
+        assert "another gateway of this server is called alpha.gateway-0" in refused.why
+        assert not refused.final
+        files, pid = theirs(certificates(tmp_path)), first.link.own.pid
+        again = await connect(Side(), at.port, files, name=GATEWAY, role=Role.GATEWAY, pid=pid)
+        again.send(GUEST)
+        await until(lambda: first.side.lost)
+        await at.controller.linked()
+        assert again.is_open
 
 
-def test_a_request_that_a_gateway_sends_twice_is_passed_on_once(tmp_path: Path) -> None:
+async def test_a_request_that_a_gateway_sends_twice_is_passed_on_once(tmp_path: Path) -> None:
     """The controller takes an id that comes twice for an error of its own."""
-
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            far = await at.guest()
-            far.send(request(), request(), ASK)
-            assert await at.controller.hear(Request) == request()
-            await until(lambda: far.side.lost)
-            await until(at.controller.lost.is_set)
-            assert at.controller.heard.empty()
-
-    run(test())
+    async with middle(tmp_path) as at:
+        far = await at.guest()
+        far.send(request(), request(), ASK)
+        assert await at.controller.hear(Request) == request()
+        await until(lambda: far.side.lost)
+        await until(at.controller.lost.is_set)
+        assert at.controller.heard.empty()

@@ -54,37 +54,31 @@ async def far(folder: Path, silence_s: float = SILENCE_S) -> AsyncIterator[Far]:
     await asyncio.sleep(0.05)
 
 
-def test_frames_go_both_ways_and_pings_stay_inside(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with far(tmp_path) as there:
-            there.side.reply = lambda link, frame: link.send(frame)
-            here = Side()
-            link = await connect(here, there.port, theirs(certificates(tmp_path)))
-            for frame in cancels(2000):
-                link.send(frame)
-            await until(lambda: len(here.frames) == 2000)
-            await asyncio.sleep(2 * SILENCE_S)
-            assert here.frames == there.side.frames == cancels(2000)
-            assert not here.lost and not there.side.lost, "it lives although nobody says anything"
-            assert link.offset_ns == 0
-            link.close()
-            await until(lambda: there.side.lost)
-            assert not here.lost
-
-    run(test())
+async def test_frames_go_both_ways_and_pings_stay_inside(tmp_path: Path) -> None:
+    async with far(tmp_path) as there:
+        there.side.reply = lambda link, frame: link.send(frame)
+        here = Side()
+        link = await connect(here, there.port, theirs(certificates(tmp_path)))
+        for frame in cancels(2000):
+            link.send(frame)
+        await until(lambda: len(here.frames) == 2000)
+        await asyncio.sleep(2 * SILENCE_S)
+        assert here.frames == there.side.frames == cancels(2000)
+        assert not here.lost and not there.side.lost, "it lives although nobody says anything"
+        assert link.offset_ns == 0
+        link.close()
+        await until(lambda: there.side.lost)
+        assert not here.lost
 
 
-def test_a_name_of_the_cluster_is_asked_for_instead_of_the_address(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with far(tmp_path) as there:
-            here = Side()
-            joining = theirs(certificates(tmp_path))
-            link = await connect(here, there.port, msgspec.structs.replace(joining, name="localhost"))
-            link.close()
-            with pytest.raises(TransportError, match=r"not valid for 'clockwork\.internal'"):
-                await connect(here, there.port, msgspec.structs.replace(joining, name="clockwork.internal"))
-
-    run(test())
+async def test_a_name_of_the_cluster_is_asked_for_instead_of_the_address(tmp_path: Path) -> None:
+    async with far(tmp_path) as there:
+        here = Side()
+        joining = theirs(certificates(tmp_path))
+        link = await connect(here, there.port, msgspec.structs.replace(joining, name="localhost"))
+        link.close()
+        with pytest.raises(TransportError, match=r"not valid for 'clockwork\.internal'"):
+            await connect(here, there.port, msgspec.structs.replace(joining, name="clockwork.internal"))
 
 
 @pytest.fixture
@@ -101,68 +95,57 @@ def files_open() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_who_has_no_certificate_of_the_authority_is_refused_said_once_and_leaves_nothing(
+async def test_who_has_no_certificate_of_the_authority_is_refused_said_once_and_leaves_nothing(
     tmp_path: Path, said: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "other").mkdir()
-
-    async def test() -> None:
-        async with far(tmp_path) as there:
-            strangers = renewed_certificates(tmp_path / "other")
-            trusting = msgspec.structs.replace(theirs(strangers), ca=certificates(tmp_path).ca)
+    async with far(tmp_path) as there:
+        strangers = renewed_certificates(tmp_path / "other")
+        trusting = msgspec.structs.replace(theirs(strangers), ca=certificates(tmp_path).ca)
+        with pytest.raises(TransportError):
+            await connect(Side(), there.port, trusting)
+        await until(lambda: not there.listener._shaking)
+        before = files_open()
+        for _ in range(20):
             with pytest.raises(TransportError):
                 await connect(Side(), there.port, trusting)
-            await until(lambda: not there.listener._shaking)
-            before = files_open()
-            for _ in range(20):
-                with pytest.raises(TransportError):
-                    await connect(Side(), there.port, trusting)
-            await asyncio.sleep(0.3)
-            assert (list(there.listener._shaking), there.listener._links) == ([], set())
-            for _ in range(100):
-                if files_open() <= before:
-                    break
-                await asyncio.sleep(0.02)
-            assert files_open() <= before
-            assert not there.side.links
-            assert len(complaints(said)) == 1, complaints(said)
-            assert "certificate" in complaints(said)[0]
-
-    run(test())
+        await asyncio.sleep(0.3)
+        assert (list(there.listener._shaking), there.listener._links) == ([], set())
+        for _ in range(100):
+            if files_open() <= before:
+                break
+            await asyncio.sleep(0.02)
+        assert files_open() <= before
+        assert not there.side.links
+        assert len(complaints(said)) == 1, complaints(said)
+        assert "certificate" in complaints(said)[0]
 
 
-def test_who_shows_no_certificate_at_all_or_speaks_no_tls_is_refused(
+async def test_who_shows_no_certificate_at_all_or_speaks_no_tls_is_refused(
     tmp_path: Path, said: pytest.LogCaptureFixture
 ) -> None:
-    async def test() -> None:
-        async with far(tmp_path) as there:
-            context = ssl.create_default_context(cafile=certificates(tmp_path).ca)
-            with suppress(OSError):
-                reader, writer = await asyncio.open_connection("127.0.0.1", there.port, ssl=context)
-                assert not await reader.read(), "not one byte of ours"
-                writer.close()
-            reader, writer = await asyncio.open_connection("127.0.0.1", there.port)
-            writer.write(b"GET / HTTP/1.1\r\n\r\n")
-            with suppress(OSError):
-                assert b"clockwork" not in await reader.read()
+    async with far(tmp_path) as there:
+        context = ssl.create_default_context(cafile=certificates(tmp_path).ca)
+        with suppress(OSError):
+            reader, writer = await asyncio.open_connection("127.0.0.1", there.port, ssl=context)
+            assert not await reader.read(), "not one byte of ours"
             writer.close()
-            await until(lambda: not there.listener._shaking and not there.listener._links)
-            assert not there.side.links
-            assert len(complaints(said)) == 2
+        reader, writer = await asyncio.open_connection("127.0.0.1", there.port)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        with suppress(OSError):
+            assert b"clockwork" not in await reader.read()
+        writer.close()
+        await until(lambda: not there.listener._shaking and not there.listener._links)
+        assert not there.side.links
+        assert len(complaints(said)) == 2
 
-    run(test())
 
-
-def test_a_server_that_is_none_of_ours_is_told_nothing(tmp_path: Path) -> None:
+async def test_a_server_that_is_none_of_ours_is_told_nothing(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-
-    async def test() -> None:
-        strange = Far(ours(renewed_certificates(tmp_path / "other")), SILENCE_S)
-        with pytest.raises(TransportError, match="its certificate was not accepted"):
-            await connect(Side(), strange.port, theirs(certificates(tmp_path)))
-        strange.listener.close()
-
-    run(test())
+    strange = Far(ours(renewed_certificates(tmp_path / "other")), SILENCE_S)
+    with pytest.raises(TransportError, match="its certificate was not accepted"):
+        await connect(Side(), strange.port, theirs(certificates(tmp_path)))
+    strange.listener.close()
 
 
 def test_who_shakes_hands_for_ever_holds_up_nobody_else(
@@ -230,71 +213,61 @@ def pieces(count: int, kept: list[int]) -> Iterator[Frame]:
         yield Part(what="weights", name=str(index), data=bytes(machine_link.PIECE_BYTES))
 
 
-def test_what_is_large_waits_for_what_is_small(tmp_path: Path) -> None:
+async def test_what_is_large_waits_for_what_is_small(tmp_path: Path) -> None:
     """Artefacts, then a frame: it comes first, though it was sent last."""
-
-    async def test() -> None:
-        async with far(tmp_path, silence_s=10) as there:
-            with proxy(there.port) as between:
-                here, drawn = Side(), list[int]()
-                link = await connect(here, between.port, theirs(certificates(tmp_path)), 10)
-                await until(lambda: there.side.links)
-                between.cut()
-                link.queue(pieces(400, drawn))
-                await asyncio.sleep(0.2)
-                held = len(drawn)
-                assert held < 200, "what the network does not take is not even read"
-                link.send(Cancel(request_id="now"))
-                between.heal()
-                await until(lambda: len(there.side.frames) == 401)
-                places = {
-                    frame.request_id: at
-                    for at, frame in enumerate(there.side.frames)
-                    if isinstance(frame, Cancel)
-                }
-                assert places["now"] <= held + 1
-
-    run(test())
+    async with far(tmp_path, silence_s=10) as there:
+        with proxy(there.port) as between:
+            here, drawn = Side(), list[int]()
+            link = await connect(here, between.port, theirs(certificates(tmp_path)), 10)
+            await until(lambda: there.side.links)
+            between.cut()
+            link.queue(pieces(400, drawn))
+            await asyncio.sleep(0.2)
+            held = len(drawn)
+            assert held < 200, "what the network does not take is not even read"
+            link.send(Cancel(request_id="now"))
+            between.heal()
+            await until(lambda: len(there.side.frames) == 401)
+            places = {
+                frame.request_id: at
+                for at, frame in enumerate(there.side.frames)
+                if isinstance(frame, Cancel)
+            }
+            assert places["now"] <= held + 1
 
 
-def test_another_clock_is_met_with_its_error(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with far(tmp_path, silence_s=2) as there:
-            with proxy(there.port) as between:
-                between.delay(0.02, back=False)
-                here = Side()
-                link = await connect(here, between.port, theirs(certificates(tmp_path)), 2, boot_id="another")
-                await until(lambda: there.side.links)
-                # In truth it is the same clock: 20 ms one way only look like 10 of offset, and 10 of error.
-                error_ns = link._alignment.error_ns
-                assert abs(link.offset_ns) <= error_ns
-                assert error_ns >= 9_000_000
-                window = Window(10**12, 10**12 + 10**9)
-                unload = Unload(
-                    action_id=1, device="d", model="m/1", extent=Extent(0, 1), version=1, window=window
-                )
-                there.side.links[0].send(unload)
-                await until(lambda: here.frames)
-                (got,) = here.frames
-                assert isinstance(got, Unload)
-                assert got.window.latest_ns <= window.latest_ns, "late by no error"
-                assert got.window.earliest_ns >= window.earliest_ns
-
-    run(test())
+async def test_another_clock_is_met_with_its_error(tmp_path: Path) -> None:
+    async with far(tmp_path, silence_s=2) as there:
+        with proxy(there.port) as between:
+            between.delay(0.02, back=False)
+            here = Side()
+            link = await connect(here, between.port, theirs(certificates(tmp_path)), 2, boot_id="another")
+            await until(lambda: there.side.links)
+            # In truth it is the same clock: 20 ms one way only look like 10 of offset, and 10 of error.
+            error_ns = link._alignment.error_ns
+            assert abs(link.offset_ns) <= error_ns
+            assert error_ns >= 9_000_000
+            window = Window(10**12, 10**12 + 10**9)
+            unload = Unload(
+                action_id=1, device="d", model="m/1", extent=Extent(0, 1), version=1, window=window
+            )
+            there.side.links[0].send(unload)
+            await until(lambda: here.frames)
+            (got,) = here.frames
+            assert isinstance(got, Unload)
+            assert got.window.latest_ns <= window.latest_ns, "late by no error"
+            assert got.window.earliest_ns >= window.earliest_ns
 
 
-def test_a_peer_that_breaks_the_protocol_loses_its_link(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with far(tmp_path) as there:
-            context = context_of(theirs(certificates(tmp_path)), server=False)
-            _, writer = await asyncio.open_connection("127.0.0.1", there.port, ssl=context)
-            writer.write(b"\x05\0\0\0\xc1\xc1\xc1\xc1\xc1")
-            await until(lambda: there.listener._links)
-            await until(lambda: not there.listener._links)
-            assert not there.side.links
-            writer.close()
-
-    run(test())
+async def test_a_peer_that_breaks_the_protocol_loses_its_link(tmp_path: Path) -> None:
+    async with far(tmp_path) as there:
+        context = context_of(theirs(certificates(tmp_path)), server=False)
+        _, writer = await asyncio.open_connection("127.0.0.1", there.port, ssl=context)
+        writer.write(b"\x05\0\0\0\xc1\xc1\xc1\xc1\xc1")
+        await until(lambda: there.listener._links)
+        await until(lambda: not there.listener._links)
+        assert not there.side.links
+        writer.close()
 
 
 def test_only_the_last_seconds_of_a_clock_count() -> None:

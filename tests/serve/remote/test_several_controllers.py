@@ -112,30 +112,27 @@ async def joined(made: LeaderFinder) -> int:
             return int(link.at.rpartition(":")[2])
 
 
-def test_who_leads_is_found_and_after_it_the_next_but_none_that_was_deposed(
+async def test_who_leads_is_found_and_after_it_the_next_but_none_that_was_deposed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        async with hosts(tmp_path, monkeypatch) as (a, b):
-            made, side = finder(tmp_path, a, b)
-            with pytest.raises(TransportError, match="cannot connect"):
-                await made.connect()
-            await a.lead(3)
-            assert await joined(made) == a.port
-            a.controller.close()
-            await until(lambda: side.lost)
-            await b.lead(4)
-            assert await joined(made) == b.port
-            assert len(side.lost) == 1
-            await a.lead(3)  # it was paused, and does not know
-            b.controller.close()
-            await until(lambda: len(side.lost) == 2)
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.5):
-                    await joined(made)
-            made.close()
-
-    run(test())
+    async with hosts(tmp_path, monkeypatch) as (a, b):
+        made, side = finder(tmp_path, a, b)
+        with pytest.raises(TransportError, match="cannot connect"):
+            await made.connect()
+        await a.lead(3)
+        assert await joined(made) == a.port
+        a.controller.close()
+        await until(lambda: side.lost)
+        await b.lead(4)
+        assert await joined(made) == b.port
+        assert len(side.lost) == 1
+        await a.lead(3)  # it was paused, and does not know
+        b.controller.close()
+        await until(lambda: len(side.lost) == 2)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await joined(made)
+        made.close()
 
 
 def test_one_controller_by_two_names_is_joined_once_and_stays(
@@ -198,76 +195,67 @@ def test_a_bridge_that_does_not_lead_shakes_no_hands(tmp_path: Path, monkeypatch
     run(test())
 
 
-def test_a_worker_is_adopted_with_what_it_holds_and_runs(
+async def test_a_worker_is_adopted_with_what_it_holds_and_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        async with hosts(tmp_path, monkeypatch) as (a, _):
-            await a.lead(2)
-            made, side = finder(tmp_path, a)
-            async with asyncio.timeout(30):
-                link = await made.connect()
-            assert link.peer.epoch == 2
-            running = Running(action_id=17, lane=Lane.EXEC, version=5, left_ns=10**6)
-            state = DeviceState(device=NAME, running=(running,))
-            link.send(introduction("toy"))
-            link.send(msgspec.structs.replace(joining(NAME), states=(state,)))
-            await a.controller.linked()
-            assert (await a.controller.hear(WorkerJoined)).states == (state,)
-            kept = RetainWeights(device=NAME, versions=(5,))
-            a.controller.send(kept)
-            await until(lambda: kept in side.frames)
-            result = Result(
-                action_id=17, device=NAME, status=Status.OK, started_ns=1, ended_ns=2, outputs=(b"x",)
-            )
-            link.send(result)
-            assert (await a.controller.hear(Result)) == msgspec.structs.replace(result, outputs=())
-            link.send(result)
-            await until(lambda: side.lost)
-            made.close()
-
-    run(test())
+    async with hosts(tmp_path, monkeypatch) as (a, _):
+        await a.lead(2)
+        made, side = finder(tmp_path, a)
+        async with asyncio.timeout(30):
+            link = await made.connect()
+        assert link.peer.epoch == 2
+        running = Running(action_id=17, lane=Lane.EXEC, version=5, left_ns=10**6)
+        state = DeviceState(device=NAME, running=(running,))
+        link.send(introduction("toy"))
+        link.send(msgspec.structs.replace(joining(NAME), states=(state,)))
+        await a.controller.linked()
+        assert (await a.controller.hear(WorkerJoined)).states == (state,)
+        kept = RetainWeights(device=NAME, versions=(5,))
+        a.controller.send(kept)
+        await until(lambda: kept in side.frames)
+        result = Result(
+            action_id=17, device=NAME, status=Status.OK, started_ns=1, ended_ns=2, outputs=(b"x",)
+        )
+        link.send(result)
+        assert (await a.controller.hear(Result)) == msgspec.structs.replace(result, outputs=())
+        link.send(result)
+        await until(lambda: side.lost)
+        made.close()
 
 
-def test_a_device_of_a_kind_that_nobody_measured_waits_and_is_told_what_to_do(
+async def test_a_device_of_a_kind_that_nobody_measured_waits_and_is_told_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        async with hosts(tmp_path, monkeypatch) as (a, _):
-            await a.lead(2)
-            made, side = finder(tmp_path, a)
-            async with asyncio.timeout(30):
-                link = await made.connect()
-            link.send(introduction("cuda:sm_90"))
-            await until(lambda: side.frames)
-            (refused,) = [frame for frame in side.frames if isinstance(frame, Refused)]
-            assert "expected one of kind toy" in refused.why
-            assert "clockwork profile REPO --store STORE --device" in refused.why
-            assert not refused.final, "one that was measured meanwhile is taken"
-            made.close()
-
-    run(test())
+    async with hosts(tmp_path, monkeypatch) as (a, _):
+        await a.lead(2)
+        made, side = finder(tmp_path, a)
+        async with asyncio.timeout(30):
+            link = await made.connect()
+        link.send(introduction("cuda:sm_90"))
+        await until(lambda: side.frames)
+        (refused,) = [frame for frame in side.frames if isinstance(frame, Refused)]
+        assert "expected one of kind toy" in refused.why
+        assert "clockwork profile REPO --store STORE --device" in refused.why
+        assert not refused.final, "one that was measured meanwhile is taken"
+        made.close()
 
 
-def test_one_that_stands_by_hears_when_the_leader_ends(
+async def test_one_that_stands_by_hears_when_the_leader_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        async with hosts(tmp_path, monkeypatch) as (a, _):
-            await a.lead(2)
-            other, side = finder(tmp_path, a, role=Role.CONTROLLER, name="controller")
-            async with asyncio.timeout(30):
-                link = await other.connect()
-            assert link.peer.epoch == 2
-            await asyncio.sleep(0.1)
-            assert link.is_open
-            a.controller.close()
-            await until(lambda: side.lost)
-            await a.lead(3)
-            again, talking = finder(tmp_path, a, role=Role.CONTROLLER, name="controller-1")
-            async with asyncio.timeout(30):
-                link = await again.connect()
-            link.send(FarGateway(gateway="x", version="1"))
-            await until(lambda: talking.lost)
-
-    run(test())
+    async with hosts(tmp_path, monkeypatch) as (a, _):
+        await a.lead(2)
+        other, side = finder(tmp_path, a, role=Role.CONTROLLER, name="controller")
+        async with asyncio.timeout(30):
+            link = await other.connect()
+        assert link.peer.epoch == 2
+        await asyncio.sleep(0.1)
+        assert link.is_open
+        a.controller.close()
+        await until(lambda: side.lost)
+        await a.lead(3)
+        again, talking = finder(tmp_path, a, role=Role.CONTROLLER, name="controller-1")
+        async with asyncio.timeout(30):
+            link = await again.connect()
+        link.send(FarGateway(gateway="x", version="1"))
+        await until(lambda: talking.lost)

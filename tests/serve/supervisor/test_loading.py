@@ -30,23 +30,14 @@ from tests.serve.supervisor.servers import config, infer, until
 
 pytestmark = pytest.mark.system
 
-SLOW = """
-import pathlib, time
+SLOW = repositories.echoing(
+    """
+    import pathlib, time
 
-while not pathlib.Path({gate!r}).exists():
-    time.sleep(0.02)
-
-
-class Model:
-    def load(self, path):
-        pass
-
-    def infer(self, inputs):
-        return {{"y": inputs["x"]}}
-
-    def unload(self):
-        pass
-"""
+    while not pathlib.Path(GATE).exists():
+        time.sleep(0.02)
+    """
+)
 """A class whose import takes until a file is there."""
 ROW = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1.0, 2.0, 3.0, 4.0]}]}
 
@@ -126,7 +117,7 @@ def place(tmp_path: Path) -> Path:
     put(root, "b", affine(2))
     put(root, "c", affine(3, layers=2))
     put(root, "bad", b"this is no model")
-    repositories.python_model(root, "slow", SLOW.format(gate=str(tmp_path / "gate")))
+    repositories.python_model(root, "slow", SLOW.replace("GATE", repr(str(tmp_path / "gate"))))
     return tmp_path
 
 
@@ -188,7 +179,7 @@ def test_metrics_and_grpc_say_what_http_says(place: Path) -> None:
 
 def test_a_model_that_waits_may_be_unloaded_or_loaded(place: Path) -> None:
     repositories.python_model(
-        place / "repository", "slow2", SLOW.format(gate=str(place / "gate")) + "\nX = 1\n"
+        place / "repository", "slow2", SLOW.replace("GATE", repr(str(place / "gate"))) + "\nX = 1\n"
     )
     with starting(config(place)) as found:
         until(lambda: found.status("models/c/ready") == 200)

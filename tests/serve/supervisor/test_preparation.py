@@ -73,26 +73,13 @@ def test_all_models_are_prepared_and_progress_is_reported(preparation: Preparati
     assert not Path(preparation.result).exists()
 
 
-SLOW = """
-import time
-
-time.sleep({seconds})
-
-
-class Model:
-    def load(self, path):
-        pass
-
-    def infer(self, inputs):
-        return {{"y": inputs["x"]}}
-
-    def unload(self):
-        pass
-"""
+def slow(seconds: float) -> str:
+    """A class whose import takes a while."""
+    return repositories.echoing(f"import time\n\ntime.sleep({seconds})")
 
 
 def test_what_is_ready_does_not_wait_for_what_takes_long(preparation: Preparation) -> None:
-    repositories.python_model(Path(preparation.settings.repository), "a0", SLOW.format(seconds=4))
+    repositories.python_model(Path(preparation.settings.repository), "a0", slow(4))
     parts: list[PreparedRepository] = []
     cpu = DeviceConfig(device="cpu:0", memory_bytes=MIB)
     whole = msgspec.structs.replace(preparation, devices=(cpu,), parts=True)
@@ -109,7 +96,7 @@ def test_what_is_ready_does_not_wait_for_what_takes_long(preparation: Preparatio
 
 def test_what_is_urgent_is_prepared_first(preparation: Preparation) -> None:
     for number in range(8):
-        source = SLOW.format(seconds=0.3) + f"\nNUMBER = {number}\n"
+        source = slow(0.3) + f"NUMBER = {number}\n"
         repositories.python_model(Path(preparation.settings.repository), f"slow{number}", source)
     cpu = DeviceConfig(device="cpu:0", memory_bytes=MIB)
     steering = Steering()
@@ -351,29 +338,13 @@ def test_a_model_that_needs_too_much_memory_is_left_out(tmp_path: Path) -> None:
     assert any("lloc" in words for words in told), told
 
 
-CHATTY = """
-import atexit
-
-atexit.register(print, "bye")
-
-
-class Model:
-    def load(self, path):
-        pass
-
-    def infer(self, inputs):
-        return {"y": inputs["x"]}
-
-    def unload(self):
-        pass
-"""
-
-
 @system
 def test_output_of_a_model_at_exit_does_not_hide_its_profile(tmp_path: Path) -> None:
     folder = tmp_path / "repository" / "chatty"
     (folder / "1").mkdir(parents=True)
-    (folder / "1" / "model.py").write_text(CHATTY)
+    (folder / "1" / "model.py").write_text(
+        repositories.echoing("import atexit\n\natexit.register(print, 'bye')")
+    )
     tensors = '[{name = "%s", dims = [4], datatype = "FP32"}]'
     (folder / "clockwork.toml").write_text(f"inputs = {tensors % 'x'}\noutputs = {tensors % 'y'}\n")
     found = prepared(tmp_path, model([h.make_node("Relu", ["x"], ["y"])], {}))

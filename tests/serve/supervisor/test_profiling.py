@@ -21,6 +21,7 @@ from clockwork_serve.store import Cache, Problem, Repository, ServedVersion, Sto
 from clockwork_serve.units import MIB
 from harness import records
 from harness.machine import children
+from harness.repositories import echoing
 from harness.serving import until
 from tests.serve.onnx_models import affine, put
 
@@ -160,19 +161,6 @@ def test_a_model_that_crashes_the_measuring_process_is_a_problem(tmp_path: Path)
     assert (found.profiles, shelf.profiles) == ((), {})
 
 
-ECHO = """
-class Model:
-    def load(self, path):
-        pass
-
-    def infer(self, inputs):
-        return {"y": inputs["x"]}
-
-    def unload(self):
-        pass
-"""
-
-
 @pytest.mark.parametrize(
     ("first", "found"),
     [
@@ -183,7 +171,7 @@ class Model:
     ],
 )
 def test_a_class_that_cannot_be_imported_is_a_problem(tmp_path: Path, first: str, found: str) -> None:
-    models, shelf = python_model(tmp_path, "bad", f"{first}\n{ECHO}"), Shelf()
+    models, shelf = python_model(tmp_path, "bad", echoing(first)), Shelf()
     profiled = profile_all(models, [CPU], shelf)
     (problem,) = profiled.problems
     assert found in str(problem)
@@ -193,13 +181,13 @@ def test_a_class_that_cannot_be_imported_is_a_problem(tmp_path: Path, first: str
 
 def test_an_endless_import_is_a_problem_however_much_it_writes(tmp_path: Path) -> None:
     endless = "import os\nwhile True: os.write(2, b'x' * 65536)\n"
-    profiled = profile_all(python_model(tmp_path, "bad", endless + ECHO), [CPU], Shelf(), limit_s=2.0)
+    profiled = profile_all(python_model(tmp_path, "bad", echoing(endless)), [CPU], Shelf(), limit_s=2.0)
     (problem,) = profiled.problems
     assert "found an import that takes longer than 2 s, or for ever" in str(problem)
 
 
 def test_a_class_that_ends_its_process_with_nothing_to_read_is_named(tmp_path: Path) -> None:
-    source = ECHO.replace("        pass", "        import os; os.write(2, b'\\x1c'); os._exit(1)", 1)
+    source = echoing().replace("        pass", "        import os; os.write(2, b'\\x1c'); os._exit(1)", 1)
     profiled = profile_all(python_model(tmp_path, "bad", source), [CPU], Shelf())
     assert "bad/1: profiling failed (exit status 1)" in profiled.warnings[0]
 
@@ -208,7 +196,7 @@ def test_output_of_a_class_is_not_mistaken_for_its_profile(tmp_path: Path) -> No
     noisy = (
         "import atexit, sys\nprint('\\n{}')\natexit.register(sys.exit, 3)\nsys.stderr = 1\nsys.stdout = 2\n"
     )
-    profiled = profile_all(python_model(tmp_path, "noisy", noisy + ECHO), [CPU], Shelf())
+    profiled = profile_all(python_model(tmp_path, "noisy", echoing(noisy)), [CPU], Shelf())
     assert (profiled.problems, profiled.warnings) == ((), ())
     assert len(profiled.profiles) == 1
 
