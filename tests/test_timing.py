@@ -62,6 +62,13 @@ def test_behaviour(timing):
     assert not ran("behaviour")
 
 
+@pytest.mark.asyncio
+async def test_coroutine(timing, fresh):
+    timing.read = lambda: BUSY
+    with timing.judged():
+        assert ran("coroutine") == 2
+
+
 @pytest.fixture(scope="module")
 def whole():
     ran("whole")
@@ -87,10 +94,11 @@ def test_what_could_not_be_judged_is_run_again_and_nothing_else(
         path.name: len(path.read_text()) for path in tmp_path.iterdir() if path.is_file() and not path.suffix
     }
     assert counts == {
-        "third": 3, "fresh": 3, "never": RUNS, "peace": 1, "behaviour": 1, "plain": 1, "last": 2, "whole": 2,
+        "third": 3, "fresh": 3 + 2, "never": RUNS, "peace": 1, "behaviour": 1, "plain": 1, "coroutine": 2,
+        "last": 2, "whole": 2,
     }  # fmt: skip
     assert done.returncode == 1
-    assert f"3 failed, 3 passed, {2 + RUNS - 1 + 1} run again" in done.stdout, done.stdout
+    assert f"3 failed, 4 passed, {2 + RUNS - 1 + 1 + 1} run again" in done.stdout, done.stdout
     assert done.stdout.count("::test_third: could not be judged: other processes took 1.50 of a core") == 2
     assert "test_never - tests.timing.CouldNotJudge: could not be judged" in done.stdout
 
