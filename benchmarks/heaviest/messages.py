@@ -10,6 +10,7 @@ from random import Random
 from typing import Any, Final
 
 from benchmarks.heaviest.gateway import MODELS, ROWS_MAX
+from clockwork_serve.oip.protobuf import varint
 from clockwork_serve.units import KIB, MIB
 
 Recipe = dict[str, Any]
@@ -226,16 +227,6 @@ def _request(path: str, body: bytes, recipe: Recipe, headers: list[str]) -> byte
 def field(number: int, content: bytes) -> bytes:
     """A field of protobuf that has a length."""
     return varint(number << 3 | 2) + varint(len(content)) + content
-
-
-def varint(value: int) -> bytes:
-    """A number as protobuf writes it."""
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
 
 
 def grpc_message(recipe: Recipe) -> bytes:

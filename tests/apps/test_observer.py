@@ -11,13 +11,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
-import uvloop
 from msgspec import structs
 
 from clockwork_serve.apps import observer as module
@@ -57,20 +57,17 @@ def journal(path: Path, steps: int) -> Journal:
     return found
 
 
-def observed(observer: Observer, meanwhile: Callable[[], Awaitable[None]]) -> None:
-    """Run an observer for as long as ``meanwhile`` takes."""
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        running = asyncio.get_running_loop().create_task(observer.run(stop))
-        try:
-            async with asyncio.timeout(60):
-                await meanwhile()
-        finally:
-            stop.set()
-            await running
-
-    uvloop.run(main())
+@asynccontextmanager
+async def observed(observer: Observer) -> AsyncIterator[None]:
+    """An observer runs meanwhile."""
+    stop = asyncio.Event()
+    running = asyncio.get_running_loop().create_task(observer.run(stop))
+    try:
+        async with asyncio.timeout(60):
+            yield
+    finally:
+        stop.set()
+        await running
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -78,20 +75,17 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.005)
 
 
-def test_a_part_that_fails_is_left_out_and_the_others_go_on(
+async def test_a_part_that_fails_is_left_out_and_the_others_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     book = journal(tmp_path / "j", 50)
     good, bad = Kept(), Kept(fails_at=20)
     observer = Observer(tmp_path / "j", {"good": good, "bad": bad})
-
-    async def meanwhile() -> None:
+    async with observed(observer):
         await until(lambda: len(good.records) == 51)
         book.on_step(50, [], [])
         book.flush()
         await until(lambda: len(good.records) == 52)
-
-    observed(observer, meanwhile)
     book.close()
     assert len(bad.records) == 20
     assert observer.status() == {
@@ -101,36 +95,34 @@ def test_a_part_that_fails_is_left_out_and_the_others_go_on(
     assert "bad is left out from now on: it failed at record 20" in caplog.text
 
 
-def test_a_slow_part_delays_itself_alone(tmp_path: Path) -> None:
+async def test_a_slow_part_delays_itself_alone(tmp_path: Path) -> None:
     book = journal(tmp_path / "j", 1000)
     quick, slow = Kept(), Kept(takes_s=0.005)
     observer = Observer(tmp_path / "j", {"slow": slow, "quick": quick})
-    observed(observer, lambda: until(lambda: len(quick.records) == 1001))
+    async with observed(observer):
+        await until(lambda: len(quick.records) == 1001)
     book.close()
     assert 0 < len(slow.records) < 500
 
 
-def test_what_a_part_lost_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_what_a_part_lost_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     book = Journal(tmp_path / "j", head_of(ControllerConfig()), file_bytes=1500, files=2)
     part = Kept()
     observer = Observer(tmp_path / "j", {"part": part})
-
-    async def meanwhile() -> None:
+    async with observed(observer):
         await until(lambda: part.records)
         for now_ns in range(300):
             book.on_step(now_ns, [stories.request(f"r{now_ns}")], [])
             book.flush()
         book.close()
         await until(lambda: getattr(part.records[-1], "now_ns", 0) == 299)
-
-    observed(observer, meanwhile)
     lost = observer.status()["part"]["lost"]
     assert isinstance(lost, int)
     assert lost == 301 - len(part.records) > 0
     assert f"part was behind: {lost} records were deleted unread" in caplog.text
 
 
-def test_lines_are_answered_in_a_thread_and_errors_are_answers(tmp_path: Path) -> None:
+async def test_lines_are_answered_in_a_thread_and_errors_are_answers(tmp_path: Path) -> None:
     book = journal(tmp_path / "j", 1)
     main = threading.get_ident()
 
@@ -139,8 +131,7 @@ def test_lines_are_answered_in_a_thread_and_errors_are_answers(tmp_path: Path) -
         return {"of": asked["request_id"].upper()}
 
     observer = Observer(tmp_path / "j", {}, {"explain": explain})
-
-    async def meanwhile() -> None:
+    async with observed(observer):
         server = await observer.listen(tmp_path / "o.sock")
         assert (tmp_path / "o.sock").stat().st_mode & 0o777 == 0o600
         reader, writer = await asyncio.open_unix_connection(tmp_path / "o.sock")
@@ -159,8 +150,6 @@ def test_lines_are_answered_in_a_thread_and_errors_are_answers(tmp_path: Path) -
             assert found == answer if isinstance(answer, dict) else answer in str(found)
         writer.close()
         server.close()
-
-    observed(observer, meanwhile)
     book.close()
 
 
@@ -174,11 +163,10 @@ class Page(asyncio.Protocol):
         self._transport.write(b"heard " + data)
 
 
-def test_other_connections_are_the_page_s_and_end_where_there_is_none(tmp_path: Path) -> None:
+async def test_other_connections_are_the_page_s_and_end_where_there_is_none(tmp_path: Path) -> None:
     book = journal(tmp_path / "j", 1)
     observer = Observer(tmp_path / "j", {})
-
-    async def meanwhile() -> None:
+    async with observed(observer):
         server = await observer.listen(tmp_path / "o.sock")
         for page, said in ((None, b""), (Page, b"heard GET /")):
             observer.page = page
@@ -190,17 +178,14 @@ def test_other_connections_are_the_page_s_and_end_where_there_is_none(tmp_path: 
                 assert said == b""
             writer.close()
         server.close()
-
-    observed(observer, meanwhile)
     book.close()
 
 
-def test_another_user_s_process_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_user_s_process_is_not_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     book = journal(tmp_path / "j", 1)
     observer = Observer(tmp_path / "j", {})
     monkeypatch.setattr(module, "is_own_user", lambda transport: False)
-
-    async def meanwhile() -> None:
+    async with observed(observer):
         server = await observer.listen(tmp_path / "o.sock")
         reader, writer = await asyncio.open_unix_connection(tmp_path / "o.sock")
         try:
@@ -210,8 +195,6 @@ def test_another_user_s_process_is_not_heard(tmp_path: Path, monkeypatch: pytest
             pass
         writer.close()
         server.close()
-
-    observed(observer, meanwhile)
     book.close()
 
 
@@ -263,7 +246,7 @@ def test_the_process_is_idle_makes_a_history_and_ends_when_told(tmp_path: Path) 
 # Traces
 
 
-def test_idleness_is_told_when_all_is_read(tmp_path: Path) -> None:
+async def test_idleness_is_told_when_all_is_read(tmp_path: Path) -> None:
     book, told = journal(tmp_path / "j", 3), list[tuple[int, int]]()
     read: list[int] = []
     observer = Observer(tmp_path / "j", {})
@@ -273,14 +256,15 @@ def test_idleness_is_told_when_all_is_read(tmp_path: Path) -> None:
     )  # fmt: skip
     observer.add(feed)
     before_ns = time.monotonic_ns()
-    observed(observer, lambda: until(lambda: told and told[-1][1] == 4))
+    async with observed(observer):
+        await until(lambda: told and told[-1][1] == 4)
     book.close()
 
     assert [number for _, number in told] == sorted(number for _, number in told)
     assert all(before_ns <= now_ns <= time.monotonic_ns() for now_ns, _ in told)
 
 
-def test_requests_are_sent_to_a_collector_with_what_gateways_refused(tmp_path: Path) -> None:
+async def test_requests_are_sent_to_a_collector_with_what_gateways_refused(tmp_path: Path) -> None:
     book, beside = journal(tmp_path / "j", 0), Journal(refusals_path(tmp_path / "j", "gateway-0"))
     now_ns = time.monotonic_ns()
     for name, into in (("by-controller", book), ("by-gateway", beside)):
@@ -290,7 +274,8 @@ def test_requests_are_sent_to_a_collector_with_what_gateways_refused(tmp_path: P
     with collecting() as collector:
         observer = Observer(tmp_path / "j", {})
         module._add_traces(observer, Settings(otlp_endpoint=collector.url, trace_sample=0.0))
-        observed(observer, lambda: until(lambda: observer.status()["traces"]["next"] == 2))
+        async with observed(observer):
+            await until(lambda: observer.status()["traces"]["next"] == 2)
         found = {each.value.string_value for span in collector.spans for each in span.attributes}
 
         assert {"by-controller", "by-gateway"} <= found

@@ -35,9 +35,9 @@ class Cli:
         assert run([str(word) for word in words]) == code
         return Wrote(*self._capsys.readouterr())
 
-    def refused(self, *words: object) -> str:
-        """The one line that a command says which cannot be understood."""
-        out, said = self(*words, code=2)
+    def refused(self, *words: object, code: int = 2) -> str:
+        """The one line that a command says which cannot be understood, or done."""
+        out, said = self(*words, code=code)
         assert (out, said[:7], said.count("\n")) == ("", "error: ", 1)
         return said
 

@@ -125,6 +125,12 @@ class World:
         )  # fmt: skip
         return request_id
 
+    def ask(self, model_name: str, slo_ms: float, until_ms: float = 10_000, **fields: object) -> str:
+        """A request arrives, and time passes as in :meth:`run`; returns its id."""
+        request_id = self.request(model_name, slo_ms, **fields)
+        self.run(until_ms)
+        return request_id
+
     def tell(self, *events: ControllerEvent) -> None:
         """The controller observes events at one instant and decides."""
         for event in events:

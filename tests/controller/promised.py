@@ -16,8 +16,7 @@ def world(*names: str, decide_ms: float | None = 0, devices: int = 1, pages: int
     made.serve(*[model(name) for name in names], times=profile(b1_ms=20, step_ms=4))
     made.join(*[device(f"d{at}", pages) for at in range(devices)])
     for name in names:
-        made.request(name, slo_ms=5000)
-        made.run(until_ms=200)
+        made.ask(name, slo_ms=5000, until_ms=200)
     made.actions.clear()
     return made
 

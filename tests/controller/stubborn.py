@@ -69,8 +69,7 @@ def world_of(*devices: str, settings: dict[str, object] | None = None, measured:
         world.join(device(name), worker=f"w{at}")
     if measured:
         for one in ("a", "b"):
-            world.request(one, slo_ms=500)
-            world.run(until_ms=50)
+            world.ask(one, slo_ms=500, until_ms=50)
     world.run(until_ms=1000)
     world.said.clear()
     return world

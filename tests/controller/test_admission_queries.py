@@ -13,8 +13,7 @@ def world(**settings: object) -> World:
     made = World(ControllerConfig(policy="default", **settings))  # type: ignore[arg-type]
     made.serve(model("a", queue_limit=3), model("cold"), times=profile(b1_ms=10, step_ms=1, load_ms=8))
     made.join(device())
-    made.request("a", slo_ms=500)
-    made.run(until_ms=100)
+    made.ask("a", slo_ms=500, until_ms=100)
     made.request("a", slo_ms=500)
     return made
 
@@ -61,8 +60,7 @@ def test_who_may_be_in_time_is_told_nothing() -> None:
 
 def test_those_who_wait_for_the_same_model_and_are_due_before_go_first() -> None:
     made = serving("a", times=profile(b1_ms=10, step_ms=1), policy="default")
-    made.request("a", slo_ms=500)
-    made.run(until_ms=100)
+    made.ask("a", slo_ms=500, until_ms=100)
     for _ in range(33):
         made.request("a", slo_ms=100)
     assert announce(made, slo_ms=95) is None, "they are due later"
@@ -125,8 +123,7 @@ def test_weights_that_are_not_there_add_their_load() -> None:
         model("a", mib=9), model("b", mib=9), pages=10, times=profile(b1_ms=10, load_ms=8), policy="default"
     )
     for name in ("a", "b"):
-        made.request(name, slo_ms=500)
-        made.run(until_ms=100)
+        made.ask(name, slo_ms=500, until_ms=100)
     assert announce(made, slo_ms=22) is None
     told = announce(made, slo_ms=17)
     assert told is not None
@@ -138,8 +135,7 @@ def test_load_lanes_are_known_as_they_are_not_as_they_were() -> None:
     made.serve(*[model(name, mib=1) for name in "abcdefg"], times=profile(b1_ms=1, load_ms=8))
     for at in range(6):
         made.join(device(f"d{at}"), worker=f"w{at}")
-    made.request("a", slo_ms=500)
-    made.run(until_ms=100)
+    made.ask("a", slo_ms=500, until_ms=100)
     made.kill("w0", "d0")
     for name in "bcdef":
         made.request(name, slo_ms=500)

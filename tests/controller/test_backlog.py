@@ -17,8 +17,7 @@ def world(*, devices: int = 1, together: bool = False, **settings: object) -> Wo
     made.serve(model("a"), code=code, times=profile(b1_ms=10, step_ms=1, load_ms=8))
     for at in range(devices):
         made.join(device(f"d{at}"), worker=f"w{at}")
-    made.request("a", slo_ms=500)
-    made.run(until_ms=100)
+    made.ask("a", slo_ms=500, until_ms=100)
     return made
 
 
@@ -49,16 +48,14 @@ def test_all_who_were_not_refused_at_once_are_answered_well() -> None:
 
 def test_whose_time_is_up_when_it_is_heard_is_told_that() -> None:
     made = world()
-    late = made.request("a", slo_ms=-0.5)
-    made.run(until_ms=200)
+    late = made.ask("a", slo_ms=-0.5, until_ms=200)
     assert made.answers[late].outcome is Outcome.EXPIRED
 
 
 def test_those_who_are_due_later_do_not_count() -> None:
     made = world()
     crowd(made, 40, slo_ms=1000)
-    urgent = made.request("a", slo_ms=60)
-    made.run(until_ms=100)
+    urgent = made.ask("a", slo_ms=60, until_ms=100)
     assert made.answers[urgent].outcome is Outcome.OK
 
 
@@ -90,8 +87,7 @@ def test_a_pace_is_learned_anew() -> None:
     made = world()
     made.slower = 3.0
     for _ in range(12):
-        made.request("a", slo_ms=500)
-        made.run(until_ms=40)
+        made.ask("a", slo_ms=500, until_ms=40)
     crowd(made, 30)
     made.run(until_ms=200)
     assert 30 - len(told(made, crowd(made, 30))) == 3, "three of 30 ms fit into 100"

@@ -96,8 +96,7 @@ def warm(*names: str) -> World:
     """Models on a device that is idle."""
     made = serving(*names, times=profile(b1_ms=20, step_ms=4, load_ms=60), decide_ns=0, max_batch=8)
     for name in names:
-        made.request(name, slo_ms=5000)
-        made.run(until_ms=200)
+        made.ask(name, slo_ms=5000, until_ms=200)
     return made
 
 
@@ -106,8 +105,7 @@ def test_a_version_that_comes_too_late_to_keep_promises_is_the_cause():
     for _ in range(9):
         made.request("b", slo_ms=1000)
     made.run(until_ms=21)
-    waits = made.request("a", slo_ms=72)
-    made.run(until_ms=10)
+    waits = made.ask("a", slo_ms=72, until_ms=10)
     drift = made.controller._belief.devices["d0"].delays.drift
 
     made.tell(ModelAdded(model=model("a", mib=5)))
@@ -127,8 +125,7 @@ def test_a_version_that_comes_too_late_to_keep_promises_is_the_cause():
 )  # fmt: skip
 def test_a_batch_that_did_not_run_is_late_for_what_its_worker_said(status: Status, cause: Cause):
     made = warm("a")
-    made.request("a", slo_ms=5000)
-    made.run(until_ms=1)
+    made.ask("a", slo_ms=5000, until_ms=1)
     late = [made.request("a", slo_ms=70) for _ in range(4)]
     made.run(until_ms=30)
     ((at_ns, number, result),) = made._inbox

@@ -28,8 +28,7 @@ def served(world: World, *ids: str) -> list[Outcome]:
 
 def test_a_cold_request_is_loaded_run_and_answered() -> None:
     world = serving("a")
-    request_id = world.request("a", slo_ms=100)
-    world.run()
+    request_id = world.ask("a", slo_ms=100)
     assert served(world, request_id) == [Outcome.OK]
     assert [type(action) for action in world.actions] == [Load, Infer]
     assert world.answers[request_id].cold
@@ -37,10 +36,8 @@ def test_a_cold_request_is_loaded_run_and_answered() -> None:
 
 def test_a_warm_request_needs_no_load() -> None:
     world = serving("a")
-    world.request("a", slo_ms=100)
-    world.run()
-    request_id = world.request("a", slo_ms=15)
-    world.run()
+    world.ask("a", slo_ms=100)
+    request_id = world.ask("a", slo_ms=15)
     assert served(world, request_id) == [Outcome.OK]
     assert not world.answers[request_id].cold
 
@@ -84,8 +81,7 @@ def test_requests_that_wait_are_run_as_one_batch() -> None:
 
 def test_a_batch_never_makes_a_member_late() -> None:
     world = serving("a")
-    world.request("a", slo_ms=200)
-    world.run()
+    world.ask("a", slo_ms=200)
     tight, *relaxed = [world.request("a", slo_ms=slo) for slo in (13, 200, 200, 200)]
     world.run()
     assert served(world, tight, *relaxed) == [Outcome.OK] * 4
@@ -93,8 +89,7 @@ def test_a_batch_never_makes_a_member_late() -> None:
 
 def test_the_earliest_deadline_runs_first_whatever_the_order_of_arrival() -> None:
     world = serving("a", max_batch=1)
-    world.request("a", slo_ms=200)
-    world.run()
+    world.ask("a", slo_ms=200)
     ids = [world.request("a", slo_ms=slo) for slo in (300, 300, 40, 30)]
     world.run()
     assert served(world, *ids) == [Outcome.OK] * 4
@@ -104,16 +99,14 @@ def test_the_earliest_deadline_runs_first_whatever_the_order_of_arrival() -> Non
 def test_least_recently_used_weights_make_room() -> None:
     world = serving("a", "b", "c", pages=8)
     for name in ("a", "b", "a", "c"):
-        world.request(name, slo_ms=100)
-        world.run()
+        world.ask(name, slo_ms=100)
     unloads = [action.model for action in world.actions if isinstance(action, Unload)]
     assert unloads == ["b/1"]
 
 
 def test_lanes_are_topped_up_only_to_the_look_ahead() -> None:
     world = serving("a", max_batch=1)
-    world.request("a", slo_ms=100)
-    world.run()
+    world.ask("a", slo_ms=100)
     before = len(world.actions)
     for _ in range(5):
         world.request("a", slo_ms=1000)
@@ -122,22 +115,18 @@ def test_lanes_are_topped_up_only_to_the_look_ahead() -> None:
 
 def test_an_infer_that_missed_its_window_is_planned_again() -> None:
     world = serving("a")
-    world.request("a", slo_ms=100)
-    world.run()
+    world.ask("a", slo_ms=100)
     world.lanes["d0", "exec"].free_ns = world.now_ns + ms(60)
-    request_id = world.request("a", slo_ms=70)
-    world.run()
+    request_id = world.ask("a", slo_ms=70)
     assert world.answers[request_id].outcome is Outcome.REJECTED
     assert world.answers[request_id].reason is Reason.WOULD_MISS_DEADLINE
 
 
 def test_a_running_request_hears_at_its_deadline_and_its_tensors_are_released_later() -> None:
     world = serving("a")
-    world.request("a", slo_ms=100)
-    world.run()
+    world.ask("a", slo_ms=100)
     world.slower = 5.0
-    request_id = world.request("a", slo_ms=20)
-    world.run()
+    request_id = world.ask("a", slo_ms=20)
     assert served(world, request_id) == [Outcome.EXPIRED]
     assert not world.answers[request_id].release
     assert world.releases == [request_id]
@@ -145,8 +134,7 @@ def test_a_running_request_hears_at_its_deadline_and_its_tensors_are_released_la
 
 def test_a_cancelled_request_leaves_its_queue() -> None:
     world = serving("a", max_batch=1)
-    world.request("a", slo_ms=500)
-    world.run()
+    world.ask("a", slo_ms=500)
     ids = [world.request("a", slo_ms=500) for _ in range(3)]
     world.tell(Cancel(request_id=ids[2]))
     world.run()
@@ -164,8 +152,7 @@ def test_requests_of_a_lost_gateway_are_cancelled() -> None:
 def test_a_lost_workers_requests_are_planned_elsewhere_once() -> None:
     world = serving("a")
     world.join(device("d1"), worker="w1")
-    request_id = world.request("a", slo_ms=500)
-    world.run(until_ms=9)
+    request_id = world.ask("a", slo_ms=500, until_ms=9)
     load = world.actions[0]
     world.kill("w0" if load.device == "d0" else "w1", load.device)
     world.run()
@@ -178,8 +165,7 @@ def test_a_request_that_costs_two_workers_fails() -> None:
     for attempt in range(2):
         world.join(device("d0"), worker="w0")
         if not attempt:
-            world.request("a", slo_ms=5000)
-            world.run()
+            world.ask("a", slo_ms=5000)
             request_id = world.request("a", slo_ms=5000)
         else:
             world.run(until_ms=12)
@@ -210,8 +196,7 @@ def test_weights_that_fit_no_device_are_refused_by_name() -> None:
 
 def test_a_model_that_raises_fails_only_the_request_that_raised() -> None:
     world = serving("a")
-    world.request("a", slo_ms=500)
-    world.run()
+    world.ask("a", slo_ms=500)
     blocker = world.request("a", slo_ms=500)
     ids = [world.request("a", slo_ms=500) for _ in range(4)]
     honest = world.reply
@@ -233,8 +218,7 @@ def test_a_load_that_fails_fails_its_requests_with_its_message() -> None:
         honest(action, Status.DEVICE_FAULT if isinstance(action, Load) else status, start_ns, end_ns)
 
     world.reply = failing  # type: ignore[method-assign]
-    request_id = world.request("a", slo_ms=500)
-    world.run()
+    request_id = world.ask("a", slo_ms=500)
     assert world.answers[request_id].reason is Reason.DEVICE_FAULT
     assert "could not be loaded" in world.answers[request_id].message
 
@@ -250,8 +234,7 @@ def test_draining_refuses_new_requests_and_finishes_old_ones() -> None:
     world = serving("a")
     old = world.request("a", slo_ms=500)
     world.tell(Drain())
-    new = world.request("a", slo_ms=500)
-    world.run()
+    new = world.ask("a", slo_ms=500)
     assert served(world, old, new) == [Outcome.OK, Outcome.REJECTED]
     assert world.answers[new].reason is Reason.DRAINING
 
@@ -265,8 +248,7 @@ def test_a_server_that_drains_is_not_ready() -> None:
 
 def test_a_removed_model_leaves_the_device_and_is_unknown() -> None:
     world = serving("a")
-    world.request("a", slo_ms=500)
-    world.run()
+    world.ask("a", slo_ms=500)
     world.tell(ModelRemoved(model="a/1"))
     request_id = world.request("a", slo_ms=500)
     assert isinstance(world.actions[-1], Unload)
@@ -275,8 +257,7 @@ def test_a_removed_model_leaves_the_device_and_is_unknown() -> None:
 
 def test_a_model_removed_before_a_refused_action_can_be_planned_again_is_not_served() -> None:
     world = serving("a")
-    request_id = world.request("a", slo_ms=500)
-    world.run(until_ms=9)
+    request_id = world.ask("a", slo_ms=500, until_ms=9)
     infer = world.actions[-1]
     assert isinstance(infer, Infer)
     world.tell(ModelRemoved(model="a/1"))
@@ -299,8 +280,7 @@ def test_who_waits_for_a_model_that_is_removed_hears_so() -> None:
 
 def test_a_request_of_many_rows_runs_alone_at_the_next_size() -> None:
     world = serving("a")
-    request_id = world.request("a", slo_ms=500, rows=3)
-    world.run()
+    request_id = world.ask("a", slo_ms=500, rows=3)
     infer = world.actions[-1]
     assert served(world, request_id) == [Outcome.OK]
     assert isinstance(infer, Infer)
@@ -332,16 +312,12 @@ def test_a_request_without_a_signature_never_joins_those_with_one() -> None:
 
 def test_one_outlier_does_not_lock_a_model_out() -> None:
     world = serving("a")
-    world.request("a", slo_ms=500)
-    world.run()
+    world.ask("a", slo_ms=500)
     world.slower = 8.0
-    world.request("a", slo_ms=500)
-    world.run(until_ms=500)
+    world.ask("a", slo_ms=500, until_ms=500)
     world.slower = 1.0
-    first = world.request("a", slo_ms=50)
-    world.run(until_ms=100)
-    second = world.request("a", slo_ms=50)
-    world.run()
+    first = world.ask("a", slo_ms=50, until_ms=100)
+    second = world.ask("a", slo_ms=50)
     assert served(world, first, second) == [Outcome.REJECTED, Outcome.OK]
 
 
@@ -362,8 +338,7 @@ def test_a_guess_never_locks_a_model_out_and_the_first_execution_replaces_it() -
 def test_a_hot_model_is_replicated_and_a_lukewarm_one_is_not() -> None:
     world = serving("hot", "lukewarm", max_batch=1)
     world.join(device("d1"), worker="w1")
-    world.request("lukewarm", slo_ms=100)
-    world.run()
+    world.ask("lukewarm", slo_ms=100)
     ids = []
     for _ in range(40):
         ids += [world.request("hot", slo_ms=100) for _ in range(2)]
@@ -395,8 +370,7 @@ def test_a_result_that_comes_twice_or_after_its_worker_was_lost_changes_nothing(
 
 def test_a_snapshot_names_all_that_a_screen_shows() -> None:
     world = serving("a", "b")
-    world.request("a", slo_ms=500)
-    world.run()
+    world.ask("a", slo_ms=500)
     for name in ("a", "a", "b"):
         world.request(name, slo_ms=500)
     assert world.controller.snapshot() == {

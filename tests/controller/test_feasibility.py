@@ -30,8 +30,7 @@ def warm(*names: str, b1_ms: float = 100, config: ControllerConfig | None = None
     world.serve(*[model(name) for name in names], times=profile(b1_ms=b1_ms))
     world.join(device())
     for name in names:
-        world.request(name, slo_ms=5000)
-        world.run()
+        world.ask(name, slo_ms=5000)
     world.actions.clear()
     return world
 
@@ -40,8 +39,7 @@ def test_a_request_that_even_the_usual_duration_makes_late_is_no_reason_to_doubt
     world = warm("a", b1_ms=10)
     world.slower = 3.0
     for _ in range(3):
-        world.request("a", slo_ms=500)
-        world.run()
+        world.ask("a", slo_ms=500)
     ids = [world.request("a", slo_ms=slo) for slo in (5, 5, 5, 25)]
     assert all(world.answers[one].reason is Reason.WOULD_MISS_DEADLINE for one in ids), "it takes 30 ms"
 
@@ -65,8 +63,7 @@ def test_a_code_that_was_made_again_is_expected_of_who_could_not_prepare_it_and_
     world.tell(CodeRemade(code_id="unknown"))
     world.tell(CodeRemade(code_id="c"))
     world.tell(CodeReady(device="d0", code_id="c"))
-    answer = world.request("a", slo_ms=500)
-    world.run()
+    answer = world.ask("a", slo_ms=500)
     assert world.answers[answer].outcome is Outcome.OK
 
 
@@ -88,8 +85,7 @@ def test_what_verifying_a_file_took_is_not_learnt_as_a_load_s_duration(made: typ
     world.serve(model("a"), model("b"))
     world.join(device())
     for name in ("a", "b"):
-        world.request(name, slo_ms=5000)
-        world.run()
+        world.ask(name, slo_ms=5000)
     first, second = [action for action in world.actions if isinstance(action, Load)]
     assert second.expected_ns == first.expected_ns
 
@@ -130,12 +126,9 @@ def test_while_an_action_runs_late_what_waits_behind_two_is_given_up_in_time() -
     world = warm("a", "b", "c")
     began_ns = world.now_ns
     world.slower = 1.5
-    world.request("a", slo_ms=5000)
-    world.run(until_ms=97)
-    world.request("b", slo_ms=250)
-    world.run(until_ms=1)
-    waiting = world.request("c", slo_ms=235)
-    world.run()
+    world.ask("a", slo_ms=5000, until_ms=97)
+    world.ask("b", slo_ms=250, until_ms=1)
+    waiting = world.ask("c", slo_ms=235)
     sent = [action.model for action in world.actions if isinstance(action, Infer)]
     assert sent == ["a/1", "b/1"]
     gave_up_ms = (world.answered_ns[waiting] - began_ns) / 1e6
@@ -278,8 +271,7 @@ def many(count: int) -> World:
     for at in range(count):
         world.join(device(f"d{at}"), worker=f"w{at}")
     for at in range(count):
-        world.request(f"m{at}", slo_ms=500)
-        world.run(until_ms=5)
+        world.ask(f"m{at}", slo_ms=500, until_ms=5)
     assert [action.device for action in world.actions] == [f"d{at}" for at in range(count)]
     return world
 
@@ -299,8 +291,7 @@ def test_nothing_is_hoped_for_from_a_device_that_is_gone() -> None:
     for at in range(7):
         world.kill(f"w{at}", f"d{at}")
     assert world.answers[waiting].reason is Reason.WOULD_MISS_DEADLINE, "d7 alone: 45 ms to go, LOAD 50"
-    later = world.request("m9", slo_ms=500)
-    world.run()
+    later = world.ask("m9", slo_ms=500)
     assert world.answers[later].outcome is Outcome.OK
 
 

@@ -36,8 +36,7 @@ def test_an_action_that_is_late_makes_its_worker_hung_and_its_request_runs_elsew
     world.join(device("d1"), worker="w1")
     world.stuck = {"d0"}
     began_ms = world.now_ns / NS_PER_MS
-    asked = world.request("a", slo_ms=2000)
-    world.run(until_ms=FLOOR_MS - 1)
+    asked = world.ask("a", slo_ms=2000, until_ms=FLOOR_MS - 1)
     assert world.hung() == [], "it may be late"
     world.run(until_ms=50)
     assert world.hung() == [("w0", True, False)]
@@ -53,16 +52,14 @@ def test_a_worker_that_answers_after_all_comes_back_as_it_was_and_nothing_is_ans
     world = world_of("d0")
     world.join(device("d1"), worker="w1")
     world.stuck = {"d0"}
-    asked = world.request("a", slo_ms=2000)
-    world.run(until_ms=250)
+    asked = world.ask("a", slo_ms=2000, until_ms=250)
     assert world.answers[asked].outcome is Outcome.OK
     world.release("d0")
     world.run(until_ms=50)
     assert world.hung() == [("w0", True, False), ("w0", False, False)]
     assert world.releases == [asked]
     world.actions.clear()
-    world.request("b", slo_ms=100)
-    world.run(until_ms=100)
+    world.ask("b", slo_ms=100, until_ms=100)
     assert [(type(one), one.device) for one in world.actions] == [(Infer, "d0")], (
         "its weights are there still"
     )
@@ -73,8 +70,7 @@ def test_a_worker_that_answers_after_all_comes_back_as_it_was_and_nothing_is_ans
 def test_one_that_does_not_answer_in_its_grace_is_to_be_ended_and_does_not_come_back() -> None:
     world = world_of("d0")
     world.stuck = {"d0"}
-    world.request("a", slo_ms=50)
-    world.run(until_ms=FLOOR_MS + GRACE_MS + 100)
+    world.ask("a", slo_ms=50, until_ms=FLOOR_MS + GRACE_MS + 100)
     assert world.hung() == [("w0", True, False), ("w0", True, True)]
     assert world.hung_ms(end=True) == pytest.approx(world.hung_ms() + GRACE_MS)
     world.release("d0")
@@ -82,16 +78,14 @@ def test_one_that_does_not_answer_in_its_grace_is_to_be_ended_and_does_not_come_
     assert world.hung()[2:] == [], "too late: it is being ended"
     world.tell(WorkerLost(worker="w0", running=()))
     world.join(device("d0"), worker="w0")
-    asked = world.request("a", slo_ms=100)
-    world.run(until_ms=100)
+    asked = world.ask("a", slo_ms=100, until_ms=100)
     assert world.answers[asked].outcome is Outcome.OK
 
 
 def test_where_the_only_worker_hangs_requests_hear_at_once_and_it_is_not_ready() -> None:
     world = world_of("d0")
     world.stuck = {"d0"}
-    first = world.request("a", slo_ms=5000)
-    world.run(until_ms=150)
+    first = world.ask("a", slo_ms=5000, until_ms=150)
     assert world.answers[first].outcome is Outcome.REJECTED
     assert (world.answers[first].reason, world.answers[first].release) == (Reason.NOT_SERVING, False)
     second = world.request("b", slo_ms=5000)
@@ -107,8 +101,7 @@ def test_where_the_only_worker_hangs_requests_hear_at_once_and_it_is_not_ready()
 def test_what_was_never_measured_there_has_more_patience_and_more_grace() -> None:
     world = world_of("d0", measured=False)
     world.stuck_infers = {"d0"}
-    asked = world.request("a", slo_ms=100)
-    world.run(until_ms=FIRST * FLOOR_MS)
+    asked = world.ask("a", slo_ms=100, until_ms=FIRST * FLOOR_MS)
     assert world.hung() == []
     assert asked in world.answers
     world.run(until_ms=100)
@@ -123,8 +116,7 @@ def test_a_big_load_may_take_as_long_as_from_a_slow_disk() -> None:
     world.serve(model("big", mib=big // MIB))
     world.join(device("d9", pages=1024), worker="w9")
     world.stuck = {"d9"}
-    world.request("big", slo_ms=100)
-    world.run(until_ms=FIRST * FLOOR_MS + 7 * FLOOR_MS)
+    world.ask("big", slo_ms=100, until_ms=FIRST * FLOOR_MS + 7 * FLOOR_MS)
     assert world.hung() == []
     world.run(until_ms=3 * FLOOR_MS)
     assert world.hung() == [("w9", True, False)]
@@ -138,8 +130,7 @@ def test_an_idle_worker_hangs_if_it_is_silent_and_comes_back_when_it_is_heard() 
     assert world.answers[asked].reason is Reason.NOT_SERVING
     world.tell(WorkerHeard(worker="w0"))
     assert world.hung()[1:] == [("w0", False, False)]
-    again = world.request("a", slo_ms=100)
-    world.run(until_ms=100)
+    again = world.ask("a", slo_ms=100, until_ms=100)
     assert world.answers[again].outcome is Outcome.OK
     assert not world.answers[again].cold
 
@@ -169,8 +160,7 @@ def test_a_code_that_is_never_prepared_makes_its_worker_hung_at_last() -> None:
 def test_weights_of_a_model_removed_while_their_worker_hung_go_when_that_is_back() -> None:
     world = world_of("d0")
     world.stuck = {"d0"}
-    world.request("a", slo_ms=100)
-    world.run(until_ms=250)
+    world.ask("a", slo_ms=100, until_ms=250)
     world.tell(ModelRemoved(model="b/1"))
     world.release("d0")
     world.actions.clear()
@@ -181,8 +171,7 @@ def test_weights_of_a_model_removed_while_their_worker_hung_go_when_that_is_back
 def hang_and_end(world: Stubborn, name: str, *, idle: bool = False) -> None:
     """A request of a model hangs its worker, which is ended and comes again."""
     world.stuck = {"d0"}
-    world.request(name, slo_ms=50)
-    world.run(until_ms=FIRST * FLOOR_MS + FIRST_GRACE * GRACE_MS + 200)
+    world.ask(name, slo_ms=50, until_ms=FIRST * FLOOR_MS + FIRST_GRACE * GRACE_MS + 200)
     (infer,) = (one for one in world.kept if isinstance(one, Infer))
     world.kept.clear()
     world.stuck.clear()
@@ -202,20 +191,17 @@ def test_a_model_that_hangs_is_quarantined_as_one_that_crashes_and_the_reason_sa
     assert told.model == "a/1"
     assert "it took a device down 3 times" in told.why
     assert "the last time running a request, where it hung" in told.why
-    fine = world.request("b", slo_ms=500)
-    world.run(until_ms=100)
+    fine = world.ask("b", slo_ms=500, until_ms=100)
     assert world.answers[fine].outcome is Outcome.OK
     world.tell(ReleaseFromQuarantine(model="a"))
-    again = world.request("a", slo_ms=500)
-    world.run(until_ms=100)
+    again = world.ask("a", slo_ms=500, until_ms=100)
     assert world.answers[again].outcome is Outcome.OK
 
 
 def test_a_worker_that_hung_at_nothing_blames_no_model() -> None:
     world = world_of("d0")
     for _ in range(5):
-        world.request("a", slo_ms=500)
-        world.run(until_ms=100)
+        world.ask("a", slo_ms=500, until_ms=100)
         hang_and_end(world, "a", idle=True)
     assert not [one for _, one in world.said if isinstance(one, Quarantined)]
 
@@ -223,8 +209,7 @@ def test_a_worker_that_hung_at_nothing_blames_no_model() -> None:
 def test_a_request_that_hangs_every_worker_costs_as_many_as_it_may() -> None:
     world = world_of("d0", "d1", "d2", settings={"retries": 1}, measured=False)
     world.stuck_infers = {"d0", "d1", "d2"}
-    asked = world.request("a", slo_ms=60_000)
-    world.run(until_ms=5000)
+    asked = world.ask("a", slo_ms=60_000, until_ms=5000)
     answer: Answer = world.answers[asked]
     assert (answer.outcome, answer.reason) == (Outcome.FAILED, Reason.WORKER_LOST)
     assert answer.message == "the worker hung while it ran this request"
@@ -234,8 +219,7 @@ def test_a_request_that_hangs_every_worker_costs_as_many_as_it_may() -> None:
 def test_without_a_floor_nobody_ever_hangs() -> None:
     world = world_of("d0", settings={"hang_ns": 0})
     world.stuck = {"d0"}
-    world.request("a", slo_ms=50)
-    world.run(until_ms=100_000)
+    world.ask("a", slo_ms=50, until_ms=100_000)
     world.tell(WorkerSilent(worker="w0", for_ns=ms(100_000)))
     assert world.hung() == []
 
@@ -255,8 +239,7 @@ def test_a_controller_that_slept_itself_blames_nobody_for_what_is_waiting_to_be_
 def test_a_late_result_of_another_device_is_not_taken_for_one_that_is_owed() -> None:
     world = world_of("d0")
     world.stuck = {"d0"}
-    world.request("a", slo_ms=50)
-    world.run(until_ms=250)
+    world.ask("a", slo_ms=50, until_ms=250)
     world.tell(Result(action_id=999, device="d0", status=Status.OK, started_ns=0, ended_ns=1))
     world.tell(Result(action_id=999, device="nobody", status=Status.OK, started_ns=0, ended_ns=1))
     assert world.hung() == [("w0", True, False)]

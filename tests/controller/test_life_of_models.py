@@ -25,8 +25,7 @@ from tests.controller.honest import CODE, World, model, serving
 def loaded() -> World:
     """One device that has the weights of one model."""
     world = serving("a")
-    world.request("a", slo_ms=500)
-    world.run()
+    world.ask("a", slo_ms=500)
     world.actions.clear()
     return world
 
@@ -34,16 +33,14 @@ def loaded() -> World:
 def test_a_model_that_is_added_again_as_it_was_stays_where_it_is() -> None:
     world = loaded()
     world.tell(ModelAdded(model=model("a")))
-    world.request("a", slo_ms=500)
-    world.run()
+    world.ask("a", slo_ms=500)
     assert [type(one) for one in world.actions] == [Infer]
 
 
 def test_a_model_that_is_added_with_a_change_is_loaded_anew() -> None:
     world = loaded()
     world.tell(ModelAdded(model=model("a", mib=5)))
-    request_id = world.request("a", slo_ms=500)
-    world.run()
+    request_id = world.ask("a", slo_ms=500)
     assert [type(one) for one in world.actions] == [Unload, Load, Infer]
     assert world.answers[request_id].outcome is Outcome.OK
 

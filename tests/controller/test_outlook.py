@@ -13,8 +13,7 @@ def world() -> World:
     made = serving(
         "a", "b", model("huge", mib=100), times=profile(b1_ms=10, load_ms=8), policy="paper", max_batch=1
     )
-    made.request("a", slo_ms=5000)
-    made.run()
+    made.ask("a", slo_ms=5000)
     return made
 
 

@@ -52,13 +52,11 @@ def test_weights_promised_to_less_urgent_classes_alone_give_way_to_those_of_a_mo
 def test_who_lost_its_weights_to_a_more_urgent_class_was_outranked():
     made = serving(*"abc", pages=8, times=profile(b1_ms=20, step_ms=4, load_ms=9), decide_ns=0, max_batch=8)
     for name in "ab":
-        made.request(name, slo_ms=5000)
-        made.run(until_ms=200)
+        made.ask(name, slo_ms=5000, until_ms=200)
     for _ in range(8):
         made.request("b", slo_ms=1000)
     made.run(until_ms=1)
-    waits = made.request("a", slo_ms=100)
-    made.run(until_ms=12)
+    waits = made.ask("a", slo_ms=100, until_ms=12)
     urgent = made.request("c", slo_ms=90, priority=4)
 
     made.run()
@@ -125,8 +123,7 @@ def test_a_load_for_a_more_urgent_class_does_not_wait_for_its_verdict():
     for name in "ab" * 40:
         made.request(name, slo_ms=1000, decide_ns=0)
     made.run(until_ms=60)
-    made.request("c", slo_ms=150)
-    made.run(until_ms=5)
+    made.ask("c", slo_ms=150, until_ms=5)
     later = made.request("c", slo_ms=200, priority=4)
 
     made.run(until_ms=240)
@@ -156,8 +153,7 @@ def test_a_device_learns_to_leave_headroom_for_a_more_urgent_class():
 
 def promised(made: World, count: int) -> bool:
     """Whether so many requests with an SLO of 120 ms are promised together behind a batch that runs."""
-    made.request("b", slo_ms=5000)
-    made.run(until_ms=2)
+    made.ask("b", slo_ms=5000, until_ms=2)
     ids = [made.request("a", slo_ms=120) for _ in range(count)]
     made.run()
     return {made.answers[one].promised for one in ids} == {True}
@@ -168,8 +164,7 @@ def test_headroom_is_left_while_requests_of_a_more_urgent_class_come(since_s: in
     made = world("a", "b", decide_ms=0)
     made.controller._belief.devices["d0"].delays.headroom[8] = 1 << DRIFT_BITS
     if since_s is not None:
-        made.request("b", slo_ms=200, priority=4)
-        made.run(until_ms=since_s * 1000)
+        made.ask("b", slo_ms=200, priority=4, until_ms=since_s * 1000)
 
     assert promised(made, 8) is yes
 
@@ -178,8 +173,7 @@ def test_headroom_is_left_while_requests_of_a_more_urgent_class_come(since_s: in
 def test_headroom_grows_with_the_time_until_a_batch_is_planned_to_end(share: float, most: int) -> None:
     def made() -> World:
         made = world("a", "b", decide_ms=0)
-        made.request("b", slo_ms=200, priority=4)
-        made.run(until_ms=100)
+        made.ask("b", slo_ms=200, priority=4, until_ms=100)
         made.controller._belief.devices["d0"].delays.headroom[8] = int(share * (1 << DRIFT_BITS))
         return made
 

@@ -20,8 +20,7 @@ def world(policy: str, names: str = "abc", pages: int = 16, **priorities: int) -
         *[model(name, priority=priorities.get(name, 0)) for name in names], pages=pages, policy=policy
     )
     for name in names[: pages // 4]:
-        made.request(name, slo_ms=500)
-        made.run()
+        made.ask(name, slo_ms=500)
     return made
 
 

@@ -161,8 +161,7 @@ def test_who_lost_its_weights_to_a_promise_is_loaded_elsewhere_at_once():
     for name, pages, held in (("d0", 8, "ab"), ("d1", 64, "d")):
         made.join(device(name, pages), worker=name)
         for each in held:
-            made.request(each, slo_ms=5000)
-            made.run(until_ms=200)
+            made.ask(each, slo_ms=5000, until_ms=200)
     made.request("a", slo_ms=5000)
     made.request("d", slo_ms=5000)
     for _ in range(12):
@@ -179,10 +178,8 @@ def test_who_lost_its_weights_to_a_promise_is_loaded_elsewhere_at_once():
 
 def test_a_lane_waits_for_promised_weights_rather_than_run_what_would_make_them_late():
     made = serving("cold", "warm", times=profile(b1_ms=40, step_ms=4, load_ms=40), decide_ns=0, max_batch=8)
-    made.request("warm", slo_ms=5000)
-    made.run(until_ms=300)
-    promised = made.request("cold", slo_ms=100)
-    made.run(until_ms=20)
+    made.ask("warm", slo_ms=5000, until_ms=300)
+    promised = made.ask("cold", slo_ms=100, until_ms=20)
     late = made.request("warm", slo_ms=70)
 
     made.run()
@@ -194,13 +191,10 @@ def test_a_lane_waits_for_promised_weights_rather_than_run_what_would_make_them_
 def loading(load_ms: float = 40) -> tuple[World, str, str]:
     """A promise that needs a LOAD, which takes so long instead of 40 ms, and one that is to run after it."""
     made = serving("cold", "warm", times=profile(b1_ms=40, step_ms=4, load_ms=40), decide_ns=0, max_batch=8)
-    made.request("warm", slo_ms=5000)
-    made.run(until_ms=300)
+    made.ask("warm", slo_ms=5000, until_ms=300)
     made.durations["c"] = profile(b1_ms=40, step_ms=4, load_ms=load_ms)
-    cold = made.request("cold", slo_ms=100)
-    made.run(until_ms=20)
-    warm = made.request("warm", slo_ms=130)
-    made.run(until_ms=12)
+    cold = made.ask("cold", slo_ms=100, until_ms=20)
+    warm = made.ask("warm", slo_ms=130, until_ms=12)
     assert {waiter.promised_ns > 0 for waiter in made.controller._belief.waiters.values()} == {True}
     return made, cold, warm
 
@@ -308,8 +302,7 @@ def test_promises_broken_by_a_slow_device_make_its_next_ones_more_careful():
     made.slower = 1.0
     learned = d0.delays.drift + d1.delays.drift
     for _ in range(24):
-        made.request("a", slo_ms=1000)
-        made.run(until_ms=100)
+        made.ask("a", slo_ms=1000, until_ms=100)
     made.run()
     assert d0.delays.drift + d1.delays.drift < learned
 
@@ -457,8 +450,7 @@ def test_a_rival_may_have_come_back_from_a_device_that_was_lost():
 
 def test_a_planned_batch_takes_along_who_waits_between_two_of_its_requests():
     made = world("a", "b", "c", decide_ms=None)
-    made.request("b", slo_ms=5000)
-    made.run(until_ms=1)
+    made.ask("b", slo_ms=5000, until_ms=1)
     yes = [made.request("a", slo_ms=70, decide_ns=0)]
     made.request("a", slo_ms=70)
     yes.append(made.request("a", slo_ms=70, decide_ns=0))
@@ -489,8 +481,7 @@ def test_the_first_batch_of_a_plan_is_next_only_if_it_starts_as_planned():
 
 def test_no_order_is_as_good_as_another_while_weights_are_loading():
     made = serving("cold", times=profile(b1_ms=20, step_ms=4, load_ms=40), decide_ns=0, max_batch=8)
-    made.request("cold", slo_ms=500)
-    made.run(until_ms=20)
+    made.ask("cold", slo_ms=500, until_ms=20)
     (planned,) = made.controller._belief.devices.values()
 
     assert not fits_in_any_order(planned, made.now_ns, ms(1), made.now_ns + ms(400))

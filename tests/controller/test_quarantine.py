@@ -102,8 +102,7 @@ def test_a_success_in_between_tells_that_it_was_not_the_model() -> None:
     world = world_of("a")
     for _ in range(5):
         die_running(world, "a")
-        again = world.request("a", slo_ms=500)
-        world.run(until_ms=500)
+        again = world.ask("a", slo_ms=500, until_ms=500)
         assert world.answers[again].outcome is Outcome.OK
     assert not world.quarantined
 
@@ -114,8 +113,7 @@ def test_one_request_that_kills_twice_alone_is_not_forgotten_for_others_that_go_
     poison = die_running(world, "a", slo_ms=5000)
     die(world)
     assert world.answers[poison].reason is Reason.WORKER_LOST, "it is sent to no third one"
-    fine = world.request("a", slo_ms=500)
-    world.run(until_ms=500)
+    fine = world.ask("a", slo_ms=500, until_ms=500)
     assert (world.answers[fine].outcome, world.quarantined) == (Outcome.OK, [])
     die_running(world, "a", slo_ms=5000)
     assert [one.model for one in world.quarantined] == ["a/1"]
@@ -127,16 +125,14 @@ def test_a_crash_of_what_ran_alone_is_not_forgotten_for_requests_that_go_well(ea
     for _ in range(3):
         world.request("a", slo_ms=25)
         die(world, crashes_early=early)
-        world.request("a", slo_ms=500)
-        world.run(until_ms=500)
+        world.ask("a", slo_ms=500, until_ms=500)
     assert [one.model for one in world.quarantined] == ["a/1"]
 
 
 def test_what_waited_behind_it_costs_no_attempt() -> None:
     world = world_of("bad", "good", retries=0, reject_infeasible=False)
     for name in ("bad", "good"):
-        world.request(name, slo_ms=500)
-        world.run(until_ms=500)
+        world.ask(name, slo_ms=500, until_ms=500)
     bad, good = world.request("bad", slo_ms=500), world.request("good", slo_ms=500)
     sent: set[str] = set()
     while good not in sent:
@@ -152,8 +148,7 @@ def test_what_waited_behind_it_costs_no_attempt() -> None:
 def test_what_is_not_known_to_have_run_is_blamed_for_nothing() -> None:
     world = world_of("a")
     for _ in range(5):
-        world.request("a", slo_ms=25)
-        world.run(until_ms=12)
+        world.ask("a", slo_ms=25, until_ms=12)
         world.kill("w0", "d0")
         world.join(device())
         world.run(until_ms=100)
@@ -162,8 +157,7 @@ def test_what_is_not_known_to_have_run_is_blamed_for_nothing() -> None:
 
 def test_a_load_that_kills_is_named_as_such() -> None:
     world = world_of("a", quarantine_after=1)
-    world.request("a", slo_ms=500)
-    world.run(until_ms=1)
+    world.ask("a", slo_ms=500, until_ms=1)
     world.kill("w0", "d0", known=True)
     assert "once within 0 s, the last time loading its weights" in world.quarantined[0].why
 
@@ -176,8 +170,7 @@ def test_a_pardon_lets_it_be_served_and_forgets_what_it_did() -> None:
     world = quarantined("good")
     world.tell(ReleaseFromQuarantine(model="bad"))
     assert world.quarantined[-1] == Quarantined(model="bad/1")
-    request_id = world.request("bad", slo_ms=500)
-    world.run(until_ms=500)
+    request_id = world.ask("bad", slo_ms=500, until_ms=500)
     assert world.answers[request_id].outcome is Outcome.OK
     for _ in range(2):
         die_running(world, "bad")
@@ -191,8 +184,7 @@ def test_a_new_version_is_served_and_so_is_one_that_changed() -> None:
     assert len(world.quarantined) == 1
     world.tell(ModelAdded(model=model("bad", mib=5)))
     assert world.quarantined[1:] == [Quarantined(model="bad/1")]
-    request_id = world.request("bad", slo_ms=500)
-    world.run(until_ms=500)
+    request_id = world.ask("bad", slo_ms=500, until_ms=500)
     assert world.answers[request_id].outcome is Outcome.OK
 
 
@@ -267,8 +259,7 @@ def test_a_pardon_of_one_has_the_code_prepared_again_for_all() -> None:
     assert (state["pending_codes"], state["failed_codes"]) == (1, {})
     world.durations["other"] = profile("other")
     world.tell(CodeReady(device="d0", code_id="other"))
-    request_id = world.request("b", slo_ms=500)
-    world.run(until_ms=500)
+    request_id = world.ask("b", slo_ms=500, until_ms=500)
     assert world.answers[request_id].outcome is Outcome.OK
 
 
@@ -321,8 +312,7 @@ def test_its_weights_leave_other_devices_and_come_back_after_a_pardon() -> None:
     world.run(until_ms=100)
     assert not world.controller._belief.models["bad/1"].residencies
     world.tell(ReleaseFromQuarantine(model="bad"))
-    request_id = world.request("bad", slo_ms=500)
-    world.run(until_ms=500)
+    request_id = world.ask("bad", slo_ms=500, until_ms=500)
     assert world.answers[request_id].outcome is Outcome.OK
     assert [type(one) for one in world.actions] == [Load, Infer]
 
@@ -381,6 +371,5 @@ def test_what_still_runs_of_a_model_in_quarantine_is_answered_when_its_worker_di
     if removed:
         world.join(device("d2"), worker="w2")
         world.serve(model("bad"))
-        again = world.request("bad", slo_ms=200)
-        world.run(until_ms=200)
+        again = world.ask("bad", slo_ms=200, until_ms=200)
         assert world.answers[again].outcome is Outcome.OK, "it starts anew"

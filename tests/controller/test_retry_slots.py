@@ -30,8 +30,7 @@ def test_no_turn_is_later_than_the_limit_unless_there_is_no_room_before() -> Non
 
 def test_who_is_refused_in_one_instant_is_not_told_to_come_back_in_one_instant() -> None:
     world = serving("a", times=profile(b1_ms=10, step_ms=2), max_batch=4)
-    world.request("a", slo_ms=500)
-    world.run()
+    world.ask("a", slo_ms=500)
     world.request("a", slo_ms=500)
     refused = [world.request("a", slo_ms=15) for _ in range(8)]
     waits = [world.answers[one].retry_after_ns for one in refused]

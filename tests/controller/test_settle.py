@@ -30,13 +30,11 @@ def failing(kind: type, status: Status, times: int = 1000) -> World:
 )
 def test_a_failed_infer_says_why_and_that_it_was_cold(status: Status, reason: Reason) -> None:
     world = failing(Infer, status)
-    request_id = world.request("a", slo_ms=500)
-    world.run()
+    request_id = world.ask("a", slo_ms=500)
     answer = world.answers[request_id]
     assert (answer.outcome, answer.reason, answer.cold) == (Outcome.FAILED, reason, True)
     assert answer.message == f"the worker refused: {status.value}"
-    again = world.request("a", slo_ms=500)
-    world.run()
+    again = world.ask("a", slo_ms=500)
     assert not world.answers[again].cold, "the weights are there now"
 
 
@@ -45,8 +43,7 @@ def test_a_failed_infer_says_why_and_that_it_was_cold(status: Status, reason: Re
 )
 def test_weights_that_are_not_where_we_believed_are_loaded_again(status: Status) -> None:
     world = failing(Infer, status, times=1)
-    request_id = world.request("a", slo_ms=500)
-    world.run()
+    request_id = world.ask("a", slo_ms=500)
     assert world.answers[request_id].outcome is Outcome.OK
     assert [type(one) for one in world.actions] == [Load, Infer, Load, Infer]
 
@@ -54,15 +51,13 @@ def test_weights_that_are_not_where_we_believed_are_loaded_again(status: Status)
 def test_belief_may_be_wrong_three_times_and_not_four() -> None:
     for times, outcome in ((3, Outcome.OK), (4, Outcome.FAILED)):
         world = failing(Infer, Status.WEIGHTS_MISSING, times)
-        request_id = world.request("a", slo_ms=5000)
-        world.run()
+        request_id = world.ask("a", slo_ms=5000)
         assert world.answers[request_id].outcome is outcome
 
 
 def test_a_refusal_that_leaves_the_action_as_good_as_it_was_is_tried_for_as_long_as_there_is_time() -> None:
     world = failing(Infer, Status.TOO_LATE, times=10)
-    request_id = world.request("a", slo_ms=5000)
-    world.run()
+    request_id = world.ask("a", slo_ms=5000)
     assert world.answers[request_id].outcome is Outcome.OK
     assert [type(one) for one in world.actions] == [Load, *[Infer] * 11]
 
@@ -95,8 +90,7 @@ def test_what_raised_alone_is_not_tried_again() -> None:
 def test_a_good_answer_says_how_long_it_waited_and_ran() -> None:
     world = failing(Infer, Status.OK, times=0)
     world.slower = 1.5
-    request_id = world.request("a", slo_ms=500)
-    world.run()
+    request_id = world.ask("a", slo_ms=500)
     answer = world.answers[request_id]
     assert (answer.batch, answer.exec_ns, answer.expected_ns) == (1, ms(15), ms(10))
     assert answer.queue_ns == ms(0.1) + ms(8) + ms(0.1) + ms(0.1), "there, LOAD, back, there"
@@ -104,8 +98,7 @@ def test_a_good_answer_says_how_long_it_waited_and_ran() -> None:
 
 def test_what_a_failed_load_ends_has_failed() -> None:
     world = failing(Load, Status.MODEL_RAISED)
-    request_id = world.request("a", slo_ms=500)
-    world.run()
+    request_id = world.ask("a", slo_ms=500)
     answer = world.answers[request_id]
     assert (answer.outcome, answer.reason) == (Outcome.FAILED, Reason.MODEL_RAISED)
     assert answer.message == "its weights could not be loaded: model_raised"

@@ -91,8 +91,7 @@ def test_what_is_refused_by_it_a_query_refuses_too(
 
 def test_a_queue_whose_urgency_is_again_what_it_was_is_counted_once() -> None:
     made = cluster()
-    made.request("a", slo_ms=500)
-    made.run(until_ms=60)
+    made.ask("a", slo_ms=500, until_ms=60)
     wait(made, "p", "a", made.now_ns + ms(100))
     (strategy,) = made.controller._belief.models["a/1"].main.strategies
     agenda, usual_ns = strategy.agenda, strategy.key_ns
@@ -107,8 +106,7 @@ def test_a_queue_whose_urgency_is_again_what_it_was_is_counted_once() -> None:
 
 def test_who_is_due_last_ends_after_all_that_wait() -> None:
     made = cluster()
-    made.request("a", slo_ms=500)
-    made.run(until_ms=100)
+    made.ask("a", slo_ms=500, until_ms=100)
     crowd(made)
     soonest = ends(made)["a/1"]
     assert soonest.due_ns == made.now_ns + ms(100)
@@ -120,8 +118,7 @@ def test_who_is_due_last_ends_after_all_that_wait() -> None:
 
 def test_a_device_that_they_do_not_wait_for_may_serve_it_sooner() -> None:
     made = cluster(devices=2)
-    made.request("a", slo_ms=500)
-    made.run(until_ms=100)
+    made.ask("a", slo_ms=500, until_ms=100)
     for number in range(60):
         wait(made, f"p{number}", "a", made.now_ns + ms(100))
     soonest = ends(made)["a/1"]
@@ -131,8 +128,7 @@ def test_a_device_that_they_do_not_wait_for_may_serve_it_sooner() -> None:
 def test_models_that_nobody_waits_for_are_left_out() -> None:
     made = cluster()
     assert ends(made, "a", "none") == {}
-    made.request("a", slo_ms=500)
-    made.run(until_ms=100)
+    made.ask("a", slo_ms=500, until_ms=100)
     assert ends(made) == {}
 
 
@@ -160,8 +156,7 @@ def test_what_it_tells_changes_no_decision() -> None:
 
 def test_those_that_a_gateway_passes_on_count_until_the_next_summary() -> None:
     made = cluster()
-    made.request("a", slo_ms=500)
-    made.run(until_ms=100)
+    made.ask("a", slo_ms=500, until_ms=100)
     crowd(made, count=20)
     known = KnownEnds()
     known.update(SoonestEnds(ends=ends(made), until_ns=NEVER_NS))

@@ -141,8 +141,7 @@ def test_a_device_without_weights_that_was_slow_once_loads_them(what: str) -> No
     timings = world.controller._belief.devices["d0"].codes["c"].timings
     for _ in range(10):
         (timings.load(4 * MIB) if what == "load" else timings.infer(1, "")).learn(ms(300), world.now_ns)
-    early = world.request("a", slo_ms=200)
-    world.run(until_ms=1000)
+    early = world.ask("a", slo_ms=200, until_ms=1000)
     late = [world.request("a", slo_ms=200), world.request("a", slo_ms=200)]
     world.run(until_ms=1000)
     assert world.answers[early].outcome is Outcome.REJECTED
@@ -154,13 +153,11 @@ def test_a_device_without_weights_that_was_slow_once_loads_them(what: str) -> No
 def test_trials_of_what_stays_slow_leave_most_of_the_lane_to_others(before: int) -> None:
     world = serving("a", policy="paper", hang_ns=0)
     for _ in range(before):
-        world.request("a", slo_ms=500)
-        world.run(until_ms=100)
+        world.ask("a", slo_ms=500, until_ms=100)
     world.slower = 30.0
     began_ns = world.now_ns
     for _ in range(400):
-        world.request("a", slo_ms=100)
-        world.run(until_ms=50)
+        world.ask("a", slo_ms=100, until_ms=50)
     tries = [one for start_ns, _, one in world.started if isinstance(one, Infer) and start_ns > began_ns]
     assert 12 < len(tries) < 28, "in 20 seconds, each of 300 ms; two at once"
 

@@ -46,8 +46,7 @@ def stuck(**settings: object) -> Stubborn:
     world.run(until_ms=20)
     world.actions.clear()
     world.stuck_infers.add("d0")
-    world.request("a", slo_ms=50)
-    world.run(until_ms=1)
+    world.ask("a", slo_ms=50, until_ms=1)
     return world
 
 
@@ -76,8 +75,7 @@ def test_without_a_time_to_hang_too() -> None:
 
 def test_what_is_a_little_late_moves_nothing() -> None:
     world = stuck()
-    asked = world.request("b", slo_ms=100)
-    world.run(until_ms=INFER_MS + LOOK_MS - 2)
+    asked = world.ask("b", slo_ms=100, until_ms=INFER_MS + LOOK_MS - 2)
     world.stuck_infers.clear()
     world.release("d0")
 
@@ -121,8 +119,7 @@ def test_where_no_lane_moves_the_server_is_not_ready_until_one_does() -> None:
     world = world_of("d0", settings={"hang_ns": 0})
     world.stuck_infers.add("d0")
     world.said.clear()
-    world.request("a", slo_ms=50)
-    world.run(until_ms=INFER_MS + UNRESPONSIVE_NS / NS_PER_MS - LOOK_MS)
+    world.ask("a", slo_ms=50, until_ms=INFER_MS + UNRESPONSIVE_NS / NS_PER_MS - LOOK_MS)
     assert told(world) == []
     world.run(until_ms=3 * LOOK_MS)
     assert told(world) == [False]
@@ -152,8 +149,7 @@ def test_where_every_worker_is_silent_the_server_is_not_ready_whatever_they_are_
 def test_a_silent_worker_that_does_what_it_should_serves() -> None:
     world = world_of("d0", settings={"hang_ns": ms(60_000)})
     world.said.clear()
-    world.request("a", slo_ms=50)
-    world.run(until_ms=1)
+    world.ask("a", slo_ms=50, until_ms=1)
     world.tell(WorkerSilent(worker="w0", for_ns=ms(1400)))
     assert told(world) == []
 

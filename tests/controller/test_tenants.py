@@ -170,8 +170,7 @@ def test_a_tenant_over_its_quota_is_refused_at_once_and_told_when_to_come_back()
         "found 20 in use and 10 more asked for; ask for less, or have the quota raised"
     )
     made.run(until_ms=150)
-    later = made.request("a", slo_ms=500, tenant="t")
-    made.run()
+    later = made.ask("a", slo_ms=500, tenant="t")
     assert [made.answers[one].outcome for one in (*ids[:2], later)] == [Outcome.OK] * 3
 
 
@@ -190,8 +189,7 @@ def test_nothing_is_charged_for_what_did_not_run() -> None:
     gone = made.request("b", slo_ms=500, tenant="t")
     made.tell(Cancel(request_id=gone))
     assert why(made, gone)[0] is Outcome.CANCELLED
-    last = made.request("a", slo_ms=500, tenant="t")
-    made.run()
+    last = made.ask("a", slo_ms=500, tenant="t")
     assert why(made, last)[0] is Outcome.OK
     assert accounts(made)["device_ns"] == ms(10)
 
@@ -208,8 +206,7 @@ def test_a_client_that_leaves_while_its_request_runs_pays_for_it() -> None:
 def test_what_took_longer_than_expected_is_repaid_before_more_is_admitted() -> None:
     made = world(quota("t", device_ms=100, burst_ms=200))
     made.slower = 5
-    made.request("a", slo_ms=500, tenant="t")
-    made.run(until_ms=51)
+    made.ask("a", slo_ms=500, tenant="t", until_ms=51)
     refused = made.request("a", slo_ms=500, tenant="t")
     assert why(made, refused) == BOTH
     assert ms(350) < made.answers[refused].retry_after_ns < ms(450), "50 ms, of which the bucket held 20"
@@ -225,8 +222,7 @@ def test_a_refused_action_costs_nothing_and_its_request_is_held_for_again() -> N
         made.reply(action, Status.TOO_LATE, made.now_ns, made.now_ns)
 
     made._execute = refuse  # type: ignore[method-assign]
-    request_id = made.request("a", slo_ms=500, tenant="t")
-    made.run()
+    request_id = made.ask("a", slo_ms=500, tenant="t")
     assert why(made, request_id)[0] is Outcome.OK
     assert accounts(made)["device_ns"] == ms(10)
 
@@ -289,8 +285,7 @@ def test_a_tenant_that_stays_owes_what_it_owed_and_one_without_a_quota_is_free()
     made.tell(QuotasSet(quotas=(quota("t", device_ms=100, burst_ms=100),)))
     assert why(made, made.request("a", slo_ms=500, tenant="t")) == BOTH
     made.tell(QuotasSet(quotas=()))
-    free = made.request("a", slo_ms=500, tenant="t")
-    made.run()
+    free = made.ask("a", slo_ms=500, tenant="t")
     assert why(made, free)[0] is Outcome.OK
 
 

@@ -67,8 +67,7 @@ def test_one_claim_is_enough_for_all_requests_of_a_tenant_and_lasts_as_long_as_t
     made.tell(Cancel(request_id=ids[0]))
     assert why(made, made.request("c", slo_ms=500, tenant="t")) == BOTH
     made.tell(Cancel(request_id=ids[1]))
-    last = made.request("c", slo_ms=500, tenant="t")
-    made.run()
+    last = made.ask("c", slo_ms=500, tenant="t")
     assert why(made, last)[0] is Outcome.OK
 
 
@@ -102,8 +101,7 @@ def test_who_asks_for_one_cold_model_after_another_is_refused() -> None:
     made.run(until_ms=100)
     warm = [made.request(name, slo_ms=500, tenant="t") for name in "cd"]
     made.run(until_ms=1000)
-    later = made.request("b", slo_ms=500, tenant="t")
-    made.run()
+    later = made.ask("b", slo_ms=500, tenant="t")
     assert [made.answers[one].outcome for one in (ids[0], *others, *warm, later)] == [Outcome.OK] * 6
 
 
@@ -113,8 +111,7 @@ def test_a_claim_for_weights_that_are_not_loaded_is_free_again() -> None:
     gone = made.request("b", slo_ms=500, tenant="t")
     refused = made.request("c", slo_ms=500, tenant="t")
     made.tell(Cancel(request_id=gone))
-    again = made.request("c", slo_ms=500, tenant="t")
-    made.run()
+    again = made.ask("c", slo_ms=500, tenant="t")
     assert [action.model for action in made.actions if isinstance(action, Load)] == ["a/1", "c/1"]
     assert [why(made, one)[0] for one in (refused, again)] == [Outcome.REJECTED, Outcome.OK]
 

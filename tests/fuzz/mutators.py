@@ -20,6 +20,8 @@ from typing import Any
 
 import msgspec
 
+from clockwork_serve.oip.protobuf import varint
+
 Mutator = Callable[[bytes, Random], bytes]
 
 ODD_NUMBERS: list[Any] = [
@@ -263,7 +265,7 @@ def protobuf(data: bytes, dice: Random) -> bytes:
                 fields[at] = (number, other[1], other[2])
             case _:
                 odd = dice.choice((0, 1, 2, 7, 127, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 1))
-                fields[at] = (number, 0, _varint(odd))
+                fields[at] = (number, 0, varint(odd))
     return _message(fields)
 
 
@@ -305,18 +307,9 @@ def _read_varint(data: bytes, at: int) -> tuple[int, int]:
             raise IndexError
 
 
-def _varint(value: int) -> bytes:
-    found = bytearray()
-    while value > 127:
-        found.append(value & 127 | 128)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
 def _message(fields: list[tuple[int, int, bytes]]) -> bytes:
     return b"".join(
-        _varint(number << 3 | kind) + (_varint(len(value)) if kind == 2 else b"") + value
+        varint(number << 3 | kind) + (varint(len(value)) if kind == 2 else b"") + value
         for number, kind, value in fields
     )
 

@@ -143,13 +143,14 @@ def fresh(*specs: DeviceSpec, code: Code = CODE, profiles: tuple[Profile, ...] =
 
 def resident(
     tell: Told, model: str, first: int, *, version: int = 1, at_ms: float = 0, action_id: int = 1000
-) -> None:
-    """Load weights into two pages, in no time."""
+) -> Told:
+    """The same worker, with weights loaded into two pages, in no time."""
     action = load(action_id, model, first, version=version)
     assert tell(at_ms, action) == [start(action)]
     (result,) = tell(at_ms, done(action, at_ms))
     assert isinstance(result, Result)
     assert result.status is Status.OK
+    return tell
 
 
 def statuses(effects: Sequence[object]) -> dict[int, Status]:

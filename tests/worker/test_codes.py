@@ -114,8 +114,7 @@ def test_a_removed_code_is_retired_and_can_come_back() -> None:
 
 
 def test_a_removed_code_stays_while_weights_or_actions_use_it() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     runs = infer(1, "a", 0)
     tell(1, runs)
     assert tell(2, CodeRemoved(code_id="net")) == []

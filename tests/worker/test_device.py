@@ -44,8 +44,7 @@ def test_weights_can_be_used_once_their_load_is_done() -> None:
 
 
 def test_a_load_into_pages_that_are_held_needs_an_unload_first() -> None:
-    tell = fresh()
-    resident(tell, "a", 2)
+    tell = resident(fresh(), "a", 2)
     status, message = tell.refusal(1, load(1, "b", 3))
     assert status is Status.NO_ROOM
     assert message == "LOAD of b: pages 2..3 hold a; UNLOAD it first"
@@ -53,8 +52,7 @@ def test_a_load_into_pages_that_are_held_needs_an_unload_first() -> None:
 
 
 def test_neighbouring_pages_are_free() -> None:
-    tell = fresh()
-    resident(tell, "a", 2)
+    tell = resident(fresh(), "a", 2)
     before, after = load(1, "b", 0), load(2, "c", 4)
     assert tell(1, before) == [start(before)]
     tell(1, done(before, 1))
@@ -62,23 +60,20 @@ def test_neighbouring_pages_are_free() -> None:
 
 
 def test_a_load_into_pages_that_an_infer_reads_is_refused() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     tell(1, infer(1, "a", 0))
     status, message = tell.refusal(2, load(2, "b", 1))
     assert (status, message) == (Status.IN_USE, "LOAD of b: pages 0..1 are in use by a")
 
 
 def test_a_load_into_pages_that_a_queued_infer_will_read_is_refused() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     tell(1, infer(1, "a", 0, window=(9, 10)))
     assert tell.refusal(2, load(2, "b", 1))[0] is Status.IN_USE
 
 
 def test_a_queued_infer_of_other_weights_holds_nothing() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     tell(1, infer(1, "a", 0, version=2, window=(9, 10)))
     assert tell.refusal(2, load(2, "b", 1))[0] is Status.NO_ROOM
 
@@ -94,8 +89,7 @@ def test_a_load_that_fails_leaves_its_pages_empty() -> None:
 
 
 def test_an_unload_before_a_load_makes_room_at_once() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     forget, copy = unload(1, "a", 0), load(2, "b", 0)
     assert tell(1, forget, copy) == [start(forget)]
     assert tell(2, done(forget, 2))[-1] == start(copy)
@@ -120,8 +114,7 @@ def test_weights_must_fit_their_extent() -> None:
 
 
 def test_unloaded_weights_are_gone() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     forget = unload(1, "a", 0)
     assert tell(1, forget) == [start(forget)]
     assert ended(tell(1, done(forget, 1))) is Status.OK
@@ -129,8 +122,7 @@ def test_unloaded_weights_are_gone() -> None:
 
 
 def test_an_unload_that_fails_forgets_all_the_same() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     forget = unload(1, "a", 0)
     tell(1, forget)
     assert ended(tell(2, done(forget, 2, Status.DEVICE_FAULT))) is Status.DEVICE_FAULT
@@ -144,15 +136,13 @@ def test_an_unload_that_fails_forgets_all_the_same() -> None:
     ids=["empty pages", "another version", "another extent", "another model"],
 )
 def test_an_unload_of_what_is_not_there_is_refused(action: object) -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     assert tell.refusal(1, action)[0] is Status.WEIGHTS_MISSING  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("window", [(0, 10), (9, 10)], ids=["running", "queued"])
 def test_weights_that_an_infer_reads_are_not_unloaded(window: tuple[float, float]) -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     tell(1, infer(1, "a", 0, window=window))
     status, message = tell.refusal(2, unload(2, "a", 0))
     assert (status, message) == (Status.IN_USE, "UNLOAD of a: an INFER reads its weights in pages 0..1")
@@ -167,8 +157,7 @@ def test_weights_that_an_infer_reads_are_not_unloaded(window: tuple[float, float
     ids=["empty pages", "another version", "another extent", "another model"],
 )
 def test_an_infer_of_what_is_not_there_is_refused(action: object) -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     assert tell.refusal(1, action)[0] is Status.WEIGHTS_MISSING  # type: ignore[arg-type]
 
 
@@ -182,8 +171,7 @@ def test_an_infer_with_another_code_than_the_weights_are_laid_out_for_is_refused
 
 
 def test_the_refusal_says_what_is_there_instead() -> None:
-    tell = fresh()
-    resident(tell, "b", 0, version=3)
+    tell = resident(fresh(), "b", 0, version=3)
     assert tell.refusal(1, infer(1, "a", 1, version=2))[1] == (
         "INFER of a: expected its weights, version 2, in pages 1..2; found b version 3"
     )
@@ -231,8 +219,7 @@ def test_an_infer_whose_load_is_refused_is_refused_too() -> None:
 
 
 def test_answers_computed_with_weights_that_changed_are_thrown_away() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     run = infer(1, "a", 0)
     tell(1, run)
     # No order of events leads here; the check is the last line of defence, so the state is bent by hand.
@@ -269,8 +256,7 @@ def test_an_infer_without_a_call_is_a_contradiction() -> None:
 
 
 def test_a_code_without_a_batch_axis_takes_one_call_of_any_rows() -> None:
-    tell = fresh(code=structs.replace(CODE, batched=False, batch_sizes=(1,)))
-    resident(tell, "a", 0)
+    tell = resident(fresh(code=structs.replace(CODE, batched=False, batch_sizes=(1,))), "a", 0)
     status, message = tell.refusal(0, infer(1, "a", 0, rows=(1, 1)))
     assert status is Status.BAD_ACTION
     assert message == "INFER of a: calls: expected 1 where there is no batch axis, found 2"
@@ -288,8 +274,7 @@ def test_a_batch_that_needs_more_io_than_the_device_has_finds_no_room() -> None:
 
 
 def test_only_profiles_of_its_own_kind_count() -> None:
-    tell = fresh(profiles=(structs.replace(PROFILE, device_kind="other"),))
-    resident(tell, "a", 0)
+    tell = resident(fresh(profiles=(structs.replace(PROFILE, device_kind="other"),)), "a", 0)
     assert tell(0, infer(1, "a", 0, batch=8)) == [start(infer(1, "a", 0, batch=8))]
 
 

@@ -76,8 +76,7 @@ def test_a_window_that_closed_is_too_late() -> None:
 
 
 def test_what_waits_behind_a_running_action_is_judged_when_the_lane_is_free() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     first, second, third = infer(1, "a", 0), infer(2, "a", 0, window=(0, 3)), infer(3, "a", 0)
     assert tell(0, first, second, third) == [start(first)]
     assert tell(4) == []
@@ -107,8 +106,7 @@ def test_a_window_that_closes_before_it_opens_is_a_contradiction() -> None:
 
 
 def test_a_lane_takes_the_earliest_first_and_equals_as_they_came() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     busy, late, soon, sooner = (
         infer(at, "a", 0, window=(at_ms, 50)) for at, at_ms in enumerate((0, 3, 1, 1))
     )
@@ -119,8 +117,7 @@ def test_a_lane_takes_the_earliest_first_and_equals_as_they_came() -> None:
 
 
 def test_an_action_that_opens_earlier_overtakes_one_that_waits() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     late, soon = infer(1, "a", 0, window=(5, 50)), infer(2, "a", 0, window=(3, 50))
     tell(0, late)
     tell(1, soon)
@@ -129,8 +126,7 @@ def test_an_action_that_opens_earlier_overtakes_one_that_waits() -> None:
 
 
 def test_the_two_lanes_work_at_the_same_time() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     run, copy = infer(1, "a", 0), load(2, "b", 2)
     assert sorted(effect.lane for effect in tell(0, run, copy) if isinstance(effect, Start)) == [
         Lane.EXEC,
@@ -155,8 +151,7 @@ def test_a_free_lane_needs_no_wakeup_and_neither_does_a_busy_one() -> None:
 
 
 def test_a_result_carries_what_the_lane_measured() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     action = infer(1, "a", 0, batch=2, rows=(1, 1))
     tell(1, action)
     measured = structs.replace(done(action, 4, started_ms=1), input_ns=5, run_ns=6, output_ns=7)
@@ -168,8 +163,7 @@ def test_a_result_carries_what_the_lane_measured() -> None:
 
 
 def test_a_fault_of_the_lane_is_passed_on_with_its_message() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     action = infer(1, "a", 0)
     tell(1, action)
     (result,) = tell(4, done(action, 4, Status.MODEL_RAISED))
@@ -190,8 +184,7 @@ def test_an_id_that_is_queued_or_running_is_not_taken_twice() -> None:
 
 @pytest.mark.parametrize("make", [load, unload, infer])
 def test_a_window_that_closed_a_nanosecond_ago_is_missed(make: Make) -> None:
-    tell = fresh()
-    resident(tell, "a", 4)
+    tell = resident(fresh(), "a", 4)
     first = 0 if make is load else 4
     status, message = tell.refusal(5.000001, make(1, "a", first, window=(0, 5)))
     assert status is Status.TOO_LATE
@@ -200,8 +193,7 @@ def test_a_window_that_closed_a_nanosecond_ago_is_missed(make: Make) -> None:
 
 @pytest.mark.parametrize("make", [load, unload, infer])
 def test_an_action_that_waits_already_may_not_come_again(make: Make) -> None:
-    tell = fresh()
-    resident(tell, "a", 4)
+    tell = resident(fresh(), "a", 4)
     action = make(1, "a", 0 if make is load else 4, window=(9, 10))
     assert tell(1, action) == []
     status, message = tell.refusal(2, action)
@@ -242,8 +234,7 @@ def test_devices_that_wake_together_all_start() -> None:
 
 
 def test_a_wakeup_that_was_overtaken_is_not_asked_for() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     tell(0, infer(1, "a", 0, window=(5, 50)))
     tell(1, infer(2, "a", 0, window=(3, 50)))
     tell(3)
@@ -271,8 +262,7 @@ def test_time_does_not_go_back() -> None:
 
 
 def test_stop_refuses_what_waits_and_what_comes_but_not_what_runs() -> None:
-    tell = fresh()
-    resident(tell, "a", 0)
+    tell = resident(fresh(), "a", 0)
     runs, waits, comes = (infer(at, "a", 0) for at in range(3))
     tell(0, runs, waits)
     assert statuses(tell(1, Stop(), comes)) == {1: Status.SHUTTING_DOWN, 2: Status.SHUTTING_DOWN}
@@ -313,8 +303,7 @@ def second() -> Told:
 
 
 def test_what_waits_is_refused_and_what_runs_goes_on_and_is_answered() -> None:
-    tell = second()
-    resident(tell, "a", 0)
+    tell = resident(second(), "a", 0)
     runs, waits = infer(1, "a", 0), infer(2, "a", 0)
     tell(0, runs, waits)
     assert statuses(tell(1, ControllerLost())) == {2: Status.SHUTTING_DOWN}
@@ -322,8 +311,7 @@ def test_what_waits_is_refused_and_what_runs_goes_on_and_is_answered() -> None:
 
 
 def test_the_next_controller_hears_of_codes_weights_and_what_runs() -> None:
-    tell = second()
-    resident(tell, "a", 0, version=3)
+    tell = resident(second(), "a", 0, version=3)
     runs, copies = infer(1, "a", 0, version=3), load(2, "b", 2, version=4)
     tell(1, runs, copies)
     tell(1.5, ControllerLost())
@@ -340,8 +328,7 @@ def test_the_next_controller_hears_of_codes_weights_and_what_runs() -> None:
 
 
 def test_the_next_controller_hears_of_the_last_durations_by_batch_and_signature() -> None:
-    tell = second()
-    resident(tell, "a", 0)
+    tell = resident(second(), "a", 0)
     for at in range(12):
         action = structs.replace(infer(at, "a", 0, window=(0, 1000)), signature="s" if at == 3 else "")
         tell(10 * at, action)
@@ -354,8 +341,7 @@ def test_the_next_controller_hears_of_the_last_durations_by_batch_and_signature(
 
 
 def test_weights_that_are_kept_serve_the_next_controller() -> None:
-    tell = second()
-    resident(tell, "a", 0)
+    tell = resident(second(), "a", 0)
     tell(1, ControllerLost())
     tell(1, FOUND, RetainWeights(device=GPU, versions=(1,)))
     action = infer(1, "a", 0)
@@ -363,8 +349,7 @@ def test_weights_that_are_kept_serve_the_next_controller() -> None:
 
 
 def test_weights_that_nobody_keeps_are_unloaded_by_the_worker_itself() -> None:
-    tell = second()
-    resident(tell, "a", 0)
+    tell = resident(second(), "a", 0)
     resident(tell, "b", 2)
     assert tell(1, ControllerLost()) == []
     _, first = tell(1, FOUND, RetainWeights(device=GPU))
@@ -378,8 +363,7 @@ def test_weights_that_nobody_keeps_are_unloaded_by_the_worker_itself() -> None:
 
 
 def test_weights_that_nobody_keeps_and_wait_to_be_forgotten_are_still_forgotten_after_another_loss() -> None:
-    tell = second()
-    resident(tell, "a", 0)
+    tell = resident(second(), "a", 0)
     resident(tell, "b", 2)
     tell(1, ControllerLost())
     _, first = tell(1, FOUND, RetainWeights(device=GPU))
@@ -392,8 +376,7 @@ def test_weights_that_nobody_keeps_and_wait_to_be_forgotten_are_still_forgotten_
 
 
 def test_weights_that_are_read_or_copied_are_forgotten_afterwards() -> None:
-    tell = second()
-    resident(tell, "a", 0)
+    tell = resident(second(), "a", 0)
     runs, copies = infer(1, "a", 0), load(2, "b", 2)
     tell(0, runs, copies)
     tell(1, ControllerLost())
@@ -412,8 +395,7 @@ def test_weights_that_are_read_or_copied_are_forgotten_afterwards() -> None:
 
 
 def test_weights_that_nobody_keeps_answer_no_infer() -> None:
-    tell = second()
-    resident(tell, "a", 0)
+    tell = resident(second(), "a", 0)
     tell(0, load(1, "b", 4))
     tell(1, ControllerLost())
     tell(1, FOUND, RetainWeights(device=GPU))
@@ -421,8 +403,7 @@ def test_weights_that_nobody_keeps_answer_no_infer() -> None:
 
 
 def test_weights_that_nobody_keeps_are_missing_for_an_unload_though_an_old_infer_reads_them() -> None:
-    tell = second()
-    resident(tell, "a", 0)
+    tell = resident(second(), "a", 0)
     runs = infer(1, "a", 0)
     tell(0, runs)
     tell(1, ControllerLost())
@@ -436,8 +417,7 @@ def test_weights_that_nobody_keeps_are_missing_for_an_unload_though_an_old_infer
 
 def test_a_load_into_pages_that_an_old_infer_reads_waits_in_its_window() -> None:
     for patience_ms in (2, 100):
-        tell = second()
-        resident(tell, "a", 0)
+        tell = resident(second(), "a", 0)
         runs, wanted = infer(1, "a", 0), load(2, "b", 1, window=(0, patience_ms))
         tell(0, runs)
         tell(1, ControllerLost())

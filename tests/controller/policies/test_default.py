@@ -32,8 +32,7 @@ def world(*names: str, times: Profile | None = None, devices: int = 1, pages: in
     for at in range(devices):
         made.join(device(f"d{at}", pages), worker=f"w{at}")
     for name in names:
-        made.request(name, slo_ms=500)
-        made.run(until_ms=100)
+        made.ask(name, slo_ms=500, until_ms=100)
     made.actions.clear()
     return made
 
@@ -45,13 +44,10 @@ def infers(made: World) -> list[tuple[str, int, int]]:
 
 def test_the_next_action_is_chosen_when_the_lane_is_nearly_free() -> None:
     made = world("a", "b", "c")
-    made.request("a", slo_ms=200)
-    made.run(until_ms=5)
-    made.request("b", slo_ms=190)
-    made.run(until_ms=3)
+    made.ask("a", slo_ms=200, until_ms=5)
+    made.ask("b", slo_ms=190, until_ms=3)
     assert infers(made) == [("a/1", 1, 1)], "the lane is busy for 2 ms more; paper would have sent b"
-    made.request("c", slo_ms=60)
-    made.run(until_ms=30)
+    made.ask("c", slo_ms=60, until_ms=30)
     assert [name for name, _, _ in infers(made)] == ["a/1", "c/1", "b/1"], "c came last and is due first"
 
 
@@ -129,8 +125,7 @@ def test_who_serves_fewest_for_its_time_is_passed_over_not_who_serves_fewest() -
         model("q", code_id="quick"), code=replace(CODE, code_id="quick"), times=profile("quick", b1_ms=2)
     )
     made.tell(CodeReady(device="d0", code_id="quick"))
-    made.request("q", slo_ms=500)
-    made.run(until_ms=100)
+    made.ask("q", slo_ms=500, until_ms=100)
     made.request("c", slo_ms=400)
     for _ in range(4):
         made.request("b", slo_ms=24.5)
@@ -187,42 +182,36 @@ def relaxed_batches(made: World) -> list[int]:
 
 def test_relaxed_work_stays_short_while_others_are_in_a_hurry() -> None:
     made = world("relaxed", "tight", "other", times=profile(b1_ms=10, step_ms=2))
-    made.request("tight", slo_ms=25)
-    made.run(until_ms=50)
+    made.ask("tight", slo_ms=25, until_ms=50)
     made.request("other", slo_ms=5000)
     assert max(relaxed_batches(made)) == 2, "14.6 ms may be waited; a batch of 4 takes 16 ms"
 
 
 def test_relaxed_work_may_take_all_the_time_that_others_can_wait() -> None:
     made = world("relaxed", "tight", "other", times=profile(b1_ms=10, step_ms=4.6))
-    made.request("tight", slo_ms=25)
-    made.run(until_ms=50)
+    made.ask("tight", slo_ms=25, until_ms=50)
     made.request("other", slo_ms=5000)
     assert max(relaxed_batches(made)) == 2, "25 ms less 10 for itself and 0.4 on the way: 14.6"
 
 
 def test_relaxed_work_takes_its_full_batch_once_nobody_is_in_a_hurry_any_more() -> None:
     made = world("relaxed", "tight", "other", times=profile(b1_ms=10, step_ms=2))
-    made.request("tight", slo_ms=25)
-    made.run(until_ms=1100)
+    made.ask("tight", slo_ms=25, until_ms=1100)
     made.request("other", slo_ms=5000)
     assert relaxed_batches(made) == [8]
 
 
 def test_an_slo_that_nobody_can_meet_shortens_nothing() -> None:
     made = world("relaxed", "tight", "other", times=profile(b1_ms=10, step_ms=2))
-    made.request("tight", slo_ms=9)
-    made.run(until_ms=50)
+    made.ask("tight", slo_ms=9, until_ms=50)
     made.request("other", slo_ms=5000)
     assert relaxed_batches(made) == [8]
 
 
 def test_weights_are_loaded_for_those_who_come_next_where_no_load_is_quick_enough() -> None:
     made = serving("a", times=profile(b1_ms=2, step_ms=1, load_ms=8), policy="default")
-    first = made.request("a", slo_ms=6)
-    made.run(until_ms=20)
-    second = made.request("a", slo_ms=6)
-    made.run(until_ms=20)
+    first = made.ask("a", slo_ms=6, until_ms=20)
+    second = made.ask("a", slo_ms=6, until_ms=20)
     assert made.answers[first].reason is Reason.WOULD_MISS_DEADLINE
     assert made.answers[second].outcome is Outcome.OK
     assert sum(isinstance(one, Load) for one in made.actions) == 1
@@ -238,8 +227,7 @@ def test_of_models_wanted_equally_the_one_whose_request_is_due_first_is_loaded()
     made.request("busy", slo_ms=100)
     made.request("b", slo_ms=100)
     made.run(until_ms=2)
-    made.request("a", slo_ms=100)
-    made.run(until_ms=50)
+    made.ask("a", slo_ms=100, until_ms=50)
     assert loads(made) == ["busy/1", "b/1", "a/1"]
 
 
@@ -265,8 +253,7 @@ def short_of_loads(busy: int) -> World:
         for _ in range(2):
             made.request(name, slo_ms=400)
     made.run(until_ms=8 * busy - 7)
-    made.request("b", slo_ms=20)
-    made.run(until_ms=6)
+    made.ask("b", slo_ms=20, until_ms=6)
     made.request("a", slo_ms=20)
     made.actions.clear()
     made.run(until_ms=50)
@@ -286,21 +273,18 @@ def pressed(*, lanes_share: bool = True) -> World:
     made = World(ControllerConfig(policy="default"))
     made.serve(*[model(name, mib=1) for name in "abc"], times=profile(b1_ms=10, step_ms=10, load_ms=2))
     made.join(replace(device(), lanes_share=lanes_share))
-    made.request("a", slo_ms=500)
-    made.run(until_ms=500)
+    made.ask("a", slo_ms=500, until_ms=500)
     for _ in range(12):
         made.request("a", slo_ms=130)
     made.run(until_ms=85)
     made.actions.clear()
-    made.request("b", slo_ms=130)
-    made.run(until_ms=5)
+    made.ask("b", slo_ms=130, until_ms=5)
     return made
 
 
 def test_where_loads_take_the_time_of_infers_they_wait_while_others_are_short_of_it() -> None:
     made = pressed()
-    made.request("c", slo_ms=130)
-    made.run(until_ms=20)
+    made.ask("c", slo_ms=130, until_ms=20)
     assert loads(made) == ["b/1"], "one an SLO"
     made.run()
     assert loads(made) == ["b/1", "c/1"]
@@ -315,8 +299,7 @@ def test_where_loads_take_nobodys_time_they_wait_for_nobody() -> None:
 
 def test_the_load_of_a_more_urgent_request_waits_for_no_infer_but_the_one_that_runs() -> None:
     made = pressed()
-    made.request("c", slo_ms=130, priority=1)
-    made.run(until_ms=10)
+    made.ask("c", slo_ms=130, priority=1, until_ms=10)
     assert loads(made) == ["b/1", "c/1"]
 
 
@@ -357,8 +340,7 @@ def test_a_load_waits_for_no_infers_whose_requests_are_gone() -> None:
 def test_weights_least_asked_for_make_room_not_those_used_longest_ago() -> None:
     made = serving(*("hot", "cold", "new"), mib=1, pages=2, policy="default")
     for name in ("hot", "hot", "hot", "cold", "new"):
-        made.request(name, slo_ms=500)
-        made.run(until_ms=100)
+        made.ask(name, slo_ms=500, until_ms=100)
     assert [one.model for one in made.actions if isinstance(one, Unload)] == ["cold/1"]
 
 
@@ -405,8 +387,7 @@ def test_idle_memory_takes_a_copy_of_what_waits_and_cannot_wait_long() -> None:
     made = world("a", "b")
     made.join(device("d1"), worker="w1")
     made.run(until_ms=1)
-    made.request("b", slo_ms=28)
-    made.run(until_ms=1)
+    made.ask("b", slo_ms=28, until_ms=1)
     made.request("a", slo_ms=28)
     assert loads(made) == ["a/1"], "its device is busy, and another one is idle"
 
@@ -416,8 +397,7 @@ def test_idle_memory_takes_no_copy_of_what_can_wait_and_none_where_it_would_evic
         made = world("a", "b")
         made.join(device("d1", pages), worker="w1")
         made.run(until_ms=1)
-        made.request("b", slo_ms=slo_ms)
-        made.run(until_ms=1)
+        made.ask("b", slo_ms=slo_ms, until_ms=1)
         made.request("a", slo_ms=slo_ms)
         assert loads(made) == []
 
@@ -494,14 +474,12 @@ def test_where_there_is_little_to_do_one_device_does_it() -> None:
     made.run(until_ms=300)
     made.actions.clear()
     for _ in range(20):
-        made.request("a", slo_ms=200)
-        made.run(until_ms=10)
+        made.ask("a", slo_ms=200, until_ms=10)
     made.run(until_ms=200)
     assert {one.device for one in made.actions if isinstance(one, Infer)} == {"d0"}
     made.actions.clear()
     for _ in range(20):
-        made.request("a", slo_ms=40)
-        made.run(until_ms=5)
+        made.ask("a", slo_ms=40, until_ms=5)
     assert {one.device for one in made.actions if isinstance(one, Infer)} == {"d0", "d1"}, "a tight SLO"
 
 
@@ -563,8 +541,7 @@ def test_it_is_filled_only_for_as_long_as_there_is_time_to_spare() -> None:
 def test_it_is_filled_no_longer_once_the_controller_is_not_busy() -> None:
     made = world("a")
     made.tell(ControllerBusy(for_ns=ms(20)))
-    made.request("a", slo_ms=5000)
-    made.run(until_ms=19)
+    made.ask("a", slo_ms=5000, until_ms=19)
     assert not infers(made)
     made.run(until_ms=2)
     assert infers(made) == [("a/1", 1, 1)]
@@ -573,8 +550,7 @@ def test_it_is_filled_no_longer_once_the_controller_is_not_busy() -> None:
 def test_without_a_deadline_none_waits_for_more_than_the_horizon() -> None:
     made = world("a")
     made.tell(ControllerBusy(for_ns=ms(10_000)))
-    made.request("a", slo_ms=1e7)
-    made.run(until_ms=101)
+    made.ask("a", slo_ms=1e7, until_ms=101)
     assert infers(made) == [("a/1", 1, 1)]
 
 
@@ -583,8 +559,7 @@ def test_each_queue_is_released_in_its_own_time() -> None:
     made.tell(ControllerBusy(for_ns=ms(1000)))
     made.request("a", slo_ms=100)
     made.run(until_ms=30)  # longer than a's batch takes: no other event wakes the controller
-    made.request("b", slo_ms=100)
-    made.run(until_ms=60)
+    made.ask("b", slo_ms=100, until_ms=60)
     assert infers(made) == [("a/1", 1, 1), ("b/1", 1, 1)], "58 ms after each, 17 and 25 before its deadline"
 
 

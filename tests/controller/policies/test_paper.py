@@ -20,8 +20,7 @@ def warm(*names: str, **settings: object) -> World:
     made.serve(*[model(name) for name in names])
     made.join(device())
     for name in names:
-        made.request(name, slo_ms=5000)
-        made.run(until_ms=100)
+        made.ask(name, slo_ms=5000, until_ms=100)
     made.actions.clear()
     return made
 
@@ -44,8 +43,7 @@ def test_one_action_that_is_late_does_not_stop_the_next() -> None:
     made = warm("a", max_batch=1)
     made.slower = 3.0
     for pause_ms in (25, 5):
-        made.request("a", slo_ms=500)
-        made.run(until_ms=pause_ms)
+        made.ask("a", slo_ms=500, until_ms=pause_ms)
     assert len(made.actions) == 2, "late by 15 ms, and nothing is behind it"
 
 
@@ -104,8 +102,7 @@ def test_weights_that_found_no_room_are_loaded_once_there_is_though_others_were_
     made = serving(
         "x", "y", "a", model("b", mib=8), pages=12, times=profile(b1_ms=100, load_ms=8), policy="paper"
     )
-    made.request("x", slo_ms=5000)
-    made.run(until_ms=20)
+    made.ask("x", slo_ms=5000, until_ms=20)
     ids = [made.request(name, slo_ms=5000) for name in ("y", "b", "b", "a")]
     made.run()
     loads = [one.model for one in made.actions if isinstance(one, Load)]
@@ -116,8 +113,7 @@ def test_weights_that_found_no_room_are_loaded_once_there_is_though_others_were_
 def test_weights_that_nobody_waits_for_any_more_make_room_at_once() -> None:
     made = serving("x", "y", "b", pages=8, times=profile(b1_ms=100, load_ms=8), policy="paper")
     for name in ("x", "y"):
-        made.request(name, slo_ms=5000)
-        made.run(until_ms=500)
+        made.ask(name, slo_ms=5000, until_ms=500)
     made.request("x", slo_ms=5000)
     gone = made.request("y", slo_ms=300)
     made.request("b", slo_ms=5000)
@@ -129,8 +125,7 @@ def test_weights_that_nobody_waits_for_any_more_make_room_at_once() -> None:
 
 def test_weights_that_would_have_come_too_late_for_a_busy_lane_are_loaded_if_it_is_free_early() -> None:
     made = serving("x", "b", times=profile(b1_ms=50, load_ms=8), policy="paper", reject_infeasible=False)
-    made.request("x", slo_ms=500)
-    made.run(until_ms=100)
+    made.ask("x", slo_ms=500, until_ms=100)
     made.slower = 0.2
     made.request("x", slo_ms=500)
     made.actions.clear()

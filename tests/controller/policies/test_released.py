@@ -25,8 +25,7 @@ def world(*names: str, times: Profile | None = None, devices: int = 1) -> World:
     for at in range(devices):
         made.join(device(f"d{at}"), worker=f"w{at}")
     for name in names:
-        made.request(name, slo_ms=1000)
-        made.run(until_ms=100)
+        made.ask(name, slo_ms=1000, until_ms=100)
     made.actions.clear()
     return made
 
@@ -163,8 +162,7 @@ def test_a_request_that_was_sent_hears_no_sooner_than_its_deadline() -> None:
     made = world("a")
     made.slower = 10
     asked_ns = made.now_ns
-    request_id = made.request("a", slo_ms=50)
-    made.run(until_ms=300)
+    request_id = made.ask("a", slo_ms=50, until_ms=300)
     assert outcomes(made, request_id) == [Outcome.EXPIRED]
     assert made.answered_ns[request_id] - asked_ns == ms(50)
 

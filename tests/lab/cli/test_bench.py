@@ -17,24 +17,18 @@ from clockwork_lab.bench.records import read_records
 from clockwork_lab.bench.run import LoadSample
 from clockwork_lab.cli.bench import bench
 from clockwork_lab.cli.bench_screen import panel
-from clockwork_serve.cli.entry import run
+from tests.cli.commands import Cli
 from tests.lab.bench.loads import CLOSED, STEADY, written
 from tests.lab.bench.scripted import scripted
 
 LAX = ("--max-lateness-ms", "60000", "--drain", "1")
 
 
-def test_one_screen_tells_all_and_files_hold_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_screen_tells_all_and_files_hold_the_same(tmp_path: Path, cli: Cli) -> None:
     files = [str(tmp_path / name) for name in ("out.json", "out.html", "out.record")]
     with scripted(lambda number, model: (429, "queue_full") if number % 4 == 0 else "ok") as played:
-        code = run(
-            ["bench", written(tmp_path), "--url", played.url, *LAX, "--json", files[0], "--html", files[1],
-             "--record", files[2]]
-        )  # fmt: skip
-    said = capsys.readouterr()
-    assert code == 0
+        reports = ("--json", files[0], "--html", files[1], "--record", files[2])
+        said = cli("bench", written(tmp_path), "--url", played.url, *LAX, *reports)
     assert "75.000\N{NO-BREAK SPACE}%" in said.out
     assert "429 queue_full" in said.out
     assert "steady: 1 s" in said.out
@@ -47,21 +41,16 @@ def test_one_screen_tells_all_and_files_hold_the_same(
     assert np.count_nonzero(records.table["end"] == 1) == 75
 
 
-def test_json_on_standard_output_is_all_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_on_standard_output_is_all_there_is(tmp_path: Path, cli: Cli) -> None:
     with scripted() as played:
-        assert run(["bench", written(tmp_path), "--url", played.url, *LAX, "--json", "-"]) == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out)["total"]["good"] == 100
+        said = cli("bench", written(tmp_path), "--url", played.url, *LAX, "--json", "-")
+    assert said.json["total"]["good"] == 100
     assert said.err == ""
 
 
-def test_a_generator_that_was_late_says_invalid_and_fails(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_generator_that_was_late_says_invalid_and_fails(tmp_path: Path, cli: Cli) -> None:
     with scripted(lambda number, model: ("ok", 0.05)) as played:
-        code = run(["bench", written(tmp_path), "--url", played.url, "--connections", "1", "--quiet"])
-    said = capsys.readouterr()
-    assert code == 1
+        said = cli("bench", written(tmp_path), "--url", played.url, "--connections", "1", "--quiet", code=1)
     assert "INVALID: the load generator sent its requests late: p99" in said.out
     assert "raise --connections" in said.out
     assert "goodput" in said.out
@@ -120,14 +109,9 @@ def test_interrupted_it_drains_and_shows_what_was_measured(tmp_path: Path, text:
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line(
-    tmp_path: Path, arguments: tuple[str, ...], code: int, said: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, arguments: tuple[str, ...], code: int, said: str, cli: Cli
 ) -> None:
-    assert run(["bench", written(tmp_path), *arguments]) == code
-    shown = capsys.readouterr()
-    assert said in shown.err
-    assert shown.err.startswith("error: ")
-    assert shown.err.count("\n") == 1
-    assert shown.out == ""
+    assert said in cli.refused("bench", written(tmp_path), *arguments, code=code)
 
 
 @pytest.mark.parametrize(
@@ -145,12 +129,11 @@ def test_what_is_wrong_is_one_line(
     ],
 )  # fmt: skip
 def test_what_does_not_fit_the_server_is_said_before_any_load(
-    tmp_path: Path, arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, arguments: tuple[str, ...], said: str, cli: Cli
 ) -> None:
     with scripted() as played:
-        code = run(["bench", written(tmp_path), "--url", played.url, "--quiet", *LAX, *arguments])
-    assert code == 2
-    assert said in capsys.readouterr().err
+        wrote = cli("bench", written(tmp_path), "--url", played.url, "--quiet", *LAX, *arguments, code=2)
+    assert said in wrote.err
     assert played.asked == 0
 
 
@@ -160,20 +143,18 @@ def test_the_page_names_every_option() -> None:
     assert [option for option in options if f"{option}" not in page] == []
 
 
-def test_a_bad_scenario_is_named_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_scenario_is_named_with_its_line(tmp_path: Path, cli: Cli) -> None:
     file = written(tmp_path, STEADY.replace("rate_rps", "rate_rsp"))
-    assert run(["bench", file, "--url", "h:1"]) == 2
-    assert "scenario.toml:13: loads[0].rate_rsp: expected a known field" in capsys.readouterr().err
+    wrote = cli("bench", file, "--url", "h:1", code=2)
+    assert "scenario.toml:13: loads[0].rate_rsp: expected a known field" in wrote.err
 
 
-def test_an_api_key_goes_with_every_request_and_into_no_report(tmp_path: Path) -> None:
+def test_an_api_key_goes_with_every_request_and_into_no_report(tmp_path: Path, cli: Cli) -> None:
     key = tmp_path / "key"
     key.write_text("secret-key\n")
     with scripted() as played:
-        run(
-            ["bench", written(tmp_path), "--url", played.url, "--api-key-file", str(key), "--quiet", *LAX,
-             "--json", str(tmp_path / "out.json")]
-        )  # fmt: skip
+        options = ("--api-key-file", key, "--quiet", *LAX, "--json", tmp_path / "out.json")
+        cli("bench", written(tmp_path), "--url", played.url, *options)
     assert all(b"\r\nAuthorization: Bearer secret-key\r\n" in head for head in played.heads)
     assert "secret-key" not in (tmp_path / "out.json").read_text()
 

@@ -46,8 +46,7 @@ async def test_a_request_is_resubmitted_once_and_its_answer_delivered(world: Wor
     client = Client(data=X, slo_ms=60_000)
     (first,) = await sent(world, client)
     old = world.controller.memory(world.controller.tensors(first))
-    world.controller.stop()
-    await world.until(lambda: not world.gateway.link.is_open)
+    await stopped(world)
     assert world.gateway.counters().open == 1
     # Actions of the dead controller may still write, to the old region.
     tensors = world.controller.tensors(first)
@@ -125,8 +124,7 @@ async def test_requests_await_a_controller_that_is_ready(world: World) -> None:
     await asyncio.sleep(0.05)
     assert world.controller.requests == []
     # It dies before it is ready: that has no effect on requests.
-    world.controller.stop()
-    await world.until(lambda: not world.gateway.link.is_open)
+    await stopped(world)
     world.controller.ready = Readiness(ready=True)
     world.controller.on_request = world.controller.echo
     await next_controller(world)
@@ -137,8 +135,7 @@ async def test_requests_await_a_controller_that_is_ready(world: World) -> None:
 async def test_a_request_whose_client_left_is_not_resubmitted(world: World) -> None:
     client = Client(slo_ms=60_000)
     (request,) = await sent(world, client)
-    world.controller.stop()
-    await world.until(lambda: not world.gateway.link.is_open)
+    await stopped(world)
     world.gateway.cancel(request.request_id)
     assert world.gateway.slots.used_bytes == 0
     await next_controller(world)
@@ -150,8 +147,7 @@ async def test_a_request_whose_client_left_is_not_resubmitted(world: World) -> N
 
 async def test_a_resubmitted_request_is_cancelled_by_its_second_id(world: World) -> None:
     (request,) = await sent(world, Client(slo_ms=60_000))
-    world.controller.stop()
-    await world.until(lambda: not world.gateway.link.is_open)
+    await stopped(world)
     await next_controller(world)
     await world.until(lambda: world.controller.requests)
     world.gateway.cancel(request.request_id)
@@ -164,8 +160,7 @@ def test_requests_that_await_failover_end_when_the_gateway_closes(tmp_path: Path
 
     async def story(world: World) -> None:
         await sent(world, client)
-        world.controller.stop()
-        await world.until(lambda: not world.gateway.link.is_open)
+        await stopped(world)
 
     in_world(tmp_path, story)
     assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
@@ -197,8 +192,7 @@ with_standby = pytest.mark.parametrize("world", [STANDBY], indirect=True)
 
 @with_standby
 async def test_what_comes_while_a_standby_takes_over_is_submitted_to_it_and_answered(world: World) -> None:
-    world.controller.stop()
-    await world.until(lambda: not world.gateway.link.is_open)
+    await stopped(world)
     clients = [Client(data=X, slo_ms=60_000) for _ in range(5)]
     ids = [world.gateway.infer(client) for client in clients]
     left = clients.pop()
@@ -233,8 +227,7 @@ async def test_the_catalogue_of_before_counts_until_a_standby_has_one(world: Wor
 
 @with_standby
 async def test_what_waited_for_a_standby_may_wait_for_the_next_one_too(world: World) -> None:
-    world.controller.stop()
-    await world.until(lambda: not world.gateway.link.is_open)
+    await stopped(world)
     client = Client(data=X, slo_ms=60_000)
     request_id = world.gateway.infer(client)
     world.controller.on_request = world.keep
@@ -305,8 +298,7 @@ async def test_what_comes_while_the_controller_is_stuck_waits_as_well(world: Wor
 async def test_a_standby_answers_what_is_due_soon(world: World) -> None:
     client = Client(data=X, slo_ms=95)
     await sent(world, client)
-    world.controller.stop()
-    await world.until(lambda: not world.gateway.link.is_open)
+    await stopped(world)
     assert client.ends == [], "without a standby it would have ended"
     await world.until(lambda: client.ends)
 
@@ -330,8 +322,7 @@ async def test_what_comes_while_the_controller_hands_over_waits_for_the_next_one
     assert [one.request_id for one in world.controller.requests] == [second]
     assert after.ended == (Outcome.OK, Reason.NONE)
     # One that is lost, and did not hand over, is another matter.
-    world.controller.stop()
-    await world.until(lambda: not world.gateway.link.is_open)
+    await stopped(world)
     assert (await world.infer(Client(slo_ms=60_000))).ended == (Outcome.REJECTED, Reason.NOT_SERVING)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import queue
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -19,29 +18,10 @@ from clockwork_client.datatypes import encode_strings
 from clockwork_serve.messages import Answer, Outcome, Question, Readiness, Reason, Reply, Request
 from clockwork_serve.oip.protobuf import HEALTH_SERVICE, rpcs
 from clockwork_serve.units import MIB, ms
-from tests.serve.gateway.running import RunningGateway, running_gateway
+from tests.serve.gateway.running import RunningGateway
 
 X = np.array([[1.5, -2]], np.float32)
 HEALTH = rpcs(HEALTH_SERVICE)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Iterator[RunningGateway]:
-    with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0) as found:
-        yield found
-
-
-@pytest.fixture
-def client(gateway: RunningGateway) -> Iterator[Any]:
-    found = tritonclient.grpc.InferenceServerClient(gateway.grpc_url)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def channel(gateway: RunningGateway) -> Iterator[Any]:
-    with grpc.insecure_channel(gateway.grpc_url) as found:
-        yield found
 
 
 def tensor(name: str, data: Any, datatype: str) -> Any:

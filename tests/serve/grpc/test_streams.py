@@ -15,29 +15,10 @@ from tritonclient.utils import InferenceServerException
 
 from clockwork_serve.messages import Answer, Outcome, Request
 from clockwork_serve.oip.protobuf import HEALTH_SERVICE, INFERENCE_SERVICE, REFLECTION_SERVICE, rpcs
-from tests.serve.gateway.running import RunningGateway, running_gateway
+from tests.serve.gateway.running import RunningGateway
 
 X = np.array([[1.5, -2]], np.float32)
 REFLECT = rpcs(REFLECTION_SERVICE)["ServerReflectionInfo"]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Iterator[RunningGateway]:
-    with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0) as found:
-        yield found
-
-
-@pytest.fixture
-def client(gateway: RunningGateway) -> Iterator[Any]:
-    found = tritonclient.grpc.InferenceServerClient(gateway.grpc_url)
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def channel(gateway: RunningGateway) -> Iterator[Any]:
-    with grpc.insecure_channel(gateway.grpc_url) as found:
-        yield found
 
 
 @pytest.fixture

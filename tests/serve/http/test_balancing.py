@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
-import uvloop
 
 from clockwork_serve.serve.http.server import (
     STALLED_BEATS,
@@ -56,87 +55,65 @@ class Pair:
             one.close()
 
 
-def run(folder: Path, work: Callable[[Pair], object]) -> None:
-    async def main() -> None:
-        with closing(Pair(folder)) as pair:
-            found = work(pair)
-            if asyncio.iscoroutine(found):
-                await found
-
-    uvloop.run(main())
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    with closing(Pair(tmp_path)) as found:
+        yield found
 
 
-def test_the_gateway_with_more_passes_on_a_live_connection(tmp_path: Path) -> None:
-    async def work(pair: Pair) -> None:
-        passed = [pair.accept(0) for _ in range(6)]
-        assert passed == [False, True, False, True, False, True]
-        async with asyncio.timeout(60):
-            while len(pair.taken[1]) < 3:
-                await asyncio.sleep(0.001)
-        assert len(pair.taken[0]) == 3
-        pair.taken[1][0].sendall(b"yours")
-        assert pair.clients[1].recv(10) == b"yours"
-
-    run(tmp_path, work)
+async def test_the_gateway_with_more_passes_on_a_live_connection(pair: Pair) -> None:
+    passed = [pair.accept(0) for _ in range(6)]
+    assert passed == [False, True, False, True, False, True]
+    async with asyncio.timeout(60):
+        while len(pair.taken[1]) < 3:
+            await asyncio.sleep(0.001)
+    assert len(pair.taken[0]) == 3
+    pair.taken[1][0].sendall(b"yours")
+    assert pair.clients[1].recv(10) == b"yours"
 
 
-def test_closed_connections_are_counted(tmp_path: Path) -> None:
-    def work(pair: Pair) -> None:
-        assert not pair.accept(0)
-        assert not pair.accept(1)
-        pair.parts[0].count_closed()
-        assert pair.accept(1)
-        assert not pair.accept(1)
-
-    run(tmp_path, work)
+async def test_closed_connections_are_counted(pair: Pair) -> None:
+    assert not pair.accept(0)
+    assert not pair.accept(1)
+    pair.parts[0].count_closed()
+    assert pair.accept(1)
+    assert not pair.accept(1)
 
 
-def test_nothing_is_passed_to_a_gateway_that_died(tmp_path: Path) -> None:
-    def work(pair: Pair) -> None:
-        pair.parts.pop().close()
-        assert [pair.accept(0) for _ in range(4)] == [False] * 4
-
-    run(tmp_path, work)
+async def test_nothing_is_passed_to_a_gateway_that_died(pair: Pair) -> None:
+    pair.parts.pop().close()
+    assert [pair.accept(0) for _ in range(4)] == [False] * 4
 
 
-def test_a_gateway_that_receives_nothing_delays_nothing(tmp_path: Path) -> None:
-    def work(pair: Pair) -> None:
-        passed = [pair.accept(0) for _ in range(3000)]
-        assert any(passed)
-        assert not passed[-1]
-
-    run(tmp_path, work)
+async def test_a_gateway_that_receives_nothing_delays_nothing(pair: Pair) -> None:
+    passed = [pair.accept(0) for _ in range(3000)]
+    assert any(passed)
+    assert not passed[-1]
 
 
-def test_nothing_is_passed_to_a_gateway_that_is_stopped(tmp_path: Path) -> None:
-    async def work(pair: Pair) -> None:
-        assert not pair.accept(0)
-        assert pair.accept(0)
-        timer = pair.parts[1]._timer
-        assert timer is not None
-        timer.cancel()  # its loop turns no more, and its sockets stay
-        async with asyncio.timeout(60):
-            while pair.parts[0]._missed_beats[1] < STALLED_BEATS:
-                await asyncio.sleep(0.01)
-        assert [pair.accept(0) for _ in range(4)] == [False] * 4
-        pair.parts[1]._beat()
-        assert pair.accept(0), "it gets the next as soon as it turns again"
-
-    run(tmp_path, work)
+async def test_nothing_is_passed_to_a_gateway_that_is_stopped(pair: Pair) -> None:
+    assert not pair.accept(0)
+    assert pair.accept(0)
+    timer = pair.parts[1]._timer
+    assert timer is not None
+    timer.cancel()  # its loop turns no more, and its sockets stay
+    async with asyncio.timeout(60):
+        while pair.parts[0]._missed_beats[1] < STALLED_BEATS:
+            await asyncio.sleep(0.01)
+    assert [pair.accept(0) for _ in range(4)] == [False] * 4
+    pair.parts[1]._beat()
+    assert pair.accept(0), "it gets the next as soon as it turns again"
 
 
-def test_a_restarted_gateway_has_none_and_gets_the_next(tmp_path: Path) -> None:
-    def work(pair: Pair) -> None:
-        for _ in range(4):
-            pair.accept(0)
-            pair.accept(1)
-        dead = pair.parts.pop()
-        pair.start(1)  # it died without a word: its socket is still there
-        assert [pair.accept(0) for _ in range(5)] == [True, True, True, True, False]
-        asyncio.get_running_loop().remove_reader(dead._socket)
-        dead._socket.close()
-
-    run(tmp_path, work)
+async def test_a_restarted_gateway_has_none_and_gets_the_next(pair: Pair) -> None:
+    for _ in range(4):
+        pair.accept(0)
+        pair.accept(1)
+    dead = pair.parts.pop()
+    pair.start(1)  # it died without a word: its socket is still there
+    assert [pair.accept(0) for _ in range(5)] == [True, True, True, True, False]
+    asyncio.get_running_loop().remove_reader(dead._socket)
+    dead._socket.close()
 
 
 def test_every_gateway_reads_the_same_numbers(tmp_path: Path) -> None:
