@@ -26,7 +26,8 @@ from clockwork_serve.messages import (
 from clockwork_serve.oip import OutputTensor, Served
 from clockwork_serve.serve.gateway import controller_link
 from clockwork_serve.serve.gateway.access import Tenant
-from clockwork_serve.serve.gateway.gateway import GRACE_NS, PREPARED_NS, SWEEP_LEAST_S, Gateway
+from clockwork_serve.serve.gateway.controller_link import GRACE_NS
+from clockwork_serve.serve.gateway.gateway import PREPARED_NS, SWEEP_LEAST_S, Gateway
 from clockwork_serve.serve.gateway.requests import OutputReserves
 from clockwork_serve.serve.gateway.settings import GatewayConfig
 from clockwork_serve.serve.shm import Region

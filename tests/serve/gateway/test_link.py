@@ -11,7 +11,7 @@ import pytest
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Outcome, Quarantined, Question, Readiness, Reason
-from clockwork_serve.serve.gateway.controller_link import ControllerLink, GatewayLink, LinkListener
+from clockwork_serve.serve.gateway.controller_link import GRACE_NS, ControllerLink, GatewayLink, LinkListener
 from tests.serve.gateway.running import RunningGateway, running_gateway
 from tests.serve.gateway.worlds import Client, World
 from tests.serve.http.requests import IDENT_JSON, INFER, Found, get, post
@@ -131,8 +131,9 @@ def test_who_waits_for_a_silent_controller_waits_on_where_another_one_stands_by(
         swept: list[bool] = []
         link._credit_gate.sweep = lambda: swept.append(True)  # type: ignore[method-assign]
         link._sweep_waiting()
-        assert swept == [True], "it answers"
+        assert (swept, link.grace_ns()) == ([True], GRACE_NS), "it answers"
         link._pulse._missed = 1
+        assert link.grace_ns() == 0, "nobody is told later than necessary"
         link._sweep_waiting()
         assert len(swept) == (1 if standby else 2)
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any
 
-from clockwork_serve.serve.gateway.gateway import GRACE_NS, OverdueSweep
+from clockwork_serve.serve.gateway.controller_link import GRACE_NS
+from clockwork_serve.serve.gateway.gateway import OverdueSweep
 from clockwork_serve.units import ms
 
 
@@ -21,8 +22,9 @@ class World:
         self.awaiting = False
         self.looks = 0
         self.overdue = OverdueSweep(
-            time.monotonic_ns, lambda: self.open, self._end, self._sweep_awaiting_failover
-        )
+            time.monotonic_ns, lambda: self.open, self._end, self._sweep_awaiting_failover,
+            lambda: GRACE_NS,
+        )  # fmt: skip
 
     def ask(self, name: str, slo_ms: float, *, told: bool = False) -> None:
         due_ns = time.monotonic_ns() + ms(slo_ms)

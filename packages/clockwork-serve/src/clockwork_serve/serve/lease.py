@@ -81,9 +81,9 @@ async def _in_thread(work: Callable[[], Answer], given_up: Callable[[], object] 
 # ------------------------------------------------------------
 # A lock on a file, for the controllers of one host: the kernel frees it when its holder ends in any way.
 #
-# The file holds the last epoch. Its holder adds one, and has that on the disk, before it leads. A file that
-# is gone or damaged is never taken for a new one, for then two controllers would have the same epoch; so it
-# is made with the run directory, and by no controller.
+# The file holds the last epoch. Its holder adds one before it leads, and waits for no disk: who remembers it
+# ends with the host. A file that is gone or damaged is never taken for a new one, for then two controllers
+# would have the same epoch; so it is made with the run directory, and by no controller.
 
 
 LEASE_NAME: Final = "controller.lease"
@@ -118,7 +118,6 @@ class FileLease:
             self._fd = fd
             epoch = _last_epoch(fd) + 1
             os.pwrite(fd, _written(epoch), 0)
-            os.fsync(fd)
         except (OSError, ValueError) as error:
             self.release()
             found = error.strerror if isinstance(error, OSError) else error

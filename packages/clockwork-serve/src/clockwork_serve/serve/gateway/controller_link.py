@@ -141,6 +141,8 @@ def _order(version: str) -> tuple[int, str]:
 # Answers to requests go to the listener. Where the controller runs is known to ``Connector`` alone.
 
 
+GRACE_NS: Final = 40 * NS_PER_MS
+"""How long after a deadline to wait for the controller's answer."""
 REPORT_S: Final = 0.1
 """Within this time, requests for models that are still to be prepared are reported together."""
 
@@ -257,6 +259,10 @@ class GatewayLink:
     def stuck(self) -> bool:
         """Whether the controller is connected, but returns no heartbeats: it would answer no request."""
         return self._pulse.stalled
+
+    def grace_ns(self) -> int:
+        """How long after a deadline to wait for the controller's answer; not at all while it is silent."""
+        return 0 if self._pulse.late else GRACE_NS
 
     @property
     def why_not_ready(self) -> str:

@@ -110,8 +110,6 @@ def check(
 # request, 40 to 45 ms after the deadline: with the response's way to the client that is less than 50 ms.
 
 
-GRACE_NS: Final = 40 * NS_PER_MS
-"""How long after a deadline to wait for the controller's answer."""
 SWEEP_S, SWEEP_LEAST_S = 0.02, 0.005
 """The interval between sweeps; shorter, but no less than the second, if a request's grace period ends
 sooner."""
@@ -123,7 +121,7 @@ class OverdueSweep:
     """Periodic sweep for requests whose controller did not answer in time; runs while there are any.
 
     ``end`` ends one and must not change the mapping. ``awaiting`` sweeps the requests that await failover,
-    and says whether any are left.
+    and says whether any are left. ``grace_ns``: see :meth:`GatewayLink.grace_ns`.
     """
 
     def __init__(
@@ -132,8 +130,10 @@ class OverdueSweep:
         open_requests: Callable[[], Mapping[str, PendingRequest]],
         end: Callable[[str, PendingRequest], None],
         awaiting: Callable[[], bool],
+        grace_ns: Callable[[], int],
     ) -> None:
         self._clock, self._open, self._end, self._awaiting_failover = clock, open_requests, end, awaiting
+        self._grace_ns = grace_ns
         self._loop = asyncio.get_running_loop()
         self.timer: asyncio.TimerHandle | None = None
 
@@ -152,7 +152,7 @@ class OverdueSweep:
         awaiting, pendings = self._awaiting_failover(), self._open()
         if not pendings and not awaiting:
             return
-        due_before_ns = self._clock() - GRACE_NS
+        due_before_ns = self._clock() - self._grace_ns()
         waiting = [one.deadline_ns for one in pendings.values() if one.exchange is not None]
         left_s = (min(waiting) - due_before_ns) / NS_PER_S if waiting else SWEEP_S
         if left_s < 0:
@@ -246,7 +246,7 @@ class Gateway:
         self._unused_answers = {"left": 0, "over": 0}
         self._invalid_by_model: Counter[str] = Counter()
         self._overdue = OverdueSweep(
-            clock, lambda: self._pending, self._end_overdue, self._sweep_awaiting_failover
+            clock, lambda: self._pending, self._end_overdue, self._sweep_awaiting_failover, self.link.grace_ns
         )
 
     @property

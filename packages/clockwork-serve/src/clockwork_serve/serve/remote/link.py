@@ -36,9 +36,9 @@ BEATS: Final = 4
 PIECE_BYTES: Final = 128 * KIB
 """The most bytes of tensors and artefacts in one frame: a millisecond of a fast network."""
 CONNECT_S: Final = 5.0
-"""The time limit for connecting: TCP and TLS together."""
+"""The time limit of the handshake of TLS."""
 TCP_S: Final = 0.4
-"""That of TCP alone, after which another attempt is worth more: to a host of which nothing is heard the
+"""That of TCP, after which another attempt is worth more: to a host of which nothing is heard the
 kernel tries again only after 1, 3 and 7 s, though it may be there again. Of a busy one something is heard."""
 SHAKING_MAX: Final = 256
 """The most concurrent handshakes, for these peers are not authenticated yet: of networks from which no
@@ -161,19 +161,15 @@ async def dial(
     address: tuple[str, int], context: PeerContext, protocol: asyncio.BaseProtocol, name: str = ""
 ) -> None:
     """Connect and shake hands with the machine at ``address``. Raises :class:`TransportError`."""
-    host, port = address
+    (host, port), loop, connected = address, asyncio.get_running_loop(), None
     asked = context.name or name or host
-    loop, connected, limit_s = asyncio.get_running_loop(), None, TCP_S
     try:
-        async with asyncio.timeout(TCP_S) as limit:
+        async with asyncio.timeout(TCP_S):
             connected = await _connected(host, port)
-            limit_s = CONNECT_S
-            limit.reschedule(loop.time() + CONNECT_S)
+        async with asyncio.timeout(CONNECT_S):
             await loop.create_connection(lambda: protocol, sock=connected, ssl=context, server_hostname=asked)
     except (TimeoutError, OSError) as error:
-        if connected is not None:
-            with suppress(OSError):
-                connected.close()
+        limit_s = TCP_S if connected is None else CONNECT_S
         why = f"nothing within {limit_s:g} s" if isinstance(error, TimeoutError) else reason_of(error)
         raise TransportError(f"cannot connect to {host}:{port}: {why}") from error
 
