@@ -273,8 +273,9 @@ class Latency(Struct, frozen=True, kw_only=True):
 class LoadReport(Struct, frozen=True, kw_only=True):
     """What became of one load. Rates are over the part of ``measured_s`` in which the load was on.
 
-    ``late``: executed, but answered after the deadline. ``refused``: every other end but a good answer, by
-    outcome and reason. ``open``: no answer yet, where the run was cut. ``cold``: in time, after a LOAD.
+    ``satisfaction``: None where none ended. ``late``: executed, but answered after the deadline. ``refused``:
+    every other end but a good answer, by outcome and reason. ``open``: no answer yet, where the run was cut.
+    ``cold``: in time, after a LOAD.
     """
 
     name: str
@@ -284,7 +285,7 @@ class LoadReport(Struct, frozen=True, kw_only=True):
     offered_rps: float
     in_time: int
     goodput_rps: float
-    satisfaction: float
+    satisfaction: float | None
     late: int
     refused: dict[str, int]
     open: int
@@ -424,7 +425,7 @@ def _load(load: LoadTable, count: Count, on_s: float) -> LoadReport:
         offered_rps=count.offered / on_s if on_s else 0.0,
         in_time=count.ok,
         goodput_rps=count.ok / on_s if on_s else 0.0,
-        satisfaction=count.satisfaction,
+        satisfaction=count.satisfaction if count.ended else None,
         late=count.late,
         refused=dict(sorted(count.others.items())),
         open=count.offered - count.ended,
