@@ -57,8 +57,8 @@ def said(case: Case) -> Prediction:
         for devices, good in ((2, 10), (1, 8))
     }
     return Prediction(
-        name=case.name, asked=plan_right.asked_of(case), devices=2, in_time=1.0, in_time_fewer=0.8, luck=1.0,
-        ends=ends,
+        name=case.name, asked=plan_right.asked_of(case), devices=2, in_time=1.0, in_time_fewer=0.8,
+        luck_same=1.0, luck_spread=0.0, ends=ends,
     )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_what_was_predicted_or_played_is_not_again(tmp_path: Path, monkeypatch: 
     assert done == ["time", 2, 1]
 
     assert predicted == read_predictions(file) == [said(case)]
-    other = structs.replace(said(case), luck=0.9)  # predicted anew: what was played is not about it
+    other = structs.replace(said(case), luck_same=0.9)  # predicted anew: what was played is not about it
     file.write_bytes(plan_right.msgspec.json.encode(other))
     play_all(file, [case])
     assert done == ["time", 2, 1, 2, 1]
