@@ -47,7 +47,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "live_page": ("--short",),
     "traces": ("--rounds", "2", "--seconds", "3"),
     "causes": ("--short",),
-    "plan": ("--short", "--seconds", "20"),
+    "plan_right": ("--short",),
 }
 """By benchmark, what makes it short; without it, it takes as long as the docs say."""
 

@@ -32,11 +32,17 @@ FIRST        return {"y": inputs["x"]}
 
 
 def emulated(
-    root: Path, name: str, infer_ms: Mapping[int, float], *, load_ms: float = 1.0, width: int = 4
+    root: Path,
+    name: str,
+    infer_ms: Mapping[int, float],
+    *,
+    load_ms: float = 1.0,
+    width: int = 4,
+    weights_mb: float = 1.0,
 ) -> None:
     """A model that occupies its lane as long as it is told, by batch size, and uses no core.
 
-    ``width`` is of its input: so many FP32 a row.
+    ``width`` is of its input: so many FP32 a row. ``weights_mb``: MiB that it has on a device.
     """
     curve = ", ".join(f"{batch} = {duration}" for batch, duration in infer_ms.items())
     batches = max(infer_ms)
@@ -44,7 +50,7 @@ def emulated(
     (root / name / "clockwork.toml").write_text(
         f'backend = "emulated"\nmax_batch_size = {batches}\n'
         f"{TENSORS.replace('dims = [4]', f'dims = [{width}]', 1)}\n"
-        f"[emulated]\ninfer_ms = {{{curve}}}\nload_ms = {load_ms}\nweights_mb = 1\n"
+        f"[emulated]\ninfer_ms = {{{curve}}}\nload_ms = {load_ms}\nweights_mb = {weights_mb}\n"
     )
 
 

@@ -396,3 +396,11 @@ def test_what_gateways_refuse_while_no_controller_runs_is_missed_too(tmp_path: P
     assert sum(run.ended) == load.offered
     assert sum(run.in_time) == load.in_time < load.offered
     assert sum(cause.requests for cause in run.causes) == load.offered - load.in_time
+
+
+def test_a_load_that_ends_within_the_warm_up_is_no_question(tmp_path: Path) -> None:
+    text = STEADY.replace("warmup_s = 1", "warmup_s = 3").replace("slo_ms = 100", "slo_ms = 100\nstop_s = 2")
+    others = text[text.index("[[loads]]") :].replace("web", "others").partition("slo_ms")[0]
+
+    with pytest.raises(ConfigError, match="warmup_s: expected requests with an SLO after it, found none"):
+        planned(tmp_path, text + others)

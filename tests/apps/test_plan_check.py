@@ -28,7 +28,7 @@ def asked(file: str) -> PlanQuestion:
 def test_every_request_is_predicted(tmp_path: Path) -> None:
     file = written(tmp_path, STEADY.replace("rate_rps = 100", "rate_rps = 500"))
 
-    ends = predicted_ends(asked(file))
+    ends = predicted_ends(asked(file).simulated())
 
     total = play(ask(file, config=ControllerConfig()).simulation()).tally.total()
     counted = [good for (due_ns, _), (good, _) in ends.items() if due_ns >= ms(1000)]
@@ -44,14 +44,15 @@ def test_both_sides_are_compared_by_model_and_by_request(tmp_path: Path) -> None
     for at in range(10):
         measured[ms(2000 + at), "b"] = (True, ms(9))
     predicted[ms(10), "a"] = measured[ms(10), "a"] = (False, ms(1))  # of the warm-up
-    measured[ms(3500), "a"] = (True, ms(1))  # that nobody predicted
+    measured[ms(3500), "a"] = (True, ms(1))  # that nobody predicted, as of a closed load
 
     made = check_report(asked(written(tmp_path)), predicted, measured, url="http://127.0.0.1:1", invalid="")
 
     assert (made.both, made.neither, made.only_predicted, made.only_measured) == (150, 45, 0, 5)
     assert made.unmatched == 1
     a, b = made.models
-    assert (a.requests, a.near, a.off, a.predicted_ms, a.measured_ms) == (100, True, 0, (5, 5), (6, 6))
+    assert (a.requests, a.near, round(a.off, 3)) == (101, True, -0.01)
+    assert (a.predicted_ms, a.measured_ms) == ((5, 5), (6, 6))
     assert (b.near, round(b.off, 3), b.predicted_rps) == (False, -0.091, pytest.approx(50 / 3))
     assert not made.good
     assert b'"only_measured": 5' in made.to_json()
@@ -65,3 +66,17 @@ def test_without_the_laboratory_it_says_what_to_install(monkeypatch: pytest.Monk
 
     with pytest.raises(ConfigError, match=r"pip install 'clockwork-serve\[lab\]'"):
         check.measured_ends("x.toml", "http://127.0.0.1:1", seed=1, traces=None)
+
+
+def test_closed_loads_are_counted_on_each_side_by_themselves(tmp_path: Path) -> None:
+    text = STEADY.replace('arrivals = "poisson"', 'arrivals = "closed"\nconcurrency = 3')
+    file = written(tmp_path, text.replace("rate_rps = 100\n", ""))
+
+    ends = predicted_ends(asked(file).simulated())
+
+    total = play(ask(file, config=ControllerConfig()).simulation()).tally.total()
+    assert sum(due_ns >= ms(1000) for due_ns, _ in ends) == total.offered > 100
+    later: Ends = {(due_ns + 7, model): end for (due_ns, model), end in ends.items()}
+    made = check_report(asked(file), ends, later, url="http://127.0.0.1:1", invalid="")
+    assert made.total.requests > 100 and made.total.off == 0
+    assert made.good

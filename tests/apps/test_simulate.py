@@ -68,14 +68,20 @@ def test_devices_that_are_not_alike(tmp_path: Path) -> None:
 
 def test_a_load_of_which_nothing_was_counted_is_not_called_good(tmp_path: Path) -> None:
     text = STEADY.replace("warmup_s = 1", "warmup_s = 3").replace("slo_ms = 100", "slo_ms = 100\nstop_s = 2")
-    question = ask(written(tmp_path, text), config=ControllerConfig())
+    others = text[text.index("[[loads]]") :].replace("web", "others").replace("stop_s = 2", "")
+    question = ask(written(tmp_path, text + others), config=ControllerConfig())
 
     made = report(question, play(question.simulation()))
 
-    assert [row[4] for row in words.load_rows(made)] == ["-"]
+    assert [row[4] for row in words.load_rows(made)] == ["-", "100 %"]
+    assert [load.satisfaction for load in made.loads] == [None, 1]
     told = "\n".join(words.closing_lines(made))
-    assert "none of its requests was sent after the warm-up of 3 s" in told
-    assert "all requests answered in time" not in told
+    assert "nothing is known of web: none of its requests was sent after the warm-up of 3 s" in told
+
+    with pytest.raises(
+        ConfigError, match=r"toml:4: warmup_s: expected less than 2, when the last load stops"
+    ):
+        ask(written(tmp_path, text), config=ControllerConfig())
 
 
 def test_long_scenarios_are_looked_at_by_the_minute(tmp_path: Path) -> None:

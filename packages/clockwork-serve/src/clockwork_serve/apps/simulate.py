@@ -139,13 +139,9 @@ def cluster_of(table: ClusterTable) -> Cluster:
     page_bytes = table.page_mib * MIB
     memory_bytes = usual.pages * usual.page_bytes if table.memory_mib is None else table.memory_mib * MIB
     return Cluster(
-        devices=table.devices,
-        devices_per_worker=table.devices_per_worker,
-        pages=memory_bytes // page_bytes,
-        page_bytes=page_bytes,
-        lanes_share=table.lanes_share,
-        groups=table.groups,
-    )
+        devices=table.devices, devices_per_worker=table.devices_per_worker, groups=table.groups,
+        pages=memory_bytes // page_bytes, page_bytes=page_bytes, lanes_share=table.lanes_share,
+    )  # fmt: skip
 
 
 def _cluster_table(scenario: Scenario, zoo: str | None, devices: int | None) -> ClusterTable:
@@ -273,8 +269,9 @@ class Latency(Struct, frozen=True, kw_only=True):
 class LoadReport(Struct, frozen=True, kw_only=True):
     """What became of one load. Rates are over the part of ``measured_s`` in which the load was on.
 
-    ``late``: executed, but answered after the deadline. ``refused``: every other end but a good answer, by
-    outcome and reason. ``open``: no answer yet, where the run was cut. ``cold``: in time, after a LOAD.
+    ``satisfaction``: None where none ended. ``late``: executed, but answered after the deadline. ``refused``:
+    every other end but a good answer, by outcome and reason. ``open``: no answer yet, where the run was cut.
+    ``cold``: in time, after a LOAD.
     """
 
     name: str
@@ -284,7 +281,7 @@ class LoadReport(Struct, frozen=True, kw_only=True):
     offered_rps: float
     in_time: int
     goodput_rps: float
-    satisfaction: float
+    satisfaction: float | None
     late: int
     refused: dict[str, int]
     open: int
@@ -361,27 +358,17 @@ def report(question: SimulationQuestion, played: Played) -> Report:
     scenario, tally = question.scenario, played.tally
     reached_s = played.reached_ns / NS_PER_S
     until_s = min(reached_s, scenario.seconds)
-    stretches = _stretches(question, played)
     return Report(
-        version=__version__,
-        scenario=scenario.name,
-        setup=_setup(question),
-        seconds=scenario.seconds,
-        warmup_s=scenario.warmup_s,
-        measured_s=max(0.0, until_s - scenario.warmup_s),
-        reached_s=reached_s,
-        cut=played.cut,
-        took_s=played.took_s,
+        version=__version__, scenario=scenario.name, setup=_setup(question), seconds=scenario.seconds,
+        warmup_s=scenario.warmup_s, measured_s=max(0.0, until_s - scenario.warmup_s), reached_s=reached_s,
+        cut=played.cut, took_s=played.took_s, faults=played.faults, stretch_s=question.stretch_s,
         loads=tuple(
             _load(load, count, _on_s(load, scenario.warmup_s, until_s))
             for load, count in zip(scenario.loads, tally.loads, strict=True)
         ),
         devices=_devices(tally.busy, question.cluster.devices, reached_s - scenario.warmup_s),
-        faults=played.faults,
-        first_break=_first_break(question, played),
-        stretch_s=question.stretch_s,
-        stretches=stretches,
-    )
+        first_break=_first_break(question, played), stretches=_stretches(question, played),
+    )  # fmt: skip
 
 
 def _setup(question: SimulationQuestion) -> dict[str, Any]:
@@ -390,23 +377,15 @@ def _setup(question: SimulationQuestion) -> dict[str, Any]:
     source = scenario.source
     kinds = [question.zoo[kind] for _, kind in question.workload.models]
     return {
-        "file": source.file if source else None,
-        "seed": question.seed,
-        "policy": question.config.policy,
-        "max_batch": question.config.max_batch,
-        "zoo": scenario.cluster.zoo,
-        "devices": cluster.devices,
-        "devices_per_worker": cluster.devices_per_worker,
-        "memory_mib": cluster.pages * cluster.page_bytes / MIB,
-        "page_mib": cluster.page_bytes / MIB,
-        "lanes_share": cluster.lanes_share,
+        "file": source.file if source else None, "seed": question.seed, "policy": question.config.policy,
+        "max_batch": question.config.max_batch, "zoo": scenario.cluster.zoo, "devices": cluster.devices,
+        "devices_per_worker": cluster.devices_per_worker, "lanes_share": cluster.lanes_share,
+        "memory_mib": cluster.pages * cluster.page_bytes / MIB, "page_mib": cluster.page_bytes / MIB,
         "groups": [structs.asdict(group) for group in cluster.groups],
-        "models": len(kinds),
-        "kinds": len({row.kind for row in kinds}),
+        "models": len(kinds), "kinds": len({row.kind for row in kinds}),
         "weights_mib": sum(row.weights_bytes for row in kinds) / MIB,
-        "workload": list(question.workload.notes),
-        "constants": list(question.constants.lines()),
-    }
+        "workload": list(question.workload.notes), "constants": list(question.constants.lines()),
+    }  # fmt: skip
 
 
 def _on_s(load: LoadTable, from_s: float, until_s: float) -> float:
@@ -417,22 +396,14 @@ def _on_s(load: LoadTable, from_s: float, until_s: float) -> float:
 
 def _load(load: LoadTable, count: Count, on_s: float) -> LoadReport:
     return LoadReport(
-        name=load.name,
-        arrivals=load.arrivals,
-        slo_ms=load.slo_ms,
-        offered=count.offered,
-        offered_rps=count.offered / on_s if on_s else 0.0,
-        in_time=count.ok,
-        goodput_rps=count.ok / on_s if on_s else 0.0,
-        satisfaction=count.satisfaction,
-        late=count.late,
-        refused=dict(sorted(count.others.items())),
-        open=count.offered - count.ended,
-        cold=count.cold,
+        name=load.name, arrivals=load.arrivals, slo_ms=load.slo_ms, offered=count.offered,
+        offered_rps=count.offered / on_s if on_s else 0.0, in_time=count.ok,
+        goodput_rps=count.ok / on_s if on_s else 0.0, late=count.late,
+        satisfaction=count.satisfaction if count.ended else None,
+        refused=dict(sorted(count.others.items())), open=count.offered - count.ended, cold=count.cold,
         mean_batch=count.batch_sum / count.ok if count.ok else None,
-        answers=_latency(count.answered),
-        refusals=_latency(count.refused),
-    )
+        answers=_latency(count.answered), refusals=_latency(count.refused),
+    )  # fmt: skip
 
 
 def _latency(histogram: DurationHistogram) -> Latency:
@@ -447,14 +418,10 @@ def _latency(histogram: DurationHistogram) -> Latency:
 def _devices(busy: Busy, devices: int, seconds: float) -> DeviceReport:
     all_ns = devices * seconds * NS_PER_S
     return DeviceReport(
-        devices=devices,
-        exec_busy=busy.exec_ns / all_ns if all_ns > 0 else 0.0,
-        load_busy=busy.load_ns / all_ns if all_ns > 0 else 0.0,
-        infers=busy.infers,
-        loads=busy.loads,
-        unloads=busy.unloads,
-        refused=busy.refused,
-    )
+        devices=devices, exec_busy=busy.exec_ns / all_ns if all_ns > 0 else 0.0,
+        load_busy=busy.load_ns / all_ns if all_ns > 0 else 0.0, infers=busy.infers, loads=busy.loads,
+        unloads=busy.unloads, refused=busy.refused,
+    )  # fmt: skip
 
 
 def _stretches(question: SimulationQuestion, played: Played) -> tuple[Stretch, ...]:

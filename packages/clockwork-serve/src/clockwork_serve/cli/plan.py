@@ -34,6 +34,13 @@ _CHECKED = (
     ">measured p50, p99 ms", "near",
 )  # fmt: skip
 
+_GAINS: tuple[tuple[str, Callable[[float], str], str], ...] = (
+    ("{} in time", share, "in_time"), ("p99 {} ms", lambda ms: f"{ms:.1f}", "p99_ms"),
+    ("{} cold starts", lambda cold: f"{cold:,.0f}", "cold"),
+    ("{} r/s of loads without an SLO", rate, "background_rps"),
+)  # fmt: skip
+"""What more devices may change: in words, how the number is shown, the field of a ``MixReport``."""
+
 
 @click.command()
 @click.argument("scenario", metavar="SCENARIO")
@@ -153,7 +160,7 @@ def _check(asked: PlanQuestion, scenario: str, url: str, json_file: str | None) 
 
     note(f"playing {scenario} on {url}: {asked.scenario.seconds:g} s")
     measured, invalid = measured_ends(scenario, url, seed=asked.seeds[0], traces=asked.traces)
-    made = check_report(asked, predicted_ends(asked), measured, url=url, invalid=invalid)
+    made = check_report(asked, predicted_ends(asked.simulated()), measured, url=url, invalid=invalid)
     if json_file != _STDOUT:
         say(f"{made.scenario} on {url}, predicted for {counted(made.devices, 'device')}")
         worst = sorted(made.models, key=lambda sides: -abs(sides.off))
@@ -339,14 +346,10 @@ def plan_lines(made: PlanReport) -> list[str]:
 
 
 def _gain(now: MixReport, then: MixReport) -> str:
-    facts = [
-        f"{share(then.in_time.mean)} instead of {share(now.in_time.mean)} in time",
-        f"p99 {then.p99_ms.mean:.1f} instead of {now.p99_ms.mean:.1f} ms",
-        f"{then.cold.mean:,.0f} instead of {now.cold.mean:,.0f} cold starts",
-    ]
-    if now.background_rps.mean:
-        facts.append(
-            f"{rate(then.background_rps.mean)} instead of {rate(now.background_rps.mean)} r/s of loads "
-            "without an SLO"
-        )
-    return ", ".join(facts)
+    """What differs, as far as it shows."""
+    facts = []
+    for text, shown, field in _GAINS:
+        after, before = (shown(getattr(mix, field).mean) for mix in (then, now))
+        if after != before:
+            facts.append(text.format(f"{after} instead of {before}"))
+    return ", ".join(facts) or "nothing is better"

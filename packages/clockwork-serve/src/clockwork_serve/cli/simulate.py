@@ -206,7 +206,7 @@ def load_rows(report: Report) -> list[list[str]]:
     return [
         [
             load.name, f"{load.offered:,}", rate(load.offered_rps), rate(load.goodput_rps),
-            share(load.satisfaction) if load.offered > load.open else "-", f"{load.late:,}",
+            "-" if load.satisfaction is None else share(load.satisfaction), f"{load.late:,}",
             f"{sum(load.refused.values()):,}", f"{load.cold:,}",
             "-" if load.mean_batch is None else f"{load.mean_batch:.2f}",
         ]

@@ -133,6 +133,12 @@ class Candidates(Record):
     def _share(self, model: ServedModel) -> None:
         """Divide a model's demand among the devices that have, or are loading, its weights."""
         residencies, demand_ns = model.residencies.values(), model.demand_ns
+        if not demand_ns:
+            for residency in residencies:
+                if residency.share_ns or residency.demand_ns:
+                    residency.share_ns = 0
+                    residency.assign(0)
+            return
         inverses = [
             1 / (one.code.timings.pace * (one.device.demand_ns - one.demand_ns + NS_PER_MS))
             for one in residencies

@@ -113,6 +113,12 @@ class Scenario(Struct, frozen=True, kw_only=True):
         self._check_faults()
 
     def _check_loads(self) -> None:
+        last_s = max(self.seconds if load.stop_s is None else load.stop_s for load in self.loads)
+        if last_s <= self.warmup_s:
+            raise unfit(
+                "warmup_s", f"less than {last_s:g}, when the last load stops", self.warmup_s,
+                "nothing would be counted; shorten it",
+            )  # fmt: skip
         sets = [entry.name for entry in self.models]
         tenants = [entry.name for entry in self.tenants]
         for index, load in enumerate(self.loads):

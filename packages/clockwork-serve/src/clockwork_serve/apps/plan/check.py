@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from typing import Any, Final
 
@@ -12,7 +12,7 @@ import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.apps.plan.report import PlanQuestion
-from clockwork_serve.apps.simulate import play
+from clockwork_serve.apps.simulate import SimulationQuestion, play
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, ControllerEffect, ControllerEvent, Outcome, Request
 from clockwork_serve.units import NS_PER_S, to_ms
@@ -20,7 +20,8 @@ from clockwork_serve.units import NS_PER_S, to_ms
 NEAR: Final = 0.05
 """A prediction is near if the goodput of each model is off by at most this share, or by one request."""
 
-Ends = dict[tuple[int, str], tuple[bool, int]]
+_End = tuple[bool, int]
+Ends = dict[tuple[int, str], _End]
 """By when a request was due, from the start of the run, and its model: whether in time; its latency in ns."""
 
 
@@ -75,25 +76,35 @@ class _Ends:
 
     def __init__(self, hop_ns: int) -> None:
         self._hop_ns = hop_ns
-        self._open: dict[str, Request] = {}
+        self._open: dict[str, tuple[Request, tuple[int, str]]] = {}
         self.found: Ends = {}
 
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
         """Note what one step brought."""
-        self._open.update((event.request_id, event) for event in events if isinstance(event, Request))
+        for event in events:
+            if isinstance(event, Request) and event.request_id not in self._open:
+                key = _add(self.found, event.arrival_ns, event.model.rpartition("/")[0], (False, 0))
+                self._open[event.request_id] = event, key
         for effect in effects:
             if isinstance(effect, Answer):
-                request, ended_ns = self._open.pop(effect.request_id), now_ns + self._hop_ns
+                request, key = self._open.pop(effect.request_id)
+                ended_ns = now_ns + self._hop_ns
                 good = effect.outcome is Outcome.OK and ended_ns <= request.deadline_ns
-                name = request.model.rpartition("/")[0]
-                self.found[request.arrival_ns, name] = (good, ended_ns - request.arrival_ns)
+                self.found[key] = (good, ended_ns - request.arrival_ns)
 
 
-def predicted_ends(asked: PlanQuestion) -> Ends:
-    """Simulate the scenario as it is, with the first seed."""
-    question = asked.simulated()
+def _add(ends: Ends, due_ns: int, model: str, end: _End) -> tuple[int, str]:
+    """Add a request. Of those that come at one instant, as closed loads' do, each is a nanosecond later."""
+    while (due_ns, model) in ends:
+        due_ns += 1
+    ends[due_ns, model] = end
+    return due_ns, model
+
+
+def predicted_ends(question: SimulationQuestion) -> Ends:
+    """Simulate it."""
     ends = _Ends(question.constants.network.gateway_ns)
     play(question.simulation(watchers=[ends], stretches=False))
     return ends.found
@@ -118,38 +129,40 @@ def measured_ends(scenario: str, url: str, *, seed: int, traces: str | None) -> 
     good = (table["end"] == run.ANSWERED) & (latency_ns <= table["slo_ns"])
     names = [name for name, _ in load.schedule.workload.models]
     columns = (table["scheduled_ns"], table["model"], good, latency_ns)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return {(due, names[model]): (in_time, took) for due, model, in_time, took in rows}, ran.report.invalid
+    ends: Ends = {}
+    for due_ns, model, in_time, took_ns in zip(*(column.tolist() for column in columns), strict=True):
+        _add(ends, due_ns, names[model], (in_time, took_ns))
+    return ends, ran.report.invalid
 
 
 def check_report(
     asked: PlanQuestion, predicted: Ends, measured: Ends, *, url: str, invalid: str
 ) -> CheckReport:
-    """Hold both against each other: requests that both know, and that came after the warm-up."""
+    """Hold both against each other: all requests that came after the warm-up, and each that both know."""
     scenario = asked.scenario
     from_ns, seconds = round(scenario.warmup_s * NS_PER_S), scenario.seconds - scenario.warmup_s
-    keys = [key for key in predicted if key in measured and key[0] >= from_ns]
-    by_model: dict[str, list[tuple[int, str]]] = {}
-    for key in keys:
-        by_model.setdefault(key[1], []).append(key)
+    sides = [{key: end for key, end in side.items() if key[0] >= from_ns} for side in (predicted, measured)]
+    by_model: dict[str, tuple[list[_End], list[_End]]] = {}
+    for at, side in enumerate(sides):
+        for (_, name), end in side.items():
+            by_model.setdefault(name, ([], []))[at].append(end)
+    keys = sides[0].keys() & sides[1].keys()
     said = Counter((predicted[key][0], measured[key][0]) for key in keys)
     return CheckReport(
         scenario=scenario.name, url=url, devices=scenario.cluster.devices,
-        total=_sides("all", keys, predicted, measured, seconds),
-        models=tuple(_sides(name, by_model[name], predicted, measured, seconds) for name in sorted(by_model)),
+        total=_sides("all", [side.values() for side in sides], seconds),
+        models=tuple(_sides(name, ends, seconds) for name, ends in sorted(by_model.items())),
         both=said[True, True], neither=said[False, False], only_predicted=said[True, False],
         only_measured=said[False, True], invalid=invalid,
-        unmatched=sum(key[0] >= from_ns for key in predicted.keys() ^ measured.keys()),
+        unmatched=len(sides[0].keys() ^ sides[1].keys()),
     )  # fmt: skip
 
 
-def _sides(
-    name: str, keys: Sequence[tuple[int, str]], predicted: Ends, measured: Ends, seconds: float
-) -> Sides:
-    good = [[side[key][1] for key in keys if side[key][0]] for side in (predicted, measured)]
+def _sides(name: str, ends: Sequence[Collection[_End]], seconds: float) -> Sides:
+    good = [[took_ns for in_time, took_ns in side if in_time] for side in ends]
     ours, theirs = (len(each) for each in good)
     return Sides(
-        name=name, requests=len(keys), predicted_rps=ours / seconds, measured_rps=theirs / seconds,
+        name=name, requests=len(ends[1]), predicted_rps=ours / seconds, measured_rps=theirs / seconds,
         predicted_ms=_quantiles_ms(good[0]), measured_ms=_quantiles_ms(good[1]),
         off=(ours - theirs) / max(1, theirs), near=abs(ours - theirs) <= max(NEAR * theirs, 1),
     )  # fmt: skip

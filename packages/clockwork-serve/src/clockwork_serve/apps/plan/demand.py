@@ -304,6 +304,8 @@ def demand_of(question: SimulationQuestion, kinds: tuple[DeviceKind, ...], targe
         worst = max(worst, (int(every[model]) - slo_ns, int(loads[chosen[place]]), model, slo_ns))
         slo_max_ns = max(slo_max_ns, int(slos.max()))
     offered = tuple(counts.sum(axis=1).tolist())
+    if not any(offered) and not question.workload.closed:
+        raise scenario.wrong("warmup_s", "expected requests with an SLO after it, found none; shorten it")
     allowed = tuple(may_miss(target, each) for each in offered)
     unable = frozenset(some for some, found in short.items() if (found > np.array(allowed)).any())
     if tuple(range(len(kinds))) in unable or _tightest_client(question, every)[0] > 0:

@@ -283,14 +283,14 @@ class _Planner:
         minute = run.broken(target)[0]
         from_s = self.minutes.from_ns / NS_PER_S + minute * MINUTE_S
         urgent = [
-            load
+            (load.satisfaction, load.name)
             for load, table in zip(run.loads, self._asked.scenario.loads, strict=True)
-            if table.slo_ms is not None and load.offered
+            if table.slo_ms is not None and load.satisfaction is not None
         ]
-        worst = min(urgent, key=lambda load: load.satisfaction)
+        least, worst = min(urgent)
         return PlanBreak(
             devices=self.named(mix), from_s=from_s, to_s=from_s + self.minutes.seconds(minute),
-            share=run.shares[minute], load=worst.name, load_share=worst.satisfaction,
+            share=run.shares[minute], load=worst, load_share=least,
             missed=sum(run.ended) - sum(run.in_time), causes=run.causes,
         )  # fmt: skip
 

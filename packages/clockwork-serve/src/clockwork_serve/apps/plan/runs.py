@@ -165,21 +165,21 @@ class MissCount:
     ) -> None:
         """Count what one step brought."""
         for event in events:
-            if isinstance(event, Request):
+            if type(event) is Request:  # as isinstance, which takes longer to say no
                 self._open[event.request_id] = (event, bool(self._ready.get(event.model)))
-            elif isinstance(event, Result):
+            elif type(event) is Result:
                 load = self._loads.pop(event.action_id, None)
                 if load is not None and event.status is Status.OK:
                     self._ready.setdefault(load.model, set()).add(load.device)
-            elif isinstance(event, WorkerLost):
+            elif type(event) is WorkerLost:
                 for devices in self._ready.values():
                     devices.clear()  # loads that follow are seen
         for effect in effects:
-            if isinstance(effect, Answer):
+            if type(effect) is Answer:
                 self._answered(effect, now_ns)
-            elif isinstance(effect, Load):
+            elif type(effect) is Load:
                 self._loads[effect.action_id] = effect
-            elif isinstance(effect, Unload):
+            elif type(effect) is Unload:
                 self._ready.get(effect.model, set()).discard(effect.device)
 
     def _answered(self, answer: Answer, now_ns: int) -> None:

@@ -319,7 +319,7 @@ class DefaultScheduler(PaperScheduler):
             top_ns, strategy.key_ns = strategy.key_ns, NEVER_NS
             # Due times leave the slack that some device needs; this one may need more.
             from_ns = start_ns + (device.delays.extra_ns and self._belief.extra_ns(device, now_ns))
-            choice = self._best(strategy, from_ns)
+            choice = self._best(strategy, from_ns) if strategy.queue.dues else None
             if choice is None:
                 self._drop_outliers(strategy, from_ns, now_ns)
                 continue

@@ -268,10 +268,11 @@ class PaperScheduler(Record):
                 self._new_candidates.append(model)
                 continue
             for residency in model.residencies.values():
-                if not residency.in_flight:
+                agenda = residency.device.agenda  # most have neither: calls that do nothing cost as much
+                if agenda.in_vain and not residency.in_flight:
                     residency.loosen()
-                if not model.waiting and residency.device.agenda.may_load():
-                    self._mark_load_dirty(residency.device.agenda)
+                if (agenda.load_blocked or agenda.room_blocked) and not model.waiting and agenda.may_load():
+                    self._mark_load_dirty(agenda)
         dirty.clear()
 
     def _has_room(self, agenda: Agenda, now_ns: int) -> bool:
