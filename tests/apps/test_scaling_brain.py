@@ -165,4 +165,4 @@ class AnyLoad(RuleBasedStateMachine):
 
 
 TestAnyLoad = AnyLoad.TestCase
-TestAnyLoad.settings = settings(max_examples=30, stateful_step_count=12)  # each step is many decisions
+TestAnyLoad.settings = settings(max_examples=30, stateful_step_count=12, deadline=None)

@@ -55,8 +55,6 @@ def test_a_steady_load_comes_again_as_it_came(seed: int) -> None:
     demand = RecentDemand()
     load = demand.likely(asked(demand, {"a": [50.0] * 300, "b": [2.0] * 300}, seed), 60 * NS_PER_S)
     assert load is not None
-    assert not load.changed
-    assert load.factor == pytest.approx(1.0, abs=0.1)
     assert of(load, "a") == pytest.approx(50, rel=0.1)
     assert (np.diff(load.times_ns) >= 0).all()
     assert 0 <= load.times_ns[0] <= load.times_ns[-1] < load.window_ns
@@ -69,7 +67,8 @@ def test_a_step_is_seen_whenever_it_was(after_s: int) -> None:
     load = likely({"a": [20.0] * (300 - after_s) + [80.0] * after_s, "b": [20.0] * 300})
     assert of(load, "a") == pytest.approx(80, rel=0.25)
     assert of(load, "b") == pytest.approx(20, rel=0.2), "and nobody else is thought to have made it"
-    assert load.changed.keys() == {"a"}
+    since = load.times_ns[load.models == load.names.index("a")] // BUCKET_NS
+    assert max(np.bincount(since)) < 1.6 * 80 * 5, "the old rate is not in it, and so no peak above the new"
 
 
 def test_a_step_down_is_seen_too() -> None:

@@ -8,7 +8,9 @@ import pytest
 
 from benchmarks import scaling_day as module
 from benchmarks.scaling_day import SWING, Change, Fleet, Followed, day, fewest, question, write_minutes
+from clockwork_serve.apps.simulate import SimulationQuestion
 from clockwork_serve.units import NS_PER_S
+from harness.report import Outcome
 
 
 def test_a_day_swings_by_four_times() -> None:
@@ -53,3 +55,21 @@ def test_the_fewest_are_found_for_each_ten_minutes(tmp_path: Path) -> None:
     write_minutes(tmp_path / "some.csv", [3.0] * 10 + [9.0] * 10)
     few, more = fewest(question(tmp_path, "some", 1200, "some.csv"))
     assert few < more
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_what_is_promised_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, good: bool) -> None:
+    def followed(asked: SimulationQuestion, devices: int) -> Followed:
+        wanted = [(1830, 8), (3900, 2)] if good else [(1830, 4), (1900, 12), (2000, 8), (2100, 9), (3900, 2)]
+        return Followed(
+            requests=10, in_time=1.0 if good else 0.99, took_s=0.0,
+            device_h=asked.scenario.seconds / 3600 * (8.2 if good else 12),
+            changes=tuple(Change(at_s, count, "") for at_s, count in wanted),
+        )  # fmt: skip
+
+    monkeypatch.setattr(module, "followed", followed)
+    monkeypatch.setattr(module, "fewest", lambda asked: [8] * round(asked.scenario.seconds / 600))
+    monkeypatch.delenv("CLOCKWORK_TRACES", raising=False)
+    outcome = Outcome("scaling")
+    module.virtual(outcome, tmp_path, short=True)
+    assert [one.good for one in outcome.verdicts] == [good] * 6

@@ -25,7 +25,7 @@ FIRST_BUCKETS: Final = 4
 """Nothing is said before so many are known."""
 WINDOW_BUCKETS: Final = 12
 """At least so many are played again, where there are not too many requests."""
-ENOUGH: Final = 3_000
+ENOUGH: Final = 1_000
 """More than these are played again only if fewer buckets than that would not do."""
 MOST: Final = 20_000
 """Requests that are kept, and that one simulation plays."""
@@ -50,8 +50,7 @@ _Kept = tuple[int, int, int, int]
 class LikelyLoad:
     """Requests that may come within ``window_ns``: four columns, in order of time from 0.
 
-    ``models`` and ``whose`` are indices into ``names`` and ``classes``. ``factor``: of how many times the
-    load of the last minutes. ``changed``: names of models whose rate made a step, with by how many times.
+    ``models`` and ``whose`` are indices into ``names`` and ``classes``.
     """
 
     window_ns: int
@@ -61,8 +60,6 @@ class LikelyLoad:
     whose: npt.NDArray[np.int64]
     names: tuple[str, ...]
     classes: tuple[Whose, ...]
-    factor: float
-    changed: dict[str, float]
 
     @property
     def rate_rps(self) -> float:
@@ -97,11 +94,8 @@ class RecentDemand:
                 del self._counts[old]
         bucket[model] += 1
 
-    def likely(self, now_ns: int, ahead_ns: int, margin: float = 1.0) -> LikelyLoad | None:
-        """The load of the last minutes as it is likely to be ``ahead_ns`` from now, times ``margin``.
-
-        None at the beginning.
-        """
+    def likely(self, now_ns: int, ahead_ns: int) -> LikelyLoad | None:
+        """The load of the last minutes as it is likely to be ``ahead_ns`` from now; None at the beginning."""
         end = now_ns // BUCKET_NS
         if self._began_ns is None:
             return None
@@ -113,18 +107,13 @@ class RecentDemand:
         for at in range(begin, end):
             found = self._counts.get(at, Counter())
             counts[:, at - begin] = [found[model] for model in models]
-        levels, stepped = _levels(counts, ahead_ns / BUCKET_NS)
-        rows = self._window(end, counts)
-        window_ns = end * BUCKET_NS - rows[0]
-        names = list(self._names)
-        before = counts.mean(axis=1)
-        changed = {
-            names[models[at]]: float(levels[at] / max(before[at], 1e-9)) for at in np.flatnonzero(stepped)
-        }
-        total = float(levels.sum() / max(counts.sum() / counts.shape[1], 1e-9))
-        wanted = np.zeros(len(names))
-        wanted[models] = levels * (margin * window_ns / BUCKET_NS)
-        return self._again(rows[1], window_ns, rows[0], wanted, (total, changed))
+        levels, after = _levels(counts, ahead_ns / BUCKET_NS)
+        from_ns, rows = self._window(end, counts)
+        window_ns = end * BUCKET_NS - from_ns
+        wanted, since_ns = np.zeros(len(self._names)), np.full(len(self._names), from_ns)
+        wanted[models] = levels * (window_ns / BUCKET_NS)
+        since_ns[models] = np.where(after > 0, np.maximum(from_ns, (end - after) * BUCKET_NS), from_ns)
+        return self._again(rows, from_ns, window_ns, since_ns, wanted)
 
     def _window(self, end: int, counts: Floats) -> tuple[int, list[_Kept]]:
         """What is played again: from when on, and the requests until that bucket's end."""
@@ -136,49 +125,53 @@ class RecentDemand:
         return from_ns, [one for one in self._kept if from_ns <= one[0] < end * BUCKET_NS]
 
     def _again(
-        self, kept: Sequence[_Kept], window_ns: int, from_ns: int, wanted: Floats,
-        found: tuple[float, dict[str, float]],
+        self, kept: Sequence[_Kept], from_ns: int, window_ns: int, since_ns: npt.NDArray[np.int64],
+        wanted: Floats,
     ) -> LikelyLoad:  # fmt: skip
-        """So many requests of each model: those that came, left out by chance, or again at other times."""
+        """The ``wanted`` number of each model: what came since its step, less of it, or more than once."""
         rows = np.array(kept, np.int64).reshape(-1, 4)
+        rows = rows[rows[:, 0] >= since_ns[rows[:, 1]]]
+        dice = np.random.default_rng(len(rows))  # the same requests, the same load
         there = np.bincount(rows[:, 1], minlength=wanted.size)
         times = wanted[rows[:, 1]] / np.maximum(there[rows[:, 1]], 1)
-        dice = np.random.default_rng(len(kept))  # the same requests, the same load
-        copies = np.floor(times + dice.random(len(kept))).astype(np.int64)
+        copies = np.floor(times + dice.random(len(rows))).astype(np.int64)
         chosen = np.repeat(rows, copies, axis=0)
         number = np.arange(len(chosen)) - np.repeat(copies.cumsum() - copies, copies)
         # All second copies come as late behind the first, all third ones, ...: bursts stay what they are.
-        offset_ns = (number * 0.6180339887 % 1 * window_ns).astype(np.int64)
-        at_ns = (chosen[:, 0] - from_ns + offset_ns) % window_ns
+        # What came since a step fills the time before it.
+        slice_ns = window_ns - (since_ns[chosen[:, 1]] - from_ns)
+        offset_ns = np.where(slice_ns < window_ns, number * slice_ns, number * 0.6180339887 % 1 * window_ns)
+        at_ns = (chosen[:, 0] - from_ns + offset_ns.astype(np.int64)) % window_ns
         order = np.argsort(at_ns, kind="stable")[:MOST]
         if order.size == MOST:
             window_ns = int(at_ns[order[-1]]) + 1
-        factor, changed = found
         return LikelyLoad(
             window_ns, at_ns[order], chosen[order, 1], chosen[order, 2], chosen[order, 3], tuple(self._names),
-            tuple(self._classes), factor, changed,
+            tuple(self._classes),
         )  # fmt: skip
 
 
-def _levels(counts: Floats, ahead: float) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Requests a bucket of each model, so many buckets after the last; and which of them made a step.
+def _levels(counts: Floats, ahead: float) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Requests a bucket of each model, so many buckets after the last; and how long ago it made a step, or 0.
 
     Models that make up little of the load are looked at together: any of their bursts would seem a step.
     """
-    levels, stepped = counts.mean(axis=1), np.zeros(len(counts), np.bool_)
+    levels, after = counts.mean(axis=1), np.zeros(len(counts), np.int64)
     heavy = np.maximum(levels, counts[:, -1]) > HEAVY * max(1.0, float(levels.sum()))
     for at in np.flatnonzero(heavy):
-        level, stepped[at] = _level(counts[at], ahead)
-        if stepped[at]:
+        level, after[at] = _level(counts[at], ahead)
+        if after[at]:
             levels[at] = level
-    rest = counts[~stepped].sum(axis=0)
+    others = after == 0
+    rest = counts[others].sum(axis=0)
     if rest.sum():
-        levels[~stepped] *= _level(rest, ahead)[0] / rest.mean()
-    return levels, stepped
+        level, after[others] = _level(rest, ahead)
+        levels[others] *= level / rest.mean()
+    return levels, after
 
 
-def _level(counts: Floats, ahead: float) -> tuple[float, bool]:
-    """A rate after its last step, or along its trend, whichever fits better; and whether it made a step."""
+def _level(counts: Floats, ahead: float) -> tuple[float, int]:
+    """A rate since its last step, or along its trend, if that fits better; and how long ago the step was."""
     size, mean = counts.size, float(counts.mean())
     after = np.arange(1, size - FEWEST + 1)  # so many buckets after a step, if there was one then
     new = counts[::-1].cumsum()[after - 1] / after
@@ -193,9 +186,9 @@ def _level(counts: Floats, ahead: float) -> tuple[float, bool]:
     slope = float(at @ counts / (at @ at))
     off = max(0.0, squares - size * mean**2 - slope**2 * float(at @ at))
     if sigmas[best] > STEP_SIGMAS and misfit[best] <= off:
-        return float(new[best]), True
+        return float(new[best]), int(after[best])
     deviation = float(np.sqrt(max(mean, off / max(1, size - 2)) / (at @ at)))
     if abs(slope) <= TREND_SIGMAS * deviation:
-        return mean, False
+        return mean, 0
     reached = mean + slope * ((size - 1) / 2 + ahead)
-    return min(FASTEST * mean, max(mean / FASTEST, reached)), False
+    return min(FASTEST * mean, max(mean / FASTEST, reached)), 0

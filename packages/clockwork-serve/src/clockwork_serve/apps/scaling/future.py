@@ -6,7 +6,9 @@ the policy would have it on that number of devices, and whoever was cold stays s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,11 +16,11 @@ import numpy as np
 from msgspec import Struct, structs
 
 from clockwork_serve.apps.learned import LearnedProfiles, places
-from clockwork_serve.apps.plan.demand import PlanMinutes, may_miss
+from clockwork_serve.apps.plan.demand import PlanMinutes
 from clockwork_serve.apps.plan.runs import MissCount
 from clockwork_serve.apps.scaling.demand import LikelyLoad
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.messages import Quota
+from clockwork_serve.messages import ControllerEffect, ControllerEvent, Quota
 from clockwork_serve.sim import Cluster, Simulation
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.processes import Block
@@ -28,6 +30,10 @@ from clockwork_serve.workload.zoo import Zoo
 
 BEGIN_NS: Final = 5 * NS_PER_S
 """The load runs for so long before it counts: queues and batches are then as they would be."""
+CHANCE: Final = 2.0
+"""So many standard deviations of what may miss are taken for chance: a window has few requests."""
+HOPELESS: Final = 0.1
+"""If this share of all has missed, the rest is not simulated."""
 _FOREVER: Final = Slo(NO_SLO_MS, None, 0)
 
 
@@ -81,25 +87,46 @@ class Judged(Struct, frozen=True, kw_only=True):
         return 1 - self.missed / self.requests if self.requests else 1.0
 
     def met(self, target: float) -> bool:
-        """Whether at least that share is in time."""
-        return self.missed <= may_miss(target, self.requests)
+        """Whether at least that share is in time, unless what misses beyond that may well be chance."""
+        allowed = (1 - target) * self.requests
+        return self.missed <= allowed + CHANCE * math.sqrt(allowed)
+
+
+class _Hopeless(Exception):
+    """More would miss than anybody wants to count."""
+
+
+class _Misses(MissCount):
+    """Ends its simulation once more than ``most`` have missed: overload is slow to simulate."""
+
+    most = 0
+
+    def on_step(
+        self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
+    ) -> None:
+        super().on_step(now_ns, events, effects)
+        if self.ended[0] - self.in_time[0] > self.most:
+            raise _Hopeless
 
 
 def judge(load: LikelyLoad, world: FutureWorld, devices: int) -> Judged:
-    """Simulate it; the same load and world give the same result."""
+    """Simulate it; the same load and world give the same result. It ends early where very many miss."""
     workload = _workload(load, world, devices)
     minutes = PlanMinutes(workload.warmup_ns, 1, load.window_ns / NS_PER_S)
     simulation = Simulation(
         workload=workload, zoo=world.zoo, cluster=structs.replace(world.cluster, devices=devices),
         config=structs.replace(world.config, expected_devices=devices), seed=1,
     )  # fmt: skip
-    count = MissCount(minutes, simulation.constants.network.gateway_ns, None)
+    count = _Misses(minutes, simulation.constants.network.gateway_ns, None)
+    count.most = max(1, round(HOPELESS * load.times_ns.size))
     simulation.watchers.append(count)
-    simulation.run()
+    with suppress(_Hopeless):
+        simulation.run()
     causes, requests = count.causes(), count.ended[0]
+    ran_ns = min(simulation.now_ns, workload.duration_ns) - workload.warmup_ns
     return Judged(
         devices=devices, requests=requests, missed=requests - count.in_time[0],
-        busy=simulation.tally.busy.exec_ns / (devices * load.window_ns),
+        busy=simulation.tally.busy.exec_ns / max(1, devices * ran_ns),
         model=next(iter(causes[0].models)) if causes else "", cause=causes[0].cause if causes else "",
     )  # fmt: skip
 
