@@ -107,3 +107,17 @@ def test_a_load_that_ended_is_empty() -> None:
     load = demand.likely(end_ns + 400 * NS_PER_S, 0)
     assert load is not None
     assert load.times_ns.size == 0
+
+
+def test_so_many_that_the_last_ones_alone_are_kept_are_played_at_their_rate() -> None:
+    demand, now_ns = RecentDemand(), 0
+    for at in range(300_000):
+        now_ns = at * 100_000 + 7
+        demand.observe(
+            Request(request_id="r", gateway="g", model="a", arrival_ns=now_ns, deadline_ns=now_ns + 9)
+        )
+    for late_s in (0, 3):
+        load = demand.likely(now_ns + late_s * NS_PER_S, 60 * NS_PER_S)
+        assert load is not None
+        assert load.rate_rps == pytest.approx(10_000, rel=0.01)
+        assert load.times_ns.size == pytest.approx(MOST, abs=2)

@@ -108,21 +108,22 @@ class RecentDemand:
             found = self._counts.get(at, Counter())
             counts[:, at - begin] = [found[model] for model in models]
         levels, after = _levels(counts, ahead_ns / BUCKET_NS)
-        from_ns, rows = self._window(end, counts)
-        window_ns = end * BUCKET_NS - from_ns
+        from_ns, end_ns = self._window(end, counts)
+        rows = [one for one in self._kept if from_ns <= one[0] < end_ns]
+        window_ns = end_ns - from_ns
         wanted, since_ns = np.zeros(len(self._names)), np.full(len(self._names), from_ns)
         wanted[models] = levels * (window_ns / BUCKET_NS)
         since_ns[models] = np.where(after > 0, np.maximum(from_ns, (end - after) * BUCKET_NS), from_ns)
         return self._again(rows, from_ns, window_ns, since_ns, wanted)
 
-    def _window(self, end: int, counts: Floats) -> tuple[int, list[_Kept]]:
-        """What is played again: from when on, and the requests until that bucket's end."""
+    def _window(self, end: int, counts: Floats) -> tuple[int, int]:
+        """From when until before when requests are played again."""
         back = counts.sum(axis=0)[::-1].cumsum()
         buckets = max(WINDOW_BUCKETS, int(np.searchsorted(back, ENOUGH)) + 1)
-        from_ns = (end - min(buckets, len(back))) * BUCKET_NS
-        if len(self._kept) == MOST:
-            from_ns = max(from_ns, self._kept[0][0])
-        return from_ns, [one for one in self._kept if from_ns <= one[0] < end * BUCKET_NS]
+        from_ns, end_ns = (end - min(buckets, len(back))) * BUCKET_NS, end * BUCKET_NS
+        if len(self._kept) == MOST and self._kept[0][0] > from_ns:  # so many come that earlier ones are gone
+            return self._kept[0][0], max(end_ns, self._kept[-1][0] + 1)
+        return from_ns, end_ns
 
     def _again(
         self, kept: Sequence[_Kept], from_ns: int, window_ns: int, since_ns: npt.NDArray[np.int64],
