@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_what_a_simulation_raises_is_told_and_ends_nothing(
 ) -> None:
     server, now_ns = told(tmp_path, 20.0, 1), SECONDS * NS_PER_S
 
-    def broken(*given: object) -> None:
+    def broken(*given: object, **more: object) -> None:
         raise MemoryError("no more")
 
     with monkeypatch.context() as patched:
@@ -121,3 +122,17 @@ def test_without_an_advice_there_is_no_metric(tmp_path: Path) -> None:
     assert DevicesWanted.read(tmp_path / WANTED_FILE, 0) is None
     (tmp_path / WANTED_FILE).write_text("{")
     assert DevicesWanted.read(tmp_path / WANTED_FILE, 0) is None
+
+
+def test_it_ends_with_the_observer_whatever_it_simulates(tmp_path: Path) -> None:
+    server = told(tmp_path, 100.0, 1)
+
+    async def main() -> float:
+        server.part.on_idle(SECONDS * NS_PER_S)
+        server.part.close(0)
+        began = time.process_time()
+        await asyncio.gather(*server.tasks)
+        return time.process_time() - began
+
+    assert asyncio.run(main()) < 1, "3,000 requests on several numbers of devices would take longer"
+    assert server.part.advice is None

@@ -357,7 +357,7 @@ def _add_scaling(observer: Observer, settings: Settings, run_dir: Path, page: Li
         most=settings.scaling_most,
     )  # fmt: skip
     part = ScalingPart(rules, run_dir, observer.background)
-    observer.add(Feed("scaling", observer.path, part.take, idle=part.on_idle))
+    observer.add(Feed("scaling", observer.path, part.take, end=part.close, idle=part.on_idle))
     observer.asks["scaling"] = lambda asked: part.answer()
     if page is not None:
         page.add("scaling", part.answer)

@@ -97,20 +97,26 @@ class _Hopeless(Exception):
 
 
 class _Misses(MissCount):
-    """Ends its simulation once more than ``most`` have missed: overload is slow to simulate."""
+    """Ends its simulation if more than ``most`` miss, for overload is slow to simulate, or if told to."""
 
     most = 0
+    stopped: Callable[[], bool]
 
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
         super().on_step(now_ns, events, effects)
-        if self.ended[0] - self.in_time[0] > self.most:
+        if self.ended[0] - self.in_time[0] > self.most or self.stopped():
             raise _Hopeless
 
 
-def judge(load: LikelyLoad, world: FutureWorld, devices: int) -> Judged:
-    """Simulate it; the same load and world give the same result. It ends early where very many miss."""
+def judge(
+    load: LikelyLoad, world: FutureWorld, devices: int, stopped: Callable[[], bool] = lambda: False
+) -> Judged:
+    """Simulate it; the same load and world give the same result.
+
+    It ends early where very many miss, or once it is ``stopped``.
+    """
     workload = _workload(load, world, devices)
     minutes = PlanMinutes(workload.warmup_ns, 1, load.window_ns / NS_PER_S)
     simulation = Simulation(
@@ -118,7 +124,7 @@ def judge(load: LikelyLoad, world: FutureWorld, devices: int) -> Judged:
         config=structs.replace(world.config, expected_devices=devices), seed=1,
     )  # fmt: skip
     count = _Misses(minutes, simulation.constants.network.gateway_ns, None)
-    count.most = max(1, round(HOPELESS * load.times_ns.size))
+    count.most, count.stopped = max(1, round(HOPELESS * load.times_ns.size)), stopped
     simulation.watchers.append(count)
     with suppress(_Hopeless):
         simulation.run()

@@ -46,7 +46,7 @@ class ScalingPart:
         self._learned, self._weights, self._demand = LearnedProfiles(), ReadyWeights(), RecentDemand()
         self._config: ControllerConfig | None = None
         self._asked_ns = 0
-        self._decides = False
+        self._decides = self._closed = False
 
     def take(self, number: int, record: JournalHead | Step) -> None:
         """The next record."""
@@ -72,12 +72,19 @@ class ScalingPart:
             return
         self._decides, self.waits_for = True, ""
         devices = len(self._learned.present())
-        decide = partial(self._brain.decide, now_ns, devices, partial(judge, load, world))
+        judged = partial(judge, load, world, stopped=lambda: self._closed)
+        decide = partial(self._brain.decide, now_ns, devices, judged)
         self._start(asyncio.get_running_loop().create_task(self._decide(decide)))
+
+    def close(self, number: int) -> None:
+        """End what is simulated."""
+        self._closed = True
 
     async def _decide(self, decide: Callable[[], Advice]) -> None:
         try:
-            self._publish(await asyncio.to_thread(decide))
+            advice = await asyncio.to_thread(decide)
+            if not self._closed:
+                self._publish(advice)
         except Exception as error:  # noqa: BLE001 - whatever a simulation raises, the observer goes on
             self.waits_for = described(error)
             _log.exception("how many devices are wanted cannot be said")
