@@ -102,6 +102,11 @@ def test_controllers_that_took_over_or_stand_by_are_told() -> None:
         assert first.endswith(f"2 to be prepared   epoch {epoch}, {standbys} standing by")
 
 
+def test_wanted_devices_are_told() -> None:
+    first = frame(structs.replace(now(), devices_wanted=3), "http://127.0.0.1:8002", 120, 24)[0]
+    assert first.endswith("2 to be prepared   devices wanted 3")
+
+
 def test_many_reasons_take_more_lines() -> None:
     ends = {f"rejected:reason_{number}": 1000.0 - number for number in range(30)}
     lines = frame(structs.replace(now(), ends=ends), "http://127.0.0.1:8002", 80, 24)

@@ -280,6 +280,23 @@ def test_the_rules_are_those_of_the_examples(tmp_path: Path) -> None:
         subprocess.run(check, check=True, capture_output=True)
 
 
+def test_workers_are_as_many_as_the_server_wants_where_that_is_asked_for() -> None:
+    values = charts.changed(charts.values_of("small"), "workers.0.autoscaling", {"maxReplicas": 8})
+    values = charts.changed(values, "workers.0.devices", 2)
+    objects = charts.rendered(charts.changed(values, "settings.scaling_target", 0.999))
+    (scaler,) = named(objects, "HorizontalPodAutoscaler").values()
+    worker = named(objects, "Deployment")[scaler["spec"]["scaleTargetRef"]["name"]]
+    (metric,) = scaler["spec"]["metrics"]
+    text = (charts.ROOT / "docs" / "operate" / "metrics.md").read_text(encoding="utf-8")
+
+    for version in SCHEMAS:
+        kubernetes.validate(scaler, version, strict=True)
+    assert "replicas" not in worker["spec"], "an upgrade of the chart leaves their number alone"
+    assert (scaler["spec"]["minReplicas"], scaler["spec"]["maxReplicas"]) == (1, 8)
+    assert f"`{metric['external']['metric']['name']}`" in text
+    assert metric["external"]["target"] == {"type": "AverageValue", "averageValue": "2"}, "devices of a pod"
+
+
 def test_what_is_scraped_is_one_server_with_all_its_gateways() -> None:
     objects = charts.rendered(charts.values_of("large"))
     (config,), (monitor,) = named(objects, "ScrapeConfig").values(), named(objects, "PodMonitor").values()

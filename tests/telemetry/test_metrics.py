@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from clockwork_serve.messages import Outcome, Quarantined, Quota, QuotasSet, Reason
 from clockwork_serve.telemetry import GatewayCounters, Recorder
-from clockwork_serve.telemetry.counters import decode, model_statistics
+from clockwork_serve.telemetry.counters import DevicesWanted, decode, model_statistics
 from clockwork_serve.telemetry.metrics import render
 from clockwork_serve.telemetry.spans import trace_ids
 from clockwork_serve.units import ms
@@ -154,10 +154,21 @@ def test_every_family_is_listed_in_the_docs() -> None:
     from pathlib import Path
 
     page = (Path(__file__).parents[2] / "docs" / "operate" / "metrics.md").read_text()
-    text = render(recorded().counters, GatewayCounters(gateway="g0"), triton=True).decode()
+    own, counters = GatewayCounters(gateway="g0"), recorded().counters
+    counters.wanted = DevicesWanted(0, 3, "load")
+    text = render(counters, own, triton=True).decode()
     names = [line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")]
     assert len(names) == len(set(names)) > 20
     assert [name for name in names if f"`{name}`" not in page] == []
+
+
+def test_what_the_observer_says_of_devices_is_a_metric_with_its_cause() -> None:
+    counters = recorded().counters
+    assert b"devices_wanted" not in render(counters)
+    counters.wanted = DevicesWanted(0, 3, "load", 'ne"t')
+    text = render(counters).decode()
+    assert "\nclockwork_devices_wanted 3\n" in text
+    assert '\nclockwork_devices_wanted_info{cause="load",model="ne\\"t"} 1\n' in text
 
 
 def test_tenants_with_a_quota_are_counted_and_nobody_else() -> None:

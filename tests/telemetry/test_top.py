@@ -6,6 +6,7 @@ import pytest
 
 from clockwork_serve.messages import Outcome, Readiness, Reason
 from clockwork_serve.telemetry import GatewayCounters, Recorder
+from clockwork_serve.telemetry.counters import DevicesWanted
 from clockwork_serve.telemetry.metrics import render
 from clockwork_serve.telemetry.top import read_metrics, server_now
 from clockwork_serve.units import ms
@@ -49,6 +50,13 @@ def test_a_counter_that_began_anew_counts_from_nothing() -> None:
     new.on_step(0, [stories.request("a")], [stories.answer("a")])
 
     assert server_now(reading(old), reading(new), 1.0).good_per_s == 1
+
+
+def test_wanted_devices_are_known_where_the_server_says_them() -> None:
+    recorder = Recorder()
+    recorder.counters.wanted = DevicesWanted(0, 3, "load")
+    assert server_now({}, reading(recorder), 1.0).devices_wanted == 3
+    assert server_now({}, {}, 1.0).devices_wanted is None
 
 
 def test_nothing_is_shown_as_nothing() -> None:

@@ -166,6 +166,11 @@ class LearnedProfiles:
             found[name] = row
         return found
 
+    def present(self) -> list[DeviceSpec]:
+        """The devices that are there now, those of :attr:`kind` first."""
+        specs = [spec for specs in self._present.values() for spec in specs]
+        return sorted(specs, key=lambda spec: spec.kind != self.kind) if specs else []
+
     def rows(self) -> list[dict[str, str | float]]:
         """The table of the devices of :attr:`kind`; models without a profile have no row."""
         kinds, found = self.kinds(), dict[str, dict[str, str | float]]()

@@ -33,7 +33,7 @@ from clockwork_serve.units import GIB, MIB, NS_PER_S
 
 if TYPE_CHECKING:  # imported once this process has become an idle one
     from clockwork_serve.config import Settings
-    from clockwork_serve.serve.http.live import Explain
+    from clockwork_serve.serve.http.live import Explain, LivePage
     from clockwork_serve.telemetry import JournalFollower, JournalHead, Step
 
 SLICE_S: Final = 0.02
@@ -286,9 +286,6 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, resource.RLIM_INFINITY))
     history = History.open(path)
 
-    def find(asked: Mapping[str, Any]) -> object:
-        return history.find(str(asked["request_id"]))
-
     def explained(request_id: str, tenant: str | None, changes: Sequence[str]) -> Explanation | None:
         case = case_in(history, request_id)
         if case is None or (tenant is not None and case.request.tenant != tenant):
@@ -300,17 +297,21 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
         return explained(str(asked["request_id"]), asked.get("tenant"), changes)
 
     parts: dict[str, ObserverPart] = {}
+    page: LivePage | None = None
     if settings.live_page:
         parts["live page"] = view = LiveView(settings=settings.rows())
-    asks: dict[str, Ask] = {"find": find, "explain": explain_line}
-    observer = Observer(path, parts, asks)
+    asks: dict[str, Ask] = {"find": lambda asked: history.find(str(asked["request_id"]))}
+    observer = Observer(path, parts, asks | {"explain": explain_line})
     if settings.live_page:
-        observer.page = PageServer(LivePage(view, observer.thread(explained))).connection
+        page = LivePage(view, observer.thread(explained))
+        observer.page = PageServer(page).connection
     with suppress(OSError):  # a folder that cannot be written: then there is no index
         historian = Historian(path, settings.journal_bytes // HISTORY_SHARE)
         observer.add(Feed("history", path, historian.take, historian.start, historian.flush))
     if settings.otlp_endpoint:
         _add_traces(observer, settings)
+    if settings.scaling_target is not None:
+        _add_scaling(observer, settings, run_dir, page)
     server = await observer.listen(run_dir / OBSERVER_SOCKET)
     gc.collect()
     gc.freeze()
@@ -343,6 +344,23 @@ def _add_traces(observer: Observer, settings: Settings) -> None:
         "requests": spans.requests, "missing_steps": spans.missing_steps, "sent": exporter.sent,
         "failed": exporter.failed, "dropped": exporter.dropped, "why": exporter.why,
     }  # fmt: skip
+
+
+def _add_scaling(observer: Observer, settings: Settings, run_dir: Path, page: LivePage | None) -> None:
+    """Say how many devices are wanted."""
+    from clockwork_serve.apps.scaling.brain import ScalingRules
+    from clockwork_serve.apps.scaling.part import ScalingPart
+
+    assert settings.scaling_target is not None
+    rules = ScalingRules(
+        target=settings.scaling_target, lead_s=settings.scaling_lead_s, least=settings.scaling_least,
+        most=settings.scaling_most,
+    )  # fmt: skip
+    part = ScalingPart(rules, run_dir, observer.background)
+    observer.add(Feed("scaling", observer.path, part.take, end=part.close, idle=part.on_idle))
+    observer.asks["scaling"] = lambda asked: part.answer()
+    if page is not None:
+        page.add("scaling", part.answer)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -144,6 +144,7 @@ def _summary(now: ServerNow, url: str, width: int) -> list[str]:
     ready = "ready" if now.ready else "NOT READY"
     waiting = f", {now.models_waiting:,} to be prepared" if now.models_waiting else ""
     leader = f"   epoch {now.epoch}, {now.standbys} standing by" if now.epoch > 1 or now.standbys else ""
+    wanted = f"   devices wanted {now.devices_wanted}" if now.devices_wanted is not None else ""
     bad = sum(now.ends.values())
     share = f"{100 * bad / (bad + now.good_per_s):.1f} %" if bad else "0 %"
     # No line is broken between a reason and its rate.
@@ -151,7 +152,7 @@ def _summary(now: ServerNow, url: str, width: int) -> list[str]:
     why = wrap(f"not answered well: {share}{f' ({ends})' if ends else ''}", width)[:_REASON_LINES]
     times = [f"{name} {_ms(value)}" for name, value in (("p50", now.p50_ms), ("p99", now.p99_ms))]
     return [
-        f"{url.rpartition('//')[2]}   {ready}   {models} resident{waiting}{leader}",
+        f"{url.rpartition('//')[2]}   {ready}   {models} resident{waiting}{leader}{wanted}",
         f"goodput {now.good_per_s:,.1f}/s   {'   '.join(times)}   open {now.open:,}   queued {now.queued:,}",
         *[line.replace("\xa0", " ") for line in why],
     ]

@@ -51,7 +51,6 @@ from clockwork_serve.units import GIB, KIB, MIB, ms
 
 PREFIX = "CLOCKWORK_"
 
-
 IN_MEMORY: Final = "memory"
 """The journal's place that is no file of the user's: the server's private folder."""
 JOURNAL_BYTES_IN_MEMORY: Final = 64 * MIB
@@ -408,6 +407,12 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     trace_sample: Annotated[float, Setting(
         number(0, 1), "share of requests that are traced; those refused, failed or late always are",
     )] = 0.1
+    scaling_target: Annotated[float | None, Setting(
+        or_off(number(0.5, 0.99999)), "share of requests in time that the wanted devices give", shown="off",
+    )] = None
+    scaling_lead_s: Annotated[float, Setting(number(0, 3600), "seconds until a wanted device serves")] = 60.0
+    scaling_least: Annotated[int, Setting(integer(1, 10_000), "devices that are wanted at least")] = 1
+    scaling_most: Annotated[int, Setting(integer(1, 10_000), "devices that are wanted at most")] = 64
     # fmt: on
 
     sources: dict[str, str] = {}
@@ -415,17 +420,14 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self) -> None:
         """Check what concerns several settings. Raises :class:`ConfigError`."""
-        ports = [("http_port", self.http_port), ("grpc_port", self.grpc_port)]
-        ports.append(("metrics_port", self.metrics_port))
-        seen: dict[int, str] = {}
-        for name, chosen in ports:
-            if not chosen:
-                continue
+        seen: dict[int | None, str] = {}
+        for name, chosen in self.ports.items():
             if chosen in seen:
                 raise self._wrong(
                     name, f"another port than {seen[chosen]}'s", chosen, "choose a free one, or 0"
                 )
-            seen[chosen] = name
+            if chosen:
+                seen[chosen] = name
         if self.page_size % 4096:
             raise self._wrong("page_size", "a multiple of 4KiB", self.page_size, "write it like 256KiB")
         if isinstance(self.device_memory, int) and self.device_memory < self.page_size:
@@ -433,6 +435,8 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
                 "device_memory", f"at least one page of {self.page_size} bytes", self.device_memory,
                 "write it like 1GB, or make page_size smaller",
             )  # fmt: skip
+        if self.scaling_least > self.scaling_most:
+            raise self._wrong("scaling_least", f"at most {self.scaling_most}", self.scaling_least, "lower it")
 
     def _wrong(self, name: str, expected: str, found: object, remedy: str) -> ConfigError:
         return wrong(name, self.sources.get(name, "default"), expected, found, remedy)

@@ -149,13 +149,16 @@ class Faults:
 
         A new worker of the same name joins after ``for_s`` (None: the constants' ``restart_ns``).
         """
-        host.die()
-        now_ns = self._simulation.now_ns
-        if not is_cut(host):
-            lost_ns = max(now_ns + self._world.delay_ns(), host.from_worker_until_ns)
-            self._world.at(lost_ns, CALL, None, partial(self._lost, host))
+        self.leave(host)
         restart_ns = self._times.restart_ns if for_s is None else round(for_s * NS_PER_S)
         self.later(restart_ns, partial(self._restart, host))
+
+    def leave(self, host: SimulatedWorker) -> None:
+        """End a worker for good: what it runs is lost, and goes to others if there is time."""
+        host.die()
+        if not is_cut(host):
+            lost_ns = max(self._simulation.now_ns + self._world.delay_ns(), host.from_worker_until_ns)
+            self._world.at(lost_ns, CALL, None, partial(self._lost, host))
 
     def _begin_kills(self, table: FaultTable) -> Events:
         key = self.model(table).key
@@ -186,7 +189,7 @@ class Faults:
         host.slowness = dead.slowness
         return self._rejoin(host)
 
-    def _join(self, host: SimulatedWorker) -> Events:
+    def join(self, host: SimulatedWorker) -> Events:
         """A worker connects. This ends a link that it had before; all codes are sent to it at once."""
         simulation, now_ns = self._simulation, self._simulation.now_ns
         before = simulation.hosts.get(host.name)
@@ -271,7 +274,7 @@ class Faults:
         if host.stopped is not None or self._simulation.down is not None:
             self.later(self._times.rejoin_ns, partial(self._rejoin, host))
             return NOTHING
-        return self._join(host)
+        return self.join(host)
 
     # Models
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from msgspec import Struct, field, structs
 
-from clockwork_serve.units import NS_PER_MS
+from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
 # ------------------------------------------------------------
 # Counters, which ``recorder`` updates.
@@ -180,6 +181,30 @@ class TenantCounters(Struct):
     loaded_bytes_per_s: int = 0
 
 
+WANTED_FILE: Final = "devices-wanted"
+"""In the server's private folder: what its observer said last about devices, as JSON."""
+WANTED_NS: Final = 120 * NS_PER_S
+"""That counts for so long."""
+
+
+class DevicesWanted(Struct, frozen=True):
+    """How many devices are wanted, as said at an instant of this machine's clock; the cause in a word."""
+
+    at_ns: int
+    wanted: int
+    cause: str
+    model: str = ""
+
+    @staticmethod
+    def read(file: Path, now_ns: int) -> DevicesWanted | None:
+        """What was said last; None if that is too old, or nothing was said."""
+        try:
+            found = msgspec.json.decode(file.read_bytes(), type=DevicesWanted)
+        except (OSError, msgspec.MsgspecError):
+            return None
+        return found if now_ns - found.at_ns < WANTED_NS else None
+
+
 class Counters(Struct):
     """Everything that a controller's driver has observed and decided since it started.
 
@@ -190,7 +215,7 @@ class Counters(Struct):
     those that did not answer, by name, since the server's start. ``damaged_files`` of the cache are counted
     by what they are; ``models_lost`` could not be made again from the repository. ``exemplars`` are recent
     ones of ``latency``, by outcome and bucket, where requests are traced. ``epoch`` is the controller's own,
-    ``standbys`` how many others would take over at once.
+    ``standbys`` how many others would take over at once; ``wanted`` is what the observer says of devices.
     """
 
     received: int = 0
@@ -213,6 +238,7 @@ class Counters(Struct):
     keeper_up: bool = False
     epoch: int = 0
     standbys: int = 0
+    wanted: DevicesWanted | None = None
     latency: dict[str, Histogram] = {}
     exemplars: dict[str, dict[int, Exemplar]] = {}
     queue: Histogram = field(default_factory=Histogram)

@@ -57,7 +57,7 @@ def render(
     lines: list[str] = []
     exemplars = _exemplars(counters) if openmetrics else {}
     write = partial(_lines, openmetrics=openmetrics, exemplars=exemplars)
-    for part in (_requests, _times, _tenants, _models, _devices):
+    for part in (_requests, _times, _tenants, _models, _devices, _wanted):
         lines.extend(write(part(counters)))
     if gateway is not None:
         lines.extend(write(_gateway(gateway)))
@@ -102,6 +102,15 @@ def _requests(counters: Counters) -> Iterator[Family]:
         "cache_damaged_total", "counter", "Files of the cache found damaged, and set aside.",
         [(f'what="{what}"', count) for what, count in sorted(counters.damaged_files.items())],
     )  # fmt: skip
+
+
+def _wanted(counters: Counters) -> Iterator[Family]:
+    said = counters.wanted
+    if said is not None:
+        yield "devices_wanted", "gauge", "Devices that the load wants.", [("", said.wanted)]
+        labels = f'cause="{_escape(said.cause)}",model="{_escape(said.model)}"'
+        text = "Why so many are wanted, and whose requests would miss with fewer."
+        yield "devices_wanted_info", "gauge", text, [(labels, 1)]
 
 
 def _times(counters: Counters) -> Iterator[Family]:

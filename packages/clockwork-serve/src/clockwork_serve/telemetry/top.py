@@ -82,6 +82,7 @@ class ServerNow(Struct, frozen=True):
     ``ends`` are all requests a second that did not end well, by outcome and reason, as
     ``rejected:queue_full``; those that the gateway which was asked ended by itself are among them.
     ``epoch`` is that of the controller that leads, ``standbys`` others that would take over at once.
+    ``devices_wanted``: how many the server says that its load wants; None: it does not say.
     """
 
     seconds: float
@@ -100,6 +101,7 @@ class ServerNow(Struct, frozen=True):
     busiest: list[ModelNow]
     epoch: int = 0
     standbys: int = 0
+    devices_wanted: int | None = None
 
 
 def server_now(before: Reading, after: Reading, seconds: float, most: int = 1000) -> ServerNow:
@@ -120,6 +122,7 @@ def server_now(before: Reading, after: Reading, seconds: float, most: int = 1000
         p50_ms=rates.quantile_ms("request_seconds", 0.5), p99_ms=rates.quantile_ms("request_seconds", 0.99),
         ends=bad, devices=_devices(rates), busiest=busiest[:most],
         epoch=int(rates.now("controller_epoch")), standbys=int(rates.now("controllers_standing_by")),
+        devices_wanted=int(rates.now("devices_wanted")) if rates.after["devices_wanted"] else None,
     )  # fmt: skip
 
 

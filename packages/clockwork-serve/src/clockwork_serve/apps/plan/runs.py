@@ -33,6 +33,7 @@ from clockwork_serve.messages import (
     Result,
     Status,
     Unload,
+    WorkerJoined,
     WorkerLost,
 )
 from clockwork_serve.sim import read_constants
@@ -141,6 +142,36 @@ class PlanRun(Struct, frozen=True, kw_only=True):
         return min(1.0, max(self.devices.exec_busy, self.devices.load_busy) / BUSY)
 
 
+class ReadyWeights:
+    """Follows a controller's steps: by model that was loaded once, the devices that have its weights."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, set[str]] = {}
+        self._loads: dict[int, Load] = {}
+        self._of_worker: dict[str, list[str]] = {}
+
+    def on_step(self, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]) -> None:
+        """Note what one step brought."""
+        for event in events:
+            if type(event) is Result:
+                load = self._loads.pop(event.action_id, None)
+                if load is not None and event.status is Status.OK:
+                    self.devices.setdefault(load.model, set()).add(load.device)
+            elif type(event) is WorkerJoined:
+                self._of_worker[event.worker] = [spec.device for spec in event.devices]
+                for state in event.states:
+                    for one in state.weights:
+                        self.devices.setdefault(one.model, set()).add(state.device)
+            elif type(event) is WorkerLost:
+                for devices in self.devices.values():
+                    devices.difference_update(self._of_worker.get(event.worker, ()))
+        for effect in effects:
+            if type(effect) is Load:
+                self._loads[effect.action_id] = effect
+            elif type(effect) is Unload:
+                self.devices.get(effect.model, set()).discard(effect.device)
+
+
 class MissCount:
     """Watches a simulation: requests with an SLO by minute; of those that miss, the model and the cause."""
 
@@ -156,9 +187,7 @@ class MissCount:
         """That minute is over."""
         self._open: dict[str, tuple[Request, bool]] = {}
         """Requests without an answer, and whether their weights were ready somewhere when they came."""
-        self._loads: dict[int, Load] = {}
-        self._ready: dict[str, set[str]] = {}
-        """By model that was loaded once: the devices that have its weights."""
+        self._weights = ReadyWeights()
 
     def on_step(
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
@@ -166,21 +195,11 @@ class MissCount:
         """Count what one step brought."""
         for event in events:
             if type(event) is Request:  # as isinstance, which takes longer to say no
-                self._open[event.request_id] = (event, bool(self._ready.get(event.model)))
-            elif type(event) is Result:
-                load = self._loads.pop(event.action_id, None)
-                if load is not None and event.status is Status.OK:
-                    self._ready.setdefault(load.model, set()).add(load.device)
-            elif type(event) is WorkerLost:
-                for devices in self._ready.values():
-                    devices.clear()  # loads that follow are seen
+                self._open[event.request_id] = (event, bool(self._weights.devices.get(event.model)))
+        self._weights.on_step(events, effects)
         for effect in effects:
             if type(effect) is Answer:
                 self._answered(effect, now_ns)
-            elif type(effect) is Load:
-                self._loads[effect.action_id] = effect
-            elif type(effect) is Unload:
-                self._ready.get(effect.model, set()).discard(effect.device)
 
     def _answered(self, answer: Answer, now_ns: int) -> None:
         request, warm = self._open.pop(answer.request_id)
@@ -204,7 +223,7 @@ class MissCount:
         if answer.outcome in {Outcome.FAILED, Outcome.CANCELLED, Outcome.INVALID}:
             return OTHER
         if not warm:
-            return MEMORY if request.model in self._ready else COLD
+            return MEMORY if request.model in self._weights.devices else COLD
         return LATE if answer.batch else COMPUTE
 
     def add_unseen(self, requests: int) -> None:

@@ -73,6 +73,7 @@ from clockwork_serve.serve.quarantines import Quarantines
 from clockwork_serve.serve.transport import Link
 from clockwork_serve.serve.worker.crash_report import ReadCrashReport, no_crash_report
 from clockwork_serve.telemetry import Journal, Recorder
+from clockwork_serve.telemetry.counters import DevicesWanted
 
 # ------------------------------------------------------------
 # Questions to the controller process: answered at once, or forwarded to the supervisor under an id of ours.
@@ -173,7 +174,8 @@ class Hub:
     """Runs a brain under a driver, and carries frames between it and the links.
 
     It keeps the catalogue of codes and models, and replays it to each process that connects.
-    ``read_crash_report`` is called when a worker's link is lost.
+    ``read_crash_report`` is called when a worker's link is lost. ``read_wanted`` has what is
+    said of devices, for metrics.
     """
 
     def __init__(
@@ -183,6 +185,7 @@ class Hub:
         journal: Journal | None = None,
         *,
         read_crash_report: ReadCrashReport = no_crash_report,
+        read_wanted: Callable[[], DevicesWanted | None] = lambda: None,
         timer: Callable[[Callable[[], None]], LoopTimer] = LoopTimer,
     ) -> None:
         self.driver: Driver[ControllerEvent, ControllerEffect] = Driver(
@@ -191,7 +194,7 @@ class Hub:
         self._brain = brain
         self._recorder = recorder
         self._journal = journal
-        self._read_crash_report = read_crash_report
+        self._read_crash_report, self._read_wanted = read_crash_report, read_wanted
         self._gateways: dict[str, Link] = {}  # open links by the peer's name
         self._workers: dict[str, Link] = {}
         self._supervisor: Link | None = None
@@ -527,6 +530,7 @@ class Hub:
                 wanted = msgspec.json.decode(ask.body, type=dict[str, str | None])
                 return self._recorder.statistics(wanted.get("model"))
             case Question.METRICS:
+                self._recorder.counters.wanted = self._read_wanted()
                 return self._recorder.encoded(self._brain.accounts())
             case Question.STATE:
                 return msgspec.json.encode(self._state(), enc_hook=str)

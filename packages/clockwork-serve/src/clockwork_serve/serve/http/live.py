@@ -102,6 +102,10 @@ class LivePage:
             "explain": self._explanation,
         }  # fmt: skip
 
+    def add(self, name: str, answer: Callable[[], Any]) -> None:
+        """Answer ``/live/NAME`` with an object of JSON, for who may see all."""
+        self._routes[name] = lambda query, tenant: answer()
+
     def answer(
         self, path: str, query: str, tenant: str | None = None
     ) -> HttpResponse | Awaitable[HttpResponse]:

@@ -33,6 +33,7 @@ from clockwork_serve.serve.lease import FileLease, Lease, StoreLease
 from clockwork_serve.serve.transport import SOCKET_NAME, Link, hello, listen
 from clockwork_serve.serve.worker.crash_report import read_crash_report
 from clockwork_serve.telemetry import Journal, Recorder, head_of
+from clockwork_serve.telemetry.counters import WANTED_FILE, DevicesWanted
 from clockwork_serve.telemetry.journal import FILES
 
 JOURNAL_FLUSH_S: Final = 0.25
@@ -142,6 +143,7 @@ async def serve(
         recorder,
         journal,
         read_crash_report=partial(read_crash_report, Path(config.run_dir)),
+        read_wanted=lambda: DevicesWanted.read(Path(config.run_dir, WANTED_FILE), time.monotonic_ns()),
         timer=UrgentTimer,
     )
     listener = await listen(

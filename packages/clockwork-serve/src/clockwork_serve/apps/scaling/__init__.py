@@ -1,0 +1,1 @@
+"""How many devices a running server wants: what came lately, its near future simulated, when to change."""
