@@ -448,6 +448,8 @@ CROWDED_NS: Final = ms(250)
 """For how long, after a request waited in vain, no more than ``CROWDED_TIMES`` as many wait as may be in
 transit, each model's share of them."""
 CROWDED_TIMES: Final = 2
+SILENT_NS: Final = ms(20)
+"""A controller that grants no credit for so long may be dead; where requests wait, it does each turn."""
 SCARCE_NS: Final = ms(500)
 """For how long after a request was held back credit counts as scarce."""
 
@@ -507,7 +509,7 @@ class CreditGate:
             self._say_blocked()
             if len(held) > credit.held:
                 self._refuse_oldest(held, now_ns)
-            elif now_ns < self._crowded_until_ns and len(alike) > self._share() and self._passed_over(alike):
+            elif now_ns < self._crowded_until_ns and len(alike) > self._share() and self._granted(now_ns):
                 self._crowded_until_ns = now_ns + CROWDED_NS
                 self._refuse_oldest(alike, now_ns)
         return bool(self._held)
@@ -565,9 +567,9 @@ class CreditGate:
         """
         return max(1, CROWDED_TIMES * self._credit.most // len(self._waiting))
 
-    def _passed_over(self, alike: Iterable[str]) -> bool:
-        """Whether credit was granted since the oldest of these waits: a dead controller grants none."""
-        return self._held[next(iter(alike))][1] < self._granted_at_ns
+    def _granted(self, now_ns: int) -> bool:
+        """Whether credit is granted; if not, the controller may be dead, and the next one serve who waits."""
+        return now_ns < self._granted_at_ns + SILENT_NS
 
     def _refuse_oldest(self, ids: Iterable[str], now_ns: int) -> None:
         request, since_ns = self._take(next(iter(ids)))
