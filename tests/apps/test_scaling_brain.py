@@ -105,6 +105,20 @@ def test_what_misses_a_little_must_do_so_twice_running() -> None:
     assert brain.decide(930 * NS_PER_S, 4, giving(5, missed=0.003)).wanted == 5
 
 
+def test_what_does_not_press_changes_twice_in_ten_minutes_and_fewer_are_wanted_ten_minutes_after_more() -> (
+    None
+):
+    brain = ScalingBrain(ScalingRules())
+    decided(brain, 0, 900, giving(4))
+    for begin_s, needed in ((900, 5), (1000, 6)):
+        assert decided(brain, begin_s, begin_s + 100, giving(needed, missed=0.003))[-1].wanted == needed
+    found = decided(brain, 1100, 2000, giving(7, missed=0.003))
+    assert next(advice.at_ns for advice in found if advice.wanted == 7) == 910 * NS_PER_S + CHANGES_NS
+    found = decided(brain, 2000, 4000, giving(4))
+    rose_ns = 910 * NS_PER_S + CHANGES_NS
+    assert next(advice.at_ns for advice in found if advice.wanted == 4) >= rose_ns + CHANGES_NS
+
+
 @pytest.mark.parametrize(("needed", "wanted", "cause"), [(1, 2, "none"), (100, 8, "limit")])
 def test_bounds_are_kept_and_named(needed: int, wanted: int, cause: str) -> None:
     brain = ScalingBrain(ScalingRules(least=2, most=8))

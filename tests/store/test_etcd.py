@@ -13,7 +13,7 @@ from clockwork_serve.store.etcd import EtcdDocuments
 from clockwork_serve.store.settings import ProblemError
 from harness.etcd import ETCD, Etcd, etcd
 from harness.serving import until
-from tests.serve.certificates import certificates
+from tests.serve.certificates import certificates, renewed_certificates
 
 pytestmark = [
     pytest.mark.system,
@@ -88,9 +88,11 @@ def test_the_majority_answers_whoever_is_lost_and_a_minority_does_not(
 
 
 def test_tls_is_asked_for_by_etcd_s_own_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = certificates(tmp_path)
+    files, others = certificates(tmp_path), tmp_path / "others"
+    others.mkdir()
     options = ("--cert-file", files.certificate, "--key-file", files.key)
     options += ("--client-cert-auth", "--trusted-ca-file", files.ca)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", renewed_certificates(others).ca)
     monkeypatch.setenv("ETCDCTL_CACERT", files.ca)
     monkeypatch.setenv("ETCDCTL_CERT", files.client_certificate)
     monkeypatch.setenv("ETCDCTL_KEY", files.client_key)
