@@ -1,14 +1,15 @@
 """Is ``clockwork plan`` right? Predictions are written down, then played on real processes.
 
     python -m benchmarks.plan_right [--short] [--only NAME]... [--json FILE]
-    python -m benchmarks.plan_right --predict FILE     plans what is not in it yet; needs no quiet machine
-    python -m benchmarks.plan_right --play FILE        plays what is in it: about ten minutes, and quiet ones
+    python -m benchmarks.plan_right --predict FILE     plans what is not in it yet
+    python -m benchmarks.plan_right --play FILE        plays what is in it: a quarter of an hour
 
-Twenty scenarios are planned, and their requests simulated on as many devices as the plan says and on one
-less; all of it is written down, and the file's hash printed, before anything is played. Then a server with
-emulated devices gets the same requests at the same instants. What was played is kept beside the predictions,
-so that an interrupted run goes on; what proves nothing, as its requests were sent late, is played again.
-``--short``: two scenarios.
+A scenario that is none of the others is played first, to learn this machine's delays and noise from the
+server's journal, as anybody would who has a server. Then twenty scenarios are planned, and their requests
+simulated on as many devices as the plan says and on one less; all of it is written down, and the file's hash
+printed, before anything is played. Then a server with emulated devices gets the same requests at the same
+instants. What was played is kept beside the predictions, so that an interrupted run goes on; what proves
+nothing, as its requests were sent late, is played again. Needs a quiet machine. ``--short``: two scenarios.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct, structs
 
-from benchmarks.plan_right.scenarios import CASES, SECONDS, WARMUP_S, Case
+from benchmarks.plan_right.scenarios import CALIBRATION, CASES, SECONDS, WARMUP_S, Case
+from clockwork_serve.apps.learned import read_delays
 from clockwork_serve.apps.plan.check import (
     NEAR,
     CheckReport,
@@ -42,12 +44,14 @@ from clockwork_serve.apps.simulate import read_with_zoo
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
 from clockwork_serve.serve.supervisor.server import ServerConfig, running_server
+from clockwork_serve.sim import Constants
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import MIB
 from harness.report import Outcome, finish, parser, table
 
 TARGET: Final = 0.99
 MOST: Final = 16
+CALIBRATION_DEVICES: Final = 3
 SHORT: Final = ("time", "memory")
 SHARE: Final = 0.9
 """Of the scenarios, how many must be as predicted: 18 of 20."""
@@ -75,6 +79,8 @@ class Prediction(Struct, frozen=True, kw_only=True):
     devices: int
     in_time: float
     in_time_fewer: float
+    constants: Constants
+    """The delays and the noise that it rests on."""
     luck_same: float
     luck_spread: float
     ends: dict[int, list[tuple[int, str, bool, int]]]
@@ -108,33 +114,46 @@ def asked_of(case: Case) -> str:
     return digest(f"{case.text()}\n{case.table()}\n{case.config}\n{TARGET}".encode())[:16]
 
 
-def question(path: Path, case: Case, devices: int | None = None) -> PlanQuestion:
+def question(
+    path: Path, case: Case, constants: Constants | None = None, devices: int | None = None
+) -> PlanQuestion:
     """A plan's question of a case, or of the case on so many devices."""
     scenario, zoo = read_with_zoo(path, devices=devices)
     return PlanQuestion(
         scenario=scenario, zoo=zoo, kinds=kinds_of(scenario), target=TARGET, seeds=(1,), config=case.config,
-        most=MOST,
+        most=MOST, constants=constants,
     )  # fmt: skip
 
 
 # ------------------------------------------------------------
-# To predict: on virtual time, so that the machine may be busy.
+# To predict: on virtual time, after the machine was measured.
 
 
-def predict(case: Case, folder: Path, processes: int) -> Prediction:
+def measured(folder: Path) -> Constants:
+    """The delays and the noise of a server on this machine."""
+    case, journal = CALIBRATION, folder / "calibration.journal"
+    path = case.write(folder)
+    with served(folder, case, CALIBRATION_DEVICES, journal) as url:
+        _, invalid = measured_ends(str(path), url, seed=1, traces=None)
+    if invalid:
+        print(f"  calibration: {invalid}", flush=True)
+    return read_delays(str(journal))
+
+
+def predict(case: Case, constants: Constants, folder: Path, processes: int) -> Prediction:
     """Plan a case, and say what becomes of each request, with as many devices and with one less."""
     path = case.write(folder)
     with PlanRuns(None, processes) as runs:
-        made = make_plan(question(path, case), runs)
+        made = make_plan(question(path, case, constants), runs)
     assert made.answer is not None and made.fewer is not None, f"{case.name}: no answer"
     count = made.answer.total
-    ends = {n: predicted_ends(question(path, case, n).simulated()) for n in (count, count - 1)}
-    fewer = question(path, case, count - 1).simulated()
-    other = predicted_ends(structs.replace(fewer, seed=OTHER_LUCK))
-    luck = check_report(question(path, case, count - 1), ends[count - 1], other, url="", invalid="")
+    asked = {n: question(path, case, constants, n) for n in (count, count - 1)}
+    ends = {n: predicted_ends(one.simulated()) for n, one in asked.items()}
+    other = predicted_ends(structs.replace(asked[count - 1].simulated(), seed=OTHER_LUCK))
+    luck = check_report(asked[count - 1], ends[count - 1], other, url="", invalid="")
     return Prediction(
         name=case.name, asked=asked_of(case), devices=count, in_time=made.answer.in_time.mean,
-        in_time_fewer=made.fewer.in_time.mean,
+        in_time_fewer=made.fewer.in_time.mean, constants=constants,
         luck_same=same_refused(luck), luck_spread=spread(luck),
         ends={n: [(due, model, *end) for (due, model), end in found.items()] for n, found in ends.items()},
     )  # fmt: skip
@@ -158,14 +177,16 @@ def spread(found: CheckReport) -> float:
 def predict_all(file: Path, cases: Sequence[Case]) -> None:
     """Predict what the file has not yet, or what was asked otherwise then."""
     kept = {one.asked for one in read_predictions(file)}
+    missing = [case for case in cases if asked_of(case) not in kept]
     with tempfile.TemporaryDirectory() as name:
-        for case in cases:
-            if asked_of(case) not in kept:
-                made = predict(case, Path(name), len(os.sched_getaffinity(0)))
-                with file.open("ab") as out:
-                    out.write(msgspec.json.encode(made) + b"\n")
-                print(f"  {case.name}: {made.devices} devices, {made.in_time:.2%} in time; one less "
-                      f"{made.in_time_fewer:.2%}", flush=True)  # fmt: skip
+        if missing:
+            constants = measured(Path(name))
+        for case in missing:
+            made = predict(case, constants, Path(name), len(os.sched_getaffinity(0)))
+            with file.open("ab") as out:
+                out.write(msgspec.json.encode(made) + b"\n")
+            print(f"  {case.name}: {made.devices} devices, {made.in_time:.2%} in time; one less "
+                  f"{made.in_time_fewer:.2%}", flush=True)  # fmt: skip
 
 
 def read_predictions(file: Path) -> list[Prediction]:
@@ -179,11 +200,12 @@ def read_predictions(file: Path) -> list[Prediction]:
 
 
 @contextmanager
-def served(folder: Path, case: Case, devices: int) -> Iterator[str]:
+def served(folder: Path, case: Case, devices: int, journal: Path | None = None) -> Iterator[str]:
     """A server with so many emulated devices; its URL."""
     settings = Settings(
-        repository=str(folder / case.name), http_port=0, grpc_port=0, metrics_port=0, log_level="warning"
-    )
+        repository=str(folder / case.name), http_port=0, grpc_port=0, metrics_port=0, log_level="warning",
+        journal="memory" if journal is None else str(journal),
+    )  # fmt: skip
     config = ServerConfig(
         settings=settings, store=StoreConfig(cache_dir=str(folder / "cache")), controller=case.config,
         devices=tuple(
@@ -203,7 +225,8 @@ def play(case: Case, said: Prediction, devices: int, folder: Path) -> CheckRepor
     path = folder / f"{case.name}.toml"
     with served(folder, case, devices) as url:
         ends, invalid = measured_ends(str(path), url, seed=1, traces=None)
-    return check_report(question(path, case, devices), said.of(devices), ends, url=url, invalid=invalid)
+    asked = question(path, case, said.constants, devices)
+    return check_report(asked, said.of(devices), ends, url=url, invalid=invalid)
 
 
 def play_all(file: Path, cases: Sequence[Case]) -> tuple[list[Prediction], Runs]:
@@ -290,7 +313,7 @@ def main() -> int:
     options = parser(__doc__)
     options.add_argument("--short", action="store_true", help=f"of {', '.join(SHORT)} alone")
     options.add_argument("--only", action="append", metavar="NAME", choices=[case.name for case in CASES])
-    options.add_argument("--predict", type=Path, metavar="FILE", help="write predictions there, play nothing")
+    options.add_argument("--predict", type=Path, metavar="FILE", help="write predictions there")
     options.add_argument("--play", type=Path, metavar="FILE", help="play the predictions there")
     given = options.parse_args()
     names = given.only or (SHORT if given.short else [case.name for case in CASES])

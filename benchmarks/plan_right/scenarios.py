@@ -120,6 +120,9 @@ def v100(*kinds: str, copies: int = 1) -> dict[str, tuple[Kind, int]]:
     return {kind: (Kind.v100(kind), copies) for kind in kinds}
 
 
+CALIBRATION: Final = Case("calibration", net(4), load("all", "net", 150, rate_rps=240))
+"""Played before anything is predicted."""
+
 # Each has a step that is clear: a device more or less moves the share in time by several points, and the
 # target lies between.
 CASES: Final = (
@@ -131,9 +134,9 @@ CASES: Final = (
     Case("steady", net(4), load("all", "net", 100, rate_rps=440)),
     Case(
         "two-slos", net(4),
-        load("quick", "net", 60, rate_rps=100) + load("patient", "net", 400, rate_rps=160),
+        load("quick", "net", 60, rate_rps=90) + load("patient", "net", 400, rate_rps=145),
     ),
-    Case("zipf", net(12), load("all", "net", 120, rate_rps=260, popularity="zipf", zipf_s=1.1)),
+    Case("zipf", net(12), load("all", "net", 120, rate_rps=245, popularity="zipf", zipf_s=1.1)),
     Case("bursts", net(4), load("all", "net", 120, rate_rps=450, on_s=1, off_s=1)),
     Case("gamma", net(4), load("all", "net", 150, "gamma", rate_rps=280, cv=3)),
     Case("fixed", net(4), load("all", "net", 90, "fixed", rate_rps=400)),
@@ -145,17 +148,17 @@ CASES: Final = (
     Case(
         "rush", net(6),
         load("all-day", "net", 120, rate_rps=100)
-        + load("lunch", "net", 120, rate_rps=220, start_s=8, stop_s=14),
+        + load("lunch", "net", 120, rate_rps=205, start_s=8, stop_s=14),
     ),
     Case(
         "growing", net(4),
-        load("all", "net", 120, "poisson", rate_rps=140, **{"rate_ramp.every_s": 3, "rate_ramp.factor": 1.2}),
+        load("all", "net", 120, "poisson", rate_rps=132, **{"rate_ramp.every_s": 3, "rate_ramp.factor": 1.2}),
     ),
     Case("at-the-door", net(4), load("all", "net", 150, rate_rps=310), decide_ns=0),
-    Case("heavy", {"net": (HEAVY, 4)}, load("all", "net", 300, rate_rps=330)),
+    Case("heavy", {"net": (HEAVY, 4)}, load("all", "net", 300, rate_rps=320)),
     Case(
         "few-pages", {"net": (Kind({1: 15, 2: 24}, load_ms=40), 16)},
-        load("all", "net", 100, rate_rps=90, popularity="zipf", zipf_s=0.6), memory_mib=5,
+        load("all", "net", 100, rate_rps=70, popularity="zipf", zipf_s=0.6), memory_mib=5,
     ),
     Case(
         "v100", v100("resnet152_v2", copies=6), load("all", "resnet152_v2", 60, rate_rps=500),
@@ -170,7 +173,7 @@ CASES: Final = (
     ),
     Case(
         "v100-memory", v100("resnext101_64x4d", copies=8),
-        load("all", "resnext101_64x4d", 100, rate_rps=160), 640, V100_PAGE_MIB,
+        load("all", "resnext101_64x4d", 100, rate_rps=130), 640, V100_PAGE_MIB,
     ),
     Case(
         "v100-zipf", v100("resnet152_v2", copies=16),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from clockwork_serve.apps.learned import LearnedProfiles, machine_of, read_zoo
+from clockwork_serve.apps.learned import LearnedDelays, LearnedProfiles, machine_of, read_delays, read_zoo
+from clockwork_serve.apps.simulate import play, question_of
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices.kinds import machine_name
 from clockwork_serve.errors import ConfigError
@@ -17,13 +18,16 @@ from clockwork_serve.messages import (
     Extent,
     Infer,
     ModelAdded,
+    Request,
     Result,
     Status,
     Window,
     WorkerJoined,
 )
+from clockwork_serve.sim import read_constants
 from clockwork_serve.telemetry import Journal, Step, head_of
-from clockwork_serve.units import MIB, NS_PER_MS
+from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
+from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.zoo import Zoo
 
 ZOO = Zoo.read("v100")
@@ -106,3 +110,60 @@ def test_a_journal_is_a_zoo_and_one_of_another_machine_is_refused(tmp_path: Path
         read_zoo(other)
     assert list(read_zoo(other, foreign=True).models) == ["net"]
     assert list(read_zoo(other, here="64 x Another CPU").models) == ["net"]
+
+
+def served(count: int = 100) -> LearnedDelays:
+    """Requests that are known after 200 to 299 us; every tenth INFER is 3 ms longer, and known 1 ms later."""
+    found = LearnedDelays()
+    for at in range(count):
+        begun_ns, slow = at * 100 * NS_PER_MS, at % 10 == 0
+        request = Request(
+            request_id=str(at), gateway="g", model="net/1", arrival_ns=begun_ns,
+            deadline_ns=begun_ns + 50 * NS_PER_MS, way_ns=4 * NS_PER_MS,
+        )  # fmt: skip
+        infer = Infer(
+            action_id=at, device="d", model="net/1", code_id="c", extent=Extent(0, 1), version=1, batch=1,
+            calls=(), window=Window(0, 1), expected_ns=1,
+        )  # fmt: skip
+        ended_ns = begun_ns + (13 if slow else 10) * NS_PER_MS
+        result = Result(
+            action_id=at, device="d", status=Status.OK, started_ns=begun_ns + NS_PER_MS, ended_ns=ended_ns
+        )
+        found.take(Step(begun_ns + (200 + at) * NS_PER_US, (request,), (infer,)))
+        found.take(Step(ended_ns + (1100 if slow else 100) * NS_PER_US, (result,), ()))
+    return found
+
+
+def test_delays_and_noise_are_as_the_journal_has_them() -> None:
+    found = served().constants()
+
+    assert found.network.gateway_ns == 210 * NS_PER_US
+    assert found.network.worker_ns == 100 * NS_PER_US
+    assert found.network.jitter_us[0] == (0.0, 0.0)
+    assert found.network.jitter_us[-1] == (1.0, 1000.0)
+    assert found.network.reserve_ns == 4 * NS_PER_MS + (250 - 210) * NS_PER_US
+    assert dict(found.noise.infer_us)[0.5] == 0
+    assert dict(found.noise.infer_us)[0.95] == 3000
+    assert found.noise.load_us == read_constants().noise.load_us, "no LOAD was seen"
+
+
+def test_simulations_with_delays_of_a_journal_give_requests_less_time() -> None:
+    """Devices that are busy all the time answer fewer, for who would be answered late is refused."""
+    load = LoadTable(name="all", models=("net",), arrivals="poisson", rate_rps=600, slo_ms=60)
+    scenario = Scenario(
+        name="s", seconds=3.0, warmup_s=0, models=(ModelSet(name="net", kind="resnet152_v2"),), loads=(load,)
+    )
+    good = [
+        play(question_of(scenario, ZOO, config=ControllerConfig(), seed=1, constants=constants).simulation())
+        .tally.loads[0].ok
+        for constants in (None, served().constants())
+    ]  # fmt: skip
+    assert 0 < good[1] < good[0]
+
+
+def test_a_journal_without_requests_tells_no_delays(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected requests that were served, found none"):
+        read_delays(journal(tmp_path / "j"))
+    (tmp_path / "text").write_text("name = 's'")
+    with pytest.raises(ConfigError, match=r"delays: expected a server's journal, found .*text"):
+        read_delays(str(tmp_path / "text"))

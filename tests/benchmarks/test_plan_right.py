@@ -21,8 +21,23 @@ from benchmarks.plan_right.__main__ import (
 )
 from benchmarks.plan_right.scenarios import CASES, Case
 from clockwork_serve.apps.plan.check import CheckReport, check_report
+from clockwork_serve.sim import read_constants
+from clockwork_serve.sim.constants import Network
 from harness.report import Outcome
 
+USUAL = read_constants()
+BUSY = structs.replace(
+    USUAL,
+    network=Network(
+        gateway_ns=150_000, worker_ns=120_000, jitter_ns=0, reserve_ns=8_400_000,
+        jitter_us=((0.0, 0.0), (0.5, 40.0), (0.9, 160.0), (0.99, 1900.0), (1.0, 6500.0)),
+    ),
+    noise=structs.replace(
+        USUAL.noise,
+        infer_us=((0.0, -40.0), (0.5, 0.0), (0.9, 70.0), (0.99, 1100.0), (0.999, 3500.0), (1.0, 12_900.0)),
+    ),
+)  # fmt: skip
+"""About what was measured on a virtual machine of two cores."""
 BY_NAME = {case.name: case for case in CASES}
 
 
@@ -32,7 +47,7 @@ def test_there_are_twenty_scenarios() -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_each_has_its_models_in_a_repository(case: Case, tmp_path: Path) -> None:
-    asked = question(case.write(tmp_path), case, 3).simulated()
+    asked = question(case.write(tmp_path), case, devices=3).simulated()
 
     names = [name for name, _ in asked.workload.models]
     assert sorted(each.name for each in (tmp_path / case.name).iterdir()) == sorted(names)
@@ -43,7 +58,7 @@ def test_each_has_its_models_in_a_repository(case: Case, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_each_has_a_clear_step(case: Case, tmp_path: Path) -> None:
-    made = predict(case, tmp_path, 2)
+    made = predict(case, BUSY, tmp_path, 2)
 
     assert 2 <= made.devices <= 8
     assert made.in_time > TARGET + 0.002
@@ -58,19 +73,21 @@ def said(case: Case) -> Prediction:
     }
     return Prediction(
         name=case.name, asked=plan_right.asked_of(case), devices=2, in_time=1.0, in_time_fewer=0.8,
-        luck_same=1.0, luck_spread=0.0, ends=ends,
+        constants=BUSY, luck_same=1.0, luck_spread=0.0, ends=ends,
     )  # fmt: skip
 
 
 def as_said(case: Case, one: Prediction, devices: int, folder: Path) -> CheckReport:
     """Everything comes as predicted."""
     ends = one.of(devices)
-    return check_report(question(folder / f"{case.name}.toml", case, devices), ends, ends, url="", invalid="")
+    asked = question(folder / f"{case.name}.toml", case, one.constants, devices)
+    return check_report(asked, ends, ends, url="", invalid="")
 
 
 def test_what_was_predicted_or_played_is_not_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, file = BY_NAME["time"], tmp_path / "said.jsonl"
     done: list[object] = []
+    monkeypatch.setattr(plan_right, "measured", lambda folder: done.append("measured") or BUSY)
     monkeypatch.setattr(plan_right, "predict", lambda case, *_: done.append(case.name) or said(case))
     monkeypatch.setattr(
         plan_right, "play", lambda case, one, devices, folder: (
@@ -81,15 +98,15 @@ def test_what_was_predicted_or_played_is_not_again(tmp_path: Path, monkeypatch: 
     for _ in range(2):
         predict_all(file, [case])
     predicted, runs = play_all(file, [case])
-    assert done == ["time", 2, 1]
+    assert done == ["measured", "time", 2, 1]
     assert play_all(file, [case]) == (predicted, runs)
-    assert done == ["time", 2, 1]
+    assert done == ["measured", "time", 2, 1]
 
     assert predicted == read_predictions(file) == [said(case)]
     other = structs.replace(said(case), luck_same=0.9)  # predicted anew: what was played is not about it
     file.write_bytes(plan_right.msgspec.json.encode(other))
     play_all(file, [case])
-    assert done == ["time", 2, 1, 2, 1]
+    assert done == ["measured", "time", 2, 1, 2, 1]
 
 
 def test_a_play_that_proves_nothing_is_played_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,9 @@
-"""What a journal tells of a server's models and devices: a table of profiles as they were measured there.
+"""What a journal tells of a server: profiles of its models as they were measured there, and its delays.
 
 A model has a row of the columns that ``clockwork profile --json`` has. Its durations are medians of the last
 that were measured; batch sizes that never ran take what was profiled before serving, as many times as slow as
-those that did.
+those that did. How much single ones differ from that, how long messages take, and how much of a request's
+time gateways keep for themselves is for simulations to draw.
 """
 
 from __future__ import annotations
@@ -37,14 +38,20 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
+from clockwork_serve.sim import Constants, read_constants
+from clockwork_serve.sim.constants import Network, Noise, Quantiles
 from clockwork_serve.telemetry import JournalHead, Step, Torn, read_records
 from clockwork_serve.telemetry.journal import MAGIC
-from clockwork_serve.units import MIB, NS_PER_S, counted
+from clockwork_serve.units import MIB, NS_PER_S, NS_PER_US, counted
 from clockwork_serve.workload.traffic import told
 from clockwork_serve.workload.zoo import Zoo, check_machine, row_of
 
 KEPT: Final = 255
 """So many of the last durations of a kind count."""
+ENOUGH: Final = 20
+"""Durations of a kind of which the median is known."""
+QUICK: Final = 0.1
+SHARES: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 
 
 class LearnedProfiles:
@@ -234,6 +241,107 @@ class LearnedProfiles:
         if len(others) > 1:
             said.append(f"the table is of {self.kind} alone; there were {', '.join(others)}")
         return said
+
+
+class LearnedDelays:
+    """Takes a journal's records one by one: the delays and the noise of its server, for simulations."""
+
+    def __init__(self) -> None:
+        self._up_delay_ns = _Kept()
+        """From a request's arrival, of which a gateway knows the earliest that it may have been."""
+        self._reserve_ns = _Kept()
+        self._back_delay_ns = _Kept()
+        """From the end of an action until the controller knew."""
+        self._lasted_ns: dict[tuple[str, str, int], _Kept] = {}
+        """By code, device, and batch size (0: LOADs; ns for each MiB)."""
+        self._sent: dict[int, Infer | Load] = {}
+
+    def take(self, record: JournalHead | Step | Torn) -> None:
+        """The next record."""
+        if isinstance(record, JournalHead):
+            self._sent.clear()
+        if not isinstance(record, Step):
+            return
+        for event in record.events:
+            if isinstance(event, Request):
+                self._up_delay_ns.append(record.now_ns - event.arrival_ns)
+                self._reserve_ns.append(event.way_ns)
+            elif isinstance(event, Result) and event.action_id in self._sent:
+                action = self._sent.pop(event.action_id)
+                if event.status is Status.OK:
+                    self._ended(action, event, record.now_ns)
+        for effect in record.effects:
+            if isinstance(effect, Infer | Load):
+                self._sent[effect.action_id] = effect
+
+    def _ended(self, action: Infer | Load, result: Result, now_ns: int) -> None:
+        self._back_delay_ns.append(now_ns - result.ended_ns)
+        batch = action.batch if isinstance(action, Infer) else 0
+        lasted = self._lasted_ns.setdefault((action.code_id, action.device, batch), _Kept())
+        lasted.append(result.lane_ns - result.once_ns)
+
+    def constants(self) -> Constants:
+        """Those of the package, with what was measured in place of them.
+
+        A message takes as long as the quickest tenth, plus what is drawn. An arrival may be noted too early:
+        what is left of the usual delay is time that requests do not have. Raises :class:`ConfigError`.
+        """
+        if not self._up_delay_ns or not self._back_delay_ns:
+            raise ConfigError(
+                "journal: expected requests that were served, found none; let the server run on"
+            )
+        usual = read_constants()
+        hop_ns, worker_ns = self._up_delay_ns.at(QUICK), self._back_delay_ns.at(QUICK)
+        jitter = _Kept(max(0, delay_ns - worker_ns) for delay_ns in self._back_delay_ns)
+        return structs.replace(
+            usual,
+            network=Network(
+                gateway_ns=max(0, hop_ns), worker_ns=max(0, worker_ns), jitter_ns=0,
+                jitter_us=jitter.quantiles_us(),
+                reserve_ns=max(0, self._reserve_ns.at(0.5) + self._up_delay_ns.at(0.5) - hop_ns),
+            ),
+            noise=Noise(
+                infer_us=self._noise(infers=True) or usual.noise.infer_us,
+                load_us=self._noise(infers=False) or usual.noise.load_us,
+            ),
+        )  # fmt: skip
+
+    def _noise(self, *, infers: bool) -> Quantiles:
+        """By how much durations differ from the median of their kind; empty where too few were seen."""
+        off = _Kept()
+        for (_, _, batch), lasted in self._lasted_ns.items():
+            if bool(batch) == infers and len(lasted) >= ENOUGH:
+                usual_ns = lasted.at(0.5)
+                off.extend(lasted_ns - usual_ns for lasted_ns in lasted)
+        return off.quantiles_us() if off else ()
+
+
+class _Kept(deque[int]):
+    """The last durations of a kind, in ns; enough of them for a quantile of 0.999."""
+
+    def __init__(self, values_ns: Iterable[int] = ()) -> None:
+        super().__init__(values_ns, maxlen=4096)
+
+    def at(self, share: float) -> int:
+        """A quantile."""
+        ordered = sorted(self)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+    def quantiles_us(self) -> Quantiles:
+        """The distribution, in us."""
+        return tuple((share, self.at(share) / NS_PER_US) for share in SHARES)
+
+
+def read_delays(file: str) -> Constants:
+    """The delays and the noise of a journal's server. Raises :class:`ConfigError`."""
+    if not is_journal(file):
+        raise ConfigError(
+            f"delays: expected a server's journal, found {file}; clockwork serve --journal FILE"
+        )
+    learned = LearnedDelays()
+    for _, record in read_records(Path(file)):
+        learned.take(record)
+    return learned.constants()
 
 
 def is_journal(path: str | Path) -> bool:

@@ -89,15 +89,17 @@ def ask(
     devices: int | None = None,
     traces: str | Path | None = None,
     foreign: bool = False,
+    constants: Constants | None = None,
 ) -> SimulationQuestion:
     """Read a scenario and make it ready.
 
     ``zoo`` and ``devices`` stand in for those of the scenario's cluster; ``traces`` is the folder of its
-    trace files (None: beside the scenario). ``foreign``: a profile of another machine will do. Raises
-    :class:`ConfigError`, which names file, line and field where a file is wrong.
+    trace files (None: beside the scenario). ``foreign``: a profile of another machine will do. ``constants``:
+    delays and noise, if they are not the usual ones. Raises :class:`ConfigError`, which names file, line and
+    field where a file is wrong.
     """
     scenario, models = read_with_zoo(path, zoo=zoo, devices=devices, foreign=foreign)
-    question = question_of(scenario, models, config=config, seed=seed, traces=traces)
+    question = question_of(scenario, models, config=config, seed=seed, traces=traces, constants=constants)
     _check_memory(scenario, question.cluster, models, question.workload)
     return question
 
@@ -118,8 +120,9 @@ def read_with_zoo(
 
 
 def question_of(
-    scenario: Scenario, zoo: Zoo, *, config: ControllerConfig, seed: int, traces: str | Path | None = None
-) -> SimulationQuestion:
+    scenario: Scenario, zoo: Zoo, *, config: ControllerConfig, seed: int, traces: str | Path | None = None,
+    constants: Constants | None = None,
+) -> SimulationQuestion:  # fmt: skip
     """A scenario made ready. Raises :class:`ConfigError` for what only shows now, as a broken trace."""
     cluster = cluster_of(scenario.cluster)
     return SimulationQuestion(
@@ -128,7 +131,7 @@ def question_of(
         zoo=zoo,
         cluster=cluster,
         config=structs.replace(config, expected_devices=cluster.devices),
-        constants=read_constants(),
+        constants=constants or read_constants(),
         seed=seed,
     )
 

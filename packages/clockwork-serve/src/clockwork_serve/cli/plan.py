@@ -11,7 +11,14 @@ import click
 
 from clockwork_serve.cli.options import setting_options, settings_from
 from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, note, say, show_table
-from clockwork_serve.cli.simulate import TRACES_VARIABLE, check_folder, rate, share
+from clockwork_serve.cli.simulate import (
+    TRACES_VARIABLE,
+    check_folder,
+    delays_option,
+    measured,
+    rate,
+    share,
+)
 from clockwork_serve.config.table import default_cache
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import counted
@@ -68,6 +75,7 @@ _GAINS: tuple[tuple[str, Callable[[float], str], str], ...] = (
 )
 @click.option("--zoo", metavar="NAME|FILE", help="Table of models, instead of the scenario's.")
 @click.option("--foreign-profile", "foreign", is_flag=True, help="--zoo may be measured on another machine.")
+@delays_option
 @click.option(
     "--trace-dir", "traces", metavar="DIR", envvar=TRACES_VARIABLE,
     help=f"Folder of trace files. [default: {TRACES_VARIABLE}, else beside the scenario]",
@@ -85,7 +93,7 @@ _GAINS: tuple[tuple[str, Callable[[float], str], str], ...] = (
 @setting_options("policy", "max_batch", "cache", hidden=("look_ahead_ms", "slack_ms", "reject", "retries"))
 def plan(  # noqa: PLR0913 - one parameter for each option
     *, scenario: str, json_file: str | None, html_file: str | None, jobs: int | None, config: str | None,
-    seeds: int, seed: int, target: float, url: str | None, **given: Any,
+    seeds: int, seed: int, target: float, url: str | None, delays: str | None, **given: Any,
 ) -> int:  # fmt: skip
     """Find the fewest devices, or the cheapest, that serve SCENARIO in time.
 
@@ -104,6 +112,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     asked = PlanQuestion(
         scenario=text, zoo=models, kinds=kinds, target=target / 100, seeds=tuple(range(seed, seed + seeds)),
         config=controller_config(settings), traces=own["traces"], most=own["max_devices"],
+        constants=measured(delays),
     )  # fmt: skip
     if url is not None:
         if own["slo_ms"] is not None:

@@ -26,11 +26,25 @@ from clockwork_serve.units import counted
 
 if TYPE_CHECKING:
     from clockwork_serve.apps.simulate import Latency, LoadReport, Played, Report, SimulationQuestion
+    from clockwork_serve.sim import Constants
     from clockwork_serve.sim.replay import Difference, Replayed, Run
 
 DIFFERENT = 1
 _STDOUT = "-"
 TRACES_VARIABLE = "CLOCKWORK_TRACES"
+
+
+delays_option = click.option(
+    "--delays", metavar="JOURNAL",
+    help="Delays and noise as a server had them, from its --journal. [default: those of a quiet machine]",
+)  # fmt: skip
+
+
+def measured(journal: str | None) -> Constants | None:
+    """What ``--delays`` asks for. Raises :class:`ConfigError`."""
+    from clockwork_serve.apps.learned import read_delays
+
+    return None if journal is None else read_delays(journal)
 
 
 @click.command()
@@ -51,6 +65,7 @@ TRACES_VARIABLE = "CLOCKWORK_TRACES"
     help="Table of models, instead of the scenario's: v100, a CSV file, a profile as JSON, or a journal.",
 )  # fmt: skip
 @click.option("--foreign-profile", "foreign", is_flag=True, help="--zoo may be measured on another machine.")
+@delays_option
 @click.option(
     "--trace-dir", "traces", metavar="DIR", envvar=TRACES_VARIABLE,
     help=f"Folder of trace files. [default: {TRACES_VARIABLE}, else beside the scenario]",
@@ -72,6 +87,7 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
     devices: int | None,
     zoo: str | None,
     foreign: bool,
+    delays: str | None,
     traces: str | None,
     config: str | None,
     json_file: str | None,
@@ -101,7 +117,7 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
     _check_files(json_file, journal, traces)
     question = ask(
         scenario, config=controller_config(settings), seed=seed, zoo=zoo, devices=devices, traces=traces,
-        foreign=foreign,
+        foreign=foreign, constants=measured(delays),
     )  # fmt: skip
     played = _play(question, journal, checks=checks, quiet=json_file == _STDOUT)
     made = report(question, played)

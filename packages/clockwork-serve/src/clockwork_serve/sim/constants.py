@@ -27,12 +27,20 @@ Quantiles = tuple[tuple[float, float], ...]
 class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Delays of messages, each way, in ns.
 
-    Between controller and worker up to ``jitter_ns`` is added.
+    Between controller and worker up to ``jitter_ns`` is added, or what is drawn from ``jitter_us`` (us) if it
+    is not empty. ``reserve_ns``: of each request's time gateways keep so much for themselves, at most half.
     """
 
     gateway_ns: int
     worker_ns: int
     jitter_ns: int
+    jitter_us: Quantiles = ()
+    reserve_ns: int = 0
+
+    @property
+    def jitter(self) -> Quantiles:
+        """What is added to a message between controller and worker, in us."""
+        return self.jitter_us or ((0.0, 0.0), (1.0, self.jitter_ns / NS_PER_US))
 
 
 class Clients(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,9 +95,16 @@ class Constants(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def lines(self) -> tuple[str, ...]:
         """The constants in words, for the foot of a figure."""
         network, us = self.network, NS_PER_US
-        worker = f"{network.worker_ns / us:g} us plus up to {network.jitter_ns / us:g} us of jitter"
+        worker = f"{network.worker_ns / us:g} us plus up to {network.jitter[-1][1]:g} us of jitter"
+        if network.jitter_us:
+            worker = f"{network.worker_ns / us:g} us plus jitter (share: us): {_words(network.jitter_us)}"
+        kept = (
+            f"; gateways keep {network.reserve_ns / us:g} us of a request's time"
+            if network.reserve_ns
+            else ""
+        )
         return (
-            f"network, each way: gateway {network.gateway_ns / us:g} us, worker {worker}",
+            f"network, each way: gateway {network.gateway_ns / us:g} us, worker {worker}{kept}",
             f"clients: told no, they wait {self.clients.retry_ns / us:g} us if the scenario says nothing",
             f"noise of INFER (share: us): {_words(self.noise.infer_us)}",
             f"noise of LOAD (share: us): {_words(self.noise.load_us)}",
@@ -145,7 +160,7 @@ class KeyedDraws:
         self._seed = self._other_seed = seed
         self._known: frozenset[str] = frozenset()
         self._infer_us, self._load_us = constants.noise.infer_us, constants.noise.load_us
-        self._jitter_us = uniform_us(0, constants.network.jitter_ns)
+        self._jitter_us = constants.network.jitter
 
     def reroll(self, seed: int, known: frozenset[str]) -> None:
         """From now on, what is not ``known`` draws by another seed."""

@@ -149,8 +149,7 @@ class Simulation:
         self.codes = _codes(workload, zoo, config, cluster.kinds(kind))
         """The codes of all and only models that are served."""
         self.models: list[Model] = [zoo.model(name, one) for name, one in workload.models]
-        self.world = self._world(truth, seed, noise, keyed)
-        self.world.slower = cluster.slower()
+        self.world = self._world(cluster, truth, seed, noise, keyed)
         self.hosts: dict[str, SimulatedWorker] = {}
         """All and only workers that the controller believes up, by name."""
         self.by_device: dict[str, SimulatedWorker] = {}
@@ -158,7 +157,8 @@ class Simulation:
         """Requests alternate between them."""
         self.checks = Checks(self) if checks else None
         self.watchers: list[Watcher] = [*watchers, self.checks] if self.checks else list(watchers)
-        self._hop_ns = self.constants.network.gateway_ns
+        network = self.constants.network
+        self._hop_ns, self._reserve_ns = network.gateway_ns, network.reserve_ns
         self._keys = [model.key for model in self.models]
         self._whose = list(zip(workload.priorities, workload.tenants, workload.decides_ns, strict=True))
         self._seed = seed
@@ -178,16 +178,24 @@ class Simulation:
             SimulatedWorker(name, specs, self.world) if self.checks is None else self.checks.host(name, specs)
         )
 
-    def _world(self, truth: dict[str, Profile] | None, seed: int, noise: bool, keyed: bool) -> World:  # noqa: FBT001
+    def _world(
+        self,
+        cluster: Cluster,
+        truth: dict[str, Profile] | None,
+        seed: int,
+        noise: bool,
+        keyed: bool,  # noqa: FBT001
+    ) -> World:
         truth = truth or {one.code.code_id: one.profiles[0] for one in self.codes}
         constants = self.constants
         network = constants.network
         world = World(truth, self.tally, network.worker_ns, constants.worker.prepare_ns)
+        world.slower = cluster.slower()
         if keyed:
             world.keyed = KeyedDraws(seed, constants) if noise else None
             return world
-        if network.jitter_ns:
-            world.jitter = Draws(seed, JITTER, uniform_us(0, network.jitter_ns))
+        if network.jitter[-1][1]:
+            world.jitter = Draws(seed, JITTER, network.jitter)
         if noise:
             world.infer_noise = Draws(seed, INFER_NOISE, constants.noise.infer_us)
             world.load_noise = Draws(seed, LOAD_NOISE, constants.noise.load_us)
@@ -357,7 +365,7 @@ class Simulation:
         request = Request(
             request_id=request_id, gateway=self.gateways[sent & 1], model=self._keys[model],
             arrival_ns=sent_ns, deadline_ns=deadline_ns, priority=priority, tenant=tenant,
-            decide_ns=decide_ns,
+            way_ns=min(self._reserve_ns, slo_ns // 2), decide_ns=decide_ns,
         )  # fmt: skip
         return replace(request, **self.edits[request_id]) if request_id in self.edits else request
 

@@ -26,6 +26,7 @@ from clockwork_serve.apps.plan.runs import CauseCount, PlanJob, PlanRun, PlanRun
 from clockwork_serve.apps.plan.search import Mix, MixSearch
 from clockwork_serve.apps.simulate import SimulationQuestion, question_of
 from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.sim import Constants
 from clockwork_serve.units import MIB, NS_PER_S
 from clockwork_serve.workload.scenario import Scenario
 from clockwork_serve.workload.zoo import Zoo
@@ -35,7 +36,10 @@ SLACKER: Final = 2.0
 
 
 class PlanQuestion(Struct, frozen=True, kw_only=True):
-    """What is asked: ``target`` is the share in time of every minute, ``most`` the most devices looked at."""
+    """What is asked: ``target`` is the share in time of every minute, ``most`` the most devices looked at.
+
+    ``constants``: delays and noise, if they are not the usual ones.
+    """
 
     scenario: Scenario
     zoo: Zoo
@@ -45,12 +49,14 @@ class PlanQuestion(Struct, frozen=True, kw_only=True):
     config: ControllerConfig
     traces: str | None = None
     most: int = 64
+    constants: Constants | None = None
 
     def simulated(self) -> SimulationQuestion:
         """The scenario as it is, with the first seed."""
         return question_of(
-            self.scenario, self.zoo, config=self.config, seed=self.seeds[0], traces=self.traces
-        )
+            self.scenario, self.zoo, config=self.config, seed=self.seeds[0], traces=self.traces,
+            constants=self.constants,
+        )  # fmt: skip
 
 
 class SeedSpread(Struct, frozen=True):
@@ -172,7 +178,7 @@ class _Planner:
         jobs = [
             PlanJob(
                 scenario=with_slack(with_devices(asked.scenario, asked.kinds, mix), slack), zoo=asked.zoo,
-                seed=seed, config=asked.config, traces=asked.traces,
+                seed=seed, config=asked.config, traces=asked.traces, constants=asked.constants,
                 allowed=None if at < len(whole) else self._allowed,
             )
             for at, (mix, seed, slack) in enumerate([*whole, *cut])

@@ -36,7 +36,7 @@ from clockwork_serve.messages import (
     WorkerJoined,
     WorkerLost,
 )
-from clockwork_serve.sim import read_constants
+from clockwork_serve.sim import Constants, read_constants
 from clockwork_serve.telemetry.journal import sources_hash
 from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.workload.scenario import Scenario
@@ -71,6 +71,7 @@ class PlanJob(Struct, frozen=True, kw_only=True):
     seed: int
     traces: str | None = None
     allowed: tuple[int, ...] | None = None
+    constants: Constants | None = None
 
     def key(self) -> str:
         """A hash of all that its result follows from."""
@@ -83,7 +84,7 @@ class PlanJob(Struct, frozen=True, kw_only=True):
             clockwork_serve.__version__, _sources(),
             structs.replace(scenario, source=None, cluster=structs.replace(scenario.cluster, zoo="zoo")),
             list(self.zoo.models.values()), self.config,
-            read_constants(), self.seed, self.allowed,
+            self.constants or read_constants(), self.seed, self.allowed,
         ):  # fmt: skip
             found.update(msgspec.json.encode(part))
         for path in files:
@@ -251,7 +252,9 @@ def run_job(
     stopped: Callable[[], bool] = lambda: False,
 ) -> PlanRun | None:  # fmt: skip
     """Simulate; None if somebody stopped it. ``tell`` is told how far it is, in simulated seconds."""
-    question = question_of(job.scenario, job.zoo, config=job.config, seed=job.seed, traces=job.traces)
+    question = question_of(
+        job.scenario, job.zoo, config=job.config, seed=job.seed, traces=job.traces, constants=job.constants
+    )
     count = MissCount(PlanMinutes.of(job.scenario), question.constants.network.gateway_ns, job.allowed)
     played = play(
         question.simulation(watchers=[count], stretches=False), tell=lambda now_s, took_s: tell(now_s),
