@@ -5,6 +5,8 @@ each SIGKILL the one that stands by takes over; the next kill waits until there 
 ``--controllers 1`` nobody stands by, and the same is shown of a controller that is started again; with
 ``--hand-over`` it is asked to hand over, and not killed. With ``--hosts`` controllers are on hosts of their
 own, with a shared store: all processes of who leads are killed; then its cable is pulled, again and again.
+``--undisturbed MINUTES``: on the same hosts nobody is killed, while other programs burn every core: who leads
+must lead to the end.
 """
 
 from __future__ import annotations
@@ -13,15 +15,16 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from clockwork_serve.config import Settings
 from clockwork_serve.devices import DeviceConfig
@@ -52,7 +55,7 @@ IN_TIME: Final = {2000: 1.0, 200: 0.9, 50: 0.8}
 """By SLO: which share of those is answered in time at least."""
 LEAD_S: Final = {1: 6.0, 2: 3.0}
 """By controllers: how long one leads at least. One that lived for less than 5 s is started again later."""
-LONGEST_S: Final = 1800.0
+LONGEST_S: Final = 7200.0
 X: Final = [("x", "FP32", (1, 4), bytes(16))]
 
 
@@ -351,21 +354,84 @@ class HostKiller:
         return found
 
 
-def measure_hosts(folder: Path, times: int, seed: int, outcome: Outcome, *, cut: bool) -> None:
-    """Controllers on two hosts, their load and their killer."""
-    what = "cable pulled: " if cut else "host killed: "
+@dataclass(slots=True)
+class Watcher:
+    """Burns every core for so long, and kills nobody; ``epochs``: of all who led meanwhile."""
+
+    hosts: Hosts
+    minutes: float
+    epochs: list[int] = field(default_factory=list)
+    wrong: str = ""
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Do it, from a thread of its own."""
+        burning = [
+            subprocess.Popen([sys.executable, "-c", "while True: pass"])  # normal priority, as any program's
+            for _ in range(os.cpu_count() or 1)
+        ]
+        try:
+            ends_s = time.monotonic() + 60 * self.minutes
+            while time.monotonic() < ends_s:
+                _, found = until("one leads, and one stands by", self.hosts.whole, 60, 0.05)
+                epoch = round(total(found, "clockwork_controller_epoch"))
+                if epoch not in self.epochs:
+                    self.epochs.append(epoch)
+                time.sleep(1)
+        except (OSError, TimeoutError) as error:
+            self.wrong = f"{error}"
+        finally:
+            for one in burning:
+                one.kill()
+                one.wait()
+            self.over.set()
+
+
+Meddler = TypeVar("Meddler", HostKiller, Watcher)
+
+
+def play_hosts(
+    folder: Path, seed: int, outcome: Outcome, meddler: Callable[[Hosts], Meddler]
+) -> tuple[Meddler, Report]:
+    """Controllers on two hosts, their load, and somebody who meddles with them, from a thread of its own."""
     (folder / "store").mkdir(parents=True)
     for model in range(MODELS):
         repositories.emulated(folder / "models", f"m{model}", {1: SERVICE_MS}, load_ms=2)
     with hosts(len(HOSTS)) as (_, home, truth), ExitStack() as stack:
         outcome.figures["hosts"] = truth
         made = Hosts(folder, home, stack)
-        killer = HostKiller(made, times, cut)
+        who = meddler(made)
         until("it serves", made.whole, 60, 0.05)
-        thread = threading.Thread(target=killer.run, daemon=True)
+        thread = threading.Thread(target=who.run, daemon=True)
         thread.start()
-        report = run(open_loop(made.http_url, shots(made.http_url, killer.over, seed)))
+        report = run(open_loop(made.http_url, shots(made.http_url, who.over, seed)))
         thread.join()
+    return who, report
+
+
+def measure_undisturbed(folder: Path, minutes: float, seed: int, outcome: Outcome) -> None:
+    """Nobody is killed, and nobody may take over, however busy the machine is."""
+    watcher, report = play_hosts(folder, seed, outcome, lambda made: Watcher(made, minutes))
+    outcome.invalid = watcher.wrong
+    outcome.judge(
+        f"take-overs in {minutes:g} minutes, every core burnt by other programs", asked="0",
+        found=f"{len(watcher.epochs) - 1}", good=len(watcher.epochs) == 1,
+    )  # fmt: skip
+    outcome.none("without a response", [one.name for one in report.samples if one.status == 0])
+    outcome.at_most("answered twice: bytes that nobody asked for", 0, report.unexpected_bytes, digits=0)
+    for slo_ms in SLOS_MS:
+        asked = [one for one in report.samples if one.name == f"{slo_ms}"]
+        outcome.judge(
+            f"SLO {slo_ms} ms: in time", asked="", good=True,
+            found=f"{percent(sum(map(in_time, asked)), len(asked))} of {len(asked)}",
+        )  # fmt: skip
+    outcome.figures |= {"epochs": watcher.epochs, "ends": dict(report.ends())}
+
+
+def measure_hosts(folder: Path, times: int, seed: int, outcome: Outcome, *, cut: bool) -> None:
+    """Controllers on two hosts, their load and their killer."""
+    what = "cable pulled: " if cut else "host killed: "
+    killer, report = play_hosts(folder, seed, outcome, lambda made: HostKiller(made, times, cut))
     if killer.wrong or not killer.kills:
         outcome.invalid = f"{what}{killer.wrong or 'nobody was killed'}"
     else:
@@ -382,11 +448,17 @@ def main() -> int:
     options.add_argument("--controllers", type=int, choices=sorted(LEAD_S), default=2)
     options.add_argument("--hand-over", action="store_true", help="SIGUSR1 in place of SIGKILL")
     options.add_argument("--hosts", action="store_true", help="controllers on several hosts")
+    options.add_argument(
+        "--undisturbed", type=float, metavar="MINUTES", help="nobody is killed, cores are burnt"
+    )
     given = options.parse_args()
     times = KILLS_SHORT if given.short else given.rounds
     with tempfile.TemporaryDirectory(prefix="cw") as name:
+        outcome = Outcome("benchmarks.failover")
+        if given.undisturbed:
+            measure_undisturbed(Path(name), given.undisturbed, given.seed, outcome)
+            return finish(outcome, given.json)
         if given.hosts:
-            outcome = Outcome("benchmarks.failover")
             for cut in (False, True):
                 measure_hosts(Path(name) / f"{cut}", times, given.seed, outcome, cut=cut)
             return finish(outcome, given.json)
