@@ -179,13 +179,8 @@ class Simulation:
         )
 
     def _world(
-        self,
-        cluster: Cluster,
-        truth: dict[str, Profile] | None,
-        seed: int,
-        noise: bool,
-        keyed: bool,  # noqa: FBT001
-    ) -> World:
+        self, cluster: Cluster, truth: dict[str, Profile] | None, seed: int, noise: bool, keyed: bool,  # noqa: FBT001
+    ) -> World:  # fmt: skip
         truth = truth or {one.code.code_id: one.profiles[0] for one in self.codes}
         constants = self.constants
         network = constants.network
