@@ -3,12 +3,13 @@
     python -m benchmarks.plan_right [--short] [--only NAME]... [--json FILE]
     python -m benchmarks.plan_right --predict FILE     plans what is not in it yet; needs no quiet machine
     python -m benchmarks.plan_right --play FILE        plays what is in it: about ten minutes, and quiet ones
+    python -m benchmarks.plan_right --cpu              a real model on the CPU device: nine quiet minutes
 
 Twenty scenarios are planned, and their requests simulated on as many devices as the plan says and on one
 less; all of it is written down, and the file's hash printed, before anything is played. Then a server with
 emulated devices gets the same requests at the same instants. What was played is kept beside the predictions,
 so that an interrupted run goes on; what proves nothing, as its requests were sent late, is played again.
-``--short``: two scenarios.
+``--short``: two scenarios. ``--cpu`` plays none of them, but looks for the greatest rate of a real model.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct, structs
 
+from benchmarks.plan_right import cpu
 from benchmarks.plan_right.scenarios import CASES, SECONDS, WARMUP_S, Case
 from clockwork_serve.apps.plan.check import (
     NEAR,
@@ -292,10 +294,16 @@ def main() -> int:
     options.add_argument("--only", action="append", metavar="NAME", choices=[case.name for case in CASES])
     options.add_argument("--predict", type=Path, metavar="FILE", help="write predictions there, play nothing")
     options.add_argument("--play", type=Path, metavar="FILE", help="play the predictions there")
+    options.add_argument(
+        "--cpu", action="store_true", help="the greatest rate on the CPU device, and no more"
+    )
     given = options.parse_args()
     names = given.only or (SHORT if given.short else [case.name for case in CASES])
     cases = [case for case in CASES if case.name in names]
     outcome = Outcome("benchmarks.plan_right")
+    if given.cpu:
+        cpu.measure(outcome, TARGET)
+        return finish(outcome, given.json)
     with tempfile.TemporaryDirectory() as folder:
         file = given.predict or given.play or Path(folder) / "predictions.jsonl"
         if not given.play:
