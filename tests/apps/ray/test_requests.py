@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from clockwork_serve.apps.ray.deployment import NODE_ID, ClusterRole
+from clockwork_serve.cli.ray import _show
 from clockwork_serve.telemetry.counters import WANTED_NS, DevicesWanted
 from harness.serving import until
 from tests.apps.ray.fake import NAMESPACE, FakeRay, faked
@@ -177,3 +178,19 @@ def test_who_leads_says_what_is_asked_for(
     actor = start()
 
     until("it is said", lambda: actor.report().wanted == 3, 20)
+
+
+def test_status_says_it_in_its_last_line(
+    stage: Stage,
+    start: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(stage.actors, "_is_ready", lambda url: True)
+    stage.advise(1)
+    actor = start()
+    report = until("it is said", lambda: actor.report() if actor.report().wanted else None, 20)
+
+    _show({"shop": {"controller-0": report, "worker-0": "lost"}}, as_json=False)
+
+    assert capsys.readouterr().out.endswith("shop: 1 of 2 roles ready; Ray is asked for 1 device\n")
