@@ -35,7 +35,7 @@ class FakeRay:
 
     def __init__(self) -> None:
         self.actors: dict[tuple[str, str], Any] = {}
-        self.requests: list[tuple[list[dict[str, float]], list[dict[str, str]] | None]] = []
+        self.requests: list[tuple[list[dict[str, float]], list[dict[str, str]]]] = []
         self.broken = False
 
     def get_actor(self, name: str, namespace: str = NAMESPACE) -> Handle:
@@ -61,7 +61,7 @@ class FakeRay:
         return [name for namespace, name in self.actors if namespace == NAMESPACE]
 
     def request_resources(
-        self, bundles: list[dict[str, float]], bundle_label_selectors: list[dict[str, str]] | None = None
+        self, bundles: list[dict[str, float]], bundle_label_selectors: list[dict[str, str]]
     ) -> None:
         if self.broken:
             raise ConnectionError("the head is gone")

@@ -95,7 +95,7 @@ def test_as_many_devices_are_asked_for_as_are_wanted(stage: Stage, start: Callab
     start()
 
     stage.until_asked(3)
-    assert stage.ray.requests[-1] == ([{"CPU": 1.0, "GPU": 1.0}] * 3, None)
+    assert stage.ray.requests[-1] == ([{"CPU": 1.0, "GPU": 1.0}] * 3, [{}] * 3)
     stage.advise(5)
     stage.until_asked(5)
 

@@ -152,10 +152,10 @@ def request_devices() -> None:
         for reference in answered:
             with suppress(ray.exceptions.RayError):
                 found += ray.get(reference)
-    labels = [bundle.labels for bundle in found]
-    # Versions of Ray differ in whether they take labels: where none are needed, none are given.
-    more = {"bundle_label_selectors": labels} if any(labels) else {}
-    autoscaler.request_resources(bundles=[bundle.resources for bundle in found], **more)
+    autoscaler.request_resources(
+        bundles=[bundle.resources for bundle in found],
+        bundle_label_selectors=[bundle.labels for bundle in found],
+    )
 
 
 # ------------------------------------------------------------
