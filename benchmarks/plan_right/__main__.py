@@ -3,6 +3,7 @@
     python -m benchmarks.plan_right [--short] [--only NAME]... [--json FILE]
     python -m benchmarks.plan_right --predict FILE     plans what is not in it yet
     python -m benchmarks.plan_right --play FILE        plays what is in it: a quarter of an hour
+    python -m benchmarks.plan_right --cpu              a real model on the CPU device: nine minutes
 
 A scenario that is none of the others is played first, to learn this machine's delays and noise from the
 server's journal, as anybody would who has a server. Then twenty scenarios are planned, and their requests
@@ -10,6 +11,7 @@ simulated on as many devices as the plan says and on one less; all of it is writ
 printed, before anything is played. Then a server with emulated devices gets the same requests at the same
 instants. What was played is kept beside the predictions, so that an interrupted run goes on; what proves
 nothing, as its requests were sent late, is played again. Needs a quiet machine. ``--short``: two scenarios.
+``--cpu`` plays none of them, but looks for the greatest rate of a real model.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct, structs
 
+from benchmarks.plan_right import cpu
 from benchmarks.plan_right.scenarios import CALIBRATION, CASES, SECONDS, WARMUP_S, Case
 from clockwork_serve.apps.learned import read_delays
 from clockwork_serve.apps.plan.check import (
@@ -315,10 +318,16 @@ def main() -> int:
     options.add_argument("--only", action="append", metavar="NAME", choices=[case.name for case in CASES])
     options.add_argument("--predict", type=Path, metavar="FILE", help="write predictions there")
     options.add_argument("--play", type=Path, metavar="FILE", help="play the predictions there")
+    options.add_argument(
+        "--cpu", action="store_true", help="the greatest rate on the CPU device, and no more"
+    )
     given = options.parse_args()
     names = given.only or (SHORT if given.short else [case.name for case in CASES])
     cases = [case for case in CASES if case.name in names]
     outcome = Outcome("benchmarks.plan_right")
+    if given.cpu:
+        cpu.measure(outcome, TARGET)
+        return finish(outcome, given.json)
     with tempfile.TemporaryDirectory() as folder:
         file = given.predict or given.play or Path(folder) / "predictions.jsonl"
         if not given.play:

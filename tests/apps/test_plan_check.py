@@ -5,15 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from clockwork_serve.apps.plan import check
-from clockwork_serve.apps.plan.check import Ends, check_report, predicted_ends
+from clockwork_serve.apps.plan.check import (
+    Ends,
+    ServerDevices,
+    check_report,
+    on_server,
+    predicted_ends,
+    server_devices,
+)
 from clockwork_serve.apps.plan.demand import kinds_of
 from clockwork_serve.apps.plan.report import PlanQuestion
 from clockwork_serve.apps.simulate import ask, play, read_with_zoo
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.units import ms
+from clockwork_serve.telemetry import Counters, render
+from clockwork_serve.telemetry.counters import DeviceCounters
+from clockwork_serve.telemetry.top import read_metrics
+from clockwork_serve.units import MIB, ms
+from clockwork_serve.workload.tables import ClusterTable, DeviceGroup, FaultTable
 from tests.apps.scenarios import STEADY, written
 
 
@@ -80,3 +92,67 @@ def test_closed_loads_are_counted_on_each_side_by_themselves(tmp_path: Path) -> 
     made = check_report(asked(file), ends, later, url="http://127.0.0.1:1", invalid="")
     assert made.total.requests > 100 and made.total.off == 0
     assert made.good
+
+
+# ------------------------------------------------------------
+# Devices of a server.
+
+
+def counters(*devices: tuple[str, int, bool]) -> Counters:
+    """Of a server whose devices are of these kinds, have so much memory in MiB, and are up or not."""
+    return Counters(
+        devices={
+            f"d{at}": DeviceCounters(worker="w", kind=kind, pages=mib // 16, page_bytes=16 * MIB, up=up)
+            for at, (kind, mib, up) in enumerate(devices)
+        }
+    )
+
+
+def told(*devices: tuple[str, int, bool]) -> tuple[ServerDevices, ...]:
+    return server_devices(read_metrics(render(counters(*devices)).decode()))
+
+
+def test_a_server_tells_of_its_devices() -> None:
+    fast = ("cuda:sm_90", 4096, True)
+    found = told(fast, ("cpu", 512, True), fast, ("cuda:sm_90", 4096, False), ("cpu", 1024, True))
+
+    assert found == (
+        ServerDevices(kind="cpu", count=1, memory_mib=512, page_mib=16),
+        ServerDevices(kind="cpu", count=1, memory_mib=1024, page_mib=16),
+        ServerDevices(kind="cuda:sm_90", count=2, memory_mib=4096, page_mib=16),
+    )
+    assert str(found[2]) == "2 devices of kind cuda:sm_90 with 4,096 MiB for weights"
+    with pytest.raises(ConfigError, match="say with --devices how many to predict for"):
+        told(("cpu", 512, False))
+
+
+def test_the_prediction_is_for_the_devices_that_are_there(tmp_path: Path) -> None:
+    scenario = asked(written(tmp_path)).scenario
+    there = told(("emulated:v100", 256, True), ("emulated:v100", 256, True))
+
+    found, differs = on_server(scenario, there)
+
+    assert differs == ["the server has 2 devices, the scenario 1"]
+    question = structs.replace(asked(written(tmp_path)), scenario=found).simulated()
+    assert question.cluster.devices == question.config.expected_devices == 2
+    assert {question.cluster.pages_of(group) for group in question.cluster.each()} == {16}
+    assert on_server(found, there)[1] == []
+
+
+def test_memory_and_kinds_that_differ_are_told(tmp_path: Path) -> None:
+    scenario = asked(written(tmp_path)).scenario
+    groups = (DeviceGroup(name="cpu", slower=4, memory_mib=256), DeviceGroup(name="gone", devices=2))
+    scenario = structs.replace(scenario, cluster=ClusterTable(groups=groups))
+
+    found, differs = on_server(scenario, told(("cpu", 512, True), ("other", 512, True)))
+
+    assert [group.slower for group in found.cluster.groups] == [4, 1]
+    assert differs == [
+        "the server has 2 devices, the scenario 3",
+        "a device of kind cpu has 512 MiB, not 256",
+        "the scenario has no [[cluster.groups]] named 'other', which is taken to be as fast as v100 says",
+        "the server has no 'gone'",
+    ]
+    faults = (FaultTable(kind="slow", at_s=1, device=2, factor=2),)
+    with pytest.raises(ConfigError, match=r"faults\[0\].device: expected less than .*; the server has 1 dev"):
+        on_server(structs.replace(scenario, faults=faults), told(("cpu", 512, True)))

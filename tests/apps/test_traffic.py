@@ -181,3 +181,25 @@ def test_it_is_built_the_same_twice(tmp_path: Path) -> None:
     first, second = (transcribe(path, tmp_path / f"{name}.toml", TrafficChanges(scale=1.5)) for name in "ab")
 
     assert asked_by(first.scenario) == asked_by(second.scenario)
+
+
+def test_of_servegens_weeks_the_chosen_part_alone_is_drawn(tmp_path: Path) -> None:
+    place = tmp_path / "m-tiny"
+    place.mkdir()
+    rows = "0,1e4,1,Gamma,1,1\n600,0.1,1,Gamma,1,1\n1200,0.5,1,Weibull,1,1\n"  # the first alone is 6 million
+    for client in range(2):
+        (place / f"chunk-{client}-trace.csv").write_text(rows)
+    part = TrafficChanges(from_ns=600 * NS_PER_S, to_ns=1500 * NS_PER_S, kinds={"": "resnet50_v2"})
+
+    made = transcribe(place, tmp_path / "part.toml", part)
+
+    assert (made.seconds, made.models, list(made.loads)) == (900, 1, ["requests"])
+    assert made.requests + made.left_out == 2 * (60 + 300)
+    asked = asked_by(made.scenario)
+    assert len(asked) == made.requests
+    assert {model for _, model, _ in asked} == {"m-tiny"}
+    assert 0 <= asked[0][0] < asked[-1][0] < 900 * NS_PER_S
+    assert sum(at < 600 * NS_PER_S for at, _, _ in asked) == 120
+
+    with pytest.raises(ConfigError, match="does not tell the time of day"):
+        transcribe(place, tmp_path / "dated.toml", TrafficChanges(from_ns=1, absolute=True))

@@ -13,6 +13,9 @@ import pytest
 
 from clockwork_serve.apps.learned import read_zoo
 from clockwork_serve.cli.entry import run
+from clockwork_serve.telemetry import Counters, render
+from clockwork_serve.telemetry.counters import DeviceCounters
+from clockwork_serve.units import MIB
 from tests.apps.scenarios import STEADY, written
 
 BUSY = STEADY.replace("rate_rps = 100", "rate_rps = 900")
@@ -124,3 +127,56 @@ def test_interrupted_it_shows_what_was_found_and_goes_on_later(scenario: str, tm
     assert child.returncode == 130
     assert "NO ANSWER YET" in shown
     assert "INTERRUPTED" in shown
+
+
+@pytest.mark.parametrize("given", [[], ["--devices", "3"]])
+def test_a_prediction_is_for_the_devices_that_the_server_has(
+    scenario: str, given: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    devices = {f"d{at}": DeviceCounters(worker="w", kind="cpu", pages=16, page_bytes=MIB) for at in range(2)}
+    page = render(Counters(devices=devices))
+    monkeypatch.setattr("clockwork_serve.cli.operate.exchange", lambda *asked: (200, "OK", page))
+    monkeypatch.setattr("clockwork_serve.apps.plan.check.measured_ends", lambda *asked, **more: ({}, ""))
+
+    assert run(["plan", scenario, "--check", "http://127.0.0.1:1", "--json", "-", *given]) == 1
+
+    shown = capsys.readouterr()
+    found = json.loads(shown.out)
+    if given:
+        assert (found["devices"], found["differs"]) == (3, [])
+        assert "the server has" not in shown.err
+    else:
+        assert found["devices"] == 2
+        assert found["differs"][0] == "the server has 2 devices, the scenario 1"
+        assert "a device of kind cpu has 16 MiB, not 256; the prediction is for what is there" in shown.err
+
+
+def test_a_server_that_does_not_tell_of_its_devices(
+    scenario: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("clockwork_serve.cli.operate.exchange", lambda *asked: (401, "Unauthorized", b""))
+
+    assert run(["plan", scenario, "--check", "http://127.0.0.1:1"]) == 2
+
+    assert (
+        "found 401 Unauthorized for http://127.0.0.1:1/metrics; say with --devices" in capsys.readouterr().err
+    )
+
+
+def test_kinds_of_the_scenario_have_names_and_prices(
+    scenario: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = Path(scenario).read_text().replace("memory_mib = 256\n", "")
+    Path(scenario).write_text(
+        text + "[[cluster.groups]]\nname = 'small'\nslower = 2\nprice = 1.5\nmemory_mib = 1024\nat_most = 9\n"
+        "[[cluster.groups]]\nname = 'large'\nslower = 0.25\nprice = 3.5\n"
+    )
+    assert run(["plan", scenario, "--target", "99", "--max-devices", "9"]) == 0
+
+    shown = capsys.readouterr().out
+    assert "small: 0.5 times as fast as the profile, 1024MiB for weights, price 1.5, at most 9" in shown
+    assert "\n1 x large, for 3.5\n" in shown
+
+    Path(scenario).write_text(Path(scenario).read_text().replace("'large'", "'small'"))
+    assert run(["plan", scenario]) == 2
+    assert "cluster.groups[1].name: expected each name once, found 'small'" in capsys.readouterr().err

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, pstdev
 
 import pytest
 
@@ -231,3 +233,88 @@ def test_what_is_wrong_with_an_answer_is_named(tmp_path, text, said) -> None:
         read(tmp_path, text)
 
     assert said in str(caught.value)
+
+
+# ------------------------------------------------------------
+# ServeGen's clients.
+
+
+def clients(folder: Path, **files: str) -> Path:
+    """A model's folder, with a file for each client."""
+    place = folder / "m-tiny"
+    place.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (place / f"{name.replace('_', '-')}-trace.csv").write_text(text)
+    return place
+
+
+STEADY = "0,0.5,1.0,Gamma,1.0,2.0\n600,0,0,,0,0\n1200,0.25,0.7,Weibull,1.4,4.4\n"
+BURSTY = "0,0.1,3.0,Weibull,0.3,1.1\n600,0.1,9.0,Gamma,0.0001,0.4\n1200,0,0,,0,0\n"
+
+
+def test_clients_of_servegen_ask_as_often_as_their_rates_say(tmp_path: Path) -> None:
+    place = clients(tmp_path, chunk_0=STEADY, chunk_10=BURSTY)
+    traffic = open_traffic(place)
+    requests = list(traffic.requests())
+
+    assert [sum(one.line == number for one in requests) for number in (1, 2, 3)] == [360, 60, 150]
+    assert {one.model for one in requests} == {"m-tiny"}
+    times = [one.at_ns for one in requests]
+    assert times == sorted(times)
+    for one in requests:
+        assert (one.line - 1) * 600 <= one.at_ns / NS_PER_S < one.line * 600
+    assert not traffic.wall
+    assert traffic.done_bytes == len(STEADY) + len(BURSTY)
+    assert "2 clients ask one model" in traffic.notes()[-1]
+
+
+def test_each_client_is_drawn_by_its_own_law_and_always_the_same(tmp_path: Path) -> None:
+    place = clients(tmp_path, chunk_0=STEADY.replace("0.5", "5"), chunk_1=BURSTY.replace("0.1", "5"))
+    both = list(open_traffic(place).requests())
+    alone = [list(open_traffic(place / f"chunk-{at}-trace.csv", model="net").requests()) for at in (0, 1)]
+
+    assert {one.model for one in alone[0]} == {"net"}
+    assert sorted(one.at_ns for one in both) == sorted(one.at_ns for part in alone for one in part)
+
+    def variation(requests) -> float:
+        times = [one.at_ns for one in requests if one.line == 1]
+        gaps = [after - before for before, after in pairwise(times)]
+        return pstdev(gaps) / fmean(gaps)
+
+    assert variation(alone[0]) == pytest.approx(1, abs=0.1)
+    assert variation(alone[1]) > 3
+
+
+def test_windows_outside_of_what_is_chosen_are_not_drawn(tmp_path: Path) -> None:
+    traffic = open_traffic(clients(tmp_path, chunk_0=STEADY))
+    traffic.choose(600 * NS_PER_S, 1500 * NS_PER_S)
+
+    assert {one.line for one in traffic.requests()} == {3}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("0,1,1,Gamma,1,1\n0,1,1,Gamma,1,1\n", "trace.csv:2: time: expected more than in the row before"),
+        ("0,1,1,Gamma,1\n", "trace.csv:1: row: expected time, rate, variation, law, shape and scale"),
+        ("0,1,1,Pareto,1,1\n", "trace.csv:1: law: expected Gamma, Weibull or nothing, found 'Pareto'"),
+        ("0,-1,1,Gamma,1,1\n", "trace.csv:1: rate: expected a number in 0..20000, found '-1'"),
+        ("0,1,1,Gamma,nan,1\n", "trace.csv:1: shape: expected a number in 0..1e+09, found 'nan'"),
+        ("", "expected a row for each window, found none"),
+        ("5,1,1,Gamma,1,1\n", "chunk-1-trace.csv: time: expected the windows of chunk-0-trace.csv"),
+    ],
+)
+def test_what_is_wrong_with_a_client_is_named(tmp_path: Path, text: str, said: str) -> None:
+    place = clients(tmp_path, chunk_0="0,1,1,Gamma,1,1\n", chunk_1=text)
+
+    with pytest.raises(ConfigError) as caught:
+        list(open_traffic(place).requests())
+
+    assert said in str(caught.value)
+
+
+def test_a_folder_of_something_else_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a folder with ServeGen's"):
+        open_traffic(tmp_path)
+    with pytest.raises(ConfigError, match="model: expected a name without commas"):
+        open_traffic(clients(tmp_path, chunk_0=STEADY), model='a,"b')

@@ -23,6 +23,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from clockwork_serve.apps.ray.actors import LAUNCH, PEM, Directory, _free_port
+from clockwork_serve.apps.ray.deployment import ClusterRole
+
+
+def role(name: str) -> ClusterRole:
+    return ClusterRole(name=name, kind=name.partition("-")[0], number=0, words=(), cpus=1)
 
 
 def files(folder: Path, directory: Directory, name: str, host: str) -> ClusterFiles:
@@ -34,7 +39,7 @@ def files(folder: Path, directory: Directory, name: str, host: str) -> ClusterFi
     contents = {
         "certificate": directory.certify(asked.public_bytes(PEM), host),
         "key": key.private_bytes(PEM, *form),
-        "ca": directory.beat(name, "", "").authority,
+        "ca": directory.beat(role(name), "", "").authority,
     }
     for what, content in contents.items():
         (folder / f"{name}.{what}").write_bytes(content)
@@ -76,14 +81,14 @@ def test_a_role_of_another_directory_is_a_stranger(tmp_path: Path) -> None:
 
 def test_the_directory_knows_controllers_and_counts_lives() -> None:
     directory = Directory()
-    directory.beat("controller-0", "a", "10.0.0.1:7000")
-    directory.beat("controller-0", "a", "10.0.0.1:7000")
-    moved = directory.beat("controller-0", "b", "10.0.0.2:7000")
+    directory.beat(role("controller-0"), "a", "10.0.0.1:7000")
+    directory.beat(role("controller-0"), "a", "10.0.0.1:7000")
+    moved = directory.beat(role("controller-0"), "b", "10.0.0.2:7000")
     assert (moved.controllers, moved.restarts) == ({"controller-0": "10.0.0.2:7000"}, 1)
 
     directory.forget("controller-0")
 
-    assert directory.beat("gateway-0", "a", "").controllers == {}
+    assert directory.beat(role("gateway-0"), "a", "").controllers == {}
 
 
 def test_a_process_ends_with_who_started_it_however_that_ended() -> None:

@@ -10,9 +10,11 @@ import pytest
 
 from clockwork_serve.apps.ray.deployment import (
     NODE_ID,
+    Bundle,
     ClusterRole,
     Deployment,
     Node,
+    bundles_for,
     command_of,
     read_deployment,
     roles_of,
@@ -98,6 +100,24 @@ def test_a_node_that_joins_gets_its_part_and_changes_no_other(tmp_path: Path) ->
 
     assert {role.name for role in more} - {*large(tmp_path)} == {"gateway-dddddddd-0"}
     assert [role for role in roles_of(found, NODES) if role not in more] == []
+
+
+def test_wanted_devices_are_workers_of_the_kind_with_most(tmp_path: Path) -> None:
+    roles = large(tmp_path).values()
+    cuda = Bundle(resources={"CPU": 1.0, "GPU": 2.0}, labels={"ray.io/accelerator-type": "in(A100, H100)"})
+    other = Bundle(resources={"CPU": 1.0}, labels={"front": "!yes"})
+
+    assert bundles_for(8, roles) == [other, other, cuda, cuda, cuda]  # six on GPUs, as there are
+    assert bundles_for(9, roles) == [other, other, *[cuda] * 4]  # a worker has two
+    assert bundles_for(1, roles) == [other, other]
+    assert bundles_for(9, list(roles)[::-1]) == bundles_for(9, roles)
+
+
+def test_devices_that_a_controller_has_are_no_workers(tmp_path: Path) -> None:
+    roles = roles_of(deployment(tmp_path, SMALL), NODES)
+
+    assert bundles_for(3, roles) == [Bundle(resources={"CPU": 1.0})] * 2
+    assert bundles_for(3, roles[:1]) == []
 
 
 def words(role: ClusterRole) -> list[str]:

@@ -24,6 +24,7 @@ from clockwork_serve.telemetry.journal import refusals_beside
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.traffic import (
     USUAL_PATHS,
+    ClientRatesTraffic,
     LoggedRequest,
     RequestClass,
     TrafficSource,
@@ -125,8 +126,14 @@ def transcribe(
     traffic: TrafficSource = (
         JournalTraffic(source) if is_journal(source) else open_traffic(source, model=model, paths=paths)
     )
+    chosen = changes
+    if isinstance(traffic, ClientRatesTraffic):
+        _check_clock(traffic, changes)
+        # Two weeks may be billions: only the chosen part is drawn, and times are from the trace's beginning.
+        traffic.choose(changes.from_ns or 0, changes.to_ns)
+        chosen = msgspec.structs.replace(changes, absolute=True, from_ns=changes.from_ns or 0)
     table = None if zoo is None else read_zoo(zoo, foreign=True)
-    transcriber = Transcriber(source, out, changes)
+    transcriber = Transcriber(source, out, chosen)
     try:
         for number, request in enumerate(traffic.requests()):
             if not number:

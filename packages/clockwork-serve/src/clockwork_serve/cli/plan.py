@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from msgspec import structs
 
 from clockwork_serve.cli.options import setting_options, settings_from
 from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, note, say, show_table
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from clockwork_serve.apps.plan.check import Sides
     from clockwork_serve.apps.plan.demand import DeviceKind
     from clockwork_serve.apps.plan.report import MixReport, PlanQuestion, PlanReport, SeedSpread
+    from clockwork_serve.telemetry.top import Reading
     from clockwork_serve.workload.scenario import Scenario
     from clockwork_serve.workload.zoo import Zoo
 
@@ -84,7 +86,7 @@ _GAINS: tuple[tuple[str, Callable[[float], str], str], ...] = (
 @click.option("--check", "url", metavar="URL", help="Play SCENARIO on a running server, and compare.")
 @click.option(
     "--devices", type=click.IntRange(1, 10_000), metavar="N",
-    help="With --check: how many the server has. [default: the scenario's]",
+    help="With --check: how many to predict for. [default: the server's own]",
 )  # fmt: skip
 @click.option(
     "--json", "json_file", metavar="FILE", help="Write the plan as JSON to FILE; - is standard output."
@@ -117,7 +119,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     if url is not None:
         if own["slo_ms"] is not None:
             raise ConfigError("slo_ms: expected none with --check, found one; write it into the scenario")
-        return _check(asked, scenario, url, json_file)
+        return _check(asked, scenario, url, json_file, given=own["devices"] is not None)
     if own["devices"] is not None:
         raise ConfigError("devices: expected none without --check, found one; --max-devices is the most")
     kept = settings.cache or default_cache(os.environ)
@@ -163,13 +165,32 @@ def _write(file: str | None, text: bytes) -> None:
 # ``--check``: the prediction held against a running server.
 
 
-def _check(asked: PlanQuestion, scenario: str, url: str, json_file: str | None) -> int:
-    """Play the scenario on a server, simulate it, compare; the exit status."""
-    from clockwork_serve.apps.plan.check import check_report, measured_ends, predicted_ends
+def _check(asked: PlanQuestion, scenario: str, url: str, json_file: str | None, *, given: bool) -> int:
+    """Play the scenario on a server, simulate it, compare; the exit status.
 
+    Unless the number of devices was ``given``, they are the server's.
+    """
+    from clockwork_serve.apps.plan.check import (
+        check_report,
+        measured_ends,
+        on_server,
+        predicted_ends,
+        server_devices,
+    )
+
+    differs: list[str] = []
+    if not given:
+        there = server_devices(_metrics(url))
+        found, differs = on_server(asked.scenario, there)
+        asked = structs.replace(asked, scenario=found)
+        note(f"the server has {', '.join(map(str, there))}")
+        for line in differs:
+            note(f"note: {line}; the prediction is for what is there")
     note(f"playing {scenario} on {url}: {asked.scenario.seconds:g} s")
     measured, invalid = measured_ends(scenario, url, seed=asked.seeds[0], traces=asked.traces)
-    made = check_report(asked, predicted_ends(asked.simulated()), measured, url=url, invalid=invalid)
+    made = check_report(
+        asked, predicted_ends(asked.simulated()), measured, url=url, invalid=invalid, differs=differs
+    )
     if json_file != _STDOUT:
         say(f"{made.scenario} on {url}, predicted for {counted(made.devices, 'device')}")
         worst = sorted(made.models, key=lambda sides: -abs(sides.off))
@@ -183,6 +204,20 @@ def _check(asked: PlanQuestion, scenario: str, url: str, json_file: str | None) 
         say(f"INVALID: {invalid}" if invalid else "the prediction is near" if made.good else "FAR OFF")
     _write(json_file, made.to_json())
     return 0 if made.good else NO_ANSWER
+
+
+def _metrics(url: str) -> Reading:
+    """What a server says of itself."""
+    from clockwork_serve.cli.operate import Target, exchange
+    from clockwork_serve.telemetry.top import read_metrics
+
+    status, phrase, body = exchange(Target(url), "GET", "/metrics", 8000)
+    if status != 200:
+        raise ConfigError(
+            f"check: expected a server that tells of its devices, found {status} {phrase} for {url}/metrics; "
+            "say with --devices how many to predict for"
+        )
+    return read_metrics(body.decode(errors="replace"))
 
 
 def _sides_row(sides: Sides) -> list[str]:

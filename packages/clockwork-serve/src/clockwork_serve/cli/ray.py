@@ -110,7 +110,10 @@ def _show(found: dict[str, Reports], *, as_json: bool) -> None:
                 note(f"warning: {role} runs at niceness {one.nice}; start Ray with RAY_worker_niceness=0")
         if rows:
             show_table(_COLUMNS, rows, name)
-        ready = sum(1 for one in each.values() if not isinstance(one, str) and one.state == "ready")
-        say(f"{name}: {ready} of {counted(len(each), 'role')} ready")
+        known = [one for one in each.values() if not isinstance(one, str)]
+        ready = sum(one.state == "ready" for one in known)
+        wanted = max((one.wanted for one in known), default=0)
+        asked = f"; Ray is asked for {counted(wanted, 'device')}" if wanted else ""
+        say(f"{name}: {ready} of {counted(len(each), 'role')} ready{asked}")
     if not found:
         say("nothing of ours runs on this Ray cluster")

@@ -155,6 +155,7 @@ def _announcer(shown: Stages, *, as_json: bool) -> Callable[[Server], None]:
             "grpc": server.grpc_url,
             "metrics": metrics_url,
             "page": metrics_url.removesuffix("metrics") if has_page else "",
+            "devices_wanted": server.wanted_file,
             "models": len(server.catalogue.models),
         }
         if as_json:
@@ -205,7 +206,8 @@ def controller(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa:
         shown.close()
         at = {"machines": settings.listen_machines, "metrics": server.metrics_url}
         if as_json:
-            show_json_line({"listening": True, **at, "models": len(server.catalogue.models)})
+            more = {"devices_wanted": server.wanted_file, "models": len(server.catalogue.models)}
+            show_json_line({"listening": True, **at, **more})
             return
         say(f"leads or stands by: {counted(len(server.catalogue.models), 'model')}")
         _say_addresses(at)

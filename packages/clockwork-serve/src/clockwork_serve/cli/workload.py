@@ -68,8 +68,8 @@ def from_source(
     """Write SOURCE down as a scenario, for `clockwork simulate`, `plan` and `bench`.
 
     SOURCE is a server's --journal, a recording of `clockwork bench`, an access log (common or combined
-    format), JSON lines, a CSV file of times, models and SLOs, or what Prometheus answers to a range query, as
-    a file or a URL. What it does not tell is said.
+    format), JSON lines, a CSV file of times, models and SLOs, a folder of ServeGen's clients, or what
+    Prometheus answers to a range query, as a file or a URL. What it does not tell is said.
     """
     from clockwork_serve.apps.traffic import transcribe
     from clockwork_serve.workload.traffic import USUAL_PATHS
@@ -80,9 +80,10 @@ def from_source(
             path = Path(source)
             if re.match(r"https?://", source):
                 path = _fetched(source, stack.enter_context(TemporaryDirectory()))
-            elif not path.is_file():
+            elif not path.exists():
                 raise ConfigError(f"source: expected a file, found none at {source}; correct the path")
-            total = 1 + (path.stat().st_size >> 20)
+            files = path.iterdir() if path.is_dir() else [path]
+            total = 1 + (sum(file.stat().st_size for file in files) >> 20)
             progress = stack.enter_context(Progress("reading", quiet=quiet or as_json))
             stopped = stack.enter_context(interruptible())
 

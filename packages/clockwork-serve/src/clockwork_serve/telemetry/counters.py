@@ -137,10 +137,11 @@ class DeviceCounters(Struct):
     """What one device did. ``actions`` counts results by ``action:status``; ``pages_used`` are claimed now.
 
     ``lost_actions`` are those that its worker took along when it died. ``up`` tells that its worker is there.
-    ``numbers`` are what the device last said of itself.
+    ``numbers`` are what the device last said of itself, ``kind`` is what selects its profiles.
     """
 
     worker: str
+    kind: str = ""
     up: bool = True
     pages: int = 0
     page_bytes: int = 0

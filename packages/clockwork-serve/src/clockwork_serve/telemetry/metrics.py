@@ -235,6 +235,8 @@ def _devices(counters: Counters) -> Iterator[Family]:
          lambda device: sorted(device.numbers.items())),
         ("device_pages", "gauge", "Pages of weights memory, all and claimed.", "state",
          lambda device: (("all", device.pages), ("claimed", device.pages_used))),
+        ("device_page_bytes", "gauge", "Bytes of such a page, with the kind of device.", "kind",
+         lambda device: ((device.kind, device.page_bytes),)),
     ):  # fmt: skip
         yield (
             name,

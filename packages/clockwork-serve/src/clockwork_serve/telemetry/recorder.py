@@ -371,7 +371,7 @@ class Recorder:
     def _on_worker_joined(self, event: WorkerJoined, now_ns: int) -> None:
         for spec in event.devices:
             known = self.counters.devices.setdefault(spec.device, DeviceCounters(worker=event.worker))
-            known.worker, known.up = event.worker, True
+            known.worker, known.kind, known.up = event.worker, spec.kind, True
             known.pages, known.page_bytes, known.pages_used = spec.pages, spec.page_bytes, 0
         self._found.update((state.device, state) for state in event.states)
 

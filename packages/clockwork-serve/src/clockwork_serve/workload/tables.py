@@ -263,18 +263,27 @@ class DeviceGroup(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Devices of a cluster that are alike: ``slower`` times as slow as the zoo's (below 1: faster).
 
     ``profiled``: the controller knows that from a profile; else it believes the zoo, and has to find out.
+    What plans are made with: ``name``, the kind of device, ``price`` of one, in any unit, and how many can be
+    had, ``at_most`` (None: any number).
     """
 
     devices: int = 1
     slower: float = 1.0
     memory_mib: int | None = None
     profiled: bool = True
+    name: str | None = None
+    price: float = 1.0
+    at_most: int | None = None
 
     def __post_init__(self) -> None:
         """Check the fields. Raises :class:`FieldError`."""
         require_within(self, ("devices",), 1, 1_000_000)
         require_between(self, ("slower",), 0.01, 100.0)
         require_within(self, ("memory_mib",), 1, 1 << 30)
+        if self.name is not None:
+            require_text(self, ("name",))
+        require_between(self, ("price",), 1e-6, 1e9)
+        require_within(self, ("at_most",), 1, 10_000)
 
 
 class ClusterTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -297,6 +306,10 @@ class ClusterTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         total = sum(group.devices for group in self.groups)
         if self.groups and self.devices not in (1, total):
             raise unfit("devices", f"none, or the {total} of groups", self.devices, "change the groups")
+        names = [group.name for group in self.groups]
+        for at, name in enumerate(names):
+            if name is not None and name in names[:at]:
+                raise unfit(f"groups[{at}].name", "each name once", name, "call it otherwise")
         force_setattr(self, "devices", total or self.devices)
         require_within(self, ("devices", "devices_per_worker", "page_mib"), 1, 1_000_000)
         require_within(self, ("memory_mib",), 1, 1 << 30)

@@ -1,4 +1,4 @@
-"""What a user's own servers logged of their requests: access logs, tables, JSON lines, recordings of bench.
+"""What a user's own servers logged of their requests: logs, tables, JSON lines, rates, recordings of bench.
 
 Each source is read once, as a stream, and says afterwards what it could not tell. A journal is read by
 ``apps.traffic``, for it is above this package.
@@ -11,6 +11,7 @@ import re
 from calendar import timegm
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -22,6 +23,7 @@ from msgspec import Struct
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_S, counted
+from clockwork_serve.workload.processes import Ints
 from clockwork_serve.workload.tables import MOST_RPS
 from clockwork_serve.workload.trace_files import header_of, instant, lines, seconds, slo_of, wrong
 
@@ -40,6 +42,12 @@ _ROWS: Final = 1 << 16
 _WALL_S: Final = 1e9
 """Seconds since 1970 are more than this, and those of a run less."""
 _MOST_ROW: Final = 64
+_MOST_NS: Final = 1 << 62
+_MOST_RATE, _MOST_SHAPE = 2e4, 1e9
+"""Of one client: a window of its requests is held in memory."""
+_WINDOW_NS: Final = 600 * NS_PER_S
+_WINDOW: Final = re.compile(rb"\d+,[^,]*,[^,]*,(Gamma|Weibull|),[^,]*,[^,]*")
+_WINDOW_FIELDS: Final = 6
 _LOG: Final = re.compile(
     rb"\S+ \S+ .*?\[(\d\d)/([A-Z][a-z][a-z])/(\d{4}):(\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d)\]"
     rb" \"([^\"]*)\" \d{3}\b"
@@ -393,6 +401,116 @@ class RatesTraffic:
         )
 
 
+@dataclass(slots=True)
+class _Window:
+    """A stretch of a client's time in which its rate and the law of its gaps do not change."""
+
+    at_ns: int
+    rate_rps: float
+    law: str
+    shape: float
+
+    def draw(self, end_ns: int, rng: np.random.Generator) -> Ints:
+        """When its requests come, as many as the rate says: gaps of that law, which fill it together."""
+        count = round(self.rate_rps * (end_ns - self.at_ns) / NS_PER_S) if self.law else 0
+        gaps = (rng.standard_gamma if self.law == "Gamma" else rng.weibull)(self.shape, count + 1)
+        whole = gaps.sum()
+        if not 0 < whole < math.inf:  # of a shape so small that its gaps are nothing, or all
+            gaps, whole = np.ones(count + 1), count + 1
+        at: Ints = self.at_ns + (np.cumsum(gaps[:-1] / whole) * (end_ns - self.at_ns)).astype(np.int64)
+        return np.minimum(at, end_ns - 1)
+
+
+class ClientRatesTraffic:
+    """ServeGen's clients (github.com/alibaba/ServeGen): a model's folder of ``chunk-N-trace.csv``, or one.
+
+    Each file is a client's. A row is a window of its time: from when on in s, requests a second, how much
+    the gaps between them vary, their law (``Gamma``, ``Weibull``; none: no request), its shape and scale. All
+    clients ask one model. Instants are drawn, the same whenever they are read.
+    """
+
+    def __init__(self, path: Path, model: str) -> None:
+        self.path = path
+        self.wall = False
+        self.done_bytes = 0
+        self._files = sorted(path.glob("*-trace.csv")) if path.is_dir() else [path]
+        self._model = model or (path if path.is_dir() else path.parent).absolute().name
+        self._from_ns, self._to_ns = 0, _MOST_NS
+        if not self._files:
+            raise ConfigError(
+                f"{path}: expected a folder with ServeGen's chunk-N-trace.csv of a model, found none; name "
+                "one, such as data/language/m-large"
+            )
+        if set(self._model) & set('",') or not self._model.isprintable():
+            raise ConfigError(
+                f"model: expected a name without commas and quotes, found {self._model!r}; give --model NAME"
+            )
+
+    def choose(self, from_ns: int, to_ns: int | None) -> None:
+        """Draw windows that are in that part of the trace, as a whole or not, and no others."""
+        self._from_ns, self._to_ns = from_ns, _MOST_NS if to_ns is None else to_ns
+
+    def requests(self) -> Iterator[LoggedRequest]:
+        """The requests of all clients, window after window. Raises :class:`ConfigError`."""
+        clients = {file.name.encode(): self._client(file) for file in self._files}
+        starts, *others = ([window.at_ns for window in client] for client in clients.values())
+        for file, found in zip(self._files[1:], others, strict=True):
+            if found != starts:
+                raise ConfigError(
+                    f"{file}: time: expected the windows of {self._files[0].name}, found others; "
+                    "name a folder whose files are of one time"
+                )
+        size = sum(file.stat().st_size for file in self._files)
+        ends = [*starts[1:], starts[-1] + (starts[-1] - starts[-2] if len(starts) > 1 else _WINDOW_NS)]
+        for number, end_ns in enumerate(ends):
+            if end_ns > self._from_ns and starts[number] < self._to_ns:
+                drawn = [
+                    client[number].draw(end_ns, np.random.Generator(np.random.PCG64([number, *name])))
+                    for name, client in clients.items()
+                ]
+                for at_ns in np.sort(np.concatenate(drawn)).tolist():
+                    yield LoggedRequest(number + 1, at_ns, self._model)
+            self.done_bytes = size * (number + 1) // len(ends)
+
+    def _client(self, file: Path) -> list[_Window]:
+        found: list[_Window] = []
+        for number, line in lines(file):
+            fields = [field.strip() for field in line.split(b",")]
+            if len(fields) != _WINDOW_FIELDS:
+                raise wrong(
+                    file, number, "row", "time, rate, variation, law, shape and scale", line[:_MOST_ROW],
+                    "name a file as ServeGen has them",
+                )  # fmt: skip
+            at_ns, law = seconds(file, number, "time", fields[0]), fields[3].decode("utf-8", "replace")
+            if found and at_ns <= found[-1].at_ns:
+                raise wrong(file, number, "time", "more than in the row before", fields[0], "sort the rows")
+            if law not in ("", "Gamma", "Weibull"):
+                raise wrong(file, number, "law", "Gamma, Weibull or nothing", fields[3], "correct the row")
+            rate_rps = self._number(file, number, "rate", fields[1], _MOST_RATE)
+            shape = self._number(file, number, "shape", fields[4], _MOST_SHAPE)
+            found.append(_Window(at_ns, rate_rps, law if shape else "", shape))
+        if not found:
+            raise ConfigError(f"{file}: expected a row for each window, found none; is it cut off?")
+        return found
+
+    def _number(self, file: Path, line: int, field: str, text: bytes, most: float) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= most:
+            raise wrong(file, line, field, f"a number in 0..{most:g}", text, "correct the row")
+        return value
+
+    def notes(self) -> list[str]:
+        """What was lost, in sentences."""
+        return [
+            "windows have no instants: those of a client are drawn by the law of its gaps",
+            "SLOs are not told: --slo-ms gives one to all",
+            f"{counted(len(self._files), 'client')} ask one model; lengths of what they ask are left out",
+        ]
+
+
 class _BenchHead(Struct):
     models: list[str]
     loads: list[str]
@@ -436,11 +554,13 @@ class BenchTraffic:
 
 
 def open_traffic(path: Path, *, model: str = "", paths: str = USUAL_PATHS) -> TrafficSource:
-    """The source in a file, by how it begins.
+    """The source in a file, by how it begins, or in a folder.
 
     ``model``: of rows that name none; ``paths``: a regular expression of which a group names a request's
     model. Raises :class:`ConfigError`.
     """
+    if path.is_dir():
+        return ClientRatesTraffic(path, model)
     first = begin(path)
     if first.startswith(_BENCH):
         return BenchTraffic(path)
@@ -449,6 +569,8 @@ def open_traffic(path: Path, *, model: str = "", paths: str = USUAL_PATHS) -> Tr
     _, line = header_of(path)
     if line.lstrip().startswith(b"{"):
         return JsonTraffic(path, model, paths)
+    if _WINDOW.fullmatch(line):
+        return ClientRatesTraffic(path, model)
     return (LogTraffic if _LOG.match(line) else TableTraffic)(path, model, paths)
 
 

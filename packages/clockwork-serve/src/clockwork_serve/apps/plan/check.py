@@ -9,13 +9,16 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from clockwork_serve.apps.plan.report import PlanQuestion
 from clockwork_serve.apps.simulate import SimulationQuestion, play
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import Answer, ControllerEffect, ControllerEvent, Outcome, Request
-from clockwork_serve.units import NS_PER_S, to_ms
+from clockwork_serve.telemetry.top import Reading
+from clockwork_serve.units import MIB, NS_PER_S, counted, to_ms
+from clockwork_serve.workload.scenario import Scenario
+from clockwork_serve.workload.tables import DeviceGroup, FieldError
 
 NEAR: Final = 0.05
 """A prediction is near if the goodput of each model is off by at most this share, or by one request."""
@@ -46,12 +49,14 @@ class CheckReport(Struct, frozen=True, kw_only=True):
     """How far a prediction was off. ``both`` ... ``only_measured``: who said that requests were in time.
 
     ``unmatched``: requests that one side alone knows, as those of closed loads, which come when they like.
-    ``invalid``: why the measurement proves nothing, if so.
+    ``invalid``: why the measurement proves nothing, if so. ``differs``: in what the devices that were there,
+    and that the prediction is for, are not the scenario's, in words.
     """
 
     scenario: str
     url: str
     devices: int
+    differs: tuple[str, ...] = ()
     total: Sides
     models: tuple[Sides, ...]
     both: int
@@ -69,6 +74,95 @@ class CheckReport(Struct, frozen=True, kw_only=True):
     def to_json(self) -> bytes:
         """Indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
+
+
+# ------------------------------------------------------------
+# The devices of a running server, and a scenario on them.
+
+
+class ServerDevices(Struct, frozen=True, kw_only=True):
+    """Devices of a server that are alike; ``kind`` is what selects their profiles."""
+
+    kind: str
+    count: int
+    memory_mib: int
+    page_mib: int
+
+    def __str__(self) -> str:
+        return f"{counted(self.count, 'device')} of kind {self.kind} with {self.memory_mib:,} MiB for weights"
+
+
+def server_devices(metrics: Reading) -> tuple[ServerDevices, ...]:
+    """Those that are there now, by its metrics. Raises :class:`ConfigError` where these tell of none."""
+    up = {labels.get("device") for labels, value in metrics.get("device_up", ()) if value}
+    pages = {
+        labels.get("device"): int(value)
+        for labels, value in metrics.get("device_pages", ())
+        if labels.get("state") == "all"
+    }
+    alike = Counter(
+        (labels.get("kind", ""), pages.get(labels.get("device"), 0) * int(value), int(value))
+        for labels, value in metrics.get("device_page_bytes", ())
+        if labels.get("device") in up
+    )
+    if not alike:
+        raise ConfigError(
+            "check: expected a server whose metrics tell of devices that are there, found none; wait until "
+            "they have joined, or say with --devices how many to predict for"
+        )
+    return tuple(
+        ServerDevices(kind=kind, count=count, memory_mib=max(1, memory // MIB), page_mib=max(1, page // MIB))
+        for (kind, memory, page), count in sorted(alike.items())
+    )
+
+
+def on_server(scenario: Scenario, there: Sequence[ServerDevices]) -> tuple[Scenario, list[str]]:
+    """The scenario on a server's devices, and in what they are not the scenario's, in words.
+
+    A group of the scenario that has the name of a kind says how fast it is. Raises :class:`ConfigError`.
+    """
+    table = scenario.cluster
+    named = {group.name: group for group in table.groups if group.name is not None}
+    slower = {one.kind: named[one.kind].slower if one.kind in named else 1.0 for one in there}
+    groups = tuple(
+        DeviceGroup(devices=one.count, slower=slower[one.kind], memory_mib=one.memory_mib) for one in there
+    )
+    page_mib = max(one.page_mib for one in there)
+    try:
+        cluster = structs.replace(
+            table, devices=sum(one.count for one in there), devices_per_worker=1, page_mib=page_mib,
+            groups=groups,
+        )  # fmt: skip
+        return structs.replace(scenario, cluster=cluster), _differences(scenario, there)
+    except FieldError as error:
+        raise scenario.wrong(
+            error.field, f"{error.what}; the server has {', '.join(map(str, there))}"
+        ) from None
+
+
+def _differences(scenario: Scenario, there: Sequence[ServerDevices]) -> list[str]:
+    table = scenario.cluster
+    total = sum(one.count for one in there)
+    found = []
+    if total != table.devices:
+        found.append(f"the server has {counted(total, 'device')}, the scenario {table.devices:,}")
+    groups = {group.name: group for group in table.groups if group.name is not None}
+    unequal = len(there) > 1 or any(group.slower != 1 for group in table.groups)
+    for one in there:
+        group = groups.get(one.kind)
+        if group is not None and group.devices != one.count:
+            found.append(f"the server has {one}, the scenario {group.devices:,}")
+        memory_mib = table.memory_mib if group is None or group.memory_mib is None else group.memory_mib
+        if memory_mib is not None and memory_mib != one.memory_mib:
+            found.append(f"a device of kind {one.kind} has {one.memory_mib:,} MiB, not {memory_mib:,}")
+        if group is None and (groups or unequal):
+            found.append(
+                f"the scenario has no [[cluster.groups]] named {one.kind!r}, which is taken to be as fast as "
+                f"{table.zoo} says"
+            )
+    kinds = {one.kind for one in there}
+    found += [f"the server has no {name!r}" for name in groups if name not in kinds]
+    return found
 
 
 class _Ends:
@@ -101,6 +195,10 @@ def _add(ends: Ends, due_ns: int, model: str, end: _End) -> tuple[int, str]:
         due_ns += 1
     ends[due_ns, model] = end
     return due_ns, model
+
+
+# ------------------------------------------------------------
+# The two sides.
 
 
 def predicted_ends(question: SimulationQuestion) -> Ends:
@@ -136,8 +234,9 @@ def measured_ends(scenario: str, url: str, *, seed: int, traces: str | None) -> 
 
 
 def check_report(
-    asked: PlanQuestion, predicted: Ends, measured: Ends, *, url: str, invalid: str
-) -> CheckReport:
+    asked: PlanQuestion, predicted: Ends, measured: Ends, *, url: str, invalid: str,
+    differs: Sequence[str] = (),
+) -> CheckReport:  # fmt: skip
     """Hold both against each other: all requests that came after the warm-up, and each that both know."""
     scenario = asked.scenario
     from_ns, seconds = round(scenario.warmup_s * NS_PER_S), scenario.seconds - scenario.warmup_s
@@ -149,7 +248,7 @@ def check_report(
     keys = sides[0].keys() & sides[1].keys()
     said = Counter((predicted[key][0], measured[key][0]) for key in keys)
     return CheckReport(
-        scenario=scenario.name, url=url, devices=scenario.cluster.devices,
+        scenario=scenario.name, url=url, devices=scenario.cluster.devices, differs=tuple(differs),
         total=_sides("all", [side.values() for side in sides], seconds),
         models=tuple(_sides(name, ends, seconds) for name, ends in sorted(by_model.items())),
         both=said[True, True], neither=said[False, False], only_predicted=said[True, False],

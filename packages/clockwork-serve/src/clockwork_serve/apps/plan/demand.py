@@ -119,8 +119,8 @@ def kinds_of(scenario: Scenario) -> tuple[DeviceKind, ...]:
         raise scenario.wrong("cluster.groups", f"expected at most {KINDS_MAX} to plan with; give --kinds")
     return tuple(
         DeviceKind(
-            name=f"group {at}", speed=1 / group.slower,
-            memory=None if group.memory_mib is None else f"{group.memory_mib}MiB",
+            name=group.name or f"group {at}", speed=1 / group.slower, price=group.price,
+            memory=None if group.memory_mib is None else f"{group.memory_mib}MiB", at_most=group.at_most,
         )
         for at, group in enumerate(table.groups, start=1)
     )  # fmt: skip

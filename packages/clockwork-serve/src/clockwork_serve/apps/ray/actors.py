@@ -29,14 +29,22 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Struct
 
-from clockwork_serve.apps.ray.deployment import CONTROLLER_ROLE, ClusterRole, command_of, joined
+from clockwork_serve.apps.ray.deployment import (
+    CONTROLLER_ROLE,
+    Bundle,
+    ClusterRole,
+    bundles_for,
+    command_of,
+    joined,
+)
 from clockwork_serve.errors import described, printable
+from clockwork_serve.telemetry.counters import DevicesWanted
 
 PEM: Final = serialization.Encoding.PEM
 
 # ------------------------------------------------------------
 # The directory. A new one, after its node was lost, has another key: roles then ask it for new certificates,
-# and tell it again where they are.
+# and tell it again what and where they are.
 
 
 DIRECTORY: Final = "directory"
@@ -45,15 +53,19 @@ _DAY: Final = dt.timedelta(days=1)
 
 
 class Register(Struct, frozen=True, kw_only=True):
-    """What the directory tells a role: addresses of controllers by name, its own restarts, the authority."""
+    """What the directory tells a role: addresses of controllers by name, its own restarts, the authority.
+
+    ``wanted``: how many devices Ray is to be asked for; 0: none.
+    """
 
     controllers: dict[str, str] = {}
     restarts: int = 0
     authority: bytes = b""
+    wanted: int = 0
 
 
 class Directory:
-    """Signs a cluster's certificates, with a key that never leaves it, and knows where controllers listen."""
+    """Signs a cluster's certificates, with a key that never leaves it, and knows its roles."""
 
     def __init__(self) -> None:
         self._key = ec.generate_private_key(ec.SECP256R1())
@@ -62,19 +74,35 @@ class Directory:
         self._authority = self._signed(self._name, self._key.public_key(), AUTHORITY_DAYS, own)
         self._controllers: dict[str, str] = {}
         self._lives: dict[str, set[str]] = {}
+        self._roles: dict[str, ClusterRole] = {}
+        self._wanted = 0
 
-    def beat(self, name: str, life: str, address: str) -> Register:
+    def beat(self, role: ClusterRole, life: str, address: str) -> Register:
         """A role is alive; ``life`` is its actor's, ``address`` a controller's, once it has one."""
-        lives = self._lives.setdefault(name, set())
+        self._roles[role.name] = role
+        lives = self._lives.setdefault(role.name, set())
         lives.add(life)
         if address:
-            self._controllers[name] = address
-        return Register(controllers=self._controllers, restarts=len(lives) - 1, authority=self._authority)
+            self._controllers[role.name] = address
+        return Register(
+            controllers=self._controllers, restarts=len(lives) - 1, authority=self._authority,
+            wanted=self._wanted,
+        )  # fmt: skip
 
     def forget(self, name: str) -> None:
         """A role is no more."""
         self._controllers.pop(name, None)
         self._lives.pop(name, None)
+        self._roles.pop(name, None)
+
+    def want(self, devices: int) -> int:
+        """From now on so many devices are wanted, 0: nobody says how many; returns how many were before."""
+        before, self._wanted = self._wanted, devices
+        return before
+
+    def bundles(self) -> list[Bundle]:
+        """What Ray is to be asked for."""
+        return bundles_for(self._wanted, self._roles.values()) if self._wanted else []
 
     def certify(self, request: bytes, host: str) -> bytes:
         """A certificate for who has the key of a request (both PEM), at that address."""
@@ -100,11 +128,43 @@ def _named(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
 
 
+def namespaces() -> list[str]:
+    """Of all deployments of this Ray cluster."""
+    found = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(each["namespace"] for each in found if each["name"] == DIRECTORY)
+
+
+def request_devices() -> None:
+    """Ask Ray's autoscaler for nodes that have what all deployments want.
+
+    It knows one request, the last, whoever made it. A directory that says nothing now is asked again by its
+    own controller.
+    """
+    import ray.autoscaler.sdk as autoscaler  # which is large
+
+    asked = []
+    for namespace in namespaces():
+        with suppress(ValueError):  # it has just ended
+            asked.append(ray.get_actor(DIRECTORY, namespace=namespace).bundles.remote())
+    found: list[Bundle] = []
+    if asked:
+        answered, _ = ray.wait(asked, num_returns=len(asked), timeout=PATIENCE_S)
+        for reference in answered:
+            with suppress(ray.exceptions.RayError):
+                found += ray.get(reference)
+    autoscaler.request_resources(
+        bundles=[bundle.resources for bundle in found],
+        bundle_label_selectors=[bundle.labels for bundle in found],
+    )
+
+
 # ------------------------------------------------------------
 # The actor of a role.
 
 
 BEAT_S, TEND_S, PATIENCE_S = 1.0, 0.1, 3.0
+REQUEST_S: Final = 10.0
+"""How often Ray is asked for devices again, for others may have asked since."""
 PAUSE_S, PAUSE_S_MAX, STEADY_S = 0.1, 10.0, 10.0
 """Between starts: the first pause, doubled up to the last; after a run that long, the first again."""
 LIVES_S: Final = 3.0
@@ -126,7 +186,10 @@ LAUNCH: Final = (
 
 
 class RoleReport(Struct, frozen=True, kw_only=True):
-    """What an actor says of its role. ``at`` are addresses, ``said`` what its process said when it ended."""
+    """What an actor says of its role. ``at`` are addresses, ``said`` what its process said when it ended.
+
+    ``wanted``: of who leads, how many devices Ray is asked for; 0: none.
+    """
 
     role: ClusterRole
     node: str
@@ -139,6 +202,7 @@ class RoleReport(Struct, frozen=True, kw_only=True):
     at: dict[str, str]
     said: str
     log: str
+    wanted: int = 0
 
 
 class RoleActor:
@@ -161,6 +225,8 @@ class RoleActor:
         self._started_s = self._changed_s = time.monotonic()
         self._restarts = self._failures = 0
         self._said = ""
+        self._requested_s = -REQUEST_S
+        self._unrequested = False  # the directory knows what is wanted, and Ray perhaps not
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
@@ -177,6 +243,7 @@ class RoleActor:
             role=self._role, node=self._node, host=self._host, state=self._state(pid, at), pid=pid,
             leads=leads, nice=os.getpriority(os.PRIO_PROCESS, pid or 0), at=at, said=self._said,
             restarts=self._restarts + self._register.restarts, log=str(self._folder / "log"),
+            wanted=self._register.wanted if leads else 0,
         )  # fmt: skip
 
     def _state(self, pid: int | None, at: dict[str, str]) -> str:
@@ -206,17 +273,20 @@ class RoleActor:
         beaten_s = -BEAT_S
         while not self._stopped.wait(TEND_S):
             try:
-                if time.monotonic() - beaten_s >= BEAT_S:
+                beats = time.monotonic() - beaten_s >= BEAT_S
+                if beats:
                     self._beat()
                     beaten_s = time.monotonic()
                 self._tend()
+                if beats and self._role.kind == CONTROLLER_ROLE:
+                    self._follow_advice()
             except Exception as error:  # noqa: BLE001 - whatever it is, it is said, and tried again
                 self._said = described(error)
         self._end()
 
     def _beat(self) -> None:
         """Ask the directory, and for a certificate if its authority is another one, or ours is old."""
-        beat = self._directory.beat.remote(self._role.name, f"{self._node}:{os.getpid()}", self._address)
+        beat = self._directory.beat.remote(self._role, f"{self._node}:{os.getpid()}", self._address)
         found: Register = ray.get(beat, timeout=PATIENCE_S)
         old = time.monotonic() - self._certified_s >= RENEW_S
         if old or found.authority != self._register.authority:
@@ -226,6 +296,26 @@ class RoleActor:
         if self._role.kind == CONTROLLER_ROLE and not self._address:
             before = found.controllers.get(self._role.name, "")
             self._address = joined(self._host, self._role.port or _free_port(self._host, before))
+
+    def _follow_advice(self) -> None:
+        """Have Ray asked for the devices that the server wants; for none once it does not say how many."""
+        if not self._facts:  # it starts
+            return
+        file = str(self._facts.get("devices_wanted", ""))
+        said = DevicesWanted.read(Path(file), time.monotonic_ns()) if file else None
+        if file and said is None:  # it stands by, or does not know: all stays as it is
+            return
+        wanted = 0 if said is None else said.wanted
+        now_s = time.monotonic()
+        if wanted != self._register.wanted:
+            self._unrequested = True
+            ray.get(self._directory.want.remote(wanted), timeout=PATIENCE_S)
+        elif wanted and now_s - self._requested_s >= REQUEST_S:
+            self._unrequested = True
+        if self._unrequested:
+            self._requested_s = now_s
+            request_devices()
+            self._unrequested = False
 
     def _certify(self, authority: bytes) -> None:
         """Files for the process, which reads them again for each connection."""

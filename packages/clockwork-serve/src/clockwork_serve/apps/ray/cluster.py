@@ -16,7 +16,14 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from clockwork_serve.apps.ray.actors import DIRECTORY, Directory, RoleActor, RoleReport
+from clockwork_serve.apps.ray.actors import (
+    DIRECTORY,
+    Directory,
+    RoleActor,
+    RoleReport,
+    namespaces,
+    request_devices,
+)
 from clockwork_serve.apps.ray.deployment import (
     CONTROLLER_ROLE,
     GATEWAY_ROLE,
@@ -121,8 +128,7 @@ def nodes() -> list[Node]:
 
 def deployments() -> list[str]:
     """The names of all that run."""
-    found = ray.util.list_named_actors(all_namespaces=True)
-    return sorted(each["namespace"].removeprefix(PREFIX) for each in found if each["name"] == DIRECTORY)
+    return [namespace.removeprefix(PREFIX) for namespace in namespaces()]
 
 
 def reports() -> Reports:
@@ -267,8 +273,20 @@ def down(tell: Tell) -> int:
         tell(done, 3, f"{kind}s")
         _stop([name for name in running if name.startswith(f"{kind}-")], running)
     _remove_group()
+    _withdraw()
     _kill([DIRECTORY])
     return len(running)
+
+
+def _withdraw() -> None:
+    """Ask Ray for no more than other deployments want, if this one wanted any: a request outlives us."""
+    with suppress(ValueError):  # there is no directory
+        try:
+            wanted = ray.get(ray.get_actor(DIRECTORY).want.remote(0), timeout=ASK_S)
+        except ray.exceptions.RayError:
+            wanted = 1  # perhaps
+        if wanted:
+            request_devices()
 
 
 def _stop(names: Sequence[str], running: Reports) -> None:

@@ -225,6 +225,11 @@ class ClusterRole(Struct, frozen=True, kw_only=True):
     grace_s: float = 15.0
     version: str = __version__
 
+    @property
+    def devices(self) -> int:
+        """How many it has, of whatever kind."""
+        return sum(word.startswith("--device=") for word in self.words)
+
 
 def roles_of(deployment: Deployment, nodes: Sequence[Node]) -> tuple[ClusterRole, ...]:
     """Every role, on these nodes. Raises :class:`ConfigError` if they cannot have them."""
@@ -289,6 +294,42 @@ def selects(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
         if (labels.get(key) in {value.strip() for value in values}) is wanted.startswith("!"):
             return False
     return True
+
+
+# ------------------------------------------------------------
+# Devices that are wanted.
+
+
+class Bundle(Struct, frozen=True, kw_only=True):
+    """What Ray places a worker by: resources, and labels of the node."""
+
+    resources: dict[str, float]
+    labels: dict[str, str] = {}
+
+
+def bundles_for(wanted: int, roles: Iterable[ClusterRole]) -> list[Bundle]:
+    """A bundle for each worker that there would be with so many devices in all.
+
+    It is as many of the kind that has most devices as that takes, for advice counts all devices as if they
+    were of it; of other kinds, and of what a controller has itself, there is what there is.
+    """
+    ordered = sorted(roles, key=lambda role: role.name)
+    kinds: dict[tuple[str, int], list[ClusterRole]] = {}
+    for role in ordered:
+        if role.kind == WORKER_ROLE:
+            kinds.setdefault((f"{_bundle(role)}", role.devices), []).append(role)
+    if not kinds:
+        return []
+    most = max(kinds.values(), key=lambda alike: sum(role.devices for role in alike))
+    others = [role for role in ordered if role not in most]
+    left = max(0, wanted - sum(role.devices for role in others))
+    found = [_bundle(role) for role in others if role.kind == WORKER_ROLE]
+    return [*found, *[_bundle(most[0])] * -(-left // most[0].devices)]
+
+
+def _bundle(role: ClusterRole) -> Bundle:
+    resources = {"CPU": role.cpus, **({"GPU": float(role.gpus)} if role.gpus else {})}
+    return Bundle(resources=resources, labels={k: v for k, v in role.labels.items() if k != NODE_ID})
 
 
 # ------------------------------------------------------------

@@ -54,6 +54,7 @@ from clockwork_serve.serve.supervisor.run_dir import Ports, RunDir, addresses
 from clockwork_serve.serve.transport import SOCKET_NAME
 from clockwork_serve.store import opened
 from clockwork_serve.telemetry import Counters
+from clockwork_serve.telemetry.counters import WANTED_FILE
 
 __all__ = ["RunningServer", "Server", "ServerConfig", "StartError", "StartProgress", "run", "running_server"]
 
@@ -237,6 +238,13 @@ class Server:
     def metrics_url(self) -> str:
         """Where metrics are served; empty if that is off."""
         return self._addresses["metrics"]
+
+    @property
+    def wanted_file(self) -> str:
+        """Where it says how many devices are wanted, while it knows; empty if that is off."""
+        settings, place = self.settings, str(self.run_dir)
+        says = settings.scaling_target is not None and settings.journal_path(place) is not None
+        return str(self.run_dir / WANTED_FILE) if says else ""
 
     @property
     def _addresses(self) -> dict[str, str]:
