@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import socket
+import sys
 import threading
 import time
 from functools import partial
@@ -17,6 +18,7 @@ from clockwork_serve.messages import Answer, Request
 from clockwork_serve.serve.gateway.timing import (
     IDLE_AFTER,
     NEAR_NS,
+    PEEK_NS,
     AcceptQueue,
     Arrival,
     BodySocket,
@@ -53,9 +55,13 @@ class FakeSource:
     """A kernel that reports when bytes were received last, or does not."""
 
     quiet: int | None = None
+    waited: int | None = None
 
     def quiet_ns(self) -> int | None:
         return self.quiet
+
+    def waited_ns(self) -> int | None:
+        return self.waited
 
 
 class Connection:
@@ -142,6 +148,37 @@ def test_a_recent_poll_is_precise_enough() -> None:
     connection.source.quiet = 0
     connection.turns.now_ns = connection.turns.before_ns + NEAR_NS
     assert connection.arrival.of_single_read() == connection.turns.before_ns
+
+
+def test_bytes_that_wait_are_asked_for_unless_a_poll_was_just_before() -> None:
+    connection = Connection()
+    for recent_ns, found_ns in ((PEEK_NS, 0), (PEEK_NS + 1, PEEK_NS + 1 - 1000)):
+        connection.turns.now_ns = connection.turns.before_ns + recent_ns
+        connection.source.waited = 1000
+        connection.arrival.peek()
+        assert connection.arrival.of_single_read() == connection.turns.before_ns + found_ns
+        connection.arrival.peek()
+        connection.arrival.read(first=True)
+        assert connection.arrival.arrived_ns == connection.turns.before_ns + found_ns
+        assert connection.arrival.oldest_ns == connection.turns.before_ns, "others may have come before"
+
+
+def test_a_clock_that_is_set_makes_no_request_older_than_the_last_poll_nor_one_that_was_not_asked_for() -> (
+    None
+):
+    connection = Connection()
+    connection.turns.turn(2000)
+    connection.source.waited = ms(5000)
+    connection.arrival.peek()
+    assert connection.arrival.of_single_read() == ms(1002)
+    connection.source.waited = None  # over TLS
+    connection.arrival.peek()
+    connection.source.quiet = ms(400)
+    assert connection.arrival.of_single_read() == ms(1600)
+    connection.source.waited = 0
+    connection.arrival.peek()
+    connection.read(2000, 300, kept=True)
+    assert connection.arrival.arrived_ns == ms(1002)
 
 
 def test_bytes_that_arrive_while_reading_is_paused_count_as_waiting() -> None:
@@ -275,6 +312,20 @@ def test_arrivals_during_a_gap_of_the_loop_are_measured(gateway: RunningGateway,
         sent_ns = time.monotonic_ns()
         client.recv(1000)
     assert begun_ns - TICK_NS <= only(gateway).arrival_ns <= sent_ns + TICK_NS
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system does not tell when bytes came")
+def test_a_request_to_a_loop_with_little_to_do_has_all_its_time(gateway: RunningGateway) -> None:
+    """Its last poll was for the request before: by polls alone, they came one after the other."""
+    early_ns = []
+    with gateway.connect() as client:
+        for at in range(50):
+            time.sleep(0.002)
+            sent_ns = time.monotonic_ns()
+            client.sendall(post(INFER, IDENT_JSON, "x-slo-ms: 60000", close=False))
+            client.recv(1000)
+            early_ns.append(sent_ns - gateway.controller.requests[at].arrival_ns)
+    assert sorted(early_ns)[40] < ms(0.6), early_ns
 
 
 def test_of_several_requests_in_one_read_none_counts_as_later(gateway: RunningGateway) -> None:

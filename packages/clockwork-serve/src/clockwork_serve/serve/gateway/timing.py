@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 from clockwork_serve.controller.estimates import VALID_NS, WindowMax
-from clockwork_serve.units import KIB, NS_PER_MS, NS_PER_S
+from clockwork_serve.units import KIB, NS_PER_MS, NS_PER_S, NS_PER_US
 
 # ------------------------------------------------------------
 # Direct access to a connection's socket: large bodies are read into their final place in few calls, bodies
@@ -191,8 +191,10 @@ class DiscardedBody:
 #
 # Bytes that are read now arrived after the last poll that found their socket empty. :class:`LoopTurns` notes
 # when that was. A timer makes the loop poll even while nothing happens, so that the instant is old only if
-# the loop was held up, or the process stopped. Then it is worth a system call: Linux reports how long ago the
-# last segment arrived (``TCP_INFO``, in steps of a tick: 1 to 4 ms on most hosts).
+# the loop was held up, or the process stopped. An idle loop is held up by nothing, but its last poll may be
+# milliseconds ago, which requests would not have: then the kernel is asked when the bytes that wait came,
+# before they are read. Where it does not tell (TLS), it reports how long ago the last segment arrived
+# (``TCP_INFO``, in steps of a tick: 1 to 4 ms on most hosts).
 
 
 BEAT_S: Final = 0.005
@@ -203,6 +205,10 @@ IDLE_AFTER: Final = 40
 of a core."""
 NEAR_NS: Final = 4 * NS_PER_MS
 """A poll this recent is precise enough: the kernel's value, a call of 1.5 us, is no more precise."""
+PEEK_NS: Final = 500 * NS_PER_US
+"""A poll this recent is precise enough not to ask when bytes came, a call of 3 us: a busy loop never does.
+
+By polls alone, a request had 2 ms less than its SLO (median; 4.6 at most) at 440 requests a second."""
 NEVER_NS: Final = 1 << 62
 
 
@@ -283,8 +289,8 @@ class Arrival:
     """
 
     __slots__ = (
-        "_clock", "_paused_ns", "_read_ns", "_since_ns", "_source", "_turns", "_unpolled_ns", "_waited_ns",
-        "oldest_ns",
+        "_clock", "_noted_ns", "_paused_ns", "_read_ns", "_since_ns", "_source", "_turns", "_unpolled_ns",
+        "_waited_ns", "oldest_ns",
     )  # fmt: skip
 
     def __init__(self, source: BodySocket, turns: LoopTurns, since_ns: int) -> None:
@@ -296,6 +302,8 @@ class Arrival:
         self._since_ns = self._paused_ns = since_ns
         self._unpolled_ns = turns.clock()  # polled from then on; NEVER_NS while it is paused
         self._read_ns = self._waited_ns = 0
+        self._noted_ns = 0
+        """When the bytes came that are to be read, by the kernel; 0 if it was not asked."""
         self.oldest_ns = 0
         """A lower bound of the arrival of what was read last."""
 
@@ -323,6 +331,13 @@ class Arrival:
         before_ns = self._turns.before_ns
         return self._since_ns if before_ns < self._unpolled_ns else before_ns
 
+    def peek(self) -> None:
+        """The first bytes of a request are about to be read: find out when they came."""
+        now_ns = self._clock()
+        if now_ns - self.bound() > PEEK_NS:
+            waited_ns = self._source.waited_ns()
+            self._noted_ns = 0 if waited_ns is None else now_ns - waited_ns
+
     def of_single_read(self) -> int:
         """The arrival of a request that was all there was to read."""
         turns = self._turns
@@ -331,6 +346,9 @@ class Arrival:
         before_ns = turns.before_ns  # bound() inline: this runs for each small request
         bound_ns = self._since_ns if before_ns < self._unpolled_ns else before_ns
         now_ns = self._clock()
+        if self._noted_ns:
+            noted_ns, self._noted_ns = self._noted_ns, 0
+            return max(bound_ns, noted_ns)
         return bound_ns if now_ns - bound_ns <= NEAR_NS else self._refined(bound_ns, now_ns)
 
     def read(self, *, first: bool, kept: bool = False, full: bool = False) -> None:
@@ -348,8 +366,12 @@ class Arrival:
         if first:
             self._read_ns = self._waited_ns = 0
             self.oldest_ns = self._paused_ns if before_ns < self._unpolled_ns else before_ns
-        if not (kept or full) and now_ns - bound_ns > NEAR_NS:
-            bound_ns = self._refined(bound_ns, now_ns)
+        noted_ns, self._noted_ns = self._noted_ns, 0
+        if not (kept or full):
+            if noted_ns:
+                bound_ns = max(bound_ns, noted_ns)
+            elif now_ns - bound_ns > NEAR_NS:
+                bound_ns = self._refined(bound_ns, now_ns)
         self._waited_ns += now_ns - max(bound_ns, self._read_ns)
         self._read_ns = now_ns
 

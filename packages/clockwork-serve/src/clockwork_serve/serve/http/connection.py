@@ -342,6 +342,8 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             return self._direct[self._content_bytes : self._content_bytes + AT_ONCE]
         if self._discarding is not None and not self._closing:
             return self._discarding.room()
+        if self._phase == _IDLE and not self._closing:
+            self._read_control.arrival.peek()
         # Small reads where they may hold many requests or chunks, which are handled while all others wait.
         small, left = self._server.small_buffer, self._length - self._content_bytes
         return self._server.buffer[:left] if left > len(small) else small

@@ -62,6 +62,7 @@ class ReadControl:
     ) -> None:
         self._transport = transport
         self.source = BodySocket(transport)
+        self.source.note_receipts()
         self._readers, self._refused = readers, refused
         self._resting = False  # until it is its turn among those that were refused
         self.arrival = Arrival(self.source, turns, since_ns)
@@ -91,7 +92,6 @@ class ReadControl:
         """
         if not (self._resting or self._transport.is_closing()):
             self._resting = True
-            self.source.note_receipts()
             self._pause()
             self._refused.add(self._rested)
 
