@@ -289,7 +289,7 @@ class Arrival:
     """
 
     __slots__ = (
-        "_clock", "_noted_ns", "_paused_ns", "_read_ns", "_since_ns", "_source", "_turns", "_unpolled_ns",
+        "_clock", "_received_ns", "_paused_ns", "_read_ns", "_since_ns", "_source", "_turns", "_unpolled_ns",
         "_waited_ns", "oldest_ns",
     )  # fmt: skip
 
@@ -302,7 +302,7 @@ class Arrival:
         self._since_ns = self._paused_ns = since_ns
         self._unpolled_ns = turns.clock()  # polled from then on; NEVER_NS while it is paused
         self._read_ns = self._waited_ns = 0
-        self._noted_ns = 0
+        self._received_ns = 0
         """When the bytes came that are to be read, by the kernel; 0 if it was not asked."""
         self.oldest_ns = 0
         """A lower bound of the arrival of what was read last."""
@@ -336,7 +336,7 @@ class Arrival:
         now_ns = self._clock()
         if now_ns - self.bound() > PEEK_NS:
             waited_ns = self._source.waited_ns()
-            self._noted_ns = 0 if waited_ns is None else now_ns - waited_ns
+            self._received_ns = 0 if waited_ns is None else now_ns - waited_ns
 
     def of_single_read(self) -> int:
         """The arrival of a request that was all there was to read."""
@@ -346,9 +346,9 @@ class Arrival:
         before_ns = turns.before_ns  # bound() inline: this runs for each small request
         bound_ns = self._since_ns if before_ns < self._unpolled_ns else before_ns
         now_ns = self._clock()
-        if self._noted_ns:
-            noted_ns, self._noted_ns = self._noted_ns, 0
-            return max(bound_ns, noted_ns)
+        if self._received_ns:
+            received_ns, self._received_ns = self._received_ns, 0
+            return max(bound_ns, received_ns)
         return bound_ns if now_ns - bound_ns <= NEAR_NS else self._refined(bound_ns, now_ns)
 
     def read(self, *, first: bool, kept: bool = False, full: bool = False) -> None:
@@ -366,10 +366,10 @@ class Arrival:
         if first:
             self._read_ns = self._waited_ns = 0
             self.oldest_ns = self._paused_ns if before_ns < self._unpolled_ns else before_ns
-        noted_ns, self._noted_ns = self._noted_ns, 0
+        received_ns, self._received_ns = self._received_ns, 0
         if not (kept or full):
-            if noted_ns:
-                bound_ns = max(bound_ns, noted_ns)
+            if received_ns:
+                bound_ns = max(bound_ns, received_ns)
             elif now_ns - bound_ns > NEAR_NS:
                 bound_ns = self._refined(bound_ns, now_ns)
         self._waited_ns += now_ns - max(bound_ns, self._read_ns)
