@@ -61,7 +61,7 @@ class Stage:
 
     def until_asked(self, devices: int) -> None:
         """Wait until the last request is for so many."""
-        until(f"{devices} are asked for", lambda: self.ray.requests and self.asked() == devices, 20)
+        until(f"{devices} are asked for", lambda: self.ray.requests and self.asked() == devices)
 
     def asked(self) -> int:
         return len(self.ray.requests[-1][0])
@@ -129,7 +129,7 @@ def test_advice_that_is_old_or_not_there_changes_nothing(stage: Stage, start: Ca
     stage.advise(1, at_ns=time.monotonic_ns() - WANTED_NS)
     actor = start()
 
-    until("it is ready", lambda: actor.report().state == "ready", 20)
+    until("it is ready", lambda: actor.report().state == "ready")
     time.sleep(0.2)
     assert not stage.ray.requests
     assert stage.directory.want(4) == 4
@@ -138,7 +138,7 @@ def test_advice_that_is_old_or_not_there_changes_nothing(stage: Stage, start: Ca
 def test_where_scaling_was_never_on_nothing_is_asked(stage: Stage, start: Callable[..., Any]) -> None:
     actor = start(advises=False)
 
-    until("it is ready", lambda: actor.report().state == "ready", 20)
+    until("it is ready", lambda: actor.report().state == "ready")
     time.sleep(0.2)
     stage.cluster.down(lambda *given: None)
     assert not stage.ray.requests
@@ -150,7 +150,7 @@ def test_a_controller_without_scaling_takes_back_what_the_one_before_asked_for(
     stage.directory.want(4)
     stage.ray.broken = True
     actor = start(advises=False)
-    until("it could not", lambda: "the head is gone" in actor.report().said, 20)
+    until("it could not", lambda: "the head is gone" in actor.report().said)
 
     stage.ray.broken = False
 
@@ -177,7 +177,7 @@ def test_who_leads_says_what_is_asked_for(
     stage.advise(3)
     actor = start()
 
-    until("it is said", lambda: actor.report().wanted == 3, 20)
+    until("it is said", lambda: actor.report().wanted == 3)
 
 
 def test_status_says_it_in_its_last_line(
@@ -189,7 +189,7 @@ def test_status_says_it_in_its_last_line(
     monkeypatch.setattr(stage.actors, "_is_ready", lambda url: True)
     stage.advise(1)
     actor = start()
-    report = until("it is said", lambda: actor.report() if actor.report().wanted else None, 20)
+    report = until("it is said", lambda: actor.report() if actor.report().wanted else None)
 
     _show({"shop": {"controller-0": report, "worker-0": "lost"}}, as_json=False)
 
