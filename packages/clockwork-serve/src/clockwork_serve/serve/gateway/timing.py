@@ -289,7 +289,7 @@ class Arrival:
     """
 
     __slots__ = (
-        "_clock", "_received_ns", "_paused_ns", "_read_ns", "_since_ns", "_source", "_turns", "_unpolled_ns",
+        "_clock", "_paused_ns", "_read_ns", "_received_ns", "_since_ns", "_source", "_turns", "_unpolled_ns",
         "_waited_ns", "oldest_ns",
     )  # fmt: skip
 
