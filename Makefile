@@ -23,7 +23,7 @@ LAB := packages/clockwork-lab
 SOURCES := -e $(CLIENT) -e $(SERVE) -e '$(LAB)[demo,figures]'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check static lint types layers bench busy cases compiled docs engine etcd faults faults-all fuzz hostile soak nightly mutants planted peers stock triton constraints fix clean
+.PHONY: help setup demo test check static lint types layers bench busy cases compiled docs engine etcd faults faults-all fuzz hostile soak nightly mutants planted peers stock optional collected triton constraints fix clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,14 +80,22 @@ layers: $(STAMP)
 	@$(BIN)/lint-imports --no-logo
 
 test: $(STAMP) ## set-up, every check, then every test
+	@$(MAKE) --no-print-directory --output-sync -j 5 lint types layers optional collected
+	@$(BIN)/pytest -n auto --dist loadfile --basetemp "$$(mktemp -d -t cw-XXXXXX)"  # short: sockets' paths are limited
+
+# What some tests use, where it is for this machine. It is fetched while types are checked, which need nothing of it;
+# not while layers are, for pip takes our packages out and puts them in again.
+optional: $(STAMP) layers
 	@test -d $(TRITON) && test ! -e $(TRITON)/.set-up \
 	  || $(MAKE) --no-print-directory --silent $(TRITON)/.set-up 2>/dev/null \
 	  || echo "Triton is not for this machine (it needs x86-64, glibc 2.35, Python 3.11 or 3.12): its tests are skipped"
 	@$(MAKE) --no-print-directory --silent $(TORCH) 2>/dev/null \
 	  || echo "torch cannot be installed on this machine (is there a build of it for it?): its tests are skipped"
 	@command -v $${CXX:-g++} >/dev/null || echo "there is no C++ compiler (g++): tests of torch models are skipped"
-	@$(MAKE) --no-print-directory static
-	@$(BIN)/pytest -n auto --dist loadfile --basetemp "$$(mktemp -d -t cw-XXXXXX)"  # short: sockets' paths are limited
+
+# Whoever collects tests first writes what all processes of a run then read: half a minute of two cores.
+collected: $(STAMP)
+	@$(BIN)/pytest -q --collect-only >/dev/null 2>&1 || true
 
 bench: $(STAMP) ## measure what the docs promise; prints one table per question
 	@$(BIN)/python benchmarks/run.py

@@ -79,7 +79,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``--dist loadfile``: those that judge time one after the other in one process, others by files."""
+    """With ``--dist loadfile``: those that judge time one after the other in one process, others by files.
+
+    One process begins with what starts no servers: those wait for half of their time.
+    """
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadScopeScheduling  # it is not everywhere
@@ -93,6 +96,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             if turn is Turn.FUZZERS:
                 return name  # some seconds each: they fill what the others leave
             return STOCK if path.startswith(STOCK) else path
+
+        def _assign_work_unit(self, node: Any) -> None:
+            if node is self.nodes[-1]:
+                rest = (
+                    scope
+                    for scope, unit in self.workqueue.items()
+                    if turn_of(next(iter(unit)).partition("::")[0])[0] >= Turn.REST
+                )
+                self.workqueue.move_to_end(next(rest, next(iter(self.workqueue))), last=False)
+            super()._assign_work_unit(node)
 
     config.option.loadscopereorder = False  # as the tests are ordered
     return Files(config, log)

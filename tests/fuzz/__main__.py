@@ -7,14 +7,18 @@ python -m tests.fuzz --show onnx build/fuzz/onnx/crash-1f3a
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from tests.fuzz.engine import NAMES, check, has_atheris, target
 
@@ -45,38 +49,70 @@ class Row:
 HEAD = f"{'parser':<16} {'inputs':>10} {'per s':>8} {'edges':>6} {'corpus':>6}"
 
 
-def fuzzed(name: str, seconds: float, folder: Path, seed: int) -> Row:
-    """Fuzz one parser in a process of its own."""
-    place = folder / name
-    place.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "tests.fuzz.engine", name, str(seconds), str(place), str(seed)]
-    log, own = place / "log", place / "tmp"
-    own.mkdir(exist_ok=True)
-    with log.open("wb") as out:
-        try:
-            ended = subprocess.run(
-                command, stdout=out, stderr=out, timeout=seconds + _GRACE_S, check=False,
-                cwd=Path(__file__).parents[2], env=os.environ | {"TMPDIR": str(own)},
+class Fuzzer:
+    """Fuzzes one parser after another, in a process that has imported them; it starts with the first one."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def fuzzed(self, name: str, seconds: float, folder: Path, seed: int) -> Row:
+        """What came of a parser."""
+        place = folder / name
+        log, own = place / "log", place / "tmp"
+        own.mkdir(parents=True, exist_ok=True)
+        log.write_bytes(b"")
+        status = self._status_of([name, seconds, str(place), seed], seconds + _GRACE_S)
+        shutil.rmtree(own, ignore_errors=True)
+        said = log.read_text(errors="replace")
+        coverage = _COVERAGE.findall(said)
+        count = _COUNT.findall(said)
+        edges, _, kept = coverage[-1] if coverage else ("0", "0", "0")
+        failure = "" if status == 0 and count else said[-6000:] or f"exit status {status}"
+        return Row(name, int(count[-1]) if count else 0, max(seconds, 1), int(edges), int(kept), failure)
+
+    def _status_of(self, job: list[object], most_s: float) -> int:
+        """The exit status of who did it; -1 if nobody did it in time."""
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.fuzz.process"], cwd=Path(__file__).parents[2],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             )  # fmt: skip
-            status = ended.returncode
-        except subprocess.TimeoutExpired:
-            status = -1
-    shutil.rmtree(own, ignore_errors=True)
-    said = log.read_text(errors="replace")
-    coverage = _COVERAGE.findall(said)
-    count = _COUNT.findall(said)
-    edges, _, kept = coverage[-1] if coverage else ("0", "0", "0")
-    failure = "" if status == 0 and count else said[-6000:] or f"exit status {status}"
-    return Row(name, int(count[-1]) if count else 0, max(seconds, 1), int(edges), int(kept), failure)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        answer = b""
+        try:
+            self._process.stdin.write(json.dumps(job).encode() + b"\n")
+            self._process.stdin.flush()
+            ready, _, _ = select.select([self._process.stdout], [], [], most_s)
+            answer = self._process.stdout.readline() if ready else b""
+        finally:
+            if not answer:  # what it says later is about this one, not about the next
+                self._process.kill()
+                self.close()
+        return int(answer) if answer else -1
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            with self._process:  # it ends with its stdin
+                self._process = None
 
 
 def fuzz(names: list[str], seconds: float, folder: Path, jobs: int, seed: int) -> list[Row]:
     """Fuzz parsers, ``jobs`` at a time; each row is printed when it is there."""
     sys.stdout.write(f"{HEAD}\n")
     rows = []
-    with ThreadPoolExecutor(jobs) as pool:
-        work = [pool.submit(fuzzed, name, seconds, folder, seed) for name in names]
-        for each in as_completed(work):
+    idle = SimpleQueue[Fuzzer]()
+
+    def fuzzed(name: str) -> Row:
+        fuzzer = idle.get()
+        row = fuzzer.fuzzed(name, seconds, folder, seed)
+        idle.put(fuzzer)
+        return row
+
+    with ExitStack() as ends, ThreadPoolExecutor(jobs) as pool:
+        for _ in range(jobs):
+            idle.put(ends.enter_context(closing(Fuzzer())))
+        for each in as_completed([pool.submit(fuzzed, name) for name in names]):
             rows.append(each.result())
             sys.stdout.write(f"{rows[-1]}\n")
             sys.stdout.flush()

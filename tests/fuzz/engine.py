@@ -8,9 +8,7 @@ they reach; without it, seeds are changed at random.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import importlib.util
-import os
 import resource
 import shutil
 import signal
@@ -19,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final
@@ -32,7 +29,6 @@ HANG_S: Final = 1.0
 STUCK_S: Final = 30
 """Seconds of CPU after which an input is not waited for."""
 TOLD_BYTES: Final = 64 * 1024
-_PR_SET_PDEATHSIG: Final = 1
 
 
 class Wrong(AssertionError):
@@ -84,10 +80,14 @@ def scratch() -> Path:
     return folder
 
 
+def group_of(name: str) -> str:
+    """The module of the target of that name."""
+    return next(module for module, names in GROUPS.items() if name in names)
+
+
 def target(name: str) -> Target:
     """The target of that name; only what it needs is imported."""
-    module = next(module for module, names in GROUPS.items() if name in names)
-    found: dict[str, Target] = {each.name: each for each in importlib.import_module(module).TARGETS}
+    found: dict[str, Target] = {each.name: each for each in importlib.import_module(group_of(name)).TARGETS}
     return found[name]
 
 
@@ -164,30 +164,6 @@ def plain(name: str, seconds: float, found: Path, seed: int) -> int:
     return 0
 
 
-def guided(name: str, seconds: float, found: Path, seed: int) -> None:
-    """The same by libFuzzer, which keeps what reaches new edges in ``found``; it ends the process."""
-    import atheris
-
-    with atheris.instrument_imports(include=["clockwork_serve"]):
-        parser = target(name)
-    corpus = found / "corpus"
-    corpus.mkdir(exist_ok=True)
-
-    def mutate(data: bytes, most: int, number: int) -> bytes:
-        dice = Random(number)
-        if dice.random() < 0.2:
-            return bytes(atheris.Mutate(data, most))
-        return changed(parser, data, dice)[:most]
-
-    options = [
-        f"-max_total_time={round(seconds)}", f"-max_len={parser.input_bytes}", f"-timeout={STUCK_S}",
-        "-rss_limit_mb=2048", f"-artifact_prefix={found}/", "-print_final_stats=1", f"-seed={seed or 1}",
-        "-len_control=0", str(corpus), str(CORPUS / name),
-    ]  # fmt: skip
-    atheris.Setup([name, *options], lambda data: check(parser, bytes(data)) and None, custom_mutator=mutate)
-    atheris.Fuzz()
-
-
 def has_atheris() -> bool:
     """Whether inputs can be guided by coverage here."""
     try:
@@ -200,32 +176,3 @@ def everything() -> Iterator[Target]:
     """All targets."""
     for name in NAMES:
         yield target(name)
-
-
-def main(argv: list[str]) -> int:
-    """``NAME SECONDS FOLDER SEED [plain]``: what one process of :mod:`tests.fuzz.__main__` does."""
-    name, seconds, folder, seed, *how = argv
-    found = Path(folder)
-    found.mkdir(parents=True, exist_ok=True)
-    if how or not has_atheris():
-        return plain(name, float(seconds), found, int(seed))
-    return forked(partial(guided, name, float(seconds), found, int(seed)))
-
-
-def forked(work: Callable[[], None]) -> int:
-    """Work in a child that ends with this process; the exit status.
-
-    A program that is started begins with the peak memory of who started it, which libFuzzer takes for its
-    own. A child that is forked begins with what it has.
-    """
-    child = os.fork()
-    if not child:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        work()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return abs(os.waitstatus_to_exitcode(status))
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from tests.fuzz import __main__ as program
 from tests.fuzz import mutators
-from tests.fuzz.__main__ import fuzz, fuzzed
-from tests.fuzz.engine import NAMES, Target, Wrong, changed, check, everything, plain
+from tests.fuzz.__main__ import Fuzzer, fuzz
+from tests.fuzz.engine import NAMES, Target, Wrong, changed, check, everything, has_atheris, plain
 from tests.fuzz.targets import files
 
 ROOT = Path(__file__).parents[2]
@@ -21,12 +24,18 @@ SECONDS = float(os.environ.get("CLOCKWORK_FUZZ_SECONDS", "8"))
 """Three are too few: a type that `config_pbtxt` no longer checked took four to be found."""
 
 
+@pytest.fixture(scope="module")
+def fuzzer() -> Iterator[Fuzzer]:
+    with closing(Fuzzer()) as found:
+        yield found
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 200)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_parser_does_not_trip_over_what_is_nearly_right(name: str, tmp_path: Path) -> None:
+def test_a_parser_does_not_trip_over_what_is_nearly_right(name: str, tmp_path: Path, fuzzer: Fuzzer) -> None:
     seed = 1 if os.environ.get("CI") else Random().randrange(1, 2**31)
-    row = fuzzed(name, SECONDS, tmp_path, seed)
+    row = fuzzer.fuzzed(name, SECONDS, tmp_path, seed)
 
     assert not row.failure, row.failure
     assert row.inputs > 0
@@ -41,6 +50,30 @@ def test_the_memory_of_who_starts_it_is_not_its_own(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
 
     assert ended.stdout.strip().endswith(b"ok"), ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_atheris(), reason="atheris is not installed: nothing is guided")
+def test_all_that_parsers_run_of_ours_is_instrumented() -> None:
+    code = (
+        "import sys; from tests.fuzz.process import *; [module_of(name) for name in ('http_infer', 'hpack')];"
+        "print({name for name, module in sys.modules.items() if name.partition('.')[0] in OURS"
+        " and 'Atheris' not in type(module.__spec__.loader).__name__})"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+
+    assert ended.stdout.decode().strip() == "set()"
+
+
+@pytest.mark.slow
+def test_who_does_not_end_in_time_is_told_and_the_next_is_another_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Fuzzer()) as fuzzer:
+        with monkeypatch.context() as impatient:
+            impatient.setattr(program, "_GRACE_S", -0.9)
+            assert "exit status -1" in fuzzer.fuzzed("hpack", 1, tmp_path, 1).failure
+        assert not fuzzer.fuzzed("hpack", 1, tmp_path, 1).failure
 
 
 @pytest.mark.slow

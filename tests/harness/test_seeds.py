@@ -132,3 +132,11 @@ LEFT = (
 def test_memory_of_simulations_that_are_over_is_used_again() -> None:
     left = subprocess.run([sys.executable, "-c", LEFT], capture_output=True, text=True, check=True).stdout
     assert int(left) < 40  # all of the 60, if nobody collects them
+
+
+def test_what_was_frozen_before_a_simulation_stays_so() -> None:
+    code = (
+        "import gc; from harness.seeds import *; gc.freeze(); play_seed(0, 50); print(gc.get_freeze_count())"
+    )
+    left = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(left) > 10_000

@@ -7,14 +7,12 @@ import heapq
 import random
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import pytest
-import uvloop
 
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.lease import BEATS, READS, LeaseBeat, LeaseSeen, LeaseWatch, StoreLease, Tenure
@@ -31,10 +29,6 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
     memory = Path("/dev/shm")
     with TemporaryDirectory(dir=memory if memory.is_dir() else tmp_path) as name:
         yield Path(name)
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 60))
 
 
 class Faulty:
@@ -176,102 +170,84 @@ async def test_leases_of_two_names_in_one_store_have_nothing_to_do_with_each_oth
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])
-def test_a_holder_whose_store_is_gone_stops_before_another_may_lead(tmp_path: Path, how: str) -> None:
-    async def test() -> None:
-        held, files = lease(tmp_path)
-        await held.acquire()
-        await asyncio.sleep(LEASE_S)
-        assert not held.lost.is_set()
-        if how == "fails":
-            files.fails = OSError(5, "Input/output error")
-        else:
-            files.goes_on.clear()
-        began_s = time.monotonic()
-        await asyncio.wait_for(held.lost.wait(), PATIENCE_S)
-        assert time.monotonic() - began_s < LEASE_S
-        files.goes_on.set()
-        held.release()
-
-    run(test())
-
-
-def test_a_disk_that_is_slower_than_a_lease_costs_time_and_no_lease(tmp_path: Path) -> None:
-    async def test() -> None:
-        held, files = lease(tmp_path)
-        files.disk_s = 2 * LEASE_S
-        assert await held.acquire() == 1
-        await asyncio.sleep(3 * LEASE_S)
-        assert not held.lost.is_set()
-        held.release()
-
-    run(test())
-
-
-def test_an_epoch_that_took_longer_than_a_tenure_is_left_for_the_next(tmp_path: Path) -> None:
-    async def test() -> None:
-        held, files = lease(tmp_path)
-        files.slow_s = LEASE_S
-        assert await held.acquire() == 2
-        await asyncio.sleep(LEASE_S)
-        assert not held.lost.is_set()
-        held.release()
-
-    run(test())
-
-
-def test_who_cannot_keep_an_epoch_for_ever_leaves_it_and_takes_the_next(tmp_path: Path) -> None:
-    async def test() -> None:
-        held, files = lease(tmp_path)
-        files.bad_disk = OSError(5, "Input/output error")
-        assert await held.acquire() == 2
-        await asyncio.sleep(LEASE_S)
-        assert not held.lost.is_set()
-        held.release()
-
-    run(test())
-
-
-def test_a_store_that_does_not_answer_once_is_asked_again(tmp_path: Path) -> None:
-    async def test() -> None:
-        held, files = lease(tmp_path)
+async def test_a_holder_whose_store_is_gone_stops_before_another_may_lead(tmp_path: Path, how: str) -> None:
+    held, files = lease(tmp_path)
+    await held.acquire()
+    await asyncio.sleep(LEASE_S)
+    assert not held.lost.is_set()
+    if how == "fails":
+        files.fails = OSError(5, "Input/output error")
+    else:
         files.goes_on.clear()
-        began_s, waiting = time.monotonic(), asyncio.ensure_future(held.acquire())
-        await asyncio.sleep(LEASE_S / 2)
-        files.goes_on = threading.Event()  # what was asked before gets no answer
-        files.goes_on.set()
-        assert await waiting == 1
-        assert time.monotonic() - began_s < PATIENCE_S / 2
-        held.release()
-
-    run(test())
+    began_s = time.monotonic()
+    await asyncio.wait_for(held.lost.wait(), PATIENCE_S)
+    assert time.monotonic() - began_s < LEASE_S
+    files.goes_on.set()
+    held.release()
 
 
-def test_a_store_that_fails_for_a_while_loses_nothing_but_time(
+async def test_a_disk_that_is_slower_than_a_lease_costs_time_and_no_lease(tmp_path: Path) -> None:
+    held, files = lease(tmp_path)
+    files.disk_s = 2 * LEASE_S
+    assert await held.acquire() == 1
+    await asyncio.sleep(3 * LEASE_S)
+    assert not held.lost.is_set()
+    held.release()
+
+
+async def test_an_epoch_that_took_longer_than_a_tenure_is_left_for_the_next(tmp_path: Path) -> None:
+    held, files = lease(tmp_path)
+    files.slow_s = LEASE_S
+    assert await held.acquire() == 2
+    await asyncio.sleep(LEASE_S)
+    assert not held.lost.is_set()
+    held.release()
+
+
+async def test_who_cannot_keep_an_epoch_for_ever_leaves_it_and_takes_the_next(tmp_path: Path) -> None:
+    held, files = lease(tmp_path)
+    files.bad_disk = OSError(5, "Input/output error")
+    assert await held.acquire() == 2
+    await asyncio.sleep(LEASE_S)
+    assert not held.lost.is_set()
+    held.release()
+
+
+async def test_a_store_that_does_not_answer_once_is_asked_again(tmp_path: Path) -> None:
+    held, files = lease(tmp_path)
+    files.goes_on.clear()
+    began_s, waiting = time.monotonic(), asyncio.ensure_future(held.acquire())
+    await asyncio.sleep(LEASE_S / 2)
+    files.goes_on = threading.Event()  # what was asked before gets no answer
+    files.goes_on.set()
+    assert await waiting == 1
+    assert time.monotonic() - began_s < PATIENCE_S / 2
+    held.release()
+
+
+async def test_a_store_that_fails_for_a_while_loses_nothing_but_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def test() -> None:
-        (held, files), (other, others) = lease(tmp_path), lease(tmp_path)
-        files.fails = others.fails = OSError(5, "Input/output error")
-        waiting = asyncio.ensure_future(held.acquire())
-        await asyncio.sleep(LEASE_S)
-        assert not waiting.done()
-        files.fails = None
-        assert await waiting == 1
-        standing_by = asyncio.ensure_future(other.acquire())
-        await asyncio.sleep(2 * LEASE_S)
-        others.fails = None
-        await asyncio.sleep(2 * LEASE_S)
-        assert not standing_by.done(), "what it did not see is no reason to lead"
-        files.fails = OSError(5, "Input/output error")
-        await asyncio.sleep(LEASE_S / 4)
-        files.fails = None
-        await asyncio.sleep(2 * LEASE_S)
-        assert not held.lost.is_set()
-        held.release()
-        assert await standing_by == 2
-        other.release()
-
-    run(test())
+    (held, files), (other, others) = lease(tmp_path), lease(tmp_path)
+    files.fails = others.fails = OSError(5, "Input/output error")
+    waiting = asyncio.ensure_future(held.acquire())
+    await asyncio.sleep(LEASE_S)
+    assert not waiting.done()
+    files.fails = None
+    assert await waiting == 1
+    standing_by = asyncio.ensure_future(other.acquire())
+    await asyncio.sleep(2 * LEASE_S)
+    others.fails = None
+    await asyncio.sleep(2 * LEASE_S)
+    assert not standing_by.done(), "what it did not see is no reason to lead"
+    files.fails = OSError(5, "Input/output error")
+    await asyncio.sleep(LEASE_S / 4)
+    files.fails = None
+    await asyncio.sleep(2 * LEASE_S)
+    assert not held.lost.is_set()
+    held.release()
+    assert await standing_by == 2
+    other.release()
     assert sum("the store fails" in record.getMessage() for record in caplog.records) in (2, 3), "each once"
 
 

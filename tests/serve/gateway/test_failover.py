@@ -15,7 +15,7 @@ from clockwork_serve.serve.gateway import controller_link
 from clockwork_serve.serve.gateway.controller_link import RESUBMITTED
 from clockwork_serve.serve.gateway.requests import Slots
 from clockwork_serve.units import MIB, ms
-from tests.serve.gateway.worlds import SMALL, Client, World, in_world
+from tests.serve.gateway.worlds import SMALL, Client, World, a_world
 
 X = struct.pack("<2f", 1.5, -2.0)
 
@@ -155,14 +155,11 @@ async def test_a_resubmitted_request_is_cancelled_by_its_second_id(world: World)
     assert [one.request_id for one in world.controller.cancels] == [request.request_id + RESUBMITTED]
 
 
-def test_requests_that_await_failover_end_when_the_gateway_closes(tmp_path: Path) -> None:
+async def test_requests_that_await_failover_end_when_the_gateway_closes(tmp_path: Path) -> None:
     client = Client(slo_ms=60_000)
-
-    async def story(world: World) -> None:
+    async with a_world(tmp_path) as world:
         await sent(world, client)
         await stopped(world)
-
-    in_world(tmp_path, story)
     assert client.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
 
 
@@ -241,13 +238,13 @@ async def test_what_waited_for_a_standby_may_wait_for_the_next_one_too(world: Wo
     assert client.ended == (Outcome.OK, Reason.NONE)
 
 
-def test_where_a_standby_does_not_come_requests_are_refused_after_a_while(
+async def test_where_a_standby_does_not_come_requests_are_refused_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(controller_link, "TAKEOVER_NS", ms(150))
     monkeypatch.setattr(controller_link, "FAILOVER_TIMEOUT_NS", ms(1500))
 
-    async def story(world: World) -> None:
+    async with a_world(tmp_path, STANDBY) as world:
         world.controller.stop()
         await world.until(lambda: not world.gateway.link.is_open)
         short = Client(slo_ms=60)
@@ -270,8 +267,6 @@ def test_where_a_standby_does_not_come_requests_are_refused_after_a_while(
         unknown = Client(slo_ms=60_000, model="nobody")
         world.gateway.infer(unknown)
         assert unknown.ended == (Outcome.REJECTED, Reason.NOT_SERVING)
-
-    in_world(tmp_path, story, STANDBY)
 
 
 @with_standby

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +123,17 @@ def test_ready_is_503_whenever_requests_are_not_served_and_live_is_200(tmp_path:
 
 
 @pytest.mark.parametrize("standby", [True, False])
-def test_who_waits_for_a_silent_controller_waits_on_where_another_one_stands_by(standby: bool) -> None:
-    async def test() -> None:
-        unwanted = LinkListener(*[lambda *_: None] * 4)
-        link = GatewayLink(_nobody, None, unwanted, standby=standby)
-        swept: list[bool] = []
-        link._credit_gate.sweep = lambda: swept.append(True)  # type: ignore[method-assign]
-        link._sweep_waiting()
-        assert (swept, link.grace_ns()) == ([True], GRACE_NS), "it answers"
-        link._pulse._missed = 1
-        assert link.grace_ns() == 0, "nobody is told later than necessary"
-        link._sweep_waiting()
-        assert len(swept) == (1 if standby else 2)
-
-    asyncio.run(test())
+async def test_who_waits_for_a_silent_controller_waits_on_where_another_one_stands_by(standby: bool) -> None:
+    unwanted = LinkListener(*[lambda *_: None] * 4)
+    link = GatewayLink(_nobody, None, unwanted, standby=standby)
+    swept: list[bool] = []
+    link._credit_gate.sweep = lambda: swept.append(True)  # type: ignore[method-assign]
+    link._sweep_waiting()
+    assert (swept, link.grace_ns()) == ([True], GRACE_NS), "it answers"
+    link._pulse._missed = 1
+    assert link.grace_ns() == 0, "nobody is told later than necessary"
+    link._sweep_waiting()
+    assert len(swept) == (1 if standby else 2)
 
 
 async def _nobody(*_: Any) -> ControllerLink:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from clockwork_serve.serve.gateway.controller_link import GRACE_NS
 from clockwork_serve.serve.gateway.gateway import OverdueSweep
@@ -40,59 +42,47 @@ class World:
         return self.awaiting
 
 
-def played(story: Callable[[World], Coroutine[Any, Any, None]]) -> World:
-    async def main() -> World:
-        world = World()
-        await story(world)
-        world.overdue.close()
-        return world
-
-    return asyncio.run(main())
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    found = World()
+    yield found
+    found.overdue.close()
 
 
-def test_each_request_is_ended_once_after_its_grace_period() -> None:
-    async def story(world: World) -> None:
-        world.ask("soon", 1)
-        world.ask("later", 30)
-        world.ask("told", 1, told=True)
-        world.ask("far", 60_000)
-        while len(world.ended) < 2:
-            await asyncio.sleep(0.005)
-        await asyncio.sleep(0.05)
-
-    ended = played(story).ended
-    assert {name: len(after) for name, after in ended.items()} == {"soon": 1, "later": 1}
-    assert all(after[0] >= GRACE_NS for after in ended.values())
+async def test_each_request_is_ended_once_after_its_grace_period(world: World) -> None:
+    world.ask("soon", 1)
+    world.ask("later", 30)
+    world.ask("told", 1, told=True)
+    world.ask("far", 60_000)
+    while len(world.ended) < 2:
+        await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+    assert {name: len(after) for name, after in world.ended.items()} == {"soon": 1, "later": 1}
+    assert all(after[0] >= GRACE_NS for after in world.ended.values())
 
 
-def test_answered_requests_are_not_ended() -> None:
-    async def story(world: World) -> None:
-        world.ask("a", 1)
-        await asyncio.sleep(0.02)
-        del world.open["a"]
-        await asyncio.sleep(0.1)
-
-    assert played(story).ended == {}
+async def test_answered_requests_are_not_ended(world: World) -> None:
+    world.ask("a", 1)
+    await asyncio.sleep(0.02)
+    del world.open["a"]
+    await asyncio.sleep(0.1)
+    assert world.ended == {}
 
 
-def test_without_requests_there_is_no_sweep() -> None:
-    async def story(world: World) -> None:
-        world.ask("a", 60_000)
-        del world.open["a"]
-        await asyncio.sleep(0.1)
-
-    assert played(story).looks == 1
+async def test_without_requests_there_is_no_sweep(world: World) -> None:
+    world.ask("a", 60_000)
+    del world.open["a"]
+    await asyncio.sleep(0.1)
+    assert world.looks == 1
 
 
-def test_requests_that_await_failover_are_swept() -> None:
-    async def story(world: World) -> None:
-        world.awaiting = True
-        world.overdue.watch()
-        while world.looks < 3:
-            await asyncio.sleep(0.005)
-        world.awaiting = False
-        await asyncio.sleep(0.05)
-        world.looks = 0
-        await asyncio.sleep(0.1)
-
-    assert played(story).looks == 0
+async def test_requests_that_await_failover_are_swept(world: World) -> None:
+    world.awaiting = True
+    world.overdue.watch()
+    while world.looks < 3:
+        await asyncio.sleep(0.005)
+    world.awaiting = False
+    await asyncio.sleep(0.05)
+    world.looks = 0
+    await asyncio.sleep(0.1)
+    assert world.looks == 0

@@ -108,13 +108,11 @@ async def _told_after(path: str, content: str, monkeypatch: pytest.MonkeyPatch) 
     return told
 
 
-def test_changed_quotas_are_sent_again_even_if_none_is_left(
+async def test_changed_quotas_are_sent_again_even_if_none_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import asyncio
-
     path = written(tmp_path, GOLD, OF_GOLD)
-    told = asyncio.run(_told_after(path, entry("a", "k", "infer"), monkeypatch))
+    told = await _told_after(path, entry("a", "k", "infer"), monkeypatch)
     assert told == [QuotasSet(quotas=())]
 
 

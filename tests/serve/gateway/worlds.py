@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
-
-import uvloop
 
 from clockwork_client.datatypes import Buffer, decode_strings
 from clockwork_serve.config import Settings
@@ -110,13 +107,3 @@ async def a_world(run_dir: Path, settings: Settings = SMALL) -> AsyncIterator[Wo
         link.cancel()
         world.gateway.close()
         world.controller.stop()
-
-
-def in_world(
-    run_dir: Path, story: Callable[[World], Coroutine[Any, Any, None]], settings: Settings = SMALL
-) -> None:
-    async def main() -> None:
-        async with a_world(run_dir, settings) as world:
-            await story(world)
-
-    uvloop.run(main())

@@ -307,7 +307,7 @@ async def test_an_explanation_is_waited_for_and_others_are_answered_meanwhile(tm
         assert connection._waiting is None or connection._waiting.cancelled()
 
 
-def test_a_connection_may_have_been_another_protocols_before(tmp_path: Path) -> None:
+async def test_a_connection_may_have_been_another_protocols_before(tmp_path: Path) -> None:
     class Other(asyncio.Protocol):
         def __init__(self, server: PageServer) -> None:
             self._server = server
@@ -321,17 +321,14 @@ def test_a_connection_may_have_been_another_protocols_before(tmp_path: Path) -> 
             reader.connection_made(self._transport)
             reader.data_received(data)
 
-    async def main() -> tuple[int, str, bytes]:
-        page = PageServer(LivePage(view_of()))
-        server = await asyncio.get_running_loop().create_unix_server(
-            lambda: Other(page), str(tmp_path / "o.sock")
-        )
-        found = await asked(tmp_path, "/live/panels")
-        server.close()
-        page.close()
-        return found
-
-    assert asyncio.run(main())[0] == 200
+    page = PageServer(LivePage(view_of()))
+    server = await asyncio.get_running_loop().create_unix_server(
+        lambda: Other(page), str(tmp_path / "o.sock")
+    )
+    found = await asked(tmp_path, "/live/panels")
+    server.close()
+    page.close()
+    assert found[0] == 200
 
 
 def test_settings_are_shown_with_where_they_come_from() -> None:

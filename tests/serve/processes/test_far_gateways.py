@@ -25,7 +25,7 @@ from clockwork_serve.serve.supervisor.processes import Launch
 from clockwork_serve.serve.transport import PROTOCOL
 from tests.serve.certificates import certificates
 from tests.serve.links import until
-from tests.serve.remote.bridges import GATEWAY, READY, middle, run
+from tests.serve.remote.bridges import GATEWAY, READY, middle
 from tests.serve.remote.machine_links import theirs
 
 
@@ -185,34 +185,31 @@ def test_a_missing_setting_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", [PROTOCOL, PROTOCOL + 1, PROTOCOL + 2])
-def test_a_gateway_reaches_the_controller_from_there_if_their_protocols_are_neighbours(
+async def test_a_gateway_reaches_the_controller_from_there_if_their_protocols_are_neighbours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, protocol: int
 ) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            files = theirs(certificates(tmp_path))
-            settings = Settings(controller=f"127.0.0.1:{at.port}", **files.named())
-            told: list[Frame] = []
-            with monkeypatch.context() as later:
-                later.setattr(transport, "PROTOCOL", protocol)
-                later.setattr(transport, "__version__", "9.9")
-                connector = FarConnector(GATEWAY, settings)
-            reaching = asyncio.ensure_future(connector(told.extend, lambda why: None))
-            if protocol <= PROTOCOL + 1:
-                await at.controller.linked()
-                at.controller.send(READY)
-                found = await reaching
-                assert (found.is_open, told, connector.refused.done()) == (True, [READY], False)
-                found.close()
-                await until(at.controller.lost.is_set)
-                return
-            with pytest.raises(TransportError):
-                await reaching
-            assert not connector.refused.done(), "it comes again: others may lead, or be upgraded"
-            for own, other in (("9.9", __version__), (__version__, "9.9")):  # each side says so
-                said = [each.getMessage() for each in caplog.records]
-                told_by = [each for each in said if f"as '{own}' here" in each]
-                assert told_by
-                assert f"clockwork-serve '{other}' and speaks protocol" in told_by[0]
-
-    run(test())
+    async with middle(tmp_path) as at:
+        files = theirs(certificates(tmp_path))
+        settings = Settings(controller=f"127.0.0.1:{at.port}", **files.named())
+        told: list[Frame] = []
+        with monkeypatch.context() as later:
+            later.setattr(transport, "PROTOCOL", protocol)
+            later.setattr(transport, "__version__", "9.9")
+            connector = FarConnector(GATEWAY, settings)
+        reaching = asyncio.ensure_future(connector(told.extend, lambda why: None))
+        if protocol <= PROTOCOL + 1:
+            await at.controller.linked()
+            at.controller.send(READY)
+            found = await reaching
+            assert (found.is_open, told, connector.refused.done()) == (True, [READY], False)
+            found.close()
+            await until(at.controller.lost.is_set)
+            return
+        with pytest.raises(TransportError):
+            await reaching
+        assert not connector.refused.done(), "it comes again: others may lead, or be upgraded"
+        for own, other in (("9.9", __version__), (__version__, "9.9")):  # each side says so
+            said = [each.getMessage() for each in caplog.records]
+            told_by = [each for each in said if f"as '{own}' here" in each]
+            assert told_by
+            assert f"clockwork-serve '{other}' and speaks protocol" in told_by[0]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import uvloop
 
 from clockwork_serve.messages import (
     FarGateway,
@@ -42,10 +40,6 @@ GATEWAY = "alpha.gateway-0"
 GUEST = FarGateway(gateway=GATEWAY, version="1")
 READY = Readiness(ready=True)
 MODEL = records.model("a", "net", size=8, sizes=(1,), path="/x/w.bin", platform="toy", output_bytes=8)
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 120))
 
 
 class Middle:

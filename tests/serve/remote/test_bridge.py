@@ -38,7 +38,7 @@ from clockwork_serve.serve.remote.config import FAR_NAME
 from clockwork_serve.serve.remote.tensor_link import encode
 from tests.serve.certificates import certificates
 from tests.serve.links import Side, until
-from tests.serve.remote.bridges import GATEWAY, GUEST, MACHINE, MODEL, NAME, READY, joining, middle, run
+from tests.serve.remote.bridges import GATEWAY, GUEST, MACHINE, MODEL, NAME, READY, joining, middle
 from tests.serve.remote.machine_links import connect, theirs
 
 OWN_ID, OWN_HEAD, FOREIGN_ID = f"{GATEWAY}-1a-7", f"{GATEWAY}-1a-a3", "beta.gateway-0-1a-7"
@@ -82,15 +82,14 @@ async def test_nothing_of_a_controller_that_was_deposed_reaches_another_machine(
         ({"kinds": ("cuda:sm_90",)}, "device: expected one of kind toy"),
     ],
 )
-def test_who_does_not_fit_is_told_why_for_good(tmp_path: Path, changed: dict[str, Any], why: str) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            far = await at.machine(msgspec.structs.replace(MACHINE, **changed))
-            refused = await far.refusal()
-            assert why in refused.why
-            assert refused.final
-
-    run(test())
+async def test_who_does_not_fit_is_told_why_for_good(
+    tmp_path: Path, changed: dict[str, Any], why: str
+) -> None:
+    async with middle(tmp_path) as at:
+        far = await at.machine(msgspec.structs.replace(MACHINE, **changed))
+        refused = await far.refusal()
+        assert why in refused.why
+        assert refused.final
 
 
 @pytest.mark.parametrize(
@@ -276,15 +275,12 @@ async def test_a_gateway_that_sends_what_is_not_its_to_send_is_cut_off(
 @pytest.mark.parametrize(
     "first", [FarGateway(gateway="beta.gateway-0", version="1"), MACHINE, request(), ASK]
 )
-def test_who_does_not_say_first_what_he_is_does_not_get_in(tmp_path: Path, first: Frame) -> None:
-    async def test() -> None:
-        async with middle(tmp_path) as at:
-            far = await at.machine(first, name=GATEWAY, role=Role.GATEWAY)
-            await until(lambda: far.side.lost)
-            assert far.side.frames == []
-            assert at.controller._linked.empty()
-
-    run(test())
+async def test_who_does_not_say_first_what_he_is_does_not_get_in(tmp_path: Path, first: Frame) -> None:
+    async with middle(tmp_path) as at:
+        far = await at.machine(first, name=GATEWAY, role=Role.GATEWAY)
+        await until(lambda: far.side.lost)
+        assert far.side.frames == []
+        assert at.controller._linked.empty()
 
 
 def test_a_worker_needs_more_than_a_gateway_and_neither_the_server_s_version() -> None:

@@ -6,14 +6,12 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-import uvloop
 
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Cancel, Extent, Frame, Part, Role, Unload, Window
@@ -25,10 +23,6 @@ from tests.serve.certificates import certificates, renewed_certificates
 from tests.serve.links import Side, cancels, until
 from tests.serve.proxy import proxy
 from tests.serve.remote.machine_links import SILENCE_S, connect, ours, theirs
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(asyncio.wait_for(test, 120))
 
 
 class Far:
@@ -148,63 +142,52 @@ async def test_a_server_that_is_none_of_ours_is_told_nothing(tmp_path: Path) -> 
     strange.listener.close()
 
 
-def test_who_shakes_hands_for_ever_holds_up_nobody_else(
+async def test_who_shakes_hands_for_ever_holds_up_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        async with far(tmp_path) as there:
-            with ExitStack() as stack:
-                monkeypatch.setattr(machine_link, "CONNECT_S", 2.0)
-                for _ in range(30):
-                    stack.enter_context(socket.create_connection(("127.0.0.1", there.port)))
-                await until(lambda: len(there.listener._shaking) == 30)
-                monkeypatch.setattr(
-                    machine_link, "CONNECT_S", 30.0
-                )  # time limits that began stay as they are
-                link = await connect(Side(), there.port, theirs(certificates(tmp_path)))
-                assert link.is_open
-                await until(lambda: not len(there.listener._shaking))
-
-    run(test())
+    async with far(tmp_path) as there:
+        with ExitStack() as stack:
+            monkeypatch.setattr(machine_link, "CONNECT_S", 2.0)
+            for _ in range(30):
+                stack.enter_context(socket.create_connection(("127.0.0.1", there.port)))
+            await until(lambda: len(there.listener._shaking) == 30)
+            monkeypatch.setattr(machine_link, "CONNECT_S", 30.0)  # time limits that began stay as they are
+            link = await connect(Side(), there.port, theirs(certificates(tmp_path)))
+            assert link.is_open
+            await until(lambda: not len(there.listener._shaking))
 
 
-def test_a_host_of_which_nothing_is_heard_is_asked_again_sooner_than_by_its_kernel(
+async def test_a_host_of_which_nothing_is_heard_is_asked_again_sooner_than_by_its_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        files, loop = theirs(certificates(tmp_path)), asyncio.get_running_loop()
-        with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
-            port: int = full.getsockname()[1]
-            stack.enter_context(socket.create_connection(("127.0.0.1", port)))  # no other is heard now
-            for _ in range(3):
-                began_s = loop.time()
-                with pytest.raises(TransportError, match=r"nothing within 0\.4 s"):
-                    await connect(Side(), port, files)
-                assert loop.time() - began_s >= 0.4
-            monkeypatch.setattr(machine_link, "CONNECT_S", 1.0)
-            full.accept()[0].close()
-            with pytest.raises(TransportError) as caught:  # it is heard, and shakes no hands
+    files, loop = theirs(certificates(tmp_path)), asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as stack:
+        port: int = full.getsockname()[1]
+        stack.enter_context(socket.create_connection(("127.0.0.1", port)))  # no other is heard now
+        for _ in range(3):
+            began_s = loop.time()
+            with pytest.raises(TransportError, match=r"nothing within 0\.4 s"):
                 await connect(Side(), port, files)
-            assert "nothing within 1 s" in str(caught.value)
+            assert loop.time() - began_s >= 0.4
+        monkeypatch.setattr(machine_link, "CONNECT_S", 1.0)
+        full.accept()[0].close()
+        with pytest.raises(TransportError) as caught:  # it is heard, and shakes no hands
+            await connect(Side(), port, files)
+        assert "nothing within 1 s" in str(caught.value)
 
-    run(test())
 
-
-def test_silence_is_noticed_on_both_sides(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with far(tmp_path) as there:
-            with proxy(there.port) as between:
-                here = Side()
-                await connect(here, between.port, theirs(certificates(tmp_path)))
-                await until(lambda: there.side.links)
-                between.cut()
-                started_s = asyncio.get_running_loop().time()
-                await until(lambda: here.lost and there.side.lost)
-                assert asyncio.get_running_loop().time() - started_s >= SILENCE_S * 0.7
-                assert "silent for" in here.lost[0].lost_because
-                assert "silent for" in there.side.lost[0].lost_because
-
-    run(test())
+async def test_silence_is_noticed_on_both_sides(tmp_path: Path) -> None:
+    async with far(tmp_path) as there:
+        with proxy(there.port) as between:
+            here = Side()
+            await connect(here, between.port, theirs(certificates(tmp_path)))
+            await until(lambda: there.side.links)
+            between.cut()
+            started_s = asyncio.get_running_loop().time()
+            await until(lambda: here.lost and there.side.lost)
+            assert asyncio.get_running_loop().time() - started_s >= SILENCE_S * 0.7
+            assert "silent for" in here.lost[0].lost_because
+            assert "silent for" in there.side.lost[0].lost_because
 
 
 def pieces(count: int, kept: list[int]) -> Iterator[Frame]:

@@ -39,7 +39,7 @@ from harness import records
 from tests.end_to_end.machines import free_port
 from tests.serve.certificates import Certificates, certificates
 from tests.serve.links import Side, until
-from tests.serve.remote.bridges import MODEL, NAME, READY, joining, run
+from tests.serve.remote.bridges import MODEL, NAME, READY, joining
 from tests.serve.remote.machine_links import connect, ours, theirs
 from tests.serve.worker.ordering import Orders
 from tests.worker.actions import CODE
@@ -135,64 +135,57 @@ async def test_who_leads_is_found_and_after_it_the_next_but_none_that_was_depose
         made.close()
 
 
-def test_one_controller_by_two_names_is_joined_once_and_stays(
+async def test_one_controller_by_two_names_is_joined_once_and_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        async with hosts(tmp_path, monkeypatch) as (a, _):
-            await a.lead(2)
-            made, side = finder(tmp_path, a)
-            made._addresses.append(("localhost", a.port))
-            async with asyncio.timeout(30):
-                link = await made.connect()
-            link.send(introduction("toy"))
-            await a.controller.linked()
-            await asyncio.sleep(0.3)
-            assert link.is_open
-            assert not side.lost
-            made.close()
-
-    run(test())
+    async with hosts(tmp_path, monkeypatch) as (a, _):
+        await a.lead(2)
+        made, side = finder(tmp_path, a)
+        made._addresses.append(("localhost", a.port))
+        async with asyncio.timeout(30):
+            link = await made.connect()
+        link.send(introduction("toy"))
+        await a.controller.linked()
+        await asyncio.sleep(0.3)
+        assert link.is_open
+        assert not side.lost
+        made.close()
 
 
-def test_a_name_that_cannot_be_looked_up_keeps_nobody_from_who_leads(
+async def test_a_name_that_cannot_be_looked_up_keeps_nobody_from_who_leads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def test() -> None:
-        async with hosts(tmp_path, monkeypatch) as (a, _):
-            loop, asked = asyncio.get_running_loop(), list[str]()
-            look_up = loop.getaddrinfo
+    async with hosts(tmp_path, monkeypatch) as (a, _):
+        loop, asked = asyncio.get_running_loop(), list[str]()
+        look_up = loop.getaddrinfo
 
-            async def looked_up(name: str, *more: Any, **given: Any) -> Any:
-                asked.append(name)
-                if name == "dead.example":
-                    await asyncio.Event().wait()
-                return await look_up(name, *more, **given)
+        async def looked_up(name: str, *more: Any, **given: Any) -> Any:
+            asked.append(name)
+            if name == "dead.example":
+                await asyncio.Event().wait()
+            return await look_up(name, *more, **given)
 
-            monkeypatch.setattr(loop, "getaddrinfo", looked_up)
-            made, side = finder(tmp_path, a)
-            made._addresses.insert(0, ("dead.example", 7))
-            for epoch in (2, 3):
-                await a.lead(epoch)
-                assert await joined(made) == a.port
-                a.controller.close()
-                await until(lambda epoch=epoch: len(side.lost) == epoch - 1)
-            assert asked.count("dead.example") == 1
-            made.close()
-
-    run(test())
+        monkeypatch.setattr(loop, "getaddrinfo", looked_up)
+        made, side = finder(tmp_path, a)
+        made._addresses.insert(0, ("dead.example", 7))
+        for epoch in (2, 3):
+            await a.lead(epoch)
+            assert await joined(made) == a.port
+            a.controller.close()
+            await until(lambda epoch=epoch: len(side.lost) == epoch - 1)
+        assert asked.count("dead.example") == 1
+        made.close()
 
 
-def test_a_bridge_that_does_not_lead_shakes_no_hands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def test() -> None:
-        async with hosts(tmp_path, monkeypatch) as (a, _):
-            files = theirs(certificates(tmp_path))
-            for _ in range(3):
-                with pytest.raises(TransportError) as caught:
-                    await connect(Side(), a.port, files)
-                assert isinstance(caught.value.__cause__, ConnectionError | ssl.SSLError)
-
-    run(test())
+async def test_a_bridge_that_does_not_lead_shakes_no_hands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with hosts(tmp_path, monkeypatch) as (a, _):
+        files = theirs(certificates(tmp_path))
+        for _ in range(3):
+            with pytest.raises(TransportError) as caught:
+                await connect(Side(), a.port, files)
+            assert isinstance(caught.value.__cause__, ConnectionError | ssl.SSLError)
 
 
 async def test_a_worker_is_adopted_with_what_it_holds_and_runs(

@@ -72,7 +72,7 @@ _kept_blocks: list[int] = [0]
 def _collect_earlier() -> None:
     """Collect what earlier simulations left, once memory has doubled.
 
-    They are cycles, and each run makes them the oldest garbage, which is hardly ever collected by itself.
+    They are cycles, and old by then: such garbage is hardly ever collected by itself.
     """
     if sys.getallocatedblocks() > 2 * _kept_blocks[0]:
         gc.collect()
@@ -248,13 +248,11 @@ class Simulation:
         """
         thresholds = gc.get_threshold()
         _collect_earlier()
-        gc.freeze()
         gc.set_threshold(COLLECT_EVERY, *thresholds[1:])
         try:
             self._run(until_ns, pulse)
         finally:
             gc.set_threshold(*thresholds)
-            gc.unfreeze()
         return self.tally
 
     def _run(self, until_ns: int | None, pulse: Callable[[int], None] | None) -> None:
