@@ -8,7 +8,6 @@ loop's thread begins each action, and one timer tells it when the next one ends.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import threading
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
 from typing import Final
 
-from clockwork_serve.devices.base import Device, TimedDevice, Underway
+from clockwork_serve.devices.base import Device, TimedDevice, Underway, sleep_precisely
 from clockwork_serve.errors import ClockworkError, DamageError, DeviceGone, ModelError, described, printable
 from clockwork_serve.messages import (
     ArtefactDamaged,
@@ -57,7 +56,6 @@ FIFO_PRIORITY: Final = 10
 REPORT_AGAIN_NS: Final = NS_PER_S
 REPORTS_REMEMBERED: Final = 1000
 """How often an artefact that stays damaged is reported, and for how many artefacts that is remembered."""
-_PR_SET_TIMERSLACK: Final = 29
 
 _log = logging.getLogger(__name__)
 
@@ -405,8 +403,7 @@ class LaneThread(LaneExecution):
             self._executors.on_broken(error)
 
     def _prepare_thread(self) -> None:
-        # By default the kernel ends sleeps up to 50 us late, to save wake-ups.
-        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+        sleep_precisely()
         if self._executors.realtime:
             set_realtime(FIFO_PRIORITY)
 
@@ -639,9 +636,7 @@ def _status_of(error: BaseException) -> Status:
         return Status.INPUT_GONE
     if isinstance(error, BadTensors):
         return Status.BAD_ACTION
-    if isinstance(error, DamageError):
-        return Status.DAMAGED
-    return Status.DEVICE_FAULT
+    return Status.DAMAGED if isinstance(error, DamageError) else Status.DEVICE_FAULT
 
 
 def _message(error: BaseException) -> str:
