@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,8 +51,6 @@ def _kernel_reports_receipt() -> bool:
 
     If it does, it reports its uptime for a socket that never received any.
     """
-    if sys.platform != "linux":
-        return False
     with socket.socket() as unused:
         try:
             found = unused.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
@@ -78,7 +75,7 @@ class BodySocket:
         self._plain = False
         self.send_now: Callable[[bytes, int], int] | None = None
         """``send`` of the socket itself, for the flags :data:`SEND_NOW`; None over TLS."""
-        found = transport.get_extra_info("socket") if sys.platform == "linux" else None
+        found = transport.get_extra_info("socket")
         if found is not None:
             # With all arguments given, Python makes no system calls to find them.
             self._socket = socket.socket(

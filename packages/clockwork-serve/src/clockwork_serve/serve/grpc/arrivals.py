@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -124,15 +123,13 @@ class Receipts:
     def __init__(self, host: str, port: int) -> None:
         """``host`` is the address that is listened at, or all of them (``0.0.0.0``, ``::``).
 
-        Without the means to ask (another system, a sandbox) every age is 0.
+        Without the means to ask (a sandbox) every age is 0.
         """
         self._question = lru_cache(_CONNECTIONS)(lambda peer: _question(peer, host, port))
         self._answer = bytearray(_ANSWER_BYTES)
         self._kernel: socket.socket | None = None
-        self._tick_ns = 0
-        if sys.platform == "linux":
-            self._tick_ns = int(time.clock_getres(_TICK_CLOCK) * NS_PER_S)
-            self._connect()
+        self._tick_ns = int(time.clock_getres(_TICK_CLOCK) * NS_PER_S)
+        self._connect()
 
     def close(self) -> None:
         """Ask no more."""

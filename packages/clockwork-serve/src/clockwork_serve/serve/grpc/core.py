@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import secrets
-import sys
 import threading
 import time
 from collections import deque
@@ -479,11 +478,8 @@ async def _run_trial() -> None:
     transport = CoreTransport(
         (), lambda path, _: (trials[path], ""), SilentCalls(), time.monotonic_ns, break_off
     )
-    if sys.platform == "linux":
-        address = f"unix-abstract:clockwork-{secrets.token_hex(16)}"
-        transport.listen(address, None)
-    else:
-        address = f"127.0.0.1:{transport.listen('127.0.0.1:0', None)}"
+    address = f"unix-abstract:clockwork-{secrets.token_hex(16)}"
+    transport.listen(address, None)
     await transport.start()
     try:
         with grpc.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
@@ -532,5 +528,4 @@ def _trials(break_off: Callable[[BaseException], None]) -> dict[str, Method]:
         call.on_cancel = call.task.cancel
 
     once = Method("/trial/once", bytes, on_message=answer_once)
-    each = Method("/trial/each", bytes, on_open=open_each)
-    return {method.path: method for method in (once, each)}
+    return {method.path: method for method in (once, Method("/trial/each", bytes, on_open=open_each))}

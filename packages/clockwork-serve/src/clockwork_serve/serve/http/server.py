@@ -668,8 +668,7 @@ class HttpServer:
             exchange.read = error.with_traceback(None)
         except (CodecBusy, CodecFailed) as error:
             if not exchange.abandoned:
-                busy = isinstance(error, CodecBusy)
-                self.gateway.refuse_unread(exchange, str(error), busy=busy)
+                self.gateway.refuse_unread(exchange, str(error), busy=isinstance(error, CodecBusy))
                 return
         if exchange.abandoned:
             self.gateway.drop_body(exchange)
