@@ -22,7 +22,7 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices.base import DeviceConfig
 from clockwork_serve.devices.emulated import emulated_config, emulated_profile
 from clockwork_serve.errors import ClockworkError
-from clockwork_serve.messages import Ask, Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
+from clockwork_serve.messages import Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
 from clockwork_serve.serve.lease import create_lease
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.supervisor.link import SupervisorLink
@@ -84,7 +84,7 @@ async def started(
             create_lease(Path(folder))
             launches = _launches(Path(folder), config, configs, workers)
             children.extend(Child(launch, logging.getLogger(__name__).debug) for launch in launches)
-            link = SupervisorLink(Path(folder) / SOCKET_NAME, lambda: frames, _ignore)
+            link = SupervisorLink(Path(folder) / SOCKET_NAME, lambda: frames)
             link.start()
             await _until_ready(link, children)
             yield Processes(
@@ -166,7 +166,3 @@ def _check(children: list[Child]) -> None:
         if child.ended.done():
             output, how = "\n".join(child.tail), describe_exit(child.ended.result())
             raise ClockworkError(f"{child.launch.name} ended before its time, {how}; it printed:\n{output}")
-
-
-def _ignore(ask: Ask) -> None:
-    """This supervisor receives no requests."""

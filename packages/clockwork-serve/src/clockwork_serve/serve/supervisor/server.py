@@ -20,11 +20,13 @@ import uvloop
 
 from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError
 from clockwork_serve.messages import (
+    ArtefactDamaged,
     Ask,
     Drain,
     Frame,
     ModelsAskedFor,
     ProcessesEnded,
+    Quarantined,
     Question,
     Reply,
     StandbysCounted,
@@ -106,16 +108,20 @@ class Server:
         self._on_progress = on_progress
         self._on_line = on_line or to_stderr
         self.supervisor = Supervisor(self._on_line, self._on_end)
-        self.repairs = Repairs(self.catalogue, self._prepare, self._send, self._report)
-        self._link = SupervisorLink(
-            self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined, self._on_hung,
-            self.repairs.on_damaged, on_asked_for=self._on_asked_for,
-        )  # fmt: skip
+        self._link = SupervisorLink(self.run_dir / SOCKET_NAME, self._catalogue)
+        self.repairs = Repairs(self.catalogue, self._prepare, self._link.send, self._report)
         self._loader = Loader(
             config, self.catalogue, self._link, self.repairs,
             prepare=self._prepare, prepare_all=self._prepare_all, report=self._report,
             check_running=self.check_running,
         )  # fmt: skip
+        self._link.handlers |= {
+            Ask: lambda ask: self._run(self._answer(ask)),
+            Quarantined: self._on_quarantined,
+            WorkerHung: self._on_hung,
+            ArtefactDamaged: self.repairs.on_damaged,
+            ModelsAskedFor: self._loader.asked_for,
+        }
         self._hung: set[str] = set()  # workers that were killed because they hung, and have not ended yet
         self._preparing = asyncio.Lock()
         self._preparations = 0
@@ -306,9 +312,6 @@ class Server:
             if counted.ready != before:
                 self._link.send(counted)
 
-    def _send(self, *frames: Frame) -> None:
-        self._link.send(*frames)
-
     def _on_end(self, name: str, status: int) -> None:
         self._link.send(*self._ended_counts())
         by_itself = name in self._hung
@@ -326,17 +329,12 @@ class Server:
         else:
             _log.warning("%s was stopped by a signal; no model is to blame for that", hung.worker)
 
-    def _on_quarantined(self) -> None:
+    def _on_quarantined(self, quarantined: Quarantined) -> None:
         """Restart workers without delay: the model that crashed them is not served any more."""
-        self.supervisor.reset_backoff("worker")
-
-    def _on_asked_for(self, asked: ModelsAskedFor) -> None:
-        self._loader.asked_for(asked)
+        if quarantined.why:
+            self.supervisor.reset_backoff("worker")
 
     # Questions
-
-    def _on_ask(self, ask: Ask) -> None:
-        self._run(self._answer(ask))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
