@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import resource
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -37,6 +38,7 @@ GATEWAY_FILES: Final = 42
 """With 16 connections, of clients or to accept next."""
 
 TORCH_KINDS: Final = ("torch-cpu", "cuda")
+_amount: Final = attrgetter("amount")
 _UNLIMITED: Final = 1 << 62
 _log = logging.getLogger(__name__)
 
@@ -144,10 +146,6 @@ def address_space_bytes() -> int:
 def _raise_soft(which: int, name: str, soft: int, hard: int) -> None:
     resource.setrlimit(which, (hard, hard))
     _log.debug("%s: raised from %d to %d", name, soft, hard)
-
-
-def _amount(need: Need) -> int:
-    return need.amount
 
 
 def _least(limit: int) -> int:

@@ -457,8 +457,7 @@ class Supervisor:
         """Start a child, and restart it whenever it ends, until :meth:`stop`."""
         assert launch.name not in self._kept, launch.name
         kept = self._kept[launch.name] = _Kept(launch)
-        child = self._run(kept)
-        kept.task = asyncio.get_running_loop().create_task(self._keep(kept, child))
+        kept.task = asyncio.get_running_loop().create_task(self._keep(kept, self._run(kept)))
 
     def pid(self, name: str) -> int | None:
         """The process id of a child; None while it does not run."""
