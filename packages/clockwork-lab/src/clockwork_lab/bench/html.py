@@ -272,8 +272,7 @@ def page(report: BenchReport) -> str:
         ("By model", _table(("model", *_COLUMNS), group_rows(report.models))),
     ]
     if report.reasons:
-        rows = reason_rows(report)
-        tables.insert(1, ("Not answered", _table(REASON_COLUMNS, rows)))
+        tables.insert(1, ("Not answered", _table(REASON_COLUMNS, reason_rows(report))))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

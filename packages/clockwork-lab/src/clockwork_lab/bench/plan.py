@@ -148,8 +148,7 @@ def clients(workload: Workload, seed: int) -> Iterator[tuple[int, int, int]]:
     for index, load in enumerate(workload.closed):
         total = len(load.models) * load.concurrency
         jitter = dice(seed, load.load, CLIENTS).random(total) * load.start_jitter_ns
-        starts = load.start_ns + jitter.astype(np.int64)
-        for number, start_ns in enumerate(starts.tolist()):
+        for number, start_ns in enumerate((load.start_ns + jitter.astype(np.int64)).tolist()):
             yield index, load.models[number // load.concurrency], start_ns
 
 
@@ -330,8 +329,7 @@ def _messages(
 ) -> Callable[[str, int, int], Message]:
     """A function that builds the message for a model, an SLO and a priority."""
     if options.protocol == "raw":
-        body = _raw_body(options)
-        return lambda model, slo_ns, priority: maker.raw(options.path, model, body, slo_ns)
+        return lambda model, slo_ns, priority: maker.raw(options.path, model, _raw_body(options), slo_ns)
     server: HttpMetadata | GrpcMetadata
     if options.protocol == "grpc":
         server = GrpcMetadata(address, options.headers, tls, options.tls_files)

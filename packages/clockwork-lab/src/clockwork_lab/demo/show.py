@@ -121,7 +121,8 @@ class Demo:
         for model in stage.models:
             calls = self._recorders[model.name].calls
             cases = tuple(inputs for inputs, _ in calls[:: -(-len(calls) // CASES)])
-            mixes.append(Mix(model.name, stage.instances_of(model), cases, self._batch_1_ms[model.name]))
+            instances = tuple(each.name for each in stage.instances if each.base == model.name)
+            mixes.append(Mix(model.name, instances, cases, self._batch_1_ms[model.name]))
         return mixes
 
     def _send(self, planned: DemoPlan, mixes: list[Mix], server: RunningServer, bars: Bars) -> Answers:

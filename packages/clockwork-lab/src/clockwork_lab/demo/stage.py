@@ -59,10 +59,6 @@ class Stage:
         """The model that each instance is a copy of, by name."""
         return {each.name: each.base for each in self.instances}
 
-    def instances_of(self, model: DemoModel) -> tuple[str, ...]:
-        """Names of a model's instances, the model itself first."""
-        return tuple(each.name for each in self.instances if each.base == model.name)
-
 
 def set_up(options: DemoOptions, console: Console, bars: Bars) -> Stage:
     """Download, write and compile. Raises :class:`RepositoryError` if a model cannot be compiled."""
@@ -146,8 +142,7 @@ def _tiny_repository(files: Files) -> tuple[Path, Manifest]:
     if not root.is_dir():
         root = files.root / "examples"
         tiny.write(root)
-    instances = tuple(Instance(name=m.name, base=m.name) for m in tiny.MODELS)
-    return root, Manifest(instances=instances)
+    return root, Manifest(instances=tuple(Instance(name=m.name, base=m.name) for m in tiny.MODELS))
 
 
 def _compile(root: Path, cache: Path, progress: Progress) -> tuple[ServedVersion, ...]:

@@ -198,5 +198,4 @@ MODELS: tuple[DemoModel, ...] = (
 
 def available(files: Files) -> tuple[DemoModel, ...]:
     """The models all of whose files are present."""
-    present = files.present()
-    return tuple(model for model in MODELS if present.issuperset(model.needs))
+    return tuple(model for model in MODELS if files.present().issuperset(model.needs))

@@ -134,8 +134,7 @@ def _measure(run: FigureRun, player: Player, workers: int, step_s: float) -> Rea
     cpu_s = time.process_time() - started
     first = round(WARM_S / step_s)
     rates = tuple(row[1].ok / step_s for row in tally.rows[first : first + STEPS])
-    offered = sum(count.offered for row in tally.rows for count in row)
-    return Reached(rates, cpu_s / max(1, offered))
+    return Reached(rates, cpu_s / max(1, sum(count.offered for row in tally.rows for count in row)))
 
 
 def _claims(

@@ -52,7 +52,8 @@ def fig6(run: FigureRun) -> Figure:
               _rate(MINOR, bucket_s)),
         panel("Major mean latency", "ms", _published("Major latency", "mean_latency_ms"), _latency(MAJOR)),
         panel("Minor mean latency", "ms", _published("Minor latency", "mean_latency_ms"), _latency(MINOR)),
-        panel("Major cold starts", "% of good answers", _published("Major cold starts", "percent"), _cold),
+        panel("Major cold starts", "% of good answers", _published("Major cold starts", "percent"),
+              lambda row, _: 100 * row[MAJOR].cold / row[MAJOR].ok if row[MAJOR].ok else None),
         panel("LOAD lane busy", "% of the time", _published("PCIe busy", "percent"),
               lambda _, busy: min(100.0, 100 * busy.load_ns / (bucket_s * NS_PER_S))),
         panel("EXEC lane busy", "% of the time", _published("GPU busy", "percent"),
@@ -111,10 +112,6 @@ def _rate(load: int, bucket_s: float) -> Value:
 
 def _latency(load: int) -> Value:
     return lambda row, _: to_ms(round(row[load].answered.mean_ns)) if row[load].ok else None
-
-
-def _cold(row: Sequence[Count], busy: Busy) -> float | None:
-    return 100 * row[MAJOR].cold / row[MAJOR].ok if row[MAJOR].ok else None
 
 
 def _limit(run: FigureRun, lead_s: float, hour_s: float) -> Series:

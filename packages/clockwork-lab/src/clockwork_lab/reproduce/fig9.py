@@ -38,7 +38,8 @@ def fig9(run: FigureRun, requests: int | None = None) -> Figure:
     found = [each for each in sources(run) if each.trace is None or not run.short]
     run.plan(len(everyone) * (len(found) + len(rates)))
     bucket_s = SHORT_BUCKET_S if run.short else BUCKET_S
-    warmup_s = _warmup_s(run)
+    # Excludes the first calls of thousands of models, which are all cold at once.
+    warmup_s = SHORT_WARMUP_S if run.short else WARMUP_S
     panels: list[Panel] = []
     claims: list[Claim] = []
     for source in found:
@@ -73,11 +74,6 @@ def _requests(run: FigureRun, player: Player, requests: int | None) -> int:
     if run.short:
         return SHORT_REQUESTS
     return REQUESTS if player.ours else BASELINE_REQUESTS
-
-
-def _warmup_s(run: FigureRun) -> float:
-    """Excludes the first calls of thousands of models, which are all cold at once."""
-    return SHORT_WARMUP_S if run.short else WARMUP_S
 
 
 def lost(count: Count) -> int:

@@ -247,5 +247,4 @@ class Requests:
 
 def _arrivals(rng: np.random.Generator, rate_rps: float, seconds: float) -> npt.NDArray[np.int64]:
     """When to send, in ns from the start, ascending: a Poisson process."""
-    count = rng.poisson(rate_rps * seconds)
-    return np.sort(rng.random(count) * seconds * NS_PER_S).astype(np.int64)
+    return np.sort(rng.random(rng.poisson(rate_rps * seconds)) * seconds * NS_PER_S).astype(np.int64)

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import clockwork_serve
 from clockwork_lab.reproduce.players import Player, named, players, soloists
 from clockwork_serve.controller import controller
+from clockwork_serve.devices.kinds import processor_name
 from clockwork_serve.sim import Cluster, Constants, Simulation, Tally, read_constants
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.scenario import Scenario
@@ -176,17 +177,8 @@ def commit(folder: Path) -> str:
 def machine() -> str:
     """The processor, its cores that we may use, and the memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    cores = len(os.sched_getaffinity(0))
+    return f"{processor_name()}, {cores} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}"
 
 
 def _ask(git: str, folder: Path, *words: str) -> str:

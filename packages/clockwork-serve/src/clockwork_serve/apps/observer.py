@@ -273,12 +273,13 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     from clockwork_serve.serve.http.live import LivePage, PageServer
     from clockwork_serve.sim.explain import Explanation, case_in, explain
     from clockwork_serve.sim.history import Historian, History
+    from clockwork_serve.telemetry.following import first_header
     from clockwork_serve.telemetry.live import LiveView
 
     settings, run_dir = config.settings, Path(config.run_dir)
     path = settings.journal_path(config.run_dir)
     assert path is not None, "an observer without a journal"
-    while not _has_header(path):
+    while not (path.exists() and first_header(path)):
         if stop.is_set():
             return
         await asyncio.sleep(POLL_S)
@@ -318,13 +319,6 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
         await observer.run(stop)
     finally:
         server.close()
-
-
-def _has_header(path: Path) -> bool:
-    """Whether a journal has begun."""
-    from clockwork_serve.telemetry.following import first_header
-
-    return path.exists() and first_header(path) is not None
 
 
 def _add_traces(observer: Observer, settings: Settings) -> None:

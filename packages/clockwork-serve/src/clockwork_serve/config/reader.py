@@ -63,9 +63,7 @@ def _find(
     written = environment.get(entry.variable)
     if written and not _is_service_link(entry.variable, written):
         return written, entry.variable
-    if entry.name in from_file:
-        return from_file[entry.name], file
-    return None, ""
+    return (from_file[entry.name], file) if entry.name in from_file else (None, "")
 
 
 def _read(entry: Setting, found: object, source: str) -> object:

@@ -401,7 +401,10 @@ def parse_in_steps(request: InferRequest, served: Served) -> Generator[None, Non
     if len(request.inputs) > 1:
         served.check_names([tensor.name for tensor in request.inputs])
     raw = request.raw_input_contents if walked is None else walked.raw
-    places = [_shared_ref(tensor) if tensor.parameters else None for tensor in request.inputs]
+    places = [
+        shared_ref("input", each.name, parameters_of(each.parameters)) if each.parameters else None
+        for each in request.inputs
+    ]
     sent = places.count(None)
     if raw and len(raw) != sent:
         raise InvalidRequest(
@@ -549,8 +552,3 @@ def _wish(output: Any) -> OutputWish:
     if not output.parameters:
         return OutputWish(output.name, binary=True)
     return wish_of(output.name, parameters_of(output.parameters))
-
-
-def _shared_ref(tensor: Any) -> SharedRef | None:
-    """Where an input is in shared memory, if there."""
-    return shared_ref("input", tensor.name, parameters_of(tensor.parameters))

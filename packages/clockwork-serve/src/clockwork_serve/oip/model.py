@@ -432,8 +432,7 @@ class Served:
 
     def classified(self, tensor: OutputTensor, count: int) -> OutputTensor:
         """The ``count`` best classes of an output instead of its numbers."""
-        labels = self.model.labels.get(tensor.name, ())
-        return classify(tensor, count, labels, batched=self.code.batched)
+        return classify(tensor, count, self.model.labels.get(tensor.name, ()), batched=self.code.batched)
 
     def output_bytes(self, name: str, rows: int) -> int | None:
         """What an output of so many rows takes; None where only running the model tells."""

@@ -473,9 +473,8 @@ class CreditGate:
         self._in_transit = 0  # sent and not yet acknowledged by a grant
         self._said = False  # that requests are held back, since the last grant
         self._held: dict[str, tuple[Request, int]] = {}  # held back, and since when; the oldest first
-        self._waiting: dict[
-            str, dict[str, None]
-        ] = {}  # ids of these by model, the oldest first; none is empty
+        # Ids of these by model, the oldest first; none is empty.
+        self._waiting: dict[str, dict[str, None]] = {}
         self._granted_at_ns = 0  # when credit was last granted
         self._crowded_until_ns = self._scarce_until_ns = 0
 

@@ -158,9 +158,8 @@ class _FreeList:
 
     def __init__(self, size: int) -> None:
         self.total = size
-        self._by_size: list[tuple[int, int]] = [
-            (size, 0)
-        ]  # all and only the free pieces, as (bytes, offset), sorted
+        # All and only the free pieces, as (bytes, offset), sorted.
+        self._by_size: list[tuple[int, int]] = [(size, 0)]
         self._size_at: dict[int, int] = {0: size}  # the same, by start
         self._start_at: dict[int, int] = {size: 0}  # the same, by end
 
@@ -460,8 +459,7 @@ class Calls:
 
 
 def _inputs(request_id: str, refs: tuple[TensorRef, ...], memory: memoryview) -> dict[str, npt.NDArray[Any]]:
-    shared = memory.toreadonly()
-    inputs = {ref.name: _array(request_id, ref, shared) for ref in refs}
+    inputs = {ref.name: _array(request_id, ref, memory.toreadonly()) for ref in refs}
     if len(inputs) != len(refs):
         raise BadTensors(f"request {request_id}: inputs: expected each name once, found one twice")
     return inputs

@@ -95,8 +95,7 @@ def publish(store: SharedStore, served: Sequence[ServedVersion], kept: Collectio
         )
         if (document.models, document.codes) == (known.models, known.codes):
             return known
-        place = f"{KIND}/{document.number:09}.json"
-        if store.create(place, msgspec.json.encode(document)):
+        if store.create(f"{KIND}/{document.number:09}.json", msgspec.json.encode(document)):
             return document
     raise problem(
         "store", expected="a catalogue that this builder may change", found=f"others that do, {TRIES} times",
@@ -168,8 +167,7 @@ class CatalogueCompiler(Compiler):
         code = self.cache.code(model.code_id)
         weights = model.weights
         if code is not None and code.backend != "emulated":
-            size = weights.size if code.lifted else None
-            there = self.cache.has_weights(weights.weights_id, size)
+            there = self.cache.has_weights(weights.weights_id, weights.size if code.lifted else None)
             path = str(self.cache.weights_path(weights.weights_id))
             weights = msgspec.structs.replace(weights, path=path)
         if code is None or (weights.path and not there):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
 import math
 import os
 import threading
@@ -16,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve.errors import described, printable
+from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import Code, Model, TensorSpec, Weights
 from clockwork_serve.store.cache import Cache, Compiled, compiled_of, digest_of, fine_batch_sizes
 from clockwork_serve.store.onnx.compiler import OnnxCompiler
@@ -159,11 +159,6 @@ def _folder_facts(folder: Path) -> list[tuple[str, str]]:
     return facts
 
 
-def weights_id_of(code_id: str, key: str) -> str:
-    """The id of weights without a file: unique to this model."""
-    return hashlib.sha256(f"{code_id} {key}".encode()).hexdigest()
-
-
 # ------------------------------------------------------------
 # From repository entries to served models; one that cannot be compiled is reported, and the others go on.
 
@@ -174,10 +169,6 @@ _LARGE_MODEL = 64 * MIB
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, text) after each version; the text names it and what was done."""
-
-
-def _ignore_step(text: str) -> None:
-    """The default for ``on_step``."""
 
 
 class SeenFile(Struct, frozen=True):
@@ -201,7 +192,7 @@ class Compiler:
         self.torch = TorchCompiler(cache, config)
         self._one_large = threading.Lock()
 
-    def compile(self, entry: Entry, version: int, on_step: OnStep = _ignore_step) -> ServedVersion:
+    def compile(self, entry: Entry, version: int, on_step: OnStep = lambda text: None) -> ServedVersion:
         """Compile one version. Raises ``ProblemError`` (a ``RepositoryError``) that names the model."""
         try:
             return self._compile(entry, version, on_step)
@@ -234,7 +225,8 @@ class Compiler:
         else:
             compiled, code = compile_python(entry, version, self.cache, self._config)
             path = code.path
-        weights = Weights(weights_id=weights_id_of(code.code_id, key), path=path, size=compiled.weights_bytes)
+        weights_id = hash_of(f"{code.code_id} {key}".encode())  # weights without a file: unique to this model
+        weights = Weights(weights_id=weights_id, path=path, size=compiled.weights_bytes)
         return self._served(entry, version, compiled, code, weights)
 
     def _compile_file(self, entry: Entry, version: int, on_step: OnStep) -> Compiled:

@@ -201,8 +201,7 @@ def _no_version(folder: Path, name: str, file: str) -> ProblemError:
             elif path == folder and _VERSION.fullmatch(name):
                 advice = f"{name} is a version: give the folder above that of the model, {folder.parents[1]}"
             else:
-                ending = Path(found).suffix
-                backend = _BACKEND_OF_ENDING.get(ending, "python")
+                backend = _BACKEND_OF_ENDING.get(Path(found).suffix, "python")
                 advice = f"move it to {name}/1/{FILE_OF_BACKEND[backend]}"
             where = (path / found).relative_to(folder.parent).as_posix()
             return problem("versions", expected=expected, found=where, advice=advice)
@@ -468,9 +467,7 @@ def model_config(name: str, settings: ModelSettings, code: Code, max_batch_size:
 def _version_policy(policy: VersionPolicy) -> dict[str, Any]:
     if policy.specific:
         return {"specific": {"versions": list(policy.specific)}}
-    if policy.latest is None:
-        return {"all": {}}
-    return {"latest": {"num_versions": policy.latest}}
+    return {"all": {}} if policy.latest is None else {"latest": {"num_versions": policy.latest}}
 
 
 def _data_type(spec: TensorSpec) -> str:

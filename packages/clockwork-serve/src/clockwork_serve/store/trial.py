@@ -175,8 +175,7 @@ def generate_inputs(fills: Sequence[Fill], rows: int = 1, seed: int = SEED) -> d
     random = np.random.default_rng(seed)
     arrays = {}
     for fill in fills:
-        shape = (rows, *fill.shape[1:]) if rows > 1 else fill.shape
-        arrays[fill.name] = _array(fill, shape, random)
+        arrays[fill.name] = _array(fill, (rows, *fill.shape[1:]) if rows > 1 else fill.shape, random)
     return arrays
 
 

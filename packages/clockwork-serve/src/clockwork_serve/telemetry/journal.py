@@ -361,7 +361,7 @@ class Journal:
 
     def _rotate(self) -> None:
         self._file.close()
-        names = [self.path, *(_older(self.path, age) for age in range(1, self._files))]
+        names = [self.path, *(Path(f"{self.path}.{age}") for age in range(1, self._files))]
         for newer, older in reversed(list(itertools.pairwise(names))):
             if newer.exists():
                 newer.replace(older)
@@ -430,7 +430,3 @@ def refusals_beside(path: Path) -> list[Path]:
     """Those of all gateways that are there."""
     found = path.parent.glob(f"{escape(path.name)}.{_REFUSED}*") if path.parent.is_dir() else ()
     return sorted(each for each in found if not each.suffix[1:].isdigit())
-
-
-def _older(path: Path, age: int) -> Path:
-    return path.with_name(f"{path.name}.{age}")

@@ -323,8 +323,7 @@ class LiveView(Tracks):
         if not self._boxes[lane].add(row):
             return
         self._kept_chunks += 1
-        until_us = self.now_us - self._keep_us
-        self._kept_chunks -= self._boxes[lane].forget(until_us)
+        self._kept_chunks -= self._boxes[lane].forget(self.now_us - self._keep_us)
         while self._kept_chunks * CHUNK_ROWS > self._limits.boxes:
             oldest = min(
                 (one for one in self._boxes if one.oldest_us is not None), key=lambda one: one.oldest_us or 0

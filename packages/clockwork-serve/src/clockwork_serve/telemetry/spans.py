@@ -347,12 +347,10 @@ class Spans:
             found.append(self._child(traced, f"queue {number}", since_ns, result.started_ns))
             found += self._execution(traced, sent, result)
             since_ns = result.ended_ns
-        ran = bool(traced.attempts) and traced.attempts[-1][1].status is Status.OK
-        if ran:
+        if traced.attempts and traced.attempts[-1][1].status is Status.OK:
             found.append(self._child(traced, "answer", since_ns, traced.ended_ns))
         else:
-            name = f"queue {len(traced.attempts)}"
-            found.append(self._child(traced, name, since_ns, traced.ended_ns))
+            found.append(self._child(traced, f"queue {len(traced.attempts)}", since_ns, traced.ended_ns))
         return found
 
     def _execution(self, traced: _Traced, sent: SentAction[_Traced], result: Result) -> list[Span]:
@@ -416,14 +414,12 @@ class _Refusals:
         """The steps up to that instant; ``look``: for new ones, if all that was there is read."""
         if self._next is None and look:
             self._records = numbered(self._follower)
-        while (step := self._next or self._following()) is not None:
+        steps = (record for _, record in self._records if isinstance(record, Step))
+        while (step := self._next or next(steps, None)) is not None:
             self._next = step if step.now_ns > now_ns else None
             if self._next is not None:
                 return
             yield step
-
-    def _following(self) -> Step | None:
-        return next((record for _, record in self._records if isinstance(record, Step)), None)
 
     def close(self) -> None:
         """Read no more."""

@@ -82,8 +82,7 @@ class Slo:
         if first == int(steps[-1]):
             return self._after(first)
         values = [self._after(step) for step in range(first, int(steps[-1]) + 1)]
-        of_step = np.array(values, dtype=np.int64)
-        return of_step[steps - first]  # type: ignore[no-any-return]
+        return np.array(values, dtype=np.int64)[steps - first]  # type: ignore[no-any-return]
 
     def _after(self, steps: int) -> int:
         assert self.ramp is not None

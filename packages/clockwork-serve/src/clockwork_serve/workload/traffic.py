@@ -341,8 +341,7 @@ class RatesTraffic:
     def requests(self) -> Iterator[LoggedRequest]:
         """The requests of one step after the other. Raises :class:`ConfigError`."""
         rng = np.random.Generator(np.random.PCG64(0))
-        steps = self._steps()
-        for number, ((before_ns, _), (at_ns, expected)) in enumerate(pairwise(steps), start=1):
+        for number, ((before_ns, _), (at_ns, expected)) in enumerate(pairwise(self._steps()), start=1):
             drawn = [
                 (at, model)
                 for model, count in expected.items()

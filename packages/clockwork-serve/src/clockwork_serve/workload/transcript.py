@@ -309,8 +309,7 @@ class Transcriber:
         said = []
         if self._left_out:
             said.append(f"{counted(self._left_out, 'request')} outside of the chosen part are left out")
-        mean_ns = max(1, self._latest_ns // max(1, self._seen))
-        if self._gap_ns > max(GAP_NS, GAP_TIMES * mean_ns):
+        if self._gap_ns > max(GAP_NS, GAP_TIMES * max(1, self._latest_ns // max(1, self._seen))):
             said.append(
                 f"{counted(self._gaps, 'gap')} of more than {GAP_NS // NS_PER_S} s, the longest of "
                 f"{self._gap_ns / NS_PER_S:,.0f} s before line {self._gap_line}: they are kept"

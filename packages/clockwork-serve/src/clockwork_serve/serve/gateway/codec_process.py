@@ -125,8 +125,7 @@ def answer(job: Job, text: memoryview) -> tuple[Reply, list[Buffer]]:
         # Only the JSON of the body is here. Pages that are not accessed take no memory.
         body = np.zeros(job.body_bytes, np.uint8)
         body[: len(text)] = text
-        call = parse_infer(body.data, job.header_length, job.tensors_max)
-        return _found(call)
+        return _found(parse_infer(body.data, job.header_length, job.tensors_max))
     except InvalidRequest as error:
         return Wrong(type(error).__name__, str(error)), []
     except MemoryError:

@@ -93,8 +93,7 @@ class GatewayModels:
         slo_ns = default_slo_ns(model.slo_ns, self._server_slo_ns, batch_1_ns)
         served = Served(model, added.code, slo_ns)
         self._by_version[model.name, model.version] = served
-        versions = {*self._versions.get(model.name, ()), model.version}
-        self._set_versions(model.name, versions)
+        self._set_versions(model.name, {*self._versions.get(model.name, ()), model.version})
 
     def remove(self, key: str) -> None:
         """Remove a model (``name/version``)."""

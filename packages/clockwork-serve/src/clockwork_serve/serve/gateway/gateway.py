@@ -308,7 +308,8 @@ class Gateway:
         )  # fmt: skip
         self._pending[request_id] = PendingRequest(exchange, served, call, slot, request, other_ns)
         if self._copying.begun:
-            self._copy_first(request_id)
+            copying, self._copying = self._copying, Copying()
+            self._copies.begin(request_id, copying)
         else:
             self._submit(request)
         if self._overdue.timer is None:
@@ -336,10 +337,6 @@ class Gateway:
             self._awaiting_failover.add(request.request_id, self._pending.pop(request.request_id))
         else:
             self.link.submit(request)
-
-    def _copy_first(self, request_id: str) -> None:
-        copying, self._copying = self._copying, Copying()
-        self._copies.begin(request_id, copying)
 
     def cancel(self, request_id: str) -> None:
         """The client of an open request left: stop the request; :meth:`Exchange.end` is not called."""
@@ -473,8 +470,7 @@ class Gateway:
 
         ``summarised``: the controller's summary counts for it.
         """
-        now_ns = self.clock()
-        if now_ns > deadline_ns:
+        if self.clock() > deadline_ns:
             self._refuse(exchange, Outcome.EXPIRED, Reason.NONE, OVER, key=key, deadline_ns=deadline_ns)
             return True
         shortage_ns = self.link.shortage_ns(key, deadline_ns - way_ns) if summarised else 0

@@ -61,10 +61,6 @@ class Body:
     view: memoryview
 
 
-def _nothing() -> None:
-    """The default of ``Copying.release``."""
-
-
 class Copying:
     """Tensors still to be looked at, then to be copied; False if none are left.
 
@@ -78,7 +74,7 @@ class Copying:
         self._parts: list[tuple[memoryview, memoryview]] = []
         self.begun = False  # whether anything was ever added
         self._at = 0  # bytes of the first part that are copied
-        self.release: Callable[[], None] = _nothing
+        self.release: Callable[[], None] = lambda: None
 
     def __bool__(self) -> bool:
         return bool(self._parts) or self._strings is not None

@@ -147,8 +147,7 @@ class TensorServer(MachineAcceptor):
             link.send(TransferHead(TransferKind.GONE, 0, head.transfer))
             return
         worker.reading.add(head.transfer)
-        nbytes = sum([ref.nbytes for ref in slot.tensors.refs])
-        link.queue(self._inputs(worker, head, slot), nbytes)
+        link.queue(self._inputs(worker, head, slot), sum([ref.nbytes for ref in slot.tensors.refs]))
 
     def _inputs(self, worker: _Worker, head: TransferHead, slot: Slot) -> Pieces:
         """The inputs of a slot, for as long as it is the request's and they are wanted."""

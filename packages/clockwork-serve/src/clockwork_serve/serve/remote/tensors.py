@@ -120,8 +120,7 @@ def key_of(action: Infer) -> Key:
 
 
 def _key(action: Infer, calls: Sequence[Tensors]) -> Key:
-    nbytes = sum([ref.nbytes for tensors in calls for ref in tensors.refs])
-    return (action.code_id, action.batch, nbytes)
+    return (action.code_id, action.batch, sum([ref.nbytes for tensors in calls for ref in tensors.refs]))
 
 
 # ------------------------------------------------------------

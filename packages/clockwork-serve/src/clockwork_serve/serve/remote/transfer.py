@@ -282,13 +282,11 @@ class MachineArtefacts:
         self._ask_next()
 
     def _need(self, what: str, name: str, then: Then, *, first: bool = False) -> None:
-        there = self._cache.code(name) if what == "code" else self._cache.weights_path(name).exists()
-        if there:
+        if self._cache.code(name) if what == "code" else self._cache.weights_path(name).exists():
             then("")
             return
         asked = Fetch(what=what, name=name)
-        waiting = self._waiting.setdefault(asked, [])
-        waiting.append(then)
+        self._waiting.setdefault(asked, []).append(then)
         if first and asked not in self._arriving:
             self._arrive(asked)
         self._ask_next()

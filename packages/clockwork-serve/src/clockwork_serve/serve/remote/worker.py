@@ -68,8 +68,8 @@ class MachineHost(WorkerHost):
         )
         self._artefacts = MachineArtefacts(
             Cache(settings.cache, reads_weights=False),
-            self._ask,
-            self._tell_damage,
+            self._tell,
+            self._tell,
             self.verifier.add,
             Cache(settings.cache, reads_weights=False, store=settings.store) if settings.store else None,
         )
@@ -165,8 +165,7 @@ class MachineHost(WorkerHost):
                 self.post(there)
 
         if not self._artefacts.load(action, go):
-            left_ns = action.window.latest_ns - time.monotonic_ns()
-            self._loop.call_later(waiting_s(left_ns), go, action)
+            self._loop.call_later(waiting_s(action.window.latest_ns - time.monotonic_ns()), go, action)
 
     def _on_code(self, added: CodeAdded, error: str) -> None:
         code = added.code
@@ -178,13 +177,9 @@ class MachineHost(WorkerHost):
             if spec.runs(code.backend) and self._link is not None:
                 self._link.send(CodeReady(device=spec.device, code_id=code.code_id, ok=False, message=error))
 
-    def _tell_damage(self, damaged: ArtefactDamaged) -> None:
+    def _tell(self, frame: ArtefactDamaged | Fetch) -> None:
         if self._link is not None:
-            self._link.send(damaged)
-
-    def _ask(self, asked: Fetch) -> None:
-        if self._link is not None:
-            self._link.send(asked)
+            self._link.send(frame)
 
     def _answer(self, answer: Answer) -> None:
         if isinstance(answer, ArtefactDamaged):

@@ -113,8 +113,7 @@ def _lesser(lowered: Lowered, plan: GraphPlan) -> list[GraphPlan]:
 
 def _obstacle(lowered: Lowered, trial: Trial) -> str:
     lifted = lowered.lifted
-    recurrent = bool(lifted.operators & RECURRENT_OPS)
-    tolerance = RECURRENT_TOLERANCE if recurrent else TOLERANCE
+    tolerance = RECURRENT_TOLERANCE if bool(lifted.operators & RECURRENT_OPS) else TOLERANCE
     try:
         session = open_optimised(lifted.graph)
         for inputs in variants(trial):

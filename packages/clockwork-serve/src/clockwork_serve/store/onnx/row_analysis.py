@@ -74,8 +74,7 @@ def veto(model: onnx.ModelProto, interface: Interface, fills: Sequence[Fill], si
     if graph.nodes > _MANY_NODES:
         counts = [3, counts[-1]]
     for count in counts:
-        shapes = {fill.name: (count, *fill.shape[1:]) for fill in fills}
-        reason = graph.veto(shapes, count)
+        reason = graph.veto({fill.name: (count, *fill.shape[1:]) for fill in fills}, count)
         if reason:
             return reason
     dims = {tensor.name: tensor.dims or () for tensor in interface.inputs}
@@ -164,8 +163,7 @@ class _Graph:
         scope = dict(outer) | self._constants[id(graph)]
         scope.update(zip((value.name for value in graph.input), given, strict=False))
         for node in graph.node:
-            values = self._outputs(node, scope)
-            for name, value in zip(node.output, values, strict=False):
+            for name, value in zip(node.output, self._outputs(node, scope), strict=False):
                 if name:
                     scope[name] = value
         return [scope[output.name] for output in graph.output]
@@ -220,8 +218,7 @@ class _Graph:
             settings = SIZES_AT.get(op, frozenset())
             if value is not None and value.rows is None and value.is_sized and number not in settings:
                 raise Mixes("computes with the number of rows")
-        shapes = [shape for _, shape in types]
-        call = Operation(op, version, attributes, inputs, shapes, self.count)
+        call = Operation(op, version, attributes, inputs, [shape for _, shape in types], self.count)
         found = rule(call)
         if not has_rows and not any(found):
             return self._fixed(node, version, inputs, types)

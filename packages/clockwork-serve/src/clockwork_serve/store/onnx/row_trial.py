@@ -279,9 +279,7 @@ def _nudged(array: Array, datatype: str, *, up: bool) -> Array:
 
 
 def _equal(a: Array, b: Array) -> bool:
-    if a.dtype.kind in "fc":
-        return np.array_equal(a, b, equal_nan=True)
-    return np.array_equal(a, b)
+    return np.array_equal(a, b, equal_nan=True) if a.dtype.kind in "fc" else np.array_equal(a, b)
 
 
 def _with_high(fill: Fill, high: int, low: int = 0) -> Fill:

@@ -136,8 +136,7 @@ class _Work:
                 found=f"a relative difference of {self.difference:.2g}",
                 advice="please report it with the model",
             )  # fmt: skip
-        recipe = msgspec.json.encode(packed.recipe)
-        (Path(self.job.folder) / "recipe.json").write_bytes(recipe)
+        (Path(self.job.folder) / "recipe.json").write_bytes(msgspec.json.encode(packed.recipe))
         return CompileReport(
             batch_sizes=tuple(kept), outputs=self._outputs(trial, batched=batched), fills=trial.fills,
             lost=lost, doubt=warning, folded=packed.folded, row_ns=self.row_ns, difference=self.difference,

@@ -69,8 +69,7 @@ class _Call(Operation):
 
     def axis(self, number: int, *, fresh: bool = False) -> int:
         """An argument that is an axis of the first tensor, or of one with a ``fresh`` axis."""
-        rank = len(self.tensors()[0].sizes) + fresh
-        return axis_of(self.given_as(number, "dim", default=0), rank)
+        return axis_of(self.given_as(number, "dim", default=0), len(self.tensors()[0].sizes) + fresh)
 
 
 def veto(module: torch.fx.GraphModule, inputs_of: Callable[[int], Sequence[Any]], most: int) -> str:
