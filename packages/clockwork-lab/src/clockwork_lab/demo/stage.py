@@ -51,7 +51,6 @@ class Stage:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of all registered weights."""
         return sum(served.model.weights.size for served in self.served)
 
     @property

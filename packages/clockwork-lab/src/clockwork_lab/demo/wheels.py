@@ -16,7 +16,6 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
-        """The requirement for pip."""
         return f"{self.package}=={self.version}"
 
 

@@ -28,11 +28,11 @@ class OracleRequests(Protocol):
     """Open-loop requests in any order: when sent (ns), index of their model, SLO (ns)."""
 
     @property
-    def times_ns(self) -> Sequence[int]: ...  # noqa: D102
+    def times_ns(self) -> Sequence[int]: ...
     @property
-    def models(self) -> Sequence[int]: ...  # noqa: D102
+    def models(self) -> Sequence[int]: ...
     @property
-    def slos_ns(self) -> Sequence[int]: ...  # noqa: D102
+    def slos_ns(self) -> Sequence[int]: ...
 
 
 class ModelCosts(Struct, frozen=True, kw_only=True):

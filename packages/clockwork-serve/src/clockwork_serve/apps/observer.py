@@ -121,7 +121,6 @@ class Feed:
         return False
 
     def close(self) -> None:
-        """Read no more."""
         self._records = None
         self._follower.close()
         if not self.failed:
@@ -145,7 +144,6 @@ class Observer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, feed: Feed) -> None:
-        """Feed another consumer."""
         self._feeds.append(feed)
 
     def status(self) -> dict[str, dict[str, object]]:
@@ -174,7 +172,6 @@ class Observer:
         return await loop.create_unix_server(lambda: _Connection(self), sock=bind(path))
 
     async def answer(self, line: bytes) -> bytes:
-        """What is to be said to a line."""
         try:
             asked = msgspec.json.decode(line, type=dict[str, Any])
             ask = self._ask(str(asked.get("ask")))

@@ -125,7 +125,6 @@ class Accelerator:
         return {}
 
     def close(self) -> None:
-        """Free all memory."""
         for area in self._areas:
             area.close()
 
@@ -276,7 +275,6 @@ class Clocks:
         self._thread.start()
 
     def close(self) -> None:
-        """Read no more."""
         self._ended.set()
         self._thread.join()
 
@@ -381,7 +379,6 @@ class HostPool:
         self._blobs.verify(weights)
 
     def close(self) -> None:
-        """Free everything."""
         self._blobs.close()
         self._chunks_by_path.clear()
         self._memory = None

@@ -76,7 +76,6 @@ class LaneQueue:
         return len(self.actions) + len(self.chores)
 
     def push(self, job: LaneJob, earliest_ns: int) -> None:
-        """Queue an action."""
         job.earliest_ns = earliest_ns
         actions = self.actions
         at = len(actions)
@@ -85,7 +84,6 @@ class LaneQueue:
         actions.insert(at, job)
 
     def push_chore(self, job: LaneJob, now_ns: int) -> None:
-        """Queue a chore."""
         self.chores.append((now_ns, job))
 
     def turn(self, now_ns: int) -> LaneJob | None:
@@ -138,7 +136,6 @@ class LaneQueue:
         return jobs
 
     def finish(self, now_ns: int) -> LaneJob:
-        """The running job ended."""
         job = self.running
         assert job is not None, "nothing runs on this lane"
         self.running = None

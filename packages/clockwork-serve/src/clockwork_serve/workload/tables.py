@@ -42,7 +42,6 @@ def found(value: object) -> str:
 
 
 def unfit(field: str, expected: str, value: object, remedy: str) -> FieldError:
-    """The error of one field."""
     return FieldError(field, f"expected {expected}, found {found(value)}; {remedy}")
 
 

@@ -119,7 +119,6 @@ class _Lines:
         self._first.setdefault(what, line)
 
     def notes(self) -> list[str]:
-        """What was lost, in sentences."""
         said = ["sizes of inputs are not told: each request has one row of its model's usual shape"]
         if not self._slos:
             said.append("SLOs are not told: --slo-ms gives one to all")
@@ -291,7 +290,6 @@ class LogTraffic(_Lines):
         yield from _spread(held)
 
     def notes(self) -> list[str]:
-        """What was lost, in sentences."""
         times = (
             "times are whole seconds, of the ends of requests: those of a second are spread over it evenly"
         )
@@ -382,7 +380,6 @@ class RatesTraffic:
         return found
 
     def notes(self) -> list[str]:
-        """What was lost, in sentences."""
         said = [
             "rates have no instants: those of a step are drawn as a Poisson process has them",
             "SLOs are not told: --slo-ms gives one to all",
@@ -430,7 +427,6 @@ class BenchTraffic:
             self.done_bytes = self.path.stat().st_size * (first + len(pieces[0])) // head.rows
 
     def notes(self) -> list[str]:
-        """What was lost, in sentences."""
         return ["sizes of inputs are not told: each request has one row of its model's usual shape"]
 
 

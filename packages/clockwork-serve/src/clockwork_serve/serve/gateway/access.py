@@ -241,7 +241,6 @@ class KeyRing:
         return holder
 
     def tenants(self) -> dict[str, Tenant]:
-        """All tenants of the file, by name."""
         return self._file.content.tenants
 
     def refresh(self) -> None:

@@ -143,7 +143,6 @@ class OverdueSweep:
             self.timer = self._loop.call_later(SWEEP_S, self._sweep)
 
     def close(self) -> None:
-        """Stop."""
         if self.timer is not None:
             self.timer.cancel()
 
@@ -251,7 +250,6 @@ class Gateway:
 
     @property
     def models(self) -> GatewayModels:
-        """The catalogue of served models."""
         return self.link.models
 
     def close(self) -> None:

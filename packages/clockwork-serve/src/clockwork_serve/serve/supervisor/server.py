@@ -442,7 +442,6 @@ class RunningServer:
 
     @property
     def leader(self) -> str:
-        """See :attr:`Server.leader`."""
         return self.server.leader
 
     def pid(self, name: str) -> int | None:
