@@ -24,8 +24,7 @@ from clockwork_serve.workload.tables import NO_SLO_MS
 # The tensors of requests, generated to match a model's metadata.
 
 
-WORD_BYTES: Final = 8
-"""Length of each random element of BYTES."""
+WORD_BYTES: Final = 8  # length of each random element of BYTES
 _SHAPE: Final = re.compile(r"(?:(?P<model>[^:]+):)?(?P<name>[^:]+):(?P<dims>\d+(?:,\d+)*)")
 
 

@@ -40,8 +40,7 @@ from clockwork_serve.workload.tables import FieldError, LoadTable, Ramp
 # A caller may scale a scenario's rates or end it early. All random choices are made before the run.
 
 
-REQUESTS_MAX: Final = 50_000_000
-"""The most requests of one run: 64 bytes each."""
+REQUESTS_MAX: Final = 50_000_000  # the most requests of one run: 64 bytes each
 STEPS_MAX: Final = 10_000
 CLIENTS: Final = 16
 """Number of the random stream for the start of a closed load's clients; the workload's own are below it."""
@@ -195,8 +194,7 @@ CLOSED_RPS_MAX: Final = 50_000
 CLOSED_ROWS_MAX: Final = 50_000_000
 RETRY_NS: Final = NS_PER_MS
 """How long clients of closed loads wait after a rejection without advice, if the scenario sets nothing."""
-RESERVE: Final = 4
-"""HTTP connections opened in reserve."""
+RESERVE: Final = 4  # HTTP connections opened in reserve
 SOON_NS: Final = 20 * NS_PER_MS
 """Before the run, connections are opened for the most requests due within this time."""
 GRPC_CONNECTIONS: Final = 8
@@ -251,8 +249,7 @@ class Plan:
     schedule: Schedule
     options: Options
     address: ServerAddress
-    names: dict[int, str]
-    """The server's names of the models that get requests, by the scenario's number."""
+    names: dict[int, str]  # the server's names of the models that get requests, by the scenario's number
     jobs: list[Job]
     rows: list[Rows]
 

@@ -90,8 +90,7 @@ def write(plan: Plan, ran: Ran, path: Path) -> None:
 # The sending processes as their parent sees them: it starts, synchronises, monitors and ends them.
 
 
-AHEAD_NS: Final = 200 * NS_PER_MS
-"""How far ahead of the start of the run its instant is sent to the senders."""
+AHEAD_NS: Final = 200 * NS_PER_MS  # how far ahead of the start of the run its instant is sent to the senders
 _READY_S: Final = OPEN_S + 50.0
 _POLL_S: Final = 0.005
 
@@ -273,8 +272,7 @@ class LoadSample(Struct, frozen=True, kw_only=True):
     p50_ms: float | None
     p99_ms: float | None
     lateness_p99_ms: float | None
-    bars: tuple[float, ...]
-    """Satisfaction in each of the last intervals, the newest last."""
+    bars: tuple[float, ...]  # satisfaction in each of the last intervals, the newest last
 
 
 class Live:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from clockwork_lab.reproduce.figure import Figure
     from clockwork_lab.reproduce.run import FigureRun
 
-TRACES = "CLOCKWORK_TRACES"
-"""The environment variable that names a folder of real traces, for fig9."""
+TRACES = "CLOCKWORK_TRACES"  # the environment variable that names a folder of real traces, for fig9
 _STDOUT = "-"
 _FOLDER = "figures"
 

@@ -15,8 +15,7 @@ from clockwork_serve.errors import ClockworkError
 from clockwork_serve.integrity import file_digest, hash_of
 
 LICENCE_WORDS = ("LICEN", "COPYING", "NOTICE")
-PIP_TIMEOUT_S = 600
-"""Timeout for one wheel; the largest is 84 MB."""
+PIP_TIMEOUT_S = 600  # timeout for one wheel; the largest is 84 MB
 
 
 class FetchError(ClockworkError):

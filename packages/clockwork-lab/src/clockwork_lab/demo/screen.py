@@ -20,12 +20,10 @@ from clockwork_lab.demo.report import DemoReport, ModelRow
 from clockwork_lab.demo.zoo import EXACT
 from clockwork_serve.units import MIB
 
-WIDE = 140
-"""Terminal width from which results are shown beside their numbers."""
+WIDE = 140  # terminal width from which results are shown beside their numbers
 
 
-BUSY = 0.3
-"""Load per core by other programs from which it is mentioned."""
+BUSY = 0.3  # load per core by other programs from which it is mentioned
 
 
 def progress_bar(console: Console) -> Progress:

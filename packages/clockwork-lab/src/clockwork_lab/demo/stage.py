@@ -162,8 +162,7 @@ def _compile(root: Path, cache: Path, progress: Progress) -> tuple[ServedVersion
 # Writes the demo's model repository: every real model, and copies of it with different weights.
 
 
-FORMAT = 1
-"""Incremented when the format of the repository changes."""
+FORMAT = 1  # incremented when the format of the repository changes
 
 SPREAD = 0.005
 """Standard deviation of the factors near 1 that scale rows of weights: results change but stay plausible."""
@@ -174,8 +173,7 @@ LAYERS = frozenset(
 )
 """Operators whose float constants of at least ``LEAST_ELEMENTS`` are taken for weights."""
 
-Progress = Callable[[int, int, str], None]
-"""Called with (models written, models in all, name of the last)."""
+Progress = Callable[[int, int, str], None]  # called with (models written, models in all, name of the last)
 
 
 class Instance(Struct, frozen=True, kw_only=True):

@@ -187,8 +187,7 @@ def range_best(
 MOST_SLOTS = 4096
 MOST_PAIRS = 400_000
 """The most pairs of a request and a slot that it can use; slots are made longer to stay below it."""
-EXACT_UP_TO = 512
-"""Up to this many requests, slots begin and end exactly where requests can."""
+EXACT_UP_TO = 512  # up to this many requests, slots begin and end exactly where requests can
 TURNS = 2000
 CHECKS_WITHOUT_GAIN = 10
 """The search ends after this many checks, every ``LOOK`` iterations, without an improvement by 1e-5."""

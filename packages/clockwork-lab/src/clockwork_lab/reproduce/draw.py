@@ -28,8 +28,7 @@ COLOURS: Final = {
     SeriesRole.REAL: "#2b8a3e",
 }
 _WIDE, _HIGH = 5.2, 3.6
-_MARKED_MOST = 24
-"""Curves of more points are drawn without markers."""
+_MARKED_MOST = 24  # curves of more points are drawn without markers
 _TICKS_MOST = 9
 _STYLES: Final = (("-", "o"), (":", "s"), ("-.", "^"), ((0, (5, 1, 1, 1, 1, 1)), "D"))
 _RC: Final[Any] = {

@@ -18,8 +18,7 @@ from clockwork_serve.workload.scenario import LoadTable, ModelSet, Ramp, Scenari
 KIND = "resnet50_v2"
 MODELS, MINOR_RPS, MAJOR_RPS, SLO_MS = 3600, 200.0, 1000.0, 100.0
 LEAD_S, HOUR_S, BUCKET_S = 60.0, 3600.0, 30.0
-SHORT_HOUR_S = 18.0
-"""The short form adds the hour's models within 18 s."""
+SHORT_HOUR_S = 18.0  # the short form adds the hour's models within 18 s
 LIMIT_S = 20.0
 AGREEMENT = 0.15
 MINOR, MAJOR = 0, 1

@@ -37,8 +37,7 @@ STEP_S, SHORT_STEP_S = 30.0, 0.3
 JITTER_S = 10.0
 SENSITIVE_LOAD, BATCH_LOAD = STEPPED_LOAD, 2
 
-Tallies = dict[tuple[str, str], Tally]
-"""By player and case."""
+Tallies = dict[tuple[str, str], Tally]  # by player and case
 
 
 def fig8(run: FigureRun) -> Figure:

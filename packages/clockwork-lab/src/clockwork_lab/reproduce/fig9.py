@@ -20,8 +20,7 @@ from clockwork_serve.workload.zoo import Zoo
 REQUESTS, BASELINE_REQUESTS, SHORT_REQUESTS = 21_600_000, 1_000_000, 15_000
 SWEEP_REQUESTS, SHORT_SWEEP_REQUESTS = 200_000, 4_000
 SWEEP = (0.8, 1.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.4)
-SWEEP_WARMUP_S, LIMIT_S = 20.0, 10.0
-"""Length of the interval for which the sweep's limit is computed."""
+SWEEP_WARMUP_S, LIMIT_S = 20.0, 10.0  # length of the interval for which the sweep's limit is computed
 
 LOST_MOST, BUSY_LEAST, COLD_LEAST = 5, 0.8, 0.013
 BUCKET_S, SHORT_BUCKET_S = 60.0, 0.5

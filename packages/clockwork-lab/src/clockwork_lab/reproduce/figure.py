@@ -15,20 +15,13 @@ from msgspec import Struct
 class SeriesRole(enum.StrEnum):
     """What a curve stands for; its colour follows from it."""
 
-    PAPER = "paper"
-    """As published."""
-    RELEASED = "released"
-    """Policy ``paper`` with the constants of the authors' code."""
-    MENDED = "mended"
-    """Policy ``paper`` with corrected constants: the fair baseline."""
-    DEFAULT = "default"
-    """Our policy."""
-    OTHER = "other"
-    """A policy that was asked for by name."""
-    LIMIT = "limit"
-    """What no policy can exceed."""
-    REAL = "real"
-    """Measured on this machine."""
+    PAPER = "paper"  # as published
+    RELEASED = "released"  # policy ``paper`` with the constants of the authors' code
+    MENDED = "mended"  # policy ``paper`` with corrected constants: the fair baseline
+    DEFAULT = "default"  # our policy
+    OTHER = "other"  # a policy that was asked for by name
+    LIMIT = "limit"  # what no policy can exceed
+    REAL = "real"  # measured on this machine
 
 
 class Point(Struct, frozen=True):

@@ -32,13 +32,11 @@ from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.units import MIB
 
 PROFILE: Final = "v100"
-WEIGHTS_BYTES: Final = 98 * MIB
-"""Weights of ResNet50, whose durations the profile has."""
+WEIGHTS_BYTES: Final = 98 * MIB  # weights of ResNet50, whose durations the profile has
 ROW: Final = 4
 """Numbers in an input, and in an output: tensors do not pass through the controller, so they need no size."""
 READY_S, GRACE_S, POLL_S = 60.0, 10.0, 0.02
-_CPU_CLOCK: Final = 2
-"""Linux's clock of the CPU time of a process, beside its pid in the number of a clock."""
+_CPU_CLOCK: Final = 2  # linux's clock of the CPU time of a process, beside its pid in the number of a clock
 
 
 class Processes(Struct, frozen=True):

@@ -21,13 +21,11 @@ from clockwork_serve.workload.scenario import Scenario
 from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.zoo import Zoo
 
-Progress = Callable[[int, int, str], None]
-"""Called with (done, total, text)."""
+Progress = Callable[[int, int, str], None]  # called with (done, total, text)
 
 Key = TypeVar("Key")
 
-_PARTS: Final = 100
-"""Progress of one run is reported in this many parts."""
+_PARTS: Final = 100  # progress of one run is reported in this many parts
 
 
 class FigureRun:

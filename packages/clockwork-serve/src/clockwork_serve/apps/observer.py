@@ -36,19 +36,14 @@ if TYPE_CHECKING:  # imported once this process has become an idle one
     from clockwork_serve.serve.http.live import Explain, LivePage
     from clockwork_serve.telemetry import JournalFollower, JournalHead, Step
 
-SLICE_S: Final = 0.02
-"""So long one part is fed before the next one, and the socket, have their turns."""
-POLL_S: Final = 0.1
-"""How often it looks for records, while there are none."""
-MEMORY_BYTES: Final = GIB
-"""The process may have so much; a part that wants more fails."""
+SLICE_S: Final = 0.02  # so long one part is fed before the next one, and the socket, have their turns
+POLL_S: Final = 0.1  # how often it looks for records, while there are none
+MEMORY_BYTES: Final = GIB  # the process may have so much; a part that wants more fails
 LINE_BYTES: Final = MIB
 START_NS: Final = 60 * NS_PER_S
 """It starts when others leave it a core: what ended this long before is traced, too."""
-EXPORT_S: Final = 2.0
-"""What is left of traces has so long at the end."""
-HISTORY_SHARE: Final = 2
-"""Checkpoints may take the journal's bytes divided by this."""
+EXPORT_S: Final = 2.0  # what is left of traces has so long at the end
+HISTORY_SHARE: Final = 2  # checkpoints may take the journal's bytes divided by this
 
 _log = logging.getLogger(__name__)
 

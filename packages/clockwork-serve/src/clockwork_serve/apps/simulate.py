@@ -32,8 +32,7 @@ from clockwork_serve.workload.zoo import FILES, Zoo
 
 
 MINUTE_S = 60.0
-SHORT_S = 120.0
-"""Scenarios up to this length are looked at second by second, longer ones minute by minute."""
+SHORT_S = 120.0  # scenarios up to this length are looked at second by second, longer ones minute by minute
 
 
 class SimulationQuestion(Struct, frozen=True, kw_only=True):
@@ -189,8 +188,7 @@ def _check_memory(scenario: Scenario, cluster: Cluster, zoo: Zoo, workload: Work
 # Lets a simulation run while somebody watches and may stop it. It changes nothing of its course.
 
 
-Tell = Callable[[float, float], None]
-"""Told (simulated seconds, seconds that it took)."""
+Tell = Callable[[float, float], None]  # told (simulated seconds, seconds that it took)
 
 
 class CheckFailed(ClockworkError):
@@ -287,10 +285,8 @@ class LoadReport(Struct, frozen=True, kw_only=True):
     open: int
     cold: int
     mean_batch: float | None
-    answers: Latency
-    """Answers in time."""
-    refusals: Latency
-    """All others: how long a client waited to hear that it gets nothing in time."""
+    answers: Latency  # answers in time
+    refusals: Latency  # all others: how long a client waited to hear that it gets nothing in time
 
 
 class DeviceReport(Struct, frozen=True, kw_only=True):

@@ -22,12 +22,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-INTERRUPTED: Final = 130
-"""The exit status after Ctrl-C."""
+INTERRUPTED: Final = 130  # the exit status after Ctrl-C
 _PLAIN_EVERY_S = 1.0
 _PLAIN_WIDTH = 160
-_TEXT_LEAST = 20
-"""Longer text in a table is wrapped; numbers are not."""
+_TEXT_LEAST = 20  # longer text in a table is wrapped; numbers are not
 _LINE_MAX = 64 * KIB
 _OURS = re.compile("[^\n\u00a0]+")
 """Characters between line ends and no-break spaces, which keep numbers and units together."""

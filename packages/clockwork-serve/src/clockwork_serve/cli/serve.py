@@ -55,8 +55,7 @@ _OF_CONTROLLERS = (
 _NOT_OF_CONTROLLERS = (
     "controller", "machine_name", "device", "http_port", "grpc_port", "gateways", "pin", "realtime",
 )  # fmt: skip
-FEW_ELEMENTS: Final = 32
-"""The most elements that the sample request spells out."""
+FEW_ELEMENTS: Final = 32  # the most elements that the sample request spells out
 _ONLY_BINARY: Final = frozenset({"FP16", "BF16"})
 _ZEROS: Final[dict[str, object]] = {"BOOL": False, "BYTES": ""}
 

@@ -263,8 +263,7 @@ Array = npt.NDArray[Any]
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "BYTES": np.dtype("O")}
 """OIP element types as numpy dtypes; BF16 travels as its 16 bits."""
-WIRE_LENGTH: Final = np.dtype("<u4")
-"""What stands before each string on the wire."""
+WIRE_LENGTH: Final = np.dtype("<u4")  # what stands before each string on the wire
 
 
 # ------------------------------------------------------------

@@ -54,8 +54,7 @@ from clockwork_serve.messages import Code, Infer, Load, Profile, TensorRef, Unlo
 from clockwork_serve.units import MIB, NS_PER_US, ms
 
 DEFAULT_PROFILE: Final = "v100"
-PROFILE_FILE: Final = "profile.json"
-"""The durations of a code of backend ``emulated``, in its folder."""
+PROFILE_FILE: Final = "profile.json"  # the durations of a code of backend ``emulated``, in its folder
 
 
 class CodeProfile(Struct, frozen=True, kw_only=True):

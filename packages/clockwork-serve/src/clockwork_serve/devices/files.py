@@ -44,8 +44,7 @@ class Reading:
         self._fd = fd
         self._size = size
         self._sum: Any = None if known else hashlib.sha256()
-        self.once_ns = 0
-        """How long hashing took."""
+        self.once_ns = 0  # how long hashing took
 
     def part(self, target: Bytes, start: int) -> None:
         """Fill ``target`` from offset ``start`` of the file. Releases the GIL."""

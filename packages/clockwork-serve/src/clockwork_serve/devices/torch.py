@@ -61,8 +61,7 @@ from clockwork_serve.units import MIB, align
 
 
 INDEX_FILE: Final = "index.json"
-TENSOR_START: Final = 256
-"""Alignment of tensors in the blob, in bytes, as of CUDA's allocators."""
+TENSOR_START: Final = 256  # alignment of tensors in the blob, in bytes, as of CUDA's allocators
 
 _decoder: Final = msgspec.json.Decoder(TorchIndex)  # built before there are threads
 
@@ -291,10 +290,8 @@ def one_line(error: BaseException) -> str:
 # runs alone, and copies outputs out.
 
 
-KEPT_MAX: Final = 256
-"""Retired codes whose packages are kept for reuse; each package takes about 0.5 MB."""
-Graph = tuple[Callable[[], None], list[Tensor]]
-"""A function that replays the graph, and its outputs."""
+KEPT_MAX: Final = 256  # retired codes whose packages are kept for reuse; each package takes about 0.5 MB
+Graph = tuple[Callable[[], None], list[Tensor]]  # a function that replays the graph, and its outputs
 
 _log = logging.getLogger(__name__)
 

@@ -46,15 +46,13 @@ SMALL_BYTES: Final = 16 * 1024
 """Messages up to this are left to protobuf whole: of the worst of them it makes 8,000 objects, in 0.4 ms."""
 BESIDE_TENSORS_BYTES: Final = 32 * 1024
 """Of names, shapes, parameters: what protobuf parses of a message of any size."""
-FIELDS_MAX: Final = 1024
-"""Of a message and its inputs, tensors' elements aside. A step takes a microsecond."""
+FIELDS_MAX: Final = 1024  # of a message and its inputs, tensors' elements aside. A step takes a microsecond
 VARINT_BYTES_MAX: Final = 320 * 1024
 """Of typed contents whose elements must be decoded: 150,000 bytes as ``int_contents`` fit, in 4 ms."""
 TYPED_STRINGS_MAX: Final = 8192
 """Elements of ``bytes_contents``: they are walked twice, once in this form and once in wire form, each time
 a piece at a time."""
-UNPACKED_MAX: Final = 512
-"""Pieces of typed contents: clients pack them all into one."""
+UNPACKED_MAX: Final = 512  # pieces of typed contents: clients pack them all into one
 
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _TAG_BYTES_MAX: Final = 5
@@ -370,8 +368,7 @@ def _check_beside(nbytes: int) -> None:
 # Inference messages of gRPC to calls and back.
 
 
-InferRequest = Any
-"""A ``ModelInferRequest``, or a large one as it was walked: a :class:`WalkedRequest`."""
+InferRequest = Any  # a ``ModelInferRequest``, or a large one as it was walked: a :class:`WalkedRequest`
 
 _RAW_OUTPUT_CONTENTS: Final[int] = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 _INFER_RESPONSE: Final[int] = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number

@@ -94,8 +94,7 @@ _Tensor = TypeVar("_Tensor", bound=InputTensor | OutputTensor)
 
 
 HEADER_BYTES_MAX: Final = 1024
-HEADERS_MAX: Final = 64
-"""Of one version of a model; beyond that all are forgotten."""
+HEADERS_MAX: Final = 64  # of one version of a model; beyond that all are forgotten
 _ID: Final = re.compile(rb'\{ ?"id": ?"([\x20-\x21\x23-\x5b\x5d-\x7e]+)", ?')
 
 
@@ -207,8 +206,7 @@ def _plain(tensor: InputTensor) -> bool:
 
 
 CLASSES_MAX: Final = 1 << 16
-DIMENSIONS_MAX: Final = 32
-"""Of one tensor: as many as NumPy's arrays could always have."""
+DIMENSIONS_MAX: Final = 32  # of one tensor: as many as NumPy's arrays could always have
 _DIMENSION_MAX: Final = 2**63 - 1
 
 
@@ -268,8 +266,7 @@ def any_shared(inputs: list[InputTensor], outputs: list[OutputWish] | None) -> b
     return outputs is not None and any(wish.shared is not None for wish in outputs)
 
 
-BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
-"""Types that have no form but the binary one."""
+BINARY_ONLY: Final = frozenset({"FP16", "BF16"})  # types that have no form but the binary one
 
 
 # ------------------------------------------------------------
@@ -308,8 +305,7 @@ JSON_ELEMENT_BYTES: Final = 64
 JSON_BESIDE_TENSORS: Final = 64 * 1024
 BOOLEANS_MAX: Final = 16 << 20
 """Of one tensor: each is looked at, while all others wait, 3 ms for all of them."""
-RAW_STRING_BYTES_MAX: Final = 2 << 20
-"""Of a body that is a string, which is copied behind its length."""
+RAW_STRING_BYTES_MAX: Final = 2 << 20  # of a body that is a string, which is copied behind its length
 
 
 class Checked(NamedTuple):

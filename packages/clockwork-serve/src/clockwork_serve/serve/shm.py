@@ -35,8 +35,7 @@ from clockwork_serve.units import KIB, MIB, TENSOR_ALIGN, align
 
 HEADER_BYTES: Final = 8
 """Size of a slot's header: its epoch, a little-endian unsigned integer, written and read in one piece."""
-NO_EPOCH: Final = 0
-"""The epoch in the header of a free slot; no request has it."""
+NO_EPOCH: Final = 0  # the epoch in the header of a free slot; no request has it
 
 SPARE_PIECE_MAX: Final = 16 * KIB
 SPARE_BYTES_MAX: Final = 4 * MIB

@@ -51,8 +51,7 @@ from clockwork_serve.store.settings import Damage, ModelSettings, Problem, Probl
 from clockwork_serve.store.shared import FULL, RECORDS, SharedStore, sync_folder
 from clockwork_serve.units import KIB, MIB, align
 
-LAYOUT = 6
-"""Incremented whenever the format of what is stored changes; older folders are not touched."""
+LAYOUT = 6  # incremented whenever the format of what is stored changes; older folders are not touched
 KEPT_DAMAGED = 16
 KEPT_DAMAGED_BYTES = 256 * MIB
 """How many damaged artefacts, and how many bytes of them, are kept; the oldest are deleted first."""

@@ -23,8 +23,7 @@ from clockwork_serve.store.shared import SharedStore, files_of
 from clockwork_serve.store.torch.compiler import OnStep
 
 KIND: Final = "catalogue"
-TRIES: Final = 20
-"""How often a writer begins again because another one was first."""
+TRIES: Final = 20  # how often a writer begins again because another one was first
 _DOCUMENT: Final = re.compile(r"\d{9}\.json")
 _BACKEND_OF: Final = {platform: backend for backend, platform in PLATFORMS.items()}
 

@@ -40,8 +40,7 @@ from clockwork_serve.units import MIB, ms
 # Compiles models without a graph: emulated ones, and a user's Python class, which is not imported here.
 
 
-_PYTHON_MEMORY_BYTES = 16 * MIB
-"""Memory accounted for a Python model whose configuration sets none."""
+_PYTHON_MEMORY_BYTES = 16 * MIB  # memory accounted for a Python model whose configuration sets none
 _LARGEST_SOURCE = 16 * MIB
 _METHODS = ("load", "infer", "unload")
 

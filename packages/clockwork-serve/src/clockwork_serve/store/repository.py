@@ -36,8 +36,7 @@ from clockwork_serve.store.settings import (
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
-_LARGEST_TEXT = 4 << 20
-"""Bytes of the largest configuration or label file that is read."""
+_LARGEST_TEXT = 4 << 20  # bytes of the largest configuration or label file that is read
 FILE_OF_BACKEND = {"onnx": "model.onnx", "torch": "model.pt2", "python": "model.py"}
 _BACKEND_OF_ENDING = {".onnx": "onnx", ".pt2": "torch"}
 """The version of a model file that is served by itself."""
@@ -79,8 +78,7 @@ class Repository:
     def __init__(self, root: str | os.PathLike[str], config: StoreConfig) -> None:
         self.config = config
         self.entries: tuple[Entry, ...] = ()
-        self.misplaced: tuple[Problem, ...] = ()
-        """What :meth:`find_misplaced` found at the last scan."""
+        self.misplaced: tuple[Problem, ...] = ()  # what :meth:`find_misplaced` found at the last scan
         self._alone = _file_alone(Path(root)) if is_model_file(root) else None
         if self._alone is not None:
             self.root = Path(self._alone.root)

@@ -90,8 +90,7 @@ def placed(error: ProblemError, *, model: str, version: str = "") -> ProblemErro
 # The settings of one model, from any file.
 
 
-BACKENDS = ("onnx", "torch", "python", "emulated")
-"""The backends that ``clockwork.toml`` may name."""
+BACKENDS = ("onnx", "torch", "python", "emulated")  # the backends that ``clockwork.toml`` may name
 
 
 class StoreConfig(Struct, frozen=True, kw_only=True):
@@ -205,8 +204,7 @@ FILE_NAME = "clockwork.toml"
 _LARGEST = 1e12
 """The largest number of milliseconds or megabytes, so that nanoseconds and bytes fit into 64 bits."""
 
-DIGITS_MAX = 9
-"""Digits of a batch size; Python refuses to convert thousands of digits to an int."""
+DIGITS_MAX = 9  # digits of a batch size; Python refuses to convert thousands of digits to an int
 
 
 class Table:

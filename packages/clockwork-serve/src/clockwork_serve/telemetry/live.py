@@ -44,17 +44,13 @@ from clockwork_serve.telemetry.tracks import OPEN, AskedAction, OpenRequest, Tra
 from clockwork_serve.units import NS_PER_US
 
 US_PER_S: Final = 1_000_000
-STRETCHES: Final = 600
-"""Into how many bins of counts the time that is kept is cut."""
-OLD_PIXELS: Final = 6000
-"""How fine boxes are shown, of all that is kept, whose details are no longer there."""
-SHOWN_MOST: Final = 8
-"""Models whose queues and weights a bin names: those with most."""
+STRETCHES: Final = 600  # into how many bins of counts the time that is kept is cut
+OLD_PIXELS: Final = 6000  # how fine boxes are shown, of all that is kept, whose details are no longer there
+SHOWN_MOST: Final = 8  # models whose queues and weights a bin names: those with most
 NAMES_MOST: Final = 64
 """Models and tenants that a bin counts by name; what the others did is counted together."""
 OPEN_MOST: Final = 1000
-GIVE_UP_BINS: Final = 60
-"""After so many bins, what has been open for as long as anything is kept is given up."""
+GIVE_UP_BINS: Final = 60  # after so many bins, what has been open for as long as anything is kept is given up
 REFUSED, LOST = "refused", 255
 OTHERS: Final = "(others)"
 _STATUS: Final = {status: number for number, status in enumerate(Status)}

@@ -106,8 +106,7 @@ def child_id(request_id: str, name: str) -> bytes:
 
 SETTLED_NS: Final = 3 * NS_PER_S
 """How long after an answer its gateway may still tell that it was late: that is on disk within a second."""
-LATE_MAX: Final = 100_000
-"""The most late answers that are remembered before the answer itself is read."""
+LATE_MAX: Final = 100_000  # the most late answers that are remembered before the answer itself is read
 MATES_MAX: Final = 64
 _LOADS_KEPT: Final = 4
 _log = logging.getLogger(__name__)
@@ -397,8 +396,7 @@ def _named(told: Told) -> Told:
 # A controller's journal with what gateways ended by themselves.
 
 
-LOOK_S: Final = 0.2
-"""How often it looks for what gateways wrote, while it has read all."""
+LOOK_S: Final = 0.2  # how often it looks for what gateways wrote, while it has read all
 
 
 class _Refusals:

@@ -45,8 +45,7 @@ from clockwork_serve.telemetry.perfetto import BY_NAME, BY_RANK, Args, SliceRows
 from clockwork_serve.telemetry.tracks import OPEN, AskedAction, OpenRequest, Tracks
 from clockwork_serve.units import NS_PER_S, to_ms
 
-TELL_EVERY: Final = 1024
-"""Records between two reports of progress."""
+TELL_EVERY: Final = 1024  # records between two reports of progress
 
 
 class TimelineReport(Struct, kw_only=True):

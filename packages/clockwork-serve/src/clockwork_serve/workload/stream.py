@@ -38,8 +38,7 @@ from clockwork_serve.workload.tables import NO_SLO_MS, FieldError, LoadTable, Ra
 from clockwork_serve.workload.traces import Place, trace_files, trace_load
 from clockwork_serve.workload.zoo import Zoo
 
-_MOST: Final = 1 << 16
-"""Requests in one ``Arrivals``: lists of this length cost about 7 MB."""
+_MOST: Final = 1 << 16  # requests in one ``Arrivals``: lists of this length cost about 7 MB
 
 Blocks = Callable[[], Iterator[Block]]
 

@@ -25,8 +25,7 @@ from clockwork_serve.workload.tables import NO_SLO_MS, found
 # Lines of a trace file, plain or gzipped, one at a time; it never holds a file or guesses at line ends.
 
 
-_LONGEST: Final = 1 << 20
-"""Bytes of a line; a row of the official Azure files (1,440 minutes) has some 5,000."""
+_LONGEST: Final = 1 << 20  # bytes of a line; a row of the official Azure files (1,440 minutes) has some 5,000
 _BOM: Final = b"\xef\xbb\xbf"
 _POINTER: Final = b"version https://git-lfs.github.com/"
 

@@ -37,8 +37,7 @@ _PATHS: Final = ("path", "uri", "request_uri", "url", "request")
 _SLOS: Final = ("slo_ms", "slo")
 _BENCH: Final = b"CWBENCH1"
 _ROWS: Final = 1 << 16
-_WALL_S: Final = 1e9
-"""Seconds since 1970 are more than this, and those of a run less."""
+_WALL_S: Final = 1e9  # seconds since 1970 are more than this, and those of a run less
 _MOST_ROW: Final = 64
 _LOG: Final = re.compile(
     rb"\S+ \S+ .*?\[(\d\d)/([A-Z][a-z][a-z])/(\d{4}):(\d\d):(\d\d):(\d\d) ([+-])(\d\d)(\d\d)\]"

@@ -22,13 +22,11 @@ from clockwork_serve.workload.tables import NO_SLO_MS
 from clockwork_serve.workload.trace_files import wrong
 from clockwork_serve.workload.traffic import LoggedRequest, RequestClass
 
-FOLLOWS_NS: Final = NS_PER_S
-"""A request that comes once more comes so much later at most."""
+FOLLOWS_NS: Final = NS_PER_S  # a request that comes once more comes so much later at most
 BACK_NS: Final = 60 * NS_PER_S
 """Rows may be so much earlier than those before them: logs tell of ends, and several processes write."""
 GAP_NS: Final = 60 * NS_PER_S
-GAP_TIMES: Final = 20
-"""A gap is told if it is so long, and so many times the mean one."""
+GAP_TIMES: Final = 20  # a gap is told if it is so long, and so many times the mean one
 LOADS_MAX: Final = 1000
 _BUFFERED: Final = 4096
 _NO_SLO_NS: Final = round(NO_SLO_MS * NS_PER_MS)

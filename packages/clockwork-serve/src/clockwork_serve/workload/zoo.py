@@ -25,16 +25,14 @@ from clockwork_serve.messages import DATATYPES, Code, Model, Profile, TensorSpec
 from clockwork_serve.units import MIB, NS_PER_MS
 
 DEVICE_KIND: Final = "emulated:v100"
-QUEUE_LIMIT: Final = 1 << 30
-"""Simulated queues are bounded by deadlines alone, as the paper's are."""
+QUEUE_LIMIT: Final = 1 << 30  # simulated queues are bounded by deadlines alone, as the paper's are
 
 PRECISIONS: Final = ("exact", "two_decimals", "rounded")
 _INFER: Final = re.compile(r"infer_b([1-9][0-9]{0,3})_ms")
 _NEEDED: Final = ("model", "weights_mb", "load_ms", "infer_b1_ms")
 _OPTIONAL: Final = ("input_kb", "output_kb", "precision", "in_paper")
 _NAME: Final = re.compile(r"[A-Za-z0-9_.+-]+")
-FILES: Final = (".csv", ".json")
-"""How the names of a user's own tables end."""
+FILES: Final = (".csv", ".json")  # how the names of a user's own tables end
 _FLOAT_BYTES: Final = 4
 
 

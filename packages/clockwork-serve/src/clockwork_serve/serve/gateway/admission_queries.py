@@ -23,8 +23,7 @@ REJECTIONS_LIKELY_S: Final = 1.0
 """For this long after a rejection more rejections are expected, and queries are sent without delay."""
 TIMER_S: Final = 0.001
 """Timers of the loop count milliseconds and may fire one early: no request goes on before its deadline."""
-BODY_WAIT_S: Final = 0.002
-"""A large body from a fast sender arrives within this time."""
+BODY_WAIT_S: Final = 0.002  # a large body from a fast sender arrives within this time
 
 
 class _OpenQuery:

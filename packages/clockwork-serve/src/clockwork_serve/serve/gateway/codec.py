@@ -40,8 +40,7 @@ from clockwork_serve.units import KIB, MIB
 
 INLINE_BYTES: Final = 64 * KIB
 """JSON up to this size is parsed in the loop: the worst case, brackets, takes 1 ms."""
-WAITING_BYTES: Final = 64 * MIB
-"""JSON that may be queued for the process."""
+WAITING_BYTES: Final = 64 * MIB  # JSON that may be queued for the process
 TIMEOUT_S: Final = 10.0
 """For one job: 16 MiB of the worst case take half a second. Past this the process is stuck, and killed."""
 _BUFFER_BYTES: Final = MIB

@@ -113,8 +113,7 @@ def check(
 SWEEP_S, SWEEP_LEAST_S = 0.02, 0.005
 """The interval between sweeps; shorter, but no less than the second, if a request's grace period ends
 sooner."""
-READ_S: Final = 0.001
-"""Within this time everything that was in the link's socket has been read."""
+READ_S: Final = 0.001  # within this time everything that was in the link's socket has been read
 
 
 class OverdueSweep:
@@ -179,10 +178,8 @@ class OverdueSweep:
 NO_ANSWER: Final = "no answer by the deadline"
 UNREAD: Final = "the gateway failed to read the request; see its log"
 OVER: Final = "its deadline passed before the gateway handled it"
-NAME_CHARS: Final = 200
-"""Longer names of models that nobody knows are cut where they are kept."""
-SENT_NS: Final = 10 * NS_PER_MS
-"""A response reported as sent may have left up to this much earlier."""
+NAME_CHARS: Final = 200  # longer names of models that nobody knows are cut where they are kept
+SENT_NS: Final = 10 * NS_PER_MS  # a response reported as sent may have left up to this much earlier
 PREPARED_NS: Final = 5 * NS_PER_S
 """The retry advice for a model that is still to be prepared: those asked for come first."""
 RECOVERY_NS: Final = 500 * NS_PER_MS

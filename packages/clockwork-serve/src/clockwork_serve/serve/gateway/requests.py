@@ -41,10 +41,8 @@ from clockwork_serve.units import KIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
 COPIED_AT_ONCE: Final = 512 * KIB
 """Bytes of inputs: about half a millisecond, where memory is accessed for the first time."""
 LITTLE_RESERVE: Final = 4 * KIB
-RESERVE_FADE: Final = 8
-"""The largest answer counts less by this part with each that is smaller."""
-RESERVES_MAX: Final = 1024
-"""For how many models and shapes of inputs the size of answers is remembered."""
+RESERVE_FADE: Final = 8  # the largest answer counts less by this part with each that is smaller
+RESERVES_MAX: Final = 1024  # for how many models and shapes of inputs the size of answers is remembered
 _HEADER: Final = align(HEADER_BYTES)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Tensors).decode

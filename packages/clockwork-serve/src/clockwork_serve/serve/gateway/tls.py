@@ -74,8 +74,7 @@ def _wrong(setting: str, path: str, expected: str, found: str) -> ConfigError:
 # Files that are reloaded when they change; an invalid change leaves the last valid content in force.
 
 
-REFRESH_S: Final = 2.0
-"""The interval between checks whether files changed."""
+REFRESH_S: Final = 2.0  # the interval between checks whether files changed
 
 Content = TypeVar("Content")
 _log = logging.getLogger(__name__)

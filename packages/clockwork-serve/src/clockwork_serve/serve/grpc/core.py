@@ -60,10 +60,8 @@ NEEDED: Final = {
 """What must exist in ``grpc._cython.cygrpc``."""
 ACCEPTING: Final = 64
 """Calls that may begin between two rounds of the thread; the core queues more, as its options say."""
-EVENTS_MAX: Final = 64
-"""The most events that are passed to the loop at once."""
-LARGE_BYTES: Final = 64 * 1024
-"""Of messages longer than this, one is handled in a turn of the loop."""
+EVENTS_MAX: Final = 64  # the most events that are passed to the loop at once
+LARGE_BYTES: Final = 64 * 1024  # of messages longer than this, one is handled in a turn of the loop
 CHECK_S: Final = 10.0
 """Timeout of the check at start. It takes 20 ms, unless there is no free core, or grpcio is not as
 expected."""
@@ -83,8 +81,7 @@ _NO_FLAGS: Final = 0
 _OK: Final = 0
 _FOREVER_S: Final = 1e12
 
-Operations = tuple[Any, ...] | Callable[[], tuple[Any, ...]]
-"""A batch, or what creates it at its start."""
+Operations = tuple[Any, ...] | Callable[[], tuple[Any, ...]]  # a batch, or what creates it at its start
 
 
 class CoreTransport:

@@ -26,8 +26,7 @@ from clockwork_serve.serve.grpc.call import (
     Transport,
 )
 
-SWEEP_S: Final = 5.0
-"""The longest interval between checks for clients that send nothing."""
+SWEEP_S: Final = 5.0  # the longest interval between checks for clients that send nothing
 SUPPORTED_GRPCIO: Final = ">=1.66,<1.86"
 """The versions of grpcio whose core is known to do as ``core`` expects; ``pyproject.toml`` requires these."""
 FALL_BACK_VARIABLE: Final = "CLOCKWORK_GRPC_AIO"

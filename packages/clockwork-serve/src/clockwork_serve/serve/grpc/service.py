@@ -220,8 +220,7 @@ REFLECTION: Final[dict[str, Callable[..., Any]]] = {"ServerReflectionInfo": _ref
 # The gRPC server of a gateway, on the gateway's own loop.
 
 
-_STREAMED_MAX: Final = 128
-"""Requests of one stream without a response, above which no more is read from it."""
+_STREAMED_MAX: Final = 128  # requests of one stream without a response, above which no more is read from it
 _ModelConfig: Final = message("inference.ModelConfig")
 _RegionStatus: Final = message("inference.SystemSharedMemoryStatusResponse.RegionStatus")
 

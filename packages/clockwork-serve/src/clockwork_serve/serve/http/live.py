@@ -43,8 +43,7 @@ TENANT_HEADER: Final = b"clockwork-tenant"
 FRAME_S: Final = 0.2
 GAP_FRAMES: Final = 25
 """A reader that missed so many is told that there is a gap, and asks for what it wants to see."""
-STALLED_FRAMES: Final = 300
-"""A reader that missed so many is gone."""
+STALLED_FRAMES: Final = 300  # a reader that missed so many is gone
 HEAD_BYTES: Final = 16 * KIB
 PIXELS_MOST: Final = 10_000
 CONNECTIONS: Final = 256

@@ -117,8 +117,7 @@ def _failure(response: InferResponse, headers: bytes) -> HttpResponse:
 # sent uncompressed, which HTTP allows.
 
 
-LEAST_BYTES: Final = KIB
-"""Smaller bodies fit into one packet anyway."""
+LEAST_BYTES: Final = KIB  # smaller bodies fit into one packet anyway
 INLINE_BYTES: Final = 4 * KIB
 """Bodies up to this size are compressed in the loop, in at most 0.1 ms: handing them to a thread takes as
 long."""

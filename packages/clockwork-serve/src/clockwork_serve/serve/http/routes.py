@@ -42,8 +42,7 @@ from clockwork_serve.units import KIB
 # Endpoints beside inference, for any protocol: health, metadata, statistics, control. Stateless.
 
 
-LOAD_TIMEOUT_S = 600.0
-"""A model may have to be compiled first."""
+LOAD_TIMEOUT_S = 600.0  # a model may have to be compiled first
 
 
 class RouteRefused(ClockworkError):
@@ -310,10 +309,8 @@ def _find(url: bytes) -> Route | None:
             return None if endpoint is None else Route(method, endpoint)
 
 
-_TARGET: Final = re.compile(rb"[!-~]{1,2048}")
-"""What is passed on: nothing that could be the end of a line."""
-_PATH_MAX: Final = 4 * KIB
-"""More than any names need; decoding 30 KiB of percent signs takes milliseconds."""
+_TARGET: Final = re.compile(rb"[!-~]{1,2048}")  # what is passed on: nothing that could be the end of a line
+_PATH_MAX: Final = 4 * KIB  # more than any names need; decoding 30 KiB of percent signs takes milliseconds
 _remembered: Final = lru_cache(maxsize=4096)(_find)
 
 

@@ -226,8 +226,7 @@ class AcceptedConnection(asyncio.Protocol):
 
 
 BACKLOG: Final = 1024
-SHUTDOWN_S: Final = 5.0
-"""How long a client may take for the TLS shutdown."""
+SHUTDOWN_S: Final = 5.0  # how long a client may take for the TLS shutdown
 
 _log = logging.getLogger(__name__)
 
@@ -352,19 +351,15 @@ def listening_socket(host: str, port: int, *, reuse_port: bool) -> socket.socket
 READ_BYTES: Final = 256 * KIB
 UNPACK_BYTES: Final = KIB
 """Compressed bodies above this are decompressed in a thread: they may become a thousand times as large."""
-ENDPOINT_BYTES: Final = 64 * KIB
-"""The largest body of a request other than inference."""
-MIXED_JSON_BYTES: Final = MIB
-"""The most JSON before binary data, which is copied."""
+ENDPOINT_BYTES: Final = 64 * KIB  # the largest body of a request other than inference
+MIXED_JSON_BYTES: Final = MIB  # the most JSON before binary data, which is copied
 _MUCH_FOR_AN_ENDPOINT: Final = (
     f"body: expected at most {ENDPOINT_BYTES} bytes here, found more; send less in it"
 )
 REFUSED_AT_ONCE: Final = 8
 """Connections with a refusal that are read again in one turn of the loop: two milliseconds of 600 kB each."""
-GIVEN_BACK_BYTES: Final = 4 * MIB
-"""The memory of bodies that is given back to the system at once, in 0.4 ms."""
-SWEEP_S: Final = 1.0
-"""The interval between checks of connections' time limits."""
+GIVEN_BACK_BYTES: Final = 4 * MIB  # the memory of bodies that is given back to the system at once, in 0.4 ms
+SWEEP_S: Final = 1.0  # the interval between checks of connections' time limits
 QUIET_S: Final = 5.0
 """Who has asked nothing for so long makes room, where there is none, like those who have not asked yet."""
 SPARE_CONNECTIONS: Final = 64

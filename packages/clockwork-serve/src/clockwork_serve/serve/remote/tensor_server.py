@@ -24,8 +24,7 @@ from clockwork_serve.serve.remote.tensor_link import (
     pieces_of,
 )
 
-TRANSFERS_MAX: Final = 4096
-"""Open transfers of one worker: far more than it has requests at a time."""
+TRANSFERS_MAX: Final = 4096  # open transfers of one worker: far more than it has requests at a time
 
 _log = logging.getLogger(__name__)
 

@@ -139,8 +139,7 @@ class IncomingArtefact:
 # Artefacts of a remote worker: taken from its own cache, or fetched from the server once.
 
 
-AT_ONCE: Final = 2
-"""Artefacts fetched at a time, so that the network is not idle between two."""
+AT_ONCE: Final = 2  # artefacts fetched at a time, so that the network is not idle between two
 
 _log = logging.getLogger(__name__)
 

@@ -90,8 +90,7 @@ def heard_soon(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, silence_s=STANDBY_SILENCE_S)
 
 
-GPU_SHARE: Final = 0.8
-"""Of a GPU's free memory; the rest is for workspace, inputs and outputs."""
+GPU_SHARE: Final = 0.8  # of a GPU's free memory; the rest is for workspace, inputs and outputs
 GPU_PAGE: Final = 16 * MIB
 _SIZES = {
     "device_memory": "memory_bytes",

@@ -54,13 +54,10 @@ if TYPE_CHECKING:
 # The child writes its progress to stdout, one JSON record a line, and its result to a file.
 
 
-LOAD_NICE: Final = 10
-"""Niceness at which models are compiled while others are served."""
+LOAD_NICE: Final = 10  # niceness at which models are compiled while others are served
 URGENT_MAX: Final = 32
-PART_S: Final = 0.5
-"""How often what is ready is written, if parts are wanted."""
-RESULT: Final = "prepared"
-"""The name under which the result file is sealed."""
+PART_S: Final = 0.5  # how often what is ready is written, if parts are wanted
+RESULT: Final = "prepared"  # the name under which the result file is sealed
 
 _log = logging.getLogger(__name__)
 

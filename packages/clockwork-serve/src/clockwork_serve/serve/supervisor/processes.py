@@ -151,8 +151,7 @@ def _responsive_s(before: ThreadState, now: ThreadState) -> float:
 # when the thread that started them ends.
 
 
-FAST_S: Final = 5.0
-"""A child that lived for less died fast: it probably never worked."""
+FAST_S: Final = 5.0  # a child that lived for less died fast: it probably never worked
 FAST_DEATHS: Final = 5
 """After this many fast deaths in a row the child keeps failing: another restart will not help."""
 RETRY_S: Final = 0.1
@@ -588,8 +587,7 @@ def describe_exit(status: int) -> str:
 # The processes of a server, and the configuration of each.
 
 
-OBSERVER: Final = "clockwork_serve.apps.observer"
-"""Its module, which no part of the server needs."""
+OBSERVER: Final = "clockwork_serve.apps.observer"  # its module, which no part of the server needs
 
 
 def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int]) -> list[Launch]:

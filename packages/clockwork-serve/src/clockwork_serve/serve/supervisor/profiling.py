@@ -44,8 +44,7 @@ TIME_LIMIT_S: Final = 120.0
 TRIES: Final = 2
 """If this many models of one code crash the process that measures them, the others are not tried."""
 
-REPLY_BYTES: Final = 64
-"""The most of a reply of the process that forks those which measure."""
+REPLY_BYTES: Final = 64  # the most of a reply of the process that forks those which measure
 
 
 class Crashed(Exception):

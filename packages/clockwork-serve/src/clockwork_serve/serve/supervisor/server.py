@@ -67,12 +67,10 @@ _log = logging.getLogger(__name__)
 
 
 POLL_S: Final = 0.02
-CHECK_S: Final = 1.0
-"""How often it is looked whether a controller by itself keeps failing."""
+CHECK_S: Final = 1.0  # how often it is looked whether a controller by itself keeps failing
 STANDBY_POLL_S: Final = 0.25
 """How often it is looked how many controllers stand by: the watchdog sends its beats as often."""
-PROBES: Final = 4
-"""Of each gateway on average, before all are taken for ready."""
+PROBES: Final = 4  # of each gateway on average, before all are taken for ready
 STOP_GRACE_S: Final = 5.0
 
 
@@ -386,8 +384,7 @@ class Stopping:
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         self.forced = asyncio.Event()
-        self.signal = signal.SIGTERM
-        """The last signal."""
+        self.signal = signal.SIGTERM  # the last signal
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)

@@ -41,13 +41,11 @@ from clockwork_serve.serve.worker.crash_report import create_recorder
 from clockwork_serve.serve.worker.lanes import Answer, LaneExecutors
 from clockwork_serve.worker import ControllerFound, ControllerLost, Stop, Worker, WorkerEvent
 
-REPORT_INTERVAL_S: Final = 5.0
-"""How often the counters of devices are sent to the controller."""
+REPORT_INTERVAL_S: Final = 5.0  # how often the counters of devices are sent to the controller
 PRUNE_INTERVAL_S: Final = 2.0
 """How often shared memory of dead gateways is unmapped; a worker without new requests would keep it."""
 _IDLE_POLL_S: Final = 0.005
-LAST_WORDS_S: Final = 2.0
-"""How long what was answered may take to be read before the process ends."""
+LAST_WORDS_S: Final = 2.0  # how long what was answered may take to be read before the process ends
 
 _log = logging.getLogger(__name__)
 
@@ -307,8 +305,7 @@ class WorkerHost:
 # it works.
 
 
-SLEEP_FACTOR: Final = 3
-"""The thread sleeps this many times as long as it worked."""
+SLEEP_FACTOR: Final = 3  # the thread sleeps this many times as long as it worked
 SLEEP_MIN_S: Final = 0.001
 
 

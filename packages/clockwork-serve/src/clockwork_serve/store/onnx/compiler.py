@@ -47,8 +47,7 @@ from clockwork_serve.units import MIB, align
 # A model optimised and lifted, verified to give the same results.
 
 
-TOLERANCE = 1e-5
-"""Largest relative difference between a lifted graph's results and an ordinary session's."""
+TOLERANCE = 1e-5  # largest relative difference between a lifted graph's results and an ordinary session's
 RECURRENT_TOLERANCE = 5e-4
 """The same for recurrent graphs: with weights as inputs their kernels sum in another order."""
 _NOISE_FACTOR = 2

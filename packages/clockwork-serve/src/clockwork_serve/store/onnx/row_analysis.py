@@ -32,16 +32,13 @@ from clockwork_serve.store.onnx.row_values import (
 from clockwork_serve.store.onnx.weights import is_weight
 from clockwork_serve.store.trial import Fill, Interface
 
-_MOST_STEPS = 64
-"""Iterations of a loop that are walked; by then it must have reached a fixed point."""
-_OTHER_SIZE = 2
-"""Added to dimensions that requests choose, so that nothing holds only for the trial's size."""
+_MOST_STEPS = 64  # iterations of a loop that are walked; by then it must have reached a fixed point
+_OTHER_SIZE = 2  # added to dimensions that requests choose, so that nothing holds only for the trial's size
 _MANY_NODES = 5000
 """Larger graphs (walking one takes a second and more) are analysed at fewer numbers of rows."""
 _MOST_STEPS_WALKED = 10_000
 """The most operators walked in loops (4 s here): a small file can contain loops without end."""
-_WALKS = 10
-"""More walks of a graph than there are numbers of rows."""
+_WALKS = 10  # more walks of a graph than there are numbers of rows
 _ANALYSIS_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError,
     ValueError, onnx.defs.SchemaError, shape_inference.InferenceError,

@@ -25,8 +25,7 @@ from clockwork_serve.store.onnx.row_values import (
 
 Rule = Callable[[Operation], list[RowAxis | None]]
 Found = list[RowAxis | None]
-Pairs = list[tuple[Value | None, Sequence[Label]]]
-"""Values, and labels of their axes."""
+Pairs = list[tuple[Value | None, Sequence[Label]]]  # values, and labels of their axes
 
 ELEMENTWISE = (
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd",

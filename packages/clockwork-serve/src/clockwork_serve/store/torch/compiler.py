@@ -35,8 +35,7 @@ from clockwork_serve.store.torch.program import BlobRecipe, Bytes, Program, read
 from clockwork_serve.store.torch.target import resolved, torch_version
 from clockwork_serve.units import KIB
 
-OnStep = Callable[[str], None]
-"""Called with the current step of a compilation."""
+OnStep = Callable[[str], None]  # called with the current step of a compilation
 
 _LINE_MAX = 64 * KIB
 _LINES_KEPT = 20

@@ -13,8 +13,7 @@ from clockwork_serve.store.torch.archive import refuse
 from clockwork_serve.store.torch.program import Program, renamed
 from clockwork_serve.store.trial import Dim, Fill, GraphTensor, Interface
 
-BATCH = "batch"
-"""The name of the batch dimension in a plan, whatever the program calls it."""
+BATCH = "batch"  # the name of the batch dimension in a plan, whatever the program calls it
 
 
 class TorchPlan(Struct, frozen=True, kw_only=True):

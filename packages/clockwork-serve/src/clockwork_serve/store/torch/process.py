@@ -38,10 +38,8 @@ from clockwork_serve.store.torch.rows import veto
 from clockwork_serve.store.torch.target import target_here
 from clockwork_serve.store.trial import GraphTensor, Interface, Trial, find_trial, generate_inputs
 
-_LEAST_GAIN = 0.03
-"""Share of the time per row that a batch size must save over the next smaller one kept."""
-_MOST_WITHOUT_GAIN = 2
-"""After so many batch sizes without a gain, only the largest is tried."""
+_LEAST_GAIN = 0.03  # share of the time per row that a batch size must save over the next smaller one kept
+_MOST_WITHOUT_GAIN = 2  # after so many batch sizes without a gain, only the largest is tried
 
 
 def main() -> int:

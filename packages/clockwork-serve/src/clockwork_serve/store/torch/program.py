@@ -25,8 +25,7 @@ from clockwork_serve.units import align
 # are copied, and the normalisation that follows a convolution is folded into its constants.
 
 
-BLOB_ALIGN = 256
-"""Alignment of tensors in a blob, as loads of a GPU require."""
+BLOB_ALIGN = 256  # alignment of tensors in a blob, as loads of a GPU require
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 

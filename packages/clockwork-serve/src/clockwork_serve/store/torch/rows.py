@@ -45,10 +45,8 @@ from clockwork_serve.store.onnx.row_values import (
     regrouped,
 )
 
-_VERSION = 1 << 30
-"""What ONNX's rules take for the version of an operator: the newest."""
-COUNTS = (2, 3, 5)
-"""Numbers of rows that are analysed: programs are specialised for each that is served."""
+_VERSION = 1 << 30  # what ONNX's rules take for the version of an operator: the newest
+COUNTS = (2, 3, 5)  # numbers of rows that are analysed: programs are specialised for each that is served
 
 
 @dataclass(slots=True, kw_only=True)
