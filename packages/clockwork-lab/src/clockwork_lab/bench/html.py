@@ -96,12 +96,9 @@ def logarithmic(title: str, values: Sequence[float]) -> Axis:
 
 
 def plot(
-    curves: Sequence[PlottedCurve],
-    x: Axis,
-    y: Axis,
-    marks: Sequence[tuple[float, str]] = (),
+    curves: Sequence[PlottedCurve], x: Axis, y: Axis, marks: Sequence[tuple[float, str]] = (),
     shaded: tuple[float, str] | None = None,
-) -> str:
+) -> str:  # fmt: skip
     """The picture; ``marks`` are lines across it at some y, ``shaded`` is grey from the left up to some x."""
     across = x.scale(_LEFT, WIDE - _RIGHT)
     down = y.scale(HIGH - _BOTTOM, _TOP)

@@ -88,14 +88,9 @@ class Schedule:
 
 
 def make_schedule(
-    scenario: Scenario,
-    *,
-    seed: int,
-    traces: Path | None = None,
-    rate_scale: float = 1.0,
-    seconds: float | None = None,
-    most: int = REQUESTS_MAX,
-) -> Schedule:
+    scenario: Scenario, *, seed: int, traces: Path | None = None, rate_scale: float = 1.0,
+    seconds: float | None = None, most: int = REQUESTS_MAX,
+) -> Schedule:  # fmt: skip
     """Draw all requests, at most ``most``. Raises :class:`ConfigError`."""
     if seconds is not None and scenario.warmup_s >= seconds:
         raise ConfigError(
@@ -123,11 +118,9 @@ def make_schedule(
     }
     before = int(np.searchsorted(joined["times_ns"], end_ns))
     return Schedule(
-        workload=workload,
-        **{name: column[:before] for name, column in joined.items()},
-        end_ns=end_ns,
+        workload=workload, **{name: column[:before] for name, column in joined.items()}, end_ns=end_ns,
         warmup_ns=workload.warmup_ns,
-    )
+    )  # fmt: skip
 
 
 def slo_steps(load: ClosedLoad, end_ns: int) -> list[tuple[int, int]]:
@@ -317,12 +310,9 @@ def _address(options: Options) -> ServerAddress:
 
 
 def _messages(
-    maker: Maker,
-    options: Options,
-    names: Mapping[str, str],
-    address: ServerAddress,
+    maker: Maker, options: Options, names: Mapping[str, str], address: ServerAddress,
     tls: ssl.SSLContext | None,
-) -> Callable[[str, int, int], Message]:
+) -> Callable[[str, int, int], Message]:  # fmt: skip
     """A function that builds the message for a model, an SLO and a priority."""
     if options.protocol == "raw":
         return lambda model, slo_ns, priority: maker.raw(options.path, model, _raw_body(options), slo_ns)

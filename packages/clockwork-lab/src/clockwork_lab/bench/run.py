@@ -47,11 +47,9 @@ class Ran:
 
 
 def run(
-    plan: Plan,
-    *,
-    show: Callable[[LoadSample], None] = lambda moment: None,
+    plan: Plan, *, show: Callable[[LoadSample], None] = lambda moment: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Ran:
+) -> Ran:  # fmt: skip
     """Run the plan to its end, or until ``stopped()``, which is polled; requests in flight are awaited.
 
     Raises :class:`Unreachable`, or :class:`SenderFailed` if a sending process ends by itself.

@@ -34,16 +34,9 @@ class Sender:
     """The event loop. Wires use its public fields; instants in the columns are relative to ``start_ns``."""
 
     def __init__(
-        self,
-        job: Job,
-        rows: Rows,
-        ends: Ends,
-        *,
-        wire: type[LoadConnection],
-        prepared: Any,
-        tls: ssl.SSLContext | None,
-        stop_fd: int,
-    ) -> None:
+        self, job: Job, rows: Rows, ends: Ends, *, wire: type[LoadConnection], prepared: Any,
+        tls: ssl.SSLContext | None, stop_fd: int,
+    ) -> None:  # fmt: skip
         found = socket.getaddrinfo(job.ip, job.port, type=socket.SOCK_STREAM)[0]
         self.family, self.place = found[0], found[4]
         self.host = job.host

@@ -29,15 +29,10 @@ BUSY = 0.3  # load per core by other programs from which it is mentioned
 def progress_bar(console: Console) -> Progress:
     """Progress bars for the steps, removed when they are done."""
     return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
-        console=console,
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("{task.fields[note]}", style="dim"), console=console,
         transient=True,
-    )
+    )  # fmt: skip
 
 
 def show(report: DemoReport, console: Console) -> None:

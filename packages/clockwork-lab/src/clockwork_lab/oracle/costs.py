@@ -68,15 +68,9 @@ class Costs:
     )  # fmt: skip
 
     def __init__(
-        self,
-        requests: OracleRequests,
-        models: Sequence[ModelCosts],
-        network: Network,
-        *,
-        loads_from_ns: int | None,
-        most_pages: int,
-        weights: Sequence[float] | None,
-    ) -> None:
+        self, requests: OracleRequests, models: Sequence[ModelCosts], network: Network, *,
+        loads_from_ns: int | None, most_pages: int, weights: Sequence[float] | None,
+    ) -> None:  # fmt: skip
         """``loads_from_ns``: no LOAD starts earlier; None: weights may be resident from the start.
 
         ``most_pages``: the most pages that a device has.

@@ -128,12 +128,9 @@ def _panel(kind: str, what: str, errors: Errors) -> Panel:
             limit = tail(errors.shares_in_hindsight(), over=over, unit=0.01)
             series.append(_real(f"in hindsight: {side}", variant, limit, SeriesRole.LIMIT))
     return Panel(
-        name=f"{kind} duration, share" if share else f"{kind} {what}",
-        x_label=NINES_LABEL,
-        y_label="% of the duration" if share else "ms",
-        series=tuple(series),
-        y_log=True,
-    )
+        name=f"{kind} duration, share" if share else f"{kind} {what}", x_label=NINES_LABEL,
+        y_label="% of the duration" if share else "ms", series=tuple(series), y_log=True,
+    )  # fmt: skip
 
 
 def _at_nines(series: Series, unit: float) -> Series:

@@ -49,13 +49,11 @@ def fig11(run: FigureRun) -> Figure:
     ours = _as_published(players((CAP,))[-1])
     real = fig11_real.measure(run, ours)
     return structs.replace(
-        virtual,
-        title="goodput through one controller, emulated workers, virtual and real time",
+        virtual, title="goodput through one controller, emulated workers, virtual and real time",
         setup={**virtual.setup, "in real time": fig11_real.experiment(run, ours)},
         panels=(*virtual.panels, *fig11_real.panels(real)),
-        claims=(*virtual.claims, *fig11_real.claims(real)),
-        notes=(*virtual.notes, *fig11_real.NOTES),
-    )
+        claims=(*virtual.claims, *fig11_real.claims(real)), notes=(*virtual.notes, *fig11_real.NOTES),
+    )  # fmt: skip
 
 
 def fig11_virtual(run: FigureRun) -> Figure:

@@ -195,13 +195,10 @@ def _panel(
     *, y_log: bool = False,
 ) -> Panel:  # fmt: skip
     return Panel(
-        name=f"{name}, threads at once",
-        x_label="threads",
-        y_label=y_label,
+        name=f"{name}, threads at once", x_label="threads", y_label=y_label,
         series=(published, _real((float(threads), read(crowd)) for threads, crowd in crowds.items())),
-        x_log=True,
-        y_log=y_log,
-    )
+        x_log=True, y_log=y_log,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------

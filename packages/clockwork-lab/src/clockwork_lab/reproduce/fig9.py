@@ -88,11 +88,9 @@ def _panels(
     ) -> Panel:
         ours = [player.series(_minutes(tallies[player.name], read, bucket_s)) for player in everyone]
         return Panel(
-            name=f"{source.name}: {what}",
-            x_label="minutes",
-            y_label=y_label,
+            name=f"{source.name}: {what}", x_label="minutes", y_label=y_label,
             series=(*_published(published, ours), *ours, *limit),
-        )
+        )  # fmt: skip
 
     longest = max(tallies.values(), key=lambda tally: len(tally.rows))
     offered = Series(
@@ -163,10 +161,8 @@ def _sweep(
             rate = source.rate_rps * factor
             tally = run.simulate(
                 source.scenario(count / rate, SHORT_WARMUP_S if run.short else SWEEP_WARMUP_S, rate),
-                player,
-                devices=DEVICES,
-                base=source.folder,
-            )
+                player, devices=DEVICES, base=source.folder,
+            )  # fmt: skip
             ended = tally.loads[0]
             pairs.append((rate, 100 * lost(ended) / max(1, ended.ended)))
         ours.append(player.series(pairs))
@@ -245,12 +241,9 @@ class TraceSource(Struct, frozen=True, kw_only=True):
                       cap_share=REAL_CAP, slo_ms=SLO_MS)
         )  # fmt: skip
         return Scenario(
-            name=f"{self.name} at {rate:g} r/s",
-            seconds=warmup_s + seconds,
-            warmup_s=warmup_s,
-            models=self.models,
-            loads=(load,),
-        )
+            name=f"{self.name} at {rate:g} r/s", seconds=warmup_s + seconds, warmup_s=warmup_s,
+            models=self.models, loads=(load,),
+        )  # fmt: skip
 
 
 def sources(run: FigureRun) -> list[TraceSource]:

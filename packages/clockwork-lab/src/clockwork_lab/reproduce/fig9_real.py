@@ -227,9 +227,7 @@ def _store(code: Code, row: ZooModel, folder: Path) -> Code:
     folder.mkdir()
     (folder / PROFILE_FILE).write_bytes(profile)
     return structs.replace(
-        code,
-        path=str(folder),
-        files=(CodeFile(PROFILE_FILE, hash_of(profile)),),
+        code, path=str(folder), files=(CodeFile(PROFILE_FILE, hash_of(profile)),),
         inputs=(TensorSpec(name="x", datatype="FP32", shape=(ROW,)),),
         outputs=(TensorSpec(name="y", datatype="FP32", shape=(ROW,)),),
-    )
+    )  # fmt: skip

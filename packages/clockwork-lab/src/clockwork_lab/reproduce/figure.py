@@ -161,11 +161,9 @@ def _table() -> dict[Key, tuple[Point, ...]]:
 def curve(figure: str, series: str, y_name: str, *, name: str = "", variant: int = 0) -> Series:
     """One published curve; KeyError if there is none of that name."""
     return Series(
-        name=name or f"published: {series}",
-        role=SeriesRole.PAPER,
-        points=_table()[figure, series, y_name],
+        name=name or f"published: {series}", role=SeriesRole.PAPER, points=_table()[figure, series, y_name],
         variant=variant,
-    )
+    )  # fmt: skip
 
 
 def value(figure: str, series: str, y_name: str, x: float) -> float:

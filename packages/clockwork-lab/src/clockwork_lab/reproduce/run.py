@@ -36,14 +36,9 @@ class FigureRun:
     """
 
     def __init__(
-        self,
-        *,
-        seed: int = 1,
-        short: bool = False,
-        progress: Progress | None = None,
-        traces: Path | None = None,
-        policies: Sequence[str] = (),
-    ) -> None:
+        self, *, seed: int = 1, short: bool = False, progress: Progress | None = None,
+        traces: Path | None = None, policies: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.seed = seed
         self.policies = policies
         self.short = short
@@ -81,15 +76,9 @@ class FigureRun:
             self._progress(self._done * _PARTS, max(self._planned, self._done) * _PARTS, text)
 
     def simulate(
-        self,
-        scenario: Scenario,
-        player: Player,
-        *,
-        devices: int,
-        bucket_s: float = 0.0,
-        cluster: Cluster | None = None,
-        base: Path | None = None,
-    ) -> Tally:
+        self, scenario: Scenario, player: Player, *, devices: int, bucket_s: float = 0.0,
+        cluster: Cluster | None = None, base: Path | None = None,
+    ) -> Tally:  # fmt: skip
         """Run the scenario under one policy on the paper's GPUs, cold; traces are in ``base``.
 
         ``cluster`` replaces the paper's GPUs.
@@ -98,27 +87,19 @@ class FigureRun:
         self._notes.update(dict.fromkeys(workload.notes))
         text = f"{scenario.name}, {player.name}"
         simulation = Simulation(
-            workload=workload,
-            zoo=self.zoo,
-            cluster=cluster or Cluster(devices=devices),
-            config=player.config,
-            seed=self.seed,
-            constants=self.constants,
+            workload=workload, zoo=self.zoo, cluster=cluster or Cluster(devices=devices),
+            config=player.config, seed=self.seed, constants=self.constants,
             bucket_ns=round(bucket_s * NS_PER_S),
-        )
+        )  # fmt: skip
         length_ns = workload.duration_ns
         tally = simulation.run(pulse=lambda now_ns: self.report(min(1.0, now_ns / length_ns), text))
         self.finished(text)
         return tally
 
     def compare(
-        self,
-        everyone: Sequence[Player],
-        scenarios: Mapping[Key, Scenario],
-        *,
-        devices: int,
+        self, everyone: Sequence[Player], scenarios: Mapping[Key, Scenario], *, devices: int,
         bucket_s: float = 0.0,
-    ) -> dict[tuple[str, Key], Tally]:
+    ) -> dict[tuple[str, Key], Tally]:  # fmt: skip
         """Run every scenario under every policy; the tallies by policy's name and scenario's key."""
         self.plan(len(everyone) * len(scenarios))
         return {

@@ -82,14 +82,9 @@ class JournalPlayer:
 
 
 async def show(
-    path: Path,
-    *,
-    port: int,
-    limits: LiveLimits,
-    speed: float | None,
-    tell: Callable[[str], None],
+    path: Path, *, port: int, limits: LiveLimits, speed: float | None, tell: Callable[[str], None],
     stop: asyncio.Event,
-) -> None:
+) -> None:  # fmt: skip
     """Serve the page of a journal until ``stop``; ``tell`` gets its address.
 
     Raises :class:`ConfigError` where there is no journal or the port cannot be had.

@@ -51,12 +51,9 @@ def read_settings(given: Mapping[str, object], environment: Mapping[str, str], f
 
 
 def _find(
-    entry: Setting,
-    flags: Mapping[str, object],
-    environment: Mapping[str, str],
-    from_file: Mapping[str, object],
-    file: str,
-) -> tuple[object, str]:
+    entry: Setting, flags: Mapping[str, object], environment: Mapping[str, str],
+    from_file: Mapping[str, object], file: str,
+) -> tuple[object, str]:  # fmt: skip
     """What was written for a setting, and where; "" if nowhere."""
     if entry.name in flags:
         return flags[entry.name], entry.flag if entry.name != "repository" else "command line"

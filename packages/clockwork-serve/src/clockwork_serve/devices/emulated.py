@@ -105,11 +105,9 @@ class EmulatedDevice:
     """Occupies a lane for the durations of a profile; outputs are zeros of the right shape."""
 
     def __init__(
-        self,
-        config: DeviceConfig,
-        clock: Callable[[], int] = time.monotonic_ns,
+        self, config: DeviceConfig, clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._config = config
         self._clock = clock
         self._sleep = sleep
@@ -208,14 +206,11 @@ def emulated_profile(config: DeviceConfig, code: Code) -> Profile:
         per_mib = round(MIB / file.load.gb_per_s)
     sizes = code.batch_sizes
     return Profile(
-        code_id=code.code_id,
-        device_kind=device_kind(config),
-        infer_ns={size: interpolate(curve, size) for size in sizes},
-        load_base_ns=base,
-        load_ns_per_mib=per_mib,
-        workspace_bytes=dict.fromkeys(sizes, 0),
+        code_id=code.code_id, device_kind=device_kind(config),
+        infer_ns={size: interpolate(curve, size) for size in sizes}, load_base_ns=base,
+        load_ns_per_mib=per_mib, workspace_bytes=dict.fromkeys(sizes, 0),
         io_bytes={size: io_bytes(code, size) for size in sizes},
-    )
+    )  # fmt: skip
 
 
 def interpolate(curve: Mapping[int, int], size: int) -> int:

@@ -194,12 +194,9 @@ class StaticBatch:
                 target[start:] = target[start - 1]
 
     def _copy_outputs(
-        self,
-        calls: Sequence[CallBuffers],
-        rows: Sequence[int],
-        layouts: Sequence[list[TensorRef]],
+        self, calls: Sequence[CallBuffers], rows: Sequence[int], layouts: Sequence[list[TensorRef]],
         borrowed: BorrowedMemory,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Copy out the outputs that the run did not write in place."""
         start = 0
         for call, count, refs in zip(calls, rows, layouts, strict=True):

@@ -417,13 +417,9 @@ def parse_in_steps(request: InferRequest, served: Served) -> Generator[None, Non
 
 
 def encode_infer(
-    call: InferCall,
-    served: Served,
-    outputs: Sequence[OutputTensor],
-    parameters: Mapping[str, Parameter],
-    *,
-    streamed: bool = False,
-) -> bytes:
+    call: InferCall, served: Served, outputs: Sequence[OutputTensor], parameters: Mapping[str, Parameter],
+    *, streamed: bool = False,
+) -> bytes:  # fmt: skip
     """The ``ModelInferResponse`` as it is sent; ``streamed``: the ``ModelStreamInferResponse`` that holds it.
 
     Its tensors are copied once, all of it at once.

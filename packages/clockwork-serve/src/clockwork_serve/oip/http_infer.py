@@ -302,27 +302,18 @@ def parse_infer(body: memoryview, header_length: int | None, tensors_max: int = 
     tensors.check_end()
     outputs = None if not request.outputs else [_wish(each, parameters) for each in request.outputs]
     call = InferCall(
-        inputs,
-        outputs,
-        request.id,
-        parameters or {},
-        _flag(parameters, "binary_data_output", default=False),
-        any_shared(inputs, outputs),
-    )
+        inputs, outputs, request.id, parameters or {},
+        _flag(parameters, "binary_data_output", default=False), any_shared(inputs, outputs),
+    )  # fmt: skip
     if header_length is not None and header_length <= HEADER_BYTES_MAX:
         call.header = bytes(head)
     return call
 
 
 def encode_infer(
-    call: InferCall,
-    served: Served,
-    outputs: Sequence[OutputTensor],
-    parameters: dict[str, Any],
-    texts: Mapping[str, Buffer] | None = None,
-    *,
-    own: bool = False,
-) -> InferBody:
+    call: InferCall, served: Served, outputs: Sequence[OutputTensor], parameters: dict[str, Any],
+    texts: Mapping[str, Buffer] | None = None, *, own: bool = False,
+) -> InferBody:  # fmt: skip
     """The response body. Unless it is their ``own``, nothing in it refers to the outputs' memory any more.
 
     ``outputs`` are all of the model's; those that the call asks for are sent. ``texts`` are the data in JSON

@@ -158,16 +158,9 @@ class Headers:
         return None if known is None else known.call(body, length, request_id)
 
     def remember(
-        self,
-        call: InferCall,
-        wanted: Sequence[OutputWish],
-        rows: int,
-        signature: str,
-        slo_ns: int | None,
-        priority: int,
-        *,
-        decide_ns: int = -1,
-    ) -> Known:
+        self, call: InferCall, wanted: Sequence[OutputWish], rows: int, signature: str, slo_ns: int | None,
+        priority: int, *, decide_ns: int = -1,
+    ) -> Known:  # fmt: skip
         """What a good request's header says but for its id. It is kept unless values must be looked at."""
         header, _ = _without_id(call.header)
         if not header or b'"id"' in header or call.shared or not all(map(_plain, call.inputs)):

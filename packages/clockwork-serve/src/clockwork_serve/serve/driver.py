@@ -97,14 +97,12 @@ class Driver(Generic[Event, Effect]):
     """
 
     def __init__(
-        self,
-        machine: Machine[Event, Effect],
-        perform: Callable[[Effect], None],
+        self, machine: Machine[Event, Effect], perform: Callable[[Effect], None],
         clock: Callable[[], int] = time.monotonic_ns,
         journal: Callable[[int, list[Event], list[Effect]], None] | None = None,
         woke: Callable[[int], None] = lambda late_ns: None,
         timer: Callable[[Callable[[], None]], LoopTimer] = LoopTimer,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.machine = machine
         self._perform = perform
         self._clock = clock

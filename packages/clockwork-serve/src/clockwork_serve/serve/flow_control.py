@@ -129,11 +129,9 @@ class CreditIssuer:
     """
 
     def __init__(
-        self,
-        post: Callable[[ControllerBusy], None],
-        clock: Callable[[], int] = time.monotonic_ns,
+        self, post: Callable[[ControllerBusy], None], clock: Callable[[], int] = time.monotonic_ns,
         busy_clock: Callable[[], int] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._post = post
         self._post_from_ns = 0
         self._clock = clock
@@ -206,11 +204,9 @@ class SummaryIssuer:
     """
 
     def __init__(
-        self,
-        compute: Callable[[Iterable[str], int], dict[str, SoonestEnd]],
-        send: Callable[[SoonestEnds], None],
-        cpu_clock: Callable[[], int] = time.thread_time_ns,
-    ) -> None:
+        self, compute: Callable[[Iterable[str], int], dict[str, SoonestEnd]],
+        send: Callable[[SoonestEnds], None], cpu_clock: Callable[[], int] = time.thread_time_ns,
+    ) -> None:  # fmt: skip
         self._compute = compute
         self._send = send
         self._cpu_clock = cpu_clock
@@ -448,11 +444,9 @@ class CreditGate:
     """
 
     def __init__(
-        self,
-        send: Callable[[Frame], None],
-        refuse: Callable[[Request, int], None],
+        self, send: Callable[[Frame], None], refuse: Callable[[Request, int], None],
         clock: Callable[[], int] = time.monotonic_ns,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._send = send
         self._refuse = refuse
         self._clock = clock

@@ -83,11 +83,9 @@ def compile_python(entry: Entry, version: int, cache: Cache, config: StoreConfig
     _check_class(source, path.name)
     batching = bounded(entry.settings.max_batch_size or 0, config)
     code = _code(
-        "python",
-        entry.settings,
-        batched=batching.max_batch_size > 0,
+        "python", entry.settings, batched=batching.max_batch_size > 0,
         sizes=fine_batch_sizes(batching.max_batch_size),
-    )
+    )  # fmt: skip
     content = digest_of(*(part for pair in _folder_facts(path.parent) for part in pair))
     code_id = digest_of("python", str(path), source, content, msgspec.json.encode(code))[:32]
     code = msgspec.structs.replace(code, code_id=code_id, path=str(path.parent))
@@ -104,15 +102,11 @@ def _code(backend: str, settings: ModelSettings, *, batched: bool, sizes: tuple[
             advice = f'write {role} = [{{name = "x", dims = [4], datatype = "FP32"}}] in clockwork.toml'
             raise problem(role, expected=f"declared {role}", found="none", advice=advice)
     return Code(
-        code_id="",
-        backend=backend,
-        path="",
+        code_id="", backend=backend, path="",
         inputs=tuple(_spec(tensor, "inputs") for tensor in settings.inputs),
-        outputs=tuple(_spec(tensor, "outputs") for tensor in settings.outputs),
-        batched=batched,
-        batch_sizes=sizes,
-        lifted=False,
-    )
+        outputs=tuple(_spec(tensor, "outputs") for tensor in settings.outputs), batched=batched,
+        batch_sizes=sizes, lifted=False,
+    )  # fmt: skip
 
 
 def _spec(tensor: TensorSettings, role: str) -> TensorSpec:
@@ -259,23 +253,15 @@ class Compiler:
         extra = [f"labels for {unknown}, which are no outputs, are ignored"] if unknown else []
         extra += _without_meaning(entry, code)
         model = Model(
-            key=f"{entry.name}/{version}",
-            name=entry.name,
-            version=str(version),
-            code_id=code.code_id,
-            weights=weights,
-            platform=PLATFORMS[code.backend],
-            max_batch_size=compiled.max_batch_size,
-            batch_sizes=compiled.batch_sizes,
-            output_bytes=compiled.output_bytes,
+            key=f"{entry.name}/{version}", name=entry.name, version=str(version), code_id=code.code_id,
+            weights=weights, platform=PLATFORMS[code.backend], max_batch_size=compiled.max_batch_size,
+            batch_sizes=compiled.batch_sizes, output_bytes=compiled.output_bytes,
             slo_ns=None if settings.slo_ms is None else ms(settings.slo_ms),
-            queue_limit=settings.queue_limit or self._config.queue_limit,
-            priority=settings.priority or 0,
-            decide_ns=-1 if settings.decide_ms is None else ms(settings.decide_ms),
-            labels=settings.labels,
+            queue_limit=settings.queue_limit or self._config.queue_limit, priority=settings.priority or 0,
+            decide_ns=-1 if settings.decide_ms is None else ms(settings.decide_ms), labels=settings.labels,
             config=model_config(entry.name, settings, code, compiled.max_batch_size),
             warnings=tuple([printable(each) for each in (*entry.warnings, *compiled.warnings, *extra)]),
-        )
+        )  # fmt: skip
         return ServedVersion(model=model, code=code)
 
 
@@ -309,16 +295,11 @@ def _without_meaning(entry: Entry, code: Code) -> list[str]:
 
 
 def compile_all(
-    repository: Repository,
-    cache: Cache,
-    progress: Progress | None = None,
-    *,
-    compiler: Compiler | None = None,
-    entries: Sequence[Entry] | None = None,
-    threads: int | None = None,
+    repository: Repository, cache: Cache, progress: Progress | None = None, *,
+    compiler: Compiler | None = None, entries: Sequence[Entry] | None = None, threads: int | None = None,
     urgent: Callable[[], Sequence[str]] = tuple,
     tell: Callable[[Entry, int, ServedVersion | Problem | None], None] = lambda entry, version, found: None,
-) -> tuple[list[ServedVersion], list[Problem]]:
+) -> tuple[list[ServedVersion], list[Problem]]:  # fmt: skip
     """Scan and compile every version to be served; the second list has the problems of those that failed.
 
     ``progress`` is called after each version, and for the steps of those that take long. ``entries`` limits

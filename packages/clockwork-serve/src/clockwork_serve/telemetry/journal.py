@@ -101,14 +101,12 @@ def head_of(config: ControllerConfig, started: datetime | None = None, started_n
     """The head of a run that this process begins, at the time of day ``started``."""
     module = sys.modules[Controller.__module__]
     return JournalHead(
-        version=clockwork_serve.__version__,
-        sources=sources_hash(Path(clockwork_serve.__file__).parent),
+        version=clockwork_serve.__version__, sources=sources_hash(Path(clockwork_serve.__file__).parent),
         build=PYTHON if str(module.__file__).endswith(".py") else COMPILED,
         python=platform.python_version(),
         started="" if started is None else started.astimezone(UTC).isoformat(timespec="milliseconds"),
-        config=msgspec.to_builtins(config),
-        started_ns=started_ns,
-    )
+        config=msgspec.to_builtins(config), started_ns=started_ns,
+    )  # fmt: skip
 
 
 def sources_hash(package: Path, parts: Iterable[str] = DECIDES) -> str:

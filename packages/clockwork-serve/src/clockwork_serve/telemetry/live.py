@@ -439,16 +439,9 @@ class LiveView(Tracks):
         }  # fmt: skip
 
     def requests(
-        self,
-        from_us: int,
-        to_us: int,
-        *,
-        offset: int = 0,
-        limit: int = 50,
-        only: str = "",
-        model: str | None = None,
-        tenant: str | None = None,
-    ) -> dict[str, Any]:
+        self, from_us: int, to_us: int, *, offset: int = 0, limit: int = 50, only: str = "",
+        model: str | None = None, tenant: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """The requests that ended in a stretch, oldest first; ``only``: ``good``, ``bad`` or both.
 
         ``tenant`` and ``model`` leave out all others. ``since`` tells from when on all are kept.

@@ -42,12 +42,9 @@ _TRITON_REASONS: Final = {
 
 
 def render(
-    counters: Counters,
-    gateway: GatewayCounters | None = None,
-    *,
-    triton: bool = False,
+    counters: Counters, gateway: GatewayCounters | None = None, *, triton: bool = False,
     openmetrics: bool = False,
-) -> bytes:
+) -> bytes:  # fmt: skip
     """All metrics as text; ``gateway`` adds what the answering gateway counted itself.
 
     ``triton`` adds what Triton's metrics of requests say, under its names. ``openmetrics`` writes

@@ -156,12 +156,9 @@ class Spans:
     """
 
     def __init__(
-        self,
-        emit: Callable[[list[Span]], None],
-        share: float = 1.0,
-        offset_ns: int | None = None,
+        self, emit: Callable[[list[Span]], None], share: float = 1.0, offset_ns: int | None = None,
         since_ns: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.requests = self.refused = self.late = self.unanswered = self.missing_steps = 0
         self._emit, self._share, self._since_ns = emit, share, since_ns
         self._host_offset_ns = offset_ns

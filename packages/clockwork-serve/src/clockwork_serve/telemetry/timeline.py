@@ -311,14 +311,10 @@ class Timeline(Tracks):
 
 
 def draw_timeline(
-    path: Path,
-    out: IO[bytes],
-    *,
-    since_ns: int = 0,
-    until_ns: int | None = None,
+    path: Path, out: IO[bytes], *, since_ns: int = 0, until_ns: int | None = None,
     tell: Callable[[int, int], None] = lambda done_bytes, requests: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> TimelineReport:
+) -> TimelineReport:  # fmt: skip
     """Write to ``out`` what a journal holds; ``since_ns`` and ``until_ns`` count from its first step.
 
     ``tell`` is called with the bytes read and the requests drawn. If ``stopped``, the file is whole as far as

@@ -76,12 +76,9 @@ class GeneratedTrace:
     """
 
     def __init__(
-        self,
-        functions: int,
-        dice: Callable[[int], np.random.Generator],
-        first: int = 0,
+        self, functions: int, dice: Callable[[int], np.random.Generator], first: int = 0,
         minutes: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._dice = dice
         self._first = first
         self._minutes = minutes

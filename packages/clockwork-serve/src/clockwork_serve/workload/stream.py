@@ -306,16 +306,11 @@ def _models(scenario: Scenario) -> tuple[tuple[tuple[str, str], ...], dict[str, 
 def _closed(index: int, load: LoadTable, models: np.ndarray, slo: Slo, stop_ns: int) -> ClosedLoad:
     assert load.concurrency is not None
     return ClosedLoad(
-        load=index,
-        models=tuple(models.tolist()),
-        concurrency=load.concurrency,
-        slo=slo,
-        start_ns=round(load.start_s * NS_PER_S),
-        stop_ns=stop_ns,
-        start_jitter_ns=round(load.start_jitter_s * NS_PER_S),
-        retry=load.retry,
+        load=index, models=tuple(models.tolist()), concurrency=load.concurrency, slo=slo,
+        start_ns=round(load.start_s * NS_PER_S), stop_ns=stop_ns,
+        start_jitter_ns=round(load.start_jitter_s * NS_PER_S), retry=load.retry,
         retry_ns=None if load.retry_ms is None else round(load.retry_ms * NS_PER_MS),
-    )
+    )  # fmt: skip
 
 
 def _open_blocks(load: LoadTable, models: int, place: Place) -> Blocks:

@@ -461,13 +461,9 @@ def _bad_row(path: Path, number: int, line: bytes, header: list[bytes]) -> Confi
     fields = line.split(b",")
     if len(fields) != len(header):
         return wrong(
-            path,
-            number,
-            "row",
-            f"{len(header)} fields, as the header has",
-            len(fields),
+            path, number, "row", f"{len(header)} fields, as the header has", len(fields),
             "is the row cut or joined?",
-        )
+        )  # fmt: skip
     for name, field in zip(header[4:], fields[4:], strict=True):
         if not field.isdigit() or len(field) > 18 or int(field) > _MOST_CALLS:
             expected = f"a whole number of calls in 0..{_MOST_CALLS}"

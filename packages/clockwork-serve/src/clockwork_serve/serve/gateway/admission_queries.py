@@ -46,13 +46,9 @@ class AdmissionQueries:
     """
 
     def __init__(
-        self,
-        name: str,
-        prefix: str,
-        on_reject: Callable[[EarlyExchange, AdmissionReply, int], None],
-        caps: Caps | None = None,
-        delay: GatewayDelay | None = None,
-    ) -> None:
+        self, name: str, prefix: str, on_reject: Callable[[EarlyExchange, AdmissionReply, int], None],
+        caps: Caps | None = None, delay: GatewayDelay | None = None,
+    ) -> None:  # fmt: skip
         self._name = name
         self._prefix = prefix
         self._on_reject = on_reject

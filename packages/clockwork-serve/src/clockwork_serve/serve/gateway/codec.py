@@ -82,13 +82,9 @@ class Codec:
             self._thread.shutdown(wait=False)
 
     async def read(
-        self,
-        text: Buffer,
-        body: memoryview,
-        header_length: int | None,
-        tensors_max: int,
+        self, text: Buffer, body: memoryview, header_length: int | None, tensors_max: int,
         wanted: Callable[[], bool],
-    ) -> InferCall:
+    ) -> InferCall:  # fmt: skip
         """Parse a request's JSON, like :func:`parse_infer`, unless it is no longer ``wanted`` by then.
 
         ``text`` is the JSON at the begin of ``body``, or a copy of it.

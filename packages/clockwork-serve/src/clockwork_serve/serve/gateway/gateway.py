@@ -124,13 +124,10 @@ class OverdueSweep:
     """
 
     def __init__(
-        self,
-        clock: Callable[[], int],
-        open_requests: Callable[[], Mapping[str, PendingRequest]],
-        end: Callable[[str, PendingRequest], None],
-        awaiting: Callable[[], bool],
+        self, clock: Callable[[], int], open_requests: Callable[[], Mapping[str, PendingRequest]],
+        end: Callable[[str, PendingRequest], None], awaiting: Callable[[], bool],
         grace_ns: Callable[[], int],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._clock, self._open, self._end, self._awaiting_failover = clock, open_requests, end, awaiting
         self._grace_ns = grace_ns
         self._loop = asyncio.get_running_loop()
@@ -196,10 +193,7 @@ class Gateway:
     """
 
     def __init__(
-        self,
-        config: GatewayConfig,
-        caps: Caps | None = None,
-        connector: Connector | None = None,
+        self, config: GatewayConfig, caps: Caps | None = None, connector: Connector | None = None
     ) -> None:
         self.name = config.name
         settings = self.settings = config.settings

@@ -242,12 +242,9 @@ class Slots:
             self.region.free(body.piece)
 
     def fill(
-        self,
-        inputs: Sequence[InputTensor],
-        output_bytes: int,
-        body: Body | None = None,
+        self, inputs: Sequence[InputTensor], output_bytes: int, body: Body | None = None,
         later: Copying | None = None,
-    ) -> Slot | None:
+    ) -> Slot | None:  # fmt: skip
         """A slot that holds these inputs; None, with nothing allocated, if there is no room.
 
         ``body`` is the memory that holds those inputs that are memoryviews, one after the other. It becomes
@@ -382,13 +379,9 @@ class Slots:
         return self._slot((piece,), piece, tuple(refs), at, output_bytes)
 
     def _slot(
-        self,
-        pieces: tuple[int, ...],
-        header: int,
-        refs: tuple[TensorRef, ...],
-        outputs: int,
+        self, pieces: tuple[int, ...], header: int, refs: tuple[TensorRef, ...], outputs: int,
         output_bytes: int,
-    ) -> Slot:
+    ) -> Slot:  # fmt: skip
         region = self.region
         server = self.server
         # Who can tell the epoch may have the tensors, so others must not guess it.
@@ -619,12 +612,9 @@ def missed_by(shortage_ns: int) -> str:
 
 
 def gateway_response(
-    outcome: Outcome,
-    reason: Reason,
-    message: str,
-    request_id: str = "",
+    outcome: Outcome, reason: Reason, message: str, request_id: str = "",
     pending: PendingRequest | None = None,
-) -> InferResponse:
+) -> InferResponse:  # fmt: skip
     """How a request ends that the gateway ends itself."""
     response = InferResponse(outcome, reason, status_of(outcome, reason), message, request_id)
     if pending is not None:

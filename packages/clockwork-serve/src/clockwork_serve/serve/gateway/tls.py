@@ -197,11 +197,9 @@ class _Content(Struct, frozen=True):
     @classmethod
     def of(cls, files: TlsFiles) -> _Content:
         return cls(
-            server_context(files),
-            read("tls_certificate", files.certificate),
-            read("tls_key", files.key),
+            server_context(files), read("tls_certificate", files.certificate), read("tls_key", files.key),
             read("tls_client_ca", files.client_ca) if files.client_ca else None,
-        )
+        )  # fmt: skip
 
 
 def _configuration(content: _Content) -> Any:

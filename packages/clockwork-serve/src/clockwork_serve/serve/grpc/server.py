@@ -51,11 +51,9 @@ def callback(path: str, parse: Callable[[bytes], Any], answer: Callable[[GrpcCal
 
 
 def coroutine(
-    path: str,
-    parse: Callable[[bytes], Any],
-    encode: Callable[[Any], bytes],
+    path: str, parse: Callable[[bytes], Any], encode: Callable[[Any], bytes],
     answer: Callable[[Any, GrpcCall], Awaitable[Any]],
-) -> Method:
+) -> Method:  # fmt: skip
     """One request, one response, which ``answer`` returns."""
 
     async def answered(call: GrpcCall, request: Any) -> None:
@@ -65,11 +63,9 @@ def coroutine(
 
 
 def stream(
-    path: str,
-    parse: Callable[[bytes], Any],
-    encode: Callable[[Any], bytes],
+    path: str, parse: Callable[[bytes], Any], encode: Callable[[Any], bytes],
     answer: Callable[[AsyncIterator[Any], GrpcCall], AsyncIterator[Any]],
-) -> Method:
+) -> Method:  # fmt: skip
     """Any number of requests and responses."""
 
     async def answered(call: GrpcCall) -> None:

@@ -523,11 +523,9 @@ class GatewayGrpc:
             del reader  # breaks a cycle: its error's traceback refers to this frame
 
     async def _read_stream(
-        self,
-        requests: AsyncIterator[Any],
-        rpc: GrpcCall,
+        self, requests: AsyncIterator[Any], rpc: GrpcCall,
         open_exchanges: asyncio.Queue[_StreamExchange | None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         try:
             async for request in requests:
                 future = self._loop.create_future()

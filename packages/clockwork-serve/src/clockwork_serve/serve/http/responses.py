@@ -81,13 +81,9 @@ def http_response(response: InferResponse) -> HttpResponse:
     assert response.served is not None
     assert response.call is not None
     body = encode_infer(
-        response.call,
-        response.served,
-        response.outputs,
-        response.parameters,
-        response.texts,
+        response.call, response.served, response.outputs, response.parameters, response.texts,
         own=response.own,
-    )
+    )  # fmt: skip
     parts, header_length = body.parts, body.header_length
     if header_length is None:
         return HttpResponse(200, parts, JSON, identity)

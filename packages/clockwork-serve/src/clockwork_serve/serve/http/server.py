@@ -251,12 +251,9 @@ class TlsAcceptor:
     """
 
     def __init__(
-        self,
-        listener: socket.socket,
-        tls: Tls,
-        handshakes: HandshakeConfig,
+        self, listener: socket.socket, tls: Tls, handshakes: HandshakeConfig,
         balancer: ConnectionBalancer | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
         self._balancer = balancer
         self._tls = tls
@@ -306,12 +303,9 @@ class TlsAcceptor:
     async def _handshake(self, accepted: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                self._handshakes.make,
-                accepted,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=self._handshakes.handshake_s,
-                ssl_shutdown_timeout=SHUTDOWN_S,
-            )
+                self._handshakes.make, accepted, ssl=self._tls.context,
+                ssl_handshake_timeout=self._handshakes.handshake_s, ssl_shutdown_timeout=SHUTDOWN_S,
+            )  # fmt: skip
         except (OSError, TimeoutError) as error:
             self._ended()
             # The client's fault: another protocol, no certificate, or nothing sent.
@@ -371,12 +365,9 @@ class HttpServer:
     """Listens, and keeps its connections. All of them read into ``buffer``, one at a time."""
 
     def __init__(
-        self,
-        gateway: Gateway,
-        endpoints: Endpoints,
-        access: AccessControl,
+        self, gateway: Gateway, endpoints: Endpoints, access: AccessControl,
         find_route: FindRoute = find_route,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.gateway = gateway
         self.config = access.config
         self._settings = access.config.settings

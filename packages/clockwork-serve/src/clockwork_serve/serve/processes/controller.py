@@ -137,20 +137,14 @@ async def serve(
     recorder = Recorder(config.settings.trace_sample if config.settings.otlp_endpoint else None)
     recorder.counters.epoch = epoch
     hub = Hub(
-        brain,
-        recorder,
-        journal,
-        read_crash_report=partial(read_crash_report, Path(config.run_dir)),
+        brain, recorder, journal, read_crash_report=partial(read_crash_report, Path(config.run_dir)),
         read_wanted=lambda: DevicesWanted.read(Path(config.run_dir, WANTED_FILE), time.monotonic_ns()),
         timer=UrgentTimer,
-    )
+    )  # fmt: skip
     listener = await listen(
-        Path(config.run_dir) / SOCKET_NAME,
-        hello(Role.CONTROLLER, config.name, epoch),
-        hub.on_link,
-        hub.on_frames,
-        hub.on_lost,
-    )
+        Path(config.run_dir) / SOCKET_NAME, hello(Role.CONTROLLER, config.name, epoch), hub.on_link,
+        hub.on_frames, hub.on_lost,
+    )  # fmt: skip
     hub.driver.wake()
     # What came since is frozen without a pass over it, which would stop the serving controller.
     asyncio.get_running_loop().call_later(_FREEZE_AFTER_S, gc.freeze)

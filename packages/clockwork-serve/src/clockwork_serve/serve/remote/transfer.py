@@ -156,13 +156,10 @@ class MachineArtefacts:
     """
 
     def __init__(
-        self,
-        cache: Cache,
-        ask: Callable[[Fetch], None],
+        self, cache: Cache, ask: Callable[[Fetch], None],
         tell: Callable[[ArtefactDamaged], None] = lambda damaged: None,
-        verify: Callable[[Weights], None] = lambda weights: None,
-        store: Cache | None = None,
-    ) -> None:
+        verify: Callable[[Weights], None] = lambda weights: None, store: Cache | None = None,
+    ) -> None:  # fmt: skip
         self._cache = cache
         self._ask = ask
         self._tell = tell

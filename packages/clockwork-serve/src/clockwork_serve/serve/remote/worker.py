@@ -55,11 +55,9 @@ class MachineHost(WorkerHost):
     """A :class:`WorkerHost` whose server is at ``settings.controller``, on another machine."""
 
     def __init__(
-        self,
-        config: WorkerConfig,
-        devices: Mapping[str, Device],
+        self, config: WorkerConfig, devices: Mapping[str, Device],
         on_codes_changed: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(config, devices, on_codes_changed)
         settings = self._settings = config.settings
         self._kinds = tuple(profile_kind(device) for device in config.devices)
@@ -67,12 +65,9 @@ class MachineHost(WorkerHost):
             settings, hello(Role.WORKER, config.name), self._on_frames, self._on_lost, self._fence
         )
         self._artefacts = MachineArtefacts(
-            Cache(settings.cache, reads_weights=False),
-            self._tell,
-            self._tell,
-            self.verifier.add,
+            Cache(settings.cache, reads_weights=False), self._tell, self._tell, self.verifier.add,
             Cache(settings.cache, reads_weights=False, store=settings.store) if settings.store else None,
-        )
+        )  # fmt: skip
         self.tensors = self._tensors = tensors_of(self, settings, split_addresses(settings.controller)[0][0])
         self._removed: set[str] = set()  # codes that were removed while they were fetched
         self._refused: asyncio.Future[None] = self._loop.create_future()

@@ -103,12 +103,9 @@ _SIZES = {
 def store_config(settings: Settings) -> StoreConfig:
     """The store's configuration."""
     return StoreConfig(
-        cache_dir=settings.cache,
-        shared=settings.store,
-        max_batch_size=settings.max_batch,
-        largest_batch=max(settings.largest_batch, settings.max_batch),
-        queue_limit=settings.queue_limit,
-    )
+        cache_dir=settings.cache, shared=settings.store, max_batch_size=settings.max_batch,
+        largest_batch=max(settings.largest_batch, settings.max_batch), queue_limit=settings.queue_limit,
+    )  # fmt: skip
 
 
 def device_configs(settings: Settings) -> tuple[DeviceConfig, ...]:
@@ -145,12 +142,10 @@ def _gpu(settings: Settings, config: DeviceConfig) -> DeviceConfig:
     memory = settings.device_memory
     default = 0.0 if settings.is_set("device_memory") else GPU_SHARE
     return msgspec.structs.replace(
-        config,
-        memory_share=default if isinstance(memory, int) else memory,
+        config, memory_share=default if isinstance(memory, int) else memory,
         page_bytes=config.page_bytes if settings.is_set("page_size") else GPU_PAGE,
-        pool_bytes=settings.host_memory,
-        graphs=settings.cuda_graphs,
-    )
+        pool_bytes=settings.host_memory, graphs=settings.cuda_graphs,
+    )  # fmt: skip
 
 
 def controller_config(settings: Settings) -> ControllerConfig:

@@ -202,12 +202,9 @@ class Launch(Struct, frozen=True, kw_only=True):
         ``config`` is passed as JSON.
         """
         return cls(
-            name=name,
-            module="clockwork_serve.serve." + (kind if "." in kind else f"processes.{kind}"),
-            config=msgspec.json.encode(config).decode(),
-            stuck_s=stuck_s,
-            cpus=cpus,
-        )
+            name=name, module="clockwork_serve.serve." + (kind if "." in kind else f"processes.{kind}"),
+            config=msgspec.json.encode(config).decode(), stuck_s=stuck_s, cpus=cpus,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -552,12 +549,10 @@ class Supervisor:
             self._on_end(name, status)
             delay_s = backoff.died(time.monotonic() - child.started_s, status)
             _log.error(
-                "%s ended: %s; %s",
-                name,
-                describe_exit(status),
+                "%s ended: %s; %s", name, describe_exit(status),
                 "restarting" if delay_s == 0 else f"restarting in {delay_s:.1f} s",
                 extra={"pid": child.pid, "fast_deaths": backoff.fast_deaths},
-            )
+            )  # fmt: skip
             if backoff.fast_deaths == FAST_DEATHS:
                 _log.critical("%s keeps ending at once; see its messages above", name)
             if delay_s:
@@ -662,14 +657,9 @@ def pinned_cores(settings: Settings, workers: int) -> tuple[list[tuple[int, ...]
 
 
 def gateway_launches(
-    settings: Settings,
-    run_dir: Path,
-    port_by_name: Mapping[str, int],
-    machine: str = "",
-    cpus: tuple[int, ...] = (),
-    *,
-    metrics_only: bool = False,
-) -> list[Launch]:
+    settings: Settings, run_dir: Path, port_by_name: Mapping[str, int], machine: str = "",
+    cpus: tuple[int, ...] = (), *, metrics_only: bool = False,
+) -> list[Launch]:  # fmt: skip
     """The gateways of one machine, named ``gateway-0`` and so on.
 
     ``machine`` is the prefix of their names, and is given where they join a server on another machine.

@@ -194,13 +194,9 @@ class MeasuredProfile(Struct, frozen=True, kw_only=True, tag=True):
 
 
 def profile(
-    device: Device,
-    code: Code,
-    model: Model,
-    clock: Callable[[], int] = time.monotonic_ns,
-    between: Callable[[], object] | None = None,
-    on_prepared: Callable[[], object] = lambda: None,
-) -> MeasuredProfile:
+    device: Device, code: Code, model: Model, clock: Callable[[], int] = time.monotonic_ns,
+    between: Callable[[], object] | None = None, on_prepared: Callable[[], object] = lambda: None,
+) -> MeasuredProfile:  # fmt: skip
     """Measure ``code`` on ``device`` with the weights of ``model``. Takes seconds; the device must be idle.
 
     ``between`` is called before each run, to evict the caches (default: :func:`cache_evictor`), and
@@ -215,13 +211,9 @@ def profile(
 
 class _Measurement:
     def __init__(
-        self,
-        device: Device,
-        code: Code,
-        model: Model,
-        clock: Callable[[], int],
+        self, device: Device, code: Code, model: Model, clock: Callable[[], int],
         between: Callable[[], object],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._between = between
         self._device = device
         self._code = code

@@ -466,12 +466,9 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    config: ServerConfig,
-    *,
-    timeout_s: float = 120.0,
-    on_progress: OnProgress = lambda progress: None,
+    config: ServerConfig, *, timeout_s: float = 120.0, on_progress: OnProgress = lambda progress: None,
     on_line: Callable[[str], None] | None = None,
-) -> Iterator[RunningServer]:
+) -> Iterator[RunningServer]:  # fmt: skip
     """A server that is ready; it is drained and stopped at the end of the block.
 
     Raises what :meth:`Server.start` and :meth:`Server.wait_ready` raise.
@@ -512,13 +509,10 @@ async def _cancel_others() -> None:
 
 
 def run(
-    config: ServerConfig,
-    *,
-    on_progress: OnProgress = lambda progress: None,
-    on_ready: Callable[[Server], None] = lambda server: None,
-    on_line: Callable[[str], None] | None = None,
+    config: ServerConfig, *, on_progress: OnProgress = lambda progress: None,
+    on_ready: Callable[[Server], None] = lambda server: None, on_line: Callable[[str], None] | None = None,
     timeout_s: float = 600.0,
-) -> int:
+) -> int:  # fmt: skip
     """Serve until SIGTERM or SIGINT; returns the exit status. For the main thread.
 
     The first signal drains and stops, a second one stops at once. A controller by itself is ready once it
@@ -529,12 +523,9 @@ def run(
 
 
 async def _run(
-    config: ServerConfig,
-    on_progress: OnProgress,
-    on_ready: Callable[[Server], None],
-    on_line: Callable[[str], None] | None,
-    timeout_s: float,
-) -> int:
+    config: ServerConfig, on_progress: OnProgress, on_ready: Callable[[Server], None],
+    on_line: Callable[[str], None] | None, timeout_s: float,
+) -> int:  # fmt: skip
     stopping = Stopping()
     server = Server(config, on_progress, on_line)
 

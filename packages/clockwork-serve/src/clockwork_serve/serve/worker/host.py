@@ -92,11 +92,9 @@ class WorkerHost:
     """
 
     def __init__(
-        self,
-        config: WorkerConfig,
-        devices: Mapping[str, Device],
+        self, config: WorkerConfig, devices: Mapping[str, Device],
         on_codes_changed: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         name = self._name = config.name
         run_dir = Path(config.run_dir)
         self._path = run_dir / SOCKET_NAME
@@ -111,13 +109,10 @@ class WorkerHost:
         self.tensors: TensorCarrier | None = None
         self._unlinked = asyncio.Event()
         self.executors = LaneExecutors(
-            Worker(self._specs),
-            devices,
-            self._wake,
-            realtime=config.settings.realtime,
+            Worker(self._specs), devices, self._wake, realtime=config.settings.realtime,
             on_codes_changed=on_codes_changed,
             recorder=create_recorder(run_dir, name, len(devices) * len(Lane)),
-        )
+        )  # fmt: skip
         self.verifier = Verifier(devices.values(), self.executors.report_damage)
 
     def _wake(self) -> None:

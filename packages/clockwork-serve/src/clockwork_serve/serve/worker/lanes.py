@@ -86,17 +86,12 @@ class LaneExecutors:
     """
 
     def __init__(
-        self,
-        worker: Worker,
-        devices: Mapping[str, Device],
-        notify: Callable[[], None],
-        *,
-        realtime: bool = False,
-        on_codes_changed: Callable[[], None] = lambda: None,
+        self, worker: Worker, devices: Mapping[str, Device], notify: Callable[[], None], *,
+        realtime: bool = False, on_codes_changed: Callable[[], None] = lambda: None,
         on_broken: Callable[[BaseException], None] = end_broken_process,
         recorder: FlightRecorder | None = None,
         on_device_gone: Callable[[DeviceGone], None] = end_process_without_device,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.lock = threading.Lock()
         self.worker = worker
         self.regions = RegionMap()
@@ -340,15 +335,9 @@ class LaneExecution(ABC):
         return self._done(work, status, began_ns, time.monotonic_ns(), message=message)
 
     def _done(
-        self,
-        work: Start,
-        status: Status,
-        started_ns: int,
-        ended_ns: int,
-        *,
-        message: str = "",
+        self, work: Start, status: Status, started_ns: int, ended_ns: int, *, message: str = "",
         once_ns: int = 0,
-    ) -> LaneDone:
+    ) -> LaneDone:  # fmt: skip
         return LaneDone(
             action_id=work.action.action_id, device=self._name, lane=self._lane, status=status,
             started_ns=started_ns, ended_ns=ended_ns, message=message, once_ns=once_ns,

@@ -236,12 +236,9 @@ class _Graph:
         return shape
 
     def _fixed(
-        self,
-        node: onnx.NodeProto,
-        version: int,
-        inputs: Sequence[Value | None],
+        self, node: onnx.NodeProto, version: int, inputs: Sequence[Value | None],
         types: Sequence[tuple[int, Shape | None]],
-    ) -> list[Value]:
+    ) -> list[Value]:  # fmt: skip
         """Outputs that do not depend on any request."""
         sized = any(value is not None and value.is_sized for value in inputs)
         found = computed(node, version, inputs, [shape for _, shape in types])

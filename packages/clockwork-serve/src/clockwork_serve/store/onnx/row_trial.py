@@ -205,13 +205,9 @@ class _Rows:
     # One run and its check
 
     def _check_unchanged(
-        self,
-        before: Sequence[Array],
-        rows: Inputs,
-        watched: tuple[int, ...],
-        kinds: Mapping[int, str],
+        self, before: Sequence[Array], rows: Inputs, watched: tuple[int, ...], kinds: Mapping[int, str],
         only: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         for gently in self._gentle_options:
             changed = {name: array.copy() for name, array in rows.items()}
             for fill in self._fills:

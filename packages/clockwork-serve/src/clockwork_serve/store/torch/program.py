@@ -306,13 +306,11 @@ def _source(payload: Payload) -> StoredConstant:
         refuse("weights that are dense tensors", "another layout or element type", "convert them first")
     dtype, item_bytes = _DTYPES[meta["dtype"]]
     return StoredConstant(
-        entry=payload.entry,
-        dtype=dtype,
-        item_bytes=item_bytes,
+        entry=payload.entry, dtype=dtype, item_bytes=item_bytes,
         shape=tuple(int(size["as_int"]) for size in meta["sizes"]),
         stride=tuple(int(step["as_int"]) for step in meta["strides"]),
         offset=int(meta["storage_offset"]["as_int"]),
-    )
+    )  # fmt: skip
 
 
 def _plain(value: Any, names: dict[str, str]) -> Any:
