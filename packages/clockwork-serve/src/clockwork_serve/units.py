@@ -21,14 +21,17 @@ TENSOR_ALIGN: Final = 64
 
 
 def ms(milliseconds: float) -> int:
+    """Milliseconds as nanoseconds."""
     return round(milliseconds * NS_PER_MS)
 
 
 def us(microseconds: float) -> int:
+    """Microseconds as nanoseconds."""
     return round(microseconds * NS_PER_US)
 
 
 def to_ms(nanoseconds: int) -> float:
+    """Nanoseconds as milliseconds."""
     return nanoseconds / NS_PER_MS
 
 

@@ -243,6 +243,7 @@ pre{color:#555;white-space:pre-wrap;overflow-wrap:anywhere}svg{width:100%;height
 
 
 def page(report: BenchReport) -> str:
+    """The whole page."""
     total = report.total
     figures = (
         (in_time(total), "answered in time"),

@@ -72,6 +72,7 @@ class SenderMessage(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def write_job(file: IO[bytes], job: Job) -> None:
+    """Write a job to a sender's standard input."""
     content = msgspec.msgpack.encode(job)
     file.write(len(content).to_bytes(_LENGTH_BYTES, "big"))
     file.write(content)

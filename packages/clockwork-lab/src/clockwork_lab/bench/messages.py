@@ -223,6 +223,7 @@ _BITS_MAX: Final = max(_BY_LENGTH)
 
 
 def literal(name: str, value: str) -> bytes:
+    """A header as a literal."""
     return b"\0" + _text(name.encode()) + _text(value.encode())
 
 

@@ -224,6 +224,7 @@ class Options(Struct, frozen=True, kw_only=True):
 
     @property
     def tls_files(self) -> ClientTlsFiles:
+        """The files for TLS."""
         return ClientTlsFiles(self.ca, self.cert, self.key)
 
     @property

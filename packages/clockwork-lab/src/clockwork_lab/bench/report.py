@@ -147,6 +147,7 @@ class BenchReport(Struct, frozen=True, kw_only=True):
     refusals_curve: Curve | None
 
     def to_json(self) -> bytes:
+        """Indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
 
 
@@ -401,6 +402,7 @@ def group_rows(groups: Sequence[Group]) -> list[Row]:
 
 
 def reason_rows(report: BenchReport) -> list[Row]:
+    """A row for each reason, under ``REASON_COLUMNS``."""
     return [
         [
             reason.kind, reason.reason, f"{reason.count:,}",
@@ -449,10 +451,12 @@ def lost(group: Group) -> int:
 
 
 def rate(per_second: float) -> str:
+    """Requests per second."""
     return f"{per_second:,.1f}" if per_second < 1000 else f"{per_second:,.0f}"
 
 
 def seconds(value: float) -> str:
+    """Seconds, down to the millisecond."""
     return f"{round(value, 3):g}"
 
 

@@ -119,10 +119,12 @@ class SenderProcess:
         os.set_blocking(self._out.fileno(), False)
 
     def send_job(self) -> None:
+        """Send it its job."""
         with contextlib.suppress(BrokenPipeError):
             write_job(self._in, self.job)
 
     def begin(self, start_ns: int) -> None:
+        """Send it the instant at which the run begins."""
         self._in.write(b"%d\n" % start_ns)
         self._in.flush()
 

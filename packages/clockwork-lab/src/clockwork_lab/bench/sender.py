@@ -326,9 +326,11 @@ class LoadConnection:
         self.established()
 
     def send(self, row: int, message: int) -> None:
+        """Send one request."""
         raise AssertionError("to be implemented by a wire")
 
     def data_received(self, data: bytes) -> None:
+        """Parse received bytes."""
         raise AssertionError("to be implemented by a wire")
 
     def lost(self, why: str) -> None:
@@ -458,6 +460,7 @@ class LoadConnection:
             self.written()
 
     def close(self) -> None:
+        """Close the connection. The caller has ended its requests."""
         if self.dead:
             return
         self.dead = True

@@ -211,6 +211,7 @@ class HttpMetadata:
             )
 
     def inputs(self, model: str) -> list[TensorInfo] | None:
+        """A model's inputs, from its metadata."""
         path = f"{self._address.base}/v2/models/{quote(model, safe='')}"
         try:
             self._connection.request("GET", path, headers=self._headers)
@@ -233,6 +234,7 @@ class HttpMetadata:
         )
 
     def close(self) -> None:
+        """Close the connection."""
         self._connection.close()
 
 
@@ -260,6 +262,7 @@ class GrpcMetadata:
         self._request = message("inference.ModelMetadataRequest")
 
     def inputs(self, model: str) -> list[TensorInfo] | None:
+        """A model's inputs, from its metadata."""
         code = self._grpc.StatusCode
         try:
             found = self._call(self._request(name=model), timeout=WAIT_S, metadata=self._metadata)
@@ -276,6 +279,7 @@ class GrpcMetadata:
         return [TensorInfo(each.name, each.datatype, tuple(each.shape)) for each in found.inputs]
 
     def close(self) -> None:
+        """Close the connection."""
         self._channel.close()
 
 

@@ -163,6 +163,7 @@ class GrpcLoadConnection(LoadConnection):
             self.write(b"".join(frames))
 
     def written(self) -> None:
+        """All of ``rest`` was written."""
         self.flush()
         self._list_if_room()
 
@@ -192,6 +193,7 @@ class GrpcLoadConnection(LoadConnection):
                 del self._windows[stream]
 
     def data_received(self, data: bytes) -> None:
+        """Parse complete frames."""
         received = self._received + data if self._received else data
         now_ns = monotonic_ns() - self.run.start_ns
         at, size = 0, len(received)
@@ -349,6 +351,7 @@ class GrpcLoadConnection(LoadConnection):
             self.run.ended(row, code, now_ns, 0, None)
 
     def abandon(self, row: int) -> None:
+        """Cancel a call."""
         stream = self._streams.get(row)
         if stream is not None:
             self._queue_frame(_frame(_RESET, 0, stream, _CANCEL.to_bytes(4, "big")))

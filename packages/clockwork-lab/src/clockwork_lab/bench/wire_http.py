@@ -57,6 +57,7 @@ class HttpLoadConnection(LoadConnection):
         super().__init__(run)
 
     def send(self, row: int, message: int) -> None:
+        """Send one request."""
         run = self.run
         prepared: PreparedRequests = run.prepared
         self.row = row
@@ -82,10 +83,12 @@ class HttpLoadConnection(LoadConnection):
             self.keep(memoryview(body)[sent - len(head) :])
 
     def written(self) -> None:
+        """The request was written completely."""
         if self.row < 0:  # its response was complete before it was fully sent
             self.run.free(self)
 
     def data_received(self, data: bytes) -> None:
+        """Parse more of the response."""
         row = self.row
         run = self.run
         if row < 0:
@@ -119,6 +122,7 @@ class HttpLoadConnection(LoadConnection):
             self._received = data
 
     def _on_head(self, data: bytes, end: int, now_ns: int) -> None:
+        """The head is complete."""
         status = int(data[9:12]) if data[:7] == b"HTTP/1." and data[9:12].isdigit() else 0
         if status < 200:
             if status < 100:
@@ -222,11 +226,14 @@ class _Chunks:
         self.whole = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
         self.has_length |= name.lower() in (b"transfer-encoding", b"content-length")
 
     def on_body(self, content: bytes) -> None:
+        """A part of the body."""
         if self._keep_body and len(self.body) < ERROR_BYTES_MAX:
             self.body += content
 
     def on_message_complete(self) -> None:
+        """The end of the response."""
         self.whole = True

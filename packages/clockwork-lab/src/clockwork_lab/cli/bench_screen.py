@@ -56,6 +56,7 @@ def _lines() -> Callable[[LoadSample], None]:
 
 
 def _line(moment: LoadSample) -> str:
+    """A sample in one line."""
     others = ", ".join(f"{count:,} {reason}" for reason, count in moment.reasons.items())
     state = " stopping" if moment.stopping else " warm-up" if moment.warming else ""
     return (

@@ -34,6 +34,7 @@ def inputs_of(tensors: Tensors, module: Any) -> list[Any]:
 
 
 def outputs_of(result: Any, *, http: bool) -> Tensors:
+    """All outputs of a response by name."""
     response = result.get_response()
     names = [o["name"] for o in response["outputs"]] if http else [o.name for o in response.outputs]
     return {name: np.asarray(result.as_numpy(name)) for name in names}
@@ -58,9 +59,11 @@ class DemoClient:
         return outputs_of(result, http=http)
 
     def __enter__(self) -> Self:
+        """The client itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close both connections."""
         self._http.close()
         self._grpc.close()
 
@@ -81,6 +84,7 @@ def refusal(error: InferenceServerException) -> tuple[str, str]:
 
 
 def parameters_of(result: Any, *, http: bool) -> Mapping[str, Any]:
+    """The response's parameters."""
     response = result.get_response()
     if http:
         return dict(response.get("parameters", {}))

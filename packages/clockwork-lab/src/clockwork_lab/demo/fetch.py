@@ -34,6 +34,7 @@ class Files:
         return self.root / "files" / member
 
     def read(self, member: str) -> bytes:
+        """The content of a member."""
         return self.path(member).read_bytes()
 
     def has(self, wheel: Wheel) -> bool:

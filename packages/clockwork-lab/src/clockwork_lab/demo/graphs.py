@@ -29,6 +29,7 @@ class Graph:
         self._count = 0
 
     def constant(self, values: npt.ArrayLike, dtype: str = "f4") -> str:
+        """An initialiser."""
         name = self._fresh("c")
         array = np.ascontiguousarray(np.asarray(values, dtype))
         self._constants.append(numpy_helper.from_array(array, name))

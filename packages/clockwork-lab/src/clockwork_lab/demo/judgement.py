@@ -52,6 +52,7 @@ def _texts(array: npt.NDArray[Any]) -> list[bytes]:
 
 
 def cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """The cosine between two vectors."""
     return float(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)))
 
 
@@ -103,6 +104,7 @@ class RecordedSend:
     calls: list[tuple[Tensors, Tensors]] = field(default_factory=list)
 
     def __call__(self, inputs: Tensors) -> Tensors:
+        """Send one request."""
         outputs = self.send(inputs)
         self.calls.append((inputs, outputs))
         return outputs

@@ -84,12 +84,14 @@ class DemoReport(Struct, frozen=True, kw_only=True):
         )
 
     def to_json(self) -> bytes:
+        """As indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
 
 
 def model_row(
     model: DemoModel, judgement: Judgement, hits: Sequence[Hit], errors: Sequence[float], served: Counted
 ) -> ModelRow:
+    """Add up one model's requests."""
     counts = Counter(hit.outcome for hit in hits)
     good = [hit.latency_ms for hit in hits if hit.outcome == "ok"]
     worst = max(errors, default=0.0)

@@ -36,6 +36,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 def show(report: DemoReport, console: Console) -> None:
+    """Show the screen of results."""
     wide = console.width >= WIDE
     console.print(_table(report, wide=wide))
     if not wide:

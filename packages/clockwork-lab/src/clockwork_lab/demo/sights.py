@@ -38,6 +38,7 @@ ANGLE_SIZE = (48, 192)
 
 
 def classify(files: Files, send: Send) -> Judgement:
+    """Classify three photographs."""
     results = []
     for member in (wheels.CHELSEA, wheels.COFFEE, wheels.ROCKET):
         picture = (square(files.read(member)) - np.float32(127 / 255)) / np.float32(128 / 255)
@@ -72,6 +73,7 @@ def find_text(files: Files, send: Send) -> Judgement:
 
 
 def read_text(files: Files, send: Send) -> Judgement:
+    """Read three pieces of text of the page."""
     characters = _characters(files)
     content = files.read(wheels.PAGE)
     results = []

@@ -103,6 +103,7 @@ def lost_packets(files: Files, send: Send) -> Judgement:
 
 
 def pitch(_: Files, send: Send) -> Judgement:
+    """The pitch of two tones."""
     results = []
     for hertz in (220.0, 440.0):
         outputs = send(
@@ -143,6 +144,7 @@ def tone(hertz: float, samples: int, rate: int = RATE, level: float = 0.5) -> Fl
 
 
 def silence(seconds: float) -> Floats:
+    """Zeros at ``RATE``."""
     return np.zeros(round(seconds * RATE), np.float32)
 
 

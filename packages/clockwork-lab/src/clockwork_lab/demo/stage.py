@@ -51,6 +51,7 @@ class Stage:
 
     @property
     def weights_bytes(self) -> int:
+        """Bytes of all registered weights."""
         return sum(served.model.weights.size for served in self.served)
 
     @property

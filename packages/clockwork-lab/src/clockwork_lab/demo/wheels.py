@@ -16,6 +16,7 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
+        """The requirement for pip."""
         return f"{self.package}=={self.version}"
 
 

@@ -196,4 +196,5 @@ MODELS: tuple[DemoModel, ...] = (
 
 
 def available(files: Files) -> tuple[DemoModel, ...]:
+    """The models all of whose files are present."""
     return tuple(model for model in MODELS if files.present().issuperset(model.needs))

@@ -28,11 +28,11 @@ class OracleRequests(Protocol):
     """Open-loop requests in any order: when sent (ns), index of their model, SLO (ns)."""
 
     @property
-    def times_ns(self) -> Sequence[int]: ...
+    def times_ns(self) -> Sequence[int]: ...  # noqa: D102
     @property
-    def models(self) -> Sequence[int]: ...
+    def models(self) -> Sequence[int]: ...  # noqa: D102
     @property
-    def slos_ns(self) -> Sequence[int]: ...
+    def slos_ns(self) -> Sequence[int]: ...  # noqa: D102
 
 
 class ModelCosts(Struct, frozen=True, kw_only=True):

@@ -53,6 +53,7 @@ class RateStep:
 
     @property
     def good_rps(self) -> float:
+        """Goodput in requests per second."""
         return self.accounting.good / self.seconds
 
     @property
@@ -74,6 +75,7 @@ def best(steps: list[RateStep]) -> RateStep:
 
 
 def experiment(run: FigureRun, player: Player) -> str:
+    """A description of the experiment."""
     return (
         f"one controller process, policy {player.name}, up to {WORKERS} worker processes of emulated devices "
         f"that take ResNet50's time on a V100, {MODELS} models for each device, SLO {SLO_MS:g} ms; requests "

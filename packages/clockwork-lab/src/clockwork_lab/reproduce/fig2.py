@@ -272,5 +272,6 @@ class ModelLane:
         self._calls = [CallBuffers(inputs={"x": np.zeros((1, *INPUT_SHAPE), np.float32)}, output=room)]
 
     def infer(self) -> None:
+        """One request, alone."""
         self._calls[0].outputs.clear()
         self._device.infer(self._action, self._calls)

@@ -95,6 +95,7 @@ def limit_of_steps(run: FigureRun, scenario: Scenario, step_s: float, name: str)
 
 
 def satisfaction_panel(name: str, series: Sequence[Series]) -> Panel:
+    """Satisfaction against the SLO."""
     return Panel(
         name=name, x_label="SLO (ms)", y_label="satisfaction", series=tuple(series), x_log=True, y_max=1.05
     )

@@ -126,6 +126,7 @@ class Figure(Struct, frozen=True, kw_only=True):
 
 
 def points(pairs: Any) -> tuple[Point, ...]:
+    """Points of (x, y) pairs."""
     return tuple(Point(float(x), None if y is None else float(y)) for x, y in pairs)
 
 

@@ -50,10 +50,12 @@ class FigureRun:
 
     @cached_property
     def zoo(self) -> Zoo:
+        """The paper's models."""
         return Zoo.read("v100")
 
     @cached_property
     def constants(self) -> Constants:
+        """The constants of the simulation."""
         return read_constants()
 
     def everyone(self) -> tuple[Player, ...]:
@@ -71,6 +73,7 @@ class FigureRun:
             self._progress(done, max(self._planned, self._done + 1) * _PARTS, text)
 
     def finished(self, text: str) -> None:
+        """The current run has ended."""
         self._done += 1
         if self._progress is not None:
             self._progress(self._done * _PARTS, max(self._planned, self._done) * _PARTS, text)
@@ -125,6 +128,7 @@ class FigureRun:
 
 
 def provenance() -> dict[str, str]:
+    """The provenance of every figure, by name."""
     return {
         "version": f"clockwork-serve {clockwork_serve.__version__}",
         "commit": commit(Path(__file__).parent),

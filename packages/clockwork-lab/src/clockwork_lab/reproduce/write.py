@@ -56,6 +56,7 @@ def to_markdown(figure: Figure) -> str:
 
 
 def claims_table(claims: Sequence[Claim]) -> list[str]:
+    """Lines of the table of claims."""
     rows = [
         (claim.name, number(claim.paper), number(claim.ours), claim.wanted, "yes" if claim.met else "**no**")
         for claim in claims

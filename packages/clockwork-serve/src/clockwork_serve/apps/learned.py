@@ -65,6 +65,7 @@ class LearnedProfiles:
         """By code, kind of device and batch size; 0: LOADs, in parts of what the profile says."""
 
     def take(self, record: JournalHead | Step | Torn) -> None:
+        """The next record."""
         if isinstance(record, JournalHead):
             self.machine = record.machine
             self._sent.clear()
@@ -222,6 +223,7 @@ class LearnedProfiles:
         }  # fmt: skip
 
     def notes(self) -> list[str]:
+        """What was lost, in sentences."""
         said = told(self.lost)
         others = [f"{counted(number, 'device')} of {kind}" for kind, number in self.devices.items()]
         if len(others) > 1:
@@ -230,6 +232,7 @@ class LearnedProfiles:
 
 
 def is_journal(path: str | Path) -> bool:
+    """Whether a file begins as a journal does."""
     try:
         with Path(path).open("rb") as file:
             return file.read(len(MAGIC))[:3] == MAGIC[:3]

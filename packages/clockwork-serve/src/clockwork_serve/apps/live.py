@@ -51,6 +51,7 @@ class JournalPlayer:
         self._next: JournalHead | Step | None = next(self._records, None)
 
     async def run(self) -> None:
+        """Until cancelled."""
         self._began_s = time.monotonic()
         with closing(self._records):
             while True:  # noqa: ASYNC110 - the journal is a file, and tells nobody

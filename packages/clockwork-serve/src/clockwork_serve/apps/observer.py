@@ -116,6 +116,7 @@ class Feed:
         return False
 
     def close(self) -> None:
+        """Read no more."""
         self._records = None
         self._follower.close()
         if not self.failed:
@@ -139,6 +140,7 @@ class Observer:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def add(self, feed: Feed) -> None:
+        """Feed another consumer."""
         self._feeds.append(feed)
 
     def status(self) -> dict[str, dict[str, object]]:
@@ -167,6 +169,7 @@ class Observer:
         return await loop.create_unix_server(lambda: _Connection(self), sock=bind(path))
 
     async def answer(self, line: bytes) -> bytes:
+        """What is to be said to a line."""
         try:
             asked = msgspec.json.decode(line, type=dict[str, Any])
             ask = self._ask(str(asked.get("ask")))

@@ -319,10 +319,12 @@ class Report(Struct, frozen=True, kw_only=True):
     stretches: tuple[Stretch, ...]
 
     def to_json(self) -> bytes:
+        """Indented JSON."""
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
 
 
 def report(question: SimulationQuestion, played: Played) -> Report:
+    """How it went."""
     scenario, tally = question.scenario, played.tally
     reached_s = played.reached_ns / NS_PER_S
     until_s = min(reached_s, scenario.seconds)

@@ -108,6 +108,7 @@ class JournalTraffic:
         )  # fmt: skip
 
     def notes(self) -> list[str]:
+        """What was lost, in sentences."""
         return [*self.learned.notes(), *told(self._lost)]
 
 

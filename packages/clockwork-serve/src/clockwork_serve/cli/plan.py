@@ -223,6 +223,7 @@ def _show(made: PlanReport, processes: int, kept: Path) -> None:
 
 
 def asked_lines(made: PlanReport) -> list[str]:
+    """What was asked."""
     setup = made.setup
     counted_s = setup["seconds"] - setup["warmup_s"]
     slos = ", ".join(
@@ -250,6 +251,7 @@ def _kind(kind: DeviceKind, memory: str) -> str:
 
 
 def answer(made: PlanReport) -> str:
+    """The answer, in one line."""
     if made.answer is None:
         return "NO ANSWER YET" if made.cut else f"NO: not even {_most(made)}"
     sure = "AT MOST " if made.cut else ""
@@ -273,6 +275,7 @@ def _set(devices: dict[str, int]) -> str:
 
 
 def columns(made: PlanReport) -> tuple[str, ...]:
+    """The names of a table's columns."""
     price = (">price",) if any(kind.price != 1 for kind in made.kinds) else ()
     other = (">others r/s",) if any(mix.background_rps.most for mix in made.mixes) else ()
     return (
@@ -282,6 +285,7 @@ def columns(made: PlanReport) -> tuple[str, ...]:
 
 
 def mix_row(mix: MixReport, made: PlanReport) -> list[str]:
+    """A row under them."""
     cells = {
         "devices": named(mix), ">price": f"{mix.price:g}", ">in time": _spread(mix.in_time, share),
         ">worst minute": _spread(mix.worst_minute, share), ">goodput r/s": _spread(mix.goodput_rps, rate),

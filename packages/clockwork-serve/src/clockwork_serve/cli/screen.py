@@ -56,6 +56,7 @@ class Progress:
         self.close()
 
     def close(self) -> None:
+        """Restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -82,6 +83,7 @@ class Stages:
         self._progress: Progress | None = None
 
     def step(self, progress: Any) -> None:
+        """Show a report."""
         if progress.stage != self._stage:
             self.close()
             self._stage = progress.stage

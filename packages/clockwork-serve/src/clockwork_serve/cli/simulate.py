@@ -182,6 +182,7 @@ LATENCY_COLUMNS = ("load", "latency of", ">count", ">p50 ms", ">p99 ms", ">p99.9
 
 
 def setup_lines(report: Report) -> list[str]:
+    """What was simulated."""
     setup: dict[str, Any] = report.setup
     workers = counted(setup["devices"] // setup["devices_per_worker"], "worker")
     devices = f"{counted(setup['devices'], 'device')} of {setup['zoo']} on {workers}"
@@ -298,6 +299,7 @@ def _under(name: str, lines: Iterable[str]) -> list[str]:
 
 
 def rate(per_second: float) -> str:
+    """Requests per second."""
     return f"{per_second:,.1f}" if per_second < 1000 else f"{per_second:,.0f}"
 
 
@@ -354,6 +356,7 @@ def _replay(path: str, json_file: str | None, *, checks: bool) -> int:
 
 
 def _replay_json(path: str, replayed: Replayed) -> dict[str, Any]:
+    """The result for machines."""
     found: dict[str, Any] = named(replayed)
     return {"journal": path, "agrees": replayed.agrees, "decisions": replayed.decisions, **found}
 

@@ -485,6 +485,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def has_standby(self) -> bool:
+        """Whether another controller stands by, here or elsewhere."""
         return self.controllers > 1 or "," in self.controller
 
     @property
@@ -494,6 +495,7 @@ class Settings(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def _declared() -> tuple[Setting, ...]:
+    """The settings, in the order of their fields."""
     hints = get_type_hints(Settings, include_extras=True)
     found = []
     for field in structs.fields(Settings):

@@ -52,6 +52,7 @@ def text(value: object) -> str:
 
 
 def path(value: object) -> str:
+    """A path, with ``~`` resolved."""
     try:
         return str(Path(text(value)).expanduser())
     except RuntimeError:  # no such user, or one without a home

@@ -120,6 +120,7 @@ class Accelerator:
         return {}
 
     def close(self) -> None:
+        """Free all memory."""
         for area in self._areas:
             area.close()
 
@@ -270,6 +271,7 @@ class Clocks:
         self._thread.start()
 
     def close(self) -> None:
+        """Read no more."""
         self._ended.set()
         self._thread.join()
 
@@ -372,6 +374,7 @@ class HostPool:
         self._blobs.verify(weights)
 
     def close(self) -> None:
+        """Free everything."""
         self._blobs.close()
         self._chunks_by_path.clear()
         self._memory = None

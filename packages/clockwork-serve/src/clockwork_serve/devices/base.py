@@ -157,6 +157,7 @@ class Bindings(Generic[_Bound]):
         self._lock = threading.Lock()
 
     def get(self, code_id: str, page: int) -> _Bound | None:
+        """What is bound for a code at a page, if present."""
         with self._lock:
             found = self._bound_by_place.get((code_id, page))
             if found is None:
@@ -165,6 +166,7 @@ class Bindings(Generic[_Bound]):
             return found[0]
 
     def put(self, code_id: str, page: int, bound: _Bound, tensors: int) -> None:
+        """Add a binding of that many tensors."""
         with self._lock:
             self._forget((code_id, page))
             self._bound_by_place[code_id, page] = bound, tensors
@@ -173,6 +175,7 @@ class Bindings(Generic[_Bound]):
                 self._forget(next(iter(self._bound_by_place)))
 
     def retire(self, code_id: str) -> None:
+        """Delete every binding of a code."""
         with self._lock:
             for place in [place for place in self._bound_by_place if place[0] == code_id]:
                 self._forget(place)
@@ -281,6 +284,7 @@ def is_static(spec: TensorSpec) -> bool:
 
 
 def nbytes_of(shape: Iterable[int], dtype: np.dtype[np.generic]) -> int:
+    """Bytes of an array."""
     size = dtype.itemsize
     for dim in shape:
         size *= dim

@@ -118,10 +118,12 @@ class EmulatedDevice:
         self.spec = config.spec(device_kind(config), config.memory_bytes // config.page_bytes)
 
     def prepare(self, code: Code) -> None:
+        """Read the code's durations."""
         if code.code_id not in self._ready:
             self._ready[code.code_id] = (code, emulated_profile(self._config, code))
 
     def retire(self, code_id: str) -> None:
+        """Delete the code's durations."""
         self._ready.pop(code_id, None)
         for key in [key for key in self._layouts if key[0] == code_id]:
             del self._layouts[key]

@@ -130,6 +130,7 @@ class Blobs:
             raise damage("weights", weights.weights_id, weights.path, "other content")
 
     def close(self) -> None:
+        """Close every file."""
         for path in list(self._fd_by_path):
             self._drop(path)
 
@@ -215,6 +216,7 @@ def read_record(code: Code, name: str, decoder: msgspec.json.Decoder[_Record]) -
 
 
 def has_file(code: Code, name: str) -> bool:
+    """Whether a code has a file of that name."""
     return any(file.name == name for file in code.files)
 
 

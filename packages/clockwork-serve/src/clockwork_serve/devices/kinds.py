@@ -54,11 +54,13 @@ def processor_name() -> str:
 
 
 def runs(config: DeviceConfig, backend: str) -> bool:
+    """Whether a device can run codes of a backend."""
     backends = BACKENDS.get(config.kind, ())
     return not backends or backend in backends
 
 
 def ordinal_of(device: str) -> int:
+    """The number in a device's name."""
     return int(device.rpartition(":")[2])
 
 

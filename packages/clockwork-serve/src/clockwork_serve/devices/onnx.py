@@ -122,6 +122,7 @@ class StaticBatch:
     def run(
         self, bound: BoundWeights, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int
     ) -> Phases:
+        """Run the calls as one batch."""
         binding = bound.binding
         if bound.bound_by is not self:
             self._bind(bound)
@@ -351,6 +352,7 @@ class OnnxBackend:
         return once_ns
 
     def verify(self, weights: Weights) -> None:
+        """Verify a weights file; thread-safe. DamageError if it does not match its id."""
         self._blobs.verify(weights)
 
     def _open_own_session(self, prepared: PreparedOnnx, action: Load) -> int:
@@ -373,6 +375,7 @@ class OnnxBackend:
             trim()
 
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
+        """Run one batch on the weights in the action's extent."""
         started_ns = time.monotonic_ns()
         prepared = self._prepared[action.code_id]
         rows = rows_of(prepared.code, action, calls)
@@ -385,6 +388,7 @@ class OnnxBackend:
             raise ModelError(f"model {action.model}: {one_line(error)}") from error
 
     def close(self) -> None:
+        """Free everything but the arena."""
         for code_id in list(self._prepared):
             self.retire(code_id)
         self._blobs.close()
@@ -464,24 +468,30 @@ class CpuDevice:
         self._backend_by_code[code.code_id] = backend
 
     def retire(self, code_id: str) -> None:
+        """Free the resources of ``prepare``."""
         backend = self._backend_by_code.pop(code_id, None)
         if backend is not None:
             backend.retire(code_id)
 
     def load(self, action: Load) -> int:
+        """Load with the code's backend."""
         return self._backend_by_code[action.code_id].load(action)
 
     def verify(self, weights: Weights) -> None:
+        """Verify a weights file before it is needed; thread-safe."""
         self._onnx.verify(weights)
 
     def unload(self, action: Unload) -> None:
+        """Release the extent in every backend: the action does not name its code."""
         for backend in self._backends.values():
             backend.unload(action)
 
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
+        """Run with the code's backend."""
         return self._backend_by_code[action.code_id].infer(action, calls)
 
     def close(self) -> None:
+        """Free everything."""
         for backend in self._backends.values():
             backend.close()
         self._backend_by_code.clear()

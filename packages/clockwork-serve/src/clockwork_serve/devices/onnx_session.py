@@ -189,6 +189,7 @@ class OpenBatch:
     def run(
         self, bound: BoundWeights, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int
     ) -> Phases:
+        """Run the calls as one batch."""
         specs = _inputs_given(self._code, calls)
         if len(specs) < len(self._code.inputs):
             bound = bound.rebound()  # unbind the inputs of an earlier call
@@ -244,6 +245,7 @@ class TextBatch:
     def run(
         self, bound: BoundWeights, calls: Sequence[CallBuffers], rows: Sequence[int], started_ns: int
     ) -> Phases:
+        """Run the calls as one batch."""
         feed: dict[str, Any] = dict(bound.weights)
         for spec in _inputs_given(self._code, calls):
             parts = gather(self._code, spec, calls, rows)

@@ -103,6 +103,7 @@ class PythonBackend:
         return 0
 
     def unload(self, action: Unload) -> None:
+        """Unload and delete the model."""
         _, model = self._model_by_page.pop(action.extent.first, ("", None))
         if model is not None:
             _unload(model)
@@ -125,6 +126,7 @@ class PythonBackend:
         return Phases(gathered - started, ran - gathered, time.monotonic_ns() - ran)
 
     def close(self) -> None:
+        """Unload every model."""
         for code_id in list(self._prepared):
             self.retire(code_id)
 

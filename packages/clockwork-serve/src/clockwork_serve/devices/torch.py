@@ -67,6 +67,7 @@ _decoder: Final = msgspec.json.Decoder(TorchIndex)  # built before there are thr
 
 
 def package_name(batch: int) -> str:
+    """The file of a batch size's package."""
     return f"{batch}.pt2"
 
 
@@ -225,6 +226,7 @@ def check_code(code: Code, index: TorchIndex, accelerator: Accelerator, device: 
 
 
 def area_bytes(code: Code, batch: int) -> int:
+    """Bytes of a batch in the I/O area."""
     rows = batch if code.batched else 1
     return sum(align((spec.row_bytes or 0) * rows) for spec in (*code.inputs, *code.outputs))
 
@@ -376,6 +378,7 @@ class TorchDevice:
         return once_ns
 
     def verify(self, weights: Weights) -> None:
+        """Verify a weights file before it is needed; thread-safe."""
         self._pool.verify(weights)
 
     def _open(self, code: Code) -> PreparedTorch:
@@ -451,6 +454,7 @@ class TorchDevice:
     # The exec lane
 
     def infer(self, action: Infer, calls: Sequence[CallBuffers]) -> Phases:
+        """Run one batch on the weights in the action's extent."""
         started_ns = time.monotonic_ns()
         prepared = self._prepared[action.code_id]
         rows = rows_of(prepared.code, action, calls)
@@ -518,6 +522,7 @@ class TorchDevice:
         return self._accelerator.used_bytes()
 
     def close(self) -> None:
+        """Free everything."""
         self._running = None
         self._graphs.clear()
         self._prepared.clear()

@@ -139,4 +139,5 @@ class Result(Struct, frozen=True, kw_only=True, array_like=True, tag="result"):
 
     @property
     def lane_ns(self) -> int:
+        """How long the lane was occupied, in ns."""
         return self.ended_ns - self.started_ns

@@ -131,6 +131,7 @@ class Profile(Struct, frozen=True, kw_only=True):
     guessed: bool = False
 
     def load_ns(self, size: int) -> int:
+        """The LOAD duration of ``size`` bytes, in ns."""
         return self.load_base_ns + (self.load_ns_per_mib * size >> 20)
 
 
@@ -153,6 +154,7 @@ class DeviceSpec(Struct, frozen=True, kw_only=True):
     lanes_share: bool = False
 
     def runs(self, backend: str) -> bool:
+        """Whether it can run codes of that backend."""
         return not self.backends or backend in self.backends
 
     def misfit(self, backend: str) -> str:

@@ -107,14 +107,17 @@ class WalkedRequest:
 
     @property
     def model_name(self) -> str:
+        """As the message has it."""
         return str(self.head.model_name)
 
     @property
     def model_version(self) -> str:
+        """As the message has it."""
         return str(self.head.model_version)
 
     @property
     def id(self) -> str:
+        """As the message has it."""
         return str(self.head.id)
 
 

@@ -31,6 +31,7 @@ pool: Final = _load()
 
 
 def message(name: str) -> Any:
+    """The class of a message by its full name."""
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
@@ -46,6 +47,7 @@ class Rpc:
 
 
 def rpcs(service: str) -> dict[str, Rpc]:
+    """The RPCs of a service by name."""
     return {method.name: Rpc(method) for method in pool.FindServiceByName(service).methods}
 
 

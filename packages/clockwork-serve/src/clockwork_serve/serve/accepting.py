@@ -42,6 +42,7 @@ class Strangers(Generic[_Stranger]):
         return iter(tuple(self._networks))
 
     def add(self, stranger: _Stranger, network: str, now_s: float) -> None:
+        """Add one that is not there."""
         own = self._since_s.setdefault(network, {})
         own[stranger] = now_s
         self._networks[stranger] = network
@@ -107,6 +108,7 @@ class Acceptor:
         self._resume()
 
     def close(self) -> None:
+        """Accept no more."""
         if self._again is not None:
             self._again.cancel()
         self._loop.remove_reader(self._listening.fileno())

@@ -74,6 +74,7 @@ class NonBlockingHandler(logging.Handler):
         self._dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or drop it."""
         try:
             line = self.format(record)
             if self._dropped:
@@ -98,6 +99,7 @@ class JsonFormatter(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
@@ -138,6 +140,7 @@ class TextFormatter(logging.Formatter):
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """The fields given by ``extra``."""
     return {name: value for name, value in record.__dict__.items() if name not in _STANDARD}
 
 

@@ -256,6 +256,7 @@ class KnownEnds:
         self.refused = 0  # how many requests it told a shortage of
 
     def update(self, summary: SoonestEnds) -> None:
+        """Replace what is known."""
         self._until_ns = summary.until_ns
         self.known = {
             key: (one.due_ns, one.end_ns, one.each_ns, one.other_end_ns) for key, one in summary.ends.items()
@@ -351,6 +352,7 @@ class PeerHeartbeat:
         self._missed, self.stalled = -1, False
 
     def beat_received(self) -> None:
+        """Note that the peer returned a beat."""
         self._missed = -1
         if self.stalled:
             self.stalled = False
@@ -391,6 +393,7 @@ class WorkerHeartbeats:
         self._missed.pop(link, None)
 
     def beat_received(self, link: Link) -> None:
+        """Note that a worker returned a beat."""
         if self._missed.get(link, -1) >= BEATS_MISSED:
             self._post(WorkerHeard(worker=link.peer.name))
         if link in self._missed:

@@ -109,6 +109,7 @@ class FileLease:
         self._fd = -1  # where it is held
 
     async def acquire(self) -> int:
+        """As :meth:`Lease.acquire`."""
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             if not _locked_at_once(fd):

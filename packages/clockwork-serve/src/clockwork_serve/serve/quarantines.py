@@ -17,9 +17,11 @@ class Quarantines:
         self._by_key: dict[str, Quarantined] = {}
 
     def __bool__(self) -> bool:
+        """Whether any model is in quarantine."""
         return bool(self._by_key)
 
     def __contains__(self, key: str) -> bool:
+        """Whether the model of that key is in quarantine."""
         return key in self._by_key
 
     def update(self, frame: Quarantined) -> None:

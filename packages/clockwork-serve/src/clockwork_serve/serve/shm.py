@@ -354,6 +354,7 @@ class SpilledOutputs:
         return bool(self._held)
 
     def close(self) -> None:
+        """Free everything."""
         with self._lock:
             for place in list(self._held):
                 self._free(place)

@@ -398,6 +398,7 @@ class Handshake:
         self._error: asyncio.Future[TransportError | None] = asyncio.get_running_loop().create_future()
 
     def handlers(self, on_frames: OnFrames, on_lost: OnLost) -> Handlers:
+        """The callbacks of that link."""
         return Handlers(lambda link: self._end(None), on_frames, on_lost, lambda _, error: self._end(error))
 
     async def done(self, link: Link) -> None:
@@ -495,6 +496,7 @@ class Link(asyncio.BufferedProtocol):
 
     @property
     def peer(self) -> Hello:
+        """The peer's Hello."""
         assert self._peer is not None, "the peer is known once the link was handed out"
         return self._peer
 
@@ -561,9 +563,11 @@ class Link(asyncio.BufferedProtocol):
         self.send(self.own)
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        """The buffer for the next read."""
         return self._reader.room()
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Decode what was received, and deliver its frames."""
         frames: list[Frame] = []
         broken = ""
         try:
@@ -580,6 +584,7 @@ class Link(asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Report the lost connection."""
         if self._transport is not None:
             self._lose(f"connection lost: {exc}" if exc else "it closed the connection")
 

@@ -217,6 +217,7 @@ class Cache:
             self.shared.save_record(place, stored)
 
     def profile(self, code_id: str, device_kind: str) -> Profile | None:
+        """The stored profile, or None."""
         return self.record("profiles", _profile_key(code_id, device_kind), Profile)
 
     def profiles(self, code_id: str) -> list[Profile]:
@@ -226,6 +227,7 @@ class Cache:
 
     @functools.cached_property
     def _profile_keys(self) -> dict[str, set[str]]:
+        """The keys of all profiles, by code."""
         names = {path.name for path in (self.root / "profiles").glob("*.json")}
         keys: dict[str, set[str]] = {}
         for name in names | (self.shared.names("profiles") if self.shared is not None else set()):
@@ -233,6 +235,7 @@ class Cache:
         return keys
 
     def save_profile(self, profile: Profile) -> None:
+        """Store a profile."""
         self.save_record("profiles", _profile_key(profile.code_id, profile.device_kind), profile)
 
     # Codes and weights

@@ -35,6 +35,7 @@ class Session:
         self._session = session
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """All outputs in the graph's order. Raises ``RunError``."""
         try:
             return [np.asarray(output) for output in self._session.run(None, dict(inputs))]
         except Exception as error:  # ONNX Runtime has no common base class for what its kernels raise

@@ -66,6 +66,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     alone: bool = False
 
     def folder(self, version: int) -> Path:
+        """The folder of a version."""
         return Path(self.path) if self.alone else Path(self.path) / str(version)
 
 
@@ -417,6 +418,7 @@ _BACKENDS = {"onnx": "onnxruntime", "torch": "pytorch", "python": "python", "emu
 
 
 def model_config(name: str, settings: ModelSettings, code: Code, max_batch_size: int) -> bytes:
+    """The configuration of a model as JSON."""
     config: dict[str, Any] = {
         "name": name,
         # Triton names its Python backend in the other field only.

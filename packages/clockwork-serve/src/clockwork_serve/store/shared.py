@@ -105,10 +105,12 @@ class FolderFiles:
                 )  # fmt: skip
 
     def read(self, name: str) -> bytes:
+        """See :class:`StoreFiles`."""
         self._check()
         return (self._root / name).read_bytes()
 
     def get(self, name: str, into: Path, tick: Tick) -> None:
+        """See :class:`StoreFiles`."""
         self._check()
         with open(self._root / name, "rb", buffering=0) as file, open(into, "wb", buffering=0) as copy:
             while piece := file.read(_PIECE):
@@ -118,6 +120,7 @@ class FolderFiles:
     def put(
         self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False, lasts: bool = True
     ) -> None:
+        """See :class:`StoreFiles`."""
         self._check()
         self._sweep()
         path, draft = self._root / name, self._root / "tmp" / uuid.uuid4().hex
@@ -152,16 +155,19 @@ class FolderFiles:
             sync_folder(path.parent)
 
     def persist(self, name: str) -> None:
+        """See :class:`StoreFiles`."""
         path = self._root / name
         with open(path, "rb") as file:
             os.fsync(file.fileno())
         sync_folder(path.parent)
 
     def has(self, name: str) -> bool:
+        """See :class:`StoreFiles`."""
         self._check()
         return (self._root / name).is_file()
 
     def names(self, folder: str) -> set[str]:
+        """See :class:`StoreFiles`."""
         self._check()
         try:
             return {path.name for path in (self._root / folder).iterdir()}
@@ -215,14 +221,17 @@ class FsspecFiles:
         self._root = root.rstrip("/")
 
     def read(self, name: str) -> bytes:
+        """See :class:`StoreFiles`."""
         return bytes(self._files.cat_file(self._path(name)))
 
     def get(self, name: str, into: Path, tick: Tick) -> None:
+        """See :class:`StoreFiles`."""
         self._files.get_file(self._path(name), str(into), callback=_callback(tick))
 
     def put(
         self, name: str, source: bytes | Path, tick: Tick, *, new: bool = False, lasts: bool = True
     ) -> None:
+        """See :class:`StoreFiles`."""
         if new:
             self._create(name, source)
         elif isinstance(source, bytes):
@@ -250,9 +259,11 @@ class FsspecFiles:
             raise
 
     def has(self, name: str) -> bool:
+        """See :class:`StoreFiles`."""
         return bool(self._files.exists(self._path(name)))
 
     def names(self, folder: str) -> set[str]:
+        """See :class:`StoreFiles`."""
         try:
             found = self._files.ls(self._path(folder).rstrip("/"), detail=False)
         except FileNotFoundError:

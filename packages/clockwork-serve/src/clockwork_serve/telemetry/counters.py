@@ -83,6 +83,7 @@ class Durations(Struct):
     ns: int = 0
 
     def add(self, ns: int, count: int = 1) -> None:
+        """Count ``count`` durations of ``ns`` each."""
         self.count += count
         self.ns += ns * count
 

@@ -104,6 +104,7 @@ class JournalFile:
         return whole - there if there > 0 else 0
 
     def close(self) -> None:
+        """Close it."""
         self._file.close()
 
 

@@ -38,6 +38,7 @@ class SentAction(Generic[Asked]):
 
     @property
     def lane(self) -> Lane:
+        """The lane that it is for."""
         return Lane.EXEC if isinstance(self.action, Infer) else Lane.LOAD
 
 

@@ -195,6 +195,7 @@ class Header(Struct, frozen=True):
         return found
 
     def pack(self) -> bytes:
+        """Its bytes."""
         return HEADER.pack(
             MAGIC, self.journal, self.packed_bytes, self.raw_bytes, self.count, self.now_ns, self.first
         )

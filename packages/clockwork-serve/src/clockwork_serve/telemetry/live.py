@@ -164,6 +164,7 @@ class LiveView(Tracks):
         }  # fmt: skip
 
     def on_record(self, record: JournalHead | Step | Torn) -> None:
+        """Follow the next record."""
         if isinstance(record, JournalHead):
             self._head_of_run = record
         self.take(record)
@@ -190,9 +191,11 @@ class LiveView(Tracks):
             self._workers[worker] = ""
 
     def steps_missing(self, steps: int) -> None:
+        """Note it."""
         self._note("server", f"{steps} steps are missing in the journal")
 
     def gateway_lost(self, gateway: str) -> None:
+        """Note it."""
         self._note("worker", f"gateway lost: {gateway}")
 
     def worker_joined(self, event: WorkerJoined) -> None:
@@ -290,6 +293,7 @@ class LiveView(Tracks):
             self._unmeasured[action.action_id] = sent
 
     def action_ended(self, sent: AskedAction, result: Result | None, why: str) -> None:
+        """Keep its box."""
         action = sent.action
         self._unmeasured.pop(action.action_id, None)
         if isinstance(action, Unload):

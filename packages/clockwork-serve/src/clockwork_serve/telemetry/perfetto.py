@@ -157,6 +157,7 @@ class TraceFile:
         event.type, event.track_uuid, event.counter_value = _COUNTER, track, value
 
     def flush(self) -> None:
+        """Write what was collected."""
         self._out.write(self._trace.SerializeToString())
         self._trace = self._made()  # one that is cleared keeps its memory, and takes more for what comes
 

@@ -178,6 +178,7 @@ class Spans:
         }  # fmt: skip
 
     def on_record(self, record: JournalHead | Step | Torn) -> None:
+        """The next record of the controller's journal."""
         if isinstance(record, JournalHead):
             self._head = record
             if not record.continues:
@@ -416,6 +417,7 @@ class _Refusals:
             yield step
 
     def close(self) -> None:
+        """Read no more."""
         self._follower.close()
 
 
@@ -432,6 +434,7 @@ class RequestTraces:
         self._beside: dict[Path, _Refusals] = {}
 
     def on_record(self, record: JournalHead | Step | Torn) -> None:
+        """The next record of the controller's journal."""
         if isinstance(record, Step):
             self._read_beside(record.now_ns)
         self.spans.on_record(record)

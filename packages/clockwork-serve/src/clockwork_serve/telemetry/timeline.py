@@ -146,6 +146,7 @@ class Timeline(Tracks):
             state.become("", self.now_ns)
 
     def step_ended(self) -> None:
+        """Draw what was noted."""
         for (track, name, kind), (args, flows) in self._notes.items():
             if len(flows) > 1:
                 args["times"] = len(flows)
@@ -153,6 +154,7 @@ class Timeline(Tracks):
         self._notes.clear()
 
     def steps_missing(self, steps: int) -> None:
+        """Note it."""
         self._note(self._events, "steps are missing", {"steps": steps})
 
     def _note(self, track: int, name: str, args: Args, kind: str = "event", flow: int = 0) -> None:
@@ -285,13 +287,16 @@ class Timeline(Tracks):
         return found
 
     def worker_joined(self, event: WorkerJoined) -> None:
+        """It is up."""
         devices = ", ".join(spec.device for spec in event.devices)
         self._worker(event.worker).become("up", self.now_ns, {"devices": devices})
 
     def worker_became(self, worker: str, state: str, message: str) -> None:
+        """Draw it."""
         self._worker(worker).become(state, self.now_ns, {"message": message} if message else {})
 
     def gateway_lost(self, gateway: str) -> None:
+        """Note it."""
         self._note(self._events, "gateway lost", {"gateway": gateway})
 
     def _on_readiness(self, effect: Readiness) -> None:

@@ -193,6 +193,7 @@ class _Rates:
         return found
 
     def sum(self, name: str, **wanted: str) -> float:
+        """The rate of all of them together."""
         return sum(rate for _, rate in self.each(name, **wanted))
 
     def quantile_ms(self, name: str, share: float) -> float | None:

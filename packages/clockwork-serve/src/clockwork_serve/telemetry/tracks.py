@@ -123,6 +123,7 @@ class Tracks:
         return bool(self._asked) or bool(self._sent)
 
     def take(self, record: JournalHead | Step | Torn) -> None:
+        """Follow the next record."""
         if isinstance(record, Step):
             self._step(record)
         elif isinstance(record, Torn):

@@ -370,6 +370,7 @@ class DeviceWorker:
             self._codes_due[code_id] = None
 
     def prepared(self, event: Prepared, now_ns: int) -> None:
+        """A Prepare ended."""
         held = self._chore_ended(event.code_id, now_ns)
         held.step(CodeStep.OK if event.ok else CodeStep.FAILED)
         if not event.ok and held.ready_due:
@@ -379,6 +380,7 @@ class DeviceWorker:
             )
 
     def retired(self, event: Retired, now_ns: int) -> None:
+        """A Retire ended."""
         self._chore_ended(event.code_id, now_ns).step(CodeStep.GONE)
 
     def _chore_ended(self, code_id: str, now_ns: int) -> HeldCode:

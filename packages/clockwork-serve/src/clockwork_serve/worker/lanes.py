@@ -75,6 +75,7 @@ class LaneQueue:
         return len(self.actions) + len(self.chores)
 
     def push(self, job: LaneJob, earliest_ns: int) -> None:
+        """Queue an action."""
         job.earliest_ns = earliest_ns
         actions = self.actions
         at = len(actions)
@@ -83,6 +84,7 @@ class LaneQueue:
         actions.insert(at, job)
 
     def push_chore(self, job: LaneJob, now_ns: int) -> None:
+        """Queue a chore."""
         self.chores.append((now_ns, job))
 
     def turn(self, now_ns: int) -> LaneJob | None:
@@ -135,6 +137,7 @@ class LaneQueue:
         return jobs
 
     def finish(self, now_ns: int) -> LaneJob:
+        """The running job ended."""
         job = self.running
         assert job is not None, "nothing runs on this lane"
         self.running = None

@@ -41,6 +41,7 @@ def found(value: object) -> str:
 
 
 def unfit(field: str, expected: str, value: object, remedy: str) -> FieldError:
+    """The error of one field."""
     return FieldError(field, f"expected {expected}, found {found(value)}; {remedy}")
 
 

@@ -31,6 +31,7 @@ _POINTER: Final = b"version https://git-lfs.github.com/"
 
 
 def wrong(path: Path, line: int, field: str, expected: str, value: object, remedy: str) -> ConfigError:
+    """The error about one field of one line."""
     shown = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
     return ConfigError(f"{path}:{line}: {field}: expected {expected}, found {found(shown)}; {remedy}")
 

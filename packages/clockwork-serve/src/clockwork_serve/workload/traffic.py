@@ -118,6 +118,7 @@ class _Lines:
         self._first.setdefault(what, line)
 
     def notes(self) -> list[str]:
+        """What was lost, in sentences."""
         said = ["sizes of inputs are not told: each request has one row of its model's usual shape"]
         if not self._slos:
             said.append("SLOs are not told: --slo-ms gives one to all")
@@ -289,6 +290,7 @@ class LogTraffic(_Lines):
         yield from _spread(held)
 
     def notes(self) -> list[str]:
+        """What was lost, in sentences."""
         times = (
             "times are whole seconds, of the ends of requests: those of a second are spread over it evenly"
         )
@@ -379,6 +381,7 @@ class RatesTraffic:
         return found
 
     def notes(self) -> list[str]:
+        """What was lost, in sentences."""
         said = [
             "rates have no instants: those of a step are drawn as a Poisson process has them",
             "SLOs are not told: --slo-ms gives one to all",
@@ -426,6 +429,7 @@ class BenchTraffic:
             self.done_bytes = self.path.stat().st_size * (first + len(pieces[0])) // head.rows
 
     def notes(self) -> list[str]:
+        """What was lost, in sentences."""
         return ["sizes of inputs are not told: each request has one row of its model's usual shape"]
 
 

@@ -89,6 +89,7 @@ class _LoadFile:
         self._began = False
 
     def add(self, at_ns: int, model: str, slo_ns: int) -> None:
+        """Add a call."""
         if not self.count:
             self.first_ns, self.slo_ns = at_ns, slo_ns
         elif at_ns < self.first_ns:
@@ -104,6 +105,7 @@ class _LoadFile:
             self.flush()
 
     def flush(self) -> None:
+        """Write what is buffered."""
         with self.path.open("a" if self._began else "w", encoding="utf-8") as file:
             file.writelines(self._rows)
         self._began = True

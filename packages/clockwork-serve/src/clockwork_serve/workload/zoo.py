@@ -53,6 +53,7 @@ class ZooModel(Struct, frozen=True, kw_only=True):
     in_paper: bool
 
     def batch_sizes(self, max_batch: int | None = None) -> tuple[int, ...]:
+        """The profiled sizes, ascending, up to ``max_batch``."""
         return tuple(size for size in self.infer_ns if max_batch is None or size <= max_batch)
 
 

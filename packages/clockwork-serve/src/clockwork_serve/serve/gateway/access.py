@@ -236,6 +236,7 @@ class KeyRing:
         return holder
 
     def tenants(self) -> dict[str, Tenant]:
+        """All tenants of the file, by name."""
         return self._file.content.tenants
 
     def refresh(self) -> None:

@@ -114,6 +114,7 @@ class AdmissionQueries:
             one.wait.cancel()
 
     def on_admission_reply(self, reply: AdmissionReply) -> None:
+        """Handle the controller's reply."""
         self.rejecting = bool(reply.reason)
         one = self._open.get(reply.announced_id)
         if one is not None and reply.reason:

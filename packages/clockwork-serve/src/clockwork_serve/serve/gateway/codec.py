@@ -77,6 +77,7 @@ class Codec:
         self._executor().submit(self._running)
 
     def close(self) -> None:
+        """End the process."""
         if self._thread is not None:
             self._thread.submit(self._end)
             self._thread.shutdown(wait=False)

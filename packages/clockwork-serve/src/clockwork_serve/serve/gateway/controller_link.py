@@ -83,6 +83,7 @@ class GatewayModels:
         self._codes[added.code.code_id] = added
 
     def remove_code(self, code_id: str) -> None:
+        """Remove a code that no model refers to any more."""
         self._codes.pop(code_id, None)
 
     def add(self, model: Model) -> None:
@@ -112,9 +113,11 @@ class GatewayModels:
         return self._versions.get(name, [])
 
     def all(self) -> list[Served]:
+        """Every version of every model."""
         return [served for (_, version), served in self._by_version.items() if version]
 
     def names(self) -> list[str]:
+        """The names of all models, sorted."""
         return sorted(self._versions)
 
     def _set_versions(self, name: str, versions: set[str]) -> None:
@@ -333,6 +336,7 @@ class GatewayLink:
         return ends.shortage_ns(model, due_ns, time.monotonic_ns(), count=count)
 
     def retry_after_ns(self, model: str, shortage_ns: int) -> int:
+        """See :meth:`KnownEnds.retry_after_ns`."""
         return self.ends.retry_after_ns(model, shortage_ns, time.monotonic_ns())
 
     def submit(self, request: Request) -> None:

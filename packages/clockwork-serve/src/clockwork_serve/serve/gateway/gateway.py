@@ -139,6 +139,7 @@ class OverdueSweep:
             self.timer = self._loop.call_later(SWEEP_S, self._sweep)
 
     def close(self) -> None:
+        """Stop."""
         if self.timer is not None:
             self.timer.cancel()
 
@@ -241,6 +242,7 @@ class Gateway:
 
     @property
     def models(self) -> GatewayModels:
+        """The catalogue of served models."""
         return self.link.models
 
     def close(self) -> None:

@@ -83,6 +83,7 @@ class Copying:
         self._strings = strings
 
     def add(self, target: memoryview, source: memoryview) -> None:
+        """Append a copy."""
         self.begun = True
         self._parts.append((target, source))
 
@@ -217,6 +218,7 @@ class Slots:
 
     @property
     def used_bytes(self) -> int:
+        """Allocated bytes of the region."""
         return self.region.size - self.region.free_bytes
 
     def body(self, nbytes: int, tensors_at: int) -> Body | None:
@@ -265,6 +267,7 @@ class Slots:
                     self.drop(body)
 
     def bytes_for(self, inputs: Sequence[InputTensor], output_bytes: int) -> int:
+        """The size of a slot for these."""
         return _HEADER + sum(align(len(tensor.data)) for tensor in inputs) + align(output_bytes)
 
     def find(self, epoch: int) -> Slot | None:
@@ -316,6 +319,7 @@ class Slots:
         return moved
 
     def close(self) -> None:
+        """Free the memory."""
         self.region.close()
 
     def _forget(self, body: Body) -> None:
@@ -593,6 +597,7 @@ def response_of(pending: PendingRequest, answer: Answer, slots: Slots) -> InferR
 def invalid_response(
     error: InvalidRequest, request_id: str = "", served: Served | None = None
 ) -> InferResponse:
+    """How an invalid request ends."""
     reason = reason_of_error(error)
     return InferResponse(Outcome.INVALID, reason, status_of_error(error), str(error), request_id, served)
 

@@ -58,6 +58,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     @property
     def controller(self) -> Path:
+        """The socket of a controller on this machine."""
         return Path(self.run_dir) / SOCKET_NAME
 
 

@@ -87,6 +87,7 @@ class BodySocket:
         self.close()
 
     def close(self) -> None:
+        """Stop using the socket."""
         lent, self._socket = self._socket, None
         self._plain = False
         self.send_now = None
@@ -170,6 +171,7 @@ class DiscardedBody:
         self._source = source
 
     def room(self) -> memoryview:
+        """The buffer for the next read."""
         return self._buffer[: min(self.left, PROBE_BYTES if self._source.plain else len(self._buffer))]
 
     def received(self, nbytes: int) -> bool:
@@ -226,6 +228,7 @@ class LoopTurns:
             self._loop.call_soon(self._note)
 
     def close(self) -> None:
+        """Stop the timer."""
         self._timer.cancel()
 
     def _note(self) -> None:
@@ -313,6 +316,7 @@ class Arrival:
         return self._since_ns if before_ns < self._unpolled_ns else before_ns
 
     def of_single_read(self) -> int:
+        """The arrival of a request that was all there was to read."""
         turns = self._turns
         if not turns.noting:
             turns.begin()

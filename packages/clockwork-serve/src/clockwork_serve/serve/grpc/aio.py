@@ -96,6 +96,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
         return port
 
     async def start(self) -> None:
+        """Accept calls."""
         await self._server.start()
         self._loop.set_exception_handler(self._on_loop_error)
         self._beat()
@@ -123,6 +124,7 @@ class AioTransport(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has 
         return grpc.stream_stream_rpc_method_handler(AioCall(self, admitted, metadata, self._silence).serve)
 
     def message_read(self, call: GrpcCall) -> None:
+        """A message of the call was just read."""
         now_ns = self.clock()
         self._arrivals.beat(now_ns, self._limit_ns)
         self._quiet = 0

@@ -52,6 +52,7 @@ class ArrivalTimes:
         self.receipts = Receipts(address.rpartition(":")[0].strip("[]"), port)
 
     def close(self) -> None:
+        """The transport has ended."""
         if self.receipts is not None:
             self.receipts.close()
             self.receipts = None
@@ -122,6 +123,7 @@ class Receipts:
         self._connect()
 
     def close(self) -> None:
+        """Ask no more."""
         kernel, self._kernel = self._kernel, None
         if kernel is not None:
             kernel.close()

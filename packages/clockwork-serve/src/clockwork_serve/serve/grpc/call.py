@@ -177,6 +177,7 @@ class GrpcCall(ABC):
             self._send_reply(message, trailers, delivery)
 
     def fail(self, code: grpc.StatusCode, text: str, trailers: Metadata = ()) -> None:
+        """End with an error."""
         if self.is_open:
             self._close()
             self._send_status(code, text, trailers)

@@ -132,6 +132,7 @@ class CoreTransport:
         return port
 
     async def start(self) -> None:
+        """Accept calls."""
         self._server.start()
         for _ in range(ACCEPTING):
             self._server.request_call(self._queue, self._queue, _ACCEPT)
@@ -355,6 +356,7 @@ class CoreCall(GrpcCall):
         return found.decode()
 
     def on_event(self, kind: str, found: Any) -> None:
+        """Handle an event in the loop."""
         if kind is _MESSAGE:
             if self.method.on_open is None:
                 self.handle_message(found)

@@ -268,6 +268,7 @@ class _GrpcExchange(ABC):
 
     @property
     def local(self) -> bool:
+        """Whether the client is on this host."""
         return _local(self.rpc)
 
     async def read_in_steps(self) -> None:
@@ -339,6 +340,7 @@ class _Delivery:
         return None if late is None else _failure(late)
 
     def on_sent(self) -> None:
+        """It was sent."""
         self._gateway.note_sent(self._response)
 
 
@@ -365,6 +367,7 @@ class _UnaryExchange(_GrpcExchange):
         return self.rpc.is_open
 
     def respond(self, response: InferResponse) -> None:
+        """Encode the response."""
         if not self.rpc.is_open:
             if response.deadline_ns:
                 self.gateway.discard(response)
@@ -397,6 +400,7 @@ class _StreamExchange(_GrpcExchange):
         return not self.ended.done()
 
     def respond(self, response: InferResponse) -> None:
+        """Encode the response."""
         if self.ended.done():
             if response.deadline_ns:
                 self.gateway.discard(response)
@@ -418,6 +422,7 @@ class _StreamExchange(_GrpcExchange):
         return late or found
 
     def abandon(self, gateway: Gateway) -> None:
+        """The client left."""
         response, self.unreported = self.unreported, None
         if response is not None:
             gateway.discard(response)

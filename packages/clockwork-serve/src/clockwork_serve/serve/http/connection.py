@@ -211,6 +211,7 @@ class IncompleteBody:
         self._bytes = 0
 
     def add(self, nbytes: int) -> None:
+        """Count more bytes."""
         self._bytes += nbytes
         self._all.arriving_bytes += nbytes
 
@@ -333,6 +334,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         self._server.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
+        """The buffer for the next read."""
         if self._direct is not None and not self._closing:
             return self._direct[self._content_bytes : self._content_bytes + AT_ONCE]
         if self._discarding is not None and not self._closing:
@@ -342,6 +344,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
         return self._server.buffer[:left] if left > len(small) else small
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Handle bytes that were read."""
         if self._closing:
             return
         if self._discarding is not None:
@@ -397,6 +400,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
     # Called by the parser
 
     def on_message_begin(self) -> None:
+        """A request begins."""
         self._phase, self._head_bytes = _HEAD, -1
         self.due_s = self._server.tick_s + self._settings.head_s
         self.begin_head()
@@ -425,6 +429,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._read_headers(exchange, headers)
 
     def on_body(self, content: bytes) -> None:
+        """A piece of the body."""
         if self._closing:
             return
         start, end = self._content_bytes, self._content_bytes + len(content)
@@ -449,6 +454,7 @@ class HttpConnection(HeadParser, asyncio.BufferedProtocol):
             self._count(len(content))
 
     def on_message_complete(self) -> None:
+        """The request is complete."""
         if self._closing or self.plain_head:
             return
         exchange, self._current = self._current, None

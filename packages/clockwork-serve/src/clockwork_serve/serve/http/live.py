@@ -66,6 +66,7 @@ class Query:
         self._found = parse_qs(text, max_num_fields=32)
 
     def text(self, name: str) -> str | None:
+        """A parameter, or None."""
         found = self._found.get(name)
         return found[-1] if found else None
 
@@ -200,6 +201,7 @@ class PageConnection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """The reader is gone."""
         self._transport = None
         self._server.connections.discard(self)
         if self._timer is not None:
@@ -208,6 +210,7 @@ class PageConnection(asyncio.Protocol):
             self._waiting.cancel()
 
     def end(self) -> None:
+        """Close it."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -237,6 +240,7 @@ class PageConnection(asyncio.Protocol):
         self._headers[name.lower()] = value
 
     def on_message_complete(self) -> None:
+        """Answer."""
         if self._waiting is not None:
             return
         self._read_bytes = 0

@@ -44,6 +44,7 @@ class HttpResponse(msgspec.Struct, frozen=True):
 
     @property
     def body_bytes(self) -> int:
+        """The length of the body."""
         length = 0
         for part in self.parts:
             length += len(part)
@@ -59,6 +60,7 @@ class HttpResponse(msgspec.Struct, frozen=True):
 
 
 def json_response(found: Any) -> HttpResponse:
+    """A response with a JSON body."""
     return HttpResponse(200, (_encode(found),))
 
 

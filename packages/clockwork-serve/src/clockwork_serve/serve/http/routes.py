@@ -62,6 +62,7 @@ class Endpoints:
     version: str
 
     def server(self) -> dict[str, Any]:
+        """The server's metadata."""
         more = () if self.gateway.regions is None else ("system_shared_memory",)
         return server_metadata(self.version, *more)
 
@@ -84,9 +85,11 @@ class Endpoints:
             raise RouteRefused(503, f"model {key} is not ready: {why}")
 
     def models(self) -> list[str]:
+        """The names of all models."""
         return self.gateway.models.names()
 
     def metadata(self, name: str, version: str) -> dict[str, Any]:
+        """A model's inputs and outputs."""
         return model_metadata(self._find(name, version), self.gateway.models.versions(name))
 
     def config(self, name: str, version: str) -> bytes:
@@ -139,19 +142,23 @@ class Endpoints:
     # Shared memory of clients; ``local``: the client is on this host
 
     def regions(self, name: str, *, local: bool) -> list[dict[str, Any]]:
+        """One registered region, or all."""
         with _refusals():
             found = allowed(self.gateway.regions, local=local).registered(name)
         return [msgspec.structs.asdict(region) for region in found]
 
     def register(self, name: str, fields: Mapping[str, Any], *, local: bool) -> None:
+        """Register a region."""
         with _refusals():
             allowed(self.gateway.regions, local=local).register(shared_region(name, fields))
 
     def unregister(self, name: str, *, local: bool) -> None:
+        """Unregister one region, or all."""
         with _refusals():
             allowed(self.gateway.regions, local=local).unregister(name)
 
     def cuda_regions(self, name: str) -> list[dict[str, Any]]:
+        """All regions of CUDA shared memory: none."""
         if name:
             raise RouteRefused(
                 404, f"Unable to find cuda shared memory region: '{name}'; {CUDA_SHARED_MEMORY}"
@@ -277,6 +284,7 @@ class Route(Struct, frozen=True):
     openmetrics: bool = False
 
     def takes(self, method: bytes) -> bool:
+        """Whether the endpoint allows that method."""
         methods = self.method.split(b", ")
         return not self.method or method in methods or (method == b"HEAD" and b"GET" in methods)
 
@@ -357,6 +365,7 @@ def _responded(found: Any) -> HttpResponse:
 
 
 def refusal(error: UnknownModel | RouteRefused) -> HttpResponse:
+    """The response to an error."""
     if isinstance(error, RouteRefused):
         return error_response(error.code, str(error), **error.more)
     return error_response(404, str(error))

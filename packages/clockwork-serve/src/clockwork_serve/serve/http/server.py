@@ -277,6 +277,7 @@ class TlsAcceptor:
             self._serve(accepted, host)
 
     def _serve(self, accepted: socket.socket, host: str) -> None:
+        """Begin a handshake."""
         network = network_of(host)
         if not self._handshakes.admits(len(self._handshaking), network):
             accepted.close()
@@ -487,6 +488,7 @@ class HttpServer:
         return not all(connection.idle for connection in self._connections)
 
     def opened(self, connection: HttpConnection) -> None:
+        """A connection was made."""
         admitted = self._beyond() < 0 or self._make_room(network_of(connection.host))
         self._connections.add(connection)
         if self._sweep is None:
@@ -511,6 +513,7 @@ class HttpServer:
         self._strangers.add(connection, network_of(connection.host), self.loop.time())
 
     def asked(self, connection: HttpConnection) -> None:
+        """A connection that was quiet has a request."""
         connection.quiet = False
         self._strangers.discard(connection)
 
@@ -519,6 +522,7 @@ class HttpServer:
         self._reached[limit] += 1
 
     def closed(self, connection: HttpConnection) -> None:
+        """A connection was closed."""
         self._connections.discard(connection)
         self._turned_away.discard(connection)
         self._strangers.discard(connection)

@@ -164,6 +164,7 @@ class Bridge:
             await asyncio.sleep(RETRY_S)
 
     def close(self) -> None:
+        """Close all peers."""
         self._close_standbys()
         for peer in list(self._peers.values()):
             peer.close("the server stops")
@@ -243,6 +244,7 @@ class Bridge:
         return True
 
     def on_frames(self, link: Link, frames: list[Frame]) -> None:
+        """Handle frames of another machine."""
         if (peer := self._peers.get(link)) is not None:
             if peer.introduced or self._may_join(peer):
                 peer.on_frames(frames)
@@ -252,6 +254,7 @@ class Bridge:
             link.close()
 
     def on_lost(self, link: Link) -> None:
+        """Close the peer of a link that was lost."""
         if link in self._standbys:
             self._standbys.discard(link)
             self._count_standbys()

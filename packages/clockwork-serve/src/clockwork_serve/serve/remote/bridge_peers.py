@@ -89,6 +89,7 @@ class Peer(ABC):
         return self.name
 
     def close(self, why: str) -> None:
+        """Close both links."""
         if self._over:
             return
         self._over = True
@@ -221,6 +222,7 @@ class Actions:
         return len(self._sent) + len(self._adopted)
 
     def send(self, action: Load | Unload | Infer, now_ns: int) -> Load | Unload | Infer:
+        """The action as it is to be sent."""
         if not isinstance(action, Infer):
             self._sent[action.action_id] = _Sent(action, now_ns)
             return action

@@ -320,6 +320,7 @@ class MachineListener(MachineAcceptor):
         return link
 
     def failed(self, protocol: asyncio.BaseProtocol) -> None:
+        """Forget it."""
         assert isinstance(protocol, MachineLink)
         self._links.discard(protocol)
 

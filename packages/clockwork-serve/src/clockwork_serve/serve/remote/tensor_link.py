@@ -54,6 +54,7 @@ def moved(ref: TensorRef, offset: int) -> TensorRef:
 
 
 def run_bytes(refs: Sequence[TensorRef]) -> int:
+    """The length of a run."""
     return max([align(ref.offset + ref.nbytes) for ref in refs], default=0)
 
 
@@ -211,6 +212,7 @@ class TensorLink(asyncio.BufferedProtocol):
             self._lose(f"connection lost: {exc}" if exc else "it closed the connection")
 
     def pause_writing(self) -> None:
+        """Pause: the write buffer is full."""
         self._full = True
 
     def resume_writing(self) -> None:

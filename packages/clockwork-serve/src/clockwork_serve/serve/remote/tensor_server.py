@@ -87,11 +87,13 @@ class TensorServer(MachineAcceptor):
         self._workers.clear()
 
     def made(self) -> TensorLink:
+        """A connection."""
         link = TensorLink(self, self._silence_s)
         self._workers[link] = _Worker()
         return link
 
     def failed(self, protocol: asyncio.BaseProtocol) -> None:
+        """Forget it."""
         assert isinstance(protocol, TensorLink)
         self._workers.pop(protocol, None)
 

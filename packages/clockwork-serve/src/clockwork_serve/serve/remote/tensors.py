@@ -163,6 +163,7 @@ class TensorSource:
         self._transfers: dict[int, Transfer] = {}  # all and only those that have not ended
 
     def begin(self, number: int, transfer: Transfer) -> None:
+        """Begin a transfer of this number."""
         self._transfers[number] = transfer
         if self._link is not None:
             self._send(self._link, number, transfer)
@@ -175,6 +176,7 @@ class TensorSource:
             self._link.send(TransferHead(TransferKind.STOP, 0, number))
 
     def close(self) -> None:
+        """Close the connection."""
         self._transfers.clear()
         if self._connecting is not None:
             self._connecting.cancel()
@@ -256,6 +258,7 @@ class TensorSource:
         return None if transfer is None else transfer.memory[head.at + done : head.at + head.nbytes]
 
     def received(self, link: TensorLink, head: TransferHead) -> None:
+        """Inputs were received."""
         if head.kind == TransferKind.LAST:
             self._end(head.transfer, TransferKind.LAST)
 
@@ -427,6 +430,7 @@ class RemoteTensors:
         old.close()
 
     def close(self) -> None:
+        """Close the connections and the region."""
         for source in list(self._sources.values()):
             source.close()
         self._region.close()

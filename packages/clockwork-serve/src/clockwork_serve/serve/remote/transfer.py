@@ -95,6 +95,7 @@ class IncomingArtefact:
         self._draft = None if asked.what == "code" else (cache.scratch() / "blob").open("wb")
 
     def close(self) -> None:
+        """Discard the draft."""
         if self._draft is not None:
             self._draft.close()
             Path(self._draft.name).unlink(missing_ok=True)
@@ -203,6 +204,7 @@ class MachineArtefacts:
         self._cache.inspect(damaged.what, damaged.name)
 
     def remove_model(self, key: str) -> None:
+        """Remove a model that is served no more."""
         self._models.pop(key, None)
 
     def code(self, added: CodeAdded, then: Callable[[CodeAdded, str], None]) -> None:
@@ -251,6 +253,7 @@ class MachineArtefacts:
         return False
 
     def take(self, part: Part) -> None:
+        """Handle a received part of an artefact."""
         asked = Fetch(what=part.what, name=part.name)
         arriving = self._arriving.get(asked)
         if arriving is None:

@@ -63,9 +63,11 @@ class Catalogue:
         return [self._models[key] for key in sorted(self._models)]
 
     def code_of(self, model: Model) -> Code:
+        """The code of one of them."""
         return self._codes[model.code_id].code
 
     def names(self) -> set[str]:
+        """Names of all that are served."""
         return {model.name for model in self._models.values()}
 
     def frames(self) -> list[Frame]:

@@ -136,6 +136,7 @@ def file_needs(
 
 
 def address_space_bytes() -> int:
+    """The address space of this process."""
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 

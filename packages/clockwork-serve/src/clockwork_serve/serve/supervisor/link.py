@@ -69,6 +69,7 @@ class SupervisorLink:
         return "" if self._link is None else self._link.peer.name
 
     def start(self) -> None:
+        """Connect from now on."""
         self._task = asyncio.get_running_loop().create_task(self._hold())
 
     def send(self, *frames: Frame) -> None:
@@ -101,6 +102,7 @@ class SupervisorLink:
         return found
 
     def close(self) -> None:
+        """Close the link, and connect no more."""
         if self._task is not None:
             self._task.cancel()
         self._reset()

@@ -236,6 +236,7 @@ class _PreparingChild:
         return end.result()
 
     def tell_urgent(self, names: tuple[str, ...]) -> None:
+        """Tell it which models to prepare first."""
         self._process.write(msgspec.json.encode(names))
 
     def give_way(self) -> None:

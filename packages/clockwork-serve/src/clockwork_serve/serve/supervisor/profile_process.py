@@ -346,6 +346,7 @@ class _Batches:
         self.io_bytes: dict[int, int] = {}
 
     def add(self, batch: int, infer_ns: int) -> None:
+        """Record one batch size."""
         self.infer_ns[batch] = max(1, infer_ns)
         self.io_bytes[batch] = io_bytes(self._code, batch)
         # All memory that the process gained since before it prepared the code: an upper bound, because this

@@ -118,6 +118,7 @@ class Profiler:
         )
 
     def close(self) -> None:
+        """End all processes."""
         self._processes.close()
 
     def _settled(self, code: Code, config: DeviceConfig, key: tuple[str, str]) -> bool:
@@ -212,6 +213,7 @@ class ProfileProcesses:
         return _guessed(code, config, f"model {model.key}: profiling failed ({why})")
 
     def close(self) -> None:
+        """End all processes."""
         if self._requests is not None:
             self._requests.close()
             self._requests = None

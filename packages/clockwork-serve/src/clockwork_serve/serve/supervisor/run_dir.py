@@ -168,6 +168,7 @@ class Ports:
             raise
 
     def close(self) -> None:
+        """Release all ports."""
         for held in self._held:
             held.close()
         self._held.clear()

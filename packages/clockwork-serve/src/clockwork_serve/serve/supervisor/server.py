@@ -439,6 +439,7 @@ class RunningServer:
 
     @property
     def leader(self) -> str:
+        """See :attr:`Server.leader`."""
         return self.server.leader
 
     def pid(self, name: str) -> int | None:

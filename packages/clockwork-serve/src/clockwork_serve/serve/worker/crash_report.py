@@ -37,6 +37,7 @@ class LaneRecord:
         self._words = memory.cast("q")
 
     def action(self, action_id: int) -> None:
+        """Record that the lane is about to do this action."""
         self._words[0] = action_id
 
     def code(self, code_id: str) -> None:

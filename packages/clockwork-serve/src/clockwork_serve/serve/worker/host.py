@@ -336,6 +336,7 @@ class Verifier:
                 self._thread.start()
 
     def close(self) -> None:
+        """Verify no more."""
         self._closing.set()
 
     def join(self) -> None:

@@ -367,6 +367,7 @@ class LaneThread(LaneExecution):
         self.wake()
 
     def wake(self) -> None:
+        """Wake the thread if it sleeps."""
         if self._parked:
             self._parked = False
             self._wake_lock.release()
@@ -560,10 +561,12 @@ class LaneWheel:
         self._timer: LoopTimer | None = None  # from the start to the end
 
     def start(self) -> None:
+        """Begin to execute."""
         self._timer = LoopTimer(self._on_time)
         self._arm()
 
     def close(self) -> None:
+        """Execute no more."""
         if self._timer is not None:
             self._timer.close()
             self._timer = None

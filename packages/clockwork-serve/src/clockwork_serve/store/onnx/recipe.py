@@ -89,6 +89,7 @@ class Recipe:
 
     @property
     def blob_bytes(self) -> int:
+        """Bytes of a blob."""
         return self._places.nbytes
 
     def blob(self, flat: Bits) -> npt.NDArray[np.uint8]:

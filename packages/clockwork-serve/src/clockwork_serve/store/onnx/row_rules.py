@@ -268,6 +268,7 @@ def _transpose(call: Operation) -> Found:
 
 
 def permuted(call: Operation, order: Sequence[int]) -> Found:
+    """Axes in another order."""
     return labelled([(call.value(0), aligned(len(order), len(order)))], [list(order)])
 
 

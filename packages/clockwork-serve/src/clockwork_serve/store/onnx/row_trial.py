@@ -165,6 +165,7 @@ class _Rows:
                     raise _RowsInteract(f"output '{name}': results change if {size} rows are permuted")
 
     def _check_alone(self, size: int) -> None:
+        """Run every row alone."""
         together, rows = self._must_run(size)
         for row in range(size):
             alone = self._run({name: array[row : row + 1] for name, array in rows.items()})

@@ -38,6 +38,7 @@ class RowAxis:
     inner: int = 1
 
     def at(self, axis: int) -> RowAxis:
+        """The same rows on another axis."""
         return replace(self, axis=axis)
 
     @property

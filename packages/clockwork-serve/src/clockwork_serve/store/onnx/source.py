@@ -36,6 +36,7 @@ class FileFacts(Struct, frozen=True, array_like=True):
 
     @classmethod
     def of(cls, path: Path) -> FileFacts:
+        """The facts of a file now."""
         found = path.stat()
         return cls(str(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
@@ -46,6 +47,7 @@ class FileFacts(Struct, frozen=True, array_like=True):
 
 
 def current(files: tuple[FileFacts, ...]) -> bool:
+    """Whether every file is unchanged."""
     try:
         return all(FileFacts.of(Path(facts.path)) == facts for facts in files)
     except OSError:

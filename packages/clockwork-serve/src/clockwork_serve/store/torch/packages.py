@@ -210,6 +210,7 @@ class Eager:
         self.device = device
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        """All outputs in order. Raises ``RunError``."""
         try:
             outputs = self.call(tensors_of(inputs, self.inputs, self.device))
         except Exception as error:  # operators raise arbitrary errors on inputs that do not fit
@@ -217,6 +218,7 @@ class Eager:
         return [array_of(output) for output in outputs]
 
     def call(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The outputs of one run."""
         with torch.no_grad():
             outputs: Sequence[Any] = self._module(*inputs)
         return outputs
