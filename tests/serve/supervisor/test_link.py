@@ -20,7 +20,7 @@ from tests.serve.links import FakeController, until
 async def test_each_controller_is_sent_the_catalogue_then_a_question(tmp_path: Path) -> None:
     path = tmp_path / "c.sock"
     catalogue: list[Frame] = [ModelRemoved(model="one")]
-    link = SupervisorLink(path, lambda: catalogue, lambda ask: None)
+    link = SupervisorLink(path, lambda: catalogue)
     link.start()
     link.send(ModelRemoved(model="said to nobody"))
     first = FakeController()
@@ -47,7 +47,8 @@ async def test_questions_go_both_ways(tmp_path: Path) -> None:
     asked: list[Ask] = []
     controller = FakeController()
     listener = await controller.listen(tmp_path / "c.sock")
-    link = SupervisorLink(tmp_path / "c.sock", list, asked.append)
+    link = SupervisorLink(tmp_path / "c.sock", list)
+    link.handlers[Ask] = asked.append
     link.start()
     await asyncio.wait_for(link.connected.wait(), 60)
     assert await link.ask(Question.STATE) == {"open": 3}
@@ -62,7 +63,7 @@ async def test_questions_go_both_ways(tmp_path: Path) -> None:
 async def test_a_question_fails_when_the_link_is_lost(tmp_path: Path) -> None:
     controller = FakeController()
     listener = await controller.listen(tmp_path / "c.sock")
-    link = SupervisorLink(tmp_path / "c.sock", list, lambda ask: None)
+    link = SupervisorLink(tmp_path / "c.sock", list)
     link.start()
     await asyncio.wait_for(link.connected.wait(), 60)
     controller.silent = True
@@ -79,7 +80,7 @@ async def test_a_question_fails_when_the_link_is_lost(tmp_path: Path) -> None:
 async def test_of_two_questions_at_once_both_are_answered_and_none_is_kept(tmp_path: Path) -> None:
     controller = FakeController()
     listener = await controller.listen(tmp_path / "c.sock")
-    link = SupervisorLink(tmp_path / "c.sock", list, lambda ask: None)
+    link = SupervisorLink(tmp_path / "c.sock", list)
     link.start()
     await asyncio.wait_for(link.connected.wait(), 60)
     controller.silent = True
@@ -95,7 +96,7 @@ async def test_of_two_questions_at_once_both_are_answered_and_none_is_kept(tmp_p
 
 async def test_a_controller_that_was_deposed_is_told_nothing(tmp_path: Path) -> None:
     path, told = tmp_path / "c.sock", FakeController()
-    link = SupervisorLink(path, list, lambda ask: None)
+    link = SupervisorLink(path, list)
     link.start()
     for epoch, joined in ((2, True), (1, False), (2, True)):
         told.told.clear()

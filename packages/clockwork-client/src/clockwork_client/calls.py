@@ -278,8 +278,7 @@ def statistics(model: str, version: str) -> ClientCall[list[ModelStatistics]]:
 
 def control(model: str, verb: str) -> ClientCall[None]:
     """Load or unload a model; ``verb`` is ``load`` or ``unload``."""
-    path = f"/v2/repository/models/{_quoted(model)}/{verb}"
-    return ClientCall("POST", path, _read_empty, (b"{}",))
+    return ClientCall("POST", f"/v2/repository/models/{_quoted(model)}/{verb}", _read_empty, (b"{}",))
 
 
 def error_of(response: Response) -> ServingError:

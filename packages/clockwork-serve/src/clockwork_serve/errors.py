@@ -32,8 +32,7 @@ __all__ = [
     "ModelError", "RepositoryError", "TransportError", "described", "did_you_mean", "encodable", "printable",
 ]  # fmt: skip
 
-TEXT_MAX: Final = 1000
-"""Characters of foreign text in a message, which goes into logs, responses and headers."""
+TEXT_MAX: Final = 1000  # characters of foreign text in a message, which goes into logs, responses and headers
 KNOWN_MOST: Final = 12
 _NAME_OF: Final = type.__dict__["__name__"].__get__
 

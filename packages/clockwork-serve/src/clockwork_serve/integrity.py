@@ -20,8 +20,7 @@ from typing import Final, NamedTuple
 
 from clockwork_serve.errors import DamageError
 
-VERIFIED_MAX: Final = 100_000
-"""Capacity of the cache of verified files: each takes about 400 bytes."""
+VERIFIED_MAX: Final = 100_000  # capacity of the cache of verified files: each takes about 400 bytes
 SETTLED_NS: Final = 100_000_000
 """A file changed less than this ago may change again within the resolution of its time stamps."""
 _SEAL: Final = b"sha256 "

@@ -96,12 +96,9 @@ def logarithmic(title: str, values: Sequence[float]) -> Axis:
 
 
 def plot(
-    curves: Sequence[PlottedCurve],
-    x: Axis,
-    y: Axis,
-    marks: Sequence[tuple[float, str]] = (),
+    curves: Sequence[PlottedCurve], x: Axis, y: Axis, marks: Sequence[tuple[float, str]] = (),
     shaded: tuple[float, str] | None = None,
-) -> str:
+) -> str:  # fmt: skip
     """The picture; ``marks`` are lines across it at some y, ``shaded`` is grey from the left up to some x."""
     across = x.scale(_LEFT, WIDE - _RIGHT)
     down = y.scale(HIGH - _BOTTOM, _TOP)
@@ -208,12 +205,10 @@ _GREEN, _RED, _AMBER, _GREY, _BLUE, _BLACK = (
     "#2b8a3e", "#c0392b", "#e0a100", "#8a8a8a", "#1f5fa8", "#222222",
 )  # fmt: skip
 _NINES: Final = ((0.5, "p50"), (0.9, "p90"), (0.99, "p99"), (0.999, "p99.9"), (0.9999, "p99.99"))
-_LAST_SHARE: Final = 0.99995
-"""Where the longest of all is drawn."""
+_LAST_SHARE: Final = 0.99995  # where the longest of all is drawn
 _MARKS_MAX: Final = 6
 _TICKS: Final = 8
-_LEAST_PART: Final = 0.2
-"""A last interval shorter than this share of the others is too short for a rate."""
+_LEAST_PART: Final = 0.2  # a last interval shorter than this share of the others is too short for a rate
 _COLUMNS: Final = (*COLUMNS[1:-3], ">p99 ms", ">p99.9 ms", ">max ms")
 _READING: Final = (
     ("answered in time", "within the request's SLO, counted from when the request was due"),
@@ -272,8 +267,7 @@ def page(report: BenchReport) -> str:
         ("By model", _table(("model", *_COLUMNS), group_rows(report.models))),
     ]
     if report.reasons:
-        rows = reason_rows(report)
-        tables.insert(1, ("Not answered", _table(REASON_COLUMNS, rows)))
+        tables.insert(1, ("Not answered", _table(REASON_COLUMNS, reason_rows(report))))
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

@@ -81,8 +81,7 @@ def write_job(file: IO[bytes], job: Job) -> None:
 
 def read_job(file: IO[bytes]) -> Job:
     """Read the job from standard input. Raises :class:`EOFError`."""
-    head = file.read(_LENGTH_BYTES)
-    content = file.read(int.from_bytes(head, "big"))
+    content = file.read(int.from_bytes(file.read(_LENGTH_BYTES), "big"))
     if not content:
         raise EOFError
     return msgspec.msgpack.decode(content, type=Job)

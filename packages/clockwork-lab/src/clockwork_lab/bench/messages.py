@@ -24,8 +24,7 @@ from clockwork_serve.workload.tables import NO_SLO_MS
 # The tensors of requests, generated to match a model's metadata.
 
 
-WORD_BYTES: Final = 8
-"""Length of each random element of BYTES."""
+WORD_BYTES: Final = 8  # length of each random element of BYTES
 _SHAPE: Final = re.compile(r"(?:(?P<model>[^:]+):)?(?P<name>[^:]+):(?P<dims>\d+(?:,\d+)*)")
 
 
@@ -390,8 +389,7 @@ class Maker:
         size = len(start) + sum(map(len, contents))
         # The field's head in front of the last tensor ends the lead, so that the tensor itself is shared.
         lead = b"\0" + size.to_bytes(4, "big") + start + b"".join(contents[:-1])
-        body = contents[-1] if contents else b""
-        return Message(self._grpc_head(slo_ns), self._body(body), lead)
+        return Message(self._grpc_head(slo_ns), self._body(contents[-1] if contents else b""), lead)
 
     def _parameters(self, slo_ns: int, priority: int) -> dict[str, int]:
         found = {}

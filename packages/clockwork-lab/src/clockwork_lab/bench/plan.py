@@ -40,8 +40,7 @@ from clockwork_serve.workload.tables import FieldError, LoadTable, Ramp
 # A caller may scale a scenario's rates or end it early. All random choices are made before the run.
 
 
-REQUESTS_MAX: Final = 50_000_000
-"""The most requests of one run: 64 bytes each."""
+REQUESTS_MAX: Final = 50_000_000  # the most requests of one run: 64 bytes each
 STEPS_MAX: Final = 10_000
 CLIENTS: Final = 16
 """Number of the random stream for the start of a closed load's clients; the workload's own are below it."""
@@ -89,14 +88,9 @@ class Schedule:
 
 
 def make_schedule(
-    scenario: Scenario,
-    *,
-    seed: int,
-    traces: Path | None = None,
-    rate_scale: float = 1.0,
-    seconds: float | None = None,
-    most: int = REQUESTS_MAX,
-) -> Schedule:
+    scenario: Scenario, *, seed: int, traces: Path | None = None, rate_scale: float = 1.0,
+    seconds: float | None = None, most: int = REQUESTS_MAX,
+) -> Schedule:  # fmt: skip
     """Draw all requests, at most ``most``. Raises :class:`ConfigError`."""
     if seconds is not None and scenario.warmup_s >= seconds:
         raise ConfigError(
@@ -124,11 +118,9 @@ def make_schedule(
     }
     before = int(np.searchsorted(joined["times_ns"], end_ns))
     return Schedule(
-        workload=workload,
-        **{name: column[:before] for name, column in joined.items()},
-        end_ns=end_ns,
+        workload=workload, **{name: column[:before] for name, column in joined.items()}, end_ns=end_ns,
         warmup_ns=workload.warmup_ns,
-    )
+    )  # fmt: skip
 
 
 def slo_steps(load: ClosedLoad, end_ns: int) -> list[tuple[int, int]]:
@@ -148,8 +140,7 @@ def clients(workload: Workload, seed: int) -> Iterator[tuple[int, int, int]]:
     for index, load in enumerate(workload.closed):
         total = len(load.models) * load.concurrency
         jitter = dice(seed, load.load, CLIENTS).random(total) * load.start_jitter_ns
-        starts = load.start_ns + jitter.astype(np.int64)
-        for number, start_ns in enumerate(starts.tolist()):
+        for number, start_ns in enumerate((load.start_ns + jitter.astype(np.int64)).tolist()):
             yield index, load.models[number // load.concurrency], start_ns
 
 
@@ -196,8 +187,7 @@ CLOSED_RPS_MAX: Final = 50_000
 CLOSED_ROWS_MAX: Final = 50_000_000
 RETRY_NS: Final = NS_PER_MS
 """How long clients of closed loads wait after a rejection without advice, if the scenario sets nothing."""
-RESERVE: Final = 4
-"""HTTP connections opened in reserve."""
+RESERVE: Final = 4  # HTTP connections opened in reserve
 SOON_NS: Final = 20 * NS_PER_MS
 """Before the run, connections are opened for the most requests due within this time."""
 GRPC_CONNECTIONS: Final = 8
@@ -253,8 +243,7 @@ class Plan:
     schedule: Schedule
     options: Options
     address: ServerAddress
-    names: dict[int, str]
-    """The server's names of the models that get requests, by the scenario's number."""
+    names: dict[int, str]  # the server's names of the models that get requests, by the scenario's number
     jobs: list[Job]
     rows: list[Rows]
 
@@ -322,16 +311,12 @@ def _address(options: Options) -> ServerAddress:
 
 
 def _messages(
-    maker: Maker,
-    options: Options,
-    names: Mapping[str, str],
-    address: ServerAddress,
+    maker: Maker, options: Options, names: Mapping[str, str], address: ServerAddress,
     tls: ssl.SSLContext | None,
-) -> Callable[[str, int, int], Message]:
+) -> Callable[[str, int, int], Message]:  # fmt: skip
     """A function that builds the message for a model, an SLO and a priority."""
     if options.protocol == "raw":
-        body = _raw_body(options)
-        return lambda model, slo_ns, priority: maker.raw(options.path, model, body, slo_ns)
+        return lambda model, slo_ns, priority: maker.raw(options.path, model, _raw_body(options), slo_ns)
     server: HttpMetadata | GrpcMetadata
     if options.protocol == "grpc":
         server = GrpcMetadata(address, options.headers, tls, options.tls_files)

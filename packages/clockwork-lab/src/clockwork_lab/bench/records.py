@@ -31,21 +31,14 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_S
 class Kind(IntEnum):
     """How a request ended, as its client sees it. Whether a response was in time is not part of it."""
 
-    OPEN = 0
-    """No response until the run was over."""
+    OPEN = 0  # no response until the run was over
     ANSWERED = 1
-    REJECTED = 2
-    """The server rejected it."""
-    EXPIRED = 3
-    """The server reported that its deadline passed."""
-    FAILED = 4
-    """The server reported an error, of its own or of the request."""
-    RESET = 5
-    """The connection was closed before the response."""
-    BROKEN = 6
-    """No connection could be made, or the response is not of the protocol."""
-    ABANDONED = 7
-    """The generator cancelled it at its deadline (``--abandon``)."""
+    REJECTED = 2  # the server rejected it
+    EXPIRED = 3  # the server reported that its deadline passed
+    FAILED = 4  # the server reported an error, of its own or of the request
+    RESET = 5  # the connection was closed before the response
+    BROKEN = 6  # no connection could be made, or the response is not of the protocol
+    ABANDONED = 7  # the generator cancelled it at its deadline (``--abandon``)
 
 
 class End(NamedTuple):
@@ -60,8 +53,7 @@ ANSWERED: Final = 1
 ABANDONED: Final = 2
 FIRST_ENDS: Final = (End(Kind.OPEN, ""), End(Kind.ANSWERED, ""), End(Kind.ABANDONED, "at its deadline"))
 """The ends with fixed codes."""
-REASONS_MAX: Final = 200
-"""The most different reasons; all others count as one."""
+REASONS_MAX: Final = 200  # the most different reasons; all others count as one
 _REASON_CHARS: Final = 80
 _BY_OUTCOME: Final = {
     "rejected": Kind.REJECTED, "expired": Kind.EXPIRED, "failed": Kind.FAILED, "invalid": Kind.FAILED,

@@ -71,10 +71,8 @@ class Group(Struct, frozen=True, kw_only=True):
     abandoned: int
     unanswered: int
     unsent: int
-    answers: Quantiles
-    """Latency of all responses, late ones too."""
-    refusals: Quantiles
-    """Latency of rejected and expired requests."""
+    answers: Quantiles  # latency of all responses, late ones too
+    refusals: Quantiles  # latency of rejected and expired requests
     bytes_per_s: float
 
 
@@ -368,8 +366,7 @@ REASON_COLUMNS: Final = (
     ">p99 ms",
     ">max ms",
 )
-MODELS_MAX: Final = 20
-"""The most models shown; the worst ones if there are more."""
+MODELS_MAX: Final = 20  # the most models shown; the worst ones if there are more
 
 
 def setup_lines(report: BenchReport) -> list[str]:

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 import msgspec
@@ -48,11 +47,9 @@ class Ran:
 
 
 def run(
-    plan: Plan,
-    *,
-    show: Callable[[LoadSample], None] = lambda moment: None,
+    plan: Plan, *, show: Callable[[LoadSample], None] = lambda moment: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Ran:
+) -> Ran:  # fmt: skip
     """Run the plan to its end, or until ``stopped()``, which is polled; requests in flight are awaited.
 
     Raises :class:`Unreachable`, or :class:`SenderFailed` if a sending process ends by itself.
@@ -91,8 +88,7 @@ def write(plan: Plan, ran: Ran, path: Path) -> None:
 # The sending processes as their parent sees them: it starts, synchronises, monitors and ends them.
 
 
-AHEAD_NS: Final = 200 * NS_PER_MS
-"""How far ahead of the start of the run its instant is sent to the senders."""
+AHEAD_NS: Final = 200 * NS_PER_MS  # how far ahead of the start of the run its instant is sent to the senders
 _READY_S: Final = OPEN_S + 50.0
 _POLL_S: Final = 0.005
 
@@ -203,9 +199,7 @@ class Crew:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for process in self.processes:
             process.stop()
             if process.final is None:
@@ -278,8 +272,7 @@ class LoadSample(Struct, frozen=True, kw_only=True):
     p50_ms: float | None
     p99_ms: float | None
     lateness_p99_ms: float | None
-    bars: tuple[float, ...]
-    """Satisfaction in each of the last intervals, the newest last."""
+    bars: tuple[float, ...]  # satisfaction in each of the last intervals, the newest last
 
 
 class Live:

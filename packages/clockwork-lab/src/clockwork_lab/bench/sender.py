@@ -21,11 +21,9 @@ from clockwork_lab.bench.job import ClosedClients, Job
 from clockwork_lab.bench.records import ANSWERED, Ends, Kind, Rows
 from clockwork_serve.units import NS_PER_S
 
-TURN: Final = 16
-"""The most requests sent, and the most sockets read, in one iteration."""
+TURN: Final = 16  # the most requests sent, and the most sockets read, in one iteration
 OPENED_PER_TURN: Final = 4
-SPIN_NS: Final = 20_000
-"""Waits shorter than this are spun, for waking from a sleep takes longer."""
+SPIN_NS: Final = 20_000  # waits shorter than this are spun, for waking from a sleep takes longer
 SLEEP_NS: Final = 200_000_000
 RETRIES_MAX: Final = 3
 LINGER_NS: Final = 50_000_000
@@ -36,16 +34,9 @@ class Sender:
     """The event loop. Wires use its public fields; instants in the columns are relative to ``start_ns``."""
 
     def __init__(
-        self,
-        job: Job,
-        rows: Rows,
-        ends: Ends,
-        *,
-        wire: type[LoadConnection],
-        prepared: Any,
-        tls: ssl.SSLContext | None,
-        stop_fd: int,
-    ) -> None:
+        self, job: Job, rows: Rows, ends: Ends, *, wire: type[LoadConnection], prepared: Any,
+        tls: ssl.SSLContext | None, stop_fd: int,
+    ) -> None:  # fmt: skip
         found = socket.getaddrinfo(job.ip, job.port, type=socket.SOCK_STREAM)[0]
         self.family, self.place = found[0], found[4]
         self.host = job.host

@@ -242,12 +242,9 @@ class GrpcMetadata:
     """A server queried over gRPC."""
 
     def __init__(
-        self,
-        address: ServerAddress,
-        headers: Sequence[tuple[str, str]],
-        tls: ssl.SSLContext | None,
+        self, address: ServerAddress, headers: Sequence[tuple[str, str]], tls: ssl.SSLContext | None,
         files: ClientTlsFiles,
-    ) -> None:
+    ) -> None:  # fmt: skip
         import grpc
 
         self._grpc: Any = grpc

@@ -30,8 +30,7 @@ _ERRORS: Final = (
     "ENHANCE_YOUR_CALM", "INADEQUATE_SECURITY", "HTTP_1_1_REQUIRED",
 )  # fmt: skip
 _BLOCK_BYTES_MAX: Final = 1 << 16
-FIRST_STREAMS: Final = 100
-"""Concurrent streams on one connection before the server's settings arrive."""
+FIRST_STREAMS: Final = 100  # concurrent streams on one connection before the server's settings arrive
 STREAMS_MAX: Final = 1000
 ENDS_KNOWN_MAX: Final = 1000
 

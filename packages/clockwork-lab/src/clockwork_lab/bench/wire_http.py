@@ -20,8 +20,7 @@ from clockwork_lab.bench.sender import LoadConnection, Sender
 JOINED_BYTES: Final = 16 << 10
 """Requests up to this are prepared whole; for longer ones, models of equal inputs share the body."""
 HEAD_BYTES_MAX: Final = 1 << 16
-ERROR_BYTES_MAX: Final = 1 << 16
-"""How much of an error response's body is kept, to read its reason."""
+ERROR_BYTES_MAX: Final = 1 << 16  # how much of an error response's body is kept, to read its reason
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,15})[ \t]*\r\n", re.IGNORECASE)
 _SPECIAL: Final = re.compile(rb"\r\n(connection:[ \t]*close|transfer-encoding:)", re.IGNORECASE)
 _LATER: Final = (BlockingIOError,)

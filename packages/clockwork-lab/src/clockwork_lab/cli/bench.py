@@ -108,14 +108,9 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
 @click.option("--record", "record_file", metavar="FILE", help="Write the outcome of every request to FILE.")
 @click.option("--quiet", is_flag=True, help="Show nothing while it runs.")
 def bench(
-    *,
-    scenario: str,
-    json_file: str | None,
-    html_file: str | None,
-    record_file: str | None,
-    quiet: bool,
+    *, scenario: str, json_file: str | None, html_file: str | None, record_file: str | None, quiet: bool,
     **given: Any,
-) -> int:
+) -> int:  # fmt: skip
     """Send the requests of SCENARIO to a server and report which responses came in time.
 
     Latency counts from when a request was due, even if the server or this program was busy then. Exit codes:

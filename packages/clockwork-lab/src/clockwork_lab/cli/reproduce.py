@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from clockwork_lab.reproduce.figure import Figure
     from clockwork_lab.reproduce.run import FigureRun
 
-TRACES = "CLOCKWORK_TRACES"
-"""The environment variable that names a folder of real traces, for fig9."""
+TRACES = "CLOCKWORK_TRACES"  # the environment variable that names a folder of real traces, for fig9
 _STDOUT = "-"
 _FOLDER = "figures"
 
@@ -67,7 +66,7 @@ def reproduce(  # noqa: PLR0913 - one parameter for each option
 
     The published curve, our policies and the limit, from one run: as JSON, as a picture and as a table.
     """
-    from clockwork_lab.reproduce import ALL, NAMES
+    from clockwork_lab.reproduce import ALL, NAMES, experiment
     from clockwork_serve.controller.policies import is_policy, known_policies
 
     if figure not in (*NAMES, ALL):
@@ -82,7 +81,7 @@ def reproduce(  # noqa: PLR0913 - one parameter for each option
     _check_files(json_file, folder)
     figures = []
     for name in chosen:
-        make = _real(seconds, rate_rps) if real else _experiment(name)
+        make = _real(seconds, rate_rps) if real else experiment(name)
         made = _make(make, name, seed, short=short, quiet=json_file == _STDOUT, policies=policies)
         figures.append(made)
         _show(made, folder, quiet=json_file == _STDOUT)
@@ -103,12 +102,6 @@ def _check_files(json_file: str | None, folder: Path | None) -> None:
             raise ConfigError(
                 f"json: expected a file in a folder that exists, found {json_file}; make {parent}"
             )
-
-
-def _experiment(name: str) -> Callable[[FigureRun], Figure]:
-    from clockwork_lab.reproduce import experiment
-
-    return experiment(name)
 
 
 def _real(seconds: float | None, rate_rps: float | None) -> Callable[[FigureRun], Figure]:

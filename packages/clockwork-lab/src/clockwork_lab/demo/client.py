@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
@@ -19,8 +18,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from clockwork_lab.demo.judgement import Tensors
 
-UNHURRIED_MS = 60_000
-"""The SLO of requests that test results rather than latency."""
+UNHURRIED_MS = 60_000  # the SLO of requests that test results rather than latency
 
 CONNECTIONS = 256
 
@@ -64,9 +62,7 @@ class DemoClient:
         """The client itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close both connections."""
         self._http.close()
         self._grpc.close()
@@ -99,21 +95,17 @@ def parameters_of(result: Any, *, http: bool) -> Mapping[str, Any]:
 # An open-loop load: requests are sent at times drawn beforehand, independent of responses.
 
 
-ZIPF = 0.9
-"""Exponent of the popularity of a model's instances."""
+ZIPF = 0.9  # exponent of the popularity of a model's instances
 
 SLO_FACTORS = (5, 10, 20)
 """A request's SLO as a multiple of its model's duration, if that is above the load's floor."""
 
-FLOOR_MS = 100.0
-"""The least SLO of any model: the server's own default."""
+FLOOR_MS = 100.0  # the least SLO of any model: the server's own default
 
 GRPC_SHARE = 0.25
-RATE_MAX = 150.0
-"""Requests per second that the client can send beside the server on two cores."""
+RATE_MAX = 150.0  # requests per second that the client can send beside the server on two cores
 
-GRACE_S = 15.0
-"""How long to wait for responses after the last request was sent."""
+GRACE_S = 15.0  # how long to wait for responses after the last request was sent
 
 
 @dataclass(frozen=True, slots=True)

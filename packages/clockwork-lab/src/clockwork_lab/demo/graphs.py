@@ -148,8 +148,7 @@ def mobilenet_v2(state: Arrays) -> onnx.ModelProto:
     return graph.model([_image_input()], [feature])
 
 
-HIDDEN, HEADS, LAYERS = 384, 12, 6
-"""The shape of all-MiniLM-L6."""
+HIDDEN, HEADS, LAYERS = 384, 12, 6  # the shape of all-MiniLM-L6
 
 
 def _linear(graph: Graph, x: str, state: Arrays, name: str) -> str:

@@ -60,8 +60,7 @@ def cosine(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
 # Models without a server: ordinary sessions on one thread, for results to compare with.
 
 
-RUNS = 7
-"""Number of runs for the median of a duration."""
+RUNS = 7  # number of runs for the median of a duration
 
 
 def open_plain(folder: Path) -> Send:

@@ -20,26 +20,19 @@ from clockwork_lab.demo.report import DemoReport, ModelRow
 from clockwork_lab.demo.zoo import EXACT
 from clockwork_serve.units import MIB
 
-WIDE = 140
-"""Terminal width from which results are shown beside their numbers."""
+WIDE = 140  # terminal width from which results are shown beside their numbers
 
 
-BUSY = 0.3
-"""Load per core by other programs from which it is mentioned."""
+BUSY = 0.3  # load per core by other programs from which it is mentioned
 
 
 def progress_bar(console: Console) -> Progress:
     """Progress bars for the steps, removed when they are done."""
     return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", style="dim"),
-        console=console,
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TimeElapsedColumn(), TextColumn("{task.fields[note]}", style="dim"), console=console,
         transient=True,
-    )
+    )  # fmt: skip
 
 
 def show(report: DemoReport, console: Console) -> None:

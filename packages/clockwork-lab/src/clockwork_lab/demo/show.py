@@ -28,19 +28,15 @@ from clockwork_serve.serve.supervisor.server import RunningServer, ServerConfig,
 from clockwork_serve.store import StoreConfig
 from clockwork_serve.units import KIB, align
 
-UTILISATION = 0.55
-"""The share of the device that the load would use without batching."""
+UTILISATION = 0.55  # the share of the device that the load would use without batching
 
-MEMORY_SHARE = 0.2
-"""Device memory as a share of all weights' bytes."""
+MEMORY_SHARE = 0.2  # device memory as a share of all weights' bytes
 
-PAGE_BYTES, PAGES_MIN = 64 * KIB, 16
-"""Small pages, since most of the demo's models are small."""
+PAGE_BYTES, PAGES_MIN = 64 * KIB, 16  # small pages, since most of the demo's models are small
 
 LINES_SHOWN = 20
 START_S = 180.0
-CASES = 8
-"""Different requests of one model in the load, at most."""
+CASES = 8  # different requests of one model in the load, at most
 
 
 class Demo:
@@ -121,7 +117,8 @@ class Demo:
         for model in stage.models:
             calls = self._recorders[model.name].calls
             cases = tuple(inputs for inputs, _ in calls[:: -(-len(calls) // CASES)])
-            mixes.append(Mix(model.name, stage.instances_of(model), cases, self._batch_1_ms[model.name]))
+            instances = tuple(each.name for each in stage.instances if each.base == model.name)
+            mixes.append(Mix(model.name, instances, cases, self._batch_1_ms[model.name]))
         return mixes
 
     def _send(self, planned: DemoPlan, mixes: list[Mix], server: RunningServer, bars: Bars) -> Answers:

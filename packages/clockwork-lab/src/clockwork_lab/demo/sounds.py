@@ -13,12 +13,10 @@ from clockwork_lab.demo import wheels
 from clockwork_lab.demo.fetch import Files
 from clockwork_lab.demo.judgement import Judgement, Send
 
-FRAME, CONTEXT = 512, 64
-"""New samples in a frame of Silero VAD, and samples of the frame before it."""
+FRAME, CONTEXT = 512, 64  # new samples in a frame of Silero VAD, and samples of the frame before it
 
 NOTES = ("A", "A#", "B", "C", "C#", "D", "D#", "E", "F", "F#", "G", "G#")
-CHORD = (261.63, 329.63, 392.0)
-"""C4, E4, G4 in Hz."""
+CHORD = (261.63, 329.63, 392.0)  # C4, E4, G4 in Hz
 
 NOTES_RATE, NOTES_SAMPLES = 22_050, 43_844
 MOS_SAMPLES, LOSS_SAMPLES, PITCH_SAMPLES = 144_000, 80_000, 16_000
@@ -125,8 +123,7 @@ def pitch(_: Files, send: Send) -> Judgement:
 
 
 Floats = npt.NDArray[np.float32]
-RATE = 16_000
-"""Samples per second of all speech in the demo."""
+RATE = 16_000  # samples per second of all speech in the demo
 
 
 def read_wav(content: bytes) -> Floats:

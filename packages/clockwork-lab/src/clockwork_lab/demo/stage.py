@@ -59,10 +59,6 @@ class Stage:
         """The model that each instance is a copy of, by name."""
         return {each.name: each.base for each in self.instances}
 
-    def instances_of(self, model: DemoModel) -> tuple[str, ...]:
-        """Names of a model's instances, the model itself first."""
-        return tuple(each.name for each in self.instances if each.base == model.name)
-
 
 def set_up(options: DemoOptions, console: Console, bars: Bars) -> Stage:
     """Download, write and compile. Raises :class:`RepositoryError` if a model cannot be compiled."""
@@ -146,8 +142,7 @@ def _tiny_repository(files: Files) -> tuple[Path, Manifest]:
     if not root.is_dir():
         root = files.root / "examples"
         tiny.write(root)
-    instances = tuple(Instance(name=m.name, base=m.name) for m in tiny.MODELS)
-    return root, Manifest(instances=instances)
+    return root, Manifest(instances=tuple(Instance(name=m.name, base=m.name) for m in tiny.MODELS))
 
 
 def _compile(root: Path, cache: Path, progress: Progress) -> tuple[ServedVersion, ...]:
@@ -168,8 +163,7 @@ def _compile(root: Path, cache: Path, progress: Progress) -> tuple[ServedVersion
 # Writes the demo's model repository: every real model, and copies of it with different weights.
 
 
-FORMAT = 1
-"""Incremented when the format of the repository changes."""
+FORMAT = 1  # incremented when the format of the repository changes
 
 SPREAD = 0.005
 """Standard deviation of the factors near 1 that scale rows of weights: results change but stay plausible."""
@@ -180,8 +174,7 @@ LAYERS = frozenset(
 )
 """Operators whose float constants of at least ``LEAST_ELEMENTS`` are taken for weights."""
 
-Progress = Callable[[int, int, str], None]
-"""Called with (models written, models in all, name of the last)."""
+Progress = Callable[[int, int, str], None]  # called with (models written, models in all, name of the last)
 
 
 class Instance(Struct, frozen=True, kw_only=True):

@@ -66,8 +66,7 @@ def _minilm(files: Files) -> bytes:
 # Requests to the models that read bytes and sentences, with the known results.
 
 
-TOKENS = 32
-"""Length to which sentences are padded."""
+TOKENS = 32  # length to which sentences are padded
 
 HEAD, BLOCK, PADDING = 1024, 4096, 256
 """Magika's input: the number of bytes of the first and last block, and the value for 'no byte'."""
@@ -198,5 +197,4 @@ MODELS: tuple[DemoModel, ...] = (
 
 def available(files: Files) -> tuple[DemoModel, ...]:
     """The models all of whose files are present."""
-    present = files.present()
-    return tuple(model for model in MODELS if present.issuperset(model.needs))
+    return tuple(model for model in MODELS if files.present().issuperset(model.needs))

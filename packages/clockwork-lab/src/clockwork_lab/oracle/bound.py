@@ -84,16 +84,10 @@ def model_costs(row: ZooModel, page_bytes: int) -> ModelCosts:
 
 
 def upper_bound(
-    requests: OracleRequests,
-    models: Sequence[ModelCosts],
-    cluster: Cluster,
-    *,
-    network: Network | None = None,
-    noise: Noise | None = None,
-    warm_start: bool = False,
-    weights: Sequence[float] | None = None,
-    rates_rps: Sequence[float] | None = None,
-) -> OracleBound:
+    requests: OracleRequests, models: Sequence[ModelCosts], cluster: Cluster, *,
+    network: Network | None = None, noise: Noise | None = None, warm_start: bool = False,
+    weights: Sequence[float] | None = None, rates_rps: Sequence[float] | None = None,
+) -> OracleBound:  # fmt: skip
     """The most of ``requests`` that can be served in time on ``cluster`` from an empty start at time 0.
 
     ``noise``: durations may be as short as it allows (else they are the profile's); policies that do not know

@@ -68,15 +68,9 @@ class Costs:
     )  # fmt: skip
 
     def __init__(
-        self,
-        requests: OracleRequests,
-        models: Sequence[ModelCosts],
-        network: Network,
-        *,
-        loads_from_ns: int | None,
-        most_pages: int,
-        weights: Sequence[float] | None,
-    ) -> None:
+        self, requests: OracleRequests, models: Sequence[ModelCosts], network: Network, *,
+        loads_from_ns: int | None, most_pages: int, weights: Sequence[float] | None,
+    ) -> None:  # fmt: skip
         """``loads_from_ns``: no LOAD starts earlier; None: weights may be resident from the start.
 
         ``most_pages``: the most pages that a device has.
@@ -187,8 +181,7 @@ def range_best(
 MOST_SLOTS = 4096
 MOST_PAIRS = 400_000
 """The most pairs of a request and a slot that it can use; slots are made longer to stay below it."""
-EXACT_UP_TO = 512
-"""Up to this many requests, slots begin and end exactly where requests can."""
+EXACT_UP_TO = 512  # up to this many requests, slots begin and end exactly where requests can
 TURNS = 2000
 CHECKS_WITHOUT_GAIN = 10
 """The search ends after this many checks, every ``LOOK`` iterations, without an improvement by 1e-5."""

@@ -10,10 +10,8 @@ from msgspec import Struct
 from clockwork_lab.oracle.costs import Costs, Floats, LanePrices
 from clockwork_lab.oracle.weights import Online, Stays
 
-TURNS = 80
-"""Iterations of the ellipsoid method: more improve the bound by less than 0.1 %."""
-SCALES = (3.0, 40.0)
-"""Upper ends of the ranges searched, as multiples of the usual prices."""
+TURNS = 80  # iterations of the ellipsoid method: more improve the bound by less than 0.1 %
+SCALES = (3.0, 40.0)  # upper ends of the ranges searched, as multiples of the usual prices
 
 
 class Found(Struct, frozen=True, kw_only=True):

@@ -13,8 +13,7 @@ import numpy as np
 from clockwork_lab.oracle.costs import Costs, Floats, Ints, ModelCosts
 from clockwork_serve.units import NS_PER_S
 
-DEEP = 512
-"""Models with more requests are bounded request by request instead of by their best stays."""
+DEEP = 512  # models with more requests are bounded request by request instead of by their best stays
 
 
 class Stays:
@@ -138,8 +137,7 @@ def _latest_opening(costs: Costs) -> Floats:
 # Served requests scatter about the bound by at most about the square root of their number.
 
 
-MOST = 24
-"""The largest number of arrivals in a window that is distinguished; more suffice for any batch."""
+MOST = 24  # the largest number of arrivals in a window that is distinguished; more suffice for any batch
 
 
 class Chances:

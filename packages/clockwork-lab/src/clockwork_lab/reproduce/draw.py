@@ -28,8 +28,7 @@ COLOURS: Final = {
     SeriesRole.REAL: "#2b8a3e",
 }
 _WIDE, _HIGH = 5.2, 3.6
-_MARKED_MOST = 24
-"""Curves of more points are drawn without markers."""
+_MARKED_MOST = 24  # curves of more points are drawn without markers
 _TICKS_MOST = 9
 _STYLES: Final = (("-", "o"), (":", "s"), ("-.", "^"), ((0, (5, 1, 1, 1, 1, 1)), "D"))
 _RC: Final[Any] = {
@@ -100,16 +99,11 @@ def _draw_series(axes: Axes, series: Series) -> None:
     line, marker = _STYLES[series.variant % len(_STYLES)]
     limit = series.role is SeriesRole.LIMIT
     axes.plot(
-        xs,
-        ys,
-        label=series.name,
-        color=COLOURS[series.role],
-        linestyle="--" if limit else line,
-        linewidth=1.3 if limit else 1.7,
-        marker=None if limit or len(xs) > _MARKED_MOST else marker,
+        xs, ys, label=series.name, color=COLOURS[series.role], linestyle="--" if limit else line,
+        linewidth=1.3 if limit else 1.7, marker=None if limit or len(xs) > _MARKED_MOST else marker,
         markerfacecolor="white" if series.variant else None,
         zorder={SeriesRole.LIMIT: 1.5, SeriesRole.DEFAULT: 4, SeriesRole.PAPER: 2}.get(series.role, 3),
-    )
+    )  # fmt: skip
 
 
 def _legend(canvas: Canvas, grid: list[Axes], columns: int) -> None:

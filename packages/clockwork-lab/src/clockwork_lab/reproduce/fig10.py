@@ -35,8 +35,7 @@ MODELS, MEMORY_BYTES = 12, 24 * MIB
 CLIENTS, THINK_S, SLO_MS = 6, 0.02, 250.0
 SECONDS, SHORT_SECONDS = 120.0, 1.5
 KINDS = ("INFER", "LOAD")
-PUBLISHED_MS = {"INFER": 2.9, "LOAD": 8.32}
-"""The duration of ResNet50 on the paper's GPU."""
+PUBLISHED_MS = {"INFER": 2.9, "LOAD": 8.32}  # the duration of ResNet50 on the paper's GPU
 SHARE_MOST = 10.0
 NINES = {99.0: 2.0, 99.9: 3.0, 99.99: 4.0, 99.999: 5.0, 100.0: 6.0}
 NINES_LABEL = "nines of the percentile (2: p99; 6: the largest)"
@@ -129,12 +128,9 @@ def _panel(kind: str, what: str, errors: Errors) -> Panel:
             limit = tail(errors.shares_in_hindsight(), over=over, unit=0.01)
             series.append(_real(f"in hindsight: {side}", variant, limit, SeriesRole.LIMIT))
     return Panel(
-        name=f"{kind} duration, share" if share else f"{kind} {what}",
-        x_label=NINES_LABEL,
-        y_label="% of the duration" if share else "ms",
-        series=tuple(series),
-        y_log=True,
-    )
+        name=f"{kind} duration, share" if share else f"{kind} {what}", x_label=NINES_LABEL,
+        y_label="% of the duration" if share else "ms", series=tuple(series), y_log=True,
+    )  # fmt: skip
 
 
 def _at_nines(series: Series, unit: float) -> Series:
@@ -265,8 +261,7 @@ def tail(errors: Iterable[float], *, over: bool, unit: float = NS_PER_MS) -> lis
 # The load: closed-loop clients, by HTTP.
 
 
-ZIPF = 0.9
-"""Exponent of the models' popularity."""
+ZIPF = 0.9  # exponent of the models' popularity
 REPORT_S = 0.5
 
 

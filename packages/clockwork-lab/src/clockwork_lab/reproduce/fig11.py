@@ -49,13 +49,11 @@ def fig11(run: FigureRun) -> Figure:
     ours = _as_published(players((CAP,))[-1])
     real = fig11_real.measure(run, ours)
     return structs.replace(
-        virtual,
-        title="goodput through one controller, emulated workers, virtual and real time",
+        virtual, title="goodput through one controller, emulated workers, virtual and real time",
         setup={**virtual.setup, "in real time": fig11_real.experiment(run, ours)},
         panels=(*virtual.panels, *fig11_real.panels(real)),
-        claims=(*virtual.claims, *fig11_real.claims(real)),
-        notes=(*virtual.notes, *fig11_real.NOTES),
-    )
+        claims=(*virtual.claims, *fig11_real.claims(real)), notes=(*virtual.notes, *fig11_real.NOTES),
+    )  # fmt: skip
 
 
 def fig11_virtual(run: FigureRun) -> Figure:
@@ -134,8 +132,7 @@ def _measure(run: FigureRun, player: Player, workers: int, step_s: float) -> Rea
     cpu_s = time.process_time() - started
     first = round(WARM_S / step_s)
     rates = tuple(row[1].ok / step_s for row in tally.rows[first : first + STEPS])
-    offered = sum(count.offered for row in tally.rows for count in row)
-    return Reached(rates, cpu_s / max(1, offered))
+    return Reached(rates, cpu_s / max(1, sum(count.offered for row in tally.rows for count in row)))
 
 
 def _claims(

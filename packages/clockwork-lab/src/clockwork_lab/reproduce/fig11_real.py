@@ -24,8 +24,7 @@ from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.units import ms
 
 DEVICES, SHORT_DEVICES = (1, 2, 4, 8, 16, 24, 32, 48), (1, 2)
-DEVICE_RPS: Final = 801.0
-"""The capacity of one device in consecutive batches of 8 (9.99 ms)."""
+DEVICE_RPS: Final = 801.0  # the capacity of one device in consecutive batches of 8 (9.99 ms)
 SHARES, SHORT_SHARES = (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0), (0.4,)
 """Offered loads as shares of the devices' capacity, in order, until less than ``KEPT`` of one is good."""
 STEP_S, SHORT_STEP_S, WARM_S, SHORT_WARM_S = 2.0, 1.0, 1.5, 0.5

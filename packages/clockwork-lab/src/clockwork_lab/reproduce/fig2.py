@@ -25,6 +25,7 @@ from clockwork_lab.reproduce.figure import Claim, Figure, Panel, Series, SeriesR
 from clockwork_lab.reproduce.run import FigureRun
 from clockwork_serve.devices import CallBuffers, Device, DeviceConfig, build
 from clockwork_serve.messages import Call, Extent, Infer, Load, Window
+from clockwork_serve.serve.supervisor.processes import running_on
 from clockwork_serve.store import Cache, Repository, ServedVersion, StoreConfig, compile_all
 from clockwork_serve.units import MIB, NS_PER_S, to_ms
 
@@ -53,7 +54,8 @@ class Crowd(Struct, frozen=True):
 def fig2(run: FigureRun) -> Figure:
     """One core is the device: first one request at a time, then 1 to 16 threads."""
     run.plan(1 + len(THREADS))
-    with tempfile.TemporaryDirectory() as folder, one_core() as core, collector_off():
+    core = max(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder, running_on({core}), collector_off():
         path = write_model(Path(folder) / "models", "convolutions", run.seed)
         alone = isolated(run, Path(folder))
         crowds = crowded(run, path)
@@ -98,21 +100,6 @@ def fig2(run: FigureRun) -> Figure:
             "A time slice of a core is longer than an inference: most runs of a crowd are whole.",
         ),
     )  # fmt: skip
-
-
-@contextmanager
-def one_core() -> Iterator[str]:
-    """Pin this thread, and those it starts, to one core."""
-    if not hasattr(os, "sched_setaffinity"):
-        yield "(any)"
-        return
-    before = os.sched_getaffinity(0)
-    core = max(before)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield str(core)
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 @contextmanager
@@ -208,13 +195,10 @@ def _panel(
     *, y_log: bool = False,
 ) -> Panel:  # fmt: skip
     return Panel(
-        name=f"{name}, threads at once",
-        x_label="threads",
-        y_label=y_label,
+        name=f"{name}, threads at once", x_label="threads", y_label=y_label,
         series=(published, _real((float(threads), read(crowd)) for threads, crowd in crowds.items())),
-        x_log=True,
-        y_log=y_log,
-    )
+        x_log=True, y_log=y_log,
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------
@@ -285,8 +269,7 @@ class ModelLane:
             calls=(Call(request_id="0", rows=1, tensors=b""),),
         )  # fmt: skip
         room = memoryview(bytearray(served.model.output_bytes + 64))
-        picture = np.zeros((1, *INPUT_SHAPE), np.float32)
-        self._calls = [CallBuffers(inputs={"x": picture}, output=room)]
+        self._calls = [CallBuffers(inputs={"x": np.zeros((1, *INPUT_SHAPE), np.float32)}, output=room)]
 
     def infer(self) -> None:
         """One request, alone."""

@@ -23,8 +23,7 @@ WARM_S, WARM_RPS, WARM_SLO_MS = 1.0, 150.0, 250.0
 """Models are warmed up at a loose SLO first: policies that reject late requests never load at a tight one."""
 WARMUP_S, SECONDS, SHORT_S = 2.0, 12.0, 2.5
 
-Values = dict[tuple[str, float], float]
-"""By player and SLO."""
+Values = dict[tuple[str, float], float]  # by player and SLO
 
 
 def fig5(run: FigureRun) -> Figure:

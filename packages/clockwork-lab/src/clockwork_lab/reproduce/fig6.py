@@ -18,8 +18,7 @@ from clockwork_serve.workload.scenario import LoadTable, ModelSet, Ramp, Scenari
 KIND = "resnet50_v2"
 MODELS, MINOR_RPS, MAJOR_RPS, SLO_MS = 3600, 200.0, 1000.0, 100.0
 LEAD_S, HOUR_S, BUCKET_S = 60.0, 3600.0, 30.0
-SHORT_HOUR_S = 18.0
-"""The short form adds the hour's models within 18 s."""
+SHORT_HOUR_S = 18.0  # the short form adds the hour's models within 18 s
 LIMIT_S = 20.0
 AGREEMENT = 0.15
 MINOR, MAJOR = 0, 1
@@ -52,7 +51,8 @@ def fig6(run: FigureRun) -> Figure:
               _rate(MINOR, bucket_s)),
         panel("Major mean latency", "ms", _published("Major latency", "mean_latency_ms"), _latency(MAJOR)),
         panel("Minor mean latency", "ms", _published("Minor latency", "mean_latency_ms"), _latency(MINOR)),
-        panel("Major cold starts", "% of good answers", _published("Major cold starts", "percent"), _cold),
+        panel("Major cold starts", "% of good answers", _published("Major cold starts", "percent"),
+              lambda row, _: 100 * row[MAJOR].cold / row[MAJOR].ok if row[MAJOR].ok else None),
         panel("LOAD lane busy", "% of the time", _published("PCIe busy", "percent"),
               lambda _, busy: min(100.0, 100 * busy.load_ns / (bucket_s * NS_PER_S))),
         panel("EXEC lane busy", "% of the time", _published("GPU busy", "percent"),
@@ -111,10 +111,6 @@ def _rate(load: int, bucket_s: float) -> Value:
 
 def _latency(load: int) -> Value:
     return lambda row, _: to_ms(round(row[load].answered.mean_ns)) if row[load].ok else None
-
-
-def _cold(row: Sequence[Count], busy: Busy) -> float | None:
-    return 100 * row[MAJOR].cold / row[MAJOR].ok if row[MAJOR].ok else None
 
 
 def _limit(run: FigureRun, lead_s: float, hour_s: float) -> Series:

@@ -23,8 +23,7 @@ TARGETS = {
     48: {4.35: 0.75, 6.53: 0.88, 9.79: 0.95, 14.68: 0.99},
 }
 AGREEMENT, AGREES_ABOVE_MS = 0.06, 6.6
-STEPPED_LOAD = 1
-"""The load whose SLO grows step by step."""
+STEPPED_LOAD = 1  # the load whose SLO grows step by step
 
 Case = tuple[int, int]
 

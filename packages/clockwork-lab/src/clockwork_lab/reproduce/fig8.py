@@ -37,8 +37,7 @@ STEP_S, SHORT_STEP_S = 30.0, 0.3
 JITTER_S = 10.0
 SENSITIVE_LOAD, BATCH_LOAD = STEPPED_LOAD, 2
 
-Tallies = dict[tuple[str, str], Tally]
-"""By player and case."""
+Tallies = dict[tuple[str, str], Tally]  # by player and case
 
 
 def fig8(run: FigureRun) -> Figure:
@@ -92,12 +91,9 @@ def _goodput_panel(case: str, everyone: Sequence[Player], tallies: Tallies, step
     published = curve("fig8", CASES[case][3], "batch_goodput_rps", name="published: Clockwork")
     ours = [over_steps(player, _batch_rates(tallies[player.name, case], step_s)) for player in everyone]
     return Panel(
-        name=f"goodput of {case}",
-        x_label="SLO of the latency-sensitive (ms)",
-        y_label="batch requests/s",
-        series=(published, *ours),
-        x_log=True,
-    )
+        name=f"goodput of {case}", x_label="SLO of the latency-sensitive (ms)", y_label="batch requests/s",
+        series=(published, *ours), x_log=True,
+    )  # fmt: skip
 
 
 def _claims(everyone: Sequence[Player], tallies: Tallies, step_s: float) -> list[Claim]:

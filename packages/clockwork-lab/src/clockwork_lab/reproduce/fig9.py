@@ -20,8 +20,7 @@ from clockwork_serve.workload.zoo import Zoo
 REQUESTS, BASELINE_REQUESTS, SHORT_REQUESTS = 21_600_000, 1_000_000, 15_000
 SWEEP_REQUESTS, SHORT_SWEEP_REQUESTS = 200_000, 4_000
 SWEEP = (0.8, 1.0, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2.0, 2.4)
-SWEEP_WARMUP_S, LIMIT_S = 20.0, 10.0
-"""Length of the interval for which the sweep's limit is computed."""
+SWEEP_WARMUP_S, LIMIT_S = 20.0, 10.0  # length of the interval for which the sweep's limit is computed
 
 LOST_MOST, BUSY_LEAST, COLD_LEAST = 5, 0.8, 0.013
 BUCKET_S, SHORT_BUCKET_S = 60.0, 0.5
@@ -38,7 +37,8 @@ def fig9(run: FigureRun, requests: int | None = None) -> Figure:
     found = [each for each in sources(run) if each.trace is None or not run.short]
     run.plan(len(everyone) * (len(found) + len(rates)))
     bucket_s = SHORT_BUCKET_S if run.short else BUCKET_S
-    warmup_s = _warmup_s(run)
+    # Excludes the first calls of thousands of models, which are all cold at once.
+    warmup_s = SHORT_WARMUP_S if run.short else WARMUP_S
     panels: list[Panel] = []
     claims: list[Claim] = []
     for source in found:
@@ -75,11 +75,6 @@ def _requests(run: FigureRun, player: Player, requests: int | None) -> int:
     return REQUESTS if player.ours else BASELINE_REQUESTS
 
 
-def _warmup_s(run: FigureRun) -> float:
-    """Excludes the first calls of thousands of models, which are all cold at once."""
-    return SHORT_WARMUP_S if run.short else WARMUP_S
-
-
 def lost(count: Count) -> int:
     """Requests that were not answered in time."""
     return count.late + count.others.total()
@@ -93,11 +88,9 @@ def _panels(
     ) -> Panel:
         ours = [player.series(_minutes(tallies[player.name], read, bucket_s)) for player in everyone]
         return Panel(
-            name=f"{source.name}: {what}",
-            x_label="minutes",
-            y_label=y_label,
+            name=f"{source.name}: {what}", x_label="minutes", y_label=y_label,
             series=(*_published(published, ours), *ours, *limit),
-        )
+        )  # fmt: skip
 
     longest = max(tallies.values(), key=lambda tally: len(tally.rows))
     offered = Series(
@@ -168,10 +161,8 @@ def _sweep(
             rate = source.rate_rps * factor
             tally = run.simulate(
                 source.scenario(count / rate, SHORT_WARMUP_S if run.short else SWEEP_WARMUP_S, rate),
-                player,
-                devices=DEVICES,
-                base=source.folder,
-            )
+                player, devices=DEVICES, base=source.folder,
+            )  # fmt: skip
             ended = tally.loads[0]
             pairs.append((rate, 100 * lost(ended) / max(1, ended.ended)))
         ours.append(player.series(pairs))
@@ -250,12 +241,9 @@ class TraceSource(Struct, frozen=True, kw_only=True):
                       cap_share=REAL_CAP, slo_ms=SLO_MS)
         )  # fmt: skip
         return Scenario(
-            name=f"{self.name} at {rate:g} r/s",
-            seconds=warmup_s + seconds,
-            warmup_s=warmup_s,
-            models=self.models,
-            loads=(load,),
-        )
+            name=f"{self.name} at {rate:g} r/s", seconds=warmup_s + seconds, warmup_s=warmup_s,
+            models=self.models, loads=(load,),
+        )  # fmt: skip
 
 
 def sources(run: FigureRun) -> list[TraceSource]:

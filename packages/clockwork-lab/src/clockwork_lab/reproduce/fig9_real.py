@@ -29,14 +29,11 @@ from clockwork_serve.units import GIB, NS_PER_S, ms
 from clockwork_serve.workload.stream import Workload, build
 from clockwork_serve.workload.zoo import Zoo, ZooModel
 
-RATE_RPS, SECONDS = 5_600.0, 3600.0
-"""20 million requests in an hour."""
+RATE_RPS, SECONDS = 5_600.0, 3600.0  # 20 million requests in an hour
 REQUESTS_LEAST: Final = 20_000_000
 WARMUP_S, SHORT_RATE_RPS, SHORT_SECONDS = 60.0, 300.0, 2.0
-BUCKETS, BUCKET_LEAST_S = 60, 1.0
-"""Points of each curve, unless they would be closer than that."""
-WORKERS: Final = 2
-"""Processes that the devices are distributed over."""
+BUCKETS, BUCKET_LEAST_S = 60, 1.0  # points of each curve, unless they would be closer than that
+WORKERS: Final = 2  # processes that the devices are distributed over
 OUTPUT_BYTES: Final = 64
 NOTES = (
     "Counted by the clock of the process that sends: a request counts from when it should have been sent.",
@@ -230,9 +227,7 @@ def _store(code: Code, row: ZooModel, folder: Path) -> Code:
     folder.mkdir()
     (folder / PROFILE_FILE).write_bytes(profile)
     return structs.replace(
-        code,
-        path=str(folder),
-        files=(CodeFile(PROFILE_FILE, hash_of(profile)),),
+        code, path=str(folder), files=(CodeFile(PROFILE_FILE, hash_of(profile)),),
         inputs=(TensorSpec(name="x", datatype="FP32", shape=(ROW,)),),
         outputs=(TensorSpec(name="y", datatype="FP32", shape=(ROW,)),),
-    )
+    )  # fmt: skip

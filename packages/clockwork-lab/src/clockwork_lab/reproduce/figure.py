@@ -15,20 +15,13 @@ from msgspec import Struct
 class SeriesRole(enum.StrEnum):
     """What a curve stands for; its colour follows from it."""
 
-    PAPER = "paper"
-    """As published."""
-    RELEASED = "released"
-    """Policy ``paper`` with the constants of the authors' code."""
-    MENDED = "mended"
-    """Policy ``paper`` with corrected constants: the fair baseline."""
-    DEFAULT = "default"
-    """Our policy."""
-    OTHER = "other"
-    """A policy that was asked for by name."""
-    LIMIT = "limit"
-    """What no policy can exceed."""
-    REAL = "real"
-    """Measured on this machine."""
+    PAPER = "paper"  # as published
+    RELEASED = "released"  # policy ``paper`` with the constants of the authors' code
+    MENDED = "mended"  # policy ``paper`` with corrected constants: the fair baseline
+    DEFAULT = "default"  # our policy
+    OTHER = "other"  # a policy that was asked for by name
+    LIMIT = "limit"  # what no policy can exceed
+    REAL = "real"  # measured on this machine
 
 
 class Point(Struct, frozen=True):
@@ -143,9 +136,7 @@ def _rounded(value: Any) -> Any:
         return float(f"{value:.6g}")
     if isinstance(value, dict):
         return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(each) for each in value]
-    return value
+    return [_rounded(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 # ------------------------------------------------------------
@@ -171,11 +162,9 @@ def _table() -> dict[Key, tuple[Point, ...]]:
 def curve(figure: str, series: str, y_name: str, *, name: str = "", variant: int = 0) -> Series:
     """One published curve; KeyError if there is none of that name."""
     return Series(
-        name=name or f"published: {series}",
-        role=SeriesRole.PAPER,
-        points=_table()[figure, series, y_name],
+        name=name or f"published: {series}", role=SeriesRole.PAPER, points=_table()[figure, series, y_name],
         variant=variant,
-    )
+    )  # fmt: skip
 
 
 def value(figure: str, series: str, y_name: str, x: float) -> float:

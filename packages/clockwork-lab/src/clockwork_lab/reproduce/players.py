@@ -13,8 +13,7 @@ GOAL_CAP, RELEASED_CAP = 16, 8
 """Largest batches. The paper's text speaks of 16, and our goals are set at it. The authors' code has 8, and
 only that gives their figures: 801 r/s in Fig 5 are batches of 8 back to back; so are Fig 8's 2,500 r/s."""
 CAPS = (GOAL_CAP, RELEASED_CAP)
-COMPARED = ("paper", "default")
-"""Policies that each figure has."""
+COMPARED = ("paper", "default")  # policies that each figure has
 
 
 class Player(Struct, frozen=True, kw_only=True):
@@ -81,8 +80,7 @@ def _policies() -> list[tuple[str, SeriesRole, ControllerConfig]]:
 # Checks whether our policy is anywhere below the paper's at the same largest batch.
 
 
-NOISE = 0.005
-"""Relative noise: smaller differences are not significant."""
+NOISE = 0.005  # relative noise: smaller differences are not significant
 
 
 def dominance_claims(panels: Sequence[Panel], everyone: Sequence[Player]) -> list[Claim]:

@@ -22,7 +22,7 @@ from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices.base import DeviceConfig
 from clockwork_serve.devices.emulated import emulated_config, emulated_profile
 from clockwork_serve.errors import ClockworkError
-from clockwork_serve.messages import Ask, Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
+from clockwork_serve.messages import Code, CodeAdded, Frame, Model, ModelAdded, TensorSpec, Weights
 from clockwork_serve.serve.lease import create_lease
 from clockwork_serve.serve.processes.controller import ControllerProcessConfig
 from clockwork_serve.serve.supervisor.link import SupervisorLink
@@ -32,13 +32,11 @@ from clockwork_serve.serve.worker.host import WorkerConfig
 from clockwork_serve.units import MIB
 
 PROFILE: Final = "v100"
-WEIGHTS_BYTES: Final = 98 * MIB
-"""Weights of ResNet50, whose durations the profile has."""
+WEIGHTS_BYTES: Final = 98 * MIB  # weights of ResNet50, whose durations the profile has
 ROW: Final = 4
 """Numbers in an input, and in an output: tensors do not pass through the controller, so they need no size."""
 READY_S, GRACE_S, POLL_S = 60.0, 10.0, 0.02
-_CPU_CLOCK: Final = 2
-"""Linux's clock of the CPU time of a process, beside its pid in the number of a clock."""
+_CPU_CLOCK: Final = 2  # linux's clock of the CPU time of a process, beside its pid in the number of a clock
 
 
 class Processes(Struct, frozen=True):
@@ -84,7 +82,7 @@ async def started(
             create_lease(Path(folder))
             launches = _launches(Path(folder), config, configs, workers)
             children.extend(Child(launch, logging.getLogger(__name__).debug) for launch in launches)
-            link = SupervisorLink(Path(folder) / SOCKET_NAME, lambda: frames, _ignore)
+            link = SupervisorLink(Path(folder) / SOCKET_NAME, lambda: frames)
             link.start()
             await _until_ready(link, children)
             yield Processes(
@@ -166,7 +164,3 @@ def _check(children: list[Child]) -> None:
         if child.ended.done():
             output, how = "\n".join(child.tail), describe_exit(child.ended.result())
             raise ClockworkError(f"{child.launch.name} ended before its time, {how}; it printed:\n{output}")
-
-
-def _ignore(ask: Ask) -> None:
-    """This supervisor receives no requests."""

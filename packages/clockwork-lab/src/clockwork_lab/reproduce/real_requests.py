@@ -25,10 +25,8 @@ from clockwork_serve.workload.stream import Workload
 
 NAME: Final = "gateway-0"
 READY_S, TICK_S = 10.0, 0.001
-AT_ONCE: Final = 256
-"""The most requests sent before responses are read again, even if requests are late."""
-ANSWER_S: Final = 5.0
-"""How long responses are awaited after the last request was sent."""
+AT_ONCE: Final = 256  # the most requests sent before responses are read again, even if requests are late
+ANSWER_S: Final = 5.0  # how long responses are awaited after the last request was sent
 
 
 @dataclass(slots=True)
@@ -44,15 +42,13 @@ class Accounting:
     late: int = 0
     overdue: int = 0
     rejected: int = 0
-    by_summary: int = 0
-    """Of ``rejected``: those that the controller's summary showed to be hopeless."""
+    by_summary: int = 0  # of ``rejected``: those that the controller's summary showed to be hopeless
     failed: int = 0
     broken: int = 0
     cold: int = 0
     unanswered: int = 0
     twice: int = 0
-    behind_s: float = 0.0
-    """How late a request was sent at most, if this process could not keep up."""
+    behind_s: float = 0.0  # how late a request was sent at most, if this process could not keep up
 
     @property
     def lost(self) -> int:
@@ -247,5 +243,4 @@ class Requests:
 
 def _arrivals(rng: np.random.Generator, rate_rps: float, seconds: float) -> npt.NDArray[np.int64]:
     """When to send, in ns from the start, ascending: a Poisson process."""
-    count = rng.poisson(rate_rps * seconds)
-    return np.sort(rng.random(count) * seconds * NS_PER_S).astype(np.int64)
+    return np.sort(rng.random(rng.poisson(rate_rps * seconds)) * seconds * NS_PER_S).astype(np.int64)

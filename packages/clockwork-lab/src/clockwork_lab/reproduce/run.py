@@ -14,19 +14,18 @@ from typing import Any, Final, TypeVar
 import clockwork_serve
 from clockwork_lab.reproduce.players import Player, named, players, soloists
 from clockwork_serve.controller import controller
+from clockwork_serve.devices.kinds import processor_name
 from clockwork_serve.sim import Cluster, Constants, Simulation, Tally, read_constants
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.scenario import Scenario
 from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.zoo import Zoo
 
-Progress = Callable[[int, int, str], None]
-"""Called with (done, total, text)."""
+Progress = Callable[[int, int, str], None]  # called with (done, total, text)
 
 Key = TypeVar("Key")
 
-_PARTS: Final = 100
-"""Progress of one run is reported in this many parts."""
+_PARTS: Final = 100  # progress of one run is reported in this many parts
 
 
 class FigureRun:
@@ -37,14 +36,9 @@ class FigureRun:
     """
 
     def __init__(
-        self,
-        *,
-        seed: int = 1,
-        short: bool = False,
-        progress: Progress | None = None,
-        traces: Path | None = None,
-        policies: Sequence[str] = (),
-    ) -> None:
+        self, *, seed: int = 1, short: bool = False, progress: Progress | None = None,
+        traces: Path | None = None, policies: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.seed = seed
         self.policies = policies
         self.short = short
@@ -85,15 +79,9 @@ class FigureRun:
             self._progress(self._done * _PARTS, max(self._planned, self._done) * _PARTS, text)
 
     def simulate(
-        self,
-        scenario: Scenario,
-        player: Player,
-        *,
-        devices: int,
-        bucket_s: float = 0.0,
-        cluster: Cluster | None = None,
-        base: Path | None = None,
-    ) -> Tally:
+        self, scenario: Scenario, player: Player, *, devices: int, bucket_s: float = 0.0,
+        cluster: Cluster | None = None, base: Path | None = None,
+    ) -> Tally:  # fmt: skip
         """Run the scenario under one policy on the paper's GPUs, cold; traces are in ``base``.
 
         ``cluster`` replaces the paper's GPUs.
@@ -102,27 +90,19 @@ class FigureRun:
         self._notes.update(dict.fromkeys(workload.notes))
         text = f"{scenario.name}, {player.name}"
         simulation = Simulation(
-            workload=workload,
-            zoo=self.zoo,
-            cluster=cluster or Cluster(devices=devices),
-            config=player.config,
-            seed=self.seed,
-            constants=self.constants,
+            workload=workload, zoo=self.zoo, cluster=cluster or Cluster(devices=devices),
+            config=player.config, seed=self.seed, constants=self.constants,
             bucket_ns=round(bucket_s * NS_PER_S),
-        )
+        )  # fmt: skip
         length_ns = workload.duration_ns
         tally = simulation.run(pulse=lambda now_ns: self.report(min(1.0, now_ns / length_ns), text))
         self.finished(text)
         return tally
 
     def compare(
-        self,
-        everyone: Sequence[Player],
-        scenarios: Mapping[Key, Scenario],
-        *,
-        devices: int,
+        self, everyone: Sequence[Player], scenarios: Mapping[Key, Scenario], *, devices: int,
         bucket_s: float = 0.0,
-    ) -> dict[tuple[str, Key], Tally]:
+    ) -> dict[tuple[str, Key], Tally]:  # fmt: skip
         """Run every scenario under every policy; the tallies by policy's name and scenario's key."""
         self.plan(len(everyone) * len(scenarios))
         return {
@@ -176,17 +156,8 @@ def commit(folder: Path) -> str:
 def machine() -> str:
     """The processor, its cores that we may use, and the memory."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    cores = len(os.sched_getaffinity(0))
+    return f"{processor_name()}, {cores} cores, {memory:.0f} GiB, {platform.system()} {platform.release()}"
 
 
 def _ask(git: str, folder: Path, *words: str) -> str:

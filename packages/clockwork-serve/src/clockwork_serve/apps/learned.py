@@ -46,11 +46,9 @@ from clockwork_serve.units import MIB, NS_PER_S, NS_PER_US, counted
 from clockwork_serve.workload.traffic import told
 from clockwork_serve.workload.zoo import Zoo, check_machine, row_of
 
-KEPT: Final = 255
-"""So many of the last durations of a kind count."""
-ENOUGH: Final = 20
-"""Durations of a kind of which the median is known."""
-QUICK: Final = 0.1
+KEPT: Final = 255  # so many of the last durations of a kind count
+ENOUGH: Final = 20  # durations of a kind of which the median is known
+QUICK: Final = 0.1  # of delays, what the least is taken to be
 SHARES: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
 
 
@@ -58,20 +56,16 @@ class LearnedProfiles:
     """Takes a journal's records one by one; memory does not grow with their number."""
 
     def __init__(self) -> None:
-        self.models: dict[str, Model] = {}
-        """All that were served, by key."""
+        self.models: dict[str, Model] = {}  # all that were served, by key
         self.quotas: dict[str, Quota] = {}
         self.machine = ""
-        self.lost: Counter[str] = Counter()
-        """What a scenario does not have, in words."""
-        self.devices: dict[str, int] = {}
-        """By kind: so many at most at once."""
+        self.lost: Counter[str] = Counter()  # what a scenario does not have, in words
+        self.devices: dict[str, int] = {}  # by kind: so many at most at once
         self._names: dict[str, str] = {}
         self._codes: dict[str, Code] = {}
         self._profiles: dict[tuple[str, str], Profile] = {}
         self._present: dict[str, tuple[DeviceSpec, ...]] = {}
-        self._specs: dict[str, DeviceSpec] = {}
-        """By device, all that were there."""
+        self._specs: dict[str, DeviceSpec] = {}  # by device, all that were there
         self._sent: dict[int, tuple[str, str, int, int]] = {}
         self._measured: dict[tuple[str, str, int], deque[int]] = {}
         """By code, kind of device and batch size; 0: LOADs, in parts of what the profile says."""

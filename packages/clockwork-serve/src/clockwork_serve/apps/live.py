@@ -17,8 +17,7 @@ from clockwork_serve.telemetry.journal import JournalHead, Step, journal_bytes
 from clockwork_serve.telemetry.live import LiveLimits, LiveView
 from clockwork_serve.units import NS_PER_S
 
-SLICE_S: Final = 0.01
-"""How long records are taken before readers are answered."""
+SLICE_S: Final = 0.01  # how long records are taken before readers are answered
 POLL_S: Final = 0.1
 
 
@@ -84,14 +83,9 @@ class JournalPlayer:
 
 
 async def show(
-    path: Path,
-    *,
-    port: int,
-    limits: LiveLimits,
-    speed: float | None,
-    tell: Callable[[str], None],
+    path: Path, *, port: int, limits: LiveLimits, speed: float | None, tell: Callable[[str], None],
     stop: asyncio.Event,
-) -> None:
+) -> None:  # fmt: skip
     """Serve the page of a journal until ``stop``; ``tell`` gets its address.
 
     Raises :class:`ConfigError` where there is no journal or the port cannot be had.

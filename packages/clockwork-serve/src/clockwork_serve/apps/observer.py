@@ -36,19 +36,14 @@ if TYPE_CHECKING:  # imported once this process has become an idle one
     from clockwork_serve.serve.http.live import Explain, LivePage
     from clockwork_serve.telemetry import JournalFollower, JournalHead, Step
 
-SLICE_S: Final = 0.02
-"""So long one part is fed before the next one, and the socket, have their turns."""
-POLL_S: Final = 0.1
-"""How often it looks for records, while there are none."""
-MEMORY_BYTES: Final = GIB
-"""The process may have so much; a part that wants more fails."""
+SLICE_S: Final = 0.02  # so long one part is fed before the next one, and the socket, have their turns
+POLL_S: Final = 0.1  # how often it looks for records, while there are none
+MEMORY_BYTES: Final = GIB  # the process may have so much; a part that wants more fails
 LINE_BYTES: Final = MIB
 START_NS: Final = 60 * NS_PER_S
 """It starts when others leave it a core: what ended this long before is traced, too."""
-EXPORT_S: Final = 2.0
-"""What is left of traces has so long at the end."""
-HISTORY_SHARE: Final = 2
-"""Checkpoints may take the journal's bytes divided by this."""
+EXPORT_S: Final = 2.0  # what is left of traces has so long at the end
+HISTORY_SHARE: Final = 2  # checkpoints may take the journal's bytes divided by this
 
 _log = logging.getLogger(__name__)
 
@@ -273,12 +268,13 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     from clockwork_serve.serve.http.live import LivePage, PageServer
     from clockwork_serve.sim.explain import Explanation, case_in, explain
     from clockwork_serve.sim.history import Historian, History
+    from clockwork_serve.telemetry.following import first_header
     from clockwork_serve.telemetry.live import LiveView
 
     settings, run_dir = config.settings, Path(config.run_dir)
     path = settings.journal_path(config.run_dir)
     assert path is not None, "an observer without a journal"
-    while not _has_header(path):
+    while not (path.exists() and first_header(path)):
         if stop.is_set():
             return
         await asyncio.sleep(POLL_S)
@@ -318,13 +314,6 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
         await observer.run(stop)
     finally:
         server.close()
-
-
-def _has_header(path: Path) -> bool:
-    """Whether a journal has begun."""
-    from clockwork_serve.telemetry.following import first_header
-
-    return path.exists() and first_header(path) is not None
 
 
 def _add_traces(observer: Observer, settings: Settings) -> None:

@@ -32,8 +32,7 @@ from clockwork_serve.workload.zoo import FILES, Zoo
 
 
 MINUTE_S = 60.0
-SHORT_S = 120.0
-"""Scenarios up to this length are looked at second by second, longer ones minute by minute."""
+SHORT_S = 120.0  # scenarios up to this length are looked at second by second, longer ones minute by minute
 
 
 class SimulationQuestion(Struct, frozen=True, kw_only=True):
@@ -53,44 +52,27 @@ class SimulationQuestion(Struct, frozen=True, kw_only=True):
         return 1.0 if self.scenario.seconds <= SHORT_S else MINUTE_S
 
     def simulation(
-        self,
-        *,
-        truth: dict[str, Profile] | None = None,
-        watchers: Sequence[Watcher] = (),
-        checks: bool = False,
-        stretches: bool = True,
-    ) -> Simulation:
+        self, *, truth: dict[str, Profile] | None = None, watchers: Sequence[Watcher] = (),
+        checks: bool = False, stretches: bool = True,
+    ) -> Simulation:  # fmt: skip
         """The simulation that answers it, at its start.
 
         ``truth``: how long things really take, by kind of model, where that is not what the table says.
         ``checks``: the whole system is checked after every step. ``stretches``: they are counted, too.
         """
         return Simulation(
-            workload=self.workload,
-            zoo=self.zoo,
-            cluster=self.cluster,
-            config=self.config,
-            seed=self.seed,
-            constants=self.constants,
-            truth=truth,
-            watchers=watchers,
-            bucket_ns=round(self.stretch_s * NS_PER_S) if stretches else 0,
-            faults=self.scenario.faults,
+            workload=self.workload, zoo=self.zoo, cluster=self.cluster, config=self.config, seed=self.seed,
+            constants=self.constants, truth=truth, watchers=watchers,
+            bucket_ns=round(self.stretch_s * NS_PER_S) if stretches else 0, faults=self.scenario.faults,
             checks=checks,
-        )
+        )  # fmt: skip
 
 
 def ask(
-    path: str | Path,
-    *,
-    config: ControllerConfig,
-    seed: int = 1,
-    zoo: str | None = None,
-    devices: int | None = None,
-    traces: str | Path | None = None,
-    foreign: bool = False,
+    path: str | Path, *, config: ControllerConfig, seed: int = 1, zoo: str | None = None,
+    devices: int | None = None, traces: str | Path | None = None, foreign: bool = False,
     constants: Constants | None = None,
-) -> SimulationQuestion:
+) -> SimulationQuestion:  # fmt: skip
     """Read a scenario and make it ready.
 
     ``zoo`` and ``devices`` stand in for those of the scenario's cluster; ``traces`` is the folder of its
@@ -126,14 +108,10 @@ def question_of(
     """A scenario made ready. Raises :class:`ConfigError` for what only shows now, as a broken trace."""
     cluster = cluster_of(scenario.cluster)
     return SimulationQuestion(
-        scenario=scenario,
-        workload=build(scenario, seed, None if traces is None else Path(traces)),
-        zoo=zoo,
-        cluster=cluster,
-        config=structs.replace(config, expected_devices=cluster.devices),
-        constants=constants or read_constants(),
-        seed=seed,
-    )
+        scenario=scenario, workload=build(scenario, seed, None if traces is None else Path(traces)),
+        zoo=zoo, cluster=cluster, config=structs.replace(config, expected_devices=cluster.devices),
+        constants=constants or read_constants(), seed=seed,
+    )  # fmt: skip
 
 
 def cluster_of(table: ClusterTable) -> Cluster:
@@ -192,8 +170,7 @@ def _check_memory(scenario: Scenario, cluster: Cluster, zoo: Zoo, workload: Work
 # Lets a simulation run while somebody watches and may stop it. It changes nothing of its course.
 
 
-Tell = Callable[[float, float], None]
-"""Told (simulated seconds, seconds that it took)."""
+Tell = Callable[[float, float], None]  # told (simulated seconds, seconds that it took)
 
 
 class CheckFailed(ClockworkError):
@@ -218,11 +195,9 @@ class _Stopped(Exception):
 
 
 def play(
-    simulation: Simulation,
-    *,
-    tell: Tell = lambda simulated_s, took_s: None,
+    simulation: Simulation, *, tell: Tell = lambda simulated_s, took_s: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Played:
+) -> Played:  # fmt: skip
     """Run to the end, or until ``stopped()``, which is asked now and then.
 
     Raises :class:`CheckFailed` when a machine contradicts itself.
@@ -245,12 +220,9 @@ def play(
         ) from error
     faults = simulation.faults
     return Played(
-        tally=simulation.tally,
-        reached_ns=simulation.now_ns,
-        took_s=time.monotonic() - began,
-        cut=cut,
+        tally=simulation.tally, reached_ns=simulation.now_ns, took_s=time.monotonic() - began, cut=cut,
         faults={} if faults is None else dict(sorted(faults.executed.items())),
-    )
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------
@@ -290,10 +262,8 @@ class LoadReport(Struct, frozen=True, kw_only=True):
     open: int
     cold: int
     mean_batch: float | None
-    answers: Latency
-    """Answers in time."""
-    refusals: Latency
-    """All others: how long a client waited to hear that it gets nothing in time."""
+    answers: Latency  # answers in time
+    refusals: Latency  # all others: how long a client waited to hear that it gets nothing in time
 
 
 class DeviceReport(Struct, frozen=True, kw_only=True):
@@ -453,10 +423,8 @@ def _first_break(question: SimulationQuestion, played: Played) -> FirstBreak | N
         if from_s >= question.scenario.warmup_s and row[worst].satisfaction < 1:
             ended = sum(count.ended for count in row)
             return FirstBreak(
-                from_s=from_s,
-                to_s=min(from_s + length_s, question.scenario.seconds),
+                from_s=from_s, to_s=min(from_s + length_s, question.scenario.seconds),
                 satisfaction=sum(count.ok for count in row) / ended,
-                load=question.scenario.loads[worst].name,
-                load_satisfaction=row[worst].satisfaction,
-            )
+                load=question.scenario.loads[worst].name, load_satisfaction=row[worst].satisfaction,
+            )  # fmt: skip
     return None

@@ -37,8 +37,7 @@ from clockwork_serve.workload.zoo import FILES, Zoo
 RECENT: Final = 1 << 16
 """Ids among which one that comes again is found: after a failover, or where a gateway ended it too."""
 TELL_EVERY: Final = 1024
-SAME_CLOCK_NS: Final = NS_PER_S
-"""Clocks of two runs that differ by less are one."""
+SAME_CLOCK_NS: Final = NS_PER_S  # clocks of two runs that differ by less are one
 
 
 class JournalTraffic:

@@ -18,8 +18,7 @@ from clockwork_serve.cli.screen import say, show_json, show_table
 from clockwork_serve.errors import ClockworkError, ConfigError, printable
 from clockwork_serve.units import counted
 
-SECTIONS: Final = ("use", "operate", "develop")
-"""Folders of pages, in the order of the list."""
+SECTIONS: Final = ("use", "operate", "develop")  # folders of pages, in the order of the list
 _PACKAGE: Final = Path(__file__).parents[1]
 _PLACES: Final = (_PACKAGE, *_PACKAGE.parents[1:4])
 """Whose ``docs`` these may be: the package's as a wheel has it; those above it in an sdist, in a checkout."""

@@ -103,14 +103,9 @@ def _check_asked(request_id: str | None, which: str | None, changes: tuple[str, 
 
 
 def _one(
-    path: Path,
-    request_id: str,
-    tenant: str | None,
-    tell: Callable[[int], None],
-    check: Callable[[], None],
-    *,
-    changes: tuple[str, ...],
-) -> Explanation:
+    path: Path, request_id: str, tenant: str | None, tell: Callable[[int], None], check: Callable[[], None],
+    *, changes: tuple[str, ...],
+) -> Explanation:  # fmt: skip
     from clockwork_serve.sim.explain import case_in, cases_of
     from clockwork_serve.sim.explain import explain as explained
     from clockwork_serve.sim.history import History, folder_of

@@ -43,8 +43,7 @@ if TYPE_CHECKING:
 # ``clockwork models``: lists, loads and unloads the models of a running server, by its public protocol.
 
 
-_TIMEOUT_S = 600.0
-"""Loading may compile first."""
+_TIMEOUT_S = 600.0  # loading may compile first
 
 
 class Target(NamedTuple):

@@ -98,13 +98,9 @@ def _option(entry: Setting, *, hidden: bool) -> Callable[[Command], Command]:
     if entry.shown:
         shown += f" [default: {entry.shown}]"
     return click.option(
-        entry.flag,
-        entry.name,
-        metavar=_metavar(entry),
-        multiple=entry.name == "device",
-        help=shown,
+        entry.flag, entry.name, metavar=_metavar(entry), multiple=entry.name == "device", help=shown,
         hidden=hidden,
-    )
+    )  # fmt: skip
 
 
 def _metavar(entry: Setting) -> str:

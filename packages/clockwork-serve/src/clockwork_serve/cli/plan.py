@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 NO_ANSWER = 1
 _STDOUT = "-"
-_STEPS = 100
-"""Of the progress bar, for each simulation."""
+_STEPS = 100  # of the progress bar, for each simulation
 _OWN = ("slo_ms", "kinds_file", "max_devices", "zoo", "foreign", "traces", "devices")
 _MODELS_SHOWN = 20
 _CHECKED = (

@@ -18,7 +18,7 @@ from clockwork_serve.cli.options import (
     setting_options,
     settings_from,
 )
-from clockwork_serve.cli.screen import Progress, note, say, show_json, show_table, size_text
+from clockwork_serve.cli.screen import Progress, Stages, note, say, show_json, show_table, size_text
 from clockwork_serve.units import counted, to_ms
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from clockwork_serve.config import Settings
     from clockwork_serve.messages import Profile
-    from clockwork_serve.serve.supervisor.preparation import PreparedRepository
+    from clockwork_serve.serve.supervisor.preparation import PreparedRepository, StartProgress
     from clockwork_serve.store import Cache, Problem, ServedVersion
 
 
@@ -207,28 +207,6 @@ def _name(problem: Problem) -> str:
 # of its own, for a compiler or a model may crash.
 
 
-class _Steps:
-    """One bar after the other: models are measured while others are compiled, which is shown first."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bar = Progress("compiling", quiet=quiet)
-        self._compiled = False
-
-    def step(self, progress: Any) -> None:
-        """Show a ``StartProgress``."""
-        if progress.stage == "compile" or self._compiled:
-            self._bar.step(progress.done, progress.total, progress.text)
-        if not self._compiled and progress.done == progress.total and progress.stage == "compile":
-            self._compiled = True
-            self.close()
-            self._bar = Progress("profiling", quiet=self._quiet)
-
-    def close(self) -> None:
-        """Restore the terminal."""
-        self._bar.close()
-
-
 def _prepared(settings: Settings, *, again: bool, quiet: bool) -> PreparedRepository:
     """All models of the repository, compiled and measured. Raises ``ClockworkError`` if that cannot be."""
     import asyncio
@@ -239,14 +217,23 @@ def _prepared(settings: Settings, *, again: bool, quiet: bool) -> PreparedReposi
 
     config = server_config(settings)
     log_level = settings.log_level if settings.is_set("log_level") else "warning"
-    shown = _Steps(quiet=quiet)
+    shown = Stages(quiet=quiet)
+    compiled = False
+
+    def step(progress: StartProgress) -> None:
+        # Models are measured while others are compiled, which is shown first.
+        nonlocal compiled
+        if progress.stage == "compile" or compiled:
+            shown.step(progress)
+        compiled = compiled or (progress.stage == "compile" and progress.done == progress.total)
+
     try:
         with tempfile.TemporaryDirectory() as folder:
             preparation = Preparation(
                 settings=msgspec.structs.replace(settings, log_level=log_level), store=config.store,
                 devices=config.devices, result=f"{folder}/prepared", again=again,
             )  # fmt: skip
-            return asyncio.run(prepare(preparation, shown.step, note))
+            return asyncio.run(prepare(preparation, step, note))
     finally:
         shown.close()
 

@@ -8,8 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 import msgspec
@@ -22,17 +22,16 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-INTERRUPTED: Final = 130
-"""The exit status after Ctrl-C."""
+INTERRUPTED: Final = 130  # the exit status after Ctrl-C
 _PLAIN_EVERY_S = 1.0
 _PLAIN_WIDTH = 160
-_TEXT_LEAST = 20
-"""Longer text in a table is wrapped; numbers are not."""
+_TEXT_LEAST = 20  # longer text in a table is wrapped; numbers are not
 _LINE_MAX = 64 * KIB
 _OURS = re.compile("[^\n\u00a0]+")
 """Characters between line ends and no-break spaces, which keep numbers and units together."""
 _GAP = 3
 _EDGES = 2
+_STAGES = {"prepare": "preparing", "start": "starting", "compile": "compiling", "profile": "profiling"}
 
 
 class Progress:
@@ -53,9 +52,7 @@ class Progress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -77,6 +74,30 @@ class Progress:
             click.echo(f"{self._what} {done}/{total}: {text}", err=True)
 
 
+class Stages:
+    """The stages of some work, each with its own progress bar; :meth:`step` takes a ``StartProgress``."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._stage = ""
+        self._progress: Progress | None = None
+
+    def step(self, progress: Any) -> None:
+        """Show a report."""
+        if progress.stage != self._stage:
+            self.close()
+            self._stage = progress.stage
+            self._progress = Progress(_STAGES[progress.stage], quiet=self._quiet)
+        if self._progress is not None:
+            self._progress.step(progress.done, progress.total, progress.text)
+
+    def close(self) -> None:
+        """Restore the terminal."""
+        if self._progress is not None:
+            self._progress.close()
+            self._progress = None
+
+
 def drawing() -> Console | None:
     """Standard error as a terminal on which a display can be redrawn, or None; dumb ones cannot."""
     if not sys.stderr.isatty():
@@ -92,14 +113,9 @@ def _rich_bar(console: Console) -> RichProgress:
     from rich.progress import Progress as RichProgress
 
     return RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[text]}", style="dim", markup=False),
-        console=console,
-        transient=True,
-    )
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.fields[text]}", style="dim", markup=False), console=console, transient=True,
+    )  # fmt: skip
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:

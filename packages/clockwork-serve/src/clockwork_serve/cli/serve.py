@@ -17,15 +17,19 @@ from clockwork_serve.cli.options import (
     settings_from,
     taken_by,
 )
-from clockwork_serve.cli.screen import Progress, say, show_json_line
+from clockwork_serve.cli.screen import Stages, say, show_json_line
 from clockwork_serve.config.table import GATEWAY, WORKER
 from clockwork_serve.messages import DATATYPES, Code, Model
 from clockwork_serve.units import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from clockwork_serve.config import Settings
+    from clockwork_serve.serve.supervisor.config import ServerConfig
     from clockwork_serve.serve.supervisor.server import Server
+
+    Told = tuple[dict[str, Any], list[str]]
 
 _OF_SERVERS = (
     "device", "slo_ms", "host", "http_port", "grpc_port", "metrics_port", "gateways", "tls_certificate",
@@ -51,11 +55,9 @@ _OF_CONTROLLERS = (
 _NOT_OF_CONTROLLERS = (
     "controller", "machine_name", "device", "http_port", "grpc_port", "gateways", "pin", "realtime",
 )  # fmt: skip
-FEW_ELEMENTS: Final = 32
-"""The most elements that the sample request spells out."""
+FEW_ELEMENTS: Final = 32  # the most elements that the sample request spells out
 _ONLY_BINARY: Final = frozenset({"FP16", "BF16"})
 _ZEROS: Final[dict[str, object]] = {"BOOL": False, "BYTES": ""}
-_STAGES = {"prepare": "preparing", "start": "starting"}
 
 
 @click.command(
@@ -73,42 +75,41 @@ def serve(repository: str | None, config: str | None, as_json: bool, **flags: An
     """
     settings = settings_from(repository, config, flags, or_store=True)
 
-    from clockwork_serve.serve import child as logs
     from clockwork_serve.serve.supervisor.config import server_config
+
+    return _supervise(settings, server_config, _ready, as_json=as_json)
+
+
+def _supervise(
+    settings: Settings, config: Callable[[Settings], ServerConfig], told: Callable[[Server], Told], *,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Run the processes of a server in the foreground, with a progress bar for each stage of the start."""
+    from clockwork_serve.serve import child as logs
     from clockwork_serve.serve.supervisor.server import run
 
     logs.configure("keeper", settings.log_level, settings.log_format)
     shown = Stages(quiet=as_json)
+
+    def announce(server: Server) -> None:
+        shown.close()
+        _tell(*told(server), as_json=as_json)
+
     try:
-        return run(
-            server_config(settings), on_progress=shown.step, on_ready=_announcer(shown, as_json=as_json)
-        )
+        return run(config(settings), on_progress=shown.step, on_ready=announce)
     finally:
         shown.close()
 
 
-class Stages:
-    """The stages of the start, each with its own progress bar."""
+def _tell(record: dict[str, Any], lines: Sequence[str], *, as_json: bool) -> None:
+    if as_json:
+        show_json_line(record)
+    else:
+        say("\n".join(lines))
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet = quiet
-        self._stage = ""
-        self._progress: Progress | None = None
 
-    def step(self, progress: Any) -> None:
-        """Show a ``StartProgress``."""
-        if progress.stage != self._stage:
-            self.close()
-            self._stage = progress.stage
-            self._progress = Progress(_STAGES.get(progress.stage, progress.stage), quiet=self._quiet)
-        if self._progress is not None:
-            self._progress.step(progress.done, progress.total, progress.text)
-
-    def close(self) -> None:
-        """Restore the terminal."""
-        if self._progress is not None:
-            self._progress.close()
-            self._progress = None
+def _addresses(at: dict[str, str]) -> list[str]:
+    return [f"  {name:<8} {address or 'off'}" for name, address in at.items()]
 
 
 def sample_request(url: str, model: Model, code: Code, *, key: bool) -> str:
@@ -143,41 +144,19 @@ def sample_request(url: str, model: Model, code: Code, *, key: bool) -> str:
     )
 
 
-def _announcer(shown: Stages, *, as_json: bool) -> Callable[[Server], None]:
-    def announce(server: Server) -> None:
-        from clockwork_serve.store.repository import is_model_file
+def _ready(server: Server) -> Told:
+    from clockwork_serve.store.repository import is_model_file
 
-        shown.close()
-        settings, metrics_url = server.settings, server.metrics_url
-        has_page = metrics_url and settings.live_page and settings.journal
-        facts = {
-            "http": server.http_url,
-            "grpc": server.grpc_url,
-            "metrics": metrics_url,
-            "page": metrics_url.removesuffix("metrics") if has_page else "",
-            "devices_wanted": server.wanted_file,
-            "models": len(server.catalogue.models),
-        }
-        if as_json:
-            show_json_line({"ready": True, **facts})
-            return
-        say(f"ready: {counted(len(server.catalogue.models), 'model')}")
-        _say_addresses(
-            {name: str(facts[name]) for name in ("http", "grpc", "metrics", *(("page",) if has_page else ()))}
-        )
-        if is_model_file(settings.repository):
-            (model,) = server.catalogue.models
-            ask = sample_request(
-                server.http_url, model, server.catalogue.code_of(model), key=bool(settings.api_keys)
-            )
-            say(f"  ask      {ask}")
-
-    return announce
-
-
-def _say_addresses(at: dict[str, str]) -> None:
-    for name, address in at.items():
-        say(f"  {name:<8} {address or 'off'}")
+    settings, models = server.settings, server.catalogue.models
+    at = {"http": server.http_url, "grpc": server.grpc_url, "metrics": server.metrics_url}
+    page = server.metrics_url.removesuffix("metrics") if settings.live_page and settings.journal else ""
+    lines = [f"ready: {counted(len(models), 'model')}", *_addresses(at | {"page": page} if page else at)]
+    if is_model_file(settings.repository):
+        code = server.catalogue.code_of(models[0])
+        key = bool(settings.api_keys)
+        lines.append(f"  ask      {sample_request(server.http_url, models[0], code, key=key)}")
+    known = {"devices_wanted": server.wanted_file, "models": len(models)}
+    return {"ready": True, **at, "page": page, **known}, lines
 
 
 # ------------------------------------------------------------
@@ -195,27 +174,16 @@ def controller(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa:
     """
     settings = settings_from(None, config, flags, needs_repository=False)
 
-    from clockwork_serve.serve import child as logs
     from clockwork_serve.serve.supervisor.config import controller_alone
-    from clockwork_serve.serve.supervisor.server import run
 
-    logs.configure("keeper", settings.log_level, settings.log_format)
-    shown = Stages(quiet=as_json)
+    return _supervise(settings, controller_alone, _leading, as_json=as_json)
 
-    def announce(server: Server) -> None:
-        shown.close()
-        at = {"machines": settings.listen_machines, "metrics": server.metrics_url}
-        if as_json:
-            more = {"devices_wanted": server.wanted_file, "models": len(server.catalogue.models)}
-            show_json_line({"listening": True, **at, **more})
-            return
-        say(f"leads or stands by: {counted(len(server.catalogue.models), 'model')}")
-        _say_addresses(at)
 
-    try:
-        return run(controller_alone(settings), on_progress=shown.step, on_ready=announce)
-    finally:
-        shown.close()
+def _leading(server: Server) -> Told:
+    models = len(server.catalogue.models)
+    at = {"machines": server.settings.listen_machines, "metrics": server.metrics_url}
+    lines = [f"leads or stands by: {counted(models, 'model')}", *_addresses(at)]
+    return {"listening": True, **at, "devices_wanted": server.wanted_file, "models": models}, lines
 
 
 @click.command(epilog="How to set up several machines: clockwork docs machines")
@@ -234,11 +202,8 @@ def gateway(config: str | None, as_json: bool, **flags: Any) -> int:  # noqa: FB
     logs.configure("gateway", settings.log_level, settings.log_format)
 
     def announce(at: dict[str, str]) -> None:
-        if as_json:
-            show_json_line({"listening": True, **at})
-            return
-        say(f"for the server at {settings.controller}:")
-        _say_addresses(at)
+        lines = [f"for the server at {settings.controller}:", *_addresses(at)]
+        _tell({"listening": True, **at}, lines, as_json=as_json)
 
     return run_gateways(settings, announce)
 

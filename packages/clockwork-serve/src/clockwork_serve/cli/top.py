@@ -23,8 +23,7 @@ METRICS_PORT: Final = 8002
 _WIDTH, _HEIGHT = 80, 24
 _BAR: Final = 12
 _REASON_LINES: Final = 3
-_LOOK_S: Final = 0.05
-"""How soon Ctrl-C is noticed."""
+_LOOK_S: Final = 0.05  # how soon Ctrl-C is noticed
 
 
 @click.command(epilog="More, over time: clockwork docs monitoring (docs/operate/monitoring.md)")

@@ -17,8 +17,7 @@ from clockwork_serve.units import counted, ms
 if TYPE_CHECKING:
     from clockwork_serve.sim.what_if import AskedWorld, ChangedRequests, Compared, WhatIf, WorldSide
 
-SHOWN = 20
-"""Models and tenants that are shown; --json has all."""
+SHOWN = 20  # models and tenants that are shown; --json has all
 
 
 @click.command("what-if", epilog="What it says: clockwork docs explain (docs/use/explain.md)")

@@ -51,21 +51,16 @@ def read_settings(given: Mapping[str, object], environment: Mapping[str, str], f
 
 
 def _find(
-    entry: Setting,
-    flags: Mapping[str, object],
-    environment: Mapping[str, str],
-    from_file: Mapping[str, object],
-    file: str,
-) -> tuple[object, str]:
+    entry: Setting, flags: Mapping[str, object], environment: Mapping[str, str],
+    from_file: Mapping[str, object], file: str,
+) -> tuple[object, str]:  # fmt: skip
     """What was written for a setting, and where; "" if nowhere."""
     if entry.name in flags:
         return flags[entry.name], entry.flag if entry.name != "repository" else "command line"
     written = environment.get(entry.variable)
     if written and not _is_service_link(entry.variable, written):
         return written, entry.variable
-    if entry.name in from_file:
-        return from_file[entry.name], file
-    return None, ""
+    return (from_file[entry.name], file) if entry.name in from_file else (None, "")
 
 
 def _read(entry: Setting, found: object, source: str) -> object:

@@ -51,8 +51,7 @@ from clockwork_serve.units import GIB, KIB, MIB, ms
 
 PREFIX = "CLOCKWORK_"
 
-IN_MEMORY: Final = "memory"
-"""The journal's place that is no file of the user's: the server's private folder."""
+IN_MEMORY: Final = "memory"  # the journal's place that is no file of the user's: the server's private folder
 JOURNAL_BYTES_IN_MEMORY: Final = 64 * MIB
 JOURNAL_BYTES: Final = 4 * GIB
 """In a file: an hour at 5,000 requests a second, of 150 bytes each, and half as much again."""

@@ -286,8 +286,7 @@ def size_or_share(least: int) -> Read[int | float]:
 
 _KNOWN = "cpu, torch-cpu, cuda (each also with :N) or emulated:PROFILE"
 _NUMBERED = ("cpu", "torch-cpu", "cuda")
-_NUMBER = re.compile(r"[0-9]{1,9}")
-"""Of a device; int() refuses thousands of digits in words of its own."""
+_NUMBER = re.compile(r"[0-9]{1,9}")  # of a device; int() refuses thousands of digits in words of its own
 
 
 class DeviceChoice(Struct, frozen=True):

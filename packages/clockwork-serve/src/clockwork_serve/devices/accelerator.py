@@ -33,8 +33,7 @@ Tensor = Any
 Mark = Any
 Run = Callable[[], list[Tensor]]
 
-CLOCKS_NS: Final = 100 * NS_PER_MS
-"""How often a GPU's clock rates are read at most, by a thread of their own."""
+CLOCKS_NS: Final = 100 * NS_PER_MS  # how often a GPU's clock rates are read at most, by a thread of their own
 SYNC_LANES: Final = ("input", "exec", "output")
 """Lanes whose end is awaited by spinning, which occupies a core but saves the wake-up."""
 
@@ -44,14 +43,10 @@ _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_ARENA_MAX = -3, -1, -2, -8
 class Accelerator:
     """A device's memory, streams and clocks: the CPU's here, where all calls are synchronous."""
 
-    kind = "torch-cpu"
-    """Selects profiles: ``torch-cpu``, ``cuda:sm_90``."""
-    target = "cpu"
-    """The target that packages must be compiled for: ``cpu``, ``cuda:sm_90``."""
-    index = -1
-    """The device index for packages; -1 for the CPU."""
-    shares_memory = True
-    """The device uses host memory, so that nothing has to be copied between them."""
+    kind = "torch-cpu"  # selects profiles: ``torch-cpu``, ``cuda:sm_90``
+    target = "cpu"  # the target that packages must be compiled for: ``cpu``, ``cuda:sm_90``
+    index = -1  # the device index for packages; -1 for the CPU
+    shares_memory = True  # the device uses host memory, so that nothing has to be copied between them
 
     def __init__(self, config: DeviceConfig) -> None:
         keep_memory()
@@ -325,8 +320,7 @@ def keep_memory() -> bool:
 
 CHUNK: Final = 2 * MIB
 """Bytes of one copy: about 0.1 ms on PCIe, the longest that a request's own copy has to wait for it."""
-STAGING: Final = 2
-"""Chunks reserved for files that are not cached, filled and copied alternately."""
+STAGING: Final = 2  # chunks reserved for files that are not cached, filled and copied alternately
 
 
 class HostPool:
@@ -341,8 +335,7 @@ class HostPool:
         self._staging = list(range(min(STAGING, count)))
         self._free = list(range(STAGING, count))
         self._chunks_by_path: OrderedDict[str, list[int]] = OrderedDict()
-        self.chunks = len(self._free)
-        """How many chunks can hold files."""
+        self.chunks = len(self._free)  # how many chunks can hold files
         self.hits = 0
         self.misses = 0
 

@@ -46,8 +46,7 @@ class Arena:
         self._bytes: Bytes = np.frombuffer(self._mapping, dtype=np.uint8)
         self._closing = threading.Event()
         self._populating: threading.Thread | None = None
-        quick = populate(self._bytes[:AT_ONCE])
-        if not quick:
+        if not populate(self._bytes[:AT_ONCE]):
             populate(self._bytes[AT_ONCE:])
         elif len(self._bytes) > AT_ONCE:
             rest = self._bytes[AT_ONCE:]

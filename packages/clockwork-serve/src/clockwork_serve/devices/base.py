@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import struct
 import threading
@@ -23,13 +24,14 @@ from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, TensorRef, T
 from clockwork_serve.units import KIB, MIB, NS_PER_MS, align
 
 # ------------------------------------------------------------
-# The number of cores that this process may use.
+# The cores that this process may use, and how exactly its threads sleep.
 
 
 QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 """A container's quota: microseconds of CPU time for all its processes, per period of real time."""
 QUOTA_BEFORE: Final = tuple(Path("/sys/fs/cgroup/cpu") / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
 """The same of control groups, version 1; a quota of -1 is none."""
+_PR_SET_TIMERSLACK: Final = 29
 
 
 def cores() -> float:
@@ -48,6 +50,11 @@ def _quota() -> float | None:
         quota_us, period_us = (int(path.read_text()) for path in QUOTA_BEFORE)
         return None if quota_us <= 0 else quota_us / period_us
     return None
+
+
+def sleep_precisely() -> None:
+    """End this thread's sleeps on time; by default the kernel ends them up to 50 us late to save wake-ups."""
+    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
 
 
 # ------------------------------------------------------------
@@ -94,6 +101,13 @@ class DeviceConfig(Struct, frozen=True, kw_only=True):
     def lanes_share(self) -> bool:
         """Whether LOADs slow INFERs down, as the CPU does both and has no core left for LOADs."""
         return cores() < self.threads + 1
+
+    def spec(self, kind: str, pages: int, **more: Any) -> DeviceSpec:
+        """What the device tells of itself."""
+        return DeviceSpec(
+            device=self.device, kind=kind, pages=pages, page_bytes=self.page_bytes,
+            workspace_bytes=self.workspace_bytes, io_bytes=self.io_bytes, **more,
+        )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -252,6 +266,7 @@ Array = npt.NDArray[Any]
 
 NUMPY_DTYPES: dict[str, np.dtype[Any]] = {**DTYPES, "BYTES": np.dtype("O")}
 """OIP element types as numpy dtypes; BF16 travels as its 16 bits."""
+WIRE_LENGTH: Final = np.dtype("<u4")  # what stands before each string on the wire
 
 
 # ------------------------------------------------------------
@@ -366,20 +381,39 @@ def write_outputs(
         start = end
 
 
+def lay_out(outputs: Iterable[tuple[TensorSpec, tuple[int, ...], int]]) -> tuple[list[TensorRef], int]:
+    """References to outputs of these shapes and bytes, one after the other in a room; and where they end."""
+    refs: list[TensorRef] = []
+    end = 0
+    for spec, shape, nbytes in outputs:
+        offset = align(end)
+        end = offset + nbytes
+        refs.append(
+            TensorRef(name=spec.name, datatype=spec.datatype, shape=shape, offset=offset, nbytes=nbytes)
+        )
+    return refs, end
+
+
+def plan_outputs(code: Code, rows: int) -> tuple[list[TensorRef], int]:
+    """As :func:`lay_out` before a run: open dimensions are 1, strings are empty."""
+    placed = []
+    for spec in code.outputs:
+        shape = tuple([1 if dim < 0 else dim for dim in full_shape(code, spec, rows)])
+        dtype = WIRE_LENGTH if spec.datatype == "BYTES" else NUMPY_DTYPES[spec.datatype]
+        placed.append((spec, shape, nbytes_of(shape, dtype)))
+    return lay_out(placed)
+
+
 def put_outputs(call: CallBuffers, outputs: Iterable[tuple[TensorSpec, Array]]) -> None:
     """Copy one call's outputs into its room, BYTES in wire form; :class:`ModelError` if it cannot grow."""
-    end = 0
-    refs: list[TensorRef] = []
+    placed: list[tuple[TensorSpec, tuple[int, ...], int]] = []
     sources: list[Array | bytes] = []
     for spec, array in outputs:
         source = encode_bytes(array) if spec.datatype == "BYTES" else array
         sources.append(source)
         nbytes = len(source) if type(source) is bytes else nbytes_of(array.shape, NUMPY_DTYPES[spec.datatype])
-        offset = align(end)
-        end = offset + nbytes
-        refs.append(
-            TensorRef(name=spec.name, datatype=spec.datatype, shape=array.shape, offset=offset, nbytes=nbytes)
-        )
+        placed.append((spec, array.shape, nbytes))
+    refs, end = lay_out(placed)
     if end > len(call.output):
         call.grow(end)
     memory = call.output

@@ -25,7 +25,6 @@ one in ``devices/profiles``)::
 
 from __future__ import annotations
 
-import ctypes
 import random
 import threading
 import time
@@ -35,33 +34,27 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from clockwork_serve.devices.arena import span
 from clockwork_serve.devices.base import (
-    NUMPY_DTYPES,
     CallBuffers,
     DeviceConfig,
     Phases,
     PreparedCodes,
     Underway,
-    full_shape,
     io_bytes,
-    nbytes_of,
+    plan_outputs,
     rows_of,
+    sleep_precisely,
 )
 from clockwork_serve.devices.files import read_record
 from clockwork_serve.errors import ConfigError
-from clockwork_serve.messages import Code, DeviceSpec, Infer, Load, Profile, TensorRef, Unload
-from clockwork_serve.units import MIB, NS_PER_US, align, ms
+from clockwork_serve.messages import Code, Infer, Load, Profile, TensorRef, Unload
+from clockwork_serve.units import MIB, NS_PER_US, ms
 
-PR_SET_TIMERSLACK: Final = 29
 DEFAULT_PROFILE: Final = "v100"
-PROFILE_FILE: Final = "profile.json"
-"""The durations of a code of backend ``emulated``, in its folder."""
-WIRE_LENGTH: Final = np.dtype("<u4")
-"""What stands before each string."""
+PROFILE_FILE: Final = "profile.json"  # the durations of a code of backend ``emulated``, in its folder
 
 
 class CodeProfile(Struct, frozen=True, kw_only=True):
@@ -105,35 +98,24 @@ class ProfileFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 # Built before there are threads: the lanes of many devices prepare at once, and msgspec ends the process with
 # a segmentation fault where two threads are the first to need what it knows of a type.
 _code_profiles: Final = msgspec.json.Decoder(CodeProfile, strict=False)
-msgspec.json.Decoder(
-    ProfileFile
-)  # TOML has no decoder object to keep; msgspec caches what it knows of the type
+msgspec.json.Decoder(ProfileFile)  # for TOML there is none to keep; msgspec caches what it knows of the type
 
 
 class EmulatedDevice:
     """Occupies a lane for the durations of a profile; outputs are zeros of the right shape."""
 
     def __init__(
-        self,
-        config: DeviceConfig,
-        clock: Callable[[], int] = time.monotonic_ns,
+        self, config: DeviceConfig, clock: Callable[[], int] = time.monotonic_ns,
         sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._config = config
         self._clock = clock
         self._sleep = sleep
         self._random = random.Random(config.seed)
         self._thread = threading.local()
         self._ready = PreparedCodes[tuple[Code, Profile]](config.device)
-        self._layouts: dict[tuple[str, int], list[TensorRef]] = {}  # by code and rows of a call
-        self.spec = DeviceSpec(
-            device=config.device,
-            kind=device_kind(config),
-            pages=config.memory_bytes // config.page_bytes,
-            page_bytes=config.page_bytes,
-            workspace_bytes=config.workspace_bytes,
-            io_bytes=config.io_bytes,
-        )
+        self._layouts: dict[tuple[str, int], tuple[list[TensorRef], int]] = {}  # by code and rows of a call
+        self.spec = config.spec(device_kind(config), config.memory_bytes // config.page_bytes)
 
     def prepare(self, code: Code) -> None:
         """Read the code's durations."""
@@ -174,17 +156,17 @@ class EmulatedDevice:
         rows = rows_of(code, action, calls)
         end_ns = started_ns + self._vary(interpolate(profile.infer_ns, action.batch))
         for call, count in zip(calls, rows, strict=True):
-            _put_zeros(call, self._layout(code, count))
+            _put_zeros(call, *self._layout(code, count))
         return Underway(end_ns, self._clock() - started_ns)
 
     def close(self) -> None:
         """No-op."""
 
-    def _layout(self, code: Code, rows: int) -> list[TensorRef]:
-        """Where the outputs of a call of so many rows are in its room."""
+    def _layout(self, code: Code, rows: int) -> tuple[list[TensorRef], int]:
+        """Where the outputs of a call of so many rows are in its room, and where they end."""
         layout = self._layouts.get((code.code_id, rows))
         if layout is None:
-            layout = self._layouts[code.code_id, rows] = _layout(code, rows)
+            layout = self._layouts[code.code_id, rows] = plan_outputs(code, rows)
         return layout
 
     def _vary(self, duration_ns: int) -> int:
@@ -193,7 +175,7 @@ class EmulatedDevice:
 
     def _wait(self, end_ns: int) -> None:
         if not getattr(self._thread, "precise", False):
-            _sleep_precisely()
+            sleep_precisely()
             self._thread.precise = True
         left = end_ns - self._clock()
         if left > 0:
@@ -226,14 +208,11 @@ def emulated_profile(config: DeviceConfig, code: Code) -> Profile:
         per_mib = round(MIB / file.load.gb_per_s)
     sizes = code.batch_sizes
     return Profile(
-        code_id=code.code_id,
-        device_kind=device_kind(config),
-        infer_ns={size: interpolate(curve, size) for size in sizes},
-        load_base_ns=base,
-        load_ns_per_mib=per_mib,
-        workspace_bytes=dict.fromkeys(sizes, 0),
+        code_id=code.code_id, device_kind=device_kind(config),
+        infer_ns={size: interpolate(curve, size) for size in sizes}, load_base_ns=base,
+        load_ns_per_mib=per_mib, workspace_bytes=dict.fromkeys(sizes, 0),
         io_bytes={size: io_bytes(code, size) for size in sizes},
-    )
+    )  # fmt: skip
 
 
 def interpolate(curve: Mapping[int, int], size: int) -> int:
@@ -281,32 +260,9 @@ def _check_curve(where: str, curve: Mapping[int, float]) -> None:
         raise ConfigError(f"{where}: expected a duration above 0 for at least one batch size, found {curve}")
 
 
-def _layout(code: Code, rows: int) -> list[TensorRef]:
-    """References to outputs one after the other; open dimensions are 1, strings are empty."""
-    refs: list[TensorRef] = []
-    end = 0
-    for spec in code.outputs:
-        shape = tuple([1 if dim < 0 else dim for dim in full_shape(code, spec, rows)])
-        dtype = WIRE_LENGTH if spec.datatype == "BYTES" else NUMPY_DTYPES[spec.datatype]
-        offset, nbytes = align(end), nbytes_of(shape, dtype)
-        end = offset + nbytes
-        refs.append(
-            TensorRef(name=spec.name, datatype=spec.datatype, shape=shape, offset=offset, nbytes=nbytes)
-        )
-    return refs
-
-
-def _put_zeros(call: CallBuffers, layout: list[TensorRef]) -> None:
-    """Fill the outputs with zeros, which are the wire form of empty strings, too."""
-    end = layout[-1].offset + layout[-1].nbytes if layout else 0
+def _put_zeros(call: CallBuffers, refs: list[TensorRef], end: int) -> None:
+    """Fill the outputs, which end there, with zeros: the wire form of empty strings, too."""
     if end > len(call.output):
         call.grow(end)
     call.output[:end] = bytes(end)
-    call.outputs[:] = layout
-
-
-def _sleep_precisely() -> None:
-    """Set this thread's timer slack so that sleeps end on time, not up to 50 us late (Linux only)."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)
+    call.outputs[:] = refs

@@ -9,14 +9,14 @@ import os
 import resource
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from clockwork_serve.devices.arena import Bytes
-from clockwork_serve.errors import DamageError, DeviceError
+from clockwork_serve.errors import DeviceError
 from clockwork_serve.integrity import Facts, Verified, damage, file_digest, hash_of
 from clockwork_serve.messages import Code, Weights
 
@@ -44,8 +44,7 @@ class Reading:
         self._fd = fd
         self._size = size
         self._sum: Any = None if known else hashlib.sha256()
-        self.once_ns = 0
-        """How long hashing took."""
+        self.once_ns = 0  # how long hashing took
 
     def part(self, target: Bytes, start: int) -> None:
         """Fill ``target`` from offset ``start`` of the file. Releases the GIL."""
@@ -199,18 +198,12 @@ def _fill(fd: int, target: Bytes, start: int) -> int:
 
 
 _Record = TypeVar("_Record")
+_Content = TypeVar("_Content")
 
 
 def read_file(code: Code, name: str) -> bytes:
     """The content of a file of a code; DamageError if it is not what was stored."""
-    path, wanted = Path(code.path) / name, _sha256(code, name)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _damaged(code, name, str(error.strerror)) from error
-    if hash_of(data) != wanted:
-        raise _damaged(code, name, "other content")
-    return data
+    return _verified(code, name, Path.read_bytes, hash_of)
 
 
 def read_record(code: Code, name: str, decoder: msgspec.json.Decoder[_Record]) -> _Record:
@@ -229,22 +222,21 @@ def has_file(code: Code, name: str) -> bool:
 
 def check_file(code: Code, name: str) -> Path:
     """The path of a file of a code, for libraries that open it themselves; DamageError if it is damaged."""
-    path, wanted = Path(code.path) / name, _sha256(code, name)
+    return _verified(code, name, Path, file_digest)
+
+
+def _verified(
+    code: Code, name: str, read: Callable[[Path], _Content], digest: Callable[[_Content], str]
+) -> _Content:
+    path = Path(code.path) / name
+    wanted = next((file.sha256 for file in code.files if file.name == name), None)
+    if wanted is None:
+        raise damage("code", code.code_id, path, "no such file in its record")
     try:
-        found = file_digest(path)
+        content = read(path)
+        found = digest(content)
     except OSError as error:
-        raise _damaged(code, name, str(error.strerror)) from error
+        raise damage("code", code.code_id, path, str(error.strerror)) from error
     if found != wanted:
-        raise _damaged(code, name, "other content")
-    return path
-
-
-def _sha256(code: Code, name: str) -> str:
-    for file in code.files:
-        if file.name == name:
-            return file.sha256
-    raise _damaged(code, name, "no such file in its record")
-
-
-def _damaged(code: Code, name: str, found: str) -> DamageError:
-    return damage("code", code.code_id, Path(code.path) / name, found)
+        raise damage("code", code.code_id, path, "other content")
+    return content

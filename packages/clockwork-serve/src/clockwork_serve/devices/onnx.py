@@ -29,7 +29,7 @@ from clockwork_serve.devices.base import (
     check_input,
     full_shape,
     is_static,
-    nbytes_of,
+    plan_outputs,
     rows_of,
     within,
 )
@@ -51,7 +51,6 @@ from clockwork_serve.devices.python import PythonBackend
 from clockwork_serve.errors import DeviceError, ModelError
 from clockwork_serve.messages import (
     Code,
-    DeviceSpec,
     Infer,
     Load,
     OnnxIndex,
@@ -95,15 +94,6 @@ class BorrowedMemory:
     outputs: list[OnnxSlot] = field(default_factory=list)
 
 
-@dataclass(slots=True)
-class Layout:
-    """Offsets of the outputs of a call with that many rows in its room."""
-
-    shapes: list[tuple[int, ...]]
-    refs: list[TensorRef]
-    nbytes: int
-
-
 def fits_area(code: Code, batch: int, scratch: Scratch) -> bool:
     """Whether a code can use the fast path: every size known, nothing optional, and room in the I/O area."""
     specs = (*code.inputs, *code.outputs)
@@ -118,7 +108,7 @@ class StaticBatch:
     def __init__(self, code: Code, batch: int, scratch: Scratch) -> None:
         self._code = code
         self._batch = batch
-        self._layout_by_rows: dict[int, Layout] = {}
+        self._layout_by_rows: dict[int, tuple[list[TensorRef], int]] = {}
         offset = 0
         slots = []
         for spec in (*code.inputs, *code.outputs):
@@ -164,7 +154,9 @@ class StaticBatch:
             bound.binding.bind_ortvalue_output(slot.name, slot.value)
         bound.bound_by = self
 
-    def _bind_inputs(self, binding: Any, call: CallBuffers, layout: Layout, borrowed: BorrowedMemory) -> None:
+    def _bind_inputs(
+        self, binding: Any, call: CallBuffers, refs: list[TensorRef], borrowed: BorrowedMemory
+    ) -> None:
         """Read the inputs of a call that fills the batch; large ones are bound in place."""
         for slot in self._inputs:
             array = call.inputs.get(slot.name)
@@ -179,7 +171,7 @@ class StaticBatch:
             borrowed.arrays.append(array)
             borrowed.inputs.append(slot)
             binding.bind_ortvalue_input(slot.name, value_of(array, slot.spec.datatype))
-        for slot, ref in zip(self._outputs, layout.refs, strict=True):
+        for slot, ref in zip(self._outputs, refs, strict=True):
             if slot.large:
                 array = np.ndarray(slot.shape, slot.dtype, buffer=call.output, offset=ref.offset)
                 borrowed.arrays.append(array)
@@ -203,45 +195,30 @@ class StaticBatch:
                 target[start:] = target[start - 1]
 
     def _copy_outputs(
-        self,
-        calls: Sequence[CallBuffers],
-        rows: Sequence[int],
-        layouts: Sequence[Layout],
+        self, calls: Sequence[CallBuffers], rows: Sequence[int], layouts: Sequence[list[TensorRef]],
         borrowed: BorrowedMemory,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Copy out the outputs that the run did not write in place."""
         start = 0
-        for call, count, layout in zip(calls, rows, layouts, strict=True):
+        for call, count, refs in zip(calls, rows, layouts, strict=True):
             end = start + count
-            for slot, ref, shape in zip(self._outputs, layout.refs, layout.shapes, strict=True):
+            for slot, ref in zip(self._outputs, refs, strict=True):
                 if ref.nbytes and slot not in borrowed.outputs:
-                    target: Array = np.ndarray(shape, slot.dtype, buffer=call.output, offset=ref.offset)
+                    target: Array = np.ndarray(ref.shape, slot.dtype, buffer=call.output, offset=ref.offset)
                     target[...] = slot.array[start:end] if self._code.batched else slot.array
-            call.outputs[:] = layout.refs
+            call.outputs[:] = refs
             start = end
 
-    def _layout(self, call: CallBuffers, rows: int) -> Layout:
+    def _layout(self, call: CallBuffers, rows: int) -> list[TensorRef]:
+        """Where the outputs of a call of so many rows are in its room, which is large enough afterwards."""
         layout = self._layout_by_rows.get(rows)
         if layout is None:
-            layout = self._layout_by_rows[rows] = _lay_out(self._code, rows)
-        if layout.nbytes > len(call.output):
-            call.grow(layout.nbytes)
+            layout = self._layout_by_rows[rows] = plan_outputs(self._code, rows)
+        refs, end = layout
+        if end > len(call.output):
+            call.grow(end)
         assert not call.output.readonly, "outputs are written in place"
-        return layout
-
-
-def _lay_out(code: Code, rows: int) -> Layout:
-    layout = Layout([], [], 0)
-    for spec in code.outputs:
-        shape = full_shape(code, spec, rows)
-        nbytes = nbytes_of(shape, NUMPY_DTYPES[spec.datatype])
-        offset = align(layout.nbytes)
-        layout.shapes.append(shape)
-        layout.refs.append(
-            TensorRef(name=spec.name, datatype=spec.datatype, shape=shape, offset=offset, nbytes=nbytes)
-        )
-        layout.nbytes = offset + nbytes
-    return layout
+        return refs
 
 
 # ------------------------------------------------------------
@@ -331,9 +308,8 @@ class OnnxBackend:
         self._blobs = Blobs()
         self._bindings: Bindings[BoundWeights] = Bindings()
         self._prepared = PreparedCodes[PreparedOnnx](config.device)
-        self._opened_by_page: dict[
-            int, tuple[str, BoundWeights]
-        ] = {}  # sessions of models that are not lifted
+        # Sessions of models that are not lifted.
+        self._opened_by_page: dict[int, tuple[str, BoundWeights]] = {}
         self._placeholder = value_of(np.zeros(1, np.float32), "FP32")
 
     def prepare(self, code: Code) -> None:
@@ -407,10 +383,8 @@ class OnnxBackend:
         try:
             return batch.run(self._bound(prepared, action), calls, rows, started_ns)
         except DeviceError:
-            _clear(calls)
             raise
         except Exception as error:  # whatever ONNX Runtime raises: its classes have no common base
-            _clear(calls)
             raise ModelError(f"model {action.model}: {one_line(error)}") from error
 
     def close(self) -> None:
@@ -460,11 +434,6 @@ def _check_names(code: Code, index: OnnxIndex, session: Session) -> None:
         )
 
 
-def _clear(calls: Sequence[CallBuffers]) -> None:
-    for call in calls:
-        call.outputs.clear()
-
-
 # ------------------------------------------------------------
 # The ``cpu`` device: one arena, and a backend for each kind of code that it runs.
 
@@ -483,15 +452,8 @@ class CpuDevice:
             "python": PythonBackend(config, self._arena),
         }
         self._backend_by_code = PreparedCodes[Backend](config.device)
-        self.spec = DeviceSpec(
-            device=config.device,
-            kind="cpu",
-            pages=self._arena.pages,
-            page_bytes=config.page_bytes,
-            workspace_bytes=config.workspace_bytes,
-            io_bytes=config.io_bytes,
-            backends=tuple(self._backends),
-            lanes_share=config.lanes_share,
+        self.spec = config.spec(
+            "cpu", self._arena.pages, backends=tuple(self._backends), lanes_share=config.lanes_share
         )
 
     def prepare(self, code: Code) -> None:

@@ -36,8 +36,7 @@ from clockwork_serve.units import align
 # Sessions: one shared allocator, one thread, no spinning, plain error texts.
 
 
-BFLOAT16: Final = 16
-"""ONNX's number for the element type that numpy lacks."""
+BFLOAT16: Final = 16  # ONNX's number for the element type that numpy lacks
 
 _PREFIX = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _NODE = re.compile(r"while running (\w+) node\. Name:'([^']*)'")

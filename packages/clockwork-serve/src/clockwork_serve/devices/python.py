@@ -151,12 +151,7 @@ def _write(model: str, code: Code, found: object, calls: Sequence[CallBuffers], 
         raise ModelError(f"model {model}: expected a dict with outputs {names}, found {what}")
     total = sum(rows)
     arrays = [_checked(model, code, spec, returned[spec.name], total) for spec in code.outputs]
-    try:
-        write_outputs(code, arrays, total, calls, rows)
-    except DeviceError:
-        for call in calls:
-            call.outputs.clear()
-        raise
+    write_outputs(code, arrays, total, calls, rows)
 
 
 def _returned(found: object, specs: Sequence[TensorSpec]) -> tuple[dict[str, Array] | None, str]:

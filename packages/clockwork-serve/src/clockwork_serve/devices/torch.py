@@ -42,7 +42,6 @@ from clockwork_serve.devices.kinds import BACKENDS
 from clockwork_serve.errors import DeviceError, DeviceGone, ModelError
 from clockwork_serve.messages import (
     Code,
-    DeviceSpec,
     Extent,
     Infer,
     Load,
@@ -62,8 +61,7 @@ from clockwork_serve.units import MIB, align
 
 
 INDEX_FILE: Final = "index.json"
-TENSOR_START: Final = 256
-"""Alignment of tensors in the blob, in bytes, as of CUDA's allocators."""
+TENSOR_START: Final = 256  # alignment of tensors in the blob, in bytes, as of CUDA's allocators
 
 _decoder: Final = msgspec.json.Decoder(TorchIndex)  # built before there are threads
 
@@ -187,9 +185,7 @@ def open_package(
         raise DeviceError(
             f"code {path}: cannot be loaded: {one_line(error)}; compile the model again"
         ) from error
-    check_file(
-        code, package_name(batch)
-    )  # torch read it by its path: verify that it did not change meanwhile
+    check_file(code, package_name(batch))  # that it did not change while torch read it by its path
     wanted = {tensor.name for tensor in index.tensors}
     if found != wanted:
         raise DeviceError(
@@ -296,10 +292,8 @@ def one_line(error: BaseException) -> str:
 # runs alone, and copies outputs out.
 
 
-KEPT_MAX: Final = 256
-"""Retired codes whose packages are kept for reuse; each package takes about 0.5 MB."""
-Graph = tuple[Callable[[], None], list[Tensor]]
-"""A function that replays the graph, and its outputs."""
+KEPT_MAX: Final = 256  # retired codes whose packages are kept for reuse; each package takes about 0.5 MB
+Graph = tuple[Callable[[], None], list[Tensor]]  # a function that replays the graph, and its outputs
 
 _log = logging.getLogger(__name__)
 
@@ -333,9 +327,8 @@ class TorchDevice:
         self._graphs: OrderedDict[tuple[str, int, int], Graph] = OrderedDict()  # by code, page and batch
         self._running: Graph | None = None  # kept alive while it runs
         self._swaps = 0
-        self.spec = DeviceSpec(
-            device=config.device, kind=self._accelerator.kind, pages=pages, page_bytes=page_bytes,
-            workspace_bytes=config.workspace_bytes, io_bytes=config.io_bytes, backends=BACKENDS[config.kind],
+        self.spec = config.spec(
+            self._accelerator.kind, pages, backends=BACKENDS[config.kind],
             lanes_share=self._accelerator.shares_memory and config.lanes_share,
         )  # fmt: skip
 
@@ -468,13 +461,8 @@ class TorchDevice:
         package = prepared.packages.get(action.batch if prepared.code.batched else 1)
         if package is None:
             raise DeviceError(f"batch {action.batch}: its tensors do not fit the I/O area; raise io_memory")
-        try:
-            with self._safe(f"model {action.model}", ModelError), torch.inference_mode():
-                return self._run(prepared, package, action, calls, rows, started_ns)
-        except DeviceError:
-            for call in calls:
-                call.outputs.clear()
-            raise
+        with self._safe(f"model {action.model}", ModelError), torch.inference_mode():
+            return self._run(prepared, package, action, calls, rows, started_ns)
 
     def _run(
         self, prepared: PreparedTorch, package: LoadedPackage, action: Infer, calls: Sequence[CallBuffers],

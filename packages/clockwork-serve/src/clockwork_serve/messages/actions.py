@@ -20,30 +20,20 @@ class Status(enum.StrEnum):
     """How an action ended."""
 
     OK = "ok"
-    TOO_EARLY = "too_early"
-    """Reached its lane before its window and could not wait."""
-    TOO_LATE = "too_late"
-    """Its window had closed when its lane was free."""
-    UNKNOWN_CODE = "unknown_code"
-    """The code is not prepared on that device."""
+    TOO_EARLY = "too_early"  # reached its lane before its window and could not wait
+    TOO_LATE = "too_late"  # its window had closed when its lane was free
+    UNKNOWN_CODE = "unknown_code"  # the code is not prepared on that device
     UNKNOWN_DEVICE = "unknown_device"
-    WEIGHTS_MISSING = "weights_missing"
-    """The extent holds no weights of that version."""
-    WEIGHTS_CHANGED = "weights_changed"
-    """The weights changed while the INFER ran; its outputs were dropped."""
-    NO_ROOM = "no_room"
-    """The controller did not make room: extent, workspace or I/O area."""
-    IN_USE = "in_use"
-    """The extent is being read or written by another action."""
-    BAD_ACTION = "bad_action"
-    """The action contradicts itself or the device."""
+    WEIGHTS_MISSING = "weights_missing"  # the extent holds no weights of that version
+    WEIGHTS_CHANGED = "weights_changed"  # the weights changed while the INFER ran; its outputs were dropped
+    NO_ROOM = "no_room"  # the controller did not make room: extent, workspace or I/O area
+    IN_USE = "in_use"  # the extent is being read or written by another action
+    BAD_ACTION = "bad_action"  # the action contradicts itself or the device
     INPUT_GONE = "input_gone"
     """The request's tensors are no longer there: their gateway died or released them."""
-    MODEL_RAISED = "model_raised"
-    """The model itself failed on these inputs."""
+    MODEL_RAISED = "model_raised"  # the model itself failed on these inputs
     DEVICE_FAULT = "device_fault"
-    DAMAGED = "damaged"
-    """The weights on disk do not match their hash; nothing was loaded."""
+    DAMAGED = "damaged"  # the weights on disk do not match their hash; nothing was loaded
     SHUTTING_DOWN = "shutting_down"
 
 

@@ -19,8 +19,7 @@ class Role(enum.StrEnum):
     CONTROLLER = "controller"
     GATEWAY = "gateway"
     WORKER = "worker"
-    SUPERVISOR = "keeper"
-    """The supervisor: reads the model repository, and starts and watches the others."""
+    SUPERVISOR = "keeper"  # the supervisor: reads the model repository, and starts and watches the others
 
 
 class Hello(Struct, frozen=True, kw_only=True, array_like=True, tag="hello"):
@@ -86,8 +85,7 @@ class DeviceState(Struct, frozen=True, kw_only=True):
     """The state of a device whose worker had a controller before."""
 
     device: str
-    codes: tuple[str, ...] = ()
-    """Ids of prepared codes."""
+    codes: tuple[str, ...] = ()  # ids of prepared codes
     weights: tuple[Resident, ...] = ()
     running: tuple[Running, ...] = ()
     measured: tuple[MeasuredDurations, ...] = ()
@@ -379,18 +377,12 @@ class Ask(Struct, frozen=True, kw_only=True, array_like=True, tag="ask"):
 class Question(enum.StrEnum):
     """The kinds of queries."""
 
-    STATISTICS = "statistics"
-    """{"model": key or null} -> Triton's model_stats records."""
-    METRICS = "metrics"
-    """-> counters and histograms, for exposition."""
-    STATE = "state"
-    """-> queues, devices, resident models: for screens."""
-    INDEX = "index"
-    """{"ready": bool} -> repository index; answered by the supervisor."""
-    LOAD = "load"
-    """{"model": name} -> compiles if need be and serves; done by the supervisor."""
-    UNLOAD = "unload"
-    """{"model": name}; done by the supervisor."""
+    STATISTICS = "statistics"  # {"model": key or null} -> Triton's model_stats records
+    METRICS = "metrics"  # -> counters and histograms, for exposition
+    STATE = "state"  # -> queues, devices, resident models: for screens
+    INDEX = "index"  # {"ready": bool} -> repository index; answered by the supervisor
+    LOAD = "load"  # {"model": name} -> compiles if need be and serves; done by the supervisor
+    UNLOAD = "unload"  # {"model": name}; done by the supervisor
 
 
 class Reply(Struct, frozen=True, kw_only=True, array_like=True, tag="reply"):

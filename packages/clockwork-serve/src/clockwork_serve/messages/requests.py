@@ -13,8 +13,7 @@ class Outcome(enum.StrEnum):
 
     OK = "ok"
     REJECTED = "rejected"
-    EXPIRED = "expired"
-    """No response by the deadline (one that was finished after it is also counted late)."""
+    EXPIRED = "expired"  # no response by the deadline (one that was finished after it is also counted late)
     CANCELLED = "cancelled"
     FAILED = "failed"
     INVALID = "invalid"
@@ -28,17 +27,14 @@ class Reason(enum.StrEnum):
     QUEUE_FULL = "queue_full"
     TENANT_QUOTA = "tenant_quota"
     DRAINING = "draining"
-    NOT_SERVING = "not_serving"
-    """No worker can serve it now."""
+    NOT_SERVING = "not_serving"  # no worker can serve it now
     UNKNOWN_MODEL = "unknown_model"
     BAD_INPUT = "bad_input"
     MODEL_RAISED = "model_raised"
     DEVICE_FAULT = "device_fault"
     WORKER_LOST = "worker_lost"
-    QUARANTINED = "quarantined"
-    """The model is in quarantine: it took devices down."""
-    LATE = "late"
-    """It was executed, but finished after the deadline."""
+    QUARANTINED = "quarantined"  # the model is in quarantine: it took devices down
+    LATE = "late"  # it was executed, but finished after the deadline
     PROMISE_BROKEN = "promise_broken"
     """It was promised in time, and cannot be any more: :class:`Cause` says why."""
 
@@ -46,30 +42,20 @@ class Reason(enum.StrEnum):
 class Cause(enum.StrEnum):
     """Why a promise was broken: what happened after it was made."""
 
-    NONE = ""
-    """It was kept, or none was made."""
-    DEVICE_LOST = "device_lost"
-    """The device that it was planned on was lost, or lost the model's weights."""
-    DEVICE_STALLED = "device_stalled"
-    """The device did not move."""
-    DEVICE_SLOWED = "device_slowed"
-    """An inference or a LOAD took longer than was planned for it."""
-    OUTRANKED = "outranked"
-    """A more urgent class needed its time."""
+    NONE = ""  # it was kept, or none was made
+    DEVICE_LOST = "device_lost"  # the device that it was planned on was lost, or lost the model's weights
+    DEVICE_STALLED = "device_stalled"  # the device did not move
+    DEVICE_SLOWED = "device_slowed"  # an inference or a LOAD took longer than was planned for it
+    OUTRANKED = "outranked"  # a more urgent class needed its time
     MODEL_REMOVED = "model_removed"
-    MODEL_FAILED = "model_failed"
-    """The model raised an error, or is in quarantine."""
-    DELIVERY_LATE = "delivery_late"
-    """The answer was in time, and its gateway gave it to the client too late."""
-    UNEXPLAINED = "unexplained"
-    """None of these: the plan was wrong."""
+    MODEL_FAILED = "model_failed"  # the model raised an error, or is in quarantine
+    DELIVERY_LATE = "delivery_late"  # the answer was in time, and its gateway gave it to the client too late
+    UNEXPLAINED = "unexplained"  # none of these: the plan was wrong
 
 
-USUAL_PRIORITY: Final = 8
-"""The class of requests that name none."""
+USUAL_PRIORITY: Final = 8  # the class of requests that name none
 
-LEAST_PRIORITY: Final = 15
-"""The least urgent class; 1 is the most urgent one."""
+LEAST_PRIORITY: Final = 15  # the least urgent class; 1 is the most urgent one
 
 
 class TensorRef(Struct, frozen=True, kw_only=True, array_like=True):

@@ -17,13 +17,10 @@ from clockwork_serve.oip.status import TooLarge, Unsupported
 from clockwork_serve.units import KIB, MIB
 
 ENCODINGS: Final = ("gzip", "deflate")
-_PART_BYTES: Final = 64 * KIB
-"""Less than what the C library asks the system for, and gives back, each time."""
+_PART_BYTES: Final = 64 * KIB  # less than what the C library asks the system for, and gives back, each time
 _PACKED_BYTES: Final = MIB
-_RATIO_MAX: Final = 1032
-"""Deflate makes nothing smaller than that."""
-_RATIO_ODD: Final = 64
-"""What becomes larger is counted before it is kept."""
+_RATIO_MAX: Final = 1032  # deflate makes nothing smaller than that
+_RATIO_ODD: Final = 64  # what becomes larger is counted before it is kept
 _RATIO_TRUSTED: Final = 100
 BELIEVED_BYTES: Final = 8 * MIB
 """What becomes more than that, and a hundred times as large, is not believed: it would cost 40 ms to see that

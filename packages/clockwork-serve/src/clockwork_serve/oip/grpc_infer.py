@@ -46,15 +46,13 @@ SMALL_BYTES: Final = 16 * 1024
 """Messages up to this are left to protobuf whole: of the worst of them it makes 8,000 objects, in 0.4 ms."""
 BESIDE_TENSORS_BYTES: Final = 32 * 1024
 """Of names, shapes, parameters: what protobuf parses of a message of any size."""
-FIELDS_MAX: Final = 1024
-"""Of a message and its inputs, tensors' elements aside. A step takes a microsecond."""
+FIELDS_MAX: Final = 1024  # of a message and its inputs, tensors' elements aside. A step takes a microsecond
 VARINT_BYTES_MAX: Final = 320 * 1024
 """Of typed contents whose elements must be decoded: 150,000 bytes as ``int_contents`` fit, in 4 ms."""
 TYPED_STRINGS_MAX: Final = 8192
 """Elements of ``bytes_contents``: they are walked twice, once in this form and once in wire form, each time
 a piece at a time."""
-UNPACKED_MAX: Final = 512
-"""Pieces of typed contents: clients pack them all into one."""
+UNPACKED_MAX: Final = 512  # pieces of typed contents: clients pack them all into one
 
 _VARINT, _FIXED64, _DELIMITED, _FIXED32 = 0, 1, 2, 5
 _TAG_BYTES_MAX: Final = 5
@@ -373,8 +371,7 @@ def _check_beside(nbytes: int) -> None:
 # Inference messages of gRPC to calls and back.
 
 
-InferRequest = Any
-"""A ``ModelInferRequest``, or a large one as it was walked: a :class:`WalkedRequest`."""
+InferRequest = Any  # a ``ModelInferRequest``, or a large one as it was walked: a :class:`WalkedRequest`
 
 _RAW_OUTPUT_CONTENTS: Final[int] = ModelInferResponse.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 _INFER_RESPONSE: Final[int] = ModelStreamInferResponse.DESCRIPTOR.fields_by_name["infer_response"].number
@@ -401,7 +398,10 @@ def parse_in_steps(request: InferRequest, served: Served) -> Generator[None, Non
     if len(request.inputs) > 1:
         served.check_names([tensor.name for tensor in request.inputs])
     raw = request.raw_input_contents if walked is None else walked.raw
-    places = [_shared_ref(tensor) if tensor.parameters else None for tensor in request.inputs]
+    places = [
+        shared_ref("input", each.name, parameters_of(each.parameters)) if each.parameters else None
+        for each in request.inputs
+    ]
     sent = places.count(None)
     if raw and len(raw) != sent:
         raise InvalidRequest(
@@ -420,13 +420,9 @@ def parse_in_steps(request: InferRequest, served: Served) -> Generator[None, Non
 
 
 def encode_infer(
-    call: InferCall,
-    served: Served,
-    outputs: Sequence[OutputTensor],
-    parameters: Mapping[str, Parameter],
-    *,
-    streamed: bool = False,
-) -> bytes:
+    call: InferCall, served: Served, outputs: Sequence[OutputTensor], parameters: Mapping[str, Parameter],
+    *, streamed: bool = False,
+) -> bytes:  # fmt: skip
     """The ``ModelInferResponse`` as it is sent; ``streamed``: the ``ModelStreamInferResponse`` that holds it.
 
     Its tensors are copied once, all of it at once.
@@ -549,8 +545,3 @@ def _wish(output: Any) -> OutputWish:
     if not output.parameters:
         return OutputWish(output.name, binary=True)
     return wish_of(output.name, parameters_of(output.parameters))
-
-
-def _shared_ref(tensor: Any) -> SharedRef | None:
-    """Where an input is in shared memory, if there."""
-    return shared_ref("input", tensor.name, parameters_of(tensor.parameters))

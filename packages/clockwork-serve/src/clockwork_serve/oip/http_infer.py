@@ -40,8 +40,7 @@ from clockwork_serve.oip.strings import STRINGS_MAX
 # The ``data`` of JSON tensors, to wire form and back; counts and ranges are checked.
 
 
-DEPTH_MAX: Final = 99
-"""Lists in lists, of one element; Triton takes as many."""
+DEPTH_MAX: Final = 99  # lists in lists, of one element; Triton takes as many
 PIECE_BYTES: Final = 256 * 1024
 """Numbers are decoded so much at a time: as Python's objects they take ten times the memory."""
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
@@ -50,8 +49,7 @@ _OPENING: Final = re.compile(rb"[\[ \t\r\n]*")
 _PYTHON_TYPES: Final[dict[str, type]] = {
     "b": bool, "u": int, "i": int, "f": float, "O": str,
 }  # fmt: skip
-_EXACT: Final = float(1 << 53)
-"""Below it each whole number is a float of its own."""
+_EXACT: Final = float(1 << 53)  # below it each whole number is a float of its own
 
 
 def from_json(name: str, datatype: str, shape: Sequence[int], raw: memoryview) -> bytes:
@@ -213,10 +211,8 @@ def _packed(name: str, datatype: str, flat: list[Any]) -> bytes:
 # Inference bodies of HTTP, JSON and binary tensors, to calls and back.
 
 
-TENSORS_MAX: Final = 1024
-"""Inputs of a request, or outputs, where it is not known how many its model has."""
-JSON_LARGE: Final = 64 * 1024
-"""Of a request, beside its inputs; more in all is looked at before it is built."""
+TENSORS_MAX: Final = 1024  # inputs of a request, or outputs, where it is not known how many its model has
+JSON_LARGE: Final = 64 * 1024  # of a request, beside its inputs; more in all is looked at before it is built
 Parameters = dict[str, Parameter]
 
 
@@ -306,27 +302,18 @@ def parse_infer(body: memoryview, header_length: int | None, tensors_max: int = 
     tensors.check_end()
     outputs = None if not request.outputs else [_wish(each, parameters) for each in request.outputs]
     call = InferCall(
-        inputs,
-        outputs,
-        request.id,
-        parameters or {},
-        _flag(parameters, "binary_data_output", default=False),
-        any_shared(inputs, outputs),
-    )
+        inputs, outputs, request.id, parameters or {},
+        _flag(parameters, "binary_data_output", default=False), any_shared(inputs, outputs),
+    )  # fmt: skip
     if header_length is not None and header_length <= HEADER_BYTES_MAX:
         call.header = bytes(head)
     return call
 
 
 def encode_infer(
-    call: InferCall,
-    served: Served,
-    outputs: Sequence[OutputTensor],
-    parameters: dict[str, Any],
-    texts: Mapping[str, Buffer] | None = None,
-    *,
-    own: bool = False,
-) -> InferBody:
+    call: InferCall, served: Served, outputs: Sequence[OutputTensor], parameters: dict[str, Any],
+    texts: Mapping[str, Buffer] | None = None, *, own: bool = False,
+) -> InferBody:  # fmt: skip
     """The response body. Unless it is their ``own``, nothing in it refers to the outputs' memory any more.
 
     ``outputs`` are all of the model's; those that the call asks for are sent. ``texts`` are the data in JSON

@@ -94,8 +94,7 @@ _Tensor = TypeVar("_Tensor", bound=InputTensor | OutputTensor)
 
 
 HEADER_BYTES_MAX: Final = 1024
-HEADERS_MAX: Final = 64
-"""Of one version of a model; beyond that all are forgotten."""
+HEADERS_MAX: Final = 64  # of one version of a model; beyond that all are forgotten
 _ID: Final = re.compile(rb'\{ ?"id": ?"([\x20-\x21\x23-\x5b\x5d-\x7e]+)", ?')
 
 
@@ -159,16 +158,9 @@ class Headers:
         return None if known is None else known.call(body, length, request_id)
 
     def remember(
-        self,
-        call: InferCall,
-        wanted: Sequence[OutputWish],
-        rows: int,
-        signature: str,
-        slo_ns: int | None,
-        priority: int,
-        *,
-        decide_ns: int = -1,
-    ) -> Known:
+        self, call: InferCall, wanted: Sequence[OutputWish], rows: int, signature: str, slo_ns: int | None,
+        priority: int, *, decide_ns: int = -1,
+    ) -> Known:  # fmt: skip
         """What a good request's header says but for its id. It is kept unless values must be looked at."""
         header, _ = _without_id(call.header)
         if not header or b'"id"' in header or call.shared or not all(map(_plain, call.inputs)):
@@ -207,8 +199,7 @@ def _plain(tensor: InputTensor) -> bool:
 
 
 CLASSES_MAX: Final = 1 << 16
-DIMENSIONS_MAX: Final = 32
-"""Of one tensor: as many as NumPy's arrays could always have."""
+DIMENSIONS_MAX: Final = 32  # of one tensor: as many as NumPy's arrays could always have
 _DIMENSION_MAX: Final = 2**63 - 1
 
 
@@ -268,8 +259,7 @@ def any_shared(inputs: list[InputTensor], outputs: list[OutputWish] | None) -> b
     return outputs is not None and any(wish.shared is not None for wish in outputs)
 
 
-BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
-"""Types that have no form but the binary one."""
+BINARY_ONLY: Final = frozenset({"FP16", "BF16"})  # types that have no form but the binary one
 
 
 # ------------------------------------------------------------
@@ -308,8 +298,7 @@ JSON_ELEMENT_BYTES: Final = 64
 JSON_BESIDE_TENSORS: Final = 64 * 1024
 BOOLEANS_MAX: Final = 16 << 20
 """Of one tensor: each is looked at, while all others wait, 3 ms for all of them."""
-RAW_STRING_BYTES_MAX: Final = 2 << 20
-"""Of a body that is a string, which is copied behind its length."""
+RAW_STRING_BYTES_MAX: Final = 2 << 20  # of a body that is a string, which is copied behind its length
 
 
 class Checked(NamedTuple):
@@ -432,8 +421,7 @@ class Served:
 
     def classified(self, tensor: OutputTensor, count: int) -> OutputTensor:
         """The ``count`` best classes of an output instead of its numbers."""
-        labels = self.model.labels.get(tensor.name, ())
-        return classify(tensor, count, labels, batched=self.code.batched)
+        return classify(tensor, count, self.model.labels.get(tensor.name, ()), batched=self.code.batched)
 
     def output_bytes(self, name: str, rows: int) -> int | None:
         """What an output of so many rows takes; None where only running the model tells."""

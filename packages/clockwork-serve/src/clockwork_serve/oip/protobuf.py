@@ -22,8 +22,7 @@ DESCRIPTORS: Final = Path(__file__).with_name("descriptors.binpb")
 
 def _load() -> descriptor_pool.DescriptorPool:
     own = descriptor_pool.DescriptorPool()
-    files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
-    for file in files.file:
+    for file in descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
         own.AddSerializedFile(file.SerializeToString())
     return own
 

@@ -21,8 +21,7 @@ SHARED_MEMORY_OFF: Final = (
 CUDA_SHARED_MEMORY: Final = (
     "CUDA shared memory is not supported; use system shared memory, or send tensors in the request"
 )
-NAME_BYTES: Final = 255
-"""The longest name of a region or of an object, as file systems have it."""
+NAME_BYTES: Final = 255  # the longest name of a region or of an object, as file systems have it
 
 _REGION: Final = "shared_memory_region"
 _OFFSET: Final = "shared_memory_offset"

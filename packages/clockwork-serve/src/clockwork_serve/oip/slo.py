@@ -57,9 +57,7 @@ def default_slo_ns(model_ns: int | None, server_ns: int | None, batch_1_ns: int 
     """
     if model_ns is not None:
         return model_ns
-    if server_ns is not None:
-        return server_ns
-    return max(FLOOR_NS, PROFILE_FACTOR * (batch_1_ns or 0))
+    return server_ns if server_ns is not None else max(FLOOR_NS, PROFILE_FACTOR * (batch_1_ns or 0))
 
 
 def priority_of(parameters: Mapping[str, Parameter], default: int) -> int:

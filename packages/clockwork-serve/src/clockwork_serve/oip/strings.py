@@ -10,13 +10,11 @@ from clockwork_client.datatypes import Buffer
 from clockwork_serve.errors import InvalidRequest
 from clockwork_serve.units import KIB
 
-STRINGS_MAX: Final = 1 << 14
-"""Elements of one BYTES tensor: they are walked one by one, 0.3 us each."""
+STRINGS_MAX: Final = 1 << 14  # elements of one BYTES tensor: they are walked one by one, 0.3 us each
 STRINGS_AT_ONCE: Final = 1 << 10
 STRING_BYTES_AT_ONCE: Final = 512 * KIB
 """Elements, and bytes of them, looked at in one piece, in 0.3 ms; or made of typed contents, in 0.6."""
-LENGTH: Final = struct.Struct("<I")
-"""Before each element."""
+LENGTH: Final = struct.Struct("<I")  # before each element
 
 
 class StringsWalk:

@@ -17,10 +17,8 @@ BURST: Final = 16
 """The most connections accepted before the loop handles other events, among them the handshakes."""
 PATIENCE_S: Final = 1.0
 """For how long one of many from the same network is let be: whoever means it needs a fraction of that."""
-_FULL_S: Final = 0.5
-"""When to try again if the system has no file descriptor left."""
-_NETWORK_BITS: Final = 64
-"""Of an IPv6 address: whoever has one has all that begin so."""
+_FULL_S: Final = 0.5  # when to try again if the system has no file descriptor left
+_NETWORK_BITS: Final = 64  # of an IPv6 address: whoever has one has all that begin so
 
 _Stranger = TypeVar("_Stranger")
 _log = logging.getLogger(__name__)

@@ -162,8 +162,7 @@ SUPERVISOR_PID_VARIABLE: Final = "CLOCKWORK_SUPERVISOR_PID"
 BEATS_FD_VARIABLE: Final = "CLOCKWORK_BEATS_FD"
 """Set by the supervisor for a child that it watches: the socket on which it sends heartbeats."""
 BEAT: Final = b"."
-EXIT_BROKEN: Final = 70
-"""Exit status of a process whose invariant broke (sysexits' EX_SOFTWARE)."""
+EXIT_BROKEN: Final = 70  # exit status of a process whose invariant broke (sysexits' EX_SOFTWARE)
 EXIT_CONFIG: Final = 78
 """Exit status where a setting or the host does not allow to start (sysexits' EX_CONFIG)."""
 

@@ -97,14 +97,12 @@ class Driver(Generic[Event, Effect]):
     """
 
     def __init__(
-        self,
-        machine: Machine[Event, Effect],
-        perform: Callable[[Effect], None],
+        self, machine: Machine[Event, Effect], perform: Callable[[Effect], None],
         clock: Callable[[], int] = time.monotonic_ns,
         journal: Callable[[int, list[Event], list[Effect]], None] | None = None,
         woke: Callable[[int], None] = lambda late_ns: None,
         timer: Callable[[Callable[[], None]], LoopTimer] = LoopTimer,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.machine = machine
         self._perform = perform
         self._clock = clock
@@ -211,10 +209,8 @@ class Driver(Generic[Event, Effect]):
 MARGIN_NS: Final = ms(4)
 """How long before the armed time SCHED_BATCH is left. A running thread may keep the core for a tick of the
 scheduler, which is this long on most kernels."""
-BATCH_MESSAGES: Final = 2.0
-"""SCHED_BATCH is used from this many messages per turn on."""
-TURNS: Final = 4
-"""Messages per turn are averaged over about this many turns."""
+BATCH_MESSAGES: Final = 2.0  # SCHED_BATCH is used from this many messages per turn on
+TURNS: Final = 4  # messages per turn are averaged over about this many turns
 
 _PARAMETERS: Final = os.sched_param(0)
 
@@ -270,8 +266,7 @@ class UrgentTimer(LoopTimer):
 # instead of 0.43 to 0.51 at 1,000 requests/s of 600 kB beside a program that used one of two cores).
 
 
-SHORT_NS: Final = 100_000
-"""The shortest slice that the kernel allows."""
+SHORT_NS: Final = 100_000  # the shortest slice that the kernel allows
 _SETATTR: Final = {"x86_64": 314, "aarch64": 274}
 """System call numbers of sched_setattr(2), for which not every C library has a function."""
 _GETATTR: Final = {"x86_64": 315, "aarch64": 275}

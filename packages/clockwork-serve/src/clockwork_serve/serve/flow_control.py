@@ -47,10 +47,8 @@ LEAST: Final = 32
 LEAST_EACH: Final = 16
 MOST: Final = 4096
 FIRST: Final = 256
-WEIGHT: Final = 8
-"""The mean is over about this many grants."""
-IDLE_PART: Final = 16
-"""A controller that holds requests back may idle for one part in this many of the time."""
+WEIGHT: Final = 8  # the mean is over about this many grants
+IDLE_PART: Final = 16  # a controller that holds requests back may idle for one part in this many of the time
 
 BUSY_NS: Final = ms(100)
 """For how long a controller counts as busy once it had no time to spare while gateways held requests back."""
@@ -92,12 +90,9 @@ class _GatewayRate:
     def __init__(self, now_ns: int, busy_at_ns: int) -> None:
         self.incoming = 0
         self.most = FIRST
-        self.blocked = False
-        """Whether it held requests back since the last grant."""
-        self.busy_ns = DELAY_NS // FIRST
-        """For each request, the mean."""
-        self.extra_ns = 0
-        """For how long more than ``DELAY_NS`` requests in transit keep the controller busy."""
+        self.blocked = False  # whether it held requests back since the last grant
+        self.busy_ns = DELAY_NS // FIRST  # for each request, the mean
+        self.extra_ns = 0  # for how long more than ``DELAY_NS`` requests in transit keep the controller busy
         self.short = False
         """Whether the controller was busy in the last round, in most of which requests were held back."""
         self.last_ns, self.busy_at_ns = now_ns, busy_at_ns
@@ -134,11 +129,9 @@ class CreditIssuer:
     """
 
     def __init__(
-        self,
-        post: Callable[[ControllerBusy], None],
-        clock: Callable[[], int] = time.monotonic_ns,
+        self, post: Callable[[ControllerBusy], None], clock: Callable[[], int] = time.monotonic_ns,
         busy_clock: Callable[[], int] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._post = post
         self._post_from_ns = 0
         self._clock = clock
@@ -200,8 +193,7 @@ SUMMARY_NS: Final = ms(5)
 SUMMARY_PART: Final = 50
 TRUSTED_NS: Final = ms(25)
 """For how long gateways rely on one: a controller that is stuck or dead sends no other."""
-REJECTING_NS: Final = ms(500)
-"""For how long after a rejection summaries are made."""
+REJECTING_NS: Final = ms(500)  # for how long after a rejection summaries are made
 SUMMARY_MODELS_MAX: Final = 256
 
 
@@ -212,19 +204,16 @@ class SummaryIssuer:
     """
 
     def __init__(
-        self,
-        compute: Callable[[Iterable[str], int], dict[str, SoonestEnd]],
-        send: Callable[[SoonestEnds], None],
-        cpu_clock: Callable[[], int] = time.thread_time_ns,
-    ) -> None:
+        self, compute: Callable[[Iterable[str], int], dict[str, SoonestEnd]],
+        send: Callable[[SoonestEnds], None], cpu_clock: Callable[[], int] = time.thread_time_ns,
+    ) -> None:  # fmt: skip
         self._compute = compute
         self._send = send
         self._cpu_clock = cpu_clock
         self._asked: dict[str, None] = {}  # since the last summary, or in it
         self._next_ns = 0
         self._rejecting_until_ns = 0
-        self.active = False
-        """Whether summaries are made; the models asked for are to be noted only then."""
+        self.active = False  # whether summaries are made; the models asked for are to be noted only then
 
     def asked_for(self, model: str) -> None:
         """Note a request for a model; the first models count, if there are too many."""
@@ -264,8 +253,7 @@ class KnownEnds:
         self.known: dict[str, tuple[int, int, int, int]] = {}
         """By model key: the fields of :class:`messages.SoonestEnd`."""
         self._slot_ns: dict[str, int] = {}  # by model key: after the retry of the last one that was refused
-        self.refused = 0
-        """How many requests it told a shortage of."""
+        self.refused = 0  # how many requests it told a shortage of
 
     def update(self, summary: SoonestEnds) -> None:
         """Replace what is known."""
@@ -442,16 +430,14 @@ class WorkerHeartbeats:
 # controller should receive those that have time left.
 
 
-SWEEP_NS: Final = 2_000_000
-"""How often a gateway checks for requests that have waited too long."""
+SWEEP_NS: Final = 2_000_000  # how often a gateway checks for requests that have waited too long
 CROWDED_NS: Final = ms(250)
 """For how long, after a request waited in vain, no more than ``CROWDED_TIMES`` as many wait as may be in
 transit, each model's share of them."""
 CROWDED_TIMES: Final = 2
 SILENT_NS: Final = ms(20)
 """A controller that grants no credit for so long may be dead; where requests wait, it does each turn."""
-SCARCE_NS: Final = ms(500)
-"""For how long after a request was held back credit counts as scarce."""
+SCARCE_NS: Final = ms(500)  # for how long after a request was held back credit counts as scarce
 
 
 class CreditGate:
@@ -461,11 +447,9 @@ class CreditGate:
     """
 
     def __init__(
-        self,
-        send: Callable[[Frame], None],
-        refuse: Callable[[Request, int], None],
+        self, send: Callable[[Frame], None], refuse: Callable[[Request, int], None],
         clock: Callable[[], int] = time.monotonic_ns,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._send = send
         self._refuse = refuse
         self._clock = clock
@@ -473,9 +457,8 @@ class CreditGate:
         self._in_transit = 0  # sent and not yet acknowledged by a grant
         self._said = False  # that requests are held back, since the last grant
         self._held: dict[str, tuple[Request, int]] = {}  # held back, and since when; the oldest first
-        self._waiting: dict[
-            str, dict[str, None]
-        ] = {}  # ids of these by model, the oldest first; none is empty
+        # Ids of these by model, the oldest first; none is empty.
+        self._waiting: dict[str, dict[str, None]] = {}
         self._granted_at_ns = 0  # when credit was last granted
         self._crowded_until_ns = self._scarce_until_ns = 0
 

@@ -86,8 +86,7 @@ async def _in_thread(work: Callable[[], Answer], given_up: Callable[[], object] 
 # would have the same epoch; so it is made with the run directory, and by no controller.
 
 
-LEASE_NAME: Final = "controller.lease"
-"""The file in the run directory."""
+LEASE_NAME: Final = "controller.lease"  # the file in the run directory
 _FORM: Final = re.compile(rb"epoch (\d{20}) ([0-9a-f]{8})\n")
 _READ_BYTES: Final = 256
 
@@ -170,10 +169,8 @@ def _locked_at_once(fd: int) -> bool:
 TENURE: Final = 0.7
 """The share of the lease's time for which a heartbeat lets its holder lead; the rest is for how late it may
 notice that this is over."""
-BEATS: Final = 4
-"""How many heartbeats are written within the lease's time."""
-READS: Final = 20
-"""How often it is read within that time."""
+BEATS: Final = 4  # how many heartbeats are written within the lease's time
+READS: Final = 20  # how often it is read within that time
 LAST_WORDS_S: Final = 0.5
 """How long a holder that ends waits until the store has its word that the lease is free."""
 _EPOCH: Final = re.compile(r"(\d{9})\.epoch")
@@ -264,8 +261,7 @@ class StoreLease:
 
     def __init__(self, files: LeaseDocuments, name: str, lease_s: float, address: str = "") -> None:
         self.lost = asyncio.Event()
-        self.leader = 0, ""
-        """Epoch and address of who leads, as last read by one who stands by."""
+        self.leader = 0, ""  # epoch and address of who leads, as last read by one who stands by
         self._files = files
         self._folder = f"leases/{name}"
         self._lease_s = lease_s

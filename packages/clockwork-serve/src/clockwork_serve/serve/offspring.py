@@ -25,15 +25,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-FAMILY_VARIABLE: Final = "CLOCKWORK_FAMILY"
-"""Set for a child: the family whose mark it is to carry."""
+FAMILY_VARIABLE: Final = "CLOCKWORK_FAMILY"  # set for a child: the family whose mark it is to carry
 GIVE_UP_S: Final = 5.0
 """How long to wait for the end of processes that were killed: the kernel may be unable to end one."""
 _RLIMIT_LOCKS: Final = 10
 _PR_SET_PDEATHSIG: Final = 1
 _FAMILY_BYTES: Final = 5
-_PID_BITS: Final = 22
-"""The kernel's PID_MAX_LIMIT."""
+_PID_BITS: Final = 22  # the kernel's PID_MAX_LIMIT
 _NOT_FOR_GUARDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Sent to every process of the server at its end, and the family is not to be ended before the others."""
 _CHECK_S: Final = 0.005

@@ -35,8 +35,7 @@ from clockwork_serve.units import KIB, MIB, TENSOR_ALIGN, align
 
 HEADER_BYTES: Final = 8
 """Size of a slot's header: its epoch, a little-endian unsigned integer, written and read in one piece."""
-NO_EPOCH: Final = 0
-"""The epoch in the header of a free slot; no request has it."""
+NO_EPOCH: Final = 0  # the epoch in the header of a free slot; no request has it
 
 SPARE_PIECE_MAX: Final = 16 * KIB
 SPARE_BYTES_MAX: Final = 4 * MIB
@@ -158,9 +157,8 @@ class _FreeList:
 
     def __init__(self, size: int) -> None:
         self.total = size
-        self._by_size: list[tuple[int, int]] = [
-            (size, 0)
-        ]  # all and only the free pieces, as (bytes, offset), sorted
+        # All and only the free pieces, as (bytes, offset), sorted.
+        self._by_size: list[tuple[int, int]] = [(size, 0)]
         self._size_at: dict[int, int] = {0: size}  # the same, by start
         self._start_at: dict[int, int] = {size: 0}  # the same, by end
 
@@ -460,8 +458,7 @@ class Calls:
 
 
 def _inputs(request_id: str, refs: tuple[TensorRef, ...], memory: memoryview) -> dict[str, npt.NDArray[Any]]:
-    shared = memory.toreadonly()
-    inputs = {ref.name: _array(request_id, ref, shared) for ref in refs}
+    inputs = {ref.name: _array(request_id, ref, memory.toreadonly()) for ref in refs}
     if len(inputs) != len(refs):
         raise BadTensors(f"request {request_id}: inputs: expected each name once, found one twice")
     return inputs

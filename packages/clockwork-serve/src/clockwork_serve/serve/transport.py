@@ -303,8 +303,7 @@ def _local_window(window: Window, offset_ns: int, error_ns: int) -> Window:
 
 SOCKET_NAME: Final = "controller.sock"
 """The file in the run directory on which the controller listens; every other process connects to it."""
-OBSERVER_SOCKET: Final = "observer.sock"
-"""Likewise, of the process that answers questions about the journal."""
+OBSERVER_SOCKET: Final = "observer.sock"  # likewise, of the process that answers questions about the journal
 PROTOCOL: Final = 3
 """What this build speaks. Neighbours understand each other, so that processes can be upgraded one by one: a
 peer of the protocol before it is sent nothing that is new, and one of the protocol after it will do likewise.
@@ -317,8 +316,7 @@ HANDSHAKE_S: Final = 10.0
 ALIGN_EXCHANGES: Final = 16
 """Pings that each side answers at once on a new link between hosts: enough that one meets no queue."""
 PING_EVERY_S: Final = 1.0
-RETRY_S: Final = 0.05
-"""The usual pause between attempts to reach a controller on this host."""
+RETRY_S: Final = 0.05  # the usual pause between attempts to reach a controller on this host
 QUICK_RETRY_S, QUICK_TRIES = 0.005, 100
 """The first ones follow each other faster: one that stands by listens within milliseconds."""
 
@@ -477,8 +475,7 @@ class Handlers:
 class Link(asyncio.BufferedProtocol):
     """One side of a link. All methods are for the loop's own thread."""
 
-    samples = SAMPLES_MAX
-    """How many samples of the peer's clock are used."""
+    samples = SAMPLES_MAX  # how many samples of the peer's clock are used
 
     def __init__(self, own: Hello, handlers: Handlers, fence: Fence | None = None) -> None:
         self.own = own

@@ -51,8 +51,7 @@ from clockwork_serve.store.settings import Damage, ModelSettings, Problem, Probl
 from clockwork_serve.store.shared import FULL, RECORDS, SharedStore, sync_folder
 from clockwork_serve.units import KIB, MIB, align
 
-LAYOUT = 6
-"""Incremented whenever the format of what is stored changes; older folders are not touched."""
+LAYOUT = 6  # incremented whenever the format of what is stored changes; older folders are not touched
 KEPT_DAMAGED = 16
 KEPT_DAMAGED_BYTES = 256 * MIB
 """How many damaged artefacts, and how many bytes of them, are kept; the oldest are deleted first."""
@@ -105,13 +104,9 @@ class Cache:
     """
 
     def __init__(
-        self,
-        cache_dir: str | os.PathLike[str],
-        *,
-        fingerprint: Mapping[str, str] | None = None,
-        reads_weights: bool = True,
-        store: str = "",
-    ) -> None:
+        self, cache_dir: str | os.PathLike[str], *, fingerprint: Mapping[str, str] | None = None,
+        reads_weights: bool = True, store: str = "",
+    ) -> None:  # fmt: skip
         self.runtime, facts = runtime_of(fingerprint)
         self.root = Path(cache_dir).expanduser().absolute() / f"v{LAYOUT}-{self.runtime}"
         if encodable(str(self.root)) != str(self.root):
@@ -675,26 +670,16 @@ class Compiled(Struct, frozen=True, kw_only=True):
 
 
 def compiled_of(
-    code: Code,
-    weights_id: str,
-    weights_bytes: int,
-    settings: ModelSettings,
-    *,
-    max_batch_size: int,
-    seen_bytes: int = 0,
-    warnings: Iterable[str] = (),
-) -> Compiled:
+    code: Code, weights_id: str, weights_bytes: int, settings: ModelSettings, *, max_batch_size: int,
+    seen_bytes: int = 0, warnings: Iterable[str] = (),
+) -> Compiled:  # fmt: skip
     """What a model compiled to, a code and weights. ``seen_bytes`` of outputs were seen in a trial."""
     return Compiled(
-        code_id=code.code_id,
-        weights_id=weights_id,
-        weights_bytes=weights_bytes,
-        lifted=code.lifted,
-        max_batch_size=max_batch_size,
-        batch_sizes=code.batch_sizes,
+        code_id=code.code_id, weights_id=weights_id, weights_bytes=weights_bytes, lifted=code.lifted,
+        max_batch_size=max_batch_size, batch_sizes=code.batch_sizes,
         output_bytes=_output_room(code.outputs, seen_bytes, settings.output_bytes),
         warnings=tuple(text for text in warnings if text),
-    )
+    )  # fmt: skip
 
 
 def _output_room(outputs: tuple[TensorSpec, ...], seen_bytes: int, asked: int | None) -> int:

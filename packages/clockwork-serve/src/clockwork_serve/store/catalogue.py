@@ -23,8 +23,7 @@ from clockwork_serve.store.shared import SharedStore, files_of
 from clockwork_serve.store.torch.compiler import OnStep
 
 KIND: Final = "catalogue"
-TRIES: Final = 20
-"""How often a writer begins again because another one was first."""
+TRIES: Final = 20  # how often a writer begins again because another one was first
 _DOCUMENT: Final = re.compile(r"\d{9}\.json")
 _BACKEND_OF: Final = {platform: backend for backend, platform in PLATFORMS.items()}
 
@@ -95,8 +94,7 @@ def publish(store: SharedStore, served: Sequence[ServedVersion], kept: Collectio
         )
         if (document.models, document.codes) == (known.models, known.codes):
             return known
-        place = f"{KIND}/{document.number:09}.json"
-        if store.create(place, msgspec.json.encode(document)):
+        if store.create(f"{KIND}/{document.number:09}.json", msgspec.json.encode(document)):
             return document
     raise problem(
         "store", expected="a catalogue that this builder may change", found=f"others that do, {TRIES} times",
@@ -168,8 +166,7 @@ class CatalogueCompiler(Compiler):
         code = self.cache.code(model.code_id)
         weights = model.weights
         if code is not None and code.backend != "emulated":
-            size = weights.size if code.lifted else None
-            there = self.cache.has_weights(weights.weights_id, size)
+            there = self.cache.has_weights(weights.weights_id, weights.size if code.lifted else None)
             path = str(self.cache.weights_path(weights.weights_id))
             weights = msgspec.structs.replace(weights, path=path)
         if code is None or (weights.path and not there):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
 import math
 import os
 import threading
@@ -16,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from clockwork_serve.errors import described, printable
+from clockwork_serve.integrity import hash_of
 from clockwork_serve.messages import Code, Model, TensorSpec, Weights
 from clockwork_serve.store.cache import Cache, Compiled, compiled_of, digest_of, fine_batch_sizes
 from clockwork_serve.store.onnx.compiler import OnnxCompiler
@@ -40,8 +40,7 @@ from clockwork_serve.units import MIB, ms
 # Compiles models without a graph: emulated ones, and a user's Python class, which is not imported here.
 
 
-_PYTHON_MEMORY_BYTES = 16 * MIB
-"""Memory accounted for a Python model whose configuration sets none."""
+_PYTHON_MEMORY_BYTES = 16 * MIB  # memory accounted for a Python model whose configuration sets none
 _LARGEST_SOURCE = 16 * MIB
 _METHODS = ("load", "infer", "unload")
 
@@ -84,11 +83,9 @@ def compile_python(entry: Entry, version: int, cache: Cache, config: StoreConfig
     _check_class(source, path.name)
     batching = bounded(entry.settings.max_batch_size or 0, config)
     code = _code(
-        "python",
-        entry.settings,
-        batched=batching.max_batch_size > 0,
+        "python", entry.settings, batched=batching.max_batch_size > 0,
         sizes=fine_batch_sizes(batching.max_batch_size),
-    )
+    )  # fmt: skip
     content = digest_of(*(part for pair in _folder_facts(path.parent) for part in pair))
     code_id = digest_of("python", str(path), source, content, msgspec.json.encode(code))[:32]
     code = msgspec.structs.replace(code, code_id=code_id, path=str(path.parent))
@@ -105,15 +102,11 @@ def _code(backend: str, settings: ModelSettings, *, batched: bool, sizes: tuple[
             advice = f'write {role} = [{{name = "x", dims = [4], datatype = "FP32"}}] in clockwork.toml'
             raise problem(role, expected=f"declared {role}", found="none", advice=advice)
     return Code(
-        code_id="",
-        backend=backend,
-        path="",
+        code_id="", backend=backend, path="",
         inputs=tuple(_spec(tensor, "inputs") for tensor in settings.inputs),
-        outputs=tuple(_spec(tensor, "outputs") for tensor in settings.outputs),
-        batched=batched,
-        batch_sizes=sizes,
-        lifted=False,
-    )
+        outputs=tuple(_spec(tensor, "outputs") for tensor in settings.outputs), batched=batched,
+        batch_sizes=sizes, lifted=False,
+    )  # fmt: skip
 
 
 def _spec(tensor: TensorSettings, role: str) -> TensorSpec:
@@ -159,11 +152,6 @@ def _folder_facts(folder: Path) -> list[tuple[str, str]]:
     return facts
 
 
-def weights_id_of(code_id: str, key: str) -> str:
-    """The id of weights without a file: unique to this model."""
-    return hashlib.sha256(f"{code_id} {key}".encode()).hexdigest()
-
-
 # ------------------------------------------------------------
 # From repository entries to served models; one that cannot be compiled is reported, and the others go on.
 
@@ -174,10 +162,6 @@ _LARGE_MODEL = 64 * MIB
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, text) after each version; the text names it and what was done."""
-
-
-def _ignore_step(text: str) -> None:
-    """The default for ``on_step``."""
 
 
 class SeenFile(Struct, frozen=True):
@@ -201,7 +185,7 @@ class Compiler:
         self.torch = TorchCompiler(cache, config)
         self._one_large = threading.Lock()
 
-    def compile(self, entry: Entry, version: int, on_step: OnStep = _ignore_step) -> ServedVersion:
+    def compile(self, entry: Entry, version: int, on_step: OnStep = lambda text: None) -> ServedVersion:
         """Compile one version. Raises ``ProblemError`` (a ``RepositoryError``) that names the model."""
         try:
             return self._compile(entry, version, on_step)
@@ -234,7 +218,8 @@ class Compiler:
         else:
             compiled, code = compile_python(entry, version, self.cache, self._config)
             path = code.path
-        weights = Weights(weights_id=weights_id_of(code.code_id, key), path=path, size=compiled.weights_bytes)
+        weights_id = hash_of(f"{code.code_id} {key}".encode())  # weights without a file: unique to this model
+        weights = Weights(weights_id=weights_id, path=path, size=compiled.weights_bytes)
         return self._served(entry, version, compiled, code, weights)
 
     def _compile_file(self, entry: Entry, version: int, on_step: OnStep) -> Compiled:
@@ -268,23 +253,15 @@ class Compiler:
         extra = [f"labels for {unknown}, which are no outputs, are ignored"] if unknown else []
         extra += _without_meaning(entry, code)
         model = Model(
-            key=f"{entry.name}/{version}",
-            name=entry.name,
-            version=str(version),
-            code_id=code.code_id,
-            weights=weights,
-            platform=PLATFORMS[code.backend],
-            max_batch_size=compiled.max_batch_size,
-            batch_sizes=compiled.batch_sizes,
-            output_bytes=compiled.output_bytes,
+            key=f"{entry.name}/{version}", name=entry.name, version=str(version), code_id=code.code_id,
+            weights=weights, platform=PLATFORMS[code.backend], max_batch_size=compiled.max_batch_size,
+            batch_sizes=compiled.batch_sizes, output_bytes=compiled.output_bytes,
             slo_ns=None if settings.slo_ms is None else ms(settings.slo_ms),
-            queue_limit=settings.queue_limit or self._config.queue_limit,
-            priority=settings.priority or 0,
-            decide_ns=-1 if settings.decide_ms is None else ms(settings.decide_ms),
-            labels=settings.labels,
+            queue_limit=settings.queue_limit or self._config.queue_limit, priority=settings.priority or 0,
+            decide_ns=-1 if settings.decide_ms is None else ms(settings.decide_ms), labels=settings.labels,
             config=model_config(entry.name, settings, code, compiled.max_batch_size),
             warnings=tuple([printable(each) for each in (*entry.warnings, *compiled.warnings, *extra)]),
-        )
+        )  # fmt: skip
         return ServedVersion(model=model, code=code)
 
 
@@ -318,16 +295,11 @@ def _without_meaning(entry: Entry, code: Code) -> list[str]:
 
 
 def compile_all(
-    repository: Repository,
-    cache: Cache,
-    progress: Progress | None = None,
-    *,
-    compiler: Compiler | None = None,
-    entries: Sequence[Entry] | None = None,
-    threads: int | None = None,
+    repository: Repository, cache: Cache, progress: Progress | None = None, *,
+    compiler: Compiler | None = None, entries: Sequence[Entry] | None = None, threads: int | None = None,
     urgent: Callable[[], Sequence[str]] = tuple,
     tell: Callable[[Entry, int, ServedVersion | Problem | None], None] = lambda entry, version, found: None,
-) -> tuple[list[ServedVersion], list[Problem]]:
+) -> tuple[list[ServedVersion], list[Problem]]:  # fmt: skip
     """Scan and compile every version to be served; the second list has the problems of those that failed.
 
     ``progress`` is called after each version, and for the steps of those that take long. ``entries`` limits

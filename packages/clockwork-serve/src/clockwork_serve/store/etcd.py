@@ -19,10 +19,8 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-ROOT: Final = "clockwork/"
-"""Before the name of each key."""
-API: Final = "/v3/"
-"""Of etcd 3.4 and later; asking for it first would be one request more each time."""
+ROOT: Final = "clockwork/"  # before the name of each key
+API: Final = "/v3/"  # of etcd 3.4 and later; asking for it first would be one request more each time
 
 
 class EtcdDocuments:

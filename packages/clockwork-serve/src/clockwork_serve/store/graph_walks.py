@@ -13,10 +13,8 @@ import onnx
 
 from clockwork_serve.store.settings import problem
 
-NODES_MAX: Final = 100_000
-"""The largest language models have about 50,000."""
-NAMES_MAX: Final = 1_000_000
-"""Inputs of nodes and other names in a graph."""
+NODES_MAX: Final = 100_000  # the largest language models have about 50,000
+NAMES_MAX: Final = 1_000_000  # inputs of nodes and other names in a graph
 NESTING_MAX: Final = 32
 AXES_MAX: Final = 64
 

@@ -21,8 +21,7 @@ from clockwork_serve.store.settings import problem
 from clockwork_serve.store.trial import RunError
 
 Array = npt.NDArray[Any]
-LARGEST_MODEL = (1 << 31) - 1
-"""Bytes that one protobuf message may have."""
+LARGEST_MODEL = (1 << 31) - 1  # bytes that one protobuf message may have
 
 _SLOWER = ["SkipLayerNormFusion"]
 """Fusions that are slower on the CPU than the operators they replace (231 us, not 53, for 128 x 384)."""

@@ -118,11 +118,9 @@ class _Reader:
     def _wrong(self, expected: str) -> Exception:
         line = self._tokens.ParseError("").GetLine()
         return problem(
-            f"{self._where} line {line}",
-            expected=expected,
-            found=self._tokens.token or "end of file",
+            f"{self._where} line {line}", expected=expected, found=self._tokens.token or "end of file",
             advice="correct that line",
-        )
+        )  # fmt: skip
 
 
 # ------------------------------------------------------------
@@ -171,20 +169,13 @@ def read_pbtxt(text: str, folder_name: str) -> tuple[ModelSettings, tuple[str, .
     inputs, input_dims, _ = _tensors(config, "input", _INPUT, warnings)
     outputs, output_dims, label_files = _tensors(config, "output", _OUTPUT, warnings)
     settings = ModelSettings(
-        backend=_backend(config),
-        max_batch_size=_max_batch_size(config),
-        queue_limit=_queue_limit(config, warnings),
-        inputs=inputs,
-        outputs=outputs,
-        version_policy=_version_policy(config),
-        label_files=label_files,
-        formats=_formats(config),
-        input_dims=input_dims,
-        output_dims=output_dims,
-        parameters=_map(config, "parameters", _parameter),
+        backend=_backend(config), max_batch_size=_max_batch_size(config),
+        queue_limit=_queue_limit(config, warnings), inputs=inputs, outputs=outputs,
+        version_policy=_version_policy(config), label_files=label_files, formats=_formats(config),
+        input_dims=input_dims, output_dims=output_dims, parameters=_map(config, "parameters", _parameter),
         metric_tags=_map(config, "metric_tags", lambda entry: _string(entry, "value")),
         file_name=_string(config, "default_model_filename") or None,
-    )
+    )  # fmt: skip
     used = {
         "name", "platform", "backend", "version_policy", "max_batch_size", "input", "output",
         "dynamic_batching", "default_model_filename", "model_transaction_policy",

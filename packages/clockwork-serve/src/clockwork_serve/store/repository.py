@@ -36,8 +36,7 @@ from clockwork_serve.store.settings import (
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
-_LARGEST_TEXT = 4 << 20
-"""Bytes of the largest configuration or label file that is read."""
+_LARGEST_TEXT = 4 << 20  # bytes of the largest configuration or label file that is read
 FILE_OF_BACKEND = {"onnx": "model.onnx", "torch": "model.pt2", "python": "model.py"}
 _BACKEND_OF_ENDING = {".onnx": "onnx", ".pt2": "torch"}
 """The version of a model file that is served by itself."""
@@ -80,8 +79,7 @@ class Repository:
     def __init__(self, root: str | os.PathLike[str], config: StoreConfig) -> None:
         self.config = config
         self.entries: tuple[Entry, ...] = ()
-        self.misplaced: tuple[Problem, ...] = ()
-        """What :meth:`find_misplaced` found at the last scan."""
+        self.misplaced: tuple[Problem, ...] = ()  # what :meth:`find_misplaced` found at the last scan
         self._alone = _file_alone(Path(root)) if is_model_file(root) else None
         if self._alone is not None:
             self.root = Path(self._alone.root)
@@ -201,8 +199,7 @@ def _no_version(folder: Path, name: str, file: str) -> ProblemError:
             elif path == folder and _VERSION.fullmatch(name):
                 advice = f"{name} is a version: give the folder above that of the model, {folder.parents[1]}"
             else:
-                ending = Path(found).suffix
-                backend = _BACKEND_OF_ENDING.get(ending, "python")
+                backend = _BACKEND_OF_ENDING.get(Path(found).suffix, "python")
                 advice = f"move it to {name}/1/{FILE_OF_BACKEND[backend]}"
             where = (path / found).relative_to(folder.parent).as_posix()
             return problem("versions", expected=expected, found=where, advice=advice)
@@ -468,9 +465,7 @@ def model_config(name: str, settings: ModelSettings, code: Code, max_batch_size:
 def _version_policy(policy: VersionPolicy) -> dict[str, Any]:
     if policy.specific:
         return {"specific": {"versions": list(policy.specific)}}
-    if policy.latest is None:
-        return {"all": {}}
-    return {"latest": {"num_versions": policy.latest}}
+    return {"all": {}} if policy.latest is None else {"latest": {"num_versions": policy.latest}}
 
 
 def _data_type(spec: TensorSpec) -> str:

@@ -90,8 +90,7 @@ def placed(error: ProblemError, *, model: str, version: str = "") -> ProblemErro
 # The settings of one model, from any file.
 
 
-BACKENDS = ("onnx", "torch", "python", "emulated")
-"""The backends that ``clockwork.toml`` may name."""
+BACKENDS = ("onnx", "torch", "python", "emulated")  # the backends that ``clockwork.toml`` may name
 
 
 class StoreConfig(Struct, frozen=True, kw_only=True):
@@ -205,8 +204,7 @@ FILE_NAME = "clockwork.toml"
 _LARGEST = 1e12
 """The largest number of milliseconds or megabytes, so that nanoseconds and bytes fit into 64 bits."""
 
-DIGITS_MAX = 9
-"""Digits of a batch size; Python refuses to convert thousands of digits to an int."""
+DIGITS_MAX = 9  # digits of a batch size; Python refuses to convert thousands of digits to an int
 
 
 class Table:
@@ -292,21 +290,15 @@ def read_toml(text: str) -> ModelSettings:
     labels, label_files = _labels(table.raw("labels"))
     emulated = table.raw("emulated")
     return ModelSettings(
-        backend=backend,
-        max_batch_size=table.integer("max_batch_size", 0, 65536),
-        slo_ms=table.milliseconds("slo_ms"),
-        queue_limit=table.integer("queue_limit", 1),
-        output_bytes=table.integer("output_bytes", 1),
-        memory_bytes=table.integer("memory_bytes", 1),
+        backend=backend, max_batch_size=table.integer("max_batch_size", 0, 65536),
+        slo_ms=table.milliseconds("slo_ms"), queue_limit=table.integer("queue_limit", 1),
+        output_bytes=table.integer("output_bytes", 1), memory_bytes=table.integer("memory_bytes", 1),
         priority=table.integer("priority", 0, LEAST_PRIORITY),
         decide_ms=table.milliseconds("decide_ms", zero=True),
-        inputs=_tensors(table.raw("inputs"), "inputs"),
-        outputs=_tensors(table.raw("outputs"), "outputs"),
-        version_policy=_version_policy(table.raw("version_policy")),
-        labels=labels,
-        label_files=label_files,
+        inputs=_tensors(table.raw("inputs"), "inputs"), outputs=_tensors(table.raw("outputs"), "outputs"),
+        version_policy=_version_policy(table.raw("version_policy")), labels=labels, label_files=label_files,
         emulated=None if emulated is None else _emulated(emulated),
-    )
+    )  # fmt: skip
 
 
 def _tensors(value: object, key: str) -> tuple[TensorSettings, ...]:

@@ -35,10 +35,8 @@ from clockwork_serve.integrity import file_digest, hash_of, sealed, unsealed
 from clockwork_serve.store.settings import Problem, ProblemError, problem
 from clockwork_serve.units import MIB
 
-RECORDS: Final = ("compiled", "architectures", "profiles")
-"""Kinds of records in it, beside those of codes."""
-STALL_S: Final = 60.0
-"""An operation that moves no byte for so long has failed."""
+RECORDS: Final = ("compiled", "architectures", "profiles")  # kinds of records in it, beside those of codes
+STALL_S: Final = 60.0  # an operation that moves no byte for so long has failed
 PAUSES_S: Final = (0.5, 2.0)
 """Before an operation that failed is tried again; not if it would fail again: no rights, or no room."""
 CREATES: Final = frozenset({"s3", "s3a", "memory"})
@@ -54,8 +52,7 @@ _OTHERS_NAMED: Final = 3
 _log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
-Tick = Callable[[], object]
-"""Called whenever bytes have moved."""
+Tick = Callable[[], object]  # called whenever bytes have moved
 
 
 # ------------------------------------------------------------

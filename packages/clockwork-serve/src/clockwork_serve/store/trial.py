@@ -17,8 +17,7 @@ from clockwork_client.tensors import DTYPES
 # Inputs and outputs of a graph, as records independent of ONNX.
 
 
-Dim = int | str
-"""A fixed size, or the name of a free one ("" if it has none)."""
+Dim = int | str  # a fixed size, or the name of a free one ("" if it has none)
 
 
 class GraphTensor(Struct, frozen=True):
@@ -54,11 +53,9 @@ _SIZES = (32, 64, 16, 8, 128, 256, 48, 100, 320, 512, 576, 1024, 4096, 16000, 32
 """Sizes tried for dimensions that a request chooses: image sides, token counts, audio samples."""
 _SCALARS = (16000, 8000, 1, 0, 2)
 """Values tried for single integers: sampling rates first, which select branches of audio models."""
-_LARGEST_INPUT = _LARGEST_OUTPUTS = 64 << 20
-"""Bytes of one input, and of all outputs."""
+_LARGEST_INPUT = _LARGEST_OUTPUTS = 64 << 20  # bytes of one input, and of all outputs
 SEED = 20201104
-SAME_ROW = 1e-5
-"""Relative difference up to which two results count as equal up to rounding."""
+SAME_ROW = 1e-5  # relative difference up to which two results count as equal up to rounding
 
 
 class RunError(Exception):
@@ -175,8 +172,7 @@ def generate_inputs(fills: Sequence[Fill], rows: int = 1, seed: int = SEED) -> d
     random = np.random.default_rng(seed)
     arrays = {}
     for fill in fills:
-        shape = (rows, *fill.shape[1:]) if rows > 1 else fill.shape
-        arrays[fill.name] = _array(fill, shape, random)
+        arrays[fill.name] = _array(fill, (rows, *fill.shape[1:]) if rows > 1 else fill.shape, random)
     return arrays
 
 

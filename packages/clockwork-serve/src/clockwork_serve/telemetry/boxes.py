@@ -148,7 +148,7 @@ class LaneBoxes:
 
     def busy_us(self, from_us: int, to_us: int) -> int:
         """How much of a stretch the lane was busy, as far as boxes have details."""
-        total = sum(_within(row[0], row[1], from_us, to_us) for row in self._new)
+        total = sum(max(0, min(row[0] + row[1], to_us) - max(row[0], from_us)) for row in self._new)
         for chunk in self._chunks:
             if from_us <= chunk.start_us and chunk.end_us <= to_us:
                 total += chunk.busy_us
@@ -157,10 +157,6 @@ class LaneBoxes:
                 end = np.minimum(chunk.rows["start"] + chunk.rows["lasted"], to_us)
                 total += int(np.maximum(end - start, 0).sum())
         return total
-
-
-def _within(start_us: int, lasted_us: int, from_us: int, to_us: int) -> int:
-    return max(0, min(start_us + lasted_us, to_us) - max(start_us, from_us))
 
 
 def _overlapping(chunks: Iterable[_Chunk], from_us: int, to_us: int, kind: Any) -> Rows:
@@ -210,8 +206,7 @@ def _rejoined(rows: Rows, width_us: int) -> Rows:
     """Merged boxes merged again, for wider pixels."""
     if not len(rows) or width_us <= int(rows["lasted"].max()):
         return rows
-    key = rows["start"] // width_us
-    first = np.concatenate(([0], np.flatnonzero(np.diff(key)) + 1))
+    first = np.concatenate(([0], np.flatnonzero(np.diff(rows["start"] // width_us)) + 1))
     end = np.maximum.reduceat(rows["start"] + rows["lasted"], first)
     found = rows[first].copy()
     found["lasted"] = np.minimum(end - found["start"], _U4)

@@ -156,10 +156,8 @@ class DeviceCounters(Struct):
 class ErrorCounters(Struct):
     """Actual less expected lane time of one kind of action, over- and under-prediction apart."""
 
-    under: Histogram = field(default_factory=Histogram)
-    """It took longer than expected."""
-    over: Histogram = field(default_factory=Histogram)
-    """It took as long as expected, or less."""
+    under: Histogram = field(default_factory=Histogram)  # it took longer than expected
+    over: Histogram = field(default_factory=Histogram)  # it took as long as expected, or less
 
     def quantile_ns(self, share: float) -> int | None:
         """The ``share`` quantile of the error's size, either way; None if nothing was measured."""
@@ -184,8 +182,7 @@ class TenantCounters(Struct):
 
 WANTED_FILE: Final = "devices-wanted"
 """In the server's private folder: what its observer said last about devices, as JSON."""
-WANTED_NS: Final = 120 * NS_PER_S
-"""That counts for so long."""
+WANTED_NS: Final = 120 * NS_PER_S  # that counts for so long
 
 
 class DevicesWanted(Struct, frozen=True):

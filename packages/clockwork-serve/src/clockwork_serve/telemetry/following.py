@@ -19,10 +19,8 @@ from msgspec import Struct, structs
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.telemetry.journal import HEADER, LENGTH, Header, JournalHead, Step, Torn, journal_files
 
-_ARRAY: Final = 0x9
-"""How the first byte of a step begins: a short array of msgpack."""
-_LISTINGS: Final = 20
-"""Looks at a journal's files until two agree: they are renamed one after the other."""
+_ARRAY: Final = 0x9  # how the first byte of a step begins: a short array of msgpack
+_LISTINGS: Final = 20  # looks at a journal's files until two agree: they are renamed one after the other
 
 
 class Chunk(Struct, frozen=True):

@@ -22,8 +22,7 @@ from clockwork_serve.units import to_ms
 # Actions without a result, when they were expected to start, and which of them never will have one.
 
 
-NEVER_NS: Final = 1 << 61
-"""Later than any instant; windows that end later are open."""
+NEVER_NS: Final = 1 << 61  # later than any instant; windows that end later are open
 
 Asked = TypeVar("Asked")
 

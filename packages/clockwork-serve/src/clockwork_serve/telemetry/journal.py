@@ -101,14 +101,12 @@ def head_of(config: ControllerConfig, started: datetime | None = None, started_n
     """The head of a run that this process begins, at the time of day ``started``."""
     module = sys.modules[Controller.__module__]
     return JournalHead(
-        version=clockwork_serve.__version__,
-        sources=sources_hash(Path(clockwork_serve.__file__).parent),
+        version=clockwork_serve.__version__, sources=sources_hash(Path(clockwork_serve.__file__).parent),
         build=PYTHON if str(module.__file__).endswith(".py") else COMPILED,
         python=platform.python_version(),
         started="" if started is None else started.astimezone(UTC).isoformat(timespec="milliseconds"),
-        config=msgspec.to_builtins(config),
-        started_ns=started_ns,
-    )
+        config=msgspec.to_builtins(config), started_ns=started_ns,
+    )  # fmt: skip
 
 
 def sources_hash(package: Path, parts: Iterable[str] = DECIDES) -> str:
@@ -361,7 +359,7 @@ class Journal:
 
     def _rotate(self) -> None:
         self._file.close()
-        names = [self.path, *(_older(self.path, age) for age in range(1, self._files))]
+        names = [self.path, *(Path(f"{self.path}.{age}") for age in range(1, self._files))]
         for newer, older in reversed(list(itertools.pairwise(names))):
             if newer.exists():
                 newer.replace(older)
@@ -430,7 +428,3 @@ def refusals_beside(path: Path) -> list[Path]:
     """Those of all gateways that are there."""
     found = path.parent.glob(f"{escape(path.name)}.{_REFUSED}*") if path.parent.is_dir() else ()
     return sorted(each for each in found if not each.suffix[1:].isdigit())
-
-
-def _older(path: Path, age: int) -> Path:
-    return path.with_name(f"{path.name}.{age}")

@@ -44,17 +44,13 @@ from clockwork_serve.telemetry.tracks import OPEN, AskedAction, OpenRequest, Tra
 from clockwork_serve.units import NS_PER_US
 
 US_PER_S: Final = 1_000_000
-STRETCHES: Final = 600
-"""Into how many bins of counts the time that is kept is cut."""
-OLD_PIXELS: Final = 6000
-"""How fine boxes are shown, of all that is kept, whose details are no longer there."""
-SHOWN_MOST: Final = 8
-"""Models whose queues and weights a bin names: those with most."""
+STRETCHES: Final = 600  # into how many bins of counts the time that is kept is cut
+OLD_PIXELS: Final = 6000  # how fine boxes are shown, of all that is kept, whose details are no longer there
+SHOWN_MOST: Final = 8  # models whose queues and weights a bin names: those with most
 NAMES_MOST: Final = 64
 """Models and tenants that a bin counts by name; what the others did is counted together."""
 OPEN_MOST: Final = 1000
-GIVE_UP_BINS: Final = 60
-"""After so many bins, what has been open for as long as anything is kept is given up."""
+GIVE_UP_BINS: Final = 60  # after so many bins, what has been open for as long as anything is kept is given up
 REFUSED, LOST = "refused", 255
 OTHERS: Final = "(others)"
 _STATUS: Final = {status: number for number, status in enumerate(Status)}
@@ -323,8 +319,7 @@ class LiveView(Tracks):
         if not self._boxes[lane].add(row):
             return
         self._kept_chunks += 1
-        until_us = self.now_us - self._keep_us
-        self._kept_chunks -= self._boxes[lane].forget(until_us)
+        self._kept_chunks -= self._boxes[lane].forget(self.now_us - self._keep_us)
         while self._kept_chunks * CHUNK_ROWS > self._limits.boxes:
             oldest = min(
                 (one for one in self._boxes if one.oldest_us is not None), key=lambda one: one.oldest_us or 0
@@ -448,16 +443,9 @@ class LiveView(Tracks):
         }  # fmt: skip
 
     def requests(
-        self,
-        from_us: int,
-        to_us: int,
-        *,
-        offset: int = 0,
-        limit: int = 50,
-        only: str = "",
-        model: str | None = None,
-        tenant: str | None = None,
-    ) -> dict[str, Any]:
+        self, from_us: int, to_us: int, *, offset: int = 0, limit: int = 50, only: str = "",
+        model: str | None = None, tenant: str | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
         """The requests that ended in a stretch, oldest first; ``only``: ``good``, ``bad`` or both.
 
         ``tenant`` and ``model`` leave out all others. ``since`` tells from when on all are kept.

@@ -27,8 +27,7 @@ _SHOWN: Final = tuple(
 )
 """The 1-2-5 bounds among the finer ones, as (bucket, label)."""
 
-Samples = Iterable[tuple[str, float | int]]
-"""(labels as they stand inside braces, value)."""
+Samples = Iterable[tuple[str, float | int]]  # (labels as they stand inside braces, value)
 Family = tuple[str, str, str, Samples | Mapping[str, Histogram]]
 """(name without its prefix, type, help, samples); those of a histogram are histograms by their labels."""
 
@@ -43,12 +42,9 @@ _TRITON_REASONS: Final = {
 
 
 def render(
-    counters: Counters,
-    gateway: GatewayCounters | None = None,
-    *,
-    triton: bool = False,
+    counters: Counters, gateway: GatewayCounters | None = None, *, triton: bool = False,
     openmetrics: bool = False,
-) -> bytes:
+) -> bytes:  # fmt: skip
     """All metrics as text; ``gateway`` adds what the answering gateway counted itself.
 
     ``triton`` adds what Triton's metrics of requests say, under its names. ``openmetrics`` writes

@@ -248,8 +248,7 @@ def _trust(target: OtlpTarget) -> ssl.SSLContext:
 # The queue before it.
 
 
-QUEUE_SPANS: Final = 20_000
-"""About 20 MB. What comes while it is full is dropped, and counted."""
+QUEUE_SPANS: Final = 20_000  # about 20 MB. What comes while it is full is dropped, and counted
 MESSAGE_SPANS: Final = 512
 COLLECT_S: Final = 1.0
 RETRIES: Final = 4

@@ -94,8 +94,7 @@ class TraceFile:
         self._packet().sequence_flags = _STATE_CLEARED
         self._iids: dict[tuple[str, str], int] = {}
         self._tracks = 0
-        self.since_ns, self.until_ns = 0, INT64_MAX
-        """What is to be written, on the file's clock."""
+        self.since_ns, self.until_ns = 0, INT64_MAX  # what is to be written, on the file's clock
         self.offset_ns = 0
         """From the journal's clock to the file's: a later run may have a clock that began anew."""
 

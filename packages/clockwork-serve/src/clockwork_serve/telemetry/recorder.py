@@ -76,10 +76,8 @@ class _Open:
     answered_ns: int = 0
 
 
-EXEMPLAR_NS: Final = NS_PER_S
-"""How long a bucket keeps its exemplar at least: one a scrape is enough."""
-RECENT_NS: Final = 300 * NS_PER_S
-"""How much older than the newest one an exemplar may be, to be shown."""
+EXEMPLAR_NS: Final = NS_PER_S  # how long a bucket keeps its exemplar at least: one a scrape is enough
+RECENT_NS: Final = 300 * NS_PER_S  # how much older than the newest one an exemplar may be, to be shown
 
 
 class Recorder:

@@ -106,8 +106,7 @@ def child_id(request_id: str, name: str) -> bytes:
 
 SETTLED_NS: Final = 3 * NS_PER_S
 """How long after an answer its gateway may still tell that it was late: that is on disk within a second."""
-LATE_MAX: Final = 100_000
-"""The most late answers that are remembered before the answer itself is read."""
+LATE_MAX: Final = 100_000  # the most late answers that are remembered before the answer itself is read
 MATES_MAX: Final = 64
 _LOADS_KEPT: Final = 4
 _log = logging.getLogger(__name__)
@@ -157,12 +156,9 @@ class Spans:
     """
 
     def __init__(
-        self,
-        emit: Callable[[list[Span]], None],
-        share: float = 1.0,
-        offset_ns: int | None = None,
+        self, emit: Callable[[list[Span]], None], share: float = 1.0, offset_ns: int | None = None,
         since_ns: int = 0,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.requests = self.refused = self.late = self.unanswered = self.missing_steps = 0
         self._emit, self._share, self._since_ns = emit, share, since_ns
         self._host_offset_ns = offset_ns
@@ -347,12 +343,10 @@ class Spans:
             found.append(self._child(traced, f"queue {number}", since_ns, result.started_ns))
             found += self._execution(traced, sent, result)
             since_ns = result.ended_ns
-        ran = bool(traced.attempts) and traced.attempts[-1][1].status is Status.OK
-        if ran:
+        if traced.attempts and traced.attempts[-1][1].status is Status.OK:
             found.append(self._child(traced, "answer", since_ns, traced.ended_ns))
         else:
-            name = f"queue {len(traced.attempts)}"
-            found.append(self._child(traced, name, since_ns, traced.ended_ns))
+            found.append(self._child(traced, f"queue {len(traced.attempts)}", since_ns, traced.ended_ns))
         return found
 
     def _execution(self, traced: _Traced, sent: SentAction[_Traced], result: Result) -> list[Span]:
@@ -400,8 +394,7 @@ def _named(told: Told) -> Told:
 # A controller's journal with what gateways ended by themselves.
 
 
-LOOK_S: Final = 0.2
-"""How often it looks for what gateways wrote, while it has read all."""
+LOOK_S: Final = 0.2  # how often it looks for what gateways wrote, while it has read all
 
 
 class _Refusals:
@@ -416,14 +409,12 @@ class _Refusals:
         """The steps up to that instant; ``look``: for new ones, if all that was there is read."""
         if self._next is None and look:
             self._records = numbered(self._follower)
-        while (step := self._next or self._following()) is not None:
+        steps = (record for _, record in self._records if isinstance(record, Step))
+        while (step := self._next or next(steps, None)) is not None:
             self._next = step if step.now_ns > now_ns else None
             if self._next is not None:
                 return
             yield step
-
-    def _following(self) -> Step | None:
-        return next((record for _, record in self._records if isinstance(record, Step)), None)
 
     def close(self) -> None:
         """Read no more."""

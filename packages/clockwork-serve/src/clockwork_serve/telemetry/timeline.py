@@ -45,8 +45,7 @@ from clockwork_serve.telemetry.perfetto import BY_NAME, BY_RANK, Args, SliceRows
 from clockwork_serve.telemetry.tracks import OPEN, AskedAction, OpenRequest, Tracks
 from clockwork_serve.units import NS_PER_S, to_ms
 
-TELL_EVERY: Final = 1024
-"""Records between two reports of progress."""
+TELL_EVERY: Final = 1024  # records between two reports of progress
 
 
 class TimelineReport(Struct, kw_only=True):
@@ -317,14 +316,10 @@ class Timeline(Tracks):
 
 
 def draw_timeline(
-    path: Path,
-    out: IO[bytes],
-    *,
-    since_ns: int = 0,
-    until_ns: int | None = None,
+    path: Path, out: IO[bytes], *, since_ns: int = 0, until_ns: int | None = None,
     tell: Callable[[int, int], None] = lambda done_bytes, requests: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> TimelineReport:
+) -> TimelineReport:  # fmt: skip
     """Write to ``out`` what a journal holds; ``since_ns`` and ``until_ns`` count from its first step.
 
     ``tell`` is called with the bytes read and the requests drawn. If ``stopped``, the file is whole as far as

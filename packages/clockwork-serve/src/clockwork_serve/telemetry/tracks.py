@@ -45,8 +45,7 @@ class OpenRequest:
         self.answered_ns = NEVER_NS
 
 
-AskedAction = SentAction[OpenRequest]
-"""An action without a result, with its requests."""
+AskedAction = SentAction[OpenRequest]  # an action without a result, with its requests
 
 
 class Tracks:

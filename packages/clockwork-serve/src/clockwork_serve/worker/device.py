@@ -230,8 +230,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.effects: list[WorkerEffect] = []
-        self.live: set[int] = set()
-        """Ids of all and only actions that are owed a result."""
+        self.live: set[int] = set()  # ids of all and only actions that are owed a result
 
     def open(self, job: LaneJob) -> None:
         """Record that a job's action is owed a result."""
@@ -292,8 +291,7 @@ _LOADED: Final = WeightsStep.LOADED
 _UNLOAD: Final = WeightsStep.UNLOAD
 _FORGOTTEN: Final = WeightsStep.FORGOTTEN
 
-FAR_NS: Final = 1 << 62
-"""The end of a window without end."""
+FAR_NS: Final = 1 << 62  # the end of a window without end
 
 
 class DeviceWorker:
@@ -302,10 +300,8 @@ class DeviceWorker:
     def __init__(self, spec: DeviceSpec, ledger: Ledger, index: int) -> None:
         self.spec = spec
         self.name = spec.device
-        self.index = index
-        """Its index among the worker's devices."""
-        self.dirty = False
-        """Its lanes are to be processed in the next decision; set by ``Worker``."""
+        self.index = index  # its index among the worker's devices
+        self.dirty = False  # its lanes are to be processed in the next decision; set by ``Worker``
         self.pages = Pages(spec.pages)
         self.load_lane = LaneQueue()
         self.exec_lane = LaneQueue()

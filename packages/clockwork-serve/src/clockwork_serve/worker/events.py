@@ -109,5 +109,4 @@ WorkerEvent = (
 )  # fmt: skip
 """What a worker observes."""
 
-WorkerEffect = Start | Prepare | Retire | Result | CodeReady | WorkerJoined
-"""What a worker decides."""
+WorkerEffect = Start | Prepare | Retire | Result | CodeReady | WorkerJoined  # what a worker decides

@@ -66,8 +66,7 @@ class LaneQueue:
         in that order: cheaper than a heap."""
         self.chores: deque[tuple[int, LaneJob]] = deque()
         """All and only queued chores, with the instant at which each was queued."""
-        self.started_ns = 0
-        """When the last job started."""
+        self.started_ns = 0  # when the last job started
         self._ended_ns = 0
         self._chore_runs = False
         self._chore_ended_ns = 0  # when the last chore ended

@@ -101,8 +101,7 @@ class Pages:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self.by_first: dict[int, HeldExtent] = {}
-        """All held extents by their first page."""
+        self.by_first: dict[int, HeldExtent] = {}  # all held extents by their first page
         self._firsts: list[int] = []  # the keys of by_first, ascending
 
     def at(self, extent: Extent, version: int) -> HeldExtent | None:
@@ -195,12 +194,9 @@ CODE_LIFE: dict[CodeState, dict[CodeStep, CodeState]] = {
 }
 
 
-LOADED: Final = 0
-"""The key of LOADs where INFERs have their batch size."""
-RECENT: Final = 10
-"""How many durations are kept of each kind; estimates use as many."""
-SIGNATURES_MAX: Final = 64
-"""How many kinds are kept; bounded, for clients choose the shapes."""
+LOADED: Final = 0  # the key of LOADs where INFERs have their batch size
+RECENT: Final = 10  # how many durations are kept of each kind; estimates use as many
+SIGNATURES_MAX: Final = 64  # how many kinds are kept; bounded, for clients choose the shapes
 
 CODE_READY: Final = CodeState.READY  # a name of the module's own: an Enum's attribute takes 40 ns
 
@@ -227,8 +223,7 @@ class HeldCode:
         self.chore = False
         self.users = 0
         self.fitting: frozenset[int] = frozenset()
-        self.recent: dict[tuple[int, str], deque[int]] = {}
-        """Durations in ns by batch size and signature."""
+        self.recent: dict[tuple[int, str], deque[int]] = {}  # durations in ns by batch size and signature
 
     def learn_duration(self, work: object, lasted_ns: int) -> None:
         """Record the duration of a LOAD or INFER, for a successor of the controller."""

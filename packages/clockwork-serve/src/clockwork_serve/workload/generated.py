@@ -76,12 +76,9 @@ class GeneratedTrace:
     """
 
     def __init__(
-        self,
-        functions: int,
-        dice: Callable[[int], np.random.Generator],
-        first: int = 0,
+        self, functions: int, dice: Callable[[int], np.random.Generator], first: int = 0,
         minutes: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._dice = dice
         self._first = first
         self._minutes = minutes
@@ -199,8 +196,7 @@ def _kinds(functions: int, rng: np.random.Generator) -> np.ndarray:
     """The kind of every function: shares exact but for rounding, order random."""
     total = sum(SHARES.values())
     edges = np.rint(np.cumsum(list(SHARES.values())) / total * functions).astype(np.int64)
-    kinds = np.repeat(np.array(list(SHARES)), np.diff(edges, prepend=0))
-    return rng.permutation(kinds)
+    return rng.permutation(np.repeat(np.array(list(SHARES)), np.diff(edges, prepend=0)))
 
 
 def _skewed(median: float, below: float, above: float, size: int, rng: np.random.Generator) -> Floats:

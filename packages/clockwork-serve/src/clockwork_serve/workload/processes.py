@@ -88,8 +88,7 @@ Ints = npt.NDArray[np.int64]
 Indices = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
-_ENOUGH: Final = 1 << 13
-"""Requests worth handing on; fewer are gathered, up to a minute of them."""
+_ENOUGH: Final = 1 << 13  # requests worth handing on; fewer are gathered, up to a minute of them
 _DUE: Final = 1e-6
 """Expected requests before the end of a while at which a regular stream's request counts as due after it."""
 

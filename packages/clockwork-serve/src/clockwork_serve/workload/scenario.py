@@ -41,8 +41,7 @@ __all__ = [
 ]  # fmt: skip
 
 ALL_KINDS: Final = "*"
-LONGEST_S: Final = 1e8
-"""Seconds of a run, some three years: an axis of ns in 64 bits holds more."""
+LONGEST_S: Final = 1e8  # seconds of a run, some three years: an axis of ns in 64 bits holds more
 LARGEST_FILE: Final = 1 << 20
 _TABLES: Final[dict[str, type[Struct]]] = {
     "models": ModelSet, "loads": LoadTable, "tenants": TenantTable, "faults": FaultTable,

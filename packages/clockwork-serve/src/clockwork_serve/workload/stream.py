@@ -38,8 +38,7 @@ from clockwork_serve.workload.tables import NO_SLO_MS, FieldError, LoadTable, Ra
 from clockwork_serve.workload.traces import Place, trace_files, trace_load
 from clockwork_serve.workload.zoo import Zoo
 
-_MOST: Final = 1 << 16
-"""Requests in one ``Arrivals``: lists of this length cost about 7 MB."""
+_MOST: Final = 1 << 16  # requests in one ``Arrivals``: lists of this length cost about 7 MB
 
 Blocks = Callable[[], Iterator[Block]]
 
@@ -82,8 +81,7 @@ class Slo:
         if first == int(steps[-1]):
             return self._after(first)
         values = [self._after(step) for step in range(first, int(steps[-1]) + 1)]
-        of_step = np.array(values, dtype=np.int64)
-        return of_step[steps - first]  # type: ignore[no-any-return]
+        return np.array(values, dtype=np.int64)[steps - first]  # type: ignore[no-any-return]
 
     def _after(self, steps: int) -> int:
         assert self.ramp is not None
@@ -308,16 +306,11 @@ def _models(scenario: Scenario) -> tuple[tuple[tuple[str, str], ...], dict[str, 
 def _closed(index: int, load: LoadTable, models: np.ndarray, slo: Slo, stop_ns: int) -> ClosedLoad:
     assert load.concurrency is not None
     return ClosedLoad(
-        load=index,
-        models=tuple(models.tolist()),
-        concurrency=load.concurrency,
-        slo=slo,
-        start_ns=round(load.start_s * NS_PER_S),
-        stop_ns=stop_ns,
-        start_jitter_ns=round(load.start_jitter_s * NS_PER_S),
-        retry=load.retry,
+        load=index, models=tuple(models.tolist()), concurrency=load.concurrency, slo=slo,
+        start_ns=round(load.start_s * NS_PER_S), stop_ns=stop_ns,
+        start_jitter_ns=round(load.start_jitter_s * NS_PER_S), retry=load.retry,
         retry_ns=None if load.retry_ms is None else round(load.retry_ms * NS_PER_MS),
-    )
+    )  # fmt: skip
 
 
 def _open_blocks(load: LoadTable, models: int, place: Place) -> Blocks:

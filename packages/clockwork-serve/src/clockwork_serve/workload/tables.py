@@ -18,8 +18,7 @@ from clockwork_serve.units import NS_PER_S, ms
 # The one form of messages about scenarios and traces; it never decides what is wrong.
 
 
-_SHOWN = 80
-"""Characters of a found value that a message shows."""
+_SHOWN = 80  # characters of a found value that a message shows
 
 
 class FieldError(ConfigError):

@@ -25,8 +25,7 @@ from clockwork_serve.workload.tables import NO_SLO_MS, found
 # Lines of a trace file, plain or gzipped, one at a time; it never holds a file or guesses at line ends.
 
 
-_LONGEST: Final = 1 << 20
-"""Bytes of a line; a row of the official Azure files (1,440 minutes) has some 5,000."""
+_LONGEST: Final = 1 << 20  # bytes of a line; a row of the official Azure files (1,440 minutes) has some 5,000
 _BOM: Final = b"\xef\xbb\xbf"
 _POINTER: Final = b"version https://git-lfs.github.com/"
 
@@ -463,13 +462,9 @@ def _bad_row(path: Path, number: int, line: bytes, header: list[bytes]) -> Confi
     fields = line.split(b",")
     if len(fields) != len(header):
         return wrong(
-            path,
-            number,
-            "row",
-            f"{len(header)} fields, as the header has",
-            len(fields),
+            path, number, "row", f"{len(header)} fields, as the header has", len(fields),
             "is the row cut or joined?",
-        )
+        )  # fmt: skip
     for name, field in zip(header[4:], fields[4:], strict=True):
         if not field.isdigit() or len(field) > 18 or int(field) > _MOST_CALLS:
             expected = f"a whole number of calls in 0..{_MOST_CALLS}"

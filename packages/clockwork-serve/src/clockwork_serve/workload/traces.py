@@ -285,8 +285,7 @@ def _cap(volumes: Floats, kept: Floats, share: float) -> str:
 # Makes a load's trace ready: reads it, scales it, maps it, and says what was done; it draws no arrival.
 
 
-RowsOf = Callable[[bytes], tuple[Path, int]]
-"""Where a function is named first: file and line."""
+RowsOf = Callable[[bytes], tuple[Path, int]]  # where a function is named first: file and line
 
 
 @dataclass(slots=True)

@@ -39,8 +39,7 @@ _PATHS: Final = ("path", "uri", "request_uri", "url", "request")
 _SLOS: Final = ("slo_ms", "slo")
 _BENCH: Final = b"CWBENCH1"
 _ROWS: Final = 1 << 16
-_WALL_S: Final = 1e9
-"""Seconds since 1970 are more than this, and those of a run less."""
+_WALL_S: Final = 1e9  # seconds since 1970 are more than this, and those of a run less
 _MOST_ROW: Final = 64
 _MOST_NS: Final = 1 << 62
 _MOST_RATE, _MOST_SHAPE = 2e4, 1e9
@@ -349,8 +348,7 @@ class RatesTraffic:
     def requests(self) -> Iterator[LoggedRequest]:
         """The requests of one step after the other. Raises :class:`ConfigError`."""
         rng = np.random.Generator(np.random.PCG64(0))
-        steps = self._steps()
-        for number, ((before_ns, _), (at_ns, expected)) in enumerate(pairwise(steps), start=1):
+        for number, ((before_ns, _), (at_ns, expected)) in enumerate(pairwise(self._steps()), start=1):
             drawn = [
                 (at, model)
                 for model, count in expected.items()

@@ -22,13 +22,11 @@ from clockwork_serve.workload.tables import NO_SLO_MS
 from clockwork_serve.workload.trace_files import wrong
 from clockwork_serve.workload.traffic import LoggedRequest, RequestClass
 
-FOLLOWS_NS: Final = NS_PER_S
-"""A request that comes once more comes so much later at most."""
+FOLLOWS_NS: Final = NS_PER_S  # a request that comes once more comes so much later at most
 BACK_NS: Final = 60 * NS_PER_S
 """Rows may be so much earlier than those before them: logs tell of ends, and several processes write."""
 GAP_NS: Final = 60 * NS_PER_S
-GAP_TIMES: Final = 20
-"""A gap is told if it is so long, and so many times the mean one."""
+GAP_TIMES: Final = 20  # a gap is told if it is so long, and so many times the mean one
 LOADS_MAX: Final = 1000
 _BUFFERED: Final = 4096
 _NO_SLO_NS: Final = round(NO_SLO_MS * NS_PER_MS)
@@ -309,8 +307,7 @@ class Transcriber:
         said = []
         if self._left_out:
             said.append(f"{counted(self._left_out, 'request')} outside of the chosen part are left out")
-        mean_ns = max(1, self._latest_ns // max(1, self._seen))
-        if self._gap_ns > max(GAP_NS, GAP_TIMES * mean_ns):
+        if self._gap_ns > max(GAP_NS, GAP_TIMES * max(1, self._latest_ns // max(1, self._seen))):
             said.append(
                 f"{counted(self._gaps, 'gap')} of more than {GAP_NS // NS_PER_S} s, the longest of "
                 f"{self._gap_ns / NS_PER_S:,.0f} s before line {self._gap_line}: they are kept"

@@ -25,16 +25,14 @@ from clockwork_serve.messages import DATATYPES, Code, Model, Profile, TensorSpec
 from clockwork_serve.units import MIB, NS_PER_MS
 
 DEVICE_KIND: Final = "emulated:v100"
-QUEUE_LIMIT: Final = 1 << 30
-"""Simulated queues are bounded by deadlines alone, as the paper's are."""
+QUEUE_LIMIT: Final = 1 << 30  # simulated queues are bounded by deadlines alone, as the paper's are
 
 PRECISIONS: Final = ("exact", "two_decimals", "rounded")
 _INFER: Final = re.compile(r"infer_b([1-9][0-9]{0,3})_ms")
 _NEEDED: Final = ("model", "weights_mb", "load_ms", "infer_b1_ms")
 _OPTIONAL: Final = ("input_kb", "output_kb", "precision", "in_paper")
 _NAME: Final = re.compile(r"[A-Za-z0-9_.+-]+")
-FILES: Final = (".csv", ".json")
-"""How the names of a user's own tables end."""
+FILES: Final = (".csv", ".json")  # how the names of a user's own tables end
 _FLOAT_BYTES: Final = 4
 
 
@@ -114,15 +112,10 @@ class Zoo:
         """A code whose id is the kind, with one FP32 input and output, of batch sizes up to ``max_batch``."""
         row = self[kind]
         return Code(
-            code_id=kind,
-            backend="emulated",
-            path="",
-            inputs=(_tensor("input", row.input_bytes),),
-            outputs=(_tensor("output", row.output_bytes),),
-            batched=True,
-            batch_sizes=row.batch_sizes(max_batch),
-            lifted=True,
-        )
+            code_id=kind, backend="emulated", path="", inputs=(_tensor("input", row.input_bytes),),
+            outputs=(_tensor("output", row.output_bytes),), batched=True,
+            batch_sizes=row.batch_sizes(max_batch), lifted=True,
+        )  # fmt: skip
 
     def profile(self, kind: str, device_kind: str = DEVICE_KIND, slower: float = 1.0) -> Profile:
         """The row's durations, each ``slower`` times; ``load_ns(weights_bytes)`` is its LOAD exactly.
@@ -133,29 +126,21 @@ class Zoo:
         load_ns = int(row.load_ns * slower)
         per_mib = load_ns * MIB // row.weights_bytes
         return Profile(
-            code_id=kind,
-            device_kind=device_kind,
+            code_id=kind, device_kind=device_kind,
             infer_ns={size: int(lasts_ns * slower) for size, lasts_ns in row.infer_ns.items()},
-            load_base_ns=load_ns - (per_mib * row.weights_bytes >> 20),
-            load_ns_per_mib=per_mib,
-        )
+            load_base_ns=load_ns - (per_mib * row.weights_bytes >> 20), load_ns_per_mib=per_mib,
+        )  # fmt: skip
 
     def model(self, name: str, kind: str, max_batch: int | None = None) -> Model:
         """A model ``name/1`` of that kind with weights of its own."""
         row = self[kind]
         sizes = row.batch_sizes(max_batch)
         return Model(
-            key=f"{name}/1",
-            name=name,
-            version="1",
-            code_id=kind,
-            weights=Weights(weights_id=name, path="", size=row.weights_bytes),
-            platform="emulated",
-            max_batch_size=sizes[-1],
-            batch_sizes=sizes,
-            output_bytes=row.output_bytes,
+            key=f"{name}/1", name=name, version="1", code_id=kind,
+            weights=Weights(weights_id=name, path="", size=row.weights_bytes), platform="emulated",
+            max_batch_size=sizes[-1], batch_sizes=sizes, output_bytes=row.output_bytes,
             queue_limit=QUEUE_LIMIT,
-        )
+        )  # fmt: skip
 
 
 def _tensor(name: str, nbytes: int) -> TensorSpec:
@@ -276,15 +261,12 @@ def _model(where: str, row: dict[str, str]) -> ZooModel:
     if in_paper not in {"yes", "no"}:
         raise ConfigError(f"{where}: in_paper: expected yes or no; found {in_paper!r}")
     return ZooModel(
-        kind=kind,
-        weights_bytes=_bytes(_number(where, "weights_mb", row["weights_mb"]), 10**6),
-        load_ns=_ns(_number(where, "load_ms", row["load_ms"])),
-        infer_ns=dict(sorted(curve.items())),
+        kind=kind, weights_bytes=_bytes(_number(where, "weights_mb", row["weights_mb"]), 10**6),
+        load_ns=_ns(_number(where, "load_ms", row["load_ms"])), infer_ns=dict(sorted(curve.items())),
         input_bytes=_bytes(_number(where, "input_kb", row.get("input_kb") or "0", zero=True), 10**3),
         output_bytes=_bytes(_number(where, "output_kb", row.get("output_kb") or "0", zero=True), 10**3),
-        rounded=precision == "rounded",
-        in_paper=in_paper == "yes",
-    )
+        rounded=precision == "rounded", in_paper=in_paper == "yes",
+    )  # fmt: skip
 
 
 def _number(where: str, field: str, cell: str, *, zero: bool = False) -> float:

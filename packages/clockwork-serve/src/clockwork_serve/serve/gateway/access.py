@@ -36,8 +36,7 @@ from clockwork_serve.units import NS_PER_MS, NS_PER_S, ms
 # Tenants, as tables of the key file: what each may use, and what it may request.
 
 
-NAME: Final = re.compile("[A-Za-z0-9._:@/-]{1,64}")
-"""The names that tenants and holders of keys may have."""
+NAME: Final = re.compile("[A-Za-z0-9._:@/-]{1,64}")  # the names that tenants and holders of keys may have
 
 
 class Tenant(Struct, frozen=True, kw_only=True):
@@ -101,8 +100,7 @@ _LIMITS: Final[dict[str, tuple[str, float, float]]] = {
     "max_priority": ("a whole number", 1, LEAST_PRIORITY),
     "decide_ms": ("a number", 0, 3600 * 1000),
 }
-FIELDS: Final = ("name", *_LIMITS)
-"""The fields of a table ``[[tenants]]``."""
+FIELDS: Final = ("name", *_LIMITS)  # the fields of a table ``[[tenants]]``
 """The fields of a table ``[[tenants]]``."""
 
 
@@ -165,12 +163,9 @@ _log = logging.getLogger(__name__)
 class Right(StrEnum):
     """What a key allows."""
 
-    INFER = "infer"
-    """To infer, and to read what is served."""
-    METRICS = "metrics"
-    """To read the metrics."""
-    ADMIN = "admin"
-    """To change anything: load, unload, register memory, set what is logged."""
+    INFER = "infer"  # to infer, and to read what is served
+    METRICS = "metrics"  # to read the metrics
+    ADMIN = "admin"  # to change anything: load, unload, register memory, set what is logged
 
 
 class Holder(Struct, frozen=True):
@@ -318,8 +313,7 @@ def _wrong(expected: str, found: str, path: str, remedy: str = _REMEDY) -> Confi
 # they were given: an address, or a name of this server.
 
 
-_PRIVATE: Final = (".localhost", ".local", ".internal")
-"""Ends of names that no public site can have."""
+_PRIVATE: Final = (".localhost", ".local", ".internal")  # ends of names that no public site can have
 HOSTS: Final = "/etc/hosts"
 _WARNED_MAX: Final = 16
 _HTTP_PORTS: Final = (None, 80, 443)

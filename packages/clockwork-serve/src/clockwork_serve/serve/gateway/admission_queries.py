@@ -23,8 +23,7 @@ REJECTIONS_LIKELY_S: Final = 1.0
 """For this long after a rejection more rejections are expected, and queries are sent without delay."""
 TIMER_S: Final = 0.001
 """Timers of the loop count milliseconds and may fire one early: no request goes on before its deadline."""
-BODY_WAIT_S: Final = 0.002
-"""A large body from a fast sender arrives within this time."""
+BODY_WAIT_S: Final = 0.002  # a large body from a fast sender arrives within this time
 
 
 class _OpenQuery:
@@ -47,13 +46,9 @@ class AdmissionQueries:
     """
 
     def __init__(
-        self,
-        name: str,
-        prefix: str,
-        on_reject: Callable[[EarlyExchange, AdmissionReply, int], None],
-        caps: Caps | None = None,
-        delay: GatewayDelay | None = None,
-    ) -> None:
+        self, name: str, prefix: str, on_reject: Callable[[EarlyExchange, AdmissionReply, int], None],
+        caps: Caps | None = None, delay: GatewayDelay | None = None,
+    ) -> None:  # fmt: skip
         self._name = name
         self._prefix = prefix
         self._on_reject = on_reject

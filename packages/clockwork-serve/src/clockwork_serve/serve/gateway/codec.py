@@ -40,8 +40,7 @@ from clockwork_serve.units import KIB, MIB
 
 INLINE_BYTES: Final = 64 * KIB
 """JSON up to this size is parsed in the loop: the worst case, brackets, takes 1 ms."""
-WAITING_BYTES: Final = 64 * MIB
-"""JSON that may be queued for the process."""
+WAITING_BYTES: Final = 64 * MIB  # JSON that may be queued for the process
 TIMEOUT_S: Final = 10.0
 """For one job: 16 MiB of the worst case take half a second. Past this the process is stuck, and killed."""
 _BUFFER_BYTES: Final = MIB
@@ -84,13 +83,9 @@ class Codec:
             self._thread.shutdown(wait=False)
 
     async def read(
-        self,
-        text: Buffer,
-        body: memoryview,
-        header_length: int | None,
-        tensors_max: int,
+        self, text: Buffer, body: memoryview, header_length: int | None, tensors_max: int,
         wanted: Callable[[], bool],
-    ) -> InferCall:
+    ) -> InferCall:  # fmt: skip
         """Parse a request's JSON, like :func:`parse_infer`, unless it is no longer ``wanted`` by then.
 
         ``text`` is the JSON at the begin of ``body``, or a copy of it.

@@ -30,12 +30,9 @@ from clockwork_serve.units import MIB
 
 LENGTHS: Final = struct.Struct("<QQ")
 """Header of each job and each reply: the sizes of its record and of the data after it."""
-MEMORY_BYTES: Final = 96 * MIB
-"""Memory for a job beside the JSON itself and its tensors."""
-IDLE_S: Final = 5.0
-"""After a pause this long, memory that jobs have freed is returned to the system."""
-NICENESS: Final = 5
-"""Requests with binary data have precedence."""
+MEMORY_BYTES: Final = 96 * MIB  # memory for a job beside the JSON itself and its tensors
+IDLE_S: Final = 5.0  # after a pause this long, memory that jobs have freed is returned to the system
+NICENESS: Final = 5  # requests with binary data have precedence
 
 
 class Output(Struct, frozen=True):
@@ -125,8 +122,7 @@ def answer(job: Job, text: memoryview) -> tuple[Reply, list[Buffer]]:
         # Only the JSON of the body is here. Pages that are not accessed take no memory.
         body = np.zeros(job.body_bytes, np.uint8)
         body[: len(text)] = text
-        call = parse_infer(body.data, job.header_length, job.tensors_max)
-        return _found(call)
+        return _found(parse_infer(body.data, job.header_length, job.tensors_max))
     except InvalidRequest as error:
         return Wrong(type(error).__name__, str(error)), []
     except MemoryError:

@@ -93,8 +93,7 @@ class GatewayModels:
         slo_ns = default_slo_ns(model.slo_ns, self._server_slo_ns, batch_1_ns)
         served = Served(model, added.code, slo_ns)
         self._by_version[model.name, model.version] = served
-        versions = {*self._versions.get(model.name, ()), model.version}
-        self._set_versions(model.name, versions)
+        self._set_versions(model.name, {*self._versions.get(model.name, ()), model.version})
 
     def remove(self, key: str) -> None:
         """Remove a model (``name/version``)."""
@@ -141,8 +140,7 @@ def _order(version: str) -> tuple[int, str]:
 # Answers to requests go to the listener. Where the controller runs is known to ``Connector`` alone.
 
 
-GRACE_NS: Final = 40 * NS_PER_MS
-"""How long after a deadline to wait for the controller's answer."""
+GRACE_NS: Final = 40 * NS_PER_MS  # how long after a deadline to wait for the controller's answer
 REPORT_S: Final = 0.1
 """Within this time, requests for models that are still to be prepared are reported together."""
 
@@ -523,16 +521,14 @@ def _refusal(code: int, why: str) -> Reply:
 
 FAILOVER_LEAST_NS: Final = 100 * NS_PER_MS
 """A controller that starts takes at least this long: requests due sooner are ended at once."""
-TAKEOVER_LEAST_NS: Final = 20 * NS_PER_MS
-"""Likewise, one that stands by."""
+TAKEOVER_LEAST_NS: Final = 20 * NS_PER_MS  # likewise, one that stands by
 TAKEOVER_NS: Final = NS_PER_S
 """One that stands by serves within this time as a rule: until then new requests await it, too, and later
 those that can wait for as long again."""
 FAILOVER_TIMEOUT_NS: Final = 3 * NS_PER_S
 """If there is no controller by then, it will take long, and clients had better try another server."""
 
-RESUBMITTED: Final = "-2"
-"""Added to the id of a request that is submitted again."""
+RESUBMITTED: Final = "-2"  # added to the id of a request that is submitted again
 
 Pendings = dict[str, PendingRequest]
 

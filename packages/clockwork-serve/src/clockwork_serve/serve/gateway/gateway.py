@@ -113,8 +113,7 @@ def check(
 SWEEP_S, SWEEP_LEAST_S = 0.02, 0.005
 """The interval between sweeps; shorter, but no less than the second, if a request's grace period ends
 sooner."""
-READ_S: Final = 0.001
-"""Within this time everything that was in the link's socket has been read."""
+READ_S: Final = 0.001  # within this time everything that was in the link's socket has been read
 
 
 class OverdueSweep:
@@ -125,13 +124,10 @@ class OverdueSweep:
     """
 
     def __init__(
-        self,
-        clock: Callable[[], int],
-        open_requests: Callable[[], Mapping[str, PendingRequest]],
-        end: Callable[[str, PendingRequest], None],
-        awaiting: Callable[[], bool],
+        self, clock: Callable[[], int], open_requests: Callable[[], Mapping[str, PendingRequest]],
+        end: Callable[[str, PendingRequest], None], awaiting: Callable[[], bool],
         grace_ns: Callable[[], int],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._clock, self._open, self._end, self._awaiting_failover = clock, open_requests, end, awaiting
         self._grace_ns = grace_ns
         self._loop = asyncio.get_running_loop()
@@ -180,10 +176,8 @@ class OverdueSweep:
 NO_ANSWER: Final = "no answer by the deadline"
 UNREAD: Final = "the gateway failed to read the request; see its log"
 OVER: Final = "its deadline passed before the gateway handled it"
-NAME_CHARS: Final = 200
-"""Longer names of models that nobody knows are cut where they are kept."""
-SENT_NS: Final = 10 * NS_PER_MS
-"""A response reported as sent may have left up to this much earlier."""
+NAME_CHARS: Final = 200  # longer names of models that nobody knows are cut where they are kept
+SENT_NS: Final = 10 * NS_PER_MS  # a response reported as sent may have left up to this much earlier
 PREPARED_NS: Final = 5 * NS_PER_S
 """The retry advice for a model that is still to be prepared: those asked for come first."""
 RECOVERY_NS: Final = 500 * NS_PER_MS
@@ -200,10 +194,7 @@ class Gateway:
     """
 
     def __init__(
-        self,
-        config: GatewayConfig,
-        caps: Caps | None = None,
-        connector: Connector | None = None,
+        self, config: GatewayConfig, caps: Caps | None = None, connector: Connector | None = None
     ) -> None:
         self.name = config.name
         settings = self.settings = config.settings
@@ -308,7 +299,8 @@ class Gateway:
         )  # fmt: skip
         self._pending[request_id] = PendingRequest(exchange, served, call, slot, request, other_ns)
         if self._copying.begun:
-            self._copy_first(request_id)
+            copying, self._copying = self._copying, Copying()
+            self._copies.begin(request_id, copying)
         else:
             self._submit(request)
         if self._overdue.timer is None:
@@ -336,10 +328,6 @@ class Gateway:
             self._awaiting_failover.add(request.request_id, self._pending.pop(request.request_id))
         else:
             self.link.submit(request)
-
-    def _copy_first(self, request_id: str) -> None:
-        copying, self._copying = self._copying, Copying()
-        self._copies.begin(request_id, copying)
 
     def cancel(self, request_id: str) -> None:
         """The client of an open request left: stop the request; :meth:`Exchange.end` is not called."""
@@ -473,8 +461,7 @@ class Gateway:
 
         ``summarised``: the controller's summary counts for it.
         """
-        now_ns = self.clock()
-        if now_ns > deadline_ns:
+        if self.clock() > deadline_ns:
             self._refuse(exchange, Outcome.EXPIRED, Reason.NONE, OVER, key=key, deadline_ns=deadline_ns)
             return True
         shortage_ns = self.link.shortage_ns(key, deadline_ns - way_ns) if summarised else 0

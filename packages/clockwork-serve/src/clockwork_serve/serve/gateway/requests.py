@@ -41,10 +41,8 @@ from clockwork_serve.units import KIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, align
 COPIED_AT_ONCE: Final = 512 * KIB
 """Bytes of inputs: about half a millisecond, where memory is accessed for the first time."""
 LITTLE_RESERVE: Final = 4 * KIB
-RESERVE_FADE: Final = 8
-"""The largest answer counts less by this part with each that is smaller."""
-RESERVES_MAX: Final = 1024
-"""For how many models and shapes of inputs the size of answers is remembered."""
+RESERVE_FADE: Final = 8  # the largest answer counts less by this part with each that is smaller
+RESERVES_MAX: Final = 1024  # for how many models and shapes of inputs the size of answers is remembered
 _HEADER: Final = align(HEADER_BYTES)
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Tensors).decode
@@ -61,10 +59,6 @@ class Body:
     view: memoryview
 
 
-def _nothing() -> None:
-    """The default of ``Copying.release``."""
-
-
 class Copying:
     """Tensors still to be looked at, then to be copied; False if none are left.
 
@@ -78,7 +72,7 @@ class Copying:
         self._parts: list[tuple[memoryview, memoryview]] = []
         self.begun = False  # whether anything was ever added
         self._at = 0  # bytes of the first part that are copied
-        self.release: Callable[[], None] = _nothing
+        self.release: Callable[[], None] = lambda: None
 
     def __bool__(self) -> bool:
         return bool(self._parts) or self._strings is not None
@@ -250,12 +244,9 @@ class Slots:
             self.region.free(body.piece)
 
     def fill(
-        self,
-        inputs: Sequence[InputTensor],
-        output_bytes: int,
-        body: Body | None = None,
+        self, inputs: Sequence[InputTensor], output_bytes: int, body: Body | None = None,
         later: Copying | None = None,
-    ) -> Slot | None:
+    ) -> Slot | None:  # fmt: skip
         """A slot that holds these inputs; None, with nothing allocated, if there is no room.
 
         ``body`` is the memory that holds those inputs that are memoryviews, one after the other. It becomes
@@ -392,13 +383,9 @@ class Slots:
         return self._slot((piece,), piece, tuple(refs), at, output_bytes)
 
     def _slot(
-        self,
-        pieces: tuple[int, ...],
-        header: int,
-        refs: tuple[TensorRef, ...],
-        outputs: int,
+        self, pieces: tuple[int, ...], header: int, refs: tuple[TensorRef, ...], outputs: int,
         output_bytes: int,
-    ) -> Slot:
+    ) -> Slot:  # fmt: skip
         region = self.region
         server = self.server
         # Who can tell the epoch may have the tensors, so others must not guess it.
@@ -630,12 +617,9 @@ def missed_by(shortage_ns: int) -> str:
 
 
 def gateway_response(
-    outcome: Outcome,
-    reason: Reason,
-    message: str,
-    request_id: str = "",
+    outcome: Outcome, reason: Reason, message: str, request_id: str = "",
     pending: PendingRequest | None = None,
-) -> InferResponse:
+) -> InferResponse:  # fmt: skip
     """How a request ends that the gateway ends itself."""
     response = InferResponse(outcome, reason, status_of(outcome, reason), message, request_id)
     if pending is not None:

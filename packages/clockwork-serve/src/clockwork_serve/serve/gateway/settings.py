@@ -20,8 +20,7 @@ SMALL_READ_BYTES: Final = 4 * KIB
 """Size of a read that may hold many requests, or chunks of a body: 680 of the smallest, 1 to 3 ms."""
 LINGER_S: Final = 2.0
 """How long the rest of a rejected request is read and discarded, so that its client sees the response."""
-_ENVELOPE_BYTES: Final = 64 * KIB
-"""Allowance for what a gRPC message has beside its tensors."""
+_ENVELOPE_BYTES: Final = 64 * KIB  # allowance for what a gRPC message has beside its tensors
 
 
 _BYTES_PER_S: Final = 128 * KIB

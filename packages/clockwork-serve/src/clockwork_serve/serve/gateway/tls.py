@@ -74,8 +74,7 @@ def _wrong(setting: str, path: str, expected: str, found: str) -> ConfigError:
 # Files that are reloaded when they change; an invalid change leaves the last valid content in force.
 
 
-REFRESH_S: Final = 2.0
-"""The interval between checks whether files changed."""
+REFRESH_S: Final = 2.0  # the interval between checks whether files changed
 
 Content = TypeVar("Content")
 _log = logging.getLogger(__name__)
@@ -198,11 +197,9 @@ class _Content(Struct, frozen=True):
     @classmethod
     def of(cls, files: TlsFiles) -> _Content:
         return cls(
-            server_context(files),
-            read("tls_certificate", files.certificate),
-            read("tls_key", files.key),
+            server_context(files), read("tls_certificate", files.certificate), read("tls_key", files.key),
             read("tls_client_ca", files.client_ca) if files.client_ca else None,
-        )
+        )  # fmt: skip
 
 
 def _configuration(content: _Content) -> Any:

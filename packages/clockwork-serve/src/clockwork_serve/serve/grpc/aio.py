@@ -47,8 +47,7 @@ from clockwork_serve.serve.grpc.call import (
     details,
 )
 
-REOPEN_S: Final = 10.0
-"""How long to try to open a closed port again: gRPC closes it in a thread of its own."""
+REOPEN_S: Final = 10.0  # how long to try to open a closed port again: gRPC closes it in a thread of its own
 _REOPEN_EVERY_S: Final = 0.005
 _FOREVER_S: Final = 1e6
 _log = logging.getLogger(__name__)

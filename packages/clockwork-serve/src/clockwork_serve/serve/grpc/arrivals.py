@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,16 +18,14 @@ from urllib.parse import unquote
 
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 
-BEAT_S: Final = 0.005
-"""The thread that reads messages runs at least this often, unless something holds it up."""
+BEAT_S: Final = 0.005  # the thread that reads messages runs at least this often, unless something holds it up
 IDLE_BEAT_S: Final = 0.02
 IDLE_AFTER: Final = 40
 """After this many rounds without an event they come every ``IDLE_BEAT_S``: else an idle thread takes 1.4 % of
 a core."""
 GAP_NS: Final = 10 * NS_PER_MS
 """A longer time between two rounds is a gap: the process did not run, or Python's lock was held."""
-IDLE_GAP_NS: Final = 25 * NS_PER_MS
-"""The same for the longer interval."""
+IDLE_GAP_NS: Final = 25 * NS_PER_MS  # the same for the longer interval
 AFTER_NS: Final = (10 * NS_PER_MS, 50 * NS_PER_MS)
 """A message read within this time after a gap may have arrived in it: gRPC's core is then still reading what
 waited in its sockets. The time is as long as the gap, within these limits."""
@@ -45,8 +42,7 @@ class ArrivalTimes:
     def __init__(self, now_ns: int, receipts: Receipts | None = None) -> None:
         self.last_ns = now_ns
         """The last round. One that comes no later than a gap after it may just be assigned here."""
-        self.receipts = receipts
-        """What the kernel knows, once a port is open."""
+        self.receipts = receipts  # what the kernel knows, once a port is open
         self._requested_ns = now_ns - ASK_EVERY_NS  # when the kernel was asked
         self._since_ns = self._until_ns = 0  # the last gap's start; until when messages count as of it
 
@@ -93,17 +89,12 @@ class ArrivalTimes:
 # A question needs no privilege.
 
 
-_CONNECTIONS: Final = 4096
-"""Connections whose question is kept."""
-_SOCK_DIAG: Final = 4
-"""``NETLINK_SOCK_DIAG``."""
-_BY_FAMILY: Final = 20
-"""``SOCK_DIAG_BY_FAMILY``: the type of question and answer."""
+_CONNECTIONS: Final = 4096  # connections whose question is kept
+_SOCK_DIAG: Final = 4  # ``NETLINK_SOCK_DIAG``
+_BY_FAMILY: Final = 20  # ``SOCK_DIAG_BY_FAMILY``: the type of question and answer
 _REQUEST: Final = 1
-_INFO: Final = 2
-"""``INET_DIAG_INFO``: the attribute that is a ``struct tcp_info``."""
-_ANY: Final = 0xFFFFFFFF
-"""Of all states, and of all cookies."""
+_INFO: Final = 2  # ``INET_DIAG_INFO``: the attribute that is a ``struct tcp_info``
+_ANY: Final = 0xFFFFFFFF  # of all states, and of all cookies
 _HEADER: Final = struct.Struct("=IHHII")
 _QUESTION: Final = struct.Struct("=BBBxI")
 _PORTS: Final = struct.Struct("!HH")
@@ -114,8 +105,7 @@ _number: Final = struct.Struct("=I").unpack_from
 _LAST_DATA_AT: Final = 56
 _ANSWER_BYTES: Final = 4096
 _FAMILIES: Final = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
-_TICK_CLOCK: Final = 6
-"""``CLOCK_MONOTONIC_COARSE``, which advances by ticks of the kernel."""
+_TICK_CLOCK: Final = 6  # ``CLOCK_MONOTONIC_COARSE``, which advances by ticks of the kernel
 
 
 class Receipts:
@@ -124,15 +114,13 @@ class Receipts:
     def __init__(self, host: str, port: int) -> None:
         """``host`` is the address that is listened at, or all of them (``0.0.0.0``, ``::``).
 
-        Without the means to ask (another system, a sandbox) every age is 0.
+        Without the means to ask (a sandbox) every age is 0.
         """
         self._question = lru_cache(_CONNECTIONS)(lambda peer: _question(peer, host, port))
         self._answer = bytearray(_ANSWER_BYTES)
         self._kernel: socket.socket | None = None
-        self._tick_ns = 0
-        if sys.platform == "linux":
-            self._tick_ns = int(time.clock_getres(_TICK_CLOCK) * NS_PER_S)
-            self._connect()
+        self._tick_ns = int(time.clock_getres(_TICK_CLOCK) * NS_PER_S)
+        self._connect()
 
     def close(self) -> None:
         """Ask no more."""

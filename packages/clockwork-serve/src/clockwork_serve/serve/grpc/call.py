@@ -66,8 +66,7 @@ class SilentCalls(Generic[Waiting]):
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 Failure = tuple[grpc.StatusCode, str, Metadata]
-AT_ONCE_NS: Final = 2 * NS_PER_MS
-"""A message that is read this soon after it was requested was there before."""
+AT_ONCE_NS: Final = 2 * NS_PER_MS  # a message that is read this soon after it was requested was there before
 NO_DEADLINE_S: Final = math.inf
 _DETAILS_MAX: Final = 2000
 _log = logging.getLogger(__name__)
@@ -331,7 +330,6 @@ class Transport(Protocol):
         """Accept no more calls, let open ones complete for ``grace_s``, then cancel them."""
 
 
-Options = Sequence[tuple[str, Any]]
-"""gRPC's channel arguments."""
+Options = Sequence[tuple[str, Any]]  # gRPC's channel arguments
 MakeTransport = Callable[[Options, Admit, SilentCalls[GrpcCall], Callable[[], int]], Transport]
 """Creates a server's transport, which has no port yet."""

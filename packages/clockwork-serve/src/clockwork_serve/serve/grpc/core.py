@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import secrets
-import sys
 import threading
 import time
 from collections import deque
@@ -61,10 +60,8 @@ NEEDED: Final = {
 """What must exist in ``grpc._cython.cygrpc``."""
 ACCEPTING: Final = 64
 """Calls that may begin between two rounds of the thread; the core queues more, as its options say."""
-EVENTS_MAX: Final = 64
-"""The most events that are passed to the loop at once."""
-LARGE_BYTES: Final = 64 * 1024
-"""Of messages longer than this, one is handled in a turn of the loop."""
+EVENTS_MAX: Final = 64  # the most events that are passed to the loop at once
+LARGE_BYTES: Final = 64 * 1024  # of messages longer than this, one is handled in a turn of the loop
 CHECK_S: Final = 10.0
 """Timeout of the check at start. It takes 20 ms, unless there is no free core, or grpcio is not as
 expected."""
@@ -84,8 +81,7 @@ _NO_FLAGS: Final = 0
 _OK: Final = 0
 _FOREVER_S: Final = 1e12
 
-Operations = tuple[Any, ...] | Callable[[], tuple[Any, ...]]
-"""A batch, or what creates it at its start."""
+Operations = tuple[Any, ...] | Callable[[], tuple[Any, ...]]  # a batch, or what creates it at its start
 
 
 class CoreTransport:
@@ -479,11 +475,8 @@ async def _run_trial() -> None:
     transport = CoreTransport(
         (), lambda path, _: (trials[path], ""), SilentCalls(), time.monotonic_ns, break_off
     )
-    if sys.platform == "linux":
-        address = f"unix-abstract:clockwork-{secrets.token_hex(16)}"
-        transport.listen(address, None)
-    else:
-        address = f"127.0.0.1:{transport.listen('127.0.0.1:0', None)}"
+    address = f"unix-abstract:clockwork-{secrets.token_hex(16)}"
+    transport.listen(address, None)
     await transport.start()
     try:
         with grpc.insecure_channel(address, (("grpc.enable_http_proxy", 0),)) as channel:
@@ -532,5 +525,4 @@ def _trials(break_off: Callable[[BaseException], None]) -> dict[str, Method]:
         call.on_cancel = call.task.cancel
 
     once = Method("/trial/once", bytes, on_message=answer_once)
-    each = Method("/trial/each", bytes, on_open=open_each)
-    return {method.path: method for method in (once, each)}
+    return {method.path: method for method in (once, Method("/trial/each", bytes, on_open=open_each))}

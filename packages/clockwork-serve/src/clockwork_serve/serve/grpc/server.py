@@ -26,8 +26,7 @@ from clockwork_serve.serve.grpc.call import (
     Transport,
 )
 
-SWEEP_S: Final = 5.0
-"""The longest interval between checks for clients that send nothing."""
+SWEEP_S: Final = 5.0  # the longest interval between checks for clients that send nothing
 SUPPORTED_GRPCIO: Final = ">=1.66,<1.86"
 """The versions of grpcio whose core is known to do as ``core`` expects; ``pyproject.toml`` requires these."""
 FALL_BACK_VARIABLE: Final = "CLOCKWORK_GRPC_AIO"
@@ -52,11 +51,9 @@ def callback(path: str, parse: Callable[[bytes], Any], answer: Callable[[GrpcCal
 
 
 def coroutine(
-    path: str,
-    parse: Callable[[bytes], Any],
-    encode: Callable[[Any], bytes],
+    path: str, parse: Callable[[bytes], Any], encode: Callable[[Any], bytes],
     answer: Callable[[Any, GrpcCall], Awaitable[Any]],
-) -> Method:
+) -> Method:  # fmt: skip
     """One request, one response, which ``answer`` returns."""
 
     async def answered(call: GrpcCall, request: Any) -> None:
@@ -66,11 +63,9 @@ def coroutine(
 
 
 def stream(
-    path: str,
-    parse: Callable[[bytes], Any],
-    encode: Callable[[Any], bytes],
+    path: str, parse: Callable[[bytes], Any], encode: Callable[[Any], bytes],
     answer: Callable[[AsyncIterator[Any], GrpcCall], AsyncIterator[Any]],
-) -> Method:
+) -> Method:  # fmt: skip
     """Any number of requests and responses."""
 
     async def answered(call: GrpcCall) -> None:

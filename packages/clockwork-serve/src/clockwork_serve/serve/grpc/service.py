@@ -122,6 +122,8 @@ MESSAGE_BYTES: Final = 16 * KIB
 """The largest message other than inference: protobuf may make thousands of objects of one."""
 _LIVE_SERVICES: Final = ("", INFERENCE_SERVICE)
 _HealthResponse: Final = message("grpc.health.v1.HealthCheckResponse")
+Fields = dict[str, Any] | None
+Answer = Callable[[Any, GrpcCall], Fields | Awaitable[Fields]]
 
 
 def methods(service: str, answers: dict[str, Callable[..., Any]], name: str = "") -> list[Method]:
@@ -150,12 +152,14 @@ def _bounded(parse: Callable[[bytes], Any], path: str) -> Callable[[bytes], Any]
     return parsed
 
 
-def checked(answer: Callable[[Any], Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
-    """An RPC from a coroutine that returns its response's fields."""
+def checked(answer: Answer, response: Any) -> Callable[..., Any]:
+    """An RPC from a function, or a coroutine, that returns its response's fields."""
 
     async def answered(request: Any, call: GrpcCall) -> Any:
         try:
-            return response(**await answer(request))
+            found = answer(request, call)
+            fields = await found if isinstance(found, Awaitable) else found
+            return response(**fields or {})
         except UnknownModel as error:
             raise Aborted(grpc.StatusCode.NOT_FOUND, str(error)) from None
         except RouteRefused as error:
@@ -216,8 +220,7 @@ REFLECTION: Final[dict[str, Callable[..., Any]]] = {"ServerReflectionInfo": _ref
 # The gRPC server of a gateway, on the gateway's own loop.
 
 
-_STREAMED_MAX: Final = 128
-"""Requests of one stream without a response, above which no more is read from it."""
+_STREAMED_MAX: Final = 128  # requests of one stream without a response, above which no more is read from it
 _ModelConfig: Final = message("inference.ModelConfig")
 _RegionStatus: Final = message("inference.SystemSharedMemoryStatusResponse.RegionStatus")
 
@@ -525,11 +528,9 @@ class GatewayGrpc:
             del reader  # breaks a cycle: its error's traceback refers to this frame
 
     async def _read_stream(
-        self,
-        requests: AsyncIterator[Any],
-        rpc: GrpcCall,
+        self, requests: AsyncIterator[Any], rpc: GrpcCall,
         open_exchanges: asyncio.Queue[_StreamExchange | None],
-    ) -> None:
+    ) -> None:  # fmt: skip
         try:
             async for request in requests:
                 future = self._loop.create_future()
@@ -567,122 +568,76 @@ class GatewayGrpc:
     # All other RPCs
 
     def _inference(self) -> dict[str, Callable[..., Any]]:
-        plain = {
-            "ServerLive": self._server_live,
-            "ServerReady": self._server_ready,
+        asked = self._endpoints
+        answers: dict[str, Answer] = {
+            "ServerLive": lambda request, rpc: {"live": True},
+            "ServerReady": lambda request, rpc: {"ready": self._gateway.link.ready},
             "ModelReady": self._model_ready,
-            "ServerMetadata": self._server_metadata,
-            "ModelMetadata": self._model_metadata,
+            "ServerMetadata": lambda request, rpc: asked.server(),
+            "ModelMetadata": lambda request, rpc: asked.metadata(request.name, request.version),
             "ModelConfig": self._model_config,
             "ModelStatistics": self._model_statistics,
             "RepositoryIndex": self._repository_index,
-            "RepositoryModelLoad": self._repository_load,
-            "RepositoryModelUnload": self._repository_unload,
+            "RepositoryModelLoad": lambda request, rpc: asked.load(_named(request), dict(request.parameters)),
+            "RepositoryModelUnload": lambda request, rpc: asked.unload(_named(request)),
+            "SystemSharedMemoryStatus": self._regions,
+            "SystemSharedMemoryRegister": self._register,
+            "SystemSharedMemoryUnregister": lambda request, rpc: asked.unregister(
+                request.name, local=_local(rpc)
+            ),
             "CudaSharedMemoryStatus": self._cuda_regions,
-            "CudaSharedMemoryRegister": self._register_cuda,
-            "CudaSharedMemoryUnregister": self._unregister_cuda,
+            "CudaSharedMemoryRegister": lambda request, rpc: asked.register_cuda(),
+            "CudaSharedMemoryUnregister": lambda request, rpc: None,
             "TraceSetting": self._trace_setting,
             "LogSettings": self._log_settings,
         }
-        regions = {
-            "SystemSharedMemoryStatus": self._regions,
-            "SystemSharedMemoryRegister": self._register,
-            "SystemSharedMemoryUnregister": self._unregister,
-        }
         known = rpcs(INFERENCE_SERVICE)
-        return {
-            **{name: checked(answer, known[name].response) for name, answer in plain.items()},
-            **{name: _checked_local(answer, known[name].response) for name, answer in regions.items()},
-        }
+        return {name: checked(answer, known[name].response) for name, answer in answers.items()}
 
-    async def _server_live(self, request: Any) -> dict[str, Any]:
-        return {"live": True}
-
-    async def _server_ready(self, request: Any) -> dict[str, Any]:
-        return {"ready": self._gateway.link.ready}
-
-    async def _model_ready(self, request: Any) -> dict[str, Any]:
+    def _model_ready(self, request: Any, rpc: GrpcCall) -> Fields:
         try:
             self._endpoints.check_model_ready(request.name, request.version)
         except (UnknownModel, RouteRefused):
             return {"ready": False}
         return {"ready": True}
 
-    async def _server_metadata(self, request: Any) -> dict[str, Any]:
-        return self._endpoints.server()
-
-    async def _model_metadata(self, request: Any) -> dict[str, Any]:
-        return self._endpoints.metadata(request.name, request.version)
-
-    async def _model_config(self, request: Any) -> dict[str, Any]:
+    def _model_config(self, request: Any, rpc: GrpcCall) -> Fields:
         config = msgspec.json.decode(self._endpoints.config(request.name, request.version))
         return {"config": json_format.ParseDict(config, _ModelConfig(), ignore_unknown_fields=True)}
 
-    async def _model_statistics(self, request: Any) -> dict[str, Any]:
+    async def _model_statistics(self, request: Any, rpc: GrpcCall) -> Fields:
         found = await self._endpoints.statistics(request.name, request.version)
         for record in found["model_stats"]:
             record.pop("response_stats", None)
         return found
 
-    async def _repository_index(self, request: Any) -> dict[str, Any]:
+    async def _repository_index(self, request: Any, rpc: GrpcCall) -> Fields:
         found = await self._endpoints.index(ready=request.ready)
         return {"models": [{field: entry.get(field, "") for field in _INDEX_FIELDS} for entry in found]}
 
-    async def _repository_load(self, request: Any) -> dict[str, Any]:
-        await self._endpoints.load(_named(request), dict(request.parameters))
-        return {}
-
-    async def _repository_unload(self, request: Any) -> dict[str, Any]:
-        await self._endpoints.unload(_named(request))
-        return {}
-
-    # Shared memory of clients
-
-    async def _regions(self, request: Any, *, local: bool) -> dict[str, Any]:
-        found = self._endpoints.regions(request.name, local=local)
+    def _regions(self, request: Any, rpc: GrpcCall) -> Fields:
+        found = self._endpoints.regions(request.name, local=_local(rpc))
         return {"regions": {region["name"]: _RegionStatus(**region) for region in found}}
 
-    async def _register(self, request: Any, *, local: bool) -> dict[str, Any]:
+    def _register(self, request: Any, rpc: GrpcCall) -> None:
         fields = {"key": request.key, "offset": request.offset, "byte_size": request.byte_size}
-        self._endpoints.register(request.name, fields, local=local)
-        return {}
+        self._endpoints.register(request.name, fields, local=_local(rpc))
 
-    async def _unregister(self, request: Any, *, local: bool) -> dict[str, Any]:
-        self._endpoints.unregister(request.name, local=local)
-        return {}
+    def _cuda_regions(self, request: Any, rpc: GrpcCall) -> None:
+        self._endpoints.cuda_regions(request.name)  # there are none
 
-    async def _cuda_regions(self, request: Any) -> dict[str, Any]:
-        self._endpoints.cuda_regions(request.name)
-        return {}
-
-    async def _register_cuda(self, request: Any) -> dict[str, Any]:
-        self._endpoints.register_cuda()
-        return {}
-
-    async def _unregister_cuda(self, request: Any) -> dict[str, Any]:
-        return {}
-
-    async def _trace_setting(self, request: Any) -> dict[str, Any]:
+    def _trace_setting(self, request: Any, rpc: GrpcCall) -> Fields:
         changes = {name: list(setting.value) for name, setting in request.settings.items()}
         found = trace_settings(self._endpoints, request.model_name, changes)
         return {"settings": {name: {"value": value} for name, value in found.items()}}
 
-    async def _log_settings(self, request: Any) -> dict[str, Any]:
+    def _log_settings(self, request: Any, rpc: GrpcCall) -> Fields:
         found = log_settings({name: _chosen(setting) for name, setting in request.settings.items()})
         return {"settings": {name: {_LOG_FIELDS[type(value)]: value} for name, value in found.items()}}
 
 
 _INDEX_FIELDS: Final = ("name", "version", "state", "reason")
 _LOG_FIELDS: Final = {bool: "bool_param", int: "uint32_param", str: "string_param"}
-
-
-def _checked_local(answer: Callable[..., Awaitable[dict[str, Any]]], response: Any) -> Callable[..., Any]:
-    """An RPC from a coroutine that needs to know whether the client is on this host."""
-
-    async def answered(request: Any, rpc: GrpcCall) -> Any:
-        return await checked(partial(answer, local=_local(rpc)), response)(request, rpc)
-
-    return answered
 
 
 def _chosen(setting: Any) -> Any:

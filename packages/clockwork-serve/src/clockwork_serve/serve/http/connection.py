@@ -48,8 +48,7 @@ from clockwork_serve.units import KIB, NS_PER_S
 
 
 HEAD_BYTES_MAX: Final = 2048
-TURN_BYTES: Final = KIB
-"""Parsed at a time, before requests are counted; more if it is a body of known length."""
+TURN_BYTES: Final = KIB  # parsed at a time, before requests are counted; more if it is a body of known length
 _END: Final = b"\r\n\r\n"
 _OTHERWISE: Final = (b"transfer-encoding", b"content-encoding", b"expect")
 
@@ -275,11 +274,9 @@ class HttpHost(OutboxServer, Protocol):
 # slowly are disconnected.
 
 
-DIRECT_BYTES: Final = 64 * KIB
-"""Bodies above this size are read from the socket into their own buffer."""
+DIRECT_BYTES: Final = 64 * KIB  # bodies above this size are read from the socket into their own buffer
 
-NO_ANSWER: Final = 400
-"""The least status of what is no answer: refused, expired, wrong."""
+NO_ANSWER: Final = 400  # the least status of what is no answer: refused, expired, wrong
 
 _IDLE, _HEAD, _BODY = range(3)
 

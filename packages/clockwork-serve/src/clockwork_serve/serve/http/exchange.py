@@ -234,8 +234,7 @@ JOIN_BYTES: Final = 64 * KIB
 """Responses up to this size are copied into one buffer, which is cheaper than a write of several."""
 
 
-HELD_MAX: Final = 32
-"""The most responses that are held back to be sent together: about half a millisecond."""
+HELD_MAX: Final = 32  # the most responses that are held back to be sent together: about half a millisecond
 HELD_NS: Final = NS_PER_MS
 """The longest that one is held back, for a core shared with others: it was in time when it was made."""
 

@@ -43,8 +43,7 @@ TENANT_HEADER: Final = b"clockwork-tenant"
 FRAME_S: Final = 0.2
 GAP_FRAMES: Final = 25
 """A reader that missed so many is told that there is a gap, and asks for what it wants to see."""
-STALLED_FRAMES: Final = 300
-"""A reader that missed so many is gone."""
+STALLED_FRAMES: Final = 300  # a reader that missed so many is gone
 HEAD_BYTES: Final = 16 * KIB
 PIXELS_MOST: Final = 10_000
 CONNECTIONS: Final = 256
@@ -336,14 +335,12 @@ class PageServer:
 
     async def listen_unix(self, path: Path) -> None:
         """Listen on a socket that is its owner's alone, since its folder is. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(self.connection, str(path))
+        self._server = await asyncio.get_running_loop().create_unix_server(self.connection, str(path))
         os.chmod(path, 0o600)  # noqa: PTH101 - a moment, once
 
     async def listen(self, port: int) -> int:
         """Listen on 127.0.0.1; the port. Raises OSError."""
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(self.connection, "127.0.0.1", port)
+        server = await asyncio.get_running_loop().create_server(self.connection, "127.0.0.1", port)
         self._server = server
         found = int(server.sockets[0].getsockname()[1])
         # Another name may be one of another site's that was made to lead here.

@@ -52,14 +52,9 @@ class ReadControl:
     )  # fmt: skip
 
     def __init__(
-        self,
-        transport: asyncio.Transport,
-        readers: RoundRobin,
-        refused: RoundRobin,
-        feed: Callable[[memoryview], None],
-        turns: LoopTurns,
-        since_ns: int,
-    ) -> None:
+        self, transport: asyncio.Transport, readers: RoundRobin, refused: RoundRobin,
+        feed: Callable[[memoryview], None], turns: LoopTurns, since_ns: int,
+    ) -> None:  # fmt: skip
         self._transport = transport
         self.source = BodySocket(transport)
         self.source.note_receipts()

@@ -25,8 +25,7 @@ UNREAD_BYTES: Final = 256 * KIB
 """What a reader may leave unread of a stream before no more of it is read here."""
 ANSWER_S: Final = 20.0
 POLL_S: Final = 0.05
-READERS: Final = 64
-"""Relayed requests and streams at once."""
+READERS: Final = 64  # relayed requests and streams at once
 _OWN: Final = (b"content-length", b"connection", b"content-type")
 _ABSENT: Final = (
     "the live page: expected this server's observer to run; found none; is the setting live_page on, and "

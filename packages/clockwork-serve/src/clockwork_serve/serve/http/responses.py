@@ -83,13 +83,9 @@ def http_response(response: InferResponse) -> HttpResponse:
     assert response.served is not None
     assert response.call is not None
     body = encode_infer(
-        response.call,
-        response.served,
-        response.outputs,
-        response.parameters,
-        response.texts,
+        response.call, response.served, response.outputs, response.parameters, response.texts,
         own=response.own,
-    )
+    )  # fmt: skip
     parts, header_length = body.parts, body.header_length
     if header_length is None:
         return HttpResponse(200, parts, JSON, identity)
@@ -119,8 +115,7 @@ def _failure(response: InferResponse, headers: bytes) -> HttpResponse:
 # sent uncompressed, which HTTP allows.
 
 
-LEAST_BYTES: Final = KIB
-"""Smaller bodies fit into one packet anyway."""
+LEAST_BYTES: Final = KIB  # smaller bodies fit into one packet anyway
 INLINE_BYTES: Final = 4 * KIB
 """Bodies up to this size are compressed in the loop, in at most 0.1 ms: handing them to a thread takes as
 long."""

@@ -42,8 +42,7 @@ from clockwork_serve.units import KIB
 # Endpoints beside inference, for any protocol: health, metadata, statistics, control. Stateless.
 
 
-LOAD_TIMEOUT_S = 600.0
-"""A model may have to be compiled first."""
+LOAD_TIMEOUT_S = 600.0  # a model may have to be compiled first
 
 
 class RouteRefused(ClockworkError):
@@ -264,7 +263,8 @@ def _check_unchanged(what: str, current: Mapping[str, Any], changes: Mapping[str
 # Routes by path.
 
 
-Endpoint = Callable[[Endpoints, "Route", bytes], HttpResponse | Awaitable[HttpResponse]]
+Endpoint = Callable[[Endpoints, "Route", bytes], Any]
+"""Gives, at once or later, a response, or what is to be JSON in one; None stands for ``{}``."""
 
 
 class Route(Struct, frozen=True):
@@ -317,10 +317,8 @@ def _find(url: bytes) -> Route | None:
             return None if endpoint is None else Route(method, endpoint)
 
 
-_TARGET: Final = re.compile(rb"[!-~]{1,2048}")
-"""What is passed on: nothing that could be the end of a line."""
-_PATH_MAX: Final = 4 * KIB
-"""More than any names need; decoding 30 KiB of percent signs takes milliseconds."""
+_TARGET: Final = re.compile(rb"[!-~]{1,2048}")  # what is passed on: nothing that could be the end of a line
+_PATH_MAX: Final = 4 * KIB  # more than any names need; decoding 30 KiB of percent signs takes milliseconds
 _remembered: Final = lru_cache(maxsize=4096)(_find)
 
 
@@ -340,26 +338,30 @@ def live_page(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
 
 def answer(
     endpoints: Endpoints, route: Route, body: bytes, *, local: bool = False
-) -> HttpResponse | Awaitable[HttpResponse]:
+) -> HttpResponse | Awaitable[Any]:
     """Call a route's endpoint; its response, at once or later. ``local``: the client is on this host."""
     assert route.endpoint is not None
     try:
         found = route.endpoint(endpoints, msgspec.structs.replace(route, local=local), body)
+        return found if isinstance(found, Awaitable) else _responded(found)
     except (UnknownModel, RouteRefused) as error:
         return refusal(error)
     except Exception:  # noqa: BLE001 - as settled
         return internal_error_response()
-    return found
 
 
-async def resolved(found: Awaitable[HttpResponse]) -> HttpResponse:
+async def resolved(found: Awaitable[Any]) -> HttpResponse:
     """Wait for a response; errors become responses as well."""
     try:
-        return await found
+        return _responded(await found)
     except (UnknownModel, RouteRefused) as error:
         return refusal(error)
     except Exception:  # noqa: BLE001 - a bug that one request triggers must not end all others
         return internal_error_response()
+
+
+def _responded(found: Any) -> HttpResponse:
+    return found if isinstance(found, HttpResponse) else json_response({} if found is None else found)
 
 
 def refusal(error: UnknownModel | RouteRefused) -> HttpResponse:
@@ -382,21 +384,13 @@ def _model_route(name: str, rest: list[str]) -> Route | None:
     return None if endpoint is None else Route(method, endpoint, name, version)
 
 
-def _live(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return json_response({"live": True})
+def _live(endpoints: Endpoints, route: Route, body: bytes) -> Any:
+    return {"live": True}
 
 
-def _ready(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
+def _ready(endpoints: Endpoints, route: Route, body: bytes) -> Any:
     endpoints.check_ready()
-    return json_response({"ready": True})
-
-
-def _server(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return json_response(endpoints.server())
-
-
-def _description(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return HttpResponse(200, (_described(endpoints.version),))
+    return {"ready": True}
 
 
 @lru_cache(maxsize=1)
@@ -404,87 +398,38 @@ def _described(version: str) -> bytes:
     return msgspec.json.encode(http_description(version))
 
 
-def _models(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return json_response({"models": endpoints.models()})
-
-
-def _metadata(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return json_response(endpoints.metadata(route.model, route.version))
-
-
-def _model_ready(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
+def _model_ready(endpoints: Endpoints, route: Route, body: bytes) -> Any:
     endpoints.check_model_ready(route.model, route.version)
-    return json_response({"name": route.model, "ready": True})
+    return {"name": route.model, "ready": True}
 
 
-def _config(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return HttpResponse(200, (endpoints.config(route.model, route.version),))
-
-
-async def _stats(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return json_response(await endpoints.statistics(route.model, route.version))
-
-
-async def _metrics(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
+async def _metrics(endpoints: Endpoints, route: Route, body: bytes) -> Any:
     kind = OPENMETRICS_TYPE if route.openmetrics else CONTENT_TYPE
     return HttpResponse(200, (await endpoints.metrics(openmetrics=route.openmetrics),), kind.encode())
 
 
-async def _index(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
+def _index(endpoints: Endpoints, route: Route, body: bytes) -> Any:
     ready = _object(body).get("ready", False)
     if not isinstance(ready, bool):
         raise RouteRefused(400, f"ready: expected true or false, found {ready!r}")
-    return json_response(await endpoints.index(ready=ready))
+    return endpoints.index(ready=ready)
 
 
-async def _load(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    await endpoints.load(route.model, _parameters(body))
-    return json_response({})
-
-
-async def _unload(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
+def _unload(endpoints: Endpoints, route: Route, body: bytes) -> Any:
     _parameters(body)
-    await endpoints.unload(route.model)
-    return json_response({})
+    return endpoints.unload(route.model)
 
 
-def _regions(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return json_response(endpoints.regions(route.model, local=route.local))
-
-
-def _register(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    endpoints.register(route.model, _object(body), local=route.local)
-    return json_response({})
-
-
-def _unregister(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    endpoints.unregister(route.model, local=route.local)
-    return json_response({})
-
-
-def _cuda_regions(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return json_response(endpoints.cuda_regions(route.model))
-
-
-def _register_cuda(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    endpoints.register_cuda()
-    return json_response({})
-
-
-def _unregister_cuda(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return json_response({})
-
-
-def _trace(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return json_response(trace_settings(endpoints, route.model, _object(body), route.version))
-
-
-def _logging(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
-    return json_response(log_settings(_object(body)))
-
-
-def _generate(endpoints: Endpoints, route: Route, body: bytes) -> HttpResponse:
+def _generate(endpoints: Endpoints, route: Route, body: bytes) -> Any:
     return error_response(501, "the generate extension is not supported; use infer")
+
+
+def _stats(endpoints: Endpoints, route: Route, body: bytes) -> Any:
+    return endpoints.statistics(route.model, route.version)
+
+
+def _trace(endpoints: Endpoints, route: Route, body: bytes) -> Any:
+    return trace_settings(endpoints, route.model, _object(body), route.version)
 
 
 def _parameters(body: bytes) -> dict[str, Any]:
@@ -504,21 +449,21 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 _FIXED: Final[dict[str, tuple[bytes, Endpoint]]] = {
-    "v2": (b"GET", _server),
-    "v2/openapi.json": (b"GET", _description),
+    "v2": (b"GET", lambda at, route, body: at.server()),
+    "v2/openapi.json": (b"GET", lambda at, route, body: HttpResponse(200, (_described(at.version),))),
     "v2/health/live": (b"GET", _live),
     "v2/health/ready": (b"GET", _ready),
-    "v2/models": (b"GET", _models),
+    "v2/models": (b"GET", lambda at, route, body: {"models": at.models()}),
     "v2/models/stats": (b"GET", _stats),
     "v2/repository/index": (b"POST", _index),
     "v2/trace/setting": (b"GET, POST", _trace),
-    "v2/logging": (b"GET, POST", _logging),
+    "v2/logging": (b"GET, POST", lambda at, route, body: log_settings(_object(body))),
     "metrics": (b"GET", _metrics),
 }
 _MODEL: Final[dict[str, tuple[bytes, Endpoint]]] = {
-    "": (b"GET", _metadata),
+    "": (b"GET", lambda at, route, body: at.metadata(route.model, route.version)),
     "ready": (b"GET", _model_ready),
-    "config": (b"GET", _config),
+    "config": (b"GET", lambda at, route, body: HttpResponse(200, (at.config(route.model, route.version),))),
     "stats": (b"GET", _stats),
     "trace/setting": (b"GET, POST", _trace),
     "generate": (b"POST", _generate),
@@ -526,17 +471,21 @@ _MODEL: Final[dict[str, tuple[bytes, Endpoint]]] = {
 }
 _REGIONS: Final[dict[str, dict[str, tuple[bytes, Endpoint]]]] = {
     "systemsharedmemory": {
-        "status": (b"GET", _regions),
-        "register": (b"POST", _register),
-        "unregister": (b"POST", _unregister),
+        "status": (b"GET", lambda at, route, body: at.regions(route.model, local=route.local)),
+        "register": (
+            b"POST", lambda at, route, body: at.register(route.model, _object(body), local=route.local),
+        ),
+        "unregister": (b"POST", lambda at, route, body: at.unregister(route.model, local=route.local)),
     },
     "cudasharedmemory": {
-        "status": (b"GET", _cuda_regions),
-        "register": (b"POST", _register_cuda),
-        "unregister": (b"POST", _unregister_cuda),
+        "status": (b"GET", lambda at, route, body: at.cuda_regions(route.model)),
+        "register": (b"POST", lambda at, route, body: at.register_cuda()),
+        "unregister": (b"POST", lambda at, route, body: None),
     },
-}
-_REPOSITORY: Final[dict[str, Endpoint]] = {"load": _load, "unload": _unload}
+}  # fmt: skip
+_REPOSITORY: Final[dict[str, Endpoint]] = {
+    "load": lambda at, route, body: at.load(route.model, _parameters(body)), "unload": _unload,
+}  # fmt: skip
 
 # The rights that endpoints need; for all others see right_of in http/exchange.py.
 OPEN_ENDPOINTS: Final = frozenset({_live, _ready, _model_ready})

@@ -226,8 +226,7 @@ class AcceptedConnection(asyncio.Protocol):
 
 
 BACKLOG: Final = 1024
-SHUTDOWN_S: Final = 5.0
-"""How long a client may take for the TLS shutdown."""
+SHUTDOWN_S: Final = 5.0  # how long a client may take for the TLS shutdown
 
 _log = logging.getLogger(__name__)
 
@@ -252,12 +251,9 @@ class TlsAcceptor:
     """
 
     def __init__(
-        self,
-        listener: socket.socket,
-        tls: Tls,
-        handshakes: HandshakeConfig,
+        self, listener: socket.socket, tls: Tls, handshakes: HandshakeConfig,
         balancer: ConnectionBalancer | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._loop = asyncio.get_running_loop()
         self._balancer = balancer
         self._tls = tls
@@ -308,12 +304,9 @@ class TlsAcceptor:
     async def _handshake(self, accepted: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                self._handshakes.make,
-                accepted,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=self._handshakes.handshake_s,
-                ssl_shutdown_timeout=SHUTDOWN_S,
-            )
+                self._handshakes.make, accepted, ssl=self._tls.context,
+                ssl_handshake_timeout=self._handshakes.handshake_s, ssl_shutdown_timeout=SHUTDOWN_S,
+            )  # fmt: skip
         except (OSError, TimeoutError) as error:
             self._ended()
             # The client's fault: another protocol, no certificate, or nothing sent.
@@ -353,19 +346,15 @@ def listening_socket(host: str, port: int, *, reuse_port: bool) -> socket.socket
 READ_BYTES: Final = 256 * KIB
 UNPACK_BYTES: Final = KIB
 """Compressed bodies above this are decompressed in a thread: they may become a thousand times as large."""
-ENDPOINT_BYTES: Final = 64 * KIB
-"""The largest body of a request other than inference."""
-MIXED_JSON_BYTES: Final = MIB
-"""The most JSON before binary data, which is copied."""
+ENDPOINT_BYTES: Final = 64 * KIB  # the largest body of a request other than inference
+MIXED_JSON_BYTES: Final = MIB  # the most JSON before binary data, which is copied
 _MUCH_FOR_AN_ENDPOINT: Final = (
     f"body: expected at most {ENDPOINT_BYTES} bytes here, found more; send less in it"
 )
 REFUSED_AT_ONCE: Final = 8
 """Connections with a refusal that are read again in one turn of the loop: two milliseconds of 600 kB each."""
-GIVEN_BACK_BYTES: Final = 4 * MIB
-"""The memory of bodies that is given back to the system at once, in 0.4 ms."""
-SWEEP_S: Final = 1.0
-"""The interval between checks of connections' time limits."""
+GIVEN_BACK_BYTES: Final = 4 * MIB  # the memory of bodies that is given back to the system at once, in 0.4 ms
+SWEEP_S: Final = 1.0  # the interval between checks of connections' time limits
 QUIET_S: Final = 5.0
 """Who has asked nothing for so long makes room, where there is none, like those who have not asked yet."""
 SPARE_CONNECTIONS: Final = 64
@@ -377,12 +366,9 @@ class HttpServer:
     """Listens, and keeps its connections. All of them read into ``buffer``, one at a time."""
 
     def __init__(
-        self,
-        gateway: Gateway,
-        endpoints: Endpoints,
-        access: AccessControl,
+        self, gateway: Gateway, endpoints: Endpoints, access: AccessControl,
         find_route: FindRoute = find_route,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.gateway = gateway
         self.config = access.config
         self._settings = access.config.settings
@@ -668,8 +654,7 @@ class HttpServer:
             exchange.read = error.with_traceback(None)
         except (CodecBusy, CodecFailed) as error:
             if not exchange.abandoned:
-                busy = isinstance(error, CodecBusy)
-                self.gateway.refuse_unread(exchange, str(error), busy=busy)
+                self.gateway.refuse_unread(exchange, str(error), busy=isinstance(error, CodecBusy))
                 return
         if exchange.abandoned:
             self.gateway.drop_body(exchange)

@@ -42,14 +42,12 @@ _FREEZE_AFTER_S: Final = 5.0
 HAND_OVER_S: Final = 0.02
 """So long a controller that gives the lead up goes on with the requests that it has; gateways ask the next
 one for those that are left."""
-HEARD_S: Final = 0.002
-"""By then gateways have heard of it, and what they sent before is here."""
+HEARD_S: Final = 0.002  # by then gateways have heard of it, and what they sent before is here
 IDS_BITS: Final = 44
 """Where hosts share a lease, the ids of a controller's actions are its epoch, and so many bits."""
 ETCD_ASKED: Final = 5
 """How many members of etcd may be asked in vain within the lease's time: a heartbeat needs two answers."""
-LOOK_S: Final = 0.1
-"""How often one who stands by tries to reach who leads."""
+LOOK_S: Final = 0.1  # how often one who stands by tries to reach who leads
 _THRESHOLDS: Final = (10_000, 1000, 1000)
 """Of garbage collection, which takes 0.4 us for each young object. The brain creates no reference cycles."""
 
@@ -139,20 +137,14 @@ async def serve(
     recorder = Recorder(config.settings.trace_sample if config.settings.otlp_endpoint else None)
     recorder.counters.epoch = epoch
     hub = Hub(
-        brain,
-        recorder,
-        journal,
-        read_crash_report=partial(read_crash_report, Path(config.run_dir)),
+        brain, recorder, journal, read_crash_report=partial(read_crash_report, Path(config.run_dir)),
         read_wanted=lambda: DevicesWanted.read(Path(config.run_dir, WANTED_FILE), time.monotonic_ns()),
         timer=UrgentTimer,
-    )
+    )  # fmt: skip
     listener = await listen(
-        Path(config.run_dir) / SOCKET_NAME,
-        hello(Role.CONTROLLER, config.name, epoch),
-        hub.on_link,
-        hub.on_frames,
-        hub.on_lost,
-    )
+        Path(config.run_dir) / SOCKET_NAME, hello(Role.CONTROLLER, config.name, epoch), hub.on_link,
+        hub.on_frames, hub.on_lost,
+    )  # fmt: skip
     hub.driver.wake()
     # What came since is frozen without a pass over it, which would stop the serving controller.
     asyncio.get_running_loop().call_later(_FREEZE_AFTER_S, gc.freeze)

@@ -36,12 +36,10 @@ if TYPE_CHECKING:
 
 DRAIN_S: Final = 2.0
 """How long requests in flight may take after SIGTERM, where the supervisor has drained the server before."""
-REFUSALS_SHARE: Final = 8
-"""What a gateway ended by itself may take the journal's bytes divided by this."""
+REFUSALS_SHARE: Final = 8  # what a gateway ended by itself may take the journal's bytes divided by this
 REFUSALS_FILES: Final = 2
 REFUSALS_FLUSH_S: Final = 0.25
-_THRESHOLDS: Final = (50_000, 20, 100)
-"""Of garbage collection; requests create few reference cycles."""
+_THRESHOLDS: Final = (50_000, 20, 100)  # of garbage collection; requests create few reference cycles
 
 _log = logging.getLogger(__name__)
 

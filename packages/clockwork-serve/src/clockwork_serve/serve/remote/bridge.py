@@ -212,7 +212,8 @@ class Bridge:
             self._standbys.add(link)
             self._count_standbys()
             return
-        peer = self._peer_of(link)
+        kind = GatewayPeer if link.peer.role is Role.GATEWAY else WorkerPeer
+        peer: Peer = kind(link, self._reach, self.models, self._judge, self._on_gone)
         form = _FORMS.get(link.peer.role)
         if form is None or not form.fullmatch(peer.name):
             why = (
@@ -225,10 +226,6 @@ class Bridge:
             peer.refuse(Refused(why="the server has no controller now", final=False))
             return
         self._peers[link] = peer
-
-    def _peer_of(self, link: MachineLink) -> Peer:
-        kind = GatewayPeer if link.peer.role is Role.GATEWAY else WorkerPeer
-        return kind(link, self._reach, self.models, self._judge, self._on_gone)
 
     def _may_join(self, peer: Peer) -> bool:
         """Whether it has its name for itself, now that it introduces itself; else it is refused."""

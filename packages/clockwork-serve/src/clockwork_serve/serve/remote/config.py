@@ -119,11 +119,9 @@ class BridgeConfig(Struct, frozen=True, kw_only=True):
 def cluster_files(settings: Settings) -> ClusterFiles:
     """The certificate and key of this machine, and the authority of all machines."""
     return ClusterFiles(
-        certificate=settings.cluster_certificate,
-        key=settings.cluster_key,
-        ca=settings.cluster_ca,
+        certificate=settings.cluster_certificate, key=settings.cluster_key, ca=settings.cluster_ca,
         name=settings.cluster_name,
-    )
+    )  # fmt: skip
 
 
 def check_listening(settings: Settings) -> None:

@@ -49,8 +49,7 @@ class LeaderFinder:
         self, settings: Settings, own: Hello, on_frames: OnFrames, on_lost: OnLost, fence: Fence
     ) -> None:
         """``on_lost`` is called for a link that was returned. Raises :class:`ConfigError` naming a file."""
-        self.host = ""
-        """The name or address by which the last link was made."""
+        self.host = ""  # the name or address by which the last link was made
         self._addresses = split_addresses(settings.controller)
         self._silence_s = settings.silence_s
         self._context = ClusterContext(cluster_files(settings), server=False)

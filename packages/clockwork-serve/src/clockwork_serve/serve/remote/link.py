@@ -29,26 +29,20 @@ from clockwork_serve.units import KIB
 # artefacts wait for small frames. Tensors have connections of their own.
 
 
-SILENCE_S: Final = 2.0
-"""After how long without a byte a link is lost, by default."""
-BEATS: Final = 4
-"""How many pings are sent within that time."""
+SILENCE_S: Final = 2.0  # after how long without a byte a link is lost, by default
+BEATS: Final = 4  # how many pings are sent within that time
 PIECE_BYTES: Final = 128 * KIB
 """The most bytes of tensors and artefacts in one frame: a millisecond of a fast network."""
-CONNECT_S: Final = 5.0
-"""The time limit of the handshake of TLS."""
+CONNECT_S: Final = 5.0  # the time limit of the handshake of TLS
 TCP_S: Final = 0.4
 """That of TCP, after which another attempt is worth more: to a host of which nothing is heard the
 kernel tries again only after 1, 3 and 7 s, though it may be there again. Of a busy one something is heard."""
 SHAKING_MAX: Final = 256
 """The most concurrent handshakes, for these peers are not authenticated yet: of networks from which no
 machine has joined, and of those from which one has."""
-MET_MAX: Final = 1024
-"""Networks from which machines have joined, and are remembered."""
-SAID_AGAIN_S: Final = 600.0
-"""The same warning about the same address is not logged again for this long."""
-KEEP_IDLE_S: Final = 30
-"""After how long without data the kernel asks whether the peer is still there."""
+MET_MAX: Final = 1024  # networks from which machines have joined, and are remembered
+SAID_AGAIN_S: Final = 600.0  # the same warning about the same address is not logged again for this long
+KEEP_IDLE_S: Final = 30  # after how long without data the kernel asks whether the peer is still there
 _CROWDED: Final = "too many handshakes at once"
 _TCP_USER_TIMEOUT: Final = 18
 _TCP_NOTSENT_LOWAT: Final = 25

@@ -36,8 +36,7 @@ def decode(encoded: bytes) -> Tensors:
     return found
 
 
-SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):\d{1,5}")
-"""The form of ``Tensors.server``."""
+SERVER: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]*):\d{1,5}")  # the form of ``Tensors.server``
 
 
 def packed(refs: Sequence[TensorRef]) -> tuple[TensorRef, ...]:
@@ -74,22 +73,14 @@ def outputs_there(refs: tuple[TensorRef, ...]) -> bytes:
 class TransferKind(enum.IntEnum):
     """What a message says."""
 
-    READ = 1
-    """To a gateway: send the inputs of the slot with this epoch."""
-    WRITE = 2
-    """To a gateway: outputs follow, for the slot with this epoch, which take ``at`` bytes of room."""
-    DATA = 3
-    """Bytes of a transfer, for byte ``at`` of its run and on; in order."""
-    LAST = 4
-    """As DATA: the last of the transfer."""
-    STOP = 5
-    """To a gateway: no more of that transfer is wanted."""
-    DONE = 6
-    """From a gateway: all outputs are in their slot."""
-    GONE = 7
-    """From a gateway: no slot has that epoch; it was freed, and may belong to another request."""
-    FULL = 8
-    """From a gateway: it has no room for as many outputs."""
+    READ = 1  # to a gateway: send the inputs of the slot with this epoch
+    WRITE = 2  # to a gateway: outputs follow, for the slot with this epoch, which take ``at`` bytes of room
+    DATA = 3  # bytes of a transfer, for byte ``at`` of its run and on; in order
+    LAST = 4  # as DATA: the last of the transfer
+    STOP = 5  # to a gateway: no more of that transfer is wanted
+    DONE = 6  # from a gateway: all outputs are in their slot
+    GONE = 7  # from a gateway: no slot has that epoch; it was freed, and may belong to another request
+    FULL = 8  # from a gateway: it has no room for as many outputs
 
 
 class TransferHead(NamedTuple):

@@ -24,8 +24,7 @@ from clockwork_serve.serve.remote.tensor_link import (
     pieces_of,
 )
 
-TRANSFERS_MAX: Final = 4096
-"""Open transfers of one worker: far more than it has requests at a time."""
+TRANSFERS_MAX: Final = 4096  # open transfers of one worker: far more than it has requests at a time
 
 _log = logging.getLogger(__name__)
 
@@ -147,8 +146,7 @@ class TensorServer(MachineAcceptor):
             link.send(TransferHead(TransferKind.GONE, 0, head.transfer))
             return
         worker.reading.add(head.transfer)
-        nbytes = sum([ref.nbytes for ref in slot.tensors.refs])
-        link.queue(self._inputs(worker, head, slot), nbytes)
+        link.queue(self._inputs(worker, head, slot), sum([ref.nbytes for ref in slot.tensors.refs]))
 
     def _inputs(self, worker: _Worker, head: TransferHead, slot: Slot) -> Pieces:
         """The inputs of a slot, for as long as it is the request's and they are wanted."""

@@ -40,8 +40,7 @@ from clockwork_serve.serve.shm import HEADER_BYTES, NO_EPOCH, Region, memory_of,
 from clockwork_serve.units import NS_PER_S, align, us
 
 RECONNECT_S: Final = 0.05
-RECONNECT_S_MAX: Final = 1.0
-"""The pause between attempts to connect doubles up to this."""
+RECONNECT_S_MAX: Final = 1.0  # the pause between attempts to connect doubles up to this
 GONE: Final = "its tensors were withdrawn: no slot of its gateway has its epoch"
 FULL: Final = (
     "outputs: no room for them among its gateway's gateway_memory; ask for less, try again, or raise it"
@@ -56,16 +55,13 @@ _log = logging.getLogger(__name__)
 # that inputs and outputs took, so that this becomes part of the estimates.
 
 
-KEYS_MAX: Final = 1024
-"""For how many kinds of INFERs the network time is remembered."""
-_FADE: Final = 8
-"""The longest network time decays by this part with each sample that is shorter."""
+KEYS_MAX: Final = 1024  # for how many kinds of INFERs the network time is remembered
+_FADE: Final = 8  # the longest network time decays by this part with each sample that is shorter
 DELAY_NS: Final = us(1500)
 """Of the way there and back, so much is a delay as the controller measures it, for any device: it plans with
 it, and does not count it as time of the lane, which another action may have meanwhile."""
 
-Key = tuple[str, int, int]
-"""The kind of an INFER: code, batch size, bytes of inputs."""
+Key = tuple[str, int, int]  # the kind of an INFER: code, batch size, bytes of inputs
 
 
 class LaneTiming:
@@ -120,8 +116,7 @@ def key_of(action: Infer) -> Key:
 
 
 def _key(action: Infer, calls: Sequence[Tensors]) -> Key:
-    nbytes = sum([ref.nbytes for tensors in calls for ref in tensors.refs])
-    return (action.code_id, action.batch, nbytes)
+    return (action.code_id, action.batch, sum([ref.nbytes for tensors in calls for ref in tensors.refs]))
 
 
 # ------------------------------------------------------------

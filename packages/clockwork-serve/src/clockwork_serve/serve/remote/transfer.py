@@ -140,8 +140,7 @@ class IncomingArtefact:
 # Artefacts of a remote worker: taken from its own cache, or fetched from the server once.
 
 
-AT_ONCE: Final = 2
-"""Artefacts fetched at a time, so that the network is not idle between two."""
+AT_ONCE: Final = 2  # artefacts fetched at a time, so that the network is not idle between two
 
 _log = logging.getLogger(__name__)
 
@@ -158,13 +157,10 @@ class MachineArtefacts:
     """
 
     def __init__(
-        self,
-        cache: Cache,
-        ask: Callable[[Fetch], None],
+        self, cache: Cache, ask: Callable[[Fetch], None],
         tell: Callable[[ArtefactDamaged], None] = lambda damaged: None,
-        verify: Callable[[Weights], None] = lambda weights: None,
-        store: Cache | None = None,
-    ) -> None:
+        verify: Callable[[Weights], None] = lambda weights: None, store: Cache | None = None,
+    ) -> None:  # fmt: skip
         self._cache = cache
         self._ask = ask
         self._tell = tell
@@ -282,13 +278,11 @@ class MachineArtefacts:
         self._ask_next()
 
     def _need(self, what: str, name: str, then: Then, *, first: bool = False) -> None:
-        there = self._cache.code(name) if what == "code" else self._cache.weights_path(name).exists()
-        if there:
+        if self._cache.code(name) if what == "code" else self._cache.weights_path(name).exists():
             then("")
             return
         asked = Fetch(what=what, name=name)
-        waiting = self._waiting.setdefault(asked, [])
-        waiting.append(then)
+        self._waiting.setdefault(asked, []).append(then)
         if first and asked not in self._arriving:
             self._arrive(asked)
         self._ask_next()

@@ -55,11 +55,9 @@ class MachineHost(WorkerHost):
     """A :class:`WorkerHost` whose server is at ``settings.controller``, on another machine."""
 
     def __init__(
-        self,
-        config: WorkerConfig,
-        devices: Mapping[str, Device],
+        self, config: WorkerConfig, devices: Mapping[str, Device],
         on_codes_changed: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(config, devices, on_codes_changed)
         settings = self._settings = config.settings
         self._kinds = tuple(profile_kind(device) for device in config.devices)
@@ -67,12 +65,9 @@ class MachineHost(WorkerHost):
             settings, hello(Role.WORKER, config.name), self._on_frames, self._on_lost, self._fence
         )
         self._artefacts = MachineArtefacts(
-            Cache(settings.cache, reads_weights=False),
-            self._ask,
-            self._tell_damage,
-            self.verifier.add,
+            Cache(settings.cache, reads_weights=False), self._tell, self._tell, self.verifier.add,
             Cache(settings.cache, reads_weights=False, store=settings.store) if settings.store else None,
-        )
+        )  # fmt: skip
         self.tensors = self._tensors = tensors_of(self, settings, split_addresses(settings.controller)[0][0])
         self._removed: set[str] = set()  # codes that were removed while they were fetched
         self._refused: asyncio.Future[None] = self._loop.create_future()
@@ -165,8 +160,7 @@ class MachineHost(WorkerHost):
                 self.post(there)
 
         if not self._artefacts.load(action, go):
-            left_ns = action.window.latest_ns - time.monotonic_ns()
-            self._loop.call_later(waiting_s(left_ns), go, action)
+            self._loop.call_later(waiting_s(action.window.latest_ns - time.monotonic_ns()), go, action)
 
     def _on_code(self, added: CodeAdded, error: str) -> None:
         code = added.code
@@ -178,13 +172,9 @@ class MachineHost(WorkerHost):
             if spec.runs(code.backend) and self._link is not None:
                 self._link.send(CodeReady(device=spec.device, code_id=code.code_id, ok=False, message=error))
 
-    def _tell_damage(self, damaged: ArtefactDamaged) -> None:
+    def _tell(self, frame: ArtefactDamaged | Fetch) -> None:
         if self._link is not None:
-            self._link.send(damaged)
-
-    def _ask(self, asked: Fetch) -> None:
-        if self._link is not None:
-            self._link.send(asked)
+            self._link.send(frame)
 
     def _answer(self, answer: Answer) -> None:
         if isinstance(answer, ArtefactDamaged):

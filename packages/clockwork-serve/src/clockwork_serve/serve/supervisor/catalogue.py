@@ -237,12 +237,10 @@ class Repairs:
     """
 
     def __init__(
-        self,
-        catalogue: Catalogue,
+        self, catalogue: Catalogue,
         prepare: Callable[[tuple[str, ...], tuple[SuspectArtefact, ...]], Awaitable[PreparedRepository]],
-        send: Callable[..., None],
-        report: Callable[[PreparedRepository], None],
-    ) -> None:
+        send: Callable[..., None], report: Callable[[PreparedRepository], None],
+    ) -> None:  # fmt: skip
         self._catalogue = catalogue
         self._prepare = prepare
         self._send = send

@@ -125,8 +125,7 @@ def machine_of(settings: Settings) -> str:
 # they stay reserved while a gateway restarts.
 
 
-ENDING_S: Final = 1.0
-"""How long a gateway may take to end once it has drained."""
+ENDING_S: Final = 1.0  # how long a gateway may take to end once it has drained
 
 
 def run_gateways(settings: Settings, on_listening: Callable[[dict[str, str]], None] = lambda at: None) -> int:

@@ -90,8 +90,7 @@ def heard_soon(settings: Settings) -> Settings:
     return msgspec.structs.replace(settings, silence_s=STANDBY_SILENCE_S)
 
 
-GPU_SHARE: Final = 0.8
-"""Of a GPU's free memory; the rest is for workspace, inputs and outputs."""
+GPU_SHARE: Final = 0.8  # of a GPU's free memory; the rest is for workspace, inputs and outputs
 GPU_PAGE: Final = 16 * MIB
 _SIZES = {
     "device_memory": "memory_bytes",
@@ -104,12 +103,9 @@ _SIZES = {
 def store_config(settings: Settings) -> StoreConfig:
     """The store's configuration."""
     return StoreConfig(
-        cache_dir=settings.cache,
-        shared=settings.store,
-        max_batch_size=settings.max_batch,
-        largest_batch=max(settings.largest_batch, settings.max_batch),
-        queue_limit=settings.queue_limit,
-    )
+        cache_dir=settings.cache, shared=settings.store, max_batch_size=settings.max_batch,
+        largest_batch=max(settings.largest_batch, settings.max_batch), queue_limit=settings.queue_limit,
+    )  # fmt: skip
 
 
 def device_configs(settings: Settings) -> tuple[DeviceConfig, ...]:
@@ -146,12 +142,10 @@ def _gpu(settings: Settings, config: DeviceConfig) -> DeviceConfig:
     memory = settings.device_memory
     default = 0.0 if settings.is_set("device_memory") else GPU_SHARE
     return msgspec.structs.replace(
-        config,
-        memory_share=default if isinstance(memory, int) else memory,
+        config, memory_share=default if isinstance(memory, int) else memory,
         page_bytes=config.page_bytes if settings.is_set("page_size") else GPU_PAGE,
-        pool_bytes=settings.host_memory,
-        graphs=settings.cuda_graphs,
-    )
+        pool_bytes=settings.host_memory, graphs=settings.cuda_graphs,
+    )  # fmt: skip
 
 
 def controller_config(settings: Settings) -> ControllerConfig:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import resource
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -22,21 +23,19 @@ from clockwork_serve.units import MIB
 # compiler and a gateway have that and more, a worker, where numpy may have one thread, does not.
 COMPILER_BYTES: Final = 384 * MIB
 GATEWAY_BYTES: Final = 256 * MIB
-GRPC_BYTES: Final = 256 * MIB
-"""The stacks of gRPC's threads, most of all."""
+GRPC_BYTES: Final = 256 * MIB  # the stacks of gRPC's threads, most of all
 WORKER_BYTES: Final = 640 * MIB
 TORCH_BYTES: Final = 1024 * MIB
 
 # Open files.
 SUPERVISOR_FILES: Final = 24
-CHILD_FILES: Final = 3
-"""What a supervisor has for each process: its log, its heartbeats, its end."""
+CHILD_FILES: Final = 3  # what a supervisor has for each process: its log, its heartbeats, its end
 CONTROLLER_FILES: Final = 24
 WORKER_FILES: Final = 40
-GATEWAY_FILES: Final = 42
-"""With 16 connections, of clients or to accept next."""
+GATEWAY_FILES: Final = 42  # with 16 connections, of clients or to accept next
 
 TORCH_KINDS: Final = ("torch-cpu", "cuda")
+_amount: Final = attrgetter("amount")
 _UNLIMITED: Final = 1 << 62
 _log = logging.getLogger(__name__)
 
@@ -144,10 +143,6 @@ def address_space_bytes() -> int:
 def _raise_soft(which: int, name: str, soft: int, hard: int) -> None:
     resource.setrlimit(which, (hard, hard))
     _log.debug("%s: raised from %d to %d", name, soft, hard)
-
-
-def _amount(need: Need) -> int:
-    return need.amount
 
 
 def _least(limit: int) -> int:

@@ -14,19 +14,16 @@ import msgspec
 from clockwork_serve.errors import TransportError
 from clockwork_serve.fence import Fence
 from clockwork_serve.messages import (
-    ArtefactDamaged,
     Ask,
     Beat,
     Drain,
     Frame,
-    ModelsAskedFor,
     Quarantined,
     Question,
     QuotasSet,
     Readiness,
     Reply,
     Role,
-    WorkerHung,
 )
 from clockwork_serve.serve.gateway.access import read_keys
 from clockwork_serve.serve.gateway.tls import REFRESH_S, Watched
@@ -46,33 +43,17 @@ _log = logging.getLogger(__name__)
 class SupervisorLink:
     """A link that, once started, is connected again whenever it is lost.
 
-    ``catalogue`` returns the frames that each new controller is sent first. Callbacks: ``on_ask`` for each
-    question of the controller, ``on_quarantined`` for each model put into quarantine, ``on_hung`` for a
-    worker to be ended, ``on_damaged`` for an artefact that a worker found damaged, ``on_asked_for`` for
-    models that clients ask for before they are prepared.
+    ``catalogue`` returns the frames that each new controller is sent first. ``handlers`` get the controller's
+    frames by type, but those that the link is for itself.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        catalogue: Callable[[], list[Frame]],
-        on_ask: Callable[[Ask], None],
-        on_quarantined: Callable[[], None] = lambda: None,
-        on_hung: Callable[[WorkerHung], None] = lambda hung: None,
-        on_damaged: Callable[[ArtefactDamaged], None] = lambda damaged: None,
-        *,
-        on_asked_for: Callable[[ModelsAskedFor], None] = lambda asked: None,
-    ) -> None:
+    def __init__(self, path: Path, catalogue: Callable[[], list[Frame]]) -> None:
         self.quarantines = Quarantines()
         self.readiness = Readiness(ready=False, why="starting")
         self.connected = asyncio.Event()
         self._path = path
         self._catalogue = catalogue
-        self._on_ask = on_ask
-        self._on_quarantined = on_quarantined
-        self._on_hung = on_hung
-        self._on_damaged = on_damaged
-        self._on_asked_for = on_asked_for
+        self.handlers: dict[type[Frame], Callable[[Any], None]] = {}
         self._lost = asyncio.Event()
         self._fence = Fence()
         self._link: Link | None = None
@@ -157,31 +138,25 @@ class SupervisorLink:
 
     def _on_frames(self, link: Link, frames: list[Frame]) -> None:
         for frame in frames:
+            handler = self.handlers.get(type(frame))
             match frame:
                 case Readiness():
                     self.readiness = frame
                 case Quarantined():
                     self.quarantines.update(frame)
-                    if frame.why:
-                        self._on_quarantined()
+                    if handler is not None:
+                        handler(frame)
                 case Reply():
                     reply = self._replies.get(frame.ask_id)
                     if reply is not None and not reply.done():
                         reply.set_result(frame)
-                case Ask():
-                    self._on_ask(frame)
-                case WorkerHung():
-                    self._on_hung(frame)
                 case Beat():
                     link.send(frame)
-                case ArtefactDamaged():
-                    self._on_damaged(frame)
-                case ModelsAskedFor():
-                    self._on_asked_for(frame)
+                case _ if handler is None:
+                    kind = type(frame).__name__
+                    _log.warning("the controller sent %s, which the supervisor does not expect", kind)
                 case _:
-                    _log.warning(
-                        "the controller sent %s, which the supervisor does not expect", type(frame).__name__
-                    )
+                    handler(frame)
 
     def _on_lost(self, link: Link) -> None:
         _log.log(self._lost_level, "link lost: %s", link.lost_because)

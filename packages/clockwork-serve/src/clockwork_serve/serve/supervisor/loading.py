@@ -41,19 +41,14 @@ from clockwork_serve.store.repository import model_names
 from clockwork_serve.store.settings import shortened
 
 POLL_S: Final = 0.02
-SETTLE_S: Final = 60.0
-"""How long devices may take to prepare the codes that they were sent."""
-REPLACED_GRACE_S: Final = 5.0
-"""How long a version that was replaced is kept for requests that wait for it."""
-LOST_MAX: Final = 3
-"""How often preparing a repository may end unexpectedly, and is begun again."""
-FOLLOW_S: Final = 5.0
-"""How often a controller that stands by looks whether the store has another catalogue."""
+SETTLE_S: Final = 60.0  # how long devices may take to prepare the codes that they were sent
+REPLACED_GRACE_S: Final = 5.0  # how long a version that was replaced is kept for requests that wait for it
+LOST_MAX: Final = 3  # how often preparing a repository may end unexpectedly, and is begun again
+FOLLOW_S: Final = 5.0  # how often a controller that stands by looks whether the store has another catalogue
 REFINE_POLL_S: Final = 5.0
 REFINE_IDLE_S: Final = 20.0
 """Profiles that were measured beside other work are measured again once no request came for so long."""
-REFINE_CODES: Final = 8
-"""How many are measured again between two looks whether requests come."""
+REFINE_CODES: Final = 8  # how many are measured again between two looks whether requests come
 
 _log = logging.getLogger(__name__)
 

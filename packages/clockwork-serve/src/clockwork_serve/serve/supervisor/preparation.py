@@ -54,13 +54,10 @@ if TYPE_CHECKING:
 # The child writes its progress to stdout, one JSON record a line, and its result to a file.
 
 
-LOAD_NICE: Final = 10
-"""Niceness at which models are compiled while others are served."""
+LOAD_NICE: Final = 10  # niceness at which models are compiled while others are served
 URGENT_MAX: Final = 32
-PART_S: Final = 0.5
-"""How often what is ready is written, if parts are wanted."""
-RESULT: Final = "prepared"
-"""The name under which the result file is sealed."""
+PART_S: Final = 0.5  # how often what is ready is written, if parts are wanted
+RESULT: Final = "prepared"  # the name under which the result file is sealed
 
 _log = logging.getLogger(__name__)
 
@@ -147,10 +144,6 @@ OnProgress = Callable[[StartProgress], None]
 OnPart = Callable[[PreparedRepository], None]
 
 
-def _no_part(part: PreparedRepository) -> None:
-    """Of a preparation without parts."""
-
-
 class Steering:
     """Steers a preparation while it runs: which models are urgent, and whether it gives way to others."""
 
@@ -181,7 +174,7 @@ class Steering:
 
 async def prepare(
     preparation: Preparation, on_progress: OnProgress, on_line: Callable[[str], None],
-    on_part: OnPart = _no_part, steering: Steering | None = None,
+    on_part: OnPart = lambda part: None, steering: Steering | None = None,
 ) -> PreparedRepository:  # fmt: skip
     """Run a child that prepares; cancelling stops it. Each part is given to ``on_part``, the rest returned.
 
@@ -287,11 +280,8 @@ class _PreparingChild:
 
 def _crash(process: _PreparingChild, why: str) -> Problem:
     if process.stuck:
-        limit_s = process.preparation.settings.compile_s
-        expected, found = (
-            f"a model that is compiled within {limit_s:g} s",
-            "one that takes longer, or for ever",
-        )
+        expected = f"a model that is compiled within {process.preparation.settings.compile_s:g} s"
+        found = "one that takes longer, or for ever"
         advice = "raise compile_s, or serve a smaller model"
     else:
         expected, found = "a model that can be compiled", f"a crash of the compiler ({why})"
@@ -357,7 +347,7 @@ def _prepare(preparation: Preparation) -> PreparedRepository:
         able = _without(preparation.crashed, able)
         work = _Work(able, [*preparation.crashed, *unfit, *missing], cache, profiler)
         compiling = partial(
-            compile_all, repository, cache, _progress_reporter("compile"), entries=able,
+            compile_all, repository, cache, partial(_write_progress, "compile"), entries=able,
             compiler=CatalogueCompiler(cache, repository)
             if isinstance(repository, CatalogueRepository)
             else None,
@@ -514,7 +504,7 @@ class _Work:
             if not problems:
                 self._served[name].append(each)
         self._finish(name)
-        _write(StartProgress(stage="profile", done=self._count, total=len(self._left), text=name))
+        _write_progress("profile", self._count, len(self._left), name)
 
     def _finish(self, name: str) -> None:
         with self._lock:
@@ -577,11 +567,8 @@ def _without(crashed: Sequence[Problem], entries: Sequence[Entry]) -> list[Entry
     ]
 
 
-def _progress_reporter(stage: str) -> Callable[[int, int, str], None]:
-    def report(done: int, total: int, text: str) -> None:
-        _write(StartProgress(stage=stage, done=done, total=total, text=text))
-
-    return report
+def _write_progress(stage: str, done: int, total: int, text: str) -> None:
+    _write(StartProgress(stage=stage, done=done, total=total, text=text))
 
 
 def _write(record: StartProgress | Failure | Begun | PartReady) -> None:

@@ -151,8 +151,7 @@ def _responsive_s(before: ThreadState, now: ThreadState) -> float:
 # when the thread that started them ends.
 
 
-FAST_S: Final = 5.0
-"""A child that lived for less died fast: it probably never worked."""
+FAST_S: Final = 5.0  # a child that lived for less died fast: it probably never worked
 FAST_DEATHS: Final = 5
 """After this many fast deaths in a row the child keeps failing: another restart will not help."""
 RETRY_S: Final = 0.1
@@ -203,12 +202,9 @@ class Launch(Struct, frozen=True, kw_only=True):
         ``config`` is passed as JSON.
         """
         return cls(
-            name=name,
-            module="clockwork_serve.serve." + (kind if "." in kind else f"processes.{kind}"),
-            config=msgspec.json.encode(config).decode(),
-            stuck_s=stuck_s,
-            cpus=cpus,
-        )
+            name=name, module="clockwork_serve.serve." + (kind if "." in kind else f"processes.{kind}"),
+            config=msgspec.json.encode(config).decode(), stuck_s=stuck_s, cpus=cpus,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -457,8 +453,7 @@ class Supervisor:
         """Start a child, and restart it whenever it ends, until :meth:`stop`."""
         assert launch.name not in self._kept, launch.name
         kept = self._kept[launch.name] = _Kept(launch)
-        child = self._run(kept)
-        kept.task = asyncio.get_running_loop().create_task(self._keep(kept, child))
+        kept.task = asyncio.get_running_loop().create_task(self._keep(kept, self._run(kept)))
 
     def pid(self, name: str) -> int | None:
         """The process id of a child; None while it does not run."""
@@ -555,12 +550,10 @@ class Supervisor:
             self._on_end(name, status)
             delay_s = backoff.died(time.monotonic() - child.started_s, status)
             _log.error(
-                "%s ended: %s; %s",
-                name,
-                describe_exit(status),
+                "%s ended: %s; %s", name, describe_exit(status),
                 "restarting" if delay_s == 0 else f"restarting in {delay_s:.1f} s",
                 extra={"pid": child.pid, "fast_deaths": backoff.fast_deaths},
-            )
+            )  # fmt: skip
             if backoff.fast_deaths == FAST_DEATHS:
                 _log.critical("%s keeps ending at once; see its messages above", name)
             if delay_s:
@@ -590,8 +583,7 @@ def describe_exit(status: int) -> str:
 # The processes of a server, and the configuration of each.
 
 
-OBSERVER: Final = "clockwork_serve.apps.observer"
-"""Its module, which no part of the server needs."""
+OBSERVER: Final = "clockwork_serve.apps.observer"  # its module, which no part of the server needs
 
 
 def launches(config: ServerConfig, run_dir: Path, port_by_name: Mapping[str, int]) -> list[Launch]:
@@ -666,14 +658,9 @@ def pinned_cores(settings: Settings, workers: int) -> tuple[list[tuple[int, ...]
 
 
 def gateway_launches(
-    settings: Settings,
-    run_dir: Path,
-    port_by_name: Mapping[str, int],
-    machine: str = "",
-    cpus: tuple[int, ...] = (),
-    *,
-    metrics_only: bool = False,
-) -> list[Launch]:
+    settings: Settings, run_dir: Path, port_by_name: Mapping[str, int], machine: str = "",
+    cpus: tuple[int, ...] = (), *, metrics_only: bool = False,
+) -> list[Launch]:  # fmt: skip
     """The gateways of one machine, named ``gateway-0`` and so on.
 
     ``machine`` is the prefix of their names, and is given where they join a server on another machine.

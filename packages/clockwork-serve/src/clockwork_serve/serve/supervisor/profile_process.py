@@ -52,10 +52,8 @@ from clockwork_serve.units import KIB, MIB, NS_PER_MS, NS_PER_S, TENSOR_ALIGN, a
 # 2.3 ms (AMD EPYC).
 
 
-EVICT_FROM_BYTES: Final = MIB
-"""Smaller weights are fetched within 0.1 ms."""
-DEFAULT_CACHE_BYTES: Final = 32 * MIB
-"""Where the system does not say how large the caches are."""
+EVICT_FROM_BYTES: Final = MIB  # smaller weights are fetched within 0.1 ms
+DEFAULT_CACHE_BYTES: Final = 32 * MIB  # where the system does not say how large the caches are
 EVICT_BYTES_MAX: Final = 128 * MIB
 _CACHES: Final = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -89,10 +87,8 @@ def cache_evictor(
 # Inputs to profile a code with, guessed from its tensors' names, datatypes and shapes.
 
 
-SAMPLE_RATE: Final = 16_000
-"""The sample rate that most audio models expect; many refuse any other."""
-ELEMENTS_MAX: Final = 1 << 24
-"""The most elements of an input with dynamic dimensions."""
+SAMPLE_RATE: Final = 16_000  # the sample rate that most audio models expect; many refuse any other
+ELEMENTS_MAX: Final = 1 << 24  # the most elements of an input with dynamic dimensions
 
 _FLOATS: Final = ("FP16", "FP32", "FP64", "BF16")
 
@@ -198,13 +194,9 @@ class MeasuredProfile(Struct, frozen=True, kw_only=True, tag=True):
 
 
 def profile(
-    device: Device,
-    code: Code,
-    model: Model,
-    clock: Callable[[], int] = time.monotonic_ns,
-    between: Callable[[], object] | None = None,
-    on_prepared: Callable[[], object] = lambda: None,
-) -> MeasuredProfile:
+    device: Device, code: Code, model: Model, clock: Callable[[], int] = time.monotonic_ns,
+    between: Callable[[], object] | None = None, on_prepared: Callable[[], object] = lambda: None,
+) -> MeasuredProfile:  # fmt: skip
     """Measure ``code`` on ``device`` with the weights of ``model``. Takes seconds; the device must be idle.
 
     ``between`` is called before each run, to evict the caches (default: :func:`cache_evictor`), and
@@ -219,13 +211,9 @@ def profile(
 
 class _Measurement:
     def __init__(
-        self,
-        device: Device,
-        code: Code,
-        model: Model,
-        clock: Callable[[], int],
+        self, device: Device, code: Code, model: Model, clock: Callable[[], int],
         between: Callable[[], object],
-    ) -> None:
+    ) -> None:  # fmt: skip
         self._between = between
         self._device = device
         self._code = code
@@ -427,8 +415,7 @@ def resident_bytes() -> int:
 # measure a small model. Stdout is for the result alone: what a model prints goes to stderr.
 
 
-PREPARED: Final = b"prepared"
-"""The first line of output, once the device has prepared the code."""
+PREPARED: Final = b"prepared"  # the first line of output, once the device has prepared the code
 
 
 class ImportFailed(Struct, frozen=True, tag=True):

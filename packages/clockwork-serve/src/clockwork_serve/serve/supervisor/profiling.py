@@ -44,8 +44,7 @@ TIME_LIMIT_S: Final = 120.0
 TRIES: Final = 2
 """If this many models of one code crash the process that measures them, the others are not tried."""
 
-REPLY_BYTES: Final = 64
-"""The most of a reply of the process that forks those which measure."""
+REPLY_BYTES: Final = 64  # the most of a reply of the process that forks those which measure
 
 
 class Crashed(Exception):
@@ -146,13 +145,20 @@ class Profiler:
         except DeviceError as error:
             self.warnings.append(f"model {each.model.key} does not run on {config.device}: {error}")
         except Unprepared as error:
-            self._problems[key] = partial(_unprepared, error=error)
+            self._problems[key] = partial(
+                _problem, expected="a class that can be imported", found=shortened(str(error)),
+                advice="correct it, and load the model again",
+            )  # fmt: skip
         except Crashed as crash:
+            crashed = partial(
+                _problem, expected=f"a model that runs on {config.device}", found=f"a crash ({crash})",
+                advice="it would take the device down for all others; run it by itself to see why",
+            )  # fmt: skip
             # Perhaps for its weights: the next model of this code is tried.
             self._crashes[key] += 1
             if self._crashes[key] < TRIES:
-                return _crash(each.model, config, crash)
-            self._problems[key] = partial(_crash, config=config, crash=crash)
+                return crashed(each.model)
+            self._problems[key] = crashed
         else:
             self.profiles[key] = measured.profile
             self.warnings.extend(measured.warnings)
@@ -162,26 +168,11 @@ class Profiler:
         return self._problems[key](each.model) if key in self._problems else None
 
 
-def _crash(model: Model, config: DeviceConfig, crash: Crashed) -> Problem:
+def _problem(model: Model, expected: str, found: str, advice: str) -> Problem:
     return Problem(
-        model=model.name,
-        version=model.version,
-        field="model",
-        expected=f"a model that runs on {config.device}",
-        found=f"a crash ({crash})",
-        advice="it would take the device down for all others; run it by itself to see why",
-    )
-
-
-def _unprepared(model: Model, error: Unprepared) -> Problem:
-    return Problem(
-        model=model.name,
-        version=model.version,
-        field="model",
-        expected="a class that can be imported",
-        found=shortened(str(error)),
-        advice="correct it, and load the model again",
-    )
+        model=model.name, version=model.version, field="model",
+        expected=expected, found=found, advice=advice,
+    )  # fmt: skip
 
 
 class ProfileProcesses:
@@ -247,8 +238,7 @@ class ProfileProcesses:
         finally:
             for fd in (file, stdout, stderr):
                 os.close(fd)
-        returncode = self._status(requests)
-        return _Ended(returncode, tails[0].end(), tails[1].end())
+        return _Ended(self._status(requests), tails[0].end(), tails[1].end())
 
     def _status(self, requests: socket.socket) -> int | None:
         """The exit status of the child that was asked for, or None if it did not end in time."""

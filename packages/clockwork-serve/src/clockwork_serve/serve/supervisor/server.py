@@ -20,11 +20,13 @@ import uvloop
 
 from clockwork_serve.errors import ClockworkError, RepositoryError, TransportError
 from clockwork_serve.messages import (
+    ArtefactDamaged,
     Ask,
     Drain,
     Frame,
     ModelsAskedFor,
     ProcessesEnded,
+    Quarantined,
     Question,
     Reply,
     StandbysCounted,
@@ -66,12 +68,10 @@ _log = logging.getLogger(__name__)
 
 
 POLL_S: Final = 0.02
-CHECK_S: Final = 1.0
-"""How often it is looked whether a controller by itself keeps failing."""
+CHECK_S: Final = 1.0  # how often it is looked whether a controller by itself keeps failing
 STANDBY_POLL_S: Final = 0.25
 """How often it is looked how many controllers stand by: the watchdog sends its beats as often."""
-PROBES: Final = 4
-"""Of each gateway on average, before all are taken for ready."""
+PROBES: Final = 4  # of each gateway on average, before all are taken for ready
 STOP_GRACE_S: Final = 5.0
 
 
@@ -107,16 +107,20 @@ class Server:
         self._on_progress = on_progress
         self._on_line = on_line or to_stderr
         self.supervisor = Supervisor(self._on_line, self._on_end)
-        self.repairs = Repairs(self.catalogue, self._prepare, self._send, self._report)
-        self._link = SupervisorLink(
-            self.run_dir / SOCKET_NAME, self._catalogue, self._on_ask, self._on_quarantined, self._on_hung,
-            self.repairs.on_damaged, on_asked_for=self._on_asked_for,
-        )  # fmt: skip
+        self._link = SupervisorLink(self.run_dir / SOCKET_NAME, self._catalogue)
+        self.repairs = Repairs(self.catalogue, self._prepare, self._link.send, self._report)
         self._loader = Loader(
             config, self.catalogue, self._link, self.repairs,
             prepare=self._prepare, prepare_all=self._prepare_all, report=self._report,
             check_running=self.check_running,
         )  # fmt: skip
+        self._link.handlers |= {
+            Ask: lambda ask: self._run(self._answer(ask)),
+            Quarantined: self._on_quarantined,
+            WorkerHung: self._on_hung,
+            ArtefactDamaged: self.repairs.on_damaged,
+            ModelsAskedFor: self._loader.asked_for,
+        }
         self._hung: set[str] = set()  # workers that were killed because they hung, and have not ended yet
         self._preparing = asyncio.Lock()
         self._preparations = 0
@@ -314,9 +318,6 @@ class Server:
             if counted.ready != before:
                 self._link.send(counted)
 
-    def _send(self, *frames: Frame) -> None:
-        self._link.send(*frames)
-
     def _on_end(self, name: str, status: int) -> None:
         self._link.send(*self._ended_counts())
         by_itself = name in self._hung
@@ -334,17 +335,12 @@ class Server:
         else:
             _log.warning("%s was stopped by a signal; no model is to blame for that", hung.worker)
 
-    def _on_quarantined(self) -> None:
+    def _on_quarantined(self, quarantined: Quarantined) -> None:
         """Restart workers without delay: the model that crashed them is not served any more."""
-        self.supervisor.reset_backoff("worker")
-
-    def _on_asked_for(self, asked: ModelsAskedFor) -> None:
-        self._loader.asked_for(asked)
+        if quarantined.why:
+            self.supervisor.reset_backoff("worker")
 
     # Questions
-
-    def _on_ask(self, ask: Ask) -> None:
-        self._run(self._answer(ask))
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -396,8 +392,7 @@ class Stopping:
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         self.forced = asyncio.Event()
-        self.signal = signal.SIGTERM
-        """The last signal."""
+        self.signal = signal.SIGTERM  # the last signal
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal, number)
@@ -480,12 +475,9 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    config: ServerConfig,
-    *,
-    timeout_s: float = 120.0,
-    on_progress: OnProgress = lambda progress: None,
+    config: ServerConfig, *, timeout_s: float = 120.0, on_progress: OnProgress = lambda progress: None,
     on_line: Callable[[str], None] | None = None,
-) -> Iterator[RunningServer]:
+) -> Iterator[RunningServer]:  # fmt: skip
     """A server that is ready; it is drained and stopped at the end of the block.
 
     Raises what :meth:`Server.start` and :meth:`Server.wait_ready` raise.
@@ -526,13 +518,10 @@ async def _cancel_others() -> None:
 
 
 def run(
-    config: ServerConfig,
-    *,
-    on_progress: OnProgress = lambda progress: None,
-    on_ready: Callable[[Server], None] = lambda server: None,
-    on_line: Callable[[str], None] | None = None,
+    config: ServerConfig, *, on_progress: OnProgress = lambda progress: None,
+    on_ready: Callable[[Server], None] = lambda server: None, on_line: Callable[[str], None] | None = None,
     timeout_s: float = 600.0,
-) -> int:
+) -> int:  # fmt: skip
     """Serve until SIGTERM or SIGINT; returns the exit status. For the main thread.
 
     The first signal drains and stops, a second one stops at once. A controller by itself is ready once it
@@ -543,12 +532,9 @@ def run(
 
 
 async def _run(
-    config: ServerConfig,
-    on_progress: OnProgress,
-    on_ready: Callable[[Server], None],
-    on_line: Callable[[str], None] | None,
-    timeout_s: float,
-) -> int:
+    config: ServerConfig, on_progress: OnProgress, on_ready: Callable[[Server], None],
+    on_line: Callable[[str], None] | None, timeout_s: float,
+) -> int:  # fmt: skip
     stopping = Stopping()
     server = Server(config, on_progress, on_line)
 

@@ -41,13 +41,11 @@ from clockwork_serve.serve.worker.crash_report import create_recorder
 from clockwork_serve.serve.worker.lanes import Answer, LaneExecutors
 from clockwork_serve.worker import ControllerFound, ControllerLost, Stop, Worker, WorkerEvent
 
-REPORT_INTERVAL_S: Final = 5.0
-"""How often the counters of devices are sent to the controller."""
+REPORT_INTERVAL_S: Final = 5.0  # how often the counters of devices are sent to the controller
 PRUNE_INTERVAL_S: Final = 2.0
 """How often shared memory of dead gateways is unmapped; a worker without new requests would keep it."""
 _IDLE_POLL_S: Final = 0.005
-LAST_WORDS_S: Final = 2.0
-"""How long what was answered may take to be read before the process ends."""
+LAST_WORDS_S: Final = 2.0  # how long what was answered may take to be read before the process ends
 
 _log = logging.getLogger(__name__)
 
@@ -94,11 +92,9 @@ class WorkerHost:
     """
 
     def __init__(
-        self,
-        config: WorkerConfig,
-        devices: Mapping[str, Device],
+        self, config: WorkerConfig, devices: Mapping[str, Device],
         on_codes_changed: Callable[[], None] = lambda: None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         name = self._name = config.name
         run_dir = Path(config.run_dir)
         self._path = run_dir / SOCKET_NAME
@@ -113,13 +109,10 @@ class WorkerHost:
         self.tensors: TensorCarrier | None = None
         self._unlinked = asyncio.Event()
         self.executors = LaneExecutors(
-            Worker(self._specs),
-            devices,
-            self._wake,
-            realtime=config.settings.realtime,
+            Worker(self._specs), devices, self._wake, realtime=config.settings.realtime,
             on_codes_changed=on_codes_changed,
             recorder=create_recorder(run_dir, name, len(devices) * len(Lane)),
-        )
+        )  # fmt: skip
         self.verifier = Verifier(devices.values(), self.executors.report_damage)
 
     def _wake(self) -> None:
@@ -307,8 +300,7 @@ class WorkerHost:
 # it works.
 
 
-SLEEP_FACTOR: Final = 3
-"""The thread sleeps this many times as long as it worked."""
+SLEEP_FACTOR: Final = 3  # the thread sleeps this many times as long as it worked
 SLEEP_MIN_S: Final = 0.001
 
 

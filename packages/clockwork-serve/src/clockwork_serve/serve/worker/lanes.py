@@ -8,7 +8,6 @@ loop's thread begins each action, and one timer tells it when the next one ends.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import threading
@@ -18,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
 from typing import Final
 
-from clockwork_serve.devices.base import Device, TimedDevice, Underway
+from clockwork_serve.devices.base import Device, TimedDevice, Underway, sleep_precisely
 from clockwork_serve.errors import ClockworkError, DamageError, DeviceGone, ModelError, described, printable
 from clockwork_serve.messages import (
     ArtefactDamaged,
@@ -52,12 +51,10 @@ SPIN_NS: Final = us(150)
 TIMER_LATE_NS: Final = us(50)
 """How long before a start the loop's timer is set, which is about 30 us late, and the rest is spun. Less than
 a lane's: the thread has other lanes' work to do."""
-FIFO_PRIORITY: Final = 10
-"""Priority of lane threads under SCHED_FIFO (``settings.realtime``)."""
+FIFO_PRIORITY: Final = 10  # priority of lane threads under SCHED_FIFO (``settings.realtime``)
 REPORT_AGAIN_NS: Final = NS_PER_S
 REPORTS_REMEMBERED: Final = 1000
 """How often an artefact that stays damaged is reported, and for how many artefacts that is remembered."""
-_PR_SET_TIMERSLACK: Final = 29
 
 _log = logging.getLogger(__name__)
 
@@ -89,17 +86,12 @@ class LaneExecutors:
     """
 
     def __init__(
-        self,
-        worker: Worker,
-        devices: Mapping[str, Device],
-        notify: Callable[[], None],
-        *,
-        realtime: bool = False,
-        on_codes_changed: Callable[[], None] = lambda: None,
+        self, worker: Worker, devices: Mapping[str, Device], notify: Callable[[], None], *,
+        realtime: bool = False, on_codes_changed: Callable[[], None] = lambda: None,
         on_broken: Callable[[BaseException], None] = end_broken_process,
         recorder: FlightRecorder | None = None,
         on_device_gone: Callable[[DeviceGone], None] = end_process_without_device,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.lock = threading.Lock()
         self.worker = worker
         self.regions = RegionMap()
@@ -343,15 +335,9 @@ class LaneExecution(ABC):
         return self._done(work, status, began_ns, time.monotonic_ns(), message=message)
 
     def _done(
-        self,
-        work: Start,
-        status: Status,
-        started_ns: int,
-        ended_ns: int,
-        *,
-        message: str = "",
+        self, work: Start, status: Status, started_ns: int, ended_ns: int, *, message: str = "",
         once_ns: int = 0,
-    ) -> LaneDone:
+    ) -> LaneDone:  # fmt: skip
         return LaneDone(
             action_id=work.action.action_id, device=self._name, lane=self._lane, status=status,
             started_ns=started_ns, ended_ns=ended_ns, message=message, once_ns=once_ns,
@@ -405,8 +391,7 @@ class LaneThread(LaneExecution):
             self._executors.on_broken(error)
 
     def _prepare_thread(self) -> None:
-        # By default the kernel ends sleeps up to 50 us late, to save wake-ups.
-        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+        sleep_precisely()
         if self._executors.realtime:
             set_realtime(FIFO_PRIORITY)
 
@@ -565,8 +550,7 @@ class LaneWheel:
             name: {lane: TimedLane(executors, device, name, lane, next(records), self) for lane in Lane}
             for name, device in devices.items()
         }
-        self.assigned: list[TimedLane] = []
-        """All and only lanes that have work that is not begun."""
+        self.assigned: list[TimedLane] = []  # all and only lanes that have work that is not begun
         self.unsettled: list[TimedLane] = []
         """Lanes that have changed codes, perhaps not all that they are to change."""
         self._executors = executors
@@ -639,9 +623,7 @@ def _status_of(error: BaseException) -> Status:
         return Status.INPUT_GONE
     if isinstance(error, BadTensors):
         return Status.BAD_ACTION
-    if isinstance(error, DamageError):
-        return Status.DAMAGED
-    return Status.DEVICE_FAULT
+    return Status.DAMAGED if isinstance(error, DamageError) else Status.DEVICE_FAULT
 
 
 def _message(error: BaseException) -> str:

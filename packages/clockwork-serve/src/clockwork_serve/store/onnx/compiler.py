@@ -47,8 +47,7 @@ from clockwork_serve.units import MIB, align
 # A model optimised and lifted, verified to give the same results.
 
 
-TOLERANCE = 1e-5
-"""Largest relative difference between a lifted graph's results and an ordinary session's."""
+TOLERANCE = 1e-5  # largest relative difference between a lifted graph's results and an ordinary session's
 RECURRENT_TOLERANCE = 5e-4
 """The same for recurrent graphs: with weights as inputs their kernels sum in another order."""
 _NOISE_FACTOR = 2
@@ -113,8 +112,7 @@ def _lesser(lowered: Lowered, plan: GraphPlan) -> list[GraphPlan]:
 
 def _obstacle(lowered: Lowered, trial: Trial) -> str:
     lifted = lowered.lifted
-    recurrent = bool(lifted.operators & RECURRENT_OPS)
-    tolerance = RECURRENT_TOLERANCE if recurrent else TOLERANCE
+    tolerance = RECURRENT_TOLERANCE if bool(lifted.operators & RECURRENT_OPS) else TOLERANCE
     try:
         session = open_optimised(lifted.graph)
         for inputs in variants(trial):
@@ -218,11 +216,9 @@ class OnnxCompiler:
         proved = prove(lowered, plan, trial)
         compiled = self._stored(proved, settings, trial)
         architecture = OnnxArchitecture(
-            plan=proved.plan,
-            first=compiled,
-            digest=proved.lowered.lifted.digest,
+            plan=proved.plan, first=compiled, digest=proved.lowered.lifted.digest,
             copies="once" if compiled.lifted else "each",
-        )
+        )  # fmt: skip
         self._cache.save_record("architectures", key, architecture)
         return compiled
 
@@ -244,23 +240,14 @@ class OnnxCompiler:
         tried = trial if isinstance(trial, Trial) else None
         by_values = {*plan.opened, *lifted.shaped_by_values}
         outputs = resolved_outputs(
-            plan.interface,
-            proved.lowered.session.output_shapes(),
-            tried,
-            batched=batched,
-            stated=plan.stated,
-            by_values=by_values,
-        )
+            plan.interface, proved.lowered.session.output_shapes(), tried, batched=batched,
+            stated=plan.stated, by_values=by_values,
+        )  # fmt: skip
         code = Code(
-            code_id="",
-            backend="onnx",
-            path="",
-            inputs=specs(plan.interface.inputs, batched=batched),
-            outputs=specs(outputs, batched=batched),
-            batched=batched,
-            batch_sizes=batch_sizes(plan.max_batch_size),
-            lifted=not obstacle,
-        )
+            code_id="", backend="onnx", path="", inputs=specs(plan.interface.inputs, batched=batched),
+            outputs=specs(outputs, batched=batched), batched=batched,
+            batch_sizes=batch_sizes(plan.max_batch_size), lifted=not obstacle,
+        )  # fmt: skip
         code_id = digest_of(self._cache.runtime, lifted.digest, msgspec.json.encode(code))[:32]
         code = msgspec.structs.replace(code, code_id=code_id)
         index = OnnxIndex(tensors=(), blob_bytes=0) if obstacle else lifted.index
@@ -351,13 +338,11 @@ def _planned(found: Interface, batching: Batching, settings: ModelSettings, bloc
     interface = declared(found, settings, batched=batching.max_batch_size > 0)
     both = zip(found.outputs, interface.outputs, strict=True)
     return GraphPlan(
-        interface=interface,
-        max_batch_size=batching.max_batch_size,
+        interface=interface, max_batch_size=batching.max_batch_size,
         opened=tuple(new.name for old, new in both if opened(old, new)),
         stated=tuple(tensor.name for tensor in settings.outputs if tensor.dims is not None),
-        lost=batching.lost,
-        block=block,
-    )
+        lost=batching.lost, block=block,
+    )  # fmt: skip
 
 
 def _seen_bytes(trial: Trial | None, outputs: Sequence[GraphTensor], by_values: Collection[str]) -> int:

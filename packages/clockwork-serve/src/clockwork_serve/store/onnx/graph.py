@@ -263,13 +263,9 @@ def declared(interface: Interface, settings: ModelSettings, *, batched: bool) ->
 
 
 def _declared(
-    tensors: Sequence[GraphTensor],
-    stated: Sequence[TensorSettings],
-    role: str,
-    *,
-    batched: bool,
+    tensors: Sequence[GraphTensor], stated: Sequence[TensorSettings], role: str, *, batched: bool,
     lenient: bool,
-) -> tuple[GraphTensor, ...]:
+) -> tuple[GraphTensor, ...]:  # fmt: skip
     by_name = {tensor.name: tensor for tensor in tensors}
     for each in stated:
         if each.name not in by_name:

@@ -80,14 +80,9 @@ def _decides(node: onnx.NodeProto, values: set[str]) -> bool:
 
 
 def resolved_outputs(
-    interface: Interface,
-    inferred: list[list[int | str | None]],
-    trial: Trial | None,
-    *,
-    batched: bool,
-    stated: Collection[str],
-    by_values: Collection[str],
-) -> tuple[GraphTensor, ...]:
+    interface: Interface, inferred: list[list[int | str | None]], trial: Trial | None, *, batched: bool,
+    stated: Collection[str], by_values: Collection[str],
+) -> tuple[GraphTensor, ...]:  # fmt: skip
     """The outputs with dimensions fixed where possible.
 
     ``inferred``: what follows from the shapes of the inputs. ``stated``: outputs whose dims the settings

@@ -25,8 +25,7 @@ CHANNELS = 4
 """The runtime reorders into blocks of channels only if the number of channels is a multiple of this."""
 LEAST_ELEMENTS = 1 << 15
 """Smaller weights are packed faster (8 us) than the additional nodes around a convolution run."""
-LEAST_SIDE = 96
-"""Narrower matrices are multiplied faster than their rows are reordered."""
+LEAST_SIDE = 96  # narrower matrices are multiplied faster than their rows are reordered
 ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh"})
 """Activations without parameters that a convolution applies itself."""
 

@@ -32,16 +32,13 @@ from clockwork_serve.store.onnx.row_values import (
 from clockwork_serve.store.onnx.weights import is_weight
 from clockwork_serve.store.trial import Fill, Interface
 
-_MOST_STEPS = 64
-"""Iterations of a loop that are walked; by then it must have reached a fixed point."""
-_OTHER_SIZE = 2
-"""Added to dimensions that requests choose, so that nothing holds only for the trial's size."""
+_MOST_STEPS = 64  # iterations of a loop that are walked; by then it must have reached a fixed point
+_OTHER_SIZE = 2  # added to dimensions that requests choose, so that nothing holds only for the trial's size
 _MANY_NODES = 5000
 """Larger graphs (walking one takes a second and more) are analysed at fewer numbers of rows."""
 _MOST_STEPS_WALKED = 10_000
 """The most operators walked in loops (4 s here): a small file can contain loops without end."""
-_WALKS = 10
-"""More walks of a graph than there are numbers of rows."""
+_WALKS = 10  # more walks of a graph than there are numbers of rows
 _ANALYSIS_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration, TypeError,
     ValueError, onnx.defs.SchemaError, shape_inference.InferenceError,
@@ -74,8 +71,7 @@ def veto(model: onnx.ModelProto, interface: Interface, fills: Sequence[Fill], si
     if graph.nodes > _MANY_NODES:
         counts = [3, counts[-1]]
     for count in counts:
-        shapes = {fill.name: (count, *fill.shape[1:]) for fill in fills}
-        reason = graph.veto(shapes, count)
+        reason = graph.veto({fill.name: (count, *fill.shape[1:]) for fill in fills}, count)
         if reason:
             return reason
     dims = {tensor.name: tensor.dims or () for tensor in interface.inputs}
@@ -164,8 +160,7 @@ class _Graph:
         scope = dict(outer) | self._constants[id(graph)]
         scope.update(zip((value.name for value in graph.input), given, strict=False))
         for node in graph.node:
-            values = self._outputs(node, scope)
-            for name, value in zip(node.output, values, strict=False):
+            for name, value in zip(node.output, self._outputs(node, scope), strict=False):
                 if name:
                     scope[name] = value
         return [scope[output.name] for output in graph.output]
@@ -220,8 +215,7 @@ class _Graph:
             settings = SIZES_AT.get(op, frozenset())
             if value is not None and value.rows is None and value.is_sized and number not in settings:
                 raise Mixes("computes with the number of rows")
-        shapes = [shape for _, shape in types]
-        call = Operation(op, version, attributes, inputs, shapes, self.count)
+        call = Operation(op, version, attributes, inputs, [shape for _, shape in types], self.count)
         found = rule(call)
         if not has_rows and not any(found):
             return self._fixed(node, version, inputs, types)
@@ -242,12 +236,9 @@ class _Graph:
         return shape
 
     def _fixed(
-        self,
-        node: onnx.NodeProto,
-        version: int,
-        inputs: Sequence[Value | None],
+        self, node: onnx.NodeProto, version: int, inputs: Sequence[Value | None],
         types: Sequence[tuple[int, Shape | None]],
-    ) -> list[Value]:
+    ) -> list[Value]:  # fmt: skip
         """Outputs that do not depend on any request."""
         sized = any(value is not None and value.is_sized for value in inputs)
         found = computed(node, version, inputs, [shape for _, shape in types])

@@ -25,8 +25,7 @@ from clockwork_serve.store.onnx.row_values import (
 
 Rule = Callable[[Operation], list[RowAxis | None]]
 Found = list[RowAxis | None]
-Pairs = list[tuple[Value | None, Sequence[Label]]]
-"""Values, and labels of their axes."""
+Pairs = list[tuple[Value | None, Sequence[Label]]]  # values, and labels of their axes
 
 ELEMENTWISE = (
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift", "BitwiseAnd",
@@ -234,8 +233,7 @@ def _softmax(call: Operation) -> Found:
     rank = len(call.value(0).sizes)
     if call.version >= 13:
         return without(call, call.attributes.get("axis", -1), kept=True)
-    axis = axis_of(int(call.attributes.get("axis", 1)), rank)
-    return without(call, range(axis, rank), kept=True)
+    return without(call, range(axis_of(int(call.attributes.get("axis", 1)), rank), rank), kept=True)
 
 
 def _reduce(call: Operation) -> Found:
@@ -511,8 +509,7 @@ def _loss(call: Operation) -> Found:
 
 
 def _tensor_scatter(call: Operation) -> Found:
-    rank = len(call.value(0).sizes)
-    if axis_of(int(call.attributes.get("axis", -2)), rank) == 0:
+    if axis_of(int(call.attributes.get("axis", -2)), len(call.value(0).sizes)) == 0:
         raise Mixes("writes to rows by indices")
     return batch_first(1, 2)(call)
 

@@ -38,15 +38,13 @@ _SIZES = (3, 4, 5, 8)
 _SIZES_SLOW = (3,)
 _SLOW_S = 0.05
 """A model that takes longer for two rows is run at fewer sizes: 140 rows would take it 7 s and more."""
-_ANY_ORDER = 1e-2
-"""Tolerance for equal runs on a device that sums in any order."""
+_ANY_ORDER = 1e-2  # tolerance for equal runs on a device that sums in any order
 _LIVELY = (100, 9, 3)
 """Largest integers tried for rows that differ: small ones test little, large ones exceed lookup tables."""
 _COARSE = {"FP16": 1e-2, "BF16": 5e-2}
 """Tolerance for results that are equal up to rounding, for element types of few bits."""
 _SPREAD_FACTOR = 16
-_INTEGERS_ROUND = 1e-2
-"""The same for models with integer inputs only, such as quantised ones."""
+_INTEGERS_ROUND = 1e-2  # the same for models with integer inputs only, such as quantised ones
 
 _FLOATS = ("FP16", "FP32", "FP64", "BF16")
 
@@ -208,13 +206,9 @@ class _Rows:
     # One run and its check
 
     def _check_unchanged(
-        self,
-        before: Sequence[Array],
-        rows: Inputs,
-        watched: tuple[int, ...],
-        kinds: Mapping[int, str],
+        self, before: Sequence[Array], rows: Inputs, watched: tuple[int, ...], kinds: Mapping[int, str],
         only: str = "",
-    ) -> None:
+    ) -> None:  # fmt: skip
         for gently in self._gentle_options:
             changed = {name: array.copy() for name, array in rows.items()}
             for fill in self._fills:
@@ -279,9 +273,7 @@ def _nudged(array: Array, datatype: str, *, up: bool) -> Array:
 
 
 def _equal(a: Array, b: Array) -> bool:
-    if a.dtype.kind in "fc":
-        return np.array_equal(a, b, equal_nan=True)
-    return np.array_equal(a, b)
+    return np.array_equal(a, b, equal_nan=True) if a.dtype.kind in "fc" else np.array_equal(a, b)
 
 
 def _with_high(fill: Fill, high: int, low: int = 0) -> Fill:

@@ -22,8 +22,7 @@ import onnx
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-Label = Hashable | None
-"""A name for an axis, as in einsum; None: elements along it are combined."""
+Label = Hashable | None  # a name for an axis, as in einsum; None: elements along it are combined
 
 
 class Mixes(Exception):
@@ -94,8 +93,7 @@ class Operation:
     attributes: Mapping[str, Any]
     inputs: Sequence[Value | None]
     outputs: Sequence[Shape | None]
-    count: int
-    """The number of rows."""
+    count: int  # the number of rows
     drop: list[tuple[int, str]] = field(default_factory=list)
     """Outputs that a rule rejects, although the others are row-independent."""
 

@@ -104,7 +104,8 @@ def _frame(whole: bytes) -> Skeleton:
 def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFacts, ...]]:
     model = parse_model(whole)
     # All of them: the runtime would look for the others in the server's working directory.
-    outside = [tensor for tensor in every_tensor(model) if _is_outside(tensor)]
+    elsewhere = onnx.TensorProto.EXTERNAL
+    outside = [each for each in every_tensor(model) if each.data_location == elsewhere or each.external_data]
     if not outside:
         return whole, ()
     files: dict[str, FileFacts] = {}
@@ -125,10 +126,6 @@ def _with_external_data(whole: bytes, folder: Path) -> tuple[bytes, tuple[FileFa
         tensor.data_location = onnx.TensorProto.DEFAULT
         del tensor.external_data[:]
     return model.SerializeToString(), tuple(files.values())
-
-
-def _is_outside(tensor: onnx.TensorProto) -> bool:
-    return bool(tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data)
 
 
 def _read_piece(path: Path, where: dict[str, str], name: str, room: int) -> bytes:

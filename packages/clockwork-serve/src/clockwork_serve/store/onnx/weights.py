@@ -228,13 +228,11 @@ def lift(model: onnx.ModelProto, *, branches: bool = True) -> Lifted:
             onnx.helper.make_tensor_value_info(entry.name, onnx.TensorProto.FLOAT, list(entry.shape))
         )
     return Lifted(
-        graph=model.SerializeToString(deterministic=True),
-        index=index,
-        blob=blob,
+        graph=model.SerializeToString(deterministic=True), index=index, blob=blob,
         baked_bytes=sum(tensor.ByteSize() for each in all_graphs(graph) for tensor in each.initializer),
         operators=frozenset(node.op_type for node in all_nodes(graph)),
         shaped_by_values=shaped_by_values(graph, inputs),
-    )
+    )  # fmt: skip
 
 
 def _is_weight(tensor: onnx.TensorProto, readers: dict[str, list[str]]) -> bool:

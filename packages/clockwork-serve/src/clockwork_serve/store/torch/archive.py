@@ -228,7 +228,8 @@ def _check(program: Json) -> None:
     module["module_call_graph"] = module["module_call_graph"][:1]
     program["guards_code"] = []
     for name in program["range_constraints"]:
-        _check_symbol(name)
+        if not _SYMBOL.fullmatch(name):
+            refuse("names of sizes such as s77", repr(name), "export it again")
     for table in walk(program):
         _check_table(table)
 
@@ -259,11 +260,6 @@ def _check_target(target: str) -> None:
             "operators of torch.ops.aten", f"'{target}'",
             "export the model without custom operators and control flow (torch.cond, scan)",
         )  # fmt: skip
-
-
-def _check_symbol(name: str) -> None:
-    if not _SYMBOL.fullmatch(name):
-        refuse("names of sizes such as s77", repr(name), "export it again")
 
 
 def check_expression(text: object) -> None:
@@ -323,9 +319,10 @@ def _write(archive: Archive, path: Path) -> None:
     module = archive.program["graph_module"]
     call = module["module_call_graph"][0]
     signature = module["signature"]
+    given = [each for each in signature["input_specs"] if "user_input" in each or "constant_input" in each]
     call["signature"] = {
         **call["signature"],
-        "in_spec": _tree(len([spec for spec in signature["input_specs"] if _is_given(spec)]), called=True),
+        "in_spec": _tree(len(given), called=True),
         "out_spec": _tree(len(signature["output_specs"]), called=False),
         "forward_arg_names": None,
     }
@@ -351,10 +348,6 @@ def _write(archive: Archive, path: Path) -> None:
             file.writestr(f"program/{name}", json.dumps({"config": config}))
         for entry in entries:
             file.writestr(f"program/{entry.partition('/')[2]}", _entry(source, entry))
-
-
-def _is_given(spec: Json) -> bool:
-    return "user_input" in spec or "constant_input" in spec
 
 
 def _tree(leaves: int, *, called: bool) -> str:

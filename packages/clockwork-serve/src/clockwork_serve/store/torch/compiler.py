@@ -35,8 +35,7 @@ from clockwork_serve.store.torch.program import BlobRecipe, Bytes, Program, read
 from clockwork_serve.store.torch.target import resolved, torch_version
 from clockwork_serve.units import KIB
 
-OnStep = Callable[[str], None]
-"""Called with the current step of a compilation."""
+OnStep = Callable[[str], None]  # called with the current step of a compilation
 
 _LINE_MAX = 64 * KIB
 _LINES_KEPT = 20
@@ -116,14 +115,9 @@ class TorchCompiler:
         return None if stored is None else msgspec.json.decode(stored, type=BlobRecipe)
 
     def _first(
-        self,
-        archive: Archive,
-        program: Program,
-        plan: TorchPlan,
-        settings: ModelSettings,
-        key: str,
+        self, archive: Archive, program: Program, plan: TorchPlan, settings: ModelSettings, key: str,
         on_step: OnStep,
-    ) -> Compiled:
+    ) -> Compiled:  # fmt: skip
         folder = self._cache.scratch()
         try:
             report, files = self._made(archive, plan, folder, on_step)
@@ -132,13 +126,10 @@ class TorchCompiler:
         code = _code(key[:32], plan, report)
         recipe = msgspec.json.decode(files["recipe.json"], type=BlobRecipe)
         index = TorchIndex(
-            tensors=recipe.tensors,
-            blob_bytes=recipe.blob_bytes,
-            torch_version=torch_version(),
-            target=self.target,
-            inputs=tuple(spec.name for spec in code.inputs),
+            tensors=recipe.tensors, blob_bytes=recipe.blob_bytes, torch_version=torch_version(),
+            target=self.target, inputs=tuple(spec.name for spec in code.inputs),
             outputs=tuple(spec.name for spec in code.outputs),
-        )
+        )  # fmt: skip
         files |= {
             "index.json": msgspec.json.encode(index),
             "probe.json": msgspec.json.encode(report.fills),
@@ -177,15 +168,11 @@ class TorchCompiler:
 def _code(code_id: str, plan: TorchPlan, report: CompileReport) -> Code:
     batched = plan.batched and not report.lost
     return Code(
-        code_id=code_id,
-        backend="torch",
-        path="",
+        code_id=code_id, backend="torch", path="",
         inputs=specs(plan.inputs_of(batched=batched), batched=batched),
-        outputs=specs(report.outputs, batched=batched),
-        batched=batched,
-        batch_sizes=report.batch_sizes,
+        outputs=specs(report.outputs, batched=batched), batched=batched, batch_sizes=report.batch_sizes,
         lifted=True,
-    )
+    )  # fmt: skip
 
 
 def _blob(archive: Archive, program: Program, recipe: BlobRecipe) -> Bytes:

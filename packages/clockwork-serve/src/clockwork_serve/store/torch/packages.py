@@ -196,8 +196,7 @@ def _number(flat: Flat, node: Any) -> int | None:
 
 SAME = {"float32": 1e-5, "float64": 1e-5}
 """Relative difference up to which results count as equal on a CPU, by element type of the weights."""
-SAME_COARSE = 2e-2
-"""The same for other element types, and for float32 on a GPU, which may multiply in TF32."""
+SAME_COARSE = 2e-2  # the same for other element types, and for float32 on a GPU, which may multiply in TF32
 _TIMED_S = 0.5
 _TIMED_RUNS = (3, 30)
 

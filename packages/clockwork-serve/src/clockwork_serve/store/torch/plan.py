@@ -13,8 +13,7 @@ from clockwork_serve.store.torch.archive import refuse
 from clockwork_serve.store.torch.program import Program, renamed
 from clockwork_serve.store.trial import Dim, Fill, GraphTensor, Interface
 
-BATCH = "batch"
-"""The name of the batch dimension in a plan, whatever the program calls it."""
+BATCH = "batch"  # the name of the batch dimension in a plan, whatever the program calls it
 
 
 class TorchPlan(Struct, frozen=True, kw_only=True):
@@ -85,11 +84,9 @@ class CompileReport(Struct, frozen=True, kw_only=True, tag="report"):
 
 
 def planned(
-    program: Program,
-    settings: ModelSettings,
-    config: StoreConfig,
+    program: Program, settings: ModelSettings, config: StoreConfig,
     sizes_of: Callable[[int], tuple[int, ...]] = batch_sizes,
-) -> TorchPlan:
+) -> TorchPlan:  # fmt: skip
     """The plan for a program. Raises ``ProblemError`` if dimensions beside the batch are open."""
     found = Interface(
         renamed(program.interface.inputs, [each.name for each in settings.inputs], "inputs"),
@@ -122,13 +119,9 @@ def planned(
     interface = declared(found, settings, batched=most > 0)
     fixed = _settled(found, interface, symbol, ranges, batched=most > 0)
     return TorchPlan(
-        interface=fixed,
-        batched=most > 0,
-        asked=bool(settings.max_batch_size),
-        max_batch_size=most,
-        sizes=sizes_of(most),
-        lost=lost,
-    )
+        interface=fixed, batched=most > 0, asked=bool(settings.max_batch_size), max_batch_size=most,
+        sizes=sizes_of(most), lost=lost,
+    )  # fmt: skip
 
 
 def _symbol(found: Interface) -> str:

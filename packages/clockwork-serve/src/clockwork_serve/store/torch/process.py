@@ -38,10 +38,8 @@ from clockwork_serve.store.torch.rows import veto
 from clockwork_serve.store.torch.target import target_here
 from clockwork_serve.store.trial import GraphTensor, Interface, Trial, find_trial, generate_inputs
 
-_LEAST_GAIN = 0.03
-"""Share of the time per row that a batch size must save over the next smaller one kept."""
-_MOST_WITHOUT_GAIN = 2
-"""After so many batch sizes without a gain, only the largest is tried."""
+_LEAST_GAIN = 0.03  # share of the time per row that a batch size must save over the next smaller one kept
+_MOST_WITHOUT_GAIN = 2  # after so many batch sizes without a gain, only the largest is tried
 
 
 def main() -> int:
@@ -136,8 +134,7 @@ class _Work:
                 found=f"a relative difference of {self.difference:.2g}",
                 advice="please report it with the model",
             )  # fmt: skip
-        recipe = msgspec.json.encode(packed.recipe)
-        (Path(self.job.folder) / "recipe.json").write_bytes(recipe)
+        (Path(self.job.folder) / "recipe.json").write_bytes(msgspec.json.encode(packed.recipe))
         return CompileReport(
             batch_sizes=tuple(kept), outputs=self._outputs(trial, batched=batched), fills=trial.fills,
             lost=lost, doubt=warning, folded=packed.folded, row_ns=self.row_ns, difference=self.difference,

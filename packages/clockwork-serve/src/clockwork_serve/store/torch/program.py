@@ -25,8 +25,7 @@ from clockwork_serve.units import align
 # are copied, and the normalisation that follows a convolution is folded into its constants.
 
 
-BLOB_ALIGN = 256
-"""Alignment of tensors in a blob, as loads of a GPU require."""
+BLOB_ALIGN = 256  # alignment of tensors in a blob, as loads of a GPU require
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
@@ -307,13 +306,11 @@ def _source(payload: Payload) -> StoredConstant:
         refuse("weights that are dense tensors", "another layout or element type", "convert them first")
     dtype, item_bytes = _DTYPES[meta["dtype"]]
     return StoredConstant(
-        entry=payload.entry,
-        dtype=dtype,
-        item_bytes=item_bytes,
+        entry=payload.entry, dtype=dtype, item_bytes=item_bytes,
         shape=tuple(int(size["as_int"]) for size in meta["sizes"]),
         stride=tuple(int(step["as_int"]) for step in meta["strides"]),
         offset=int(meta["storage_offset"]["as_int"]),
-    )
+    )  # fmt: skip
 
 
 def _plain(value: Any, names: dict[str, str]) -> Any:

@@ -45,10 +45,8 @@ from clockwork_serve.store.onnx.row_values import (
     regrouped,
 )
 
-_VERSION = 1 << 30
-"""What ONNX's rules take for the version of an operator: the newest."""
-COUNTS = (2, 3, 5)
-"""Numbers of rows that are analysed: programs are specialised for each that is served."""
+_VERSION = 1 << 30  # what ONNX's rules take for the version of an operator: the newest
+COUNTS = (2, 3, 5)  # numbers of rows that are analysed: programs are specialised for each that is served
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,8 +67,7 @@ class _Call(Operation):
 
     def axis(self, number: int, *, fresh: bool = False) -> int:
         """An argument that is an axis of the first tensor, or of one with a ``fresh`` axis."""
-        rank = len(self.tensors()[0].sizes) + fresh
-        return axis_of(self.given_as(number, "dim", default=0), rank)
+        return axis_of(self.given_as(number, "dim", default=0), len(self.tensors()[0].sizes) + fresh)
 
 
 def veto(module: torch.fx.GraphModule, inputs_of: Callable[[int], Sequence[Any]], most: int) -> str:
