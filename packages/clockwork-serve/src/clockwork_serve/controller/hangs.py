@@ -369,15 +369,15 @@ class Stalls(Record):
     def fired(self, timer: StallTimer, now_ns: int) -> None:
         """Check a device that has work."""
         lane = timer.device.exec
-        late = bool(lane) and lane.stalled
-        unresponsive = late and lane.overdue_ns(now_ns) >= max(UNRESPONSIVE_NS, lane.head_lasts_ns)
+        overdue_ns = lane.overdue_ns(now_ns)
+        unresponsive = lane.stalled and overdue_ns >= max(UNRESPONSIVE_NS, lane.head_lasts_ns)
         if unresponsive != timer.unresponsive:
             timer.unresponsive = unresponsive
             self._readiness.may_change = True
         if not lane.outstanding:
             return
         self._belief.timers.set(timer, now_ns + STALL_CHECK_NS)
-        if lane.stalled or lane.overdue_ns(now_ns) < max(STALL_CHECK_NS, lane.head_lasts_ns):
+        if lane.stalled or overdue_ns < STALL_CHECK_NS or overdue_ns < lane.head_lasts_ns:
             return
         if timer.late_id != lane.head_id:  # the controller itself may have been stopped until now
             timer.late_id = lane.head_id

@@ -194,6 +194,8 @@ class MissCount:
         self, now_ns: int, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]
     ) -> None:
         """Count what one step brought."""
+        if not events and not effects:
+            return  # only a timer, and it changed nothing
         for event in events:
             if type(event) is Request:  # as isinstance, which takes longer to say no
                 self._open[event.request_id] = (event, bool(self._weights.devices.get(event.model)))

@@ -162,7 +162,8 @@ class PaperScheduler(Record):
         if changed:
             for agenda in changed:
                 agenda.changed = False
-                self._top_up_exec(agenda, now_ns)
+                if agenda.heap:
+                    self._top_up_exec(agenda, now_ns)
             changed.clear()
         if self._dirty_loads or (self._free and self._belief.dirty_models):
             self._top_up_loads(now_ns)
