@@ -120,7 +120,7 @@ def v100(*kinds: str, copies: int = 1) -> dict[str, tuple[Kind, int]]:
     return {kind: (Kind.v100(kind), copies) for kind in kinds}
 
 
-CALIBRATION: Final = Case("calibration", net(4), load("all", "net", 150, rate_rps=240))
+CALIBRATION: Final = Case("calibration", net(4), load("all", "net", 150, rate_rps=400))
 """Played before anything is predicted."""
 
 # Each has a step that is clear: a device more or less moves the share in time by several points, and the
