@@ -241,13 +241,13 @@ class LearnedDelays:
     """Takes a journal's records one by one: the delays and the noise of its server, for simulations."""
 
     def __init__(self) -> None:
-        self._up_delay_ns = _Kept()
-        """From a request's arrival, of which a gateway knows the earliest that it may have been."""
+        self._up_delay_ns = (
+            _Kept()
+        )  # from arrivals, of which gateways know the earliest that they may have been
         self._reserve_ns = _Kept()
-        self._back_delay_ns = _Kept()
-        """From the end of an action until the controller knew."""
+        self._back_delay_ns = _Kept()  # from the end of an action until the controller knew
         self._lasted_ns: dict[tuple[str, str, int], _Kept] = {}
-        """By code, device, and batch size (0: LOADs; ns for each MiB)."""
+        """By code, device, and batch size (0: LOADs)."""
         self._sent: dict[int, Infer | Load] = {}
 
     def take(self, record: JournalHead | Step | Torn) -> None:
@@ -271,7 +271,7 @@ class LearnedDelays:
     def _ended(self, action: Infer | Load, result: Result, now_ns: int) -> None:
         self._back_delay_ns.append(now_ns - result.ended_ns)
         batch = action.batch if isinstance(action, Infer) else 0
-        lasted = self._lasted_ns.setdefault((action.code_id, action.device, batch), _Kept())
+        lasted = self._lasted_ns.setdefault((action.code_id, action.device, batch), _Kept(most=KEPT))
         lasted.append(result.lane_ns - result.once_ns)
 
     def constants(self) -> Constants:
@@ -311,10 +311,10 @@ class LearnedDelays:
 
 
 class _Kept(deque[int]):
-    """The last durations of a kind, in ns; enough of them for a quantile of 0.999."""
+    """The last durations of a kind, in ns; by default enough for a quantile of 0.999."""
 
-    def __init__(self, values_ns: Iterable[int] = ()) -> None:
-        super().__init__(values_ns, maxlen=4096)
+    def __init__(self, values_ns: Iterable[int] = (), most: int = 4096) -> None:
+        super().__init__(values_ns, maxlen=most)
 
     def at(self, share: float) -> int:
         """A quantile."""
