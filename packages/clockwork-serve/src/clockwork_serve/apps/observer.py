@@ -268,16 +268,13 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
     from clockwork_serve.serve.http.live import LivePage, PageServer
     from clockwork_serve.sim.explain import Explanation, case_in, explain
     from clockwork_serve.sim.history import Historian, History
-    from clockwork_serve.telemetry.following import first_header
     from clockwork_serve.telemetry.live import LiveView
 
     settings, run_dir = config.settings, Path(config.run_dir)
     path = settings.journal_path(config.run_dir)
     assert path is not None, "an observer without a journal"
-    while not (path.exists() and first_header(path)):
-        if stop.is_set():
-            return
-        await asyncio.sleep(POLL_S)
+    if not await _has_begun(path, stop):
+        return
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, resource.RLIM_INFINITY))
     history = History.open(path)
 
@@ -314,6 +311,20 @@ async def observe(config: ObserverConfig, stop: asyncio.Event) -> None:
         await observer.run(stop)
     finally:
         server.close()
+
+
+async def _has_begun(journal: Path, stop: asyncio.Event) -> bool:
+    """Wait for a journal's beginning; False if ``stop`` came before."""
+    from clockwork_serve.telemetry.following import first_header
+
+    def begun() -> bool:
+        return journal.exists() and bool(first_header(journal))
+
+    while not begun():
+        if stop.is_set():
+            return False
+        await asyncio.sleep(POLL_S)
+    return True
 
 
 def _add_traces(observer: Observer, settings: Settings) -> None:

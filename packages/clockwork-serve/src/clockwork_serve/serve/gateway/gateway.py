@@ -287,8 +287,7 @@ class Gateway:
         output_bytes = self._reserves.room(served, known.rows, known.signature, self.slots.region)
         slot = self._fill(served.sent(call.inputs), output_bytes, body, call.strings)
         if slot is None:
-            needed = self.slots.bytes_for(call.inputs, output_bytes)
-            self._refuse_for_memory(exchange, served, needed, deadline_ns)
+            self._refuse_for_memory(exchange, served, call.inputs, output_bytes, deadline_ns)
             return ""
         request_id = self._next_id()
         request = Request(
@@ -675,8 +674,15 @@ class Gateway:
             ]  # fmt: skip
             self.refusals.on_step(self.clock(), (), answers)
 
-    def _refuse_for_memory(self, exchange: Exchange, served: Served, needed: int, deadline_ns: int) -> None:
-        size = self.slots.region.size
+    def _refuse_for_memory(
+        self,
+        exchange: Exchange,
+        served: Served,
+        inputs: list[InputTensor],
+        output_bytes: int,
+        deadline_ns: int,
+    ) -> None:
+        size, needed = self.slots.region.size, self.slots.bytes_for(inputs, output_bytes)
         if needed > size:
             error = InvalidRequest(
                 f"the request needs {needed} bytes for its inputs and outputs, expected at most {size}; "
