@@ -153,12 +153,15 @@ def test_simulations_with_delays_of_a_journal_give_requests_less_time() -> None:
     scenario = Scenario(
         name="s", seconds=3.0, warmup_s=0, models=(ModelSet(name="net", kind="resnet152_v2"),), loads=(load,)
     )
+    measured, usual = served().constants(), read_constants()
+    reserved = structs.replace(usual.network, reserve_ns=measured.network.reserve_ns)
     good = [
         play(question_of(scenario, ZOO, config=ControllerConfig(), seed=1, constants=constants).simulation())
         .tally.loads[0].ok
-        for constants in (None, served().constants())
+        for constants in (usual, measured, structs.replace(usual, network=reserved))
     ]  # fmt: skip
     assert 0 < good[1] < good[0]
+    assert 0 < good[2] < good[0], "what gateways keep was not taken from requests"
 
 
 def test_a_journal_without_requests_tells_no_delays(tmp_path: Path) -> None:

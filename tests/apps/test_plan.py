@@ -27,6 +27,7 @@ from clockwork_serve.apps.simulate import ask, play, question_of, read_with_zoo
 from clockwork_serve.cli import plan as words
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ConfigError
+from clockwork_serve.sim import Constants, read_constants
 from tests.apps.scenarios import STEADY, SURGE, written
 
 BUSY = STEADY.replace("rate_rps = 100", "rate_rps = 900")
@@ -220,6 +221,19 @@ def test_equal_seeds_equal_plans_whoever_simulates(tmp_path: Path) -> None:
     assert one.answer.in_time.least <= one.answer.in_time.mean <= one.answer.in_time.most
 
 
+def slow_network() -> Constants:
+    usual = read_constants()
+    return structs.replace(usual, network=structs.replace(usual.network, worker_ns=2_000_000))
+
+
+def test_every_simulation_of_a_plan_has_the_delays_that_were_asked_for(tmp_path: Path) -> None:
+    runs, constants = Here(), slow_network()
+
+    make_plan(asked(written(tmp_path), constants=constants), runs)
+
+    assert {job.constants for job in runs.jobs} == {constants}
+
+
 def without_times(made: PlanReport) -> object:
     return msgspec.to_builtins(made)
 
@@ -234,10 +248,11 @@ def test_a_kept_run_is_of_its_scenario_alone(tmp_path: Path) -> None:
         structs.replace(job, scenario=with_slo(scenario, 90)),
         structs.replace(job, scenario=with_devices(scenario, kinds_of(scenario), (3,))),
         structs.replace(job, allowed=(1,)),
+        structs.replace(job, constants=slow_network()),
     ]
 
     before = job.key()
-    assert len({before, *[each.key() for each in others]}) == 6
+    assert len({before, *[each.key() for each in others]}) == 7
     (tmp_path / "two.csv").write_text(
         (tmp_path / "two.csv").read_text().replace("small,16,2,4,6", "small,16,2,4,7")
     )

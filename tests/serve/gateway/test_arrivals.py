@@ -161,6 +161,11 @@ def test_bytes_that_wait_are_asked_for_unless_a_poll_was_just_before() -> None:
         connection.arrival.read(first=True)
         assert connection.arrival.arrived_ns == connection.turns.before_ns + found_ns
         assert connection.arrival.oldest_ns == connection.turns.before_ns, "others may have come before"
+        connection.source.quiet = None
+        connection.turns.turn(1100)
+        connection.turns.turn(1200)
+        connection.read(1300)
+        assert connection.arrival.arrived_ns == ms(1100), "what was received before says nothing of this read"
 
 
 def test_a_clock_that_is_set_makes_no_request_older_than_the_last_poll_nor_one_that_was_not_asked_for() -> (
