@@ -271,6 +271,7 @@ def test_outputs_whose_room_cannot_grow_are_an_error_and_leave_no_reference(tmp_
     calls = [lifted.call({"x": numbers(1)}), lifted.full({"x": numbers(1)}, room=255)]
     with pytest.raises(ModelError, match="256 bytes for 255"):
         device.infer(lifted.infer(code, [1, 1]), calls)
+    assert [call.outputs for call in calls] == [[], []]
     device.close()
 
 
@@ -290,6 +291,7 @@ def test_a_model_that_raises_says_why_in_one_line_and_answers_the_next(device, t
         "model m: Gather node 'pick': indices element out of data bounds, idx=9"
     )
     assert "\n" not in str(error.value)
+    assert bad.outputs == []
     good = lifted.call({"x": np.array([[3, 0]])})
     device.infer(lifted.infer(code, [1]), [good])
     assert lifted.output(good, "y").tolist() == [[3, 0]]

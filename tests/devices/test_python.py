@@ -178,6 +178,7 @@ def test_outputs_whose_room_cannot_grow_are_an_error_and_leave_no_reference(devi
     calls = [lifted.call(inputs), lifted.full(inputs, room=7)]
     with pytest.raises(ModelError, match="8 bytes for 7"):
         device.infer(lifted.infer(served.code, [1, 1]), calls)
+    assert [call.outputs for call in calls] == [[], []]
 
 
 def test_strings(device, tmp_path):

@@ -170,6 +170,7 @@ def test_outputs_whose_room_cannot_grow_are_an_error_and_leave_no_reference(devi
     calls = [lifted.call({"x": numbers(1)}), lifted.full({"x": numbers(1)}, room=255)]
     with pytest.raises(ModelError, match="256 bytes for 255"):
         device.infer(lifted.infer(code, [1, 1]), calls)
+    assert [call.outputs for call in calls] == [[], []]
 
 
 def test_a_model_that_raises_says_why_in_one_line_and_answers_the_next(device, tmp_path):
@@ -181,6 +182,7 @@ def test_a_model_that_raises_says_why_in_one_line_and_answers_the_next(device, t
         device.infer(lifted.infer(pick, [1]), [bad])
     assert str(error.value).startswith("model m: ")
     assert "\n" not in str(error.value)
+    assert bad.outputs == []
     good = lifted.call({"x": np.array([[2, 0]])})
     device.infer(lifted.infer(pick, [1]), [good])
     assert lifted.output(good, "y1").tolist() == [[True, True]]

@@ -381,6 +381,12 @@ def write_outputs(
         start = end
 
 
+def forget_outputs(calls: Sequence[CallBuffers]) -> None:
+    """Take away the references of a run that failed: what they point to is of no answer."""
+    for call in calls:
+        call.outputs.clear()
+
+
 def lay_out(outputs: Iterable[tuple[TensorSpec, tuple[int, ...], int]]) -> tuple[list[TensorRef], int]:
     """References to outputs of these shapes and bytes, one after the other in a room; and where they end."""
     refs: list[TensorRef] = []

@@ -27,6 +27,7 @@ from clockwork_serve.devices.base import (
     PreparedCodes,
     check_blob,
     check_input,
+    forget_outputs,
     full_shape,
     is_static,
     plan_outputs,
@@ -383,8 +384,10 @@ class OnnxBackend:
         try:
             return batch.run(self._bound(prepared, action), calls, rows, started_ns)
         except DeviceError:
+            forget_outputs(calls)
             raise
         except Exception as error:  # whatever ONNX Runtime raises: its classes have no common base
+            forget_outputs(calls)
             raise ModelError(f"model {action.model}: {one_line(error)}") from error
 
     def close(self) -> None:

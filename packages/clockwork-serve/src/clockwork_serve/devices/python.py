@@ -36,6 +36,7 @@ from clockwork_serve.devices.base import (
     Phases,
     PreparedCodes,
     fits,
+    forget_outputs,
     full_shape,
     gather,
     rows_of,
@@ -151,7 +152,11 @@ def _write(model: str, code: Code, found: object, calls: Sequence[CallBuffers], 
         raise ModelError(f"model {model}: expected a dict with outputs {names}, found {what}")
     total = sum(rows)
     arrays = [_checked(model, code, spec, returned[spec.name], total) for spec in code.outputs]
-    write_outputs(code, arrays, total, calls, rows)
+    try:
+        write_outputs(code, arrays, total, calls, rows)
+    except DeviceError:
+        forget_outputs(calls)
+        raise
 
 
 def _returned(found: object, specs: Sequence[TensorSpec]) -> tuple[dict[str, Array] | None, str]:

@@ -28,6 +28,7 @@ from clockwork_serve.devices.base import (
     PreparedCodes,
     check_blob,
     check_input,
+    forget_outputs,
     full_shape,
     gather,
     is_static,
@@ -461,8 +462,12 @@ class TorchDevice:
         package = prepared.packages.get(action.batch if prepared.code.batched else 1)
         if package is None:
             raise DeviceError(f"batch {action.batch}: its tensors do not fit the I/O area; raise io_memory")
-        with self._safe(f"model {action.model}", ModelError), torch.inference_mode():
-            return self._run(prepared, package, action, calls, rows, started_ns)
+        try:
+            with self._safe(f"model {action.model}", ModelError), torch.inference_mode():
+                return self._run(prepared, package, action, calls, rows, started_ns)
+        except DeviceError:
+            forget_outputs(calls)
+            raise
 
     def _run(
         self, prepared: PreparedTorch, package: LoadedPackage, action: Infer, calls: Sequence[CallBuffers],
