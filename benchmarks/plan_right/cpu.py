@@ -1,17 +1,19 @@
-"""The CPU device: the greatest rate that a plan predicts from the machine's profile, and what it really is.
+"""The CPU device: the greatest rate that a plan predicts from a server's journal, and what it really is.
 
-A real model on real processes. What serves and what asks share the machine's cores with the device, and a
-plan knows nothing of that: on two cores the lane has one for itself as long as gateway, controller and load
-generator fit in the other. What each of them used is told beside the rates.
+A real model on real processes. What serves and what asks share the machine's cores with the device: batches
+take longer than when they were profiled, and a plan learns how much longer from the journal of a load that
+came before. Told beside the rates: what each process used, and what the profile alone would have predicted.
 """
 
 from __future__ import annotations
 
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,10 +25,12 @@ from msgspec import Struct
 from benchmarks.plan_right.scenarios import load
 from clockwork_lab.demo.fetch import FetchError, Files, fetch
 from clockwork_lab.demo.wheels import MAGIKA, WHEELS
+from clockwork_serve.apps.learned import read_delays, read_zoo
 from clockwork_serve.apps.plan.check import Ends, measured_ends, predicted_ends
 from clockwork_serve.apps.simulate import ask
 from clockwork_serve.config.table import default_cache
 from clockwork_serve.controller import ControllerConfig
+from clockwork_serve.sim import Constants
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, to_ms
 from clockwork_serve.workload.zoo import Zoo
 from harness.machine import Watch, cpu_s
@@ -38,11 +42,18 @@ MODEL: Final = "magika"
 SLO_MS: Final = 100.0
 SECONDS, WARMUP_S = 30.0, 5.0
 SEEDS: Final = (1, 2)
+CALIBRATION_SEED: Final = 1001
+"""Its requests are none of those that are predicted."""
+CALIBRATION: Final = 0.8
+"""Of the rate that the profile alone predicts: what the server has served when its journal is read."""
+PROFILE, JOURNAL = "profile.json", "calibration.journal"
 FACTORS: Final = (0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.2)
 """Of the rate that is predicted: what is played."""
 NEAR: Final = 0.05
 FINE: Final = 0.002
 """How near the greatest rate is looked for, as a share of it."""
+FLUSHED_S: Final = 1.0
+"""After so long a journal's file has what was served."""
 OTHERS: Final = 0.05
 """A share of one core that others may take before the runs prove nothing."""
 
@@ -51,7 +62,7 @@ seconds = {seconds:g}
 warmup_s = {warmup_s:g}
 
 [cluster]
-zoo = "profile.json"
+zoo = "{zoo}"
 memory_mib = 256
 page_mib = 1
 
@@ -97,10 +108,19 @@ def profiled(folder: Path, models: Path) -> Zoo:
     return Zoo.read(folder / "profile.json")
 
 
-def scenario(folder: Path, rate_rps: float) -> Path:
+def calibrated(folder: Path, rate_rps: float, serving: Serving) -> tuple[Zoo, str]:
+    """What the server itself says after a load; and why that proves nothing, if so. Its journal is kept."""
+    path = scenario(folder, rate_rps, PROFILE)
+    _, invalid = measured_ends(str(path), serving.http_url, seed=CALIBRATION_SEED, traces=None)
+    time.sleep(FLUSHED_S)
+    shutil.copy(folder / "serve.journal", folder / JOURNAL)
+    return read_zoo(str(folder / JOURNAL)), invalid
+
+
+def scenario(folder: Path, rate_rps: float, zoo: str) -> Path:
     """The scenario at a rate."""
     name = f"cpu-{rate_rps:.3f}"
-    head = SCENARIO.format(name=name, seconds=SECONDS, warmup_s=WARMUP_S, model=MODEL)
+    head = SCENARIO.format(name=name, seconds=SECONDS, warmup_s=WARMUP_S, model=MODEL, zoo=zoo)
     path = folder / f"{name}.toml"
     path.write_text(head + load("all", MODEL, SLO_MS, rate_rps=round(rate_rps, 3)))
     return path
@@ -113,20 +133,20 @@ def counted(sides: Sequence[Ends]) -> tuple[float, float]:
     return len(good) / max(1, len(ends)), quantile(good, 0.99) / NS_PER_MS if good else 0.0
 
 
-def predicted(folder: Path, rate_rps: float) -> tuple[float, float]:
-    """The same, on virtual time."""
-    path = scenario(folder, rate_rps)
-    config = ControllerConfig()
-    return counted([predicted_ends(ask(path, config=config, seed=seed)) for seed in SEEDS])
+def predicted(folder: Path, rate_rps: float, constants: Constants | None = None) -> tuple[float, float]:
+    """The same, on virtual time: with a server's delays and its journal, or without, from the profile."""
+    path = scenario(folder, rate_rps, JOURNAL if constants else PROFILE)
+    questions = [ask(path, config=ControllerConfig(), seed=seed, constants=constants) for seed in SEEDS]
+    return counted([predicted_ends(question) for question in questions])
 
 
-def greatest(folder: Path, zoo: Zoo, target: float) -> float:
+def greatest(folder: Path, zoo: Zoo, target: float, constants: Constants | None = None) -> float:
     """The greatest rate at which the target is predicted to hold."""
     row = zoo[MODEL]
     least, most = 0.0, 1.5 * max(size * NS_PER_S / lasts_ns for size, lasts_ns in row.infer_ns.items())
     while most - least > FINE * most:
         middle = (least + most) / 2
-        if predicted(folder, middle)[0] >= target:
+        if predicted(folder, middle, constants)[0] >= target:
             least = middle
         else:
             most = middle
@@ -143,7 +163,7 @@ def crossing(rates: Sequence[Rate], target: float) -> float | None:
 
 
 def slowness(metrics: Metrics, zoo: Zoo) -> float:
-    """How many times as long as the profile says batches ran."""
+    """How many times as long as the table says batches ran."""
     curve = zoo[MODEL].infer_ns
     said_s = sum(
         value * min(ns for size, ns in curve.items() if size >= int(dict(labels)["batch"])) / NS_PER_S
@@ -178,9 +198,9 @@ class Cores:
         }
 
 
-def play(folder: Path, rate_rps: float, url: str) -> tuple[Rate, str]:
+def play(folder: Path, rate_rps: float, constants: Constants, url: str) -> tuple[Rate, str]:
     """Play a rate, with each seed; and why that proves nothing, if so."""
-    path, said = scenario(folder, rate_rps), predicted(folder, rate_rps)
+    path, said = scenario(folder, rate_rps, JOURNAL), predicted(folder, rate_rps, constants)
     played = [measured_ends(str(path), url, seed=seed, traces=None) for seed in SEEDS]
     found = counted([ends for ends, _ in played])
     rate = Rate(
@@ -221,7 +241,7 @@ def judge(
 
 
 def measure(outcome: Outcome, target: float) -> None:
-    """Profile, predict, play, judge."""
+    """Profile, learn, predict, play, judge."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         try:
@@ -230,23 +250,29 @@ def measure(outcome: Outcome, target: float) -> None:
             outcome.invalid = f"{error}"
             return
         zoo = profiled(folder, models)
-        said_rps = greatest(folder, zoo, target)
-        print(f"predicted: {said_rps:.1f} r/s", flush=True)
-        rates, wrong = [], set[str]()
-        with serve(models, cache=folder / "cache") as serving:
-            cores = Cores(serving)
+        profile_rps = greatest(folder, zoo, target)
+        with serve(models, cache=folder / "cache", journal=folder / "serve.journal") as serving:
+            learned, invalid = calibrated(folder, CALIBRATION * profile_rps, serving)
+            constants, wrong = read_delays(str(folder / JOURNAL)), {invalid} - {""}
+            said_rps = greatest(folder, learned, target, constants)
+            print(f"predicted: {said_rps:.1f} r/s (from the profile alone {profile_rps:.1f})", flush=True)
+            cores, rates = Cores(serving), []
             for factor in FACTORS:
-                rate, invalid = play(folder, factor * said_rps, serving.http_url)
+                rate, invalid = play(folder, factor * said_rps, constants, serving.http_url)
                 rates.append(rate)
                 wrong |= {invalid} - {""}
-            used, slower = cores.read(), slowness(serving.metrics(), zoo)
+            used, slower = cores.read(), slowness(serving.metrics(), learned)
     print(
         f"\n  of a core: worker {used['worker']:.0%}, the server's others {used['server']:.0%}, generator "
         f"{used['generator']:.0%}, others {used['others']:.0%}; batches ran {slower:.3f} times as long as "
-        "profiled"
+        "learned"
     )
-    infer_ms = {size: to_ms(lasts_ns) for size, lasts_ns in zoo[MODEL].infer_ns.items()}
-    judge(outcome, said_rps, rates, target, {"cores": used, "slowness": slower, "infer_ms": infer_ms})
+    infer_ms = {
+        name: {size: to_ms(lasts_ns) for size, lasts_ns in known[MODEL].infer_ns.items()}
+        for name, known in (("profiled", zoo), ("learned", learned))
+    }
+    notes = {"profile_rps": profile_rps, "cores": used, "slowness": slower, "infer_ms": infer_ms}
+    judge(outcome, said_rps, rates, target, notes)
     if used["others"] > OTHERS:
         wrong.add(f"{used['others']:.0%} of a core used by others")
     outcome.invalid = "; ".join(sorted(wrong))

@@ -10,6 +10,7 @@ from benchmarks.plan_right import cpu
 from benchmarks.plan_right.__main__ import TARGET
 from benchmarks.plan_right.cpu import MODEL, Rate, counted, crossing, greatest, judge, slowness
 from clockwork_serve.apps.plan.check import Ends
+from clockwork_serve.sim import read_constants
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.zoo import Zoo
 from harness.report import Outcome
@@ -34,20 +35,32 @@ def rates(*measured: float) -> list[Rate]:
 def test_the_greatest_rate_is_found_by_halves(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu, "predicted", lambda folder, rate: (1.0 if rate <= 91 else 0.98, 0.0))
+    monkeypatch.setattr(cpu, "predicted", lambda folder, rate, _: (1.0 if rate <= 91 else 0.98, 0.0))
 
     assert greatest(tmp_path, zoo, TARGET) == pytest.approx(91, rel=2 * cpu.FINE)
 
 
 def test_a_rate_is_predicted_by_the_profile(zoo: Zoo, tmp_path: Path) -> None:
-    (tmp_path / "profile.json").write_text((tmp_path / "profile.csv").read_text())
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cpu, "SCENARIO", cpu.SCENARIO.replace("profile.json", "profile.csv"))
+        patched.setattr(cpu, "PROFILE", "profile.csv")
         few, many = (cpu.predicted(tmp_path, rate) for rate in (20.0, 200.0))
 
     assert few[0] == 1.0
     assert 0.4 < many[0] < 0.6
     assert 10 < few[1] < cpu.SLO_MS
+
+
+def test_or_by_what_a_server_has_learned(zoo: Zoo, tmp_path: Path) -> None:
+    (tmp_path / "slower.csv").write_text(f"{HEAD}{MODEL},3,5,20,40,80\n")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cpu, "PROFILE", "profile.csv")
+        patched.setattr(cpu, "JOURNAL", "slower.csv")
+        by_profile, by_server = (
+            cpu.predicted(tmp_path, 80.0, constants) for constants in (None, read_constants())
+        )
+
+    assert by_profile[0] > 0.9
+    assert 0.5 < by_server[0] < 0.7
 
 
 def test_requests_of_the_warm_up_do_not_count() -> None:
