@@ -47,10 +47,14 @@ LARGE, SMALL = 150_000, 500
 """Elements of FP32 of an input."""
 INFER_MS, RATE, EASY_RATE = 4.0, 400.0, 50.0
 """Requests a second: four of five that two devices can serve; and so few that no host is busy, for CPU."""
+SLOW_MS, SLOW_RATE = 8.0, 200.0
+"""Four of five again, of a model that takes twice as long: half of the CPU, for all hosts share two cores."""
 SLO_MS, EASY_SLO_MS = 100.0, 2000.0
 COST, HOST_US, GOODPUT, WAY_MS = 0.6, 60.0, 0.98, 0.4
 LATE_SENDS: Final = 0.02
 """A client that sends more than this share late was itself the bottleneck."""
+IDLE_S: Final = 4.0
+"""So long nothing is asked, to tell the CPU of requests from that of heartbeats and timers."""
 HOSTS: Final = ("gateway-a", "gateway-b", "worker-a", "worker-b")
 
 
@@ -165,11 +169,13 @@ def message(url: str, model: str, elements: int, slo_ms: float) -> bytes:
     return infer_message(url, model, [("x", "FP32", (1, elements), x)], slo_ms=slo_ms)
 
 
-async def offered(arm: Arm, rate: float, slo_ms: float, seconds: float, seed: int) -> list[Report]:
+async def offered(
+    arm: Arm, rate: float, slo_ms: float, seconds: float, seed: int, model: str = "large"
+) -> list[Report]:
     """The load of large requests, in equal parts on all gateways."""
     loads = []
     for number, url in enumerate(arm.urls):
-        large, dice = message(url, "large", LARGE, slo_ms), random.Random(f"{seed} {number}")
+        large, dice = message(url, model, LARGE, slo_ms), random.Random(f"{seed} {number}")
         shots = [Shot(at_ns, large) for at_ns in poisson(rate / len(arm.urls), seconds, dice)]
         loads.append(open_loop(url, shots, connections=64 // len(arm.urls)))
     return list(await asyncio.gather(*loads))
@@ -181,27 +187,42 @@ def measured(arm: Arm, seconds: float, seed: int) -> dict[str, float]:
     warm = run(offered(arm, EASY_RATE, EASY_SLO_MS, 1.0, seed))
     alone = run(closed_loop(arm.urls[0], lambda _: small, requests=round(100 * seconds), connections=1))
     processes = arm.host_pids | arm.far_pids
-    before = {name: cpu_s(pid) for name, pid in processes.items()}
+    idle = _cpu_of(processes)
+    time.sleep(IDLE_S)
+    before = _cpu_of(processes)
+    idle_us = 1e6 * (sum(before.values()) - sum(idle.values())) / IDLE_S
     easy = run(offered(arm, EASY_RATE, EASY_SLO_MS, seconds, seed + 1))
     answered = sum(sample.status == 200 for report in easy for sample in report.samples)
-    us = {name: 1e6 * (cpu_s(pid) - before[name]) / answered for name, pid in processes.items()}
+    us = {name: 1e6 * (used_s - before[name]) / answered for name, used_s in _cpu_of(processes).items()}
+    slow = run(offered(arm, SLOW_RATE, SLO_MS, seconds, seed + 3, "slow"))
+    slow_good = sum(sample.status == 200 for report in slow for sample in report.samples)
+    before = _cpu_of(processes)
     began_s = time.monotonic()
     reports = run(offered(arm, RATE, SLO_MS, seconds, seed + 2))
     lasted_s = time.monotonic() - began_s
     samples = [sample for report in reports for sample in report.samples]
     good = sum(sample.status == 200 for sample in samples)
+    used_s = sum(_cpu_of(processes).values()) - sum(before.values())
     return {
         "goodput": good / lasted_s,
         "good": good / len(samples),
         "good_when_easy": answered / sum(len(report.samples) for report in easy),
+        "good_when_slow": slow_good / sum(len(report.samples) for report in slow),
+        "cores": used_s / lasted_s,
+        "idle_us_per_s": idle_us,
         "host_us": sum(us[name] for name in arm.host_pids),
         "all_us": sum(us.values()),
         "large_p50_ms": quantile([one.latency_ns for one in samples], 0.5) / 1e6,
         "small_p50_ms": quantile([one.latency_ns for one in alone.samples if one.status == 200], 0.5) / 1e6,
         "late_sends": sum(report.late_sends for report in reports) / len(samples),
-        "unwell": sum(report.unanswered for report in [*warm, *easy, *reports, alone]),
+        "unwell": sum(report.unanswered for report in [*warm, *easy, *slow, *reports, alone]),
         **{f"us of {name}": found for name, found in us.items()},
     }
+
+
+def _cpu_of(processes: dict[str, int]) -> dict[str, float]:
+    """Seconds of CPU that each has used."""
+    return {name: cpu_s(pid) for name, pid in processes.items()}
 
 
 def main() -> int:
@@ -221,6 +242,7 @@ def main() -> int:
         for arm in ("one host", "apart"):
             folder = Path(name) / arm.replace(" ", "-")
             repositories.emulated(folder / "models", "large", {1: INFER_MS}, width=LARGE)
+            repositories.emulated(folder / "models", "slow", {1: SLOW_MS}, width=LARGE)
             repositories.emulated(folder / "models", "small", {1: 0.5}, width=SMALL)
             made = one_host(folder) if arm == "one host" else apart(folder, home, others)
             arms[arm] = stack.enter_context(made)
@@ -251,7 +273,12 @@ def judge(outcome: Outcome, medians: dict[str, dict[str, float]], before: Path |
     outcome.at_most("CPU of the controller's host a request", HOST_US, far["host_us"], "us", digits=0)
     outcome.at_least(
         f"goodput at {RATE:g} requests/s, over that on one host", GOODPUT, far["goodput"] / home["goodput"],
-        more=f"({far['goodput']:.0f} and {home['goodput']:.0f}/s)",
+        more=f"({far['goodput']:.0f} and {home['goodput']:.0f}/s; servers took {far['cores']:.2f} and "
+        f"{home['cores']:.2f} cores)",
+    )  # fmt: skip
+    outcome.at_least(
+        f"goodput at {SLOW_RATE:g} requests/s that take twice as long, over that on one host", GOODPUT,
+        far["good_when_slow"] / home["good_when_slow"],
     )  # fmt: skip
     way_ms = far["small_p50_ms"] - home["small_p50_ms"]
     outcome.at_most("a request of 2 kB takes longer than on one host, p50", WAY_MS, way_ms, "ms")
