@@ -7,8 +7,17 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from clockwork_serve.apps.learned import LearnedDelays, LearnedProfiles, machine_of, read_delays, read_zoo
-from clockwork_serve.apps.simulate import play, question_of
+from clockwork_serve.apps import learned as learned_module
+from clockwork_serve.apps.learned import (
+    ENOUGH,
+    LearnedDelays,
+    LearnedProfiles,
+    delays_beside,
+    machine_of,
+    read_delays,
+    read_zoo,
+)
+from clockwork_serve.apps.simulate import ask, play, question_of
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.devices.kinds import machine_name
 from clockwork_serve.errors import ConfigError
@@ -24,11 +33,13 @@ from clockwork_serve.messages import (
     Window,
     WorkerJoined,
 )
-from clockwork_serve.sim import read_constants
+from clockwork_serve.sim import Simulation, read_constants
 from clockwork_serve.telemetry import Journal, Step, head_of
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
+from clockwork_serve.workload.stream import build
 from clockwork_serve.workload.zoo import Zoo
+from tests.sim import worlds
 
 ZOO = Zoo.read("v100")
 KIND = "cpu"
@@ -162,6 +173,51 @@ def test_simulations_with_delays_of_a_journal_give_requests_less_time() -> None:
     ]  # fmt: skip
     assert 0 < good[1] < good[0]
     assert 0 < good[2] < good[0], "what gateways keep was not taken from requests"
+
+
+def test_the_noise_is_of_what_ran_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learned_module, "KINDS_MAX", 1)
+    found, infer = LearnedDelays(), Infer(
+        action_id=0, device="d", model="net/1", code_id="c", extent=Extent(0, 1), version=1, batch=1,
+        calls=(), window=Window(0, 1), expected_ns=1,
+    )  # fmt: skip
+    request = Request(request_id="0", gateway="g", model="net/1", arrival_ns=0, deadline_ns=1)
+    found.take(Step(1, (request,), ()))
+    for at in range(2 * ENOUGH):
+        second = at >= ENOUGH
+        code = "of a model that was removed" if second else "c"
+        action = structs.replace(infer, action_id=at, code_id=code)
+        lasted_ns = (2 if second and at % 2 else 1) * NS_PER_MS
+        result = Result(action_id=at, device="d", status=Status.OK, started_ns=0, ended_ns=lasted_ns)
+        found.take(Step(lasted_ns, (), (action,)))
+        found.take(Step(lasted_ns, (result,), ()))
+    assert found.constants().noise.infer_us[0] == (0.0, -1000.0)
+    assert found.constants().noise.infer_us[-1] == (1.0, 0.0)
+
+
+def test_a_journal_as_a_table_has_its_delays_with_it(tmp_path: Path) -> None:
+    scenario = worlds.scenario(models=(ModelSet(name=worlds.KIND, kind=worlds.KIND),))
+    file = tmp_path / "serve.journal"
+    book = Journal(file, structs.replace(head_of(ControllerConfig()), machine=machine_name()))
+    Simulation(
+        workload=build(scenario, seed=1), zoo=Zoo.read("v100"), seed=1, watchers=[book],
+        cluster=worlds.Cluster(devices=1), config=ControllerConfig(expected_devices=1),
+    ).run()  # fmt: skip
+    book.close()
+    asked = tmp_path / "s.toml"
+    asked.write_text(
+        f'name = "s"\nseconds = 2\n[[models]]\nname = "m"\nkind = "{worlds.KIND}"\n'
+        '[[loads]]\nname = "all"\nmodels = ["m"]\narrivals = "poisson"\nrate_rps = 50\nslo_ms = 100\n'
+    )
+    of_server, said = read_delays(str(file)), served().constants()
+
+    assert of_server != read_constants()
+    for constants, zoo, expected in (
+        (None, str(file), of_server), (said, str(file), said), (said, "v100", said),
+    ):  # fmt: skip
+        question = ask(asked, config=ControllerConfig(), zoo=zoo, constants=constants)
+        assert question.constants == expected
+    assert delays_beside("v100") is delays_beside(journal(tmp_path / "nobody asked")) is None
 
 
 def test_a_journal_without_requests_tells_no_delays(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from clockwork_serve.apps.plan.runs import COLD, COMPUTE
 from clockwork_serve.apps.scaling.demand import LikelyLoad
 from clockwork_serve.apps.scaling.future import FutureWorld, Judged, judge
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.sim import Cluster
+from clockwork_serve.sim import Cluster, read_constants
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.zoo import Zoo
 
@@ -64,6 +64,14 @@ def test_models_of_other_versions_keep_their_names_and_unknown_ones_do_not_count
     found = judge(load(52.0, ("a/2", "gone/1")), world, 1)
     assert found.model == "a/2"
     assert found.requests == pytest.approx(780, abs=1)
+
+
+def test_what_gateways_keep_of_a_servers_requests_is_no_time_of_devices() -> None:
+    usual = read_constants()
+    kept = structs.replace(usual, network=structs.replace(usual.network, reserve_ns=30 * NS_PER_MS))
+    asked = load(20.0, slo_ms=65)
+    assert judge(asked, WORLD, 1).missed == 0
+    assert judge(asked, structs.replace(WORLD, constants=kept), 1).missed > 0.1 * 600
 
 
 def test_no_request_is_met_by_any_device() -> None:

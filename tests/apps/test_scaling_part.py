@@ -13,6 +13,7 @@ import pytest
 
 from clockwork_serve.apps.scaling import part as module
 from clockwork_serve.apps.scaling.brain import Advice, ScalingRules
+from clockwork_serve.apps.scaling.future import FutureWorld, Judged
 from clockwork_serve.apps.scaling.part import EVERY_NS, ScalingPart
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent
@@ -81,6 +82,22 @@ def test_it_says_how_many_are_wanted_and_writes_it_down(
     assert DevicesWanted.read(tmp_path / WANTED_FILE, now_ns + WANTED_NS) is None, "it is too old by then"
     assert server.part.answer()["wanted"] == 2
     assert json.loads((tmp_path / WANTED_FILE).read_text())["reason"] == advice.reason
+
+
+def test_the_future_has_the_delays_that_the_journal_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worlds_of: list[FutureWorld] = []
+    monkeypatch.setattr(
+        module, "judge", lambda load, world, devices, **_: (
+            worlds_of.append(world) or Judged(devices=devices, requests=1, missed=0)
+        ),
+    )  # fmt: skip
+    told(tmp_path, 100.0, 2).idle(SECONDS * NS_PER_S)
+    constants = worlds_of[0].constants
+    assert constants is not None
+    assert 0 < constants.network.jitter[-1][1] < 1000
+    assert constants.network.jitter_us, "those of a quiet machine were taken"
 
 
 def test_too_few_devices_are_seen_with_the_model_and_the_cause(tmp_path: Path) -> None:

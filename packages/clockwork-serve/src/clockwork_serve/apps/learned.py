@@ -47,6 +47,7 @@ from clockwork_serve.workload.traffic import told
 from clockwork_serve.workload.zoo import Zoo, check_machine, row_of
 
 KEPT: Final = 255  # so many of the last durations of a kind count
+KINDS_MAX: Final = 256  # of how many kinds of actions the noise is known: those that ran last
 ENOUGH: Final = 20  # durations of a kind of which the median is known
 QUICK: Final = 0.1  # of delays, what the least is taken to be
 SHARES: Final = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
@@ -238,7 +239,10 @@ class LearnedProfiles:
 
 
 class LearnedDelays:
-    """Takes a journal's records one by one: the delays and the noise of its server, for simulations."""
+    """Takes a journal's records one by one: the delays and the noise of its server, for simulations.
+
+    Memory does not grow with their number.
+    """
 
     def __init__(self) -> None:
         self._up_delay_ns = (
@@ -271,8 +275,17 @@ class LearnedDelays:
     def _ended(self, action: Infer | Load, result: Result, now_ns: int) -> None:
         self._back_delay_ns.append(now_ns - result.ended_ns)
         batch = action.batch if isinstance(action, Infer) else 0
-        lasted = self._lasted_ns.setdefault((action.code_id, action.device, batch), _Kept(most=KEPT))
+        kind = action.code_id, action.device, batch
+        lasted = self._lasted_ns.pop(kind, None) or _Kept(most=KEPT)
         lasted.append(result.lane_ns - result.once_ns)
+        self._lasted_ns[kind] = lasted
+        if len(self._lasted_ns) > KINDS_MAX:
+            del self._lasted_ns[next(iter(self._lasted_ns))]
+
+    @property
+    def known(self) -> bool:
+        """Whether requests were served, so that there is anything to learn from."""
+        return bool(self._up_delay_ns and self._back_delay_ns)
 
     def constants(self) -> Constants:
         """Those of the package, with what was measured in place of them.
@@ -280,7 +293,7 @@ class LearnedDelays:
         A message takes as long as the quickest tenth, plus what is drawn. An arrival may be noted too early:
         what is left of the usual delay is time that requests do not have. Raises :class:`ConfigError`.
         """
-        if not self._up_delay_ns or not self._back_delay_ns:
+        if not self.known:
             raise ConfigError(
                 "journal: expected requests that were served, found none; let the server run on"
             )
@@ -332,10 +345,20 @@ def read_delays(file: str) -> Constants:
         raise ConfigError(
             f"delays: expected a server's journal, found {file}; clockwork serve --journal FILE"
         )
+    return _learned_delays(file).constants()
+
+
+def delays_beside(zoo: str) -> Constants | None:
+    """Those of a journal that is a table of models; None where the table is none, or nothing was served."""
+    learned = _learned_delays(zoo) if is_journal(zoo) else None
+    return learned.constants() if learned and learned.known else None
+
+
+def _learned_delays(journal: str) -> LearnedDelays:
     learned = LearnedDelays()
-    for _, record in read_records(Path(file)):
+    for _, record in read_records(Path(journal)):
         learned.take(record)
-    return learned.constants()
+    return learned
 
 
 def is_journal(path: str | Path) -> bool:

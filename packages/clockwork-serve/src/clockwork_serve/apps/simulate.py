@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct, structs
 
 from clockwork_serve import __version__
-from clockwork_serve.apps.learned import is_journal, read_zoo
+from clockwork_serve.apps.learned import delays_beside, is_journal, read_zoo
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import ClockworkError, ConfigError
 from clockwork_serve.messages import Profile
@@ -77,10 +77,11 @@ def ask(
 
     ``zoo`` and ``devices`` stand in for those of the scenario's cluster; ``traces`` is the folder of its
     trace files (None: beside the scenario). ``foreign``: a profile of another machine will do. ``constants``:
-    delays and noise, if they are not the usual ones. Raises :class:`ConfigError`, which names file, line and
-    field where a file is wrong.
+    delays and noise; None: those of the journal that is the table, if it is one, else the usual ones. Raises
+    :class:`ConfigError`, which names file, line and field where a file is wrong.
     """
     scenario, models = read_with_zoo(path, zoo=zoo, devices=devices, foreign=foreign)
+    constants = constants or delays_beside(scenario.cluster.zoo)
     question = question_of(scenario, models, config=config, seed=seed, traces=traces, constants=constants)
     _check_memory(scenario, question.cluster, models, question.workload)
     return question

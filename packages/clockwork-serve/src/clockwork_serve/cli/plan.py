@@ -102,6 +102,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     question is answered at once, and an interrupted plan goes on. Exits with 1 if no number of devices up to
     --max-devices does, or a --check is far off; with 2 if none could; 130 after Ctrl-C, with what was found.
     """
+    from clockwork_serve.apps.learned import delays_beside
     from clockwork_serve.apps.plan.report import PlanQuestion
     from clockwork_serve.serve.supervisor.config import controller_config
 
@@ -113,7 +114,7 @@ def plan(  # noqa: PLR0913 - one parameter for each option
     asked = PlanQuestion(
         scenario=text, zoo=models, kinds=kinds, target=target / 100, seeds=tuple(range(seed, seed + seeds)),
         config=controller_config(settings), traces=own["traces"], most=own["max_devices"],
-        constants=measured(delays),
+        constants=measured(delays) or delays_beside(text.cluster.zoo),
     )  # fmt: skip
     if url is not None:
         if own["slo_ms"] is not None:

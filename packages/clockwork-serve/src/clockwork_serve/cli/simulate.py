@@ -36,7 +36,8 @@ TRACES_VARIABLE = "CLOCKWORK_TRACES"
 
 delays_option = click.option(
     "--delays", metavar="JOURNAL",
-    help="Delays and noise as a server had them, from its --journal. [default: those of a quiet machine]",
+    help="Delays and noise as a server had them, from its --journal. [default: of the journal that --zoo is, "
+    "else those of a quiet machine]",
 )  # fmt: skip
 
 

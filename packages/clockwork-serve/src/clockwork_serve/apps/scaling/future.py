@@ -15,13 +15,13 @@ from typing import Final
 import numpy as np
 from msgspec import Struct, structs
 
-from clockwork_serve.apps.learned import LearnedProfiles, places
+from clockwork_serve.apps.learned import LearnedDelays, LearnedProfiles, places
 from clockwork_serve.apps.plan.demand import PlanMinutes
 from clockwork_serve.apps.plan.runs import MissCount
 from clockwork_serve.apps.scaling.demand import LikelyLoad
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.messages import ControllerEffect, ControllerEvent, Quota
-from clockwork_serve.sim import Cluster, Simulation
+from clockwork_serve.sim import Cluster, Constants, Simulation
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
 from clockwork_serve.workload.processes import Block
 from clockwork_serve.workload.stream import OpenLoad, Slo, Workload
@@ -41,7 +41,7 @@ class FutureWorld(Struct, frozen=True, kw_only=True):
     """What a simulation needs beside the load: models by key with their rows in ``zoo``, one kind of device.
 
     ``cluster``: a device's memory; its number does not count. ``loaded``: keys of models whose weights are on
-    some device.
+    some device. ``constants``: delays and noise; None: the usual ones.
     """
 
     kinds: dict[str, str]
@@ -50,9 +50,12 @@ class FutureWorld(Struct, frozen=True, kw_only=True):
     config: ControllerConfig
     quotas: tuple[Quota, ...] = ()
     loaded: tuple[str, ...] = ()
+    constants: Constants | None = None
 
     @staticmethod
-    def of(learned: LearnedProfiles, config: ControllerConfig, loaded: Sequence[str]) -> FutureWorld | None:
+    def of(
+        learned: LearnedProfiles, delays: LearnedDelays, config: ControllerConfig, loaded: Sequence[str]
+    ) -> FutureWorld | None:
         """As a journal told it; None as long as no model or device is known."""
         specs = learned.present()
         rows = learned.rows() if specs else []
@@ -64,6 +67,7 @@ class FutureWorld(Struct, frozen=True, kw_only=True):
             kinds={key: kind for key, kind in kinds.items() if kind in zoo.models}, zoo=zoo, config=config,
             cluster=Cluster(pages=spec.pages, page_bytes=spec.page_bytes, lanes_share=spec.lanes_share),
             quotas=tuple(learned.quotas.values()), loaded=tuple(loaded),
+            constants=delays.constants() if delays.known else None,
         )  # fmt: skip
 
 
@@ -121,7 +125,7 @@ def judge(
     minutes = PlanMinutes(workload.warmup_ns, 1, load.window_ns / NS_PER_S)
     simulation = Simulation(
         workload=workload, zoo=world.zoo, cluster=structs.replace(world.cluster, devices=devices),
-        config=structs.replace(world.config, expected_devices=devices), seed=1,
+        config=structs.replace(world.config, expected_devices=devices), constants=world.constants, seed=1,
     )  # fmt: skip
     count = _Misses(minutes, simulation.constants.network.gateway_ns, None)
     count.most, count.stopped = max(1, round(HOPELESS * load.times_ns.size)), stopped
