@@ -158,9 +158,8 @@ def test_a_server_that_does_not_tell_of_its_devices(
 
     assert run(["plan", scenario, "--check", "http://127.0.0.1:1"]) == 2
 
-    assert (
-        "found 401 Unauthorized for http://127.0.0.1:1/metrics; say with --devices" in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "found 401 Unauthorized for http://127.0.0.1:1/metrics; set CLOCKWORK_API_KEY to a key of" in said
 
 
 def test_kinds_of_the_scenario_have_names_and_prices(

@@ -36,14 +36,22 @@ slo_ms = 250
 
 
 def test_a_prediction_is_held_against_a_server(
-    tmp_path: Path, start: Callable[..., AbstractContextManager[Serving]], capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path: Path, start: Callable[..., AbstractContextManager[Serving]],
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Which wants keys."""
+    keys = tmp_path / "keys.toml"
+    keys.touch(0o600)
+    assert run(["key", "planner", "--may", "infer", "--may", "metrics"]) == 0
+    made = capsys.readouterr()
+    keys.write_text(made.out)
+    monkeypatch.setenv("CLOCKWORK_API_KEY", made.err.split()[-1])
     for copy in range(2):
         repositories.emulated(tmp_path / "models", f"net-{copy:04d}", {1: 10.0, 8: 24.0})
     (tmp_path / "net.csv").write_text("model,weights_mb,load_ms,infer_b1_ms,infer_b8_ms\nnet,1,1,10,24\n")
     (tmp_path / "check.toml").write_text(SCENARIO)
 
-    with start(tmp_path / "models", device="emulated") as serving:
+    with start(tmp_path / "models", device="emulated", api_keys=str(keys)) as serving:
         given = ["--check", serving.http_url, "--json", str(tmp_path / "out.json")]
         assert run(["plan", str(tmp_path / "check.toml"), *given]) in {0, 1}  # by how busy the machine is
 

@@ -53,6 +53,21 @@ class Target(NamedTuple):
     ca: str | None = None
     key: str = ""
 
+    @classmethod
+    def keyed(cls, url: str, ca: str | None) -> Target:
+        """With the API key that the environment has. Raises :class:`ConfigError`."""
+        key = os.environ.get("CLOCKWORK_API_KEY", "")
+        if key and not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                "CLOCKWORK_API_KEY: expected visible ASCII characters, found others; correct it"
+            )
+        return cls(url, ca, key)
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """Those that show the key."""
+        return (("Authorization", f"Bearer {self.key}"),) if self.key else ()
+
 
 @click.group()
 @click.option(
@@ -69,7 +84,7 @@ def models(context: click.Context, url: str, ca: str | None) -> None:
 
     If the server requires an API key, it is read from the environment variable CLOCKWORK_API_KEY.
     """
-    context.obj = Target(url, ca, os.environ.get("CLOCKWORK_API_KEY", ""))
+    context.obj = Target.keyed(url, ca)
 
 
 @models.command("list")
@@ -147,11 +162,7 @@ def exchange(
             f"url: expected http://HOST:PORT or https://HOST:PORT, found {url!r}; "
             "name a running server with --url"
         )
-    if target.key and not (target.key.isascii() and target.key.isprintable()):
-        raise ConfigError("CLOCKWORK_API_KEY: expected visible ASCII characters, found others; correct it")
-    headers = {} if body is None else {"Content-Type": "application/json"}
-    if target.key:
-        headers["Authorization"] = f"Bearer {target.key}"
+    headers = dict(target.headers) | ({} if body is None else {"Content-Type": "application/json"})
     connection = (
         http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
         if parts.scheme == "http"

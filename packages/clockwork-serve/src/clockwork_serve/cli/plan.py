@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from clockwork_serve.apps.plan.check import Sides
     from clockwork_serve.apps.plan.demand import DeviceKind
     from clockwork_serve.apps.plan.report import MixReport, PlanQuestion, PlanReport, SeedSpread
+    from clockwork_serve.cli.operate import Target
     from clockwork_serve.telemetry.top import Reading
     from clockwork_serve.workload.scenario import Scenario
     from clockwork_serve.workload.zoo import Zoo
@@ -177,17 +178,21 @@ def _check(asked: PlanQuestion, scenario: str, url: str, json_file: str | None, 
         predicted_ends,
         server_devices,
     )
+    from clockwork_serve.cli.operate import Target
 
     differs: list[str] = []
+    target = Target.keyed(url, os.environ.get("CLOCKWORK_CA"))
     if not given:
-        there = server_devices(_metrics(url))
+        there = server_devices(_metrics(target))
         found, differs = on_server(asked.scenario, there)
         asked = structs.replace(asked, scenario=found)
         note(f"the server has {', '.join(map(str, there))}")
         for line in differs:
             note(f"note: {line}; the prediction is for what is there")
     note(f"playing {scenario} on {url}: {asked.scenario.seconds:g} s")
-    measured, invalid = measured_ends(scenario, url, seed=asked.seeds[0], traces=asked.traces)
+    measured, invalid = measured_ends(
+        scenario, url, seed=asked.seeds[0], traces=asked.traces, headers=target.headers, ca=target.ca
+    )
     made = check_report(
         asked, predicted_ends(asked.simulated()), measured, url=url, invalid=invalid, differs=differs
     )
@@ -206,16 +211,17 @@ def _check(asked: PlanQuestion, scenario: str, url: str, json_file: str | None, 
     return 0 if made.good else NO_ANSWER
 
 
-def _metrics(url: str) -> Reading:
+def _metrics(target: Target) -> Reading:
     """What a server says of itself."""
-    from clockwork_serve.cli.operate import Target, exchange
+    from clockwork_serve.cli.operate import exchange
     from clockwork_serve.telemetry.top import read_metrics
 
-    status, phrase, body = exchange(Target(url), "GET", "/metrics", 8000)
+    status, phrase, body = exchange(target, "GET", "/metrics", 8000)
     if status != 200:
+        advice = "set CLOCKWORK_API_KEY to a key of it, or say" if status in {401, 403} else "say"
         raise ConfigError(
-            f"check: expected a server that tells of its devices, found {status} {phrase} for {url}/metrics; "
-            "say with --devices how many to predict for"
+            f"check: expected a server that tells of its devices, found {status} {phrase} for "
+            f"{target.url}/metrics; {advice} with --devices how many to predict for"
         )
     return read_metrics(body.decode(errors="replace"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -48,7 +47,7 @@ def top(url: str, ca: str | None, interval: float, once: bool, as_json: bool) ->
     --json each look is a line, or with --once one object. If the server requires an API key, it is read from
     CLOCKWORK_API_KEY.
     """
-    target = Target(url, ca, os.environ.get("CLOCKWORK_API_KEY", ""))
+    target = Target.keyed(url, ca)
     with interruptible() as stopped:
         looks = _looks(target, interval, stopped)
         if once:

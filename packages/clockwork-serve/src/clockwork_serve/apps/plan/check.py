@@ -208,10 +208,14 @@ def predicted_ends(question: SimulationQuestion) -> Ends:
     return ends.found
 
 
-def measured_ends(scenario: str, url: str, *, seed: int, traces: str | None) -> tuple[Ends, str]:
+def measured_ends(
+    scenario: str, url: str, *, seed: int, traces: str | None,
+    headers: Sequence[tuple[str, str]] = (), ca: str | None = None,
+) -> tuple[Ends, str]:  # fmt: skip
     """Play a scenario on a server by the load generator of clockwork-lab; why that is invalid, if it is.
 
-    Raises :class:`ConfigError` where that is not installed, or the server lacks a model.
+    ``headers`` are sent with each request; ``ca`` is a file of authorities, None: the system's. Raises
+    :class:`ConfigError` where that is not installed, or the server lacks a model.
     """
     try:
         plan, run = (import_module(f"clockwork_lab.bench.{name}") for name in ("plan", "run"))
@@ -220,7 +224,8 @@ def measured_ends(scenario: str, url: str, *, seed: int, traces: str | None) -> 
             "check: expected clockwork-lab, which sends requests, to be installed; found none; "
             "pip install 'clockwork-serve[lab]'"
         ) from None
-    load: Any = plan.make_plan(scenario, plan.Options(url=url, seed=seed, traces=traces))
+    options = plan.Options(url=url, seed=seed, traces=traces, headers=tuple(headers), ca=ca)
+    load: Any = plan.make_plan(scenario, options)
     ran = run.run(load)
     table = ran.records.table
     latency_ns = table["last_ns"] - table["scheduled_ns"]
