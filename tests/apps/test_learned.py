@@ -10,7 +10,6 @@ from msgspec import structs
 from clockwork_serve.apps.learned import LearnedDelays, LearnedProfiles, machine_of, read_delays, read_zoo
 from clockwork_serve.apps.simulate import play, question_of
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.devices.kinds import machine_name
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
     CodeAdded,
@@ -26,6 +25,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.sim import read_constants
 from clockwork_serve.telemetry import Journal, Step, head_of
+from clockwork_serve.telemetry.journal import machine_name
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.zoo import Zoo
