@@ -19,7 +19,6 @@ from clockwork_serve.apps.learned import (
 )
 from clockwork_serve.apps.simulate import ask, play, question_of
 from clockwork_serve.controller import ControllerConfig
-from clockwork_serve.devices.kinds import machine_name
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
     CodeAdded,
@@ -35,6 +34,7 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.sim import Simulation, read_constants
 from clockwork_serve.telemetry import Journal, Step, head_of
+from clockwork_serve.telemetry.journal import machine_name
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
 from clockwork_serve.workload.scenario import LoadTable, ModelSet, Scenario
 from clockwork_serve.workload.stream import build

@@ -17,6 +17,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.cli.commands import Cli
+from tests.end_to_end.commands import SMALL
 
 pytestmark = pytest.mark.system
 EMULATED = ("--device", "emulated:v100", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
@@ -125,7 +126,7 @@ def test_one_file_is_served_and_the_command_that_is_shown_asks_it(
         pytest.skip("curl is not there")
     file = tmp_path / f"{name}.onnx"
     file.write_bytes(doubling(shape))
-    quiet = ("--http-port", "0", "--grpc-port", "off", "--metrics-port", "off", "--slo-ms", "20000")
+    quiet = ("--http-port", "0", "--grpc-port", "off", "--metrics-port", "off", "--slo-ms", "20000", *SMALL)
     with serving(file, *quiet) as child:
         assert child.stdout is not None
         lines = [child.stdout.readline().strip() for _ in range(5)]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Floats = repositories.Floats
 WIDE, LONG = 64, 16
 MATRICES = 30
+SMALL = 16 * MIB
+"""Memory of a CPU device: a virtual machine whose host gives it slowly takes 6 ms of CPU to touch a MiB."""
 PATIENT_SLO_MS = 20_000.0
 """For requests that name no SLO: the usual default of 100 ms is more than a busy machine can keep."""
 
@@ -107,7 +109,8 @@ def start(cache: Path) -> Callable[..., AbstractContextManager[Serving]]:
     """Starts a server for the time of a block. Unless a test is about deadlines, there are none to miss."""
 
     def serving(root: Path, **settings: Any) -> AbstractContextManager[Serving]:
-        return serve(root, cache=cache, **{"slo_ms": PATIENT_SLO_MS, **settings})
+        memory = {} if "device" in settings else {"memory_bytes": SMALL}
+        return serve(root, cache=cache, **{"slo_ms": PATIENT_SLO_MS, **memory, **settings})
 
     return serving
 

@@ -78,7 +78,7 @@ def infers(http: str, grpc: str = "") -> None:
 
 
 def test_too_low_limits_end_the_start_before_anything_is_started(root: Path, cache: Path) -> None:
-    said = failed(limited(command(root, cache), address_space=700 * MIB))
+    said = failed(limited(command(root, cache, "--device-memory", "1GB"), address_space=700 * MIB))
     for part in (
         "error: address space (ulimit -v): expected at least",
         "device_memory",
@@ -106,7 +106,7 @@ def test_what_is_said_to_be_needed_is_enough_and_hardly_more(
     needs = {need.process: need.amount for need in address_needs(settings, devices, supervisor_bytes)}
     files = max(need.amount for need in file_needs(settings, devices))
     options = [word for name, text in chosen.items() for word in (f"--{name.replace('_', '-')}", text)]
-    arguments = [*command(root, cache), *options]
+    arguments = [*command(root, cache, "--device-memory", "1GB"), *options]
     with started(limited(arguments, address_space=max(needs.values()), files=files)) as (process, ready):
         infers(ready["http"], ready["grpc"])
         assert call(ready["http"], "/v2/repository/models/dense/load", b"{}").status == 200

@@ -28,7 +28,7 @@ def two_workers(root: Path, cache: Path, lines: list[str], **settings: Any) -> I
     config = ServerConfig(
         settings=Settings(repository=str(root), **given), store=StoreConfig(cache_dir=str(cache)),
         devices=tuple(
-            DeviceConfig(device=f"cpu:{number}", kind="cpu", memory_bytes=64 * MIB) for number in (0, 1)
+            DeviceConfig(device=f"cpu:{number}", kind="cpu", memory_bytes=16 * MIB) for number in (0, 1)
         ),
         controller=SOON,
     )  # fmt: skip

@@ -33,7 +33,7 @@ def config(root: Path, **fields: Any) -> ServerConfig:
     }
     own: dict[str, Any] = {
         "store": StoreConfig(cache_dir=str(root / "cache"), max_batch_size=4, largest_batch=4),
-        "devices": (DeviceConfig(device="cpu:0", memory_bytes=64 * MIB),),
+        "devices": (DeviceConfig(device="cpu:0", memory_bytes=8 * MIB),),
         "run_dir": str(root),
     }
     own |= {name: fields.pop(name) for name in list(fields) if name in ServerConfig.__struct_fields__}

@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 import clockwork_serve
 from clockwork_lab.reproduce.players import Player, named, players, soloists
 from clockwork_serve.controller import controller
-from clockwork_serve.devices.kinds import processor_name
 from clockwork_serve.sim import Cluster, Constants, Simulation, Tally, read_constants
+from clockwork_serve.telemetry.journal import processor_name
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.scenario import Scenario
 from clockwork_serve.workload.stream import build

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from msgspec import structs
 
-from clockwork_serve.devices.kinds import machine_name
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.messages import (
     Cancel,
@@ -41,7 +40,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.sim import Constants, read_constants
 from clockwork_serve.sim.constants import Network, Noise, Quantiles
 from clockwork_serve.telemetry import JournalHead, Step, Torn, read_records
-from clockwork_serve.telemetry.journal import MAGIC
+from clockwork_serve.telemetry.journal import MAGIC, machine_name
 from clockwork_serve.units import MIB, NS_PER_S, NS_PER_US, counted
 from clockwork_serve.workload.traffic import told
 from clockwork_serve.workload.zoo import Zoo, check_machine, row_of

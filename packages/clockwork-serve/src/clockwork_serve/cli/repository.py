@@ -247,9 +247,9 @@ def profile(
     repository: str | None, config: str | None, again: bool, as_json: bool, **flags: Any  # noqa: FBT001
 ) -> int:  # fmt: skip
     """Measure every code in REPO on the devices, and keep the profiles; exits with 1 if a model fails."""
-    from clockwork_serve.devices.kinds import machine_name
     from clockwork_serve.serve.supervisor.config import store_config
     from clockwork_serve.store import Cache, Repository
+    from clockwork_serve.telemetry.journal import machine_name
 
     settings = settings_from(repository, config, flags)
     misplaced = Repository(settings.repository, store_config(settings)).find_misplaced()

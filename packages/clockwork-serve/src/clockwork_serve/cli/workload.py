@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
-from urllib.request import urlopen
 
 import click
 
@@ -109,6 +108,8 @@ def from_source(
 
 def _fetched(url: str, folder: str) -> Path:
     """What a URL answers, such as that of a range query to Prometheus, in a file."""
+    from urllib.request import urlopen  # every command would pay for it: 20 ms
+
     path = Path(folder) / "prometheus"
     try:
         with urlopen(url, timeout=FETCH_S) as answer:  # noqa: S310 - http or https, as the caller saw

@@ -29,7 +29,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
@@ -229,8 +228,7 @@ def interpolate(curve: Mapping[int, int], size: int) -> int:
 
 def read_profile(name: str) -> ProfileFile:
     """A profile file by path, or a built-in one by name; ConfigError naming what is wrong."""
-    path = Path(name)
-    builtin = files("clockwork_serve.devices") / "profiles"
+    path, builtin = Path(name), Path(__file__).parent / "profiles"
     try:
         text = path.read_text() if path.suffix == ".toml" else (builtin / f"{name}.toml").read_text()
         file = msgspec.toml.decode(text, type=ProfileFile, strict=False)

@@ -8,11 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-import os
-import platform
 from collections.abc import Iterable
-from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from msgspec import Struct
@@ -37,20 +33,6 @@ class Gpu(Struct, frozen=True, kw_only=True):
 
     name: str
     capability: str
-
-
-def machine_name() -> str:
-    """This machine, as profiles name it: its processor, and how many there are of it."""
-    return f"{os.cpu_count()} x {processor_name()}"
-
-
-def processor_name() -> str:
-    """What the system calls its processor."""
-    name = ""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next((line.partition(":")[2] for line in lines if line.startswith("model name")), "")
-    return name.strip() or platform.processor() or platform.machine()
 
 
 def runs(config: DeviceConfig, backend: str) -> bool:

@@ -97,6 +97,20 @@ class JournalHead(Struct, frozen=True, kw_only=True, tag="clockwork journal", ta
         return ""
 
 
+def machine_name() -> str:
+    """This machine, as profiles name it: its processor, and how many there are of it."""
+    return f"{os.cpu_count()} x {processor_name()}"
+
+
+def processor_name() -> str:
+    """What the system calls its processor."""
+    name = ""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next((line.partition(":")[2] for line in lines if line.startswith("model name")), "")
+    return name.strip() or platform.processor() or platform.machine()
+
+
 def head_of(config: ControllerConfig, started: datetime | None = None, started_ns: int = 0) -> JournalHead:
     """The head of a run that this process begins, at the time of day ``started``."""
     module = sys.modules[Controller.__module__]

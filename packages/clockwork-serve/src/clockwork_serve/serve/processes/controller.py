@@ -23,7 +23,6 @@ from msgspec import Struct, structs
 from clockwork_serve.config import Settings
 from clockwork_serve.config.values import split_address
 from clockwork_serve.controller import Controller, ControllerConfig
-from clockwork_serve.devices.kinds import machine_name
 from clockwork_serve.errors import TransportError
 from clockwork_serve.messages import Role
 from clockwork_serve.serve import child
@@ -34,7 +33,7 @@ from clockwork_serve.serve.transport import SOCKET_NAME, Link, hello, listen
 from clockwork_serve.serve.worker.crash_report import read_crash_report
 from clockwork_serve.telemetry import Journal, Recorder, head_of
 from clockwork_serve.telemetry.counters import WANTED_FILE, DevicesWanted
-from clockwork_serve.telemetry.journal import FILES
+from clockwork_serve.telemetry.journal import FILES, machine_name
 
 JOURNAL_FLUSH_S: Final = 0.25
 """What the journal holds is at most so much older than the present, whoever looks at it."""

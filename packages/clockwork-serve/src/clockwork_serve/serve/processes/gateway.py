@@ -9,12 +9,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from clockwork_serve import __version__
 from clockwork_serve.config.values import split_address
 from clockwork_serve.errors import ConfigError, TransportError
 from clockwork_serve.serve import child
@@ -67,7 +67,7 @@ class GatewayServers:
             size = settings.journal_bytes // REFUSALS_SHARE // REFUSALS_FILES
             kept = refusals_path(path, config.name)
             self.gateway.refusals = Journal(kept, file_bytes=size, files=REFUSALS_FILES)
-        self.endpoints = Endpoints(self.gateway, version("clockwork-serve"))
+        self.endpoints = Endpoints(self.gateway, __version__)
         self.http = HttpServer(self.gateway, self.endpoints, self.access)
         self.metrics = HttpServer(self.gateway, self.endpoints, self.access, find_metrics_route)
         self.grpc: GatewayGrpc | None = None

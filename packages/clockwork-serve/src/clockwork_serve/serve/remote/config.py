@@ -16,8 +16,6 @@ from clockwork_serve.config.values import split_address
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.serve.gateway import tls as pem
 from clockwork_serve.serve.gateway.tls import Watched
-from clockwork_serve.store import runtime_fingerprint
-from clockwork_serve.store.cache import LAYOUT
 
 # ------------------------------------------------------------
 # TLS between the server's machines: both sides must have a certificate of the same authority.
@@ -149,6 +147,9 @@ def check_joining(settings: Settings, joining: str) -> None:
 
 def runtime() -> dict[str, str]:
     """What the artefacts of this machine depend on beside their models, and how they are laid out."""
+    from clockwork_serve.store import runtime_fingerprint  # imports ONNX and its runtime: 0.2 s of CPU
+    from clockwork_serve.store.cache import LAYOUT
+
     return {**runtime_fingerprint(), "layout": f"{LAYOUT}"}
 
 
