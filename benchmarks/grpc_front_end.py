@@ -24,7 +24,6 @@ import grpc.aio
 import uvloop
 
 from clockwork_serve.oip.protobuf import INFERENCE_SERVICE, ModelInferRequest, ModelInferResponse
-from clockwork_serve.serve.grpc.server import FALL_BACK_VARIABLE
 from clockwork_serve.units import MIB
 from harness.grpc_load import ROOM_BYTES, Load
 from harness.machine import cpu_s
@@ -35,11 +34,8 @@ NAME: Final = "benchmarks.grpc_front_end"
 METHOD: Final = f"/{INFERENCE_SERVICE}/ModelInfer"
 SHARE: Final = 0.75
 OURS: Final = "ours"
-FALL_BACK: Final = "fall-back"
-"""Our gateway with ``grpc.aio`` instead of grpcio's own core."""
-FALL_BACK_SHARE: Final = 1.5
 BARE: Final = {"sync": "bare grpc.server, 8 threads", "aio": "bare grpc.aio"}
-NAMES: Final = {**BARE, OURS: "our gateway", FALL_BACK: "our gateway on grpc.aio"}
+NAMES: Final = {**BARE, OURS: "our gateway"}
 THREADS: Final = 8
 CONNECTIONS: Final = 4
 WARM_UP_S: Final = 0.3
@@ -124,13 +120,9 @@ def measure(given: Any) -> tuple[Any, Any]:
         for name in BARE:
             pid, port = stack.enter_context(module(server_core, NAME, "--bare", name))
             up[name] = pid, int(port)
-        for name in (OURS, FALL_BACK) if given.fall_back else (OURS,):
-            environment = {FALL_BACK_VARIABLE: "1"} if name == FALL_BACK else {}
-            grpc_port = free_port()
-            pid, _ = stack.enter_context(
-                gateway(server_core, folder, name, environment=environment, grpc_port=grpc_port, **settings)
-            )
-            up[name] = pid, grpc_port
+        grpc_port = free_port()
+        pid, _ = stack.enter_context(gateway(server_core, folder, OURS, grpc_port=grpc_port, **settings))
+        up[OURS] = pid, grpc_port
         sides = {
             name: functools.partial(shot, *at, message, given.in_flight, given.seconds)
             for name, at in up.items()
@@ -153,10 +145,6 @@ def judge(found: Any, middle: Any) -> Outcome:
     outcome.at_least(f"{could} the {BARE[fastest]}", SHARE, middle[fastest]["us"] / ours["us"], "x")
     done = ours["per_s"] / middle[most]["per_s"]
     outcome.at_least(f"requests done, against the {BARE[most]}", SHARE, done, "x")
-    if other := middle.get(FALL_BACK):
-        does = f"requests a core does, against {NAMES[FALL_BACK]}"
-        outcome.at_least(f"{could} {NAMES[FALL_BACK]}", FALL_BACK_SHARE, other["us"] / ours["us"], "x")
-        outcome.at_least(does, FALL_BACK_SHARE, ours["per_s"] / other["per_s"], "x")
     failed = sum(shot["failed"] for shots in found.values() for shot in shots)
     outcome.at_most("requests that failed", 0, failed, digits=0)
     outcome.figures = {"median": middle, "shots": found}
@@ -169,9 +157,6 @@ def main() -> int:
     options.add_argument("--rounds", type=int, default=9)
     options.add_argument("--seconds", type=float, default=2.0, help="of each server in each round")
     options.add_argument("--in-flight", type=int, default=32, help="calls open at any time")
-    options.add_argument(
-        "--fall-back", action="store_true", help="ask our gateway on grpc.aio, too, and compare"
-    )
     options.add_argument("--bytes", type=int, default=1024, help="of a request's tensor and of its answer's")
     options.add_argument("--bare", choices=BARE, help="be this echo, and nothing else")
     given = options.parse_args()

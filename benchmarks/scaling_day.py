@@ -33,7 +33,6 @@ import numpy as np
 from msgspec import Struct, structs
 
 from clockwork_serve.apps.plan.demand import may_miss
-from clockwork_serve.apps.plan.runs import ReadyWeights
 from clockwork_serve.apps.scaling.brain import ScalingBrain, ScalingRules
 from clockwork_serve.apps.scaling.demand import LikelyLoad, RecentDemand
 from clockwork_serve.apps.scaling.future import FutureWorld, Judged, judge
@@ -43,6 +42,7 @@ from clockwork_serve.messages import ControllerEffect, ControllerEvent, Request
 from clockwork_serve.sim import Simulation
 from clockwork_serve.sim.faults import Faults
 from clockwork_serve.sim.host import SimulatedWorker
+from clockwork_serve.sim.tally import ReadyWeights
 from clockwork_serve.units import NS_PER_S
 from clockwork_serve.workload.traces import MINUTE_NS
 from harness import repositories

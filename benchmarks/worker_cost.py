@@ -34,7 +34,7 @@ from clockwork_serve.messages import (
     Window,
 )
 from clockwork_serve.units import MIB, NS_PER_MS, NS_PER_US
-from clockwork_serve.worker import LaneDone, Prepare, Prepared, Start, Worker, WorkerEvent
+from clockwork_serve.worker import Prepare, Prepared, Start, Worker, WorkerEvent
 from clockwork_serve.worker import worker as worker_module
 from harness import records
 from harness.report import Outcome, finish, parser, table
@@ -178,9 +178,9 @@ class World:
         outputs = (b"y",) * len(action.calls) if isinstance(action, Infer) else ()
         self.post(
             end_ns,
-            LaneDone(
-                action_id=action.action_id, device=start.device, lane=start.lane, status=Status.OK,
-                started_ns=now_ns, ended_ns=end_ns, run_ns=end_ns - now_ns, outputs=outputs,
+            Result(
+                action_id=action.action_id, device=start.device, status=Status.OK, started_ns=now_ns,
+                ended_ns=end_ns, run_ns=end_ns - now_ns, outputs=outputs,
             ),
         )  # fmt: skip
 

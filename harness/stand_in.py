@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import socket
 import subprocess
 import sys
@@ -112,12 +111,10 @@ class StandIn:
 
 
 @contextmanager
-def module(
-    core: int, name: str, *arguments: object, says: bool = True, environment: Mapping[str, str] | None = None
-) -> Iterator[tuple[int, str]]:
+def module(core: int, name: str, *arguments: object, says: bool = True) -> Iterator[tuple[int, str]]:
     """``python -m NAME`` on one core until the end of the block: its process, and what it ``says`` first."""
     command = ["taskset", "-c", str(core), sys.executable, "-m", name, *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **(environment or {})})
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
         yield process.pid, process.stdout.readline().decode().strip() if says else ""
@@ -135,14 +132,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def gateway(
-    core: int,
-    run_dir: str,
-    name: str = "g0",
-    *,
-    environment: Mapping[str, str] | None = None,
-    **settings: Any,
-) -> Iterator[tuple[int, int]]:
+def gateway(core: int, run_dir: str, name: str = "g0", **settings: Any) -> Iterator[tuple[int, int]]:
     """A gateway on one core, whose controller is in that folder: its process and HTTP port. TimeoutError."""
     port = free_port()
     config = GatewayConfig(
@@ -151,9 +141,8 @@ def gateway(
         name=name,
     )
     process = module(
-        core, "clockwork_serve.serve.processes.gateway", msgspec.json.encode(config).decode(), says=False,
-        environment=environment,
-    )  # fmt: skip
+        core, "clockwork_serve.serve.processes.gateway", msgspec.json.encode(config).decode(), says=False
+    )
     with process as (pid, _):
         until("the gateway is ready", lambda: _ready(port), every_s=0.1)
         yield pid, port

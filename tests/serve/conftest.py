@@ -9,17 +9,8 @@ from typing import Any
 import pytest
 import tritonclient.http
 
-from clockwork_serve.serve.grpc.server import FALL_BACK_VARIABLE
 from clockwork_serve.units import MIB
 from tests.serve.gateway.running import RunningGateway, running_gateway
-
-
-@pytest.fixture(scope="module", params=["core", "aio"])
-def grpc_transport(request: pytest.FixtureRequest) -> Iterator[str]:
-    """What carries calls of gRPC servers that are started in this module, one after the other."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FALL_BACK_VARIABLE, "1" if request.param == "aio" else "")
-        yield request.param
 
 
 @pytest.fixture(scope="module")

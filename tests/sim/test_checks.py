@@ -31,7 +31,7 @@ from clockwork_serve.messages import (
 from clockwork_serve.sim.checks import FORGET_NS, CheckedHost, Checks, Truth
 from clockwork_serve.sim.host import FAR_NS
 from clockwork_serve.units import MIB, NS_PER_S
-from clockwork_serve.worker.events import LaneDone, Start
+from clockwork_serve.worker.events import Start
 from tests.sim.worlds import KIND, played, scenario, simulation
 
 ALWAYS = Window(0, FAR_NS)
@@ -56,7 +56,7 @@ OK = Answer(request_id="x1", gateway="g0", outcome=Outcome.OK)
 def _loaded() -> Truth:
     truth = Truth(SPEC)
     truth.start(LOAD, Lane.LOAD)
-    truth.end(Lane.LOAD, 1)
+    truth.end(1)
     return truth
 
 
@@ -67,9 +67,9 @@ def test_a_lane_does_one_thing_at_a_time():
     with pytest.raises(AssertionError, match="starts while"):
         truth.start(replace(INFER, action_id=9), Lane.EXEC)
     with pytest.raises(AssertionError, match="9 ends, and"):
-        truth.end(Lane.EXEC, 9)
-    with pytest.raises(AssertionError, match="ends, and None ran"):
-        truth.end(Lane.LOAD, 1)
+        truth.end(9)
+    with pytest.raises(AssertionError, match="1 ends, and"):
+        truth.end(1)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_pages_are_free_after_an_unload():
     assert truth.has(LOAD.extent, 1) and not truth.has(LOAD.extent, 2) and not truth.has(Extent(0, 6), 1)
 
     truth.start(UNLOAD, Lane.LOAD)
-    truth.end(Lane.LOAD, 3)
+    truth.end(3)
 
     truth.start(replace(LOAD, action_id=4, version=4), Lane.LOAD)
 
@@ -374,9 +374,7 @@ def test_a_worker_that_is_gone_or_stopped_does_nothing():
     with pytest.raises(AssertionError, match="is stopped, and decides"):
         host.decide(1)
     host.die()
-    done = LaneDone(
-        action_id=1, device="gpu0", lane=Lane.LOAD, status=Status.OK, started_ns=1, ended_ns=1
-    )  # fmt: skip
+    done = Result(action_id=1, device="gpu0", status=Status.OK, started_ns=1, ended_ns=1)
     with pytest.raises(AssertionError, match="has died, and observes"):
         host.observe(done, 1)
 

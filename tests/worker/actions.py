@@ -25,7 +25,7 @@ from clockwork_serve.messages import (
     Window,
 )
 from clockwork_serve.units import ms
-from clockwork_serve.worker import LaneDone, Prepare, Prepared, Start, Worker, WorkerEffect, WorkerEvent
+from clockwork_serve.worker import Prepare, Prepared, Start, Worker, WorkerEffect, WorkerEvent
 from harness import records
 
 GPU = "gpu:0"
@@ -82,11 +82,10 @@ def done(
     status: Status = Status.OK,
     *,
     started_ms: float | None = None,
-) -> LaneDone:
+) -> Result:
     ok = status is Status.OK and isinstance(action, Infer)
-    return LaneDone(
-        action_id=action.action_id, device=action.device,
-        lane=Lane.EXEC if isinstance(action, Infer) else Lane.LOAD, status=status,
+    return Result(
+        action_id=action.action_id, device=action.device, status=status,
         started_ns=ms(at_ms if started_ms is None else started_ms), ended_ns=ms(at_ms),
         outputs=(b"answer",) * len(action.calls) if ok and isinstance(action, Infer) else (),
         message="" if status is Status.OK else "the lane says no",

@@ -34,7 +34,6 @@ from clockwork_serve.units import ms
 from clockwork_serve.worker import (
     ControllerFound,
     ControllerLost,
-    LaneDone,
     Prepare,
     Prepared,
     Retire,
@@ -200,10 +199,10 @@ class Lives(RuleBasedStateMachine):
         else:
             self.page_ends(work.action, ok)
             self.tell(
-                LaneDone(
-                    action_id=work.action.action_id, device=GPU, lane=lane,
+                Result(
+                    action_id=work.action.action_id, device=GPU,
                     status=Status.OK if ok else Status.DEVICE_FAULT, started_ns=self.now_ns,
-                    ended_ns=self.now_ns, outputs=(b"y",) if isinstance(work.action, Infer) else (),
+                    ended_ns=self.now_ns, outputs=(b"y",) if ok and isinstance(work.action, Infer) else (),
                 ),
                 expected=(work.action.action_id, ok) if work.action.action_id in self.sent else None,
             )  # fmt: skip

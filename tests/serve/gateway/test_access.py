@@ -36,7 +36,7 @@ LOAD = "/v2/repository/models/ident/load"
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Iterator[RunningGateway]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("gateway")
     path = written(
         folder,

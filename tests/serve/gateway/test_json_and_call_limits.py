@@ -27,7 +27,7 @@ Code = grpc.StatusCode
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Iterator[RunningGateway]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     with running_gateway(
         tmp_path_factory.mktemp("gateway"),
         max_json=JSON_BYTES,

@@ -48,7 +48,7 @@ OURS = {
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Iterator[RunningGateway]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0) as found:
         attacked = served("m1", (spec("x", "FP32", 64),), (spec("y", "FP32", 64),))
         found.controller.catalogue.append(attacked)

@@ -296,7 +296,7 @@ def test_a_connection_beyond_the_limit_gets_an_error(
         found.until(lambda: found.servers.gateway.connections == 3)
 
 
-def test_grpc_connections_are_limited_and_silent_ones_closed(tmp_path: Path, grpc_transport: str) -> None:
+def test_grpc_connections_are_limited_and_silent_ones_closed(tmp_path: Path) -> None:
     with running_gateway(tmp_path, max_connections=3, head_s=1.0, grpc_port=0) as found, ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(("127.0.0.1", grpc_port(found)), timeout=60))

@@ -38,7 +38,7 @@ TRUSTED = ("models.example.com", "ui.example.com")
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Iterator[RunningGateway]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     folder = tmp_path_factory.mktemp("gateway")
     with running_gateway(folder, grpc_port=0, trusted_hosts=TRUSTED, shared_memory="/clockwork-") as found:
         yield found

@@ -40,9 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 @pytest.fixture(scope="module")
-def gateway(
-    tmp_path_factory: pytest.TempPathFactory, files: Certificates, grpc_transport: str
-) -> Iterator[RunningGateway]:
+def gateway(tmp_path_factory: pytest.TempPathFactory, files: Certificates) -> Iterator[RunningGateway]:
     door = files.tls_settings(head_s=1.0, max_connections=20)
     with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0, metrics_port=0, **door) as found:
         yield found
@@ -50,9 +48,7 @@ def gateway(
 
 
 @pytest.fixture(scope="module")
-def mutual(
-    tmp_path_factory: pytest.TempPathFactory, files: Certificates, grpc_transport: str
-) -> Iterator[RunningGateway]:
+def mutual(tmp_path_factory: pytest.TempPathFactory, files: Certificates) -> Iterator[RunningGateway]:
     with running_gateway(
         tmp_path_factory.mktemp("gateway"), grpc_port=0, **files.tls_settings(mutual=True)
     ) as found:
@@ -224,7 +220,7 @@ def test_a_rejection_is_received_completely(gateway: RunningGateway, files: Cert
     assert found.endswith(b"raise the server's max_body\"}")
 
 
-def test_a_renewed_certificate_is_used_from_the_next_handshake(tmp_path: Path, grpc_transport: str) -> None:
+def test_a_renewed_certificate_is_used_from_the_next_handshake(tmp_path: Path) -> None:
     (old := tmp_path / "old").mkdir()
     (new := tmp_path / "new").mkdir()
     files, others = certificates(old), renewed_certificates(new)

@@ -13,7 +13,7 @@ from tests.serve.gateway.running import RunningGateway, running_gateway
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, grpc_transport: str) -> Iterator[RunningGateway]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
     with running_gateway(tmp_path_factory.mktemp("gateway"), grpc_port=0) as found:
         yield found
 

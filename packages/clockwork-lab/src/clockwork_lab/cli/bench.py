@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from clockwork_serve.cli.options import STDOUT, output_option, seed_option, traces_option, write_output
 from clockwork_serve.cli.screen import INTERRUPTED, interruptible, note, say, show_table
 from clockwork_serve.errors import ConfigError
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from clockwork_lab.bench.report import BenchReport
 
 INVALID = 1
-_STDOUT = "-"
-_TRACES = "CLOCKWORK_TRACES"
 _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x20-\x7e]*)")
 
 
@@ -57,13 +56,7 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
     help="How deadlines are sent: x-slo-ms, Triton's parameter, gRPC's. [default: header; grpc; raw: none]",
 )  # fmt: skip
 @click.option("--abandon", is_flag=True, help="Cancel a request at its deadline.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 1 << 31),
-    default=1,
-    metavar="N",
-    help="Seed of all random choices. [default: 1]",
-)
+@seed_option
 @click.option(
     "--duration",
     "seconds",
@@ -97,15 +90,10 @@ _HEADER = re.compile(r"(?P<name>[!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(?P<value>[\x
     "--max-lateness-ms", type=click.FloatRange(0.001, 1e6), default=1.0, metavar="MS",
     help="A run is invalid if the generator itself sent its requests later than this (p99). [default: 1]",
 )  # fmt: skip
-@click.option(
-    "--trace-dir", "traces", metavar="DIR", envvar=_TRACES,
-    help=f"Folder of trace files. [default: {_TRACES}, else beside the scenario]",
-)  # fmt: skip
-@click.option(
-    "--json", "json_file", metavar="FILE", help="Write the numbers as JSON to FILE; - is standard output."
-)
-@click.option("--html", "html_file", metavar="FILE", help="Write a page with plots to FILE.")
-@click.option("--record", "record_file", metavar="FILE", help="Write the outcome of every request to FILE.")
+@traces_option
+@output_option("json", "Write the numbers as JSON to FILE; - is standard output.")
+@output_option("html", "Write a page with plots to FILE.")
+@output_option("record", "Write the outcome of every request to FILE.")
 @click.option("--quiet", is_flag=True, help="Show nothing while it runs.")
 def bench(
     *, scenario: str, json_file: str | None, html_file: str | None, record_file: str | None, quiet: bool,
@@ -121,30 +109,20 @@ def bench(
     from clockwork_lab.bench.run import run, write
     from clockwork_lab.cli.bench_screen import bench_screen
 
-    for name, file in (("json", json_file), ("html", html_file), ("record", record_file)):
-        if file not in {None, _STDOUT} and not Path(str(file)).absolute().parent.is_dir():
-            raise ConfigError(
-                f"{name}: expected a file in a folder that exists, found {file}; make the folder"
-            )
     plan = make_plan(scenario, _options(given))
     title = f"{plan.scenario.name} to {plan.address}"
-    with bench_screen(title, quiet=quiet or json_file == _STDOUT) as show, interruptible() as stopped:
+    with bench_screen(title, quiet=quiet or json_file == STDOUT) as show, interruptible() as stopped:
         ran = run(plan, show=show, stopped=stopped)
     made = ran.report
-    if json_file == _STDOUT:
-        click.echo(made.to_json().decode())
-    else:
+    if json_file != STDOUT:
         _show(made)
-    if json_file not in {None, _STDOUT}:
-        Path(str(json_file)).write_bytes(made.to_json() + b"\n")
+    write_output(json_file, made.to_json())
     if html_file is not None:
-        Path(html_file).write_text(page(made), encoding="utf-8")
+        write_output(html_file, page(made).encode())
     if record_file is not None:
         write(plan, ran, Path(record_file))
-    for file in (json_file, html_file, record_file):
-        if file not in {None, _STDOUT}:
-            note(f"wrote {file}")
-    if not made.valid and json_file == _STDOUT:
+        note(f"wrote {record_file}")
+    if not made.valid and json_file == STDOUT:
         note(f"INVALID: {made.invalid}")
     return INTERRUPTED if made.cut else 0 if made.valid else INVALID
 
@@ -153,9 +131,6 @@ def _options(given: dict[str, Any]) -> Options:
     """The command line as options of the load generator. Raises :class:`ConfigError`."""
     from clockwork_lab.bench.plan import Options
 
-    traces = given["traces"]
-    if traces is not None and not Path(traces).is_dir():
-        raise ConfigError(f"trace_dir: expected a folder of trace files, found {traces}; correct it")
     headers = [_header(text) for text in given.pop("headers")]
     key_file = given.pop("api_key_file")
     if key_file is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from clockwork_serve.cli.options import STDOUT, TRACES_VARIABLE, output_option, write_output
 from clockwork_serve.cli.screen import Progress, note, say, show_table
 from clockwork_serve.errors import ConfigError
 
@@ -17,16 +18,12 @@ if TYPE_CHECKING:
     from clockwork_lab.reproduce.figure import Figure
     from clockwork_lab.reproduce.run import FigureRun
 
-TRACES = "CLOCKWORK_TRACES"  # the environment variable that names a folder of real traces, for fig9
-_STDOUT = "-"
 _FOLDER = "figures"
 
 
 @click.command()
 @click.argument("figure", metavar="FIGURE")
-@click.option(
-    "--json", "json_file", metavar="FILE", help="Write the figure as JSON to FILE; - is standard output."
-)
+@output_option("json", "Write the figure as JSON to FILE; - is standard output.")
 @click.option(
     "--out", metavar="DIR",
     help=f"Folder for FIGURE.json, .svg and .md. [default: {_FOLDER}, or nothing with --json]",
@@ -67,6 +64,7 @@ def reproduce(  # noqa: PLR0913 - one parameter for each option
     The published curve, our policies and the limit, from one run: as JSON, as a picture and as a table.
     """
     from clockwork_lab.reproduce import ALL, NAMES, experiment
+    from clockwork_lab.reproduce.write import check_folder
     from clockwork_serve.controller.policies import is_policy, known_policies
 
     if figure not in (*NAMES, ALL):
@@ -78,30 +76,17 @@ def reproduce(  # noqa: PLR0913 - one parameter for each option
         raise ConfigError(f"real: expected fig9 --real with --seconds or --rate; found {figure!r}")
     chosen = NAMES if figure == ALL else (figure,)
     folder = Path(out) if out is not None else None if json_file is not None else Path(_FOLDER)
-    _check_files(json_file, folder)
+    if folder is not None:
+        check_folder(folder)
     figures = []
     for name in chosen:
         make = _real(seconds, rate_rps) if real else experiment(name)
-        made = _make(make, name, seed, short=short, quiet=json_file == _STDOUT, policies=policies)
+        made = _make(make, name, seed, short=short, quiet=json_file == STDOUT, policies=policies)
         figures.append(made)
-        _show(made, folder, quiet=json_file == _STDOUT)
-    if json_file is not None:
-        _write_json(figures, json_file)
+        _show(made, folder, quiet=json_file == STDOUT)
+    bodies = [made.to_json() for made in figures]  # one as an object, several as an array
+    write_output(json_file, bodies[0] if len(bodies) == 1 else b"[\n" + b",\n".join(bodies) + b"\n]")
     return 0
-
-
-def _check_files(json_file: str | None, folder: Path | None) -> None:
-    """Check output files before the work, not after it."""
-    from clockwork_lab.reproduce.write import check_folder
-
-    if folder is not None:
-        check_folder(folder)
-    if json_file not in {None, _STDOUT}:
-        parent = Path(str(json_file)).absolute().parent
-        if not parent.is_dir():
-            raise ConfigError(
-                f"json: expected a file in a folder that exists, found {json_file}; make {parent}"
-            )
 
 
 def _real(seconds: float | None, rate_rps: float | None) -> Callable[[FigureRun], Figure]:
@@ -117,7 +102,7 @@ def _make(
     from clockwork_lab.reproduce.run import FigureRun
 
     with Progress(name, quiet=quiet) as progress:
-        folder = os.environ.get(TRACES)
+        folder = os.environ.get(TRACES_VARIABLE)
         traces = None if folder is None else Path(folder)
         return make(
             FigureRun(seed=seed, short=short, progress=progress.step, traces=traces, policies=policies)
@@ -141,13 +126,3 @@ def _show(made: Figure, folder: Path | None, *, quiet: bool) -> None:
         show_table(["claim", ">published", ">ours", ">wanted", "met"], rows, f"{made.figure}: {made.title}")
     met = sum(claim.met for claim in made.claims)
     say(f"{made.figure}: {met} of {len(made.claims)} claims met")
-
-
-def _write_json(figures: list[Figure], json_file: str) -> None:
-    """One figure as an object, several as an array."""
-    bodies = [made.to_json() for made in figures]
-    body = bodies[0] if len(bodies) == 1 else b"[\n" + b",\n".join(bodies) + b"\n]"
-    if json_file == _STDOUT:
-        click.echo(body.decode())
-    else:
-        Path(json_file).write_bytes(body + b"\n")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
 
+from clockwork_serve.cli.screen import note
 from clockwork_serve.config import SETTINGS, Setting, Settings, read_settings, setting
 from clockwork_serve.config.table import JoiningProcess
 from clockwork_serve.config.values import switch
@@ -16,6 +18,8 @@ from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import NS_PER_S
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+STDOUT: Final = "-"  # as the name of a file
+TRACES_VARIABLE: Final = "CLOCKWORK_TRACES"
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _METAVARS = {
@@ -36,6 +40,50 @@ def repository_argument(command: Command) -> Command:
 def json_flag(command: Command) -> Command:
     """``--json``: the output as JSON, on standard output."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")(command)
+
+
+def seed_option(command: Command) -> Command:
+    """``--seed``."""
+    return click.option(
+        "--seed", type=click.IntRange(0, 1 << 31), default=1, metavar="N",
+        help="Seed of all random choices. [default: 1]",
+    )(command)  # fmt: skip
+
+
+def traces_option(command: Command) -> Command:
+    """``--trace-dir``, as ``traces``: a folder that is there."""
+
+    def check(_: click.Context, __: click.Parameter, folder: str | None) -> str | None:
+        if folder is not None and not Path(folder).is_dir():
+            raise ConfigError(f"trace_dir: expected a folder of trace files, found {folder}; correct it")
+        return folder
+
+    return click.option(
+        "--trace-dir", "traces", metavar="DIR", envvar=TRACES_VARIABLE, callback=check,
+        help=f"Folder of trace files. [default: {TRACES_VARIABLE}, else beside the scenario]",
+    )(command)  # fmt: skip
+
+
+def output_option(name: str, shown: str) -> Callable[[Command], Command]:
+    """``--NAME FILE``, as ``NAME_file``. That its folder is there is seen before the work, not after it."""
+
+    def check(_: click.Context, __: click.Parameter, file: str | None) -> str | None:
+        if file not in {None, STDOUT} and not Path(str(file)).absolute().parent.is_dir():
+            raise ConfigError(
+                f"{name}: expected a file in a folder that exists, found {file}; make the folder"
+            )
+        return file
+
+    return click.option(f"--{name}", f"{name}_file", metavar="FILE", callback=check, help=shown)
+
+
+def write_output(file: str | None, text: bytes) -> None:
+    """Write to a file that an option names, and say so; ``-`` is standard output, None nothing at all."""
+    if file == STDOUT:
+        click.echo(text.decode())
+    elif file is not None:
+        Path(file).write_bytes(text + b"\n")
+        note(f"wrote {file}")
 
 
 def duration_ns(name: str, text: str) -> int:

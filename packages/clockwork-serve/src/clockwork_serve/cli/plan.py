@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 from msgspec import structs
 
-from clockwork_serve.cli.options import setting_options, settings_from
-from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, note, say, show_table
-from clockwork_serve.cli.simulate import (
-    TRACES_VARIABLE,
-    check_folder,
-    delays_option,
-    measured,
-    rate,
-    share,
+from clockwork_serve.cli.options import (
+    STDOUT,
+    output_option,
+    setting_options,
+    settings_from,
+    traces_option,
+    write_output,
 )
+from clockwork_serve.cli.screen import INTERRUPTED, Progress, interruptible, note, say, show_table
+from clockwork_serve.cli.simulate import delays_option, measured, rate, share
 from clockwork_serve.config.table import default_cache
 from clockwork_serve.errors import ConfigError
 from clockwork_serve.units import counted
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from clockwork_serve.workload.zoo import Zoo
 
 NO_ANSWER = 1
-_STDOUT = "-"
 _STEPS = 100  # of the progress bar, for each simulation
 _OWN = ("slo_ms", "kinds_file", "max_devices", "zoo", "foreign", "traces", "devices")
 _MODELS_SHOWN = 20
@@ -78,20 +77,15 @@ _GAINS: tuple[tuple[str, Callable[[float], str], str], ...] = (
 @click.option("--zoo", metavar="NAME|FILE", help="Table of models, instead of the scenario's.")
 @click.option("--foreign-profile", "foreign", is_flag=True, help="--zoo may be measured on another machine.")
 @delays_option
-@click.option(
-    "--trace-dir", "traces", metavar="DIR", envvar=TRACES_VARIABLE,
-    help=f"Folder of trace files. [default: {TRACES_VARIABLE}, else beside the scenario]",
-)  # fmt: skip
+@traces_option
 @click.option("--jobs", type=click.IntRange(1, 1024), metavar="N", help="Processes. [default: one a core]")
 @click.option("--check", "url", metavar="URL", help="Play SCENARIO on a running server, and compare.")
 @click.option(
     "--devices", type=click.IntRange(1, 10_000), metavar="N",
     help="With --check: how many to predict for. [default: the server's own]",
 )  # fmt: skip
-@click.option(
-    "--json", "json_file", metavar="FILE", help="Write the plan as JSON to FILE; - is standard output."
-)
-@click.option("--html", "html_file", metavar="FILE", help="Write a page with pictures to FILE.")
+@output_option("json", "Write the plan as JSON to FILE; - is standard output.")
+@output_option("html", "Write a page with pictures to FILE.")
 @setting_options("policy", "max_batch", "cache", hidden=("look_ahead_ms", "slack_ms", "reject", "retries"))
 def plan(  # noqa: PLR0913 - one parameter for each option
     *, scenario: str, json_file: str | None, html_file: str | None, jobs: int | None, config: str | None,
@@ -109,8 +103,6 @@ def plan(  # noqa: PLR0913 - one parameter for each option
 
     own = {name: given.pop(name) for name in _OWN}
     settings = settings_from(None, config, given, needs_repository=False)
-    for name, file in (("json", json_file), ("html", html_file)):
-        check_folder(name, file)
     text, models, kinds = _read(scenario, **own)
     asked = PlanQuestion(
         scenario=text, zoo=models, kinds=kinds, target=target / 100, seeds=tuple(range(seed, seed + seeds)),
@@ -136,7 +128,7 @@ def _plan(
     from clockwork_serve.apps.plan.runs import PlanRuns
 
     kept = Path(cache) / "plans" / f"{scenario.stem}.jsonl"
-    with Progress("planning", quiet=json_file == _STDOUT) as progress, interruptible() as stopped:
+    with Progress("planning", quiet=json_file == STDOUT) as progress, interruptible() as stopped:
 
         def tell(done: float, of: int, speed: float) -> None:
             text = f"{counted(of, 'simulation')}, {speed:,.0f} times real time"
@@ -144,22 +136,14 @@ def _plan(
 
         with PlanRuns(kept, jobs, tell=tell, stopped=stopped) as runs:
             made = make_plan(asked, runs)
-    if json_file != _STDOUT:
+    if json_file != STDOUT:
         _show(made, jobs, kept)
-    _write(json_file, made.to_json())
+    write_output(json_file, made.to_json())
     if html_file is not None:
         rows = [mix_row(mix, made) for mix in made.mixes]
         drawn = page(made, answer(made), plan_lines(made), columns(made), rows, named)
-        _write(html_file, drawn.encode())
+        write_output(html_file, drawn.encode())
     return INTERRUPTED if made.cut else 0 if made.answer is not None else NO_ANSWER
-
-
-def _write(file: str | None, text: bytes) -> None:
-    if file == _STDOUT:
-        click.echo(text.decode())
-    elif file is not None:
-        Path(file).write_bytes(text + b"\n")
-        note(f"wrote {file}")
 
 
 # ------------------------------------------------------------
@@ -196,7 +180,7 @@ def _check(asked: PlanQuestion, scenario: str, url: str, json_file: str | None, 
     made = check_report(
         asked, predicted_ends(asked.simulated()), measured, url=url, invalid=invalid, differs=differs
     )
-    if json_file != _STDOUT:
+    if json_file != STDOUT:
         say(f"{made.scenario} on {url}, predicted for {counted(made.devices, 'device')}")
         worst = sorted(made.models, key=lambda sides: -abs(sides.off))
         shown = [made.total, *worst[:_MODELS_SHOWN]]
@@ -207,7 +191,7 @@ def _check(asked: PlanQuestion, scenario: str, url: str, json_file: str | None, 
             f"measured {made.only_measured:,}; {made.unmatched:,} known to one side alone"
         )
         say(f"INVALID: {invalid}" if invalid else "the prediction is near" if made.good else "FAR OFF")
-    _write(json_file, made.to_json())
+    write_output(json_file, made.to_json())
     return 0 if made.good else NO_ANSWER
 
 
@@ -246,8 +230,6 @@ def _read(
     from clockwork_serve.apps.plan.demand import kinds_of, read_kinds, with_slo
     from clockwork_serve.apps.simulate import read_with_zoo
 
-    if traces is not None and not Path(traces).is_dir():
-        raise ConfigError(f"trace_dir: expected a folder of trace files, found {traces}; correct it")
     found, models = read_with_zoo(scenario, zoo=zoo, devices=devices, foreign=foreign)
     kinds = kinds_of(found) if kinds_file is None else read_kinds(kinds_file)
     return found if slo_ms is None else with_slo(found, slo_ms), models, kinds

@@ -11,7 +11,15 @@ import click
 import msgspec
 from msgspec import Struct
 
-from clockwork_serve.cli.options import setting_options, settings_from
+from clockwork_serve.cli.options import (
+    STDOUT,
+    output_option,
+    seed_option,
+    setting_options,
+    settings_from,
+    traces_option,
+    write_output,
+)
 from clockwork_serve.cli.screen import (
     INTERRUPTED,
     Progress,
@@ -30,8 +38,6 @@ if TYPE_CHECKING:
     from clockwork_serve.sim.replay import Difference, Replayed, Run
 
 DIFFERENT = 1
-_STDOUT = "-"
-TRACES_VARIABLE = "CLOCKWORK_TRACES"
 
 
 delays_option = click.option(
@@ -51,13 +57,7 @@ def measured(journal: str | None) -> Constants | None:
 @click.command()
 @click.argument("scenario", metavar="SCENARIO", required=False)
 @click.option("--replay", metavar="JOURNAL", help="Replay the --journal of a server or a simulation.")
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 1 << 31),
-    default=1,
-    metavar="N",
-    help="Seed of all random choices. [default: 1]",
-)
+@seed_option
 @click.option(
     "--devices", type=click.IntRange(1, 1_000_000), metavar="N", help="Devices, instead of the scenario's."
 )
@@ -67,35 +67,17 @@ def measured(journal: str | None) -> Constants | None:
 )  # fmt: skip
 @click.option("--foreign-profile", "foreign", is_flag=True, help="--zoo may be measured on another machine.")
 @delays_option
-@click.option(
-    "--trace-dir", "traces", metavar="DIR", envvar=TRACES_VARIABLE,
-    help=f"Folder of trace files. [default: {TRACES_VARIABLE}, else beside the scenario]",
-)  # fmt: skip
+@traces_option
 @setting_options("policy", "max_batch", hidden=("look_ahead_ms", "slack_ms", "reject", "retries"))
-@click.option(
-    "--json", "json_file", metavar="FILE", help="Write the numbers as JSON to FILE; - is standard output."
-)
-@click.option("--journal", metavar="FILE", help="Write every event and decision to FILE.")
+@output_option("json", "Write the numbers as JSON to FILE; - is standard output.")
+@output_option("journal", "Write every event and decision to FILE.")
 @click.option("--checks", is_flag=True, help="Check the whole system after every step: several times slower.")
 @click.pass_context
 def simulate(  # noqa: PLR0913 - one parameter for each option
-    context: click.Context,
-    /,
-    *,
-    scenario: str | None,
-    replay: str | None,
-    seed: int,
-    devices: int | None,
-    zoo: str | None,
-    foreign: bool,
-    delays: str | None,
-    traces: str | None,
-    config: str | None,
-    json_file: str | None,
-    journal: str | None,
-    checks: bool,
-    **flags: Any,
-) -> int:
+    context: click.Context, /, *, scenario: str | None, replay: str | None, seed: int, devices: int | None,
+    zoo: str | None, foreign: bool, delays: str | None, traces: str | None, config: str | None,
+    json_file: str | None, journal_file: str | None, checks: bool, **flags: Any,
+) -> int:  # fmt: skip
     """Run SCENARIO on virtual time, to see whether given devices can serve a given load.
 
     The controller and the workers are those of the server; devices take the durations of a table. Equal seeds
@@ -105,7 +87,6 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
     """
     if replay is not None:
         _refuse_others(context, {"replay", "json_file", "checks"})
-        _check_files(json_file, None, None)
         return _replay(replay, json_file, checks=checks)
     if scenario is None:
         raise click.UsageError(
@@ -115,18 +96,19 @@ def simulate(  # noqa: PLR0913 - one parameter for each option
     from clockwork_serve.serve.supervisor.config import controller_config
 
     settings = settings_from(None, config, flags, needs_repository=False)
-    _check_files(json_file, journal, traces)
+    if journal_file is not None and Path(journal_file).exists():
+        raise ConfigError(
+            f"journal: expected a file that is not there yet, found {journal_file}; one journal holds one run"
+        )
     question = ask(
         scenario, config=controller_config(settings), seed=seed, zoo=zoo, devices=devices, traces=traces,
         foreign=foreign, constants=measured(delays),
     )  # fmt: skip
-    played = _play(question, journal, checks=checks, quiet=json_file == _STDOUT)
+    played = _play(question, journal_file, checks=checks, quiet=json_file == STDOUT)
     made = report(question, played)
-    if json_file == _STDOUT:
-        click.echo(made.to_json().decode())
-    else:
+    if json_file != STDOUT:
         _show(made)
-        _write(json_file, made.to_json())
+    write_output(json_file, made.to_json())
     return INTERRUPTED if played.cut else 0
 
 
@@ -138,24 +120,6 @@ def _show(made: Report) -> None:
     show_table(LATENCY_COLUMNS, latency_rows(made))
     for line in closing_lines(made):
         say(line)
-
-
-def check_folder(name: str, file: str | None) -> None:
-    """Check an output file before the run, not after it. Raises :class:`ConfigError`."""
-    if file not in {None, _STDOUT} and not Path(str(file)).absolute().parent.is_dir():
-        raise ConfigError(f"{name}: expected a file in a folder that exists, found {file}; make the folder")
-
-
-def _check_files(json_file: str | None, journal: str | None, traces: str | None) -> None:
-    """Check files before the run, not after it."""
-    check_folder("json", json_file)
-    check_folder("journal", journal)
-    if journal is not None and Path(journal).exists():
-        raise ConfigError(
-            f"journal: expected a file that is not there yet, found {journal}; one journal holds one run"
-        )
-    if traces is not None and not Path(traces).is_dir():
-        raise ConfigError(f"trace_dir: expected a folder of trace files, found {traces}; correct it")
 
 
 def _play(question: SimulationQuestion, journal: str | None, *, checks: bool, quiet: bool) -> Played:
@@ -179,12 +143,6 @@ def _play(question: SimulationQuestion, journal: str | None, *, checks: bool, qu
             book.close()
             if book.dropped:
                 note(f"journal: {book.dropped} steps are missing: the disk was too slow")
-
-
-def _write(json_file: str | None, text: bytes) -> None:
-    if json_file is not None:
-        Path(json_file).write_bytes(text + b"\n")
-        note(f"wrote {json_file}")
 
 
 # ------------------------------------------------------------
@@ -354,19 +312,19 @@ def _replay(path: str, json_file: str | None, *, checks: bool) -> int:
     from clockwork_serve.telemetry.journal import journal_bytes
 
     total = max(1, journal_bytes(Path(path)) >> 20)
-    with Progress("replaying", quiet=json_file == _STDOUT) as progress, interruptible() as stopped:
+    with Progress("replaying", quiet=json_file == STDOUT) as progress, interruptible() as stopped:
         replayed = replay(
             Path(path), checks=checks, stopped=stopped,
             tell=lambda done, agreed: progress.step(
                 min(done >> 20, total), total, f"MiB, {agreed:,} decisions agree"
             ),
         )  # fmt: skip
-    if json_file == _STDOUT:
+    if json_file == STDOUT:
         show_json(_replay_json(path, replayed))
     else:
         for line in replay_lines(replayed):
             say(line)
-        _write(json_file, msgspec.json.encode(_replay_json(path, replayed)))
+        write_output(json_file, msgspec.json.encode(_replay_json(path, replayed)))
     if replayed.cut:
         return INTERRUPTED
     return 0 if replayed.agrees else DIFFERENT

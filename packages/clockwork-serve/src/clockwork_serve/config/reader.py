@@ -16,9 +16,7 @@ from clockwork_serve.config.table import PREFIX, SETTINGS, Setting, Settings, de
 from clockwork_serve.config.values import Unfit, path
 from clockwork_serve.errors import did_you_mean
 
-_OTHER_VARIABLES = {
-    f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "METRICS_URL", "CA", "GRPC_AIO")
-}
+_OTHER_VARIABLES = {f"{PREFIX}{name}" for name in ("CONFIG", "TRACES", "MYPYC", "URL", "METRICS_URL", "CA")}
 _SERVICE_LINK = re.compile(
     rf"{PREFIX}(?:\w+_)?(?:SERVICE_(?:HOST|PORT(?:_\w+)?)|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
 )

@@ -30,7 +30,7 @@ from clockwork_serve.sim.host import LEAST_NS, OpenRequests, SimulatedWorker, Wo
 from clockwork_serve.sim.restarts import adopted_infers
 from clockwork_serve.telemetry import Recorder
 from clockwork_serve.units import NS_PER_S, NS_PER_US
-from clockwork_serve.worker.events import LaneDone, Start, WorkerEffect, WorkerEvent
+from clockwork_serve.worker.events import Start, WorkerEffect, WorkerEvent
 
 if TYPE_CHECKING:
     from clockwork_serve.sim.simulation import Simulation
@@ -100,10 +100,11 @@ class Truth:
             assert not other.extent.overlaps(extent), f"{action} starts in pages that hold {other.model}"
         self.stored[extent.first] = StoredWeights(action)
 
-    def end(self, lane: Lane, action_id: int) -> None:
-        """Record the end of the action on a lane."""
-        action = self.running.pop(lane, None)
-        assert action is not None and action.action_id == action_id, f"{action_id} ends, and {action} ran"
+    def end(self, action_id: int) -> None:
+        """Record the end of the action that a lane runs."""
+        lane = next((lane for lane, one in self.running.items() if one.action_id == action_id), None)
+        assert lane is not None, f"{action_id} ends, and {list(self.running.values())} ran"
+        action = self.running.pop(lane)
         if isinstance(action, Load):
             self.stored[action.extent.first].ready = True
         elif isinstance(action, Unload):
@@ -142,8 +143,8 @@ class CheckedHost(SimulatedWorker):
     def observe(self, event: WorkerEvent, now_ns: int) -> None:
         """The true state changes first, then the brain observes it."""
         assert not self.gone, f"{self.name} has died, and observes {event}"
-        if isinstance(event, LaneDone):
-            self.truth[event.device].end(event.lane, event.action_id)
+        if isinstance(event, Result):
+            self.truth[event.device].end(event.action_id)
         super().observe(event, now_ns)
 
     def decide(self, now_ns: int) -> None:

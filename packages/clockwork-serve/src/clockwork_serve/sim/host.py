@@ -48,7 +48,6 @@ from clockwork_serve.units import NS_PER_MS
 from clockwork_serve.worker import Worker
 from clockwork_serve.worker.events import (
     ControllerFound,
-    LaneDone,
     Prepare,
     Prepared,
     Retire,
@@ -339,8 +338,8 @@ class SimulatedWorker:
         started_ns = now_ns + self.skew_ns
         if started_ns < self.not_before_ns:
             started_ns = self.not_before_ns
-        done = LaneDone(
-            action_id=action.action_id, device=device, lane=effect.lane, status=_OK, started_ns=started_ns,
+        done = Result(
+            action_id=action.action_id, device=device, status=_OK, started_ns=started_ns,
             ended_ns=started_ns + lasts_ns, run_ns=lasts_ns, outputs=outputs,
         )  # fmt: skip
         if world.killers and type(action) is Infer and action.model in world.killers:
@@ -443,7 +442,7 @@ class SimulatedWorker:
         jump_ns, self.skew_ns = skew_ns - self.skew_ns, skew_ns
         heap = self.world.heap
         for at, (when_ns, order, kind, whom, what) in enumerate(heap):
-            if whom is self and type(what) is LaneDone:
+            if kind == LANE_DONE and whom is self and type(what) is Result:
                 moved = replace(what, started_ns=what.started_ns + jump_ns, ended_ns=what.ended_ns + jump_ns)
                 heap[at] = (when_ns, order, kind, whom, moved)
         if self.stopped is None:

@@ -25,6 +25,7 @@ from clockwork_serve.messages import (
     Readiness,
     Reason,
     Request,
+    Result,
     RetainWeights,
     Unload,
     WorkerCrashed,
@@ -33,7 +34,6 @@ from clockwork_serve.messages import (
 )
 from clockwork_serve.sim.host import LANE_DONE, TO_CONTROLLER, Entry, LinkFault, SimulatedWorker, is_cut
 from clockwork_serve.units import NS_PER_MS, NS_PER_S
-from clockwork_serve.worker.events import LaneDone
 from clockwork_serve.workload.tables import FaultTable
 
 if TYPE_CHECKING:
@@ -433,7 +433,7 @@ class Stops:
         host.stalled(lost_for_ns)
         for when_ns, _, kind, whom, what in entries:
             late = what
-            if isinstance(what, LaneDone):
+            if isinstance(what, Result):
                 late = replace(
                     what, started_ns=what.started_ns + jump_ns,
                     ended_ns=what.ended_ns + jump_ns + lost_for_ns,

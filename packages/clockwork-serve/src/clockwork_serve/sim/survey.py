@@ -22,21 +22,17 @@ from clockwork_serve.messages import (
     ControllerEffect,
     ControllerEvent,
     Infer,
-    Load,
     ModelRemoved,
     Outcome,
     Reason,
     Request,
-    Result,
-    Status,
-    Unload,
     WorkerHung,
-    WorkerJoined,
     WorkerLost,
     WorkerSilent,
 )
 from clockwork_serve.sim.explain import TELL_EVERY, Explanation, Tell, cases_of, explain
 from clockwork_serve.sim.remedies import RemedyKind
+from clockwork_serve.sim.tally import ReadyWeights
 from clockwork_serve.telemetry import JournalHead, Step, read_records
 from clockwork_serve.units import NS_PER_S, to_ms
 
@@ -118,16 +114,13 @@ class _Survey:
         self.faults: list[tuple[int, int, str]] = []
         """(run, when, what)."""
         self._open: dict[str, _Open] = {}
-        self._loads: dict[int, Load] = {}
-        self._there: dict[str, set[str]] = {}
-        """By model: devices that have its weights."""
+        self._weights = ReadyWeights()
 
     def head(self) -> None:
         """A run begins."""
         self.run += 1
         self._open.clear()
-        self._loads.clear()
-        self._there.clear()
+        self._weights = ReadyWeights()
         self.began_ns = 0
 
     def step(self, step: Step) -> None:
@@ -136,28 +129,18 @@ class _Survey:
         self.began_ns = self.began_ns or step.now_ns
         for event in step.events:
             self._event(event, step.now_ns)
+        self._weights.on_step(step.events, step.effects)
         for effect in step.effects:
             self._effect(effect, step.now_ns)
 
     def _event(self, event: ControllerEvent, now_ns: int) -> None:
         if isinstance(event, Request):
-            self._open[event.request_id] = _Open(event, cold=not self._there.get(event.model))
-        elif isinstance(event, Result):
-            load = self._loads.pop(event.action_id, None)
-            if load is not None and event.status is Status.OK:
-                self._there.setdefault(load.model, set()).add(load.device)
+            self._open[event.request_id] = _Open(event, cold=not self._weights.devices.get(event.model))
         elif isinstance(event, WorkerLost | WorkerSilent):
             what = "lost" if isinstance(event, WorkerLost) else "silent"
             self.faults.append((self.run, now_ns, f"worker {event.worker} {what}"))
-            if isinstance(event, WorkerLost):
-                for devices in self._there.values():
-                    devices.clear()  # only for the classification: loads that follow are seen
         elif isinstance(event, ModelRemoved):
             self.faults.append((self.run, now_ns, f"model {event.model} removed"))
-        elif isinstance(event, WorkerJoined):
-            for state in event.states:
-                for one in state.weights:
-                    self._there.setdefault(one.model, set()).add(state.device)
 
     def _effect(self, effect: ControllerEffect, now_ns: int) -> None:
         if isinstance(effect, Answer):
@@ -171,10 +154,6 @@ class _Survey:
             for call in effect.calls:
                 if (asked := self._open.get(call.request_id)) is not None:
                     asked.sent = True
-        elif isinstance(effect, Load):
-            self._loads[effect.action_id] = effect
-        elif isinstance(effect, Unload):
-            self._there.get(effect.model, set()).discard(effect.device)
         elif isinstance(effect, WorkerHung) and effect.why:
             self.faults.append((self.run, now_ns, f"worker {effect.worker} hung"))
 

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
-from clockwork_serve.messages import Answer, Outcome
+from clockwork_serve.messages import (
+    Answer,
+    ControllerEffect,
+    ControllerEvent,
+    Load,
+    Outcome,
+    Result,
+    Status,
+    Unload,
+    WorkerJoined,
+    WorkerLost,
+)
 from clockwork_serve.units import NS_PER_S
 
 SUB_BITS = 6
@@ -184,3 +196,37 @@ def _count(count: Count, took_ns: int, answer: Answer, *, in_time: bool) -> None
     else:
         reason = answer.reason.value
         count.others[f"{answer.outcome.value}/{reason}" if reason else answer.outcome.value] += 1
+
+
+# ------------------------------------------------------------
+# Where weights are.
+
+
+class ReadyWeights:
+    """Follows a controller's steps: by model that was loaded once, the devices that have its weights."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, set[str]] = {}
+        self._loads: dict[int, Load] = {}
+        self._of_worker: dict[str, list[str]] = {}
+
+    def on_step(self, events: Sequence[ControllerEvent], effects: Sequence[ControllerEffect]) -> None:
+        """Note what one step brought."""
+        for event in events:
+            if type(event) is Result:
+                load = self._loads.pop(event.action_id, None)
+                if load is not None and event.status is Status.OK:
+                    self.devices.setdefault(load.model, set()).add(load.device)
+            elif type(event) is WorkerJoined:
+                self._of_worker[event.worker] = [spec.device for spec in event.devices]
+                for state in event.states:
+                    for one in state.weights:
+                        self.devices.setdefault(one.model, set()).add(state.device)
+            elif type(event) is WorkerLost:
+                for devices in self.devices.values():
+                    devices.difference_update(self._of_worker.get(event.worker, ()))
+        for effect in effects:
+            if type(effect) is Load:
+                self._loads[effect.action_id] = effect
+            elif type(effect) is Unload:
+                self.devices.get(effect.model, set()).discard(effect.device)

@@ -16,24 +16,7 @@ from clockwork_serve.telemetry.metrics import CONTENT_TYPE, OPENMETRICS_TYPE, re
 from clockwork_serve.telemetry.recorder import Recorder
 
 __all__ = [
-    "CONTENT_TYPE",
-    "OPENMETRICS_TYPE",
-    "Counters",
-    "GatewayCounters",
-    "Histogram",
-    "Journal",
-    "JournalFollower",
-    "JournalHead",
-    "Recorder",
-    "Step",
-    "Torn",
-    "decode",
-    "encode",
-    "head_of",
-    "numbered",
-    "outcome_key",
-    "read_journal",
-    "read_records",
-    "refusals_path",
-    "render",
+    "CONTENT_TYPE", "OPENMETRICS_TYPE", "Counters", "GatewayCounters", "Histogram", "Journal",
+    "JournalFollower", "JournalHead", "Recorder", "Step", "Torn", "decode", "encode", "head_of", "numbered",
+    "outcome_key", "read_journal", "read_records", "refusals_path", "render",
 ]  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 from clockwork_serve.worker.events import (
     ControllerFound,
     ControllerLost,
-    LaneDone,
     Prepare,
     Prepared,
     Retire,
@@ -18,6 +17,6 @@ from clockwork_serve.worker.events import (
 from clockwork_serve.worker.worker import Worker
 
 __all__ = [
-    "ControllerFound", "ControllerLost", "LaneDone", "Prepare", "Prepared", "Retire", "Retired", "Start",
+    "ControllerFound", "ControllerLost", "Prepare", "Prepared", "Retire", "Retired", "Start",
     "Stop", "Worker", "WorkerEffect", "WorkerEvent",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ from clockwork_serve.messages import (
     Window,
 )
 from clockwork_serve.units import NS_PER_S
-from clockwork_serve.worker.events import LaneDone, Prepare, Prepared, Retire, Retired, Start, WorkerEffect
+from clockwork_serve.worker.events import Prepare, Prepared, Retire, Retired, Start, WorkerEffect
 from clockwork_serve.worker.lanes import LaneJob, LaneQueue, Work
 from clockwork_serve.worker.pages import (
     CODE_READY,
@@ -251,20 +251,13 @@ class Ledger:
             self.live.remove(job.action_id)
             self.effects.append(_refused(action, refusal, now_ns))
 
-    def close(self, job: LaneJob, done: LaneDone, status: Status, message: str) -> None:
-        """Send the result of a job that ran, unless it has one already; outputs only if it is good."""
+    def close(self, job: LaneJob, result: Result) -> None:
+        """Send the result of a job that ran, unless it has one already."""
         if not job.owed:
             return
         job.owed = False
         self.live.remove(job.action_id)
-        ok = status is _OK
-        self.effects.append(
-            Result(
-                action_id=job.action_id, device=done.device, status=status, started_ns=done.started_ns,
-                ended_ns=done.ended_ns, input_ns=done.input_ns, run_ns=done.run_ns, output_ns=done.output_ns,
-                outputs=done.outputs if ok else (), message=message, once_ns=done.once_ns,
-            )
-        )  # fmt: skip
+        self.effects.append(result)
 
 
 def _refused(action: Action, refusal: Refusal, now_ns: int) -> Result:
@@ -389,23 +382,24 @@ class DeviceWorker:
         self._codes_due[code_id] = None
         return job.code
 
-    def done(self, event: LaneDone, now_ns: int) -> None:
+    def done(self, event: Result, now_ns: int) -> None:
         """A Start ended: update the pages and send its result."""
-        lane = self.exec_lane if event.lane is _EXEC else self.load_lane
-        job = lane.finish(now_ns)
+        executing = self.exec_lane.running
+        ran = executing is not None and executing.action_id == event.action_id
+        job = (self.exec_lane if ran else self.load_lane).finish(now_ns)
         work = job.work
         held = job.held
         assert held is not None and job.action_id == event.action_id, f"{event}; {work} ran"
         assert event.started_ns <= event.ended_ns, f"{event} ends before it starts"
-        status, message = event.status, event.message
+        status, result = event.status, event
         if status is _OK:
             self.codes[held.code_id].learn_duration(work, event.ended_ns - event.started_ns - event.once_ns)
         # Records have no subclasses, and asking for one that a record is not takes isinstance 50 ns.
         if type(work) is Infer:
             held.readers -= 1
             if status is _OK and held.state is not WEIGHTS_READY:
-                status = Status.WEIGHTS_CHANGED
                 message = f"weights of {work.model}, version {work.version}, changed while it ran"
+                result = replace(event, status=Status.WEIGHTS_CHANGED, outputs=(), message=message)
         elif type(work) is Load and status is _OK:
             held.step(_LOADED)
         else:
@@ -414,7 +408,7 @@ class DeviceWorker:
             self._unuse(self.codes[held.code_id])
         if job.code is not None:
             self._unuse(job.code)
-        self._ledger.close(job, event, status, message)
+        self._ledger.close(job, result)
 
     def _unuse(self, code: HeldCode) -> None:
         code.users -= 1

@@ -1,7 +1,7 @@
 """Events and effects of the worker's brain that are not messages between processes.
 
-Each ``Start``, ``Prepare`` or ``Retire`` occupies a lane until exactly one ``LaneDone``, ``Prepared`` or
-``Retired`` follows.
+Each ``Start``, ``Prepare`` or ``Retire`` occupies a lane until exactly one ``Result``, ``Prepared`` or
+``Retired`` follows from it.
 """
 
 from __future__ import annotations
@@ -19,30 +19,9 @@ from clockwork_serve.messages import (
     Load,
     Result,
     RetainWeights,
-    Status,
     Unload,
     WorkerJoined,
 )
-
-
-class LaneDone(Struct, frozen=True, kw_only=True):
-    """A lane finished a :class:`Start`; the fields mean what they mean in a Result.
-
-    An UNLOAD forgets its weights whatever its status.
-    """
-
-    action_id: int
-    device: str
-    lane: Lane
-    status: Status
-    started_ns: int
-    ended_ns: int
-    input_ns: int = 0
-    run_ns: int = 0
-    output_ns: int = 0
-    outputs: tuple[bytes, ...] = ()
-    message: str = ""
-    once_ns: int = 0
 
 
 class Prepared(Struct, frozen=True, kw_only=True):
@@ -81,7 +60,9 @@ class Stop(Struct, frozen=True, kw_only=True):
 class Start(Struct, frozen=True, kw_only=True):
     """Execute an action on its lane, now.
 
-    An UNLOAD with a negative ``action_id`` is the worker's own, and has no result for the controller.
+    The lane's Result goes on to the controller, but as WEIGHTS_CHANGED if they did while it ran. An UNLOAD
+    forgets its weights whatever its status; one with a negative ``action_id`` is the worker's own, and the
+    controller hears nothing of it.
     """
 
     device: str
@@ -104,7 +85,7 @@ class Retire(Struct, frozen=True, kw_only=True):
 
 
 WorkerEvent = (
-    Load | Unload | Infer | CodeAdded | CodeRemoved | LaneDone | Prepared | Retired | ControllerLost
+    Load | Unload | Infer | CodeAdded | CodeRemoved | Result | Prepared | Retired | ControllerLost
     | ControllerFound | RetainWeights | Stop
 )  # fmt: skip
 """What a worker observes."""

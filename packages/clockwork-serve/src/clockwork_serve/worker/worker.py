@@ -21,6 +21,7 @@ from clockwork_serve.messages import (
     Load,
     MeasuredDurations,
     Resident,
+    Result,
     RetainWeights,
     Running,
     Status,
@@ -31,7 +32,6 @@ from clockwork_serve.worker.device import DeviceWorker, Ledger
 from clockwork_serve.worker.events import (
     ControllerFound,
     ControllerLost,
-    LaneDone,
     Prepare,
     Prepared,
     Retire,
@@ -180,7 +180,7 @@ class Worker:
         assert now_ns >= self._now_ns, f"time went back from {self._now_ns} to {now_ns}"
         self._now_ns = now_ns
         # Records have no subclasses, and asking for one that a record is not takes isinstance 50 ns.
-        if type(event) is LaneDone:
+        if type(event) is Result:
             device = self._devices[event.device]
             if not device.dirty:  # as _mark does
                 device.dirty = True
@@ -192,7 +192,7 @@ class Worker:
             self._observe_other(event, now_ns)
 
     def _observe_other(self, event: WorkerEvent, now_ns: int) -> None:
-        assert not isinstance(event, LaneDone)
+        assert not isinstance(event, Result)
         match event:
             case (
                 Infer() | Load() | Unload() | ControllerLost() | ControllerFound() | RetainWeights() | Stop()

@@ -16,13 +16,13 @@ from typing import Any, Final
 import msgspec
 
 from clockwork_serve.apps.learned import LearnedDelays, LearnedProfiles
-from clockwork_serve.apps.plan.runs import ReadyWeights
 from clockwork_serve.apps.scaling.brain import Advice, ScalingBrain, ScalingRules
 from clockwork_serve.apps.scaling.demand import RecentDemand
 from clockwork_serve.apps.scaling.future import FutureWorld, judge
 from clockwork_serve.controller import ControllerConfig
 from clockwork_serve.errors import described
 from clockwork_serve.messages import Request
+from clockwork_serve.sim.tally import ReadyWeights
 from clockwork_serve.telemetry import JournalHead, Step
 from clockwork_serve.telemetry.counters import WANTED_FILE
 from clockwork_serve.units import NS_PER_S

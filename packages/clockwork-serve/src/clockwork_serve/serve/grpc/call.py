@@ -1,7 +1,7 @@
-"""One gRPC call over any transport, and the interface of transports.
+"""One gRPC call, as methods see it: nothing here knows what is private to grpcio.
 
-A transport (``core``, ``aio``) accepts calls, subclasses :class:`GrpcCall` for reading and sending messages,
-and reports what happens to a call. Everything that transports have in common is here.
+The transport (``core``) accepts calls, subclasses :class:`GrpcCall` for reading and sending messages, and
+reports what happens to a call.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -106,6 +106,13 @@ class Method:
     parse: Callable[[bytes], Any]
     on_message: Callable[[GrpcCall, Any], None] | None = None
     on_open: Callable[[GrpcCall], None] | None = None
+
+
+Admitted = tuple[Method, str]
+"""A call's method, and its client's identity, as the server's access check found it."""
+Admit = Callable[[str, Metadata], Admitted]
+"""Checks a call, by path and metadata, before its message is read. Raises :class:`Aborted` and nothing else.
+It is called in the transport's own thread."""
 
 
 class GrpcCall(ABC):
@@ -304,32 +311,3 @@ class GrpcCall(ABC):
 def details(text: str) -> bytes:
     """A status' text, cut: it travels as a header, where a byte may take three, and clients limit those."""
     return text.encode(errors="backslashreplace")[:_DETAILS_MAX].decode(errors="ignore").encode()
-
-
-# ------------------------------------------------------------
-# The interface of transports.
-
-
-Admitted = tuple[Method, str]
-"""A call's method, and its client's identity, as the server's access check found it."""
-Admit = Callable[[str, Metadata], Admitted]
-"""Checks a call, by path and metadata, before its message is read. Raises :class:`Aborted` and nothing else.
-It is called in a thread of the transport's own, or in the loop's."""
-
-
-class Transport(Protocol):
-    """Accepts calls and carries their messages. For the loop's thread."""
-
-    def listen(self, address: str, credentials: grpc.ServerCredentials | None) -> int:
-        """Open a port, and return its number. Raises :class:`OSError` if it cannot be opened."""
-
-    async def start(self) -> None:
-        """Accept calls."""
-
-    async def stop(self, grace_s: float) -> None:
-        """Accept no more calls, let open ones complete for ``grace_s``, then cancel them."""
-
-
-Options = Sequence[tuple[str, Any]]  # gRPC's channel arguments
-MakeTransport = Callable[[Options, Admit, SilentCalls[GrpcCall], Callable[[], int]], Transport]
-"""Creates a server's transport, which has no port yet."""

@@ -1,9 +1,8 @@
-"""The preferred transport: grpcio's own core, driven by events. Only this module uses grpcio's private part.
+"""The transport: grpcio's own core, driven by events. Only this module uses grpcio's private part.
 
 The core is used as grpcio's threaded server uses it, but without the pool of threads: one thread waits for
 events, and the loop's thread handles them. That costs half of that server, a third of ``grpc.aio``, and no
-thread for a waiting request. The classes are private to grpcio, so :func:`check_grpcio` tests them first; if
-they are not as expected, ``aio`` is used.
+thread for a waiting request. The classes are private to grpcio, so :func:`check_grpcio` tests them first.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ ACCEPTING: Final = 64
 """Calls that may begin between two rounds of the thread; the core queues more, as its options say."""
 EVENTS_MAX: Final = 64  # the most events that are passed to the loop at once
 LARGE_BYTES: Final = 64 * 1024  # of messages longer than this, one is handled in a turn of the loop
-CHECK_S: Final = 10.0
+CHECK_S: Final = 30.0
 """Timeout of the check at start. It takes 20 ms, unless there is no free core, or grpcio is not as
 expected."""
 
@@ -442,7 +441,7 @@ def _finish(waiter: asyncio.Future[Any] | None, found: Any) -> None:
 
 
 class Unexpected(Exception):
-    """grpcio's private part is not as expected; the text continues "found grpcio VERSION"."""
+    """grpcio's private part is not as expected; the text continues "found VERSION,"."""
 
 
 async def check_grpcio(core: Any = cygrpc) -> None:

@@ -5,32 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
-from clockwork_serve.serve.grpc.aio import AioTransport
-from clockwork_serve.serve.grpc.call import (
-    Aborted,
-    Admitted,
-    GrpcCall,
-    MakeTransport,
-    Metadata,
-    Method,
-    SilentCalls,
-    Transport,
-)
+from clockwork_serve.errors import ConfigError
+from clockwork_serve.serve.grpc.call import Aborted, Admitted, GrpcCall, Metadata, Method, SilentCalls
+
+if TYPE_CHECKING:
+    from clockwork_serve.serve.grpc.core import CoreTransport
 
 SWEEP_S: Final = 5.0  # the longest interval between checks for clients that send nothing
 SUPPORTED_GRPCIO: Final = ">=1.66,<1.86"
 """The versions of grpcio whose core is known to do as ``core`` expects; ``pyproject.toml`` requires these."""
-FALL_BACK_VARIABLE: Final = "CLOCKWORK_GRPC_AIO"
-"""If set in the environment, ``grpc.aio`` is used, whatever grpcio is like."""
 _PENDING: Final = 20_000
 """Calls that gRPC may queue until they are accepted; it rejects others at once, as RESOURCE_EXHAUSTED. By its
 own limit, a thousand, it rejects some whenever a busy machine delays this process by part of a second."""
@@ -40,7 +31,7 @@ _PENDING_OPTIONS: Final = (
 )
 AccessCheck = Callable[[str, Metadata], str]
 """Checks access by path and metadata, and returns the client's identity. Raises :class:`Aborted`. It is
-called in the transport's thread."""
+called in the transport's own thread."""
 
 _log = logging.getLogger(__name__)
 
@@ -94,11 +85,14 @@ class GrpcServer:
         self._clock = clock
         self._silence: SilentCalls[GrpcCall] = SilentCalls(silent_s)
         self._sweep: asyncio.TimerHandle | None = None
-        self._transport: Transport | None = None
+        self._transport: CoreTransport | None = None
 
     async def listen(self, address: str, credentials: Any = None) -> int:
-        """Accept connections; the port (chosen if 0). Raises :class:`OSError` if it cannot be opened."""
-        make = await find_transport()
+        """Accept connections; the port (chosen if 0). Raises :class:`OSError` if it cannot be opened.
+
+        Raises :class:`ConfigError` if the installed grpcio is not one whose core can be driven.
+        """
+        make = await _checked_transport()
         transport = make((*_PENDING_OPTIONS, *self._options), self._admit, self._silence, self._clock)
         port = transport.listen(address, credentials)
         await transport.start()
@@ -136,24 +130,22 @@ class GrpcServer:
         return method, identity
 
 
-async def find_transport() -> MakeTransport:
-    """The transport to use: grpcio's own core, or ``grpc.aio`` with a warning if that is not as expected."""
-    why = f"{FALL_BACK_VARIABLE} is set"
-    if not os.environ.get(FALL_BACK_VARIABLE):
-        try:
-            # Imported here, because another grpcio may lack what it needs.
-            from clockwork_serve.serve.grpc import core
+async def _checked_transport() -> type[CoreTransport]:
+    try:
+        # Imported here, because another grpcio may lack what it needs.
+        from clockwork_serve.serve.grpc import core
 
-            await core.check_grpcio()
-        except ImportError as error:
-            why = f"found {grpc.__version__}, which cannot be imported from: {error}"
-        except core.Unexpected as error:
-            why = f"found {grpc.__version__} {error}"
-        else:
-            return core.CoreTransport
-        why = f"expected one whose core this server can drive, {why}; install grpcio{SUPPORTED_GRPCIO}"
-    _log.warning("grpcio: %s. Calls are carried by grpc.aio, at three times the CPU each", why)
-    return AioTransport
+        await core.check_grpcio()
+    except ImportError as error:
+        why = f"which cannot be imported from: {error}"
+    except core.Unexpected as error:
+        why = str(error)
+    else:
+        return core.CoreTransport
+    raise ConfigError(
+        f"grpcio: expected one whose core this server can drive, found {grpc.__version__}, {why}; "
+        f"install grpcio{SUPPORTED_GRPCIO}, or serve without gRPC (grpc_port = off)"
+    )
 
 
 class _Messages:

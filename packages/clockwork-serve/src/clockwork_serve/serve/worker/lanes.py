@@ -44,7 +44,7 @@ from clockwork_serve.serve.shm import (
 )
 from clockwork_serve.serve.worker.crash_report import FlightRecorder, LaneRecord
 from clockwork_serve.units import NS_PER_S, us
-from clockwork_serve.worker import LaneDone, Prepare, Prepared, Retire, Retired, Start, Worker, WorkerEvent
+from clockwork_serve.worker import Prepare, Prepared, Retire, Retired, Start, Worker, WorkerEvent
 
 SPIN_NS: Final = us(150)
 """A lane sleeps until this long before a start and spins the rest: 0.3 us late, not 30."""
@@ -296,7 +296,7 @@ class LaneExecution(ABC):
             return message
         return ""
 
-    def _start(self, work: Start) -> LaneDone | None:
+    def _start(self, work: Start) -> Result | None:
         action = work.action
         began_ns = time.monotonic_ns()
         late_ns = began_ns - action.window.latest_ns
@@ -306,10 +306,10 @@ class LaneExecution(ABC):
         return self._guarded(work, began_ns, lambda: self._execute(work, began_ns))
 
     @abstractmethod
-    def _execute(self, work: Start, began_ns: int) -> LaneDone | None:
+    def _execute(self, work: Start, began_ns: int) -> Result | None:
         """Have the device do it; None if it ends later."""
 
-    def _guarded(self, work: Start, began_ns: int, call: Callable[[], LaneDone | None]) -> LaneDone | None:
+    def _guarded(self, work: Start, began_ns: int, call: Callable[[], Result | None]) -> Result | None:
         """What ``call`` returns, or the failure of the action."""
         try:
             return call()
@@ -322,7 +322,7 @@ class LaneExecution(ABC):
         except BaseException as error:  # noqa: BLE001 - every action gets a result
             return self._failed(work, error, began_ns)
 
-    def _failed(self, work: Start, error: BaseException, began_ns: int) -> LaneDone:
+    def _failed(self, work: Start, error: BaseException, began_ns: int) -> Result:
         action = work.action
         status = _status_of(error)
         known = isinstance(error, ClockworkError)
@@ -337,10 +337,10 @@ class LaneExecution(ABC):
     def _done(
         self, work: Start, status: Status, started_ns: int, ended_ns: int, *, message: str = "",
         once_ns: int = 0,
-    ) -> LaneDone:  # fmt: skip
-        return LaneDone(
-            action_id=work.action.action_id, device=self._name, lane=self._lane, status=status,
-            started_ns=started_ns, ended_ns=ended_ns, message=message, once_ns=once_ns,
+    ) -> Result:  # fmt: skip
+        return Result(
+            action_id=work.action.action_id, device=self._name, status=status, started_ns=started_ns,
+            ended_ns=ended_ns, message=message, once_ns=once_ns,
         )  # fmt: skip
 
 
@@ -433,7 +433,7 @@ class LaneThread(LaneExecution):
             else:
                 self._wake_lock.acquire()  # it was woken while it spun
 
-    def _execute(self, work: Start, began_ns: int) -> LaneDone:
+    def _execute(self, work: Start, began_ns: int) -> Result:
         action, once_ns = work.action, 0
         if isinstance(action, Infer):
             return self._infer(action)
@@ -443,15 +443,15 @@ class LaneThread(LaneExecution):
             self._device.unload(action)
         return self._done(work, Status.OK, began_ns, time.monotonic_ns(), once_ns=once_ns)
 
-    def _infer(self, action: Infer) -> LaneDone:
+    def _infer(self, action: Infer) -> Result:
         calls = self._executors.opened(action)
         check_epochs(calls)
         started_ns = time.monotonic_ns()
         phases = self._device.infer(action, calls)
         ended_ns = time.monotonic_ns()
         check_epochs(calls)
-        return LaneDone(
-            action_id=action.action_id, device=self._name, lane=self._lane, status=Status.OK,
+        return Result(
+            action_id=action.action_id, device=self._name, status=Status.OK,
             started_ns=started_ns, ended_ns=ended_ns, input_ns=phases.input_ns, run_ns=phases.run_ns,
             output_ns=phases.output_ns, outputs=encode_outputs(calls),
         )  # fmt: skip
@@ -494,7 +494,7 @@ class TimedLane(LaneExecution):
             self._rest()
         return over
 
-    def end(self, ended_ns: int) -> LaneDone:
+    def end(self, ended_ns: int) -> Result:
         """The end, which was seen to be due at ``ended_ns``, of what was begun."""
         work, calls = self._work, self._calls
         assert isinstance(work, Start)
@@ -511,7 +511,7 @@ class TimedLane(LaneExecution):
         self._work = None
         self._record.clear()
 
-    def _execute(self, work: Start, began_ns: int) -> LaneDone | None:
+    def _execute(self, work: Start, began_ns: int) -> Result | None:
         action = work.action
         if isinstance(action, Infer):
             calls = self._executors.opened(action)
@@ -528,13 +528,13 @@ class TimedLane(LaneExecution):
         self._wheel.push(self._underway.end_ns, self)
         return None
 
-    def _ended(self, work: Start, calls: list[OpenCall], ended_ns: int) -> LaneDone:
+    def _ended(self, work: Start, calls: list[OpenCall], ended_ns: int) -> Result:
         output_ns = self._underway.output_ns
         if not calls:
             return self._done(work, Status.OK, self._began_ns, ended_ns)
         check_epochs(calls)
-        return LaneDone(
-            action_id=work.action.action_id, device=self._name, lane=self._lane, status=Status.OK,
+        return Result(
+            action_id=work.action.action_id, device=self._name, status=Status.OK,
             started_ns=self._began_ns, ended_ns=ended_ns, run_ns=ended_ns - self._began_ns - output_ns,
             output_ns=output_ns, outputs=encode_outputs(calls),
         )  # fmt: skip
