@@ -19,7 +19,7 @@ from clockwork_lab.bench.plan import Plan
 from clockwork_lab.bench.records import ANSWERED, OPEN, Kind, Records, Table
 from clockwork_serve import __version__
 from clockwork_serve.units import NS_PER_MS, NS_PER_S, counted
-from clockwork_serve.workload.tables import NO_SLO_MS, LoadTable
+from clockwork_serve.workload.tables import NO_SLO_MS
 
 SLO_CLASSES_MAX: Final = 12
 """If there are more different SLOs (as in a ramp), they are grouped by a third of a decade."""
@@ -232,13 +232,9 @@ class _Groups:
 def _loads(plan: Plan, groups: _Groups, table: Table, from_ns: int, end_ns: int) -> Iterable[Group]:
     """Groups by load; rates are over the time in which it was active."""
     for index, load in enumerate(plan.scenario.loads):
-        yield groups.of(load.name, table["load"] == index, _on_s(load, from_ns, end_ns))
-
-
-def _on_s(load: LoadTable, from_ns: int, end_ns: int) -> float:
-    end_s = end_ns / NS_PER_S
-    stop_s = end_s if load.stop_s is None else min(end_s, load.stop_s)
-    return max(0.0, stop_s - max(from_ns / NS_PER_S, load.start_s))
+        yield groups.of(
+            load.name, table["load"] == index, load.active_s(from_ns / NS_PER_S, end_ns / NS_PER_S)
+        )
 
 
 def _models(plan: Plan, groups: _Groups, table: Table, seconds: float) -> Iterable[Group]:

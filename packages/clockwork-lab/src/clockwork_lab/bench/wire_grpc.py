@@ -74,22 +74,8 @@ class GrpcLoadConnection(LoadConnection):
     """One connection with many concurrent calls."""
 
     __slots__ = (
-        "_at_most",
-        "_block",
-        "_block_ends",
-        "_frame_bytes",
-        "_goaway",
-        "_held",
-        "_initial_window",
-        "_listed",
-        "_next",
-        "_out",
-        "_received",
-        "_rows",
-        "_streams",
-        "_unread",
-        "_window",
-        "_windows",
+        "_at_most", "_block", "_block_ends", "_frame_bytes", "_goaway", "_held", "_initial_window",
+        "_listed", "_next", "_out", "_received", "_rows", "_streams", "_unread", "_window", "_windows",
     )  # fmt: skip
     http2: ClassVar[bool] = True
 

@@ -337,7 +337,7 @@ def report(question: SimulationQuestion, played: Played) -> Report:
         warmup_s=scenario.warmup_s, measured_s=max(0.0, until_s - scenario.warmup_s), reached_s=reached_s,
         cut=played.cut, took_s=played.took_s, faults=played.faults, stretch_s=question.stretch_s,
         loads=tuple(
-            _load(load, count, _on_s(load, scenario.warmup_s, until_s))
+            _load(load, count, load.active_s(scenario.warmup_s, until_s))
             for load, count in zip(scenario.loads, tally.loads, strict=True)
         ),
         devices=_devices(tally.busy, question.cluster.devices, reached_s - scenario.warmup_s),
@@ -360,12 +360,6 @@ def _setup(question: SimulationQuestion) -> dict[str, Any]:
         "weights_mib": sum(row.weights_bytes for row in kinds) / MIB,
         "workload": list(question.workload.notes), "constants": list(question.constants.lines()),
     }  # fmt: skip
-
-
-def _on_s(load: LoadTable, from_s: float, until_s: float) -> float:
-    """How long a load was on within that time."""
-    stop_s = until_s if load.stop_s is None else min(until_s, load.stop_s)
-    return max(0.0, stop_s - max(from_s, load.start_s))
 
 
 def _load(load: LoadTable, count: Count, on_s: float) -> LoadReport:

@@ -225,6 +225,11 @@ class LoadTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.cap_share is not None and self.cap_share > 1:
             raise unfit("cap_share", "a share in (0, 1]", self.cap_share, "write 0.05 for 5 %")
 
+    def active_s(self, from_s: float, until_s: float) -> float:
+        """How long it is active within that time."""
+        stop_s = until_s if self.stop_s is None else min(until_s, self.stop_s)
+        return max(0.0, stop_s - max(from_s, self.start_s))
+
     @property
     def traces(self) -> tuple[str, ...]:
         """The paths of its trace files, in order."""

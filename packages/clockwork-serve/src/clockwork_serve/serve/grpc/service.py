@@ -233,20 +233,8 @@ class _GrpcExchange(ABC):
     """A ``ModelInferRequest`` as the gateway's :class:`Exchange`; subclasses respond."""
 
     __slots__ = (
-        "arrival_ns",
-        "body",
-        "every_output_binary",
-        "gateway",
-        "identity",
-        "message_id",
-        "model",
-        "read",
-        "remaining_s",
-        "request",
-        "rpc",
-        "slo_header",
-        "trace",
-        "version", "write",
+        "arrival_ns", "body", "every_output_binary", "gateway", "identity", "message_id", "model", "read",
+        "remaining_s", "request", "rpc", "slo_header", "trace", "version", "write",
     )  # fmt: skip
 
     def __init__(self, request: Any, rpc: GrpcCall, gateway: Gateway, write: _Write) -> None:
