@@ -36,13 +36,16 @@ class Stays:
         order = np.argsort(-count[~deep], kind="stable")
         first, count = first[~deep][order], count[~deep][order]
         rows = int(count[0]) if len(count) else 0
-        self._active = [int(np.searchsorted(-count, -row, "left")) for row in range(rows)]
-        self._rows = [first[:active] + row for row, active in enumerate(self._active)]
+        self._rows = [first[: int(np.searchsorted(-count, -row, "left"))] + row for row in range(rows)]
         self._first = first
-        self._split = self._splits(costs, count)
+        self._split = self._splits(costs)
+        self._at: Ints = np.concatenate((first[:0], *self._rows))  # all rows, one behind the other
 
-    def _splits(self, costs: Costs, count: Ints) -> list[Ints]:
-        """By row: the first request of the model whose stay with this one may be of the shortest kind."""
+    def _splits(self, costs: Costs) -> list[Ints]:
+        """By row: the first request of the model whose stay with this one may be of the shortest kind.
+
+        Each is its place in a table with a row of all models for each of ours.
+        """
         splits, split = [], self._first.copy()
         for at in self._rows:
             split = split[: len(at)]
@@ -52,7 +55,7 @@ class Stays:
                 if not behind.any():
                     break
                 split = split + behind
-            splits.append(split - self._first[: len(at)])
+            splits.append((split - self._first[: len(at)]) * len(self._first) + np.arange(len(at)))
         return splits
 
     def worth(self, value: Floats, load_price: float, page_price: float) -> float:
@@ -66,26 +69,26 @@ class Stays:
         """Row by row: ``best`` is the most that the requests of a model so far can gain."""
         if not self._rows:
             return 0.0
-        models = len(self._first)
+        at, models = self._at, len(self._first)
+        value, load, price = value[at], load[at], hold[at]
+        opening, closing = price * self._opens[at], price * self._closes[at]
+        shortest = price * self._costs.shortest_ns[at]
+        since_start = price * np.maximum(0.0, self._closes[at] - self._start_ns)
         best, earned = np.zeros(models), np.zeros(models)
         lean = np.zeros((len(self._rows), models))  # best before this request, less all values before it
         long = np.full((len(self._rows) + 1, models), -np.inf)  # the most of lean plus hold * opening, so far
-        for row, (at, split) in enumerate(zip(self._rows, self._split, strict=True)):
-            active = len(at)
-            columns = np.arange(active)
-            lean[row, :active] = best[:active] - earned[:active]
-            price = hold[at]
-            long[row + 1, :active] = np.maximum(
-                long[row, :active], lean[row, :active] + price * self._opens[at]
-            )
-            earned[:active] += value[at]
-            shortest = lean[split, columns] - price * self._costs.shortest_ns[at]
-            longer = long[split, columns] - price * self._closes[at]
-            stay = earned[:active] - load[at] + np.maximum(shortest, longer)
-            best[:active] = np.maximum(best[:active], stay)
+        end = 0
+        for row, split in enumerate(self._split):
+            active = len(split)
+            here, end = slice(end, end + active), end + active
+            most, sum_so_far, before = best[:active], earned[:active], lean[row, :active]
+            np.subtract(most, sum_so_far, out=before)
+            np.maximum(long[row, :active], before + opening[here], out=long[row + 1, :active])
+            sum_so_far += value[here]
+            stay = np.maximum(lean.take(split) - shortest[here], long.take(split) - closing[here])
+            np.maximum(most, sum_so_far - load[here] + stay, out=most)
             if self._warm:
-                kept = earned[:active] - price * np.maximum(0.0, self._closes[at] - self._start_ns)
-                best[:active] = np.maximum(best[:active], kept)
+                np.maximum(most, sum_so_far - since_start[here], out=most)
         return float(best.sum())
 
     def _deeper(self, value: Floats, load: Floats, hold: Floats) -> float:
