@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -81,6 +82,17 @@ async def serve(stop):
 sys.exit(child.run_until_stopped(serve))
 """
 
+IDLE = """
+import os, signal, sys, time
+def end(*_):
+    print("ends as", os.sched_getscheduler(0), file=sys.stderr, flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+print("up", file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+
 
 @pytest.fixture
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Launch]:
@@ -123,6 +135,15 @@ async def test_a_child_that_does_not_stop_is_killed(launch: Callable[[str], Laun
     child = Child(launch(STUBBORN), lines.append)
     await until(lambda: lines)
     assert await child.stop(grace_s=0.05) == -signal.SIGKILL
+
+
+async def test_who_gave_way_to_all_others_gets_a_core_to_end_on(launch: Callable[[str], Launch]) -> None:
+    child = Child(structs.replace(launch(IDLE), optional=True), lambda line: None)
+    await until(lambda: child.tail)
+    assert os.sched_getscheduler(child.pid) == os.SCHED_IDLE
+    may = os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_NICE)[0] >= 20  # who may not, may not
+    assert await child.stop(grace_s=20) == 0
+    assert child.tail[-1] == f"ends as {os.SCHED_OTHER if may else os.SCHED_IDLE}"
 
 
 async def test_the_last_line_is_kept_even_without_a_newline(launch: Callable[[str], Launch]) -> None:

@@ -305,6 +305,10 @@ class Child:
 
     async def stop(self, grace_s: float) -> int:
         """Send SIGTERM, and SIGKILL after ``grace_s``; returns the exit status."""
+        if self.launch.optional:
+            # At idle priority it would get no core to end on while others are busy.
+            with suppress(OSError):
+                os.sched_setscheduler(self.pid, os.SCHED_OTHER, os.sched_param(0))
         self.signal(signal.SIGTERM)
         try:
             return await asyncio.wait_for(asyncio.shield(self.ended), grace_s)
