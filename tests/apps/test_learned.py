@@ -31,6 +31,7 @@ from clockwork_serve.messages import (
     Status,
     Window,
     WorkerJoined,
+    WorkerLost,
 )
 from clockwork_serve.sim import Simulation, read_constants
 from clockwork_serve.telemetry import Journal, Step, head_of
@@ -193,6 +194,15 @@ def test_the_noise_is_of_what_ran_last(monkeypatch: pytest.MonkeyPatch) -> None:
         found.take(Step(lasted_ns, (result,), ()))
     assert found.constants().noise.infer_us[0] == (0.0, -1000.0)
     assert found.constants().noise.infer_us[-1] == (1.0, 0.0)
+
+
+def test_actions_of_lost_workers_are_not_waited_for() -> None:
+    profiles, delays = learned(*steps()[:3]), LearnedDelays()
+    delays.take(steps()[2])
+    for found in (profiles, delays):
+        assert found._sent
+        found.take(Step(20, (WorkerLost(worker="w"),), ()))
+        assert not found._sent
 
 
 def test_a_journal_as_a_table_has_its_delays_with_it(tmp_path: Path) -> None:

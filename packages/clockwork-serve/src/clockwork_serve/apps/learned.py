@@ -119,6 +119,7 @@ class LearnedProfiles:
                 }
             case WorkerLost():
                 self._present.pop(event.worker, None)
+                self._sent.clear()  # its actions never end; a few measurements of others do not count
                 self.lost["worker lost: here none is"] += 1
             case ModelRemoved():
                 self.lost["model removed: here all are there all the time"] += 1
@@ -263,6 +264,8 @@ class LearnedDelays:
             if isinstance(event, Request):
                 self._up_delay_ns.append(record.now_ns - event.arrival_ns)
                 self._reserve_ns.append(event.way_ns)
+            elif isinstance(event, WorkerLost):
+                self._sent.clear()  # as above
             elif isinstance(event, Result) and event.action_id in self._sent:
                 action = self._sent.pop(event.action_id)
                 if event.status is Status.OK:
